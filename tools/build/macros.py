@@ -1,41 +1,42 @@
-"""Macros for BUILD files: what each package and app of the repository consists of."""
+# ruff: noqa: F821  BUILD files know Pants' targets by name
+"""Macros for BUILD files: what each package and app of the repository consists of.
+
+Pants reads the import path of a target off the folder of its BUILD file: so `src` and `tests`
+each have one, of one line.
+"""
 
 
 def tjx_package(name):
-    """Declare the targets of one package: sources, tests and the wheel."""
-    _tjx_project(name)
+    """Declare the wheel of a package, and what stands beside its sources."""
+    files(name="meta", sources=["pyproject.toml", "README.md", "CHANGELOG.md"])
     python_distribution(
         name="wheel",
-        dependencies=[":src", ":meta", "//:license"],
+        dependencies=["./src", ":meta", "//:license"],
         provides=python_artifact(name=name),
         generate_setup=False,
         sdist=False,
     )
 
 
-def tjx_app(name, entry_point):
-    """Declare the targets of one app: sources, tests and the program that `run` starts."""
-    _tjx_project(name)
+def tjx_app(entry_point):
+    """Declare the program that `run` starts, and what stands beside its sources."""
+    files(name="meta", sources=["pyproject.toml", "README.md", "CHANGELOG.md"])
     pex_binary(name="app", entry_point=entry_point, execution_mode="venv", layout="packed")
 
 
-def _tjx_project(name):
-    python_sources(
-        name="src",
-        sources=["src/**/*.py", "src/**/*.pyi"],
-        dependencies=[":data"],
-    )
-    resources(name="data", sources=["src/**/py.typed", "src/**/*.yaml"])
-    files(name="meta", sources=["pyproject.toml", "README.md", "CHANGELOG.md"])
-    files(name="golden", sources=["tests/golden/**/*"])
-    python_test_utils(
-        name="test_support",
-        sources=["tests/**/*.py", "!tests/**/test_*.py"],
-    )
+def tjx_sources():
+    """Declare the sources of a package or app."""
+    python_sources(sources=["**/*.py", "**/*.pyi"], dependencies=[":data"])
+    resources(name="data", sources=["**/py.typed", "**/*.yaml"])
+
+
+def tjx_tests(project):
+    """Declare the tests of the package or app in folder `project`."""
+    files(name="golden", sources=["golden/**/*"])
+    python_test_utils(name="support", sources=["*.py", "!test_*.py"])
     python_tests(
-        name="tests",
-        sources=["tests/**/test_*.py"],
-        dependencies=[":golden", ":meta", ":src", "//:test_settings"],
+        sources=["test_*.py"],
+        dependencies=[":golden", f"{project}:meta", f"{project}/src", "//:test_settings"],
         # One process for all test files: importing JAX and compiling cost more than the tests.
-        batch_compatibility_tag=name,
+        batch_compatibility_tag=project,
     )

@@ -72,9 +72,7 @@ async def run_ruff(run: RuffRun, ruff: Ruff) -> FallibleProcessResult:
         Get(VenvPex, PexRequest, ruff.to_pex_request()),
         Get(ConfigFiles, ConfigFilesRequest, ruff.config_request(run.snapshot.dirs)),
     )
-    digest = await Get(
-        Digest, MergeDigests((run.snapshot.digest, config_files.snapshot.digest))
-    )
+    digest = await Get(Digest, MergeDigests((run.snapshot.digest, config_files.snapshot.digest)))
     config = (f"--config={ruff.config}",) if ruff.config else ()
     process = VenvPexProcess(
         ruff_pex,

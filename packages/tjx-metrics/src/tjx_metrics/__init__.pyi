@@ -1,0 +1,17 @@
+from .config import LogConfig as LogConfig
+from .console import ConsoleTracker as ConsoleTracker
+from .flops import mfu as mfu
+from .flops import peak_flops as peak_flops
+from .flops import transformer_flops_per_token as transformer_flops_per_token
+from .jsonl import JsonlTracker as JsonlTracker
+from .jsonl import read_metrics as read_metrics
+from .metrics import bits_per_byte as bits_per_byte
+from .metrics import bits_per_token as bits_per_token
+from .metrics import perplexity as perplexity
+from .plots import plot_loss as plot_loss
+from .throughput import Throughput as Throughput
+from .top_k import top_k_accuracy as top_k_accuracy
+from .top_k import top_k_correct as top_k_correct
+from .trackers import CompositeTracker as CompositeTracker
+from .trackers import Scalar as Scalar
+from .trackers import Tracker as Tracker

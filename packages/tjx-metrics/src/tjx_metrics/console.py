@@ -1,0 +1,174 @@
+"""A run on the console: a live bar in a terminal, a line now and then elsewhere."""
+
+import atexit
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO, cast
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from tjx_metrics.status import Status
+from tjx_metrics.throughput import Throughput
+from tjx_metrics.trackers import Scalar, as_number
+
+PLAIN_WIDTH = 80
+BAR_WIDTH = 10  # columns that the bar keeps when the status beside it is long
+REFRESH_SECONDS = 0.1
+
+
+class ConsoleTracker:
+    """Show how a run is doing, on standard error.
+
+    In a terminal it is a bar with the step, the losses, the rate and the time left, drawn again in
+    place; what else is printed goes above it. Elsewhere (a file, a pipe) it is a plain line of at
+    most 80 columns: after every evaluation, at the end, and otherwise once in `plain_seconds`.
+    Shown are ``train/loss``, ``eval/loss`` and ``train/tokens_per_sec`` from the metrics.
+
+    Parameters
+    ----------
+    max_steps : int
+        Step at which the run ends.
+    start_step : int
+        Steps that were done before (a resumed run).
+    throughput : Throughput or None
+        Where the rate and the time left are read when the line is drawn; without it no time left
+        is shown.
+    plain_seconds : float
+        Seconds between two plain lines.
+    stream : text stream or None
+        Where to write; None is standard error.
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        max_steps: int,
+        *,
+        start_step: int = 0,
+        throughput: Throughput | None = None,
+        plain_seconds: float = 10.0,
+        stream: io.TextIOBase | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._status = Status(start_step, max_steps)
+        self._throughput = throughput
+        self._plain_seconds = plain_seconds
+        self._stream = sys.stderr if stream is None else cast(TextIO, stream)
+        self._clock = clock
+        self._drawn_at: float | None = None
+        self._drawn_line = ""
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._finished = False
+        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+
+    def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Show nothing: settings belong into files."""
+
+    def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
+        """Take in metrics and show them when their time has come; an evaluation is shown at once.
+
+        Parameters
+        ----------
+        metrics : mapping from str to scalar
+            Numbers by name; those that are not shown are ignored.
+        step : int
+            Steps done.
+        """
+        shown = {
+            "train/loss": "loss",
+            "eval/loss": "eval_loss",
+            "train/tokens_per_sec": "tokens_per_sec",
+        }
+        for name, field in shown.items():
+            if name in metrics:
+                setattr(self._status, field, float(as_number(name, metrics[name])))
+        self._status.step = int(step)
+        self._draw(now="eval/loss" in metrics)
+
+    def update(self, step: int) -> None:
+        """Move the bar between two logs; cheap enough for each step."""
+        self._status.step = int(step)
+        self._draw(now=False)
+
+    def note(self, text: str) -> None:
+        """Show a message, above the bar where there is one."""
+        if self._progress is not None:
+            # As text: a message's square brackets are not markup. Soft wrap: a path stays whole.
+            self._progress.console.print(Text(text), soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        """Show the results, one a line."""
+        width = max(map(len, summary), default=0)
+        for name, value in summary.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            self.note(f"{name:<{width}}  {shown}")
+
+    def finish(self) -> None:
+        """Show the last state and give the terminal back. Twice is once."""
+        if self._finished:
+            return
+        if self._drawn_at is not None:
+            self._draw(now=True)
+        self._finished = True
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+            atexit.unregister(self.finish)
+
+    def _draw(self, *, now: bool) -> None:
+        if self._finished:
+            return
+        time_now = self._clock()
+        pause = REFRESH_SECONDS if self._live else self._plain_seconds
+        if not now and self._drawn_at is not None and time_now - self._drawn_at < pause:
+            return
+        if not self._live and not now and self._status.loss is None:
+            return  # a plain line without a loss says nothing
+        self._drawn_at = time_now
+        if self._throughput is not None:
+            rate = self._throughput.tokens_per_sec
+            self._status.tokens_per_sec = rate or self._status.tokens_per_sec
+            self._status.seconds_left = self._throughput.seconds_left
+        if self._live:
+            self._draw_bar()
+        else:
+            line = self._status.line(PLAIN_WIDTH)
+            if line != self._drawn_line:
+                self._drawn_line = line
+                print(line, file=self._stream, flush=True)
+
+    def _draw_bar(self) -> None:
+        if self._progress is None:
+            self._progress = self._make_bar()
+            self._task = self._progress.add_task(
+                "", total=max(self._status.max_steps, 1), status=""
+            )
+        room = self._progress.console.width - BAR_WIDTH - 1
+        self._progress.update(
+            self._task, completed=self._status.step, status=self._status.line(max(room, 1))
+        )
+        if self._progress.live.is_started:
+            self._progress.refresh()
+        else:
+            self._progress.start()
+            atexit.register(self.finish)  # a run that dies gives the cursor back
+
+    def _make_bar(self) -> Progress:
+        return Progress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}", markup=False),
+            console=Console(file=self._stream),
+            auto_refresh=False,  # no thread beside the training loop
+            expand=True,
+            # Standard output stays what it is when it goes to a file.
+            redirect_stdout=sys.stdout.isatty(),
+        )

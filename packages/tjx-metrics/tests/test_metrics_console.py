@@ -1,0 +1,155 @@
+"""The console never needs more than its columns, in a terminal and elsewhere."""
+
+import io
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from tjx_metrics import ConsoleTracker, Throughput
+from tjx_metrics.status import Status
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+maybe = st.none() | st.floats(0, 1e15) | st.floats(0, 50)
+
+
+@given(
+    step=st.integers(0, 10**9),
+    max_steps=st.integers(1, 10**9),
+    numbers=st.tuples(maybe, maybe, maybe, st.none() | st.floats(0, 1e9)),
+    width=st.integers(1, 100),
+)
+def test_a_status_fits_and_keeps_the_step(
+    step: int, max_steps: int, numbers: tuple[Any, ...], width: int
+) -> None:
+    line = Status(step, max_steps, *numbers).line(width)
+    assert len(line) <= width
+    whole = f"{step:>{len(str(max_steps))}}/{max_steps}"
+    assert line.startswith(whole[:width])
+
+
+def test_a_usual_run_shows_everything_beside_a_bar_in_80_columns() -> None:
+    line = Status(599_990, 600_000, 10.825, 10.825, 475_000.0, 200_000.0).line(80 - 11)
+    assert line == "599990/600000  loss 10.825  eval 10.825  475k tok/s  2d 07h left"
+
+
+def test_a_loss_that_is_not_finite_is_shown_as_such() -> None:
+    assert "loss nan" in Status(1, 2, float("nan")).line(80)
+
+
+def plain(clock: Clock) -> tuple[ConsoleTracker, io.StringIO]:
+    stream = io.StringIO()
+    return ConsoleTracker(1000, stream=stream, clock=clock, plain_seconds=10.0), stream
+
+
+def test_plain_lines_come_at_their_cadence_and_after_evaluations() -> None:
+    clock = Clock()
+    console, stream = plain(clock)
+    for step in range(1, 1001):
+        clock.now += 0.1
+        console.update(step)
+        if step % 10 == 0:
+            console.log({"train/loss": 3.0, "train/tokens_per_sec": 1e6}, step=step)
+        if step % 500 == 0:
+            console.log({"eval/loss": 3.5}, step=step)
+    console.finish()
+    lines = stream.getvalue().splitlines()
+    # 100 s: a first line, one each 10 s, two evaluations; the end repeats no line.
+    assert 11 <= len(lines) <= 13
+    assert all(len(line) <= 80 for line in lines)
+    assert "\x1b" not in stream.getvalue()
+    assert lines[-1] == "1000/1000  loss 3.000  eval 3.500  1.00M tok/s"
+
+
+def test_notes_are_lines_of_their_own() -> None:
+    console, stream = plain(Clock())
+    console.note("compiling [12 layers]")
+    console.log_summary({"eval/loss": 3.25, "run": "runs/a"})
+    console.finish()
+    assert stream.getvalue() == "compiling [12 layers]\neval/loss  3.25\nrun        runs/a\n"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    return Terminal()
+
+
+def drawn(terminal: Terminal) -> list[str]:
+    """Split what was drawn into lines as the screen shows them, without control sequences."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    return [line for line in re.split(r"[\r\n]+", text) if line]
+
+
+def test_a_terminal_gets_a_bar_of_80_columns_and_its_cursor_back(terminal: Terminal) -> None:
+    clock = Clock()
+    throughput = Throughput(max_steps=100, warmup_steps=1, clock=clock)
+    console = ConsoleTracker(100, throughput=throughput, stream=terminal, clock=clock)
+    console.note("compiling")
+    for step in range(1, 101):
+        clock.now += 1.0
+        throughput.update(tokens=4096)
+        console.log({"train/loss": 3.0}, step=step)
+        if step == 50:
+            console.log({"eval/loss": 3.5}, step=step)
+            console.note("saved [step] 50")
+    console.finish()
+    console.finish()
+
+    lines = drawn(terminal)
+    assert max(cell_len(line) for line in lines) <= 80
+    assert "saved [step] 50" in lines
+    assert any("60/100  loss 3.000  eval 3.500  4.10k tok/s  0:40 left" in line for line in lines)
+    assert "100/100" in lines[-1]
+    assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
+
+
+def test_a_bar_is_drawn_no_more_often_than_the_eye_can_see(terminal: Terminal) -> None:
+    clock = Clock()
+    console = ConsoleTracker(10_000, stream=terminal, clock=clock)
+    for step in range(10_000):
+        clock.now += 0.001
+        console.update(step)
+    console.finish()
+    assert 90 <= sum("/10000" in line for line in drawn(terminal)) <= 110
+
+
+def test_a_dumb_terminal_gets_plain_lines(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    console = ConsoleTracker(10, stream=terminal)
+    console.log({"train/loss": 3.0}, step=1)
+    console.finish()
+    assert terminal.getvalue() == " 1/10  loss 3.000\n"
+
+
+def test_a_narrow_terminal_gets_fewer_parts_and_no_cut_ones(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "48")
+    console = ConsoleTracker(100, stream=terminal)
+    console.log({"train/loss": 3.0, "eval/loss": 3.5, "train/tokens_per_sec": 1e6}, step=50)
+    console.finish()
+    lines = drawn(terminal)
+    assert max(cell_len(line) for line in lines) <= 48
+    assert all(line.endswith(" 50/100  loss 3.000  eval 3.500") for line in lines)

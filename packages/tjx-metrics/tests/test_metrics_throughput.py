@@ -1,0 +1,88 @@
+"""Rates are those of the steps after the warm-up, without pauses; the time left counts pauses."""
+
+import pytest
+
+from tjx_metrics import Throughput
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_warm_up_steps_count_nowhere() -> None:
+    clock = Clock()
+    throughput = Throughput(max_steps=12, warmup_steps=2, clock=clock)
+    for seconds in (60.0, 5.0):  # compilation, and a slow second step
+        clock.now += seconds
+        throughput.update(tokens=1000)
+        assert throughput.tokens_per_sec is None
+        assert throughput.seconds_left is None
+    for _ in range(4):
+        clock.now += 0.5
+        throughput.update(tokens=1000)
+    assert throughput.tokens_per_sec == pytest.approx(2000)
+    assert throughput.mean_tokens_per_sec == pytest.approx(2000)
+    assert throughput.seconds_left == pytest.approx(3.0)  # six steps of half a second
+
+
+def test_the_window_forgets_and_the_mean_does_not() -> None:
+    clock = Clock()
+    throughput = Throughput(max_steps=100, warmup_steps=1, window=5, clock=clock)
+    throughput.update(tokens=100)
+    for seconds in [1.0] * 10 + [0.5] * 5:
+        clock.now += seconds
+        throughput.update(tokens=100)
+    assert throughput.tokens_per_sec == pytest.approx(200)
+    assert throughput.mean_tokens_per_sec == pytest.approx(1500 / 12.5)
+
+
+def test_pauses_slow_the_end_but_not_the_rate() -> None:
+    clock = Clock()
+    throughput = Throughput(max_steps=21, warmup_steps=1, clock=clock)
+    with throughput.paused():
+        clock.now += 1000.0  # before the warm-up ends: counts nowhere
+    throughput.update(tokens=10)
+    for step in range(10):
+        clock.now += 1.0
+        throughput.update(tokens=10)
+        if step == 4:
+            with throughput.paused():
+                clock.now += 20.0
+    assert throughput.tokens_per_sec == pytest.approx(10)
+    assert throughput.seconds_left == pytest.approx(30.0)  # ten steps at three seconds each
+
+
+def test_a_pause_that_fails_is_still_a_pause() -> None:
+    clock = Clock()
+    throughput = Throughput(max_steps=5, warmup_steps=1, clock=clock)
+    throughput.update(tokens=10)
+
+    def save() -> None:
+        clock.now += 7.0
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), throughput.paused():
+        save()
+    clock.now += 1.0
+    throughput.update(tokens=10)
+    assert throughput.tokens_per_sec == pytest.approx(10)
+
+
+def test_a_resumed_run_has_fewer_steps_left() -> None:
+    clock = Clock()
+    throughput = Throughput(max_steps=100, start_step=90, warmup_steps=1, clock=clock)
+    for _ in range(3):
+        clock.now += 2.0
+        throughput.update(tokens=1)
+    assert throughput.seconds_left == pytest.approx(14.0)
+
+
+def test_a_warm_up_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_steps=0"):
+        Throughput(max_steps=1, warmup_steps=0)

@@ -1,0 +1,12 @@
+from .config import OptimizerConfig as OptimizerConfig
+from .config import ScheduleConfig as ScheduleConfig
+from .optimizers import OPTIMIZERS as OPTIMIZERS
+from .optimizers import make_optimizer as make_optimizer
+from .paths import decay_mask as decay_mask
+from .paths import path_strings as path_strings
+from .schedules import SCHEDULES as SCHEDULES
+from .schedules import make_schedule as make_schedule
+from .updates import AccumulatedGradients as AccumulatedGradients
+from .updates import accumulate_gradients as accumulate_gradients
+from .updates import global_norm as global_norm
+from .updates import split_microbatches as split_microbatches

@@ -1,0 +1,176 @@
+"""Gradients of several microbatches that equal those of one large batch, and their norm.
+
+The loss of a batch is (sum of the losses of its real tokens) / (number of real tokens). With
+unequal counts the mean of the microbatches' means is another number, so sums are accumulated and
+divided once, at the end.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# (params, microbatch) -> (sum of the losses, number of real tokens), both scalars.
+LossSumAndCount = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+
+
+class AccumulatedGradients(NamedTuple):
+    """What a batch gives, however many microbatches it was computed in.
+
+    Attributes
+    ----------
+    gradients : pytree like the parameters, at least float32
+        Gradient of ``loss``.
+    loss : float32 scalar
+        Mean loss of the real tokens of all microbatches; 0 where there is none.
+    token_count : scalar of the dtype the loss function returns
+        Number of real tokens in all microbatches.
+    """
+
+    gradients: Any
+    loss: jax.Array
+    token_count: jax.Array
+
+
+def accumulate_gradients(
+    loss_sum_and_count: LossSumAndCount, params: Any, microbatches: Any
+) -> AccumulatedGradients:
+    """Compute loss and gradients over k microbatches in the memory of one.
+
+    Equal to one large batch, up to the order of float32 sums, whatever the numbers of real tokens.
+    A batch without any real token has loss 0 and gradients 0. The compiled step depends on the
+    shapes alone, k among them. k = 1 costs nothing over ``jax.value_and_grad``.
+
+    Parameters
+    ----------
+    loss_sum_and_count : callable
+        From (params, microbatch) to (sum of the token losses, number of real tokens). The count
+        must not depend on the parameters.
+    params : pytree
+        What is differentiated.
+    microbatches : pytree of arrays [k, ...]
+        Whatever the loss function takes, with k in front: tokens, labels, a dropout key each, ...
+
+    Returns
+    -------
+    AccumulatedGradients
+        Gradients (float32, or wider where the parameters are), loss and count.
+
+    Raises
+    ------
+    ValueError
+        When the leaves of `microbatches` do not share a first axis of at least 1.
+
+    Examples
+    --------
+    >>> import jax, numpy as np
+    >>> def loss(scale, batch):
+    ...     return (scale * batch["x"] * batch["real"]).sum(), batch["real"].sum()
+    >>> batch = {"x": np.array([[1.0, 2.0], [6.0, 9.0]]), "real": np.array([[1, 1], [1, 0]])}
+    >>> step = jax.jit(lambda scale, batch: accumulate_gradients(loss, scale, batch))
+    >>> out = step(*jax.device_put((np.float32(1.0), batch)))  # (1 + 2 + 6) / 3
+    >>> float(out.loss), float(out.gradients), int(out.token_count)
+    (3.0, 3.0, 3)
+    """
+    k = _leading_size(microbatches)
+    gradient = jax.value_and_grad(loss_sum_and_count, has_aux=True)
+
+    def sums_of(microbatch: Any) -> tuple[jax.Array, jax.Array, Any]:
+        (loss_sum, count), gradients = gradient(params, microbatch)
+        return _wide(loss_sum), jnp.asarray(count), jax.tree.map(_wide, gradients)
+
+    def add_to(totals: Any, microbatch: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+        loss_sum, count, gradients = sums_of(microbatch)
+        return jax.tree.map(jnp.add, totals, gradients), (loss_sum, count)
+
+    if k == 1:
+        loss_sum, count, totals = sums_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
+    else:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(_wide(leaf)), params)
+        totals, (loss_sums, counts) = jax.lax.scan(add_to, zeros, microbatches)
+        loss_sum, count = loss_sums.sum(), counts.sum()
+    # Sums over no tokens are 0, and 0 / 1 = 0: a batch of padding changes nothing.
+    divisor = jnp.where(count > 0, count, 1).astype(jnp.float32)
+    gradients = jax.tree.map(lambda leaf: leaf / divisor.astype(leaf.dtype), totals)
+    return AccumulatedGradients(gradients, loss_sum / divisor, count)
+
+
+def split_microbatches(batch: Any, k: int) -> Any:
+    """Cut a batch into k microbatches along its first axis.
+
+    Microbatch j holds the rows j, j + k, j + 2k, ...: where rows are spread over devices in
+    contiguous blocks, each device then holds a share of every microbatch and nothing moves.
+
+    Parameters
+    ----------
+    batch : pytree of arrays [batch, ...]
+        Host or device arrays.
+    k : int
+        Number of microbatches; must divide the batch.
+
+    Returns
+    -------
+    pytree of arrays [k, batch / k, ...]
+        The microbatches, for `accumulate_gradients`.
+
+    Raises
+    ------
+    ValueError
+        When `k` is not positive or does not divide the batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> split_microbatches({"tokens": np.arange(6)}, 2)["tokens"].tolist()
+    [[0, 2, 4], [1, 3, 5]]
+    """
+    rows = _leading_size(batch)
+    if k < 1 or rows % k:
+        raise ValueError(
+            f"accumulation={k}: must be at least 1 and divide the batch of {rows} sequences; "
+            "change one of the two"
+        )
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(rows // k, k, *leaf.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Measure the L2 norm over all leaves together, in float32.
+
+    Parameters
+    ----------
+    tree : pytree of float arrays
+        Gradients, parameters or updates.
+
+    Returns
+    -------
+    float32 scalar
+        ``sqrt(sum of squares)``; narrower leaves are widened before they are squared.
+
+    Examples
+    --------
+    >>> import jax, numpy as np
+    >>> tree = jax.device_put({"a": np.array([3.0]), "b": np.array([[4.0]])})
+    >>> float(jax.jit(global_norm)(tree))
+    5.0
+    """
+    return jnp.asarray(optax.tree.norm(jax.tree.map(_wide, tree)), jnp.float32)
+
+
+def _wide(array: jax.Array) -> jax.Array:
+    """Widen what is narrower than float32: sums of many small terms need the bits."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def _leading_size(tree: Any) -> int:
+    shapes = [leaf.shape for leaf in jax.tree.leaves(tree)]
+    sizes = {shape[0] if shape else 0 for shape in shapes}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"arrays of shapes {shapes}: all must share a first axis of at least 1; "
+            "stack what differs for each part, such as dropout keys"
+        )
+    return int(sizes.pop())

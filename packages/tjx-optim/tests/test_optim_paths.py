@@ -1,0 +1,52 @@
+"""Decay is decided by what a parameter is, not by its rank."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tjx_optim import decay_mask, path_strings
+
+KINDS = {
+    "kernel": True,
+    "weight": True,
+    "bias": False,
+    "qkv_bias": False,
+    "scale": False,
+    "layer_scale": False,
+    "rescale": True,
+    "unbias": True,
+}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["blocks", "bias", "scale", "mlp"]),
+        st.dictionaries(st.sampled_from(sorted(KINDS)), st.integers(0, 4), min_size=1),
+        min_size=1,
+    )
+)
+def test_the_last_part_of_the_path_decides_whatever_the_rank(ranks: Any) -> None:
+    params = jax.tree.map(lambda rank: np.zeros((2,) * rank), ranks)
+    mask = decay_mask(params)
+    for module, leaves in ranks.items():
+        for name in leaves:
+            assert mask[module][name] is KINDS[name]
+
+
+@pytest.mark.parametrize("decay_embeddings", [True, False])
+def test_embeddings_decay_by_option(decay_embeddings: bool) -> None:
+    params = {"wte": {"embedding": 0.0}, "position_embedding": 0.0, "embedding": {"kernel": 0.0}}
+    assert decay_mask(params, decay_embeddings=decay_embeddings) == {
+        "wte": {"embedding": decay_embeddings},
+        "position_embedding": decay_embeddings,
+        # A projection inside a module called embedding is a matrix.
+        "embedding": {"kernel": True},
+    }
+
+
+def test_paths_name_dicts_and_sequences() -> None:
+    assert path_strings({"a": [0.0, {"b": 0.0}]}) == {"a": ["a/0", {"b": "a/1/b"}]}
