@@ -1,0 +1,362 @@
+"""What `./pants` promises, seen with stub interpreters: no network, no real install.
+
+The stub stands for a CPython and for the venv, pip and pex of it. It leaves a line in a
+file for each install, and what it is told when it is run as Pants.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# In a Pants sandbox the launcher lies at the sandbox root, as it does in the checkout.
+LAUNCHER = Path(os.environ.get("TJX_LAUNCHER") or Path(__file__).resolve().parents[1] / "pants")
+
+# What the launcher may call besides the interpreters; nothing else of this machine is on its PATH.
+TOOLS = ["awk", "cat", "cp", "df", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed", "sh"]
+TOOLS += ["sleep", "tail", "uname"]
+
+STUB = r"""#!/bin/sh
+case "$*" in
+  *sys.version_info*)  # the probe: -I -c CODE VERSION [MODULE...]
+    [ "$4" = VERSION ] || [ "$4" = 3 ] || exit 1
+    printf '%s\n' "$0" ;;
+  "-I -c "*) exec "REAL_PYTHON" "$@" ;;  # the lock and the digest are the real thing
+  *"-m venv "*)
+    while [ $# -gt 1 ]; do shift; done
+    mkdir -p "$1/bin" && cp "$0" "$1/bin/python" ;;
+  *"-m pip install "*)
+    while [ $# -gt 1 ]; do shift; done
+    echo "$1" >>"$STUB_DIR/installs"
+    [ ! -e "$STUB_DIR/pip-sleeps" ] || sleep "$(cat "$STUB_DIR/pip-sleeps")"
+    if [ -e "$STUB_DIR/fail-${1%%=*}" ]; then cat "$STUB_DIR/fail-${1%%=*}" >&2; exit 1; fi
+    case $1 in pantsbuild*) : >"${0%/*}/pants" ;; esac ;;
+  *"-m pex "*)
+    while [ $# -gt 1 ]; do shift; done
+    echo "a pex file" >"$1" ;;
+  */bin/pants*)
+    exec "REAL_PYTHON" -c 'import json, os, sys
+with open(os.environ["STUB_DIR"] + "/pants.json", "w") as file:
+    json.dump({"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}, file)
+sys.exit(int(os.environ.get("STUB_EXIT", "0")))' "$@" ;;
+  *) echo "the stub does not know: $*" >&2; exit 99 ;;
+esac
+"""
+
+
+class Machine:
+    """A made-up machine: a home, a PATH, a checkout whose path has spaces, stub interpreters."""
+
+    def __init__(self, folder: Path):
+        self.home = folder / "home"
+        self.checkout = folder / "a check out"
+        self.bin = folder / "bin"
+        self.stub = folder / "stub"
+        tools = folder / "tools"
+        for new in (self.home, self.checkout / "sub", self.bin, self.stub, tools):
+            new.mkdir(parents=True)
+        for name in TOOLS:
+            path = shutil.which(name)
+            assert path, f"this machine has no {name}"
+            (tools / name).symlink_to(path)
+        shutil.copy(LAUNCHER, self.checkout / "pants")
+        self.env = {
+            "HOME": str(self.home),
+            "PATH": f"{self.bin}:{tools}",
+            "STUB_DIR": str(self.stub),
+        }
+
+    def add_python(self, version: str, folder: Path | None = None) -> Path:
+        text = STUB.replace("VERSION", version).replace("REAL_PYTHON", sys.executable)
+        return self.add_program(f"python{version}", text, folder)
+
+    def add_program(self, name: str, text: str, folder: Path | None = None) -> Path:
+        path = (folder or self.bin) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def start(self, *arguments: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(self.checkout / "pants"), *arguments],
+            cwd=cwd or self.checkout,
+            env=self.env | env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, cwd: Path | None = None, **env: str) -> tuple[int, str]:
+        """Give the exit code and the standard error."""
+        process = self.start(*arguments, cwd=cwd, **env)
+        out, err = process.communicate(timeout=60)
+        assert out == "", "standard output belongs to Pants"
+        return process.returncode, err
+
+    def fails(self, **env: str) -> str:
+        """Give the message of a run that has to fail without having started Pants."""
+        code, err = self.run("test", "::", cwd=None, **env)
+        assert code == 1
+        assert all(line.startswith("pants: ") for line in err.splitlines())
+        assert not (self.stub / "pants.json").exists()
+        return err
+
+    @property
+    def installs(self) -> list[str]:
+        file = self.stub / "installs"
+        return file.read_text().split() if file.exists() else []
+
+    @property
+    def seen(self) -> Any:
+        """What Pants was told at its last run: argv, env, cwd."""
+        return json.loads((self.stub / "pants.json").read_text())
+
+    @property
+    def cache(self) -> Path:
+        (found,) = (self.home / ".cache" / "tjx").iterdir()
+        return found
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def machine(bare: Machine) -> Machine:
+    """Give a machine with both interpreters on PATH."""
+    bare.add_python("3.9")
+    bare.add_python("3.12")
+    return bare
+
+
+ALL = ["pantsbuild.pants==2.17.1", "pex==2.98.4"]
+
+
+def test_arguments_and_exit_code_pass_unchanged(machine: Machine) -> None:
+    arguments = ["test", "a b::", "", "*", "--x=$HOME 'q' \"r\"", "--", "-v", "two\nlines"]
+    for _ in ("cold", "warm"):
+        code, _ = machine.run(*arguments, STUB_EXIT="37")
+        assert code == 37
+        assert machine.seen["argv"] == [str(machine.cache / "venv/bin/pants"), *arguments]
+
+
+def test_pants_gets_the_pex_that_was_built_and_the_interpreter(machine: Machine) -> None:
+    elsewhere = machine.home / "elsewhere"
+    (machine.bin / "python3.12").unlink()
+    machine.add_python("3.12", elsewhere / ".pyenv/versions/3.12.1/bin")
+    machine.run(PYENV_ROOT=str(elsewhere / ".pyenv"), PYTHONPATH="/x", PYTHONHOME="/y", OTHER="z")
+    env = machine.seen["env"]
+    url = env["PANTS_PEX_CLI_URL_TEMPLATE"]
+    assert url.startswith("file:///")
+    data = Path(url.removeprefix("file://")).read_bytes()
+    digest = f"{hashlib.sha256(data).hexdigest()}|{len(data)}"
+    platforms = ["linux_x86_64", "linux_arm64", "macos_x86_64", "macos_arm64"]
+    # Pants evaluates the list as Python.
+    assert json.loads(env["PANTS_PEX_CLI_KNOWN_VERSIONS"].replace(", ]", "]")) == [
+        f"v2.98.4|{platform}|{digest}" for platform in platforms
+    ]
+    assert env["PANTS_PEX_CLI_VERSION"] == "v2.98.4"
+    assert env["PATH"] == f"{machine.env['PATH']}:{elsewhere}/.pyenv/versions/3.12.1/bin"
+    assert env["OTHER"] == "z"
+    assert not {"PYTHONPATH", "PYTHONHOME"} & set(env)
+
+
+def test_current_folder_stays_inside_the_checkout(machine: Machine) -> None:
+    machine.run(cwd=machine.checkout / "sub")
+    assert machine.seen["cwd"] == str(machine.checkout / "sub")
+    machine.run(cwd=machine.home)
+    assert machine.seen["cwd"] == str(machine.checkout)
+
+
+def test_warm_run_installs_nothing_and_needs_no_python_on_path(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, err = machine.run()
+    assert (code, machine.installs) == (0, ALL)
+    assert all(line.startswith("pants: first run: ") for line in err.splitlines())
+    (machine.bin / "python3.9").write_text("#!/bin/sh\nexit 1\n")
+    fake = machine.cache / "venv/bin/python"
+    fake.write_text("#!/bin/sh\n")  # so that the time is the launcher's own
+    start = time.perf_counter()
+    runs = 10
+    for _ in range(runs):
+        assert machine.run() == (0, "")
+    took = (time.perf_counter() - start) / runs
+    assert machine.installs == ALL
+    with capsys.disabled():
+        print(f"[the launcher's own time, warm: {1000 * took:.0f} ms]", end=" ")  # noqa: T201  the figure is the point
+
+
+def test_the_folder_is_made_again_when_its_interpreter_is_gone(machine: Machine) -> None:
+    machine.run()
+    (machine.cache / "venv/bin/python").unlink()
+    assert machine.run()[0] == 0
+    assert machine.installs == [*ALL, ALL[0]]
+
+
+def test_the_interpreter_of_the_code_may_move(machine: Machine) -> None:
+    machine.run()
+    (machine.bin / "python3.12").unlink()
+    moved = machine.add_python("3.12", machine.home / ".pyenv/versions/3.12.9/bin")
+    assert machine.run() == (0, "")
+    assert machine.seen["env"]["PATH"].endswith(f":{moved.parent}")
+    assert machine.installs == ALL
+
+
+def test_two_first_runs_at_once_install_once(machine: Machine) -> None:
+    (machine.stub / "pip-sleeps").write_text("1")
+    both = [machine.start("--version") for _ in range(2)]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert machine.installs == ALL
+    assert sum("waiting for it" in err for err in errors) == 1
+
+
+def test_a_killed_install_is_never_taken_for_a_whole_one(machine: Machine) -> None:
+    sleeps = machine.stub / "pip-sleeps"
+    sleeps.write_text("60")
+    process = machine.start()
+    deadline = time.monotonic() + 30
+    while not machine.installs and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    half = machine.cache / "venv/bin/half-written"
+    half.touch()
+    sleeps.unlink()
+    assert machine.run()[0] == 0
+    assert machine.installs == [ALL[0], *ALL]
+    assert not half.exists()
+
+
+def test_a_pyenv_shim_that_fails_is_passed_over(bare: Machine) -> None:
+    bare.add_program(
+        "python3.9", "#!/bin/sh\necho 'pyenv: python3.9: command not found' >&2\nexit 127\n"
+    )
+    bare.add_python("3.9", bare.home / ".pyenv/versions/3.9.18/bin")
+    bare.add_python("3.12")
+    assert bare.run()[0] == 0
+    assert bare.installs == ALL
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.12"])
+def test_no_interpreter_says_what_to_install(machine: Machine, version: str) -> None:
+    (machine.bin / f"python{version}").unlink()
+    machine.add_program("uv", "#!/bin/sh\necho 'no network' >&2\nexit 1\n")
+    (machine.stub / "fail-uv").write_text("no network")
+    err = machine.fails()
+    assert f"no working CPython {version} was found" in err
+    assert f"uv python install {version}" in err
+    assert f"apt install python{version}" in err
+    assert "pantsbuild.pants==2.17.1" not in machine.installs, "the slow part comes after the check"
+
+
+def test_no_python_at_all(bare: Machine) -> None:
+    assert "no working CPython 3.9 was found" in bare.fails()
+
+
+def test_a_broken_interpreter_is_named_with_its_reason(machine: Machine) -> None:
+    trace = "Traceback (most recent call last):\nModuleNotFoundError: No module named 'ensurepip'"
+    broken = machine.add_program("python3.9", f'#!/bin/sh\nprintf "%s\\n" "{trace}" >&2\nexit 1\n')
+    (machine.stub / "fail-uv").write_text("no network")
+    err = machine.fails()
+    assert (
+        f"found, but not usable: {broken} (ModuleNotFoundError: No module named 'ensurepip')" in err
+    )
+    assert "python3.9-venv" in err
+
+
+def test_an_interpreter_that_uv_has_is_used(machine: Machine) -> None:
+    (machine.bin / "python3.12").unlink()
+    managed = machine.add_python("3.12", machine.home / "uv/cpython-3.12/bin")
+    machine.add_program(
+        "uv",
+        f'#!/bin/sh\ncase "$*" in "python find"*" 3.12") echo "{managed}" ;; *) exit 1 ;; esac\n',
+    )
+    assert machine.run()[0] == 0
+    assert machine.seen["env"]["PATH"].endswith(f":{managed.parent}")
+
+
+def test_offline_says_so_and_a_rerun_continues(machine: Machine) -> None:
+    noise = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'\n"
+    failing = machine.stub / "fail-pex"
+    failing.write_text(noise + "ERROR: No matching distribution found for pex==2.98.4\n")
+    err = machine.fails()
+    assert "the package index could not be reached: building pex 2.98.4 failed" in err
+    assert "Run ./pants again" in err
+    failing.unlink()
+    assert machine.run()[0] == 0
+    assert machine.installs == [*ALL, "pex==2.98.4"], "what was whole is kept"
+
+
+def test_full_disk_says_so_with_the_folder_and_the_free_space(machine: Machine) -> None:
+    (machine.stub / "fail-pantsbuild.pants").write_text(
+        "ERROR: [Errno 28] No space left on device\n"
+    )
+    err = machine.fails()
+    assert "the disk is full: installing Pants 2.17.1 failed" in err
+    assert f"{machine.cache} has " in err
+    assert "MB free" in err
+
+
+def test_any_other_failure_shows_the_end_of_the_output(machine: Machine) -> None:
+    (machine.stub / "fail-pantsbuild.pants").write_text("ERROR: something odd\n")
+    code, err = machine.run()
+    assert code == 1
+    assert "ERROR: something odd\n" in err
+    assert f"pants: installing Pants 2.17.1 failed. The whole output is in {machine.cache}" in err
+
+
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        ("FreeBSD amd64", "not on FreeBSD amd64"),
+        ("Linux riscv64", "not on Linux riscv64"),
+        ("MINGW64_NT-10.0 x86_64", "WSL 2"),
+    ],
+)
+def test_unsupported_platforms(machine: Machine, system: str, words: str) -> None:
+    machine.add_program("uname", f"#!/bin/sh\necho '{system}'\n")
+    assert words in machine.fails()
+    assert list(machine.home.iterdir()) == []
+
+
+@pytest.mark.parametrize("system", ["Linux aarch64", "Darwin arm64", "Darwin x86_64"])
+def test_each_platform_has_a_folder_of_its_own(machine: Machine, system: str) -> None:
+    machine.add_program("uname", f"#!/bin/sh\necho '{system}'\n")
+    assert machine.run()[0] == 0
+    os_name, arch = system.lower().replace("darwin", "macos").replace("aarch64", "arm64").split()
+    assert machine.cache.name == f"pants-2.17.1-pex-2.98.4-{os_name}_{arch}"
+
+
+def test_a_home_that_cannot_be_used(machine: Machine) -> None:
+    assert "neither HOME nor XDG_CACHE_HOME is set" in machine.fails(HOME="")
+    a_file = machine.home / "file"
+    a_file.touch()
+    err = machine.fails(HOME=str(a_file))
+    assert f"cannot write to {a_file}/" in err
+    assert "XDG_CACHE_HOME" in err
+    assert "special character" in machine.fails(HOME=str(machine.home / "with space"))
+
+
+def test_xdg_cache_home(machine: Machine) -> None:
+    wanted = machine.home / "my-cache"
+    assert machine.run(XDG_CACHE_HOME=str(wanted))[0] == 0
+    assert (wanted / "tjx").is_dir()
+    assert not (machine.home / ".cache").exists()
+
+
+def test_the_checkout_stays_clean(machine: Machine) -> None:
+    machine.run()
+    assert sorted(path.name for path in machine.checkout.iterdir()) == ["pants", "sub"]
