@@ -1,0 +1,1 @@
+"""Questions to a trained model: its loss on held-out text, and the text it writes."""

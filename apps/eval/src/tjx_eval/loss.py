@@ -1,0 +1,77 @@
+"""`loss`: how well a model predicts held-out text, in every usual unit."""
+
+import time
+from pathlib import Path
+
+import tjx_data
+import tjx_parallel
+from tjx_eval.trained import TrainedModel
+from tjx_trainer.evaluation import evaluate, make_eval_step
+from tjx_trainer.job import open_data
+
+TOP_K = (1, 5, 10)
+
+
+def measure_loss(
+    model: TrainedModel, *, batch_size: int | None = None, max_tokens: int | None = None
+) -> dict[str, float | int | str]:
+    """Evaluate over the run's validation text.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        An opened run.
+    batch_size : int, optional
+        Sequences at once; changes speed and memory, never the result. The run's own by default.
+    max_tokens : int, optional
+        Stop after so many tokens.
+
+    Returns
+    -------
+    dict
+        Losses in nats a token, bits a token and a byte, perplexity, shares of tokens among the
+        likeliest 1, 5 and 10, the number of tokens and bytes, and tokens a second.
+    """
+    config = model.config
+    loader = tjx_data.TokenLoader(
+        _data_folder(model),
+        split="validation",
+        seq_len=config.data.seq_len,
+        batch_size=batch_size or config.train.batch_size,
+        tokenizer=model.tokenizer,
+    )
+    eval_step = make_eval_step(config.model, ks=TOP_K)
+
+    def run(limit: int | None) -> dict[str, float | int | str]:
+        started = time.perf_counter()
+        result = evaluate(
+            eval_step,
+            model.params,
+            loader.evaluation_batches(limit),
+            put=lambda batch: tjx_parallel.shard_batch(model.mesh, batch),
+            token_byte_lengths=model.tokenizer.token_byte_lengths,
+            ks=TOP_K,
+        )
+        seconds = time.perf_counter() - started
+        return {
+            **result.metrics(),
+            "tokens": result.tokens,
+            "text_bytes": result.text_bytes,
+            "tokens_per_sec": result.tokens / seconds,
+        }
+
+    run(1)  # compiles, so that the rate below is that of the model
+    return {"step": model.step, "corpus": _corpus(model), **run(max_tokens)}
+
+
+def _corpus(model: TrainedModel) -> str:
+    data = model.config.data
+    return data.path or data.corpus
+
+
+def _data_folder(model: TrainedModel) -> Path:
+    """Return the prepared data of the run; made again where the cache was emptied."""
+    pointer = model.run.data_pointer()
+    if pointer is not None and (pointer[0] / "index.json").is_file():
+        return pointer[0]
+    return Path(open_data(model.config)[0])

@@ -1,0 +1,1 @@
+"""tjx_trainer: the app that trains. Its parts are imported by module."""

@@ -1,0 +1,350 @@
+"""The command line: words become a configuration, or everything that is wrong with them is told.
+
+Nothing here imports JAX: a mistake is answered at once.
+"""
+
+import difflib
+import re
+import shutil
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tjx_trainer.config import (
+    DTYPE_OF_PRECISION,
+    Config,
+    ConfigError,
+)
+from tjx_trainer.presets import (
+    DEFAULT_PRESET,
+    Given,
+    load_preset,
+    nearest_names,
+    preset_names,
+)
+from tjx_trainer.tree import Leaf, assemble, flatten, leaves, speaks_of
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """Turn a command line into a configuration; leave the program if that cannot be done.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The words after the program's name.
+
+    Returns
+    -------
+    Config
+        Defaults, overridden by the preset, overridden by the flags.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 after everything that is wrong was written to stderr; with code 0 after
+        ``--help``.
+    """
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(help_text(argv))
+        raise SystemExit(0)
+    try:
+        return resolve(argv)
+    except ConfigError as error:
+        refuse(error)
+
+
+def refuse(error: ConfigError) -> NoReturn:
+    """Write everything that is wrong to stderr and leave with code 2."""
+    count = len(error.problems)
+    lines = [f"{count} mistake{'s' if count > 1 else ''}, so nothing was started:"]
+    for problem in error.problems:
+        first, *rest = problem.splitlines()
+        lines += [f"  * {first}", *(f"    {line}" for line in rest)]
+    sys.stderr.write("\n".join([*lines, "`--help` lists every flag and preset."]) + "\n")
+    raise SystemExit(2)
+
+
+def resolve(argv: Sequence[str]) -> Config:
+    """Turn a command line into a configuration.
+
+    Raises
+    ------
+    ConfigError
+        With everything that is wrong in the words, the preset and the values.
+    """
+    words = read_words(argv)
+    preset = load_preset(words.config)
+    problems = [*preset.problems, *words.problems]
+    values: dict[str, Any] = {"name": preset.name}
+    unread: set[str] = set()
+    for layer, lost in ((preset.values, set()), (words.values, words.unread)):
+        converted: dict[str, Any] = {}
+        for name, given in layer.items():
+            try:
+                converted[name] = convert(leaves()[name], given)
+            except ValueError as error:
+                problems.append(str(error))
+        unread = (unread | layer.keys() | lost) - converted.keys()
+        values |= {**_implied(converted), **converted}
+    try:
+        config = assemble(values)
+    except ConfigError as error:
+        problems += [line for line in error.problems if not speaks_of(line, unread)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _implied(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a layer's values imply where the layer does not say it."""
+    implied: dict[str, Any] = {}
+    if "train.precision" in layer:
+        implied["model.dtype"] = DTYPE_OF_PRECISION[layer["train.precision"]]
+    if "model.vocab_size" in layer:
+        implied["train.vocab_from_tokenizer"] = False
+    return implied
+
+
+@dataclass
+class Words:
+    """A command line, cut into flags and their values.
+
+    Attributes
+    ----------
+    config : str
+        The preset's name or path.
+    values : dict of str to Given
+        The flags' values, by dotted name.
+    problems : list of str
+        Everything wrong so far.
+    unread : set of str
+        Names that were probably meant but could not be read.
+    """
+
+    config: str = DEFAULT_PRESET
+    values: dict[str, Given] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
+
+
+def read_words(argv: Sequence[str]) -> Words:
+    """Cut a command line into flags and values: ``--a value``, ``--a=value``, bare ``--a``."""
+    words = Words()
+    seen: set[str] = set()
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not _is_flag(word):
+            words.problems.append(_stray(word))
+            continue
+        flag, has_equals, value = word.partition("=")
+        name = flag.lstrip("-")
+        known = word.startswith("--") and (name == "config" or name in leaves())
+        has_value = bool(has_equals)
+        if not has_value and rest and not rest[0].startswith("--"):
+            value, has_value = rest.pop(0), True
+        if not known:
+            near = nearest_names(name)
+            words.problems.append(f"{flag}: there is no such flag{_flag_hint(name)}")
+            words.unread |= set(near)
+        elif name in seen:
+            words.problems.append(f"--{name} is given twice: keep one")
+        elif not has_value and name != "config" and leaves()[name].hint is bool:
+            words.values[name] = Given("true", f"--{name}")
+        elif not has_value or value == "":
+            words.problems.append(f"--{name}: its value is missing, expected {_expected_for(name)}")
+            words.unread.add(name)
+        elif name == "config":
+            words.config = value
+        else:
+            words.values[name] = Given(value, f"--{name}")
+        seen.add(name)
+    return words
+
+
+def _is_flag(word: str) -> bool:
+    return len(word) > 1 and word[0] == "-" and not re.fullmatch(r"-[\d.].*|--", word)
+
+
+def _stray(word: str) -> str:
+    name = word.partition("=")[0]
+    if word in preset_names():
+        hint = f"did you mean --config {word}?"
+    elif "=" in word and nearest_names(name):
+        hint = f"did you mean --{nearest_names(name)[0]}={word.partition('=')[2]}?"
+    else:
+        hint = "every value follows its flag, as in --train.max_steps 100"
+    return f"{word}: this belongs to no flag; {hint}"
+
+
+def _flag_hint(name: str) -> str:
+    if name in {"help", "h", "config"} or difflib.get_close_matches(name, ["config", "help"], n=1):
+        near = difflib.get_close_matches(name, ["config", "help"], n=1)[0]
+        return f"; did you mean --{near}?"
+    near_names = nearest_names(name)
+    if near_names:
+        return f"; did you mean {' or '.join(f'--{n}' for n in near_names[:4])}?"
+    section = name.partition(".")[0]
+    inside = [n.rpartition(".")[2] for n in leaves() if n.startswith(f"{section}.")]
+    return f"; {section} has {', '.join(inside)}" if inside else "; see --help"
+
+
+def _expected_for(name: str) -> str:
+    if name == "config":
+        return f"a preset ({', '.join(preset_names())}) or a .yaml file"
+    return _expected(leaves()[name], "")
+
+
+def convert(leaf: Leaf, given: Given) -> Any:
+    """Turn what was written into a value of the leaf's type.
+
+    Raises
+    ------
+    ValueError
+        Naming where it was written, what is allowed, and an example or the nearest choice.
+
+    Examples
+    --------
+    >>> convert(leaves()["optimizer.learning_rate"], Given("6e-4", "--optimizer.learning_rate"))
+    0.0006
+    """
+    choices = _alternatives(leaf.hint)
+    core = choices[0]
+    raw: Any = given.raw
+    is_word_none = isinstance(raw, str) and raw.lower() in {"none", "null"}
+    if type(None) in choices and (raw is None or is_word_none):
+        return None
+    if get_origin(core) is tuple and isinstance(raw, str):
+        raw = [] if is_word_none else [part.strip() for part in raw.split(",")]
+    try:
+        if raw is None or raw == "" != leaf.default:
+            raise ValueError
+        return _reader(leaf.hint)(raw)
+    except (ValidationError, ValueError):
+        written = text_of(given.raw)
+        shown = f"{written[:60]!r}" if written else "an empty value"
+        raise ValueError(
+            f"{given.where}: {shown} was given, expected {_expected(leaf, written)}"
+        ) from None
+
+
+@cache
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, None last; of anything else, itself."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(sorted(get_args(hint), key=lambda member: member is type(None)))
+    return (hint,)
+
+
+def _expected(leaf: Leaf, written: str) -> str:
+    """Say what a leaf takes, with an example or the choice nearest to what was written."""
+    choices = _alternatives(leaf.hint)
+    core = choices[0]
+    example = leaf.default
+    if get_origin(core) is Literal:
+        options = [text_of(option) for option in get_args(core)]
+        near = difflib.get_close_matches(written.lower(), options, n=1, cutoff=0.4)
+        text = f"one of {', '.join(options)}" + (f"; did you mean {near[0]}?" if near else "")
+        return text + (" (none is allowed too)" if type(None) in choices else "")
+    if core is bool:
+        text = "true or false"
+    elif core is int:
+        text = f"a whole number, such as {_whole(written) or example or 1}"
+    elif core is float:
+        text = f"a number, such as {example or 0.1}"
+    elif get_origin(core) is tuple:
+        text = f"a comma list, such as {text_of(example) if example else '1,2'}"
+    else:
+        text = f"a text{f', such as {example}' if example else ''}"
+    return text + (", or none" if type(None) in choices else "")
+
+
+def _whole(written: str) -> int | None:
+    """Return the whole number that was meant by text such as 1e3."""
+    try:
+        number = float(written)
+        return int(number) if number.is_integer() and abs(number) < 1e15 else None
+    except ValueError:
+        return None
+
+
+def text_of(value: Any) -> str:
+    """Write a value as it is given on the command line.
+
+    Examples
+    --------
+    >>> text_of(None), text_of(True), text_of((1, 2)), text_of(6e-4)
+    ('none', 'true', '1,2', '0.0006')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ",".join(text_of(item) for item in value) or "none"
+    return str(value)
+
+
+def help_text(argv: Sequence[str] = ()) -> str:
+    """Describe every flag, with its value under the preset that the command line names."""
+    name = read_words([word for word in argv if word not in {"--help", "-h"}]).config
+    try:
+        values = flatten(resolve(["--config", name]))
+    except ConfigError:  # a mistake is told when the run is started; help always helps
+        name = DEFAULT_PRESET
+        values = flatten(resolve(["--config", name]))
+    lines = ["usage: trainer [--config NAME_OR_PATH] [--section.name VALUE] ...", "", "Presets:"]
+    for each in preset_names():
+        lines += _item(each, load_preset(each).description)
+    lines += ["", f"Flags, in brackets the value with --config {name}:"]
+    lines += _item("--config", f"Preset, by name or path of a .yaml file. [{name}]")
+    owner: type | None = Config
+    for leaf in leaves().values():
+        if leaf.owner is not owner:
+            owner = leaf.owner
+            lines += ["", f"{leaf.name.rpartition('.')[0]}: {_lines_of(owner)['']}"]
+        about = _lines_of(leaf.owner).get(leaf.name.rpartition(".")[2], "")
+        value = text_of(values[leaf.name]).encode("unicode_escape").decode()
+        lines += _item(f"--{leaf.name}", f"{about}{_choices_text(leaf)} [{value}]")
+    lines += [
+        "",
+        "A value is text, a number, true or false, none where that is said, or a comma list.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _choices_text(leaf: Leaf) -> str:
+    options = [text_of(o) for c in _alternatives(leaf.hint) for o in get_args(c)]
+    return f" ({', '.join(options)})" if get_origin(_alternatives(leaf.hint)[0]) is Literal else ""
+
+
+def _item(name: str, about: str) -> Iterator[str]:
+    width = max(60, min(shutil.get_terminal_size().columns, 120))
+    head = f"  {name:<30}"
+    gap = " " * 32
+    yield from textwrap.wrap(
+        about,
+        width,
+        initial_indent=head if len(head) == len(gap) else f"{head} ",
+        subsequent_indent=gap,
+        break_on_hyphens=False,
+    ) or [head]
+
+
+def _lines_of(owner: type) -> dict[str, str]:
+    """Return the one line of every field from its class's docstring; the summary under ''."""
+    import docstring_parser  # only --help needs it
+
+    parsed = docstring_parser.parse_from_object(owner)
+    about = {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+    return {"": parsed.short_description or "", **about}

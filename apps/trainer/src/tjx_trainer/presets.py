@@ -1,0 +1,242 @@
+"""Presets: short YAML files of values by name, read so that every mistake in them has a line."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import yaml
+
+from tjx_trainer.tree import leaves
+
+DEFAULT_PRESET = "quickstart"
+
+# What a run directory's config.yaml holds besides the configuration.
+PROVENANCE = ("versions", "git")
+
+LARGEST_PRESET = 1_000_000  # bytes; a preset is a page of text
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value as it was written, and where.
+
+    Attributes
+    ----------
+    raw : str, list of str, or None
+        The text; a list for a YAML list; None for YAML's null.
+    where : str
+        How a message names it, such as ``--train.batch_size`` or ``my.yaml:3: train.batch_size``.
+    """
+
+    raw: str | list[str] | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset's file says.
+
+    Attributes
+    ----------
+    name : str
+        The file's name without its ending.
+    description : str
+        The comment at the head of the file.
+    values : mapping of str to Given
+        What is given, by dotted name.
+    problems : list of str
+        Everything wrong in the file, a line each.
+    """
+
+    name: str
+    description: str
+    values: Mapping[str, Given]
+    problems: list[str]
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the trainer."""
+    files = (resources.files("tjx_trainer") / "configs").iterdir()
+    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+
+
+def load_preset(name_or_path: str) -> Preset:
+    """Read a preset, by its name or from a user's file.
+
+    Parameters
+    ----------
+    name_or_path : str
+        A name of `preset_names`; anything with a path separator or the ending .yaml or .yml is a
+        path.
+
+    Returns
+    -------
+    Preset
+        With what could be read. What could not is told in its ``problems``, never raised.
+    """
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"} or path.name != name_or_path:
+        text, problem = _read_file(path)
+        label = name_or_path
+    elif name_or_path in preset_names():
+        folder = resources.files("tjx_trainer") / "configs"
+        text, problem = (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8"), ""
+        label = f"{name_or_path}.yaml"
+    else:
+        return Preset(name_or_path, "", {}, [_unknown_preset(name_or_path)])
+    if problem:
+        return Preset(path.stem, "", {}, [f"--config {name_or_path}: {problem}"])
+    values, problems = _read_values(text, label)
+    return Preset(path.stem, describe(text), values, problems)
+
+
+def describe(text: str) -> str:
+    """Return the comment at the head of a preset's text, as one line."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").rstrip())
+    return " ".join(lines)
+
+
+def nearest_names(name: str) -> list[str]:
+    """Return the dotted names that a wrong one most likely stands for, best first.
+
+    Examples
+    --------
+    >>> nearest_names("model.n_layers")
+    ['model.n_layer']
+    >>> nearest_names("n_head")
+    ['model.n_head']
+    """
+    wanted = name.lower().replace("-", "_")
+    own_name = wanted.rpartition(".")[2]
+    by_own_name: dict[str, list[str]] = {}
+    for leaf in leaves():
+        by_own_name.setdefault(leaf.rpartition(".")[2], []).append(leaf)
+    if wanted in leaves():
+        return [wanted]
+    whole = difflib.get_close_matches(wanted, leaves(), n=1, cutoff=0.8)
+    if "." in wanted and whole:
+        return whole
+    if own_name in by_own_name:
+        return by_own_name[own_name]
+    # Short for a name, as lr is for learning_rate; or one of its words, as steps is.
+    short = [
+        leaf
+        for other, named in by_own_name.items()
+        for leaf in named
+        if own_name in {"".join(word[:1] for word in other.split("_")), *other.split("_")}
+    ]
+    near = difflib.get_close_matches(own_name, by_own_name, n=1, cutoff=0.7)
+    return short or (by_own_name[near[0]] if near else whole)
+
+
+def _unknown_preset(name: str) -> str:
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), preset_names(), n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    if (Path(name) / "config.yaml").exists():
+        hint = f"did you mean {Path(name) / 'config.yaml'}? "
+    others = ", ".join(preset_names())
+    return f"--config {name}: no preset has this name; {hint}(there are {others})"
+
+
+def _read_file(path: Path) -> tuple[str, str]:
+    """Return the text of a user's preset and an empty string, or nothing and what is wrong."""
+    if path.is_dir():
+        inside = path / "config.yaml"
+        return "", f"this is a folder; give {inside if inside.exists() else 'a .yaml file'}"
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_PRESET + 1)
+        if len(data) > LARGEST_PRESET:
+            return "", f"the file is larger than {LARGEST_PRESET} bytes: is it a preset?"
+        return data.decode("utf-8"), ""
+    except FileNotFoundError:
+        files = [*map(str, path.parent.glob("*.y*ml")), *preset_names()]
+        near = difflib.get_close_matches(str(path), files, n=1)
+        near = near or difflib.get_close_matches(path.stem, preset_names(), n=1)
+        hint = (
+            f"; did you mean {near[0]}?" if near else f"; presets are {', '.join(preset_names())}"
+        )
+        return "", f"there is no such file{hint}"
+    except UnicodeDecodeError as error:
+        return "", f"the file is not UTF-8 (byte {error.start}): save it as UTF-8 text"
+    except OSError as error:
+        return "", f"the file cannot be read ({error.strerror})"
+
+
+def _read_values(text: str, label: str) -> tuple[dict[str, Given], list[str]]:
+    """Read YAML into values by dotted name, and what is wrong with it."""
+    # Nodes instead of safe_load's objects: they know their lines, they show a key given twice,
+    # and 6e-4 stays the text that the command line would give (PyYAML makes a string of it,
+    # and of `on` a truth value). Nothing is constructed from them.
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        return {}, [
+            f"{label}:{line}: not YAML ({error.problem}): write `section:`, then `  name: value`"
+        ]
+    except (yaml.YAMLError, RecursionError) as error:
+        return {}, [f"{label}: not YAML ({str(error).splitlines()[0]}): save it as plain text"]
+    if root is None:
+        return {}, []
+    if not isinstance(root, yaml.MappingNode):
+        return {}, [f"{label}:1: expected sections, such as `model:`, with `  name: value` below"]
+    values: dict[str, Given] = {}
+    problems: list[str] = []
+    for name, node in _entries(root, "", label, problems):
+        where = f"{label}:{node.start_mark.line + 1}: {name}"
+        if name in values:
+            problems.append(f"{where} is given twice: keep one")
+        elif name not in leaves():
+            problems.append(f"{where}: there is no such key{_key_hint(name)}")
+        elif isinstance(node, yaml.ScalarNode):
+            is_null = node.tag == "tag:yaml.org,2002:null"
+            values[name] = Given(None if is_null else node.value, where)
+        elif isinstance(node, yaml.SequenceNode) and all(
+            isinstance(item, yaml.ScalarNode) for item in node.value
+        ):
+            values[name] = Given([item.value for item in node.value], where)
+        else:
+            problems.append(f"{where}: expected one value, not a section or nested lists")
+    return values, problems
+
+
+def _entries(
+    section: yaml.MappingNode, prefix: str, label: str, problems: list[str]
+) -> Iterator[tuple[str, yaml.Node]]:
+    """Yield what a section and the sections in it hold, by dotted name."""
+    for key, value in section.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            problems.append(f"{label}:{line}: expected a name before the colon")
+            continue
+        name = f"{prefix}{key.value}"
+        if name in PROVENANCE:
+            continue
+        if name not in section_names():
+            yield name, value
+        elif isinstance(value, yaml.MappingNode):
+            yield from _entries(value, f"{name}.", label, problems)
+        elif value.value != "":  # a section whose lines are all commented out is empty
+            problems.append(f"{label}:{line}: {name} is a section: write `  name: value` below it")
+
+
+def section_names() -> list[str]:
+    """Return the dotted names that hold others."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in leaves() if "." in name))
+
+
+def _key_hint(name: str) -> str:
+    sections = [] if "." in name else difflib.get_close_matches(name, section_names(), n=1)
+    near = sections or nearest_names(name)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    section = name.rpartition(".")[0]
+    inside = [leaf.rpartition(".")[2] for leaf in leaves() if leaf.rpartition(".")[0] == section]
+    return f"; {section or 'the top'} has {', '.join(inside)}"

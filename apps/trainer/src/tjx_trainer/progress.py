@@ -1,0 +1,58 @@
+"""What a run tells while it goes: metrics to the trackers, one step late."""
+
+from collections.abc import Callable
+
+import jax
+
+import tjx_metrics
+from tjx_trainer.evaluation import Evaluation
+from tjx_trainer.step import Metrics
+
+
+class Progress:
+    """Reads each step's metrics when the next step is already under way.
+
+    Parameters
+    ----------
+    tracker : tjx_metrics.Tracker
+        Where numbers go.
+    throughput : tjx_metrics.Throughput
+        Told of each step that is done.
+    every : int
+        Steps between two records of training metrics.
+    """
+
+    def __init__(
+        self, tracker: tjx_metrics.Tracker, throughput: tjx_metrics.Throughput, *, every: int
+    ) -> None:
+        self._tracker = tracker
+        self._throughput = throughput
+        self._every = every
+        self._pending: tuple[int, Metrics] | None = None
+        self.last_evaluation: Evaluation | None = None
+
+    def stepped(self, step: int, metrics: Metrics) -> None:
+        """Take a step's metrics, which may not be computed yet; read those of the step before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Wait for the last step's metrics and record them where it is their turn."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = jax.device_get(metrics)
+        self._throughput.update(int(values.pop("tokens")))
+        if step == 1 or step % self._every == 0:
+            record = {f"train/{name}": float(value) for name, value in values.items()}
+            if (rate := self._throughput.tokens_per_sec) is not None:
+                record["train/tokens_per_sec"] = rate
+            self._tracker.log(record, step)
+
+    def evaluate(self, step: int, run: Callable[[], Evaluation]) -> None:
+        """Evaluate and record; the time it takes counts for no rate."""
+        self.flush()
+        with self._throughput.paused():
+            self.last_evaluation = run()
+        metrics = self.last_evaluation.metrics()
+        self._tracker.log({f"eval/{name}": value for name, value in metrics.items()}, step)

@@ -1,0 +1,349 @@
+"""The run directory: where everything of a run lies, and whether it may be gone on with.
+
+Layout::
+
+    config.yaml      the resolved configuration; versions of the packages; git revision
+    metrics.jsonl    one object a line
+    tokenizer.json   the tokenizer of the run
+    data.json        where the token shards lie, and their fingerprint
+    checkpoints/     what to go on from
+    plots/           pictures
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tjx_trainer.command_line import resolve, text_of
+from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.tree import flatten
+
+PARENT_OF_RUNS = Path("runs")
+
+RECORDED_PACKAGES = (
+    *(f"tjx-{part}" for part in ("kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")),
+    *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint"),
+)
+
+# What may differ when a run is resumed. First what decides nothing that is learned: names, what is
+# looked at, kept and written. Then how the same sums are computed: a run that is resumed with other
+# values of these follows the same mathematics, but its figures may differ in their last digits.
+MAY_CHANGE = frozenset({
+    "run_dir",
+    "name",
+    "data.cache_dir",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.sample_tokens",
+    "train.sample_prompt",
+    "train.sample_temperature",
+    "train.sample_top_k",
+    "train.accumulation",
+    "train.device_batch_size",
+    "model.remat",
+    "model.scan_layers",
+    "model.attention",
+})  # fmt: skip
+SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The places of a run.
+
+    Attributes
+    ----------
+    path : Path
+        The directory itself.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of the run."""
+        return self.path / "tokenizer.json"
+
+    @property
+    def data(self) -> Path:
+        """Where the token shards lie; see `point_to_data`."""
+        return self.path / "data.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        """The directory of the pictures."""
+        return self.path / "plots"
+
+    def write_config(self, config: Config) -> None:
+        """Write the resolved configuration, with versions and git revision, atomically.
+
+        The run directory itself is not written: it is where the file lies, so a run can be moved,
+        and ``--config RUN_DIR/config.yaml`` starts another run alike.
+        """
+        write_atomically(self.config, to_yaml(config))
+
+    def read_config(self) -> Config:
+        """Read the configuration back.
+
+        Raises
+        ------
+        ConfigError
+            If the file is not a configuration of this version; every reason is named.
+        """
+        config = resolve(["--config", str(self.config)])
+        return replace(config, run_dir=str(self.path))
+
+    def point_to_data(self, shards: Path, *, fingerprint: str) -> None:
+        """Record where the run's token shards lie, which runs may share.
+
+        Parameters
+        ----------
+        shards : Path
+            Directory of the shards.
+        fingerprint : str
+            What the data is known by.
+        """
+        entry = {"shards": str(shards.resolve()), "fingerprint": fingerprint}
+        write_atomically(self.data, json.dumps(entry, indent=2) + "\n")
+
+    def data_pointer(self) -> tuple[Path, str] | None:
+        """Return what `point_to_data` recorded: directory and fingerprint; None before it did."""
+        if not self.data.exists():
+            return None
+        entry = json.loads(self.data.read_text(encoding="utf-8"))
+        return Path(entry["shards"]), entry["fingerprint"]
+
+
+def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
+    """Make the run directory of a configuration, or take the one that holds this very run.
+
+    Writes config.yaml, so that from here on the directory belongs to this configuration. Where
+    the vocabulary follows the tokenizer, call ``write_config`` again when its size is known.
+
+    Parameters
+    ----------
+    config : Config
+        With ``run_dir`` None a new directory ``runs/NAME-YYYYmmdd-HHMMSS`` is made, never an
+        existing one taken.
+    now : datetime, optional
+        For the new directory's name; local time by default.
+
+    Raises
+    ------
+    ConfigError
+        If the directory holds another run (each value that differs is named), or files of a run
+        without its config.yaml, or cannot be made.
+    """
+    if config.run_dir is None:
+        run = _make_new(config.name, now or datetime.now().astimezone())
+    else:
+        run = RunDirectory(Path(config.run_dir))
+        if run.config.exists():
+            saved = refuse_other_run(run, config)
+            if config.train.vocab_from_tokenizer:
+                config = config.with_vocabulary(saved.model.vocab_size)
+        else:
+            _refuse_foreign_files(run)
+            _make(run.path, exist_ok=True)
+    run.write_config(config)
+    return run
+
+
+def refuse_other_run(run: RunDirectory, config: Config) -> Config:
+    """Return the configuration that a run directory holds, if the given one may go on with it.
+
+    Raises
+    ------
+    ConfigError
+        Naming each value that differs and may not; see `MAY_CHANGE`.
+    """
+    try:
+        saved = run.read_config()
+    except ConfigError as error:
+        raise ConfigError([
+            f"--run_dir {run.path}: its config.yaml cannot be read; give another --run_dir",
+            *error.problems,
+        ]) from None  # fmt: skip
+    differing = _differing(saved, config)
+    if differing:
+        head = (
+            f"--run_dir {run.path} holds another run; give the same values to resume it, "
+            "or another --run_dir:"
+        )
+        raise ConfigError(["\n".join([head, *differing])])
+    return saved
+
+
+def _differing(saved: Config, wanted: Config) -> list[str]:
+    """Name each value that makes another run of it, a line each."""
+    ignored = {*MAY_CHANGE, "train.max_steps", "schedule.decay_steps"}
+    if saved.train.vocab_from_tokenizer and wanted.train.vocab_from_tokenizer:
+        ignored.add("model.vocab_size")  # the tokenizer's, which is in the run directory
+    there, here = flatten(saved), flatten(wanted)
+    lines = [
+        f"{name} is {text_of(there[name])} there and {text_of(here[name])} here"
+        for name in there
+        if there[name] != here[name]
+        and name not in ignored
+        and not name.startswith(SECTIONS_THAT_MAY_CHANGE)
+    ]
+    # A schedule that ends where the run ends is another one when the run's length changes.
+    if saved.learning_rate_ends != wanted.learning_rate_ends:
+        lines.append(_other_schedule(saved, wanted))
+    return lines
+
+
+def _other_schedule(saved: Config, wanted: Config) -> str:
+    """Say why a run of another length is another run, and how to make it longer all the same."""
+    end = saved.learning_rate_ends
+    text = (
+        f"the learning rate ends its way at step {text_of(end)} there and at step "
+        f"{text_of(wanted.learning_rate_ends)} here (schedule.decay_steps, else train.max_steps)"
+    )
+    if end is not None and wanted.learning_rate_ends is not None:
+        text += f"; add --schedule.decay_steps {end} to train on at its final rate"
+    return text
+
+
+def _refuse_foreign_files(run: RunDirectory) -> None:
+    if run.path.exists() and not run.path.is_dir():
+        raise ConfigError([f"--run_dir {run.path}: this is a file; give a folder"])
+    ours = (run.metrics, run.tokenizer, run.data, run.checkpoints, run.plots)
+    found = [path.name for path in ours if path.exists()]
+    if found:
+        raise ConfigError([
+            f"--run_dir {run.path}: holds {', '.join(found)} but no config.yaml, so it cannot be "
+            "resumed; nothing is written over: give another --run_dir"
+        ])  # fmt: skip
+
+
+def _make_new(name: str, now: datetime) -> RunDirectory:
+    """Make a directory that was not there, also when several runs start in the same second."""
+    stem = f"{name}-{now:%Y%m%d-%H%M%S}"
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        path = PARENT_OF_RUNS / f"{stem}{suffix}"
+        try:
+            _make(path, exist_ok=False)
+        except FileExistsError:
+            continue
+        return RunDirectory(path)
+    raise ConfigError([f"{PARENT_OF_RUNS / stem} exists a thousand times: give --run_dir"])
+
+
+def _make(path: Path, *, exist_ok: bool) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError([
+            f"--run_dir {path}: cannot be made ({error.strerror}); give another --run_dir"
+        ]) from None  # fmt: skip
+
+
+def to_yaml(config: Config) -> str:
+    """Write a configuration as YAML, after the versions and the git revision that it ran with."""
+    tree: dict[str, Any] = {"versions": versions(), "git": git_revision()}
+    for name, value in flatten(config).items():
+        *sections, leaf = name.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = list(value) if isinstance(value, tuple) else value
+    del tree["run_dir"]
+    head = "# The resolved configuration of this run, written by tjx.\n"
+    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what a run computes."""
+    return {name: _version(name) for name in RECORDED_PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+    # Run from a checkout, our own packages are sources and not installed.
+    places = (f"packages/{name}/pyproject.toml", f"apps/{name.removeprefix('tjx-')}/pyproject.toml")
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        for project in (folder / place for place in places):
+            if project.is_file():
+                return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
+    return "not installed as a package"
+
+
+def git_revision() -> Mapping[str, str | bool] | None:
+    """Return where the code stands in git, or None where there is no repository or no git.
+
+    The working directory is asked first, as built runs leave their checkout but start in it.
+
+    Returns
+    -------
+    mapping or None
+        ``repository``, ``revision`` and ``dirty``: whether a tracked file was changed.
+    """
+    for folder in (Path.cwd(), Path(__file__).parent):
+        if not folder.is_dir():
+            continue
+        place = _git(folder, "rev-parse", "--show-toplevel", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        if place is not None and changes is not None:
+            repository, revision = place.splitlines()
+            return {"repository": repository, "revision": revision, "dirty": bool(changes)}
+    return None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that after a crash it is there whole or as it was before."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

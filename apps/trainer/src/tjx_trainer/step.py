@@ -1,0 +1,76 @@
+"""The training step: one jitted function from (state, batch) to (state, metrics)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import tjx_nn
+import tjx_optim
+from tjx_nn.config import GPTConfig
+from tjx_trainer.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+# Labels of this value are padding: no loss, not counted.
+IGNORED = -100
+
+
+def make_train_step(
+    model: GPTConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    accumulation: int,
+    seed: int,
+) -> TrainStep:
+    """Return the jitted step. It donates the state: use the one that it returns.
+
+    Parameters
+    ----------
+    model : GPTConfig
+        The model, compute dtype included.
+    optimizer : optax.GradientTransformation
+        From gradients to updates.
+    schedule : callable
+        Learning rate by step, for the metrics.
+    accumulation : int
+        Microbatches in a batch; the result is that of one large batch.
+    seed : int
+        Dropout at step s is a function of (seed, s).
+
+    Returns
+    -------
+    callable
+        From (state, {"tokens", "labels": int32 [batch, seq_len]}) to the next state and the
+        scalars "loss" (nats a token), "grad_norm", "learning_rate" and "tokens".
+    """
+
+    def loss_sum_and_count(params: Any, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
+        losses = tjx_nn.bind(model, params).token_losses(
+            microbatch["tokens"], microbatch["labels"], dropout_key=microbatch.get("key")
+        )
+        return losses.sum(), (microbatch["labels"] != IGNORED).sum()
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        microbatches = dict(tjx_optim.split_microbatches(batch, accumulation))
+        if model.dropout > 0:
+            # The step's own key; the parameters took another branch of the same seed.
+            step_key = jax.random.fold_in(jax.random.key(seed), state.step + 1)
+            microbatches["key"] = jax.random.split(step_key, accumulation)
+        total = tjx_optim.accumulate_gradients(loss_sum_and_count, state.params, microbatches)
+        updates, opt_state = optimizer.update(total.gradients, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": total.loss,
+            "grad_norm": tjx_optim.global_norm(total.gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "tokens": total.token_count,
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)

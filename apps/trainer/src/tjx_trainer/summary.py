@@ -1,0 +1,35 @@
+"""What a run says at its end: text of its own, and a yardstick for what it reached."""
+
+import lzma
+
+import tjx_data
+from tjx_trainer.job import Job
+from tjx_trainer.sampling import continue_prompt, longest_continuation
+from tjx_trainer.state import TrainState
+
+
+def sample(job: Job, state: TrainState) -> str:
+    """Let the model write on from the configured prompt."""
+    config, prompt = job.config, job.config.train.sample_prompt or ""
+    room = longest_continuation(config.model, job.tokenizer, prompt)
+    text = continue_prompt(
+        config.model,
+        state.params,
+        job.tokenizer,
+        prompt,
+        max_new_tokens=min(config.train.sample_tokens, room),
+        temperature=config.train.sample_temperature,
+        top_k=config.train.sample_top_k,
+        seed=config.seed,
+    )
+    return prompt + text[0]
+
+
+def xz_bits_per_byte(loader: tjx_data.TokenLoader, tokenizer: tjx_data.Tokenizer) -> float:
+    """Return what `xz -9` needs for the split's text, in bits a byte: a yardstick without learning.
+
+    xz sees the text once and knows nothing else; the model has seen the training text.
+    """
+    tokens = loader.read(0, loader.n_tokens).tolist()
+    text = tokenizer.decode([token for token in tokens if token != tokenizer.eot_id]).encode()
+    return 8 * len(lzma.compress(text, preset=9)) / len(text)

@@ -1,0 +1,178 @@
+"""One run: from a configuration to a finished run directory, or on from where it stopped."""
+
+import contextlib
+import sys
+
+import jax
+
+import tjx_ckpt
+import tjx_data
+import tjx_metrics
+import tjx_nn
+import tjx_parallel
+from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.interrupt import StopRequest
+from tjx_trainer.job import Job, build_job, open_data
+from tjx_trainer.loop import run_steps
+from tjx_trainer.preparing import PreparationBar
+from tjx_trainer.progress import Progress
+from tjx_trainer.run_dir import RunDirectory, open_run
+from tjx_trainer.state import TrainState
+from tjx_trainer.summary import sample, xz_bits_per_byte
+
+
+def train(config: Config) -> int:
+    """Train, or go on where the run directory stopped.
+
+    Parameters
+    ----------
+    config : Config
+        From the command line.
+
+    Returns
+    -------
+    int
+        Exit code: 0 when the last step was made, 128 + the signal's number when asked to stop.
+
+    Raises
+    ------
+    ConfigError
+        If the run directory holds another run, or the configuration does not fit data or devices.
+    tjx_data.HubError
+        If the corpus or the tokenizer is out of reach.
+    tjx_ckpt.CheckpointError
+        If there are checkpoints and none is sound, or another process saves there.
+    """
+    tjx_parallel.initialize()
+    if problems := tjx_data.find_problems(config.data):
+        raise ConfigError(problems)
+    run = open_run(config)
+    say(f"run directory  {run.path}")
+    with (
+        StopRequest() as stop,
+        contextlib.closing(
+            tjx_ckpt.Checkpointer(run.checkpoints, keep=config.checkpoint.keep)
+        ) as checkpointer,
+    ):
+        job = prepare(config, run)
+        state = resume(job, checkpointer)
+        start = int(jax.device_get(state.step))
+        throughput = tjx_metrics.Throughput(max_steps=job.config.train.max_steps, start_step=start)
+        tracker = make_tracker(job, run, start, throughput)
+        progress = Progress(tracker, throughput, every=config.log.every)
+        try:
+            state = run_steps(
+                job, state, progress=progress, checkpointer=checkpointer, stopping=stop
+            )
+        finally:
+            tracker.finish()
+        if stop() and int(jax.device_get(state.step)) < config.train.max_steps:
+            say(
+                f"stopped and saved at step {int(jax.device_get(state.step))}; "
+                f"to go on: --run_dir {run.path} and the same flags"
+            )
+            return stop.exit_code
+        if tjx_parallel.is_main():
+            conclude(job, run, state, progress, throughput)
+    return 0
+
+
+def prepare(config: Config, run: RunDirectory) -> Job:
+    """Open the data, fit the vocabulary to the tokenizer, and build the parts of the run."""
+    try:
+        with PreparationBar() as bar:
+            data, tokenizer = open_data(config, bar)
+        config = config.with_vocabulary(tokenizer.vocab_size)
+        job = build_job(config, data, tokenizer)
+    except tjx_data.HubError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error).splitlines()) from error
+    if tjx_parallel.is_main():
+        tokenizer.save(run.tokenizer)
+        run.write_config(config)
+        run.point_to_data(job.train_data.directory, fingerprint=job.train_data.fingerprint)
+    say(
+        f"data           {job.train_data.n_tokens:,} tokens to train on, "
+        f"{job.validation_data.n_tokens:,} held out, vocabulary {tokenizer.vocab_size:,}"
+    )
+    say(
+        f"model          {tjx_nn.count_params(config.model):,} parameters on "
+        f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
+    )
+    return job
+
+
+def resume(job: Job, checkpointer: tjx_ckpt.Checkpointer) -> TrainState:
+    """Return the newest sound state, or that of step 0 where nothing was saved.
+
+    Raises
+    ------
+    ConfigError
+        If the data is not what the saved run was trained on.
+    tjx_ckpt.CheckpointError
+        If there are checkpoints, and none is sound.
+    """
+    if not checkpointer.steps():
+        return job.initial_state()
+    state: TrainState = checkpointer.restore(job.abstract)
+    step = int(jax.device_get(state.step))
+    saved = checkpointer.metadata(step)
+    changed = [name for name, value in job.fingerprints.items() if saved.get(name) != value]
+    if changed:
+        raise ConfigError([
+            f"the {' and '.join(changed)} changed since step {step} was saved: put back what it "
+            "was, or give another --run_dir"
+        ])  # fmt: skip
+    say(f"resuming       from step {step}")
+    return state
+
+
+def make_tracker(
+    job: Job, run: RunDirectory, start: int, throughput: tjx_metrics.Throughput
+) -> tjx_metrics.CompositeTracker:
+    """Return where the numbers go; nowhere but on process 0."""
+    if not tjx_parallel.is_main():
+        return tjx_metrics.CompositeTracker([])
+    return tjx_metrics.CompositeTracker([
+        # Evaluations of step 0 come before anything is saved: they are made again.
+        tjx_metrics.JsonlTracker(run.metrics, resume_step=start if start else -1),
+        tjx_metrics.ConsoleTracker(
+            job.config.train.max_steps, start_step=start, throughput=throughput
+        ),
+    ])  # fmt: skip
+
+
+def conclude(
+    job: Job,
+    run: RunDirectory,
+    state: TrainState,
+    progress: Progress,
+    throughput: tjx_metrics.Throughput,
+) -> None:
+    """Draw the loss curve and print what came out of the run."""
+    run.plots.mkdir(exist_ok=True)
+    tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
+    found = (progress.last_evaluation or job.evaluate(state.params)).metrics()
+    xz = xz_bits_per_byte(job.validation_data, job.tokenizer)
+    lines = [
+        f"validation loss  {found['loss']:.4f} nats a token, perplexity {found['perplexity']:.2f}",
+        f"bits per byte    {found['bits_per_byte']:.3f} (`xz -9` needs {xz:.3f} for the same text)",
+    ]
+    if (rate := throughput.mean_tokens_per_sec) is not None:
+        lines.append(f"tokens a second  {rate:,.0f}")
+    lines += [
+        f"loss curve       {run.plots / 'loss.png'}",
+        f"checkpoints      {run.checkpoints}",
+        f"metrics          {run.metrics}",
+        f"more text        ./pants run apps/eval -- generate {run.path} --prompt TEXT",
+    ]
+    if job.config.train.sample_tokens:
+        lines = ["a sample", "--------", sample(job, state), "--------", *lines]
+    sys.stdout.write("\n".join(["", *lines]) + "\n")
+
+
+def say(text: str) -> None:
+    """Tell the user where the run stands; standard output is for results."""
+    if tjx_parallel.is_main():
+        sys.stderr.write(text + "\n")

@@ -1,0 +1,264 @@
+"""A command line becomes a configuration, or everything wrong with it is told at once."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tjx_trainer import command_line, presets
+from tjx_trainer.command_line import help_text, parse, resolve
+from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.presets import Given, load_preset, nearest_names, preset_names
+from tjx_trainer.tree import leaves
+
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "datasets", "matplotlib", "tokenizers"}
+
+
+def problems_of(*argv: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        resolve(argv)
+    return caught.value.problems
+
+
+def only_problem_of(*argv: str) -> str:
+    (problem,) = problems_of(*argv)
+    return problem
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_named(name: str) -> None:
+    config = resolve(["--config", name])
+    assert config.name == name
+    assert load_preset(name).description.endswith(".")
+
+
+def test_flags_override_the_preset_which_overrides_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("optimizer:\n  learning_rate: 6e-5\n  b1: 0.8\ntrain: {max_steps: 7}\n")
+    config = resolve(["--config", str(file), "--optimizer.b1", "0.7"])
+    assert (config.optimizer.learning_rate, config.optimizer.b1) == (6e-5, 0.7)
+    assert config.train.max_steps == 7
+    assert config.optimizer.b2 == Config().optimizer.b2
+    assert config.name == "mine"
+
+
+def test_the_forms_of_a_flag() -> None:
+    config = resolve([
+        "--seed=3",
+        "--model.bias", "false",
+        "--optimizer.decay_embeddings",
+        "--model.d_ff=none",
+        "--optimizer.clip_norm", "none",
+        "--optimizer.learning_rate", "6e-4",
+        "--mesh.data", "-1",
+        "--train.sample_prompt=--a = b",
+    ])  # fmt: skip
+    assert config.seed == 3
+    assert config.model.bias is False
+    assert config.optimizer.decay_embeddings is True
+    assert config.model.d_ff is None
+    assert config.optimizer.clip_norm is None
+    assert config.optimizer.learning_rate == 6e-4
+    assert config.mesh.data == -1
+    assert config.train.sample_prompt == "--a = b"
+
+
+def test_three_mistakes_are_answered_together_each_with_a_suggestion(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--config", "gpt2_smal", "--model.n_layers", "6", "--train.batch_size", "ten"])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3 mistakes" in err
+    assert "did you mean gpt2_small?" in err
+    assert "did you mean --model.n_layer?" in err
+    assert "'ten' was given, expected a whole number, such as 12" in err
+    assert len(err.splitlines()) <= 20
+
+
+def test_a_refusal_loads_nothing_heavy() -> None:
+    script = (
+        "import json, sys\n"
+        "from tjx_trainer.command_line import parse\n"
+        "import tjx_trainer.run_dir\n"
+        "words = '--config gpt2_smal --model.n_layers 6 --train.batch_size ten'\n"
+        "try: parse(words.split())\n"
+        "except SystemExit as end: print(json.dumps([end.code, sorted(sys.modules)]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    code, modules = json.loads(done.stdout)
+    assert code == 2
+    assert not HEAVY & set(modules)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--n_head", "4"], "did you mean --model.n_head?"),
+        (["--n_layers", "4"], "did you mean --model.n_layer?"),
+        (["--lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
+        (["--every", "4"], "did you mean --checkpoint.every or --log.every?"),
+        (["--Train.Max-Steps", "4"], "did you mean --train.max_steps?"),
+        (["--modle.n_head", "4"], "did you mean --model.n_head?"),
+        (["--confg", "quickstart"], "did you mean --config?"),
+        (["-config", "quickstart"], "-config: there is no such flag; did you mean --config?"),
+        (["--model.zzz", "4"], "model has vocab_size, max_seq_len"),
+        (["--zzz"], "see --help"),
+        (["quickstart"], "did you mean --config quickstart?"),
+        (["n_layer=6"], "did you mean --model.n_layer=6?"),
+        (["junk"], "belongs to no flag"),
+        (["--seed", "1", "--seed=2"], "--seed is given twice"),
+        (["--config=quickstart", "--config=quickstart"], "--config is given twice"),
+        (["--config"], "its value is missing, expected a preset (gpt2_large, "),
+        (["--seed"], "its value is missing, expected a whole number"),
+        (["--data.path="], "its value is missing, expected a text, or none"),
+        (["--train.max_steps", "1e3"], "such as 1000"),
+        (["--train.max_steps", "2.5"], "expected a whole number"),
+        (["--model.bias", "maybe"], "expected true or false"),
+        (["--optimizer.learning_rate", "nan"], "expected a number"),
+        (["--optimizer.name", "adamv"], "did you mean adamw?"),
+        (["--seed", "none"], "'none' was given, expected a whole number"),
+    ],
+)
+def test_a_wrong_word_is_told_with_a_way_out(argv: list[str], says: str) -> None:
+    assert says in only_problem_of(*argv)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model:\n  n_layers: 3\n", "mine.yaml:2: model.n_layers: there is no such key; did"),
+        ("modle:\n  n_layer: 3\n", "did you mean model?"),
+        ("model:\n  zzz: 3\n", "model has vocab_size"),
+        ("train:\n  batch_size: ten\n", "mine.yaml:2: train.batch_size: 'ten' was given"),
+        ("train:\n  batch_size: true\n", "expected a whole number"),
+        ("train:\n  batch_size:\n", "expected a whole number"),
+        ("train:\n  batch_size: [1, 2]\n", "'1,2' was given, expected a whole number"),
+        ("train:\n  batch_size: {a: 1}\n", "expected one value"),
+        ("train:\n  batch_size: 12\n  batch_size: 12\n", "mine.yaml:3: train.batch_size is given"),
+        ("train: 5\n", "train is a section"),
+        ("[a]: 5\n", "expected a name"),
+        ("- a\n", "expected sections"),
+        ("a: [\n", "not YAML"),
+        ("a: \x07\n", "not YAML"),
+        ("model: &m\n  n_layer: *m\n", "expected one value"),
+    ],
+)  # fmt: skip
+def test_a_wrong_preset_is_told_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    assert says in only_problem_of("--config", str(file))
+
+
+def test_an_unreadable_preset_is_told(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("# für\n".encode("latin-1"))
+    assert "not UTF-8 (byte 3)" in only_problem_of("--config", str(latin))
+    (tmp_path / "config.yaml").touch()
+    assert str(tmp_path / "config.yaml") in only_problem_of("--config", str(tmp_path))
+    missing = tmp_path / "latim.yaml"
+    assert f"did you mean {latin}?" in only_problem_of("--config", str(missing))
+    huge = tmp_path / "huge.yaml"
+    huge.write_bytes(b"#" * (presets.LARGEST_PRESET + 1))
+    assert "is it a preset?" in only_problem_of("--config", str(huge))
+
+
+def test_an_empty_section_and_an_empty_file_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    for text in ("", "# only words\n", "model:\n  # n_layer: 3\ntrain: {}\n"):
+        file.write_text(text)
+        assert resolve(["--config", str(file)]) == Config()
+
+
+def test_sections_and_pairs_of_sections_are_checked_beside_wrong_words() -> None:
+    problems = problems_of(
+        "--config", "gpt2_smal", "--model.n_head", "5", "--data.seq_len", "4096", "--lr", "1"
+    )
+    assert len(problems) == 4
+    assert any("n_head is 5" in line for line in problems)
+    assert any("data.seq_len 4096 is longer than model.max_seq_len" in line for line in problems)
+
+
+def test_what_could_not_be_read_is_not_judged_by_its_default() -> None:
+    # 1600 is not divisible by the default n_head, but another n_head was meant.
+    assert "n_head" in only_problem_of("--model.d_model", "1602", "--model.n_heads", "18")
+    assert "ten" in only_problem_of("--train.batch_size", "ten", "--train.accumulation", "7")
+
+
+def test_precision_and_vocabulary_follow_what_is_given(tmp_path: Path) -> None:
+    assert resolve(["--train.precision", "bf16"]).model.dtype == "bfloat16"
+    assert "--train.precision" in only_problem_of("--model.dtype", "bfloat16")
+    assert resolve([]).train.vocab_from_tokenizer
+    assert not resolve(["--model.vocab_size", "50304"]).train.vocab_from_tokenizer
+    file = tmp_path / "resolved.yaml"
+    file.write_text("model: {vocab_size: 9000}\ntrain: {vocab_from_tokenizer: true}\n")
+    assert resolve(["--config", str(file)]).train.vocab_from_tokenizer
+    later = resolve(["--config", str(file), "--model.vocab_size", "9000"])
+    assert not later.train.vocab_from_tokenizer
+
+
+def test_the_124_million_model_takes_a_batch_of_one() -> None:
+    config = resolve([
+        *("--config", "gpt2_small", "--data.corpus", "python-docs"),
+        *("--train.max_steps", "2", "--train.batch_size", "1"),
+    ])  # fmt: skip
+    assert config.train.accumulation_for(shards=1) == 1
+    assert config.model.vocab_size == 50257
+
+
+def test_help_shows_every_flag_with_its_line_and_the_presets_value(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--config", "gpt2_large", "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    text = " ".join(out.split())
+    for leaf in leaves():
+        assert f"--{leaf} " in text
+    for preset in preset_names():
+        assert f"{preset} {load_preset(preset).description.split()[0]}" in text
+    assert "Number of blocks. [36]" in text
+    assert "(fp32, bf16) [bf16]" in text
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_every_flag_has_a_line_of_help() -> None:
+    for leaf in leaves().values():
+        assert command_line._lines_of(leaf.owner).get(leaf.name.rpartition(".")[2]), leaf.name
+
+
+def test_help_helps_beside_mistakes() -> None:
+    assert "--model.n_layer" in help_text(["--help", "--config", "nope", "--zzz"])
+
+
+@given(st.sampled_from(sorted(leaves())))
+def test_a_right_name_is_its_own_nearest(name: str) -> None:
+    assert nearest_names(name) == [name]
+    assert nearest_names(name.upper().replace("_", "-")) == [name]
+    own_name = name.rpartition(".")[2]
+    assert own_name in leaves() or name in nearest_names(own_name)
+
+
+@given(st.lists(st.text(max_size=12) | st.sampled_from([f"--{n}" for n in leaves()]), max_size=6))
+def test_any_words_give_a_configuration_or_problems(words: list[str]) -> None:
+    with contextlib.suppress(ConfigError):
+        assert isinstance(resolve(words), Config)
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
+def test_any_text_as_a_preset_gives_values_or_problems(text: str) -> None:
+    values, problems = presets._read_values(text, "x.yaml")
+    assert all(isinstance(value, Given) for value in values.values())
+    assert all(problems)

@@ -1,0 +1,119 @@
+"""The configuration tree: what sections demand of each other."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tjx_data.config import DataConfig
+from tjx_nn.config import GPTConfig
+from tjx_optim.config import ScheduleConfig
+from tjx_parallel.config import MeshConfig
+from tjx_trainer.config import Config, ConfigError, TrainConfig
+from tjx_trainer.tree import assemble, flatten, leaves
+
+SIZES = st.integers(1, 64)
+
+
+def test_the_defaults_are_valid_and_flat_values_rebuild_them() -> None:
+    assert assemble({}) == Config()
+    assert assemble(flatten(Config())) == Config()
+
+
+def test_the_names_that_scripts_rely_on_exist() -> None:
+    promised = {
+        "": "run_dir seed",
+        "model.": "n_layer n_head n_kv_head d_model d_ff max_seq_len vocab_size dropout",
+        "data.": "corpus path seq_len",
+        "train.": "max_steps batch_size accumulation precision eval_every",
+        "optimizer.": "name learning_rate weight_decay",
+        "schedule.": "name warmup_steps",
+        "mesh.": "stage data fsdp context expert tensor",
+        "checkpoint.": "every keep",
+    }
+    names = {section + name for section, text in promised.items() for name in text.split()}
+    assert names <= set(leaves())
+
+
+@given(batch=SIZES, limit=SIZES, shards=st.integers(1, 8))
+def test_pieces_are_equal_within_the_limit_and_as_few_as_can_be(
+    batch: int, limit: int, shards: int
+) -> None:
+    train = TrainConfig(batch_size=batch, device_batch_size=limit)
+    if batch % shards:
+        with pytest.raises(ValueError, match="is not a multiple of"):
+            train.accumulation_for(shards)
+        return
+    pieces = train.accumulation_for(shards)
+    on_a_device = batch // shards
+    assert on_a_device % pieces == 0
+    assert on_a_device // pieces <= limit
+    fewer = [n for n in range(1, pieces) if on_a_device % n == 0]
+    assert all(on_a_device // n > limit for n in fewer)
+
+
+def test_an_explicit_accumulation_is_kept_and_the_multiple_that_fits_is_named() -> None:
+    assert TrainConfig(batch_size=24, accumulation=6, device_batch_size=1).accumulation_for(2) == 6
+    with pytest.raises(ValueError, match=r"multiple of 18 .*--train.batch_size 36$"):
+        TrainConfig(batch_size=24, accumulation=6).accumulation_for(3)
+
+
+def test_every_contradiction_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(
+            seed=-1,
+            name="a/b",
+            model=GPTConfig(vocab_size=300, max_seq_len=64),
+            data=DataConfig(seq_len=65, tokenizer="bpe", vocab_size=301),
+            train=TrainConfig(batch_size=9, precision="bf16", vocab_from_tokenizer=False),
+            mesh=MeshConfig(data=2, tensor=5),
+        )
+    problems = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 8
+    for text in (
+        "seed -1",
+        "name 'a/b'",
+        "data.seq_len 65 is longer than model.max_seq_len 64",
+        "model.vocab_size 300 is smaller than the tokenizer's 301",
+        "model.dtype float32 contradicts train.precision bf16",
+        "train.batch_size 9 is not a multiple of 2",
+        "mesh.tensor 5 does not divide model.n_head 12",
+        "mesh.tensor 5 does not divide model.d_ff 3072",
+    ):
+        assert text in problems
+
+
+def test_every_value_of_a_section_is_checked_at_once() -> None:
+    with pytest.raises(ValueError, match="max_steps") as caught:
+        TrainConfig(max_steps=0, batch_size=0, eval_tokens=0, sample_tokens=-1)
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_a_refused_value_does_not_hide_what_else_is_wrong() -> None:
+    with pytest.raises(ConfigError) as caught:
+        assemble({"model.dropout": 2.0, "model.max_seq_len": 8, "data.seq_len": 9})
+    first, second = caught.value.problems
+    assert first.startswith("model: dropout")
+    assert second.startswith("data.seq_len 9")
+
+
+def test_a_mesh_size_that_fills_what_is_left_is_judged_later() -> None:
+    assert Config(train=TrainConfig(batch_size=9), mesh=MeshConfig(data=-1, fsdp=3))
+    with pytest.raises(ConfigError, match="not a multiple of 2"):
+        Config(train=TrainConfig(batch_size=9), mesh=MeshConfig(data=-1, fsdp=2))
+
+
+def test_the_vocabulary_follows_the_tokenizer_unless_it_was_given() -> None:
+    following = Config()
+    assert following.with_vocabulary(777).model.vocab_size == 777
+    padded = dataclasses.replace(following, train=TrainConfig(vocab_from_tokenizer=False))
+    assert padded.with_vocabulary(50000) is padded
+    with pytest.raises(ValueError, match=r"smaller than the tokenizer's 50258.*50304"):
+        padded.with_vocabulary(50258)
+
+
+def test_where_the_learning_rate_ends() -> None:
+    assert Config(train=TrainConfig(max_steps=9)).learning_rate_ends == 9
+    assert Config(schedule=ScheduleConfig(decay_steps=5)).learning_rate_ends == 5
+    assert Config(schedule=ScheduleConfig(name="constant")).learning_rate_ends is None

@@ -1,0 +1,286 @@
+"""The run directory: nothing is written over, and only the same run goes on in it."""
+
+import dataclasses
+import math
+import os
+import subprocess
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tjx_trainer import run_dir
+from tjx_trainer.command_line import resolve, text_of
+from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.run_dir import RunDirectory, open_run, to_yaml, write_atomically
+from tjx_trainer.tree import Leaf, assemble, flatten, leaves
+
+NOW = datetime(2026, 1, 2, 3, 4, 5)
+
+
+def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    """Values of a leaf's type that a user can write ("none" always means None)."""
+    if get_origin(hint) is Literal:
+        return st.sampled_from(get_args(hint))
+    if get_origin(hint) is tuple:
+        return st.lists(st.sampled_from(["a", "b c"]), max_size=3).map(tuple)
+    if get_args(hint):
+        return st.one_of(*map(values_of, get_args(hint)))
+    texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
+    return {
+        bool: st.booleans(),
+        int: st.integers(-1, 4096),
+        float: st.floats(allow_nan=False, allow_infinity=False),
+        str: texts.filter(lambda text: text.lower() not in {"none", "null"}),
+        type(None): st.none(),
+    }[hint]
+
+
+def fitting(wanted: list[tuple[str, Any]]) -> Config:
+    """Give as many of some values to the defaults as they take."""
+    values = flatten(Config())
+    for name, value in wanted:
+        with suppress(ConfigError):
+            assemble({**values, name: value})
+            values[name] = value
+    return assemble(values)
+
+
+SOME_VALUES = st.lists(
+    st.sampled_from(sorted(leaves())).flatmap(
+        lambda name: st.tuples(st.just(name), values_of(leaves()[name].hint))
+    ),
+    max_size=12,
+)
+
+
+def as_flags(config: Config) -> list[str]:
+    """Write every value as a flag."""
+    return [f"--{name}={text_of(value)}" for name, value in flatten(config).items()]
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
+)
+@given(wanted=SOME_VALUES)
+def test_a_configuration_survives_its_file_and_its_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: list[tuple[str, Any]]
+) -> None:
+    config = fitting(wanted)
+    monkeypatch.setattr(run_dir, "git_revision", lambda: None)
+    run = RunDirectory(tmp_path)
+    run.write_config(config)
+    assert run.read_config() == dataclasses.replace(config, run_dir=str(tmp_path))
+    assert resolve(as_flags(config)) == config
+
+
+@pytest.fixture
+def run_path(tmp_path: Path) -> str:
+    """Give the place of a run that has begun."""
+    path = str(tmp_path / "deep" / "run")
+    open_run(resolve(["--run_dir", path]))
+    return path
+
+
+def test_the_file_tells_versions_and_revision(run_path: str) -> None:
+    text = RunDirectory(Path(run_path)).config.read_text()
+    assert text.startswith("# ")
+    saved = yaml.safe_load(text)
+    assert saved["versions"]["jax"][0].isdigit()
+    assert set(saved["versions"]) >= {
+        "tjx-nn",
+        "tjx-trainer",
+        "jaxlib",
+        "numpy",
+        "orbax-checkpoint",
+    }
+    assert "git" in saved
+    assert "run_dir" not in saved
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir, "RECORDED_PACKAGES", ("tjx-nothing",))
+    assert run_dir.versions() == {"tjx-nothing": "not installed as a package"}
+
+
+def test_the_revision_and_whether_it_is_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        return subprocess.check_output(
+            ["git", "-C", tmp_path, *identity, *words], text=True
+        ).strip()
+
+    (tmp_path / "file").write_text("1")
+    git("init", "-q")
+    git("add", "file")
+    git("commit", "-qm", "first")
+    monkeypatch.chdir(tmp_path)
+    expected = {"revision": git("rev-parse", "HEAD"), "dirty": False}
+    assert expected.items() <= dict(run_dir.git_revision() or {}).items()
+    (tmp_path / "file").write_text("2")
+    assert (run_dir.git_revision() or {})["dirty"] is True
+
+
+def test_no_repository_or_no_git_is_no_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_dir.git_revision() is None
+
+
+def test_a_new_run_never_takes_a_directory_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [open_run(Config(name="tiny"), now=NOW).path for _ in range(3)]
+    stem = "tiny-20260102-030405"
+    assert paths == [Path("runs") / n for n in (stem, f"{stem}-2", f"{stem}-3")]
+    assert all((path / "config.yaml").exists() for path in paths)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--mesh.fsdp", "2", "--mesh.data", "1"],
+        ["--checkpoint.every", "7", "--log.every", "3"],
+        ["--train.eval_every", "9", "--train.accumulation", "2", "--name", "other"],
+        ["--train.max_steps", "900", "--schedule.decay_steps", str(Config().train.max_steps)],
+    ],
+    ids=" ".join,
+)
+def test_what_decides_nothing_that_is_learnt_may_change(tmp_path: Path, flags: list[str]) -> None:
+    first = resolve(["--config", "quickstart", "--run_dir", str(tmp_path / "run")])
+    steps = ["--train.max_steps", str(Config().train.max_steps)]
+    first = resolve(["--run_dir", str(tmp_path / "run"), *steps])
+    open_run(first)
+    wanted = dict(zip(flags[::2], flags[1::2], strict=True))
+    flags = [word for pair in {"--train.max_steps": steps[1], **wanted}.items() for word in pair]
+    again = resolve(["--run_dir", str(tmp_path / "run"), *flags])
+    assert open_run(again).read_config() == again
+
+
+def test_another_run_is_refused_with_each_value_that_differs(run_path: str) -> None:
+    before = Path(run_path, "config.yaml").read_bytes()
+    other = resolve(
+        ["--run_dir", run_path, "--seed", "1", "--model.d_model", "64", "--log.every=2"]
+    )
+    with pytest.raises(ConfigError) as caught:
+        open_run(other)
+    (problem,) = caught.value.problems
+    lines = problem.splitlines()[1:]
+    assert lines == ["seed is 0 there and 1 here", "model.d_model is 160 there and 64 here"]
+    assert Path(run_path, "config.yaml").read_bytes() == before
+
+
+def test_every_value_is_compared_or_may_change_on_purpose() -> None:
+    free = run_dir.MAY_CHANGE
+    assert free <= set(leaves())
+    learnt_from = ("model.", "data.", "optimizer.", "schedule.", "seed")
+    assert {name for name in free if name.startswith(learnt_from)} == {
+        *("model.remat", "model.scan_layers", "model.attention", "data.cache_dir"),
+    }
+    decided_otherwise = {"train.max_steps", "schedule.decay_steps", "model.vocab_size"}
+    for name, leaf in leaves().items():
+        if name in free | decided_otherwise or name.startswith(run_dir.SECTIONS_THAT_MAY_CHANGE):
+            continue
+        saved, other = Config(), _with_another_value(leaf)
+        assert any(name in line for line in run_dir._differing(saved, other)), name
+
+
+def _with_another_value(leaf: Leaf) -> Config:
+    """Return the defaults with another value in one leaf, past the checks."""
+    config = Config()
+    section, _, field = leaf.name.rpartition(".")
+    holder = dataclasses.replace(getattr(config, section)) if section else config
+    object.__setattr__(holder, field, "another")
+    if section:
+        object.__setattr__(config, section, holder)
+    return config
+
+
+def test_a_longer_run_needs_its_schedule_said(run_path: str) -> None:
+    steps = resolve([]).train.max_steps
+    longer = ["--run_dir", run_path, "--train.max_steps", str(steps + 100)]
+    with pytest.raises(ConfigError, match=f"add --schedule.decay_steps {steps} to train on"):
+        open_run(resolve(longer))
+    open_run(resolve([*longer, "--schedule.decay_steps", str(steps)]))
+    # And once more by the first command, which asks for the same schedule.
+    open_run(resolve(["--run_dir", run_path]))
+
+
+def test_a_constant_learning_rate_lets_a_run_be_longer(tmp_path: Path) -> None:
+    same = ["--run_dir", str(tmp_path), "--schedule.name", "constant"]
+    open_run(resolve(same))
+    assert open_run(resolve([*same, "--train.max_steps", "9"])).read_config().train.max_steps == 9
+
+
+def test_the_vocabulary_of_the_tokenizer_is_kept_on_resume(run_path: str) -> None:
+    run = RunDirectory(Path(run_path))
+    run.write_config(run.read_config().with_vocabulary(777))
+    assert open_run(resolve(["--run_dir", run_path])).read_config().model.vocab_size == 777
+    with pytest.raises(ConfigError, match="vocab_from_tokenizer is true there and false here"):
+        open_run(resolve(["--run_dir", run_path, "--model.vocab_size", "4096"]))
+
+
+def test_the_written_file_starts_a_run_alike_elsewhere(run_path: str, tmp_path: Path) -> None:
+    saved = f"{run_path}/config.yaml"
+    config = resolve(["--config", saved, "--run_dir", str(tmp_path / "two"), "--seed", "5"])
+    assert dataclasses.replace(config, seed=0, run_dir=None) == resolve([])
+
+
+def test_files_without_a_configuration_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("precious")
+    with pytest.raises(ConfigError, match=r"holds metrics\.jsonl but no config\.yaml"):
+        open_run(Config(run_dir=str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_place_that_cannot_hold_a_run_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match="this is a file"):
+        open_run(Config(run_dir=str(file)))
+    with pytest.raises(ConfigError, match="cannot be made"):
+        open_run(Config(run_dir=str(file / "run")))
+
+
+def test_a_damaged_configuration_is_refused(run_path: str) -> None:
+    Path(run_path, "config.yaml").write_text("model: {n_layers: 3}\n")
+    with pytest.raises(ConfigError, match=r"cannot be read(.|\n)*did you mean model\.n_layer"):
+        open_run(resolve(["--run_dir", run_path]))
+
+
+def test_the_data_pointer(tmp_path: Path) -> None:
+    run = open_run(Config(run_dir=str(tmp_path / "run")))
+    assert run.data_pointer() is None
+    run.point_to_data(tmp_path / "shards", fingerprint="abc")
+    assert run.data_pointer() == (tmp_path / "shards", "abc")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_keep_every_digit() -> None:
+    config = assemble({"optimizer.learning_rate": math.pi * 1e-5})
+    assert yaml.safe_load(to_yaml(config))["optimizer"]["learning_rate"] == math.pi * 1e-5

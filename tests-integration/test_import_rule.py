@@ -1,0 +1,89 @@
+"""The import rule: tjx_nn may import tjx_kernels, no other package imports a sibling or an app."""
+
+import ast
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECTS = sorted(
+    path.parent
+    for pattern in ("packages/*/pyproject.toml", "apps/*/pyproject.toml")
+    for path in ROOT.glob(pattern)
+)
+PACKAGES = [project for project in PROJECTS if project.parent.name == "packages"]
+SIBLINGS = {"tjx_nn": {"tjx_kernels"}}
+
+
+def import_name(project: Path) -> str:
+    return next((project / "src").glob("tjx_*")).name
+
+
+def imported_modules(source: str) -> set[str]:
+    """Top-level names that a file imports, wherever in the file the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def project_imports(project: Path) -> set[str]:
+    files = [*(project / "src").rglob("*.py"), *(project / "src").rglob("*.pyi")]
+    return set().union(*(imported_modules(file.read_text()) for file in files))
+
+
+def test_all_seven_packages_are_seen() -> None:
+    expected = {"kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics"}
+    assert {project.name.removeprefix("tjx-") for project in PACKAGES} == expected
+
+
+@pytest.mark.parametrize("project", PACKAGES, ids=lambda project: project.name)
+def test_packages_import_no_sibling_and_no_app(project: Path) -> None:
+    own = import_name(project)
+    others = {name for name in project_imports(project) if name.startswith("tjx_")}
+    assert others - {own} <= SIBLINGS.get(own, set())
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
+def test_no_torch_and_no_tensorflow(project: Path) -> None:
+    assert not project_imports(project) & {"torch", "tensorflow"}
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
+def test_declared_dependencies_are_what_is_imported(project: Path) -> None:
+    metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(text) for text in metadata.get("dependencies", [])]
+    extras = [
+        Requirement(text)
+        for extra in metadata.get("optional-dependencies", {}).values()
+        for text in extra
+    ]
+    declared = {canonicalize_name(requirement.name) for requirement in needed + extras}
+
+    third_party = project_imports(project) - set(sys.stdlib_module_names) - {import_name(project)}
+    distributions = packages_distributions()
+    imported = set()
+    for module in third_party:
+        owners = {canonicalize_name(name) for name in distributions.get(module, [module])}
+        # A namespace shared by several distributions counts for the one that is declared.
+        imported |= owners & declared or owners
+
+    assert imported - declared == set(), "imported, but not declared in pyproject.toml"
+    unused = {canonicalize_name(requirement.name) for requirement in needed} - imported
+    assert unused == set(), "declared in pyproject.toml, but nowhere imported"
+
+
+def test_the_lazy_public_names_of_every_package_exist() -> None:
+    for project in PACKAGES:
+        module = __import__(import_name(project))
+        assert module.__all__, project.name
+        for name in module.__all__:
+            assert getattr(module, name) is not None
