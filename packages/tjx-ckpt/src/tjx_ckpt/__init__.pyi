@@ -1,0 +1,10 @@
+from .checkpointer import Checkpointer as Checkpointer
+from .config import CheckpointConfig as CheckpointConfig
+from .errors import AllCheckpointsCorruptError as AllCheckpointsCorruptError
+from .errors import CheckpointError as CheckpointError
+from .errors import CorruptCheckpointError as CorruptCheckpointError
+from .errors import CorruptCheckpointWarning as CorruptCheckpointWarning
+from .errors import DirectoryInUseError as DirectoryInUseError
+from .errors import MismatchError as MismatchError
+from .errors import NoCheckpointError as NoCheckpointError
+from .errors import SaveError as SaveError

@@ -1,0 +1,87 @@
+"""A state as a flat table: key -> leaf, and how two such tables differ.
+
+A checkpoint stores leaves under readable keys ("params/blocks/kernel"), never the Python classes
+that held them, so that nothing has to be unpickled or imported to read it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class LeafSpec(NamedTuple):
+    """Shape and dtype of one leaf."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a pytree under keys such as ``params/blocks/kernel``.
+
+    Raises
+    ------
+    ValueError
+        If two leaves have the same key.
+
+    Examples
+    --------
+    >>> flatten({"params": {"w": 1}, "moments": (2, 3)})
+    {'moments/0': 2, 'moments/1': 3, 'params/w': 1}
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        key = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        if key in leaves:
+            raise ValueError(f"two leaves have the key {key!r}: rename one")
+        leaves[key] = leaf
+    return leaves
+
+
+def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
+    """Return shape and dtype of each leaf; arrays and abstract arrays alike.
+
+    Raises
+    ------
+    ValueError
+        If leaves are not numeric arrays; the message names each.
+    """
+    specs: dict[str, LeafSpec] = {}
+    problems: list[str] = []
+    for key, leaf in leaves.items():
+        shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+        if shape is None or dtype is None:
+            problems.append(f"{key}: {type(leaf).__name__} is not an array; use np.asarray(...)")
+        elif not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
+            problems.append(f"{key}: dtype {dtype} cannot be saved; only numbers and booleans can")
+        else:
+            specs[key] = LeafSpec(tuple(int(size) for size in shape), np.dtype(dtype).name)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return specs
+
+
+def differences(wanted: Mapping[str, LeafSpec], saved: Mapping[str, LeafSpec]) -> list[str]:
+    """Return one line for each key, shape or dtype in which two tables differ.
+
+    Examples
+    --------
+    >>> differences({"w": LeafSpec((2,), "float32")}, {"w": LeafSpec((3,), "float32")})
+    ['w: shape (2,) was asked for, the checkpoint has (3,)']
+    """
+    lines: list[str] = []
+    for key in sorted(wanted.keys() | saved.keys()):
+        if key not in saved:
+            lines.append(f"{key}: was asked for, the checkpoint does not have it")
+        elif key not in wanted:
+            lines.append(f"{key}: was not asked for, the checkpoint has it")
+        else:
+            lines.extend(
+                f"{key}: {field} {want} was asked for, the checkpoint has {have}"
+                for field, want, have in zip(LeafSpec._fields, wanted[key], saved[key], strict=True)
+                if want != have
+            )
+    return lines

@@ -1,0 +1,136 @@
+"""Killed, failed and competing saves: what was complete before stays, and nothing else counts."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tjx_ckpt import Checkpointer, DirectoryInUseError, SaveError, folder, manifest
+
+STATE = {"a": np.zeros(3, np.float32)}
+
+SAVE_FOREVER = """
+import sys
+import numpy as np
+from tjx_ckpt import Checkpointer
+
+checkpointer = Checkpointer(sys.argv[1], keep=2)
+for step in range(1, 100_000):
+    checkpointer.save(step, {"w": np.full((64, 64), step), "step": np.int32(step)})
+    if step % 3 == 0:
+        checkpointer.wait()
+        print(step, flush=True)
+"""
+
+
+def kill_a_saving_process(directory: Path, after_s: float) -> int:
+    """Return the last step that it announced as saved."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVE_FOREVER, str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    time.sleep(after_s)
+    process.send_signal(signal.SIGKILL)
+    rest = process.communicate(timeout=30)[0]
+    return int((first + rest).split()[-1])
+
+
+def test_kill_9_at_any_moment_leaves_a_directory_to_go_on_from(tmp_path: Path) -> None:
+    moments = random.Random(0)  # noqa: S311  moments to kill at, not secrets
+    abstract = {"w": np.zeros((64, 64), np.int64), "step": np.int32(0)}
+    for _ in range(3):
+        announced = kill_a_saving_process(tmp_path, moments.uniform(0, 0.4))
+        with Checkpointer(tmp_path, keep=2) as checkpointer:
+            assert not folder.list_leftovers(tmp_path)
+            latest = checkpointer.latest_step()
+            assert latest is not None
+            assert latest >= announced
+            for step in checkpointer.steps():
+                assert checkpointer.verify(step) == []
+            restored = checkpointer.restore(abstract)
+            assert restored["step"] == latest
+            np.testing.assert_array_equal(restored["w"], np.full((64, 64), latest))
+        for step in checkpointer.steps():  # the next round counts from 1 again
+            folder.discard(tmp_path, step)
+
+
+def test_leftovers_are_no_checkpoints_and_go_at_open(tmp_path: Path) -> None:
+    for name in ("7.tmp", "6.discarded.tmp", "8.corrupt", "notes", "007"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    checkpointer = Checkpointer(tmp_path)
+    assert checkpointer.latest_step() is None
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".writer", "007", "8.corrupt", "notes"}
+
+
+def test_two_runs_cannot_save_into_one_directory(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path) as first:
+        first.save(1, STATE)
+        first.wait()
+        alive = folder.temporary_path(tmp_path, 2)
+        alive.mkdir()  # as the first run's next save
+        with Checkpointer(tmp_path) as second:
+            assert alive.exists()
+            with pytest.raises(DirectoryInUseError, match=r"process \d+ on"):
+                second.save(2, STATE)
+    with Checkpointer(tmp_path) as second:
+        second.save(2, STATE)
+
+
+@pytest.mark.parametrize(
+    "failing", [(folder, "fsync_tree"), (manifest, "write"), (folder, "commit")]
+)
+def test_an_error_in_the_background_is_raised_at_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[Any, str]
+) -> None:
+    def disk_full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, STATE)
+        checkpointer.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(*failing, disk_full)
+            checkpointer.save(2, STATE)
+            with pytest.raises(SaveError, match=r"step 2 failed: OSError.*No space left") as caught:
+                checkpointer.save(3, STATE)
+        assert caught.value.step == 2
+        assert not folder.list_leftovers(tmp_path)
+        assert checkpointer.steps() == [1]
+        checkpointer.save(3, STATE)  # the error was told once; the next save works
+        checkpointer.wait()
+        assert checkpointer.steps() == [1, 3]
+
+
+def test_close_raises_what_the_last_save_met_and_frees_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "commit", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+        checkpointer.save(2, STATE)
+        with pytest.raises(SaveError, match="gone"):
+            checkpointer.close()
+    with Checkpointer(tmp_path) as other:
+        other.save(1, STATE)
+
+
+def test_saving_and_restoring_print_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, STATE)
+        checkpointer.restore(STATE)
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,203 @@
+"""Corpora: text of one's own, the text that Python carries, and answers when the hub is away."""
+
+import hashlib
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tjx_data import CORPORA, HubError, Tokenizer, hub, load_corpus, load_files, python_docs
+from tjx_data.corpora import Download, Hub, join_wikitext
+from tjx_data.files import SEPARATOR
+
+
+def test_python_docs_are_documents_in_a_fixed_order() -> None:
+    documents = list(load_corpus("python-docs"))
+    assert documents == list(load_corpus("python-docs"))
+    assert len(documents) > 1000
+    assert sum(map(len, documents)) > 1_000_000
+    assert len(set(documents)) == len(documents)
+    assert all(len(text) >= python_docs.SHORTEST for text in documents)
+    assert any("Serialize ``obj`` to a JSON formatted ``str``" in text for text in documents)
+    assert any(text.startswith('The "assert" statement') for text in documents)
+    assert not any("turtledemo" in text and "idlelib" in text for text in documents)
+
+
+def test_python_docs_take_whole_definitions_and_skip_what_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "A docstring that is long enough to be kept."
+    (tmp_path / "b.py").write_text(
+        f'"""Module b. {long}"""\nif 1:\n  class C:\n    """C. {long}"""\n'
+        f'    def f(self):\n      """f. {long}"""\n\ndef g():\n  """Short."""\n'
+        f'def h():\n  """Module b. {long}"""\n'
+    )
+    (tmp_path / "a.py").write_text(f'def first():\n  """\n    first.\n      {long}\n  """\n')
+    (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "latin.py").write_bytes(b'"""caf\xe9"""')
+    (tmp_path / "dangling.py").symlink_to(tmp_path / "nowhere")
+    for folder in ("test", "site-packages"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "c.py").write_text(f'"""Excluded. {long}"""')
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(python_docs, "_topics", lambda: ["a topic that is long enough to be kept"])
+    assert python_docs.documents.__wrapped__() == (
+        "a topic that is long enough to be kept",
+        f"first.\n  {long}",
+        f"Module b. {long}",
+        f"C. {long}\n\nf. {long}",
+    )
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab<|>eé\n"), max_size=30), min_size=1, max_size=5),
+    st.integers(1, 9),
+)
+@settings(deadline=None)
+def test_separators_split_documents_wherever_blocks_end(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], block: int
+) -> None:
+    file = tmp_path_factory.mktemp("files") / "stories.txt"
+    file.write_text(SEPARATOR.join(["x", *texts]), encoding="utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tjx_data.files.BLOCK_BYTES", block)
+        documents = list(load_files(file))
+    expected = [text.strip("\n") for text in texts[:-1]]
+    # What ends the file is no separator; and an end right after a separator is no document.
+    if last := texts[-1].lstrip("\n"):
+        expected.append(last)
+    assert documents == ["x", *expected]
+
+
+def test_files_come_in_order_and_unchanged(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes("zwei\r\n\n é".encode())
+    (tmp_path / "a [1].txt").write_bytes(b"\none\n")
+    assert list(load_files(tmp_path / "*.txt")) == ["\none\n", "zwei\r\n\n é"]
+    assert list(load_files(tmp_path / "a [1].txt")) == ["\none\n"]
+
+
+def test_every_file_that_is_no_text_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "blank.txt").write_bytes(b" \n")
+    (tmp_path / "latin.txt").write_bytes(b"x" * (1 << 20) + b"caf\xe9 noir")
+    (tmp_path / "cut.txt").write_bytes("é".encode()[:1])
+    (tmp_path / "good.txt").write_bytes(b"good")
+    with pytest.raises(ValueError, match=r"empty\.txt: is empty") as error:
+        load_files(str(tmp_path / "*.txt"))
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    assert "blank.txt: holds nothing but white space" in lines[0]
+    assert "cut.txt: not UTF-8 text at byte 0" in lines[1]
+    assert f"latin.txt: not UTF-8 text at byte {(1 << 20) + 3}" in lines[3]
+    with pytest.raises(ValueError, match="matches no file"):
+        load_files(tmp_path / "*.md")
+    with pytest.raises(ValueError, match="no such file"):
+        load_files(tmp_path / "none.txt")
+    with pytest.raises(ValueError, match="is a folder"):
+        load_files(tmp_path)
+
+
+def test_an_unknown_corpus_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'wikitext-103'"):
+        load_corpus("wikitext103")
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An address where nothing listens, and no cache."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize("corpus", ["wikitext-2", "tinystories", "shakespeare"])
+def test_without_the_hub_an_error_within_seconds_names_the_ways_on(
+    corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    if corpus == "shakespeare":
+        monkeypatch.setitem(CORPORA, corpus, _download("http://127.0.0.1:9/input.txt", b""))
+    begin = time.monotonic()
+    with pytest.raises(HubError, match=rf"'{corpus}'.*cannot be reached") as error:
+        load_corpus(corpus)
+    assert time.monotonic() - begin < 10
+    assert "--data.corpus python-docs" in str(error.value)
+    assert "--data.path FILE_OR_GLOB" in str(error.value)
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_without_the_hub_its_tokenizers_are_refused_within_seconds() -> None:
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(HubError, match=r"tokenizer='nobody/gpt2'.*--data.tokenizer bpe"):
+        Tokenizer.load("nobody/gpt2")
+
+
+def test_offline_by_choice_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids"):
+        load_corpus("openwebtext")
+
+
+def test_a_cached_tokenizer_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own cache layout, filled by hand."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
+    repo = tmp_path / "models--nobody--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0" * 40)
+    (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    from tjx_data import char_tokenizer
+
+    char_tokenizer(["abc"]).save(repo / "snapshots" / ("0" * 40) / "tokenizer.json")
+    assert Tokenizer.load("nobody/tiny").encode("cab") == [2, 0, 1]
+
+
+def test_hub_rows_become_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in the hub's format stands for the hub."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text(
+        '{"text": " = A = \\n"}\n{"text": " one \\n"}\n{"text": " = B = \\n"}\n'
+    )
+    entry = Hub(licence="none", tokenizer="gpt2", repo=str(folder), join=join_wikitext)
+    monkeypatch.setitem(CORPORA, "local", entry)
+    documents = load_corpus("local")
+    assert list(documents) == list(documents) == [" = A = \n one \n", " = B = \n"]
+    assert documents.source["licence"] == "none"
+    wrong = Hub(licence="none", tokenizer="gpt2", repo=str(folder), field="txt")
+    monkeypatch.setitem(CORPORA, "local", wrong)
+    with pytest.raises(ValueError, match=r"no field 'txt', but \['text'\]"):
+        load_corpus("local")
+
+
+def _download(url: str, content: bytes) -> Download:
+    digest = hashlib.sha256(content).hexdigest()
+    return Download(licence="none", tokenizer="bpe", url=url, sha256=digest)
+
+
+def test_a_download_is_checked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hub, "reachable", lambda _: True)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    served = tmp_path / "input.txt"
+    served.write_bytes(b"Speak, speak.")
+    monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"something else"))
+    with pytest.raises(ValueError, match="it was changed"):
+        load_corpus("play")
+    monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"Speak, speak."))
+    assert list(load_corpus("play")) == ["Speak, speak."]
+    served.unlink()  # the second time it comes from the cache
+    assert list(load_corpus("play")) == ["Speak, speak."]

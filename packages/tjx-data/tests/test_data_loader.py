@@ -1,0 +1,236 @@
+"""The loader: a pure function of (seed, step), exact over epochs, shards and processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tjx_data import TokenLoader, batch_bytes, char_tokenizer, prepare, train_bpe
+
+EOT = "<|endoftext|>"
+ALPHABET = "".join(chr(0x4E00 + i) for i in range(3000))
+# Every token of the stream differs from every other: what a batch shows tells where it was read.
+DISTINCT = char_tokenizer([ALPHABET])
+
+
+def _distinct_set(directory: Path, n_tokens: int, shard_tokens: int) -> Path:
+    """Make a set whose training stream is 0, 1, 2, ..., n_tokens - 1."""
+    text = ALPHABET[: n_tokens + 1]
+    prepare(
+        [text],
+        DISTINCT,
+        directory / "set",
+        holdout="tail",
+        holdout_fraction=0.5 / (n_tokens + 1),
+        shard_tokens=shard_tokens,
+    )
+    return directory / "set"
+
+
+sizes = st.tuples(
+    st.integers(2, 120),  # tokens
+    st.integers(1, 12),  # seq_len
+    st.integers(1, 9),  # batch_size
+    st.integers(6, 60),  # shard_tokens
+    st.integers(0, 2**64 - 1),  # seed
+).filter(lambda size: size[0] > size[1])
+
+
+@given(sizes)
+@settings(max_examples=50, deadline=None)
+def test_every_epoch_shows_every_label_once_after_its_own_token(
+    tmp_path_factory: pytest.TempPathFactory, size: tuple[int, int, int, int, int]
+) -> None:
+    n_tokens, seq_len, batch_size, shard_tokens, seed = size
+    directory = _distinct_set(tmp_path_factory.mktemp("loader"), n_tokens, shard_tokens)
+    loader = TokenLoader(directory, seq_len=seq_len, batch_size=batch_size, seed=seed)
+    n = loader.windows_per_epoch
+    assert n == (n_tokens - 1) // seq_len
+    batches = [loader.batch(step) for step in range(-(-3 * n // batch_size))]
+    tokens = np.concatenate([batch["tokens"] for batch in batches])
+    labels = np.concatenate([batch["labels"] for batch in batches])
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, tokens + 1)  # the stream counts: the next token is +1
+    for epoch in range(3):
+        of_epoch = labels[epoch * n : (epoch + 1) * n].ravel()
+        assert len(set(of_epoch.tolist())) == len(of_epoch) == n * seq_len
+        assert of_epoch.min() >= 1
+        assert of_epoch.max() < n_tokens
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _distinct_set(tmp_path_factory.mktemp("counting"), 1000, 130)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(counting: Path) -> None:
+    loader = TokenLoader(counting, seq_len=9, batch_size=111, seed=1)
+    assert loader.windows_per_epoch == 111
+    first, second = (loader.batch(step)["tokens"][:, 0] for step in (0, 1))
+    other = TokenLoader(counting, seq_len=9, batch_size=111, seed=2).batch(0)["tokens"][:, 0]
+    assert (np.sort(first) // 9).tolist() == (np.sort(second) // 9).tolist()
+    for order in (second, other, np.sort(first)):
+        assert (first // 9 == order // 9).mean() < 0.1
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=8))
+@settings(max_examples=30, deadline=None)
+def test_a_batch_depends_on_seed_and_step_alone(counting: Path, steps: list[int]) -> None:
+    walked = TokenLoader(counting, seq_len=16, batch_size=12, seed=5)
+    for step in steps:
+        fresh = TokenLoader(counting, seq_len=16, batch_size=12, seed=5)
+        for name, array in walked.batch(step).items():
+            np.testing.assert_array_equal(array, fresh.batch(step)[name])
+
+
+@given(st.integers(0, 500), st.sampled_from([1, 2, 4, 8]))
+@settings(max_examples=40, deadline=None)
+def test_rows_of_processes_interleave_to_the_global_batch(
+    counting: Path, step: int, n: int
+) -> None:
+    alone = TokenLoader(counting, seq_len=16, batch_size=8, seed=5)
+    together = [
+        TokenLoader(counting, seq_len=16, batch_size=8, seed=5, process_index=i, process_count=n)
+        for i in range(n)
+    ]
+    assert {loader.fingerprint for loader in together} == {alone.fingerprint}
+    rows = {name: np.empty_like(array) for name, array in alone.batch(step).items()}
+    for i, loader in enumerate(together):
+        for name, array in loader.batch(step).items():
+            rows[name][i::n] = array
+    for name, array in alone.batch(step).items():
+        np.testing.assert_array_equal(rows[name], array)
+
+
+@given(sizes, st.sampled_from([1, 2]), st.none() | st.integers(1, 150))
+@settings(max_examples=40, deadline=None)
+def test_evaluation_visits_each_label_once(
+    tmp_path_factory: pytest.TempPathFactory,
+    size: tuple[int, int, int, int, int],
+    process_count: int,
+    max_tokens: int | None,
+) -> None:
+    n_tokens, seq_len, batch_size, shard_tokens, _ = size
+    directory = _distinct_set(tmp_path_factory.mktemp("loader"), n_tokens, shard_tokens)
+    seen: list[int] = []
+    n_batches = set()
+    for i in range(process_count):
+        loader = TokenLoader(
+            directory,
+            seq_len=seq_len,
+            batch_size=batch_size * process_count,
+            process_index=i,
+            process_count=process_count,
+        )
+        batches = list(loader.evaluation_batches(max_tokens))
+        n_batches.add(len(batches))
+        for batch in batches:
+            assert batch["tokens"].shape == batch["labels"].shape == (batch_size, seq_len)
+            counted = batch["labels"] != -100
+            np.testing.assert_array_equal(batch["labels"][counted], batch["tokens"][counted] + 1)
+            seen += batch["labels"][counted].tolist()
+    last = n_tokens - 1 if max_tokens is None else min(max_tokens, n_tokens - 1)
+    assert sorted(seen) == list(range(1, last + 1))
+    assert len(n_batches) == 1
+
+
+def test_bytes_behind_the_labels_are_the_bytes_of_the_text(tmp_path: Path) -> None:
+    texts = [f"Größe {i}: the cat sat on the mat 日本.\n" * (i % 3 + 1) for i in range(40)]
+    tokenizer = train_bpe(texts, 290)
+    index = prepare(texts, tokenizer, tmp_path / "set", holdout_fraction=0.3)
+    for split, entry in index.splits.items():
+        loader = TokenLoader(tmp_path / "set", split=split, seq_len=7, batch_size=3)
+        n_bytes = sum(
+            batch_bytes(batch["labels"], tokenizer.token_byte_lengths)
+            for batch in loader.evaluation_batches()
+        )
+        assert n_bytes == entry.n_text_bytes == loader.n_text_bytes
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def test_damage_is_refused_by_name(tmp_path: Path) -> None:
+    directory = _distinct_set(tmp_path, 500, 200)
+    TokenLoader(directory, seq_len=8, batch_size=2).verify()
+    shard = directory / "train_00001.bin"
+    whole = shard.read_bytes()
+
+    _flip(shard)  # only reading all of it can tell
+    with pytest.raises(ValueError, match=r"train_00001\.bin: SHA-256 is"):
+        TokenLoader(directory, seq_len=8, batch_size=2).verify()
+    shard.write_bytes(whole[:-2])
+    with pytest.raises(ValueError, match=r"train_00001\.bin: has 398 bytes, the index says 400"):
+        TokenLoader(directory, seq_len=8, batch_size=2)
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"train_00001\.bin: missing"):
+        TokenLoader(directory, seq_len=8, batch_size=2)
+    shard.write_bytes(whole)
+
+    for name, old, new, message in (
+        ("tokenizer.json", "<unk>", "<ukn>", "SHA-256 is"),
+        ("index.json", "uint16", "uint32", "damaged"),
+        ("index.json", "{", "", "damaged"),
+        ("index.json", "tjx-data 1", "tjx-data 2", "this version reads 'tjx-data 1'"),
+    ):
+        content = (directory / name).read_text()
+        (directory / name).write_text(content.replace(old, new, 1))
+        with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+            TokenLoader(directory, seq_len=8, batch_size=2)
+        (directory / name).write_text(content)
+    TokenLoader(directory, seq_len=8, batch_size=2).verify()
+    (directory / "index.json").unlink()
+    with pytest.raises(ValueError, match=r"index\.json is missing"):
+        TokenLoader(directory, seq_len=8, batch_size=2)
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    directory = _distinct_set(tmp_path, 100, 200)
+    other = char_tokenizer([ALPHABET[:-1]])
+    TokenLoader(directory, seq_len=8, batch_size=2, tokenizer=DISTINCT)
+    with pytest.raises(ValueError, match=other.fingerprint[:16]) as error:
+        TokenLoader(directory, seq_len=8, batch_size=2, tokenizer=other)
+    assert DISTINCT.fingerprint[:16] in str(error.value)
+
+
+def test_the_fingerprint_tells_what_decides_the_batches(counting: Path, tmp_path: Path) -> None:
+    other = _distinct_set(tmp_path, 999, 130)
+
+    def fingerprint(directory: Path, seq_len: int, batch_size: int, seed: int) -> str:
+        loader = TokenLoader(directory, seq_len=seq_len, batch_size=batch_size, seed=seed)
+        return loader.fingerprint
+
+    one = (counting, 8, 2, 0)
+    assert fingerprint(*one) == fingerprint(*one)
+    changed = [(counting, 9, 2, 0), (counting, 8, 4, 0), (counting, 8, 2, 1), (other, 8, 2, 0)]
+    assert len({fingerprint(*settings) for settings in [one, *changed]}) == 5
+
+
+def test_wrong_numbers_are_told_at_once(counting: Path) -> None:
+    with pytest.raises(ValueError, match="seq_len=0") as error:
+        TokenLoader(counting, seq_len=0, batch_size=5, seed=-1, process_index=2, process_count=2)
+    assert len(str(error.value).splitlines()) == 4
+    with pytest.raises(ValueError, match="has 1000 tokens, too few"):
+        TokenLoader(counting, seq_len=1000, batch_size=1)
+
+
+def test_importing_a_config_loads_no_arrays_and_no_jax() -> None:
+    program = (
+        "import sys; from tjx_data import DataConfig; DataConfig(); "
+        "print([m for m in ('numpy', 'jax', 'tokenizers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,317 @@
+"""Prepared sets: exact, the same each time, whole or not there, split as promised."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tjx_data.dataset
+from tjx_data import (
+    DataConfig,
+    Documents,
+    Tokenizer,
+    TokenLoader,
+    char_tokenizer,
+    find_problems,
+    load_files,
+    open_or_prepare,
+    prepare,
+    read_index,
+)
+from tjx_data.documents import Holdout, SplitName, split_documents
+from tjx_data.main import main
+
+EOT = "<|endoftext|>"
+CHARACTERS = char_tokenizer(["abcdefghij\né 0123456789."], special_tokens=(EOT,))
+DOCUMENTS = [f"document {i}.\n" * (1 + i % 4) for i in range(60)]
+SENTENCES = "the cat sat on the mat. the hat sat on the bat. a bat sat on a cat.\n" * 30
+
+
+def _stream(directory: Path, split: SplitName) -> list[int]:
+    loader = TokenLoader(directory, split=split, seq_len=1, batch_size=1)
+    return [int(i) for i in loader.read(0, loader.n_tokens)]
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@given(
+    st.lists(st.text(st.sampled_from("abé \n")), min_size=12, max_size=30),
+    st.integers(7, 60),
+    st.sampled_from(["documents", "tail"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_set_holds_every_document_once_between_ends_of_text(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], shard_tokens: int, holdout: Holdout
+) -> None:
+    out = tmp_path_factory.mktemp("set") / "out"
+    documents = ["a", *texts, "b" * 5, "j", "i", "h"]  # both splits get something
+    index = prepare(
+        documents, CHARACTERS, out, holdout=holdout, holdout_fraction=0.4, shard_tokens=shard_tokens
+    )
+    expected: dict[SplitName, list[str]] = {"train": [], "validation": []}
+    for split, text in split_documents(documents, holdout, 0.4):
+        if text.strip():
+            expected[split].append(text)
+    for split, kept in expected.items():
+        entry = index.splits[split]
+        eot = CHARACTERS.eot_id
+        assert _stream(out, split) == [
+            eot,
+            *(i for t in kept for i in (*CHARACTERS.encode(t), eot)),
+        ]
+        assert entry.n_documents == len(kept)
+        assert entry.n_text_bytes == sum(len(text.encode()) for text in kept)
+        loader = TokenLoader(out, split=split, seq_len=1, batch_size=1)
+        for i, text in enumerate(kept):
+            assert CHARACTERS.decode(loader.document(i)) == text
+        # Every shard but the last is full, none is empty.
+        sizes = [shard.n_bytes // 2 for shard in entry.shards]
+        assert all(size == shard_tokens for size in sizes[:-1])
+        assert 0 < sizes[-1] <= shard_tokens
+    if holdout == "documents":
+        assert index.n_empty_documents == sum(not text.strip() for text in texts)
+    assert read_index(out) == index
+
+
+def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+    prepare(DOCUMENTS, CHARACTERS, tmp_path / "a", shard_tokens=100)
+    prepare(iter(DOCUMENTS), CHARACTERS, tmp_path / "b", shard_tokens=100)
+    assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
+    for name, content in _contents(tmp_path / "a").items():
+        if name.startswith("train_0"):
+            entry = next(
+                e for e in read_index(tmp_path / "a").splits["train"].shards if e.name == name
+            )
+            assert hashlib.sha256(content).hexdigest() == entry.sha256
+
+
+def test_long_documents_are_encoded_as_a_whole(tmp_path: Path) -> None:
+    """Pieces and batches leave no trace in the tokens."""
+    tokenizer = tjx_data.train_bpe([SENTENCES], 270)
+    long = [SENTENCES * 40, SENTENCES, "a cat."] * 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tjx_data.preparation.BATCH_CHARACTERS", 5000)
+        prepare(long, tokenizer, tmp_path / "out", holdout="tail", holdout_fraction=0.01)
+    eot = tokenizer.eot_id
+    kept = [text for split, text in split_documents(long, "tail", 0.01) if split == "train"]
+    expected = [eot, *(i for text in kept for i in (*tokenizer.encode(text), eot))]
+    assert _stream(tmp_path / "out", "train") == expected
+
+
+def test_the_tail_is_nanogpts_split_by_characters(tmp_path: Path) -> None:
+    text = "".join("abcdefghij"[i % 10] for i in range(1003)) + "é" * 2
+    tokenizer = char_tokenizer([text])
+    prepare([text], tokenizer, tmp_path / "out", holdout="tail", holdout_fraction=0.1)
+    border = int(1005 * 0.9)
+    assert _stream(tmp_path / "out", "train") == tokenizer.encode(text[:border])
+    assert _stream(tmp_path / "out", "validation") == tokenizer.encode(text[border:])
+
+
+def test_documents_keep_their_side_whatever_their_place() -> None:
+    sides = dict(zip(DOCUMENTS, (s for s, _ in split_documents(DOCUMENTS, "documents", 0.3))))  # noqa: B905  equal by construction
+    backwards = {text: side for side, text in split_documents(DOCUMENTS[::-1], "documents", 0.3)}
+    assert sides == backwards
+    many = [f"text {i}" for i in range(4000)]
+    held_out = sum(side == "validation" for side, _ in split_documents(many, "documents", 0.1))
+    assert 0.08 < held_out / 4000 < 0.12
+
+
+def test_wide_vocabularies_are_stored_in_uint32(tmp_path: Path) -> None:
+    wide = char_tokenizer([chr(i) for i in range(0xE000, 0xE000 + 6000)] + _cjk(66000))
+    assert wide.vocab_size > 1 << 16
+    last = _cjk(66000)[-1]
+    index = prepare([last * 50], wide, tmp_path / "out", holdout="tail")
+    assert index.dtype == "uint32"
+    assert _stream(tmp_path / "out", "train") == wide.encode(last * 45)
+
+
+def _cjk(n: int) -> list[str]:
+    return [chr(0x20000 + i) for i in range(n)]
+
+
+def test_what_cannot_be_split_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"single document.*holdout='tail'"):
+        prepare(["abc"], CHARACTERS, tmp_path / "out")
+    with pytest.raises(ValueError, match="no document with text"):
+        prepare(["", " \n"], CHARACTERS, tmp_path / "out")
+    with pytest.raises(ValueError, match="none of the 2 documents for validation"):
+        prepare(["abc", "def"], CHARACTERS, tmp_path / "out", holdout_fraction=1e-9)
+    with pytest.raises(ValueError, match="no text for training"):
+        prepare(["ab"], CHARACTERS, tmp_path / "out", holdout="tail", holdout_fraction=0.9)
+    with pytest.raises(ValueError, match="reads the documents twice"):
+        prepare(iter(["abc"]), CHARACTERS, tmp_path / "out", holdout="tail")
+    assert list(tmp_path.iterdir()) == []
+    prepare(DOCUMENTS, CHARACTERS, tmp_path / "out")
+    with pytest.raises(ValueError, match="not an empty folder"):
+        prepare(DOCUMENTS, CHARACTERS, tmp_path / "out")
+
+
+DIES_BETWEEN_SHARDS = """
+import os, signal, sys
+from tjx_data import DataConfig, open_or_prepare, preparation
+
+def progress(stage, done, total):
+    if stage == "write shards" and done > 300:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+preparation.BATCH_CHARACTERS = 100
+open_or_prepare(DataConfig(path=sys.argv[1], tokenizer="char"), sys.argv[2], progress=progress)
+"""
+
+
+def test_a_kill_leaves_no_set_and_the_next_start_makes_it(text_file: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    died = subprocess.run(
+        [sys.executable, "-c", DIES_BETWEEN_SHARDS, str(text_file), str(cache)],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    (left,) = [path for path in cache.iterdir() if path.is_dir()]
+    assert ".tmp-" in left.name
+    assert (left / "train_00000.bin").stat().st_size > 0
+    with pytest.raises(ValueError, match=r"index\.json is missing"):
+        TokenLoader(left, seq_len=8, batch_size=2)
+    directory = open_or_prepare(DataConfig(path=str(text_file), tokenizer="char"), cache)
+    prepare(load_files(text_file), Tokenizer.load(directory), tmp_path / "direct")
+    assert _contents(directory) == _contents(tmp_path / "direct")
+    assert [path for path in cache.iterdir() if path.is_dir()] == [directory]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text(SENTENCES + EOT.join(SENTENCES[i : i + 90] for i in range(0, 2000, 45)))
+    return file
+
+
+def test_a_second_start_reuses_and_any_change_makes_anew(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    config = DataConfig(path=str(text_file), vocab_size=265)
+    stages = set()
+    first = open_or_prepare(config, cache, progress=lambda *report: stages.add(report[0]))
+    assert stages == {"train tokenizer", "write shards"}
+    with monkeypatch.context() as patch:
+        patch.setattr(tjx_data.dataset, "prepare", lambda *_, **__: pytest.fail("made again"))
+        assert open_or_prepare(config, cache) == first
+        moved = text_file.rename(tmp_path / "moved.txt")
+        assert open_or_prepare(DataConfig(path=str(moved), vocab_size=265), cache) == first
+    folders = {first}
+    config = DataConfig(path=str(moved), vocab_size=265)
+    for other in (
+        replace(config, vocab_size=266),
+        replace(config, tokenizer="char"),
+        replace(config, holdout_fraction=0.2),
+        replace(config, tokenizer=str(first), holdout="tail"),
+    ):
+        folders.add(open_or_prepare(other, cache))
+    moved.write_text(moved.read_text() + "more")
+    folders.add(open_or_prepare(DataConfig(path=str(moved), vocab_size=265), cache))
+    assert len(folders) == 6
+
+
+def test_the_tokenizer_never_sees_what_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    train_bpe = tjx_data.train_bpe
+
+    def spy(texts: Iterable[str], vocab_size: int, progress: None) -> Tokenizer:
+        seen.extend(texts)
+        return train_bpe(seen, vocab_size, progress=progress)
+
+    documents = Documents({}, lambda: DOCUMENTS)
+    monkeypatch.setattr("tjx_data.dataset.load_corpus", lambda _: documents)
+    monkeypatch.setattr("tjx_data.dataset.train_bpe", spy)
+    open_or_prepare(DataConfig(vocab_size=260), tmp_path)
+    expected = [
+        text for side, text in split_documents(DOCUMENTS, "documents", 0.1) if side == "train"
+    ]
+    assert seen == expected
+
+
+def test_of_two_starts_at_once_one_makes_the_set_and_one_waits(
+    text_file: Path, tmp_path: Path
+) -> None:
+    config = DataConfig(path=str(text_file), vocab_size=265)
+    begun = threading.Event()
+    reports: list[str] = []
+
+    def slow(stage: str, done: int, total: int | None) -> None:
+        reports.append("first")
+        if not begun.is_set():
+            begun.set()
+            time.sleep(0.5)  # the second start is at the door meanwhile
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(open_or_prepare, config, tmp_path / "c", progress=slow)
+        assert begun.wait(30)
+        second = pool.submit(
+            open_or_prepare, config, tmp_path / "c", progress=lambda *_: reports.append("second")
+        )
+        assert first.result() == second.result()
+    assert set(reports) == {"first"}
+    TokenLoader(first.result(), seq_len=8, batch_size=2).verify()
+
+
+def test_all_mistakes_in_a_config_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="corpus") as error:
+        DataConfig(corpus="pyton-docs", seq_len=0, vocab_size=3, holdout_fraction=2.0)
+    assert len(str(error.value).splitlines()) == 4
+    assert "did you mean 'python-docs'" in str(error.value)
+    config = DataConfig(path=str(tmp_path / "none.txt"), tokenizer="none.json")
+    problems = find_problems(config)
+    assert len(problems) == 2
+    assert "none.txt" in problems[0]
+    assert "none.json" in problems[1]
+    assert find_problems(DataConfig()) == []
+
+
+def test_auto_means_what_suits_the_corpus() -> None:
+    assert DataConfig(tokenizer="auto").tokenizer_kind == "bpe"
+    assert DataConfig(tokenizer="auto", corpus="wikitext-103").tokenizer_kind == "gpt2"
+    own = DataConfig(tokenizer="auto", corpus="wikitext-103", path="mine.txt")
+    assert own.tokenizer_kind == "bpe"
+
+
+def test_the_command_prepares_and_inspects(
+    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--path", str(text_file), "--vocab_size", "265", "--cache_dir", str(tmp_path / "c")]
+    assert main(["prepare", *options]) == 0
+    directory = capsys.readouterr().out.splitlines()[0]
+    assert main(["inspect", directory, "--verify"]) == 0
+    shown = capsys.readouterr().out
+    assert "265 tokens, uint16" in shown
+    assert "train: all hashes are right" in shown
+    assert "the cat sat on the mat" in shown
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "no prepared data here" in capsys.readouterr().err
+    assert main(["prepare", "--corpus", "wikitext"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_the_index_is_plain_json_without_times(tmp_path: Path) -> None:
+    prepare(DOCUMENTS, CHARACTERS, tmp_path / "out", source={"corpus": "mine"})
+    content = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert content["source"] == {"corpus": "mine"}
+    starts = np.fromfile(tmp_path / "out" / "train_starts.bin", "<u8")
+    assert len(starts) == content["splits"]["train"]["n_documents"]
+    assert starts[0] == 1

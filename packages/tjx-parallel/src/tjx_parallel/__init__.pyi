@@ -1,0 +1,14 @@
+from .batches import batch_process as batch_process
+from .batches import batch_sharding as batch_sharding
+from .batches import shard_batch as shard_batch
+from .config import AXES as AXES
+from .config import MeshConfig as MeshConfig
+from .constraints import make_constraint as make_constraint
+from .mesh import make_mesh as make_mesh
+from .processes import initialize as initialize
+from .processes import is_main as is_main
+from .rules import DEFAULT_ROWS as DEFAULT_ROWS
+from .rules import ShardingRules as ShardingRules
+from .shardings import param_shardings as param_shardings
+from .shardings import replicated as replicated
+from .shardings import state_shardings as state_shardings

@@ -1,0 +1,153 @@
+"""What fits a mesh is laid out as the table says, what does not is explained."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tjx_parallel import (
+    AXES,
+    MeshConfig,
+    ShardingRules,
+    batch_process,
+    batch_sharding,
+    initialize,
+    is_main,
+    make_mesh,
+    param_shardings,
+    shard_batch,
+    state_shardings,
+)
+
+# JAX declares these without types.
+Abstract: Any = jax.ShapeDtypeStruct
+P: Any = PartitionSpec
+
+
+def shape(*sizes: int) -> Any:
+    return Abstract(sizes, np.float32)
+
+
+@given(st.permutations(range(3)), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
+def test_one_axis_fills_what_is_left(order: list[int], a: int, b: int, c: int) -> None:
+    names = [("data", "fsdp", "tensor")[index] for index in order]
+    sizes = dict(zip(names, (a, b, -1), strict=True))
+    assert MeshConfig(**{"data": 1, **sizes}).axis_sizes(a * b * c)[names[2]] == c
+
+
+def test_a_mesh_has_all_axes_in_auto_mode_and_uses_each_device_once() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    assert mesh.axis_names == AXES
+    assert mesh.devices.shape == (1, 2, 2, 1, 1, 2)
+    assert set(mesh.devices.flat) == set(jax.devices())
+    assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+def test_wrong_sizes_are_named_with_both_numbers() -> None:
+    with pytest.raises(ValueError, match=r"fsdp=3 needs a multiple of 3 devices, there are 8"):
+        make_mesh(MeshConfig(fsdp=3))
+    with pytest.raises(ValueError, match=r"data=2 x tensor=2 needs 4 devices, there are 8"):
+        make_mesh(MeshConfig(data=2, tensor=2))
+    with pytest.raises(ValueError, match=r"of 1 device needs 1 devices, there are 8"):
+        make_mesh(MeshConfig(data=1))
+
+
+def test_all_mistakes_in_a_config_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match="tensor = 0") as caught:
+        MeshConfig(tensor=0, stage=2, context=-1, fsdp=-1)
+    message = str(caught.value)
+    assert "stage = 2: this version" in message
+    assert "context = -1: this version" in message
+    assert "data and fsdp and context are -1" in message
+
+
+def test_a_row_can_be_replaced_and_added() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=4))
+    rules = ShardingRules({"embed": ("data", "fsdp"), "memory": ("fsdp",)})
+    assert rules.spec(mesh, ("embed", "mlp"), (8, 8)) == P(("data", "fsdp"), None)
+    assert rules.spec(mesh, ("memory",), (8,)) == P("fsdp")
+
+
+def test_a_mesh_axis_divides_only_the_first_dimension_that_asks() -> None:
+    rules = ShardingRules()
+    spec = rules.spec(make_mesh(MeshConfig(fsdp=8)), ("embed", "embed"), (8, 8))
+    assert spec == P("fsdp", None)
+
+
+def test_rules_name_what_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="'node' is no mesh axis"):
+        ShardingRules({"embed": ("node",)})
+    with pytest.raises(ValueError, match="is no mesh axis"):
+        ShardingRules({"embed": "fsdp"})  # a tuple was forgotten
+    with pytest.raises(ValueError, match="'embedd': did you mean 'embed'"):
+        ShardingRules().mesh_axes("embedd")
+
+
+def test_all_parameters_that_do_not_fit_are_told_with_path_and_numbers() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    logical = {"wte": ("vocab", "embed"), "b": {"up": ("embed", "mlpp"), "old": None}}
+    shapes = {"wte": shape(50257, 6), "b": {"up": shape(4, 4), "new": shape(2)}}
+    with pytest.raises(ValueError, match="does not divide") as caught:
+        param_shardings(mesh, ShardingRules(), logical, shapes)
+    text = str(caught.value)
+    assert "wte: dimension 0 (vocab) of size 50257 does not divide by tensor = 2" in text
+    assert "wte: dimension 1 (embed) of size 6 does not divide by fsdp = 4" in text
+    assert "b/up: no sharding rule for the logical axis 'mlpp': did you mean 'mlp'?" in text
+    assert "b/new: has no logical axes" in text
+    assert "b/old: has logical axes, but there is no such parameter" in text
+    with pytest.raises(ValueError, match=r"w: 1 logical axes \('embed',\) for 2 dimensions"):
+        param_shardings(mesh, ShardingRules(), {"w": ("embed",)}, {"w": shape(4, 4)})
+
+
+def test_the_state_inherits_from_the_parameter_with_the_longest_path() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    logical = {"w": ("embed", "mlp"), "inner": {"w": ("mlp", "embed")}, "plain": None}
+    shapes = {"w": shape(8, 8), "inner": {"w": shape(8, 8)}, "plain": shape(3)}
+    params = param_shardings(mesh, ShardingRules(), logical, shapes)
+    assert params["plain"].spec == P(None)
+    factored = {"w": shape(8), "inner": {"w": shape(1, 1)}, "plain": shape(3)}
+    state = {"step": shape(), "params": shapes, "opt": ({"mu": shapes, "rows": factored}, None)}
+    result: Any = state_shardings(state, params)
+    whole = NamedSharding(mesh, P())
+    assert result["params"] == params
+    assert result["opt"][0]["mu"] == params
+    assert result["opt"][0]["rows"]["w"] == whole
+    assert result["opt"][0]["rows"]["inner"]["w"] == whole
+    assert result["step"] == whole
+
+
+def test_a_batch_lies_in_order_over_data_and_fsdp() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    rows = np.arange(24, dtype=np.int32).reshape(8, 3)
+    batch = shard_batch(mesh, {"tokens": rows, "weights": rows[:, 0]})
+    assert batch["tokens"].sharding.is_equivalent_to(batch_sharding(mesh), 2)
+    assert {shard.data.shape for shard in batch["tokens"].addressable_shards} == {(2, 3)}
+    np.testing.assert_array_equal(batch["tokens"], rows)
+    np.testing.assert_array_equal(batch["weights"], rows[:, 0])
+    assert batch_process(mesh) == (0, 1)
+
+
+def test_a_batch_that_does_not_divide_is_named_with_both_numbers() -> None:
+    mesh = make_mesh(MeshConfig(fsdp=4))
+    with pytest.raises(ValueError, match=r"tokens: 6 rows .* = 2 x 4 = 8") as caught:
+        shard_batch(mesh, {"tokens": np.zeros((6, 2)), "loss": np.array(1.0)})
+    assert "loss: has no rows" in str(caught.value)
+
+
+def test_one_process_needs_no_start() -> None:
+    initialize()
+    assert is_main()
+    assert not jax.distributed.is_initialized()
+
+
+def test_a_half_given_start_is_explained() -> None:
+    with pytest.raises(ValueError, match="num_processes is missing") as caught:
+        initialize(coordinator="somewhere")
+    assert "process_id is missing" in str(caught.value)
+    assert "must be host:port" in str(caught.value)
+    with pytest.raises(ValueError, match="process_id = 2: must be from 0 to 2 - 1"):
+        initialize("127.0.0.1:1", 2, 2)
