@@ -46,7 +46,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rhyme to learn; its lines are of many lengths, so that no place in a row is like another."""
+    """A rhyme to learn, with lines of many lengths: no place in a row is like another."""
     path = tmp_path_factory.mktemp("text") / "rhyme.txt"
     lines = (f"{n % 10} and {'over ' * (n % 7)}the wall they run\n" for n in range(1500))
     path.write_text("".join(lines))

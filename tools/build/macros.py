@@ -33,7 +33,9 @@ def tjx_sources():
 def tjx_tests(project):
     """Declare the tests of the package or app in folder `project`."""
     files(name="golden", sources=["golden/**/*"])
-    python_test_utils(name="support", sources=["*.py", "!test_*.py"])
+    python_test_utils(name="support", sources=["*.py", "!test_*.py", "!conftest.py"])
+    # mypy takes two conftest.py for the same module: it checks the one at the root.
+    python_test_utils(name="conftest", sources=["conftest.py"], skip_mypy=True)
     python_tests(
         sources=["test_*.py"],
         dependencies=[":golden", f"{project}:meta", f"{project}/src", "//:test_settings"],

@@ -12,7 +12,7 @@ import tjx_data
 import tjx_metrics
 import tjx_nn
 from tjx_nn.config import GPTConfig
-from tjx_trainer.step import IGNORED, Batch
+from tjx_trainer.step import IGNORED, Batch, Constrain
 
 Sums = dict[str, jax.Array]
 EvalStep = Callable[[dict[str, Any], Batch], Sums]
@@ -53,11 +53,13 @@ class Evaluation:
         return found
 
 
-def make_eval_step(model: GPTConfig, *, ks: tuple[int, ...] = ()) -> EvalStep:
+def make_eval_step(
+    model: GPTConfig, *, ks: tuple[int, ...] = (), constrain: Constrain | None = None
+) -> EvalStep:
     """Return the jitted sums of a batch; accuracies (`ks`) need the logits, the loss does not."""
 
     def eval_step(params: dict[str, Any], batch: Batch) -> Sums:
-        gpt = tjx_nn.bind(model, params)
+        gpt = tjx_nn.bind(model, params, constrain=constrain)
         tokens, labels = batch["tokens"], batch["labels"]
         sums = {"loss_sum": gpt.token_losses(tokens, labels).sum()}
         if ks:

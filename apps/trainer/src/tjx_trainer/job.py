@@ -123,6 +123,8 @@ def build_job(config: Config, data: str, tokenizer: tjx_data.Tokenizer) -> Job:
     mesh = tjx_parallel.make_mesh(config.mesh)
     accumulation = config.train.accumulation_for(mesh.shape["data"] * mesh.shape["fsdp"])
     schedule, optimizer = make_update_rule(config)
+    rules = tjx_parallel.ShardingRules()
+    constrain = tjx_parallel.make_constraint(mesh, rules)
     process_index, process_count = tjx_parallel.batch_process(mesh)
 
     def loader(split: Literal["train", "validation"], batch_size: int) -> tjx_data.TokenLoader:
@@ -145,9 +147,14 @@ def build_job(config: Config, data: str, tokenizer: tjx_data.Tokenizer) -> Job:
         validation_data=loader("validation", config.train.batch_size // accumulation),
         mesh=mesh,
         optimizer=optimizer,
-        abstract=abstract_state(config.model, optimizer, mesh, tjx_parallel.ShardingRules()),
+        abstract=abstract_state(config.model, optimizer, mesh, rules),
         train_step=make_train_step(
-            config.model, optimizer, schedule, accumulation=accumulation, seed=config.seed
+            config.model,
+            optimizer,
+            schedule,
+            accumulation=accumulation,
+            seed=config.seed,
+            constrain=constrain,
         ),
-        eval_step=make_eval_step(config.model),
+        eval_step=make_eval_step(config.model, constrain=constrain),
     )

@@ -1,6 +1,6 @@
 """The training step: one jitted function from (state, batch) to (state, metrics)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from tjx_trainer.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Constrain = Callable[[jax.Array, Sequence[str | None]], jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 # Labels of this value are padding: no loss, not counted.
@@ -27,6 +28,7 @@ def make_train_step(
     *,
     accumulation: int,
     seed: int,
+    constrain: Constrain | None = None,
 ) -> TrainStep:
     """Return the jitted step. It donates the state: use the one that it returns.
 
@@ -42,6 +44,8 @@ def make_train_step(
         Microbatches in a batch; the result is that of one large batch.
     seed : int
         Dropout at step s is a function of (seed, s).
+    constrain : callable, optional
+        How activations lie on the mesh, as `tjx_parallel.make_constraint` gives it.
 
     Returns
     -------
@@ -51,7 +55,7 @@ def make_train_step(
     """
 
     def loss_sum_and_count(params: Any, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
-        losses = tjx_nn.bind(model, params).token_losses(
+        losses = tjx_nn.bind(model, params, constrain=constrain).token_losses(
             microbatch["tokens"], microbatch["labels"], dropout_key=microbatch.get("key")
         )
         return losses.sum(), (microbatch["labels"] != IGNORED).sum()

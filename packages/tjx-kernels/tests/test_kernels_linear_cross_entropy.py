@@ -1,0 +1,181 @@
+"""The loss without the logits: against a float64 oracle, in little memory, on several devices."""
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tjx_kernels import linear_cross_entropy
+from tjx_kernels.linear_cross_entropy import _chunk_count
+
+VOCAB, WIDTH = 53, 6
+IGNORED = -100
+
+
+def draw(
+    seed: int, lead: tuple[int, ...] = (3, 7), vocab: int = VOCAB, dtype: Any = np.float32
+) -> Any:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((*lead, WIDTH)).astype(dtype)
+    w = rng.standard_normal((vocab, WIDTH)).astype(np.float32)
+    labels = rng.integers(0, vocab, lead).astype(np.int32)
+    labels = np.where(rng.random(lead) < 0.3, IGNORED, labels).astype(np.int32)
+    return x, w, labels, rng.standard_normal(lead).astype(np.float32)
+
+
+def oracle(x: Any, w: Any, labels: Any, dloss: Any) -> Any:
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    logits = x @ w.T
+    lse = np.log(np.exp(logits).sum(-1))
+    counts = labels != IGNORED
+    hit = np.eye(len(w))[np.where(counts, labels, 0)]
+    loss = np.where(counts, lse - (logits * hit).sum(-1), 0)
+    dlogits = (np.exp(logits - lse[..., None]) - hit) * (dloss * counts)[..., None]
+    flat = dlogits.reshape(-1, len(w))
+    return loss, dlogits @ w, flat.T @ x.reshape(-1, x.shape[-1])
+
+
+@partial(jax.jit, static_argnames="chunk_size")
+def compute(x: Any, w: Any, labels: Any, dloss: Any, chunk_size: int | None = None) -> Any:
+    call = partial(linear_cross_entropy, labels=labels, chunk_size=chunk_size)
+    loss, pull = jax.vjp(call, x, w)
+    return (loss, *pull(dloss))
+
+
+# One chunk of all (53 is prime), a tail, a tail longer than a chunk, a row each.
+@pytest.mark.parametrize("chunk_size", [None, 1000, 40, 20, 7, 1])
+def test_agrees_with_oracle(chunk_size: int | None) -> None:
+    inputs = draw(0)
+    found = jax.device_get(compute(*jax.device_put(inputs), chunk_size=chunk_size))
+    for a, b in zip(found, oracle(*inputs), strict=True):
+        assert a.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3, 4), (0,), (2, 0)])
+def test_any_token_axes(lead: tuple[int, ...]) -> None:
+    inputs = draw(1, lead)
+    found = jax.device_get(compute(*jax.device_put(inputs), chunk_size=20))
+    for a, b in zip(found, oracle(*inputs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 20])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_activations_with_float32_weights(
+    dtype: str, chunk_size: int | None
+) -> None:
+    x, w, labels, dloss = draw(2, dtype=dtype)
+    w = w.astype(dtype).astype(np.float32)  # so that the oracle sees what the products see
+    found = jax.device_get(compute(*jax.device_put((x, w, labels, dloss)), chunk_size=chunk_size))
+    assert [a.dtype for a in found] == [np.float32, dtype, np.float32]
+    loss, dx, dw = oracle(x, w, labels, dloss)
+    np.testing.assert_allclose(found[0], loss, rtol=1e-5, atol=1e-5)  # logits are float32
+    np.testing.assert_allclose(found[1].astype(np.float32), dx, atol=0.03)
+    np.testing.assert_allclose(found[2], dw, atol=0.03)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 20])
+@pytest.mark.parametrize("label", [VOCAB, -1, 10**6])
+def test_a_label_outside_the_vocabulary_is_seen(label: int, chunk_size: int | None) -> None:
+    x, w, labels, dloss = draw(3)
+    labels[1, 2] = label
+    loss, dx, dw = jax.device_get(
+        compute(*jax.device_put((x, w, labels, dloss)), chunk_size=chunk_size)
+    )
+    assert np.isnan(loss[1, 2])
+    assert np.isnan(loss).sum() == 1
+    assert np.isnan(dx[1, 2]).all()
+    assert np.isnan(dw).any()
+
+
+def test_ignored_tokens_change_nothing() -> None:
+    x, w, labels, dloss = draw(4)
+    full = jax.device_get(compute(*jax.device_put((x, w, labels, dloss)), chunk_size=20))
+    x[labels == IGNORED] = 7
+    dloss[labels == IGNORED] = np.nan
+    other = jax.device_get(compute(*jax.device_put((x, w, labels, dloss)), chunk_size=20))
+    for a, b in zip(full, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    x, w, labels, dloss = draw(5)
+    for chunk_size in (None, 20):
+        arrays = jax.device_put((100 * x, 100 * w, labels, dloss))
+        for array in jax.device_get(compute(*arrays, chunk_size=chunk_size)):
+            assert np.all(np.isfinite(array))
+
+
+def test_logits_are_never_all_in_memory() -> None:
+    tokens, vocab, width = 4096, 16381, 16  # 256 MiB of logits
+    kinds: list[Any] = [((4, tokens // 4, width), np.float32), ((vocab, width), np.float32)]
+    kinds += [((4, tokens // 4), np.int32), ((4, tokens // 4), np.float32)]
+    shapes = [jax.ShapeDtypeStruct(*kind) for kind in kinds]  # type: ignore[no-untyped-call]
+    for chunk_size, part in ((None, 6), (256, 20)):
+        compiled: Any = compute.lower(*shapes, chunk_size=chunk_size).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab * 4 / part
+
+
+def test_chunk_counts_divide_the_vocabulary_where_they_can() -> None:
+    assert _chunk_count(50304, 5000) == 12
+    assert _chunk_count(50257, 1024) == 29  # 29 * 1733
+    assert _chunk_count(50257, 10000) == 6  # leaves a tail of one row
+    assert _chunk_count(8, 8) == 1
+    assert _chunk_count(8, 1) == 8
+
+
+def sharded_compile(
+    mesh: Mesh, specs: Any, lead: tuple[int, ...], vocab: int, chunk_size: int | None
+) -> str:
+    inputs = draw(6, lead, vocab)
+    shardings = [NamedSharding(mesh, PartitionSpec(*s)) for s in specs]  # type: ignore[no-untyped-call]
+    arrays = jax.device_put(list(inputs), shardings)
+    compiled = compute.lower(*arrays, chunk_size=chunk_size).compile()
+    for a, b in zip(compiled(*arrays), oracle(*inputs), strict=True):
+        np.testing.assert_allclose(jax.device_get(a), b, rtol=1e-5, atol=2e-5)
+    return compiled.as_text() or ""
+
+
+@pytest.mark.parametrize("chunk_size", [None, 20])
+@pytest.mark.parametrize("lead", [(8, 5), (40,)])
+def test_tokens_spread_over_devices_are_not_gathered(
+    lead: tuple[int, ...], chunk_size: int | None
+) -> None:
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    hlo = sharded_compile(mesh, [("data",), (), ("data",), ("data",)], lead, VOCAB, chunk_size)
+    assert re.findall(r"all-gather|all-to-all|collective-permute", hlo) == []
+
+
+@pytest.mark.parametrize("chunk_size", [None, 16])
+def test_weights_spread_over_devices_by_rows_are_not_gathered(chunk_size: int | None) -> None:
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
+    specs = [("data",), ("tensor",), ("data",), ("data",)]
+    hlo = sharded_compile(mesh, specs, (8, 5), 64, chunk_size)
+    assert re.findall(r"all-gather|all-to-all|collective-permute", hlo) == []
+
+
+MISTAKES: dict[str, tuple[Any, ...]] = {
+    "width": ((2, 3), (5, 4), (2,), {}, r"x has shape \(2, 3\) and w \(5, 4\)"),
+    "rank": ((2, 3), (3,), (2,), {}, r"w \(3,\)"),
+    "labels": ((2, 3), (5, 3), (3,), {}, r"labels has shape \(3,\).*\(2,\)"),
+    "chunk_size": ((2, 3), (5, 3), (2,), {"chunk_size": 0}, "chunk_size is 0"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named(name: str) -> None:
+    x, w, labels, options, message = MISTAKES[name]
+    arrays = (np.ones(x, np.float32), np.ones(w, np.float32), np.ones(labels, np.int32))
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(*jax.device_put(arrays), **options)
+
+
+def test_wrong_dtypes_are_named() -> None:
+    arrays = jax.device_put((np.ones((2, 3), np.int32), np.ones((5, 3)), np.ones(2)))
+    with pytest.raises(ValueError, match=r"(?s)x is int32.*labels is float32"):
+        linear_cross_entropy(*arrays)

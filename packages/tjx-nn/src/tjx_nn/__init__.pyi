@@ -1,0 +1,13 @@
+from .config import GPTConfig as GPTConfig
+from .functional import bind as bind
+from .functional import init as init
+from .functional import logical_axes as logical_axes
+from .generation import generate as generate
+from .gpt import GPT as GPT
+from .gpt import Block as Block
+from .layers import MLP as MLP
+from .layers import Attention as Attention
+from .layers import Embedding as Embedding
+from .layers import LayerNorm as LayerNorm
+from .sizes import count_params as count_params
+from .sizes import flops_per_token as flops_per_token

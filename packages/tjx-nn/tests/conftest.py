@@ -1,0 +1,69 @@
+"""A tiny model that most tests share, so that it is compiled once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tjx_nn import GPTConfig, bind, init
+from tjx_nn.functional import Params
+
+# Fewer key-value heads than heads, and no two sizes alike.
+TINY = GPTConfig(vocab_size=23, max_seq_len=16, n_layer=3, n_head=4, n_kv_head=2, d_model=24)
+
+
+def make_params(config: GPTConfig, seed: int = 0) -> Params:
+    """Initial values in kind, with noise, so that no bias is zero and no scale is one."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Any:
+        is_scale = path[-1].key == "scale"
+        return (is_scale + 0.2 * rng.standard_normal(shape.shape)).astype(np.float32)
+
+    with jax.transfer_guard("allow"):
+        shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    params: Params = jax.device_put(jax.tree.map_with_path(noisy, shapes))
+    return params
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def logits(config: GPTConfig, params: Params, tokens: jax.Array, **kwargs: Any) -> jax.Array:
+    return bind(config, params)(tokens, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> GPTConfig:
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    return make_params(TINY)
+
+
+@pytest.fixture
+def tokens() -> Any:
+    rows = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, TINY.max_seq_len))
+    return jax.device_put(rows.astype(np.int32))
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[..., Params]:
+    return make_params
+
+
+@pytest.fixture(scope="session")
+def run() -> Callable[..., np.ndarray]:
+    """Compiled forward pass: run(config, params, tokens, **kwargs: Any) -> NumPy logits."""
+
+    def call(config: GPTConfig, params: Params, tokens: jax.Array, **kwargs: Any) -> np.ndarray:
+        return np.asarray(
+            jax.device_get(
+                logits(config, params, *jax.device_put((tokens,)), **jax.device_put(kwargs))
+            )
+        )
+
+    return call

@@ -1,0 +1,127 @@
+"""Parameters as plain dicts: their paths, their logical axes, their initial values."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tjx_nn import GPTConfig, bind, init, logical_axes
+from tjx_nn.functional import Params
+from tjx_nn.layers import Constrain
+
+EXPECTED_PATHS = {
+    "wte.embedding", "wpe.embedding", "ln_f.scale", "ln_f.bias",
+    *(f"blocks.{norm}.{leaf}" for norm in ("ln_1", "ln_2") for leaf in ("scale", "bias")),
+    *(f"blocks.attention.{name}.{leaf}"
+      for name in ("query", "key", "value", "out") for leaf in ("kernel", "bias")),
+    *(f"blocks.mlp.{name}.{leaf}" for name in ("up", "down") for leaf in ("kernel", "bias")),
+}  # fmt: skip
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    flat, _ = jax.tree.flatten_with_path(tree, is_leaf=lambda x: isinstance(x, tuple))
+    return {".".join(key.key for key in path): leaf for path, leaf in flat}
+
+
+def test_paths_read_well_and_axes_are_named(tiny: GPTConfig, params: Params) -> None:
+    arrays, axes = paths(params), paths(logical_axes(tiny))
+    assert set(arrays) == set(axes) == EXPECTED_PATHS
+    for path, names in axes.items():
+        assert len(names) == arrays[path].ndim, path
+        assert (names[0] == "layers") == path.startswith("blocks."), path
+
+
+@pytest.fixture(scope="module")
+def config(tiny: GPTConfig) -> GPTConfig:
+    return dataclasses.replace(tiny, d_model=64, vocab_size=500, n_layer=8)
+
+
+@pytest.fixture(scope="module")
+def initial(config: GPTConfig) -> Params:
+    with jax.transfer_guard("allow"):
+        values: Params = jax.jit(init, static_argnums=0)(config, jax.random.key(3))
+    return values
+
+
+def test_initial_values_are_those_of_gpt2(initial: Params) -> None:
+    values = paths(jax.device_get(initial))
+    for path, value in values.items():
+        if path.endswith("bias"):
+            assert np.all(value == 0), path
+        elif path.endswith("scale"):
+            assert np.all(value == 1), path
+        else:
+            residual = path.endswith(("out.kernel", "down.kernel"))
+            expected = 0.02 / 4 if residual else 0.02  # 4 = sqrt(2 * n_layer)
+            assert abs(value.std() / expected - 1) < 0.05, path
+            assert abs(value.mean()) < 0.1 * expected, path
+    # No two blocks start alike.
+    kernels = values["blocks.mlp.up.kernel"].reshape(8, -1)
+    assert np.abs(np.corrcoef(kernels) - np.eye(8)).max() < 0.05
+
+
+def make_sharding() -> Callable[[Sequence[str | None]], NamedSharding]:
+    """How a caller spreads arrays over a mesh by the names of their axes."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    mesh_axes = {
+        "batch": "x",
+        "embed": "x",
+        "heads": "y",
+        "kv_heads": "y",
+        "mlp": "y",
+        "vocab": "y",
+    }
+
+    def sharding(names: Sequence[str | None]) -> NamedSharding:
+        if "batch" in names:  # takes the axis that the width would take
+            names = ("batch", *[None] * (len(names) - 1))
+        spec = PartitionSpec(*(n and mesh_axes.get(n) for n in names))  # type: ignore[no-untyped-call]  # as jax is
+        return NamedSharding(mesh, spec)
+
+    return sharding
+
+
+def parameter_shardings(config: GPTConfig) -> Params:
+    shardings: Params = jax.tree.map(
+        make_sharding(), logical_axes(config), is_leaf=lambda x: isinstance(x, tuple)
+    )
+    return shardings
+
+
+def test_initial_values_do_not_depend_on_the_sharding(config: GPTConfig, initial: Params) -> None:
+    shardings = parameter_shardings(config)
+    with jax.transfer_guard("allow"):
+        sharded = jax.jit(init, static_argnums=0, out_shardings=shardings)(
+            config, jax.random.key(3)
+        )
+    assert not sharded["wte"]["embedding"].sharding.is_fully_replicated
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((initial, sharded)))
+
+
+def test_a_spread_model_computes_the_same_and_nothing_is_replicated_in_passing(
+    config: GPTConfig, initial: Params, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sharding = make_sharding()
+
+    def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+        y: jax.Array = jax.lax.with_sharding_constraint(x, sharding(names))  # type: ignore[no-untyped-call]  # as jax is
+        return y
+
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (8, 16), np.int32)
+
+    def loss(params: Params, tokens: jax.Array, constrain: Constrain | None) -> jax.Array:
+        return bind(config, params, constrain=constrain).token_losses(tokens, tokens).mean()
+
+    compute = jax.jit(jax.value_and_grad(loss), static_argnums=2)
+    whole = compute(initial, jax.device_put(tokens), None)
+    spread_params = jax.device_put(initial, parameter_shardings(config))
+    spread_tokens = jax.device_put(tokens, sharding(("batch", "seq")))
+    spread = compute(spread_params, spread_tokens, constrain)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *jax.device_get((whole, spread))
+    )
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err

@@ -1,0 +1,193 @@
+"""Generation: the cache changes nothing, rows are independent, a prompt's length is no shape."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tjx_nn import GPTConfig, bind, generate
+from tjx_nn.functional import Params
+
+Run = Callable[..., np.ndarray]
+Make = Callable[..., Params]
+LENGTHS = np.array([7, 1, 4], np.int32)
+
+
+@pytest.fixture(scope="module")
+def config(tiny: GPTConfig) -> GPTConfig:
+    return dataclasses.replace(tiny, max_seq_len=64)
+
+
+@pytest.fixture(scope="module")
+def params(config: GPTConfig, make: Make) -> Params:
+    params = jax.device_get(make(config))
+    # Without strong positions a random model repeats one token, and no test could fail.
+    params["wpe"]["embedding"] = 20 * params["wpe"]["embedding"]
+    on_device: Params = jax.device_put(params)
+    return on_device
+
+
+@pytest.fixture
+def prompts() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 23, (3, 7), np.int32)
+
+
+def greedy_without_cache(
+    config: GPTConfig, params: Params, prompt: np.ndarray, new: int, run: Run
+) -> list[int]:
+    row = list(prompt)
+    for _ in range(new):
+        padded = np.zeros((1, config.max_seq_len), np.int32)
+        padded[0, : len(row)] = row
+        row.append(int(run(config, params, padded)[0, len(row) - 1].argmax()))
+    return row[len(prompt) :]
+
+
+def test_cached_logits_equal_uncached(config: GPTConfig, params: Params, run: Run) -> None:
+    tokens = np.random.default_rng(2).integers(0, 23, (2, 12), np.int32)
+
+    @jax.jit
+    def decode_all(params: Params, tokens: jax.Array) -> jax.Array:
+        """Read 4 tokens as a prompt and the rest one by one."""
+        model = bind(config, params)
+        hidden, kv = model.prefill(tokens[:, :4])
+        room = ((0, 0), (0, 8), (0, 0), (0, 0))
+        cache = [(jnp.pad(k, room), jnp.pad(v, room)) for k, v in kv]
+        logits = [model.logits(hidden)]
+        for t in range(4, 12):
+            positions = jnp.full(2, t, jnp.int32)
+            step, cache = model.decode(model.unstacked_blocks(), tokens[:, t], positions, cache)
+            logits.append(step[:, None])
+        return jnp.concatenate(logits, axis=1)
+
+    cached = np.asarray(decode_all(params, jax.device_put(tokens)))
+    np.testing.assert_allclose(cached, run(config, params, tokens), atol=1e-5)
+
+
+def test_ragged_prompts_equal_single_prompts_and_the_plain_model(
+    config: GPTConfig, params: Params, prompts: np.ndarray, run: Run
+) -> None:
+    together = np.asarray(generate(config, params, prompts, LENGTHS, max_new_tokens=6))
+    assert min(len(set(row)) for row in together.tolist()) > 2
+    for row, length in enumerate(LENGTHS):
+        alone = prompts[row : row + 1, :length]
+        single = generate(config, params, alone, np.array([length], np.int32), max_new_tokens=6)
+        np.testing.assert_array_equal(together[row], np.asarray(single)[0])
+        expected = greedy_without_cache(config, params, alone[0], 6, run)
+        assert together[row].tolist() == expected
+
+
+def test_what_lies_beyond_a_prompt_is_not_looked_at(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    other = prompts.copy()
+    other[1, 1:] = -7
+    other[2, 4:] = 22
+    first, second = (
+        np.asarray(generate(config, params, rows, LENGTHS, max_new_tokens=6))
+        for rows in (prompts, other)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_new_lengths_and_temperatures_within_a_bucket_do_not_compile(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    with jax.transfer_guard("allow"):
+        key = jax.random.key(0)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+
+    def sample(length: int, temperature: float) -> None:
+        lengths = np.minimum(LENGTHS, length)
+        generate(
+            config, params, prompts[:, :length], lengths,
+            max_new_tokens=6, temperature=temperature, key=key,
+        )  # fmt: skip
+
+    sample(7, 1.0)
+    assert compiled
+    compiled.clear()
+    for length, temperature in ((6, 1.0), (3, 0.5), (1, 2.0)):
+        sample(length, temperature)
+    assert not compiled
+
+
+def test_after_the_stop_token_a_row_holds_nothing_else(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    free = np.asarray(generate(config, params, prompts, LENGTHS, max_new_tokens=6))
+    stop = int(free[0, 2])
+    stopped = np.asarray(
+        generate(config, params, prompts, LENGTHS, max_new_tokens=6, stop_token=stop)
+    )
+    for free_row, row in zip(free.tolist(), stopped.tolist(), strict=True):
+        end = free_row.index(stop) if stop in free_row else 6
+        assert row == free_row[:end] + [stop] * (6 - end)
+
+
+def test_sampling_follows_the_key_and_top_1_is_greedy(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    with jax.transfer_guard("allow"):
+        one, two = jax.random.key(1), jax.random.key(2)
+
+    def sample(key: jax.Array | None, **kwargs: Any) -> np.ndarray:
+        return np.asarray(
+            generate(
+                config, params, prompts, LENGTHS, max_new_tokens=6, key=key, **kwargs
+            )
+        )  # fmt: skip
+
+    np.testing.assert_array_equal(sample(one, temperature=1.0), sample(one, temperature=1.0))
+    assert (sample(one, temperature=1.0) != sample(two, temperature=1.0)).any()
+    greedy = sample(None)
+    np.testing.assert_array_equal(sample(one, temperature=1.0, top_k=1), greedy)
+    np.testing.assert_array_equal(sample(one, temperature=1e-6), greedy)
+
+
+def test_samples_have_the_model_s_distribution(config: GPTConfig, params: Params, run: Run) -> None:
+    with jax.transfer_guard("allow"):
+        key = jax.random.key(5)
+    rows = 4000
+    prompt = np.full((rows, 1), 3, np.int32)
+    ones = np.ones(rows, np.int32)
+    new = np.asarray(
+        generate(config, params, prompt, ones, max_new_tokens=1, temperature=0.7, key=key, top_k=9)
+    )
+    logits = run(config, params, prompt[:1])[0, 0] / 0.7
+    logits[np.argsort(logits)[:-9]] = -np.inf
+    expected = np.exp(logits) / np.exp(logits).sum()
+    found = np.bincount(new[:, 0], minlength=config.vocab_size) / rows
+    # Five standard deviations of a count.
+    assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected / rows))
+
+
+def test_everything_wrong_is_reported_at_once(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match="prompt_lengths") as error:
+        generate(
+            config, params, prompts, np.array([7, 0, 9], np.int32),
+            max_new_tokens=60, temperature=1.0, top_k=0,
+        )  # fmt: skip
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    assert "max_seq_len is 64" in lines[1]
+    wrong, length = np.array([[0, 99]], np.int32), np.array([2], np.int32)
+    with pytest.raises(ValueError, match="prompt ids are from 0 to 99"):
+        generate(config, params, wrong, length, max_new_tokens=1)
+
+
+def test_a_prompt_may_fill_the_model_to_its_last_position(
+    config: GPTConfig, params: Params
+) -> None:
+    prompt = np.ones((1, 60), np.int32)
+    new = generate(config, params, prompt, np.array([60], np.int32), max_new_tokens=4)
+    assert new.shape == (1, 4)

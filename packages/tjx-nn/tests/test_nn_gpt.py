@@ -1,0 +1,150 @@
+"""The model as a whole: two ways to compute one thing agree, and its edges are well-behaved."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tjx_nn import GPTConfig, bind
+from tjx_nn.functional import Params
+
+Run = Callable[..., np.ndarray]
+Make = Callable[..., Params]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def loss_and_gradients(config: GPTConfig, params: Params, tokens: jax.Array) -> Any:
+    def loss(params: Params) -> jax.Array:
+        return bind(config, params).token_losses(tokens[:, :-1], tokens[:, 1:]).mean()
+
+    return jax.value_and_grad(loss)(params)
+
+
+@pytest.mark.parametrize("change", [{"scan_layers": False}, {"remat": "full"}])
+def test_depth_options_change_neither_loss_nor_gradients(
+    tiny: GPTConfig, params: Params, tokens: jax.Array, change: dict[str, Any]
+) -> None:
+    expected = loss_and_gradients(tiny, params, tokens)
+    found = loss_and_gradients(dataclasses.replace(tiny, **change), params, tokens)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5),
+        *jax.device_get((expected, found)),
+    )
+
+
+def test_token_losses_are_log_softmax_of_logits(
+    tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
+) -> None:
+    labels = np.roll(jax.device_get(tokens), -1, axis=1)
+    labels[0, 3] = -100
+    losses = jax.jit(lambda p, t, y: bind(tiny, p).token_losses(t, y))(
+        params, *jax.device_put((tokens, labels))
+    )
+    logits = run(tiny, params, tokens).astype(np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = -np.take_along_axis(log_probs, np.maximum(labels, 0)[..., None], -1)[..., 0]
+    expected[0, 3] = 0
+    np.testing.assert_allclose(np.asarray(losses), expected, atol=1e-5)
+
+
+def test_overfits_a_fixed_batch(tiny: GPTConfig, make: Make, tokens: jax.Array) -> None:
+    @jax.jit
+    def descend(params: Params, gradients: Params) -> Params:
+        # The sign of the gradient: a step that no layer's scale can slow down.
+        moved: Params = jax.tree.map(lambda p, g: p - 0.01 * jnp.sign(g), params, gradients)
+        return moved
+
+    params, losses = make(tiny), []
+    for _ in range(20):
+        loss, gradients = loss_and_gradients(tiny, params, tokens)
+        params = descend(params, gradients)
+        losses.append(float(jax.device_get(loss)))
+    assert losses[0] > losses[10] > losses[-1]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_dropout_is_a_function_of_its_key(
+    tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
+) -> None:
+    config = dataclasses.replace(tiny, dropout=0.5)
+    with jax.transfer_guard("allow"):
+        one, two = jax.random.key(1), jax.random.key(2)
+    first = run(config, params, tokens, dropout_key=one)
+    np.testing.assert_array_equal(first, run(config, params, tokens, dropout_key=one))
+    assert np.abs(first - run(config, params, tokens, dropout_key=two)).max() > 1e-2
+    # Without a key nothing is dropped.
+    np.testing.assert_array_equal(run(config, params, tokens), run(tiny, params, tokens))
+
+
+@pytest.mark.parametrize(("silent", "loud"), [("wte wpe", "blocks"), ("out down", "embeddings")])
+def test_embeddings_and_sublayers_both_have_dropout(
+    tiny: GPTConfig, params: Params, tokens: jax.Array, silent: str, loud: str
+) -> None:
+    config = dataclasses.replace(tiny, dropout=0.5)
+
+    @jax.jit
+    def hidden(key: jax.Array | None) -> jax.Array:
+        def silence(path: tuple[Any, ...], p: jax.Array) -> jax.Array:
+            return p * (not {k.key for k in path} & set(silent.split()))
+
+        model = bind(config, jax.tree.map_with_path(silence, params))
+        return model.hidden(tokens, dropout_key=key)
+
+    with jax.transfer_guard("allow"):
+        key = jax.random.key(1)
+    assert np.abs(jax.device_get(hidden(key)) - jax.device_get(hidden(None))).max() > 0.1, loud
+
+
+def test_half_precision_computes_in_half_and_keeps_float32(
+    tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
+) -> None:
+    config = dataclasses.replace(tiny, dtype="bfloat16")
+
+    def loss(params: Params, tokens: jax.Array) -> jax.Array:
+        model = bind(config, params)
+        assert model.hidden(tokens).dtype == jnp.bfloat16
+        assert model(tokens).dtype == jnp.float32
+        return model.token_losses(tokens, tokens).mean()
+
+    gradients = jax.jit(jax.grad(loss))(params, tokens)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype("float32")}
+    exact, half = run(tiny, params, tokens), run(config, params, tokens)
+    assert 0 < np.abs(exact - half).max() < 0.1 * np.abs(exact).max()
+
+
+def test_empty_sequence_gives_empty_results(tiny: GPTConfig, params: Params, run: Run) -> None:
+    empty = np.zeros((2, 0), np.int32)
+    assert run(tiny, params, empty).shape == (2, 0, tiny.vocab_size)
+    losses = jax.jit(lambda p, t: bind(tiny, p).token_losses(t, t))(params, jax.device_put(empty))
+    assert losses.shape == (2, 0)
+
+
+def test_too_long_a_sequence_names_both_lengths(tiny: GPTConfig, params: Params) -> None:
+    too_long = np.zeros((1, 17), np.int32)
+    with pytest.raises(ValueError, match="17 tokens and max_seq_len is 16"):
+        jax.jit(lambda p: bind(tiny, p)(too_long))(params)
+
+
+def test_ids_outside_the_vocabulary(tiny: GPTConfig, params: Params, run: Run) -> None:
+    outside = np.array([[0, -3, tiny.vocab_size + 5]], np.int32)
+    with pytest.raises(ValueError, match="token ids are from -3 to 28 and vocab_size is 23"):
+        bind(tiny, params)(outside)
+    # Compiled, they are clipped to the vocabulary.
+    clipped = np.clip(outside, 0, tiny.vocab_size - 1)
+    np.testing.assert_array_equal(run(tiny, params, outside), run(tiny, params, clipped))
+
+
+def test_extreme_weights_stay_finite(
+    tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
+) -> None:
+    attention = params["blocks"]["attention"]
+    loud = jax.jit(lambda p: jax.tree.map(lambda x: 100 * x, p))(
+        {"query": attention["query"], "key": attention["key"]}
+    )
+    blocks = {**params["blocks"], "attention": {**attention, **loud}}
+    assert np.isfinite(run(tiny, {**params, "blocks": blocks}, tokens)).all()

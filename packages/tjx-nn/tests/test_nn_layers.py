@@ -1,0 +1,108 @@
+"""Layers against their definitions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from tjx_nn import Attention, Embedding, GPTConfig, LayerNorm
+from tjx_nn.activations import gelu_erf, gelu_tanh
+from tjx_nn.functional import Params
+from tjx_nn.matmul import dot_general
+
+Function = Callable[[jax.Array], jax.Array]
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def make(build: Callable[[], Any]) -> Any:
+    with jax.transfer_guard("allow"):
+        return build()
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e4])
+def test_layer_norm_keeps_its_accuracy_far_from_zero(shift: float) -> None:
+    x = normal(4, 64) + np.float32(shift)
+    exact = x.astype(np.float64)
+    exact = exact - exact.mean(-1, keepdims=True)
+    exact = exact / np.sqrt(np.square(exact).mean(-1, keepdims=True) + 1e-5)
+    found = jax.jit(make(lambda: LayerNorm(64)))(jax.device_put(x))
+    np.testing.assert_allclose(np.asarray(found), exact, atol=2e-3 if shift else 2e-6)
+
+
+def test_layer_norm_of_constant_input_is_its_bias_with_finite_gradients() -> None:
+    norm = make(lambda: LayerNorm(8))
+    x = jax.device_put(np.full((1, 8), 3, np.float32))
+    assert np.all(np.asarray(jax.jit(norm)(x)) == 0)
+    assert np.isfinite(np.asarray(jax.jit(jax.grad(lambda x: norm(x).max()))(x))).all()
+
+
+def test_layer_norm_without_bias_has_none() -> None:
+    with_bias, without = make(lambda: (LayerNorm(8), LayerNorm(8, bias=False)))
+    assert len(jax.tree.leaves(nnx.state(with_bias))) == 2
+    assert len(jax.tree.leaves(nnx.state(without))) == 1
+
+
+def test_layer_norm_of_half_precision_takes_statistics_in_float32() -> None:
+    # In bfloat16 the sum of 4096 ones does not get beyond 256.
+    x = (1 + 0.5 * np.sign(normal(1, 4096))).astype(jnp.bfloat16)
+    y = np.asarray(jax.jit(make(lambda: LayerNorm(4096)))(jax.device_put(x)), np.float32)
+    assert abs(y.mean()) < 1e-2
+    assert abs(y.std() - 1) < 1e-2
+
+
+@pytest.mark.parametrize(("ours", "approximate"), [(gelu_erf, False), (gelu_tanh, True)])
+def test_gelu_and_its_derivative(ours: Function, approximate: bool) -> None:
+    x = jax.device_put(np.linspace(-8, 8, 201, dtype=np.float32))
+
+    def both(f: Function) -> Any:
+        return jax.device_get(jax.jit(lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),)))(x))
+
+    expected = both(lambda x: jax.nn.gelu(x, approximate=approximate))
+    np.testing.assert_allclose(both(ours), expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
+def test_gradients_of_linear_layers_against_finite_differences(shape: tuple[int, int]) -> None:
+    def product(x: jax.Array, w: jax.Array) -> jax.Array:
+        return dot_general(x, w, (((2,), (0,)), ((), ())))
+
+    with jax.transfer_guard("allow"):
+        check_grads(  # type: ignore[no-untyped-call]  # as jax is
+            jax.jit(product), (normal(2, 5, shape[0]), normal(*shape)), 1, modes=["rev"]
+        )
+
+
+def test_embedding_clips_ids_to_its_table() -> None:
+    table = make(lambda: Embedding(5, 3, axes=("vocab", "embed"), rngs=nnx.Rngs(0)))
+    rows = np.asarray(jax.jit(table)(jax.device_put(np.array([-1, 0, 4, 9], np.int32))))
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[2], rows[3])
+
+
+def test_grouped_queries_equal_repeated_keys_and_values() -> None:
+    grouped_config = GPTConfig(n_head=4, n_kv_head=2, d_model=16)
+    grouped = make(lambda: Attention(grouped_config, rngs=nnx.Rngs(0)))
+    full = make(lambda: Attention(GPTConfig(n_head=4, d_model=16), rngs=nnx.Rngs(0)))
+    shared = nnx.to_pure_dict(nnx.state(grouped))
+
+    @jax.jit
+    def outputs(shared: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        repeated = {
+            name: {"kernel": shared[name]["kernel"].reshape(16, 2, 4).repeat(2, 1).reshape(16, 16)}
+            for name in ("key", "value")
+        }
+        biases = {"bias": jnp.zeros(16)}
+        whole = {name: kernel | biases for name, kernel in repeated.items()}
+        ungrouped = nnx.merge(nnx.graphdef(full), shared | whole)
+        return nnx.merge(nnx.graphdef(grouped), shared)(x)[0], ungrouped(x)[0]
+
+    found, expected = jax.device_get(outputs(shared, jax.device_put(normal(2, 7, 16))))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
