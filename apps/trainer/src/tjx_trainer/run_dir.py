@@ -139,17 +139,33 @@ class RunDirectory:
         return Path(entry["shards"]), entry["fingerprint"]
 
 
+def check_run(config: Config) -> None:
+    """Refuse what `open_run` would refuse, without writing anything.
+
+    Raises
+    ------
+    ConfigError
+        If ``run_dir`` holds another run, or files of a run without its config.yaml.
+    """
+    if config.run_dir is None:
+        return
+    run = RunDirectory(Path(config.run_dir))
+    if run.config.exists():
+        refuse_other_run(run, config)
+    else:
+        _refuse_foreign_files(run)
+
+
 def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
     """Make the run directory of a configuration, or take the one that holds this very run.
 
-    Writes config.yaml, so that from here on the directory belongs to this configuration. Where
-    the vocabulary follows the tokenizer, call ``write_config`` again when its size is known.
+    Writes config.yaml, so that from here on the directory belongs to this configuration.
 
     Parameters
     ----------
     config : Config
-        With ``run_dir`` None a new directory ``runs/NAME-YYYYmmdd-HHMMSS`` is made, never an
-        existing one taken.
+        Resolved: the vocabulary has its final size. With ``run_dir`` None a new directory
+        ``runs/NAME-YYYYmmdd-HHMMSS`` is made, never an existing one taken.
     now : datetime, optional
         For the new directory's name; local time by default.
 
@@ -162,14 +178,9 @@ def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
     if config.run_dir is None:
         run = _make_new(config.name, now or datetime.now().astimezone())
     else:
+        check_run(config)
         run = RunDirectory(Path(config.run_dir))
-        if run.config.exists():
-            saved = refuse_other_run(run, config)
-            if config.train.vocab_from_tokenizer:
-                config = config.with_vocabulary(saved.model.vocab_size)
-        else:
-            _refuse_foreign_files(run)
-            _make(run.path, exist_ok=True)
+        _make(run.path, exist_ok=True)
     run.write_config(config)
     return run
 

@@ -70,7 +70,7 @@ def continue_prompt(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=None if top_k is None else min(top_k, model.vocab_size),
-        key=jax.random.key(seed),
+        key=jax.jit(jax.random.key, static_argnums=0)(seed),
     )
     return [_decode(tokenizer, row) for row in jax.device_get(new)]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from pathlib import Path
 
 import jax
 
@@ -16,7 +17,7 @@ from tjx_trainer.job import Job, build_job, open_data
 from tjx_trainer.loop import run_steps
 from tjx_trainer.preparing import PreparationBar
 from tjx_trainer.progress import Progress
-from tjx_trainer.run_dir import RunDirectory, open_run
+from tjx_trainer.run_dir import RunDirectory, check_run, open_run
 from tjx_trainer.state import TrainState
 from tjx_trainer.summary import sample, xz_bits_per_byte
 
@@ -46,7 +47,13 @@ def train(config: Config) -> int:
     tjx_parallel.initialize()
     if problems := tjx_data.find_problems(config.data):
         raise ConfigError(problems)
-    run = open_run(config)
+    check_run(config)  # before minutes are spent on the data
+    job = prepare(config)
+    refuse_other_data(job)
+    run = open_run(job.config)
+    if tjx_parallel.is_main():
+        job.tokenizer.save(run.tokenizer)
+        run.point_to_data(job.train_data.directory, fingerprint=job.train_data.fingerprint)
     say(f"run directory  {run.path}")
     with (
         StopRequest() as stop,
@@ -54,7 +61,6 @@ def train(config: Config) -> int:
             tjx_ckpt.Checkpointer(run.checkpoints, keep=config.checkpoint.keep)
         ) as checkpointer,
     ):
-        job = prepare(config, run)
         state = resume(job, checkpointer)
         start = int(jax.device_get(state.step))
         throughput = tjx_metrics.Throughput(max_steps=job.config.train.max_steps, start_step=start)
@@ -77,7 +83,7 @@ def train(config: Config) -> int:
     return 0
 
 
-def prepare(config: Config, run: RunDirectory) -> Job:
+def prepare(config: Config) -> Job:
     """Open the data, fit the vocabulary to the tokenizer, and build the parts of the run."""
     try:
         with PreparationBar() as bar:
@@ -88,10 +94,6 @@ def prepare(config: Config, run: RunDirectory) -> Job:
         raise
     except ValueError as error:
         raise ConfigError(str(error).splitlines()) from error
-    if tjx_parallel.is_main():
-        tokenizer.save(run.tokenizer)
-        run.write_config(config)
-        run.point_to_data(job.train_data.directory, fingerprint=job.train_data.fingerprint)
     say(
         f"data           {job.train_data.n_tokens:,} tokens to train on, "
         f"{job.validation_data.n_tokens:,} held out, vocabulary {tokenizer.vocab_size:,}"
@@ -103,28 +105,35 @@ def prepare(config: Config, run: RunDirectory) -> Job:
     return job
 
 
+def refuse_other_data(job: Job) -> None:
+    """Refuse to go on with a run on other text, another tokenizer or another order of batches.
+
+    Raises
+    ------
+    ConfigError
+        If the run directory's data had another fingerprint.
+    """
+    run = None if job.config.run_dir is None else RunDirectory(Path(job.config.run_dir))
+    before = None if run is None else run.data_pointer()
+    if before is not None and before[1] != job.train_data.fingerprint:
+        raise ConfigError([
+            f"--run_dir {job.config.run_dir}: the text or the tokenizer changed since this run was "
+            "started: put back what it was, or give another --run_dir"
+        ])  # fmt: skip
+
+
 def resume(job: Job, checkpointer: tjx_ckpt.Checkpointer) -> TrainState:
     """Return the newest sound state, or that of step 0 where nothing was saved.
 
     Raises
     ------
-    ConfigError
-        If the data is not what the saved run was trained on.
     tjx_ckpt.CheckpointError
         If there are checkpoints, and none is sound.
     """
     if not checkpointer.steps():
         return job.initial_state()
     state: TrainState = checkpointer.restore(job.abstract)
-    step = int(jax.device_get(state.step))
-    saved = checkpointer.metadata(step)
-    changed = [name for name, value in job.fingerprints.items() if saved.get(name) != value]
-    if changed:
-        raise ConfigError([
-            f"the {' and '.join(changed)} changed since step {step} was saved: put back what it "
-            "was, or give another --run_dir"
-        ])  # fmt: skip
-    say(f"resuming       from step {step}")
+    say(f"resuming       from step {int(jax.device_get(state.step))}")
     return state
 
 

@@ -1,7 +1,8 @@
 """Attention and fused loss kernels for JAX.
 
-`flash_attention` is exact attention whose memory grows linearly with the sequence length,
-head without the logits of all tokens in memory.
+`flash_attention` is exact attention whose memory grows linearly with the sequence length;
+`linear_cross_entropy` is the loss of a language model's head without the logits of all tokens in
+memory.
 """
 
 from tjx_kernels.attention import chosen_implementation as chosen_implementation

@@ -1,0 +1,229 @@
+"""Training in this process: what a step, an evaluation and a whole run must do."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import tjx_data
+import tjx_nn
+from tjx_trainer import main as program
+from tjx_trainer.command_line import resolve
+from tjx_trainer.evaluation import evaluate, make_eval_step
+from tjx_trainer.interrupt import StopRequest
+from tjx_trainer.job import Job, build_job, open_data
+from tjx_trainer.sampling import continue_prompt, longest_continuation
+
+TINY = """
+--model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
+--data.tokenizer=char --data.holdout=tail --train.max_steps=12 --train.batch_size=16
+--train.eval_every=6 --train.sample_tokens=6 --log.every=1 --optimizer.learning_rate=1e-2
+--schedule.warmup_steps=2 --checkpoint.every=6
+""".split()  # noqa: SIM905  a list of words reads worse
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    text = folder / "text.txt"
+    text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(300)))
+    return [*TINY, f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}"]
+
+
+@pytest.fixture(scope="module")
+def job(words: list[str]) -> Job:
+    config = resolve([*words, "--train.accumulation=2", "--model.dropout=0.1"])
+    data, tokenizer = open_data(config)
+    return build_job(config.with_vocabulary(tokenizer.vocab_size), data, tokenizer)
+
+
+def run(words: list[str], run_dir: Path, *more: str) -> int:
+    return program.main([*words, f"--run_dir={run_dir}", *more])
+
+
+def records(run_dir: Path) -> list[dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    dropped = {"train/tokens_per_sec"}
+    return [{k: v for k, v in json.loads(line).items() if k not in dropped} for line in lines]
+
+
+def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
+    finals = []
+    for _ in range(2):
+        state = job.initial_state()
+        losses = []
+        for step in range(8):
+            state, metrics = job.train_step(state, job.put(job.train_data.batch(step)))
+            losses.append(float(jax.device_get(metrics["loss"])))
+        finals.append(jax.device_get(state.params))
+        assert losses[-1] < losses[0] - 0.2
+        assert int(jax.device_get(state.step)) == 8
+        assert int(jax.device_get(metrics["tokens"])) == 16 * 16
+    jax.tree.map(np.testing.assert_array_equal, *finals)
+
+
+def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:
+    model, params = job.config.model, job.initial_state().params
+    lengths = job.tokenizer.token_byte_lengths
+    found = {}
+    for batch_size in (8, 24):
+        loader = tjx_data.TokenLoader(
+            job.train_data.directory, split="validation", seq_len=16, batch_size=batch_size
+        )
+        found[batch_size] = evaluate(
+            make_eval_step(model, ks=(1, 5)),
+            params,
+            loader.evaluation_batches(500),
+            put=job.put,
+            token_byte_lengths=lengths,
+            ks=(1, 5),
+        )
+    # The same by NumPy in float64, window after window.
+    tokens = loader.read(0, 501).astype(np.int32)
+    logits_of = jax.jit(lambda params, tokens: tjx_nn.bind(model, params)(tokens))
+    losses, top = [], []
+    for start in range(0, 500, 16):
+        window = tokens[start : min(start + 16, 500)]
+        padded = np.zeros((8, 16), np.int32)
+        padded[0, : len(window)] = window
+        row = np.asarray(
+            jax.device_get(logits_of(params, job.put({"tokens": padded})["tokens"])), np.float64
+        )[0]
+        targets = tokens[start + 1 : start + 1 + len(window)]
+        for position, target in enumerate(targets):
+            logits = row[position]
+            losses.append(math.log(np.exp(logits - logits.max()).sum()) + logits.max())
+            losses[-1] -= logits[target]
+            top.append(int((logits > logits[target]).sum()))
+    for evaluation in found.values():
+        assert evaluation.tokens == 500
+        assert evaluation.text_bytes == int(lengths[tokens[1:]].sum())
+        assert evaluation.loss_sum == pytest.approx(sum(losses), rel=1e-6)
+        assert evaluation.correct == {k: sum(rank < k for rank in top) for k in (1, 5)}
+        metrics = evaluation.metrics()
+        assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+        assert metrics["top1_accuracy"] <= metrics["top5_accuracy"]
+
+
+def test_a_run_resumed_is_the_same_run(
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run(words, tmp_path / "whole") == 0
+    printed = capsys.readouterr()
+    assert "bits per byte" in printed.out
+    assert (tmp_path / "whole" / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+    calls = iter([False] * 8)  # somebody asks to stop after eight steps
+    monkeypatch.setattr(StopRequest, "__call__", lambda _: next(calls, True))
+    monkeypatch.setattr(StopRequest, "exit_code", 143)
+    assert run(words, tmp_path / "halves") == 143
+    assert "stopped and saved at step 8" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(words, tmp_path / "halves") == 0
+    assert "from step 8" in capsys.readouterr().err
+    assert records(tmp_path / "halves") == records(tmp_path / "whole")
+
+
+def test_data_that_changed_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("the first text " * 300)
+    own = [word for word in words if not word.startswith("--data.path=")]
+    own.append(f"--data.path={text}")
+    own = [word for word in own if not word.startswith("--train.max_steps=")]
+    own.append("--schedule.decay_steps=12")
+    assert run(own, tmp_path / "run", "--train.max_steps=2") == 0
+    tokenizer = (tmp_path / "run" / "tokenizer.json").read_bytes()
+    text.write_text("another text" + "the first text " * 300)
+    with pytest.raises(SystemExit) as stop:
+        run(own, tmp_path / "run", "--train.max_steps=4")
+    assert stop.value.code == 2
+    assert "changed since this run" in capsys.readouterr().err
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == tokenizer
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(b"", "empty"), (b"caf\xe9 " * 100, "UTF-8"), (None, "no such file")],
+    ids=["empty", "latin-1", "missing"],
+)
+def test_text_that_cannot_be_used_is_refused_by_name(
+    content: bytes | None,
+    complaint: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "bad.txt"
+    if content is not None:
+        text.write_bytes(content)
+    others = [word for word in words if not word.startswith("--data.path=")]
+    with pytest.raises(SystemExit) as stop:
+        run([*others, f"--data.path={text}"], tmp_path / "run")
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert "bad.txt" in error
+    assert not (tmp_path / "run").exists(), "a refused run leaves nothing behind"
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(words, tmp_path / "run", "--model.vocab_size=5")
+    assert stop.value.code == 2
+    assert "model.vocab_size 5" in capsys.readouterr().err
+
+
+def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
+    params = job.initial_state().params
+    room = longest_continuation(job.config.model, job.tokenizer, "12")
+    with jax.transfer_guard("allow"):
+        texts = continue_prompt(
+            job.config.model,
+            params,
+            job.tokenizer,
+            "12",
+            samples=2,
+            max_new_tokens=room,
+            temperature=1.0,
+            top_k=500,
+            seed=3,
+        )
+    assert len(texts) == 2
+    assert texts[0] != texts[1]
+    with pytest.raises(ValueError, match="longest sequence is 16"):
+        continue_prompt(
+            job.config.model,
+            params,
+            job.tokenizer,
+            "12",
+            max_new_tokens=room + 1,
+            temperature=0.0,
+            top_k=None,
+            seed=0,
+        )
+
+
+def test_the_first_signal_is_remembered_and_the_second_interrupt_ends() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        assert stop.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.exit_code == 130
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
