@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tjx_data
 import tjx_parallel
-from tjx_eval.trained import TrainedModel
+from tjx_eval.trained import RunError, TrainedModel
 from tjx_trainer.evaluation import evaluate, make_eval_step
 from tjx_trainer.job import open_data
 
@@ -31,13 +31,25 @@ def measure_loss(
     dict
         Losses in nats a token, bits a token and a byte, perplexity, shares of tokens among the
         likeliest 1, 5 and 10, the number of tokens and bytes, and tokens a second.
+
+    Raises
+    ------
+    RunError
+        If the devices do not divide the batch size.
     """
-    config = model.config
+    config, devices = model.config, model.mesh.size
+    if batch_size is None:
+        batch_size = -(-config.train.batch_size // devices) * devices
+    elif batch_size % devices:
+        raise RunError(
+            f"--batch_size {batch_size} is not a multiple of the {devices} devices: "
+            f"give {-(-batch_size // devices) * devices}"
+        )
     loader = tjx_data.TokenLoader(
         _data_folder(model),
         split="validation",
         seq_len=config.data.seq_len,
-        batch_size=batch_size or config.train.batch_size,
+        batch_size=batch_size,
         tokenizer=model.tokenizer,
     )
     eval_step = make_eval_step(config.model, ks=TOP_K)

@@ -10,6 +10,7 @@ import tjx_ckpt
 import tjx_data
 import tjx_parallel
 from tjx_parallel.config import MeshConfig
+from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config
 from tjx_trainer.job import make_update_rule
 from tjx_trainer.run_dir import RunDirectory
@@ -82,6 +83,8 @@ def open_trained(path: str) -> TrainedModel:
         If its checkpoints are damaged.
     """
     run = find_run(path)
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     config = run.read_config()
     checkpointer = tjx_ckpt.Checkpointer(run.checkpoints)
     if checkpointer.latest_step() is None:

@@ -11,6 +11,7 @@ import tjx_data
 import tjx_metrics
 import tjx_nn
 import tjx_parallel
+from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.interrupt import StopRequest
 from tjx_trainer.job import Job, build_job, open_data
@@ -45,6 +46,8 @@ def train(config: Config) -> int:
         If there are checkpoints and none is sound, or another process saves there.
     """
     tjx_parallel.initialize()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     if problems := tjx_data.find_problems(config.data):
         raise ConfigError(problems)
     check_run(config)  # before minutes are spent on the data

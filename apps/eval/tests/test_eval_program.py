@@ -1,0 +1,107 @@
+"""The evaluation app on a run that the trainer made: figures, text, and what it refuses."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tjx_eval.main import main
+from tjx_trainer import main as trainer
+
+TINY = """
+--model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
+--data.tokenizer=char --data.holdout=tail --train.max_steps=4 --train.batch_size=16
+--train.eval_every=4 --train.sample_tokens=0 --checkpoint.every=4
+""".split()  # noqa: SIM905  a list of words reads worse
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    text = folder / "text.txt"
+    text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(200)))
+    words = [f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}"]
+    assert trainer.main([*TINY, *words, f"--run_dir={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def figures(run_dir: Path, out: Path, *more: str) -> dict[str, float]:
+    assert main(["loss", str(run_dir), "--json", str(out), *more]) == 0
+    found: dict[str, float] = json.loads(out.read_text())
+    return found
+
+
+def test_loss_is_what_training_logged_for_any_batch_size(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = figures(run_dir, tmp_path / "a.json")
+    assert "bits per byte" in capsys.readouterr().out
+    logged = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert found["step"] == 4
+    for name in ("loss", "perplexity", "bits_per_byte", "bits_per_token"):
+        assert found[name] == pytest.approx(logged[f"eval/{name}"], rel=1e-5)
+    other = figures(run_dir, tmp_path / "b.json", "--batch_size", "8")
+    for name in ("loss", "top1_accuracy", "top5_accuracy", "top10_accuracy", "tokens"):
+        assert other[name] == pytest.approx(found[name], rel=1e-6)
+    # An accuracy is a share of whole tokens, and more guesses are right more often.
+    hits = found["top1_accuracy"] * found["tokens"]
+    assert hits == pytest.approx(round(hits), abs=1e-6)
+    assert found["top1_accuracy"] <= found["top5_accuracy"] <= found["top10_accuracy"] <= 1
+    assert found["loss"] == pytest.approx(math.log(found["perplexity"]))
+
+
+def test_max_tokens_stops_there(run_dir: Path, tmp_path: Path) -> None:
+    assert figures(run_dir, tmp_path / "c.json", "--max_tokens", "100")["tokens"] == 100
+
+
+def test_data_is_prepared_again_where_the_cache_was_emptied(run_dir: Path, tmp_path: Path) -> None:
+    before = figures(run_dir, tmp_path / "d.json")
+    shards = Path(json.loads((run_dir / "data.json").read_text())["shards"])
+    shutil.rmtree(shards)
+    assert figures(run_dir, tmp_path / "e.json")["loss"] == pytest.approx(before["loss"])
+
+
+def test_generate_continues_and_repeats_for_a_seed(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for seed in ("1", "1", "2"):
+        words = ["--prompt", "12 ", "--max_new_tokens", "10", "--temperature", "1", "--seed", seed]
+        assert main(["generate", str(run_dir), *words]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("12 ")
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["loss", "{tmp}/nothing"], "there is no such folder"),
+        (["loss", "{tmp}"], "no config.yaml"),
+        (["loss", "{tmp}/new"], "there is no checkpoint yet"),
+        (["generate", "{run}", "--max_new_tokens", "99"], "longest sequence is 16"),
+        (["loss", "{run}", "--batch_size", "12"], "multiple of the 8 devices: give 16"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence(
+    words: list[str],
+    complaint: str,
+    run_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "new").mkdir()
+    shutil.copy(run_dir / "config.yaml", tmp_path / "new")
+    assert main([word.format(tmp=tmp_path, run=run_dir) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_wrong_flag_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "somewhere", "--top_k", "0"])
+    assert stop.value.code == 2
+    assert "'0' is not a whole number of at least 1" in capsys.readouterr().err

@@ -1,0 +1,17 @@
+"""The C library's memory settings: taken by glibc, and no error anywhere else."""
+
+import ctypes
+import platform
+
+import pytest
+
+from tjx_trainer.allocator import keep_freed_memory
+
+
+def test_glibc_takes_it() -> None:
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_a_library_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _name: object())
+    assert keep_freed_memory() is False
