@@ -288,7 +288,8 @@ def to_yaml(config: Config) -> str:
         place[leaf] = list(value) if isinstance(value, tuple) else value
     del tree["run_dir"]
     head = "# The resolved configuration of this run, written by tjx.\n"
-    return head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    body: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return head + body
 
 
 def versions() -> dict[str, str]:
