@@ -40,7 +40,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An empty home; the modules of this sandbox."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
     home = str(tmp_path_factory.mktemp("home"))
-    path = os.pathsep.join(sys.path)
+    # Absolute, since runs start in folders of their own.
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     return {**kept, "HOME": home, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
 
 
