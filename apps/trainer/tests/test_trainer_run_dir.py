@@ -176,7 +176,8 @@ def test_another_run_is_refused_with_each_value_that_differs(run_path: str) -> N
         open_run(other)
     (problem,) = caught.value.problems
     lines = problem.splitlines()[1:]
-    assert lines == ["seed is 0 there and 1 here", "model.d_model is 160 there and 64 here"]
+    width = resolve(["--config", "quickstart"]).model.d_model
+    assert lines == ["seed is 0 there and 1 here", f"model.d_model is {width} there and 64 here"]
     assert Path(run_path, "config.yaml").read_bytes() == before
 
 
