@@ -2,7 +2,6 @@
 
 import lzma
 
-import tjx_data
 from tjx_trainer.job import Job
 from tjx_trainer.sampling import continue_prompt, longest_continuation
 from tjx_trainer.state import TrainState
@@ -25,11 +24,13 @@ def sample(job: Job, state: TrainState) -> str:
     return prompt + text[0]
 
 
-def xz_bits_per_byte(loader: tjx_data.TokenLoader, tokenizer: tjx_data.Tokenizer) -> float:
-    """Return what `xz -9` needs for the split's text, in bits a byte: a yardstick without learning.
+def xz_bits_per_byte(job: Job) -> float:
+    """Return what `xz -9` needs for the text that was evaluated, in bits a byte.
 
     xz sees the text once and knows nothing else; the model has seen the training text.
     """
-    tokens = loader.read(0, loader.n_tokens).tolist()
+    loader, tokenizer = job.validation_data, job.tokenizer
+    n_labels = min(loader.n_tokens - 1, job.config.train.eval_tokens or loader.n_tokens)
+    tokens = loader.read(1, n_labels).tolist()
     text = tokenizer.decode([token for token in tokens if token != tokenizer.eot_id]).encode()
     return 8 * len(lzma.compress(text, preset=9)) / len(text)

@@ -166,7 +166,7 @@ def conclude(
     run.plots.mkdir(exist_ok=True)
     tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
     found = (progress.last_evaluation or job.evaluate(state.params)).metrics()
-    xz = xz_bits_per_byte(job.validation_data, job.tokenizer)
+    xz = xz_bits_per_byte(job)
     lines = [
         f"validation loss  {found['loss']:.4f} nats a token, perplexity {found['perplexity']:.2f}",
         f"bits per byte    {found['bits_per_byte']:.3f} (`xz -9` needs {xz:.3f} for the same text)",
