@@ -5,12 +5,15 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import linear_cross_entropy
-from tjx_kernels.linear_cross_entropy import _chunk_count
+from tjx_kernels.head_loss import chunk_count
 
 VOCAB, WIDTH = 53, 6
 IGNORED = -100
@@ -27,16 +30,39 @@ def draw(
     return x, w, labels, rng.standard_normal(lead).astype(np.float32)
 
 
-def oracle(x: Any, w: Any, labels: Any, dloss: Any) -> Any:
+def oracle(
+    x: Any,
+    w: Any,
+    labels: Any,
+    dloss: Any,
+    dlse: Any = 0.0,
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    soft_cap: float | None = None,
+) -> Any:
+    """Loss, log-sum-exp, and the gradients by formula, in float64."""
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
-    logits = x @ w.T
+    logits, slope = x @ w.T, 1.0
+    if soft_cap is not None:
+        slope = 1 / np.cosh(logits / soft_cap) ** 2
+        logits = soft_cap * np.tanh(logits / soft_cap)
     lse = np.log(np.exp(logits).sum(-1))
     counts = labels != IGNORED
-    hit = np.eye(len(w))[np.where(counts, labels, 0)]
-    loss = np.where(counts, lse - (logits * hit).sum(-1), 0)
-    dlogits = (np.exp(logits - lse[..., None]) - hit) * (dloss * counts)[..., None]
+    target = (1 - label_smoothing) * np.eye(len(w))[np.where(counts, labels, 0)]
+    target += label_smoothing / len(w)
+    loss = np.where(counts, lse - (logits * target).sum(-1) + z_loss * lse**2, 0)
+    p = np.exp(logits - lse[..., None])
+    weight = np.where(counts, dloss, 0)[..., None]
+    dlogits = weight * ((1 + 2 * z_loss * lse[..., None]) * p - target)
+    dlogits = slope * (dlogits + p * np.asarray(dlse)[..., None])
     flat = dlogits.reshape(-1, len(w))
-    return loss, dlogits @ w, flat.T @ x.reshape(-1, x.shape[-1])
+    return loss, lse, dlogits @ w, flat.T @ x.reshape(-1, x.shape[-1])
+
+
+def plain(*inputs: Any) -> Any:
+    loss, _, dx, dw = oracle(*inputs)
+    return loss, dx, dw
 
 
 @partial(jax.jit, static_argnames="chunk_size")
@@ -46,21 +72,118 @@ def compute(x: Any, w: Any, labels: Any, dloss: Any, chunk_size: int | None = No
     return (loss, *pull(dloss))
 
 
+@partial(jax.jit, static_argnames="options")
+def compute_with_lse(
+    x: Any, w: Any, labels: Any, dloss: Any, dlse: Any, options: tuple[tuple[str, Any], ...]
+) -> Any:
+    call = partial(linear_cross_entropy, labels=labels, return_lse=True, **dict(options))
+    (loss, lse), pull = jax.vjp(call, x, w)
+    return (loss, lse, *pull((dloss, dlse)))
+
+
 # One chunk of all (53 is prime), a tail, a tail longer than a chunk, a row each.
 @pytest.mark.parametrize("chunk_size", [None, 1000, 40, 20, 7, 1])
 def test_agrees_with_oracle(chunk_size: int | None) -> None:
     inputs = draw(0)
     found = jax.device_get(compute(*jax.device_put(inputs), chunk_size=chunk_size))
-    for a, b in zip(found, oracle(*inputs), strict=True):
+    for a, b in zip(found, plain(*inputs), strict=True):
         assert a.dtype == np.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "z_loss": st.sampled_from([0.0, 0.3]),
+        "label_smoothing": st.sampled_from([0.0, 0.2]),
+        "soft_cap": st.sampled_from([None, 1.5]),
+    }
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    options=OPTIONS,
+    seed=st.integers(0, 2**32 - 1),
+    spread=st.sampled_from([0.1, 1.0, 3.0]),
+    through=st.sampled_from(["loss", "lse", "both"]),
+)
+@example(
+    options={"z_loss": 0.3, "label_smoothing": 1.0, "soft_cap": 1.5},
+    seed=0,
+    spread=1.0,
+    through="both",
+)
+def test_every_combination_agrees_with_oracle(
+    options: Any, seed: int, spread: float, through: str
+) -> None:
+    x, w, labels, dloss = draw(seed)
+    dlse = np.random.default_rng(seed + 1).standard_normal(labels.shape).astype(np.float32)
+    inputs = (
+        np.float32(spread) * x,
+        w,
+        labels,
+        dloss * np.float32(through != "lse"),
+        dlse * np.float32(through != "loss"),
+    )
+    # Sorted, and with one chunk size: each other tuple is compiled anew.
+    static = (*sorted(options.items()), ("chunk_size", 20))
+    found = jax.device_get(compute_with_lse(*jax.device_put(inputs), options=static))
+    expected = oracle(*inputs, **options)
+    for name, a, b in zip(("loss", "lse", "dx", "dw"), found, expected, strict=True):
+        assert a.dtype == np.float32, name
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=4e-5, err_msg=name)
+
+
+def dense(
+    x: Any, w: Any, labels: Any, z_loss: float, label_smoothing: float, soft_cap: float | None
+) -> Any:
+    """The same loss as anyone would write it, for JAX to differentiate."""
+    logits = jnp.einsum("btd,vd->btv", x, w)
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    hit = jax.nn.one_hot(labels, w.shape[0], dtype=x.dtype)
+    target = (1 - label_smoothing) * hit + label_smoothing / w.shape[0]
+    loss = -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1) + z_loss * lse**2
+    return jnp.where(labels == IGNORED, 0, loss), lse
+
+
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+def test_float64_agrees_with_differentiating_the_dense_loss(soft_cap: float | None) -> None:
+    options: Any = {"z_loss": 0.3, "label_smoothing": 0.2, "soft_cap": soft_cap}
+
+    @jax.jit
+    def expected(x: Any, w: Any, labels: Any, dloss: Any, dlse: Any) -> Any:
+        (loss, lse), pull = jax.vjp(partial(dense, labels=labels, **options), x, w)
+        return (loss, lse, *pull((dloss, dlse)))
+
+    x, w, labels, dloss = draw(7)
+    dlse = np.cos(np.arange(labels.size)).reshape(labels.shape)
+    wide = [a.astype(np.float64) for a in (x, w, dloss, dlse)]
+    with jax.enable_x64(True):
+        arrays = jax.device_put((*wide[:2], labels, *wide[2:]))
+        static = (*options.items(), ("chunk_size", 20))
+        found = jax.device_get(compute_with_lse(*arrays, options=static))
+        for a, b in zip(found, jax.device_get(expected(*arrays)), strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_ignored_tokens_keep_their_lse_and_its_gradient() -> None:
+    x, w, labels, dloss = draw(8)
+    labels[:] = IGNORED
+    arrays = jax.device_put((x, w, labels, dloss, np.ones_like(dloss)))
+    loss, lse, dx, _ = jax.device_get(compute_with_lse(*arrays, options=(("z_loss", 0.3),)))
+    np.testing.assert_array_equal(loss, 0)
+    np.testing.assert_allclose(lse, oracle(x, w, labels, dloss)[1], rtol=1e-5)
+    assert np.abs(dx).min() > 0
 
 
 @pytest.mark.parametrize("lead", [(), (5,), (2, 3, 4), (0,), (2, 0)])
 def test_any_token_axes(lead: tuple[int, ...]) -> None:
     inputs = draw(1, lead)
     found = jax.device_get(compute(*jax.device_put(inputs), chunk_size=20))
-    for a, b in zip(found, oracle(*inputs), strict=True):
+    for a, b in zip(found, plain(*inputs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -73,7 +196,7 @@ def test_half_precision_activations_with_float32_weights(
     w = w.astype(dtype).astype(np.float32)  # so that the oracle sees what the products see
     found = jax.device_get(compute(*jax.device_put((x, w, labels, dloss)), chunk_size=chunk_size))
     assert [a.dtype for a in found] == [np.float32, dtype, np.float32]
-    loss, dx, dw = oracle(x, w, labels, dloss)
+    loss, dx, dw = plain(x, w, labels, dloss)
     np.testing.assert_allclose(found[0], loss, rtol=1e-5, atol=1e-5)  # logits are float32
     np.testing.assert_allclose(found[1].astype(np.float32), dx, atol=0.03)
     np.testing.assert_allclose(found[2], dw, atol=0.03)
@@ -111,22 +234,28 @@ def test_extreme_logits_stay_finite() -> None:
             assert np.all(np.isfinite(array))
 
 
-def test_logits_are_never_all_in_memory() -> None:
+ALL = (("z_loss", 1e-4), ("label_smoothing", 0.1), ("soft_cap", 30.0))
+
+
+@pytest.mark.parametrize("options", [(), ALL], ids=["plain", "all options"])
+def test_logits_are_never_all_in_memory(options: tuple[tuple[str, Any], ...]) -> None:
     tokens, vocab, width = 4096, 16381, 16  # 256 MiB of logits
-    kinds: list[Any] = [((4, tokens // 4, width), np.float32), ((vocab, width), np.float32)]
-    kinds += [((4, tokens // 4), np.int32), ((4, tokens // 4), np.float32)]
+    lead = (4, tokens // 4)
+    kinds: list[Any] = [((*lead, width), np.float32), ((vocab, width), np.float32)]
+    kinds += [(lead, np.int32), (lead, np.float32), (lead, np.float32)]
     shapes = [jax.ShapeDtypeStruct(*kind) for kind in kinds]  # type: ignore[no-untyped-call]
     for chunk_size, part in ((None, 6), (256, 20)):
-        compiled: Any = compute.lower(*shapes, chunk_size=chunk_size).compile()
+        static = (*options, ("chunk_size", chunk_size))
+        compiled: Any = compute_with_lse.lower(*shapes, options=static).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab * 4 / part
 
 
 def test_chunk_counts_divide_the_vocabulary_where_they_can() -> None:
-    assert _chunk_count(50304, 5000) == 12
-    assert _chunk_count(50257, 1024) == 29  # 29 * 1733
-    assert _chunk_count(50257, 10000) == 6  # leaves a tail of one row
-    assert _chunk_count(8, 8) == 1
-    assert _chunk_count(8, 1) == 8
+    assert chunk_count(50304, 5000) == 12
+    assert chunk_count(50257, 1024) == 29  # 29 * 1733
+    assert chunk_count(50257, 10000) == 6  # leaves a tail of one row
+    assert chunk_count(8, 8) == 1
+    assert chunk_count(8, 1) == 8
 
 
 def sharded_compile(
@@ -136,7 +265,7 @@ def sharded_compile(
     shardings = [NamedSharding(mesh, PartitionSpec(*s)) for s in specs]  # type: ignore[no-untyped-call]
     arrays = jax.device_put(list(inputs), shardings)
     compiled = compute.lower(*arrays, chunk_size=chunk_size).compile()
-    for a, b in zip(compiled(*arrays), oracle(*inputs), strict=True):
+    for a, b in zip(compiled(*arrays), plain(*inputs), strict=True):
         np.testing.assert_allclose(jax.device_get(a), b, rtol=1e-5, atol=2e-5)
     return compiled.as_text() or ""
 
@@ -164,6 +293,10 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "rank": ((2, 3), (3,), (2,), {}, r"w \(3,\)"),
     "labels": ((2, 3), (5, 3), (3,), {}, r"labels has shape \(3,\).*\(2,\)"),
     "chunk_size": ((2, 3), (5, 3), (2,), {"chunk_size": 0}, "chunk_size is 0"),
+    "z_loss": ((2, 3), (5, 3), (2,), {"z_loss": -1.0}, "z_loss is -1.0.*at least 0"),
+    "smoothing": ((2, 3), (5, 3), (2,), {"label_smoothing": 1.1}, "is 1.1.*from 0 to 1"),
+    "soft_cap": ((2, 3), (5, 3), (2,), {"soft_cap": 0.0}, "soft_cap is 0.0.*None for no cap"),
+    "several": ((2, 3), (5, 4), (2,), {"z_loss": float("nan")}, r"(?s)w \(5, 4\).*z_loss is nan"),
 }
 
 
