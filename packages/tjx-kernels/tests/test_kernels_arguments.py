@@ -13,7 +13,7 @@ import pytest
 
 import tjx_kernels
 from tjx_kernels import attention, chosen_implementation, flash_attention, support_table
-from tjx_kernels.attention_call import AttentionCall, Implementation
+from tjx_kernels.attention_call import AttentionCall
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -28,6 +28,7 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "rank": (shaped(6, 4, 8), KV, KV, {}, r"q has shape \(6, 4, 8\)"),
     "batch": (shaped(3, 6, 4, 8), KV, KV, {}, "q has batch 3 and k 2"),
     "k-and-v": (Q, KV, shaped(2, 4, 2, 8), {}, "k has shape .* and v"),
+    "v-of-nothing": (Q, KV, shaped(2, 5, 2, 0), {}, "head_dim is 0"),
     "head_dim": (shaped(2, 6, 4, 16), KV, KV, {}, "q has head_dim 16 and k 8"),
     "heads": (shaped(2, 6, 3, 8), KV, KV, {}, "q has 3 heads and k has 2"),
     "dtypes": (shaped(2, 6, 4, 8, dtype=np.float16), KV, KV, {}, "float16, float32, float32"),
@@ -35,7 +36,12 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "window": (Q, KV, KV, {"window": 0}, "window is 0"),
     "soft_cap": (Q, KV, KV, {"soft_cap": -1.0}, "soft_cap is -1.0"),
     "scale": (Q, KV, KV, {"scale": float("nan")}, "scale is nan"),
-    "q_offset": (Q, KV, KV, {"q_offset": shaped(2, dtype=np.int32)}, r"q_offset is int32\[2\]"),
+    "q_offset": (Q, KV, KV, {"q_offset": shaped(3, dtype=np.int32)}, r"q_offset is int32\[3\]"),
+    "bias-shape": (Q, KV, KV, {"bias": shaped(2, 3, 6, 5)}, r"\[2 or 1, 4 or 1, 6, 5\]"),
+    "bias-dtype": (Q, KV, KV, {"bias": shaped(1, 1, 6, 5, dtype=bool)}, "bias is bool"),
+    "slopes": (Q, KV, KV, {"alibi_slopes": shaped(2)}, r"alibi_slopes is float32\[2\]"),
+    "dropout-rate": (Q, KV, KV, {"dropout_rate": 1.0}, "dropout_rate is 1.0"),
+    "dropout-key": (Q, KV, KV, {"dropout_rate": 0.1}, "dropout_key is missing"),
     "one-sided-ids": (
         *(Q, KV, KV, {"q_segment_ids": shaped(2, 6, dtype=np.int32)}),
         "q_segment_ids is given without kv_segment_ids",
@@ -50,7 +56,7 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
         {"q_segment_ids": shaped(2, 6), "kv_segment_ids": shaped(2, 5)},
         "q_segment_ids is float32",
     ),
-    "name": (Q, KV, KV, {"implementation": "xlaa"}, "'xlaa'; it must be one of xla, reference"),
+    "name": (Q, KV, KV, {"implementation": "xlaa"}, "'xlaa'; it must be one of .*xla, reference"),
 }
 
 
@@ -78,7 +84,7 @@ def test_an_implementation_asked_for_by_name_never_falls_back(
     def supports(call: AttentionCall) -> Any:
         return f"head_dim {call.head_dim} is not a multiple of 16" if call.head_dim % 16 else None
 
-    picky = Implementation(run=attention.IMPLEMENTATIONS["xla"].run, supports=supports)
+    picky = attention.IMPLEMENTATIONS["xla"]._replace(supports=supports)
     table = {"picky": picky, **attention.IMPLEMENTATIONS}
     monkeypatch.setattr(attention, "IMPLEMENTATIONS", table)
     assert chosen_implementation(Q, KV, KV) == "xla"

@@ -3,21 +3,52 @@
 A new kernel is one file that defines an `Implementation`, and one line in `IMPLEMENTATIONS`.
 """
 
-from typing import Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
-from tjx_kernels import attention_xla, reference
-from tjx_kernels.attention_call import AttentionCall, Implementation, Shaped, describe
+from tjx_kernels import (
+    attention_cudnn,
+    attention_mosaic_gpu,
+    attention_tpu,
+    attention_triton,
+    attention_xla,
+    reference,
+)
+from tjx_kernels.arguments import Arguments, Shaped
+from tjx_kernels.attention_call import AttentionCall, Implementation
 
-# In order of preference: without a name, the first that supports the call runs. "reference"
-# stands last and "xla" before it supports whatever it does, so that nothing dense is ever chosen
-# unasked.
+# In order of preference: without a name, the first that supports the call runs. "triton" serves all
+# that "mosaic_gpu" does and goes before it until that has been run on a GPU. "cudnn" comes after
+# both, as its backward pass is not the same every time. "reference" stands last and "xla" before it
+# supports whatever it does, so that nothing dense is ever chosen unasked.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "triton": attention_triton.IMPLEMENTATION,
+    "mosaic_gpu": attention_mosaic_gpu.IMPLEMENTATION,
+    "cudnn": attention_cudnn.IMPLEMENTATION,
+    "tpu": attention_tpu.IMPLEMENTATION,
     "xla": attention_xla.IMPLEMENTATION,
     "reference": reference.IMPLEMENTATION,
 }
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `flash_attention` that change what is computed, or how."""
+
+    causal: bool
+    q_segment_ids: jax.Array | None
+    kv_segment_ids: jax.Array | None
+    window: int | None
+    soft_cap: float | None
+    scale: float | None
+    q_offset: int | jax.Array
+    bias: jax.Array | None
+    alibi_slopes: jax.Array | None
+    dropout_rate: float
+    dropout_key: jax.Array | None
+    implementation: str | None
+    interpret: bool
 
 
 @overload
@@ -26,15 +57,8 @@ def flash_attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    causal: bool = ...,
-    q_segment_ids: jax.Array | None = ...,
-    kv_segment_ids: jax.Array | None = ...,
-    window: int | None = ...,
-    soft_cap: float | None = ...,
-    scale: float | None = ...,
-    q_offset: int | jax.Array = ...,
     return_lse: Literal[False] = ...,
-    implementation: str | None = ...,
+    **options: Unpack[Options],
 ) -> jax.Array: ...
 
 
@@ -44,15 +68,8 @@ def flash_attention(
     k: jax.Array,
     v: jax.Array,
     *,
-    causal: bool = ...,
-    q_segment_ids: jax.Array | None = ...,
-    kv_segment_ids: jax.Array | None = ...,
-    window: int | None = ...,
-    soft_cap: float | None = ...,
-    scale: float | None = ...,
-    q_offset: int | jax.Array = ...,
     return_lse: Literal[True],
-    implementation: str | None = ...,
+    **options: Unpack[Options],
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -68,8 +85,13 @@ def flash_attention(
     soft_cap: float | None = None,
     scale: float | None = None,
     q_offset: int | jax.Array = 0,
+    bias: jax.Array | None = None,
+    alibi_slopes: jax.Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
+    interpret: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Exact attention in memory that is linear in the sequence length.
 
@@ -84,6 +106,7 @@ def flash_attention(
     k, v : [batch, kv_len, kv_heads, head_dim]
         Keys and values of the same dtype. `heads` is a multiple of `kv_heads`: query heads
         n * g, ..., n * g + g - 1 share key head n (grouped-query attention; multi-query with one).
+        The values' head_dim may be another than the keys' (latent attention); it is the output's.
     causal
         A query sees the keys up to its own position.
     q_segment_ids, kv_segment_ids : integers [batch, q_len], [batch, kv_len]
@@ -97,13 +120,26 @@ def flash_attention(
     scale
         Factor of the scores q k^T, before the cap; 1 / sqrt(head_dim) when None.
     q_offset
-        Position of the first query: an int, or an int32 scalar known only when the program runs
-        (decoding into a KV cache). With an int, keys that no query of a block can see cost
-        nothing.
+        Position of the first query: an int, or an int32 scalar or [batch] known only when the
+        program runs (decoding into a KV cache). kv_len - q_len aligns the last query with the last
+        key; 0 the first with the first.
+    bias : floating [batch or 1, heads or 1, q_len, kv_len]
+        Added to the scores after the cap; differentiable. It is quadratic in memory by itself.
+    alibi_slopes : floating [heads] or [batch, heads]
+        slope * |query's position - key's position| is subtracted from the scores after the cap
+        (Press et al., "Train Short, Test Long", 2022). A constant: no gradient.
+    dropout_rate
+        Probability with which a weight of the softmax is set to 0, the others being multiplied by
+        1 / (1 - dropout_rate). The LSE is that without dropout.
+    dropout_key
+        A key of `jax.random`; the same key drops the same weights, in every implementation.
     return_lse
         Also return the log-sum-exp.
     implementation
         One of `IMPLEMENTATIONS`, or None for the first that supports the call.
+    interpret
+        Run a Pallas kernel named by `implementation` in JAX's interpreter on the CPU: very slow,
+        for debugging.
 
     Returns
     -------
@@ -138,10 +174,10 @@ def flash_attention(
     >>> out.shape, lse.shape
     ((2, 300, 8, 64), (2, 8, 300))
     """
-    call = describe(
-        q,
-        k,
-        v,
+    arguments = Arguments(
+        q=q,
+        k=k,
+        v=v,
         causal=causal,
         q_segment_ids=q_segment_ids,
         kv_segment_ids=kv_segment_ids,
@@ -149,15 +185,26 @@ def flash_attention(
         soft_cap=soft_cap,
         scale=scale,
         q_offset=q_offset,
+        bias=bias,
+        alibi_slopes=alibi_slopes,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        return_lse=return_lse,
+        interpret=interpret,
     )
-    run = IMPLEMENTATIONS[_choose(call, implementation)].run
-    if call.batch == 0 or call.q_len == 0 or call.kv_len == 0:  # nothing to see: all rows are dead
-        out = jnp.zeros(q.shape, q.dtype)
-        lse = jnp.full((call.batch, call.heads, call.q_len), -jnp.inf, call.accumulator)
+    call = arguments.describe()
+    run = IMPLEMENTATIONS[choose(implementation, implementations_for(call))].run
+    if call.nothing_to_see:
+        out, lse = dead_rows(call)
     else:
-        offset = None if isinstance(q_offset, int) else q_offset.astype(jnp.int32)
-        out, lse = run(call, q, k, v, q_segment_ids, kv_segment_ids, offset)
+        out, lse = run(call, arguments.operands(call))
     return (out, lse) if return_lse else out
+
+
+def dead_rows(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
+    """Give the results of a call whose rows see no key."""
+    out = jnp.zeros((call.batch, call.q_len, call.heads, call.v_head_dim), call.dtype)
+    return out, jnp.full((call.batch, call.heads, call.q_len), -jnp.inf, call.accumulator)
 
 
 def chosen_implementation(
@@ -165,14 +212,9 @@ def chosen_implementation(
     k: Shaped,
     v: Shaped,
     *,
-    causal: bool = False,
-    q_segment_ids: Shaped | None = None,
-    kv_segment_ids: Shaped | None = None,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    scale: float | None = None,
-    q_offset: int | Shaped = 0,
     implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
 ) -> str:
     """Name the implementation that `flash_attention` runs for these arguments.
 
@@ -186,19 +228,8 @@ def chosen_implementation(
     >>> chosen_implementation(x, x, x, causal=True, implementation="reference")
     'reference'
     """
-    call = describe(
-        q,
-        k,
-        v,
-        causal=causal,
-        q_segment_ids=q_segment_ids,
-        kv_segment_ids=kv_segment_ids,
-        window=window,
-        soft_cap=soft_cap,
-        scale=scale,
-        q_offset=q_offset,
-    )
-    return _choose(call, implementation)
+    call = Arguments(q=q, k=k, v=v, return_lse=return_lse, **options).describe()
+    return choose(implementation, implementations_for(call))
 
 
 def implementations_for(call: AttentionCall) -> dict[str, str | None]:
@@ -206,16 +237,21 @@ def implementations_for(call: AttentionCall) -> dict[str, str | None]:
     return {name: entry.supports(call) for name, entry in IMPLEMENTATIONS.items()}
 
 
-def _choose(call: AttentionCall, name: str | None) -> str:
+def choose(name: str | None, reasons: dict[str, str | None]) -> str:
+    """Take the implementation of that name, or without one the first with no reason against it."""
     if name is not None and name not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}, "
             "or None to choose automatically"
         )
-    reasons = implementations_for(call)
     if name is None:
         able = [candidate for candidate, reason in reasons.items() if reason is None]
-        assert able, "'xla' and 'reference' serve every call that `describe` accepts"
+        if not able:  # without interpret, "xla" and "reference" serve whatever `describe` accepts
+            raise ValueError(
+                "no kernel that could be interpreted serves this call: "
+                f"{'; '.join(f'{key}: {reason}' for key, reason in reasons.items())}; "
+                "leave out interpret"
+            )
         return able[0]
     if reasons[name] is not None:
         raise ValueError(

@@ -6,104 +6,133 @@ neighbouring chunks form a few bands, and a causal band reads only the keys up t
 under a causal sliding window each chunk reads just the keys of its window.
 
 Axes: B batch, N heads, K key heads, G query heads that share a key head, T query rows, S keys, H
-head_dim. Batch and heads stay whole throughout, so that both may be sharded.
+head_dim, V head_dim of the values, D either of them. Batch and heads stay whole throughout, so
+that both may be sharded.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
-from tjx_kernels.attention_call import AttentionCall, Implementation
-from tjx_kernels.xla_chunk import Keys, Queries, backward_chunk, barrier, forward_chunk
+from tjx_kernels.attention_call import (
+    AttentionCall,
+    Gradients,
+    Implementation,
+    Operands,
+    RowGradients,
+)
+from tjx_kernels.differentiable import differentiable
+from tjx_kernels.xla_bands import Band, plan_bands
+from tjx_kernels.xla_chunk import Chunk, Index, Rows, backward_chunk, barrier, forward_chunk
 
-# Rows of a chunk: large enough that the matrix products run at full speed, small enough that the
-# scores of a chunk stay a small part of memory.
-CHUNK = 128
-# Bands are unrolled, chunks within them are looped over. More bands skip more of the upper
-# triangle (n bands compute (n + 1) / 2n of it) and take longer to compile.
-MAX_BANDS = 8
-
-
-class Band(NamedTuple):
-    """Chunks of query rows, from the row `start` on, that read `width` keys each."""
-
-    start: int
-    chunks: int
-    rows: int
-    first_key: int
-    width: int
-    slides: bool  # the keys read move with the chunk (first_key then means nothing)
+# Sums over chunks, and results with the rows of one chunk at axis 3: trees of arrays.
+type Step = Callable[[Any, Index], tuple[Any, Any]]
 
 
-def plan_bands(call: AttentionCall) -> list[Band]:
-    """Cut the query rows into bands; the last, shorter chunk is a band of its own."""
-    whole, rest = divmod(call.q_len, CHUNK)
-    slides = call.causal and call.window is not None and call.window + CHUNK <= call.kv_len
-    count = 1 if slides or not call.causal or call.q_offset is None else MAX_BANDS
-    per_band = max(1, -(-whole // count))
-    sizes = [
-        (first * CHUNK, min(per_band, whole - first), CHUNK) for first in range(0, whole, per_band)
-    ]
-    if rest:
-        sizes.append((whole * CHUNK, 1, rest))
-    bands = []
-    for start, chunks, rows in sizes:
-        first_key, stop_key = 0, call.kv_len
-        if slides:
-            assert call.window is not None
-            stop_key = call.window + rows - 1
-        elif call.q_offset is not None:
-            if call.causal:
-                stop_key = call.q_offset + start + chunks * rows
-            if call.window is not None:
-                first_key = call.q_offset + start - call.window + 1
-            # A band of dead rows still reads one key, which the mask then hides.
-            stop_key = min(max(stop_key, 1), call.kv_len)
-            first_key = min(max(first_key, 0), stop_key - 1)
-        bands.append(Band(start, chunks, rows, first_key, stop_key - first_key, slides))
-    return bands
+# --- layout ---------------------------------------------------------------------------------------
+
+
+def _heads_out(call: AttentionCall, x_BTND: jax.Array) -> jax.Array:
+    """[B, T, N, D] -> [B, K, G, T, D]."""
+    grouped = x_BTND.reshape(call.batch, call.q_len, call.kv_heads, call.group, x_BTND.shape[3])
+    return grouped.transpose(0, 2, 3, 1, 4)
+
+
+def _heads_in(call: AttentionCall, x_BKGTD: jax.Array) -> jax.Array:
+    """[B, K, G, T, D] -> [B, T, N, D]."""
+    return x_BKGTD.transpose(0, 3, 1, 2, 4).reshape(
+        call.batch, call.q_len, call.heads, x_BKGTD.shape[4]
+    )
+
+
+def _whole(call: AttentionCall, operands: Operands) -> Chunk:
+    """All rows and all keys, to cut chunks from."""
+    position = call.q_offset if operands.q_offset is None else operands.q_offset
+    assert position is not None
+    groups = (call.kv_heads, call.group)
+    slopes = operands.alibi_slopes
+    return Chunk(
+        q=_heads_out(call, operands.q),
+        k=operands.k.swapaxes(1, 2),
+        v=operands.v.swapaxes(1, 2),
+        row=0,
+        key=0,
+        position=position,
+        q_ids=operands.q_segment_ids,
+        kv_ids=operands.kv_segment_ids,
+        bias=operands.bias,
+        slopes=None if slopes is None else slopes.reshape(call.batch, *groups),
+        seed=operands.dropout_seed,
+    )
+
+
+# --- cutting --------------------------------------------------------------------------------------
+
+
+def _slice(x: jax.Array, first: Index, width: int, axis: int) -> jax.Array:
+    """Cut `width` elements of an axis, from `first` on: the same for all, or [B], each its own."""
+    if jnp.ndim(first) == 0:
+        return lax.dynamic_slice_in_dim(x, first, width, axis)
+    cut = partial(lax.dynamic_slice_in_dim, slice_size=width, axis=axis - 1)
+    return jax.vmap(cut)(x, first)
+
+
+def _update(total: jax.Array, part: jax.Array, first: Index, axis: int) -> jax.Array:
+    """Put `part` where `_slice` would cut it from `total`."""
+    put = lax.dynamic_update_slice_in_dim
+    if jnp.ndim(first) == 0:
+        return put(total, part, first, axis)
+    return jax.vmap(partial(put, axis=axis - 1))(total, part, first)
+
+
+def _add_at(total_BKDS: jax.Array, part_BKDW: jax.Array, first: Index) -> jax.Array:
+    width = part_BKDW.shape[3]
+    if width == total_BKDS.shape[3]:
+        return total_BKDS + part_BKDW
+    return _update(total_BKDS, part_BKDW + _slice(total_BKDS, first, width, 3), first, 3)
+
+
+def _cut_keys(chunk: Chunk, first: Index, width: int) -> Chunk:
+    if width == chunk.k.shape[2]:
+        return chunk
+    k, v = (_slice(x, first, width, 2) for x in (chunk.k, chunk.v))
+    ids = None if chunk.kv_ids is None else _slice(chunk.kv_ids, first, width, 1)
+    return chunk._replace(k=k, v=v, kv_ids=ids, key=first)
+
+
+def _band(band: Band, whole: Chunk) -> Chunk:
+    """Cut the keys of a band; its bias stays whole, as a copy of it would be large."""
+    return whole if band.slides else _cut_keys(whole, band.first_key, band.width)
+
+
+def _chunk(call: AttentionCall, band: Band, of_band: Chunk, start: Index) -> Chunk:
+    """Cut from a band the chunk of rows from `start` on."""
+    ids = None if of_band.q_ids is None else _slice(of_band.q_ids, start, band.rows, 1)
+    chunk = of_band._replace(
+        q=_slice(of_band.q, start, band.rows, 3),
+        q_ids=ids,
+        row=start,
+        position=of_band.position + start,
+    )
+    if band.slides:
+        assert call.window is not None
+        first = jnp.clip(chunk.position - call.window + 1, 0, call.kv_len - band.width)
+        chunk = _cut_keys(chunk, first, band.width)
+    if chunk.bias is None:
+        return chunk
+    rows_of_bias = _slice(chunk.bias, start, band.rows, 2)
+    return chunk._replace(bias=_slice(rows_of_bias, chunk.key, band.width, 3))
 
 
 # --- all chunks -----------------------------------------------------------------------------------
 
 
-def _query_chunk(queries: Queries, band: Band, start: jax.Array | int) -> Queries:
-    rows = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=band.rows)
-    ids = None if queries.ids is None else rows(queries.ids, axis=1)
-    return Queries(rows(queries.q, axis=3), ids, queries.first + start)
-
-
-def _key_slice(keys: Keys, first: jax.Array | int, width: int) -> Keys:
-    if width == keys.k.shape[2]:
-        return keys
-    cut = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=width)
-    ids = None if keys.ids is None else cut(keys.ids, axis=1)
-    return Keys(cut(keys.k, axis=2), cut(keys.v, axis=2), ids, keys.first + first)
-
-
-def _key_chunk(call: AttentionCall, band: Band, keys: Keys, first_row: jax.Array | int) -> Keys:
-    """Cut from a band's keys those of the chunk whose first row has the position `first_row`."""
-    if not band.slides:
-        return keys
-    assert call.window is not None
-    first = jnp.clip(first_row - call.window + 1, 0, call.kv_len - band.width)
-    return _key_slice(keys, first, band.width)
-
-
-type Step = Callable[
-    [tuple[jax.Array, ...], jax.Array | int], tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
-]
-
-
-def _over_chunks(
-    band: Band, step: Step, carry: tuple[jax.Array, ...]
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """Run `step(carry, first row)` over a band's chunks; its results have the rows at axis 3."""
+def _over_chunks(band: Band, step: Step, carry: Any) -> tuple[Any, Any]:
+    """Run `step` over a band's chunks: the last carry, and the results of all rows."""
     if band.chunks == 1:
         return step(carry, band.start)
     carry, stacked = lax.scan(step, carry, band.start + band.rows * jnp.arange(band.chunks))
@@ -111,182 +140,66 @@ def _over_chunks(
     return carry, tuple(x.reshape(*x.shape[:3], -1, *x.shape[5:]) for x in in_place)
 
 
-def _after(
-    done: tuple[jax.Array, ...], queries: Queries, keys: Keys
-) -> tuple[tuple[jax.Array, ...], Queries, Keys]:
-    """Make what follows wait for `done`: else XLA may keep the scores of all bands at once."""
-    done, q, k, v = barrier((done, queries.q, keys.k, keys.v))
-    return done, queries._replace(q=q), keys._replace(k=k, v=v)
-
-
-def _band_keys(band: Band, keys: Keys) -> Keys:
-    return keys if band.slides else _key_slice(keys, band.first_key, band.width)
-
-
-def _forward_step(
-    call: AttentionCall,
-    band: Band,
-    queries: Queries,
-    keys: Keys,
-    carry: tuple[jax.Array, ...],
-    start: jax.Array | int,
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    chunk = _query_chunk(queries, band, start)
-    return carry, forward_chunk(call, chunk, _key_chunk(call, band, keys, chunk.first))
-
-
-def _forward(call: AttentionCall, queries: Queries, keys: Keys) -> tuple[jax.Array, jax.Array]:
-    """Output [B, K, G, T, H] and LSE [B, K, G, T]."""
-    results: list[tuple[jax.Array, ...]] = []
+def _over_bands(
+    call: AttentionCall, whole: Chunk, step: Callable[..., Any], carry: Any
+) -> tuple[Any, tuple[jax.Array, ...]]:
+    """Run `step(carry, band, its keys, first row)` over all chunks."""
+    results: list[Any] = []
     for band in plan_bands(call):
         if results:
-            results[-1], queries, keys = _after(results[-1], queries, keys)
-        step = partial(_forward_step, call, band, queries, _band_keys(band, keys))
-        results.append(_over_chunks(band, step, ())[1])
-    out, lse = (jnp.concatenate(parts, axis=3) for parts in zip(*results, strict=True))
-    return out, lse
+            # Wait for the band before: else XLA may keep the scores of all bands at once.
+            done = (carry, results[-1], whole.q, whole.k, whole.v)
+            carry, results[-1], q, k, v = barrier(done)
+            whole = whole._replace(q=q, k=k, v=v)
+        bound = partial(step, band, _band(band, whole))
+        carry, of_band = _over_chunks(band, bound, carry)
+        results.append(of_band)
+    return carry, tuple(jnp.concatenate(parts, axis=3) for parts in zip(*results, strict=True))
 
 
-def _backward_step(
-    call: AttentionCall,
-    band: Band,
-    queries: Queries,
-    keys: Keys,
-    rows: tuple[jax.Array, jax.Array, jax.Array],
-    carry: tuple[jax.Array, ...],
-    start: jax.Array | int,
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    chunk = _query_chunk(queries, band, start)
-    chunk_keys = _key_chunk(call, band, keys, chunk.first)
-    dout, lse, delta = (lax.dynamic_slice_in_dim(x, start, band.rows, 3) for x in rows)
-    dq, dk, dv = backward_chunk(call, chunk, chunk_keys, (dout, lse, delta))
-    return tuple(
-        _add_at(total, part, chunk_keys.first) for total, part in zip(carry, (dk, dv), strict=True)
-    ), (dq,)
+def _forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    def step(band: Band, of_band: Chunk, carry: Any, start: Index) -> tuple[Any, Any]:
+        out, lse = forward_chunk(call, _chunk(call, band, of_band, start))
+        return carry, (out.astype(call.dtype), lse)
 
-
-def _add_at(total_BKHS: jax.Array, part_BKHW: jax.Array, first: jax.Array | int) -> jax.Array:
-    width = part_BKHW.shape[3]
-    if width == total_BKHS.shape[3]:
-        return total_BKHS + part_BKHW
-    part_BKHW += lax.dynamic_slice_in_dim(total_BKHS, first, width, 3)
-    return lax.dynamic_update_slice_in_dim(total_BKHS, part_BKHW, first, 3)
-
-
-def _backward(
-    call: AttentionCall,
-    queries: Queries,
-    keys: Keys,
-    rows: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients dq [B, K, G, T, H] and, transposed, dk and dv [B, K, H, S] in float32."""
-    totals: tuple[jax.Array, ...] = tuple(
-        jnp.zeros((*x.shape[:2], x.shape[3], x.shape[2]), call.accumulator)
-        for x in (keys.k, keys.v)
-    )
-    dqs: list[jax.Array] = []
-    for band in plan_bands(call):
-        if dqs:
-            (*done, dqs[-1]), queries, keys = _after((*totals, dqs[-1]), queries, keys)
-            totals = tuple(done)
-        step = partial(_backward_step, call, band, queries, _band_keys(band, keys), rows)
-        totals, (dq,) = _over_chunks(band, step, totals)
-        dqs.append(dq)
-    dk, dv = totals
-    return jnp.concatenate(dqs, axis=3), dk, dv
-
-
-# --- the differentiable function ------------------------------------------------------------------
-
-
-def _heads_out(call: AttentionCall, x_BTNH: jax.Array) -> jax.Array:
-    """[B, T, N, H] -> [B, K, G, T, H]."""
-    return x_BTNH.reshape(*x_BTNH.shape[:2], call.kv_heads, -1, call.head_dim).transpose(
-        0, 2, 3, 1, 4
-    )
-
-
-def _heads_in(call: AttentionCall, x_BKGTH: jax.Array) -> jax.Array:
-    """[B, K, G, T, H] -> [B, T, N, H]."""
-    return x_BKGTH.transpose(0, 3, 1, 2, 4).reshape(-1, call.q_len, call.heads, call.head_dim)
-
-
-def _sides(
-    call: AttentionCall,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_ids: jax.Array | None,
-    kv_ids: jax.Array | None,
-    offset: jax.Array | None,
-) -> tuple[Queries, Keys]:
-    first = call.q_offset if offset is None else offset
-    assert first is not None
-    keys = Keys(k.swapaxes(1, 2), v.swapaxes(1, 2), kv_ids, 0)
-    return Queries(_heads_out(call, q), q_ids, first), keys
-
-
-type Inputs = tuple[
-    jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array | None, jax.Array | None
-]
-
-
-def _primal(
-    call: AttentionCall,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_ids: jax.Array | None,
-    kv_ids: jax.Array | None,
-    offset: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    out, lse = _forward(call, *_sides(call, q, k, v, q_ids, kv_ids, offset))
+    _, (out, lse) = _over_bands(call, _whole(call, operands), step, ())
     return _heads_in(call, out), lse.reshape(call.batch, call.heads, call.q_len)
 
 
-def _primal_forward(
-    call: AttentionCall, *inputs: Any
-) -> tuple[tuple[jax.Array, jax.Array], tuple[Inputs, jax.Array, jax.Array]]:
-    out, lse = _primal(call, *inputs)
-    # Both names, so that a remat policy that keeps them need not run the forward pass again.
-    # (checkpoint_name has no types in jax.)
-    out = checkpoint_name(out, "flash_attention_out")  # type: ignore[no-untyped-call]
-    lse = checkpoint_name(lse, "flash_attention_lse")  # type: ignore[no-untyped-call]
-    return (out, lse), (inputs, out, lse)
+def _backward(call: AttentionCall, operands: Operands, rows: RowGradients) -> Gradients:
+    per_group = (call.batch, call.kv_heads, call.group, call.q_len)
+    lse, delta = (x.reshape(per_group) for x in (rows.lse, rows.delta))
+    grouped = Rows(_heads_out(call, rows.dout), lse, delta)
+
+    def step(band: Band, of_band: Chunk, carry: Any, start: Index) -> tuple[Any, Any]:
+        dk, dv, dbias = carry
+        chunk = _chunk(call, band, of_band, start)
+        of_rows = Rows(*(_slice(x, start, band.rows, 3) for x in grouped))
+        found = backward_chunk(call, chunk, of_rows)
+        dk, dv = _add_at(dk, found.k, chunk.key), _add_at(dv, found.v, chunk.key)
+        if dbias is not None:
+            assert found.bias is not None
+            at = (0, 0, start, chunk.key)  # no two chunks share rows: nothing to add to
+            dbias = lax.dynamic_update_slice(dbias, found.bias.astype(dbias.dtype), at)
+        return (dk, dv, dbias), (found.q.astype(call.dtype),)
+
+    whole = _whole(call, operands)
+    dk, dv = (
+        jnp.zeros((*x.shape[:2], x.shape[3], x.shape[2]), call.accumulator)
+        for x in (whole.k, whole.v)
+    )
+    dbias = None if whole.bias is None else jnp.zeros_like(whole.bias)
+    (dk, dv, dbias), (dq,) = _over_bands(call, whole, step, (dk, dv, dbias))
+    dk, dv = (x.transpose(0, 3, 1, 2).astype(call.dtype) for x in (dk, dv))
+    return Gradients(_heads_in(call, dq), dk, dv, dbias)
 
 
-def _primal_backward(
-    call: AttentionCall,
-    residuals: tuple[Inputs, jax.Array, jax.Array],
-    cotangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array | None, ...]:
-    inputs, out_BTNH, lse_BNT = residuals
-    dout_BTNH, dlse_BNT = cotangents
-    # A dead row depends on nothing: whatever arrives for it, NaN too, is not passed on.
-    dead_BNT = lse_BNT == -jnp.inf
-    dead_BTN1 = dead_BNT.swapaxes(1, 2)[..., None]
-    dout_BTNH = jnp.where(dead_BTN1, 0, dout_BTNH)
-    dlse_BNT = jnp.where(dead_BNT, 0, dlse_BNT)
-    lse_BNT = jnp.where(dead_BNT, 0, lse_BNT)  # exp(-inf - 0) = 0, where exp(-inf - -inf) is NaN
-    delta_BNT = jnp.einsum(
-        "BTNH,BTNH->BNT", out_BTNH, dout_BTNH, preferred_element_type=call.accumulator
-    ) - dlse_BNT.astype(call.accumulator)
-
-    per_group = (call.batch, call.kv_heads, -1, call.q_len)
-    rows = (_heads_out(call, dout_BTNH), lse_BNT.reshape(per_group), delta_BNT.reshape(per_group))
-    dq, dk, dv = _backward(call, *_sides(call, *inputs), rows)
-    dk, dv = (x.transpose(0, 3, 1, 2).astype(inputs[1].dtype) for x in (dk, dv))
-    return _heads_in(call, dq), dk, dv, None, None, None
+def _supports(call: AttentionCall) -> str | None:
+    return "it is not a kernel: leave out interpret" if call.interpret else None
 
 
-_attend = jax.custom_vjp(_primal, nondiff_argnums=(0,))
-_attend.defvjp(_primal_forward, _primal_backward)
-# Compiled also where the caller is not, or every chunk would be dispatched operation by operation.
-_run = jax.jit(_attend, static_argnums=0, inline=True)
-
-
-def _supports(_call: AttentionCall) -> str | None:
-    return None
-
-
-IMPLEMENTATION = Implementation(run=_run, supports=_supports)
+IMPLEMENTATION = Implementation(
+    run=differentiable(_forward, _backward),
+    backward=_backward,
+    supports=_supports,
+)

@@ -1,0 +1,131 @@
+"""The TPU kernels: the contract in Pallas' interpreter, and what only they do.
+
+The plain interpreter (`interpret=True`) serves the contract: it compiles the grid to one loop. The
+TPU simulator, which starts from NaN in all scratch memory, is far slower and runs once.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_contract import CASES, AttentionContract, Case, assert_agrees, draw, oracle
+from jax.experimental.pallas import tpu as pltpu
+
+from tjx_kernels.arguments import Arguments
+from tjx_kernels.attention_call import Gradients, Operands, RowGradients
+from tjx_kernels.attention_tpu import IMPLEMENTATION
+from tjx_kernels.block_sizes import TABLE
+
+KINDS = ("TPU v5 lite", "TPU v6 lite")
+
+
+class TestTpu(AttentionContract):
+    implementation = "tpu"
+    interpret = True
+    refuses = frozenset({"float64"})
+    draws = 5
+
+
+def test_scratch_memory_is_never_read_before_it_is_written() -> None:
+    """The simulator fills memory with NaN; blocks that nobody sees stay untouched in it."""
+    case = Case((1, 40, 70, 2, 1), {"causal": True, "q_offset": 25, "window": 40}, segments=2)
+    inputs = draw(20, case, 8)
+    simulator = pltpu.InterpretParams(uninitialized_memory="nan")
+    # The simulator itself moves data between host and device.
+    with jax.transfer_guard("allow"), pltpu.force_tpu_interpret_mode(simulator):
+        found = TestTpu().compute(inputs, **case.options)
+    assert_agrees(found, oracle(inputs, **case.options), 1e-5)
+
+
+def test_blocks_that_nobody_sees_are_skipped() -> None:
+    """Values there may be NaN: 0 * NaN would show, were they only masked."""
+    inputs = draw(21, Case((1, 300, 300, 2, 1)), 8)
+    ids = np.repeat(np.arange(2, dtype=np.int32), (150, 150))[None]
+    wanted = oracle({**inputs, "q_segment_ids": ids, "kv_segment_ids": ids})
+    hidden = {"q_segment_ids": ids[:, :128] * 0, "kv_segment_ids": ids}
+    few = {n: inputs[n][:, :128] for n in ("q", "dout")} | {"dlse": inputs["dlse"][:, :, :128]}
+    for name in ("k", "v"):
+        few[name] = np.where((np.arange(300) >= 192)[None, :, None, None], np.nan, inputs[name])
+    by_segment = TestTpu().compute({**few, **hidden})
+    np.testing.assert_allclose(by_segment["out"], wanted["out"][:, :128], atol=1e-5)
+    causal = TestTpu().compute(few, causal=True)
+    assert np.all(np.isfinite(causal["out"]))
+    assert np.all(causal["dk"][:, 128:] == 0)
+
+
+def test_rows_past_the_end_add_nothing() -> None:
+    """Falling slopes give them scores of which the exponential overflows."""
+    inputs = draw(22, Case((1, 37, 45, 4, 2), alibi=True), 8)
+    inputs["alibi_slopes"] *= -8
+    assert_agrees(TestTpu().compute(inputs), oracle(inputs), 1e-5)
+
+
+def _lower(kind: str, case: Case, head_dim: int, dtype: str) -> str:
+    """Lower both passes for a kind of TPU, with the blocks that run there."""
+    inputs = draw(0, case, head_dim, dtype)
+    outputs = [inputs.pop(name) for name in ("dout", "dlse")]
+    options = dict(case.options)
+    shapes = jax.eval_shape(lambda x: x, inputs)
+    if "dropout_rate" in options:
+        shapes["dropout_key"] = jax.eval_shape(lambda: jax.random.key(0))
+    describe = partial(Arguments, return_lse=True, **options)
+    call = replace(describe(**shapes).describe(), platform="tpu", architecture=kind)
+    assert IMPLEMENTATION.supports(call) is None
+
+    def both(x: dict[str, Any], dout: Any, dlse: Any) -> tuple[Any, Gradients]:
+        assert IMPLEMENTATION.backward is not None
+        operands: Operands = describe(**x).operands(call)
+        rows = RowGradients(dout, dlse, dlse)
+        return IMPLEMENTATION.run(call, operands), IMPLEMENTATION.backward(call, operands, rows)
+
+    specs = jax.eval_shape(lambda *x: x, *outputs)
+    exported = jax.export.export(jax.jit(both), platforms=["tpu"])(shapes, *specs)
+    return str(exported.mlir_module())
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", KINDS[0]), ("bfloat16", KINDS[1])])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+def test_lowers_for_tpu(head_dim: int, dtype: str, kind: str) -> None:
+    case = Case((1, 1200, 1100, 4, 2), {"causal": True})
+    assert _lower(kind, case, head_dim, dtype).count("tpu_custom_call") == 3
+
+
+def test_float16_lowers_for_tpu() -> None:
+    assert "tpu_custom_call" in _lower(KINDS[0], Case((1, 300, 300, 2, 1)), 64, "float16")
+
+
+@pytest.mark.parametrize("name", ["everything", "alibi", "bias-for-all", "dropout", "segments"])
+def test_every_feature_lowers_for_tpu(name: str) -> None:
+    case = CASES[name]
+    longer = replace(case, shape=(2, 700, 1500, *case.shape[3:]), offset=(-40, 60))
+    options = {k: v for k, v in case.options.items() if k != "q_offset"}
+    _lower(KINDS[0], replace(longer, options=options), 64, "bfloat16")
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (1, 1000), (130, 7), (1000, 1)])
+def test_any_length_lowers_for_tpu(q_len: int, kv_len: int) -> None:
+    _lower(KINDS[1], Case((2, q_len, kv_len, 4, 1), segments=3), 128, "bfloat16")
+
+
+def test_table_serves_every_kind() -> None:
+    for kernel in ("tpu", "tpu-float32"):
+        rows = [row for row in TABLE if row.kernel == kernel]
+        assert {row.architecture for row in rows if row.head_dim == 256} == {"interpret", *KINDS}
+        for sizes in (TABLE[row] for row in rows if row.architecture in KINDS):
+            assert sizes.q % 128 == 0, sizes
+            assert sizes.k % 128 == 0, sizes
+
+
+def test_refuses_with_the_reason() -> None:
+    x: Any = jax.eval_shape(lambda: jnp.zeros((1, 8, 1, 64)))
+    call = Arguments(q=x, k=x, v=x).describe()
+    for change, reason in (
+        ({}, "needs a TPU"),
+        ({"platform": "tpu", "dtype": "float64"}, "float64"),
+        ({"platform": "tpu", "v_head_dim": 512}, "head_dim"),
+    ):
+        assert reason in str(IMPLEMENTATION.supports(replace(call, **change)))

@@ -1,0 +1,129 @@
+"""The rules for blocks agree with the rule for single elements, whatever the sizes."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tjx_kernels.arguments import Arguments
+from tjx_kernels.attention_call import AttentionCall
+from tjx_kernels.visibility import Blocks, key_blocks, row_blocks, segment_blocks
+
+
+def call(q_len: int, kv_len: int, causal: bool, window: int | None) -> AttentionCall:
+    one = jax.ShapeDtypeStruct((1, 1, 1, 8), np.float32)  # type: ignore[no-untyped-call]
+    plain = Arguments(q=one, k=one, v=one).describe()
+    return replace(plain, q_len=q_len, kv_len=kv_len, causal=causal, window=window)
+
+
+def seen(described: AttentionCall, offset: int) -> Any:
+    distance = offset + np.arange(described.q_len)[:, None] - np.arange(described.kv_len)[None, :]
+    sees = np.ones(distance.shape, bool)
+    if described.causal:
+        sees &= distance >= 0
+    if described.window is not None:
+        sees &= distance < described.window
+    return sees
+
+
+def check(found: Blocks, tile: Any, block: int) -> None:
+    """`tile` [block's own axis, the axis that is walked] says who sees whom."""
+    length = tile.shape[1]
+    count = -(-length // block)
+    start, full_start, full_stop, stop = (int(x) for x in found)
+    assert 0 <= start <= full_start <= full_stop <= stop <= count
+    some = tile.any(axis=0)
+    assert not some[: start * block].any()
+    assert not some[stop * block :].any()
+    assert tile[:, full_start * block : full_stop * block].all()
+    assert full_start == full_stop or full_stop * block <= length
+    # Tight: the first and the last block hold something seen; a whole block is known for one.
+    if start < stop:
+        assert some[start * block : (start + 1) * block].any()
+        assert some[(stop - 1) * block : stop * block].any()
+    whole = [tile[:, i * block : (i + 1) * block].all() for i in range(length // block)]
+    assert sum(whole) == full_stop - full_start
+
+
+sizes = {
+    "q_len": st.integers(1, 70),
+    "kv_len": st.integers(1, 70),
+    "offset": st.integers(-90, 90),
+    "causal": st.booleans(),
+    "window": st.none() | st.integers(1, 80),
+    "block": st.sampled_from([1, 4, 16]),
+    "traced": st.booleans(),
+}
+
+
+@settings(deadline=None)
+@given(**sizes, first=st.integers(0, 69), rows=st.integers(1, 20))
+def test_blocks_of_keys(
+    q_len: int,
+    kv_len: int,
+    offset: int,
+    causal: bool,
+    window: int | None,
+    block: int,
+    traced: bool,
+    first: int,
+    rows: int,
+) -> None:
+    first = min(first, q_len - 1)
+    rows = min(rows, q_len - first)
+    described = call(q_len, kv_len, causal, window)
+    with jax.transfer_guard("allow"), jax.disable_jit():
+        position: Any = np.int32(offset + first) if traced else offset + first
+        found = key_blocks(described, jax.device_put(position) if traced else position, rows, block)
+        check(found, seen(described, offset)[first : first + rows], block)
+
+
+@settings(deadline=None)
+@given(**sizes, first=st.integers(0, 69), keys=st.integers(1, 20))
+def test_blocks_of_rows(
+    q_len: int,
+    kv_len: int,
+    offset: int,
+    causal: bool,
+    window: int | None,
+    block: int,
+    traced: bool,
+    first: int,
+    keys: int,
+) -> None:
+    first = min(first, kv_len - 1)
+    keys = min(keys, kv_len - first)
+    described = call(q_len, kv_len, causal, window)
+    with jax.transfer_guard("allow"), jax.disable_jit():
+        start: Any = jax.device_put(np.int32(offset)) if traced else offset
+        found = row_blocks(described, start, first, keys, block)
+        check(found, seen(described, offset)[:, first : first + keys].T, block)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    lengths=st.sampled_from([(37, 26), (1, 40), (16, 3)]),
+    ordered=st.booleans(),
+)
+def test_blocks_that_share_a_segment(seed: int, lengths: tuple[int, int], ordered: bool) -> None:
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(-3, 4, (2, n)).astype(np.int32) for n in lengths]
+    if ordered:
+        ids = [np.sort(x, axis=1) for x in ids]
+    block_q, block_k = 8, 4
+    with jax.transfer_guard("allow"):
+        q_ids, kv_ids = jax.device_put(ids)
+        found = segment_blocks(q_ids, kv_ids, block_q, block_k)
+        start, stop = (np.asarray(x) for x in found)
+    for b in range(2):
+        for i in range(start.shape[1]):
+            same = np.equal.outer(ids[0][b, i * block_q : (i + 1) * block_q], ids[1][b])
+            keys = np.flatnonzero(same.any(axis=0)) // block_k
+            assert 0 <= start[b, i] <= stop[b, i] <= -(-lengths[1] // block_k)
+            if keys.size:
+                assert start[b, i] <= keys.min()
+                assert keys.max() < stop[b, i]
