@@ -1,6 +1,8 @@
 """Attention and fused loss kernels for JAX.
 
 `flash_attention` is exact attention whose memory grows linearly with the sequence length;
+`ring_attention` the same over a sequence spread over devices, `sharded_flash_attention` over batch
+and heads spread over a mesh, `decode_attention` for new queries against a KV cache.
 `linear_cross_entropy` is the loss of a language model's head without the logits of all tokens in
 memory.
 """
@@ -8,15 +10,27 @@ memory.
 from tjx_kernels.attention import chosen_implementation as chosen_implementation
 from tjx_kernels.attention import flash_attention as flash_attention
 from tjx_kernels.attention import implementations_for as implementations_for
+from tjx_kernels.decode import decode_attention as decode_attention
 from tjx_kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from tjx_kernels.reference import attention_reference as attention_reference
+from tjx_kernels.ring import ring_attention as ring_attention
+from tjx_kernels.ring_schedule import unzigzag as unzigzag
+from tjx_kernels.ring_schedule import zigzag as zigzag
+from tjx_kernels.ring_schedule import zigzag_positions as zigzag_positions
+from tjx_kernels.sharded import sharded_flash_attention as sharded_flash_attention
 from tjx_kernels.support_table import support_table as support_table
 
 __all__ = [
     "attention_reference",
     "chosen_implementation",
+    "decode_attention",
     "flash_attention",
     "implementations_for",
     "linear_cross_entropy",
+    "ring_attention",
+    "sharded_flash_attention",
     "support_table",
+    "unzigzag",
+    "zigzag",
+    "zigzag_positions",
 ]

@@ -1,0 +1,210 @@
+"""Attention of new queries against a cache of keys and values, for generation.
+
+The cache is read in place, one run of keys after the other, and only as far as the longest row is
+filled; the results for the runs are merged by their log-sum-exp (Milakov and Gimelshein, "Online
+normalizer calculation for softmax", 2018).
+
+Axes: B batch, N heads, K key heads, G query heads that share a key head, T new queries, S keys of
+the cache, H head_dim, V head_dim of the values.
+"""
+
+from functools import partial
+from typing import Literal, overload
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tjx_kernels.arguments import Arguments
+from tjx_kernels.attention_call import AttentionCall, Operands
+from tjx_kernels.xla_chunk import Chunk, Index, forward_chunk
+
+# Keys read at a time: few enough that little beyond the longest row is read, many enough that the
+# loop costs nothing beside them.
+RUN = 256
+
+# Output [B, K, G, T, V] and LSE [B, K, G, T] of the keys so far.
+type Partial = tuple[jax.Array, jax.Array]
+
+
+@overload
+def decode_attention(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    lengths: jax.Array,
+    *,
+    return_lse: Literal[False] = ...,
+    window: int | None = ...,
+    soft_cap: float | None = ...,
+    scale: float | None = ...,
+    alibi_slopes: jax.Array | None = ...,
+) -> jax.Array: ...
+
+
+@overload
+def decode_attention(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    lengths: jax.Array,
+    *,
+    return_lse: Literal[True],
+    window: int | None = ...,
+    soft_cap: float | None = ...,
+    scale: float | None = ...,
+    alibi_slopes: jax.Array | None = ...,
+) -> tuple[jax.Array, jax.Array]: ...
+
+
+def decode_attention(
+    q: jax.Array,
+    k_cache: jax.Array,
+    v_cache: jax.Array,
+    lengths: jax.Array,
+    *,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    scale: float | None = None,
+    alibi_slopes: jax.Array | None = None,
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Causal attention of the newest queries against a cache filled up to a length for each row.
+
+    Query t of row b has the position lengths[b] - new + t; the result is that of `flash_attention`
+    with `causal=True` and `q_offset=lengths - new`. Time follows the longest length (under a window
+    the keys from the first one still seen on), not the size of the cache. A query without a key is
+    dead: its output is 0, its log-sum-exp -inf.
+
+    Parameters
+    ----------
+    q : [batch, new, heads, head_dim]
+        Queries of the tokens that came last, one or a few: float32, bfloat16 or float16.
+    k_cache, v_cache : [batch, max_len, kv_heads, head_dim]
+        Keys and values of the same dtype, those of the new tokens already written. `heads` is a
+        multiple of `kv_heads`. The values' head_dim may be another than the keys'; it is the
+        output's.
+    lengths : integers [batch]
+        How many keys of each row are filled, from 0 (an idle row) to max_len. What the cache holds
+        beyond them is not used, as long as it is finite.
+    window, soft_cap, scale, alibi_slopes
+        As for `flash_attention`.
+    return_lse
+        Also return the log-sum-exp.
+
+    Returns
+    -------
+    out : [batch, new, heads, head_dim]
+        In q's dtype; softmax and sums are float32.
+    lse : [batch, heads, new], only with `return_lse`
+        Natural logarithm of the sum of the exponentials of a query's scores, in float32.
+
+    Raises
+    ------
+    ValueError
+        For arguments that do not fit together, one line for each; k and v are the caches.
+
+    Notes
+    -----
+    For every platform. It has no derivative in reverse mode, as the number of steps is known only
+    when it runs: train with `flash_attention`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> q = jnp.ones((2, 1, 8, 64))
+    >>> cache = jnp.zeros((2, 4096, 2, 64))
+    >>> decode_attention(q, cache, cache, jnp.array([17, 300])).shape
+    (2, 1, 8, 64)
+    """
+    right = lengths.shape == q.shape[:1] and jnp.issubdtype(lengths.dtype, jnp.integer)
+    if q.ndim == 4 and not right:
+        raise ValueError(
+            f"lengths is {lengths.dtype}{list(lengths.shape)}; it must be one int32 for each "
+            f"batch row: {list(q.shape[:1])}"
+        )
+    arguments = Arguments(
+        q=q,
+        k=k_cache,
+        v=v_cache,
+        causal=True,
+        window=window,
+        soft_cap=soft_cap,
+        scale=scale,
+        q_offset=lengths,  # of the query after the newest
+        alibi_slopes=alibi_slopes,
+        return_lse=return_lse,
+    )
+    call = arguments.describe()
+    if call.batch == 0 or call.q_len == 0 or call.kv_len == 0:  # nothing to see
+        out = jnp.zeros((*q.shape[:3], call.v_head_dim), q.dtype)
+        lse = jnp.full((call.batch, call.heads, call.q_len), -jnp.inf, call.accumulator)
+    else:
+        out, lse = _decode(call, arguments.operands(call))
+    return (out, lse) if return_lse else out
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _decode(call: AttentionCall, operands: Operands) -> Partial:
+    assert operands.q_offset is not None
+    lengths_B = operands.q_offset
+    groups = (call.kv_heads, call.group)
+    q_BTKGH = operands.q.reshape(call.batch, call.q_len, *groups, call.head_dim)
+    slopes = operands.alibi_slopes
+    newest = Chunk(
+        q=q_BTKGH.transpose(0, 2, 3, 1, 4),
+        k=operands.k,
+        v=operands.v,
+        row=0,
+        key=0,
+        position=lengths_B - call.q_len,
+        slopes=None if slopes is None else slopes.reshape(call.batch, *groups),
+    )
+
+    def add_run(first: Index, width: int, before: Partial) -> Partial:
+        k, v = (
+            lax.dynamic_slice_in_dim(x, first, width, 1).swapaxes(1, 2)
+            for x in (operands.k, operands.v)
+        )
+        return _merge(before, forward_chunk(call, newest._replace(k=k, v=v, key=first)))
+
+    per_query = (call.batch, *groups, call.q_len)
+    seen = (
+        jnp.zeros((*per_query, call.v_head_dim), call.accumulator),
+        jnp.full(per_query, -jnp.inf, call.accumulator),
+    )
+    whole, rest = divmod(call.kv_len, RUN)
+    if whole:
+        start, stop = _runs(call, lengths_B)
+        seen = lax.fori_loop(start, stop, lambda i, x: add_run(i * RUN, RUN, x), seen)
+    if rest:  # whether any row reaches it or not
+        seen = add_run(whole * RUN, rest, seen)
+    out, lse = seen
+    out = out.transpose(0, 3, 1, 2, 4).reshape(*operands.q.shape[:3], call.v_head_dim)
+    return out.astype(call.dtype), lse.reshape(call.batch, call.heads, call.q_len)
+
+
+def _runs(call: AttentionCall, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Find the whole runs of keys [start, stop) that hold all that any row sees."""
+    stop = jnp.max(lengths_B) + RUN - 1
+    start = jnp.zeros_like(stop)
+    if call.window is not None:
+        # Idle rows see nothing, and say nothing about where to begin.
+        first_B = lengths_B - call.q_len - call.window + 1
+        first_B = jnp.where(lengths_B > 0, first_B, call.kv_len)
+        start = jnp.maximum(jnp.min(first_B), 0)
+    return start // RUN, jnp.minimum(stop // RUN, call.kv_len // RUN)
+
+
+def _merge(a: Partial, b: Partial) -> Partial:
+    """Combine the results of two sets of keys to that of both."""
+    (out_a, lse_a), (out_b, lse_b) = a, b
+    top = jnp.maximum(lse_a, lse_b)
+    top = jnp.where(top == -jnp.inf, 0, top)  # no key in either: both weights become 0
+    weight_a, weight_b = jnp.exp(lse_a - top), jnp.exp(lse_b - top)
+    total = weight_a + weight_b
+    share_a, share_b = (
+        jnp.where(total == 0, 0, x / jnp.where(total == 0, 1, total))[..., None]
+        for x in (weight_a, weight_b)
+    )
+    return share_a * out_a + share_b * out_b, top + jnp.log(total)

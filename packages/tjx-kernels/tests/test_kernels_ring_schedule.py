@@ -1,0 +1,127 @@
+"""What a ring of devices computes when, before anything runs: all that is seen, once, evenly."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tjx_kernels.arguments import Arguments
+from tjx_kernels.attention_call import AttentionCall
+from tjx_kernels.ring_schedule import (
+    Order,
+    Part,
+    parts,
+    schedule,
+    unzigzag,
+    zigzag,
+    zigzag_positions,
+)
+
+
+def held_by_a_device(length: int, causal: bool = True, window: int | None = None) -> AttentionCall:
+    x = jax.ShapeDtypeStruct((1, length, 1, 8), np.float32)  # type: ignore[no-untyped-call]
+    return Arguments(q=x, k=x, v=x, causal=causal, window=window).describe()
+
+
+def positions(order: Order, size: int, device: int, length: int) -> Any:
+    whole = np.arange(size * length)
+    return (zigzag(whole, size, axis=0) if order == "zigzag" else whole).reshape(size, -1)[device]
+
+
+def pairs_of(part: Part) -> Any:
+    """The pairs of a part that its own call, knowing nothing of the ring, sees."""
+    i = part.offset + np.arange(part.rows[1] - part.rows[0])[:, None]
+    j = np.arange(part.keys[1] - part.keys[0])[None, :]
+    seen = np.ones((i.size, j.size), bool)
+    if part.causal:
+        seen &= j <= i
+    if part.window is not None:
+        seen &= j > i - part.window
+    return seen
+
+
+@given(
+    size=st.integers(1, 6),
+    half=st.integers(1, 4),
+    order=st.sampled_from(["zigzag", "contiguous"]),
+    causal=st.booleans(),
+    window=st.none() | st.integers(1, 60),
+)
+def test_every_visible_pair_is_computed_once_and_no_other(
+    size: int, half: int, order: Order, causal: bool, window: int | None
+) -> None:
+    length = 2 * half
+    plan = schedule(held_by_a_device(length, causal, window), order, size)
+    count = np.zeros((size * length, size * length), int)
+    for step, row in enumerate(plan.table):
+        for device, case in enumerate(row):
+            queries = positions(order, size, device, length)
+            keys = positions(order, size, (device - step) % size, length)
+            for part in plan.cases[case]:
+                cell = np.ix_(queries[slice(*part.rows)], keys[slice(*part.keys)])
+                count[cell] += pairs_of(part)
+    distance = np.subtract.outer(np.arange(size * length), np.arange(size * length))
+    wanted = np.ones(distance.shape, bool)
+    if causal:
+        wanted &= distance >= 0
+    if window is not None:
+        wanted &= distance < window
+    np.testing.assert_array_equal(count, wanted)
+
+
+def work(order: Order, size: int, length: int) -> Any:
+    """Pairs that each device computes at each step under a causal mask: [steps, devices]."""
+    call = held_by_a_device(length)
+    return np.array(
+        [
+            [sum(pairs_of(p).sum() for p in parts(call, order, size, d, s)) for d in range(size)]
+            for s in range(size)
+        ]
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_zigzag_order_gives_each_device_the_same_work_at_each_step(size: int) -> None:
+    pairs = work("zigzag", size, 12)
+    assert np.all(pairs == pairs[:, :1])
+    assert np.all(pairs[1:] == 12 * 12 // 2)
+    total = size * 12 * (size * 12 + 1) // 2
+    assert pairs.sum() == total
+    # In plain order the first device soon waits for the last one.
+    plain = work("contiguous", size, 12)
+    assert plain.sum() == total
+    assert plain.max(axis=1).sum() - pairs.max(axis=1).sum() == (size - 1) * 12 * 12 // 2
+
+
+def test_keys_travel_no_farther_than_a_window_reaches() -> None:
+    steps = {
+        window: len(schedule(held_by_a_device(10, window=window), "contiguous", 8).table)
+        for window in (1, 2, 11, 12, 71, 72)
+    }
+    assert steps == {1: 1, 2: 2, 11: 2, 12: 3, 71: 8, 72: 8}
+
+
+def test_the_program_does_not_grow_with_the_ring() -> None:
+    for order in ("zigzag", "contiguous"):
+        assert len(schedule(held_by_a_device(12), order, 64).cases) == 3
+    assert len(schedule(held_by_a_device(12, window=100), "zigzag", 64).cases) < 20
+
+
+# --- orders ---------------------------------------------------------------------------------------
+
+
+def test_zigzag_gives_each_device_an_early_and_a_late_chunk() -> None:
+    assert zigzag_positions(12, 3).tolist() == [0, 1, 10, 11, 2, 3, 8, 9, 4, 5, 6, 7]
+    x = np.arange(2 * 24 * 3).reshape(2, 24, 3)
+    y = zigzag(x, 3)
+    assert isinstance(y, np.ndarray)
+    np.testing.assert_array_equal(y, x[:, zigzag_positions(24, 3)])
+    np.testing.assert_array_equal(unzigzag(y, 3), x)
+    on_device = jax.jit(partial(zigzag, axis_size=3, axis=1))(jax.device_put(x))
+    np.testing.assert_array_equal(jax.device_get(on_device), y)
+    with pytest.raises(ValueError, match=r"the length along axis 1 is 24; .* a multiple of 10"):
+        zigzag(x, 5)
