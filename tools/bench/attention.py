@@ -1,0 +1,238 @@
+"""Measure attention, ours against JAX's own and torch's: one command, JSON, a table, a picture.
+
+    python tools/bench/attention.py [--torch-python PATH]
+
+wants an environment with jax, numpy and tjx-kernels (or PYTHONPATH=packages/tjx-kernels/src);
+matplotlib for the picture. JAX and torch run in worker processes, asked in turn, round after round:
+JAX, torch, JAX, torch. On a GPU the time is that of the kernels on the device, as the driver
+reports it to JAX's and torch's profilers; host-timed loops stand beside it.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from attention_cases import PASSES, Case, Suite, cases
+from attention_picture import draw
+from attention_report import cpu_goals, gpu_goals, table
+from attention_worker import Json, Worker, WorkerError
+
+HERE = Path(__file__).resolve().parent
+PATIENCE = {"cpu": 900.0, "gpu": 90.0}  # seconds without a word, until a worker counts as hung
+# Seconds that each entry and pass is timed for in a round.
+SECONDS = {"cpu": 0.5, "gpu": 0.03}
+
+
+class Sides:
+    """The workers, and what is known of them."""
+
+    def __init__(self, suite: Suite, torch_python: Path | None) -> None:
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        if suite == "cpu":
+            environment |= {"JAX_PLATFORMS": "cpu"}
+        patience = PATIENCE[suite]
+        self.workers = {
+            "jax": Worker([sys.executable, str(HERE / "attention_jax.py")], environment, patience)
+        }
+        if torch_python is not None:
+            command = [str(torch_python), str(HERE / "attention_torch.py"), suite]
+            self.workers["torch"] = Worker(command, {}, patience)
+        self.excluded: dict[str, str] = {}
+
+    def describe(self, suite: Suite) -> Json:
+        """Ask for versions; leave torch out where it cannot be had."""
+        found: Json = {"jax": self.workers["jax"].describe()}
+        if suite == "gpu" and found["jax"]["backend"] == "cpu":
+            raise SystemExit("--suite gpu: JAX finds no GPU; install jax[cuda13], or --suite cpu")
+        if "torch" not in self.workers:
+            print("torch is left out: give --torch-python, an interpreter that can import it")
+            return found
+        try:
+            found["torch"] = self.workers["torch"].describe()
+        except (WorkerError, OSError) as error:
+            print(f"torch is left out: {error}")
+            del self.workers["torch"]
+        return found
+
+    def prepare(self, case: Case) -> list[Json]:
+        """Make all workers ready for a case."""
+        return [entry for name in self.workers for entry in self._prepare(name, case)]
+
+    def _prepare(self, name: str, case: Case) -> list[Json]:
+        while True:
+            try:
+                return self.workers[name].prepare(case, self.excluded)
+            except WorkerError as death:
+                self._exclude(case, death)
+                if not death.entry:
+                    return [{"name": name, "skipped": f"failed: {death}"}]
+
+    def measure(self, case: Case, seconds: float, found: dict[str, Json]) -> None:
+        """Measure one round of a case on each side, adding to the entries in `found`."""
+        for name, worker in self.workers.items():
+            try:
+                measured = worker.measure(seconds)
+            except WorkerError as death:
+                # The rounds before stay; the others of this side can be measured again.
+                self._exclude(case, death)
+                if death.entry in found:
+                    found[death.entry]["skipped"] = f"failed: {death}"
+                    found[death.entry]["times"] = None
+                self._prepare(name, case)
+                continue
+            for entry, passes in measured.items():
+                if found[entry].get("times") is not None:
+                    for which, times in passes.items():
+                        found[entry]["times"][which].append(times)
+
+    def _exclude(self, case: Case, death: WorkerError) -> None:
+        print(f"{death.entry or 'a worker'} died at {case.name}: {death}", flush=True)
+        if death.entry:
+            self.excluded[death.entry] = f"failed at {case.name}: {death}"
+
+    def stop(self) -> None:
+        """End the workers."""
+        for worker in self.workers.values():
+            worker.stop()
+
+
+def measure_case(sides: Sides, case: Case, *, rounds: int, seconds: float, until: float) -> Json:
+    """Measure one case, with fewer rounds where its time runs out, but at least two."""
+    print(f"{case.name} ...", end=" ", flush=True)
+    start = time.monotonic()
+    entries = sides.prepare(case)
+    for entry in entries:
+        if not entry["skipped"]:
+            entry["times"] = {which: [] for which in PASSES}
+    found = {entry["name"]: entry for entry in entries}
+    prepared, done = time.monotonic(), 0
+    while done < rounds and (done < 2 or time.monotonic() < until):
+        sides.measure(case, seconds, found)
+        done += 1
+    end = time.monotonic()
+    took = f"prepared in {prepared - start:.0f} s, {done} rounds in {end - prepared:.0f} s"
+    print(took, flush=True)
+    return {
+        "case": asdict(case),
+        "rounds": done,
+        "load_average": os.getloadavg()[0],
+        "gpu": gpu_state(),
+        "entries": entries,
+    }
+
+
+def gpu_state() -> dict[str, str]:
+    """Ask nvidia-smi for the first GPU's name, driver, clocks and temperature; {} without one."""
+    fields = (
+        "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw",
+        "power.limit", "temperature.gpu",
+    )  # fmt: skip
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    values = answer.stdout.strip().split(", ")
+    return dict(zip(fields, values, strict=False)) if answer.returncode == 0 else {}
+
+
+def describe_machine(gpu: Mapping[str, str]) -> Json:
+    """Say what the benchmark runs on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (model := re.search(r"model name\s*: (.*)", info.read_text())):
+        cpu = model[1]
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    )
+    return {
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "gpu": dict(gpu),
+        "system": platform.platform(),
+        "revision": revision.stdout.strip() or None,
+        "load_average": os.getloadavg(),
+    }
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=("cpu", "gpu"), help="default: gpu where there is one")
+    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--cases", default="", help="regular expression: only cases it finds")
+    parser.add_argument("--minutes", type=float, help="fewer rounds after this; 7 on a GPU")
+    parser.add_argument("--output", type=Path, help="the JSON; the picture stands beside it")
+    given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error(f"--rounds is {given.rounds}; give 1 or more")
+    return given
+
+
+def run(given: argparse.Namespace, suite: Suite, gpu: Mapping[str, str]) -> Json:
+    """Measure the suite."""
+    sides = Sides(suite, given.torch_python)
+    minutes = given.minutes or (7.0 if suite == "gpu" else 1e9)
+    end = time.monotonic() + 60 * minutes
+    load = os.getloadavg()[0]
+    if load > 0.1 * (os.cpu_count() or 1):
+        print(f"other programs are running (load average {load:.1f}): figures will be off")
+    try:
+        environment = describe_machine(gpu) | sides.describe(suite)
+        environment["device"] = environment["cpu"]
+        if suite == "gpu":
+            environment["device"] = gpu.get("name") or environment["jax"]["device"]
+        chosen = [c for c in cases(suite, quick=given.quick) if re.search(given.cases, c.name)]
+        seconds = SECONDS[suite] / (10 if given.quick else 1)
+        rounds = min(given.rounds, 2) if given.quick else given.rounds
+        records = []
+        for i, case in enumerate(chosen):
+            until = time.monotonic() + (end - time.monotonic()) / (len(chosen) - i)
+            records.append(measure_case(sides, case, rounds=rounds, seconds=seconds, until=until))
+    finally:
+        sides.stop()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "suite": suite,
+        "quick": given.quick,
+        "environment": environment,
+        "cases": records,
+    }
+
+
+def main() -> None:
+    """Run the command line."""
+    given = arguments()
+    gpu = gpu_state()
+    suite: Suite = given.suite or ("gpu" if gpu else "cpu")
+    result: dict[str, Any] = run(given, suite, gpu)
+    goals = (gpu_goals if suite == "gpu" else cpu_goals)(result["cases"])
+    result["goals"] = [goal._asdict() | {"verdict": goal.verdict} for goal in goals]
+    for record in result["cases"]:
+        print(*table(record), sep="\n")
+    print("\npeer/this: the best peer's time over this one's; more than 1 is faster.\n")
+    print(*(goal.line() for goal in goals), sep="\n")
+    device = re.sub(r"[^a-z0-9]+", "-", result["environment"]["device"].lower()).strip("-")
+    default = HERE / "results" / f"attention-{device}-{result['date'][:10]}.json"
+    output: Path = given.output or default
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    picture = output.with_suffix(".png")
+    drawn = f" and {picture}" if draw(result, picture) else "; no picture: no matplotlib here"
+    print(f"\nwrote {output}{drawn}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What the attention benchmark measures: the cases of each suite, their work, the right answer.
+
+Without JAX and torch: the parent and both workers read it, torch's perhaps with an older Python.
+
+Axes: B batch, N heads, T query rows, S keys, D head_dim.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Suite = Literal["cpu", "gpu"]
+Pass = Literal["forward", "backward", "both"]
+Array = npt.NDArray[np.float64]
+
+PASSES: tuple[Pass, ...] = ("forward", "backward", "both")
+
+# Dense attention is left out where a float32 matrix of all scores is larger than this: it holds
+# several of them.
+DENSE_LIMIT = {"cpu": 4 * 2**30, "gpu": 8 * 2**30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One shape: self-attention of `length` rows.
+
+    Attributes
+    ----------
+    group
+        Cases of one group differ in `length` alone, and share a column of the picture.
+    """
+
+    group: str
+    batch: int
+    length: int
+    heads: int
+    head_dim: int
+    dtype: str
+    causal: bool
+
+    @property
+    def name(self) -> str:
+        """One line that says it all."""
+        mask = "causal" if self.causal else "full"
+        return (
+            f"B {self.batch}, T {self.length}, {self.heads} heads of {self.head_dim}, "
+            f"{self.dtype}, {mask}"
+        )
+
+    @property
+    def scores_bytes(self) -> int:
+        """Bytes of all scores in float32."""
+        return 4 * self.batch * self.heads * self.length**2
+
+    def flops(self, which: Pass) -> float:
+        """Work by the usual count: forward 4 B N T S D, half of it when causal; backward 2.5x."""
+        forward = 4 * self.batch * self.heads * self.length**2 * self.head_dim
+        factor = {"forward": 1.0, "backward": 2.5, "both": 3.5}[which]
+        return forward * factor * (0.5 if self.causal else 1.0)
+
+    def small(self) -> "Case":
+        """Shrink it to a size at which float64 attention costs nothing."""
+        return replace(self, batch=2, length=min(self.length, 256), heads=2)
+
+
+def cases(suite: Suite, *, quick: bool = False) -> list[Case]:
+    """List the cases of a suite."""
+    if suite == "cpu":
+        lengths = ((2, 64), (1, 128)) if quick else ((16, 512), (1, 8192))
+        return [
+            Case(
+                group=("causal" if causal else "full") + ", 8 heads of 64",
+                batch=batch,
+                length=length,
+                heads=8,
+                head_dim=64,
+                dtype="float32",
+                causal=causal,
+            )
+            for causal in (True, False)
+            for batch, length in lengths
+        ]
+    tokens, width = 2**14, 2048
+    found = [
+        Case(
+            group=f"causal, {tokens} tokens, {width // head_dim} heads of {head_dim}",
+            batch=tokens // length,
+            length=length,
+            heads=width // head_dim,
+            head_dim=head_dim,
+            dtype="bfloat16",
+            causal=True,
+        )
+        for head_dim in (128, 64)
+        for length in ((1024,) if quick else (1024, 2048, 4096, 8192, 16384))
+    ]
+    return [*found, gpt2_medium()]
+
+
+def gpt2_medium() -> Case:
+    """Attention of GPT-2 medium at T 2048 and batch 16."""
+    return Case(
+        group="GPT-2 medium, 16 heads of 64",
+        batch=16,
+        length=2048,
+        heads=16,
+        head_dim=64,
+        dtype="bfloat16",
+        causal=True,
+    )
+
+
+def small_inputs(case: Case) -> tuple[npt.NDArray[np.float32], ...]:
+    """Draw q, k, v and the output's gradient, [B, T, N, D]: the same in every process."""
+    shape = (case.batch, case.length, case.heads, case.head_dim)
+    rng = np.random.default_rng(0)
+    return tuple(rng.standard_normal(shape, dtype=np.float32) for _ in range(4))
+
+
+def oracle(case: Case, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
+    """Output and gradients of q, k, v in float64 by formula, [B, T, N, D]."""
+    scores = np.einsum("BTND,BSND->BNTS", q, k) * case.head_dim**-0.5
+    if case.causal:
+        scores = np.where(np.tri(case.length, dtype=bool), scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    out = np.einsum("BNTS,BSND->BTND", p, v)
+    dp = np.einsum("BTND,BSND->BNTS", dout, v)
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * case.head_dim**-0.5
+    dq = np.einsum("BNTS,BSND->BTND", ds, k)
+    dk = np.einsum("BNTS,BTND->BSND", ds, q)
+    return out, dq, dk, np.einsum("BNTS,BTND->BSND", p, dout)
+
+
+def errors(found: tuple[Array, ...], right: tuple[Array, ...]) -> dict[str, float]:
+    """Compare output and gradients: the error's norm over the answer's, and the largest error."""
+    named = list(zip(("out", "dq", "dk", "dv"), found, right, strict=True))
+    relative = {
+        f"{name}_relative": float(np.linalg.norm(a - b) / np.linalg.norm(b)) for name, a, b in named
+    }
+    return relative | {f"{name}_largest": float(np.abs(a - b).max()) for name, a, b in named}
+
+
+def iterations(seconds_each: float, seconds: float) -> int:
+    """Count the calls that fill about `seconds`: from 1 to 20."""
+    return max(1, min(20, math.ceil(seconds / max(seconds_each, 1e-9))))
