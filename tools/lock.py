@@ -27,7 +27,9 @@ DIGEST_PREFIX = "# input sha256: "
 # Lock file -> what is added to the requirements of the repository.
 ACCELERATORS = {"cpu": (), "cuda13": ("jax[cuda13]",), "tpu": ("jax[tpu]",)}
 # Tools run in environments of their own, on versions that agree with the main lock.
-TOOLS = ("pytest", "mypy", "ruff")
+TOOLS = ("pytest", "mypy", "ruff", "compile")
+# Lock file -> those whose versions it takes, other than the main lock.
+CONSTRAINTS = {"compile": ("cuda13", "tpu")}
 
 
 def read_requirements(path: Path) -> list[str]:
@@ -118,8 +120,9 @@ def resolve(name: str, lines: list[str], *, upgrade: bool) -> None:
         "--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate",
         f"--output-file={path}",
     ]  # fmt: skip
-    if name != "cpu":
-        command += ["--constraints", str(LOCKS / "cpu.txt")]
+    for other in ("cpu", *CONSTRAINTS.get(name, ())):
+        if other != name:
+            command += ["--constraints", str(LOCKS / f"{other}.txt")]
     if upgrade:
         command.append("--upgrade")
     subprocess.run(command, input="\n".join(lines), text=True, check=True, cwd=ROOT)

@@ -1,0 +1,78 @@
+"""The committed report of compiled kernels is whole, and what compilers print is read rightly."""
+
+import json
+from pathlib import Path
+
+import pytest
+from compile_report import REPORT, TABLE, TARGETS, differences, problems
+from compile_table import table
+from compiler_output import read_ptxas, read_thunks, read_tpu
+
+PTXAS = """
+ptxas info    : Compiling entry function 'other' for 'sm_80'
+ptxas info    : Function properties for other
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 20 registers, used 0 barriers, 392 bytes cmem[0]
+ptxas info    : Compiling entry function 'dkv_attention' for 'sm_80'
+ptxas info    : Function properties for dkv_attention
+    96 bytes stack frame, 92 bytes spill stores, 88 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 96 bytes cumulative stack size, 1 bytes smem
+"""
+
+
+def test_figures_of_ptxas() -> None:
+    assert read_ptxas(PTXAS, "sm_80")["dkv_attention"] == {
+        "name": "dkv_attention",
+        "registers": 255,
+        "spill_bytes": 180,
+        "stack_bytes": 96,
+        "shared_memory_bytes": 1,
+    }
+    with pytest.raises(ValueError, match="other"):
+        read_ptxas(PTXAS, "sm_90a")
+
+
+def test_shared_memory_of_the_kernels_of_a_program(tmp_path: Path) -> None:
+    line = "002: kCustomKernel [prev=001 (1) | sink] dq grid: [1, 8, 2] threads: [128, 1, 1]"
+    (tmp_path / "m.thunk_sequence.txt").write_text(f"{line}  shared_memory: 49152 bytes\n")
+    assert read_thunks(tmp_path) == {"dq": 49152}
+
+
+def test_figures_of_a_tpu_program(tmp_path: Path) -> None:
+    program = (
+        '%dq.1 = f32[8,128] custom-call(%a), custom_call_target="tpu_custom_call", backend_config='
+        '{"used_scoped_memory_configs":[{"memory_space":"1","offset":"0","size":"4096"}]}'
+    )
+    with pytest.raises(ValueError, match=r"dq\.1"):
+        read_tpu(program, tmp_path)
+    spill = "{ %1 = vst [vmem:[#allocation2_spill] sm:$0xff] %v1 ;; %2 = vst [vmem:[%s2]] %v1 }"
+    (tmp_path / "17-dq.1-01-final_bundles.txt").write_text(spill)
+    expected = {"name": "dq", "vector_memory_bytes": 4096, "vector_spill_stores": 1}
+    assert read_tpu(program, tmp_path) == [expected]
+
+
+def test_a_spill_an_error_and_another_figure_are_problems() -> None:
+    name = {"implementation": "triton", "target": "sm_80"}
+    good = {**name, "case": "a", "kernels": [{"name": "dq", "registers": 9, "spill_bytes": 0}]}
+    spilled = {**name, "case": "b", "kernels": [{"name": "dq", "registers": 9, "spill_bytes": 4}]}
+    failed = {**name, "case": "c", "error": "no\nreason"}
+    assert problems([good]) == []
+    assert len(problems([good, spilled, failed])) == 2
+    assert differences([good], [good]) == []
+    assert len(differences([good], [{**good, "kernels": []}])) == 1
+    assert len(differences([good], [])) == 1
+
+
+def test_the_committed_report_is_whole() -> None:
+    text = REPORT.read_text()
+    report = json.loads(text)
+    rows = report["rows"]
+    assert problems(rows) == []
+    every = {row["case"] for row in rows}
+    for target in TARGETS:
+        mine = [row for row in rows if (row["implementation"], row["target"]) == target]
+        assert {row["case"] for row in mine} == every
+        assert any("kernels" in row for row in mine)
+    assert table(rows, report, TARGETS) == TABLE.read_text()
+    assert "/site-packages" not in text
+    assert "/home" not in text

@@ -1,0 +1,96 @@
+"""What the compile report compiles: one list of attention calls for every kernel."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+HEAD_DIMS = (64, 80, 96, 128, 256)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `flash_attention`, forward and backward.
+
+    Attributes
+    ----------
+    name
+        Unique; what the report calls it.
+    head_dim, dtype, q_len, kv_len
+        As in the call. Lengths that are no multiples of a block make a kernel mask the ends.
+    options
+        Options of `flash_attention` other than arrays.
+    arrays
+        Names of the optional arrays that the call has too.
+    """
+
+    name: str
+    head_dim: int
+    dtype: str = "bfloat16"
+    q_len: int = 2048
+    kv_len: int = 2048
+    options: dict[str, Any] = field(default_factory=dict)
+    arrays: tuple[str, ...] = ()
+
+
+def cases() -> list[Case]:
+    """List every case, those that matter most first."""
+    plain = [
+        Case(f"D{dim} {'causal' if causal else 'full'}", dim, options={"causal": causal})
+        for dim in HEAD_DIMS
+        for causal in (True, False)
+    ]
+    segments = ("q_segment_ids", "kv_segment_ids")
+    packed: dict[str, Any] = {"causal": True, "window": 512, "soft_cap": 30.0}
+    causal: dict[str, Any] = {"causal": True}
+    other = [
+        case
+        for dim in (64, 128)
+        for case in (
+            Case(f"D{dim} segments, window, soft cap", dim, options=packed, arrays=segments),
+            Case(f"D{dim} odd lengths, offset", dim, "bfloat16", 1001, 777, causal, ("q_offset",)),
+            Case(f"D{dim} bias, alibi", dim, options=causal, arrays=("bias", "alibi_slopes")),
+            Case(f"D{dim} float32", dim, "float32", options=causal),
+        )
+    ]
+    return [
+        *plain,
+        *other,
+        Case("D256 float32", 256, "float32", options=causal),
+        Case("D128 float16", 128, "float16", options=causal),
+        Case("D64 dropout", 64, options={**causal, "dropout_rate": 0.1}, arrays=("dropout_key",)),
+    ]
+
+
+def shapes(case: Case, sharding: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describe the arrays of a case: batch 2, 8 query heads that share 4 key heads."""
+    batch, heads, kv_heads = 2, 8, 4
+    q = (batch, case.q_len, heads, case.head_dim)
+    kv = (batch, case.kv_len, kv_heads, case.head_dim)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    every: dict[str, tuple[tuple[int, ...], Any]] = {
+        "q": (q, case.dtype),
+        "k": (kv, case.dtype),
+        "v": (kv, case.dtype),
+        "dout": (q, case.dtype),
+        "dlse": ((batch, heads, case.q_len), "float32"),
+        "q_segment_ids": (q[:2], "int32"),
+        "kv_segment_ids": (kv[:2], "int32"),
+        "q_offset": ((batch,), "int32"),
+        "bias": ((1, heads, case.q_len, case.kv_len), case.dtype),
+        "alibi_slopes": ((heads,), "float32"),
+        "dropout_key": (key.shape, key.dtype),
+    }
+    chosen = ("q", "k", "v", "dout", "dlse", *case.arrays)
+    return {
+        name: jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # as jax is
+            shape, _dtype(dtype), sharding=sharding
+        )
+        for name, (shape, dtype) in every.items()
+        if name in chosen
+    }
+
+
+def _dtype(dtype: Any) -> Any:
+    return jnp.dtype(dtype) if isinstance(dtype, str) else dtype

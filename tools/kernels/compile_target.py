@@ -1,0 +1,209 @@
+"""Compile every case for one implementation and target; started by compile_report.py.
+
+A process of its own, as the compilers for GPU and TPU do not share one, and as what they print is
+read from this process' standard output and error.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from compile_cases import Case, cases, shapes
+from compiler_output import Kernel, read_ptxas, read_thunks, read_tpu
+from jax.experimental import topologies
+from jax.experimental.mosaic.gpu import dialect  # type: ignore[attr-defined]  # not listed there
+from jax.extend.mlir import ir
+from jax.interpreters import mlir
+
+from tjx_kernels import flash_attention, implementations_for
+from tjx_kernels.arguments import Arguments
+
+CUSTOM_CALLS = {"triton": "__gpu$xla.gpu.triton", "mosaic_gpu": "mosaic_gpu_v2"}
+
+
+class Output:
+    """What this process and the compilers within it print from now on, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(self._file.fileno(), stream.fileno())
+
+    def since(self, start: int) -> str:
+        """Return what was printed after the position `start`."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return os.pread(self._file.fileno(), self.position - start, start).decode()
+
+    @property
+    def position(self) -> int:
+        """Where the next output goes."""
+        return os.fstat(self._file.fileno()).st_size
+
+
+class Compiler:
+    """Compiles cases with one implementation for one target."""
+
+    def __init__(self, implementation: str, target: str, folder: Path) -> None:
+        self.implementation, self.target = implementation, target
+        self._dumps = folder / "dumps"
+        self._output = Output(folder / "output.txt")
+
+    @cached_property
+    def device(self) -> jax.Device:
+        """A device of the target, without the hardware."""
+        jax.devices()  # finds the plugins
+        if self.implementation == "tpu":
+            described = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{self.target}:2x2"
+            )
+        else:
+            config = Path(__file__).parent / "targets" / f"{self.target}.txtpb"
+            described = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name=self.target,
+                target_config=config.read_text(),
+                topology="1x1x1",
+            )
+        device: jax.Device = described.devices[0]
+        return device
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what decides the report's figures."""
+        wheel = "libtpu" if self.implementation == "tpu" else "nvidia-cuda-nvcc"
+        return {name: version(name) for name in ("jax", "jaxlib", wheel)}
+
+    def compile(self, case: Case) -> dict[str, Any]:
+        """Compile a case; whatever goes wrong is part of the report."""
+        row = {
+            "implementation": self.implementation,
+            "target": self.target,
+            "case": case.name,
+        }
+        with jax.default_device(self.device):
+            arrays = shapes(case, jax.sharding.SingleDeviceSharding(self.device))
+            given: dict[str, Any] = {**arrays, **case.options, "return_lse": True}
+            del given["dout"], given["dlse"]
+            call = Arguments(**given).describe()
+            refusal = implementations_for(call)[self.implementation]
+            if refusal is not None:
+                return {**row, "refused": refusal}
+            start = time.perf_counter()
+            try:
+                kernels = self._kernels(case, arrays)
+            except Exception as error:  # a compiler may raise anything: the report tells it
+                return {**row, "error": _without_paths(f"{type(error).__name__}: {error}")}
+        seconds = round(time.perf_counter() - start, 1)
+        return {**row, "kernels": kernels, "seconds": seconds}
+
+    def _kernels(self, case: Case, arrays: dict[str, Any]) -> list[Kernel]:
+        for file in self._dumps.glob("*"):
+            file.unlink()
+        start = self._output.position
+        lowered = jax.jit(both_passes(case, self.implementation)).lower(arrays)
+        compiled = lowered.compile()
+        if self.implementation == "tpu":
+            program = compiled.as_text() or ""
+            count = program.count('custom_call_target="tpu_custom_call"')
+            kernels = read_tpu(program, self._dumps)
+        else:
+            calls = _kernel_calls(lowered, CUSTOM_CALLS[self.implementation])
+            count = len(calls)
+            if self.implementation == "triton":
+                every = read_thunks(self._dumps)  # XLA's own kernels too
+                shared_memory = {name: every[name] for name in (x["name"].value for x in calls)}
+            else:
+                shared_memory = dict(_launch(call["module"].value_bytes) for call in calls)
+            used = read_ptxas(self._output.since(start), self.target)
+            kernels = [used[name] for name in shared_memory]
+            for kernel in kernels:
+                kernel["shared_memory_bytes"] += shared_memory[kernel["name"]]
+        if not kernels or len(kernels) != count:
+            raise RuntimeError(f"{count} kernels in the program, figures of {len(kernels)}")
+        return sorted(kernels, key=lambda kernel: _order(kernel["name"]))
+
+
+def both_passes(case: Case, implementation: str) -> Callable[[dict[str, Any]], Any]:
+    """Make the function that is compiled: the results of a call and all its gradients."""
+
+    def run(arrays: dict[str, Any]) -> Any:
+        fixed = dict(arrays)
+        cotangents = (fixed.pop("dout"), fixed.pop("dlse"))
+        moving = {name: fixed.pop(name) for name in ("q", "k", "v", "bias") if name in fixed}
+
+        def attend(moving: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+            options: Any = {**fixed, **case.options, "implementation": implementation}
+            return flash_attention(**moving, **options, return_lse=True)
+
+        results, backward = jax.vjp(attend, moving)
+        return results, backward(cotangents)
+
+    return run
+
+
+def _kernel_calls(lowered: Any, target: str) -> list[Any]:
+    """Return the backend configurations of a program's calls of kernels."""
+    found = []
+
+    def visit(op: Any) -> Any:
+        if op.name == "stablehlo.custom_call" and op.attributes["call_target_name"].value == target:
+            found.append(op.attributes["mhlo.backend_config"])
+        return ir.WalkResult.ADVANCE
+
+    lowered.compiler_ir().operation.walk(visit)
+    return found
+
+
+def _launch(module: bytes) -> tuple[str, int]:
+    """Read a Mosaic GPU kernel's name and dynamic shared memory from its module."""
+    names: list[str] = []
+    sizes: list[int] = []
+
+    def visit(op: Any) -> Any:
+        if op.name.endswith("gpu.launch"):  # its one operand of 32 bits is the size
+            sizes.extend(
+                x.owner.attributes["value"].value for x in op.operands if str(x.type) == "i32"
+            )
+        elif op.name.endswith("func.func") and op.regions[0].blocks:
+            names.append(op.attributes["sym_name"].value)
+        return ir.WalkResult.ADVANCE
+
+    with mlir.make_ir_context() as context:
+        context.allow_unregistered_dialects = True
+        dialect.register_dialect(context)
+        ir.Module.parse(module).operation.walk(visit)
+    print(names, sizes)
+    [size] = sizes
+    return names[0] + "_kernel", size
+
+
+def _order(name: str) -> tuple[int, str]:
+    passes = ("forward", "dq", "dkv")
+    return next((i for i, part in enumerate(passes) if part in name), len(passes)), name
+
+
+def _without_paths(text: str) -> str:
+    return re.sub(r"(/[\w.\-]+)+/(?=[\w.\-]+)", "", text)[:500]
+
+
+def main() -> None:
+    """Write report.json into the folder given last; the first two are implementation and target."""
+    implementation, target, folder = sys.argv[1:]
+    compiler = Compiler(implementation, target, Path(folder))
+    report = {
+        "rows": [compiler.compile(case) for case in cases()],
+        "versions": compiler.versions(),
+    }
+    (Path(folder) / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
