@@ -8,12 +8,12 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import attention_cases
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 import numpy as np
 from attention_cases import DENSE_LIMIT, PASSES, Case, Pass
 from attention_worker import Json, Progress, first_line, serve, timed
@@ -122,7 +122,7 @@ class Jax:
         return {
             "python": sys.version.split()[0],
             "jax": jax.__version__,
-            "jaxlib": jaxlib.version.__version__,
+            "jaxlib": version("jaxlib"),
             "numpy": np.__version__,
             "backend": jax.default_backend(),
             "backend_version": " ".join(jax.devices()[0].client.platform_version.split()),

@@ -14,15 +14,12 @@ import numpy as np
 import torch  # type: ignore[import-not-found]  # pants: no-infer-dep
 from attention_cases import DENSE_LIMIT, PASSES, Case, Pass, Suite
 from attention_worker import Json, Progress, first_line, serve, timed
-from torch.nn.attention import (  # type: ignore[import-not-found]  # pants: no-infer-dep
-    SDPBackend,
-    sdpa_kernel,
-)
+from torch.nn import attention as sdpa  # type: ignore[import-not-found]  # pants: no-infer-dep
 
 BACKENDS = {
-    "math": SDPBackend.MATH,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": sdpa.SDPBackend.MATH,
+    "flash": sdpa.SDPBackend.FLASH_ATTENTION,
+    "cudnn": sdpa.SDPBackend.CUDNN_ATTENTION,
 }
 
 
@@ -37,7 +34,7 @@ class Programs:
         self.temp_bytes: dict[str, int | None] = {}
 
     def _attention(self) -> Any:
-        with sdpa_kernel(self._backend):
+        with sdpa.sdpa_kernel(self._backend):
             return torch.nn.functional.scaled_dot_product_attention(
                 *self._qkv, is_causal=self._causal
             )

@@ -5,8 +5,9 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from attention_contract import AttentionContract
+from attention_contract import CASES, AttentionContract
 from jax.experimental.pallas import triton as plt
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
@@ -19,6 +20,13 @@ class TestTriton(AttentionContract):
     interpret = True
     draws: ClassVar[int] = 5
     refuses = frozenset({"float64"})
+
+    def test_rows_past_the_end_have_no_weight(self) -> None:
+        """Slopes so negative that the weights of rows past the end would overflow."""
+        case = CASES["alibi"]
+        inputs = self.draw(20, case)
+        inputs["alibi_slopes"] = np.full(4, -10, np.float32)
+        self.check(inputs, **case.options)
 
 
 # --- lowering -------------------------------------------------------------------------------------
@@ -116,7 +124,8 @@ def test_every_row_holds_powers_of_two_from_16_on() -> None:
 def test_results_vary_over_the_mesh_as_the_arrays_do() -> None:
     """What shard_map checks, which the interpreter itself cannot pass: so it is only traced."""
     device = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((2,), ("data",), abstract_device=device)
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = AbstractMesh((2,), ("data",), axis_types=auto, abstract_device=device)
     attend: Any = partial(flash_attention, causal=True, implementation="triton")
 
     def both(q: Any, k: Any, v: Any) -> Any:
