@@ -1,5 +1,6 @@
 """The compile report in Markdown: a table for each target, a row for each case."""
 
+import re
 from typing import Any
 
 GPU_COLUMNS = {
@@ -55,6 +56,4 @@ def _line(row: dict[str, Any], columns: dict[str, str]) -> str:
 
 
 def _short(name: str) -> str:
-    for part in ("flash_attention_", "_attention", "_mosaic_gpu_kernel"):
-        name = name.replace(part, "")
-    return name
+    return re.sub(r"^.*attention_", "", name).removesuffix("_mosaic_gpu_kernel")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_contract import CASES, AttentionContract
+from attention_contract import CASES, AttentionContract, assert_agrees, oracle
 from jax.experimental.pallas import triton as plt
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
@@ -26,7 +26,10 @@ class TestTriton(AttentionContract):
         case = CASES["alibi"]
         inputs = self.draw(20, case)
         inputs["alibi_slopes"] = np.full(4, -10, np.float32)
-        self.check(inputs, **case.options)
+        found = self.compute(inputs, **case.options)
+        # Scores of hundreds leave float32 fewer digits than the contract asks for.
+        wanted = oracle(inputs, **case.options)
+        assert_agrees(found, wanted, 10 * self.tolerance)
 
 
 # --- lowering -------------------------------------------------------------------------------------
