@@ -186,7 +186,7 @@ def _launch(module: bytes) -> tuple[str, int]:
 
 
 def _order(name: str) -> tuple[int, str]:
-    passes = ("forward", "dq", "dkv")
+    passes = ("forward", "dq", "dkv", "dk", "dv")
     return next((i for i, part in enumerate(passes) if part in name), len(passes)), name
 
 

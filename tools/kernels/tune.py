@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -29,6 +30,12 @@ from tjx_kernels import block_sizes, flash_attention
 from tjx_kernels.block_sizes import BlockSizes, Pass, Row
 
 PASSES: tuple[Pass, ...] = ("forward", "dq", "dkv")
+# Names of a pass's kernels; some compute dk and dv apart.
+KERNELS = {
+    "forward": re.compile("attention_forward"),
+    "dq": re.compile("attention_dq"),
+    "dkv": re.compile("attention_(dkv?|dv)(?![a-z])"),
+}
 type Grid = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 # What is tried, besides the table's own row: rows of q, rows of k, stages, warps (or warpgroups).
 GRIDS: dict[str, dict[Pass, Grid]] = {
@@ -172,7 +179,9 @@ def duration(program: Any, inputs: list[Any], which: Pass, iterations: int) -> f
     if jax.default_backend() == "gpu":
         measure = profiler.measure(program, aggregate=False, iterations=max(2, iterations))
         rounds = measure(*inputs)[1] or [[]]
-        times = [sum(ms for name, ms in kernels if which in name) for kernels in rounds]
+        times = [
+            sum(ms for name, ms in kernels if KERNELS[which].search(name)) for kernels in rounds
+        ]
         if not all(times):
             raise RuntimeError(f"no kernel is named for {which!r}: {rounds[0]}")
     else:

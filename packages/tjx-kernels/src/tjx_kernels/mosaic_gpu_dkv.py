@@ -107,7 +107,7 @@ def dkv_kernel(
         thread_name="warpgroup",
         compiler_params=compiler_params(),
         interpret=interpret_params(call),
-        kernel_name="flash_attention_dkv",
+        kernel_name=f"flash_attention_d{''.join(wanted)}",
     )(inputs)
     return found
 

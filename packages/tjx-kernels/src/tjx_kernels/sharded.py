@@ -92,9 +92,8 @@ def sharded_flash_attention(
 
     Notes
     -----
-    Dropout draws for each batch row on its own, so that spreading the batch changes nothing. So
-    it is with the heads where a device has 1, 2, 4, 8, ... of them; otherwise the weights that are
-    dropped are other ones than without a mesh, still different ones for each head.
+    Dropout draws for each batch row on its own, so that spreading the batch changes nothing. Where
+    heads are spread, other weights are dropped than without a mesh, in each head still others.
 
     Examples
     --------
@@ -161,11 +160,8 @@ def _on_one_device(
         )
         operands = operands._replace(k=k, v=v)
     if operands.dropout_seed is not None:
-        # Heads are numbered from 0 on each device. Dropout mixes the number into the seed's first
-        # word by exclusive or: with the bits above those of the local numbers, each head has a
-        # number of its own; the one that it has in the whole call, if a device has 2^n heads.
-        first_head = jnp.asarray(place << (call.heads - 1).bit_length(), jnp.uint32)
-        words = jnp.stack([first_head, jnp.zeros_like(first_head)])
+        # Heads are numbered from 0 on each device: seeds of its own keep them apart.
+        words = jnp.stack([jnp.uint32(0), jnp.asarray(place, jnp.uint32)])
         operands = operands._replace(dropout_seed=operands.dropout_seed ^ words[None, :])
     return run(call, operands)
 
