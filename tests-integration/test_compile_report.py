@@ -1,9 +1,12 @@
-"""What compilers print is read rightly, and what is a problem is called one."""
+"""The committed report of compiled kernels is whole, and what compilers print is read rightly."""
 
+import json
 from pathlib import Path
 
 import pytest
-from compile_report import differences, problems
+from compile_cases import cases
+from compile_report import REPORT, TABLE, TARGETS, differences, problems
+from compile_table import table
 from compiler_output import read_ptxas, read_thunks, read_tpu
 
 PTXAS = """
@@ -59,3 +62,17 @@ def test_a_spill_an_error_and_another_figure_are_problems() -> None:
     assert differences([good], [good]) == []
     assert len(differences([good], [{**good, "kernels": []}])) == 1
     assert len(differences([good], [])) == 1
+
+
+def test_the_committed_report_is_whole() -> None:
+    text = REPORT.read_text()
+    report = json.loads(text)
+    rows = report["rows"]
+    assert problems(rows) == []
+    for target in TARGETS:
+        mine = [row for row in rows if (row["implementation"], row["target"]) == target]
+        assert [row["case"] for row in mine] == [case.name for case in cases()]
+        assert any("kernels" in row for row in mine)
+    assert table(rows, report, TARGETS) == TABLE.read_text()
+    assert "/site-packages" not in text
+    assert "/home" not in text

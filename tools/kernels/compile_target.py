@@ -180,7 +180,6 @@ def _launch(module: bytes) -> tuple[str, int]:
         context.allow_unregistered_dialects = True
         dialect.register_dialect(context)
         ir.Module.parse(module).operation.walk(visit)
-    print(names, sizes)
     [size] = sizes
     return names[0] + "_kernel", size
 

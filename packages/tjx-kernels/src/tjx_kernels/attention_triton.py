@@ -373,11 +373,11 @@ def _sizes(call: AttentionCall, which: Pass) -> BlockSizes:
     # What is made for desktops (sm_86, sm_89, sm_12x) has even less shared memory than sm_80.
     architecture = "sm_90" if 90 <= _capability(call) < 120 else "sm_80"
     architecture = "interpret" if call.interpret else architecture
-    head_dim = max(call.head_dim, call.v_head_dim)
-    found = block_sizes(Row(kernel, architecture, head_dim, call.causal, which))
-    lengths = ((found.q, call.q_len), (found.k, call.kv_len))
-    q, k = (min(block, max(16, pl.next_power_of_2(n))) for block, n in lengths)
-    return found._replace(q=q, k=k)
+    row = Row(kernel, architecture, max(call.head_dim, call.v_head_dim), call.causal, which)
+    q, k, stages, warps = block_sizes(row)
+    q, k = (min(x, max(16, pl.next_power_of_2(n))) for x, n in ((q, call.q_len), (k, call.kv_len)))
+    # Loads that are masked and ahead of time would need more registers than there are.
+    return BlockSizes(q, k, 1 if which == "dkv" and call.q_len % q else stages, warps)
 
 
 def _capability(call: AttentionCall) -> int:
