@@ -129,7 +129,7 @@ def _memory(ax: Any, records: Sequence[Json], styles: Styles) -> None:
     ]
     _series(ax, records, values, styles)
     ax.set_yscale("log")
-    ax.set_ylim(bottom=1)
+    ax.set_ylim(bottom=1, top=10 * ax.get_ylim()[1])  # room for the figures above the bars
     ax.set_title("temporary memory, forward + backward", fontsize=11)
     ax.set_ylabel("MiB (less is better)")
     ax.set_xlabel("sequence length T")
