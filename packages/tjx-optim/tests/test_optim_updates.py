@@ -14,7 +14,7 @@ from tjx_optim import accumulate_gradients, global_norm, split_microbatches
 ROWS, LENGTH, WIDTH, VOCAB = 24, 8, 6, 11
 
 
-def loss_sum_and_count(params: Any, batch: Any) -> Any:
+def loss_sum(params: Any, batch: Any) -> Any:
     """A token model: embed, mix, drop out by a key per row, and score the labels >= 0."""
     x_BTD = params["embedding"][batch["tokens"]]
     x_BTD = jnp.tanh(x_BTD @ params["kernel"] + params["bias"][None, None, :])
@@ -24,21 +24,22 @@ def loss_sum_and_count(params: Any, batch: Any) -> Any:
     labels_BT = jnp.where(real_BT, batch["labels"], 0)
     logp_BTV = jax.nn.log_softmax(logits_BTV)
     nll_BT = -jnp.take_along_axis(logp_BTV, labels_BT[..., None], axis=-1)[..., 0]
-    return jnp.where(real_BT, nll_BT, 0.0).sum(), real_BT.sum()
+    hits_BT = real_BT & (logp_BTV.argmax(-1) == labels_BT)
+    return jnp.where(real_BT, nll_BT, 0.0).sum(), (real_BT.sum(), {"accuracy": hits_BT.sum()})
 
 
 @jax.jit
 def accumulated(params: Any, microbatches: Any) -> Any:
-    return accumulate_gradients(loss_sum_and_count, params, microbatches)
+    return accumulate_gradients(loss_sum, params, microbatches)
 
 
 @jax.jit
 def in_one_piece(params: Any, batch: Any) -> Any:
     def mean(params: Any) -> Any:
-        loss_sum, count = loss_sum_and_count(params, batch)
-        return loss_sum / count
+        total, (count, sums) = loss_sum(params, batch)
+        return total / count, sums["accuracy"] / count
 
-    return jax.value_and_grad(mean)(params)
+    return jax.value_and_grad(mean, has_aux=True)(params)
 
 
 def make_problem(seed: int, real_tokens: Any) -> Any:
@@ -84,9 +85,10 @@ def test_microbatches_with_unequal_counts_equal_one_large_batch(
 
     out = accumulated(params, split(batch, k))
 
-    loss, gradients = in_one_piece(params, batch)
+    (loss, accuracy), gradients = in_one_piece(params, batch)
     assert int(out.token_count) == sum(real_tokens)
     np.testing.assert_allclose(np.asarray(out.loss), np.asarray(loss), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(out.means["accuracy"]), np.asarray(accuracy), rtol=1e-6)
     assert relative_difference(out.gradients, gradients) < 1e-6
 
 
@@ -100,7 +102,7 @@ def test_one_real_token_weighs_as_much_as_each_of_many() -> None:
 
     out = accumulated(params, split(batch, 2))
 
-    loss, gradients = in_one_piece(params, batch)
+    (loss, _), gradients = in_one_piece(params, batch)
     np.testing.assert_allclose(np.asarray(out.loss), np.asarray(loss), rtol=1e-6)
     assert relative_difference(out.gradients, gradients) < 1e-6
     counts = (np.asarray(split(batch, 2)["labels"]) >= 0).sum(axis=(1, 2))
@@ -123,7 +125,7 @@ def test_new_contents_compile_nothing_new() -> None:
     @jax.jit
     def step(params: Any, microbatches: Any) -> Any:
         compilations.append(1)
-        return accumulate_gradients(loss_sum_and_count, params, microbatches)
+        return accumulate_gradients(loss_sum, params, microbatches)
 
     for seed, real in ((0, [LENGTH] * ROWS), (1, [1] * ROWS), (2, [0] * ROWS)):
         params, batch = make_problem(seed, real)
@@ -139,7 +141,7 @@ def test_one_microbatch_has_no_loop_and_many_have_one() -> None:
 
         def without_dropout(params: Any, batch: Any) -> Any:
             x_BTD = params["embedding"][batch["tokens"]] @ params["kernel"]
-            return (x_BTD**2).sum(), (batch["labels"] >= 0).sum()
+            return (x_BTD**2).sum(), ((batch["labels"] >= 0).sum(), {})
 
         jaxpr = jax.make_jaxpr(lambda p, m: accumulate_gradients(without_dropout, p, m))(
             params, microbatches
@@ -153,7 +155,7 @@ def test_one_microbatch_has_no_loop_and_many_have_one() -> None:
 def test_sums_of_bfloat16_gradients_are_kept_in_float32() -> None:
     # 1 + 256 * 2^-8: in bfloat16 every term after the first would be lost.
     def loss(scale: Any, batch: Any) -> Any:
-        return (scale * batch["x"]).sum(), batch["x"].size * jnp.int32(1)
+        return (scale * batch["x"]).sum(), (batch["x"].size * jnp.int32(1), {})
 
     x = np.full((257, 1), 2.0**-8, np.float32)
     x[0] = 1.0
@@ -186,7 +188,7 @@ def test_microbatches_of_unequal_number_are_refused() -> None:
     params, batch = make_problem(0, [LENGTH] * ROWS)
     microbatches = {**split(batch, 2), "labels": split(batch, 3)["labels"]}
     with pytest.raises(ValueError, match="share a first axis"):
-        accumulate_gradients(loss_sum_and_count, params, microbatches)
+        accumulate_gradients(loss_sum, params, microbatches)
 
 
 @given(st.integers(0, 2**16))

@@ -38,7 +38,10 @@ OPTIMIZERS: Mapping[str, Direction] = {"adamw": _adamw, "lion": _lion, "sgd": _s
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.ScalarOrSchedule | None = None
+    config: OptimizerConfig,
+    schedule: optax.ScalarOrSchedule | None = None,
+    *,
+    learning_rate_scales: Any = None,
 ) -> optax.GradientTransformation:
     """Make the transformation from gradients to updates.
 
@@ -48,6 +51,8 @@ def make_optimizer(
         The optimizer by name and its numbers.
     schedule : callable, float or None
         Learning rate by step, as `make_schedule` gives it; None holds ``config.learning_rate``.
+    learning_rate_scales : pytree of floats like the parameters, optional
+        A factor of the learning rate for each parameter (muP), of its weight decay too.
 
     Returns
     -------
@@ -91,6 +96,12 @@ def make_optimizer(
             config.learning_rate if schedule is None else schedule
         ),
     ]
+    if learning_rate_scales is not None:
+        stages.append(
+            optax.stateless(
+                lambda updates, _: jax.tree.map(lambda u, s: s * u, updates, learning_rate_scales)
+            )
+        )
     if config.clip_norm is not None:
         # First of all, so that the moments see the clipped gradient.
         stages.insert(0, optax.clip_by_global_norm(config.clip_norm))

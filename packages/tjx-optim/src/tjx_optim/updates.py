@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# (params, microbatch) -> (sum of the losses, number of real tokens), both scalars.
-LossSumAndCount = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+# (params, microbatch) -> (sum of the losses, (number of real tokens, other sums by name)), scalars.
+LossSum = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
 
 
 class AccumulatedGradients(NamedTuple):
@@ -27,16 +27,17 @@ class AccumulatedGradients(NamedTuple):
         Mean loss of the real tokens of all microbatches; 0 where there is none.
     token_count : scalar of the dtype the loss function returns
         Number of real tokens in all microbatches.
+    means : dict of float32 scalars
+        The other sums of the loss function, over all microbatches, by the number of real tokens.
     """
 
     gradients: Any
     loss: jax.Array
     token_count: jax.Array
+    means: dict[str, jax.Array]
 
 
-def accumulate_gradients(
-    loss_sum_and_count: LossSumAndCount, params: Any, microbatches: Any
-) -> AccumulatedGradients:
+def accumulate_gradients(loss_sum: LossSum, params: Any, microbatches: Any) -> AccumulatedGradients:
     """Compute loss and gradients over k microbatches in the memory of one.
 
     Equal to one large batch, up to the order of float32 sums, whatever the numbers of real tokens.
@@ -45,9 +46,10 @@ def accumulate_gradients(
 
     Parameters
     ----------
-    loss_sum_and_count : callable
-        From (params, microbatch) to (sum of the token losses, number of real tokens). The count
-        must not depend on the parameters.
+    loss_sum : callable
+        From (params, microbatch) to (sum of the token losses, (number of real tokens, sums)): what
+        is differentiated, and what is only reported. `sums` are scalars by name, of which the
+        result has the means. The count must not depend on the parameters.
     params : pytree
         What is differentiated.
     microbatches : pytree of arrays [k, ...]
@@ -56,7 +58,7 @@ def accumulate_gradients(
     Returns
     -------
     AccumulatedGradients
-        Gradients (float32, or wider where the parameters are), loss and count.
+        Gradients (float32, or wider where the parameters are), loss, count and means.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def accumulate_gradients(
     --------
     >>> import jax, numpy as np
     >>> def loss(scale, batch):
-    ...     return (scale * batch["x"] * batch["real"]).sum(), batch["real"].sum()
+    ...     return (scale * batch["x"] * batch["real"]).sum(), (batch["real"].sum(), {})
     >>> batch = {"x": np.array([[1.0, 2.0], [6.0, 9.0]]), "real": np.array([[1, 1], [1, 0]])}
     >>> step = jax.jit(lambda scale, batch: accumulate_gradients(loss, scale, batch))
     >>> out = step(*jax.device_put((np.float32(1.0), batch)))  # (1 + 2 + 6) / 3
@@ -75,26 +77,29 @@ def accumulate_gradients(
     (3.0, 3.0, 3)
     """
     k = _leading_size(microbatches)
-    gradient = jax.value_and_grad(loss_sum_and_count, has_aux=True)
+    gradient = jax.value_and_grad(loss_sum, has_aux=True)
 
-    def sums_of(microbatch: Any) -> tuple[jax.Array, jax.Array, Any]:
-        (loss_sum, count), gradients = gradient(params, microbatch)
-        return _wide(loss_sum), jnp.asarray(count), jax.tree.map(_wide, gradients)
+    def sums_of(microbatch: Any) -> tuple[Any, Any]:
+        (loss, (count, sums)), gradients = gradient(params, microbatch)
+        scalars = (_wide(loss), jnp.asarray(count), jax.tree.map(_wide, sums))
+        return scalars, jax.tree.map(_wide, gradients)
 
-    def add_to(totals: Any, microbatch: Any) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-        loss_sum, count, gradients = sums_of(microbatch)
-        return jax.tree.map(jnp.add, totals, gradients), (loss_sum, count)
+    def add_to(totals: Any, microbatch: Any) -> tuple[Any, Any]:
+        scalars, gradients = sums_of(microbatch)
+        return jax.tree.map(jnp.add, totals, gradients), scalars
 
     if k == 1:
-        loss_sum, count, totals = sums_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
+        scalars, totals = sums_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
     else:
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(_wide(leaf)), params)
-        totals, (loss_sums, counts) = jax.lax.scan(add_to, zeros, microbatches)
-        loss_sum, count = loss_sums.sum(), counts.sum()
+        totals, scalars = jax.lax.scan(add_to, zeros, microbatches)
+        scalars = jax.tree.map(jnp.sum, scalars)
+    loss, count, sums = scalars
     # Sums over no tokens are 0, and 0 / 1 = 0: a batch of padding changes nothing.
     divisor = jnp.where(count > 0, count, 1).astype(jnp.float32)
     gradients = jax.tree.map(lambda leaf: leaf / divisor.astype(leaf.dtype), totals)
-    return AccumulatedGradients(gradients, loss_sum / divisor, count)
+    means = {name: total / divisor for name, total in sums.items()}
+    return AccumulatedGradients(gradients, loss / divisor, count, means)
 
 
 def split_microbatches(batch: Any, k: int) -> Any:
