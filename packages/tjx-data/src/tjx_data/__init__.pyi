@@ -2,6 +2,7 @@ from .bpe import train_bpe as train_bpe
 from .characters import char_tokenizer as char_tokenizer
 from .config import DataConfig as DataConfig
 from .corpora import CORPORA as CORPORA
+from .corpora import OTHER_DATA as OTHER_DATA
 from .corpora import load_corpus as load_corpus
 from .dataset import default_cache_dir as default_cache_dir
 from .dataset import find_problems as find_problems
@@ -10,9 +11,12 @@ from .documents import Documents as Documents
 from .documents import Progress as Progress
 from .files import load_files as load_files
 from .hub import HubError as HubError
+from .images import ImageLoader as ImageLoader
+from .images import read_idx as read_idx
 from .index import Index as Index
 from .index import read_index as read_index
 from .loader import TokenLoader as TokenLoader
 from .loader import batch_bytes as batch_bytes
 from .preparation import prepare as prepare
+from .reversal import ReversalLoader as ReversalLoader
 from .tokenizer import Tokenizer as Tokenizer

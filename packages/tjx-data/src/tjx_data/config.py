@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tjx_data.corpora import CORPORA, find_corpus
+from tjx_data.corpora import CORPORA, OTHER_DATA, find_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,11 +13,12 @@ class DataConfig:
     Attributes
     ----------
     corpus : str
-        Name of a corpus (python-docs needs no network); not used where path is given.
+        Name of a corpus (python-docs needs no network); text in path is taken in its place. Data
+        for other models than of text: mnist (images; path is their folder), byte-reversal.
     path : str or None
         Text files of your own (UTF-8): a file, or a pattern such as 'books/*.txt'.
     seq_len : int
-        Tokens in a row of a batch.
+        Tokens in a row of a batch; with byte-reversal the bytes of the longest string.
     tokenizer : str
         bpe (learnt from the training text), char, gpt2 (from the hub), a tokenizer.json, a folder
         that holds a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others.
@@ -43,10 +44,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        try:
-            find_corpus(self.corpus)
-        except ValueError as error:
-            problems.append(str(error))
+        if self.corpus not in OTHER_DATA:
+            try:
+                find_corpus(self.corpus)
+            except ValueError as error:
+                problems.append(str(error))
         if self.path is not None and not self.path:
             problems.append("path='' is empty; give a file or a pattern, or leave it out")
         if self.seq_len < 1:

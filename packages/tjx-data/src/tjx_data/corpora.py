@@ -141,6 +141,13 @@ CORPORA: dict[str, Entry] = {
 }
 
 
+# What can be named as a corpus and holds no text.
+OTHER_DATA = {
+    "mnist": "images of digits; path names the folder of their four files",
+    "byte-reversal": "random strings of bytes and their reversals, made up as they are read",
+}
+
+
 def find_corpus(name: str) -> Entry:
     """Look a corpus up in the table, without touching its text.
 
@@ -149,10 +156,12 @@ def find_corpus(name: str) -> Entry:
     ValueError
         If there is none of that name; the nearest right one is named.
     """
+    if name in OTHER_DATA:
+        raise ValueError(f"corpus={name!r} holds no text: {OTHER_DATA[name]}")
     if name not in CORPORA:
+        every = [*CORPORA, *OTHER_DATA]
         raise ValueError(
-            f"corpus={name!r} is unknown; there are {', '.join(CORPORA)}"
-            f"{did_you_mean(name, CORPORA)}"
+            f"corpus={name!r} is unknown; there are {', '.join(every)}{did_you_mean(name, every)}"
         )
     return CORPORA[name]
 

@@ -4,7 +4,6 @@ Names of array axes: B rows, T tokens in a row.
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.documents import SplitName
+from tjx_data.epochs import EpochOrder
 from tjx_data.index import check_hash, check_size, read_index
 from tjx_data.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ class TokenLoader:
         if split not in self.index.splits:
             raise ValueError(f"split={split!r} is unknown; choose train or validation")
         self._split = self.index.splits[split]
-        _check_numbers(seq_len, batch_size, seed, process_index, process_count)
+        check_numbers(batch_size, seed, process_index, process_count, seq_len=seq_len)
         self._check_set(tokenizer)
         self.split = split
         self.seq_len = seq_len
@@ -98,7 +98,8 @@ class TokenLoader:
                 f"{self.directory}: the {split} split has {self.n_tokens} tokens, too few for one "
                 f"row of seq_len={seq_len} and its labels; choose a smaller seq_len or more text"
             )
-        self._epochs: OrderedDict[int, npt.NDArray[np.int64]] = OrderedDict()
+        left_over = (self.n_tokens - 1) % seq_len
+        self._order = EpochOrder(self.windows_per_epoch, seed, stride=seq_len, slack=left_over)
 
     @property
     def n_tokens(self) -> int:
@@ -142,36 +143,10 @@ class TokenLoader:
             interleaved, are the batch that one process alone would read.
         """
         assert step >= 0
-        first = step * self.batch_size
-        epoch = first // self.windows_per_epoch
-        in_epoch = self._rows + (first - epoch * self.windows_per_epoch)
-        if in_epoch[-1] < self.windows_per_epoch:
-            starts = self._starts(epoch)[in_epoch]
-        else:  # this batch goes on into the next epoch, or several
-            ahead, in_epoch = np.divmod(in_epoch, self.windows_per_epoch)
-            starts = np.empty(len(in_epoch), np.int64)
-            for n in np.unique(ahead):
-                rows = ahead == n
-                starts[rows] = self._starts(epoch + int(n))[in_epoch[rows]]
+        starts = self._order.places(step * self.batch_size, self._rows)
         windows = self._gather(starts)  # [B, T + 1]
         tokens_BT, labels_BT = windows[:, :-1].astype(np.int32), windows[:, 1:].astype(np.int32)
         return {"tokens": tokens_BT, "labels": labels_BT}
-
-    def _starts(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Return where the windows of an epoch start in the stream, in the order of the epoch."""
-        if epoch not in self._epochs:
-            # As uint64: a list with a large seed would pass through float64 and lose bits.
-            key = np.array([self.seed, epoch], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=key))
-            n_left_over = (self.n_tokens - 1) % self.seq_len
-            offset = generator.integers(n_left_over + 1)
-            order = generator.permutation(self.windows_per_epoch)
-            order *= self.seq_len
-            order += offset
-            self._epochs[epoch] = order
-            if len(self._epochs) > 2:  # a batch may need two epochs at once
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
 
     def _gather(self, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.unsignedinteger]:
         """Return the windows of seq_len + 1 tokens at the given places of the stream."""
@@ -267,9 +242,10 @@ class TokenLoader:
             )
 
 
-def _check_numbers(
-    seq_len: int, batch_size: int, seed: int, process_index: int, process_count: int
+def check_numbers(
+    batch_size: int, seed: int, process_index: int, process_count: int, *, seq_len: int = 1
 ) -> None:
+    """Raise ValueError with a line for each number of a loader that is out of range."""
     problems = []
     if seq_len < 1:
         problems.append(f"seq_len={seq_len}: a row needs at least 1 token")
