@@ -24,6 +24,11 @@ DEFAULT_ROWS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kv_heads": ("tensor",),
         "head_dim": (),
         "mlp": ("tensor",),
+        "expert": ("expert",),  # experts of a block
+        "latent": (),  # what keys and values are made of in latent attention
+        "indexer": (),  # the indexer of sparse attention
+        "patch": (),  # numbers of an image's patch
+        "classes": (),
     }
 )
 """Logical axis -> mesh axes that divide it."""
