@@ -91,11 +91,11 @@ def forward_chunk(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Arr
     """Output [B, K, G, C, V] and LSE [B, K, G, C], both in the accumulator's dtype."""
     scores, _ = _scores(call, chunk)
     top = jnp.max(scores, axis=-1, keepdims=True)
-    top = jnp.where(top == -jnp.inf, 0, top)  # a dead row: its weights are exp(-inf - 0) = 0
+    top = jnp.where(top == -jnp.inf, 0.0, top)  # a dead row: its weights are exp(-inf - 0) = 0
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     dead = total == 0
-    total = jnp.where(dead, 1, total)
+    total = jnp.where(dead, 1.0, total)
     weights = _drop(call, _kept(call, chunk), weights)
     out = _product(call, "BKGCW,BKWV->BKGCV", weights.astype(call.dtype), chunk.v)
     lse = jnp.where(dead, -jnp.inf, top + jnp.log(total))
