@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -67,3 +68,24 @@ def run() -> Callable[..., np.ndarray]:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def descend() -> Callable[..., list[float]]:
+    """Twenty steps down a loss: descend(loss, params) -> losses."""
+
+    def run(loss: Callable[[Params], jax.Array], params: Params) -> list[float]:
+        @jax.jit
+        def step(params: Params) -> Any:
+            value, gradients = jax.value_and_grad(loss)(params)
+            # The sign of the gradient: a step that no layer's scale can slow down.
+            moved = jax.tree.map(lambda p, g: p - 0.01 * jnp.sign(g), params, gradients)
+            return value, moved
+
+        losses = []
+        for _ in range(20):
+            value, params = step(params)
+            losses.append(value)
+        return [float(value) for value in jax.device_get(losses)]
+
+    return run

@@ -13,12 +13,19 @@ def test_every_problem_is_reported_at_once() -> None:
     code = """
 from tjx_nn import GPTConfig
 try:
-    GPTConfig(n_layer=0, vocab_size=-1, dropout=1.0, gelu="relu", dtype="int8", remat="some")
+    GPTConfig(n_layer=0, vocab_size=-1, dropout=1.0, activation="gelu", dtype="int8", remat="some")
 except ValueError as error:
     print(*[line.split()[0] for line in str(error).splitlines()])
 """
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert found.stdout.split() == ["vocab_size", "n_layer", "dropout", "gelu", "remat", "dtype"]
+    assert found.stdout.split() == [
+        "vocab_size",
+        "n_layer",
+        "activation",
+        "remat",
+        "dtype",
+        "dropout",
+    ]
 
 
 def test_sizes_that_do_not_divide_name_both_and_a_way_out() -> None:

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tjx_nn import GPTConfig, bind, init, logical_axes
 from tjx_nn.functional import Params
-from tjx_nn.layers import Constrain
+from tjx_nn.linear import Constrain
 
 EXPECTED_PATHS = {
     "wte.embedding", "wpe.embedding", "ln_f.scale", "ln_f.bias",
@@ -114,7 +114,7 @@ def test_a_spread_model_computes_the_same_and_nothing_is_replicated_in_passing(
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (8, 16), np.int32)
 
     def loss(params: Params, tokens: jax.Array, constrain: Constrain | None) -> jax.Array:
-        return bind(config, params, constrain=constrain).token_losses(tokens, tokens).mean()
+        return bind(config, params, constrain=constrain).losses(tokens, tokens).tokens.mean()
 
     compute = jax.jit(jax.value_and_grad(loss), static_argnums=2)
     whole = compute(initial, jax.device_put(tokens), None)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind, generate
+from tjx_nn import EncoderDecoderConfig, GPTConfig, bind, generate, stream
 from tjx_nn.functional import Params
 
 Run = Callable[..., np.ndarray]
@@ -56,12 +56,13 @@ def test_cached_logits_equal_uncached(config: GPTConfig, params: Params, run: Ru
         model = bind(config, params)
         hidden, kv = model.prefill(tokens[:, :4])
         room = ((0, 0), (0, 8), (0, 0), (0, 0))
-        cache = [(jnp.pad(k, room), jnp.pad(v, room)) for k, v in kv]
+        cache = jax.tree.map(lambda entry: jnp.pad(entry, room), kv)
         logits = [model.logits(hidden)]
         for t in range(4, 12):
-            positions = jnp.full(2, t, jnp.int32)
-            step, cache = model.decode(model.unstacked_blocks(), tokens[:, t], positions, cache)
-            logits.append(step[:, None])
+            positions = jnp.full((2, 1), t, jnp.int32)
+            new = tokens[:, t : t + 1]
+            step, cache = model.decode(model.unstacked_blocks(), new, positions, cache)
+            logits.append(step)
         return jnp.concatenate(logits, axis=1)
 
     cached = np.asarray(decode_all(params, jax.device_put(tokens)))
@@ -169,6 +170,131 @@ def test_samples_have_the_model_s_distribution(config: GPTConfig, params: Params
     assert np.all(np.abs(found - expected) <= 5 * np.sqrt(expected / rows))
 
 
+def test_rows_end_with_any_of_several_stop_tokens(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    free = np.asarray(generate(config, params, prompts, LENGTHS, max_new_tokens=6)).tolist()
+    stops = [free[0][1], free[1][2]]
+    stopped = generate(config, params, prompts, LENGTHS, max_new_tokens=6, stop_token=stops)
+    for free_row, row in zip(free, np.asarray(stopped).tolist(), strict=True):
+        end = min((free_row.index(stop) for stop in stops if stop in free_row), default=5)
+        assert row == free_row[: end + 1] + [free_row[end]] * (5 - end)
+
+
+SEVERAL: dict[str, Any] = {"temperature": 1.0, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
+
+
+def test_a_row_s_samples_depend_on_its_seed_alone(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    def sample(rows: list[int], seeds: list[int]) -> np.ndarray:
+        given = (config, params, prompts[rows], LENGTHS[rows])
+        new = generate(*given, max_new_tokens=6, seeds=np.array(seeds), **SEVERAL)
+        return np.asarray(new)
+
+    together = sample([0, 1, 2], [5, -1, 2**32 - 2])
+    np.testing.assert_array_equal(sample([2, 0, 1], [2**32 - 2, 5, -1]), together[[2, 0, 1]])
+    np.testing.assert_array_equal(sample([1], [-1]), together[1:2])
+    assert (sample([0, 1, 2], [6, 7, 8]) != together).any(1).all()
+
+
+def test_the_stream_has_the_same_tokens_and_ends_when_all_rows_have(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    seeds = np.arange(3)
+    for options in ({}, {"seeds": seeds, "repetition_penalty": 1.3, **SEVERAL}):
+        given: Any = {"max_new_tokens": 11, **options}
+        whole = np.asarray(generate(config, params, prompts, LENGTHS, **given))
+        pieces = list(stream(config, params, prompts, LENGTHS, **given))
+        np.testing.assert_array_equal(np.stack(pieces, 1), whole)
+        assert pieces[0].dtype == np.int32
+    stops = whole[:, 2].tolist()
+    ended = list(stream(config, params, prompts, LENGTHS, stop_token=stops, **given))
+    longest = max(min(row.index(stop) for stop in stops if stop in row) for row in whole.tolist())
+    assert len(ended) == longest + 1
+
+
+def test_the_repetition_penalty_counts_prompt_and_continuation(
+    config: GPTConfig, params: Params, prompts: np.ndarray, run: Run
+) -> None:
+    penalty = 1e4  # no token comes twice while there are others
+    given = (config, params, prompts, LENGTHS)
+    new = np.asarray(generate(*given, max_new_tokens=11, repetition_penalty=penalty))
+    for row, length in enumerate(LENGTHS):
+        tokens = [*prompts[row, :length].tolist(), *new[row].tolist()]
+        padded = np.zeros((1, config.max_seq_len), np.int32)
+        padded[0, : len(tokens)] = tokens
+        logits = run(config, params, padded)[0]
+        for t in range(length, len(tokens)):
+            step = logits[t - 1].copy()
+            for token in set(tokens[:t]):
+                step[token] *= penalty if step[token] < 0 else 1 / penalty
+            assert tokens[t] == step.argmax()
+
+
+def test_log_probabilities_are_the_model_s_own(
+    config: GPTConfig, params: Params, prompts: np.ndarray, run: Run
+) -> None:
+    options: Any = {"seeds": np.arange(3), "repetition_penalty": 1.3, **SEVERAL}
+    given: Any = {"max_new_tokens": 11, **options}
+    plain = np.asarray(generate(config, params, prompts, LENGTHS, **given))
+    stop = int(plain[0, 4])
+    tokens, log_probs = jax.device_get(
+        generate(
+            config, params, prompts, LENGTHS, stop_token=stop, return_log_probs=True, **given
+        )
+    )  # fmt: skip
+    for row, length in enumerate(LENGTHS):
+        end = [*tokens[row], stop].index(stop) + 1
+        np.testing.assert_array_equal(tokens[row, :end], plain[row, :end])
+        padded = np.zeros((1, config.max_seq_len), np.int32)
+        padded[0, : length + 11] = [*prompts[row, :length], *tokens[row]]
+        logits = run(config, params, padded)[0, length - 1 : length + 10].astype(np.float64)
+        expected = logits[range(11), tokens[row]] - np.log(np.exp(logits).sum(-1))
+        np.testing.assert_allclose(log_probs[row, :end], expected[:end], atol=1e-4)
+        assert not log_probs[row, end:].any()
+
+
+def test_an_encoder_decoder_writes_what_its_plain_forward_says(make: Make) -> None:
+    pair = EncoderDecoderConfig(
+        vocab_size=23, source_vocab_size=7, max_seq_len=32, n_layer=2, n_encoder_layer=1,
+        n_head=2, d_model=8, window=4,
+    )  # fmt: skip
+    params = make(pair)
+    source = np.array([[3, 1, 4, 1, 5], [5, 6, 0, 0, 0]], np.int32)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], bool)
+    start, lengths = np.array([[1, 9, 9], [1, 0, 0]], np.int32), np.array([3, 1], np.int32)
+    given: Any = {"max_new_tokens": 12, "source": source, "source_mask": mask}
+    new = np.asarray(generate(pair, params, start, lengths, **given))
+    streamed = list(stream(pair, params, start, lengths, **given))
+    np.testing.assert_array_equal(np.stack(streamed, 1), new)
+
+    @jax.jit
+    def greedy(params: Params, source: jax.Array, mask: jax.Array, target: jax.Array) -> jax.Array:
+        return bind(pair, params)(source, target, source_mask=mask).argmax(-1)
+
+    targets = np.zeros((2, 15), np.int32)
+    for row, length in enumerate(lengths):
+        targets[row, : length + 12] = [*start[row, :length], *new[row]]
+    expected = np.asarray(greedy(params, *jax.device_put((source, mask, targets))))
+    for row, length in enumerate(lengths):
+        np.testing.assert_array_equal(new[row], expected[row, length - 1 : length + 11])
+    with pytest.raises(ValueError, match="source is None"):
+        generate(pair, params, start, lengths, max_new_tokens=2)
+
+
+def test_nothing_to_write_is_an_empty_result(
+    config: GPTConfig, params: Params, prompts: np.ndarray
+) -> None:
+    assert generate(config, params, prompts, LENGTHS, max_new_tokens=0).shape == (3, 0)
+    none = prompts[:0], LENGTHS[:0]
+    tokens, log_probs = generate(
+        config, params, *none, max_new_tokens=4, return_log_probs=True
+    )  # fmt: skip
+    assert tokens.shape == log_probs.shape == (0, 4)
+    assert list(stream(config, params, *none, max_new_tokens=4)) == []
+
+
 def test_everything_wrong_is_reported_at_once(
     config: GPTConfig, params: Params, prompts: np.ndarray
 ) -> None:
@@ -177,6 +303,12 @@ def test_everything_wrong_is_reported_at_once(
             config, params, prompts, np.array([7, 0, 9], np.int32),
             max_new_tokens=60, temperature=1.0, top_k=0,
         )  # fmt: skip
+    with pytest.raises(TypeError, match="topk"):
+        generate(config, params, prompts, LENGTHS, max_new_tokens=1, topk=4)  # type: ignore[call-overload]  # that is the test
+    with pytest.raises(ValueError, match="tokens_per_call is 0"):
+        stream(config, params, prompts, LENGTHS, max_new_tokens=1, tokens_per_call=0)
+    with pytest.raises(ValueError, match="no encoder"):
+        generate(config, params, prompts, LENGTHS, max_new_tokens=1, source=prompts)
     lines = str(error.value).splitlines()
     assert len(lines) == 4
     assert "max_seq_len is 64" in lines[1]

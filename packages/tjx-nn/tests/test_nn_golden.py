@@ -1,83 +1,81 @@
-"""Agreement with GPT-2 as Hugging Face transformers computes it.
+"""Agreement with models as Hugging Face transformers computes them, read through `tjx_nn.hf`.
 
-The file is made by `tools/golden/make_gpt2_golden.py`.
+The folders are made by `tools/golden/make_hf_golden.py`.
 """
 
+import dataclasses
 import pathlib
-from typing import Literal
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind
+from tjx_nn import GPTConfig, bind, hf
+from tjx_nn.config import Activation
 from tjx_nn.functional import Params
 
 Golden = dict[str, np.ndarray]
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "gpt2_tiny.npz"
-OURS_TO_THEIRS = {
-    "ln_1": "ln_1", "ln_2": "ln_2", "attention.out": "attn.c_proj",
-    "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
-}  # fmt: skip
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+# What each model is called with; the other arrays of golden.npz are what it should say.
+ARGUMENTS = {
+    "bert": (("tokens",), ("token_types", "mask")),
+    "vit": (("images",), ()),
+    "bart": (("source", "tokens"), ("source_mask",)),
+}
 
 
-@pytest.fixture(scope="module")
-def golden() -> Golden:
-    with np.load(GOLDEN, allow_pickle=False) as file:
+def golden(name: str) -> Golden:
+    with np.load(GOLDEN / name / "golden.npz", allow_pickle=False) as file:
         return dict(file)
 
 
-def to_params(golden: Golden, n_layer: int) -> Params:
-    """Rename transformers' weights; its Conv1D kernels are [in, out], as ours."""
+@pytest.mark.parametrize(
+    "name", ["llama", "llama3_rope", "mistral", "qwen3", "bert", "vit", "bart"]
+)
+def test_logits_agree_with_transformers(name: str) -> None:
+    config: Any  # each kind of configuration is bound to its own kind of model
+    config, params = hf.load(GOLDEN / name)
+    arrays = golden(name)
+    names, keywords = ARGUMENTS.get(name, (("tokens",), ()))
+    arguments = tuple(arrays[name] for name in names), {name: arrays[name] for name in keywords}
 
-    def layer(name: str, kind: str) -> Params:
-        def stacked(leaf: str) -> np.ndarray:
-            keys = [f"weights/transformer.h.{i}.{name}.{leaf}" for i in range(n_layer)]
-            return np.stack([golden[key] for key in keys])
+    @jax.jit
+    def logits(params: Params, positional: Any, keyword: Any) -> jax.Array:
+        found: jax.Array = bind(config, params)(*positional, **keyword)
+        return found
 
-        return {kind: stacked("weight"), "bias": stacked("bias")}
-
-    blocks: Params = {"attention": {}, "mlp": {}}
-    for ours, theirs in OURS_TO_THEIRS.items():
-        *parents, leaf = ours.split(".")
-        node = blocks[parents[0]] if parents else blocks
-        node[leaf] = layer(theirs, "kernel" if parents else "scale")
-    fused = layer("attn.c_attn", "kernel")
-    for name, part in zip(("query", "key", "value"), range(3), strict=True):
-        blocks["attention"][name] = {k: np.split(v, 3, axis=-1)[part] for k, v in fused.items()}
-    top = {name: golden[f"weights/transformer.{name}"] for name in ("ln_f.weight", "ln_f.bias")}
-    return {
-        "wte": {"embedding": golden["weights/transformer.wte.weight"]},
-        "wpe": {"embedding": golden["weights/transformer.wpe.weight"]},
-        "blocks": blocks,
-        "ln_f": {"scale": top["ln_f.weight"], "bias": top["ln_f.bias"]},
-    }
+    found = jax.device_get(logits(*jax.device_put((params, *arguments))))
+    # What is said at padding is nobody's business.
+    seen = arrays["mask"] > 0 if "mask" in arrays else ...
+    np.testing.assert_allclose(found[seen], arrays["logits"][seen], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("gelu", ["tanh", "erf"])
-def test_logits_loss_and_gradient_agree_with_transformers(
-    golden: Golden, gelu: Literal["tanh", "erf"]
+@pytest.mark.parametrize(("form", "gelu"), [("tanh", "gelu_tanh"), ("erf", "gelu_erf")])
+def test_logits_loss_and_gradient_of_gpt2_agree_with_transformers(
+    form: str, gelu: Activation
 ) -> None:
-    config = GPTConfig(
-        vocab_size=61, max_seq_len=16, n_layer=2, n_head=2, d_model=16, gelu=gelu
-    )  # fmt: skip
+    read, params = hf.load(GOLDEN / "gpt2")
+    assert isinstance(read, GPTConfig)
+    config = dataclasses.replace(read, activation=gelu)
+    arrays = golden("gpt2")
 
     @jax.jit
     def compute(params: Params, tokens: jax.Array) -> tuple[jax.Array, ...]:
         def loss(params: Params) -> jax.Array:
-            return bind(config, params).token_losses(tokens[:, :-1], tokens[:, 1:]).mean()
+            return bind(config, params).losses(tokens[:, :-1], tokens[:, 1:]).tokens.mean()
 
         value, gradients = jax.value_and_grad(loss)(params)
         squares = jax.tree.map(lambda g: (g * g).sum(), gradients)
         return bind(config, params)(tokens), value, sum(jax.tree.leaves(squares)) ** 0.5
 
-    arguments = jax.device_put((to_params(golden, config.n_layer), golden["tokens"]))
-    logits, loss, norm = jax.device_get(compute(*arguments))
-    np.testing.assert_allclose(logits, golden[f"{gelu}/logits"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(loss, golden[f"{gelu}/loss"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(norm, golden[f"{gelu}/gradient_norm"], rtol=1e-5)
+    logits, loss, norm = jax.device_get(compute(*jax.device_put((params, arrays["tokens"]))))
+    np.testing.assert_allclose(logits, arrays[f"{form}/logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(loss, arrays[f"{form}/loss"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(norm, arrays[f"{form}/gradient_norm"], rtol=1e-5)
 
 
-def test_the_two_forms_of_gelu_can_be_told_apart(golden: Golden) -> None:
-    assert np.abs(golden["tanh/logits"] - golden["erf/logits"]).max() > 1e-4
+def test_the_two_forms_of_gelu_can_be_told_apart() -> None:
+    arrays = golden("gpt2")
+    assert np.abs(arrays["tanh/logits"] - arrays["erf/logits"]).max() > 1e-4

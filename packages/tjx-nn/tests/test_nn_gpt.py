@@ -20,7 +20,7 @@ Make = Callable[..., Params]
 @functools.partial(jax.jit, static_argnames="config")
 def loss_and_gradients(config: GPTConfig, params: Params, tokens: jax.Array) -> Any:
     def loss(params: Params) -> jax.Array:
-        return bind(config, params).token_losses(tokens[:, :-1], tokens[:, 1:]).mean()
+        return bind(config, params).losses(tokens[:, :-1], tokens[:, 1:]).tokens.mean()
 
     return jax.value_and_grad(loss)(params)
 
@@ -42,7 +42,7 @@ def test_token_losses_are_log_softmax_of_logits(
 ) -> None:
     labels = np.roll(jax.device_get(tokens), -1, axis=1)
     labels[0, 3] = -100
-    losses = jax.jit(lambda p, t, y: bind(tiny, p).token_losses(t, y))(
+    losses = jax.jit(lambda p, t, y: bind(tiny, p).losses(t, y).tokens)(
         params, *jax.device_put((tokens, labels))
     )
     logits = run(tiny, params, tokens).astype(np.float64)
@@ -109,7 +109,7 @@ def test_half_precision_computes_in_half_and_keeps_float32(
         model = bind(config, params)
         assert model.hidden(tokens).dtype == jnp.bfloat16
         assert model(tokens).dtype == jnp.float32
-        return model.token_losses(tokens, tokens).mean()
+        return model.losses(tokens, tokens).tokens.mean()
 
     gradients = jax.jit(jax.grad(loss))(params, tokens)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {np.dtype("float32")}
@@ -120,7 +120,7 @@ def test_half_precision_computes_in_half_and_keeps_float32(
 def test_empty_sequence_gives_empty_results(tiny: GPTConfig, params: Params, run: Run) -> None:
     empty = np.zeros((2, 0), np.int32)
     assert run(tiny, params, empty).shape == (2, 0, tiny.vocab_size)
-    losses = jax.jit(lambda p, t: bind(tiny, p).token_losses(t, t))(params, jax.device_put(empty))
+    losses = jax.jit(lambda p, t: bind(tiny, p).losses(t, t).tokens)(params, jax.device_put(empty))
     assert losses.shape == (2, 0)
 
 

@@ -5,21 +5,37 @@ costs nothing at run time.
 """
 
 import functools
-from typing import Any
+from typing import Any, overload
 
 import jax
 from flax import nnx
 from jaxtyping import Array
 
-from tjx_nn.config import GPTConfig
+from tjx_nn.bert import Bert
+from tjx_nn.bert_config import BertConfig
+from tjx_nn.config import TransformerConfig
+from tjx_nn.encoder_decoder import EncoderDecoder
+from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.gpt import GPT
-from tjx_nn.layers import Constrain
+from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.linear import Constrain
+from tjx_nn.vit import ViT
+from tjx_nn.vit_config import ViTConfig
 
 Params = dict[str, Any]
 LogicalAxes = dict[str, Any]
+Model = GPT | Bert | ViT | EncoderDecoder
+
+# Which model a configuration is of.
+_MODELS: dict[type[TransformerConfig], Any] = {
+    GPTConfig: GPT,
+    BertConfig: Bert,
+    ViTConfig: ViT,
+    EncoderDecoderConfig: EncoderDecoder,
+}
 
 
-def init(config: GPTConfig, key: Array) -> Params:
+def init(config: TransformerConfig, key: Array) -> Params:
     """Return initial parameters, a nested dict of float32 arrays.
 
     The values depend on the key alone: with `out_shardings` for any mesh they are the same.
@@ -40,11 +56,29 @@ def init(config: GPTConfig, key: Array) -> Params:
     >>> params["blocks"]["attention"]["query"]["kernel"].shape
     (2, 4, 4)
     """
-    params: Params = nnx.to_pure_dict(nnx.state(GPT(config, rngs=nnx.Rngs(key))))
+    params: Params = nnx.to_pure_dict(nnx.state(_make(config, key)))
     return params
 
 
-def bind(config: GPTConfig, params: Params, *, constrain: Constrain | None = None) -> GPT:
+@overload
+def bind(config: GPTConfig, params: Params, *, constrain: Constrain | None = ...) -> GPT: ...
+
+
+@overload
+def bind(config: BertConfig, params: Params, *, constrain: Constrain | None = ...) -> Bert: ...
+
+
+@overload
+def bind(config: ViTConfig, params: Params, *, constrain: Constrain | None = ...) -> ViT: ...
+
+
+@overload
+def bind(
+    config: EncoderDecoderConfig, params: Params, *, constrain: Constrain | None = ...
+) -> EncoderDecoder: ...
+
+
+def bind(config: TransformerConfig, params: Params, *, constrain: Constrain | None = None) -> Model:
     """Return the model that has these parameters; for use inside `jax.jit`.
 
     Parameters
@@ -69,20 +103,21 @@ def bind(config: GPTConfig, params: Params, *, constrain: Constrain | None = Non
     >>> logits(params, jnp.array([[1, 2, 3]])).shape
     (1, 3, 11)
     """
-    model: GPT = nnx.merge(_abstract(config)[0], params)
+    model: Model = nnx.merge(_abstract(config)[0], params)
     model.constrain = constrain
     return model
 
 
-def logical_axes(config: GPTConfig) -> LogicalAxes:
+def logical_axes(config: TransformerConfig) -> LogicalAxes:
     """Return the logical name of each axis of each parameter.
 
     Returns
     -------
     dict
-        Nested as the parameters are; a leaf is a tuple with a name for each axis. The names are
-        "layers", "vocab", "seq" (rows of the position table), "embed", "heads", "kv_heads" and
-        "mlp".
+        Nested as the parameters are; a leaf is a tuple with a name for each axis, None for one that
+        is never divided. The names are "layers", "vocab", "seq" (rows of the tables of positions
+        and of token types), "embed", "heads", "kv_heads", "head_dim", "mlp", "expert",
+        "latent" and "indexer".
 
     Examples
     --------
@@ -97,12 +132,21 @@ def logical_axes(config: GPTConfig) -> LogicalAxes:
         node = axes
         for name in parents:
             node = node.setdefault(name, {})
-        stacked = ("layers",) if path[0] == "blocks" else ()
+        stacked = ("layers",) if any(name.endswith("blocks") for name in parents) else ()
         node[leaf] = (*stacked, *variable.get_metadata("logical_axes"))
     return axes
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract(config: GPTConfig) -> tuple[Any, Any]:
+def _abstract(config: TransformerConfig) -> tuple[Any, Any]:
     """Graph definition and abstract state: the model's shape, without any array."""
-    return nnx.split(nnx.eval_shape(lambda: GPT(config, rngs=nnx.Rngs(jax.random.key(0)))))
+    return nnx.split(nnx.eval_shape(lambda: _make(config, jax.random.key(0))))
+
+
+def _make(config: TransformerConfig, key: Array) -> Model:
+    if type(config) not in _MODELS:
+        raise ValueError(
+            f"config is a {type(config).__name__}: give one of {[k.__name__ for k in _MODELS]}"
+        )
+    model: Model = _MODELS[type(config)](config, rngs=nnx.Rngs(key))
+    return model

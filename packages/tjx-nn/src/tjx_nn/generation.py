@@ -1,65 +1,135 @@
-"""Generation: a prompt's continuation, token by token, in one compiled loop."""
+"""Generation: a prompt's continuation, token by token, in one compiled loop.
+
+Axes in names: B batch, T time, V vocabulary.
+"""
 
 import functools
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int
+from jaxtyping import Array, Bool, Float32, Int
 
-from tjx_nn.config import GPTConfig
 from tjx_nn.functional import Params, bind
-from tjx_nn.gpt import GPT
-from tjx_nn.layers import KeysValues
-from tjx_nn.tokens import check_ids
+from tjx_nn.prompt import (
+    Lengths,
+    Prompt,
+    Task,
+    Writer,
+    WriterConfig,
+    beside,
+    bucket,
+    cast_matrices,
+    make_prompt,
+    read_prompt,
+    refuse_unknown,
+)
+from tjx_nn.sampling import (
+    Options,
+    Sampling,
+    choose,
+    is_any,
+    log_probs_of,
+    make_sampling,
+    stop_tokens,
+    wrong_sampling,
+)
+from tjx_nn.tokens import Ids
 
-# Shorter prompts and continuations share one compiled program.
-_SMALLEST_BUCKET = 16
-_NO_TOKEN = -1
+
+class Request(NamedTuple):
+    """What was asked for, on the device."""
+
+    prompt: Prompt
+    sampling: Sampling
+    stop: Int[Array, " S"]
+    limit: Int[Array, ""]
+
+
+class State(NamedTuple):
+    """Where generation is: `step` tokens are chosen, the last of them is not in the cache yet."""
+
+    step: Int[Array, ""]
+    token: Int[Array, " B"]
+    log_prob: Float32[Array, " B"] | None
+    done: Bool[Array, " B"]
+    seen: Bool[Array, "B V"] | None
+    cache: list[Any]
+
+
+class Arguments(Options, Task, total=False):
+    """What else there is to be said: see `sampling.Options` and `prompt.Task`."""
+
+
+@overload
+def generate(
+    config: WriterConfig,
+    params: Params,
+    prompt: Ids,
+    prompt_lengths: Lengths,
+    *,
+    max_new_tokens: int,
+    return_log_probs: Literal[False] = ...,
+    **arguments: Unpack[Arguments],
+) -> Int[Array, "B new"]: ...
+
+
+@overload
+def generate(
+    config: WriterConfig,
+    params: Params,
+    prompt: Ids,
+    prompt_lengths: Lengths,
+    *,
+    max_new_tokens: int,
+    return_log_probs: Literal[True],
+    **arguments: Unpack[Arguments],
+) -> tuple[Int[Array, "B new"], Float32[Array, "B new"]]: ...
 
 
 def generate(
-    config: GPTConfig,
+    config: WriterConfig,
     params: Params,
-    prompt: Int[Array | np.ndarray, "B T"],
-    prompt_lengths: Int[Array | np.ndarray, " B"],
+    prompt: Ids,
+    prompt_lengths: Lengths,
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    key: Array | None = None,
-    stop_token: int | None = None,
-) -> Int[Array, "B new"]:
+    return_log_probs: bool = False,
+    **arguments: Unpack[Arguments],
+) -> Int[Array, "B new"] | tuple[Int[Array, "B new"], Float32[Array, "B new"]]:
     """Continue each prompt by up to `max_new_tokens` tokens; outside `jax.jit`.
 
     Lengths are rounded up to powers of two, so that a new prompt length within a bucket runs the
-    program that is already compiled; so does a new temperature.
+    program that is already compiled; so do new numbers in the options.
 
     Parameters
     ----------
     config, params
         The model.
     prompt
-        Token ids, a row each. What lies beyond a row's length is not looked at.
+        Token ids, a row each; an encoder-decoder's is the beginning of the target, at first its
+        start token. What lies beyond a row's length is not looked at.
     prompt_lengths
         Tokens of each prompt, at least 1.
     max_new_tokens
         Length of the continuation in tokens.
-    temperature
-        Divides the logits; 0 takes the likeliest token (greedy).
-    top_k
-        Sample only from this many likeliest tokens.
-    key
-        Key of the sampling; needed when temperature is above 0.
-    stop_token
-        A row ends with this token; the rest of it is filled with the same token.
+    return_log_probs
+        Also return how likely each token was.
+    **arguments
+        Of the choice of tokens: temperature (0, the default, is greedy), top_k, top_p, min_p,
+        repetition_penalty, and key or seeds (one for each row) or both, which decide the draws; see
+        `sampling.Options`. stop_token ends a row, or any of several; the rest of the row is filled
+        with it. source and source_mask are what an encoder-decoder reads.
 
     Returns
     -------
-    Array
-        int32 [batch, max_new_tokens]: the continuations without their prompts.
+    tokens : int32 [batch, max_new_tokens]
+        The continuations without their prompts.
+    log_probs : float32 [batch, max_new_tokens], only with `return_log_probs`
+        Natural logarithm of each token's probability under the model, before penalty, temperature
+        and filters; 0 for what fills a row behind its stop token.
 
     Raises
     ------
@@ -76,164 +146,210 @@ def generate(
     >>> generate(config, params, prompt, jnp.array([3, 1]), max_new_tokens=5).shape
     (2, 5)
     """
-    prompt_host = np.asarray(jax.device_get(prompt))
-    lengths = np.asarray(jax.device_get(prompt_lengths))
-    _check(config, prompt_host, lengths, max_new_tokens, temperature, top_k, key)
-    longest = int(lengths.max(initial=1))
-    prompt_slots = min(_bucket(longest), config.max_seq_len)
-    capacity = min(_bucket(max_new_tokens), config.max_seq_len)
-    tokens = np.zeros((len(lengths), prompt_slots), np.int32)
-    tokens[:, :longest] = np.where(
-        np.arange(longest) < lengths[:, None], prompt_host[:, :longest], 0
+    request = make_request(config, params, prompt, prompt_lengths, max_new_tokens, arguments)
+    shape = (len(prompt), max_new_tokens)
+    if 0 in shape:
+        tokens, log_probs = jax.device_put((np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
+        return (tokens, log_probs) if return_log_probs else tokens
+    capacity = min(bucket(max_new_tokens), config.max_seq_len)
+    tokens, log_probs = _generate(
+        params, request, config=config, capacity=capacity, with_log_probs=return_log_probs
     )
-    scalars = (
-        np.int32(max_new_tokens),
-        np.float32(temperature),
-        np.int32(_NO_TOKEN if stop_token is None else stop_token),
-    )
-    put = functools.partial(jax.device_put, device=_replicated(params))
-    new = _generate(
-        params,
-        *put((tokens, lengths.astype(np.int32), *scalars)),
-        None if temperature == 0 else put(key),
-        config=config,
-        capacity=capacity,
-        top_k=top_k,
-    )
-    return jax.lax.slice_in_dim(new, 0, max_new_tokens, axis=1)
+    tokens = jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=1)
+    if log_probs is None:
+        return tokens
+    return tokens, jax.lax.slice_in_dim(log_probs, 0, max_new_tokens, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "top_k"))
-def _generate(
+def stream(
+    config: WriterConfig,
     params: Params,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-    limit: Int[Array, ""],
-    temperature: Float32[Array, ""],
-    stop_token: Int[Array, ""],
-    key: Array | None,
+    prompt: Ids,
+    prompt_lengths: Lengths,
     *,
-    config: GPTConfig,
-    capacity: int,
-    top_k: int | None,
-) -> Int[Array, "B new"]:
-    model = bind(config, _cast_matrices(params, config.dtype))
+    max_new_tokens: int,
+    tokens_per_call: int = 4,
+    **arguments: Unpack[Arguments],
+) -> Iterator[np.ndarray]:
+    """Yield what `generate` returns while it is made: int32 [batch], one token of each row.
+
+    Ends after `max_new_tokens`, or when every row has stopped.
+
+    Parameters
+    ----------
+    config, params, prompt, prompt_lengths, max_new_tokens, **arguments
+        As for `generate`.
+    tokens_per_call
+        So many tokens are made by one call to the device, which makes the next ones while these are
+        read: fewer come sooner, more cost less.
+
+    Raises
+    ------
+    ValueError
+        As `generate`; at the call, before the first token is asked for.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from tjx_nn import GPTConfig, init, stream
+    >>> config = GPTConfig(vocab_size=11, max_seq_len=64, n_layer=1, n_head=2, d_model=4)
+    >>> params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+    >>> prompt = jnp.array([[1, 2, 3]])
+    >>> len(list(stream(config, params, prompt, jnp.array([3]), max_new_tokens=5)))
+    5
+    """
+    problems = [f"tokens_per_call is {tokens_per_call}: give at least 1"]
+    request = make_request(
+        config, params, prompt, prompt_lengths, max_new_tokens, arguments,
+        problems if tokens_per_call < 1 else (),
+    )  # fmt: skip
+    if 0 in (len(prompt), max_new_tokens):
+        return iter(())
+    capacity = min(bucket(max_new_tokens), config.max_seq_len)
+    return _stream(config, params, request, capacity, tokens_per_call)
+
+
+def make_request(
+    config: WriterConfig,
+    params: Params,
+    prompt: Ids,
+    prompt_lengths: Lengths,
+    max_new_tokens: int,
+    arguments: Arguments,
+    problems: Sequence[str] = (),
+) -> Request:
+    """Check what was asked for, and put it beside the parameters."""
+    refuse_unknown(arguments, Arguments)
+    rows = len(prompt)
+    problems = [*wrong_sampling(config.vocab_size, rows, arguments), *problems]
+    limit: Any = np.int32(max_new_tokens)
+    request = Request(
+        make_prompt(config, prompt, prompt_lengths, max_new_tokens, arguments, problems),
+        make_sampling(rows, arguments),
+        stop_tokens(arguments.get("stop_token")),
+        limit,
+    )
+    on_device: Request = jax.device_put(request, beside(params))
+    return on_device
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "with_log_probs"))
+def _generate(
+    params: Params, request: Request, *, config: WriterConfig, capacity: int, with_log_probs: bool
+) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
+    model = bind(config, cast_matrices(params, config.dtype))
     blocks = model.unstacked_blocks()
-    slots = min(tokens.shape[1] + capacity, config.max_seq_len)
-    logits, cache = _read_prompt(model, tokens, lengths, slots)
+    first = _begin(model, request, capacity, with_log_probs)
+    state, *rest = _go_on(model, blocks, request, first, capacity - 1)
+    tokens, log_probs = jax.tree.map(
+        lambda x, more: jnp.concatenate([x[:, None], more], 1),
+        (first.token, first.log_prob),
+        tuple(rest),
+    )
+    # The rest of rows that have all stopped was not computed.
+    made = jnp.arange(capacity)[None] < state.step
+    return jnp.where(made, tokens, state.token[:, None]), log_probs
 
-    def choose(step: Array, logits: Array, done: Array) -> tuple[Array, Array]:
-        token = _sample(logits, step, temperature, key, top_k)
-        token = jnp.where(done, stop_token, token)
-        return token, done | (token == stop_token)
 
-    def more(state: tuple[Any, ...]) -> Array:
-        step, _, done, _, _ = state
-        going_on: Array = (step < limit) & ~done.all()
+def _stream(
+    config: WriterConfig, params: Params, request: Request, capacity: int, room: int
+) -> Iterator[np.ndarray]:
+    blocks, state, tokens, now = _stream_begin(params, request, config=config, capacity=capacity)
+    before = 0
+    while True:
+        # The device works on the next tokens while these are read.
+        state, coming, then = _stream_on(params, blocks, request, state, config=config, room=room)
+        read, step = jax.device_get((tokens, now))
+        if step == before:
+            return
+        yield from read.T[: step - before]
+        before, tokens, now = step, coming, then
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity"))
+def _stream_begin(
+    params: Params, request: Request, *, config: WriterConfig, capacity: int
+) -> tuple[Any, State, Int[Array, "B 1"], Int[Array, ""]]:
+    model = bind(config, cast_matrices(params, config.dtype))
+    state = _begin(model, request, capacity, False)
+    return model.unstacked_blocks(), state, state.token[:, None], state.step + 0
+
+
+@functools.partial(jax.jit, static_argnames=("config", "room"), donate_argnames="state")
+def _stream_on(
+    params: Params,
+    blocks: Any,
+    request: Request,
+    state: State,
+    *,
+    config: WriterConfig,
+    room: int,
+) -> tuple[State, Int[Array, "B room"], Int[Array, ""]]:
+    model = bind(config, cast_matrices(params, config.dtype))  # the blocks of it are not used
+    state, tokens, _ = _go_on(model, blocks, request, state, room)
+    return state, tokens, state.step + 0
+
+
+def _begin(model: Writer, request: Request, capacity: int, with_log_probs: bool) -> State:
+    """Read the prompt and choose each row's first token."""
+    tokens_BT, lengths_B = request.prompt.tokens, request.prompt.lengths
+    slots = min(tokens_BT.shape[1] + capacity, model.config.max_seq_len)
+    logits_BV, cache = read_prompt(model, request.prompt, slots)
+    seen_BV = None
+    if request.sampling.repetition_penalty is not None:
+        rows_B1 = jnp.arange(len(lengths_B))[:, None]
+        used_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
+        seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, tokens_BT].max(used_BT)
+    zeros_B = jnp.zeros_like(lengths_B)
+    state = State(
+        step=jnp.int32(0),
+        token=zeros_B,
+        log_prob=zeros_B.astype(jnp.float32) if with_log_probs else None,
+        done=zeros_B.astype(bool),
+        seen=seen_BV,
+        cache=cache,
+    )
+    return _choose(state, logits_BV, cache, request)
+
+
+def _go_on(
+    model: Writer, blocks: Any, request: Request, state: State, room: int
+) -> tuple[State, Int[Array, "B room"], Float32[Array, "B room"] | None]:
+    """Choose `room` more tokens, or fewer where that is enough; what is left of them is 0."""
+    first = state.step
+    end = jnp.minimum(first + room, request.limit)
+
+    def more(carry: tuple[State, Any]) -> Array:
+        going_on: Array = (carry[0].step < end) & ~carry[0].done.all()
         return going_on
 
-    def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, token, done, new, cache = state
-        logits, cache = model.decode(blocks, token, lengths + step - 1, cache)
-        token, done = choose(step, logits, done)
-        return step + 1, token, done, new.at[:, step].set(token), cache
+    def body(carry: tuple[State, Any]) -> tuple[State, Any]:
+        state, made = carry
+        positions_B1 = (request.prompt.lengths + state.step - 1)[:, None]
+        logits_B1V, cache = model.decode(blocks, state.token[:, None], positions_B1, state.cache)
+        column = state.step - first
+        state = _choose(state, logits_B1V[:, 0], cache, request)
+        new = (state.token, state.log_prob)
+        return state, jax.tree.map(lambda all_BT, x_B: all_BT.at[:, column].set(x_B), made, new)
 
-    token, done = choose(jnp.int32(0), logits, jnp.zeros(len(lengths), bool))
-    new = jnp.full((len(lengths), capacity), stop_token).at[:, 0].set(token)
-    state = jax.lax.while_loop(more, body, (jnp.int32(1), token, done, new, cache))
-    return state[3]
-
-
-def _read_prompt(
-    model: GPT, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], slots: int
-) -> tuple[Float32[Array, "B V"], list[KeysValues]]:
-    """Return the logits after each row's last token, and a cache with room for `slots` tokens.
-
-    Beyond a row's length the cache holds the keys of padding: decoding looks only at slots up to
-    its own position, and writes each of them before it looks there.
-    """
-    hidden, kv = model.prefill(tokens)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    room = ((0, 0), (0, slots - tokens.shape[1]), (0, 0), (0, 0))
-    return model.logits(last), [(jnp.pad(k, room), jnp.pad(v, room)) for k, v in kv]
-
-
-def _sample(
-    logits: Float32[Array, "B V"],
-    step: Int[Array, ""],
-    temperature: Float32[Array, ""],
-    key: Array | None,
-    top_k: int | None,
-) -> Int[Array, " B"]:
-    if key is None:
-        return logits.argmax(-1).astype(jnp.int32)
-    if top_k is not None:
-        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    # A key for each row: what a row draws does not depend on how many others there are.
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), step))(
-        jnp.arange(len(logits))
+    made = jax.tree.map(
+        lambda x_B: jnp.zeros((len(x_B), room), x_B.dtype), (state.token, state.log_prob)
     )
-    return jax.vmap(jax.random.categorical)(keys, logits / temperature).astype(jnp.int32)
+    state, (tokens, log_probs) = jax.lax.while_loop(more, body, (state, made))
+    return state, tokens, log_probs
 
 
-def _cast_matrices(params: Params, dtype: str) -> Params:
-    """Cast once, before the loop, what each step would cast: kernels and tables, not norms."""
-
-    def cast(path: tuple[jax.tree_util.DictKey, ...], p: Array) -> Array:
-        return p.astype(dtype) if path[-1].key in ("kernel", "embedding") else p
-
-    cast_params: Params = jax.tree.map_with_path(cast, params)
-    return cast_params
-
-
-def _bucket(length: int) -> int:
-    return max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
-
-
-def _replicated(params: Params) -> jax.sharding.Sharding | None:
-    """Where the inputs go: whole onto every device that holds parameters."""
-    leaf = jax.tree.leaves(params)[0]
-    if not isinstance(leaf, jax.Array):
-        return None  # NumPy arrays go where JAX puts everything
-    if isinstance(leaf.sharding, NamedSharding):
-        whole = PartitionSpec()  # type: ignore[no-untyped-call]  # as jax is
-        return NamedSharding(leaf.sharding.mesh, whole)
-    return leaf.sharding
-
-
-def _check(
-    config: GPTConfig,
-    prompt: np.ndarray,
-    lengths: np.ndarray,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    key: Array | None,
-) -> None:
-    problems = []
-    longest = int(lengths.max(initial=1))
-    if lengths.min(initial=1) < 1 or longest > prompt.shape[1]:
-        problems.append(
-            f"prompt_lengths are from {lengths.min()} to {longest} and prompt has "
-            f"{prompt.shape[1]} columns: give lengths from 1 to {prompt.shape[1]}"
-        )
-    if max_new_tokens < 1:
-        problems.append(f"max_new_tokens is {max_new_tokens}: give at least 1")
-    elif longest + max_new_tokens > config.max_seq_len:
-        problems.append(
-            f"the longest prompt has {longest} tokens, max_new_tokens is {max_new_tokens} and "
-            f"max_seq_len is {config.max_seq_len}: together they must not exceed max_seq_len"
-        )
-    if temperature < 0:
-        problems.append(f"temperature is {temperature}: give 0 (greedy) or more")
-    if temperature > 0 and key is None:
-        problems.append(f"temperature is {temperature} and key is None: give a key to sample with")
-    if top_k is not None and not 1 <= top_k <= config.vocab_size:
-        problems.append(
-            f"top_k is {top_k} and vocab_size is {config.vocab_size}: give 1 to {config.vocab_size}"
-        )
-    if problems:
-        raise ValueError("\n".join(problems))
-    used = np.arange(prompt.shape[1]) < lengths[:, None]
-    check_ids("prompt ids", prompt[used], config.vocab_size, "vocab_size")
+def _choose(
+    state: State, logits_BV: Float32[Array, "B V"], cache: list[Any], request: Request
+) -> State:
+    """Choose the next token of each row; rows that are done repeat their last."""
+    done_B = state.done
+    chosen_B = choose(logits_BV, request.sampling, state.step, state.seen)
+    token_B = jnp.where(done_B, state.token, chosen_B)
+    log_prob_B, seen_BV = state.log_prob, state.seen
+    if log_prob_B is not None:
+        log_prob_B = jnp.where(done_B, 0, log_probs_of(logits_BV, token_B))
+    if seen_BV is not None:
+        seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+    done_B = done_B | is_any(token_B, request.stop)
+    return State(state.step + 1, token_B, log_prob_B, done_B, seen_BV, cache)

@@ -1,87 +1,63 @@
 """GPT: a decoder-only transformer, by default exactly GPT-2.
 
-Radford et al. 2019, "Language Models are Unsupervised Multitask Learners": learned positions, norms
-before the sublayers and one after the last block, a GELU MLP, an output head tied to the token
-table.
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; every choice of
+`GPTConfig` changes a layer, none of them this file.
 
-Axes in names: B batch, T time, S slots of the key-value cache, D d_model, V vocabulary.
+Axes in names: B batch, T time, D d_model, V vocabulary.
 """
 
-import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from tjx_kernels import linear_cross_entropy
-from tjx_nn.config import GPTConfig
-from tjx_nn.layers import MLP, Attention, Constrain, Embedding, KeysValues, LayerNorm
+from tjx_nn.attention import Entries, Measures, Where
+from tjx_nn.block import Block
+from tjx_nn.embed import embed, position_table
+from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.linear import Constrain, Embedding, place
+from tjx_nn.losses import Losses, head_logits, head_losses, losses
+from tjx_nn.norms import make_norm
+from tjx_nn.stack import in_order, layer_keys, run_stacks, stacked, unstacked
 from tjx_nn.tokens import Ids, Positions, check_tokens, default_positions
 
-
-class Block(nnx.Module):
-    """Attention, then an MLP, each reading a normalised residual stream and adding to it."""
-
-    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
-        norm = functools.partial(
-            LayerNorm, config.d_model, eps=config.layer_norm_eps, bias=config.bias
-        )
-        self.ln_1 = norm()
-        self.attention = Attention(config, rngs=rngs)
-        self.ln_2 = norm()
-        self.mlp = MLP(config, rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        segment_ids: Int[Array, "B T"] | None = None,
-        dropout_key: Array | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues]:
-        """Return the residual stream after this block, and the block's keys and values."""
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        attended, kv = self.attention(self.ln_1(x), segment_ids=segment_ids)
-        x = x + self._drop(attended, keys[0])
-        return x + self._drop(self.mlp(self.ln_2(x)), keys[1]), kv
-
-    def decode(
-        self, x: Float[Array, "B 1 D"], cache: KeysValues, positions: Int[Array, " B"]
-    ) -> tuple[Float[Array, "B 1 D"], KeysValues]:
-        """Advance by one token a row, with this block's cache."""
-        attended, cache = self.attention.decode(self.ln_1(x), cache, positions)
-        x = x + attended
-        return x + self.mlp(self.ln_2(x)), cache
-
-    def _drop(self, x: Float[Array, "B T D"], key: Array | None) -> Float[Array, "B T D"]:
-        return self.dropout(x, deterministic=key is None, rngs=key)
+Cache = list[Entries]
 
 
 class GPT(nnx.Module):
     """A decoder-only transformer.
 
-    The parameters of all blocks are stacked: each has a leading axis "layers".
+    The parameters of blocks are stacked: each has a leading axis "layers". Where the first blocks
+    have an MLP and the others experts, they are two stacks.
 
     Parameters
     ----------
     config
         Sizes and choices.
     rngs
-        Source of the initial values: normal(0, 0.02), projections into the residual stream
-        normal(0, 0.02 / sqrt(2 * n_layer)), biases 0, norm scales 1.
+        Source of the initial values: normal(0, init_std), projections into the residual stream
+        normal(0, init_std / sqrt(2 * n_layer)), biases 0, norm scales 1.
     """
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         self.constrain: Constrain | None = None  # set by `bind`
-        d = config.d_model
-        self.wte = Embedding(config.vocab_size, d, axes=("vocab", "embed"), rngs=rngs)
-        self.wpe = Embedding(config.max_seq_len, d, axes=("seq", "embed"), rngs=rngs)
-        self.dropout = nnx.Dropout(config.dropout)
-        self.blocks = nnx.vmap(lambda r: Block(config, rngs=r))(rngs.split(config.n_layer))
-        self.ln_f = LayerNorm(d, eps=config.layer_norm_eps, bias=config.bias)
+        d, std = config.d_model, config.init_std
+        self.wte = Embedding(config.vocab_rows, d, axes=("vocab", "embed"), std=std, rngs=rngs)
+        self.wpe = position_table(config, rngs=rngs)
+        dense = config.n_dense_layer
+        self.dense_blocks = self._make_blocks(dense, False, rngs) if dense else None
+        self.blocks = self._make_blocks(config.n_layer - dense, config.experts.count > 0, rngs)
+        self.ln_f = make_norm(config) if config.norm_position == "pre" else None
+        self.head = (
+            None
+            if config.tied_head
+            else Embedding(config.vocab_rows, d, axes=("vocab", "embed"), std=std, rngs=rngs)
+        )
+
+    def _make_blocks(self, count: int, experts: bool, rngs: nnx.Rngs) -> Block:
+        return stacked(lambda r: Block(self.config, experts=experts, rngs=r), count, rngs)
 
     def __call__(
         self,
@@ -98,8 +74,8 @@ class GPT(nnx.Module):
         tokens
             Token ids. Inside `jax.jit` ids outside the vocabulary are clipped to it.
         positions
-            Row of the position table for each token. None counts from 0, and from 0 again at the
-            start of each segment.
+            Position of each token. None counts from 0, and from 0 again at the start of each
+            segment.
         segment_ids
             Document that each token belongs to, where several are packed in a row; tokens see only
             their own document.
@@ -110,7 +86,7 @@ class GPT(nnx.Module):
         ------
         ValueError
             If the sequence is longer than `max_seq_len`, or, outside `jax.jit`, if a token is not
-            in the vocabulary or a position not in the position table.
+            in the vocabulary or a position beyond `max_seq_len`.
         """
         return self.logits(
             self.hidden(
@@ -118,7 +94,7 @@ class GPT(nnx.Module):
             )
         )
 
-    def token_losses(
+    def losses(
         self,
         tokens: Ids,
         labels: Ids,
@@ -126,8 +102,11 @@ class GPT(nnx.Module):
         positions: Positions | None = None,
         segment_ids: Ids | None = None,
         dropout_key: Array | None = None,
-    ) -> Float32[Array, "B T"]:
-        """Return the cross-entropy of each label in nats, without holding all logits.
+    ) -> Losses:
+        """Return the cross-entropy of each label and the model's other losses.
+
+        All logits are never held at once. Here alone do experts drop what is beyond their capacity:
+        logits and what is generated depend on no other token's choice of experts.
 
         Parameters
         ----------
@@ -136,16 +115,20 @@ class GPT(nnx.Module):
         labels
             Ids of the tokens to predict; where it is -100 the loss is 0.
         """
-        x = self.hidden(
-            tokens, positions=positions, segment_ids=segment_ids, dropout_key=dropout_key
+        x, _, reported = self._run(tokens, positions, segment_ids, dropout_key, drop=True)
+        found = head_losses(
+            x * self._logit_scale,
+            self._head_table(),
+            jnp.asarray(labels),
+            soft_cap=self.config.logit_soft_cap,
         )
-        # The table stays float32, so that its gradient is summed in float32.
-        return linear_cross_entropy(x, self.wte.table(self.constrain), jnp.asarray(labels))
+        return losses(self.config, found, reported)
 
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:
-        """Multiply normalised hidden vectors with the token table."""
-        table_VD = self.wte.table(self.constrain).astype(x.dtype)
-        return jnp.einsum("...d,vd->...v", x, table_VD, preferred_element_type=jnp.float32)
+        """Multiply normalised hidden vectors with the head."""
+        return head_logits(
+            x * self._logit_scale, self._head_table(), soft_cap=self.config.logit_soft_cap
+        )
 
     def hidden(
         self,
@@ -156,48 +139,52 @@ class GPT(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Return the normalised output of the last block; parameters as for calling the model."""
-        return self._run(tokens, positions, segment_ids, dropout_key, keep_kv=False)[0]
+        return self._run(tokens, positions, segment_ids, dropout_key)[0]
 
-    def prefill(self, tokens: Ids) -> tuple[Float[Array, "B T D"], list[KeysValues]]:
-        """Return what `hidden` returns, and the keys and values of each block for a cache."""
-        x, kv = self._run(tokens, None, None, None, keep_kv=True)
-        assert kv is not None
-        return x, [(kv[0][layer], kv[1][layer]) for layer in range(self.config.n_layer)]
+    def prefill(self, tokens: Ids) -> tuple[Float[Array, "B T D"], Cache]:
+        """Return what `hidden` returns, and of each block what a cache keeps of the tokens."""
+        x, kept, _ = self._run(tokens, None, None, None, keep=True)
+        return x, [
+            entries
+            for stack, (_, windows) in zip(kept, self._stacks(), strict=True)
+            for entries in unstacked(stack, len(windows))
+        ]
 
     def unstacked_blocks(self) -> list[Block]:
         """Return the blocks one by one, as `decode` wants them."""
-        layers = range(self.config.n_layer)
-        return [jax.tree.map(lambda p, i=layer: p[i], self.blocks) for layer in layers]
+        return [
+            block for stack, windows in self._stacks() for block in unstacked(stack, len(windows))
+        ]
 
     def decode(
         self,
         blocks: list[Block],
-        tokens: Int[Array, " B"],
-        positions: Int[Array, " B"],
-        cache: list[KeysValues],
-    ) -> tuple[Float32[Array, "B V"], list[KeysValues]]:
-        """Advance by one token a row; inside `jax.jit`.
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        cache: Cache,
+    ) -> tuple[Float32[Array, "B T V"], Cache]:
+        """Advance by one or a few tokens a row; inside `jax.jit`.
 
         Parameters
         ----------
         blocks
             `unstacked_blocks()`: taken apart once, outside the loop over tokens.
         tokens, positions
-            The new token of each row and its position.
+            The new tokens of each row and their positions, which follow each other.
         cache
-            Keys and values of each block; slot s holds position s.
+            What each block's cache holds; slot s is position s.
 
         Returns
         -------
         tuple
-            Logits of the token after, and the cache with the new tokens in it.
+            Logits of the tokens after each of the new ones, and the cache with these in it.
         """
-        x = self._embed(tokens[:, None], positions[:, None], None)
+        x = self._embed(tokens, positions, None)
         new_cache = []
-        for block, kv in zip(blocks, cache, strict=True):
-            x, kv = block.decode(x, kv, positions)
-            new_cache.append(kv)
-        return self.logits(self.ln_f(x)[:, 0]), new_cache
+        for block, window, entries in zip(blocks, self.config.windows, cache, strict=True):
+            x, entries = block.decode(x, entries, Where(positions), window=window)
+            new_cache.append(entries)
+        return self.logits(x if self.ln_f is None else self.ln_f(x)), new_cache
 
     def _run(
         self,
@@ -206,38 +193,38 @@ class GPT(nnx.Module):
         segment_ids: Ids | None,
         dropout_key: Array | None,
         *,
-        keep_kv: bool,
-    ) -> tuple[Float[Array, "B T D"], Any]:
+        keep: bool = False,
+        drop: bool = False,
+    ) -> tuple[Float[Array, "B T D"], list[Entries], list[Measures]]:
         config = self.config
-        check_tokens(config, tokens, positions)
+        check_tokens(config, tokens, positions, vocab_size=config.vocab_size)
         segments = None if segment_ids is None else jnp.asarray(segment_ids)
         if positions is None:
             positions = default_positions(tokens.shape[1], segments)
-        keys = None
-        if dropout_key is not None and config.dropout > 0:
-            keys = jax.random.split(dropout_key, config.n_layer + 1)
+        where = Where(jnp.asarray(positions), segments)
+        keys, last = layer_keys(config, dropout_key)
 
-        def step(
-            x: Float[Array, "B T D"], layer: tuple[Block, Array | None]
-        ) -> tuple[Float[Array, "B T D"], KeysValues | None]:
+        def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
-            x, kv = block(x, segment_ids=segments, dropout_key=key)
-            return self._place(x), kv if keep_kv else None
+            x, entries, measures = block(x, where, window=window, dropout_key=key, drop=drop)
+            return place(x, self.constrain), (entries if keep else {}, measures)
 
-        if config.remat == "full":
-            # Inside a loop the compiler cannot merge the second computation with the first.
-            step = jax.checkpoint(step, prevent_cse=not config.scan_layers)
-        x = self._embed(tokens, positions, None if keys is None else keys[-1])
-        layers = (self.blocks, None if keys is None else keys[:-1])
-        x, kv = jax.lax.scan(step, x, layers, unroll=1 if config.scan_layers else config.n_layer)
-        return self.ln_f(x), kv
+        x = self._embed(tokens, where.positions, last)
+        x, kept, reported = run_stacks(config, step, x, self._stacks(), keys)
+        return x if self.ln_f is None else self.ln_f(x), kept, reported
 
-    def _embed(self, tokens: Ids, positions: Positions, key: Array | None) -> Float[Array, "B T D"]:
+    def _stacks(self) -> list[tuple[Block, tuple[int | None, ...]]]:
+        """Return the stacks of blocks in their order, and the windows of their blocks."""
+        return in_order(self.config, self.dense_blocks, self.blocks)
+
+    def _embed(self, tokens: Ids, positions: Array, key: Array | None) -> Float[Array, "B T D"]:
         x = self.wte(jnp.asarray(tokens), constrain=self.constrain)
-        x = x + self.wpe(jnp.asarray(positions), constrain=self.constrain)
-        x = self._place(x.astype(self.config.dtype))
-        y: Array = self.dropout(x, deterministic=key is None, rngs=key)
-        return y
+        return embed(self.config, x, positions, self.wpe, dropout_key=key, constrain=self.constrain)
 
-    def _place(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return x if self.constrain is None else self.constrain(x, ("batch", "seq", "embed"))
+    def _head_table(self) -> Float[Array, "rows D"]:
+        table = (self.wte if self.head is None else self.head).table(self.constrain)
+        return table[: self.config.vocab_size]
+
+    @property
+    def _logit_scale(self) -> float:
+        return 1 / self.config.width_multiplier  # muP; 1 without it

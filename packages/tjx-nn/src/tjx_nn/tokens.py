@@ -1,27 +1,35 @@
 """What a model may be given: token ids, and their positions.
 
-Axes in names: B batch, T time.
+Axes in names: B batch, T time, S tokens of a source.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
-from tjx_nn.config import GPTConfig
+from tjx_nn.config import TransformerConfig
 
 Ids = Int[Array | np.ndarray, "B T"]
+SourceIds = Int[Array | np.ndarray, "B S"]
 Positions = Int[Array | np.ndarray, "#B T"]
+Mask = Bool[Array | np.ndarray, "B T"] | Int[Array | np.ndarray, "B T"]
+SourceMask = Bool[Array | np.ndarray, "B S"] | Int[Array | np.ndarray, "B S"]
+
+# The segment of padding: no document has it.
+_PADDING = np.iinfo(np.int32).min
 
 
-def check_tokens(config: GPTConfig, tokens: Ids, positions: Positions | None) -> None:
+def check_tokens(
+    config: TransformerConfig, tokens: Ids, positions: Positions | None, *, vocab_size: int
+) -> None:
     """Raise ValueError unless the model has a place for every token."""
     if tokens.shape[1] > config.max_seq_len:
         raise ValueError(
             f"the sequence has {tokens.shape[1]} tokens and max_seq_len is {config.max_seq_len}: "
             "give a shorter sequence or a model with a larger max_seq_len"
         )
-    check_ids("token ids", tokens, config.vocab_size, "vocab_size")
+    check_ids("token ids", tokens, vocab_size, "vocab_size")
     if positions is not None:
         check_ids("positions", positions, config.max_seq_len, "max_seq_len")
 
@@ -38,10 +46,23 @@ def check_ids(what: str, ids: Int[Array | np.ndarray, "*any"], limit: int, limit
         )
 
 
-def default_positions(length: int, segment_ids: Array | None) -> Int[Array, "_ T"]:
+def padded(mask: Mask | None, segment_ids: Ids | None) -> Int[Array, "B T"] | None:
+    """Return segments in which padding (where the mask is False or 0) is one of its own.
+
+    None where there is neither a mask nor segments: all tokens are one segment. With a mask alone,
+    that segment is 0.
+    """
+    if mask is None:
+        return None if segment_ids is None else jnp.asarray(segment_ids)
+    documents = 0 if segment_ids is None else jnp.asarray(segment_ids).astype(jnp.int32)
+    return jnp.where(jnp.asarray(mask) != 0, documents, _PADDING)
+
+
+def default_positions(length: int, segment_ids: Ids | None) -> Int[Array, "_ T"]:
     """Count from 0, and from 0 again where a new segment starts."""
     index_1T = jnp.arange(length)[None, :]
     if segment_ids is None:
         return index_1T
+    segment_ids = jnp.asarray(segment_ids)
     starts_BT = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
     return index_1T - jax.lax.cummax(jnp.where(starts_BT, index_1T, 0), axis=1)

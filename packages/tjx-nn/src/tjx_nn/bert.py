@@ -1,0 +1,177 @@
+"""BERT: an encoder that fills in hidden tokens, and sorts texts into classes.
+
+Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers".
+
+Axes in names: B batch, T time, D d_model, V vocabulary, C classes.
+"""
+
+from typing import Unpack
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from tjx_nn.attention import Measures
+from tjx_nn.bert_config import BertConfig
+from tjx_nn.block import drop as dropped
+from tjx_nn.block import split
+from tjx_nn.embed import embed, position_table
+from tjx_nn.encoder import Encoder
+from tjx_nn.inputs import BertInputs, locate
+from tjx_nn.linear import Constrain, Embedding, linear
+from tjx_nn.losses import Losses, head_logits, head_losses, losses
+from tjx_nn.mlp import ACTIVATIONS
+from tjx_nn.norms import make_norm
+from tjx_nn.stack import layer_keys
+from tjx_nn.tokens import Ids, check_ids
+
+
+class MLMHead(nnx.Module):
+    """What stands before the table when hidden tokens are filled in, and the bias after it."""
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs) -> None:
+        d = config.d_model
+        self.activation = ACTIVATIONS[config.activation]
+        self.dense = linear(config, ("embed", "mlp"), (d, d), rngs=rngs)
+        self.norm = make_norm(config)
+        zeros = jnp.zeros(config.vocab_size, jnp.float32)
+        self.bias = nnx.Param(zeros, logical_axes=("vocab",)) if config.bias else None
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Return what the table of tokens is multiplied with."""
+        y: Array = self.norm(self.activation(self.dense(x)))
+        return y
+
+
+class Bert(nnx.Module):
+    """A bidirectional transformer.
+
+    Parameters
+    ----------
+    config
+        Sizes and choices.
+    rngs
+        Source of the initial values, which are those of `GPT`.
+    """
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.constrain: Constrain | None = None  # set by `bind`
+        d, std, types = config.d_model, config.init_std, config.n_token_types
+        self.wte = Embedding(config.vocab_size, d, axes=("vocab", "embed"), std=std, rngs=rngs)
+        self.wpe = position_table(config, rngs=rngs)
+        self.wtt = Embedding(types, d, axes=("seq", "embed"), std=std, rngs=rngs) if types else None
+        self.ln_e = make_norm(config)
+        self.encoder = Encoder(config, rngs=rngs)
+        self.head = MLMHead(config, rngs=rngs)
+        classes = config.n_classes
+        self.pooler = linear(config, ("embed", "mlp"), (d, d), rngs=rngs) if classes else None
+        self.classifier = (
+            linear(config, ("embed", None), (d, classes), rngs=rngs) if classes else None
+        )
+
+    def __call__(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float32[Array, "B T V"]:
+        """Return the logits of the token that stands at each position.
+
+        Parameters
+        ----------
+        tokens
+            Token ids, some of them hidden behind the mask's id. Inside `jax.jit` ids outside the
+            vocabulary are clipped to it.
+        **inputs
+            See `BertInputs`.
+
+        Raises
+        ------
+        ValueError
+            If the sequence is longer than `max_seq_len`, or, outside `jax.jit`, if a token is not
+            in the vocabulary, or a token type or position beyond its table.
+        """
+        return self.logits(self.hidden(tokens, **inputs))
+
+    def losses(self, tokens: Ids, labels: Ids, **inputs: Unpack[BertInputs]) -> Losses:
+        """Return the cross-entropy of each label and the model's other losses.
+
+        All logits are never held at once.
+
+        Parameters
+        ----------
+        tokens, **inputs
+            As for calling the model.
+        labels
+            The tokens that are hidden; where it is -100 the loss is 0. See `mask_tokens`.
+        """
+        x, reported = self._run(tokens, inputs, drop=True)
+        table, bias = self._head_table()
+        found = head_losses(self._transformed(x), table, jnp.asarray(labels), bias=bias)
+        return losses(self.config, found, reported)
+
+    def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
+        """Return the logits of hidden tokens for what `hidden` returns."""
+        table, bias = self._head_table()
+        return head_logits(self._transformed(x), table, bias=bias)
+
+    def hidden(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float[Array, "B T D"]:
+        """Return the output of the last block; parameters as for calling the model."""
+        return self._run(tokens, inputs)[0]
+
+    def classify(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float32[Array, "B C"]:
+        """Return the logits of each row's class, told by its first token.
+
+        Parameters
+        ----------
+        tokens, **inputs
+            As for calling the model.
+
+        Raises
+        ------
+        ValueError
+            As for calling the model, and for an empty sequence and a model without classes.
+        """
+        if self.pooler is None or self.classifier is None:
+            raise ValueError("n_classes is None: give the configuration a number of classes")
+        if tokens.shape[1] == 0:
+            raise ValueError("the sequence is empty: classify reads its first token")
+        inner, outer = split(inputs.get("dropout_key"), 2)
+        x, _ = self._run(tokens, {**inputs, "dropout_key": inner})
+        pooled = dropped(jnp.tanh(self.pooler(x[:, 0])), self.config.dropout, outer)
+        y: Array = self.classifier(pooled / self.config.width_multiplier).astype(jnp.float32)
+        return y
+
+    def _run(
+        self, tokens: Ids, inputs: BertInputs, *, drop: bool = False
+    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
+        config = self.config
+        where = locate(
+            config, tokens, inputs.get("positions"), inputs.get("mask"), inputs.get("segment_ids"),
+            vocab_size=config.vocab_size,
+        )  # fmt: skip
+        keys, last = layer_keys(config, inputs.get("dropout_key"))
+        x = embed(
+            config,
+            self._with_types(tokens, inputs.get("token_types")),
+            where.positions,
+            self.wpe,
+            norm=self.ln_e,
+            dropout_key=last,
+            constrain=self.constrain,
+        )
+        return self.encoder(x, where, dropout_keys=keys, drop=drop, constrain=self.constrain)
+
+    def _with_types(self, tokens: Ids, types: Ids | None) -> Float32[Array, "B T D"]:
+        x = self.wte(jnp.asarray(tokens), constrain=self.constrain)
+        if self.wtt is None:
+            if types is not None:
+                raise ValueError("n_token_types is 0: leave token_types out")
+            return x
+        if types is None:
+            return x + self.wtt.table(self.constrain)[:1, None]
+        check_ids("token types", types, self.config.n_token_types, "n_token_types")
+        return x + self.wtt(jnp.asarray(types), constrain=self.constrain)
+
+    def _transformed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.head(x) / self.config.width_multiplier  # muP; 1 without it
+
+    def _head_table(self) -> tuple[Float[Array, "V D"], Float32[Array, " V"] | None]:
+        bias = self.head.bias
+        return self.wte.table(self.constrain), None if bias is None else bias[...]

@@ -1,0 +1,62 @@
+"""From tables to the residual stream: positions are added, and embeddings normalised and dropped.
+
+Axes in names: B batch, T time, D d_model.
+"""
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tjx_nn.block import drop
+from tjx_nn.config import TransformerConfig
+from tjx_nn.linear import Constrain, Embedding, place
+from tjx_nn.norms import LayerNorm, RMSNorm
+from tjx_nn.rope import sinusoids
+
+
+def position_table(config: TransformerConfig, *, rngs: nnx.Rngs) -> Embedding | None:
+    """Return the table of learned positions, if the configuration wants one."""
+    if config.positions != "learned":
+        return None
+    return Embedding(
+        config.max_seq_len, config.d_model, axes=("seq", "embed"), std=config.init_std, rngs=rngs
+    )
+
+
+def embed(
+    config: TransformerConfig,
+    x: Float[Array, "B T D"],
+    positions: Int[Array, "#B T"],
+    table: Embedding | None,
+    *,
+    norm: LayerNorm | RMSNorm | None = None,
+    dropout_key: Array | None = None,
+    constrain: Constrain | None = None,
+) -> Float[Array, "B T D"]:
+    """Return the residual stream before the first block, in the configuration's dtype.
+
+    Parameters
+    ----------
+    config
+        Sizes and choices.
+    x
+        What is known of each token but its position.
+    positions
+        Of each token.
+    table
+        Learned positions.
+    norm
+        Normalises the sum, before dropout.
+    dropout_key
+        Drops features, if the configuration wants that.
+    constrain
+        As for `bind`.
+    """
+    if table is not None:
+        x = x + table(positions, constrain=constrain)
+    elif config.positions == "sinusoidal":
+        x = x + sinusoids(positions, config.d_model)
+    if norm is not None:
+        x = norm(x)
+    x = place(x.astype(config.dtype), constrain)
+    rate = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+    return drop(x, rate, dropout_key)

@@ -1,0 +1,71 @@
+"""GPT-2: `GPT2LMHeadModel`, whose linear layers are [in, out], query, key and value in one."""
+
+from typing import Any
+
+from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.hf.table import PLAIN_ACTIVATIONS, Family, Field, Row, norm, same, side_by_side, tensor
+
+_QKV = tuple(f"blocks.attention.{name}" for name in ("query", "key", "value"))
+
+
+def _conv1d(ours: str, theirs: str) -> list[Row]:
+    return [
+        *tensor(f"{ours}.kernel", f"{theirs}.weight"),
+        *tensor(f"{ours}.bias", f"{theirs}.bias"),
+    ]
+
+
+def _write_dropout(config: GPTConfig) -> dict[str, Any]:
+    rate = config.embedding_dropout
+    return {"embd_pdrop": config.dropout if rate is None else rate}
+
+
+_BLOCK = "transformer.h.{layer}"
+_ROWS = [
+    *tensor("wte.embedding", "transformer.wte.weight"),
+    *tensor("wpe.embedding", "transformer.wpe.weight"),
+    *norm("blocks.ln_1", f"{_BLOCK}.ln_1"),
+    Row(tuple(f"{p}.kernel" for p in _QKV), f"{_BLOCK}.attn.c_attn.weight", side_by_side(3)),
+    Row(tuple(f"{p}.bias" for p in _QKV), f"{_BLOCK}.attn.c_attn.bias", side_by_side(3)),
+    *_conv1d("blocks.attention.out", f"{_BLOCK}.attn.c_proj"),
+    *norm("blocks.ln_2", f"{_BLOCK}.ln_2"),
+    *_conv1d("blocks.mlp.up", f"{_BLOCK}.mlp.c_fc"),
+    *_conv1d("blocks.mlp.down", f"{_BLOCK}.mlp.c_proj"),
+    *norm("ln_f", "transformer.ln_f"),
+    *tensor("head.embedding", "lm_head.weight"),
+]
+
+GPT2 = Family(
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    config=GPTConfig,
+    constants={"positions": "learned", "norm": "layernorm", "bias": True},
+    fields=[
+        same("vocab_size", "vocab_size", 50257),
+        same("max_seq_len", "n_positions", 1024),
+        same("d_model", "n_embd", 768),
+        same("n_layer", "n_layer", 12),
+        same("n_head", "n_head", 12),
+        same("d_ff", "n_inner", None),
+        Field("activation", ("activation_function",), "gelu_new", PLAIN_ACTIVATIONS),
+        same("dropout", "resid_pdrop", 0.1),
+        same("embedding_dropout", "embd_pdrop", 0.1),
+        same("attention_dropout", "attn_pdrop", 0.1),
+        same("norm_eps", "layer_norm_epsilon", 1e-5),
+        same("init_std", "initializer_range", 0.02),
+        same("tied_head", "tie_word_embeddings", True),
+    ],
+    features={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    },
+    write_extra=_write_dropout,
+    fills={"bias": True, "vocab_multiple": 1},
+    rows=lambda _: _ROWS,
+    tied={"lm_head.weight": "transformer.wte.weight"},
+    # The causal mask, which older versions stored.
+    ignored=[r"\.attn\.(masked_)?bias$"],
+    # OpenAI's weights on the hub are those of the model without its head.
+    renamed=[(r"^(wte|wpe|h|ln_f)\.", r"transformer.\1.")],
+)

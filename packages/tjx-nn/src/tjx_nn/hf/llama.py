@@ -1,0 +1,205 @@
+"""Llama and those built like it: `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen3ForCausalLM`."""
+
+import math
+from typing import Any
+
+from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.hf.table import Family, Field, Json, linear, norm, same, tensor
+from tjx_nn.parts import RopeConfig, RopeScaling, refuse
+
+_ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
+# What transformers calls the kinds of scaling, and ours; and what it calls their numbers.
+_SCALINGS: dict[str, RopeScaling] = {
+    "default": "none",
+    "linear": "linear",
+    "llama3": "llama3",
+    "yarn": "yarn",
+}
+_NUMBERS: dict[RopeScaling, dict[str, str]] = {
+    "none": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_seq_len": "original_max_position_embeddings",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_seq_len": "original_max_position_embeddings",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+    },
+}
+
+
+def read_rope(theirs: Json) -> dict[str, Any]:
+    """Return our rotary positions.
+
+    transformers 5 has them in one entry, rope_parameters; before, rope_theta stood beside
+    rope_scaling, which named its kind "type".
+    """
+    given = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if kind not in _SCALINGS:
+        raise ValueError(f"rope_type is {kind!r}: only {list(_SCALINGS)} can be read")
+    names = _NUMBERS[_SCALINGS[kind]]
+    numbers: dict[str, Any] = {
+        ours: float(given[name]) for ours, name in names.items() if given.get(name) is not None
+    }
+    if "factor" in names and "factor" not in numbers:
+        raise ValueError(f"rope_type is {kind!r} and there is no factor")
+    if "original_seq_len" in names:
+        length = numbers.pop("original_seq_len", theirs.get("max_position_embeddings", 0))
+        numbers["original_seq_len"] = int(length)
+    # Older folders have this one outside.
+    entire = {"partial_rotary_factor": theirs.get("partial_rotary_factor"), **given}
+    # What may be said besides, as it changes nothing. yarn's factor of queries and keys is ours.
+    harmless = {"truncate": True, "partial_rotary_factor": 1.0}
+    if kind == "yarn":
+        harmless["attention_factor"] = 0.1 * math.log(numbers.get("factor", 1.0)) + 1
+    known = {"rope_type", "type", "rope_theta", *names.values()}
+    refuse(
+        [
+            f"{name} of rope_parameters is {value!r}: it cannot be read"
+            for name, value in entire.items()
+            if name not in known and value is not None and harmless.get(name) != value
+        ]
+    )
+    base = float(given.get("rope_theta") or theirs.get("rope_theta") or 10000)
+    return {"rope": RopeConfig(base=base, scaling=_SCALINGS[kind], **numbers)}
+
+
+def write_rope(config: GPTConfig) -> dict[str, Any]:
+    """Return the entry rope_parameters."""
+    rope = config.rope
+    kinds = (theirs for theirs, ours in _SCALINGS.items() if ours == rope.scaling)
+    names = _NUMBERS.get(rope.scaling, {})
+    numbers = {theirs: getattr(rope, ours) for ours, theirs in names.items()}
+    kind = next(kinds, "default")
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": rope.base, **numbers}}
+
+
+def _read_layers(theirs: Json) -> dict[str, Any]:
+    """Return Qwen3's positions, and the windows of its layers where they follow our pattern."""
+    window, count = theirs.get("sliding_window"), theirs.get("num_hidden_layers", 32)
+    window = window if theirs.get("use_sliding_window", False) else None
+    first = theirs.get("max_window_layers", 28)
+    kinds = theirs.get("layer_types") or [
+        "full_attention" if window is None or layer < first else "sliding_attention"
+        for layer in range(count)
+    ]
+    full = [kind == "full_attention" for kind in kinds]
+    rope = read_rope(theirs)
+    if all(full):
+        return {"window": None, **rope}
+    every = full.index(True) + 1 if True in full else None
+    pattern = [every is not None and (layer + 1) % every == 0 for layer in range(count)]
+    if window is None or full != pattern or set(kinds) > {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"layer_types is {kinds} with sliding_window {window}: what can be read is "
+            "'sliding_attention', with every so many-th layer 'full_attention'"
+        )
+    return {"window": window, "global_every": every, **rope}
+
+
+def _write_layers(config: GPTConfig) -> dict[str, Any]:
+    kinds = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
+    return {
+        "use_sliding_window": config.window is not None,
+        "sliding_window": config.window,
+        "layer_types": kinds,
+        **write_rope(config),
+    }
+
+
+_LAYER = "model.layers.{layer}"
+_ROWS = [
+    *tensor("wte.embedding", "model.embed_tokens.weight"),
+    *norm("blocks.ln_1", f"{_LAYER}.input_layernorm"),
+    *linear("blocks.attention.query", f"{_LAYER}.self_attn.q_proj"),
+    *linear("blocks.attention.key", f"{_LAYER}.self_attn.k_proj"),
+    *linear("blocks.attention.value", f"{_LAYER}.self_attn.v_proj"),
+    *linear("blocks.attention.out", f"{_LAYER}.self_attn.o_proj"),
+    *norm("blocks.attention.query_norm", f"{_LAYER}.self_attn.q_norm"),
+    *norm("blocks.attention.key_norm", f"{_LAYER}.self_attn.k_norm"),
+    *norm("blocks.ln_2", f"{_LAYER}.post_attention_layernorm"),
+    *linear("blocks.mlp.up", f"{_LAYER}.mlp.up_proj"),
+    *linear("blocks.mlp.gate", f"{_LAYER}.mlp.gate_proj"),
+    *linear("blocks.mlp.down", f"{_LAYER}.mlp.down_proj"),
+    *norm("ln_f", "model.norm"),
+    *tensor("head.embedding", "lm_head.weight"),
+]
+_FIELDS = [
+    same("d_model", "hidden_size", 4096),
+    same("n_layer", "num_hidden_layers", 32),
+    same("n_head", "num_attention_heads", 32),
+    Field("activation", ("hidden_act",), "silu", _ACTIVATIONS),
+    same("norm_eps", "rms_norm_eps", 1e-6),
+    same("init_std", "initializer_range", 0.02),
+    same("attention_dropout", "attention_dropout", 0.0),
+    same("tied_head", "tie_word_embeddings", False),
+]
+_SHARED: dict[str, Any] = {
+    "config": GPTConfig,
+    "fills": {"vocab_multiple": 1},
+    "rows": lambda _: _ROWS,
+    "tied": {"lm_head.weight": "model.embed_tokens.weight"},
+    # The speeds of rotary positions, which older versions stored.
+    "ignored": [r"\.rotary_emb\.inv_freq$"],
+}
+_CONSTANTS = {"positions": "rope", "norm": "rmsnorm"}
+
+LLAMA = Family(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    constants=_CONSTANTS,
+    fields=[
+        *_FIELDS,
+        same("vocab_size", "vocab_size", 32000),
+        same("max_seq_len", "max_position_embeddings", 2048),
+        same("d_ff", "intermediate_size", 11008),
+        same("n_kv_head", "num_key_value_heads", None),
+        same("d_head", "head_dim", None),
+        Field("bias", ("attention_bias", "mlp_bias"), False),
+    ],
+    read_extra=read_rope,
+    write_extra=write_rope,
+    **_SHARED,
+)
+
+MISTRAL = Family(
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    constants={**_CONSTANTS, "bias": False},
+    fields=[
+        *_FIELDS,
+        same("vocab_size", "vocab_size", 32000),
+        same("max_seq_len", "max_position_embeddings", 131072),
+        same("d_ff", "intermediate_size", 14336),
+        same("n_kv_head", "num_key_value_heads", 8),
+        same("d_head", "head_dim", None),
+        same("window", "sliding_window", 4096),
+    ],
+    read_extra=read_rope,
+    write_extra=write_rope,
+    **_SHARED,
+)
+
+QWEN3 = Family(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    constants={**_CONSTANTS, "bias": False, "qk_norm": True},
+    fields=[
+        *_FIELDS,
+        same("vocab_size", "vocab_size", 151936),
+        same("max_seq_len", "max_position_embeddings", 32768),
+        same("d_ff", "intermediate_size", 22016),
+        same("n_kv_head", "num_key_value_heads", 32),
+        same("d_head", "head_dim", 128),
+    ],
+    features={"attention_bias": False},
+    read_extra=_read_layers,
+    write_extra=_write_layers,
+    **_SHARED,
+)

@@ -1,0 +1,116 @@
+"""Configurations: theirs as ours, and ours as theirs where theirs can hold it."""
+
+import dataclasses
+from typing import Any
+
+from tjx_nn.config import TransformerConfig
+from tjx_nn.hf.table import Family, Field, Json
+from tjx_nn.parts import refuse
+
+# Fields whose default depends on others, and the properties that say what they come to.
+_RESOLVED = {
+    "d_head": "head_dim",
+    "n_kv_head": "kv_heads",
+    "d_ff": "ff_dim",
+    "image_size": "height_width",
+}
+# Fields that change how a model is trained or run, and not what it computes.
+_OF_TRAINING = {
+    "dropout", "embedding_dropout", "attention_dropout", "init_std", "scan_layers", "remat",
+    "remat_every", "dtype", "attention_implementation", "vocab_multiple",
+}  # fmt: skip
+
+
+def read_config(family: Family, theirs: Json) -> TransformerConfig:
+    """Return our configuration of a model of theirs.
+
+    Raises
+    ------
+    ValueError
+        Naming all entries that ask for what we do not have.
+    """
+    features = {"quantization_config": None, **family.features}
+    problems = [
+        f"{key} is {theirs[key]!r}: only {value!r} can be read"
+        for key, value in features.items()
+        if key in theirs and theirs[key] != value
+    ]
+    fields: dict[str, Any] = dict(family.constants)
+    for field in family.fields:
+        try:
+            fields[field.ours] = _read_field(field, theirs)
+        except ValueError as error:
+            problems.append(str(error))
+    try:
+        fields |= family.read_extra(theirs)
+    except ValueError as error:
+        problems.append(str(error))
+    refuse([f"{family.architecture}: {problem}" for problem in problems])
+    return family.config(**fields)
+
+
+def _read_field(field: Field, theirs: Json) -> Any:
+    found = {key: theirs.get(key, field.default) for key in field.theirs}
+    value = found[field.theirs[0]]
+    if any(other != value for other in found.values()):
+        raise ValueError(f"{found} must be equal: we have one {field.ours}")
+    if field.values is None:
+        # JSON's 0 and 10000 may be meant as fractions.
+        whole = isinstance(field.default, float) and isinstance(value, int)
+        return float(value) if whole else value
+    if value not in field.values:
+        raise ValueError(f"{field.theirs[0]} is {value!r}: only {list(field.values)} can be read")
+    return field.values[value]
+
+
+def write_config(family: Family, config: TransformerConfig) -> dict[str, Any]:
+    """Return config.json's entries of a model of ours.
+
+    Raises
+    ------
+    ValueError
+        Naming all fields that the family has no place for.
+    """
+    theirs: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        # Which ids begin and end a text is for the tokenizer to say; the family's defaults are
+        # those of its first model.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **family.features,
+    }
+    for field in family.fields:
+        value = getattr(config, _RESOLVED.get(field.ours, field.ours))
+        if field.values is not None:
+            names = (name for name, ours in field.values.items() if ours == value)
+            value = next(names, field.default)
+        theirs |= dict.fromkeys(field.theirs, value)
+    theirs |= family.write_extra(config)
+    # What cannot be written is what would be read otherwise: no list of it has to be kept.
+    wanted, kept = _essence(config), _essence(read_config(family, theirs))
+    refuse(
+        [
+            f"{name} is {value!r} and would be read back as {kept[name]!r}"
+            for name, value in wanted.items()
+            if name in kept and value != kept[name]
+        ]
+    )
+    return theirs
+
+
+def _essence(config: TransformerConfig) -> dict[str, Any]:
+    """Return everything that decides what a model computes, each choice in one form."""
+    left_out = {*_OF_TRAINING, "window", "global_every"}
+    left_out |= {"rope"} if config.positions != "rope" else set()
+    essence: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, _RESOLVED.get(field.name, field.name))
+        if field.name in left_out:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            parts = dataclasses.asdict(value)
+            essence |= {f"{field.name}.{name}": part for name, part in parts.items()}
+        else:
+            essence[field.name] = value
+    return {**essence, "windows": config.windows}

@@ -1,0 +1,159 @@
+"""Parameters: theirs as ours, and ours as theirs, by a family's table."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from tjx_nn.config import TransformerConfig
+from tjx_nn.functional import Params, init
+from tjx_nn.hf.folder import Shapes, Tensors
+from tjx_nn.hf.table import Family, Row
+from tjx_nn.parts import refuse
+
+
+class _Slot(NamedTuple):
+    """A tensor of theirs: its row, the layer where there is one for each, and its shape."""
+
+    row: Row
+    layer: int | None
+    shape: tuple[int, ...]
+
+
+def param_shapes(config: TransformerConfig) -> Shapes:
+    """Return the shape of each of our parameters, by its path joined by dots."""
+    # Traced, so that no array is made.
+    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    return {path: leaf.shape for path, leaf in _flat(shapes).items()}
+
+
+def read_params(family: Family, config: TransformerConfig, tensors: Tensors) -> Params:
+    """Return our parameters, nested dicts of float32 NumPy arrays.
+
+    Raises
+    ------
+    ValueError
+        Naming all tensors that are missing, of another shape, or not a part of the model.
+    """
+    ours = param_shapes(config)
+    slots = _slots(family, config, ours)
+    names = _names(family, tensors.shapes)
+    copies = {name: of for name, of in family.tied.items() if name in names and name not in slots}
+    problems = [
+        f"tensor {name} is missing; its shape would be {list(slot.shape)}"
+        for name, slot in slots.items()
+        if name not in names
+    ]
+    problems += [
+        f"tensor {name} is not a part of {family.architecture}; its shape is "
+        f"{list(tensors.shapes[names[name]])}"
+        for name in names
+        if name not in slots and name not in copies
+    ]
+    problems += [
+        f"tensor {name} has shape {list(shape)}; by config.json it is {list(slot.shape)}"
+        for name, slot in slots.items()
+        if name in names and (shape := tensors.shapes[names[name]]) != slot.shape
+    ]
+    problems += [
+        f"tensor {name} differs from {of}, and by config.json they are one"
+        for name, of in copies.items()
+        if of in names and not np.array_equal(tensors[names[name]], tensors[names[of]])
+    ]
+    refuse(problems)
+    params = {path: np.empty(shape, np.float32) for path, shape in ours.items()}
+    for name, slot in slots.items():
+        parts = slot.row.layout.read(tensors[names[name]])
+        for path, part in zip(slot.row.ours, parts, strict=True):
+            params[path][... if slot.layer is None else slot.layer] = part
+    nested: Params = unflatten_dict(params, sep=".")  # type: ignore[no-untyped-call]  # as flax is
+    return nested
+
+
+def write_params(
+    family: Family, config: TransformerConfig, held: TransformerConfig, params: Params
+) -> tuple[Shapes, Callable[[str], np.ndarray]]:
+    """Return the shapes of their tensors by name, and a function that makes the tensor of a name.
+
+    Parameters
+    ----------
+    family
+        What to write.
+    config
+        Our model.
+    held
+        The same as the family holds it: with biases, which become zeros, and without rows of tables
+        that only pad them.
+    params
+        Our parameters.
+
+    Raises
+    ------
+    ValueError
+        Naming all parameters that are missing, of another shape, or not a part of the model.
+    """
+    ours = param_shapes(config)
+    given = {path: np.asarray(jax.device_get(leaf)) for path, leaf in _flat(params).items()}
+    problems = [f"parameter {path} is missing" for path in ours if path not in given]
+    problems += [f"parameter {path} is not a part of the model" for path in given.keys() - ours]
+    problems += [
+        f"parameter {path} has shape {list(given[path].shape)}; by the configuration it is "
+        f"{list(shape)}"
+        for path, shape in ours.items()
+        if path in given and given[path].shape != shape
+    ]
+    refuse(problems)
+    theirs = param_shapes(held)
+    assert all(path.endswith("bias") for path in theirs.keys() - ours)
+    whole = {
+        path: given[path][: shape[0]] if path in given else np.zeros(shape, np.float32)
+        for path, shape in theirs.items()
+    }
+    slots = _slots(family, held, theirs)
+
+    def tensor(name: str) -> np.ndarray:
+        row, layer, _ = slots[name]
+        parts = [whole[path] if layer is None else whole[path][layer] for path in row.ours]
+        return row.layout.write(parts)
+
+    return {name: slot.shape for name, slot in slots.items()}, tensor
+
+
+def _flat(params: Params) -> dict[str, Any]:
+    flat: dict[str, Any] = flatten_dict(params, sep=".")  # type: ignore[no-untyped-call]  # as flax is
+    return flat
+
+
+def _slots(family: Family, config: TransformerConfig, ours: Shapes) -> dict[str, _Slot]:
+    """Return every tensor of the family's model, by name."""
+    slots = {}
+    held: set[str] = set()
+    for row in family.rows(config):
+        if row.ours[0] not in ours:
+            continue
+        assert not held & set(row.ours)
+        held |= set(row.ours)
+        shapes = [ours[path] for path in row.ours]
+        stacked = "{layer}" in row.theirs
+        # Arrays of one element, seen in every place: how shapes change is found without memory.
+        parts = [np.broadcast_to(np.float32(0), s[1:] if stacked else s) for s in shapes]
+        shape = row.layout.write(parts).shape
+        for layer in range(shapes[0][0]) if stacked else [None]:
+            slots[row.theirs.format(layer=layer)] = _Slot(row, layer, shape)
+    assert held == ours.keys(), held ^ ours.keys()
+    return slots
+
+
+def _names(family: Family, shapes: Shapes) -> dict[str, str]:
+    """Return the tensors that matter: today's name and the name in the folder."""
+    names = {}
+    for found in shapes:
+        name = found
+        for pattern, replacement in family.renamed:
+            name = re.sub(pattern, replacement, name)
+        if not any(re.search(pattern, name) for pattern in family.ignored):
+            names[name] = found
+    return names

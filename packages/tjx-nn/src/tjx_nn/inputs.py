@@ -1,0 +1,82 @@
+"""What may be said of tokens besides which they are: the keyword arguments of models."""
+
+from typing import TypedDict
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from tjx_nn.attention import Where
+from tjx_nn.config import TransformerConfig
+from tjx_nn.tokens import (
+    Ids,
+    Mask,
+    Positions,
+    SourceIds,
+    SourceMask,
+    check_tokens,
+    default_positions,
+    padded,
+)
+
+
+class TokenInputs(TypedDict, total=False):
+    """Of the tokens that a model reads; of the target, where there is a source.
+
+    Attributes
+    ----------
+    mask
+        False or 0 where a token is padding, which no other token sees.
+    segment_ids
+        Document that each token belongs to, where several are packed in a row; tokens see only
+        their own document, also of the source.
+    positions
+        Position of each token. None counts from 0, and from 0 again at the start of each segment.
+    dropout_key
+        Key of this step's dropout. None means no dropout: give a key exactly when training.
+    """
+
+    mask: Mask | None
+    segment_ids: Ids | None
+    positions: Positions | None
+    dropout_key: Array | None
+
+
+class BertInputs(TokenInputs, total=False):
+    """Of BERT's tokens.
+
+    Attributes
+    ----------
+    token_types
+        Which of the kinds of segments each token belongs to; None is 0 for all.
+    """
+
+    token_types: Ids | None
+
+
+class SourceInputs(TypedDict, total=False):
+    """Of the tokens of a source: the same as of others."""
+
+    source_mask: SourceMask | None
+    source_segment_ids: SourceIds | None
+    source_positions: Positions | None
+    dropout_key: Array | None
+
+
+class PairInputs(TokenInputs, SourceInputs, total=False):
+    """Of a target and its source."""
+
+
+def locate(
+    config: TransformerConfig,
+    tokens: Ids,
+    positions: Positions | None,
+    mask: Mask | None,
+    segment_ids: Ids | None,
+    *,
+    vocab_size: int,
+) -> Where:
+    """Return where tokens are, for attention; ValueError if the model has no place for them."""
+    check_tokens(config, tokens, positions, vocab_size=vocab_size)
+    if positions is None:
+        positions = default_positions(tokens.shape[1], segment_ids)
+    return Where(jnp.asarray(positions), padded(mask, segment_ids))

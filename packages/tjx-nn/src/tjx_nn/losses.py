@@ -1,0 +1,92 @@
+"""The output head of a language model, and what training minimises.
+
+Axes in names: D d_model, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+from tjx_kernels import linear_cross_entropy
+from tjx_nn.attention import Measures
+from tjx_nn.config import TransformerConfig
+
+# Matrix units of GPUs want widths that are multiples of this.
+_ALIGNED = 8
+
+
+class Losses(NamedTuple):
+    """What training minimises.
+
+    Attributes
+    ----------
+    tokens
+        Cross-entropy of each label in nats, [batch, tokens] (of an image model [batch]); 0 where it
+        is ignored.
+    penalty
+        Weighted losses of experts and indexer, to be added to the mean of `tokens`.
+    measures
+        Means over layers of what these report: "balance_loss", "router_z_loss", "indexer_loss", and
+        "dropped", the fraction of expert slots that were asked for and full.
+    """
+
+    tokens: Float32[Array, "*labels"]
+    penalty: Float32[Array, ""]
+    measures: Measures
+
+
+def losses(
+    config: TransformerConfig, tokens: Float32[Array, "*labels"], reported: list[Measures]
+) -> Losses:
+    """Join the cross-entropies with what stacks of layers reported."""
+    names = sorted({name for each in reported for name in each})
+    measures = {
+        name: jnp.concatenate([each[name] for each in reported if name in each]).mean()
+        for name in names
+    }
+    weights = {
+        "balance_loss": config.experts.balance_loss,
+        "router_z_loss": config.experts.z_loss,
+        "indexer_loss": config.sparse.loss,
+    }
+    terms = [weights[name] * value for name, value in measures.items() if name in weights]
+    return Losses(tokens, sum(terms, start=jnp.zeros((), jnp.float32)), measures)
+
+
+def head_logits(
+    x: Float[Array, "*any D"],
+    table_VD: Float[Array, "V D"],
+    *,
+    bias: Float32[Array, " V"] | None = None,
+    soft_cap: float | None = None,
+) -> Float32[Array, "*any V"]:
+    """Multiply hidden vectors with a table; the logits are float32."""
+    y = jnp.einsum("...d,vd->...v", x, table_VD.astype(x.dtype), preferred_element_type=jnp.float32)
+    if bias is not None:
+        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return y if soft_cap is None else soft_cap * jnp.tanh(y / soft_cap)
+
+
+def head_losses(
+    x: Float[Array, "*any D"],
+    table_VD: Float[Array, "V D"],
+    labels: Int[Array, "*any"],
+    *,
+    bias: Float32[Array, " V"] | None = None,
+    soft_cap: float | None = None,
+) -> Float32[Array, "*any"]:
+    """Return the cross-entropy of each label under `head_logits`, which are never held at once.
+
+    Where the label is -100 the loss is 0. The table stays float32, so that its gradient is summed
+    in float32.
+    """
+    if bias is not None:
+        # A feature that is 1 for every token, and whose column of the table is the bias.
+        ones = jnp.zeros((*x.shape[:-1], _ALIGNED), x.dtype).at[..., 0].set(1)
+        x = jnp.concatenate([x, ones], -1)
+        column = jnp.pad(bias[:, None], ((0, 0), (0, _ALIGNED - 1)))
+        table_VD = jnp.concatenate([table_VD, column], -1)
+    tokens = linear_cross_entropy(x, table_VD, labels, soft_cap=soft_cap)
+    assert isinstance(tokens, Array)  # and no log-sum-exp with it
+    return tokens

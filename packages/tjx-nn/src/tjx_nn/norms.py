@@ -1,0 +1,77 @@
+"""Normalisation of the last axis: LayerNorm and RMSNorm.
+
+Statistics are float32 whatever the input's dtype.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from tjx_nn.config import TransformerConfig
+
+
+class LayerNorm(nnx.Module):
+    """Normalise to mean 0 and variance 1, then scale and shift. Ba et al. 2016.
+
+    The variance is that of the centred values: the cheaper mean of squares cancels badly when the
+    mean is large.
+    """
+
+    def __init__(
+        self, features: int, *, eps: float = 1e-5, bias: bool = True, axis: str = "embed"
+    ) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32), logical_axes=(axis,))
+        shift = nnx.Param(jnp.zeros(features, jnp.float32), logical_axes=(axis,))
+        self.bias = shift if bias else None
+
+    def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
+        """Return the normalised `x`, in its dtype."""
+        bias = None if self.bias is None else self.bias[...]
+        y: Array = _normalise(x, self.scale[...], bias, self.eps, True)
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """Divide by the root of the mean square, then scale. Zhang and Sennrich 2019."""
+
+    def __init__(self, features: int, *, eps: float = 1e-5, axis: str = "embed") -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32), logical_axes=(axis,))
+
+    def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
+        """Return the normalised `x`, in its dtype."""
+        y: Array = _normalise(x, self.scale[...], None, self.eps, False)
+        return y
+
+
+def make_norm(
+    config: TransformerConfig, features: int | None = None, *, axis: str = "embed"
+) -> LayerNorm | RMSNorm:
+    """Return the norm that the configuration asks for, over the residual stream by default."""
+    features = config.d_model if features is None else features
+    if config.norm == "rmsnorm":
+        return RMSNorm(features, eps=config.norm_eps, axis=axis)
+    return LayerNorm(features, eps=config.norm_eps, bias=config.bias, axis=axis)
+
+
+# Checkpointed: the backward pass keeps x and not the arrays that are made of it.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(3, 4))
+def _normalise(
+    x: Float[Array, "*any D"],
+    scale: Float32[Array, " D"],
+    bias: Float32[Array, " D"] | None,
+    eps: float,
+    centre: bool,
+) -> Float[Array, "*any D"]:
+    lead = (1,) * (x.ndim - 1)
+    y = x.astype(jnp.float32)
+    if centre:
+        y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale.reshape(*lead, -1)
+    if bias is not None:
+        y = y + bias.reshape(*lead, -1)
+    return y.astype(x.dtype)

@@ -1,0 +1,161 @@
+"""Many blocks, one after the other: a compiled loop over stacked parameters, with remat.
+
+Every parameter of the blocks has a leading axis "layers". Whether the loop is compiled as one or
+unrolled, and what the backward pass computes again, changes no parameter and no result.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tjx_nn.config import TransformerConfig
+
+# step(x, layer, window) -> (x, outputs of the layer): `layer` holds the parameters of one block.
+Step = Callable[[Array, Any, int | None], tuple[Array, Any]]
+# Parameters of layers of one kind, stacked, and the attention window of each.
+Stack = tuple[Any, tuple[int | None, ...]]
+
+_POLICIES: dict[str, Any] = {
+    "full": None,
+    "attention": jax.checkpoint_policies.save_only_these_names(
+        "flash_attention_out", "flash_attention_lse"
+    ),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("flash_attention_out", "flash_attention_lse"),
+    ),
+}
+
+
+def run_stack(
+    config: TransformerConfig,
+    step: Step,
+    x: Float[Array, "B T D"],
+    layers: Any,
+    windows: tuple[int | None, ...],
+) -> tuple[Float[Array, "B T D"], Any]:
+    """Run `step` over the layers.
+
+    Parameters
+    ----------
+    config
+        Says whether the loop is unrolled, and what is computed again.
+    step
+        One block.
+    x
+        The residual stream before the first block.
+    layers
+        A pytree whose leaves have a leading axis for the layers.
+    windows
+        The attention window of each layer.
+
+    Returns
+    -------
+    tuple
+        The residual stream after the last block, and the outputs of all layers, stacked.
+    """
+    count = len(windows)
+    if count == 0:
+        return x, None
+    period = _period(windows)
+    # So many blocks are one turn of the loop, and are computed again together.
+    turn = min(count, period * -(-config.remat_every // period))
+    whole = count // turn * turn
+    body: Callable[..., Any] = functools.partial(_turn, step, windows[:turn])
+    if config.remat != "none":
+        # Inside a loop the compiler cannot merge the second computation with the first.
+        body = jax.checkpoint(
+            body, policy=_POLICIES[config.remat], prevent_cse=not config.scan_layers
+        )
+    turns = jax.tree.map(lambda p: p[:whole].reshape(-1, turn, *p.shape[1:]), layers)
+    unroll = 1 if config.scan_layers else count // turn
+    x, outputs = jax.lax.scan(body, x, turns, unroll=unroll)
+    outputs = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), outputs)
+    if whole < count:
+        rest = jax.tree.map(lambda p: p[whole:], layers)
+        x, last = run_stack(config, step, x, rest, windows[whole:])
+        outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, last)
+    return x, outputs
+
+
+def _turn(
+    step: Step, windows: tuple[int | None, ...], x: Float[Array, "B T D"], layers: Any
+) -> tuple[Float[Array, "B T D"], Any]:
+    outputs = []
+    for index, window in enumerate(windows):
+        x, output = step(x, jax.tree.map(lambda p, i=index: p[i], layers), window)
+        outputs.append(output)
+    return x, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+
+
+def _period(windows: tuple[int | None, ...]) -> int:
+    """Return after how many layers the pattern of windows repeats."""
+    count = len(windows)
+    return next(p for p in range(1, count + 1) if windows == (windows[:p] * count)[:count])
+
+
+def unstacked(layers: Any, count: int) -> list[Any]:
+    """Take a stack of `count` layers apart."""
+    return [jax.tree.map(lambda p, i=index: p[i], layers) for index in range(count)]
+
+
+def stacked[M](make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
+    """Make `count` modules of a kind, their parameters stacked."""
+    modules: M = nnx.vmap(make)(rngs.split(count))
+    return modules
+
+
+def in_order(config: TransformerConfig, dense_blocks: Any, blocks: Any) -> list[Stack]:
+    """Return the stacks of a model in their order: those with an MLP, then those with experts."""
+    windows, dense = config.windows, config.n_dense_layer
+    first = [] if dense_blocks is None else [(dense_blocks, windows[:dense])]
+    return [*first, (blocks, windows[dense:])]
+
+
+def run_stacks(
+    config: TransformerConfig,
+    step: Step,
+    x: Float[Array, "B T D"],
+    stacks: list[Stack],
+    dropout_keys: Array | None,
+) -> tuple[Float[Array, "B T D"], list[Any], list[Any]]:
+    """Run one stack after the other.
+
+    Parameters
+    ----------
+    config, x
+        As for `run_stack`.
+    step
+        One block: its layer is (block, dropout key), its outputs (what is kept, measures).
+    stacks
+        What `in_order` returns.
+    dropout_keys
+        A key for each layer, or None.
+
+    Returns
+    -------
+    tuple
+        The residual stream after the last block, and for each stack what is kept and the measures.
+    """
+    kept, reported = [], []
+    for stack, windows in stacks:
+        keys = None
+        if dropout_keys is not None:
+            keys, dropout_keys = dropout_keys[: len(windows)], dropout_keys[len(windows) :]
+        x, (entries, measures) = run_stack(config, step, x, (stack, keys), windows)
+        kept.append(entries)
+        reported.append(measures)
+    return x, kept, reported
+
+
+def layer_keys(config: TransformerConfig, key: Array | None) -> tuple[Array | None, Array | None]:
+    """Split a key that may be absent into one for each layer, and one for the embeddings."""
+    if key is None:
+        return None, None
+    keys = jax.random.split(key, config.n_layer + 1)
+    return keys[:-1], keys[-1]

@@ -1,0 +1,236 @@
+"""Mixture of experts against a loop over tokens in NumPy."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tjx_nn import Experts, ExpertsConfig, GPTConfig, bind, init
+from tjx_nn.functional import Params
+
+ROUTED = ExpertsConfig(count=4, per_token=2, d_ff=6, capacity_factor=None)
+TINY = GPTConfig(n_layer=2, n_head=2, d_model=8, max_seq_len=16, experts=ROUTED)
+
+
+def variant(**experts: Any) -> GPTConfig:
+    return dataclasses.replace(TINY, experts=dataclasses.replace(ROUTED, **experts))
+
+
+@functools.cache
+def abstract(config: GPTConfig) -> tuple[Any, Any]:
+    with jax.transfer_guard("allow"):
+        return nnx.split(nnx.eval_shape(lambda: Experts(config, rngs=nnx.Rngs(0))))
+
+
+def make_params(config: GPTConfig, seed: int = 0) -> Params:
+    rng = np.random.default_rng(seed)
+    shapes: Params = nnx.to_pure_dict(abstract(config)[1])
+    params: Params = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), shapes)
+    return params
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def apply(config: GPTConfig, params: Params, x: jax.Array, drop: bool) -> Any:
+    return nnx.merge(abstract(config)[0], params)(x, drop=drop)
+
+
+def run(config: GPTConfig, params: Params, x: np.ndarray, drop: bool = True) -> Any:
+    return jax.device_get(apply(config, *jax.device_put((params, x)), drop))
+
+
+def inputs(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((2, 7, 8)).astype(np.float32)
+
+
+def all_experts(params: Params, x: Any, gated: bool) -> Any:
+    """What every expert makes of every token: [batch, tokens, experts, features]."""
+    up = jnp.einsum("btd,edf->btef", x, params["up"]["kernel"])
+    if gated:
+        up = jax.nn.silu(jnp.einsum("btd,edf->btef", x, params["gate"]["kernel"])) * up
+    else:
+        up = jax.nn.gelu(up, approximate=True)
+    return jnp.einsum("btef,efd->bted", up, params["down"]["kernel"])
+
+
+def chosen_experts(params: Params, x: np.ndarray) -> np.ndarray:
+    """Two experts of each token, best first."""
+    logits = x.astype(np.float64) @ params["router"]["kernel"]
+    return np.argsort(-logits, -1)[..., :2]
+
+
+def dense(params: Params, x: jax.Array, chosen: np.ndarray, *, gated: bool, norm: bool) -> Any:
+    """All experts for each token, and those that it did not choose times 0."""
+    weights = jax.nn.softmax(x @ params["router"]["kernel"])
+    weights = weights * (np.arange(4) == chosen[..., None]).any(-2)
+    total = weights.sum(-1, keepdims=True) if norm else 1
+    return jnp.einsum("bte,bted->btd", weights / total, all_experts(params, x, gated))
+
+
+@pytest.mark.parametrize(
+    ("gated", "norm", "factor"), [(False, True, None), (True, False, None), (True, True, 4.0)]
+)
+def test_outputs_and_gradients_are_those_of_tokens_taken_one_by_one(
+    gated: bool, norm: bool, factor: float | None
+) -> None:
+    # A capacity of 4 times the share of 4 experts holds all tokens.
+    config = dataclasses.replace(
+        variant(normalize=norm, capacity_factor=factor),
+        activation="swiglu" if gated else "gelu_tanh",
+    )
+    params, x, dy = make_params(config), inputs(), inputs(seed=1)
+    chosen = chosen_experts(params, x)
+
+    @jax.jit
+    def ours(params: Params, x: jax.Array) -> Any:
+        out, pullback = jax.vjp(lambda p, x: apply(config, p, x, True)[0], params, x)
+        return out, pullback(jnp.asarray(dy))
+
+    @jax.jit
+    def expected(params: Params, x: jax.Array) -> Any:
+        f = functools.partial(dense, chosen=chosen, gated=gated, norm=norm)
+        out, pullback = jax.vjp(lambda p, x: f(p, x), params, x)
+        return out, pullback(jnp.asarray(dy))
+
+    placed = jax.device_put((params, x))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
+        *jax.device_get((ours(*placed), expected(*placed))),
+    )
+
+
+def test_without_drops_is_no_capacity() -> None:
+    limited = variant(capacity_factor=0.5)
+    params, x = make_params(limited), inputs()
+    y, measures = run(limited, params, x, drop=False)
+    unlimited, _ = run(TINY, params, x)
+    np.testing.assert_array_equal(y, unlimited)
+    assert measures["dropped"] == 0
+    assert np.abs(run(limited, params, x)[0] - y).max() > 1e-2
+
+
+def test_full_experts_drop_later_choices_and_later_tokens() -> None:
+    # Router: feature e of a token is its logit for expert e. Three tokens want expert 0 first,
+    # and token 1 wants expert 2 first and expert 0 second.
+    config = variant(capacity_factor=0.75)  # of a share of 2 * 4 / 4 choices: 2 tokens an expert
+    params = make_params(config)
+    params["router"]["kernel"] = np.eye(8, 4, dtype=np.float32)
+    x = np.zeros((1, 4, 8), np.float32)
+    x[0, :, :4] = [[9, 5, 0, 0], [5, 0, 9, 0], [9, 0, 5, 0], [9, 0, 0, 5]]
+    y, measures = run(config, params, x)
+    served = [[0, 1], [2], [0, 2], [3]]  # expert 0 is full after the first choices of 0 and 2
+    made = jax.device_get(
+        jax.jit(all_experts, static_argnums=2)(*jax.device_put((params, x)), False)
+    )
+    for t, experts in enumerate(served):
+        odds = {e: np.exp(x[0, t, e]) for e in np.argsort(-x[0, t, :4])[:2]}
+        expected = sum(odds[e] / sum(odds.values()) * made[0, t, e] for e in experts)
+        np.testing.assert_allclose(y[0, t], expected, atol=1e-4)
+    assert measures["dropped"] == 2 / 8
+
+
+def test_dropped_tokens_do_not_depend_on_the_rest_of_the_batch() -> None:
+    config = variant(capacity_factor=0.5)
+    params, x = make_params(config), inputs()
+    together, _ = run(config, params, x)
+    other, _ = run(config, params, np.stack([x[0], 3 - x[1]]))
+    np.testing.assert_allclose(together[0], other[0], atol=1e-5)
+
+
+def test_measures_of_even_and_of_collapsed_routing() -> None:
+    config = variant(capacity_factor=1.0, per_token=1)
+    params = make_params(config)
+    params["router"]["kernel"] = np.eye(8, 4, dtype=np.float32)
+    x = np.zeros((2, 8, 8), np.float32)
+    even = x.copy()
+    even[:, np.arange(8), np.arange(8) % 4] = 1
+    measures = run(config, params, even)[1]
+    np.testing.assert_allclose(measures["balance_loss"], 1, atol=1e-6)
+    np.testing.assert_allclose(measures["router_z_loss"], np.log(3 + np.e) ** 2, rtol=1e-6)
+    assert measures["dropped"] == 0
+    x[..., 2] = 20
+    measures = run(config, params, x)[1]
+    np.testing.assert_allclose(measures["balance_loss"], 4, rtol=1e-6)
+    assert measures["dropped"] == 0.75
+    assert all(value.dtype == np.float32 for value in measures.values())
+
+
+def test_balance_loss_pushes_towards_even_routing() -> None:
+    params, x = jax.device_put((make_params(TINY), inputs()))
+
+    @jax.jit
+    def step(router: jax.Array) -> Any:
+        def loss(router: jax.Array) -> jax.Array:
+            measures = apply(TINY, params | {"router": {"kernel": router}}, x, True)[1]
+            balance: jax.Array = measures["balance_loss"]
+            return balance
+
+        value, gradient = jax.value_and_grad(loss)(router)
+        return value, router - 0.3 * gradient
+
+    router, values = params["router"]["kernel"], []
+    for _ in range(30):
+        value, router = step(router)
+        values.append(float(jax.device_get(value)))
+    assert values[0] > 1.05
+    assert values[-1] < values[0] - 0.03
+
+
+def test_without_capacity_tokens_can_be_permuted() -> None:
+    params, x = make_params(TINY), inputs()
+    order = np.random.default_rng(0).permutation(7)
+    y, measures = run(TINY, params, x)
+    permuted, same = run(TINY, params, x[:, order])
+    np.testing.assert_allclose(permuted, y[:, order], atol=1e-5)
+    np.testing.assert_allclose(same["balance_loss"], measures["balance_loss"], rtol=1e-5)
+
+
+def test_shared_experts_see_every_token() -> None:
+    config = variant(shared=2, capacity_factor=0.5)
+    params, x = make_params(config), inputs()
+    assert params["shared"]["up"]["kernel"].shape == (8, 12)
+    with_shared, _ = run(config, params, x)
+    params["shared"]["down"] = jax.tree.map(np.zeros_like, params["shared"]["down"])
+    without, _ = run(config, params, x)
+    assert np.abs(with_shared - without).max(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("shape", "drop"), [((2, 0, 8), True), ((0, 3, 8), False), ((1, 1, 8), True)]
+)
+def test_no_tokens_and_one_token(shape: tuple[int, int, int], drop: bool) -> None:
+    config = variant(capacity_factor=0.1)
+    y, measures = run(config, make_params(config), np.ones(shape, np.float32), drop)
+    assert y.shape == shape
+    assert np.isfinite(y).all()
+    assert all(np.isfinite(value) for value in measures.values())
+
+
+def test_half_precision_routes_in_float32() -> None:
+    config = dataclasses.replace(TINY, dtype="bfloat16")
+    params, x = make_params(config), inputs().astype(jnp.bfloat16)
+    y, measures = run(config, params, x)
+    exact, same = run(TINY, params, x.astype(np.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.3)
+    np.testing.assert_allclose(measures["router_z_loss"], same["router_z_loss"], rtol=1e-6)
+
+
+def test_training_drops_and_reading_does_not() -> None:
+    config = dataclasses.replace(variant(capacity_factor=0.5), n_layer=1, vocab_size=11)
+    with jax.transfer_guard("allow"):
+        params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+    rows = np.random.default_rng(0).integers(0, 11, (2, 16), np.int32)
+    other = np.concatenate([rows[:, :6], 10 - rows[:, 6:]], 1)
+    logits = jax.jit(lambda params, rows: bind(config, params)(rows))
+    before, after = (jax.device_get(logits(params, jax.device_put(x))) for x in (rows, other))
+    # Were later tokens' first choices served first, they would push out earlier ones' second.
+    np.testing.assert_allclose(before[:, :6], after[:, :6], atol=1e-6)
+    losses = jax.jit(lambda params, rows: bind(config, params).losses(rows, rows))
+    found = jax.device_get(losses(params, jax.device_put(rows)))
+    assert found.measures["dropped"] >= 0.5
+    assert found.penalty > 0

@@ -1,0 +1,270 @@
+"""Sparse attention against dense attention, and a NumPy oracle that picks keys by sorting."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tjx_nn import GPTConfig, LatentConfig, RopeConfig, SparseConfig, sparse_attention
+from tjx_nn.attention import Entries, Measures, Where
+from tjx_nn.block import make_attention
+from tjx_nn.functional import Params
+
+T = 10
+PICKY = SparseConfig(top_k=3, n_head=2, head_dim=4)
+TINY = GPTConfig(
+    n_layer=1, n_head=4, n_kv_head=2, d_model=16, max_seq_len=16, positions="rope",
+    rope=RopeConfig(base=50.0), sparse=PICKY,
+)  # fmt: skip
+LATENT = dataclasses.replace(
+    TINY, n_kv_head=None, latent=LatentConfig(kv_dim=5, rope_dim=2, v_dim=3)
+)
+RICH = dataclasses.replace(TINY, positions="alibi", attention_soft_cap=2.0, qk_norm=True)
+
+
+def with_top_k(config: GPTConfig, top_k: int | None) -> GPTConfig:
+    return dataclasses.replace(config, sparse=dataclasses.replace(PICKY, top_k=top_k))
+
+
+@functools.cache
+def abstract(config: GPTConfig) -> tuple[Any, Any]:
+    with jax.transfer_guard("allow"):
+        return nnx.split(nnx.eval_shape(lambda: make_attention(config, rngs=nnx.Rngs(0))))
+
+
+def make_params(config: GPTConfig, seed: int = 0) -> Params:
+    rng = np.random.default_rng(seed)
+    shapes: Params = nnx.to_pure_dict(abstract(config)[1])
+    params: Params = jax.tree.map(
+        lambda p: (0.3 * rng.standard_normal(p.shape)).astype(np.float32), shapes
+    )
+    return params
+
+
+@functools.partial(jax.jit, static_argnames=("config", "window", "chunk"))
+def apply(
+    config: GPTConfig,
+    params: Params,
+    x: jax.Array,
+    where: Where,
+    window: int | None = None,
+    chunk: int = 128,
+) -> tuple[jax.Array, Entries, Measures]:
+    layer = nnx.merge(abstract(config)[0], params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse_attention, "CHUNK", chunk)
+        result: tuple[jax.Array, Entries, Measures] = layer(x, where, window=window)
+    return result
+
+
+@functools.partial(jax.jit, static_argnames=("config", "window"))
+def decode(
+    config: GPTConfig,
+    params: Params,
+    x: jax.Array,
+    cache: Entries,
+    where: Where,
+    window: int | None = None,
+) -> tuple[jax.Array, Entries]:
+    layer = nnx.merge(abstract(config)[0], params)
+    result: tuple[jax.Array, Entries] = layer.decode(x, cache, where, window=window)
+    return result
+
+
+def inputs(batch: int = 2, tokens: int = T, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, tokens, 16)).astype(np.float32)
+
+
+def at(batch: int = 2, start: int = 0, stop: int = T) -> Where:
+    """Tokens of consecutive positions."""
+    return Where(jax.device_put(np.tile(np.arange(start, stop, dtype=np.int32), (batch, 1))))
+
+
+def documents() -> Where:
+    """Two rows of two documents each, of different lengths; padding could be taken for one."""
+    ids = np.array([[0] * 6 + [2] * 4, [5] * 3 + [4] * 7], np.int32)
+    starts = np.array([[*range(6), *range(4)], [*range(3), *range(7)]], np.int32)
+    return Where(*jax.device_put((starts, ids)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    weights = np.exp(x - x.max())
+    y: np.ndarray = weights / weights.sum()
+    return y
+
+
+def norm(x: np.ndarray, p: Any) -> np.ndarray:
+    x = x - x.mean(-1, keepdims=True)
+    y: np.ndarray = (
+        x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+    )
+    return y
+
+
+def oracle(
+    config: GPTConfig,
+    params: Params,
+    x_BTD: np.ndarray,
+    ids: np.ndarray,
+    window: int | None,
+) -> tuple[np.ndarray, float]:
+    """One query of one head after the other, in float64; ALiBi, soft cap, QK-norm, and no rope."""
+    p = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+    n, k, h = config.n_head, config.kv_heads, config.head_dim
+    sparse, i = config.sparse, p["indexer"]
+    outs, losses = np.zeros(x_BTD.shape), []
+    for b, x in enumerate(x_BTD.astype(np.float64)):
+        q, keys, values = (
+            (x @ p[name]["kernel"] + p[name]["bias"]).reshape(len(x), -1, h)
+            for name in ("query", "key", "value")
+        )
+        q, keys = norm(q, p["query_norm"]), norm(keys, p["key_norm"])
+        index_q = (x @ i["query"]["kernel"]).reshape(len(x), sparse.n_head, -1)
+        index_k = norm(x @ i["key"]["kernel"], i["key_norm"])
+        index_w = x @ i["weight"]["kernel"]
+        for t in range(len(x)):
+            seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t] and t - s < (window or T)]
+            worth = {s: index_w[t] @ np.maximum(index_q[t] @ index_k[s], 0) for s in seen}
+            # Python's sort is stable: the first of equals.
+            picked = sorted(seen, key=lambda s: -worth[s])[: sparse.top_k]
+            total, heads = np.zeros(len(picked)), []
+            for head in range(n):
+                s = keys[picked, head // (n // k)] @ q[t, head] / np.sqrt(h)
+                cap = config.attention_soft_cap
+                s = s if cap is None else cap * np.tanh(s / cap)
+                weights = softmax(s - 2.0 ** (-8 / n * (head + 1)) * (t - np.array(picked)))
+                total += weights / n
+                heads.append(weights @ values[picked, head // (n // k)])
+            outs[b, t] = np.concatenate(heads) @ p["out"]["kernel"] + p["out"]["bias"]
+            guess = softmax(np.array([worth[s] for s in picked]))
+            losses.append((total * np.log(total / guess)).sum())
+    return outs, float(np.mean(losses))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_few_keys_are_those_that_the_oracle_picks(window: int | None) -> None:
+    params, x, where = make_params(RICH), inputs(), documents()
+    placed = jax.device_put((params, x, where))
+    out, _, measures = jax.device_get(apply(RICH, *placed, window=window))
+    expected, loss = oracle(RICH, params, x, np.asarray(where.segment_ids), window)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    np.testing.assert_allclose(measures["indexer_loss"], loss, rtol=1e-4)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def gradients(
+    config: GPTConfig, params: Params, x: jax.Array, where: Where, window: int | None, chunk: int
+) -> Any:
+    """Output and loss, and the gradients of each to parameters and input."""
+
+    def both(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        out, _, measures = apply(config, params, x, where, window=window, chunk=chunk)
+        return out, measures.get("indexer_loss", jnp.zeros((), jnp.float32))
+
+    (out, loss), pullback = jax.vjp(both, params, x)
+    of_out, of_loss = pullback((out, 0 * loss)), pullback((0 * out, jnp.ones_like(loss)))
+    return out, loss, of_out, of_loss
+
+
+def run_gradients(config: GPTConfig, params: Params, chunk: int, window: int | None = 6) -> Any:
+    placed = jax.device_put((params, inputs(), documents()))
+    return jax.device_get(gradients(config, *placed, window, chunk))
+
+
+def assert_close(found: Any, expected: Any, atol: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), found, expected)
+
+
+@pytest.mark.parametrize("config", [RICH, LATENT], ids=["alibi", "latent"])
+def test_with_all_keys_it_is_dense_attention(config: GPTConfig) -> None:
+    params = make_params(with_top_k(config, T))
+    out, loss, of_out, _ = run_gradients(with_top_k(config, T), params, chunk=4)
+    assert loss > 0.01
+    indexer = of_out[0].pop("indexer")
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(indexer))
+    params = {name: leaf for name, leaf in params.items() if name != "indexer"}
+    dense, _, of_dense, _ = run_gradients(with_top_k(config, None), params, chunk=4)
+    np.testing.assert_allclose(out, dense, atol=1e-6)
+    assert_close(of_out, of_dense, 2e-5)
+
+
+def test_chunks_of_queries_cannot_be_told_apart_from_one() -> None:
+    # Chunks of 4, 4 and 2 rows, the last one padded.
+    params = make_params(RICH)
+    assert_close(run_gradients(RICH, params, 4), run_gradients(RICH, params, 128), 2e-5)
+
+
+# Those that other tests compile: few keys of ordinary attention, all keys of the latent one.
+@pytest.mark.parametrize("config", [RICH, with_top_k(LATENT, T)], ids=["alibi", "latent"])
+def test_indexer_learns_from_its_own_loss_alone_and_nothing_else_from_it(
+    config: GPTConfig,
+) -> None:
+    def largest(tree: Any) -> list[float]:
+        return [float(np.abs(leaf).max()) for leaf in jax.tree.leaves(tree)]
+
+    _, _, (of_params, of_x), (by_loss, x_by_loss) = run_gradients(config, make_params(config), 4)
+    assert max(largest(of_params.pop("indexer"))) == 0
+    assert min(largest(of_x)) > 1e-3
+    assert min(largest(by_loss.pop("indexer"))) > 1e-6
+    assert max(largest((by_loss, x_by_loss))) == 0
+
+
+def test_indexer_loss_falls_when_it_is_followed() -> None:
+    params, x, where = jax.device_put((make_params(TINY), inputs(), at()))
+
+    @jax.jit
+    def step(indexer: Params) -> Any:
+        def loss(indexer: Params) -> jax.Array:
+            measures = apply(TINY, params | {"indexer": indexer}, x, where)[2]
+            value: jax.Array = measures["indexer_loss"]
+            return value
+
+        value, gradient = jax.value_and_grad(loss)(indexer)
+        return value, jax.tree.map(lambda p, g: p - 0.05 * g, indexer, gradient)
+
+    indexer, values = params["indexer"], []
+    for _ in range(30):
+        value, indexer = step(indexer)
+        values.append(float(jax.device_get(value)))
+    assert min(values) >= 0
+    assert values[-1] < 0.7 * values[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [(RICH, 6), (LATENT, None)],
+    ids=["alibi", "latent"],
+)
+def test_decoding_one_token_and_several_equals_the_full_pass(
+    config: GPTConfig, window: int | None
+) -> None:
+    params, x = jax.device_put((make_params(config), inputs()))
+    where = at()
+    expected, entries, _ = apply(config, params, x, where, window=window)
+    # Slots beyond the tokens so far are full of something else, which the indexer likes. The first
+    # tokens see fewer keys than are picked.
+    cache = {
+        name: jax.device_put(np.full((2, 12, *entry.shape[2:]), 9, np.float32))
+        for name, entry in entries.items()
+    }
+    expected, x = jax.device_get((expected, x))
+    for start, stop in [(0, 3), (3, 6), (6, 7), (7, 8), (8, 9), (9, 10)]:
+        new = jax.device_put((x[:, start:stop], cache, at(2, start, stop)))
+        out, cache = decode(config, params, *new, window=window)
+        np.testing.assert_allclose(jax.device_get(out), expected[:, start:stop], atol=1e-5)
+
+
+def test_no_tokens_and_large_inputs() -> None:
+    params = jax.device_put(make_params(TINY))
+    out, _, measures = apply(TINY, params, *jax.device_put((inputs(2, 0), at(2, 0, 0))))
+    assert out.shape == (2, 0, 16)
+    assert jax.device_get(measures["indexer_loss"]) == 0
+    large = jax.device_put((100 * inputs(), at()))
+    out, _, measures = jax.device_get(apply(TINY, params, *large))
+    assert np.isfinite(out).all()
+    assert np.isfinite(measures["indexer_loss"])

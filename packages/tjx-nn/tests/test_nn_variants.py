@@ -1,0 +1,139 @@
+"""Every choice of a decoder trains and generates; and no choice is forgotten here."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tjx_nn import (
+    ExpertsConfig,
+    GPTConfig,
+    LatentConfig,
+    RopeConfig,
+    SparseConfig,
+    bind,
+    generate,
+    init,
+)
+from tjx_nn.functional import Params
+from tjx_nn.options import options_table
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 29, "max_seq_len": 32, "n_layer": 2, "n_head": 4, "d_model": 16,
+}  # fmt: skip
+
+VARIANTS: dict[str, GPTConfig] = {
+    "GPT-2 with every dropout": GPTConfig(
+        **SIZES, dropout=0.1, embedding_dropout=0.2, attention_dropout=0.1
+    ),
+    "Llama": GPTConfig(
+        **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", n_kv_head=2, bias=False,
+        tied_head=False, qk_norm=True, vocab_multiple=8, norm_eps=1e-6,
+        rope=RopeConfig(base=100.0, scaling="llama3", factor=2.0, original_seq_len=16),
+    ),
+    "windows, ALiBi, caps, one key head, parallel": GPTConfig(
+        **{**SIZES, "n_layer": 3}, positions="alibi", activation="geglu", n_kv_head=1, window=4,
+        global_every=2, parallel_block=True, attention_soft_cap=20.0, logit_soft_cap=15.0,
+    ),
+    "post-norm, sinusoids, layer scale": GPTConfig(
+        **SIZES, positions="sinusoidal", norm_position="post", activation="relu2",
+        layer_scale=0.5, remat="full", remat_every=2,
+    ),
+    "no positions, unrolled": GPTConfig(
+        **SIZES, positions="none", activation="relu", scan_layers=False, remat="attention"
+    ),
+    "pairs side by side, muP": GPTConfig(
+        **SIZES, positions="rope", activation="gelu_erf", d_head=8, d_ff=24, init_std=0.1,
+        mup_base=8, remat="dots", attention_implementation="reference",
+        rope=RopeConfig(interleaved=True, scaling="linear", factor=2.0, dim=4),
+    ),
+    "latent attention": GPTConfig(
+        **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),
+        rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16",
+    ),
+    "DeepSeek": GPTConfig(
+        **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", bias=False,
+        latent=LatentConfig(kv_dim=8, q_dim=12, rope_dim=4),
+        sparse=SparseConfig(top_k=4, n_head=2, head_dim=4, loss=0.5),
+        experts=ExpertsConfig(count=4, per_token=1, shared=1, d_ff=8, first_layer=1),
+        rope=RopeConfig(
+            scaling="yarn", factor=2.0, original_seq_len=16, beta_fast=4.0, beta_slow=0.5,
+        ),
+    ),
+    "experts and sparse attention": GPTConfig(
+        **SIZES, sparse=SparseConfig(top_k=5, head_dim=4), dtype="float16",
+        experts=ExpertsConfig(
+            count=3, capacity_factor=None, normalize=False, balance_loss=0.1, z_loss=0.01
+        ),
+    ),
+}  # fmt: skip
+# What is not a choice between two ways to compute, or is chosen with another: rope's own limits.
+LEFT_OUT = {"family", "low_freq_factor", "high_freq_factor"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_trains_and_generates(name: str) -> None:
+    config = VARIANTS[name]
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 17)).astype(np.int32)
+
+    @jax.jit
+    def train(key: jax.Array, tokens: jax.Array) -> tuple[Params, jax.Array]:
+        def loss(params: Params, key: jax.Array) -> jax.Array:
+            found = bind(config, params).losses(
+                tokens[:, :-1], tokens[:, 1:], dropout_key=key if config.drops else None
+            )
+            return found.tokens.mean() + found.penalty
+
+        def step(params: Params, key: jax.Array) -> tuple[Params, jax.Array]:
+            value, gradients = jax.value_and_grad(loss)(params, key)
+            moved = jax.tree.map(lambda p, g: p - 0.01 * jnp.sign(g), params, gradients)
+            return moved, value
+
+        return jax.lax.scan(step, init(config, key), jax.random.split(key, 20))
+
+    with jax.transfer_guard("allow"):
+        params, losses = jax.device_get(train(jax.random.key(0), tokens))
+    assert np.isfinite(losses).all()
+    assert losses[-5:].mean() < losses[:5].mean() - 0.1
+
+    prompt, lengths = tokens[:, :6], np.array([6, 3], np.int32)
+    new = np.asarray(generate(config, jax.device_put(params), prompt, lengths, max_new_tokens=8))
+    assert new.shape == (2, 8)
+    assert ((new >= 0) & (new < config.vocab_size)).all()
+
+
+def fields_of(config: Any) -> dict[str, Any]:
+    """Every value of a configuration and of those in it, by name."""
+    found = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        inner = fields_of(value) if dataclasses.is_dataclass(value) else {}
+        found |= inner or {entry.name: value}
+    return found
+
+
+def hints_of(kind: Any) -> dict[str, Any]:
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        found |= hints_of(hint) if dataclasses.is_dataclass(hint) else {name: hint}
+    return found
+
+
+def test_every_choice_is_among_the_variants() -> None:
+    chosen = [fields_of(config) for config in VARIANTS.values()]
+    plain = fields_of(GPTConfig())
+    for name, hint in hints_of(GPTConfig).items():
+        values = {each[name] for each in chosen}
+        if get_origin(hint) is Literal:
+            assert values == set(get_args(hint)), name
+        elif name not in LEFT_OUT:
+            assert values != {plain[name]}, name
+
+
+def test_the_readme_has_the_table_of_all_choices() -> None:
+    readme = Path(__file__).parents[1] / "README.md"
+    assert options_table() in readme.read_text(encoding="utf-8")

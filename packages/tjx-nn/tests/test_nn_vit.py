@@ -1,0 +1,154 @@
+"""ViT: patches, pooling, sizes of images, and that it learns."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import pytest
+
+from tjx_nn import ViTConfig, bind, count_params, flops_per_token, init, logical_axes
+from tjx_nn.functional import Params
+from tjx_nn.vit import patches
+
+Run = Callable[..., np.ndarray]
+Descend = Callable[..., list[float]]
+
+TINY = ViTConfig(
+    image_size=(8, 12), patch_size=4, channels=3, n_classes=5, n_layer=2, n_head=2, d_model=16
+)
+MEAN = dataclasses.replace(
+    TINY, pool="mean", positions="none", norm="rmsnorm", activation="swiglu", bias=False
+)
+
+
+@pytest.fixture(scope="module")
+def params(make: Callable[..., Params]) -> Params:
+    return make(TINY)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, 8, 12, 3)).astype(np.float32)
+
+
+def test_patches_are_squares_and_their_layer_is_a_convolution(images: np.ndarray) -> None:
+    kernel = np.random.default_rng(1).standard_normal((4 * 4 * 3, 16)).astype(np.float32)
+
+    @jax.jit
+    def both(images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
+        cut = patches(images, 4)
+        convolved = jax.lax.conv_general_dilated(
+            images, kernel.reshape(4, 4, 3, 16), (4, 4), "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return cut, cut @ kernel, convolved.reshape(2, 6, 16)
+
+    cut, multiplied, convolved = jax.device_get(both(*jax.device_put((images, kernel))))
+    np.testing.assert_array_equal(cut[1, 4], images[1, 4:8, 4:8].ravel())  # second row and column
+    np.testing.assert_allclose(multiplied, convolved, atol=1e-4)
+
+
+def test_without_positions_patches_may_be_anywhere(
+    make: Callable[..., Params], params: Params, images: np.ndarray, run: Run
+) -> None:
+    mixed = np.concatenate([images[:, 4:, 4:8], images[:, :4, 8:], images[:, 4:, :4]], 2)
+    mixed = np.concatenate(
+        [mixed, np.concatenate([images[:, :4, :4], images[:, 4:, 8:], images[:, :4, 4:8]], 2)], 1
+    )
+    for config in (dataclasses.replace(TINY, positions="none"), MEAN):
+        values = make(config)
+        np.testing.assert_allclose(
+            run(config, values, mixed), run(config, values, images), atol=1e-5
+        )
+    assert np.abs(run(TINY, params, mixed) - run(TINY, params, images)).max() > 1e-2
+
+
+def test_the_mean_over_equal_patches_is_that_of_one(
+    make: Callable[..., Params], images: np.ndarray, run: Run
+) -> None:
+    params, patch = make(MEAN), images[:, :4, :4]
+    one = run(dataclasses.replace(MEAN, image_size=4), params, patch)
+    np.testing.assert_allclose(run(MEAN, params, np.tile(patch, (1, 2, 3, 1))), one, atol=1e-5)
+
+
+def test_losses_are_log_softmax_of_logits(params: Params, images: np.ndarray, run: Run) -> None:
+    config = dataclasses.replace(TINY, mup_base=8)  # logits are scaled, in both ways alike
+    labels = np.array([3, -100], np.int32)
+    losses = jax.jit(lambda p, x, y: bind(config, p).losses(x, y).tokens)(
+        params, *jax.device_put((images, labels))
+    )
+    logits = run(config, params, images).astype(np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(jax.device_get(losses), [-log_probs[0, 3], 0], atol=1e-5)
+
+
+def test_a_loop_over_layers_equals_them_unrolled(
+    params: Params, images: np.ndarray, run: Run
+) -> None:
+    unrolled = run(dataclasses.replace(TINY, scan_layers=False), params, images)
+    np.testing.assert_allclose(unrolled, run(TINY, params, images), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY, MEAN], ids=["class", "mean"])
+def test_learns_a_fixed_batch(
+    config: ViTConfig, make: Callable[..., Params], images: np.ndarray, descend: Descend
+) -> None:
+    labels = np.array([3, 1], np.int32)
+    losses = descend(lambda p: bind(config, p).losses(images, labels).tokens.mean(), make(config))
+    assert losses[0] > losses[10] > losses[-1]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_dropout_is_a_function_of_its_key(params: Params, images: np.ndarray, run: Run) -> None:
+    config = dataclasses.replace(TINY, dropout=0.5)
+    with jax.transfer_guard("allow"):
+        one, two = jax.random.key(1), jax.random.key(2)
+    first = run(config, params, images, dropout_key=one)
+    np.testing.assert_array_equal(first, run(config, params, images, dropout_key=one))
+    assert np.abs(first - run(config, params, images, dropout_key=two)).max() > 1e-2
+
+
+def test_no_images_give_no_logits(params: Params, run: Run) -> None:
+    assert run(TINY, params, np.zeros((0, 8, 12, 3), np.float32)).shape == (0, 5)
+
+
+def test_sizes_that_do_not_fit_are_named(params: Params, images: np.ndarray) -> None:
+    with pytest.raises(
+        ValueError, match=r"image_size is \(30, 28\) and patch_size is 7.*\(28, 28\)"
+    ):
+        ViTConfig.preset("vit_mnist", image_size=(30, 28))
+    with pytest.raises(ValueError, match=r"image_size is \(30, 0\): give a height and a width"):
+        ViTConfig.preset("vit_mnist", image_size=(30, 0))
+    with pytest.raises(ValueError, match=r"images are \(12, 8, 3\).*\(8, 12, 3\)"):
+        bind(TINY, params)(images.transpose(0, 2, 1, 3))
+    with pytest.raises(ValueError, match="did you mean 'vit_mnist'"):
+        ViTConfig.preset("vit_mnits")
+    assert ViTConfig.preset("vit_mnist").max_seq_len == 17
+    with pytest.raises(TypeError, match="max_seq_len"):
+        ViTConfig(max_seq_len=3)  # type: ignore[call-arg]  # that is the point
+
+
+@pytest.mark.parametrize(
+    "config", [TINY, MEAN, ViTConfig.preset("vit_base")], ids=["tiny", "mean", "vit_base"]
+)
+def test_parameters_are_counted_by_formula_and_have_named_axes(config: ViTConfig) -> None:
+    with jax.transfer_guard("allow"):
+        shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    assert count_params(config) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    jax.tree.map(
+        lambda names, leaf: np.testing.assert_equal(len(names), leaf.ndim),
+        logical_axes(config), shapes, is_leaf=lambda x: isinstance(x, tuple),
+    )  # fmt: skip
+
+
+def test_flops_of_an_image_counted_by_hand() -> None:
+    config = ViTConfig(
+        image_size=4, patch_size=2, channels=1, n_classes=3, n_layer=1, n_head=1, d_model=2,
+        bias=False,
+    )  # fmt: skip
+    blocks = 5 * (4 * 2 * 2 + 2 * 2 * 8 + 3 * 2)  # attention, MLP, norms; of five tokens
+    image = 6 * (blocks + 4 * (4 * 2) + 2 * 3) + 5 * 12 * 1 * 5 * 2
+    assert flops_per_token(config, 5) == image // 5
+    with pytest.raises(ValueError, match="an image has 5 tokens"):
+        flops_per_token(config, 4)

@@ -1,0 +1,69 @@
+"""Load folders that tjx_nn.hf wrote into transformers: nothing missing or left over, same logits.
+
+write_saved.py makes the folders, in our environment. Run this in transformers' (see README.md):
+
+    python check_saved.py /tmp/saved
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+import torch
+import transformers
+
+CLASSES = {
+    "bert": transformers.AutoModelForMaskedLM,
+    "vit": transformers.AutoModelForImageClassification,
+    "bart": transformers.AutoModelForSeq2SeqLM,
+}
+# What our arguments are called there.
+NAMES = {
+    "bert": {"tokens": "input_ids", "token_types": "token_type_ids", "mask": "attention_mask"},
+    "bart": {
+        "source": "input_ids",
+        "source_mask": "attention_mask",
+        "tokens": "decoder_input_ids",
+    },
+}
+ATOL = 1e-5
+
+
+def check(folder: pathlib.Path) -> float:
+    """Return the largest difference of logits; AssertionError if keys are missing or left over."""
+    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    found = CLASSES.get(kind, transformers.AutoModelForCausalLM).from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
+    model, info = found
+    assert not any(info.values()), f"{folder}: {info}"
+    with np.load(folder / "ours.npz") as file:
+        ours = dict(file)
+    logits = torch.from_numpy(ours.pop("logits"))
+    if kind == "vit":
+        given = {"pixel_values": torch.from_numpy(ours["images"]).permute(0, 3, 1, 2)}
+    else:
+        names = NAMES.get(kind, {"tokens": "input_ids"})
+        given = {names[name]: torch.from_numpy(x).long() for name, x in ours.items()}
+    with torch.no_grad():
+        difference = (model.eval()(**given).logits - logits).abs()
+    if kind == "bert":  # what is said at padding is nobody's business
+        difference = difference[given["attention_mask"] > 0]
+    return difference.max().item()
+
+
+def main() -> None:
+    """Check every folder in the one that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=pathlib.Path)
+    worst = 0.0
+    for config in sorted(parser.parse_args().folders.glob("*/config.json")):
+        worst = max(worst, difference := check(config.parent))
+        print(
+            f"{config.parent.name}: no key missing or left over, logits differ by {difference:.1e}"
+        )
+    assert 0 < worst < ATOL, worst
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Write models of ours in transformers' format, with inputs and our logits, for check_saved.py.
+
+Run it with this repository's Python (JAX, no PyTorch):
+
+    python write_saved.py /tmp/saved
+"""
+
+import argparse
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from tjx_nn import (
+    BertConfig,
+    EncoderDecoderConfig,
+    GPTConfig,
+    RopeConfig,
+    TransformerConfig,
+    ViTConfig,
+    bind,
+    hf,
+    init,
+)
+
+SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "d_model": 16, "d_ff": 24}
+TEXT: dict[str, Any] = {**SIZES, "vocab_size": 61, "max_seq_len": 16}
+LLAMA: dict[str, Any] = {
+    **TEXT, "n_kv_head": 2, "positions": "rope", "norm": "rmsnorm", "activation": "swiglu",
+    "bias": False, "tied_head": False,
+}  # fmt: skip
+LONGER: dict[str, Any] = {"base": 500.0, "factor": 4.0, "original_seq_len": 8}
+
+# Everything that a family can hold, in few models.
+MODELS: dict[str, TransformerConfig] = {
+    "gpt2": GPTConfig(**TEXT),
+    "gpt2_without_bias": GPTConfig(**TEXT, bias=False, activation="gelu_erf", vocab_multiple=16),
+    "gpt2_untied": GPTConfig(**TEXT, activation="relu2", tied_head=False),
+    "llama": GPTConfig(**LLAMA),
+    "llama_bias_geglu": GPTConfig(**{**LLAMA, "bias": True, "activation": "geglu"}),
+    "llama_linear": GPTConfig(**LLAMA, rope=RopeConfig(factor=2.0, scaling="linear"), d_head=6),
+    "llama_llama3": GPTConfig(**LLAMA, rope=RopeConfig(scaling="llama3", **LONGER)),
+    "llama_yarn": GPTConfig(**LLAMA, rope=RopeConfig(scaling="yarn", **LONGER)),
+    "mistral": GPTConfig(**{**LLAMA, "tied_head": True}, window=5),
+    "qwen3": GPTConfig(**LLAMA, qk_norm=True, d_head=8),
+    "qwen3_windows": GPTConfig(**LLAMA, qk_norm=True, window=5, global_every=2),
+    "bert": BertConfig(**TEXT),
+    "bert_without_bias": BertConfig(**TEXT, bias=False, activation="gelu_tanh"),
+    "vit": ViTConfig(**SIZES, image_size=(8, 12), patch_size=4, channels=2, n_classes=5),
+    "vit_square": ViTConfig(**SIZES, image_size=8, patch_size=4, channels=1, n_classes=2),
+    "bart": EncoderDecoderConfig(
+        **TEXT, n_encoder_layer=2, positions="learned", embedding_norm=True, logit_bias=True
+    ),
+    "bart_without_bias": EncoderDecoderConfig(
+        **TEXT, n_encoder_layer=2, positions="learned", embedding_norm=True, bias=False,
+        scale_embeddings=False, activation="gelu_erf",
+    ),
+}  # fmt: skip
+
+
+def inputs(config: TransformerConfig) -> dict[str, np.ndarray]:
+    """Return what a model is called with; one row is padded where that is possible."""
+    rng = np.random.default_rng(1)
+    if isinstance(config, ViTConfig):
+        shape = (2, *config.height_width, config.channels)
+        return {"images": rng.standard_normal(shape).astype(np.float32)}
+    tokens = rng.integers(0, 61, (2, 16), dtype=np.int32)
+    mask = np.ones((2, 16), np.int32)
+    mask[1, 9:] = 0
+    if isinstance(config, BertConfig):
+        types = rng.integers(0, 2, (2, 16), dtype=np.int32)
+        return {"tokens": tokens, "token_types": types, "mask": mask}
+    if isinstance(config, EncoderDecoderConfig):
+        return {"source": tokens, "source_mask": mask, "tokens": tokens[:, ::2]}
+    return {"tokens": tokens}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(config: Any, params: Any, given: Any) -> jax.Array:
+    """Return the logits."""
+    found: jax.Array = bind(config, params)(**given)
+    return found
+
+
+def main() -> None:
+    """Make the folders in the one that the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("output", type=pathlib.Path)
+    output = parser.parse_args().output
+    for name, config in MODELS.items():
+        rng = np.random.default_rng(0)
+        start = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+        noise = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), start)  # noqa: B023  called here
+        params = jax.tree.map(lambda x, y: np.asarray(x) + y, start, noise)
+        # Tiny files, so that there are several.
+        hf.save(output / name, config, params, max_shard_bytes=20_000)
+        given = inputs(config)
+        given["logits"] = np.asarray(logits(config, params, given))
+        np.savez(output / name / "ours.npz", allow_pickle=False, **given)
+        print(output / name)
+
+
+if __name__ == "__main__":
+    main()
