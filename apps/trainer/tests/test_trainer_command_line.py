@@ -15,7 +15,7 @@ from tjx_trainer import command_line, presets
 from tjx_trainer.command_line import help_text, parse, resolve
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.presets import Given, load_preset, nearest_names, preset_names
-from tjx_trainer.tree import leaves
+from tjx_trainer.tree import flatten, leaves
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "datasets", "matplotlib", "tokenizers"}
 
@@ -105,7 +105,7 @@ def test_a_refusal_loads_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["--n_head", "4"], "did you mean --model.n_head?"),
+        (["--n_head", "4"], "did you mean --model.n_head or --model.sparse.n_head?"),
         (["--n_layers", "4"], "did you mean --model.n_layer?"),
         (["--lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
         (["--every", "4"], "did you mean --checkpoint.every or --log.every?"),
@@ -113,7 +113,7 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["--modle.n_head", "4"], "did you mean --model.n_head?"),
         (["--confg", "quickstart"], "did you mean --config?"),
         (["-config", "quickstart"], "-config: there is no such flag; did you mean --config?"),
-        (["--model.zzz", "4"], "model has vocab_size, max_seq_len"),
+        (["--model.zzz", "4"], "model has n_layer, n_head"),
         (["--zzz"], "see --help"),
         (["quickstart"], "did you mean --config quickstart?"),
         (["n_layer=6"], "did you mean --model.n_layer=6?"),
@@ -140,7 +140,7 @@ def test_a_wrong_word_is_told_with_a_way_out(argv: list[str], says: str) -> None
     [
         ("model:\n  n_layers: 3\n", "mine.yaml:2: model.n_layers: there is no such key; did"),
         ("modle:\n  n_layer: 3\n", "did you mean model?"),
-        ("model:\n  zzz: 3\n", "model has vocab_size"),
+        ("model:\n  zzz: 3\n", "model has n_layer"),
         ("train:\n  batch_size: ten\n", "mine.yaml:2: train.batch_size: 'ten' was given"),
         ("train:\n  batch_size: true\n", "expected a whole number"),
         ("train:\n  batch_size:\n", "expected a whole number"),
@@ -214,7 +214,7 @@ def test_the_124_million_model_takes_a_batch_of_one() -> None:
         *("--train.max_steps", "2", "--train.batch_size", "1"),
     ])  # fmt: skip
     assert config.train.accumulation_for(shards=1) == 1
-    assert config.model.vocab_size == 50257
+    assert flatten(config)["model.vocab_size"] == 50257
 
 
 def test_help_shows_every_flag_with_its_line_and_the_presets_value(

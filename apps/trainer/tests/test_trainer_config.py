@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_data.config import DataConfig
-from tjx_nn.config import GPTConfig
+from tjx_nn.gpt_config import GPTConfig
 from tjx_optim.config import ScheduleConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.config import Config, ConfigError, TrainConfig
@@ -106,7 +106,7 @@ def test_a_mesh_size_that_fills_what_is_left_is_judged_later() -> None:
 
 def test_the_vocabulary_follows_the_tokenizer_unless_it_was_given() -> None:
     following = Config()
-    assert following.with_vocabulary(777).model.vocab_size == 777
+    assert flatten(following.with_vocabulary(777))["model.vocab_size"] == 777
     padded = dataclasses.replace(following, train=TrainConfig(vocab_from_tokenizer=False))
     assert padded.with_vocabulary(50000) is padded
     with pytest.raises(ValueError, match=r"smaller than the tokenizer's 50258.*50304"):

@@ -11,12 +11,15 @@ import pytest
 
 import tjx_data
 import tjx_nn
+from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.evaluation import evaluate, make_eval_step
 from tjx_trainer.interrupt import StopRequest
-from tjx_trainer.job import Job, build_job, open_data
+from tjx_trainer.job import Job, build_job
 from tjx_trainer.sampling import continue_prompt, longest_continuation
+from tjx_trainer.task import open_task
+from tjx_trainer.text_task import LanguageModelling
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -37,8 +40,17 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def job(words: list[str]) -> Job:
     config = resolve([*words, "--train.accumulation=2", "--model.dropout=0.1"])
-    data, tokenizer = open_data(config)
-    return build_job(config.with_vocabulary(tokenizer.vocab_size), data, tokenizer)
+    return build_job(*open_task(config))
+
+
+def gpt_of(job: Job) -> GPTConfig:
+    assert isinstance(job.config.model, GPTConfig)
+    return job.config.model
+
+
+def task_of(job: Job) -> LanguageModelling:
+    assert isinstance(job.task, LanguageModelling)
+    return job.task
 
 
 def run(words: list[str], run_dir: Path, *more: str) -> int:
@@ -57,7 +69,7 @@ def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
         state = job.initial_state()
         losses = []
         for step in range(8):
-            state, metrics = job.train_step(state, job.put(job.train_data.batch(step)))
+            state, metrics = job.train_step(state, job.task.batch(step, job.put))
             losses.append(float(jax.device_get(metrics["loss"])))
         finals.append(jax.device_get(state.params))
         assert losses[-1] < losses[0] - 0.2
@@ -67,18 +79,17 @@ def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
 
 
 def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:
-    model, params = job.config.model, job.initial_state().params
-    lengths = job.tokenizer.token_byte_lengths
+    model, params = gpt_of(job), job.initial_state().params
+    lengths = task_of(job).tokenizer.token_byte_lengths
     found = {}
     for batch_size in (8, 24):
         loader = tjx_data.TokenLoader(
-            job.train_data.directory, split="validation", seq_len=16, batch_size=batch_size
+            task_of(job).train_data.directory, split="validation", seq_len=16, batch_size=batch_size
         )
         found[batch_size] = evaluate(
             make_eval_step(model, ks=(1, 5)),
             params,
-            loader.evaluation_batches(500),
-            put=job.put,
+            [(job.put(batch), batch["labels"]) for batch in loader.evaluation_batches(500)],
             token_byte_lengths=lengths,
             ks=(1, 5),
         )
@@ -186,12 +197,12 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
 
 def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
     params = job.initial_state().params
-    room = longest_continuation(job.config.model, job.tokenizer, "12")
+    room = longest_continuation(gpt_of(job), task_of(job).tokenizer, "12")
     with jax.transfer_guard("allow"):
         texts = continue_prompt(
-            job.config.model,
+            gpt_of(job),
             params,
-            job.tokenizer,
+            task_of(job).tokenizer,
             "12",
             samples=2,
             max_new_tokens=room,
@@ -203,9 +214,9 @@ def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
     assert texts[0] != texts[1]
     with pytest.raises(ValueError, match="longest sequence is 16"):
         continue_prompt(
-            job.config.model,
+            gpt_of(job),
             params,
-            job.tokenizer,
+            task_of(job).tokenizer,
             "12",
             max_new_tokens=room + 1,
             temperature=0.0,

@@ -7,7 +7,7 @@ import tjx_data
 import tjx_parallel
 from tjx_eval.trained import RunError, TrainedModel
 from tjx_trainer.evaluation import evaluate, make_eval_step
-from tjx_trainer.job import open_data
+from tjx_trainer.text_task import open_text
 
 TOP_K = (1, 5, 10)
 
@@ -59,12 +59,15 @@ def measure_loss(
         result = evaluate(
             eval_step,
             model.params,
-            loader.evaluation_batches(limit),
-            put=lambda batch: tjx_parallel.shard_batch(model.mesh, batch),
+            (
+                (tjx_parallel.shard_batch(model.mesh, batch), batch["labels"])
+                for batch in loader.evaluation_batches(limit)
+            ),
             token_byte_lengths=model.tokenizer.token_byte_lengths,
             ks=TOP_K,
         )
         seconds = time.perf_counter() - started
+        assert result.text_bytes is not None  # of text
         return {
             **result.metrics(),
             "tokens": result.tokens,
@@ -86,4 +89,4 @@ def _data_folder(model: TrainedModel) -> Path:
     pointer = model.run.data_pointer()
     if pointer is not None and (pointer[0] / "index.json").is_file():
         return pointer[0]
-    return Path(open_data(model.config)[0])
+    return Path(open_text(model.config)[0])

@@ -77,7 +77,7 @@ def show_texts(model: "TrainedModel", arguments: argparse.Namespace) -> None:
 
     try:
         texts = continue_prompt(
-            model.config.model,
+            model.gpt,
             model.params,
             model.tokenizer,
             arguments.prompt,

@@ -9,6 +9,7 @@ import jax
 import tjx_ckpt
 import tjx_data
 import tjx_parallel
+from tjx_nn.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config
@@ -48,6 +49,12 @@ class TrainedModel:
     params: dict[str, Any]
     step: int
 
+    @property
+    def gpt(self) -> GPTConfig:
+        """The model's own configuration."""
+        assert isinstance(self.config.model, GPTConfig)  # `open_trained` refuses others
+        return self.config.model
+
 
 def find_run(path: str) -> RunDirectory:
     """Check that a folder is a run directory.
@@ -86,6 +93,11 @@ def open_trained(path: str) -> TrainedModel:
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     config = run.read_config()
+    if config.model.family != "gpt":
+        raise RunError(
+            f"{path}: the model is of the family {config.model.family}, and only text decoders "
+            "(gpt) are evaluated here; what the trainer measured stands in metrics.jsonl"
+        )
     checkpointer = tjx_ckpt.Checkpointer(run.checkpoints)
     if checkpointer.latest_step() is None:
         raise RunError(

@@ -220,7 +220,8 @@ def convert(leaf: Leaf, given: Given) -> Any:
     is_word_none = isinstance(raw, str) and raw.lower() in {"none", "null"}
     if type(None) in choices and (raw is None or is_word_none):
         return None
-    if get_origin(core) is tuple and isinstance(raw, str):
+    is_list = get_origin(core) is tuple and isinstance(raw, str)
+    if is_list and ("," in raw or not {int, float, str} & set(choices)):
         raw = [] if is_word_none else [part.strip() for part in raw.split(",")]
     try:
         if raw is None or raw == "" != leaf.default:
@@ -314,7 +315,7 @@ def help_text(argv: Sequence[str] = ()) -> str:
             owner = leaf.owner
             lines += ["", f"{leaf.name.rpartition('.')[0]}: {_lines_of(owner)['']}"]
         about = _lines_of(leaf.owner).get(leaf.name.rpartition(".")[2], "")
-        value = text_of(values[leaf.name]).encode("unicode_escape").decode()
+        value = text_of(values.get(leaf.name, leaf.default)).encode("unicode_escape").decode()
         lines += _item(f"--{leaf.name}", f"{about}{_choices_text(leaf)} [{value}]")
     lines += [
         "",
@@ -341,10 +342,14 @@ def _item(name: str, about: str) -> Iterator[str]:
     ) or [head]
 
 
+@cache
 def _lines_of(owner: type) -> dict[str, str]:
     """Return the one line of every field from its class's docstring; the summary under ''."""
     import docstring_parser  # only --help needs it
 
-    parsed = docstring_parser.parse_from_object(owner)
-    about = {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
-    return {"": parsed.short_description or "", **about}
+    about: dict[str, str] = {}
+    for kind in reversed(owner.__mro__[:-1]):  # fields may be inherited
+        parsed = docstring_parser.parse_from_object(kind)
+        about |= {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+        about[""] = parsed.short_description or ""
+    return about

@@ -10,10 +10,20 @@ from typing import Any, Literal, get_args
 
 from tjx_ckpt.config import CheckpointConfig
 from tjx_data.config import DataConfig
+from tjx_data.corpora import OTHER_DATA
 from tjx_metrics.config import LogConfig
-from tjx_nn.config import GPTConfig
+from tjx_nn.bert_config import BertConfig
+from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.vit_config import ViTConfig
 from tjx_optim.config import OptimizerConfig, ScheduleConfig
 from tjx_parallel.config import MeshConfig
+
+# The first is what a model is where nothing is said of its family.
+ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
+
+# Families that read text.
+TEXT_FAMILIES = ("gpt", "bert")
 
 Precision = Literal["fp32", "bf16"]
 
@@ -162,7 +172,7 @@ class Config:
     seed
         Seed of everything random: parameters, order of the data, dropout, the sample.
     model
-        The model.
+        The model: what its family (gpt, bert, vit, encoder_decoder) can be told.
     data
         The text and how it is read.
     train
@@ -187,7 +197,7 @@ class Config:
     run_dir: str | None = None
     name: str = "run"
     seed: int = 0
-    model: GPTConfig = field(default_factory=GPTConfig)
+    model: ModelConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -207,17 +217,19 @@ class Config:
         Parameters
         ----------
         tokenizer_size : int
-            Number of the tokenizer's ids.
+            Number of ids that the model must know.
 
         Raises
         ------
         ValueError
             If model.vocab_size was given and is too small.
         """
+        model = self.model
+        assert isinstance(model, GPTConfig | BertConfig)
         if self.train.vocab_from_tokenizer:
-            return replace(self, model=replace(self.model, vocab_size=tokenizer_size))
-        if self.model.vocab_size < tokenizer_size:
-            raise ValueError(_vocabulary_too_small(self.model.vocab_size, tokenizer_size))
+            return replace(self, model=replace(model, vocab_size=tokenizer_size))
+        if model.vocab_size < tokenizer_size:
+            raise ValueError(_vocabulary_too_small(model.vocab_size, tokenizer_size))
         return self
 
     @property
@@ -247,16 +259,43 @@ def _check_seed(seed: int) -> list[str]:
     return [] if 0 <= seed < 2**32 else [f"seed {seed} must lie in [0, 2**32): give one such as 1"]
 
 
-def _check_sequence_length(data: DataConfig, model: GPTConfig) -> list[str]:
-    if data.seq_len <= model.max_seq_len:
+def _check_data(data: DataConfig, model: ModelConfig) -> list[str]:
+    """Check that the data are of the kind that the model is of."""
+    wanted = {"vit": "mnist", "encoder_decoder": "byte-reversal"}.get(model.family)
+    if wanted is None and data.corpus in OTHER_DATA and data.path is None:
+        return [
+            f"data.corpus {data.corpus} holds no text ({OTHER_DATA[data.corpus]}), and a model of "
+            f"the family {model.family} reads text: give a corpus of text"
+        ]
+    if wanted is not None and data.corpus != wanted:
+        return [
+            f"data.corpus {data.corpus} is nothing for a model of the family {model.family}: give "
+            f"--data.corpus {wanted} ({OTHER_DATA[wanted]})"
+        ]
+    if wanted == "mnist" and data.path is None:
+        return [
+            "data.path is none: give --data.path FOLDER, where MNIST's four files lie "
+            "(train-images-idx3-ubyte.gz and so on)"
+        ]
+    return []
+
+
+def _check_sequence_length(data: DataConfig, model: ModelConfig) -> list[str]:
+    if isinstance(model, ViTConfig):
+        return []
+    # The start stands before what an encoder-decoder writes.
+    needed = data.seq_len + isinstance(model, EncoderDecoderConfig)
+    if needed <= model.max_seq_len:
         return []
     return [
         f"data.seq_len {data.seq_len} is longer than model.max_seq_len {model.max_seq_len}: "
-        f"give --model.max_seq_len {data.seq_len} or a shorter --data.seq_len"
+        f"give --model.max_seq_len {needed} or a shorter --data.seq_len"
     ]
 
 
-def _check_vocabulary(data: DataConfig, model: GPTConfig, train: TrainConfig) -> list[str]:
+def _check_vocabulary(data: DataConfig, model: ModelConfig, train: TrainConfig) -> list[str]:
+    if not isinstance(model, GPTConfig | BertConfig):
+        return []
     # The sizes that are known before the tokenizer is; `with_vocabulary` checks the real one.
     known = {"gpt2": GPT2_VOCAB_SIZE, "bpe": data.vocab_size}
     size = known.get(data.tokenizer_kind, 0)
@@ -272,7 +311,7 @@ def _vocabulary_too_small(given: int, needed: int) -> str:
     )
 
 
-def _check_precision(model: GPTConfig, train: TrainConfig) -> list[str]:
+def _check_precision(model: ModelConfig, train: TrainConfig) -> list[str]:
     if model.dtype == DTYPE_OF_PRECISION[train.precision]:
         return []
     return [
@@ -291,7 +330,7 @@ def _check_batch(train: TrainConfig, mesh: MeshConfig) -> list[str]:
     return []
 
 
-def _check_tensor_axis(model: GPTConfig, mesh: MeshConfig) -> list[str]:
+def _check_tensor_axis(model: ModelConfig, mesh: MeshConfig) -> list[str]:
     if mesh.tensor < 1:
         return []
     sizes = {"n_head": model.n_head, "d_ff": model.ff_dim}
@@ -308,6 +347,7 @@ def _check_tensor_axis(model: GPTConfig, mesh: MeshConfig) -> list[str]:
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("name",), _check_name),
     (("seed",), _check_seed),
+    (("data", "model"), _check_data),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),

@@ -11,7 +11,7 @@ import numpy as np
 import tjx_data
 import tjx_metrics
 import tjx_nn
-from tjx_nn.config import GPTConfig
+from tjx_trainer.config import ModelConfig
 from tjx_trainer.step import IGNORED, Batch, Constrain
 
 Sums = dict[str, jax.Array]
@@ -25,45 +25,64 @@ class Evaluation:
     Attributes
     ----------
     loss_sum : float
-        Sum of the losses of all target tokens, nats.
+        Sum of the losses of all targets, nats.
     tokens : int
-        Number of target tokens.
-    text_bytes : int
-        Bytes of UTF-8 text that the target tokens stand for.
+        Number of targets.
+    text_bytes : int or None
+        Bytes of UTF-8 text that the targets stand for; None where they are no text.
     correct : dict
-        k -> number of targets among the model's k likeliest tokens.
+        k -> number of targets among the model's k likeliest answers.
+    exact_rows, rows : int
+        Rows of which every target was the likeliest answer, and rows with a target; 0 where
+        accuracies were not asked for, or a row has one target.
     """
 
     loss_sum: float
     tokens: int
-    text_bytes: int
+    text_bytes: int | None
     correct: Mapping[int, int] = field(default_factory=dict)
+    exact_rows: int = 0
+    rows: int = 0
 
     def metrics(self) -> dict[str, float]:
-        """Return loss, perplexity, bits per byte and token, and accuracies by name."""
+        """Return the loss, of text perplexity and bits per byte and token, and accuracies."""
         loss = self.loss_sum / self.tokens
-        found = {
-            "loss": loss,
-            "perplexity": tjx_metrics.perplexity(loss),
-            "bits_per_byte": tjx_metrics.bits_per_byte(self.loss_sum, self.text_bytes),
-            "bits_per_token": tjx_metrics.bits_per_token(loss),
-        }
+        found = {"loss": loss}
+        if self.text_bytes is not None:
+            found |= {
+                "perplexity": tjx_metrics.perplexity(loss),
+                "bits_per_byte": tjx_metrics.bits_per_byte(self.loss_sum, self.text_bytes),
+                "bits_per_token": tjx_metrics.bits_per_token(loss),
+            }
         for k, count in self.correct.items():
             found[f"top{k}_accuracy"] = count / self.tokens
+        if self.rows:
+            found["exact_match"] = self.exact_rows / self.rows
         return found
 
 
 def make_eval_step(
-    model: GPTConfig, *, ks: tuple[int, ...] = (), constrain: Constrain | None = None
+    model: ModelConfig, *, ks: tuple[int, ...] = (), constrain: Constrain | None = None
 ) -> EvalStep:
-    """Return the jitted sums of a batch; accuracies (`ks`) need the logits, the loss does not."""
+    """Return the jitted sums of a batch; accuracies (`ks`) need the logits, the loss does not.
+
+    Fed with the right answers so far, a decoder that gives each next one would have written all of
+    them by itself: rows that are exact here are those of greedy generation.
+    """
 
     def eval_step(params: dict[str, Any], batch: Batch) -> Sums:
-        gpt = tjx_nn.bind(model, params, constrain=constrain)
-        tokens, labels = batch["tokens"], batch["labels"]
-        sums = {"loss_sum": gpt.token_losses(tokens, labels).sum()}
+        network: Any = tjx_nn.bind(model, params, constrain=constrain)
+        sums = {"loss_sum": network.losses(**batch).tokens.sum()}
         if ks:
-            sums["correct"] = tjx_metrics.top_k_correct(gpt(tokens), labels, ks, IGNORED)
+            inputs, labels = dict(batch), batch["labels"]
+            del inputs["labels"]
+            logits = network(**inputs)
+            sums["correct"] = tjx_metrics.top_k_correct(logits, labels, ks, IGNORED)
+            if labels.ndim > 1:
+                counts = labels != IGNORED
+                missed = counts & (logits.argmax(-1) != labels)
+                sums["rows"] = counts.any(-1).sum()
+                sums["exact_rows"] = (counts.any(-1) & ~missed.any(-1)).sum()
         return sums
 
     return jax.jit(eval_step)
@@ -72,10 +91,9 @@ def make_eval_step(
 def evaluate(
     eval_step: EvalStep,
     params: dict[str, Any],
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[tuple[Batch, np.ndarray]],
     *,
-    put: Callable[[Mapping[str, np.ndarray]], Batch],
-    token_byte_lengths: np.ndarray,
+    token_byte_lengths: np.ndarray | None,
     ks: tuple[int, ...] = (),
 ) -> Evaluation:
     """Sum over all batches.
@@ -86,12 +104,11 @@ def evaluate(
         From `make_eval_step`.
     params : nested dict of arrays
         The model's parameters.
-    batches : iterable of {"tokens", "labels": int32 [batch, seq_len]}
-        Each target once; padding has the label -100.
-    put : callable
-        Places a batch of NumPy arrays on the devices.
-    token_byte_lengths : int32 [vocab_size]
-        Bytes of text that each token stands for.
+    batches : iterable of (batch, labels)
+        Each target once; padding has the label -100. The batch lies on the devices and the labels
+        lie here too.
+    token_byte_lengths : int32 [vocab_size] or None
+        Bytes of text that each token stands for; None where labels are no text.
     ks : tuple of int
         As `make_eval_step` was given.
 
@@ -102,15 +119,18 @@ def evaluate(
     """
     pending: list[Sums] = []
     tokens = text_bytes = 0
-    for batch in batches:
-        pending.append(eval_step(params, put(batch)))
-        tokens += int((batch["labels"] != IGNORED).sum())
-        text_bytes += tjx_data.batch_bytes(batch["labels"], token_byte_lengths)
+    for batch, labels in batches:
+        pending.append(eval_step(params, batch))
+        tokens += int((labels != IGNORED).sum())
+        if token_byte_lengths is not None:
+            text_bytes += tjx_data.batch_bytes(labels, token_byte_lengths)
     # Read at the end: the device never waits for the host between batches.
     sums = jax.device_get(pending)
     return Evaluation(
         loss_sum=math.fsum(float(each["loss_sum"]) for each in sums),
         tokens=tokens,
-        text_bytes=text_bytes,
+        text_bytes=None if token_byte_lengths is None else text_bytes,
         correct={k: sum(int(each["correct"][i]) for each in sums) for i, k in enumerate(ks)},
+        exact_rows=sum(int(each.get("exact_rows", 0)) for each in sums),
+        rows=sum(int(each.get("rows", 0)) for each in sums),
     )

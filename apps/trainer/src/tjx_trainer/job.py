@@ -1,20 +1,21 @@
 """The parts of a run, made from its configuration and put together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-import tjx_data
+import tjx_nn
 import tjx_optim
 import tjx_parallel
 from tjx_trainer.config import Config
 from tjx_trainer.evaluation import EvalStep, Evaluation, evaluate, make_eval_step
 from tjx_trainer.state import TrainState, abstract_state, initial_state
 from tjx_trainer.step import Batch, TrainStep, make_train_step
+from tjx_trainer.task import Share, Task
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,8 @@ class Job:
     ----------
     config : Config
         The resolved configuration: the vocabulary's size is the tokenizer's.
-    tokenizer : tjx_data.Tokenizer
-        From text to tokens and back.
-    train_data, validation_data : tjx_data.TokenLoader
-        This process's rows of each batch.
+    task : Task
+        The data, and how the model is judged by them.
     mesh : jax.sharding.Mesh
         The devices.
     optimizer : optax.GradientTransformation
@@ -42,19 +41,12 @@ class Job:
     """
 
     config: Config
-    tokenizer: tjx_data.Tokenizer
-    train_data: tjx_data.TokenLoader
-    validation_data: tjx_data.TokenLoader
+    task: Task
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
     abstract: TrainState
     train_step: TrainStep
     eval_step: EvalStep
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """What a checkpoint of this run goes with."""
-        return {"data": self.train_data.fingerprint, "tokenizer": self.tokenizer.fingerprint}
 
     def initial_state(self) -> TrainState:
         """Make the state of step 0."""
@@ -67,30 +59,14 @@ class Job:
         return placed
 
     def evaluate(self, params: dict[str, Any]) -> Evaluation:
-        """Sum over the validation text, or as much of it as the configuration says."""
+        """Sum over the held-out data, or as much of them as the configuration says."""
         return evaluate(
             self.eval_step,
             params,
-            self.validation_data.evaluation_batches(self.config.train.eval_tokens),
-            put=self.put,
-            token_byte_lengths=self.tokenizer.token_byte_lengths,
+            self.task.evaluation_batches(self.put),
+            token_byte_lengths=self.task.token_byte_lengths,
+            ks=self.task.accuracies,
         )
-
-
-def open_data(
-    config: Config, progress: tjx_data.Progress | None = None
-) -> tuple[str, tjx_data.Tokenizer]:
-    """Return the folder of the prepared data, made if need be, and its tokenizer.
-
-    Raises
-    ------
-    tjx_data.HubError
-        If the corpus or tokenizer is neither in the cache nor within reach.
-    ValueError
-        If the text cannot be used.
-    """
-    folder = tjx_data.open_or_prepare(config.data, progress=progress)
-    return str(folder), tjx_data.Tokenizer.load(folder)
 
 
 def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -100,20 +76,22 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
         learning_rate=config.optimizer.learning_rate,
         max_steps=config.train.max_steps,
     )
-    return schedule, tjx_optim.make_optimizer(config.optimizer, schedule)
+    scales = None
+    if config.model.mup_base is not None:
+        scales = tjx_nn.learning_rate_scales(config.model)
+    optimizer = tjx_optim.make_optimizer(config.optimizer, schedule, learning_rate_scales=scales)
+    return schedule, optimizer
 
 
-def build_job(config: Config, data: str, tokenizer: tjx_data.Tokenizer) -> Job:
+def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
     """Make the parts of a run. Nothing is computed yet.
 
     Parameters
     ----------
     config : Config
         The resolved configuration.
-    data : str
-        Folder of the prepared data.
-    tokenizer : tjx_data.Tokenizer
-        The tokenizer that made it.
+    make_task : callable
+        As `open_task` gives it, beside the configuration.
 
     Raises
     ------
@@ -127,24 +105,12 @@ def build_job(config: Config, data: str, tokenizer: tjx_data.Tokenizer) -> Job:
     constrain = tjx_parallel.make_constraint(mesh, rules)
     process_index, process_count = tjx_parallel.batch_process(mesh)
 
-    def loader(split: Literal["train", "validation"], batch_size: int) -> tjx_data.TokenLoader:
-        return tjx_data.TokenLoader(
-            data,
-            split=split,
-            seq_len=config.data.seq_len,
-            batch_size=batch_size,
-            seed=config.seed,
-            process_index=process_index,
-            process_count=process_count,
-            tokenizer=tokenizer,
-        )
-
+    # Evaluation needs the memory of one microbatch, as training does.
+    batch_size = config.train.batch_size
+    task = make_task(Share(batch_size, batch_size // accumulation, process_index, process_count))
     return Job(
         config=config,
-        tokenizer=tokenizer,
-        train_data=loader("train", config.train.batch_size),
-        # Evaluation needs the memory of one microbatch, as training does.
-        validation_data=loader("validation", config.train.batch_size // accumulation),
+        task=task,
         mesh=mesh,
         optimizer=optimizer,
         abstract=abstract_state(config.model, optimizer, mesh, rules),
@@ -156,5 +122,5 @@ def build_job(config: Config, data: str, tokenizer: tjx_data.Tokenizer) -> Job:
             seed=config.seed,
             constrain=constrain,
         ),
-        eval_step=make_eval_step(config.model, constrain=constrain),
+        eval_step=make_eval_step(config.model, ks=task.accuracies, constrain=constrain),
     )

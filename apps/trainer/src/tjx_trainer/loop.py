@@ -45,16 +45,16 @@ def run_steps(
         if first == 0:
             progress.evaluate(0, partial(job.evaluate, state.params))
         while step < train.max_steps and not stopping():
-            state, metrics = job.train_step(state, job.put(job.train_data.batch(step)))
+            state, metrics = job.train_step(state, job.task.batch(step, job.put))
             step += 1
             progress.stepped(step, metrics)
             if step == train.max_steps or step % train.eval_every == 0:
                 progress.evaluate(step, partial(job.evaluate, state.params))
             if step % save_every == 0:
                 progress.flush()  # a run that goes on from here lacks no record
-                checkpointer.save(step, state, metadata=job.fingerprints)
+                checkpointer.save(step, state, metadata=job.task.fingerprints)
     progress.flush()
     if step > first and step % save_every != 0:
-        checkpointer.save(step, state, metadata=job.fingerprints)
+        checkpointer.save(step, state, metadata=job.task.fingerprints)
     checkpointer.wait()
     return state

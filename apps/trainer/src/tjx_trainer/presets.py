@@ -123,7 +123,7 @@ def nearest_names(name: str) -> list[str]:
     if "." in wanted and whole:
         return whole
     if own_name in by_own_name:
-        return by_own_name[own_name]
+        return sorted(by_own_name[own_name], key=lambda leaf: leaf.count("."))
     # Short for a name, as lr is for learning_rate; or one of its words, as steps is.
     short = [
         leaf

@@ -52,7 +52,8 @@ MAY_CHANGE = frozenset({
     "train.device_batch_size",
     "model.remat",
     "model.scan_layers",
-    "model.attention",
+    "model.remat_every",
+    "model.attention_implementation",
 })  # fmt: skip
 SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.")
 
@@ -219,7 +220,8 @@ def _differing(saved: Config, wanted: Config) -> list[str]:
     lines = [
         f"{name} is {text_of(there[name])} there and {text_of(here[name])} here"
         for name in there
-        if there[name] != here[name]
+        if name in here
+        and there[name] != here[name]
         and name not in ignored
         and not name.startswith(SECTIONS_THAT_MAY_CHANGE)
     ]

@@ -7,7 +7,7 @@ import numpy as np
 
 import tjx_data
 import tjx_nn
-from tjx_nn.config import GPTConfig
+from tjx_nn.gpt_config import GPTConfig
 
 
 def continue_prompt(

@@ -8,7 +8,7 @@ import optax
 
 import tjx_nn
 import tjx_parallel
-from tjx_nn.config import GPTConfig
+from tjx_trainer.config import ModelConfig
 
 
 class TrainState(NamedTuple):
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(
-    model: GPTConfig,
+    model: ModelConfig,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     rules: tjx_parallel.ShardingRules,
@@ -52,7 +52,7 @@ def abstract_state(
 
 
 def initial_state(
-    model: GPTConfig,
+    model: ModelConfig,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     *,
@@ -66,7 +66,7 @@ def initial_state(
 
 
 def _initial_state(
-    model: GPTConfig, optimizer: optax.GradientTransformation, seed: int
+    model: ModelConfig, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
     params = tjx_nn.init(model, jax.random.key(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))

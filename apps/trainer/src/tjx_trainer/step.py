@@ -9,7 +9,7 @@ import optax
 
 import tjx_nn
 import tjx_optim
-from tjx_nn.config import GPTConfig
+from tjx_trainer.config import ModelConfig
 from tjx_trainer.state import TrainState
 
 Batch = Mapping[str, jax.Array]
@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 def make_train_step(
-    model: GPTConfig,
+    model: ModelConfig,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
@@ -34,7 +34,7 @@ def make_train_step(
 
     Parameters
     ----------
-    model : GPTConfig
+    model : ModelConfig
         The model, compute dtype included.
     optimizer : optax.GradientTransformation
         From gradients to updates.
@@ -50,27 +50,34 @@ def make_train_step(
     Returns
     -------
     callable
-        From (state, {"tokens", "labels": int32 [batch, seq_len]}) to the next state and the
-        scalars "loss" (nats a token), "grad_norm", "learning_rate" and "tokens".
+        From (state, batch) to the next state and the scalars "loss" (nats a label), "grad_norm",
+        "learning_rate", "tokens" (labels that count), and what experts and indexers report. The
+        batch holds the arguments of the model's `losses`, "labels" among them.
     """
 
-    def loss_sum_and_count(params: Any, microbatch: Batch) -> tuple[jax.Array, jax.Array]:
-        losses = tjx_nn.bind(model, params, constrain=constrain).token_losses(
-            microbatch["tokens"], microbatch["labels"], dropout_key=microbatch.get("key")
-        )
-        return losses.sum(), (microbatch["labels"] != IGNORED).sum()
+    def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
+        arrays = dict(microbatch)
+        key = arrays.pop("key", None)
+        network: Any = tjx_nn.bind(model, params, constrain=constrain)
+        losses = network.losses(**arrays, dropout_key=key)
+        count = (arrays["labels"] != IGNORED).sum()
+        cross_entropy = losses.tokens.sum()
+        # Penalties are means over tokens: as sums they weigh the same in microbatches of any size.
+        sums = {name: count * value for name, value in losses.measures.items()}
+        sums["loss"] = cross_entropy
+        return cross_entropy + count * losses.penalty, (count, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         microbatches = dict(tjx_optim.split_microbatches(batch, accumulation))
-        if model.dropout > 0:
+        if model.drops:
             # The step's own key; the parameters took another branch of the same seed.
             step_key = jax.random.fold_in(jax.random.key(seed), state.step + 1)
             microbatches["key"] = jax.random.split(step_key, accumulation)
-        total = tjx_optim.accumulate_gradients(loss_sum_and_count, state.params, microbatches)
+        total = tjx_optim.accumulate_gradients(loss_sum, state.params, microbatches)
         updates, opt_state = optimizer.update(total.gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": total.loss,
+            **total.means,
             "grad_norm": tjx_optim.global_norm(total.gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "tokens": total.token_count,

@@ -12,15 +12,15 @@ import tjx_metrics
 import tjx_nn
 import tjx_parallel
 from tjx_trainer.allocator import keep_freed_memory
-from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.config import TEXT_FAMILIES, Config, ConfigError
 from tjx_trainer.interrupt import StopRequest
-from tjx_trainer.job import Job, build_job, open_data
+from tjx_trainer.job import Job, build_job
 from tjx_trainer.loop import run_steps
 from tjx_trainer.preparing import PreparationBar
 from tjx_trainer.progress import Progress
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run
 from tjx_trainer.state import TrainState
-from tjx_trainer.summary import sample, xz_bits_per_byte
+from tjx_trainer.task import open_task
 
 
 def train(config: Config) -> int:
@@ -48,15 +48,14 @@ def train(config: Config) -> int:
     tjx_parallel.initialize()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    if problems := tjx_data.find_problems(config.data):
+    if config.model.family in TEXT_FAMILIES and (problems := tjx_data.find_problems(config.data)):
         raise ConfigError(problems)
     check_run(config)  # before minutes are spent on the data
     job = prepare(config)
     refuse_other_data(job)
     run = open_run(job.config)
     if tjx_parallel.is_main():
-        job.tokenizer.save(run.tokenizer)
-        run.point_to_data(job.train_data.directory, fingerprint=job.train_data.fingerprint)
+        job.task.record(run)
     say(f"run directory  {run.path}")
     with (
         StopRequest() as stop,
@@ -87,20 +86,16 @@ def train(config: Config) -> int:
 
 
 def prepare(config: Config) -> Job:
-    """Open the data, fit the vocabulary to the tokenizer, and build the parts of the run."""
+    """Open the data, fit the model to them, and build the parts of the run."""
     try:
         with PreparationBar() as bar:
-            data, tokenizer = open_data(config, bar)
-        config = config.with_vocabulary(tokenizer.vocab_size)
-        job = build_job(config, data, tokenizer)
+            config, make_task = open_task(config, bar)
+        job = build_job(config, make_task)
     except tjx_data.HubError:
         raise
     except ValueError as error:
         raise ConfigError(str(error).splitlines()) from error
-    say(
-        f"data           {job.train_data.n_tokens:,} tokens to train on, "
-        f"{job.validation_data.n_tokens:,} held out, vocabulary {tokenizer.vocab_size:,}"
-    )
+    say(f"data           {job.task.introduction}")
     say(
         f"model          {tjx_nn.count_params(config.model):,} parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
@@ -118,7 +113,7 @@ def refuse_other_data(job: Job) -> None:
     """
     run = None if job.config.run_dir is None else RunDirectory(Path(job.config.run_dir))
     before = None if run is None else run.data_pointer()
-    if before is not None and before[1] != job.train_data.fingerprint:
+    if before is not None and before[1] != job.task.fingerprints["data"]:
         raise ConfigError([
             f"--run_dir {job.config.run_dir}: the text or the tokenizer changed since this run was "
             "started: put back what it was, or give another --run_dir"
@@ -166,21 +161,17 @@ def conclude(
     run.plots.mkdir(exist_ok=True)
     tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
     found = (progress.last_evaluation or job.evaluate(state.params)).metrics()
-    xz = xz_bits_per_byte(job)
-    lines = [
-        f"validation loss  {found['loss']:.4f} nats a token, perplexity {found['perplexity']:.2f}",
-        f"bits per byte    {found['bits_per_byte']:.3f} (`xz -9` needs {xz:.3f} for the same text)",
-    ]
+    lines = job.task.conclusion(state.params, found)
     if (rate := throughput.mean_tokens_per_sec) is not None:
-        lines.append(f"tokens a second  {rate:,.0f}")
+        what = "tokens" if job.config.model.family in TEXT_FAMILIES else "labels"
+        lines.append(f"{what} a second  {rate:,.0f}")
     lines += [
         f"loss curve       {run.plots / 'loss.png'}",
         f"checkpoints      {run.checkpoints}",
         f"metrics          {run.metrics}",
-        f"more text        ./pants run apps/eval -- generate {run.path} --prompt TEXT",
     ]
-    if job.config.train.sample_tokens:
-        lines = ["a sample", "--------", sample(job, state), "--------", *lines]
+    if job.config.model.family == "gpt":
+        lines.append(f"more text        ./pants run apps/eval -- generate {run.path} --prompt TEXT")
     sys.stdout.write("\n".join(["", *lines]) + "\n")
 
 

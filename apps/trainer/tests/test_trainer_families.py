@@ -1,0 +1,159 @@
+"""Every family of models trains through the same program, on data of its own."""
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tjx_trainer import main as program
+from tjx_trainer.command_line import resolve
+from tjx_trainer.config import ConfigError
+from tjx_trainer.job import build_job
+from tjx_trainer.task import open_task
+
+SMALL = """
+--model.n_layer=1 --model.n_head=2 --model.d_model=16 --train.max_steps=12 --train.batch_size=16
+--train.eval_every=12 --train.sample_tokens=0 --log.every=1 --optimizer.learning_rate=1e-2
+--schedule.warmup_steps=2 --checkpoint.every=6
+""".split()  # noqa: SIM905  a list of words reads worse
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images in MNIST's files: one bright quarter, which is the label."""
+    folder = tmp_path_factory.mktemp("digits")
+    labels = np.random.default_rng(0).integers(0, 4, 64)
+    images = np.zeros((64, 8, 8), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 255
+    for prefix in ("train", "t10k"):
+        for name, array in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+            head = struct.pack(">BBBB", 0, 0, 8, array.ndim)
+            head += struct.pack(f">{array.ndim}I", *array.shape)
+            data = gzip.compress(head + array.astype(np.uint8).tobytes())
+            (folder / f"{prefix}-{name}.gz").write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The flags of each family."""
+    folder = tmp_path_factory.mktemp("text")
+    text = folder / "text.txt"
+    text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(300)))
+    return {
+        "bert": [
+            *SMALL, "--config=bert_base", "--train.precision=fp32",
+            "--model.max_seq_len=16", "--data.seq_len=16",
+            "--data.tokenizer=char", "--data.holdout=tail", f"--data.path={text}",
+            f"--data.cache_dir={folder / 'cache'}",
+        ],
+        "vit": [
+            *SMALL, "--config=vit_mnist", "--model.image_size=8", "--model.patch_size=4",
+            "--model.channels=1", "--model.n_classes=4", "--data.corpus=mnist",
+            f"--data.path={digits}", "--model.pool=mean", "--model.init_std=0.2",
+        ],
+        "encoder_decoder": [
+            *SMALL, "--config=seq2seq_toy", "--model.n_encoder_layer=1",
+            "--model.max_seq_len=8", "--data.corpus=byte-reversal", "--data.seq_len=4",
+            "--train.eval_tokens=40",
+        ],
+    }  # fmt: skip
+
+
+def changed(words: list[str], *flags: str) -> list[str]:
+    """Give flags in place of those of the same name."""
+    names = {flag.partition("=")[0] for flag in flags}
+    return [*(word for word in words if word.partition("=")[0] not in names), *flags]
+
+
+@pytest.mark.parametrize(
+    ("family", "says"),
+    [
+        ("bert", "of the masked tokens"),
+        ("vit", "test accuracy"),
+        ("encoder_decoder", "exact match"),
+    ],
+)
+def test_a_family_trains_and_goes_on_where_it_stopped(
+    words: dict[str, list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    says: str,
+) -> None:
+    def records(name: str) -> list[dict[str, float]]:
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(x).items() if "per_sec" not in k} for x in lines]
+
+    given = [*words[family], "--schedule.decay_steps=12"]
+    assert program.main([*given, f"--run_dir={tmp_path / 'whole'}"]) == 0
+    assert says in capsys.readouterr().out
+    found = records("whole")
+    losses = [record["train/loss"] for record in found if "train/loss" in record]
+    assert losses[-1] < losses[0]
+
+    halves = [f"--run_dir={tmp_path / 'halves'}"]
+    assert program.main(changed(given, "--train.max_steps=6", *halves)) == 0
+    assert program.main([*given, *halves]) == 0
+    last = [record for record in found if record["step"] > 6]
+    assert [record for record in records("halves") if record["step"] > 6] == last
+
+
+def test_masks_are_a_function_of_seed_and_step(words: dict[str, list[str]]) -> None:
+    job = build_job(*open_task(resolve(words["bert"])))
+    once, again, later = (jax.device_get(job.task.batch(step, job.put)) for step in (3, 3, 4))
+    np.testing.assert_array_equal(once["tokens"], again["tokens"])
+    assert (once["labels"] != -100).any()
+    assert ((once["labels"] != -100) != (later["labels"] != -100)).any()
+    # Held-out text is masked in the same places each time, its end not at all.
+    first, second = (
+        [labels for _, labels in job.task.evaluation_batches(job.put)] for _ in range(2)
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model.family=vit"], "give --data.corpus mnist"),
+        (["--model.family=vit", "--data.corpus=mnist"], "give --data.path FOLDER"),
+        (["--model.family=encoder_decoder"], "give --data.corpus byte-reversal"),
+        (["--data.corpus=mnist"], "holds no text"),
+        (["--model.patch_size=4"], "belongs to models of the family vit"),
+        (
+            ["--model.family=encoder_decoder", "--data.corpus=byte-reversal",
+             "--data.seq_len=16", "--model.max_seq_len=16"],
+            "give --model.max_seq_len 17",
+        ),
+    ],
+)  # fmt: skip
+def test_data_of_another_kind_are_refused(flags: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve(flags)
+
+
+def test_images_of_another_size_are_refused(words: dict[str, list[str]]) -> None:
+    with pytest.raises(ValueError, match=r"give --model.image_size 8,8"):
+        open_task(resolve(changed(words["vit"], "--model.image_size=16")))
+
+
+def test_what_experts_and_indexers_report_is_logged(
+    words: dict[str, list[str]], tmp_path: Path
+) -> None:
+    text = [word for word in words["bert"] if not word.startswith("--config")]
+    flags = [
+        "--model.experts.count=4", "--model.sparse.top_k=4", "--model.sparse.head_dim=4",
+        "--train.max_steps=2", "--train.accumulation=2", f"--run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert program.main(changed(text, *flags)) == 0
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
+    assert record["train/balance_loss"] >= 1 - 1e-5
+    assert record["train/indexer_loss"] > 0
+    assert 0 <= record["train/dropped"] < 1
+    assert record["train/router_z_loss"] > 0
