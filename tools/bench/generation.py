@@ -1,0 +1,120 @@
+"""Measure greedy generation, ours against Hugging Face's and plain torch: one command, JSON.
+
+    python tools/bench/generation.py [--torch-python PATH] [--suite cpu|gpu]
+
+wants an environment with jax and the packages tjx-kernels and tjx-nn (or PYTHONPATH of their src).
+All sides have the same weights and prompt: in float32 their tokens must agree, or nothing is
+measured. They run in turn, round after round.
+"""
+
+import argparse
+import datetime
+import json
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from turns import Json, Worker, machine, summary
+
+HERE = Path(__file__).resolve().parent
+SMALL = {"sizes": [4096, 256, 4, 4, 256], "prompt": 16, "new": 100, "dtype": "float32"}
+GPT2_SMALL = {"sizes": [50257, 768, 12, 12, 1024], "prompt": 16, "new": 100, "dtype": "float32"}
+
+# vocab_size, d_model, n_layer, n_head, max_seq_len; tokens of a prompt and of its continuation;
+# goals in times the speed of Hugging Face's, or in tokens a second.
+CASES: dict[str, list[Json]] = {
+    "cpu": [
+        {"name": "4 layers, 256 wide, batch 1", **SMALL, "batch": 1, "goal_ratio": 2.5},
+        {"name": "4 layers, 256 wide, batch 8", **SMALL, "batch": 8},
+        {"name": "GPT-2 small, batch 1", **GPT2_SMALL, "batch": 1, "goal_ratio": 1.8},
+    ],
+    "gpu": [
+        {
+            "name": f"GPT-2 small, bfloat16, batch {batch}",
+            **GPT2_SMALL, "dtype": "bfloat16", "batch": batch, "new": 500, **goal,
+        }
+        for batch, goal in ((1, {"goal_tokens_per_sec": 2000}), (32, {}))
+    ],
+}  # fmt: skip
+
+
+def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
+    """Measure one case; its workers end with it, as several models may not fit at once."""
+    print(f"{case['name']} ...", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        given = {**case, "weights": str(Path(folder) / "weights.npz")}
+        workers = {"tjx": Worker([sys.executable, str(HERE / "generation_jax.py")], {})}
+        answers = {"tjx": workers["tjx"].ask("prepare", case=given)}
+        for kind in ("transformers", "static cache") if torch_python is not None else ():
+            command = [str(torch_python), str(HERE / "generation_torch.py"), kind]
+            workers[kind] = Worker(command, {"HF_HUB_OFFLINE": "1"})
+            answers[kind] = workers[kind].ask("prepare", case=given)
+        found = {name: answer.pop("tokens") for name, answer in answers.items()}
+        if case["dtype"] == "float32" and any(x != found["tjx"] for x in found.values()):
+            sys.exit(f"the tokens differ: {found}")
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                seconds[name] += worker.ask("run", times=2)["seconds"]
+        for worker in workers.values():
+            worker.stop()
+    for name, answer in answers.items():
+        answer |= summary(seconds[name])
+        answer["tokens_per_sec"] = round(1e3 * case["batch"] * case["new"] / answer["median_ms"], 1)
+        answer["speed_of_tjx"] = round(answer["median_ms"] / answers["tjx"]["median_ms"], 3)
+        print(
+            f"  {name:<14}{answer['tokens_per_sec']:>9,.1f} tokens/s; tjx is "
+            f"{answer['speed_of_tjx']:.2f}x as fast; ready in {answer['ready_seconds']:.1f} s",
+            flush=True,
+        )
+    return {**case, "rounds": rounds, "sides": answers}
+
+
+def goals(record: Json) -> list[str]:
+    """Say for each goal whether it is met."""
+    sides = record["sides"]
+    lines = []
+    if "goal_ratio" in record and "transformers" in sides:
+        found = sides["transformers"]["speed_of_tjx"]
+        verdict = "met" if found >= record["goal_ratio"] else "missed"
+        lines.append(f"{record['name']}: {found:.2f}x of {record['goal_ratio']}x, {verdict}")
+    if "goal_tokens_per_sec" in record:
+        found = sides["tjx"]["tokens_per_sec"]
+        verdict = "met" if found >= record["goal_tokens_per_sec"] else "missed"
+        lines.append(f"{record['name']}: {found} of {record['goal_tokens_per_sec']}/s, {verdict}")
+    return lines
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=tuple(CASES), default="cpu")
+    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", default="", help="regular expression: only cases it finds")
+    parser.add_argument("--output", type=Path, help="the JSON")
+    given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error(f"--rounds is {given.rounds}; give 1 or more")
+    start = machine()
+    records = [
+        measure(case, given.torch_python, rounds=given.rounds)
+        for case in CASES[given.suite]
+        if re.search(given.cases, case["name"])
+    ]
+    if not records:
+        parser.error(f"--cases {given.cases!r} finds none of the suite")
+    verdicts = [line for record in records for line in goals(record)]
+    print(*verdicts, sep="\n")
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    result = {"date": date, "machine": start, "cases": records, "goals": verdicts}
+    device = re.sub(r"[^a-z0-9]+", "-", records[0]["sides"]["tjx"]["device"].lower()).strip("-")
+    output = given.output or HERE / "results" / f"generation-{device}-{date[:10]}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Our side of the generation benchmark; see generation.py."""
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from turns import Json, serve
+
+import tjx_nn
+
+
+class Generation:
+    """A model and prompts."""
+
+    def prepare(self, case: Json) -> Json:
+        """Compile, and say which tokens come out."""
+        vocab, width, layers, heads, length = case["sizes"]
+        self._config = tjx_nn.GPTConfig(
+            vocab_size=vocab, d_model=width, n_layer=layers, n_head=heads, max_seq_len=length,
+            dtype=case["dtype"],
+        )  # fmt: skip
+        self._params = jax.jit(tjx_nn.init, static_argnums=0)(self._config, jax.random.key(0))
+        flat = jax.tree.leaves_with_path(self._params)
+        arrays: dict[str, Any] = {".".join(k.key for k in path): np.asarray(p) for path, p in flat}
+        np.savez(case["weights"], **arrays)
+        rng = np.random.default_rng(0)
+        self._prompt = rng.integers(0, vocab, (case["batch"], case["prompt"]), np.int32)
+        self._lengths = np.full(case["batch"], case["prompt"], np.int32)
+        self._new = case["new"]
+        start = time.perf_counter()
+        tokens = self._once()
+        return {
+            "ready_seconds": round(time.perf_counter() - start, 2),
+            "tokens": tokens.tolist(),
+            "device": f"{jax.devices()[0].device_kind}",
+            "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
+        }
+
+    def _once(self) -> np.ndarray:
+        tokens = tjx_nn.generate(
+            self._config, self._params, self._prompt, self._lengths, max_new_tokens=self._new
+        )
+        return np.asarray(tokens)
+
+    def run(self, times: int) -> Json:
+        """Generate; seconds of each time."""
+        seconds = []
+        for _ in range(times):
+            start = time.perf_counter()
+            self._once()
+            seconds.append(time.perf_counter() - start)
+        return {"seconds": seconds}
+
+
+if __name__ == "__main__":
+    generation = Generation()
+    serve({"prepare": generation.prepare, "run": generation.run})

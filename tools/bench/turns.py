@@ -1,0 +1,98 @@
+"""Two programs measured in turn, so that what else the machine does falls on both alike.
+
+A worker is a process that answers one JSON line with one JSON line, and lives for the whole run, so
+that it compiles once.
+"""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class Worker:
+    """A process that is asked questions.
+
+    Parameters
+    ----------
+    command
+        What to start.
+    environment
+        Variables beside this process' own.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+
+    def ask(self, question: str, **values: Any) -> Json:
+        """Return the answer to a question."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"do": question, **values}) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a worker ended with {self._process.wait()} at {question!r}")
+        answer: Json = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(answers: Mapping[str, Callable[..., Json]]) -> None:
+    """Answer questions from standard input until it ends; called in the worker."""
+    with os.fdopen(os.dup(1), "w", buffering=1) as out:
+        os.dup2(2, 1)  # what libraries print must not get between the answers
+        for line in sys.stdin:
+            values = json.loads(line)
+            out.write(json.dumps(answers[values.pop("do")](**values)) + "\n")
+
+
+def summary(seconds: Sequence[float]) -> Json:
+    """Return median, least and most of some times, in milliseconds."""
+    ms = [1000 * each for each in seconds]
+    return {
+        "median_ms": round(statistics.median(ms), 3),
+        "least_ms": round(min(ms), 3),
+        "most_ms": round(max(ms), 3),
+        "count": len(ms),
+    }
+
+
+def machine() -> Json:
+    """Say what the benchmark runs on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file() and (model := re.search(r"model name\s*: (.*)", info.read_text())):
+        cpu = model[1]
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    return {
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "system": platform.platform(),
+        "revision": revision.stdout.strip() or None,
+        "load_average": os.getloadavg(),
+    }
