@@ -108,7 +108,7 @@ def test_a_variant_trains_and_generates(name: str) -> None:
 
 def fields_of(config: Any) -> dict[str, Any]:
     """Every value of a configuration and of those in it, by name."""
-    found = {}
+    found: dict[str, Any] = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
         inner = fields_of(value) if dataclasses.is_dataclass(value) else {}
@@ -117,7 +117,7 @@ def fields_of(config: Any) -> dict[str, Any]:
 
 
 def hints_of(kind: Any) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         found |= hints_of(hint) if dataclasses.is_dataclass(hint) else {name: hint}
     return found
