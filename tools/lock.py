@@ -26,10 +26,10 @@ DIGEST_PREFIX = "# input sha256: "
 
 # Lock file -> what is added to the requirements of the repository.
 ACCELERATORS = {"cpu": (), "cuda13": ("jax[cuda13]",), "tpu": ("jax[tpu]",)}
-# Tools run in environments of their own, on versions that agree with the main lock.
-TOOLS = ("pytest", "mypy", "ruff", "compile")
-# Lock file -> those whose versions it takes, other than the main lock.
-CONSTRAINTS = {"compile": ("cuda13", "tpu")}
+# Tools run in environments of their own.
+TOOLS = ("pytest", "mypy", "ruff", "compile", "onnx")
+# Lock file -> those whose versions it takes, where that is not the main lock alone.
+CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu"), "onnx": ()}
 
 
 def read_requirements(path: Path) -> list[str]:
@@ -120,7 +120,7 @@ def resolve(name: str, lines: list[str], *, upgrade: bool) -> None:
         "--generate-hashes", "--no-emit-index-url", "--no-header", "--no-annotate",
         f"--output-file={path}",
     ]  # fmt: skip
-    for other in ("cpu", *CONSTRAINTS.get(name, ())):
+    for other in CONSTRAINTS.get(name, ("cpu",)):
         if other != name:
             command += ["--constraints", str(LOCKS / f"{other}.txt")]
     if upgrade:
