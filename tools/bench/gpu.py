@@ -2,9 +2,10 @@
 
     python tools/bench/gpu.py --output results [--torch-python PATH] [--minutes 28]
 
-wants an environment with jax[cuda13], numpy, pytest, jaxtyping and beartype (tools/locks/cuda13.txt
-has all of them), and matplotlib for pictures. What matters most comes first: the tests of the real
-kernels, the benchmark, then block sizes for the table. Each step is a process of its own with a
+wants an environment with jax[cuda13], flax, optax, lazy_loader, numpy, pytest, jaxtyping and
+beartype (tools/locks/cuda13.txt has all of them), and matplotlib for pictures. What matters most
+comes first: the tests of the real kernels, the benchmarks of attention, training and generation,
+then block sizes for the table. Each step is a process of its own with a
 time limit of its own; one that fails or runs out of time does not stop the others, and what it
 wrote by then stays. The exit status is 0 if every step succeeded.
 """
@@ -24,6 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "packages" / "tjx-kernels"
+PACKAGES = ("kernels", "nn", "optim")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Step:
 def steps(output: Path, torch_python: Path | None) -> list[Step]:
     """List the steps in the order of their worth."""
     python = sys.executable
-    sources = f"{KERNELS / 'src'}{os.pathsep}{KERNELS / 'tests'}"
+    folders = [ROOT / "packages" / f"tjx-{name}" / "src" for name in PACKAGES]
+    sources = os.pathsep.join(map(str, [*folders, KERNELS / "tests"]))
     found = {"PYTHONPATH": sources, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     benchmark = [python, "tools/bench/attention.py", "--suite", "gpu", "--minutes", "7"]
     benchmark += ["--output", str(output / "attention.json")]
@@ -68,6 +71,11 @@ def steps(output: Path, torch_python: Path | None) -> list[Step]:
         ),
         Step("benchmark", benchmark, 9, found),
     ]  # fmt: skip
+    for name in ("training", "generation"):
+        command = [python, f"tools/bench/{name}.py", "--suite", "gpu", "--rounds", "3"]
+        command += ["--output", str(output / f"{name}.json")]
+        command += [] if torch_python is None else ["--torch-python", str(torch_python)]
+        all_steps.append(Step(name, command, 5, found))
     for implementation, head_dim in [
         ("mosaic_gpu", 128), ("mosaic_gpu", 64), ("triton", 128), ("triton", 64),
     ]:  # fmt: skip
@@ -127,7 +135,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for all results")
     parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
     parser.add_argument("--minutes", type=float, default=28.0, help="limit of all steps together")
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="tests, benchmark, tune_...")
+    parser.add_argument(
+        "--only", nargs="+", metavar="STEP", help="tests, benchmark, training, generation, tune_..."
+    )
     arguments = parser.parse_args()
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,10 @@ from typing import Any
 Json = dict[str, Any]
 
 
+class WorkerEnded(Exception):
+    """A worker ended before it answered; what it printed says why."""
+
+
 class Worker:
     """A process that is asked questions.
 
@@ -39,14 +43,20 @@ class Worker:
         )
 
     def ask(self, question: str, **values: Any) -> Json:
-        """Return the answer to a question."""
+        """Return the answer to a question.
+
+        Raises
+        ------
+        WorkerEnded
+            If the process ended instead.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": question, **values}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"a worker ended with {self._process.wait()} at {question!r}")
+            raise WorkerEnded(f"a worker ended with {self._process.wait()} at {question!r}")
         answer: Json = json.loads(line)
         return answer
 
