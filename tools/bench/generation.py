@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from turns import Json, Worker, WorkerEnded, machine, summary
+from turns import Json, Worker, WorkerError, machine, summary
 
 HERE = Path(__file__).resolve().parent
 SMALL = {"sizes": [4096, 256, 4, 4, 256], "prompt": 16, "new": 100, "dtype": "float32"}
@@ -51,7 +51,7 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
             worker = Worker(command, {"HF_HUB_OFFLINE": "1"})
             try:
                 answers[kind] = worker.ask("prepare", case=given)
-            except WorkerEnded as end:  # transformers is not everywhere where torch is
+            except WorkerError as end:  # transformers is not everywhere where torch is
                 print(f"  {kind} is left out: {end}")
             else:
                 workers[kind] = worker

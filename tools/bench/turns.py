@@ -18,7 +18,7 @@ from typing import Any
 Json = dict[str, Any]
 
 
-class WorkerEnded(Exception):
+class WorkerError(Exception):
     """A worker ended before it answered; what it printed says why."""
 
 
@@ -47,7 +47,7 @@ class Worker:
 
         Raises
         ------
-        WorkerEnded
+        WorkerError
             If the process ended instead.
         """
         assert self._process.stdin is not None
@@ -56,7 +56,7 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerEnded(f"a worker ended with {self._process.wait()} at {question!r}")
+            raise WorkerError(f"a worker ended with {self._process.wait()} at {question!r}")
         answer: Json = json.loads(line)
         return answer
 
