@@ -56,15 +56,18 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(f"a worker ended with {self._process.wait()} at {question!r}")
+            raise WorkerError(f"a worker ended with {self.stop()} at {question!r}")
         answer: Json = json.loads(line)
         return answer
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self) -> int:
+        """End the process; return its status."""
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait()
+        status = self._process.wait()
+        self._process.stdout.close()
+        return status
 
 
 def serve(answers: Mapping[str, Callable[..., Json]]) -> None:
