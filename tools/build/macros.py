@@ -30,15 +30,23 @@ def tjx_sources():
     resources(name="data", sources=["**/py.typed", "**/*.yaml"])
 
 
-def tjx_tests(project):
-    """Declare the tests of the package or app in folder `project`."""
+def tjx_tests(project, second_batch=()):
+    """Declare the tests of the package or app in folder `project`.
+
+    The test files of a batch share a process: importing JAX and compiling cost more than the tests.
+    Where they take minutes, the files in `second_batch` run beside the others.
+    """
     files(name="golden", sources=["golden/**/*"])
     python_test_utils(name="support", sources=["*.py", "!test_*.py", "!conftest.py"])
     # mypy takes two conftest.py for the same module: it checks the one at the root.
     python_test_utils(name="conftest", sources=["conftest.py"], skip_mypy=True)
-    python_tests(
-        sources=["test_*.py"],
-        dependencies=[":golden", f"{project}:meta", f"{project}/src", "//:test_settings"],
-        # One process for all test files: importing JAX and compiling cost more than the tests.
-        batch_compatibility_tag=project,
-    )
+    batches = {"tests": ["test_*.py", *["!" + name for name in second_batch]]}
+    if second_batch:
+        batches["second_batch"] = list(second_batch)
+    for name, sources in batches.items():
+        python_tests(
+            name=name,
+            sources=sources,
+            dependencies=[":golden", f"{project}:meta", f"{project}/src", "//:test_settings"],
+            batch_compatibility_tag=f"{project}:{name}",
+        )

@@ -120,7 +120,7 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["junk"], "belongs to no flag"),
         (["--seed", "1", "--seed=2"], "--seed is given twice"),
         (["--config=quickstart", "--config=quickstart"], "--config is given twice"),
-        (["--config"], "its value is missing, expected a preset (gpt2_large, "),
+        (["--config"], "its value is missing, expected a preset (bert_base, "),
         (["--seed"], "its value is missing, expected a whole number"),
         (["--data.path="], "its value is missing, expected a text, or none"),
         (["--train.max_steps", "1e3"], "such as 1000"),
