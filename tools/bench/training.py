@@ -43,7 +43,8 @@ CASES: dict[str, list[Json]] = {
     ],
 }  # fmt: skip
 LOSSES = 5  # first losses, which must agree
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+# Of the losses, relative: rounding grows from step to step.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def measure(case: Json, torch_python: Path | None, *, rounds: int, steps: int) -> Json:
@@ -59,7 +60,8 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int, steps: int) -
             answers[name] = workers[name].ask("prepare", case=given, losses=LOSSES)
         for name, answer in answers.items():
             difference = max(
-                abs(a - b) for a, b in zip(answer["losses"], answers["tjx"]["losses"], strict=True)
+                abs(a - b) / b
+                for a, b in zip(answer["losses"], answers["tjx"]["losses"], strict=True)
             )
             answer["loss_difference"] = difference
             if difference > TOLERANCE[case["dtype"]]:
