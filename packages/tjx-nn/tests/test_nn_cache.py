@@ -110,7 +110,7 @@ def test_windowed_decoding_of_ragged_rows_equals_the_plain_model(
     def decode_all(params: Params, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         model = bind(config, params)
         blocks = model.unstacked_blocks()
-        first, cache = read_prompt(model, Prompt(tokens[:, :32], lengths), 64, new)
+        first, cache = read_prompt(model, blocks, Prompt(tokens[:, :32], lengths), 64, new)
 
         def step(cache: Any, index: jax.Array) -> Any:
             positions = (lengths + new * index)[:, None] + jnp.arange(new)[None]

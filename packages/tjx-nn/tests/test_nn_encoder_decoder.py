@@ -19,6 +19,7 @@ from tjx_nn import (
     init,
     logical_axes,
 )
+from tjx_nn.cache import from_prompt
 from tjx_nn.functional import Params
 
 Descend = Callable[..., list[float]]
@@ -39,18 +40,6 @@ PLAIN = EncoderDecoderConfig(
 )
 SOURCE_MASK = np.arange(16)[None] < np.array([[9], [16]])
 MASK = np.arange(12)[None] < np.array([[7], [12]])
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def logits(
-    config: EncoderDecoderConfig, params: Params, source: Any, tokens: Any, **inputs: Any
-) -> jax.Array:
-    return bind(config, params)(source, tokens, **inputs)
-
-
-def run(config: EncoderDecoderConfig, params: Params, *ids: Any, **inputs: Any) -> np.ndarray:
-    found = logits(config, params, *jax.device_put(ids), **jax.device_put(inputs))
-    return np.asarray(jax.device_get(found))
 
 
 @pytest.fixture(scope="module")
@@ -110,26 +99,6 @@ def test_targets_see_the_past_and_all_of_the_source(
     assert np.abs(run(TINY, params, last, tokens) - expected).max((0, 2)).min() > 1e-4
 
 
-def test_packed_pairs_equal_separate_calls(
-    params: Params, source: np.ndarray, tokens: np.ndarray
-) -> None:
-    # Nine and seven tokens of sources, seven and five of targets, share a row.
-    sources = np.concatenate([source[:1, :9], source[1:, :7]], 1)
-    targets = np.concatenate([tokens[:1, :7], tokens[1:, :5]], 1)
-    packed = run(
-        TINY, params, sources, targets,
-        source_segment_ids=np.repeat(np.array([[4, 1]], np.int32), (9, 7), 1),
-        segment_ids=np.repeat(np.array([[4, 1]], np.int32), (7, 5), 1),
-    )  # fmt: skip
-    separate = run(
-        TINY, params, source, tokens,
-        source_mask=np.arange(16)[None] < np.array([[9], [7]]),
-        mask=np.arange(12)[None] < np.array([[7], [5]]),
-    )  # fmt: skip
-    np.testing.assert_allclose(packed[0, :7], separate[0, :7], atol=1e-5)
-    np.testing.assert_allclose(packed[0, 7:], separate[1, :5], atol=1e-5)
-
-
 def test_one_side_alone_with_segments_is_refused(source: np.ndarray, tokens: np.ndarray) -> None:
     with pytest.raises(ValueError, match="give both or neither"):
         abstract(TINY, lambda m: m(source, tokens, segment_ids=tokens))
@@ -150,15 +119,20 @@ def test_cached_equals_uncached(
         memory = model.encode(source, source_mask=mask)
         blocks = model.unstacked_blocks()
 
+        def read(beginning: jax.Array, slots: int) -> Any:
+            x, cache = model.prefill(blocks, beginning, memory, mask)
+            lengths = jnp.full(2, beginning.shape[1])
+            return x, [from_prompt(entries, lengths, slots) for entries in cache]
+
         def step(cache: Any, at: tuple[jax.Array, jax.Array]) -> Any:
             token, position = at
             logits, cache = model.decode(blocks, token[:, None], position[:, None], cache)
             return cache, logits[:, 0]
 
         positions = jnp.broadcast_to(jnp.arange(12)[:, None], (12, 2))
-        start = model.start_cache(memory, mask, 13)
+        start = read(tokens[:, :0], 13)[1]
         _, slow = jax.lax.scan(step, start, (tokens.T, positions))
-        x, cache = model.prefill(tokens[:, :5], memory, mask, slots=12)
+        x, cache = read(tokens[:, :5], 12)
         first = model.logits(x)
         rest, _ = model.decode(blocks, tokens[:, 5:], positions[5:].T, cache)
         return slow.swapaxes(0, 1), jnp.concatenate([first, rest], 1)

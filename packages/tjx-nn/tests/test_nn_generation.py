@@ -54,14 +54,15 @@ def test_cached_logits_equal_uncached(config: GPTConfig, params: Params, run: Ru
     def decode_all(params: Params, tokens: jax.Array) -> jax.Array:
         """Read 4 tokens as a prompt and the rest one by one."""
         model = bind(config, params)
-        hidden, kv = model.prefill(tokens[:, :4])
+        blocks = model.unstacked_blocks()
+        hidden, kv = model.prefill(blocks, tokens[:, :4])
         room = ((0, 0), (0, 8), (0, 0), (0, 0))
         cache = jax.tree.map(lambda entry: jnp.pad(entry, room), kv)
         logits = [model.logits(hidden)]
         for t in range(4, 12):
             positions = jnp.full((2, 1), t, jnp.int32)
             new = tokens[:, t : t + 1]
-            step, cache = model.decode(model.unstacked_blocks(), new, positions, cache)
+            step, cache = model.decode(blocks, new, positions, cache)
             logits.append(step)
         return jnp.concatenate(logits, axis=1)
 

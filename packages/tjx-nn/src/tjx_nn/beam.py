@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int
 
 from tjx_nn.cache import select_rows
-from tjx_nn.functional import Params, bind
+from tjx_nn.functional import Params
 from tjx_nn.prompt import (
     Lengths,
     Prompt,
@@ -20,13 +20,13 @@ from tjx_nn.prompt import (
     WriterConfig,
     beside,
     bucket,
-    cast_matrices,
     make_prompt,
     read_prompt,
     refuse_unknown,
 )
 from tjx_nn.sampling import stop_tokens
 from tjx_nn.tokens import Ids
+from tjx_nn.weights import Weights, bind_weights, make_weights
 
 
 def beam_search(
@@ -103,7 +103,7 @@ def beam_search(
         tokens, scores = jax.device_put(empty, beside(params))
         return tokens, scores
     tokens, scores = _search(
-        params,
+        make_weights(config, params),
         *jax.device_put((request, stop_tokens(task.get("stop_token")), *numbers), beside(params)),
         config=config,
         beams=beams,
@@ -130,7 +130,7 @@ class _State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("config", "beams", "capacity"))
 def _search(
-    params: Params,
+    weights: Weights,
     prompt: Prompt,
     stop_E: Int[Array, " E"],
     limit: Int[Array, ""],
@@ -140,11 +140,10 @@ def _search(
     beams: int,
     capacity: int,
 ) -> _Found:
-    model: Any = bind(config, cast_matrices(params, config.dtype))
-    blocks = model.unstacked_blocks()
+    model: Any = bind_weights(config, weights)
     batch = len(prompt.lengths)
     slots = min(prompt.tokens.shape[1] + capacity, config.max_seq_len)
-    logits_BV, cache = read_prompt(model, prompt, slots)
+    logits_BV, cache = read_prompt(model, weights.blocks, prompt, slots)
     cache = jax.tree.map(lambda x: jnp.repeat(x, beams, 0), cache)
     logits_BKV = jnp.repeat(logits_BV[:, None], beams, 1)
     starts = jnp.repeat(prompt.lengths, beams)
@@ -161,7 +160,7 @@ def _search(
     def body(state: _State) -> _State:
         last_BK = jax.lax.dynamic_index_in_dim(state.alive.tokens, state.step - 1, 2, False)
         positions = (starts + state.step - 1)[:, None]
-        logits, cache = model.decode(blocks, last_BK.reshape(-1, 1), positions, state.cache)
+        logits, cache = model.decode(weights.blocks, last_BK.reshape(-1, 1), positions, state.cache)
         return grow(state._replace(cache=cache), logits.reshape(batch, beams, -1))
 
     def grow(state: _State, logits_BKV: Array) -> _State:

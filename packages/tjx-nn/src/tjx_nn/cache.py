@@ -21,9 +21,9 @@ from tjx_nn.config import TransformerConfig
 
 # Slots of a ring are a multiple of this, so that rows of its arrays are aligned.
 _MULTIPLE = 16
-# Other platforms than CPUs read so many slots at once: a loop over runs of them, which ends with
-# the last that is filled, waits for the host each time.
-_AT_ONCE = 1024
+# So many slots are read at once, whether they are filled or not. More are read in a loop over runs
+# of them, which ends with the last that is filled; elsewhere than on CPUs it waits for the host.
+_AT_ONCE = {"cpu": 256, "default": 1024}
 
 # What a block keeps of each token: keys and values, or what they are made of.
 Entries = dict[str, Array]
@@ -141,11 +141,11 @@ def cached_attention(
     )
     by_runs: Callable[..., Array] = functools.partial(_by_runs, **scores)
     operands = (q_BTNH, k_BSKH, v_BSKV, positions_BT)
-    if window is not None:
-        return all_at_once(*operands)
-    if slots > _AT_ONCE:
-        return by_runs(*operands)
-    out: Array = jax.lax.platform_dependent(*operands, cpu=by_runs, default=all_at_once)
+    chosen: dict[str, Any] = {
+        platform: all_at_once if window is not None or slots <= most else by_runs
+        for platform, most in _AT_ONCE.items()
+    }
+    out: Array = jax.lax.platform_dependent(*operands, **chosen)
     return out
 
 
@@ -170,8 +170,7 @@ def _all_at_once(
     batch, new, heads, dim = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(batch, new, kv_heads, heads // kv_heads, dim)
-    exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-    scores = scale * jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, **exact)
+    scores = scale * _scores(q_BTKGH, k_BSKH)
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     where_BS = slot_positions(positions_BT[:, -1], k_BSKH.shape[1])
@@ -181,8 +180,29 @@ def _all_at_once(
         scores -= slopes_KG * back_BTS[:, None, None].astype(jnp.float32)
     seen_BTS = (where_BS >= 0)[:, None] & (back_BTS >= 0) & (back_BTS < window)
     weights = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], scores, -jnp.inf), -1)
-    out = jnp.einsum("bkgts,bskv->btkgv", weights.astype(v_BSKV.dtype), v_BSKV, **exact)
+    out = _weighted(weights.astype(v_BSKV.dtype), v_BSKV)
     return out.reshape(batch, new, heads, -1).astype(q_BTNH.dtype)
+
+
+# A product of one vector with the keys of its head is a sum where they lie; as a matrix product it
+# would have them transposed first, on CPUs. The results are float32.
+_EXACT: dict[str, Any] = {
+    "precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32,
+}  # fmt: skip
+
+
+def _scores(q_BTKGH: Array, k_BSKH: Array) -> Array:
+    if q_BTKGH.shape[1] * q_BTKGH.shape[3] > 1:
+        return jnp.einsum("btkgh,bskh->bkgts", q_BTKGH, k_BSKH, **_EXACT)
+    q_B1KH, k = q_BTKGH[:, :, :, 0].astype(jnp.float32), k_BSKH.astype(jnp.float32)
+    return (q_B1KH * k).sum(-1).swapaxes(1, 2)[:, :, None, None]
+
+
+def _weighted(weights_BKGTS: Array, v_BSKV: Array) -> Array:
+    if weights_BKGTS.shape[2] * weights_BKGTS.shape[3] > 1:
+        return jnp.einsum("bkgts,bskv->btkgv", weights_BKGTS, v_BSKV, **_EXACT)
+    weights_BSK = weights_BKGTS[:, :, 0, 0].swapaxes(1, 2).astype(jnp.float32)
+    return (weights_BSK[..., None] * v_BSKV.astype(jnp.float32)).sum(1)[:, None, :, None]
 
 
 def _ones(x: Array, axes: int) -> tuple[int, ...]:

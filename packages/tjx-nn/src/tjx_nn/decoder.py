@@ -151,9 +151,8 @@ class Decoder(nnx.Module):
         dropout_keys: Array | None = None,
         drop: bool = False,
         constrain: Constrain | None = None,
-        keep: bool = False,
-    ) -> tuple[Float[Array, "B T D"], list[BlockCache], list[Measures]]:
-        """Return the normalised output of the last block, caches, and what each stack reports.
+    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
+        """Return the normalised output of the last block, and what each stack reports.
 
         Parameters
         ----------
@@ -167,23 +166,15 @@ class Decoder(nnx.Module):
             Whether experts drop what is beyond their capacity.
         constrain
             As for `bind`.
-        keep
-            Whether to return what a cache keeps of the tokens, a block each.
         """
 
         def step(x: Array, layer: tuple[DecoderBlock, Array | None], window: int | None) -> Any:
             block, key = layer
-            x, cache, measures = block(x, where, memory, window=window, dropout_key=key, drop=drop)
-            return place(x, constrain), (cache if keep else {}, measures)
+            x, _, measures = block(x, where, memory, window=window, dropout_key=key, drop=drop)
+            return place(x, constrain), measures
 
-        x, kept, reported = run_stacks(self.config, step, x, self._stacks(), dropout_keys)
-        caches = [
-            cache
-            for stack, (_, windows) in zip(kept, self._stacks(), strict=True)
-            for cache in unstacked(stack, len(windows))
-            if keep
-        ]
-        return self.normalised(x), caches, reported
+        x, reported = run_stacks(self.config, step, x, self._stacks(), dropout_keys)
+        return self.normalised(x), reported
 
     def normalised(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Return what the head reads of the last block's output."""
@@ -191,9 +182,7 @@ class Decoder(nnx.Module):
 
     def unstacked_blocks(self) -> list[DecoderBlock]:
         """Return the blocks one by one."""
-        return [
-            block for stack, windows in self._stacks() for block in unstacked(stack, len(windows))
-        ]
+        return unstacked(self._stacks())
 
     def _stacks(self) -> list[Stack]:
         return in_order(self.config, self.dense_blocks, self.blocks)

@@ -68,8 +68,8 @@ class Encoder(nnx.Module):
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
             x, _, measures = block(x, where, window=window, dropout_key=key, drop=drop)
-            return place(x, constrain), ({}, measures)
+            return place(x, constrain), measures
 
         stacks = in_order(self.config, self.dense_blocks, self.blocks)
-        x, _, reported = run_stacks(self.config, step, x, stacks, dropout_keys)
+        x, reported = run_stacks(self.config, step, x, stacks, dropout_keys)
         return x if self.ln_f is None else self.ln_f(x), reported

@@ -9,7 +9,6 @@ Axes in names: B batch, S tokens of the source, T tokens of the target, D d_mode
 import math
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
@@ -111,60 +110,44 @@ class EncoderDecoder(nnx.Module):
         """Return the encoder's output; parameters as for calling the model."""
         return self._encode(source, inputs, inputs.get("dropout_key"), drop=False)[0].x
 
+    def unstacked_blocks(self) -> list[DecoderBlock]:
+        """Return the decoder's blocks one by one, as `prefill` and `decode` want them."""
+        return self.decoder.unstacked_blocks()
+
     def prefill(
         self,
-        tokens: Ids,
+        blocks: list[DecoderBlock],
+        tokens: Int[Array, "B T"],
         memory: Float[Array, "B S D"],
         source_mask: SourceMask | None = None,
-        *,
-        slots: int,
     ) -> tuple[Float[Array, "B T D"], list[BlockCache]]:
         """Read the beginning of a target.
 
         Parameters
         ----------
+        blocks
+            `unstacked_blocks()`.
         tokens
-            Token ids of the target; positions count from 0.
+            Token ids of the target, none or more; positions count from 0.
         memory
             What `encode` returns.
         source_mask
             False or 0 where the source is padding.
-        slots
-            Tokens of the target that the cache has room for.
 
         Returns
         -------
         tuple
-            What the head reads for each token, and the cache of each block. All its arrays have
-            the batch first.
+            What the head reads for each token, and of each block what a cache keeps of the tokens
+            and of the source. All its arrays have the batch first.
         """
         check_tokens(self.config, tokens, None, vocab_size=self.config.vocab_size)
         where = Where(default_positions(tokens.shape[1], None), jnp.zeros(tokens.shape, jnp.int32))
         source_ids = padded(source_mask, jnp.zeros(memory.shape[:2], jnp.int32))
-        x, cache, _ = self.decoder(
-            self._embed(tokens, where, None),
-            where,
-            Memory(memory, source_ids),
-            constrain=self.constrain,
-            keep=True,
-        )
-        new = ((0, 0), (0, slots - tokens.shape[1]))
-        for layer in cache:
-            layer["self"] = jax.tree.map(
-                lambda a: jnp.pad(a, new + ((0, 0),) * (a.ndim - 2)), layer["self"]
-            )
-        return x, cache
-
-    def start_cache(
-        self, memory: Float[Array, "B S D"], source_mask: SourceMask | None, slots: int
-    ) -> list[BlockCache]:
-        """Return the cache of each block before the first token; parameters as for `prefill`."""
-        nothing = jnp.zeros((memory.shape[0], 0), jnp.int32)
-        return self.prefill(nothing, memory, source_mask, slots=slots)[1]
-
-    def unstacked_blocks(self) -> list[DecoderBlock]:
-        """Return the decoder's blocks one by one, as `decode` wants them."""
-        return self.decoder.unstacked_blocks()
+        x, cache = self._embed(tokens, where, None), []
+        for block, window in zip(blocks, self.config.windows, strict=True):
+            x, entries, _ = block(x, where, Memory(memory, source_ids), window=window, drop=False)
+            cache.append(entries)
+        return self.decoder.normalised(x), cache
 
     def decode(
         self,
@@ -201,7 +184,7 @@ class EncoderDecoder(nnx.Module):
             memory = memory._replace(segment_ids=jnp.zeros(source.shape, jnp.int32))
         keys, last = layer_keys(config, decoder_key)
         x = self._embed(tokens, where, last)
-        x, _, more = self.decoder(
+        x, more = self.decoder(
             x, where, memory, dropout_keys=keys, drop=drop, constrain=self.constrain
         )
         return x, [*reported, *more]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
-from tjx_nn.functional import Params, bind
+from tjx_nn.functional import Params
 from tjx_nn.prompt import (
     Lengths,
     Prompt,
@@ -21,7 +21,6 @@ from tjx_nn.prompt import (
     WriterConfig,
     beside,
     bucket,
-    cast_matrices,
     make_prompt,
     read_prompt,
     refuse_unknown,
@@ -37,6 +36,7 @@ from tjx_nn.sampling import (
     wrong_sampling,
 )
 from tjx_nn.tokens import Ids
+from tjx_nn.weights import Weights, bind_weights, make_weights
 
 
 class Request(NamedTuple):
@@ -152,8 +152,9 @@ def generate(
         tokens, log_probs = jax.device_put((np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
         return (tokens, log_probs) if return_log_probs else tokens
     capacity = min(bucket(max_new_tokens), config.max_seq_len)
+    weights = make_weights(config, params)
     tokens, log_probs = _generate(
-        params, request, config=config, capacity=capacity, with_log_probs=return_log_probs
+        weights, request, config=config, capacity=capacity, with_log_probs=return_log_probs
     )
     tokens = jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=1)
     if log_probs is None:
@@ -206,7 +207,7 @@ def stream(
     if 0 in (len(prompt), max_new_tokens):
         return iter(())
     capacity = min(bucket(max_new_tokens), config.max_seq_len)
-    return _stream(config, params, request, capacity, tokens_per_call)
+    return _stream(config, make_weights(config, params), request, capacity, tokens_per_call)
 
 
 def make_request(
@@ -235,12 +236,11 @@ def make_request(
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity", "with_log_probs"))
 def _generate(
-    params: Params, request: Request, *, config: WriterConfig, capacity: int, with_log_probs: bool
+    weights: Weights, request: Request, *, config: WriterConfig, capacity: int, with_log_probs: bool
 ) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
-    model = bind(config, cast_matrices(params, config.dtype))
-    blocks = model.unstacked_blocks()
-    first = _begin(model, request, capacity, with_log_probs)
-    state, *rest = _go_on(model, blocks, request, first, capacity - 1)
+    model = bind_weights(config, weights)
+    first = _begin(model, weights.blocks, request, capacity, with_log_probs)
+    state, *rest = _go_on(model, weights.blocks, request, first, capacity - 1)
     tokens, log_probs = jax.tree.map(
         lambda x, more: jnp.concatenate([x[:, None], more], 1),
         (first.token, first.log_prob),
@@ -252,13 +252,13 @@ def _generate(
 
 
 def _stream(
-    config: WriterConfig, params: Params, request: Request, capacity: int, room: int
+    config: WriterConfig, weights: Weights, request: Request, capacity: int, room: int
 ) -> Iterator[np.ndarray]:
-    blocks, state, tokens, now = _stream_begin(params, request, config=config, capacity=capacity)
+    state, tokens, now = _stream_begin(weights, request, config=config, capacity=capacity)
     before = 0
     while True:
         # The device works on the next tokens while these are read.
-        state, coming, then = _stream_on(params, blocks, request, state, config=config, room=room)
+        state, coming, then = _stream_on(weights, request, state, config=config, room=room)
         read, step = jax.device_get((tokens, now))
         if step == before:
             return
@@ -268,33 +268,29 @@ def _stream(
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity"))
 def _stream_begin(
-    params: Params, request: Request, *, config: WriterConfig, capacity: int
-) -> tuple[Any, State, Int[Array, "B 1"], Int[Array, ""]]:
-    model = bind(config, cast_matrices(params, config.dtype))
-    state = _begin(model, request, capacity, False)
-    return model.unstacked_blocks(), state, state.token[:, None], state.step + 0
+    weights: Weights, request: Request, *, config: WriterConfig, capacity: int
+) -> tuple[State, Int[Array, "B 1"], Int[Array, ""]]:
+    model = bind_weights(config, weights)
+    state = _begin(model, weights.blocks, request, capacity, False)
+    return state, state.token[:, None], state.step + 0
 
 
 @functools.partial(jax.jit, static_argnames=("config", "room"), donate_argnames="state")
 def _stream_on(
-    params: Params,
-    blocks: Any,
-    request: Request,
-    state: State,
-    *,
-    config: WriterConfig,
-    room: int,
+    weights: Weights, request: Request, state: State, *, config: WriterConfig, room: int
 ) -> tuple[State, Int[Array, "B room"], Int[Array, ""]]:
-    model = bind(config, cast_matrices(params, config.dtype))  # the blocks of it are not used
-    state, tokens, _ = _go_on(model, blocks, request, state, room)
+    model = bind_weights(config, weights)
+    state, tokens, _ = _go_on(model, weights.blocks, request, state, room)
     return state, tokens, state.step + 0
 
 
-def _begin(model: Writer, request: Request, capacity: int, with_log_probs: bool) -> State:
+def _begin(
+    model: Writer, blocks: Any, request: Request, capacity: int, with_log_probs: bool
+) -> State:
     """Read the prompt and choose each row's first token."""
     tokens_BT, lengths_B = request.prompt.tokens, request.prompt.lengths
     slots = min(tokens_BT.shape[1] + capacity, model.config.max_seq_len)
-    logits_BV, cache = read_prompt(model, request.prompt, slots)
+    logits_BV, cache = read_prompt(model, blocks, request.prompt, slots)
     seen_BV = None
     if request.sampling.repetition_penalty is not None:
         rows_B1 = jnp.arange(len(lengths_B))[:, None]

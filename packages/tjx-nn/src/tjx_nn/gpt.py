@@ -115,7 +115,7 @@ class GPT(nnx.Module):
         labels
             Ids of the tokens to predict; where it is -100 the loss is 0.
         """
-        x, _, reported = self._run(tokens, positions, segment_ids, dropout_key, drop=True)
+        x, reported = self._run(tokens, positions, segment_ids, dropout_key, drop=True)
         found = head_losses(
             x * self._logit_scale,
             self._head_table(),
@@ -141,20 +141,29 @@ class GPT(nnx.Module):
         """Return the normalised output of the last block; parameters as for calling the model."""
         return self._run(tokens, positions, segment_ids, dropout_key)[0]
 
-    def prefill(self, tokens: Ids) -> tuple[Float[Array, "B T D"], Cache]:
-        """Return what `hidden` returns, and of each block what a cache keeps of the tokens."""
-        x, kept, _ = self._run(tokens, None, None, None, keep=True)
-        return x, [
-            entries
-            for stack, (_, windows) in zip(kept, self._stacks(), strict=True)
-            for entries in unstacked(stack, len(windows))
-        ]
-
     def unstacked_blocks(self) -> list[Block]:
-        """Return the blocks one by one, as `decode` wants them."""
-        return [
-            block for stack, windows in self._stacks() for block in unstacked(stack, len(windows))
-        ]
+        """Return the blocks one by one, as `prefill` and `decode` want them."""
+        return unstacked(self._stacks())
+
+    def prefill(
+        self, blocks: list[Block], tokens: Int[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Return what `hidden` returns, and of each block what a cache keeps of the tokens.
+
+        Parameters
+        ----------
+        blocks
+            `unstacked_blocks()`.
+        tokens
+            The beginning of each row.
+        """
+        check_tokens(self.config, tokens, None, vocab_size=self.config.vocab_size)
+        where = Where(default_positions(tokens.shape[1], None))
+        x, cache = self._embed(tokens, where.positions, None), []
+        for block, window in zip(blocks, self.config.windows, strict=True):
+            x, entries, _ = block(x, where, window=window, drop=False)
+            cache.append(entries)
+        return x if self.ln_f is None else self.ln_f(x), cache
 
     def decode(
         self,
@@ -168,7 +177,7 @@ class GPT(nnx.Module):
         Parameters
         ----------
         blocks
-            `unstacked_blocks()`: taken apart once, outside the loop over tokens.
+            `unstacked_blocks()`: taken apart once for all tokens.
         tokens, positions
             The new tokens of each row and their positions, which follow each other.
         cache
@@ -193,9 +202,8 @@ class GPT(nnx.Module):
         segment_ids: Ids | None,
         dropout_key: Array | None,
         *,
-        keep: bool = False,
         drop: bool = False,
-    ) -> tuple[Float[Array, "B T D"], list[Entries], list[Measures]]:
+    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
         config = self.config
         check_tokens(config, tokens, positions, vocab_size=config.vocab_size)
         segments = None if segment_ids is None else jnp.asarray(segment_ids)
@@ -206,12 +214,12 @@ class GPT(nnx.Module):
 
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
-            x, entries, measures = block(x, where, window=window, dropout_key=key, drop=drop)
-            return place(x, self.constrain), (entries if keep else {}, measures)
+            x, _, measures = block(x, where, window=window, dropout_key=key, drop=drop)
+            return place(x, self.constrain), measures
 
         x = self._embed(tokens, where.positions, last)
-        x, kept, reported = run_stacks(config, step, x, self._stacks(), keys)
-        return x if self.ln_f is None else self.ln_f(x), kept, reported
+        x, reported = run_stacks(config, step, x, self._stacks(), keys)
+        return x if self.ln_f is None else self.ln_f(x), reported
 
     def _stacks(self) -> list[tuple[Block, tuple[int | None, ...]]]:
         """Return the stacks of blocks in their order, and the windows of their blocks."""

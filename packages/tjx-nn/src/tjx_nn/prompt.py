@@ -118,14 +118,14 @@ def make_prompt(
 
 
 def read_prompt(
-    model: Writer, prompt: Prompt, slots: int, new: int = 1
+    model: Writer, blocks: list[Any], prompt: Prompt, slots: int, new: int = 1
 ) -> tuple[Float32[Array, "B V"], list[Any]]:
     """Return the logits after each row's last token, and a cache; inside `jax.jit`.
 
     Parameters
     ----------
-    model
-        The model.
+    model, blocks
+        The model, and its `unstacked_blocks()`.
     prompt
         The prompts.
     slots
@@ -137,10 +137,9 @@ def read_prompt(
     if isinstance(model, EncoderDecoder):
         assert prompt.source is not None
         memory = model.encode(prompt.source, source_mask=prompt.source_mask)
-        read = prompt.tokens.shape[1]
-        hidden_BTD, kept = model.prefill(prompt.tokens, memory, prompt.source_mask, slots=read)
+        hidden_BTD, kept = model.prefill(blocks, prompt.tokens, memory, prompt.source_mask)
     else:
-        hidden_BTD, kept = model.prefill(prompt.tokens)
+        hidden_BTD, kept = model.prefill(blocks, prompt.tokens)
     sizes = caches.slots_of_blocks(model.config, slots, new)
     cache = [
         caches.from_prompt(entries, prompt.lengths, size)
@@ -148,21 +147,6 @@ def read_prompt(
     ]
     last_B11 = prompt.lengths[:, None, None] - 1
     return model.logits(jnp.take_along_axis(hidden_BTD, last_B11, axis=1))[:, 0], cache
-
-
-def cast_matrices(params: Params, dtype: str) -> Params:
-    """Cast once, before the loop, what each step would cast: kernels and tables, not norms.
-
-    Routers of experts are float32 whatever the computation is.
-    """
-
-    def cast(path: tuple[Any, ...], p: Array) -> Array:
-        *_, layer, name = (step.key for step in path)
-        matrix = name in ("kernel", "embedding") and layer != "router"
-        return p.astype(dtype) if matrix else p
-
-    cast_params: Params = jax.tree.map_with_path(cast, params)
-    return cast_params
 
 
 def bucket(length: int) -> int:

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Key
 
-from tjx_nn.functional import Params, bind
+from tjx_nn.functional import Params
 from tjx_nn.generation import Arguments, Request, make_request
-from tjx_nn.prompt import Lengths, WriterConfig, bucket, cast_matrices, read_prompt
+from tjx_nn.prompt import Lengths, WriterConfig, bucket, read_prompt
 from tjx_nn.sampling import Sampling, choose, is_any, probabilities, row_keys
 from tjx_nn.tokens import Ids
+from tjx_nn.weights import Weights, bind_weights, make_weights
 
 
 def speculative_generate(
@@ -100,7 +101,7 @@ def speculative_generate(
         tokens, acceptance = jax.device_put((np.zeros(shape, np.int32), np.float32(0)))
         return tokens, acceptance
     tokens, acceptance = _speculate(
-        (params, draft_params),
+        (make_weights(config, params), make_weights(draft_config, draft_params)),
         request,
         configs=(config, draft_config),
         capacity=min(bucket(max_new_tokens), config.max_seq_len),
@@ -123,7 +124,7 @@ class _State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("configs", "capacity", "guesses"))
 def _speculate(
-    params: tuple[Params, Params],
+    weights: tuple[Weights, Weights],
     request: Request,
     *,
     configs: tuple[WriterConfig, WriterConfig],
@@ -131,16 +132,16 @@ def _speculate(
     guesses: int,
 ) -> tuple[Int[Array, "B T"], Float32[Array, ""]]:
     models: list[Any] = [
-        bind(config, cast_matrices(each, config.dtype))
-        for config, each in zip(configs, params, strict=True)
+        bind_weights(config, each) for config, each in zip(configs, weights, strict=True)
     ]
-    blocks = [model.unstacked_blocks() for model in models]
+    target, draft = (each.blocks for each in weights)
     prompt, sampling = request.prompt, request.sampling
     lengths_B, batch = prompt.lengths, len(prompt.lengths)
     # Guesses go beyond the end; what they write there is never read.
     slots = prompt.tokens.shape[1] + capacity + guesses
     (logits_BV, cache), (_, draft_cache) = (
-        read_prompt(model, prompt, slots, new=guesses + 1) for model in models
+        read_prompt(model, each.blocks, prompt, slots, new=guesses + 1)
+        for model, each in zip(models, weights, strict=True)
     )
     step_G = jnp.arange(guesses + 1)
 
@@ -150,7 +151,7 @@ def _speculate(
         def step(carry: tuple[Array, Any], index: Array) -> Any:
             token_B, cache = carry
             positions_B1 = (lengths_B + state.made - 1 + index)[:, None]
-            logits_B1V, cache = models[1].decode(blocks[1], token_B[:, None], positions_B1, cache)
+            logits_B1V, cache = models[1].decode(draft, token_B[:, None], positions_B1, cache)
             q_BV = probabilities(logits_B1V[:, 0], sampling)
             token_B = _draw(q_BV, None if keys_BG is None else keys_BG[:, index])
             return (token_B, cache), (token_B, q_BV)
@@ -164,7 +165,7 @@ def _speculate(
         draft_cache, x_BG, q_BGV = guess(state, None if keys is None else keys[0])
         read = jnp.concatenate([state.last[:, None], x_BG], 1)
         positions = (lengths_B + state.made - 1)[:, None] + step_G[None]
-        logits, cache = models[0].decode(blocks[0], read, positions, state.caches[0])
+        logits, cache = models[0].decode(target, read, positions, state.caches[0])
         p = probabilities(logits.reshape(-1, logits.shape[-1]), sampling).reshape(logits.shape)
         new_BT, kept_B = _verify(x_BG, q_BGV, p, None if keys is None else keys[1:])
         return _advance(state, request, new_BT, kept_B, [cache, draft_cache])

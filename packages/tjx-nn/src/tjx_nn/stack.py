@@ -99,9 +99,13 @@ def _period(windows: tuple[int | None, ...]) -> int:
     return next(p for p in range(1, count + 1) if windows == (windows[:p] * count)[:count])
 
 
-def unstacked(layers: Any, count: int) -> list[Any]:
-    """Take a stack of `count` layers apart."""
-    return [jax.tree.map(lambda p, i=index: p[i], layers) for index in range(count)]
+def unstacked(stacks: list[Stack]) -> list[Any]:
+    """Return the layers of all stacks one by one."""
+    return [
+        jax.tree.map(lambda p, i=index: p[i], layers)
+        for layers, windows in stacks
+        for index in range(len(windows))
+    ]
 
 
 def stacked[M](make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
@@ -123,7 +127,7 @@ def run_stacks(
     x: Float[Array, "B T D"],
     stacks: list[Stack],
     dropout_keys: Array | None,
-) -> tuple[Float[Array, "B T D"], list[Any], list[Any]]:
+) -> tuple[Float[Array, "B T D"], list[Any]]:
     """Run one stack after the other.
 
     Parameters
@@ -131,7 +135,7 @@ def run_stacks(
     config, x
         As for `run_stack`.
     step
-        One block: its layer is (block, dropout key), its outputs (what is kept, measures).
+        One block: its layer is (block, dropout key), its outputs are its measures.
     stacks
         What `in_order` returns.
     dropout_keys
@@ -140,17 +144,16 @@ def run_stacks(
     Returns
     -------
     tuple
-        The residual stream after the last block, and for each stack what is kept and the measures.
+        The residual stream after the last block, and the measures of each stack.
     """
-    kept, reported = [], []
+    reported = []
     for stack, windows in stacks:
         keys = None
         if dropout_keys is not None:
             keys, dropout_keys = dropout_keys[: len(windows)], dropout_keys[len(windows) :]
-        x, (entries, measures) = run_stack(config, step, x, (stack, keys), windows)
-        kept.append(entries)
+        x, measures = run_stack(config, step, x, (stack, keys), windows)
         reported.append(measures)
-    return x, kept, reported
+    return x, reported
 
 
 def layer_keys(config: TransformerConfig, key: Array | None) -> tuple[Array | None, Array | None]:
