@@ -169,6 +169,61 @@ def test_float64_agrees_with_differentiating_the_dense_loss(soft_cap: float | No
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12)
 
 
+OPTIONS_OF_PADDED: list[tuple[int, Any]] = [
+    (50, {"chunk_size": 20}),
+    (50, {"chunk_size": 20, "label_smoothing": 0.2, "soft_cap": 1.5, "z_loss": 0.3}),
+    (41, {"chunk_size": 7, "label_smoothing": 0.2}),
+    (3, {"chunk_size": 7}),  # fewer than there are chunks
+    (1, {}),
+]
+
+
+@pytest.mark.parametrize(("vocab_size", "options"), OPTIONS_OF_PADDED)
+def test_rows_beyond_the_vocabulary_count_for_nothing(vocab_size: int, options: Any) -> None:
+    """With a bias, which is a column of w for a feature of x that is 1."""
+    x, w, labels, dloss = draw(9)
+    labels = np.where(labels >= vocab_size, 0, labels)
+    bias = np.random.default_rng(9).standard_normal(VOCAB).astype(np.float32)
+    dlse = np.ones_like(dloss)
+
+    @jax.jit
+    def run(x: Any, w: Any, bias: Any, labels: Any, dloss: Any, dlse: Any) -> Any:
+        def call(x: Any, w: Any, bias: Any) -> Any:
+            return linear_cross_entropy(
+                x, w, labels, bias=bias, vocab_size=vocab_size, return_lse=True, **options
+            )
+
+        found, pull = jax.vjp(call, x, w, bias)
+        return (*found, *pull((dloss, dlse)))
+
+    found = jax.device_get(run(*jax.device_put((x, w, bias, labels, dloss, dlse))))
+    wider = np.concatenate([x, np.ones_like(x[..., :1])], -1)
+    head = np.concatenate([w, bias[:, None]], 1)[:vocab_size]
+    plain_options = {name: value for name, value in options.items() if name != "chunk_size"}
+    loss, lse, dx, dw = oracle(wider, head, labels, dloss, dlse, **plain_options)
+    dw = np.pad(dw, ((0, VOCAB - vocab_size), (0, 0)))
+    wanted = (loss, lse, dx[..., :-1], dw[:, :-1], dw[:, -1])
+    for name, a, b in zip(("loss", "lse", "dx", "dw", "dbias"), found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=4e-5, err_msg=name)
+    assert np.all(found[3][vocab_size:] == 0)
+
+
+def test_labels_of_padded_rows_are_outside_the_vocabulary() -> None:
+    x, w, labels, dloss = draw(10)
+    labels[0, 0] = VOCAB - 1
+
+    @jax.jit
+    def run(x: Any, w: Any, labels: Any, dloss: Any) -> Any:
+        call = partial(linear_cross_entropy, labels=labels, vocab_size=VOCAB - 1, chunk_size=20)
+        loss, pull = jax.vjp(call, x, w)
+        return loss, pull(dloss)[0]
+
+    loss, dx = jax.device_get(run(*jax.device_put((x, w, labels, dloss))))
+    assert np.isnan(loss[0, 0])
+    assert np.all(np.isnan(dx[0, 0]))
+    assert np.all(np.isfinite(loss[1:]))
+
+
 def test_ignored_tokens_keep_their_lse_and_its_gradient() -> None:
     x, w, labels, dloss = draw(8)
     labels[:] = IGNORED
@@ -293,6 +348,8 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "rank": ((2, 3), (3,), (2,), {}, r"w \(3,\)"),
     "labels": ((2, 3), (5, 3), (3,), {}, r"labels has shape \(3,\).*\(2,\)"),
     "chunk_size": ((2, 3), (5, 3), (2,), {"chunk_size": 0}, "chunk_size is 0"),
+    "vocab_size": ((2, 3), (5, 3), (2,), {"vocab_size": 6}, r"vocab_size is 6.*\(5, 3\)"),
+    "no vocabulary": ((2, 3), (5, 3), (2,), {"vocab_size": 0}, "vocab_size is 0"),
     "z_loss": ((2, 3), (5, 3), (2,), {"z_loss": -1.0}, "z_loss is -1.0.*at least 0"),
     "smoothing": ((2, 3), (5, 3), (2,), {"label_smoothing": 1.1}, "is 1.1.*from 0 to 1"),
     "soft_cap": ((2, 3), (5, 3), (2,), {"soft_cap": 0.0}, "soft_cap is 0.0.*None for no cap"),
@@ -306,6 +363,14 @@ def test_mistakes_are_named(name: str) -> None:
     arrays = (np.ones(x, np.float32), np.ones(w, np.float32), np.ones(labels, np.int32))
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(*jax.device_put(arrays), **options)
+
+
+def test_a_bias_of_another_length_is_named() -> None:
+    x, w, labels, bias = jax.device_put(
+        (np.ones((2, 3)), np.ones((5, 3)), np.ones(2, np.int32), np.ones(4, np.int32))
+    )
+    with pytest.raises(ValueError, match=r"(?s)bias has shape \(4,\).*bias is int32"):
+        linear_cross_entropy(x, w, labels, bias=bias)
 
 
 def test_wrong_dtypes_are_named() -> None:

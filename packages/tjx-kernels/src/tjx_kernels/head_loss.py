@@ -12,7 +12,7 @@ With logits z, p = softmax(z), label y, smoothing s and z-loss weight a, a token
 
 and its derivative by z is (1 + 2 a lse) p - (1 - s) onehot(y) - s / vocab.
 
-Axes: N any number of token axes, D width, V vocabulary, C rows of w in a chunk.
+Axes: N any number of token axes, D width, V rows of w, C rows of a chunk.
 """
 
 from collections.abc import Callable
@@ -34,16 +34,26 @@ class HeadLoss:
     Attributes
     ----------
     chunks
-        How many chunks the vocabulary is cut into, the tail not counted.
+        How many chunks the rows of w are cut into, the tail not counted.
+    vocab_size
+        So many rows of w are the vocabulary, the others padding.
     ignore_index, z_loss, label_smoothing, soft_cap
         As given to `linear_cross_entropy`.
     """
 
     chunks: int
+    vocab_size: int
     ignore_index: int
     z_loss: float
     label_smoothing: float
     soft_cap: float | None
+
+
+class Head(NamedTuple):
+    """The rows of w, or some of them, and the bias of each, [V], if there is one."""
+
+    w: jax.Array
+    bias: jax.Array | None
 
 
 class Sums(NamedTuple):
@@ -52,7 +62,10 @@ class Sums(NamedTuple):
     top: jax.Array  # the largest logit so far
     total: jax.Array  # sum of exp(logit - top)
     target: jax.Array  # the label's logit; NaN until its chunk comes
-    mean: jax.Array | None  # sum of the logits, divided by the vocabulary; with smoothing only
+    mean: jax.Array | None  # sum of the logits; with smoothing only
+
+
+type _Residuals = tuple[jax.Array, Head, jax.Array, jax.Array]  # x, head, labels, lse
 
 
 # --- chunks of the vocabulary ---------------------------------------------------------------------
@@ -69,26 +82,42 @@ def chunk_count(vocab: int, chunk_size: int) -> int:
     return min(divisors, key=lambda count: max(count / wanted, wanted / count), default=wanted)
 
 
-def _split(count: int, w_VD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cut w into its chunks [C, count, D] and the tail [less than count, D]."""
-    whole = w_VD.shape[0] // count * count
-    return w_VD[:whole].reshape(-1, count, w_VD.shape[1]), w_VD[whole:]
+def _split(count: int, head: Head) -> tuple[Head, Head]:
+    """Cut the head into its chunks [C, count, ...] and the tail [less than count, ...]."""
+    whole = head.w.shape[0] // count * count
+    chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, count, *a.shape[1:]), head)
+    return chunks, jax.tree.map(lambda a: a[whole:], head)
 
 
-def _row_in_chunk(labels: jax.Array, count: int, rows: int, index: jax.Array | int) -> jax.Array:
-    """Row of each label in chunk `index` (`count` is the tail), -1 where it is in another chunk."""
+def _chunk(chunks: Head, index: jax.Array) -> Head:
+    chunk: Head = jax.tree.map(lambda a: a[:, index], chunks)
+    return chunk
+
+
+def _row_in_chunk(
+    call: HeadLoss, labels: jax.Array, rows: int, index: jax.Array | int
+) -> jax.Array:
+    """Row of each label in chunk `index` (`chunks` is the tail), -1 where it is not there."""
+    count = call.chunks
     in_tail = labels >= rows * count
     row = jnp.where(in_tail, labels - rows * count, labels // count)
     chunk = jnp.where(in_tail, count, labels % count)
-    return jnp.where((labels >= 0) & (chunk == index), row, -1)
+    return jnp.where((labels >= 0) & (labels < call.vocab_size) & (chunk == index), row, -1)
 
 
-def _logits(
-    x: jax.Array, w_CD: jax.Array, soft_cap: float | None
-) -> tuple[jax.Array, jax.Array | None]:
+def _in_vocab(call: HeadLoss, rows: int, index: jax.Array | int, size: int) -> jax.Array:
+    """Say which of the `size` rows of chunk `index` are no padding, [C]."""
+    row_C = jnp.arange(size)
+    tail = rows * call.chunks + row_C
+    return jnp.where(index == call.chunks, tail, row_C * call.chunks + index) < call.vocab_size
+
+
+def _logits(x: jax.Array, head: Head, soft_cap: float | None) -> tuple[jax.Array, jax.Array | None]:
     """Logits [N, C], and the derivative of the soft cap where there is one."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    logits = jnp.einsum("...D,CD->...C", x, w_CD.astype(x.dtype), preferred_element_type=dtype)
+    logits = jnp.einsum("...D,CD->...C", x, head.w.astype(x.dtype), preferred_element_type=dtype)
+    if head.bias is not None:
+        logits += head.bias.astype(dtype)[(None,) * (logits.ndim - 1)]
     if soft_cap is None:
         return logits, None
     bent = jnp.tanh(logits / soft_cap)
@@ -99,92 +128,106 @@ def _logits(
 
 
 def _forward(
-    call: HeadLoss, x: jax.Array, w: jax.Array, labels: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    count, vocab = call.chunks, w.shape[0]
-    chunks_CnD, tail = _split(count, w)
-    rows = chunks_CnD.shape[0]
+    call: HeadLoss, x: jax.Array, head: Head, labels: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], _Residuals]:
+    count = call.chunks
+    chunks, tail = _split(count, head)
+    rows = chunks.w.shape[0]
 
-    def step(sums: Sums, index: jax.Array | int, w_CD: jax.Array) -> Sums:
-        logits, _ = _logits(x, w_CD, call.soft_cap)
+    def step(sums: Sums, index: jax.Array | int, chunk: Head) -> Sums:
+        logits, _ = _logits(x, chunk, call.soft_cap)
+        mean = sums.mean
+        if call.vocab_size < head.w.shape[0]:
+            counts = _in_vocab(call, rows, index, chunk.w.shape[0])
+            counts = counts[(None,) * (logits.ndim - 1)]
+            # The first chunk begins with the first row, so that `top` is finite from there on.
+            mean = None if mean is None else mean + jnp.sum(logits, axis=-1, where=counts)
+            logits = jnp.where(counts, logits, -jnp.inf)
+        elif mean is not None:
+            mean += jnp.sum(logits, axis=-1)
         top = jnp.maximum(sums.top, jnp.max(logits, axis=-1))
         total = sums.total * jnp.exp(sums.top - top)
         total += jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
-        row = _row_in_chunk(labels, count, rows, index)
+        row = _row_in_chunk(call, labels, rows, index)
         found = jnp.take_along_axis(logits, jnp.maximum(row, 0)[..., None], axis=-1)[..., 0]
-        target = jnp.where(row >= 0, found, sums.target)
-        mean = None if sums.mean is None else sums.mean + jnp.sum(logits, axis=-1) / vocab
-        return Sums(top, total, target, mean)
+        return Sums(top, total, jnp.where(row >= 0, found, sums.target), mean)
 
     zeros = jnp.zeros(labels.shape, jnp.promote_types(x.dtype, jnp.float32))
     # A label that no chunk holds leaves the target at NaN.
     smooth = call.label_smoothing > 0
     sums = Sums(zeros - jnp.inf, zeros, zeros + jnp.nan, zeros if smooth else None)
     sums, _ = lax.scan(
-        lambda carry, i: (step(carry, i, chunks_CnD[:, i]), None), sums, jnp.arange(count)
+        lambda carry, i: (step(carry, i, _chunk(chunks, i)), None), sums, jnp.arange(count)
     )
-    if tail.size:
+    if tail.w.size:
         sums = step(sums, count, tail)
     lse = sums.top + jnp.log(sums.total)
     target = sums.target
     if sums.mean is not None:
         # Also where label_smoothing is 1, the NaN of a label outside the vocabulary stays.
-        target = (1 - call.label_smoothing) * target + call.label_smoothing * sums.mean
+        mean = sums.mean / call.vocab_size
+        target = (1 - call.label_smoothing) * target + call.label_smoothing * mean
     loss = lse - target
     if call.z_loss:
         loss += call.z_loss * lse * lse
     loss = jnp.where(labels == call.ignore_index, 0, loss)
-    return (loss, lse), (x, w, labels, lse)
+    return (loss, lse), (x, head, labels, lse)
 
 
 def _backward(
-    call: HeadLoss, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, None]:
-    x, w, _, lse = residuals
+    call: HeadLoss, residuals: _Residuals, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, Head, None]:
+    x, head, labels, lse = residuals
     count, product = call.chunks, partial(jnp.einsum, preferred_element_type=lse.dtype)
-    chunks_CnD, tail = _split(count, w)
+    chunks, tail = _split(count, head)
     derivative = _derivative(call, residuals, cotangents)
+    tokens = tuple(range(labels.ndim))
 
-    def step(index: jax.Array | int, w_CD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(index: jax.Array | int, chunk: Head) -> tuple[jax.Array, Head]:
         # The barriers keep XLA:CPU from transposing dlogits instead of the small result.
-        dlogits = barrier(derivative(index, w_CD))
+        dlogits = barrier(derivative(index, chunk))
         dw_DC = barrier(product("...D,...C->DC", x, dlogits))
-        return product("...C,CD->...D", dlogits, w_CD.astype(x.dtype)), dw_DC.T
+        dhead = Head(dw_DC.T, None)
+        if chunk.bias is not None:
+            dhead = dhead._replace(bias=jnp.sum(dlogits, tokens, dtype=lse.dtype))
+        dhead = jax.tree.map(lambda d, a: d.astype(a.dtype), dhead, chunk)
+        return product("...C,CD->...D", dlogits, chunk.w.astype(x.dtype)), dhead
 
-    def chunk(
-        carry: tuple[jax.Array, jax.Array], i: jax.Array
-    ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        dx, dw_CnD = carry
-        more_dx, dw_CD = step(i, chunks_CnD[:, i])
-        dw_CnD = lax.dynamic_update_index_in_dim(dw_CnD, dw_CD.astype(w.dtype), i, axis=1)
-        return (dx + more_dx, dw_CnD), None
+    def next_chunk(
+        carry: tuple[jax.Array, Head], i: jax.Array
+    ) -> tuple[tuple[jax.Array, Head], None]:
+        dx, dchunks = carry
+        more_dx, dhead = step(i, _chunk(chunks, i))
+        put = partial(lax.dynamic_update_index_in_dim, index=i, axis=1)
+        return (dx + more_dx, jax.tree.map(put, dchunks, dhead)), None
 
-    start = (jnp.zeros(x.shape, lse.dtype), jnp.zeros_like(chunks_CnD))
-    (dx, dw_CnD), _ = lax.scan(chunk, start, jnp.arange(count))
-    dw = dw_CnD.reshape(-1, w.shape[1])
-    if tail.size:
-        more_dx, dw_tail = step(count, tail)
-        dx, dw = dx + more_dx, jnp.concatenate([dw, dw_tail.astype(w.dtype)])
-    return dx.astype(x.dtype), dw, None
+    start = (jnp.zeros(x.shape, lse.dtype), jax.tree.map(jnp.zeros_like, chunks))
+    (dx, dchunks), _ = lax.scan(next_chunk, start, jnp.arange(count))
+    dhead = jax.tree.map(lambda d: d.reshape(-1, *d.shape[2:]), dchunks)
+    if tail.w.size:
+        more_dx, dtail = step(count, tail)
+        dx = dx + more_dx
+        dhead = jax.tree.map(lambda *parts: jnp.concatenate(parts), dhead, dtail)
+    return dx.astype(x.dtype), dhead, None
 
 
 def _derivative(
-    call: HeadLoss, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, jax.Array]
-) -> Callable[[jax.Array | int, jax.Array], jax.Array]:
+    call: HeadLoss, residuals: _Residuals, cotangents: tuple[jax.Array, jax.Array]
+) -> Callable[[jax.Array | int, Head], jax.Array]:
     """Make the function from a chunk's index and rows to the gradient of x w^T, in x's dtype."""
-    x, w, labels, lse = residuals
+    x, head, labels, lse = residuals
     dloss, dlse = cotangents
-    vocab = w.shape[0]
+    vocab = call.vocab_size
     dloss = jnp.where((labels < 0) | (labels >= vocab), jnp.nan, dloss)
     dloss = jnp.where(labels == call.ignore_index, 0, dloss)
     dlse = dlse + dloss * (1 + 2 * call.z_loss * lse) if call.z_loss else dlse + dloss
     dtarget = dloss * (1 - call.label_smoothing)
     dmean = dloss * (call.label_smoothing / vocab)
-    rows = vocab // call.chunks
+    rows = head.w.shape[0] // call.chunks
 
-    def derivative(index: jax.Array | int, w_CD: jax.Array) -> jax.Array:
-        logits, slope = _logits(x, w_CD, call.soft_cap)
-        row = _row_in_chunk(labels, call.chunks, rows, index)
+    def derivative(index: jax.Array | int, chunk: Head) -> jax.Array:
+        logits, slope = _logits(x, chunk, call.soft_cap)
+        row = _row_in_chunk(call, labels, rows, index)
         hit = row[..., None] == lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         dlogits = jnp.exp(logits - lse[..., None]) * dlse[..., None]
         dlogits -= jnp.where(hit, dtarget[..., None], 0)
@@ -192,15 +235,18 @@ def _derivative(
             dlogits -= dmean[..., None]
         if slope is not None:
             dlogits *= slope
+        if vocab < head.w.shape[0]:
+            counts = _in_vocab(call, rows, index, chunk.w.shape[0])
+            dlogits = jnp.where(counts[(None,) * (dlogits.ndim - 1)], dlogits, 0)
         return dlogits.astype(x.dtype)
 
     return derivative
 
 
 def _primal(
-    call: HeadLoss, x: jax.Array, w: jax.Array, labels: jax.Array
+    call: HeadLoss, x: jax.Array, head: Head, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    return _forward(call, x, w, labels)[0]
+    return _forward(call, x, head, labels)[0]
 
 
 _differentiable = jax.custom_vjp(_primal, nondiff_argnums=(0,))
@@ -209,11 +255,11 @@ _compiled = jax.jit(_differentiable, static_argnums=0, inline=True)
 
 
 def head_loss(
-    call: HeadLoss, x: jax.Array, w: jax.Array, labels: jax.Array
+    call: HeadLoss, x: jax.Array, head: Head, labels: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss and log-sum-exp of each token, both differentiable by x and w.
+    """Loss and log-sum-exp of each token, both differentiable by x and the head.
 
     Compiled also where the caller is not, or the logits of every operation would be kept.
     """
-    loss, lse = _compiled(call, x, w, labels)
+    loss, lse = _compiled(call, x, head, labels)
     return loss, lse

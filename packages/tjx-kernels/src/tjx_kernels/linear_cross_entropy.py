@@ -6,7 +6,7 @@ from typing import Literal, TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from tjx_kernels.head_loss import HeadLoss, chunk_count, head_loss
+from tjx_kernels.head_loss import Head, HeadLoss, chunk_count, head_loss
 
 # Size of a chunk when none is asked for. Small chunks stay in a CPU's cache, which there pays more
 # than computing logits twice costs; below MIN_ROWS adding up x's gradient would show.
@@ -17,6 +17,8 @@ MIN_ROWS = 1024
 class Options(TypedDict, total=False):
     """The keyword arguments of `linear_cross_entropy`, all but `return_lse`."""
 
+    bias: jax.Array | None
+    vocab_size: int | None
     ignore_index: int
     z_loss: float
     label_smoothing: float
@@ -51,6 +53,8 @@ def linear_cross_entropy(
     w: jax.Array,
     labels: jax.Array,
     *,
+    bias: jax.Array | None = None,
+    vocab_size: int | None = None,
     ignore_index: int = -100,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
@@ -58,7 +62,7 @@ def linear_cross_entropy(
     return_lse: bool = False,
     chunk_size: int | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Cross-entropy of softmax(x w^T) against labels, for each token, in nats.
+    """Cross-entropy of softmax(x w^T + bias) against labels, for each token, in nats.
 
     Parameters
     ----------
@@ -72,6 +76,12 @@ def linear_cross_entropy(
     labels : integers [...]
         One for each token. A label outside the vocabulary that is not `ignore_index` makes the
         token's loss and gradients NaN.
+    bias : [vocab]
+        Added to the logits, in float32; its gradient is summed in float32.
+    vocab_size
+        Where w has rows beyond the vocabulary, so that their number suits the machine: only the
+        first `vocab_size` count, the others have the probability and the gradient 0. A slice of w
+        would be a copy.
     ignore_index
         Tokens with this label have the loss 0 and no gradient through it.
     z_loss
@@ -79,7 +89,7 @@ def linear_cross_entropy(
         keeps their scale near 0: 1e-4 in PaLM.
     label_smoothing
         From 0 to 1: the target is (1 - label_smoothing) on the label and label_smoothing / vocab
-        more on every row of w.
+        more on every row of the vocabulary.
     soft_cap
         Logits z become soft_cap * tanh(z / soft_cap).
     return_lse
@@ -105,9 +115,9 @@ def linear_cross_entropy(
     Notes
     -----
     Differentiable in reverse mode only. The logits' gradients are rounded to x's dtype: with
-    float16, whose small numbers vanish, scale the loss. For w spread over devices by rows, a
-    vocabulary that is a multiple of many small numbers (50304 rather than 50257) lets each device
-    keep to its own rows.
+    float16, whose small numbers vanish, scale the loss. For w spread over devices by rows, a number
+    of rows that is a multiple of many small numbers (50304 rather than 50257: see `vocab_size`)
+    lets each device keep to its own rows.
 
     References
     ----------
@@ -126,26 +136,30 @@ def linear_cross_entropy(
      [0.     0.     0.    ]]
     """
     problems = [
-        *_array_problems(x, w, labels),
+        *_array_problems(x, w, labels, bias),
+        *_vocab_problems(w, vocab_size),
         *_option_problems(z_loss, label_smoothing, soft_cap, chunk_size),
     ]
     if problems:
         raise ValueError("\n".join(problems))
-    vocab = w.shape[0]
+    rows = w.shape[0]
     if chunk_size is None:
         chunk_size = max(MIN_ROWS, CHUNK_LOGITS // max(1, labels.size))
     call = HeadLoss(
-        chunks=chunk_count(vocab, min(chunk_size, vocab)),
+        chunks=chunk_count(rows, min(chunk_size, rows)),
+        vocab_size=rows if vocab_size is None else vocab_size,
         ignore_index=ignore_index,
         z_loss=z_loss,
         label_smoothing=label_smoothing,
         soft_cap=soft_cap,
     )
-    loss, lse = head_loss(call, x, w, labels.astype(jnp.int32))
+    loss, lse = head_loss(call, x, Head(w, bias), labels.astype(jnp.int32))
     return (loss, lse) if return_lse else loss
 
 
-def _array_problems(x: jax.Array, w: jax.Array, labels: jax.Array) -> list[str]:
+def _array_problems(
+    x: jax.Array, w: jax.Array, labels: jax.Array, bias: jax.Array | None
+) -> list[str]:
     problems = []
     if x.ndim < 1 or w.ndim != 2 or w.shape[1:] != x.shape[-1:] or 0 in w.shape:
         problems.append(
@@ -156,14 +170,22 @@ def _array_problems(x: jax.Array, w: jax.Array, labels: jax.Array) -> list[str]:
         problems.append(
             f"labels has shape {labels.shape}; it must be x's without the last axis: {x.shape[:-1]}"
         )
+    if bias is not None and bias.shape != w.shape[:1]:
+        problems.append(f"bias has shape {bias.shape}; it must be one number a row of w")
     problems += [
         f"{name} is {array.dtype}; it must be floating: cast it first"
-        for name, array in (("x", x), ("w", w))
-        if not jnp.issubdtype(array.dtype, jnp.floating)
+        for name, array in (("x", x), ("w", w), ("bias", bias))
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating)
     ]
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         problems.append(f"labels is {labels.dtype}; it must be integers, such as int32")
     return problems
+
+
+def _vocab_problems(w: jax.Array, vocab_size: int | None) -> list[str]:
+    if vocab_size is None or (w.ndim and 1 <= vocab_size <= w.shape[0]):
+        return []
+    return [f"vocab_size is {vocab_size} and w has shape {w.shape}; give 1 to w's number of rows"]
 
 
 def _option_problems(

@@ -121,13 +121,17 @@ class GPT(nnx.Module):
             self._head_table(),
             jnp.asarray(labels),
             soft_cap=self.config.logit_soft_cap,
+            vocab_size=self.config.vocab_size,
         )
         return losses(self.config, found, reported)
 
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:
         """Multiply normalised hidden vectors with the head."""
         return head_logits(
-            x * self._logit_scale, self._head_table(), soft_cap=self.config.logit_soft_cap
+            x * self._logit_scale,
+            self._head_table(),
+            soft_cap=self.config.logit_soft_cap,
+            vocab_size=self.config.vocab_size,
         )
 
     def hidden(
@@ -230,8 +234,7 @@ class GPT(nnx.Module):
         return embed(self.config, x, positions, self.wpe, dropout_key=key, constrain=self.constrain)
 
     def _head_table(self) -> Float[Array, "rows D"]:
-        table = (self.wte if self.head is None else self.head).table(self.constrain)
-        return table[: self.config.vocab_size]
+        return (self.wte if self.head is None else self.head).table(self.constrain)
 
     @property
     def _logit_scale(self) -> float:

@@ -12,9 +12,6 @@ from tjx_kernels import linear_cross_entropy
 from tjx_nn.attention import Measures
 from tjx_nn.config import TransformerConfig
 
-# Matrix units of GPUs want widths that are multiples of this.
-_ALIGNED = 8
-
 
 class Losses(NamedTuple):
     """What training minimises.
@@ -60,9 +57,11 @@ def head_logits(
     *,
     bias: Float32[Array, " V"] | None = None,
     soft_cap: float | None = None,
-) -> Float32[Array, "*any V"]:
-    """Multiply hidden vectors with a table; the logits are float32."""
+    vocab_size: int | None = None,
+) -> Float32[Array, "*any vocab"]:
+    """Multiply hidden vectors with a table, of which `vocab_size` rows count; float32 logits."""
     y = jnp.einsum("...d,vd->...v", x, table_VD.astype(x.dtype), preferred_element_type=jnp.float32)
+    y = y[..., :vocab_size]
     if bias is not None:
         y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
     return y if soft_cap is None else soft_cap * jnp.tanh(y / soft_cap)
@@ -75,18 +74,15 @@ def head_losses(
     *,
     bias: Float32[Array, " V"] | None = None,
     soft_cap: float | None = None,
+    vocab_size: int | None = None,
 ) -> Float32[Array, "*any"]:
     """Return the cross-entropy of each label under `head_logits`, which are never held at once.
 
     Where the label is -100 the loss is 0. The table stays float32, so that its gradient is summed
     in float32.
     """
-    if bias is not None:
-        # A feature that is 1 for every token, and whose column of the table is the bias.
-        ones = jnp.zeros((*x.shape[:-1], _ALIGNED), x.dtype).at[..., 0].set(1)
-        x = jnp.concatenate([x, ones], -1)
-        column = jnp.pad(bias[:, None], ((0, 0), (0, _ALIGNED - 1)))
-        table_VD = jnp.concatenate([table_VD, column], -1)
-    tokens = linear_cross_entropy(x, table_VD, labels, soft_cap=soft_cap)
+    tokens = linear_cross_entropy(
+        x, table_VD, labels, bias=bias, soft_cap=soft_cap, vocab_size=vocab_size
+    )
     assert isinstance(tokens, Array)  # and no log-sum-exp with it
     return tokens
