@@ -1,7 +1,7 @@
-"""A tiny model that most tests share, so that it is compiled once."""
+"""A tiny model that most tests share, so that it is compiled once; and quick compilation."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind, init
+from tjx_nn import GPTConfig, TransformerConfig, bind, init
 from tjx_nn.functional import Params
 
 # Fewer key-value heads than heads, and no two sizes alike.
-TINY = GPTConfig(vocab_size=23, max_seq_len=16, n_layer=3, n_head=4, n_kv_head=2, d_model=24)
+TINY = GPTConfig(vocab_size=23, max_seq_len=16, n_layer=2, n_head=4, n_kv_head=2, d_model=24)
 
 
-def make_params(config: GPTConfig, seed: int = 0) -> Params:
+def make_params(config: TransformerConfig, seed: int = 0) -> Params:
     """Initial values in kind, with noise, so that no bias is zero and no scale is one."""
     rng = np.random.default_rng(seed)
 
@@ -30,9 +30,21 @@ def make_params(config: GPTConfig, seed: int = 0) -> Params:
     return params
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_compilation() -> Iterator[None]:
+    """Most of these tests' time is the compiler's: half of it goes without its finer optimisations.
+
+    What the compiler is given, and its own passes over it, are the same; instructions are slower.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)  # type: ignore[no-untyped-call]  # as jax is
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)  # type: ignore[no-untyped-call]  # as jax is
+
+
 @functools.partial(jax.jit, static_argnames="config")
-def logits(config: GPTConfig, params: Params, tokens: jax.Array, **kwargs: Any) -> jax.Array:
-    return bind(config, params)(tokens, **kwargs)
+def logits(config: Any, params: Params, inputs: tuple[Any, ...], kwargs: Any) -> jax.Array:
+    found: jax.Array = bind(config, params)(*inputs, **kwargs)
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -58,14 +70,11 @@ def make() -> Callable[..., Params]:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., np.ndarray]:
-    """Compiled forward pass: run(config, params, tokens, **kwargs: Any) -> NumPy logits."""
+    """Compiled forward pass of any model: run(config, params, *inputs, **inputs) -> NumPy."""
 
-    def call(config: GPTConfig, params: Params, tokens: jax.Array, **kwargs: Any) -> np.ndarray:
-        return np.asarray(
-            jax.device_get(
-                logits(config, params, *jax.device_put((tokens,)), **jax.device_put(kwargs))
-            )
-        )
+    def call(config: TransformerConfig, params: Params, *inputs: Any, **kwargs: Any) -> np.ndarray:
+        found = logits(config, params, *jax.device_put((inputs, kwargs)))
+        return np.asarray(jax.device_get(found))
 
     return call
 

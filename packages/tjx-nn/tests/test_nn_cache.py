@@ -88,7 +88,7 @@ def test_reading_all_slots_at_once_is_reading_them_by_runs() -> None:
 
 # Windows that fill 16 slots, and have none to spare for several tokens at a time; and others.
 KINDS: dict[str, dict[str, Any]] = {
-    "every third block global": {"window": 5, "global_every": 3},
+    "every third block global": {"window": 5, "global_every": 3, "n_layer": 3},
     "alibi": {"window": 5, "positions": "alibi", "attention_soft_cap": 4.0},
     "rope": {"window": 16, "positions": "rope", "qk_norm": True},
     "latent": {
@@ -130,7 +130,7 @@ def test_windowed_decoding_of_ragged_rows_equals_the_plain_model(
 
 
 def test_memory_of_windowed_blocks_does_not_grow_with_the_sequence(tiny: GPTConfig) -> None:
-    config = dataclasses.replace(tiny, max_seq_len=4096, window=20, global_every=3)
+    config = dataclasses.replace(tiny, max_seq_len=4096, window=20, global_every=3, n_layer=3)
     assert slots_of_blocks(config, 4096) == (32, 32, 4096)
     assert slots_of_blocks(config, 4096, new=14) == (48, 48, 4096)
     assert slots_of_blocks(config, 24) == (24, 24, 24)

@@ -1,7 +1,6 @@
 """The encoder-decoder: who sees whom, cached and not, packed and not, and that it learns."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ from tjx_nn import (
 from tjx_nn.cache import from_prompt
 from tjx_nn.functional import Params
 
+Run = Callable[..., np.ndarray]
 Descend = Callable[..., list[float]]
 
 # Every option that adds a parameter; no two sizes alike.
@@ -58,7 +58,7 @@ def tokens() -> np.ndarray:
 
 
 def test_padding_on_both_sides_changes_nothing(
-    params: Params, source: np.ndarray, tokens: np.ndarray
+    params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     masks = {"source_mask": SOURCE_MASK, "mask": MASK}
     expected = run(TINY, params, source, tokens, **masks)
@@ -74,7 +74,7 @@ def test_padding_on_both_sides_changes_nothing(
 
 
 def test_a_source_of_padding_alone_is_not_read(
-    params: Params, source: np.ndarray, tokens: np.ndarray
+    params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     nothing = np.array([[False], [True]]).repeat(16, 1)
     masks = {"source_mask": nothing, "mask": np.ones((2, 12), bool)}
@@ -86,7 +86,7 @@ def test_a_source_of_padding_alone_is_not_read(
 
 
 def test_targets_see_the_past_and_all_of_the_source(
-    params: Params, source: np.ndarray, tokens: np.ndarray
+    params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     expected = run(TINY, params, source, tokens)
     later = tokens.copy()
@@ -110,6 +110,7 @@ def test_cached_equals_uncached(
     make: Callable[..., Params],
     source: np.ndarray,
     tokens: np.ndarray,
+    run: Run,
 ) -> None:
     params = make(config)
 
@@ -147,7 +148,7 @@ def test_cached_equals_uncached(
 
 
 def test_losses_are_log_softmax_of_logits(
-    params: Params, source: np.ndarray, tokens: np.ndarray
+    params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     labels = np.where(np.arange(12) % 4 == 0, -100, np.roll(tokens, -1, 1))
     losses = jax.jit(lambda p, *ids: bind(TINY, p).losses(*ids).tokens)(
@@ -173,7 +174,7 @@ def test_scaled_embeddings_are_a_larger_table(source: np.ndarray) -> None:
 
 
 def test_a_loop_over_layers_equals_them_unrolled(
-    params: Params, source: np.ndarray, tokens: np.ndarray
+    params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     unrolled = run(dataclasses.replace(TINY, scan_layers=False), params, source, tokens)
     np.testing.assert_allclose(unrolled, run(TINY, params, source, tokens), atol=1e-5)
@@ -187,11 +188,14 @@ def test_learns_a_fixed_batch(
     tokens: np.ndarray,
     descend: Descend,
 ) -> None:
-    labels = np.where(MASK, np.roll(tokens, -1, 1), -100)
+    # The last row's source is padding alone: nothing is read of it.
+    source, tokens = (np.concatenate([x, x[:1]]) for x in (source, tokens))
+    labels = np.where(np.concatenate([MASK, MASK[:1]]), np.roll(tokens, -1, 1), -100)
+    source_mask = np.pad(SOURCE_MASK, ((0, 1), (0, 0)))
 
     def loss(params: Params) -> jax.Array:
         model = bind(config, params)
-        return model.losses(source, tokens, labels, source_mask=SOURCE_MASK).tokens.mean()
+        return model.losses(source, tokens, labels, source_mask=source_mask).tokens.mean()
 
     losses = descend(loss, make(config))
     assert losses[0] > losses[10] > losses[-1]
@@ -199,7 +203,7 @@ def test_learns_a_fixed_batch(
 
 
 def test_dropout_is_a_function_of_its_key(
-    params: Params, source: np.ndarray, tokens: np.ndarray
+    params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     config = dataclasses.replace(TINY, dropout=0.5, attention_dropout=0.1)
     with jax.transfer_guard("allow"):
@@ -210,7 +214,7 @@ def test_dropout_is_a_function_of_its_key(
 
 
 def test_empty_sequences_give_finite_or_empty_results(
-    params: Params, source: np.ndarray, tokens: np.ndarray
+    params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     assert run(TINY, params, source, tokens[:, :0]).shape == (2, 0, 23)
     assert np.isfinite(run(TINY, params, source[:, :0], tokens)).all()

@@ -282,6 +282,16 @@ def test_an_encoder_decoder_writes_what_its_plain_forward_says(make: Make) -> No
         np.testing.assert_array_equal(new[row], expected[row, length - 1 : length + 11])
     with pytest.raises(ValueError, match="source is None"):
         generate(pair, params, start, lengths, max_new_tokens=2)
+    with pytest.raises(ValueError, match="source has 33 tokens and max_seq_len is 32"):
+        generate(
+            pair, params, start, lengths, max_new_tokens=2, source=np.zeros((2, 33), np.int32)
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="give a row for each prompt"):
+        generate(pair, params, start, lengths, max_new_tokens=2, source=source[:1])
+    with pytest.raises(ValueError, match="source ids are from 7 to 7 and source_vocab_size is 7"):
+        generate(
+            pair, params, start, lengths, max_new_tokens=2, source=np.full((2, 3), 7, np.int32)
+        )
 
 
 def test_nothing_to_write_is_an_empty_result(

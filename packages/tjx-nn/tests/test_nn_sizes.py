@@ -1,9 +1,25 @@
-"""Parameter counts: published numbers, the formula, and the model that is built agree."""
+"""What models cost: published numbers, formulas, the compiler, and what is built agree."""
+
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, count_params, flops_per_token, init
+from tjx_nn import (
+    BertConfig,
+    EncoderDecoderConfig,
+    ExpertsConfig,
+    GPTConfig,
+    LatentConfig,
+    SparseConfig,
+    TransformerConfig,
+    ViTConfig,
+    bind,
+    count_params,
+    flops_per_token,
+    init,
+)
 
 PUBLISHED = {
     "gpt2_small": 124_439_808,
@@ -11,13 +27,28 @@ PUBLISHED = {
     "gpt2_large": 774_030_080,
     "gpt2_xl": 1_557_611_200,
 }
-VARIANTS = [
-    GPTConfig(vocab_size=7, max_seq_len=5, n_layer=3, n_head=4, n_kv_head=2, d_model=8, d_ff=20),
-    GPTConfig(vocab_size=7, max_seq_len=5, n_layer=1, n_head=4, n_kv_head=1, d_model=8, bias=False),
-]
+SMALL: dict[str, Any] = {"vocab_size": 7, "max_seq_len": 5, "n_head": 4, "d_model": 8}
+VARIANTS = {
+    "grouped queries": GPTConfig(**SMALL, n_layer=3, n_kv_head=2, d_ff=20),
+    "one key, no biases": GPTConfig(**SMALL, n_layer=1, n_kv_head=1, bias=False),
+    "a head of its own": GPTConfig(
+        **SMALL, n_layer=2, tied_head=False, vocab_multiple=4, layer_scale=0.1, qk_norm=True,
+        positions="sinusoidal", parallel_block=True, activation="geglu",
+    ),
+    "llama": GPTConfig.preset("llama_small"),
+    "sparse, a dense block, experts": GPTConfig(
+        **SMALL, n_layer=3, norm_position="post", sparse=SparseConfig(top_k=2, head_dim=6),
+        experts=ExpertsConfig(count=3, shared=2, d_ff=5, first_layer=1),
+    ),
+    "deepseek": GPTConfig.preset("deepseek_small"),
+    "experts of both stacks": EncoderDecoderConfig(
+        **SMALL, n_layer=2, n_encoder_layer=3, layer_scale=0.1,
+        experts=ExpertsConfig(count=3, first_layer=1), latent=LatentConfig(kv_dim=3, rope_dim=2),
+    ),
+}  # fmt: skip
 
 
-def built_params(config: GPTConfig) -> int:
+def built_params(config: TransformerConfig) -> int:
     with jax.transfer_guard("allow"):
         shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -30,9 +61,9 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert built_params(config) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("config", VARIANTS)
-def test_formula_counts_every_variant(config: GPTConfig) -> None:
-    assert count_params(config) == built_params(config)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_formula_counts_every_variant(name: str) -> None:
+    assert count_params(VARIANTS[name]) == built_params(VARIANTS[name])
 
 
 def test_flops_of_a_model_counted_by_hand() -> None:
@@ -40,3 +71,64 @@ def test_flops_of_a_model_counted_by_hand() -> None:
     matrices = 4 * 2 * 2 + 2 * 2 * 8 + 3 * 2  # attention, MLP, head
     norms = 3 * 2
     assert flops_per_token(config, 4) == 6 * (matrices + norms) + 12 * 1 * 4 * 2
+
+
+# Wide enough that what is no matrix product hardly counts, long enough that attention does.
+WIDE: dict[str, Any] = {
+    "n_layer": 2, "n_head": 2, "d_model": 128, "scan_layers": False,
+    "attention_implementation": "reference",  # which computes nothing twice
+}  # fmt: skip
+LONG: dict[str, Any] = {**WIDE, "vocab_size": 90, "max_seq_len": 128}
+LATENT = LatentConfig(kv_dim=32, q_dim=48, rope_dim=32, v_dim=16)
+COSTLY: dict[str, TransformerConfig] = {
+    "gpt": GPTConfig(**LONG),
+    "llama": GPTConfig(
+        **LONG, n_kv_head=1, positions="rope", norm="rmsnorm", activation="swiglu", bias=False,
+        d_ff=200, tied_head=False,
+    ),
+    "latent": GPTConfig(**LONG, positions="rope", latent=LATENT),
+    # As many keys as there are: the others would be computed too, and then not be looked at.
+    "sparse": GPTConfig(
+        **{**LONG, "attention_implementation": None}, remat="none",
+        sparse=SparseConfig(top_k=128, n_head=8, head_dim=64),
+    ),
+    "experts": GPTConfig(
+        **LONG, experts=ExpertsConfig(count=4, shared=1, d_ff=100, capacity_factor=1.0)
+    ),
+    "bert": BertConfig(**LONG),
+    "vit": ViTConfig(**WIDE, image_size=44, patch_size=4, channels=3, n_classes=50),
+    "encoder-decoder": EncoderDecoderConfig(**LONG, n_encoder_layer=1),
+}  # fmt: skip
+
+
+def shape(*sizes: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)  # type: ignore[no-untyped-call]  # as jax is
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_the_compiler_counts_as_many_operations_of_an_unrolled_model(name: str) -> None:
+    config: Any = COSTLY[name]
+    text = shape(2, 128)
+    data: tuple[Any, ...] = (text, text)
+    if name == "vit":
+        data = (shape(2, 44, 44, 3, dtype=np.float32), shape(2))
+    if name == "encoder-decoder":
+        data = (text, *data)
+
+    @jax.jit
+    def step(params: Any, data: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            found = bind(config, params).losses(*data)
+            total: jax.Array = found.tokens.sum() + found.penalty
+            return total
+
+        return jax.grad(loss)(params)
+
+    with jax.transfer_guard("allow"):
+        params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+        analysis = step.lower(params, data).cost_analysis()
+    assert analysis is not None
+    tokens = 2 * (config.max_seq_len if name == "vit" else 128)
+    ratio = analysis["flops"] / (tokens * flops_per_token(config, tokens // 2))
+    # The indexer gives no gradient to what it reads: a third of what the formula counts.
+    assert (0.95 if name == "sparse" else 1) <= ratio < 1.05, ratio

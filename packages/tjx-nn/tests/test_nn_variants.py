@@ -1,6 +1,7 @@
 """Every choice of a decoder trains and generates; and no choice is forgotten here."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,7 +18,6 @@ from tjx_nn import (
     SparseConfig,
     bind,
     generate,
-    init,
 )
 from tjx_nn.functional import Params
 from tjx_nn.options import options_table
@@ -76,12 +76,14 @@ LEFT_OUT = {"family", "low_freq_factor", "high_freq_factor"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_trains_and_generates(name: str) -> None:
+def test_a_variant_trains_and_generates(
+    name: str, make: Callable[..., Params], run: Callable[..., np.ndarray]
+) -> None:
     config = VARIANTS[name]
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 17)).astype(np.int32)
 
     @jax.jit
-    def train(key: jax.Array, tokens: jax.Array) -> tuple[Params, jax.Array]:
+    def train(params: Params, key: jax.Array, tokens: jax.Array) -> tuple[Params, jax.Array]:
         def loss(params: Params, key: jax.Array) -> jax.Array:
             found = bind(config, params).losses(
                 tokens[:, :-1], tokens[:, 1:], dropout_key=key if config.drops else None
@@ -93,17 +95,32 @@ def test_a_variant_trains_and_generates(name: str) -> None:
             moved = jax.tree.map(lambda p, g: p - 0.01 * jnp.sign(g), params, gradients)
             return moved, value
 
-        return jax.lax.scan(step, init(config, key), jax.random.split(key, 20))
+        return jax.lax.scan(step, params, jax.random.split(key, 20))
 
     with jax.transfer_guard("allow"):
-        params, losses = jax.device_get(train(jax.random.key(0), tokens))
+        params, losses = jax.device_get(train(make(config), jax.random.key(0), tokens))
     assert np.isfinite(losses).all()
     assert losses[-5:].mean() < losses[:5].mean() - 0.1
 
     prompt, lengths = tokens[:, :6], np.array([6, 3], np.int32)
-    new = np.asarray(generate(config, jax.device_put(params), prompt, lengths, max_new_tokens=8))
+    params = jax.device_put(params)
+    new, log_probs = jax.device_get(
+        generate(config, params, prompt, lengths, max_new_tokens=8, return_log_probs=True)
+    )
     assert new.shape == (2, 8)
     assert ((new >= 0) & (new < config.vocab_size)).all()
+    # With a cache, token by token, the model says what it says of the whole.
+    whole = np.zeros((2, 14), np.int32)
+    for row, length in enumerate(lengths):
+        whole[row, : length + 8] = [*prompt[row, :length], *new[row]]
+    logits = run(config, params, whole).astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    exact = config.dtype == "float32"
+    for row, length in enumerate(lengths):
+        steps = expected[row, length - 1 : length + 7]
+        said = np.take_along_axis(steps, new[row][:, None], 1)[:, 0]
+        np.testing.assert_allclose(log_probs[row], said, atol=1e-5 if exact else 0.1)
+        np.testing.assert_allclose(said, steps.max(1), atol=1e-5 if exact else 0.1)
 
 
 def fields_of(config: Any) -> dict[str, Any]:

@@ -109,10 +109,6 @@ def test_dropout_is_a_function_of_its_key(params: Params, images: np.ndarray, ru
     assert np.abs(first - run(config, params, images, dropout_key=two)).max() > 1e-2
 
 
-def test_no_images_give_no_logits(params: Params, run: Run) -> None:
-    assert run(TINY, params, np.zeros((0, 8, 12, 3), np.float32)).shape == (0, 5)
-
-
 def test_sizes_that_do_not_fit_are_named(params: Params, images: np.ndarray) -> None:
     with pytest.raises(
         ValueError, match=r"image_size is \(30, 28\) and patch_size is 7.*\(28, 28\)"

@@ -39,7 +39,7 @@ def apply_rope(
     --------
     >>> x = jnp.array([1.0, 0.0, 0.0, 1.0]).reshape(1, 1, 1, 4)
     >>> turned = apply_rope(x, jnp.array([[1]]), RopeConfig(base=100.0, interleaved=True))
-    >>> print(turned.ravel().round(3))  # by 1 and by 0.1 radians
+    >>> print(np.asarray(turned).ravel().round(3))  # by 1 and by 0.1 radians
     [ 0.54   0.841 -0.1    0.995]
     """
     rope = RopeConfig() if rope is None else rope
