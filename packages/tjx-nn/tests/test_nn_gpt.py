@@ -101,6 +101,23 @@ def test_ids_outside_the_vocabulary(tiny: GPTConfig, params: Params, run: Run) -
     np.testing.assert_array_equal(run(tiny, params, outside), run(tiny, params, clipped))
 
 
+def test_labels_outside_the_vocabulary(tiny: GPTConfig, params: Params, tokens: jax.Array) -> None:
+    labels = np.array(tokens)
+    labels[0, :2] = tiny.vocab_size, -3
+
+    def losses(params: Params, labels: jax.Array | np.ndarray) -> jax.Array:
+        return bind(tiny, params).losses(tokens, labels).tokens
+
+    with pytest.raises(ValueError, match="labels are from -3 to 23 and there are 23"):
+        jax.eval_shape(lambda params: losses(params, labels), params)
+    compiled = jax.jit(losses)
+    found = np.asarray(compiled(params, jax.device_put(labels)))
+    assert np.isnan(found[0, :2]).all()  # a loss that nobody overlooks
+    ignored = np.where((labels < 0) | (labels >= tiny.vocab_size), np.int32(-100), labels)
+    expected = np.where(np.isnan(found), np.float32(0), found)
+    np.testing.assert_array_equal(compiled(params, jax.device_put(ignored)), expected)
+
+
 def test_extreme_weights_stay_finite(
     tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
 ) -> None:

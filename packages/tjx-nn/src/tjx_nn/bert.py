@@ -103,7 +103,7 @@ class Bert(nnx.Module):
         """
         x, reported = self._run(tokens, inputs, drop=True)
         table, bias = self._head_table()
-        found = head_losses(self._transformed(x), table, jnp.asarray(labels), bias=bias)
+        found = head_losses(self._transformed(x), table, labels, bias=bias)
         return losses(self.config, found, reported)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

@@ -99,7 +99,7 @@ class EncoderDecoder(nnx.Module):
         x, reported = self._read(source, tokens, inputs, drop=True)
         table, bias = self._head_table()
         x = x / self.config.width_multiplier
-        return losses(self.config, head_losses(x, table, jnp.asarray(labels), bias=bias), reported)
+        return losses(self.config, head_losses(x, table, labels, bias=bias), reported)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
         """Multiply hidden vectors of the target with the head."""

@@ -119,7 +119,7 @@ class GPT(nnx.Module):
         found = head_losses(
             x * self._logit_scale,
             self._head_table(),
-            jnp.asarray(labels),
+            labels,
             soft_cap=self.config.logit_soft_cap,
             vocab_size=self.config.vocab_size,
         )

@@ -6,11 +6,13 @@ Axes in names: D d_model, V vocabulary.
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_kernels import linear_cross_entropy
 from tjx_nn.attention import Measures
 from tjx_nn.config import TransformerConfig
+from tjx_nn.tokens import IGNORED, check_labels
 
 
 class Losses(NamedTuple):
@@ -70,7 +72,7 @@ def head_logits(
 def head_losses(
     x: Float[Array, "*any D"],
     table_VD: Float[Array, "V D"],
-    labels: Int[Array, "*any"],
+    labels: Int[Array | np.ndarray, "*any"],
     *,
     bias: Float32[Array, " V"] | None = None,
     soft_cap: float | None = None,
@@ -79,10 +81,17 @@ def head_losses(
     """Return the cross-entropy of each label under `head_logits`, which are never held at once.
 
     Where the label is -100 the loss is 0. The table stays float32, so that its gradient is summed
-    in float32.
+    in float32. Raises ValueError outside `jax.jit` for labels that the table has no row for.
     """
+    check_labels(labels, vocab_size or len(table_VD))
     tokens = linear_cross_entropy(
-        x, table_VD, labels, bias=bias, soft_cap=soft_cap, vocab_size=vocab_size
+        x,
+        table_VD,
+        jnp.asarray(labels),
+        bias=bias,
+        soft_cap=soft_cap,
+        vocab_size=vocab_size,
+        ignore_index=IGNORED,
     )
     assert isinstance(tokens, Array)  # and no log-sum-exp with it
     return tokens

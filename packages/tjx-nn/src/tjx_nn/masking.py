@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
-from tjx_nn.tokens import Ids
+from tjx_nn.tokens import IGNORED, Ids
 
 
 def mask_tokens(
@@ -71,7 +71,7 @@ def mask_tokens(
     for special_id in hidden:
         other = other + (other >= special_id)
     inputs = jnp.where(how_BT < 0.8, mask_id, jnp.where(how_BT < 0.9, other, tokens))
-    return jnp.where(chosen, inputs, tokens), jnp.where(chosen, tokens, -100)
+    return jnp.where(chosen, inputs, tokens), jnp.where(chosen, tokens, IGNORED)
 
 
 def _check(hidden: np.ndarray, vocab_size: int, rate: float) -> None:

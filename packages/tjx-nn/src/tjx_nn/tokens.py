@@ -16,6 +16,8 @@ Positions = Int[Array | np.ndarray, "#B T"]
 Mask = Bool[Array | np.ndarray, "B T"] | Int[Array | np.ndarray, "B T"]
 SourceMask = Bool[Array | np.ndarray, "B S"] | Int[Array | np.ndarray, "B S"]
 
+# The label of what is not to be predicted.
+IGNORED = -100
 # The segment of padding: no document has it.
 _PADDING = np.iinfo(np.int32).min
 
@@ -43,6 +45,19 @@ def check_ids(what: str, ids: Int[Array | np.ndarray, "*any"], limit: int, limit
         raise ValueError(
             f"{what} are from {values.min()} to {values.max()} and {limit_name} is {limit}: "
             f"give ids from 0 to {limit - 1}"
+        )
+
+
+def check_labels(labels: Int[Array | np.ndarray, "*any"], count: int) -> None:
+    """Raise ValueError unless `labels` are from 0 to `count` - 1 or -100; traced ones pass."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(jax.device_get(labels))
+    wrong = values[((values < 0) | (values >= count)) & (values != IGNORED)]
+    if wrong.size:
+        raise ValueError(
+            f"labels are from {values.min()} to {values.max()} and there are {count} to choose "
+            f"from: give 0 to {count - 1}, or {IGNORED} where nothing is to be predicted"
         )
 
 

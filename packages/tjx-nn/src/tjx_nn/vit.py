@@ -87,7 +87,7 @@ class ViT(nnx.Module):
         found = head_losses(
             self._pool(x) / self.config.width_multiplier,
             self.head.kernel[...].T,
-            jnp.asarray(labels),
+            labels,
             bias=None if bias is None else bias[...],
         )
         return losses(self.config, found, reported)
