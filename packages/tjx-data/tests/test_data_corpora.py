@@ -1,17 +1,15 @@
-"""Corpora: text of one's own, the text that Python carries, and answers when the hub is away."""
+"""Corpora: text of one's own, and the text that Python carries."""
 
-import hashlib
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tjx_data import CORPORA, HubError, Tokenizer, hub, load_corpus, load_files, python_docs
-from tjx_data.corpora import Download, Hub, join_wikitext
-from tjx_data.files import SEPARATOR
+from tjx_data import load_corpus, load_files
+from tjx_data.corpora import python_docs
+from tjx_data.corpora.formats import SEPARATOR
 
 
 def test_python_docs_are_documents_in_a_fixed_order() -> None:
@@ -63,7 +61,7 @@ def test_separators_split_documents_wherever_blocks_end(
     file = tmp_path_factory.mktemp("files") / "stories.txt"
     file.write_text(SEPARATOR.join(["x", *texts]), encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tjx_data.files.BLOCK_BYTES", block)
+        patch.setattr("tjx_data.corpora.blocks.BLOCK_BYTES", block)
         documents = list(load_files(file))
     expected = [text.strip("\n") for text in texts[:-1]]
     # What ends the file is no separator; and an end right after a separator is no document.
@@ -103,101 +101,3 @@ def test_every_file_that_is_no_text_is_named_at_once(tmp_path: Path) -> None:
 def test_an_unknown_corpus_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'wikitext-103'"):
         load_corpus("wikitext103")
-
-
-@pytest.fixture
-def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An address where nothing listens, and no cache."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "*")
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.usefixtures("unreachable")
-@pytest.mark.parametrize("corpus", ["wikitext-2", "tinystories", "shakespeare"])
-def test_without_the_hub_an_error_within_seconds_names_the_ways_on(
-    corpus: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("datasets")
-    if corpus == "shakespeare":
-        monkeypatch.setitem(CORPORA, corpus, _download("http://127.0.0.1:9/input.txt", b""))
-    begin = time.monotonic()
-    with pytest.raises(HubError, match=rf"'{corpus}'.*cannot be reached") as error:
-        load_corpus(corpus)
-    assert time.monotonic() - begin < 10
-    assert "--data.corpus python-docs" in str(error.value)
-    assert "--data.path FILE_OR_GLOB" in str(error.value)
-
-
-@pytest.mark.usefixtures("unreachable")
-def test_without_the_hub_its_tokenizers_are_refused_within_seconds() -> None:
-    pytest.importorskip("huggingface_hub")
-    with pytest.raises(HubError, match=r"tokenizer='nobody/gpt2'.*--data.tokenizer bpe"):
-        Tokenizer.load("nobody/gpt2")
-
-
-def test_offline_by_choice_never_asks_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids"):
-        load_corpus("openwebtext")
-
-
-def test_a_cached_tokenizer_needs_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub's own cache layout, filled by hand."""
-    constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
-    repo = tmp_path / "models--nobody--tiny"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("0" * 40)
-    (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    from tjx_data import char_tokenizer
-
-    char_tokenizer(["abc"]).save(repo / "snapshots" / ("0" * 40) / "tokenizer.json")
-    assert Tokenizer.load("nobody/tiny").encode("cab") == [2, 0, 1]
-
-
-def test_hub_rows_become_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder in the hub's format stands for the hub."""
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "repo"
-    folder.mkdir()
-    (folder / "train.jsonl").write_text(
-        '{"text": " = A = \\n"}\n{"text": " one \\n"}\n{"text": " = B = \\n"}\n'
-    )
-    entry = Hub(licence="none", tokenizer="gpt2", repo=str(folder), join=join_wikitext)
-    monkeypatch.setitem(CORPORA, "local", entry)
-    documents = load_corpus("local")
-    assert list(documents) == list(documents) == [" = A = \n one \n", " = B = \n"]
-    assert documents.source["licence"] == "none"
-    wrong = Hub(licence="none", tokenizer="gpt2", repo=str(folder), field="txt")
-    monkeypatch.setitem(CORPORA, "local", wrong)
-    with pytest.raises(ValueError, match=r"no field 'txt', but \['text'\]"):
-        load_corpus("local")
-
-
-def _download(url: str, content: bytes) -> Download:
-    digest = hashlib.sha256(content).hexdigest()
-    return Download(licence="none", tokenizer="bpe", url=url, sha256=digest)
-
-
-def test_a_download_is_checked_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub, "reachable", lambda _: True)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    served = tmp_path / "input.txt"
-    served.write_bytes(b"Speak, speak.")
-    monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"something else"))
-    with pytest.raises(ValueError, match="it was changed"):
-        load_corpus("play")
-    monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"Speak, speak."))
-    assert list(load_corpus("play")) == ["Speak, speak."]
-    served.unlink()  # the second time it comes from the cache
-    assert list(load_corpus("play")) == ["Speak, speak."]

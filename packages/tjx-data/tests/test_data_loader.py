@@ -49,7 +49,7 @@ def test_every_epoch_shows_every_label_once_after_its_own_token(
     n_tokens, seq_len, batch_size, shard_tokens, seed = size
     directory = _distinct_set(tmp_path_factory.mktemp("loader"), n_tokens, shard_tokens)
     loader = TokenLoader(directory, seq_len=seq_len, batch_size=batch_size, seed=seed)
-    n = loader.windows_per_epoch
+    n = loader.rows_per_epoch
     assert n == (n_tokens - 1) // seq_len
     batches = [loader.batch(step) for step in range(-(-3 * n // batch_size))]
     tokens = np.concatenate([batch["tokens"] for batch in batches])
@@ -70,7 +70,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_epochs_and_seeds_have_orders_of_their_own(counting: Path) -> None:
     loader = TokenLoader(counting, seq_len=9, batch_size=111, seed=1)
-    assert loader.windows_per_epoch == 111
+    assert loader.rows_per_epoch == 111
     first, second = (loader.batch(step)["tokens"][:, 0] for step in (0, 1))
     other = TokenLoader(counting, seq_len=9, batch_size=111, seed=2).batch(0)["tokens"][:, 0]
     assert (np.sort(first) // 9).tolist() == (np.sort(second) // 9).tolist()
@@ -168,7 +168,7 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train_00001\.bin: SHA-256 is"):
         TokenLoader(directory, seq_len=8, batch_size=2).verify()
     shard.write_bytes(whole[:-2])
-    with pytest.raises(ValueError, match=r"train_00001\.bin: has 398 bytes, the index says 400"):
+    with pytest.raises(ValueError, match=r"train_00001\.bin: has 462 bytes, the index says 464"):
         TokenLoader(directory, seq_len=8, batch_size=2)
     shard.unlink()
     with pytest.raises(ValueError, match=r"train_00001\.bin: missing"):
@@ -179,7 +179,7 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
         ("tokenizer.json", "<unk>", "<ukn>", "SHA-256 is"),
         ("index.json", "uint16", "uint32", "damaged"),
         ("index.json", "{", "", "damaged"),
-        ("index.json", "tjx-data 1", "tjx-data 2", "this version reads 'tjx-data 1'"),
+        ("index.json", "tjx-data 2", "tjx-data 1", "this version reads 'tjx-data 2'"),
     ):
         content = (directory / name).read_text()
         (directory / name).write_text(content.replace(old, new, 1))

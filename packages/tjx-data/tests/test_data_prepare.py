@@ -2,10 +2,6 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -26,18 +22,37 @@ from tjx_data import (
     TokenLoader,
     char_tokenizer,
     find_problems,
-    load_files,
     open_or_prepare,
+    open_sets,
     prepare,
     read_index,
 )
-from tjx_data.documents import Holdout, SplitName, split_documents
+from tjx_data.corpora.documents import Holdout, SplitName, Stage
 from tjx_data.main import main
 
 EOT = "<|endoftext|>"
 CHARACTERS = char_tokenizer(["abcdefghij\né 0123456789."], special_tokens=(EOT,))
 DOCUMENTS = [f"document {i}.\n" * (1 + i % 4) for i in range(60)]
 SENTENCES = "the cat sat on the mat. the hat sat on the bat. a bat sat on a cat.\n" * 30
+
+
+def _split(texts: list[str], holdout: Holdout, fraction: float) -> list[tuple[SplitName, str]]:
+    """Say what is held out, written once more."""
+    if holdout == "documents":
+        limit = fraction * 2**64
+        hashes = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:8], "big") for t in texts]
+        return [
+            ("validation" if number < limit else "train", text)
+            for number, text in zip(hashes, texts, strict=True)
+        ]
+    found: list[tuple[SplitName, str]] = []
+    border, before = int(sum(map(len, texts)) * (1 - fraction)), 0
+    for text in texts:
+        inside = min(max(border - before, 0), len(text))
+        found += [("train", text[:inside])] if inside else []
+        found += [("validation", text[inside:])] if inside < len(text) else []
+        before += len(text)
+    return found
 
 
 def _stream(directory: Path, split: SplitName) -> list[int]:
@@ -64,7 +79,7 @@ def test_a_set_holds_every_document_once_between_ends_of_text(
         documents, CHARACTERS, out, holdout=holdout, holdout_fraction=0.4, shard_tokens=shard_tokens
     )
     expected: dict[SplitName, list[str]] = {"train": [], "validation": []}
-    for split, text in split_documents(documents, holdout, 0.4):
+    for split, text in _split(documents, holdout, 0.4):
         if text.strip():
             expected[split].append(text)
     for split, kept in expected.items():
@@ -80,7 +95,7 @@ def test_a_set_holds_every_document_once_between_ends_of_text(
         for i, text in enumerate(kept):
             assert CHARACTERS.decode(loader.document(i)) == text
         # Every shard but the last is full, none is empty.
-        sizes = [shard.n_bytes // 2 for shard in entry.shards]
+        sizes = [(shard.n_bytes - 64) // 2 for shard in entry.shards]
         assert all(size == shard_tokens for size in sizes[:-1])
         assert 0 < sizes[-1] <= shard_tokens
     if holdout == "documents":
@@ -105,10 +120,10 @@ def test_long_documents_are_encoded_as_a_whole(tmp_path: Path) -> None:
     tokenizer = tjx_data.train_bpe([SENTENCES], 270)
     long = [SENTENCES * 40, SENTENCES, "a cat."] * 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tjx_data.preparation.BATCH_CHARACTERS", 5000)
+        patch.setattr("tjx_data.tokenization.pieces.BATCH_CHARACTERS", 5000)
         prepare(long, tokenizer, tmp_path / "out", holdout="tail", holdout_fraction=0.01)
     eot = tokenizer.eot_id
-    kept = [text for split, text in split_documents(long, "tail", 0.01) if split == "train"]
+    kept = [text for split, text in _split(long, "tail", 0.01) if split == "train"]
     expected = [eot, *(i for text in kept for i in (*tokenizer.encode(text), eot))]
     assert _stream(tmp_path / "out", "train") == expected
 
@@ -123,11 +138,11 @@ def test_the_tail_is_nanogpts_split_by_characters(tmp_path: Path) -> None:
 
 
 def test_documents_keep_their_side_whatever_their_place() -> None:
-    sides = dict(zip(DOCUMENTS, (s for s, _ in split_documents(DOCUMENTS, "documents", 0.3))))  # noqa: B905  equal by construction
-    backwards = {text: side for side, text in split_documents(DOCUMENTS[::-1], "documents", 0.3)}
+    sides = dict(zip(DOCUMENTS, (s for s, _ in _split(DOCUMENTS, "documents", 0.3))))  # noqa: B905  equal by construction
+    backwards = {text: side for side, text in _split(DOCUMENTS[::-1], "documents", 0.3)}
     assert sides == backwards
     many = [f"text {i}" for i in range(4000)]
-    held_out = sum(side == "validation" for side, _ in split_documents(many, "documents", 0.1))
+    held_out = sum(side == "validation" for side, _ in _split(many, "documents", 0.1))
     assert 0.08 < held_out / 4000 < 0.12
 
 
@@ -155,42 +170,10 @@ def test_what_cannot_be_split_says_what_to_do(tmp_path: Path) -> None:
         prepare(["ab"], CHARACTERS, tmp_path / "out", holdout="tail", holdout_fraction=0.9)
     with pytest.raises(ValueError, match="reads the documents twice"):
         prepare(iter(["abc"]), CHARACTERS, tmp_path / "out", holdout="tail")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".out.lock"]
     prepare(DOCUMENTS, CHARACTERS, tmp_path / "out")
     with pytest.raises(ValueError, match="not an empty folder"):
         prepare(DOCUMENTS, CHARACTERS, tmp_path / "out")
-
-
-DIES_BETWEEN_SHARDS = """
-import os, signal, sys
-from tjx_data import DataConfig, open_or_prepare, preparation
-
-def progress(stage, done, total):
-    if stage == "write shards" and done > 300:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-preparation.BATCH_CHARACTERS = 100
-open_or_prepare(DataConfig(path=sys.argv[1], tokenizer="char"), sys.argv[2], progress=progress)
-"""
-
-
-def test_a_kill_leaves_no_set_and_the_next_start_makes_it(text_file: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    died = subprocess.run(
-        [sys.executable, "-c", DIES_BETWEEN_SHARDS, str(text_file), str(cache)],
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
-    (left,) = [path for path in cache.iterdir() if path.is_dir()]
-    assert ".tmp-" in left.name
-    assert (left / "train_00000.bin").stat().st_size > 0
-    with pytest.raises(ValueError, match=r"index\.json is missing"):
-        TokenLoader(left, seq_len=8, batch_size=2)
-    directory = open_or_prepare(DataConfig(path=str(text_file), tokenizer="char"), cache)
-    prepare(load_files(text_file), Tokenizer.load(directory), tmp_path / "direct")
-    assert _contents(directory) == _contents(tmp_path / "direct")
-    assert [path for path in cache.iterdir() if path.is_dir()] == [directory]
 
 
 @pytest.fixture
@@ -206,7 +189,7 @@ def test_a_second_start_reuses_and_any_change_makes_anew(
     cache = tmp_path / "cache"
     config = DataConfig(path=str(text_file), vocab_size=265)
     stages = set()
-    first = open_or_prepare(config, cache, progress=lambda *report: stages.add(report[0]))
+    first = open_or_prepare(config, cache, progress=lambda stage: stages.add(stage.name))
     assert stages == {"train tokenizer", "write shards"}
     with monkeypatch.context() as patch:
         patch.setattr(tjx_data.dataset, "prepare", lambda *_, **__: pytest.fail("made again"))
@@ -237,13 +220,11 @@ def test_the_tokenizer_never_sees_what_is_held_out(
         seen.extend(texts)
         return train_bpe(seen, vocab_size, progress=progress)
 
-    documents = Documents({}, lambda: DOCUMENTS)
+    documents = Documents.of(lambda: DOCUMENTS, {})
     monkeypatch.setattr("tjx_data.dataset.load_corpus", lambda _: documents)
     monkeypatch.setattr("tjx_data.dataset.train_bpe", spy)
     open_or_prepare(DataConfig(vocab_size=260), tmp_path)
-    expected = [
-        text for side, text in split_documents(DOCUMENTS, "documents", 0.1) if side == "train"
-    ]
+    expected = [text for side, text in _split(DOCUMENTS, "documents", 0.1) if side == "train"]
     assert seen == expected
 
 
@@ -254,7 +235,7 @@ def test_of_two_starts_at_once_one_makes_the_set_and_one_waits(
     begun = threading.Event()
     reports: list[str] = []
 
-    def slow(stage: str, done: int, total: int | None) -> None:
+    def slow(_: Stage) -> None:
         reports.append("first")
         if not begun.is_set():
             begun.set()
@@ -292,26 +273,84 @@ def test_auto_means_what_suits_the_corpus() -> None:
 
 
 def test_the_command_prepares_and_inspects(
-    text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("tjx_data.main._DASK_SECONDS", 0.5)
     options = ["--path", str(text_file), "--vocab_size", "265", "--cache_dir", str(tmp_path / "c")]
     assert main(["prepare", *options]) == 0
     directory = capsys.readouterr().out.splitlines()[0]
-    assert main(["inspect", directory, "--verify"]) == 0
+    picture = tmp_path / "lengths.png"
+    assert main(["inspect", directory, "--verify", "--picture", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
     shown = capsys.readouterr().out
     assert "265 tokens, uint16" in shown
-    assert "train: all hashes are right" in shown
+    assert "all hashes are right" in shown
+    assert "up to " in shown
     assert "the cat sat on the mat" in shown
     assert main(["inspect", str(tmp_path)]) == 2
     assert "no prepared data here" in capsys.readouterr().err
     assert main(["prepare", "--corpus", "wikitext"]) == 2
     assert "did you mean" in capsys.readouterr().err
+    assert main(["prepare", *options, "--dask", "tcp://127.0.0.1:9"]) == 2
+    assert "no scheduler answers" in capsys.readouterr().err
 
 
 def test_the_index_is_plain_json_without_times(tmp_path: Path) -> None:
-    prepare(DOCUMENTS, CHARACTERS, tmp_path / "out", source={"corpus": "mine"})
+    documents = Documents.of(lambda: DOCUMENTS, {"corpus": "mine"})
+    prepare(documents, CHARACTERS, tmp_path / "out")
     content = json.loads((tmp_path / "out" / "index.json").read_text())
     assert content["source"] == {"corpus": "mine"}
     starts = np.fromfile(tmp_path / "out" / "train_starts.bin", "<u8")
     assert len(starts) == content["splits"]["train"]["n_documents"]
     assert starts[0] == 1
+
+
+def test_malformed_records_are_counted_listed_or_fatal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "text.jsonl"
+    lines = [json.dumps({"body": f"document {i} of a few words"}) for i in range(50)]
+    lines[7], lines[30] = "{broken", json.dumps({"body": 3})
+    file.write_text("\n".join(lines) + "\n")
+    config = DataConfig(path=str(file), text_field="body", tokenizer="char")
+    directory = open_or_prepare(config, tmp_path / "cache")
+    index = read_index(directory)
+    assert index.n_malformed == 2
+    listed = [json.loads(line) for line in (directory / "malformed.jsonl").read_text().splitlines()]
+    assert [(entry["file"], entry["line"]) for entry in listed] == [(str(file), 8), (str(file), 31)]
+    assert sum(split.n_documents for split in index.splits.values()) == 48
+    assert main(["inspect", str(directory)]) == 0
+    assert "malformed records left out: 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"text\.jsonl, line 8"):
+        open_or_prepare(replace(config, strict=True, holdout_fraction=0.2), tmp_path / "cache")
+    file.write_text("nothing\nhere\n")
+    with pytest.raises(ValueError, match="holds no JSON lines with text: line 1"):
+        open_or_prepare(config, tmp_path / "cache")
+
+
+def test_a_mixture_shares_one_tokenizer(text_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(EOT.join(f"zebra {i} quagga" for i in range(3000)))
+    mixture = f"{text_file}=3,{other}=1"
+    sets = open_sets(DataConfig(mixture=mixture, vocab_size=275), tmp_path / "cache")
+    assert list(sets) == [str(text_file), str(other)]
+    one, two = map(Tokenizer.load, sets.values())
+    assert one.fingerprint == two.fingerprint
+    assert one.decode(one.encode("zebra")) == "zebra"
+    assert len(one.encode("zebra zebra")) < len("zebra zebra")  # it was learnt from both
+    assert open_sets(DataConfig(mixture=mixture, vocab_size=275), tmp_path / "cache") == sets
+    with pytest.raises(ValueError, match=r"several sets: use tjx_data\.open_sets"):
+        open_or_prepare(DataConfig(mixture=mixture), tmp_path / "cache")
+    with pytest.raises(ValueError, match="is not NAME=WEIGHT") as error:
+        DataConfig(mixture="python-docs,a.txt=x,b.txt=-1,c.txt=1,c.txt=2,pyton-docs=1")
+    assert len(str(error.value).splitlines()) == 5
+
+
+def test_packing_is_made_with_the_set(text_file: Path, tmp_path: Path) -> None:
+    config = DataConfig(path=str(text_file), tokenizer="byte", packing="documents", seq_len=32)
+    directory = open_or_prepare(config, tmp_path / "cache")
+    names = {path.name for path in directory.glob("packing_*")}
+    assert names == {"packing_train_32.npz", "packing_validation_32.npz"}

@@ -1,20 +1,24 @@
 """Strings and their reversals: what a model is to learn is right, and never the same string."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import ReversalLoader
-from tjx_data.reversal import END, START, decode
+from tjx_data.loading.reversal import END, FIRST_BYTE, START, decode
 
 
 @settings(max_examples=20, deadline=None)
 @given(max_length=st.integers(1, 12), seed=st.integers(0, 2**64 - 1), step=st.integers(0, 10**6))
 def test_labels_are_the_string_backwards(max_length: int, seed: int, step: int) -> None:
     batch = ReversalLoader(max_length=max_length, batch_size=6, seed=seed).batch(step)
-    for source, tokens, labels in zip(*batch.values(), strict=True):
+    assert batch["source"].shape == (6, max_length)
+    for source, mask, tokens, labels in zip(*batch.values(), strict=True):
         string = decode(source)
+        assert mask.tolist() == [i < len(string) for i in range(max_length)]
         assert 1 <= len(string) <= max_length
         assert decode(labels) == string[::-1]
         # Each label is the token after, and what a decoder is fed begins with the start.
@@ -22,6 +26,16 @@ def test_labels_are_the_string_backwards(max_length: int, seed: int, step: int) 
         assert labels[len(string)] == END
         assert decode(tokens) == string[::-1]
         assert set(labels[len(string) + 1 :].tolist()) <= {-100}
+
+
+def test_lengths_and_bytes_are_equally_likely() -> None:
+    batch = ReversalLoader(max_length=4, batch_size=20_000).batch(0)
+    lengths = np.bincount(batch["source_mask"].sum(1), minlength=5)
+    assert lengths[0] == 0
+    assert abs(lengths[1:] / 5000 - 1).max() < 0.05
+    counts = np.bincount(batch["source"][batch["source_mask"]] - FIRST_BYTE, minlength=256)
+    assert abs(counts / counts.mean() - 1).max() < 0.35
+    assert len(np.unique(batch["source"], axis=0)) > 14_000  # strings of one byte alone come again
 
 
 def test_the_splits_have_nothing_to_do_with_each_other() -> None:
@@ -32,14 +46,22 @@ def test_the_splits_have_nothing_to_do_with_each_other() -> None:
     assert train != validation
 
 
-def test_processes_share_a_batch() -> None:
-    whole = ReversalLoader(max_length=5, batch_size=6, seed=1).batch(3)
-    for i in range(3):
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 10**9),
+    process_count=st.sampled_from([1, 2, 4, 8]),
+)
+def test_a_row_is_a_function_of_seed_and_turn(seed: int, step: int, process_count: int) -> None:
+    whole = ReversalLoader(max_length=5, batch_size=8, seed=seed).batch(step)
+    for i in range(process_count):
         part = ReversalLoader(
-            max_length=5, batch_size=6, seed=1, process_index=i, process_count=3
-        ).batch(3)
+            max_length=5, batch_size=8, seed=seed, process_index=i, process_count=process_count
+        ).batch(step)
         for name, array in part.items():
-            np.testing.assert_array_equal(array, whole[name][i::3])
+            np.testing.assert_array_equal(array, whole[name][i::process_count])
+    one = ReversalLoader(max_length=5, batch_size=1, seed=seed).batch(8 * step + 3)
+    np.testing.assert_array_equal(one["source"][0], whole["source"][3])
 
 
 def test_evaluation_counts_as_many_strings_as_there_are() -> None:
@@ -49,6 +71,17 @@ def test_evaluation_counts_as_many_strings_as_there_are() -> None:
     assert sum((b["labels"] >= 0).any(1).sum() for b in loader.evaluation_batches(70)) == 70
 
 
+def test_the_fingerprint_tells_what_decides_the_strings() -> None:
+    def fingerprint(**given_: Any) -> str:
+        return ReversalLoader(**{"max_length": 5, "batch_size": 8, **given_}).fingerprint
+
+    others: list[dict[str, Any]] = [
+        {}, {"max_length": 6}, {"batch_size": 4}, {"seed": 2}, {"split": "validation"}
+    ]  # fmt: skip
+    assert len({fingerprint(**other) for other in others}) == len(others)
+    assert fingerprint() == fingerprint(process_index=1, process_count=2)
+
+
 def test_wrong_numbers_are_told() -> None:
-    with pytest.raises(ValueError, match="at least 1 byte"):
-        ReversalLoader(max_length=0, batch_size=2)
+    with pytest.raises(ValueError, match=r"(?s)at least 1 byte.*batch_size=0"):
+        ReversalLoader(max_length=0, batch_size=0)

@@ -2,6 +2,11 @@
 
 import json
 import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import Tokenizer, char_tokenizer, train_bpe
-from tjx_data.pieces import split_exactly
+from tjx_data.corpora.documents import Stage
+from tjx_data.tokenization.byte_level import byte_tokenizer
+from tjx_data.tokenization.pieces import BATCH_CHARACTERS, split_exactly
 
 EOT = "<|endoftext|>"
 WORDS = "the cat sat on the mat; the cat's hat sat on the bat. 12 12 été été\n\n  x = f(x)\n" * 20
 BPE = train_bpe([WORDS], 280)
+BYTES = byte_tokenizer()
 PLACES = [
     "Hello world",
     f"a{EOT}b",
@@ -28,9 +36,108 @@ PLACES = [
 @given(st.text())
 @settings(max_examples=300, deadline=None)
 def test_any_text_comes_back_exactly_and_its_bytes_are_counted(text: str) -> None:
-    ids = BPE.encode(text)
-    assert BPE.decode(ids) == text
-    assert BPE.token_byte_lengths[ids].sum() == len(text.encode("utf-8"))
+    for tokenizer in (BPE, BYTES):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.token_byte_lengths[ids].sum() == len(text.encode("utf-8"))
+
+
+# Bytes at random are hardly ever UTF-8; these are partly so, and cut anywhere.
+MIXED = st.lists(st.binary(max_size=8) | st.text(max_size=8).map(str.encode)).map(b"".join)
+
+
+@given(MIXED, st.integers(0, 3))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_come_back_exactly(data: bytes, n_cut: int) -> None:
+    data = data[n_cut:]
+    for tokenizer in (BPE, BYTES):
+        ids = tokenizer.encode_bytes(data)
+        assert tokenizer.decode_bytes(ids) == data
+        assert tokenizer.decode(ids) == data.decode("utf-8", errors="replace")
+        assert tokenizer.token_byte_lengths[ids].sum() == len(data)
+    assert BYTES.encode_bytes(data) == list(data)
+
+
+def test_text_has_the_same_tokens_as_its_bytes() -> None:
+    text = f"{WORDS}{EOT} 日本語"
+    assert BPE.encode_bytes(text.encode()) == BPE.encode(text)
+    # The text around a byte that is none keeps its tokens.
+    assert BPE.encode_bytes(b"the cat\xff the") == [
+        *BPE.encode("the cat"),
+        *BPE.encode_bytes(b"\xff"),
+        *BPE.encode(" the"),
+    ]
+
+
+def test_bytes_are_refused_where_they_would_not_come_back(tmp_path: Path) -> None:
+    characters = char_tokenizer(["abc"])
+    with pytest.raises(ValueError, match="byte-level tokenizer alone"):
+        characters.encode_bytes(b"abc")
+    with pytest.raises(ValueError, match="byte-level tokenizer alone"):
+        characters.decode_bytes([0])
+    BPE.save(tmp_path / "tokenizer.json")
+    inner = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    inner.normalizer = tokenizers.normalizers.Lowercase()
+    normalising = Tokenizer(inner)
+    assert normalising.decode_bytes(normalising.encode_bytes(b"small")) == b"small"
+    with pytest.raises(ValueError, match="this tokenizer changes texts"):
+        normalising.encode_bytes(b"LARGE")
+
+
+def test_ids_that_are_no_tokens_are_refused() -> None:
+    decoders: list[Callable[[Iterable[int]], object]] = [
+        BPE.decode, BPE.decode_bytes, char_tokenizer(["abc"]).decode,
+    ]  # fmt: skip
+    for decode in decoders:
+        for wrong in (280, -1, 2**32 + 1):
+            with pytest.raises(ValueError, match=rf"ids \[{wrong}\] are no tokens; .* from 0 to"):
+                decode([0, wrong])
+    # A vocabulary may have holes.
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 2}, merges=[]))
+    inner.decoder = tokenizers.decoders.Fuse()
+    assert Tokenizer(inner).decode([2, 0]) == "ba"
+    assert Tokenizer(inner).token_byte_lengths.tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match=r"ids \[1\] are no tokens"):
+        Tokenizer(inner).decode([1])
+
+
+def test_ids_of_bytes_are_their_values_and_special_tokens_follow() -> None:
+    assert BYTES.encode("hé") == [104, 0xC3, 0xA9]
+    assert BYTES.special_tokens == {EOT: 256}
+    assert BYTES.eot_id == 256
+    assert BYTES.vocab_size == 257
+    assert byte_tokenizer([]).vocab_size == 256
+    assert byte_tokenizer([EOT, "<é>"]).decode([256, 257, 104]) == f"{EOT}<é>h"
+    assert BYTES.always_splits_before_space
+    assert BYTES.encode(EOT + WORDS * 30) == list((EOT + WORDS * 30).encode())
+
+
+def test_texts_come_one_by_one_with_the_ids_that_each_has_alone(tmp_path: Path) -> None:
+    BPE.save(tmp_path / "tokenizer.json")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = ["", "a", WORDS, WORDS * 40, "", "x" * 50_000, *PLACES[2:], "last"]
+    expected = [library.encode(text).ids for text in texts]
+    assert len(list(split_exactly(WORDS * 40))) > 1
+    assert list(BPE.encode_iterable(text for text in texts)) == expected
+    assert BPE.encode_batch(texts) == expected
+    assert list(BPE.encode_iterable([])) == []
+
+
+def test_an_endless_stream_is_encoded_in_bounded_memory() -> None:
+    n_read = 0
+
+    def endless(text: str) -> Iterator[str]:
+        nonlocal n_read
+        while True:
+            n_read += 1
+            yield text
+
+    for text in ("the cat " * 1000, ""):
+        n_read = 0
+        encoded = BYTES.encode_iterable(endless(text))
+        for _ in range(100):
+            assert len(next(encoded)) == len(text)
+        assert n_read <= 100 + 1 + BATCH_CHARACTERS // max(len(text), 64)
 
 
 @given(st.text(min_size=1), st.data())
@@ -71,10 +178,14 @@ def test_special_tokens_in_text_are_text_unless_allowed() -> None:
 def test_a_lone_surrogate_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match="lone surrogate"):
         BPE.encode("a\ud800b")
+    with pytest.raises(ValueError, match="lone surrogate"):
+        train_bpe(["the cat", "a\ud800b"], 257)
+    with pytest.raises(ValueError, match="lone surrogate"):
+        char_tokenizer(["a\ud800b"])
 
 
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
-    for tokenizer in (BPE, char_tokenizer([WORDS], special_tokens=(EOT,))):
+    for tokenizer in (BPE, BYTES, char_tokenizer([WORDS], special_tokens=(EOT,))):
         tokenizer.save(tmp_path / "tokenizer.json")
         for place in (tmp_path, tmp_path / "tokenizer.json", str(tmp_path)):
             loaded = Tokenizer.load(place)
@@ -83,6 +194,68 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
             assert loaded.vocab_size == tokenizer.vocab_size
             assert loaded.encode(WORDS + EOT) == tokenizer.encode(WORDS + EOT)
             np.testing.assert_array_equal(loaded.token_byte_lengths, tokenizer.token_byte_lengths)
+
+
+def test_another_process_gets_the_same_tokenizer() -> None:
+    for tokenizer in (BPE, BYTES, char_tokenizer([WORDS], special_tokens=(EOT,))):
+        copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301  our own
+        assert copy.fingerprint == tokenizer.fingerprint
+        assert copy.encode(f"the{EOT}cat") == tokenizer.encode(f"the{EOT}cat")
+        assert copy.eot_id not in copy.encode(EOT)
+
+
+def test_special_tokens_are_never_text() -> None:
+    """Else a text that spells them would turn into them unasked."""
+    makers: list[Callable[[list[str]], Tokenizer]] = [
+        lambda names: train_bpe([WORDS], 280, names),
+        byte_tokenizer,
+        lambda names: char_tokenizer([WORDS], names),
+    ]
+    for make in makers:
+        with pytest.raises(ValueError, match=r"'a' is also a token of text.*'<\|a\|>'"):
+            make(["a"])
+        with pytest.raises(ValueError, match=r"has no name[^\0]*'<x>' is given 2 times"):
+            make(["<x>", "", "<x>"])
+        assert make(["<x>"]).decode(make(["<x>"]).encode("<x>", ["<x>"])) == "<x>"
+    with pytest.raises(ValueError, match="'at' is also a token of text"):
+        makers[0](["at"])
+    with pytest.raises(ValueError, match="'<unk>' is given 2 times"):
+        char_tokenizer(["abc"], ["<unk>"])
+
+
+def _words(tokenizer: Tokenizer, text: str) -> str:
+    """Write a bar before each token that starts a word, a dot before one that goes on."""
+    marks = {True: "|", False: "·"}
+    return "".join(
+        marks[bool(tokenizer.starts_word[i])] + tokenizer.decode([i])
+        for i in tokenizer.encode(text, tokenizer.special_tokens)
+    )
+
+
+def test_a_token_that_goes_on_with_letters_starts_no_word() -> None:
+    assert _words(BPE, "the hats, sat") == "·the| ·hat·s|,| sat"
+    assert _words(BPE, f"a\n\nb{EOT}") == f"·a|\n|\n·b|{EOT}"
+    characters = char_tokenizer(["ab é日本कि7,.\n_"], [EOT])
+    assert _words(characters, f"ab éa7, b.\na_{EOT}") == f"·a·b| ·é·a·7|,| ·b|.|\n·a|_|{EOT}"
+    assert _words(characters, "कि日本") == "·क·ि|日|本"
+    assert _words(BYTES, "a b") == "·a| ·b"
+    # Of a character in pieces only the first may start a word: here "é", "日", "🙂".
+    starts = {text: BYTES.starts_word[list(text.encode())].tolist() for text in "é日🙂"}
+    assert starts == {"é": [0, 0], "日": [1, 0, 0], "🙂": [0, 0, 0, 0]}
+    # A special token is a word and no text, however it is called.
+    named = byte_tokenizer(["mask"])
+    assert named.starts_word[256]
+    assert named.token_byte_lengths[255:].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="read-only"):
+        BPE.starts_word[0] = False
+
+
+def test_a_word_piece_vocabulary_marks_what_goes_on() -> None:
+    vocabulary = {"[UNK]": 0, "play": 1, "##ing": 2, "##": 3}
+    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")  # noqa: S106  not a secret
+    inner = tokenizers.Tokenizer(model)
+    inner.decoder = tokenizers.decoders.WordPiece()
+    assert Tokenizer(inner).starts_word.tolist() == [True, True, False, False]
 
 
 def test_truncation_and_padding_in_a_file_do_not_change_documents(tmp_path: Path) -> None:
@@ -156,6 +329,42 @@ def test_bpe_depends_on_the_documents_alone() -> None:
     assert train_bpe([long], 280).encode(WORDS) == inner.encode(WORDS).ids
 
 
+def test_bpe_depends_on_no_number_of_threads() -> None:
+    code = (
+        "from tjx_data import train_bpe\n"
+        "texts = [f'{n % 97} apples and {n % 89} pears cost {n}\\n' for n in range(3000)]\n"
+        "print(train_bpe(texts, 400).fingerprint)"
+    )
+    prints = set()
+    for n_threads in ("1", "2", "5"):
+        environment = {**os.environ, "RAYON_NUM_THREADS": n_threads}
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+        )
+        prints.add(ran.stdout.strip())
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize(
+    "train", [lambda texts: train_bpe(texts, 270), char_tokenizer], ids=["bpe", "characters"]
+)
+def test_a_corpus_is_never_in_memory_as_a_whole(
+    train: Callable[[Iterable[str]], Tokenizer],
+) -> None:
+    tracemalloc.start()
+    train(f"{WORDS} {n}" for n in range(2000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2000 * len(WORDS) > 3_000_000
+    assert peak < 500_000
+
+
+def test_training_tells_how_far_it_is() -> None:
+    stages: list[Stage] = []
+    train_bpe(["the cat", " the été"], 257, progress=stages.append)
+    assert stages == [Stage("train tokenizer", 7), Stage("train tokenizer", 17)]
+
+
 def test_bpe_says_when_it_cannot_reach_the_size() -> None:
     with pytest.raises(ValueError, match=r"vocab_size=256 .* at least 257"):
         train_bpe([WORDS], 256)
@@ -176,8 +385,3 @@ def test_gpt2_ids_are_the_published_ones() -> None:
     assert gpt2.encode(EOT, allowed_special=[EOT]) == [50256]
     tokens = gpt2.encode((data / "shakespeare.txt").read_text())
     assert len(tokens) == 338025  # nanoGPT's 301,966 and 36,059
-    for file in sorted((data / "udhr").glob("*.txt")):
-        text = file.read_text(encoding="utf-8")
-        ids = gpt2.encode(text)
-        assert gpt2.decode(ids) == text
-        assert gpt2.token_byte_lengths[ids].sum() == len(text.encode("utf-8"))

@@ -2,17 +2,35 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
 
 from tjx_data.config import DataConfig
-from tjx_data.corpora import CORPORA
-from tjx_data.dataset import open_or_prepare
-from tjx_data.loader import TokenLoader
-from tjx_data.tokenizer import Tokenizer
+from tjx_data.corpora.documents import Stage
+from tjx_data.corpora.table import CORPORA
+from tjx_data.dataset import open_sets
+from tjx_data.prepared.description import describe, draw_lengths, verify
 
-_SAMPLE_CHARACTERS = 200
+_DASK_SECONDS = 10.0  # that a scheduler has to answer
+
+_HELP = {
+    "corpus": ", ".join(CORPORA),
+    "path": "files of your own: text, .jsonl, .parquet, each but the last also .gz or .zst",
+    "text_field": "where the text is in .jsonl and .parquet",
+    "mixture": "several: NAME_OR_PATH=WEIGHT,...",
+    "seq_len": "of the rows that --packing documents fills",
+    "packing": "windows or documents",
+    "tokenizer": "bpe, char, byte, gpt2, auto, or a path",
+    "vocab_size": "of bpe",
+    "holdout": "documents or tail",
+    "holdout_fraction": "share held out",
+    "strict": "a malformed record is an error",
+    "cache_dir": "folder for prepared sets",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,62 +51,90 @@ def _parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser(
         "prepare", help="text to token shards", description="Turn a corpus into token shards."
     )
-    default = {f.name: f.default for f in fields(DataConfig) if f.default is not MISSING}
-    prepare.add_argument("--corpus", default=default["corpus"], help=", ".join(CORPORA))
-    prepare.add_argument("--path", help="UTF-8 text of your own: a file or a pattern")
-    prepare.add_argument(
-        "--tokenizer", default=default["tokenizer"], help="bpe, char, gpt2, auto, or a path"
-    )
-    prepare.add_argument("--vocab_size", type=int, default=default["vocab_size"], help="of bpe")
-    prepare.add_argument("--holdout", default=default["holdout"], help="documents or tail")
-    prepare.add_argument("--holdout_fraction", type=float, default=default["holdout_fraction"])
-    prepare.add_argument("--cache_dir", help="folder for prepared sets")
+    for field in fields(DataConfig):
+        if field.name not in _HELP:
+            continue
+        assert field.default is not MISSING
+        if isinstance(field.default, bool):
+            prepare.add_argument(f"--{field.name}", action="store_true", help=_HELP[field.name])
+            continue
+        kind = str if field.default is None else type(field.default)
+        prepare.add_argument(
+            f"--{field.name}", type=kind, default=field.default, help=_HELP[field.name]
+        )
+    prepare.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler that does the work")
     inspect = commands.add_parser(
         "inspect", help="what a prepared set holds", description="Show what a prepared set holds."
     )
     inspect.add_argument("directory", type=Path)
     inspect.add_argument("--verify", action="store_true", help="compare all hashes")
+    inspect.add_argument("--samples", type=int, default=3, help="documents to show")
+    inspect.add_argument("--picture", type=Path, help="histogram of document lengths: .png, .svg")
     return parser
 
 
 def _prepare(parsed: argparse.Namespace) -> str:
-    chosen = {f.name: getattr(parsed, f.name) for f in fields(DataConfig) if f.name != "seq_len"}
-    directory = open_or_prepare(DataConfig(**chosen), progress=_show_progress)
-    if sys.stderr.isatty():
-        sys.stderr.write("\n")
-    return f"{directory}\n{_describe(directory, verify=False)}"
+    config = DataConfig(**{name: getattr(parsed, name) for name in _HELP})
+    with _dask(parsed.dask) as (executor, in_flight):
+        sets = open_sets(config, executor=executor, in_flight=in_flight, progress=_ProgressLine())
+    return "\n".join(f"{directory}\n{describe(directory)}" for directory in sets.values())
 
 
-def _show_progress(stage: str, done: int, total: int | None) -> None:
-    if sys.stderr.isatty():
-        of = "" if total is None else f" of {total / 1e6:.1f}"
-        sys.stderr.write(f"\r{stage}: {done / 1e6:.1f}{of} MB of text")
+@contextmanager
+def _dask(address: str | None) -> Iterator[tuple[Executor | None, int | None]]:
+    """Connect to a Dask cluster, and find out how many parts keep it busy."""
+    if address is None:
+        yield None, None
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError("--dask needs the extra: pip install 'tjx-data[dask]'") from error
+    try:
+        client = Client(address, timeout=_DASK_SECONDS)  # type: ignore[no-untyped-call]  # as distributed is
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ValueError(
+            f"--dask {address}: no scheduler answers there ({error}); give the address that "
+            "`dask scheduler` prints, such as tcp://HOST:8786"
+        ) from error
+    with client:
+        cores: dict[str, int] = client.ncores()  # type: ignore[no-untyped-call]  # as above
+        yield client.get_executor(), 2 * max(sum(cores.values()), 1)  # type: ignore[no-untyped-call]  # as above
+
+
+class _ProgressLine:
+    """Shows on a terminal how far a stage is; for others says when it begins."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._began = 0.0
+
+    def __call__(self, stage: Stage) -> None:
+        if stage.name != self._stage:
+            self._stage, self._began = stage.name, time.monotonic()
+            if not sys.stderr.isatty():
+                sys.stderr.write(f"{stage.name}\n")
+        if not sys.stderr.isatty():
+            return
+        of = "" if stage.total is None else f" of about {stage.total / 1e6:,.0f}"
+        rate = ""
+        if stage.tokens and (seconds := time.monotonic() - self._began) > 0:
+            rate = f", {stage.tokens / seconds:,.0f} tokens a second"
+        line = f"{stage.name}: {stage.done / 1e6:,.1f}{of} MB of text{rate}"
+        sys.stderr.write(f"\r{line:<78}")
+        if stage.done == stage.total:
+            sys.stderr.write("\n")
 
 
 def _inspect(parsed: argparse.Namespace) -> str:
-    return _describe(parsed.directory, verify=parsed.verify)
-
-
-def _describe(directory: Path, *, verify: bool) -> str:
-    loader = TokenLoader(directory, seq_len=1, batch_size=1)
-    tokenizer, index = Tokenizer.load(directory), loader.index
-    lines = [f"{name}: {value}" for name, value in index.source.items()]
-    lines += [
-        f"tokenizer: {index.tokenizer_fingerprint[:16]}, {index.vocab_size} tokens, {index.dtype}",
-        f"held out: {index.holdout}, {index.holdout_fraction}",
-        f"empty documents left out: {index.n_empty_documents}",
-    ]
-    for name, split in index.splits.items():
-        lines.append(
-            f"{name}: {split.n_documents:,} documents, {split.n_text_bytes:,} bytes of text, "
-            f"{split.n_tokens:,} tokens in {len(split.shards)} shards, "
-            f"{split.n_text_bytes / split.n_tokens:.2f} bytes a token"
-        )
-        if verify:
-            TokenLoader(directory, split=name, seq_len=1, batch_size=1).verify()
-            lines.append(f"{name}: all hashes are right")
-    sample = tokenizer.decode(loader.document(0)[:_SAMPLE_CHARACTERS])[:_SAMPLE_CHARACTERS]
-    return "\n".join([*lines, f"the first training document begins: {sample!r}"])
+    lines = [describe(parsed.directory, samples=parsed.samples)]
+    if parsed.verify:
+        verify(parsed.directory)
+        lines.append("all hashes are right")
+    if parsed.picture is not None:
+        draw_lengths(parsed.directory, parsed.picture)
+        lines.append(f"drawn: {parsed.picture}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

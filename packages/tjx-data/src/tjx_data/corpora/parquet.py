@@ -1,0 +1,143 @@
+"""Documents in a column of a Parquet file; its parts are groups of rows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tjx_data.corpora.documents import Malformed
+from tjx_data.corpora.scans import PART_BYTES, Scan, Stamp, check_unchanged
+
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ParquetPart:
+    """Some row groups of a Parquet file.
+
+    Attributes
+    ----------
+    file : Path
+        The file.
+    stamp : Stamp
+        What it was when it was looked at.
+    sha256 : str
+        Of its bytes.
+    text_field : str
+        The column that holds the text.
+    first_group, end_group : int
+        The first row group, and the one after the last.
+    first_row : int
+        The number of the first row in the file; 1 is the first.
+    """
+
+    file: Path
+    stamp: Stamp
+    sha256: str
+    text_field: str
+    first_group: int
+    end_group: int
+    first_row: int
+
+    @property
+    def identity(self) -> str:
+        """Another string for other documents."""
+        return f"{self.sha256} {self.text_field} {self.first_group}-{self.end_group}"
+
+    def read(self) -> Iterator[str | Malformed]:
+        """Yield the texts; a row without one is malformed.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or another than it was.
+        """
+        check_unchanged(self.file, self.stamp)
+        groups = list(range(self.first_group, self.end_group))
+        row = self.first_row
+        with _opened(self.file) as opened:
+            batches = opened.iter_batches(
+                ROWS_AT_ONCE, row_groups=groups, columns=[self.text_field], use_threads=False
+            )
+            for batch in batches:
+                for value in batch.column(0):
+                    yield self._text_of(value, row)
+                    row += 1
+
+    def _text_of(self, value: Any, row: int) -> str | Malformed:
+        try:
+            text = value.as_py()
+        except UnicodeDecodeError:
+            return Malformed(str(self.file), row, f"{self.text_field!r} is not UTF-8")
+        if text is None:
+            return Malformed(str(self.file), row, f"{self.text_field!r} is null")
+        assert isinstance(text, str)
+        return text
+
+
+def parquet_parts(
+    file: Path, scan: Scan, stamp: Stamp, text_field: str
+) -> tuple[list[ParquetPart], int]:
+    """Return the parts of a Parquet file, and the bytes of text in them, about.
+
+    Raises
+    ------
+    ValueError
+        If it is no Parquet file, holds no row or no such column of strings, or the ``parquet``
+        extra is not installed.
+    """
+    with _opened(file) as opened:
+        column = _find_column(file, opened, text_field)
+        meta = opened.metadata
+        parts: list[ParquetPart] = []
+        first_group, first_row, row, size, n_bytes = 0, 1, 1, 0, 0
+        for group in range(meta.num_row_groups):
+            group_meta = meta.row_group(group)
+            row += group_meta.num_rows
+            size += group_meta.column(column).total_uncompressed_size
+            if size >= PART_BYTES or group == meta.num_row_groups - 1:
+                parts.append(
+                    ParquetPart(
+                        file, stamp, scan.sha256, text_field, first_group, group + 1, first_row
+                    )
+                )
+                n_bytes += size
+                first_group, first_row, size = group + 1, row, 0
+    if row == 1:
+        raise ValueError(f"{file}: holds no row; a corpus needs text")
+    return parts, n_bytes
+
+
+def _find_column(file: Path, opened: Any, text_field: str) -> int:
+    import pyarrow.types as types
+
+    names = opened.schema_arrow.names
+    if text_field not in names:
+        raise ValueError(
+            f"{file}: has no column {text_field!r}; there are {', '.join(names)}; name the one "
+            "with the text as text_field"
+        )
+    kind = opened.schema_arrow.field(text_field).type
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+        raise ValueError(f"{file}: column {text_field!r} holds {kind}, not strings")
+    leaves = [opened.schema.column(i).path for i in range(len(opened.schema))]  # nested ones too
+    return leaves.index(text_field)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        import pyarrow.lib
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{file}: reading Parquet needs: pip install 'tjx-data[parquet]'"
+        ) from error
+    try:
+        with pyarrow.parquet.ParquetFile(file) as opened:  # type: ignore[no-untyped-call]
+            yield opened
+    except (OSError, pyarrow.lib.ArrowException) as error:
+        raise ValueError(f"{file}: not Parquet, or damaged: {error}") from error

@@ -1,0 +1,1 @@
+"""Prepared sets: token shards, their index, and how they are made."""

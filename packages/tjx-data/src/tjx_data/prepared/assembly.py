@@ -1,0 +1,147 @@
+"""Tokenised parts to a whole set: their tokens in shards, in the order of the corpus."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tjx_data.atomic import write_atomically
+from tjx_data.corpora.documents import Holdout, SplitName
+from tjx_data.prepared.index import (
+    MALFORMED_FILE,
+    TOKENIZER_FILE,
+    FileEntry,
+    Index,
+    SplitIndex,
+    write_index,
+)
+from tjx_data.prepared.parts import SPLITS, PartRecord, read_tokens, token_dtype
+from tjx_data.prepared.shards import SplitWriter
+from tjx_data.tokenization.tokenizer import Tokenizer
+
+
+class Settings(NamedTuple):
+    """How validation is split off, how much a shard holds, and whether mistakes are errors."""
+
+    holdout: Holdout
+    holdout_fraction: float
+    shard_tokens: int
+    strict: bool
+
+
+def part_file(work: Path, number: int) -> Path:
+    """Return the file of a part's tokens."""
+    return work / f"part_{number:07d}.npz"
+
+
+def assemble(
+    work: Path,
+    records: list[PartRecord],
+    source: Mapping[str, str],
+    tokenizer: Tokenizer,
+    settings: Settings,
+) -> Index:
+    """Put the parts together, in order, as a whole set in the folder `set`."""
+    folder = work / "set"
+    folder.mkdir()
+    splits = {
+        split: _write_split(work, folder, split, records, tokenizer, settings) for split in SPLITS
+    }
+    _check_splits(splits, records, settings)
+    index = Index(
+        dtype=token_dtype(tokenizer).name,
+        shard_tokens=settings.shard_tokens,
+        vocab_size=tokenizer.vocab_size,
+        eot_id=tokenizer.eot_id,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        tokenizer=_write(folder / TOKENIZER_FILE, (work / TOKENIZER_FILE).read_bytes()),
+        holdout=settings.holdout,
+        holdout_fraction=settings.holdout_fraction,
+        n_empty_documents=sum(record.n_empty for record in records),
+        n_malformed=sum(record.n_malformed for record in records),
+        malformed=_write_malformed(folder, records),
+        source=dict(source),
+        splits=splits,
+    )
+    write_index(folder, index)
+    return index
+
+
+def _write_split(
+    work: Path,
+    folder: Path,
+    split: SplitName,
+    records: list[PartRecord],
+    tokenizer: Tokenizer,
+    settings: Settings,
+) -> SplitIndex:
+    writer = SplitWriter(
+        folder,
+        split,
+        dtype=token_dtype(tokenizer),
+        shard_tokens=settings.shard_tokens,
+        eot_id=tokenizer.eot_id,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+    )
+    try:
+        for number, record in enumerate(records):
+            tokens, lengths = read_tokens(part_file(work, number), split)
+            writer.add(tokens, lengths, n_text_bytes=record.n_text_bytes[split])
+        return writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def _write_malformed(folder: Path, records: list[PartRecord]) -> FileEntry | None:
+    found = [entry for record in records for entry in record.malformed]
+    if not found:
+        return None
+    lines = [
+        json.dumps({"file": file, "line": line, "reason": reason}) for file, line, reason in found
+    ]
+    return _write(folder / MALFORMED_FILE, ("\n".join(lines) + "\n").encode())
+
+
+def _write(file: Path, content: bytes) -> FileEntry:
+    write_atomically(file, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return FileEntry(name=file.name, n_bytes=len(content), sha256=digest)
+
+
+def _check_splits(
+    splits: Mapping[SplitName, SplitIndex], records: list[PartRecord], settings: Settings
+) -> None:
+    n_train, n_validation = splits["train"].n_documents, splits["validation"].n_documents
+    fraction = settings.holdout_fraction
+    if n_train + n_validation == 0:
+        n_malformed = sum(record.n_malformed for record in records)
+        first = next((entry for record in records for entry in record.malformed), None)
+        why = (
+            ""
+            if first is None
+            else (
+                f": {n_malformed} records are malformed; the first is {first[0]}, line {first[1]}: "
+                f"{first[2]}"
+            )
+        )
+        raise ValueError(f"the corpus holds no document with text in it{why}")
+    if n_train and n_validation:
+        return
+    lacking = "training" if n_validation else "validation"
+    if settings.holdout == "tail":
+        raise ValueError(
+            f"holdout_fraction={fraction} leaves no text for {lacking}; choose a number "
+            "nearer to 0.5, or a larger corpus"
+        )
+    if n_train + n_validation == 1:
+        raise ValueError(
+            "the corpus is a single document, which holdout='documents' cannot split: choose "
+            "holdout='tail', which holds out the end of the text"
+        )
+    raise ValueError(
+        f"holdout='documents' with holdout_fraction={fraction} leaves none of the "
+        f"{n_train + n_validation} documents for {lacking}; choose holdout='tail', which splits "
+        "the text by its length, or a larger corpus"
+    )

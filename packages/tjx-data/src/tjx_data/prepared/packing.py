@@ -1,0 +1,149 @@
+"""Whole documents in rows: which of them share a row, decided once for a prepared set.
+
+Best fit, longest first: each document goes to the row that has the least room left which is enough
+(Krell et al. 2021, "Efficient sequence packing without cross-contamination"; Ding et al. 2024,
+"Fewer truncations improve language modeling"). A document longer than a row fills rows of its own,
+and what is left of it is packed like a document.
+"""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tjx_data.atomic import write_atomically
+from tjx_data.corpora.documents import SplitName
+from tjx_data.prepared.index import Index, check_hash, read_index
+
+Places = npt.NDArray[np.int64]
+
+
+class Packing(NamedTuple):
+    """Which stretches of a split's stream share a row.
+
+    Attributes
+    ----------
+    rows : int64 [rows + 1]
+        Row r holds the stretches rows[r] to rows[r + 1] - 1.
+    starts : int64 [stretches]
+        Position in the stream of a stretch's first token; its labels are the tokens after each.
+    lengths : int64 [stretches]
+        Tokens of a stretch.
+    """
+
+    rows: Places
+    starts: Places
+    lengths: Places
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of an epoch."""
+        return len(self.rows) - 1
+
+
+def packing_file(directory: Path, split: SplitName, seq_len: int) -> Path:
+    """Return where the packing of a split lies."""
+    return directory / f"packing_{split}_{seq_len}.npz"
+
+
+def open_packing(directory: str | Path, split: SplitName, seq_len: int) -> Packing:
+    """Read how a split is packed into rows of `seq_len` tokens, or decide it and keep that.
+
+    Parameters
+    ----------
+    directory : str or Path
+        A prepared set.
+    split : {"train", "validation"}
+        Which part of it.
+    seq_len : int
+        Tokens in a row.
+
+    Raises
+    ------
+    ValueError
+        If the set is damaged.
+    """
+    directory = Path(directory)
+    index = read_index(directory)
+    file = packing_file(directory, split, seq_len)
+    entry = index.splits[split].starts
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            if arrays["of"].tobytes().decode() == entry.sha256:
+                return Packing(arrays["rows"], arrays["starts"], arrays["lengths"])
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # zipfile, zlib and NumPy each have their own
+        raise ValueError(f"{file}: damaged ({error}); remove it, and it is made again") from error
+    check_hash(directory, entry)
+    packing = pack(*_stretches(directory, index, split), seq_len)
+    content = io.BytesIO()
+    of = np.frombuffer(entry.sha256.encode(), np.uint8)
+    np.savez(content, allow_pickle=False, of=of, **packing._asdict())
+    write_atomically(file, content.getvalue())
+    return packing
+
+
+def _stretches(directory: Path, index: Index, split: SplitName) -> tuple[Places, Places]:
+    """Return where each document's first token stands, and how many labels follow from there.
+
+    With an end-of-text token a document begins with the one before it and its last label is the
+    one after it; without, its first token has no label and its last none after it.
+    """
+    starts = np.fromfile(directory / index.splits[split].starts.name, "<u8").astype(np.int64)
+    ends = np.append(starts[1:], index.splits[split].n_tokens)
+    if index.eot_id is None:
+        return starts, ends - starts - 1
+    return starts - 1, ends - starts
+
+
+def pack(starts: Places, lengths: Places, seq_len: int) -> Packing:
+    """Pack stretches of a stream into rows.
+
+    Parameters
+    ----------
+    starts, lengths : int64 [documents]
+        Where each begins, and how many tokens with a label it has.
+    seq_len : int
+        Tokens in a row.
+
+    Examples
+    --------
+    >>> packing = pack(np.array([0, 3, 8]), np.array([2, 5, 3]), 5)
+    >>> packing.n_rows, packing.starts.tolist(), packing.lengths.tolist()
+    (2, [3, 8, 0], [5, 3, 2])
+    """
+    starts, lengths = _cut(starts, lengths, seq_len)
+    order = np.argsort(-lengths, kind="stable")
+    row_of = np.empty(len(order), np.int64)
+    open_rows: list[list[int]] = [[] for _ in range(seq_len + 1)]  # by room left
+    rooms = 0  # bit r is set where open_rows[r] holds a row
+    n_rows = 0
+    for stretch, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, row = seq_len, n_rows
+            n_rows += 1
+        row_of[stretch] = row
+        if left := room - length:
+            open_rows[left].append(row)
+            rooms |= 1 << left
+    by_row = order[np.argsort(row_of[order], kind="stable")]
+    rows = np.searchsorted(row_of[by_row], np.arange(n_rows + 1))
+    return Packing(rows.astype(np.int64), starts[by_row], lengths[by_row])
+
+
+def _cut(starts: Places, lengths: Places, seq_len: int) -> tuple[Places, Places]:
+    """Cut stretches longer than a row; those without a label are left out."""
+    n_pieces = -(-lengths // seq_len)
+    of = np.repeat(np.arange(len(lengths)), n_pieces)
+    first = np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+    offsets = (np.arange(len(of)) - first) * seq_len
+    return starts[of] + offsets, np.minimum(lengths[of] - offsets, seq_len)

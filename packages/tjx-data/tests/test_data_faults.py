@@ -1,0 +1,168 @@
+"""What must not lose or spoil anything: kills, damage, other executors."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import words
+from words import SHARD_TOKENS, TOKENIZER, corpus, prepare_words
+
+import tjx_data.loading.loader
+from tjx_data import TokenLoader, char_tokenizer, prepare
+from tjx_data.prepared.index import shard_header
+from tjx_data.prepared.parts import PartRecord, PartTask, tokenize_part
+
+KILLS = 20
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the set in one go, in this process."""
+    directory = tmp_path_factory.mktemp("expected") / "set"
+    prepare_words(directory)
+    return directory
+
+
+def test_kills_at_any_moment_lose_nothing_but_time(expected: Path, tmp_path: Path) -> None:
+    out, errors = tmp_path / "set", tmp_path / "errors"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def run(how: str, seconds: float | None) -> int:
+        """Prepare, for so many seconds at most; return the exit status."""
+        command = [sys.executable, words.__file__, str(out), how]
+        with errors.open("w") as stream:
+            process = subprocess.Popen(command, env=environment, stderr=stream)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return process.wait()
+
+    seconds = {}
+    for how in ("processes", "here"):
+        began = time.monotonic()
+        assert run(how, None) == 0, errors.read_text()
+        seconds[how] = time.monotonic() - began
+        assert _contents(out) == _contents(expected)
+        shutil.rmtree(out)
+
+    moments, kills, kept = random.Random(1), 0, 0  # noqa: S311  moments, not secrets
+    while kills < KILLS:
+        how = "here" if kills % 4 else "processes"
+        status = run(how, moments.uniform(0.3, 1.0) * seconds[how])
+        kept += len(list(tmp_path.glob(".set.work/part_*.npz")))
+        if status == 0:
+            assert out.exists()
+        else:
+            assert status == -signal.SIGKILL, errors.read_text()
+            kills += 1
+        if out.exists():  # it was ready before the moment: begin anew
+            assert _contents(out) == _contents(expected)
+            shutil.rmtree(out)
+    assert kept > 0  # some kills came while parts were being made
+    assert run("processes", None) == 0, errors.read_text()
+    assert _contents(out) == _contents(expected)
+    assert not (tmp_path / ".set.work").exists()
+
+
+def test_a_dask_cluster_makes_the_same_bytes(expected: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        executor = client.get_executor()
+        prepare(corpus(), TOKENIZER, tmp_path / "set", shard_tokens=SHARD_TOKENS, executor=executor)
+    assert _contents(tmp_path / "set") == _contents(expected)
+
+
+def test_what_was_finished_is_not_done_again(expected: Path, tmp_path: Path) -> None:
+    texts = [*corpus()]
+    reads: list[int] = []
+
+    class StoppedError(Exception):
+        """Ends preparing from outside."""
+
+    def stop_late(stage: object) -> None:
+        reads.append(1)
+        if len(reads) == 3:
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as one:
+        patch.setattr("tjx_data.corpora.documents.PART_CHARACTERS", 200_000)
+        with pytest.raises(StoppedError):
+            prepare(
+                texts, TOKENIZER, tmp_path / "set", executor=one, in_flight=1, progress=stop_late
+            )
+        made = sorted((tmp_path / ".set.work").glob("part_*.npz"))
+        assert len(made) >= 3
+        stamps = {file.name: file.stat().st_mtime_ns for file in made}
+        tokenized: list[Path] = []
+
+        def spy(task: PartTask) -> PartRecord:
+            tokenized.append(task.file)
+            return tokenize_part(task)
+
+        patch.setattr("tjx_data.prepared.preparation.tokenize_part", spy)
+        prepare(texts, TOKENIZER, tmp_path / "set", executor=one)
+        assert tokenized
+        assert not {file.name for file in tokenized} & set(stamps)
+    loader = TokenLoader(tmp_path / "set", seq_len=8, batch_size=1)
+    reference = TokenLoader(expected, seq_len=8, batch_size=1)
+    np.testing.assert_array_equal(
+        loader.read(0, loader.n_tokens), reference.read(0, reference.n_tokens)
+    )
+
+
+def test_a_shard_of_another_tokenizer_is_refused_without_reading_it(
+    expected: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(expected, tmp_path / "set")
+    shard = directory / "train_00001.bin"
+    content = shard.read_bytes()
+    other = char_tokenizer(["abcd"])
+    header = shard_header(
+        token_bytes=2, first_token=SHARD_TOKENS, tokenizer_fingerprint=other.fingerprint
+    )
+    shard.write_bytes(header + content[64:])
+    with pytest.raises(ValueError, match=rf"train_00001\.bin: .*{other.fingerprint[:16]}"):
+        TokenLoader(directory, seq_len=8, batch_size=2)
+    (directory / "train_00000.bin").rename(shard)
+    with pytest.raises(ValueError, match=r"train_00000\.bin: missing"):
+        TokenLoader(directory, seq_len=8, batch_size=2)
+    shutil.copy(shard, directory / "train_00000.bin")
+    with pytest.raises(ValueError, match=r"train_00001\.bin: belongs to another place"):
+        TokenLoader(directory, seq_len=8, batch_size=2)
+
+
+@pytest.mark.parametrize("how", ["vanishes", "shrinks"])
+def test_a_shard_lost_while_training_is_a_named_error(
+    expected: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tjx_data.loading.loader, "_LOOK_EVERY", 0.02)
+    directory = shutil.copytree(expected, tmp_path / "set")
+    loader = TokenLoader(directory, seq_len=8, batch_size=2)
+    loader.batch(0)
+    shard = directory / "train_00002.bin"
+    if how == "vanishes":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"train_00002\.bin: (missing|has)"):  # noqa: PT012
+        for step in range(1, 200):
+            loader.batch(step)
+            time.sleep(0.005)

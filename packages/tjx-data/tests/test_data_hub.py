@@ -1,0 +1,237 @@
+"""Corpora by name: the hub, a folder in its format that stands for it, and answers without it."""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tjx_data import CORPORA, HubError, Tokenizer, load_corpus
+from tjx_data.corpora import hub
+from tjx_data.corpora.documents import Malformed
+from tjx_data.corpora.table import Download, Hub, corpus_source, join_wikitext
+
+REVISION, ANOTHER = "0" * 40, "1" * 40
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    try:
+        import datasets.config
+    except ImportError:
+        return
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address where nothing listens."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "*")
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def _repository(folder: Path, rows: list[object], field: str = "text") -> Path:
+    folder.mkdir()
+    lines = [json.dumps({field: row, "url": "x"}) + "\n" for row in rows]
+    (folder / "train.jsonl").write_text("".join(lines))
+    return folder
+
+
+def _entry(repo: Path, **others: object) -> Hub:
+    return Hub(licence="none", tokenizer="gpt2", repo=str(repo), **others)  # type: ignore[arg-type]
+
+
+def test_every_corpus_is_pinned_and_names_its_licence() -> None:
+    for name, entry in CORPORA.items():
+        source = corpus_source(name)
+        assert len(source["licence"]) > 5
+        pin = source.get("revision") or source.get("sha256") or source["python"]
+        assert re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}|\w+ 3\.\S+", pin), name
+        assert entry.tokenizer in ("bpe", "gpt2")
+    large = {name for name, entry in CORPORA.items() if isinstance(entry, Hub) and entry.streamed}
+    assert large == {"openwebtext", "c4", "fineweb-edu", "wikipedia"}
+
+
+@pytest.mark.usefixtures("unreachable")
+@pytest.mark.parametrize("corpus", ["wikitext-2", "fineweb-edu", "shakespeare"])
+def test_without_the_hub_an_error_within_seconds_names_the_ways_on(
+    corpus: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("datasets")
+    if corpus == "shakespeare":
+        monkeypatch.setitem(CORPORA, corpus, _download("http://127.0.0.1:9/input.txt", b""))
+    begin = time.monotonic()
+    with pytest.raises(HubError, match=rf"'{corpus}'.*cannot be reached") as error:
+        load_corpus(corpus)
+    assert time.monotonic() - begin < 10
+    assert f"not in the cache {tmp_path}" in str(error.value)
+    assert "--data.corpus python-docs" in str(error.value)
+    assert "--data.path FILE_OR_GLOB" in str(error.value)
+    assert "licence" not in caplog.text  # nothing was fetched
+
+
+@pytest.mark.usefixtures("unreachable")
+def test_without_the_hub_its_tokenizers_are_refused_within_seconds() -> None:
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(HubError, match=r"tokenizer='nobody/gpt2'.*--data.tokenizer bpe"):
+        Tokenizer.load("nobody/gpt2")
+
+
+@pytest.mark.parametrize("corpus", ["tinystories", "openwebtext"])
+def test_offline_by_choice_never_asks_the_network(
+    corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids"):
+        load_corpus(corpus)
+
+
+def test_a_cached_tokenizer_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's own cache layout, filled by hand."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
+    repo = tmp_path / "models--nobody--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(REVISION)
+    (repo / "snapshots" / REVISION).mkdir(parents=True)
+    from tjx_data import char_tokenizer
+
+    char_tokenizer(["abc"]).save(repo / "snapshots" / REVISION / "tokenizer.json")
+    assert Tokenizer.load("nobody/tiny").encode("cab") == [2, 0, 1]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_hub_rows_become_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    """A folder in the hub's format stands for the hub."""
+    pytest.importorskip("datasets")
+    repo = _repository(tmp_path / "repo", [" = A = \n", None, " one \n", " = B = \n"])
+    null = Malformed(str(repo), 2, "field 'text' holds null, not a string")
+
+    def records(entry: Hub) -> list[str | Malformed]:
+        monkeypatch.setitem(CORPORA, "local", entry)
+        documents = load_corpus("local")
+        twice = [[record for part in documents.parts() for record in part.read()] for _ in "12"]
+        assert twice[0] == twice[1]
+        assert documents.source["licence"] == "none"
+        return twice[0]
+
+    rows: list[str | Malformed] = [" = A = \n", null, " one \n", " = B = \n"]
+    assert records(_entry(repo, streamed=streamed)) == rows
+    joined = records(_entry(repo, streamed=streamed, join=join_wikitext))
+    assert joined == [null, " = A = \n one \n", " = B = \n"]
+    assert bool([*(tmp_path / "datasets").rglob("*.arrow")]) != streamed  # nothing is kept
+    monkeypatch.setitem(CORPORA, "local", _entry(repo, field="txt", streamed=streamed))
+    with pytest.raises(ValueError, match=r"no field 'txt', but \['text', 'url'\]"):
+        load_corpus("local")
+
+
+def test_a_folder_of_parquet_is_read_with_its_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    repo = tmp_path / "repo"
+    configs = []
+    for config in ("en", "de"):
+        (repo / config).mkdir(parents=True)
+        table = pyarrow.table({"text": [f"{config} {number}" for number in range(3)]})
+        parquet.write_table(table, repo / config / "train-0.parquet")
+        configs.append(f"- config_name: {config}\n  data_files: {config}/*.parquet\n")
+    (repo / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+    for streamed in (False, True):
+        monkeypatch.setitem(CORPORA, "local", _entry(repo, config="de", streamed=streamed))
+        assert list(load_corpus("local")) == ["de 0", "de 1", "de 2"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_cache_is_read_offline_if_it_holds_the_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    """The library's own cache layout, filled by hand: any revision there would do for it."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = _repository(tmp_path / "tiny", ["one", "two"])
+    made = datasets.load_dataset(str(folder), split="train", cache_dir=tmp_path / "made")
+    found = Path(made.cache_files[0]["filename"]).parent
+    cached = tmp_path / "datasets" / "nobody___tiny" / "default" / "0.0.0" / REVISION
+    shutil.copytree(found, cached)
+    info = json.loads((cached / "dataset_info.json").read_text())
+    (cached / "dataset_info.json").write_text(json.dumps({**info, "config_name": "default"}))
+    for revision in (REVISION, ANOTHER):
+        entry = _entry(Path("nobody/tiny"), revision=revision, streamed=streamed)
+        monkeypatch.setitem(CORPORA, "tiny", entry)
+        if revision == REVISION:
+            assert list(load_corpus("tiny")) == ["one", "two"]
+            continue
+        with pytest.raises(HubError, match=f"revision {ANOTHER}.* is not in the cache") as error:
+            load_corpus("tiny")
+        assert f"found revision {REVISION}" in str(error.value.__cause__)
+
+
+def test_a_stream_that_breaks_off_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows(list[dict[str, str]]):
+        column_names = None  # as of streamed rows whose fields nobody declared
+
+        def select_columns(self, names: list[str]) -> "Rows":
+            return self
+
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            yield {"text": "one"}
+            raise ConnectionError("Server Disconnected")
+
+    monkeypatch.setattr(hub, "load_rows", lambda *_, **__: Rows())
+    monkeypatch.setitem(CORPORA, "local", _entry(tmp_path, streamed=True))
+    with pytest.raises(HubError, match=r"'local'.*stopped after 1 rows: Server Disconnected"):
+        list(load_corpus("local"))
+
+
+def test_the_licence_is_shown_at_the_first_download_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("datasets")
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setitem(CORPORA, "local", _entry(_repository(tmp_path / "repo", ["one"])))
+    for _ in range(2):
+        list(load_corpus("local"))
+    shown = [record.getMessage() for record in caplog.records if "licence" in record.getMessage()]
+    assert shown == [f"corpus 'local' is fetched from {tmp_path / 'repo'}; its licence: none"]
+
+
+def _download(url: str, content: bytes) -> Download:
+    digest = hashlib.sha256(content).hexdigest()
+    return Download(licence="none", tokenizer="bpe", url=url, sha256=digest)
+
+
+def test_a_download_is_checked_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub, "reachable", lambda _: True)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    served = tmp_path / "input.txt"
+    served.write_bytes(b"Speak, speak.")
+    monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"something else"))
+    with pytest.raises(ValueError, match="it was changed"):
+        load_corpus("play")
+    monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"Speak, speak."))
+    assert list(load_corpus("play")) == ["Speak, speak."]
+    served.unlink()  # the second time it comes from the cache
+    documents = load_corpus("play")
+    assert list(documents) == ["Speak, speak."]
+    assert documents.source["sha256"] == hashlib.sha256(b"Speak, speak.").hexdigest()
+    assert caplog.text.count("its licence: none") == 1

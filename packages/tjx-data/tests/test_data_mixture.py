@@ -1,0 +1,252 @@
+"""Mixtures: each corpus has its share after any number of turns, and each row is of its turn."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tjx_data.loading.batches import IGNORED_LABEL, Batch, Loader, Turns
+from tjx_data.loading.mixture import LONGEST_PERIOD, MixtureLoader, chairmen, whole_shares
+
+
+class Counting(Loader):
+    """Rows that tell which corpus and turn they are; held out are rows with labels 0, 1, ..."""
+
+    def __init__(
+        self,
+        corpus: int,
+        *,
+        width: int = 3,
+        rows_per_epoch: int | None = 10,
+        held_out: int = 7,
+        tokenizer: str | None = "one",
+        dtype: Any = np.int32,
+        process_count: int = 1,
+    ) -> None:
+        super().__init__(batch_size=4, process_count=process_count)
+        self.corpus, self.seq_len, self.held_out, self.dtype = corpus, width, held_out, dtype
+        self.tokenizer = tokenizer
+        if rows_per_epoch is not None:
+            self.rows_per_epoch = rows_per_epoch
+        self.largest = -1
+
+    def rows(self, turns: Turns) -> Batch:
+        assert (np.diff(turns) > 0).all()
+        self.largest = max(self.largest, int(turns.max()))
+        tokens = np.repeat(turns[:, None], self.seq_len, 1).astype(self.dtype)
+        return {"tokens": tokens, "labels": np.full_like(tokens, self.corpus)}
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        known = {} if self.tokenizer is None else {"tokenizer": self.tokenizer}
+        return {"corpus": str(self.corpus), **known}
+
+    def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
+        n_rows = self.held_out if limit is None else min(limit // self.seq_len, self.held_out)
+        for first in range(0, n_rows, 4):
+            numbers = first + np.arange(4)
+            labels = np.repeat(numbers[:, None], self.seq_len, 1).astype(np.int32)
+            labels[numbers >= n_rows] = IGNORED_LABEL
+            yield {"tokens": np.full_like(labels, self.corpus), "labels": labels}
+
+
+def mixture(weights: Mapping[str, float], **settings: Any) -> MixtureLoader:
+    loaders = {name: Counting(number) for number, name in enumerate(sorted(weights))}
+    return MixtureLoader(loaders, weights, **{"batch_size": 8, **settings})
+
+
+shares = st.lists(st.integers(1, 60), min_size=1, max_size=9)
+
+
+@given(shares)
+@settings(max_examples=50, deadline=None)
+def test_no_corpus_is_ever_a_whole_turn_off_its_share(counts: list[int]) -> None:
+    period = sum(counts)
+    taken = chairmen(counts)[:, None] == np.arange(len(counts))
+    after = np.cumsum(taken, axis=0)  # [turns, corpora]
+    exact = np.arange(1, period + 1)[:, None] * np.array(counts) / period
+    # Tijdeman's bound, which is below 1.
+    bound = 1 - 1 / max(2 * len(counts) - 2, 2)
+    assert np.abs(after - exact).max() <= bound + 1e-9
+    assert after[-1].tolist() == counts
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcde"), st.integers(1, 99), min_size=1),
+    st.integers(0, 400),
+    st.integers(0, 10**9),
+)
+@settings(max_examples=50, deadline=None)
+def test_turns_of_each_corpus_come_in_order_without_a_gap(
+    weights: dict[str, int], n_turns: int, far: int
+) -> None:
+    loader = mixture({name: weight / 100 for name, weight in weights.items()})
+    rows = loader.rows(np.arange(n_turns + 1))
+    total = sum(weights.values())
+    for number, name in enumerate(sorted(weights)):
+        turns = rows["tokens"][:n_turns][rows["labels"][:n_turns, 0] == number, 0]
+        assert turns.tolist() == list(range(len(turns)))
+        assert loader.turns_of(n_turns)[name] == len(turns)
+        assert abs(len(turns) - n_turns * weights[name] / total) < 1
+        assert abs(loader.turns_of(far)[name] - far * weights[name] / total) < 1
+    # A row is a function of its turn, whatever is asked for beside it.
+    single = loader.rows(np.array([n_turns]))
+    for key, array in single.items():
+        np.testing.assert_array_equal(array[0], rows[key][-1])
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_rows_of_processes_interleave_to_the_global_batch(n: int) -> None:
+    weights = {"a": 0.5, "b": 0.3, "c": 0.2}
+    for step in (0, 1, 12345):
+        whole = mixture(weights).batch(step)
+        for i in range(n):
+            part = mixture(weights, process_index=i, process_count=n)
+            assert part.fingerprint == mixture(weights).fingerprint
+            for key, array in part.batch(step).items():
+                np.testing.assert_array_equal(array, whole[key][i::n])
+
+
+def test_weights_are_taken_at_their_decimals() -> None:
+    assert whole_shares({"a": 0.1, "b": 0.2}) == [1, 2]  # 0.1 + 0.2 in binary is not 0.3
+    assert whole_shares({"a": 7, "b": 7.0, "c": 0.07}) == [100, 100, 1]
+    assert whole_shares({"a": 1e-3, "b": 0.999}) == [1, 999]
+    assert whole_shares({"only": 0.123456789}) == [1]
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=2, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_weights_of_many_digits_are_rounded_to_the_longest_period(weights: list[float]) -> None:
+    counts = whole_shares(dict(zip("abcdef", weights, strict=False)))
+    assert sum(counts) <= LONGEST_PERIOD
+    for count, weight in zip(counts, weights, strict=True):
+        assert abs(count / sum(counts) - weight / math.fsum(weights)) < 1 / LONGEST_PERIOD
+
+
+def test_largest_remainders_are_rounded_up() -> None:
+    thirds = {"a": 1.00001, "b": 1.00002, "c": 1.00003}
+    assert whole_shares(thirds) == [33333, 33333, 33334]
+    with pytest.raises(ValueError, match="b would get less than one row"):
+        whole_shares({"a": 1, "b": 1e-9})
+
+
+def test_identity_is_all_that_decides_a_row() -> None:
+    one = mixture({"a": 1, "b": 3})
+    assert one.identity == {
+        "a/corpus": "0", "a/tokenizer": "one", "a/share": "1 of 4",
+        "b/corpus": "1", "b/tokenizer": "one", "b/share": "3 of 4",
+        "tokenizer": "one",
+    }  # fmt: skip
+    assert mixture({"b": 0.75, "a": 0.25}).identity == one.identity
+    others = [
+        mixture({"a": 1, "b": 2}),
+        mixture({"a": 1, "c": 3}),
+        mixture({"a": 1, "b": 3}, batch_size=4),
+        MixtureLoader({"a": Counting(0), "b": Counting(5)}, {"a": 1, "b": 3}, batch_size=8),
+    ]
+    assert len({loader.fingerprint for loader in [one, *others]}) == 5
+
+
+def test_the_order_of_the_names_changes_nothing() -> None:
+    loaders = {"a": Counting(0), "b": Counting(1), "c": Counting(2)}
+    turned = dict(reversed(loaders.items()))
+    weights = {"a": 1, "b": 1, "c": 1}
+    one, other = (MixtureLoader(given, weights, batch_size=9) for given in (loaders, turned))
+    np.testing.assert_array_equal(one.batch(5)["labels"], other.batch(5)["labels"])
+
+
+def test_epochs_count_what_was_read() -> None:
+    loaders = {"a": Counting(0), "b": Counting(1, rows_per_epoch=None)}
+    loader = MixtureLoader(loaders, {"a": 0.25, "b": 0.75}, batch_size=4)
+    assert loader.epochs_of(0) == {"a": 0}
+    for step in range(20):
+        loader.batch(step)
+    assert loaders["a"].largest == 19
+    assert loader.epochs_of(80) == {"a": 2.0}
+
+
+def test_a_mixture_can_be_part_of_another() -> None:
+    inner = MixtureLoader({"x": Counting(0), "y": Counting(1)}, {"x": 1, "y": 1}, batch_size=1)
+    outer = MixtureLoader({"z": Counting(2), "xy": inner}, {"z": 1, "xy": 2}, batch_size=600)
+    corpora = np.bincount(outer.batch(0)["labels"][:, 0])
+    assert corpora.tolist() == [200, 200, 200]
+    assert outer.identity["xy/x/corpus"] == "0"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_evaluation_has_all_rows_of_each_corpus_by_name(n: int) -> None:
+    loaders = {"a": Counting(0, held_out=7), "b": Counting(1, held_out=2)}
+    found: dict[str, list[int]] = {"a": [], "b": []}
+    for i in range(n):
+        loader = MixtureLoader(
+            loaders, {"a": 1, "b": 1}, batch_size=6, process_index=i, process_count=n
+        )
+        for name, batch in loader.evaluation_batches_by_corpus():
+            assert batch["labels"].shape == (6 // n, 3)
+            assert (batch["tokens"] == loaders[name].corpus).all()
+            found[name] += batch["labels"][batch["labels"] >= 0].reshape(-1, 3)[:, 0].tolist()
+    assert sorted(found["a"]) == list(range(7))
+    assert sorted(found["b"]) == [0, 1]
+    limited = list(loader.evaluation_batches_by_corpus(6))
+    assert [name for name, _ in limited] == ["a", "b"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("limit", [None, 31])
+def test_evaluation_in_proportion_ends_with_the_first_corpus(n: int, limit: int | None) -> None:
+    loaders = {"a": Counting(0, held_out=3), "b": Counting(1, held_out=30)}
+    rows: set[tuple[int, int]] = set()
+    n_batches = set()
+    for i in range(n):
+        loader = MixtureLoader(
+            loaders, {"a": 1, "b": 3}, batch_size=4, process_index=i, process_count=n
+        )
+        batches = list(loader.evaluation_batches(limit))
+        n_batches.add(len(batches))
+        for batch in batches:
+            assert batch["labels"].shape == (4 // n, 3)
+            pairs = zip(batch["tokens"][:, 0].tolist(), batch["labels"][:, 0].tolist(), strict=True)
+            rows |= {(corpus, label) for corpus, label in pairs if label >= 0}
+    assert len(n_batches) == 1
+    of_a = sum(corpus == 0 for corpus, _ in rows)
+    if limit is None:  # three rows of a, and no more of b than stand before its fourth
+        assert of_a == 3
+        assert 9 <= len(rows) - of_a <= 11
+    else:
+        assert len(rows) == 11  # the row that brings 31 labels
+        assert of_a == 3
+
+
+def test_what_is_wrong_is_told_at_once() -> None:
+    loaders = {"a": Counting(0), "b": Counting(1), "c": Counting(2)}
+    with pytest.raises(ValueError, match="weights") as error:
+        MixtureLoader(loaders, {"a": -1, "b": math.nan, "d": 0}, batch_size=1)
+    message = str(error.value)
+    assert len(message.splitlines()) == 5
+    for part in ("a=-1", "b=nan", "d=0", "'c' has none", "'d' is not among the loaders: a, b, c"):
+        assert part in message
+    with pytest.raises(ValueError, match="needs at least one"):
+        MixtureLoader({}, {}, batch_size=1)
+    with pytest.raises(ValueError, match="inf is not a number above 0"):
+        MixtureLoader({"a": Counting(0)}, {"a": math.inf}, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Counting(1, width=4), r"'a' and 'b' differ in seq_len: 3 against 4"),
+        (Counting(1, tokenizer="two"), r"'a' and 'b' differ in tokenizer: one against two"),
+        (Counting(1, dtype=np.int64), r"'a' and 'b' cannot .* tokens int32\[3\] against .*int64"),
+        (Counting(1, process_count=2), r"'b' was made with process_count=2"),
+    ],
+    ids=["seq_len", "tokenizer", "dtype", "processes"],
+)
+def test_loaders_that_do_not_go_together_are_named(other: Counting, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MixtureLoader({"a": Counting(0), "b": other}, {"a": 1, "b": 1}, batch_size=1)
+    fits = {"a": Counting(0), "b": Counting(1, tokenizer=None)}
+    MixtureLoader(fits, {"a": 1, "b": 1}, batch_size=1)
