@@ -67,7 +67,7 @@ def test_cached_logits_equal_uncached(config: GPTConfig, params: Params, run: Ru
         return jnp.concatenate(logits, axis=1)
 
     cached = np.asarray(decode_all(params, jax.device_put(tokens)))
-    np.testing.assert_allclose(cached, run(config, params, tokens), atol=1e-5)
+    np.testing.assert_allclose(cached, run(config, params, tokens), atol=1e-6, rtol=1e-6)
 
 
 def test_ragged_prompts_equal_single_prompts_and_the_plain_model(

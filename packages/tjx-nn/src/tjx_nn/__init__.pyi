@@ -18,7 +18,6 @@ from .gpt_config import GPTConfig as GPTConfig
 from .latent_attention import LatentAttention as LatentAttention
 from .linear import Embedding as Embedding
 from .losses import Losses as Losses
-from .masking import mask_tokens as mask_tokens
 from .mlp import MLP as MLP
 from .mlp import SwiGLU as SwiGLU
 from .mup import learning_rate_scales as learning_rate_scales

@@ -99,7 +99,7 @@ class Bert(nnx.Module):
         tokens, **inputs
             As for calling the model.
         labels
-            The tokens that are hidden; where it is -100 the loss is 0. See `mask_tokens`.
+            The tokens that are hidden; where it is -100 the loss is 0.
         """
         x, reported = self._run(tokens, inputs, drop=True)
         table, bias = self._head_table()
