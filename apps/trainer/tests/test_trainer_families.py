@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from tjx_data import SpanLoader
+from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.config import ConfigError
@@ -46,13 +48,13 @@ def words(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, l
     folder = tmp_path_factory.mktemp("text")
     text = folder / "text.txt"
     text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(300)))
+    of_text = [
+        "--model.max_seq_len=16", "--data.seq_len=16", "--data.tokenizer=char",
+        "--data.holdout=tail", f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}",
+    ]  # fmt: skip
     return {
-        "bert": [
-            *SMALL, "--config=bert_base", "--train.precision=fp32",
-            "--model.max_seq_len=16", "--data.seq_len=16",
-            "--data.tokenizer=char", "--data.holdout=tail", f"--data.path={text}",
-            f"--data.cache_dir={folder / 'cache'}",
-        ],
+        "bert": [*SMALL, *of_text, "--config=bert_base", "--train.precision=fp32"],
+        "spans": [*SMALL, *of_text, "--config=seq2seq_toy", "--model.n_encoder_layer=1"],
         "vit": [
             *SMALL, "--config=vit_mnist", "--model.image_size=8", "--model.patch_size=4",
             "--model.channels=1", "--model.n_classes=4", "--data.corpus=mnist",
@@ -78,6 +80,7 @@ def changed(words: list[str], *flags: str) -> list[str]:
         ("bert", "of the masked tokens"),
         ("vit", "test accuracy"),
         ("encoder_decoder", "exact match"),
+        ("spans", "of the tokens of the spans"),
     ],
 )
 def test_a_family_trains_and_goes_on_where_it_stopped(
@@ -89,7 +92,8 @@ def test_a_family_trains_and_goes_on_where_it_stopped(
 ) -> None:
     def records(name: str) -> list[dict[str, float]]:
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(x).items() if "per_sec" not in k} for x in lines]
+        of_the_clock = {"train/tokens_per_sec", "train/data_wait"}
+        return [{k: v for k, v in json.loads(x).items() if k not in of_the_clock} for x in lines]
 
     given = [*words[family], "--schedule.decay_steps=12"]
     assert program.main([*given, f"--run_dir={tmp_path / 'whole'}"]) == 0
@@ -121,9 +125,9 @@ def test_masks_are_a_function_of_seed_and_step(words: dict[str, list[str]]) -> N
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--model.family=vit"], "give --data.corpus mnist"),
+        (["--model.family=vit"], "give --data.corpus images"),
         (["--model.family=vit", "--data.corpus=mnist"], "give --data.path FOLDER"),
-        (["--model.family=encoder_decoder"], "give --data.corpus byte-reversal"),
+        (["--model.family=encoder_decoder", "--data.corpus=mnist"], "holds no text"),
         (["--data.corpus=mnist"], "holds no text"),
         (["--model.patch_size=4"], "belongs to models of the family vit"),
         (
@@ -138,9 +142,50 @@ def test_data_of_another_kind_are_refused(flags: list[str], says: str) -> None:
         resolve(flags)
 
 
-def test_images_of_another_size_are_refused(words: dict[str, list[str]]) -> None:
-    with pytest.raises(ValueError, match=r"give --model.image_size 8,8"):
-        open_task(resolve(changed(words["vit"], "--model.image_size=16")))
+@pytest.mark.parametrize(
+    ("family", "flags", "says"),
+    [
+        ("vit", ["--model.image_size=16"], "give --model.image_size 8,8"),
+        ("vit", ["--model.channels=3"], "give --model.channels 1"),
+        ("vit", ["--model.n_classes=3"], "labels of .* are 0 to 3: give --model.n_classes 4"),
+        ("spans", ["--model.pad_id=5"], r"model.pad_id is 5 and the text with its spans has \d+"),
+        ("spans", ["--model.vocab_size=20"], r"model.vocab_size is 20 and the text .* tokens"),
+        ("spans", ["--model.source_vocab_size=20"], "model.source_vocab_size is 20"),
+        ("spans", ["--data.packing=documents"], "choose windows"),
+        ("spans", ["--data.seq_len=2", "--model.max_seq_len=2"], "give --model.max_seq_len 3"),
+        ("encoder_decoder", ["--model.start_id=5"], "model.start_id is 5 and byte-reversal has 1"),
+    ],
+)
+def test_a_model_for_other_data_is_refused(
+    words: dict[str, list[str]], family: str, flags: list[str], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        open_task(resolve(changed(words[family], *flags)))
+
+
+def test_spans_have_ids_after_those_of_the_text(words: dict[str, list[str]]) -> None:
+    job = build_job(*open_task(resolve(words["spans"])))
+    model, data = job.config.model, job.task.train_data
+    assert isinstance(model, EncoderDecoderConfig)
+    assert isinstance(data, SpanLoader)
+    ids = (model.start_id, model.stop_id, model.pad_id, model.vocab_size)
+    assert ids == (data.start_id, data.end_id, data.pad_id, data.n_ids)
+    assert data.vocab_size < model.start_id
+    # A run that goes on is given what was resolved.
+    again, _ = open_task(job.config)
+    assert again.model == model
+
+
+def test_words_are_masked_as_a_whole_where_asked(words: dict[str, list[str]]) -> None:
+    jobs = [
+        build_job(*open_task(resolve([*words["bert"], *flags])))
+        for flags in ([], ["--data.whole_words"])
+    ]
+    text = [np.asarray(jax.device_get(job.task.batch(0, job.put)["labels"])) for job in jobs]
+    assert (text[0] != text[1]).any()
+    kinds = [job.task.train_data.identity["whole_words"] for job in jobs]
+    assert kinds[0] == "no"
+    assert kinds[1] != "no"
 
 
 def test_what_experts_and_indexers_report_is_logged(

@@ -268,8 +268,8 @@ def test_a_damaged_configuration_is_refused(run_path: str) -> None:
 def test_the_data_pointer(tmp_path: Path) -> None:
     run = open_run(Config(run_dir=str(tmp_path / "run")))
     assert run.data_pointer() is None
-    run.point_to_data(tmp_path / "shards", fingerprint="abc")
-    assert run.data_pointer() == (tmp_path / "shards", "abc")
+    run.point_to_data({"books": tmp_path / "shards"}, identity={"tokens": "abc"})
+    assert run.data_pointer() == ({"books": tmp_path / "shards"}, {"tokens": "abc"})
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(

@@ -1,15 +1,22 @@
 """Training in this process: what a step, an evaluation and a whole run must do."""
 
+import contextlib
 import json
 import math
 import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tjx_ckpt
 import tjx_data
+import tjx_metrics
 import tjx_nn
 from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer import main as program
@@ -17,8 +24,11 @@ from tjx_trainer.command_line import resolve
 from tjx_trainer.evaluation import evaluate, make_eval_step
 from tjx_trainer.interrupt import StopRequest
 from tjx_trainer.job import Job, build_job
+from tjx_trainer.loop import run_steps
+from tjx_trainer.progress import Progress
 from tjx_trainer.sampling import continue_prompt, longest_continuation
-from tjx_trainer.task import open_task
+from tjx_trainer.step import Batch
+from tjx_trainer.task import Put, open_task
 from tjx_trainer.text_task import LanguageModelling
 
 TINY = """
@@ -53,13 +63,19 @@ def task_of(job: Job) -> LanguageModelling:
     return job.task
 
 
+def tokenizer_of(job: Job) -> tjx_data.Tokenizer:
+    tokenizer = task_of(job).tokenizer
+    assert tokenizer is not None
+    return tokenizer
+
+
 def run(words: list[str], run_dir: Path, *more: str) -> int:
     return program.main([*words, f"--run_dir={run_dir}", *more])
 
 
 def records(run_dir: Path) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    dropped = {"train/tokens_per_sec"}
+    dropped = {"train/tokens_per_sec", "train/data_wait"}  # of the clock
     return [{k: v for k, v in json.loads(line).items() if k not in dropped} for line in lines]
 
 
@@ -80,12 +96,11 @@ def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
 
 def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:
     model, params = gpt_of(job), job.initial_state().params
-    lengths = task_of(job).tokenizer.token_byte_lengths
+    lengths = tokenizer_of(job).token_byte_lengths
     found = {}
+    (folder,) = task_of(job).folders.values()
     for batch_size in (8, 24):
-        loader = tjx_data.TokenLoader(
-            task_of(job).train_data.directory, split="validation", seq_len=16, batch_size=batch_size
-        )
+        loader = tjx_data.TokenLoader(folder, split="validation", seq_len=16, batch_size=batch_size)
         found[batch_size] = evaluate(
             make_eval_step(model, ks=(1, 5)),
             params,
@@ -142,6 +157,64 @@ def test_a_run_resumed_is_the_same_run(
     assert records(tmp_path / "halves") == records(tmp_path / "whole")
 
 
+def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[float]:
+    """Run the loop on batches that something is done before; return the shares of waiting."""
+    folder.mkdir()
+    batch = job.task.batch
+
+    def batch_after(step: int, put: Put) -> Batch:
+        before_batch(step)
+        return batch(step, put)
+
+    tracker = tjx_metrics.JsonlTracker(folder / "metrics.jsonl")
+    progress = Progress(tracker, tjx_metrics.Throughput(max_steps=12), every=2)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.closing(tjx_ckpt.Checkpointer(folder / "checkpoints")) as checkpointer,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(tracker.finish)
+        patch.setattr(job.task, "batch", batch_after)
+        run_steps(
+            job,
+            job.initial_state(),
+            progress=progress,
+            checkpointer=checkpointer,
+            stopping=lambda: False,
+        )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/data_wait"] for line in lines if "train/data_wait" in line]
+
+
+def no_thread_is_left() -> bool:
+    return all(thread.name != "tjx-data-prefetch" for thread in threading.enumerate())
+
+
+def test_the_share_of_the_time_spent_waiting_for_data_is_told(job: Job, tmp_path: Path) -> None:
+    quick = loop(job, tmp_path / "quick", lambda _: None)
+    slow = loop(job, tmp_path / "slow", lambda _: time.sleep(0.3))
+    assert len(quick) == len(slow) == 7  # of steps 1, 2, 4, ..., 12
+    assert all(0 <= share <= 1 for share in quick + slow)
+    assert np.median(slow) > 0.6
+    assert np.median(quick) < 0.3
+    assert no_thread_is_left()
+
+
+def test_what_goes_wrong_while_a_batch_is_loaded_ends_the_run(job: Job, tmp_path: Path) -> None:
+    def fail(step: int) -> None:
+        if step == 3:
+            raise OSError("shard 7 is gone")
+
+    with pytest.raises(OSError, match="shard 7 is gone") as error:
+        loop(job, tmp_path / "error", fail)
+    assert error.value.__notes__ == ["while step 3 was loaded in the background"]
+    assert no_thread_is_left()
+    # Transfers that nobody asked for are errors where batches are loaded, too.
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        loop(job, tmp_path / "transfer", lambda _: jnp.add(np.ones(3), 1))
+    assert no_thread_is_left()
+
+
 def test_data_that_changed_is_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +230,10 @@ def test_data_that_changed_is_refused(
     with pytest.raises(SystemExit) as stop:
         run(own, tmp_path / "run", "--train.max_steps=4")
     assert stop.value.code == 2
-    assert "changed since this run" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "changed since this run" in refused
+    assert "tokens was" in refused
+    assert "seed was" not in refused
     assert (tmp_path / "run" / "tokenizer.json").read_bytes() == tokenizer
 
 
@@ -197,12 +273,12 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
 
 def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
     params = job.initial_state().params
-    room = longest_continuation(gpt_of(job), task_of(job).tokenizer, "12")
+    room = longest_continuation(gpt_of(job), tokenizer_of(job), "12")
     with jax.transfer_guard("allow"):
         texts = continue_prompt(
             gpt_of(job),
             params,
-            task_of(job).tokenizer,
+            tokenizer_of(job),
             "12",
             samples=2,
             max_new_tokens=room,
@@ -216,7 +292,7 @@ def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
         continue_prompt(
             gpt_of(job),
             params,
-            task_of(job).tokenizer,
+            tokenizer_of(job),
             "12",
             max_new_tokens=room + 1,
             temperature=0.0,
@@ -238,3 +314,23 @@ def test_the_first_signal_is_remembered_and_the_second_interrupt_ends() -> None:
         assert stop.exit_code == 130
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_damaged_data_are_refused_before_training(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("a text of words " * 300)
+    own = [word for word in words if not word.startswith(("--data.path=", "--data.cache_dir="))]
+    own += [f"--data.path={text}", f"--data.cache_dir={tmp_path / 'cache'}"]
+    config = resolve(own)
+    folder = tjx_data.open_or_prepare(config.data)
+    shard = folder / "train_00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1  # neither size nor header tells
+    shard.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        run(own, tmp_path / "run")
+    assert stop.value.code == 2
+    assert "train_00000.bin: SHA-256 is" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -1,13 +1,12 @@
 """`loss`: how well a model predicts held-out text, in every usual unit."""
 
 import time
-from pathlib import Path
 
-import tjx_data
 import tjx_parallel
 from tjx_eval.trained import RunError, TrainedModel
 from tjx_trainer.evaluation import evaluate, make_eval_step
-from tjx_trainer.text_task import open_text
+from tjx_trainer.task import Share
+from tjx_trainer.text import Text, open_rows, open_text
 
 TOP_K = (1, 5, 10)
 
@@ -45,13 +44,7 @@ def measure_loss(
             f"--batch_size {batch_size} is not a multiple of the {devices} devices: "
             f"give {-(-batch_size // devices) * devices}"
         )
-    loader = tjx_data.TokenLoader(
-        _data_folder(model),
-        split="validation",
-        seq_len=config.data.seq_len,
-        batch_size=batch_size,
-        tokenizer=model.tokenizer,
-    )
+    loader = open_rows(config, _text(model), Share(batch_size, batch_size, 0, 1), "validation")
     eval_step = make_eval_step(config.model, ks=TOP_K)
 
     def run(limit: int | None) -> dict[str, float | int | str]:
@@ -80,13 +73,12 @@ def measure_loss(
 
 
 def _corpus(model: TrainedModel) -> str:
-    data = model.config.data
-    return data.path or data.corpus
+    return ", ".join(model.config.data.weights)
 
 
-def _data_folder(model: TrainedModel) -> Path:
+def _text(model: TrainedModel) -> Text:
     """Return the prepared data of the run; made again where the cache was emptied."""
     pointer = model.run.data_pointer()
-    if pointer is not None and (pointer[0] / "index.json").is_file():
-        return pointer[0]
-    return Path(open_text(model.config)[0])
+    if pointer is not None and all((f / "index.json").is_file() for f in pointer.folders.values()):
+        return Text(pointer.folders, model.tokenizer)
+    return open_text(model.config)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tjx_ckpt.errors import CheckpointError
-from tjx_data.hub import HubError
+from tjx_data.corpora.hub import HubError
 from tjx_trainer.config import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from tjx_ckpt.config import CheckpointConfig
 from tjx_data.config import DataConfig
-from tjx_data.corpora import OTHER_DATA
+from tjx_data.corpora.table import OTHER_DATA
 from tjx_metrics.config import LogConfig
 from tjx_nn.bert_config import BertConfig
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
@@ -23,7 +23,6 @@ from tjx_parallel.config import MeshConfig
 ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
 
 # Families that read text.
-TEXT_FAMILIES = ("gpt", "bert")
 
 Precision = Literal["fp32", "bf16"]
 
@@ -261,30 +260,46 @@ def _check_seed(seed: int) -> list[str]:
 
 def _check_data(data: DataConfig, model: ModelConfig) -> list[str]:
     """Check that the data are of the kind that the model is of."""
-    wanted = {"vit": "mnist", "encoder_decoder": "byte-reversal"}.get(model.family)
+    if is_reversal(data, model):
+        return []
+    wanted = "images" if model.family == "vit" else None
     if wanted is None and data.corpus in OTHER_DATA and data.path is None:
         return [
             f"data.corpus {data.corpus} holds no text ({OTHER_DATA[data.corpus]}), and a model of "
             f"the family {model.family} reads text: give a corpus of text"
         ]
-    if wanted is not None and data.corpus != wanted:
+    if wanted is not None and data.corpus not in ("images", "mnist"):
         return [
             f"data.corpus {data.corpus} is nothing for a model of the family {model.family}: give "
             f"--data.corpus {wanted} ({OTHER_DATA[wanted]})"
         ]
-    if wanted == "mnist" and data.path is None:
-        return [
-            "data.path is none: give --data.path FOLDER, where MNIST's four files lie "
-            "(train-images-idx3-ubyte.gz and so on)"
-        ]
+    if wanted is not None and data.path is None:
+        return [f"data.path is none: give --data.path FOLDER ({OTHER_DATA[data.corpus]})"]
     return []
+
+
+def is_reversal(data: DataConfig, model: ModelConfig) -> bool:
+    """Tell whether a run learns to write made-up strings backwards."""
+    return (
+        isinstance(model, EncoderDecoderConfig)
+        and data.corpus == "byte-reversal"
+        and data.path is None
+        and data.mixture is None
+    )
+
+
+def reads_text(config: "Config") -> bool:
+    """Tell whether a run reads a corpus of text."""
+    is_image = isinstance(config.model, ViTConfig)
+    return not is_image and not is_reversal(config.data, config.model)
 
 
 def _check_sequence_length(data: DataConfig, model: ModelConfig) -> list[str]:
     if isinstance(model, ViTConfig):
         return []
-    # The start stands before what an encoder-decoder writes.
-    needed = data.seq_len + isinstance(model, EncoderDecoderConfig)
+    # The start stands before what is written of such a string; of text an encoder-decoder reads
+    # less than a row, and writes a fraction.
+    needed = data.seq_len + is_reversal(data, model)
     if needed <= model.max_seq_len:
         return []
     return [

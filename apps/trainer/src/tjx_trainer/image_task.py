@@ -1,74 +1,76 @@
 """Images: telling what they show."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
-
-import numpy as np
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import tjx_data
+from tjx_data.images.sets import Images
 from tjx_nn.vit_config import ViTConfig
 from tjx_trainer.config import Config
-from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.step import Batch
-from tjx_trainer.task import Opened, Put, Share
+from tjx_trainer.loader_task import LoaderTask, both_splits
+from tjx_trainer.task import Opened, Share
 
 
 def open_image_classification(config: Config, _: tjx_data.Progress | None = None) -> Opened:
-    """Open a folder of images; the model's image size is theirs.
+    """Open a set of images; the model must be of their size and know their classes.
 
     Raises
     ------
     ValueError
-        If the files are missing or damaged, or of another size than the model's.
+        If the files are missing or damaged, or the model is for other images.
     """
     model = config.model
     assert isinstance(model, ViTConfig)
     assert config.data.path is not None  # the configuration's own check
-    images = tjx_data.ImageLoader(config.data.path, batch_size=1)
+    images = tjx_data.open_images(config.data.path)
+    problems = []
     if model.height_width != images.image_size:
-        raise ValueError(
+        problems.append(
             f"model.image_size is {model.height_width} and the images of {config.data.path} have "
             f"{images.image_size} pixels: give --model.image_size "
-            f"{','.join(map(str, images.image_size))}"
+            f"{','.join(map(str, images.image_size))}, or --data.resize true"
         )
-    return config, lambda share: ImageClassification(config, share)
+    if model.channels != images.channels:
+        problems.append(
+            f"model.channels is {model.channels} and the images of {config.data.path} have "
+            f"{images.channels}: give --model.channels {images.channels}"
+        )
+    if model.n_classes < images.n_classes:
+        problems.append(
+            f"model.n_classes is {model.n_classes} and the labels of {config.data.path} are 0 to "
+            f"{images.n_classes - 1}: give --model.n_classes {images.n_classes}"
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config, lambda share: ImageClassification(config, images, share)
 
 
-class ImageClassification:
+class ImageClassification(LoaderTask[tjx_data.ImageLoader]):
     """Telling the class of an image.
 
     Parameters
     ----------
     config : Config
         Resolved.
+    images : Images
+        The set.
     share : Share
         This process's rows.
     """
 
-    accuracies: tuple[int, ...] = (1,)
-    token_byte_lengths: np.ndarray | None = None
-
-    def __init__(self, config: Config, share: Share) -> None:
-        self.config = config
-
-        def loader(split: Literal["train", "validation"], batch_size: int) -> tjx_data.ImageLoader:
-            assert config.data.path is not None
-            return tjx_data.ImageLoader(
-                config.data.path,
-                split=split,
-                batch_size=batch_size,
-                seed=config.seed,
-                process_index=share.process_index,
-                process_count=share.process_count,
-            )
-
-        self.train_data = loader("train", share.batch_size)
-        self.validation_data = loader("validation", share.evaluation_batch_size)
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """What a checkpoint of this run goes with."""
-        return {"data": self.train_data.fingerprint}
+    def __init__(self, config: Config, images: Images, share: Share) -> None:
+        assert config.data.path is not None
+        super().__init__(
+            *both_splits(
+                functools.partial(tjx_data.ImageLoader, images, augmentation=config.data.augment),
+                config.seed,
+                share,
+            ),
+            eval_limit=config.train.eval_tokens,
+            folders={config.data.corpus: Path(config.data.path)},
+        )
 
     @property
     def introduction(self) -> str:
@@ -77,19 +79,6 @@ class ImageClassification:
             f"{self.train_data.n_images:,} images to train on, "
             f"{self.validation_data.n_images:,} to test with"
         )
-
-    def batch(self, step: int, put: Put) -> Batch:
-        """Return the batch of a step."""
-        return put(self.train_data.batch(step))
-
-    def evaluation_batches(self, put: Put) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yield the test images."""
-        for batch in self.validation_data.evaluation_batches(self.config.train.eval_tokens):
-            yield put(batch), batch["labels"]
-
-    def record(self, run: RunDirectory) -> None:
-        """Keep where the images lie."""
-        run.point_to_data(self.train_data.directory, fingerprint=self.fingerprints["data"])
 
     def conclusion(self, _: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
         """Say how many images were told right."""

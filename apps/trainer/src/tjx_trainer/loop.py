@@ -6,9 +6,12 @@ from functools import partial
 import jax
 
 import tjx_ckpt
+import tjx_data
 from tjx_trainer.job import Job
 from tjx_trainer.progress import Progress
 from tjx_trainer.state import TrainState
+from tjx_trainer.step import Batch
+from tjx_trainer.task import data_identity
 
 
 def run_steps(
@@ -41,20 +44,28 @@ def run_steps(
     """
     train, save_every = job.config.train, job.config.checkpoint.every
     first = step = int(jax.device_get(state.step))
-    with jax.transfer_guard("disallow"):
+
+    def load(step: int) -> Batch:
+        with jax.transfer_guard("disallow"):  # each thread has its own
+            return job.task.batch(step, job.put)
+
+    with (
+        jax.transfer_guard("disallow"),
+        tjx_data.Prefetcher(load, first=first, stop=train.max_steps) as batches,
+    ):
         if first == 0:
             progress.evaluate(0, partial(job.evaluate, state.params))
         while step < train.max_steps and not stopping():
-            state, metrics = job.train_step(state, job.task.batch(step, job.put))
+            state, metrics = job.train_step(state, batches.get(step))
             step += 1
-            progress.stepped(step, metrics)
+            progress.stepped(step, metrics, waited=batches.take_waited())
             if step == train.max_steps or step % train.eval_every == 0:
                 progress.evaluate(step, partial(job.evaluate, state.params))
             if step % save_every == 0:
                 progress.flush()  # a run that goes on from here lacks no record
-                checkpointer.save(step, state, metadata=job.task.fingerprints)
+                checkpointer.save(step, state, metadata=data_identity(job.task))
     progress.flush()
     if step > first and step % save_every != 0:
-        checkpointer.save(step, state, metadata=job.task.fingerprints)
+        checkpointer.save(step, state, metadata=data_identity(job.task))
     checkpointer.wait()
     return state

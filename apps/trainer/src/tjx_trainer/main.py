@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from tjx_ckpt.errors import CheckpointError
-from tjx_data.hub import HubError
+from tjx_data.corpora.hub import HubError
 from tjx_trainer.command_line import parse, refuse
 from tjx_trainer.config import ConfigError
 

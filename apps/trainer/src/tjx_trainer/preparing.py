@@ -5,9 +5,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+import tjx_data
+
 
 class PreparationBar:
-    """Shows the stages of data preparation; called as ``bar(stage, done, total)``, in bytes."""
+    """Shows the stages of data preparation, in bytes of text."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -33,8 +35,8 @@ class PreparationBar:
     ) -> None:
         self._progress.stop()
 
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """Show that `done` of `total` bytes of a stage are done; None is not known."""
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total)
-        self._progress.update(self._tasks[stage], completed=done, total=total)
+    def __call__(self, stage: tjx_data.Stage) -> None:
+        """Show how far a stage is."""
+        if stage.name not in self._tasks:
+            self._tasks[stage.name] = self._progress.add_task(stage.name, total=stage.total)
+        self._progress.update(self._tasks[stage.name], completed=stage.done, total=stage.total)

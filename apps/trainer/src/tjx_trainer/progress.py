@@ -1,5 +1,6 @@
 """What a run tells while it goes: metrics to the trackers, one step late."""
 
+import time
 from collections.abc import Callable
 
 import jax
@@ -29,10 +30,23 @@ class Progress:
         self._throughput = throughput
         self._every = every
         self._pending: tuple[int, Metrics] | None = None
+        # Since the last record: when that was, and the seconds that steps waited for data.
+        self._recorded, self._waited = time.perf_counter(), 0.0
         self.last_evaluation: Evaluation | None = None
 
-    def stepped(self, step: int, metrics: Metrics) -> None:
-        """Take a step's metrics, which may not be computed yet; read those of the step before."""
+    def stepped(self, step: int, metrics: Metrics, *, waited: float) -> None:
+        """Take a step's metrics, which may not be computed yet; read those of the step before.
+
+        Parameters
+        ----------
+        step : int
+            1 is the first.
+        metrics : Metrics
+            As the training step gives them.
+        waited : float
+            Seconds that the step waited for its batch.
+        """
+        self._waited += waited
         self.flush()
         self._pending = (step, metrics)
 
@@ -47,12 +61,22 @@ class Progress:
             record = {f"train/{name}": float(value) for name, value in values.items()}
             if (rate := self._throughput.tokens_per_sec) is not None:
                 record["train/tokens_per_sec"] = rate
+            record["train/data_wait"] = self._share_waited()
             self._tracker.log(record, step)
 
     def evaluate(self, step: int, run: Callable[[], Evaluation]) -> None:
         """Evaluate and record; the time it takes counts for no rate."""
         self.flush()
+        begin = time.perf_counter()
         with self._throughput.paused():
             self.last_evaluation = run()
+        self._recorded += time.perf_counter() - begin
         metrics = self.last_evaluation.metrics()
         self._tracker.log({f"eval/{name}": value for name, value in metrics.items()}, step)
+
+    def _share_waited(self) -> float:
+        """Return the share of the time since the last record that went by without a batch."""
+        now = time.perf_counter()
+        share = self._waited / (now - self._recorded)
+        self._recorded, self._waited = now, 0.0
+        return share

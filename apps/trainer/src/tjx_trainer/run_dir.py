@@ -5,7 +5,7 @@ Layout::
     config.yaml      the resolved configuration; versions of the packages; git revision
     metrics.jsonl    one object a line
     tokenizer.json   the tokenizer of the run
-    data.json        where the token shards lie, and their fingerprint
+    data.json        where the data lie, and what decides the batches made of them
     checkpoints/     what to go on from
     plots/           pictures
 """
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -58,6 +58,13 @@ MAY_CHANGE = frozenset({
 SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.")
 
 
+class DataPointer(NamedTuple):
+    """Where the data of a run lie, and what decides the batches; see `RunDirectory`."""
+
+    folders: dict[str, Path]
+    identity: dict[str, str]
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The places of a run.
@@ -87,7 +94,7 @@ class RunDirectory:
 
     @property
     def data(self) -> Path:
-        """Where the token shards lie; see `point_to_data`."""
+        """Where the data lie; see `point_to_data`."""
         return self.path / "data.json"
 
     @property
@@ -119,25 +126,27 @@ class RunDirectory:
         config = resolve(["--config", str(self.config)])
         return replace(config, run_dir=str(self.path))
 
-    def point_to_data(self, shards: Path, *, fingerprint: str) -> None:
-        """Record where the run's token shards lie, which runs may share.
+    def point_to_data(self, folders: Mapping[str, Path], *, identity: Mapping[str, str]) -> None:
+        """Record where the run's data lie, which runs may share.
 
         Parameters
         ----------
-        shards : Path
-            Directory of the shards.
-        fingerprint : str
-            What the data is known by.
+        folders : Mapping[str, Path]
+            Folders of the data, by corpus.
+        identity : Mapping[str, str]
+            All that decides the batches, by name.
         """
-        entry = {"shards": str(shards.resolve()), "fingerprint": fingerprint}
+        places = {name: str(folder.resolve()) for name, folder in folders.items()}
+        entry = {"folders": places, "identity": dict(identity)}
         write_atomically(self.data, json.dumps(entry, indent=2) + "\n")
 
-    def data_pointer(self) -> tuple[Path, str] | None:
-        """Return what `point_to_data` recorded: directory and fingerprint; None before it did."""
+    def data_pointer(self) -> DataPointer | None:
+        """Return what `point_to_data` recorded; None before it did."""
         if not self.data.exists():
             return None
         entry = json.loads(self.data.read_text(encoding="utf-8"))
-        return Path(entry["shards"]), entry["fingerprint"]
+        folders = {name: Path(folder) for name, folder in entry["folders"].items()}
+        return DataPointer(folders, entry["identity"])
 
 
 def check_run(config: Config) -> None:
@@ -214,6 +223,8 @@ def refuse_other_run(run: RunDirectory, config: Config) -> Config:
 def _differing(saved: Config, wanted: Config) -> list[str]:
     """Name each value that makes another run of it, a line each."""
     ignored = {*MAY_CHANGE, "train.max_steps", "schedule.decay_steps"}
+    # An encoder-decoder's are those of its data, which refuse any other that is given.
+    ignored |= {"model.pad_id", "model.start_id", "model.stop_id"}
     if saved.train.vocab_from_tokenizer and wanted.train.vocab_from_tokenizer:
         ignored.add("model.vocab_size")  # the tokenizer's, which is in the run directory
     there, here = flatten(saved), flatten(wanted)

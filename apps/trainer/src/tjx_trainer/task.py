@@ -5,12 +5,13 @@ by name, so that the training step is the same for all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 import tjx_data
-from tjx_trainer.config import Config
+from tjx_trainer.config import Config, is_reversal
 from tjx_trainer.run_dir import RunDirectory
 from tjx_trainer.step import Batch
 
@@ -51,8 +52,12 @@ class Task(Protocol):
     token_byte_lengths: np.ndarray | None
 
     @property
-    def fingerprints(self) -> dict[str, str]:
-        """What a checkpoint of this run goes with; "data" among them."""
+    def folders(self) -> Mapping[str, Path]:
+        """Where prepared data lie, by corpus."""
+
+    @property
+    def train_data(self) -> tjx_data.Loader:
+        """The rows that are trained on."""
 
     @property
     def introduction(self) -> str:
@@ -69,6 +74,12 @@ class Task(Protocol):
 
     def conclusion(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
         """Say what came out of the run, in lines."""
+
+
+def data_identity(task: Task) -> dict[str, str]:
+    """Return all that decides the batches of a run, by name; a checkpoint goes with it."""
+    data = task.train_data
+    return {**data.identity, "batch_size": str(data.batch_size), "data": data.fingerprint}
 
 
 Opened = tuple[Config, Callable[[Share], Task]]
@@ -98,12 +109,14 @@ def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Open
         If the data cannot be used.
     """
     # One family's data must not load what another's need.
-    from tjx_trainer import image_task, reversal_task, text_task
+    from tjx_trainer import image_task, masked_task, reversal_task, span_task, text_task
 
     openers: dict[str, Callable[..., Opened]] = {
         "gpt": text_task.open_language_modelling,
-        "bert": text_task.open_masked_language_modelling,
+        "bert": masked_task.open_masked_language_modelling,
         "vit": image_task.open_image_classification,
-        "encoder_decoder": reversal_task.open_reversal,
+        "encoder_decoder": span_task.open_span_corruption,
     }
+    if is_reversal(config.data, config.model):
+        return reversal_task.open_reversal(config, progress)
     return openers[config.model.family](config, progress)

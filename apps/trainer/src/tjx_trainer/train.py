@@ -12,7 +12,7 @@ import tjx_metrics
 import tjx_nn
 import tjx_parallel
 from tjx_trainer.allocator import keep_freed_memory
-from tjx_trainer.config import TEXT_FAMILIES, Config, ConfigError
+from tjx_trainer.config import Config, ConfigError, reads_text
 from tjx_trainer.interrupt import StopRequest
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.loop import run_steps
@@ -20,7 +20,7 @@ from tjx_trainer.preparing import PreparationBar
 from tjx_trainer.progress import Progress
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run
 from tjx_trainer.state import TrainState
-from tjx_trainer.task import open_task
+from tjx_trainer.task import data_identity, open_task
 
 
 def train(config: Config) -> int:
@@ -48,7 +48,7 @@ def train(config: Config) -> int:
     tjx_parallel.initialize()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    if config.model.family in TEXT_FAMILIES and (problems := tjx_data.find_problems(config.data)):
+    if reads_text(config) and (problems := tjx_data.find_problems(config.data)):
         raise ConfigError(problems)
     check_run(config)  # before minutes are spent on the data
     job = prepare(config)
@@ -56,6 +56,7 @@ def train(config: Config) -> int:
     run = open_run(job.config)
     if tjx_parallel.is_main():
         job.task.record(run)
+        run.point_to_data(job.task.folders, identity=data_identity(job.task))
     say(f"run directory  {run.path}")
     with (
         StopRequest() as stop,
@@ -104,19 +105,27 @@ def prepare(config: Config) -> Job:
 
 
 def refuse_other_data(job: Job) -> None:
-    """Refuse to go on with a run on other text, another tokenizer or another order of batches.
+    """Refuse to go on with a run on other data, another tokenizer or another order of batches.
 
     Raises
     ------
     ConfigError
-        If the run directory's data had another fingerprint.
+        If anything that decides the batches is not what it was; what differs is named.
     """
     run = None if job.config.run_dir is None else RunDirectory(Path(job.config.run_dir))
     before = None if run is None else run.data_pointer()
-    if before is not None and before[1] != job.task.fingerprints["data"]:
+    if before is None:
+        return
+    was, now = before.identity, data_identity(job.task)
+    changed = [
+        f"{name} was {was.get(name, 'not there')} and is {now.get(name, 'not there')}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
+    if changed:
         raise ConfigError([
-            f"--run_dir {job.config.run_dir}: the text or the tokenizer changed since this run was "
-            "started: put back what it was, or give another --run_dir"
+            f"--run_dir {job.config.run_dir}: the data changed since this run was started "
+            f"({'; '.join(changed)}): put back what it was, or give another --run_dir"
         ])  # fmt: skip
 
 
@@ -163,7 +172,7 @@ def conclude(
     found = (progress.last_evaluation or job.evaluate(state.params)).metrics()
     lines = job.task.conclusion(state.params, found)
     if (rate := throughput.mean_tokens_per_sec) is not None:
-        what = "tokens" if job.config.model.family in TEXT_FAMILIES else "labels"
+        what = "tokens" if reads_text(job.config) else "labels"
         lines.append(f"{what} a second  {rate:,.0f}")
     lines += [
         f"loss curve       {run.plots / 'loss.png'}",

@@ -1,0 +1,86 @@
+"""Data that a loader gives as a model's losses want them: what such tasks have in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import tjx_data
+from tjx_trainer.run_dir import RunDirectory
+from tjx_trainer.step import Batch
+from tjx_trainer.task import Put, Share
+
+
+class LoaderTask[L: tjx_data.Loader](ABC):
+    """A task whose batches are its loaders'.
+
+    Parameters
+    ----------
+    train_data, validation_data : Loader
+        What to train on, and what is held out.
+    eval_limit : int or None
+        How much of the latter is looked at, as its loader counts; None is all.
+    folders : Mapping[str, Path]
+        Where prepared data lie, by corpus.
+    tokenizer : tjx_data.Tokenizer, optional
+        The tokenizer of text, which a run keeps.
+    """
+
+    accuracies: tuple[int, ...] = (1,)
+    token_byte_lengths: np.ndarray | None = None
+
+    def __init__(
+        self,
+        train_data: L,
+        validation_data: L,
+        *,
+        eval_limit: int | None,
+        folders: Mapping[str, Path] | None = None,
+        tokenizer: tjx_data.Tokenizer | None = None,
+    ) -> None:
+        self.train_data: L = train_data
+        self.validation_data: L = validation_data
+        self.eval_limit, self.tokenizer = eval_limit, tokenizer
+        self.folders: Mapping[str, Path] = folders or {}
+
+    @property
+    @abstractmethod
+    def introduction(self) -> str:
+        """What is trained on, in a line."""
+
+    def batch(self, step: int, put: Put) -> Batch:
+        """Return the batch of a step."""
+        return put(self.train_data.batch(step))
+
+    def evaluation_batches(self, put: Put) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Yield the held-out data, or as much as was asked for."""
+        for batch in self.validation_data.evaluation_batches(self.eval_limit):
+            yield put(batch), batch["labels"]
+
+    def record(self, run: RunDirectory) -> None:
+        """Keep the tokenizer with the run, if there is one."""
+        if self.tokenizer is not None:
+            self.tokenizer.save(run.tokenizer)
+
+    @abstractmethod
+    def conclusion(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
+        """Say what came out of the run, in lines."""
+
+
+def both_splits[L: tjx_data.Loader](
+    open_split: Callable[..., L], seed: int, share: Share
+) -> tuple[L, L]:
+    """Return the loaders of train and validation, each of this process's rows."""
+
+    def loader(split: str, batch_size: int) -> L:
+        return open_split(
+            split=split,
+            batch_size=batch_size,
+            seed=seed,
+            process_index=share.process_index,
+            process_count=share.process_count,
+        )
+
+    return loader("train", share.batch_size), loader("validation", share.evaluation_batch_size)

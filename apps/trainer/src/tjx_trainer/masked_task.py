@@ -1,0 +1,76 @@
+"""Text with tokens hidden: what BERT learns from."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+import tjx_data
+from tjx_trainer.config import Config
+from tjx_trainer.loader_task import LoaderTask
+from tjx_trainer.task import Opened, Share
+from tjx_trainer.text import Text, count_tokens, open_rows, open_text
+
+
+def open_masked_language_modelling(
+    config: Config, progress: tjx_data.Progress | None = None
+) -> Opened:
+    """Open the text of an encoder; its vocabulary is the tokenizer's and one token, the mask."""
+    text = open_text(config, progress)
+    config = config.with_vocabulary(text.tokenizer.vocab_size + 1)
+    return config, lambda share: MaskedLanguageModelling(config, text, share)
+
+
+def open_masked(
+    config: Config, text: Text, share: Share, split: Literal["train", "validation"]
+) -> tjx_data.MaskedLoader:
+    """Return the loader of a split's rows, masked."""
+    tokenizer = text.tokenizer
+    return tjx_data.MaskedLoader(
+        open_rows(config, text, share, split),
+        mask_id=tokenizer.vocab_size,
+        vocab_size=tokenizer.vocab_size + 1,
+        special_ids=tuple(tokenizer.special_tokens.values()),
+        whole_words=np.append(tokenizer.starts_word, True) if config.data.whole_words else None,
+        seed=config.seed,
+    )
+
+
+class MaskedLanguageModelling(LoaderTask[tjx_data.MaskedLoader]):
+    """Predicting tokens that were masked (Devlin et al. 2018, "BERT", section 3.1).
+
+    Parameters
+    ----------
+    config : Config
+        Resolved.
+    text : Text
+        What is masked.
+    share : Share
+        This process's rows.
+    """
+
+    def __init__(self, config: Config, text: Text, share: Share) -> None:
+        super().__init__(
+            open_masked(config, text, share, "train"),
+            open_masked(config, text, share, "validation"),
+            eval_limit=config.train.eval_tokens,
+            folders=text.folders,
+            tokenizer=text.tokenizer,
+        )
+
+    @property
+    def introduction(self) -> str:
+        """How much text there is."""
+        assert self.tokenizer is not None
+        return (
+            f"{count_tokens(self.train_data.loader):,} tokens to train on, "
+            f"{count_tokens(self.validation_data.loader):,} held out, "
+            f"vocabulary {self.tokenizer.vocab_size:,} and the mask"
+        )
+
+    def conclusion(self, _: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
+        """Say how well the masked tokens were predicted."""
+        return [
+            f"validation loss  {metrics['loss']:.4f} nats a masked token",
+            f"accuracy         {metrics['top1_accuracy']:.2%} of the masked tokens",
+        ]
