@@ -1,0 +1,158 @@
+"""Measure reading batches, ours against nanoGPT's way and Grain's: one command, JSON.
+
+    python tools/bench/data.py [--peers-python PATH] [--training]
+
+wants an environment with tjx-data (or PYTHONPATH of its src); with --training also the trainer's.
+The other interpreter has torch and grain. All sides read the same 100 million tokens, shuffled, in
+turn, round after round. Sets of 10 billion tokens are files with holes.
+"""
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from turns import Json, Worker, machine, summary
+
+HERE = Path(__file__).resolve().parent
+N_TOKENS = 100_000_000
+MANY_TOKENS = 10_000_000_000
+SHARD_TOKENS = 1 << 27
+SEQ_LEN = 1024
+WAYS = ("nanogpt", "grain0", "grain2")  # Grain without and with threads: its best counts
+
+
+def reading(folder: Path, peers_python: Path | None, batch: int, *, rounds: int) -> Json:
+    """Measure batches of one size."""
+    print(f"batches of {batch} x {SEQ_LEN + 1} ...", flush=True)
+    file = str(folder / "tokens.bin")
+    ours = Worker([sys.executable, str(HERE / "data_tjx.py")], {})
+    workers = {"tjx": ours}
+    answers = {
+        "tjx": ours.ask("open", folder=str(folder / "set"), batch=batch, seq_len=SEQ_LEN, step=0)
+    }
+    for way in WAYS if peers_python is not None else ():
+        workers[way] = Worker([str(peers_python), str(HERE / "data_peers.py")], {})
+        answers[way] = workers[way].ask("open", way=way, file=file, batch=batch, seq_len=SEQ_LEN)
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name, worker in workers.items():
+            n_batches = 20_000 if name == "tjx" else 1000
+            seconds[name] += worker.ask("run", batches=n_batches)["seconds"]
+    for name, worker in workers.items():
+        worker.stop()
+        answers[name] |= summary(seconds[name])
+    for name, answer in answers.items():
+        answer["batches_per_sec"] = round(1e3 / answer["median_ms"])
+        answer["speed_of_tjx"] = round(answer["median_ms"] / answers["tjx"]["median_ms"], 2)
+        print(
+            f"  {name:<8}{answer['batches_per_sec']:>8,} batches/s; tjx is "
+            f"{answer['speed_of_tjx']:.1f}x as fast",
+            flush=True,
+        )
+    return {"batch": batch, "seq_len": SEQ_LEN, "rounds": rounds, "sides": answers}
+
+
+def opening(folder: Path) -> Json:
+    """Measure opening a set of 10 billion tokens, and going on at step 10^6."""
+    maker = Worker([sys.executable, str(HERE / "data_tjx.py")], {})
+    many = str(folder / "many")
+    maker.ask(
+        "make", folder=many, tokens_file=None, n_tokens=MANY_TOKENS, shard_tokens=SHARD_TOKENS
+    )
+    maker.stop()
+    found = {}
+    for step in (0, 1_000_000):
+        worker = Worker([sys.executable, str(HERE / "data_tjx.py")], {})
+        found[f"step {step}"] = worker.ask("open", folder=many, batch=32, seq_len=1024, step=step)
+        worker.stop()
+        print(f"10 billion tokens, step {step}: {found[f'step {step}']}", flush=True)
+    return found
+
+
+def training(folder: Path) -> Json:
+    """Measure the share of the preset quickstart's time that its steps wait for data."""
+    run = folder / "run"
+    command = [sys.executable, "-m", "tjx_trainer.main", "--config", "quickstart"]
+    subprocess.run([*command, "--run_dir", str(run), "--train.max_steps", "500"], check=True)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    shares = [record["train/data_wait"] for record in records if "train/data_wait" in record]
+    # The first record holds compilation.
+    found = {"median": float(np.median(shares[1:])), "most": max(shares[1:]), "count": len(shares)}
+    print(f"quickstart waits for data: {found}")
+    return found
+
+
+def verdicts(records: list[Json], opened: Json, waited: Json | None) -> list[str]:
+    """Say for each goal whether it is met."""
+    lines = []
+
+    def judge(what: str, found: float, goal: float, *, least: bool) -> None:
+        met = found >= goal if least else found <= goal
+        lines.append(f"{what}: {found} of {goal}, {'met' if met else 'missed'}")
+
+    for record in records:
+        sides = record["sides"]
+        if "nanogpt" in sides:
+            grain = min(side["speed_of_tjx"] for way, side in sides.items() if "grain" in way)
+            what = f"batch {record['batch']}, times the speed of"
+            judge(f"{what} nanoGPT's", sides["nanogpt"]["speed_of_tjx"], 8.0, least=True)
+            judge(f"{what} Grain's best", grain, 10.0, least=True)
+    late, first = opened["step 1000000"], opened["step 0"]
+    judge("resuming at step 10^6, seconds", late["first_batch_seconds"], 0.05, least=False)
+    judge("opening 10 billion tokens, seconds", first["open_seconds"], 1.0, least=False)
+    judge("memory after it, MiB", first["mib"], 200.0, least=False)
+    if waited is not None:
+        judge("share of quickstart's time, waiting", waited["median"], 0.01, least=False)
+    return lines
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers-python", type=Path, help="interpreter with torch and grain")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--training", action="store_true", help="train the preset quickstart too")
+    parser.add_argument("--output", type=Path, help="the JSON")
+    given = parser.parse_args()
+    if given.rounds < 1:
+        parser.error(f"--rounds is {given.rounds}; give 1 or more")
+    start = machine()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.random.default_rng(0).integers(0, 50257, N_TOKENS, np.uint16).tofile(
+            folder / "tokens.bin"
+        )
+        maker = Worker([sys.executable, str(HERE / "data_tjx.py")], {})
+        maker.ask(
+            "make",
+            folder=str(folder / "set"),
+            tokens_file=str(folder / "tokens.bin"),
+            n_tokens=N_TOKENS,
+            shard_tokens=SHARD_TOKENS,
+        )
+        maker.stop()
+        records = [
+            reading(folder, given.peers_python, batch, rounds=given.rounds) for batch in (12, 32)
+        ]
+        opened = opening(folder)
+        waited = training(folder) if given.training else None
+    lines = verdicts(records, opened, waited)
+    print(*lines, sep="\n")
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    result = {
+        "date": date, "machine": start, "reading": records, "opening": opened,
+        "training": waited, "goals": lines,
+    }  # fmt: skip
+    output = given.output or HERE / "results" / f"data-cpu-{date[:10]}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""tjx's side of the data benchmark: opening prepared sets and reading batches; see data.py."""
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+from turns import Json, serve
+
+from tjx_data import TokenLoader, char_tokenizer, prepare
+from tjx_data.prepared.index import (
+    HEADER_BYTES,
+    FileEntry,
+    read_index,
+    shard_header,
+    write_index,
+)
+
+
+def make_set(folder: str, tokens_file: str | None, n_tokens: int, shard_tokens: int) -> Json:
+    """Make a set of the tokens in a file or, without one, of as many holes.
+
+    Its hashes are not right: nothing here compares them.
+    """
+    directory = Path(folder)
+    prepare(["a text", "b text"], char_tokenizer(["abtex "]), directory, holdout="tail")
+    index = read_index(directory)
+    tokens = None if tokens_file is None else np.memmap(tokens_file, np.uint16, "r")
+    shards = []
+    for number, first in enumerate(range(0, n_tokens, shard_tokens)):
+        count = min(shard_tokens, n_tokens - first)
+        file = directory / f"train_{number:05d}.bin"
+        with file.open("wb") as stream:
+            fingerprint = index.tokenizer_fingerprint
+            stream.write(
+                shard_header(token_bytes=2, first_token=first, tokenizer_fingerprint=fingerprint)
+            )
+            if tokens is not None:
+                stream.write(tokens[first : first + count].tobytes())
+            stream.truncate(HEADER_BYTES + 2 * count)
+        shards.append(FileEntry(name=file.name, n_bytes=HEADER_BYTES + 2 * count, sha256="0" * 64))
+    train = dataclasses.replace(index.splits["train"], n_tokens=n_tokens, shards=tuple(shards))
+    splits = {**index.splits, "train": train}
+    write_index(
+        directory,
+        dataclasses.replace(index, shard_tokens=shard_tokens, vocab_size=50257, splits=splits),
+    )
+    return {"shards": len(shards)}
+
+
+class Reading:
+    """Reads batches of one set."""
+
+    def open(self, folder: str, batch: int, seq_len: int, step: int) -> Json:
+        """Open a set and read the batch of a step; the times of both, and the memory after."""
+        before = _peak_mib()
+        start = time.perf_counter()
+        self._loader = TokenLoader(folder, seq_len=seq_len, batch_size=batch, seed=7)
+        opened = time.perf_counter()
+        found = self._loader.batch(step)
+        read = time.perf_counter()
+        assert found["tokens"].shape == (batch, seq_len)
+        self._step = step
+        return {
+            "open_seconds": round(opened - start, 4),
+            "first_batch_seconds": round(read - opened, 4),
+            "mib": _peak_mib(),
+            "mib_before": before,
+            "versions": {"numpy": np.__version__},
+        }
+
+    def run(self, batches: int) -> Json:
+        """Read batches one after another; the seconds they took."""
+        start = time.perf_counter()
+        for step in range(self._step, self._step + batches):
+            self._loader.batch(step)
+        self._step += batches
+        return {"seconds": [(time.perf_counter() - start) / batches]}
+
+
+def _peak_mib() -> float:
+    """Return the most memory that this process has had resident, in MiB."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return round(int(found[1]) / 1024, 1)
+
+
+if __name__ == "__main__":
+    reading = Reading()
+    serve({"make": make_set, "open": reading.open, "run": reading.run})

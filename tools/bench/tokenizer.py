@@ -1,0 +1,213 @@
+"""Measure encoding with GPT-2's vocabulary, and preparing a corpus with it: one command, JSON.
+
+    python tools/bench/tokenizer.py --data DATA [--tiktoken-python PATH]
+
+wants an environment with tjx-data (or PYTHONPATH of its src), on Linux. DATA holds the folders
+``gpt2`` (encoder.json, vocab.bpe) and ``books`` (*.txt). All sides encode the same documents to the
+same ids, or nothing is measured; they run in turn, round after round. What `prepare` is compared
+with is the library's encoding alone, one thread in as many processes as there are cores, all at
+once, their rates summed.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from turns import Json, Worker, machine, summary
+
+HERE = Path(__file__).resolve().parent
+OURS = str(HERE / "tokenizer_tjx.py")
+DOCUMENT_CHARACTERS = 4000
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+GOAL = 0.9  # of the summed rate, for prepare
+GROWTH = 1.1  # of the memory, where the corpus is four times as large
+
+
+def documents_of(text: str) -> list[str]:
+    """Cut a text after paragraphs into documents of about `DOCUMENT_CHARACTERS`."""
+    documents: list[str] = []
+    start = 0
+    while start < len(text):
+        end = text.find("\n\n", start + DOCUMENT_CHARACTERS)
+        end = len(text) if end < 0 else end + 2
+        documents.append(text[start:end])
+        start = end
+    return documents
+
+
+def encoding(
+    gpt2: Path, documents: Path, name: str, tiktoken_python: Path | None, rounds: int
+) -> Json:
+    """Measure the sides on some documents."""
+    print(f"{name} ...", flush=True)
+    ways = ("tjx", "tokenizers", "tokenizers raw")
+    workers = {way: Worker([sys.executable, OURS, way], {}) for way in ways}
+    if tiktoken_python is not None:
+        command = [str(tiktoken_python), str(HERE / "tokenizer_tiktoken.py")]
+        workers["tiktoken"] = Worker(command, {})
+    given = {"gpt2": str(gpt2), "documents": str(documents), "part": 0, "parts": 1}
+    answers = {way: worker.ask("open", **given) for way, worker in workers.items()}
+    if len({answer.pop("ids") for answer in answers.values()}) != 1:
+        sys.exit(f"the ids differ: {answers}")
+    seconds: dict[str, list[float]] = {way: [] for way in workers}
+    for _ in range(rounds):
+        for way, worker in workers.items():
+            seconds[way] += worker.ask("run")["seconds"]
+    for way, answer in answers.items():
+        workers[way].stop()
+        answer |= summary(seconds[way])
+        answer["mb_per_sec"] = round(answer["n_bytes"] / answer["median_ms"] / 1e3, 2)
+        answer["speed_of_tjx"] = round(
+            answer["median_ms"] / summary(seconds["tjx"])["median_ms"], 3
+        )
+        print(
+            f"  {way:<16}{answer['mb_per_sec']:>8.2f} MB/s; tjx is {answer['speed_of_tjx']:.2f}x "
+            "as fast",
+            flush=True,
+        )
+    return {"name": name, "rounds": rounds, "sides": answers}
+
+
+class Cores:
+    """The library alone: a process with one thread for each core, all working at once."""
+
+    def __init__(self, gpt2: Path, documents: Path) -> None:
+        count = os.cpu_count() or 1
+        command = [sys.executable, OURS, "tokenizers raw"]
+        self._workers = [Worker(command, ONE_THREAD) for _ in range(count)]
+        self._bytes: list[int] = [
+            worker.ask("open", gpt2=str(gpt2), documents=str(documents), part=i, parts=count)[
+                "n_bytes"
+            ]
+            for i, worker in enumerate(self._workers)
+        ]
+
+    def rate(self) -> float:
+        """Return the sum of their rates in MB/s."""
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            answers = list(pool.map(lambda worker: worker.ask("run"), self._workers))
+        seconds: list[float] = [answer["seconds"][0] for answer in answers]
+        return sum(n_bytes / time / 1e6 for n_bytes, time in zip(self._bytes, seconds, strict=True))
+
+    def stop(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.stop()
+
+
+def write_corpus(documents: list[str], file: Path, n_bytes: int) -> None:
+    """Write documents again and again as JSON lines, until the file holds so many bytes."""
+    n_written = 0
+    with file.open("w", encoding="utf-8") as stream:
+        for text in itertools.cycle(documents):
+            n_written += stream.write(json.dumps({"text": text}) + "\n")
+            if n_written >= n_bytes:
+                return
+
+
+def preparing(gpt2: Path, documents: Path, folder: Path, megabytes: int, rounds: int) -> Json:
+    """Measure prepare, in turn with encoding alone, on a corpus once and four times as large."""
+    print(f"prepare, {megabytes} MB and {4 * megabytes} MB ...", flush=True)
+    texts = json.loads(documents.read_text())
+    files = [folder / f"corpus_{i}.jsonl" for i in range(4)]
+    for file in files:
+        write_corpus(texts, file, megabytes * 10**6)
+    cores = Cores(gpt2, documents)
+    found: dict[str, Json] = {}
+    records: list[Json] = []
+    for number in range(rounds + 1):
+        name, corpus = ("large", files) if number == rounds else ("small", files[:1])
+        before = cores.rate()
+        worker = Worker([sys.executable, OURS, "tjx"], {})
+        answer = worker.ask("prepare", gpt2=str(gpt2), corpus=[str(file) for file in corpus])
+        worker.stop()
+        # What else the machine does changes while prepare runs: the rate is that around it.
+        answer["encode_mb_per_sec"] = round((before + cores.rate()) / 2, 2)
+        answer["mb_per_sec"] = round(answer["n_bytes"] / answer["seconds"][0] / 1e6, 2)
+        answer["of_encode"] = round(answer["mb_per_sec"] / answer["encode_mb_per_sec"], 3)
+        print(
+            f"  {answer['n_bytes'] / 1e6:.0f} MB: {answer['mb_per_sec']:.2f} MB/s, "
+            f"{answer['of_encode']:.3f} of {answer['encode_mb_per_sec']:.2f}; "
+            f"{answer['peak_mib']} MiB in {answer['processes']} processes, the largest "
+            f"{answer['peak_mib_of_largest']}",
+            flush=True,
+        )
+        found[name] = answer
+        if name == "small":
+            records.append(answer)
+    cores.stop()
+    return {
+        "megabytes": megabytes,
+        "small": records,
+        "large": found["large"],
+        "of_encode": statistics.median(record["of_encode"] for record in records),
+        "growth": round(
+            found["large"]["peak_mib"] / max(record["peak_mib"] for record in records), 3
+        ),
+    }
+
+
+def verdicts(prepared: Json) -> list[str]:
+    """Say for each goal whether it is met."""
+    share, large, growth = prepared["of_encode"], prepared["large"]["of_encode"], prepared["growth"]
+    return [
+        f"prepare, of the library's encoding alone on all cores: {share} (large: {large}) of "
+        f"{GOAL}, {'met' if share >= GOAL else 'missed'}",
+        f"its memory, where the corpus is four times as large: {growth} times, at most {GROWTH}, "
+        f"{'met' if growth <= GROWTH else 'missed'}",
+    ]
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with gpt2 and books")
+    parser.add_argument("--tiktoken-python", type=Path, help="interpreter that can import tiktoken")
+    parser.add_argument("--megabytes", type=int, default=60, help="of text for prepare")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="the JSON")
+    given = parser.parse_args()
+    if min(given.rounds, given.megabytes) < 1:
+        parser.error("--rounds and --megabytes: give 1 or more")
+    start = machine()
+    gpt2 = given.data / "gpt2"
+    books = [file.read_text(encoding="utf-8") for file in sorted(given.data.glob("books/*.txt"))]
+    if not books:
+        parser.error(f"--data is {given.data}; there are no books/*.txt in it")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cases = {
+            f"documents of about {DOCUMENT_CHARACTERS} characters": [
+                document for book in books for document in documents_of(book)
+            ],
+            "whole books": books,
+        }
+        records = []
+        for number, (case, texts) in enumerate(cases.items()):
+            file = folder / f"documents_{number}.json"
+            file.write_text(json.dumps(texts))
+            records.append(encoding(gpt2, file, case, given.tiktoken_python, given.rounds))
+        prepared = preparing(
+            gpt2, folder / "documents_0.json", folder, given.megabytes, given.rounds
+        )
+    lines = verdicts(prepared)
+    print(*lines, sep="\n")
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    result = {
+        "date": date, "machine": start, "encoding": records, "prepare": prepared, "goals": lines,
+    }  # fmt: skip
+    output = given.output or HERE / "results" / f"tokenizer-cpu-{date[:10]}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main()
