@@ -334,3 +334,17 @@ def test_damaged_data_are_refused_before_training(
     assert stop.value.code == 2
     assert "train_00000.bin: SHA-256 is" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_seen(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizer_of(job)
+    sheep = tokenizer.encode("sheep")
+    beyond = tokenizer.vocab_size + 3  # of a model with a larger vocabulary
+    row = np.array([[*sheep, beyond, beyond, *sheep]], np.int32)
+    monkeypatch.setattr("tjx_nn.generate", lambda *_, **__: row)
+    texts = continue_prompt(
+        gpt_of(job), {}, tokenizer, "1", max_new_tokens=1, temperature=1.0, top_k=None, seed=0
+    )
+    assert texts == ["sheep" + 2 * "\N{REPLACEMENT CHARACTER}" + "sheep"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -150,7 +151,7 @@ def test_measures_of_even_and_of_collapsed_routing() -> None:
     even[:, np.arange(8), np.arange(8) % 4] = 1
     measures = run(config, params, even)[1]
     np.testing.assert_allclose(measures["balance_loss"], 1, atol=1e-6)
-    np.testing.assert_allclose(measures["router_z_loss"], np.log(3 + np.e) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(measures["router_z_loss"], np.log(3 + math.e) ** 2, rtol=1e-6)
     assert measures["dropped"] == 0
     x[..., 2] = 20
     measures = run(config, params, x)[1]

@@ -1,5 +1,6 @@
 """Text from a model: a prompt encoded, continued and decoded."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -87,10 +88,18 @@ def _start_of_document(tokenizer: tjx_data.Tokenizer, prompt: str) -> list[int]:
 
 
 def _decode(tokenizer: tjx_data.Tokenizer, row: np.ndarray) -> str:
-    documents: list[list[int]] = [[]]
-    for token in row.tolist():
+    def kind(token: int) -> str:
         if token == tokenizer.eot_id:
-            documents.append([])
-        else:
-            documents[-1].append(token)
-    return "\n\n".join(tokenizer.decode(ids) for ids in documents)
+            return "end of text"
+        return "text" if token < tokenizer.vocab_size else "unknown"
+
+    texts = []
+    for found, tokens in itertools.groupby(row.tolist(), kind):
+        ids = list(tokens)
+        if found == "text":
+            texts.append(tokenizer.decode(ids))
+        else:  # a model may have more tokens than its tokenizer
+            texts.append(
+                len(ids) * ("\n\n" if found == "end of text" else "\N{REPLACEMENT CHARACTER}")
+            )
+    return "".join(texts)
