@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -348,3 +349,35 @@ def test_tokens_that_the_tokenizer_does_not_have_are_seen(
         gpt_of(job), {}, tokenizer, "1", max_new_tokens=1, temperature=1.0, top_k=None, seed=0
     )
     assert texts == ["sheep" + 2 * "\N{REPLACEMENT CHARACTER}" + "sheep"]
+
+
+def test_packed_documents_do_not_see_each_other(words: list[str], tmp_path: Path) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("<|endoftext|>".join(f"{n} sheep" for n in range(300)))
+    own = [word for word in words if not word.startswith("--data.path=")]
+    config = resolve([*own, f"--data.path={text}", "--data.packing=documents"])
+    job = build_job(*open_task(config))
+    row = {name: values[:1] for name, values in job.task.train_data.batch(0).items()}
+    other = {**row, "tokens": row["tokens"].copy()}
+    first = row["segment_ids"][0] == 1
+    other["tokens"][0, first] = other["tokens"][0, first][::-1]
+    assert row["segment_ids"].max() > 1
+
+    @jax.jit
+    def losses(params: dict[str, Any], batch: dict[str, np.ndarray]) -> jax.Array:
+        return (
+            tjx_nn.bind(gpt_of(job), params)
+            .losses(
+                batch["tokens"],
+                batch["labels"],
+                positions=batch["positions"],
+                segment_ids=batch["segment_ids"],
+            )
+            .tokens
+        )
+
+    params = job.initial_state().params
+    with jax.transfer_guard("allow"):  # a row that is not spread over the devices
+        before, after = (np.asarray(losses(params, rows)) for rows in (row, other))
+    np.testing.assert_array_equal(before[0, ~first], after[0, ~first])
+    assert (before[0, first] != after[0, first]).any()

@@ -21,7 +21,7 @@ from tjx_data.corpora.licences import show_licence
 from tjx_data.suggest import did_you_mean
 
 PROBE_SECONDS = 4.0
-TOKENIZER_KINDS = ("bpe", "char", "gpt2", "auto")
+TOKENIZER_KINDS = ("bpe", "char", "byte", "gpt2", "auto")
 _TRUE = ("1", "ON", "YES", "TRUE")
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
