@@ -58,8 +58,8 @@ def test_max_tokens_stops_there(run_dir: Path, tmp_path: Path) -> None:
 
 def test_data_is_prepared_again_where_the_cache_was_emptied(run_dir: Path, tmp_path: Path) -> None:
     before = figures(run_dir, tmp_path / "d.json")
-    shards = Path(json.loads((run_dir / "data.json").read_text())["shards"])
-    shutil.rmtree(shards)
+    (folder,) = json.loads((run_dir / "data.json").read_text())["folders"].values()
+    shutil.rmtree(folder)
     assert figures(run_dir, tmp_path / "e.json")["loss"] == pytest.approx(before["loss"])
 
 

@@ -128,6 +128,26 @@ def test_what_was_finished_is_not_done_again(expected: Path, tmp_path: Path) -> 
     )
 
 
+def test_what_was_finished_of_other_documents_is_not_used(tmp_path: Path) -> None:
+    texts = [*corpus()]
+    others = [text.replace("a", "b") for text in texts]
+    work = tmp_path / ".set.work"
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as one:
+        patch.setattr("tjx_data.corpora.documents.PART_CHARACTERS", 200_000)
+        patch.setattr(
+            "tjx_data.prepared.preparation.assemble", lambda *_: pytest.fail("stopped before it")
+        )
+        with pytest.raises(pytest.fail.Exception):
+            prepare(texts, TOKENIZER, tmp_path / "set", executor=one)
+        patch.undo()
+        patch.setattr("tjx_data.corpora.documents.PART_CHARACTERS", 200_000)
+        assert len(list(work.glob("part_*.npz"))) > 3
+        next(work.glob("part_*.npz")).write_bytes(b"cut short")
+        prepare(others, TOKENIZER, tmp_path / "set", executor=one)
+        prepare(others, TOKENIZER, tmp_path / "expected", executor=one)
+    assert _contents(tmp_path / "set") == _contents(tmp_path / "expected")
+
+
 def test_a_shard_of_another_tokenizer_is_refused_without_reading_it(
     expected: Path, tmp_path: Path
 ) -> None:
