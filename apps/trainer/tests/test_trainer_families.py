@@ -15,7 +15,7 @@ from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.config import ConfigError
 from tjx_trainer.job import build_job
-from tjx_trainer.task import open_task
+from tjx_trainer.task_table import open_task
 
 SMALL = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --train.max_steps=12 --train.batch_size=16

@@ -1,7 +1,7 @@
 """What a family of models is trained on: its batches, and what is said about the result.
 
-A task is found by the model's family. Whatever is in a batch are arguments of the model's `losses`
-by name, so that the training step is the same for all.
+Whatever is in a batch are arguments of the model's `losses` by name, so that the training step is
+the same for all tasks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 import tjx_data
-from tjx_trainer.config import Config, is_reversal
+from tjx_trainer.config import Config
 from tjx_trainer.run_dir import RunDirectory
 from tjx_trainer.step import Batch
 
@@ -83,40 +83,3 @@ def data_identity(task: Task) -> dict[str, str]:
 
 
 Opened = tuple[Config, Callable[[Share], Task]]
-
-
-def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Opened:
-    """Open the data of a run.
-
-    Parameters
-    ----------
-    config : Config
-        From the command line.
-    progress : callable, optional
-        Told how far preparing goes.
-
-    Returns
-    -------
-    tuple
-        The configuration with what the data decide (sizes of vocabulary and classes), and a
-        function that makes the task.
-
-    Raises
-    ------
-    tjx_data.HubError
-        If the corpus or tokenizer is neither in the cache nor within reach.
-    ValueError
-        If the data cannot be used.
-    """
-    # One family's data must not load what another's need.
-    from tjx_trainer import image_task, masked_task, reversal_task, span_task, text_task
-
-    openers: dict[str, Callable[..., Opened]] = {
-        "gpt": text_task.open_language_modelling,
-        "bert": masked_task.open_masked_language_modelling,
-        "vit": image_task.open_image_classification,
-        "encoder_decoder": span_task.open_span_corruption,
-    }
-    if is_reversal(config.data, config.model):
-        return reversal_task.open_reversal(config, progress)
-    return openers[config.model.family](config, progress)

@@ -20,7 +20,8 @@ from tjx_trainer.preparing import PreparationBar
 from tjx_trainer.progress import Progress
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run
 from tjx_trainer.state import TrainState
-from tjx_trainer.task import data_identity, open_task
+from tjx_trainer.task import data_identity
+from tjx_trainer.task_table import open_task
 
 
 def train(config: Config) -> int:

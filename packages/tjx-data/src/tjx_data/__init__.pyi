@@ -13,6 +13,8 @@ from .dataset import default_cache_dir as default_cache_dir
 from .dataset import find_problems as find_problems
 from .dataset import open_or_prepare as open_or_prepare
 from .dataset import open_sets as open_sets
+from .description import describe as describe
+from .description import verify as verify
 from .images.augmentation import Augmentation as Augmentation
 from .images.loader import ImageLoader as ImageLoader
 from .images.mnist import read_idx as read_idx
@@ -27,8 +29,6 @@ from .loading.prefetch import Prefetcher as Prefetcher
 from .loading.reversal import ReversalLoader as ReversalLoader
 from .loading.spans import SpanLoader as SpanLoader
 from .loading.stream import StreamLoader as StreamLoader
-from .prepared.description import describe as describe
-from .prepared.description import verify as verify
 from .prepared.index import Index as Index
 from .prepared.index import read_index as read_index
 from .prepared.preparation import prepare as prepare
