@@ -130,6 +130,9 @@ def test_masks_are_a_function_of_seed_and_step(words: dict[str, list[str]]) -> N
         (["--model.family=encoder_decoder", "--data.corpus=mnist"], "holds no text"),
         (["--data.corpus=mnist"], "holds no text"),
         (["--model.patch_size=4"], "belongs to models of the family vit"),
+        (["--data.whole_words=true"], "data.whole_words is for models of the family bert"),
+        (["--data.augment.flip=true"], "data.augment is for models of the family vit"),
+        (["--model.family=vit", "--data.mixture=a.txt=1"], "data.mixture is for models of"),
         (
             ["--model.family=encoder_decoder", "--data.corpus=byte-reversal",
              "--data.seq_len=16", "--model.max_seq_len=16"],

@@ -65,12 +65,6 @@ def task_of(job: Job) -> LanguageModelling:
     return job.task
 
 
-def tokenizer_of(job: Job) -> tjx_data.Tokenizer:
-    tokenizer = task_of(job).tokenizer
-    assert tokenizer is not None
-    return tokenizer
-
-
 def run(words: list[str], run_dir: Path, *more: str) -> int:
     return program.main([*words, f"--run_dir={run_dir}", *more])
 
@@ -98,7 +92,7 @@ def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
 
 def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:
     model, params = gpt_of(job), job.initial_state().params
-    lengths = tokenizer_of(job).token_byte_lengths
+    lengths = task_of(job).tokenizer.token_byte_lengths
     found = {}
     (folder,) = task_of(job).folders.values()
     for batch_size in (8, 24):
@@ -275,12 +269,12 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
 
 def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
     params = job.initial_state().params
-    room = longest_continuation(gpt_of(job), tokenizer_of(job), "12")
+    room = longest_continuation(gpt_of(job), task_of(job).tokenizer, "12")
     with jax.transfer_guard("allow"):
         texts = continue_prompt(
             gpt_of(job),
             params,
-            tokenizer_of(job),
+            task_of(job).tokenizer,
             "12",
             samples=2,
             max_new_tokens=room,
@@ -294,7 +288,7 @@ def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
         continue_prompt(
             gpt_of(job),
             params,
-            tokenizer_of(job),
+            task_of(job).tokenizer,
             "12",
             max_new_tokens=room + 1,
             temperature=0.0,
@@ -341,7 +335,7 @@ def test_damaged_data_are_refused_before_training(
 def test_tokens_that_the_tokenizer_does_not_have_are_seen(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = tokenizer_of(job)
+    tokenizer = task_of(job).tokenizer
     sheep = tokenizer.encode("sheep")
     beyond = tokenizer.vocab_size + 3  # of a model with a larger vocabulary
     row = np.array([[*sheep, beyond, beyond, *sheep]], np.int32)

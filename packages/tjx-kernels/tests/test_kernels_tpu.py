@@ -103,12 +103,15 @@ def test_every_feature_lowers_for_tpu(name: str) -> None:
     case = CASES[name]
     longer = replace(case, shape=(2, 700, 1500, *case.shape[3:]), offset=(-40, 60))
     options = {k: v for k, v in case.options.items() if k != "q_offset"}
-    _lower(KINDS[0], replace(longer, options=options), 64, "bfloat16")
+    lowered = _lower(KINDS[0], replace(longer, options=options), 64, "bfloat16")
+    # A bias has a gradient of its own.
+    assert lowered.count("tpu_custom_call") == 3 + ("bias" in name)
 
 
 @pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (1, 1000), (130, 7), (1000, 1)])
 def test_any_length_lowers_for_tpu(q_len: int, kv_len: int) -> None:
-    _lower(KINDS[1], Case((2, q_len, kv_len, 4, 1), segments=3), 128, "bfloat16")
+    lowered = _lower(KINDS[1], Case((2, q_len, kv_len, 4, 1), segments=3), 128, "bfloat16")
+    assert lowered.count("tpu_custom_call") == 3
 
 
 def test_table_serves_every_kind() -> None:

@@ -22,8 +22,6 @@ from tjx_parallel.config import MeshConfig
 # The first is what a model is where nothing is said of its family.
 ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
 
-# Families that read text.
-
 Precision = Literal["fp32", "bf16"]
 
 DTYPE_OF_PRECISION: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16"}
@@ -278,6 +276,24 @@ def _check_data(data: DataConfig, model: ModelConfig) -> list[str]:
     return []
 
 
+_TEXT_FAMILIES = ("gpt", "bert", "encoder_decoder")
+# Choices of data that only some families heed.
+_HEEDED_BY = {
+    "whole_words": ("bert",), "resize": ("vit",), "augment": ("vit",),
+    "mixture": _TEXT_FAMILIES, "packing": _TEXT_FAMILIES,
+}  # fmt: skip
+
+
+def _check_data_choices(data: DataConfig, model: ModelConfig) -> list[str]:
+    default = DataConfig()
+    return [
+        f"data.{name} is for models of the family {' or '.join(families)}, and this one is of "
+        f"{model.family}: leave it out"
+        for name, families in _HEEDED_BY.items()
+        if getattr(data, name) != getattr(default, name) and model.family not in families
+    ]
+
+
 def is_reversal(data: DataConfig, model: ModelConfig) -> bool:
     """Tell whether a run learns to write made-up strings backwards."""
     return (
@@ -363,6 +379,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("name",), _check_name),
     (("seed",), _check_seed),
     (("data", "model"), _check_data),
+    (("data", "model"), _check_data_choices),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),

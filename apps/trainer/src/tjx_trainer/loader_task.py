@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 import tjx_data
+from tjx_trainer.config import Config
 from tjx_trainer.run_dir import RunDirectory
 from tjx_trainer.step import Batch
 from tjx_trainer.task import Put, Share
+from tjx_trainer.text import Text
 
 
 class LoaderTask[L: tjx_data.Loader](ABC):
@@ -24,8 +26,6 @@ class LoaderTask[L: tjx_data.Loader](ABC):
         How much of the latter is looked at, as its loader counts; None is all.
     folders : Mapping[str, Path]
         Where prepared data lie, by corpus.
-    tokenizer : tjx_data.Tokenizer, optional
-        The tokenizer of text, which a run keeps.
     """
 
     accuracies: tuple[int, ...] = (1,)
@@ -38,11 +38,10 @@ class LoaderTask[L: tjx_data.Loader](ABC):
         *,
         eval_limit: int | None,
         folders: Mapping[str, Path] | None = None,
-        tokenizer: tjx_data.Tokenizer | None = None,
     ) -> None:
         self.train_data: L = train_data
         self.validation_data: L = validation_data
-        self.eval_limit, self.tokenizer = eval_limit, tokenizer
+        self.eval_limit = eval_limit
         self.folders: Mapping[str, Path] = folders or {}
 
     @property
@@ -59,14 +58,43 @@ class LoaderTask[L: tjx_data.Loader](ABC):
         for batch in self.validation_data.evaluation_batches(self.eval_limit):
             yield put(batch), batch["labels"]
 
-    def record(self, run: RunDirectory) -> None:
-        """Keep the tokenizer with the run, if there is one."""
-        if self.tokenizer is not None:
-            self.tokenizer.save(run.tokenizer)
+    def record(self, run: RunDirectory) -> None:  # noqa: B027  there may be nothing to keep
+        """Keep what is needed to use the model; nothing, unless a task says otherwise."""
 
     @abstractmethod
     def conclusion(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
         """Say what came out of the run, in lines."""
+
+
+class TextTask[L: tjx_data.Loader](LoaderTask[L]):
+    """A task on text: whatever is made of it, the tokenizer stays with the run.
+
+    Parameters
+    ----------
+    config : Config
+        Resolved.
+    text : Text
+        The prepared text.
+    share : Share
+        This process's rows.
+    open_split : callable
+        Makes the loader of a split: of (config, text, share, split).
+    """
+
+    def __init__(
+        self, config: Config, text: Text, share: Share, open_split: Callable[..., L]
+    ) -> None:
+        super().__init__(
+            open_split(config, text, share, "train"),
+            open_split(config, text, share, "validation"),
+            eval_limit=config.train.eval_tokens,
+            folders=text.folders,
+        )
+        self.config, self.tokenizer = config, text.tokenizer
+
+    def record(self, run: RunDirectory) -> None:
+        """Keep the tokenizer with the run."""
+        self.tokenizer.save(run.tokenizer)
 
 
 def both_splits[L: tjx_data.Loader](

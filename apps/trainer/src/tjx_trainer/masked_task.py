@@ -7,7 +7,7 @@ import numpy as np
 
 import tjx_data
 from tjx_trainer.config import Config
-from tjx_trainer.loader_task import LoaderTask
+from tjx_trainer.loader_task import TextTask
 from tjx_trainer.task import Opened, Share
 from tjx_trainer.text import Text, count_tokens, open_rows, open_text
 
@@ -36,7 +36,7 @@ def open_masked(
     )
 
 
-class MaskedLanguageModelling(LoaderTask[tjx_data.MaskedLoader]):
+class MaskedLanguageModelling(TextTask[tjx_data.MaskedLoader]):
     """Predicting tokens that were masked (Devlin et al. 2018, "BERT", section 3.1).
 
     Parameters
@@ -50,18 +50,11 @@ class MaskedLanguageModelling(LoaderTask[tjx_data.MaskedLoader]):
     """
 
     def __init__(self, config: Config, text: Text, share: Share) -> None:
-        super().__init__(
-            open_masked(config, text, share, "train"),
-            open_masked(config, text, share, "validation"),
-            eval_limit=config.train.eval_tokens,
-            folders=text.folders,
-            tokenizer=text.tokenizer,
-        )
+        super().__init__(config, text, share, open_masked)
 
     @property
     def introduction(self) -> str:
         """How much text there is."""
-        assert self.tokenizer is not None
         return (
             f"{count_tokens(self.train_data.loader):,} tokens to train on, "
             f"{count_tokens(self.validation_data.loader):,} held out, "

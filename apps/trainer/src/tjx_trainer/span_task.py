@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import tjx_data
 from tjx_trainer.config import Config
-from tjx_trainer.loader_task import LoaderTask
+from tjx_trainer.loader_task import TextTask
 from tjx_trainer.pair_ids import with_pair_ids
 from tjx_trainer.task import Opened, Share
 from tjx_trainer.text import Text, count_tokens, open_rows, open_text
@@ -50,7 +50,7 @@ def open_pairs(
     return tjx_data.SpanLoader(rows, vocab_size=text.tokenizer.vocab_size, seed=config.seed)
 
 
-class SpanCorruption(LoaderTask[tjx_data.SpanLoader]):
+class SpanCorruption(TextTask[tjx_data.SpanLoader]):
     """Writing the spans that a text has lost (Raffel et al. 2020, "T5", section 3.1.4).
 
     Parameters
@@ -64,13 +64,7 @@ class SpanCorruption(LoaderTask[tjx_data.SpanLoader]):
     """
 
     def __init__(self, config: Config, text: Text, share: Share) -> None:
-        super().__init__(
-            open_pairs(config, text, share, "train"),
-            open_pairs(config, text, share, "validation"),
-            eval_limit=config.train.eval_tokens,
-            folders=text.folders,
-            tokenizer=text.tokenizer,
-        )
+        super().__init__(config, text, share, open_pairs)
 
     @property
     def introduction(self) -> str:

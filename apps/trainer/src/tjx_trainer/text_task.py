@@ -7,7 +7,7 @@ from typing import Any
 import tjx_data
 from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer.config import Config
-from tjx_trainer.loader_task import LoaderTask
+from tjx_trainer.loader_task import TextTask
 from tjx_trainer.sampling import continue_prompt, longest_continuation
 from tjx_trainer.task import Opened, Share
 from tjx_trainer.text import Rows, Text, count_tokens, open_rows, open_text
@@ -20,7 +20,7 @@ def open_language_modelling(config: Config, progress: tjx_data.Progress | None =
     return config, lambda share: LanguageModelling(config, text, share)
 
 
-class LanguageModelling(LoaderTask[Rows]):
+class LanguageModelling(TextTask[Rows]):
     """Predicting the token after each.
 
     Parameters
@@ -36,14 +36,7 @@ class LanguageModelling(LoaderTask[Rows]):
     accuracies: tuple[int, ...] = ()
 
     def __init__(self, config: Config, text: Text, share: Share) -> None:
-        super().__init__(
-            open_rows(config, text, share, "train"),
-            open_rows(config, text, share, "validation"),
-            eval_limit=config.train.eval_tokens,
-            folders=text.folders,
-            tokenizer=text.tokenizer,
-        )
-        self.config = config
+        super().__init__(config, text, share, open_rows)
         self.token_byte_lengths = text.tokenizer.token_byte_lengths
 
     @property
@@ -52,7 +45,7 @@ class LanguageModelling(LoaderTask[Rows]):
         return (
             f"{count_tokens(self.train_data):,} tokens to train on, "
             f"{count_tokens(self.validation_data):,} held out, "
-            f"vocabulary {self._tokenizer.vocab_size:,}"
+            f"vocabulary {self.tokenizer.vocab_size:,}"
         )
 
     def conclusion(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
@@ -68,19 +61,14 @@ class LanguageModelling(LoaderTask[Rows]):
             lines = ["a sample", "--------", self._sample(params), "--------", *lines]
         return lines
 
-    @property
-    def _tokenizer(self) -> tjx_data.Tokenizer:
-        assert self.tokenizer is not None
-        return self.tokenizer
-
     def _sample(self, params: dict[str, Any]) -> str:
         config, prompt = self.config, self.config.train.sample_prompt or ""
         assert isinstance(config.model, GPTConfig)
-        room = longest_continuation(config.model, self._tokenizer, prompt)
+        room = longest_continuation(config.model, self.tokenizer, prompt)
         text = continue_prompt(
             config.model,
             params,
-            self._tokenizer,
+            self.tokenizer,
             prompt,
             max_new_tokens=min(config.train.sample_tokens, room),
             temperature=config.train.sample_temperature,
@@ -95,7 +83,7 @@ class LanguageModelling(LoaderTask[Rows]):
         xz sees the text once and knows nothing else; the model has seen the training text. None
         where what was evaluated is not one stretch of text.
         """
-        loader, tokenizer = self.validation_data, self._tokenizer
+        loader, tokenizer = self.validation_data, self.tokenizer
         if isinstance(loader, tjx_data.MixtureLoader) or loader.packing != "windows":
             return None
         n_labels = min(loader.n_tokens - 1, self.config.train.eval_tokens or loader.n_tokens)
