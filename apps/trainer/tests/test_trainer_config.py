@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tjx_data.config import DataConfig
 from tjx_nn.gpt_config import GPTConfig
-from tjx_optim.config import ScheduleConfig
+from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.config import Config, ConfigError, TrainConfig
 from tjx_trainer.tree import assemble, flatten, leaves

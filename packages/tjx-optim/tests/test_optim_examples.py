@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["optimizers", "paths", "schedules", "updates"])
+@pytest.mark.parametrize("module", ["accumulation", "optimizers", "paths", "schedules"])
 def test_the_examples_of_a_module_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_optim.{module}"))
     assert result.attempted > 0

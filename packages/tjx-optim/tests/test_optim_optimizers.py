@@ -14,7 +14,7 @@ from tjx_optim import (
     make_optimizer,
     make_schedule,
 )
-from tjx_optim.config import OptimizerName
+from tjx_optim.optimizer_config import OptimizerName
 
 LAYERS, WIDTH, VOCAB, UPDATES = 3, 4, 7, 100
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_optim import SCHEDULES, ScheduleConfig, make_schedule
-from tjx_optim.config import ScheduleName
+from tjx_optim.schedule_config import ScheduleName
 
 PEAK = 6e-4
 

@@ -16,7 +16,8 @@ from tjx_nn.bert_config import BertConfig
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.gpt_config import GPTConfig
 from tjx_nn.vit_config import ViTConfig
-from tjx_optim.config import OptimizerConfig, ScheduleConfig
+from tjx_optim.optimizer_config import OptimizerConfig
+from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import MeshConfig
 
 # The first is what a model is where nothing is said of its family.

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.config import OptimizerConfig
+from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.paths import decay_mask, path_strings
 
 Direction = Callable[[OptimizerConfig], optax.GradientTransformation]

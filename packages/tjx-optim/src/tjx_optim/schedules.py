@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import optax
 
-from tjx_optim.config import ScheduleConfig
+from tjx_optim.schedule_config import ScheduleConfig
 
 # From (peak rate, steps of decay, final fraction) to the rate at each step after the warm-up.
 Shape = Callable[[float, int, float], optax.Schedule]
