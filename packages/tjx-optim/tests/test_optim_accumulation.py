@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tjx_optim import accumulate_gradients, global_norm, split_microbatches
+from tjx_optim import accumulate_gradients, split_microbatches
 
 ROWS, LENGTH, WIDTH, VOCAB = 24, 8, 6, 11
 
@@ -31,6 +31,11 @@ def loss_sum(params: Any, batch: Any) -> Any:
 @jax.jit
 def accumulated(params: Any, microbatches: Any) -> Any:
     return accumulate_gradients(loss_sum, params, microbatches)
+
+
+@jax.jit
+def scaled(params: Any, microbatches: Any, loss_scale: Any) -> Any:
+    return accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
 
 
 @jax.jit
@@ -107,6 +112,41 @@ def test_one_real_token_weighs_as_much_as_each_of_many() -> None:
     assert relative_difference(out.gradients, gradients) < 1e-6
     counts = (np.asarray(split(batch, 2)["labels"]) >= 0).sum(axis=(1, 2))
     assert counts.tolist() == [96, 1]
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**-9])
+def test_a_loss_scale_changes_no_bit_of_what_comes_out(scale: float) -> None:
+    params, batch = make_problem(2, [LENGTH, 1, 0] * 8)
+    microbatches = split(batch, 3)
+
+    out = scaled(params, microbatches, jax.device_put(np.float32(scale)))
+
+    plain = accumulated(params, microbatches)
+    jax.tree.map(
+        lambda got, want: np.testing.assert_array_equal(np.asarray(got), np.asarray(want)),
+        out,
+        plain,
+    )
+
+
+def test_a_loss_scale_saves_gradients_that_float16_has_no_room_for() -> None:
+    # 2^-26 is below half of float16's smallest number, 2^-24.
+    def loss(scale: Any, batch: Any) -> Any:
+        narrow = scale.astype(jnp.float16) * batch["x"]
+        return narrow.astype(jnp.float32).sum() * 2.0**-26, (jnp.int32(1), {})
+
+    step = jax.jit(lambda p, m, s: accumulate_gradients(loss, p, m, loss_scale=s).gradients)
+    one = jax.device_put(np.float32(1.0))
+    microbatches = {"x": jax.device_put(np.ones((2, 1), np.float16))}
+
+    gradients = [
+        float(step(one, microbatches, jax.device_put(np.float32(factor))))
+        for factor in (1.0, 2.0**10, 2.0**43)
+    ]
+
+    assert gradients[0] == 0.0
+    assert gradients[1] == 2.0**-26
+    assert gradients[2] == np.inf
 
 
 def test_a_batch_of_padding_has_zero_loss_and_zero_gradients() -> None:
@@ -189,21 +229,3 @@ def test_microbatches_of_unequal_number_are_refused() -> None:
     microbatches = {**split(batch, 2), "labels": split(batch, 3)["labels"]}
     with pytest.raises(ValueError, match="share a first axis"):
         accumulate_gradients(loss_sum, params, microbatches)
-
-
-@given(st.integers(0, 2**16))
-@settings(max_examples=10, deadline=None)
-def test_global_norm_is_the_norm_of_all_leaves_together(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    tree = {"a": rng.normal(size=(3, 4)), "b": {"c": rng.normal(size=5), "d": rng.normal(size=())}}
-    want = np.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(tree)))
-
-    got = jax.jit(global_norm)(jax.device_put(jax.tree.map(np.float32, tree)))
-
-    np.testing.assert_allclose(np.asarray(got), want, rtol=1e-6)
-
-
-def test_global_norm_squares_in_float32() -> None:
-    # 300^2 overflows float16, whose largest number is 65504.
-    got = jax.jit(global_norm)(jax.device_put({"a": np.full(4, 300.0, np.float16)}))
-    assert float(got) == 600.0

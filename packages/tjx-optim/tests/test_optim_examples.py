@@ -5,8 +5,12 @@ import importlib
 
 import pytest
 
+MODULES = (
+    "accumulation averages groups guard muon norms optimizer_config optimizers paths schedules"
+)
 
-@pytest.mark.parametrize("module", ["accumulation", "optimizers", "paths", "schedules"])
+
+@pytest.mark.parametrize("module", MODULES.split())
 def test_the_examples_of_a_module_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_optim.{module}"))
     assert result.attempted > 0

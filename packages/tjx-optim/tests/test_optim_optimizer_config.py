@@ -3,13 +3,13 @@
 import subprocess
 import sys
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 import docstring_parser
 import pytest
 
 from tjx_optim import OPTIMIZERS, OptimizerConfig
-from tjx_optim.optimizer_config import OptimizerName
+from tjx_optim.optimizer_config import DEFAULTS, OptimizerName
 
 
 def test_all_problems_of_an_optimizer_are_named_together() -> None:
@@ -28,11 +28,49 @@ def test_all_problems_of_an_optimizer_are_named_together() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"momentum": 0.9}, "momentum=0.9: adamw has none, only sgd, muon; leave it out"),
+        ({"nesterov": False}, "nesterov=False: adamw has none, only sgd, muon"),
+        ({"name": "sgd", "b1": 0.9}, "b1=0.9: sgd has none, only adam, adamw"),
+        ({"name": "sgd", "b2": 0.9}, "b2=0.9: sgd has none, only adam, adamw"),
+        ({"name": "lion", "eps": 1e-8}, "eps=1e-08: lion has none, only adam, adamw"),
+        ({"name": "sgd", "nesterov": True, "momentum": 0.0}, "nesterov=True: needs a momentum"),
+        ({"name": "schedule_free_adamw", "b1": 0.0}, "b1=0.0: .* divides by it"),
+        ({"name": "schedule_free_adamw", "ema_decay": 0.9}, "a running mean of its own"),
+        ({"name": "adafactor", "b2": 0.0}, "b2=0.0: adafactor's decay rate"),
+        ({"ema_decay": 1.0}, r"ema_decay=1.0: must lie in \[0, 1\)"),
+        ({"momentum": -0.1, "name": "sgd"}, r"momentum=-0.1: must lie in \[0, 1\)"),
+        ({"clip_value": 0.0}, "clip_value=0.0: must be finite and above 0"),
+        ({"clip_adaptive": -1.0}, "clip_adaptive=-1.0: must be finite and above 0"),
+    ],
+)
+def test_what_an_optimizer_does_not_heed_or_cannot_do_is_refused(given: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        OptimizerConfig(**given)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_what_is_left_out_takes_the_optimizers_own_default(name: Any) -> None:
+    assert OptimizerConfig(name=name).settings == dict(DEFAULTS[name])
+    assert OptimizerConfig(name=name, weight_decay=0.7).settings == {
+        **DEFAULTS[name],
+        "weight_decay": 0.7,
+    }
+
+
+def test_zero_and_false_are_given_values() -> None:
+    given = OptimizerConfig(name="muon", nesterov=False, b1=0.0, momentum=0.0).settings
+    assert (given["nesterov"], given["b1"], given["momentum"]) == (False, 0.0, 0.0)
+
+
 def test_an_unknown_optimizer_lists_the_known_ones() -> None:
     # In a process of its own: here the test suite's type checker would refuse the name first.
     code = "from tjx_optim import OptimizerConfig; OptimizerConfig(name='adm')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    known = "adamw, lion, sgd"
+    known = "sgd, adam, adamw, lamb, lion, adafactor, muon, schedule_free_adamw"
     assert run.stderr.splitlines()[-1] == f"ValueError: name='adm': must be one of {known}"
 
 

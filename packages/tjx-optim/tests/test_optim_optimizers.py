@@ -1,11 +1,26 @@
 """Each optimizer equals the textbook, written out in NumPy float64, update by update."""
 
+import re
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 import pytest
+from optimizer_problem import (
+    DECAYED,
+    LARGE,
+    SHAPES,
+    UPDATES,
+    flat,
+    nest,
+    problem,
+    run,
+    stack_axes_of,
+    train,
+    train_by,
+    worst_difference,
+)
+from optimizer_reference import DIRECTIONS, Textbook
 
 from tjx_optim import (
     OPTIMIZERS,
@@ -14,186 +29,153 @@ from tjx_optim import (
     make_optimizer,
     make_schedule,
 )
-from tjx_optim.optimizer_config import OptimizerName
 
-LAYERS, WIDTH, VOCAB, UPDATES = 3, 4, 7, 100
-
-# Which parameters decay, by hand; the shapes are those of layers stacked for a scan, where a
-# bias has two axes and looks like a matrix.
-SHAPES = {
-    "wte/embedding": (VOCAB, WIDTH),
-    "blocks/dense/kernel": (LAYERS, WIDTH, WIDTH),
-    "blocks/dense/bias": (LAYERS, WIDTH),
-    "blocks/norm/scale": (LAYERS, WIDTH),
-    "blocks/norm/bias": (LAYERS, WIDTH),
-    "head/kernel": (WIDTH, VOCAB),
-    "final_norm/scale": (WIDTH,),
+# From the papers; see the table in optimizer_config.py for the sections.
+PAPERS: dict[str, dict[str, Any]] = {
+    "sgd": {"momentum": 0.9, "nesterov": False},
+    "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6},
+    "lion": {"b1": 0.9, "b2": 0.99},
+    "adafactor": {"b1": 0.0, "b2": 0.8, "eps": 1e-30},
+    "muon": {"momentum": 0.95, "nesterov": True, "b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "schedule_free_adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
 }
-DECAYED = {"blocks/dense/kernel", "head/kernel"}
-
-
-def nest(flat: Any) -> Any:
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
-def direction(name: str, config: Any, gradient: Any, state: Any, t: int) -> Any:
-    """Update direction of one array in float64, from the papers."""
-    if name == "adamw":
-        state["m"] = config.b1 * state.get("m", 0.0) + (1 - config.b1) * gradient
-        state["v"] = config.b2 * state.get("v", 0.0) + (1 - config.b2) * gradient**2
-        m_hat = state["m"] / (1 - config.b1**t)
-        v_hat = state["v"] / (1 - config.b2**t)
-        return m_hat / (np.sqrt(v_hat) + config.eps)
-    if name == "lion":
-        old = state.get("m", 0.0)
-        state["m"] = config.b2 * old + (1 - config.b2) * gradient
-        return np.sign(config.b1 * old + (1 - config.b1) * gradient)
-    assert name == "sgd"
-    state["m"] = config.b1 * state.get("m", 0.0) + gradient
-    return state["m"]
-
-
-def reference(config: Any, params: Any, gradients: Any, rate_of_step: Any) -> Any:
-    """Return the parameters after each update; all in float64, one array at a time."""
-    params = {path: leaf.astype(np.float64) for path, leaf in params.items()}
-    states: dict[str, Any] = {path: {} for path in params}
-    decayed = DECAYED | ({"wte/embedding"} if config.decay_embeddings else set())
-    history = []
-    for step in range(UPDATES):
-        g = {path: leaf[step].astype(np.float64) for path, leaf in gradients.items()}
-        norm = np.sqrt(sum((leaf**2).sum() for leaf in g.values()))
-        factor = 1.0 if config.clip_norm is None else min(1.0, config.clip_norm / norm)
-        for path, leaf in params.items():
-            update = direction(config.name, config, factor * g[path], states[path], step + 1)
-            if path in decayed:
-                update = update + config.weight_decay * leaf
-            params[path] = leaf - rate_of_step(step) * update
-        history.append({path: leaf.copy() for path, leaf in params.items()})
-    return history
-
-
-def run(optimizer: Any, params: Any, gradients: Any) -> Any:
-    """Run all updates in one compiled scan; return the parameters after each."""
-
-    def update(carry: Any, gradient: Any) -> Any:
-        params, state = carry
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), params
-
-    @jax.jit
-    def all_updates(params: Any, gradients: Any) -> Any:
-        return jax.lax.scan(update, (params, optimizer.init(params)), gradients)[1]
-
-    return jax.device_get(all_updates(jax.device_put(params), jax.device_put(gradients)))
-
-
-def problem() -> Any:
-    """Gradients whose global norm is on both sides of 1, and of very different sizes."""
-    rng = np.random.default_rng(3)
-    params = {
-        p: rng.normal(scale=0.1, size=shape).astype(np.float32) for p, shape in SHAPES.items()
-    }
-    sizes = 10.0 ** rng.uniform(-2.5, 0.5, UPDATES)
-    gradients = {
-        p: (sizes.reshape(-1, *[1] * len(shape)) * rng.normal(size=(UPDATES, *shape))).astype("f")
-        for p, shape in SHAPES.items()
-    }
-    return params, gradients
-
-
-def worst_difference(config: Any, schedule: Any, rate_of_step: Any) -> Any:
-    params, gradients = problem()
-    got = run(make_optimizer(config, schedule), nest(params), nest(gradients))
-    want = reference(config, params, gradients, rate_of_step)
-    return max(
-        np.abs(nested - np.stack([w[path] for w in want])).max()
-        for path, nested in ((p, _at(got, p)) for p in SHAPES)
-    )
-
-
-def _at(tree: Any, path: str) -> Any:
-    for part in path.split("/"):
-        tree = tree[part]
-    return tree
+# Peaks at which a hundred updates move a parameter by about its own size.
+RATES = {"lamb": 1e-2, "adafactor": 1e-2, "sgd": 1e-2}
 
 
 def test_the_reference_covers_the_whole_table() -> None:
-    assert set(OPTIMIZERS) == {"adamw", "lion", "sgd"}
+    assert set(OPTIMIZERS) == set(DIRECTIONS) == set(PAPERS)
 
 
-@pytest.mark.parametrize("decay_embeddings", [True, False])
-@pytest.mark.parametrize("clip_norm", [1.0, None])
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_a_hundred_updates_equal_the_textbook(
-    name: OptimizerName, clip_norm: float | None, decay_embeddings: bool
-) -> None:
-    # Lion moves by the whole rate each step, so float32 rounds it more than the others.
-    rate = 3e-4 if name == "lion" else 1e-3
+def test_a_hundred_updates_equal_the_textbook(name: Any) -> None:
+    # With all of it: layers and experts in stacks, a clip, decay but of embeddings, a schedule.
+    peak, warmup = RATES.get(name, 1e-3), 9
     config = OptimizerConfig(
-        name=name, clip_norm=clip_norm, decay_embeddings=decay_embeddings, learning_rate=rate
+        name=name, clip_norm=1.0, weight_decay=0.3, decay_embeddings=False, learning_rate=peak
     )
-    assert worst_difference(config, None, lambda _: rate) < 1e-6
-
-
-def test_adamw_follows_its_schedule() -> None:
-    config = OptimizerConfig(learning_rate=2e-3)
     schedule = make_schedule(
-        ScheduleConfig(name="linear", warmup_steps=9), learning_rate=2e-3, max_steps=UPDATES
+        ScheduleConfig(name="linear", warmup_steps=warmup), learning_rate=peak, max_steps=UPDATES
     )
 
-    def rate(step: int) -> Any:
-        warm = (step + 1) / 10
-        return 2e-3 * (warm if step < 9 else 1.0 - 0.9 * (step - 9) / (UPDATES - 9))
+    def rate(step: int) -> float:
+        warm = (step + 1) / (warmup + 1)
+        return peak * (warm if step < warmup else 1 - 0.9 * (step - warmup) / (UPDATES - warmup))
 
-    assert worst_difference(config, schedule, rate) < 1e-6
+    textbook = Textbook(name=name, settings=PAPERS[name], rate=rate, clip_norm=1.0)
+    shapes = {**SHAPES, **(LARGE if name == "adafactor" else {})}
+    trained, evaluated = train(config, schedule=schedule, shapes=shapes)
+    want = train_by(textbook, decay=dict.fromkeys(DECAYED, 0.3), shapes=shapes)
+    assert worst_difference(trained, want[0]) < 1e-6
+    assert worst_difference(evaluated, want[1]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("sgd", {"nesterov": True, "momentum": 0.8}),
+        ("sgd", {"momentum": 0.0}),
+        ("muon", {"nesterov": False, "momentum": 0.9, "b1": 0.8, "b2": 0.9, "eps": 1e-3}),
+        ("adafactor", {"b1": 0.7, "b2": 0.6, "eps": 1e-4}),
+        ("adamw", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
+        ("adam", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
+        ("lamb", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
+        ("lion", {"b1": 0.7, "b2": 0.8}),
+        ("schedule_free_adamw", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_every_number_of_an_optimizer_is_heeded(name: Any, changed: dict[str, Any]) -> None:
+    # Here nothing is clipped, embeddings decay and the rate is constant.
+    rate = RATES.get(name, 1e-3)
+    config = OptimizerConfig(
+        name=name, clip_norm=None, weight_decay=0.2, learning_rate=rate, **changed
+    )
+    textbook = Textbook(name=name, settings={**PAPERS[name], **changed}, rate=lambda _: rate)
+    decay = dict.fromkeys([*DECAYED, "wte/embedding"], 0.2)
+    trained, _ = train(config)
+    assert worst_difference(trained, train_by(textbook, decay=decay)[0]) < 1e-6
 
 
 def test_the_moments_see_the_clipped_gradient() -> None:
     # Were the clip after Adam, the huge first gradient would freeze the second moment for long.
     config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, clip_norm=1.0, b2=0.999)
-    params = {"head": {"kernel": np.zeros((2, 2), np.float32)}}
-    gradients = np.full((UPDATES, 2, 2), 0.1, np.float32)
-    gradients[0] = 1e6
-    path = run(make_optimizer(config), params, {"head": {"kernel": gradients}})["head"]["kernel"]
+    params = {"head/kernel": np.zeros((2, 2), np.float32)}
+    gradients = [{"head/kernel": np.full((2, 2), 0.1, np.float32)} for _ in range(UPDATES)]
+    gradients[0] = {"head/kernel": np.full((2, 2), 1e6, np.float32)}
+    path = run(make_optimizer(config), params, gradients)[0]["head/kernel"]
     assert (np.diff(path[50:, 0, 0]) < -5e-3).all()
 
 
-def test_only_the_masked_parameters_shrink_when_there_is_no_gradient() -> None:
+def test_only_the_decaying_parameters_shrink_when_there_is_no_gradient() -> None:
     params, gradients = problem()
-    zeros = {path: np.zeros_like(leaf) for path, leaf in gradients.items()}
+    zeros = [jax.tree.map(np.zeros_like, gradient) for gradient in gradients]
     config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, decay_embeddings=False)
-    got = run(make_optimizer(config), nest(params), nest(zeros))
+    got, _, _ = run(make_optimizer(config), params, zeros)
     for path, before in params.items():
-        after = _at(got, path)[-1]
         if path in DECAYED:
-            np.testing.assert_allclose(after, before * 0.95**UPDATES, rtol=1e-5)
+            np.testing.assert_allclose(got[path][-1], before * 0.95**UPDATES, rtol=1e-5)
         else:
-            np.testing.assert_array_equal(after, before)
+            np.testing.assert_array_equal(got[path][-1], before)
 
 
-def test_the_moments_stand_under_the_paths_of_their_parameters() -> None:
+# How many arrays of a parameter's own shape an optimizer keeps for each kernel of a layer.
+MOMENTS = {
+    "sgd": 1, "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adafactor": 1, "muon": 1,
+    "schedule_free_adamw": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_the_moments_stand_under_the_paths_of_their_parameters(name: Any) -> None:
     # What shards the state relies on this: a leaf inherits from the parameter it is named for.
-    params = nest(problem()[0])
-    with jax.transfer_guard("allow"):
-        state = make_optimizer(OptimizerConfig()).init(params)
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    ]
-    for path in SHAPES:
-        assert sum(p.endswith(f"/{path}") for p in paths) == 2
-    assert len([p for p in paths if p.endswith("count")]) == len(paths) - 2 * len(SHAPES)
+    params = {path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()}
+    optimizer = make_optimizer(OptimizerConfig(name=name), stack_axes=nest(stack_axes_of(params)))
+    state = flat(jax.eval_shape(optimizer.init, nest(params)))
+    of_no_parameter = {
+        path: leaf.shape
+        for path, leaf in state.items()
+        if not any(path.endswith(f"/{parameter}") for parameter in SHAPES)
+    }
+    assert set(of_no_parameter.values()) <= {()}
+    kernels = [p for p in state if p.endswith("/blocks/dense/kernel")]
+    of_its_shape = [p for p in kernels if state[p].shape == SHAPES["blocks/dense/kernel"]]
+    assert len(of_its_shape) == MOMENTS[name]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "schedule_free_adamw"])
+def test_new_contents_compile_nothing_new(name: Any) -> None:
+    params, gradients = problem()
+    optimizer = make_optimizer(
+        OptimizerConfig(name=name), lambda count: 1e-3 / (count + 1),
+        stack_axes=nest(stack_axes_of(params)),
+    )  # fmt: skip
+    update: Any = jax.jit(optimizer.update)
+    nested = jax.device_put(nest(params))
+    state = jax.jit(optimizer.init)(nested)
+    for gradient in gradients[:3]:
+        _, state = update(jax.device_put(nest(gradient)), state, nested)
+    assert update._cache_size() == 1
 
 
 def test_narrow_parameters_are_refused_by_name() -> None:
     params = {"head": {"kernel": np.zeros((2, 2), np.float16)}, "norm": {"scale": np.ones(2, "f")}}
     with pytest.raises(ValueError, match=r"1 parameters .* head/kernel \(float16\): keep"):
         make_optimizer(OptimizerConfig()).init(params)
+
+
+def test_trees_that_are_not_like_the_parameters_are_refused() -> None:
+    params = {"head": {"kernel": np.ones((2, 2), "f"), "bias": np.ones(2, "f")}}
+    optimizer = make_optimizer(
+        OptimizerConfig(),
+        learning_rate_scales={"head": {"kernel": 1.0}},
+        stack_axes={"head": {"kernel": 0, "bias": 0, "other": 0}},
+    )
+    said = r"learning_rate_scales: .*1 differ, the first is head/bias.*\nstack_axes: .*head/other"
+    with pytest.raises(ValueError, match=said):
+        optimizer.init(params)
+    too_deep = make_optimizer(OptimizerConfig(), stack_axes={"head": {"kernel": 0, "bias": 2}})
+    with pytest.raises(ValueError, match=re.escape("head/bias has 2 for the shape (2,)")):
+        too_deep.init(params)

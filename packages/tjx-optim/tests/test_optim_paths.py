@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_optim import decay_mask, path_strings
+from tjx_optim.paths import is_hidden_kernel
 
 KINDS = {
     "kernel": True,
@@ -17,6 +18,8 @@ KINDS = {
     "qkv_bias": False,
     "scale": False,
     "layer_scale": False,
+    "scale_1": False,
+    "kernel_1": True,
     "rescale": True,
     "unbias": True,
 }
@@ -39,10 +42,12 @@ def test_the_last_part_of_the_path_decides_whatever_the_rank(ranks: Any) -> None
 
 @pytest.mark.parametrize("decay_embeddings", [True, False])
 def test_embeddings_decay_by_option(decay_embeddings: bool) -> None:
-    params = {"wte": {"embedding": 0.0}, "position_embedding": 0.0, "embedding": {"kernel": 0.0}}
+    params = {"wte": {"embedding": 0.0}, "position_embedding": 0.0, "embedding": {"kernel": 0.0},
+              "cls": 0.0}  # fmt: skip
     assert decay_mask(params, decay_embeddings=decay_embeddings) == {
         "wte": {"embedding": decay_embeddings},
         "position_embedding": decay_embeddings,
+        "cls": decay_embeddings,
         # A projection inside a module called embedding is a matrix.
         "embedding": {"kernel": True},
     }
@@ -50,3 +55,20 @@ def test_embeddings_decay_by_option(decay_embeddings: bool) -> None:
 
 def test_paths_name_dicts_and_sequences() -> None:
     assert path_strings({"a": [0.0, {"b": 0.0}]}) == {"a": ["a/0", {"b": "a/1/b"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "is_hidden"),
+    [
+        ("blocks/mlp/up/kernel", True),
+        ("blocks/experts/up_kernel", True),
+        ("head/dense/kernel", True),
+        ("head/kernel", False),
+        ("lm_head/kernel", False),
+        ("wte/embedding", False),
+        ("kernel/bias", False),
+        ("norm/scale", False),
+    ],
+)
+def test_matrices_of_hidden_layers_are_told_from_their_paths(path: str, is_hidden: bool) -> None:
+    assert is_hidden_kernel(path) is is_hidden

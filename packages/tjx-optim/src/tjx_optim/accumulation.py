@@ -1,4 +1,4 @@
-"""Gradients of several microbatches that equal those of one large batch, and their norm.
+"""Gradients of several microbatches that equal those of one large batch.
 
 The loss of a batch is (sum of the losses of its real tokens) / (number of real tokens). With
 unequal counts the mean of the microbatches' means is another number, so sums are accumulated and
@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from tjx_optim.norms import widened
 
 # (params, microbatch) -> (sum of the losses, (number of real tokens, other sums by name)), scalars.
 LossSum = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
@@ -37,7 +38,13 @@ class AccumulatedGradients(NamedTuple):
     means: dict[str, jax.Array]
 
 
-def accumulate_gradients(loss_sum: LossSum, params: Any, microbatches: Any) -> AccumulatedGradients:
+def accumulate_gradients(
+    loss_sum: LossSum,
+    params: Any,
+    microbatches: Any,
+    *,
+    loss_scale: jax.Array | None = None,
+) -> AccumulatedGradients:
     """Compute loss and gradients over k microbatches in the memory of one.
 
     Equal to one large batch, up to the order of float32 sums, whatever the numbers of real tokens.
@@ -54,11 +61,16 @@ def accumulate_gradients(loss_sum: LossSum, params: Any, microbatches: Any) -> A
         What is differentiated.
     microbatches : pytree of arrays [k, ...]
         Whatever the loss function takes, with k in front: tokens, labels, a dropout key each, ...
+    loss_scale : float32 scalar, optional
+        Factor of the sum of the losses while it is differentiated, for computing in float16, where
+        small gradients would be 0 (Micikevicius et al. 2018, "Mixed Precision Training", section
+        3.2). Nothing that is returned is scaled; a power of two changes no bit of it.
 
     Returns
     -------
     AccumulatedGradients
-        Gradients (float32, or wider where the parameters are), loss, count and means.
+        Gradients (float32, or wider where the parameters are), loss, count and means. Where the
+        scaled gradient overflows, the gradients are not finite.
 
     Raises
     ------
@@ -77,12 +89,18 @@ def accumulate_gradients(loss_sum: LossSum, params: Any, microbatches: Any) -> A
     (3.0, 3.0, 3)
     """
     k = _leading_size(microbatches)
-    gradient = jax.value_and_grad(loss_sum, has_aux=True)
+    scale = jnp.float32(1) if loss_scale is None else loss_scale
+
+    def scaled(params: Any, microbatch: Any) -> tuple[jax.Array, Any]:
+        loss, (count, sums) = loss_sum(params, microbatch)
+        return widened(loss) * scale, (loss, count, sums)
+
+    gradient = jax.grad(scaled, has_aux=True)
 
     def sums_of(microbatch: Any) -> tuple[Any, Any]:
-        (loss, (count, sums)), gradients = gradient(params, microbatch)
-        scalars = (_wide(loss), jnp.asarray(count), jax.tree.map(_wide, sums))
-        return scalars, jax.tree.map(_wide, gradients)
+        gradients, (loss, count, sums) = gradient(params, microbatch)
+        scalars = (widened(loss), jnp.asarray(count), jax.tree.map(widened, sums))
+        return scalars, jax.tree.map(widened, gradients)
 
     def add_to(totals: Any, microbatch: Any) -> tuple[Any, Any]:
         scalars, gradients = sums_of(microbatch)
@@ -91,13 +109,15 @@ def accumulate_gradients(loss_sum: LossSum, params: Any, microbatches: Any) -> A
     if k == 1:
         scalars, totals = sums_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
     else:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(_wide(leaf)), params)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params)
         totals, scalars = jax.lax.scan(add_to, zeros, microbatches)
         scalars = jax.tree.map(jnp.sum, scalars)
     loss, count, sums = scalars
     # Sums over no tokens are 0, and 0 / 1 = 0: a batch of padding changes nothing.
     divisor = jnp.where(count > 0, count, 1).astype(jnp.float32)
-    gradients = jax.tree.map(lambda leaf: leaf / divisor.astype(leaf.dtype), totals)
+    # Before anything looks at them: a clip of scaled gradients would clip at another norm.
+    unscale = divisor * scale
+    gradients = jax.tree.map(lambda leaf: leaf / unscale.astype(leaf.dtype), totals)
     means = {name: total / divisor for name, total in sums.items()}
     return AccumulatedGradients(gradients, loss / divisor, count, means)
 
@@ -140,34 +160,6 @@ def split_microbatches(batch: Any, k: int) -> Any:
     return jax.tree.map(
         lambda leaf: leaf.reshape(rows // k, k, *leaf.shape[1:]).swapaxes(0, 1), batch
     )
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """Measure the L2 norm over all leaves together, in float32.
-
-    Parameters
-    ----------
-    tree : pytree of float arrays
-        Gradients, parameters or updates.
-
-    Returns
-    -------
-    float32 scalar
-        ``sqrt(sum of squares)``; narrower leaves are widened before they are squared.
-
-    Examples
-    --------
-    >>> import jax, numpy as np
-    >>> tree = jax.device_put({"a": np.array([3.0]), "b": np.array([[4.0]])})
-    >>> float(jax.jit(global_norm)(tree))
-    5.0
-    """
-    return jnp.asarray(optax.tree.norm(jax.tree.map(_wide, tree)), jnp.float32)
-
-
-def _wide(array: jax.Array) -> jax.Array:
-    """Widen what is narrower than float32: sums of many small terms need the bits."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _leading_size(tree: Any) -> int:

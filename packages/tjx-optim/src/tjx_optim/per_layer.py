@@ -1,0 +1,108 @@
+"""Transformations that look at a whole array, made to look at one layer of a stack at a time.
+
+Layers that are stacked for ``lax.scan`` share an array [layers, ...] (experts: [layers, experts,
+...]). A norm, a root mean square or a factored moment of that array would mix them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tjx_optim.paths import path_strings
+
+
+def per_layer(
+    transformation: optax.GradientTransformation, stack_axes: Callable[[str], int]
+) -> optax.GradientTransformation:
+    """Apply a transformation to each layer of each parameter as if it were kept apart.
+
+    Parameters
+    ----------
+    transformation : optax.GradientTransformation
+        One that treats each array of a tree alone. Integers in its state are counts of steps.
+    stack_axes : callable
+        From the path of a parameter to the number of its leading axes that stack layers.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        Its state is a tree like the inner one's: arrays stand under the paths of their parameters,
+        with the stack axes in front, and counts stand once. It needs the parameters to update.
+    """
+
+    def depths(tree: Any) -> list[int]:
+        return [stack_axes(path) for path in jax.tree.leaves(path_strings(tree))]
+
+    def init(params: Any) -> Any:
+        structure: Any
+        leaves, structure = jax.tree.flatten(params)
+        if not leaves:
+            return transformation.init(params)
+        states = []
+        for leaf, depth in zip(leaves, depths(params), strict=True):
+            one_layer = jax.eval_shape(lambda x, n=depth: x[(0,) * n], leaf)
+            axes = _mapped_axes(jax.eval_shape(transformation.init, one_layer))
+            states.append(_over_layers(transformation.init, depth, 0, axes)(leaf))
+        return _gather(states, structure)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        structure: Any
+        leaves, structure = jax.tree.flatten(updates)
+        if not leaves:
+            return transformation.update(updates, state, params)
+        one_state = jax.eval_shape(transformation.init, leaves[0])
+        done = []
+        for leaf, depth, leaf_state, param in zip(
+            leaves,
+            depths(updates),
+            _spread(state, one_state, structure),
+            structure.flatten_up_to(params),
+            strict=True,
+        ):
+            axes = _mapped_axes(leaf_state)
+            one = _over_layers(transformation.update, depth, (0, axes, 0), (0, axes))
+            done.append(one(leaf, leaf_state, param))
+        new_updates, states = zip(*done, strict=True)
+        return structure.unflatten(new_updates), _gather(states, structure)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _over_layers(
+    function: Callable[..., Any], depth: int, in_axes: Any, out_axes: Any
+) -> Callable[..., Any]:
+    for _ in range(depth):
+        function = jax.vmap(function, in_axes=in_axes, out_axes=out_axes)
+    return function
+
+
+def _is_count(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.integer))
+
+
+def _mapped_axes(state: Any) -> Any:
+    """Say which leaves of a parameter's state have its stack axes: all but the counts."""
+    return jax.tree.map(lambda leaf: None if _is_count(leaf) else 0, state)
+
+
+def _gather(states: Sequence[Any], structure: Any) -> Any:
+    """Make one state of those of all parameters; the counts are equal, so the first stands."""
+    inner: Any = jax.tree.structure(states[0])
+    columns = zip(*(inner.flatten_up_to(state) for state in states), strict=True)
+    return inner.unflatten(
+        [column[0] if _is_count(column[0]) else structure.unflatten(column) for column in columns]
+    )
+
+
+def _spread(state: Any, one_state: Any, structure: Any) -> list[Any]:
+    """Take the state of each parameter, which is like `one_state`, out of that of all."""
+    inner: Any = jax.tree.structure(one_state)
+    size = structure.num_leaves
+    columns = [
+        [part] * size if _is_count(like) else structure.flatten_up_to(part)
+        for like, part in zip(jax.tree.leaves(one_state), inner.flatten_up_to(state), strict=True)
+    ]
+    return [inner.unflatten([column[n] for column in columns]) for n in range(size)]

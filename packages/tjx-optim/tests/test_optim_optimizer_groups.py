@@ -1,0 +1,137 @@
+"""Groups of parameters: read from text, the first that matches decides, and idle ones are told."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from optimizer_problem import (
+    DECAYED,
+    SHAPES,
+    flat,
+    nest,
+    problem,
+    run,
+    stack_axes_of,
+    train,
+    train_by,
+    worst_difference,
+)
+from optimizer_reference import Textbook, split
+
+from tjx_optim import OptimizerConfig, make_optimizer
+from tjx_optim.groups import parse_group
+
+GROUPS = (
+    "blocks/experts/*: learning_rate_scale=0.5 weight_decay=0",
+    "*/bias: weight_decay=0.4",
+    "blocks/*: learning_rate_scale=0.25",
+)
+# What these say, by hand: the expert's bias is decided by the first of them.
+SCALES = {"blocks/experts/kernel": 0.5, "blocks/experts/bias": 0.5, "blocks/dense/kernel": 0.25,
+          "blocks/norm/scale": 0.25}  # fmt: skip
+DECAY = {"blocks/dense/kernel": 0.1, "blocks/dense/bias": 0.4, "tower/kernel": 0.1,
+         "head/kernel": 0.1, "wte/embedding": 0.1}  # fmt: skip
+
+NUMBERS = {
+    "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "schedule_free_adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "muon": {"momentum": 0.95, "nesterov": True, "b1": 0.9, "b2": 0.95, "eps": 1e-8},
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "schedule_free_adamw"])
+def test_groups_and_factors_equal_the_textbook(name: Any) -> None:
+    mup = {path: 1 / 4 if path.endswith("kernel") else 1.0 for path in SHAPES}
+    together = {path: SCALES.get(path, 1.0) * factor for path, factor in mup.items()}
+    config = OptimizerConfig(name=name, groups=GROUPS, weight_decay=0.1, learning_rate=2e-3)
+    textbook = Textbook(name=name, settings=NUMBERS[name], rate=lambda _: 2e-3, clip_norm=1.0)
+    trained, evaluated = train(config, learning_rate_scales=mup)
+    want, want_evaluated = train_by(textbook, decay=DECAY, rate_scale=together)
+    assert worst_difference(trained, want) < 1e-6
+    assert worst_difference(evaluated, want_evaluated) < 1e-6
+
+
+FROZEN = ("wte/embedding", "blocks/dense/bias", "blocks/dense/kernel")
+
+
+@pytest.mark.parametrize("name", ["adamw", "schedule_free_adamw", "muon"])
+def test_the_frozen_stay_have_no_state_and_do_not_count_in_the_norm(name: Any) -> None:
+    mean: dict[str, Any] = {} if name == "schedule_free_adamw" else {"ema_decay": 0.9}
+    config = OptimizerConfig(
+        name=name, groups=("wte/*: frozen", "blocks/dense/*: frozen"), weight_decay=0.1,
+        learning_rate=1e-3, **mean,
+    )  # fmt: skip
+    params, gradients = problem()
+    stack_axes = stack_axes_of(params)
+    optimizer = make_optimizer(config, stack_axes=nest(stack_axes))
+    trained, evaluated, state = run(optimizer, params, gradients)
+
+    for path in FROZEN:
+        for history in (trained[path], evaluated[path]):
+            np.testing.assert_array_equal(history, np.broadcast_to(params[path], history.shape))
+        assert not any(each.endswith(path) for each in flat(state))
+
+    textbook = Textbook(
+        name=name, settings=NUMBERS[name], rate=lambda _: 1e-3, clip_norm=1.0, **mean
+    )
+    rest = {path: leaf for path, leaf in params.items() if path not in FROZEN}
+    of_rest = [{path: gradient[path] for path in rest} for gradient in gradients]
+    layers = split(
+        rest, stack_axes, decay=dict.fromkeys(DECAYED, 0.1),
+        is_matrix={"blocks/experts/kernel": True, "tower/kernel": True},
+    )  # fmt: skip
+    want, want_evaluated = textbook.train(layers, of_rest)
+    assert worst_difference({path: trained[path] for path in rest}, want) < 1e-6
+    assert worst_difference({path: evaluated[path] for path in rest}, want_evaluated) < 1e-6
+
+
+def test_without_frozen_parameters_nothing_is_wrapped() -> None:
+    params = {path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()}
+    trees: list[Any] = [
+        jax.tree.structure(
+            jax.eval_shape(make_optimizer(OptimizerConfig(groups=groups)).init, nest(params))
+        )
+        for groups in ((), ("*/bias: weight_decay=0.1",))
+    ]
+    assert trees[0] == trees[1]
+    assert "Masked" not in str(trees[0])
+
+
+def test_idle_groups_are_told_with_the_nearest_paths() -> None:
+    params = nest({path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()})
+    groups = ("wte/embeding: frozen", "*/kernel: weight_decay=0", "head/kernel: frozen")
+    with pytest.raises(
+        ValueError, match=r"'wte/embeding' matches no parameter.*wte/embedding"
+    ) as e:
+        make_optimizer(OptimizerConfig(groups=groups)).init(params)
+    assert "all that the pattern 'head/kernel' matches is decided by earlier" in str(e.value)
+    assert len(str(e.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("wte/*", "must be a pattern of paths, a colon and settings"),
+        (": frozen", "must be a pattern of paths, a colon and settings"),
+        ("a: learning_rate=2", "no setting 'learning_rate=2'; did you mean learning_rate_scale"),
+        ("a: lr=2", "no setting 'lr=2'; there are frozen"),
+        ("a: frozen=yes", "no setting 'frozen=yes'; did you mean frozen"),
+        ("a: weight_decay=much", "weight_decay=much must be a finite number of at least 0"),
+        ("a: weight_decay=-1", "weight_decay=-1 must be"),
+        ("a: learning_rate_scale=0", "above 0.*write frozen"),
+        ("a: learning_rate_scale=inf", "learning_rate_scale=inf must be"),
+        ("a: weight_decay=0 weight_decay=1", "weight_decay is given twice"),
+        ("a: frozen weight_decay=1", "keep frozen alone"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_group(text)
+    with pytest.raises(ValueError, match="groups: .*" + said):
+        OptimizerConfig(groups=(text,))
+
+
+def test_a_pattern_may_stand_once() -> None:
+    with pytest.raises(ValueError, match=r"groups: the pattern 'a/\*' is given twice"):
+        OptimizerConfig(groups=("a/*: frozen", "a/*: weight_decay=0"))
