@@ -55,6 +55,18 @@ def test_a_loss_that_is_not_finite_is_shown_as_such() -> None:
     assert "loss nan" in Status(1, 2, float("nan")).line(80)
 
 
+def test_steps_that_were_skipped_are_shown_from_the_first_on() -> None:
+    clock = Clock()
+    console, stream = plain(clock)
+    for step, skipped in ((10, 0.0), (20, 1.0)):
+        clock.now += 10.0
+        console.log({"train/loss": 3.0, "train/skipped": skipped}, step=step)
+    console.finish()
+    before, after = stream.getvalue().splitlines()[:2]
+    assert "skipped" not in before
+    assert "1 skipped" in after
+
+
 def plain(clock: Clock) -> tuple[ConsoleTracker, io.StringIO]:
     stream = io.StringIO()
     return ConsoleTracker(1000, stream=stream, clock=clock, plain_seconds=10.0), stream

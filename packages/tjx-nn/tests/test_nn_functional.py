@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tjx_nn import GPTConfig, bind, init, logical_axes
+from tjx_nn import GPTConfig, bind, init, logical_axes, stack_axes
 from tjx_nn.functional import Params
 from tjx_nn.linear import Constrain
 
@@ -33,6 +33,19 @@ def test_paths_read_well_and_axes_are_named(tiny: GPTConfig, params: Params) -> 
     for path, names in axes.items():
         assert len(names) == arrays[path].ndim, path
         assert (names[0] == "layers") == path.startswith("blocks."), path
+
+
+def test_what_follows_the_stack_axes_belongs_to_one_layer() -> None:
+    config = GPTConfig.preset("deepseek_small", bias=True)
+    depths, axes = paths(stack_axes(config)), paths(logical_axes(config))
+    assert set(depths) == set(axes)
+    for path, depth in depths.items():
+        of_layer = axes[path][depth:]
+        is_routed = axes[path][1:2] == ("expert",)
+        assert depth == path.count("blocks.") + is_routed, path
+        assert "layers" not in of_layer
+        # A matrix or a vector is left, a router's [embed, experts] among them.
+        assert len(of_layer) == 1 + path.endswith(("kernel", "embedding")), path
 
 
 @pytest.fixture(scope="module")

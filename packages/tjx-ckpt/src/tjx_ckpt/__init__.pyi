@@ -8,3 +8,4 @@ from .errors import DirectoryInUseError as DirectoryInUseError
 from .errors import MismatchError as MismatchError
 from .errors import NoCheckpointError as NoCheckpointError
 from .errors import SaveError as SaveError
+from .folder import list_steps as list_steps

@@ -11,6 +11,8 @@ class LogConfig:
     ----------
     every
         Steps between two records of training metrics.
+    layer_norms
+        Whether records hold norms of each layer's gradients, parameters and updates.
 
     Raises
     ------
@@ -19,6 +21,7 @@ class LogConfig:
     """
 
     every: int = 10
+    layer_norms: bool = False
 
     def __post_init__(self) -> None:
         problems = []

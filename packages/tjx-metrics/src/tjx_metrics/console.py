@@ -27,7 +27,8 @@ class ConsoleTracker:
     In a terminal it is a bar with the step, the losses, the rate and the time left, drawn again in
     place; what else is printed goes above it. Elsewhere (a file, a pipe) it is a plain line of at
     most 80 columns: after every evaluation, at the end, and otherwise once in `plain_seconds`.
-    Shown are ``train/loss``, ``eval/loss`` and ``train/tokens_per_sec`` from the metrics.
+    Shown are ``train/loss``, ``eval/loss``, ``train/tokens_per_sec`` and ``train/skipped`` from the
+    metrics.
 
     Parameters
     ----------
@@ -89,6 +90,8 @@ class ConsoleTracker:
         for name, field in shown.items():
             if name in metrics:
                 setattr(self._status, field, float(as_number(name, metrics[name])))
+        if "train/skipped" in metrics:
+            self._status.skipped = int(as_number("train/skipped", metrics["train/skipped"]))
         self._status.step = int(step)
         self._draw(now="eval/loss" in metrics)
 

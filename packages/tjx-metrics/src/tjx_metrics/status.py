@@ -17,6 +17,8 @@ class Status:
         Rate of training.
     seconds_left
         Time until the end.
+    skipped
+        Steps that changed nothing, their loss or gradients not being finite; shown from 1 on.
     """
 
     step: int
@@ -25,6 +27,7 @@ class Status:
     eval_loss: float | None = None
     tokens_per_sec: float | None = None
     seconds_left: float | None = None
+    skipped: int = 0
 
     def line(self, width: int) -> str:
         """Write the line, leaving out the least important parts where `width` is small.
@@ -52,6 +55,8 @@ class Status:
         parts = [(f"{self.step:>{len(total)}}/{total}", 0)]
         if self.loss is not None:
             parts.append((f"loss {self.loss:.3f}", 1))
+        if self.skipped:
+            parts.append((f"{self.skipped} skipped", 1))
         if self.eval_loss is not None:
             parts.append((f"eval {self.eval_loss:.3f}", 3))
         if self.tokens_per_sec is not None:

@@ -11,6 +11,7 @@ from .experts import Experts as Experts
 from .functional import bind as bind
 from .functional import init as init
 from .functional import logical_axes as logical_axes
+from .functional import stack_axes as stack_axes
 from .generation import generate as generate
 from .generation import stream as stream
 from .gpt import GPT as GPT

@@ -5,6 +5,7 @@ costs nothing at run time.
 """
 
 import functools
+import itertools
 from typing import Any, overload
 
 import jax
@@ -135,6 +136,36 @@ def logical_axes(config: TransformerConfig) -> LogicalAxes:
         stacked = ("layers",) if any(name.endswith("blocks") for name in parents) else ()
         node[leaf] = (*stacked, *variable.get_metadata("logical_axes"))
     return axes
+
+
+def stack_axes(config: TransformerConfig) -> dict[str, Any]:
+    """Return how many leading axes of each parameter stack layers, and experts within a layer.
+
+    What belongs to one layer is what follows these axes: optimizers that look at a whole matrix
+    (its norm, its singular values) look at each layer's by itself.
+
+    Returns
+    -------
+    dict
+        Nested as the parameters are; a leaf is an int.
+
+    Examples
+    --------
+    >>> from tjx_nn import GPTConfig, stack_axes
+    >>> depths = stack_axes(GPTConfig())
+    >>> depths["blocks"]["mlp"]["up"]["kernel"], depths["wte"]["embedding"]
+    (1, 0)
+    """
+
+    def depth(axes: tuple[str | None, ...]) -> int:
+        # The last axis is what a parameter is about, even where it counts experts (a router's).
+        stacked = itertools.takewhile(lambda axis: axis in {"layers", "expert"}, axes[:-1])
+        return len(list(stacked))
+
+    depths: dict[str, Any] = jax.tree.map(
+        depth, logical_axes(config), is_leaf=lambda node: isinstance(node, tuple)
+    )
+    return depths
 
 
 @functools.lru_cache(maxsize=64)
