@@ -14,6 +14,7 @@ TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
 --data.tokenizer=char --data.holdout=tail --train.max_steps=4 --train.batch_size=16
 --train.eval_every=4 --train.sample_tokens=0 --checkpoint.every=4
+--optimizer.learning_rate=1e-2 --optimizer.ema_decay=0.9
 """.split()  # noqa: SIM905  a list of words reads worse
 
 
@@ -38,6 +39,7 @@ def test_loss_is_what_training_logged_for_any_batch_size(
 ) -> None:
     found = figures(run_dir, tmp_path / "a.json")
     assert "bits per byte" in capsys.readouterr().out
+    # What is evaluated is the mean of the parameters, here as there.
     logged = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[-1])
     assert found["step"] == 4
     for name in ("loss", "perplexity", "bits_per_byte", "bits_per_token"):

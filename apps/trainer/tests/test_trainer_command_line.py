@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tjx_optim.schedule_config import ScheduleConfig
 from tjx_trainer import command_line, presets
 from tjx_trainer.command_line import help_text, parse, resolve
 from tjx_trainer.config import Config, ConfigError
@@ -53,6 +54,7 @@ def test_the_forms_of_a_flag() -> None:
         "--seed=3",
         "--model.bias", "false",
         "--optimizer.decay_embeddings",
+        "--optimizer.name=sgd", "--optimizer.nesterov",
         "--model.d_ff=none",
         "--optimizer.clip_norm", "none",
         "--optimizer.learning_rate", "6e-4",
@@ -62,6 +64,7 @@ def test_the_forms_of_a_flag() -> None:
     assert config.seed == 3
     assert config.model.bias is False
     assert config.optimizer.decay_embeddings is True
+    assert config.optimizer.nesterov is True
     assert config.model.d_ff is None
     assert config.optimizer.clip_norm is None
     assert config.optimizer.learning_rate == 6e-4
@@ -127,7 +130,7 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["--train.max_steps", "2.5"], "expected a whole number"),
         (["--model.bias", "maybe"], "expected true or false"),
         (["--optimizer.learning_rate", "nan"], "expected a number"),
-        (["--optimizer.name", "adamv"], "did you mean adamw?"),
+        (["--optimizer.name", "adamww"], "did you mean adamw?"),
         (["--seed", "none"], "'none' was given, expected a whole number"),
     ],
 )
@@ -208,6 +211,37 @@ def test_precision_and_vocabulary_follow_what_is_given(tmp_path: Path) -> None:
     assert not later.train.vocab_from_tokenizer
 
 
+def test_another_optimizer_leaves_the_numbers_of_the_presets_one_behind(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "optimizer: {name: adamw, b2: 0.99, weight_decay: 0.2}\nschedule: {final_fraction: 0.3}\n"
+    )
+    config = ["--config", str(file)]
+    assert resolve([*config, "--optimizer.name", "adamw"]).optimizer.b2 == 0.99
+    sgd = resolve([*config, "--optimizer.name", "sgd", "--optimizer.momentum", "0.8"]).optimizer
+    assert (sgd.b2, sgd.momentum, sgd.weight_decay) == (None, 0.8, None)
+    held = resolve([*config, "--schedule.name", "constant"]).schedule
+    assert held.final_fraction == ScheduleConfig().final_fraction
+    assert "b2=0.9: sgd has none" in only_problem_of(
+        *config, "--optimizer.name", "sgd", "--optimizer.b2", "0.9"
+    )
+
+
+def test_lists_come_from_flags_and_presets(tmp_path: Path) -> None:
+    pieces = ["--schedule.name=piecewise", "--schedule.factors=0.5,0.1"]
+    steps = resolve([*pieces, "--schedule.boundaries=100,200"]).schedule
+    assert steps.boundaries == (100, 200)
+    assert all(isinstance(at, int) for at in steps.boundaries)
+    assert resolve([*pieces, "--schedule.boundaries=0.5,0.8"]).schedule.boundaries == (0.5, 0.8)
+    file = tmp_path / "mine.yaml"
+    file.write_text("optimizer:\n  groups:\n  - 'wte/*: frozen'\n  - 'blocks/*: weight_decay=0'\n")
+    assert len(resolve(["--config", str(file)]).optimizer.parameter_groups) == 2
+    flag = "--optimizer.groups=wte/*: frozen, blocks/*: learning_rate_scale=0.5 weight_decay=0"
+    frozen, slow = resolve([flag]).optimizer.parameter_groups
+    assert frozen.frozen
+    assert (slow.learning_rate_scale, slow.weight_decay) == (0.5, 0.0)
+
+
 def test_the_124_million_model_takes_a_batch_of_one() -> None:
     config = resolve([
         *("--config", "gpt2_small", "--data.corpus", "python-docs"),
@@ -230,7 +264,7 @@ def test_help_shows_every_flag_with_its_line_and_the_presets_value(
     for preset in preset_names():
         assert f"{preset} {load_preset(preset).description.split()[0]}" in text
     assert "Number of blocks. [36]" in text
-    assert "(fp32, bf16) [bf16]" in text
+    assert "(fp32, bf16, fp16) [bf16]" in text
     assert max(map(len, out.splitlines())) <= 120
 
 

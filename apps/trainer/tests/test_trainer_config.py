@@ -1,6 +1,7 @@
 """The configuration tree: what sections demand of each other."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,9 +9,9 @@ from hypothesis import strategies as st
 
 from tjx_data.config import DataConfig
 from tjx_nn.gpt_config import GPTConfig
-from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import MeshConfig
-from tjx_trainer.config import Config, ConfigError, TrainConfig
+from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.train_config import TrainConfig
 from tjx_trainer.tree import assemble, flatten, leaves
 
 SIZES = st.integers(1, 64)
@@ -113,7 +114,27 @@ def test_the_vocabulary_follows_the_tokenizer_unless_it_was_given() -> None:
         padded.with_vocabulary(50258)
 
 
-def test_where_the_learning_rate_ends() -> None:
-    assert Config(train=TrainConfig(max_steps=9)).learning_rate_ends == 9
-    assert Config(schedule=ScheduleConfig(decay_steps=5)).learning_rate_ends == 5
-    assert Config(schedule=ScheduleConfig(name="constant")).learning_rate_ends is None
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"schedule.name": "wsd", "schedule.cooldown_steps": 20, "train.max_steps": 10},
+            "schedule: cooldown_steps: in a run of max_steps=10",
+        ),
+        (
+            {"optimizer.name": "schedule_free_adamw"},
+            "give --schedule.name constant",
+        ),
+        (
+            {"model.mup_base": 64, "optimizer.name": "muon"},
+            "give one of adam, adamw, lion, schedule_free_adamw",
+        ),
+    ],
+)
+def test_optimizers_and_schedules_that_do_not_go_with_the_rest_are_refused(
+    values: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        assemble(values)
+    free = {"schedule.name": "constant", "schedule.cooldown_steps": None, "model.mup_base": None}
+    assemble({**values, **free})

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tjx_trainer import run_dir
+from tjx_trainer import resuming, run_dir
 from tjx_trainer.command_line import resolve, text_of
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.run_dir import RunDirectory, open_run, to_yaml, write_atomically
@@ -28,7 +28,7 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
     if get_origin(hint) is tuple:
-        return st.lists(st.sampled_from(["a", "b c"]), max_size=3).map(tuple)
+        return st.lists(values_of(get_args(hint)[0]), max_size=3).map(tuple)
     if get_args(hint):
         return st.one_of(*map(values_of, get_args(hint)))
     texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
@@ -182,19 +182,20 @@ def test_another_run_is_refused_with_each_value_that_differs(run_path: str) -> N
 
 
 def test_every_value_is_compared_or_may_change_on_purpose() -> None:
-    free = run_dir.MAY_CHANGE
+    free = resuming.MAY_CHANGE
     assert free <= set(leaves())
     learnt_from = ("model.", "data.", "optimizer.", "schedule.", "seed")
     assert {name for name in free if name.startswith(learnt_from)} == {
         *("model.remat", "model.remat_every", "model.scan_layers"),
         *("model.attention_implementation", "data.cache_dir"),
     }
-    decided_otherwise = {"train.max_steps", "schedule.decay_steps", "model.vocab_size"}
+    decided_otherwise = {"train.max_steps", "model.vocab_size"}
+    may_change = ("schedule.", *resuming.SECTIONS_THAT_MAY_CHANGE)  # what a schedule gives counts
     for name in flatten(Config()):
-        if name in free | decided_otherwise or name.startswith(run_dir.SECTIONS_THAT_MAY_CHANGE):
+        if name in free | decided_otherwise or name.startswith(may_change):
             continue
         saved, other = Config(), _with_another_value(name)
-        assert any(name in line for line in run_dir._differing(saved, other)), name
+        assert any(name in line for line in resuming.differences(saved, other, steps_done=0)), name
 
 
 def _with_another_value(name: str) -> Config:
@@ -208,6 +209,46 @@ def _with_another_value(name: str) -> Config:
         holder = inner
     object.__setattr__(holder, field, "another")
     return config
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps_done"),
+    [
+        ("schedule.name=linear", 0),
+        ("schedule.warmup_steps=99", 1),
+        ("schedule.final_fraction=0.5", 500),
+        ("schedule.name=wsd", 900),
+        ("train.max_steps=2000", 700),
+    ],
+)
+def test_another_learning_rate_of_a_step_that_was_made_is_another_run(
+    flags: str, steps_done: int
+) -> None:
+    same = ["--schedule.warmup_steps=100", "--train.max_steps=1000"]
+    saved = resolve(same)
+    name = flags.partition("=")[0]
+    wanted = resolve([*(word for word in same if not word.startswith(f"--{name}=")), f"--{flags}"])
+    lines = resuming.differences(saved, wanted, steps_done=steps_done)
+    assert any(name in line for line in lines)
+    assert any("the learning rate of step " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("steps", "cooldown", "steps_done", "allowed"),
+    [
+        (2000, 200, 800, True),  # holds for longer
+        (2000, 200, 801, False),  # the cool-down had begun
+        (900, 100, 800, True),  # cools down at once
+        (850, 100, 800, False),  # should have begun
+    ],
+)
+def test_a_cool_down_may_begin_anywhere_that_is_still_to_come(
+    steps: int, cooldown: int, steps_done: int, allowed: bool
+) -> None:
+    wsd = ["--schedule.name=wsd", "--schedule.warmup_steps=10"]
+    saved = resolve([*wsd, "--train.max_steps=1000", "--schedule.cooldown_steps=200"])
+    wanted = resolve([*wsd, f"--train.max_steps={steps}", f"--schedule.cooldown_steps={cooldown}"])
+    assert (not resuming.differences(saved, wanted, steps_done=steps_done)) == allowed
 
 
 def test_a_longer_run_needs_its_schedule_said(run_path: str) -> None:

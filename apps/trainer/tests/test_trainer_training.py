@@ -163,7 +163,8 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
         return batch(step, put)
 
     tracker = tjx_metrics.JsonlTracker(folder / "metrics.jsonl")
-    progress = Progress(tracker, tjx_metrics.Throughput(max_steps=12), every=2)
+    throughput = tjx_metrics.Throughput(max_steps=12)
+    progress = Progress(tracker, throughput, every=2, max_skipped=1)
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.closing(tjx_ckpt.Checkpointer(folder / "checkpoints")) as checkpointer,

@@ -15,7 +15,7 @@ from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config
 from tjx_trainer.job import make_update_rule
 from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.state import abstract_state
+from tjx_trainer.state import abstract_state, params_to_use
 
 
 class RunError(ValueError):
@@ -106,13 +106,13 @@ def open_trained(path: str) -> TrainedModel:
         )
     _, optimizer = make_update_rule(config)
     mesh = tjx_parallel.make_mesh(MeshConfig())
-    abstract = abstract_state(config.model, optimizer, mesh, tjx_parallel.ShardingRules())
+    abstract = abstract_state(config, optimizer, mesh, tjx_parallel.ShardingRules())
     state = checkpointer.restore(abstract)
     return TrainedModel(
         run=run,
         config=config,
         tokenizer=tjx_data.Tokenizer.load(run.tokenizer),
         mesh=mesh,
-        params=dict(state.params),
+        params=params_to_use(config, state),
         step=int(jax.device_get(state.step)),
     )

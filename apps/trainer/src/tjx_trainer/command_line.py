@@ -16,11 +16,8 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from tjx_trainer.config import (
-    DTYPE_OF_PRECISION,
-    Config,
-    ConfigError,
-)
+from tjx_optim.schedule_config import HEEDED_BY
+from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.presets import (
     DEFAULT_PRESET,
     Given,
@@ -28,6 +25,7 @@ from tjx_trainer.presets import (
     nearest_names,
     preset_names,
 )
+from tjx_trainer.train_config import DTYPE_OF_PRECISION
 from tjx_trainer.tree import Leaf, assemble, flatten, leaves, speaks_of
 
 
@@ -91,7 +89,7 @@ def resolve(argv: Sequence[str]) -> Config:
             except ValueError as error:
                 problems.append(str(error))
         unread = (unread | layer.keys() | lost) - converted.keys()
-        values |= {**_implied(converted), **converted}
+        values |= {**_implied(converted, values), **converted}
     try:
         config = assemble(values)
     except ConfigError as error:
@@ -101,14 +99,30 @@ def resolve(argv: Sequence[str]) -> Config:
     return config
 
 
-def _implied(layer: Mapping[str, Any]) -> dict[str, Any]:
+def _implied(layer: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a layer's values imply where the layer does not say it."""
-    implied: dict[str, Any] = {}
+    # The numbers of a preset's optimizer and schedule are not those of another one.
+    implied = {
+        name: leaves()[name].default
+        for section, belongs in _BELONGS_TO.items()
+        if (chosen := layer.get(section)) is not None
+        and chosen != below.get(section, leaves()[section].default)
+        for name in belongs
+    }
     if "train.precision" in layer:
         implied["model.dtype"] = DTYPE_OF_PRECISION[layer["train.precision"]]
     if "model.vocab_size" in layer:
         implied["train.vocab_from_tokenizer"] = False
     return implied
+
+
+_BELONGS_TO: Mapping[str, tuple[str, ...]] = {
+    "optimizer.name": tuple(
+        f"optimizer.{field}"
+        for field in ("weight_decay", "b1", "b2", "eps", "momentum", "nesterov")
+    ),
+    "schedule.name": tuple(f"schedule.{field}" for field in HEEDED_BY),
+}
 
 
 @dataclass
@@ -155,7 +169,7 @@ def read_words(argv: Sequence[str]) -> Words:
             words.unread |= set(near)
         elif name in seen:
             words.problems.append(f"--{name} is given twice: keep one")
-        elif not has_value and name != "config" and leaves()[name].hint is bool:
+        elif not has_value and name != "config" and bool in _alternatives(leaves()[name].hint):
             words.values[name] = Given("true", f"--{name}")
         elif not has_value or value == "":
             words.problems.append(f"--{name}: its value is missing, expected {_expected_for(name)}")
@@ -264,7 +278,8 @@ def _expected(leaf: Leaf, written: str) -> str:
     elif core is float:
         text = f"a number, such as {example or 0.1}"
     elif get_origin(core) is tuple:
-        text = f"a comma list, such as {text_of(example) if example else '1,2'}"
+        some = "one,two" if str in get_args(core) else "1,2"
+        text = f"a comma list, such as {text_of(example) if example else some}"
     else:
         text = f"a text{f', such as {example}' if example else ''}"
     return text + (", or none" if type(None) in choices else "")

@@ -6,7 +6,7 @@ Nothing here imports JAX: a wrong configuration is refused before a second has p
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from tjx_ckpt.config import CheckpointConfig
 from tjx_data.config import DataConfig
@@ -16,16 +16,14 @@ from tjx_nn.bert_config import BertConfig
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.gpt_config import GPTConfig
 from tjx_nn.vit_config import ViTConfig
+from tjx_optim.guard_config import GuardConfig
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import MeshConfig
+from tjx_trainer.train_config import DTYPE_OF_PRECISION, TrainConfig, next_multiple
 
 # The first is what a model is where nothing is said of its family.
 ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
-
-Precision = Literal["fp32", "bf16"]
-
-DTYPE_OF_PRECISION: Mapping[str, str] = {"fp32": "float32", "bf16": "bfloat16"}
 
 GPT2_VOCAB_SIZE = 50257
 
@@ -42,119 +40,6 @@ class ConfigError(ValueError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long to train, how much at once, and how often to look.
-
-    Attributes
-    ----------
-    max_steps
-        Optimizer steps in the whole run.
-    batch_size
-        Sequences of one optimizer step, over all devices and accumulated pieces.
-    accumulation
-        Pieces a step is computed in, one after another; none: as few as device_batch_size allows.
-    device_batch_size
-        Most sequences that one device takes at once, where accumulation is not given; none: all.
-    precision
-        Floating-point type of the computation; parameters and optimizer state stay fp32.
-    eval_every
-        Steps between two evaluations; the last step is always evaluated.
-    eval_tokens
-        Most validation tokens that one evaluation reads; none: all of them.
-    sample_tokens
-        Tokens of the sample that is printed at the end; 0 prints none.
-    sample_prompt
-        Text that the sample goes on from; none: the start of a document.
-    sample_temperature
-        Temperature of the sample; 0 always takes the likeliest token.
-    sample_top_k
-        The sample draws from this many likeliest tokens; none: from all.
-    vocab_from_tokenizer
-        Whether model.vocab_size follows the tokenizer; giving model.vocab_size makes it false.
-    """
-
-    max_steps: int = 1000
-    batch_size: int = 12
-    accumulation: int | None = None
-    device_batch_size: int | None = None
-    precision: Precision = "fp32"
-    eval_every: int = 250
-    eval_tokens: int | None = None
-    sample_tokens: int = 200
-    sample_prompt: str | None = None
-    sample_temperature: float = 0.8
-    sample_top_k: int | None = 50
-    vocab_from_tokenizer: bool = True
-
-    def __post_init__(self) -> None:
-        at_least_one = ("max_steps", "batch_size", "eval_every")
-        or_none = ("accumulation", "device_batch_size", "eval_tokens", "sample_top_k")
-        problems = [
-            f"{name}={value}: must be at least 1{' or none' if name in or_none else ''}"
-            for name in (*at_least_one, *or_none)
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
-        if self.sample_tokens < 0:
-            problems.append(
-                f"sample_tokens={self.sample_tokens}: must be at least 0; 0 prints none"
-            )
-        if not (math.isfinite(self.sample_temperature) and self.sample_temperature >= 0):
-            problems.append(
-                f"sample_temperature={self.sample_temperature}: must be at least 0; 0 is greedy"
-            )
-        if self.precision not in get_args(Precision):
-            problems.append(
-                f"precision={self.precision!r}: must be one of {', '.join(get_args(Precision))}"
-            )
-        pieces = self.accumulation or 1
-        if not problems and self.batch_size % pieces:
-            problems.append(
-                f"batch_size={self.batch_size} cannot be cut into accumulation={pieces} equal "
-                f"pieces; try batch_size {_next_multiple(self.batch_size, pieces)} or accumulation "
-                f"{math.gcd(self.batch_size, pieces)}"
-            )
-        if problems:
-            raise ValueError("\n".join(problems))
-
-    def accumulation_for(self, shards: int) -> int:
-        """Return the number of pieces that a step is computed in.
-
-        Parameters
-        ----------
-        shards : int
-            Parts that every piece is split into: the sizes of the mesh's data and fsdp axes,
-            multiplied.
-
-        Raises
-        ------
-        ValueError
-            If the batch cannot be split equally.
-
-        Examples
-        --------
-        >>> TrainConfig(batch_size=480, device_batch_size=12).accumulation_for(shards=8)
-        5
-        >>> TrainConfig(batch_size=1, device_batch_size=12).accumulation_for(shards=1)
-        1
-        """
-        unit = shards * (self.accumulation or 1)
-        if self.batch_size % unit:
-            pieces = f" x accumulation {self.accumulation}" if self.accumulation else ""
-            raise ValueError(
-                f"train.batch_size {self.batch_size} is not a multiple of {unit} (mesh data x fsdp "
-                f"{shards}{pieces}): give smaller mesh sizes or --train.batch_size "
-                f"{_next_multiple(self.batch_size, unit)}"
-            )
-        if self.accumulation is not None:
-            return self.accumulation
-        sequences = self.batch_size // shards
-        limit = self.device_batch_size or sequences
-        return next(
-            n for n in range(1, sequences + 1) if sequences % n == 0 and sequences // n <= limit
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +64,8 @@ class Config:
         The optimizer.
     schedule
         The learning rate over the steps.
+    guard
+        Steps that are not finite, and the loss scale of fp16.
     mesh
         How devices share the work.
     checkpoint
@@ -200,6 +87,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -229,13 +117,6 @@ class Config:
         if model.vocab_size < tokenizer_size:
             raise ValueError(_vocabulary_too_small(model.vocab_size, tokenizer_size))
         return self
-
-    @property
-    def learning_rate_ends(self) -> int | None:
-        """Step at which the learning rate has reached its end; None where it stays constant."""
-        if self.schedule.name == "constant":
-            return None
-        return self.schedule.decay_steps or self.train.max_steps
 
 
 def contradictions(sections: Mapping[str, Any]) -> list[str]:
@@ -339,7 +220,7 @@ def _check_vocabulary(data: DataConfig, model: ModelConfig, train: TrainConfig) 
 def _vocabulary_too_small(given: int, needed: int) -> str:
     return (
         f"model.vocab_size {given} is smaller than the tokenizer's {needed} tokens: leave it out "
-        f"to take the tokenizer's, or give --model.vocab_size {_next_multiple(needed, 64)}"
+        f"to take the tokenizer's, or give --model.vocab_size {next_multiple(needed, 64)}"
     )
 
 
@@ -350,6 +231,37 @@ def _check_precision(model: ModelConfig, train: TrainConfig) -> list[str]:
         f"model.dtype {model.dtype} contradicts train.precision {train.precision}: "
         "give --train.precision alone, model.dtype follows it"
     ]
+
+
+# muP's factors of the learning rate are for steps whose size does not follow the gradient's.
+_MUP_OPTIMIZERS = ("adam", "adamw", "lion", "schedule_free_adamw")
+
+
+def _check_mup(model: ModelConfig, optimizer: OptimizerConfig) -> list[str]:
+    if model.mup_base is None or optimizer.name in _MUP_OPTIMIZERS:
+        return []
+    return [
+        f"model.mup_base {model.mup_base} scales learning rates as Adam and what is like it needs "
+        f"them, and optimizer.name is {optimizer.name}: give one of {', '.join(_MUP_OPTIMIZERS)}, "
+        "or leave model.mup_base out"
+    ]
+
+
+def _check_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig) -> list[str]:
+    if optimizer.name != "schedule_free_adamw" or schedule.name == "constant":
+        return []
+    return [
+        f"optimizer.name {optimizer.name} averages instead of lowering the learning rate, and "
+        f"schedule.name is {schedule.name}: give --schedule.name constant (with a warm-up)"
+    ]
+
+
+def _check_schedule_lengths(schedule: ScheduleConfig, train: TrainConfig) -> list[str]:
+    try:
+        schedule.in_steps(train.max_steps)
+    except ValueError as error:
+        return [f"schedule: {line}" for line in str(error).splitlines()]
+    return []
 
 
 def _check_batch(train: TrainConfig, mesh: MeshConfig) -> list[str]:
@@ -384,10 +296,9 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),
+    (("model", "optimizer"), _check_mup),
+    (("optimizer", "schedule"), _check_schedule),
+    (("schedule", "train"), _check_schedule_lengths),
     (("train", "mesh"), _check_batch),
     (("model", "mesh"), _check_tensor_axis),
 )
-
-
-def _next_multiple(size: int, unit: int) -> int:
-    return math.ceil(size / unit) * unit

@@ -13,7 +13,7 @@ import tjx_optim
 import tjx_parallel
 from tjx_trainer.config import Config
 from tjx_trainer.evaluation import EvalStep, Evaluation, evaluate, make_eval_step
-from tjx_trainer.state import TrainState, abstract_state, initial_state
+from tjx_trainer.state import TrainState, abstract_state, initial_state, params_to_use
 from tjx_trainer.step import Batch, TrainStep, make_train_step
 from tjx_trainer.task import Share, Task
 
@@ -30,6 +30,8 @@ class Job:
         The data, and how the model is judged by them.
     mesh : jax.sharding.Mesh
         The devices.
+    accumulation : int
+        Pieces that a step is computed in.
     optimizer : optax.GradientTransformation
         From gradients to updates.
     abstract : TrainState
@@ -43,6 +45,7 @@ class Job:
     config: Config
     task: Task
     mesh: jax.sharding.Mesh
+    accumulation: int
     optimizer: optax.GradientTransformation
     abstract: TrainState
     train_step: TrainStep
@@ -50,8 +53,11 @@ class Job:
 
     def initial_state(self) -> TrainState:
         """Make the state of step 0."""
-        config = self.config
-        return initial_state(config.model, self.optimizer, self.abstract, seed=config.seed)
+        return initial_state(self.config, self.optimizer, self.abstract)
+
+    def params_to_use(self, state: TrainState) -> dict[str, Any]:
+        """Return the parameters to evaluate and to use: averages of them where it keeps any."""
+        return params_to_use(self.config, state)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """Spread this process's rows of a batch over its devices."""
@@ -79,7 +85,12 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
     scales = None
     if config.model.mup_base is not None:
         scales = tjx_nn.learning_rate_scales(config.model)
-    optimizer = tjx_optim.make_optimizer(config.optimizer, schedule, learning_rate_scales=scales)
+    optimizer = tjx_optim.make_optimizer(
+        config.optimizer,
+        schedule,
+        learning_rate_scales=scales,
+        stack_axes=tjx_nn.stack_axes(config.model),
+    )
     return schedule, optimizer
 
 
@@ -112,15 +123,11 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
         config=config,
         task=task,
         mesh=mesh,
+        accumulation=accumulation,
         optimizer=optimizer,
-        abstract=abstract_state(config.model, optimizer, mesh, rules),
+        abstract=abstract_state(config, optimizer, mesh, rules),
         train_step=make_train_step(
-            config.model,
-            optimizer,
-            schedule,
-            accumulation=accumulation,
-            seed=config.seed,
-            constrain=constrain,
+            config, optimizer, schedule, accumulation=accumulation, constrain=constrain
         ),
         eval_step=make_eval_step(config.model, ks=task.accuracies, constrain=constrain),
     )

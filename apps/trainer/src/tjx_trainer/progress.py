@@ -1,12 +1,14 @@
 """What a run tells while it goes: metrics to the trackers, one step late."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import numpy as np
 
 import tjx_metrics
 from tjx_trainer.evaluation import Evaluation
+from tjx_trainer.exit_codes import NotFiniteError
 from tjx_trainer.step import Metrics
 
 
@@ -20,15 +22,27 @@ class Progress:
     throughput : tjx_metrics.Throughput
         Told of each step that is done.
     every : int
-        Steps between two records of training metrics.
+        Steps between two records of training metrics; a step that was skipped is always recorded.
+    max_skipped : int
+        Steps in a row that are skipped for not being finite when the run ends.
+    skipped : int
+        Steps that were skipped before.
     """
 
     def __init__(
-        self, tracker: tjx_metrics.Tracker, throughput: tjx_metrics.Throughput, *, every: int
+        self,
+        tracker: tjx_metrics.Tracker,
+        throughput: tjx_metrics.Throughput,
+        *,
+        every: int,
+        max_skipped: int,
+        skipped: int = 0,
     ) -> None:
         self._tracker = tracker
         self._throughput = throughput
         self._every = every
+        self._max_skipped = max_skipped
+        self._skipped = skipped
         self._pending: tuple[int, Metrics] | None = None
         # Since the last record: when that was, and the seconds that steps waited for data.
         self._recorded, self._waited = time.perf_counter(), 0.0
@@ -51,18 +65,29 @@ class Progress:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Wait for the last step's metrics and record them where it is their turn."""
+        """Wait for the last step's metrics and record them where it is their turn.
+
+        Raises
+        ------
+        NotFiniteError
+            When as many steps in a row were skipped as may be.
+        """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         values = jax.device_get(metrics)
         self._throughput.update(int(values.pop("tokens")))
-        if step == 1 or step % self._every == 0:
-            record = {f"train/{name}": float(value) for name, value in values.items()}
+        skipped, in_a_row = int(values["skipped"]), int(values.pop("skipped_in_a_row"))
+        is_news, self._skipped = skipped != self._skipped, skipped
+        if step == 1 or step % self._every == 0 or is_news:
+            record = _norm_records(values.pop("norms", {}))
+            record |= {f"train/{name}": float(value) for name, value in values.items()}
             if (rate := self._throughput.tokens_per_sec) is not None:
                 record["train/tokens_per_sec"] = rate
             record["train/data_wait"] = self._share_waited()
             self._tracker.log(record, step)
+        if in_a_row >= self._max_skipped:
+            raise NotFiniteError(step, in_a_row)
 
     def evaluate(self, step: int, run: Callable[[], Evaluation]) -> None:
         """Evaluate and record; the time it takes counts for no rate."""
@@ -80,3 +105,13 @@ class Progress:
         share = self._waited / (now - self._recorded)
         self._recorded, self._waited = now, 0.0
         return share
+
+
+def _norm_records(norms: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Name each norm by kind, parameter and layer: ``norms/gradient/blocks/mlp/up/kernel/3``."""
+    return {
+        "/".join(["norms", kind, path, *map(str, index)]): float(value)
+        for kind, by_path in norms.items()
+        for path, array in by_path.items()
+        for index, value in np.ndenumerate(array)
+    }

@@ -24,8 +24,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from tjx_trainer.command_line import resolve, text_of
+import tjx_ckpt
+from tjx_trainer.command_line import resolve
 from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.resuming import differences
 from tjx_trainer.tree import flatten
 
 PARENT_OF_RUNS = Path("runs")
@@ -34,28 +36,6 @@ RECORDED_PACKAGES = (
     *(f"tjx-{part}" for part in ("kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")),
     *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint"),
 )
-
-# What may differ when a run is resumed. First what decides nothing that is learned: names, what is
-# looked at, kept and written. Then how the same sums are computed: a run that is resumed with other
-# values of these follows the same mathematics, but its figures may differ in their last digits.
-MAY_CHANGE = frozenset({
-    "run_dir",
-    "name",
-    "data.cache_dir",
-    "train.eval_every",
-    "train.eval_tokens",
-    "train.sample_tokens",
-    "train.sample_prompt",
-    "train.sample_temperature",
-    "train.sample_top_k",
-    "train.accumulation",
-    "train.device_batch_size",
-    "model.remat",
-    "model.scan_layers",
-    "model.remat_every",
-    "model.attention_implementation",
-})  # fmt: skip
-SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.")
 
 
 class DataPointer(NamedTuple):
@@ -201,7 +181,7 @@ def refuse_other_run(run: RunDirectory, config: Config) -> Config:
     Raises
     ------
     ConfigError
-        Naming each value that differs and may not; see `MAY_CHANGE`.
+        Naming each value that differs and may not; see `resuming.MAY_CHANGE`.
     """
     try:
         saved = run.read_config()
@@ -210,7 +190,8 @@ def refuse_other_run(run: RunDirectory, config: Config) -> Config:
             f"--run_dir {run.path}: its config.yaml cannot be read; give another --run_dir",
             *error.problems,
         ]) from None  # fmt: skip
-    differing = _differing(saved, config)
+    done = max(tjx_ckpt.list_steps(run.checkpoints), default=0)
+    differing = differences(saved, config, steps_done=done)
     if differing:
         head = (
             f"--run_dir {run.path} holds another run; give the same values to resume it, "
@@ -218,40 +199,6 @@ def refuse_other_run(run: RunDirectory, config: Config) -> Config:
         )
         raise ConfigError(["\n".join([head, *differing])])
     return saved
-
-
-def _differing(saved: Config, wanted: Config) -> list[str]:
-    """Name each value that makes another run of it, a line each."""
-    ignored = {*MAY_CHANGE, "train.max_steps", "schedule.decay_steps"}
-    # An encoder-decoder's are those of its data, which refuse any other that is given.
-    ignored |= {"model.pad_id", "model.start_id", "model.stop_id"}
-    if saved.train.vocab_from_tokenizer and wanted.train.vocab_from_tokenizer:
-        ignored.add("model.vocab_size")  # the tokenizer's, which is in the run directory
-    there, here = flatten(saved), flatten(wanted)
-    lines = [
-        f"{name} is {text_of(there[name])} there and {text_of(here[name])} here"
-        for name in there
-        if name in here
-        and there[name] != here[name]
-        and name not in ignored
-        and not name.startswith(SECTIONS_THAT_MAY_CHANGE)
-    ]
-    # A schedule that ends where the run ends is another one when the run's length changes.
-    if saved.learning_rate_ends != wanted.learning_rate_ends:
-        lines.append(_other_schedule(saved, wanted))
-    return lines
-
-
-def _other_schedule(saved: Config, wanted: Config) -> str:
-    """Say why a run of another length is another run, and how to make it longer all the same."""
-    end = saved.learning_rate_ends
-    text = (
-        f"the learning rate ends its way at step {text_of(end)} there and at step "
-        f"{text_of(wanted.learning_rate_ends)} here (schedule.decay_steps, else train.max_steps)"
-    )
-    if end is not None and wanted.learning_rate_ends is not None:
-        text += f"; add --schedule.decay_steps {end} to train on at its final rate"
-    return text
 
 
 def _refuse_foreign_files(run: RunDirectory) -> None:

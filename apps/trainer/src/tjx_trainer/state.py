@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 import tjx_nn
+import tjx_optim
 import tjx_parallel
-from tjx_trainer.config import ModelConfig
+from tjx_trainer.config import Config
 
 
 class TrainState(NamedTuple):
@@ -22,15 +23,35 @@ class TrainState(NamedTuple):
         The model's parameters.
     opt_state : pytree
         The optimizer's state.
+    guard : tjx_optim.GuardState
+        Steps that were skipped, and the loss scale.
     """
 
     step: jax.Array
     params: dict[str, Any]
     opt_state: optax.OptState
+    guard: tjx_optim.GuardState
+
+
+def scales_loss(config: Config) -> bool:
+    """Tell whether gradients would vanish in the precision of the computation: only in fp16."""
+    return config.train.precision == "fp16"
+
+
+def params_to_use(config: Config, state: TrainState) -> dict[str, Any]:
+    """Return the parameters to evaluate, sample from and keep: an average where one is kept.
+
+    The optimizer keeps one with ``ema_decay``, or where it is schedule-free; without, these are the
+    parameters that are trained, not a copy.
+    """
+    if not config.optimizer.averages:
+        return state.params
+    average: dict[str, Any] = jax.jit(tjx_optim.evaluation_params)(state.opt_state, state.params)
+    return average
 
 
 def abstract_state(
-    model: ModelConfig,
+    config: Config,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     rules: tjx_parallel.ShardingRules,
@@ -42,8 +63,9 @@ def abstract_state(
     ValueError
         When the mesh does not divide a dimension of a parameter, naming both.
     """
-    shapes = jax.eval_shape(lambda: _initial_state(model, optimizer, 0))
-    params = tjx_parallel.param_shardings(mesh, rules, tjx_nn.logical_axes(model), shapes.params)
+    shapes = jax.eval_shape(lambda: _initial_state(config, optimizer))
+    axes = tjx_nn.logical_axes(config.model)
+    params = tjx_parallel.param_shardings(mesh, rules, axes, shapes.params)
     shardings = tjx_parallel.state_shardings(shapes, params)
     abstract: TrainState = jax.tree.map(
         lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings
@@ -52,21 +74,16 @@ def abstract_state(
 
 
 def initial_state(
-    model: ModelConfig,
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
-    *,
-    seed: int,
+    config: Config, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
     """Make the state of step 0, each shard on its own device; equal on any mesh."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(lambda: _initial_state(model, optimizer, seed), out_shardings=shardings)
+    make = jax.jit(lambda: _initial_state(config, optimizer), out_shardings=shardings)
     state: TrainState = make()
     return state
 
 
-def _initial_state(
-    model: ModelConfig, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-    params = tjx_nn.init(model, jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+def _initial_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
+    params = tjx_nn.init(config.model, jax.random.key(config.seed))
+    guard = tjx_optim.initial_guard(config.guard, scales_loss=scales_loss(config))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guard)

@@ -13,6 +13,7 @@ import tjx_nn
 import tjx_parallel
 from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config, ConfigError, reads_text
+from tjx_trainer.exit_codes import NotFiniteError
 from tjx_trainer.interrupt import StopRequest
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.loop import run_steps
@@ -45,6 +46,8 @@ def train(config: Config) -> int:
         If the corpus or the tokenizer is out of reach.
     tjx_ckpt.CheckpointError
         If there are checkpoints and none is sound, or another process saves there.
+    NotFiniteError
+        If too many steps in a row were not finite; a note names the last good checkpoint.
     """
     tjx_parallel.initialize()
     if jax.default_backend() == "cpu":
@@ -69,11 +72,20 @@ def train(config: Config) -> int:
         start = int(jax.device_get(state.step))
         throughput = tjx_metrics.Throughput(max_steps=job.config.train.max_steps, start_step=start)
         tracker = make_tracker(job, run, start, throughput)
-        progress = Progress(tracker, throughput, every=config.log.every)
+        progress = Progress(
+            tracker,
+            throughput,
+            every=config.log.every,
+            max_skipped=config.guard.max_skipped,
+            skipped=int(jax.device_get(state.guard.skipped)),
+        )
         try:
             state = run_steps(
                 job, state, progress=progress, checkpointer=checkpointer, stopping=stop
             )
+        except NotFiniteError as error:
+            error.add_note(after_divergence(run, checkpointer))
+            raise
         finally:
             tracker.finish()
         if stop() and int(jax.device_get(state.step)) < config.train.max_steps:
@@ -102,7 +114,20 @@ def prepare(config: Config) -> Job:
         f"model          {tjx_nn.count_params(config.model):,} parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
     )
+    say(f"training       {describe_training(job)}")
     return job
+
+
+def describe_training(job: Job) -> str:
+    """Say how a run trains, in half a line."""
+    config = job.config
+    pieces = "" if job.accumulation == 1 else f" in {job.accumulation} pieces"
+    what = "sequences" if reads_text(config) else "examples"
+    return (
+        f"{config.train.max_steps:,} steps of {config.train.batch_size:,} {what}{pieces} in "
+        f"{config.train.precision}; {config.optimizer.name}, {config.schedule.name} with a peak of "
+        f"{config.optimizer.learning_rate:g}"
+    )
 
 
 def refuse_other_data(job: Job) -> None:
@@ -128,6 +153,21 @@ def refuse_other_data(job: Job) -> None:
             f"--run_dir {job.config.run_dir}: the data changed since this run was started "
             f"({'; '.join(changed)}): put back what it was, or give another --run_dir"
         ])  # fmt: skip
+
+
+def after_divergence(run: RunDirectory, checkpointer: tjx_ckpt.Checkpointer) -> str:
+    """Name the last good checkpoint, and say what helps."""
+    checkpointer.wait()
+    step = checkpointer.latest_step()
+    last = (
+        "nothing was saved before it"
+        if step is None
+        else f"the last good checkpoint is that of step {step} in {run.checkpoints}"
+    )
+    return (
+        f"{last}; in another --run_dir try a lower --optimizer.learning_rate, a longer "
+        "--schedule.warmup_steps or a smaller --optimizer.clip_norm"
+    )
 
 
 def resume(job: Job, checkpointer: tjx_ckpt.Checkpointer) -> TrainState:
@@ -170,8 +210,9 @@ def conclude(
     """Draw the loss curve and print what came out of the run."""
     run.plots.mkdir(exist_ok=True)
     tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
-    found = (progress.last_evaluation or job.evaluate(state.params)).metrics()
-    lines = job.task.conclusion(state.params, found)
+    params = job.params_to_use(state)
+    found = (progress.last_evaluation or job.evaluate(params)).metrics()
+    lines = job.task.conclusion(params, found)
     if (rate := throughput.mean_tokens_per_sec) is not None:
         what = "tokens" if reads_text(job.config) else "labels"
         lines.append(f"{what} a second  {rate:,.0f}")

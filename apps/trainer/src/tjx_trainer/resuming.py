@@ -1,0 +1,95 @@
+"""Whether a run that is gone on with is still the same run."""
+
+import numpy as np
+
+import tjx_optim
+from tjx_trainer.command_line import text_of
+from tjx_trainer.config import Config
+from tjx_trainer.tree import flatten
+
+# What may differ when a run is resumed. First what decides nothing that is learned: names, what is
+# looked at, kept and written. Then how the same sums are computed: a run that is resumed with other
+# values of these follows the same mathematics, but its figures may differ in their last digits.
+MAY_CHANGE = frozenset({
+    "run_dir",
+    "name",
+    "data.cache_dir",
+    "train.eval_every",
+    "train.eval_tokens",
+    "train.sample_tokens",
+    "train.sample_prompt",
+    "train.sample_temperature",
+    "train.sample_top_k",
+    "train.accumulation",
+    "guard.max_skipped",
+    "train.device_batch_size",
+    "model.remat",
+    "model.scan_layers",
+    "model.remat_every",
+    "model.attention_implementation",
+})  # fmt: skip
+SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.")
+
+
+def differences(saved: Config, wanted: Config, *, steps_done: int) -> list[str]:
+    """Name each value that makes another run of it, a line each.
+
+    Parameters
+    ----------
+    saved, wanted : Config
+        What the run was started with, and what it is to go on with.
+    steps_done : int
+        Steps that cannot be made otherwise any more; 0 where nothing was saved yet.
+
+    Returns
+    -------
+    list of str
+        Empty where it is the same run.
+    """
+    # An encoder-decoder's ids are those of its data, which refuse any other that is given.
+    ignored = {*MAY_CHANGE, "train.max_steps", "model.pad_id", "model.start_id", "model.stop_id"}
+    if saved.train.vocab_from_tokenizer and wanted.train.vocab_from_tokenizer:
+        ignored.add("model.vocab_size")  # the tokenizer's, which is in the run directory
+    there, here = flatten(saved), flatten(wanted)
+    lines = {
+        name: f"{name} is {text_of(there[name])} there and {text_of(here[name])} here"
+        for name in there
+        if name in here
+        and there[name] != here[name]
+        and name not in ignored
+        and not name.startswith(SECTIONS_THAT_MAY_CHANGE)
+    }
+    of_schedule = [lines.pop(name) for name in [*lines] if name.startswith("schedule.")]
+    return [*lines.values(), *_other_schedule(saved, wanted, of_schedule, steps_done)]
+
+
+def _other_schedule(saved: Config, wanted: Config, values: list[str], steps_done: int) -> list[str]:
+    """Say what makes another learning rate of steps that were made.
+
+    What is still to come may change: a run is made longer at its final rate, and the cool-down of
+    wsd begins later or from any checkpoint, as often as one likes.
+    """
+    lengths = saved.train.max_steps, wanted.train.max_steps
+    if not values and lengths[0] == lengths[1]:
+        return []
+    steps = np.arange(steps_done or max(lengths))
+    there, here = (
+        tjx_optim.learning_rates(
+            config.schedule, learning_rate=1.0, max_steps=config.train.max_steps, steps=steps
+        )
+        for config in (saved, wanted)
+    )
+    (other,) = np.nonzero(there != here)
+    if not other.size:
+        return []
+    first = other[0]
+    line = (
+        f"the learning rate of step {first + 1}, in a run of {lengths[0]} steps, was "
+        f"{there[first]:.6g} of the peak, and is {here[first]:.6g} here"
+    )
+    if lengths[0] != lengths[1]:
+        line += f", in one of {lengths[1]} (train.max_steps)"
+    end = saved.schedule.in_steps(lengths[0]).end
+    if end is not None and lengths[1] > lengths[0]:
+        line += f"; add --schedule.decay_steps {end} to train on at its final rate"
+    return [*values, line]
