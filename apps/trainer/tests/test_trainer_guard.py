@@ -115,14 +115,19 @@ def test_an_overflow_halves_the_scale_and_training_recovers(fp16: Job) -> None:
 
 def test_fp16_trains_as_fp32_does(plain: Job, fp16: Job) -> None:
     losses: list[list[float]] = []
+    norms: list[list[float]] = []
     for job in (plain, fp16):
         state = job.initial_state()
         losses.append([])
+        norms.append([])
         for step in range(6):
             state, metrics = step_of(job, state, step)
             losses[-1].append(float(jax.device_get(metrics["loss"])))
+            norms[-1].append(float(jax.device_get(metrics["grad_norm"])))
         assert int(jax.device_get(metrics["skipped"])) == 0
     np.testing.assert_allclose(losses[0], losses[1], rtol=3e-3)
+    # What is clipped is the gradient itself, not the scaled one.
+    np.testing.assert_allclose(norms[0], norms[1], rtol=3e-2)
     # It grew after three good steps, twice.
     assert float(jax.device_get(state.guard.loss_scale)) == 65536.0 * 2**2
     assert "loss_scale" not in step_of(plain, plain.initial_state(), 0)[1]

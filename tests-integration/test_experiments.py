@@ -1,0 +1,127 @@
+"""The experiments' pages and what makes them: claims, text, results; the runs are tiny."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from experiments import arms, command, tuning
+from experiments.page import Claim, Page, table, to_markdown
+from experiments.runs import Outcome, Run, RunFailedError, run_one
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "experiments"
+NAMES = (
+    "accumulation", "gradient_explosion", "optimizers", "positions", "precision", "schedules",
+)  # fmt: skip
+TEXT = "the wall is high and the wall is long\n" * 200
+
+
+def outcome(arm: str, seed: int, loss: float, rate: float = 1.0, exit_code: int = 0) -> Outcome:
+    return Outcome(
+        arm=arm, seed=seed, flags={tuning.RATE: rate}, exit_code=exit_code, seconds=1.0,
+        curves={"eval/loss": [(0, 9.0), (10, loss)]},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_names_its_command_and_holds_what_its_json_says(name: str) -> None:
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    assert experiment.name == name
+    text = (PAGES / f"{name}.md").read_text()
+    assert f"    ./pants run tools/experiments/{name}.py\n" in text
+    assert (PAGES / f"{name}.png").stat().st_size > 10_000
+    results = command.read_json(PAGES / f"{name}.json")
+    assert to_markdown(experiment.page(results), name, results["about"]) == text
+    assert f"[{name}]({name}.md)" in (PAGES / "README.md").read_text()
+
+
+def test_a_claim_holds_only_where_every_seed_bears_it_out() -> None:
+    assert arms.lower("A is lower.", [1.0, 2.0], [1.1, 2.1]).holds
+    assert not arms.lower("A is lower.", [1.0, 2.0], [1.1, 1.9]).holds
+    # A run that diverged proves nothing, on either side.
+    assert not arms.lower("A is lower.", [1.0, 2.0], [1.1, math.nan]).holds
+    assert not arms.lower("A is lower.", [1.0, math.nan], [1.1, 2.1]).holds
+
+
+def test_a_claim_that_fails_is_printed_as_such() -> None:
+    claims = [
+        Claim(text="Up.", holds=True, figures="1"),
+        Claim(text="Down.", holds=False, figures="2"),
+    ]
+    page = Page(
+        title="T", question="Q?", setup="S.", columns=["a", "b"], rows=[["x", "1"]],
+        table_note="N.", picture="P.", claims=claims, conclusions=["C."], limits=["L."],
+    )  # fmt: skip
+    about = {"command": "run it", "date": "d", "seconds": 90, "machine": "m", "versions": "v"}
+    text = to_markdown(page, "name", about)
+    assert "- Up. **Holds**: 1." in text
+    assert "- Down. **Does not hold in this run**: 2." in text
+    assert "    run it\n" in text
+    assert "(name.png)" in text
+    assert "1.5 minutes" in text
+    with pytest.raises(AssertionError, match="lacks a cell"):
+        table(["a", "b"], [["x"]])
+
+
+def test_results_that_are_not_finite_survive_strict_json(tmp_path: Path) -> None:
+    written = {"name": "x", "runs": [{"loss": [math.nan, math.inf, 1 / 3]}, {"loss": []}]}
+    command.write_json(tmp_path / "r.json", written)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    json.loads((tmp_path / "r.json").read_text(), parse_constant=refuse)
+    nan, inf, third = command.read_json(tmp_path / "r.json")["runs"][0]["loss"]
+    assert math.isnan(nan)
+    assert (inf, third) == (math.inf, 0.333333)
+
+
+def test_the_best_rate_is_that_of_a_run_that_finished() -> None:
+    sweep = [
+        outcome("a", 0, 1.0, rate=0.1, exit_code=3),
+        outcome("a", 0, 3.0, rate=0.2),
+        outcome("a", 0, 2.0, rate=0.3),
+        outcome("a", 0, math.nan, rate=0.4),
+    ]
+    assert tuning.best_rate(sweep) == 0.3
+    results = {"best": {"a": 0.3}, "sweep": [each.as_json() for each in sweep]}
+    assert tuning.tuned_inside(results).holds
+    assert not tuning.tuned_inside({**results, "best": {"a": 0.4}}).holds
+
+
+def test_a_curve_is_a_mean_over_the_steps_that_all_reached() -> None:
+    short = Outcome(
+        arm="a", seed=1, flags={}, exit_code=3, seconds=1.0, curves={"eval/loss": [(0, 7.0)]}
+    )
+    steps, mean, spread = arms.curve([outcome("a", 0, 2.0), short], "eval/loss")
+    assert (steps.tolist(), mean.tolist()) == ([0], [8.0])
+    assert spread.tolist() == pytest.approx([math.sqrt(2)])
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "text.txt").write_text(TEXT)
+    return {
+        "data.path": str(tmp_path / "text.txt"), "data.tokenizer": "char", "data.holdout": "tail",
+        "data.cache_dir": str(tmp_path / "cache"), "data.seq_len": 8,
+        "model.n_layer": 1, "model.n_head": 1, "model.d_model": 8, "model.max_seq_len": 8,
+        "train.max_steps": 2, "train.batch_size": 8, "train.sample_tokens": 0, "log.every": 1,
+    }  # fmt: skip
+
+
+def test_a_run_gives_the_curves_that_the_trainer_wrote(tiny: dict[str, Any]) -> None:
+    with jax.transfer_guard("allow"):
+        found = run_one(Run(arm="a", flags=tiny, seed=3, after=lambda run: {"name": run.name}))
+    assert (found.exit_code, found.extra) == (0, {"name": "run"})
+    assert [step for step, _ in found.curves["train/loss"]] == [1, 2]
+    assert found.final_loss == found.curves["eval/loss"][-1][1]
+    assert found.final_loss < math.log(128)
+
+
+def test_flags_that_are_refused_end_the_experiment(tiny: dict[str, Any]) -> None:
+    with pytest.raises(RunFailedError, match="max_stepz"):
+        run_one(Run(arm="a", flags={**tiny, "train.max_stepz": 2}, seed=0))

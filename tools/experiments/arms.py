@@ -1,0 +1,86 @@
+"""Arms of a comparison: runs that differ in their seed alone, and what they say together."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+from experiments.page import Claim
+from experiments.runs import Json, Outcome
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+
+def read_outcomes(results: Json, name: str = "runs") -> list[Outcome]:
+    """Return the runs that stand in the results."""
+    return [Outcome(**record) for record in results[name]]
+
+
+def by_arm(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Group runs by arm, in the order in which the arms come first."""
+    arms: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        arms.setdefault(outcome.arm, []).append(outcome)
+    return arms
+
+
+def final_losses(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return the last validation loss of each run, by seed; NaN where a run did not finish."""
+    return [outcome.final_loss for outcome in sorted(outcomes, key=lambda each: each.seed)]
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of a sample; NaN, which exceeds nothing, of a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def mean_sd(values: Sequence[float], digits: int = 3) -> str:
+    """Write a mean and the standard deviation of a sample beside it.
+
+    Examples
+    --------
+    >>> mean_sd([1.0, 2.0, 3.0], digits=1)
+    '2.0 ± 1.0'
+    >>> mean_sd([1.0])
+    '1.000'
+    >>> mean_sd([1.0, float("nan")])
+    'not finite'
+    """
+    if not all(math.isfinite(value) for value in values):
+        return "not finite"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {deviation(values):.{digits}f}"
+
+
+def lower(text: str, less: Sequence[float], more: Sequence[float], digits: int = 3) -> Claim:
+    """Claim that one arm's values are below another's in every seed.
+
+    Parameters
+    ----------
+    text : str
+        The claim; it must say "in every seed".
+    less, more : sequence of float
+        A value for each seed, in the same order; NaN, a run that did not finish, bears nothing out.
+    digits : int
+        Behind the point.
+
+    Examples
+    --------
+    >>> lower("A is below B in every seed.", [1.0, 2.0], [1.5, 1.9], digits=1).line()
+    '- A is below B in every seed. **Does not hold in this run**: 1.5 ± 0.7 against 1.7 ± 0.3.'
+    """
+    return Claim(
+        text=text,
+        holds=all(a < b for a, b in zip(less, more, strict=True)),
+        figures=f"{mean_sd(less, digits)} against {mean_sd(more, digits)}",
+    )
+
+
+def curve(outcomes: Sequence[Outcome], metric: str) -> tuple[Numbers, Numbers, Numbers]:
+    """Return the steps that all runs reached, and a metric's mean and standard deviation there."""
+    records = [dict(outcome.curves.get(metric, ())) for outcome in outcomes]
+    steps = sorted(set.intersection(*(set(record) for record in records)))
+    values = np.array([[record[step] for step in steps] for record in records], np.float64)
+    spread = values.std(axis=0, ddof=1) if len(records) > 1 else np.zeros(len(steps))
+    return np.array(steps, np.float64), values.mean(axis=0), spread

@@ -1,0 +1,78 @@
+"""What the pictures of all experiments have in common; no global state of matplotlib."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from tjx_metrics.plots import COLORS
+
+# Inches by number of panels; at 100 dots an inch about the width of a page on the screen.
+WIDTHS = {1: 6.4, 2: 8.0, 3: 10.0}
+
+
+def panels(count: int, *, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many axes side by side."""
+    figure = Figure(figsize=(WIDTHS[count], height), layout="constrained")
+    grid = figure.subplots(1, count, squeeze=False)
+    return figure, list(grid[0])
+
+
+def color(index: int) -> str:
+    """Return the colour of an arm, the same in all panels."""
+    return COLORS[index % len(COLORS)]
+
+
+def band(
+    axes: Axes,
+    x: ArrayLike,
+    mean: ArrayLike,
+    spread: ArrayLike,
+    *,
+    index: int,
+    label: str,
+    dashed: bool = False,
+) -> None:
+    """Draw a mean as a line and a standard deviation on either side as a band."""
+    middle, width = np.asarray(mean), np.asarray(spread)
+    style = "--" if dashed else "-"
+    axes.plot(x, middle, color=color(index), linewidth=1.5, linestyle=style, label=label)
+    axes.fill_between(x, middle - width, middle + width, color=color(index), alpha=0.2, linewidth=0)
+
+
+def dress(axes: Axes, *, x: str, y: str, title: str) -> None:
+    """Label the axes."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize=11)
+    axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Put one legend for all panels below them, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, edgecolor="none"
+    )
+
+
+def zoom(axes: Axes, values: Sequence[ArrayLike], *, share: float = 0.85) -> None:
+    """Show the lower part of falling curves: the steep start says least.
+
+    Parameters
+    ----------
+    axes : Axes
+        What is zoomed.
+    values : sequence of arrays
+        Curves; the lowest point of all is the bottom.
+    share : float
+        Part of all points that must be visible.
+    """
+    points = np.concatenate([np.ravel(np.asarray(curve, np.float64)) for curve in values])
+    points = points[np.isfinite(points)]
+    low, high = points.min(), np.quantile(points, share)
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))

@@ -1,0 +1,253 @@
+"""Runs of the trainer, several at once: from flags to curves.
+
+A run is what a user gets from the same flags: the trainer's own `main`, in a folder that is gone
+afterwards. Runs share a pool of processes, one to a core: models this small gain little from a
+second core, and two runs side by side bring more steps a second than one after the other.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import tjx_data
+import tjx_metrics
+from tjx_trainer.command_line import parse
+from tjx_trainer.main import main
+
+Json = dict[str, Any]
+Flags = Mapping[str, str | int | float]
+
+# What is kept of metrics.jsonl: no rates, which are another machine's at another time.
+METRICS = ("train/loss", "train/grad_norm", "train/skipped", "train/loss_scale", "eval/loss")
+USER_ERROR = 2  # the trainer's exit code for flags that it refuses
+
+
+class RunFailedError(RuntimeError):
+    """A run that ended as no experiment may; the message holds what it printed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the trainer.
+
+    Attributes
+    ----------
+    arm : str
+        What is compared: runs of an arm differ in their seed alone.
+    flags : mapping from str to str, int or float
+        The trainer's, without the leading dashes; without run_dir and seed.
+    seed : int
+        Seed of the parameters and of the order of the data.
+    after : callable or None
+        From the run's folder to whatever else is measured, in the same process; a function of a
+        module, since it is sent to another process by its name.
+    """
+
+    arm: str
+    flags: Flags
+    seed: int
+    after: Callable[[Path], Json] | None = None
+
+    def words(self, run_dir: Path) -> list[str]:
+        """Return the command line of the trainer.
+
+        Examples
+        --------
+        >>> Run(arm="a", flags={"train.max_steps": 3}, seed=1).words(Path("run"))
+        ['--train.max_steps', '3', '--seed', '1', '--run_dir', 'run']
+        """
+        named = {**self.flags, "seed": self.seed, "run_dir": run_dir}
+        return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came out of a run.
+
+    Attributes
+    ----------
+    arm, seed, flags
+        Of the run.
+    exit_code : int
+        The trainer's: 0 is a run that made all its steps.
+    curves : dict from str to list of (step, value)
+        Each of `METRICS`.
+    extra : dict
+        What `Run.after` gave.
+    seconds : float
+        Wall time, compilation included.
+    """
+
+    arm: str
+    seed: int
+    flags: Flags
+    exit_code: int
+    curves: dict[str, list[tuple[int, float]]]
+    extra: Json = field(default_factory=dict)
+    seconds: float
+
+    @property
+    def final_loss(self) -> float:
+        """Validation loss after the last step in nats a token; NaN where there is none."""
+        finished = self.exit_code == 0 and self.curves.get("eval/loss")
+        return self.curves["eval/loss"][-1][1] if finished else float("nan")
+
+    def as_json(self) -> Json:
+        """Return what is written beside the page."""
+        return {**asdict(self), "seconds": round(self.seconds, 1)}
+
+
+def run_all(runs: Sequence[Run], *, workers: int | None = None) -> list[Outcome]:
+    """Run all, as many at once as there are cores, and tell on standard error how far they are.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        In any order; the longest first wastes least.
+    workers : int or None
+        Runs at once; None is the number of cores.
+
+    Returns
+    -------
+    list of Outcome
+        In the order of `runs`.
+
+    Raises
+    ------
+    RunFailedError
+        When a run fails otherwise than by its exit code, or its flags are refused.
+    """
+    prepare_data(runs)
+    started = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    workers = min(workers or os.cpu_count() or 1, len(runs))
+    for core in range(workers):
+        cores.put(core)
+    outcomes: dict[int, Outcome] = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="tjx-compiled-") as compiled,
+        ProcessPoolExecutor(
+            workers, mp_context=context, initializer=start_worker, initargs=(cores, compiled)
+        ) as pool,
+    ):
+        futures = {pool.submit(run_one, run): index for index, run in enumerate(runs)}
+        try:
+            for future in as_completed(futures):
+                found = outcomes[futures[future]] = future.result()
+                say(
+                    f"[{len(outcomes)}/{len(runs)}, {time.perf_counter() - started:.0f} s] "
+                    f"{found.arm}, seed {found.seed}: {describe(found)}, {found.seconds:.0f} s"
+                )
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [outcomes[index] for index in range(len(runs))]
+
+
+def run_one(run: Run) -> Outcome:
+    """Run the trainer in this process.
+
+    Raises
+    ------
+    RunFailedError
+        As `run_all` does.
+    """
+    started = time.perf_counter()
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory(prefix="tjx-experiment-") as folder:
+        run_dir = Path(folder) / "run"
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                exit_code = main(run.words(run_dir))
+            except SystemExit as stop:
+                exit_code = stop.code if isinstance(stop.code, int) else USER_ERROR
+        if exit_code == USER_ERROR:
+            raise RunFailedError(f"{run.arm}, {dict(run.flags)}:\n{printed.getvalue()}")
+        return Outcome(
+            arm=run.arm,
+            seed=run.seed,
+            flags=dict(run.flags),
+            exit_code=exit_code,
+            curves=curves(tjx_metrics.read_metrics(run_dir / "metrics.jsonl")),
+            extra={} if run.after is None else run.after(run_dir),
+            seconds=time.perf_counter() - started,
+        )
+
+
+def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Turn records of metrics into a list of (step, value) for each metric that pages are made of.
+
+    Of the count of skipped steps only the changes are kept.
+
+    Examples
+    --------
+    >>> curves([{"step": 1, "train/loss": 3.0}, {"step": 2, "train/loss": 2.0, "eval/loss": 4.0}])
+    {'train/loss': [(1, 3.0), (2, 2.0)], 'eval/loss': [(2, 4.0)]}
+    """
+    found: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for name in METRICS:
+            if name in record:
+                found.setdefault(name, []).append((record["step"], record[name]))
+    counts = found.get("train/skipped", [])
+    changes = [
+        point
+        for before, point in zip([(0, -1.0), *counts], counts, strict=False)
+        if point[1] != before[1]
+    ]
+    return {**found, "train/skipped": changes} if counts else found
+
+
+def prepare_data(runs: Sequence[Run]) -> None:
+    """Prepare the text once, before several processes want it; wrong flags are refused here.
+
+    Raises
+    ------
+    SystemExit
+        With 2, when the trainer refuses flags.
+    """
+    configs = {parse(run.words(Path("unused"))).data for run in runs}
+    for config in configs:
+        tjx_data.open_sets(config)
+
+
+def start_worker(cores: Any, compiled: str) -> None:
+    """Bind this worker to a core of its own, and let it keep what it compiles for the others.
+
+    On one core XLA makes no threads that wait for each other. Runs that differ in their seed alone
+    compile the same step, which takes longer than a short run.
+    """
+    core = cores.get()
+    if hasattr(os, "sched_setaffinity"):  # Linux alone has it; elsewhere runs are slower
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+    for name, value in {
+        "jax_platforms": "cpu",
+        "jax_compilation_cache_dir": compiled,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
+
+
+def describe(outcome: Outcome) -> str:
+    """Say in a few words how a run ended."""
+    if outcome.exit_code:
+        return f"ended with exit code {outcome.exit_code}"
+    return f"validation loss {outcome.final_loss:.4f}"
+
+
+def say(text: str) -> None:
+    """Tell how far the experiment is; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
