@@ -80,14 +80,18 @@ def test_results_that_are_not_finite_survive_strict_json(tmp_path: Path) -> None
     assert (inf, third) == (math.inf, 0.333333)
 
 
-def test_the_best_rate_is_that_of_a_run_that_finished() -> None:
+def test_the_best_rate_is_that_of_the_best_mean_where_every_seed_finished() -> None:
     sweep = [
         outcome("a", 0, 1.0, rate=0.1, exit_code=3),
+        outcome("a", 1, 1.0, rate=0.1),
         outcome("a", 0, 3.0, rate=0.2),
+        outcome("a", 1, 1.1, rate=0.2),  # lucky
         outcome("a", 0, 2.0, rate=0.3),
+        outcome("a", 1, 2.0, rate=0.3),
         outcome("a", 0, math.nan, rate=0.4),
     ]
     assert tuning.best_rate(sweep) == 0.3
+    assert tuning.loss_by_rate(sweep)[0.2] == pytest.approx(2.05)
     results = {"best": {"a": 0.3}, "sweep": [each.as_json() for each in sweep]}
     assert tuning.tuned_inside(results).holds
     assert not tuning.tuned_inside({**results, "best": {"a": 0.4}}).holds

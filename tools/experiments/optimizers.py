@@ -60,14 +60,14 @@ def page(results: Json) -> Page:
             f"{flags['data.seq_len']} tokens, {flags['schedule.warmup_steps']} steps of warm-up "
             "and a cosine, clipping by a global norm of 1. Each optimizer has the trainer's "
             "defaults for everything but the rate, its weight decay included; muon's matrices go "
-            "by Newton-Schulz and the rest by AdamW. Rates were compared with one seed, and the "
+            "by Newton-Schulz and the rest by AdamW. Rates were compared over two seeds, and the "
             f"best run with {len(next(iter(losses.values())))} others."
         ),
         columns=tuning.COLUMNS,
         rows=tuning.rows(results),
         table_note=(
             "Validation loss in nats a token after the last step: mean ± standard deviation over "
-            "the seeds at the best rate, and of each rate tried, one seed."
+            "other seeds at the best rate, and the mean over two seeds at each rate tried."
         ),
         picture=(
             "Left: validation loss at the end by learning rate. Right: validation loss over the "

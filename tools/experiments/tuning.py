@@ -1,6 +1,7 @@
 """A comparison of arms, each at its own best learning rate.
 
-Rates are compared with one seed; the best of each arm then runs with seeds that did not choose it.
+Rates are compared over two seeds, since a single one may be lucky at a rate that is too high; the
+best of each arm then runs with seeds that did not choose it.
 """
 
 import math
@@ -13,9 +14,9 @@ from experiments.runs import Flags, Json, Outcome, Run, run_all, say
 from matplotlib.figure import Figure
 
 RATE = "optimizer.learning_rate"
-SWEEP_SEED = 0
+SWEEP_SEEDS = (0, 1)
 
-COLUMNS = ("arm", "rates tried", "best rate", "validation loss", "validation loss in the sweep")
+COLUMNS = ("arm", "rates tried", "validation loss in the sweep", "best rate", "validation loss")
 
 
 def compare(arms: Mapping[str, Flags], rates: Mapping[str, Sequence[float]], seeds: int) -> Json:
@@ -36,15 +37,16 @@ def compare(arms: Mapping[str, Flags], rates: Mapping[str, Sequence[float]], see
         "sweep" and "runs", of outcomes, and "best", the rate of each arm.
     """
     sweep = run_all([
-        Run(arm=arm, flags={**flags, RATE: rate}, seed=SWEEP_SEED)
+        Run(arm=arm, flags={**flags, RATE: rate}, seed=seed)
         for arm, flags in arms.items()
         for rate in rates[arm]
+        for seed in SWEEP_SEEDS
     ])  # fmt: skip
     best = {arm: best_rate(outcomes) for arm, outcomes in by_arm(sweep).items()}
     say("best rates: " + ", ".join(f"{arm} {rate:g}" for arm, rate in best.items()))
     runs = run_all([
-        Run(arm=arm, flags={**flags, RATE: best[arm]}, seed=SWEEP_SEED + 1 + number)
-        for number in range(seeds)
+        Run(arm=arm, flags={**flags, RATE: best[arm]}, seed=seed)
+        for seed in range(len(SWEEP_SEEDS), len(SWEEP_SEEDS) + seeds)
         for arm, flags in arms.items()
     ])  # fmt: skip
     return {
@@ -54,13 +56,18 @@ def compare(arms: Mapping[str, Flags], rates: Mapping[str, Sequence[float]], see
     }
 
 
+def loss_by_rate(outcomes: Sequence[Outcome]) -> dict[float, float]:
+    """Return an arm's mean validation loss at each rate; not finite where a run diverged."""
+    losses: dict[float, list[float]] = {}
+    for outcome in outcomes:
+        losses.setdefault(float(outcome.flags[RATE]), []).append(outcome.final_loss)
+    return {rate: sum(each) / len(each) for rate, each in losses.items()}
+
+
 def best_rate(outcomes: Sequence[Outcome]) -> float:
-    """Return the rate with the lowest validation loss; runs that did not finish have none."""
-
-    def loss(outcome: Outcome) -> float:
-        return outcome.final_loss if math.isfinite(outcome.final_loss) else math.inf
-
-    return float(min(outcomes, key=loss).flags[RATE])
+    """Return the rate with the lowest mean validation loss, of those at which no run diverged."""
+    losses = loss_by_rate(outcomes)
+    return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
 
 
 def rows(results: Json) -> list[list[str]]:
@@ -68,14 +75,14 @@ def rows(results: Json) -> list[list[str]]:
     sweep, final = (by_arm(read_outcomes(results, name)) for name in ("sweep", "runs"))
     found = []
     for arm, outcomes in final.items():
-        tried = {float(o.flags[RATE]): o.final_loss for o in sweep[arm]}
+        tried = loss_by_rate(sweep[arm])
         found.append([
             arm,
             ", ".join(f"{rate:g}" for rate in tried),
-            f"{results['best'][arm]:g}",
-            mean_sd(final_losses(outcomes)),
             ", ".join(f"{loss:.3f}" if math.isfinite(loss) else "diverged"
                       for loss in tried.values()),
+            f"{results['best'][arm]:g}",
+            mean_sd(final_losses(outcomes)),
         ])  # fmt: skip
     return found
 
@@ -86,7 +93,7 @@ def tuned_inside(results: Json) -> Claim:
     at_end = [
         arm
         for arm, outcomes in sweep.items()
-        if results["best"][arm] in (outcomes[0].flags[RATE], outcomes[-1].flags[RATE])
+        if results["best"][arm] in (min(loss_by_rate(outcomes)), max(loss_by_rate(outcomes)))
     ]
     return Claim(
         text="Every arm's best rate lies inside the range that was tried, not at its end.",
@@ -111,8 +118,8 @@ def draw(results: Json) -> Figure:
     figure, (rates, curves) = panels(2, height=4.2)
     losses, ends = [], []
     for index, (arm, outcomes) in enumerate(sweep.items()):
-        tried = [float(o.flags[RATE]) for o in outcomes]
-        found = [o.final_loss for o in outcomes]
+        mean_losses = loss_by_rate(outcomes)
+        tried, found = [*mean_losses], [*mean_losses.values()]
         losses.append(found)
         rates.plot(tried, found, color=color(index), marker="o", markersize=4, linewidth=1.2)
         best = tried.index(results["best"][arm])
@@ -125,7 +132,7 @@ def draw(results: Json) -> Figure:
     zoom(rates, losses, share=0.9)
     zoom(curves, ends, share=0.95)
     loss = "validation loss in nats a token"
-    dress(rates, x="learning rate", y=loss, title="Sweep, one seed (large: the best)")
+    dress(rates, x="learning rate", y=loss, title="Sweep, two seeds (large: the best)")
     dress(curves, x="step", y=loss, title="At the best rate, other seeds")
     legend_below(figure, curves)
     return figure
