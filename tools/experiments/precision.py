@@ -68,6 +68,8 @@ def page(results: Json) -> Page:
     arms = by_arm(read_outcomes(results))
     losses = {arm: final_losses(outcomes) for arm, outcomes in arms.items()}
     seeds = len(losses[ARMS[0]])
+    fast = [arm_of(precision, FAST) for precision in PRECISIONS[1:]]
+    largest = max(abs(each) for arm in fast for each in differences(losses, arm))
     return Page(
         title="Precision: bf16 and fp16 against fp32",
         question=(
@@ -100,8 +102,9 @@ def page(results: Json) -> Page:
         claims=_claims(losses, arms),
         conclusions=[
             f"At the rate {CALM:g} the runs of a seed stay together, and what 16 bits change can "
-            f"be measured; at {FAST:g} rounding drives some of them apart, to lower losses as well "
-            "as to higher ones, so that single differences there say nothing of the precision.",
+            f"be measured. At {FAST:g} rounding may drive them apart, by up to "
+            f"{100 * largest:.2f} % here: that is the difference of two runs, such as two seeds "
+            "have, and says nothing of the precision.",
             "bf16 needs no loss scale; fp16 does, and the trainer's finds its own.",
         ],
         limits=[
