@@ -12,6 +12,7 @@ from experiments.page import Claim
 from experiments.pictures import band, color, dress, legend_below, panels, zoom
 from experiments.runs import Flags, Json, Outcome, Run, run_all, say
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RATE = "optimizer.learning_rate"
 SWEEP_SEEDS = (0, 1)
@@ -129,6 +130,9 @@ def draw(results: Json) -> Figure:
         ends.append(mean[1:])
         band(curves, steps, mean, spread, index=index, label=arm)
     rates.set_xscale("log")
+    rates.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    rates.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
+    rates.xaxis.set_minor_formatter(NullFormatter())
     zoom(rates, losses, share=0.9)
     zoom(curves, ends, share=0.95)
     loss = "validation loss in nats a token"
