@@ -97,6 +97,12 @@ def test_the_best_rate_is_that_of_the_best_mean_where_every_seed_finished() -> N
     assert not tuning.tuned_inside({**results, "best": {"a": 0.4}}).holds
 
 
+@pytest.mark.parametrize(("losses", "holds"), [([1.0, 1.05], True), ([1.0, 1.5], False)])
+def test_an_arm_is_stable_where_seeds_end_together(losses: list[float], holds: bool) -> None:
+    runs = [outcome("a", seed, loss).as_json() for seed, loss in enumerate(losses)]
+    assert tuning.stable({"runs": runs}).holds is holds
+
+
 def test_a_curve_is_a_mean_over_the_steps_that_all_reached() -> None:
     short = Outcome(
         arm="a", seed=1, flags={}, exit_code=3, seconds=1.0, curves={"eval/loss": [(0, 7.0)]}

@@ -28,13 +28,14 @@ FLAGS: Flags = {
     "log.every": 20,
 }
 SMOKE: Flags = {"train.max_steps": 3, "train.eval_every": 2, "model.n_layer": 1}
+# Around the best of a grid three times as coarse.
 RATES: Mapping[str, tuple[float, ...]] = {
-    "sgd": (0.03, 0.1, 0.3, 1.0),
-    "adam": (1e-3, 3e-3, 1e-2, 3e-2),
-    "adamw": (1e-3, 3e-3, 1e-2, 3e-2),
-    "lamb": (3e-3, 1e-2, 3e-2, 1e-1),
-    "lion": (3e-4, 1e-3, 3e-3, 1e-2),
-    "muon": (3e-3, 1e-2, 3e-2, 1e-1),
+    "sgd": (0.1, 0.2, 0.4, 0.8),
+    "adam": (1e-3, 2e-3, 4e-3, 8e-3),
+    "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
+    "lamb": (0.01, 0.02, 0.04, 0.08),
+    "lion": (2e-4, 4e-4, 8e-4, 1.6e-3),
+    "muon": (0.005, 0.01, 0.02, 0.04),
 }
 
 
@@ -60,8 +61,9 @@ def page(results: Json) -> Page:
             f"{flags['data.seq_len']} tokens, {flags['schedule.warmup_steps']} steps of warm-up "
             "and a cosine, clipping by a global norm of 1. Each optimizer has the trainer's "
             "defaults for everything but the rate, its weight decay included; muon's matrices go "
-            "by Newton-Schulz and the rest by AdamW. Rates were compared over two seeds, and the "
-            f"best run with {len(next(iter(losses.values())))} others."
+            "by Newton-Schulz and the rest by AdamW. Rates, a factor of two apart around the best "
+            "of a coarser grid, were compared over two seeds, and the best run with "
+            f"{len(next(iter(losses.values())))} others."
         ),
         columns=tuning.COLUMNS,
         rows=tuning.rows(results),
@@ -75,6 +77,7 @@ def page(results: Json) -> Page:
         ),
         claims=[
             tuning.tuned_inside(results),
+            tuning.stable(results),
             *(
                 lower(
                     f"{better} has a lower validation loss than {worse} in every seed.",
@@ -90,7 +93,9 @@ def page(results: Json) -> Page:
             f"From the lowest mean loss to the highest: {tuning.ranking(results)}.",
             "A rate of one optimizer is none for another: tune it where the optimizer is changed. "
             "The left picture shows how wide each one's valley is.",
-            "Arms that lie within a standard deviation of each other are not told apart here.",
+            "Arms that lie within a standard deviation of each other are not told apart here. A "
+            "standard deviation far above the others' belongs to a rate at the edge of what is "
+            "stable.",
         ],
         limits=[
             "A model of this size after so few steps: what is fastest at the start need not be "

@@ -78,6 +78,7 @@ def page(results: Json) -> Page:
         ),
         claims=[
             tuning.tuned_inside(results),
+            tuning.stable(results),
             *(
                 lower(
                     f"{arm} has a lower validation loss than no schedule in every seed.",

@@ -7,7 +7,7 @@ best of each arm then runs with seeds that did not choose it.
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.arms import by_arm, curve, final_losses, mean_sd, read_outcomes
+from experiments.arms import by_arm, curve, deviation, final_losses, mean_sd, read_outcomes
 from experiments.page import Claim
 from experiments.pictures import band, color, dress, legend_below, panels, zoom
 from experiments.runs import Flags, Json, Outcome, Run, run_all, say
@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 RATE = "optimizer.learning_rate"
 SWEEP_SEEDS = (0, 1)
+STABLE = 0.1  # nats
 
 COLUMNS = ("arm", "rates tried", "validation loss in the sweep", "best rate", "validation loss")
 
@@ -103,6 +104,21 @@ def tuned_inside(results: Json) -> Claim:
     )
 
 
+def stable(results: Json) -> Claim:
+    """Claim that no arm's best rate is at the edge of what other seeds bear."""
+    spreads = {
+        arm: deviation(final_losses(outcomes))
+        for arm, outcomes in by_arm(read_outcomes(results)).items()
+    }
+    widest = max(spreads, key=lambda arm: spreads[arm])
+    return Claim(
+        text=f"At its best rate no arm's loss has a standard deviation of {STABLE:g} nats or more "
+        "over seeds.",
+        holds=all(spread < STABLE for spread in spreads.values()),
+        figures=f"the largest is {widest}'s, {spreads[widest]:.3f}",
+    )
+
+
 def ranking(results: Json) -> str:
     """Name the arms from the lowest mean loss to the highest; those that diverged are left out."""
     losses = {
@@ -130,7 +146,9 @@ def draw(results: Json) -> Figure:
         ends.append(mean[1:])
         band(curves, steps, mean, spread, index=index, label=arm)
     rates.set_xscale("log")
-    rates.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    tried = [float(o.flags[RATE]) for outcomes in sweep.values() for o in outcomes]
+    wide = max(tried) > 100 * min(tried)
+    rates.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 3.0)))
     rates.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
     rates.xaxis.set_minor_formatter(NullFormatter())
     zoom(rates, losses, share=0.9)
