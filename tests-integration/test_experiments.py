@@ -97,10 +97,20 @@ def test_the_best_rate_is_that_of_the_best_mean_where_every_seed_finished() -> N
     assert not tuning.tuned_inside({**results, "best": {"a": 0.4}}).holds
 
 
-@pytest.mark.parametrize(("losses", "holds"), [([1.0, 1.05], True), ([1.0, 1.5], False)])
-def test_an_arm_is_stable_where_seeds_end_together(losses: list[float], holds: bool) -> None:
-    runs = [outcome("a", seed, loss).as_json() for seed, loss in enumerate(losses)]
-    assert tuning.stable({"runs": runs}).holds is holds
+def test_arms_that_are_not_tuned_are_named() -> None:
+    best = {"inside": 0.2, "end": 0.3, "wide": 0.2}
+    sweep = [outcome(arm, 0, 1.0, rate).as_json() for arm in best for rate in (0.1, 0.2, 0.3)]
+    runs = [
+        outcome(arm, seed, 1.0 + seed * (0.5 if arm == "wide" else 0.05)).as_json()
+        for arm in best
+        for seed in (2, 3)
+    ]
+    results = {"best": best, "sweep": sweep, "runs": runs}
+    assert "not to be ranked: end, wide." in tuning.not_tuned(results)
+    assert not tuning.stable(results).holds
+    only = {"best": {"inside": 0.2}, "sweep": sweep[:3], "runs": runs[:2]}
+    assert tuning.not_tuned(only).startswith("Every arm is tuned")
+    assert tuning.stable(only).holds
 
 
 def test_a_curve_is_a_mean_over_the_steps_that_all_reached() -> None:

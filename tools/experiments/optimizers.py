@@ -91,11 +91,10 @@ def page(results: Json) -> Page:
         ],
         conclusions=[
             f"From the lowest mean loss to the highest: {tuning.ranking(results)}.",
+            tuning.not_tuned(results),
             "A rate of one optimizer is none for another: tune it where the optimizer is changed. "
             "The left picture shows how wide each one's valley is.",
-            "Arms that lie within a standard deviation of each other are not told apart here. A "
-            "standard deviation far above the others' belongs to a rate at the edge of what is "
-            "stable.",
+            "Arms that lie within a standard deviation of each other are not told apart here.",
         ],
         limits=[
             "A model of this size after so few steps: what is fastest at the start need not be "

@@ -101,6 +101,7 @@ def page(results: Json) -> Page:
         ],
         conclusions=[
             f"From the lowest mean loss to the highest: {tuning.ranking(results)}.",
+            tuning.not_tuned(results),
             "Runs are to be compared at their ends, not on the way: a schedule that falls late is "
             "not yet where it will be.",
             "*hold* and *inverse_sqrt* need not know the end of the run beforehand (hold until its "

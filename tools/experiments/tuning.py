@@ -89,33 +89,51 @@ def rows(results: Json) -> list[list[str]]:
     return found
 
 
+def at_end(results: Json) -> list[str]:
+    """Name the arms whose best rate stands at the end of those that were tried."""
+    sweep = by_arm(read_outcomes(results, "sweep"))
+    rates = {arm: loss_by_rate(outcomes) for arm, outcomes in sweep.items()}
+    return [arm for arm in sweep if results["best"][arm] in (min(rates[arm]), max(rates[arm]))]
+
+
+def spreads(results: Json) -> dict[str, float]:
+    """Return, of each arm at its best rate, the standard deviation of its loss over seeds."""
+    arms = by_arm(read_outcomes(results))
+    return {arm: deviation(final_losses(outcomes)) for arm, outcomes in arms.items()}
+
+
 def tuned_inside(results: Json) -> Claim:
     """Claim that no arm's best rate stands at the end of those that were tried."""
-    sweep = by_arm(read_outcomes(results, "sweep"))
-    at_end = [
-        arm
-        for arm, outcomes in sweep.items()
-        if results["best"][arm] in (min(loss_by_rate(outcomes)), max(loss_by_rate(outcomes)))
-    ]
+    found = at_end(results)
     return Claim(
         text="Every arm's best rate lies inside the range that was tried, not at its end.",
-        holds=not at_end,
-        figures=f"at the end: {', '.join(at_end)}" if at_end else "none is at an end",
+        holds=not found,
+        figures=f"at the end: {', '.join(found)}" if found else "none is at an end",
     )
 
 
 def stable(results: Json) -> Claim:
     """Claim that no arm's best rate is at the edge of what other seeds bear."""
-    spreads = {
-        arm: deviation(final_losses(outcomes))
-        for arm, outcomes in by_arm(read_outcomes(results)).items()
-    }
-    widest = max(spreads, key=lambda arm: spreads[arm])
+    found = spreads(results)
+    widest = max(found, key=lambda arm: found[arm])
     return Claim(
         text=f"At its best rate no arm's loss has a standard deviation of {STABLE:g} nats or more "
         "over seeds.",
-        holds=all(spread < STABLE for spread in spreads.values()),
-        figures=f"the largest is {widest}'s, {spreads[widest]:.3f}",
+        holds=all(spread < STABLE for spread in found.values()),
+        figures=f"the largest is {widest}'s, {found[widest]:.3f}",
+    )
+
+
+def not_tuned(results: Json) -> str:
+    """Say of which arms nothing may be concluded, since the sweep did not find their rate."""
+    wide = [arm for arm, spread in spreads(results).items() if not spread < STABLE]
+    names = dict.fromkeys([*at_end(results), *wide])
+    if not names:
+        return "Every arm is tuned as far as this grid goes."
+    return (
+        f"Not tuned by this sweep, and so not to be ranked: {', '.join(names)}. Its best rate was "
+        "at the end of the grid, or other seeds do not bear it; more seeds in the sweep, or a "
+        "longer warm-up, would be the next things to try."
     )
 
 
