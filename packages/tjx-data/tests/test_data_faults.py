@@ -77,6 +77,30 @@ def test_kills_at_any_moment_lose_nothing_but_time(expected: Path, tmp_path: Pat
     assert not (tmp_path / ".set.work").exists()
 
 
+def test_a_kill_while_tidying_up_leaves_nothing_to_go_on_from(
+    expected: Path, tmp_path: Path
+) -> None:
+    class KilledError(Exception):
+        """Ends the process, as far as it can be told."""
+
+    def delete_some(folder: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors:  # of a set that is not there yet
+            return
+        (folder / "tokenizer.json").unlink()
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tjx_data.prepared.preparation.shutil.rmtree", delete_some)
+        with pytest.raises(KilledError):
+            prepare_words(tmp_path / "set")
+    assert _contents(tmp_path / "set") == _contents(expected)
+    # The same set again, from what was left beside it.
+    shutil.rmtree(tmp_path / "set")
+    prepare_words(tmp_path / "set")
+    assert _contents(tmp_path / "set") == _contents(expected)
+    assert not (tmp_path / ".set.work").exists()
+
+
 def test_a_dask_cluster_makes_the_same_bytes(expected: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     with (

@@ -33,6 +33,7 @@ from tjx_data.prepared.processes import InThisProcess, n_cores, process_pool
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
+PLAN_FILE = "plan.json"  # without it nothing in a work folder is gone on from
 
 
 def prepare(
@@ -114,13 +115,13 @@ def prepare(
                 records = crew.tokenize(chain(first, parts), documents, work, settings)
             index = assemble(work, records, documents.source, tokenizer, settings)
         except ValueError:  # a mistake that is mended by other documents or settings
-            shutil.rmtree(work)
+            _discard(work)
             raise
         if out_dir.exists():
             out_dir.rmdir()
         (work / "set").rename(out_dir)
         sync_folder(out_dir.parent)
-        shutil.rmtree(work)
+        _discard(work)
     return index
 
 
@@ -167,6 +168,13 @@ def _from_iterable(documents: Iterable[str], holdout: Holdout) -> Documents:
     return Documents({}, lambda: cut(documents))
 
 
+def _discard(work: Path) -> None:
+    """Delete the folder of what is finished; killed on the way, it leaves none to go on from."""
+    (work / PLAN_FILE).unlink(missing_ok=True)
+    if work.exists():
+        shutil.rmtree(work)
+
+
 def _begin(work: Path, source: Mapping[str, str], tokenizer: Tokenizer, settings: Settings) -> None:
     """Make the folder of what is finished, or keep it if it is of the same plan."""
     plan = json.dumps(
@@ -179,9 +187,9 @@ def _begin(work: Path, source: Mapping[str, str], tokenizer: Tokenizer, settings
             "strict": settings.strict,
         }
     ).encode()
-    file = work / "plan.json"
+    file = work / PLAN_FILE
     if not file.is_file() or file.read_bytes() != plan:
-        shutil.rmtree(work, ignore_errors=True)
+        _discard(work)
         work.mkdir()
         tokenizer.save(work / TOKENIZER_FILE)
         write_atomically(file, plan)
