@@ -11,7 +11,7 @@ from experiments.arms import by_arm, curve, deviation, final_losses, mean_sd, re
 from experiments.command import Experiment, Options, main
 from experiments.page import Claim, Page
 from experiments.pictures import band, color, dress, panels
-from experiments.runs import Flags, Json, Outcome, Run, run_all, say
+from experiments.runs import SMALL_GPT, Flags, Json, Outcome, Run, run_all, say
 from matplotlib.figure import Figure
 
 import tjx_nn
@@ -25,14 +25,7 @@ from tjx_trainer.task_table import open_task
 
 PIECES = (1, 2, 3, 4, 8)
 FLAGS: Flags = {
-    "data.corpus": "python-docs",
-    "data.tokenizer": "bpe",
-    "data.vocab_size": 512,
-    "data.seq_len": 64,
-    "model.max_seq_len": 64,
-    "model.n_layer": 4,
-    "model.n_head": 4,
-    "model.d_model": 64,
+    **SMALL_GPT,
     "train.batch_size": 24,
     "train.eval_every": 100,
     "train.max_steps": 600,

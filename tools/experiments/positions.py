@@ -10,7 +10,7 @@ from experiments.arms import Numbers, by_arm, final_losses, lower, mean_sd, read
 from experiments.command import Experiment, Options, main
 from experiments.page import Page
 from experiments.pictures import band, dress, legend_below, panels
-from experiments.runs import Flags, Json, Outcome, Run, run_all
+from experiments.runs import SMALL_GPT, Flags, Json, Outcome, Run, run_all
 from matplotlib.figure import Figure
 
 import tjx_data
@@ -22,14 +22,9 @@ LONGEST = 4 * SEQ_LEN
 BIN = 8  # positions that a point of the picture is a mean of
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 FLAGS: Flags = {
-    "data.corpus": "python-docs",
-    "data.tokenizer": "bpe",
-    "data.vocab_size": 512,
+    **SMALL_GPT,
     "data.seq_len": SEQ_LEN,
     "model.max_seq_len": LONGEST,
-    "model.n_layer": 4,
-    "model.n_head": 4,
-    "model.d_model": 64,
     "model.init_std": 0.125,
     "train.max_steps": 1500,
     "train.batch_size": 16,

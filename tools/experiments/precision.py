@@ -8,19 +8,12 @@ from experiments.arms import by_arm, curve, deviation, final_losses, mean_sd, re
 from experiments.command import Experiment, Options, main
 from experiments.page import Claim, Page
 from experiments.pictures import band, dress, legend_below, panels
-from experiments.runs import Flags, Json, Outcome, Run, run_all
+from experiments.runs import SMALL_GPT, Flags, Json, Outcome, Run, run_all
 from matplotlib.figure import Figure
 
 WITHIN = 0.001
 FLAGS: Flags = {
-    "data.corpus": "python-docs",
-    "data.tokenizer": "bpe",
-    "data.vocab_size": 512,
-    "data.seq_len": 64,
-    "model.max_seq_len": 64,
-    "model.n_layer": 4,
-    "model.n_head": 4,
-    "model.d_model": 64,
+    **SMALL_GPT,
     "train.max_steps": 1200,
     "train.batch_size": 16,
     "train.eval_every": 150,

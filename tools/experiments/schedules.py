@@ -6,17 +6,10 @@ import experiments.tuning as tuning
 from experiments.arms import by_arm, final_losses, lower, read_outcomes
 from experiments.command import Experiment, Options, main
 from experiments.page import Page
-from experiments.runs import Flags, Json
+from experiments.runs import SMALL_GPT, Flags, Json
 
 FLAGS: Flags = {
-    "data.corpus": "python-docs",
-    "data.tokenizer": "bpe",
-    "data.vocab_size": 512,
-    "data.seq_len": 64,
-    "model.max_seq_len": 64,
-    "model.n_layer": 4,
-    "model.n_head": 4,
-    "model.d_model": 64,
+    **SMALL_GPT,
     "train.max_steps": 600,
     "train.batch_size": 16,
     "train.eval_every": 100,
