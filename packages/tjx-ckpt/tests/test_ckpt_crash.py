@@ -5,14 +5,15 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tjx_ckpt import Checkpointer, DirectoryInUseError, SaveError, folder, manifest
+from tjx_ckpt import Checkpointer, DirectoryInUseError, SaveError
+from tjx_ckpt.store.folder import LocalFolder
 
 STATE = {"a": np.zeros(3, np.float32)}
 
@@ -52,7 +53,7 @@ def test_kill_9_at_any_moment_leaves_a_directory_to_go_on_from(tmp_path: Path) -
     for _ in range(3):
         announced = kill_a_saving_process(tmp_path, moments.uniform(0, 0.4))
         with Checkpointer(tmp_path, keep=2) as checkpointer:
-            assert not folder.list_leftovers(tmp_path)
+            assert not LocalFolder(tmp_path).leftovers()
             latest = checkpointer.latest_step()
             assert latest is not None
             assert latest >= announced
@@ -62,7 +63,7 @@ def test_kill_9_at_any_moment_leaves_a_directory_to_go_on_from(tmp_path: Path) -
             assert restored["step"] == latest
             np.testing.assert_array_equal(restored["w"], np.full((64, 64), latest))
         for step in checkpointer.steps():  # the next round counts from 1 again
-            folder.discard(tmp_path, step)
+            LocalFolder(tmp_path).discard(step)
 
 
 def test_leftovers_are_no_checkpoints_and_go_at_open(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_two_runs_cannot_save_into_one_directory(tmp_path: Path) -> None:
     with Checkpointer(tmp_path) as first:
         first.save(1, STATE)
         first.wait()
-        alive = folder.temporary_path(tmp_path, 2)
+        alive = tmp_path / "2.tmp"
         alive.mkdir()  # as the first run's next save
         with Checkpointer(tmp_path) as second:
             assert alive.exists()
@@ -89,11 +90,36 @@ def test_two_runs_cannot_save_into_one_directory(tmp_path: Path) -> None:
         second.save(2, STATE)
 
 
-@pytest.mark.parametrize(
-    "failing", [(folder, "fsync_tree"), (manifest, "write"), (folder, "commit")]
-)
+def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut leaves is what was flushed; so the order of flushes decides."""
+    flushed: set[int] = set()
+    at_rename: set[int] = set()
+    really_fsync, really_rename = os.fsync, Path.rename
+
+    def fsync(descriptor: int) -> None:
+        really_fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def rename(path: Path, target: Path) -> Path:
+        renamed = really_rename(path, target)
+        at_rename.update(flushed)
+        flushed.clear()
+        return renamed
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"params": STATE, "step": np.int32(1)})
+    folder = tmp_path / "1"
+    assert {path.stat().st_ino for path in (folder, *folder.iterdir())} <= at_rename
+    assert tmp_path.stat().st_ino in flushed
+
+
+@pytest.mark.parametrize("failing", ["begin", "create", "read_new", "commit"])
 def test_an_error_in_the_background_is_raised_at_the_next_call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: tuple[Any, str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def disk_full(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
@@ -102,16 +128,44 @@ def test_an_error_in_the_background_is_raised_at_the_next_call(
         checkpointer.save(1, STATE)
         checkpointer.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(*failing, disk_full)
+            patch.setattr(LocalFolder, failing, disk_full)
             checkpointer.save(2, STATE)
             with pytest.raises(SaveError, match=r"step 2 failed: OSError.*No space left") as caught:
                 checkpointer.save(3, STATE)
         assert caught.value.step == 2
-        assert not folder.list_leftovers(tmp_path)
+        assert not LocalFolder(tmp_path).leftovers()
         assert checkpointer.steps() == [1]
+        assert checkpointer.last_save is not None
+        assert checkpointer.last_save.step == 1
         checkpointer.save(3, STATE)  # the error was told once; the next save works
         checkpointer.wait()
         assert checkpointer.steps() == [1, 3]
+
+
+def check_until_it_raises(checkpointer: Checkpointer) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        checkpointer.check()
+
+
+def test_check_tells_of_a_failed_save_and_never_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    def wait_and_fail(*_arguments: object) -> None:
+        go_on.wait(30)
+        raise OSError("gone")
+
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.check()
+        monkeypatch.setattr(LocalFolder, "commit", wait_and_fail)
+        checkpointer.save(1, STATE)
+        checkpointer.check()  # the save hangs: nothing to tell yet
+        go_on.set()
+        with pytest.raises(SaveError, match="gone"):
+            check_until_it_raises(checkpointer)
+        checkpointer.check()  # told once
 
 
 def test_close_raises_what_the_last_save_met_and_frees_the_directory(
@@ -119,7 +173,7 @@ def test_close_raises_what_the_last_save_met_and_frees_the_directory(
 ) -> None:
     checkpointer = Checkpointer(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "commit", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+        patch.setattr(LocalFolder, "commit", lambda *_: (_ for _ in ()).throw(OSError("gone")))
         checkpointer.save(2, STATE)
         with pytest.raises(SaveError, match="gone"):
             checkpointer.close()

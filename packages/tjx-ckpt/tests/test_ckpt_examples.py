@@ -6,7 +6,18 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["checkpointer", "tree"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "checkpointer",
+        "command.comparison",
+        "command.keys",
+        "command.terminal",
+        "leaf_spec",
+        "retention",
+        "tree",
+    ],
+)
 def test_the_examples_of_a_module_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_ckpt.{module}"))
     assert result.attempted > 0

@@ -2,39 +2,61 @@
 
 The order of a save is: arrays -> flush to disk -> manifest with checksums -> rename -> prune. A
 checkpoint has its number as name only when it is complete, and only its checksums say that it still
-is. Orbax moves the arrays between devices and files; everything that makes them safe is here.
+is.
 """
 
 import contextlib
 import logging
-import shutil
 import threading
-import warnings
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from tjx_ckpt import array_store, folder, manifest
+from tjx_ckpt import processes
 from tjx_ckpt.errors import (
-    AllCheckpointsCorruptError,
-    CheckpointError,
-    CorruptCheckpointError,
-    CorruptCheckpointWarning,
     DirectoryInUseError,
     MismatchError,
-    NoCheckpointError,
     SaveError,
 )
-from tjx_ckpt.lock import WriterLock
-from tjx_ckpt.tree import LeafSpec, describe, differences, flatten
+from tjx_ckpt.fallback import read_newest, read_step
+from tjx_ckpt.leaf_spec import differences
+from tjx_ckpt.lookup import require, require_manifest
+from tjx_ckpt.placing import restore_leaves
+from tjx_ckpt.retention import Retention
+from tjx_ckpt.staging import stage
+from tjx_ckpt.store import manifest as manifest_file
+from tjx_ckpt.store.reader import CheckpointReader
+from tjx_ckpt.store.storage import open_storage
+from tjx_ckpt.store.verification import problems
+from tjx_ckpt.tree import describe, flatten
+from tjx_ckpt.writer import Draft, write_checkpoint
 
-_ARRAYS = "arrays"
 _log = logging.getLogger(__name__)
+
+
+class SaveReport(NamedTuple):
+    """What a save cost.
+
+    Attributes
+    ----------
+    step
+        The step that was saved.
+    blocking_seconds
+        For which `Checkpointer.save` kept its caller, without the wait for the save before it.
+    seconds
+        Until the checkpoint was durable.
+    size_bytes
+        Bytes of its arrays, of all processes; 0 on others than process 0.
+    """
+
+    step: int
+    blocking_seconds: float
+    seconds: float
+    size_bytes: int
 
 
 class Checkpointer:
@@ -46,14 +68,26 @@ class Checkpointer:
     Parameters
     ----------
     directory
-        A local or shared folder; made by the first save.
+        A local or shared folder, or a URL that fsspec knows, such as s3://bucket/run; made by the
+        first save.
     keep
         Number of newest checkpoints that stay.
+    keep_every
+        Checkpoints of steps that are multiples of this stay for good.
+    keep_best
+        Number of checkpoints that stay for being the best.
+    best_metric, best_mode
+        Name among the ``metrics`` of a save that decides it; whether "min" or "max" is best.
+
+    Attributes
+    ----------
+    last_save : SaveReport or None
+        What the last save cost that is durable.
 
     Raises
     ------
     ValueError
-        If ``keep`` is less than 1.
+        If a number is out of range.
 
     Examples
     --------
@@ -68,17 +102,35 @@ class Checkpointer:
     [0. 1. 2.] 10 {'seed': 1}
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
-        if keep < 1:
-            raise ValueError(f"keep = {keep}: at least 1 checkpoint must stay")
-        self._directory = Path(directory).absolute()
-        self._keep = keep
-        self._lock = WriterLock(self._directory)
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        keep_best: int = 0,
+        best_metric: str = "eval/loss",
+        best_mode: Literal["min", "max"] = "min",
+    ) -> None:
+        self._retention = Retention(
+            keep=keep, every=keep_every, best=keep_best, metric=best_metric, mode=best_mode
+        )
+        self._storage = open_storage(directory)
+        self._metrics: dict[int, Mapping[str, float]] = {}
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
+        self._saves = 0
+        self.last_save: SaveReport | None = None
         self._clean()
 
-    def save(self, step: int, state: Any, *, metadata: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Start to save ``state``; returns as soon as its buffers may be donated.
 
         Waits for the save before it, so at most one is under way.
@@ -91,32 +143,59 @@ class Checkpointer:
             A pytree of numeric jax.Arrays or NumPy arrays.
         metadata
             Anything that JSON can express; read back with `metadata`.
+        metrics
+            What was measured at this step; decides which checkpoints are the best.
 
         Raises
         ------
         SaveError
-            If the save before this one failed.
+            If the save before this one failed, or the directory cannot be written.
         DirectoryInUseError
             If another process saves into this directory.
         ValueError
             If the step is not the largest, a leaf is not a numeric array, or metadata not JSON.
         """
         self.wait()
+        begin = time.perf_counter()
         self._check_step(step)
         leaves = flatten(state)
         specs = describe(leaves)
-        plain = manifest.plain_json(metadata or {})
-        temporary = folder.temporary_path(self._directory, step)
-        if _is_main():
-            self._directory.mkdir(parents=True, exist_ok=True)
+        plain = manifest_file.plain_json(metadata or {})
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        try:
             self._take_lock()
-            if temporary.exists():
-                shutil.rmtree(temporary)
-        finish_arrays = array_store.start_writing(temporary / _ARRAYS, leaves)
+        except OSError as error:
+            raise SaveError(step, error) from error
+        draft = Draft(step, specs, stage(leaves), plain, values)
+        self._saves += 1
+        blocking = time.perf_counter() - begin
         self._thread = threading.Thread(
-            target=self._finish, args=(step, finish_arrays, specs, plain), name=f"save-{step}"
+            target=self._finish, args=(draft, begin, blocking), name=f"save-{step}"
         )
         self._thread.start()
+
+    def claim(self) -> None:
+        """Take the right to save here now, not only at the first save; makes the directory.
+
+        Raises
+        ------
+        DirectoryInUseError
+            If another process saves into this directory.
+        OSError
+            If the directory cannot be made or written.
+        """
+        self._take_lock()
+
+    def check(self) -> None:
+        """Raise what a save in the background met, if it has failed; never waits.
+
+        Raises
+        ------
+        SaveError
+            If it failed. The error is raised once, by whichever method is called next.
+        """
+        if self._thread is not None and not self._thread.is_alive():
+            self.wait()
 
     def wait(self) -> None:
         """Wait until the save under way is on disk.
@@ -133,18 +212,30 @@ class Checkpointer:
             error, self._error = self._error, None
             raise error
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> Any:
-        """Return a saved state, verified, on the shardings of ``abstract_state``.
+    def restore(
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        *,
+        partial: bool = False,
+        cast: bool = False,
+    ) -> Any:
+        """Return a saved state, each byte verified, on the shardings of ``abstract_state``.
 
         Parameters
         ----------
         abstract_state
             A pytree of jax.ShapeDtypeStructs with shardings (jax.Arrays also do), of the shapes and
-            dtypes of the saved state. A leaf without sharding goes to the default device; a NumPy
-            array stands for a NumPy array.
+            dtypes of the saved state: any mesh and any number of devices and processes. A leaf
+            without sharding goes to the default device; a NumPy array stands for a NumPy array.
         step
             Which checkpoint; None takes the newest sound one. Damaged ones that are newer are then
             renamed to ``N.corrupt``, with a warning. Without any sound one nothing is renamed.
+        partial
+            Whether to leave out what was not asked for: ``{"params": ...}`` reads the parameters
+            and nothing else.
+        cast
+            Whether floating-point leaves may be saved in another floating-point type.
 
         Raises
         ------
@@ -158,21 +249,28 @@ class Checkpointer:
             If keys, shapes or dtypes differ; names each.
         """
         self.wait()
-        abstract_leaves = flatten(abstract_state)
-        wanted = describe(abstract_leaves)
-        chosen = _agree(lambda: self._newest_sound() if step is None else self._sound(step))
-        path = folder.step_path(self._directory, chosen)
-        problems = differences(wanted, self._manifest(chosen).leaves)
-        if problems:
-            header = f"checkpoint of step {chosen} does not fit the state that was asked for:"
-            raise MismatchError("\n".join([header, *problems]))
-        leaves = array_store.read(path / _ARRAYS, abstract_leaves)
+        abstract = flatten(abstract_state)
+        wanted = describe(abstract)
+
+        def read(step: int) -> dict[str, Any]:
+            content = manifest_file.read(self._storage, step)
+            lines = differences(wanted, content.leaves, partial=partial, cast=cast)
+            if lines:
+                header = f"checkpoint of step {step} does not fit the state that was asked for:"
+                raise MismatchError("\n".join([header, *lines]))
+            with CheckpointReader(self._storage, step, content) as reader:
+                return restore_leaves(reader, abstract)
+
+        if step is None:
+            leaves = read_newest(self._storage, read)
+        else:
+            leaves = read_step(self._storage, step, read)
         structure = jax.tree.structure(abstract_state)
-        return jax.tree.unflatten(structure, [leaves[key] for key in abstract_leaves])
+        return jax.tree.unflatten(structure, [leaves[key] for key in abstract])
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending."""
-        return folder.list_steps(self._directory)
+        return self._storage.steps()
 
     def latest_step(self) -> int | None:
         """Return the largest step that has a complete checkpoint, sound or not; None without."""
@@ -186,8 +284,8 @@ class Checkpointer:
         NoCheckpointError
             If there is no such checkpoint.
         """
-        self._check_exists(step)
-        return manifest.problems(folder.step_path(self._directory, step), step)
+        require(self._storage, step)
+        return problems(self._storage, step)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """Return what was given to `save` as metadata.
@@ -199,7 +297,41 @@ class Checkpointer:
         CorruptCheckpointError
             If its manifest is damaged.
         """
-        return self._manifest(step).metadata
+        return self.manifest(step).metadata
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Return what was given to `save` as metrics; raises as `metadata` does."""
+        return self.manifest(step).metrics
+
+    def manifest(self, step: int) -> manifest_file.Manifest:
+        """Return all that a checkpoint says of itself; raises as `metadata` does."""
+        return require_manifest(self._storage, step)
+
+    def discard_after(self, step: int) -> list[int]:
+        """Delete the checkpoints of larger steps: the run goes back and will make them again.
+
+        Returns
+        -------
+        list of int
+            Those that were deleted, ascending.
+
+        Raises
+        ------
+        SaveError
+            If the save under way failed.
+        DirectoryInUseError
+            If another process saves into this directory.
+        """
+        self.wait()
+        self._take_lock()
+        later = [other for other in self.steps() if other > step]
+        if processes.is_main():
+            for other in reversed(later):  # a kill leaves the older ones, with no gap
+                self._storage.discard(other)
+                self._metrics.pop(other, None)
+        self._saves += 1
+        processes.barrier(f"discarded {self._saves}")
+        return later
 
     def close(self) -> None:
         """Wait for the save under way and let other processes save here.
@@ -212,7 +344,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._lock.release()
+            self._storage.lock.release()
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -231,135 +363,72 @@ class Checkpointer:
             raise ValueError(f"step {step}: must be 0 or more")
         if latest is not None and step <= latest:
             raise ValueError(
-                f"step {step} cannot be saved: {self._directory} holds step {latest}; save a "
+                f"step {step} cannot be saved: {self._storage} holds step {latest}; save a "
                 "larger step, or use another directory to branch off from an older checkpoint"
             )
 
-    def _check_exists(self, step: int) -> None:
-        if step not in self.steps():
-            have = ", ".join(map(str, self.steps())) or "none"
-            raise NoCheckpointError(f"no checkpoint of step {step} in {self._directory} ({have})")
-
     def _take_lock(self) -> None:
-        if not self._lock.acquire():
+        """Take the lock, or see that it was not lost; all processes learn what process 0 has.
+
+        Raises
+        ------
+        DirectoryInUseError
+            If another run has it.
+        OSError
+            On process 0, if the directory cannot be made or written.
+        """
+        mine, problem = True, None
+        if processes.is_main():
+            try:
+                self._storage.prepare()
+                mine = self._storage.lock.acquire()
+            except OSError as error:
+                mine, problem = False, error
+        if processes.all_agree(mine):
+            return
+        if problem is not None:
+            raise problem
+        if not processes.is_main():
             raise DirectoryInUseError(
-                f"{self._lock.owner()} is saving into {self._directory}: "
-                "end it, or use another directory"
+                f"process 0 may not save into {self._storage}: its log says why"
             )
+        raise DirectoryInUseError(
+            f"{self._storage.lock.owner()} is saving into {self._storage}: "
+            "end it, or use another directory"
+        )
 
     def _clean(self) -> None:
-        if not (_is_main() and folder.list_leftovers(self._directory)):
+        if not (processes.is_main() and self._storage.leftovers()):
             return
         # Who may only read needs no tidy directory; who saves will meet the same error again.
         with contextlib.suppress(PermissionError):
             # Held by another process, the lock says that the temporary folder is alive.
-            if self._lock.acquire():
-                folder.remove_leftovers(self._directory)
-        self._lock.release()
+            if self._storage.lock.acquire():
+                self._storage.remove_leftovers()
+        self._storage.lock.release()
 
-    def _finish(
-        self,
-        step: int,
-        finish_arrays: Callable[[], None],
-        specs: dict[str, LeafSpec],
-        metadata: dict[str, Any],
-    ) -> None:
+    def _finish(self, draft: Draft, begin: float, blocking: float) -> None:
         """Bring a save to its end, in a thread; keep its error for the next call."""
+        step = draft.step
         try:
-            finish_arrays()
-            try:
-                if _is_main():
-                    self._commit(step, specs, metadata)
-            finally:
-                array_store.barrier(f"commit-{step}")
-            if step not in self.steps():
-                raise FileNotFoundError("process 0 did not commit it; its log says why")
+            size = write_checkpoint(self._storage, draft, name=f"{self._saves} {step}")
+            self.last_save = SaveReport(step, blocking, time.perf_counter() - begin, size)
+            self._metrics[step] = draft.metrics
+            if processes.is_main():
+                self._prune()
         except BaseException as error:
             _log.error("saving step %d failed: %s", step, error)
             self._error = SaveError(step, error)
             self._error.__cause__ = error
-            if _is_main():
-                # Free the space; a second error here would only hide the first.
-                shutil.rmtree(folder.temporary_path(self._directory, step), ignore_errors=True)
 
-    def _commit(self, step: int, specs: dict[str, LeafSpec], metadata: dict[str, Any]) -> None:
-        temporary = folder.temporary_path(self._directory, step)
-        folder.fsync_tree(temporary)
-        files = manifest.describe_files(temporary)
-        content = manifest.Manifest(step=step, metadata=metadata, leaves=specs, files=files)
-        manifest.write(temporary, content)
-        folder.commit(self._directory, step)
-        for old in self.steps()[: -self._keep]:
-            folder.discard(self._directory, old)
-
-    def _manifest(self, step: int) -> manifest.Manifest:
-        self._check_exists(step)
-        try:
-            return manifest.read(folder.step_path(self._directory, step))
-        except manifest.ManifestError as error:
-            raise CorruptCheckpointError(step, [f"{manifest.MANIFEST_NAME}: {error}"]) from None
-
-    def _sound(self, step: int) -> int:
-        problems = self.verify(step)
-        if problems:
-            raise CorruptCheckpointError(step, problems)
-        return step
-
-    def _newest_sound(self) -> int:
-        damaged: dict[int, list[str]] = {}
-        for step in reversed(self.steps()):
-            problems = manifest.problems(folder.step_path(self._directory, step), step)
-            if not problems:
-                self._quarantine(damaged, used=step)
-                return step
-            # A run that saves there at this moment may have pruned the step while it was read.
-            if folder.step_path(self._directory, step).exists():
-                damaged[step] = problems
-        quarantined = folder.list_quarantined(self._directory)
-        if damaged or quarantined:
-            message = f"every checkpoint in {self._directory} is damaged"
-            if quarantined:
-                message += f" ({', '.join(quarantined)} were set aside before)"
-            message += ": repair one, or use another directory to start anew"
-            raise AllCheckpointsCorruptError(message, damaged)
-        raise NoCheckpointError(f"no checkpoint in {self._directory}")
-
-    def _quarantine(self, damaged: Mapping[int, list[str]], *, used: int) -> None:
-        if not damaged:
-            return
-        was_held = self._lock.held
-        may_rename = self._lock.acquire()
-        for step, problems in damaged.items():
-            where = ""
-            if may_rename:
-                where = f"; it is now {folder.quarantine(self._directory, step).name}"
-            warnings.warn(
-                f"checkpoint of step {step} is damaged ({'; '.join(problems)}){where}; "
-                f"step {used} is used instead",
-                CorruptCheckpointWarning,
-                stacklevel=2,
-            )
-        if not was_held:
-            self._lock.release()
-
-
-def _is_main() -> bool:
-    return jax.process_index() == 0
-
-
-def _agree(decide: Callable[[], int]) -> int:
-    """Let process 0 decide on a step and tell the others, so that all restore the same."""
-    if jax.process_count() == 1:
-        return decide()
-    step, error = -1, None
-    if _is_main():
-        try:
-            step = decide()
-        except CheckpointError as problem:
-            error = problem
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-    if error is not None:
-        raise error
-    if step < 0:
-        raise CheckpointError("process 0 found no sound checkpoint; its log says why")
-    return step
+    def _prune(self) -> None:
+        for step in self.steps():
+            if step not in self._metrics:
+                try:
+                    self._metrics[step] = manifest_file.read(self._storage, step).metrics
+                except manifest_file.ManifestError:
+                    self._metrics[step] = {}  # it counts among the newest, not among the best
+        here = set(self.steps())
+        for step in self._retention.doomed({s: m for s, m in self._metrics.items() if s in here}):
+            self._storage.discard(step)
+            del self._metrics[step]

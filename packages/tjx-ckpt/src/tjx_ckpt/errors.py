@@ -68,5 +68,9 @@ class DirectoryInUseError(CheckpointError):
     """Another process is saving into the same directory."""
 
 
+class StorageError(CheckpointError):
+    """An object store did not answer, or refused to; this says nothing of the checkpoints in it."""
+
+
 class CorruptCheckpointWarning(UserWarning):
     """A damaged checkpoint was passed over and an older one used."""

@@ -1,22 +1,17 @@
-"""A state as a flat table: key -> leaf, and how two such tables differ.
+"""A state as a flat table: key -> leaf.
 
 A checkpoint stores leaves under readable keys ("params/blocks/kernel"), never the Python classes
 that held them, so that nothing has to be unpickled or imported to read it.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-class LeafSpec(NamedTuple):
-    """Shape and dtype of one leaf."""
-
-    shape: tuple[int, ...]
-    dtype: str
+from tjx_ckpt.leaf_spec import LeafSpec
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -62,26 +57,3 @@ def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
     if problems:
         raise ValueError("\n".join(problems))
     return specs
-
-
-def differences(wanted: Mapping[str, LeafSpec], saved: Mapping[str, LeafSpec]) -> list[str]:
-    """Return one line for each key, shape or dtype in which two tables differ.
-
-    Examples
-    --------
-    >>> differences({"w": LeafSpec((2,), "float32")}, {"w": LeafSpec((3,), "float32")})
-    ['w: shape (2,) was asked for, the checkpoint has (3,)']
-    """
-    lines: list[str] = []
-    for key in sorted(wanted.keys() | saved.keys()):
-        if key not in saved:
-            lines.append(f"{key}: was asked for, the checkpoint does not have it")
-        elif key not in wanted:
-            lines.append(f"{key}: was not asked for, the checkpoint has it")
-        else:
-            lines.extend(
-                f"{key}: {field} {want} was asked for, the checkpoint has {have}"
-                for field, want, have in zip(LeafSpec._fields, wanted[key], saved[key], strict=True)
-                if want != have
-            )
-    return lines

@@ -3,7 +3,11 @@
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
+
+_ATTEMPTS = 5
+_SECONDS_BETWEEN = 0.01
 
 
 class WriterLock:
@@ -25,15 +29,14 @@ class WriterLock:
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free or already ours; never waits."""
+        """Take the lock if it is free or already ours; waits no longer than a look at it takes."""
         if self._descriptor is not None:
             return True
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
+            if not _lock(descriptor):
+                os.close(descriptor)
+                return False
         except BaseException:
             os.close(descriptor)
             raise
@@ -46,8 +49,38 @@ class WriterLock:
         """Return who took the lock last, as "process 123 on host"."""
         return self._path.read_text(encoding="utf-8", errors="replace")
 
+    def holder(self) -> str | None:
+        """Return who holds the lock now, ourselves included; None if nobody does."""
+        if self.held:
+            return self.owner()
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            # Shared, so that two who look do not see each other; `acquire` outlasts a look.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self.owner()
+        finally:
+            os.close(descriptor)
+        return None
+
     def release(self) -> None:
         """Free the lock if it is ours."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock a file; who looks whether it is locked holds it for microseconds."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt + 1 < _ATTEMPTS:
+                time.sleep(_SECONDS_BETWEEN)
+        else:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""The command ``tjx-ckpt``: what a person asks of a directory of checkpoints."""

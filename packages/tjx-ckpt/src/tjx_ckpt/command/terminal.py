@@ -1,0 +1,157 @@
+"""What the command shows to people: sizes in units, aligned tables, a line of progress."""
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+WIDTH = 100
+_SECONDS_BETWEEN = 0.1
+
+
+def human_bytes(size: int) -> str:
+    """Return a size in decimal units.
+
+    Examples
+    --------
+    >>> human_bytes(999), human_bytes(109_312), human_bytes(1_240_000_000)
+    ('999 B', '109.3 kB', '1.2 GB')
+    """
+    if size < 1000:
+        return f"{size} B"
+    return _scaled(float(size), ("kB", "MB", "GB", "TB", "PB", "EB"))
+
+
+def human_count(count: int) -> str:
+    """Return a number: small ones with every digit, large ones in millions and so on.
+
+    Examples
+    --------
+    >>> human_count(27_328), human_count(124_439_808)
+    ('27,328', '124.4 M')
+    """
+    if count < 1_000_000:
+        return f"{count:,}"
+    return _scaled(count / 1000, ("M", "G", "T", "P"))
+
+
+def human_number(value: float | int) -> str:
+    """Return a norm or a metric with four digits; whole numbers with all of theirs.
+
+    Examples
+    --------
+    >>> human_number(1.0931438), human_number(3), human_number(float("nan")), human_number(2e-9)
+    ('1.093', '3', 'nan', '2.000e-09')
+    """
+    # Zeros at the end too, so that points stand below each other.
+    return str(value) if isinstance(value, int) else f"{value:#.4g}".rstrip(".")
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape in brackets, as NumPy and JAX write it in types.
+
+    Examples
+    --------
+    >>> shape_text((12, 768)), shape_text(())
+    ('[12,768]', '[]')
+    """
+    return f"[{','.join(map(str, shape))}]"
+
+
+def shorten(text: str, width: int) -> str:
+    """Leave out the middle of a text that is longer than ``width``.
+
+    Examples
+    --------
+    >>> shorten("opt_state/0/mu/blocks/mlp/up/kernel", 24)
+    'opt_state/...p/up/kernel'
+    """
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 2
+    return f"{text[:head]}...{text[head + 3 - width :]}"
+
+
+def table(rows: Sequence[Sequence[str]], *, left: int = 1, indent: str = "  ") -> list[str]:
+    """Align rows, the first of which is the header; cells of the first column are shortened.
+
+    Parameters
+    ----------
+    rows
+        Equally long.
+    left
+        Number of first columns that are aligned to the left; the others are to the right.
+    indent
+        Before each line.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    others = sum(2 + width for width in widths[1:])
+    widths[0] = min(widths[0], max(WIDTH - len(indent) - others, 8))
+    lines = []
+    for row in rows:
+        cells = [shorten(row[0], widths[0]), *row[1:]]
+        padded = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        lines.append((indent + "  ".join(padded)).rstrip())
+    return lines
+
+
+class Progress:
+    """Shows on a terminal how many bytes are done; shows nothing elsewhere. A context manager.
+
+    Parameters
+    ----------
+    doing
+        What is going on, such as "verify step 100".
+    total
+        Bytes in all.
+    """
+
+    def __init__(self, doing: str, total: int) -> None:
+        self._doing, self._total = doing, max(total, 1)
+        self._done = 0
+        self._shown_at = time.monotonic()  # what is quick shows nothing
+        self._shown = 0
+
+    def __call__(self, size: int) -> None:
+        """Add to what is done."""
+        self._done += size
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - self._shown_at >= _SECONDS_BETWEEN:
+            percent = math.floor(100 * self._done / self._total)
+            line = (
+                f"{self._doing}: {human_bytes(self._done)} of {human_bytes(self._total)}, "
+                f"{percent} %"
+            )
+            sys.stderr.write(f"\r{line:<{self._shown}}")
+            sys.stderr.flush()
+            self._shown_at, self._shown = now, len(line)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Make room for other lines."""
+        if self._shown:
+            sys.stderr.write(f"\r{'':<{self._shown}}\r")
+            sys.stderr.flush()
+            self._shown = 0
+
+
+def _scaled(value: float, units: Sequence[str]) -> str:
+    for unit in units:
+        value /= 1000
+        if value < 999.95 or unit == units[-1]:
+            return f"{value:.1f} {unit}"
+    raise AssertionError

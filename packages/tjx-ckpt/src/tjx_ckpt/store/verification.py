@@ -1,0 +1,87 @@
+"""Whether the bytes of a checkpoint are those that were saved."""
+
+from collections.abc import Callable
+
+from tjx_ckpt.store.checksum import checksum, checksum_of_range
+from tjx_ckpt.store.manifest import MANIFEST_NAME, ManifestError
+from tjx_ckpt.store.manifest import read as read_manifest
+from tjx_ckpt.store.storage import FileReader, Storage
+from tjx_ckpt.store.tensor_file import TensorFile
+
+
+class DamagedError(Exception):
+    """A file is not what the manifest says; its text is the file's name and the reason."""
+
+
+def problems(
+    storage: Storage, step: int, *, progress: Callable[[int], None] | None = None
+) -> list[str]:
+    """Read every byte of a checkpoint in constant memory.
+
+    Parameters
+    ----------
+    storage, step
+        Where and which.
+    progress
+        Is told how many bytes more were read.
+
+    Returns
+    -------
+    list of str
+        One line for each bad file, naming the arrays that it concerns; none if all is well.
+    """
+    try:
+        manifest = read_manifest(storage, step)
+    except ManifestError as error:
+        return [f"{MANIFEST_NAME}: {error}"]
+    lines = []
+    for name, expected in sorted(manifest.files.items()):
+        try:
+            with storage.open(step, name) as file:
+                check_header(name, file, expected)
+                _check_pieces(name, file, expected, progress)
+        except OSError as error:
+            lines.append(describe_error(name, error))
+        except DamagedError as error:
+            lines.append(str(error))
+    return lines
+
+
+def check_header(name: str, file: FileReader, expected: TensorFile) -> None:
+    """Check the size of a file and the bytes before its arrays.
+
+    Raises
+    ------
+    DamagedError
+        If they are not what the manifest says.
+    """
+    if file.size != expected.size:
+        raise DamagedError(f"{name}: has {file.size} bytes, expected {expected.size}")
+    header = bytearray(expected.header_size)
+    file.read_into(0, memoryview(header))
+    if checksum(header) != expected.header_xxh3_128:
+        raise DamagedError(f"{name}: the checksum of the header differs")
+
+
+def describe_error(name: str, error: OSError) -> str:
+    """Say why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: missing"
+    return f"{name}: unreadable ({error})"
+
+
+def _check_pieces(
+    name: str, file: FileReader, expected: TensorFile, progress: Callable[[int], None] | None
+) -> None:
+    def read_into(offset: int, buffer: memoryview) -> None:
+        file.read_into(offset, buffer)
+        if progress is not None:
+            progress(len(buffer))
+
+    bad = [
+        stored.piece.key
+        for stored in expected.pieces
+        if checksum_of_range(read_into, stored.offset, stored.size) != stored.xxh3_128
+    ]
+    if bad:
+        raise DamagedError(f"{name}: the checksum differs ({', '.join(dict.fromkeys(bad))})")
