@@ -15,7 +15,6 @@ import pytest
 import words
 from words import SHARD_TOKENS, TOKENIZER, corpus, prepare_words
 
-import tjx_data.loading.loader
 from tjx_data import TokenLoader, char_tokenizer, prepare
 from tjx_data.prepared.index import shard_header
 from tjx_data.prepared.parts import PartRecord, PartTask, tokenize_part
@@ -197,7 +196,7 @@ def test_a_shard_of_another_tokenizer_is_refused_without_reading_it(
 def test_a_shard_lost_while_training_is_a_named_error(
     expected: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tjx_data.loading.loader, "_LOOK_EVERY", 0.02)
+    monkeypatch.setattr("tjx_data.loading.shards._LOOK_EVERY", 0.02)
     directory = shutil.copytree(expected, tmp_path / "set")
     loader = TokenLoader(directory, seq_len=8, batch_size=2)
     loader.batch(0)

@@ -105,7 +105,7 @@ def test_packing_is_decided_once_and_damage_is_named(tmp_path: Path) -> None:
         TokenLoader(directory, seq_len=16, batch_size=2, packing="documents")
 
 
-def test_packed_rows_of_processes_interleave_and_evaluation_sees_all(tmp_path: Path) -> None:
+def test_packed_rows_of_processes_make_up_a_batch_and_evaluation_sees_all(tmp_path: Path) -> None:
     directory = tmp_path / "set"
     prepare(_documents([5, 9, 3, 7, 2, 8, 30] * 4), DISTINCT, directory, holdout_fraction=0.2)
     alone = TokenLoader(directory, seq_len=16, batch_size=4, packing="documents", seed=3)
@@ -120,7 +120,7 @@ def test_packed_rows_of_processes_interleave_and_evaluation_sees_all(tmp_path: P
         for step in (0, 3, 50):
             for name, whole in alone.batch(step).items():
                 for i, share in enumerate(shares):
-                    np.testing.assert_array_equal(share.batch(step)[name], whole[i::n])
+                    np.testing.assert_array_equal(share.batch(step)[name], np.split(whole, n)[i])
     labels = np.concatenate([batch["labels"] for batch in alone.evaluation_batches()])
     stream = alone.read(1, alone.n_tokens - 1)
     assert sorted(labels[labels != -100].tolist()) == sorted(stream.tolist())

@@ -129,7 +129,7 @@ def test_a_row_is_a_function_of_seed_and_turn(
     for i in range(process_count):
         text = text_loader(directory, seed=seed, process_index=i, process_count=process_count)
         for name, values in spans(text).batch(step).items():
-            np.testing.assert_array_equal(values, whole[name][i::process_count])
+            np.testing.assert_array_equal(values, np.split(whole[name], process_count)[i])
     one = spans(text_loader(directory, seed=seed, batch_size=1)).batch(8 * step + 3)
     np.testing.assert_array_equal(one["source"][0], whole["source"][3])
 
@@ -176,7 +176,8 @@ def test_evaluation_has_the_whole_text_and_the_same_spans_every_time(directory: 
     for other in (rows(4), rows(5)):
         for a, b in zip(first, other, strict=False):
             np.testing.assert_array_equal(a["source"], b["source"])
-    for a, b in zip(first[1::2], rows(4, process_index=1, process_count=2), strict=True):
+    second_halves = [row for number, row in enumerate(first) if number % 4 >= 2]
+    for a, b in zip(second_halves, rows(4, process_index=1, process_count=2), strict=True):
         np.testing.assert_array_equal(a["labels"], b["labels"])
     # Of 61 tokens the last row has 1, which makes no pair.
     counted = [(row["labels"] != -100).any() for row in rows(4, limit=61)]

@@ -15,6 +15,7 @@ from .dataset import open_or_prepare as open_or_prepare
 from .dataset import open_sets as open_sets
 from .description import describe as describe
 from .description import verify as verify
+from .errors import DataError as DataError
 from .images.augmentation import Augmentation as Augmentation
 from .images.loader import ImageLoader as ImageLoader
 from .images.mnist import read_idx as read_idx

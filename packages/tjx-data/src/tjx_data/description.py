@@ -7,11 +7,13 @@ import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
 from tjx_data.loading.loader import TokenLoader
-from tjx_data.prepared.index import Index, check_hashes, read_index
+from tjx_data.prepared.index import Index, check_hashes, check_size, read_index
+from tjx_data.prepared.starts import read_starts
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 _BAR = 40  # characters of the longest bar
 _MALFORMED_SHOWN = 5
+_MALFORMED_CHARACTERS = 1000
 
 
 def describe(directory: str | Path, *, samples: int = 1, characters: int = 200) -> str:
@@ -44,7 +46,7 @@ def describe(directory: str | Path, *, samples: int = 1, characters: int = 200) 
         lines.append(
             f"{name}: {split.n_documents:,} documents, {split.n_text_bytes:,} bytes of text, "
             f"{split.n_tokens:,} tokens in {len(split.shards)} shards, "
-            f"{split.n_text_bytes / split.n_tokens:.2f} bytes a token"
+            f"{split.n_text_bytes / max(split.n_tokens, 1):.2f} bytes a token"
         )
     lines += ["tokens in a training document:", *_bars(document_lengths(directory, "train"))]
     loader, tokenizer = TokenLoader(directory, seq_len=1, batch_size=1), Tokenizer.load(directory)
@@ -69,7 +71,7 @@ def verify(directory: str | Path) -> None:
 def document_lengths(directory: str | Path, split: SplitName) -> npt.NDArray[np.int64]:
     """Return the tokens of each document of a split, without ends of text, int64 [documents]."""
     index = read_index(directory)
-    starts = np.fromfile(Path(directory) / index.splits[split].starts.name, "<u8").astype(np.int64)
+    starts = read_starts(Path(directory), index, split)
     n_eot = 0 if index.eot_id is None else 1
     return np.diff(starts, append=index.splits[split].n_tokens) - n_eot
 
@@ -110,17 +112,20 @@ def draw_lengths(directory: str | Path, file: str | Path) -> None:
 def _malformed(directory: Path, index: Index) -> list[str]:
     if index.malformed is None:
         return []
-    with (directory / index.malformed.name).open(encoding="utf-8") as lines:
-        shown = [line.strip() for _, line in zip(range(_MALFORMED_SHOWN), lines, strict=False)]
+    check_size(directory, index.malformed)
+    with (directory / index.malformed.name).open(encoding="utf-8", errors="replace") as file:
+        shown = [file.readline(_MALFORMED_CHARACTERS).strip() for _ in range(_MALFORMED_SHOWN)]
     return [
         f"malformed records left out: {index.n_malformed}, listed in "
         f"{directory / index.malformed.name}; the first:",
-        *shown,
+        *filter(None, shown),
     ]
 
 
 def _bars(lengths: npt.NDArray[np.int64]) -> list[str]:
     """Return a histogram in powers of two, in lines."""
+    if not lengths.size:
+        return []
     bins = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
     first = int(np.flatnonzero(bins)[0])
     return [

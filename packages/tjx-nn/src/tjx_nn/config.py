@@ -186,7 +186,7 @@ class TransformerConfig:
                 f"n_head must divide d_model; try d_model {near}, or give d_head"
             )
         if self.n_head % self.kv_heads:
-            divisors = [k for k in range(1, self.n_head + 1) if self.n_head % k == 0]
+            divisors = [k for k in range(1, min(self.n_head, 1024) + 1) if self.n_head % k == 0]
             problems.append(
                 f"n_head is {self.n_head} and n_kv_head is {self.kv_heads}: "
                 f"n_kv_head must divide n_head; try one of {divisors}"

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from tjx_data.bounded import check_unpacked
+
 BLOCK_BYTES = 1 << 20
-ZSTD_INPUT_BYTES = 1 << 16  # what one of them expands to is held in memory
+ZSTD_INPUT_BYTES = 1 << 12  # what one of them expands to is held in memory: 128 MiB at worst
 
 Compression = Literal["none", "gzip", "zstd"]
 
@@ -29,17 +31,20 @@ def read_blocks(
     Raises
     ------
     ValueError
-        If the file cannot be read, is damaged or cut short, or unpacking it needs an extra.
+        If the file cannot be read, is damaged or cut short, unpacks to far more than text does, or
+        unpacking it needs an extra.
     """
     assert compression == "none" or (start == 0 and end is None)
     try:
         with file.open("rb") as stream:
             if compression == "none":
                 yield from _plain(file, stream, start, end)
-            elif compression == "gzip":
-                yield from _gunzip(stream)
-            else:
-                yield from _unzstd(file, stream)
+                return
+            n_packed, n_unpacked = file.stat().st_size, 0
+            for block in _gunzip(stream) if compression == "gzip" else _unzstd(file, stream):
+                n_unpacked += len(block)
+                check_unpacked(file, n_unpacked, n_packed)
+                yield block
     except EOFError as error:
         raise ValueError(_cut_short(file)) from error
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -21,6 +21,7 @@ from tjx_data.corpora.licences import show_licence
 from tjx_data.suggest import did_you_mean
 
 PROBE_SECONDS = 4.0
+LARGEST_DOWNLOAD = 256 << 20  # bytes of a plain file, which is held in memory
 TOKENIZER_KINDS = ("bpe", "char", "byte", "gpt2", "auto")
 _TRUE = ("1", "ON", "YES", "TRUE")
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
@@ -272,9 +273,13 @@ def download(name: str, url: str, sha256: str, file: Path, *, licence: str) -> P
     show_licence(name, licence, url)
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  our own address
-            content = answer.read()
+            content = answer.read(LARGEST_DOWNLOAD + 1)
     except OSError as error:
         raise HubError(f"{error_start} fetching it failed: {error}. {CORPUS_WAYS_ON}") from error
+    if len(content) > LARGEST_DOWNLOAD:
+        raise ValueError(
+            f"{url} holds more than {LARGEST_DOWNLOAD} bytes: it was changed. Not used"
+        )
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"{url} holds SHA-256 {found}, not {sha256}: it was changed. Not used")
     file.parent.mkdir(parents=True, exist_ok=True)

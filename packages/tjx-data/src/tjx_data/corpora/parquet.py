@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tjx_data.bounded import check_unpacked
 from tjx_data.corpora.documents import Malformed
 from tjx_data.corpora.scans import PART_BYTES, Scan, Stamp, check_unchanged
 
@@ -84,8 +85,8 @@ def parquet_parts(
     Raises
     ------
     ValueError
-        If it is no Parquet file, holds no row or no such column of strings, or the ``parquet``
-        extra is not installed.
+        If it is no Parquet file, holds no row or no such column of strings, claims to unpack to far
+        more than text does, or the ``parquet`` extra is not installed.
     """
     with _opened(file) as opened:
         column = _find_column(file, opened, text_field)
@@ -95,7 +96,11 @@ def parquet_parts(
         for group in range(meta.num_row_groups):
             group_meta = meta.row_group(group)
             row += group_meta.num_rows
-            size += group_meta.column(column).total_uncompressed_size
+            claimed = group_meta.column(column).total_uncompressed_size
+            if group_meta.num_rows < 0 or claimed < 0:
+                raise ValueError(f"{file}: damaged: row group {group} has a size below 0")
+            size += claimed
+            check_unpacked(file, n_bytes + size, stamp.size)
             if size >= PART_BYTES or group == meta.num_row_groups - 1:
                 parts.append(
                     ParquetPart(

@@ -57,11 +57,22 @@ class DatasetImages(ImageSet):
         ValueError
             If one has another size or other channels than the set.
         """
-        images = self._rows[places.tolist()][self._column]
+        images = self._decoded(places)
         found = np.empty((len(places), *self.shape), np.uint8)
         for i, (place, image) in enumerate(zip(places.tolist(), images, strict=True)):
             found[i] = self._pixels(place, image)
         return found
+
+    def _decoded(self, places: Places) -> Any:
+        from PIL import Image
+
+        try:
+            return self._rows[places.tolist()][self._column]
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{self.name}: one of the images {places.min()} to {places.max()} is damaged, no "
+                f"image, or larger than any ({error}); leave it out"
+            ) from error
 
     def _pixels(self, place: int, image: Any) -> Pixels:
         from PIL import Image, ImageOps

@@ -4,12 +4,15 @@ Names of array axes: N images, H height, W width, C channels.
 """
 
 import gzip
+import math
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tjx_data.bounded import check_unpacked
 from tjx_data.images.sets import Images, ImageSet, Pixels, Places
 
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -18,6 +21,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     11: np.dtype(">i2"),
     12: np.dtype(">i4"),
 }
+_MOST_DIMENSIONS = 8
 
 
 def read_idx(path: str | Path) -> npt.NDArray[Any]:
@@ -29,26 +33,48 @@ def read_idx(path: str | Path) -> npt.NDArray[Any]:
     Raises
     ------
     ValueError
-        If the file is not whole, or is no such file.
+        If there is no such file, or it is not whole, of another format, or unpacks to far more than
+        images do.
     """
     path = Path(path)
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError) as error:
-            raise ValueError(f"{path}: the file is not whole ({error}); fetch it again") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _DTYPES:
+    if not path.is_file():
+        raise ValueError(f"{path}: no regular file; give one of MNIST's files")
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        is_packed = stream.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if is_packed else path.open("rb") as stream:
+            return _read_array(path, stream, size, is_packed=is_packed)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: the file is not whole ({error}); fetch it again") from error
+
+
+def _read_array(path: Path, stream: Any, size: int, *, is_packed: bool) -> npt.NDArray[Any]:
+    head = stream.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _DTYPES:
         raise ValueError(f"{path}: not in IDX format; give one of MNIST's files")
-    dtype, dimensions, start = _DTYPES[data[2]], data[3], 4 + 4 * data[3]
-    shape = tuple(int(n) for n in np.frombuffer(data[4:start], ">i4"))
-    wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if len(shape) != dimensions or len(data) - start != wanted:
+    dtype, dimensions = _DTYPES[head[2]], head[3]
+    sizes = stream.read(4 * dimensions)
+    if dimensions > _MOST_DIMENSIONS or len(sizes) != 4 * dimensions:
         raise ValueError(
-            f"{path}: the header says {wanted} bytes of values and there are {len(data) - start}; "
+            f"{path}: the header says {dimensions} dimensions; there are {len(sizes) // 4}, and "
+            f"{_MOST_DIMENSIONS} at most can be read; fetch the file again"
+        )
+    shape = tuple(np.frombuffer(sizes, ">u4").tolist())
+    # By Python's numbers, which do not overflow; and before anything of that size is made.
+    wanted = math.prod(shape) * dtype.itemsize
+    start = 4 + 4 * dimensions
+    if is_packed:
+        check_unpacked(path, start + wanted, size)
+    there = len(content := stream.read(wanted + 1)) if is_packed else size - start
+    if there != wanted:
+        more = " or more" if is_packed and there > wanted else ""
+        raise ValueError(
+            f"{path}: the header says {wanted} bytes of values and there are {there}{more}; "
             "fetch the file again"
         )
-    return np.frombuffer(data[start:], dtype).reshape(shape).astype(dtype.newbyteorder("="))
+    content = content if is_packed else stream.read(wanted)
+    return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
 class ArrayImages(ImageSet):
@@ -97,8 +123,10 @@ def open_mnist(directory: Path) -> Images:
         images = read_idx(_find(directory, f"{split}-images-idx3-ubyte"))
         labels = read_idx(_find(directory, f"{split}-labels-idx1-ubyte"))
         name = f"{directory} {split}"
-        if images.dtype != np.uint8 or images.ndim != 3:
+        if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape[1:]:
             raise ValueError(f"{name}: {images.dtype} {list(images.shape)} are no images of bytes")
+        if labels.dtype != np.uint8 or labels.ndim != 1:
+            raise ValueError(f"{name}: {labels.dtype} {list(labels.shape)} are no labels of bytes")
         return ArrayImages(name, images[..., None], labels)
 
     return Images(read("train"), read("t10k"))

@@ -28,8 +28,8 @@ class Loader(ABC):
     seed : int
         Decides all that is random; 0 to 2**64 - 1.
     process_index, process_count : int
-        This process reads the rows process_index, process_index + process_count, ... of each
-        batch. Together the processes' rows, interleaved, are the batch that one would read.
+        This process reads the part process_index of process_count equal parts of each batch, one
+        after another: so lie the rows of a batch that is spread over the processes' devices.
 
     problems : Sequence[str]
         What a subclass found wrong with its own arguments, to be told with the rest.
@@ -54,7 +54,7 @@ class Loader(ABC):
             raise ValueError("\n".join(problems))
         self.batch_size, self.seed = batch_size, seed
         self.process_index, self.process_count = process_index, process_count
-        self._rows = np.arange(process_index, batch_size, process_count)
+        self._rows = np.array_split(np.arange(batch_size), process_count)[process_index]
 
     @abstractmethod
     def rows(self, turns: Turns) -> Batch:

@@ -4,11 +4,9 @@ Names of array axes: R rows, T tokens in a row.
 """
 
 import hashlib
-import mmap
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +14,12 @@ import numpy.typing as npt
 from tjx_data.corpora.documents import SplitName
 from tjx_data.loading.batches import IGNORED_LABEL, Batch, Loader, Turns
 from tjx_data.loading.epochs import EpochOrder
-from tjx_data.prepared.index import (
-    HEADER_BYTES,
-    check_hash,
-    check_hashes,
-    check_shard,
-    check_size,
-    read_index,
-)
+from tjx_data.loading.shards import Shards
+from tjx_data.prepared.index import check_hash, check_hashes, check_shard, check_size, read_index
 from tjx_data.prepared.packing import Packing, open_packing
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 PackingKind = Literal["windows", "documents"]
-
-_LOOK_EVERY = 1.0  # seconds between two looks whether the shards are still there
 
 
 class TokenLoader(Loader):
@@ -99,14 +89,7 @@ class TokenLoader(Loader):
         self.split, self.seq_len, self.packing = split, seq_len, packing
         self._split = self.index.splits[split]
         self._check_set(tokenizer)
-        self._look_again = 0.0
-        self._shards = self._map_shards()
-        self._windows = [
-            np.lib.stride_tricks.sliding_window_view(shard, seq_len + 1)
-            if len(shard) > seq_len
-            else None
-            for shard in self._shards
-        ]
+        self._shards = Shards(self.directory, self.index, split)
         self._packed: Packing | None = None
         if packing == "documents":
             self._packed = open_packing(self.directory, split, seq_len)
@@ -160,12 +143,17 @@ class TokenLoader(Loader):
             ``tokens[r, t]``. With packing "documents" also ``segment_ids`` (from 1; 0 is room that
             was left, where the token is 0 and the label -100) and ``positions``, which begin at 0
             in each segment.
+
+        Raises
+        ------
+        DataError
+            Naming a shard that vanished, was changed, or cannot be read.
         """
-        self._look()
+        self._shards.look()
         places = self._order.places(turns)
         if self._packed is not None:
             return self._packed_rows(self._packed, places)
-        windows = self._gather(places).astype(np.int32)  # [R, T + 1]
+        windows = self._shards.windows(places, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
         return {"tokens": windows[:, :-1], "labels": windows[:, 1:]}
 
     def _packed_rows(self, packed: Packing, places: Turns) -> Batch:
@@ -187,33 +175,9 @@ class TokenLoader(Loader):
             "tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions
         }  # fmt: skip
 
-    def _gather(self, starts: Turns) -> npt.NDArray[np.unsignedinteger]:
-        """Return the windows of seq_len + 1 tokens at the given places of the stream."""
-        if len(self._shards) == 1 and self._windows[0] is not None:
-            return self._windows[0][starts]
-        shard, local = np.divmod(starts, self.index.shard_tokens)
-        out = np.empty((len(starts), self.seq_len + 1), self._shards[0].dtype)
-        for i in np.unique(shard):
-            windows = self._windows[i]
-            n_windows = 0 if windows is None else len(windows)
-            inside = (shard == i) & (local < n_windows)
-            if windows is not None:
-                out[inside] = windows[local[inside]]
-            for row in np.flatnonzero((shard == i) & ~inside):
-                out[row] = self.read(int(starts[row]), self.seq_len + 1)
-        return out
-
     def read(self, start: int, length: int) -> npt.NDArray[np.unsignedinteger]:
         """Return `length` tokens of the stream from position `start`, across shards."""
-        assert start >= 0
-        assert start + length <= self.n_tokens
-        pieces = []
-        while length > 0:
-            shard, local = divmod(start, self.index.shard_tokens)
-            piece = self._shards[shard][local : local + length]
-            pieces.append(piece)
-            start, length = start + len(piece), length - len(piece)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return self._shards.read(start, length)
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield each label of the split once, in batches of one shape.
@@ -239,7 +203,7 @@ class TokenLoader(Loader):
         n_rows = -(-n_labels // self.seq_len)
         order = EpochOrder(self.rows_per_epoch, 0)  # long documents would come first
         for first in range(0, n_rows, self.batch_size):
-            self._look()
+            self._shards.look()
             numbers = first + self._rows
             if self._packed is None:
                 yield self._last_windows(numbers, n_labels)
@@ -266,12 +230,13 @@ class TokenLoader(Loader):
         """Return the tokens of one document of the split, without the end-of-text around it."""
         if not 0 <= number < self.n_documents:
             raise ValueError(f"document {number}: there are 0 to {self.n_documents - 1}")
-        starts = np.memmap(self.directory / self._split.starts.name, "<u8", "r")
-        n_eot = 0 if self.index.eot_id is None else 1
-        is_last = number + 1 == self.n_documents
-        end = self.n_tokens if is_last else int(starts[number + 1])
-        start = int(starts[number])
-        return self.read(start, end - n_eot - start)
+        file = self.directory / self._split.starts.name
+        bounds = [*np.fromfile(file, "<u8", 2, offset=8 * number).tolist(), self.n_tokens]
+        start, end = bounds[:2]
+        end -= 0 if self.index.eot_id is None else 1
+        if not 0 <= start <= end < self.n_tokens:
+            check_hash(self.directory, self._split.starts)
+        return self.read(start, end - start)
 
     def verify(self) -> None:
         """Read all files of the split and compare their hashes with the index.
@@ -282,22 +247,6 @@ class TokenLoader(Loader):
             Naming the first file that is not what the index says.
         """
         check_hashes(self.directory, self.index.files(self.split))
-
-    def _map_shards(self) -> list[npt.NDArray[np.unsignedinteger]]:
-        dtype = np.dtype(self.index.dtype).newbyteorder("<")
-        names = [shard.name for shard in self._split.shards if shard.n_bytes > HEADER_BYTES]
-        return [_map(self.directory / name, dtype) for name in names]
-
-    def _look(self) -> None:
-        """Refuse to go on with shards that vanished or shrank since the last look.
-
-        Memory that a file no longer backs would kill the process without a word.
-        """
-        now = time.monotonic()
-        if now >= self._look_again:
-            for shard in self._split.shards:
-                check_size(self.directory, shard)
-            self._look_again = now + _LOOK_EVERY
 
     def _check_set(self, tokenizer: Tokenizer | None) -> None:
         for number in range(len(self._split.shards)):
@@ -311,18 +260,6 @@ class TokenLoader(Loader):
                 f"with the one given, {tokenizer.fingerprint[:16]} ({tokenizer.vocab_size} "
                 "tokens); load the one in that folder, or prepare the data again"
             )
-
-
-def _map(file: Path, dtype: np.dtype[Any]) -> npt.NDArray[np.unsignedinteger]:
-    """Map a shard's tokens to memory, as a plain array: np.memmap's own indexing is slow."""
-    with file.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_RANDOM"):
-        # Rows come from all over the file. What the kernel would read ahead, up to megabytes for
-        # each of them, is of no use.
-        mapped.madvise(mmap.MADV_RANDOM)
-    tokens: npt.NDArray[np.unsignedinteger] = np.frombuffer(mapped, dtype, offset=HEADER_BYTES)
-    return tokens
 
 
 def batch_bytes(labels: npt.NDArray[np.int32], token_byte_lengths: npt.NDArray[np.int32]) -> int:

@@ -164,7 +164,8 @@ class MixtureLoader(Loader):
         while batch := list(islice(rows, self.batch_size)):
             padding = {**batch[-1], "labels": np.full_like(batch[-1]["labels"], IGNORED_LABEL)}
             batch += [padding] * (self.batch_size - len(batch))
-            mine = batch[self.process_index :: self.process_count]
+            part = self.batch_size // self.process_count
+            mine = batch[self.process_index * part : (self.process_index + 1) * part]
             yield {key: np.concatenate([row[key] for row in mine]) for key in padding}
 
     def _common_layout(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

@@ -26,12 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from tjx_data.atomic import write_atomically
+from tjx_data.bounded import read_object
 from tjx_data.corpora.documents import Holdout, SplitName
+from tjx_data.errors import DataError
+from tjx_data.prepared.index_rules import find_index_problems
 
 INDEX_FILE = "index.json"
 TOKENIZER_FILE = "tokenizer.json"
 MALFORMED_FILE = "malformed.jsonl"
 FORMAT = "tjx-data 2"
+LARGEST_INDEX = 16 << 20  # bytes; an entry for each shard has about 150
 
 # Magic, bytes of a token, nothing, first token's position in the stream, tokenizer's fingerprint.
 _HEADER = struct.Struct("<8sII Q 32s 8x")
@@ -156,28 +160,32 @@ def read_index(directory: str | Path) -> Index:
     Raises
     ------
     ValueError
-        If the folder holds no prepared set, the index was changed after it was written, or it is
-        of a format that this version does not read.
+        If the folder holds no prepared set, the index was changed after it was written, it is of a
+        format that this version does not read, or says what cannot be.
     """
     file = Path(directory) / INDEX_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_object(file, LARGEST_INDEX)
         stated = content.pop("sha256")
     except FileNotFoundError as error:
         raise ValueError(
             f"{directory}: no prepared data here ({INDEX_FILE} is missing); make it with "
             "tjx-data prepare"
         ) from error
-    except (ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file}: damaged ({error}); prepare the data again") from error
     if content.get("format") != FORMAT:
         raise ValueError(
-            f"{file}: format {content.get('format')!r}, but this version reads {FORMAT!r}; prepare "
-            "the data again"
+            f"{file}: format {str(content.get('format'))[:60]!r}, but this version reads "
+            f"{FORMAT!r}; prepare the data again"
         )
     if stated != _hash(content):
         raise ValueError(f"{file}: damaged (it does not have the hash it states); prepare again")
     del content["format"]
+    if problems := find_index_problems(content, HEADER_BYTES):
+        raise ValueError(
+            "\n".join([f"{file}: says what cannot be; prepare the data again:", *problems[:20]])
+        )
     splits = {name: _split_index(split) for name, split in content.pop("splits").items()}
     tokenizer = FileEntry(**content.pop("tokenizer"))
     malformed = content.pop("malformed")
@@ -204,16 +212,19 @@ def check_size(directory: Path, entry: FileEntry) -> None:
 
     Raises
     ------
-    ValueError
+    DataError
         Naming the file.
     """
     file = directory / entry.name
     try:
         found = file.stat().st_size
+        is_regular = file.is_file()  # a pipe would keep its reader waiting
     except FileNotFoundError as error:
-        raise ValueError(f"{file}: missing, though the index lists it; prepare again") from error
-    if found != entry.n_bytes:
-        raise ValueError(
+        raise DataError(f"{file}: missing, though the index lists it; prepare again") from error
+    except OSError as error:
+        raise DataError(_unreadable(file, error)) from error
+    if found != entry.n_bytes or not is_regular:
+        raise DataError(
             f"{file}: has {found} bytes, the index says {entry.n_bytes}; it is truncated or from "
             "another set; prepare the data again"
         )
@@ -224,7 +235,7 @@ def check_shard(directory: Path, index: Index, split: SplitName, number: int) ->
 
     Raises
     ------
-    ValueError
+    DataError
         Naming the file.
     """
     entry = index.splits[split].shards[number]
@@ -235,19 +246,22 @@ def check_shard(directory: Path, index: Index, split: SplitName, number: int) ->
         first_token=number * index.shard_tokens,
         tokenizer_fingerprint=index.tokenizer_fingerprint,
     )
-    with file.open("rb") as stream:
-        found = stream.read(HEADER_BYTES)
+    try:
+        with file.open("rb") as stream:
+            found = stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise DataError(_unreadable(file, error)) from error
     if found == expected:
         return
     magic, _, _, _, fingerprint = _HEADER.unpack(found)
     if magic != _MAGIC:
-        raise ValueError(f"{file}: not a shard of tokens (its header is another); prepare again")
+        raise DataError(f"{file}: not a shard of tokens (its header is another); prepare again")
     if fingerprint.hex() != index.tokenizer_fingerprint:
-        raise ValueError(
+        raise DataError(
             f"{file}: its tokens were made with tokenizer {fingerprint.hex()[:16]}, those of the "
             f"set with {index.tokenizer_fingerprint[:16]}; prepare the data again"
         )
-    raise ValueError(f"{file}: belongs to another place or set (its header says so); prepare again")
+    raise DataError(f"{file}: belongs to another place or set (its header says so); prepare again")
 
 
 def check_hashes(directory: Path, entries: list[FileEntry]) -> None:
@@ -262,15 +276,22 @@ def check_hash(directory: Path, entry: FileEntry) -> None:
 
     Raises
     ------
-    ValueError
+    DataError
         Naming the file.
     """
     check_size(directory, entry)
     file = directory / entry.name
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(_unreadable(file, error)) from error
     if found != entry.sha256:
-        raise ValueError(
+        raise DataError(
             f"{file}: SHA-256 is {found}, the index says {entry.sha256}; the file is damaged or "
             "from another set; prepare the data again"
         )
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    return f"{file}: cannot be read ({error.strerror}); is it ours to read, and its disk there?"

@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from tjx_data.atomic import write_atomically
 from tjx_data.corpora.documents import SplitName
+from tjx_data.prepared.arrays import read_arrays
 from tjx_data.prepared.index import Index, check_hash, read_index
+from tjx_data.prepared.starts import read_starts
 
 Places = npt.NDArray[np.int64]
 
@@ -69,14 +71,10 @@ def open_packing(directory: str | Path, split: SplitName, seq_len: int) -> Packi
     index = read_index(directory)
     file = packing_file(directory, split, seq_len)
     entry = index.splits[split].starts
-    try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            if arrays["of"].tobytes().decode() == entry.sha256:
-                return Packing(arrays["rows"], arrays["starts"], arrays["lengths"])
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # zipfile, zlib and NumPy each have their own
-        raise ValueError(f"{file}: damaged ({error}); remove it, and it is made again") from error
+    if file.exists():
+        found = _read(file, entry.sha256, index.splits[split].n_tokens, seq_len)
+        if found is not None:
+            return found
     check_hash(directory, entry)
     packing = pack(*_stretches(directory, index, split), seq_len)
     content = io.BytesIO()
@@ -86,13 +84,41 @@ def open_packing(directory: str | Path, split: SplitName, seq_len: int) -> Packi
     return packing
 
 
+def _read(file: Path, of: str, n_tokens: int, seq_len: int) -> Packing | None:
+    """Read a packing; None if it is that of other documents."""
+    arrays = read_arrays(file)
+    try:
+        if arrays["of"].tobytes().decode(errors="replace") != of:
+            return None
+        found = Packing(arrays["rows"], arrays["starts"], arrays["lengths"])
+        _check(found, n_tokens, seq_len)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{file}: damaged ({error}); remove it, and it is made again") from error
+    return found
+
+
+def _check(packing: Packing, n_tokens: int, seq_len: int) -> None:
+    """Refuse a packing that no set of so many tokens has, before a row is read by it."""
+    rows, starts, lengths = packing
+    if any(array.dtype != np.int64 or array.ndim != 1 for array in packing):
+        raise ValueError("its arrays are not rows of int64")
+    if len(starts) != len(lengths) or rows[:1].tolist() != [0] or rows[-1] != len(starts):
+        raise ValueError("its arrays do not fit each other")
+    inside = (starts >= 0) & (lengths > 0) & (lengths <= seq_len) & (starts < n_tokens - lengths)
+    if (np.diff(rows) < 0).any() or not inside.all():
+        raise ValueError(f"it names tokens beyond the {n_tokens} of the split, or of a row")
+    filled = np.diff(np.append(0, np.cumsum(lengths))[rows])
+    if filled.size and filled.max() > seq_len:
+        raise ValueError(f"a row holds {filled.max()} tokens, of {seq_len}")
+
+
 def _stretches(directory: Path, index: Index, split: SplitName) -> tuple[Places, Places]:
     """Return where each document's first token stands, and how many labels follow from there.
 
     With an end-of-text token a document begins with the one before it and its last label is the
     one after it; without, its first token has no label and its last none after it.
     """
-    starts = np.fromfile(directory / index.splits[split].starts.name, "<u8").astype(np.int64)
+    starts = read_starts(directory, index, split)
     ends = np.append(starts[1:], index.splits[split].n_tokens)
     if index.eot_id is None:
         return starts, ends - starts - 1

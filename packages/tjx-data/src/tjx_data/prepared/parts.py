@@ -6,7 +6,6 @@ it. The file appears whole or not at all.
 
 import io
 import json
-import zipfile
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from tjx_data.corpora.documents import (
     is_empty,
     side_of,
 )
+from tjx_data.prepared.arrays import read_arrays
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
@@ -228,15 +228,14 @@ def read_record(file: Path) -> PartRecord | None:
     A file that cannot be read is no file: the part is made again.
     """
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            fields = json.loads(arrays["record"].tobytes())
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        fields = json.loads(read_arrays(file)["record"].tobytes())
+        fields["malformed"] = [tuple(record) for record in fields["malformed"]]
+        return PartRecord(**fields)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    fields["malformed"] = [tuple(record) for record in fields["malformed"]]
-    return PartRecord(**fields)
 
 
 def read_tokens(file: Path, split: SplitName) -> tuple[Tokens, Lengths]:
     """Return a part's tokens of one split, and how many each document has."""
-    with np.load(file, allow_pickle=False) as arrays:
-        return arrays[split], arrays[f"{split}_lengths"]
+    arrays = read_arrays(file)
+    return arrays[split], arrays[f"{split}_lengths"]

@@ -1,16 +1,23 @@
 """Tokenizers as others store them: tokenizer.json, GPT-2's two files, the Hugging Face hub."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tokenizers
 
+from tjx_data.bounded import read_bounded
 from tjx_data.corpora import hub
 from tjx_data.tokenization.vocabulary import END_OF_TEXT_NAMES, as_special
 
 # GPT-2's own two files, and Hugging Face's names for the same.
 GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 HUB_ALIASES = {"gpt2": ("openai-community/gpt2", "gpt2")}
+LARGEST_FILE = 64 << 20  # bytes; that of a vocabulary of 262,144 tokens has 33 million
+# Tables of a number for each id are made: one token of a tiny file may have the id 2**32 - 1.
+LARGEST_VOCABULARY = 1 << 22
+MOST_QUOTED = 500  # characters of what the library says, which may repeat the file
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -51,20 +58,43 @@ def _read_folder(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _read_json(file: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception for whatever it dislikes
-        raise ValueError(f"{file}: not a tokenizer.json: {error}") from error
+    with _refusals(f"{file}: not a tokenizer.json"):
+        return _checked(tokenizers.Tokenizer.from_str(read_bounded(file, LARGEST_FILE).decode()))
 
 
 def _read_gpt2(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
-    try:
+    with _refusals(f"{vocabulary}, {merges}: not GPT-2's two files"):
+        for file in (vocabulary, merges):
+            read_bounded(file, LARGEST_FILE)
         model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
-    except Exception as error:  # the library raises bare Exception for whatever it dislikes
-        raise ValueError(f"{vocabulary}, {merges}: not GPT-2's two files: {error}") from error
-    inner = tokenizers.Tokenizer(model)
+        inner = _checked(tokenizers.Tokenizer(model))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     known = [name for name in END_OF_TEXT_NAMES if inner.token_to_id(name) is not None]
     inner.add_special_tokens(as_special(known, ()))
     return inner
+
+
+def _checked(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    ids = inner.get_vocab(with_added_tokens=True).values()
+    if not ids:
+        raise ValueError("it has no token")
+    if max(ids) >= LARGEST_VOCABULARY:
+        raise ValueError(f"it has the id {max(ids)}, and {LARGEST_VOCABULARY - 1} is the largest")
+    return inner
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn whatever the library dislikes into a ValueError that says what was read."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_of_library(error):
+            raise
+        raise ValueError(f"{what}: {str(error)[:MOST_QUOTED]}") from error
+
+
+def is_of_library(error: BaseException) -> bool:
+    """Tell whether an error is the library's: a bare Exception, or a panic, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

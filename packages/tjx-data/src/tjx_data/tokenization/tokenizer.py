@@ -16,7 +16,7 @@ import tokenizers
 from tjx_data.atomic import write_atomically
 from tjx_data.suggest import did_you_mean
 from tjx_data.tokenization.pieces import LONE_SURROGATE, batches
-from tjx_data.tokenization.stored import read_model
+from tjx_data.tokenization.stored import MOST_QUOTED, is_of_library, read_model
 from tjx_data.tokenization.vocabulary import (
     BYTE_CHARACTERS,
     END_OF_TEXT_NAMES,
@@ -154,6 +154,8 @@ class Tokenizer:
                 )
             except TypeError as error:
                 raise ValueError(LONE_SURROGATE) from error
+            except BaseException as error:
+                raise _cannot("encode a text", error) from error
             for piece, encoding in zip(batch, encoded, strict=True):
                 begun.append(encoding.ids)
                 if piece.is_last:
@@ -212,7 +214,11 @@ class Tokenizer:
         """
         if is_byte_level(self._json):
             return self.decode_bytes(ids).decode("utf-8", errors="replace")
-        return self._inner.decode(self._known(ids), skip_special_tokens=False)
+        known = self._known(ids)
+        try:
+            return self._inner.decode(known, skip_special_tokens=False)
+        except BaseException as error:
+            raise _cannot("decode these ids", error) from error
 
     def _known(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> list[int]:
         given = [int(i) for i in ids]
@@ -347,6 +353,13 @@ class Tokenizer:
         if before["type"] != "ByteLevel" or before["add_prefix_space"]:
             return False
         return bool(before["use_regex"]) or not joins
+
+
+def _cannot(do: str, error: BaseException) -> BaseException:
+    """Return what to raise for an error of the library, whose tokenizer was not made for this."""
+    if not is_of_library(error):
+        return error
+    return ValueError(f"this tokenizer cannot {do}: {str(error)[:MOST_QUOTED]}")
 
 
 def _with_json(content: str) -> Tokenizer:

@@ -64,8 +64,18 @@ def token_texts(inner: tokenizers.Tokenizer, description: Mapping[str, Any]) -> 
         if i in added:
             texts[i] = added[i].content.encode("utf-8")
         else:
-            texts[i] = bytes(map(_BYTES.__getitem__, token)) if byte_level else token.encode()
+            texts[i] = _bytes_of(token) if byte_level else token.encode()
     return texts
+
+
+def _bytes_of(token: str) -> bytes:
+    try:
+        return bytes(map(_BYTES.__getitem__, token))
+    except KeyError as error:
+        raise ValueError(
+            f"token {token[:40]!r} of a byte-level vocabulary has the character {error}, which "
+            "stands for no byte: the tokenizer is damaged"
+        ) from error
 
 
 def starts_word(text: bytes) -> bool:

@@ -19,7 +19,11 @@ WRITABLE: dict[str, Any] = {
     "float16": np.float16,
     "bfloat16": jnp.bfloat16,
 }
+LARGEST_JSON = 16 << 20  # bytes; the index of a model of 91,000 tensors has 9 million
+LARGEST_HEADER = 16 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+_FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -52,6 +56,9 @@ class Tensors:
         for path in _files(folder):
             file = self._open(path)
             for name in file.keys():  # noqa: SIM118  not a dict
+                if name in self._opened:
+                    self._files.close()
+                    raise ValueError(f"{path} holds tensor {name}, and so does another file")
                 view = file.get_slice(name)
                 self._opened[name], self.shapes[name] = file, tuple(view.get_shape())
                 if view.get_dtype() not in READABLE:
@@ -81,8 +88,9 @@ class Tensors:
     def _open(self, path: Path) -> Any:
         safetensors = import_safetensors()
         try:
+            _check_header(path)
             return self._files.enter_context(safetensors.safe_open(path, framework="np"))
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, MemoryError, safetensors.SafetensorError) as error:
             self._files.close()
             raise ValueError(
                 f"{path} is missing or damaged ({error}): fetch or copy it again"
@@ -101,16 +109,33 @@ def import_safetensors() -> Any:
     return safetensors
 
 
+def _check_header(path: Path) -> None:
+    """Refuse a header that claims more bytes than there are, before they are asked for."""
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    if claimed > min(LARGEST_HEADER, size - 8):
+        raise ValueError(
+            f"its header claims {claimed} bytes in a file of {size}; {LARGEST_HEADER} are allowed"
+        )
+
+
 def _files(folder: Path) -> list[Path]:
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     if (folder / INDEX).is_file():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
-        if not names or any(Path(name).name != name for name in names):
+        where = read_json(folder / INDEX).get("weight_map")
+        listed = where.values() if isinstance(where, dict) else [where]
+        names = {name for name in listed if isinstance(name, str) and _FILE_NAME.fullmatch(name)}
+        if not names or len(names) < len({str(name) for name in listed}):
+            foreign = sorted({str(name)[:60] for name in listed} - names)
             raise ValueError(
-                f"{folder / INDEX} should list files of its own folder and lists {names}"
+                f"{folder / INDEX} should list safetensors files of its own folder and lists "
+                f"{foreign[:10]}"
             )
-        return [folder / name for name in names]
+        return [folder / name for name in sorted(names)]
     if pickles := sorted(path.name for glob in _PICKLES for path in folder.glob(glob)):
         raise ValueError(
             f"{folder} has {', '.join(pickles)} and no {WHOLE}: a pickle can run any program, so "
@@ -121,18 +146,25 @@ def _files(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object."""
+    """Read a file that holds a JSON object, with each key once."""
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}: give a folder of transformers")
+    if (size := path.stat().st_size) > LARGEST_JSON:
+        raise ValueError(f"{path} has {size} bytes; such a file has {LARGEST_JSON} at most")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{path.parent} has no {path.name}: give a folder of transformers"
-        ) from error
-    except ValueError as error:
+        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_each_once)
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} should hold an object and holds a {type(content).__name__}")
     return content
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands there twice, and readers could take either")
+    return found
 
 
 def write_folder(

@@ -130,14 +130,13 @@ def _family_of(theirs: Json) -> Family:
     """Return the family that a config.json is of."""
     kind, architectures = theirs.get("model_type"), theirs.get("architectures")
     for family in FAMILIES:
-        if kind == family.model_type and family.architecture in (
-            architectures or [family.architecture]
-        ):
+        given = [family.architecture] if architectures is None else architectures
+        if kind == family.model_type and isinstance(given, list) and family.architecture in given:
             return family
     known = [f"{family.model_type} ({family.architecture})" for family in FAMILIES]
     raise ValueError(
-        f"model_type is {kind!r} and architectures {architectures}: what can be read is "
-        f"{', '.join(known)}"
+        f"model_type is {str(kind)[:60]!r} and architectures {str(architectures)[:60]}: what can "
+        f"be read is {', '.join(known)}"
     )
 
 

@@ -1,6 +1,8 @@
 """Llama and those built like it: `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen3ForCausalLM`."""
 
 import math
+from collections.abc import Mapping
+from types import NoneType
 from typing import Any
 
 from tjx_nn.gpt_config import GPTConfig
@@ -31,6 +33,7 @@ _NUMBERS: dict[RopeScaling, dict[str, str]] = {
         "beta_slow": "beta_slow",
     },
 }
+_LARGEST_NUMBER = 1e15
 
 
 def read_rope(theirs: Json) -> dict[str, Any]:
@@ -39,13 +42,17 @@ def read_rope(theirs: Json) -> dict[str, Any]:
     transformers 5 has them in one entry, rope_parameters; before, rope_theta stood beside
     rope_scaling, which named its kind "type".
     """
-    given = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in _SCALINGS:
+    places: tuple[Any, ...] = (theirs.get("rope_parameters"), theirs.get("rope_scaling"), {})
+    given = next(place for place in places if place is not None)
+    if not isinstance(given, Mapping):
+        raise ValueError(f"rope_parameters is {str(given)[:60]}: give an object")
+    kinds = (given.get("rope_type"), given.get("type"), "default")
+    kind = next(kind for kind in kinds if kind is not None)
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise ValueError(f"rope_type is {kind!r}: only {list(_SCALINGS)} can be read")
     names = _NUMBERS[_SCALINGS[kind]]
     numbers: dict[str, Any] = {
-        ours: float(given[name]) for ours, name in names.items() if given.get(name) is not None
+        ours: _number(given, name) for ours, name in names.items() if given.get(name) is not None
     }
     if "factor" in names and "factor" not in numbers:
         raise ValueError(f"rope_type is {kind!r} and there is no factor")
@@ -66,8 +73,16 @@ def read_rope(theirs: Json) -> dict[str, Any]:
             if name not in known and value is not None and harmless.get(name) != value
         ]
     )
-    base = float(given.get("rope_theta") or theirs.get("rope_theta") or 10000)
+    holder = theirs if given.get("rope_theta") is None else given
+    base = 10000.0 if holder.get("rope_theta") is None else _number(holder, "rope_theta")
     return {"rope": RopeConfig(base=base, scaling=_SCALINGS[kind], **numbers)}
+
+
+def _number(given: Json, name: str) -> float:
+    value = given[name]
+    if type(value) not in (int, float) or not abs(value) < _LARGEST_NUMBER:
+        raise ValueError(f"{name} is {str(value)[:60]}: give a number below {_LARGEST_NUMBER:g}")
+    return float(value)
 
 
 def write_rope(config: GPTConfig) -> dict[str, Any]:
@@ -83,21 +98,33 @@ def write_rope(config: GPTConfig) -> dict[str, Any]:
 def _read_layers(theirs: Json) -> dict[str, Any]:
     """Return Qwen3's positions, and the windows of its layers where they follow our pattern."""
     window, count = theirs.get("sliding_window"), theirs.get("num_hidden_layers", 32)
-    window = window if theirs.get("use_sliding_window", False) else None
-    first = theirs.get("max_window_layers", 28)
+    uses, first = theirs.get("use_sliding_window", False), theirs.get("max_window_layers", 28)
+    window = window if uses else None
+    wrong = (type(uses), type(first)) != (bool, int) or type(window) not in (int, NoneType)
+    if wrong:
+        raise ValueError(
+            f"use_sliding_window is {uses!r}, sliding_window {window!r}, max_window_layers "
+            f"{first!r}: give true or false, and whole numbers"
+        )
     kinds = theirs.get("layer_types") or [
         "full_attention" if window is None or layer < first else "sliding_attention"
         for layer in range(count)
     ]
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != count
+        or not all(isinstance(kind, str) for kind in kinds)
+    ):
+        raise ValueError(f"layer_types is {str(kinds)[:60]}: give the kind of each of {count}")
     full = [kind == "full_attention" for kind in kinds]
     rope = read_rope(theirs)
     if all(full):
         return {"window": None, **rope}
     every = full.index(True) + 1 if True in full else None
     pattern = [every is not None and (layer + 1) % every == 0 for layer in range(count)]
-    if window is None or full != pattern or set(kinds) > {"full_attention", "sliding_attention"}:
+    if window is None or full != pattern or set(kinds) - {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"layer_types is {kinds} with sliding_window {window}: what can be read is "
+            f"layer_types is {str(kinds)[:200]} with sliding_window {window}: what can be read is "
             "'sliding_attention', with every so many-th layer 'full_attention'"
         )
     return {"window": window, "global_every": every, **rope}

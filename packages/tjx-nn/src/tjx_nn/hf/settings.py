@@ -1,10 +1,12 @@
 """Configurations: theirs as ours, and ours as theirs where theirs can hold it."""
 
 import dataclasses
-from typing import Any
+import math
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.hf.table import Family, Field, Json
+from tjx_nn.hf.table import LARGEST_SIZE, MOST_LAYERS, Family, Field, Json
 from tjx_nn.parts import refuse
 
 # Fields whose default depends on others, and the properties that say what they come to.
@@ -36,31 +38,58 @@ def read_config(family: Family, theirs: Json) -> TransformerConfig:
         if key in theirs and theirs[key] != value
     ]
     fields: dict[str, Any] = dict(family.constants)
+    before = len(problems)
     for field in family.fields:
         try:
-            fields[field.ours] = _read_field(field, theirs)
+            fields[field.ours] = _read_field(field, theirs, family.config)
         except ValueError as error:
             problems.append(str(error))
-    try:
-        fields |= family.read_extra(theirs)
-    except ValueError as error:
-        problems.append(str(error))
+    if len(problems) == before:  # it may count on what the fields were checked for
+        try:
+            fields |= family.read_extra(theirs)
+        except ValueError as error:
+            problems.append(str(error))
     refuse([f"{family.architecture}: {problem}" for problem in problems])
     return family.config(**fields)
 
 
-def _read_field(field: Field, theirs: Json) -> Any:
+def _read_field(field: Field, theirs: Json, kind: type[TransformerConfig]) -> Any:
     found = {key: theirs.get(key, field.default) for key in field.theirs}
     value = found[field.theirs[0]]
     if any(other != value for other in found.values()):
         raise ValueError(f"{found} must be equal: we have one {field.ours}")
-    if field.values is None:
-        # JSON's 0 and 10000 may be meant as fractions.
-        whole = isinstance(field.default, float) and isinstance(value, int)
-        return float(value) if whole else value
-    if value not in field.values:
-        raise ValueError(f"{field.theirs[0]} is {value!r}: only {list(field.values)} can be read")
-    return field.values[value]
+    if field.values is not None:
+        if not isinstance(value, str) or value not in field.values:
+            raise ValueError(
+                f"{field.theirs[0]} is {value!r}: only {list(field.values)} can be read"
+            )
+        return field.values[value]
+    kinds = _kinds(kind, field.ours)
+    largest = MOST_LAYERS if field.ours in _DEPTHS else LARGEST_SIZE
+    if not _fits(value, kinds) or (isinstance(value, int) and not 0 <= value <= largest):
+        names = " or ".join(_NAMES[each] for each in kinds)
+        raise ValueError(f"{field.theirs[0]} is {str(value)[:60]}: give {names} up to {largest}")
+    # JSON's 0 and 10000 may be meant as fractions.
+    return float(value) if isinstance(field.default, float) and value is not None else value
+
+
+_DEPTHS = ("n_layer", "n_encoder_layer")
+_NAMES = {
+    int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"
+}  # fmt: skip
+
+
+def _kinds(kind: type[TransformerConfig], field: str) -> tuple[type, ...]:
+    """Return what a field may be: one type, or those of a union."""
+    hint = get_type_hints(kind)[field]
+    return get_args(hint) or (hint,)
+
+
+def _fits(value: Any, kinds: tuple[type, ...]) -> bool:
+    """Tell whether a value of JSON is of a type; whole numbers are fractions too."""
+    if type(value) is int:
+        return int in kinds or float in kinds
+    return type(value) in kinds and (not isinstance(value, float) or math.isfinite(value))
 
 
 def write_config(family: Family, config: TransformerConfig) -> dict[str, Any]:

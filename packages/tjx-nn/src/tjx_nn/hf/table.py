@@ -14,6 +14,10 @@ from tjx_nn.config import TransformerConfig
 
 Json = Mapping[str, Any]
 
+# No model has more of anything that is one number; loops over heads or layers end soon enough.
+LARGEST_SIZE = 1 << 24
+MOST_LAYERS = 4096
+
 # transformers' names of what the MLP does; the first of several is written.
 PLAIN_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -24,21 +28,40 @@ PLAIN_ACTIVATIONS = {
 }
 
 
+Shape = tuple[int, ...]
+
+
 class Layout(NamedTuple):
-    """How parts of ours lie in one tensor of theirs; `write` undoes `read`."""
+    """How parts of ours lie in one tensor of theirs.
+
+    Attributes
+    ----------
+    read
+        Their tensor -> our parts.
+    write
+        The way back.
+    shape
+        Shapes of our parts -> what `write` makes of them, without making it: what config.json asks
+        for may be larger than any memory.
+    """
 
     read: Callable[[np.ndarray], Sequence[np.ndarray]]
     write: Callable[[Sequence[np.ndarray]], np.ndarray]
+    shape: Callable[[Sequence[Shape]], Shape]
 
 
-SAME = Layout(lambda x: [x], lambda parts: parts[0])
+SAME = Layout(lambda x: [x], lambda parts: parts[0], lambda shapes: shapes[0])
 # PyTorch's linear layers are [out, in].
-TRANSPOSED = Layout(lambda x: [x.T], lambda parts: parts[0].T)
+TRANSPOSED = Layout(lambda x: [x.T], lambda parts: parts[0].T, lambda shapes: shapes[0][::-1])
 
 
 def side_by_side(count: int) -> Layout:
     """Lay out parts of equal size beside each other along the last axis."""
-    return Layout(lambda x: np.split(x, count, axis=-1), lambda parts: np.concatenate(parts, -1))
+    return Layout(
+        lambda x: np.split(x, count, axis=-1),
+        lambda parts: np.concatenate(parts, -1),
+        lambda shapes: (*shapes[0][:-1], sum(shape[-1] for shape in shapes)),
+    )
 
 
 def after_rows(count: int) -> Layout:
@@ -48,7 +71,9 @@ def after_rows(count: int) -> Layout:
         (x,) = parts
         return np.concatenate([np.zeros((count, *x.shape[1:]), x.dtype), x])
 
-    return Layout(lambda x: [x[count:]], write)
+    return Layout(
+        lambda x: [x[count:]], write, lambda shapes: (shapes[0][0] + count, *shapes[0][1:])
+    )
 
 
 def leading_axes(count: int) -> Layout:
@@ -56,6 +81,7 @@ def leading_axes(count: int) -> Layout:
     return Layout(
         lambda x: [x.reshape(x.shape[count:])],
         lambda parts: parts[0].reshape(*[1] * count, *parts[0].shape),
+        lambda shapes: (*[1] * count, *shapes[0]),
     )
 
 

@@ -1,11 +1,12 @@
 """ViT with its head for classes: `ViTForImageClassification`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tjx_nn.hf.table import (
+    LARGEST_SIZE,
     PLAIN_ACTIVATIONS,
     Family,
     Field,
@@ -26,14 +27,19 @@ def _read_sizes(theirs: Json) -> dict[str, Any]:
     height_width, patch = _pair(theirs, "image_size", 224), _pair(theirs, "patch_size", 16)
     if patch[0] != patch[1]:
         raise ValueError(f"patch_size is {list(patch)}: only squares can be read")
-    classes = len(theirs.get("id2label") or ()) or theirs.get("num_labels", 2)
+    names = theirs.get("id2label") or {}
+    if not isinstance(names, Mapping):
+        raise ValueError("id2label should hold the classes' names by their numbers")
+    classes = len(names) or theirs.get("num_labels", 2)
     return {"image_size": height_width, "patch_size": patch[0], "n_classes": classes}
 
 
 def _pair(theirs: Json, key: str, default: int) -> tuple[int, int]:
     size = theirs.get(key, default)
-    first, second = (size, size) if isinstance(size, int) else size
-    return first, second
+    match [size, size] if isinstance(size, int) else size:
+        case [int(first), int(second)] if max(first, second) <= LARGEST_SIZE:
+            return first, second
+    raise ValueError(f"{key} is {size!r}: only one whole number or two can be read")
 
 
 def _write_sizes(config: ViTConfig) -> dict[str, Any]:
@@ -58,7 +64,8 @@ def _convolution(config: ViTConfig) -> Layout:
         (x,) = parts
         return x.reshape(*sides, x.shape[1]).transpose(3, 2, 0, 1)
 
-    return Layout(read, write)
+    side, _, channels = sides
+    return Layout(read, write, lambda shapes: (shapes[0][1], channels, side, side))
 
 
 _LAYER = "vit.encoder.layer.{layer}"

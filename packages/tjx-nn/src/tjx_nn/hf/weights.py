@@ -14,6 +14,8 @@ from tjx_nn.hf.folder import Shapes, Tensors
 from tjx_nn.hf.table import Family, Row
 from tjx_nn.parts import refuse
 
+MOST_NAMED = 200
+
 
 class _Slot(NamedTuple):
     """A tensor of theirs: its row, the layer where there is one for each, and its shape."""
@@ -36,7 +38,8 @@ def read_params(family: Family, config: TransformerConfig, tensors: Tensors) -> 
     Raises
     ------
     ValueError
-        Naming all tensors that are missing, of another shape, or not a part of the model.
+        Naming tensors that are missing, of another shape, or not a part of the model: all of them,
+        up to `MOST_NAMED`.
     """
     ours = param_shapes(config)
     slots = _slots(family, config, ours)
@@ -63,7 +66,7 @@ def read_params(family: Family, config: TransformerConfig, tensors: Tensors) -> 
         for name, of in copies.items()
         if of in names and not np.array_equal(tensors[names[name]], tensors[names[of]])
     ]
-    refuse(problems)
+    refuse(_cut(problems))
     params = {path: np.empty(shape, np.float32) for path, shape in ours.items()}
     for name, slot in slots.items():
         parts = slot.row.layout.read(tensors[names[name]])
@@ -122,6 +125,11 @@ def write_params(
     return {name: slot.shape for name, slot in slots.items()}, tensor
 
 
+def _cut(problems: list[str]) -> list[str]:
+    more = len(problems) - MOST_NAMED
+    return problems if more <= 0 else [*problems[:MOST_NAMED], f"and {more} more"]
+
+
 def _flat(params: Params) -> dict[str, Any]:
     flat: dict[str, Any] = flatten_dict(params, sep=".")  # type: ignore[no-untyped-call]  # as flax is
     return flat
@@ -138,9 +146,7 @@ def _slots(family: Family, config: TransformerConfig, ours: Shapes) -> dict[str,
         held |= set(row.ours)
         shapes = [ours[path] for path in row.ours]
         stacked = "{layer}" in row.theirs
-        # Arrays of one element, seen in every place: how shapes change is found without memory.
-        parts = [np.broadcast_to(np.float32(0), s[1:] if stacked else s) for s in shapes]
-        shape = row.layout.write(parts).shape
+        shape = row.layout.shape([s[1:] if stacked else s for s in shapes])
         for layer in range(shapes[0][0]) if stacked else [None]:
             slots[row.theirs.format(layer=layer)] = _Slot(row, layer, shape)
     assert held == ours.keys(), held ^ ours.keys()

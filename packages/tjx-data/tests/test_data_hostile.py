@@ -1,0 +1,329 @@
+"""Files of a stranger: what they claim is compared with what they are before it is believed."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tjx_data import Tokenizer, TokenLoader, byte_tokenizer, char_tokenizer, prepare, read_idx
+from tjx_data.bounded import ALWAYS_UNPACKED, MOST_UNPACKED, read_object
+from tjx_data.corpora.files import load_files
+from tjx_data.description import describe, document_lengths
+from tjx_data.prepared.arrays import read_arrays
+from tjx_data.prepared.index import LARGEST_INDEX, read_index
+from tjx_data.prepared.packing import open_packing, packing_file
+from tjx_data.tokenization.stored import LARGEST_FILE, LARGEST_VOCABULARY
+
+MOST_HELD = 300 << 20  # bytes; far less than the bombs below unpack to
+DOCUMENTS = [f"the wall of {n} and {n % 7} more" for n in range(40)]
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    tokenizer = char_tokenizer(DOCUMENTS, ("<|endoftext|>",))
+    with ThreadPoolExecutor(1) as one:
+        prepare(DOCUMENTS, tokenizer, tmp_path / "set", shard_tokens=300, executor=one)
+    return tmp_path / "set"
+
+
+def rewrite(directory: Path, change: Change) -> None:
+    """Change an index and give it the hash that fits, as a stranger can."""
+    file = directory / "index.json"
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    change(content)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    sha256 = hashlib.sha256(canonical.encode()).hexdigest()
+    file.write_text(json.dumps({**content, "sha256": sha256}))
+
+
+def put(directory: Path, name: str, content: bytes) -> None:
+    """Replace a file, and let the index say so."""
+    (directory / name).write_bytes(content)
+
+    def change(index: dict[str, Any]) -> None:
+        for split in index["splits"].values():
+            for entry in (*split["shards"], split["starts"]):
+                if entry["name"] == name:
+                    entry["sha256"] = hashlib.sha256(content).hexdigest()
+
+    rewrite(directory, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda i: i["tokenizer"].update(name="../../tokenizer.json"), "tokenizer"),
+        (lambda i: i["tokenizer"].update(name="/etc/passwd"), "tokenizer"),
+        (lambda i: i["splits"]["train"]["shards"][0].update(name=".."), "splits.train.shards"),
+        (lambda i: i["splits"]["train"].update(n_tokens=2**70), "splits.train.n_tokens"),
+        (lambda i: i["splits"]["train"].update(n_tokens=-1), "splits.train.n_tokens"),
+        (lambda i: i["splits"]["train"].update(n_tokens=1.5), "splits.train.n_tokens"),
+        (lambda i: i["splits"]["train"].update(n_tokens=10**12), "train: .* shards of 300 tokens"),
+        (lambda i: i["splits"]["train"].update(n_documents=10**9), "starts of 1000000000"),
+        (lambda i: i["splits"]["train"]["shards"][0].update(n_bytes=9), "train_00000.bin has 9"),
+        (lambda i: i.update(shard_tokens=0), "shard_tokens"),
+        (lambda i: i.update(shard_tokens=10**9), "shards of 1000000000"),
+        (lambda i: i.update(dtype="object"), "dtype should be uint16 or uint32"),
+        (lambda i: i.update(dtype="uint32"), "dtype uint32 is not that of vocab_size"),
+        (lambda i: i.update(eot_id=10**6), "eot_id 1000000 is beyond"),
+        (lambda i: i.update(tokenizer_fingerprint="zz"), "tokenizer_fingerprint"),
+        (lambda i: i.update(more=1), "'more' is unknown"),
+        (lambda i: i.pop("source"), "source is missing"),
+        (lambda i: i["splits"].pop("train"), "splits should be train and validation"),
+        (lambda i: i.update(splits=[]), "splits should be"),
+    ],
+)
+def test_an_index_that_says_what_cannot_be_is_refused(
+    change: Change, told: str, prepared: Path
+) -> None:
+    rewrite(prepared, change)
+    with pytest.raises(ValueError, match=told) as refusal:
+        read_index(prepared)
+    assert str(prepared / "index.json") in str(refusal.value)
+
+
+def test_an_index_that_was_rewritten_and_says_the_same_is_read(prepared: Path) -> None:
+    before = read_index(prepared)
+    rewrite(prepared, lambda _: None)
+    assert read_index(prepared) == before
+    assert describe(prepared)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": 1, "a": 2}', "'a' stands there twice"),
+        (b'{"a": NaN}', "NaN is no JSON"),
+        (b"[1]", "holds no object"),
+        (b"\xff", "utf-8"),
+        (b" " * (LARGEST_INDEX + 1), f"{LARGEST_INDEX} at most"),
+    ],
+)
+def test_json_is_read_strictly(content: bytes, told: str, prepared: Path) -> None:
+    (prepared / "index.json").write_bytes(content)
+    with pytest.raises(ValueError, match=told):
+        read_index(prepared)
+
+
+def test_nobody_waits_for_a_pipe(prepared: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_object(tmp_path / "pipe", 100)
+    with pytest.raises(ValueError, match="regular file"):
+        read_idx(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="regular file"):
+        read_arrays(tmp_path / "pipe")
+    (prepared / "tokenizer.json").unlink()
+    os.mkfifo(prepared / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        describe(prepared)
+
+
+@pytest.mark.parametrize("starts", [[5, 3], [2**63, 2**63 + 1], [1, 1], [0, 4], [10**6, 10**6]])
+def test_documents_that_do_not_follow_each_other_are_refused(
+    starts: list[int], prepared: Path
+) -> None:
+    name = "train_starts.bin"
+    right = np.fromfile(prepared / name, "<u8")
+    assert (document_lengths(prepared, "train") >= 1).all()
+    wrong = right.copy()
+    wrong[:2] = starts
+    put(prepared, name, wrong.tobytes())
+    with pytest.raises(ValueError, match=name):
+        document_lengths(prepared, "train")
+
+
+def packed(prepared: Path, **arrays: np.ndarray) -> Path:
+    """Rewrite a packing with other arrays."""
+    open_packing(prepared, "train", 16)
+    file = packing_file(prepared, "train", 16)
+    with np.load(file, allow_pickle=False) as held:
+        kept = dict(held)
+    np.savez(file, allow_pickle=False, **{**kept, **arrays})
+    return file
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"rows": np.array([0, 10**6])},
+        {"rows": np.array([0], np.float64)},
+        {"starts": np.array([-1])},
+        {"starts": np.array([2**62])},
+        {"lengths": np.array([2**62])},
+        {"lengths": np.array([17])},
+        {"lengths": np.array([0])},
+    ],
+)
+def test_a_packing_of_tokens_that_are_not_there_is_refused(
+    arrays: dict[str, np.ndarray], prepared: Path
+) -> None:
+    given = arrays
+    if "rows" not in arrays:  # one row of one stretch, with one number wrong
+        one = {"rows": np.array([0, 1]), "starts": np.array([0]), "lengths": np.array([3])}
+        packed(prepared, **one)
+        assert open_packing(prepared, "train", 16).n_rows == 1
+        given = {**one, **arrays}
+    file = packed(prepared, **given)
+    with pytest.raises(ValueError, match="damaged"):
+        TokenLoader(prepared, seq_len=16, batch_size=2, packing="documents")
+    file.unlink()
+    assert TokenLoader(prepared, seq_len=16, batch_size=2, packing="documents").batch(0)
+
+
+def held_by(call: Callable[[], object]) -> int:
+    """Bytes that a call held at most."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_array_is_made_only_of_bytes_that_are_there(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("rows.npy", header.getvalue())
+
+    def read() -> None:
+        with pytest.raises(ValueError, match="claims 80000000000000 bytes of values, of 0"):
+            read_arrays(tmp_path / "a.npz")
+
+    assert held_by(read) < MOST_HELD
+
+
+def test_no_archive_is_unpacked_and_no_object_is_made(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10**6))
+    with pytest.raises(ValueError, match=r"claims .* bytes of arrays in a file of"):
+        read_arrays(tmp_path / "bomb.npz")
+    np.savez_compressed(tmp_path / "packed.npz", a=np.random.default_rng(0).bytes(5000))
+    with pytest.raises(ValueError, match="damaged"):
+        read_arrays(tmp_path / "packed.npz")
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], object))
+    with pytest.raises(ValueError, match="pickles"):
+        read_arrays(tmp_path / "objects.npz")
+
+
+def test_a_corpus_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    size = ALWAYS_UNPACKED + (64 << 20)
+    bombs = {
+        "a.txt.gz": gzip.compress(bytes(size)),
+        "a.jsonl.zst": zstandard.compress(bytes(size)),
+    }
+    for name, content in bombs.items():
+        (tmp_path / name).write_bytes(content)
+        assert MOST_UNPACKED * len(content) < size
+
+        def read(file: Path = tmp_path / name) -> None:
+            with pytest.raises(ValueError, match="decompression bomb") as refusal:
+                load_files(file)
+            assert str(file) in str(refusal.value)
+
+        assert held_by(read) < MOST_HELD
+
+
+def test_text_that_packs_well_is_read(tmp_path: Path) -> None:
+    text = "the same line over and over again\n" * 200_000
+    packed = gzip.compress(text.encode())
+    assert len(text) > MOST_UNPACKED * len(packed)
+    assert len(text) < ALWAYS_UNPACKED
+    (tmp_path / "a.txt.gz").write_bytes(packed)
+    (part,) = load_files(tmp_path / "a.txt.gz").parts()
+    assert [*part.read()] == [text]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"\0\0\x08\x03" + struct.pack(">3I", 2**31, 2**31, 4), "there are 0"),
+        (b"\0\0\x08\xff" + bytes(1020), "255 dimensions"),
+        (b"\0\0\x08\x03\0\0", "3 dimensions; there are 0"),
+        (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**16, 2**16, 4)), "bomb"),
+        (gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 4) + bytes(5)), "there are 5 or more"),
+    ],
+)
+def test_an_image_file_that_claims_more_than_it_has_is_refused(
+    content: bytes, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+
+    def read() -> None:
+        with pytest.raises(ValueError, match=told):
+            read_idx(tmp_path / "a")
+
+    assert held_by(read) < MOST_HELD
+
+
+def changed_tokenizer(tmp_path: Path, change: Change) -> Path:
+    file = tmp_path / "tokenizer.json"
+    byte_tokenizer().save(file)
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t["model"]["vocab"].update(x=2**32 - 1), f"{LARGEST_VOCABULARY - 1} is the"),
+        (lambda t: (t["model"]["vocab"].clear(), t["added_tokens"].clear()), "no token"),
+        (lambda t: t["model"].update(type="a" * 10**5), "not a tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_of_absurd_tables_is_refused(change: Change, told: str, tmp_path: Path) -> None:
+    file = changed_tokenizer(tmp_path, change)
+    with pytest.raises(ValueError, match=told) as refusal:
+        Tokenizer.load(file)
+    assert str(file) in str(refusal.value)
+    assert len(str(refusal.value)) < 2000
+
+
+def test_a_tokenizer_that_cannot_do_what_is_asked_says_so(tmp_path: Path) -> None:
+    file = changed_tokenizer(
+        tmp_path,
+        lambda t: t.update(
+            model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[UNK]"}, added_tokens=[]
+        ),
+    )
+    with pytest.raises(ValueError, match="this tokenizer cannot encode"):
+        Tokenizer.load(file).encode("b")
+    strange = changed_tokenizer(tmp_path, lambda t: t["model"]["vocab"].update({"\u4e00": 300}))
+    with pytest.raises(ValueError, match="stands for no byte"):
+        _ = Tokenizer.load(strange).token_byte_lengths
+
+
+def test_a_tokenizer_larger_than_any_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(LARGEST_FILE + 1)
+    with pytest.raises(ValueError, match=f"{LARGEST_FILE} at most"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
+def test_a_parquet_file_that_claims_a_bomb_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": ["a" * (ALWAYS_UNPACKED + 1)]})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    with pytest.raises(ValueError, match="decompression bomb"):
+        load_files(tmp_path / "a.parquet")

@@ -1,0 +1,168 @@
+"""Shards that are lost, cut short or changed while a run reads them: an error that names them."""
+
+import errno
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from words import SHARD_TOKENS, TOKENIZER, prepare_words
+
+from tjx_data import DataError, TokenLoader
+from tjx_data.loading import shards
+
+DEADLINE = 120.0  # seconds after which a test that waits has failed
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("expected") / "set"
+    prepare_words(directory)
+    return directory
+
+
+@pytest.fixture
+def directory(expected: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(expected, tmp_path / "set"))
+
+
+# Reads ahead as a run does, and does something to a shard at step 50: all pages were read by then.
+READER = """
+import os, pathlib, sys
+from tjx_data import DataError, Prefetcher, TokenLoader
+directory = pathlib.Path(sys.argv[1])
+loader = TokenLoader(directory, seq_len=512, batch_size=64, packing=sys.argv[2])
+victim = directory / "train_00001.bin"
+with Prefetcher(loader.batch, first=0) as batches:
+    try:
+        for step in range(1_000_000):
+            batches.get(step)
+            if step == 50:
+                exec(sys.argv[3])
+    except DataError as error:
+        print(error, *error.__notes__)
+        sys.exit(9)
+"""
+
+
+@pytest.mark.parametrize("packing", ["windows", "documents"])
+@pytest.mark.parametrize(
+    "fault",
+    ["os.truncate(victim, 0)", "os.truncate(victim, 100_000)", "victim.unlink()"],
+    ids=["emptied", "cut", "removed"],
+)
+def test_a_shard_that_is_lost_under_way_kills_no_process(
+    directory: Path, fault: str, packing: str
+) -> None:
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", READER, str(directory), packing, fault],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=False, timeout=DEADLINE,
+    )  # fmt: skip
+    assert done.returncode == 9, (done.returncode, done.stderr)
+    assert "train_00001.bin" in done.stdout
+    assert "while step" in done.stdout
+
+
+@pytest.fixture
+def loader(directory: Path, monkeypatch: pytest.MonkeyPatch) -> TokenLoader:
+    monkeypatch.setattr(shards, "_LOOK_EVERY", 0.0)
+    return TokenLoader(directory, seq_len=64, batch_size=16)
+
+
+def flip_bit(file: Path) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(10_000)
+        byte = stream.read(1)[0]
+        stream.seek(10_000)
+        stream.write(bytes([byte ^ 1]))
+
+
+def replace_by_another(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[5000:5002], content[6000:6002] = content[6000:6002], content[5000:5002]
+    content[7000] ^= 1
+    other = file.with_suffix(".other")
+    other.write_bytes(content)
+    other.rename(file)
+
+
+@pytest.mark.parametrize("fault", [flip_bit, replace_by_another])
+def test_a_shard_that_was_changed_is_refused(
+    loader: TokenLoader, directory: Path, fault: Callable[[Path], None]
+) -> None:
+    loader.batch(0)
+    fault(directory / "train_00002.bin")
+    with pytest.raises(DataError, match=r"train_00002\.bin: SHA-256"):
+        loader.batch(1)
+
+
+def test_a_shard_that_was_copied_back_is_read_on(
+    loader: TokenLoader, directory: Path, expected: Path
+) -> None:
+    reference = TokenLoader(expected, seq_len=64, batch_size=16)
+    shard = directory / "train_00000.bin"
+    loader.batch(0)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"train_00000\.bin: missing"):
+        loader.batch(1)
+    shutil.copy(expected / shard.name, shard)
+    for step in range(20):
+        for name, array in reference.batch(step).items():
+            np.testing.assert_array_equal(loader.batch(step)[name], array)
+
+
+def test_what_is_no_token_is_not_given_as_one(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_LOOK_EVERY", 3600.0)  # damage that no time of change betrays
+    loader = TokenLoader(directory, seq_len=64, batch_size=16)
+    shard = directory / "train_00001.bin"
+    with shard.open("r+b") as stream:
+        stream.seek(64 + 2 * 1000)
+        stream.write(TOKENIZER.vocab_size.to_bytes(2, "little"))
+    with pytest.raises(DataError, match=rf"train_00001\.bin: holds {TOKENIZER.vocab_size} "):
+        loader.read(SHARD_TOKENS + 990, 20)
+    with pytest.raises(DataError, match=r"train_00001\.bin: holds"):  # noqa: PT012  one is it
+        for step in range(loader.rows_per_epoch // 16 + 1):
+            loader.batch(step)
+
+
+def test_what_was_appended_to_a_shard_is_never_read(
+    directory: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_LOOK_EVERY", 3600.0)
+    loader = TokenLoader(directory, seq_len=64, batch_size=256)
+    reference = TokenLoader(expected, seq_len=64, batch_size=256)
+    with (directory / "train_00001.bin").open("ab") as stream:
+        stream.write(bytes(1000))
+    for step in range(loader.rows_per_epoch // 256 + 1):  # some rows go on in the next shard
+        np.testing.assert_array_equal(loader.batch(step)["tokens"], reference.batch(step)["tokens"])
+
+
+def test_a_disk_that_fails_is_named(loader: TokenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: int, size: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    loader.batch(0)
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(DataError, match=r"train_0000\d\.bin: cannot be read .*Input/output error"):
+        loader.batch(1)
+
+
+def test_a_loader_that_is_gone_keeps_no_file_open(expected: Path) -> None:
+    def count() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = count()
+    loader = TokenLoader(expected, seq_len=64, batch_size=16)
+    assert count() > before
+    del loader
+    assert count() == before

@@ -1,0 +1,209 @@
+"""Folders of a stranger: a header, an index or a config.json that claims what is not there."""
+
+import json
+import os
+import pathlib
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tjx_nn import hf
+from tjx_nn.hf.folder import INDEX, LARGEST_HEADER, LARGEST_JSON, WHOLE
+from tjx_nn.hf.interchange import FAMILIES
+from tjx_nn.hf.table import LARGEST_SIZE, MOST_LAYERS
+from tjx_nn.hf.weights import MOST_NAMED, param_shapes
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+MOST_HELD = 50 << 20  # bytes; the golden models have a few thousand numbers
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+    """folder(name, **entries): a golden folder with other entries in config.json."""
+
+    def copy(name: str, **entries: Any) -> pathlib.Path:
+        made = tmp_path / name
+        shutil.copytree(GOLDEN / name, made)
+        config = json.loads((made / "config.json").read_text())
+        (made / "config.json").write_text(json.dumps(config | entries))
+        return made
+
+    return copy
+
+
+def refused(path: pathlib.Path) -> str:
+    """What the ValueError says, with its notes, and that it came without much memory."""
+    tracemalloc.start()
+    try:
+        hf.load(path)
+    except ValueError as error:
+        assert tracemalloc.get_traced_memory()[1] < MOST_HELD
+        text = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        assert str(path) in text
+        return text
+    finally:
+        tracemalloc.stop()
+    pytest.fail("nothing was refused")
+
+
+@pytest.mark.parametrize("claimed", [2**60, 2**64 - 1, LARGEST_HEADER + 1, 10**5])
+def test_a_header_cannot_claim_more_than_the_file(
+    claimed: int, folder: Callable[..., pathlib.Path]
+) -> None:
+    path = folder("gpt2")
+    content = (path / WHOLE).read_bytes()
+    (path / WHOLE).write_bytes(claimed.to_bytes(8, "little") + content[8:])
+    assert f"its header claims {claimed} bytes in a file of {len(content)}" in refused(path)
+
+
+def test_a_large_file_does_not_make_a_large_header_right(
+    folder: Callable[..., pathlib.Path],
+) -> None:
+    path = folder("gpt2")
+    with (path / WHOLE).open("r+b") as file:
+        file.write((2 * LARGEST_HEADER).to_bytes(8, "little"))
+        file.truncate(4 * LARGEST_HEADER)
+    assert f"{LARGEST_HEADER} are allowed" in refused(path)
+
+
+@pytest.mark.parametrize("shape", [[2**40, 2**40], [2**63, 2], [-1, 4], [2**64], ["a"], [0, 2**62]])
+def test_a_shape_that_its_bytes_do_not_fill_is_refused(
+    shape: list[Any], folder: Callable[..., pathlib.Path]
+) -> None:
+    path = folder("gpt2")
+    content = (path / WHOLE).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["transformer.ln_f.weight"]["shape"] = shape
+    text = json.dumps(header).encode()
+    (path / WHOLE).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert WHOLE in refused(path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["../gpt2/model.safetensors"], [".."], ["/etc/passwd"], ["model.bin"], [5], [["a"]], [""]],
+)
+def test_an_index_stays_in_its_folder(
+    names: list[Any], folder: Callable[..., pathlib.Path]
+) -> None:
+    path = folder("gpt2")
+    (path / WHOLE).rename(path / "model-1.safetensors")
+    table = dict.fromkeys(load_file(path / "model-1.safetensors"), "model-1.safetensors")
+    (path / INDEX).write_text(json.dumps({"weight_map": table}))
+    assert hf.load(path)
+    table |= {f"more{number}": name for number, name in enumerate(names)}
+    (path / INDEX).write_text(json.dumps({"weight_map": table}))
+    assert "of its own folder" in refused(path)
+
+
+def test_a_tensor_that_two_files_hold_is_refused(folder: Callable[..., pathlib.Path]) -> None:
+    path = folder("gpt2")
+    tensors = load_file(path / WHOLE)
+    (path / WHOLE).unlink()
+    twice = "transformer.ln_f.weight"
+    save_file(tensors, path / "a.safetensors")
+    save_file({twice: np.zeros_like(tensors[twice])}, path / "b.safetensors")
+    where = dict.fromkeys(tensors, "a.safetensors") | {twice: "b.safetensors"}
+    (path / INDEX).write_text(json.dumps({"weight_map": where}))
+    assert f"tensor {twice}, and so does another file" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"[" * 100_000, "recursion"),
+        (b'{"model_type": "gpt2", "model_type": "bert"}', "twice"),
+        (b" " * (LARGEST_JSON + 1), f"{LARGEST_JSON} at most"),
+        (b"[]", "should hold an object"),
+        (b"\xff\xfe", "is no JSON"),
+    ],
+)
+def test_config_json_is_read_strictly(
+    content: bytes, told: str, folder: Callable[..., pathlib.Path]
+) -> None:
+    path = folder("gpt2")
+    (path / "config.json").write_bytes(content)
+    assert told in refused(path)
+
+
+def test_nobody_waits_for_a_pipe(folder: Callable[..., pathlib.Path]) -> None:
+    path = folder("gpt2")
+    for name in (WHOLE, "config.json"):
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        refused(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "told"),
+    [
+        ("gpt2", {"n_layer": 10**9}, f"up to {MOST_LAYERS}"),
+        ("gpt2", {"n_layer": True}, "n_layer is True"),
+        ("gpt2", {"n_layer": "2"}, "n_layer is 2"),
+        ("gpt2", {"n_embd": 10**12}, f"up to {LARGEST_SIZE}"),
+        ("gpt2", {"n_head": -4}, "n_head is -4"),
+        ("gpt2", {"layer_norm_epsilon": "small"}, "layer_norm_epsilon"),
+        ("gpt2", {"layer_norm_epsilon": 1e400}, "layer_norm_epsilon"),
+        ("gpt2", {"layer_norm_epsilon": 10**400}, "layer_norm_epsilon"),
+        ("gpt2", {"tie_word_embeddings": "no"}, "tie_word_embeddings is no"),
+        ("gpt2", {"activation_function": ["gelu"]}, "activation_function"),
+        ("gpt2", {"architectures": 5}, "architectures 5"),
+        ("gpt2", {"architectures": "GPT2LMHeadModel"}, "architectures"),
+        ("llama", {"rope_parameters": [1]}, "rope_parameters"),
+        ("llama", {"rope_parameters": {"rope_type": {}, "rope_theta": 1e4}}, "rope_type"),
+        ("llama", {"rope_parameters": {"rope_theta": "much"}}, "rope_theta is much"),
+        ("llama", {"rope_parameters": {"rope_theta": 0}}, "base is 0.0"),
+        ("llama3_rope", {"rope_parameters": {"rope_type": "llama3", "factor": [8]}}, "factor"),
+        ("qwen3", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("qwen3", {"layer_types": 5}, "layer_types"),
+        ("qwen3", {"use_sliding_window": "no", "sliding_window": 4}, "use_sliding_window"),
+        ("vit", {"image_size": "8"}, "image_size"),
+        ("vit", {"image_size": [8, 8, 8]}, "image_size"),
+        ("vit", {"patch_size": 10**12}, "patch_size"),
+        ("vit", {"id2label": 3}, "id2label"),
+    ],
+)
+def test_an_entry_of_another_type_or_size_is_named(
+    name: str, entries: dict[str, Any], told: str, folder: Callable[..., pathlib.Path]
+) -> None:
+    assert told in refused(folder(name, **entries))
+
+
+def test_layers_of_an_unknown_kind_are_not_taken_for_sliding_ones(
+    folder: Callable[..., pathlib.Path],
+) -> None:
+    layers = json.loads((GOLDEN / "qwen3" / "config.json").read_text())["num_hidden_layers"]
+    every = ["chunked_attention", "full_attention"] * (layers // 2)
+    path = folder("qwen3", layer_types=every, use_sliding_window=True, sliding_window=4)
+    assert "layer_types" in refused(path)
+
+
+def test_a_model_much_larger_than_its_files_needs_no_memory(
+    folder: Callable[..., pathlib.Path],
+) -> None:
+    text = refused(folder("gpt2", n_embd=2**20, n_layer=MOST_LAYERS, n_inner=None))
+    assert "its shape would be [1048576]" in text
+    assert len(text.splitlines()) <= MOST_NAMED + 2
+    assert "more" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "llama3_rope", "mistral", "qwen3", "bert", "vit", "bart"]
+)
+def test_shapes_that_are_worked_out_are_those_that_are_written(name: str) -> None:
+    config, _ = hf.load(GOLDEN / name)
+    ours = param_shapes(config)
+    model_type = json.loads((GOLDEN / name / "config.json").read_text())["model_type"]
+    (family,) = [family for family in FAMILIES if family.model_type == model_type]
+    for row in family.rows(config):
+        if row.ours[0] in ours:
+            first = 1 if "{layer}" in row.theirs else 0
+            shapes = [ours[path][first:] for path in row.ours]
+            written = row.layout.write([np.zeros(shape, np.float32) for shape in shapes])
+            assert row.layout.shape(shapes) == written.shape, row.theirs
