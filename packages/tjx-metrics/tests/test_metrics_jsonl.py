@@ -1,7 +1,11 @@
 """After any crash and resume each step stands once, and every line is JSON."""
 
+import errno
 import json
 import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tjx_metrics import CompositeTracker, JsonlTracker, Tracker, read_metrics
+from tjx_metrics import (
+    CompositeTracker,
+    JsonlTracker,
+    RecordError,
+    RecordWarning,
+    Tracker,
+    jsonl,
+    read_metrics,
+)
 
 
 def run(path: Path, first: int, last: int, resume_step: int | None) -> None:
@@ -111,8 +123,107 @@ def test_damage_before_the_last_line_is_named_and_left_alone(tmp_path: Path) -> 
     path = tmp_path / "m.jsonl"
     path.write_bytes(b'{"step": 1}\n\xff\x00\n{"step": 3}\n')
     with pytest.raises(ValueError, match="line 2: must be a JSON object"):
+        read_metrics(path)
+    with pytest.raises(ValueError, match="byte 12: must be a JSON object"):
         JsonlTracker(path, resume_step=3)
     assert path.read_bytes().count(b"\n") == 3
+
+
+def test_what_stands_of_the_resumed_step_is_not_written_twice(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    run(path, 1, 5, None)
+    before = path.read_bytes()
+    tracker = JsonlTracker(path, resume_step=5)
+    tracker.log({"train/loss": 99.0}, step=5)  # it is there
+    assert path.read_bytes() == before
+    tracker.log({"eval/loss": 1.0}, step=5)
+    tracker.log({"train/loss": 9.0}, step=6)
+    tracker.finish()
+    assert read_metrics(path)[-2:] == [
+        {"step": 5, "eval/loss": 1.0},
+        {"step": 6, "train/loss": 9.0},
+    ]
+
+
+def test_a_long_file_is_cut_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.jsonl"
+    lines = [f'{{"step": {step // 2}, "x": "{"y" * (step % 300)}"}}\n' for step in range(4000)]
+    # What is far from the end is never looked at: a hole of 10 GB, which takes no disk.
+    hole = 10 * 2**30
+    with path.open("wb") as file:
+        file.seek(hole)
+        file.write(b"\n" + "".join(lines).encode() + b'{"step": 2000, "x"')
+    seen = 0
+    read = jsonl._lines_from_the_end
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal seen
+        for place, line in read(*arguments):
+            seen += len(line)
+            yield place, line
+
+    monkeypatch.setattr(jsonl, "_lines_from_the_end", counted)
+    JsonlTracker(path, resume_step=1700).finish()
+    kept = "".join(lines[:3402])
+    assert path.stat().st_size == hole + 1 + len(kept)
+    assert seen < len("".join(lines[3390:])) + 100
+    with path.open("rb") as cut:
+        cut.seek(hole + 1)
+        assert cut.read().decode() == kept
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """Let no file of this process grow beyond some bytes: a line is written in part, then none."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_a_line_stands_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    tracker = JsonlTracker(path)
+    tracker.log({"x": 1.0}, step=1)
+    whole = path.read_bytes()
+    with full_disk(len(whole) + 5), pytest.raises(RecordError, match=r"m\.jsonl cannot be written"):
+        tracker.log({"x": 2.0}, step=2)
+    assert path.read_bytes() == whole
+    tracker.finish()
+    assert path.read_bytes() == whole
+
+
+def test_lines_wait_for_room_where_the_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    tracker = JsonlTracker(path, on_error="continue", max_kept=3)
+    tracker.log({"x": 0}, step=0)
+    whole = path.read_bytes()
+    with full_disk(len(whole) + 5):
+        with pytest.warns(RecordWarning, match="kept in memory"):
+            tracker.log({"x": 1}, step=1)
+        tracker.log({"x": 2}, step=2)
+        tracker.log({"x": 3}, step=3)
+        assert path.read_bytes() == whole
+        with pytest.warns(RecordWarning, match="more than 3 lines wait: the oldest is lost"):
+            tracker.log({"x": 4}, step=4)
+    tracker.log({"x": 5}, step=5)  # there is room again
+    tracker.finish()
+    assert [record["step"] for record in read_metrics(path)] == [0, 2, 3, 4, 5]
+
+
+def test_lines_that_never_found_room_are_an_error_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    tracker = JsonlTracker(path, on_error="continue")
+    with full_disk(5):
+        with pytest.warns(RecordWarning):
+            tracker.log({"x": 1}, step=1)
+        with pytest.raises(RecordError, match="1 lines that waited for it are lost") as error:
+            tracker.finish()
+    assert error.value.errno == errno.EFBIG
+    tracker.finish()
+    assert path.read_bytes() == b""
 
 
 @pytest.mark.parametrize("metrics", [{"step": 1.0}, {"x": np.zeros(2)}, {"x": np.array(1j)}])

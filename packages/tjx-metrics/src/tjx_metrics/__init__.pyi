@@ -1,5 +1,7 @@
 from .config import LogConfig as LogConfig
 from .console import ConsoleTracker as ConsoleTracker
+from .errors import RecordError as RecordError
+from .errors import RecordWarning as RecordWarning
 from .flops import mfu as mfu
 from .flops import peak_flops as peak_flops
 from .flops import transformer_flops_per_token as transformer_flops_per_token

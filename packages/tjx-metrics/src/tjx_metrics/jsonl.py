@@ -4,16 +4,21 @@ Numbers that are not finite have no form in JSON; they are written as the string
 "Infinity" and "-Infinity", which `float` (and JavaScript's ``Number``) reads back.
 """
 
+import io
 import json
 import math
 import os
-from collections.abc import Mapping
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tjx_metrics.atomic import write_atomically
+from tjx_metrics.errors import RecordError, RecordWarning
 from tjx_metrics.trackers import Scalar, as_number
 
+_BLOCK = 2**16  # bytes that are read at once
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -23,20 +28,31 @@ class JsonlTracker:
     Hyperparameters and summary, which belong to no step, go to ``NAME.hyperparameters.json`` and
     ``NAME.summary.json`` beside the file, each only where it is logged.
 
+    The file never holds part of a line: one that the system takes only in part (the disk is full)
+    is taken back.
+
     Parameters
     ----------
     path : str or Path
         The file, such as ``run/metrics.jsonl``; its folder is made where missing.
     resume_step : int or None
         Step from which the run goes on. Lines of later steps, and a last line that a crash cut
-        short, are dropped first (in one atomic replacement), so that no step stands twice; -1
-        drops all. None is a new run, for which the file must be missing or empty.
+        short, are cut off first, so that no step stands twice; -1 drops all. What is then logged of
+        this very step under names that a line of it has already is left out: it stands there.
+        None is a new run, for which the file must be missing or empty. Lines must be in the order
+        of their steps, as `log` writes them: the file is read from its end.
+    on_error : "stop" or "continue"
+        When a line cannot be written: raise, or keep it in memory and write it with a later one.
+    max_kept : int
+        Lines that are kept in memory at most; beyond, the oldest are lost, which is said.
 
     Raises
     ------
     ValueError
         When `resume_step` is None and the file has content, when it is below -1, or when a line
-        other than the last is not a metrics object.
+        that was read, other than the last, is not a metrics object.
+    RecordError
+        When the file cannot be cut or opened.
 
     Examples
     --------
@@ -57,8 +73,21 @@ class JsonlTracker:
     >>> folder.cleanup()
     """
 
-    def __init__(self, path: str | Path, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        resume_step: int | None = None,
+        *,
+        on_error: Literal["stop", "continue"] = "stop",
+        max_kept: int = 10_000,
+    ) -> None:
         self.path = Path(path)
+        self._on_error = on_error
+        self._kept: deque[bytes] = deque()
+        self._max_kept = max_kept
+        self._resume_step = resume_step
+        self._standing: set[frozenset[str]] = set()  # names of each line of the resumed step
+        self._file: io.FileIO | None = None
         if resume_step is None:
             if self.path.exists() and self.path.stat().st_size > 0:
                 raise ValueError(
@@ -67,10 +96,13 @@ class JsonlTracker:
                 )
         elif resume_step < -1:
             raise ValueError(f"resume_step={resume_step}: must be at least -1; -1 begins anew")
-        elif self.path.exists():
-            _keep_steps_up_to(self.path, resume_step)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if resume_step is not None and self.path.exists():
+                self._standing = _cut_back(self.path, resume_step)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise RecordError(self.path, error) from error
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
         """Write the settings to ``NAME.hyperparameters.json``; what is no JSON as its text."""
@@ -84,33 +116,83 @@ class JsonlTracker:
         metrics : mapping from str to scalar
             Numbers of Python, NumPy or JAX. The name ``step`` is taken.
         step : int
-            Steps done when the numbers were taken.
+            Steps done when the numbers were taken; not less than that of the line before.
 
         Raises
         ------
         ValueError
             When a metric is no single number or is called ``step``, or after `finish`.
+        RecordError
+            When it cannot be written, unless that is not to stop the run.
         """
-        if self._file.closed:
+        if self._file is None:
             raise ValueError(f"{self.path} is finished: log before finish, or open it again")
         if "step" in metrics:
             raise ValueError("a metric is called 'step': that name holds the step; rename it")
         line = {"step": int(step)} | {
             name: _jsonable(as_number(name, value)) for name, value in metrics.items()
         }
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        if step == self._resume_step and frozenset(line) in self._standing:
+            return
+        self._kept.append((json.dumps(line, allow_nan=False) + "\n").encode())
+        try:
+            self._write_kept()
+        except OSError as error:
+            if self._on_error == "stop":
+                self._kept.clear()  # the run ends: it is made again from the last checkpoint
+                raise RecordError(self.path, error) from error
+            self._warn(error)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the results to ``NAME.summary.json``; what is no JSON as its text."""
         self._write_beside("summary", summary)
 
     def finish(self) -> None:
-        """Bring all lines to the disk and close the file. Twice is once."""
-        if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+        """Bring all lines to the disk and close the file. Twice is once.
+
+        Raises
+        ------
+        RecordError
+            When lines that were kept in memory, or what the system holds, cannot be written.
+        """
+        if self._file is None:
+            return
+        file, held = self._file, len(self._kept)
+        try:
+            self._write_kept()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise RecordError(self.path, error, lost=held) from error
+        finally:
+            self._file = None
+            file.close()
+
+    def _write_kept(self) -> None:
+        """Write the lines that wait, each whole or not at all, until OSError."""
+        assert self._file is not None
+        while self._kept:
+            size = os.fstat(self._file.fileno()).st_size
+            rest = self._kept[0]
+            try:
+                while rest:  # on a disk that is nearly full a part is written before the error
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                os.ftruncate(self._file.fileno(), size)
+                raise
+            self._kept.popleft()
+
+    def _warn(self, error: OSError) -> None:
+        """Say once that lines wait, and each time that one is lost."""
+        if len(self._kept) > self._max_kept:
+            self._kept.popleft()
+            text = f"more than {self._max_kept} lines wait: the oldest is lost"
+        elif len(self._kept) == 1:
+            text = "lines are kept in memory until they can be"
+        else:
+            return
+        warnings.warn(
+            f"{self.path} cannot be written ({error}); {text}", RecordWarning, stacklevel=3
+        )
 
     def _write_beside(self, kind: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(_jsonable(content), allow_nan=False, indent=2, default=str)
@@ -137,43 +219,87 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     ValueError
         When a line other than the last is not a metrics object.
     """
-    records = [record for _, record in _lines(Path(path))]
     return [
         {
             name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
             for name, value in record.items()
         }
-        for record in records
+        for record in _records(Path(path))
     ]
 
 
-def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """Parse a file into (line without its end, object); a torn last line is left out."""
+def _records(path: Path) -> list[dict[str, Any]]:
+    """Parse a file; a torn last line is left out."""
     lines = path.read_bytes().split(b"\n")
     if not lines[-1]:
         del lines[-1]
     parsed = []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-        except ValueError:  # not JSON, or not UTF-8
-            whole = False
-        if whole:
-            parsed.append((line, record))
+        if (record := _parse(line)) is not None:
+            parsed.append(record)
         elif number < len(lines):
-            raise ValueError(
-                f"{path}, line {number}: must be a JSON object with an integer 'step'; the file is "
-                "damaged or not a metrics file, mend or move it"
-            )
+            raise ValueError(f"{path}, line {number}: {_DAMAGED}")
     return parsed
 
 
-def _keep_steps_up_to(path: Path, step: int) -> None:
-    kept = [line + b"\n" for line, record in _lines(path) if record["step"] <= step]
-    content = b"".join(kept)
-    if content != path.read_bytes():
-        write_atomically(path, content)
+_DAMAGED = (
+    "must be a JSON object with an integer 'step'; the file is damaged or not a metrics file, "
+    "mend or move it"
+)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return a line as an object with a step; None where it is none."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole else None
+
+
+def _cut_back(path: Path, step: int) -> set[frozenset[str]]:
+    """Cut off the lines of steps after `step`; return the names of each line of `step` itself.
+
+    Reads no more than these lines: a file of any length is cut in the memory of a block. What is
+    cut off goes at once, by truncation, which a full disk allows too.
+    """
+    standing = set()
+    with path.open("r+b") as file:
+        size = keep = file.seek(0, os.SEEK_END)
+        for begin, line in _lines_from_the_end(file, size):
+            whole = line.endswith(b"\n")
+            record = _parse(line)
+            if record is None and begin + len(line) == size:  # the last one: a crash cut it short
+                keep = begin
+            elif record is None:
+                raise ValueError(f"{path}, byte {begin}: {_DAMAGED}")
+            elif record["step"] > step or not whole:
+                keep = begin
+            elif record["step"] == step:
+                standing.add(frozenset(record))
+            else:
+                break
+        file.truncate(keep)
+        os.fsync(file.fileno())
+    return standing
+
+
+def _lines_from_the_end(file: io.BufferedRandom, size: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (place in the file, line with its end), the last line first."""
+    tail, begin = b"", size  # what stands at `begin` and is not yet given
+    while begin:
+        length = min(_BLOCK, begin)
+        begin -= length
+        file.seek(begin)
+        tail = file.read(length) + tail
+        place = begin + len(tail)
+        tail, *lines = tail.splitlines(keepends=True)
+        for line in reversed(lines):
+            place -= len(line)
+            yield place, line
+    if tail:
+        yield 0, tail
 
 
 def _jsonable(value: Any) -> Any:

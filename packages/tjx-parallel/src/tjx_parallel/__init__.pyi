@@ -1,3 +1,4 @@
+from .agreement import Agreement as Agreement
 from .batches import batch_process as batch_process
 from .batches import batch_sharding as batch_sharding
 from .batches import shard_batch as shard_batch
@@ -7,6 +8,7 @@ from .constraints import make_constraint as make_constraint
 from .mesh import make_mesh as make_mesh
 from .processes import initialize as initialize
 from .processes import is_main as is_main
+from .processes import meet as meet
 from .rules import DEFAULT_ROWS as DEFAULT_ROWS
 from .rules import ShardingRules as ShardingRules
 from .shardings import param_shardings as param_shardings

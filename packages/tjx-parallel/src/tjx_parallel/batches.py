@@ -79,7 +79,9 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     if problems:
         raise ValueError("\n".join(problems))
     make_array: Any = jax.make_array_from_process_local_data  # JAX gives no types
-    return {
-        name: make_array(sharding, local, (len(local) * share_count, *local.shape[1:]))
-        for name, local in batch.items()
-    }
+    # The transfer is asked for; with several processes JAX does not see that by itself.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: make_array(sharding, local, (len(local) * share_count, *local.shape[1:]))
+            for name, local in batch.items()
+        }

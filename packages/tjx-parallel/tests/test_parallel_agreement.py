@@ -1,0 +1,100 @@
+"""Processes that vote learn the same at the same tick, and none waits."""
+
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tjx_parallel import Agreement, initialize, meet
+
+VOTE = """
+import sys
+import jax
+jax.config.update("jax_transfer_guard", "disallow")
+jax.config.update("jax_num_cpu_devices", 2)
+from tjx_parallel import Agreement, initialize, meet
+initialize()
+index = jax.process_index()
+assert jax.process_count() == 3
+agreement = Agreement(2)
+# At tick t process 1 asks for 15 once, process 2 for 10 later and for ever.
+wish = lambda t: 15 if (index, t) == (1, 2) else 10 if index == 2 and t > 3 else 0
+votes = [(wish(t), index) for t in range(8)]
+print("heard", [agreement.cast(vote) for vote in votes], flush=True)
+meet("end")
+"""
+
+
+def test_all_hear_the_largest_wish_one_tick_late() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": "3",
+        "TJX_HEARTBEAT_TIMEOUT": "60",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", VOTE],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **given, "JAX_PROCESS_ID": str(index)},
+        )
+        for index in range(3)
+    ]
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0, 0], ends[0][1]
+    stops = (0, 0, 0, 15, 0, 10, 10, 10)
+    heard = [(stop, 2 if tick else 0) for tick, stop in enumerate(stops)]
+    for out, _ in ends:
+        assert f"heard {heard}\n" in out
+
+
+def test_one_process_hears_itself_at_once() -> None:
+    agreement = Agreement(2)
+    assert [agreement.cast((0, 1)), agreement.cast((15, 0))] == [(0, 1), (15, 0)]
+    with pytest.raises(ValueError, match="a vote of 1 numbers: must have 2"):
+        agreement.cast((1,))
+    with pytest.raises(ValueError, match="at least 1 number"):
+        Agreement(0)
+    meet("nobody else")
+
+
+@pytest.mark.parametrize(
+    ("environment", "complaint"),
+    [
+        ({"JAX_NUM_PROCESSES": "4"}, "coordinator is missing(.|\n)*process_id is missing"),
+        ({"JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID = 'one' in the environment"),
+        ({"TJX_HEARTBEAT_TIMEOUT": "0.5"}, "TJX_HEARTBEAT_TIMEOUT = '0.5'"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "127.0.0.1:9999",
+                "JAX_NUM_PROCESSES": "4",
+                "JAX_PROCESS_ID": "4",
+            },
+            "process_id = 4: must be from 0 to 4 - 1",
+        ),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], complaint: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("JAX was asked")
+
+    monkeypatch.setattr("jax.distributed.initialize", refuse)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=complaint):
+        initialize()
