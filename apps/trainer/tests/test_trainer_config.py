@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tjx_data.config import DataConfig
 from tjx_nn.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
+from tjx_trainer.command_line import resolve
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.train_config import TrainConfig
 from tjx_trainer.tree import assemble, flatten, leaves
@@ -138,3 +139,11 @@ def test_optimizers_and_schedules_that_do_not_go_with_the_rest_are_refused(
         assemble(values)
     free = {"schedule.name": "constant", "schedule.cooldown_steps": None, "model.mup_base": None}
     assemble({**values, **free})
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/run", "s3://key:a@b@bucket/run"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint\.directory: a user or a password") as caught:
+        resolve(["--checkpoint.directory", url])
+    assert "key" not in str(caught.value)
+    resolve(["--checkpoint.directory", "s3://bucket/name@2x/run"])

@@ -23,15 +23,18 @@ from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.evaluation import evaluate, make_eval_step
-from tjx_trainer.interrupt import StopRequest
+from tjx_trainer.interrupt import Interrupts
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.loop import run_steps
 from tjx_trainer.progress import Progress
+from tjx_trainer.requests import Requests
 from tjx_trainer.sampling import continue_prompt, longest_continuation
+from tjx_trainer.saving import Saver
 from tjx_trainer.step import Batch
 from tjx_trainer.task import Put
 from tjx_trainer.task_table import open_task
 from tjx_trainer.text_task import LanguageModelling
+from tjx_trainer.watchdog import Watchdog
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -72,7 +75,8 @@ def run(words: list[str], run_dir: Path, *more: str) -> int:
 def records(run_dir: Path) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     dropped = {"train/tokens_per_sec", "train/data_wait"}  # of the clock
-    return [{k: v for k, v in json.loads(line).items() if k not in dropped} for line in lines]
+    kept = [{k: v for k, v in json.loads(line).items() if k not in dropped} for line in lines]
+    return [record for record in kept if "checkpoint/seconds" not in record]
 
 
 def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
@@ -98,10 +102,9 @@ def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:
     for batch_size in (8, 24):
         loader = tjx_data.TokenLoader(folder, split="validation", seq_len=16, batch_size=batch_size)
         found[batch_size] = evaluate(
-            make_eval_step(model, ks=(1, 5)),
+            make_eval_step(model, ks=(1, 5), token_byte_lengths=lengths),
             params,
-            [(job.put(batch), batch["labels"]) for batch in loader.evaluation_batches(500)],
-            token_byte_lengths=lengths,
+            [job.put(batch) for batch in loader.evaluation_batches(500)],
             ks=(1, 5),
         )
     # The same by NumPy in float64, window after window.
@@ -142,9 +145,14 @@ def test_a_run_resumed_is_the_same_run(
     assert "bits per byte" in printed.out
     assert (tmp_path / "whole" / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
 
-    calls = iter([False] * 8)  # somebody asks to stop after eight steps
-    monkeypatch.setattr(StopRequest, "__call__", lambda _: next(calls, True))
-    monkeypatch.setattr(StopRequest, "exit_code", 143)
+    beat = Watchdog.beat
+
+    def stop_at_eight(self: Watchdog, phase: str, step: int) -> None:
+        if (phase, step) == ("train", 7):  # the eighth is about to be made
+            signal.raise_signal(signal.SIGTERM)
+        beat(self, phase, step)
+
+    monkeypatch.setattr(Watchdog, "beat", stop_at_eight)
     assert run(words, tmp_path / "halves") == 143
     assert "stopped and saved at step 8" in capsys.readouterr().err
     monkeypatch.undo()
@@ -168,6 +176,7 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.closing(tjx_ckpt.Checkpointer(folder / "checkpoints")) as checkpointer,
+        Watchdog(folder, job.config.watchdog) as watchdog,
         contextlib.ExitStack() as stack,
     ):
         stack.callback(tracker.finish)
@@ -176,8 +185,9 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
             job,
             job.initial_state(),
             progress=progress,
-            checkpointer=checkpointer,
-            stopping=lambda: False,
+            saver=Saver(checkpointer, tracker, on_error="stop", describe=lambda _: {}),
+            requests=Requests(Interrupts()),
+            watchdog=watchdog,
         )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["train/data_wait"] for line in lines if "train/data_wait" in line]
@@ -296,21 +306,6 @@ def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
             top_k=None,
             seed=0,
         )
-
-
-def test_the_first_signal_is_remembered_and_the_second_interrupt_ends() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
-        assert not stop()
-        signal.raise_signal(signal.SIGTERM)
-        assert stop()
-        assert stop.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.exit_code == 130
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_damaged_data_are_refused_before_training(

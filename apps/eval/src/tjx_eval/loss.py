@@ -45,7 +45,9 @@ def measure_loss(
             f"give {-(-batch_size // devices) * devices}"
         )
     loader = open_rows(config, _text(model), Share(batch_size, batch_size, 0, 1), "validation")
-    eval_step = make_eval_step(config.model, ks=TOP_K)
+    eval_step = make_eval_step(
+        config.model, ks=TOP_K, token_byte_lengths=model.tokenizer.token_byte_lengths
+    )
 
     def run(limit: int | None) -> dict[str, float | int | str]:
         started = time.perf_counter()
@@ -53,10 +55,9 @@ def measure_loss(
             eval_step,
             model.params,
             (
-                (tjx_parallel.shard_batch(model.mesh, batch), batch["labels"])
+                tjx_parallel.shard_batch(model.mesh, batch)
                 for batch in loader.evaluation_batches(limit)
             ),
-            token_byte_lengths=model.tokenizer.token_byte_lengths,
             ks=TOP_K,
         )
         seconds = time.perf_counter() - started

@@ -98,8 +98,8 @@ def open_trained(path: str) -> TrainedModel:
             f"{path}: the model is of the family {config.model.family}, and only text decoders "
             "(gpt) are evaluated here; what the trainer measured stands in metrics.jsonl"
         )
-    checkpointer = tjx_ckpt.Checkpointer(run.checkpoints)
-    if checkpointer.latest_step() is None:
+    place = run.place_of_checkpoints(config)
+    if not tjx_ckpt.list_steps(place):
         raise RunError(
             f"{path}: there is no checkpoint yet; the trainer saves the first at step "
             f"{min(config.checkpoint.every, config.train.max_steps)}"
@@ -107,12 +107,16 @@ def open_trained(path: str) -> TrainedModel:
     _, optimizer = make_update_rule(config)
     mesh = tjx_parallel.make_mesh(MeshConfig())
     abstract = abstract_state(config, optimizer, mesh, tjx_parallel.ShardingRules())
-    state = checkpointer.restore(abstract)
+    # Where the optimizer keeps no average, its state, twice the parameters, is not read.
+    wanted = {"step": abstract.step, "params": abstract.params}
+    if config.optimizer.averages:
+        wanted["opt_state"] = abstract.opt_state
+    found = tjx_ckpt.Checkpointer(place).restore(wanted, partial=True)
     return TrainedModel(
         run=run,
         config=config,
         tokenizer=tjx_data.Tokenizer.load(run.tokenizer),
         mesh=mesh,
-        params=params_to_use(config, state),
-        step=int(jax.device_get(state.step)),
+        params=params_to_use(config, found["params"], found.get("opt_state")),
+        step=int(jax.device_get(found["step"])),
     )

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tjx_optim.schedule_config import HEEDED_BY
 from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.exit_codes import ExitCode
 from tjx_trainer.presets import (
     DEFAULT_PRESET,
     Given,
@@ -59,13 +60,18 @@ def parse(argv: Sequence[str]) -> Config:
 
 def refuse(error: ConfigError) -> NoReturn:
     """Write everything that is wrong to stderr and leave with code 2."""
+    sys.stderr.write(refusal(error))
+    raise SystemExit(ExitCode.USER_ERROR)
+
+
+def refusal(error: ConfigError) -> str:
+    """Write everything that is wrong, a line each."""
     count = len(error.problems)
     lines = [f"{count} mistake{'s' if count > 1 else ''}, so nothing was started:"]
     for problem in error.problems:
         first, *rest = problem.splitlines()
         lines += [f"  * {first}", *(f"    {line}" for line in rest)]
-    sys.stderr.write("\n".join([*lines, "`--help` lists every flag and preset."]) + "\n")
-    raise SystemExit(2)
+    return "\n".join([*lines, "`--help` lists every flag and preset."]) + "\n"
 
 
 def resolve(argv: Sequence[str]) -> Config:
@@ -133,6 +139,8 @@ class Words:
     ----------
     config : str
         The preset's name or path.
+    supervise : bool
+        Whether the trainer is to be started again after a crash.
     values : dict of str to Given
         The flags' values, by dotted name.
     problems : list of str
@@ -142,9 +150,23 @@ class Words:
     """
 
     config: str = DEFAULT_PRESET
+    supervise: bool = False
     values: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
+
+    def set_supervise(self, written: str) -> None:
+        """Take what was given to ``--supervise``."""
+        leaf = Leaf("supervise", bool, self.supervise, Words)
+        try:
+            self.supervise = convert(leaf, Given(written, "--supervise"))
+        except ValueError as error:
+            self.problems.append(str(error))
+
+    def argv(self, **values: str) -> list[str]:
+        """Return the words anew for the trainer alone, some values being others."""
+        given = {name: each.raw for name, each in self.values.items()} | values
+        return [f"--config={self.config}", *(f"--{name}={raw}" for name, raw in given.items())]
 
 
 def read_words(argv: Sequence[str]) -> Words:
@@ -159,7 +181,7 @@ def read_words(argv: Sequence[str]) -> Words:
             continue
         flag, has_equals, value = word.partition("=")
         name = flag.lstrip("-")
-        known = word.startswith("--") and (name == "config" or name in leaves())
+        known = word.startswith("--") and (name in ("config", "supervise") or name in leaves())
         has_value = bool(has_equals)
         if not has_value and rest and not rest[0].startswith("--"):
             value, has_value = rest.pop(0), True
@@ -169,6 +191,8 @@ def read_words(argv: Sequence[str]) -> Words:
             words.unread |= set(near)
         elif name in seen:
             words.problems.append(f"--{name} is given twice: keep one")
+        elif name == "supervise":
+            words.set_supervise(value if has_value else "true")
         elif not has_value and name != "config" and bool in _alternatives(leaves()[name].hint):
             words.values[name] = Given("true", f"--{name}")
         elif not has_value or value == "":
@@ -198,9 +222,8 @@ def _stray(word: str) -> str:
 
 
 def _flag_hint(name: str) -> str:
-    if name in {"help", "h", "config"} or difflib.get_close_matches(name, ["config", "help"], n=1):
-        near = difflib.get_close_matches(name, ["config", "help"], n=1)[0]
-        return f"; did you mean --{near}?"
+    if near := difflib.get_close_matches(name, ["config", "help", "supervise"], n=1):
+        return f"; did you mean --{near[0]}?"
     near_names = nearest_names(name)
     if near_names:
         return f"; did you mean {' or '.join(f'--{n}' for n in near_names[:4])}?"
@@ -324,6 +347,10 @@ def help_text(argv: Sequence[str] = ()) -> str:
         lines += _item(each, load_preset(each).description)
     lines += ["", f"Flags, in brackets the value with --config {name}:"]
     lines += _item("--config", f"Preset, by name or path of a .yaml file. [{name}]")
+    lines += _item(
+        "--supervise",
+        "Start again after a crash; give up after 3 lives without a newer checkpoint. [false]",
+    )
     owner: type | None = Config
     for leaf in leaves().values():
         if leaf.owner is not owner:

@@ -4,8 +4,9 @@ Nothing here imports JAX: a wrong configuration is refused before a second has p
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from tjx_ckpt.config import CheckpointConfig
@@ -21,6 +22,7 @@ from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.train_config import DTYPE_OF_PRECISION, TrainConfig, next_multiple
+from tjx_trainer.watchdog_config import WatchdogConfig
 
 # The first is what a model is where nothing is said of its family.
 ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
@@ -72,6 +74,8 @@ class Config:
         What is kept to go on from.
     log
         What is written while training.
+    watchdog
+        When a run that makes no progress is ended.
 
     Raises
     ------
@@ -91,6 +95,7 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:
         problems = contradictions({f.name: getattr(self, f.name) for f in fields(self)})
@@ -119,13 +124,29 @@ class Config:
         return self
 
 
+# The user and password of a URL.
+_CREDENTIALS = re.compile(r"://[^/\s]*@")
+
+
 def contradictions(sections: Mapping[str, Any]) -> list[str]:
     """Check what must hold between sections; those that are absent are not looked at."""
     problems: list[str] = []
     for names, check in _CHECKS:
         if all(name in sections for name in names):
             problems += check(*(sections[name] for name in names))
-    return problems
+    return problems + _check_credentials(sections)
+
+
+def _check_credentials(sections: Mapping[str, Any]) -> list[str]:
+    """Refuse users and passwords in URLs: a configuration is written beside every checkpoint."""
+    return [
+        f"{section}.{field.name}: a user or a password in a URL would be written into config.yaml "
+        "and every checkpoint; give it by the environment or a file of the storage's own"
+        for section, values in sections.items()
+        if is_dataclass(values)
+        for field in fields(values)
+        if isinstance(value := getattr(values, field.name), str) and _CREDENTIALS.search(value)
+    ]
 
 
 def _check_name(name: str) -> list[str]:

@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-import tjx_data
 import tjx_metrics
 import tjx_nn
 from tjx_trainer.config import ModelConfig
 from tjx_trainer.step import IGNORED, Batch, Constrain
+
+
+class EvaluationLeftError(Exception):
+    """An evaluation was left before its end: nothing is known of it."""
+
 
 Sums = dict[str, jax.Array]
 EvalStep = Callable[[dict[str, Any], Batch], Sums]
@@ -62,24 +67,50 @@ class Evaluation:
 
 
 def make_eval_step(
-    model: ModelConfig, *, ks: tuple[int, ...] = (), constrain: Constrain | None = None
+    model: ModelConfig,
+    *,
+    ks: tuple[int, ...] = (),
+    token_byte_lengths: np.ndarray | None = None,
+    constrain: Constrain | None = None,
 ) -> EvalStep:
     """Return the jitted sums of a batch; accuracies (`ks`) need the logits, the loss does not.
 
     Fed with the right answers so far, a decoder that gives each next one would have written all of
     them by itself: rows that are exact here are those of greedy generation.
+
+    Everything is counted on the devices, as no process has all rows of a batch.
+
+    Parameters
+    ----------
+    model : ModelConfig
+        The model.
+    ks : tuple of int
+        Count how often the right answer is among so many likeliest.
+    token_byte_lengths : int32 [vocab_size] or None
+        Bytes of text that each token stands for; None where labels are no text.
+    constrain : callable, optional
+        How activations lie on the mesh, as `tjx_parallel.make_constraint` gives it.
+
+    Returns
+    -------
+    callable
+        From (params, batch) to scalars, and "correct" [len(ks)].
     """
 
     def eval_step(params: dict[str, Any], batch: Batch) -> Sums:
         network: Any = tjx_nn.bind(model, params, constrain=constrain)
-        sums = {"loss_sum": network.losses(**batch).tokens.sum()}
+        labels = batch["labels"]
+        counts = labels != IGNORED
+        sums = {"loss_sum": network.losses(**batch).tokens.sum(), "tokens": counts.sum()}
+        if token_byte_lengths is not None:
+            lengths = jnp.asarray(token_byte_lengths)[jnp.where(counts, labels, 0)]
+            sums["text_bytes"] = jnp.where(counts, lengths, 0).sum()
         if ks:
-            inputs, labels = dict(batch), batch["labels"]
+            inputs = dict(batch)
             del inputs["labels"]
             logits = network(**inputs)
             sums["correct"] = tjx_metrics.top_k_correct(logits, labels, ks, IGNORED)
             if labels.ndim > 1:
-                counts = labels != IGNORED
                 missed = counts & (logits.argmax(-1) != labels)
                 sums["rows"] = counts.any(-1).sum()
                 sums["exact_rows"] = (counts.any(-1) & ~missed.any(-1)).sum()
@@ -91,10 +122,10 @@ def make_eval_step(
 def evaluate(
     eval_step: EvalStep,
     params: dict[str, Any],
-    batches: Iterable[tuple[Batch, np.ndarray]],
+    batches: Iterable[Batch],
     *,
-    token_byte_lengths: np.ndarray | None,
     ks: tuple[int, ...] = (),
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Sum over all batches.
 
@@ -104,33 +135,39 @@ def evaluate(
         From `make_eval_step`.
     params : nested dict of arrays
         The model's parameters.
-    batches : iterable of (batch, labels)
-        Each target once; padding has the label -100. The batch lies on the devices and the labels
-        lie here too.
-    token_byte_lengths : int32 [vocab_size] or None
-        Bytes of text that each token stands for; None where labels are no text.
+    batches : iterable of Batch
+        Each target once; padding has the label -100.
     ks : tuple of int
         As `make_eval_step` was given.
+    before_batch : callable
+        Called before each batch; raises `EvaluationLeftError` to leave.
 
     Returns
     -------
     Evaluation
         The sums, in float64 over batches.
     """
-    pending: list[Sums] = []
-    tokens = text_bytes = 0
-    for batch, labels in batches:
-        pending.append(eval_step(params, batch))
-        tokens += int((labels != IGNORED).sum())
-        if token_byte_lengths is not None:
-            text_bytes += tjx_data.batch_bytes(labels, token_byte_lengths)
-    # Read at the end: the device never waits for the host between batches.
-    sums = jax.device_get(pending)
+    sums: list[dict[str, np.ndarray]] = []
+    pending: Sums | None = None
+    # Read a batch late: the device does not wait for the host, and the host does not run ahead, so
+    # that whoever asks to stop is heard and a device that hangs is noticed.
+    for batch in batches:
+        before_batch()
+        begun = eval_step(params, batch)
+        if pending is not None:
+            sums.append(jax.device_get(pending))
+        pending = begun
+    if pending is not None:
+        sums.append(jax.device_get(pending))
+
+    def total(name: str) -> int:
+        return sum(int(each.get(name, 0)) for each in sums)
+
     return Evaluation(
         loss_sum=math.fsum(float(each["loss_sum"]) for each in sums),
-        tokens=tokens,
-        text_bytes=None if token_byte_lengths is None else text_bytes,
+        tokens=total("tokens"),
+        text_bytes=total("text_bytes") if sums and "text_bytes" in sums[0] else None,
         correct={k: sum(int(each["correct"][i]) for each in sums) for i, k in enumerate(ks)},
-        exact_rows=sum(int(each.get("exact_rows", 0)) for each in sums),
-        rows=sum(int(each.get("rows", 0)) for each in sums),
+        exact_rows=total("exact_rows"),
+        rows=total("rows"),
     )

@@ -1,7 +1,119 @@
-"""How the program ends, other than well: its exit codes, and the error of a run that diverged."""
+"""How the program ends: its exit codes, each with what it means, and the error of a diverged run.
 
-EXIT_USER_ERROR = 2
-EXIT_NOT_FINITE = 3
+Standard library only, as the supervisor reads it too.
+"""
+
+import signal
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the trainer; 128 + n is that of a run that was asked to stop by signal n."""
+
+    FINISHED = 0
+    UNEXPECTED = 1
+    USER_ERROR = 2
+    NOT_FINITE = 3
+    CHECKPOINTS_DAMAGED = 4
+    NOT_WRITTEN = 5
+    HANG = 6
+    OUT_OF_MEMORY = 7
+    GAVE_UP = 8
+    DATA_DAMAGED = 9
+    INTERRUPTED = 128 + signal.SIGINT
+    TERMINATED = 128 + signal.SIGTERM
+
+
+class Meaning(NamedTuple):
+    """What an exit code says.
+
+    Attributes
+    ----------
+    what : str
+        What happened.
+    answer : str
+        What helps.
+    again : bool
+        Whether a supervisor starts the trainer again: it may go otherwise the next time.
+    """
+
+    what: str
+    answer: str
+    again: bool
+
+
+MEANINGS: Mapping[ExitCode, Meaning] = {
+    ExitCode.FINISHED: Meaning("the last step was made", "nothing is left to do", False),
+    ExitCode.UNEXPECTED: Meaning(
+        "an error that nobody foresaw; its traceback is on stderr",
+        "the same command goes on from the newest checkpoint; report the traceback",
+        True,
+    ),
+    ExitCode.USER_ERROR: Meaning(
+        "flags, preset, data or run directory are not what the run needs; nothing was changed",
+        "do what each line of the message says",
+        False,
+    ),
+    ExitCode.NOT_FINITE: Meaning(
+        "loss or gradients were not finite step after step, also after going back once",
+        "lower the learning rate, in another run directory",
+        False,
+    ),
+    ExitCode.CHECKPOINTS_DAMAGED: Meaning(
+        "there are checkpoints and every one is damaged",
+        "bring one back from a copy, or start again in another run directory",
+        False,
+    ),
+    ExitCode.NOT_WRITTEN: Meaning(
+        "a checkpoint or a record could not be written: the disk is full or was taken away, or an "
+        "object store does not answer",
+        "make room; the same command goes on from the newest checkpoint",
+        True,
+    ),
+    ExitCode.HANG: Meaning(
+        "the run made no progress; what each thread was doing is on stderr and in hang-STEP.txt",
+        "the same command goes on from the newest checkpoint; the stacks name the place",
+        True,
+    ),
+    ExitCode.OUT_OF_MEMORY: Meaning(
+        "a device or the host had too little memory",
+        "give one of the flags that the message lists",
+        False,
+    ),
+    ExitCode.GAVE_UP: Meaning(
+        "the supervisor gave up: three lives in a row made no checkpoint",
+        "the message says why each of them ended",
+        False,
+    ),
+    ExitCode.DATA_DAMAGED: Meaning(
+        "training data became unreadable, truncated or damaged; the message names the file",
+        "bring the file back, or prepare the data again",
+        True,
+    ),
+    ExitCode.INTERRUPTED: Meaning(
+        "asked to stop by SIGINT (Ctrl-C); saved, unless it was pressed twice",
+        "the same command goes on",
+        False,
+    ),
+    ExitCode.TERMINATED: Meaning(
+        "asked to stop by SIGTERM; saved",
+        "the same command goes on",
+        False,
+    ),
+}  # fmt: skip
+
+
+def table() -> str:
+    """Return the table of exit codes as Markdown, as the documentation shows it."""
+    lines = ["| code | what happened | what helps | `--supervise` |", "|---|---|---|---|"]
+    lines += [
+        f"| {code:d} | {meaning.what} | {meaning.answer} | "
+        f"{'starts again' if meaning.again else 'ends with it'} |"
+        for code, meaning in MEANINGS.items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 class NotFiniteError(RuntimeError):

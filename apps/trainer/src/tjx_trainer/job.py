@@ -57,21 +57,28 @@ class Job:
 
     def params_to_use(self, state: TrainState) -> dict[str, Any]:
         """Return the parameters to evaluate and to use: averages of them where it keeps any."""
-        return params_to_use(self.config, state)
+        return params_to_use(self.config, state.params, state.opt_state)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """Spread this process's rows of a batch over its devices."""
         placed: Batch = tjx_parallel.shard_batch(self.mesh, batch)
         return placed
 
-    def evaluate(self, params: dict[str, Any]) -> Evaluation:
-        """Sum over the held-out data, or as much of them as the configuration says."""
+    def evaluate(
+        self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
+    ) -> Evaluation:
+        """Sum over the held-out data, or as much of them as the configuration says.
+
+        Parameters
+        ----------
+        params : nested dict of arrays
+            The model's parameters.
+        before_batch : callable
+            Called before each batch; raises `EvaluationLeftError` to leave.
+        """
+        batches = self.task.evaluation_batches(self.put)
         return evaluate(
-            self.eval_step,
-            params,
-            self.task.evaluation_batches(self.put),
-            token_byte_lengths=self.task.token_byte_lengths,
-            ks=self.task.accuracies,
+            self.eval_step, params, batches, ks=self.task.accuracies, before_batch=before_batch
         )
 
 
@@ -129,5 +136,10 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
         train_step=make_train_step(
             config, optimizer, schedule, accumulation=accumulation, constrain=constrain
         ),
-        eval_step=make_eval_step(config.model, ks=task.accuracies, constrain=constrain),
+        eval_step=make_eval_step(
+            config.model,
+            ks=task.accuracies,
+            token_byte_lengths=task.token_byte_lengths,
+            constrain=constrain,
+        ),
     )

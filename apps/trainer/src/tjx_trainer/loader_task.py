@@ -53,10 +53,9 @@ class LoaderTask[L: tjx_data.Loader](ABC):
         """Return the batch of a step."""
         return put(self.train_data.batch(step))
 
-    def evaluation_batches(self, put: Put) -> Iterator[tuple[Batch, np.ndarray]]:
+    def evaluation_batches(self, put: Put) -> Iterator[Batch]:
         """Yield the held-out data, or as much as was asked for."""
-        for batch in self.validation_data.evaluation_batches(self.eval_limit):
-            yield put(batch), batch["labels"]
+        return map(put, self.validation_data.evaluation_batches(self.eval_limit))
 
     def record(self, run: RunDirectory) -> None:  # noqa: B027  there may be nothing to keep
         """Keep what is needed to use the model; nothing, unless a task says otherwise."""

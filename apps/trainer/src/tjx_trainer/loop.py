@@ -1,18 +1,19 @@
 """The training loop."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 
-import tjx_ckpt
 import tjx_data
-from tjx_trainer.evaluation import Evaluation
+from tjx_trainer.evaluation import Evaluation, EvaluationLeftError
 from tjx_trainer.job import Job
 from tjx_trainer.progress import Progress
+from tjx_trainer.requests import Requests
+from tjx_trainer.saving import Saver
 from tjx_trainer.state import TrainState
 from tjx_trainer.step import Batch
-from tjx_trainer.task import data_identity
+from tjx_trainer.watchdog import Watchdog
 
 
 def run_steps(
@@ -20,8 +21,10 @@ def run_steps(
     state: TrainState,
     *,
     progress: Progress,
-    checkpointer: tjx_ckpt.Checkpointer,
-    stopping: Callable[[], bool],
+    saver: Saver,
+    requests: Requests,
+    watchdog: Watchdog,
+    owes_evaluation: bool = False,
 ) -> TrainState:
     """Train from the state's step to the last, or until asked to stop; the end is saved.
 
@@ -33,10 +36,14 @@ def run_steps(
         Where to start; its buffers are donated.
     progress : Progress
         Reads each step's metrics one step late, so that the devices never wait for the host.
-    checkpointer : tjx_ckpt.Checkpointer
+    saver : Saver
         Saves in the background.
-    stopping : callable
-        Whether somebody has asked to stop.
+    requests : Requests
+        Whether somebody has asked to stop or to save.
+    watchdog : Watchdog
+        Told of each step and each evaluation batch.
+    owes_evaluation : bool
+        Whether the evaluation of the state's step is still to be made.
 
     Returns
     -------
@@ -47,34 +54,52 @@ def run_steps(
     ------
     NotFiniteError
         When as many steps in a row were not finite as the guard allows.
+    tjx_ckpt.SaveError
+        When a save failed, and the run is not to go on, or it was the last one.
     """
     train, save_every = job.config.train, job.config.checkpoint.every
     first = step = int(jax.device_get(state.step))
+    owed = owes_evaluation
 
     def load(step: int) -> Batch:
         with jax.transfer_guard("disallow"):  # each thread has its own
             return job.task.batch(step, job.put)
 
+    def before_evaluation_batch() -> None:
+        watchdog.beat("evaluate", step)
+        requests.poll(failed=saver.failed)
+        if requests.stop:
+            raise EvaluationLeftError
+
     def evaluate(state: TrainState) -> Evaluation:
-        return job.evaluate(job.params_to_use(state))
+        return job.evaluate(job.params_to_use(state), before_evaluation_batch)
 
     with (
         jax.transfer_guard("disallow"),
         tjx_data.Prefetcher(load, first=first, stop=train.max_steps) as batches,
     ):
-        if first == 0:
-            progress.evaluate(0, partial(evaluate, state))
-        while step < train.max_steps and not stopping():
-            state, metrics = job.train_step(state, batches.get(step))
-            step += 1
-            progress.stepped(step, metrics, waited=batches.take_waited())
-            if step == train.max_steps or step % train.eval_every == 0:
-                progress.evaluate(step, partial(evaluate, state))
-            if step % save_every == 0:
+        while True:
+            metrics: Mapping[str, float] | None = None
+            if owed:
+                metrics = progress.evaluate(step, partial(evaluate, state))
+                owed = metrics is None  # it was left: whoever goes on from here makes it
+            if requests.failed:
+                saver.stop_for_failure(step)
+            is_end = step == train.max_steps or requests.stop > 0
+            wanted = requests.take_save() or is_end or step % save_every == 0
+            if wanted and step > first:
+                watchdog.beat("save", step)
                 progress.flush()  # a run that goes on from here lacks no record
-                checkpointer.save(step, state, metadata=data_identity(job.task))
-    progress.flush()
-    if step > first and step % save_every != 0:
-        checkpointer.save(step, state, metadata=data_identity(job.task))
-    checkpointer.wait()
+                saver.save(step, state, metrics=metrics, owes_evaluation=owed)
+            if is_end:
+                break
+            watchdog.beat("train", step)
+            state, measured = job.train_step(state, batches.get(step))
+            step += 1
+            progress.stepped(step, measured, waited=batches.take_waited())
+            saver.look(step)
+            requests.poll(failed=saver.failed)
+            owed = step == train.max_steps or step % train.eval_every == 0
+    watchdog.beat("save", step)
+    saver.finish(step)
     return state

@@ -1,13 +1,46 @@
 """The trainer's program."""
 
+import errno
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import NoReturn
 
-from tjx_ckpt.errors import CheckpointError
+from tjx_ckpt.errors import (
+    AllCheckpointsCorruptError,
+    CheckpointError,
+    SaveError,
+    StorageError,
+)
 from tjx_data.corpora.hub import HubError
-from tjx_trainer.command_line import parse, refuse
+from tjx_data.errors import DataError
+from tjx_metrics.errors import RecordError
+from tjx_trainer.command_line import parse, read_words, refusal, refuse
 from tjx_trainer.config import ConfigError
-from tjx_trainer.exit_codes import EXIT_NOT_FINITE, EXIT_USER_ERROR, NotFiniteError
+from tjx_trainer.exit_codes import ExitCode, NotFiniteError
+from tjx_trainer.out_of_memory import explain, is_out_of_memory
+from tjx_trainer.supervised import connect, leave_word
+
+# What the system says of a disk that is full, worn out, or was taken away.
+_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
+
+# The first that fits is taken.
+_CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
+    (HubError, ExitCode.USER_ERROR),
+    (DataError, ExitCode.DATA_DAMAGED),
+    (BrokenProcessPool, ExitCode.DATA_DAMAGED),  # a process that prepared them died
+    (AllCheckpointsCorruptError, ExitCode.CHECKPOINTS_DAMAGED),
+    (SaveError, ExitCode.NOT_WRITTEN),
+    (StorageError, ExitCode.NOT_WRITTEN),
+    (RecordError, ExitCode.NOT_WRITTEN),
+    (CheckpointError, ExitCode.USER_ERROR),
+    (NotFiniteError, ExitCode.NOT_FINITE),
+    (KeyboardInterrupt, ExitCode.INTERRUPTED),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,25 +49,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when the run is finished, 2 when the user can mend what is wrong, 3 when it diverged, 128
-        + the signal's number when the run was asked to stop and is saved.
+        The exit code, as the table of `tjx_trainer.exit_codes` has it.
     """
-    config = parse(sys.argv[1:] if argv is None else argv)
-
-    # It brings JAX, which takes seconds to import: a wrong command line is answered before.
-    from tjx_trainer.train import train
-
+    words = sys.argv[1:] if argv is None else argv
+    # Until there is something to save, a signal that asks for it must not kill.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    connect()
     try:
+        config = parse(words)
+        if read_words(words).supervise:
+            from tjx_trainer.supervisor import supervise
+
+            return supervise(words, config)
+        # It brings JAX, which takes seconds to import: a wrong command line is answered before.
+        from tjx_trainer.train import train
+
         return train(config)
     except ConfigError as error:
+        leave_word(refusal(error))
         refuse(error)
-    except (HubError, CheckpointError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return EXIT_USER_ERROR
-    except NotFiniteError as error:
-        sys.stderr.write("; ".join([f"error: {error}", *getattr(error, "__notes__", [])]) + "\n")
-        return EXIT_NOT_FINITE
+    except SystemExit:
+        raise
+    except BaseException as error:
+        code = code_of(error)
+        if code is ExitCode.UNEXPECTED:
+            leave_word("".join(traceback.format_exception(error)))
+            raise
+        message = message_of(error)
+        leave_word(message)
+        with suppress(OSError):  # nobody may be left to read it
+            sys.stderr.write(message)
+        return code
+
+
+def code_of(error: BaseException) -> ExitCode:
+    """Return the exit code of an error; what nobody foresaw is `ExitCode.UNEXPECTED`."""
+    if is_out_of_memory(error):
+        return ExitCode.OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
+        return ExitCode.NOT_WRITTEN
+    return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
+
+
+def message_of(error: BaseException) -> str:
+    """Return what to tell the user of an error that was foreseen."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted: what was saved before is sound\n"
+    said = explain(error) if is_out_of_memory(error) else str(error)
+    return "; ".join([f"error: {said}", *getattr(error, "__notes__", [])]) + "\n"
+
+
+def run() -> NoReturn:
+    """Run the program and end the process with its exit code."""
+    code = main()
+    if code == ExitCode.INTERRUPTED:
+        # At a second Ctrl-C nobody waits for the save under way; after one it is done.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -15,7 +16,15 @@ DEFAULT_PRESET = "quickstart"
 # What a run directory's config.yaml holds besides the configuration.
 PROVENANCE = ("versions", "git")
 
-LARGEST_PRESET = 1_000_000  # bytes; a preset is a page of text
+LARGEST_PRESET = 100_000  # bytes; a preset is a page of text, and PyYAML takes a second for these
+MOST_PROBLEMS = 50  # of a file; more are told when these are mended
+
+# What plain YAML makes of a value. A tag that was written asks for something else, such as a
+# Python object, and the value beside it would be taken for what it is not.
+_PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge")
+)
 
 
 @dataclass(frozen=True)
@@ -138,8 +147,9 @@ def nearest_names(name: str) -> list[str]:
 def _unknown_preset(name: str) -> str:
     near = difflib.get_close_matches(name.lower().replace("-", "_"), preset_names(), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    if (Path(name) / "config.yaml").exists():
-        hint = f"did you mean {Path(name) / 'config.yaml'}? "
+    with suppress(OSError):  # a name may be longer than any file's
+        if (Path(name) / "config.yaml").exists():
+            hint = f"did you mean {Path(name) / 'config.yaml'}? "
     others = ", ".join(preset_names())
     return f"--config {name}: no preset has this name; {hint}(there are {others})"
 
@@ -149,6 +159,8 @@ def _read_file(path: Path) -> tuple[str, str]:
     if path.is_dir():
         inside = path / "config.yaml"
         return "", f"this is a folder; give {inside if inside.exists() else 'a .yaml file'}"
+    if path.is_fifo() and not path.is_relative_to("/dev"):
+        return "", "this is a pipe, and nobody may ever write into it; give a file"
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_PRESET + 1)
@@ -165,8 +177,8 @@ def _read_file(path: Path) -> tuple[str, str]:
         return "", f"there is no such file{hint}"
     except UnicodeDecodeError as error:
         return "", f"the file is not UTF-8 (byte {error.start}): save it as UTF-8 text"
-    except OSError as error:
-        return "", f"the file cannot be read ({error.strerror})"
+    except (OSError, ValueError) as error:  # ValueError of a NUL in its name
+        return "", f"the file cannot be read ({error})"
 
 
 def _read_values(text: str, label: str) -> tuple[dict[str, Given], list[str]]:
@@ -185,13 +197,20 @@ def _read_values(text: str, label: str) -> tuple[dict[str, Given], list[str]]:
         return {}, [f"{label}: not YAML ({str(error).splitlines()[0]}): save it as plain text"]
     if root is None:
         return {}, []
-    if not isinstance(root, yaml.MappingNode):
+    if not isinstance(root, yaml.MappingNode) or root.tag not in _PLAIN_TAGS:
         return {}, [f"{label}:1: expected sections, such as `model:`, with `  name: value` below"]
     values: dict[str, Given] = {}
     problems: list[str] = []
     for name, node in _entries(root, "", label, problems):
         where = f"{label}:{node.start_mark.line + 1}: {name}"
-        if name in values:
+        if len(problems) >= MOST_PROBLEMS:
+            problems.append(f"{where}: and more; mend these first")
+            break
+        if node.tag not in _PLAIN_TAGS:
+            problems.append(
+                f"{where}: the tag {node.tag[:60]} asks for more than a value: leave it"
+            )
+        elif name in values:
             problems.append(f"{where} is given twice: keep one")
         elif name not in leaves():
             problems.append(f"{where}: there is no such key{_key_hint(name)}")
@@ -199,7 +218,7 @@ def _read_values(text: str, label: str) -> tuple[dict[str, Given], list[str]]:
             is_null = node.tag == "tag:yaml.org,2002:null"
             values[name] = Given(None if is_null else node.value, where)
         elif isinstance(node, yaml.SequenceNode) and all(
-            isinstance(item, yaml.ScalarNode) for item in node.value
+            isinstance(item, yaml.ScalarNode) and item.tag in _PLAIN_TAGS for item in node.value
         ):
             values[name] = Given([item.value for item in node.value], where)
         else:
@@ -217,10 +236,12 @@ def _entries(
             problems.append(f"{label}:{line}: expected a name before the colon")
             continue
         name = f"{prefix}{key.value}"
-        if name in PROVENANCE:
+        if name in PROVENANCE or len(problems) > MOST_PROBLEMS:
             continue
         if name not in section_names():
             yield name, value
+        elif value.tag not in _PLAIN_TAGS:
+            problems.append(f"{label}:{line}: {name}: the tag {value.tag[:60]} is nothing here")
         elif isinstance(value, yaml.MappingNode):
             yield from _entries(value, f"{name}.", label, problems)
         elif value.value != "":  # a section whose lines are all commented out is empty

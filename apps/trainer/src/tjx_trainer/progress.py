@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import tjx_metrics
-from tjx_trainer.evaluation import Evaluation
+from tjx_trainer.evaluation import Evaluation, EvaluationLeftError
 from tjx_trainer.exit_codes import NotFiniteError
 from tjx_trainer.step import Metrics
 
@@ -27,6 +27,13 @@ class Progress:
         Steps in a row that are skipped for not being finite when the run ends.
     skipped : int
         Steps that were skipped before.
+
+    Attributes
+    ----------
+    last_evaluation : Evaluation or None
+        The last one that was finished.
+    streak_began : int or None
+        After NotFiniteError the first of the steps in a row that were skipped.
     """
 
     def __init__(
@@ -44,9 +51,12 @@ class Progress:
         self._max_skipped = max_skipped
         self._skipped = skipped
         self._pending: tuple[int, Metrics] | None = None
+        # The first of the steps in a row that were skipped last, of those that were seen.
+        self._first_skipped: int | None = None
         # Since the last record: when that was, and the seconds that steps waited for data.
         self._recorded, self._waited = time.perf_counter(), 0.0
         self.last_evaluation: Evaluation | None = None
+        self.streak_began: int | None = None
 
     def stepped(self, step: int, metrics: Metrics, *, waited: float) -> None:
         """Take a step's metrics, which may not be computed yet; read those of the step before.
@@ -79,6 +89,7 @@ class Progress:
         self._throughput.update(int(values.pop("tokens")))
         skipped, in_a_row = int(values["skipped"]), int(values.pop("skipped_in_a_row"))
         is_news, self._skipped = skipped != self._skipped, skipped
+        self._first_skipped = (self._first_skipped or step) if is_news else None
         if step == 1 or step % self._every == 0 or is_news:
             record = _norm_records(values.pop("norms", {}))
             record |= {f"train/{name}": float(value) for name, value in values.items()}
@@ -87,17 +98,38 @@ class Progress:
             record["train/data_wait"] = self._share_waited()
             self._tracker.log(record, step)
         if in_a_row >= self._max_skipped:
+            # A run that was gone on with in the midst of them has seen the last of them only.
+            begin = step - in_a_row + 1
+            self.streak_began = min(begin, self._first_skipped or begin)
             raise NotFiniteError(step, in_a_row)
 
-    def evaluate(self, step: int, run: Callable[[], Evaluation]) -> None:
-        """Evaluate and record; the time it takes counts for no rate."""
+    def evaluate(self, step: int, run: Callable[[], Evaluation]) -> Mapping[str, float] | None:
+        """Evaluate and record; the time it takes counts for no rate.
+
+        Parameters
+        ----------
+        step : int
+            Steps that were made.
+        run : callable
+            Evaluates, or raises `EvaluationLeftError`.
+
+        Returns
+        -------
+        mapping or None
+            What was recorded, by name; None where the evaluation was left.
+        """
         self.flush()
         begin = time.perf_counter()
-        with self._throughput.paused():
-            self.last_evaluation = run()
+        try:
+            with self._throughput.paused():
+                self.last_evaluation = run()
+        except EvaluationLeftError:
+            return None
         self._recorded += time.perf_counter() - begin
-        metrics = self.last_evaluation.metrics()
-        self._tracker.log({f"eval/{name}": value for name, value in metrics.items()}, step)
+        found = self.last_evaluation.metrics()
+        metrics = {f"eval/{name}": value for name, value in found.items()}
+        self._tracker.log(metrics, step)
+        return metrics
 
     def _share_waited(self) -> float:
         """Return the share of the time since the last record that went by without a batch."""

@@ -28,7 +28,9 @@ MAY_CHANGE = frozenset({
     "model.remat_every",
     "model.attention_implementation",
 })  # fmt: skip
-SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.")
+SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.", "watchdog.")
+# In another place there are no checkpoints: the run would begin anew and nobody would notice.
+MAY_NOT_CHANGE = frozenset({"checkpoint.directory"})
 
 
 def differences(saved: Config, wanted: Config, *, steps_done: int) -> list[str]:
@@ -57,7 +59,7 @@ def differences(saved: Config, wanted: Config, *, steps_done: int) -> list[str]:
         if name in here
         and there[name] != here[name]
         and name not in ignored
-        and not name.startswith(SECTIONS_THAT_MAY_CHANGE)
+        and (name in MAY_NOT_CHANGE or not name.startswith(SECTIONS_THAT_MAY_CHANGE))
     }
     of_schedule = [lines.pop(name) for name in [*lines] if name.startswith("schedule.")]
     return [*lines.values(), *_other_schedule(saved, wanted, of_schedule, steps_done)]

@@ -34,7 +34,7 @@ PARENT_OF_RUNS = Path("runs")
 
 RECORDED_PACKAGES = (
     *(f"tjx-{part}" for part in ("kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")),
-    *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax", "orbax-checkpoint"),
+    *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax"),
 )
 
 
@@ -87,6 +87,10 @@ class RunDirectory:
         """The directory of the pictures."""
         return self.path / "plots"
 
+    def place_of_checkpoints(self, config: Config) -> str | Path:
+        """Return where a run saves: `checkpoints`, unless its configuration says otherwise."""
+        return config.checkpoint.directory or self.checkpoints
+
     def write_config(self, config: Config) -> None:
         """Write the resolved configuration, with versions and git revision, atomically.
 
@@ -135,15 +139,25 @@ def check_run(config: Config) -> None:
     Raises
     ------
     ConfigError
-        If ``run_dir`` holds another run, or files of a run without its config.yaml.
+        If ``run_dir`` holds another run, one that goes on at this moment, or files of a run
+        without its config.yaml; or the checkpoints' directory those of another run.
     """
-    if config.run_dir is None:
-        return
-    run = RunDirectory(Path(config.run_dir))
-    if run.config.exists():
+    run = None if config.run_dir is None else RunDirectory(Path(config.run_dir))
+    if run is not None and run.config.exists():
+        if holder := tjx_ckpt.find_holder(run.place_of_checkpoints(config)):
+            raise ConfigError([
+                f"--run_dir {run.path}: {holder} trains in it; end it, or give another --run_dir"
+            ])  # fmt: skip
         refuse_other_run(run, config)
-    else:
+        return
+    if run is not None:
         _refuse_foreign_files(run)
+    place = config.checkpoint.directory
+    if place is not None and (steps := tjx_ckpt.list_steps(place)):
+        raise ConfigError([
+            f"--checkpoint.directory {place}: holds step {steps[-1]} of another run; give another "
+            "directory, or that run's --run_dir to resume it"
+        ])  # fmt: skip
 
 
 def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
@@ -166,7 +180,7 @@ def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
         without its config.yaml, or cannot be made.
     """
     if config.run_dir is None:
-        run = _make_new(config.name, now or datetime.now().astimezone())
+        run = make_new(config.name, now or datetime.now().astimezone())
     else:
         check_run(config)
         run = RunDirectory(Path(config.run_dir))
@@ -190,7 +204,7 @@ def refuse_other_run(run: RunDirectory, config: Config) -> Config:
             f"--run_dir {run.path}: its config.yaml cannot be read; give another --run_dir",
             *error.problems,
         ]) from None  # fmt: skip
-    done = max(tjx_ckpt.list_steps(run.checkpoints), default=0)
+    done = max(tjx_ckpt.list_steps(run.place_of_checkpoints(config)), default=0)
     differing = differences(saved, config, steps_done=done)
     if differing:
         head = (
@@ -213,8 +227,14 @@ def _refuse_foreign_files(run: RunDirectory) -> None:
         ])  # fmt: skip
 
 
-def _make_new(name: str, now: datetime) -> RunDirectory:
-    """Make a directory that was not there, also when several runs start in the same second."""
+def make_new(name: str, now: datetime) -> RunDirectory:
+    """Make runs/NAME-YYYYmmdd-HHMMSS, also when several runs start in the same second.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be made.
+    """
     stem = f"{name}-{now:%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
         path = PARENT_OF_RUNS / f"{stem}{suffix}"

@@ -38,15 +38,17 @@ def scales_loss(config: Config) -> bool:
     return config.train.precision == "fp16"
 
 
-def params_to_use(config: Config, state: TrainState) -> dict[str, Any]:
+def params_to_use(
+    config: Config, params: dict[str, Any], opt_state: optax.OptState
+) -> dict[str, Any]:
     """Return the parameters to evaluate, sample from and keep: an average where one is kept.
 
     The optimizer keeps one with ``ema_decay``, or where it is schedule-free; without, these are the
     parameters that are trained, not a copy.
     """
     if not config.optimizer.averages:
-        return state.params
-    average: dict[str, Any] = jax.jit(tjx_optim.evaluation_params)(state.opt_state, state.params)
+        return params
+    average: dict[str, Any] = jax.jit(tjx_optim.evaluation_params)(opt_state, params)
     return average
 
 

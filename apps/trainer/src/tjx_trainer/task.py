@@ -66,8 +66,8 @@ class Task(Protocol):
     def batch(self, step: int, put: Put) -> Batch:
         """Return the batch of a step, on the devices: a function of (seed, step)."""
 
-    def evaluation_batches(self, put: Put) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Yield held-out batches on the devices, and their labels here; -100 counts nothing."""
+    def evaluation_batches(self, put: Put) -> Iterator[Batch]:
+        """Yield held-out batches on the devices; the label -100 counts nothing."""
 
     def record(self, run: RunDirectory) -> None:
         """Write to the run directory what is needed to use the model."""

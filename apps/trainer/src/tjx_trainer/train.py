@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,16 +15,18 @@ import tjx_nn
 import tjx_parallel
 from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config, ConfigError, reads_text
-from tjx_trainer.exit_codes import NotFiniteError
-from tjx_trainer.interrupt import StopRequest
+from tjx_trainer.interrupt import Interrupts, Stopped
 from tjx_trainer.job import Job, build_job
-from tjx_trainer.loop import run_steps
+from tjx_trainer.memory_report import explaining_memory
+from tjx_trainer.messages import say
 from tjx_trainer.preparing import PreparationBar
-from tjx_trainer.progress import Progress
+from tjx_trainer.recovery import Course
+from tjx_trainer.requests import Requests
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run
 from tjx_trainer.state import TrainState
 from tjx_trainer.task import data_identity
 from tjx_trainer.task_table import open_task
+from tjx_trainer.watchdog import Watchdog
 
 
 def train(config: Config) -> int:
@@ -45,67 +49,146 @@ def train(config: Config) -> int:
     tjx_data.HubError
         If the corpus or the tokenizer is out of reach.
     tjx_ckpt.CheckpointError
-        If there are checkpoints and none is sound, or another process saves there.
+        If there are checkpoints and none is sound, another process saves there, or (SaveError) a
+        checkpoint could not be written.
+    tjx_metrics.RecordError
+        If the metrics could not be written.
     NotFiniteError
-        If too many steps in a row were not finite; a note names the last good checkpoint.
+        If too many steps in a row were not finite, twice; a note names the last good checkpoint.
+    KeyboardInterrupt
+        At a second SIGINT.
     """
     tjx_parallel.initialize()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    if reads_text(config) and (problems := tjx_data.find_problems(config.data)):
-        raise ConfigError(problems)
-    check_run(config)  # before minutes are spent on the data
-    job = prepare(config)
-    refuse_other_data(job)
-    run = open_run(job.config)
-    if tjx_parallel.is_main():
-        job.task.record(run)
-        run.point_to_data(job.task.folders, identity=data_identity(job.task))
-    say(f"run directory  {run.path}")
-    with (
-        StopRequest() as stop,
-        contextlib.closing(
-            tjx_ckpt.Checkpointer(run.checkpoints, keep=config.checkpoint.keep)
-        ) as checkpointer,
-    ):
-        state = resume(job, checkpointer)
-        start = int(jax.device_get(state.step))
-        throughput = tjx_metrics.Throughput(max_steps=job.config.train.max_steps, start_step=start)
-        tracker = make_tracker(job, run, start, throughput)
-        progress = Progress(
-            tracker,
-            throughput,
-            every=config.log.every,
-            max_skipped=config.guard.max_skipped,
-            skipped=int(jax.device_get(state.guard.skipped)),
-        )
+    with Interrupts() as interrupts:
         try:
-            state = run_steps(
-                job, state, progress=progress, checkpointer=checkpointer, stopping=stop
-            )
-        except NotFiniteError as error:
-            error.add_note(after_divergence(run, checkpointer))
-            raise
-        finally:
-            tracker.finish()
-        if stop() and int(jax.device_get(state.step)) < config.train.max_steps:
+            return start(config, interrupts)
+        except Stopped as stopped:
+            say(f"{stopped}; nothing was lost, the same command goes on")
+            return 128 + stopped.signal
+
+
+def start(config: Config, interrupts: Interrupts) -> int:
+    """Prepare the run, make its steps and conclude it; what is raised is as `train` says."""
+    with interrupts.leaving_at_once():
+        if reads_text(config) and (problems := tjx_data.find_problems(config.data)):
+            raise ConfigError(problems)
+        check_run(config)  # before minutes are spent on the data
+        job = prepare(config)
+        refuse_other_data(job)
+        run = take_run_dir(job)
+    say(f"run directory  {run.path}")
+    return carry_out(job, run, interrupts)
+
+
+def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
+    """Make the steps of a run that are still to be made, and conclude it.
+
+    Parameters
+    ----------
+    job : Job
+        The parts of the run.
+    run : RunDirectory
+        Where it is written, and what it goes on from.
+    interrupts : Interrupts
+        Signals that ask to stop or to save.
+
+    Returns
+    -------
+    int
+        As `train` says, which also says what is raised.
+    """
+    config = job.config
+    with (
+        explaining_memory(job),
+        Watchdog(run.path, config.watchdog, process=jax.process_index()) as watchdog,
+        open_checkpointer(config, run) as checkpointer,
+    ):
+        checkpointer.claim()  # before anything is written that another run may write too
+        requests = Requests(interrupts)
+        course = Course(job, run, checkpointer, requests, watchdog)
+        with interrupts.leaving_at_once():
+            state = course.resume()
+        state = course.follow(state)
+        if requests.stop:
+            step = int(jax.device_get(state.step))
             say(
-                f"stopped and saved at step {int(jax.device_get(state.step))}; "
+                f"stopped and saved at step {step}; "
                 f"to go on: --run_dir {run.path} and the same flags"
             )
-            return stop.exit_code
-        if tjx_parallel.is_main():
-            conclude(job, run, state, progress, throughput)
+            return 128 + requests.stop
+        watchdog.beat("sample", config.train.max_steps)
+        with interrupts.leaving_at_once():
+            conclude(course, state)
     return 0
+
+
+@contextlib.contextmanager
+def open_checkpointer(config: Config, run: RunDirectory) -> Iterator[tjx_ckpt.Checkpointer]:
+    """Open the checkpoints of a run, and wait for the last save at the end.
+
+    For somebody who has pressed Ctrl-C twice nobody waits: what is being saved is then left as a
+    kill would leave it, and the next start tidies up.
+    """
+    choices = config.checkpoint
+    checkpointer = tjx_ckpt.Checkpointer(
+        run.place_of_checkpoints(config),
+        keep=choices.keep,
+        keep_every=choices.keep_every,
+        keep_best=choices.keep_best,
+        best_metric=choices.best_metric,
+        best_mode=choices.best_mode,
+    )
+    try:
+        yield checkpointer
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # What ends the run comes first: a save that fails beside it is in the log.
+        with contextlib.suppress(tjx_ckpt.SaveError):
+            checkpointer.close()
+        raise
+    checkpointer.close()
+
+
+def take_run_dir(job: Job) -> RunDirectory:
+    """Make the run directory, or take the one that holds this run; process 0 writes it.
+
+    Raises
+    ------
+    ConfigError
+        As `open_run`; also if several processes were not told one directory.
+    """
+    config = job.config
+    if jax.process_count() == 1:
+        return record_run(job)
+    if config.run_dir is None:
+        raise ConfigError(["run_dir is none: processes that train together need to be given one"])
+    tjx_parallel.meet("checked")  # nobody takes what process 0 writes for another's
+    run = record_run(job) if tjx_parallel.is_main() else RunDirectory(Path(config.run_dir))
+    tjx_parallel.meet("run directory")
+    return run
+
+
+def record_run(job: Job) -> RunDirectory:
+    """Write to the run directory what the run is made of."""
+    run = open_run(job.config)
+    job.task.record(run)
+    run.point_to_data(job.task.folders, identity=data_identity(job.task))
+    return run
 
 
 def prepare(config: Config) -> Job:
     """Open the data, fit the model to them, and build the parts of the run."""
+    if jax.process_count() > 1 and config.train.sample_tokens:
+        say("no sample      several processes write none: see `generate` of apps/eval")
+        config = replace(config, train=replace(config.train, sample_tokens=0))
     try:
         with PreparationBar() as bar:
             config, make_task = open_task(config, bar)
         job = build_job(config, make_task)
-    except tjx_data.HubError:
+    except (tjx_data.HubError, tjx_data.DataError):
         raise
     except ValueError as error:
         raise ConfigError(str(error).splitlines()) from error
@@ -155,78 +238,24 @@ def refuse_other_data(job: Job) -> None:
         ])  # fmt: skip
 
 
-def after_divergence(run: RunDirectory, checkpointer: tjx_ckpt.Checkpointer) -> str:
-    """Name the last good checkpoint, and say what helps."""
-    checkpointer.wait()
-    step = checkpointer.latest_step()
-    last = (
-        "nothing was saved before it"
-        if step is None
-        else f"the last good checkpoint is that of step {step} in {run.checkpoints}"
-    )
-    return (
-        f"{last}; in another --run_dir try a lower --optimizer.learning_rate, a longer "
-        "--schedule.warmup_steps or a smaller --optimizer.clip_norm"
-    )
-
-
-def resume(job: Job, checkpointer: tjx_ckpt.Checkpointer) -> TrainState:
-    """Return the newest sound state, or that of step 0 where nothing was saved.
-
-    Raises
-    ------
-    tjx_ckpt.CheckpointError
-        If there are checkpoints, and none is sound.
-    """
-    if not checkpointer.steps():
-        return job.initial_state()
-    state: TrainState = checkpointer.restore(job.abstract)
-    say(f"resuming       from step {int(jax.device_get(state.step))}")
-    return state
-
-
-def make_tracker(
-    job: Job, run: RunDirectory, start: int, throughput: tjx_metrics.Throughput
-) -> tjx_metrics.CompositeTracker:
-    """Return where the numbers go; nowhere but on process 0."""
+def conclude(course: Course, state: TrainState) -> None:
+    """Draw the loss curve and print what came out of the run; all processes compute it."""
+    job, run = course.job, course.run
+    params = job.params_to_use(state)
+    found = (course.progress.last_evaluation or job.evaluate(params)).metrics()
+    lines = job.task.conclusion(params, found)
     if not tjx_parallel.is_main():
-        return tjx_metrics.CompositeTracker([])
-    return tjx_metrics.CompositeTracker([
-        # Evaluations of step 0 come before anything is saved: they are made again.
-        tjx_metrics.JsonlTracker(run.metrics, resume_step=start if start else -1),
-        tjx_metrics.ConsoleTracker(
-            job.config.train.max_steps, start_step=start, throughput=throughput
-        ),
-    ])  # fmt: skip
-
-
-def conclude(
-    job: Job,
-    run: RunDirectory,
-    state: TrainState,
-    progress: Progress,
-    throughput: tjx_metrics.Throughput,
-) -> None:
-    """Draw the loss curve and print what came out of the run."""
+        return
     run.plots.mkdir(exist_ok=True)
     tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
-    params = job.params_to_use(state)
-    found = (progress.last_evaluation or job.evaluate(params)).metrics()
-    lines = job.task.conclusion(params, found)
-    if (rate := throughput.mean_tokens_per_sec) is not None:
+    if (rate := course.throughput.mean_tokens_per_sec) is not None:
         what = "tokens" if reads_text(job.config) else "labels"
         lines.append(f"{what} a second  {rate:,.0f}")
     lines += [
         f"loss curve       {run.plots / 'loss.png'}",
-        f"checkpoints      {run.checkpoints}",
+        f"checkpoints      {run.place_of_checkpoints(job.config)}",
         f"metrics          {run.metrics}",
     ]
     if job.config.model.family == "gpt":
         lines.append(f"more text        ./pants run apps/eval -- generate {run.path} --prompt TEXT")
     sys.stdout.write("\n".join(["", *lines]) + "\n")
-
-
-def say(text: str) -> None:
-    """Tell the user where the run stands; standard output is for results."""
-    if tjx_parallel.is_main():
-        sys.stderr.write(text + "\n")

@@ -14,6 +14,9 @@ DTYPE_OF_PRECISION: Mapping[str, str] = {
 }
 
 
+LARGEST_COUNT = 2**31 - 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long to train, how much at once, and how often to look.
@@ -66,6 +69,11 @@ class TrainConfig:
             f"{name}={value}: must be at least 1{' or none' if name in or_none else ''}"
             for name in (*at_least_one, *or_none)
             if (value := getattr(self, name)) is not None and value < 1
+        ]
+        problems += [
+            f"{name}={value}: must be at most {LARGEST_COUNT}"
+            for name in (*at_least_one, *or_none, "sample_tokens")
+            if (value := getattr(self, name)) is not None and value > LARGEST_COUNT
         ]
         if self.sample_tokens < 0:
             problems.append(
@@ -122,9 +130,8 @@ class TrainConfig:
             return self.accumulation
         sequences = self.batch_size // shards
         limit = self.device_batch_size or sequences
-        return next(
-            n for n in range(1, sequences + 1) if sequences % n == 0 and sequences // n <= limit
-        )
+        small = [n for n in range(1, math.isqrt(sequences) + 1) if sequences % n == 0]
+        return min(n for d in small for n in (d, sequences // d) if sequences // n <= limit)
 
 
 def next_multiple(size: int, unit: int) -> int:

@@ -1,0 +1,61 @@
+"""What goes with a checkpoint: all that decided the run, and what it was computed with."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from tjx_trainer.job import Job
+from tjx_trainer.run_dir import git_revision, versions
+from tjx_trainer.task import data_identity
+from tjx_trainer.tree import flatten
+
+
+def describe_run(job: Job) -> dict[str, Any]:
+    """Return what is saved with each state of a run, as JSON.
+
+    Returns
+    -------
+    dict
+        ``config`` by dotted name; ``config_sha256`` of it, which does not change with the run
+        directory; ``data``: all that decides the batches; ``versions`` of the packages; ``git``
+        revision or None; ``devices``: how many of which kind and in how many processes.
+    """
+    config = flatten(replace(job.config, run_dir=None))
+    return {
+        "config": config,
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "data": data_identity(job.task),
+        "versions": versions(),
+        "git": git_revision(),
+        "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind} in "
+        f"{jax.process_count()} processes, mesh {mesh_of(job)}",
+    }
+
+
+def mesh_of(job: Job) -> str:
+    """Write the sizes of a mesh: ``data 2 x fsdp 4``."""
+    sizes = [f"{axis} {size}" for axis, size in job.mesh.shape.items() if size > 1]
+    return " x ".join(sizes) or "of 1"
+
+
+def other_versions(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Say in a line what computes otherwise than when a checkpoint was saved; None if nothing does.
+
+    Parameters
+    ----------
+    saved, now : mapping
+        As `describe_run` gives them; what is missing in `saved` is not compared.
+    """
+    before, here = saved.get("versions", {}), now["versions"]
+    changed = [
+        f"{name} {before[name]} there, {here[name]} here"
+        for name in sorted(before.keys() & here.keys())
+        if name.startswith(("jax", "tjx-")) and before[name] != here[name]
+    ]
+    if saved.get("devices", now["devices"]) != now["devices"]:
+        changed.append(f"{saved['devices']} there, {now['devices']} here")
+    return f"{'; '.join(changed)}: bits may differ" if changed else None

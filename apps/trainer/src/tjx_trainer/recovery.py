@@ -1,0 +1,219 @@
+"""A run to its last step: from what was saved, and once back from steps that are not finite."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+import tjx_ckpt
+import tjx_metrics
+import tjx_parallel
+from tjx_trainer.exit_codes import NotFiniteError
+from tjx_trainer.job import Job
+from tjx_trainer.loop import run_steps
+from tjx_trainer.messages import say
+from tjx_trainer.progress import Progress
+from tjx_trainer.provenance import describe_run, other_versions
+from tjx_trainer.requests import Requests
+from tjx_trainer.run_dir import RunDirectory
+from tjx_trainer.saving import Saver
+from tjx_trainer.state import TrainState
+from tjx_trainer.watchdog import Watchdog
+
+
+@dataclass
+class Course:
+    """The way of one run from a state to its last step.
+
+    Attributes
+    ----------
+    job : Job
+        The parts of the run.
+    run : RunDirectory
+        Where it writes.
+    checkpointer : tjx_ckpt.Checkpointer
+        What it goes on from.
+    requests : Requests
+        Whether somebody has asked to stop or to save.
+    watchdog : Watchdog
+        Told of each step.
+    description : dict
+        What is saved with each state.
+    """
+
+    job: Job
+    run: RunDirectory
+    checkpointer: tjx_ckpt.Checkpointer
+    requests: Requests
+    watchdog: Watchdog
+    description: dict[str, Any] = field(init=False)
+    progress: Progress = field(init=False)
+    throughput: tjx_metrics.Throughput = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.description = describe_run(self.job)
+
+    def resume(self) -> TrainState:
+        """Return the newest sound state, or that of step 0 where nothing was saved.
+
+        Raises
+        ------
+        tjx_ckpt.CheckpointError
+            If there are checkpoints, and none is sound.
+        """
+        if not self.checkpointer.steps():
+            return self.job.initial_state()
+        state: TrainState = self.checkpointer.restore(self.job.abstract)
+        step = int(jax.device_get(state.step))
+        say(f"resuming       from step {step}")
+        other = other_versions(self.checkpointer.metadata(step), self.description)
+        if other is not None:
+            say(f"other versions {other}")
+        return state
+
+    def follow(self, state: TrainState) -> TrainState:
+        """Train until the last step, or until asked to stop.
+
+        A row of steps that were not finite leads back to the newest checkpoint from before it, or
+        to step 0, once: what a fault of the machine did is then undone, and a run that diverges by
+        itself comes to the same place and ends.
+
+        Parameters
+        ----------
+        state : TrainState
+            Where to start; its buffers are donated.
+
+        Returns
+        -------
+        TrainState
+            The last one.
+
+        Raises
+        ------
+        NotFiniteError
+            If it happened twice; a note names the last good checkpoint.
+        tjx_ckpt.SaveError, tjx_metrics.RecordError
+            If a checkpoint or a record could not be written, and the run is not to go on.
+        """
+        try:
+            return self._train(state)
+        except NotFiniteError as error:
+            told = str(error)
+        # Outside of the handler nothing holds the state that is given up.
+        state = self._go_back(told)
+        try:
+            return self._train(state)
+        except NotFiniteError as error:
+            error.add_note(self._after_divergence())
+            raise
+
+    def _train(self, state: TrainState) -> TrainState:
+        config = self.job.config
+        start = int(jax.device_get(state.step))
+        self.throughput = tjx_metrics.Throughput(max_steps=config.train.max_steps, start_step=start)
+        with recording(self._make_tracker(start)) as tracker:
+            self.progress = Progress(
+                tracker,
+                self.throughput,
+                every=config.log.every,
+                max_skipped=config.guard.max_skipped,
+                skipped=int(jax.device_get(state.guard.skipped)),
+            )
+            saver = Saver(
+                self.checkpointer,
+                tracker,
+                on_error=config.checkpoint.on_error,
+                describe=lambda owed: {**self.description, "owes_evaluation": owed},
+            )
+            try:
+                return run_steps(
+                    self.job,
+                    state,
+                    progress=self.progress,
+                    saver=saver,
+                    requests=self.requests,
+                    watchdog=self.watchdog,
+                    owes_evaluation=self._owes_evaluation(start),
+                )
+            except NotFiniteError as error:
+                saver.settle(error.step)
+                raise
+
+    def _make_tracker(self, start: int) -> tjx_metrics.CompositeTracker:
+        """Return where the numbers go; nowhere but on process 0."""
+        if not tjx_parallel.is_main():
+            return tjx_metrics.CompositeTracker([])
+        config = self.job.config
+        return tjx_metrics.CompositeTracker([
+            tjx_metrics.JsonlTracker(
+                self.run.metrics,
+                # Evaluations of step 0 come before anything is saved: they are made again.
+                resume_step=start if start else -1,
+                on_error=config.checkpoint.on_error,
+            ),
+            tjx_metrics.ConsoleTracker(
+                config.train.max_steps, start_step=start, throughput=self.throughput
+            ),
+        ])  # fmt: skip
+
+    def _owes_evaluation(self, step: int) -> bool:
+        """Tell whether the evaluation of a step was due, and is not made."""
+        if step not in self.checkpointer.steps():
+            return True  # that of step 0
+        return bool(self.checkpointer.metadata(step).get("owes_evaluation", False))
+
+    def _go_back(self, told: str) -> TrainState:
+        """Return the newest sound state from before the steps that were not finite."""
+        begin = self.progress.streak_began
+        assert begin is not None
+        for step in reversed([step for step in self.checkpointer.steps() if step < begin]):
+            try:
+                state: TrainState = self.checkpointer.restore(self.job.abstract, step=step)
+            except tjx_ckpt.CorruptCheckpointError as error:
+                say(f"warning: {error}")
+                continue
+            break
+        else:
+            step, state = 0, self.job.initial_state()
+        self.checkpointer.discard_after(step)
+        say(f"going back     {told}; once more from step {step}")
+        return state
+
+    def _after_divergence(self) -> str:
+        """Name the last good checkpoint, and say what helps."""
+        step = self.checkpointer.latest_step()
+        last = (
+            "nothing was saved before it"
+            if step is None
+            else f"the last good checkpoint is that of step {step} in "
+            f"{self.run.place_of_checkpoints(self.job.config)}"
+        )
+        return (
+            f"{last}; in another --run_dir try a lower --optimizer.learning_rate, a longer "
+            "--schedule.warmup_steps or a smaller --optimizer.clip_norm"
+        )
+
+
+@contextmanager
+def recording(tracker: tjx_metrics.CompositeTracker) -> Iterator[tjx_metrics.CompositeTracker]:
+    """Finish a tracker at the end, whatever the end is.
+
+    Raises
+    ------
+    tjx_metrics.RecordError
+        If lines that were kept cannot be written; a note where another error ends the run.
+    """
+    try:
+        yield tracker
+    except BaseException as error:
+        try:
+            tracker.finish()
+        except ExceptionGroup as group:
+            error.add_note("; ".join(map(str, group.exceptions)))
+        raise
+    try:
+        tracker.finish()
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None

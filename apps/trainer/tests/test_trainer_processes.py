@@ -1,0 +1,144 @@
+"""Four processes train together: they stop at one step, and none outlives another."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tjx_ckpt
+
+HEARTBEAT = 5  # seconds of silence after which a process counts as dead
+PATIENCE = 120  # seconds for what takes a few, on a slow machine
+
+TINY = """
+--model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
+--data.tokenizer=char --data.holdout=tail --train.batch_size=8 --train.eval_every=4
+--train.eval_tokens=300 --train.sample_tokens=0 --log.every=1 --optimizer.learning_rate=1e-2
+--schedule.name=constant --checkpoint.every=1000
+""".split()  # noqa: SIM905  a list of words reads worse
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    text = folder / "text.txt"
+    text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(300)))
+    return [*TINY, f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}"]
+
+
+@contextmanager
+def together(words: list[str], run_dir: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start processes that train together, told of each other by the environment alone."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "TJX_HEARTBEAT_TIMEOUT": str(HEARTBEAT),
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tjx_trainer.main", *words, f"--run_dir={run_dir}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **given, "JAX_PROCESS_ID": str(index)},
+        )
+        for index in range(count)
+    ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    """Wait for all; return the exit code and the words of each."""
+    told = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def losses(run_dir: Path) -> dict[tuple[str, int], float]:
+    if not (run_dir / "metrics.jsonl").exists():
+        return {}
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    records: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("\n")]
+    found = [(name, r["step"], r[name]) for r in records for name in r if name.endswith("/loss")]
+    assert len(found) == len({each[:2] for each in found}), "each stands once"
+    return {(name, step): value for name, step, value in found}
+
+
+def wait_for(run_dir: Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while ("train/loss", step) not in losses(run_dir):
+        assert time.monotonic() < deadline, "no step was made"
+        assert all(process.poll() is None for process in processes), ends(processes)
+        time.sleep(0.01)
+
+
+def test_one_is_asked_to_stop_and_all_stop_at_one_step_and_fewer_go_on(
+    words: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with together([*words, "--train.max_steps=500"], run_dir, 4) as processes:
+        wait_for(run_dir, 3, processes)
+        processes[2].send_signal(signal.SIGTERM)
+        found = ends(processes)
+    assert [code for code, _ in found] == [143] * 4, found
+    (stopped,) = tjx_ckpt.list_steps(run_dir / "checkpoints")
+    assert f"stopped and saved at step {stopped}" in found[0][1]
+    assert 3 <= stopped < 500
+
+    # The others of the four are not there any more: one goes on with the same batches.
+    last = [*words, f"--train.max_steps={stopped + 3}"]
+    with together(last, run_dir, 1) as processes:
+        ((code, told),) = ends(processes)
+    assert code == 0, told
+    assert f"resuming       from step {stopped}" in told
+    assert "bits may differ" in told
+    with together(last, tmp_path / "alone", 1) as processes:
+        assert ends(processes)[0][0] == 0
+    mixed, alone = losses(run_dir), losses(tmp_path / "alone")
+    common = mixed.keys() & alone.keys()
+    assert {("train/loss", stopped + 3), ("eval/loss", stopped + 3), ("train/loss", 1)} <= common
+    for each in common:
+        assert mixed[each] == pytest.approx(alone[each], abs=1e-5), each
+
+
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [
+        (signal.SIGKILL, 3),
+        pytest.param(signal.SIGSTOP, 2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_none_outlives_another(
+    words: list[str], tmp_path: Path, number: signal.Signals, whom: int
+) -> None:
+    run_dir = tmp_path / "run"
+    with together([*words, "--train.max_steps=5000"], run_dir, 4) as processes:
+        wait_for(run_dir, 2, processes)
+        processes[whom].send_signal(number)
+        begin = time.monotonic()
+        others = [process for index, process in enumerate(processes) if index != whom]
+        codes = [code for code, _ in ends(others)]
+        seconds = time.monotonic() - begin
+    assert all(code not in (0, None) for code in codes), codes
+    # Two heartbeats, and what a busy machine takes to end a process.
+    assert seconds < 2 * HEARTBEAT + 20

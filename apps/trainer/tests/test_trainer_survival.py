@@ -1,0 +1,393 @@
+"""Whatever happens to a run on its way, it ends as the run to which nothing happened."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import tjx_ckpt
+import tjx_ckpt.checkpointer
+from tjx_trainer import main as program
+from tjx_trainer.command_line import resolve
+from tjx_trainer.exit_codes import NotFiniteError
+from tjx_trainer.interrupt import Interrupts, Stopped
+from tjx_trainer.job import Job, build_job
+from tjx_trainer.run_dir import RunDirectory
+from tjx_trainer.state import TrainState
+from tjx_trainer.step import Batch
+from tjx_trainer.task_table import open_task
+from tjx_trainer.train import carry_out
+from tjx_trainer.watchdog import Watchdog
+
+TINY = """
+--model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
+--data.tokenizer=char --data.holdout=tail --train.max_steps=12 --train.batch_size=8
+--train.eval_every=4 --train.eval_tokens=300 --train.sample_tokens=0 --log.every=1
+--optimizer.learning_rate=1e-2 --schedule.warmup_steps=2 --checkpoint.every=5 --checkpoint.keep=9
+--guard.max_skipped=3
+""".split()  # noqa: SIM905  a list of words reads worse
+
+OF_THE_CLOCK = {"train/tokens_per_sec", "train/data_wait"}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    text = folder / "text.txt"
+    text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(300)))
+    return [*TINY, f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}"]
+
+
+@pytest.fixture(scope="module")
+def job(words: list[str]) -> Job:
+    """One job for all lives of all runs: it is compiled once."""
+    return build_job(*open_task(resolve(words)))
+
+
+@pytest.fixture(scope="module")
+def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run to which nothing happened."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert live(job, path) == 0
+    return path
+
+
+def live(job: Job, path: Path) -> int:
+    """Let a run go on from where it stopped; return the exit code."""
+    path.mkdir(exist_ok=True)
+    with Interrupts() as interrupts:
+        try:
+            return carry_out(job, RunDirectory(path), interrupts)
+        except Stopped as stopped:
+            return 128 + stopped.signal
+
+
+@contextlib.contextmanager
+def at(phase: str, step: int, happen: Callable[[], object], *, nth: int = 1) -> Iterator[None]:
+    """Let something happen when a phase of a step begins for the n-th time; it must come to it."""
+    beat, seen = Watchdog.beat, 0
+
+    def beat_and_more(self: Watchdog, now: str, made: int) -> None:
+        nonlocal seen
+        beat(self, now, made)
+        if (now, made) == (phase, step):
+            seen += 1
+            if seen == nth:
+                happen()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watchdog, "beat", beat_and_more)
+        yield
+    assert seen >= nth, f"the run never came to {phase} of step {step}"
+
+
+def send(*numbers: int) -> Callable[[], None]:
+    def raise_all() -> None:
+        for number in numbers:
+            signal.raise_signal(number)
+
+    return raise_all
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in found]
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return all that was recorded and is no matter of the clock."""
+    return [
+        line for line in lines(path) if not any(name.startswith("checkpoint/") for name in line)
+    ]
+
+
+def assert_each_stands_once(path: Path) -> None:
+    names = [(line["step"], name) for line in lines(path) for name in line if name != "step"]
+    assert len(names) == len(set(names))
+
+
+def steps(path: Path) -> list[int]:
+    return tjx_ckpt.list_steps(path / "checkpoints")
+
+
+def final_state(job: Job, path: Path) -> list[bytes]:
+    with tjx_ckpt.Checkpointer(path / "checkpoints") as checkpointer:
+        state = checkpointer.restore(job.abstract, step=12)
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.device_get(state))]
+
+
+def assert_alike(job: Job, path: Path, whole: Path) -> None:
+    """A run ended as one to which nothing happened: in every bit, and in every record."""
+    assert final_state(job, path) == final_state(job, whole)
+    assert records(path) == records(whole)
+    assert_each_stands_once(path)
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "nth", "saved"),
+    [
+        ("train", 2, 1, [3]),  # the step under way is finished, though 3 is not its turn
+        ("evaluate", 0, 2, []),  # nothing is made yet
+        ("evaluate", 4, 2, [4]),
+        ("evaluate", 12, 1, [5, 10, 12]),
+        ("save", 5, 1, [5, 6]),
+        ("save", 12, 2, [5, 10, 12]),  # the last save is under way
+    ],
+)
+def test_a_stop_saves_and_the_next_life_goes_on(
+    job: Job, whole: Path, tmp_path: Path, phase: str, step: int, nth: int, saved: list[int]
+) -> None:
+    path = tmp_path / "run"
+    # A second SIGTERM changes nothing.
+    with at(phase, step, send(signal.SIGTERM, signal.SIGTERM), nth=nth):
+        code = live(job, path)
+    assert code == 143
+    assert steps(path) == saved
+    if phase == "evaluate":  # one that was left stands nowhere
+        assert not any("eval/loss" in line for line in lines(path) if line["step"] == step)
+    assert live(job, path) == 0
+    assert_alike(job, path, whole)
+
+
+def test_the_evaluation_that_is_made_up_for_stands_once_after_a_crash(
+    job: Job, whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with at("evaluate", 4, send(signal.SIGINT), nth=2):
+        assert live(job, path) == 130
+
+    def crash() -> None:
+        raise SystemError("a bug")
+
+    with at("train", 4, crash), pytest.raises(SystemError):
+        live(job, path)
+    assert sum("eval/loss" in line for line in lines(path)) == 2, "it was made up for"
+    assert live(job, path) == 0
+    assert_alike(job, path, whole)
+
+
+def test_a_second_interrupt_ends_at_once_and_checkpoints_are_sound(
+    job: Job, whole: Path, tmp_path: Path
+) -> None:
+    path, opened, disk = tmp_path / "run", [], threading.Event()
+
+    class Opened(tjx_ckpt.Checkpointer):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **more)
+            opened.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tjx_ckpt, "Checkpointer", Opened)
+        before_write(patch, lambda _: disk.wait(60))
+        with at("train", 7, send(signal.SIGINT, signal.SIGINT)), pytest.raises(KeyboardInterrupt):
+            live(job, path)
+        assert steps(path) == []  # it did not wait for the save of step 5
+        disk.set()
+        opened[0].close()  # as the end of the process does
+    assert steps(path) == [5]
+    assert live(job, path) == 0
+    assert_alike(job, path, whole)
+
+
+def test_usr1_saves_and_goes_on(job: Job, whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with at("train", 6, send(signal.SIGUSR1)):
+        assert live(job, path) == 0
+    assert steps(path) == [5, 7, 10, 12]
+    assert_alike(job, path, whole)
+
+
+def test_signals_end_with_the_block_and_come_back_to_whom_they_belonged() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    with Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupts.stop == signal.SIGINT
+        # What has nothing to save is left at once, also for a signal that came before.
+        with pytest.raises(Stopped), interrupts.leaving_at_once():
+            raise AssertionError
+    with Interrupts() as interrupts, interrupts.leaving_at_once(), pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_data_that_are_prepared_and_a_sample_are_left_at_once(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir = tmp_path / "run"
+    short = ("--train.max_steps", "--train.sample_tokens", "--schedule.warmup_steps")
+    given = [word for word in words if not word.startswith(short)]
+    given += ["--train.max_steps=1", "--train.sample_tokens=4", "--schedule.warmup_steps=0"]
+    given += [f"--run_dir={run_dir}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("tjx_data.find_problems", lambda _: signal.raise_signal(signal.SIGTERM))
+        assert program.main(given) == 143
+    assert "nothing was lost" in capsys.readouterr().err
+    assert not run_dir.exists()
+
+    with at("sample", 1, send(signal.SIGTERM)):
+        assert program.main(given) == 143
+    assert "a sample" not in capsys.readouterr().out
+    assert steps(run_dir) == [1]
+    assert program.main(given) == 0
+    assert "a sample" in capsys.readouterr().out
+
+
+def with_fault(job: Job, bad: set[int], *, times: int) -> Job:
+    """Return the job on a machine whose gradients are not finite in some steps."""
+    left = dict.fromkeys(bad, times)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        step = int(jax.device_get(state.step)) + 1
+        if not left.get(step):
+            return job.train_step(state, batch)
+        left[step] -= 1
+        with jax.transfer_guard("allow"):
+            kept = jax.tree.map(lambda leaf: leaf.copy(), (state.params, state.opt_state))
+            scale = state.params["ln_f"]["scale"].at[3].set(np.nan)
+        poisoned = {**state.params, "ln_f": {**state.params["ln_f"], "scale": scale}}
+        state, metrics = job.train_step(state._replace(params=poisoned), batch)
+        return state._replace(params=kept[0], opt_state=kept[1]), metrics
+
+    return dataclasses.replace(job, train_step=train_step)
+
+
+@pytest.mark.parametrize(
+    ("bad", "back"),
+    [
+        ({9, 10, 11}, 5),  # that of step 10 was saved in the midst of them
+        ({2, 3, 4}, 0),  # nothing was saved before
+    ],
+)
+def test_a_fault_that_passes_leaves_no_trace(
+    job: Job,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bad: set[int],
+    back: int,
+) -> None:
+    path = tmp_path / "run"
+    assert live(with_fault(job, bad, times=1), path) == 0
+    assert f"3 steps in a row, up to step {max(bad)}" in (told := capsys.readouterr().err)
+    assert f"once more from step {back}\n" in told
+    assert_alike(job, path, whole)
+
+
+def test_a_run_that_diverges_by_itself_comes_to_the_same_place_and_ends(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(NotFiniteError) as ended:
+        live(with_fault(job, {7, 8, 9}, times=9), path)
+    assert ended.value.step == 9
+    assert "once more from step 5\n" in capsys.readouterr().err
+    assert f"the last good checkpoint is that of step 5 in {path}" in ended.value.__notes__[0]
+    assert_each_stands_once(path)
+    # Another life is once more led back, and fewer steps in a row are only skipped.
+    assert live(with_fault(job, {7, 8}, times=9), path) == 0
+    skipped = [line["train/skipped"] for line in records(path) if "train/loss" in line]
+    assert skipped[-1] == 2
+
+
+def before_write(patch: pytest.MonkeyPatch, happen: Callable[[int], object]) -> None:
+    """Let something happen, of the step, in the thread that is about to write a checkpoint."""
+    module: Any = tjx_ckpt.checkpointer
+    write: Callable[..., int] = module.write_checkpoint
+
+    def write_later(storage: Any, draft: Any, *, name: str) -> int:
+        happen(draft.step)
+        return write(storage, draft, name=name)
+
+    patch.setattr(module, "write_checkpoint", write_later)
+
+
+def fill_disk(patch: pytest.MonkeyPatch, bad: int) -> None:
+    """Let the save of a step fail as on a disk without space."""
+
+    def fail(step: int) -> None:
+        if step == bad:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    before_write(patch, fail)
+
+
+def test_a_save_that_fails_ends_the_run_and_the_next_life_goes_on(
+    job: Job, whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, 10)
+        with pytest.raises(tjx_ckpt.SaveError, match=r"step 10 failed.*No space"):
+            live(job, path)
+    assert steps(path) == [5]
+    assert max(line["step"] for line in records(path)) <= 12
+    assert live(job, path) == 0
+    assert_alike(job, path, whole)
+
+
+def test_a_run_that_goes_on_without_a_save_says_so_once_and_tries_again(
+    job: Job, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = dataclasses.replace(job.config.checkpoint, on_error="continue")
+    going_on = dataclasses.replace(
+        job, config=dataclasses.replace(job.config, checkpoint=checkpoint)
+    )
+    path = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, 5)
+        assert live(going_on, path) == 0
+    assert capsys.readouterr().err.count("the next save tries again") == 1
+    assert steps(path) == [10, 12]
+    assert [line["checkpoint/failed"] for line in lines(path) if "checkpoint/failed" in line] == [1]
+    assert_alike(job, path, whole)
+
+    # What is saved last must be saved.
+    with pytest.MonkeyPatch.context() as patch:
+        fill_disk(patch, 12)
+        with pytest.raises(tjx_ckpt.SaveError, match="step 12"):
+            live(going_on, tmp_path / "other")
+    assert steps(tmp_path / "other") == [5, 10]
+
+
+def test_a_checkpoint_knows_its_run_and_its_evaluation(job: Job, whole: Path) -> None:
+    with tjx_ckpt.Checkpointer(whole / "checkpoints") as checkpointer:
+        said = checkpointer.metadata(12)
+        evaluated, between = checkpointer.metrics(12), checkpointer.metrics(5)
+    assert said["config"]["model.d_model"] == 16
+    assert len(said["config_sha256"]) == 64
+    assert {"jax", "jaxlib", "tjx-nn"} <= said["versions"].keys()
+    assert {"tokens", "seed"} & said["data"].keys()
+    assert said["owes_evaluation"] is False
+    last = [line for line in records(whole) if "eval/loss" in line][-1]
+    assert evaluated["eval/loss"] == last["eval/loss"]
+    assert between == {}
+    saves = [line for line in lines(whole) if "checkpoint/bytes" in line]
+    assert all(line["checkpoint/blocking_seconds"] >= 0 for line in saves)
+    assert saves
+
+
+def test_other_versions_are_told_in_a_line(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    with at("train", 4, send(signal.SIGTERM)):
+        live(job, path)
+    monkeypatch.setattr("tjx_trainer.provenance.versions", lambda: {"jax": "99.0", "numpy": "1"})
+    assert live(job, path) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "bits may differ" in line]
+    assert len(told) == 1
+    assert f"jax {jax.__version__} there, 99.0 here: bits may differ" in told[0]
