@@ -1,0 +1,54 @@
+"""What the tests of faults share: one run that nobody disturbed, to compare disturbed ones with."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaigns.outcome import Outcome, outcome
+from campaigns.tiny_run import TINY, TinyRun, clean_environment, write_text
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run of 60 steps with a checkpoint every 10 that nobody disturbed."""
+    text = tmp_path_factory.mktemp("text") / "rhyme.txt"
+    write_text(text, lines=400)
+    run = TinyRun(
+        folder=tmp_path_factory.mktemp("undisturbed"),
+        environment=clean_environment(tmp_path_factory.mktemp("home")),
+        flags={**TINY, "data.path": str(text)},
+    )
+    run.finish()
+    return run
+
+
+@pytest.fixture(scope="session")
+def expected(undisturbed: TinyRun) -> Outcome:
+    """What came out of the undisturbed run."""
+    return outcome(undisturbed.run_dir)
+
+
+@pytest.fixture
+def new_run(undisturbed: TinyRun, tmp_path: Path) -> Callable[..., TinyRun]:
+    """Return a way to begin the same run in a folder of its own, with other flags if need be."""
+
+    def begin(name: str = "disturbed", **flags: Any) -> TinyRun:
+        return undisturbed.elsewhere(tmp_path / name, **flags)
+
+    return begin
+
+
+@pytest.fixture
+def copy_of_finished(
+    undisturbed: TinyRun, new_run: Callable[..., TinyRun]
+) -> Callable[..., TinyRun]:
+    """Return a way to copy the finished run, to damage it."""
+
+    def copy(name: str = "damaged") -> TinyRun:
+        run = new_run(name)
+        shutil.copytree(undisturbed.run_dir, run.run_dir)
+        return run
+
+    return copy

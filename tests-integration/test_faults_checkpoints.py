@@ -1,0 +1,89 @@
+"""Kills at random moments and damaged checkpoints: what training goes on from is always sound."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from campaigns import corruption, kills
+from campaigns.damage import DAMAGES
+from campaigns.outcome import Outcome, describe_difference, outcome
+from campaigns.tiny_run import TinyRun
+
+pytest_plugins = ["fault_fixtures"]
+
+EVERY_CHECKPOINT_DAMAGED = 4
+
+
+def damage(run: TinyRun, step: int) -> str:
+    """Flip a bit in the middle of the largest file of a checkpoint; return the file's name."""
+    folder = run.checkpoints / str(step)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    path = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path.relative_to(folder).as_posix()
+
+
+def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(
+    undisturbed: TinyRun, expected: Outcome, tmp_path: Path
+) -> None:
+    flags = {**undisturbed.flags, "data.path": "rhyme.txt", "data.cache_dir": "prepared"}
+    reference = kills.Reference(
+        replace(undisturbed, flags=flags), expected, seconds=6.0, save_seconds=0.02
+    )
+    campaign = kills.Campaign({"sample": reference}, seed=7, kills=4, folder=tmp_path)
+    found = campaign.run()
+    assert found.failures == []
+    assert found.moments.total() >= 4
+    assert found.runs["sample"] >= 1
+
+
+def test_every_kind_of_damage_is_found_named_and_survived(
+    undisturbed: TinyRun, tmp_path: Path
+) -> None:
+    found = corruption.Campaign(undisturbed.run_dir, tmp_path).run(seed=7, cases=60)
+    assert found.failures == []
+    assert len(found.kinds) == len(DAMAGES)
+    assert all(tally.perfect and tally.cases == 5 for tally in found.kinds.values())
+
+
+def test_a_campaign_tells_damage_that_is_not_found(
+    undisturbed: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As damage that nobody notices: there is none.
+    monkeypatch.setattr(corruption, "DAMAGES", {"nothing": lambda _step, _draw: ["manifest.json"]})
+    found = corruption.Campaign(undisturbed.run_dir, tmp_path).run(seed=7, cases=1)
+    assert len(found.failures) == 1
+    assert not found.kinds["nothing"].perfect
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+    copy_of_finished: Callable[..., TinyRun], expected: Outcome
+) -> None:
+    run = copy_of_finished()
+    name = damage(run, 60)
+    printed = run.finish()
+    assert name in printed
+    assert "60.corrupt" in printed
+    assert "from step 50" in printed
+    shutil.rmtree(run.checkpoints / "60.corrupt")
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_where_all_are_damaged_the_run_stops_and_begins_nothing_anew(
+    copy_of_finished: Callable[..., TinyRun],
+) -> None:
+    run = copy_of_finished()
+    steps = run.saved()
+    names = [damage(run, step) for step in steps]
+    metrics = (run.run_dir / "metrics.jsonl").read_bytes()
+    for _ in range(2):  # a supervisor may well start it again
+        printed = run.finish(expected=EVERY_CHECKPOINT_DAMAGED)
+        for step, name in zip(steps, names, strict=True):
+            assert f"step {step}: {name}" in printed
+    assert "Traceback" not in printed
+    assert run.saved() == steps
+    assert (run.run_dir / "metrics.jsonl").read_bytes() == metrics

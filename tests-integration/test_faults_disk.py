@@ -1,0 +1,135 @@
+"""A full disk: old checkpoints stay, nothing half-written stays, and room mends it."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from campaigns.outcome import Outcome, describe_difference, outcome
+from campaigns.tiny_run import TinyRun
+
+pytest_plugins = ["fault_fixtures"]
+
+NewRun = Callable[..., TinyRun]
+
+NOT_WRITTEN, TERMINATED = 5, 143
+DISK_BYTES = 8 << 20
+# What a full disk has left: records go on, a checkpoint of 330 kB does not fit.
+LEFT_BYTES = 100_000
+
+
+class SmallDisk:
+    """A tmpfs over a run directory, in a mount namespace of its own: it needs no rights.
+
+    Programs enter it by `nsenter`; from outside it is seen through the keeper's ``/proc``.
+    """
+
+    def __init__(self, run: TinyRun, keeper: int) -> None:
+        namespaces = (f"--target={keeper}", "--user", "--mount", "--preserve-credentials")
+        # Who enters comes to a folder of the namespace that he leaves.
+        here = f"--wd={run.folder}"
+        root = Path(f"/proc/{keeper}/root")
+        self.run = replace(run, prefix=("nsenter", *namespaces, here), root=root)
+        self._ballast = self.run.run_dir / "ballast"
+
+    def fill(self) -> None:
+        """Leave less room than a checkpoint takes."""
+        disk = os.statvfs(self.run.run_dir)
+        self._ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - LEFT_BYTES))
+
+    def empty(self) -> None:
+        """Make room again."""
+        self._ballast.unlink()
+
+
+@pytest.fixture
+def small_disk(new_run: NewRun) -> Iterator[SmallDisk]:
+    run = new_run()
+    place = run.folder / "run"
+    place.mkdir(parents=True)
+    script = f'mount -t tmpfs -o size={DISK_BYTES} tmpfs "$1" && echo mounted && exec cat'
+    with subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(place)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as keeper:  # fmt: skip
+        assert keeper.stdout is not None
+        assert keeper.stderr is not None
+        if keeper.stdout.readline() != "mounted\n":
+            pytest.skip(f"no tmpfs can be mounted here: {keeper.stderr.read().strip()}")
+        yield SmallDisk(run, keeper.pid)
+        keeper.kill()
+
+
+def records(run: TinyRun) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_on_a_full_disk_the_run_stops_and_with_room_it_goes_on(
+    small_disk: SmallDisk, expected: Outcome
+) -> None:
+    run = small_disk.run
+    life = run.with_fault("gates", 15).start()
+    life.wait_until(lambda: 10 in run.saved(), "step 10")
+    small_disk.fill()
+    run.open_gates(15)
+    # Step 20 is being saved, and cannot be. That is raised at the next step, not the next save.
+    life.wait_until(lambda: life.process.poll() is not None or run.reached(23), "step 23")
+    run.open_gates(25)
+    assert life.wait() == NOT_WRITTEN, life.printed
+    assert records(run)[-1]["step"] < 30
+    assert os.strerror(errno.ENOSPC) in life.printed
+    assert "Traceback" not in life.printed
+    assert run.saved() == [10]
+    assert run.unfinished() == []
+
+    # Still full: nothing is lost by trying.
+    assert run.finish(expected=NOT_WRITTEN)
+    assert run.saved() == [10]
+    assert run.unfinished() == []
+
+    small_disk.empty()
+    assert "from step 10" in run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_where_it_is_to_continue_a_run_outlives_a_full_disk(
+    small_disk: SmallDisk, expected: Outcome
+) -> None:
+    run = small_disk.run.elsewhere(small_disk.run.folder, checkpoint_on_error="continue")
+    life = run.with_fault("gates", 15).start()
+    life.wait_until(lambda: 10 in run.saved(), "step 10")
+    small_disk.fill()
+    run.open_gates(15, 25, 35)
+    life.wait_until(lambda: run.reached(43), "step 43")
+    assert run.saved() == [10]
+    assert run.unfinished() == []
+    small_disk.empty()
+    run.open_gates(45, 55)
+    assert life.wait() == 0, life.printed
+    assert run.saved() == [10, 50, 60]
+    assert max(record.get("checkpoint/failed", 0) for record in records(run)) == 3
+    found = outcome(run.run_dir)
+    assert (found.leaves, found.numbers) == (expected.leaves, expected.numbers)
+
+
+def test_where_files_may_not_grow_the_run_stops_with_what_it_has(
+    new_run: NewRun, expected: Outcome
+) -> None:
+    run = new_run()
+    life = run.with_fault("gates", 15).start()
+    life.wait_until(lambda: 10 in run.saved(), "step 10")
+    life.signal(signal.SIGTERM)
+    run.open_gates(15)
+    assert life.wait() == TERMINATED
+    steps = run.saved()
+    limited = replace(run, prefix=("prlimit", "--fsize=150000"))
+    assert os.strerror(errno.EFBIG) in limited.finish(expected=NOT_WRITTEN)
+    assert run.saved() == steps
+    assert run.unfinished() == []
+    run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []

@@ -1,0 +1,69 @@
+"""A run that makes no progress, one that needs too much memory, and who starts them again."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from campaigns.outcome import Outcome, describe_difference, outcome
+from campaigns.tiny_run import TinyRun
+
+pytest_plugins = ["fault_fixtures"]
+
+NewRun = Callable[..., TinyRun]
+
+HANG, OUT_OF_MEMORY = 6, 7
+
+
+def test_a_run_that_hangs_writes_its_stacks_and_ends(new_run: NewRun, expected: Outcome) -> None:
+    run = new_run(watchdog_min_seconds=2)
+    printed = run.with_fault("hang", 25).finish(expected=HANG)
+    (report,) = run.run_dir.glob("hang-*.txt")
+    assert report.name in {"hang-23.txt", "hang-24.txt"}
+    for text in (printed, report.read_text()):
+        assert "faulty_trainer.py" in text, "the place that hangs is named"
+        assert "loop.py" in text
+    report.unlink()
+    assert "from step 20" in run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_time_in_which_all_stood_still_is_no_hang(new_run: NewRun, expected: Outcome) -> None:
+    run = new_run(watchdog_min_seconds=4)
+    life = run.with_fault("gates", 15).start()
+    life.wait_until(lambda: run.reached(13), "step 13")
+    life.signal(signal.SIGSTOP)
+    time.sleep(6)  # what is tested is that time passes
+    run.open_gates(15, 25, 35, 45, 55)
+    life.signal(signal.SIGCONT)
+    assert life.wait() == 0
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_too_little_memory_is_told_with_what_takes_it_and_what_helps(new_run: NewRun) -> None:
+    run = new_run(train_batch_size=2**20, train_accumulation=1)
+    small = replace(run, prefix=("prlimit", f"--as={16 << 30}"))
+    printed = small.finish(expected=OUT_OF_MEMORY)
+    assert "Traceback" not in printed
+    assert re.search(r"activations and other temporaries +[\d.]+ GiB", printed)
+    assert "--train.accumulation" in printed
+
+
+def test_a_supervisor_starts_a_killed_run_again_until_it_ends(
+    new_run: NewRun, expected: Outcome
+) -> None:
+    run = new_run(watchdog_heartbeat_seconds=0.01)
+    life = replace(run, module=(*run.module, "--supervise")).start()
+    killed: list[int] = []
+    for _ in range(2):
+        life.wait_until(
+            lambda: run.heartbeat().get("pid", 0) not in (0, *killed), "a sign of the next life"
+        )
+        killed.append(run.heartbeat()["pid"])
+        os.kill(killed[-1], signal.SIGKILL)
+    assert life.wait() == 0
+    assert life.printed.count("SIGKILL") >= 2
+    (run.run_dir / "lives.jsonl").unlink()
+    assert describe_difference(outcome(run.run_dir), expected) == []

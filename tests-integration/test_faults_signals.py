@@ -1,0 +1,119 @@
+"""Signals in whatever a run does: it saves, ends with a code of its own, and goes on exactly."""
+
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from campaigns.outcome import Outcome, describe_difference, numbers, outcome
+from campaigns.tiny_run import Life, TinyRun
+
+pytest_plugins = ["fault_fixtures"]
+
+NewRun = Callable[..., TinyRun]
+
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def wait_for_phase(life: Life, run: TinyRun, phase: str, step: int) -> None:
+    def there() -> bool:
+        beat = run.heartbeat()
+        return beat.get("phase") == phase and beat["step"] == step
+
+    life.wait_until(there, f"phase {phase} after step {step}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+def test_in_training_the_step_is_finished_and_saved(
+    new_run: NewRun, expected: Outcome, number: signal.Signals
+) -> None:
+    run = new_run()
+    life = run.with_fault("gates", 15).start()
+    life.wait_until(lambda: run.reached(13), "step 13")
+    life.signal(number)
+    run.open_gates(15)
+    assert life.wait() == 128 + number
+    assert run.saved() == [10, 15]
+    assert "step 15" in life.printed
+    assert "from step 15" in run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_while_the_step_is_compiled_it_is_made_and_saved(
+    new_run: NewRun, expected: Outcome
+) -> None:
+    run = new_run(watchdog_heartbeat_seconds=0.01)
+    # Nothing is compiled yet: it takes seconds.
+    life = run.start(JAX_ENABLE_COMPILATION_CACHE="false")
+    wait_for_phase(life, run, "train", 0)
+    life.signal(signal.SIGTERM)
+    assert life.wait() == TERMINATED
+    assert run.saved() == [1]
+    run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_an_evaluation_is_left_and_made_when_the_run_goes_on(new_run: NewRun) -> None:
+    # More is held out than is trained on: an evaluation takes as long as many steps.
+    flags = {"data_holdout_fraction": 0.7, "train_max_steps": 30, "train_batch_size": 2}
+    whole = new_run("whole", **flags)
+    whole.finish()
+    run = new_run(**flags, watchdog_heartbeat_seconds=0.01)
+    life = run.start()
+    wait_for_phase(life, run, "evaluate", 25)
+    life.signal(signal.SIGTERM)
+    assert life.wait() == TERMINATED
+    assert run.saved()[-1] == 25
+    assert (25, "eval/loss") not in numbers(run.run_dir), "it was made to its end"
+    run.finish()
+    found, wanted = outcome(run.run_dir), outcome(whole.run_dir)
+    assert (found.leaves, found.numbers) == (wanted.leaves, wanted.numbers)
+
+
+def test_while_saving_the_save_is_finished_however_often_it_is_asked_to_stop(
+    new_run: NewRun, expected: Outcome
+) -> None:
+    run = new_run()
+    life = run.with_fault("slow_disk", 8).start()
+    life.wait_until(lambda: "10.tmp" in run.unfinished(), "a save")
+    for _ in range(3):
+        life.signal(signal.SIGTERM)
+        time.sleep(0.05)  # two that come at the same time are one
+    assert 10 not in run.saved(), "the save was to be under way"
+    assert life.wait() == TERMINATED
+    assert run.unfinished() == []
+    assert run.saved()[0] == 10
+    run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_a_second_interrupt_ends_the_run_at_once_and_damages_nothing(
+    new_run: NewRun, expected: Outcome
+) -> None:
+    run = new_run()
+    life = run.with_fault("slow_disk", 18).start()
+    life.wait_until(lambda: "20.tmp" in run.unfinished(), "a save")
+    for _ in range(2):
+        life.signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert life.wait() == INTERRUPTED
+    assert "Traceback" not in life.printed
+    assert 10 in run.saved()
+    run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_a_wish_to_save_is_fulfilled_and_the_run_goes_on(
+    new_run: NewRun, expected: Outcome
+) -> None:
+    run = new_run(checkpoint_every=1000)
+    life = run.with_fault("gates", 15).start()
+    life.wait_until(lambda: run.reached(13), "step 13")
+    life.signal(signal.SIGUSR1)
+    run.open_gates(15)
+    life.wait_until(lambda: run.saved() == [15], "the checkpoint that was asked for")
+    run.open_gates(25, 35, 45, 55)
+    assert life.wait() == 0
+    assert run.saved() == [15, 60]
+    found = outcome(run.run_dir)
+    assert (found.leaves, found.numbers) == (expected.leaves, expected.numbers)

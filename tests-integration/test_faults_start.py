@@ -1,0 +1,74 @@
+"""What is refused before a step is made: bad configurations, other data, a directory in use."""
+
+import os
+from collections.abc import Callable
+
+from campaigns.outcome import Outcome, describe_difference, outcome
+from campaigns.tiny_run import TinyRun, write_text
+
+pytest_plugins = ["fault_fixtures"]
+
+NewRun = Callable[..., TinyRun]
+
+USER_ERROR = 2
+
+
+def test_all_that_is_wrong_with_a_configuration_is_told_before_jax_is_there(
+    new_run: NewRun,
+) -> None:
+    run = new_run(
+        train_max_step=5, train_batch_size=9, model_n_head="three", schedule_name="cosin",
+        optimizer_learning_rate=-1,
+    )  # fmt: skip
+    printed = run.finish(expected=USER_ERROR, PYTHONPROFILEIMPORTTIME="1")
+    told = "\n".join(line for line in printed.splitlines() if "import time:" not in line)
+    for name in (
+        "train.max_step", "batch_size", "model.n_head", "schedule.name", "learning_rate",
+    ):  # fmt: skip
+        assert name in told
+    assert "Traceback" not in told
+    imported = {line.split("|")[-1].strip() for line in printed.splitlines() if "|" in line}
+    assert "json" in imported, "imports were to be printed"
+    assert not {"jax", "numpy", "tjx_trainer.train"} & imported
+    assert not run.run_dir.exists()
+
+
+def test_a_run_does_not_go_on_with_other_data(copy_of_finished: Callable[..., TinyRun]) -> None:
+    run = copy_of_finished()
+    other = run.folder / "other.txt"
+    write_text(other, lines=401)
+    before = sorted(run.run_dir.rglob("*"))
+    changed = run.elsewhere(run.folder, data_path=str(other), train_max_steps=70)
+    changed_in_place = run.elsewhere(run.folder, data_path=str(other))
+    for each in (changed, changed_in_place):
+        printed = each.finish(expected=USER_ERROR)
+        assert "Traceback" not in printed
+        assert "data" in printed
+    assert sorted(run.run_dir.rglob("*")) == before
+
+
+def test_a_second_run_in_the_same_directory_is_refused_and_harms_nothing(
+    new_run: NewRun, expected: Outcome
+) -> None:
+    run = new_run()
+    first = run.with_fault("gates", 15).start()
+    first.wait_until(lambda: run.reached(13), "step 13")
+    printed = run.finish(expected=USER_ERROR)
+    assert f"process {first.process.pid} on" in printed
+    assert "Traceback" not in printed
+    run.open_gates(15, 25, 35, 45, 55)
+    assert first.wait() == 0
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
+def test_clocks_that_jump_change_nothing(new_run: NewRun, expected: Outcome) -> None:
+    run = new_run()
+    life = run.with_fault("clock", 15).with_fault("gates", 35).start()  # back by a day
+    life.wait_until(lambda: run.saved() == [10, 20, 30], "step 30")
+    life.kill()
+    # And the oldest checkpoint has the newest time.
+    for age, step in enumerate(run.saved()):
+        for path in [*(run.checkpoints / str(step)).rglob("*"), run.checkpoints / str(step)]:
+            os.utime(path, (2e9 - 1e8 * age, 2e9 - 1e8 * age))
+    assert "from step 30" in run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []

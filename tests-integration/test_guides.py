@@ -1,0 +1,30 @@
+"""What the guides say of the code is what the code says."""
+
+import re
+from pathlib import Path
+
+from tjx_trainer.exit_codes import table
+from tjx_trainer.tree import leaves
+
+ROOT = Path(__file__).resolve().parents[1]
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+RESUMING = (ROOT / "docs" / "checkpoint_resume.md").read_text(encoding="utf-8")
+
+
+def test_the_exit_codes_are_those_of_the_program() -> None:
+    assert table() in RESUMING
+
+
+def test_every_flag_that_a_guide_names_is_there() -> None:
+    named = {
+        flag
+        for guide in GUIDES
+        for flag in re.findall(r"--([a-z]+\.[a-z_]+)", guide.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert named <= set(leaves())
+
+
+def test_every_test_that_the_matrix_names_is_there() -> None:
+    named = set(re.findall(r"test_faults_[a-z]+\.py", RESUMING))
+    assert named == {path.name for path in Path(__file__).parent.glob("test_faults_*.py")}

@@ -1,0 +1,168 @@
+"""The trainer with faults in it, as a program: FAULT AT_STEP, more of them, the trainer's flags.
+
+Hardware does not fail on command: what cannot be done to a process from outside, such as one
+gradient that is no number, is done here to the functions that the trainer is made of. AT_STEP is
+the number of a training step; 1 is the first.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tjx_optim
+from tjx_trainer import job, loader_task, step
+from tjx_trainer.main import main
+
+DAY = 86400.0
+
+
+def nan_gradient(at: int) -> None:
+    """Make one number of the gradients of a step a NaN, inside of the jitted step."""
+    accumulate = tjx_optim.accumulate_gradients
+
+    def poisoned(loss: Any, params: Any, microbatches: Any, **options: Any) -> Any:
+        total = accumulate(loss, params, microbatches, **options)
+        # Dropout's keys are a function of the step: they tell which one this is.
+        keys = microbatches["key"]
+        of_the_step = jax.random.fold_in(jax.random.key(0), at)
+        wanted = jax.random.split(of_the_step, keys.shape[0])
+        hit = (jax.random.key_data(keys) == jax.random.key_data(wanted)).all()
+        scale = total.gradients["ln_f"]["scale"]
+        broken = scale.at[3].set(jnp.where(hit, jnp.nan, scale[3]))
+        ln_f = {**total.gradients["ln_f"], "scale": broken}
+        return total._replace(gradients={**total.gradients, "ln_f": ln_f})
+
+    vars(tjx_optim)["accumulate_gradients"] = poisoned
+
+
+def nan_parameter(at: int) -> None:
+    """Make a parameter a NaN before a step, once: each step from there on is not finite."""
+    once = iter([True])
+    _before_step(lambda step: step == at and next(once, False), _with_nan)
+
+
+def nan_parameter_again(at: int) -> None:
+    """Make a parameter a NaN before a step whenever it comes: going back does not help."""
+    _before_step(lambda step: step == at, _with_nan)
+
+
+def clock(at: int) -> None:
+    """Set the clock back by a day before a step."""
+    told = time.time
+
+    def jump(state: Any) -> Any:
+        vars(time)["time"] = lambda: told() - DAY
+        return state
+
+    _before_step(lambda step: step == at, jump)
+
+
+def hang(at: int) -> None:
+    """Wait for ever for the batch of a step, as for a disk that does not answer."""
+
+    def answer(step: int) -> None:
+        while step == at:
+            time.sleep(3600)
+
+    _before_batch(answer)
+
+
+def worker(at: int) -> None:
+    """Let the thread that reads the data die of an error that nobody foresaw."""
+
+    def answer(step: int) -> None:
+        if step == at:
+            raise RuntimeError("the worker is dead")
+
+    _before_batch(answer)
+
+
+def slow_disk(at: int) -> None:
+    """Let each flush to the disk take half a second from a step on: so saves take seconds."""
+    flush = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(0.5)
+        flush(descriptor)
+
+    def begin(state: Any) -> Any:
+        vars(os)["fsync"] = slow
+        return state
+
+    _before_step(lambda step: step == at, begin)
+
+
+def gates(at: int) -> None:
+    """Wait before each tenth step, from this one on, for a file ``gate-STEP`` in the folder."""
+
+    def wait(state: Any) -> Any:
+        gate = Path(f"gate-{int(jax.device_get(state.step)) + 1}")
+        while not gate.exists():
+            time.sleep(0.01)
+        return state
+
+    _before_step(lambda step: step >= at and (step - at) % 10 == 0, wait)
+
+
+def _with_nan(state: Any) -> Any:
+    leaf = state.params["ln_f"]["scale"]
+    scale = np.array(jax.device_get(leaf))
+    scale[3] = np.nan
+    ln_f = {**state.params["ln_f"], "scale": jax.device_put(scale, leaf.sharding)}
+    return state._replace(params={**state.params, "ln_f": ln_f})
+
+
+def _before_step(due: Callable[[int], bool], change: Callable[[Any], Any]) -> None:
+    """Change the state before those steps that are due."""
+    make = step.make_train_step
+
+    def make_faulty(*arguments: Any, **options: Any) -> Any:
+        train_step = make(*arguments, **options)
+
+        def faulty(state: Any, batch: Any) -> Any:
+            if due(int(jax.device_get(state.step)) + 1):
+                state = change(state)
+            return train_step(state, batch)
+
+        return faulty
+
+    vars(job)["make_train_step"] = make_faulty
+
+
+def _before_batch(happen: Callable[[int], None]) -> None:
+    """Let something happen before the batch of a step is read."""
+    batch = loader_task.LoaderTask.batch
+
+    def faulty(self: Any, step: int, put: Any) -> Any:
+        happen(step + 1)
+        return batch(self, step, put)
+
+    setattr(loader_task.LoaderTask, "batch", faulty)  # noqa: B010  mypy knows it as a method
+
+
+FAULTS: Mapping[str, Callable[[int], None]] = {
+    fault.__name__: fault
+    for fault in (
+        nan_gradient,
+        nan_parameter,
+        nan_parameter_again,
+        clock,
+        hang,
+        worker,
+        slow_disk,
+        gates,
+    )
+}
+
+if __name__ == "__main__":
+    words = sys.argv[1:]
+    while words[0] in FAULTS:
+        FAULTS[words.pop(0)](int(words.pop(0)))
+    sys.exit(main(words))

@@ -1,0 +1,309 @@
+"""Kill real training runs at random moments, hundreds of times; each must end as if undisturbed.
+
+    ./pants run tools/campaigns/kills.py -- --seed 1 --kills 200 [--workers 2] [--output FILE]
+
+A run is started, killed by ``kill -9``, started again, killed again ... until it ends by itself.
+Then every leaf of its last checkpoint, every logged number and the names of its files are compared
+with those of the same run that nobody disturbed. Some moments are drawn from the whole life of a
+process, its start included; others are aimed at saves. What was hit is told by what lies on the
+disk after the kill.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import datetime
+import json
+import os
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from campaigns.outcome import Outcome, describe_difference, outcome
+from campaigns.tiny_run import (
+    TINY,
+    Flags,
+    Life,
+    TinyRun,
+    clean_environment,
+    write_documents,
+    write_text,
+)
+
+MAX_STEPS = 120
+# Training takes about as long as starting up, and half of it is within reach of a save.
+_COMMON: Flags = {
+    **TINY, "train.max_steps": MAX_STEPS, "train.eval_every": 45, "checkpoint.every": 6,
+    "data.cache_dir": "prepared",
+}  # fmt: skip
+# Two kinds of runs, taken in turn: what one does not keep in its state, the other does.
+KINDS: Mapping[str, Flags] = {
+    "windows, fp32": {**_COMMON, "data.path": "rhyme.txt"},
+    "documents, fp16, average": {
+        **_COMMON, "data.path": "rhymes.jsonl", "data.packing": "documents",
+        "data.holdout": "documents", "train.precision": "fp16", "guard.growth_interval": 20,
+        "optimizer.ema_decay": 0.9,
+    },
+}  # fmt: skip
+MOMENTS = ("start-up", "training", "saving", "deleting an old step", "ending")
+AIMED = 0.4  # share of the kills that wait for a save
+MOST_LIVES = 200  # of one run; one that needs more makes no progress
+
+
+@dataclass
+class Found:
+    """What a campaign has found out.
+
+    Attributes
+    ----------
+    moments
+        Number of kills by what they hit.
+    runs
+        Number of runs that were brought to their end and compared, by kind.
+    failures
+        What went wrong, a line or more for each.
+    """
+
+    moments: collections.Counter[str] = field(default_factory=collections.Counter)
+    runs: collections.Counter[str] = field(default_factory=collections.Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run that nobody disturbed.
+
+    Attributes
+    ----------
+    run
+        What disturbed runs are copies of.
+    expected
+        What came out of it.
+    seconds
+        How long its process lives where everything is compiled.
+    save_seconds
+        How long a save is under way.
+    """
+
+    run: TinyRun
+    expected: Outcome
+    seconds: float
+    save_seconds: float
+
+
+class Campaign:
+    """Kills until there were enough, and ends the runs that are under way.
+
+    Parameters
+    ----------
+    references
+        Runs to compare with, by kind; kinds are taken in turn.
+    seed
+        Decides all moments: those of run number n are a function of (seed, n).
+    kills
+        How many; some more come about while the last runs are brought to their ends.
+    folder
+        Where the runs lie; they are deleted when they ended as they should.
+    """
+
+    def __init__(
+        self, references: Mapping[str, Reference], *, seed: int, kills: int, folder: Path
+    ) -> None:
+        self._references = references
+        self._seed, self._kills, self._folder = seed, kills, folder
+        self._lock = threading.Lock()
+        self._next = 0
+        self.found = Found()
+
+    def run(self, workers: int = 1) -> Found:
+        """Run the campaign; return what it found out."""
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            for done in [pool.submit(self._work) for _ in range(workers)]:
+                done.result()
+        return self.found
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                number, self._next = self._next, self._next + 1
+                if self.found.moments.total() >= self._kills:
+                    return
+            self._disturb(number)
+
+    def _disturb(self, number: int) -> None:
+        """Kill one run again and again until it ends; compare it."""
+        kind = list(self._references)[number % len(self._references)]
+        reference = self._references[kind]
+        draw = random.Random(f"{self._seed} {number}")  # noqa: S311  moments, not secrets
+        run = reference.run.elsewhere(self._folder / f"run-{number}")
+        write_data(run.folder)
+        try:
+            for _ in range(MOST_LIVES):
+                before = _trained(run)
+                life = run.start()
+                if not _kill_at_random(life, run, reference, draw):
+                    break
+                self._count(_moment(run, before))
+            else:
+                raise AssertionError(f"no end after {MOST_LIVES} lives")
+            if life.process.returncode != 0:
+                raise AssertionError(f"ended with {life.process.returncode}:\n{life.printed}")
+            difference = describe_difference(outcome(run.run_dir), reference.expected)
+            if difference:
+                raise AssertionError("; ".join(difference))
+        except Exception as error:  # whatever it is, it is told, and the campaign goes on
+            with self._lock:
+                self.found.failures.append(f"run {number} ({kind}) in {run.folder}: {error}")
+        else:
+            shutil.rmtree(run.folder)
+        with self._lock:
+            self.found.runs[kind] += 1
+
+    def _count(self, moment: str) -> None:
+        with self._lock:
+            self.found.moments[moment] += 1
+            done = self.found.moments.total()
+        if done % 20 == 0:
+            print(f"{done} kills, {len(self.found.failures)} failures", flush=True)
+
+
+def refer(flags: Flags, folder: Path, environment: Mapping[str, str]) -> Reference:
+    """Let a run end undisturbed, twice: the first compiles, the second is timed."""
+    first, again = (
+        TinyRun(folder=folder / name, environment=environment, flags=flags)
+        for name in ("first", "again")
+    )
+    for run in (first, again):
+        write_data(run.folder)
+    first.finish()
+    begin = time.monotonic()
+    life = again.start()
+    save_seconds = _time_saves(life, again)
+    if life.wait() != 0:
+        raise AssertionError(life.printed)
+    seconds = time.monotonic() - begin
+    expected = outcome(first.run_dir)
+    if difference := describe_difference(outcome(again.run_dir), expected):
+        raise AssertionError(f"two undisturbed runs differ: {difference}")
+    return Reference(first, expected, seconds, save_seconds)
+
+
+def write_data(folder: Path) -> None:
+    """Write the texts of `KINDS`."""
+    folder.mkdir(parents=True)
+    write_text(folder / "rhyme.txt", lines=400)
+    write_documents(folder / "rhymes.jsonl", count=400)
+
+
+def _time_saves(life: Life, run: TinyRun) -> float:
+    """Watch an undisturbed process; return the median time that saves took, in seconds."""
+    begun: dict[str, float] = {}
+    ended: dict[str, float] = {}
+    while life.process.poll() is None:
+        now, under_way = time.monotonic(), set(run.unfinished())
+        for name in under_way:
+            begun.setdefault(name, now)
+        for name in begun.keys() - under_way:
+            ended.setdefault(name, now)
+        time.sleep(0.001)
+    spans = sorted(ended[name] - begun[name] for name in ended)
+    return spans[len(spans) // 2] if spans else 0.01
+
+
+def _kill_at_random(life: Life, run: TinyRun, reference: Reference, draw: random.Random) -> bool:
+    """Kill a process at a moment of its life, or at a save; False if it ended before."""
+    aimed, begin = draw.random() < AIMED, time.monotonic()
+    moment = draw.uniform(0, reference.seconds)
+    saves, into = draw.randint(1, 5), draw.uniform(0, 1.2 * reference.save_seconds)
+    seen: set[str] = set(run.unfinished())  # what the process before left is no save of this one
+    first = len(seen)
+    while life.process.poll() is None:
+        if aimed:
+            seen |= set(run.unfinished())
+            due = len(seen) - first >= saves
+        else:
+            due = time.monotonic() - begin >= moment
+        if due:
+            if aimed:
+                time.sleep(into)
+            life.process.kill()
+            # It may have ended by itself at the last moment.
+            return life.process.wait() < 0
+        time.sleep(0.001)
+    return False
+
+
+def _trained(run: TinyRun) -> int:
+    """Return how much of metrics.jsonl there is, in bytes: it grows with each step."""
+    path = run.run_dir / "metrics.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def _moment(run: TinyRun, before: int) -> str:
+    """Tell what a kill hit, by what lies on the disk."""
+    names = run.unfinished()
+    if any(name.endswith(".discarded.tmp") for name in names):
+        return "deleting an old step"
+    if names:
+        return "saving"
+    if max(run.saved(), default=0) == run.flags["train.max_steps"]:
+        return "ending"
+    return "training" if _trained(run) != before else "start-up"
+
+
+def report(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
+    """Return what is written to the file of results."""
+    return {
+        "about": {
+            "command": f"./pants run tools/campaigns/kills.py -- --seed {seed}",
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "seconds": round(seconds),
+        },
+        "seed": seed,
+        "kills": found.moments.total(),
+        "by_moment": {moment: found.moments[moment] for moment in MOMENTS},
+        "runs_ended_and_compared": dict(found.runs),
+        "failures": found.failures,
+    }
+
+
+def main() -> int:
+    """Run a campaign from the command line; 1 where a run did not end as it should."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=200, help="at least so many")
+    parser.add_argument("--workers", type=int, default=2, help="runs beside each other")
+    parser.add_argument("--output", type=Path, help="a JSON file for the results")
+    options = parser.parse_args()
+    folder, begin = Path(tempfile.mkdtemp(prefix="kills-")), time.monotonic()
+    environment = clean_environment(folder / "home")
+    references = {}
+    for number, (kind, flags) in enumerate(KINDS.items()):
+        references[kind] = refer(flags, folder / f"reference-{number}", environment)
+        times = (references[kind].seconds, 1000 * references[kind].save_seconds)
+        print("{}: a life of {:.1f} s, saves of {:.0f} ms".format(kind, *times), flush=True)
+    campaign = Campaign(references, seed=options.seed, kills=options.kills, folder=folder)
+    found = campaign.run(options.workers)
+    results = report(found, seed=options.seed, seconds=time.monotonic() - begin)
+    text = json.dumps(results, indent=2) + "\n"
+    print(text, end="")
+    if options.output is not None:
+        options.output.write_text(text)
+    if found.failures:
+        print(f"what went wrong lies in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

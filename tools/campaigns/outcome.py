@@ -1,0 +1,137 @@
+"""What came out of a run, so that two runs can be compared bit for bit."""
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import tjx_ckpt
+import tjx_parallel
+from tjx_parallel.config import MeshConfig
+from tjx_trainer.job import make_update_rule
+from tjx_trainer.run_dir import RunDirectory
+from tjx_trainer.state import abstract_state
+
+# What a clock says differs from run to run; every other number must not.
+_TIMED = re.compile(r"_per_sec|data_wait|seconds|mfu|^checkpoint/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What two equal runs have in common.
+
+    Attributes
+    ----------
+    leaves
+        SHA-256 of each leaf of the last checkpoint, dtype and shape included, by its path.
+    numbers
+        Every logged number that no clock decides, by step and name.
+    files
+        Names of all that lies in the run directory and beside the checkpoints.
+    """
+
+    leaves: dict[str, str]
+    numbers: dict[tuple[int, str], str]
+    files: frozenset[str]
+
+
+class TwiceError(AssertionError):
+    """metrics.jsonl says something twice, or goes back in steps."""
+
+
+def outcome(run_dir: Path) -> Outcome:
+    """Read what came out of a run.
+
+    Raises
+    ------
+    TwiceError
+        If a number is logged twice for one step.
+    tjx_ckpt.CheckpointError
+        If its last checkpoint is not sound.
+    """
+    run = RunDirectory(run_dir)
+    last = max(tjx_ckpt.list_steps(run.checkpoints))
+    places = (run_dir, run.checkpoints)
+    return Outcome(
+        leaves=digests(run_dir, last),
+        numbers=numbers(run_dir),
+        files=frozenset(
+            str(path.relative_to(run_dir)) for place in places for path in place.iterdir()
+        ),
+    )
+
+
+def describe_difference(one: Outcome, other: Outcome) -> list[str]:
+    """Return a line for each kind of difference; none when the runs are equal bit for bit."""
+    lines = []
+    for what in ("leaves", "numbers"):
+        a, b = getattr(one, what), getattr(other, what)
+        differing = sorted(str(key) for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+        if differing:
+            first = ", ".join(differing[:4])
+            lines.append(f"{len(differing)} of {len(a)} {what} differ, such as {first}")
+    if one.files != other.files:
+        lines.append(f"files differ: {', '.join(sorted(one.files ^ other.files))}")
+    return lines
+
+
+def numbers(run_dir: Path) -> dict[tuple[int, str], str]:
+    """Return every logged number that no clock decides.
+
+    Raises
+    ------
+    TwiceError
+        If a number is logged twice for one step, or steps do not ascend.
+    """
+    found: dict[tuple[int, str], str] = {}
+    before = -1
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        step = int(record.pop("step"))
+        if step < before:
+            raise TwiceError(f"{run_dir}: step {step} comes after step {before}")
+        before = step
+        for name, value in record.items():
+            if _TIMED.search(name):
+                continue
+            if (step, name) in found:
+                raise TwiceError(f"{run_dir}: {name} of step {step} is logged twice")
+            # As text, not-a-number equals itself and no digit is lost.
+            found[step, name] = repr(value)
+    return found
+
+
+def digests(run_dir: Path, step: int) -> dict[str, str]:
+    """Restore one checkpoint of a run; return the SHA-256 of each leaf."""
+    checkpointer = tjx_ckpt.Checkpointer(run_dir / "checkpoints")
+    return digest_leaves(checkpointer.restore(abstract_of(run_dir), step=step))
+
+
+def digest_leaves(state: Any) -> dict[str, str]:
+    """Return the SHA-256 of each leaf, dtype and shape included, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
+    return {jax.tree_util.keystr(path): _digest(np.asarray(leaf)) for path, leaf in leaves}
+
+
+def abstract_of(run_dir: Path) -> Any:
+    """Return shapes and dtypes of a run's state, on one device of this process."""
+    return _abstract_of((run_dir / "config.yaml").read_text(), run_dir)
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract_of(_config: str, run_dir: Path) -> Any:
+    config = RunDirectory(run_dir).read_config()
+    _, optimizer = make_update_rule(config)
+    mesh = tjx_parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    return abstract_state(config, optimizer, mesh, tjx_parallel.ShardingRules())
+
+
+def _digest(leaf: np.ndarray) -> str:
+    head = f"{leaf.dtype} {leaf.shape} ".encode()
+    return hashlib.sha256(head + np.ascontiguousarray(leaf).tobytes()).hexdigest()
