@@ -17,6 +17,9 @@ import pytest
 import tjx_ckpt
 
 HEARTBEAT = 5  # seconds of silence after which a process counts as dead
+# In CI the same is seen of other runs by tests-integration/test_faults_processes.py.
+pytestmark = pytest.mark.slow
+
 PATIENCE = 120  # seconds for what takes a few, on a slow machine
 
 TINY = """
@@ -123,9 +126,9 @@ def test_one_is_asked_to_stop_and_all_stop_at_one_step_and_fewer_go_on(
     ("number", "whom"),
     [
         (signal.SIGKILL, 3),
-        pytest.param(signal.SIGSTOP, 2, marks=pytest.mark.slow),
-        pytest.param(signal.SIGSTOP, 0, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.slow),
+        (signal.SIGKILL, 0),
+        (signal.SIGSTOP, 2),
+        (signal.SIGSTOP, 0),
     ],
 )
 def test_none_outlives_another(

@@ -23,6 +23,7 @@ from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.evaluation import evaluate, make_eval_step
+from tjx_trainer.exit_codes import ExitCode
 from tjx_trainer.interrupt import Interrupts
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.loop import run_steps
@@ -321,9 +322,7 @@ def test_damaged_data_are_refused_before_training(
     content = bytearray(shard.read_bytes())
     content[100] ^= 1  # neither size nor header tells
     shard.write_bytes(content)
-    with pytest.raises(SystemExit) as stop:
-        run(own, tmp_path / "run")
-    assert stop.value.code == 2
+    assert run(own, tmp_path / "run") == ExitCode.DATA_DAMAGED
     assert "train_00000.bin: SHA-256 is" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
