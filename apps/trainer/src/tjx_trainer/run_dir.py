@@ -12,6 +12,7 @@ Layout::
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 import tomllib
@@ -31,6 +32,9 @@ from tjx_trainer.resuming import differences
 from tjx_trainer.tree import flatten
 
 PARENT_OF_RUNS = Path("runs")
+
+# What a kill leaves of a file that was being written beside its place: a dot, its name, a suffix.
+_LEFTOVER = re.compile(r"\.(config\.yaml|[a-z.-]+[0-9]*\.json|loss\.png)\..+")
 
 RECORDED_PACKAGES = (
     *(f"tjx-{part}" for part in ("kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")),
@@ -86,6 +90,13 @@ class RunDirectory:
     def plots(self) -> Path:
         """The directory of the pictures."""
         return self.path / "plots"
+
+    def remove_leftovers(self) -> None:
+        """Delete what killed processes left half written; only for who trains here, alone."""
+        for folder in (self.path, self.plots):
+            for path in folder.glob(".*"):
+                if _LEFTOVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def place_of_checkpoints(self, config: Config) -> str | Path:
         """Return where a run saves: `checkpoints`, unless its configuration says otherwise."""

@@ -106,6 +106,8 @@ def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
         open_checkpointer(config, run) as checkpointer,
     ):
         checkpointer.claim()  # before anything is written that another run may write too
+        if tjx_parallel.is_main():
+            run.remove_leftovers()
         requests = Requests(interrupts)
         course = Course(job, run, checkpointer, requests, watchdog)
         with interrupts.leaving_at_once():
