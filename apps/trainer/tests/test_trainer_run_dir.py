@@ -306,8 +306,8 @@ def test_a_run_that_goes_on_looks_for_its_checkpoints_where_they_are(run_path: s
 
 
 def test_what_killed_writes_left_goes_and_nothing_else(tmp_path: Path) -> None:
-    left = [".config.yaml.x1", ".data.json.a", ".tokenizer.json.tmp-ysdc4frq", ".heartbeat.json.71", ".metrics.summary.json.1-2",
-            "plots/.loss.png.tmp-1"]  # fmt: skip
+    left = [".config.yaml.x1", ".data.json.a", ".tokenizer.json.tmp-ysdc4frq", ".heartbeat.json.71",
+            ".metrics.summary.json.1-2", "plots/.loss.png.tmp-1"]  # fmt: skip
     kept = ["config.yaml", ".gitignore", ".env.local", "heartbeat.json", "plots/loss.png"]
     (tmp_path / "plots").mkdir()
     for name in (*left, *kept):
