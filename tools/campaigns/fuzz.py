@@ -103,7 +103,8 @@ class Worker:
             "OMP_NUM_THREADS": "1",
             "HOME": str(self.scratch),
             "XDG_CACHE_HOME": str(self.scratch / "cache"),
-            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            # Absolute, since a worker starts in a folder of its own.
+            "PYTHONPATH": os.pathsep.join(str(Path(e).resolve()) for e in sys.path if e),
         }
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_optim.schedule_config import ScheduleConfig
@@ -277,6 +277,7 @@ def test_help_helps_beside_mistakes() -> None:
     assert "--model.n_layer" in help_text(["--help", "--config", "nope", "--zzz"])
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(leaves())))
 def test_a_right_name_is_its_own_nearest(name: str) -> None:
     assert nearest_names(name) == [name]
@@ -285,12 +286,14 @@ def test_a_right_name_is_its_own_nearest(name: str) -> None:
     assert own_name in leaves() or name in nearest_names(own_name)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=12) | st.sampled_from([f"--{n}" for n in leaves()]), max_size=6))
 def test_any_words_give_a_configuration_or_problems(words: list[str]) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(resolve(words), Config)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
 def test_any_text_as_a_preset_gives_values_or_problems(text: str) -> None:
     values, problems = presets._read_values(text, "x.yaml")
