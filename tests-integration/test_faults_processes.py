@@ -18,11 +18,12 @@ NewRun = Callable[..., TinyRun]
 
 COUNT = 4
 TERMINATED = 143
+STEPS = 16
 HEARTBEAT_SECONDS = 10
 
 # Processes that share two cores take a second a step: few steps of a smaller model.
 SMALLER: dict[str, Any] = {
-    "model_n_layer": 1, "model_d_model": 16, "train_max_steps": 24, "train_eval_every": 10,
+    "model_n_layer": 1, "model_d_model": 16, "train_max_steps": STEPS, "train_eval_every": 10,
     "checkpoint_every": 4, "mesh_fsdp": 2,
 }  # fmt: skip
 
@@ -92,7 +93,7 @@ def test_asked_or_killed_one_by_one_they_stop_together_and_go_on_exactly(
         assert [life.wait() for life in lives] == [TERMINATED] * COUNT, lives[2].printed
         # A checkpoint is only there when all have written their parts of the same step.
         stopped_at = run.saved()[-1]
-        assert 4 <= stopped_at < 24
+        assert 4 <= stopped_at < STEPS
         assert f"step {stopped_at}" in lives[0].printed
     lose_one(run, signal.SIGKILL)
     finish(run)
@@ -120,6 +121,6 @@ def test_one_process_goes_on_with_the_batches_of_four(
     found, wanted = numbers(run.run_dir), numbers(whole.run_dir)
     assert found.keys() == wanted.keys()
     losses = [key for key in found if key[1].endswith("loss") and key[0] > first]
-    assert len(losses) > 24 - first
+    assert len(losses) > STEPS - first
     for key in losses:
         np.testing.assert_allclose(float(found[key]), float(wanted[key]), rtol=1e-5)

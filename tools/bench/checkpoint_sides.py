@@ -34,7 +34,7 @@ def save_orbax(
     folder: Path, step: int, state: Any, *, compressed: bool = True
 ) -> tuple[float, Restored]:
     """Save with Orbax's API v1 and, if compressed, its defaults."""
-    ocp: Any = importlib.import_module("orbax.checkpoint.v1")  # a peer, which nothing else needs
+    ocp: Any = importlib.import_module("orbax.checkpoint").v1  # a peer, which nothing else needs
     path = folder / str(step)
     context = ocp.Context()
     context.array.saving.use_compression = compressed
