@@ -132,6 +132,13 @@ def test_config_json_is_read_strictly(
     assert told in refused(path)
 
 
+def test_of_thousands_of_mistakes_the_first_are_told(folder: Callable[..., pathlib.Path]) -> None:
+    path = folder("llama", rope_parameters={f"rope_theta{n}": 1.0 for n in range(3000)})
+    lines = refused(path).splitlines()
+    assert 20 < len(lines) < 100
+    assert "more" in lines[-1] or "more" in lines[-2]
+
+
 def test_nobody_waits_for_a_pipe(folder: Callable[..., pathlib.Path]) -> None:
     path = folder("gpt2")
     for name in (WHOLE, "config.json"):

@@ -11,10 +11,16 @@ from typing import Any, Literal, get_args
 RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn"]
 
 
+# A file of somebody else's may have thousands; more are told when these are mended.
+_MOST_TOLD = 50
+
+
 def refuse(problems: list[str]) -> None:
-    """Raise ValueError with a line for each problem, if there are any."""
+    """Raise ValueError with a line for each problem, if there are any; for the first, if many."""
+    more = len(problems) - _MOST_TOLD
     if problems:
-        raise ValueError("\n".join(problems))
+        told = [*problems[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
+        raise ValueError("\n".join(told))
 
 
 def wrong_sizes(config: Any, *names: str, at_least: int = 1) -> list[str]:
