@@ -9,8 +9,9 @@ import pytest
 
 import tjx_ckpt.checkpointer
 from tjx_ckpt import Checkpointer
+from tjx_ckpt.store.opening import is_remote, open_storage
 from tjx_ckpt.store.remote_folder import RemoteFolder
-from tjx_ckpt.store.storage import Storage, is_remote, open_storage
+from tjx_ckpt.store.storage import Storage
 
 STATE: dict[str, Any] = {
     "params": {"w": np.arange(600, dtype=np.float32).reshape(20, 30) / 7, "ids": np.arange(3)},

@@ -24,7 +24,8 @@ from tjx_ckpt.main import main
 from tjx_ckpt.store import lock, manifest
 from tjx_ckpt.store.lock import WriterLock
 from tjx_ckpt.store.manifest import Manifest
-from tjx_ckpt.store.storage import Storage, open_storage
+from tjx_ckpt.store.opening import open_storage
+from tjx_ckpt.store.storage import Storage
 
 LONG = "a_long_name_of_a_module"
 

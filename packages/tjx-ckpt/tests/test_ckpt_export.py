@@ -19,7 +19,7 @@ from tjx_ckpt import Checkpointer
 from tjx_ckpt.command.export import export, plan_tensors
 from tjx_ckpt.lookup import Checkpoint
 from tjx_ckpt.main import main
-from tjx_ckpt.store.storage import open_storage
+from tjx_ckpt.store.opening import open_storage
 
 P: Any = PartitionSpec
 RNG = np.random.default_rng(0)

@@ -1,5 +1,4 @@
 from .checkpointer import Checkpointer as Checkpointer
-from .checkpointer import SaveReport as SaveReport
 from .config import CheckpointConfig as CheckpointConfig
 from .errors import AllCheckpointsCorruptError as AllCheckpointsCorruptError
 from .errors import CheckpointError as CheckpointError
@@ -10,5 +9,6 @@ from .errors import MismatchError as MismatchError
 from .errors import NoCheckpointError as NoCheckpointError
 from .errors import SaveError as SaveError
 from .errors import StorageError as StorageError
-from .store.storage import find_holder as find_holder
-from .store.storage import list_steps as list_steps
+from .save_report import SaveReport as SaveReport
+from .store.opening import find_holder as find_holder
+from .store.opening import list_steps as list_steps

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 
@@ -27,36 +27,16 @@ from tjx_ckpt.leaf_spec import differences
 from tjx_ckpt.lookup import require, require_manifest
 from tjx_ckpt.placing import restore_leaves
 from tjx_ckpt.retention import Retention
+from tjx_ckpt.save_report import SaveReport
 from tjx_ckpt.staging import stage
 from tjx_ckpt.store import manifest as manifest_file
+from tjx_ckpt.store.opening import open_storage
 from tjx_ckpt.store.reader import CheckpointReader
-from tjx_ckpt.store.storage import open_storage
 from tjx_ckpt.store.verification import problems
 from tjx_ckpt.tree import describe, flatten
 from tjx_ckpt.writer import Draft, write_checkpoint
 
 _log = logging.getLogger(__name__)
-
-
-class SaveReport(NamedTuple):
-    """What a save cost.
-
-    Attributes
-    ----------
-    step
-        The step that was saved.
-    blocking_seconds
-        For which `Checkpointer.save` kept its caller, without the wait for the save before it.
-    seconds
-        Until the checkpoint was durable.
-    size_bytes
-        Bytes of its arrays, of all processes; 0 on others than process 0.
-    """
-
-    step: int
-    blocking_seconds: float
-    seconds: float
-    size_bytes: int
 
 
 class Checkpointer:

@@ -7,8 +7,9 @@ import numpy as np
 from tjx_ckpt.errors import CorruptCheckpointError, NoCheckpointError
 from tjx_ckpt.store.manifest import MANIFEST_NAME, Manifest, ManifestError
 from tjx_ckpt.store.manifest import read as read_manifest
+from tjx_ckpt.store.opening import is_remote, open_storage
 from tjx_ckpt.store.reader import CheckpointReader
-from tjx_ckpt.store.storage import Storage, is_remote, open_storage
+from tjx_ckpt.store.storage import Storage
 from tjx_ckpt.store.verification import DamagedError
 
 # Below the directory of a run.
