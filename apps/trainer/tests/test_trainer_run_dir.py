@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tjx_ckpt import CheckpointConfig
@@ -69,6 +69,7 @@ def as_flags(config: Config) -> list[str]:
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50
 )
 @given(wanted=SOME_VALUES)
+@example(wanted=[("train.sample_prompt", "\x85 a \u2028 b \n\ufeff \u2029")])
 def test_a_configuration_survives_its_file_and_its_flags(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: list[tuple[str, Any]]
 ) -> None:

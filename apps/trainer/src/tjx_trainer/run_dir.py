@@ -279,8 +279,21 @@ def to_yaml(config: Config) -> str:
         place[leaf] = list(value) if isinstance(value, tuple) else value
     del tree["run_dir"]
     head = "# The resolved configuration of this run, written by tjx.\n"
-    body: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    body: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return head + body
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every text so that it reads back as it was."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # What YAML takes for ends of lines, PyYAML escapes only between double quotes.
+    style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def versions() -> dict[str, str]:
