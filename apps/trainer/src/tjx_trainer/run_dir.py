@@ -283,16 +283,14 @@ def to_yaml(config: Config) -> str:
     return head + body
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes every text so that it reads back as it was."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: Any, text: str) -> Any:
+    """Write a text so that it reads back as it was."""
     # What YAML takes for ends of lines, PyYAML escapes only between double quotes.
     style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
+_Dumper: Any = type("_Dumper", (yaml.SafeDumper,), {})  # as a class it would need PyYAML's types
 _Dumper.add_representer(str, _represent_text)
 
 
