@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from small_text import flags_of_sheep
 
 import tjx_ckpt
 import tjx_ckpt.checkpointer
@@ -41,10 +43,7 @@ OF_THE_CLOCK = {"train/tokens_per_sec", "train/data_wait"}
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    text = folder / "text.txt"
-    text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(300)))
-    return [*TINY, f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}"]
+    return [*TINY, *flags_of_sheep(tmp_path_factory.mktemp("data"))]
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +195,21 @@ def test_a_second_interrupt_ends_at_once_and_checkpoints_are_sound(
     assert steps(path) == [5]
     assert live(job, path) == 0
     assert_alike(job, path, whole)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
+    job: Job, whole: Path, tmp_path: Path
+) -> None:
+    path = shutil.copytree(whole, tmp_path / "run")
+    kept = (path / "metrics.jsonl").read_bytes()
+    for step in steps(path):
+        (path / "checkpoints" / str(step)).rename(path / "checkpoints" / f"{step}.corrupt")
+    with pytest.raises(tjx_ckpt.AllCheckpointsCorruptError, match=r"12\.corrupt"):
+        live(job, path)
+    shutil.rmtree(path / "checkpoints")  # as where its disk is not mounted
+    with pytest.raises(tjx_ckpt.NoCheckpointError, match="tells of saves"):
+        live(job, path)
+    assert (path / "metrics.jsonl").read_bytes() == kept
 
 
 def test_usr1_saves_and_goes_on(job: Job, whole: Path, tmp_path: Path) -> None:

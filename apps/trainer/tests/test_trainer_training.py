@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_text import flags_of_sheep
 
 import tjx_ckpt
 import tjx_data
@@ -47,10 +48,7 @@ TINY = """
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder = tmp_path_factory.mktemp("data")
-    text = folder / "text.txt"
-    text.write_text("".join(f"{n} sheep and {'more ' * (n % 5)}\n" for n in range(300)))
-    return [*TINY, f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}"]
+    return [*TINY, *flags_of_sheep(tmp_path_factory.mktemp("data"))]
 
 
 @pytest.fixture(scope="module")

@@ -141,10 +141,10 @@ def test_of_thousands_of_mistakes_the_first_are_told(folder: Callable[..., pathl
 
 def test_nobody_waits_for_a_pipe(folder: Callable[..., pathlib.Path]) -> None:
     path = folder("gpt2")
-    for name in (WHOLE, "config.json"):
+    for name, told in ((WHOLE, f"has neither {WHOLE}"), ("config.json", "config.json")):
         (path / name).unlink()
         os.mkfifo(path / name)
-        refused(path)
+        assert told in refused(path)
 
 
 @pytest.mark.parametrize(

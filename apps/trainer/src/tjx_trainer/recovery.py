@@ -18,7 +18,7 @@ from tjx_trainer.progress import Progress
 from tjx_trainer.provenance import describe_run, other_versions
 from tjx_trainer.requests import Requests
 from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.saving import Saver
+from tjx_trainer.saving import SAVED, Saver
 from tjx_trainer.state import TrainState
 from tjx_trainer.watchdog import Watchdog
 
@@ -61,11 +61,13 @@ class Course:
         Raises
         ------
         tjx_ckpt.CheckpointError
-            If there are checkpoints, and none is sound.
+            If there are checkpoints, and none is sound; or if there were some.
         """
-        if not self.checkpointer.steps():
+        try:
+            state: TrainState = self.checkpointer.restore(self.job.abstract)
+        except tjx_ckpt.NoCheckpointError:
+            self._refuse_lost_checkpoints()
             return self.job.initial_state()
-        state: TrainState = self.checkpointer.restore(self.job.abstract)
         step = int(jax.device_get(state.step))
         say(f"resuming       from step {step}")
         other = other_versions(self.checkpointer.metadata(step), self.description)
@@ -157,6 +159,18 @@ class Course:
                 config.train.max_steps, start_step=start, throughput=self.throughput
             ),
         ])  # fmt: skip
+
+    def _refuse_lost_checkpoints(self) -> None:
+        """Refuse to begin anew where a save was recorded: its disk may not be there."""
+        if not self.run.metrics.exists():
+            return
+        with self.run.metrics.open("rb") as file:
+            if any(SAVED.encode() in line for line in file):
+                raise tjx_ckpt.NoCheckpointError(
+                    f"{self.run.metrics} tells of saves, and there is no checkpoint in "
+                    f"{self.run.place_of_checkpoints(self.job.config)}: bring them back (is their "
+                    "disk there?), or give another --run_dir to start anew"
+                )
 
     def _owes_evaluation(self, step: int) -> bool:
         """Tell whether the evaluation of a step was due, and is not made."""

@@ -11,6 +11,10 @@ import tjx_parallel
 from tjx_trainer.state import TrainState
 
 
+SAVED = "checkpoint/bytes"
+"""A metric that is only recorded of a checkpoint that is durable."""
+
+
 class Saver:
     """Saves the states of a run, records each save, and answers to those that fail.
 
@@ -67,7 +71,7 @@ class Saver:
             figures = {
                 "checkpoint/blocking_seconds": report.blocking_seconds,
                 "checkpoint/seconds": report.seconds,
-                "checkpoint/bytes": report.size_bytes,
+                SAVED: report.size_bytes,
             }
             self._tracker.log(figures, step)
 

@@ -26,6 +26,7 @@ from tjx_ckpt.fallback import read_newest, read_step
 from tjx_ckpt.leaf_spec import differences
 from tjx_ckpt.lookup import require, require_manifest
 from tjx_ckpt.placing import restore_leaves
+from tjx_ckpt.pruning import Pruner
 from tjx_ckpt.retention import Retention
 from tjx_ckpt.save_report import SaveReport
 from tjx_ckpt.staging import stage
@@ -92,11 +93,11 @@ class Checkpointer:
         best_metric: str = "eval/loss",
         best_mode: Literal["min", "max"] = "min",
     ) -> None:
-        self._retention = Retention(
+        retention = Retention(
             keep=keep, every=keep_every, best=keep_best, metric=best_metric, mode=best_mode
         )
         self._storage = open_storage(directory)
-        self._metrics: dict[int, Mapping[str, float]] = {}
+        self._pruner = Pruner(self._storage, retention)
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self._saves = 0
@@ -307,8 +308,7 @@ class Checkpointer:
         later = [other for other in self.steps() if other > step]
         if processes.is_main():
             for other in reversed(later):  # a kill leaves the older ones, with no gap
-                self._storage.discard(other)
-                self._metrics.pop(other, None)
+                self._pruner.discard(other)
         self._saves += 1
         processes.barrier(f"discarded {self._saves}")
         return later
@@ -393,22 +393,9 @@ class Checkpointer:
         try:
             size = write_checkpoint(self._storage, draft, name=f"{self._saves} {step}")
             self.last_save = SaveReport(step, blocking, time.perf_counter() - begin, size)
-            self._metrics[step] = draft.metrics
             if processes.is_main():
-                self._prune()
+                self._pruner.prune(step, draft.metrics)
         except BaseException as error:
             _log.error("saving step %d failed: %s", step, error)
             self._error = SaveError(step, error)
             self._error.__cause__ = error
-
-    def _prune(self) -> None:
-        for step in self.steps():
-            if step not in self._metrics:
-                try:
-                    self._metrics[step] = manifest_file.read(self._storage, step).metrics
-                except manifest_file.ManifestError:
-                    self._metrics[step] = {}  # it counts among the newest, not among the best
-        here = set(self.steps())
-        for step in self._retention.doomed({s: m for s, m in self._metrics.items() if s in here}):
-            self._storage.discard(step)
-            del self._metrics[step]
