@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def abstract_of(run_dir: Path) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _abstract_of(_config: str, run_dir: Path) -> Any:
-    config = RunDirectory(run_dir).read_config()
+    config = replace(RunDirectory(run_dir).read_config(), mesh=MeshConfig())
     _, optimizer = make_update_rule(config)
     mesh = tjx_parallel.make_mesh(MeshConfig(), jax.devices()[:1])
     return abstract_state(config, optimizer, mesh, tjx_parallel.ShardingRules())

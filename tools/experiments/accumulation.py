@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 
 import tjx_nn
 import tjx_optim
+from tjx_nn.layout import ONE_DEVICE
 from tjx_trainer.command_line import parse
 from tjx_trainer.job import Job, build_job
-from tjx_trainer.state import TrainState
-from tjx_trainer.step import IGNORED, TrainStep, make_train_step
+from tjx_trainer.gradients import IGNORED, make_gradients
+from tjx_trainer.state import TrainState, shardings_of
+from tjx_trainer.step import TrainStep, make_train_step
 from tjx_trainer.task import HostBatch
 from tjx_trainer.task_table import open_task
 
@@ -156,7 +158,15 @@ def gradient_step(job: Job, pieces: int) -> TrainStep:
         lambda params: params,
         lambda gradients, *_: (jax.tree.map(lambda g: 0 * g, gradients), gradients),
     )
-    return make_train_step(job.config, keep, lambda _: 0.0, accumulation=pieces)
+    shardings = shardings_of(job.abstract)
+    return make_train_step(
+        job.config,
+        keep,
+        lambda _: 0.0,
+        gradients=make_gradients(job.config, job.mesh, ONE_DEVICE, accumulation=pieces),
+        accumulation=pieces,
+        shardings=shardings._replace(opt_state=shardings.params),
+    )
 
 
 def differences(found: Gradient, expected: Gradient) -> dict[str, float]:

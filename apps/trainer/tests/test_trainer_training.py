@@ -32,7 +32,7 @@ from tjx_trainer.progress import Progress
 from tjx_trainer.requests import Requests
 from tjx_trainer.sampling import continue_prompt, longest_continuation
 from tjx_trainer.saving import Saver
-from tjx_trainer.step import Batch
+from tjx_trainer.gradients import Batch
 from tjx_trainer.task import Put
 from tjx_trainer.task_table import open_task
 from tjx_trainer.text_task import LanguageModelling

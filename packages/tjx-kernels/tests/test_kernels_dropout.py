@@ -73,10 +73,28 @@ def test_rows_keys_and_heads_may_not_be_exchanged() -> None:
 @pytest.mark.parametrize("bit", [0, 1, 7, 31])
 def test_seeds_that_differ_in_one_bit_share_nothing(word: int, bit: int) -> None:
     other = tuple(x ^ (1 << bit if i == word else 0) for i, x in enumerate(SEED))
-    # A difference of the seed is not that of a neighbouring head, row or key either.
+    # A difference of the seed is not that of a neighbouring row or key either; that of the second
+    # word not that of a head.
     a, b = (kept(0.5, range(4), range(256), range(256), seed) for seed in (SEED, other))
-    for shift in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+    for shift in ((0, 0, 0), (word, 0, 0), (0, 1, 0), (0, 0, 1)):
         assert_fair(a ^ np.roll(b, shift, (0, 1, 2)))
+
+
+@pytest.mark.parametrize("first", [SEED[0], 2**32 - 3])  # the sum may run over
+def test_a_call_for_some_heads_keeps_what_the_call_for_all_keeps(first: int) -> None:
+    seed = (first, SEED[1])
+    whole = kept(0.5, range(8), range(64), range(64), seed)
+    words = jax.device_put((np.array([seed], np.uint32), np.int32(5)))
+    start = jax.device_get(jax.jit(dropout.from_head)(*words))[0]
+    np.testing.assert_array_equal(kept(0.5, range(3), range(64), range(64), start), whole[5:])
+
+
+def test_batch_rows_whose_first_words_meet_share_nothing() -> None:
+    """Heads of two rows may come to one sum; the second words keep them apart."""
+    a = kept(0.5, [1], range(256), range(256))
+    b = kept(0.5, [0], range(256), range(256), (SEED[0] + 1, SEED[1] ^ 1))
+    assert_fair(a ^ b)
+    assert_fair((a ^ b)[..., 1:] ^ (a ^ b)[..., :-1])
 
 
 def test_seeds_of_batch_rows_come_from_the_key() -> None:

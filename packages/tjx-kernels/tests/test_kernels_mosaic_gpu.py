@@ -9,15 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from attention_contract import (
-    ARRAYS,
-    CASES,
-    AttentionContract,
-    Case,
-    assert_agrees,
-    draw,
-    oracle,
-)
+from attention_contract import ARRAYS, CASES, AttentionContract, Case, assert_agrees, draw
+from attention_oracle import oracle
 from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_contract import ARRAYS, Case, assert_agrees, draw, oracle
+from attention_contract import ARRAYS, Case, assert_agrees, draw
+from attention_oracle import oracle
 from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_contract import CASES, AttentionContract, Case, assert_agrees, draw, oracle
+from attention_contract import CASES, AttentionContract, Case, assert_agrees, draw
+from attention_oracle import oracle
 from jax.experimental.pallas import tpu as pltpu
 
 from tjx_kernels.arguments import Arguments

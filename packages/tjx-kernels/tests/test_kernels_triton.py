@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_contract import CASES, AttentionContract, assert_agrees, oracle
+from attention_contract import CASES, AttentionContract, assert_agrees
+from attention_oracle import oracle
 from jax.experimental.pallas import triton as plt
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tjx_nn import GPTConfig, bind, init, logical_axes, stack_axes
 from tjx_nn.functional import Params
-from tjx_nn.linear import Constrain
+from tjx_nn.layout import Axes, Layout
 
 EXPECTED_PATHS = {
     "wte.embedding", "wpe.embedding", "ln_f.scale", "ln_f.bias",
@@ -120,20 +120,27 @@ def test_a_spread_model_computes_the_same_and_nothing_is_replicated_in_passing(
 ) -> None:
     sharding = make_sharding()
 
-    def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
-        y: jax.Array = jax.lax.with_sharding_constraint(x, sharding(names))  # type: ignore[no-untyped-call]  # as jax is
-        return y
+    class Spread(Layout):
+        def place(self, x: jax.Array, axes: Axes) -> jax.Array:
+            y: jax.Array = jax.lax.with_sharding_constraint(x, sharding(axes))  # type: ignore[no-untyped-call]  # as jax is
+            return y
+
+        def gathered(self, w: jax.Array, axes: Axes) -> jax.Array:
+            return self.place(w, [None if name == "embed" else name for name in axes])
+
+        def stored(self, dw: jax.Array, axes: Axes) -> jax.Array:
+            return self.place(dw, axes)
 
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (8, 16), np.int32)
 
-    def loss(params: Params, tokens: jax.Array, constrain: Constrain | None) -> jax.Array:
-        return bind(config, params, constrain=constrain).losses(tokens, tokens).tokens.mean()
+    def loss(params: Params, tokens: jax.Array, layout: Layout) -> jax.Array:
+        return bind(config, params, layout=layout).losses(tokens, tokens).tokens.mean()
 
     compute = jax.jit(jax.value_and_grad(loss), static_argnums=2)
-    whole = compute(initial, jax.device_put(tokens), None)
+    whole = compute(initial, jax.device_put(tokens), Layout())
     spread_params = jax.device_put(initial, parameter_shardings(config))
     spread_tokens = jax.device_put(tokens, sharding(("batch", "seq")))
-    spread = compute(spread_params, spread_tokens, constrain)
+    spread = compute(spread_params, spread_tokens, Spread())
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6),
         *jax.device_get((whole, spread)),

@@ -1,6 +1,7 @@
 """Layers against their definitions."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from tjx_nn import Attention, Embedding, GPTConfig, LayerNorm
 from tjx_nn.activations import gelu_erf, gelu_tanh
 from tjx_nn.attention import Where
 from tjx_nn.functional import Params
-from tjx_nn.matmul import dot_general
+from tjx_nn.layout import ONE_DEVICE
+from tjx_nn.matmul import Kept, add_bias, expert_matmul, matmul
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -72,13 +74,31 @@ def test_gelu_and_its_derivative(ours: Function, approximate: bool) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
 def test_gradients_of_linear_layers_against_finite_differences(shape: tuple[int, int]) -> None:
-    def product(x: jax.Array, w: jax.Array) -> jax.Array:
-        return dot_general(x, w, (((2,), (0,)), ((), ())))
+    kept = Kept(ONE_DEVICE, (None, None))
 
     with jax.transfer_guard("allow"):
-        check_grads(  # type: ignore[no-untyped-call]  # as jax is
-            jax.jit(product), (normal(2, 5, shape[0]), normal(*shape)), 1, modes=["rev"]
-        )
+        for function, arguments in (
+            (matmul, (normal(2, 5, shape[0]), normal(*shape))),
+            (add_bias, (normal(2, 5, shape[1]), normal(shape[1]))),
+            (expert_matmul, (normal(2, 3, 4, shape[0]), normal(2, *shape))),
+        ):
+            check_grads(jax.jit(partial(function, kept)), arguments, 1, modes=["rev"], eps=1.0)  # type: ignore[no-untyped-call]  # as jax is
+
+
+def test_gradients_of_weights_are_summed_in_float32_whatever_the_computation() -> None:
+    kept = Kept(ONE_DEVICE, (None, None))
+    x, dy = normal(4096, 8), normal(4096, 8, seed=1)
+
+    def gradient(x: jax.Array, w: jax.Array, dy: jax.Array) -> jax.Array:
+        x, dy = x.astype("bfloat16"), dy.astype("bfloat16")
+        dw: jax.Array = jax.vjp(lambda w: matmul(kept, x, w), w)[1](dy)[0]
+        return dw
+
+    dw = jax.jit(gradient)(*jax.device_put((x, normal(8, 8), dy)))
+    exact = np.float32(x.astype("bfloat16")).T @ np.float32(dy.astype("bfloat16"))
+    assert dw.dtype == np.float32
+    # Rounded to bfloat16 the sums would be off by up to 2**-9 of themselves.
+    np.testing.assert_allclose(np.asarray(dw), exact, rtol=1e-4, atol=1e-3)
 
 
 def test_embedding_clips_ids_to_its_table() -> None:

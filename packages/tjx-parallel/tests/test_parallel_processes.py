@@ -1,15 +1,19 @@
-"""Two processes with four devices each compute what one process with eight does."""
+"""Several processes find each other, and compute what one process does."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+
+from tjx_parallel import initialize
+from tjx_parallel.config import DistributedConfig
 
 TRAIN = """
 import hashlib
@@ -21,13 +25,15 @@ from tjx_parallel import (
     MeshConfig, ShardingRules, batch_process, initialize, is_main, make_mesh, param_shardings,
     replicated, shard_batch,
 )
+from tjx_parallel.config import DistributedConfig
 
 count, index, port = (int(argument) for argument in sys.argv[1:])
 jax.config.update("jax_num_cpu_devices", 8 // count)
-if count == 1:
-    initialize()
-else:
-    initialize(f"127.0.0.1:{port}", count, index)
+# One process is told too that it is one of one: it then adds up with Gloo, as several do, and in
+# the same order, which is not that of additions within a process.
+initialize(DistributedConfig(
+    coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=index, heartbeat_timeout=60,
+))
 assert jax.process_count() == count and is_main() == (index == 0)
 
 mesh = make_mesh(MeshConfig(fsdp=4))
@@ -49,15 +55,23 @@ def step(params, batch):
     return jax.tree.map(lambda p, g: p - g, params, grads), loss
 
 step = jax.jit(step, out_shardings=(shardings, replicated(mesh)))
-losses = []
 gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
 digest = lambda x: hashlib.sha256(np.asarray(gather(x).addressable_data(0)).tobytes()).hexdigest()
-exact = [digest(batch["x"]), digest(params["w"])]
+losses, digests = [], [digest(batch["x"]), digest(params["w"])]
 for _ in range(5):
     params, loss = step(params, batch)
     losses.append(float(loss))
-result = {"exact": exact, "losses": losses, "trained": digest(params["w"])}
-print("result", json.dumps(result), flush=True)
+    digests.append(digest(params["w"]))
+print("result", json.dumps([losses, digests]), flush=True)
+"""
+
+JOIN = """
+import jax
+jax.config.update("jax_num_cpu_devices", 1)
+from tjx_parallel import initialize, meet
+initialize()
+meet("here")
+print("result", [jax.process_index(), jax.process_count(), jax.device_count()], flush=True)
 """
 
 
@@ -69,55 +83,191 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    """Return ours without what a cluster, in which the tests may run, says of itself."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "OMPI_", "JAX_"))
+    }
+    return {**ours, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
 
 
-def start(count: int) -> list[subprocess.Popen[str]]:
-    """Start ``count`` processes that train together."""
-    port = free_port()
-    return [
+@contextmanager
+def together(
+    code: str, words: Sequence[Sequence[str]], variables: Callable[[int], Mapping[str, str]]
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start a process for each row of words; none of them outlives the test."""
+    processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TRAIN, str(count), str(index), str(port)],
+            [sys.executable, "-c", code, *each],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env={**environment(), **variables(index)},
         )
-        for index in range(count)
+        for index, each in enumerate(words)
     ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
-def result_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+def result_of(process: subprocess.Popen[str]) -> Any:
     """Return what a process printed as its result."""
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     line = next(line for line in out.splitlines() if line.startswith("result"))
-    result: dict[str, Any] = json.loads(line.removeprefix("result"))
-    return result
+    return json.loads(line.removeprefix("result"))
 
 
-def test_two_processes_of_four_devices_compute_what_one_of_eight_does() -> None:
-    processes = [*start(1), *start(2)]
-    try:
-        one, first, second = (result_of(process) for process in processes)
-    finally:
-        for process in processes:
-            process.kill()
-    assert first == second
-    # Where numbers are put is exact. Sums are not: other processes add up in another order.
-    assert first["exact"] == one["exact"]
-    np.testing.assert_allclose(first["losses"], one["losses"], rtol=1e-6)
-    assert one["losses"][-1] < one["losses"][0]
+def test_processes_compute_what_one_does_bit_for_bit() -> None:
+    alone, port = str(free_port()), str(free_port())
+    words = [["1", "0", alone], *(["4", str(index), port] for index in range(4))]
+    with together(TRAIN, words, lambda _: {}) as processes:
+        one, *four = (result_of(process) for process in processes)
+    assert four == [one] * 4
+    losses, digests = one
+    assert losses[-1] < losses[0]
+    assert len(set(digests)) == len(digests)  # every step changed the parameters
+
+
+def slurm(index: int, port: int) -> dict[str, str]:
+    """Return what srun sets, for two tasks on one node; JAX makes the port of the job's id."""
+    return {
+        "SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }  # fmt: skip
+
+
+def open_mpi(index: int, port: int) -> dict[str, str]:
+    """Return what mpirun of Open MPI 4 sets, for two processes on one machine."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{(port - 61440) << 12}.0;tcp://127.0.0.1:1", "OMPI_VERSION": "4",
+        "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }  # fmt: skip
+
+
+def told(index: int, port: int) -> dict[str, str]:
+    """Return our own three, within a task of SLURM that says otherwise: they go before it."""
+    return {
+        **slurm(0, port), "SLURM_NTASKS": "64", "JAX_NUM_PROCESSES": "2",
+        "JAX_PROCESS_ID": str(index), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+    }  # fmt: skip
+
+
+def port_that_jax_may_choose() -> int:
+    """Return a free port of those from which JAX takes one by the number of the job."""
+    for port in range(61440, 65536):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("every port is taken")
+
+
+@pytest.mark.parametrize("of_cluster", [slurm, open_mpi, told])
+def test_two_processes_find_each_other(of_cluster: Callable[[int, int], dict[str, str]]) -> None:
+    port = port_that_jax_may_choose()
+    with together(JOIN, [[], []], lambda index: of_cluster(index, port)) as processes:
+        assert [result_of(process) for process in processes] == [[0, 2, 2], [1, 2, 2]]
+
+
+class Asked(Exception):  # noqa: N818  no error: it says that JAX was asked, and stops there
+    """JAX was asked to join, with these arguments."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Have JAX raise what it is asked; no cluster and no variable of ours is around."""
+
+    def ask(*arguments: Any, **options: Any) -> None:
+        raise Asked(arguments, options)
+
+    monkeypatch.setattr("jax.distributed.initialize", ask)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: False)
+    for name in os.environ:
+        if name.startswith(("SLURM_", "OMPI_", "JAX_COORDINATOR", "JAX_NUM_PROC", "JAX_PROC")):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+THREE = {
+    "JAX_COORDINATOR_ADDRESS": "10.0.0.9:99",
+    "JAX_NUM_PROCESSES": "3",
+    "JAX_PROCESS_ID": "2",
+}
+
+
+def test_the_config_goes_before_the_environment(asked: pytest.MonkeyPatch) -> None:
+    for name, value in THREE.items():
+        asked.setenv(name, value)
+    with pytest.raises(Asked) as by_environment:
+        initialize(DistributedConfig(heartbeat_timeout=7))
+    arguments, options = by_environment.value.args
+    assert arguments == ("10.0.0.9:99", 3, 2)
+    assert options["coordinator_bind_address"] == "10.0.0.9:99"
+    assert options["heartbeat_timeout_seconds"] == options["shutdown_timeout_seconds"] == 7
+
+    config = DistributedConfig(
+        coordinator="10.0.0.1:11", num_processes=5, process_id=4, bind_address="10.1.0.1:11"
+    )
+    with pytest.raises(Asked) as by_config:
+        initialize(config)
+    arguments, options = by_config.value.args
+    assert arguments == ("10.0.0.1:11", 5, 4)
+    assert options["coordinator_bind_address"] == "10.1.0.1:11"
+
+
+def test_a_cluster_is_given_the_heartbeat_and_the_address_too(asked: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Asked) as by_cluster:
+        initialize(DistributedConfig(heartbeat_timeout=7, bind_address="10.1.0.1:11"))
+    arguments, options = by_cluster.value.args
+    assert arguments == ()  # who is there, JAX finds
+    assert options["heartbeat_timeout_seconds"] == options["shutdown_timeout_seconds"] == 7
+    assert options["coordinator_bind_address"] == "10.1.0.1:11"
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"JAX_NUM_PROCESSES": "4"}, "coordinator is missing(.|\n)*process_id is missing"),
+        ({**THREE, "JAX_PROCESS_ID": "one"}, "JAX_PROCESS_ID = 'one' in the environment: must be"),
+        ({**THREE, "JAX_PROCESS_ID": "3"}, "in the environment: process_id = 3: must be from 0 to"),
+        ({**THREE, "JAX_COORDINATOR_ADDRESS": "here"}, "coordinator = 'here': must be host:port"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused(
+    asked: pytest.MonkeyPatch, variables: dict[str, str], complaint: str
+) -> None:
+    for name, value in variables.items():
+        asked.setenv(name, value)
+    with pytest.raises(ValueError, match=complaint):
+        initialize()
+
+
+def test_a_used_device_matters_only_where_there_are_others(asked: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("jax.distributed.initialize() must be called before any JAX call")
+
+    asked.setattr("jax.distributed.initialize", refuse)
+    initialize()
+    asked.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(RuntimeError, match="must be called before"):
+        initialize()
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's table of sockets")
 def test_the_coordinator_listens_on_its_own_address_only() -> None:
     code = """
-import socket, sys
-import jax
+import sys
 from tjx_parallel import initialize
+from tjx_parallel.config import DistributedConfig
 port = int(sys.argv[1])
-initialize(f"127.0.0.1:{port}", 1, 0)
+initialize(DistributedConfig(coordinator=f"127.0.0.1:{port}", num_processes=1, process_id=0))
 for table in ("/proc/net/tcp", "/proc/net/tcp6"):
     for line in open(table).readlines()[1:]:
         address, state = line.split()[1], line.split()[3]

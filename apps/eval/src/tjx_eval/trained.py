@@ -1,6 +1,6 @@
 """Opening what a training run left: configuration, tokenizer and parameters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def open_trained(path: str) -> TrainedModel:
     run = find_run(path)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    config = run.read_config()
+    config = replace(run.read_config(), mesh=MeshConfig())
     if config.model.family != "gpt":
         raise RunError(
             f"{path}: the model is of the family {config.model.family}, and only text decoders "

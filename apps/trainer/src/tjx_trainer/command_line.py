@@ -257,6 +257,8 @@ def convert(leaf: Leaf, given: Given) -> Any:
     is_word_none = isinstance(raw, str) and raw.lower() in {"none", "null"}
     if type(None) in choices and (raw is None or is_word_none):
         return None
+    if get_origin(core) is Literal:
+        raw = {text_of(option): option for option in get_args(core)}.get(text_of(raw), raw)
     is_list = get_origin(core) is tuple and isinstance(raw, str)
     if is_list and ("," in raw or not {int, float, str} & set(choices)):
         raw = [] if is_word_none else [part.strip() for part in raw.split(",")]

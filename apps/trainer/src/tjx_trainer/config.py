@@ -3,7 +3,6 @@
 Nothing here imports JAX: a wrong configuration is refused before a second has passed.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -20,7 +19,8 @@ from tjx_nn.vit_config import ViTConfig
 from tjx_optim.guard_config import GuardConfig
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.schedule_config import ScheduleConfig
-from tjx_parallel.config import MeshConfig
+from tjx_parallel.config import DistributedConfig, MeshConfig
+from tjx_trainer.mesh_checks import batch_shards, known_sizes, mesh_problems
 from tjx_trainer.train_config import DTYPE_OF_PRECISION, TrainConfig, next_multiple
 from tjx_trainer.watchdog_config import WatchdogConfig
 
@@ -70,6 +70,8 @@ class Config:
         Steps that are not finite, and the loss scale of fp16.
     mesh
         How devices share the work.
+    distributed
+        How processes find each other.
     checkpoint
         What is kept to go on from.
     log
@@ -93,6 +95,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
@@ -122,6 +125,35 @@ class Config:
         if model.vocab_size < tokenizer_size:
             raise ValueError(_vocabulary_too_small(model.vocab_size, tokenizer_size))
         return self
+
+    def accumulation_for(self, sizes: Mapping[str, int]) -> int:
+        """Return the number of microbatches on a mesh whose axes have these sizes."""
+        return self.train.accumulation_for(
+            batch_shards(sizes),
+            stages=sizes["stage"],
+            whole_rounds=self.mesh.pipeline == "interleaved_1f1b",
+        )
+
+    def refuse_mesh(self, sizes: Mapping[str, int], *, tokens: int | None = None) -> None:
+        """Raise ValueError if a mesh whose axes have these sizes does not fit, with all reasons.
+
+        Parameters
+        ----------
+        sizes : Mapping[str, int]
+            Of each axis.
+        tokens : int or None
+            Of a row of the data; None where only they know.
+        """
+        problems = mesh_problems(
+            self.model,
+            self.train,
+            self.mesh,
+            sizes,
+            tokens=tokens or tokens_of_a_row(self.data, self.model),
+            vocabulary_known=True,
+        )
+        if problems:
+            raise ValueError("\n".join(problems))
 
 
 # The user and password of a URL.
@@ -285,28 +317,25 @@ def _check_schedule_lengths(schedule: ScheduleConfig, train: TrainConfig) -> lis
     return []
 
 
-def _check_batch(train: TrainConfig, mesh: MeshConfig) -> list[str]:
-    # A size of -1 is known only when the devices are: the trainer asks `accumulation_for` again.
-    shards = math.prod(size for size in (mesh.data, mesh.fsdp) if size > 0)
-    try:
-        train.accumulation_for(shards)
-    except ValueError as error:
-        return [str(error)]
-    return []
+def _check_mesh(
+    data: DataConfig, model: ModelConfig, train: TrainConfig, mesh: MeshConfig
+) -> list[str]:
+    # A size of -1 is known only when the devices are: `Config.mesh_problems` is asked again.
+    return mesh_problems(
+        model,
+        train,
+        mesh,
+        known_sizes(mesh),
+        tokens=tokens_of_a_row(data, model),
+        vocabulary_known=not train.vocab_from_tokenizer,
+    )
 
 
-def _check_tensor_axis(model: ModelConfig, mesh: MeshConfig) -> list[str]:
-    if mesh.tensor < 1:
-        return []
-    sizes = {"n_head": model.n_head, "d_ff": model.ff_dim}
-    if model.n_kv_head is not None:
-        sizes["n_kv_head"] = model.n_kv_head
-    return [
-        f"mesh.tensor {mesh.tensor} does not divide model.{name} {size}: give --mesh.tensor "
-        f"{math.gcd(mesh.tensor, size)} or another --model.{name}"
-        for name, size in sizes.items()
-        if size % mesh.tensor
-    ]
+def tokens_of_a_row(data: DataConfig, model: ModelConfig) -> int | None:
+    """Return how many tokens a model reads of a row, None where the data decide that."""
+    if isinstance(model, ViTConfig):
+        return model.max_seq_len
+    return None if isinstance(model, EncoderDecoderConfig) else data.seq_len
 
 
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
@@ -320,6 +349,5 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
     (("model", "optimizer"), _check_mup),
     (("optimizer", "schedule"), _check_schedule),
     (("schedule", "train"), _check_schedule_lengths),
-    (("train", "mesh"), _check_batch),
-    (("model", "mesh"), _check_tensor_axis),
+    (("data", "model", "train", "mesh"), _check_mesh),
 )

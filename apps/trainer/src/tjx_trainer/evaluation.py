@@ -11,8 +11,9 @@ import numpy as np
 
 import tjx_metrics
 import tjx_nn
+from tjx_nn.layout import ONE_DEVICE, Layout
 from tjx_trainer.config import ModelConfig
-from tjx_trainer.step import IGNORED, Batch, Constrain
+from tjx_trainer.gradients import IGNORED, Batch
 
 
 class EvaluationLeftError(Exception):
@@ -71,7 +72,7 @@ def make_eval_step(
     *,
     ks: tuple[int, ...] = (),
     token_byte_lengths: np.ndarray | None = None,
-    constrain: Constrain | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> EvalStep:
     """Return the jitted sums of a batch; accuracies (`ks`) need the logits, the loss does not.
 
@@ -88,8 +89,8 @@ def make_eval_step(
         Count how often the right answer is among so many likeliest.
     token_byte_lengths : int32 [vocab_size] or None
         Bytes of text that each token stands for; None where labels are no text.
-    constrain : callable, optional
-        How activations lie on the mesh, as `tjx_parallel.make_constraint` gives it.
+    layout : Layout
+        How the model lies on the mesh.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def make_eval_step(
     """
 
     def eval_step(params: dict[str, Any], batch: Batch) -> Sums:
-        network: Any = tjx_nn.bind(model, params, constrain=constrain)
+        network: Any = tjx_nn.bind(model, params, layout=layout)
         labels = batch["labels"]
         counts = labels != IGNORED
         sums = {"loss_sum": network.losses(**batch).tokens.sum(), "tokens": counts.sum()}

@@ -1,8 +1,8 @@
 """The parts of a run, made from its configuration and put together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,10 +11,19 @@ import optax
 import tjx_nn
 import tjx_optim
 import tjx_parallel
+from tjx_nn.layout import Layout
 from tjx_trainer.config import Config
 from tjx_trainer.evaluation import EvalStep, Evaluation, evaluate, make_eval_step
-from tjx_trainer.state import TrainState, abstract_state, initial_state, params_to_use
-from tjx_trainer.step import Batch, TrainStep, make_train_step
+from tjx_trainer.gradients import Batch, make_gradients
+from tjx_trainer.layout import make_layout
+from tjx_trainer.state import (
+    TrainState,
+    abstract_state,
+    initial_state,
+    params_to_use,
+    shardings_of,
+)
+from tjx_trainer.step import TrainStep, make_train_step
 from tjx_trainer.task import Share, Task
 
 
@@ -116,30 +125,62 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
     ValueError
         If the configuration does not fit the devices or the data.
     """
-    mesh = tjx_parallel.make_mesh(config.mesh)
-    accumulation = config.train.accumulation_for(mesh.shape["data"] * mesh.shape["fsdp"])
-    schedule, optimizer = make_update_rule(config)
-    rules = tjx_parallel.ShardingRules()
-    constrain = tjx_parallel.make_constraint(mesh, rules)
-    process_index, process_count = tjx_parallel.batch_process(mesh)
-
+    parts = build_parts(config, jax.devices())
+    process_index, process_count = tjx_parallel.batch_process(parts.mesh)
     # Evaluation needs the memory of one microbatch, as training does.
     batch_size = config.train.batch_size
-    task = make_task(Share(batch_size, batch_size // accumulation, process_index, process_count))
+    task = make_task(
+        Share(batch_size, batch_size // parts.accumulation, process_index, process_count)
+    )
     return Job(
         config=config,
         task=task,
-        mesh=mesh,
-        accumulation=accumulation,
-        optimizer=optimizer,
-        abstract=abstract_state(config, optimizer, mesh, rules),
-        train_step=make_train_step(
-            config, optimizer, schedule, accumulation=accumulation, constrain=constrain
-        ),
+        mesh=parts.mesh,
+        accumulation=parts.accumulation,
+        optimizer=parts.optimizer,
+        abstract=parts.abstract,
+        train_step=parts.train_step,
         eval_step=make_eval_step(
             config.model,
             ks=task.accuracies,
             token_byte_lengths=task.token_byte_lengths,
-            constrain=constrain,
+            layout=parts.layout,
         ),
     )
+
+
+class Parts(NamedTuple):
+    """What of a job does not need its data; `Job` says what each is."""
+
+    mesh: jax.sharding.Mesh
+    layout: Layout
+    accumulation: int
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+    train_step: TrainStep
+
+
+def build_parts(config: Config, devices: Sequence[jax.Device]) -> Parts:
+    """Make the parts of a job that do not need its data; `devices` need not be there to run it.
+
+    Raises
+    ------
+    ValueError
+        If the configuration does not fit the devices.
+    """
+    mesh = tjx_parallel.make_mesh(config.mesh, devices)
+    config.refuse_mesh(mesh.shape)
+    accumulation = config.accumulation_for(mesh.shape)
+    schedule, optimizer = make_update_rule(config)
+    rules = tjx_parallel.ShardingRules.of(config.mesh)
+    layout = make_layout(config.model, mesh, rules, config.mesh)
+    abstract = abstract_state(config, optimizer, mesh, rules)
+    train_step = make_train_step(
+        config,
+        optimizer,
+        schedule,
+        gradients=make_gradients(config, mesh, layout, accumulation=accumulation),
+        accumulation=accumulation,
+        shardings=shardings_of(abstract),
+    )
+    return Parts(mesh, layout, accumulation, optimizer, abstract, train_step)

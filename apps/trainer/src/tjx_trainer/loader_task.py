@@ -9,8 +9,8 @@ import numpy as np
 
 import tjx_data
 from tjx_trainer.config import Config
+from tjx_trainer.gradients import Batch
 from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.step import Batch
 from tjx_trainer.task import Put, Share
 from tjx_trainer.text import Text
 

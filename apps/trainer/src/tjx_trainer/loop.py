@@ -7,12 +7,12 @@ import jax
 
 import tjx_data
 from tjx_trainer.evaluation import Evaluation, EvaluationLeftError
+from tjx_trainer.gradients import Batch
 from tjx_trainer.job import Job
 from tjx_trainer.progress import Progress
 from tjx_trainer.requests import Requests
 from tjx_trainer.saving import Saver
 from tjx_trainer.state import TrainState
-from tjx_trainer.step import Batch
 from tjx_trainer.watchdog import Watchdog
 
 

@@ -10,7 +10,6 @@ import tjx_metrics
 import tjx_parallel
 from tjx_trainer.state import TrainState
 
-
 SAVED = "checkpoint/bytes"
 """A metric that is only recorded of a checkpoint that is durable."""
 

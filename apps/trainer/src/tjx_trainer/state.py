@@ -67,19 +67,38 @@ def abstract_state(
     """
     shapes = jax.eval_shape(lambda: _initial_state(config, optimizer))
     axes = tjx_nn.logical_axes(config.model)
-    params = tjx_parallel.param_shardings(mesh, rules, axes, shapes.params)
-    shardings = tjx_parallel.state_shardings(shapes, params)
+    params = kept = tjx_parallel.param_shardings(mesh, rules, axes, shapes.params)
+    if config.mesh.zero < 3:
+        params = tjx_parallel.param_shardings(
+            mesh, rules, axes, shapes.params, without=tjx_parallel.STORAGE_AXES
+        )
+    # What the optimizer keeps of a parameter is divided in any case.
+    shardings: TrainState = tjx_parallel.state_shardings(shapes, kept)._replace(params=params)
+    if config.mesh.offload == "optimizer":
+        on_host = jax.tree.map(_on_host, shapes.opt_state, shardings.opt_state)
+        shardings = shardings._replace(opt_state=on_host)
     abstract: TrainState = jax.tree.map(
         lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings
     )
     return abstract
 
 
+def _on_host(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
+    """Return the sharding with the host's memory, but for scalars."""
+    return sharding if leaf.ndim == 0 else sharding.with_memory_kind("pinned_host")
+
+
+def shardings_of(abstract: TrainState) -> TrainState:
+    """Return where each leaf of the state lies."""
+    shardings: TrainState = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return shardings
+
+
 def initial_state(
     config: Config, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
     """Make the state of step 0, each shard on its own device; equal on any mesh."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = shardings_of(abstract)
     make = jax.jit(lambda: _initial_state(config, optimizer), out_shardings=shardings)
     state: TrainState = make()
     return state

@@ -1,7 +1,7 @@
 """The training step: one jitted function from (state, batch) to (state, metrics)."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,15 +11,11 @@ import optax
 import tjx_nn
 import tjx_optim
 from tjx_trainer.config import Config
+from tjx_trainer.gradients import Batch, Gradients
 from tjx_trainer.state import TrainState, scales_loss
 
-Batch = Mapping[str, jax.Array]
 Metrics = dict[str, Any]
-Constrain = Callable[[jax.Array, Sequence[str | None]], jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-# Labels of this value are padding: no loss, not counted.
-IGNORED = -100
 
 
 def make_train_step(
@@ -27,8 +23,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
+    gradients: Gradients,
     accumulation: int,
-    constrain: Constrain | None = None,
+    shardings: TrainState,
 ) -> TrainStep:
     """Return the jitted step. It donates the state: use the one that it returns.
 
@@ -41,10 +38,12 @@ def make_train_step(
         From gradients to updates.
     schedule : callable
         Learning rate by update, for the metrics.
+    gradients : callable
+        From `make_gradients`.
     accumulation : int
         Microbatches in a batch; the result is that of one large batch.
-    constrain : callable, optional
-        How activations lie on the mesh, as `tjx_parallel.make_constraint` gives it.
+    shardings : TrainState
+        Where each leaf of the state lies between two steps.
 
     Returns
     -------
@@ -57,18 +56,7 @@ def make_train_step(
     """
     model, scaled = config.model, scales_loss(config)
     stack_axes = tjx_nn.stack_axes(model)
-
-    def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
-        arrays = dict(microbatch)
-        key = arrays.pop("key", None)
-        network: Any = tjx_nn.bind(model, params, constrain=constrain)
-        losses = network.losses(**arrays, dropout_key=key)
-        count = (arrays["labels"] != IGNORED).sum()
-        cross_entropy = losses.tokens.sum()
-        # Penalties are means over tokens: as sums they weigh the same in microbatches of any size.
-        sums = {name: count * value for name, value in losses.measures.items()}
-        sums["loss"] = cross_entropy
-        return cross_entropy + count * losses.penalty, (count, sums)
+    on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
 
     def gradients_of(state: TrainState, batch: Batch) -> tjx_optim.AccumulatedGradients:
         microbatches = dict(tjx_optim.split_microbatches(batch, accumulation))
@@ -79,11 +67,11 @@ def make_train_step(
             # The step's own key; the parameters took another branch of the same seed.
             step_key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
             microbatches["key"] = jax.random.split(step_key, accumulation)
-        return tjx_optim.accumulate_gradients(
-            loss_sum, state.params, microbatches, loss_scale=scale
-        )
+        return gradients(state.params, microbatches, scale)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if config.mesh.offload != "none":
+            state = jax.device_put(state, on_device)
         total = gradients_of(state, batch)
         grad_norm = tjx_optim.global_norm(total.gradients)
         updates, opt_state = optimizer.update(total.gradients, state.opt_state, state.params)
@@ -112,4 +100,8 @@ def make_train_step(
             }
         return TrainState(state.step + 1, params, opt_state, guard), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, shardings.step),  # metrics lie on every device, as the step does
+    )

@@ -58,7 +58,10 @@ def train(config: Config) -> int:
     KeyboardInterrupt
         At a second SIGINT.
     """
-    tjx_parallel.initialize()
+    try:
+        tjx_parallel.initialize(config.distributed)
+    except ValueError as error:
+        raise ConfigError(str(error).splitlines()) from error
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     with Interrupts() as interrupts:

@@ -97,14 +97,21 @@ class TrainConfig:
         if problems:
             raise ValueError("\n".join(problems))
 
-    def accumulation_for(self, shards: int) -> int:
+    def accumulation_for(self, shards: int, *, stages: int = 1, whole_rounds: bool = False) -> int:
         """Return the number of pieces that a step is computed in.
+
+        In a pipeline these are its microbatches: where their number is not given, four for each
+        stage, or as many as there can be.
 
         Parameters
         ----------
         shards : int
-            Parts that every piece is split into: the sizes of the mesh's data and fsdp axes,
-            multiplied.
+            Parts that every piece is split into: the sizes of the mesh's axes data, fsdp and
+            expert, multiplied.
+        stages : int
+            Stages of the pipeline; each wants a piece of its own.
+        whole_rounds : bool
+            Whether the pieces must be a multiple of the stages.
 
         Raises
         ------
@@ -123,15 +130,30 @@ class TrainConfig:
             pieces = f" x accumulation {self.accumulation}" if self.accumulation else ""
             raise ValueError(
                 f"train.batch_size {self.batch_size} is not a multiple of {unit} (mesh data x fsdp "
-                f"{shards}{pieces}): give smaller mesh sizes or --train.batch_size "
+                f"x expert {shards}{pieces}): give smaller mesh sizes or --train.batch_size "
                 f"{next_multiple(self.batch_size, unit)}"
             )
-        if self.accumulation is not None:
-            return self.accumulation
         sequences = self.batch_size // shards
         limit = self.device_batch_size or sequences
         small = [n for n in range(1, math.isqrt(sequences) + 1) if sequences % n == 0]
-        return min(n for d in small for n in (d, sequences // d) if sequences // n <= limit)
+        divisors = sorted({n for d in small for n in (d, sequences // d)})
+        fitting = (
+            [self.accumulation]
+            if self.accumulation
+            else [n for n in divisors if sequences // n <= limit]
+        )
+        if stages == 1:
+            return fitting[0]
+        unit = stages if whole_rounds else 1
+        fitting = [n for n in fitting if n >= stages and n % unit == 0]
+        if not fitting:
+            raise ValueError(
+                f"mesh.stage {stages} wants at least {stages} microbatches"
+                f"{f', a multiple of {stages},' if whole_rounds else ''} and train.accumulation is "
+                f"{self.accumulation or 'none'} with {sequences} sequences on each device: "
+                f"give --train.accumulation {4 * stages} and a batch that it divides"
+            )
+        return next((n for n in fitting if n >= 4 * stages), fitting[-1])
 
 
 def next_multiple(size: int, unit: int) -> int:

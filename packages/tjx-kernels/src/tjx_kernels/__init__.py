@@ -1,8 +1,8 @@
 """Attention and fused loss kernels for JAX.
 
 `flash_attention` is exact attention whose memory grows linearly with the sequence length;
-`ring_attention` the same over a sequence spread over devices, `sharded_flash_attention` over batch
-and heads spread over a mesh, `decode_attention` for new queries against a KV cache.
+`sharded_flash_attention` the same over batch, heads and tokens spread over a mesh, `ring_attention`
+over a sequence spread over devices, `decode_attention` for new queries against a KV cache.
 `linear_cross_entropy` is the loss of a language model's head without the logits of all tokens in
 memory.
 """

@@ -26,10 +26,13 @@ def keep(seed: tuple[jax.Array, jax.Array], head: Any, row: Any, key: Any, rate:
     `seed` are the two words of a batch row's seed (uint32), `head`, `row` and `key` indices within
     the call (int32, from 0, not positions); all broadcast against each other. What is kept is
     multiplied with 1 / (1 - rate) by the caller.
+
+    A head's number is added to the first word: a call for the heads from `start` on, given the
+    seeds `from_head(seed, start)`, keeps what the call for all heads keeps in them.
     """
     first, second = seed
     word = [jnp.asarray(x).astype(jnp.uint32) for x in (head, row, key)]
-    of_row = _mix(_mix(_mix(_mix(first) ^ word[0]) ^ second) ^ word[1])
+    of_row = _mix(_mix(_mix(first + word[0]) ^ second) ^ word[1])
     bits = _mix(of_row ^ _mix(word[2] ^ second))
     return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
@@ -37,3 +40,9 @@ def keep(seed: tuple[jax.Array, jax.Array], head: Any, row: Any, key: Any, rate:
 def seeds(key: jax.Array, batch: int) -> jax.Array:
     """Draw the seed of each batch row, uint32 [batch, 2], from a PRNG key."""
     return jax.random.bits(key, (batch, 2), jnp.uint32)
+
+
+def from_head(seed: jax.Array, start: Any) -> jax.Array:
+    """Give the seeds, uint32 [batch, 2], with which a call's head 0 is the head `start`."""
+    words = jnp.stack([jnp.asarray(start, jnp.uint32), jnp.uint32(0)])
+    return seed + words[None, :]

@@ -149,7 +149,9 @@ def _forward(
         total = sums.total * jnp.exp(sums.top - top)
         total += jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
         row = _row_in_chunk(call, labels, rows, index)
-        found = jnp.take_along_axis(logits, jnp.maximum(row, 0)[..., None], axis=-1)[..., 0]
+        # Compared, not looked up: where rows of w are spread over devices, each looks at its own.
+        is_target = row[..., None] == jnp.arange(chunk.w.shape[0])[(None,) * row.ndim]
+        found = jnp.sum(logits, axis=-1, where=is_target)
         return Sums(top, total, jnp.where(row >= 0, found, sums.target), mean)
 
     zeros = jnp.zeros(labels.shape, jnp.promote_types(x.dtype, jnp.float32))

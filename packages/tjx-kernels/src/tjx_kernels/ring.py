@@ -10,7 +10,7 @@ from jax import lax
 
 from tjx_kernels.arguments import Arguments
 from tjx_kernels.attention import IMPLEMENTATIONS, choose, dead_rows
-from tjx_kernels.attention_call import AttentionCall, Implementation
+from tjx_kernels.attention_call import AttentionCall, Forward, Implementation
 from tjx_kernels.ring_passes import Ring, attention_over, part_call
 from tjx_kernels.ring_schedule import Order, Schedule, schedule
 
@@ -143,16 +143,22 @@ def ring_attention(
         interpret=interpret,
     )
     call = arguments.describe()
-    _check(call, order)
-    size = _axis_size(axis_name)
-    plan = schedule(call, order, size)
-    name = choose(implementation, _reasons(call, plan))
-    if call.nothing_to_see:
-        out, lse = dead_rows(call)
-    else:
-        ring = Ring(axis_name, size, order, IMPLEMENTATIONS[name])
-        out, lse = attention_over(ring)(call, arguments.operands(call))
+    run = ring_over(call, axis_name, _axis_size(axis_name), order, implementation)
+    out, lse = dead_rows(call) if call.nothing_to_see else run(call, arguments.operands(call))
     return (out, lse) if return_lse else out
+
+
+def ring_over(
+    call: AttentionCall,
+    axis_name: str | tuple[str, ...],
+    size: int,
+    order: Order,
+    implementation: str | None,
+) -> Forward:
+    """Check a call of one of `size` devices, and give the function that computes it."""
+    _check(call, order)
+    name = choose(implementation, _reasons(call, schedule(call, order, size)))
+    return attention_over(Ring(axis_name, size, order, IMPLEMENTATIONS[name]))
 
 
 def _check(call: AttentionCall, order: str) -> None:

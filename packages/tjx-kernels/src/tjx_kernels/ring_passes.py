@@ -78,6 +78,13 @@ def _part_operands(part: Part, operands: Operands, keys: Keys) -> Operands:
     )
 
 
+def _put(x: jax.Array, part: jax.Array, span: tuple[int, int], axis: int) -> jax.Array:
+    # Not x.at[...].set: the empty indices of its scatter, handed from one shard_map to another in a
+    # loop within a third, make XLA crash (jax 0.11.2).
+    whole = part.shape == x.shape
+    return part if whole else lax.dynamic_update_slice_in_dim(x, part, span[0], axis)
+
+
 def _attend_part(
     ring: Ring,
     call: AttentionCall,
@@ -88,8 +95,8 @@ def _attend_part(
 ) -> tuple[jax.Array, jax.Array]:
     """Merge what a part gives for its rows with what was found before."""
     out, lse = ring.implementation.run(part_call(call, part), _part_operands(part, operands, keys))
-    rows = slice(*part.rows)
-    before_out, before_lse = found[0][:, rows], found[1][:, :, rows]
+    before_out = lax.slice_in_dim(found[0], *part.rows, axis=1)
+    before_lse = lax.slice_in_dim(found[1], *part.rows, axis=2)
     total = jnp.logaddexp(before_lse, lse)
 
     def weighted(x_BTNH: jax.Array, lse_BNT: jax.Array) -> jax.Array:
@@ -98,7 +105,7 @@ def _attend_part(
         return weight_BNT.swapaxes(1, 2)[..., None] * x_BTNH
 
     merged = weighted(before_out, before_lse) + weighted(out.astype(call.accumulator), lse)
-    return found[0].at[:, rows].set(merged), found[1].at[:, :, rows].set(total)
+    return _put(found[0], merged, part.rows, 1), _put(found[1], total, part.rows, 2)
 
 
 def _differentiate_part(
@@ -111,21 +118,24 @@ def _differentiate_part(
     totals: tuple[jax.Array, tuple[jax.Array, jax.Array]],
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Add a part's gradients to those of the queries and of the keys that are here."""
-    of_rows, of_keys = slice(*part.rows), slice(*part.keys)
+    cut = lax.slice_in_dim
     part_rows = RowGradients(
-        rows.dout[:, of_rows], rows.lse[:, :, of_rows], rows.delta[:, :, of_rows]
+        cut(rows.dout, *part.rows, axis=1),
+        cut(rows.lse, *part.rows, axis=2),
+        cut(rows.delta, *part.rows, axis=2),
     )
     assert ring.implementation.backward is not None
     found = ring.implementation.backward(
         part_call(call, part), _part_operands(part, operands, keys), part_rows
     )
+
+    def add(total: jax.Array, x: jax.Array, span: tuple[int, int]) -> jax.Array:
+        return _put(total, cut(total, *span, axis=1) + x.astype(call.accumulator), span, 1)
+
     dq, (dk, dv) = totals
-    found = found._replace(
-        **{name: getattr(found, name).astype(call.accumulator) for name in ("q", "k", "v")}
-    )
-    return dq.at[:, of_rows].add(found.q), (
-        dk.at[:, of_keys].add(found.k),
-        dv.at[:, of_keys].add(found.v),
+    return add(dq, found.q, part.rows), (
+        add(dk, found.k, part.keys),
+        add(dv, found.v, part.keys),
     )
 
 

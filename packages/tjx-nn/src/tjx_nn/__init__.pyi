@@ -17,6 +17,7 @@ from .generation import stream as stream
 from .gpt import GPT as GPT
 from .gpt_config import GPTConfig as GPTConfig
 from .latent_attention import LatentAttention as LatentAttention
+from .layout import Layout as Layout
 from .linear import Embedding as Embedding
 from .losses import Losses as Losses
 from .mlp import MLP as MLP

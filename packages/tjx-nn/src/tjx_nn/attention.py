@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
-from tjx_kernels import flash_attention
 from tjx_nn.cache import Entries as Entries
 from tjx_nn.cache import cached_attention
 from tjx_nn.cache import write as write
 from tjx_nn.config import TransformerConfig
+from tjx_nn.layout import Placed
 from tjx_nn.linear import linear
 from tjx_nn.norms import make_norm
 from tjx_nn.rope import alibi_slopes, apply_rope
@@ -43,7 +43,7 @@ class Where(NamedTuple):
     segment_ids: Int[Array, "B T"] | None = None
 
 
-class Attention(nnx.Module):
+class Attention(Placed):
     """Attention with as many key-value heads as the configuration says (MHA, GQA, MQA).
 
     Query, key and value have a kernel each, so that each can be sharded by whole heads. Vaswani et
@@ -114,7 +114,7 @@ class Attention(nnx.Module):
         config = self.config
         ids = where.segment_ids
         drops = config.attention_dropout if dropout_key is not None else 0.0
-        out_BTNH = flash_attention(
+        out_BTNH = self.layout.attend(
             self.queries(x, where),
             entries["key"],
             entries["value"],
@@ -129,7 +129,6 @@ class Attention(nnx.Module):
             dropout_key=dropout_key if drops else None,
             implementation=config.attention_implementation,
         )
-        assert isinstance(out_BTNH, Array)  # and no log-sum-exp with it
         return self.out(joined(out_BTNH))
 
     def decode(

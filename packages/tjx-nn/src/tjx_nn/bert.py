@@ -11,18 +11,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from tjx_nn.attention import Measures
+from tjx_nn.attention import Measures, Where
 from tjx_nn.bert_config import BertConfig
+from tjx_nn.block import INNER, split
 from tjx_nn.block import drop as dropped
-from tjx_nn.block import split
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
 from tjx_nn.inputs import BertInputs, locate
-from tjx_nn.linear import Constrain, Embedding, linear
+from tjx_nn.layout import Placed
+from tjx_nn.linear import Embedding, linear
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
 from tjx_nn.mlp import ACTIVATIONS
 from tjx_nn.norms import make_norm
-from tjx_nn.stack import layer_keys
+from tjx_nn.stack import Part, layer_keys
 from tjx_nn.tokens import Ids, check_ids
 
 
@@ -43,7 +44,7 @@ class MLMHead(nnx.Module):
         return y
 
 
-class Bert(nnx.Module):
+class Bert(Placed):
     """A bidirectional transformer.
 
     Parameters
@@ -56,11 +57,12 @@ class Bert(nnx.Module):
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.constrain: Constrain | None = None  # set by `bind`
         d, std, types = config.d_model, config.init_std, config.n_token_types
         self.wte = Embedding(config.vocab_size, d, axes=("vocab", "embed"), std=std, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)
-        self.wtt = Embedding(types, d, axes=("seq", "embed"), std=std, rngs=rngs) if types else None
+        self.wtt = (
+            Embedding(types, d, axes=("position", "embed"), std=std, rngs=rngs) if types else None
+        )
         self.ln_e = make_norm(config)
         self.encoder = Encoder(config, rngs=rngs)
         self.head = MLMHead(config, rngs=rngs)
@@ -101,10 +103,42 @@ class Bert(nnx.Module):
         labels
             The tokens that are hidden; where it is -100 the loss is 0.
         """
-        x, reported = self._run(tokens, inputs, drop=True)
+        x, reported = self.run_blocks(self.begin(tokens, **inputs), tokens, **inputs)
+        found = self.finish(x, self.layout.reorder(labels))
+        return losses(self.config, self.layout.restore(found), reported)
+
+    def begin(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float[Array, "B T D"]:
+        """Return the residual stream before the first block; the parts are as those of `GPT`."""
+        _, last = layer_keys(self.config, inputs.get("dropout_key"))
+        return embed(
+            self.config,
+            self._with_types(tokens, inputs.get("token_types")),
+            self._where(tokens, inputs).positions,
+            self.wpe,
+            norm=self.ln_e,
+            dropout_key=last,
+            layout=self.layout,
+        )
+
+    def run_blocks(
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Ids,
+        *,
+        part: Part | None = None,
+        drop: bool = True,
+        **inputs: Unpack[BertInputs],
+    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
+        """Return the residual stream after the last block, and what the stacks report."""
+        keys, _ = layer_keys(self.config, inputs.get("dropout_key"))
+        where = self._where(tokens, inputs)
+        return self.encoder(x, where, dropout_keys=keys, drop=drop, part=part)
+
+    def finish(self, x: Float[Array, "B T D"], labels: Ids) -> Float32[Array, "B T"]:
+        """Return the cross-entropy of each label, for what the last block returns."""
         table, bias = self._head_table()
-        found = head_losses(self._transformed(x), table, labels, bias=bias)
-        return losses(self.config, found, reported)
+        x = self.layout.place(self.encoder.normalised(x), INNER)
+        return head_losses(self._transformed(x), table, labels, bias=bias)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
         """Return the logits of hidden tokens for what `hidden` returns."""
@@ -113,7 +147,8 @@ class Bert(nnx.Module):
 
     def hidden(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float[Array, "B T D"]:
         """Return the output of the last block; parameters as for calling the model."""
-        return self._run(tokens, inputs)[0]
+        x, _ = self.run_blocks(self.begin(tokens, **inputs), tokens, drop=False, **inputs)
+        return self.layout.restore(self.encoder.normalised(x))
 
     def classify(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float32[Array, "B C"]:
         """Return the logits of each row's class, told by its first token.
@@ -133,45 +168,34 @@ class Bert(nnx.Module):
         if tokens.shape[1] == 0:
             raise ValueError("the sequence is empty: classify reads its first token")
         inner, outer = split(inputs.get("dropout_key"), 2)
-        x, _ = self._run(tokens, {**inputs, "dropout_key": inner})
-        pooled = dropped(jnp.tanh(self.pooler(x[:, 0])), self.config.dropout, outer)
+        inner_inputs: BertInputs = {**inputs, "dropout_key": inner}
+        x = self.hidden(tokens, **inner_inputs)
+        pooled_B1D = jnp.tanh(self.pooler(x[:, :1]))
+        pooled = dropped(pooled_B1D, self.config.dropout, outer, self.layout)[:, 0]
         y: Array = self.classifier(pooled / self.config.width_multiplier).astype(jnp.float32)
         return y
 
-    def _run(
-        self, tokens: Ids, inputs: BertInputs, *, drop: bool = False
-    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
-        config = self.config
+    def _where(self, tokens: Ids, inputs: BertInputs) -> Where:
         where = locate(
-            config, tokens, inputs.get("positions"), inputs.get("mask"), inputs.get("segment_ids"),
-            vocab_size=config.vocab_size,
+            self.config, tokens, inputs.get("positions"), inputs.get("mask"),
+            inputs.get("segment_ids"), vocab_size=self.config.vocab_size,
         )  # fmt: skip
-        keys, last = layer_keys(config, inputs.get("dropout_key"))
-        x = embed(
-            config,
-            self._with_types(tokens, inputs.get("token_types")),
-            where.positions,
-            self.wpe,
-            norm=self.ln_e,
-            dropout_key=last,
-            constrain=self.constrain,
-        )
-        return self.encoder(x, where, dropout_keys=keys, drop=drop, constrain=self.constrain)
+        return self.layout.reordered(where)
 
     def _with_types(self, tokens: Ids, types: Ids | None) -> Float32[Array, "B T D"]:
-        x = self.wte(jnp.asarray(tokens), constrain=self.constrain)
+        x = self.wte(self.layout.reorder(jnp.asarray(tokens)))
         if self.wtt is None:
             if types is not None:
                 raise ValueError("n_token_types is 0: leave token_types out")
             return x
         if types is None:
-            return x + self.wtt.table(self.constrain)[:1, None]
+            return x + self.wtt.rows()[:1, None]
         check_ids("token types", types, self.config.n_token_types, "n_token_types")
-        return x + self.wtt(jnp.asarray(types), constrain=self.constrain)
+        return x + self.wtt(self.layout.reorder(jnp.asarray(types)))
 
     def _transformed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.head(x) / self.config.width_multiplier  # muP; 1 without it
 
     def _head_table(self) -> tuple[Float[Array, "V D"], Float32[Array, " V"] | None]:
         bias = self.head.bias
-        return self.wte.table(self.constrain), None if bias is None else bias[...]
+        return self.wte.rows(), None if bias is None else bias[...]

@@ -12,12 +12,16 @@ from tjx_nn.attention import Attention, Entries, Measures, Where
 from tjx_nn.config import TransformerConfig
 from tjx_nn.experts import Experts
 from tjx_nn.latent_attention import LatentAttention
+from tjx_nn.layout import Layout, Placed
 from tjx_nn.mlp import make_mlp
 from tjx_nn.norms import LayerNorm, RMSNorm, make_norm
 from tjx_nn.sparse_attention import SparseAttention
 
+# The stream between layers, and what a layer reads of it.
+RESIDUAL, INNER = ("batch", "residual", "embed"), ("batch", "seq", "embed")
 
-class Block(nnx.Module):
+
+class Block(Placed):
     """Attention, and an MLP or experts.
 
     Parameters
@@ -82,7 +86,7 @@ class Block(nnx.Module):
 
     def read(self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm) -> Float[Array, "B T D"]:
         """Return what a sublayer reads of the residual stream."""
-        return norm(x) if self.config.norm_position == "pre" else x
+        return self.layout.place(norm(x) if self.config.norm_position == "pre" else x, INNER)
 
     def add(
         self,
@@ -94,8 +98,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "B T D"]:
         """Return the residual stream with a sublayer's output `y` in it."""
         if scale is not None:
-            y = y * scale[...].astype(y.dtype)[None, None]
-        x = x + drop(y, self.config.dropout, dropout_key)
+            y = y * self.table(scale, ("embed",)).astype(y.dtype)[None, None]
+        y = self.layout.place(y, RESIDUAL)
+        x = x + drop(y, self.config.dropout, dropout_key, self.layout)
         return norm(x) if norm is not None and self.config.norm_position == "post" else x
 
     def feed(
@@ -123,11 +128,14 @@ def layer_scale(config: TransformerConfig) -> nnx.Param[Array] | None:
     return nnx.Param(factors, logical_axes=("embed",))
 
 
-def drop(x: Float[Array, "*any"], rate: float, key: Array | None) -> Float[Array, "*any"]:
+def drop(
+    x: Float[Array, "B T D"], rate: float, key: Array | None, layout: Layout
+) -> Float[Array, "B T D"]:
     """Set features to 0 with a probability and scale up the rest; nothing without a key."""
     if key is None or rate == 0:
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    # The same features of the same tokens in whatever order devices hold these.
+    kept = layout.reorder(jax.random.bernoulli(key, 1 - rate, x.shape))
     return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 

@@ -265,6 +265,26 @@ class TransformerConfig:
             for layer in range(self.n_layer)
         )
 
+    def pipeline_problems(self, parts: int) -> list[str]:
+        """Say why the blocks cannot be taken in so many equal parts, if they cannot."""
+        if self.n_layer % parts:
+            return [
+                f"n_layer is {self.n_layer} and a pipeline wants {parts} equal parts: give another "
+                "n_layer, or fewer parts"
+            ]
+        if self.n_dense_layer:
+            return [
+                f"experts.first_layer is {self.n_dense_layer}: a pipeline wants blocks that are "
+                "all of one kind; give 0"
+            ]
+        length = self.n_layer // parts
+        if self.windows != self.windows[:length] * parts:
+            return [
+                f"global_every is {self.global_every}: a pipeline of {parts} parts wants each "
+                f"{length} blocks to have the same windows; give a divisor of {length}"
+            ]
+        return []
+
     @property
     def n_dense_layer(self) -> int:
         """Number of blocks that have an MLP before those that have experts; 0 without experts."""

@@ -10,9 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tjx_nn.attention import Attention, Entries, Measures, Where
-from tjx_nn.block import Block, layer_scale, split
+from tjx_nn.block import INNER, Block, layer_scale, split
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
-from tjx_nn.linear import Constrain, place
 from tjx_nn.norms import make_norm
 from tjx_nn.stack import Stack, in_order, run_stacks, stacked, unstacked
 
@@ -96,7 +95,8 @@ class DecoderBlock(Block):
 
     def cross_entries(self, memory: Memory) -> Entries:
         """Return what cross attention reads of the source: it is the same for all targets."""
-        entries = self.cross.keys_values(memory.x, Where(jnp.arange(memory.x.shape[1])[None]))
+        x = self.layout.place(memory.x, INNER)
+        entries = self.cross.keys_values(x, Where(jnp.arange(x.shape[1])[None]))
         ids = memory.segment_ids
         return entries if ids is None else {**entries, "segment_ids": ids}
 
@@ -150,7 +150,6 @@ class Decoder(nnx.Module):
         *,
         dropout_keys: Array | None = None,
         drop: bool = False,
-        constrain: Constrain | None = None,
     ) -> tuple[Float[Array, "B T D"], list[Measures]]:
         """Return the normalised output of the last block, and what each stack reports.
 
@@ -164,14 +163,12 @@ class Decoder(nnx.Module):
             A key for each layer.
         drop
             Whether experts drop what is beyond their capacity.
-        constrain
-            As for `bind`.
         """
 
         def step(x: Array, layer: tuple[DecoderBlock, Array | None], window: int | None) -> Any:
             block, key = layer
             x, _, measures = block(x, where, memory, window=window, dropout_key=key, drop=drop)
-            return place(x, constrain), measures
+            return x, measures
 
         x, reported = run_stacks(self.config, step, x, self._stacks(), dropout_keys)
         return self.normalised(x), reported

@@ -6,9 +6,10 @@ Axes in names: B batch, T time, D d_model.
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from tjx_nn.block import drop
+from tjx_nn.block import RESIDUAL, drop
 from tjx_nn.config import TransformerConfig
-from tjx_nn.linear import Constrain, Embedding, place
+from tjx_nn.layout import Layout
+from tjx_nn.linear import Embedding
 from tjx_nn.norms import LayerNorm, RMSNorm
 from tjx_nn.rope import sinusoids
 
@@ -18,7 +19,11 @@ def position_table(config: TransformerConfig, *, rngs: nnx.Rngs) -> Embedding | 
     if config.positions != "learned":
         return None
     return Embedding(
-        config.max_seq_len, config.d_model, axes=("seq", "embed"), std=config.init_std, rngs=rngs
+        config.max_seq_len,
+        config.d_model,
+        axes=("position", "embed"),
+        std=config.init_std,
+        rngs=rngs,
     )
 
 
@@ -30,7 +35,7 @@ def embed(
     *,
     norm: LayerNorm | RMSNorm | None = None,
     dropout_key: Array | None = None,
-    constrain: Constrain | None = None,
+    layout: Layout,
 ) -> Float[Array, "B T D"]:
     """Return the residual stream before the first block, in the configuration's dtype.
 
@@ -48,15 +53,15 @@ def embed(
         Normalises the sum, before dropout.
     dropout_key
         Drops features, if the configuration wants that.
-    constrain
-        As for `bind`.
+    layout
+        Where the stream lies.
     """
     if table is not None:
-        x = x + table(positions, constrain=constrain)
+        x = x + table(positions)
     elif config.positions == "sinusoidal":
         x = x + sinusoids(positions, config.d_model)
     if norm is not None:
         x = norm(x)
-    x = place(x.astype(config.dtype), constrain)
+    x = layout.place(x.astype(config.dtype), RESIDUAL)
     rate = config.dropout if config.embedding_dropout is None else config.embedding_dropout
-    return drop(x, rate, dropout_key)
+    return drop(x, rate, dropout_key, layout)

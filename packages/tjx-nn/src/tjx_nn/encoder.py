@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 from tjx_nn.attention import Measures, Where
 from tjx_nn.block import Block
 from tjx_nn.config import TransformerConfig
-from tjx_nn.linear import Constrain, place
 from tjx_nn.norms import make_norm
-from tjx_nn.stack import in_order, run_stacks, stacked
+from tjx_nn.stack import Part, in_order, run_stacks, stacked
 
 
 class Encoder(nnx.Module):
@@ -47,9 +46,9 @@ class Encoder(nnx.Module):
         *,
         dropout_keys: Array | None = None,
         drop: bool = False,
-        constrain: Constrain | None = None,
+        part: Part | None = None,
     ) -> tuple[Float[Array, "B T D"], list[Measures]]:
-        """Return the output of the last block, normalised, and what each stack of layers reports.
+        """Return the output of the last block, and what each stack of layers reports.
 
         Parameters
         ----------
@@ -61,15 +60,18 @@ class Encoder(nnx.Module):
             A key for each layer.
         drop
             Whether experts drop what is beyond their capacity.
-        constrain
-            As for `bind`.
+        part
+            As for `run_stacks`.
         """
 
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
             x, _, measures = block(x, where, window=window, dropout_key=key, drop=drop)
-            return place(x, constrain), measures
+            return x, measures
 
         stacks = in_order(self.config, self.dense_blocks, self.blocks)
-        x, reported = run_stacks(self.config, step, x, stacks, dropout_keys)
-        return x if self.ln_f is None else self.ln_f(x), reported
+        return run_stacks(self.config, step, x, stacks, dropout_keys, part)
+
+    def normalised(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Return what is read of the last block's output."""
+        return x if self.ln_f is None else self.ln_f(x)

@@ -14,20 +14,21 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention import Measures, Where
-from tjx_nn.block import split
+from tjx_nn.block import INNER, split
 from tjx_nn.decoder import BlockCache, Decoder, DecoderBlock, Memory
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.inputs import PairInputs, SourceInputs, locate
-from tjx_nn.linear import Constrain, Embedding
+from tjx_nn.layout import Placed
+from tjx_nn.linear import Embedding
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
 from tjx_nn.norms import make_norm
 from tjx_nn.stack import layer_keys
 from tjx_nn.tokens import Ids, SourceIds, SourceMask, check_tokens, default_positions, padded
 
 
-class EncoderDecoder(nnx.Module):
+class EncoderDecoder(Placed):
     """A bidirectional stack for the source, and a causal one with cross attention for the target.
 
     Parameters
@@ -40,7 +41,6 @@ class EncoderDecoder(nnx.Module):
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.constrain: Constrain | None = None  # set by `bind`
 
         def table(rows: int) -> Embedding:
             return Embedding(
@@ -80,7 +80,7 @@ class EncoderDecoder(nnx.Module):
             none, or, outside `jax.jit`, if a token is not in the vocabulary or a position beyond
             `max_seq_len`.
         """
-        return self.logits(self._read(source, tokens, inputs)[0])
+        return self.logits(self.layout.restore(self._read(source, tokens, inputs)[0]))
 
     def losses(
         self, source: SourceIds, tokens: Ids, labels: Ids, **inputs: Unpack[PairInputs]
@@ -98,8 +98,10 @@ class EncoderDecoder(nnx.Module):
         """
         x, reported = self._read(source, tokens, inputs, drop=True)
         table, bias = self._head_table()
-        x = x / self.config.width_multiplier
-        return losses(self.config, head_losses(x, table, labels, bias=bias), reported)
+        x = self.layout.place(x, INNER) / self.config.width_multiplier
+        labels = self.layout.reorder(labels)
+        found = head_losses(x, table, labels, bias=bias)
+        return losses(self.config, self.layout.restore(found), reported)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
         """Multiply hidden vectors of the target with the head."""
@@ -108,7 +110,8 @@ class EncoderDecoder(nnx.Module):
 
     def encode(self, source: SourceIds, **inputs: Unpack[SourceInputs]) -> Float[Array, "B S D"]:
         """Return the encoder's output; parameters as for calling the model."""
-        return self._encode(source, inputs, inputs.get("dropout_key"), drop=False)[0].x
+        memory, _ = self._encode(source, inputs, inputs.get("dropout_key"), drop=False)
+        return self.layout.restore(memory.x)
 
     def unstacked_blocks(self) -> list[DecoderBlock]:
         """Return the decoder's blocks one by one, as `prefill` and `decode` want them."""
@@ -183,10 +186,9 @@ class EncoderDecoder(nnx.Module):
         if where.segment_ids is not None and memory.segment_ids is None:
             memory = memory._replace(segment_ids=jnp.zeros(source.shape, jnp.int32))
         keys, last = layer_keys(config, decoder_key)
-        x = self._embed(tokens, where, last)
-        x, more = self.decoder(
-            x, where, memory, dropout_keys=keys, drop=drop, constrain=self.constrain
-        )
+        where = self.layout.reordered(where)
+        x = self._embed(self.layout.reorder(jnp.asarray(tokens)), where, last)
+        x, more = self.decoder(x, where, memory, dropout_keys=keys, drop=drop)
         return x, [*reported, *more]
 
     def _encode(
@@ -197,35 +199,37 @@ class EncoderDecoder(nnx.Module):
             config, source, inputs.get("source_positions"), inputs.get("source_mask"),
             inputs.get("source_segment_ids"), vocab_size=config.source_vocab,
         )  # fmt: skip
+        where = self.layout.reordered(where)
+        ordered = self.layout.reorder(jnp.asarray(source))
         keys, last = layer_keys(config, dropout_key)
         x = embed(
             config,
-            self._looked_up(self.wte if self.encoder_wte is None else self.encoder_wte, source),
+            self._looked_up(self.wte if self.encoder_wte is None else self.encoder_wte, ordered),
             where.positions,
             self.encoder_wpe,
             norm=self.encoder_ln_e,
             dropout_key=last,
-            constrain=self.constrain,
+            layout=self.layout,
         )
-        x, reported = self.encoder(x, where, dropout_keys=keys, drop=drop, constrain=self.constrain)
-        return Memory(x, where.segment_ids), reported
+        x, reported = self.encoder(x, where, dropout_keys=keys, drop=drop)
+        return Memory(self.encoder.normalised(x), where.segment_ids), reported
 
     def _embed(self, tokens: Ids, where: Where, key: Array | None) -> Float[Array, "B T D"]:
         return embed(
             self.config,
-            self._looked_up(self.wte, tokens),
+            self._looked_up(self.wte, jnp.asarray(tokens)),
             where.positions,
             self.wpe,
             norm=self.ln_e,
             dropout_key=key,
-            constrain=self.constrain,
+            layout=self.layout,
         )
 
-    def _looked_up(self, table: Embedding, tokens: Ids) -> Float32[Array, "B T D"]:
-        x = table(jnp.asarray(tokens), constrain=self.constrain)
+    def _looked_up(self, table: Embedding, tokens: Int[Array, "B T"]) -> Float32[Array, "B T D"]:
+        x = table(tokens)
         return math.sqrt(self.config.d_model) * x if self.config.scale_embeddings else x
 
     def _head_table(self) -> tuple[Float[Array, "V D"], Float32[Array, " V"] | None]:
         bias = self.head_bias
-        table = (self.wte if self.head is None else self.head).table(self.constrain)
+        table = (self.wte if self.head is None else self.head).rows()
         return table, None if bias is None else bias[...]

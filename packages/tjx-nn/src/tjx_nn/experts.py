@@ -20,18 +20,31 @@ from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention import Measures
 from tjx_nn.config import TransformerConfig
+from tjx_nn.layout import Placed
 from tjx_nn.linear import initial_std
+from tjx_nn.matmul import Kept, expert_matmul
 from tjx_nn.mlp import ACTIVATIONS, make_mlp
 
 
-class Kernel(nnx.Module):
-    """A float32 kernel by itself."""
+class Kernel(Placed):
+    """A float32 kernel by itself: of each expert a matrix."""
 
     def __init__(
         self, shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, rngs: nnx.Rngs
     ) -> None:
         values = normal(std)(rngs.params(), shape, jnp.float32)
+        self.axes = axes
         self.kernel = nnx.Param(values, logical_axes=axes)
+
+    def batched(self, x: Float[Array, "E G C I"]) -> Float[Array, "E G C O"]:
+        """Multiply each expert's rows with its matrix."""
+        y: Array = expert_matmul(Kept(self.layout, self.axes), x, self.kernel[...])
+        return y
+
+    def ragged(self, x: Float[Array, "R I"], filled: Int[Array, " E"]) -> Float[Array, "R O"]:
+        """Multiply rows that are sorted by expert, so many of each as `filled` says."""
+        w = self.table(self.kernel, self.axes).astype(x.dtype)
+        return jax.lax.ragged_dot(x, w, filled)
 
 
 class Plan(NamedTuple):
@@ -55,7 +68,7 @@ class Plan(NamedTuple):
     filled: Int[Array, " E"]
 
 
-class Experts(nnx.Module):
+class Experts(Placed):
     """Experts in place of an MLP: each token goes to the few that its router prefers.
 
     Each sequence is a group of its own: what is dropped does not depend on the others in the batch,
@@ -109,6 +122,8 @@ class Experts(nnx.Module):
         """
         experts = self.config.experts
         batch, tokens, d = x.shape
+        # Each sequence is whole, and in its order: first come, first served.
+        x = self.layout.place(self.layout.restore(x), ("batch", None, "embed"))
         if x.size == 0:
             zero = jnp.zeros((), jnp.float32)
             return x, {"balance_loss": zero, "router_z_loss": zero, "dropped": zero}
@@ -124,8 +139,9 @@ class Experts(nnx.Module):
         y_GKTD = jax.vmap(_from_rows)(y_GRD, plan)
         y_GTD = (jnp.moveaxis(weights_GTK, -1, 1)[..., None] * y_GKTD).sum(1).astype(x.dtype)
         y = y_GTD.reshape(x.shape)
+        y = y if self.shared is None else y + self.shared(x)
         measures["dropped"] = (plan.row == rows_GRD.shape[1]).astype(jnp.float32).mean()
-        return y if self.shared is None else y + self.shared(x), measures
+        return self.layout.reorder(y), measures
 
     def _route(
         self, x: Float[Array, "G T D"]
@@ -133,7 +149,9 @@ class Experts(nnx.Module):
         """Return the weights and numbers of each token's experts, best first, and the losses."""
         experts = self.config.experts
         logits = jnp.matmul(
-            x.astype(jnp.float32), self.router.kernel[...], precision=jax.lax.Precision.HIGHEST
+            x.astype(jnp.float32),
+            self.router.table(self.router.kernel, self.router.axes),
+            precision=jax.lax.Precision.HIGHEST,
         )
         probabilities = jax.nn.softmax(logits, -1)
         weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
@@ -146,24 +164,23 @@ class Experts(nnx.Module):
 
     def _ragged(self, rows: Float[Array, "1 R D"], plan: Plan) -> Float[Array, "1 R D"]:
         """Run the experts over rows without gaps, so many of each expert as chose it."""
-        return self._feed(rows[0], lambda x, w: jax.lax.ragged_dot(x, w, plan.filled[0]))[None]
+        return self._feed(rows[0], lambda kernel, x: kernel.ragged(x, plan.filled[0]))[None]
 
     def _batched(self, rows: Float[Array, "G R D"]) -> Float[Array, "G R D"]:
         """Run the experts over rows of which each expert has as many as its capacity."""
         shape = (rows.shape[0], self.config.experts.count, -1, rows.shape[2])
-        rows_EGCD = jnp.moveaxis(rows.reshape(shape), 1, 0)
-        y = self._feed(rows_EGCD, lambda x, w: jnp.einsum("egci,eio->egco", x, w))
-        return jnp.moveaxis(y, 0, 1).reshape(rows.shape)
+        rows_GECD = self.layout.to_experts(rows.reshape(shape))
+        y_EGCD = self._feed(jnp.moveaxis(rows_GECD, 1, 0), Kernel.batched)
+        return self.layout.from_experts(jnp.moveaxis(y_EGCD, 0, 1)).reshape(rows.shape)
 
     def _feed(
-        self, x: Float[Array, "*rows D"], product: Callable[[Array, Array], Array]
+        self, x: Float[Array, "*rows D"], product: Callable[[Kernel, Array], Array]
     ) -> Float[Array, "*rows D"]:
         activation = ACTIVATIONS[self.config.activation]
-        up, down = (kernel.kernel[...].astype(x.dtype) for kernel in (self.up, self.down))
-        hidden = product(x, up)
+        hidden = product(self.up, x)
         if self.gate is None:
-            return product(activation(hidden), down)
-        return product(activation(product(x, self.gate.kernel[...].astype(x.dtype))) * hidden, down)
+            return product(self.down, activation(hidden))
+        return product(self.down, activation(product(self.gate, x)) * hidden)
 
 
 def _plan(chosen: Int[Array, "T K"], count: int, capacity: int | None) -> Plan:

@@ -19,7 +19,7 @@ from tjx_nn.encoder_decoder import EncoderDecoder
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.gpt import GPT
 from tjx_nn.gpt_config import GPTConfig
-from tjx_nn.linear import Constrain
+from tjx_nn.layout import ONE_DEVICE, Layout, set_layout
 from tjx_nn.vit import ViT
 from tjx_nn.vit_config import ViTConfig
 
@@ -62,24 +62,24 @@ def init(config: TransformerConfig, key: Array) -> Params:
 
 
 @overload
-def bind(config: GPTConfig, params: Params, *, constrain: Constrain | None = ...) -> GPT: ...
+def bind(config: GPTConfig, params: Params, *, layout: Layout = ...) -> GPT: ...
 
 
 @overload
-def bind(config: BertConfig, params: Params, *, constrain: Constrain | None = ...) -> Bert: ...
+def bind(config: BertConfig, params: Params, *, layout: Layout = ...) -> Bert: ...
 
 
 @overload
-def bind(config: ViTConfig, params: Params, *, constrain: Constrain | None = ...) -> ViT: ...
+def bind(config: ViTConfig, params: Params, *, layout: Layout = ...) -> ViT: ...
 
 
 @overload
 def bind(
-    config: EncoderDecoderConfig, params: Params, *, constrain: Constrain | None = ...
+    config: EncoderDecoderConfig, params: Params, *, layout: Layout = ...
 ) -> EncoderDecoder: ...
 
 
-def bind(config: TransformerConfig, params: Params, *, constrain: Constrain | None = None) -> Model:
+def bind(config: TransformerConfig, params: Params, *, layout: Layout = ONE_DEVICE) -> Model:
     """Return the model that has these parameters; for use inside `jax.jit`.
 
     Parameters
@@ -88,11 +88,8 @@ def bind(config: TransformerConfig, params: Params, *, constrain: Constrain | No
         The model.
     params
         What `init` returns.
-    constrain
-        Where the model runs on several devices: `constrain(x, logical_axes) -> x` says how an array
-        is spread over them, as `jax.lax.with_sharding_constraint` does. It is called with the
-        residual stream, ("batch", "seq", "embed"), where the batch is to be spread rather than the
-        width, and with tables that are looked up in, ("vocab", None) and ("seq", None).
+    layout
+        Where the arrays of the model lie; one device, unless it is told otherwise.
 
     Examples
     --------
@@ -105,7 +102,7 @@ def bind(config: TransformerConfig, params: Params, *, constrain: Constrain | No
     (1, 3, 11)
     """
     model: Model = nnx.merge(_abstract(config)[0], params)
-    model.constrain = constrain
+    set_layout(model, layout)
     return model
 
 
@@ -116,8 +113,8 @@ def logical_axes(config: TransformerConfig) -> LogicalAxes:
     -------
     dict
         Nested as the parameters are; a leaf is a tuple with a name for each axis, None for one that
-        is never divided. The names are "layers", "vocab", "seq" (rows of the tables of positions
-        and of token types), "embed", "heads", "kv_heads", "head_dim", "mlp", "expert",
+        is never divided. The names are "layers", "vocab", "position" (rows of the tables of
+        positions and of token types), "embed", "heads", "kv_heads", "head_dim", "mlp", "expert",
         "latent" and "indexer".
 
     Examples

@@ -6,26 +6,28 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; ever
 Axes in names: B batch, T time, D d_model, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention import Entries, Measures, Where
-from tjx_nn.block import Block
+from tjx_nn.block import INNER, Block
 from tjx_nn.embed import embed, position_table
 from tjx_nn.gpt_config import GPTConfig
-from tjx_nn.linear import Constrain, Embedding, place
+from tjx_nn.inputs import GPTInputs, locate
+from tjx_nn.layout import Placed
+from tjx_nn.linear import Embedding
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
 from tjx_nn.norms import make_norm
-from tjx_nn.stack import in_order, layer_keys, run_stacks, stacked, unstacked
+from tjx_nn.stack import Part, in_order, layer_keys, run_stacks, stacked, unstacked
 from tjx_nn.tokens import Ids, Positions, check_tokens, default_positions
 
 Cache = list[Entries]
 
 
-class GPT(nnx.Module):
+class GPT(Placed):
     """A decoder-only transformer.
 
     The parameters of blocks are stacked: each has a leading axis "layers". Where the first blocks
@@ -42,7 +44,6 @@ class GPT(nnx.Module):
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.constrain: Constrain | None = None  # set by `bind`
         d, std = config.d_model, config.init_std
         self.wte = Embedding(config.vocab_rows, d, axes=("vocab", "embed"), std=std, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)
@@ -115,15 +116,64 @@ class GPT(nnx.Module):
         labels
             Ids of the tokens to predict; where it is -100 the loss is 0.
         """
-        x, reported = self._run(tokens, positions, segment_ids, dropout_key, drop=True)
-        found = head_losses(
-            x * self._logit_scale,
+        inputs: GPTInputs = {
+            "positions": positions, "segment_ids": segment_ids, "dropout_key": dropout_key,
+        }  # fmt: skip
+        x, reported = self.run_blocks(self.begin(tokens, **inputs), tokens, **inputs)
+        found = self.finish(x, self.layout.reorder(labels))
+        return losses(self.config, self.layout.restore(found), reported)
+
+    def begin(self, tokens: Ids, **inputs: Unpack[GPTInputs]) -> Float[Array, "B T D"]:
+        """Return the residual stream before the first block, tokens in the layout's order.
+
+        `begin`, `run_blocks` and `finish` are the parts into which a pipeline takes `losses`.
+        """
+        where = self._where(tokens, inputs)
+        tokens = self.layout.reorder(jnp.asarray(tokens))
+        _, last = layer_keys(self.config, inputs.get("dropout_key"))
+        return self._embed(tokens, where.positions, last)
+
+    def run_blocks(
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Ids,
+        *,
+        part: Part | None = None,
+        drop: bool = True,
+        **inputs: Unpack[GPTInputs],
+    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
+        """Return the residual stream after the last block, and what each stack of them reports.
+
+        Parameters
+        ----------
+        x
+            What `begin` or the part before returns.
+        tokens, **inputs
+            As for calling the model.
+        part
+            Which blocks the model's parameters are of; None is all.
+        drop
+            Whether experts drop what is beyond their capacity.
+        """
+        where = self._where(tokens, inputs)
+        keys, _ = layer_keys(self.config, inputs.get("dropout_key"))
+
+        def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
+            block, key = layer
+            x, _, measures = block(x, where, window=window, dropout_key=key, drop=drop)
+            return x, measures
+
+        return run_stacks(self.config, step, x, self._stacks(), keys, part)
+
+    def finish(self, x: Float[Array, "B T D"], labels: Ids) -> Float32[Array, "B T"]:
+        """Return the cross-entropy of each label, for what the last block returns."""
+        return head_losses(
+            self.layout.place(self._normalised(x), INNER) * self._logit_scale,
             self._head_table(),
             labels,
             soft_cap=self.config.logit_soft_cap,
             vocab_size=self.config.vocab_size,
         )
-        return losses(self.config, found, reported)
 
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:
         """Multiply normalised hidden vectors with the head."""
@@ -143,7 +193,11 @@ class GPT(nnx.Module):
         dropout_key: Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Return the normalised output of the last block; parameters as for calling the model."""
-        return self._run(tokens, positions, segment_ids, dropout_key)[0]
+        inputs: GPTInputs = {
+            "positions": positions, "segment_ids": segment_ids, "dropout_key": dropout_key,
+        }  # fmt: skip
+        x, _ = self.run_blocks(self.begin(tokens, **inputs), tokens, drop=False, **inputs)
+        return self.layout.restore(self._normalised(x))
 
     def unstacked_blocks(self) -> list[Block]:
         """Return the blocks one by one, as `prefill` and `decode` want them."""
@@ -167,7 +221,7 @@ class GPT(nnx.Module):
         for block, window in zip(blocks, self.config.windows, strict=True):
             x, entries, _ = block(x, where, window=window, drop=False)
             cache.append(entries)
-        return x if self.ln_f is None else self.ln_f(x), cache
+        return self._normalised(x), cache
 
     def decode(
         self,
@@ -197,44 +251,28 @@ class GPT(nnx.Module):
         for block, window, entries in zip(blocks, self.config.windows, cache, strict=True):
             x, entries = block.decode(x, entries, Where(positions), window=window)
             new_cache.append(entries)
-        return self.logits(x if self.ln_f is None else self.ln_f(x)), new_cache
+        return self.logits(self._normalised(x)), new_cache
 
-    def _run(
-        self,
-        tokens: Ids,
-        positions: Positions | None,
-        segment_ids: Ids | None,
-        dropout_key: Array | None,
-        *,
-        drop: bool = False,
-    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
-        config = self.config
-        check_tokens(config, tokens, positions, vocab_size=config.vocab_size)
-        segments = None if segment_ids is None else jnp.asarray(segment_ids)
-        if positions is None:
-            positions = default_positions(tokens.shape[1], segments)
-        where = Where(jnp.asarray(positions), segments)
-        keys, last = layer_keys(config, dropout_key)
-
-        def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
-            block, key = layer
-            x, _, measures = block(x, where, window=window, dropout_key=key, drop=drop)
-            return place(x, self.constrain), measures
-
-        x = self._embed(tokens, where.positions, last)
-        x, reported = run_stacks(config, step, x, self._stacks(), keys)
-        return x if self.ln_f is None else self.ln_f(x), reported
+    def _where(self, tokens: Ids, inputs: GPTInputs) -> Where:
+        where = locate(
+            self.config, tokens, inputs.get("positions"), None, inputs.get("segment_ids"),
+            vocab_size=self.config.vocab_size,
+        )  # fmt: skip
+        return self.layout.reordered(where)
 
     def _stacks(self) -> list[tuple[Block, tuple[int | None, ...]]]:
         """Return the stacks of blocks in their order, and the windows of their blocks."""
         return in_order(self.config, self.dense_blocks, self.blocks)
 
     def _embed(self, tokens: Ids, positions: Array, key: Array | None) -> Float[Array, "B T D"]:
-        x = self.wte(jnp.asarray(tokens), constrain=self.constrain)
-        return embed(self.config, x, positions, self.wpe, dropout_key=key, constrain=self.constrain)
+        x = self.wte(jnp.asarray(tokens))
+        return embed(self.config, x, positions, self.wpe, dropout_key=key, layout=self.layout)
+
+    def _normalised(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return x if self.ln_f is None else self.ln_f(x)
 
     def _head_table(self) -> Float[Array, "rows D"]:
-        return (self.wte if self.head is None else self.head).table(self.constrain)
+        return (self.wte if self.head is None else self.head).rows()
 
     @property
     def _logit_scale(self) -> float:

@@ -19,6 +19,14 @@ from tjx_nn.tokens import (
 )
 
 
+class GPTInputs(TypedDict, total=False):
+    """Of the tokens of a decoder, as for `TokenInputs`."""
+
+    positions: Positions | None
+    segment_ids: Ids | None
+    dropout_key: Array | None
+
+
 class TokenInputs(TypedDict, total=False):
     """Of the tokens that a model reads; of the target, where there is a source.
 

@@ -13,18 +13,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tjx_kernels import flash_attention
 from tjx_nn.attention import Entries, Measures, Where, attention_scale, joined, slopes, write
 from tjx_nn.cache import cached_attention
 from tjx_nn.config import TransformerConfig
 from tjx_nn.indexer import Indexer, pick
-from tjx_nn.linear import linear
+from tjx_nn.layout import Placed
+from tjx_nn.linear import Linear, linear
 from tjx_nn.norms import make_norm
 from tjx_nn.rope import apply_rope
 from tjx_nn.sparse_attention import attend_picked, sparse_attention
 
 
-class LatentAttention(nnx.Module):
+class LatentAttention(Placed):
     """Attention whose keys and values are linear in a shared latent.
 
     DeepSeek-AI 2024, "DeepSeek-V2", section 2.1. A query or key of a head is two parts side by
@@ -88,7 +88,7 @@ class LatentAttention(nnx.Module):
             )  # fmt: skip
             return self.out(joined(out_BTNV)), entries, measures
         drops = config.attention_dropout if dropout_key is not None else 0.0
-        attended = flash_attention(
+        attended = self.layout.attend(
             q_BTNF,
             k_BSNF,
             v_BSNV,
@@ -103,7 +103,6 @@ class LatentAttention(nnx.Module):
             dropout_key=dropout_key if drops else None,
             implementation=config.attention_implementation,
         )
-        assert isinstance(attended, Array)  # and no log-sum-exp with it
         return self.out(joined(attended)), entries, {}
 
     def decode(
@@ -203,7 +202,7 @@ class LatentAttention(nnx.Module):
         ones = [] if self.key_up.bias is None else [jnp.ones_like(latent[..., :1])]
         return jnp.concatenate([latent, rope_key, *ones], -1)[..., None, :]
 
-    def _up(self, layer: nnx.Linear, features: int) -> Float[Array, "C N F"]:
+    def _up(self, layer: Linear, features: int) -> Float[Array, "C N F"]:
         kernel = layer.kernel[...].astype(self.config.dtype)
         return kernel.reshape(kernel.shape[0], self.config.n_head, features)
 

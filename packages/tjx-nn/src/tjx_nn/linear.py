@@ -4,24 +4,59 @@ Axes in names: B batch, T time, D d_model.
 """
 
 import math
-from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.matmul import dot_general
-
-# constrain(x, logical names of its axes) -> x: how a caller says where on its mesh x lies.
-Constrain = Callable[[jax.Array, Sequence[str | None]], jax.Array]
+from tjx_nn.layout import Placed
+from tjx_nn.matmul import Kept, add_bias, matmul
 
 
-def place(x: Float[Array, "B T D"], constrain: Constrain | None) -> Float[Array, "B T D"]:
-    """Say where the residual stream lies, where the model runs on several devices."""
-    return x if constrain is None else constrain(x, ("batch", "seq", "embed"))
+class Linear(Placed):
+    """A matrix product, and a bias if there is one; float32 parameters.
+
+    Parameters
+    ----------
+    shape
+        Features of input and output.
+    axes
+        Logical names of the kernel's axes.
+    dtype
+        Type of the computation.
+    std
+        Standard deviation of the kernel's initial values.
+    use_bias
+        Whether there is a bias; it begins at 0.
+    rngs
+        Source of the initial values.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        axes: tuple[str | None, str | None],
+        dtype: str,
+        std: float,
+        use_bias: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.axes, self.dtype = axes, dtype
+        kernel = normal(std)(rngs.params(), shape, jnp.float32)
+        self.kernel = nnx.Param(kernel, logical_axes=axes)
+        zeros = jnp.zeros(shape[1], jnp.float32)
+        self.bias = nnx.Param(zeros, logical_axes=axes[1:]) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*any I"]) -> Float[Array, "*any O"]:
+        """Return the product, in the type of the computation."""
+        x = x.astype(self.dtype)
+        y: Array = matmul(Kept(self.layout, self.axes), x, self.kernel[...])
+        if self.bias is not None:
+            y = add_bias(Kept(self.layout, self.axes[1:]), y, self.bias[...])
+        return y
 
 
 def linear(
@@ -32,7 +67,7 @@ def linear(
     rngs: nnx.Rngs,
     residual: bool = False,
     bias: bool | None = None,
-) -> nnx.Linear:
+) -> Linear:
     """Return a linear layer of the model.
 
     Parameters
@@ -52,15 +87,12 @@ def linear(
     """
     # Only what goes from width to width is scaled with it: other axes do not grow.
     std = config.init_std if None in axes else initial_std(config, residual=residual)
-    return nnx.Linear(
-        *shape,
-        use_bias=config.bias if bias is None else bias,
+    return Linear(
+        shape,
+        axes=axes,
         dtype=config.dtype,
-        param_dtype=jnp.float32,
-        kernel_init=normal(std),
-        dot_general=dot_general,
-        kernel_metadata={"logical_axes": axes},
-        bias_metadata={"logical_axes": axes[1:]},
+        std=std,
+        use_bias=config.bias if bias is None else bias,
         rngs=rngs,
     )
 
@@ -75,7 +107,7 @@ def initial_std(config: TransformerConfig, *, residual: bool) -> float:
     return std / math.sqrt(2 * config.n_layer) if residual else std
 
 
-class Embedding(nnx.Module):
+class Embedding(Placed):
     """A table of vectors, looked up by id.
 
     The lookup is in float32, so that gradients of frequent ids add up in float32. Ids outside the
@@ -86,16 +118,13 @@ class Embedding(nnx.Module):
         self, num: int, features: int, *, axes: tuple[str, str], std: float, rngs: nnx.Rngs
     ) -> None:
         table = normal(std)(rngs.params(), (num, features), jnp.float32)
-        self.row_axis = axes[0]
+        self.axes = axes
         self.embedding = nnx.Param(table, logical_axes=axes)
 
-    def __call__(
-        self, ids: Int[Array, "*any"], *, constrain: Constrain | None = None
-    ) -> Float[Array, "*any D"]:
+    def __call__(self, ids: Int[Array, "*any"]) -> Float[Array, "*any D"]:
         """Return the rows of `ids`."""
-        return jnp.take(self.table(constrain), ids, axis=0, mode="clip")
+        return jnp.take(self.rows(), ids, axis=0, mode="clip")
 
-    def table(self, constrain: Constrain | None = None) -> Float[Array, "rows D"]:
+    def rows(self) -> Float[Array, "rows D"]:
         """Return all rows, their features gathered where they are spread over devices."""
-        table = self.embedding[...]
-        return table if constrain is None else constrain(table, (self.row_axis, None))
+        return self.table(self.embedding, self.axes)

@@ -44,13 +44,18 @@ def losses(
         name: jnp.concatenate([each[name] for each in reported if name in each]).mean()
         for name in names
     }
-    weights = {
+    weights = penalty_weights(config)
+    terms = [weights[name] * value for name, value in measures.items() if name in weights]
+    return Losses(tokens, sum(terms, start=jnp.zeros((), jnp.float32)), measures)
+
+
+def penalty_weights(config: TransformerConfig) -> dict[str, float]:
+    """Return how much each measure that is a loss weighs."""
+    return {
         "balance_loss": config.experts.balance_loss,
         "router_z_loss": config.experts.z_loss,
         "indexer_loss": config.sparse.loss,
     }
-    terms = [weights[name] * value for name, value in measures.items() if name in weights]
-    return Losses(tokens, sum(terms, start=jnp.zeros((), jnp.float32)), measures)
 
 
 def head_logits(

@@ -11,9 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from tjx_nn.config import TransformerConfig
+from tjx_nn.layout import Placed
 
 
-class LayerNorm(nnx.Module):
+class LayerNorm(Placed):
     """Normalise to mean 0 and variance 1, then scale and shift. Ba et al. 2016.
 
     The variance is that of the centred values: the cheaper mean of squares cancels badly when the
@@ -23,28 +24,30 @@ class LayerNorm(nnx.Module):
     def __init__(
         self, features: int, *, eps: float = 1e-5, bias: bool = True, axis: str = "embed"
     ) -> None:
-        self.eps = eps
+        self.eps, self.axes = eps, (axis,)
         self.scale = nnx.Param(jnp.ones(features, jnp.float32), logical_axes=(axis,))
         shift = nnx.Param(jnp.zeros(features, jnp.float32), logical_axes=(axis,))
         self.bias = shift if bias else None
 
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         """Return the normalised `x`, in its dtype."""
-        bias = None if self.bias is None else self.bias[...]
-        y: Array = _normalise(x, self.scale[...], bias, self.eps, True)
+        scale = self.table(self.scale, self.axes)
+        bias = None if self.bias is None else self.table(self.bias, self.axes)
+        y: Array = _normalise(x, scale, bias, self.eps, True)
         return y
 
 
-class RMSNorm(nnx.Module):
+class RMSNorm(Placed):
     """Divide by the root of the mean square, then scale. Zhang and Sennrich 2019."""
 
     def __init__(self, features: int, *, eps: float = 1e-5, axis: str = "embed") -> None:
-        self.eps = eps
+        self.eps, self.axes = eps, (axis,)
         self.scale = nnx.Param(jnp.ones(features, jnp.float32), logical_axes=(axis,))
 
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         """Return the normalised `x`, in its dtype."""
-        y: Array = _normalise(x, self.scale[...], None, self.eps, False)
+        scale = self.table(self.scale, self.axes)
+        y: Array = _normalise(x, scale, None, self.eps, False)
         return y
 
 

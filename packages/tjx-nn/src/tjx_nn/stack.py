@@ -6,12 +6,12 @@ unrolled, and what the backward pass computes again, changes no parameter and no
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tjx_nn.config import TransformerConfig
 
@@ -121,12 +121,28 @@ def in_order(config: TransformerConfig, dense_blocks: Any, blocks: Any) -> list[
     return [*first, (blocks, windows[dense:])]
 
 
+class Part(NamedTuple):
+    """Some of a model's blocks, one after the other, in a pipeline.
+
+    Attributes
+    ----------
+    first
+        Number of the first of them; may be traced.
+    length
+        How many they are.
+    """
+
+    first: Int[Array, ""] | int
+    length: int
+
+
 def run_stacks(
     config: TransformerConfig,
     step: Step,
     x: Float[Array, "B T D"],
     stacks: list[Stack],
     dropout_keys: Array | None,
+    part: Part | None = None,
 ) -> tuple[Float[Array, "B T D"], list[Any]]:
     """Run one stack after the other.
 
@@ -139,13 +155,21 @@ def run_stacks(
     stacks
         What `in_order` returns.
     dropout_keys
-        A key for each layer, or None.
+        A key for each layer of the model, or None.
+    part
+        Which blocks `stacks`, then a single one, are; None is all.
 
     Returns
     -------
     tuple
         The residual stream after the last block, and the measures of each stack.
     """
+    if part is not None:
+        [(stack, windows)] = stacks
+        # Whatever the part, the windows are the same: `TransformerConfig.pipeline_problems`.
+        stacks = [(stack, windows[: part.length])]
+        if dropout_keys is not None:
+            dropout_keys = jax.lax.dynamic_slice_in_dim(dropout_keys, part.first, part.length)
     reported = []
     for stack, windows in stacks:
         keys = None

@@ -12,17 +12,19 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention import Measures, Where
+from tjx_nn.block import INNER
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
-from tjx_nn.linear import Constrain, linear
+from tjx_nn.layout import Placed
+from tjx_nn.linear import linear
 from tjx_nn.losses import Losses, head_losses, losses
-from tjx_nn.stack import layer_keys
+from tjx_nn.stack import Part, layer_keys
 from tjx_nn.vit_config import ViTConfig
 
 Images = Float[Array | np.ndarray, "B H W C"]
 
 
-class ViT(nnx.Module):
+class ViT(Placed):
     """A bidirectional transformer on patches.
 
     Parameters
@@ -35,7 +37,6 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        self.constrain: Constrain | None = None  # set by `bind`
         d, pixels = config.d_model, config.patch_size**2 * config.channels
         # Rows of the kernel go by (row in the patch, column in the patch, channel).
         self.patch = linear(config, (None, "embed"), (pixels, d), rngs=rngs)
@@ -82,26 +83,12 @@ class ViT(nnx.Module):
         labels
             The class of each image; where it is -100 the loss is 0.
         """
-        x, reported = self._run(images, dropout_key, drop=True)
-        bias = self.head.bias
-        found = head_losses(
-            self._pool(x) / self.config.width_multiplier,
-            self.head.kernel[...].T,
-            labels,
-            bias=None if bias is None else bias[...],
-        )
-        return losses(self.config, found, reported)
+        x = self.begin(images, dropout_key=dropout_key)
+        x, reported = self.run_blocks(x, images, dropout_key=dropout_key)
+        return losses(self.config, self.finish(x, labels), reported)
 
-    def pooled(self, images: Images, *, dropout_key: Array | None = None) -> Float[Array, "B D"]:
-        """Return the vector of each image that the head reads; parameters as for calling."""
-        return self._pool(self._run(images, dropout_key)[0])
-
-    def _pool(self, x: Float[Array, "B T D"]) -> Float[Array, "B D"]:
-        return x[:, 0] if self.cls is not None else x.mean(1)
-
-    def _run(
-        self, images: Images, dropout_key: Array | None, *, drop: bool = False
-    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
+    def begin(self, images: Images, *, dropout_key: Array | None = None) -> Float[Array, "B T D"]:
+        """Return the residual stream before the first block; the parts are as those of `GPT`."""
         config = self.config
         expected = (*config.height_width, config.channels)
         if images.shape[1:] != expected:
@@ -109,21 +96,50 @@ class ViT(nnx.Module):
                 f"images are {images.shape[1:]} and the model is for (height, width, channels) "
                 f"{expected}: resize the images, or give the configuration their size"
             )
-        keys, last = layer_keys(config, dropout_key)
+        _, last = layer_keys(config, dropout_key)
         x = self.patch(patches(jnp.asarray(images), config.patch_size)).astype(jnp.float32)
         if self.cls is not None:
-            first = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, config.d_model))
+            first = jnp.broadcast_to(
+                self.table(self.cls, ("embed",)), (x.shape[0], 1, config.d_model)
+            )
             x = jnp.concatenate([first, x], 1)
+        positions = jnp.arange(x.shape[1])[None]
+        return embed(config, x, positions, self.wpe, dropout_key=last, layout=self.layout)
+
+    def run_blocks(
+        self,
+        x: Float[Array, "B T D"],
+        images: Images,  # noqa: ARG002  other models read their tokens again
+        *,
+        part: Part | None = None,
+        drop: bool = True,
+        dropout_key: Array | None = None,
+    ) -> tuple[Float[Array, "B T D"], list[Measures]]:
+        """Return the residual stream after the last block, and what the stacks report."""
+        keys, _ = layer_keys(self.config, dropout_key)
         where = Where(jnp.arange(x.shape[1])[None])
-        x = embed(
-            config,
-            x,
-            where.positions,
-            self.wpe,
-            dropout_key=last,
-            constrain=self.constrain,
+        return self.encoder(x, where, dropout_keys=keys, drop=drop, part=part)
+
+    def finish(
+        self, x: Float[Array, "B T D"], labels: Int[Array | np.ndarray, " B"]
+    ) -> Float32[Array, " B"]:
+        """Return the cross-entropy of each label, for what the last block returns."""
+        bias = self.head.bias
+        return head_losses(
+            self._pool(x) / self.config.width_multiplier,
+            self.head.kernel[...].T,
+            labels,
+            bias=None if bias is None else bias[...],
         )
-        return self.encoder(x, where, dropout_keys=keys, drop=drop, constrain=self.constrain)
+
+    def pooled(self, images: Images, *, dropout_key: Array | None = None) -> Float[Array, "B D"]:
+        """Return the vector of each image that the head reads; parameters as for calling."""
+        x = self.begin(images, dropout_key=dropout_key)
+        return self._pool(self.run_blocks(x, images, dropout_key=dropout_key, drop=False)[0])
+
+    def _pool(self, x: Float[Array, "B T D"]) -> Float[Array, "B D"]:
+        x = self.layout.place(self.encoder.normalised(x), INNER)
+        return x[:, 0] if self.cls is not None else x.mean(1)
 
 
 def patches(images: Float[Array, "B H W C"], size: int) -> Float[Array, "B T pixels"]:

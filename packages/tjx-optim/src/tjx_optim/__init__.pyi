@@ -1,5 +1,7 @@
 from .accumulation import AccumulatedGradients as AccumulatedGradients
+from .accumulation import Totals as Totals
 from .accumulation import accumulate_gradients as accumulate_gradients
+from .accumulation import mean_gradients as mean_gradients
 from .accumulation import split_microbatches as split_microbatches
 from .averages import evaluation_params as evaluation_params
 from .guard import GuardState as GuardState

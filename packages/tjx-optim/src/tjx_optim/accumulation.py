@@ -112,12 +112,52 @@ def accumulate_gradients(
         zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params)
         totals, scalars = jax.lax.scan(add_to, zeros, microbatches)
         scalars = jax.tree.map(jnp.sum, scalars)
-    loss, count, sums = scalars
+    return mean_gradients(totals, Totals(*scalars), loss_scale=scale)
+
+
+class Totals(NamedTuple):
+    """What was counted over all microbatches.
+
+    Attributes
+    ----------
+    loss : float32 scalar
+        Sum of the token losses.
+    token_count : scalar
+        Number of real tokens.
+    sums : dict of float32 scalars
+        The other sums.
+    """
+
+    loss: jax.Array
+    token_count: jax.Array
+    sums: dict[str, jax.Array]
+
+
+def mean_gradients(
+    gradients: Any, totals: Totals, *, loss_scale: jax.Array | float
+) -> AccumulatedGradients:
+    """Make means of the sums over all microbatches.
+
+    Parameters
+    ----------
+    gradients : pytree, at least float32
+        Of the sum of the token losses times ``loss_scale``.
+    totals : Totals
+        What was counted; nothing of it is scaled.
+    loss_scale : float32 scalar
+        Factor of the sum while it was differentiated.
+
+    Returns
+    -------
+    AccumulatedGradients
+        Gradients, loss and other sums by the number of real tokens; zeros where there is none.
+    """
+    loss, count, sums = totals
     # Sums over no tokens are 0, and 0 / 1 = 0: a batch of padding changes nothing.
     divisor = jnp.where(count > 0, count, 1).astype(jnp.float32)
     # Before anything looks at them: a clip of scaled gradients would clip at another norm.
-    unscale = divisor * scale
-    gradients = jax.tree.map(lambda leaf: leaf / unscale.astype(leaf.dtype), totals)
+    unscale = divisor * loss_scale
+    gradients = jax.tree.map(lambda leaf: leaf / unscale.astype(leaf.dtype), gradients)
     means = {name: total / divisor for name, total in sums.items()}
     return AccumulatedGradients(gradients, loss / divisor, count, means)
 

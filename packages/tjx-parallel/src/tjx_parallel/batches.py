@@ -8,11 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_BATCH_AXES = ("data", "fsdp")
+from tjx_parallel.rules import DEFAULT_ROWS
+
+_BATCH_AXES = DEFAULT_ROWS["batch"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a batch [rows, ...]: rows over data and fsdp, the rest whole."""
+    """Return the sharding of a batch [rows, ...]: rows over data, fsdp, expert, the rest whole."""
     spec = PartitionSpec(_BATCH_AXES)  # type: ignore[no-untyped-call]  # JAX gives no types
     return NamedSharding(mesh, spec)
 
@@ -38,13 +40,13 @@ def batch_process(mesh: Mesh) -> tuple[int, int]:
     if sum(len(share) for share in shares) != parts:
         raise ValueError(
             f"the rows of the processes overlap on a mesh of {dict(mesh.shape)}: choose "
-            f"data x fsdp as a multiple or a divisor of the {len(rows_of)} processes"
+            f"data x fsdp x expert as a multiple or a divisor of the {len(rows_of)} processes"
         )
     return shares.index(tuple(sorted(rows_of[jax.process_index()]))), len(shares)
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Put a batch on the mesh, rows divided over data and fsdp.
+    """Put a batch on the mesh, rows divided over data, fsdp and expert.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     Raises
     ------
     ValueError
-        If data x fsdp does not divide the global rows of an array; names both numbers.
+        If data x fsdp x expert does not divide the global rows of an array; names both numbers.
     """
     sharding = batch_sharding(mesh)
     parts = math.prod(mesh.shape[axis] for axis in _BATCH_AXES)
@@ -72,8 +74,8 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
             problems.append(f"{name}: has no rows; give an array [rows, ...]")
         elif (rows := len(local) * share_count) % parts:
             problems.append(
-                f"{name}: {rows} rows do not divide by data x fsdp = "
-                f"{mesh.shape['data']} x {mesh.shape['fsdp']} = {parts}: "
+                f"{name}: {rows} rows do not divide by {' x '.join(_BATCH_AXES)} = "
+                f"{' x '.join(str(mesh.shape[axis]) for axis in _BATCH_AXES)} = {parts}: "
                 f"choose a batch size that is a multiple of {parts}, or a smaller mesh"
             )
     if problems:

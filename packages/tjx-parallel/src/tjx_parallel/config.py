@@ -1,12 +1,17 @@
-"""The sizes of the device mesh."""
+"""How devices share the work, and how processes find each other. Standard library only."""
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Literal, get_args
 
 AXES = ("stage", "data", "fsdp", "context", "expert", "tensor")
 """The axes of every mesh, outer to inner: neighbours in the last one talk most."""
 
-_NOT_YET = ("stage", "context", "expert")
+Axis = Literal["stage", "data", "fsdp", "context", "expert", "tensor"]
+ContextKind = Literal["ring", "all_to_all"]
+PipelineKind = Literal["gpipe", "1f1b", "interleaved_1f1b"]
+ReduceDtype = Literal["float32", "bfloat16"]
+Offload = Literal["none", "optimizer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,17 +21,38 @@ class MeshConfig:
     Attributes
     ----------
     stage
-        Devices among which the layers are divided (pipeline); only 1 in this version.
+        Devices among which the layers are divided (pipeline); -1 takes all that are left.
     data
         Devices that hold the same parameters and different sequences; -1 takes all that are left.
     fsdp
         Devices that divide parameters, optimizer state and sequences; -1 takes all that are left.
     context
-        Devices that divide each sequence; only 1 in this version.
+        Devices that divide the tokens of each sequence; -1 takes all that are left.
     expert
-        Devices that divide the experts; only 1 in this version.
+        Devices that divide experts and sequences; -1 takes all that are left.
     tensor
         Devices that divide heads and widths of each layer; -1 takes all that are left.
+    zero
+        What fsdp divides (ZeRO): 1 optimizer state, 2 gradients too, 3 parameters too.
+    sequence_parallel
+        Whether tensor divides the tokens of what is between layers; else each device has all.
+    context_kind
+        How tokens see those of other devices: keys go round in a ring, or heads are exchanged.
+    pipeline
+        Order in which stages work on microbatches (as many as train.accumulation says).
+    virtual_stages
+        Parts of the model that each stage has, for pipeline interleaved_1f1b.
+    reduce_dtype
+        Floating-point type in which gradients of weights are summed over devices.
+    offload
+        What lies in the host's memory between two steps: nothing, or the optimizer's state.
+    rules
+        Rows of the table from logical to mesh axes to replace: vocab=,mlp=fsdp+tensor.
+
+    Raises
+    ------
+    ValueError
+        Naming every field that is wrong, one a line.
 
     Examples
     --------
@@ -40,19 +66,21 @@ class MeshConfig:
     context: int = 1
     expert: int = 1
     tensor: int = 1
+    zero: Literal[1, 2, 3] = 3
+    sequence_parallel: bool = True
+    context_kind: ContextKind = "ring"
+    pipeline: PipelineKind = "1f1b"
+    virtual_stages: int = 2
+    reduce_dtype: ReduceDtype = "float32"
+    offload: Offload = "none"
+    rules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        sizes = asdict(self)
+        sizes = self._sizes()
         problems = [
             f"{axis} = {size}: must be 1 or more, or -1 for all devices that are left"
             for axis, size in sizes.items()
             if size < 1 and size != -1
-        ]
-        problems += [
-            f"{axis} = {sizes[axis]}: this version of tjx-parallel only knows {axis} = 1; "
-            "use data, fsdp or tensor"
-            for axis in _NOT_YET
-            if sizes[axis] > 1 or sizes[axis] == -1
         ]
         filling = [axis for axis, size in sizes.items() if size == -1]
         if len(filling) > 1:
@@ -60,6 +88,14 @@ class MeshConfig:
                 f"{' and '.join(filling)} are -1: one axis at most can take all devices that are "
                 "left; set the others to 1 or more"
             )
+        if self.virtual_stages < 2:
+            problems.append(
+                f"virtual_stages = {self.virtual_stages}: must be 2 or more; 1 is pipeline 1f1b"
+            )
+        try:
+            self.rows()
+        except ValueError as error:
+            problems += str(error).splitlines()
         if problems:
             raise ValueError("\n".join(problems))
 
@@ -71,7 +107,7 @@ class MeshConfig:
         ValueError
             If the sizes do not make up that number of devices.
         """
-        sizes = asdict(self)
+        sizes = self._sizes()
         fixed = math.prod(size for size in sizes.values() if size != -1)
         text = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (1, -1))
         filling = [axis for axis, size in sizes.items() if size == -1]
@@ -88,3 +124,96 @@ class MeshConfig:
                 "set one axis to -1 to use all, or pass the devices to use"
             )
         return sizes
+
+    def rows(self) -> dict[str, tuple[str, ...]]:
+        """Return the rows of the table that `rules` replaces: logical axis -> mesh axes.
+
+        Raises
+        ------
+        ValueError
+            For what is no row, or names no mesh axis.
+
+        Examples
+        --------
+        >>> MeshConfig(rules=("vocab=", "mlp=fsdp+tensor")).rows()
+        {'vocab': (), 'mlp': ('fsdp', 'tensor')}
+        """
+        rows: dict[str, tuple[str, ...]] = {}
+        problems = []
+        for text in self.rules:
+            name, equals, right = (part.strip() for part in text.partition("="))
+            axes = tuple(axis.strip() for axis in right.split("+") if axis.strip())
+            unknown = [axis for axis in axes if axis not in AXES]
+            if name == "batch":
+                problems.append("rules: the row batch stays: by it processes load their sequences")
+            if not name or not equals or unknown:
+                problems.append(
+                    f"rules: {text!r} is no row such as vocab=tensor or mlp=fsdp+tensor; the mesh "
+                    f"has the axes {', '.join(AXES)}"
+                )
+            rows[name] = axes
+        if problems:
+            raise ValueError("\n".join(problems))
+        return rows
+
+    @property
+    def chunks_per_stage(self) -> int:
+        """Parts of the model that each stage has."""
+        return self.virtual_stages if self.pipeline == "interleaved_1f1b" else 1
+
+    def _sizes(self) -> dict[str, int]:
+        return {axis: size for axis, size in asdict(self).items() if axis in get_args(Axis)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How the processes of a run find each other; clusters that JAX knows need none of it.
+
+    Attributes
+    ----------
+    coordinator
+        host:port of process 0, the same in all processes; none: the environment or cluster says.
+    num_processes
+        How many processes there are; none: the environment or cluster says.
+    process_id
+        The number of this process, from 0; none: the environment or cluster says.
+    bind_address
+        host:port on which process 0 listens; none: the coordinator's.
+    heartbeat_timeout
+        Seconds of silence after which a process counts as dead and the others end.
+
+    Raises
+    ------
+    ValueError
+        Naming every field that is wrong, one a line.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    bind_address: str | None = None
+    heartbeat_timeout: int = 100
+
+    def __post_init__(self) -> None:
+        given = {
+            "coordinator": self.coordinator,
+            "num_processes": self.num_processes,
+            "process_id": self.process_id,
+        }
+        missing = [name for name, value in given.items() if value is None]
+        problems = []
+        if missing and len(missing) < len(given):
+            problems += [f"{name} is missing: give all of {', '.join(given)}" for name in missing]
+        for name in ("coordinator", "bind_address"):
+            address = getattr(self, name)
+            if address is not None and not address.rpartition(":")[2].isdecimal():
+                problems.append(f"{name} = {address!r}: must be host:port, e.g. 10.0.0.1:1234")
+        count, index = self.num_processes, self.process_id
+        if count is not None and count < 1:
+            problems.append(f"num_processes = {count}: must be 1 or more")
+        if count is not None and index is not None and not 0 <= index < count:
+            problems.append(f"process_id = {index}: must be from 0 to {count} - 1")
+        if self.heartbeat_timeout < 1:
+            problems.append(f"heartbeat_timeout = {self.heartbeat_timeout}: must be 1 or more")
+        if problems:
+            raise ValueError("\n".join(problems))

@@ -1,18 +1,24 @@
 """From sizes to a mesh of real devices."""
 
+import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from tjx_parallel.config import AXES, MeshConfig
+
+# Which axes may reach over slow links, the best first: they talk least.
+_OVER_SLOW_LINKS = ("data", "stage", "fsdp")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arrange devices in a mesh with the axes `AXES`.
 
-    JAX orders the devices so that inner axes get the fast links. The axes are in Auto mode: the
-    compiler carries the shardings of parameters and batch through the model.
+    Inner axes get the fast links: JAX knows those within a slice of TPUs, and on GPUs devices of
+    one node follow each other. Several slices of TPUs are joined along data, stage or fsdp. The
+    axes are in Auto mode: the compiler carries shardings of parameters and batch through the model.
 
     Parameters
     ----------
@@ -24,7 +30,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises
     ------
     ValueError
-        If the sizes do not make up the number of devices; names both.
+        If the sizes do not make up the number of devices, or slices divide neither data, stage nor
+        fsdp; names both numbers.
 
     Examples
     --------
@@ -34,9 +41,26 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     chosen = list(jax.devices() if devices is None else devices)
     sizes = config.axis_sizes(len(chosen))
-    return jax.make_mesh(
-        tuple(sizes[axis] for axis in AXES),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=chosen,
-    )
+    shape = tuple(sizes[axis] for axis in AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in chosen})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=chosen)
+    outer = _across(sizes, slices)
+    inner = tuple(size // over for size, over in zip(shape, outer, strict=True))
+    ordered = mesh_utils.create_hybrid_device_mesh(inner, outer, chosen)
+    return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _across(sizes: dict[str, int], slices: int) -> tuple[int, ...]:
+    """Return over how many slices each axis reaches."""
+    left, outer = slices, dict.fromkeys(AXES, 1)
+    for axis in _OVER_SLOW_LINKS:
+        outer[axis] = math.gcd(left, sizes[axis])
+        left //= outer[axis]
+    if left > 1:
+        text = " x ".join(f"{axis}={sizes[axis]}" for axis in _OVER_SLOW_LINKS)
+        raise ValueError(
+            f"{slices} slices do not divide {text}: only these axes reach from slice to slice; "
+            "choose their sizes so that the slices divide their product"
+        )
+    return tuple(outer[axis] for axis in AXES)

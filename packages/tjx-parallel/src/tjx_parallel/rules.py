@@ -6,19 +6,21 @@ meshes. A new kind of parallelism is a row here, not a change to a model.
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from jax.sharding import Mesh, PartitionSpec
 
-from tjx_parallel.config import AXES
+from tjx_parallel.config import AXES, MeshConfig
 
 DEFAULT_ROWS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "batch": ("data", "fsdp"),  # sequences
-        "layers": (),  # the stacked blocks
+        "batch": ("data", "fsdp", "expert"),  # sequences
+        "seq": ("context",),  # tokens, within a layer
+        "residual": ("context", "tensor"),  # tokens of the stream between layers
+        "layers": ("stage",),  # the stacked blocks
         "vocab": ("tensor",),
-        "seq": (),  # positions, and rows of a position table
+        "position": (),  # rows of a table of positions, or of token types
         "embed": ("fsdp",),  # the width of the residual stream
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
@@ -32,6 +34,9 @@ DEFAULT_ROWS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Logical axis -> mesh axes that divide it."""
+
+STORAGE_AXES = ("data", "fsdp")
+"""Mesh axes over which weights are divided only to be kept: products gather them."""
 
 
 class ShardingRules:
@@ -67,6 +72,12 @@ class ShardingRules:
         given = {name: tuple(axes) for name, axes in (rows or {}).items()}
         self._rows = {**DEFAULT_ROWS, **given}
 
+    @classmethod
+    def of(cls, config: MeshConfig) -> "ShardingRules":
+        """Return the table of a configuration: its rows, and its choice of sequence parallel."""
+        residual = {} if config.sequence_parallel else {"residual": DEFAULT_ROWS["seq"]}
+        return cls({**residual, **config.rows()})
+
     def mesh_axes(self, logical_axis: str) -> tuple[str, ...]:
         """Return the mesh axes that divide a logical axis.
 
@@ -91,6 +102,7 @@ class ShardingRules:
         shape: Sequence[int],
         *,
         name: str = "parameter",
+        without: Collection[str] = (),
     ) -> PartitionSpec:
         """Return how an array of ``shape`` lies on ``mesh``.
 
@@ -107,6 +119,8 @@ class ShardingRules:
             The whole array's shape.
         name
             What to call the array in messages.
+        without
+            Mesh axes that are left out: `STORAGE_AXES` for a weight while it is used.
 
         Raises
         ------
@@ -130,6 +144,7 @@ class ShardingRules:
                 continue
             axes = tuple(axis for axis in wanted if mesh.shape[axis] > 1 and axis not in used)
             used.update(axes)
+            axes = tuple(axis for axis in axes if axis not in without)
             parts = math.prod(mesh.shape[axis] for axis in axes)
             if size % parts:
                 problems.append(

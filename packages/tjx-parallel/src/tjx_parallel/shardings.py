@@ -1,5 +1,6 @@
 """Shardings of parameters, and of everything that a train state keeps for each parameter."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -8,7 +9,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tjx_parallel.rules import ShardingRules
 
 
-def param_shardings(mesh: Mesh, rules: ShardingRules, logical_axes: Any, shapes: Any) -> Any:
+def param_shardings(
+    mesh: Mesh,
+    rules: ShardingRules,
+    logical_axes: Any,
+    shapes: Any,
+    *,
+    without: Collection[str] = (),
+) -> Any:
     """Return the sharding of each parameter.
 
     Use it as ``out_shardings`` of the jitted initialisation: then no device ever holds a whole
@@ -25,6 +33,8 @@ def param_shardings(mesh: Mesh, rules: ShardingRules, logical_axes: Any, shapes:
         for a parameter that every device holds whole.
     shapes
         A pytree like the parameters whose leaves have ``.shape``: `jax.eval_shape` gives one.
+    without
+        Mesh axes that are left out: `STORAGE_AXES` where each device has parameters whole.
 
     Returns
     -------
@@ -61,7 +71,7 @@ def param_shardings(mesh: Mesh, rules: ShardingRules, logical_axes: Any, shapes:
             continue
         names = (None,) * len(leaf.shape) if axes[path] is None else axes[path]
         try:
-            specs.append(rules.spec(mesh, names, leaf.shape, name=_name(path)))
+            specs.append(rules.spec(mesh, names, leaf.shape, name=_name(path), without=without))
         except ValueError as error:
             problems.append(str(error))
     if problems:

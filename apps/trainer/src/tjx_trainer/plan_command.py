@@ -1,0 +1,237 @@
+"""`trainer plan`: what a run needs, what it costs and how it scales, before there is a machine.
+
+Nothing here imports JAX before the command line is read: a mistake is answered at once.
+"""
+
+import difflib
+import json
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tjx_parallel.chips import CHIPS, Chip, find_chip
+from tjx_parallel.config import AXES
+from tjx_trainer.command_line import convert, refuse, resolve, text_of
+from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.exit_codes import ExitCode
+from tjx_trainer.presets import Given
+from tjx_trainer.tree import Leaf, leaves
+
+_HELP = """\
+usage: trainer plan --chip NAME [--chips N] [--compute_efficiency X] [--out DIR]
+                    [--config NAME_OR_PATH] [--section.name VALUE] ...
+
+Tells what a run needs on each device, what a step costs, and how it scales from 1 to 1024 devices:
+the step is compiled for devices that need not be there, and no data are read.
+
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFlags:
+    """What is told beside the run's own flags.
+
+    Attributes
+    ----------
+    chip
+        The accelerator.
+    chips
+        Devices; none: the product of the mesh's sizes, where -1 counts as 1.
+    compute_efficiency
+        Share of the peak that the computing of a step is assumed to reach.
+    out
+        Folder for plan.json, memory.png and scaling.png; none: nothing is written.
+    """
+
+    chip: str = "h100"
+    chips: int | None = None
+    compute_efficiency: float = 0.5
+    out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterFlags:
+    """What is told beside the run's own flags.
+
+    Attributes
+    ----------
+    chips
+        Devices; none: the product of the mesh's sizes, where -1 counts as 1.
+    """
+
+    chips: int | None = None
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the plan of a run, and write it where that was asked for.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The words after ``plan``.
+
+    Returns
+    -------
+    int
+        0, whether the run fits or not.
+
+    Raises
+    ------
+    SystemExit
+        With code 2 after everything that is wrong was written to stderr.
+    """
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(_HELP + help_of(PlanFlags))
+        return ExitCode.FINISHED
+    try:
+        flags, config = read_flags(argv, PlanFlags)
+        chip, count = _chip(flags), device_count(flags.chips, config)
+        # They bring JAX, which takes seconds to import.
+        from tjx_parallel.plan import plan
+        from tjx_trainer.plan_page import page
+        from tjx_trainer.planned_step import plan_step
+
+        try:
+            planned = plan_step(config, chip, count)
+        except ValueError as error:
+            raise ConfigError(str(error).splitlines()) from error
+    except ConfigError as error:
+        refuse(error)
+    found = plan(planned.step, chip, compute_efficiency=flags.compute_efficiency)
+    sys.stdout.write(page(config, found, planned.notes))
+    if flags.out is not None:
+        for file in write(Path(flags.out), config, found, planned.notes):
+            sys.stdout.write(f"{file}\n")
+    return ExitCode.FINISHED
+
+
+def write(folder: Path, config: Config, found: Any, notes: Sequence[str]) -> list[Path]:
+    """Write a plan as numbers and as two pictures; return the files."""
+    from tjx_trainer.plan_page import summary
+    from tjx_trainer.plan_picture import draw_memory, draw_scaling
+
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for name in ("plan.json", "memory.png", "scaling.png")]
+    files[0].write_text(json.dumps({**summary(found), "notes": list(notes)}, indent=2) + "\n")
+    draw_memory(found, files[1], title=config.name)
+    draw_scaling(found, files[2], title=config.name)
+    return files
+
+
+def read_flags[Flags: (PlanFlags, ParameterFlags)](
+    argv: Sequence[str], kind: type[Flags]
+) -> tuple[Flags, Config]:
+    """Read a command's own flags, and the run's.
+
+    Raises
+    ------
+    ConfigError
+        With everything that is wrong in either.
+    """
+    own, rest, problems = split_words(argv, [field.name for field in fields(kind)])
+    values = {}
+    for name, written in own.items():
+        default = getattr(kind, name)
+        leaf = Leaf(name, kind.__annotations__[name], default, kind)
+        try:
+            values[name] = convert(leaf, Given(written, f"--{name}"))
+        except ValueError as error:
+            problems.append(str(error))
+    try:
+        config = resolve(rest)
+    except ConfigError as error:
+        problems += error.problems
+    if isinstance(chip := values.get("chip"), str):
+        try:
+            find_chip(chip)
+        except ValueError as error:
+            problems.append(f"--chip: {error}")
+    efficiency = values.get("compute_efficiency", 1)
+    if not 0 < efficiency <= 1:
+        problems.append(f"--compute_efficiency: {efficiency:g} was given, expected a share, as 0.5")
+    if problems:
+        raise ConfigError(problems)
+    return kind(**values), config
+
+
+def split_words(
+    argv: Sequence[str], own: Sequence[str]
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Divide a command line into a command's own flags with their values, the rest, and mistakes.
+
+    Examples
+    --------
+    >>> split_words(["--chip", "h100", "--model.n_layer=2"], ["chip"])
+    ({'chip': 'h100'}, ['--model.n_layer=2'], [])
+    """
+    found: dict[str, str] = {}
+    others: list[str] = []
+    problems: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.removeprefix("--").partition("=")
+        near = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
+        is_flag = word.startswith("--") and name not in leaves() and name != "config"
+        if not is_flag or not near:
+            others.append(word)
+            continue
+        if not has_value:
+            value = words.pop(0) if words and not words[0].startswith("--") else ""
+        if name not in own:
+            problems.append(f"--{name}: there is no such flag; did you mean --{near[0]}?")
+        elif name in found:
+            problems.append(f"--{name} is given twice: keep one")
+        elif not value:
+            problems.append(f"--{name}: its value is missing")
+        else:
+            found[name] = value
+    return found, others, problems
+
+
+def help_of(kind: type) -> str:
+    """Describe a command's own flags."""
+    import docstring_parser
+
+    lines = [
+        f"  --{each.arg_name:<22}{' '.join((each.description or '').split())} "
+        f"[{text_of(getattr(kind, each.arg_name))}]"
+        for each in docstring_parser.parse_from_object(kind).params
+    ]
+    if kind is PlanFlags:
+        lines += [f"  chips: {', '.join(CHIPS)}"]
+    lines += ["", "All flags and presets of a run: `--help` without a command."]
+    return "\n".join(lines) + "\n"
+
+
+def device_count(chips: int | None, config: Config) -> int:
+    """Return on how many devices a run is planned.
+
+    Raises
+    ------
+    ConfigError
+        If the mesh is not of so many.
+    """
+    sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
+    count = chips or math.prod(size for size in sizes.values() if size > 0)
+    try:
+        config.mesh.axis_sizes(count)
+    except ValueError as error:
+        raise ConfigError([f"--chips {count}: {error}"]) from error
+    return count
+
+
+def _chip(flags: PlanFlags) -> Chip:
+    """Return the chip, with the share of its memory that JAX is told to take."""
+    chip = find_chip(flags.chip)
+    share = os.environ.get("XLA_CLIENT_MEM_FRACTION")
+    if share is None or chip.platform != "cuda":
+        return chip
+    try:
+        return chip._replace(usable=float(share))
+    except ValueError:
+        raise ConfigError([f"XLA_CLIENT_MEM_FRACTION {share!r}: must be a share, as .92"]) from None

@@ -1,0 +1,195 @@
+"""The compiled step of a run that is only planned: neither its data nor its devices are needed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import tjx_nn
+import tjx_parallel
+from tjx_nn.bert_config import BertConfig
+from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.vit_config import ViTConfig
+from tjx_parallel.chips import Chip
+from tjx_parallel.collectives import collectives
+from tjx_parallel.plan import Step
+from tjx_trainer.chip_devices import NotForTheChipError, chip_devices
+from tjx_trainer.config import GPT2_VOCAB_SIZE, Config
+from tjx_trainer.job import Parts, build_parts
+from tjx_trainer.parameter_table import bytes_on_device
+
+# Memory and exchanges do not depend on how good the machine code is. Numbers of 16 bits stay as
+# they are: the CPU's compiler would exchange 32 in their place.
+_CHEAP = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_disable_hlo_passes": "float-normalization-bf16",
+}
+# What activations that are kept for the backward pass save; of all others the forward pass is
+# computed again, a third of the FLOPs of a step.
+_AGAIN = {"full": 1 / 3}
+
+
+class PlannedStep(NamedTuple):
+    """A step that was compiled, and by whom.
+
+    Attributes
+    ----------
+    step : Step
+        Its figures.
+    notes : list of str
+        What they are worth: the compiler, and what had to be assumed.
+    """
+
+    step: Step
+    notes: list[str]
+
+
+def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
+    """Compile a run's step for so many devices, and read its figures.
+
+    Parameters
+    ----------
+    config : Config
+        From the command line.
+    chip : Chip
+        What it is compiled for where the compiler is installed; else the CPU's compiler does it.
+    device_count : int
+        Devices in the mesh.
+
+    Raises
+    ------
+    ValueError
+        If the configuration does not fit the devices.
+    """
+    config, notes = with_vocabulary(config)
+    if config.train.precision == "fp32":
+        notes.append("train.precision is fp32 and the chip's peak that of bf16: it takes longer")
+    cpus = cpu_devices(device_count)
+    compiled = None
+    try:
+        devices = chip_devices(chip, device_count)
+        parts, compiled = _compile(config, devices)
+        notes.append(f"compiled by the compiler of {chip.name} itself: the memory is what it needs")
+    except NotForTheChipError as reason:
+        notes.append(
+            f"compiled for the CPU, as {reason}: its temporaries are 1.1 to 1.6 times a GPU's"
+        )
+    if compiled is None:
+        parts, compiled = _compile(config, cpus, _CHEAP)
+    return PlannedStep(_figures(config, parts, compiled), notes)
+
+
+def with_vocabulary(config: Config) -> tuple[Config, list[str]]:
+    """Return the configuration with the vocabulary of its tokenizer, and what was assumed."""
+    if not config.train.vocab_from_tokenizer or isinstance(config.model, ViTConfig):
+        return config, []
+    kind = config.data.tokenizer_kind
+    size = {"gpt2": GPT2_VOCAB_SIZE, "bpe": config.data.vocab_size}.get(kind)
+    if size is None or isinstance(config.model, EncoderDecoderConfig):
+        assumed = f"the vocabulary is taken to be {config.model.vocab_size} (the data decide it)"
+        return config, [assumed]
+    return config.with_vocabulary(size + isinstance(config.model, BertConfig)), []  # and the mask
+
+
+def cpu_devices(count: int) -> list[jax.Device]:
+    """Return so many devices of the CPU, none of which is used.
+
+    Raises
+    ------
+    ValueError
+        If JAX was started before with fewer.
+    """
+    settings: dict[str, Any] = {
+        "jax_platforms": "cpu",
+        "jax_num_cpu_devices": max(count, jax.config.jax_num_cpu_devices),
+    }
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
+    except RuntimeError:  # it is running
+        pass
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise ValueError(
+            f"JAX was started with {len(devices)} devices, and the mesh has {count}: plan it in a "
+            "process of its own"
+        )
+    return devices[:count]
+
+
+def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Return shapes, dtypes and shardings of a batch; they are arguments of the model's losses."""
+    model, rows, length = config.model, config.train.batch_size, config.data.seq_len
+    ids: tuple[tuple[int, ...], type] = (rows, length), np.int32
+    arrays = {"tokens": ids, "labels": ids}
+    if isinstance(model, ViTConfig):
+        images = (rows, *model.height_width, model.channels)
+        arrays = {"images": (images, np.float32), "labels": ((rows,), np.int32)}
+    elif isinstance(model, EncoderDecoderConfig):
+        # Source and target are no longer than a row of text.
+        arrays |= {"source": ids, "source_mask": ((rows, length), np.bool_)}
+    elif config.data.packing == "documents":
+        arrays |= {"segment_ids": ids, "positions": ids}
+    abstract: Any = jax.ShapeDtypeStruct  # JAX gives no types
+    sharding = tjx_parallel.batch_sharding(mesh)
+    return {name: abstract(*array, sharding=sharding) for name, array in arrays.items()}
+
+
+def lower_step(config: Config, devices: Sequence[jax.Device]) -> tuple[Parts, Any]:
+    """Return the parts of a run on some devices, and its step, lowered for them."""
+    with jax.default_device(devices[0]):  # kernels are chosen for it
+        parts = build_parts(config, devices)
+        jitted: Any = parts.train_step
+        return parts, jitted.lower(parts.abstract, abstract_batch(config, parts.mesh))
+
+
+def _compile(
+    config: Config, devices: Sequence[jax.Device], options: Any = None
+) -> tuple[Parts, Any]:
+    parts, lowered = lower_step(config, devices)
+    try:
+        return parts, lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if devices[0].platform == "cpu":
+            raise
+        raise NotForTheChipError(f"its own compiler says {str(error)[:200]!r}") from error
+
+
+def _figures(config: Config, parts: Parts, compiled: Any) -> Step:
+    found, shape = compiled.memory_analysis(), dict(parts.mesh.shape)
+    params, model = parts.abstract.params, config.model
+    length = model.max_seq_len if isinstance(model, ViTConfig) else config.data.seq_len
+    tokens = config.train.batch_size * length
+    # What a step returns beside the state that it was given the memory of.
+    fresh = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+    wide = 4 if config.mesh.reduce_dtype == "float32" else 2
+    return Step(
+        mesh_shape=shape,
+        parameters=bytes_on_device(params),
+        optimizer=bytes_on_device(parts.abstract.opt_state),
+        batch=bytes_on_device(abstract_batch(config, parts.mesh)),
+        temporaries=found.temp_size_in_bytes + fresh,
+        gradients=_numbers_on_device(params) * wide,
+        flops=tjx_nn.flops_per_token(model, length) * tokens * (1 + _AGAIN.get(model.remat, 0.0)),
+        tokens=tokens,
+        sequences=config.train.batch_size,
+        microbatches=parts.accumulation,
+        exchanges=tuple(collectives(compiled.as_text(), shape)),
+        bubble=bubble(config, shape["stage"], parts.accumulation),
+    )
+
+
+def bubble(config: Config, stages: int, microbatches: int) -> float:
+    """Return the share of a step in which a stage waits for others: (p - 1) / (v m + p - 1).
+
+    p stages, m microbatches, v parts of the model a stage (Narayanan et al. 2021, section 2.2).
+    """
+    waiting = stages - 1
+    return waiting / (config.mesh.chunks_per_stage * microbatches + waiting)
+
+
+def _numbers_on_device(tree: Any) -> int:
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))

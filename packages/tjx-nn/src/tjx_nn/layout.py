@@ -1,0 +1,117 @@
+"""Where the arrays of a model lie when it runs on several devices.
+
+A model gives each dimension of what it computes with a logical name and knows of no mesh. Whoever
+has one derives from `Layout` and gives it to `bind`; `Layout` itself is that of one device.
+
+Axes in names: B batch, T time, S keys, N query heads, K key heads, H head_dim, V that of values
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tjx_kernels import flash_attention
+
+# A name for each dimension; None for one that is never divided.
+Axes = Sequence[str | None]
+
+
+class Layout:
+    """One device: every array is whole, and nothing is done.
+
+    The logical axes of activations are "batch", "seq" (tokens within a layer), "residual" (tokens
+    of the stream between layers) and "embed" (features of the stream).
+
+    Attributes
+    ----------
+    reduce_dtype : str
+        Type in which gradients of weights are summed over devices, and over the tokens of one.
+    """
+
+    reduce_dtype: str = "float32"
+
+    def place(self, x: Array, axes: Axes) -> Array:  # noqa: ARG002  of no use on one device
+        """Return an activation, lying as the names of its dimensions say."""
+        return x
+
+    def gathered(self, w: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
+        """Return a weight as products want it: whole where it is divided only to be kept."""
+        return w
+
+    def stored(self, dw: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
+        """Return the gradient of a weight, divided as the weight is kept."""
+        return dw
+
+    def attend(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S K H"],
+        v: Float[Array, "B S K V"],
+        **options: Any,
+    ) -> Float[Array, "B T N V"]:
+        """Run `tjx_kernels.flash_attention` with these options."""
+        out = flash_attention(q, k, v, **options)
+        assert isinstance(out, Array)  # and no log-sum-exp with it
+        return out
+
+    def to_experts(self, rows: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
+        """Return rows for experts, having moved them to where these are."""
+        return rows
+
+    def from_experts(self, rows: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
+        """Undo `to_experts`."""
+        return rows
+
+    def reorder[A: (Array, np.ndarray)](self, x: A) -> A:
+        """Return [batch, tokens, ...] with the tokens in the order in which devices hold them."""
+        return x
+
+    def restore(self, x: Array) -> Array:
+        """Undo `reorder`."""
+        return x
+
+    def reordered[T](self, tree: T) -> T:
+        """Return a pytree of arrays [batch, tokens, ...], each reordered."""
+        ordered: T = jax.tree.map(self.reorder, tree)
+        return ordered
+
+
+ONE_DEVICE = Layout()
+
+
+class Placed(nnx.Module):
+    """A part of a model that asks the layout; `bind` sets it."""
+
+    layout: Layout = ONE_DEVICE
+
+    def table(self, w: nnx.Param[Array], axes: Axes) -> Array:
+        """Return a float32 weight as it is used, its gradient summed over devices in float32."""
+        return _used(self.layout, tuple(axes), w[...])
+
+
+def set_layout(model: nnx.Module, layout: Layout) -> None:
+    """Give a layout to all parts of a model."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Placed):
+            module.layout = layout
+
+
+def _used(layout: Layout, axes: tuple[str | None, ...], w: Array) -> Array:
+    @jax.custom_vjp
+    def use(w: Array) -> Array:
+        return layout.gathered(w, axes)
+
+    def forward(w: Array) -> tuple[Array, None]:
+        return use(w), None
+
+    def backward(_: None, dw: Array) -> tuple[Array]:
+        # Summed first: else the compiler may divide what is summed by the features of `w`.
+        return (layout.stored(layout.gathered(dw, axes), axes),)
+
+    use.defvjp(forward, backward)
+    used: Array = use(w)
+    return used

@@ -1,0 +1,82 @@
+"""What accelerators can do, as their makers say; plans are made of these figures. No JAX."""
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+_GB, _GIB = 10**9, 2**30
+
+
+class Chip(NamedTuple):
+    """An accelerator.
+
+    Attributes
+    ----------
+    name
+        As a user gives it.
+    platform
+        Whose compiler makes its programs: cuda or tpu.
+    memory
+        Bytes. A GPU's GB are taken as 10**9; a TPU's are what libtpu 0.0.51 can allocate.
+    usable
+        Share of them that JAX takes: of a GPU 0.75 unless XLA_CLIENT_MEM_FRACTION is set
+        (docs.jax.dev, "GPU memory allocation").
+    flops
+        bf16 FLOP/s of matrix products, without sparsity.
+    memory_bandwidth
+        Bytes/s.
+    fast_bandwidth
+        Bytes/s sent along one axis of a mesh in the fast domain: NVLink in one direction; of a
+        TPU's torus (ICI) the links of one dimension, as an axis may lie along one only.
+    fast_size
+        Chips in a fast domain: those of a DGX, or of a TPU pod.
+    slow_bandwidth
+        Bytes/s sent beyond it, a chip: InfiniBand, or its part of a pod's network (DCN).
+    source
+        Where the figures stand.
+    """
+
+    name: str
+    platform: str
+    memory: int
+    usable: float
+    flops: float
+    memory_bandwidth: float
+    fast_bandwidth: float
+    fast_size: int
+    slow_bandwidth: float
+    source: str
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that a program can have."""
+        return int(self.memory * self.usable)
+
+
+CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in (
+    Chip("a100", "cuda", 80 * _GB, 0.75, 312e12, 2.039e12, 600e9 / 2, 8, 200e9 / 8,
+         "NVIDIA A100 (SXM, 80 GB) datasheet; DGX A100: a ConnectX-6 of 200 Gb/s for each GPU"),
+    Chip("h100", "cuda", 80 * _GB, 0.75, 989e12, 3.35e12, 900e9 / 2, 8, 400e9 / 8,
+         "NVIDIA H100 (SXM) datasheet; DGX H100: a ConnectX-7 of 400 Gb/s for each GPU"),
+    Chip("h200", "cuda", 141 * _GB, 0.75, 989e12, 4.8e12, 900e9 / 2, 8, 400e9 / 8,
+         "NVIDIA H200 (SXM) datasheet; DGX H200: a ConnectX-7 of 400 Gb/s for each GPU"),
+    Chip("b200", "cuda", 180 * _GB, 0.75, 2250e12, 8e12, 1800e9 / 2, 8, 400e9 / 8,
+         "NVIDIA HGX B200 datasheet; DGX B200: a ConnectX-7 of 400 Gb/s for each GPU"),
+    Chip("v5e", "tpu", int(15.75 * _GIB), 1.0, 197e12, 819e9, 400e9 / 2 / 2, 256, 25e9 / 8,
+         "Google Cloud's page of TPU v5e: ICI 400 GB/s both ways, 2D torus, DCN 6.4 Tb/s a pod"),
+    Chip("v5p", "tpu", int(95.73 * _GIB), 1.0, 459e12, 2.765e12, 1200e9 / 2 / 3, 8960, 50e9 / 8,
+         "Google Cloud's page of TPU v5p: ICI 1200 GB/s both ways, 3D torus, DCN 50 Gb/s a chip"),
+    Chip("v6e", "tpu", int(31.24 * _GIB), 1.0, 918e12, 1.6e12, 800e9 / 2 / 2, 256, 100e9 / 8,
+         "Google Cloud's page of TPU v6e: ICI 800 GB/s both ways, 2D torus, DCN 25.6 Tb/s a pod"),
+)})  # fmt: skip
+"""The chips by name."""
+
+
+def find_chip(name: str) -> Chip:
+    """Return the chip of a name; ValueError, naming the nearest, if there is none."""
+    if (chip := CHIPS.get(name.lower())) is not None:
+        return chip
+    near = difflib.get_close_matches(name.lower(), CHIPS, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"no chip is called {name!r}: give one of {', '.join(CHIPS)}{hint}")
