@@ -19,7 +19,7 @@ def test_every_flag_that_a_guide_names_is_there() -> None:
     named = {
         flag
         for guide in GUIDES
-        for flag in re.findall(r"--([a-z]+\.[a-z_]+)", guide.read_text(encoding="utf-8"))
+        for flag in re.findall(r"--([a-z]+(?:\.[a-z_]+)+)", guide.read_text(encoding="utf-8"))
     }
     assert len(named) > 5
     assert named <= set(leaves())

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class Compiler:
                 platform="tpu", topology_name=f"{self.target}:2x2"
             )
         else:
-            config = Path(__file__).parent / "targets" / f"{self.target}.txtpb"
+            config = resources.files("tjx_trainer") / "targets" / f"{self.target}.txtpb"
             described = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name=self.target,

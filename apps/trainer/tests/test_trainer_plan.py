@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from tjx_parallel.chips import CHIPS, find_chip
-from tjx_parallel.plan import Step, plan, scaled
+from tjx_parallel.planning import Step, plan, scaled
 from tjx_trainer import parameter_table, plan_command
 from tjx_trainer.command_line import resolve
 from tjx_trainer.plan_command import PlanFlags, device_count, read_flags
@@ -127,6 +127,8 @@ def test_what_does_not_fit_comes_with_flags_that_would_do() -> None:
     lines = verdict(config, found)
     assert re.match(r"It does not fit: 2\d\.\d GiB are missing", lines[0])
     assert "--train.device_batch_size 4 (now 8): about 50.1 GiB, fits" in lines[1]
+    more = verdict(config, plan(replace(XL, temporaries=150 * GIB), CHIPS["a100"]))
+    assert "--train.device_batch_size 2 (now 8): about 54.9 GiB, fits" in more[1]
     # Each flag is one of the trainer's, and each chip one that has the room.
     for name, value in re.findall(r"--((?:train|mesh|model|optimizer)\.\w+) (\w+)", str(lines)):
         resolve([*words[:2], f"--{name}={value}"])
@@ -212,6 +214,8 @@ def test_each_family_is_lowered_without_data(family: str) -> None:
     parts, lowered = lower_step(config, jax.devices()[:2])
     inputs: Any = lowered.in_avals[0][1]
     assert inputs.keys() == abstract_batch(config, parts.mesh).keys() > {"labels"}
+    if family == "gpt":  # whole documents see nothing of each other
+        assert inputs.keys() > {"segment_ids", "positions"}
     if family == "encoder_decoder":  # the one whose data need not be read
         config, make_task = open_task(config)
         rows = make_task(Share(8, 8, 0, 1)).train_data.batch(0)

@@ -21,11 +21,11 @@ import tjx_ckpt.checkpointer
 from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.exit_codes import NotFiniteError
+from tjx_trainer.gradients import Batch
 from tjx_trainer.interrupt import Interrupts, Stopped
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.run_dir import RunDirectory
 from tjx_trainer.state import TrainState
-from tjx_trainer.gradients import Batch
 from tjx_trainer.task_table import open_task
 from tjx_trainer.train import carry_out
 from tjx_trainer.watchdog import Watchdog

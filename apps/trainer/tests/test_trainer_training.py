@@ -25,6 +25,7 @@ from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.evaluation import evaluate, make_eval_step
 from tjx_trainer.exit_codes import ExitCode
+from tjx_trainer.gradients import Batch
 from tjx_trainer.interrupt import Interrupts
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.loop import run_steps
@@ -32,7 +33,6 @@ from tjx_trainer.progress import Progress
 from tjx_trainer.requests import Requests
 from tjx_trainer.sampling import continue_prompt, longest_continuation
 from tjx_trainer.saving import Saver
-from tjx_trainer.gradients import Batch
 from tjx_trainer.task import Put
 from tjx_trainer.task_table import open_task
 from tjx_trainer.text_task import LanguageModelling

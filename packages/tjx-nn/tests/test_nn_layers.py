@@ -95,7 +95,8 @@ def test_gradients_of_weights_are_summed_in_float32_whatever_the_computation() -
         return dw
 
     dw = jax.jit(gradient)(*jax.device_put((x, normal(8, 8), dy)))
-    exact = np.float32(x.astype("bfloat16")).T @ np.float32(dy.astype("bfloat16"))
+    rounded = [np.asarray(each.astype("bfloat16"), np.float32) for each in (x, dy)]
+    exact = rounded[0].T @ rounded[1]
     assert dw.dtype == np.float32
     # Rounded to bfloat16 the sums would be off by up to 2**-9 of themselves.
     np.testing.assert_allclose(np.asarray(dw), exact, rtol=1e-4, atol=1e-3)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tjx_parallel.chips import CHIPS, find_chip
-from tjx_parallel.collectives import Collective
-from tjx_parallel.plan import Plan, Step, plan, scaled
+from tjx_parallel.hlo import Collective
+from tjx_parallel.planning import Plan, Step, plan, scaled
 
 ONE = {"stage": 1, "data": 1, "fsdp": 1, "context": 1, "expert": 1, "tensor": 1}
 GIB = 2**30

@@ -146,16 +146,17 @@ def slurm(index: int, port: int) -> dict[str, str]:
 def open_mpi(index: int, port: int) -> dict[str, str]:
     """Return what mpirun of Open MPI 4 sets, for two processes on one machine."""
     return {
-        "OMPI_MCA_orte_hnp_uri": f"{(port - 61440) << 12}.0;tcp://127.0.0.1:1", "OMPI_VERSION": "4",
+        "OMPI_MCA_orte_hnp_uri": f"{(port - 61440) << 12}.0;tcp://127.0.0.1:1",
         "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(index),
         "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
     }  # fmt: skip
 
 
 def told(index: int, port: int) -> dict[str, str]:
-    """Return our own three, within a task of SLURM that says otherwise: they go before it."""
+    """Return our own three, where Open MPI 5 says otherwise, whom JAX cannot ask without mpi4py."""
     return {
-        **slurm(0, port), "SLURM_NTASKS": "64", "JAX_NUM_PROCESSES": "2",
+        "OMPI_COMM_WORLD_SIZE": "64", "OMPI_COMM_WORLD_RANK": "0",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "0", "JAX_NUM_PROCESSES": "2",
         "JAX_PROCESS_ID": str(index), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
     }  # fmt: skip
 

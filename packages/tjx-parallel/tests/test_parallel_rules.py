@@ -11,6 +11,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tjx_parallel import (
     AXES,
+    STORAGE_AXES,
+    DistributedConfig,
     MeshConfig,
     ShardingRules,
     batch_process,
@@ -22,6 +24,7 @@ from tjx_parallel import (
     shard_batch,
     state_shardings,
 )
+from tjx_parallel.mesh import across_slices
 
 # JAX declares these without types.
 Abstract: Any = jax.ShapeDtypeStruct
@@ -35,7 +38,7 @@ def shape(*sizes: int) -> Any:
 @given(st.permutations(range(3)), st.integers(1, 6), st.integers(1, 6), st.integers(1, 6))
 def test_one_axis_fills_what_is_left(order: list[int], a: int, b: int, c: int) -> None:
     names = [("data", "fsdp", "tensor")[index] for index in order]
-    sizes = dict(zip(names, (a, b, -1), strict=True))
+    sizes: Any = dict(zip(names, (a, b, -1), strict=True))
     assert MeshConfig(**{"data": 1, **sizes}).axis_sizes(a * b * c)[names[2]] == c
 
 
@@ -58,11 +61,31 @@ def test_wrong_sizes_are_named_with_both_numbers() -> None:
 
 def test_all_mistakes_in_a_config_are_told_at_once() -> None:
     with pytest.raises(ValueError, match="tensor = 0") as caught:
-        MeshConfig(tensor=0, stage=2, context=-1, fsdp=-1)
+        MeshConfig(tensor=0, context=-1, fsdp=-1, virtual_stages=1, rules=("mlp=node", "batch="))
     message = str(caught.value)
-    assert "stage = 2: this version" in message
-    assert "context = -1: this version" in message
     assert "data and fsdp and context are -1" in message
+    assert "virtual_stages = 1: must be 2 or more" in message
+    assert "'mlp=node' is no row" in message
+    assert "the row batch stays" in message
+
+
+def test_slices_are_joined_along_the_axes_that_talk_least() -> None:
+    sizes = {"stage": 2, "data": 4, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
+    assert across_slices(sizes, 2) == (1, 2, 1, 1, 1, 1)
+    assert across_slices(sizes, 8) == (2, 4, 1, 1, 1, 1)
+    with pytest.raises(ValueError, match="32 slices do not divide data=4 x stage=2 x fsdp=2"):
+        across_slices(sizes, 32)
+
+
+def test_the_configuration_s_rows_and_sequence_parallel_make_the_table() -> None:
+    rules = ShardingRules.of(MeshConfig(sequence_parallel=False, rules=("mlp=fsdp+tensor",)))
+    assert rules.mesh_axes("residual") == rules.mesh_axes("seq") == ("context",)
+    assert rules.mesh_axes("mlp") == ("fsdp", "tensor")
+    assert ShardingRules().mesh_axes("residual") == ("context", "tensor")
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
+    # What is gathered to be used is left out, and is not given to another dimension.
+    spec = ShardingRules().spec(mesh, ("embed", "embed"), (8, 8), without=STORAGE_AXES)
+    assert spec == P(None, None)
 
 
 def test_a_row_can_be_replaced_and_added() -> None:
@@ -133,7 +156,7 @@ def test_a_batch_lies_in_order_over_data_and_fsdp() -> None:
 
 def test_a_batch_that_does_not_divide_is_named_with_both_numbers() -> None:
     mesh = make_mesh(MeshConfig(fsdp=4))
-    with pytest.raises(ValueError, match=r"tokens: 6 rows .* = 2 x 4 = 8") as caught:
+    with pytest.raises(ValueError, match=r"tokens: 6 rows .* = 2 x 4 x 1 = 8") as caught:
         shard_batch(mesh, {"tokens": np.zeros((6, 2)), "loss": np.array(1.0)})
     assert "loss: has no rows" in str(caught.value)
 
@@ -146,8 +169,8 @@ def test_one_process_needs_no_start() -> None:
 
 def test_a_half_given_start_is_explained() -> None:
     with pytest.raises(ValueError, match="num_processes is missing") as caught:
-        initialize(coordinator="somewhere")
+        DistributedConfig(coordinator="somewhere")
     assert "process_id is missing" in str(caught.value)
     assert "must be host:port" in str(caught.value)
     with pytest.raises(ValueError, match="process_id = 2: must be from 0 to 2 - 1"):
-        initialize("127.0.0.1:1", 2, 2)
+        DistributedConfig(coordinator="127.0.0.1:1", num_processes=2, process_id=2)

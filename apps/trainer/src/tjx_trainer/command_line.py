@@ -344,7 +344,8 @@ def help_text(argv: Sequence[str] = ()) -> str:
     except ConfigError:  # a mistake is told when the run is started; help always helps
         name = DEFAULT_PRESET
         values = flatten(resolve(["--config", name]))
-    lines = ["usage: trainer [--config NAME_OR_PATH] [--section.name VALUE] ...", "", "Presets:"]
+    usage = "usage: trainer [plan|parameters] [--config NAME_OR_PATH] [--section.name VALUE] ..."
+    lines = [usage, "", "Presets:"]
     for each in preset_names():
         lines += _item(each, load_preset(each).description)
     lines += ["", f"Flags, in brackets the value with --config {name}:"]

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import tjx_nn
 import tjx_optim
 import tjx_parallel
-from tjx_nn.block import RESIDUAL
-from tjx_nn.layout import Layout
+from tjx_nn.layout import RESIDUAL, Layout
 from tjx_nn.losses import penalty_weights
 from tjx_nn.stack import Part
 from tjx_trainer.config import Config, ModelConfig

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import tjx_kernels
@@ -40,7 +41,8 @@ class MeshLayout(tjx_nn.Layout):
         self.reduce_dtype = choices.reduce_dtype
         self._place = tjx_parallel.make_constraint(mesh, rules)
         self._whole = tjx_parallel.make_constraint(mesh, rules, without=tjx_parallel.STORAGE_AXES)
-        self._mesh = mesh
+        self._mesh, self._rules = mesh, rules
+        self._weights_divided = choices.zero == 3
         self._gradients_divided = choices.zero >= 2
         self._parts = mesh.shape["context"] if zigzag else 1
         self._attention: dict[str, Any] = {
@@ -57,12 +59,18 @@ class MeshLayout(tjx_nn.Layout):
         return self._place(x, axes)
 
     def gathered(self, w: jax.Array, axes: Axes) -> jax.Array:
-        """Gather a weight over the axes that only keep it."""
-        return self._whole(w, axes)
+        """Gather a weight over the axes that only keep it, in the type that it has here."""
+        # Divided first, else it is gathered before it is cast.
+        return self._whole(self._place(w, axes) if self._weights_divided else w, axes)
 
     def stored(self, dw: jax.Array, axes: Axes) -> jax.Array:
         """Sum a weight's gradient over devices, to where it is kept."""
         return self._place(dw, axes) if self._gradients_divided else self._whole(dw, axes)
+
+    def look_up(self, table: jax.Array, ids: jax.Array, row_axis: str) -> jax.Array:
+        """Look up rows where they are."""
+        found: jax.Array = tjx_parallel.look_up(table, ids, self._mesh, self._rules, row_axis)
+        return found
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
         """Attend within sequences and heads of each device, and to tokens of others."""
@@ -83,20 +91,25 @@ class MeshLayout(tjx_nn.Layout):
         moved: jax.Array = tjx_parallel.exchange_experts(rows, self._mesh, back=True)
         return moved
 
-    def reorder[A: (jax.Array, np.ndarray)](self, x: A) -> A:
+    def reorder[A: jax.Array | np.ndarray](self, x: A) -> A:
         """Bring tokens into zigzag order."""
         if self._parts == 1:
             return x
-        ordered: A = self._tokens_divided(zigzag(x, self._parts))
+        whole = self._tokens(jnp.asarray(x), None)
+        ordered: A = self._tokens(zigzag(whole, self._parts), "seq")
         return ordered
 
     def restore(self, x: jax.Array) -> jax.Array:
         """Bring tokens back from zigzag order."""
-        return x if self._parts == 1 else self._tokens_divided(unzigzag(x, self._parts))
+        if self._parts == 1:
+            return x
+        restored: jax.Array = unzigzag(self._tokens(x, None), self._parts)
+        return restored
 
-    def _tokens_divided(self, x: Any) -> Any:
+    def _tokens(self, x: Any, axis: str | None) -> Any:
+        """Place [batch, tokens, ...], tokens divided or whole: whole ones are ordered in place."""
         batch = "batch" if x.shape[0] > 1 else None  # positions may be the same for all rows
-        return self._place(x, (batch, "seq", *[None] * (x.ndim - 2)))
+        return self._place(x, (batch, axis, *[None] * (x.ndim - 2)))
 
 
 def make_layout(

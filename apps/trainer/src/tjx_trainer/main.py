@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import NoReturn
@@ -19,6 +19,7 @@ from tjx_ckpt.errors import (
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError
+from tjx_trainer import parameter_table, plan_command
 from tjx_trainer.command_line import parse, read_words, refusal, refuse
 from tjx_trainer.config import ConfigError
 from tjx_trainer.exit_codes import ExitCode, NotFiniteError
@@ -27,6 +28,12 @@ from tjx_trainer.supervised import connect, leave_word
 
 # What the system says of a disk that is full, worn out, or was taken away.
 _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
+
+# What can be asked of a configuration instead of training it.
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "plan": plan_command.run,
+    "parameters": parameter_table.run,
+}
 
 # The first that fits is taken.
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
@@ -51,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code, as the table of `tjx_trainer.exit_codes` has it.
     """
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in _COMMANDS:
+        return _COMMANDS[words[0]](words[1:])
     # Until there is something to save, a signal that asks for it must not kill.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     connect()

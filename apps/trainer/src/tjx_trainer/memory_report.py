@@ -1,6 +1,5 @@
 """Where the memory of a run goes, and which of its flags would take less: said when it ran out."""
 
-import math
 import os
 import resource
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import jax
 import tjx_parallel
 from tjx_trainer.job import Job
 from tjx_trainer.out_of_memory import OutOfMemoryError, headline, is_out_of_memory
+from tjx_trainer.state import bytes_on_device
 
 _USABLE = 0.9  # of the memory that is left: allocators waste some
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -72,13 +72,13 @@ class Memory(NamedTuple):
 
 def measure(job: Job) -> Memory:
     """Work out what a job needs on each device; nothing is allocated there."""
-    params, opt_state = (_bytes_on_device(t) for t in (job.abstract.params, job.abstract.opt_state))
+    params, opt_state = (bytes_on_device(t) for t in (job.abstract.params, job.abstract.opt_state))
     batch = step = None
     # Another process would have to compile with us; and what is short of memory may fail again.
     if jax.process_count() == 1:
         with suppress(Exception):
             shapes = _abstract_batch(job.mesh, job.task.train_data.batch(0))
-            batch = _bytes_on_device(shapes)
+            batch = bytes_on_device(shapes)
             jitted: Any = job.train_step
             step = jitted.lower(job.abstract, shapes).compile().memory_analysis()
     device = job.mesh.devices.flat[0]
@@ -91,14 +91,6 @@ def measure(job: Job) -> Memory:
         temporaries=None if step is None else max(step.temp_size_in_bytes - params, 0),
         capacity=_host_share() if on_host else (device.memory_stats() or {}).get("bytes_limit"),
         on_host=on_host,
-    )
-
-
-def _bytes_on_device(tree: Any) -> int:
-    """Return the bytes of a tree of shapes, dtypes and shardings on one of its devices."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )
 
 

@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
         # They bring JAX.
         from tjx_trainer.job import build_parts
         from tjx_trainer.planned_step import cpu_devices, with_vocabulary
+        from tjx_trainer.state import bytes_on_device
 
         config, notes = with_vocabulary(config)
         try:
@@ -77,6 +78,7 @@ def rows(model: Any, params: Any) -> Iterator[Row]:
     import jax
 
     import tjx_nn
+    from tjx_trainer.state import bytes_on_device
 
     axes = dict(jax.tree_util.tree_leaves_with_path(tjx_nn.logical_axes(model), is_leaf=_is_axes))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -109,17 +111,6 @@ def text(found: Sequence[Row]) -> list[str]:
         )
         for line in cells
     ]
-
-
-def bytes_on_device(tree: Any) -> int:
-    """Return the bytes of a tree on one of its devices; what waits on the host is not there."""
-    import jax
-
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-        if leaf.sharding.memory_kind != "pinned_host"
-    )
 
 
 def _is_axes(node: Any) -> bool:

@@ -91,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
         flags, config = read_flags(argv, PlanFlags)
         chip, count = _chip(flags), device_count(flags.chips, config)
         # They bring JAX, which takes seconds to import.
-        from tjx_parallel.plan import plan
+        from tjx_parallel.planning import plan
         from tjx_trainer.plan_page import page
         from tjx_trainer.planned_step import plan_step
 

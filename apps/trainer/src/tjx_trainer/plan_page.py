@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tjx_parallel.chips import CHIPS
-from tjx_parallel.plan import Plan, Step, plan, scaled
+from tjx_parallel.planning import Plan, Step, plan, scaled
 from tjx_trainer.config import Config
 from tjx_trainer.memory_report import size_text
 

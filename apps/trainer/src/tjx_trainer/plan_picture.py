@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from tjx_metrics.plots import COLORS
-from tjx_parallel.plan import Plan
+from tjx_parallel.planning import Plan
 from tjx_trainer.plan_page import DEVICES, memory_rows, scaled_plan
 
 _GIB = 2**30

@@ -13,12 +13,12 @@ from tjx_nn.bert_config import BertConfig
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.vit_config import ViTConfig
 from tjx_parallel.chips import Chip
-from tjx_parallel.collectives import collectives
-from tjx_parallel.plan import Step
+from tjx_parallel.hlo import collectives
+from tjx_parallel.planning import Step
 from tjx_trainer.chip_devices import NotForTheChipError, chip_devices
 from tjx_trainer.config import GPT2_VOCAB_SIZE, Config
 from tjx_trainer.job import Parts, build_parts
-from tjx_trainer.parameter_table import bytes_on_device
+from tjx_trainer.state import bytes_on_device
 
 # Memory and exchanges do not depend on how good the machine code is. Numbers of 16 bits stay as
 # they are: the CPU's compiler would exchange 32 in their place.

@@ -1,5 +1,6 @@
 """The train state: everything that a step changes, and nothing else."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +93,15 @@ def shardings_of(abstract: TrainState) -> TrainState:
     """Return where each leaf of the state lies."""
     shardings: TrainState = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return shardings
+
+
+def bytes_on_device(tree: Any) -> int:
+    """Return the bytes of a tree on one of its devices; what waits on the host is not there."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != "pinned_host"
+    )
 
 
 def initial_state(

@@ -17,6 +17,7 @@ from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config, ConfigError, reads_text
 from tjx_trainer.interrupt import Interrupts, Stopped
 from tjx_trainer.job import Job, build_job
+from tjx_trainer.lost_process import explaining_loss
 from tjx_trainer.memory_report import explaining_memory
 from tjx_trainer.messages import say
 from tjx_trainer.preparing import PreparationBar
@@ -64,7 +65,7 @@ def train(config: Config) -> int:
         raise ConfigError(str(error).splitlines()) from error
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    with Interrupts() as interrupts:
+    with explaining_loss(config.run_dir), Interrupts() as interrupts:
         try:
             return start(config, interrupts)
         except Stopped as stopped:

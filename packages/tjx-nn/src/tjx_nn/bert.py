@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Float32
 
 from tjx_nn.attention import Measures, Where
 from tjx_nn.bert_config import BertConfig
-from tjx_nn.block import INNER, split
 from tjx_nn.block import drop as dropped
+from tjx_nn.block import split
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
 from tjx_nn.inputs import BertInputs, locate
-from tjx_nn.layout import Placed
+from tjx_nn.layout import Placed, read_stream
 from tjx_nn.linear import Embedding, linear
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
 from tjx_nn.mlp import ACTIVATIONS
@@ -103,16 +103,22 @@ class Bert(Placed):
         labels
             The tokens that are hidden; where it is -100 the loss is 0.
         """
-        x, reported = self.run_blocks(self.begin(tokens, **inputs), tokens, **inputs)
-        found = self.finish(x, self.layout.reorder(labels))
+        rows = self.wte.rows()  # once for both its uses
+        x, reported = self.run_blocks(self.begin(tokens, rows, **inputs), tokens, **inputs)
+        found = self.finish(x, self.layout.reorder(labels), rows)
         return losses(self.config, self.layout.restore(found), reported)
 
-    def begin(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float[Array, "B T D"]:
+    def begin(
+        self,
+        tokens: Ids,
+        rows: Float[Array, "V D"] | None = None,
+        **inputs: Unpack[BertInputs],
+    ) -> Float[Array, "B T D"]:
         """Return the residual stream before the first block; the parts are as those of `GPT`."""
         _, last = layer_keys(self.config, inputs.get("dropout_key"))
         return embed(
             self.config,
-            self._with_types(tokens, inputs.get("token_types")),
+            self._with_types(tokens, inputs.get("token_types"), rows),
             self._where(tokens, inputs).positions,
             self.wpe,
             norm=self.ln_e,
@@ -134,10 +140,15 @@ class Bert(Placed):
         where = self._where(tokens, inputs)
         return self.encoder(x, where, dropout_keys=keys, drop=drop, part=part)
 
-    def finish(self, x: Float[Array, "B T D"], labels: Ids) -> Float32[Array, "B T"]:
+    def finish(
+        self,
+        x: Float[Array, "B T D"],
+        labels: Ids,
+        rows: Float[Array, "V D"] | None = None,
+    ) -> Float32[Array, "B T"]:
         """Return the cross-entropy of each label, for what the last block returns."""
-        table, bias = self._head_table()
-        x = self.layout.place(self.encoder.normalised(x), INNER)
+        table, bias = self._head_table(rows)
+        x = read_stream(self.layout, self.encoder.normalised(x))
         return head_losses(self._transformed(x), table, labels, bias=bias)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
@@ -182,8 +193,10 @@ class Bert(Placed):
         )  # fmt: skip
         return self.layout.reordered(where)
 
-    def _with_types(self, tokens: Ids, types: Ids | None) -> Float32[Array, "B T D"]:
-        x = self.wte(self.layout.reorder(jnp.asarray(tokens)))
+    def _with_types(
+        self, tokens: Ids, types: Ids | None, rows: Array | None
+    ) -> Float32[Array, "B T D"]:
+        x = self.wte(self.layout.reorder(jnp.asarray(tokens)), rows)
         if self.wtt is None:
             if types is not None:
                 raise ValueError("n_token_types is 0: leave token_types out")
@@ -196,6 +209,9 @@ class Bert(Placed):
     def _transformed(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.head(x) / self.config.width_multiplier  # muP; 1 without it
 
-    def _head_table(self) -> tuple[Float[Array, "V D"], Float32[Array, " V"] | None]:
+    def _head_table(
+        self, rows: Array | None = None
+    ) -> tuple[Float[Array, "V D"], Float32[Array, " V"] | None]:
         bias = self.head.bias
-        return self.wte.rows(), None if bias is None else bias[...]
+        table = self.wte.rows() if rows is None else rows
+        return table, None if bias is None else bias[...]

@@ -12,13 +12,10 @@ from tjx_nn.attention import Attention, Entries, Measures, Where
 from tjx_nn.config import TransformerConfig
 from tjx_nn.experts import Experts
 from tjx_nn.latent_attention import LatentAttention
-from tjx_nn.layout import Layout, Placed
+from tjx_nn.layout import Layout, Placed, read_stream, write_stream
 from tjx_nn.mlp import make_mlp
 from tjx_nn.norms import LayerNorm, RMSNorm, make_norm
 from tjx_nn.sparse_attention import SparseAttention
-
-# The stream between layers, and what a layer reads of it.
-RESIDUAL, INNER = ("batch", "residual", "embed"), ("batch", "seq", "embed")
 
 
 class Block(Placed):
@@ -86,7 +83,7 @@ class Block(Placed):
 
     def read(self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm) -> Float[Array, "B T D"]:
         """Return what a sublayer reads of the residual stream."""
-        return self.layout.place(norm(x) if self.config.norm_position == "pre" else x, INNER)
+        return read_stream(self.layout, norm(x) if self.config.norm_position == "pre" else x)
 
     def add(
         self,
@@ -99,7 +96,7 @@ class Block(Placed):
         """Return the residual stream with a sublayer's output `y` in it."""
         if scale is not None:
             y = y * self.table(scale, ("embed",)).astype(y.dtype)[None, None]
-        y = self.layout.place(y, RESIDUAL)
+        y = write_stream(self.layout, y)
         x = x + drop(y, self.config.dropout, dropout_key, self.layout)
         return norm(x) if norm is not None and self.config.norm_position == "post" else x
 

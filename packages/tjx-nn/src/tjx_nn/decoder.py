@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tjx_nn.attention import Attention, Entries, Measures, Where
-from tjx_nn.block import INNER, Block, layer_scale, split
+from tjx_nn.block import Block, layer_scale, split
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.layout import read_stream
 from tjx_nn.norms import make_norm
 from tjx_nn.stack import Stack, in_order, run_stacks, stacked, unstacked
 
@@ -95,7 +96,7 @@ class DecoderBlock(Block):
 
     def cross_entries(self, memory: Memory) -> Entries:
         """Return what cross attention reads of the source: it is the same for all targets."""
-        x = self.layout.place(memory.x, INNER)
+        x = read_stream(self.layout, memory.x)
         entries = self.cross.keys_values(x, Where(jnp.arange(x.shape[1])[None]))
         ids = memory.segment_ids
         return entries if ids is None else {**entries, "segment_ids": ids}

@@ -6,9 +6,9 @@ Axes in names: B batch, T time, D d_model.
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from tjx_nn.block import RESIDUAL, drop
+from tjx_nn.block import drop
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layout import Layout
+from tjx_nn.layout import RESIDUAL, Layout
 from tjx_nn.linear import Embedding
 from tjx_nn.norms import LayerNorm, RMSNorm
 from tjx_nn.rope import sinusoids

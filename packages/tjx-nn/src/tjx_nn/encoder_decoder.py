@@ -14,13 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention import Measures, Where
-from tjx_nn.block import INNER, split
+from tjx_nn.block import split
 from tjx_nn.decoder import BlockCache, Decoder, DecoderBlock, Memory
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.inputs import PairInputs, SourceInputs, locate
-from tjx_nn.layout import Placed
+from tjx_nn.layout import Placed, read_stream
 from tjx_nn.linear import Embedding
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
 from tjx_nn.norms import make_norm
@@ -98,7 +98,7 @@ class EncoderDecoder(Placed):
         """
         x, reported = self._read(source, tokens, inputs, drop=True)
         table, bias = self._head_table()
-        x = self.layout.place(x, INNER) / self.config.width_multiplier
+        x = read_stream(self.layout, x) / self.config.width_multiplier
         labels = self.layout.reorder(labels)
         found = head_losses(x, table, labels, bias=bias)
         return losses(self.config, self.layout.restore(found), reported)

@@ -13,11 +13,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention import Entries, Measures, Where
-from tjx_nn.block import INNER, Block
+from tjx_nn.block import Block
 from tjx_nn.embed import embed, position_table
 from tjx_nn.gpt_config import GPTConfig
 from tjx_nn.inputs import GPTInputs, locate
-from tjx_nn.layout import Placed
+from tjx_nn.layout import Placed, read_stream
 from tjx_nn.linear import Embedding
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
 from tjx_nn.norms import make_norm
@@ -119,19 +119,27 @@ class GPT(Placed):
         inputs: GPTInputs = {
             "positions": positions, "segment_ids": segment_ids, "dropout_key": dropout_key,
         }  # fmt: skip
-        x, reported = self.run_blocks(self.begin(tokens, **inputs), tokens, **inputs)
-        found = self.finish(x, self.layout.reorder(labels))
+        # Once for both its uses: over devices it is gathered, and its gradient summed, once.
+        rows = self.wte.rows() if self.head is None else None
+        x, reported = self.run_blocks(self.begin(tokens, rows, **inputs), tokens, **inputs)
+        found = self.finish(x, self.layout.reorder(labels), rows)
         return losses(self.config, self.layout.restore(found), reported)
 
-    def begin(self, tokens: Ids, **inputs: Unpack[GPTInputs]) -> Float[Array, "B T D"]:
+    def begin(
+        self,
+        tokens: Ids,
+        rows: Float[Array, "V D"] | None = None,
+        **inputs: Unpack[GPTInputs],
+    ) -> Float[Array, "B T D"]:
         """Return the residual stream before the first block, tokens in the layout's order.
 
-        `begin`, `run_blocks` and `finish` are the parts into which a pipeline takes `losses`.
+        `begin`, `run_blocks` and `finish` are the parts into which a pipeline takes `losses`. What
+        the table of tokens gives, `rows`, may be shared by the first and the last.
         """
         where = self._where(tokens, inputs)
         tokens = self.layout.reorder(jnp.asarray(tokens))
         _, last = layer_keys(self.config, inputs.get("dropout_key"))
-        return self._embed(tokens, where.positions, last)
+        return self._embed(tokens, where.positions, last, rows)
 
     def run_blocks(
         self,
@@ -165,11 +173,16 @@ class GPT(Placed):
 
         return run_stacks(self.config, step, x, self._stacks(), keys, part)
 
-    def finish(self, x: Float[Array, "B T D"], labels: Ids) -> Float32[Array, "B T"]:
+    def finish(
+        self,
+        x: Float[Array, "B T D"],
+        labels: Ids,
+        rows: Float[Array, "V D"] | None = None,
+    ) -> Float32[Array, "B T"]:
         """Return the cross-entropy of each label, for what the last block returns."""
         return head_losses(
-            self.layout.place(self._normalised(x), INNER) * self._logit_scale,
-            self._head_table(),
+            read_stream(self.layout, self._normalised(x)) * self._logit_scale,
+            self._head_table() if rows is None else rows,
             labels,
             soft_cap=self.config.logit_soft_cap,
             vocab_size=self.config.vocab_size,
@@ -264,8 +277,10 @@ class GPT(Placed):
         """Return the stacks of blocks in their order, and the windows of their blocks."""
         return in_order(self.config, self.dense_blocks, self.blocks)
 
-    def _embed(self, tokens: Ids, positions: Array, key: Array | None) -> Float[Array, "B T D"]:
-        x = self.wte(jnp.asarray(tokens))
+    def _embed(
+        self, tokens: Ids, positions: Array, key: Array | None, rows: Array | None = None
+    ) -> Float[Array, "B T D"]:
+        x = self.wte(jnp.asarray(tokens), rows)
         return embed(self.config, x, positions, self.wpe, dropout_key=key, layout=self.layout)
 
     def _normalised(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from tjx_kernels import flash_attention
 
@@ -46,6 +47,15 @@ class Layout:
         """Return the gradient of a weight, divided as the weight is kept."""
         return dw
 
+    def look_up(
+        self,
+        table: Float[Array, "R D"],
+        ids: Int[Array, "B T"],
+        row_axis: str,  # noqa: ARG002  as above
+    ) -> Float[Array, "B T D"]:
+        """Return rows of a table whose rows are named so; ids outside of it are clipped to it."""
+        return jnp.take(table, ids, axis=0, mode="clip")
+
     def attend(
         self,
         q: Float[Array, "B T N H"],
@@ -66,7 +76,7 @@ class Layout:
         """Undo `to_experts`."""
         return rows
 
-    def reorder[A: (Array, np.ndarray)](self, x: A) -> A:
+    def reorder[A: Array | np.ndarray](self, x: A) -> A:
         """Return [batch, tokens, ...] with the tokens in the order in which devices hold them."""
         return x
 
@@ -98,6 +108,36 @@ def set_layout(model: nnx.Module, layout: Layout) -> None:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Placed):
             module.layout = layout
+
+
+# The stream between layers, and what a layer reads of it.
+RESIDUAL, INNER = ("batch", "residual", "embed"), ("batch", "seq", "embed")
+
+
+def read_stream(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Gather the tokens of the stream that a layer works on; their gradients are scattered."""
+    return _moved(layout, RESIDUAL, INNER, x)
+
+
+def write_stream(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Scatter the tokens of a layer's output over the stream; their gradients are gathered."""
+    return _moved(layout, INNER, RESIDUAL, x)
+
+
+def _moved(layout: Layout, here: Axes, there: Axes, x: Array) -> Array:
+    @jax.custom_vjp
+    def move(x: Array) -> Array:
+        return layout.place(x, there)
+
+    def forward(x: Array) -> tuple[Array, None]:
+        return move(x), None
+
+    def backward(_: None, dx: Array) -> tuple[Array]:
+        return (layout.place(dx, here),)
+
+    move.defvjp(forward, backward)
+    moved: Array = move(x)
+    return moved
 
 
 def _used(layout: Layout, axes: tuple[str | None, ...], w: Array) -> Array:

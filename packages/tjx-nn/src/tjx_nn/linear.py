@@ -121,9 +121,11 @@ class Embedding(Placed):
         self.axes = axes
         self.embedding = nnx.Param(table, logical_axes=axes)
 
-    def __call__(self, ids: Int[Array, "*any"]) -> Float[Array, "*any D"]:
-        """Return the rows of `ids`."""
-        return jnp.take(self.rows(), ids, axis=0, mode="clip")
+    def __call__(
+        self, ids: Int[Array, "B T"], rows: Float[Array, "rows D"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Return the rows of `ids`; `rows()` may be given, where it has other uses too."""
+        return self.layout.look_up(self.rows() if rows is None else rows, ids, self.axes[0])
 
     def rows(self) -> Float[Array, "rows D"]:
         """Return all rows, their features gathered where they are spread over devices."""

@@ -12,10 +12,9 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention import Measures, Where
-from tjx_nn.block import INNER
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
-from tjx_nn.layout import Placed
+from tjx_nn.layout import Placed, read_stream
 from tjx_nn.linear import linear
 from tjx_nn.losses import Losses, head_losses, losses
 from tjx_nn.stack import Part, layer_keys
@@ -127,7 +126,7 @@ class ViT(Placed):
         bias = self.head.bias
         return head_losses(
             self._pool(x) / self.config.width_multiplier,
-            self.head.kernel[...].T,
+            self.head.table(self.head.kernel, self.head.axes).T,
             labels,
             bias=None if bias is None else bias[...],
         )
@@ -138,7 +137,7 @@ class ViT(Placed):
         return self._pool(self.run_blocks(x, images, dropout_key=dropout_key, drop=False)[0])
 
     def _pool(self, x: Float[Array, "B T D"]) -> Float[Array, "B D"]:
-        x = self.layout.place(self.encoder.normalised(x), INNER)
+        x = read_stream(self.layout, self.encoder.normalised(x))
         return x[:, 0] if self.cls is not None else x.mean(1)
 
 

@@ -43,10 +43,11 @@ class Agreement:
         self._pending: jax.Array | None = None
         if jax.process_count() == 1:
             return
-        # One device of each process: what a vote costs does not grow with the devices.
-        first = {device.process_index: device for device in reversed(jax.devices())}
-        devices = np.array([first[index] for index in sorted(first)])
-        mesh = Mesh(devices, ("process",), axis_types=(AxisType.Auto,))
+        # All devices, as a step uses: on CPUs a program on some of them runs beside one on all, and
+        # where both add up over the same ones, what they send gets mixed up.
+        everyone = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        devices = np.array(everyone).reshape(jax.process_count(), -1)
+        mesh = Mesh(devices, ("process", "local"), axis_types=(AxisType.Auto,) * 2)
         by_process, whole = PartitionSpec("process"), PartitionSpec()  # type: ignore[no-untyped-call]  # JAX gives no types
         self._by_process = NamedSharding(mesh, by_process)
         self._largest = jax.jit(

@@ -36,7 +36,8 @@ def exchange_experts(x: jax.Array, mesh: Mesh, *, back: bool = False) -> jax.Arr
 
     def move(x: jax.Array) -> jax.Array:
         split, joined = (0, 1) if back else (1, 0)
-        moved: jax.Array = jax.lax.all_to_all(x, "expert", split, joined, tiled=True)
+        all_to_all: Any = jax.lax.all_to_all  # JAX gives no types
+        moved: jax.Array = all_to_all(x, "expert", split, joined, tiled=True)
         return moved
 
     run = jax.shard_map(

@@ -45,14 +45,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     slices = len({getattr(device, "slice_index", 0) for device in chosen})
     if slices == 1:
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=chosen)
-    outer = _across(sizes, slices)
+    outer = across_slices(sizes, slices)
     inner = tuple(size // over for size, over in zip(shape, outer, strict=True))
     ordered = mesh_utils.create_hybrid_device_mesh(inner, outer, chosen)
     return Mesh(ordered, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _across(sizes: dict[str, int], slices: int) -> tuple[int, ...]:
-    """Return over how many slices each axis reaches."""
+def across_slices(sizes: dict[str, int], slices: int) -> tuple[int, ...]:
+    """Return over how many slices each axis reaches; ValueError as `make_mesh`."""
     left, outer = slices, dict.fromkeys(AXES, 1)
     for axis in _OVER_SLOW_LINKS:
         outer[axis] = math.gcd(left, sizes[axis])

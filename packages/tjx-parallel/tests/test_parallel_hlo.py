@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tjx_parallel.collectives import Collective, collectives
+from tjx_parallel.hlo import Collective, collectives
 
 P: Any = PartitionSpec  # JAX declares it without types
 CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tjx_parallel.chips import Chip
-from tjx_parallel.collectives import Collective, wire_share
 from tjx_parallel.config import AXES
+from tjx_parallel.hlo import Collective, wire_share
 
 _BLOCK_BY_BLOCK = ("all-reduce", "all-gather", "reduce-scatter")
 _WEIGHTS = {"data", "fsdp"}  # what goes along these does not grow with the rows

@@ -1,0 +1,154 @@
+"""Short runs of tiny models on meshes of the eight devices, to be compared with each other."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import tjx_parallel
+from tjx_nn.bert_config import BertConfig
+from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.vit_config import ViTConfig
+from tjx_trainer.command_line import parse
+from tjx_trainer.config import Config
+from tjx_trainer.job import Parts, build_parts
+from tjx_trainer.mesh_checks import known_sizes
+from tjx_trainer.state import initial_state
+
+VOCAB, ROWS, TOKENS, STEPS = 64, 16, 32, 10
+
+# Partitioning is what is tested here; optimising the code of each device takes most of the time.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+Flags = Mapping[str, object]
+TINY: Flags = {
+    "config": "quickstart",
+    "model.n_layer": 4, "model.n_head": 4, "model.d_model": 32, "model.max_seq_len": TOKENS,
+    "train.max_steps": STEPS, "train.batch_size": ROWS, "train.sample_tokens": 0,
+    "data.seq_len": TOKENS, "optimizer.learning_rate": 3e-3, "schedule.warmup_steps": 2,
+    "mesh.data": 1,
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """What a run came to.
+
+    Attributes
+    ----------
+    losses
+        Of each step.
+    initial
+        The first parameters, by path.
+    gradients
+        Of the first batch, by path: what Adam's first moment is made of.
+    parts
+        What it was built of.
+    program
+        The compiled step.
+    stderr
+        What the compiler had to say.
+    state
+        After the last step.
+    """
+
+    losses: list[float]
+    initial: dict[str, np.ndarray]
+    gradients: dict[str, np.ndarray]
+    parts: Parts
+    program: Any
+    state: Any
+
+
+def run(flags: Flags = {}, mesh: Flags = {}, *, packed: bool = False) -> Run:  # noqa: B006  read only
+    """Train a tiny model for ten steps; a flag of None is left out."""
+    words = {**TINY, **flags, **{f"mesh.{name}": value for name, value in mesh.items()}}
+    return _run(tuple((name, value) for name, value in words.items() if value is not None), packed)
+
+
+@cache
+def _run(words: tuple[tuple[str, object], ...], packed: bool) -> Run:
+    config = parse([f"--{name}={value}" for name, value in words])
+    if isinstance(config.model, GPTConfig | BertConfig):
+        config = config.with_vocabulary(VOCAB)
+    devices = jax.devices()[: math.prod(known_sizes(config.mesh).values())]
+    with jax.transfer_guard("allow"):
+        parts = build_parts(config, devices)
+        state = initial_state(config, parts.optimizer, parts.abstract)
+        initial = flat(state.params)
+
+        def batch(step: int) -> dict[str, jax.Array]:
+            rows = batch_of(config, step % 2, packed=packed)
+            return tjx_parallel.shard_batch(parts.mesh, rows)
+
+        lowered: Any = parts.train_step
+        compiled = lowered.lower(state, batch(0)).compile(QUICK)
+        losses: list[float] = []
+        gradients: dict[str, np.ndarray] = {}
+        for step in range(STEPS):
+            state, metrics = compiled(state, batch(step))
+            losses.append(float(metrics["loss"]))
+            if not gradients:
+                gradients = _first_moments(state.opt_state)
+    return Run(losses, initial, gradients, parts, compiled, state)
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """Return the leaves by path, on the host."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def _first_moments(opt_state: Any) -> dict[str, np.ndarray]:
+    found = {}
+    for path, leaf in flat(opt_state).items():
+        _, mu, name = path.partition("mu/")
+        if mu:
+            found[name] = leaf
+    assert found
+    return found
+
+
+def batch_of(config: Config, step: int, *, packed: bool) -> dict[str, np.ndarray]:
+    """Return random rows of the kind that the model reads; a tenth of the labels is ignored."""
+    rng = np.random.default_rng(step)
+    model = config.model
+    if isinstance(model, ViTConfig):
+        shape = (ROWS, *model.height_width, model.channels)
+        images = rng.standard_normal(shape).astype(np.float32)
+        return {"images": images, "labels": rng.integers(0, model.n_classes, ROWS, np.int32)}
+    tokens = rng.integers(0, VOCAB, (ROWS, TOKENS + 1), np.int32)
+    labels = np.where(rng.random((ROWS, TOKENS)) < 0.1, -100, tokens[:, 1:]).astype(np.int32)
+    batch = {"tokens": tokens[:, :-1], "labels": labels}
+    if model.family == "encoder_decoder":
+        batch["source"] = rng.integers(0, VOCAB, (ROWS, TOKENS), np.int32)
+    if packed:  # three documents a row
+        ends = np.sort(rng.integers(1, TOKENS, (ROWS, 2)), axis=1)
+        after = np.arange(TOKENS)[None, :, None] >= ends[:, None]
+        batch["segment_ids"] = after.sum(-1).astype(np.int32)
+    return batch
+
+
+def assert_the_same_run(found: Run, expected: Run) -> None:
+    """Compare losses, initial values and gradients."""
+    np.testing.assert_allclose(found.losses, expected.losses, atol=1e-5, rtol=0)
+    assert len(set(expected.losses)) == STEPS  # it learns
+    for name, gradient in expected.gradients.items():
+        np.testing.assert_array_equal(found.initial[name], expected.initial[name], err_msg=name)
+        # The gradient of a key's bias is 0 but for rounding.
+        size = max(np.linalg.norm(gradient), 1e-4)
+        off = np.linalg.norm(found.gradients[name] - gradient) / size
+        assert off < 5e-6, (name, off)
+
+
+def bytes_by_path(tree: Any, keep: Callable[[str], bool] = lambda _: True) -> dict[str, set[int]]:
+    """Return how many bytes of each leaf devices hold, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    paths = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
+    return {
+        path: {shard.data.nbytes for shard in leaf.addressable_shards}
+        for path, leaf in paths
+        if keep(path)
+    }

@@ -1,0 +1,66 @@
+"""Every model of tjx_nn trains on a mesh as on one device; mistakes are told before a compiler."""
+
+import pytest
+from mesh_runs import Flags, assert_the_same_run, run
+
+from tjx_trainer.command_line import resolve
+from tjx_trainer.config import ConfigError
+
+SMALL: Flags = {"model.n_layer": 2}
+LATENT: Flags = {
+    "model.latent.kv_dim": 16, "model.latent.q_dim": 16, "model.latent.rope_dim": 8,
+    "model.positions": "rope", "model.norm": "rmsnorm", "model.tied_head": "false",
+}  # fmt: skip
+ZOO: dict[str, Flags] = {
+    "latent attention, experts and shared ones after a dense block": {
+        **LATENT, "model.experts.count": 4, "model.experts.per_token": 2, "model.experts.shared": 1,
+        "model.experts.d_ff": 32, "model.experts.first_layer": 1, "optimizer.learning_rate": 1e-3,
+    },
+    "sparse attention, windows, one key head": {
+        "model.sparse.top_k": 8, "model.n_kv_head": 1, "model.positions": "alibi",
+        "model.window": 16, "model.global_every": 2, "model.qk_norm": "true",
+        "optimizer.learning_rate": 1e-5,
+    },
+    "parallel blocks, scaled layers, soft caps": {
+        "model.parallel_block": "true", "model.layer_scale": 0.1, "model.logit_soft_cap": 30,
+        "model.attention_soft_cap": 50, "model.remat": "full", "model.scan_layers": "false",
+    },
+    "bert": {"config": "bert_base", "train.precision": "fp32", "model.d_ff": 64},
+    "vit": {
+        "config": "vit_mnist", "data.path": "images", "model.d_ff": 64, "train.precision": "fp32",
+        "mesh.sequence_parallel": "false", "model.max_seq_len": None, "data.seq_len": None,
+    },
+    "encoder_decoder": {
+        "config": "seq2seq_toy", "data.seq_len": 31, "model.d_ff": 64, "model.vocab_size": 64,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_model_trains_on_a_mesh_as_on_one_device(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = {**SMALL, **ZOO[name]}
+    assert_the_same_run(run(flags, {"fsdp": 2, "tensor": 2}), run(flags))
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--mesh.tensor 5", "mesh.tensor 5 does not divide model.n_head 12"),
+        ("--mesh.fsdp 5 --mesh.data 1 --train.batch_size 5", "does not divide model.d_model 768"),
+        ("--mesh.context 3", "mesh.context 3 does not divide 1024 tokens of a row (in 6 pieces"),
+        ("--mesh.stage 5", "n_layer is 12 and a pipeline wants 5 equal parts"),
+        ("--mesh.stage 2 --train.accumulation 1", "wants at least 2 microbatches"),
+        ("--mesh.expert 2", "mesh.expert 2 does not divide model.experts.count 0"),
+        ("--mesh.context 2 --model.attention_dropout 0.1", "give --mesh.context_kind all_to_all"),
+        ("--mesh.context 8 --mesh.context_kind all_to_all", "give --mesh.context_kind ring"),
+        ("--mesh.reduce_dtype bfloat16 --train.precision fp32", "give --train.precision bf16"),
+        ("--mesh.rules mlp=node", "'mlp=node' is no row such as"),
+    ],
+)
+def test_what_a_mesh_does_not_divide_is_told_with_both_numbers(words: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(["--config=gpt2_small", *words.split()])
+    assert told in "\n".join(caught.value.problems)

@@ -1,0 +1,65 @@
+"""Looking up rows of a table that may be divided by rows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from tjx_parallel.rules import ShardingRules
+
+
+def look_up(
+    table: jax.Array, ids: jax.Array, mesh: Mesh, rules: ShardingRules, row_axis: str
+) -> jax.Array:
+    """Return rows of a table by id; inside `jax.jit`.
+
+    Within a `jax.shard_map` over some axes, as in a pipeline, the compiler fails at dividing a
+    look-up: there each device looks up those of its rows, and they are summed (Shoeybi et al. 2019,
+    "Megatron-LM", section 3). Elsewhere it is the compiler's.
+
+    Parameters
+    ----------
+    table
+        [rows, width], float; divided by rows alone, as the rules say of `row_axis`.
+    ids
+        [batch, tokens], integers; those outside the table are clipped to it.
+    mesh, rules
+        The mesh and its table.
+    row_axis
+        Logical name of the rows.
+
+    Returns
+    -------
+    jax.Array
+        [batch, tokens, width], divided as the ids are.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    ids = ids.clip(0, table.shape[0] - 1)
+    if not around.manual_axes:
+        return jnp.take(table, ids, axis=0)
+    [rows] = rules.spec(mesh, (row_axis,), table.shape[:1], without=around.manual_axes)
+    batch = "batch" if ids.shape[0] > 1 else None  # positions may be the same for all rows
+    of_ids = rules.spec(mesh, (batch, "seq"), ids.shape, without=around.manual_axes)
+
+    def own(table: jax.Array, ids: jax.Array) -> jax.Array:
+        if not rows:
+            return jnp.take(table, ids, axis=0)
+        ids = ids - jax.lax.axis_index(rows) * table.shape[0]
+        here = (ids >= 0) & (ids < table.shape[0])
+        found = jnp.take(table, jnp.where(here, ids, 0), axis=0)
+        psum: Any = jax.lax.psum  # JAX gives no types
+        summed: jax.Array = psum(jnp.where(here[..., None], found, 0), rows)
+        return summed
+
+    spec: Any = PartitionSpec
+    run = jax.shard_map(
+        own,
+        mesh=around,
+        axis_names=set(mesh.axis_names) - set(around.manual_axes),
+        in_specs=(spec(rows), of_ids),
+        out_specs=of_ids,
+        check_vma=False,
+    )
+    found: jax.Array = run(table, ids)
+    return found

@@ -1,0 +1,110 @@
+"""How much time of a step virtual devices cost: 2 and 4 data-parallel CPU devices against one.
+
+All of them share the machine's cores, and the batch is the same: what is lost is what dividing the
+batch, and summing the gradients, costs. Each count of devices runs in a process of its own, as JAX
+fixes it at its start; the processes take turns, and each count keeps its best time.
+
+    python tools/bench/scaling.py --out tools/bench/results
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+COUNTS = (1, 2, 4)
+GOALS = {2: 0.90, 4: 0.85}
+STEPS = 8
+FLAGS = [
+    "--config=shakespeare_char",
+    "--data.seq_len=256",
+    "--train.batch_size=32",
+    "--mesh.data=-1",
+    "--train.sample_tokens=0",
+]
+VOCABULARY = 65
+
+
+def measure(count: int) -> dict[str, float]:
+    """Return seconds a step and the sum of gradients' bytes that a device sends, on `count`."""
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
+    import jax
+    import numpy as np
+
+    import tjx_parallel
+    from tjx_nn import count_params
+    from tjx_parallel.hlo import collectives
+    from tjx_trainer.command_line import parse
+    from tjx_trainer.job import build_parts
+    from tjx_trainer.state import initial_state
+
+    config = parse(FLAGS).with_vocabulary(VOCABULARY)
+    parts = build_parts(config, jax.devices())
+    state: Any = initial_state(config, parts.optimizer, parts.abstract)
+    rng = np.random.default_rng(0)
+    shape = (config.train.batch_size, config.data.seq_len)
+    rows = {name: rng.integers(0, VOCABULARY, shape, np.int32) for name in ("tokens", "labels")}
+    batch = tjx_parallel.shard_batch(parts.mesh, rows)
+    lowered: Any = parts.train_step
+    step = lowered.lower(state, batch).compile()
+    best = math.inf
+    for _ in range(STEPS):
+        begin = time.perf_counter()
+        state, metrics = step(state, batch)
+        float(metrics["loss"])  # waits for the step
+        best = min(best, time.perf_counter() - begin)
+    sent = sum(each.wire_bytes for each in collectives(step.as_text(), parts.mesh.shape))
+    theory = 2 * (count - 1) / count * 4 * count_params(config.model)
+    return {"seconds": best, "wire_bytes": sent, "wire_bytes_by_formula": theory}
+
+
+def main() -> None:
+    """Measure in turns, print and write the result; the goals are told, not asserted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.count:
+        print(json.dumps(measure(options.count)))
+        return
+    found: dict[int, dict[str, float]] = {}
+    for _ in range(options.rounds):
+        for count in COUNTS:
+            words = [sys.executable, __file__, "--count", str(count)]
+            environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+            text = subprocess.run(
+                words, check=True, capture_output=True, text=True, env=environment
+            ).stdout
+            run = json.loads(text.splitlines()[-1])
+            if count not in found or run["seconds"] < found[count]["seconds"]:
+                found[count] = run
+    for count, run in found.items():
+        run["ratio"] = found[1]["seconds"] / run["seconds"]
+        goal = f" (goal {GOALS[count]})" if count in GOALS else ""
+        print(
+            f"{count} devices: {run['seconds']:.3f} s a step, {run['ratio']:.2f} of one{goal}; "
+            f"sent {run['wire_bytes']:,.0f} bytes, by formula {run['wire_bytes_by_formula']:,.0f}"
+        )
+    if options.out:
+        result = {
+            "date": date.today().isoformat(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+            "flags": FLAGS,
+            "devices": found,
+        }
+        path = options.out / f"scaling-cpu-{result['date']}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
