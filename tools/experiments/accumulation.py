@@ -18,8 +18,8 @@ import tjx_nn
 import tjx_optim
 from tjx_nn.layout import ONE_DEVICE
 from tjx_trainer.command_line import parse
-from tjx_trainer.job import Job, build_job
 from tjx_trainer.gradients import IGNORED, make_gradients
+from tjx_trainer.job import Job, build_job
 from tjx_trainer.state import TrainState, shardings_of
 from tjx_trainer.step import TrainStep, make_train_step
 from tjx_trainer.task import HostBatch

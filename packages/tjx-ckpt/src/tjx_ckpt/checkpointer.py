@@ -17,11 +17,7 @@ from typing import Any, Literal
 import jax
 
 from tjx_ckpt import processes
-from tjx_ckpt.errors import (
-    DirectoryInUseError,
-    MismatchError,
-    SaveError,
-)
+from tjx_ckpt.errors import DirectoryInUseError, MismatchError, SaveError
 from tjx_ckpt.fallback import read_newest, read_step
 from tjx_ckpt.leaf_spec import differences
 from tjx_ckpt.lookup import require, require_manifest
