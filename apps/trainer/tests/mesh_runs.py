@@ -48,8 +48,6 @@ class Run(NamedTuple):
         What it was built of.
     program
         The compiled step.
-    stderr
-        What the compiler had to say.
     state
         After the last step.
     """

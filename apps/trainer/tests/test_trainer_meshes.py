@@ -1,5 +1,8 @@
 """Whatever the mesh, a run is the same run; its bytes lie, and are sent, as promised."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -52,6 +55,29 @@ def test_every_mesh_trains_as_one_device_does(flags: Flags, mesh: Flags) -> None
     # Packed documents where the mesh divides tokens: none may see another's.
     packed = "context" in mesh
     assert_the_same_run(run(flags, mesh, packed=packed), run(flags, packed=packed))
+
+
+ALL_AT_ONCE = """
+from mesh_runs import assert_the_same_run, run
+from test_trainer_meshes import EXPERTS, LLAMA, PIPELINE
+flags = {**PIPELINE, **EXPERTS, **LLAMA}
+mesh = {"stage": 2, "fsdp": 2, "context": 2, "expert": 2, "tensor": 2}
+assert_the_same_run(run(flags, mesh, packed=True), run(flags, packed=True))
+print("the same run")
+"""
+
+
+@pytest.mark.slow
+def test_all_axes_at_once_train_as_one_device_does() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", ALL_AT_ONCE],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_NUM_CPU_DEVICES": "32"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.splitlines()[-1:] == ["the same run"], found.stderr
+    assert "Involuntary full rematerialization" not in found.stderr
 
 
 def test_fsdp_divides_what_zero_says() -> None:

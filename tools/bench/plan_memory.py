@@ -1,0 +1,105 @@
+"""Whether `plan` tells the memory that a GPU then needs: one step of GPT-2 small and medium.
+
+Needs an NVIDIA GPU. Planned is in a process of its own, as on a machine that has none; then the
+same step is run here, and the allocator is asked for its peak.
+
+    python tools/bench/plan_memory.py --chip h100 --out tools/bench/results
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PRESETS = ("gpt2_small", "gpt2_medium")
+FLAGS = ["--mesh.data=1", "--train.batch_size=12", "--train.device_batch_size=12"]
+GOAL = 0.10
+
+
+def planned(preset: str, chip: str) -> dict[str, Any]:
+    """Return what `trainer plan` writes, from a process that sees no GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["plan", f"--config={preset}", *FLAGS, f"--chip={chip}", f"--out={folder}"]
+        subprocess.run(
+            [sys.executable, "-m", "tjx_trainer.main", *words],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        )
+        found: dict[str, Any] = json.loads((Path(folder) / "plan.json").read_text())
+    return found
+
+
+def measured(preset: str) -> int:
+    """Return the peak of the device's memory over two steps, bytes; in a process of its own."""
+    words = [sys.executable, __file__, "--measure", preset]
+    text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    return int(text.splitlines()[-1])
+
+
+def run_steps(preset: str) -> int:
+    """Make two steps on random tokens; return the allocator's peak, bytes."""
+    import jax
+    import numpy as np
+
+    import tjx_parallel
+    from tjx_trainer.command_line import parse
+    from tjx_trainer.config import GPT2_VOCAB_SIZE
+    from tjx_trainer.job import build_parts
+    from tjx_trainer.state import initial_state
+
+    config = parse([f"--config={preset}", *FLAGS]).with_vocabulary(GPT2_VOCAB_SIZE)
+    [device] = jax.devices()[:1]
+    parts = build_parts(config, [device])
+    state: Any = initial_state(config, parts.optimizer, parts.abstract)
+    shape = (config.train.batch_size, config.data.seq_len)
+    tokens = np.random.default_rng(0).integers(0, GPT2_VOCAB_SIZE, shape, np.int32)
+    batch = tjx_parallel.shard_batch(parts.mesh, {"tokens": tokens, "labels": tokens})
+    for _ in range(2):
+        state, metrics = parts.train_step(state, batch)
+    float(metrics["loss"])  # waits for the steps
+    stats = device.memory_stats()
+    if not stats:
+        raise SystemExit(f"{device.device_kind} does not tell its memory: this needs an NVIDIA GPU")
+    return int(stats["peak_bytes_in_use"])
+
+
+def main() -> None:
+    """Compare, print, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chip", default="h100")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(run_steps(options.measure))
+        return
+    rows = {}
+    for preset in PRESETS:
+        needed = measured(preset)
+        told = planned(preset, options.chip)["memory"]["total"]
+        rows[preset] = {"planned_bytes": told, "measured_bytes": needed, "ratio": told / needed}
+        print(
+            f"{preset}: planned {told / 2**30:.2f} GiB, measured {needed / 2**30:.2f} GiB, ratio "
+            f"{told / needed:.3f} (goal within {GOAL:.0%})"
+        )
+    if options.out:
+        result = {
+            "date": date.today().isoformat(),
+            "chip": options.chip,
+            "flags": FLAGS,
+            "versions": {name: version(name) for name in ("jax", "jaxlib")},
+            "presets": rows,
+        }
+        path = options.out / f"plan-memory-{options.chip}-{result['date']}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
