@@ -136,6 +136,11 @@ def _forward(
 
     def step(sums: Sums, index: jax.Array | int, chunk: Head) -> Sums:
         logits, _ = _logits(x, chunk, call.soft_cap)
+        row = _row_in_chunk(call, labels, rows, index)
+        # Compared, not looked up: where rows of w are spread over devices, each looks at its own.
+        is_target = row[..., None] == jnp.arange(chunk.w.shape[0])[(None,) * row.ndim]
+        # The barrier keeps XLA:CPU from computing the logits once more for this sum.
+        found = jnp.sum(barrier(logits), axis=-1, where=is_target)
         mean = sums.mean
         if call.vocab_size < head.w.shape[0]:
             counts = _in_vocab(call, rows, index, chunk.w.shape[0])
@@ -148,10 +153,6 @@ def _forward(
         top = jnp.maximum(sums.top, jnp.max(logits, axis=-1))
         total = sums.total * jnp.exp(sums.top - top)
         total += jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
-        row = _row_in_chunk(call, labels, rows, index)
-        # Compared, not looked up: where rows of w are spread over devices, each looks at its own.
-        is_target = row[..., None] == jnp.arange(chunk.w.shape[0])[(None,) * row.ndim]
-        found = jnp.sum(logits, axis=-1, where=is_target)
         return Sums(top, total, jnp.where(row >= 0, found, sums.target), mean)
 
     zeros = jnp.zeros(labels.shape, jnp.promote_types(x.dtype, jnp.float32))
