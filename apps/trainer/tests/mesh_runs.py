@@ -44,7 +44,7 @@ class Run(NamedTuple):
         The first parameters, by path.
     gradients
         Of the first batch, by path: what Adam's first moment is made of.
-    parts
+    config, parts
         What it was built of.
     program
         The compiled step.
@@ -55,6 +55,7 @@ class Run(NamedTuple):
     losses: list[float]
     initial: dict[str, np.ndarray]
     gradients: dict[str, np.ndarray]
+    config: Config
     parts: Parts
     program: Any
     state: Any
@@ -90,7 +91,7 @@ def _run(words: tuple[tuple[str, object], ...], packed: bool) -> Run:
             losses.append(float(metrics["loss"]))
             if not gradients:
                 gradients = _first_moments(state.opt_state)
-    return Run(losses, initial, gradients, parts, compiled, state)
+    return Run(losses, initial, gradients, config, parts, compiled, state)
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

@@ -5,10 +5,16 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
-from mesh_runs import Flags, Run, assert_the_same_run, bytes_by_path, run
+from mesh_runs import QUICK, Flags, Run, assert_the_same_run, batch_of, bytes_by_path, run
 
+import tjx_optim
+import tjx_parallel
 from tjx_parallel.hlo import collectives
+from tjx_trainer.evaluation import make_eval_step
+from tjx_trainer.job import Parts
 
 LLAMA: Flags = {
     "model.n_kv_head": 2, "model.d_ff": 64, "model.positions": "rope", "model.norm": "rmsnorm",
@@ -78,6 +84,33 @@ def test_all_axes_at_once_train_as_one_device_does() -> None:
     )
     assert found.stdout.splitlines()[-1:] == ["the same run"], found.stderr
     assert "Involuntary full rematerialization" not in found.stderr
+
+
+def test_evaluation_goes_through_the_stages_too() -> None:
+    staged, alone = run(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}), run(PIPELINE)
+    sums = []
+    for found in (staged, alone):
+        batch = tjx_parallel.shard_batch(found.parts.mesh, batch_of(found.config, 5, packed=False))
+
+        def through(params: Any, batch: Any, parts: Parts = found.parts) -> Any:
+            microbatches = tjx_optim.split_microbatches(batch, parts.accumulation)
+            return parts.gradients(params, microbatches, None)
+
+        jitted: Any = make_eval_step(
+            found.config.model,
+            layout=found.parts.layout,
+            through_stages=through if found is staged else None,
+        )
+        compiled = jitted.lower(found.state.params, batch).compile(QUICK)
+        sums.append(jax.device_get(compiled(found.state.params, batch)))
+        exchanges = collectives(compiled.as_text(), found.parts.mesh.shape)
+        # No stage gathers the layers of another, and nothing of a gradient is left to be summed.
+        for each in exchanges:
+            gathers = each.kind == "all-gather" and "stage" in each.axes
+            sums_up = each.kind in ("all-reduce", "reduce-scatter") and "fsdp" in each.axes
+            assert not (gathers or sums_up) or each.payload < 1024, each
+    np.testing.assert_allclose(sums[0]["loss_sum"], sums[1]["loss_sum"], rtol=1e-5)
+    assert sums[0]["tokens"] == sums[1]["tokens"]
 
 
 def test_fsdp_divides_what_zero_says() -> None:

@@ -131,7 +131,9 @@ def test_every_combination_agrees_with_oracle(
     expected = oracle(*inputs, **options)
     for name, a, b in zip(("loss", "lse", "dx", "dw"), found, expected, strict=True):
         assert a.dtype == np.float32, name
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=4e-5, err_msg=name)
+        # Sums round by what is summed: with a z-loss and large logits that is up to 100.
+        rounding = max(4e-5, 3e-6 * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=rounding, err_msg=name)
 
 
 def dense(
@@ -204,7 +206,9 @@ def test_rows_beyond_the_vocabulary_count_for_nothing(vocab_size: int, options: 
     dw = np.pad(dw, ((0, VOCAB - vocab_size), (0, 0)))
     wanted = (loss, lse, dx[..., :-1], dw[:, :-1], dw[:, -1])
     for name, a, b in zip(("loss", "lse", "dx", "dw", "dbias"), found, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-5, atol=4e-5, err_msg=name)
+        # Sums round by what is summed: with a z-loss and large logits that is up to 100.
+        rounding = max(4e-5, 3e-6 * np.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=rounding, err_msg=name)
     assert np.all(found[3][vocab_size:] == 0)
 
 

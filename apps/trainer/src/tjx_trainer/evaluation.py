@@ -11,6 +11,7 @@ import numpy as np
 
 import tjx_metrics
 import tjx_nn
+import tjx_optim
 from tjx_nn.layout import ONE_DEVICE, Layout
 from tjx_trainer.config import ModelConfig
 from tjx_trainer.gradients import IGNORED, Batch
@@ -73,6 +74,7 @@ def make_eval_step(
     ks: tuple[int, ...] = (),
     token_byte_lengths: np.ndarray | None = None,
     layout: Layout = ONE_DEVICE,
+    through_stages: Callable[[Any, Batch], tjx_optim.AccumulatedGradients] | None = None,
 ) -> EvalStep:
     """Return the jitted sums of a batch; accuracies (`ks`) need the logits, the loss does not.
 
@@ -91,6 +93,9 @@ def make_eval_step(
         Bytes of text that each token stands for; None where labels are no text.
     layout : Layout
         How the model lies on the mesh.
+    through_stages : callable, optional
+        The means of a batch as a pipeline computes them, of which only the loss is looked at: no
+        stage then needs the layers of others. Accuracies do.
 
     Returns
     -------
@@ -102,7 +107,11 @@ def make_eval_step(
         network: Any = tjx_nn.bind(model, params, layout=layout)
         labels = batch["labels"]
         counts = labels != IGNORED
-        sums = {"loss_sum": network.losses(**batch).tokens.sum(), "tokens": counts.sum()}
+        if through_stages is None:
+            loss_sum = network.losses(**batch).tokens.sum()
+        else:
+            loss_sum = through_stages(params, batch).means["loss"] * counts.sum()
+        sums = {"loss_sum": loss_sum, "tokens": counts.sum()}
         if token_byte_lengths is not None:
             lengths = jnp.asarray(token_byte_lengths)[jnp.where(counts, labels, 0)]
             sums["text_bytes"] = jnp.where(counts, lengths, 0).sum()

@@ -14,7 +14,7 @@ import tjx_parallel
 from tjx_nn.layout import Layout
 from tjx_trainer.config import Config
 from tjx_trainer.evaluation import EvalStep, Evaluation, evaluate, make_eval_step
-from tjx_trainer.gradients import Batch, make_gradients
+from tjx_trainer.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.layout import make_layout
 from tjx_trainer.state import (
     TrainState,
@@ -127,11 +127,17 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
     """
     parts = build_parts(config, jax.devices())
     process_index, process_count = tjx_parallel.batch_process(parts.mesh)
-    # Evaluation needs the memory of one microbatch, as training does.
-    batch_size = config.train.batch_size
-    task = make_task(
-        Share(batch_size, batch_size // parts.accumulation, process_index, process_count)
-    )
+    # Evaluation needs the memory of one microbatch, as training does; a pipeline takes them all.
+    batch_size, evaluated = config.train.batch_size, config.train.batch_size // parts.accumulation
+    through_stages = None
+    if parts.mesh.shape["stage"] > 1:
+        evaluated = batch_size
+
+        def through_stages(params: Any, batch: Batch) -> tjx_optim.AccumulatedGradients:
+            microbatches = tjx_optim.split_microbatches(batch, parts.accumulation)
+            return parts.gradients(params, microbatches, None)
+
+    task = make_task(Share(batch_size, evaluated, process_index, process_count))
     return Job(
         config=config,
         task=task,
@@ -145,6 +151,7 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
             ks=task.accuracies,
             token_byte_lengths=task.token_byte_lengths,
             layout=parts.layout,
+            through_stages=through_stages,
         ),
     )
 
@@ -157,6 +164,7 @@ class Parts(NamedTuple):
     accumulation: int
     optimizer: optax.GradientTransformation
     abstract: TrainState
+    gradients: Gradients
     train_step: TrainStep
 
 
@@ -175,12 +183,13 @@ def build_parts(config: Config, devices: Sequence[jax.Device]) -> Parts:
     rules = tjx_parallel.ShardingRules.of(config.mesh)
     layout = make_layout(config.model, mesh, rules, config.mesh)
     abstract = abstract_state(config, optimizer, mesh, rules)
+    gradients = make_gradients(config, mesh, layout, accumulation=accumulation)
     train_step = make_train_step(
         config,
         optimizer,
         schedule,
-        gradients=make_gradients(config, mesh, layout, accumulation=accumulation),
+        gradients=gradients,
         accumulation=accumulation,
         shardings=shardings_of(abstract),
     )
-    return Parts(mesh, layout, accumulation, optimizer, abstract, train_step)
+    return Parts(mesh, layout, accumulation, optimizer, abstract, gradients, train_step)
