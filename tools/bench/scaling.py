@@ -22,10 +22,14 @@ from typing import Any
 
 COUNTS = (1, 2, 4)
 GOALS = {2: 0.90, 4: 0.85}
-STEPS = 8
+STEPS = 6
 FLAGS = [
     "--config=shakespeare_char",
     "--data.seq_len=256",
+    "--model.max_seq_len=256",
+    "--model.n_layer=6",
+    "--model.n_head=6",
+    "--model.d_model=384",
     "--train.batch_size=32",
     "--mesh.data=-1",
     "--train.sample_tokens=0",
