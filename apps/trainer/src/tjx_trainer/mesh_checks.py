@@ -106,6 +106,8 @@ def _widths(
 
 
 def _key_heads(model: TransformerConfig, tensor: int) -> Iterator[str]:
+    if model.n_kv_head is None:
+        return  # as many as there are heads
     heads = model.kv_heads
     if (heads % tensor and tensor % heads) or heads * model.head_dim % tensor:
         yield (

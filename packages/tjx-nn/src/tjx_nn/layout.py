@@ -50,9 +50,9 @@ class Layout:
     def look_up(
         self,
         table: Float[Array, "R D"],
-        ids: Int[Array, "B T"],
+        ids: Int[Array, "*any"],
         row_axis: str,  # noqa: ARG002  as above
-    ) -> Float[Array, "B T D"]:
+    ) -> Float[Array, "*any D"]:
         """Return rows of a table whose rows are named so; ids outside of it are clipped to it."""
         return jnp.take(table, ids, axis=0, mode="clip")
 

@@ -122,8 +122,8 @@ class Embedding(Placed):
         self.embedding = nnx.Param(table, logical_axes=axes)
 
     def __call__(
-        self, ids: Int[Array, "B T"], rows: Float[Array, "rows D"] | None = None
-    ) -> Float[Array, "B T D"]:
+        self, ids: Int[Array, "*any"], rows: Float[Array, "rows D"] | None = None
+    ) -> Float[Array, "*any D"]:
         """Return the rows of `ids`; `rows()` may be given, where it has other uses too."""
         return self.layout.look_up(self.rows() if rows is None else rows, ids, self.axes[0])
 
