@@ -14,9 +14,9 @@ def look_up(
 ) -> jax.Array:
     """Return rows of a table by id; inside `jax.jit`.
 
-    Within a `jax.shard_map` over some axes, as in a pipeline, the compiler fails at dividing a
-    look-up: there each device looks up those of its rows, and they are summed (Shoeybi et al. 2019,
-    "Megatron-LM", section 3). Elsewhere it is the compiler's.
+    Where rows are divided each device looks up its own, and they are summed (Shoeybi et al. 2019,
+    "Megatron-LM", section 3): the compiler may replicate the gradient in passing, and within a
+    `jax.shard_map` over some axes, as in a pipeline, it fails. Elsewhere it is the compiler's.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ def look_up(
     """
     around = jax.sharding.get_abstract_mesh()
     ids = ids.clip(0, table.shape[0] - 1)
-    if not around.manual_axes:
-        return jnp.take(table, ids, axis=0)
     [rows] = rules.spec(mesh, (row_axis,), table.shape[:1], without=around.manual_axes)
+    if not rows and not around.manual_axes:
+        return jnp.take(table, ids, axis=0)
     batch = "batch" if ids.shape[0] > 1 else None  # positions may be the same for all rows
     of_ids = rules.spec(mesh, (batch, "seq"), ids.shape, without=around.manual_axes)
 
@@ -55,7 +55,7 @@ def look_up(
     spec: Any = PartitionSpec
     run = jax.shard_map(
         own,
-        mesh=around,
+        mesh=around if around.axis_names else mesh,
         axis_names=set(mesh.axis_names) - set(around.manual_axes),
         in_specs=(spec(rows), of_ids),
         out_specs=of_ids,
