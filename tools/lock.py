@@ -27,9 +27,9 @@ DIGEST_PREFIX = "# input sha256: "
 # Lock file -> what is added to the requirements of the repository.
 ACCELERATORS = {"cpu": (), "cuda13": ("jax[cuda13]",), "tpu": ("jax[tpu]",)}
 # Tools run in environments of their own.
-TOOLS = ("pytest", "mypy", "ruff", "compile", "onnx")
+TOOLS = ("pytest", "mypy", "ruff", "compile")
 # Lock file -> those whose versions it takes, where that is not the main lock alone.
-CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu"), "onnx": ()}
+CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu")}
 
 
 def read_requirements(path: Path) -> list[str]:
