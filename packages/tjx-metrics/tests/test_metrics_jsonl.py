@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tjx_metrics import (
     CompositeTracker,
+    Histogram,
     JsonlTracker,
     RecordError,
     RecordWarning,
@@ -145,6 +146,46 @@ def test_what_stands_of_the_resumed_step_is_not_written_twice(tmp_path: Path) ->
     ]
 
 
+def histogram() -> Histogram:
+    return Histogram(np.array([2, 0, 1]), np.array([-1.0, 0.0, 0.5, np.inf]))
+
+
+def test_histograms_and_texts_come_back_beside_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    for first, resume_step in ((1, None), (2, 2)):  # what stands of step 2 is not written twice
+        tracker = JsonlTracker(path, resume_step=resume_step)
+        for step in range(first, 4):
+            tracker.log({"x": float(step)}, step=step)
+            tracker.log_histograms({"histograms/parameter/wte": histogram()}, step=step)
+            tracker.log_texts({"samples/text": "NaN\n" * step}, step=step)
+        tracker.finish()
+    records = read_metrics(path)
+    assert [record["step"] for record in records] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert records[3:6] == [
+        {"step": 2, "x": 2.0},
+        {
+            "step": 2,
+            "histograms/parameter/wte": {
+                "counts": [2, 0, 1],
+                "edges": [-1.0, 0.0, 0.5, math.inf],
+            },
+        },
+        {"step": 2, "samples/text": {"text": "NaN\nNaN\n"}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "edges"), [([1, 2], [0.0, 1.0]), ([], [0.0]), ([[1]], [0.0, 1.0]), ([0.5], [0, 1])]
+)
+def test_what_is_no_histogram_is_refused(tmp_path: Path, counts: Any, edges: Any) -> None:
+    tracker = JsonlTracker(tmp_path / "m.jsonl")
+    wrong = Histogram(np.array(counts), np.array(edges))
+    with pytest.raises(ValueError, match=r"histogram h has counts of .*: must be"):
+        tracker.log_histograms({"h": wrong}, step=1)
+    tracker.finish()
+    assert (tmp_path / "m.jsonl").read_text() == ""
+
+
 def test_a_long_file_is_cut_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.jsonl"
     lines = [f'{{"step": {step // 2}, "x": "{"y" * (step % 300)}"}}\n' for step in range(4000)]
@@ -257,6 +298,10 @@ class Failing:
 
     def log(self, metrics: Any, step: int) -> None: ...
 
+    def log_histograms(self, histograms: Any, step: int) -> None: ...
+
+    def log_texts(self, texts: Any, step: int) -> None: ...
+
     def log_summary(self, summary: Any) -> None: ...
 
     def finish(self) -> None:
@@ -268,10 +313,13 @@ def test_a_composite_tells_all_and_finishes_all(tmp_path: Path) -> None:
     composite = CompositeTracker([files[0], Failing(), files[1]])
     assert isinstance(composite, Tracker)
     composite.log({"x": 1.0}, step=1)
+    composite.log_histograms({"h": histogram()}, step=1)
+    composite.log_texts({"t": "once"}, step=1)
     with pytest.raises(ExceptionGroup, match="failed to finish") as error:
         composite.finish()
     assert error.group_contains(OSError, match="no space")
     for file in files:
-        assert read_metrics(file.path) == [{"step": 1, "x": 1.0}]
+        number, _, text = read_metrics(file.path)
+        assert (number, text) == ({"step": 1, "x": 1.0}, {"step": 1, "t": {"text": "once"}})
         with pytest.raises(ValueError, match="finished"):
             file.log({}, step=2)

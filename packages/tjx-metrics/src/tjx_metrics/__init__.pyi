@@ -15,5 +15,6 @@ from .throughput import Throughput as Throughput
 from .top_k import top_k_accuracy as top_k_accuracy
 from .top_k import top_k_correct as top_k_correct
 from .trackers import CompositeTracker as CompositeTracker
+from .trackers import Histogram as Histogram
 from .trackers import Scalar as Scalar
 from .trackers import Tracker as Tracker

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tjx_metrics.status import Status
 from tjx_metrics.throughput import Throughput
-from tjx_metrics.trackers import Scalar, as_number
+from tjx_metrics.trackers import Histogram, Scalar, as_number
 
 PLAIN_WIDTH = 80
 BAR_WIDTH = 10  # columns that the bar keeps when the status beside it is long
@@ -94,6 +94,12 @@ class ConsoleTracker:
             self._status.skipped = int(as_number("train/skipped", metrics["train/skipped"]))
         self._status.step = int(step)
         self._draw(now="eval/loss" in metrics)
+
+    def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        """Show nothing: histograms are for pictures."""
+
+    def log_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Show nothing: texts are longer than a line."""
 
     def update(self, step: int) -> None:
         """Move the bar between two logs; cheap enough for each step."""

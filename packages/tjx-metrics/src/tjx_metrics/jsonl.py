@@ -1,5 +1,8 @@
 """Metrics as JSON lines: one object a line, each with its ``step``.
 
+A number stands as it is, a histogram as ``{"counts": [...], "edges": [...]}`` and a text as
+``{"text": "..."}``: objects, so that readers of numbers pass them over.
+
 Numbers that are not finite have no form in JSON; they are written as the strings "NaN",
 "Infinity" and "-Infinity", which `float` (and JavaScript's ``Number``) reads back.
 """
@@ -16,7 +19,7 @@ from typing import Any, Literal
 
 from tjx_metrics.atomic import write_atomically
 from tjx_metrics.errors import RecordError, RecordWarning
-from tjx_metrics.trackers import Scalar, as_number
+from tjx_metrics.trackers import Histogram, Scalar, as_histogram, as_number
 
 _BLOCK = 2**16  # bytes that are read at once
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -125,23 +128,24 @@ class JsonlTracker:
         RecordError
             When it cannot be written, unless that is not to stop the run.
         """
-        if self._file is None:
-            raise ValueError(f"{self.path} is finished: log before finish, or open it again")
-        if "step" in metrics:
-            raise ValueError("a metric is called 'step': that name holds the step; rename it")
-        line = {"step": int(step)} | {
-            name: _jsonable(as_number(name, value)) for name, value in metrics.items()
-        }
-        if step == self._resume_step and frozenset(line) in self._standing:
-            return
-        self._kept.append((json.dumps(line, allow_nan=False) + "\n").encode())
-        try:
-            self._write_kept()
-        except OSError as error:
-            if self._on_error == "stop":
-                self._kept.clear()  # the run ends: it is made again from the last checkpoint
-                raise RecordError(self.path, error) from error
-            self._warn(error)
+        self._append(
+            {name: _jsonable(as_number(name, value)) for name, value in metrics.items()}, step
+        )
+
+    def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        """Append one line of histograms; `log` says what is taken and what is raised."""
+        checked = {name: as_histogram(name, value) for name, value in histograms.items()}
+        self._append(
+            {
+                name: {"counts": counts.tolist(), "edges": _jsonable(edges.tolist())}
+                for name, (counts, edges) in checked.items()
+            },
+            step,
+        )
+
+    def log_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Append one line of texts; `log` says what is taken and what is raised."""
+        self._append({name: {"text": text} for name, text in texts.items()}, step)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the results to ``NAME.summary.json``; what is no JSON as its text."""
@@ -167,6 +171,23 @@ class JsonlTracker:
             self._file = None
             file.close()
 
+    def _append(self, values: dict[str, Any], step: int) -> None:
+        if self._file is None:
+            raise ValueError(f"{self.path} is finished: log before finish, or open it again")
+        if "step" in values:
+            raise ValueError("a metric is called 'step': that name holds the step; rename it")
+        line = {"step": int(step)} | values
+        if step == self._resume_step and frozenset(line) in self._standing:
+            return
+        self._kept.append((json.dumps(line, allow_nan=False) + "\n").encode())
+        try:
+            self._write_kept()
+        except OSError as error:
+            if self._on_error == "stop":
+                self._kept.clear()  # the run ends: it is made again from the last checkpoint
+                raise RecordError(self.path, error) from error
+            self._warn(error)
+
     def _write_kept(self) -> None:
         """Write the lines that wait, each whole or not at all, until OSError."""
         assert self._file is not None
@@ -191,7 +212,7 @@ class JsonlTracker:
         else:
             return
         warnings.warn(
-            f"{self.path} cannot be written ({error}); {text}", RecordWarning, stacklevel=3
+            f"{self.path} cannot be written ({error}); {text}", RecordWarning, stacklevel=4
         )
 
     def _write_beside(self, kind: str, content: Mapping[str, Any]) -> None:
@@ -210,7 +231,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        One per line, in the file's order; numbers that are not finite are floats again.
+        One per line, in the file's order; numbers that are not finite are floats again. Histograms
+        and texts are dicts, as they stand there.
 
     Raises
     ------
@@ -220,10 +242,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
         When a line other than the last is not a metrics object.
     """
     return [
-        {
-            name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
-            for name, value in record.items()
-        }
+        {name: _restored(value) for name, value in record.items()}
         for record in _records(Path(path))
     ]
 
@@ -310,4 +329,13 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _restored(value: Any) -> Any:
+    """Give numbers that are not finite as floats again, edges among them; leave texts."""
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
+    if isinstance(value, dict) and "edges" in value:
+        return {**value, "edges": [_restored(edge) for edge in value["edges"]]}
     return value

@@ -1,13 +1,29 @@
 """What a tracker is, and several as one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, SupportsFloat, runtime_checkable
+from typing import Any, NamedTuple, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 # Numbers of Python, NumPy and JAX alike. To read a JAX scalar waits for the device: fetch metrics
 # a step late.
 Scalar = SupportsFloat
+
+
+class Histogram(NamedTuple):
+    """How many values lie between each two edges.
+
+    Attributes
+    ----------
+    counts : int64 array [bins]
+        Values in each bin.
+    edges : float64 array [bins + 1]
+        Where bins begin, in order, and where the last one ends.
+    """
+
+    counts: NDArray[np.int64]
+    edges: NDArray[np.float64]
 
 
 @runtime_checkable
@@ -19,6 +35,12 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
         """Record numbers by name, such as ``train/loss``, as they are after `step` steps."""
+
+    def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        """Record histograms by name, such as ``histograms/parameter/wte/embedding``."""
+
+    def log_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Record texts by name, such as ``samples/text``, as the model writes after `step`."""
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Record the run's results, once, after the last step."""
@@ -52,6 +74,16 @@ class CompositeTracker:
         """Hand the numbers to each tracker."""
         for tracker in self.trackers:
             tracker.log(metrics, step)
+
+    def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
+        """Hand the histograms to each tracker."""
+        for tracker in self.trackers:
+            tracker.log_histograms(histograms, step)
+
+    def log_texts(self, texts: Mapping[str, str], step: int) -> None:
+        """Hand the texts to each tracker."""
+        for tracker in self.trackers:
+            tracker.log_texts(texts, step)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         """Hand the results to each tracker."""
@@ -111,3 +143,43 @@ def as_number(name: str, value: Scalar) -> int | float:
         )
     number = array.reshape(()).item()
     return number if isinstance(number, int) else float(number)
+
+
+def as_histogram(name: str, value: Histogram) -> Histogram:
+    """Check a histogram, and bring it to the dtypes that `Histogram` tells.
+
+    Parameters
+    ----------
+    name : str
+        Name of the histogram, for the message.
+    value : Histogram
+        Of NumPy arrays, or of sequences of numbers.
+
+    Returns
+    -------
+    Histogram
+        Of NumPy arrays.
+
+    Raises
+    ------
+    ValueError
+        When there are no bins, edges are not one more than counts, or counts are not whole numbers.
+
+    Examples
+    --------
+    >>> histogram = as_histogram("histograms/parameter/wte", Histogram(*np.histogram([1, 2, 5], 2)))
+    >>> histogram.counts.tolist(), histogram.edges.tolist()
+    ([2, 1], [1.0, 3.0, 5.0])
+    """
+    counts, edges = (np.asarray(part) for part in value)
+    if counts.ndim != 1 or not counts.size or edges.shape != (counts.size + 1,):
+        raise ValueError(
+            f"histogram {name} has counts of shape {counts.shape} and edges of shape "
+            f"{edges.shape}: must be [bins] and [bins + 1], with at least one bin"
+        )
+    if counts.dtype.kind not in "iu":
+        raise ValueError(
+            f"histogram {name} has counts of dtype {counts.dtype}: must be whole numbers, how many "
+            "values lie in each bin"
+        )
+    return Histogram(counts.astype(np.int64), edges.astype(np.float64))
