@@ -1,10 +1,15 @@
 """Every model of tjx_nn trains on a mesh as on one device; mistakes are told before a compiler."""
 
+from types import SimpleNamespace
+
+import jax
 import pytest
 from mesh_runs import Flags, assert_the_same_run, run
 
 from tjx_trainer.command_line import resolve
 from tjx_trainer.config import ConfigError
+from tjx_trainer.job import build_job
+from tjx_trainer.task_table import open_task
 
 SMALL: Flags = {"model.n_layer": 2}
 LATENT: Flags = {
@@ -64,3 +69,16 @@ def test_what_a_mesh_does_not_divide_is_told_with_both_numbers(words: str, told:
     with pytest.raises(ConfigError) as caught:
         resolve(["--config=gpt2_small", *words.split()])
     assert told in "\n".join(caught.value.problems)
+
+
+def test_what_only_data_and_devices_know_is_told_before_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Strings of 16 bytes are written behind a start token: rows of 17.
+    words = ["--config=seq2seq_toy", "--mesh.context=2", "--mesh.data=4", "--mesh.fsdp=1"]
+    with pytest.raises(ValueError, match="mesh.context 2 does not divide 17 tokens of a row"):
+        build_job(*open_task(resolve(words)))
+    devices = [SimpleNamespace(device_kind="a chip", addressable_memories=lambda: [])]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    with pytest.raises(ValueError, match="a chip reaches no memory of the host"):
+        build_job(*open_task(resolve(["--config=seq2seq_toy", "--mesh.offload=optimizer"])))

@@ -12,7 +12,7 @@ import tjx_nn
 import tjx_optim
 import tjx_parallel
 from tjx_nn.layout import Layout
-from tjx_trainer.config import Config
+from tjx_trainer.config import Config, tokens_of_a_row
 from tjx_trainer.evaluation import EvalStep, Evaluation, evaluate, make_eval_step
 from tjx_trainer.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.layout import make_layout
@@ -125,6 +125,7 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
     ValueError
         If the configuration does not fit the devices or the data.
     """
+    _refuse_offload(config)
     parts = build_parts(config, jax.devices())
     process_index, process_count = tjx_parallel.batch_process(parts.mesh)
     # Evaluation needs the memory of one microbatch, as training does; a pipeline takes them all.
@@ -138,6 +139,7 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
             return parts.gradients(params, microbatches, None)
 
     task = make_task(Share(batch_size, evaluated, process_index, process_count))
+    _refuse_rows(config, parts.mesh, task)
     return Job(
         config=config,
         task=task,
@@ -154,6 +156,27 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
             through_stages=through_stages,
         ),
     )
+
+
+def _refuse_offload(config: Config) -> None:
+    device = jax.local_devices()[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if config.mesh.offload != "none" and "pinned_host" not in kinds:
+        raise ValueError(
+            f"mesh.offload {config.mesh.offload}: {device.device_kind} reaches no memory of the "
+            f"host (it has {', '.join(kinds)}); give --mesh.offload none"
+        )
+
+
+def _refuse_rows(config: Config, mesh: jax.sharding.Mesh, task: Task) -> None:
+    """Raise ValueError where a mesh divides tokens, and rows have another number than it can.
+
+    Only the data of an encoder-decoder know how long its sources and targets are.
+    """
+    if tokens_of_a_row(config.data, config.model) is None:
+        rows = task.train_data.batch(0).values()
+        for length in sorted({row.shape[1] for row in rows if row.ndim > 1}):
+            config.refuse_mesh(mesh.shape, tokens=length)
 
 
 class Parts(NamedTuple):

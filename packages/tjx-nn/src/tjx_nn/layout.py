@@ -6,7 +6,7 @@ has one derives from `Layout` and gives it to `bind`; `Layout` itself is that of
 Axes in names: B batch, T time, S keys, N query heads, K key heads, H head_dim, V that of values
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from tjx_kernels import flash_attention
 
 # A name for each dimension; None for one that is never divided.
 Axes = Sequence[str | None]
+Move = Callable[[Array], Array]
 
 
 class Layout:
@@ -125,33 +126,30 @@ def write_stream(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T 
 
 
 def _moved(layout: Layout, here: Axes, there: Axes, x: Array) -> Array:
+    return _both_ways(lambda x: layout.place(x, there), lambda dx: layout.place(dx, here), x)
+
+
+def _used(layout: Layout, axes: tuple[str | None, ...], w: Array) -> Array:
+    def stored(dw: Array) -> Array:
+        # Summed first: else the compiler may divide what is summed by the features of `w`.
+        return layout.stored(layout.gathered(dw, axes), axes)
+
+    return _both_ways(lambda w: layout.gathered(w, axes), stored, w)
+
+
+def _both_ways(there: Move, back: Move, x: Array) -> Array:
+    """Move an array, and its gradient in a way of its own."""
+
     @jax.custom_vjp
     def move(x: Array) -> Array:
-        return layout.place(x, there)
+        return there(x)
 
     def forward(x: Array) -> tuple[Array, None]:
-        return move(x), None
+        return there(x), None
 
     def backward(_: None, dx: Array) -> tuple[Array]:
-        return (layout.place(dx, here),)
+        return (back(dx),)
 
     move.defvjp(forward, backward)
     moved: Array = move(x)
     return moved
-
-
-def _used(layout: Layout, axes: tuple[str | None, ...], w: Array) -> Array:
-    @jax.custom_vjp
-    def use(w: Array) -> Array:
-        return layout.gathered(w, axes)
-
-    def forward(w: Array) -> tuple[Array, None]:
-        return use(w), None
-
-    def backward(_: None, dw: Array) -> tuple[Array]:
-        # Summed first: else the compiler may divide what is summed by the features of `w`.
-        return (layout.stored(layout.gathered(dw, axes), axes),)
-
-    use.defvjp(forward, backward)
-    used: Array = use(w)
-    return used
