@@ -3,7 +3,8 @@
 import time
 
 import tjx_parallel
-from tjx_eval.trained import RunError, TrainedModel
+from tjx_eval.errors import RunError
+from tjx_eval.opening import TrainedModel
 from tjx_trainer.evaluation import evaluate, make_eval_step
 from tjx_trainer.task import Share
 from tjx_trainer.text import Text, open_rows, open_text
@@ -37,6 +38,7 @@ def measure_loss(
         If the devices do not divide the batch size.
     """
     config, devices = model.config, model.mesh.size
+    assert config is not None
     if batch_size is None:
         batch_size = -(-config.train.batch_size // devices) * devices
     elif batch_size % devices:
@@ -58,7 +60,6 @@ def measure_loss(
                 tjx_parallel.shard_batch(model.mesh, batch)
                 for batch in loader.evaluation_batches(limit)
             ),
-            ks=TOP_K,
         )
         seconds = time.perf_counter() - started
         assert result.text_bytes is not None  # of text
@@ -70,10 +71,11 @@ def measure_loss(
         }
 
     run(1)  # compiles, so that the rate below is that of the model
-    return {"step": model.step, "corpus": _corpus(model), **run(max_tokens)}
+    return {"corpus": _corpus(model), **run(max_tokens)}
 
 
 def _corpus(model: TrainedModel) -> str:
+    assert model.config is not None
     return ", ".join(model.config.data.weights)
 
 
@@ -82,4 +84,5 @@ def _text(model: TrainedModel) -> Text:
     pointer = model.run.data_pointer()
     if pointer is not None and all((f / "index.json").is_file() for f in pointer.folders.values()):
         return Text(pointer.folders, model.tokenizer)
+    assert model.config is not None
     return open_text(model.config)

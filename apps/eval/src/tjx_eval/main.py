@@ -1,117 +1,79 @@
-"""The command line of the evaluation app."""
+"""Asks questions of a trained model: a run of the trainer, or a folder of transformers.
+
+Each command is a module of this package with `add_arguments` and `run`. They import what is heavy
+when they run, so that a mistake in the command line is answered at once.
+"""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.table import Table
+from types import ModuleType
 
 from tjx_ckpt.errors import CheckpointError
 from tjx_data.corpora.hub import HubError
+from tjx_data.errors import DataError
+from tjx_eval import generate_command, loss_command
+from tjx_eval.command_parser import Parser, did_you_mean
+from tjx_eval.errors import RunError
 from tjx_trainer.config import ConfigError
 
-if TYPE_CHECKING:
-    from tjx_eval.trained import TrainedModel
+COMMANDS: dict[str, ModuleType] = {
+    "loss": loss_command,
+    "generate": generate_command,
+}
 
 EXIT_USER_ERROR = 2
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
-    top = argparse.ArgumentParser(prog="eval", description=__doc__, allow_abbrev=False)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    loss = commands.add_parser("loss", help="loss, perplexity, bits per byte, accuracy")
-    loss.add_argument("run_dir", help="a run directory of the trainer")
-    loss.add_argument("--json", metavar="FILE", help="also write the figures to this file")
-    loss.add_argument("--batch_size", type=_positive, help="sequences at once")
-    loss.add_argument("--max_tokens", type=_positive, help="stop after so many tokens")
-
-    generate = commands.add_parser("generate", help="text after a prompt")
-    generate.add_argument("run_dir", help="a run directory of the trainer")
-    generate.add_argument("--prompt", default="", help="text to go on from (default: none)")
-    generate.add_argument("--samples", type=_positive, default=1, help="default 1")
-    generate.add_argument("--max_new_tokens", type=_positive, default=50, help="default 50")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0 is greedy; default 0.8")
-    generate.add_argument("--top_k", type=_positive, default=50, help="default 50")
-    generate.add_argument("--seed", type=int, default=0, help="default 0")
-    return top
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 2 where the user can mend what is wrong."""
-    arguments = parser().parse_args(argv)
-    # They bring JAX, which takes seconds to import: a wrong command line is answered before.
-    from tjx_eval.trained import RunError, open_trained
-
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(help_text())
+        return 0 if words else EXIT_USER_ERROR
     try:
-        model = open_trained(arguments.run_dir)
-        if arguments.command == "loss":
-            show_loss(model, arguments)
-        else:
-            show_texts(model, arguments)
-    except (RunError, ConfigError, CheckpointError, HubError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        command, arguments = read(words)
+        code: int = command.run(arguments)
+    except (RunError, ConfigError, CheckpointError, HubError, DataError) as error:
+        sys.stderr.write("".join(f"error: {line}\n" for line in told(error)))
         return EXIT_USER_ERROR
-    return 0
+    return code
 
 
-def show_loss(model: "TrainedModel", arguments: argparse.Namespace) -> None:
-    """Run `loss`."""
-    from tjx_eval.loss import measure_loss
+def read(words: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """Return the command that a command line names, and its arguments.
 
-    figures = measure_loss(model, batch_size=arguments.batch_size, max_tokens=arguments.max_tokens)
-    print_table(figures)
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
-
-
-def show_texts(model: "TrainedModel", arguments: argparse.Namespace) -> None:
-    """Run `generate`."""
-    from tjx_eval.trained import RunError
-    from tjx_trainer.sampling import continue_prompt
-
-    try:
-        texts = continue_prompt(
-            model.gpt,
-            model.params,
-            model.tokenizer,
-            arguments.prompt,
-            samples=arguments.samples,
-            max_new_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            top_k=arguments.top_k,
-            seed=arguments.seed,
+    Raises
+    ------
+    RunError
+        With everything that is wrong, a line each.
+    """
+    name, *rest = words
+    if name not in COMMANDS:
+        raise RunError(
+            f"{name}: there is no such command{did_you_mean(name, list(COMMANDS))}; "
+            f"there are {', '.join(COMMANDS)}"
         )
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    sys.stdout.write("\n----\n".join(arguments.prompt + text for text in texts) + "\n")
+    command = COMMANDS[name]
+    parser = Parser(prog=f"eval {name}", description=command.__doc__ or "")
+    command.add_arguments(parser)
+    return command, parser.read(rest)
 
 
-def print_table(figures: dict[str, float | int | str]) -> None:
-    """Print one figure a line."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in figures.items():
-        table.add_row(name.replace("_", " "), _shown(name, value))
-    Console().print(table)
+def told(error: BaseException) -> list[str]:
+    """Return what to tell of an error, a line for each mistake."""
+    return "; ".join([str(error), *getattr(error, "__notes__", [])]).splitlines()
 
 
-def _shown(name: str, value: float | int | str) -> str:
-    if isinstance(value, float):
-        if name.endswith("accuracy"):
-            return f"{value:.2%}"
-        return f"{value:,.0f}" if name == "tokens_per_sec" else f"{value:.4f}"
-    return f"{value:,}" if isinstance(value, int) else value
+def help_text() -> str:
+    """Describe the commands."""
+    lines = [f"  {name:<12}{_first_line(command)}" for name, command in COMMANDS.items()]
+    head = ["usage: eval COMMAND MODEL [--flag value] ...", "", __doc__.splitlines()[0], ""]
+    return "\n".join([*head, *lines, "", "`eval COMMAND --help` tells of each."]) + "\n"
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def _first_line(command: ModuleType) -> str:
+    return (command.__doc__ or "").splitlines()[0].partition(": ")[2]
 
 
 if __name__ == "__main__":

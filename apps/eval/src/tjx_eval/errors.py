@@ -1,0 +1,5 @@
+"""What is wrong and the user can mend."""
+
+
+class RunError(ValueError):
+    """What cannot be answered; the message says in one sentence why and what to do."""
