@@ -40,7 +40,7 @@ def open_job(words: list[str], *more: str, learning_rate: str = "1e-2") -> Job:
 
 @pytest.fixture(scope="module")
 def plain(words: list[str]) -> Job:
-    return open_job(words, "--log.layer_norms=true")
+    return open_job(words, "--log.layer_norms_every=1")
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,10 @@ class LoaderTask[L: tjx_data.Loader](ABC):
         """Yield the held-out data, or as much as was asked for."""
         return map(put, self.validation_data.evaluation_batches(self.eval_limit))
 
+    def sample(self, params: dict[str, Any], /) -> str | None:  # noqa: ARG002  not all write
+        """Return nothing, unless a task's models write."""
+        return None
+
     def record(self, run: RunDirectory) -> None:  # noqa: B027  there may be nothing to keep
         """Keep what is needed to use the model; nothing, unless a task says otherwise."""
 

@@ -1,14 +1,13 @@
 """The training loop."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import jax
 
 import tjx_data
-from tjx_trainer.evaluation import Evaluation, EvaluationLeftError
 from tjx_trainer.gradients import Batch
 from tjx_trainer.job import Job
+from tjx_trainer.looks import Looks
 from tjx_trainer.progress import Progress
 from tjx_trainer.requests import Requests
 from tjx_trainer.saving import Saver
@@ -43,7 +42,7 @@ def run_steps(
     watchdog : Watchdog
         Told of each step and each evaluation batch.
     owes_evaluation : bool
-        Whether the evaluation of the state's step is still to be made.
+        Whether the looks at the state's step, its evaluation above all, are still to be taken.
 
     Returns
     -------
@@ -57,7 +56,8 @@ def run_steps(
     tjx_ckpt.SaveError
         When a save failed, and the run is not to go on, or it was the last one.
     """
-    train, save_every = job.config.train, job.config.checkpoint.every
+    max_steps, save_every = job.config.train.max_steps, job.config.checkpoint.every
+    meter, looks = progress.meter, Looks(job, progress, saver, requests, watchdog)
     first = step = int(jax.device_get(state.step))
     owed = owes_evaluation
 
@@ -65,41 +65,36 @@ def run_steps(
         with jax.transfer_guard("disallow"):  # each thread has its own
             return job.task.batch(step, job.put)
 
-    def before_evaluation_batch() -> None:
-        watchdog.beat("evaluate", step)
-        requests.poll(failed=saver.failed)
-        if requests.stop:
-            raise EvaluationLeftError
-
-    def evaluate(state: TrainState) -> Evaluation:
-        return job.evaluate(job.params_to_use(state), before_evaluation_batch)
-
     with (
         jax.transfer_guard("disallow"),
-        tjx_data.Prefetcher(load, first=first, stop=train.max_steps) as batches,
+        tjx_data.Prefetcher(load, first=first, stop=max_steps) as batches,
     ):
         while True:
             metrics: Mapping[str, float] | None = None
             if owed:
-                metrics = progress.evaluate(step, partial(evaluate, state))
+                metrics = looks.take(step, state)
                 owed = metrics is None  # it was left: whoever goes on from here makes it
             if requests.failed:
                 saver.stop_for_failure(step)
-            is_end = step == train.max_steps or requests.stop > 0
+            is_end = step == max_steps or requests.stop > 0
             wanted = requests.take_save() or is_end or step % save_every == 0
             if wanted and step > first:
                 watchdog.beat("save", step)
                 progress.flush()  # a run that goes on from here lacks no record
-                saver.save(step, state, metrics=metrics, owes_evaluation=owed)
+                with meter.during("checkpoint"):
+                    saver.save(step, state, metrics=metrics, owes_evaluation=owed)
             if is_end:
                 break
             watchdog.beat("train", step)
-            state, measured = job.train_step(state, batches.get(step))
+            with meter.during("data_wait"):
+                batch = batches.get(step)
+            with meter.during("dispatch"):
+                state, measured = job.train_step(state, batch)
             step += 1
-            progress.stepped(step, measured, waited=batches.take_waited())
+            progress.stepped(step, measured, spreads=looks.weights(step, state.params))
             saver.look(step)
             requests.poll(failed=saver.failed)
-            owed = step == train.max_steps or step % train.eval_every == 0
+            owed = looks.due(step)
     watchdog.beat("save", step)
     saver.finish(step)
     return state

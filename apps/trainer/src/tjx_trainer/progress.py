@@ -1,7 +1,7 @@
 """What a run tells while it goes: metrics to the trackers, one step late."""
 
-import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +9,11 @@ import numpy as np
 import tjx_metrics
 from tjx_trainer.evaluation import Evaluation, EvaluationLeftError
 from tjx_trainer.exit_codes import NotFiniteError
+from tjx_trainer.meter import Meter
 from tjx_trainer.step import Metrics
+
+WEIGHTS = "histograms/parameter"
+SAMPLE = "samples/text"
 
 
 class Progress:
@@ -19,10 +23,10 @@ class Progress:
     ----------
     tracker : tjx_metrics.Tracker
         Where numbers go.
-    throughput : tjx_metrics.Throughput
-        Told of each step that is done.
-    every : int
-        Steps between two records of training metrics; a step that was skipped is always recorded.
+    meter : Meter
+        Told of each step that is done, and of what time goes into.
+    log : tjx_metrics.LogConfig
+        What is recorded how often; a step that was skipped is always recorded.
     max_skipped : int
         Steps in a row that are skipped for not being finite when the run ends.
     skipped : int
@@ -32,6 +36,8 @@ class Progress:
     ----------
     last_evaluation : Evaluation or None
         The last one that was finished.
+    best_loss : float or None
+        The lowest loss of those that this process made, nats a label.
     streak_began : int or None
         After NotFiniteError the first of the steps in a row that were skipped.
     """
@@ -39,26 +45,27 @@ class Progress:
     def __init__(
         self,
         tracker: tjx_metrics.Tracker,
-        throughput: tjx_metrics.Throughput,
+        meter: Meter,
+        log: tjx_metrics.LogConfig,
         *,
-        every: int,
         max_skipped: int,
         skipped: int = 0,
     ) -> None:
+        self.meter = meter
         self._tracker = tracker
-        self._throughput = throughput
-        self._every = every
+        self._log = log
         self._max_skipped = max_skipped
         self._skipped = skipped
         self._pending: tuple[int, Metrics] | None = None
         # The first of the steps in a row that were skipped last, of those that were seen.
         self._first_skipped: int | None = None
-        # Since the last record: when that was, and the seconds that steps waited for data.
-        self._recorded, self._waited = time.perf_counter(), 0.0
         self.last_evaluation: Evaluation | None = None
+        self.best_loss: float | None = None
         self.streak_began: int | None = None
 
-    def stepped(self, step: int, metrics: Metrics, *, waited: float) -> None:
+    def stepped(
+        self, step: int, metrics: Metrics, *, spreads: Mapping[str, Any] | None = None
+    ) -> None:
         """Take a step's metrics, which may not be computed yet; read those of the step before.
 
         Parameters
@@ -67,12 +74,11 @@ class Progress:
             1 is the first.
         metrics : Metrics
             As the training step gives them.
-        waited : float
-            Seconds that the step waited for its batch.
+        spreads : mapping, optional
+            Of the parameters after the step, from `tjx_metrics.weight_spreads`.
         """
-        self._waited += waited
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics if spreads is None else {**metrics, "spreads": spreads})
 
     def flush(self) -> None:
         """Wait for the last step's metrics and record them where it is their turn.
@@ -85,18 +91,23 @@ class Progress:
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
-        values = jax.device_get(metrics)
-        self._throughput.update(int(values.pop("tokens")))
+        with self.meter.during("device"):
+            values = jax.device_get(metrics)
+        self.meter.stepped(int(values.pop("tokens")))
         skipped, in_a_row = int(values["skipped"]), int(values.pop("skipped_in_a_row"))
         is_news, self._skipped = skipped != self._skipped, skipped
         self._first_skipped = (self._first_skipped or step) if is_news else None
-        if step == 1 or step % self._every == 0 or is_news:
-            record = _norm_records(values.pop("norms", {}))
+        norms, spreads = values.pop("norms", {}), values.pop("spreads", {})
+        record: dict[str, float] = {}
+        if self._log.layer_norms_every is not None and step % self._log.layer_norms_every == 0:
+            record |= _norm_records(norms)
+        if step == 1 or step % self._log.every == 0 or is_news:
             record |= {f"train/{name}": float(value) for name, value in values.items()}
-            if (rate := self._throughput.tokens_per_sec) is not None:
-                record["train/tokens_per_sec"] = rate
-            record["train/data_wait"] = self._share_waited()
+            record |= self.meter.figures()
+        if record:
             self._tracker.log(record, step)
+        if spreads:
+            self._tracker.log_histograms(tjx_metrics.named_histograms(spreads, WEIGHTS), step)
         if in_a_row >= self._max_skipped:
             # A run that was gone on with in the midst of them has seen the last of them only.
             begin = step - in_a_row + 1
@@ -119,24 +130,24 @@ class Progress:
             What was recorded, by name; None where the evaluation was left.
         """
         self.flush()
-        begin = time.perf_counter()
         try:
-            with self._throughput.paused():
+            with self.meter.paused("evaluation"):
                 self.last_evaluation = run()
         except EvaluationLeftError:
             return None
-        self._recorded += time.perf_counter() - begin
         found = self.last_evaluation.metrics()
+        self.best_loss = min(found["loss"], found["loss"] if self.best_loss is None else self.best_loss)
         metrics = {f"eval/{name}": value for name, value in found.items()}
         self._tracker.log(metrics, step)
         return metrics
 
-    def _share_waited(self) -> float:
-        """Return the share of the time since the last record that went by without a batch."""
-        now = time.perf_counter()
-        share = self._waited / (now - self._recorded)
-        self._recorded, self._waited = now, 0.0
-        return share
+    def sample(self, step: int, write: Callable[[], str | None]) -> None:
+        """Let the model write, and record the text where there is one."""
+        self.flush()
+        with self.meter.paused("evaluation"):
+            text = write()
+        if text is not None:
+            self._tracker.log_texts({SAMPLE: text}, step)
 
 
 def _norm_records(norms: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:

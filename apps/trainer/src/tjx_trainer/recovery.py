@@ -1,6 +1,6 @@
 """A run to its last step: from what was saved, and once back from steps that are not finite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from tjx_trainer.exit_codes import NotFiniteError
 from tjx_trainer.job import Job
 from tjx_trainer.loop import run_steps
 from tjx_trainer.messages import say
+from tjx_trainer.meter import Behind, Meter
 from tjx_trainer.progress import Progress
 from tjx_trainer.provenance import describe_run, other_versions
 from tjx_trainer.requests import Requests
@@ -50,7 +51,7 @@ class Course:
     watchdog: Watchdog
     description: dict[str, Any] = field(init=False)
     progress: Progress = field(init=False)
-    throughput: tjx_metrics.Throughput = field(init=False)
+    meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
         self.description = describe_run(self.job)
@@ -114,12 +115,14 @@ class Course:
     def _train(self, state: TrainState) -> TrainState:
         config = self.job.config
         start = int(jax.device_get(state.step))
-        self.throughput = tjx_metrics.Throughput(max_steps=config.train.max_steps, start_step=start)
+        self.meter = Meter(
+            config, self.job.mesh, start_step=start, behind=Behind.of(self._saved_with(start))
+        )
         with recording(self._make_tracker(start)) as tracker:
             self.progress = Progress(
                 tracker,
-                self.throughput,
-                every=config.log.every,
+                self.meter,
+                config.log,
                 max_skipped=config.guard.max_skipped,
                 skipped=int(jax.device_get(state.guard.skipped)),
             )
@@ -127,7 +130,11 @@ class Course:
                 self.checkpointer,
                 tracker,
                 on_error=config.checkpoint.on_error,
-                describe=lambda owed: {**self.description, "owes_evaluation": owed},
+                describe=lambda owed: {
+                    **self.description,
+                    "owes_evaluation": owed,
+                    "behind": self.meter.behind._asdict(),
+                },
             )
             try:
                 return run_steps(
@@ -156,7 +163,7 @@ class Course:
                 on_error=config.checkpoint.on_error,
             ),
             tjx_metrics.ConsoleTracker(
-                config.train.max_steps, start_step=start, throughput=self.throughput
+                config.train.max_steps, start_step=start, throughput=self.meter.throughput
             ),
         ])  # fmt: skip
 
@@ -174,9 +181,12 @@ class Course:
 
     def _owes_evaluation(self, step: int) -> bool:
         """Tell whether the evaluation of a step was due, and is not made."""
-        if step not in self.checkpointer.steps():
-            return True  # that of step 0
-        return bool(self.checkpointer.metadata(step).get("owes_evaluation", False))
+        # That of step 0 is owed, where nothing is saved.
+        return bool(self._saved_with(step).get("owes_evaluation", step == 0))
+
+    def _saved_with(self, step: int) -> Mapping[str, Any]:
+        """Return what was saved with the state of a step; nothing of step 0."""
+        return self.checkpointer.metadata(step) if step in self.checkpointer.steps() else {}
 
     def _go_back(self, told: str) -> TrainState:
         """Return the newest sound state from before the steps that were not finite."""

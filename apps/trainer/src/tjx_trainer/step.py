@@ -49,10 +49,11 @@ def make_train_step(
     -------
     callable
         From (state, batch) to the next state and the scalars "loss" (nats a label), "grad_norm",
-        "learning_rate", "tokens" (labels that count), "skipped" and "skipped_in_a_row" (steps
-        whose loss or gradients were not finite, which changed nothing), with fp16 "loss_scale", and
-        what experts and indexers report; "norms", where they are logged, by kind and path. The
-        batch holds the arguments of the model's `losses`, "labels" among them.
+        "param_norm" (before the update), "learning_rate", "tokens" (labels that count), "skipped"
+        and "skipped_in_a_row" (steps whose loss or gradients were not finite, which changed
+        nothing), with fp16 "loss_scale", and what experts and indexers report; "norms", where they
+        are logged, by kind and path. The batch holds the arguments of the model's `losses`,
+        "labels" among them.
     """
     model, scaled = config.model, scales_loss(config)
     stack_axes = tjx_nn.stack_axes(model)
@@ -85,6 +86,7 @@ def make_train_step(
         metrics: Metrics = {
             **total.means,
             "grad_norm": grad_norm,
+            "param_norm": tjx_optim.global_norm(state.params),
             # The optimizer has made no update at a step that was skipped.
             "learning_rate": jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32),
             "tokens": total.token_count,
@@ -93,7 +95,7 @@ def make_train_step(
         }
         if scaled:
             metrics["loss_scale"] = state.guard.loss_scale
-        if config.log.layer_norms:
+        if config.log.layer_norms_every is not None:
             trees = {"gradient": total.gradients, "parameter": state.params, "update": updates}
             metrics["norms"] = {
                 kind: tjx_optim.layer_norms(tree, stack_axes) for kind, tree in trees.items()

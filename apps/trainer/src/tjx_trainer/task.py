@@ -69,6 +69,9 @@ class Task(Protocol):
     def evaluation_batches(self, put: Put) -> Iterator[Batch]:
         """Yield held-out batches on the devices; the label -100 counts nothing."""
 
+    def sample(self, params: dict[str, Any], /) -> str | None:
+        """Let the model write something; None where it is to write nothing."""
+
     def record(self, run: RunDirectory) -> None:
         """Write to the run directory what is needed to use the model."""
 

@@ -57,12 +57,15 @@ class LanguageModelling(TextTask[Rows]):
             f"perplexity {metrics['perplexity']:.2f}",
             f"bits per byte    {metrics['bits_per_byte']:.3f}{compared}",
         ]
-        if self.config.train.sample_tokens:
-            lines = ["a sample", "--------", self._sample(params), "--------", *lines]
+        if (sample := self.sample(params)) is not None:
+            lines = ["a sample", "--------", sample, "--------", *lines]
         return lines
 
-    def _sample(self, params: dict[str, Any]) -> str:
+    def sample(self, params: dict[str, Any], /) -> str | None:
+        """Let the model write on after the prompt of `train.sample_prompt`."""
         config, prompt = self.config, self.config.train.sample_prompt or ""
+        if not config.train.sample_tokens:
+            return None
         assert isinstance(config.model, GPTConfig)
         room = longest_continuation(config.model, self.tokenizer, prompt)
         text = continue_prompt(

@@ -254,7 +254,7 @@ def conclude(course: Course, state: TrainState) -> None:
         return
     run.plots.mkdir(exist_ok=True)
     tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
-    if (rate := course.throughput.mean_tokens_per_sec) is not None:
+    if (rate := course.meter.throughput.mean_tokens_per_sec) is not None:
         what = "tokens" if reads_text(job.config) else "labels"
         lines.append(f"{what} a second  {rate:,.0f}")
     lines += [
