@@ -5,7 +5,6 @@ import subprocess
 import sys
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from mesh_runs import QUICK, Flags, Run, assert_the_same_run, batch_of, bytes_by_path, run
@@ -96,21 +95,27 @@ def test_evaluation_goes_through_the_stages_too() -> None:
             microbatches = tjx_optim.split_microbatches(batch, parts.accumulation)
             return parts.gradients(params, microbatches, None)
 
-        jitted: Any = make_eval_step(
+        step = make_eval_step(
             found.config.model,
             layout=found.parts.layout,
             through_stages=through if found is staged else None,
         )
-        compiled = jitted.lower(found.state.params, batch).compile(QUICK)
-        sums.append(jax.device_get(compiled(found.state.params, batch)))
+        zero = step.start(found.state.params)
+        jitted: Any = step.add
+        compiled = jitted.lower(zero, found.state.params, batch).compile(QUICK)
+        of_one = compiled(zero, found.state.params, batch)
+        of_two = compiled(of_one, found.state.params, batch)  # sums lie where they are expected
+        sums.append((of_one.on_host(), of_two.on_host()))
         exchanges = collectives(compiled.as_text(), found.parts.mesh.shape)
         # No stage gathers the layers of another, and nothing of a gradient is left to be summed.
         for each in exchanges:
             gathers = each.kind == "all-gather" and "stage" in each.axes
             sums_up = each.kind in ("all-reduce", "reduce-scatter") and "fsdp" in each.axes
             assert not (gathers or sums_up) or each.payload < 1024, each
-    np.testing.assert_allclose(sums[0]["loss_sum"], sums[1]["loss_sum"], rtol=1e-5)
-    assert sums[0]["tokens"] == sums[1]["tokens"]
+    for one, other in zip(*sums, strict=True):
+        np.testing.assert_allclose(one.loss_sum, other.loss_sum, rtol=1e-5)
+        assert one.tokens == other.tokens
+    np.testing.assert_allclose(sums[0][1].loss_sum, 2 * sums[0][0].loss_sum, rtol=1e-7)
 
 
 def test_fsdp_divides_what_zero_says() -> None:

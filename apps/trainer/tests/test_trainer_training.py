@@ -104,7 +104,6 @@ def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:
             make_eval_step(model, ks=(1, 5), token_byte_lengths=lengths),
             params,
             [job.put(batch) for batch in loader.evaluation_batches(500)],
-            ks=(1, 5),
         )
     # The same by NumPy in float64, window after window.
     tokens = loader.read(0, 501).astype(np.int32)
@@ -126,7 +125,7 @@ def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:
     for evaluation in found.values():
         assert evaluation.tokens == 500
         assert evaluation.text_bytes == int(lengths[tokens[1:]].sum())
-        assert evaluation.loss_sum == pytest.approx(sum(losses), rel=1e-6)
+        assert evaluation.loss_sum == pytest.approx(math.fsum(losses), rel=1e-6)
         assert evaluation.correct == {k: sum(rank < k for rank in top) for k in (1, 5)}
         metrics = evaluation.metrics()
         assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-6)

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import optax
 
+import tjx_metrics
 import tjx_nn
 import tjx_optim
 import tjx_parallel
 from tjx_nn.layout import Layout
 from tjx_trainer.config import Config, tokens_of_a_row
-from tjx_trainer.evaluation import EvalStep, Evaluation, evaluate, make_eval_step
+from tjx_trainer.evaluation import EvalStep, evaluate, make_eval_step
 from tjx_trainer.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.layout import make_layout
 from tjx_trainer.state import (
@@ -47,8 +48,8 @@ class Job:
         Shapes, dtypes and shardings of the state.
     train_step : callable
         From (state, batch) to (state, metrics), jitted.
-    eval_step : callable
-        From (params, batch) to sums, jitted.
+    eval_step : EvalStep
+        How to count over batches, jitted.
     """
 
     config: Config
@@ -75,7 +76,7 @@ class Job:
 
     def evaluate(
         self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
-    ) -> Evaluation:
+    ) -> tjx_metrics.Evaluation:
         """Sum over the held-out data, or as much of them as the configuration says.
 
         Parameters
@@ -86,9 +87,7 @@ class Job:
             Called before each batch; raises `EvaluationLeftError` to leave.
         """
         batches = self.task.evaluation_batches(self.put)
-        return evaluate(
-            self.eval_step, params, batches, ks=self.task.accuracies, before_batch=before_batch
-        )
+        return evaluate(self.eval_step, params, batches, before_batch=before_batch)
 
 
 def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:

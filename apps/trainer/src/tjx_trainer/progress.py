@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import tjx_metrics
-from tjx_trainer.evaluation import Evaluation, EvaluationLeftError
+from tjx_trainer.evaluation import EvaluationLeftError
 from tjx_trainer.exit_codes import NotFiniteError
 from tjx_trainer.meter import Meter
 from tjx_trainer.step import Metrics
@@ -34,7 +34,7 @@ class Progress:
 
     Attributes
     ----------
-    last_evaluation : Evaluation or None
+    last_evaluation : tjx_metrics.Evaluation or None
         The last one that was finished.
     best_loss : float or None
         The lowest loss of those that this process made, nats a label.
@@ -59,7 +59,7 @@ class Progress:
         self._pending: tuple[int, Metrics] | None = None
         # The first of the steps in a row that were skipped last, of those that were seen.
         self._first_skipped: int | None = None
-        self.last_evaluation: Evaluation | None = None
+        self.last_evaluation: tjx_metrics.Evaluation | None = None
         self.best_loss: float | None = None
         self.streak_began: int | None = None
 
@@ -114,7 +114,9 @@ class Progress:
             self.streak_began = min(begin, self._first_skipped or begin)
             raise NotFiniteError(step, in_a_row)
 
-    def evaluate(self, step: int, run: Callable[[], Evaluation]) -> Mapping[str, float] | None:
+    def evaluate(
+        self, step: int, run: Callable[[], tjx_metrics.Evaluation]
+    ) -> Mapping[str, float] | None:
         """Evaluate and record; the time it takes counts for no rate.
 
         Parameters

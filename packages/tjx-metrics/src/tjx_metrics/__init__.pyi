@@ -1,7 +1,12 @@
+from .accumulators import Evaluation as Evaluation
+from .accumulators import EvaluationSums as EvaluationSums
 from .config import LogConfig as LogConfig
 from .console import ConsoleTracker as ConsoleTracker
+from .documents import DocumentSums as DocumentSums
 from .errors import RecordError as RecordError
 from .errors import RecordWarning as RecordWarning
+from .exact_sums import FloatSum as FloatSum
+from .exact_sums import IntSum as IntSum
 from .flops import mfu as mfu
 from .flops import peak_flops as peak_flops
 from .flops import transformer_flops_per_token as transformer_flops_per_token
@@ -12,6 +17,7 @@ from .metrics import bits_per_token as bits_per_token
 from .metrics import perplexity as perplexity
 from .plots import plot_loss as plot_loss
 from .throughput import Throughput as Throughput
+from .token_losses import cross_entropy as cross_entropy
 from .top_k import top_k_accuracy as top_k_accuracy
 from .top_k import top_k_correct as top_k_correct
 from .trackers import CompositeTracker as CompositeTracker

@@ -1,0 +1,167 @@
+"""Sums that are carried on the device equal NumPy's in float64, however a corpus is cut."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tjx_metrics import DocumentSums, Evaluation, EvaluationSums, FloatSum, IntSum, cross_entropy
+
+TOKENS, LENGTH, VOCAB, KS = 700, 16, 23, (1, 5, 10)
+
+
+def on(mesh: Mesh, *axes: str) -> NamedSharding:
+    """Divide the first dimensions among these axes of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]  # as jax is
+
+
+def test_a_long_sum_of_floats_is_as_good_as_float64() -> None:
+    rng = np.random.default_rng(0)
+    plus = jax.jit(FloatSum.plus)
+    batches = [(rng.exponential(3, 4096) ** 2).astype(np.float32) for _ in range(300)]
+    total, plain = jax.jit(FloatSum.zero)(), np.float32(0)
+    for batch in batches:
+        total, plain = plus(total, jax.device_put(batch)), plain + batch.sum()
+    want = math.fsum(x for batch in batches for x in batch.tolist())
+    assert abs(total.on_host() / want - 1) < 1e-11
+    assert abs(float(plain) / want - 1) > 1e-7  # float32 alone is not
+
+
+@pytest.mark.parametrize("size", [1, 5, 4096])
+def test_the_sum_of_an_array_does_not_depend_on_the_order_of_its_numbers(size: int) -> None:
+    x = np.random.default_rng(1).normal(size=(8, size)).astype(np.float32) * 1e4
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    found = []
+    for sharding in (on(mesh), on(mesh, "data")):
+        for rows in (x, x[::-1]):
+            placed = jax.device_put(rows, sharding)
+            found.append(jax.jit(lambda x: FloatSum.zero().plus(x))(placed).on_host())
+    assert np.ptp(found) <= 1e-12 * np.abs(x).sum()
+    np.testing.assert_allclose(found[0], math.fsum(x.ravel()), atol=1e-12 * np.abs(x).sum())
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 3e38])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    batch = np.ones(100, np.float32)
+    batch[3] = bad
+    plus = jax.jit(FloatSum.plus)
+    total = plus(plus(jax.jit(FloatSum.zero)(), jax.device_put(batch)), jax.device_put(batch**0))
+    np.testing.assert_equal(np.float32(total.on_host()), np.float32(bad))
+
+
+def test_counts_go_beyond_32_bits() -> None:
+    counts = jax.device_put(np.array([2**31 - 1, 0, 7], np.int32))
+    sums = jax.jit(lambda: IntSum.zero((3,)))()
+    for _ in range(5):
+        sums = jax.jit(IntSum.plus)(sums, counts)
+    assert sums.on_host() == [5 * (2**31 - 1), 0, 35]
+
+
+class Corpus:
+    """Logits, labels and byte lengths of a text, and what NumPy finds in them."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(2)
+        self.logits = rng.normal(size=(TOKENS, VOCAB)).astype(np.float32) * 3
+        self.labels = rng.integers(0, VOCAB, TOKENS).astype(np.int32)
+        # Some rows are right altogether.
+        self.labels[: 2 * LENGTH] = self.logits[: 2 * LENGTH].argmax(-1)
+        self.lengths = rng.integers(0, 9, VOCAB).astype(np.int32)
+        x = self.logits.astype(np.float64)
+        own = x[np.arange(TOKENS), self.labels]
+        self.losses = np.log(np.exp(x).sum(-1)) - own
+        self.ranks = (x > own[:, None]).sum(-1)
+
+    def batches(self, rows: int) -> list[Any]:
+        """Cut into batches of so many rows; the last one is filled up."""
+        size = rows * LENGTH
+        found = []
+        for begin in range(0, TOKENS, size):
+            logits = np.full((size, VOCAB), 9.0, np.float32)
+            labels = np.full(size, -100, np.int32)
+            logits[: TOKENS - begin] = self.logits[begin : begin + size]
+            labels[: TOKENS - begin] = self.labels[begin : begin + size]
+            found.append((logits.reshape(rows, LENGTH, VOCAB), labels.reshape(rows, LENGTH)))
+        return found
+
+
+@pytest.mark.parametrize(("rows", "devices"), [(1, 1), (8, 1), (8, 8), (48, 8)])
+def test_a_corpus_has_the_same_metrics_however_it_is_cut(rows: int, devices: int) -> None:
+    corpus = Corpus()
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    whole, divided = on(mesh), on(mesh, "data")
+    lengths = jax.device_put(corpus.lengths, whole)
+
+    @jax.jit
+    def eval_step(sums: EvaluationSums, logits: Any, labels: Any, lengths: Any) -> EvaluationSums:
+        losses = cross_entropy(logits, labels)
+        return sums.plus(losses, labels, logits=logits, token_byte_lengths=lengths)
+
+    sums = jax.jit(lambda: EvaluationSums.zero(ks=KS, of_text=True), out_shardings=whole)()
+    for batch in corpus.batches(rows):
+        sums = eval_step(sums, *jax.device_put(batch, divided), lengths)
+    found = sums.on_host()
+
+    jitted: Any = eval_step
+    assert jitted._cache_size() == 1  # sums come back as they went in
+    assert (found.tokens, found.text_bytes) == (TOKENS, corpus.lengths[corpus.labels].sum())
+    assert found.correct == {k: (corpus.ranks < k).sum() for k in KS}
+    right = [(corpus.ranks[i : i + LENGTH] == 0).all() for i in range(0, TOKENS, LENGTH)]
+    assert (found.exact_rows, found.rows) == (sum(right), len(right))
+    assert found.exact_rows >= 2
+
+    metrics, loss = found.metrics(), corpus.losses.mean()
+    want = {
+        "loss": loss,
+        "perplexity": np.exp(loss),
+        "bits_per_token": loss / np.log(2),
+        "bits_per_byte": corpus.losses.sum() / np.log(2) / found.text_bytes,
+        **{f"top{k}_accuracy": (corpus.ranks < k).mean() for k in KS},
+        "exact_match": np.mean(right),
+    }
+    assert metrics == pytest.approx(want, rel=2e-7)
+
+
+def test_what_was_not_given_cannot_be_counted() -> None:
+    def count(**asked: Any) -> None:
+        zero = EvaluationSums.zero(**asked)
+        zero.plus(*jax.device_put((np.zeros(2, np.float32), np.zeros(2, np.int32))))
+
+    with jax.transfer_guard("allow"):
+        with pytest.raises(ValueError, match=r"k of \[1, 5\] need them"):
+            count(ks=(1, 5))
+        with pytest.raises(ValueError, match="token_byte_lengths=None"):
+            count(of_text=True)
+    with pytest.raises(ValueError, match="no label to evaluate"):
+        Evaluation(0.0, 0, None).metrics()
+    with pytest.raises(ValueError, match="without its last axis"):
+        cross_entropy(*jax.device_put((np.zeros((2, 3), "f"), np.zeros(3, np.int32))))
+
+
+def test_documents_have_their_own_sums_wherever_they_lie() -> None:
+    rng = np.random.default_rng(3)
+    documents = np.sort(rng.integers(0, 5, 200))
+    documents[documents == 3] = 4  # a document without a label
+    documents[::17] = -1
+    losses, lengths = rng.exponential(3, 200).astype(np.float32), rng.integers(0, 9, 200)
+    sums = DocumentSums(5)
+    for begin in range(0, 200, 40):
+        cut = slice(begin, begin + 40)
+        shape = (4, 10)
+        lost, n_bytes = losses[cut].reshape(shape), lengths[cut].reshape(shape)
+        sums.add(documents[cut].reshape(shape), lost, n_bytes)
+    for document in range(5):
+        mine = documents == document
+        want = (math.fsum(losses[mine].tolist()), mine.sum(), lengths[mine].sum())
+        found = sums.evaluation(document)
+        assert (found.loss_sum, found.tokens, found.text_bytes) == pytest.approx(want, rel=1e-14)
+    assert sums.total().tokens == (documents != -1).sum()
+    assert sums.total().loss_sum == pytest.approx(sum(losses[documents >= 0].astype(np.float64)))
+
+    with pytest.raises(ValueError, match="documents from 2 to 5"):
+        sums.add(np.array([2, 5]), np.zeros(2))
+    with pytest.raises(ValueError, match=r"losses of shape \(3,\)"):
+        sums.add(np.array([2, 2]), np.zeros(3))
