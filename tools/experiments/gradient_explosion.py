@@ -10,7 +10,7 @@ from experiments.pictures import band, color, dress, legend_below, panels
 from experiments.runs import Flags, Json, Outcome, Run, run_all
 from matplotlib.figure import Figure
 
-from tjx_metrics.plots import moving_average
+from tjx_metrics.plotting.smoothing import moving_average
 
 CLIP_NORM = 0.1
 LAYER_SCALE = 0.1

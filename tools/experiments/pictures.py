@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from tjx_metrics.plots import COLORS
+from tjx_metrics.plotting.style import COLORS
 
 # Inches by number of panels; at 100 dots an inch about the width of a page on the screen.
 WIDTHS = {1: 6.4, 2: 8.0, 3: 10.0}

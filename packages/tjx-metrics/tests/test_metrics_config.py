@@ -32,7 +32,22 @@ def test_reading_the_configuration_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["flops", "jsonl", "metrics", "plots", "status", "throughput", "top_k", "trackers"]
+    "module",
+    [
+        "flops",
+        "jsonl",
+        "metrics",
+        "plotting.attention",
+        "plotting.distances",
+        "plotting.histograms",
+        "plotting.layers",
+        "plotting.smoothing",
+        "plotting.style",
+        "status",
+        "throughput",
+        "top_k",
+        "trackers",
+    ],  # fmt: skip
 )
 def test_the_examples_of_a_module_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_metrics.{module}"))

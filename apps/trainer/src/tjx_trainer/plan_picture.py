@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from tjx_metrics.plots import COLORS
+from tjx_metrics.plotting.style import COLORS
 from tjx_parallel.planning import Plan
 from tjx_trainer.plan_page import DEVICES, memory_rows, scaled_plan
 

@@ -15,7 +15,16 @@ from .jsonl import read_metrics as read_metrics
 from .metrics import bits_per_byte as bits_per_byte
 from .metrics import bits_per_token as bits_per_token
 from .metrics import perplexity as perplexity
-from .plots import plot_loss as plot_loss
+from .plotting.attention import plot_attention_distances as plot_attention_distances
+from .plotting.attention import plot_attention_maps as plot_attention_maps
+from .plotting.curves import plot_learning_rate as plot_learning_rate
+from .plotting.curves import plot_loss as plot_loss
+from .plotting.curves import plot_metric as plot_metric
+from .plotting.distances import attention_distances as attention_distances
+from .plotting.histograms import plot_histograms as plot_histograms
+from .plotting.layers import plot_layer_norms as plot_layer_norms
+from .plotting.speed import plot_throughput as plot_throughput
+from .plotting.speed import plot_time_split as plot_time_split
 from .throughput import Throughput as Throughput
 from .token_losses import cross_entropy as cross_entropy
 from .top_k import top_k_accuracy as top_k_accuracy
@@ -24,3 +33,5 @@ from .trackers import CompositeTracker as CompositeTracker
 from .trackers import Histogram as Histogram
 from .trackers import Scalar as Scalar
 from .trackers import Tracker as Tracker
+from .weight_histograms import named_histograms as named_histograms
+from .weight_histograms import weight_spreads as weight_spreads

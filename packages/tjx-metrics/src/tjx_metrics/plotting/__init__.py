@@ -1,0 +1,1 @@
+"""Pictures of runs, good enough for a paper. They touch no global state of matplotlib."""
