@@ -29,9 +29,11 @@ from .parts import ExpertsConfig as ExpertsConfig
 from .parts import LatentConfig as LatentConfig
 from .parts import RopeConfig as RopeConfig
 from .parts import SparseConfig as SparseConfig
+from .recorded_attention import attention_weights as attention_weights
 from .rope import apply_rope as apply_rope
 from .sizes import count_params as count_params
 from .sizes import flops_per_token as flops_per_token
+from .slots import SlotDecoder as SlotDecoder
 from .sparse_attention import SparseAttention as SparseAttention
 from .speculative import speculative_generate as speculative_generate
 from .vit import ViT as ViT
