@@ -1,8 +1,9 @@
-"""Rates are those of the steps after the warm-up, without pauses; the time left counts pauses."""
+"""Rates leave out warm-up and pauses; the time left counts pauses; phases divide all time."""
 
 import pytest
 
-from tjx_metrics import Throughput
+from tjx_metrics import StepClock, Throughput
+from tjx_metrics.phases import PHASES
 
 
 class Clock:
@@ -86,3 +87,51 @@ def test_a_resumed_run_has_fewer_steps_left() -> None:
 def test_a_warm_up_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup_steps=0"):
         Throughput(max_steps=1, warmup_steps=0)
+
+
+def test_every_second_belongs_to_one_phase() -> None:
+    now = Clock()
+    clock = StepClock(clock=now)
+    now.now += 1.0
+    with clock.during("dispatch"):
+        now.now += 2.0
+        clock.add("data_wait", 1.5, out_of="dispatch")  # measured by who loads batches
+    with clock.during("evaluation"):
+        now.now += 4.0
+        with clock.during("device"):
+            now.now += 8.0
+        spent = clock.take()  # in the midst of it
+        now.now += 16.0
+    assert spent == {
+        "data_wait": 1.5, "dispatch": 0.5, "device": 8.0, "evaluation": 4.0, "checkpoint": 0.0,
+        "other": 1.0,
+    }  # fmt: skip
+    assert tuple(spent) == PHASES
+    now.now += 32.0
+    rest = clock.take()
+    assert (rest["evaluation"], rest["other"], sum(rest.values())) == (16.0, 32.0, 48.0)
+
+
+def test_a_phase_that_fails_has_an_end() -> None:
+    now = Clock()
+    clock = StepClock(clock=now)
+
+    def save() -> None:
+        now.now += 1.0
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"), clock.during("checkpoint"):
+        save()
+    now.now += 2.0
+    spent = clock.take()
+    assert (spent["checkpoint"], spent["other"]) == (1.0, 2.0)
+
+
+def test_a_phase_that_there_is_not_is_refused() -> None:
+    clock = StepClock()
+    with pytest.raises(ValueError, match="must be one of data_wait, dispatch, device"):
+        clock.add("devise", 1.0, out_of="other")
+    with pytest.raises(ValueError, match="phase 'all'"):
+        clock.add("device", 1.0, out_of="all")
+    with pytest.raises(ValueError, match="phase 'devise'"), clock.during("devise"):
+        pass

@@ -1,5 +1,8 @@
 from .accumulators import Evaluation as Evaluation
 from .accumulators import EvaluationSums as EvaluationSums
+from .compiles import RecompileWarning as RecompileWarning
+from .compiles import compile_counter as compile_counter
+from .compiles import watch_recompiles as watch_recompiles
 from .config import LogConfig as LogConfig
 from .console import ConsoleTracker as ConsoleTracker
 from .documents import DocumentSums as DocumentSums
@@ -12,9 +15,12 @@ from .flops import peak_flops as peak_flops
 from .flops import transformer_flops_per_token as transformer_flops_per_token
 from .jsonl import JsonlTracker as JsonlTracker
 from .jsonl import read_metrics as read_metrics
+from .memory import peak_memory as peak_memory
 from .metrics import bits_per_byte as bits_per_byte
 from .metrics import bits_per_token as bits_per_token
 from .metrics import perplexity as perplexity
+from .phases import PHASES as PHASES
+from .phases import StepClock as StepClock
 from .plotting.attention import plot_attention_distances as plot_attention_distances
 from .plotting.attention import plot_attention_maps as plot_attention_maps
 from .plotting.curves import plot_learning_rate as plot_learning_rate
