@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_optim.schedule_config import ScheduleConfig
-from tjx_trainer import command_line, presets
-from tjx_trainer.command_line import help_text, parse, resolve
+from tjx_trainer import help_page, main, presets
+from tjx_trainer.command_line import parse, resolve
+from tjx_trainer.commands import COMMANDS
 from tjx_trainer.config import Config, ConfigError
-from tjx_trainer.presets import Given, load_preset, nearest_names, preset_names
+from tjx_trainer.help_page import help_text
+from tjx_trainer.presets import Given, load_preset, nearest_names, preset_names, section_names
 from tjx_trainer.tree import flatten, leaves
+from tjx_trainer.units import UNITS
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "datasets", "matplotlib", "tokenizers"}
 
@@ -30,13 +33,6 @@ def problems_of(*argv: str) -> list[str]:
 def only_problem_of(*argv: str) -> str:
     (problem,) = problems_of(*argv)
     return problem
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_every_preset_is_valid_and_named(name: str) -> None:
-    config = resolve(["--config", name])
-    assert config.name == name
-    assert load_preset(name).description.endswith(".")
 
 
 def test_flags_override_the_preset_which_overrides_defaults(tmp_path: Path) -> None:
@@ -119,6 +115,9 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["--model.zzz", "4"], "model has n_layer, n_head"),
         (["--zzz"], "see --help"),
         (["quickstart"], "did you mean --config quickstart?"),
+        (["swep", "--seed", "1"], "swep: there is no such command; did you mean sweep?"),
+        (["--seed", "1", "plan"], "a command comes first, as in `trainer plan ...`"),
+        (["--nanogtp"], "did you mean --nanogpt?"),
         (["n_layer=6"], "did you mean --model.n_layer=6?"),
         (["junk"], "belongs to no flag"),
         (["--seed", "1", "--seed=2"], "--seed is given twice"),
@@ -251,7 +250,7 @@ def test_the_124_million_model_takes_a_batch_of_one() -> None:
     assert flatten(config)["model.vocab_size"] == 50257
 
 
-def test_help_shows_every_flag_with_its_line_and_the_presets_value(
+def test_help_shows_every_flag_with_its_line_the_presets_value_and_its_unit(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -262,15 +261,35 @@ def test_help_shows_every_flag_with_its_line_and_the_presets_value(
     for leaf in leaves():
         assert f"--{leaf} " in text
     for preset in preset_names():
-        assert f"{preset} {load_preset(preset).description.split()[0]}" in text
-    assert "Number of blocks. [36]" in text
+        assert f"{preset} {load_preset(preset).description.split()[1]}" in text
+    for command in main._COMMANDS:
+        assert f"{command} {COMMANDS[command]}" in text
+    assert "Number of blocks. [36 blocks]" in text
     assert "(fp32, bf16, fp16) [bf16]" in text
-    assert max(map(len, out.splitlines())) <= 120
 
 
-def test_every_flag_has_a_line_of_help() -> None:
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_help_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    usage, *rest = help_text().split("\n\n")
+    assert max(len(line) for part in rest for line in part.splitlines()) <= min(width, 120)
+    assert max(map(len, usage.splitlines())) <= 80
+
+
+def test_help_of_a_section_tells_its_flags_alone() -> None:
+    for section in section_names():
+        told = {w[2:] for w in help_text(["--help", section]).split() if w.startswith("--")}
+        assert {n for n in leaves() if n.startswith(f"{section}.")} == told & set(leaves())
+    assert "[36 blocks]" in help_text(["--help", "model", "--config", "gpt2_large"])
+    assert "Reaches:" in help_text(["--help", "presets"])
+    with pytest.raises(ConfigError, match="did you mean optimizer"):
+        help_text(["--help", "optimzer"])
+
+
+def test_every_flag_has_a_line_of_help_and_every_unit_a_flag() -> None:
     for leaf in leaves().values():
-        assert command_line._lines_of(leaf.owner).get(leaf.name.rpartition(".")[2]), leaf.name
+        assert help_page._lines_of(leaf.owner).get(leaf.name.rpartition(".")[2]), leaf.name
+    assert UNITS.keys() <= leaves().keys()
 
 
 def test_help_helps_beside_mistakes() -> None:

@@ -5,11 +5,9 @@ Nothing here imports JAX: a mistake is answered at once.
 
 import difflib
 import re
-import shutil
 import sys
-import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -17,6 +15,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tjx_optim.schedule_config import HEEDED_BY
+from tjx_trainer.commands import COMMANDS
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.exit_codes import ExitCode
 from tjx_trainer.presets import (
@@ -27,7 +26,7 @@ from tjx_trainer.presets import (
     preset_names,
 )
 from tjx_trainer.train_config import DTYPE_OF_PRECISION
-from tjx_trainer.tree import Leaf, assemble, flatten, leaves, speaks_of
+from tjx_trainer.tree import Leaf, assemble, leaves, speaks_of
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -49,10 +48,12 @@ def parse(argv: Sequence[str]) -> Config:
         With code 2 after everything that is wrong was written to stderr; with code 0 after
         ``--help``.
     """
-    if {"--help", "-h"} & set(argv):
-        sys.stdout.write(help_text(argv))
-        raise SystemExit(0)
     try:
+        if {"--help", "-h"} & set(argv):
+            from tjx_trainer.help_page import help_text  # which reads command lines by this file
+
+            sys.stdout.write(help_text(argv))
+            raise SystemExit(ExitCode.FINISHED)
         return resolve(argv)
     except ConfigError as error:
         refuse(error)
@@ -177,7 +178,7 @@ def read_words(argv: Sequence[str]) -> Words:
     while rest:
         word = rest.pop(0)
         if not _is_flag(word):
-            words.problems.append(_stray(word))
+            words.problems.append(_stray(word, is_first=len(rest) == len(argv) - 1))
             continue
         flag, has_equals, value = word.partition("=")
         name = flag.lstrip("-")
@@ -193,7 +194,7 @@ def read_words(argv: Sequence[str]) -> Words:
             words.problems.append(f"--{name} is given twice: keep one")
         elif name == "supervise":
             words.set_supervise(value if has_value else "true")
-        elif not has_value and name != "config" and bool in _alternatives(leaves()[name].hint):
+        elif not has_value and name != "config" and bool in alternatives(leaves()[name].hint):
             words.values[name] = Given("true", f"--{name}")
         elif not has_value or value == "":
             words.problems.append(f"--{name}: its value is missing, expected {_expected_for(name)}")
@@ -210,9 +211,14 @@ def _is_flag(word: str) -> bool:
     return len(word) > 1 and word[0] == "-" and not re.fullmatch(r"-[\d.].*|--", word)
 
 
-def _stray(word: str) -> str:
+def _stray(word: str, *, is_first: bool) -> str:
     name = word.partition("=")[0]
-    if word in preset_names():
+    commands = difflib.get_close_matches(word.lower(), COMMANDS, n=1)
+    if is_first and commands:
+        return f"{word}: there is no such command; did you mean {commands[0]}?"
+    if word in COMMANDS:
+        hint = f"a command comes first, as in `trainer {word} ...`"
+    elif word in preset_names():
         hint = f"did you mean --config {word}?"
     elif "=" in word and nearest_names(name):
         hint = f"did you mean --{nearest_names(name)[0]}={word.partition('=')[2]}?"
@@ -222,7 +228,7 @@ def _stray(word: str) -> str:
 
 
 def _flag_hint(name: str) -> str:
-    if near := difflib.get_close_matches(name, ["config", "help", "supervise"], n=1):
+    if near := difflib.get_close_matches(name, ["config", "help", "supervise", "nanogpt"], n=1):
         return f"; did you mean --{near[0]}?"
     near_names = nearest_names(name)
     if near_names:
@@ -251,7 +257,7 @@ def convert(leaf: Leaf, given: Given) -> Any:
     >>> convert(leaves()["optimizer.learning_rate"], Given("6e-4", "--optimizer.learning_rate"))
     0.0006
     """
-    choices = _alternatives(leaf.hint)
+    choices = alternatives(leaf.hint)
     core = choices[0]
     raw: Any = given.raw
     is_word_none = isinstance(raw, str) and raw.lower() in {"none", "null"}
@@ -279,7 +285,7 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
     return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union, None last; of anything else, itself."""
     if get_origin(hint) in (Union, types.UnionType):
         return tuple(sorted(get_args(hint), key=lambda member: member is type(None)))
@@ -288,7 +294,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _expected(leaf: Leaf, written: str) -> str:
     """Say what a leaf takes, with an example or the choice nearest to what was written."""
-    choices = _alternatives(leaf.hint)
+    choices = alternatives(leaf.hint)
     core = choices[0]
     example = leaf.default
     if get_origin(core) is Literal:
@@ -334,67 +340,3 @@ def text_of(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ",".join(text_of(item) for item in value) or "none"
     return str(value)
-
-
-def help_text(argv: Sequence[str] = ()) -> str:
-    """Describe every flag, with its value under the preset that the command line names."""
-    name = read_words([word for word in argv if word not in {"--help", "-h"}]).config
-    try:
-        values = flatten(resolve(["--config", name]))
-    except ConfigError:  # a mistake is told when the run is started; help always helps
-        name = DEFAULT_PRESET
-        values = flatten(resolve(["--config", name]))
-    usage = "usage: trainer [plan|parameters] [--config NAME_OR_PATH] [--section.name VALUE] ..."
-    lines = [usage, "", "Presets:"]
-    for each in preset_names():
-        lines += _item(each, load_preset(each).description)
-    lines += ["", f"Flags, in brackets the value with --config {name}:"]
-    lines += _item("--config", f"Preset, by name or path of a .yaml file. [{name}]")
-    lines += _item(
-        "--supervise",
-        "Start again after a crash; give up after 3 lives without a newer checkpoint. [false]",
-    )
-    owner: type | None = Config
-    for leaf in leaves().values():
-        if leaf.owner is not owner:
-            owner = leaf.owner
-            lines += ["", f"{leaf.name.rpartition('.')[0]}: {_lines_of(owner)['']}"]
-        about = _lines_of(leaf.owner).get(leaf.name.rpartition(".")[2], "")
-        value = text_of(values.get(leaf.name, leaf.default)).encode("unicode_escape").decode()
-        lines += _item(f"--{leaf.name}", f"{about}{_choices_text(leaf)} [{value}]")
-    lines += [
-        "",
-        "A value is text, a number, true or false, none where that is said, or a comma list.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _choices_text(leaf: Leaf) -> str:
-    options = [text_of(o) for c in _alternatives(leaf.hint) for o in get_args(c)]
-    return f" ({', '.join(options)})" if get_origin(_alternatives(leaf.hint)[0]) is Literal else ""
-
-
-def _item(name: str, about: str) -> Iterator[str]:
-    width = max(60, min(shutil.get_terminal_size().columns, 120))
-    head = f"  {name:<30}"
-    gap = " " * 32
-    yield from textwrap.wrap(
-        about,
-        width,
-        initial_indent=head if len(head) == len(gap) else f"{head} ",
-        subsequent_indent=gap,
-        break_on_hyphens=False,
-    ) or [head]
-
-
-@cache
-def _lines_of(owner: type) -> dict[str, str]:
-    """Return the one line of every field from its class's docstring; the summary under ''."""
-    import docstring_parser  # only --help needs it
-
-    about: dict[str, str] = {}
-    for kind in reversed(owner.__mro__[:-1]):  # fields may be inherited
-        parsed = docstring_parser.parse_from_object(kind)
-        about |= {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
-        about[""] = parsed.short_description or ""
-    return about

@@ -19,7 +19,7 @@ from tjx_ckpt.errors import (
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError
-from tjx_trainer import parameter_table, plan_command
+from tjx_trainer import nanogpt, parameter_table, plan_command
 from tjx_trainer.command_line import parse, read_words, refusal, refuse
 from tjx_trainer.config import ConfigError
 from tjx_trainer.exit_codes import ExitCode, NotFiniteError
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     connect()
     try:
+        if nanogpt.MODE in words:
+            words = _read_nanogpt(words)
         config = parse(words)
         if read_words(words).supervise:
             from tjx_trainer.supervisor import supervise
@@ -89,6 +91,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):  # nobody may be left to read it
             sys.stderr.write(message)
         return code
+
+
+def _read_nanogpt(words: Sequence[str]) -> list[str]:
+    """Return a command line of nanoGPT's in the trainer's words; tell what is otherwise here."""
+    translation = nanogpt.translate(words)
+    os.environ.update(translation.environment)  # JAX, which is not imported yet, reads it
+    sys.stderr.write("".join(f"note           {note}\n" for note in translation.notes))
+    return translation.words
 
 
 def code_of(error: BaseException) -> ExitCode:

@@ -1,6 +1,7 @@
 """Presets: short YAML files of values by name, read so that every mistake in them has a line."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ DEFAULT_PRESET = "quickstart"
 
 # What a run directory's config.yaml holds besides the configuration.
 PROVENANCE = ("versions", "git")
+
+# What the head of each preset that comes with the trainer says, in this order: what is trained, on
+# what, how long that takes, and what it should reach.
+HEAD = ("What", "Data", "Time", "Reaches")
+_HEAD_LINE = re.compile(r"# ([A-Z][a-z]+): (.+)")
 
 LARGEST_PRESET = 100_000  # bytes; a preset is a page of text, and PyYAML takes a second for these
 MOST_PROBLEMS = 50  # of a file; more are told when these are mended
@@ -53,6 +59,8 @@ class Preset:
         The file's name without its ending.
     description : str
         The comment at the head of the file.
+    head : mapping of str to str
+        What of that comment has the form ``# Name: text``, by name; see `HEAD`.
     values : mapping of str to Given
         What is given, by dotted name.
     problems : list of str
@@ -61,6 +69,7 @@ class Preset:
 
     name: str
     description: str
+    head: Mapping[str, str]
     values: Mapping[str, Given]
     problems: list[str]
 
@@ -94,11 +103,11 @@ def load_preset(name_or_path: str) -> Preset:
         text, problem = (folder / f"{name_or_path}.yaml").read_text(encoding="utf-8"), ""
         label = f"{name_or_path}.yaml"
     else:
-        return Preset(name_or_path, "", {}, [_unknown_preset(name_or_path)])
+        return Preset(name_or_path, "", {}, {}, [_unknown_preset(name_or_path)])
     if problem:
-        return Preset(path.stem, "", {}, [f"--config {name_or_path}: {problem}"])
+        return Preset(path.stem, "", {}, {}, [f"--config {name_or_path}: {problem}"])
     values, problems = _read_values(text, label)
-    return Preset(path.stem, describe(text), values, problems)
+    return Preset(path.stem, describe(text), read_head(text), values, problems)
 
 
 def describe(text: str) -> str:
@@ -109,6 +118,27 @@ def describe(text: str) -> str:
             break
         lines.append(line.lstrip("# ").rstrip())
     return " ".join(lines)
+
+
+def read_head(text: str) -> dict[str, str]:
+    r"""Return the named parts of the comment at the head of a preset's text.
+
+    Examples
+    --------
+    >>> read_head("# What: a model\\n#   of text.\\n# Time: a minute.\\nmodel:\\n")
+    {'What': 'a model of text.', 'Time': 'a minute.'}
+    """
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        if part := _HEAD_LINE.fullmatch(line):
+            name = part[1]
+            found[name] = part[2]
+        elif name:
+            found[name] += f" {line.lstrip('# ').rstrip()}"
+    return found
 
 
 def nearest_names(name: str) -> list[str]:

@@ -11,6 +11,7 @@ import tjx_nn
 import tjx_optim
 import tjx_parallel
 from tjx_trainer.config import Config
+from tjx_trainer.pretrained import pretrained_params
 
 
 class TrainState(NamedTuple):
@@ -107,14 +108,32 @@ def bytes_on_device(tree: Any) -> int:
 def initial_state(
     config: Config, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """Make the state of step 0, each shard on its own device; equal on any mesh."""
+    """Make the state of step 0, each shard on its own device; equal on any mesh.
+
+    Raises
+    ------
+    ValueError
+        As `check_pretrained`, with ``train.init_from``.
+    """
     shardings = shardings_of(abstract)
+    if config.train.init_from is not None:
+        params = jax.device_put(pretrained_params(config), shardings.params)
+        begin = jax.jit(
+            lambda params: _state_of(config, optimizer, params), out_shardings=shardings
+        )
+        pretrained: TrainState = begin(params)
+        return pretrained
     make = jax.jit(lambda: _initial_state(config, optimizer), out_shardings=shardings)
     state: TrainState = make()
     return state
 
 
 def _initial_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    params = tjx_nn.init(config.model, jax.random.key(config.seed))
+    return _state_of(config, optimizer, tjx_nn.init(config.model, jax.random.key(config.seed)))
+
+
+def _state_of(
+    config: Config, optimizer: optax.GradientTransformation, params: dict[str, Any]
+) -> TrainState:
     guard = tjx_optim.initial_guard(config.guard, scales_loss=scales_loss(config))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guard)

@@ -31,6 +31,9 @@ class TrainConfig:
         Pieces a step is computed in, one after another; none: as few as device_batch_size allows.
     device_batch_size
         Most sequences that one device takes at once, where accumulation is not given; none: all.
+    init_from
+        Weights to begin with: a folder in the format of Hugging Face transformers, or a name on its
+        hub such as openai-community/gpt2; none: random ones.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
     eval_every
@@ -53,6 +56,7 @@ class TrainConfig:
     batch_size: int = 12
     accumulation: int | None = None
     device_batch_size: int | None = None
+    init_from: str | None = None
     precision: Precision = "fp32"
     eval_every: int = 250
     eval_tokens: int | None = None

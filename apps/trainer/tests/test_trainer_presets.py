@@ -1,0 +1,37 @@
+"""Every preset resolves, and says what it trains, on what, how long it takes, what it reaches."""
+
+import pytest
+
+from tjx_trainer.command_line import resolve
+from tjx_trainer.presets import HEAD, load_preset, preset_names
+
+MEASURED = {"quickstart", "shakespeare_char", "vit_mnist", "seq2seq_toy"}
+WANTED = {
+    *MEASURED,
+    *("tinystories_speedrun", "wikitext103_gpt2_small", "llama_small", "deepseek_small"),
+    *("gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl", "bert_base", "nanogpt"),
+}
+
+
+def test_the_presets_are_complete() -> None:
+    assert set(preset_names()) == WANTED
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_resolves_and_its_head_says_four_things(name: str) -> None:
+    assert resolve(["--config", name]).name == name
+    head = load_preset(name).head
+    assert tuple(head) == HEAD
+    assert all(said.endswith(".") for said in head.values())
+    # What was not run says so, and what was run does not need to.
+    for part in ("Time", "Reaches"):
+        assert ("not measured" in head[part]) == (name not in MEASURED)
+        assert "measured" in head[part]
+
+
+def test_the_head_of_a_users_preset_may_say_what_it_likes() -> None:
+    text = "# Mine: it learns\n#   slowly.\n# What: all of it.\nmodel:\n"
+    from tjx_trainer.presets import read_head
+
+    assert read_head(text) == {"Mine": "it learns slowly.", "What": "all of it."}
+    assert read_head("# no name here\n") == {}

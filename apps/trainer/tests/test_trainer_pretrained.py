@@ -1,0 +1,65 @@
+"""A run begins with a trained model's weights, or says why it cannot."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import tjx_nn
+from tjx_nn.gpt_config import GPTConfig
+from tjx_trainer.command_line import resolve
+from tjx_trainer.job import build_parts
+from tjx_trainer.pretrained import check_pretrained
+from tjx_trainer.state import initial_state
+
+THEIRS = GPTConfig(n_layer=2, n_head=2, d_model=8, max_seq_len=16, vocab_size=257)
+FLAGS = [
+    *("--model.n_layer=2", "--model.n_head=2", "--model.d_model=8", "--model.vocab_size=257"),
+    *("--model.max_seq_len=8", "--data.seq_len=8", "--data.tokenizer=byte", "--mesh.data=1"),
+    *("--model.vocab_multiple=4", "--train.batch_size=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("theirs")
+    with jax.transfer_guard("allow"):
+        params = jax.jit(tjx_nn.init, static_argnums=0)(THEIRS, jax.random.key(3))
+        tjx_nn.hf.save(path, THEIRS, jax.device_get(params))
+    return path
+
+
+def test_the_weights_are_the_folders_and_tables_are_fitted(folder: Path) -> None:
+    config = resolve([*FLAGS, f"--train.init_from={folder}"])
+    parts = build_parts(config, jax.devices()[:1])
+    with jax.transfer_guard("allow"):
+        state = initial_state(config, parts.optimizer, parts.abstract)
+    _, theirs = tjx_nn.hf.load(folder)
+    ours = jax.device_get(state.params)
+    assert ours["wte"]["embedding"].shape == (260, 8)
+    np.testing.assert_array_equal(ours["wte"]["embedding"][:257], theirs["wte"]["embedding"])
+    assert not ours["wte"]["embedding"][257:].any()
+    np.testing.assert_array_equal(ours["wpe"]["embedding"], theirs["wpe"]["embedding"][:8])
+    jax.tree.map(np.testing.assert_array_equal, ours["blocks"], theirs["blocks"])
+    assert int(jax.device_get(state.step)) == 0
+
+
+def test_another_shape_is_told_with_the_flags_that_mend_it(folder: Path) -> None:
+    config = resolve([*FLAGS, f"--train.init_from={folder}"])
+    assert isinstance(config.model, GPTConfig)
+    model = replace(config.model, n_layer=3, bias=False, vocab_size=300, max_seq_len=32)
+    with pytest.raises(ValueError, match="n_layer") as caught:
+        check_pretrained(replace(config, model=model))
+    problems = str(caught.value).splitlines()
+    assert len(problems) == 4
+    assert "its n_layer is 2 and model.n_layer is 3; give --model.n_layer 2" in problems[0]
+    assert problems[1].endswith("give --model.bias true")
+    assert "it knows 257 tokens, and the tokenizer has 300" in problems[2]
+    assert "give --model.max_seq_len 16" in problems[3]
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json"):
+        check_pretrained(resolve([*FLAGS, f"--train.init_from={tmp_path}"]))
