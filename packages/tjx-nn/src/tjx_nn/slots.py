@@ -181,6 +181,7 @@ class SlotDecoder:
         request = jax.device_put(
             (np.int32(slot), read, _choices(self.config, [options])), self._beside
         )
+        chosen: Chosen
         self._state, chosen = _join(
             self._weights, self._state, *request, config=self.config, max_len=self.max_len
         )
@@ -224,6 +225,7 @@ class SlotDecoder:
             For each slot whether something is in it that is to go on.
         """
         on_device = jax.device_put(np.asarray(active, bool), self._beside)
+        chosen: Chosen
         self._state, chosen = _step(
             self._weights, self._state, on_device, config=self.config, max_len=self.max_len
         )
@@ -231,15 +233,13 @@ class SlotDecoder:
 
     def _empty(self) -> Any:
         config, slots = self.config, self.slots
-        model_cache = jax.eval_shape(
+        one: Any = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
+        _, row = jax.eval_shape(
             functools.partial(_read, config=config, max_len=self.max_len),
             self._weights,
-            Prompt(
-                jax.ShapeDtypeStruct((1, 1), np.int32),  # type: ignore[arg-type]  # abstract
-                jax.ShapeDtypeStruct((1,), np.int32),  # type: ignore[arg-type]
-            ),
-        )[1]
-        cache = jax.tree.map(lambda x: np.zeros((slots, *x.shape[1:]), x.dtype), model_cache)
+            Prompt(*one),
+        )
+        cache = jax.tree.map(lambda x: np.zeros((slots, *x.shape[1:]), x.dtype), row)
         zeros: Any = np.zeros(slots, np.int32)
         seen: Any = np.zeros((slots, config.vocab_size), bool)
         return _State(zeros, zeros, zeros, seen, _choices(config, [{}] * slots), cache)
@@ -247,11 +247,10 @@ class SlotDecoder:
 
 def _wrong(config: GPTConfig, options: SlotOptions) -> list[str]:
     """Say what is wrong with the options of one sequence, a line each."""
-    numbers: Any = {
-        name: value for name, value in options.items() if name in Options.__annotations__
-    }
+    numbers: Any = {name: x for name, x in options.items() if name in Options.__annotations__}
+    numbers["seeds"] = np.zeros(1, np.int64)
     seed = options.get("seed", 0)
-    problems = wrong_sampling(config.vocab_size, 1, {**numbers, "seeds": np.zeros(1, np.int64)})
+    problems = wrong_sampling(config.vocab_size, 1, numbers)
     if not -(2**31) <= seed < 2**32:
         problems.append(f"seed is {seed}: give an integer of 32 bits")
     return problems
@@ -348,13 +347,14 @@ def _choose(
 
     def restricted(logits_BV: Array) -> Array:
         # The sorting is most of what a choice costs: it is left out where nobody wants it.
-        return jax.lax.cond(
+        scaled: Array = jax.lax.cond(
             (random_B & filters_B).any(),
             jax.vmap(lambda row, each: restrict(row[None], each)[0]),
             lambda rows, all_: rows / all_.temperature[:, None],
             logits_BV,
             sampling,
         )
+        return scaled
 
     def drawn(logits_BV: Array) -> Array:
         keys_B = row_keys(Sampling(seeds=choices.seed), draws_B)

@@ -1,0 +1,104 @@
+"""Continuations of a prompt while they are written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Unpack
+
+import tjx_nn
+from tjx_eval.opening import TrainedModel
+from tjx_trainer.sampling import Choice, generation_inputs
+from tjx_trainer.text_stream import TextStream
+
+
+@dataclass
+class Continuation:
+    """One continuation, so far.
+
+    Attributes
+    ----------
+    text : str
+        What is certain of its text.
+    tokens : list of int
+        Its tokens, with those of a stop text.
+    finish_reason : str or None
+        "stop" (a stop text), "length", or None while it is written.
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str | None = None
+
+
+class Writing:
+    """Writes continuations of one prompt; iterate to see the first one's text as it comes.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        What writes.
+    prompt : sequence of int
+        Tokens to go on from.
+    stops : sequence of str
+        Texts that end a continuation.
+    ends_with_document : bool
+        Whether the end of a document ends it too.
+    **choice
+        As for `tjx_trainer.sampling.continue_prompt`.
+
+    Attributes
+    ----------
+    continuations : list of Continuation
+        All of them; complete when the iteration has ended. What was written when it is left early
+        stays.
+
+    Raises
+    ------
+    ValueError
+        If prompt and options do not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        prompt: Sequence[int],
+        *,
+        stops: Sequence[str] = (),
+        ends_with_document: bool = False,
+        **choice: Unpack[Choice],
+    ) -> None:
+        inputs = generation_inputs(model.gpt, prompt, **choice)
+        self._columns = tjx_nn.stream(model.gpt, model.params, **inputs)
+        samples = len(inputs["prompt"])
+        self._streams = [
+            TextStream(model.tokenizer, stops, ends_with_document=ends_with_document)
+            for _ in range(samples)
+        ]
+        self.continuations = [Continuation("", []) for _ in range(samples)]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces of the first continuation's text."""
+        for column in self._columns:
+            pieces = [self._take(row, token) for row, token in enumerate(column.tolist())]
+            if pieces[0]:
+                yield pieces[0]
+            if all(stream.stopped for stream in self._streams):
+                break
+        rest = [self._end(row) for row in range(len(self._streams))]
+        if rest[0]:
+            yield rest[0]
+
+    def _take(self, row: int, token: int) -> str:
+        found, stream = self.continuations[row], self._streams[row]
+        if stream.stopped:
+            return ""
+        found.tokens.append(token)
+        piece = stream.push(token)
+        found.text += piece
+        return piece
+
+    def _end(self, row: int) -> str:
+        found, stream = self.continuations[row], self._streams[row]
+        piece = stream.close()
+        found.text += piece
+        found.finish_reason = "stop" if stream.stopped else "length"
+        return piece

@@ -1,0 +1,134 @@
+"""A conversation on the terminal: what was said is the context of what is said next."""
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TextIO
+
+from tjx_eval.continuations import Writing
+from tjx_eval.errors import RunError
+from tjx_eval.opening import TrainedModel
+from tjx_trainer.sampling import Choice, encode_prompt
+
+
+def converse(
+    model: TrainedModel,
+    prompt: str,
+    *,
+    stops: Sequence[str],
+    choice: Choice,
+    ask: Callable[[str], str] = input,
+    out: TextIO | None = None,
+) -> int:
+    """Let a person and the model write in turns, until end of input (Ctrl-D).
+
+    A base model knows no roles: the person's line, a line end, and what the model writes follow
+    each other as one text. Ctrl-C ends what the model is writing; what it wrote stays said.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        What answers.
+    prompt : str
+        Text that the conversation begins with; empty for none.
+    stops : sequence of str
+        Texts that end an answer; so does the end of a document.
+    choice : Choice
+        How answers are written; each turn has a seed of its own, counted from the given one.
+    ask : callable
+        Reads a line, shown the given prompt.
+    out : text file, optional
+        Where answers and notes go; standard output by default.
+
+    Returns
+    -------
+    int
+        The number of turns.
+
+    Raises
+    ------
+    RunError
+        If an answer of this length leaves no room for a question.
+    """
+    out = sys.stdout if out is None else out
+    with suppress(ImportError):
+        import readline  # noqa: F401  lines can be edited and called back
+    context = Context(model, choice["max_new_tokens"], prompt)
+    turns = 0
+    while True:
+        try:
+            line = ask("> ")
+        except EOFError:
+            out.write("\n")
+            return turns
+        except KeyboardInterrupt:
+            out.write("\n(Ctrl-D leaves)\n")
+            continue
+        if dropped := context.add(line + "\n"):
+            out.write(f"({dropped})\n")
+        turn: Choice = {**choice, "seed": choice["seed"] + turns}
+        context.add(_answer(model, context.tokens, stops, turn, out))
+        turns += 1
+
+
+def _answer(
+    model: TrainedModel, tokens: Sequence[int], stops: Sequence[str], choice: Choice, out: TextIO
+) -> str:
+    """Write an answer as it comes; return its text, which ends a line."""
+    writing = Writing(model, tokens, stops=stops, ends_with_document=True, **choice)
+    try:
+        for piece in writing:
+            out.write(piece)
+            out.flush()
+    except KeyboardInterrupt:
+        out.write(" (stopped)")
+    text = writing.continuations[0].text
+    if not text.endswith("\n"):
+        text += "\n"
+    out.write("\n")
+    return text
+
+
+class Context:
+    """The tokens of a conversation, as many of the newest as leave room for an answer.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        Whose longest sequence bounds it.
+    room : int
+        Tokens of an answer.
+    prompt : str
+        What it begins with; empty is nothing.
+
+    Attributes
+    ----------
+    tokens : list of int
+        What the model reads next.
+    """
+
+    def __init__(self, model: TrainedModel, room: int, prompt: str) -> None:
+        self._tokenizer = model.tokenizer
+        start = self._tokenizer.eot_id
+        self._start = [] if start is None else [start]
+        self._most = model.gpt.max_seq_len - room - len(self._start)
+        if self._most < 1:
+            raise RunError(
+                f"--max_new_tokens {room} leaves no room for a question: the model's longest "
+                f"sequence is {model.gpt.max_seq_len}; give {max(model.gpt.max_seq_len // 2, 1)}"
+            )
+        self._said = encode_prompt(self._tokenizer, prompt)[len(self._start) :] if prompt else []
+
+    @property
+    def tokens(self) -> list[int]:
+        """The beginning of a document, and what was said."""
+        return self._start + self._said
+
+    def add(self, text: str) -> str:
+        """Add what was said; return a note of what had to be dropped, or nothing."""
+        self._said += self._tokenizer.encode(text)
+        excess = len(self._said) - self._most
+        if excess <= 0:
+            return ""
+        del self._said[:excess]
+        return f"the oldest {excess} tokens were dropped: the model sees {self._most} and an answer"

@@ -1,0 +1,43 @@
+"""Refusals in the form that OpenAI's clients read."""
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_SERVER_ERROR = 500
+
+
+class RefusedError(Exception):
+    """A request that is not answered.
+
+    Attributes
+    ----------
+    status : int
+        HTTP's code.
+    param : str or None
+        The field that is wrong.
+    code : str or None
+        A word for programs.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        """Return the error as JSON."""
+        server = "server_error" if self.status >= _SERVER_ERROR else "invalid_request_error"
+        kind = _TYPES.get(self.status, server)
+        return {
+            "error": {
+                "message": str(self), "type": kind, "param": self.param, "code": self.code,
+            }
+        }  # fmt: skip
+
+    def response(self) -> JSONResponse:
+        """Return the answer over HTTP."""
+        headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
+        return JSONResponse(self.body(), self.status, headers.get(self.status))
