@@ -4,10 +4,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import jax
-
-import tjx_metrics
-import tjx_nn
 from tjx_trainer.evaluation import EvaluationLeftError
 from tjx_trainer.job import Job
 from tjx_trainer.progress import Progress
@@ -39,9 +35,6 @@ class Looks:
     ) -> None:
         self._job, self._progress, self._saver = job, progress, saver
         self._requests, self._watchdog = requests, watchdog
-        self._spreads = jax.jit(
-            partial(tjx_metrics.weight_spreads, stack_axes=tjx_nn.stack_axes(job.config.model))
-        )
 
     def due(self, step: int) -> bool:
         """Tell whether something is to be looked at after a step, before the next."""
@@ -77,8 +70,7 @@ class Looks:
         """Return the spreads of the parameters where it is their turn; nothing waits for them."""
         if not _is_turn(step, self._job.config.log.histograms_every):
             return None
-        spreads: dict[str, Any] = self._spreads(params)
-        return spreads
+        return self._job.weight_spreads(params)
 
     def _evaluates(self, step: int) -> bool:
         train = self._job.config.train

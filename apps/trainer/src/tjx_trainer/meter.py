@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,8 @@ import tjx_metrics
 import tjx_nn
 from tjx_nn.vit_config import ViTConfig
 from tjx_trainer.config import Config
-from tjx_trainer.train_config import DTYPE_OF_PRECISION
+
+Figures = dict[str, float | int]
 
 
 class Behind(NamedTuple):
@@ -47,6 +48,11 @@ class Meter:
         Steps that were made before.
     behind : Behind
         What the run had behind it then.
+
+    Attributes
+    ----------
+    throughput : tjx_metrics.Throughput
+        The rate, and the time left.
     """
 
     def __init__(
@@ -55,18 +61,15 @@ class Meter:
         self.throughput = tjx_metrics.Throughput(
             max_steps=config.train.max_steps, start_step=start_step
         )
-        self._spent: dict[str, float] = {}
+        self._clock = tjx_metrics.StepClock()
+        self._spent = dict.fromkeys(tjx_metrics.PHASES, 0.0)  # up to the last record
         self._before, self._began = behind, time.perf_counter()
         self._tokens = behind.tokens
+        self._flops, self._peak = model_flops(config), peak_of(config, mesh)
 
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        """Count the time of a ``with`` block to a phase."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spent[phase] = self._spent.get(phase, 0.0) + time.perf_counter() - begin
+    def during(self, phase: str) -> AbstractContextManager[None]:
+        """Count the time of a ``with`` block to a phase of `tjx_metrics.StepClock`."""
+        return self._clock.during(phase)
 
     @contextmanager
     def paused(self, phase: str) -> Iterator[None]:
@@ -85,24 +88,57 @@ class Meter:
         seconds = self._before.seconds + time.perf_counter() - self._began
         return Behind(self._tokens, seconds)
 
-    def figures(self) -> dict[str, float]:
-        """Return what is recorded, by name."""
-        found: dict[str, float] = {"train/tokens": self._tokens}
+    def figures(self) -> Figures:
+        """Return what is recorded, by name; times are seconds since the call before."""
+        found: Figures = {"train/tokens": self._tokens}
         found["train/hours"] = self.behind.seconds / 3600
         if (rate := self.throughput.tokens_per_sec) is not None:
             found["train/tokens_per_sec"] = rate
-        return found
+        if (share := self._mfu(self.throughput.steps_per_sec)) is not None:
+            found["train/mfu"] = share
+        spent = self._take()
+        found |= {f"time/{phase}": seconds for phase, seconds in spent.items()}
+        return found | self._machine()
+
+    def totals(self) -> Figures:
+        """Return rates since the warm-up, shares of this life's time by phase, and peaks."""
+        self._take()
+        seconds = sum(self._spent.values())
+        found: Figures = {f"time/{phase}": spent / seconds for phase, spent in self._spent.items()}
+        if (rate := self.throughput.mean_tokens_per_sec) is not None:
+            found["tokens_per_sec"] = rate
+        if (share := self._mfu(self.throughput.mean_steps_per_sec)) is not None:
+            found["mfu"] = share
+        return found | self._machine()
+
+    def _take(self) -> dict[str, float]:
+        spent = self._clock.take()
+        for phase, seconds in spent.items():
+            self._spent[phase] += seconds
+        return spent
+
+    def _mfu(self, steps_per_sec: float | None) -> float | None:
+        # Per step, not per label: of some families not every token has one.
+        return (
+            None
+            if steps_per_sec is None
+            else tjx_metrics.mfu(steps_per_sec, self._flops, self._peak)
+        )
+
+    def _machine(self) -> Figures:
+        """Return peaks of memory, and what was compiled since the process began."""
+        return {f"memory/{name}": size for name, size in tjx_metrics.peak_memory().items()}
 
 
-def model_flops(config: Config) -> int:
+def model_flops(config: Config) -> float:
     """Return the floating-point operations of a step, forward and backward; none is recomputed."""
     model = config.model
     length = model.max_seq_len if isinstance(model, ViTConfig) else config.data.seq_len
-    return tjx_nn.flops_per_token(model, length) * length * config.train.batch_size
+    return float(tjx_nn.flops_per_token(model, length) * length * config.train.batch_size)
 
 
 def peak_of(config: Config, mesh: jax.sharding.Mesh) -> float | None:
     """Return the operations a second of all devices at their peak; None where it is not known."""
     kind = mesh.devices.flat[0].device_kind
-    peak = tjx_metrics.peak_flops(kind, DTYPE_OF_PRECISION[config.train.precision])
+    peak = tjx_metrics.peak_flops(kind)
     return None if peak is None else peak * mesh.size

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-import tjx_nn
 import tjx_parallel
 from tjx_nn.bert_config import BertConfig
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
@@ -18,6 +17,7 @@ from tjx_parallel.planning import Step
 from tjx_trainer.chip_devices import NotForTheChipError, chip_devices
 from tjx_trainer.config import GPT2_VOCAB_SIZE, Config
 from tjx_trainer.job import Parts, build_parts
+from tjx_trainer.meter import model_flops
 from tjx_trainer.state import bytes_on_device
 
 # Memory and exchanges do not depend on how good the machine code is. Numbers of 16 bits stay as
@@ -173,7 +173,7 @@ def _figures(config: Config, parts: Parts, compiled: Any) -> Step:
         batch=bytes_on_device(abstract_batch(config, parts.mesh)),
         temporaries=found.temp_size_in_bytes + fresh,
         gradients=_numbers_on_device(params) * wide,
-        flops=tjx_nn.flops_per_token(model, length) * tokens * (1 + _AGAIN.get(model.remat, 0.0)),
+        flops=model_flops(config) * (1 + _AGAIN.get(model.remat, 0.0)),
         tokens=tokens,
         sequences=config.train.batch_size,
         microbatches=parts.accumulation,

@@ -9,7 +9,7 @@ import numpy as np
 import tjx_metrics
 from tjx_trainer.evaluation import EvaluationLeftError
 from tjx_trainer.exit_codes import NotFiniteError
-from tjx_trainer.meter import Meter
+from tjx_trainer.meter import Figures, Meter
 from tjx_trainer.step import Metrics
 
 WEIGHTS = "histograms/parameter"
@@ -98,7 +98,7 @@ class Progress:
         is_news, self._skipped = skipped != self._skipped, skipped
         self._first_skipped = (self._first_skipped or step) if is_news else None
         norms, spreads = values.pop("norms", {}), values.pop("spreads", {})
-        record: dict[str, float] = {}
+        record: Figures = {}
         if self._log.layer_norms_every is not None and step % self._log.layer_norms_every == 0:
             record |= _norm_records(norms)
         if step == 1 or step % self._log.every == 0 or is_news:
@@ -138,7 +138,9 @@ class Progress:
         except EvaluationLeftError:
             return None
         found = self.last_evaluation.metrics()
-        self.best_loss = min(found["loss"], found["loss"] if self.best_loss is None else self.best_loss)
+        self.best_loss = min(
+            found["loss"], found["loss"] if self.best_loss is None else self.best_loss
+        )
         metrics = {f"eval/{name}": value for name, value in found.items()}
         self._tracker.log(metrics, step)
         return metrics

@@ -9,15 +9,17 @@ import jax
 
 import tjx_ckpt
 import tjx_metrics
+import tjx_nn
 import tjx_parallel
 from tjx_trainer.exit_codes import NotFiniteError
 from tjx_trainer.job import Job
 from tjx_trainer.loop import run_steps
 from tjx_trainer.messages import say
-from tjx_trainer.meter import Behind, Meter
+from tjx_trainer.meter import Behind, Figures, Meter
 from tjx_trainer.progress import Progress
 from tjx_trainer.provenance import describe_run, other_versions
 from tjx_trainer.requests import Requests
+from tjx_trainer.results import gather_results
 from tjx_trainer.run_dir import RunDirectory
 from tjx_trainer.saving import SAVED, Saver
 from tjx_trainer.state import TrainState
@@ -42,6 +44,10 @@ class Course:
         Told of each step.
     description : dict
         What is saved with each state.
+    progress, meter
+        Of the last way to the end, or to where somebody asked to stop.
+    found, results
+        The last evaluation, and on process 0 what came out of the run; after the last step.
     """
 
     job: Job
@@ -52,6 +58,8 @@ class Course:
     description: dict[str, Any] = field(init=False)
     progress: Progress = field(init=False)
     meter: Meter = field(init=False)
+    found: dict[str, float] = field(init=False)
+    results: Figures = field(init=False)
 
     def __post_init__(self) -> None:
         self.description = describe_run(self.job)
@@ -118,7 +126,9 @@ class Course:
         self.meter = Meter(
             config, self.job.mesh, start_step=start, behind=Behind.of(self._saved_with(start))
         )
-        with recording(self._make_tracker(start)) as tracker:
+        records, console = self._make_trackers(start)
+        with recording(tjx_metrics.CompositeTracker([*records, *console])) as tracker:
+            tjx_metrics.CompositeTracker(records).log_hyperparameters(self._hyperparameters())
             self.progress = Progress(
                 tracker,
                 self.meter,
@@ -137,7 +147,7 @@ class Course:
                 },
             )
             try:
-                return run_steps(
+                state = run_steps(
                     self.job,
                     state,
                     progress=self.progress,
@@ -149,23 +159,47 @@ class Course:
             except NotFiniteError as error:
                 saver.settle(error.step)
                 raise
+            if not self.requests.stop:
+                self.results = self._conclude(state)
+                tjx_metrics.CompositeTracker(records).log_summary(self.results)
+            return state
 
-    def _make_tracker(self, start: int) -> tjx_metrics.CompositeTracker:
-        """Return where the numbers go; nowhere but on process 0."""
+    def _conclude(self, state: TrainState) -> Figures:
+        """Return what came out; the last evaluation is made again where another life made it."""
+        last = self.progress.last_evaluation or self.job.evaluate(self.job.params_to_use(state))
+        self.found = last.metrics()
         if not tjx_parallel.is_main():
-            return tjx_metrics.CompositeTracker([])
+            return {}
+        skipped = int(jax.device_get(state.guard.skipped))
+        return gather_results(self.job.config, self.run, self.meter, self.found, skipped=skipped)
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """Return what decides the run, for those who compare runs."""
+        saved = self.description
+        rest = {name: saved[name] for name in ("versions", "git", "devices", "data")}
+        return {
+            **saved["config"],
+            "parameters": tjx_nn.count_params(self.job.config.model),
+            **rest,
+        }
+
+    def _make_trackers(
+        self, start: int
+    ) -> tuple[list[tjx_metrics.Tracker], list[tjx_metrics.Tracker]]:
+        """Return where numbers are kept and where they are shown; nowhere but on process 0."""
+        if not tjx_parallel.is_main():
+            return [], []
         config = self.job.config
-        return tjx_metrics.CompositeTracker([
-            tjx_metrics.JsonlTracker(
-                self.run.metrics,
-                # Evaluations of step 0 come before anything is saved: they are made again.
-                resume_step=start if start else -1,
-                on_error=config.checkpoint.on_error,
-            ),
-            tjx_metrics.ConsoleTracker(
-                config.train.max_steps, start_step=start, throughput=self.meter.throughput
-            ),
-        ])  # fmt: skip
+        records = tjx_metrics.JsonlTracker(
+            self.run.metrics,
+            # Evaluations of step 0 come before anything is saved: they are made again.
+            resume_step=start if start else -1,
+            on_error=config.checkpoint.on_error,
+        )
+        console = tjx_metrics.ConsoleTracker(
+            config.train.max_steps, start_step=start, throughput=self.meter.throughput
+        )
+        return [records], [console]
 
     def _refuse_lost_checkpoints(self) -> None:
         """Refuse to begin anew where a save was recorded: its disk may not be there."""

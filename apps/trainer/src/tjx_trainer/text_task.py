@@ -33,10 +33,10 @@ class LanguageModelling(TextTask[Rows]):
         This process's rows.
     """
 
-    accuracies: tuple[int, ...] = ()
-
     def __init__(self, config: Config, text: Text, share: Share) -> None:
         super().__init__(config, text, share, open_rows)
+        # They need all logits, which the loss does not.
+        self.accuracies = (1, 5, 10) if config.log.accuracies else ()
         self.token_byte_lengths = text.tokenizer.token_byte_lengths
 
     @property

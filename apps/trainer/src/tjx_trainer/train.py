@@ -23,6 +23,7 @@ from tjx_trainer.messages import say
 from tjx_trainer.preparing import PreparationBar
 from tjx_trainer.recovery import Course
 from tjx_trainer.requests import Requests
+from tjx_trainer.results import describe_results
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run
 from tjx_trainer.state import TrainState
 from tjx_trainer.task import data_identity
@@ -247,17 +248,13 @@ def refuse_other_data(job: Job) -> None:
 def conclude(course: Course, state: TrainState) -> None:
     """Draw the loss curve and print what came out of the run; all processes compute it."""
     job, run = course.job, course.run
-    params = job.params_to_use(state)
-    found = (course.progress.last_evaluation or job.evaluate(params)).metrics()
-    lines = job.task.conclusion(params, found)
+    lines = job.task.conclusion(job.params_to_use(state), course.found)
     if not tjx_parallel.is_main():
         return
     run.plots.mkdir(exist_ok=True)
     tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
-    if (rate := course.meter.throughput.mean_tokens_per_sec) is not None:
-        what = "tokens" if reads_text(job.config) else "labels"
-        lines.append(f"{what} a second  {rate:,.0f}")
     lines += [
+        *describe_results(job.config, course.results),
         f"loss curve       {run.plots / 'loss.png'}",
         f"checkpoints      {run.place_of_checkpoints(job.config)}",
         f"metrics          {run.metrics}",

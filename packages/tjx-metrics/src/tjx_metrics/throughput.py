@@ -111,6 +111,20 @@ class Throughput:
         return self._rate((0.0, 0))
 
     @property
+    def steps_per_sec(self) -> float | None:
+        """Steps a second over the last `window` of them; None while nothing is measured."""
+        if len(self._marks) < 2:
+            return None
+        seconds = self._marks[-1][0] - self._marks[0][0]
+        return (len(self._marks) - 1) / seconds if seconds > 0 else None
+
+    @property
+    def mean_steps_per_sec(self) -> float | None:
+        """Steps a second since the warm-up; None while nothing is measured."""
+        seconds = self._marks[-1][0] if self._marks else 0.0
+        return self._steps / seconds if seconds > 0 else None
+
+    @property
     def seconds_left(self) -> float | None:
         """Time until the last step at the mean pace, pauses included; None while unknown."""
         if self._steps == 0:
