@@ -1,5 +1,6 @@
 from .accumulators import Evaluation as Evaluation
 from .accumulators import EvaluationSums as EvaluationSums
+from .background import BackgroundTracker as BackgroundTracker
 from .compiles import RecompileWarning as RecompileWarning
 from .compiles import compile_counter as compile_counter
 from .compiles import watch_recompiles as watch_recompiles
@@ -8,8 +9,10 @@ from .console import ConsoleTracker as ConsoleTracker
 from .documents import DocumentSums as DocumentSums
 from .errors import RecordError as RecordError
 from .errors import RecordWarning as RecordWarning
+from .errors import TrackerWarning as TrackerWarning
 from .exact_sums import FloatSum as FloatSum
 from .exact_sums import IntSum as IntSum
+from .extras import refuse_trackers as refuse_trackers
 from .flops import mfu as mfu
 from .flops import peak_flops as peak_flops
 from .flops import transformer_flops_per_token as transformer_flops_per_token
@@ -31,13 +34,17 @@ from .plotting.histograms import plot_histograms as plot_histograms
 from .plotting.layers import plot_layer_norms as plot_layer_norms
 from .plotting.speed import plot_throughput as plot_throughput
 from .plotting.speed import plot_time_split as plot_time_split
+from .tensorboard_tracker import TensorboardTracker as TensorboardTracker
 from .throughput import Throughput as Throughput
 from .token_losses import cross_entropy as cross_entropy
 from .top_k import top_k_accuracy as top_k_accuracy
 from .top_k import top_k_correct as top_k_correct
+from .tracker_table import open_trackers as open_trackers
 from .trackers import CompositeTracker as CompositeTracker
 from .trackers import Histogram as Histogram
 from .trackers import Scalar as Scalar
 from .trackers import Tracker as Tracker
+from .trackio_tracker import TrackioTracker as TrackioTracker
+from .wandb_tracker import WandbTracker as WandbTracker
 from .weight_histograms import named_histograms as named_histograms
 from .weight_histograms import weight_spreads as weight_spreads

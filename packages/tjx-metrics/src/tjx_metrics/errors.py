@@ -29,3 +29,7 @@ class RecordError(OSError):
 
 class RecordWarning(UserWarning):
     """A record of a run cannot be written now; its lines wait in memory."""
+
+
+class TrackerWarning(UserWarning):
+    """A tracker fails, or has lost records; the run goes on, and metrics.jsonl has them all."""
