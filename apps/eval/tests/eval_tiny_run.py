@@ -17,7 +17,7 @@ from tjx_trainer import main as trainer
 TINY = """
 --model.n_layer=2 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
 --data.tokenizer=char --data.holdout=tail --train.max_steps=4 --train.batch_size=16
---train.eval_every=4 --train.sample_tokens=0 --checkpoint.every=2
+--train.eval_every=2 --train.sample_tokens=0 --checkpoint.every=2
 --optimizer.learning_rate=1e-2 --optimizer.ema_decay=0.9
 """.split()  # noqa: SIM905  a list of words reads worse
 

@@ -1,13 +1,16 @@
-"""The evaluation app on a run that the trainer made: figures, text, and what it refuses."""
+"""The app's command line: what it opens, and what it refuses in one sentence."""
 
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from eval_tiny_run import tiny_run
+from eval_tiny_run import as_transformers, tiny_run
 
+from tjx_data import byte_tokenizer
 from tjx_eval.main import main
 
 
@@ -16,8 +19,13 @@ def run_dir() -> Path:
     return tiny_run()
 
 
-def figures(run_dir: Path, out: Path, *more: str) -> dict[str, float]:
-    assert main(["loss", str(run_dir), "--json", str(out), *more]) == 0
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return as_transformers(tiny_run(), tmp_path_factory.mktemp("hf") / "model")
+
+
+def figures(model: Path, out: Path, *more: str) -> dict[str, float]:
+    assert main(["loss", str(model), "--json", str(out), *more]) == 0
     found: dict[str, float] = json.loads(out.read_text())
     return found
 
@@ -29,10 +37,11 @@ def test_loss_is_what_training_logged_for_any_batch_size(
     assert "bits per byte" in capsys.readouterr().out
     # What is evaluated is the mean of the parameters, here as there.
     records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    logged = [record for record in records if "eval/loss" in record][-1]
+    logged = {record["step"]: record for record in records if "eval/loss" in record}
+    assert found["step"] == 4
     for name in ("loss", "perplexity", "bits_per_byte", "bits_per_token"):
-        assert found[name] == pytest.approx(logged[f"eval/{name}"], rel=1e-5)
-    other = figures(run_dir, tmp_path / "b.json", "--batch_size", "8")
+        assert found[name] == pytest.approx(logged[4][f"eval/{name}"], rel=1e-5)
+    other = figures(run_dir, tmp_path / "b.json", "--batch_size", "3")
     for name in ("loss", "top1_accuracy", "top5_accuracy", "top10_accuracy", "tokens"):
         assert other[name] == pytest.approx(found[name], rel=1e-6)
     # An accuracy is a share of whole tokens, and more guesses are right more often.
@@ -40,10 +49,10 @@ def test_loss_is_what_training_logged_for_any_batch_size(
     assert hits == pytest.approx(round(hits), abs=1e-6)
     assert found["top1_accuracy"] <= found["top5_accuracy"] <= found["top10_accuracy"] <= 1
     assert found["loss"] == pytest.approx(math.log(found["perplexity"]))
-
-
-def test_max_tokens_stops_there(run_dir: Path, tmp_path: Path) -> None:
-    assert figures(run_dir, tmp_path / "c.json", "--max_tokens", "100")["tokens"] == 100
+    earlier = figures(run_dir, tmp_path / "c.json", "--step", "2")
+    assert earlier["step"] == 2
+    assert earlier["loss"] == pytest.approx(logged[2]["eval/loss"], rel=1e-5)
+    assert figures(run_dir, tmp_path / "d.json", "--max_tokens", "100")["tokens"] == 100
 
 
 def test_data_is_prepared_again_where_the_cache_was_emptied(run_dir: Path, tmp_path: Path) -> None:
@@ -53,50 +62,95 @@ def test_data_is_prepared_again_where_the_cache_was_emptied(run_dir: Path, tmp_p
     assert figures(run_dir, tmp_path / "e.json")["loss"] == pytest.approx(before["loss"])
 
 
-def test_generate_continues_and_repeats_for_a_seed(
-    run_dir: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_of_transformers_gives_what_the_run_gives(
+    run_dir: Path, transformers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    texts = []
-    for seed in ("1", "1", "2"):
-        words = ["--prompt", "12 ", "--max_new_tokens", "10", "--temperature", "1", "--seed", seed]
-        assert main(["generate", str(run_dir), *words]) == 0
-        texts.append(capsys.readouterr().out)
-    assert texts[0].startswith("12 ")
-    assert texts[0] == texts[1] != texts[2]
+    text = tmp_path / "a.txt"
+    text.write_text("12 sheep and more more\n")
+    words = ["--data", str(text), "--window", "16"]
+    run, folder = (figures(model, tmp_path / "f.json", *words) for model in (run_dir, transformers))
+    assert folder["loss"] == pytest.approx(run["loss"], rel=1e-6)
+    assert folder["text_bytes"] == run["text_bytes"]
+    capsys.readouterr()
+    assert main(["loss", str(transformers)]) == 2
+    assert "has no text; give --data" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["loss", "{tmp}/nothing"], "there is no such folder"),
-        (["loss", "{tmp}"], "this is a folder of runs: give one of them"),
-        (["loss", "{tmp}/new"], "there is no checkpoint yet"),
-        (["generate", "{run}", "--max_new_tokens", "99"], "longest sequence is 16"),
-        (["loss", "{run}", "--batch_size", "12"], "multiple of the 8 devices: give 16"),
-    ],
-)
+def test_a_command_line_is_told_everything_that_is_wrong_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--window", "0", "--batch_size", "x", "--staide", "3"]
+    assert main(["loss", str(tmp_path / "gone"), *words]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 4
+    assert told[0].endswith("gone: there is no such folder")
+    assert "--window: '0' is not a whole number of at least 1" in told[1]
+    assert "--batch_size: 'x' is not a whole number" in told[2]
+    assert "--staide: there is no such flag; did you mean --stride?" in told[3]
+    assert main(["los", "somewhere"]) == 2
+    assert "los: there is no such command; did you mean loss?" in capsys.readouterr().err
+    assert main(["loss"]) == 2
+    assert "required: model" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["loss", "--help"])
+    assert "--stride" in capsys.readouterr().out
+
+
+def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
+    program = (
+        "import sys; from tjx_eval.main import main; assert main(['loss', 'x', '--y']) == 2; "
+        "print([name for name in ('jax', 'numpy', 'matplotlib', 'yaml') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+PLACES = [
+    ("{tmp}/nothing", "there is no such folder"),
+    ("{tmp}", "this is a folder of runs: give one of them, such as {tmp}/new"),
+    ("{tmp}/new", "there is no checkpoint yet; the trainer saves the first at step 2"),
+    ("{run}/checkpoints", "this is a part of the run {run}: give {run}"),
+    ("{run}/checkpoints/4", "give {run} --step 4"),
+    ("{run}/config.yaml", "this is a file: give the folder of the model, {run}"),
+    ("{tmp}/plain", "neither config.yaml"),
+    ("{tmp}/no_tokenizer", "there is no tokenizer.json in it"),
+    ("{tmp}/no_weights", "has neither model.safetensors nor"),
+    ("{run} --step 3", "there is no checkpoint of step 3; it has 2, 4"),
+    ("{hf} --data {tmp}/text.txt --step 4", "has no steps; leave out --step 4"),
+    ("{run} --tokenizer {tmp}/bytes.json", "is not the tokenizer that {run} was trained with"),
+    ("{hf} --data {tmp}/text.txt --tokenizer {tmp}/bytes.json", "tokens and the model in {hf}"),
+    ("{run} --data {tmp}/none*.txt", "this pattern matches no file"),
+    ("{run} --data {tmp}/text.txt --corpus python-docs", "are both given"),
+    ("{run} --corpus python-dogs", "did you mean 'python-docs'?"),
+    ("{run} --window 17", "the model's longest sequence is 16"),
+    ("{run} --stride 20", "tokens between two windows of 16 would not be scored"),
+    ("{run} --csv {tmp}/a.csv", "give --per_document too"),
+    ("{run} --data {tmp}/foreign.txt", "give text in the characters that it knows"),
+]
+
+
+@pytest.mark.parametrize(("words", "complaint"), PLACES)
 def test_what_cannot_be_evaluated_is_one_sentence(
-    words: list[str],
+    words: str,
     complaint: str,
     run_dir: Path,
+    transformers: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "new").mkdir()
+    for folder in ("new", "plain", "no_tokenizer", "no_weights"):
+        (tmp_path / folder).mkdir()
     shutil.copy(run_dir / "config.yaml", tmp_path / "new")
-    assert main([word.format(tmp=tmp_path, run=run_dir) for word in words]) == 2
+    shutil.copy(run_dir / "tokenizer.json", tmp_path / "new")
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(transformers / name, tmp_path / "no_tokenizer")
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(transformers / name, tmp_path / "no_weights")
+    byte_tokenizer().save(tmp_path / "bytes.json")
+    (tmp_path / "text.txt").write_text("12 sheep and more more\n")
+    (tmp_path / "foreign.txt").write_text("12 Schäfchen\n")
+    places = {"tmp": tmp_path, "run": run_dir, "hf": transformers}
+    assert main(["loss", *words.format(**places).split()]) == 2
     error = capsys.readouterr().err
-    assert complaint in error
+    assert complaint.format(**places) in error
     assert len(error.splitlines()) == 1
-
-
-def test_everything_wrong_with_a_command_line_is_told_at_once(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["generate", "somewhere", "--top_k", "0", "--samples", "x", "--pormpt", "a"]) == 2
-    told = capsys.readouterr().err
-    assert "--top_k: '0' is not a whole number of at least 1" in told
-    assert "--samples: 'x' is not" in told
-    assert "--pormpt: there is no such flag; did you mean --prompt?" in told
-    assert main(["los", "somewhere"]) == 2
-    assert "los: there is no such command; did you mean loss?" in capsys.readouterr().err

@@ -3,9 +3,11 @@
 import argparse
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tjx_eval.errors import RunError
+from tjx_eval.finding import find_model
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,12 +46,13 @@ class Parser(argparse.ArgumentParser):
         except _StoppedError as stop:
             # What argparse stumbles on may only follow from a flag that it does not know.
             arguments, rest = argparse.Namespace(), list(words)
-            unknown = self._unknown(rest)
-            problems = self._problems + (unknown or [str(stop)])
+            wrong_words = self._unknown(rest) or [str(stop)]
         else:
-            problems = self._problems + (self._unknown(rest) or [*map(_stray, rest)])
-        if problems:
-            raise RunError("\n".join([*problems, f"`{self.prog} --help` lists what there is"]))
+            wrong_words = self._unknown(rest) or [*map(_stray, rest)]
+        if wrong_words:
+            wrong_words[-1] += f"; `{self.prog} --help` lists what there is"
+        if problems := self._problems + wrong_words:
+            raise RunError("\n".join(problems))
         return arguments
 
     def error(self, message: str) -> NoReturn:
@@ -70,7 +73,7 @@ class Parser(argparse.ArgumentParser):
             try:
                 return convert(text)
             except (ValueError, argparse.ArgumentTypeError) as error:
-                self._problems.append(f"{name}: {error}")
+                self._problems.append(f"{name}: {error}" if name.startswith("-") else str(error))
                 return None
 
         return read
@@ -111,6 +114,19 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 positive = whole_number(1)
+
+
+def model_folder(text: str) -> str:
+    """Return a path that holds a model; a wrong one is told with the other mistakes."""
+    find_model(Path(text))
+    return text
+
+
+def picture_file(text: str) -> str:
+    """Return the path of a picture that can be drawn."""
+    if Path(text).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"{text!r} is no picture: let it end in .png, .pdf or .svg")
+    return text
 
 
 def _shown(choices: Sequence[str]) -> str:

@@ -1,29 +1,132 @@
-"""`loss`: perplexity, bits per byte and accuracy on held-out text."""
+"""`loss`: loss, perplexity, bits per byte and accuracy, on held-out or any text."""
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tjx_eval.command_parser import Parser, positive
+from tjx_eval.command_parser import Parser, model_folder, positive
+from tjx_eval.errors import RunError
+
+if TYPE_CHECKING:
+    from tjx_eval.opening import TrainedModel
 
 
 def add_arguments(parser: Parser) -> None:
     """Add what `loss` can be told."""
-    parser.add_argument("model", help="a run directory of the trainer")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
-    parser.add_argument("--batch_size", type=positive, help="sequences at once")
+    parser.add_argument(
+        "model", type=model_folder, help="a run directory, or a transformers folder"
+    )
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    parser.add_argument(
+        "--per_document", action="store_true", help="score each document by itself; a table of them"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write everything to this file")
+    parser.add_argument("--csv", metavar="FILE", help="write the table of documents to this file")
+
+
+def add_model_arguments(parser: Parser) -> None:
+    """Add which of its parameters and which tokenizer a model is taken with."""
+    parser.add_argument("--step", type=positive, help="a run's checkpoint (default: the newest)")
+    parser.add_argument("--tokenizer", metavar="PLACE", help="where the model's tokenizer is")
+
+
+def add_text_arguments(parser: Parser) -> None:
+    """Add which text is scored, and how it is cut."""
+    parser.add_argument(
+        "--data", nargs="+", metavar="FILE",
+        help="files and patterns: text, .jsonl, .parquet (default: what the run held out)",
+    )  # fmt: skip
+    parser.add_argument("--text_field", default="text", help="of records (default: text)")
+    parser.add_argument("--corpus", metavar="NAME", help="a corpus that tjx_data knows")
+    parser.add_argument("--window", type=positive, help="tokens in a row (default: as in training)")
+    parser.add_argument(
+        "--stride", type=positive,
+        help="tokens between windows' begins (default: the window); fewer give more context",
+    )  # fmt: skip
     parser.add_argument("--max_tokens", type=positive, help="stop after so many tokens")
+    parser.add_argument("--batch_size", type=positive, help="rows at once; changes no result")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the figures."""
-    from tjx_eval.loss import measure_loss
-    from tjx_eval.opening import open_model
-    from tjx_eval.tables import print_figures
+    """Print the figures, and write them where that is asked for."""
+    if arguments.csv and not arguments.per_document:
+        raise RunError("--csv holds a table of documents: give --per_document too")
+    from tjx_eval.processes import join_processes
 
-    model = open_model(arguments.model)
-    figures = measure_loss(model, batch_size=arguments.batch_size, max_tokens=arguments.max_tokens)
-    print_figures(figures)
+    join_processes()
+    import tjx_parallel
+    from tjx_eval.opening import DECODERS, open_model
+    from tjx_eval.tables import print_documents, print_figures
+
+    cuts = arguments.window or arguments.stride or arguments.per_document
+    of_text = bool(arguments.data or arguments.corpus or cuts)
+    families = DECODERS if of_text else (*DECODERS, "bert", "vit", "encoder_decoder")
+    model = open_model(
+        arguments.model, step=arguments.step, tokenizer=arguments.tokenizer, families=families
+    )
+    found = _of_text(model, arguments) if of_text else _held_out(model, arguments)
+    if not tjx_parallel.is_main():
+        return 0
+    documents = found.pop("table", None)
+    print_figures(found)
+    if documents is not None:
+        print_documents(documents)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(figures, indent=2) + "\n")
+        everything = found if documents is None else {**found, "table": documents}
+        Path(arguments.json).write_text(json.dumps(everything, indent=2) + "\n")
+    if arguments.csv:
+        from tjx_eval.text_loss import as_csv
+
+        Path(arguments.csv).write_text(as_csv(documents or []))
     return 0
+
+
+def _head(model: "TrainedModel") -> dict[str, Any]:
+    head: dict[str, Any] = {"model": str(model.path)}
+    return head if model.step is None else {**head, "step": model.step}
+
+
+def _held_out(model: "TrainedModel", arguments: argparse.Namespace) -> dict[str, Any]:
+    import tjx_parallel
+    from tjx_eval.held_out import measure_held_out
+    from tjx_eval.telling import progress
+
+    if model.config is None:
+        raise RunError(f"{model.path}: a folder of transformers has no text; give --data FILE")
+    with progress("loss", shown=tjx_parallel.is_main()) as told:
+        figures = measure_held_out(
+            model, batch_size=arguments.batch_size, max_tokens=arguments.max_tokens, told=told
+        )
+    return {**_head(model), "text": ", ".join(model.config.data.weights), **figures}
+
+
+def _of_text(model: "TrainedModel", arguments: argparse.Namespace) -> dict[str, Any]:
+    import tjx_parallel
+    from tjx_eval.telling import progress
+    from tjx_eval.text_loss import choose_windows, encode_texts, measure_text
+    from tjx_eval.texts import open_texts
+
+    windows = choose_windows(model, arguments.window, arguments.stride)
+    texts = open_texts(
+        model, data=arguments.data, text_field=arguments.text_field, corpus=arguments.corpus
+    )
+    documents = encode_texts(texts, model.tokenizer, arguments.max_tokens)
+    with progress("loss", shown=tjx_parallel.is_main()) as told:
+        measured = measure_text(
+            model,
+            documents,
+            windows,
+            per_document=arguments.per_document,
+            batch_size=arguments.batch_size,
+            told=told,
+        )
+    found = {
+        **_head(model),
+        "text": texts.name,
+        "window": windows.window,
+        "stride": windows.stride,
+        **measured.figures(),
+    }
+    return {**found, "table": measured.table()} if arguments.per_document else found
