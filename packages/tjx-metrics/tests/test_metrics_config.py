@@ -43,11 +43,13 @@ def test_reading_the_configuration_imports_nothing_heavy() -> None:
         "plotting.layers",
         "plotting.smoothing",
         "plotting.style",
+        "report.comparison",
+        "report.figures",
         "status",
         "throughput",
         "top_k",
         "trackers",
-    ],  # fmt: skip
+    ],
 )
 def test_the_examples_of_a_module_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_metrics.{module}"))

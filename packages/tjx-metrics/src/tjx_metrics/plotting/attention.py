@@ -100,7 +100,10 @@ def _label_map(axes: Axes, words: Sequence[str] | None, queries: int, keys: int)
     axes.spines[:].set_color(INK)
     if words is None:
         axes.set_xticks(sorted({0, keys - 1}))
-        axes.set_yticks(sorted({0, queries - 1}), labels=sorted({keys - queries, keys - 1}))
+        axes.set_yticks(
+            sorted({0, queries - 1}),
+            labels=[str(place) for place in sorted({keys - queries, keys - 1})],
+        )
         return
     axes.set_xticks(range(keys), labels=words, rotation=90)
     axes.set_yticks(range(queries), labels=words[keys - queries :])

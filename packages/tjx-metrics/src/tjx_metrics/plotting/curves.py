@@ -302,7 +302,7 @@ def draw_metric(axes: Axes, runs: Sequence[RunData], metric: str, view: View) ->
         if view.width(values.size) > 1 and len(runs) == 1:
             axes.plot(x, values, color=look["color"], alpha=0.25, linewidth=0.8)
             seen.append(values)
-        mark = {"marker": "o", "markersize": 3.5} if x.size < 25 else {}
+        mark: dict[str, Any] = {"marker": "o", "markersize": 3.5} if x.size < 25 else {}
         axes.plot(x, smooth, linewidth=1.4, label=run.name, **mark, **look)
         seen.append(smooth)
     return seen

@@ -145,10 +145,12 @@ def _draw(axes: Axes, x: NDArray[Any], histograms: Sequence[dict[str, Any]]) -> 
         [histogram_quantiles(c, e, _QUANTILES) for c, e in zip(counts, edges, strict=True)]
     )
     # A few far values must not squash the rest: three times what holds nine tenths, at most.
-    low, high = np.nanmin(quantiles[:, 0]), np.nanmax(quantiles[:, 2])
-    reach = max(high - low, 1e-12)
-    low = max(min(edge[0] for edge in edges), low - reach)
-    high = min(max(edge[-1] for edge in edges), high + reach)
+    low, high = min(edge[0] for edge in edges), max(edge[-1] for edge in edges)
+    full = quantiles[np.isfinite(quantiles).all(axis=1)]
+    if full.size:
+        inner, outer = full[:, 0].min(), full[:, 2].max()
+        reach = max(outer - inner, 1e-12)
+        low, high = max(low, inner - reach), min(high, outer + reach)
     grid = np.linspace(low, high if high > low else low + 1e-12, _BINS + 1)
     shares = np.array([rebinned(c, e, grid) for c, e in zip(counts, edges, strict=True)])
     axes.pcolormesh(
@@ -211,7 +213,7 @@ def histogram_quantiles(
     first = int(np.argmax(below > 0)) - 1
     places, values = below[keep], edges[keep]
     values[0] = edges[first]
-    return np.interp(np.asarray(shares) * below[-1], places, values)
+    return np.asarray(np.interp(np.asarray(shares) * below[-1], places, values))
 
 
 def _broken(name: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from tjx_metrics.plotting.curves import View, loss_figure, metric_figure
+from tjx_metrics.plotting.curves import View, loss_figure, metric_figure, title_of
 from tjx_metrics.plotting.histograms import histograms_figure
 from tjx_metrics.plotting.layers import layer_norms_figure
 from tjx_metrics.plotting.run_data import NoDataError, RunData
@@ -42,10 +42,8 @@ def pictures_of(runs: Sequence[RunData], view: View) -> Iterator[Picture]:
         How curves are looked at.
     """
     raw = View(view.x, view.window or 1, view.log_x)
-    yield Picture("loss", "Loss", lambda: loss_figure(runs, view))
-    yield Picture(
-        "learning_rate", "Learning rate", lambda: curve(runs, "train/learning_rate", raw)
-    )
+    yield Picture("loss", "Loss", lambda: loss_figure(runs, view, title_of(runs, "Loss")))
+    yield Picture("learning_rate", "Learning rate", lambda: curve(runs, "train/learning_rate", raw))
     yield Picture("grad_norm", "Norm of the gradient", lambda: curve(runs, "train/grad_norm", view))
     yield Picture("throughput", "Throughput", lambda: throughput_figure(runs, raw))
     for run in runs:
@@ -66,9 +64,7 @@ def _of_one(run: RunData, view: View, prefix: str) -> Iterator[Picture]:
         f"{prefix}norms_update", "Norms of updates by layer",
         lambda: layer_norms_figure(run, view, "update"),
     )  # fmt: skip
-    yield Picture(
-        f"{prefix}histograms", "Histograms", lambda: histograms_figure(run, None, view.x)
-    )
+    yield Picture(f"{prefix}histograms", "Histograms", lambda: histograms_figure(run, None, view.x))
 
 
 def curve(runs: Sequence[RunData], metric: str, view: View) -> Figure:

@@ -118,7 +118,7 @@ class RunData:
                 f"choose {' or '.join(has)}"
             )
         # A run begins with nothing done.
-        return np.interp(steps, np.append(0.0, known), np.append(0.0, values))
+        return np.asarray(np.interp(steps, np.append(0.0, known), np.append(0.0, values)))
 
     def beside(self, kind: Literal["hyperparameters", "summary"]) -> dict[str, Any]:
         """Read the settings or the summary of the run; empty where there are none.

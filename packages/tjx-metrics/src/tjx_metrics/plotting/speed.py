@@ -188,15 +188,16 @@ def time_split_figure(run: RunData, view: View, title: str | None = None) -> Fig
                      right[:-1])  # fmt: skip
     figure = new_figure(3.6)
     axes = figure.add_subplot()
-    base = np.zeros(right.size)
+    # Steps, not bars: between bars a fine line is left in vector formats.
+    edges = np.append(left, right[-1])
+    base = np.zeros(edges.size)
     for (color, name), share, spent in zip(PARTS.values(), shares, sums.sum(axis=1), strict=True):
         if not spent:
             continue
+        top = base + np.append(share, share[-1])
         label = f"{name} ({spent / whole:.1%})"
-        axes.bar(
-            left, share, right - left, base, align="edge", color=color, label=label, linewidth=0
-        )
-        base = base + share
+        axes.fill_between(edges, base, top, step="post", color=color, label=label, linewidth=0)
+        base = top
     dress(axes, title=title or f"Time: {run.name}", x=X_LABELS[view.x], y="Share of the time")
     axes.grid(visible=False)
     scale(axes, "x", log=False)

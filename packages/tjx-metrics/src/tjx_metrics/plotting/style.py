@@ -36,7 +36,7 @@ def style_of(index: int) -> dict[str, Any]:
     """Return colour and line of the run that stands at `index`."""
     return {
         "color": COLORS[index % len(COLORS)],
-        "linestyle": LINES[(index + index // len(COLORS)) % len(LINES)],
+        "linestyle": LINES[index % len(LINES)],
     }
 
 
@@ -82,9 +82,9 @@ def robust_limits(
 ) -> tuple[float, float] | None:
     """Choose limits in which the steep start of falling curves does not squash the rest.
 
-    All is shown where the highest 5 % of each curve take up no more than three eighths of the
-    height; otherwise these are cut off. What rises above all starts (a run that diverged) is cut
-    off too.
+    All is shown where the first twentieth of each curve, and the highest twentieth of the rest,
+    take up no more than three eighths of the height; otherwise these are cut off. What rises above
+    all starts (a run that diverged) is cut off too.
 
     Parameters
     ----------
@@ -112,7 +112,8 @@ def robust_limits(
     low = min(float(curve.min()) for curve in finite)
     start = max(float(curve[0]) for curve in finite)
     high = min(max(float(curve.max()) for curve in finite), start)
-    body = max(float(np.quantile(curve, 0.95)) for curve in finite)
+    rests = [curve[min(max(1, curve.size // 20), curve.size - 1) :] for curve in finite]
+    body = max(float(np.quantile(rest, 0.95)) for rest in rests)
     if low < body < high and high - low > 1.6 * (body - low):
         high = body
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
