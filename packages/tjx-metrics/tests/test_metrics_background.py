@@ -32,7 +32,7 @@ class Memory:
         self.calls: list[tuple[Any, ...]] = []
         self.made: list[bool] = []
         self.finished = 0
-        self.fail: Callable[[str], None] = str  # nothing fails
+        self.fail: Callable[[str], object] = str  # nothing fails
 
     def make(self, first: bool) -> "Remembering":
         self.fail("make")

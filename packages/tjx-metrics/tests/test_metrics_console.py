@@ -35,20 +35,36 @@ maybe = st.none() | st.floats(0, 1e15) | st.floats(0, 50)
     step=st.integers(0, 10**9),
     max_steps=st.integers(1, 10**9),
     numbers=st.tuples(maybe, maybe, maybe, st.none() | st.floats(0, 1e9)),
+    more=st.tuples(
+        st.integers(0, 9), st.none() | st.floats(0, 1), st.none() | st.integers(0, 10**9)
+    ),
     width=st.integers(1, 100),
 )
 def test_a_status_fits_and_keeps_the_step(
-    step: int, max_steps: int, numbers: tuple[Any, ...], width: int
+    step: int, max_steps: int, numbers: tuple[Any, ...], more: tuple[Any, ...], width: int
 ) -> None:
-    line = Status(step, max_steps, *numbers).line(width)
+    line = Status(step, max_steps, *numbers, *more).line(width)
     assert len(line) <= width
     whole = f"{step:>{len(str(max_steps))}}/{max_steps}"
     assert line.startswith(whole[:width])
 
 
-def test_a_usual_run_shows_everything_beside_a_bar_in_80_columns() -> None:
-    line = Status(599_990, 600_000, 10.825, 10.825, 475_000.0, 200_000.0).line(80 - 11)
-    assert line == "599990/600000  loss 10.825  eval 10.825  475k tok/s  2d 07h left"
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (
+            120,
+            "599990/600000  loss 10.825  eval 10.825  475k tok/s  41% MFU  saved 599000  2:07 left",
+        ),
+        (80, "599990/600000  loss 10.825  eval 10.825  475k tok/s  saved 599000  2:07 left"),
+        (60, "599990/600000  loss 10.825  eval 10.825  2:07 left"),
+        (40, "599990/600000  loss 10.825  2:07 left"),
+        (10, "599990/600"),
+    ],
+)
+def test_what_matters_least_goes_first(width: int, line: str) -> None:
+    status = Status(599_990, 600_000, 10.825, 10.825, 475_000.0, 127.0, mfu=0.41, saved=599_000)
+    assert status.line(width) == line
 
 
 def test_a_loss_that_is_not_finite_is_shown_as_such() -> None:
@@ -122,16 +138,21 @@ def test_a_terminal_gets_a_bar_of_80_columns_and_its_cursor_back(terminal: Termi
         throughput.update(tokens=4096)
         console.log({"train/loss": 3.0}, step=step)
         if step == 50:
-            console.log({"eval/loss": 3.5}, step=step)
+            console.log({"eval/loss": 3.5, "train/mfu": 0.004, "checkpoint/step": 40}, step=step)
             console.note("saved [step] 50")
+    console.log_summary({"eval/loss": 3.5})
     console.finish()
     console.finish()
 
     lines = drawn(terminal)
     assert max(cell_len(line) for line in lines) <= 80
     assert "saved [step] 50" in lines
-    assert any("60/100  loss 3.000  eval 3.500  4.10k tok/s  0:40 left" in line for line in lines)
-    assert "100/100" in lines[-1]
+    assert any(
+        "60/100  loss 3.000  eval 3.500  4.10k tok/s  0.4% MFU  saved 40  0:40 left" in line
+        for line in lines
+    )
+    assert "100/100" in lines[-2]
+    assert lines[-1] == "eval/loss  3.5"
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
 
 
@@ -158,10 +179,12 @@ def test_a_dumb_terminal_gets_plain_lines(
 def test_a_narrow_terminal_gets_fewer_parts_and_no_cut_ones(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "48")
+    monkeypatch.setenv("COLUMNS", "40")
     console = ConsoleTracker(100, stream=terminal)
     console.log({"train/loss": 3.0, "eval/loss": 3.5, "train/tokens_per_sec": 1e6}, step=50)
+    console.log({"checkpoint/step": 40, "checkpoint/failed": 2, "train/mfu": 0.4}, step=51)
     console.finish()
-    lines = drawn(terminal)
-    assert max(cell_len(line) for line in lines) <= 48
-    assert all(line.endswith(" 50/100  loss 3.000  eval 3.500") for line in lines)
+    lines = [line.rstrip() for line in drawn(terminal)]
+    assert max(cell_len(line) for line in lines) <= 40
+    assert lines[0] == " 50/100  loss 3.000  eval 3.500"
+    assert lines[-1] == " 51/100  loss 3.000  2 saves failed"

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO, cast
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn, Task, TaskID
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from tjx_metrics.status import Status
@@ -17,18 +19,29 @@ from tjx_metrics.throughput import Throughput
 from tjx_metrics.trackers import Histogram, Scalar, as_number
 
 PLAIN_WIDTH = 80
-BAR_WIDTH = 10  # columns that the bar keeps when the status beside it is long
+BAR_WIDTH = 10  # columns that a bar has at least; where there are fewer there is none
 REFRESH_SECONDS = 0.1
+# Metrics that are shown: the field of the status, and its type.
+_SHOWN: dict[str, tuple[str, type[int | float]]] = {
+    "train/loss": ("loss", float),
+    "eval/loss": ("eval_loss", float),
+    "train/tokens_per_sec": ("tokens_per_sec", float),
+    "train/mfu": ("mfu", float),
+    "train/skipped": ("skipped", int),
+    "checkpoint/step": ("saved", int),
+    "checkpoint/failed": ("failed_saves", int),
+}
 
 
 class ConsoleTracker:
     """Show how a run is doing, on standard error.
 
     In a terminal it is a bar with the step, the losses, the rate and the time left, drawn again in
-    place; what else is printed goes above it. Elsewhere (a file, a pipe) it is a plain line of at
-    most 80 columns: after every evaluation, at the end, and otherwise once in `plain_seconds`.
-    Shown are ``train/loss``, ``eval/loss``, ``train/tokens_per_sec`` and ``train/skipped`` from the
-    metrics.
+    place; what else is printed goes above it. Where the terminal is narrow the bar goes first, then
+    what matters least. Elsewhere (a file, a pipe) it is a plain line of at most 80 columns: after
+    every evaluation, at the end, and otherwise once in `plain_seconds`.
+    Shown are ``train/loss``, ``eval/loss``, ``train/tokens_per_sec``, ``train/mfu``,
+    ``train/skipped``, ``checkpoint/step`` and ``checkpoint/failed`` from the metrics.
 
     Parameters
     ----------
@@ -65,6 +78,7 @@ class ConsoleTracker:
         self._drawn_at: float | None = None
         self._drawn_line = ""
         self._progress: Progress | None = None
+        self._column = _StatusColumn()
         self._task = TaskID(0)
         self._finished = False
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -82,16 +96,9 @@ class ConsoleTracker:
         step : int
             Steps done.
         """
-        shown = {
-            "train/loss": "loss",
-            "eval/loss": "eval_loss",
-            "train/tokens_per_sec": "tokens_per_sec",
-        }
-        for name, field in shown.items():
+        for name, (field, kind) in _SHOWN.items():
             if name in metrics:
-                setattr(self._status, field, float(as_number(name, metrics[name])))
-        if "train/skipped" in metrics:
-            self._status.skipped = int(as_number("train/skipped", metrics["train/skipped"]))
+                setattr(self._status, field, kind(as_number(name, metrics[name])))
         self._status.step = int(step)
         self._draw(now="eval/loss" in metrics)
 
@@ -115,7 +122,8 @@ class ConsoleTracker:
             print(text, file=self._stream, flush=True)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Show the results, one a line."""
+        """Show the last state, and the results below it, one a line."""
+        self.finish()
         width = max(map(len, summary), default=0)
         for name, value in summary.items():
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -161,10 +169,9 @@ class ConsoleTracker:
             self._task = self._progress.add_task(
                 "", total=max(self._status.max_steps, 1), status=""
             )
-        room = self._progress.console.width - BAR_WIDTH - 1
-        self._progress.update(
-            self._task, completed=self._status.step, status=self._status.line(max(room, 1))
-        )
+        width = self._column.width = self._progress.console.width
+        line = self._status.line(width)
+        self._progress.update(self._task, completed=self._status.step, status=line)
         if self._progress.live.is_started:
             self._progress.refresh()
         else:
@@ -173,11 +180,25 @@ class ConsoleTracker:
 
     def _make_bar(self) -> Progress:
         return Progress(
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[status]}", markup=False),
+            self._column,
             console=Console(file=self._stream),
             auto_refresh=False,  # no thread beside the training loop
-            expand=True,
             # Standard output stays what it is when it goes to a file.
             redirect_stdout=sys.stdout.isatty(),
         )
+
+
+class _StatusColumn(ProgressColumn):
+    """The status, with a bar before it where there is room."""
+
+    width = PLAIN_WIDTH
+
+    def render(self, task: Task) -> RenderableType:
+        """Draw one line, as wide as the terminal or less."""
+        status = Text(task.fields["status"], no_wrap=True)
+        room = self.width - status.cell_len - 1
+        if room < BAR_WIDTH:
+            return status
+        row = Table.grid(padding=(0, 1))
+        row.add_row(ProgressBar(total=task.total, completed=task.completed, width=room), status)
+        return row

@@ -15,10 +15,16 @@ class Status:
         Last training and evaluation loss, nats a token.
     tokens_per_sec
         Rate of training.
+    mfu
+        Share of the devices' peak rate that the model's operations take.
+    saved
+        Step of the last checkpoint that is whole.
     seconds_left
         Time until the end.
     skipped
         Steps that changed nothing, their loss or gradients not being finite; shown from 1 on.
+    failed_saves
+        Checkpoints that could not be written; shown from 1 on.
     """
 
     step: int
@@ -28,6 +34,9 @@ class Status:
     tokens_per_sec: float | None = None
     seconds_left: float | None = None
     skipped: int = 0
+    mfu: float | None = None
+    saved: int | None = None
+    failed_saves: int = 0
 
     def line(self, width: int) -> str:
         """Write the line, leaving out the least important parts where `width` is small.
@@ -44,28 +53,47 @@ class Status:
 
         Examples
         --------
-        >>> status = Status(120, 3000, 3.4121, 3.6, 12_345.0, 83.0)
+        >>> status = Status(120, 3000, 3.4121, 3.6, 12_345.0, 83.0, mfu=0.41, saved=100)
         >>> status.line(80)
-        ' 120/3000  loss 3.412  eval 3.600  12.3k tok/s  1:23 left'
+        ' 120/3000  loss 3.412  eval 3.600  12.3k tok/s  41% MFU  saved 100  1:23 left'
+        >>> status.line(70)
+        ' 120/3000  loss 3.412  eval 3.600  12.3k tok/s  saved 100  1:23 left'
         >>> status.line(40)
         ' 120/3000  loss 3.412  1:23 left'
         """
         total = str(self.max_steps)
-        # In the order shown; the second entry says which goes first when there is no room.
-        parts = [(f"{self.step:>{len(total)}}/{total}", 0)]
+        # In the order shown; the number says which goes first when there is no room.
+        parts = [(0, f"{self.step:>{len(total)}}/{total}")]
         if self.loss is not None:
-            parts.append((f"loss {self.loss:.3f}", 1))
+            parts.append((1, f"loss {self.loss:.3f}"))
         if self.skipped:
-            parts.append((f"{self.skipped} skipped", 1))
+            parts.append((1, f"{self.skipped} skipped"))
+        if self.failed_saves:
+            parts.append((1, f"{self.failed_saves} saves failed"))
         if self.eval_loss is not None:
-            parts.append((f"eval {self.eval_loss:.3f}", 3))
+            parts.append((3, f"eval {self.eval_loss:.3f}"))
         if self.tokens_per_sec is not None:
-            parts.append((f"{si(self.tokens_per_sec)} tok/s", 4))
+            parts.append((4, f"{si(self.tokens_per_sec)} tok/s"))
+        if self.mfu is not None:
+            parts.append((6, f"{percent(self.mfu)} MFU"))
+        if self.saved is not None:
+            parts.append((5, f"saved {self.saved}"))
         if self.seconds_left is not None:
-            parts.append((f"{duration(self.seconds_left)} left", 2))
-        while len(parts) > 1 and len("  ".join(text for text, _ in parts)) > width:
-            parts.remove(max(parts, key=lambda part: part[1]))
-        return "  ".join(text for text, _ in parts)[:width]
+            parts.append((2, f"{duration(self.seconds_left)} left"))
+        while len(parts) > 1 and len("  ".join(text for _, text in parts)) > width:
+            parts.remove(max(parts, key=lambda part: part[0]))
+        return "  ".join(text for _, text in parts)[:width]
+
+
+def percent(share: float) -> str:
+    """Write a share in hundredths, small ones with a digit more.
+
+    Examples
+    --------
+    >>> percent(0.413), percent(0.004), percent(1.0)
+    ('41%', '0.4%', '100%')
+    """
+    return f"{share:.{0 if share >= 0.0995 else 1}%}"
 
 
 def si(value: float) -> str:
