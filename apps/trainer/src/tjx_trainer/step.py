@@ -74,14 +74,15 @@ def make_train_step(
         if config.mesh.offload != "none":
             state = jax.device_put(state, on_device)
         total = gradients_of(state, batch)
-        grad_norm = tjx_optim.global_norm(total.gradients)
-        updates, opt_state = optimizer.update(total.gradients, state.opt_state, state.params)
-        finite = tjx_optim.is_finite((total.loss, grad_norm))
-        params, opt_state = tjx_optim.keep_unless(
-            finite,
-            (optax.apply_updates(state.params, updates), opt_state),
-            (state.params, state.opt_state),
-        )
+        with jax.named_scope("optimizer"):  # as profiles name it
+            grad_norm = tjx_optim.global_norm(total.gradients)
+            updates, opt_state = optimizer.update(total.gradients, state.opt_state, state.params)
+            finite = tjx_optim.is_finite((total.loss, grad_norm))
+            params, opt_state = tjx_optim.keep_unless(
+                finite,
+                (optax.apply_updates(state.params, updates), opt_state),
+                (state.params, state.opt_state),
+            )
         guard = tjx_optim.next_guard(state.guard, finite, config.guard, scales_loss=scaled)
         metrics: Metrics = {
             **total.means,

@@ -34,6 +34,8 @@ from .plotting.histograms import plot_histograms as plot_histograms
 from .plotting.layers import plot_layer_norms as plot_layer_norms
 from .plotting.speed import plot_throughput as plot_throughput
 from .plotting.speed import plot_time_split as plot_time_split
+from .profile_config import ProfileConfig as ProfileConfig
+from .profiling import Profiler as Profiler
 from .tensorboard_tracker import TensorboardTracker as TensorboardTracker
 from .throughput import Throughput as Throughput
 from .token_losses import cross_entropy as cross_entropy

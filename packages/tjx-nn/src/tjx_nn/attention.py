@@ -10,6 +10,7 @@ heads, H head_dim.
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
@@ -114,21 +115,23 @@ class Attention(Placed):
         config = self.config
         ids = where.segment_ids
         drops = config.attention_dropout if dropout_key is not None else 0.0
-        out_BTNH = self.layout.attend(
-            self.queries(x, where),
-            entries["key"],
-            entries["value"],
-            causal=self.causal,
-            q_segment_ids=ids,
-            kv_segment_ids=ids if kv_segment_ids is None else kv_segment_ids,
-            window=window,
-            soft_cap=config.attention_soft_cap,
-            scale=attention_scale(config, config.head_dim),
-            alibi_slopes=slopes(config),
-            dropout_rate=drops,
-            dropout_key=dropout_key if drops else None,
-            implementation=config.attention_implementation,
-        )
+        q_BTNH = self.queries(x, where)
+        with jax.named_scope("attention"):  # as profiles name it
+            out_BTNH = self.layout.attend(
+                q_BTNH,
+                entries["key"],
+                entries["value"],
+                causal=self.causal,
+                q_segment_ids=ids,
+                kv_segment_ids=ids if kv_segment_ids is None else kv_segment_ids,
+                window=window,
+                soft_cap=config.attention_soft_cap,
+                scale=attention_scale(config, config.head_dim),
+                alibi_slopes=slopes(config),
+                dropout_rate=drops,
+                dropout_key=dropout_key if drops else None,
+                implementation=config.attention_implementation,
+            )
         return self.out(joined(out_BTNH))
 
     def decode(

@@ -100,6 +100,7 @@ class Block(Placed):
         x = x + drop(y, self.config.dropout, dropout_key, self.layout)
         return norm(x) if norm is not None and self.config.norm_position == "post" else x
 
+    @jax.named_scope("mlp")  # as profiles name it
     def feed(
         self, h: Float[Array, "B T D"], *, drop: bool = True
     ) -> tuple[Float[Array, "B T D"], Measures]:

@@ -9,6 +9,7 @@ C latent, F features of all heads.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -88,21 +89,22 @@ class LatentAttention(Placed):
             )  # fmt: skip
             return self.out(joined(out_BTNV)), entries, measures
         drops = config.attention_dropout if dropout_key is not None else 0.0
-        attended = self.layout.attend(
-            q_BTNF,
-            k_BSNF,
-            v_BSNV,
-            causal=self.causal,
-            q_segment_ids=where.segment_ids,
-            kv_segment_ids=where.segment_ids,
-            window=window,
-            soft_cap=config.attention_soft_cap,
-            scale=attention_scale(config, q_BTNF.shape[3]),
-            alibi_slopes=slopes(config),
-            dropout_rate=drops,
-            dropout_key=dropout_key if drops else None,
-            implementation=config.attention_implementation,
-        )
+        with jax.named_scope("attention"):  # as profiles name it
+            attended = self.layout.attend(
+                q_BTNF,
+                k_BSNF,
+                v_BSNV,
+                causal=self.causal,
+                q_segment_ids=where.segment_ids,
+                kv_segment_ids=where.segment_ids,
+                window=window,
+                soft_cap=config.attention_soft_cap,
+                scale=attention_scale(config, q_BTNF.shape[3]),
+                alibi_slopes=slopes(config),
+                dropout_rate=drops,
+                dropout_key=dropout_key if drops else None,
+                implementation=config.attention_implementation,
+            )
         return self.out(joined(attended)), entries, {}
 
     def decode(

@@ -5,6 +5,7 @@ Axes in names: D d_model, V vocabulary.
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
@@ -74,6 +75,7 @@ def head_logits(
     return y if soft_cap is None else soft_cap * jnp.tanh(y / soft_cap)
 
 
+@jax.named_scope("loss")  # as profiles name it
 def head_losses(
     x: Float[Array, "*any D"],
     table_VD: Float[Array, "V D"],

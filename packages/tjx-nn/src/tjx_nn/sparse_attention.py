@@ -93,6 +93,7 @@ class SparseAttention(Attention):
         return super().keys_values(x, where) | {"index_key": self.indexer.keys(x, where)}
 
 
+@jax.named_scope("attention")  # as profiles name it
 def sparse_attention(
     config: TransformerConfig,
     q_BTNH: Float[Array, "B T N H"],
