@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
+import jax
+
 import tjx_nn
 from tjx_eval.opening import TrainedModel
 from tjx_trainer.sampling import Choice, generation_inputs
@@ -67,7 +69,9 @@ class Writing:
         **choice: Unpack[Choice],
     ) -> None:
         inputs = generation_inputs(model.gpt, prompt, **choice)
-        self._columns = tjx_nn.stream(model.gpt, model.params, **inputs)
+        # Over several devices each would do the same: one is as fast.
+        params = jax.device_put(model.params, jax.local_devices()[0])
+        self._columns = tjx_nn.stream(model.gpt, params, **inputs)
         samples = len(inputs["prompt"])
         self._streams = [
             TextStream(model.tokenizer, stops, ends_with_document=ends_with_document)

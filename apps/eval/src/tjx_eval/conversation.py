@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TextIO
 
 from tjx_eval.continuations import Writing
 from tjx_eval.errors import RunError
@@ -18,7 +17,7 @@ def converse(
     stops: Sequence[str],
     choice: Choice,
     ask: Callable[[str], str] = input,
-    out: TextIO | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> int:
     """Let a person and the model write in turns, until end of input (Ctrl-D).
 
@@ -37,8 +36,8 @@ def converse(
         How answers are written; each turn has a seed of its own, counted from the given one.
     ask : callable
         Reads a line, shown the given prompt.
-    out : text file, optional
-        Where answers and notes go; standard output by default.
+    say : callable, optional
+        Shows answers and notes, piece by piece; on standard output by default.
 
     Returns
     -------
@@ -50,7 +49,7 @@ def converse(
     RunError
         If an answer of this length leaves no room for a question.
     """
-    out = sys.stdout if out is None else out
+    say = _print if say is None else say
     with suppress(ImportError):
         import readline  # noqa: F401  lines can be edited and called back
     context = Context(model, choice["max_new_tokens"], prompt)
@@ -59,34 +58,42 @@ def converse(
         try:
             line = ask("> ")
         except EOFError:
-            out.write("\n")
+            say("\n")
             return turns
         except KeyboardInterrupt:
-            out.write("\n(Ctrl-D leaves)\n")
+            say("\n(Ctrl-D leaves)\n")
             continue
         if dropped := context.add(line + "\n"):
-            out.write(f"({dropped})\n")
+            say(f"({dropped})\n")
         turn: Choice = {**choice, "seed": choice["seed"] + turns}
-        context.add(_answer(model, context.tokens, stops, turn, out))
+        context.add(_answer(model, context.tokens, stops, turn, say))
         turns += 1
 
 
 def _answer(
-    model: TrainedModel, tokens: Sequence[int], stops: Sequence[str], choice: Choice, out: TextIO
+    model: TrainedModel,
+    tokens: Sequence[int],
+    stops: Sequence[str],
+    choice: Choice,
+    say: Callable[[str], None],
 ) -> str:
     """Write an answer as it comes; return its text, which ends a line."""
     writing = Writing(model, tokens, stops=stops, ends_with_document=True, **choice)
     try:
         for piece in writing:
-            out.write(piece)
-            out.flush()
+            say(piece)
     except KeyboardInterrupt:
-        out.write(" (stopped)")
+        say(" (stopped)")
     text = writing.continuations[0].text
     if not text.endswith("\n"):
         text += "\n"
-    out.write("\n")
+    say("\n")
     return text
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 class Context:

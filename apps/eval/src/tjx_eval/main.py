@@ -12,7 +12,15 @@ from types import ModuleType
 from tjx_ckpt.errors import CheckpointError
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
-from tjx_eval import attention_command, compare_command, generate_command, loss_command
+from tjx_eval import (
+    attention_command,
+    compare_command,
+    export_command,
+    generate_command,
+    loss_command,
+    serve_command,
+    tasks_command,
+)
 from tjx_eval.command_parser import Parser, did_you_mean
 from tjx_eval.errors import RunError
 from tjx_trainer.config import ConfigError
@@ -22,6 +30,9 @@ COMMANDS: dict[str, ModuleType] = {
     "compare": compare_command,
     "attention": attention_command,
     "generate": generate_command,
+    "tasks": tasks_command,
+    "export": export_command,
+    "serve": serve_command,
 }
 
 EXIT_USER_ERROR = 2

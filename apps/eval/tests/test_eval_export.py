@@ -1,0 +1,101 @@
+"""Exports: what is written is the model, read back by tjx and run by ONNX Runtime."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+import tokenizers
+from eval_tiny_run import tiny_run
+
+from tjx_eval import onnx_export
+from tjx_eval.main import main
+from tjx_eval.opening import TrainedModel, open_model
+from tjx_nn import bind
+
+TOKENS = np.arange(16, dtype=np.int32)[None] % 7
+
+
+def logits(model: TrainedModel) -> np.ndarray:
+    def forward(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+        return bind(model.gpt, params)(tokens)
+
+    with jax.transfer_guard("allow"):
+        return np.asarray(jax.jit(forward)(jax.device_get(model.params), TOKENS))
+
+
+def test_a_transformers_folder_opens_as_the_run_does(tmp_path: Path) -> None:
+    out = tmp_path / "hf"
+    assert main(["export", str(tiny_run()), str(out)]) == 0
+    run, folder = open_model(tiny_run()), open_model(out)
+    # What is evaluated is the mean of the parameters: so is what is exported.
+    np.testing.assert_allclose(logits(folder), logits(run), atol=1e-6)
+    assert folder.tokenizer.fingerprint == run.tokenizer.fingerprint
+    tokenizer = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
+    assert tokenizer.encode("12 sheep").ids == run.tokenizer.encode("12 sheep")
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation.get("eos_token_id") == run.tokenizer.eot_id
+    settings = json.loads((out / "tokenizer_config.json").read_text())
+    assert settings["model_max_length"] == 16
+
+
+def test_tensors_are_of_the_type_that_is_asked_for(tmp_path: Path) -> None:
+    out = tmp_path / "small"
+    assert main(["export", str(tiny_run()), str(out), "--dtype", "bfloat16"]) == 0
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    np.testing.assert_allclose(
+        logits(open_model(out)), logits(open_model(tiny_run())), atol=0.1, rtol=0.05
+    )
+
+
+def test_onnx_runtime_computes_the_model_s_logits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "onnx"
+    assert main(["export", str(tiny_run()), str(out), "--format", "onnx"]) == 0
+    assert "differ from the model's by" in capsys.readouterr().out
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    (found,) = session.run(None, {"tokens": TOKENS})
+    np.testing.assert_allclose(found, logits(open_model(tiny_run())), atol=1e-4)
+    assert (out / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["{tmp}/full"], "give a folder that is new or empty"),
+        (["{tmp}/full/file"], "give a folder that is new or empty"),
+        (["{tmp}/new", "--format", "onxx"], "did you mean onnx?"),
+        (["{tmp}/new", "--length", "8"], "--length has no meaning with --format hf"),
+        (["{tmp}/new", "--format", "onnx", "--dtype", "float16"], "--dtype has no meaning"),
+        (["{tmp}/new", "--format", "onnx", "--length", "17"], "longest sequence is 16"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_and_nothing_is_written(
+    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    given = [word.format(tmp=tmp_path) for word in words]
+    assert main(["export", str(tiny_run()), *given]) == 2
+    assert complaint in capsys.readouterr().err
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_too_large_for_a_file_and_a_wrong_one_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(tiny_run()), str(tmp_path / "new"), "--format", "onnx"]
+    with monkeypatch.context() as small:
+        small.setattr(onnx_export, "_MOST_BYTES", 1000)
+        assert main(words) == 2
+    assert "an ONNX file holds 1,000" in capsys.readouterr().err
+    monkeypatch.setattr(onnx_export, "ATOL", 0.0)
+    assert main(words) == 2
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "model.onnx").exists()

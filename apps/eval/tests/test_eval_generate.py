@@ -1,0 +1,138 @@
+"""`generate`: what streams is what is written at once, and a conversation is its own context."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eval_tiny_run import tiny_run
+
+from tjx_eval.continuations import Writing
+from tjx_eval.conversation import converse
+from tjx_eval.errors import RunError
+from tjx_eval.main import main
+from tjx_eval.opening import TrainedModel, open_model
+from tjx_trainer.sampling import Choice, continue_prompt, encode_prompt
+
+CHOICE: Choice = {
+    "samples": 3, "max_new_tokens": 10, "temperature": 1.0, "top_k": 50, "top_p": 0.95,
+    "min_p": 0.01, "repetition_penalty": 1.1, "seed": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainedModel:
+    return open_model(tiny_run())
+
+
+def test_streamed_texts_are_those_that_are_written_at_once(model: TrainedModel) -> None:
+    texts = continue_prompt(model.gpt, model.params, model.tokenizer, "12 ", **CHOICE)
+    writing = Writing(model, encode_prompt(model.tokenizer, "12 "), **CHOICE)
+    pieces = list(writing)
+    assert len(pieces) > 5
+    assert "".join(pieces) == texts[0]
+    assert [each.text for each in writing.continuations] == texts
+    assert {each.finish_reason for each in writing.continuations} == {"length"}
+    assert len(set(texts)) == 3
+    # A stop text ends each where it comes first, and the writing when all have ended.
+    stop = texts[0][4]
+    stopped = Writing(model, encode_prompt(model.tokenizer, "12 "), stops=[stop], **CHOICE)
+    assert "".join(stopped) == texts[0][: texts[0].index(stop)]
+    for each, text in zip(stopped.continuations, texts, strict=True):
+        assert each.text == text.partition(stop)[0]
+        assert each.finish_reason == ("stop" if stop in text else "length")
+
+
+def test_the_command_prints_samples_and_writes_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("12 ")
+    words = ["generate", str(tiny_run()), "--samples", "2", "--max_new_tokens", "10"]
+    found = tmp_path / "found.json"
+    more = ["--prompt_file", str(prompt), "--json", str(found), "--top_p", "0.9", "--seed", "4"]
+    assert main([*words, *more]) == 0
+    record = json.loads(found.read_text())
+    texts = [each["text"] for each in record["samples"]]
+    assert capsys.readouterr().out == f"12 {texts[0]}\n----\n12 {texts[1]}\n"
+    assert record["options"]["top_p"] == 0.9
+    assert [len(each["tokens"]) for each in record["samples"]] == [10, 10]
+
+
+class Person:
+    """Types lines; an exception in their place is a key such as Ctrl-C."""
+
+    def __init__(self, lines: list[Any]) -> None:
+        self._lines: Iterator[Any] = iter(lines)
+
+    def __call__(self, prompt: str) -> str:
+        assert prompt == "> "
+        line = next(self._lines)
+        if isinstance(line, type):
+            raise line
+        assert isinstance(line, str)
+        return line
+
+
+class Terminal:
+    """What is shown; Ctrl-C comes once, after so many pieces."""
+
+    def __init__(self, interrupted_after: int) -> None:
+        self.text, self._left = "", interrupted_after
+
+    def __call__(self, text: str) -> None:
+        self.text += text
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+
+def test_a_conversation_is_the_context_of_its_next_answer(
+    model: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    class Watched(Writing):
+        def __init__(self, model: TrainedModel, prompt: Any, **options: Any) -> None:
+            seen.append(model.tokenizer.decode(prompt))
+            super().__init__(model, prompt, **options)
+
+    monkeypatch.setattr("tjx_eval.conversation.Writing", Watched)
+    choice: Choice = {"max_new_tokens": 4, "temperature": 1.0, "top_k": None, "seed": 0}
+    person = Person(["1 ", KeyboardInterrupt, "2 sheep", "3", EOFError])
+    terminal = Terminal(interrupted_after=2)
+    turns = converse(model, "", stops=[], choice=choice, ask=person, say=terminal)
+    text = terminal.text
+    assert turns == len(seen) == 3
+    assert "(stopped)" in text
+    assert "(Ctrl-D leaves)" in text
+    said = text.partition(" (stopped)")[0]
+    assert len(said) == 2  # two pieces came before Ctrl-C, and they stay said
+    end = model.tokenizer.eot_id
+    start = model.tokenizer.decode([end]) if end is not None else ""
+    assert seen[0] == f"{start}1 \n"
+    whole = f"1 \n{said}" + ("" if said.endswith("\n") else "\n") + "2 sheep\n"
+    assert seen[1].removeprefix(start) == whole[-(12 - bool(start)) :]
+    assert "the oldest" in text
+    assert all(len(model.tokenizer.encode(each.removeprefix(start))) <= 12 for each in seen)
+    with pytest.raises(RunError, match="leaves no room for a question"):
+        converse(model, "", stops=[], choice={**choice, "max_new_tokens": 16}, ask=person)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--prompt", "a", "--prompt_file", "b"], "leave out one"),
+        (["--prompt_file", "{tmp}/no"], "cannot be read"),
+        (["--interactive", "--samples", "2"], "one answer at a time"),
+        (["--temperature", "-1", "--max_new_tokens", "2"], "temperature is -1.0"),
+        (["--top_p", "2", "--max_new_tokens", "2"], "top_p is 2.0"),
+        (["--max_new_tokens", "99"], "longest sequence is 16"),
+    ],
+)
+def test_mistakes_are_told(
+    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(tiny_run()), *(w.format(tmp=tmp_path) for w in words)]) == 2
+    assert complaint in capsys.readouterr().err

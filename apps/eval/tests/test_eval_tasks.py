@@ -1,0 +1,165 @@
+"""The harness on local tasks: its log-likelihoods are the model's, and nothing is fetched."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from eval_tiny_run import tiny_run
+
+from tjx_eval.harness import HarnessModel
+from tjx_eval.main import main
+from tjx_eval.opening import TrainedModel, open_model
+from tjx_nn import bind
+from tjx_trainer.sampling import continue_prompt
+
+# Libraries of the harness warn of what they will change.
+pytestmark = pytest.mark.filterwarnings("default")
+
+CHOICES = """
+task: sheep_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: choices
+doc_to_target: label
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+WRITING = """
+task: sheep_writing
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{written}}}}"
+target_delimiter: ""
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 5, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+QUESTIONS = [
+    ("1 sh", ["eep", "and"], 0),
+    ("2 sheep", ["x", " and"], 1),
+    ("3 sheep and mo", ["re more", "  "], 0),
+]
+
+
+class Asked:
+    """What the harness gives for one request."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+
+@pytest.fixture(scope="module")
+def model() -> TrainedModel:
+    return open_model(tiny_run())
+
+
+def log_likelihood(model: TrainedModel, before: list[int], text: list[int]) -> tuple[float, bool]:
+    """Return the sum in float64, from the model's logits, and whether greedy writes it."""
+    tokens = (before + text)[-17:]
+    padded = np.zeros((1, 16), np.int32)
+    padded[0, : len(tokens) - 1] = tokens[:-1]
+    with jax.transfer_guard("allow"):
+        logits = np.asarray(_logits(model)(jax.device_get(model.params), padded), np.float64)[0]
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    places = range(len(tokens) - 1 - len(text), len(tokens) - 1)
+    found = [(log_p[i, tokens[i + 1]], log_p[i].argmax() == tokens[i + 1]) for i in places]
+    return float(sum(p for p, _ in found)), all(hit for _, hit in found)
+
+
+def _logits(model: TrainedModel) -> Any:
+    return jax.jit(lambda params, tokens: bind(model.gpt, params)(tokens))
+
+
+def test_log_likelihoods_equal_a_computation_in_float64(model: TrainedModel) -> None:
+    harness = HarnessModel(model, batch_size=8)
+    encode = model.tokenizer.encode
+    start = [harness.eot_token_id]
+    pairs = [("1 sh", "eep"), ("", "2 sheep"), ("more more more more m", "ore"), ("3 ", "sheep")]
+    pairs += [(f"{i} s", "heep and"[: 1 + i % 8]) for i in range(9)]
+    found = harness.loglikelihood([Asked(*pair) for pair in pairs], disable_tqdm=True)
+    for (before, text), (value, greedy) in zip(pairs, found, strict=True):
+        whole = encode(before + text)
+        # The harness moves spaces at the end of the context to the text.
+        cut = len(encode(before.rstrip()))
+        context, rest = (whole[:cut], whole[cut:]) if before else (start, whole)
+        expected, writes = log_likelihood(model, context, rest)
+        assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        assert greedy == writes
+    assert harness.notes == {"of contexts that are too long the end was read"}
+    text = "12 sheep and more more\n14 sheep and"
+    tokens = encode(text)
+    (rolling,) = harness.loglikelihood_rolling([Asked(text)], disable_tqdm=True)
+    expected = log_likelihood(model, start, tokens[:16])[0]
+    # The windows after the first begin with the last token of the one before.
+    expected += log_likelihood(model, tokens[15:16], tokens[16:32])[0]
+    # The last one reads as far back as it can.
+    expected += log_likelihood(model, tokens[31:32], tokens[32:])[0]
+    assert len(tokens) < 48
+    assert rolling == pytest.approx(expected, rel=1e-5)
+
+
+def test_local_tasks_run_without_a_network(
+    model: TrainedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    written = [
+        continue_prompt(
+            model.gpt, model.params, model.tokenizer, question, max_new_tokens=5, temperature=0.0,
+            top_k=None, seed=0,
+        )[0].partition("\n")[0]
+        for question, _, _ in QUESTIONS[:2]
+    ] + ["never"]  # fmt: skip
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        "".join(
+            json.dumps({"question": q, "choices": c, "label": label, "written": w}) + "\n"
+            for (q, c, label), w in zip(QUESTIONS, written, strict=True)
+        )
+    )
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for number, text in enumerate((CHOICES, WRITING)):
+        (tasks / f"{number}.yaml").write_text(text.format(data=data))
+    out = tmp_path / "found.json"
+    words = ["tasks", str(tiny_run()), "--include_path", str(tasks), "--json", str(out)]
+    assert main([*words, "--tasks", "sheep_choice,sheep_writing"]) == 0
+    found = json.loads(out.read_text())["results"]
+    encode = model.tokenizer.encode
+    right = 0
+    for question, choices, label in QUESTIONS:
+        values = [log_likelihood(model, encode(question), encode(each))[0] for each in choices]
+        right += int(np.argmax(values)) == label
+    assert found["sheep_choice"]["acc,none"] == pytest.approx(right / 3)
+    # The one that nobody can write is wrong.
+    assert found["sheep_writing"]["exact_match,none"] == pytest.approx(2 / 3)
+    assert "sheep_choice" in capsys.readouterr().out
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert main([*words, "--tasks", "sheep_choise"]) == 2
+    assert "did you mean sheep_choice?" in capsys.readouterr().err
+
+
+def test_a_folder_without_tasks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["tasks", str(tiny_run()), "--tasks", "a", "--include_path", str(tmp_path)]
+    assert main(words) == 2
+    assert "there is no .yaml file" in capsys.readouterr().err
