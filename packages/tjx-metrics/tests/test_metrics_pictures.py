@@ -57,6 +57,8 @@ def test_the_start_does_not_squash_the_rest() -> None:
 def test_a_slow_fall_is_shown_whole_and_a_diverged_run_does_not_hide_the_others() -> None:
     slow = np.linspace(8, 4, 100)
     assert robust_limits([slow]) == pytest.approx((3.8, 8.2))
+    few = np.array([9.0, 2.0, 1.0])  # the start is no small part of so few
+    assert robust_limits([few]) == pytest.approx((0.6, 9.4))
     diverged = np.concatenate([slow, np.full(50, 1e6), [np.nan]])
     limits = robust_limits([slow, diverged])
     assert limits is not None

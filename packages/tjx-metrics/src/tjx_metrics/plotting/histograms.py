@@ -89,9 +89,9 @@ def histograms_figure(
         if name not in found:
             raise RunError(f"{run.name} has no {name!r}; {nearest(name, found)}")
     drawn = list(names) if names else _choose(found)
-    columns = min(3, len(drawn))
+    columns = min(4, len(drawn))  # the two ends of a parameter stay in a row
     rows = -(-len(drawn) // columns)
-    figure = new_figure(height=0.9 + 1.35 * rows, width=max(3.6, 0.6 + 2.0 * columns))
+    figure = new_figure(height=0.9 + 1.35 * rows, width=max(3.6, 0.6 + 1.75 * columns))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for name, axes in zip(drawn, grid.flat, strict=False):
         try:

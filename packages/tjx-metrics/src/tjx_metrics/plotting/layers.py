@@ -176,7 +176,7 @@ def layer_norms_figure(
 def _draw_lines(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]]) -> None:
     """Draw a line for each layer, darker ones first in depth; what is in no layer is dashed."""
     layers = [name for name in norms if name[-1].isdigit()]
-    colors = matplotlib.colormaps[_COLORS](np.linspace(0.15, 0.9, max(len(layers), 1)))
+    colors = matplotlib.colormaps[_COLORS](np.linspace(0.22, 0.9, max(len(layers), 1)))
     mark: dict[str, Any] = {"marker": "o", "markersize": 3.0} if x.size < 15 else {}
     for name, values in norms.items():
         positive = np.where(values > 0, values, np.nan)

@@ -83,8 +83,8 @@ def robust_limits(
     """Choose limits in which the steep start of falling curves does not squash the rest.
 
     All is shown where the first twentieth of each curve, and the highest twentieth of the rest,
-    take up no more than three eighths of the height; otherwise these are cut off. What rises above
-    all starts (a run that diverged) is cut off too.
+    take up no more than three eighths of the height; otherwise these are cut off, unless no curve
+    has 20 points. What rises above all starts (a run that diverged) is cut off too.
 
     Parameters
     ----------
@@ -114,7 +114,8 @@ def robust_limits(
     high = min(max(float(curve.max()) for curve in finite), start)
     rests = [curve[min(max(1, curve.size // 20), curve.size - 1) :] for curve in finite]
     body = max(float(np.quantile(rest, 0.95)) for rest in rests)
-    if low < body < high and high - low > 1.6 * (body - low):
+    many = max(curve.size for curve in finite) >= 20
+    if many and low < body < high and high - low > 1.6 * (body - low):
         high = body
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = low - margin, high + margin

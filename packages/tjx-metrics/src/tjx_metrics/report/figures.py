@@ -112,7 +112,8 @@ def warnings_of(run: RunData, figures: Figures) -> list[str]:
         )
     if figures.recompiles:
         said.append(
-            f"{figures.recompiles} compilations in the second half of the run: shapes change."
+            f"{figures.recompiles} compilations in the second half of the run: shapes change, "
+            "or a function was called for the first time."
         )
     if figures.waiting is not None and figures.waiting > _SHARE_OF_WAITING:
         said.append(f"{figures.waiting:.0%} of the time went into waiting for batches.")
