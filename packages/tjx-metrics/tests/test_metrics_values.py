@@ -21,6 +21,7 @@ from tjx_metrics import (
     top_k_correct,
     transformer_flops_per_token,
 )
+from tjx_metrics.peak_rates import PEAK_RATES
 
 KS = (1, 2, 5, 10)
 ROWS, VOCAB = 12, 7
@@ -119,11 +120,27 @@ def test_labels_of_another_shape_and_a_k_of_zero_are_refused() -> None:
 
 
 def test_mfu_is_silent_about_devices_that_are_not_in_the_table() -> None:
-    assert peak_flops("NVIDIA H200 NVL") is None  # a variant with another peak
+    assert peak_flops("NVIDIA A10G") is None  # not an A10
+    assert peak_flops("Tesla V100-SXM2-16GB") is None  # which multiplies no bfloat16
     assert mfu(1e6, 1e9, peak_flops("cpu")) is None
     # llm.c on an A100, GPT-2 124M: 218k tokens/s is published as 60 % (with 855 MFLOP a token).
     assert mfu(218e3, 855e6, peak_flops("NVIDIA A100-SXM4-80GB")) == pytest.approx(0.6, abs=0.005)
     assert mfu(8e6, 1e9, 1e15, n_devices=16) == 0.5
+
+
+def test_peaks_are_those_of_the_type_that_is_multiplied() -> None:
+    assert peak_flops("Tesla V100-SXM2-16GB", "float16") == 125e12
+    with pytest.raises(ValueError, match="must be one of bfloat16, float16, float32, float8"):
+        peak_flops("NVIDIA H200", "float64")
+    for kind, rates in PEAK_RATES.items():
+        assert not [rate for rate in rates if rate is not None and not 5e12 < rate < 1e16], kind
+        if rates.bfloat16 is not None:
+            assert rates.float16 in (None, rates.bfloat16), kind
+            # TF32 has half the rate, a TPU multiplies float32 as bfloat16.
+            share = 1.0 if kind.startswith("TPU") else 0.5
+            assert rates.float32 == pytest.approx(share * rates.bfloat16, rel=0.03), kind
+            if rates.float8 is not None and not kind.startswith("TPU v"):
+                assert rates.float8 == pytest.approx(2 * rates.bfloat16, rel=0.03), kind
 
 
 def test_flops_are_six_a_parameter_without_attention() -> None:

@@ -3,57 +3,48 @@
 Conventions (PaLM, appendix B): a multiply-add is two operations; forward and backward together are
 three times the forward; recomputation is not counted; attention is counted in full, also where a
 causal mask skips half of it. Peaks are the makers' figures for dense (not sparse) matrix products
-at the highest clock, so a real product never reaches them.
+at the highest clock, so a real product never reaches them. Which type counts is that in which the
+model multiplies, not that of its parameters.
 """
 
-from collections.abc import Mapping
-
-# (device kind as JAX names it) -> peak of one JAX device, operations a second, bfloat16 inputs,
-# dense. Kinds are matched exactly: variants of one chip differ (H100 SXM, PCIe and NVL do).
-# NVIDIA's datasheets print the figure with sparsity, twice the dense one.
-BFLOAT16_PEAK_FLOPS: Mapping[str, float] = {
-    # NVIDIA A100 datasheet (r4): BFLOAT16 Tensor Core 312 TFLOPS dense, the same for all forms.
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    # NVIDIA H100 datasheet: BFLOAT16 1,979 (SXM) and 1,513 (PCIe) TFLOPS with sparsity.
-    "NVIDIA H100 80GB HBM3": 989.5e12,
-    "NVIDIA H100 PCIe": 756.5e12,
-    # NVIDIA H200 datasheet: BFLOAT16 1,979 TFLOPS with sparsity (SXM).
-    "NVIDIA H200": 989.5e12,
-    # Google Cloud TPU documentation, peak compute per chip (bf16): v5e 197, v5p 459 TFLOPS; v4 275.
-    # On these a JAX device is a whole chip.
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-}
+from tjx_metrics.peak_rates import PEAK_RATES, PeakRates
 
 
-def peak_flops(device_kind: str) -> float | None:
-    """Look up the peak rate of a device for bfloat16 matrix products.
+def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
+    """Look up the peak rate of a device for matrix products.
 
     Parameters
     ----------
     device_kind : str
         ``jax.devices()[0].device_kind``.
+    dtype : str
+        Type of what is multiplied: "bfloat16", "float16", "float32" (as JAX multiplies it by
+        default: in TF32 where the GPU can, in bfloat16 on TPUs) or "float8".
 
     Returns
     -------
     float or None
-        Operations a second of one device, dense, bfloat16 inputs with float32 sums; None for a
-        device that is not in the table.
+        Operations a second of one device, dense, with float32 sums; None for a device that is not
+        in the table of `tjx_metrics.peak_rates`, or has no figure for this type.
+
+    Raises
+    ------
+    ValueError
+        If the table knows no such type.
 
     Examples
     --------
     >>> peak_flops("NVIDIA H200")
     989500000000000.0
+    >>> peak_flops("NVIDIA H200", "float8")
+    1979000000000000.0
     >>> peak_flops("cpu") is None
     True
     """
-    return BFLOAT16_PEAK_FLOPS.get(device_kind)
+    if dtype not in PeakRates._fields:
+        raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(PeakRates._fields)}")
+    rate: float | None = getattr(PEAK_RATES.get(device_kind), dtype, None)
+    return rate
 
 
 def transformer_flops_per_token(
