@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from tjx_nn import GPTConfig, LatentConfig, SparseConfig, attention_weights
 from tjx_nn.functional import Params
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "learned positions, two key heads": {},
     "windows, ALiBi, a cap": {
         "positions": "alibi", "window": 3, "global_every": 2, "attention_soft_cap": 5.0,

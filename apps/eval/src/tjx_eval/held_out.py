@@ -55,14 +55,13 @@ def measure_held_out(
     share = Share(rows, rows, *tjx_parallel.batch_process(model.mesh))
     task: Task
     if config.model.family == "gpt":
-        task, ks = LanguageModelling(config, run_text(model), share), TOP_K
+        task = LanguageModelling(config, run_text(model), share)
     else:
         config, make_task = open_task(config)
         task = make_task(share)
-        ks = task.accuracies
     step = make_eval_step(
         model.architecture,
-        ks=ks,
+        ks=TOP_K if config.model.family == "gpt" else task.accuracies,
         token_byte_lengths=task.token_byte_lengths,
         layout=make_layout(
             model.architecture, model.mesh, tjx_parallel.ShardingRules(), MeshConfig()

@@ -7,6 +7,7 @@ Names of array axes: B rows, T tokens in a row, C tokens whose logits are held a
 guesses, D d_model.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import tjx_parallel
 from tjx_eval.opening import TrainedModel
 from tjx_eval.windows import IGNORED_LABEL, Row, cut_windows, fill_batch, plan_batches
 from tjx_metrics import cross_entropy, top_k_correct
+from tjx_nn.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.layout import make_layout
 
@@ -122,8 +124,8 @@ class _Step:
         self._mesh, self._params = model.mesh, model.params
         rows = batch_size // model.mesh.size
         held = max(1, _LOGITS_HELD // (rows * model.gpt.vocab_rows))
-        self._function = _scores_of_batch(model, held)
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._function = _scores_of_batch(model.gpt, model.mesh, held)
+        self._shapes: set[tuple[int, ...]] = set()
         self._index, self._count = tjx_parallel.batch_process(model.mesh)
         self.compiling = 0.0
 
@@ -133,31 +135,31 @@ class _Step:
         placed = tjx_parallel.shard_batch(
             self._mesh, {name: values[own] for name, values in batch.items()}
         )
-        shape = batch["tokens"].shape
-        if shape not in self._compiled:
-            started = time.perf_counter()
-            self._compiled[shape] = self._function.lower(self._params, **placed).compile()
+        started = time.perf_counter()
+        found: tuple[Any, Any] = self._function(self._params, **placed)
+        if (shape := batch["tokens"].shape) not in self._shapes:  # it was compiled
+            self._shapes.add(shape)
             self.compiling += time.perf_counter() - started
-        found: tuple[Any, Any] = self._compiled[shape](self._params, **placed)
         return found
 
 
-def _scores_of_batch(model: TrainedModel, held: int) -> Any:
+@functools.cache
+def _scores_of_batch(gpt: GPTConfig, mesh: jax.sharding.Mesh, held: int) -> Any:
     """Return the jitted losses [B, T] and numbers of right guesses [B, K] of a batch.
 
     Logits of `held` tokens of each row are in memory at once.
     """
-    layout = make_layout(model.gpt, model.mesh, tjx_parallel.ShardingRules(), MeshConfig())
+    layout = make_layout(gpt, mesh, tjx_parallel.ShardingRules(), MeshConfig())
 
     def scores(params: Any, tokens: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        network = tjx_nn.bind(model.gpt, params, layout=layout)
+        network = tjx_nn.bind(gpt, params, layout=layout)
         x_BTD = network.hidden(tokens)
 
         def of_some(some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x_BCD, labels_BC = some
             logits = network.logits(x_BCD)
-            right = jax.vmap(lambda row, own: top_k_correct(row, own, TOP_K, IGNORED_LABEL))
-            return cross_entropy(logits, labels_BC, IGNORED_LABEL), right(logits, labels_BC)
+            right_BK: jax.Array = jax.vmap(_right_of_row)(logits, labels_BC)
+            return cross_entropy(logits, labels_BC, IGNORED_LABEL), right_BK
 
         batch, length = labels.shape
         count = -(-length // held)
@@ -174,5 +176,10 @@ def _scores_of_batch(model: TrainedModel, held: int) -> Any:
         losses, right = jax.lax.map(of_some, some)
         return jnp.moveaxis(losses, 0, 1).reshape(batch, -1)[:, :length], right.sum(0)
 
-    whole = jax.sharding.NamedSharding(model.mesh, jax.sharding.PartitionSpec())
+    spec: Any = jax.sharding.PartitionSpec  # JAX gives no types
+    whole = jax.sharding.NamedSharding(mesh, spec())
     return jax.jit(scores, out_shardings=whole)  # every process reads all of it
+
+
+def _right_of_row(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return top_k_correct(logits, labels, TOP_K, IGNORED_LABEL)
