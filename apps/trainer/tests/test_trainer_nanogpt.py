@@ -134,9 +134,8 @@ def test_the_shipped_config_files_are_known(name: str) -> None:
     values = SHIPPED[name]
     assert set(values) <= set(FLAGS)
     config = config_of(words)
-    assert config.train.batch_size == values["batch_size"] * values.get(
-        "gradient_accumulation_steps", 40
-    )
+    pieces = int(values.get("gradient_accumulation_steps", 40))
+    assert config.train.batch_size == int(values["batch_size"]) * pieces
     gpt2 = values.get("init_from")
     assert config.train.init_from == (gpt2 and f"openai-community/{gpt2}")
     if gpt2 == "gpt2-xl":

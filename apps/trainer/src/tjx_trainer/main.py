@@ -19,7 +19,7 @@ from tjx_ckpt.errors import (
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError
-from tjx_trainer import nanogpt, parameter_table, plan_command
+from tjx_trainer import nanogpt, parameter_table, plan_command, sweep
 from tjx_trainer.command_line import parse, read_words, refusal, refuse
 from tjx_trainer.config import ConfigError
 from tjx_trainer.exit_codes import ExitCode, NotFiniteError
@@ -33,6 +33,7 @@ _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS,
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan_command.run,
     "parameters": parameter_table.run,
+    "sweep": sweep.run,
 }
 
 # The first that fits is taken.
@@ -68,14 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if nanogpt.MODE in words:
             words = _read_nanogpt(words)
         config = parse(words)
-        if read_words(words).supervise:
+        asked = read_words(words)
+        if asked.supervise and not asked.dry_run:
             from tjx_trainer.supervisor import supervise
 
             return supervise(words, config)
         # It brings JAX, which takes seconds to import: a wrong command line is answered before.
         from tjx_trainer.train import train
 
-        return train(config)
+        return train(config, dry_run=asked.dry_run)
     except ConfigError as error:
         leave_word(refusal(error))
         refuse(error)

@@ -8,10 +8,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from tjx_parallel.chips import CHIPS, Chip, find_chip
 from tjx_parallel.config import AXES
@@ -133,14 +133,7 @@ def read_flags[Flags: (PlanFlags, ParameterFlags)](
         With everything that is wrong in either.
     """
     own, rest, problems = split_words(argv, [field.name for field in fields(kind)])
-    values = {}
-    for name, written in own.items():
-        default = getattr(kind, name)
-        leaf = Leaf(name, kind.__annotations__[name], default, kind)
-        try:
-            values[name] = convert(leaf, Given(written, f"--{name}"))
-        except ValueError as error:
-            problems.append(str(error))
+    values = read_own(own, kind, problems)
     try:
         config = resolve(rest)
     except ConfigError as error:
@@ -156,6 +149,33 @@ def read_flags[Flags: (PlanFlags, ParameterFlags)](
     if problems:
         raise ConfigError(problems)
     return kind(**values), config
+
+
+def read_own(
+    own: Mapping[str, str], kind: type, problems: list[str], *, prefix: str = ""
+) -> dict[str, Any]:
+    """Turn what was given to a command's own flags into values, by the names of its fields.
+
+    Parameters
+    ----------
+    own : mapping of str to str
+        By the flags' names.
+    kind : type
+        The dataclass.
+    problems : list of str
+        What cannot be read is added to it.
+    prefix : str
+        What stands before the fields' names in those of the flags.
+    """
+    values = {}
+    for name, written in own.items():
+        field = name.removeprefix(prefix)
+        leaf = Leaf(field, get_type_hints(kind)[field], getattr(kind, field), kind)
+        try:
+            values[field] = convert(leaf, Given(written, f"--{name}"))
+        except ValueError as error:
+            problems.append(str(error))
+    return values
 
 
 def split_words(
@@ -193,12 +213,12 @@ def split_words(
     return found, others, problems
 
 
-def help_of(kind: type) -> str:
-    """Describe a command's own flags."""
+def help_of(kind: type, *, prefix: str = "") -> str:
+    """Describe a command's own flags, whose names begin with `prefix`."""
     import docstring_parser
 
     lines = [
-        f"  --{each.arg_name:<22}{' '.join((each.description or '').split())} "
+        f"  --{prefix + each.arg_name:<22}{' '.join((each.description or '').split())} "
         f"[{text_of(getattr(kind, each.arg_name))}]"
         for each in docstring_parser.parse_from_object(kind).params
     ]
