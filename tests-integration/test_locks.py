@@ -22,17 +22,14 @@ def test_locks_carry_hashes_and_no_address(name: str) -> None:
 
 
 def test_locks_agree_on_versions() -> None:
-    """A tool that compiles or checks our code sees what our code runs with.
-
-    The ONNX export alone has versions of its own: its converter wants an older orbax.
-    """
+    """A tool that compiles or checks our code sees what our code runs with."""
 
     def versions(name: str) -> dict[str, str]:
         text = Path(LOCKS / f"{name}.txt").read_text()
         return dict(re.findall(r"^([a-z0-9][^\s;\\=]*)==([^\s;\\]+)", text, flags=re.MULTILINE))
 
     machines = {**versions("tpu"), **versions("cuda13"), **versions("cpu")}
-    for name in lock_inputs().keys() - {"onnx"}:
+    for name in lock_inputs():
         own = versions(name)
         shared = own.keys() & machines.keys()
         assert {x: own[x] for x in shared} == {x: machines[x] for x in shared}, name
