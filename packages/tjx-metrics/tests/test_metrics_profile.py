@@ -165,8 +165,6 @@ def test_a_trace_of_training_tells_the_kinds_and_is_read_by_others(tmp_path: Pat
     rng = np.random.default_rng(0)
     w, x = jax.device_put((rng.normal(size=(96, 96)), rng.normal(size=(4, 64, 96))))
     step = jax.jit(train)
-    program = step.lower(w, x).compile().as_text()
-    assert program is not None
     profiler = Profiler((3, 4), tmp_path / "profile")
 
     def wait() -> None:
@@ -176,7 +174,7 @@ def test_a_trace_of_training_tells_the_kinds_and_is_read_by_others(tmp_path: Pat
         with profiler.step(number, wait=wait):
             w = step(w, x)
         assert profiler.done == (number >= 4)
-    report = profiler.report([program])
+    report = profiler.report()
 
     assert sum(report.shares.values()) == pytest.approx(1)
     assert tuple(report.shares) == KINDS

@@ -107,7 +107,10 @@ def profile_report(trace: Path | str, programs: Sequence[str] = ()) -> ProfileRe
     """
     trace = Path(trace)
     path = find_trace(trace) if trace.is_dir() else trace
-    return _summed(read_events(path), dict(map(instructions, programs)), path)
+    known: dict[str, dict[str, Instruction]] = defaultdict(dict)
+    for name, found in map(instructions, programs):  # a function may have been compiled twice
+        known[name] |= found
+    return _summed(read_events(path), known, path)
 
 
 def _summed(

@@ -60,7 +60,10 @@ class Block(Placed):
         """Return the residual stream after this block, what a cache keeps, and the measures."""
         keys = split(dropout_key, 3)
         h = self.read(x, self.ln_1)
-        attended, entries, measures = self.attention(h, where, window=window, dropout_key=keys[0])
+        with jax.named_scope("attention_layer"):  # as profiles name it
+            attended, entries, measures = self.attention(
+                h, where, window=window, dropout_key=keys[0]
+            )
         x = self.add(x, attended, self.ln_1, self.scale_1, keys[1])
         h = h if self.ln_2 is None else self.read(x, self.ln_2)
         fed, more = self.feed(h, drop=drop)

@@ -5,6 +5,7 @@ Axes in names: B batch, T time, S tokens of the source, D d_model.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -68,7 +69,10 @@ class DecoderBlock(Block):
         """
         keys = split(dropout_key, 5)
         h = self.read(x, self.ln_1)
-        attended, entries, measures = self.attention(h, where, window=window, dropout_key=keys[0])
+        with jax.named_scope("attention_layer"):  # as profiles name it
+            attended, entries, measures = self.attention(
+                h, where, window=window, dropout_key=keys[0]
+            )
         x = self.add(x, attended, self.ln_1, self.scale_1, keys[1])
         cross = self.cross_entries(memory)
         x = self._cross(x, where, cross, keys[2], keys[3])
