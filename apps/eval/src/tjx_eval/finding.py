@@ -32,7 +32,7 @@ def find_model(path: Path) -> Found:
 
 def _reason(path: Path) -> str:
     if not path.exists():
-        near = _runs_in(path.parent)
+        near = _runs_in(path.parent) or _runs_in(path.parent / "runs")
         return "there is no such folder" + (f"; there are {', '.join(near)}" if near else "")
     if path.is_file():
         around = _enclosing(path.parent)
