@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from tjx_trainer import nanogpt_flags
 from tjx_trainer.exit_codes import table
 from tjx_trainer.tree import leaves
 
@@ -13,6 +14,11 @@ RESUMING = (ROOT / "docs" / "checkpoint_resume.md").read_text(encoding="utf-8")
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
     assert table() in RESUMING
+
+
+def test_the_table_of_nanogpts_flags_is_the_programs() -> None:
+    guide = (ROOT / "docs" / "nanogpt.md").read_text(encoding="utf-8")
+    assert "\n".join(nanogpt_flags.table()) in guide
 
 
 def test_every_flag_that_a_guide_names_is_there() -> None:

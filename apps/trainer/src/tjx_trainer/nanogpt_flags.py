@@ -276,3 +276,13 @@ def from_dotted(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": config["model.dropout"],
         "dtype": dtype,
     }
+
+
+def table() -> list[str]:
+    """Return the table of every flag, as Markdown, for docs/nanogpt.md."""
+    lines = ["| flag | train.py's default | becomes | here it is |", "|---|---|---|---|"]
+    for name, flag in FLAGS.items():
+        becomes = ", ".join(f"`{one}`" for one in flag.becomes) or "-"
+        said = f"{flag.about}: {flag.note}" if flag.note else flag.about
+        lines.append(f"| `--{name}` | `{flag.default}` | {becomes} | {said} |")
+    return lines
