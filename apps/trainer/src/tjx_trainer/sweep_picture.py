@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,7 +52,12 @@ def _curve(axes: Mapping[str, Sequence[str]], results: "Sequence[Result]", metri
     line = "-" if numbers else ""
     picture.plot(*zip(*points, strict=True), marker="o", linestyle=line, color=COLORS[0])
     best, written = results[0], results[0].settings[name]
-    look = {"marker": "o", "markersize": 11, "fillstyle": "none", "color": COLORS[1]}
+    look: dict[str, Any] = {
+        "marker": "o",
+        "markersize": 11,
+        "fillstyle": "none",
+        "color": COLORS[1],
+    }
     label = f"best: {written}, {best.value:.4f}"
     picture.plot(places[written], best.value, linestyle="", label=label, **look)
     dress(picture, title=f"{metric} at the end", x=name, y=metric)
