@@ -1,6 +1,7 @@
 """A run as TensorBoard's event files, without TensorFlow."""
 
 import json
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,15 +39,18 @@ class TensorboardTracker:
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         import_extra("tensorboard")
         from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
 
         self._summary, self._event = summary, Event
         folder.mkdir(parents=True, exist_ok=True)
-        # The file's name has the time in seconds only: one made in the same second is another file.
-        self._writer: EventsWriter | None = EventsWriter(
-            str(folder / "events"), f".{time.monotonic_ns()}"
+        # TensorBoard looks for this name, and reads files in the order of the time in it; one that
+        # is made in the same second is another file.
+        made = f"{int(time.time())}.{socket.gethostname()}.{time.monotonic_ns()}"
+        self._writer: RecordWriter | None = RecordWriter(
+            str(folder / f"events.out.tfevents.{made}")
         )
+        self._write(Event(file_version="brain.Event:2"))
         if resume_step is not None:
             start = SessionLog(status=SessionLog.START)
             self._write(Event(step=resume_step + 1, session_log=start))
@@ -106,7 +110,7 @@ class TensorboardTracker:
         if self._writer is None:
             raise ValueError("the tracker is finished: log before finish")
         event.wall_time = time.time()
-        self._writer.write_event(event)
+        self._writer.write(event.SerializeToString())
         self._writer.flush()
 
 
