@@ -223,8 +223,9 @@ def _as_it_runs_here(model: ModelConfig) -> ModelConfig:
 def _refuse_family(path: Path, family: str, families: tuple[str, ...]) -> None:
     if family not in families:
         raise RunError(
-            f"{path}: the model is of the family {family}, and this command is for "
-            f"{' and '.join(families)} alone; `loss` measures every family"
+            f"{path}: the model is of the family {family}, and this is for decoders "
+            f"({', '.join(families)}) alone; `loss RUN_DIR` measures other families on what their "
+            "runs held out"
         )
 
 
