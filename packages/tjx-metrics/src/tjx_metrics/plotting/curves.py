@@ -283,8 +283,10 @@ def metric_figure(
     if metric == "train/learning_rate":
         axes.set_ylim(bottom=None if view.log_y else 0)
     elif seen and (cut := limit_y(axes, seen, log=view.log_y)):
-        axes.text(0.99, 0.97, cut, transform=axes.transAxes, ha="right", va="top",
-                  fontsize=TICK, color=INK)  # fmt: skip
+        axes.text(
+            0.99, 0.97, cut, transform=axes.transAxes, ha="right", va="top", fontsize=TICK,
+            color=INK, bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
     if len(runs) > 1:
         legend(axes, below=True)
     return figure

@@ -83,7 +83,7 @@ def robust_limits(
     """Choose limits in which the steep start of falling curves does not squash the rest.
 
     All is shown where the first twentieth of each curve, and the highest twentieth of the rest,
-    take up no more than three eighths of the height; otherwise these are cut off, unless no curve
+    take up no more than half of the height; otherwise these are cut off, unless no curve
     has 20 points. What rises above all starts (a run that diverged) is cut off too.
 
     Parameters
@@ -115,7 +115,7 @@ def robust_limits(
     rests = [curve[min(max(1, curve.size // 20), curve.size - 1) :] for curve in finite]
     body = max(float(np.quantile(rest, 0.95)) for rest in rests)
     many = max(curve.size for curve in finite) >= 20
-    if many and low < body < high and high - low > 1.6 * (body - low):
+    if many and low < body < high and high - low > 2 * (body - low):
         high = body
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = low - margin, high + margin
