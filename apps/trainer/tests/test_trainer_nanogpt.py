@@ -11,6 +11,7 @@ from small_text import flags_of_sheep
 
 import tjx_optim
 from tjx_metrics import read_metrics
+from tjx_trainer import nanogpt
 from tjx_trainer.command_line import resolve
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.main import main
@@ -211,6 +212,14 @@ def test_what_means_nothing_here_is_told_once_and_only_where_it_is_given() -> No
     assert not plain.environment
 
 
+def test_gpus_that_jax_cannot_reach_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nanogpt, "_CUDA_PLUGINS", ("no_such_plugin",))
+    with pytest.raises(ConfigError, match="--device=cuda"):
+        nanogpt.refuse_missing_device({"JAX_PLATFORMS": "cuda"})
+    nanogpt.refuse_missing_device({"JAX_PLATFORMS": "cpu"})
+    nanogpt.refuse_missing_device({})
+
+
 def test_the_text_is_where_prepare_py_leaves_it_or_is_given_beside() -> None:
     Path("data/sheep_char").mkdir(parents=True)
     Path("data/sheep_char/input.txt").write_text("sheep")
@@ -234,9 +243,9 @@ def test_a_tiny_run_learns_stops_and_goes_on_as_if_it_had_not(
 ) -> None:
     ours = [*flags_of_sheep(tmp_path), "--train.sample_tokens=0"]
 
-    def run(*words: str) -> int:
+    def run(*words: str, tiny: str = TINY) -> int:
         with jax.transfer_guard("allow"):
-            return main(["--nanogpt", *TINY.split(), *ours, *words])
+            return main(["--nanogpt", *tiny.split(), *ours, *words])
 
     assert run("--out_dir=whole", "--max_iters=40") == 0
     losses = {r["step"]: r["train/loss"] for r in read_metrics(Path("whole/metrics.jsonl"))
@@ -248,7 +257,8 @@ def test_a_tiny_run_learns_stops_and_goes_on_as_if_it_had_not(
     with pytest.raises(SystemExit):
         run("--out_dir=parts", "--max_iters=40")
     assert "go on with it by --init_from=resume" in capsys.readouterr().err
-    assert run("--out_dir=parts", "--max_iters=40", "--init_from=resume", "--n_layer=3") == 0
+    resume = ("--out_dir=parts", "--max_iters=40", "--init_from=resume")
+    assert run(*resume, tiny=TINY.replace("n_layer=1", "n_layer=3")) == 0
     told = capsys.readouterr().err
     assert "--n_layer=3: the run's own 1 is kept" in told
     assert "from step 20" in told

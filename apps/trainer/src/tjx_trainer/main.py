@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _read_nanogpt(words: Sequence[str]) -> list[str]:
     """Return a command line of nanoGPT's in the trainer's words; tell what is otherwise here."""
     translation = nanogpt.translate(words)
+    nanogpt.refuse_missing_device(translation.environment)
     os.environ.update(translation.environment)  # JAX, which is not imported yet, reads it
     sys.stderr.write("".join(f"note           {note}\n" for note in translation.notes))
     return translation.words

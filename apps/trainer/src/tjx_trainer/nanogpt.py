@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tjx_trainer.tree import Leaf, flatten, leaves, speaks_of
 
 MODE = "--nanogpt"
 BASE_PRESET = "nanogpt"
+
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 # What may stand beside nanoGPT's flags: names with a dot, and these.
 _OWN = ("seed", "name", "run_dir", "supervise", "help")
@@ -321,3 +324,18 @@ def _environment(read: _Read) -> dict[str, str]:
     platform, _, number = read.values["device"].partition(":")
     chosen = {"JAX_PLATFORMS": platform}
     return chosen | ({"CUDA_VISIBLE_DEVICES": number} if number else {})
+
+
+def refuse_missing_device(environment: Mapping[str, str]) -> None:
+    """Refuse GPUs where JAX has nothing to reach them with, which JAX itself says obscurely.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    if environment.get("JAX_PLATFORMS") == "cuda" and not any(map(find_spec, _CUDA_PLUGINS)):
+        raise ConfigError([
+            "--device=cuda: this JAX is not installed with support for GPUs (it would be by "
+            "pip install 'jax[cuda13]'); install it so, or give --device=cpu"
+        ])  # fmt: skip
