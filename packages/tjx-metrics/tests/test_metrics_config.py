@@ -49,6 +49,7 @@ def test_reading_the_configuration_imports_nothing_heavy() -> None:
         "throughput",
         "top_k",
         "trackers",
+        "extras",
     ],
 )
 def test_the_examples_of_a_module_run(module: str) -> None:
