@@ -80,7 +80,8 @@ def training(folder: Path) -> Json:
     command = [sys.executable, "-m", "tjx_trainer.main", "--config", "quickstart"]
     subprocess.run([*command, "--run_dir", str(run), "--train.max_steps", "500"], check=True)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    shares = [record["train/data_wait"] for record in records if "train/data_wait" in record]
+    times = [{k: v for k, v in record.items() if k.startswith("time/")} for record in records]
+    shares = [each["time/data_wait"] / sum(each.values()) for each in times if each]
     # The first record holds compilation.
     found = {"median": float(np.median(shares[1:])), "most": max(shares[1:]), "count": len(shares)}
     print(f"quickstart waits for data: {found}")

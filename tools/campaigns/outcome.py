@@ -19,7 +19,7 @@ from tjx_trainer.run_dir import RunDirectory
 from tjx_trainer.state import abstract_state
 
 # What a clock says differs from run to run; every other number must not.
-_TIMED = re.compile(r"_per_sec|data_wait|seconds|mfu|^checkpoint/")
+_TIMED = re.compile(r"_per_sec|seconds|mfu|hours|^checkpoint/|^time/|^memory/|^compile/")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,12 @@
 """Half a run, and the other half in another life, is the whole run: in every bit."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from lives import records
 
 import tjx_ckpt
 import tjx_data
@@ -59,13 +58,6 @@ def life(job: Job, path: Path, *, end: int | None = None) -> int:
 
         patch.setattr(Watchdog, "beat", stop_there)
         return carry_out(job, RunDirectory(path), interrupts)
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    clock = {"train/tokens_per_sec", "train/data_wait"}
-    found = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    kept = [line for line in found if "checkpoint/seconds" not in line]
-    return [{name: line[name] for name in line if name not in clock} for line in kept]
 
 
 def last_state(job: Job, path: Path) -> dict[str, bytes]:

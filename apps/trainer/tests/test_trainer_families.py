@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from lives import records
 
 from tjx_data import SpanLoader
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
@@ -90,16 +91,10 @@ def test_a_family_trains_and_goes_on_where_it_stopped(
     family: str,
     says: str,
 ) -> None:
-    def records(name: str) -> list[dict[str, float]]:
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        of_the_clock = {"train/tokens_per_sec", "train/data_wait"}
-        found = [{k: v for k, v in json.loads(x).items() if k not in of_the_clock} for x in lines]
-        return [record for record in found if "checkpoint/seconds" not in record]
-
     given = [*words[family], "--schedule.decay_steps=12"]
     assert program.main([*given, f"--run_dir={tmp_path / 'whole'}"]) == 0
     assert says in capsys.readouterr().out
-    found = records("whole")
+    found = records(tmp_path / "whole")
     losses = [record["train/loss"] for record in found if "train/loss" in record]
     assert losses[-1] < losses[0]
 
@@ -107,7 +102,7 @@ def test_a_family_trains_and_goes_on_where_it_stopped(
     assert program.main(changed(given, "--train.max_steps=6", *halves)) == 0
     assert program.main([*given, *halves]) == 0
     last = [record for record in found if record["step"] > 6]
-    assert [record for record in records("halves") if record["step"] > 6] == last
+    assert [record for record in records(tmp_path / "halves") if record["step"] > 6] == last
 
 
 def test_masks_are_a_function_of_seed_and_step(words: dict[str, list[str]]) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lives import records
 from small_text import flags_of_sheep
 
 import tjx_ckpt
@@ -29,6 +30,7 @@ from tjx_trainer.gradients import Batch
 from tjx_trainer.interrupt import Interrupts
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.loop import run_steps
+from tjx_trainer.meter import Behind, Meter
 from tjx_trainer.progress import Progress
 from tjx_trainer.requests import Requests
 from tjx_trainer.sampling import continue_prompt, longest_continuation
@@ -69,13 +71,6 @@ def task_of(job: Job) -> LanguageModelling:
 
 def run(words: list[str], run_dir: Path, *more: str) -> int:
     return program.main([*words, f"--run_dir={run_dir}", *more])
-
-
-def records(run_dir: Path) -> list[dict[str, float]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    dropped = {"train/tokens_per_sec", "train/data_wait"}  # of the clock
-    kept = [{k: v for k, v in json.loads(line).items() if k not in dropped} for line in lines]
-    return [record for record in kept if "checkpoint/seconds" not in record]
 
 
 def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
@@ -169,8 +164,8 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
         return batch(step, put)
 
     tracker = tjx_metrics.JsonlTracker(folder / "metrics.jsonl")
-    throughput = tjx_metrics.Throughput(max_steps=12)
-    progress = Progress(tracker, throughput, every=2, max_skipped=1)
+    meter = Meter(job.config, job.mesh, start_step=0, behind=Behind())
+    progress = Progress(tracker, meter, tjx_metrics.LogConfig(every=2), max_skipped=1)
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.closing(tjx_ckpt.Checkpointer(folder / "checkpoints")) as checkpointer,
@@ -186,9 +181,11 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
             saver=Saver(checkpointer, tracker, on_error="stop", describe=lambda _: {}),
             requests=Requests(Interrupts()),
             watchdog=watchdog,
+            profiler=tjx_metrics.Profiler(None, folder),
         )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/data_wait"] for line in lines if "train/data_wait" in line]
+    spent = [{k: v for k, v in line.items() if k.startswith("time/")} for line in lines]
+    return [each["time/data_wait"] / sum(each.values()) for each in spent if each]
 
 
 def no_thread_is_left() -> bool:

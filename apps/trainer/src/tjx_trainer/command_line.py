@@ -132,6 +132,10 @@ _BELONGS_TO: Mapping[str, tuple[str, ...]] = {
 }
 
 
+# Flags of the program itself, true or false.
+SWITCHES = ("supervise", "dry_run")
+
+
 @dataclass
 class Words:
     """A command line, cut into flags and their values.
@@ -142,6 +146,8 @@ class Words:
         The preset's name or path.
     supervise : bool
         Whether the trainer is to be started again after a crash.
+    dry_run : bool
+        Whether the run is only to be prepared, compiled and told.
     values : dict of str to Given
         The flags' values, by dotted name.
     problems : list of str
@@ -152,15 +158,16 @@ class Words:
 
     config: str = DEFAULT_PRESET
     supervise: bool = False
+    dry_run: bool = False
     values: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)
 
-    def set_supervise(self, written: str) -> None:
-        """Take what was given to ``--supervise``."""
-        leaf = Leaf("supervise", bool, self.supervise, Words)
+    def set_switch(self, name: str, written: str) -> None:
+        """Take what was given to one of `SWITCHES`."""
+        leaf = Leaf(name, bool, False, Words)
         try:
-            self.supervise = convert(leaf, Given(written, "--supervise"))
+            setattr(self, name, convert(leaf, Given(written, f"--{name}")))
         except ValueError as error:
             self.problems.append(str(error))
 
@@ -182,7 +189,7 @@ def read_words(argv: Sequence[str]) -> Words:
             continue
         flag, has_equals, value = word.partition("=")
         name = flag.lstrip("-")
-        known = word.startswith("--") and (name in ("config", "supervise") or name in leaves())
+        known = word.startswith("--") and (name in ("config", *SWITCHES) or name in leaves())
         has_value = bool(has_equals)
         if not has_value and rest and not rest[0].startswith("--"):
             value, has_value = rest.pop(0), True
@@ -192,8 +199,8 @@ def read_words(argv: Sequence[str]) -> Words:
             words.unread |= set(near)
         elif name in seen:
             words.problems.append(f"--{name} is given twice: keep one")
-        elif name == "supervise":
-            words.set_supervise(value if has_value else "true")
+        elif name in SWITCHES:
+            words.set_switch(name, value if has_value else "true")
         elif not has_value and name != "config" and bool in alternatives(leaves()[name].hint):
             words.values[name] = Given("true", f"--{name}")
         elif not has_value or value == "":
@@ -228,7 +235,7 @@ def _stray(word: str, *, is_first: bool) -> str:
 
 
 def _flag_hint(name: str) -> str:
-    if near := difflib.get_close_matches(name, ["config", "help", "supervise", "nanogpt"], n=1):
+    if near := difflib.get_close_matches(name, ["config", "help", *SWITCHES, "nanogpt"], n=1):
         return f"; did you mean --{near[0]}?"
     near_names = nearest_names(name)
     if near_names:

@@ -12,6 +12,7 @@ from tjx_ckpt.config import CheckpointConfig
 from tjx_data.config import DataConfig
 from tjx_data.corpora.table import OTHER_DATA
 from tjx_metrics.config import LogConfig
+from tjx_metrics.profile_config import ProfileConfig
 from tjx_nn.bert_config import BertConfig
 from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.gpt_config import GPTConfig
@@ -76,6 +77,8 @@ class Config:
         What is kept to go on from.
     log
         What is written while training.
+    profile
+        Which steps are looked at closely.
     watchdog
         When a run that makes no progress is ended.
 
@@ -98,6 +101,7 @@ class Config:
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     def __post_init__(self) -> None:

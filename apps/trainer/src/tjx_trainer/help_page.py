@@ -26,6 +26,8 @@ usage: trainer [--config NAME_OR_PATH] [--section.name VALUE] ...
 _OWN_FLAGS = {
     "--supervise": "Start again after a crash; give up after 3 lives without a newer checkpoint. "
     "[false]",
+    "--dry_run": "Prepare the data, compile the step, say what the run would be; train nothing. "
+    "[false]",
     "--nanogpt": "Take the flags and config files of nanoGPT's train.py; `--nanogpt --help` lists "
     "them. [false]",
 }

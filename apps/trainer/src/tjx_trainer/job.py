@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from tjx_trainer.config import Config, tokens_of_a_row
 from tjx_trainer.evaluation import EvalStep, evaluate, make_eval_step
 from tjx_trainer.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.layout import make_layout
+from tjx_trainer.pretrained import check_pretrained
 from tjx_trainer.state import (
     TrainState,
     abstract_state,
@@ -48,6 +50,8 @@ class Job:
         Shapes, dtypes and shardings of the state.
     train_step : callable
         From (state, batch) to (state, metrics), jitted.
+    weight_spreads : callable
+        From params to how the numbers of each are spread, jitted.
     eval_step : EvalStep
         How to count over batches, jitted.
     """
@@ -59,6 +63,7 @@ class Job:
     optimizer: optax.GradientTransformation
     abstract: TrainState
     train_step: TrainStep
+    weight_spreads: Callable[[dict[str, Any]], dict[str, Any]]
     eval_step: EvalStep
 
     def initial_state(self) -> TrainState:
@@ -124,6 +129,7 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
     ValueError
         If the configuration does not fit the devices or the data.
     """
+    check_pretrained(config)
     _refuse_offload(config)
     parts = build_parts(config, jax.devices())
     process_index, process_count = tjx_parallel.batch_process(parts.mesh)
@@ -146,7 +152,10 @@ def build_job(config: Config, make_task: Callable[[Share], Task]) -> Job:
         accumulation=parts.accumulation,
         optimizer=parts.optimizer,
         abstract=parts.abstract,
-        train_step=parts.train_step,
+        train_step=tjx_metrics.watch_recompiles(parts.train_step, "the training step"),
+        weight_spreads=jax.jit(
+            partial(tjx_metrics.weight_spreads, stack_axes=tjx_nn.stack_axes(config.model))
+        ),
         eval_step=make_eval_step(
             config.model,
             ks=task.accuracies,

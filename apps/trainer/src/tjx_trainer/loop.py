@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 
 import tjx_data
+import tjx_metrics
 from tjx_trainer.gradients import Batch
 from tjx_trainer.job import Job
 from tjx_trainer.looks import Looks
@@ -23,6 +24,7 @@ def run_steps(
     saver: Saver,
     requests: Requests,
     watchdog: Watchdog,
+    profiler: tjx_metrics.Profiler,
     owes_evaluation: bool = False,
 ) -> TrainState:
     """Train from the state's step to the last, or until asked to stop; the end is saved.
@@ -41,6 +43,8 @@ def run_steps(
         Whether somebody has asked to stop or to save.
     watchdog : Watchdog
         Told of each step and each evaluation batch.
+    profiler : tjx_metrics.Profiler
+        Traces the steps that it was told to.
     owes_evaluation : bool
         Whether the looks at the state's step, its evaluation above all, are still to be taken.
 
@@ -88,10 +92,11 @@ def run_steps(
             watchdog.beat("train", step)
             with meter.during("data_wait"):
                 batch = batches.get(step)
-            with meter.during("dispatch"):
-                state, measured = job.train_step(state, batch)
-            step += 1
-            progress.stepped(step, measured, spreads=looks.weights(step, state.params))
+            with profiler.step(step + 1, wait=progress.flush):
+                with meter.during("dispatch"):
+                    state, measured = job.train_step(state, batch)
+                step += 1
+                progress.stepped(step, measured, spreads=looks.weights(step, state.params))
             saver.look(step)
             requests.poll(failed=saver.failed)
             owed = looks.due(step)

@@ -11,6 +11,7 @@ import tjx_metrics
 import tjx_nn
 from tjx_nn.vit_config import ViTConfig
 from tjx_trainer.config import Config
+from tjx_trainer.train_config import DTYPE_OF_PRECISION
 
 Figures = dict[str, float | int]
 
@@ -62,6 +63,7 @@ class Meter:
             max_steps=config.train.max_steps, start_step=start_step
         )
         self._clock = tjx_metrics.StepClock()
+        tjx_metrics.compile_counter()  # it counts from now on
         self._spent = dict.fromkeys(tjx_metrics.PHASES, 0.0)  # up to the last record
         self._before, self._began = behind, time.perf_counter()
         self._tokens = behind.tokens
@@ -90,13 +92,13 @@ class Meter:
 
     def figures(self) -> Figures:
         """Return what is recorded, by name; times are seconds since the call before."""
+        spent = self._take()
         found: Figures = {"train/tokens": self._tokens}
         found["train/hours"] = self.behind.seconds / 3600
         if (rate := self.throughput.tokens_per_sec) is not None:
             found["train/tokens_per_sec"] = rate
         if (share := self._mfu(self.throughput.steps_per_sec)) is not None:
             found["train/mfu"] = share
-        spent = self._take()
         found |= {f"time/{phase}": seconds for phase, seconds in spent.items()}
         return found | self._machine()
 
@@ -127,7 +129,9 @@ class Meter:
 
     def _machine(self) -> Figures:
         """Return peaks of memory, and what was compiled since the process began."""
-        return {f"memory/{name}": size for name, size in tjx_metrics.peak_memory().items()}
+        peaks = {f"memory/{name}": size for name, size in tjx_metrics.peak_memory().items()}
+        compiled = tjx_metrics.compile_counter()
+        return {**peaks, "compile/count": compiled.count, "compile/seconds": compiled.seconds}
 
 
 def model_flops(config: Config) -> float:
@@ -140,5 +144,5 @@ def model_flops(config: Config) -> float:
 def peak_of(config: Config, mesh: jax.sharding.Mesh) -> float | None:
     """Return the operations a second of all devices at their peak; None where it is not known."""
     kind = mesh.devices.flat[0].device_kind
-    peak = tjx_metrics.peak_flops(kind)
+    peak = tjx_metrics.peak_flops(kind, DTYPE_OF_PRECISION[config.train.precision])
     return None if peak is None else peak * mesh.size

@@ -146,6 +146,7 @@ class Course:
                     "behind": self.meter.behind._asdict(),
                 },
             )
+            profiler = tjx_metrics.Profiler(config.profile.range, self.run.profile)
             try:
                 state = run_steps(
                     self.job,
@@ -154,15 +155,28 @@ class Course:
                     saver=saver,
                     requests=self.requests,
                     watchdog=self.watchdog,
+                    profiler=profiler,
                     owes_evaluation=self._owes_evaluation(start),
                 )
             except NotFiniteError as error:
                 saver.settle(error.step)
                 raise
+            finally:
+                self._tell_profile(profiler)
             if not self.requests.stop:
                 self.results = self._conclude(state)
                 tjx_metrics.CompositeTracker(records).log_summary(self.results)
             return state
+
+    def _tell_profile(self, profiler: tjx_metrics.Profiler) -> None:
+        """Say what the steps that were traced spent their time on."""
+        profiler.close()
+        if not profiler.done or not tjx_parallel.is_main():
+            return
+        text = profiler.report().text()
+        self.run.profile.joinpath("report.txt").write_text(text + "\n")
+        say(f"profile        {profiler.trace}, for XProf; beside it .trace.json.gz for Perfetto")
+        say(text)
 
     def _conclude(self, state: TrainState) -> Figures:
         """Return what came out; the last evaluation is made again where another life made it."""
@@ -199,7 +213,13 @@ class Course:
         console = tjx_metrics.ConsoleTracker(
             config.train.max_steps, start_step=start, throughput=self.meter.throughput
         )
-        return [records], [console]
+        others = tjx_metrics.open_trackers(
+            config.log.trackers,
+            self.run.path,
+            project=config.log.project,
+            resume_step=start if start else -1,
+        )
+        return [records, *others], [console]
 
     def _refuse_lost_checkpoints(self) -> None:
         """Refuse to begin anew where a save was recorded: its disk may not be there."""

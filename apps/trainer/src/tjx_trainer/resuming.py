@@ -28,7 +28,7 @@ MAY_CHANGE = frozenset({
     "model.remat_every",
     "model.attention_implementation",
 })  # fmt: skip
-SECTIONS_THAT_MAY_CHANGE = ("log.", "checkpoint.", "mesh.", "distributed.", "watchdog.")
+SECTIONS_THAT_MAY_CHANGE = ("log.", "profile.", "checkpoint.", "mesh.", "distributed.", "watchdog.")
 # In another place there are no checkpoints: the run would begin anew and nobody would notice.
 MAY_NOT_CHANGE = frozenset({"checkpoint.directory"})
 

@@ -8,6 +8,7 @@ Layout::
     data.json        where the data lie, and what decides the batches made of them
     checkpoints/     what to go on from
     plots/           pictures
+    profile/         traces of single steps
 """
 
 import json
@@ -90,6 +91,11 @@ class RunDirectory:
     def plots(self) -> Path:
         """The directory of the pictures."""
         return self.path / "plots"
+
+    @property
+    def profile(self) -> Path:
+        """The directory of traces."""
+        return self.path / "profile"
 
     def remove_leftovers(self) -> None:
         """Delete what killed processes left half written; only for who trains here, alone."""

@@ -15,11 +15,12 @@ import tjx_nn
 import tjx_parallel
 from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.config import Config, ConfigError, reads_text
+from tjx_trainer.dry_run import show_plan
 from tjx_trainer.interrupt import Interrupts, Stopped
 from tjx_trainer.job import Job, build_job
 from tjx_trainer.lost_process import explaining_loss
 from tjx_trainer.memory_report import explaining_memory
-from tjx_trainer.messages import say
+from tjx_trainer.messages import say, telling_warnings
 from tjx_trainer.preparing import PreparationBar
 from tjx_trainer.recovery import Course
 from tjx_trainer.requests import Requests
@@ -31,13 +32,15 @@ from tjx_trainer.task_table import open_task
 from tjx_trainer.watchdog import Watchdog
 
 
-def train(config: Config) -> int:
+def train(config: Config, *, dry_run: bool = False) -> int:
     """Train, or go on where the run directory stopped.
 
     Parameters
     ----------
     config : Config
         From the command line.
+    dry_run : bool
+        Only say what would be done, and compile it.
 
     Returns
     -------
@@ -66,25 +69,37 @@ def train(config: Config) -> int:
         raise ConfigError(str(error).splitlines()) from error
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    with explaining_loss(config.run_dir), Interrupts() as interrupts:
+    with telling_warnings(), explaining_loss(config.run_dir), Interrupts() as interrupts:
         try:
-            return start(config, interrupts)
+            return start(config, interrupts, dry_run=dry_run)
         except Stopped as stopped:
             say(f"{stopped}; nothing was lost, the same command goes on")
             return 128 + stopped.signal
 
 
-def start(config: Config, interrupts: Interrupts) -> int:
+def start(config: Config, interrupts: Interrupts, *, dry_run: bool) -> int:
     """Prepare the run, make its steps and conclude it; what is raised is as `train` says."""
     with interrupts.leaving_at_once():
-        if reads_text(config) and (problems := tjx_data.find_problems(config.data)):
-            raise ConfigError(problems)
+        refuse_what_is_missing(config)
         check_run(config)  # before minutes are spent on the data
         job = prepare(config)
         refuse_other_data(job)
+        if dry_run:
+            return show_plan(job)
         run = take_run_dir(job)
     say(f"run directory  {run.path}")
     return carry_out(job, run, interrupts)
+
+
+def refuse_what_is_missing(config: Config) -> None:
+    """Raise ConfigError where this machine lacks data or libraries that a run needs."""
+    problems = tjx_data.find_problems(config.data) if reads_text(config) else []
+    try:
+        tjx_metrics.refuse_trackers(config.log.trackers)
+    except ValueError as error:
+        problems += [f"--log.{error}"]
+    if problems:
+        raise ConfigError(problems)
 
 
 def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
