@@ -26,6 +26,7 @@ LISTENS = {
 FETCHES = {
     "urllib.request", "http.client", "requests", "httpx", "urllib3", "ftplib", "smtplib",
     "telnetlib", "huggingface_hub", "datasets", "datasets.load", "distributed", "fsspec", "s3fs",
+    "wandb", "trackio", "lm_eval",
 }  # fmt: skip
 UNPACKS = {"tarfile"}
 # Attributes, by the end of their dotted name.
@@ -59,6 +60,18 @@ ALLOWED = {
         "a run of several processes, where it was asked for",
     ("packages/tjx-ckpt/src/tjx_ckpt/store/remote_folder.py", "fetches: fsspec"):
         "checkpoints in a place that was named by its URL",
+    ("packages/tjx-metrics/src/tjx_metrics/wandb_tracker.py", "fetches: wandb"):
+        "sends records, where --log.trackers names it; its key is its own matter",
+    ("packages/tjx-metrics/src/tjx_metrics/trackio_tracker.py", "fetches: trackio"):
+        "writes to a database on this machine, where --log.trackers names it",
+    ("apps/eval/src/tjx_eval/serving/process.py", "listens: uvicorn"):
+        "`serve`, where it was asked for: on loopback, elsewhere only with a key",
+    ("apps/eval/src/tjx_eval/serving/process.py", "socket.create_server"): "as above",
+    ("apps/eval/src/tjx_eval/serve_command.py", "a secret: TJX_API_KEY"):
+        "the name of the variable that clients of `serve` must know the value of; never written",
+    ("apps/eval/src/tjx_eval/tasks_command.py", "fetches: lm_eval"):
+        "data of the tasks that were named; none where only local ones are",
+    ("apps/eval/src/tjx_eval/harness.py", "fetches: lm_eval"): "as above",
     ("tools/campaigns/fuzz_config.py", "yaml.load"): "its loader makes texts and nothing else",
     ("tools/bench/training_torch.py", "np.load without allow_pickle=False"):
         "NumPy's default is the same, and the file is the benchmark's own",

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import tjx_data
 import tjx_nn
-from tjx_eval.trained import open_trained
+from tjx_eval.opening import open_model
 
 SEQ_LEN = 64
 LONGEST = 4 * SEQ_LEN
@@ -61,7 +61,8 @@ def loss_by_position(run_dir: Path) -> Json:
     Windows start every `SEQ_LEN` tokens: but for the ends of the text, each stretch of so many
     positions is judged by the same tokens.
     """
-    trained = open_trained(str(run_dir))
+    trained = open_model(run_dir)
+    assert trained.config is not None  # it is a run
     (folder,) = tjx_data.open_sets(trained.config.data).values()
     loader = tjx_data.TokenLoader(
         folder, split="validation", seq_len=LONGEST, batch_size=1, tokenizer=trained.tokenizer

@@ -1,4 +1,4 @@
-"""Runs to which something happens: signals, faults and full disks at a chosen step, and what stays."""
+"""Runs to which something happens at a chosen step: signals, faults, full disks."""
 
 import contextlib
 import dataclasses

@@ -76,7 +76,7 @@ def test_what_only_data_and_devices_know_is_told_before_a_compiler(
 ) -> None:
     # Strings of 16 bytes are written behind a start token: rows of 17.
     words = ["--config=seq2seq_toy", "--mesh.context=2", "--mesh.data=4", "--mesh.fsdp=1"]
-    with pytest.raises(ValueError, match="mesh.context 2 does not divide 17 tokens of a row"):
+    with pytest.raises(ValueError, match=r"mesh\.context 2 does not divide 17 tokens of a row"):
         build_job(*open_task(resolve(words)))
     devices = [SimpleNamespace(device_kind="a chip", addressable_memories=lambda: [])]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)

@@ -26,9 +26,9 @@ class Saver:
     checkpointer : tjx_ckpt.Checkpointer
         Saves in the background.
     tracker : tjx_metrics.Tracker
-        Takes ``checkpoint/blocking_seconds``, ``checkpoint/seconds`` and ``checkpoint/bytes``, once
-        a save, at the step by which it was done or the next ones: no step has two, so that of two
-        saves that are done by the last step one is not recorded.
+        Takes ``checkpoint/step``, ``checkpoint/blocking_seconds``, ``checkpoint/seconds`` and
+        ``checkpoint/bytes``, once a save, at the step by which it was done or the next ones: no
+        step has two, so that of two saves that are done by the last step one is not recorded.
     on_error : "stop" or "continue"
         What follows from a failed save.
     describe : callable
@@ -68,6 +68,7 @@ class Saver:
             self._recorded_at = step
             report = self._reports.popleft()
             figures = {
+                "checkpoint/step": report.step,
                 "checkpoint/blocking_seconds": report.blocking_seconds,
                 "checkpoint/seconds": report.seconds,
                 SAVED: report.size_bytes,

@@ -34,6 +34,8 @@ from .plotting.histograms import plot_histograms as plot_histograms
 from .plotting.layers import plot_layer_norms as plot_layer_norms
 from .plotting.speed import plot_throughput as plot_throughput
 from .plotting.speed import plot_time_split as plot_time_split
+from .profile_analysis import ProfileReport as ProfileReport
+from .profile_analysis import profile_report as profile_report
 from .profile_config import ProfileConfig as ProfileConfig
 from .profiling import Profiler as Profiler
 from .tensorboard_tracker import TensorboardTracker as TensorboardTracker

@@ -1,9 +1,7 @@
 """Libraries that only some trackers need: extras of this package."""
 
-import importlib
 import importlib.util
 from collections.abc import Iterable
-from types import ModuleType
 
 from tjx_metrics.config import LogConfig
 
@@ -40,9 +38,3 @@ def refuse_trackers(names: Iterable[str]) -> None:
             f"trackers={','.join(wanted)}: {libraries} is not installed; "
             f"pip install 'tjx-metrics[{','.join(missing)}]', or leave {', '.join(missing)} out"
         )
-
-
-def import_extra(name: str) -> ModuleType:
-    """Import the library of a tracker; ValueError tells how to install it."""
-    refuse_trackers([name])
-    return importlib.import_module(_MODULES[name])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tjx_metrics.extras import import_extra
+from tjx_metrics.extras import refuse_trackers
 from tjx_metrics.trackers import Histogram, Scalar, as_histogram, as_number
 
 # What the table of runs in TensorBoard's HPARAMS tab shows beside the settings.
@@ -37,7 +37,7 @@ class TensorboardTracker:
     """
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
-        import_extra("tensorboard")
+        refuse_trackers(["tensorboard"])
         from tensorboardX import summary
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tjx_metrics.extras import import_extra
+from tjx_metrics.extras import refuse_trackers
 from tjx_metrics.trackers import Histogram, Scalar, as_histogram, as_number
 
 
@@ -30,8 +30,12 @@ class TrackioTracker:
     """
 
     def __init__(self, run_id: str, *, project: str, name: str) -> None:
-        trackio: Any = import_extra("trackio")
-        self._markdown, self._histogram = trackio.Markdown, trackio.Histogram
+        refuse_trackers(["trackio"])
+        import trackio
+        import trackio.sqlite_storage
+
+        self._markdown: Any = trackio.Markdown
+        self._histogram: Any = trackio.Histogram
         # Not trackio.init, whose run prints, finds runs by name alone and hides what fails.
         self._storage: Any = trackio.sqlite_storage.SQLiteStorage
         self._storage.validate_project_name(project)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tjx_metrics.extras import import_extra
+from tjx_metrics.extras import refuse_trackers
 from tjx_metrics.trackers import Histogram, Scalar, as_histogram, as_number
 
 MAX_BINS = 512  # of a histogram; W&B refuses more
@@ -46,7 +46,10 @@ class WandbTracker:
     """
 
     def __init__(self, run_id: str, *, directory: Path, project: str, name: str) -> None:
-        self._wandb: Any = import_extra("wandb")
+        refuse_trackers(["wandb"])
+        import wandb
+
+        self._wandb: Any = wandb
         self._end = threading.Event()
         self._ended = threading.Event()
         # Python starts no thread when it ends: the one that ends the service waits from now on.

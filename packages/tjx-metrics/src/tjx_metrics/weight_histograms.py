@@ -47,10 +47,10 @@ def weight_spreads(tree: Any, stack_axes: Any = None, *, bins: int = 64) -> dict
         By a leaf's path, such as ``blocks/mlp/up/kernel``.
     """
     depths = jax.tree.map(lambda _: 0, tree) if stack_axes is None else stack_axes
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): _spread(leaf, depth, bins)
-        for (path, leaf), depth in zip(leaves, structure.flatten_up_to(depths), strict=True)
+        for (path, leaf), depth in zip(leaves, jax.tree.leaves(depths), strict=True)
     }
 
 
