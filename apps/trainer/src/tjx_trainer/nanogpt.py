@@ -31,7 +31,7 @@ BASE_PRESET = "nanogpt"
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 # What may stand beside nanoGPT's flags: names with a dot, and these.
-_OWN = ("seed", "name", "run_dir", "supervise", "help")
+_OWN = ("seed", "name", "run_dir", "supervise", "dry_run", "help")
 # What a checkpoint decides, and where its run says it.
 _SIZES = {
     "n_layer": "model.n_layer",
