@@ -10,9 +10,7 @@ calls alone take of the training thread, and the processor time of a step, all t
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import threading
@@ -20,10 +18,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from record import record
 
 import tjx_metrics
 
@@ -121,20 +119,16 @@ def main() -> None:
             f"and {run['more_processor']:+.2%} processor time"
         )
     if options.out:
-        result = {
-            "date": date.today().isoformat(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {
-                name: version(name) for name in ("jax", "tensorboardX", "wandb", "trackio")
-            },
-            "flags": ["--config=quickstart", *options.flags],
-            "other_load": os.getloadavg(),
-            "steps": STEPS * options.rounds,
-            "goal": GOAL,
-            "logging": found,
-        }
-        path = options.out / f"logging-cpu-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        record(
+            options.out,
+            "logging-cpu",
+            packages=("jax", "tensorboardX", "wandb", "trackio"),
+            flags=["--config=quickstart", *options.flags],
+            other_load=os.getloadavg(),
+            steps=STEPS * options.rounds,
+            goal=GOAL,
+            logging=found,
+        )
 
 
 def measure(place: Path, rounds: int, flags: list[str]) -> dict[str, dict[str, float]]:

@@ -12,10 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from record import record
 
 PRESETS = ("gpt2_small", "gpt2_medium")
 FLAGS = ["--mesh.data=1", "--train.batch_size=12", "--train.device_batch_size=12"]
@@ -90,15 +90,14 @@ def main() -> None:
             f"{told / needed:.3f} (goal within {GOAL:.0%})"
         )
     if options.out:
-        result = {
-            "date": date.today().isoformat(),
-            "chip": options.chip,
-            "flags": FLAGS,
-            "versions": {name: version(name) for name in ("jax", "jaxlib")},
-            "presets": rows,
-        }
-        path = options.out / f"plan-memory-{options.chip}-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        record(
+            options.out,
+            f"plan-memory-{options.chip}",
+            packages=("jax", "jaxlib"),
+            chip=options.chip,
+            flags=FLAGS,
+            presets=rows,
+        )
 
 
 if __name__ == "__main__":

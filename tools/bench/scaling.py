@@ -11,14 +11,13 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from record import record
 
 COUNTS = (1, 2, 4)
 GOALS = {2: 0.90, 4: 0.85}
@@ -99,15 +98,8 @@ def main() -> None:
             f"sent {run['wire_bytes']:,.0f} bytes, by formula {run['wire_bytes_by_formula']:,.0f}"
         )
     if options.out:
-        result = {
-            "date": date.today().isoformat(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
-            "flags": FLAGS,
-            "devices": found,
-        }
-        path = options.out / f"scaling-cpu-{result['date']}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        packages = ("jax", "jaxlib", "flax", "optax")
+        record(options.out, "scaling-cpu", packages=packages, flags=FLAGS, devices=found)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from tjx_eval.command_parser import Parser, model_folder
+from tjx_eval.command_parser import Parser, add_model
 from tjx_eval.errors import RunError
-from tjx_eval.loss_command import add_model_arguments
 
 
 def add_arguments(parser: Parser) -> None:
     """Add what `attention` can be told."""
-    parser.add_argument(
-        "model", type=model_folder, help="a run directory, or a transformers folder"
-    )
-    add_model_arguments(parser)
+    add_model(parser)
     parser.add_argument("--prompt", metavar="TEXT", help="the text that is read")
     parser.add_argument("--file", metavar="FILE", help="a file with the text, in place of --prompt")
     parser.add_argument(

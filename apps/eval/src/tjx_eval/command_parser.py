@@ -122,6 +122,21 @@ def model_folder(text: str) -> str:
     return text
 
 
+def add_model(parser: Parser) -> None:
+    """Add the model that is asked, and which of its parameters and which tokenizer it has."""
+    parser.add_argument(
+        "model",
+        type=model_folder,
+        help="a run directory of the trainer, or a folder of transformers",
+    )
+    parser.add_argument(
+        "--step", type=positive, help="a run's checkpoint of this step (default: the newest)"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="PLACE", help="file or folder of the model's tokenizer"
+    )
+
+
 def picture_file(text: str) -> str:
     """Return the path of a picture that can be drawn."""
     if Path(text).suffix not in (".png", ".pdf", ".svg"):

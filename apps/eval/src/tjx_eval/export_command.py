@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tjx_eval.command_parser import Parser, positive
+from tjx_eval.command_parser import Parser, add_model, positive
 from tjx_eval.errors import RunError
 
 _DEFAULT_LENGTH = 128
@@ -15,14 +15,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_arguments(parser: Parser) -> None:
     """Add what `export` can be told."""
     add = parser.add_argument
-    add("model", help="a run directory of the trainer, or a transformers folder")
+    add_model(parser)
     add("out", metavar="OUT", help="a folder that is new or empty")
     add("--format", choices=FORMATS, default="hf", help="default hf")
     add("--dtype", choices=DTYPES, help="of the tensors in hf; default float32")
     add("--batch", type=positive, help="rows that the ONNX model takes; default 1")
     add("--length", type=positive, help="tokens of a row in ONNX; default 128, or the model's")
-    add("--step", type=positive, help="a run's checkpoint of this step (default: the newest)")
-    add("--tokenizer", metavar="PLACE", help="file or folder of the model's tokenizer")
 
 
 def run(arguments: argparse.Namespace) -> int:

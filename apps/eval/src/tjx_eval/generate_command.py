@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tjx_eval.command_parser import Parser, positive
+from tjx_eval.command_parser import Parser, add_model, positive
 from tjx_eval.errors import RunError
 
 if TYPE_CHECKING:
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: Parser) -> None:
     """Add what `generate` can be told."""
     add = parser.add_argument
-    add("model", help="a run directory of the trainer, or a transformers folder")
-    add("--step", type=positive, help="a run's checkpoint of this step (default: the newest)")
-    add("--tokenizer", metavar="PLACE", help="file or folder of the model's tokenizer")
+    add_model(parser)
     add("--prompt", help="text to go on from (default: none)")
     add("--prompt_file", metavar="FILE", help="read the prompt from this file; - is standard input")
     add("--interactive", action="store_true", help="write in turns; Ctrl-C ends an answer")

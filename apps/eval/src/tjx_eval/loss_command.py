@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tjx_eval.command_parser import Parser, model_folder, positive
+from tjx_eval.command_parser import Parser, add_model, positive
 from tjx_eval.errors import RunError
 
 if TYPE_CHECKING:
@@ -14,22 +14,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Add what `loss` can be told."""
-    parser.add_argument(
-        "model", type=model_folder, help="a run directory, or a transformers folder"
-    )
-    add_model_arguments(parser)
+    add_model(parser)
     add_text_arguments(parser)
     parser.add_argument(
         "--per_document", action="store_true", help="score each document by itself; a table of them"
     )
     parser.add_argument("--json", metavar="FILE", help="also write everything to this file")
     parser.add_argument("--csv", metavar="FILE", help="write the table of documents to this file")
-
-
-def add_model_arguments(parser: Parser) -> None:
-    """Add which of its parameters and which tokenizer a model is taken with."""
-    parser.add_argument("--step", type=positive, help="a run's checkpoint (default: the newest)")
-    parser.add_argument("--tokenizer", metavar="PLACE", help="where the model's tokenizer is")
 
 
 def add_text_arguments(parser: Parser) -> None:

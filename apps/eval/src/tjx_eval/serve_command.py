@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from tjx_eval.command_parser import Parser, positive, whole_number
+from tjx_eval.command_parser import Parser, add_model, positive, whole_number
 from tjx_eval.errors import RunError
 
 KEY_VARIABLE = "TJX_API_KEY"
@@ -14,9 +14,7 @@ _LAST_PORT = 65535
 def add_arguments(parser: Parser) -> None:
     """Add what `serve` can be told."""
     add = parser.add_argument
-    add("model", help="a run directory of the trainer, or a transformers folder")
-    add("--step", type=positive, help="a run's checkpoint of this step (default: the newest)")
-    add("--tokenizer", metavar="PLACE", help="file or folder of the model's tokenizer")
+    add_model(parser)
     add("--name", help="what clients call the model (default: the folder's name)")
     add("--host", default="127.0.0.1", help="default 127.0.0.1; another needs --api_key")
     add("--port", type=whole_number(0), default=8000, help="default 8000; 0 is any free one")

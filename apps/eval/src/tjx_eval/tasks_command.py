@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tjx_eval.command_parser import Parser, did_you_mean, positive, whole_number
+from tjx_eval.command_parser import Parser, add_model, did_you_mean, positive, whole_number
 from tjx_eval.errors import RunError
 
 _NAMED = re.compile(r"^(?:task|group|tag):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
@@ -20,7 +20,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 def add_arguments(parser: Parser) -> None:
     """Add what `tasks` can be told."""
     add = parser.add_argument
-    add("model", help="a run directory of the trainer, or a transformers folder")
+    add_model(parser)
     add("--tasks", required=True, metavar="NAME,...", help="tasks or groups of the harness")
     add(
         "--include_path", metavar="FOLDER", help="YAML tasks of your own; alone, nothing is fetched"
@@ -29,8 +29,6 @@ def add_arguments(parser: Parser) -> None:
     add("--num_fewshot", type=whole_number(0), help="solved examples before each question")
     add("--batch_size", type=positive, default=8, help="rows at once; default 8")
     add("--seed", type=whole_number(0), default=1234, help="of the examples; default 1234")
-    add("--step", type=positive, help="a run's checkpoint of this step (default: the newest)")
-    add("--tokenizer", metavar="PLACE", help="file or folder of the model's tokenizer")
     add("--json", metavar="FILE", help="also write all results to this file")
 
 
