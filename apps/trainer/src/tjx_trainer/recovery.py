@@ -173,9 +173,12 @@ class Course:
         profiler.close()
         if not profiler.done or not tjx_parallel.is_main():
             return
-        text = profiler.report().text()
-        self.run.profile.joinpath("report.txt").write_text(text + "\n")
-        say(f"profile        {profiler.trace}, for XProf; beside it .trace.json.gz for Perfetto")
+        say(f"profile        {self.run.profile}: .xplane.pb for XProf, .trace.json.gz for Perfetto")
+        try:
+            text = profiler.report().text()
+            self.run.profile.joinpath("report.txt").write_text(text + "\n")
+        except Exception as error:  # whatever a trace may hold: a run does not end for it
+            text = f"warning: the trace cannot be summed up: {type(error).__name__}: {error}"
         say(text)
 
     def _conclude(self, state: TrainState) -> Figures:
