@@ -214,6 +214,7 @@ def test_plot_writes_what_there_is_and_says_what_is_not(
 
 MISTAKES = [
     (["plot", "{tmp}/missing"], "there is no such run folder"),
+    (["plot", "{tmp}/runn"], "did you mean {tmp}/run?"),
     (["plot", "{tmp}"], "no run folder (runs in it: damaged, empty, run)"),
     (["report", "{tmp}/empty"], "holds no record yet"),
     (["compare", "{tmp}/damaged"], "metrics.jsonl, line 1: must be a JSON object"),
@@ -240,7 +241,27 @@ def test_a_mistake_is_one_sentence(
     assert main([word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert said in error
+    assert said.replace("{tmp}", str(tmp_path)) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compar", "run"], "did you mean compare?"),
+        (["plot", "run", "--formt", "pdf"], "did you mean --format?"),
+        (["plot", "run", "--format", "jpg"], "`tjx-metrics plot --help` lists all"),
+    ],
+)
+def test_a_mistyped_word_is_one_sentence_with_the_right_one(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.endswith(f"{said}\n")
     assert error.count("\n") == 1
 
 

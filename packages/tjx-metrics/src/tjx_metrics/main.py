@@ -1,11 +1,12 @@
 """The command `tjx-metrics`: pictures, a comparison and a page of recorded runs."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from tjx_metrics.plotting.run_data import RunData
@@ -14,9 +15,39 @@ EXIT_USER_ERROR = 2
 _WIDE = 160  # columns of a table that goes to a file
 
 
+class _Parser(argparse.ArgumentParser):
+    """Argparse, whose mistakes are one sentence with the nearest right name."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and leave."""
+        known = {*_COMMANDS, *_flags(parser())}
+        wrong = [word.strip("',:") for word in message.split()]
+        near = [
+            right
+            for word in wrong
+            if word not in known
+            for right in difflib.get_close_matches(word.partition("=")[0], known, n=1, cutoff=0.7)
+        ]
+        hint = f"; did you mean {near[0]}?" if near else f"; `{self.prog} --help` lists all"
+        sys.stderr.write(f"error: {message.removeprefix('argument COMMAND: ')}{hint}\n")
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+_COMMANDS = ("plot", "compare", "report")
+
+
+def _flags(top: argparse.ArgumentParser) -> set[str]:
+    found = set()
+    for action in top._actions:
+        found |= set(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            found |= {flag for command in action.choices.values() for flag in _flags(command)}
+    return found
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    top = argparse.ArgumentParser(prog="tjx-metrics", description=__doc__, allow_abbrev=False)
+    top = _Parser(prog="tjx-metrics", description=__doc__, allow_abbrev=False)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     plot = commands.add_parser("plot", help="all pictures that runs have records for")

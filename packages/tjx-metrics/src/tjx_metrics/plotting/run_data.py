@@ -196,7 +196,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _metrics_file(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such run folder or metrics file")
+        beside = [str(each.parent) for each in path.parent.glob("*/metrics.jsonl")]
+        near = difflib.get_close_matches(str(path), beside, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise FileNotFoundError(f"{path}: there is no such run folder or metrics file{hint}")
     if not path.is_dir():
         return path
     if not (path / "metrics.jsonl").is_file():
