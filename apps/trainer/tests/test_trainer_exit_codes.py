@@ -43,7 +43,7 @@ def train_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], N
     """Let training raise an error."""
 
     def use(error: BaseException) -> None:
-        def train(config: Config) -> int:
+        def train(config: Config, *, dry_run: bool) -> int:
             raise error
 
         monkeypatch.setitem(sys.modules, "tjx_trainer.train", SimpleNamespace(train=train))
