@@ -2,10 +2,12 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,33 @@ def test_a_service_that_answers_no_more_does_not_hold_up_the_end(tmp_path: Path)
     assert done.returncode == 0
     assert done.stdout.count("TrackerWarning: tracker wandb: ") == 1
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1 + 3 * 20
+
+
+WITHOUT_A_KEY = """
+import sys, warnings
+from pathlib import Path
+from tjx_metrics.wandb_tracker import WandbTracker
+try:
+    WandbTracker("a", directory=Path(sys.argv[1]), project="tests", name="a")
+except Exception as error:
+    print(error)
+"""
+
+
+def test_wandb_asks_for_no_key_in_the_terminal_of_a_run(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
+    ours, terminal = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_A_KEY, str(tmp_path)],
+        env={**environment, "HOME": str(tmp_path), "WANDB_ERROR_REPORTING": "false"},
+        stdin=terminal, stdout=subprocess.PIPE, stderr=terminal, timeout=200, text=True,
+    )  # fmt: skip
+    os.close(terminal)
+    with suppress(OSError):  # Linux says so that nothing is left to read
+        assert b"choice" not in os.read(ours, 10_000)
+    os.close(ours)
+    assert "No API key configured" in done.stdout
+    assert done.returncode == 0
 
 
 def test_wandb_takes_no_more_bins_than_it_can() -> None:

@@ -54,14 +54,17 @@ class WandbTracker:
         self._ended = threading.Event()
         # Python starts no thread when it ends: the one that ends the service waits from now on.
         threading.Thread(target=self._end_service, name="wandb-end", daemon=True).start()
+        # The console is ours: W&B neither copies what is printed nor prints over the bar, nor asks
+        # for a key there, which is an error instead.
+        settings = self._wandb.Settings(console="off", silent=True)
+        self._wandb.setup(settings)
         self._run: Any = self._wandb.init(
             project=project,
             name=name,
             id=run_id,
             resume="allow",
             dir=directory,
-            # The console is ours: W&B neither copies what is printed nor prints over the bar.
-            settings=self._wandb.Settings(console="off", silent=True),
+            settings=settings,
         )
         # Functions that are registered later run earlier: this one before that of the service.
         atexit.register(self._leave)
