@@ -1,7 +1,10 @@
 """A model's forward pass as an ONNX file, checked by ONNX Runtime against the model itself."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -63,7 +66,7 @@ def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -
 
     on_device = jax.device_put(list(inputs.values()))
     # What is traced by one would keep the other from tracing it in its own way.
-    with jax.transfer_guard("allow"):
+    with jax.transfer_guard("allow"), _put_back(jnp, jax.lax, jax.nn):
         expected = np.asarray(jax.jit(forward)(*on_device))
         jax.clear_caches()  # type: ignore[no-untyped-call]  # as jax is
         converted = jax2onnx.to_onnx(
@@ -88,6 +91,17 @@ def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -
     if model.text_tokenizer is not None:
         model.text_tokenizer.save(folder / "tokenizer.json")
     return difference
+
+
+@contextmanager
+def _put_back(*modules: ModuleType) -> Iterator[None]:
+    """Undo what jax2onnx leaves in JAX's modules: its own jnp.cumsum, in version 0.17."""
+    before = [(module, dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for module, names in before:
+            vars(module).update(names)
 
 
 def example_inputs(config: TransformerConfig, batch: int, length: int) -> dict[str, np.ndarray]:
