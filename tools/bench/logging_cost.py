@@ -5,8 +5,11 @@ cadence; the choices take turns, and each keeps its median. What is measured is 
 training loop makes it, records included: the step, its metrics on the host, and the record of one.
 Where other programs share the machine that says little: two more figures are the time that the
 calls alone take of the training thread, and the processor time of a step, all threads together.
+With `--waits` another device makes the step and the host only waits for it, as beside a GPU,
+and what trackers' threads take of the processors is not taken from the step.
 
     python tools/bench/logging_cost.py --out tools/bench/results
+    python tools/bench/logging_cost.py --out tools/bench/results --waits 0.05
 """
 
 import argparse
@@ -86,7 +89,19 @@ class Training:
         return {f"train/{name}": float(value) for name, value in values.items()}
 
 
-def turn(training: Training, tracker: tjx_metrics.Tracker, first: int, every: int) -> Any:
+class Waiting:
+    """A step of so many seconds in which this process has nothing to do."""
+
+    def __init__(self, flags: list[str], seconds: float) -> None:
+        self._values, self._seconds = Training(flags).step(), seconds
+
+    def step(self) -> dict[str, float]:
+        """Wait, and return the numbers of a step."""
+        time.sleep(self._seconds)
+        return self._values
+
+
+def turn(training: Training | Waiting, tracker: tjx_metrics.Tracker, first: int, every: int) -> Any:
     """Make some steps; return seconds of each, of each call, and processor seconds of all."""
     seconds, calls = [], []
     worked = time.process_time()
@@ -106,11 +121,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--waits", type=float, help="seconds of a step that another device makes")
     parser.add_argument("flags", nargs="*", help="flags of the trainer, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         os.environ |= {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "TRACKIO_DIR": place}
-        found = measure(Path(place), options.rounds, options.flags)
+        found = measure(Path(place), options.rounds, options.flags, options.waits)
     for name, run in found.items():
         print(
             f"{name}: {run['step_seconds'] * 1e3:.1f} ms a step; calls take "
@@ -121,19 +137,22 @@ def main() -> None:
     if options.out:
         record(
             options.out,
-            "logging-cpu",
+            "logging-cpu" if options.waits is None else "logging-waiting",
             packages=("jax", "tensorboardX", "wandb", "trackio"),
             flags=["--config=quickstart", *options.flags],
             other_load=os.getloadavg(),
             steps=STEPS * options.rounds,
+            waits=options.waits,
             goal=GOAL,
             logging=found,
         )
 
 
-def measure(place: Path, rounds: int, flags: list[str]) -> dict[str, dict[str, float]]:
+def measure(
+    place: Path, rounds: int, flags: list[str], waits: float | None
+) -> dict[str, dict[str, float]]:
     """Return the figures by choice and cadence, such as ``all every 10``."""
-    training = Training(flags)
+    training = Training(flags) if waits is None else Waiting(flags, waits)
     seconds: dict[str, list[float]] = {}
     calls: dict[str, list[float]] = {}
     processor: dict[str, float] = {}
