@@ -8,6 +8,9 @@ chip differ. On TPUs a device is a chip, but of v3 and 7x one of its two cores.
 float32 is what JAX makes of float32 products by default (docs.jax.dev, "Matmul precision"): TF32 on
 GPUs since the A100, a pass in bfloat16 on TPUs. V100 and T4 have neither and use their ordinary
 cores. Whoever asks for a higher ``jax_default_matmul_precision`` has a lower peak than this.
+
+Of A10, RTX 3090, V100, T4, H100 PCIe and NVL, and GH200 the datasheets were not at hand when this
+was written: compare them before you quote an MFU of these.
 """
 
 from collections.abc import Mapping
