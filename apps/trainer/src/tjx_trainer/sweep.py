@@ -1,6 +1,5 @@
 """`trainer sweep`: the same run with several values of some flags, compared at the end."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
-from tjx_trainer.command_line import read_words, refuse
+from tjx_trainer.command_line import refuse
 from tjx_trainer.config import ConfigError
 from tjx_trainer.exit_codes import ExitCode
 from tjx_trainer.plan_command import help_of, read_own, split_words
-from tjx_trainer.sweep_grid import Combination, Grid, read_grid
+from tjx_trainer.sweep_file import record_sweep
+from tjx_trainer.sweep_grid import Combination, read_grid
 
-SWEEP_FILE = "sweep.json"
 _PROGRAM = (sys.executable, "-m", "tjx_trainer.main")
 
 _HELP = """\
@@ -92,7 +91,7 @@ def run(argv: Sequence[str], *, launch: Launch | None = None) -> int:
             return _summarize(Path(summary), flags.metric)
         grid = read_grid(rest)
         folder = Path(flags.dir or Path("runs") / f"sweep-{grid.config.name}")
-        _record(folder, grid, rest)
+        record_sweep(folder, grid, rest)
     except ConfigError as error:
         refuse(error)
     if flags.launcher == "slurm":
@@ -131,64 +130,6 @@ def _read_flags(argv: Sequence[str]) -> tuple[SweepFlags, list[str], str | None]
     return flags, rest, summary
 
 
-def _record(folder: Path, grid: Grid, words: Sequence[str]) -> None:
-    """Write what the sweep is made of.
-
-    Raises
-    ------
-    ConfigError
-        If the folder holds another sweep or something else, or cannot be made.
-    """
-    entry: dict[str, Any] = {
-        "words": list(words),
-        "axes": {name: list(values) for name, values in grid.axes.items()},
-        "runs": [{"name": e.name, "settings": dict(e.settings)} for e in grid.combinations],
-    }
-    file = folder / SWEEP_FILE
-    if file.exists():
-        before = read_sweep(folder)
-        if before["axes"].keys() != entry["axes"].keys() or _fixed(before) != _fixed(entry):
-            raise ConfigError([
-                f"--sweep.dir {folder}: holds another sweep ({' '.join(before['words'])}); give "
-                "another --sweep.dir, or the same flags (the values that are swept may be others)"
-            ])  # fmt: skip
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError([f"--sweep.dir {folder}: holds files of something else; give another"])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([
-            f"--sweep.dir {folder}: cannot be written ({error.strerror}); give another"
-        ]) from None  # fmt: skip
-
-
-def _fixed(entry: dict[str, Any]) -> dict[str, str]:
-    """Return what all runs of a sweep have in common."""
-    words = read_words(entry["words"])
-    given = {"config": words.config, **{name: str(v.raw) for name, v in words.values.items()}}
-    return {name: value for name, value in given.items() if name not in entry["axes"]}
-
-
-def read_sweep(folder: Path) -> dict[str, Any]:
-    """Read what `_record` wrote.
-
-    Raises
-    ------
-    ConfigError
-        If there is no sweep.
-    """
-    try:
-        entry: dict[str, Any] = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        inside = sorted(p.parent for p in folder.parent.glob(f"*/{SWEEP_FILE}"))
-        hint = f"; there are {', '.join(map(str, inside))}" if inside else ""
-        raise ConfigError([f"{folder}: holds no sweep (no {SWEEP_FILE}){hint}"]) from None
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"{folder / SWEEP_FILE}: cannot be read ({error})"]) from None
-    return entry
-
-
 def _summarize(folder: Path, metric: str) -> int:
     from tjx_trainer.sweep_report import report
 
@@ -206,7 +147,7 @@ def _run_all(
     tuple
         The exit code, and those of the runs that failed, by name.
     """
-    from tjx_trainer.sweep_report import is_finished
+    from tjx_trainer.sweep_results import is_finished
 
     failed: dict[str, int] = {}
     for number, each in enumerate(combinations, 1):

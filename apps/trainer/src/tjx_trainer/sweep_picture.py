@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,13 +12,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from tjx_metrics.plotting.style import COLORS, LABEL, TICK, dress, legend, new_figure, style_of
 from tjx_trainer.sweep_grid import as_numbers
-
-if TYPE_CHECKING:
-    from tjx_trainer.sweep_report import Result
+from tjx_trainer.sweep_results import Result
 
 
 def draw_result(
-    file: Path, axes: Mapping[str, Sequence[str]], results: "Sequence[Result]", metric: str
+    file: Path, axes: Mapping[str, Sequence[str]], results: Sequence[Result], metric: str
 ) -> None:
     """Draw one axis as a curve, two as a map of colours, more as one bar for each run.
 
@@ -42,7 +40,7 @@ def draw_result(
     figure.savefig(file, dpi=200)
 
 
-def _curve(axes: Mapping[str, Sequence[str]], results: "Sequence[Result]", metric: str) -> Figure:
+def _curve(axes: Mapping[str, Sequence[str]], results: Sequence[Result], metric: str) -> Figure:
     figure = new_figure()
     picture = figure.add_subplot()
     (name,) = axes
@@ -90,7 +88,7 @@ def is_geometric(numbers: Sequence[float]) -> bool:
     return bool(np.ptp(np.diff(logs)) / np.ptp(logs) < np.ptp(np.diff(values)) / np.ptp(values))
 
 
-def _map(axes: Mapping[str, Sequence[str]], results: "Sequence[Result]", metric: str) -> Figure:
+def _map(axes: Mapping[str, Sequence[str]], results: Sequence[Result], metric: str) -> Figure:
     (down, downs), (across, acrosses) = axes.items()
     values = np.full((len(downs), len(acrosses)), np.nan)
     for result in results:
@@ -127,7 +125,7 @@ def _frame(row: int, column: int) -> Rectangle:
     )
 
 
-def _bars(results: "Sequence[Result]", metric: str) -> Figure:
+def _bars(results: Sequence[Result], metric: str) -> Figure:
     figure = new_figure(0.8 + 0.25 * len(results))
     picture = figure.add_subplot()
     values = [result.value for result in results]
