@@ -1,10 +1,20 @@
 """Settings that every test of every package shares: strict JAX, eight CPU devices, fixed seeds."""
 
+import json
 import os
 import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
-# Before JAX is imported: tests are about ideas, not about hardware.
+# Set before JAX is imported, and in the environment so that child processes inherit them.
+# Compilation dominates the suite: skip LLVM's optimizations, and compile equal programs once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tjx" / "test-compilations")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np
@@ -24,3 +34,37 @@ for name, value in {
 def _fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  the legacy state is what forgetful code would use
+
+
+# What JAX spends its time on, as `tools/profile_tests.py` names it.
+_PHASES = {
+    "/jax/core/compile/jaxpr_trace_duration": "trace",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
+    "/jax/core/compile/backend_compile_duration": "compile",
+}
+_seconds = dict.fromkeys(_PHASES.values(), 0.0)
+
+
+def pytest_configure() -> None:
+    """Listen to JAX's timings where `TJX_TEST_TIMES` names a folder for them."""
+    if os.environ.get("TJX_TEST_TIMES"):
+
+        def add(event: str, duration_secs: float, **_: str | int) -> None:
+            if phase := _PHASES.get(event):
+                _seconds[phase] += duration_secs
+
+        jax.monitoring.register_event_duration_secs_listener(add)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Record the seconds of a test: wall, CPU, and JAX's tracing, lowering and compilation."""
+    before, wall, cpu = _seconds.copy(), time.perf_counter(), time.process_time()
+    result = yield
+    if folder := os.environ.get("TJX_TEST_TIMES"):
+        times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        times |= {phase: _seconds[phase] - before[phase] for phase in _seconds}
+        rounded = {name: round(seconds, 3) for name, seconds in times.items()}
+        with (Path(folder) / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps({"test": item.nodeid, **rounded}) + "\n")
+    return result

@@ -44,9 +44,24 @@ def tjx_tests(project, second_batch=()):
     if second_batch:
         batches["second_batch"] = list(second_batch)
     for name, sources in batches.items():
-        python_tests(
-            name=name,
+        tjx_test_batch(
+            name,
             sources=sources,
-            dependencies=[":golden", f"{project}:meta", f"{project}/src", "//:test_settings"],
-            batch_compatibility_tag=f"{project}:{name}",
+            dependencies=[":golden", f"{project}:meta", f"{project}/src"],
+            tag=f"{project}:{name}",
         )
+
+
+def tjx_test_batch(name, sources, dependencies, tag=None, **fields):
+    """Declare test files that share a process.
+
+    Every test depends on all third-party requirements: Pants builds a virtual environment for each
+    distinct set of them, which takes longer than most batches. The import rule is a test of its own.
+    """
+    python_tests(
+        name=name,
+        sources=sources,
+        dependencies=["//:test_settings", "tools/locks:main", *dependencies],
+        batch_compatibility_tag=tag or name,
+        **fields,
+    )
