@@ -20,9 +20,6 @@ from tjx_trainer.state import initial_state
 
 VOCAB, ROWS, TOKENS, STEPS = 64, 16, 32, 10
 
-# Partitioning is what is tested here; optimising the code of each device takes most of the time.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 Flags = Mapping[str, object]
 TINY: Flags = {
     "config": "quickstart",
@@ -83,7 +80,7 @@ def _run(words: tuple[tuple[str, object], ...], packed: bool) -> Run:
             return tjx_parallel.shard_batch(parts.mesh, rows)
 
         lowered: Any = parts.train_step
-        compiled = lowered.lower(state, batch(0)).compile(QUICK)
+        compiled = lowered.lower(state, batch(0)).compile()
         losses: list[float] = []
         gradients: dict[str, np.ndarray] = {}
         for step in range(STEPS):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mesh_runs import QUICK, Flags, Run, assert_the_same_run, batch_of, bytes_by_path, run
+from mesh_runs import Flags, Run, assert_the_same_run, batch_of, bytes_by_path, run
 
 import tjx_optim
 import tjx_parallel
@@ -26,6 +26,7 @@ EXPERTS: Flags = {
 }  # fmt: skip
 FEATURES: Flags = {"model.dropout": 0.2}
 WEIGHTS: Flags = {**FEATURES, "model.attention_dropout": 0.2}
+CONTEXT: Flags = {"fsdp": 2, "context": 2, "tensor": 2}
 PIPELINE: Flags = {"train.accumulation": 4}
 
 
@@ -44,11 +45,9 @@ def said(capfd: pytest.CaptureFixture[str]) -> Any:
         ({}, {"data": 2, "fsdp": 4, "zero": 1}),
         ({}, {"data": 2, "fsdp": 4, "zero": 2}),
         (LLAMA, {"fsdp": 2, "tensor": 4, "sequence_parallel": "false", "offload": "optimizer"}),
-        (LLAMA, {"fsdp": 2, "context": 2, "tensor": 2}),
-        (LLAMA, {"fsdp": 2, "context": 2, "tensor": 2, "context_kind": "all_to_all"}),
+        ({**LLAMA, **FEATURES}, CONTEXT),
+        ({**LLAMA, **WEIGHTS}, {**CONTEXT, "context_kind": "all_to_all"}),
         (EXPERTS, {"expert": 2, "context": 2, "tensor": 2}),
-        (FEATURES, {"fsdp": 2, "context": 2, "tensor": 2}),
-        (WEIGHTS, {"context": 2, "tensor": 2, "context_kind": "all_to_all"}),
         (PIPELINE, {"stage": 4, "data": 2, "pipeline": "gpipe"}),
         (PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}),
         ({**PIPELINE, **FEATURES}, {"stage": 2, "pipeline": "interleaved_1f1b", "tensor": 2}),
@@ -102,7 +101,7 @@ def test_evaluation_goes_through_the_stages_too() -> None:
         )
         zero = step.start(found.state.params)
         jitted: Any = step.add
-        compiled = jitted.lower(zero, found.state.params, batch).compile(QUICK)
+        compiled = jitted.lower(zero, found.state.params, batch).compile()
         of_one = compiled(zero, found.state.params, batch)
         of_two = compiled(of_one, found.state.params, batch)  # sums lie where they are expected
         sums.append((of_one.on_host(), of_two.on_host()))
@@ -121,15 +120,20 @@ def test_evaluation_goes_through_the_stages_too() -> None:
 def test_fsdp_divides_what_zero_says() -> None:
     path = "blocks/mlp/up/kernel"
     whole = 4 * 4 * 32 * 128  # float32 x layers x d_model x d_ff
-    for zero, parts in ((1, 1), (2, 1), (3, 4)):
-        state = run({}, {"data": 2, "fsdp": 4, "zero": zero}).state
+    for mesh, parts in (
+        ({"data": 2, "fsdp": 4, "zero": 1}, 1),
+        ({"data": 2, "fsdp": 4, "zero": 2}, 1),
+        ({"data": 2, "fsdp": 2, "tensor": 2}, 4),
+    ):
+        state = run({}, mesh).state
         assert bytes_by_path(state.params)[path] == {whole // parts}
         moments = bytes_by_path(state.opt_state, lambda name: name.endswith(path))
         assert list(moments.values()) == [{whole // 4}] * 2
 
 
 def test_each_axis_divides_what_its_row_says() -> None:
-    bytes_of = bytes_by_path(run(LLAMA, {"fsdp": 2, "context": 2, "tensor": 2}).state.params)
+    decoder = run({**LLAMA, **FEATURES}, CONTEXT, packed=True)
+    bytes_of = bytes_by_path(decoder.state.params)
     assert bytes_of["blocks/attention/query/kernel"] == {4 * 4 * 32 * 32 // 4}
     assert bytes_of["blocks/attention/key/kernel"] == {4 * 4 * 32 * 16 // 4}
     assert bytes_of["blocks/mlp/down/kernel"] == {4 * 4 * 64 * 32 // 4}
@@ -137,7 +141,8 @@ def test_each_axis_divides_what_its_row_says() -> None:
     assert bytes_of["wte/embedding"] == {4 * 64 * 32 // 4}
     staged = bytes_by_path(run(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}).state.params)
     assert staged["blocks/mlp/up/kernel"] == {4 * 4 * 32 * 128 // 8}
-    experts = bytes_by_path(run(EXPERTS, {"expert": 2, "context": 2, "tensor": 2}).state.params)
+    routed = run(EXPERTS, {"expert": 2, "context": 2, "tensor": 2}, packed=True)
+    experts = bytes_by_path(routed.state.params)
     assert experts["blocks/mlp/up/kernel"] == {4 * 4 * 4 * 32 * 32 // 4}
 
 

@@ -114,9 +114,7 @@ def _compiled(implementation: str, interpret: bool, options: tuple[Any, ...]) ->
         found = {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv}
         return found if bias is None else {**found, "dbias": dbias}
 
-    # An interpreted kernel is never run like this by a user: what counts here is time to compile.
-    level = {"xla_backend_optimization_level": 0} if interpret else {}
-    return jax.jit(run, compiler_options=level)
+    return jax.jit(run)
 
 
 def assert_agrees(found: Any, wanted: Any, tolerance: float) -> None:

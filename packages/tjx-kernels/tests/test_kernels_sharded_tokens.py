@@ -18,7 +18,6 @@ from tjx_kernels.sharded import sharded_flash_attention
 SPREAD: Any = {"batch_axes": "data", "seq_axes": "context", "head_axes": "tensor"}
 # "reference" compiles fastest; what an implementation does is tested elsewhere.
 FAST: Any = {"implementation": "reference"}
-O0 = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def mesh_of(*sizes: int, names: tuple[str, ...] = ("data", "context", "tensor")) -> Mesh:
@@ -66,7 +65,7 @@ def results(function: Any, mesh: Mesh, operands: Any, cotangents: Any, **options
         return {"out": out, "lse": lse, **pull(cotangents)[0]}
 
     given = jax.device_put((operands, cotangents), NamedSharding(mesh, spec()))
-    return jax.device_get(jax.jit(run, compiler_options=O0)(*given))
+    return jax.device_get(jax.jit(run)(*given))
 
 
 def assert_equal(found: Any, wanted: Any) -> None:
@@ -154,7 +153,7 @@ def test_dropout_drops_the_same_weights_on_any_mesh(sizes: Any, spread: Any) -> 
         axes["batch_axes"], axes["seq_axes"] = ("data", "context"), ()
 
     def weights(function: Any, mesh: Mesh) -> Any:  # [B, T, N, S]
-        run = jax.jit(partial(function, dropout_rate=0.25, **FAST), compiler_options=O0)
+        run = jax.jit(partial(function, dropout_rate=0.25, **FAST))
         return jax.device_get(run(**jax.device_put(given, NamedSharding(mesh, spec()))))
 
     mesh = mesh_of(*sizes)
@@ -193,12 +192,12 @@ def test_within_the_stages_of_a_pipeline() -> None:
     everywhere = NamedSharding(mesh, spec())
     placed = (jax.device_put(stages, NamedSharding(mesh, spec("stage"))),)
     placed += jax.device_put(given[1:], everywhere)
-    found = jax.device_get(jax.jit(run, compiler_options=O0)(*placed))
+    found = jax.device_get(jax.jit(run)(*placed))
 
     def alone(*args: Any, context: str = "", **options: Any) -> Any:
         return flash_attention(*args, **options)
 
-    reference = jax.jit(partial(stage, alone), compiler_options=O0)
+    reference = jax.jit(partial(stage, alone))
     for i in range(2):
         wanted = jax.device_get(reference(*jax.device_put((stages[i : i + 1], *given[1:]))))
         names = ("out", "dq", "dk", "dv")
@@ -267,7 +266,7 @@ def gradient(context: Any, kv_heads: int) -> Any:
     [("ring", "collective-permute"), ("all_to_all", "all-to-all")],
 )
 def test_nothing_but_tokens_or_heads_is_exchanged(context: Any, wanted: str) -> None:
-    text = gradient(context, 2).compile(compiler_options=O0).as_text()
+    text = gradient(context, 2).compile().as_text()
     names = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
     assert [name for name in names if f" {name}(" in text] == [wanted]
 

@@ -1,7 +1,7 @@
-"""A tiny model that most tests share, so that it is compiled once; and quick compilation."""
+"""A tiny model that most tests share, so that it is compiled once."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,17 +28,6 @@ def make_params(config: TransformerConfig, seed: int = 0) -> Params:
         shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     params: Params = jax.device_put(jax.tree.map_with_path(noisy, shapes))
     return params
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    """Most of these tests' time is the compiler's: half of it goes without its finer optimisations.
-
-    What the compiler is given, and its own passes over it, are the same; instructions are slower.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)  # type: ignore[no-untyped-call]  # as jax is
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)  # type: ignore[no-untyped-call]  # as jax is
 
 
 @functools.partial(jax.jit, static_argnames="config")

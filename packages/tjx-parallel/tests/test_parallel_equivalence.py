@@ -45,15 +45,6 @@ SHAPES = {
 }
 
 
-# Partitioning is what is tested here; optimising the code of each device takes most of the time.
-compiled = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
 type Constraint = Callable[[Any, Sequence[str | None]], Any]
 
 
@@ -128,9 +119,9 @@ def train(config: MeshConfig, device_count: int) -> tuple[State, State, list[flo
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = param_shardings(mesh, ShardingRules(), LOGICAL, abstract.params)
     shardings = state_shardings(abstract, shardings)
-    first = compiled(init, out_shardings=shardings)(jax.random.key(0))
+    first = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
     constrain = make_constraint(mesh, ShardingRules())
-    step = compiled(
+    step = jax.jit(
         partial(train_step, constrain=constrain), out_shardings=(shardings, replicated(mesh))
     )
     state, losses = first, []

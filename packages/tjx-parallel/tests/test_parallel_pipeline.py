@@ -23,15 +23,6 @@ constraint: Any = jax.lax.with_sharding_constraint
 # Layers L, width D, MLP width F, vocabulary V; M microbatches of B sequences of T tokens.
 L, D, F, V, M, B, T = 24, 16, 32, 32, 12, 4, 8
 
-# Partitioning is what is tested here; optimising the code of each device takes most of the time.
-compiled = partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
 KINDS = ("gpipe", "1f1b", "interleaved_1f1b")
 
 
@@ -227,7 +218,7 @@ def pipeline(mesh: Mesh, schedule: Schedule, split_tokens: bool = True) -> Any:
         (*parameters(), jax.eval_shape(partial(batch, schedule.microbatches))),
         places,
     )
-    return compiled(run, out_shardings=(places[:2], NamedSharding(mesh, P()))).lower(*arrays)
+    return jax.jit(run, out_shardings=(places[:2], NamedSharding(mesh, P()))).lower(*arrays)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +238,7 @@ def plain() -> Any:
         losses, counted = jax.lax.map(one, microbatches)
         return losses.sum(), jax.tree.map(jnp.sum, counted)
 
-    return compiled(jax.value_and_grad(loss_of, has_aux=True))(
+    return jax.jit(jax.value_and_grad(loss_of, has_aux=True))(
         jax.device_put(parameters()), jax.device_put(batch())
     )
 
