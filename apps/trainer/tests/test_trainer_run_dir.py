@@ -233,8 +233,8 @@ def test_another_learning_rate_of_a_step_that_was_made_is_another_run(
 @pytest.mark.parametrize(
     ("steps", "cooldown", "steps_done", "allowed"),
     [
-        (2000, 200, 800, True),  # holds for longer
-        (2000, 200, 801, False),  # the cool-down had begun
+        (2000, 200, 801, True),  # the last step at the peak rate
+        (2000, 200, 802, False),  # the cool-down had begun
         (900, 100, 800, True),  # cools down at once
         (850, 100, 800, False),  # should have begun
     ],
