@@ -45,7 +45,10 @@ def forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arr
         q_ids, kv_ids = (padded(x) for x in ids)
         inputs = inputs._replace(q_ids=q_ids, kv_ids=kv_ids, ranges=ranges)
     program = Program(call, sizes)
-    lse_shape = (call.batch, call.heads, q.shape[1])
+    tiles = -(-call.q_len // rows)
+    # All rows of all tiles: a warpgroup stores the LSE of its rows with one bulk copy, which is
+    # clipped only at the end of the whole array. Shorter rows would spill into the next head's.
+    lse_shape = (call.batch, call.heads, tiles * rows)
     out, lse = plgpu.kernel(
         program.run,
         out_type=(
@@ -54,7 +57,7 @@ def forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arr
         ),
         scratch_types=program.scratch(),
         # The last axis varies fastest: heads that share keys run at the same time.
-        grid=(-(-call.q_len // rows), call.batch * call.heads),
+        grid=(tiles, call.batch * call.heads),
         grid_names=("rows", "heads"),
         num_threads=sizes.warps + 1,
         thread_name="warpgroup",
