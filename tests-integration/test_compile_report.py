@@ -1,12 +1,17 @@
 """The committed report of compiled kernels is whole, and what compilers print is read rightly."""
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from compile_cases import cases
 from compile_report import REPORT, TABLE, TARGETS, differences, problems
 from compile_table import table
+from compile_target import description
 from compiler_output import read_ptxas, read_thunks, read_tpu
 
 PTXAS = """
@@ -76,3 +81,48 @@ def test_the_committed_report_is_whole() -> None:
     assert table(rows, report, TARGETS) == TABLE.read_text()
     assert "/site-packages" not in text
     assert "/home" not in text
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run_report(*arguments: str) -> str:
+    """Run the documented command, with no PYTHONPATH of its own, and return what it prints."""
+    script = Path(problems.__code__.co_filename)
+    command = [sys.executable, str(script), "--case", "D64 full", *arguments]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_kernel_for_gpu_and_tpu_is_lowered_by_the_command() -> None:
+    """Imports, paths and arguments up to the compilers, which CI does not install."""
+    targets = ["triton:sm_80", "tpu:v5e"]  # seconds each
+    said = run_report("--lower", *(word for target in targets for word in ("--only", target)))
+    for target in targets:
+        assert f"{target.replace(':', ' ')}: 3 kernels of 1 cases lowered" in said
+
+
+def test_every_gpu_has_a_description() -> None:
+    for implementation, target in TARGETS:
+        if implementation != "tpu":
+            major, minor = target.removeprefix("sm_").removesuffix("a")
+            assert f"{{ major: {major} minor: {minor} }}" in description(target)
+
+
+COMPILERS = ("libtpu", "jax_cuda13_plugin", "nvidia.cu13")
+
+
+def installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent
+        return False
+
+
+@pytest.mark.skipif(not all(map(installed, COMPILERS)), reason="compilers are not installed")
+def test_a_kernel_is_compiled_for_every_target() -> None:
+    said = run_report("--jobs", "1")
+    for implementation, target in TARGETS:
+        assert f"{implementation} {target}: 3 kernels of 1 cases compiled" in said

@@ -63,7 +63,9 @@ def cases() -> list[Case]:
     ]
 
 
-def shapes(case: Case, sharding: jax.sharding.Sharding) -> dict[str, jax.ShapeDtypeStruct]:
+def shapes(
+    case: Case, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Describe the arrays of a case: batch 2, 8 query heads that share 4 key heads."""
     batch, heads, kv_heads = 2, 8, 4
     q = (batch, case.q_len, heads, case.head_dim)

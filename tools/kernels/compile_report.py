@@ -2,7 +2,8 @@
 
 `python tools/kernels/compile_report.py` writes compile_report.json and compile_report.md beside
 this file, and fails if a kernel does not compile or spills registers. `--check` compares with the
-report there and writes nothing. Install tools/locks/compile.txt first.
+report there and writes nothing; `--lower` stops before the compilers. All but `--lower` needs what
+tools/locks/compile.txt lists.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,12 @@ def wheel_folder(package: str, inner: str, needed: str) -> Path:
     sys.exit(f"{needed} is not installed: pip install -r tools/locks/compile.txt")
 
 
-def environment(implementation: str, folder: Path) -> dict[str, str]:
-    """Return the environment in which compilers say what they do."""
+def environment(implementation: str, folder: Path, *, lower: bool = False) -> dict[str, str]:
+    """Return the environment in which compilers say what they do; with `lower` there are none."""
     dumps = folder / "dumps"
     own = {"PYTHONPATH": str(SOURCES), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    if lower:
+        return {**os.environ, **own}
     if implementation == "tpu":
         own |= {
             "TPU_LIBRARY_PATH": str(wheel_folder("libtpu", "", "libtpu.so") / "libtpu.so"),
@@ -70,13 +74,17 @@ def environment(implementation: str, folder: Path) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def compile_target(implementation: str, target: str) -> dict[str, Any]:
-    """Compile all cases for one target in a process of its own."""
+def compile_target(
+    implementation: str, target: str, *, case: str | None = None, lower: bool = False
+) -> dict[str, Any]:
+    """Compile (or only `lower`) all cases, or one, for one target in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "dumps").mkdir()
         command = [sys.executable, str(HERE / "compile_target.py"), implementation, target, name]
-        variables = environment(implementation, folder)
+        command += ["--case", case] if case else []
+        command += ["--lower"] if lower else []
+        variables = environment(implementation, folder, lower=lower)
         try:
             code = str(subprocess.run(command, env=variables, timeout=60 * MINUTES).returncode)
         except subprocess.TimeoutExpired:
@@ -96,6 +104,8 @@ def summary(implementation: str, target: str, rows: list[dict[str, Any]]) -> str
     """Say in a line what became of a target's cases."""
     kernels = [kernel for row in rows for kernel in row.get("kernels", [])]
     counts = [f"{len(kernels)} kernels of {sum('kernels' in row for row in rows)} cases compiled"]
+    if lowered := [row["lowered"] for row in rows if "lowered" in row]:
+        counts = [f"{sum(lowered)} kernels of {len(lowered)} cases lowered"]
     counts.append(f"{sum('refused' in row for row in rows)} cases refused")
     if failures := problems(rows):
         counts.append(f"{len(failures)} PROBLEMS")
@@ -151,6 +161,14 @@ def main() -> None:
         help="an implementation, a target, or both as triton:sm_80; writes no report",
     )
     parser.add_argument("--check", action="store_true", help="compare with the report; write none")
+    parser.add_argument(
+        "--case", metavar="NAME", help="one case of compile_cases.py; writes no report"
+    )
+    parser.add_argument(
+        "--lower",
+        action="store_true",
+        help="lower the kernels and stop before the compilers, which need not be installed",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="targets compiled at a time")
     arguments = parser.parse_args()
     chosen = [
@@ -159,13 +177,16 @@ def main() -> None:
     ]  # fmt: skip
     if not chosen:
         parser.error(f"--only must be of {', '.join(':'.join(pair) for pair in TARGETS)}")
+    if arguments.check and arguments.lower:
+        parser.error("--lower: the report holds what compilers say; leave out --check")
+    compile_one = partial(compile_target, case=arguments.case, lower=arguments.lower)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        reports = list(pool.map(lambda pair: compile_target(*pair), chosen))
+        reports = list(pool.map(compile_one, *zip(*chosen, strict=True)))
     rows = [row for report in reports for row in report["rows"]]
     failures = problems(rows)
     if arguments.check:
         failures += differences(rows, json.loads(REPORT.read_text())["rows"])
-    elif not arguments.only:
+    elif not (arguments.only or arguments.case or arguments.lower):
         versions = {k: v for report in reports for k, v in sorted(report["versions"].items())}
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         head = {"date": date, "versions": dict(sorted(versions.items()))}

@@ -4,6 +4,7 @@ A process of its own, as the compilers for GPU and TPU do not share one, and as 
 read from this process' standard output and error.
 """
 
+import argparse
 import json
 import os
 import re
@@ -11,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,14 @@ from jax.interpreters import mlir
 from tjx_kernels import flash_attention, implementations_for
 from tjx_kernels.arguments import Arguments
 
-CUSTOM_CALLS = {"triton": "__gpu$xla.gpu.triton", "mosaic_gpu": "mosaic_gpu_v2"}
+# What XLA must know of a GPU to compile for it. Read by path: this process imports tjx_kernels alone.
+DESCRIPTIONS = Path(__file__).parents[2] / "packages/tjx-parallel/src/tjx_parallel/targets"
+CUSTOM_CALLS = {
+    "triton": "__gpu$xla.gpu.triton",
+    "mosaic_gpu": "mosaic_gpu_v2",
+    "tpu": "tpu_custom_call",
+}
+TPU_KINDS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite"}
 
 
 class Output:
@@ -67,11 +74,10 @@ class Compiler:
                 platform="tpu", topology_name=f"{self.target}:2x2"
             )
         else:
-            config = resources.files("tjx_trainer") / "targets" / f"{self.target}.txtpb"
             described = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name=self.target,
-                target_config=config.read_text(),
+                target_config=description(self.target),
                 topology="1x1x1",
             )
         device: jax.Device = described.devices[0]
@@ -113,7 +119,7 @@ class Compiler:
         compiled = lowered.compile()
         if self.implementation == "tpu":
             program = compiled.as_text() or ""
-            count = program.count('custom_call_target="tpu_custom_call"')
+            count = program.count(f'custom_call_target="{CUSTOM_CALLS["tpu"]}"')
             kernels = read_tpu(program, self._dumps)
         else:
             calls = _kernel_calls(lowered, CUSTOM_CALLS[self.implementation])
@@ -130,6 +136,32 @@ class Compiler:
         if not kernels or len(kernels) != count:
             raise RuntimeError(f"{count} kernels in the program, figures of {len(kernels)}")
         return sorted(kernels, key=lambda kernel: _order(kernel["name"]))
+
+
+def description(target: str) -> str:
+    """Return XLA's description of a GPU (a GpuTargetConfigProto in text form)."""
+    return (DESCRIPTIONS / f"{target}.txtpb").read_text()
+
+
+def lower(case: Case, implementation: str, target: str) -> dict[str, Any]:
+    """Lower a case for a target without its compiler, and count its kernels."""
+    row = {"implementation": implementation, "target": target, "case": case.name}
+    if implementation == "tpu":
+        kind, platform = TPU_KINDS[target], "tpu"
+    else:
+        [kind] = re.findall(r'device_description_str: "(.*)"', description(target))
+        platform = "gpu"
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=device)
+    check = jax.export.DisabledSafetyCheck.custom_call(CUSTOM_CALLS[implementation])
+    with jax.sharding.use_abstract_mesh(mesh):
+        exported = jax.export.export(
+            jax.jit(both_passes(case, implementation)),
+            platforms=["tpu" if platform == "tpu" else "cuda"],
+            disabled_checks=[check],
+        )(shapes(case))
+    count = exported.mlir_module().count(f"@{CUSTOM_CALLS[implementation]}(")
+    return {**row, "lowered": count} if count else {**row, "error": "no kernel in the program"}
 
 
 def both_passes(case: Case, implementation: str) -> Callable[[dict[str, Any]], Any]:
@@ -195,14 +227,23 @@ def _without_paths(text: str) -> str:
 
 
 def main() -> None:
-    """Write report.json into the folder given last; the first two are implementation and target."""
-    implementation, target, folder = sys.argv[1:]
-    compiler = Compiler(implementation, target, Path(folder))
-    report = {
-        "rows": [compiler.compile(case) for case in cases()],
-        "versions": compiler.versions(),
-    }
-    (Path(folder) / "report.json").write_text(json.dumps(report))
+    """Write report.json into the given folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("implementation")
+    parser.add_argument("target")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--case", choices=[case.name for case in cases()])
+    parser.add_argument("--lower", action="store_true")
+    given = parser.parse_args()
+    chosen = [case for case in cases() if given.case in (None, case.name)]
+    if given.lower:
+        rows = [lower(case, given.implementation, given.target) for case in chosen]
+        report = {"rows": rows, "versions": {}}
+    else:
+        compiler = Compiler(given.implementation, given.target, given.folder)
+        rows = [compiler.compile(case) for case in chosen]
+        report = {"rows": rows, "versions": compiler.versions()}
+    (given.folder / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

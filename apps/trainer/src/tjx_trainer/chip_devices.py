@@ -9,7 +9,7 @@ import jax
 
 from tjx_parallel.chips import Chip
 
-_TARGETS = {"a100": "sm_80", "h100": "sm_90a", "h200": "sm_90a"}  # in the folder targets
+_TARGETS = {"a100": "sm_80", "h100": "sm_90a", "h200": "sm_90a"}  # in tjx_parallel/targets
 _PLUGINS = {"cuda": ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "tpu": ("libtpu",)}
 
 
@@ -59,7 +59,7 @@ def _target(chip: Chip) -> str:
     """Return the description that XLA has of a GPU, with the memory of this one."""
     if chip.name not in _TARGETS:
         raise ValueError(f"no description of {chip.name}")
-    file = resources.files("tjx_trainer") / "targets" / f"{_TARGETS[chip.name]}.txtpb"
+    file = resources.files("tjx_parallel") / "targets" / f"{_TARGETS[chip.name]}.txtpb"
     own = {"device_memory_size": chip.memory, "memory_bandwidth": int(chip.memory_bandwidth)}
     text = file.read_text()
     for name, value in own.items():
