@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tjx_kernels import dropout
 from tjx_kernels.attention_call import AttentionCall, Operands
-from tjx_kernels.target import current_target
+from tjx_kernels.target import current_target, deterministic_ops
 
 # Shapes and dtypes are all that a description needs: real arrays, tracers or specifications.
 Shaped = jax.Array | jax.ShapeDtypeStruct
@@ -88,6 +88,7 @@ class Arguments:
             platform=target.platform,
             architecture=target.architecture,
             interpret=self.interpret,
+            deterministic=deterministic_ops(),
         )
 
     def operands(self, call: AttentionCall) -> Operands:

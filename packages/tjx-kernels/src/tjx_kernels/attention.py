@@ -18,15 +18,16 @@ from tjx_kernels import (
 )
 from tjx_kernels.arguments import Arguments, Shaped
 from tjx_kernels.attention_call import AttentionCall, Implementation
+from tjx_kernels.choices import Choice, UnsupportedCallError, notify
 
-# In order of preference: without a name, the first that supports the call runs. "triton" serves all
-# that "mosaic_gpu" does and goes before it until that has been run on a GPU. "cudnn" comes after
-# both, as its backward pass is not the same every time. "reference" stands last and "xla" before it
-# supports whatever it does, so that nothing dense is ever chosen unasked.
+# In order of preference: without a name, the first that supports the call runs. "cudnn" is first on
+# NVIDIA GPUs: it is NVIDIA's own and the fastest known there. "triton" supports every call that
+# "mosaic_gpu" does and precedes it until that kernel was measured on a GPU. "reference" is last and
+# "xla" before it supports every call, so that a dense computation is never chosen by default.
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "cudnn": attention_cudnn.IMPLEMENTATION,
     "triton": attention_triton.IMPLEMENTATION,
     "mosaic_gpu": attention_mosaic_gpu.IMPLEMENTATION,
-    "cudnn": attention_cudnn.IMPLEMENTATION,
     "tpu": attention_tpu.IMPLEMENTATION,
     "xla": attention_xla.IMPLEMENTATION,
     "reference": reference.IMPLEMENTATION,
@@ -193,7 +194,7 @@ def flash_attention(
         interpret=interpret,
     )
     call = arguments.describe()
-    run = IMPLEMENTATIONS[choose(implementation, implementations_for(call))].run
+    run = select(implementation, implementations_for(call), call).run
     if call.nothing_to_see:
         out, lse = dead_rows(call)
     else:
@@ -232,6 +233,13 @@ def chosen_implementation(
     return choose(implementation, implementations_for(call))
 
 
+def select(name: str | None, reasons: dict[str, str | None], call: AttentionCall) -> Implementation:
+    """Return the implementation that `choose` names, and tell `observe_choices` of it."""
+    chosen = choose(name, reasons)
+    notify(Choice(chosen, name is not None, reasons, call))
+    return IMPLEMENTATIONS[chosen]
+
+
 def implementations_for(call: AttentionCall) -> dict[str, str | None]:
     """Say for each implementation why it cannot serve a call, or None where it can."""
     return {name: entry.supports(call) for name, entry in IMPLEMENTATIONS.items()}
@@ -254,7 +262,7 @@ def choose(name: str | None, reasons: dict[str, str | None]) -> str:
             )
         return able[0]
     if reasons[name] is not None:
-        raise ValueError(
+        raise UnsupportedCallError(
             f"implementation {name!r} cannot serve this call: {reasons[name]}; "
             "change that, or give implementation=None to choose automatically"
         )

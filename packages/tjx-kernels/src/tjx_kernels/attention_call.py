@@ -39,6 +39,8 @@ class AttentionCall:
         What the program is compiled for, as in `target.Target`.
     interpret
         Whether a Pallas kernel is interpreted on the CPU rather than compiled.
+    deterministic
+        Whether XLA_FLAGS ask for the same bits in every run, as in `target.deterministic_ops`.
     """
 
     batch: int
@@ -62,6 +64,7 @@ class AttentionCall:
     platform: Platform
     architecture: str
     interpret: bool
+    deterministic: bool = False
 
     @property
     def accumulator(self) -> jnp.dtype:
@@ -77,6 +80,32 @@ class AttentionCall:
     def group(self) -> int:
         """How many query heads share a key head: n, ..., n + group - 1 share n // group."""
         return self.heads // self.kv_heads
+
+
+# A call without options, which every implementation supports on its own devices.
+PLAIN = AttentionCall(
+    batch=2,
+    q_len=1024,
+    kv_len=1024,
+    heads=8,
+    kv_heads=8,
+    head_dim=64,
+    v_head_dim=64,
+    dtype="bfloat16",
+    causal=True,
+    window=None,
+    soft_cap=None,
+    scale=0.125,
+    dropout_rate=0.0,
+    segment_ids=False,
+    alibi=False,
+    bias=None,
+    q_offset=0,
+    return_lse=False,
+    platform="cpu",
+    architecture="",
+    interpret=False,
+)
 
 
 class Operands(NamedTuple):

@@ -2,7 +2,8 @@
 
 Nothing is computed here: calls whose meaning is the same there are passed on, others are refused.
 cuDNN's backward pass may add in another order each time, unless XLA is given the flag
-`--xla_gpu_deterministic_ops=true` or `--xla_gpu_exclude_nondeterministic_ops=true`.
+`--xla_gpu_deterministic_ops=true` or `--xla_gpu_exclude_nondeterministic_ops=true`: then XLA asks
+cuDNN for its deterministic algorithm (openxla/xla pull request 14125).
 """
 
 from functools import partial
@@ -84,6 +85,9 @@ def _supports(call: AttentionCall) -> str | None:
     nvidia = call.platform == "gpu" and call.architecture.startswith("sm_")
     generation = int(call.architecture.removeprefix("sm_")) if nvidia else 0
     largest = 256 if generation == 90 else 128
+    # Blackwell has a deterministic backward pass from cuDNN 9.18.1 on (NVIDIA/TransformerEngine
+    # pull request 2584); for head dims above 128 none is documented.
+    undocumented = generation >= 100 or call.head_dim > 128
     reasons = {
         "it is not a Pallas kernel: leave out interpret": call.interpret,
         "needs an NVIDIA GPU of sm_80 or later": generation < 80,
@@ -91,6 +95,9 @@ def _supports(call: AttentionCall) -> str | None:
         "needs a head_dim that is a multiple of 8": call.head_dim % 8 != 0,
         f"needs a head_dim of at most {largest} on this GPU": call.head_dim > largest,
         "needs a v_head_dim equal to head_dim": call.v_head_dim != call.head_dim,
+        "has no documented deterministic backward pass here, which XLA_FLAGS ask for": (
+            call.deterministic and undocumented
+        ),
         "its LSE has no derivative": call.return_lse,
         "segment ids would need a mask of q_len x kv_len": call.segment_ids,
         "has no soft cap": call.soft_cap is not None,

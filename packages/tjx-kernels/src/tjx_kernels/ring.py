@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention import IMPLEMENTATIONS, choose, dead_rows
+from tjx_kernels.attention import IMPLEMENTATIONS, dead_rows, select
 from tjx_kernels.attention_call import AttentionCall, Forward, Implementation
 from tjx_kernels.ring_passes import Ring, attention_over, part_call
 from tjx_kernels.ring_schedule import Order, Schedule, schedule
@@ -157,8 +157,8 @@ def ring_over(
 ) -> Forward:
     """Check a call of one of `size` devices, and give the function that computes it."""
     _check(call, order)
-    name = choose(implementation, _reasons(call, schedule(call, order, size)))
-    return attention_over(Ring(axis_name, size, order, IMPLEMENTATIONS[name]))
+    reasons = _reasons(call, schedule(call, order, size))
+    return attention_over(Ring(axis_name, size, order, select(implementation, reasons, call)))
 
 
 def _check(call: AttentionCall, order: str) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from tjx_kernels import dropout
 from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention import IMPLEMENTATIONS, Options, choose, dead_rows, implementations_for
+from tjx_kernels.attention import Options, dead_rows, implementations_for, select
 from tjx_kernels.attention_call import AttentionCall, Forward, Operands
 from tjx_kernels.exchange import exchanged_call, exchanging
 from tjx_kernels.ring import ring_over
@@ -167,7 +167,7 @@ def _together(spread: Spread, local: AttentionCall, implementation: str | None) 
     if spread.parts > 1 and spread.context == "ring":
         return ring_over(local, spread.seq, spread.parts, spread.order, implementation)
     alone = exchanged_call(local, spread.parts) if spread.exchanges else local
-    run = IMPLEMENTATIONS[choose(implementation, implementations_for(alone))].run
+    run = select(implementation, implementations_for(alone), alone).run
     return exchanging(run, spread.seq, spread.parts) if spread.exchanges else run
 
 

@@ -1,11 +1,16 @@
 """What a program is compiled for: the device of the mesh in use, or JAX's default device."""
 
+import os
 from typing import Literal, NamedTuple
 
 import jax
 from jax.experimental.pallas import triton as plt
 
 type Platform = Literal["cpu", "gpu", "tpu"]
+
+# The first implies the second. Both make XLA choose cuDNN's deterministic backward pass, remove
+# atomic additions from scatters and take the first configuration of an autotuned kernel.
+DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
 
 
 class Target(NamedTuple):
@@ -36,6 +41,28 @@ def current_target() -> Target:
         capability = plt.get_gpu_info().compute_capability
         return Target("gpu", f"sm_{capability}" if capability else "")
     return Target("gpu", "") if device.platform == "rocm" else Target("cpu", "")
+
+
+def deterministic_ops() -> bool:
+    """Tell whether XLA_FLAGS ask for the same bits in every run on a GPU.
+
+    XLA reads the variable when JAX first uses a device; of a flag given twice the last counts.
+
+    Examples
+    --------
+    >>> import os
+    >>> "--xla_gpu_deterministic_ops=true" in os.environ.get("XLA_FLAGS", "")
+    False
+    >>> deterministic_ops()
+    False
+    """
+    values = {
+        name: value.lower()
+        for name, _, value in (
+            flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split()
+        )
+    }
+    return any(values.get(name, "false") in ("", "true", "1") for name in DETERMINISTIC_FLAGS)
 
 
 def _default_device() -> jax.Device:
