@@ -17,7 +17,7 @@ import tjx_data
 import tjx_metrics
 import tjx_trainer.main as program
 from tjx_trainer.config import Config, ConfigError
-from tjx_trainer.exit_codes import MEANINGS, ExitCode, NotFiniteError, table
+from tjx_trainer.exit_codes import MEANINGS, ExitCode, KernelError, NotFiniteError, table
 from tjx_trainer.out_of_memory import OutOfMemoryError
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -34,6 +34,7 @@ ERRORS = [
     (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), 7),
     (OutOfMemoryError("out of memory: 3 TiB"), 7),
     (tjx_data.DataError("train_00000.bin: missing"), 9),
+    (KernelError("--model.attention_implementation: got cudnn"), 10),
     (BrokenProcessPool("a process was terminated abruptly"), 9),
 ]
 

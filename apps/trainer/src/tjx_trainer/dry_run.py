@@ -37,7 +37,7 @@ def show_plan(job: Job) -> int:
         0; `ExitCode.OUT_OF_MEMORY` where it is known that the step does not fit.
     """
     begin = time.perf_counter()
-    memory = measure(job)
+    memory = measure(job, strict=True)
     seconds = time.perf_counter() - begin
     fits = memory.capacity is None or memory.total <= memory.capacity
     compiled = memory.temporaries is not None

@@ -1,4 +1,4 @@
-"""How the program ends: its exit codes, each with what it means, and the error of a diverged run.
+"""How the program ends: its exit codes, each with what it means, and the errors that need no JAX.
 
 Standard library only, as the supervisor reads it too.
 """
@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 7
     GAVE_UP = 8
     DATA_DAMAGED = 9
+    KERNEL_FAILED = 10
     INTERRUPTED = 128 + signal.SIGINT
     TERMINATED = 128 + signal.SIGTERM
 
@@ -92,6 +93,11 @@ MEANINGS: Mapping[ExitCode, Meaning] = {
         "bring the file back, or prepare the data again",
         True,
     ),
+    ExitCode.KERNEL_FAILED: Meaning(
+        "the attention kernel failed to compile or to run on the device",
+        "give --model.attention_implementation as the message says",
+        False,
+    ),
     ExitCode.INTERRUPTED: Meaning(
         "asked to stop by SIGINT (Ctrl-C); saved, unless it was pressed twice",
         "the same command goes on",
@@ -114,6 +120,10 @@ def table() -> str:
         for code, meaning in MEANINGS.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+class KernelError(RuntimeError):
+    """The attention kernel failed to compile or to run; the message names the flag to give."""
 
 
 class NotFiniteError(RuntimeError):

@@ -22,7 +22,8 @@ from tjx_metrics.errors import RecordError
 from tjx_trainer import nanogpt, parameter_table, plan_command, sweep
 from tjx_trainer.command_line import parse, read_words, refusal, refuse
 from tjx_trainer.config import ConfigError
-from tjx_trainer.exit_codes import ExitCode, NotFiniteError
+from tjx_trainer.determinism import request_determinism
+from tjx_trainer.exit_codes import ExitCode, KernelError, NotFiniteError
 from tjx_trainer.out_of_memory import explain, is_out_of_memory
 from tjx_trainer.supervised import connect, leave_word
 
@@ -47,6 +48,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (RecordError, ExitCode.NOT_WRITTEN),
     (CheckpointError, ExitCode.USER_ERROR),
     (NotFiniteError, ExitCode.NOT_FINITE),
+    (KernelError, ExitCode.KERNEL_FAILED),
     (KeyboardInterrupt, ExitCode.INTERRUPTED),
 )
 
@@ -74,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tjx_trainer.supervisor import supervise
 
             return supervise(words, config)
+        if config.train.deterministic:
+            request_determinism()
         # It brings JAX, which takes seconds to import: a wrong command line is answered before.
         from tjx_trainer.train import train
 

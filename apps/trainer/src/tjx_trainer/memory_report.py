@@ -70,17 +70,24 @@ class Memory(NamedTuple):
         return sum(part or 0 for part in parts)
 
 
-def measure(job: Job) -> Memory:
-    """Work out what a job needs on each device; nothing is allocated there."""
+def measure(job: Job, *, strict: bool = False) -> Memory:
+    """Work out what a job needs on each device; nothing is allocated there.
+
+    With `strict`, an error of the compiler other than one of memory is raised; without it the
+    temporaries are not known.
+    """
     params, opt_state = (bytes_on_device(t) for t in (job.abstract.params, job.abstract.opt_state))
     batch = step = None
     # Another process would have to compile with us; and what is short of memory may fail again.
     if jax.process_count() == 1:
-        with suppress(Exception):
+        try:
             shapes = _abstract_batch(job.mesh, job.task.train_data.batch(0))
             batch = bytes_on_device(shapes)
             jitted: Any = job.train_step
             step = jitted.lower(job.abstract, shapes).compile().memory_analysis()
+        except Exception as error:
+            if strict and not is_out_of_memory(error):
+                raise
     device = job.mesh.devices.flat[0]
     on_host = device.platform == "cpu"
     return Memory(

@@ -21,6 +21,7 @@ MAY_CHANGE = frozenset({
     "train.sample_temperature",
     "train.sample_top_k",
     "train.accumulation",
+    "train.deterministic",
     "guard.max_skipped",
     "train.device_batch_size",
     "model.remat",

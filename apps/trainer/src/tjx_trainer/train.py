@@ -14,6 +14,7 @@ import tjx_metrics
 import tjx_nn
 import tjx_parallel
 from tjx_trainer.allocator import keep_freed_memory
+from tjx_trainer.attention_report import reporting_attention
 from tjx_trainer.config import Config, ConfigError, reads_text
 from tjx_trainer.dry_run import show_plan
 from tjx_trainer.interrupt import Interrupts, Stopped
@@ -60,6 +61,8 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         If the metrics could not be written.
     NotFiniteError
         If too many steps in a row were not finite, twice; a note names the last good checkpoint.
+    KernelError
+        If the attention kernel failed to compile or to run.
     KeyboardInterrupt
         At a second SIGINT.
     """
@@ -69,7 +72,12 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         raise ConfigError(str(error).splitlines()) from error
     if jax.default_backend() == "cpu":
         keep_freed_memory()
-    with telling_warnings(), explaining_loss(config.run_dir), Interrupts() as interrupts:
+    with (
+        telling_warnings(),
+        explaining_loss(config.run_dir),
+        reporting_attention(),
+        Interrupts() as interrupts,
+    ):
         try:
             return start(config, interrupts, dry_run=dry_run)
         except Stopped as stopped:

@@ -36,6 +36,9 @@ class TrainConfig:
         hub such as openai-community/gpt2; none: random ones.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
+    deterministic
+        Same bits in every run on a GPU, through XLA's --xla_gpu_deterministic_ops: slower. CPUs and
+        TPUs need no flag.
     eval_every
         Steps between two evaluations; the last step is always evaluated.
     eval_tokens
@@ -58,6 +61,7 @@ class TrainConfig:
     device_batch_size: int | None = None
     init_from: str | None = None
     precision: Precision = "fp32"
+    deterministic: bool = False
     eval_every: int = 250
     eval_tokens: int | None = None
     sample_tokens: int = 200
