@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from tjx_kernels import flash_attention
-from tjx_kernels.decode import RUN, decode_attention
+from tjx_kernels.arguments import Arguments
+from tjx_kernels.attention_call import Operands
+from tjx_kernels.decode import RUN, _partial_results, decode_attention
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -139,6 +141,28 @@ def test_the_cache_is_read_in_place(dtype: str) -> None:
         rf"= \S*\[[0-9,]*\b{max_len}\b[0-9,]*\]\S* ([\w-]+)\(", program.as_text() or ""
     )
     assert set(large) == {"parameter", "get-tuple-element"}
+
+
+def test_on_gpus_the_whole_cache_is_read_at_once_without_a_loop() -> None:
+    """The host would wait for the device in every turn of a loop of unknown trip count."""
+    inputs = draw(3, 2 * RUN + 44)
+    lengths = np.array([0, 2, 2 * RUN, RUN + 1, 7], np.int32)
+    arrays = jax.device_put((inputs["q"], inputs["k"], inputs["v"], lengths))
+    for platform, loops in (("cuda", 0), ("cpu", 1)):
+        lowered = jax.jit(decode_attention).trace(*arrays).lower(lowering_platforms=(platform,))
+        assert lowered.as_text().count("stablehlo.while") == loops
+    arguments = Arguments(
+        q=arrays[0], k=arrays[1], v=arrays[2], causal=True, q_offset=arrays[3], window=RUN
+    )
+    call = arguments.describe()
+
+    @jax.jit
+    def both(operands: Operands) -> Any:
+        return [_partial_results(call, operands, at_once=at_once) for at_once in (True, False)]
+
+    at_once, by_runs = jax.device_get(both(arguments.operands(call)))
+    for a, b in zip(at_once, by_runs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-6)
 
 
 def test_grows_by_one_token_as_a_whole_sequence_at_once() -> None:

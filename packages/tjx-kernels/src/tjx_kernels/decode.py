@@ -1,8 +1,9 @@
 """Attention of new queries against a cache of keys and values, for generation.
 
-The cache is read in place, one run of keys after the other, and only as far as the longest row is
-filled; the results for the runs are merged by their log-sum-exp (Milakov and Gimelshein, "Online
-normalizer calculation for softmax", 2018).
+On CPUs and TPUs the cache is read in place, one run of keys after the other, and only as far as the
+longest row is filled; the results for the runs are merged by their log-sum-exp (Milakov and
+Gimelshein, "Online normalizer calculation for softmax", 2018). On GPUs a loop whose trip count only
+the device knows makes the host wait in every turn, so that the whole cache is read at once.
 
 Axes: B batch, N heads, K key heads, G query heads that share a key head, T new queries, S keys of
 the cache, H head_dim, V head_dim of the values.
@@ -72,9 +73,12 @@ def decode_attention(
     """Causal attention of the newest queries against a cache filled up to a length for each row.
 
     Query t of row b has the position lengths[b] - new + t; the result is that of `flash_attention`
-    with `causal=True` and `q_offset=lengths - new`. Time follows the longest length (under a window
-    the keys from the first one still seen on), not the size of the cache. A query without a key is
-    dead: its output is 0, its log-sum-exp -inf.
+    with `causal=True` and `q_offset=lengths - new`. A query without a key is dead: its output is 0,
+    its log-sum-exp -inf.
+
+    On CPUs and TPUs time follows the longest length (under a window the keys from the first one
+    still seen on). On GPUs it follows max_len, and the host never waits for the device: keep the
+    cache little longer than its content, and let it grow in few steps, each of which compiles anew.
 
     Parameters
     ----------
@@ -106,8 +110,8 @@ def decode_attention(
 
     Notes
     -----
-    For every platform. It has no derivative in reverse mode, as the number of steps is known only
-    when it runs: train with `flash_attention`.
+    For every platform. On CPUs and TPUs it has no derivative in reverse mode, as the number of
+    steps is known only when it runs: train with `flash_attention`.
 
     Examples
     --------
@@ -146,6 +150,17 @@ def decode_attention(
 
 @partial(jax.jit, static_argnums=0, inline=True)
 def _decode(call: AttentionCall, operands: Operands) -> Partial:
+    by_runs = partial(_partial_results, call, at_once=False)
+    # Lowered for one platform, the program holds that platform's branch alone.
+    out, lse = lax.platform_dependent(
+        operands, cpu=by_runs, tpu=by_runs, default=partial(_partial_results, call, at_once=True)
+    )
+    out = out.transpose(0, 3, 1, 2, 4).reshape(*operands.q.shape[:3], call.v_head_dim)
+    return out.astype(call.dtype), lse.reshape(call.batch, call.heads, call.q_len)
+
+
+def _partial_results(call: AttentionCall, operands: Operands, *, at_once: bool) -> Partial:
+    """Attend to all keys, by runs of them or at once."""
     assert operands.q_offset is not None
     lengths_B = operands.q_offset
     groups = (call.kv_heads, call.group)
@@ -161,13 +176,16 @@ def _decode(call: AttentionCall, operands: Operands) -> Partial:
         slopes=None if slopes is None else slopes.reshape(call.batch, *groups),
     )
 
-    def add_run(first: Index, width: int, before: Partial) -> Partial:
+    def add_run(first: Index, width: int, before: Partial | None) -> Partial:
         k, v = (
             lax.dynamic_slice_in_dim(x, first, width, 1).swapaxes(1, 2)
             for x in (operands.k, operands.v)
         )
-        return _merge(before, forward_chunk(call, newest._replace(k=k, v=v, key=first)))
+        found = forward_chunk(call, newest._replace(k=k, v=v, key=first))
+        return found if before is None else _merge(before, found)
 
+    if at_once:
+        return add_run(0, call.kv_len, None)
     per_query = (call.batch, *groups, call.q_len)
     seen = (
         jnp.zeros((*per_query, call.v_head_dim), call.accumulator),
@@ -179,9 +197,7 @@ def _decode(call: AttentionCall, operands: Operands) -> Partial:
         seen = lax.fori_loop(start, stop, lambda i, x: add_run(i * RUN, RUN, x), seen)
     if rest:  # whether any row reaches it or not
         seen = add_run(whole * RUN, rest, seen)
-    out, lse = seen
-    out = out.transpose(0, 3, 1, 2, 4).reshape(*operands.q.shape[:3], call.v_head_dim)
-    return out.astype(call.dtype), lse.reshape(call.batch, call.heads, call.q_len)
+    return seen
 
 
 def _runs(call: AttentionCall, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:

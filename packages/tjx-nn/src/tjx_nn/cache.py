@@ -22,8 +22,11 @@ from tjx_nn.config import TransformerConfig
 # Slots of a ring are a multiple of this, so that rows of its arrays are aligned.
 _MULTIPLE = 16
 # So many slots are read at once, whether they are filled or not. More are read in a loop over runs
-# of them, which ends with the last that is filled; elsewhere than on CPUs it waits for the host.
-_AT_ONCE = {"cpu": 256, "default": 1024}
+# of them, which ends with the last that is filled. On GPUs the host would wait for the device in
+# every turn of such a loop: there all slots are read, and caches grow with what they hold.
+_AT_ONCE = {"cpu": 256, "tpu": 1024, "default": None}
+# Slots of a GPU's cache at first; it grows by doubling, and each size is a program of its own.
+_SMALLEST_GPU_CACHE = 1024
 
 # What a block keeps of each token: keys and values, or what they are made of.
 Entries = dict[str, Array]
@@ -81,6 +84,48 @@ def from_prompt(entries: Any, lengths: Int[Array, " B"], slots: int) -> Any:
         return jnp.take_along_axis(entry, index_BS.reshape(*index_BS.shape, *_ones(entry, 2)), 1)
 
     return {name: keep(entry) for name, entry in entries.items()}
+
+
+def cache_sizes(slots: int, platform: str) -> tuple[int, ...]:
+    """Return the slots that a cache has, one size after the other while it fills.
+
+    Parameters
+    ----------
+    slots
+        Slots of the full cache.
+    platform
+        Of the device, as JAX names it. A GPU's cache at most doubles; elsewhere there is one size,
+        since there only filled slots are read.
+
+    Examples
+    --------
+    >>> cache_sizes(5000, "gpu"), cache_sizes(5000, "cpu"), cache_sizes(1500, "gpu")
+    ((1250, 2500, 5000), (5000,), (1500,))
+    """
+    sizes = [slots]
+    while platform not in ("cpu", "tpu") and sizes[0] >= 2 * _SMALLEST_GPU_CACHE:
+        sizes.insert(0, -(-sizes[0] // 2))
+    return tuple(sizes)
+
+
+def grow(config: TransformerConfig, cache: list[Any], slots: int) -> list[Any]:
+    """Return a cache with room for `slots` tokens; those that it holds keep their slots.
+
+    Nothing is copied where no block's cache changes its size. A ring must not have been filled past
+    its end before it grows: grow before the first token that has no slot of its own.
+    """
+
+    def wider(entries: Any, size: int) -> Any:
+        if "self" in entries:
+            return {**entries, "self": wider(entries["self"], size)}
+        return {
+            name: jnp.pad(x, ((0, 0), (0, size - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+            if x.shape[1] < size else x
+            for name, x in entries.items()
+        }  # fmt: skip
+
+    sizes = slots_of_blocks(config, slots)
+    return [wider(entries, size) for entries, size in zip(cache, sizes, strict=True)]
 
 
 def select_rows(cache: list[Any], rows: Int[Array, " B"]) -> list[Any]:
@@ -142,7 +187,7 @@ def cached_attention(
     by_runs: Callable[..., Array] = functools.partial(_by_runs, **scores)
     operands = (q_BTNH, k_BSKH, v_BSKV, positions_BT)
     chosen: dict[str, Any] = {
-        platform: all_at_once if window is not None or slots <= most else by_runs
+        platform: all_at_once if window is not None or most is None or slots <= most else by_runs
         for platform, most in _AT_ONCE.items()
     }
     out: Array = jax.lax.platform_dependent(*operands, **chosen)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
+from tjx_nn.cache import cache_sizes, grow
 from tjx_nn.functional import Params
 from tjx_nn.prompt import (
     Lengths,
@@ -22,6 +23,7 @@ from tjx_nn.prompt import (
     beside,
     bucket,
     make_prompt,
+    platform_of,
     read_prompt,
     refuse_unknown,
 )
@@ -154,7 +156,12 @@ def generate(
     capacity = min(bucket(max_new_tokens), config.max_seq_len)
     weights = make_weights(config, params)
     tokens, log_probs = _generate(
-        weights, request, config=config, capacity=capacity, with_log_probs=return_log_probs
+        weights,
+        request,
+        config=config,
+        capacity=capacity,
+        sizes=_sizes(config, params, request, capacity),
+        with_log_probs=return_log_probs,
     )
     tokens = jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=1)
     if log_probs is None:
@@ -207,7 +214,8 @@ def stream(
     if 0 in (len(prompt), max_new_tokens):
         return iter(())
     capacity = min(bucket(max_new_tokens), config.max_seq_len)
-    return _stream(config, make_weights(config, params), request, capacity, tokens_per_call)
+    sizes = _sizes(config, params, request, capacity)
+    return _stream(config, make_weights(config, params), request, sizes, tokens_per_call)
 
 
 def make_request(
@@ -234,13 +242,28 @@ def make_request(
     return on_device
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "with_log_probs"))
+def _sizes(
+    config: WriterConfig, params: Params, request: Request, capacity: int
+) -> tuple[int, ...]:
+    """Return the slots of the caches, one size after the other; the prompt fits into the first."""
+    width = request.prompt.tokens.shape[1]
+    sizes = cache_sizes(min(width + capacity, config.max_seq_len), platform_of(params))
+    return tuple(size for size in sizes[:-1] if size > width) + sizes[-1:]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "sizes", "with_log_probs"))
 def _generate(
-    weights: Weights, request: Request, *, config: WriterConfig, capacity: int, with_log_probs: bool
+    weights: Weights,
+    request: Request,
+    *,
+    config: WriterConfig,
+    capacity: int,
+    sizes: tuple[int, ...],
+    with_log_probs: bool,
 ) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
     model = bind_weights(config, weights)
-    first = _begin(model, weights.blocks, request, capacity, with_log_probs)
-    state, *rest = _go_on(model, weights.blocks, request, first, capacity - 1)
+    first = _begin(model, weights.blocks, request, sizes[0], with_log_probs)
+    state, *rest = _go_on(model, weights.blocks, request, first, capacity - 1, sizes)
     tokens, log_probs = jax.tree.map(
         lambda x, more: jnp.concatenate([x[:, None], more], 1),
         (first.token, first.log_prob),
@@ -252,11 +275,16 @@ def _generate(
 
 
 def _stream(
-    config: WriterConfig, weights: Weights, request: Request, capacity: int, room: int
+    config: WriterConfig, weights: Weights, request: Request, sizes: tuple[int, ...], room: int
 ) -> Iterator[np.ndarray]:
-    state, tokens, now = _stream_begin(weights, request, config=config, capacity=capacity)
-    before = 0
+    state, tokens, now = _stream_begin(weights, request, config=config, slots=sizes[0])
+    size, before = sizes[0], 0
+    filled = request.prompt.tokens.shape[1]  # slots, at most
     while True:
+        filled += room
+        if filled > size and size < sizes[-1]:
+            size = next((each for each in sizes if each >= filled), sizes[-1])
+            state = _grown(state, config=config, slots=size)
         # The device works on the next tokens while these are read.
         state, coming, then = _stream_on(weights, request, state, config=config, room=room)
         read, step = jax.device_get((tokens, now))
@@ -266,12 +294,17 @@ def _stream(
         before, tokens, now = step, coming, then
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity"))
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
+def _grown(state: State, *, config: WriterConfig, slots: int) -> State:
+    return state._replace(cache=grow(config, state.cache, slots))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots"))
 def _stream_begin(
-    weights: Weights, request: Request, *, config: WriterConfig, capacity: int
+    weights: Weights, request: Request, *, config: WriterConfig, slots: int
 ) -> tuple[State, Int[Array, "B 1"], Int[Array, ""]]:
     model = bind_weights(config, weights)
-    state = _begin(model, weights.blocks, request, capacity, False)
+    state = _begin(model, weights.blocks, request, slots, False)
     return state, state.token[:, None], state.step + 0
 
 
@@ -284,12 +317,9 @@ def _stream_on(
     return state, tokens, state.step + 0
 
 
-def _begin(
-    model: Writer, blocks: Any, request: Request, capacity: int, with_log_probs: bool
-) -> State:
-    """Read the prompt and choose each row's first token."""
+def _begin(model: Writer, blocks: Any, request: Request, slots: int, with_log_probs: bool) -> State:
+    """Read the prompt into a cache with `slots` slots, and choose each row's first token."""
     tokens_BT, lengths_B = request.prompt.tokens, request.prompt.lengths
-    slots = min(tokens_BT.shape[1] + capacity, model.config.max_seq_len)
     logits_BV, cache = read_prompt(model, blocks, request.prompt, slots)
     seen_BV = None
     if request.sampling.repetition_penalty is not None:
@@ -309,14 +339,23 @@ def _begin(
 
 
 def _go_on(
-    model: Writer, blocks: Any, request: Request, state: State, room: int
+    model: Writer,
+    blocks: Any,
+    request: Request,
+    state: State,
+    room: int,
+    sizes: tuple[int, ...] = (),
 ) -> tuple[State, Int[Array, "B room"], Float32[Array, "B room"] | None]:
-    """Choose `room` more tokens, or fewer where that is enough; what is left of them is 0."""
-    first = state.step
+    """Choose `room` more tokens, or fewer where that is enough; what is left of them is 0.
+
+    With `sizes` the cache has each of them in turn, in a loop of its own: within a loop its size is
+    known to the compiler.
+    """
+    first, width = state.step, request.prompt.tokens.shape[1]
     end = jnp.minimum(first + room, request.limit)
 
-    def more(carry: tuple[State, Any]) -> Array:
-        going_on: Array = (carry[0].step < end) & ~carry[0].done.all()
+    def more(stop: Array, carry: tuple[State, Any]) -> Array:
+        going_on: Array = (carry[0].step < stop) & ~carry[0].done.all()
         return going_on
 
     def body(carry: tuple[State, Any]) -> tuple[State, Any]:
@@ -331,7 +370,14 @@ def _go_on(
     made = jax.tree.map(
         lambda x_B: jnp.zeros((len(x_B), room), x_B.dtype), (state.token, state.log_prob)
     )
-    state, (tokens, log_probs) = jax.lax.while_loop(more, body, (state, made))
+    for size in sizes[:-1]:
+        # At step s the token at position `width` + s - 1, at most, is written.
+        stop = jnp.minimum(end, size - width + 1)
+        state, made = jax.lax.while_loop(functools.partial(more, stop), body, (state, made))
+        following = sizes[sizes.index(size) + 1]
+        state = state._replace(cache=grow(model.config, state.cache, following))
+    last = jax.lax.while_loop(functools.partial(more, end), body, (state, made))
+    state, (tokens, log_probs) = last
     return state, tokens, log_probs
 
 

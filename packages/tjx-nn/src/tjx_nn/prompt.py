@@ -165,6 +165,16 @@ def beside(params: Params) -> jax.sharding.Sharding | None:
     return leaf.sharding
 
 
+def platform_of(params: Params) -> str:
+    """Return the platform of the device that computes with these parameters."""
+    leaf = jax.tree.leaves(params)[0]
+    return (
+        next(iter(leaf.devices())).platform
+        if isinstance(leaf, jax.Array)
+        else jax.default_backend()
+    )
+
+
 def _padded(config: WriterConfig, x: np.ndarray, used: np.ndarray | None = None) -> np.ndarray:
     """Pad rows to a bucket with zeros, which also stand where `used` is False."""
     columns = max(min(bucket(x.shape[1]), config.max_seq_len), x.shape[1])

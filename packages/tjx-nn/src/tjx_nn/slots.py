@@ -16,11 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, UInt32
 
+from tjx_nn.cache import cache_sizes, grow
 from tjx_nn.functional import Params
 from tjx_nn.gpt import GPT
 from tjx_nn.gpt_config import GPTConfig
 from tjx_nn.parts import refuse
-from tjx_nn.prompt import Prompt, beside, make_prompt, read_prompt, refuse_unknown
+from tjx_nn.prompt import (
+    Prompt,
+    beside,
+    make_prompt,
+    platform_of,
+    read_prompt,
+    refuse_unknown,
+)
 from tjx_nn.sampling import (
     Options,
     Sampling,
@@ -146,6 +154,10 @@ class SlotDecoder:
         self.config = config
         self._weights = make_weights(config, params)
         self._beside = beside(params)
+        # On GPUs the caches grow with the longest sequence so far.
+        self._sizes = cache_sizes(self.max_len, platform_of(params))
+        self._size = self._sizes[0]
+        self._lengths = np.zeros(slots, np.int64)  # tokens in each slot's cache
         self._state = jax.device_put(self._empty(), self._beside)
 
     def join(
@@ -178,12 +190,14 @@ class SlotDecoder:
         """
         assert 0 <= slot < self.slots, slot
         read = self.check(prompt, max_new_tokens=max_new_tokens, **options)
+        self._lengths[slot] = len(prompt)
+        self._make_room()
         request = jax.device_put(
             (np.int32(slot), read, _choices(self.config, [options])), self._beside
         )
         chosen: Chosen
         self._state, chosen = _join(
-            self._weights, self._state, *request, config=self.config, max_len=self.max_len
+            self._weights, self._state, *request, config=self.config, max_len=self._size
         )
         return chosen
 
@@ -224,18 +238,27 @@ class SlotDecoder:
         active
             For each slot whether something is in it that is to go on.
         """
+        self._lengths = np.where(active, np.minimum(self._lengths + 1, self.max_len), 0)
+        self._make_room()
         on_device = jax.device_put(np.asarray(active, bool), self._beside)
         chosen: Chosen
         self._state, chosen = _step(
-            self._weights, self._state, on_device, config=self.config, max_len=self.max_len
+            self._weights, self._state, on_device, config=self.config, max_len=self._size
         )
         return chosen
+
+    def _make_room(self) -> None:
+        """Let the caches grow to the next size that holds every slot's tokens."""
+        needed = self._lengths.max()
+        if needed > self._size:
+            self._size = next(size for size in self._sizes if size >= needed)
+            self._state = _grown(self._state, config=self.config, max_len=self._size)
 
     def _empty(self) -> Any:
         config, slots = self.config, self.slots
         one: Any = np.zeros((1, 1), np.int32), np.ones(1, np.int32)
         _, row = jax.eval_shape(
-            functools.partial(_read, config=config, max_len=self.max_len),
+            functools.partial(_read, config=config, max_len=self._size),
             self._weights,
             Prompt(*one),
         )
@@ -279,6 +302,11 @@ def _read(
     """Return what `read_prompt` returns, with caches of a slot's size."""
     model: GPT = bind_weights(config, weights)
     return read_prompt(model, weights.blocks, prompt, max_len)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "max_len"))
+def _grown(state: _State, *, config: GPTConfig, max_len: int) -> _State:
+    return state._replace(cache=grow(config, state.cache, max_len))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len"), donate_argnames="state")

@@ -1,0 +1,99 @@
+"""On GPUs caches grow while they fill: the same tokens, and no loop that waits for the device."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tjx_nn import GPTConfig, SlotDecoder, generate, generation, init, slots, stream
+from tjx_nn import cache as caches
+from tjx_nn.functional import Params
+from tjx_nn.weights import make_weights
+
+PROMPT = np.array([[1, 2, 3, 4, 5], [6, 0, 0, 0, 0]], np.int32)
+LENGTHS = np.array([5, 1], np.int32)
+SIZES = (20, 40, 80)
+
+
+@pytest.fixture
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let caches of the CPU grow from few slots on."""
+    monkeypatch.setattr(caches, "_SMALLEST_GPU_CACHE", 20)
+    for module in (generation, slots):
+        monkeypatch.setattr(module, "platform_of", lambda _: "gpu")
+
+
+@pytest.fixture(scope="module")
+def config(tiny: GPTConfig) -> GPTConfig:
+    """A ring of 32 slots, which is cut short by the first size, and a block that keeps all."""
+    return dataclasses.replace(tiny, max_seq_len=80, window=30, global_every=2)
+
+
+@pytest.fixture(scope="module")
+def params(config: GPTConfig, make: Callable[..., Params]) -> Params:
+    return make(config)
+
+
+@pytest.fixture(scope="module")
+def wanted(config: GPTConfig, params: Params) -> np.ndarray:
+    """The continuation from caches that have their full size from the start."""
+    arrays = jax.device_put((PROMPT, LENGTHS))
+    return np.asarray(generate(config, params, *arrays, max_new_tokens=70))
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_generation_in_growing_caches_is_the_same(
+    config: GPTConfig, params: Params, wanted: np.ndarray
+) -> None:
+    arrays = jax.device_put((PROMPT, LENGTHS))
+    found, log_probs = generate(config, params, *arrays, max_new_tokens=70, return_log_probs=True)
+    np.testing.assert_array_equal(np.asarray(found), wanted)
+    assert np.all(np.asarray(log_probs) < 0)  # no column was left out
+    streamed = stream(config, params, *arrays, max_new_tokens=70, tokens_per_call=9)
+    np.testing.assert_array_equal(np.stack(list(streamed), 1), wanted)
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_slots_grow_with_the_longest_sequence(
+    config: GPTConfig, params: Params, wanted: np.ndarray
+) -> None:
+    decoder = SlotDecoder(config, params, slots=2)
+    found, rooms = [], []
+    for row, length in enumerate(LENGTHS):
+        first = decoder.join(row, PROMPT[row, :length].tolist(), max_new_tokens=70)
+        found.append([int(first.token[0])])
+    for _ in range(69):
+        tokens = np.asarray(decoder.step([True, True]).token)
+        rooms.append(jax.tree.leaves(decoder._state.cache[1])[0].shape[1])
+        for row in range(2):
+            found[row].append(int(tokens[row]))
+    np.testing.assert_array_equal(found, wanted)
+    assert tuple(dict.fromkeys(rooms)) == SIZES
+    assert rooms.index(40) == SIZES[0] - LENGTHS[0]  # the step that writes the token after them
+
+
+def test_a_decode_step_on_a_gpu_has_no_loop() -> None:
+    """Generation is one loop over tokens for each size of the cache; nothing within it loops."""
+    config = GPTConfig(vocab_size=23, max_seq_len=4096, n_layer=2, n_head=4, n_kv_head=2, d_model=8)
+    sizes = caches.cache_sizes(4096, "gpu")
+    assert sizes == (1024, 2048, 4096)
+    shapes: Any = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    params = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
+    request = generation.make_request(
+        config, params, PROMPT, LENGTHS, 4000, {"temperature": 1.0, "top_k": 5, "seeds": [1, 2]}
+    )
+
+    def loops(platform: str, sizes: tuple[int, ...]) -> int:
+        traced: Any = generation._generate.trace(
+            make_weights(config, params), request, config=config, capacity=4000, sizes=sizes,
+            with_log_probs=False,
+        )  # fmt: skip
+        text: str = traced.lower(lowering_platforms=(platform,)).as_text()
+        return text.count("stablehlo.while")
+
+    assert loops("cuda", sizes) == len(sizes)
+    # On CPUs each layer's attention loops over what is filled.
+    assert loops("cpu", (4096,)) > 1
