@@ -88,6 +88,7 @@ class Block(Placed):
         """Return what a sublayer reads of the residual stream."""
         return read_stream(self.layout, norm(x) if self.config.norm_position == "pre" else x)
 
+    @jax.named_scope("residual")  # as profiles and plans name it
     def add(
         self,
         x: Float[Array, "B T D"],

@@ -3,6 +3,7 @@
 Axes in names: B batch, T time, D d_model.
 """
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -27,6 +28,7 @@ def position_table(config: TransformerConfig, *, rngs: nnx.Rngs) -> Embedding | 
     )
 
 
+@jax.named_scope("embedding")  # as profiles and plans name it
 def embed(
     config: TransformerConfig,
     x: Float[Array, "B T D"],

@@ -5,6 +5,7 @@ Axes in names: B batch, T time, D d_model.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
@@ -121,6 +122,7 @@ class Embedding(Placed):
         self.axes = axes
         self.embedding = nnx.Param(table, logical_axes=axes)
 
+    @jax.named_scope("embedding")  # as profiles and plans name it
     def __call__(
         self, ids: Int[Array, "*any"], rows: Float[Array, "rows D"] | None = None
     ) -> Float[Array, "*any D"]:

@@ -29,6 +29,7 @@ class LayerNorm(Placed):
         shift = nnx.Param(jnp.zeros(features, jnp.float32), logical_axes=(axis,))
         self.bias = shift if bias else None
 
+    @jax.named_scope("norm")  # as profiles and plans name it
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         """Return the normalised `x`, in its dtype."""
         scale = self.table(self.scale, self.axes)
@@ -44,6 +45,7 @@ class RMSNorm(Placed):
         self.eps, self.axes = eps, (axis,)
         self.scale = nnx.Param(jnp.ones(features, jnp.float32), logical_axes=(axis,))
 
+    @jax.named_scope("norm")  # as profiles and plans name it
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         """Return the normalised `x`, in its dtype."""
         scale = self.table(self.scale, self.axes)

@@ -104,12 +104,14 @@ def accumulate_gradients(
 
     def add_to(totals: Any, microbatch: Any) -> tuple[Any, Any]:
         scalars, gradients = sums_of(microbatch)
-        return jax.tree.map(jnp.add, totals, gradients), scalars
+        with jax.named_scope("gradients"):  # as plans name it
+            return jax.tree.map(jnp.add, totals, gradients), scalars
 
     if k == 1:
         scalars, totals = sums_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
     else:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params)
+        with jax.named_scope("gradients"):
+            zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params)
         totals, scalars = jax.lax.scan(add_to, zeros, microbatches)
         scalars = jax.tree.map(jnp.sum, scalars)
     return mean_gradients(totals, Totals(*scalars), loss_scale=scale)
@@ -133,6 +135,7 @@ class Totals(NamedTuple):
     sums: dict[str, jax.Array]
 
 
+@jax.named_scope("gradients")
 def mean_gradients(
     gradients: Any, totals: Totals, *, loss_scale: jax.Array | float
 ) -> AccumulatedGradients:
