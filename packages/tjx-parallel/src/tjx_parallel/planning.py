@@ -1,5 +1,8 @@
 """What fits, how long a step takes and how it scales: formulas over the figures of one step.
 
+Computing takes the time that was estimated from the compiled program, or FLOPs at a share of the
+peak where there is none.
+
 Of a group of n devices that exchange, k are in one fast domain: the n / k domains exchange over k
 slow links side by side, then the k devices over their fast links, each in a ring. A step takes from
 max(computing, communicating), if all of it is hidden, to their sum.
@@ -16,6 +19,21 @@ from tjx_parallel.hlo import Collective, wire_share
 
 _BLOCK_BY_BLOCK = ("all-reduce", "all-gather", "reduce-scatter")
 _WEIGHTS = {"data", "fsdp"}  # what goes along these does not grow with the rows
+
+
+class ComputeTime(NamedTuple):
+    """Estimated seconds of a compiled step on one device, without its collectives.
+
+    Attributes
+    ----------
+    model
+        Of the forward and the backward pass: they grow with the rows.
+    update
+        Of the optimizer and what else runs once a step: they grow with the state.
+    """
+
+    model: float
+    update: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +56,9 @@ class Step:
         Of the compiled step.
     bubble
         Share of the time in which a stage of the pipeline waits.
+    compute_time
+        Estimated from the compiled program (`tjx_parallel.roofline`); None where the compiler of
+        the chip is not installed.
     """
 
     mesh_shape: Mapping[str, int]
@@ -52,6 +73,7 @@ class Step:
     microbatches: int = 1
     exchanges: tuple[Collective, ...] = ()
     bubble: float = 0.0
+    compute_time: ComputeTime | None = None
 
     @property
     def devices(self) -> int:
@@ -80,16 +102,18 @@ class Plan:
     step, chip
         What is planned.
     compute_efficiency
-        Share of the chip's peak that computing is assumed to reach.
+        Share of the chip's peak that computing is assumed to reach; None where `compute` is that of
+        the compiled program.
     compute
-        Seconds: FLOPs, and the optimizer's reading and writing of the state from memory.
+        Seconds: of the compiled program, or by formula: FLOPs, and the optimizer's reading and
+        writing of the state from memory.
     communication
         By (kind, axes).
     """
 
     step: Step
     chip: Chip
-    compute_efficiency: float
+    compute_efficiency: float | None
     compute: float
     communication: Mapping[tuple[str, tuple[str, ...]], Sent]
 
@@ -118,28 +142,48 @@ class Plan:
         return self.step.tokens / slow, self.step.tokens / fast
 
 
-def plan(step: Step, chip: Chip, *, compute_efficiency: float = 0.5) -> Plan:
+def plan(step: Step, chip: Chip, *, compute_efficiency: float | None = None) -> Plan:
     """Return what a step costs on a chip.
+
+    Parameters
+    ----------
+    step
+        The step.
+    chip
+        The accelerator.
+    compute_efficiency
+        Share of the chip's peak that computing is assumed to reach. None takes the time of the
+        compiled program, or where there is none the chip's own share, which has a source.
 
     Raises
     ------
     ValueError
         If the efficiency is not in (0, 1].
     """
-    if not 0 < compute_efficiency <= 1:
-        raise ValueError(f"compute_efficiency {compute_efficiency}: must be above 0, at most 1")
-    state = 2 * (step.parameters + step.optimizer)
-    flops = step.flops / step.devices / (chip.flops * compute_efficiency)
+    if compute_efficiency is None and step.compute_time is None:
+        compute_efficiency = chip.efficiency
+    if compute_efficiency is None:
+        assert step.compute_time is not None
+        compute = sum(step.compute_time)
+    elif 0 < compute_efficiency <= 1:
+        state = 2 * (step.parameters + step.optimizer)
+        flops = step.flops / step.devices / (chip.flops * compute_efficiency)
+        compute = flops + state / chip.memory_bandwidth
+    else:
+        raise ValueError(
+            f"compute_efficiency: got {compute_efficiency}; expected a share in (0, 1]; give 0.4 "
+            "for 40%"
+        )
     communication: dict[tuple[str, tuple[str, ...]], Sent] = {}
     for each in step.exchanges:
-        key, seconds = (each.kind, each.axes), _seconds(each, step.mesh_shape, chip)
+        key, seconds = (each.kind, each.axes), collective_seconds(each, step.mesh_shape, chip)
         before = communication.get(key, Sent(0.0, 0.0))
         communication[key] = Sent(before.bytes + each.wire_bytes, before.seconds + seconds)
     return Plan(
         step=step,
         chip=chip,
         compute_efficiency=compute_efficiency,
-        compute=flops + state / chip.memory_bandwidth,
+        compute=compute,
         communication=communication,
     )
 
@@ -160,6 +204,7 @@ def scaled(step: Step, devices: int, *, strong: bool) -> Step | None:
     if math.prod(shape.values()) != devices or (strong and shards > step.sequences):
         return None
     microbatches = max(1, round(step.microbatches * rows))
+    time = step.compute_time
     exchanges = list(step.exchanges)
     if shape["data"] > 1 and step.mesh_shape["data"] == 1:
         gradients = Collective(
@@ -180,6 +225,7 @@ def scaled(step: Step, devices: int, *, strong: bool) -> Step | None:
         sequences=step.sequences if strong else round(step.sequences * factor),
         microbatches=microbatches,
         exchanges=tuple(_on(exchanges, shape, rows, microbatches / step.microbatches)),
+        compute_time=time and ComputeTime(time.model * rows, time.update * state),
     )
 
 
@@ -209,8 +255,8 @@ def _resized(mesh_shape: Mapping[str, int], devices: int) -> tuple[dict[str, int
     return shape, state
 
 
-def _seconds(each: Collective, mesh_shape: Mapping[str, int], chip: Chip) -> float:
-    """Return the seconds that an exchange takes in a step."""
+def collective_seconds(each: Collective, mesh_shape: Mapping[str, int], chip: Chip) -> float:
+    """Return the seconds that a collective takes in a step, with nothing hidden."""
     stride, near = 1, 1
     for axis in reversed(list(mesh_shape)):
         if axis in each.axes:
