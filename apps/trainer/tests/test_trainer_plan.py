@@ -1,5 +1,6 @@
 """A plan's figures are those one works out by hand, and what it advises would do."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -12,17 +13,27 @@ from typing import Any
 import jax
 import pytest
 
-from tjx_parallel.chips import CHIPS, find_chip
+from tjx_parallel.chips import CHIPS
 from tjx_parallel.planning import Step, plan, scaled
+from tjx_parallel.roofline import assumptions_for, estimate
 from tjx_trainer import parameter_table, plan_command
 from tjx_trainer.command_line import resolve
 from tjx_trainer.plan_command import PlanFlags, device_count, read_flags
 from tjx_trainer.plan_page import page, summary, verdict
-from tjx_trainer.planned_step import abstract_batch, bubble, lower_step, plan_step
+from tjx_trainer.planned_step import (
+    PlannedStep,
+    abstract_batch,
+    attention_visible,
+    bubble,
+    lower_step,
+    plan_step,
+)
 from tjx_trainer.task import Share
 from tjx_trainer.task_table import open_task
 
 GIB = 2**30
+# XLA has no description of it here: the CPU's compiler makes the program, installed or not.
+CPU_MADE = CHIPS["h100"]._replace(name="b200")
 L, D, T, V, ROWS = 2, 32, 32, 512, 16
 WORDS = [
     *(f"--model.n_layer={L}", "--model.n_head=2", f"--model.d_model={D}"),
@@ -36,19 +47,17 @@ PARAMETERS = MULTIPLIED + V * D + T * D
 
 
 @cache
-def planned(*words: str) -> Step:
+def planned(*words: str) -> PlannedStep:
     _, config = read_flags([*WORDS, *words], PlanFlags)
-    return plan_step(config, find_chip("h100"), device_count(None, config)).step
+    return plan_step(config, CPU_MADE, device_count(None, config))
 
 
-@cache
 def alone() -> Step:
-    return planned("--mesh.data=1")
+    return planned("--mesh.data=1").step
 
 
-@cache
 def two() -> Step:
-    return planned("--mesh.data=2", "--train.accumulation=2")
+    return planned("--mesh.data=2", "--train.accumulation=2").step
 
 
 def test_one_device_by_hand() -> None:
@@ -73,11 +82,71 @@ def test_data_parallel_by_hand() -> None:
     sent = 2 * 4 * PARAMETERS
     assert sum(each.wire_bytes for each in step.exchanges) == pytest.approx(sent, rel=0.05)
     found = plan(step, chip)
-    computing = step.flops / 2 / (0.5 * 989e12) + 2 * 12 * PARAMETERS / 3.35e12
+    computing = step.flops / 2 / (0.41 * 989e12) + 2 * 12 * PARAMETERS / 3.35e12
     assert found.compute == pytest.approx(computing, rel=1e-3)
     sending = sent / 450e9
     by_hand = computing / (computing + sending), computing / max(computing, sending)
     assert found.efficiency == pytest.approx(by_hand, rel=0.05)
+
+
+@pytest.mark.parametrize("words", [(), ("--model.scan_layers=false",)], ids=["scan", "unrolled"])
+def test_the_program_has_the_flops_of_the_formula(words: tuple[str, ...]) -> None:
+    made = planned("--mesh.data=1", *words)
+    assert made.estimate is None
+    assert any("compiled for the CPU" in note and "time by formula" in note for note in made.notes)
+    found = estimate(made.hlo, CHIPS["h100"], assumptions_for(CHIPS["h100"]))
+    assert not found.notes
+    flops = {
+        (region.name, region.phase): total.flops / (ROWS * T)
+        for region, total in found.by_region().items()
+    }
+    for name, parameters in (("attention projections", 4), ("MLP", 8)):
+        assert flops[name, "forward"] == 2 * L * parameters * D**2
+        assert flops[name, "backward"] == 2 * flops[name, "forward"]
+    assert flops["head loss", "forward"] == 2 * V * D
+    # A block of 32 tokens hides nothing of the mask: 4 d a key; the scores are computed again.
+    assert flops["attention", "forward"] == 4 * L * T * D
+    assert flops["attention", "backward"] in (8 * L * T * D, 10 * L * T * D)
+    assert found.total().flops == pytest.approx(made.step.flops, rel=0.03)
+    assert flops.keys() >= {("embedding", "forward"), ("optimizer", "update")}
+    assert {"normalization", "residual stream"} <= {name for name, _ in flops}
+
+
+def test_what_masks_show() -> None:
+    def shown(*words: str) -> float:
+        return attention_visible(resolve([*words, "--data.seq_len=4", "--data.tokenizer=byte"]))
+
+    assert shown() == (1 + 2 + 3 + 4) / 16
+    window = ["--model.n_layer=2", "--model.window=2", "--model.n_head=2"]
+    assert shown(*window) == pytest.approx((1 + 2 + 2 + 2) / 16)
+    assert shown("--model.family=bert") == 1
+    both = resolve(["--config=seq2seq_toy"])
+    causal = (both.data.seq_len + 1) / 2 / both.data.seq_len
+    assert attention_visible(both) == pytest.approx((causal + 1 + 1) / 3)
+
+
+def test_the_compiler_of_the_chip_gives_the_time() -> None:
+    if (
+        importlib.util.find_spec("jax_plugins") is None
+        or importlib.util.find_spec("jax_plugins.xla_cuda13") is None
+    ):
+        pytest.skip("the CUDA plugin (jax-cuda13-plugin, jax-cuda13-pjrt) is not installed")
+    # In a process of its own: this one has the devices of a CPU alone.
+    program = (
+        "import json, sys; from tjx_trainer import plan_command;plan_command.run(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *WORDS, "--mesh.data=1", "--chip=h200"],
+        capture_output=True, text=True, check=True, env=environment(),
+    )  # fmt: skip
+    assert "estimated from the compiled program" in done.stdout
+    assert re.search(r"MLP +forward +\d+", done.stdout)
+    assert "Costliest operations:" in done.stdout
+    assert "matrix products sustain 61% of the peak" in done.stdout
+
+
+def environment() -> dict[str, str]:
+    return {"PYTHONPATH": ":".join(str(Path(p).resolve()) for p in sys.path if p)}
 
 
 def test_what_is_extrapolated_is_what_is_compiled() -> None:
@@ -90,12 +159,18 @@ def test_what_is_extrapolated_is_what_is_compiled() -> None:
 def test_a_plan_is_printed_written_and_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--chip=v5e", "--mesh.fsdp=2", "--compute_efficiency=0.4", f"--out={tmp_path / 'x'}"]
+    words = [
+        "--chip=v5e",
+        "--mesh.fsdp=2",
+        "--compute_efficiency=0.4",
+        "--out",
+        str(tmp_path / "x"),
+    ]
     assert plan_command.run([*WORDS, *words]) == 0
     said = capsys.readouterr().out
     assert "on 2 v5e (fsdp 2), 16 sequences a step in 1 microbatches" in said
     assert "It fits" in said
-    assert "computing at 40% of 197 TFLOP/s" in said
+    assert "computing at 40% of 197 TFLOP/s, as given" in said
     assert re.search(r"all-gather over fsdp: [\d.]+ KiB sent by a device", said)
     assert len(re.findall(r"^ +[\d,]+   \d+% to \d+%", said, re.MULTILINE)) == 11
     written = json.loads((tmp_path / "x" / "plan.json").read_text())
@@ -103,6 +178,10 @@ def test_a_plan_is_printed_written_and_drawn(
     assert written["memory"]["total"] == sum(
         written["memory"][name] for name in ("parameters", "optimizer", "batch", "temporaries")
     )
+    assert written["flags"] == [*WORDS, *words[:-2]]
+    assert written["versions"]["jax"] == jax.__version__
+    hlo = (tmp_path / "x" / "step.hlo.txt").read_text()
+    assert hlo.startswith("HloModule")
     weak = {p["devices"]: p for p in written["scaling"] if p["scaling"] == "weak"}
     assert set(weak) == {2**n for n in range(11)}
     assert weak[2]["efficiency"] == written["efficiency"]
@@ -137,8 +216,11 @@ def test_what_does_not_fit_comes_with_flags_that_would_do() -> None:
     # A GPU has more than JAX takes of it by itself; where that would do, it comes first.
     tight = plan(replace(XL, temporaries=45 * GIB), CHIPS["a100"])
     assert "XLA_CLIENT_MEM_FRACTION=0.92" in verdict(config, tight)[1]
-    assert "It does not fit" in page(config, found, [])
-    assert summary(found)["fits"] is False
+    made = PlannedStep(XL, [], None, "")
+    said = page(config, found, made)
+    assert "It does not fit" in said
+    assert "computing at 50% of 312 TFLOP/s: nanoGPT with torch.compile" in said
+    assert summary(found, made)["fits"] is False
 
 
 def test_more_devices_are_advised_where_the_state_is_too_large() -> None:
@@ -181,7 +263,7 @@ def test_a_mistake_is_told_before_jax_is_imported() -> None:
     for name in "pt":
         done = subprocess.run(
             [sys.executable, "-c", program, name], capture_output=True, text=True, check=True,
-            env={"PYTHONPATH": ":".join(str(Path(p).resolve()) for p in sys.path if p)},
+            env=environment(),
         )  # fmt: skip
         assert done.stdout == "told\n"
 

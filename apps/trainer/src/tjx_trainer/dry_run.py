@@ -12,6 +12,7 @@ import tjx_ckpt
 import tjx_nn
 import tjx_parallel
 from tjx_metrics.status import duration, si
+from tjx_parallel.chips import CHIPS
 from tjx_trainer.config import Config, reads_text
 from tjx_trainer.exit_codes import ExitCode
 from tjx_trainer.job import Job
@@ -71,7 +72,12 @@ def _plan_of(job: Job) -> Iterator[str]:
     yield f"the run        {train.max_steps:,} steps, {si(float(total))} {what}{epochs}"
     if (peak := peak_of(config, job.mesh)) is not None:
         fastest = model_flops(config) * train.max_steps / peak
-        yield f"time           {duration(2 * fastest)} at an MFU of 50 %, evaluations not counted"
+        # A measured rate of this chip, else that of an H100: the source says which.
+        near = next((x for x in CHIPS.values() if x.name.upper() in kind.upper()), CHIPS["h100"])
+        yield (
+            f"time           {duration(fastest / near.efficiency)} at {near.efficiency:.0%} of the "
+            f"peak, evaluations not counted ({near.efficiency_source})"
+        )
     evaluations = math.ceil(train.max_steps / train.eval_every) + 1  # before the first step, too
     yield f"evaluations    {evaluations:,}, one each {train.eval_every:,} steps"
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.abstract))

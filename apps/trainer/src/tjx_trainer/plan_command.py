@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -25,8 +27,9 @@ _HELP = """\
 usage: trainer plan --chip NAME [--chips N] [--compute_efficiency X] [--out DIR]
                     [--config NAME_OR_PATH] [--section.name VALUE] ...
 
-Tells what a run needs on each device, what a step costs, and how it scales from 1 to 1024 devices:
-the step is compiled for devices that need not be there, and no data are read.
+Tells what a run needs on each device, how long a step takes, and how it scales from 1 to 1024
+devices: the step is compiled for devices that need not be there, and no data are read. Where the
+compiler of the chip is installed, the time is estimated kernel by kernel from its program.
 
 """
 
@@ -42,14 +45,16 @@ class PlanFlags:
     chips
         Devices; none: the product of the mesh's sizes, where -1 counts as 1.
     compute_efficiency
-        Share of the peak that the computing of a step is assumed to reach.
+        Share of the peak that computing is assumed to reach; none: estimated from the compiled
+        program, or by formula with the share of a public measurement where the compiler of the
+        chip is not installed.
     out
-        Folder for plan.json, memory.png and scaling.png; none: nothing is written.
+        Folder for plan.json, step.hlo.txt, memory.png and scaling.png; none: nothing is written.
     """
 
     chip: str = "h100"
     chips: int | None = None
-    compute_efficiency: float = 0.5
+    compute_efficiency: float | None = None
     out: str | None = None
 
 
@@ -102,24 +107,45 @@ def run(argv: Sequence[str]) -> int:
     except ConfigError as error:
         refuse(error)
     found = plan(planned.step, chip, compute_efficiency=flags.compute_efficiency)
-    sys.stdout.write(page(config, found, planned.notes))
+    sys.stdout.write(page(config, found, planned))
     if flags.out is not None:
-        for file in write(Path(flags.out), config, found, planned.notes):
+        _, rest, _ = split_words(argv, ["out"])  # a result names no folder of this machine
+        for file in write(Path(flags.out), config, found, planned, rest):
             sys.stdout.write(f"{file}\n")
     return ExitCode.FINISHED
 
 
-def write(folder: Path, config: Config, found: Any, notes: Sequence[str]) -> list[Path]:
-    """Write a plan as numbers and as two pictures; return the files."""
+def write(
+    folder: Path, config: Config, found: Any, planned: Any, flags: Sequence[str]
+) -> list[Path]:
+    """Write a plan as numbers and as two pictures, and the program; return the files."""
     from tjx_trainer.plan_page import summary
     from tjx_trainer.plan_picture import draw_memory, draw_scaling
 
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("plan.json", "memory.png", "scaling.png")]
-    files[0].write_text(json.dumps({**summary(found), "notes": list(notes)}, indent=2) + "\n")
-    draw_memory(found, files[1], title=config.name)
-    draw_scaling(found, files[2], title=config.name)
+    names = ("plan.json", "step.hlo.txt", "memory.png", "scaling.png")
+    files = [folder / name for name in names]
+    origin = {
+        "date": date.today().isoformat(),
+        "flags": list(flags),
+        "versions": _versions(),
+    }
+    files[0].write_text(json.dumps({**origin, **summary(found, planned)}, indent=2) + "\n")
+    files[1].write_text(planned.hlo)
+    draw_memory(found, files[2], title=config.name)
+    draw_scaling(found, files[3], title=config.name)
     return files
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of JAX and of the compilers that are installed."""
+    found = {}
+    for name in ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def read_flags[Flags: (PlanFlags, ParameterFlags)](
@@ -143,8 +169,8 @@ def read_flags[Flags: (PlanFlags, ParameterFlags)](
             find_chip(chip)
         except ValueError as error:
             problems.append(f"--chip: {error}")
-    efficiency = values.get("compute_efficiency", 1)
-    if not 0 < efficiency <= 1:
+    efficiency = values.get("compute_efficiency")
+    if efficiency is not None and not 0 < efficiency <= 1:
         problems.append(f"--compute_efficiency: {efficiency:g} was given, expected a share, as 0.5")
     if problems:
         raise ConfigError(problems)

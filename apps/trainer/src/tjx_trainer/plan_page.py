@@ -1,19 +1,21 @@
-"""What a plan says, as a page of text and as numbers."""
+"""A plan as a page of text and as JSON."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from tjx_parallel.chips import CHIPS
 from tjx_parallel.planning import Plan, Step, plan, scaled
+from tjx_parallel.roofline import report, to_json
 from tjx_trainer.config import Config
 from tjx_trainer.memory_report import size_text
+from tjx_trainer.planned_step import PlannedStep
 
 DEVICES = tuple(2**n for n in range(11))
 MOST_OF_A_GPU = 0.92  # what is left is the driver's and NCCL's
 
 
-def page(config: Config, found: Plan, notes: Sequence[str]) -> str:
+def page(config: Config, found: Plan, planned: PlannedStep) -> str:
     """Write a plan for people.
 
     Parameters
@@ -22,15 +24,15 @@ def page(config: Config, found: Plan, notes: Sequence[str]) -> str:
         The run.
     found : Plan
         Its plan.
-    notes : sequence of str
-        What the figures are worth.
+    planned : PlannedStep
+        The step that it was made of.
     """
     step, chip = found.step, found.chip
     sizes = " x ".join(f"{axis} {size}" for axis, size in step.mesh_shape.items() if size > 1)
     lines = [
         f"{config.name} on {step.devices} {chip.name} ({sizes or 'one device'}), "
         f"{step.sequences:,} sequences a step in {step.microbatches} microbatches",
-        *(f"  ({note})" for note in notes),
+        *(f"  ({note})" for note in planned.notes),
         "",
         "Memory, a device:",
         *(f"  {name:<58}{size_text(size):>10}" for name, size in memory_rows(step)),
@@ -42,6 +44,7 @@ def page(config: Config, found: Plan, notes: Sequence[str]) -> str:
         "",
         *_times(config, found),
         "",
+        *_kernels(found, planned),
         *_scaling(found),
         "",
         f"Figures of {chip.name}: {chip.source}.",
@@ -133,9 +136,7 @@ def _times(config: Config, found: Plan) -> list[str]:
     mfu = [step.flops / (seconds * step.devices * found.chip.flops) for seconds in (slow, fast)]
     waits = f", of {1 - step.bubble:.0%} of the time" if step.bubble else ""
     lines = [
-        f"A step: {step.flops:.3g} FLOPs, {step.tokens:,} tokens "
-        f"(assumed: computing at {found.compute_efficiency:.0%} of {found.chip.flops / 1e12:,.0f} "
-        "TFLOP/s)",
+        f"A step: {step.flops:.3g} FLOPs by formula, {step.tokens:,} tokens ({_basis(found)})",
         f"  computing      {_time(found.compute)}{waits}",
     ]
     by_seconds = sorted(found.communication.items(), key=lambda item: -item[1].seconds)
@@ -150,6 +151,29 @@ def _times(config: Config, found: Plan) -> list[str]:
         f"  efficiency     {low:.1%} to {high:.1%}, of the peak {mfu[0]:.1%} to {mfu[1]:.1%}",
         f"  tokens/s       {few:,.0f} to {many:,.0f}",
         f"  {config.train.max_steps:,} steps: {hours[0]:,.2f} to {hours[1]:,.2f} hours",
+    ]
+
+
+def _basis(found: Plan) -> str:
+    """Say what the time of computing rests on."""
+    chip, share = found.chip, found.compute_efficiency
+    if share is None:
+        return "estimated from the compiled program"
+    source = f": {chip.efficiency_source}" if share == chip.efficiency else ", as given"
+    return f"assumed: computing at {share:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s{source}"
+
+
+def _kernels(found: Plan, planned: PlannedStep) -> list[str]:
+    """Describe the kernels of the compiled program, where the chip's own compiler made it."""
+    if planned.estimate is None:
+        return []
+    counted = planned.estimate.total().flops
+    formula = found.step.flops / found.step.devices
+    return [
+        *report(planned.estimate),
+        f"  FLOPs on a device: {counted:.4g} in the program, {formula:.4g} by formula "
+        f"({counted / formula:.3f}: without masked pairs, with what is recomputed)",
+        "",
     ]
 
 
@@ -190,7 +214,7 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e3:9,.1f} ms"
 
 
-def summary(found: Plan) -> dict[str, Any]:
+def summary(found: Plan, planned: PlannedStep) -> dict[str, Any]:
     """Return a plan in numbers: bytes, seconds, FLOPs."""
     step, chip = found.step, found.chip
     points = []
@@ -221,5 +245,7 @@ def summary(found: Plan) -> dict[str, Any]:
         "step_seconds": found.seconds,
         "efficiency": found.efficiency,
         "tokens_per_second": found.tokens_per_second,
+        "kernels": None if planned.estimate is None else to_json(planned.estimate),
         "scaling": points,
+        "notes": planned.notes,
     }  # fmt: skip

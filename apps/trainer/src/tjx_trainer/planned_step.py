@@ -1,4 +1,4 @@
-"""The compiled step of a run that is only planned: neither its data nor its devices are needed."""
+"""Compile the step of a run for devices that need not be there, and estimate its time."""
 
 import math
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from tjx_nn.vit_config import ViTConfig
 from tjx_parallel.chips import Chip
 from tjx_parallel.hlo import collectives
 from tjx_parallel.planning import Step
+from tjx_parallel.roofline import Estimate, assumptions_for, estimate
 from tjx_trainer.chip_devices import NotForTheChipError, chip_devices
 from tjx_trainer.config import GPT2_VOCAB_SIZE, Config
 from tjx_trainer.job import Parts, build_parts
@@ -33,18 +34,24 @@ _AGAIN = {"full": 1 / 3}
 
 
 class PlannedStep(NamedTuple):
-    """A step that was compiled, and by whom.
+    """A step that was compiled.
 
     Attributes
     ----------
     step : Step
         Its figures.
     notes : list of str
-        What they are worth: the compiler, and what had to be assumed.
+        The compiler, and what had to be assumed.
+    estimate : Estimate or None
+        Time of its kernels; None where the chip's own compiler is not installed.
+    hlo : str
+        Text of the optimized program.
     """
 
     step: Step
     notes: list[str]
+    estimate: Estimate | None
+    hlo: str
 
 
 def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
@@ -65,21 +72,36 @@ def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
         If the configuration does not fit the devices.
     """
     config, notes = with_vocabulary(config)
-    if config.train.precision == "fp32":
-        notes.append("train.precision is fp32 and the chip's peak that of bf16: it takes longer")
     cpus = cpu_devices(device_count)
-    compiled = None
+    found = None
     try:
         devices = chip_devices(chip, device_count)
         parts, compiled = _compile(config, devices)
+        hlo = compiled.as_text()
         notes.append(f"compiled by the compiler of {chip.name} itself: the memory is what it needs")
+        if parts.mesh.shape["stage"] > 1:
+            notes.append(
+                "time by formula: in a pipeline the program does not tell which stage computes when"
+            )
+        else:
+            visible = attention_visible(config)
+            assumptions = assumptions_for(chip, attention_visible=visible)
+            found = estimate(hlo, chip, assumptions, mesh_shape=dict(parts.mesh.shape))
     except NotForTheChipError as reason:
+        try:
+            parts, compiled = _compile(config, cpus, _CHEAP)
+        except ValueError as error:  # as of an attention kernel that no CPU has
+            if reason.__cause__ is None:
+                raise
+            raise ValueError(f"{error} (compiled for the CPU, as {reason})") from error
+        hlo = compiled.as_text()
         notes.append(
-            f"compiled for the CPU, as {reason}: its temporaries are 1.1 to 1.6 times a GPU's"
+            f"compiled for the CPU, as {reason}: time by formula, temporaries 1.1 to 1.6 times a "
+            "GPU's"
         )
-    if compiled is None:
-        parts, compiled = _compile(config, cpus, _CHEAP)
-    return PlannedStep(_figures(config, parts, compiled), notes)
+    if found is None and config.train.precision == "fp32":
+        notes.append("train.precision is fp32 and the chip's peak that of bf16: it takes longer")
+    return PlannedStep(_figures(config, parts, compiled, hlo, found), notes, found, hlo)
 
 
 def with_vocabulary(config: Config) -> tuple[Config, list[str]]:
@@ -149,16 +171,38 @@ def lower_step(config: Config, devices: Sequence[jax.Device]) -> tuple[Parts, An
 def _compile(
     config: Config, devices: Sequence[jax.Device], options: Any = None
 ) -> tuple[Parts, Any]:
-    parts, lowered = lower_step(config, devices)
     try:
+        parts, lowered = lower_step(config, devices)
         return parts, lowered.compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # also of JAX itself, where cuDNN is not installed
         if devices[0].platform == "cpu":
             raise
-        raise NotForTheChipError(f"its own compiler says {str(error)[:200]!r}") from error
+        raise NotForTheChipError(
+            f"its own compiler says {str(error)[:200]!r} (--model.attention_implementation chooses "
+            "the attention kernel)"
+        ) from error
 
 
-def _figures(config: Config, parts: Parts, compiled: Any) -> Step:
+def attention_visible(config: Config) -> float:
+    """Return which share of the pairs of query and key the masks of a model show, over its layers.
+
+    Documents that are packed in a row, and what only the data mask, are not counted.
+    """
+    model, length = config.model, config.data.seq_len
+    if isinstance(model, ViTConfig | BertConfig):
+        return 1.0
+    shares = [
+        sum(min(query + 1, window or length) for query in range(length)) / length**2
+        for window in model.windows
+    ]
+    if isinstance(model, EncoderDecoderConfig):  # the encoder and cross attention see all
+        shares += [1.0] * (model.n_layer + len(model.encoder.windows))
+    return sum(shares) / len(shares)
+
+
+def _figures(
+    config: Config, parts: Parts, compiled: Any, hlo: str, estimated: Estimate | None
+) -> Step:
     found, shape = compiled.memory_analysis(), dict(parts.mesh.shape)
     params, model = parts.abstract.params, config.model
     length = model.max_seq_len if isinstance(model, ViTConfig) else config.data.seq_len
@@ -177,8 +221,9 @@ def _figures(config: Config, parts: Parts, compiled: Any) -> Step:
         tokens=tokens,
         sequences=config.train.batch_size,
         microbatches=parts.accumulation,
-        exchanges=tuple(collectives(compiled.as_text(), shape)),
+        exchanges=tuple(collectives(hlo, shape)),
         bubble=bubble(config, shape["stage"], parts.accumulation),
+        compute_time=None if estimated is None else estimated.compute_time(),
     )
 
 
