@@ -107,8 +107,9 @@ def test_a_kernel_for_gpu_and_tpu_is_lowered_by_the_command() -> None:
 def test_every_gpu_has_a_description() -> None:
     for implementation, target in TARGETS:
         if implementation != "tpu":
-            major, minor = target.removeprefix("sm_").removesuffix("a")
-            assert f"{{ major: {major} minor: {minor} }}" in description(target)
+            digits = target.removeprefix("sm_").removesuffix("a")
+            capability = f"major: {digits[:-1]} minor: {digits[-1]}"
+            assert f"{{ {capability} }}" in description(target)
 
 
 COMPILERS = ("libtpu", "jax_cuda13_plugin", "nvidia.cu13")

@@ -238,7 +238,7 @@ def main() -> None:
     chosen = [case for case in cases() if given.case in (None, case.name)]
     if given.lower:
         rows = [lower(case, given.implementation, given.target) for case in chosen]
-        report = {"rows": rows, "versions": {}}
+        report: dict[str, Any] = {"rows": rows, "versions": {}}
     else:
         compiler = Compiler(given.implementation, given.target, given.folder)
         rows = [compiler.compile(case) for case in chosen]

@@ -92,8 +92,9 @@ def broken(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arra
     def identity(q: Any) -> Any:
         return q
 
-    def backward(_: None, dq: Any) -> tuple[Any]:
-        return (jax.ffi.ffi_call("no_such_kernel", dq)(dq),)
+    def backward(_: None, dq: jax.Array) -> tuple[jax.Array]:
+        called: jax.Array = jax.ffi.ffi_call("no_such_kernel", dq)(dq)
+        return (called,)
 
     identity.defvjp(lambda q: (q, None), backward)
     return IMPLEMENTATIONS["xla"].run(call, operands._replace(q=identity(operands.q)))

@@ -83,7 +83,7 @@ def test_a_decode_step_on_a_gpu_has_no_loop() -> None:
     shapes: Any = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     params = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
     request = generation.make_request(
-        config, params, PROMPT, LENGTHS, 4000, {"temperature": 1.0, "top_k": 5, "seeds": [1, 2]}
+        config, params, PROMPT, LENGTHS, 4000, {"temperature": 1.0, "top_k": 5, "seeds": LENGTHS}
     )
 
     def loops(platform: str, sizes: tuple[int, ...]) -> int:
