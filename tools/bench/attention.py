@@ -12,20 +12,19 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from attention_cases import PASSES, Case, Suite, cases
 from attention_picture import draw
-from attention_report import cpu_goals, gpu_goals, table
+from attention_report import cpu_goals, figures, gpu_goals, table
 from attention_worker import Json, Worker, WorkerError
+from gpu_slices import json_lines
+from turns import gpu_state, machine
 
 HERE = Path(__file__).resolve().parent
 PATIENCE = {"cpu": 900.0, "gpu": 90.0}  # seconds without a word, until a worker counts as hung
@@ -131,38 +130,12 @@ def measure_case(sides: Sides, case: Case, *, rounds: int, seconds: float, until
     }
 
 
-def gpu_state() -> dict[str, str]:
-    """Ask nvidia-smi for the first GPU's name, driver, clocks and temperature; {} without one."""
-    fields = (
-        "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw",
-        "power.limit", "temperature.gpu",
-    )  # fmt: skip
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    values = answer.stdout.strip().split(", ")
-    return dict(zip(fields, values, strict=False)) if answer.returncode == 0 else {}
-
-
-def describe_machine(gpu: Mapping[str, str]) -> Json:
-    """Say what the benchmark runs on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (model := re.search(r"model name\s*: (.*)", info.read_text())):
-        cpu = model[1]
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+def report(case: str, found: Json) -> None:
+    """Print a case as a line of JSON; an entry that failed fails it."""
+    failed = [f"{k}: {v}" for k, v in found["left_out"].items() if v.startswith("failed")]
+    json_lines.finish(
+        case, "failed" if failed else "ok", **found, reason="; ".join(failed)[:500] or None
     )
-    return {
-        "cpu": cpu,
-        "cpus": os.cpu_count(),
-        "gpu": dict(gpu),
-        "system": platform.platform(),
-        "revision": revision.stdout.strip() or None,
-        "load_average": os.getloadavg(),
-    }
 
 
 def arguments() -> argparse.Namespace:
@@ -173,6 +146,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     parser.add_argument("--cases", default="", help="regular expression: only cases it finds")
+    parser.add_argument("--json-lines", action="store_true", help="print each case as it ends")
     parser.add_argument("--minutes", type=float, help="fewer rounds after this; 7 on a GPU")
     parser.add_argument("--output", type=Path, help="the JSON; the picture stands beside it")
     given = parser.parse_args()
@@ -181,7 +155,7 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def run(given: argparse.Namespace, suite: Suite, gpu: Mapping[str, str]) -> Json:
+def run(given: argparse.Namespace, suite: Suite) -> Json:
     """Measure the suite."""
     sides = Sides(suite, given.torch_python)
     minutes = given.minutes or (7.0 if suite == "gpu" else 1e9)
@@ -190,17 +164,21 @@ def run(given: argparse.Namespace, suite: Suite, gpu: Mapping[str, str]) -> Json
     if load > 0.1 * (os.cpu_count() or 1):
         print(f"other programs are running (load average {load:.1f}): figures will be off")
     try:
-        environment = describe_machine(gpu) | sides.describe(suite)
+        environment = machine() | sides.describe(suite)
         environment["device"] = environment["cpu"]
         if suite == "gpu":
-            environment["device"] = gpu.get("name") or environment["jax"]["device"]
+            environment["device"] = environment["gpu"].get("name") or environment["jax"]["device"]
         chosen = [c for c in cases(suite, quick=given.quick) if re.search(given.cases, c.name)]
         seconds = SECONDS[suite] / (10 if given.quick else 1)
         rounds = min(given.rounds, 2) if given.quick else given.rounds
         records = []
         for i, case in enumerate(chosen):
             until = time.monotonic() + (end - time.monotonic()) / (len(chosen) - i)
+            if given.json_lines:
+                json_lines.begin(case.name)
             records.append(measure_case(sides, case, rounds=rounds, seconds=seconds, until=until))
+            if given.json_lines:
+                report(case.name, figures(records[-1]))
     finally:
         sides.stop()
     return {
@@ -215,9 +193,8 @@ def run(given: argparse.Namespace, suite: Suite, gpu: Mapping[str, str]) -> Json
 def main() -> None:
     """Run the command line."""
     given = arguments()
-    gpu = gpu_state()
-    suite: Suite = given.suite or ("gpu" if gpu else "cpu")
-    result: dict[str, Any] = run(given, suite, gpu)
+    suite: Suite = given.suite or ("gpu" if gpu_state() else "cpu")
+    result: dict[str, Any] = run(given, suite)
     goals = (gpu_goals if suite == "gpu" else cpu_goals)(result["cases"])
     result["goals"] = [goal._asdict() | {"verdict": goal.verdict} for goal in goals]
     for record in result["cases"]:

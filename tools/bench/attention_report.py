@@ -94,6 +94,20 @@ def best(record: Json, which: Pass, names: Callable[[str], bool]) -> tuple[str, 
     return min(found.items(), key=lambda item: item[1]) if found else None
 
 
+def figures(record: Json) -> Json:
+    """Return one case's TFLOP/s by entry and pass, and the entries that were left out or failed."""
+    case = Case(**record["case"])
+    speed = {
+        name: {
+            which: round(case.flops(which) / seconds(entry, which).median / 1e12, 4)
+            for which in PASSES
+        }
+        for name, entry in entries(record).items()
+    }
+    left_out = {e["name"]: e["skipped"] for e in record["entries"] if e["skipped"]}
+    return {"teraflops": speed, "rounds": record["rounds"], "left_out": left_out}
+
+
 # --- goals ----------------------------------------------------------------------------------------
 
 

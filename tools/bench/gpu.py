@@ -1,166 +1,263 @@
-"""Everything to do on the day that a GPU is lent: one command, one folder of results.
+"""Correctness and speed on a lent GPU, in four slices that each fit into one short command.
 
-    python tools/bench/gpu.py --output results [--torch-python PATH] [--minutes 28]
+    python tools/bench/gpu.py --download-wheels .wheels
+    python tools/bench/gpu.py --slice 1 --wheels .wheels --output DIR
+    python tools/bench/gpu.py --slice 4 --wheels .wheels --output DIR --previous FILE [FILE ...]
+    python tools/bench/gpu.py --rehearse --output DIR
 
-wants an environment with jax[cuda13], flax, optax, lazy_loader, numpy, pytest, jaxtyping and
-beartype (tools/locks/cuda13.txt has all of them), and matplotlib for pictures. What matters most
-comes first: the tests of the real kernels, the benchmarks of attention, training and generation,
-then block sizes for the table. Each step is a process of its own with a
-time limit of its own; one that fails or runs out of time does not stop the others, and what it
-wrote by then stays. The exit status is 0 if every step succeeded.
+slice 1  (at most 5 minutes) every attention implementation against float64, forward and backward,
+         twice; 20 steps of the trainer
+slice 2  (9 minutes) the other tests of the kernels; the trainer by attention implementation, its
+         layers in a loop and unrolled; the attention benchmark against JAX's and torch's
+slice 3  (9 minutes) batch sizes, XLA flags, chunks of the head loss; GPT-2 by torch.compile
+slice 4  (9 minutes) repeats of the fastest run, resuming bit for bit, block sizes
+
+Slices 3 and 4 take the fastest run of the results given by --previous, else the trainer's defaults.
+--rehearse runs all slices, or the one given by --slice, on the CPU with tiny shapes.
+
+The first command needs the network: run it on your machine and copy the folder to the GPU machine,
+where --wheels installs the packages into a folder of their own. The interpreter there needs
+jax[cuda13], flax, optax and pytest; whatever is missing or too old is named before anything runs.
+
+Each slice writes three files into DIR: slice-N.jsonl has a line for each case, written as it ends;
+gpu-slice-N-DATE.json has the same with versions, machine and date, to be committed in
+tools/bench/results/; slice-N.tar.gz has the logs. The exit status is 0 if no case failed.
 """
 
 import argparse
-import datetime
+import importlib.util
 import json
 import os
+import resource
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from gpu_slices import requirements
+from gpu_slices.plan import LIMITS, Machine, Plan, fastest
+from gpu_slices.runner import Recorder, failures, run_stage
+from gpu_slices.sizes import CPU, GPU, Sizes
+from record import record
+from turns import Json, machine
+
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = ROOT / "packages" / "tjx-kernels"
-PACKAGES = ("kernels", "nn", "optim")
+RESERVE = 15.0  # seconds at the end of a slice for the archive
+LARGEST_LOG = 2**19  # bytes of each log that come back
+# Distributions whose versions are recorded where they are installed.
+VERSIONS = (
+    "jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "flax", "optax", "numpy", "torch",
+    "triton",
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Step:
-    """One program to run.
+def prepare_environment(*, rehearse: bool, site: Path | None) -> None:
+    """Set the variables that all processes of the slices inherit."""
+    folders = [*ROOT.glob("packages/*/src"), ROOT / "apps" / "trainer" / "src"]
+    folders += [ROOT / "packages" / "tjx-kernels" / "tests", ROOT / "tools" / "bench"]
+    before = os.environ.get("PYTHONPATH")
+    paths = [*([site] if site else []), *folders, *([before] if before else [])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, paths))
+    os.environ["PYTHONUNBUFFERED"] = "1"
+    if rehearse:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        # Compiling takes longer than running what is compiled.
+        quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
+    if site is not None:
+        sys.path.insert(0, str(site))  # where importlib.metadata finds them
 
-    Attributes
+
+def probe(sizes: Sizes, torch_python: Path | None) -> tuple[Machine, Json]:
+    """Ask a process with JAX what this machine has.
+
+    Raises
+    ------
+    SystemExit
+        If JAX cannot be used, or sees no GPU in a slice that is not a rehearsal.
+    """
+    command = [sys.executable, "-m", "gpu_slices.probe"]
+    seconds = 60 * sizes.patience
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=ROOT)
+    if answer.returncode:
+        sys.exit(f"JAX cannot be used:\n{answer.stderr[-2000:]}")
+    found: Json = json.loads(answer.stdout.splitlines()[-1])
+    if not sizes.tiny and found["backend"] != "gpu":
+        sys.exit(f"JAX sees no GPU, but {found['device']}; --rehearse runs on a CPU")
+    torch = torch_python or (Path(sys.executable) if importlib.util.find_spec("torch") else None)
+    cores = os.cpu_count() or 1
+    here = Machine(
+        implementations=found["implementations"],
+        trainer_flags=found.pop("trainer_flags"),
+        peak_flops=found["peak_flops"],
+        torch_python=None if torch is None else str(torch),
+        # A third of the cores: XLA compiles with several threads, and the first programs must be
+        # ready in time even where the last ones are not.
+        processes=max(2, cores // 3),
+    )
+    return here, found
+
+
+def run_slice(
+    number: int,
+    sizes: Sizes,
+    *,
+    here: Machine,
+    about: Json,
+    given: argparse.Namespace,
+    start: float,
+) -> list[Json]:
+    """Run one slice and write its files; return its cases.
+
+    Parameters
     ----------
-    name
-        Names the step and the file of its output.
-    command
-        What runs, in the root of the repository.
-    minutes
-        Its time limit; less where less is left of all.
-    environment
-        Variables that it needs.
+    number : int
+        1 to 4.
+    sizes : Sizes
+        Of a GPU, or of a rehearsal.
+    here : Machine
+        What the slices need to know of the machine.
+    about : dict
+        What the probe found, for the record.
+    given : argparse.Namespace
+        The command line.
+    start : float
+        Time by `time.monotonic` at which the slice began.
     """
-
-    name: str
-    command: list[str]
-    minutes: float
-    environment: dict[str, str] = field(default_factory=dict)
-
-
-def steps(output: Path, torch_python: Path | None) -> list[Step]:
-    """List the steps in the order of their worth."""
-    python = sys.executable
-    folders = [ROOT / "packages" / f"tjx-{name}" / "src" for name in PACKAGES]
-    sources = os.pathsep.join(map(str, [*folders, KERNELS / "tests"]))
-    found = {"PYTHONPATH": sources, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    benchmark = [python, "tools/bench/attention.py", "--suite", "gpu", "--minutes", "7"]
-    benchmark += ["--output", str(output / "attention.json")]
-    if torch_python is not None:
-        benchmark += ["--torch-python", str(torch_python)]
-    all_steps = [
-        Step(
-            "tests",
-            [python, "-m", "pytest", "-m", "gpu", "-q", "--durations=10",
-             f"--junit-xml={output / 'tests.xml'}",
-             str(KERNELS / "tests" / "test_kernels_on_gpu.py")],
-            8,
-            {**found, "JAX_PLATFORMS": "cuda,cpu"},
-        ),
-        Step("benchmark", benchmark, 9, found),
-    ]  # fmt: skip
-    for name in ("training", "generation"):
-        command = [python, f"tools/bench/{name}.py", "--suite", "gpu", "--rounds", "3"]
-        command += ["--output", str(output / f"{name}.json")]
-        command += [] if torch_python is None else ["--torch-python", str(torch_python)]
-        all_steps.append(Step(name, command, 5, found))
-    for implementation, head_dim in [
-        ("mosaic_gpu", 128), ("mosaic_gpu", 64), ("triton", 128), ("triton", 64),
-    ]:  # fmt: skip
-        name = f"tune_{implementation}_{head_dim}"
-        command = [python, "tools/kernels/tune.py", "--implementation", implementation]
-        command += ["--head-dims", str(head_dim), "--causal", "yes", "--minutes-a-row", "1"]
-        command += ["--output", str(output / f"{name}.json")]
-        all_steps.append(Step(name, command, 4, found))
-    return all_steps
+    before = cpu_seconds()
+    output, folder = given.output, given.work / f"slice-{number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    logs, keep = folder / "keep" / "logs", folder / "keep"
+    logs.mkdir(parents=True)
+    winner = fastest(given.previous) if given.previous and number > 2 else None
+    plan = Plan(sizes, here, work=given.work, keep=keep, winner=winner)
+    recorder = Recorder(output / f"slice-{number}.jsonl")
+    deadline = start + LIMITS[number] * sizes.patience - RESERVE
+    print(f"slice {number}: {about['device']}, winner {winner or 'not given'}", flush=True)
+    for stage in plan.slice(number):
+        run_stage(stage, root=ROOT, logs=logs, recorder=recorder, deadline=deadline)
+    recorder.close()
+    archive(keep, output / f"slice-{number}")
+    seconds = round(time.monotonic() - start, 1)
+    processors = round(cpu_seconds() - before, 1)
+    name = f"{'rehearsal' if sizes.tiny else 'gpu'}-slice-{number}"
+    record(
+        output,
+        name,
+        packages=[package for package in VERSIONS if _is_installed(package)],
+        slice=number,
+        seconds=seconds,
+        cpu_seconds=processors,
+        environment={**machine(), **about},
+        cases=recorder.cases,
+    )
+    print_summary(number, recorder.cases)
+    print(f"slice {number} took {seconds} s, {processors} s of processor time", flush=True)
+    return recorder.cases
 
 
-def run(step: Step, output: Path, seconds: float) -> dict[str, Any]:
-    """Run a step, its output shown and kept; what it started ends with it."""
-    print(f"=== {step.name}: {' '.join(step.command)}", flush=True)
-    start = time.monotonic()
-    environment = {**os.environ, **step.environment}
-    with (output / f"{step.name}.txt").open("w") as log:
-        process = subprocess.Popen(
-            step.command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            status = str(process.wait(timeout=seconds))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # the group that was started above, no other
-            process.wait()
-            status = f"stopped after {seconds:.0f} s"
-    text = (output / f"{step.name}.txt").read_text(errors="replace")
-    print("\n".join(text.splitlines()[-40:]), flush=True)
-    return {"step": step.name, "status": status, "seconds": round(time.monotonic() - start, 1)}
+def archive(folder: Path, target: Path) -> None:
+    """Pack the logs and small files; of a long one its end."""
+    for file in folder.rglob("*"):
+        if file.is_file() and file.stat().st_size > LARGEST_LOG:
+            file.write_bytes(file.read_bytes()[-LARGEST_LOG:])
+    shutil.make_archive(str(target), "gztar", root_dir=folder)
 
 
-def machine() -> dict[str, Any]:
-    """Describe the GPU as JAX and as its driver sees it.
+def cpu_seconds() -> float:
+    """Return the processor time of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
-    Without one nothing is started: its tests would be skipped and seem to pass.
-    """
-    ask = "import jax; print(jax.default_backend(), jax.devices()[0].device_kind, jax.__version__)"
-    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
-    if not answer.stdout.startswith("gpu"):
-        sys.exit(f"JAX sees no GPU: {answer.stdout}{answer.stderr[-500:]}")
-    if not shutil.which("nvidia-smi"):
-        return {"jax": answer.stdout.strip()}
-    fields = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit"
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    return {"jax": answer.stdout.strip(), "fields": fields, "gpus": found}
+
+def print_summary(number: int, cases: Sequence[Json]) -> None:
+    """Print the speeds and the failures of a slice."""
+    print(f"\n== slice {number}: {len(cases)} cases")
+    for case in cases:
+        if case.get("tokens_per_sec") is not None:
+            mfu = "" if case["mfu"] is None else f", MFU {case['mfu']:.1%}"
+            peak = (case["device_peak_bytes"] or 0) / 2**30
+            print(
+                f"{case['case']:<28}{case['tokens_per_sec']:>12,.0f} tokens/s{mfu}, median step "
+                f"{case['step_time']['p50_ms']} ms, p99 {case['step_time']['p99_ms']} ms, "
+                f"{peak:.1f} GiB"
+            )
+    counts = dict.fromkeys(("ok", "failed", "skipped"), 0)
+    for case in cases:
+        counts[case["status"]] += 1
+    print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    for line in failures(cases):
+        print(f"FAILED  {line}")
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--slice", type=int, choices=sorted(LIMITS))
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU with tiny shapes")
+    parser.add_argument("--download-wheels", type=Path, metavar="FOLDER")
+    parser.add_argument("--output", type=Path, help="folder for the results")
+    parser.add_argument("--wheels", type=Path, help="folder with the wheels to install")
+    parser.add_argument("--previous", type=Path, nargs="+", default=[], help="results of slices")
+    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
+    parser.add_argument(
+        "--work", type=Path, help="folder for data, compiled programs and runs; ~/.cache/tjx/gpu"
+    )
+    given = parser.parse_args()
+    if given.download_wheels is None:
+        if given.slice is None and not given.rehearse:
+            parser.error("give --slice N, --rehearse or --download-wheels FOLDER")
+        if given.output is None:
+            parser.error("--output: got none; expected a folder for the results")
+    return given
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder for all results")
-    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
-    parser.add_argument("--minutes", type=float, default=28.0, help="limit of all steps together")
-    parser.add_argument(
-        "--only", nargs="+", metavar="STEP", help="tests, benchmark, training, generation, tune_..."
-    )
-    arguments = parser.parse_args()
-    output = arguments.output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
-    chosen = steps(output, arguments.torch_python)
-    if arguments.only:
-        unknown = set(arguments.only) - {step.name for step in chosen}
-        if unknown:
-            parser.error(f"--only must be of {', '.join(step.name for step in chosen)}")
-        chosen = [step for step in chosen if step.name in arguments.only]
-    until = time.monotonic() + 60 * arguments.minutes
-    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    summary: dict[str, Any] = {"date": date, "machine": machine(), "steps": []}
-    for step in chosen:
-        seconds = min(60 * step.minutes, until - time.monotonic())
-        if seconds > 1:
-            result = run(step, output, seconds)
-        else:
-            result = {"step": step.name, "status": "not started: out of time", "seconds": 0.0}
-        summary["steps"].append(result)
-        (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    for result in summary["steps"]:
-        print(f"{result['step']}: {result['status']} ({result['seconds']} s)")
-    sys.exit(any(result["status"] != "0" for result in summary["steps"]))
+    start = time.monotonic()
+    given = arguments()
+    if given.download_wheels is not None:
+        requirements.download(ROOT, given.download_wheels)
+        return
+    sizes = CPU if given.rehearse else GPU
+    with tempfile.TemporaryDirectory() as scratch:
+        # A rehearsal leaves nothing behind; slices on one machine share what they compiled.
+        shared = Path.home() / ".cache" / "tjx" / "gpu"
+        given.work = given.work or (Path(scratch) / "work" if given.rehearse else shared)
+        given.work = given.work.resolve()
+        given.output = given.output.resolve()
+        for folder in (given.work, given.output):
+            folder.mkdir(parents=True, exist_ok=True)
+        site = None
+        if given.wheels is not None:
+            site = Path(scratch) / "site"
+            requirements.install(given.wheels, site)
+        prepare_environment(rehearse=given.rehearse, site=site)
+        disk = 2**30 if given.rehearse else requirements.DISK
+        if problems := requirements.check(ROOT, given.work, disk=disk):
+            wheels = "python tools/bench/gpu.py --download-wheels .wheels, then --wheels .wheels"
+            sys.exit("\n".join([*problems, f"wheels that can be carried: {wheels}"]))
+        here, about = probe(sizes, given.torch_python)
+        cases: list[Any] = []
+        for number in [given.slice] if given.slice else sorted(LIMITS):
+            cases += run_slice(number, sizes, here=here, about=about, given=given, start=start)
+            start = time.monotonic()
+    sys.exit(any(case["status"] == "failed" for case in cases))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,13 @@ def summary(seconds: Sequence[float]) -> Json:
     }
 
 
+def percentiles(seconds: Sequence[float]) -> Json:
+    """Return percentiles of at least two times, in milliseconds."""
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    found: Json = {f"p{p}_ms": round(1000 * cuts[p - 1], 3) for p in (10, 50, 90, 99)}
+    return {**found, "max_ms": round(1000 * max(seconds), 3), "steps": len(seconds)}
+
+
 def machine() -> Json:
     """Say what the benchmark runs on."""
     cpu = platform.processor() or platform.machine()
@@ -105,7 +112,23 @@ def machine() -> Json:
     return {
         "cpu": cpu,
         "cpus": os.cpu_count(),
+        "gpu": gpu_state(),
         "system": platform.platform(),
         "revision": revision.stdout.strip() or None,
         "load_average": os.getloadavg(),
     }
+
+
+def gpu_state() -> dict[str, str]:
+    """Ask nvidia-smi for the first GPU's name, driver, clocks and temperature; {} without one."""
+    fields = (
+        "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw",
+        "power.limit", "temperature.gpu", "memory.total",
+    )  # fmt: skip
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    values = answer.stdout.strip().split(", ")
+    return dict(zip(fields, values, strict=False)) if answer.returncode == 0 else {}

@@ -117,6 +117,10 @@ def test_the_steps_asked_for_are_traced_and_said_what_they_took(whole: Path) -> 
     for kind in ("matmul", "attention", "optimizer", "loss", "communication"):
         assert kind in report
     assert all(len(line) <= 80 for line in report.splitlines())
+    content = json.loads((whole / "profile" / "report.json").read_text())
+    assert len(content["operations"]) == 30
+    assert content["operations"][0]["share"] == max(x["share"] for x in content["operations"])
+    assert math.fsum(content["shares"].values()) == pytest.approx(1)
     (trace,) = whole.glob("profile/**/*.xplane.pb")
     with warnings.catch_warnings():
         # jaxlib's own types give one when they are first looked at, and abort where it is raised.

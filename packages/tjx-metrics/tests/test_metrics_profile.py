@@ -121,6 +121,10 @@ def test_kernels_of_a_gpu_are_found_in_the_program(tmp_path: Path) -> None:
         "cublas.3",
         "kernel_5",
     ]
+    content = json.loads(report.to_json(2))
+    assert content["seconds"] == report.seconds
+    assert content["shares"] == report.shares
+    assert content["operations"] == [each._asdict() for each in report.operations[:2]]
     without = profile_report(trace).shares  # by the names of kernels alone
     assert without["matmul"] == pytest.approx(0.425 + 0.3)
     assert without["optimizer"] == 0

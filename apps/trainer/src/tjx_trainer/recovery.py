@@ -175,8 +175,10 @@ class Course:
             return
         say(f"profile        {self.run.profile}: .xplane.pb for XProf, .trace.json.gz for Perfetto")
         try:
-            text = profiler.report().text()
+            report = profiler.report()
+            text = report.text()
             self.run.profile.joinpath("report.txt").write_text(text + "\n")
+            self.run.profile.joinpath("report.json").write_text(report.to_json(30))
         except Exception as error:  # whatever a trace may hold: a run does not end for it
             text = f"warning: the trace cannot be summed up: {type(error).__name__}: {error}"
         say(text)

@@ -1,5 +1,6 @@
 """Where the time of profiled steps went: the costliest operations, and shares by kind."""
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,6 +81,18 @@ class ProfileReport(NamedTuple):
                 f"{what:.41}"
             )
         return "\n".join(lines)
+
+    def to_json(self, count: int = 30) -> str:
+        """Return the report as JSON for programs: ``seconds``, ``shares``, ``operations``.
+
+        Parameters
+        ----------
+        count : int
+            How many of the costliest operations are listed, with the fields of `Operation`.
+        """
+        operations = [each._asdict() for each in self.operations[:count]]
+        content = {"seconds": self.seconds, "shares": dict(self.shares), "operations": operations}
+        return json.dumps(content, indent=1) + "\n"
 
 
 def profile_report(trace: Path | str, programs: Sequence[str] = ()) -> ProfileReport:

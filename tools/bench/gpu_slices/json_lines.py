@@ -1,0 +1,42 @@
+"""Lines of JSON by which a benchmark process reports its cases to the slice runner.
+
+A process prints one line when a case begins and one when it ends, flushed, so that the runner knows
+which case was running when the process crashes, hangs or runs out of time.
+"""
+
+import json
+from typing import Any, Literal
+
+Json = dict[str, Any]
+Status = Literal["ok", "failed", "skipped"]
+
+
+def begin(case: str) -> None:
+    """Print that a case begins."""
+    print(json.dumps({"begin": case}), flush=True)
+
+
+def finish(case: str, status: Status, **figures: Any) -> None:
+    """Print the result of a case.
+
+    Parameters
+    ----------
+    case : str
+        Name of the case.
+    status : {"ok", "failed", "skipped"}
+        A skipped case has a figure "reason"; so has a failed one.
+    **figures
+        What was measured, as JSON.
+    """
+    print(json.dumps({"case": case, "status": status, **figures}), flush=True)
+
+
+def read(line: str) -> Json | None:
+    """Return the content of a line that `begin` or `finish` printed; None for other output."""
+    if not line.startswith(('{"begin": ', '{"case": ')):
+        return None
+    try:
+        content: Json = json.loads(line)
+    except ValueError:
+        return None
+    return content

@@ -1,0 +1,47 @@
+"""Print as JSON what JAX sees on this machine and which choices tjx offers there.
+
+    python -m gpu_slices.probe
+
+A process of its own, so that the slice runner never imports JAX.
+"""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+import tjx_metrics
+from tjx_kernels import implementations_for
+from tjx_kernels.arguments import Arguments
+from tjx_trainer.tree import leaves
+
+
+def implementations() -> dict[str, str | None]:
+    """Return the attention implementations for GPUs, and why one cannot train here, or None.
+
+    A causal call of GPT-2's shape is asked for on a Hopper GPU and on the device that is present.
+    "reference" is left out: it needs the memory of all scores.
+    """
+    x = jax.ShapeDtypeStruct((2, 1024, 12, 64), jnp.bfloat16)  # type: ignore[no-untyped-call]  # as jax is
+    call = Arguments(q=x, k=x, v=x, causal=True).describe()
+    here = implementations_for(call)
+    hopper = implementations_for(replace(call, platform="gpu", architecture="sm_90"))
+    return {name: here[name] for name in here if hopper[name] is None and name != "reference"}
+
+
+def main() -> None:
+    """Print the JSON as the last line."""
+    device = jax.devices()[0]
+    found = {
+        "backend": jax.default_backend(),
+        "device": device.device_kind,
+        "implementations": implementations(),
+        "peak_flops": tjx_metrics.peak_flops(device.device_kind, "bfloat16"),
+        "trainer_flags": list(leaves()),
+    }
+    print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
