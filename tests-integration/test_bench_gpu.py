@@ -11,7 +11,8 @@ from typing import Any
 import gpu
 import pytest
 from gpu_slices import json_lines, requirements
-from gpu_slices.plan import Machine, Plan, Run, fastest
+from gpu_slices.plan import Plan, fastest
+from gpu_slices.programs import Machine, Run
 from gpu_slices.runner import Recorder, Stage, Step, run_stage
 from gpu_slices.sizes import GPU
 
@@ -90,9 +91,7 @@ def test_a_process_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> 
     stage = Stage("all", steps, 60.0, parallel=3)
     run_stage(stage, root=tmp_path, logs=tmp_path, recorder=recorder, deadline=deadline)
     late = Stage("late", [step("late", "")], 60.0)
-    run_stage(
-        late, root=tmp_path, logs=tmp_path, recorder=recorder, deadline=time.monotonic() + 1
-    )
+    run_stage(late, root=tmp_path, logs=tmp_path, recorder=recorder, deadline=time.monotonic() + 1)
     recorder.close()
     lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
     assert lines == recorder.cases
@@ -137,7 +136,9 @@ def make_plan(tmp_path: Path, flags: list[str], winner: Run | None = None) -> Pl
 def test_every_run_on_a_gpu_has_flags_that_the_trainer_accepts(tmp_path: Path) -> None:
     winner = Run("winner", ("--model.scan_layers=false",), 64, 40, "--xla_gpu_autotune_level=4")
     plan = make_plan(tmp_path, list(leaves()), winner)
-    steps = [step for number in (1, 2, 3, 4) for stage in plan.slice(number) for step in stage.steps]
+    steps = [
+        step for number in (1, 2, 3, 4) for stage in plan.slice(number) for step in stage.steps
+    ]
     configs = {}
     for step in steps:
         if "gpu_slices.trainer_run" in step.command:
@@ -170,7 +171,7 @@ def test_the_fastest_run_is_read_from_results(tmp_path: Path) -> None:
     def case(name: str, rate: float | None, step: str = "trainer-x") -> dict[str, Any]:
         return {
             "step": step, "case": name, "tokens_per_sec": rate, "varied": [f"--{name}"],
-            "batch": 32, "step_time": {"steps": 30}, "xla_flags": "",
+            "batch": 32, "steps": 30, "xla_flags": "",
         }  # fmt: skip
 
     files = [tmp_path / "2.json", tmp_path / "3.json"]

@@ -122,17 +122,16 @@ def small_inputs(case: Case) -> tuple[npt.NDArray[np.float32], ...]:
 
 def oracle(case: Case, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
     """Output and gradients of q, k, v in float64 by formula, [B, T, N, D]."""
-    scores = np.einsum("BTND,BSND->BNTS", q, k) * case.head_dim**-0.5
+    q, k, v, dout = (x.swapaxes(1, 2) for x in (q, k, v, dout))  # [B, N, T, D]
+    scores = q @ k.swapaxes(2, 3) * case.head_dim**-0.5
     if case.causal:
         scores = np.where(np.tri(case.length, dtype=bool), scores, -np.inf)
     p = np.exp(scores - scores.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
-    out = np.einsum("BNTS,BSND->BTND", p, v)
-    dp = np.einsum("BTND,BSND->BNTS", dout, v)
+    dp = dout @ v.swapaxes(2, 3)
     ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * case.head_dim**-0.5
-    dq = np.einsum("BNTS,BSND->BTND", ds, k)
-    dk = np.einsum("BNTS,BTND->BSND", ds, q)
-    return out, dq, dk, np.einsum("BNTS,BTND->BSND", p, dout)
+    dk, dv = ds.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ dout
+    return tuple(x.swapaxes(1, 2) for x in (p @ v, ds @ k, dk, dv))
 
 
 def errors(found: tuple[Array, ...], right: tuple[Array, ...]) -> dict[str, float]:

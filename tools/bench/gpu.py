@@ -30,6 +30,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -37,11 +38,12 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from gpu_slices import requirements
-from gpu_slices.plan import LIMITS, Machine, Plan, fastest
-from gpu_slices.runner import Recorder, failures, run_stage
+from gpu_slices.plan import LIMITS, Plan, fastest
+from gpu_slices.programs import Machine
+from gpu_slices.runner import Recorder, failures, run_stage, stop_all
 from gpu_slices.sizes import CPU, GPU, Sizes
 from record import record
 from turns import Json, machine
@@ -96,9 +98,9 @@ def probe(sizes: Sizes, torch_python: Path | None) -> tuple[Machine, Json]:
         trainer_flags=found.pop("trainer_flags"),
         peak_flops=found["peak_flops"],
         torch_python=None if torch is None else str(torch),
-        # A third of the cores: XLA compiles with several threads, and the first programs must be
+        # Not one for each core: XLA compiles with several threads, and the first programs must be
         # ready in time even where the last ones are not.
-        processes=max(2, cores // 3),
+        processes=max(2, 3 * cores // 8),
     )
     return here, found
 
@@ -203,6 +205,12 @@ def _is_installed(package: str) -> bool:
     return True
 
 
+def stop(number: int, _frame: FrameType | None) -> None:
+    """Handle a signal: end with all processes of the slice; what is recorded stays."""
+    stop_all()
+    os._exit(128 + number)
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -234,6 +242,8 @@ def main() -> None:
     if given.download_wheels is not None:
         requirements.download(ROOT, given.download_wheels)
         return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     sizes = CPU if given.rehearse else GPU
     with tempfile.TemporaryDirectory() as scratch:
         # A rehearsal leaves nothing behind; slices on one machine share what they compiled.
@@ -253,7 +263,7 @@ def main() -> None:
             wheels = "python tools/bench/gpu.py --download-wheels .wheels, then --wheels .wheels"
             sys.exit("\n".join([*problems, f"wheels that can be carried: {wheels}"]))
         here, about = probe(sizes, given.torch_python)
-        cases: list[Any] = []
+        cases: list[Json] = []
         for number in [given.slice] if given.slice else sorted(LIMITS):
             cases += run_slice(number, sizes, here=here, about=about, given=given, start=start)
             start = time.monotonic()

@@ -15,13 +15,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu_slices.json_lines import begin, finish
+from gpu_slices.json_lines import Status, begin, finish
 from gpu_slices.trainer_run import TRAINER, read_records
 
 
 def train(run_dir: Path, flags: Sequence[str], steps: int) -> None:
     """Run the trainer; leave this process with its exit status if it fails."""
-    saves = [f"--checkpoint.every={steps // 2}", "--checkpoint.keep=none", "--log.every=1"]
+    saves = [f"--checkpoint.every={steps // 2}", "--checkpoint.keep=2", "--log.every=1"]
     words = [f"--run_dir={run_dir}", f"--train.max_steps={steps}", f"--train.eval_every={steps}"]
     status = subprocess.run([*TRAINER, *flags, *words, *saves], cwd=run_dir.parent).returncode
     if status:
@@ -62,7 +62,7 @@ def main() -> None:
     def compare(case: str, other: Path, start: float) -> None:
         problems = differences(first, other, given.steps)
         reason = f"not the same bits: {', '.join(problems)}" if problems else None
-        status = "failed" if problems and given.must_agree else "ok"
+        status: Status = "failed" if problems and given.must_agree else "ok"
         seconds = round(time.monotonic() - start, 1)
         finish(case, status, same_bits=not problems, reason=reason, seconds=seconds)
 

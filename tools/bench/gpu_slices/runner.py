@@ -22,6 +22,8 @@ from gpu_slices.json_lines import Json, read
 SHORTEST = 3.0  # seconds; a process is not started with less time left
 SCALARS = (str, int, float, bool)
 
+_running: set[int] = set()  # process groups
+
 
 @dataclass(frozen=True)
 class Step:
@@ -171,10 +173,11 @@ class _Process:
                 stderr=subprocess.STDOUT,
                 cwd=root,
                 env={**os.environ, **step.environment},
-                start_new_session=True,
+                process_group=0,  # its children end with it
                 text=True,
                 errors="replace",
             )
+            _running.add(process.pid)
             assert process.stdout is not None
             reader = threading.Thread(target=self._read, args=(process.stdout, log), daemon=True)
             reader.start()
@@ -183,9 +186,9 @@ class _Process:
                 reason = f"the process ended with status {status}" if status else ""
             except subprocess.TimeoutExpired:
                 reason = f"exceeded its limit of {seconds:.0f} s"
-            # Ends what the process started and left behind, too: it is the group of its session.
-            _kill_group(process.pid)
+            _kill_group(process.pid)  # what the process started and left behind, too
             process.wait()
+            _running.discard(process.pid)
             reader.join(timeout=5.0)
         self._conclude(reason, time.monotonic() - begin)
 
@@ -224,6 +227,12 @@ class _Process:
         self._ended += 1
         self._failed += content["status"] == "failed"
         self._recorder.add(self._step.name, content)
+
+
+def stop_all() -> None:
+    """Kill all processes that are running; for the handler of a signal."""
+    for group in list(_running):
+        _kill_group(group)
 
 
 def _kill_group(group: int) -> None:

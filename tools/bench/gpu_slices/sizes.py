@@ -111,7 +111,7 @@ CPU = Sizes(
     repeats=1,
     head_loss=("--tokens=64", "--width=32", "--vocabulary=768"),
     resume_steps=4,
-    attention_benchmark=("--suite=cpu", "--quick", "--cases=T 64,"),
+    attention_benchmark=("--suite=cpu", "--quick", "--cases=T 64,.*causal"),
     tune=(
         "--head-dims", "16", "--causal=yes", "--interpret", "--passes", "forward", "--heads=1",
         "--batch=1", "--length=64", "--candidates=64,64,2,2", "--iterations=1",

@@ -43,7 +43,7 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
 def step_seconds(record: dict[str, Any]) -> float:
     """Return the time since the record before: that of one step, without evaluation and saves."""
     phases = ("time/data_wait", "time/dispatch", "time/device", "time/other")
-    return sum(record[phase] for phase in phases)
+    return float(sum(record[phase] for phase in phases))
 
 
 def measure(run_dir: Path, *, steps: int, profile: bool) -> dict[str, Any]:
@@ -117,6 +117,7 @@ def main() -> None:
     about = {
         "seconds": wall,
         "batch": given.batch,
+        "steps": given.steps,
         "varied": given.varied,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -84,8 +84,9 @@ class Peer:
     def flops_per_token(self) -> float:
         """6 N + 12 L d T, as tjx counts: N without the table of positions."""
         _, width, layers, _, length = self._sizes
-        parameters = sum(p.numel() for p in self.model.parameters())
-        return 6.0 * (parameters - self.model.wpe.weight.numel()) + 12.0 * layers * width * length
+        parameters: int = sum(p.numel() for p in self.model.parameters())
+        positions: int = self.model.wpe.weight.numel()
+        return 6.0 * (parameters - positions) + 12.0 * layers * width * length
 
     def operations(self, steps: int = 3) -> list[dict[str, Any]]:
         """Profile some steps; return the costliest kernels, or on a CPU the costliest calls."""
