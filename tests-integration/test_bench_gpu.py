@@ -13,6 +13,7 @@ import pytest
 from gpu_slices import json_lines, requirements
 from gpu_slices.plan import Plan, fastest
 from gpu_slices.programs import Machine, Run
+from gpu_slices.resume_check import differences
 from gpu_slices.runner import Recorder, Stage, Step, run_stage
 from gpu_slices.sizes import GPU
 
@@ -75,20 +76,20 @@ REPORTS = "begin('second'); finish('second', 'failed', reason='wrong')"
 
 
 def test_a_process_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
-    def step(name: str, body: str, seconds: float = 40.0, **options: Any) -> Step:
+    def step(name: str, body: str, seconds: float = 300.0, **options: Any) -> Step:
         command = [sys.executable, "-c", PROGRAM.format(body)]
         environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
         return Step(name, command, seconds, environment, **options)
 
     steps = [
-        step("crashes", CRASHES), step("hangs", HANGS, 4.0), step("stops", STOPS),
+        step("crashes", CRASHES), step("hangs", HANGS, 5.0), step("stops", STOPS),
         step("reports", REPORTS), step("missing", "", skip="no GPU"),
-        Step("silent", [sys.executable, "-c", ""], 40.0),
-        Step("plain", [sys.executable, "-c", "print('tuned')"], 40.0, reports=False),
+        Step("silent", [sys.executable, "-c", ""], 300.0),
+        Step("plain", [sys.executable, "-c", "print('tuned')"], 300.0, reports=False),
     ]  # fmt: skip
     recorder = Recorder(tmp_path / "lines.jsonl")
-    deadline = time.monotonic() + 60
-    stage = Stage("all", steps, 60.0, parallel=3)
+    deadline = time.monotonic() + 600
+    stage = Stage("all", steps, 600.0, parallel=3)
     run_stage(stage, root=tmp_path, logs=tmp_path, recorder=recorder, deadline=deadline)
     late = Stage("late", [step("late", "")], 60.0)
     run_stage(late, root=tmp_path, logs=tmp_path, recorder=recorder, deadline=time.monotonic() + 1)
@@ -102,7 +103,7 @@ def test_a_process_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> 
         assert found.pop((name, "first"))[0] == "ok"
     expected = {
         ("crashes", "second"): ("failed", "status -11: CUDA_ERROR_ILLEGAL_ADDRESS"),
-        ("hangs", "second"): ("failed", "exceeded its limit of 4 s"),
+        ("hangs", "second"): ("failed", "exceeded its limit of 5 s"),
         ("stops", "second"): ("failed", "ended before the case did"),
         ("reports", "second"): ("failed", "wrong"),
         ("missing", "missing"): ("skipped", "no GPU"),
@@ -181,6 +182,19 @@ def test_the_fastest_run_is_read_from_results(tmp_path: Path) -> None:
     files[0].write_text(json.dumps({"cases": [case("c", None)]}))
     with pytest.raises(ValueError, match="expected results with a successful run"):
         fastest(files[:1])
+
+
+def test_a_resumed_run_that_differs_by_a_bit_is_found(tmp_path: Path) -> None:
+    for name, weights, loss in (("a", b"12", 0.5), ("b", b"12", 0.5), ("c", b"13", 0.25)):
+        checkpoint = tmp_path / name / "checkpoints" / "4"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "params-00000.safetensors").write_bytes(weights)
+        (checkpoint / "manifest.json").write_text(name)  # holds times, which differ
+        record = {"step": 3, "train/loss": loss}
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    assert differences(tmp_path / "a", tmp_path / "b", 4) == []
+    found = differences(tmp_path / "a", tmp_path / "c", 4)
+    assert found == ["params-00000.safetensors", "loss of step 3"]
 
 
 def test_requirements_are_compared_with_what_is_installed() -> None:

@@ -193,20 +193,21 @@ class _Process:
         self._conclude(reason, time.monotonic() - begin)
 
     def _read(self, output: IO[str], log: IO[str]) -> None:
-        for line in output:
-            content = read(line)
-            if content is None:
-                self._last = line.strip() or self._last
-                log.write(line)
-                log.flush()
-            elif "begin" in content:
-                self._running = content["begin"]
-                log.write(f"-- {self._running}\n")
-            else:
-                self._running = None
-                if content["status"] == "failed" and self._last:
-                    content["output"] = self._last[-300:]
-                self._add(content)
+        with output:
+            for line in output:
+                content = read(line)
+                if content is None:
+                    self._last = line.strip() or self._last
+                    log.write(line)
+                    log.flush()
+                elif "begin" in content:
+                    self._running = content["begin"]
+                    log.write(f"-- {self._running}\n")
+                else:
+                    self._running = None
+                    if content["status"] == "failed" and self._last:
+                        content["output"] = self._last[-300:]
+                    self._add(content)
 
     def _conclude(self, reason: str, seconds: float) -> None:
         name, took = self._step.name, round(seconds, 1)
