@@ -118,6 +118,35 @@ def test_a_process_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> 
     assert (tmp_path / "crashes.log").read_text().endswith("-- second\n")
 
 
+TESTS = """
+import pytest
+def test_passes(): pass
+def test_fails(): assert 1 == 2
+def test_skips(): pytest.skip("no GPU")
+def test_crashes(): import os; os.abort()
+def test_is_lost(): pass
+"""
+
+
+def test_each_test_of_the_kernels_is_a_case(tmp_path: Path) -> None:
+    (tmp_path / "test_kernels.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    command = [sys.executable, "-m", "pytest", "-p", "gpu_slices.pytest_cases"]
+    step = Step("tests", command, 300.0, {"PYTHONPATH": os.pathsep.join(sys.path)})
+    recorder = Recorder(tmp_path / "lines.jsonl")
+    deadline = time.monotonic() + 300
+    stage = Stage("tests", [step], 300.0)
+    run_stage(stage, root=tmp_path, logs=tmp_path, recorder=recorder, deadline=deadline)
+    recorder.close()
+    assert [(case["case"], case["status"]) for case in recorder.cases] == [
+        ("test_passes", "ok"), ("test_fails", "failed"), ("test_skips", "skipped"),
+        ("test_crashes", "failed"),
+    ]  # fmt: skip
+    assert "assert 1 == 2" in recorder.cases[1]["reason"]
+    assert "no GPU" in recorder.cases[2]["reason"]
+    assert "status -6" in recorder.cases[3]["reason"]
+
+
 def test_other_output_is_no_line_of_a_case() -> None:
     for line in ("begin", '{"begin": ', '{"x": 1}', "{}", ""):
         assert json_lines.read(line) is None

@@ -13,7 +13,7 @@ Status = Literal["ok", "failed", "skipped"]
 
 def begin(case: str) -> None:
     """Print that a case begins."""
-    print(json.dumps({"begin": case}), flush=True)
+    _print({"begin": case})
 
 
 def finish(case: str, status: Status, **figures: Any) -> None:
@@ -28,7 +28,12 @@ def finish(case: str, status: Status, **figures: Any) -> None:
     **figures
         What was measured, as JSON.
     """
-    print(json.dumps({"case": case, "status": status, **figures}), flush=True)
+    _print({"case": case, "status": status, **figures})
+
+
+def _print(content: Json) -> None:
+    # Begins a line: pytest among others may have written a part of one.
+    print(f"\n{json.dumps(content)}", flush=True)
 
 
 def read(line: str) -> Json | None:

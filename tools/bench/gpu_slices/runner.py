@@ -195,9 +195,11 @@ class _Process:
     def _read(self, output: IO[str], log: IO[str]) -> None:
         with output:
             for line in output:
+                if not line.strip():
+                    continue
                 content = read(line)
                 if content is None:
-                    self._last = line.strip() or self._last
+                    self._last = line.strip()
                     log.write(line)
                     log.flush()
                 elif "begin" in content:
