@@ -242,8 +242,8 @@ def main() -> None:
     if given.download_wheels is not None:
         requirements.download(ROOT, given.download_wheels)
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, stop)
     sizes = CPU if given.rehearse else GPU
     with tempfile.TemporaryDirectory() as scratch:
         # A rehearsal leaves nothing behind; slices on one machine share what they compiled.
