@@ -118,7 +118,8 @@ class Programs:
         words += ["-W", "default", "--tb=short", TESTS]
         environment = dict(SHARED)
         if not self.sizes.tiny:
-            environment["JAX_PLATFORMS"] = "cuda,cpu"  # the tests' settings ask for the CPU
+            # The settings that all tests share ask for the CPU and for quick compilation.
+            environment |= {"JAX_PLATFORMS": "cuda,cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
         command = [sys.executable, "-m", "pytest", *words]
         return [
             Step(f"tests-{name}", [*command, "-k", f"{name} or served"], 200.0, environment)
