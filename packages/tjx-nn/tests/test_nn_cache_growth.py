@@ -13,8 +13,10 @@ from tjx_nn import cache as caches
 from tjx_nn.functional import Params
 from tjx_nn.weights import make_weights
 
-PROMPT = np.array([[1, 2, 3, 4, 5], [6, 0, 0, 0, 0]], np.int32)
-LENGTHS = np.array([5, 1], np.int32)
+# The first row fills its bucket, so that the caches have no slot to spare when they grow.
+PROMPT = np.array([range(1, 17), [6, *[0] * 15]], np.int32)
+LENGTHS = np.array([16, 1], np.int32)
+NEW = 64
 SIZES = (20, 40, 80)
 
 
@@ -41,7 +43,7 @@ def params(config: GPTConfig, make: Callable[..., Params]) -> Params:
 def wanted(config: GPTConfig, params: Params) -> np.ndarray:
     """The continuation from caches that have their full size from the start."""
     arrays = jax.device_put((PROMPT, LENGTHS))
-    return np.asarray(generate(config, params, *arrays, max_new_tokens=70))
+    return np.asarray(generate(config, params, *arrays, max_new_tokens=NEW))
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
@@ -49,10 +51,10 @@ def test_generation_in_growing_caches_is_the_same(
     config: GPTConfig, params: Params, wanted: np.ndarray
 ) -> None:
     arrays = jax.device_put((PROMPT, LENGTHS))
-    found, log_probs = generate(config, params, *arrays, max_new_tokens=70, return_log_probs=True)
+    found, log_probs = generate(config, params, *arrays, max_new_tokens=NEW, return_log_probs=True)
     np.testing.assert_array_equal(np.asarray(found), wanted)
     assert np.all(np.asarray(log_probs) < 0)  # no column was left out
-    streamed = stream(config, params, *arrays, max_new_tokens=70, tokens_per_call=9)
+    streamed = stream(config, params, *arrays, max_new_tokens=NEW, tokens_per_call=9)
     np.testing.assert_array_equal(np.stack(list(streamed), 1), wanted)
 
 
@@ -63,9 +65,9 @@ def test_slots_grow_with_the_longest_sequence(
     decoder = SlotDecoder(config, params, slots=2)
     found, rooms = [], []
     for row, length in enumerate(LENGTHS):
-        first = decoder.join(row, PROMPT[row, :length].tolist(), max_new_tokens=70)
+        first = decoder.join(row, PROMPT[row, :length].tolist(), max_new_tokens=NEW)
         found.append([int(first.token[0])])
-    for _ in range(69):
+    for _ in range(NEW - 1):
         tokens = np.asarray(decoder.step([True, True]).token)
         rooms.append(jax.tree.leaves(decoder._state.cache[1])[0].shape[1])
         for row in range(2):
