@@ -59,7 +59,8 @@ def replay(function: Callable[..., Any], *specs: Any) -> list[Store]:
     """Return all stores of all Mosaic GPU kernels that a call of `function` starts."""
     kernels = list(_kernels(jax.make_jaxpr(function)(*specs).jaxpr))
     assert kernels, "the function has no Mosaic GPU kernel"
-    return [store for kernel in kernels for store in _kernel_stores(kernel)]
+    with jax.transfer_guard("allow"):  # single numbers, outside of jit
+        return [store for kernel in kernels for store in _kernel_stores(kernel)]
 
 
 def _kernels(jaxpr: Any) -> Iterator[Any]:

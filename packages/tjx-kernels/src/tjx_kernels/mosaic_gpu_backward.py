@@ -1,6 +1,9 @@
 """The backward pass of attention on Hopper: one kernel for dq, one for dk and dv.
 
-Nothing is added atomically, so that the result is the same every time.
+Nothing is added atomically, so that the result is the same every time. The price is that both
+kernels compute the scores and dP: 7 products for a block of scores (above head_dim 128, 8), where
+one kernel that adds dq atomically needs 5. At the same speed of products that is at most 5/7 = 0.71
+of such a kernel.
 """
 
 import jax

@@ -21,6 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from tjx_kernels.attention_call import AttentionCall
 from tjx_kernels.block_sizes import BlockSizes
+from tjx_kernels.mosaic_gpu_grid import TileOrder, tile_order
 from tjx_kernels.mosaic_gpu_scores import (
     COLUMNS,
     ROWS,
@@ -95,14 +96,18 @@ def dkv_kernel(
         name: jax.ShapeDtypeStruct(x.shape, x.dtype)  # type: ignore[no-untyped-call]  # jax's
         for name, x in (("k", inputs.k), ("v", inputs.v))
     }
+    streamed = sum(
+        call.group * call.q_len * x.shape[3] * x.dtype.itemsize for x in (inputs.q, inputs.dout)
+    )
+    # The first keys are seen by the most rows under a causal mask.
+    tiles = -(-call.kv_len // keys)
+    order = tile_order(call, tiles, call.kv_heads, streamed, last_first=False)
     found: dict[str, jax.Array] = plgpu.kernel(
-        partial(_body, call, sizes, keys),
+        partial(_body, call, sizes, keys, order),
         out_type={name: types[name] for name in wanted},
         scratch_types=[_memory(call, sizes), _barriers(call, sizes)],
-        # The last axis varies fastest, and under a causal mask the first keys are seen by the most
-        # rows: long work goes first, short work fills the gaps.
-        grid=(-(-call.kv_len // keys), call.kv_heads, call.batch),
-        grid_names=("tile", "head", "batch"),
+        grid=(order.total,),
+        grid_names=("program",),
         num_threads=sizes.warps + 1,
         thread_name="warpgroup",
         compiler_params=compiler_params(),
@@ -142,13 +147,15 @@ def _body(
     call: AttentionCall,
     sizes: BlockSizes,
     keys: int,
+    order: TileOrder,
     inputs: Inputs,
     outputs: dict[str, Any],
     memory: _Memory,
     barriers: _Barriers,
 ) -> None:
-    batch, kv_head = lax.axis_index("batch"), lax.axis_index("head")
-    index = lax.axis_index("tile")
+    head_of_all, index = order.place(lax.axis_index("program"))
+    kv_heads = jnp.int32(call.kv_heads)
+    batch, kv_head = lax.div(head_of_all, kv_heads), lax.rem(head_of_all, kv_heads)
     first_key = index * keys
     offset = first_position(call, inputs.offset, batch)
     rows = row_blocks(call, offset, first_key, keys, sizes.q)

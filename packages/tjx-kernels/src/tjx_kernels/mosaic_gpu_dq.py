@@ -21,6 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from tjx_kernels.attention_call import AttentionCall
 from tjx_kernels.block_sizes import BlockSizes
+from tjx_kernels.mosaic_gpu_grid import TileOrder, tile_order
 from tjx_kernels.mosaic_gpu_scores import (
     COLUMNS,
     ROWS,
@@ -86,15 +87,17 @@ def dq_kernel(call: AttentionCall, sizes: BlockSizes, inputs: Inputs) -> jax.Arr
     """Compute dq [B, T, N, H]; `inputs.ranges` holds the blocks of keys of each program's rows."""
     assert sizes.stages >= 2, "a stage is freed while the next one is in use"
     tiles = -(-call.q_len // (sizes.q * sizes.warps))
+    streamed = sum(call.kv_len * x.shape[3] * x.dtype.itemsize for x in (inputs.k, inputs.v))
+    # Later rows see more keys under a causal mask.
+    order = tile_order(call, tiles, call.heads, streamed, last_first=True)
     dq: jax.Array = plgpu.kernel(
-        partial(_body, call, sizes, tiles),
+        partial(_body, call, sizes, order),
         out_type=jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]  # jax has no type for it
             inputs.q.shape, inputs.q.dtype
         ),
         scratch_types=[_memory(call, sizes), _barriers(call, sizes)],
-        # The last axis varies fastest: programs that see as many keys start together.
-        grid=(tiles, call.heads, call.batch),
-        grid_names=("tile", "head", "batch"),
+        grid=(order.total,),
+        grid_names=("program",),
         num_threads=sizes.warps + 1,
         thread_name="warpgroup",
         compiler_params=compiler_params(),
@@ -133,15 +136,15 @@ def _barriers(call: AttentionCall, sizes: BlockSizes) -> _Barriers:
 def _body(
     call: AttentionCall,
     sizes: BlockSizes,
-    tiles: int,
+    order: TileOrder,
     inputs: Inputs,
     dq_BTNH: Any,
     memory: _Memory,
     barriers: _Barriers,
 ) -> None:
-    batch, head = lax.axis_index("batch"), lax.axis_index("head")
-    # Later rows see more keys under a causal mask: they go first, short work fills the gaps.
-    index = tiles - 1 - lax.axis_index("tile")
+    head_of_all, index = order.place(lax.axis_index("program"))
+    heads = jnp.int32(call.heads)
+    batch, head = lax.div(head_of_all, heads), lax.rem(head_of_all, heads)
     rows = sizes.q * sizes.warps
     first_row = index * rows
     position = first_position(call, inputs.offset, batch) + first_row
