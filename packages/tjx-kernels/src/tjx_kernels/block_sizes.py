@@ -45,11 +45,11 @@ _SIZES: dict[tuple[str, str, Pass], dict[int, tuple[int, int, int, int]]] = {
     # Shah et al., "FlashAttention-3", 2024, and its public code. Backward: registers set the limit;
     # beside tiles of scores dq keeps a sum of 64 x head_dim, dkv two (above head_dim 128 one).
     ("mosaic_gpu", "sm_90", "forward"): {
-        64: (64, 128, 3, 2),
+        64: (64, 128, 3, 3),
         128: (64, 128, 2, 2),
         256: (64, 64, 2, 2),
     },
-    ("mosaic_gpu", "interpret", "forward"): {256: (64, 64, 2, 2)},
+    ("mosaic_gpu", "interpret", "forward"): {64: (64, 64, 2, 3), 256: (64, 64, 2, 2)},
     ("mosaic_gpu", "sm_90", "dq"): {128: (64, 64, 4, 2), 256: (64, 32, 2, 2)},
     ("mosaic_gpu", "sm_90", "dkv"): {128: (64, 64, 4, 2), 256: (32, 64, 2, 2)},
     ("mosaic_gpu", "interpret", "dq"): {256: (64, 64, 2, 2)},

@@ -38,11 +38,11 @@ class Inputs(NamedTuple):
 class Shared(NamedTuple):
     """Shared memory of W compute warpgroups, with rings of R blocks of keys."""
 
-    q: Any  # [W, M, H]: queries, at the end the output
+    q: Any  # [B * W, M, H]: queries in B buffers, at the end of a tile its output
     k: Any  # [R, X, H]
     v: Any
     lse: Any  # [W, M]
-    q_ids: Any  # [W, M]
+    q_ids: Any  # [B * W, M]
     kv_ids: Any  # [R, X]
 
 
@@ -57,16 +57,17 @@ class Barriers(NamedTuple):
     blocks are done, and they needed only blocks copied before: nobody waits in a circle.
     """
 
-    q: Any  # [W]: a warpgroup's queries have arrived
+    q: Any  # [B * W]: a warpgroup's queries have arrived
     k: Any  # [R]: a block of keys (and their segment ids) has arrived
     v: Any  # [R]
+    q_free: Any  # [B * W]: the output has been read from the buffer
     k_free: Any  # [R]
     v_free: Any  # [R]
     turn: Any  # [W]: a warpgroup may issue its products
 
 
 class Visit(NamedTuple):
-    """What a thread block works on."""
+    """One tile of a thread block."""
 
     batch: Any
     head: Any
@@ -74,6 +75,13 @@ class Visit(NamedTuple):
     position: Any  # of its first row
     start: Any  # blocks of keys [start, stop)
     stop: Any
+    before: Any  # blocks of keys that the thread block visited for earlier tiles
+    buffer: Any  # of queries, for warpgroup 0
+
+    @property
+    def number(self) -> Any:
+        """Number of blocks of keys."""
+        return self.stop - self.start
 
 
 class Softmax(NamedTuple):
@@ -104,22 +112,21 @@ class Consumer:
     group: Any
 
     @property
-    def row(self) -> Any:
-        """Index of the first row."""
-        return (self.visit.index * self.sizes.warps + self.group) * self.sizes.q
+    def place(self) -> Any:
+        """Where the queries are in shared memory."""
+        return self.visit.buffer + self.group
 
-    def run(self, out_BTNH: Any, lse_BNT: Any) -> None:
-        """Visit all blocks of keys and write the results."""
-        visit = self.visit
-        span = pl.ds(self.row, self.sizes.q)
-        mine = self.shared.q.at[self.group]
-        arrived = self.barriers.q.at[self.group]
-        plgpu.copy_gmem_to_smem(self.inputs.q.at[visit.batch, span, visit.head], mine, arrived)
-        if self.inputs.q_ids is not None:
-            source = self.inputs.q_ids.at[visit.batch, span]
-            plgpu.copy_gmem_to_smem(source, self.shared.q_ids.at[self.group], arrived)
+    def slot(self, t: Any) -> Any:
+        """Return where block t is in the rings."""
+        return lax.rem(self.visit.before + t, jnp.int32(self.sizes.stages))
 
-        plgpu.barrier_wait(arrived)
+    def run(self, out_BTNH: Any, lse_BNT: Any, located: Any) -> None:
+        """Visit all blocks of keys and write the results.
+
+        `located()` returns the batch row, the head and the index of the tile.
+        """
+        mine = self.shared.q.at[self.place]
+        plgpu.barrier_wait(self.barriers.q.at[self.place])
         state = self.visit_all()
 
         out_MH = self.last(state)
@@ -130,15 +137,19 @@ class Consumer:
         lse_M = (state.top + jnp.log2(jnp.where(dead_M, 1.0, state.total))) * math.log(2)
         self.shared.lse.at[self.group][...] = jnp.where(dead_M, -jnp.inf, lse_M)
         plgpu.commit_smem()  # before TMA reads what was written
-        plgpu.copy_smem_to_gmem(mine, out_BTNH.at[visit.batch, span, visit.head])
-        lse_span = lse_BNT.at[visit.batch, visit.head, span]
+        batch, head, index = located()
+        span = pl.ds((index * self.sizes.warps + self.group) * self.sizes.q, self.sizes.q)
+        plgpu.copy_smem_to_gmem(mine, out_BTNH.at[batch, span, head])
+        lse_span = lse_BNT.at[batch, head, span]
         plgpu.copy_smem_to_gmem(self.shared.lse.at[self.group], lse_span)
-        plgpu.wait_smem_to_gmem(0)
+        # Once TMA has read the results, the next queries may be copied to their place.
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        plgpu.barrier_arrive(self.barriers.q_free.at[self.place])
 
     def visit_all(self) -> Softmax:
         """Visit the blocks; the last one's p v remains to be added."""
         call, visit, (_, keys, _, _) = self.call, self.visit, self.sizes
-        number = visit.stop - visit.start
+        number = visit.number
         own = key_blocks(call, visit.position + self.group * self.sizes.q, self.sizes.q, keys)
         whole = (0, 0) if call.segment_ids else (own.full_start, own.full_stop)
         # Blocks [full_start, full_stop) need no mask: those are the times [left, right).
@@ -164,12 +175,13 @@ class Consumer:
     def first(self, *, masks: bool) -> Softmax:
         """Visit the first block, before which there is nothing to multiply."""
         rows, head_dim = self.sizes.q, self.call.head_dim
-        plgpu.barrier_wait(self.barriers.k.at[0])
+        slot = self.slot(0)
+        plgpu.barrier_wait(self.barriers.k.at[slot])
         # The first turn is warpgroup 0's, who waits for this one's end in `last`.
         pl.when(self.group > 0)(self.await_turn)
 
         def products(scores_ref: Any) -> Any:
-            plgpu.wgmma(scores_ref, *self.score_operands(0))
+            plgpu.wgmma(scores_ref, *self.score_operands(slot))
             self.pass_turn()
             return scores_ref[...]
 
@@ -182,11 +194,11 @@ class Consumer:
             plgpu.layout_cast(row(0.0), ROWS),
             None,
         )
-        return self.rounded(self.softmax(raw_MX, jnp.int32(0), 0, empty, masks=masks))
+        return self.rounded(self.softmax(raw_MX, jnp.int32(0), slot, empty, masks=masks))
 
     def step(self, t: Any, state: Softmax, *, masks: bool) -> Softmax:
         """Visit block t: its scores and softmax, and the block before's p v at the same time."""
-        slot, before = (lax.rem(x, jnp.int32(self.sizes.stages)) for x in (t, t - 1))
+        slot, before = self.slot(t), self.slot(t - 1)
         plgpu.barrier_wait(self.barriers.k.at[slot])
         plgpu.barrier_wait(self.barriers.v.at[before])
         ready = self.rescaled(state)
@@ -247,7 +259,7 @@ class Consumer:
     def last(self, state: Softmax) -> jax.Array:
         """Add the last block's p v, which gives the sum over all blocks."""
         pl.when(self.group == 0)(self.await_turn)
-        slot = lax.rem(self.visit.stop - self.visit.start - 1, jnp.int32(self.sizes.stages))
+        slot = self.slot(self.visit.number - 1)
         plgpu.barrier_wait(self.barriers.v.at[slot])
         out_MH = self.accumulate(self.rescaled(state), slot)
         plgpu.barrier_arrive(self.barriers.v_free.at[slot])
@@ -270,7 +282,7 @@ class Consumer:
         x_MX, factor = base2(self.call, raw_MX)
         ids: dict[str, Any] = {}
         if self.call.segment_ids:
-            q_ids, kv_ids = self.shared.q_ids.at[self.group], self.shared.kv_ids.at[slot]
+            q_ids, kv_ids = self.shared.q_ids.at[self.place], self.shared.kv_ids.at[slot]
             ids["q_ids"] = plgpu.load(q_ids, layout=ROWS)
             ids["kv_ids"] = plgpu.load(kv_ids, layout=COLUMNS)
             # Plain reads have to be ordered before the next copy; wgmma's are once it is done.
@@ -301,7 +313,7 @@ class Consumer:
 
     def score_operands(self, slot: Any) -> tuple[Any, Any]:
         """Give q and k^T."""
-        return self.shared.q.at[self.group], self.shared.k.at[slot].transpose((1, 0))
+        return self.shared.q.at[self.place], self.shared.k.at[slot].transpose((1, 0))
 
     def await_turn(self) -> None:
         """Wait until the warpgroup before has issued its products, to issue ours after them."""
