@@ -1,5 +1,6 @@
 """How a model lies on the mesh: what tjx_nn asks, answered by tjx_parallel and tjx_kernels."""
 
+import math
 from typing import Any
 
 import jax
@@ -42,6 +43,11 @@ class MeshLayout(tjx_nn.Layout):
         self._place = tjx_parallel.make_constraint(mesh, rules)
         self._whole = tjx_parallel.make_constraint(mesh, rules, without=tjx_parallel.STORAGE_AXES)
         self._mesh, self._rules = mesh, rules
+        # On GPUs the gradient that the compiler would divide itself is a scatter with atomics.
+        on_gpus = mesh.devices.flat[0].platform not in ("cpu", "tpu")
+        self._take = tjx_kernels.embedding_lookup if on_gpus else None
+        axes = [rules.mesh_axes(name) for name in ("batch", "seq")]
+        self.token_shards = math.prod(mesh.shape[axis] for each in axes for axis in each)
         self._weights_divided = choices.zero == 3
         self._gradients_divided = choices.zero >= 2
         self._parts = mesh.shape["context"] if zigzag else 1
@@ -69,7 +75,9 @@ class MeshLayout(tjx_nn.Layout):
 
     def look_up(self, table: jax.Array, ids: jax.Array, row_axis: str) -> jax.Array:
         """Look up rows where they are."""
-        found: jax.Array = tjx_parallel.look_up(table, ids, self._mesh, self._rules, row_axis)
+        found: jax.Array = tjx_parallel.look_up(
+            table, ids, self._mesh, self._rules, row_axis, take=self._take
+        )
         return found
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:

@@ -3,6 +3,7 @@
 `flash_attention` is exact attention whose memory grows linearly with the sequence length;
 `sharded_flash_attention` the same over batch, heads and tokens spread over a mesh, `ring_attention`
 over a sequence spread over devices, `decode_attention` for new queries against a KV cache.
+`embedding_lookup` is a table lookup with a deterministic gradient.
 `linear_cross_entropy` is the loss of a language model's head without the logits of all tokens in
 memory.
 """
@@ -11,6 +12,7 @@ from tjx_kernels.attention import chosen_implementation as chosen_implementation
 from tjx_kernels.attention import flash_attention as flash_attention
 from tjx_kernels.attention import implementations_for as implementations_for
 from tjx_kernels.decode import decode_attention as decode_attention
+from tjx_kernels.embedding import embedding_lookup as embedding_lookup
 from tjx_kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
 from tjx_kernels.reference import attention_reference as attention_reference
 from tjx_kernels.ring import ring_attention as ring_attention
@@ -24,6 +26,7 @@ __all__ = [
     "attention_reference",
     "chosen_implementation",
     "decode_attention",
+    "embedding_lookup",
     "flash_attention",
     "implementations_for",
     "linear_cross_entropy",

@@ -4,6 +4,7 @@ Axes in names: B batch, T time, D d_model.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -32,7 +33,7 @@ def position_table(config: TransformerConfig, *, rngs: nnx.Rngs) -> Embedding | 
 def embed(
     config: TransformerConfig,
     x: Float[Array, "B T D"],
-    positions: Int[Array, "#B T"],
+    positions: Int[Array, "#B T"] | None,
     table: Embedding | None,
     *,
     norm: LayerNorm | RMSNorm | None = None,
@@ -48,7 +49,7 @@ def embed(
     x
         What is known of each token but its position.
     positions
-        Of each token.
+        Of each token; None counts from 0 in every row.
     table
         Learned positions.
     norm
@@ -58,9 +59,16 @@ def embed(
     layout
         Where the stream lies.
     """
+    length = x.shape[1]
     if table is not None:
-        x = x + table(positions)
+        # The gradient of a slice needs no scatter.
+        if positions is None:
+            x = x + layout.reorder(table.rows()[None, :length])
+        else:
+            x = x + table(positions)
     elif config.positions == "sinusoidal":
+        if positions is None:
+            positions = layout.reorder(jnp.arange(length)[None])
         x = x + sinusoids(positions, config.d_model)
     if norm is not None:
         x = norm(x)

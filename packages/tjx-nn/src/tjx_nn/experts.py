@@ -154,10 +154,13 @@ class Experts(Placed):
             precision=jax.lax.Precision.HIGHEST,
         )
         probabilities = jax.nn.softmax(logits, -1)
-        weights, chosen = jax.lax.top_k(probabilities, experts.per_token)
+        # The gradient of the values of `top_k` would be a scatter: they are selected instead.
+        chosen = jax.lax.top_k(jax.lax.stop_gradient(probabilities), experts.per_token)[1]
+        is_chosen_GTKE = chosen[..., None] == jnp.arange(experts.count)[None, None, None]
+        weights = jnp.where(is_chosen_GTKE, probabilities[..., None, :], 0).sum(-1)
         if experts.normalize:
             weights = weights / weights.sum(-1, keepdims=True)
-        asked = jnp.bincount(chosen.ravel(), length=experts.count) / chosen.size
+        asked = is_chosen_GTKE.sum((0, 1, 2)) / chosen.size
         balance = experts.count * (asked * probabilities.mean((0, 1))).sum()
         z_loss = jnp.square(jax.nn.logsumexp(logits, -1)).mean()
         return weights, chosen, {"balance_loss": balance, "router_z_loss": z_loss}
@@ -189,7 +192,7 @@ def _plan(chosen: Int[Array, "T K"], count: int, capacity: int | None) -> Plan:
     expert = chosen.T.ravel()  # of each choice, in the order in which they are served
     order = jnp.argsort(expert, stable=True)
     place = jnp.argsort(order)  # of each choice among those sorted by expert
-    filled = jnp.bincount(expert, length=count).astype(jnp.int32)
+    filled = (expert[:, None] == jnp.arange(count)[None]).sum(0, dtype=jnp.int32)
     if capacity is None:
         return Plan(order, place.reshape(-1, tokens), filled)
     start = jnp.cumsum(filled) - filled

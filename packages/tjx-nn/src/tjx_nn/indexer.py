@@ -96,7 +96,9 @@ def best(
     worth_BTS = jax.lax.stop_gradient(jnp.where(seen_BTS, worth_BTS, -jnp.inf))
     best_BTP = jax.lax.top_k(worth_BTS, config.sparse.top_k)[1]
     rows, columns = jnp.arange(batch)[:, None, None], jnp.arange(tokens)[None, :, None]
-    picked_BTS = jnp.zeros(worth_BTS.shape, bool).at[rows, columns, best_BTP].set(True)
+    nothing_BTS = jnp.zeros(worth_BTS.shape, bool)
+    # `top_k` returns each key once, so that no atomics are needed on GPUs.
+    picked_BTS = nothing_BTS.at[rows, columns, best_BTP].set(True, unique_indices=True)
     return picked_BTS & seen_BTS
 
 

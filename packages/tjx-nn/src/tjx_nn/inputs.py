@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from tjx_nn.attention import Where
 from tjx_nn.config import TransformerConfig
@@ -72,6 +72,12 @@ class SourceInputs(TypedDict, total=False):
 
 class PairInputs(TokenInputs, SourceInputs, total=False):
     """Of a target and its source."""
+
+
+def table_positions(inputs: GPTInputs | TokenInputs, where: Where) -> Int[Array, "#B T"] | None:
+    """Return the positions to look up in a table; None where they count from 0 in every row."""
+    counted = inputs.get("positions") is None and inputs.get("segment_ids") is None
+    return None if counted else where.positions
 
 
 def locate(

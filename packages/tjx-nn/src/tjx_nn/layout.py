@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from tjx_kernels import flash_attention
+from tjx_kernels import embedding_lookup, flash_attention
 
 # A name for each dimension; None for one that is never divided.
 Axes = Sequence[str | None]
@@ -32,9 +31,12 @@ class Layout:
     ----------
     reduce_dtype : str
         Type in which gradients of weights are summed over devices, and over the tokens of one.
+    token_shards : int
+        Devices that the tokens of a batch are divided over.
     """
 
     reduce_dtype: str = "float32"
+    token_shards: int = 1
 
     def place(self, x: Array, axes: Axes) -> Array:  # noqa: ARG002  of no use on one device
         """Return an activation, lying as the names of its dimensions say."""
@@ -54,8 +56,12 @@ class Layout:
         ids: Int[Array, "*any"],
         row_axis: str,  # noqa: ARG002  as above
     ) -> Float[Array, "*any D"]:
-        """Return rows of a table whose rows are named so; ids outside of it are clipped to it."""
-        return jnp.take(table, ids, axis=0, mode="clip")
+        """Return rows of a table whose rows are named so; ids outside of it are clipped to it.
+
+        The gradient sums the rows of equal ids in one order on every platform.
+        """
+        found: Array = embedding_lookup(table, ids)
+        return found
 
     def attend(
         self,

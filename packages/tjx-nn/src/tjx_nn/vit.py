@@ -102,8 +102,7 @@ class ViT(Placed):
                 self.table(self.cls, ("embed",)), (x.shape[0], 1, config.d_model)
             )
             x = jnp.concatenate([first, x], 1)
-        positions = jnp.arange(x.shape[1])[None]
-        return embed(config, x, positions, self.wpe, dropout_key=last, layout=self.layout)
+        return embed(config, x, None, self.wpe, dropout_key=last, layout=self.layout)
 
     def run_blocks(
         self,
