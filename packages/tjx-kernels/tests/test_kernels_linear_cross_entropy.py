@@ -1,8 +1,9 @@
 """The loss without the logits: against a float64 oracle, in little memory, on several devices."""
 
+import importlib
 import re
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import linear_cross_entropy
 from tjx_kernels.head_loss import chunk_count
+from tjx_kernels.target import Platform, Target
+
+# The function of the same name hides the module from the import statement.
+module = importlib.import_module("tjx_kernels.linear_cross_entropy")
 
 VOCAB, WIDTH = 53, 6
 IGNORED = -100
@@ -65,11 +70,21 @@ def plain(*inputs: Any) -> Any:
     return loss, dx, dw
 
 
-@partial(jax.jit, static_argnames="chunk_size")
-def compute(x: Any, w: Any, labels: Any, dloss: Any, chunk_size: int | None = None) -> Any:
-    call = partial(linear_cross_entropy, labels=labels, chunk_size=chunk_size)
+# In place of a chunk size: the logits are kept, as on GPUs.
+KEPT: Literal["kept"] = "kept"
+type ChunkSize = int | Literal["kept"] | None
+
+
+def loss_and_gradients(
+    x: Any, w: Any, labels: Any, dloss: Any, chunk_size: ChunkSize = None
+) -> Any:
+    options: Any = {"keep_logits": True} if chunk_size == KEPT else {"chunk_size": chunk_size}
+    call = partial(linear_cross_entropy, labels=labels, **options)
     loss, pull = jax.vjp(call, x, w)
     return (loss, *pull(dloss))
+
+
+compute = jax.jit(loss_and_gradients, static_argnames="chunk_size")
 
 
 @partial(jax.jit, static_argnames="options")
@@ -82,8 +97,8 @@ def compute_with_lse(
 
 
 # One chunk of all (53 is prime), a tail, a tail longer than a chunk, a row each.
-@pytest.mark.parametrize("chunk_size", [None, 1000, 40, 20, 7, 1])
-def test_agrees_with_oracle(chunk_size: int | None) -> None:
+@pytest.mark.parametrize("chunk_size", [None, 1000, 40, 20, 7, 1, KEPT])
+def test_agrees_with_oracle(chunk_size: ChunkSize) -> None:
     inputs = draw(0)
     found = jax.device_get(compute(*jax.device_put(inputs), chunk_size=chunk_size))
     for a, b in zip(found, plain(*inputs), strict=True):
@@ -106,15 +121,17 @@ OPTIONS = st.fixed_dictionaries(
     seed=st.integers(0, 2**32 - 1),
     spread=st.sampled_from([0.1, 1.0, 3.0]),
     through=st.sampled_from(["loss", "lse", "both"]),
+    kept=st.booleans(),
 )
 @example(
     options={"z_loss": 0.3, "label_smoothing": 1.0, "soft_cap": 1.5},
     seed=0,
     spread=1.0,
     through="both",
+    kept=False,
 )
 def test_every_combination_agrees_with_oracle(
-    options: Any, seed: int, spread: float, through: str
+    options: Any, seed: int, spread: float, through: str, kept: bool
 ) -> None:
     x, w, labels, dloss = draw(seed)
     dlse = np.random.default_rng(seed + 1).standard_normal(labels.shape).astype(np.float32)
@@ -126,7 +143,7 @@ def test_every_combination_agrees_with_oracle(
         dlse * np.float32(through != "loss"),
     )
     # Sorted, and with one chunk size: each other tuple is compiled anew.
-    static = (*sorted(options.items()), ("chunk_size", 20))
+    static = (*sorted(options.items()), ("keep_logits", True) if kept else ("chunk_size", 20))
     found = jax.device_get(compute_with_lse(*jax.device_put(inputs), options=static))
     expected = oracle(*inputs, **options)
     for name, a, b in zip(("loss", "lse", "dx", "dw"), found, expected, strict=True):
@@ -177,6 +194,8 @@ OPTIONS_OF_PADDED: list[tuple[int, Any]] = [
     (41, {"chunk_size": 7, "label_smoothing": 0.2}),
     (3, {"chunk_size": 7}),  # fewer than there are chunks
     (1, {}),
+    (41, {"keep_logits": True, "label_smoothing": 0.2, "soft_cap": 1.5, "z_loss": 0.3}),
+    (1, {"keep_logits": True}),
 ]
 
 
@@ -201,7 +220,8 @@ def test_rows_beyond_the_vocabulary_count_for_nothing(vocab_size: int, options: 
     found = jax.device_get(run(*jax.device_put((x, w, bias, labels, dloss, dlse))))
     wider = np.concatenate([x, np.ones_like(x[..., :1])], -1)
     head = np.concatenate([w, bias[:, None]], 1)[:vocab_size]
-    plain_options = {name: value for name, value in options.items() if name != "chunk_size"}
+    how = ("chunk_size", "keep_logits")
+    plain_options = {name: value for name, value in options.items() if name not in how}
     loss, lse, dx, dw = oracle(wider, head, labels, dloss, dlse, **plain_options)
     dw = np.pad(dw, ((0, VOCAB - vocab_size), (0, 0)))
     wanted = (loss, lse, dx[..., :-1], dw[:, :-1], dw[:, -1])
@@ -210,6 +230,36 @@ def test_rows_beyond_the_vocabulary_count_for_nothing(vocab_size: int, options: 
         rounding = max(4e-5, 3e-6 * np.abs(b).max())
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=rounding, err_msg=name)
     assert np.all(found[3][vocab_size:] == 0)
+
+
+def test_kept_logits_of_a_padded_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """53 rows become 128; neither the result nor the shape of a gradient shows it."""
+    monkeypatch.setattr(module, "PADDED_FROM", 1)
+    inputs = draw(0)
+    assert jax.eval_shape(module._padded, inputs[1]).shape == (128, WIDTH)
+    # A function of its own: others are compiled without padding.
+    found = jax.jit(partial(loss_and_gradients, chunk_size=KEPT))(*jax.device_put(inputs))
+    for a, b in zip(jax.device_get(found), plain(*inputs), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "tokens", "kept"), [("cpu", 64, False), ("gpu", 64, True), ("gpu", 10**6, False)]
+)
+def test_logits_are_kept_on_gpus_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch, platform: Platform, tokens: int, kept: bool
+) -> None:
+    monkeypatch.setattr(module, "current_target", lambda: Target(platform, ""))
+    abstract: Any = jax.ShapeDtypeStruct  # JAX gives no types
+    x, w = abstract((tokens, 64), "bfloat16"), abstract((5000, 64), "float32")
+    labels = abstract((tokens,), "int32")
+
+    def gradient(x: Any, w: Any, labels: Any) -> Any:
+        return jax.grad(lambda x: linear_cross_entropy(x, w, labels).sum())(x)
+
+    text = str(jax.make_jaxpr(gradient)(x, w, labels))
+    assert (f"bf16[{tokens},5120]" in text) == kept
 
 
 def test_labels_of_padded_rows_are_outside_the_vocabulary() -> None:
@@ -246,24 +296,24 @@ def test_any_token_axes(lead: tuple[int, ...]) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 20])
+@pytest.mark.parametrize("chunk_size", [None, 20, KEPT])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_activations_with_float32_weights(
-    dtype: str, chunk_size: int | None
-) -> None:
+def test_half_precision_activations_with_float32_weights(dtype: str, chunk_size: ChunkSize) -> None:
     x, w, labels, dloss = draw(2, dtype=dtype)
     w = w.astype(dtype).astype(np.float32)  # so that the oracle sees what the products see
     found = jax.device_get(compute(*jax.device_put((x, w, labels, dloss)), chunk_size=chunk_size))
     assert [a.dtype for a in found] == [np.float32, dtype, np.float32]
     loss, dx, dw = plain(x, w, labels, dloss)
-    np.testing.assert_allclose(found[0], loss, rtol=1e-5, atol=1e-5)  # logits are float32
+    # Logits are float32, and kept ones of x's dtype: of up to 8, rounded to 1 / 32 of bfloat16.
+    atol = 0.03 if chunk_size == KEPT else 1e-5
+    np.testing.assert_allclose(found[0], loss, rtol=1e-5, atol=atol)
     np.testing.assert_allclose(found[1].astype(np.float32), dx, atol=0.03)
     np.testing.assert_allclose(found[2], dw, atol=0.03)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 20])
+@pytest.mark.parametrize("chunk_size", [None, 20, KEPT])
 @pytest.mark.parametrize("label", [VOCAB, -1, 10**6])
-def test_a_label_outside_the_vocabulary_is_seen(label: int, chunk_size: int | None) -> None:
+def test_a_label_outside_the_vocabulary_is_seen(label: int, chunk_size: ChunkSize) -> None:
     x, w, labels, dloss = draw(3)
     labels[1, 2] = label
     loss, dx, dw = jax.device_get(
@@ -287,7 +337,7 @@ def test_ignored_tokens_change_nothing() -> None:
 
 def test_extreme_logits_stay_finite() -> None:
     x, w, labels, dloss = draw(5)
-    for chunk_size in (None, 20):
+    for chunk_size in (None, 20, KEPT):
         arrays = jax.device_put((100 * x, 100 * w, labels, dloss))
         for array in jax.device_get(compute(*arrays, chunk_size=chunk_size)):
             assert np.all(np.isfinite(array))

@@ -6,17 +6,10 @@ section 4; Hsu et al., "Liger Kernel", 2024, which chunks tokens instead. Chunks
 leave the tokens' axes whole: where tokens are spread over devices nothing of x is gathered, and
 each row of w's gradient is reduced over devices once, not once for each chunk of tokens.
 
-With logits z, p = softmax(z), label y, smoothing s and z-loss weight a, a token's loss is
-
-    lse(z) - (1 - s) z_y - s mean(z) + a lse(z)^2
-
-and its derivative by z is (1 + 2 a lse) p - (1 - s) onehot(y) - s / vocab.
-
 Axes: N any number of token axes, D width, V rows of w, C rows of a chunk.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -24,36 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tjx_kernels.head_loss_terms import (
+    Head,
+    HeadLoss,
+    differentiable,
+    logits_gradient,
+    token_loss,
+)
 from tjx_kernels.xla_chunk import barrier
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadLoss:
-    """The static part of one call of `linear_cross_entropy`.
-
-    Attributes
-    ----------
-    chunks
-        How many chunks the rows of w are cut into, the tail not counted.
-    vocab_size
-        So many rows of w are the vocabulary, the others padding.
-    ignore_index, z_loss, label_smoothing, soft_cap
-        As given to `linear_cross_entropy`.
-    """
-
-    chunks: int
-    vocab_size: int
-    ignore_index: int
-    z_loss: float
-    label_smoothing: float
-    soft_cap: float | None
-
-
-class Head(NamedTuple):
-    """The rows of w, or some of them, and the bias of each, [V], if there is one."""
-
-    w: jax.Array
-    bias: jax.Array | None
 
 
 class Sums(NamedTuple):
@@ -165,15 +136,7 @@ def _forward(
     if tail.w.size:
         sums = step(sums, count, tail)
     lse = sums.top + jnp.log(sums.total)
-    target = sums.target
-    if sums.mean is not None:
-        # Also where label_smoothing is 1, the NaN of a label outside the vocabulary stays.
-        mean = sums.mean / call.vocab_size
-        target = (1 - call.label_smoothing) * target + call.label_smoothing * mean
-    loss = lse - target
-    if call.z_loss:
-        loss += call.z_loss * lse * lse
-    loss = jnp.where(labels == call.ignore_index, 0, loss)
+    loss = token_loss(call, labels, lse, sums.target, sums.mean)
     return (loss, lse), (x, head, labels, lse)
 
 
@@ -219,50 +182,20 @@ def _derivative(
 ) -> Callable[[jax.Array | int, Head], jax.Array]:
     """Make the function from a chunk's index and rows to the gradient of x w^T, in x's dtype."""
     x, head, labels, lse = residuals
-    dloss, dlse = cotangents
-    vocab = call.vocab_size
-    dloss = jnp.where((labels < 0) | (labels >= vocab), jnp.nan, dloss)
-    dloss = jnp.where(labels == call.ignore_index, 0, dloss)
-    dlse = dlse + dloss * (1 + 2 * call.z_loss * lse) if call.z_loss else dlse + dloss
-    dtarget = dloss * (1 - call.label_smoothing)
-    dmean = dloss * (call.label_smoothing / vocab)
+    gradient = logits_gradient(call, labels, lse, cotangents, x.dtype)
     rows = head.w.shape[0] // call.chunks
 
     def derivative(index: jax.Array | int, chunk: Head) -> jax.Array:
         logits, slope = _logits(x, chunk, call.soft_cap)
         row = _row_in_chunk(call, labels, rows, index)
         hit = row[..., None] == lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-        dlogits = jnp.exp(logits - lse[..., None]) * dlse[..., None]
-        dlogits -= jnp.where(hit, dtarget[..., None], 0)
-        if call.label_smoothing:
-            dlogits -= dmean[..., None]
-        if slope is not None:
-            dlogits *= slope
-        if vocab < head.w.shape[0]:
-            counts = _in_vocab(call, rows, index, chunk.w.shape[0])
-            dlogits = jnp.where(counts[(None,) * (dlogits.ndim - 1)], dlogits, 0)
-        return dlogits.astype(x.dtype)
+        padded = call.vocab_size < head.w.shape[0]
+        counts = _in_vocab(call, rows, index, chunk.w.shape[0]) if padded else None
+        return gradient(logits, slope, hit, counts)
 
     return derivative
 
 
-def _primal(
-    call: HeadLoss, x: jax.Array, head: Head, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    return _forward(call, x, head, labels)[0]
-
-
-_differentiable = jax.custom_vjp(_primal, nondiff_argnums=(0,))
-_differentiable.defvjp(_forward, _backward)
-_compiled = jax.jit(_differentiable, static_argnums=0, inline=True)
-
-
-def head_loss(
-    call: HeadLoss, x: jax.Array, head: Head, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Loss and log-sum-exp of each token, both differentiable by x and the head.
-
-    Compiled also where the caller is not, or the logits of every operation would be kept.
-    """
-    loss, lse = _compiled(call, x, head, labels)
-    return loss, lse
+# Loss and log-sum-exp of each token, both differentiable by x and the head. Compiled also where the
+# caller is not, or the logits of every operation would be kept.
+head_loss = differentiable(_forward, _backward)

@@ -6,12 +6,22 @@ from typing import Literal, TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from tjx_kernels.head_loss import Head, HeadLoss, chunk_count, head_loss
+from tjx_kernels.head_loss import chunk_count, head_loss
+from tjx_kernels.head_loss_kept import head_loss_kept
+from tjx_kernels.head_loss_terms import Head, HeadLoss
+from tjx_kernels.target import Platform, current_target
 
-# Size of a chunk when none is asked for. Small chunks stay in a CPU's cache, which there pays more
-# than computing logits twice costs; below MIN_ROWS adding up x's gradient would show.
-CHUNK_LOGITS = 2**20
+# Logits of a chunk when no size is given. Small chunks stay in a CPU's cache, which there pays more
+# than computing logits twice costs; a GPU wants few large products (2**28 float32 logits: 1 GiB).
+# Below MIN_ROWS adding up x's gradient would show.
+CHUNK_LOGITS: dict[Platform, int] = {"cpu": 2**20, "gpu": 2**28, "tpu": 2**20}
 MIN_ROWS = 1024
+# On a GPU the logits are kept for the backward pass up to this size on each device.
+KEPT_LOGITS_BYTES = 4 * 2**30
+# Matrix products of GPUs are fast where the vocabulary is a multiple of this: it is padded to one.
+# Below PADDED_FROM rows the padding would be a large part.
+ROW_MULTIPLE = 128
+PADDED_FROM = 1024
 
 
 class Options(TypedDict, total=False):
@@ -24,6 +34,8 @@ class Options(TypedDict, total=False):
     label_smoothing: float
     soft_cap: float | None
     chunk_size: int | None
+    keep_logits: bool | None
+    token_shards: int
 
 
 @overload
@@ -61,6 +73,8 @@ def linear_cross_entropy(
     soft_cap: float | None = None,
     return_lse: bool = False,
     chunk_size: int | None = None,
+    keep_logits: bool | None = None,
+    token_shards: int = 1,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Cross-entropy of softmax(x w^T + bias) against labels, for each token, in nats.
 
@@ -97,7 +111,14 @@ def linear_cross_entropy(
     chunk_size
         About how many rows of w a chunk has, so that the logits in memory are [..., chunk_size]:
         within a factor of two, the size that divides the vocabulary best. When None, the larger of
-        `MIN_ROWS` and what makes `CHUNK_LOGITS` logits.
+        `MIN_ROWS` and what makes the platform's `CHUNK_LOGITS` logits.
+    keep_logits
+        Whether the forward pass keeps all logits, in x's dtype, for the backward pass instead of
+        computing them again in chunks. When None, on GPUs, unless `chunk_size` is given or the
+        logits of a device exceed `KEPT_LOGITS_BYTES`. The softmax is computed from the kept logits,
+        which with bfloat16 x are rounded to bfloat16.
+    token_shards
+        Devices that the tokens are divided over, to count the logits of each.
 
     Returns
     -------
@@ -139,22 +160,39 @@ def linear_cross_entropy(
         *_array_problems(x, w, labels, bias),
         *_vocab_problems(w, vocab_size),
         *_option_problems(z_loss, label_smoothing, soft_cap, chunk_size),
+        *_keep_problems(keep_logits, chunk_size, token_shards),
     ]
     if problems:
         raise ValueError("\n".join(problems))
+    vocab_size = w.shape[0] if vocab_size is None else vocab_size
+    platform = current_target().platform
+    tokens = max(1, labels.size // token_shards)
+    if keep_logits is None:
+        kept_bytes = tokens * w.shape[0] * x.dtype.itemsize
+        keep_logits = platform == "gpu" and chunk_size is None and kept_bytes <= KEPT_LOGITS_BYTES
+    if keep_logits or platform == "gpu":
+        w, bias = _padded(w), None if bias is None else _padded(bias)
     rows = w.shape[0]
     if chunk_size is None:
-        chunk_size = max(MIN_ROWS, CHUNK_LOGITS // max(1, labels.size))
+        chunk_size = max(MIN_ROWS, CHUNK_LOGITS[platform] // tokens)
     call = HeadLoss(
-        chunks=chunk_count(rows, min(chunk_size, rows)),
-        vocab_size=rows if vocab_size is None else vocab_size,
+        chunks=0 if keep_logits else chunk_count(rows, min(chunk_size, rows)),
+        vocab_size=vocab_size,
         ignore_index=ignore_index,
         z_loss=z_loss,
         label_smoothing=label_smoothing,
         soft_cap=soft_cap,
     )
-    loss, lse = head_loss(call, x, Head(w, bias), labels.astype(jnp.int32))
+    compute = head_loss_kept if keep_logits else head_loss
+    loss, lse = compute(call, x, Head(w, bias), labels.astype(jnp.int32))
     return (loss, lse) if return_lse else loss
+
+
+def _padded(rows: jax.Array) -> jax.Array:
+    """Append rows of zeros up to a multiple of `ROW_MULTIPLE`, where there are many."""
+    count = rows.shape[0]
+    pad = -count % ROW_MULTIPLE if count >= PADDED_FROM else 0
+    return jnp.pad(rows, ((0, pad), *[(0, 0)] * (rows.ndim - 1)))
 
 
 def _array_problems(
@@ -200,4 +238,21 @@ def _option_problems(
         problems.append(f"soft_cap is {soft_cap}; it must be finite and > 0: give None for no cap")
     if chunk_size is not None and chunk_size < 1:
         problems.append(f"chunk_size is {chunk_size}; it counts rows of w: give 1 or more, or None")
+    return problems
+
+
+def _keep_problems(
+    keep_logits: bool | None, chunk_size: int | None, token_shards: int
+) -> list[str]:
+    problems = []
+    if keep_logits and chunk_size is not None:
+        problems.append(
+            f"keep_logits: got True with chunk_size {chunk_size}; expected one of them; leave "
+            "chunk_size out, as logits that are kept are not computed in chunks"
+        )
+    if token_shards < 1:
+        problems.append(
+            f"token_shards: got {token_shards}; expected 1 or more; give the number of devices "
+            "that the tokens are divided over"
+        )
     return problems

@@ -17,7 +17,7 @@ from tjx_nn.block import drop as dropped
 from tjx_nn.block import split
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
-from tjx_nn.inputs import BertInputs, locate
+from tjx_nn.inputs import BertInputs, locate, table_positions
 from tjx_nn.layout import Placed, read_stream
 from tjx_nn.linear import Embedding, linear
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
@@ -119,7 +119,7 @@ class Bert(Placed):
         return embed(
             self.config,
             self._with_types(tokens, inputs.get("token_types"), rows),
-            self._where(tokens, inputs).positions,
+            table_positions(inputs, self._where(tokens, inputs)),
             self.wpe,
             norm=self.ln_e,
             dropout_key=last,
@@ -149,7 +149,8 @@ class Bert(Placed):
         """Return the cross-entropy of each label, for what the last block returns."""
         table, bias = self._head_table(rows)
         x = read_stream(self.layout, self.encoder.normalised(x))
-        return head_losses(self._transformed(x), table, labels, bias=bias)
+        shards = self.layout.token_shards
+        return head_losses(self._transformed(x), table, labels, bias=bias, token_shards=shards)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
         """Return the logits of hidden tokens for what `hidden` returns."""

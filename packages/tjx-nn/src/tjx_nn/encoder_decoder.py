@@ -100,7 +100,8 @@ class EncoderDecoder(Placed):
         table, bias = self._head_table()
         x = read_stream(self.layout, x) / self.config.width_multiplier
         labels = self.layout.reorder(labels)
-        found = head_losses(x, table, labels, bias=bias)
+        shards = self.layout.token_shards
+        found = head_losses(x, table, labels, bias=bias, token_shards=shards)
         return losses(self.config, self.layout.restore(found), reported)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

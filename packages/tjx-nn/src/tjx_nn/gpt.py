@@ -16,7 +16,7 @@ from tjx_nn.attention import Entries, Measures, Where
 from tjx_nn.block import Block
 from tjx_nn.embed import embed, position_table
 from tjx_nn.gpt_config import GPTConfig
-from tjx_nn.inputs import GPTInputs, locate
+from tjx_nn.inputs import GPTInputs, locate, table_positions
 from tjx_nn.layout import Placed, read_stream
 from tjx_nn.linear import Embedding
 from tjx_nn.losses import Losses, head_logits, head_losses, losses
@@ -139,7 +139,7 @@ class GPT(Placed):
         where = self._where(tokens, inputs)
         tokens = self.layout.reorder(jnp.asarray(tokens))
         _, last = layer_keys(self.config, inputs.get("dropout_key"))
-        return self._embed(tokens, where.positions, last, rows)
+        return self._embed(tokens, table_positions(inputs, where), last, rows)
 
     def run_blocks(
         self,
@@ -186,6 +186,7 @@ class GPT(Placed):
             labels,
             soft_cap=self.config.logit_soft_cap,
             vocab_size=self.config.vocab_size,
+            token_shards=self.layout.token_shards,
         )
 
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:
@@ -278,7 +279,7 @@ class GPT(Placed):
         return in_order(self.config, self.dense_blocks, self.blocks)
 
     def _embed(
-        self, tokens: Ids, positions: Array, key: Array | None, rows: Array | None = None
+        self, tokens: Ids, positions: Array | None, key: Array | None, rows: Array | None = None
     ) -> Float[Array, "B T D"]:
         x = self.wte(jnp.asarray(tokens), rows)
         return embed(self.config, x, positions, self.wpe, dropout_key=key, layout=self.layout)

@@ -84,11 +84,14 @@ def head_losses(
     bias: Float32[Array, " V"] | None = None,
     soft_cap: float | None = None,
     vocab_size: int | None = None,
+    token_shards: int = 1,
 ) -> Float32[Array, "*any"]:
-    """Return the cross-entropy of each label under `head_logits`, which are never held at once.
+    """Return the cross-entropy of each label under `head_logits`.
 
-    Where the label is -100 the loss is 0. The table stays float32, so that its gradient is summed
-    in float32. Raises ValueError outside `jax.jit` for labels that the table has no row for.
+    The logits are computed in chunks, or kept in the type of x on GPUs with enough memory. Where
+    the label is -100 the loss is 0. The table stays float32, so that its gradient is summed in
+    float32. `token_shards` is that of the layout. Raises ValueError outside `jax.jit` for labels
+    that the table has no row for.
     """
     check_labels(labels, vocab_size or len(table_VD))
     tokens = linear_cross_entropy(
@@ -99,6 +102,7 @@ def head_losses(
         soft_cap=soft_cap,
         vocab_size=vocab_size,
         ignore_index=IGNORED,
+        token_shards=token_shards,
     )
     assert isinstance(tokens, Array)  # and no log-sum-exp with it
     return tokens
