@@ -17,6 +17,7 @@ from tjx_nn.attention import Where
 from tjx_nn.functional import Params
 from tjx_nn.layout import ONE_DEVICE
 from tjx_nn.matmul import Kept, add_bias, expert_matmul, matmul
+from tjx_nn.norms import _normalise
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -51,6 +52,30 @@ def test_layer_norm_without_bias_has_none() -> None:
     with_bias, without = make(lambda: (LayerNorm(8), LayerNorm(8, bias=False)))
     assert len(jax.tree.leaves(nnx.state(with_bias))) == 2
     assert len(jax.tree.leaves(nnx.state(without))) == 1
+
+
+@pytest.mark.parametrize(
+    ("centre", "has_bias"), [(True, True), (True, False), (False, False)], ids=str
+)
+def test_gradients_of_norms_are_those_of_the_formula(centre: bool, has_bias: bool) -> None:
+    # Their arguments are x, the scale and the bias.
+    def formula(x: Any, scale: Any, bias: Any) -> Any:
+        y = x - x.mean(-1, keepdims=True) if centre else x
+        y = y / jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 0.1) * scale[None, None]
+        return y if bias is None else y + bias[None, None]
+
+    def both(function: Callable[..., Any], x: Any, scale: Any, bias: Any, dy: Any) -> Any:
+        y, pull = jax.vjp(function, x, scale, bias)
+        return y, pull(dy)
+
+    x, dy = normal(3, 5, 8) + 1, normal(3, 5, 8, seed=1)
+    inputs = jax.device_put((x, normal(8), normal(8, seed=2) if has_bias else None, dy))
+
+    def ours(x: Any, scale: Any, bias: Any) -> Any:
+        return _normalise(x, scale, bias, 0.1, centre)
+
+    found, expected = (jax.jit(partial(both, f))(*inputs) for f in (ours, formula))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), found, expected)
 
 
 def test_layer_norm_of_half_precision_takes_statistics_in_float32() -> None:

@@ -1,22 +1,25 @@
 """GELU with its derivative written out.
 
 Differentiating the formula step by step keeps several intermediate arrays for the backward pass;
-the closed form keeps one and shares the costly function with the forward pass. Both modes of
-differentiation work.
+the closed form keeps one and shares the costly function with the forward pass. On GPUs, where
+memory bandwidth costs more than arithmetic, only the input is kept and the derivative is computed
+from it in the backward pass. Both modes of differentiation work.
 
 Hendrycks and Gimpel 2016, "Gaussian Error Linear Units".
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from tjx_kernels.target import current_target
+
 _CUBIC = 0.044715
 
 
-@jax.custom_jvp
 def gelu_erf(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """Return x times the standard normal's distribution function at x; computed in float32.
 
@@ -25,12 +28,27 @@ def gelu_erf(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     >>> print(gelu_erf(jnp.array([-1.0, 0.0, 1.0])))
     [-0.15865526  0.          0.8413447 ]
     """
+    return _for_platform(_gelu_erf)(x)
+
+
+def gelu_tanh(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Return GPT-2's approximation of `gelu_erf`, with tanh; computed in float32."""
+    return _for_platform(_gelu_tanh)(x)
+
+
+def _for_platform(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Return a function that keeps only its input for the backward pass on GPUs."""
+    # Without prevent_cse XLA merges both computations and keeps float32 intermediates.
+    return jax.checkpoint(function) if current_target().platform == "gpu" else function
+
+
+@jax.custom_jvp
+def _gelu_erf(x: Array) -> Array:
     return _erf_value_and_slope(x)[0]
 
 
 @jax.custom_jvp
-def gelu_tanh(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Return GPT-2's approximation of `gelu_erf`, with tanh; computed in float32."""
+def _gelu_tanh(x: Array) -> Array:
     return _tanh_value_and_slope(x)[0]
 
 
@@ -50,13 +68,13 @@ def _tanh_value_and_slope(x: Array) -> tuple[Array, Array]:
     return (y * gate).astype(x.dtype), (gate + y * gate_slope).astype(x.dtype)
 
 
-@gelu_erf.defjvp
+@_gelu_erf.defjvp
 def _gelu_erf_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     value, slope = _erf_value_and_slope(primals[0])
     return value, slope * tangents[0]
 
 
-@gelu_tanh.defjvp
+@_gelu_tanh.defjvp
 def _gelu_tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     value, slope = _tanh_value_and_slope(primals[0])
     return value, slope * tangents[0]

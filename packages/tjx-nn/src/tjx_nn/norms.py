@@ -63,8 +63,7 @@ def make_norm(
     return LayerNorm(features, eps=config.norm_eps, bias=config.bias, axis=axis)
 
 
-# Checkpointed: the backward pass keeps x and not the arrays that are made of it.
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalise(
     x: Float[Array, "*any D"],
     scale: Float32[Array, " D"],
@@ -72,11 +71,58 @@ def _normalise(
     eps: float,
     centre: bool,
 ) -> Float[Array, "*any D"]:
+    return _forward(x, scale, bias, eps, centre)[0]
+
+
+# What the backward pass keeps: x, the scale, the bias, and of each row its mean (or None) and the
+# reciprocal of its deviation. The float32 arrays of x's size are computed again.
+type _NormResiduals = tuple[Array, Array, Array | None, Array | None, Array]
+
+
+def _forward(
+    x: Array, scale: Array, bias: Array | None, eps: float, centre: bool
+) -> tuple[Array, _NormResiduals]:
     lead = (1,) * (x.ndim - 1)
     y = x.astype(jnp.float32)
-    if centre:
-        y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps) * scale.reshape(*lead, -1)
+    mean = y.mean(-1, keepdims=True) if centre else None
+    y = y if mean is None else y - mean
+    inverse = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+    mean, inverse = _computed((mean, inverse))
+    y = x.astype(jnp.float32)
+    y = (y if mean is None else y - mean) * inverse * scale.reshape(*lead, -1)
     if bias is not None:
         y = y + bias.reshape(*lead, -1)
-    return y.astype(x.dtype)
+    return y.astype(x.dtype), (x, scale, bias, mean, inverse)
+
+
+def _computed[T](statistics: T) -> T:
+    """Return statistics of rows as arrays of their own.
+
+    Without the barrier XLA:GPU computes them again wherever they are used, in kernels that write
+    float32 arrays of x's size.
+    """
+    found: T = jax.lax.optimization_barrier(statistics)  # type: ignore[no-untyped-call]  # as jax is
+    return found
+
+
+def _backward(
+    _eps: float, centre: bool, residuals: _NormResiduals, dy: Array
+) -> tuple[Array, Array, Array | None]:
+    x, scale, bias, mean, inverse = residuals
+    rows = tuple(range(x.ndim - 1))
+    dy = dy.astype(jnp.float32)
+    normal = x.astype(jnp.float32)
+    normal = (normal if mean is None else normal - mean) * inverse
+    scaled = dy * scale.reshape((1,) * len(rows) + (-1,))
+    means = [(scaled * normal).mean(-1, keepdims=True)]
+    if centre:
+        means.append(scaled.mean(-1, keepdims=True))
+    means = _computed(means)
+    dx = scaled - normal * means[0]
+    if centre:
+        dx = dx - means[1]
+    dx = (dx * inverse).astype(x.dtype)
+    return dx, (dy * normal).sum(rows), None if bias is None else dy.sum(rows)
+
+
+_normalise.defvjp(_forward, _backward)
