@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_nn import ExpertsConfig, GPTConfig, bind, init
+from tjx_kernels.target import Platform, Target
+from tjx_nn import ExpertsConfig, GPTConfig, bind, init, stack
 from tjx_nn.functional import Params
 
 Make = Callable[..., Params]
@@ -55,6 +57,41 @@ def test_depth_options_change_neither_loss_nor_gradients(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6),
         *jax.device_get((expected, found)),
     )
+
+
+@pytest.mark.parametrize(
+    ("platform", "count", "loop"), [("cpu", 2, True), ("gpu", 24, False), ("gpu", 25, True)]
+)
+def test_the_default_unrolls_on_gpus_up_to_a_depth(
+    monkeypatch: pytest.MonkeyPatch, platform: Platform, count: int, loop: bool
+) -> None:
+    monkeypatch.setattr(stack, "current_target", lambda: Target(platform, ""))
+    assert stack.runs_as_loop(PATTERN, count) == loop
+    for given in (True, False):
+        config = dataclasses.replace(PATTERN, scan_layers=given)
+        assert stack.runs_as_loop(config, count) == given
+
+
+def test_what_gpus_get_computes_the_same(
+    make: Make, tokens: jax.Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unrolled blocks with dropout, GELU from its input, and logits that are kept."""
+    config = dataclasses.replace(PATTERN, dropout=0.2)
+
+    def compute() -> Any:
+        def loss(params: Params, key: jax.Array) -> jax.Array:
+            network = bind(config, params)
+            return network.losses(tokens, tokens[:, ::-1], dropout_key=key).tokens.mean()
+
+        return jax.device_get(jax.jit(jax.value_and_grad(loss))(make(config), jax.random.key(1)))
+
+    with jax.transfer_guard("allow"):
+        expected = compute()
+        for name in ("tjx_nn.stack", "tjx_nn.activations", "tjx_kernels.linear_cross_entropy"):
+            module = importlib.import_module(name)
+            monkeypatch.setattr(module, "current_target", lambda: Target("gpu", ""))
+        found = compute()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), expected, found)
 
 
 def test_a_hundred_layers_train_under_remat(descend: Callable[..., list[float]]) -> None:

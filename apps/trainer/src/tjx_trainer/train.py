@@ -1,6 +1,7 @@
 """One run: from a configuration to a finished run directory, or on from where it stopped."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import tjx_data
 import tjx_metrics
 import tjx_nn
 import tjx_parallel
+from tjx_nn.stack import runs_as_loop
 from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.attention_report import reporting_attention
 from tjx_trainer.config import Config, ConfigError, reads_text
@@ -227,8 +229,26 @@ def prepare(config: Config) -> Job:
         f"model          {tjx_nn.count_params(config.model):,} parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
     )
+    say(f"layers         {describe_layers(job)}")
     say(f"training       {describe_training(job)}")
+    if flags := os.environ.get("XLA_FLAGS"):
+        say(f"XLA flags      {flags}")
     return job
+
+
+def describe_layers(job: Job) -> str:
+    """Say whether the blocks are compiled as a loop or unrolled, and who decided it."""
+    model = job.config.model
+    count = model.n_layer // (job.mesh.shape["stage"] * job.config.mesh.chunks_per_stage)
+    how = "compiled as a loop" if runs_as_loop(model, count) else "unrolled"
+    if model.scan_layers is not None:
+        return f"{model.n_layer} blocks {how}, as model.scan_layers says"
+    if how == "unrolled":
+        return (
+            f"{model.n_layer} blocks {how}, the default on this platform; "
+            "--model.scan_layers true compiles several times faster and runs slower"
+        )
+    return f"{model.n_layer} blocks {how}, the default for this platform and depth"
 
 
 def describe_training(job: Job) -> str:

@@ -94,6 +94,7 @@ class TransformerConfig:
         so that they stay right (Yang et al. 2022, "Tensor Programs V"). None is no muP.
     scan_layers
         Whether blocks run as a compiled loop, which compiles fast, or unrolled; same parameters.
+        None unrolls up to 24 blocks on GPUs, and runs a loop elsewhere.
     remat
         What the backward pass computes again to save memory: "none", "full" (all of a block),
         "attention" (all but attention's output), "dots" (all but matrix products).
@@ -138,7 +139,7 @@ class TransformerConfig:
     attention_dropout: float = 0.0
     init_std: float = 0.02
     mup_base: int | None = None
-    scan_layers: bool = True
+    scan_layers: bool | None = None
     remat: Remat = "none"
     remat_every: int = 1
     dtype: Dtype = "float32"

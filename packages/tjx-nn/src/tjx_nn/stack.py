@@ -1,7 +1,7 @@
 """Many blocks, one after the other: a compiled loop over stacked parameters, with remat.
 
-Every parameter of the blocks has a leading axis "layers". Whether the loop is compiled as one or
-unrolled, and what the backward pass computes again, changes no parameter and no result.
+Every parameter of the blocks has a leading axis "layers". Whether the blocks are compiled as a loop
+or unrolled, and what the backward pass computes again, changes no parameter and no result.
 """
 
 import functools
@@ -10,15 +10,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from tjx_kernels.target import current_target
 from tjx_nn.config import TransformerConfig
 
 # step(x, layer, window) -> (x, outputs of the layer): `layer` holds the parameters of one block.
 Step = Callable[[Array, Any, int | None], tuple[Array, Any]]
 # Parameters of layers of one kind, stacked, and the attention window of each.
 Stack = tuple[Any, tuple[int | None, ...]]
+
+# Blocks of a stack that are unrolled on GPUs where `scan_layers` is None.
+UNROLLED_ON_GPU = 24
 
 _POLICIES: dict[str, Any] = {
     "full": None,
@@ -66,21 +71,62 @@ def run_stack(
     # So many blocks are one turn of the loop, and are computed again together.
     turn = min(count, period * -(-config.remat_every // period))
     whole = count // turn * turn
+    loop = runs_as_loop(config, count)
     body: Callable[..., Any] = functools.partial(_turn, step, windows[:turn])
     if config.remat != "none":
         # Inside a loop the compiler cannot merge the second computation with the first.
-        body = jax.checkpoint(
-            body, policy=_POLICIES[config.remat], prevent_cse=not config.scan_layers
-        )
+        body = jax.checkpoint(body, policy=_POLICIES[config.remat], prevent_cse=not loop)
     turns = jax.tree.map(lambda p: p[:whole].reshape(-1, turn, *p.shape[1:]), layers)
-    unroll = 1 if config.scan_layers else count // turn
-    x, outputs = jax.lax.scan(body, x, turns, unroll=unroll)
+    if loop:
+        x, outputs = jax.lax.scan(body, x, turns)
+    else:
+        found = []
+        for layers_of_turn in _split(turns):
+            x, output = body(x, layers_of_turn)
+            found.append(output)
+        outputs = jax.tree.map(lambda *each: jnp.stack(each), *found)
     outputs = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), outputs)
     if whole < count:
         rest = jax.tree.map(lambda p: p[whole:], layers)
         x, last = run_stack(config, step, x, rest, windows[whole:])
         outputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outputs, last)
     return x, outputs
+
+
+def runs_as_loop(config: TransformerConfig, count: int) -> bool:
+    """Tell whether so many blocks are compiled as a loop, for the platform in use.
+
+    A loop copies everything that the backward pass needs of a block to stacked arrays and back. On
+    GPUs that costs more than it saves up to `UNROLLED_ON_GPU` blocks; deeper models would take
+    minutes more to compile. XLA:CPU runs and compiles a loop faster.
+    """
+    if config.scan_layers is not None:
+        return config.scan_layers
+    return current_target().platform != "gpu" or count > UNROLLED_ON_GPU
+
+
+@jax.custom_vjp
+def _split(stacked: Any) -> list[Any]:
+    """Return what is at each index of the leading axis; its gradient is one concatenation."""
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return [jax.tree.map(lambda p, i=index: p[i], stacked) for index in range(count)]
+
+
+def _split_forward(stacked: Any) -> tuple[list[Any], None]:
+    return _split(stacked), None
+
+
+def _split_backward(_: None, cotangents: list[Any]) -> tuple[Any]:
+    return (jax.tree.map(_stack_cotangents, *cotangents),)
+
+
+def _stack_cotangents(*each: Array) -> Any:
+    if each[0].dtype == jax.dtypes.float0:  # of integers and keys
+        return np.zeros((len(each), *each[0].shape), jax.dtypes.float0)
+    return jnp.stack(each)
+
+
+_split.defvjp(_split_forward, _split_backward)
 
 
 def _turn(
