@@ -1,0 +1,69 @@
+"""Training steps of tiny models for an NVIDIA GPU that need not be there.
+
+`python gpu_step.py` compiles them for sm_90a, which takes the CUDA plugin and ptxas; XLA_FLAGS says
+where their PTX is written.
+"""
+
+import importlib
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import jax
+
+from tjx_kernels.target import Target
+from tjx_parallel.chips import find_chip
+from tjx_trainer.chip_devices import chip_devices
+from tjx_trainer.command_line import parse
+from tjx_trainer.job import build_parts
+from tjx_trainer.planned_step import abstract_batch, lower_step
+
+_TINY = """
+--model.n_layer=2 --model.n_head=2 --model.d_model=32 --train.batch_size=8 --train.precision=bf16
+--train.device_batch_size=8 --model.attention_implementation=xla
+""".split()  # noqa: SIM905  a list of words reads worse
+_TEXT = [
+    "--model.max_seq_len=64",
+    "--data.seq_len=64",
+    "--data.tokenizer=bpe",
+    "--data.vocab_size=1100",
+]
+FAMILIES = {
+    "gpt": ["--config=gpt2_small", *_TINY, *_TEXT],
+    # Positions of packed documents are looked up.
+    "packed": ["--config=gpt2_small", *_TINY, *_TEXT, "--data.packing=documents"],
+    "bert": ["--config=bert_base", *_TINY, *_TEXT],
+    "vit": ["--config=vit_mnist", *_TINY, "--model.image_size=8", "--model.patch_size=4"],
+    "experts": [
+        "--config=gpt2_small", *_TINY, *_TEXT, "--model.experts.count=4",
+        "--model.experts.per_token=2",
+    ],
+}  # fmt: skip
+
+# What chooses by platform when it is traced; attention is given by name.
+_ASK_FOR_THE_TARGET = ("tjx_nn.stack", "tjx_nn.activations", "tjx_kernels.linear_cross_entropy")
+
+
+def stablehlo(family: str) -> str:
+    """Return the step as it is lowered for CUDA, before XLA; no plugin is needed."""
+    config = parse(FAMILIES[family])
+    parts = build_parts(config, jax.devices()[:1])
+    step: Any = parts.train_step
+    with ExitStack() as stack:
+        for name in _ASK_FOR_THE_TARGET:
+            module = importlib.import_module(name)
+            chosen = Target("gpu", "sm_90")
+            stack.enter_context(mock.patch.object(module, "current_target", return_value=chosen))
+        traced = step.trace(parts.abstract, abstract_batch(config, parts.mesh))
+    return str(traced.lower(lowering_platforms=("cuda",)).as_text())
+
+
+def main() -> None:
+    """Compile every step for an H200."""
+    devices = chip_devices(find_chip("h200"), 1)
+    for words in FAMILIES.values():
+        lower_step(parse(words), devices)[1].compile()
+
+
+if __name__ == "__main__":
+    main()
