@@ -15,8 +15,8 @@ from tjx_kernels.attention import IMPLEMENTATIONS
 from tjx_kernels.attention_call import AttentionCall, Operands
 from tjx_kernels.target import deterministic_ops
 from tjx_trainer.attention_report import reporting_attention
-from tjx_trainer.determinism import FLAG, request_determinism
 from tjx_trainer.exit_codes import ExitCode, KernelError
+from tjx_trainer.xla_flags import DETERMINISTIC, request_determinism
 
 WORDS = [
     *("--model.n_layer=1", "--model.n_head=2", "--model.d_model=8", "--model.max_seq_len=8"),
@@ -128,7 +128,7 @@ def test_a_run_says_which_attention_it_uses(
     given = ["--dry_run", "--model.attention_implementation=xla", "--train.deterministic=true"]
     assert program.main([*words, *given]) == 0
     assert capsys.readouterr().err.count("attention      xla (requested by name)\n") == 1
-    assert os.environ["XLA_FLAGS"] == FLAG
+    assert os.environ["XLA_FLAGS"] == DETERMINISTIC
 
 
 def test_determinism_keeps_other_flags_and_is_the_last_word(
@@ -139,5 +139,5 @@ def test_determinism_keeps_other_flags_and_is_the_last_word(
     for _ in range(2):
         request_determinism()
         assert os.environ["XLA_FLAGS"].split()[0] == "--xla_dump_to=x"
-        assert os.environ["XLA_FLAGS"].count(FLAG) == 1
+        assert os.environ["XLA_FLAGS"].count(DETERMINISTIC) == 1
         assert deterministic_ops()

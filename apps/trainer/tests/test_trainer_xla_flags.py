@@ -9,7 +9,14 @@ from importlib import metadata
 import pytest
 
 from tjx_trainer import xla_flags
-from tjx_trainer.xla_flags import JAXLIB_VERSION, TABLES, expected_platform, set_flags
+from tjx_trainer.config import ConfigError
+from tjx_trainer.xla_flags import (
+    JAXLIB_VERSION,
+    TABLES,
+    expected_platform,
+    request_determinism,
+    set_flags,
+)
 
 
 def test_the_tables_are_for_the_jaxlib_that_is_installed() -> None:
@@ -49,6 +56,8 @@ def test_another_jaxlib_gets_no_flags(monkeypatch: pytest.MonkeyPatch, given: st
 def test_a_file_of_flags_is_left_alone() -> None:
     environment = {"XLA_FLAGS": "flags.txt"}
     assert set_flags("gpu", environment) == []
+    with pytest.raises(ConfigError, match="the name of a file"):
+        request_determinism(environment)
     assert environment == {"XLA_FLAGS": "flags.txt"}
 
 

@@ -22,11 +22,10 @@ from tjx_metrics.errors import RecordError
 from tjx_trainer import nanogpt, parameter_table, plan_command, sweep
 from tjx_trainer.command_line import parse, read_words, refusal, refuse
 from tjx_trainer.config import ConfigError
-from tjx_trainer.determinism import request_determinism
 from tjx_trainer.exit_codes import ExitCode, KernelError, NotFiniteError
 from tjx_trainer.out_of_memory import explain, is_out_of_memory
 from tjx_trainer.supervised import connect, leave_word
-from tjx_trainer.xla_flags import set_flags
+from tjx_trainer.xla_flags import request_determinism, set_flags
 
 # What the system says of a disk that is full, worn out, or was taken away.
 _NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
@@ -77,12 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from tjx_trainer.supervisor import supervise
 
             return supervise(words, config)
-<<<<<<< HEAD
+        set_flags()
         if config.train.deterministic:
             request_determinism()
-=======
-        set_flags()
->>>>>>> 4165ae7 (trainer: set XLA flags from one table for each platform)
         # It brings JAX, which takes seconds to import: a wrong command line is answered before.
         from tjx_trainer.train import train
 

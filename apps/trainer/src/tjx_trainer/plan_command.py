@@ -22,7 +22,7 @@ from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.exit_codes import ExitCode
 from tjx_trainer.presets import Given
 from tjx_trainer.tree import Leaf, leaves
-from tjx_trainer.xla_flags import set_flags
+from tjx_trainer.xla_flags import request_determinism, set_flags
 
 _HELP = """\
 usage: trainer plan --chip NAME [--chips N] [--compute_efficiency X] [--out DIR]
@@ -98,6 +98,8 @@ def run(argv: Sequence[str]) -> int:
         chip, count = _chip(flags), device_count(flags.chips, config)
         if chip.platform == "cuda":
             set_flags("gpu")  # as a run on it would have them
+            if config.train.deterministic:
+                request_determinism()
         # They bring JAX, which takes seconds to import.
         from tjx_parallel.planning import plan
         from tjx_trainer.plan_page import page

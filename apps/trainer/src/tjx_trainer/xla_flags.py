@@ -12,7 +12,12 @@ from collections.abc import Mapping, MutableMapping
 from importlib import metadata
 from typing import Literal, NamedTuple
 
+from tjx_trainer.config import ConfigError
+
 JAXLIB_VERSION = "0.11.2"
+# XLA then takes cuDNN's deterministic algorithms, sorts what it would add by atomic operations, and
+# takes the first configuration of an autotuned kernel in place of the one that was fastest today.
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 type Platform = Literal["cpu", "gpu"]
 
@@ -71,8 +76,7 @@ def set_flags(
         XLA_FLAGS sets already, and none where XLA_FLAGS names a file of flags.
     """
     given = environment.get("XLA_FLAGS", "").strip()
-    names_file = given != "" and not given.startswith("-")
-    if names_file or metadata.version("jaxlib") != JAXLIB_VERSION:
+    if _names_file(given) or metadata.version("jaxlib") != JAXLIB_VERSION:
         return []
     own = set(re.findall(r"--(\w+)", given))
     table = TABLES[platform or expected_platform(environment)]
@@ -83,12 +87,39 @@ def set_flags(
     return added
 
 
+def request_determinism(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Add XLA's flag for deterministic operations on GPUs to XLA_FLAGS; before JAX starts.
+
+    It is added last, as XLA takes the last of a flag that is given twice.
+
+    Raises
+    ------
+    ConfigError
+        If XLA_FLAGS names a file of flags, to which nothing can be added.
+    """
+    given = environment.get("XLA_FLAGS", "").strip()
+    if _names_file(given):
+        raise ConfigError(
+            [
+                f"--train.deterministic: got true with XLA_FLAGS={given!r}, the name of a file; expected "
+                f"flags there, to add one; add {DETERMINISTIC} to the file and leave the option out"
+            ]
+        )
+    flags = given.split()
+    if flags[-1:] != [DETERMINISTIC]:
+        environment["XLA_FLAGS"] = " ".join([*flags, DETERMINISTIC])
+
+
 def expected_platform(environment: Mapping[str, str]) -> Platform:
     """Return the platform that JAX will use, without importing it: "gpu" with NVIDIA's plugin."""
     asked = environment.get("JAX_PLATFORMS", "")
     if asked and not {"cuda", "gpu"} & set(asked.split(",")):
         return "cpu"
     return "gpu" if any(map(_is_installed, ("xla_cuda13", "xla_cuda12"))) else "cpu"
+
+
+def _names_file(flags: str) -> bool:
+    return flags != "" and not flags.startswith("-")
 
 
 def _is_installed(plugin: str) -> bool:
