@@ -19,7 +19,7 @@ from tjx_trainer.job import build_parts
 from tjx_trainer.planned_step import abstract_batch, lower_step
 
 _TINY = """
---model.n_layer=2 --model.n_head=2 --model.d_model=32 --train.batch_size=8 --train.precision=bf16
+--model.n_layer=1 --model.n_head=2 --model.d_model=32 --train.batch_size=8 --train.precision=bf16
 --train.device_batch_size=8 --model.attention_implementation=xla
 """.split()  # noqa: SIM905  a list of words reads worse
 _TEXT = [

@@ -20,7 +20,9 @@ def test_every_scatter_of_the_step_for_gpus_has_unique_indices(family: str) -> N
     text = gpu_step.stablehlo(family)
     assert "dot_general" in text
     assert "select_and_scatter" not in text
-    for scatter in _SCATTER.findall(text):
+    scatters = _SCATTER.findall(text)
+    assert len(scatters) == text.count('"stablehlo.scatter"')
+    for scatter in scatters:
         assert "unique_indices = true" in scatter, scatter
 
 
