@@ -99,12 +99,11 @@ def request_determinism(environment: MutableMapping[str, str] = os.environ) -> N
     """
     given = environment.get("XLA_FLAGS", "").strip()
     if _names_file(given):
-        raise ConfigError(
-            [
-                f"--train.deterministic: got true with XLA_FLAGS={given!r}, the name of a file; expected "
-                f"flags there, to add one; add {DETERMINISTIC} to the file and leave the option out"
-            ]
+        problem = (
+            f"--train.deterministic: got true with XLA_FLAGS={given!r}, the name of a file; expected "
+            f"flags there; add {DETERMINISTIC} to the file and leave the option out"
         )
+        raise ConfigError([problem])
     flags = given.split()
     if flags[-1:] != [DETERMINISTIC]:
         environment["XLA_FLAGS"] = " ".join([*flags, DETERMINISTIC])
