@@ -100,8 +100,8 @@ def request_determinism(environment: MutableMapping[str, str] = os.environ) -> N
     given = environment.get("XLA_FLAGS", "").strip()
     if _names_file(given):
         problem = (
-            f"--train.deterministic: got true with XLA_FLAGS={given!r}, the name of a file; expected "
-            f"flags there; add {DETERMINISTIC} to the file and leave the option out"
+            f"--train.deterministic: got true with XLA_FLAGS={given!r}, the name of a file; "
+            f"expected flags there; add {DETERMINISTIC} to the file and leave the option out"
         )
         raise ConfigError([problem])
     flags = given.split()
