@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
+from tjx_kernels.target import current_target
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layout import Placed
 
@@ -96,11 +97,14 @@ def _forward(
 
 
 def _computed[T](statistics: T) -> T:
-    """Return statistics of rows as arrays of their own.
+    """Return statistics of rows, on GPUs as arrays of their own.
 
     Without the barrier XLA:GPU computes them again wherever they are used, in kernels that write
-    float32 arrays of x's size.
+    float32 arrays of x's size. On CPUs it gains nothing, and the collectives of a pipeline whose
+    stream is divided over devices deadlock behind it.
     """
+    if current_target().platform != "gpu":
+        return statistics
     found: T = jax.lax.optimization_barrier(statistics)  # type: ignore[no-untyped-call]  # as jax is
     return found
 
