@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Set before JAX is imported, and in the environment so that child processes inherit them.
-# Compilation dominates the suite: skip LLVM's optimizations, and compile equal programs once.
+# Compilation dominates the suite: skip LLVM's optimizations, make kernels without MLIR (whose
+# contexts take longer than the kernels of small models), and compile equal programs once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+)
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tjx" / "test-compilations")
 )

@@ -22,15 +22,16 @@ from tjx_trainer.command_line import resolve
 from tjx_trainer.tree import leaves
 
 ROOT = Path(gpu.__file__).resolve().parents[2]
+# Absolute, as the processes start in folders of their own.
+PYTHONPATH = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
 KERNELS = dict.fromkeys(name for name in IMPLEMENTATIONS if name not in ("tpu", "reference"))
 
 
 def test_the_first_slice_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name == "PATH"}
-    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     done = subprocess.run(
         [sys.executable, gpu.__file__, "--rehearse", "--slice=1", f"--output={tmp_path / 'out'}"],
-        env={**kept, "HOME": str(tmp_path), "PYTHONPATH": path},
+        env={**kept, "HOME": str(tmp_path), "PYTHONPATH": PYTHONPATH},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -78,7 +79,7 @@ REPORTS = "begin('second'); finish('second', 'failed', reason='wrong')"
 def test_a_process_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     def step(name: str, body: str, seconds: float = 300.0, **options: Any) -> Step:
         command = [sys.executable, "-c", PROGRAM.format(body)]
-        environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {"PYTHONPATH": PYTHONPATH}
         return Step(name, command, seconds, environment, **options)
 
     steps = [
@@ -132,7 +133,7 @@ def test_each_test_of_the_kernels_is_a_case(tmp_path: Path) -> None:
     (tmp_path / "test_kernels.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-p", "gpu_slices.pytest_cases"]
-    step = Step("tests", command, 300.0, {"PYTHONPATH": os.pathsep.join(sys.path)})
+    step = Step("tests", command, 300.0, {"PYTHONPATH": PYTHONPATH})
     recorder = Recorder(tmp_path / "lines.jsonl")
     deadline = time.monotonic() + 300
     stage = Stage("tests", [step], 300.0)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from campaigns.outcome import Outcome, describe_difference, numbers, outcome
 from campaigns.tiny_run import TinyRun
 
@@ -29,7 +30,9 @@ def test_a_step_whose_gradients_hold_a_nan_is_skipped_and_counted(
     assert [found[step]["train/skipped"] for step in (11, 12, 13, 60)] == [0, 1, 1, 1]
     # The loss of the step was sound, and those before are those of a run without the fault.
     for step in range(1, 13):
-        assert repr(found[step]["train/loss"]) == expected.numbers[step, "train/loss"]
+        loss = float(expected.numbers[step, "train/loss"])
+        # The faulty step is another program: the last bit may differ.
+        assert found[step]["train/loss"] == pytest.approx(loss, rel=1e-6)
     # Nothing was learnt at step 12: no NaN came into the state, or all losses were NaN from here.
     assert all(found[step]["train/loss"] < 5 for step in range(13, 61))
 
