@@ -33,9 +33,11 @@ def test_in_training_the_step_is_finished_and_saved(
     life.signal(number)
     run.open_gates(15)
     assert life.wait() == 128 + number
-    assert run.saved() == [10, 15]
-    assert "step 15" in life.printed
-    assert "from step 15" in run.finish()
+    # The signal comes in step 14, or while the run waits at the gate of step 15.
+    saved = run.saved()
+    assert saved in ([10, 14], [10, 15])
+    assert f"step {saved[-1]}" in life.printed
+    assert f"from step {saved[-1]}" in run.finish()
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
