@@ -16,31 +16,11 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention_call import AttentionCall
+from tjx_kernels.attention_call import PLAIN, AttentionCall
 from tjx_kernels.xla_bands import plan_bands
 
-CALL = AttentionCall(
-    batch=1,
-    q_len=1024,
-    kv_len=1024,
-    heads=1,
-    kv_heads=1,
-    head_dim=8,
-    v_head_dim=8,
-    dtype="float32",
-    causal=True,
-    window=None,
-    soft_cap=None,
-    scale=1.0,
-    dropout_rate=0.0,
-    segment_ids=False,
-    alibi=False,
-    bias=None,
-    q_offset=0,
-    return_lse=False,
-    platform="cpu",
-    architecture="",
-    interpret=False,
+CALL = replace(
+    PLAIN, batch=1, heads=1, kv_heads=1, head_dim=8, v_head_dim=8, dtype="float32", scale=1.0
 )
 
 

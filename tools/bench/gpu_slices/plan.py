@@ -20,14 +20,8 @@ class Plan:
 
     Parameters
     ----------
-    sizes : Sizes
-        Of a GPU, or of a rehearsal.
-    machine : Machine
-        What is here.
-    work : Path
-        Folder for everything that does not come back.
-    keep : Path
-        Folder for files that come back in the archive.
+    sizes, machine, work, keep
+        As for `Programs`.
     winner : Run or None
         Fastest run of the slices before, for slices 3 and 4; None takes the trainer's defaults.
     """

@@ -53,7 +53,7 @@ _TARGETS = {
 }  # fmt: skip
 
 
-class AttentionCall(NamedTuple):
+class AttentionWork(NamedTuple):
     """Work of one call of an attention kernel.
 
     Attributes
@@ -76,7 +76,7 @@ class AttentionCall(NamedTuple):
 
 def attention_call(
     each: Instruction, inside: Computation, *, visible: float
-) -> AttentionCall | None:
+) -> AttentionWork | None:
     """Return the work of an attention kernel; None for any other instruction.
 
     Operands are [batch, tokens, heads, features]: queries, keys and the rest, after scalars. A
@@ -112,7 +112,7 @@ def attention_call(
     if not flops:
         return None
     share, note = _share(names[0], query.shape[3], key.shape[1], backward=backward)
-    return AttentionCall(names[0], flops, share, note)
+    return AttentionWork(names[0], flops, share, note)
 
 
 def _count_gradients(results: list[Array], query: Array, key: Array) -> int:
