@@ -95,7 +95,7 @@ def _kernel_stores(kernel: Any) -> list[Store]:
 
 
 class _Thread:
-    """Runs what is known of a kernel's jaxpr for one warpgroup of one thread block."""
+    """Evaluate the integer arithmetic of a kernel's jaxpr for one warpgroup of one thread block."""
 
     def __init__(self, place: dict[Any, int], stores: list[Store], computed: Any) -> None:
         self.place, self.stores, self.computed = place, stores, computed

@@ -23,7 +23,7 @@ from tjx_kernels import chosen_implementation, flash_attention
 TOLERANCE = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 2e-3}  # float32 is TF32 on a GPU
 # Largest error over the largest value: finds a few wrong rows that the norm would hide.
 LARGEST = {"bfloat16": 3e-2, "float16": 6e-3, "float32": 6e-3}
-# Adds the gradients in an order that changes from run to run, unless XLA is told otherwise.
+# Adds gradients in an order that may change from run to run without XLA's deterministic flag.
 NOT_DETERMINISTIC = {"cudnn"}
 
 

@@ -20,7 +20,7 @@ from tjx_trainer.tree import leaves
 def implementations() -> dict[str, str | None]:
     """Return the attention implementations for GPUs, and why one cannot train here, or None.
 
-    A causal call of GPT-2's shape is asked for on a Hopper GPU and on the device that is present.
+    Describe a causal call of the shape of GPT-2 for a Hopper GPU and for the present device.
     "reference" is left out: it needs the memory of all scores.
     """
     x = jax.ShapeDtypeStruct((2, 1024, 12, 64), jnp.bfloat16)  # type: ignore[no-untyped-call]  # as jax is

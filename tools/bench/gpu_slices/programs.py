@@ -173,7 +173,7 @@ class Programs:
     def resume(self, winner: Run, *, deterministic: bool) -> Step:
         """Compare a resumed and a repeated run with the first one, bit for bit.
 
-        With `deterministic`, the trainer or XLA is told to be, and a difference is a failure.
+        With `deterministic`, the run sets the deterministic flag, and a difference is a failure.
         """
         name = "deterministic" if deterministic else "defaults"
         words = [f"--folder={self._work / 'resume' / name}", f"--steps={self.sizes.resume_steps}"]

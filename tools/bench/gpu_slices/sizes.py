@@ -20,7 +20,7 @@ class Sizes:
     Attributes
     ----------
     tiny
-        Whether processes are told to use small shapes.
+        Whether processes use small shapes.
     patience
         Factor of all time limits: a CPU that is shared may be many times slower than an idle one.
     model

@@ -72,7 +72,7 @@ def set_flags(
     Returns
     -------
     list of Flag
-        Those that were added: none of the table where jaxlib has another version, none that
+        The flags that were added: none of the table where jaxlib has another version, none that
         XLA_FLAGS sets already, and none where XLA_FLAGS names a file of flags.
     """
     given = environment.get("XLA_FLAGS", "").strip()
