@@ -1,18 +1,23 @@
 """What the tests of faults share: one run that nobody disturbed, to compare disturbed ones with."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from campaigns.fork_server import ForkServer
 from campaigns.outcome import Outcome, outcome
-from campaigns.tiny_run import TINY, TinyRun, clean_environment, write_text
+from campaigns.tiny_run import TINY, TRAINER_MODULES, TinyRun, clean_environment, write_text
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A run of 60 steps with a checkpoint every 10 that nobody disturbed."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRun]:
+    """A completed run of 60 steps with a checkpoint every 10; runs derived from it are forked.
+
+    It imports its modules itself: so its hashes of strings differ from those of the forked runs.
+    """
     text = tmp_path_factory.mktemp("text") / "rhyme.txt"
     write_text(text, lines=400)
     run = TinyRun(
@@ -21,7 +26,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         flags={**TINY, "data.path": str(text)},
     )
     run.finish()
-    return run
+    server = ForkServer(run.environment, TRAINER_MODULES)
+    yield replace(run, server=server)
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,19 @@ import pytest
 LAUNCHER = Path(os.environ.get("TJX_LAUNCHER") or Path(__file__).resolve().parents[1] / "pants")
 
 # What the launcher may call besides the interpreters; nothing else of this machine is on its PATH.
-TOOLS = ["awk", "cat", "cp", "df", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed", "sh"]
-TOOLS += ["sleep", "tail", "uname"]
+TOOLS = ["awk", "cat", "cksum", "cp", "df", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed"]
+TOOLS += ["sh", "sleep", "tail", "tr", "uname"]
 
 STUB = r"""#!/bin/sh
+install() {
+  echo "$1" >>"$STUB_DIR/installs"
+  [ ! -e "$STUB_DIR/pip-sleeps" ] || sleep "$(cat "$STUB_DIR/pip-sleeps")"
+  if [ -e "$STUB_DIR/fail-${1%%=*}" ]; then cat "$STUB_DIR/fail-${1%%=*}" >&2; exit 1; fi
+  case $1 in
+    pantsbuild*) : >"$2/pants" ;;
+    uv) cp "$0" "$2/uv" ;;
+  esac
+}
 case "$*" in
   *sys.version_info*)  # the probe: -I -c CODE VERSION [MODULE...]
     [ "$4" = VERSION ] || [ "$4" = 3 ] || exit 1
@@ -35,10 +44,12 @@ case "$*" in
     mkdir -p "$1/bin" && cp "$0" "$1/bin/python" ;;
   *"-m pip install "*)
     while [ $# -gt 1 ]; do shift; done
-    echo "$1" >>"$STUB_DIR/installs"
-    [ ! -e "$STUB_DIR/pip-sleeps" ] || sleep "$(cat "$STUB_DIR/pip-sleeps")"
-    if [ -e "$STUB_DIR/fail-${1%%=*}" ]; then cat "$STUB_DIR/fail-${1%%=*}" >&2; exit 1; fi
-    case $1 in pantsbuild*) : >"${0%/*}/pants" ;; esac ;;
+    install "$1" "${0%/*}" ;;
+  "pip install --python "*)
+    [ ! -e "$STUB_DIR/fail-by-uv" ] || exit 1
+    install "$5" "${4%/*}" ;;
+  *fetch_wheels.py*)
+    install wheels && mkdir -p "$4" ;;
   *"-m pex "*)
     while [ $# -gt 1 ]; do shift; done
     echo "a pex file" >"$1" ;;
@@ -61,13 +72,15 @@ class Machine:
         self.bin = folder / "bin"
         self.stub = folder / "stub"
         tools = folder / "tools"
-        for new in (self.home, self.checkout / "sub", self.bin, self.stub, tools):
+        locks = self.checkout / "tools/locks"
+        for new in (self.home, self.checkout / "sub", locks, self.bin, self.stub, tools):
             new.mkdir(parents=True)
         for name in TOOLS:
             path = shutil.which(name)
             assert path, f"this machine has no {name}"
             (tools / name).symlink_to(path)
         shutil.copy(LAUNCHER, self.checkout / "pants")
+        (locks / "cpu.txt").write_text("numpy==2.5.5\n")
         self.env = {
             "HOME": str(self.home),
             "PATH": f"{self.bin}:{tools}",
@@ -123,7 +136,7 @@ class Machine:
 
     @property
     def cache(self) -> Path:
-        (found,) = (self.home / ".cache" / "tjx").iterdir()
+        (found,) = (self.home / ".cache" / "tjx").glob("pants-*")
         return found
 
 
@@ -140,7 +153,7 @@ def machine(bare: Machine) -> Machine:
     return bare
 
 
-ALL = ["pantsbuild.pants==2.17.1", "pex==2.98.4"]
+ALL = ["uv", "pantsbuild.pants==2.17.1", "pex==2.98.4", "wheels"]
 
 
 def test_arguments_and_exit_code_pass_unchanged(machine: Machine) -> None:
@@ -184,7 +197,7 @@ def test_warm_run_installs_nothing_and_needs_no_python_on_path(
 ) -> None:
     code, err = machine.run()
     assert (code, machine.installs) == (0, ALL)
-    assert all(line.startswith("pants: first run: ") for line in err.splitlines())
+    assert all(line.startswith("pants: first run") for line in err.splitlines())
     (machine.bin / "python3.9").write_text("#!/bin/sh\nexit 1\n")
     fake = machine.cache / "venv/bin/python"
     fake.write_text("#!/bin/sh\n")  # so that the time is the launcher's own
@@ -202,7 +215,7 @@ def test_the_folder_is_made_again_when_its_interpreter_is_gone(machine: Machine)
     machine.run()
     (machine.cache / "venv/bin/python").unlink()
     assert machine.run()[0] == 0
-    assert machine.installs == [*ALL, ALL[0]]
+    assert machine.installs == [*ALL, ALL[1]]
 
 
 def test_the_interpreter_of_the_code_may_move(machine: Machine) -> None:
@@ -220,7 +233,7 @@ def test_two_first_runs_at_once_install_once(machine: Machine) -> None:
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert machine.installs == ALL
-    assert sum("waiting for it" in err for err in errors) == 1
+    assert sum("waiting for it" in err for err in errors) >= 1
 
 
 def test_a_killed_install_is_never_taken_for_a_whole_one(machine: Machine) -> None:
@@ -232,7 +245,7 @@ def test_a_killed_install_is_never_taken_for_a_whole_one(machine: Machine) -> No
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    half = machine.cache / "venv/bin/half-written"
+    half = machine.cache / "tools/bin/half-written"
     half.touch()
     sleeps.unlink()
     assert machine.run()[0] == 0
@@ -297,7 +310,38 @@ def test_offline_says_so_and_a_rerun_continues(machine: Machine) -> None:
     assert "Run ./pants again" in err
     failing.unlink()
     assert machine.run()[0] == 0
-    assert machine.installs == [*ALL, "pex==2.98.4"], "what was whole is kept"
+    uv_then_pip = ["pex==2.98.4", "pex==2.98.4"]
+    assert machine.installs == [*ALL[:2], *uv_then_pip, *ALL[2:]], "what was whole is kept"
+
+
+def test_pip_installs_where_uv_cannot(machine: Machine) -> None:
+    (machine.stub / "fail-by-uv").touch()
+    assert machine.run()[0] == 0
+    assert machine.installs == ALL
+
+
+def test_pants_finds_the_wheels_of_the_locks(machine: Machine) -> None:
+    machine.run()
+    folder = machine.home / ".cache/tjx/wheels"
+    assert machine.seen["env"]["PANTS_PYTHON_REPOS_FIND_LINKS"] == f"['file://{folder}']"
+    assert machine.seen["env"]["PANTS_PYTHON_REPOS_INDEXES"] == "[]"
+    (machine.checkout / "tools/locks/cpu.txt").write_text("numpy==2.5.6\n")
+    assert machine.run()[0] == 0
+    assert machine.installs == [*ALL, "wheels"]
+
+
+def test_other_locks_are_left_to_the_index(machine: Machine) -> None:
+    machine.run("--pants-config-files=pants.cuda13.toml", "test", "::")
+    assert "PANTS_PYTHON_REPOS_INDEXES" not in machine.seen["env"]
+
+
+def test_without_the_wheels_pants_asks_the_index(machine: Machine) -> None:
+    (machine.stub / "fail-wheels").write_text("ValueError: jax 0.11.2 has another SHA-256\n")
+    code, err = machine.run()
+    assert code == 0
+    assert "ValueError: jax 0.11.2 has another SHA-256" in err
+    assert "Pants downloads the files itself" in err
+    assert "PANTS_PYTHON_REPOS_INDEXES" not in machine.seen["env"]
 
 
 def test_full_disk_says_so_with_the_folder_and_the_free_space(machine: Machine) -> None:
@@ -359,4 +403,4 @@ def test_xdg_cache_home(machine: Machine) -> None:
 
 def test_the_checkout_stays_clean(machine: Machine) -> None:
     machine.run()
-    assert sorted(path.name for path in machine.checkout.iterdir()) == ["pants", "sub"]
+    assert sorted(path.name for path in machine.checkout.iterdir()) == ["pants", "sub", "tools"]

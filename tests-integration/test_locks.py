@@ -1,9 +1,11 @@
 """The lock files belong to the declared dependencies, and name no address."""
 
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
+from fetch_wheels import choose, download
 from lock import LOCKS, lock_inputs, merge, stale_locks
 
 
@@ -43,3 +45,30 @@ def test_a_changed_dependency_makes_the_locks_stale(monkeypatch: pytest.MonkeyPa
 def test_merge_refuses_what_it_cannot_join() -> None:
     with pytest.raises(ValueError, match="markers are not used"):
         merge(["numpy; python_version < '3.13'"])
+
+
+def test_of_the_files_of_a_package_the_one_that_pip_would_choose_is_downloaded() -> None:
+    def file(name: str) -> dict[str, str]:
+        return {"url": f"https://index/{name}"}
+
+    sdist = file("x-1.tar.gz")
+    plain, other = file("x-1-py3-none-any.whl"), file("x-1-cp35-cp35m-win32.whl")
+    local = file("x-1%2Blocal-py3-none-any.whl")
+    x = {"name": "x", "version": "1"}
+    assert choose({**x, "sdist": sdist, "wheels": [other, plain]}) == plain
+    assert choose({**x, "sdist": sdist, "wheels": [other]}) == sdist
+    assert choose({**x, "wheels": [local]}) == local
+    with pytest.raises(ValueError, match="x 1 has no file for this platform"):
+        choose({**x, "wheels": [other]})
+
+
+def test_a_file_with_another_digest_than_the_locks_is_not_kept(tmp_path: Path) -> None:
+    served, folder = tmp_path / "x-1%2Blocal-py3-none-any.whl", tmp_path / "wheels"
+    folder.mkdir()
+    served.write_bytes(b"a wheel")
+    file = {"url": served.as_uri()}
+    with pytest.raises(ValueError, match="another SHA-256 than the locks say"):
+        download(file, folder, allowed=hashlib.sha256(b"another").hexdigest())
+    assert list(folder.iterdir()) == []
+    download(file, folder, allowed=hashlib.sha256(b"a wheel").hexdigest())
+    assert [path.name for path in folder.iterdir()] == ["x-1%2Blocal-py3-none-any.whl"]

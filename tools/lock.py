@@ -27,7 +27,7 @@ DIGEST_PREFIX = "# input sha256: "
 # Lock file -> what is added to the requirements of the repository.
 ACCELERATORS = {"cpu": (), "cuda13": ("jax[cuda13]",), "tpu": ("jax[tpu]",)}
 # Tools run in environments of their own.
-TOOLS = ("pytest", "mypy", "ruff", "compile")
+TOOLS = ("pytest", "mypy", "ruff", "build", "compile")
 # Lock file -> those whose versions it takes, where that is not the main lock alone.
 CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu")}
 

@@ -10,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from campaigns.fork_server import ForkedProcess, ForkServer
 
 Flags = Mapping[str, str | int | float]
 
@@ -37,6 +39,9 @@ TINY: Flags = {
     "log.every": 1,
 }
 
+# What a run imports, for `ForkServer`.
+TRAINER_MODULES = ("tjx_trainer.train", "tjx_metrics.plotting.curves", "campaigns.faulty_trainer")
+
 # A net under every wait: only a run that hangs needs it.
 DEADLINE_SECONDS = 180.0
 
@@ -50,24 +55,30 @@ class Life:
 
     Parameters
     ----------
-    command
-        What to start.
+    run
+        The run of the trainer that the process executes.
     environment
-        All of its variables.
-    folder
-        Where it works and where what it prints is kept, in ``printed-N.txt``.
+        All variables of the process.
     """
 
-    def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], folder: Path
-    ) -> None:
-        number = len(list(folder.glob("printed-*.txt")))
-        self._printed = folder / f"printed-{number}.txt"
+    def __init__(self, run: "TinyRun", environment: Mapping[str, str]) -> None:
+        number = len(list(run.folder.glob("printed-*.txt")))
+        self._printed = run.folder / f"printed-{number}.txt"
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        # The output goes to a file: a full pipe would stop the process.
         with self._printed.open("xb") as file:
-            # A file and no pipe: a pipe that nobody reads would stop the process.
-            self.process = subprocess.Popen(
-                command, env=dict(environment), cwd=folder, stdout=file, stderr=subprocess.STDOUT
-            )
+            if run.server and not run.prefix:
+                self.process = run.server.start(
+                    run.arguments, environment, run.folder, self._printed
+                )
+            else:
+                self.process = subprocess.Popen(
+                    [*run.prefix, sys.executable, "-m", *run.arguments],
+                    env=dict(environment),
+                    cwd=run.folder,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
 
     @property
     def printed(self) -> str:
@@ -142,6 +153,8 @@ class TinyRun:
         Programs that start it: such as one that limits what it may use.
     root
         Where this process sees the root of the run's file system.
+    server
+        Starts the processes without a prefix; None: each process imports its modules itself.
     """
 
     folder: Path
@@ -150,6 +163,7 @@ class TinyRun:
     module: tuple[str, ...] = ("tjx_trainer.main",)
     prefix: tuple[str, ...] = ()
     root: Path = Path("/")
+    server: ForkServer | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -162,19 +176,16 @@ class TinyRun:
         return self.run_dir / "checkpoints"
 
     @property
-    def command(self) -> list[str]:
-        """What starts or resumes the run."""
+    def arguments(self) -> list[str]:
+        """The arguments of ``python -m`` that start or resume the run."""
         flags = {**self.flags, "run_dir": self.folder / "run"}
-        return [
-            *self.prefix,
-            *(sys.executable, "-m", *self.module),
-            *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
-        ]
+        words = (word for name, value in flags.items() for word in (f"--{name}", str(value)))
+        return [*self.module, *words]
 
     def start(self, **variables: str) -> Life:
         """Start the run, or go on with it, with more environment variables."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return Life(self.command, {**self.environment, **variables}, self.folder)
+        return Life(self, {**self.environment, **variables})
 
     def finish(self, expected: int = 0, **variables: str) -> str:
         """Start the run, or go on with it, and wait for its end; return what it printed.

@@ -305,7 +305,7 @@ def test_a_right_name_is_its_own_nearest(name: str) -> None:
     assert own_name in leaves() or name in nearest_names(own_name)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(max_size=12) | st.sampled_from([f"--{n}" for n in leaves()]), max_size=6))
 def test_any_words_give_a_configuration_or_problems(words: list[str]) -> None:
     with contextlib.suppress(ConfigError):

@@ -82,7 +82,8 @@ def changed(words: list[str], *flags: str) -> list[str]:
         ("bert", "of the masked tokens"),
         ("vit", "test accuracy"),
         ("encoder_decoder", "exact match"),
-        ("spans", "of the tokens of the spans"),
+        # The model of the case before, with other data.
+        pytest.param("spans", "of the tokens of the spans", marks=pytest.mark.slow),
     ],
 )
 def test_a_family_trains_and_goes_on_where_it_stopped(

@@ -38,18 +38,23 @@ def said(capfd: pytest.CaptureFixture[str]) -> Any:
 
 
 @pytest.mark.usefixtures("said")
+def nightly(*case: Flags) -> Any:
+    """Mark a mesh whose features the other cases have too, in other combinations."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("flags", "mesh"),
     [
         ({}, {"data": 2, "fsdp": 2, "tensor": 2}),
         ({}, {"data": 2, "fsdp": 4, "zero": 1}),
-        ({}, {"data": 2, "fsdp": 4, "zero": 2}),
+        nightly({}, {"data": 2, "fsdp": 4, "zero": 2}),
         (LLAMA, {"fsdp": 2, "tensor": 4, "sequence_parallel": "false", "offload": "optimizer"}),
         ({**LLAMA, **FEATURES}, CONTEXT),
-        ({**LLAMA, **WEIGHTS}, {**CONTEXT, "context_kind": "all_to_all"}),
-        (EXPERTS, {"expert": 2, "context": 2, "tensor": 2}),
-        (PIPELINE, {"stage": 4, "data": 2, "pipeline": "gpipe"}),
-        (PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}),
+        nightly({**LLAMA, **WEIGHTS}, {**CONTEXT, "context_kind": "all_to_all"}),
+        nightly(EXPERTS, {"expert": 2, "context": 2, "tensor": 2}),
+        nightly(PIPELINE, {"stage": 4, "data": 2, "pipeline": "gpipe"}),
+        nightly(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}),
         ({**PIPELINE, **FEATURES}, {"stage": 2, "pipeline": "interleaved_1f1b", "tensor": 2}),
         ({**PIPELINE, **EXPERTS, **LLAMA}, {"stage": 2, "context": 2, "expert": 2}),
     ],

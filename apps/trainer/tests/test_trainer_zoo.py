@@ -41,7 +41,14 @@ ZOO: dict[str, Flags] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ZOO)
+# These divide nothing that the others do not divide.
+NIGHTLY = ("bert", "vit")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in NIGHTLY else name for name in ZOO],
+)
 def test_every_model_trains_on_a_mesh_as_on_one_device(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,11 +3,17 @@
 from functools import cache
 from importlib import metadata
 
-from tjx_kernels.attention_call import AttentionCall, Implementation
+import jax
+
+from tjx_kernels.attention_call import (
+    AttentionCall,
+    Gradients,
+    Implementation,
+    Operands,
+    RowGradients,
+)
 from tjx_kernels.differentiable import differentiable
 from tjx_kernels.merged_vmap import merged_backward, merged_forward
-from tjx_kernels.mosaic_gpu_backward import backward
-from tjx_kernels.mosaic_gpu_forward import forward
 
 
 def supports(call: AttentionCall) -> str | None:
@@ -45,9 +51,23 @@ def _ptxas_miscompiles() -> bool:
     return (12, 8) <= tuple(int(part) for part in version.split(".")[:3]) < (12, 9, 86)
 
 
-_backward = merged_backward(backward)
+# Mosaic GPU is imported by the first call: the import takes longer than that of the other kernels
+# together, and most processes run none of its kernels.
+def _forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    from tjx_kernels.mosaic_gpu_forward import forward
+
+    return forward(call, operands)
+
+
+def _backward(call: AttentionCall, operands: Operands, rows: RowGradients) -> Gradients:
+    from tjx_kernels.mosaic_gpu_backward import backward
+
+    return backward(call, operands, rows)
+
+
+_BACKWARD = merged_backward(_backward)
 IMPLEMENTATION = Implementation(
-    run=differentiable(merged_forward(forward), _backward),
-    backward=_backward,
+    run=differentiable(merged_forward(_forward), _BACKWARD),
+    backward=_BACKWARD,
     supports=supports,
 )
