@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tjx_nn import GPTConfig, bind, init, logical_axes, stack_axes
@@ -46,6 +47,53 @@ def test_what_follows_the_stack_axes_belongs_to_one_layer() -> None:
         assert "layers" not in of_layer
         # A matrix or a vector is left, a router's [embed, experts] among them.
         assert len(of_layer) == 1 + path.endswith(("kernel", "embedding")), path
+
+
+def test_bind_names_every_parameter_that_the_configuration_does_not_have(
+    tiny: GPTConfig, params: Params
+) -> None:
+    wrong: Any = {**params, "blocks": {**params["blocks"]}}
+    attention = dict(wrong["blocks"]["attention"])
+    attention["dense"] = attention.pop("out")
+    wrong["blocks"]["attention"] = attention
+    wrong["wte"] = {"embedding": np.ones((7, tiny.d_model), np.float32)}
+    wrong["wpe"] = {"embedding": np.ones((tiny.max_seq_len, tiny.d_model), np.int32)}
+    wrong["ln_f"] = {"scale": np.ones(tiny.d_model, np.float32), "bias": 0.0}
+    with pytest.raises(ValueError, match="dense") as error:
+        bind(tiny, wrong)
+    lines = str(error.value).splitlines()
+    assert lines[:-1] == [
+        "params blocks.attention.out.bias: missing; expected shape [2, 24]",
+        "params blocks.attention.out.kernel: missing; expected shape [2, 24, 24]",
+        "params ln_f.bias: got a float; expected [24]",
+        "params wpe.embedding: got dtype int32; expected a floating-point dtype",
+        "params wte.embedding: got shape [7, 24]; expected [23, 24]",
+        "params blocks.attention.dense.bias: got shape [2, 24]; expected no such parameter",
+        "params blocks.attention.dense.kernel: got shape [2, 24, 24]; expected no such parameter",
+    ]
+    assert lines[-1].startswith("give the parameters that tjx_nn.init makes for this GPTConfig")
+
+
+def test_leaves_of_the_right_count_under_other_names_are_refused(
+    tiny: GPTConfig, params: Params
+) -> None:
+    renamed = {f"x{i}": leaf for i, leaf in enumerate(params.values())}
+    with pytest.raises(ValueError, match=r"params wte\.embedding: missing"):
+        jax.eval_shape(lambda params: bind(tiny, params).begin(np.zeros((1, 3), int)), renamed)
+
+
+def test_bind_takes_every_kind_of_array_of_any_floating_point_dtype(
+    tiny: GPTConfig, params: Params
+) -> None:
+    params = jax.device_get(params)
+    halves = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, "bfloat16"), params)
+    bind(tiny, halves)
+    bind(tiny, dict(reversed(params.items())))
+    bind(tiny, nnx.state(bind(tiny, params)))
+    stage = {**params, "blocks": jax.tree.map(lambda p: p[:1], params["blocks"])}
+    bind(tiny, stage, n_layer=1)
+    with pytest.raises(ValueError, match=r"ln_1\.bias: got shape \[1, 24\]; expected \[2, 24\]"):
+        bind(tiny, stage)
 
 
 @pytest.fixture(scope="module")

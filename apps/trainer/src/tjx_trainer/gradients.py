@@ -85,19 +85,19 @@ def _pipelined(
     # What `begin` and `finish` never touch.
     no_layers = jax.eval_shape(lambda: tjx_nn.init(model, jax.random.key(0)))
 
-    def network(outer: Any, layers: Any) -> Any:
+    def network(outer: Any, layers: Any, n_layer: int | None = None) -> Any:
         params = jax.tree.map(
             lambda is_layers, a, b: b if is_layers else a, divided, outer, layers,
             is_leaf=lambda node: node is None,
         )  # fmt: skip
-        return tjx_nn.bind(model, params, layout=layout)
+        return tjx_nn.bind(model, params, layout=layout, n_layer=n_layer)
 
     def begin(outer: Any, microbatch: Batch) -> jax.Array:
         x: jax.Array = network(outer, no_layers).begin(**_inputs(microbatch))
         return x
 
     def run_stage(layers: Any, first: jax.Array, x: jax.Array, microbatch: Batch) -> Any:
-        bound = network(no_layers, layers)
+        bound = network(no_layers, layers, length)
         x, [measures] = bound.run_blocks(x, **_inputs(microbatch), part=Part(first, length))
         count = _count(microbatch)
         sums = {name: count * each.sum() / model.n_layer for name, each in measures.items()}

@@ -6,9 +6,11 @@ costs nothing at run time.
 
 import functools
 import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
@@ -20,6 +22,7 @@ from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.gpt import GPT
 from tjx_nn.gpt_config import GPTConfig
 from tjx_nn.layout import ONE_DEVICE, Layout, set_layout
+from tjx_nn.parts import refuse
 from tjx_nn.vit import ViT
 from tjx_nn.vit_config import ViTConfig
 
@@ -62,24 +65,36 @@ def init(config: TransformerConfig, key: Array) -> Params:
 
 
 @overload
-def bind(config: GPTConfig, params: Params, *, layout: Layout = ...) -> GPT: ...
-
-
-@overload
-def bind(config: BertConfig, params: Params, *, layout: Layout = ...) -> Bert: ...
-
-
-@overload
-def bind(config: ViTConfig, params: Params, *, layout: Layout = ...) -> ViT: ...
+def bind(
+    config: GPTConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
+) -> GPT: ...
 
 
 @overload
 def bind(
-    config: EncoderDecoderConfig, params: Params, *, layout: Layout = ...
+    config: BertConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
+) -> Bert: ...
+
+
+@overload
+def bind(
+    config: ViTConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
+) -> ViT: ...
+
+
+@overload
+def bind(
+    config: EncoderDecoderConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> EncoderDecoder: ...
 
 
-def bind(config: TransformerConfig, params: Params, *, layout: Layout = ONE_DEVICE) -> Model:
+def bind(
+    config: TransformerConfig,
+    params: Params | nnx.State[Any, Any],
+    *,
+    layout: Layout = ONE_DEVICE,
+    n_layer: int | None = None,
+) -> Model:
     """Return the model that has these parameters; for use inside `jax.jit`.
 
     Parameters
@@ -87,9 +102,16 @@ def bind(config: TransformerConfig, params: Params, *, layout: Layout = ONE_DEVI
     config
         The model.
     params
-        What `init` returns.
+        What `init` returns: the same nested names and shapes, of any floating-point dtype.
     layout
         Where the arrays of the model lie; one device, unless it is told otherwise.
+    n_layer
+        Blocks that the stacked parameters hold, for a stage of a pipeline; None is all of them.
+
+    Raises
+    ------
+    ValueError
+        As `check_params`.
 
     Examples
     --------
@@ -101,9 +123,73 @@ def bind(config: TransformerConfig, params: Params, *, layout: Layout = ONE_DEVI
     >>> logits(params, jnp.array([[1, 2, 3]])).shape
     (1, 3, 11)
     """
+    if isinstance(params, nnx.State):
+        params = nnx.to_pure_dict(params)
+    # nnx.merge assigns leaves in the order of their sorted names, whatever the names are.
+    check_params(config, params, n_layer=n_layer)
     model: Model = nnx.merge(_abstract(config)[0], params)
     set_layout(model, layout)
     return model
+
+
+def check_params(config: TransformerConfig, params: Params, *, n_layer: int | None = None) -> None:
+    """Compare the names, shapes and dtypes of parameters with those of a configuration's model.
+
+    Works on arrays of any kind: NumPy, sharded, abstract (`jax.ShapeDtypeStruct`) and traced.
+
+    Parameters
+    ----------
+    config
+        The model.
+    params
+        Nested dicts of arrays. Any floating-point dtype is accepted: layers compute in
+        ``config.dtype``.
+    n_layer
+        As for `bind`.
+
+    Raises
+    ------
+    ValueError
+        With a line for each parameter that is missing, unknown, or has another shape or a dtype
+        that is not floating-point.
+    """
+    given = {
+        ".".join(map(_key_name, path)): leaf for path, leaf in jax.tree.flatten_with_path(params)[0]
+    }
+    expected = param_shapes(config)
+    if n_layer is not None:
+        expected = {
+            path: (n_layer, *shape[1:]) if _is_stacked(path.split(".")) else shape
+            for path, shape in expected.items()
+        }
+    problems = []
+    for path, shape in expected.items():
+        if path not in given:
+            problems.append(f"params {path}: missing; expected shape {list(shape)}")
+            continue
+        found, dtype = _shape(given[path]), getattr(given[path], "dtype", None)
+        if found != shape:
+            problems.append(f"params {path}: got {_shown(given[path])}; expected {list(shape)}")
+        elif dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            problems.append(f"params {path}: got dtype {dtype}; expected a floating-point dtype")
+    problems += [
+        f"params {path}: got {_shown(given[path])}; expected no such parameter"
+        for path in given
+        if path not in expected
+    ]
+    if problems:
+        problems.append(
+            f"give the parameters that tjx_nn.init makes for this {type(config).__name__}, or the "
+            "configuration that these were made with"
+        )
+    refuse(problems)
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(config: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
+    """Return the shape of each parameter by its path joined by dots; makes no array."""
+    flat = nnx.to_flat_state(_abstract(config)[1])
+    return {".".join(map(str, path)): variable.get_value().shape for path, variable in flat}
 
 
 def logical_axes(config: TransformerConfig) -> LogicalAxes:
@@ -130,7 +216,7 @@ def logical_axes(config: TransformerConfig) -> LogicalAxes:
         node = axes
         for name in parents:
             node = node.setdefault(name, {})
-        stacked = ("layers",) if any(name.endswith("blocks") for name in parents) else ()
+        stacked = ("layers",) if _is_stacked(parents) else ()
         node[leaf] = (*stacked, *variable.get_metadata("logical_axes"))
     return axes
 
@@ -169,6 +255,29 @@ def stack_axes(config: TransformerConfig) -> dict[str, Any]:
 def _abstract(config: TransformerConfig) -> tuple[Any, Any]:
     """Graph definition and abstract state: the model's shape, without any array."""
     return nnx.split(nnx.eval_shape(lambda: _make(config, jax.random.key(0))))
+
+
+def _is_stacked(path: Sequence[str]) -> bool:
+    """Tell whether a parameter has a leading axis for the layers."""
+    return any(name.endswith("blocks") for name in path)
+
+
+def _key_name(key: Any) -> str:
+    """Return what a key of a pytree's path is called; lists have numbers."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    shape = getattr(leaf, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _shown(leaf: Any) -> str:
+    shape = _shape(leaf)
+    return f"a {type(leaf).__name__}" if shape is None else f"shape {list(shape)}"
 
 
 def _make(config: TransformerConfig, key: Array) -> Model:

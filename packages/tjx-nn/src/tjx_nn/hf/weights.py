@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.functional import Params, init
+from tjx_nn.functional import Params, check_params, param_shapes
 from tjx_nn.hf.folder import Shapes, Tensors
 from tjx_nn.hf.table import Family, Row
 from tjx_nn.parts import refuse
@@ -23,13 +23,6 @@ class _Slot(NamedTuple):
     row: Row
     layer: int | None
     shape: tuple[int, ...]
-
-
-def param_shapes(config: TransformerConfig) -> Shapes:
-    """Return the shape of each of our parameters, by its path joined by dots."""
-    # Traced, so that no array is made.
-    shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in _flat(shapes).items()}
 
 
 def read_params(family: Family, config: TransformerConfig, tensors: Tensors) -> Params:
@@ -96,19 +89,11 @@ def write_params(
     Raises
     ------
     ValueError
-        Naming all parameters that are missing, of another shape, or not a part of the model.
+        As `tjx_nn.functional.check_params`.
     """
+    check_params(config, params)
     ours = param_shapes(config)
     given = {path: np.asarray(jax.device_get(leaf)) for path, leaf in _flat(params).items()}
-    problems = [f"parameter {path} is missing" for path in ours if path not in given]
-    problems += [f"parameter {path} is not a part of the model" for path in given.keys() - ours]
-    problems += [
-        f"parameter {path} has shape {list(given[path].shape)}; by the configuration it is "
-        f"{list(shape)}"
-        for path, shape in ours.items()
-        if path in given and given[path].shape != shape
-    ]
-    refuse(problems)
     theirs = param_shapes(held)
     assert all(path.endswith("bias") for path in theirs.keys() - ours)
     whole = {
