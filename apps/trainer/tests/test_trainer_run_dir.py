@@ -19,6 +19,7 @@ from tjx_trainer import resuming, run_dir
 from tjx_trainer.command_line import resolve, text_of
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run, to_yaml, write_atomically
+from tjx_trainer.train import keep_earlier_values
 from tjx_trainer.tree import assemble, flatten, leaves
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
@@ -79,6 +80,25 @@ def test_a_configuration_survives_its_file_and_its_flags(
     run.write_config(config)
     assert run.read_config() == dataclasses.replace(config, run_dir=str(tmp_path))
     assert resolve(as_flags(config)) == config
+
+
+def test_a_run_of_an_older_version_keeps_what_it_was_started_with(tmp_path: Path) -> None:
+    run, wanted = RunDirectory(tmp_path), resolve(["--run_dir", str(tmp_path)])
+    run.write_config(wanted)
+    file = run.config
+    file.write_text(file.read_text().replace("  windows: shifted\n", ""))
+    assert run.read_config().data.windows == "aligned"
+    started = keep_earlier_values(wanted)
+    assert started.data.windows == "aligned"
+    check_run(started)
+    other = resolve(["--run_dir", str(tmp_path), "--data.windows", "random"])
+    assert keep_earlier_values(other) == other
+    with pytest.raises(ConfigError, match=r"data\.windows is aligned there and random here"):
+        check_run(other)
+    # A preset that a user wrote means today's default.
+    own = tmp_path / "own.yaml"
+    own.write_text("data:\n  seq_len: 8\n")
+    assert resolve(["--config", str(own)]).data.windows == "shifted"
 
 
 @pytest.fixture

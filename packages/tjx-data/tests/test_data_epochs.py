@@ -127,6 +127,16 @@ def test_starts_of_epochs_use_all_the_slack() -> None:
     assert _chi_square(starts) < 5
 
 
+def test_places_wrap_around_a_ring() -> None:
+    order = EpochOrder(4, 3, stride=10, slack=36, ring=37)
+    places = order.places(np.arange(2000)).reshape(-1, 4)
+    starts = np.bincount(places.ravel(), minlength=37)
+    assert len(starts) == 37
+    assert _chi_square(starts) < 5
+    gaps = np.diff(np.sort(places), append=37 + np.sort(places)[:, :1])
+    assert (np.sort(gaps) == [7, 10, 10, 10]).all()
+
+
 def test_the_millionth_step_is_there_at_once() -> None:
     order = EpochOrder(10_000_000, 1)
     begin = time.perf_counter()

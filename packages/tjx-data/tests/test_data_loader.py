@@ -50,7 +50,7 @@ def test_every_epoch_shows_every_label_once_after_its_own_token(
     directory = _distinct_set(tmp_path_factory.mktemp("loader"), n_tokens, shard_tokens)
     loader = TokenLoader(directory, seq_len=seq_len, batch_size=batch_size, seed=seed)
     n = loader.rows_per_epoch
-    assert n == (n_tokens - 1) // seq_len
+    assert n == -(-(n_tokens - 1) // seq_len)
     batches = [loader.batch(step) for step in range(-(-3 * n // batch_size))]
     tokens = np.concatenate([batch["tokens"] for batch in batches])
     labels = np.concatenate([batch["labels"] for batch in batches])
@@ -58,9 +58,57 @@ def test_every_epoch_shows_every_label_once_after_its_own_token(
     np.testing.assert_array_equal(labels, tokens + 1)  # the stream counts: the next token is +1
     for epoch in range(3):
         of_epoch = labels[epoch * n : (epoch + 1) * n].ravel()
-        assert len(set(of_epoch.tolist())) == len(of_epoch) == n * seq_len
-        assert of_epoch.min() >= 1
-        assert of_epoch.max() < n_tokens
+        counts = np.bincount(of_epoch, minlength=n_tokens)
+        assert counts[0] == 0
+        assert set(counts[1:].tolist()) <= {1, 2}
+        assert (counts == 2).sum() == n * seq_len - (n_tokens - 1)
+
+
+def _starts(directory: Path, windows: str, n_turns: int, seq_len: int = 7) -> list[int]:
+    loader = TokenLoader(directory, seq_len=seq_len, batch_size=1, seed=3, windows=windows)  # type: ignore[arg-type]  # a parameter
+    starts: list[int] = loader.rows(np.arange(n_turns))["tokens"][:, 0].tolist()
+    return starts
+
+
+@pytest.mark.parametrize("n_tokens", [99, 100, 102])  # 98 labels are whole windows of 7
+def test_windows_of_every_epoch_start_elsewhere_whatever_the_remainder(
+    tmp_path: Path, n_tokens: int
+) -> None:
+    directory = _distinct_set(tmp_path, n_tokens, 40)
+    counts = np.bincount(_starts(directory, "shifted", 15 * 400), minlength=n_tokens)
+    assert counts[n_tokens - 1] == 0
+    expected = counts.sum() / (n_tokens - 1)  # about 60
+    assert abs(counts[:-1] - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_random_windows_are_independent_and_uniform(tmp_path: Path) -> None:
+    directory = _distinct_set(tmp_path, 99, 40)
+    starts = _starts(directory, "random", 6000)
+    counts = np.bincount(starts, minlength=99)
+    assert not counts[92:].any()  # a window with its labels ends within the text
+    assert abs(counts[:92] - 6000 / 92).max() < 5 * np.sqrt(6000 / 92)
+    assert len(set(starts[:14])) < 14  # independent draws repeat within an epoch
+    rows = TokenLoader(directory, seq_len=7, batch_size=1, seed=3, windows="random")
+    alone = rows.rows(np.array([41]))
+    assert alone["tokens"][0, 0] == starts[41]
+    np.testing.assert_array_equal(alone["labels"], alone["tokens"] + 1)
+
+
+# The first windows of seed 3 as tjx-data 0.1.0 gave them.
+OLD_STARTS = [
+    91, 84, 14, 0, 35, 70, 63, 56, 28, 77, 42, 7, 21, 49,
+    28, 35, 63, 91, 77, 7, 84, 0, 14, 21, 70, 42, 49, 56, 78, 36, 57, 50,
+]  # fmt: skip
+
+
+def test_aligned_windows_are_those_of_version_0_1(tmp_path: Path) -> None:
+    directory = _distinct_set(tmp_path, 100, 40)
+    assert _starts(directory, "aligned", 32) == OLD_STARTS
+    loader = TokenLoader(directory, seq_len=7, batch_size=1, seed=3, windows="aligned")
+    assert "windows" not in loader.identity
+    assert loader.fingerprint == "05acb1213a734fc2d01259700866acde20e0778c02e80a996e5b383a6a8bcdfa"
+    shifted = TokenLoader(directory, seq_len=7, batch_size=1, seed=3)
+    assert shifted.identity["windows"] == "shifted"
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +121,10 @@ def test_epochs_and_seeds_have_orders_of_their_own(counting: Path) -> None:
     assert loader.rows_per_epoch == 111
     first, second = (loader.batch(step)["tokens"][:, 0] for step in (0, 1))
     other = TokenLoader(counting, seq_len=9, batch_size=111, seed=2).batch(0)["tokens"][:, 0]
-    assert (np.sort(first) // 9).tolist() == (np.sort(second) // 9).tolist()
     for order in (second, other, np.sort(first)):
         assert (first // 9 == order // 9).mean() < 0.1
+    offsets = {int(starts[0]) % 9 for starts in (first, second, other)}
+    assert len(offsets) > 1
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=8))

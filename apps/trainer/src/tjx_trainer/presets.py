@@ -17,6 +17,10 @@ DEFAULT_PRESET = "quickstart"
 # What a run directory's config.yaml holds besides the configuration.
 PROVENANCE = ("versions", "git")
 
+# What a value was before it existed, by dotted name: a config.yaml that a run wrote without it
+# meant this.
+EARLIER_VALUES = {"data.windows": "aligned"}
+
 # What the head of each preset that comes with the trainer says, in this order: what is trained, on
 # what, how long that takes, and what it should reach.
 HEAD = ("What", "Data", "Time", "Reaches")
@@ -253,6 +257,11 @@ def _read_values(text: str, label: str) -> tuple[dict[str, Given], list[str]]:
             values[name] = Given([item.value for item in node.value], where)
         else:
             problems.append(f"{where}: expected one value, not a section or nested lists")
+    if any(key.value == PROVENANCE[0] for key, _ in root.value):  # written by a run
+        values = {
+            **{name: Given(value, f"{label}: {name}") for name, value in EARLIER_VALUES.items()},
+            **values,
+        }
     return values, problems
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import tjx_optim
 from tjx_trainer.command_line import text_of
 from tjx_trainer.config import Config
-from tjx_trainer.tree import flatten
+from tjx_trainer.presets import EARLIER_VALUES
+from tjx_trainer.tree import assemble, flatten, leaves
 
 # What may differ when a run is resumed. First what decides nothing that is learned: names, what is
 # looked at, kept and written. Then how the same sums are computed: a run that is resumed with other
@@ -32,6 +33,33 @@ MAY_CHANGE = frozenset({
 SECTIONS_THAT_MAY_CHANGE = ("log.", "profile.", "checkpoint.", "mesh.", "distributed.", "watchdog.")
 # In another place there are no checkpoints: the run would begin anew and nobody would notice.
 MAY_NOT_CHANGE = frozenset({"checkpoint.directory"})
+
+
+def with_earlier_values(wanted: Config, saved: Config) -> tuple[Config, list[str]]:
+    """Keep what a run means by values that did not exist when it was started.
+
+    Parameters
+    ----------
+    wanted : Config
+        From the command line. Of `presets.EARLIER_VALUES`, those left at their defaults change.
+    saved : Config
+        What the run was started with.
+
+    Returns
+    -------
+    tuple
+        The configuration to resume with, and a line for each value that was kept.
+    """
+    there, here = flatten(saved), flatten(wanted)
+    kept = {
+        name: there[name]
+        for name in EARLIER_VALUES
+        if name in there and name in here
+        and there[name] != here[name] and here[name] == leaves()[name].default
+    }  # fmt: skip
+    lines = [f"{name} stays {text_of(value)}, with which the run was started"
+             for name, value in kept.items()]  # fmt: skip
+    return (assemble({**here, **kept}) if kept else wanted), lines
 
 
 def differences(saved: Config, wanted: Config, *, steps_done: int) -> list[str]:

@@ -54,6 +54,7 @@ def open_rows(
             batch_size=batch_size,
             seed=config.seed,
             packing=config.data.packing,
+            windows=config.data.windows,
             tokenizer=text.tokenizer,
             **processes,
         )

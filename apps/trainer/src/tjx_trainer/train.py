@@ -28,6 +28,7 @@ from tjx_trainer.preparing import PreparationBar
 from tjx_trainer.recovery import Course
 from tjx_trainer.requests import Requests
 from tjx_trainer.results import describe_results
+from tjx_trainer.resuming import with_earlier_values
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run
 from tjx_trainer.state import TrainState
 from tjx_trainer.task import data_identity
@@ -91,6 +92,7 @@ def start(config: Config, interrupts: Interrupts, *, dry_run: bool) -> int:
     """Prepare the run, make its steps and conclude it; what is raised is as `train` says."""
     with interrupts.leaving_at_once():
         refuse_what_is_missing(config)
+        config = keep_earlier_values(config)
         check_run(config)  # before minutes are spent on the data
         job = prepare(config)
         refuse_other_data(job)
@@ -99,6 +101,21 @@ def start(config: Config, interrupts: Interrupts, *, dry_run: bool) -> int:
         run = take_run_dir(job)
     say(f"run directory  {run.path}")
     return carry_out(job, run, interrupts)
+
+
+def keep_earlier_values(config: Config) -> Config:
+    """Return the configuration with what its run, started by an older version, means by it."""
+    run = None if config.run_dir is None else RunDirectory(Path(config.run_dir))
+    if run is None or not run.config.exists():
+        return config
+    try:
+        saved = run.read_config()
+    except ConfigError:
+        return config  # `check_run` raises with the reasons
+    config, lines = with_earlier_values(config, saved)
+    for line in lines:
+        say(f"note           {line}")
+    return config
 
 
 def refuse_what_is_missing(config: Config) -> None:

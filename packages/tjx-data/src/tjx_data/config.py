@@ -30,6 +30,10 @@ class DataConfig:
     packing : str
         What a row holds: windows (a stretch of the text, wherever documents end) or documents
         (whole ones that see nothing of each other).
+    windows : str
+        Where windows start: shifted (each epoch reads every token, cut at another place), random
+        (each window independently, as in nanoGPT) or aligned (as runs of tjx 0.1, which resume with
+        it: at nearly the same places in each epoch).
     whole_words : bool
         Whether a masked language model has words masked as a whole.
     resize : bool
@@ -61,6 +65,7 @@ class DataConfig:
     mixture: str | None = None
     seq_len: int = 256
     packing: Literal["windows", "documents"] = "windows"
+    windows: Literal["shifted", "random", "aligned"] = "shifted"
     whole_words: bool = False
     resize: bool = False
     augment: Augmentation = NO_AUGMENTATION
@@ -85,6 +90,12 @@ class DataConfig:
             problems += _mixture_problems(self.mixture)
         if self.packing not in ("windows", "documents"):
             problems.append(f"packing={self.packing!r} is unknown; choose windows or documents")
+        if self.windows not in ("shifted", "random", "aligned"):
+            problems.append(f"windows={self.windows!r} is unknown; choose shifted, random, aligned")
+        if self.packing == "documents" and self.windows == "random":
+            problems.append(
+                "windows='random' is for packing='windows'; leave it out to pack whole documents"
+            )
         if not self.text_field:
             problems.append("text_field='' is empty; give the name of the field with the text")
         if self.seq_len < 1:

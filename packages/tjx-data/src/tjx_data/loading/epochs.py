@@ -11,6 +11,7 @@ Places = npt.NDArray[np.int64]
 
 _ROUNDS = 6
 _FEW = 1 << 12  # numbers that are sorted
+_INDEPENDENT = int.from_bytes(b"starts")
 _AT_ONCE = 1 << 16  # places of an epoch that are worked out together: 512 KiB
 
 
@@ -31,11 +32,15 @@ class EpochOrder:
         Distance between neighbouring places.
     slack : int
         Places of an epoch start at one of 0 to `slack`, drawn for each epoch.
+    ring : int, optional
+        Places wrap around at this many.
     """
 
-    def __init__(self, count: int, seed: int, *, stride: int = 1, slack: int = 0):
+    def __init__(
+        self, count: int, seed: int, *, stride: int = 1, slack: int = 0, ring: int | None = None
+    ):
         self.count = count
-        self._seed, self._stride, self._slack = seed, stride, slack
+        self._seed, self._stride, self._slack, self._ring = seed, stride, slack, ring
         self._stretches: OrderedDict[tuple[int, int], Places] = OrderedDict()
 
     def places(self, turns: Places) -> Places:
@@ -63,10 +68,33 @@ class EpochOrder:
             places = permuted(turns, self.count, key_of(self._seed, epoch)).astype(np.int64)
             places *= self._stride
             places += int(key_of(self._seed, epoch, 1)) % (self._slack + 1)
+            if self._ring is not None:
+                places %= self._ring
             self._stretches[epoch, stretch] = places
             if len(self._stretches) > 4:  # a batch may need several at once
                 self._stretches.popitem(last=False)
         return self._stretches[epoch, stretch]
+
+
+class IndependentOrder:
+    """Visits a place drawn independently for each turn, uniform over 0 to `count` - 1.
+
+    Parameters
+    ----------
+    count : int
+        Number of places.
+    seed : int
+        Decides the draws, with the turn; 0 to 2**64 - 1.
+    """
+
+    def __init__(self, count: int, seed: int):
+        self.count = count
+        self._key = key_of(seed, _INDEPENDENT)
+
+    def places(self, turns: Places) -> Places:
+        """Return the places that are visited in some turns."""
+        found: Places = (draw(self._key, turns, 1)[:, 0] % np.uint64(self.count)).astype(np.int64)
+        return found
 
 
 def permuted(numbers: Words, count: int, key: np.uint64) -> Words:

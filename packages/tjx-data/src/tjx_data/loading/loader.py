@@ -6,34 +6,44 @@ Names of array axes: R rows, T tokens in a row.
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
 from tjx_data.loading.batches import IGNORED_LABEL, Batch, Loader, Turns
-from tjx_data.loading.epochs import EpochOrder
+from tjx_data.loading.epochs import EpochOrder, IndependentOrder
 from tjx_data.loading.shards import Shards
 from tjx_data.prepared.index import check_hash, check_hashes, check_shard, check_size, read_index
 from tjx_data.prepared.packing import Packing, open_packing
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 PackingKind = Literal["windows", "documents"]
+WindowOrder = Literal["shifted", "random", "aligned"]
 
 
 class TokenLoader(Loader):
     """Rows of tokens from a prepared set.
 
-    Packing "windows": the stream of a split is cut into windows of `seq_len` tokens, each with its
-    next tokens as labels, so that every token is a label in one window. The (n_tokens - 1) mod
-    seq_len labels that fill no window are others in each epoch. Packing "documents": a row holds
-    whole documents, each a segment with positions of its own, as decided by
-    `tjx_data.prepared.packing`; every token is a label once an epoch.
+    Packing "windows": a row is a window of `seq_len` tokens of the split's stream, with the next
+    token of each as its label. `windows` says where windows start:
 
-    Each epoch visits the rows in an order of its own, drawn from (seed, epoch), and batches go on
-    from one epoch into the next without a gap. There is no state: ``batch(step)`` depends on the
-    arguments alone.
+    - "shifted": each epoch cuts the stream, joined end to start, from a position of its own,
+      uniform over the split. Every label comes once an epoch, and fewer than `seq_len` of them
+      twice, to fill the last window.
+    - "random": each window starts at an independent uniform position, as in nanoGPT. There are no
+      epochs; some labels come more often than others.
+    - "aligned": the order of tjx-data 0.1. Windows start at multiples of `seq_len` plus at most
+      (n_tokens - 1) mod seq_len, so that nearly the same windows come in each epoch. For resuming
+      runs that were started with it.
+
+    Packing "documents": a row holds whole documents, each a segment with positions of its own, as
+    decided by `tjx_data.prepared.packing`; every token is a label once an epoch.
+
+    Except with "random", each epoch visits the rows in an order of its own, drawn from
+    (seed, epoch), and batches continue from one epoch into the next without a gap. There is no
+    state: ``batch(step)`` depends on the arguments alone.
 
     Parameters
     ----------
@@ -47,6 +57,8 @@ class TokenLoader(Loader):
         As of every `Loader`.
     packing : {"windows", "documents"}
         What a row holds.
+    windows : {"shifted", "random", "aligned"}
+        Where windows start; without meaning for packing "documents".
     tokenizer : Tokenizer, optional
         The tokenizer that the caller will use; another than the set's is refused.
 
@@ -68,6 +80,7 @@ class TokenLoader(Loader):
         process_index: int = 0,
         process_count: int = 1,
         packing: PackingKind = "windows",
+        windows: WindowOrder = "shifted",
         tokenizer: Tokenizer | None = None,
     ):
         problems = []
@@ -75,6 +88,8 @@ class TokenLoader(Loader):
             problems.append(f"seq_len={seq_len}: a row needs at least 1 token")
         if packing not in ("windows", "documents"):
             problems.append(f"packing={packing!r} is unknown; choose windows or documents")
+        if windows not in get_args(WindowOrder):
+            problems.append(f"windows={windows!r} is unknown; choose shifted, random or aligned")
         if split not in ("train", "validation"):
             problems.append(f"split={split!r} is unknown; choose train or validation")
         super().__init__(
@@ -87,23 +102,35 @@ class TokenLoader(Loader):
         self.directory = Path(directory)
         self.index = read_index(directory)
         self.split, self.seq_len, self.packing = split, seq_len, packing
+        self.windows = windows
         self._split = self.index.splits[split]
         self._check_set(tokenizer)
         self._shards = Shards(self.directory, self.index, split)
         self._packed: Packing | None = None
+        self._n_labels = max(self.n_tokens - 1, 0)
         if packing == "documents":
             self._packed = open_packing(self.directory, split, seq_len)
             self.rows_per_epoch = self._packed.n_rows
-            self._order = EpochOrder(self.rows_per_epoch, seed)
         else:
-            self.rows_per_epoch = max(self.n_tokens - 1, 0) // seq_len
-            slack = (self.n_tokens - 1) % seq_len
-            self._order = EpochOrder(self.rows_per_epoch, seed, stride=seq_len, slack=slack)
+            whole, rest = divmod(self._n_labels, seq_len)
+            self.rows_per_epoch = whole + (windows == "shifted" and whole > 0 and rest > 0)
         if self.rows_per_epoch < 1:
             raise ValueError(
                 f"{self.directory}: the {split} split has {self.n_tokens} tokens, too few for one "
                 f"row of seq_len={seq_len} and its labels; choose a smaller seq_len or more text"
             )
+        self._order = self._make_order()
+
+    def _make_order(self) -> EpochOrder | IndependentOrder:
+        """Return the order of the rows: of documents by number, of windows by their start."""
+        count, length, n_labels = self.rows_per_epoch, self.seq_len, self._n_labels
+        if self._packed is not None:
+            return EpochOrder(count, self.seed)
+        if self.windows == "random":
+            return IndependentOrder(n_labels - length + 1, self.seed)
+        if self.windows == "aligned":
+            return EpochOrder(count, self.seed, stride=length, slack=n_labels % length)
+        return EpochOrder(count, self.seed, stride=length, slack=n_labels - 1, ring=n_labels)
 
     @property
     def n_tokens(self) -> int:
@@ -124,7 +151,10 @@ class TokenLoader(Loader):
     def identity(self) -> Mapping[str, str]:
         """All that decides what a row is, by name."""
         hashes = "".join(shard.sha256 for shard in self._split.shards)
+        # Without an entry the windows are aligned, as in tjx-data 0.1.
+        has_order = self.packing == "windows" and self.windows != "aligned"
         return {
+            **({"windows": self.windows} if has_order else {}),
             "tokens": hashlib.sha256(hashes.encode()).hexdigest(),
             "tokenizer": self.index.tokenizer_fingerprint,
             "split": self.split,
@@ -153,8 +183,26 @@ class TokenLoader(Loader):
         places = self._order.places(turns)
         if self._packed is not None:
             return self._packed_rows(self._packed, places)
-        windows = self._shards.windows(places, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
-        return {"tokens": windows[:, :-1], "labels": windows[:, 1:]}
+        last = self._n_labels - self.seq_len
+        starts = np.minimum(places, last)
+        windows = self._shards.windows(starts, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
+        tokens, labels = windows[:, :-1], windows[:, 1:]
+        wrapped = np.flatnonzero(places > last).tolist()  # at most one an epoch
+        if wrapped:
+            tokens, labels = tokens.copy(), labels.copy()
+            for row in wrapped:
+                tokens[row], labels[row] = self._wrapped_window(int(places[row]))
+        return {"tokens": tokens, "labels": labels}
+
+    def _wrapped_window(self, start: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Return tokens and labels [T] of a window that continues at the start of the stream."""
+        head = self._n_labels - start
+        parts = [self.read(start, head + 1), self.read(0, self.seq_len - head + 1)]
+        tokens, labels = (
+            np.concatenate([part[cut] for part in parts]).astype(np.int32)
+            for cut in (slice(None, -1), slice(1, None))
+        )
+        return tokens, labels
 
     def _packed_rows(self, packed: Packing, places: Turns) -> Batch:
         shape = (len(places), self.seq_len)
