@@ -151,15 +151,35 @@ def test_characters_seen_come_back_exactly(text: str, data: st.DataObject) -> No
     assert tokenizer.token_byte_lengths[ids].sum() == len(other.encode("utf-8"))
 
 
-def test_characters_have_nanogpt_ids_and_the_unseen_become_unk() -> None:
+def test_characters_have_nanogpt_ids_and_the_unseen_are_refused_by_name() -> None:
     tokenizer = char_tokenizer(["ba", "dc"], special_tokens=(EOT,))
     assert tokenizer.encode("abcd") == [0, 1, 2, 3]
-    unknown = tokenizer.special_tokens["<unk>"]
-    assert tokenizer.encode("aéb🙂") == [0, unknown, 1, unknown]
-    # A text that spells a special token is text: here, letters never seen and one "d".
-    assert tokenizer.encode("<unk>") == [unknown] * 5
+    with pytest.raises(ValueError, match=r"got the characters 'é' \(U\+00E9\), '🙂' \(U\+1F642\);"):
+        tokenizer.encode("aéb🙂é")
+    # A text that spells a special token is text: here, letters never seen.
+    with pytest.raises(ValueError, match="'<'"):
+        tokenizer.encode_batch(["abcd", "<unk>"])
+    with pytest.raises(ValueError, match="'é'"):
+        tokenizer.encode("é", allowed_special=[EOT])
+    assert tokenizer.encode(f"a{EOT}", allowed_special=[EOT]) == [0, 5]
+    assert tokenizer.special_tokens["<unk>"] == 4
     assert tokenizer.eot_id == 5
     assert tokenizer.vocab_size == 6
+
+
+def test_prompts_begin_like_documents_here_and_in_other_libraries(tmp_path: Path) -> None:
+    byte = byte_tokenizer()
+    assert byte.encode_prompt("ab") == [byte.eot_id, 97, 98]
+    assert byte.encode_prompt("") == [byte.eot_id]
+    assert char_tokenizer(["a\n"]).encode_prompt("") == [0]
+    byte.save(tmp_path / "tokenizer.json", begins_prompts=True)
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert other.encode("ab").ids == byte.encode_prompt("ab")
+    again = Tokenizer.load(tmp_path)
+    assert again.encode("ab") == [97, 98]
+    assert again.fingerprint == byte.fingerprint
+    again.save(tmp_path / "twice.json", begins_prompts=True)
+    assert (tmp_path / "twice.json").read_text() == (tmp_path / "tokenizer.json").read_text()
 
 
 def test_special_tokens_in_text_are_text_unless_allowed() -> None:
@@ -185,7 +205,7 @@ def test_a_lone_surrogate_is_a_clear_error() -> None:
 
 
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
-    for tokenizer in (BPE, BYTES, char_tokenizer([WORDS], special_tokens=(EOT,))):
+    for tokenizer in (BPE, BYTES, char_tokenizer([WORDS + EOT], special_tokens=(EOT,))):
         tokenizer.save(tmp_path / "tokenizer.json")
         for place in (tmp_path, tmp_path / "tokenizer.json", str(tmp_path)):
             loaded = Tokenizer.load(place)
@@ -197,7 +217,7 @@ def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_another_process_gets_the_same_tokenizer() -> None:
-    for tokenizer in (BPE, BYTES, char_tokenizer([WORDS], special_tokens=(EOT,))):
+    for tokenizer in (BPE, BYTES, char_tokenizer([WORDS + EOT], special_tokens=(EOT,))):
         copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301  our own
         assert copy.fingerprint == tokenizer.fingerprint
         assert copy.encode(f"the{EOT}cat") == tokenizer.encode(f"the{EOT}cat")

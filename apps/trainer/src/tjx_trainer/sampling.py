@@ -120,6 +120,4 @@ def longest_continuation(model: GPTConfig, tokenizer: tjx_data.Tokenizer, prompt
 
 def encode_prompt(tokenizer: tjx_data.Tokenizer, prompt: str) -> list[int]:
     """Return the tokens of a prompt as the beginning of a document."""
-    if tokenizer.eot_id is not None:
-        return [tokenizer.eot_id, *tokenizer.encode(prompt)]
-    return tokenizer.encode(prompt or "\n")
+    return tokenizer.encode_prompt(prompt)

@@ -111,8 +111,10 @@ def generate(
     config, params
         The model.
     prompt
-        Token ids, a row each; an encoder-decoder's is the beginning of the target, at first its
-        start token. What lies beyond a row's length is not looked at.
+        Token ids, a row each, used as they are: a decoder that the trainer trained continues a
+        document after its end-of-text token (`tjx_data.Tokenizer.encode_prompt` puts it first). An
+        encoder-decoder's is the beginning of the target, at first its start token. What lies beyond
+        a row's length is not looked at.
     prompt_lengths
         Tokens of each prompt, at least 1.
     max_new_tokens

@@ -15,8 +15,8 @@ def char_tokenizer(texts: Iterable[str], special_tokens: Sequence[str] = ()) -> 
     """Make a tokenizer whose tokens are the distinct characters of the texts, sorted.
 
     The ids of the characters are those of nanoGPT's ``prepare.py`` for the same text; then come
-    ``<unk>``, for characters never seen, and the special tokens. Text of known characters makes
-    the round trip exactly; an unknown character comes back as ``<unk>``, and counts no bytes.
+    ``<unk>``, which no text becomes, and the special tokens. Text of known characters makes the
+    round trip exactly; encoding an unknown character raises ValueError.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ def char_tokenizer(texts: Iterable[str], special_tokens: Sequence[str] = ()) -> 
 
     Examples
     --------
-    >>> char_tokenizer(["hello"]).encode("hole!")
-    [1, 3, 2, 0, 4]
+    >>> char_tokenizer(["hello"]).encode("hole")
+    [1, 3, 2, 0]
     """
     seen: set[str] = set()
     for text in texts:

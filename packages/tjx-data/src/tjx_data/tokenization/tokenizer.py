@@ -94,7 +94,8 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            If a name is not a special token, or the text cannot be written in UTF-8.
+            If a name is not a special token, the text cannot be written in UTF-8, or a tokenizer of
+            single characters lacks one of the text (all are named).
         """
         if isinstance(allowed_special, str):
             allowed_special = (allowed_special,)
@@ -108,11 +109,11 @@ class Tokenizer:
             return self.encode_batch([text])[0]
         longest_first = sorted(allowed_special, key=len, reverse=True)
         parts = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
-        ids: list[int] = []
         # re.split with a group alternates: text, special, text, special, ..., text.
-        for i, encoded in enumerate(self.encode_batch(parts)):
-            ids += [self.special_tokens[parts[i]]] if i % 2 else encoded
-        return ids
+        first, *others = self.encode_batch(parts[::2])
+        for name, encoded in zip(parts[1::2], others, strict=True):
+            first += [self.special_tokens[name], *encoded]
+        return first
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Turn many texts into token ids, in parallel; special tokens in them are text.
@@ -120,7 +121,7 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            If a text cannot be written in UTF-8.
+            As `encode`.
         """
         return list(self.encode_iterable(texts))
 
@@ -143,7 +144,7 @@ class Tokenizer:
         Raises
         ------
         ValueError
-            If a text cannot be written in UTF-8.
+            As `encode`.
         """
         begun: list[list[int]] = []  # the ids of a text that was cut
         for batch in batches(texts, may_cut=self.always_splits_before_space):
@@ -157,6 +158,8 @@ class Tokenizer:
             except BaseException as error:
                 raise _cannot("encode a text", error) from error
             for piece, encoding in zip(batch, encoded, strict=True):
+                if self._unknown_character is not None and self._unknown_character in encoding.ids:
+                    raise self._unknown_characters(piece.text)
                 begun.append(encoding.ids)
                 if piece.is_last:
                     yield begun[0] if len(begun) == 1 else list(chain.from_iterable(begun))
@@ -220,6 +223,24 @@ class Tokenizer:
         except BaseException as error:
             raise _cannot("decode these ids", error) from error
 
+    @cached_property
+    def _unknown_character(self) -> int | None:
+        """The id of characters that a tokenizer of single characters lacks; None of all others."""
+        model = self._json["model"]
+        if model["type"] != "BPE" or model["merges"] or model["unk_token"] is None:
+            return None
+        return self.vocabulary[model["unk_token"]]
+
+    def _unknown_characters(self, text: str) -> ValueError:
+        found = sorted(set(text) - self.vocabulary.keys())
+        names = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in found[:20])
+        more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+        known = len(self.vocabulary) - len(self.special_tokens)
+        return ValueError(
+            f"text: got the characters {names}{more}; expected the {known} of this character "
+            "tokenizer; leave them out, or make a tokenizer from text that has them"
+        )
+
     def _known(self, ids: Iterable[int] | npt.NDArray[np.integer]) -> list[int]:
         given = [int(i) for i in ids]
         if unknown := sorted(set(given) - self._ids):
@@ -237,9 +258,56 @@ class Tokenizer:
                 f"byte_tokenizer, GPT-2's); this one decodes with {self._json['decoder']}"
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write the tokenizer as a ``tokenizer.json``, which every Hugging Face library reads."""
-        write_atomically(Path(path), self._inner.to_str().encode("utf-8"))
+    def encode_prompt(self, text: str) -> list[int]:
+        """Turn a text into the ids that a language model continues.
+
+        A prompt is the beginning of a document, and in training a document begins after the
+        end-of-text token. So that token comes first; a tokenizer without one begins with the text,
+        and with a newline where there is none.
+
+        Raises
+        ------
+        ValueError
+            As `encode`.
+
+        Examples
+        --------
+        >>> from tjx_data import byte_tokenizer
+        >>> byte_tokenizer().encode_prompt("ab")
+        [256, 97, 98]
+        """
+        if self.eot_id is None:
+            return self.encode(text or "\n")
+        return [self.eot_id, *self.encode(text)]
+
+    def save(self, path: str | Path, *, begins_prompts: bool = False) -> None:
+        """Write the tokenizer as a ``tokenizer.json``, which every Hugging Face library reads.
+
+        Parameters
+        ----------
+        path : str or Path
+            The file.
+        begins_prompts : bool
+            Whether those libraries put the end-of-text token before a text, as `encode_prompt`
+            does. A post-processor that adds tokens of its own stays.
+        """
+        inner = self._inner
+        if begins_prompts and self.eot_id is not None and not self._adds_tokens:
+            inner = tokenizers.Tokenizer.from_str(inner.to_str())
+            inner.post_processor = self._begin_with_eot()
+        write_atomically(Path(path), inner.to_str().encode("utf-8"))
+
+    def _begin_with_eot(self) -> Any:
+        end = next(name for name, i in self.special_tokens.items() if i == self.eot_id)
+        return tokenizers.processors.TemplateProcessing(
+            single=[end, "$A"], pair=[end, "$A", "$B:1"], special_tokens=[(end, self.eot_id)]
+        )
+
+    @cached_property
+    def _adds_tokens(self) -> bool:
+        """Whether Hugging Face libraries add special tokens of the tokenizer's own to a text."""
+        ids = self._inner.encode("", add_special_tokens=True).ids
+        return bool(ids)
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
@@ -248,13 +316,18 @@ class Tokenizer:
         return {token.content: i for i, token in sorted(added.items()) if token.special}
 
     @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as the model writes it, special tokens among them, with its id."""
+        return self._inner.get_vocab(with_added_tokens=True)
+
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the rows that an embedding table needs."""
         return 1 + max(self._ids)
 
     @cached_property
     def _ids(self) -> frozenset[int]:
-        return frozenset(self._inner.get_vocab(with_added_tokens=True).values())
+        return frozenset(self.vocabulary.values())
 
     @cached_property
     def eot_id(self) -> int | None:
@@ -271,8 +344,16 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's JSON with sorted keys: equal for equal tokenizers."""
-        canonical = json.dumps(self._json, sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the tokenizer's JSON with sorted keys: equal for equal tokenizers.
+
+        What `save` adds for other libraries with `begins_prompts` is left out.
+        """
+        parts = dict(self._json)
+        if self.eot_id is not None and parts["post_processor"] is not None:
+            added = json.loads(self._begin_with_eot().__getstate__())
+            if parts["post_processor"] == added:
+                parts["post_processor"] = None
+        canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
     @cached_property
