@@ -1,5 +1,6 @@
 """A run begins with a trained model's weights, or says why it cannot."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 import tjx_nn
+from tjx_data import train_bpe
 from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer.command_line import resolve
 from tjx_trainer.job import build_parts
-from tjx_trainer.pretrained import check_pretrained
+from tjx_trainer.pretrained import check_pretrained, check_tokenizer
 from tjx_trainer.state import initial_state
 
 THEIRS = GPTConfig(n_layer=2, n_head=2, d_model=8, max_seq_len=16, vocab_size=257)
@@ -58,6 +60,36 @@ def test_another_shape_is_told_with_the_flags_that_mend_it(folder: Path) -> None
     assert problems[1].endswith("give --model.bias true")
     assert "it knows 257 tokens, and the tokenizer has 300" in problems[2]
     assert "give --model.max_seq_len 16" in problems[3]
+
+
+def test_the_tokenizer_is_the_folders_unless_another_is_given(folder: Path) -> None:
+    start = ["--train.init_from", str(folder), "--data.path", "x.txt"]
+    assert resolve(start).data.tokenizer == str(folder)
+    assert resolve([*start, "--data.tokenizer", "byte"]).data.tokenizer == "byte"
+    assert resolve(["--data.path", "x.txt"]).data.tokenizer == "bpe"
+
+
+def test_a_tokenizer_with_other_ids_is_refused_though_it_is_as_large(tmp_path: Path) -> None:
+    config = resolve([*FLAGS, f"--train.init_from={tmp_path}"])
+    text = ["the cat sat on the mat and saw another cat, " * 9]
+    theirs, ours = train_bpe(text, 262), train_bpe([text[0][::-1]], 262)
+    assert theirs.vocab_size == ours.vocab_size
+    (note,) = check_tokenizer(config, ours)
+    assert "no tokenizer to compare with" in note
+    theirs.save(tmp_path / "tokenizer.json")
+    assert check_tokenizer(config, theirs) == []
+    with pytest.raises(ValueError, match=r"data\.tokenizer: got byte") as caught:
+        check_tokenizer(config, ours)
+    message = str(caught.value)
+    assert theirs.fingerprint[:8] in message
+    assert ours.fingerprint[:8] in message
+    assert f"give --data.tokenizer {tmp_path}" in message
+    # The same ids in a file that was written by another library.
+    described = json.loads((tmp_path / "tokenizer.json").read_text())
+    described["post_processor"] = described["pre_tokenizer"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    (note,) = check_tokenizer(config, theirs)
+    assert "has the same ids" in note
 
 
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:

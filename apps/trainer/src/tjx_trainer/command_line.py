@@ -118,6 +118,8 @@ def _implied(layer: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
     }
     if "train.precision" in layer:
         implied["model.dtype"] = DTYPE_OF_PRECISION[layer["train.precision"]]
+    if layer.get("train.init_from") is not None:  # weights belong to the ids of one tokenizer
+        implied["data.tokenizer"] = layer["train.init_from"]
     if "model.vocab_size" in layer:
         implied["train.vocab_from_tokenizer"] = False
     return implied

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+import tjx_data
 import tjx_nn
 from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer.config import Config
@@ -36,6 +37,52 @@ def check_pretrained(config: Config) -> None:
     theirs, _ = _load(config.train.init_from)
     if problems := _differences(config.train.init_from, theirs, config.model):
         raise ValueError("\n".join(problems))
+
+
+def check_tokenizer(config: Config, tokenizer: tjx_data.Tokenizer) -> list[str]:
+    """Compare the tokenizer of the data with that of the weights that a run is to begin with.
+
+    Parameters
+    ----------
+    config : Config
+        Nothing is compared without ``train.init_from``.
+    tokenizer : tjx_data.Tokenizer
+        The tokenizer of the data.
+
+    Returns
+    -------
+    list of str
+        Notes for the user: that there is no tokenizer to compare with, or that two files differ in
+        something else than their ids.
+
+    Raises
+    ------
+    ValueError
+        If a token of the weights' tokenizer has another id in the data, or none.
+    """
+    name = config.train.init_from
+    if name is None:
+        return []
+    try:
+        theirs = tjx_data.Tokenizer.load(name)
+    except (ValueError, tjx_data.HubError) as error:
+        return [f"train.init_from {name}: no tokenizer to compare with the data's ({error})"]
+    if theirs.fingerprint == tokenizer.fingerprint:
+        return []
+    prints = f"fingerprint {theirs.fingerprint[:8]} there and {tokenizer.fingerprint[:8]} here"
+    ours = tokenizer.vocabulary
+    moved = [token for token, i in theirs.vocabulary.items() if ours.get(token) != i]
+    if not moved:
+        return [f"train.init_from {name}: its tokenizer has the same ids as the data's ({prints})"]
+    examples = ", ".join(
+        f"{token!r} is {theirs.vocabulary[token]} there and {ours.get(token, 'missing')} here"
+        for token in sorted(moved, key=theirs.vocabulary.__getitem__)[:3]
+    )
+    raise ValueError(
+        f"data.tokenizer: got {config.data.tokenizer} ({prints}); expected the ids of "
+        f"train.init_from {name}, and {len(moved):,} tokens differ ({examples}); give "
+        f"--data.tokenizer {name}, or leave it out"
+    )
 
 
 def pretrained_params(config: Config) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import tjx_data
 from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer.config import Config
 from tjx_trainer.loader_task import TextTask
+from tjx_trainer.messages import say
+from tjx_trainer.pretrained import check_tokenizer
 from tjx_trainer.sampling import continue_prompt, longest_continuation
 from tjx_trainer.task import Opened, Share
 from tjx_trainer.text import Rows, Text, count_tokens, open_rows, open_text
@@ -16,6 +18,8 @@ from tjx_trainer.text import Rows, Text, count_tokens, open_rows, open_text
 def open_language_modelling(config: Config, progress: tjx_data.Progress | None = None) -> Opened:
     """Open the text of a decoder; its vocabulary is the tokenizer's."""
     text = open_text(config, progress)
+    for note in check_tokenizer(config, text.tokenizer):
+        say(f"note           {note}")
     config = config.with_vocabulary(text.tokenizer.vocab_size)
     return config, lambda share: LanguageModelling(config, text, share)
 

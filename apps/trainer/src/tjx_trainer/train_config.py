@@ -33,7 +33,8 @@ class TrainConfig:
         Most sequences that one device takes at once, where accumulation is not given; none: all.
     init_from
         Weights to begin with: a folder in the format of Hugging Face transformers, or a name on its
-        hub such as openai-community/gpt2; none: random ones.
+        hub such as openai-community/gpt2; its tokenizer is the default of data.tokenizer. none:
+        random ones.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
     deterministic
