@@ -12,10 +12,13 @@ import pytest
 import tokenizers
 from eval_tiny_run import tiny_run
 
+from tjx_data import byte_tokenizer
 from tjx_eval import onnx_export
 from tjx_eval.main import main
 from tjx_eval.opening import TrainedModel, open_model
-from tjx_nn import bind
+from tjx_eval.transformers_export import write_tokenizer
+from tjx_nn import BertConfig, bind
+from tjx_trainer.sampling import encode_prompt
 
 TOKENS = np.arange(16, dtype=np.int32)[None] % 7
 
@@ -41,6 +44,16 @@ def test_a_transformers_folder_opens_as_the_run_does(tmp_path: Path) -> None:
     assert generation.get("eos_token_id") == run.tokenizer.eot_id
     settings = json.loads((out / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 16
+
+
+def test_the_exported_tokenizer_begins_prompts_as_generate_does(tmp_path: Path) -> None:
+    byte, decoder = byte_tokenizer(), open_model(tiny_run()).architecture
+    write_tokenizer(byte, decoder, tmp_path)
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert other.encode("12 sheep").ids == encode_prompt(byte, "12 sheep")
+    write_tokenizer(byte, BertConfig(), tmp_path)
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert other.encode("12 sheep").ids == byte.encode("12 sheep")
 
 
 def test_tensors_are_of_the_type_that_is_asked_for(tmp_path: Path) -> None:

@@ -63,10 +63,15 @@ def converse(
         except KeyboardInterrupt:
             say("\n(Ctrl-D leaves)\n")
             continue
-        if dropped := context.add(line + "\n"):
+        try:
+            dropped = context.add(line + "\n")
+        except ValueError as error:
+            say(f"({error})\n")
+            continue
+        if dropped:
             say(f"({dropped})\n")
         turn: Choice = {**choice, "seed": choice["seed"] + turns}
-        context.add(_answer(model, context.tokens, stops, turn, say))
+        context.add(_answer(model, context.tokens, stops, turn, say), by_model=True)
         turns += 1
 
 
@@ -131,9 +136,13 @@ class Context:
         """The beginning of a document, and what was said."""
         return self._start + self._said
 
-    def add(self, text: str) -> str:
-        """Add what was said; return a note of what had to be dropped, or nothing."""
-        self._said += self._tokenizer.encode(text)
+    def add(self, text: str, *, by_model: bool = False) -> str:
+        """Add what was said; return a note of what had to be dropped, or nothing.
+
+        The model may write special tokens, which stand in the text by their names.
+        """
+        special = self._tokenizer.special_tokens if by_model else ()
+        self._said += self._tokenizer.encode(text, allowed_special=special)
         excess = len(self._said) - self._most
         if excess <= 0:
             return ""

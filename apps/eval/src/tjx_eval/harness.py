@@ -5,7 +5,7 @@ Importing this module imports the harness, which takes seconds.
 Names of array axes: B rows, T tokens in a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # untyped
     ) -> list[int]:
         """Return the tokens of a text; nothing is added."""
         del add_special_tokens
-        return self._model.tokenizer.encode(string)
+        return _encoded(self._model.tokenizer.encode, string)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -111,7 +111,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # untyped
         options["seed"] = number
         if wishes:
             raise RunError(f"generation_kwargs {sorted(wishes)} of the task are not known here")
-        prompt = encode_prompt(self._model.tokenizer, context)
+        prompt = _encoded(self._model.tokenizer.encode_prompt, context)
         if len(prompt) > longest - new:
             self.notes.add("of contexts that are too long the end was read")
         return Task(prompt[-(longest - new) :], new, options, stops)
@@ -158,3 +158,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # untyped
 
         found: tuple[jax.Array, jax.Array] = jax.lax.map(of_row, (hidden_BTD, labels))
         return found
+
+
+def _encoded(encode: Callable[[str], list[int]], text: str) -> list[int]:
+    try:
+        return encode(text)
+    except ValueError as error:
+        raise RunError(f"a text of the task cannot be encoded: {error}") from error

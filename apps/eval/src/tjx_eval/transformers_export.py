@@ -24,7 +24,7 @@ def export_transformers(model: TrainedModel, folder: Path, *, dtype: str) -> lis
     """
     folder.mkdir(parents=True, exist_ok=True)
     if model.text_tokenizer is not None:
-        _write_tokenizer(model.text_tokenizer, model.architecture, folder)
+        write_tokenizer(model.text_tokenizer, model.architecture, folder)
     try:
         hf.save(folder, model.architecture, jax.device_get(model.params), dtype=dtype)
     except ValueError as error:
@@ -34,8 +34,9 @@ def export_transformers(model: TrainedModel, folder: Path, *, dtype: str) -> lis
     return sorted(file.name for file in folder.iterdir())
 
 
-def _write_tokenizer(tokenizer: tjx_data.Tokenizer, architecture: Any, folder: Path) -> None:
-    tokenizer.save(folder / "tokenizer.json")
+def write_tokenizer(tokenizer: tjx_data.Tokenizer, architecture: Any, folder: Path) -> None:
+    """Write the tokenizer and its settings; a decoder's puts the end of text before a prompt."""
+    tokenizer.save(folder / "tokenizer.json", begins_prompts=architecture.family == "gpt")
     names = {i: name for name, i in tokenizer.special_tokens.items()}
     end = tokenizer.eot_id
     settings: dict[str, Any] = {
