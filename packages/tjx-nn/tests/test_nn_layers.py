@@ -11,9 +11,8 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from tjx_nn import Attention, Embedding, GPTConfig, LayerNorm
+from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU, Where
 from tjx_nn.activations import gelu_erf, gelu_tanh
-from tjx_nn.attention import Where
 from tjx_nn.functional import Params
 from tjx_nn.layout import ONE_DEVICE
 from tjx_nn.matmul import Kept, add_bias, expert_matmul, matmul
@@ -125,6 +124,20 @@ def test_gradients_of_weights_are_summed_in_float32_whatever_the_computation() -
     assert dw.dtype == np.float32
     # Rounded to bfloat16 the sums would be off by up to 2**-9 of themselves.
     np.testing.assert_allclose(np.asarray(dw), exact, rtol=1e-4, atol=1e-3)
+
+
+def test_a_gate_is_that_of_the_layers_name_and_mlp_refuses_one() -> None:
+    x = jax.device_put(normal(2, 3, 8))
+
+    def output(activation: Any) -> np.ndarray:
+        config = GPTConfig(n_head=2, d_model=8, d_ff=16, activation=activation)
+        layer = make(lambda: SwiGLU(config, rngs=nnx.Rngs(0)))
+        return np.asarray(jax.device_get(jax.jit(layer)(x)))
+
+    np.testing.assert_array_equal(output("gelu_tanh"), output("swiglu"))
+    assert abs(output("geglu") - output("swiglu")).max() > 1e-6
+    with pytest.raises(ValueError, match=r"activation: got 'swiglu' for MLP; .* use SwiGLU"):
+        make(lambda: MLP(GPTConfig(activation="swiglu"), rngs=nnx.Rngs(0)))
 
 
 def test_embedding_clips_ids_to_its_table() -> None:

@@ -55,6 +55,12 @@ def test_a_kernel_that_is_no_matrix_is_refused_by_name() -> None:
     jax.eval_shape(frozen.init, params)
 
 
+def test_parameters_without_a_hidden_matrix_are_refused() -> None:
+    params = {"wte": {"embedding": np.zeros((4, 6), np.float32)}, "w": np.zeros((4, 4), np.float32)}
+    with pytest.raises(ValueError, match="got muon for 2 parameters, the first w; expected"):
+        make_optimizer(OptimizerConfig(name="muon")).init(params)
+
+
 def test_with_one_rate_matrices_move_as_much_as_adamw_moves_the_rest() -> None:
     # Liu et al. 2025: 0.2 to 0.4 of the rate, whatever the shape.
     rng = np.random.default_rng(0)

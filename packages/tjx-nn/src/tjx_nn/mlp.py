@@ -25,11 +25,22 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class MLP(nnx.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them.
+
+    Raises
+    ------
+    ValueError
+        If the configuration's activation is gated, which `SwiGLU` is.
+    """
 
     def __init__(
         self, config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs
     ) -> None:
+        if config.gated and not isinstance(self, SwiGLU):
+            raise ValueError(
+                f"config.activation: got {config.activation!r} for MLP; expected gelu_tanh, "
+                "gelu_erf, relu or relu2, which have no gate; use SwiGLU"
+            )
         d, f = config.d_model, d_ff or config.ff_dim
         self.activation = ACTIVATIONS[config.activation]
         self.up = linear(config, ("embed", "mlp"), (d, f), rngs=rngs)
@@ -42,15 +53,18 @@ class MLP(nnx.Module):
 
 
 class SwiGLU(MLP):
-    """An MLP whose hidden layer is multiplied with a gate: SiLU of it, or GELU (GeGLU).
+    """An MLP whose hidden layer is multiplied with a gate.
 
-    Shazeer 2020, "GLU Variants Improve Transformer".
+    The gate is SiLU, or GELU where the configuration's activation is "geglu"; activations without a
+    gate do not change it. Shazeer 2020, "GLU Variants Improve Transformer".
     """
 
     def __init__(
         self, config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs
     ) -> None:
         super().__init__(config, d_ff=d_ff, rngs=rngs)
+        if not config.gated:
+            self.activation = ACTIVATIONS["swiglu"]
         shape = (config.d_model, d_ff or config.ff_dim)
         self.gate = linear(config, ("embed", "mlp"), shape, rngs=rngs)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.paths import is_hidden_kernel, map_with_path
+from tjx_optim.paths import is_hidden_kernel, leaves_by_path, map_with_path
 from tjx_optim.rules import ParameterRules
 
 # Chosen for the slope at 0: five steps bring singular values from 1e-3 up to about 1, and all of
@@ -44,7 +44,8 @@ def scale_by_muon(
     Raises
     ------
     ValueError
-        From ``init``, for a kernel that has not exactly two axes beside those of its stack.
+        From ``init``, for a kernel that has not exactly two axes beside those of its stack, and
+        where no parameter is a hidden matrix: all of them would take AdamW's direction.
     """
 
     def kind(path: str, leaf: Any) -> str:
@@ -59,6 +60,17 @@ def scale_by_muon(
             )
         return "matrix"
 
+    def kinds(params: Any) -> Any:
+        found = map_with_path(kind, params)
+        labels = leaves_by_path(found)
+        if labels and "matrix" not in labels.values():
+            raise ValueError(
+                f"optimizer.name: got muon for {len(labels)} parameters, the first {min(labels)}; "
+                "expected a matrix of a hidden layer (a `kernel` or `*_kernel`, not of a `head`) "
+                "among them; name one so, or give adamw"
+            )
+        return found
+
     return optax.partition(
         {
             "matrix": optax.chain(
@@ -67,7 +79,7 @@ def scale_by_muon(
             ),
             "adamw": optax.scale_by_adam(settings["b1"], settings["b2"], settings["eps"]),
         },
-        lambda params: map_with_path(kind, params),
+        kinds,
     )
 
 
