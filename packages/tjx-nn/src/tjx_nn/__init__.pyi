@@ -1,5 +1,6 @@
 from . import hf as hf
 from .attention import Attention as Attention
+from .attention import Where as Where
 from .beam import beam_search as beam_search
 from .bert import Bert as Bert
 from .bert_config import BertConfig as BertConfig

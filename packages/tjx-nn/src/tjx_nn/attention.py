@@ -30,7 +30,7 @@ Measures = dict[str, Float32[Array, "..."]]
 
 
 class Where(NamedTuple):
-    """What attention has to know of the tokens; the same for all blocks.
+    """Positions and segments of tokens, an argument of `Attention` and `Block`.
 
     Attributes
     ----------
@@ -58,6 +58,14 @@ class Attention(Placed):
         Whether tokens see only themselves and what comes before.
     rngs
         Source of the initial values.
+
+    Examples
+    --------
+    >>> from tjx_nn import Attention, GPTConfig, Where
+    >>> attention = Attention(GPTConfig(n_head=2, d_model=8), rngs=nnx.Rngs(0))
+    >>> out, cache, measures = attention(jnp.ones((1, 3, 8)), Where(jnp.arange(3)[None]))
+    >>> out.shape, cache["key"].shape
+    ((1, 3, 8), (1, 3, 2, 4))
     """
 
     def __init__(self, config: TransformerConfig, *, causal: bool = True, rngs: nnx.Rngs) -> None:

@@ -31,6 +31,14 @@ class Block(Placed):
         Whether there is a mixture of experts in place of the MLP.
     rngs
         Source of the initial values.
+
+    Examples
+    --------
+    >>> from tjx_nn import Block, GPTConfig, Where
+    >>> block = Block(GPTConfig(n_head=2, d_model=8), rngs=nnx.Rngs(0))
+    >>> out, cache, measures = block(jnp.ones((1, 3, 8)), Where(jnp.arange(3)[None]))
+    >>> out.shape
+    (1, 3, 8)
     """
 
     def __init__(
