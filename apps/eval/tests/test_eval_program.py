@@ -6,12 +6,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eval_tiny_run import as_transformers, tiny_run
 
+import tjx_data
 from tjx_data import byte_tokenizer
 from tjx_eval.main import main
+from tjx_eval.texts import open_texts
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +108,20 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_a_corpus_is_scored_on_its_official_held_out_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def load(name: str) -> tjx_data.Documents:
+        opened.append(name)
+        return tjx_data.Documents.of(lambda: ["a text"], {})
+
+    monkeypatch.setattr(tjx_data, "load_corpus", load)
+    nothing: Any = None
+    for name in ("wikitext-103", "wikitext-103:test", "python-docs"):
+        assert [each.text for each in open_texts(nothing, corpus=name).documents] == ["a text"]
+    assert opened == ["wikitext-103:validation", "wikitext-103:test", "python-docs"]
+
+
 PLACES = [
     ("{tmp}/nothing", "there is no such folder"),
     ("{tmp}", "this is a folder of runs: give one of them, such as {tmp}/new"),
@@ -125,7 +142,7 @@ PLACES = [
     ("{run} --window 17", "the model's longest sequence is 16"),
     ("{run} --stride 20", "tokens between two windows of 16 would not be scored"),
     ("{run} --csv {tmp}/a.csv", "give --per_document too"),
-    ("{run} --data {tmp}/foreign.txt", "give text in the characters that it knows"),
+    ("{run} --data {tmp}/foreign.txt", "text: got the characters"),
 ]
 
 

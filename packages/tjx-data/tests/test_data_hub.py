@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tjx_data import CORPORA, HubError, Tokenizer, load_corpus
+from tjx_data import (
+    CORPORA,
+    DataConfig,
+    HubError,
+    Tokenizer,
+    TokenLoader,
+    evaluation_corpus,
+    load_corpus,
+    open_or_prepare,
+    read_index,
+)
 from tjx_data.corpora import hub
 from tjx_data.corpora.documents import Malformed
 from tjx_data.corpora.table import Download, Hub, corpus_source, join_wikitext
@@ -138,6 +148,40 @@ def test_hub_rows_become_documents(
     monkeypatch.setitem(CORPORA, "local", _entry(repo, field="txt", streamed=streamed))
     with pytest.raises(ValueError, match=r"no field 'txt', but \['text', 'url'\]"):
         load_corpus("local")
+
+
+def test_official_splits_have_names_and_validation_is_the_official_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasets")
+    repo = _repository(tmp_path / "repo", ["one text", "another text"])
+    (repo / "validation.jsonl").write_text(json.dumps({"text": "held out: xyz"}) + "\n")
+    monkeypatch.setitem(CORPORA, "local", _entry(repo, held_out=("validation",)))
+    assert list(load_corpus("local")) == list(load_corpus("local:train"))
+    assert list(load_corpus("local:train")) == ["one text", "another text"]
+    assert list(load_corpus("local:validation")) == ["held out: xyz"]
+    with pytest.raises(ValueError, match="expected an official split of local, train or valid"):
+        load_corpus("local:test")
+    assert evaluation_corpus("local") == "local:validation"
+    assert evaluation_corpus("local:train") == "local:train"
+
+    for tokenizer in ("byte", "char"):  # the alphabet is that of both splits
+        config = DataConfig(corpus="local", tokenizer=tokenizer)
+        folder = open_or_prepare(config, tmp_path / "sets")
+        index = read_index(folder)
+        assert index.holdout == "official"
+        assert index.source["held_out"] == "validation"
+        assert [index.splits[split].n_documents for split in ("train", "validation")] == [2, 1]
+        loader = TokenLoader(folder, split="validation", seq_len=4, batch_size=1)
+        assert Tokenizer.load(folder).decode(loader.document(0)) == "held out: xyz"
+    by_hash = DataConfig(corpus="local", holdout="documents")
+    assert by_hash.holdout_of("local") == "documents"
+    assert DataConfig(corpus="local:validation").holdout_of("local:validation") == "documents"
+    assert DataConfig(path="local").holdout_of("local") == "documents"
+    with pytest.raises(ValueError, match="'python-docs' has no official validation split"):
+        DataConfig(corpus="python-docs", holdout="official")
+    with pytest.raises(ValueError, match="mixture: corpus: got 'local:test'"):
+        DataConfig(mixture="local:test=1,local=2")
 
 
 def test_a_folder_of_parquet_is_read_with_its_config(

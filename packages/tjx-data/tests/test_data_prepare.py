@@ -224,7 +224,7 @@ def test_the_tokenizer_never_sees_what_is_held_out(
         return train_bpe(seen, vocab_size, progress=progress)
 
     documents = Documents.of(lambda: DOCUMENTS, {})
-    monkeypatch.setattr("tjx_data.dataset.load_corpus", lambda _: documents)
+    monkeypatch.setattr("tjx_data.dataset.load_corpus", lambda _, **__: documents)
     monkeypatch.setattr("tjx_data.dataset.train_bpe", spy)
     open_or_prepare(DataConfig(vocab_size=260), tmp_path)
     expected = [text for side, text in _split(DOCUMENTS, "documents", 0.1) if side == "train"]

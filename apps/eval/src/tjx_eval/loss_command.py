@@ -30,7 +30,9 @@ def add_text_arguments(parser: Parser) -> None:
         help="files and patterns: text, .jsonl, .parquet (default: what the run held out)",
     )  # fmt: skip
     parser.add_argument("--text_field", default="text", help="of records (default: text)")
-    parser.add_argument("--corpus", metavar="NAME", help="a corpus that tjx_data knows")
+    parser.add_argument(
+        "--corpus", metavar="NAME", help="a corpus that tjx_data knows, or NAME:SPLIT"
+    )
     parser.add_argument("--window", type=positive, help="tokens in a row (default: as in training)")
     parser.add_argument(
         "--stride", type=positive,

@@ -60,7 +60,8 @@ def open_texts(
     text_field : str
         Where the text is in a record.
     corpus : str, optional
-        A corpus by name; all of it.
+        A corpus by name, or one of its official splits as in ``wikitext-103:test``. Without a split
+        the official validation text, else the official test text, else all of the corpus.
 
     Raises
     ------
@@ -77,7 +78,8 @@ def open_texts(
             found = tjx_data.load_files(list(data), text_field=text_field)
             return Texts(", ".join(data), _named(found))
         if corpus:
-            return Texts(corpus, _named(tjx_data.load_corpus(corpus)))
+            name = tjx_data.evaluation_corpus(corpus)
+            return Texts(name, _named(tjx_data.load_corpus(name)))
     except tjx_data.HubError:
         raise
     except ValueError as error:

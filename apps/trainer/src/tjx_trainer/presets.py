@@ -17,9 +17,9 @@ DEFAULT_PRESET = "quickstart"
 # What a run directory's config.yaml holds besides the configuration.
 PROVENANCE = ("versions", "git")
 
-# What a value was before it existed, by dotted name: a config.yaml that a run wrote without it
-# meant this.
-EARLIER_VALUES = {"data.windows": "aligned"}
+# What a default was before it changed, by dotted name: a config.yaml that a run wrote without the
+# value meant this.
+EARLIER_VALUES = {"data.windows": "aligned", "data.holdout": "documents"}
 
 # What the head of each preset that comes with the trainer says, in this order: what is trained, on
 # what, how long that takes, and what it should reach.

@@ -8,6 +8,7 @@ from .corpora.files import load_files as load_files
 from .corpora.hub import HubError as HubError
 from .corpora.table import CORPORA as CORPORA
 from .corpora.table import OTHER_DATA as OTHER_DATA
+from .corpora.table import evaluation_corpus as evaluation_corpus
 from .corpora.table import load_corpus as load_corpus
 from .dataset import default_cache_dir as default_cache_dir
 from .dataset import find_problems as find_problems

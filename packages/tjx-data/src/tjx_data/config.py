@@ -2,9 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from tjx_data.corpora.table import CORPORA, OTHER_DATA, find_corpus
+from tjx_data.corpora.documents import Holdout
+from tjx_data.corpora.table import CORPORA, OTHER_DATA, find_corpus, held_out_splits, is_corpus
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 
 
@@ -15,8 +16,9 @@ class DataConfig:
     Attributes
     ----------
     corpus : str
-        Name of a corpus (python-docs needs no network); text in path is taken in its place. Data
-        for other models than of text: mnist and images (path says where), byte-reversal.
+        Name of a corpus (python-docs needs no network), or of one of its official splits, such as
+        wikitext-103:test; text in path is taken in its place. Data for other models than of text:
+        mnist and images (path says where), byte-reversal.
     path : str or None
         Files of your own: one, a pattern such as 'books/*.txt', or several with commas between.
         Text (UTF-8), .jsonl, .parquet; each but the last also as .gz or .zst.
@@ -46,10 +48,11 @@ class DataConfig:
     vocab_size : int
         Tokens in the vocabulary that bpe learns; other tokenizers bring their own.
     holdout : str
-        What is held out for validation: documents (chosen by their hash) or tail (the end of the
-        text, for a corpus that is one long document).
+        What is held out for validation: official (the corpus's own validation split), documents
+        (chosen by their hash), tail (the end of the text, for a corpus that is one long document),
+        or auto: official for corpora that have it, documents for all other text.
     holdout_fraction : float
-        Share of the text that is held out, between 0 and 1.
+        Share of the text that is held out, between 0 and 1; without meaning for official.
     strict : bool
         Whether a malformed record ends preparing; else it is counted, listed and left out.
     verify : bool
@@ -71,7 +74,7 @@ class DataConfig:
     augment: Augmentation = NO_AUGMENTATION
     tokenizer: str = "bpe"
     vocab_size: int = 4096
-    holdout: Literal["documents", "tail"] = "documents"
+    holdout: Literal["auto", "documents", "tail", "official"] = "auto"
     holdout_fraction: float = 0.1
     strict: bool = False
     verify: bool = True
@@ -107,8 +110,17 @@ class DataConfig:
                 f"vocab_size={self.vocab_size} is too small; bpe needs at least 257 (256 bytes and "
                 "the end of a document)"
             )
-        if self.holdout not in ("documents", "tail"):
-            problems.append(f"holdout={self.holdout!r} is unknown; choose documents or tail")
+        if self.holdout not in ("auto", *get_args(Holdout)):
+            problems.append(
+                f"holdout={self.holdout!r} is unknown; choose auto, documents, tail or official"
+            )
+        elif self.holdout == "official" and not problems:
+            problems += [
+                f"holdout='official': {name!r} has no official validation split; choose auto, "
+                "documents or tail"
+                for name in self.weights
+                if not self._has_official(name)
+            ]
         if not 0 < self.holdout_fraction < 1:
             problems.append(
                 f"holdout_fraction={self.holdout_fraction} is not a share; choose a number "
@@ -127,7 +139,16 @@ class DataConfig:
 
     def is_path(self, name: str) -> bool:
         """Tell whether a name of `weights` is a path, and not a corpus."""
-        return name not in CORPORA if self.mixture is not None else self.path is not None
+        return not is_corpus(name) if self.mixture is not None else self.path is not None
+
+    def holdout_of(self, name: str) -> Holdout:
+        """Return how validation is split off a corpus or path of `weights`, ``auto`` resolved."""
+        if self.holdout != "auto":
+            return self.holdout
+        return "official" if self._has_official(name) else "documents"
+
+    def _has_official(self, name: str) -> bool:
+        return not self.is_path(name) and "validation" in held_out_splits(name)
 
     @property
     def tokenizer_kind(self) -> str:
@@ -135,7 +156,9 @@ class DataConfig:
         if self.tokenizer != "auto":
             return self.tokenizer
         kinds = {
-            "bpe" if self.is_path(name) or name not in CORPORA else CORPORA[name].tokenizer
+            "bpe"
+            if self.is_path(name) or not is_corpus(name)
+            else CORPORA[name.partition(":")[0]].tokenizer
             for name in self.weights
         }
         return kinds.pop() if len(kinds) == 1 else "bpe"
@@ -167,7 +190,7 @@ def _mixture_problems(mixture: str) -> list[str]:
     found, problems = _read_mixture(mixture)
     for name in found:
         # What looks like a path is one; the files are looked for later.
-        if name not in CORPORA and not any(mark in name for mark in "/.*\\"):
+        if is_corpus(name) or not any(mark in name for mark in "/.*\\"):
             try:
                 find_corpus(name)
             except ValueError as error:

@@ -119,7 +119,7 @@ def open_sets(
                     corpora[name].open(config),
                     tokenizer,
                     folder,
-                    holdout=config.holdout,
+                    holdout=config.holdout_of(name),
                     holdout_fraction=config.holdout_fraction,
                     strict=config.strict,
                     executor=executor,
@@ -151,8 +151,10 @@ class _Corpus:
 
     def open(self, config: DataConfig) -> Documents:
         """Fetch the text if need be."""
-        assert config.weights
-        return load_corpus(self.name) if self.files is None else self.files
+        if self.files is not None:
+            return self.files
+        is_official = config.holdout_of(self.name) == "official"
+        return load_corpus(self.name, with_validation=is_official)
 
     def folder(self, config: DataConfig, chosen: "_TokenizerChoice") -> str:
         """Return the name of the prepared set's folder."""
@@ -160,11 +162,12 @@ class _Corpus:
             "format": FORMAT,
             "source": {name: value for name, value in self.source.items() if name != "path"},
             "tokenizer": chosen.identity,
-            "holdout": config.holdout,
+            "holdout": config.holdout_of(self.name),
             "holdout_fraction": config.holdout_fraction,
         }
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        return f"{self.name if self.files is None else 'files'}-{key}"
+        name = self.name.replace(":", "-") if self.files is None else "files"
+        return f"{name}-{key}"
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,9 @@ def _tokenizer(
         return byte_tokenizer()
     if kind == "char":
         # The alphabet is that of the whole text, as in nanoGPT. One long text needs no marks.
-        texts = (text for corpus in corpora.values() for text in corpus.open(config))
+        texts = (
+            text for corpus in corpora.values() for text in corpus.open(config).with_held_out()
+        )
         return char_tokenizer(texts, () if config.holdout == "tail" else END_OF_TEXT_NAMES[:1])
     if kind != "bpe":
         return Tokenizer.load(kind)
@@ -216,7 +221,8 @@ def _tokenizer(
 def _training_texts(config: DataConfig, corpora: Mapping[str, _Corpus]) -> Iterator[str]:
     """Yield what is not held out: the merges too are learnt from training text alone."""
     for corpus in corpora.values():
-        yield from training_texts(corpus.open(config), config.holdout, config.holdout_fraction)
+        holdout = config.holdout_of(corpus.name)
+        yield from training_texts(corpus.open(config), holdout, config.holdout_fraction)
 
 
 def _comes_from_hub(kind: str) -> bool:

@@ -26,7 +26,7 @@ _HELP = {
     "packing": "windows or documents",
     "tokenizer": "bpe, char, byte, gpt2, auto, or a path",
     "vocab_size": "of bpe",
-    "holdout": "documents or tail",
+    "holdout": "auto, official, documents or tail",
     "holdout_fraction": "share held out",
     "strict": "a malformed record is an error",
     "cache_dir": "folder for prepared sets",

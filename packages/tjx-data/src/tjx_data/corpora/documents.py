@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-Holdout = Literal["documents", "tail"]
+Holdout = Literal["documents", "tail", "official"]
 SplitName = Literal["train", "validation"]
 
 PART_CHARACTERS = 1 << 21  # about as many in a part that is cut here
@@ -112,6 +112,8 @@ class Documents:
         Starts a new pass over the parts, always the same ones in the same order.
     n_bytes : int or None
         Bytes of text in all, about; None is not known.
+    held_out : Callable or None
+        As `parts`, for the corpus's official validation split; None where it was not opened.
 
     Examples
     --------
@@ -123,6 +125,7 @@ class Documents:
     source: Mapping[str, str]
     parts: Callable[[], Iterable[Part]]
     n_bytes: int | None = None
+    held_out: Callable[[], Iterable[Part]] | None = None
 
     @classmethod
     def of(
@@ -143,10 +146,20 @@ class Documents:
         return cls(source, lambda: cut(read()), n_bytes)
 
     def __iter__(self) -> Iterator[str]:
-        for part in self.parts():
-            for document in part.read():
-                if isinstance(document, str):
-                    yield document
+        return _texts_of(self.parts())
+
+    def with_held_out(self) -> Iterator[str]:
+        """Yield the documents, then those of the official validation split."""
+        yield from self
+        if self.held_out is not None:
+            yield from _texts_of(self.held_out())
+
+
+def _texts_of(parts: Iterable[Part]) -> Iterator[str]:
+    for part in parts:
+        for document in part.read():
+            if isinstance(document, str):
+                yield document
 
 
 def is_empty(text: str) -> bool:
@@ -191,6 +204,9 @@ def training_texts(
     documents: Documents, holdout: Holdout, holdout_fraction: float
 ) -> Iterator[str]:
     """Yield what is not held out, of documents that are read once or twice."""
+    if holdout == "official":
+        yield from documents
+        return
     if holdout == "documents":
         for text in documents:
             if side_of(text, holdout_fraction) == "train":

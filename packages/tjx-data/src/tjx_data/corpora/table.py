@@ -64,6 +64,8 @@ class Hub:
         What the text may be used under, and what "auto" chooses.
     repo, config, split : str
         What it is called on the hub; `repo` can also be a local folder in the hub's format.
+    held_out : tuple of str
+        Its official splits besides training, of "validation" and "test".
     revision : str or None
         The commit, 40 hexadecimal digits; None for a local folder alone.
     field : str
@@ -80,6 +82,7 @@ class Hub:
     revision: str | None = None
     config: str | None = None
     split: str = "train"
+    held_out: tuple[str, ...] = ()
     field: str = "text"
     streamed: bool = False
     join: Callable[[Iterable[str | Malformed]], Iterator[str | Malformed]] | None = None
@@ -167,6 +170,7 @@ CORPORA: dict[str, Entry] = {
         tokenizer="gpt2",
         repo="roneneldan/TinyStories",
         revision="f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
+        held_out=("validation",),
     ),
     "wikitext-2": Hub(
         licence=_WIKIPEDIA_LICENCE,
@@ -174,6 +178,7 @@ CORPORA: dict[str, Entry] = {
         repo="Salesforce/wikitext",
         revision=_WIKITEXT_REVISION,
         config="wikitext-2-raw-v1",
+        held_out=("validation", "test"),
         join=join_wikitext,
     ),
     "wikitext-103": Hub(
@@ -182,6 +187,7 @@ CORPORA: dict[str, Entry] = {
         repo="Salesforce/wikitext",
         revision=_WIKITEXT_REVISION,
         config="wikitext-103-raw-v1",
+        held_out=("validation", "test"),
         join=join_wikitext,
     ),
     "openwebtext": Hub(
@@ -197,6 +203,7 @@ CORPORA: dict[str, Entry] = {
         repo="allenai/c4",
         revision="1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
         config="en",
+        held_out=("validation",),
         streamed=True,
     ),
     "fineweb-edu": Hub(
@@ -228,22 +235,65 @@ OTHER_DATA = {
 }
 
 
+def is_corpus(name: str) -> bool:
+    """Tell whether a name, perhaps with a split as in ``wikitext-2:test``, is of a corpus."""
+    return name.partition(":")[0] in CORPORA
+
+
 def find_corpus(name: str) -> Entry:
     """Look a corpus up in the table, without touching its text.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CORPORA`, or one with an official split: ``wikitext-103:validation``.
 
     Raises
     ------
     ValueError
-        If there is none of that name; the nearest right one is named.
+        If there is none of that name, and the nearest right one is named; or it has no such split.
     """
-    if name in OTHER_DATA:
-        raise ValueError(f"corpus={name!r} holds no text: {OTHER_DATA[name]}")
-    if name not in CORPORA:
+    base, colon, split = name.partition(":")
+    if base in OTHER_DATA:
+        raise ValueError(f"corpus={name!r} holds no text: {OTHER_DATA[base]}")
+    if base not in CORPORA:
         every = [*CORPORA, *OTHER_DATA]
         raise ValueError(
-            f"corpus={name!r} is unknown; there are {', '.join(every)}{did_you_mean(name, every)}"
+            f"corpus={name!r} is unknown; there are {', '.join(every)}{did_you_mean(base, every)}"
         )
-    return CORPORA[name]
+    entry = CORPORA[base]
+    if not colon:
+        return entry
+    splits = ("train", *held_out_splits(base))
+    if split not in splits:
+        raise ValueError(
+            f"corpus: got {name!r}; expected an official split of {base}, {' or '.join(splits)}; "
+            f"give {base}:{splits[-1]}"
+        )
+    return replace(entry, split=split) if isinstance(entry, Hub) else entry
+
+
+def held_out_splits(name: str) -> tuple[str, ...]:
+    """Return the official splits of a corpus besides training; none where a split is named."""
+    entry = CORPORA.get(name)
+    return entry.held_out if isinstance(entry, Hub) else ()
+
+
+def evaluation_corpus(name: str) -> str:
+    """Return the name of the text of a corpus that models are evaluated on.
+
+    That is its official validation split, else its official test split. A corpus without either,
+    and a name that says a split, stay as they are.
+
+    Examples
+    --------
+    >>> evaluation_corpus("wikitext-103"), evaluation_corpus("wikitext-103:train")
+    ('wikitext-103:validation', 'wikitext-103:train')
+    >>> evaluation_corpus("python-docs")
+    'python-docs'
+    """
+    splits = held_out_splits(name)
+    return f"{name}:{splits[0]}" if splits else name
 
 
 def corpus_source(name: str) -> dict[str, str]:
@@ -252,13 +302,15 @@ def corpus_source(name: str) -> dict[str, str]:
     return {"corpus": name, "licence": entry.licence, **entry.source()}
 
 
-def load_corpus(name: str) -> Documents:
+def load_corpus(name: str, *, with_validation: bool = False) -> Documents:
     """Open a corpus by name.
 
     Parameters
     ----------
     name : str
-        A key of `CORPORA`.
+        As of `find_corpus`; without a split the training text.
+    with_validation : bool
+        Whether its official validation split is opened too, as ``held_out``.
 
     Raises
     ------
@@ -267,4 +319,9 @@ def load_corpus(name: str) -> Documents:
     ValueError
         If there is none of that name.
     """
-    return find_corpus(name).open(name, corpus_source(name))
+    documents = find_corpus(name).open(name, corpus_source(name))
+    if not with_validation:
+        return documents
+    held_out = load_corpus(f"{name}:validation")
+    source = {**documents.source, "held_out": held_out.source["split"]}
+    return replace(documents, source=source, held_out=held_out.parts)

@@ -130,6 +130,11 @@ def _check_splits(
     if n_train and n_validation:
         return
     lacking = "training" if n_validation else "validation"
+    if settings.holdout == "official":
+        raise ValueError(
+            f"holdout='official': the corpus's split holds no text for {lacking}; choose "
+            "holdout='documents'"
+        )
     if settings.holdout == "tail":
         raise ValueError(
             f"holdout_fraction={fraction} leaves no text for {lacking}; choose a number "

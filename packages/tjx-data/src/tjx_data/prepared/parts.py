@@ -44,6 +44,8 @@ class PartTask:
     ----------
     part : Part
         The documents.
+    split : SplitName
+        With holdout "official": the split that they are of.
     tokenizer : Path
         A ``tokenizer.json``.
     file : Path
@@ -57,6 +59,7 @@ class PartTask:
     """
 
     part: Part
+    split: SplitName
     tokenizer: Path
     file: Path
     holdout: Holdout
@@ -97,7 +100,7 @@ def part_identity(task: PartTask) -> str:
     """Return another string for another part, or another border through it."""
     if task.holdout == "documents":
         return task.part.identity
-    return f"{task.part.identity} {task.n_train_characters}"
+    return f"{task.part.identity} {task.n_train_characters} {task.split}"
 
 
 def count_characters(part: Part) -> int:
@@ -172,6 +175,9 @@ class _Reading:
             yield from cut_at(self._documents(), task.n_train_characters)
             return
         for text in self._documents():
+            if task.holdout == "official":
+                yield task.split, text
+                continue
             yield side_of(text, task.holdout_fraction), text
 
     def _documents(self) -> Iterator[str]:

@@ -7,6 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate, chain, islice
 from pathlib import Path
+from typing import get_args
 
 from tjx_data.atomic import sync_folder, write_atomically
 from tjx_data.cache import locked
@@ -15,6 +16,7 @@ from tjx_data.corpora.documents import (
     Holdout,
     Part,
     Progress,
+    SplitName,
     Stage,
     border,
     cut,
@@ -63,10 +65,11 @@ def prepare(
         If it has an end-of-text token, that stands before the first document and after each.
     out_dir : str or Path
         A folder that does not exist yet, or is empty.
-    holdout : {"documents", "tail"}
+    holdout : {"documents", "tail", "official"}
         How validation is split off. "documents": by the hash of each document. "tail": the last
         characters of the whole text, as nanoGPT splits one long text; a document that the border
-        crosses is cut in two.
+        crosses is cut in two. "official": validation is ``documents.held_out``, and training all
+        the rest.
     holdout_fraction : float
         The share of the documents or of the characters that is held out, between 0 and 1.
     shard_tokens : int
@@ -99,12 +102,17 @@ def prepare(
     _check(settings, out_dir)
     if not isinstance(documents, Documents):
         documents = _from_iterable(documents, holdout)
+    if holdout == "official" and documents.held_out is None:
+        raise ValueError(
+            "holdout: got 'official' for documents without held_out; expected a corpus that has an "
+            "official validation split; choose documents or tail"
+        )
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock_file(out_dir)):
         _check(settings, out_dir)  # another process may have made it while this one waited
         work = work_folder(out_dir)
         _begin(work, documents.source, tokenizer, settings)
-        parts = iter(documents.parts())
+        parts = iter(_parts(documents, settings))
         first = list(islice(parts, 2))
         chosen: AbstractContextManager[Executor] = nullcontext(executor or InThisProcess())
         if executor is None and len(first) > 1:
@@ -145,8 +153,9 @@ def is_prepared(directory: Path) -> bool:
 
 def _check(settings: Settings, out_dir: Path) -> None:
     problems = []
-    if settings.holdout not in ("documents", "tail"):
-        problems.append(f"holdout={settings.holdout!r} is unknown; choose documents or tail")
+    if settings.holdout not in get_args(Holdout):
+        choices = " or ".join(get_args(Holdout))
+        problems.append(f"holdout={settings.holdout!r} is unknown; choose {choices}")
     if not 0 < settings.holdout_fraction < 1:
         problems.append(
             f"holdout_fraction={settings.holdout_fraction}: choose a number between 0 and 1"
@@ -157,6 +166,16 @@ def _check(settings: Settings, out_dir: Path) -> None:
         problems.append(f"{out_dir} exists and is not an empty folder; remove it or name another")
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _parts(documents: Documents, settings: Settings) -> Iterator[tuple[Part, SplitName]]:
+    """Yield all parts; of an official split, which it is of."""
+    for part in documents.parts():
+        yield part, "train"
+    if settings.holdout == "official":
+        assert documents.held_out is not None
+        for part in documents.held_out():
+            yield part, "validation"
 
 
 def _from_iterable(documents: Iterable[str], holdout: Holdout) -> Documents:
@@ -209,7 +228,11 @@ class _Crew:
         self._records: dict[int, PartRecord] = {}
 
     def tokenize(
-        self, parts: Iterable[Part], documents: Documents, work: Path, settings: Settings
+        self,
+        parts: Iterable[tuple[Part, SplitName]],
+        documents: Documents,
+        work: Path,
+        settings: Settings,
     ) -> list[PartRecord]:
         """Return the records of all parts in order; their files are in the work folder."""
         for number, task in enumerate(self._tasks(parts, documents, work, settings)):
@@ -225,20 +248,26 @@ class _Crew:
         return [record for _, record in sorted(self._records.items())]
 
     def _tasks(
-        self, parts: Iterable[Part], documents: Documents, work: Path, settings: Settings
+        self,
+        parts: Iterable[tuple[Part, SplitName]],
+        documents: Documents,
+        work: Path,
+        settings: Settings,
     ) -> Iterator[PartTask]:
-        if settings.holdout == "documents":
-            numbered = ((part, 0) for part in parts)
-        else:
-            counts = [count_characters(part) for part in parts]
+        if settings.holdout == "tail":
+            counts = [count_characters(part) for part, _ in parts]
             n_train = border(sum(counts), settings.holdout_fraction)
             before = accumulate(counts, initial=0)
             numbered = (
-                (part, n_train - n) for part, n in zip(documents.parts(), before, strict=False)
+                (part, split, n_train - n)
+                for (part, split), n in zip(_parts(documents, settings), before, strict=False)
             )
-        for number, (part, n_train_characters) in enumerate(numbered):
+        else:
+            numbered = ((part, split, 0) for part, split in parts)
+        for number, (part, split, n_train_characters) in enumerate(numbered):
             yield PartTask(
                 part=part,
+                split=split,
                 tokenizer=work / TOKENIZER_FILE,
                 file=part_file(work, number),
                 holdout=settings.holdout,
