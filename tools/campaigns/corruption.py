@@ -145,6 +145,7 @@ class Campaign:
         # A manifest that is wrong itself says nothing of other files.
         wanted = [MANIFEST] if MANIFEST in damaged else damaged
         with tjx_ckpt.Checkpointer(self._copy) as checkpointer:
+            checkpointer.claim()
             newest = checkpointer.steps()[-1]
             problems = checkpointer.verify(newest)
             with warnings.catch_warnings(record=True) as caught:

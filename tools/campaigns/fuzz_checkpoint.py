@@ -162,6 +162,7 @@ class CheckpointFolder(Kind):
         directory = folder / "run"
         expected = _assemble(directory / str(NEWEST))
         with Checkpointer(directory) as checkpointer:
+            checkpointer.claim()
             problems = checkpointer.verify(NEWEST)
             assert all(isinstance(line, str) and line for line in problems)
             abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _state(NEWEST))

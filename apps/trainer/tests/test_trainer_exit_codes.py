@@ -28,6 +28,9 @@ ERRORS = [
     (NotFiniteError(12, 5), 3),
     (tjx_ckpt.AllCheckpointsCorruptError("all are damaged", {3: ["array: 1 bit"]}), 4),
     (tjx_ckpt.SaveError(7, FULL), 5),
+    (tjx_ckpt.ClaimError("run/checkpoints", OSError(errno.ENOLCK, "No locks available")), 5),
+    (OSError(errno.EMFILE, "Too many open files"), 5),
+    (tjx_ckpt.UnreadableError("run/checkpoints/3", OSError(errno.EIO, "I/O error")), 11),
     (tjx_metrics.RecordError(Path("metrics.jsonl"), PermissionError(13, "not ours")), 5),
     (FULL, 5),
     (MemoryError("Unable to allocate 3 TiB"), 7),
@@ -114,5 +117,5 @@ def test_ctrl_c_is_no_traceback_at_any_moment() -> None:
 def test_the_table_has_every_code() -> None:
     assert set(MEANINGS) == set(ExitCode)
     again = {int(code) for code, meaning in MEANINGS.items() if meaning.again}
-    assert again == {1, 5, 6, 9}  # Python's own for what nobody foresaw; what may pass
+    assert again == {1, 5, 6, 9, 11}  # Python's own for what nobody foresaw; what may pass
     assert all(f"| {code:d} |" in table() for code in ExitCode)

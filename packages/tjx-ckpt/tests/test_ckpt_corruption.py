@@ -117,6 +117,7 @@ def test_a_damaged_newest_step_is_set_aside_and_the_one_before_used(directory: P
     for step in (3, 2):
         flip_bit(directory / str(step) / "params-00000.safetensors")
     with Checkpointer(directory) as checkpointer:
+        checkpointer.claim()
         with pytest.warns(CorruptCheckpointWarning, match="step 1 is used") as caught:
             restored = checkpointer.restore(STATE)
         assert len(caught) == 2

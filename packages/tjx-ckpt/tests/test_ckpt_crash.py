@@ -53,6 +53,7 @@ def test_kill_9_at_any_moment_leaves_a_directory_to_go_on_from(tmp_path: Path) -
     for _ in range(3):
         announced = kill_a_saving_process(tmp_path, moments.uniform(0, 0.4))
         with Checkpointer(tmp_path, keep=2) as checkpointer:
+            checkpointer.claim()
             assert not LocalFolder(tmp_path).leftovers()
             latest = checkpointer.latest_step()
             assert latest is not None
@@ -66,12 +67,15 @@ def test_kill_9_at_any_moment_leaves_a_directory_to_go_on_from(tmp_path: Path) -
             LocalFolder(tmp_path).discard(step)
 
 
-def test_leftovers_are_no_checkpoints_and_go_at_open(tmp_path: Path) -> None:
+def test_leftovers_are_no_checkpoints_and_go_at_claim(tmp_path: Path) -> None:
     for name in ("7.tmp", "6.discarded.tmp", "8.corrupt", "notes", "007"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("{}")
-    checkpointer = Checkpointer(tmp_path)
-    assert checkpointer.latest_step() is None
+    before = {path.name for path in tmp_path.iterdir()}
+    with Checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.latest_step() is None
+        assert {path.name for path in tmp_path.iterdir()} == before  # reading changes nothing
+        checkpointer.claim()
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {".writer", "007", "8.corrupt", "notes"}
 

@@ -90,6 +90,7 @@ def test_a_damaged_newest_step_is_set_aside_and_the_one_before_used(place: Place
     place.remove("2/manifest.json")
     before = {name: place.read(f"3/{name}") for name in place.names("3")}
     with place.checkpointer() as checkpointer:
+        checkpointer.claim()
         with pytest.warns(CorruptCheckpointWarning, match="step 1 is used") as caught:
             assert checkpointer.restore(STATE)["step"] == 1
         assert len(caught) == 2
@@ -141,8 +142,9 @@ def test_only_its_own_is_seen_and_touched(place: Place) -> None:
     for name in strangers:
         place.write(name, b"{}")
     place.write("6.tmp/a" if not is_remote(place.directory) else "6/a", b"left by a killed save")
-    checkpointer = place.checkpointer()
-    assert checkpointer.latest_step() is None
+    with place.checkpointer() as checkpointer:
+        assert checkpointer.latest_step() is None
+        checkpointer.claim()
     assert place.names() == sorted(strangers)
     assert neighbour.checkpointer().verify(7) == []
 
@@ -162,6 +164,7 @@ def test_two_runs_cannot_save_into_one_directory(place: Place) -> None:
             with pytest.raises(AllCheckpointsCorruptError):
                 second.restore(STATE)
     with place.checkpointer() as second:
+        second.claim()
         assert not storage(place).leftovers()
         second.save(2, STATE)
     assert list_steps(place.directory) == [1, 2]

@@ -67,6 +67,7 @@ def test_a_kill_between_any_two_requests_of_a_save_leaves_sound_checkpoints(memo
         if not was_killed():
             break
         with memory.checkpointer(keep=2) as after:
+            after.claim()
             assert storage(memory).leftovers() == []
             steps = after.steps()
             outcomes.append(steps)
@@ -94,6 +95,7 @@ def test_a_kill_between_any_two_requests_of_setting_aside_loses_no_byte(
             memory.remove("2/manifest.json")
         before = {name: memory.read(f"2/{name}") for name in memory.names("2")}
         checkpointer = memory.checkpointer()
+        checkpointer.claim()
         with pytest.MonkeyPatch.context() as patch:
             was_killed = kill_after(requests, patch)
             try:
@@ -105,6 +107,7 @@ def test_a_kill_between_any_two_requests_of_setting_aside_loses_no_byte(
         if not was_killed():
             break
         with memory.checkpointer() as after:
+            after.claim()
             if after.steps() == [1, 2]:
                 with pytest.warns(CorruptCheckpointWarning, match="step 1 is used"):
                     assert after.restore(STATE)["step"] == 1

@@ -162,10 +162,16 @@ def test_every_damaged_file_is_named(directory: Path) -> None:
 def test_setting_a_checkpoint_aside_does_not_keep_the_directory(directory: Path) -> None:
     flip_last_bit(directory / "2" / "params-00000.safetensors")
     reader = Checkpointer(directory)
-    with pytest.warns(CorruptCheckpointWarning, match=r"now 2\.corrupt"):
+    with pytest.warns(CorruptCheckpointWarning, match="step 1 is used"):
         reader.restore(STATE)
+    assert (directory / "2").exists()
     with Checkpointer(directory) as run:
-        run.save(2, STATE)
+        with pytest.warns(CorruptCheckpointWarning, match="step 1 is used"):
+            run.restore(STATE)
+        with pytest.warns(CorruptCheckpointWarning, match=r"now 2\.corrupt"):
+            run.save(2, STATE)
+        run.wait()
+        assert run.verify(2) == []
 
 
 def test_a_step_that_is_pruned_while_it_is_read_is_not_damaged(directory: Path) -> None:
@@ -177,5 +183,5 @@ def test_a_step_that_is_pruned_while_it_is_read_is_not_damaged(directory: Path) 
             raise DamagedError("params-00000.safetensors: missing")
         return step
 
-    assert read_newest(storage, read) == 1
+    assert read_newest(storage, read) == (1, [])
     assert storage.quarantined() == []

@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     GAVE_UP = 8
     DATA_DAMAGED = 9
     KERNEL_FAILED = 10
+    NOT_READ = 11
     INTERRUPTED = 128 + signal.SIGINT
     TERMINATED = 128 + signal.SIGTERM
 
@@ -68,9 +69,9 @@ MEANINGS: Mapping[ExitCode, Meaning] = {
         False,
     ),
     ExitCode.NOT_WRITTEN: Meaning(
-        "a checkpoint or a record could not be written: the disk is full or was taken away, or an "
-        "object store does not answer",
-        "make room; the same command goes on from the newest checkpoint",
+        "a checkpoint or a record could not be written: the disk is full or was taken away, a "
+        "limit or a permission forbids it, or an object store does not answer",
+        "do what the message says; the same command goes on from the newest checkpoint",
         True,
     ),
     ExitCode.HANG: Meaning(
@@ -97,6 +98,11 @@ MEANINGS: Mapping[ExitCode, Meaning] = {
         "the attention kernel failed to compile or to run on the device",
         "give --model.attention_implementation as the message says",
         False,
+    ),
+    ExitCode.NOT_READ: Meaning(
+        "a checkpoint cannot be read now, after several attempts; it was not touched",
+        "mend the disk or the connection; the same command goes on from the newest checkpoint",
+        True,
     ),
     ExitCode.INTERRUPTED: Meaning(
         "asked to stop by SIGINT (Ctrl-C); saved, unless it was pressed twice",

@@ -13,8 +13,11 @@ from typing import NoReturn
 from tjx_ckpt.errors import (
     AllCheckpointsCorruptError,
     CheckpointError,
+    ClaimError,
     SaveError,
     StorageError,
+    UnreadableError,
+    advice,
 )
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
@@ -27,8 +30,12 @@ from tjx_trainer.out_of_memory import explain, is_out_of_memory
 from tjx_trainer.supervised import connect, leave_word
 from tjx_trainer.xla_flags import request_determinism, set_flags
 
-# What the system says of a disk that is full, worn out, or was taken away.
-_NOT_WRITTEN = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE}
+# What the system says of a disk that is full, worn out, forbidden, or was taken away, and of a
+# machine that has no files or locks left.
+_NOT_WRITTEN = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES,
+    errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EBUSY, errno.ETIMEDOUT,
+}  # fmt: skip
 
 # What can be asked of a configuration instead of training it.
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -43,6 +50,8 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (DataError, ExitCode.DATA_DAMAGED),
     (BrokenProcessPool, ExitCode.DATA_DAMAGED),  # a process that prepared them died
     (AllCheckpointsCorruptError, ExitCode.CHECKPOINTS_DAMAGED),
+    (UnreadableError, ExitCode.NOT_READ),
+    (ClaimError, ExitCode.NOT_WRITTEN),
     (SaveError, ExitCode.NOT_WRITTEN),
     (StorageError, ExitCode.NOT_WRITTEN),
     (RecordError, ExitCode.NOT_WRITTEN),
@@ -123,7 +132,8 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted: what was saved before is sound\n"
     said = explain(error) if is_out_of_memory(error) else str(error)
-    return "; ".join([f"error: {said}", *getattr(error, "__notes__", [])]) + "\n"
+    hint = [advice(error)] if isinstance(error, OSError) and advice(error) else []
+    return "; ".join([f"error: {said}", *hint, *getattr(error, "__notes__", [])]) + "\n"
 
 
 def run() -> NoReturn:

@@ -2,6 +2,7 @@ from .checkpointer import Checkpointer as Checkpointer
 from .config import CheckpointConfig as CheckpointConfig
 from .errors import AllCheckpointsCorruptError as AllCheckpointsCorruptError
 from .errors import CheckpointError as CheckpointError
+from .errors import ClaimError as ClaimError
 from .errors import CorruptCheckpointError as CorruptCheckpointError
 from .errors import CorruptCheckpointWarning as CorruptCheckpointWarning
 from .errors import DirectoryInUseError as DirectoryInUseError
@@ -9,6 +10,7 @@ from .errors import MismatchError as MismatchError
 from .errors import NoCheckpointError as NoCheckpointError
 from .errors import SaveError as SaveError
 from .errors import StorageError as StorageError
+from .errors import UnreadableError as UnreadableError
 from .save_report import SaveReport as SaveReport
 from .store.opening import find_holder as find_holder
 from .store.opening import list_steps as list_steps

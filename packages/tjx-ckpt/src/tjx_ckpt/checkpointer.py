@@ -5,11 +5,10 @@ checkpoint has its number as name only when it is complete, and only its checksu
 is.
 """
 
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -17,8 +16,14 @@ from typing import Any, Literal
 import jax
 
 from tjx_ckpt import processes
-from tjx_ckpt.errors import DirectoryInUseError, MismatchError, SaveError
-from tjx_ckpt.fallback import read_newest, read_step
+from tjx_ckpt.errors import (
+    ClaimError,
+    DirectoryInUseError,
+    MismatchError,
+    SaveError,
+    StorageError,
+)
+from tjx_ckpt.fallback import read_newest, read_step, set_aside
 from tjx_ckpt.leaf_spec import differences
 from tjx_ckpt.lookup import require, require_manifest
 from tjx_ckpt.placing import restore_leaves
@@ -39,7 +44,8 @@ _log = logging.getLogger(__name__)
 class Checkpointer:
     """The checkpoints of one run, in one directory.
 
-    Opening it deletes what killed saves left, unless another process is saving there. With several
+    Opening and reading change nothing on disk. The first `save` or `claim` takes the lock of the
+    directory, deletes what killed saves left and renames damaged checkpoints. With several
     processes all of them call each method, on a directory that all of them see.
 
     Parameters
@@ -97,8 +103,8 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self._saves = 0
+        self._passed_over: list[int] = []
         self.last_save: SaveReport | None = None
-        self._clean()
 
     def save(
         self,
@@ -107,6 +113,8 @@ class Checkpointer:
         *,
         metadata: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
+        prune: bool = True,
+        before_commit: Callable[[], object] | None = None,
     ) -> None:
         """Start to save ``state``; returns as soon as its buffers may be donated.
 
@@ -122,6 +130,13 @@ class Checkpointer:
             Anything that JSON can express; read back with `metadata`.
         metrics
             What was measured at this step; decides which checkpoints are the best.
+        prune
+            Whether to delete then what need not stay. A deletion that fails is logged and tried
+            again after the next save; the save itself counts.
+        before_commit
+            Called in the background on process 0, when all files are on disk and before the
+            checkpoint has its name: to flush records that must not be older than it. An error that
+            it raises fails the save.
 
         Raises
         ------
@@ -134,20 +149,22 @@ class Checkpointer:
         """
         self.wait()
         begin = time.perf_counter()
-        self._check_step(step)
         leaves = flatten(state)
         specs = describe(leaves)
         plain = manifest_file.plain_json(metadata or {})
         values = {name: float(value) for name, value in (metrics or {}).items()}
+        if not self._passed_over:
+            self._check_step(step)
         try:
             self._take_lock()
-        except OSError as error:
+        except ClaimError as error:
             raise SaveError(step, error) from error
-        draft = Draft(step, specs, stage(leaves), plain, values)
+        self._check_step(step)
+        draft = Draft(step, specs, stage(leaves), plain, values, before_commit)
         self._saves += 1
         blocking = time.perf_counter() - begin
         self._thread = threading.Thread(
-            target=self._finish, args=(draft, begin, blocking), name=f"save-{step}"
+            target=self._finish, args=(draft, begin, blocking, prune), name=f"save-{step}"
         )
         self._thread.start()
 
@@ -158,8 +175,8 @@ class Checkpointer:
         ------
         DirectoryInUseError
             If another process saves into this directory.
-        OSError
-            If the directory cannot be made or written.
+        ClaimError, StorageError
+            If the directory cannot be made, locked or written.
         """
         self._take_lock()
 
@@ -206,8 +223,9 @@ class Checkpointer:
             dtypes of the saved state: any mesh and any number of devices and processes. A leaf
             without sharding goes to the default device; a NumPy array stands for a NumPy array.
         step
-            Which checkpoint; None takes the newest sound one. Damaged ones that are newer are then
-            renamed to ``N.corrupt``, with a warning. Without any sound one nothing is renamed.
+            Which checkpoint; None takes the newest sound one, with a warning for each damaged one
+            that is newer. These are renamed to ``N.corrupt`` where this directory was claimed, or
+            by the next `save` or `claim`. Without any sound one nothing is renamed.
         partial
             Whether to leave out what was not asked for: ``{"params": ...}`` reads the parameters
             and nothing else.
@@ -224,6 +242,8 @@ class Checkpointer:
             If ``step`` is None and every checkpoint is damaged.
         MismatchError
             If keys, shapes or dtypes differ; names each.
+        UnreadableError
+            If a checkpoint cannot be read now, after several attempts. Nothing is renamed.
         """
         self.wait()
         abstract = flatten(abstract_state)
@@ -239,7 +259,7 @@ class Checkpointer:
                 return restore_leaves(reader, abstract)
 
         if step is None:
-            leaves = read_newest(self._storage, read)
+            leaves, self._passed_over = read_newest(self._storage, read)
         else:
             leaves = read_step(self._storage, step, read)
         structure = jax.tree.structure(abstract_state)
@@ -283,6 +303,24 @@ class Checkpointer:
     def manifest(self, step: int) -> manifest_file.Manifest:
         """Return all that a checkpoint says of itself; raises as `metadata` does."""
         return require_manifest(self._storage, step)
+
+    def prune(self) -> None:
+        """Delete now what need not stay; a run that is resumed may keep fewer than it did.
+
+        What cannot be deleted is logged and tried again after the next save.
+
+        Raises
+        ------
+        SaveError
+            If the save under way failed.
+        DirectoryInUseError
+            If another process saves into this directory.
+        ClaimError, StorageError
+            If the directory cannot be locked.
+        """
+        self.wait()
+        self._take_lock()
+        self._prune()
 
     def discard_after(self, step: int) -> list[int]:
         """Delete the checkpoints of larger steps: the run goes back and will make them again.
@@ -346,20 +384,31 @@ class Checkpointer:
     def _take_lock(self) -> None:
         """Take the lock, or see that it was not lost; all processes learn what process 0 has.
 
+        What is taken for the first time is tidied: only now nothing else writes there.
+
         Raises
         ------
         DirectoryInUseError
             If another run has it.
-        OSError
-            On process 0, if the directory cannot be made or written.
+        ClaimError, StorageError
+            On process 0, if the directory cannot be made, locked or tidied.
         """
-        mine, problem = True, None
+        mine = True
+        problem: ClaimError | StorageError | None = None
         if processes.is_main():
             try:
                 self._storage.prepare()
+                is_first = not self._storage.lock.held
                 mine = self._storage.lock.acquire()
+                if mine and is_first:
+                    self._tidy()
+                if mine:
+                    set_aside(self._storage, self._passed_over)
             except OSError as error:
+                mine, problem = False, ClaimError(str(self._storage), error)
+            except StorageError as error:
                 mine, problem = False, error
+        self._passed_over = []
         if processes.all_agree(mine):
             return
         if problem is not None:
@@ -373,25 +422,35 @@ class Checkpointer:
             "end it, or use another directory"
         )
 
-    def _clean(self) -> None:
-        if not (processes.is_main() and self._storage.leftovers()):
-            return
-        # Who may only read needs no tidy directory; who saves will meet the same error again.
-        with contextlib.suppress(PermissionError):
-            # Held by another process, the lock says that the temporary folder is alive.
-            if self._storage.lock.acquire():
-                self._storage.remove_leftovers()
-        self._storage.lock.release()
+    def _tidy(self) -> None:
+        """Delete what killed saves left; a leftover that cannot be deleted only takes room."""
+        try:
+            self._storage.remove_leftovers()
+        except OSError as error:
+            _log.warning("leftovers in %s cannot be deleted now: %s", self._storage, error)
 
-    def _finish(self, draft: Draft, begin: float, blocking: float) -> None:
+    def _finish(self, draft: Draft, begin: float, blocking: float, prune: bool) -> None:
         """Bring a save to its end, in a thread; keep its error for the next call."""
         step = draft.step
         try:
             size = write_checkpoint(self._storage, draft, name=f"{self._saves} {step}")
             self.last_save = SaveReport(step, blocking, time.perf_counter() - begin, size)
-            if processes.is_main():
-                self._pruner.prune(step, draft.metrics)
+            self._pruner.remember(step, draft.metrics)
+            if prune:
+                self._prune()
         except BaseException as error:
             _log.error("saving step %d failed: %s", step, error)
             self._error = SaveError(step, error)
             self._error.__cause__ = error
+
+    def _prune(self) -> None:
+        """Delete what need not stay; what cannot be deleted is tried again after the next save."""
+        if not processes.is_main():
+            return
+        try:
+            self._pruner.prune()
+        except Exception as error:  # object stores raise their own
+            _log.warning(
+                "old checkpoints in %s cannot be deleted now: %s: %s; the next save tries again",
+                self._storage, type(error).__name__, error,
+            )  # fmt: skip

@@ -1,6 +1,38 @@
 """What can go wrong with a checkpoint, one class for each answer that a caller may want to give."""
 
+import errno
 from collections.abc import Mapping, Sequence
+
+_NO_LOCKS = "the file system keeps no locks: mount it with locks, or use another directory"
+_ADVICE = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room: the quota is used up",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "mount the file system for writing, or use another directory",
+    errno.EACCES: "get permission for this path, or use another directory",
+    errno.EPERM: "get permission for this path, or use another directory",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "the machine has too many open files: end some programs",
+    errno.ENOMEM: "the machine has too little memory: end some programs",
+    errno.ENOLCK: _NO_LOCKS,
+    errno.ENOSYS: _NO_LOCKS,
+    errno.EOPNOTSUPP: _NO_LOCKS,
+    errno.ELOOP: "remove this link or special file: tjx did not make it",
+    errno.EEXIST: "remove this link or file: a folder is needed there",
+    errno.ENOTDIR: "remove this file: a folder is needed there",
+    errno.EIO: "check the disk and the kernel's log (dmesg)",
+    errno.ESTALE: "mount the network file system again",
+    errno.ETIMEDOUT: "check the network file system",
+}
+
+
+def advice(error: BaseException) -> str:
+    """Return what helps against an error of the operating system; "" where nothing is known."""
+    return _ADVICE.get(getattr(error, "errno", None) or 0, "")
+
+
+def _with_advice(text: str, error: BaseException) -> str:
+    return f"{text}; {hint}" if (hint := advice(error)) else text
 
 
 class CheckpointError(Exception):
@@ -69,7 +101,42 @@ class DirectoryInUseError(CheckpointError):
 
 
 class StorageError(CheckpointError):
-    """An object store did not answer, or refused to; this says nothing of the checkpoints in it."""
+    """A file system or object store did not answer; this says nothing of the checkpoints in it."""
+
+
+class UnreadableError(StorageError):
+    """A checkpoint cannot be read now; this says nothing of its content, and it stays as it is.
+
+    Parameters
+    ----------
+    place
+        What could not be read.
+    cause
+        What the last attempt raised.
+    """
+
+    def __init__(self, place: str, cause: BaseException) -> None:
+        text = f"{place} cannot be read now: {type(cause).__name__}: {cause}"
+        super().__init__(
+            _with_advice(text, cause)
+            + "; the checkpoint was not touched. If its disk has lost it for good, rename its "
+            "folder N to N.corrupt to continue from the one before"
+        )
+
+
+class ClaimError(CheckpointError):
+    """The directory of the checkpoints cannot be made, locked or written.
+
+    Parameters
+    ----------
+    directory
+        Which.
+    cause
+        What the system said.
+    """
+
+    def __init__(self, directory: str, cause: OSError) -> None:
+        super().__init__(_with_advice(f"{directory}: cannot be claimed: {cause}", cause))
 
 
 class CorruptCheckpointWarning(UserWarning):

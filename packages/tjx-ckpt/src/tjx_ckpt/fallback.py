@@ -9,6 +9,7 @@ from tjx_ckpt.errors import (
     CorruptCheckpointError,
     CorruptCheckpointWarning,
     NoCheckpointError,
+    UnreadableError,
 )
 from tjx_ckpt.lookup import require
 from tjx_ckpt.store.manifest import MANIFEST_NAME, ManifestError
@@ -37,6 +38,8 @@ def read_step[R](storage: Storage, step: int, read: Callable[[int], R]) -> R:
         If there is no such checkpoint.
     CorruptCheckpointError
         If it is damaged.
+    UnreadableError
+        If it cannot be read now.
     """
     require(storage, step)
     result, damage = _attempt(storage, step, read)
@@ -46,15 +49,21 @@ def read_step[R](storage: Storage, step: int, read: Callable[[int], R]) -> R:
     return result
 
 
-def read_newest[R](storage: Storage, read: Callable[[int], R]) -> R:
+def read_newest[R](storage: Storage, read: Callable[[int], R]) -> tuple[R, list[int]]:
     """Read the newest sound checkpoint; called by all processes.
 
-    Damaged ones that are newer are set aside with a warning, unless another process writes here.
+    Damaged ones that are newer are passed over with a warning. They are renamed where this process
+    holds the lock of the directory; who only reads changes nothing there.
 
     Parameters
     ----------
     storage, read
         As in `read_step`.
+
+    Returns
+    -------
+    tuple
+        What was read, and the damaged steps that keep their names because the lock is not held.
 
     Raises
     ------
@@ -62,6 +71,8 @@ def read_newest[R](storage: Storage, read: Callable[[int], R]) -> R:
         If there is none.
     AllCheckpointsCorruptError
         If all are damaged; none is set aside then, so that the next start says the same.
+    UnreadableError
+        If one cannot be read now; an older one would lose the steps between them.
     """
     damaged: dict[int, Sequence[str]] = {}
     gone: set[int] = set()
@@ -72,10 +83,10 @@ def read_newest[R](storage: Storage, read: Callable[[int], R]) -> R:
             raise _nothing_sound(storage, damaged)
         result, damage = _attempt(storage, step, read)
         if result is not None:
-            _set_aside(storage, damaged, used=step)
+            left = _warn(storage, damaged, used=step)
             if damaged:
                 processes.all_agree(True)  # all see the directory as it is from now on
-            return result
+            return result, left
         # A run that saves there at this moment may have pruned the step while it was read.
         if processes.from_main(storage.exists(step)):
             damaged[step] = damage
@@ -87,13 +98,19 @@ def _attempt[R](
     storage: Storage, step: int, read: Callable[[int], R]
 ) -> tuple[R | None, Sequence[str]]:
     """Return what was read, or else what is wrong; the same of both on all processes."""
-    result, mine = None, None
+    result, mine, unreadable = None, None, None
     try:
         result = read(step)
     except ManifestError as error:
         mine = f"{MANIFEST_NAME}: {error}"
     except DamagedError as error:
         mine = str(error)
+    except UnreadableError as error:
+        unreadable = error
+    if not processes.all_agree(unreadable is None):
+        raise unreadable or UnreadableError(
+            f"{storage}/{step}", RuntimeError("another process failed; its log says why")
+        )
     if processes.all_agree(mine is None):
         return result, ()
     # Reading stopped at the first bad file; the owner wants to know of each.
@@ -112,18 +129,41 @@ def _nothing_sound(storage: Storage, damaged: Mapping[int, Sequence[str]]) -> Ex
     return AllCheckpointsCorruptError(message, damaged)
 
 
-def _set_aside(storage: Storage, damaged: Mapping[int, Sequence[str]], *, used: int) -> None:
-    if not (damaged and processes.is_main()):
-        return
-    was_held = storage.lock.held
-    may_rename = storage.lock.acquire()
+def set_aside(storage: Storage, steps: Sequence[int]) -> None:
+    """Rename checkpoints that a restore passed over, if they still are there and damaged.
+
+    Parameters
+    ----------
+    storage
+        Locked by this process.
+    steps
+        Which. Another run may have replaced them since.
+    """
+    for step in steps:
+        if storage.exists(step) and (lines := problems(storage, step)):
+            name = storage.quarantine(step)
+            warnings.warn(
+                f"checkpoint of step {step} is damaged ({'; '.join(lines)}); it is now {name}",
+                CorruptCheckpointWarning,
+                stacklevel=4,
+            )
+
+
+def _warn(storage: Storage, damaged: Mapping[int, Sequence[str]], *, used: int) -> list[int]:
+    """Warn of damaged steps, and rename them where the lock is held; return the others."""
+    if not processes.is_main():
+        return []
+    left = []
     for step, lines in damaged.items():
-        where = f"; it is now {storage.quarantine(step)}" if may_rename else ""
+        where = ""
+        if storage.lock.held:
+            where = f"; it is now {storage.quarantine(step)}"
+        else:
+            left.append(step)
         warnings.warn(
             f"checkpoint of step {step} is damaged ({'; '.join(lines)}){where}; "
             f"step {used} is used instead",
             CorruptCheckpointWarning,
             stacklevel=4,
         )
-    if not was_held:
-        storage.lock.release()
+    return left

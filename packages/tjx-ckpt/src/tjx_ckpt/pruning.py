@@ -23,9 +23,13 @@ class Pruner:
         self._storage, self._retention = storage, retention
         self._metrics: dict[int, Mapping[str, float]] = {}
 
-    def prune(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Delete what need not stay now that ``step`` is there, which has these metrics."""
+    def remember(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Remember the metrics of a checkpoint that was just saved, so that they are not read."""
         self._metrics[step] = metrics
+
+    def prune(self) -> None:
+        """Delete what need not stay, and what an earlier deletion that failed has left."""
+        self._storage.remove_leftovers()
         here = {other: self._metrics_of(other) for other in self._storage.steps()}
         for other in self._retention.doomed(here):
             self.discard(other)

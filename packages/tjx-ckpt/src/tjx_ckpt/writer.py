@@ -6,7 +6,7 @@ own pieces and an index of them; process 0 makes the manifest of all indexes and
 
 import contextlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ class Draft(NamedTuple):
         This process's part of them.
     metadata, metrics
         What the caller said of it.
+    before_commit
+        Called on process 0 when all files are on disk and the checkpoint has no name yet.
     """
 
     step: int
@@ -45,6 +47,7 @@ class Draft(NamedTuple):
     pieces: Sequence[StagedPiece]
     metadata: Mapping[str, Any]
     metrics: Mapping[str, float]
+    before_commit: Callable[[], object] | None = None
 
 
 def write_checkpoint(storage: Storage, draft: Draft, *, name: str) -> int:
@@ -136,6 +139,8 @@ def _commit(storage: Storage, draft: Draft) -> int:
     manifest_file.parse(text)  # pieces that do not make up the leaves are found now, not later
     with storage.create(draft.step, MANIFEST_NAME) as file_write:
         file_write(text)
+    if draft.before_commit is not None:
+        draft.before_commit()
     storage.commit(draft.step)
     return content.size_bytes
 

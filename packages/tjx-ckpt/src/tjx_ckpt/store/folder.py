@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tjx_ckpt.store.lock import WriterLock
+from tjx_ckpt.store.retrying import with_retries
+from tjx_ckpt.store.storage import WrongFileError
 
 _LEFTOVER = re.compile(r"\d+(\.discarded)?\.tmp")
 _QUARANTINED = re.compile(r"(\d+)\.corrupt(\.\d+)?")
@@ -39,16 +41,16 @@ class LocalFolder:
 
     def steps(self) -> list[int]:
         """Return the steps that have a complete checkpoint, ascending by number."""
-        names = [path.name for path in self._entries() if path.is_dir()]
-        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+        names = [name for name, is_folder in self._entries() if is_folder]
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
     def quarantined(self) -> list[str]:
         """Return the names of the damaged checkpoints that were set aside."""
-        return sorted(path.name for path in self._entries() if _QUARANTINED.fullmatch(path.name))
+        return sorted(name for name, _ in self._entries() if _QUARANTINED.fullmatch(name))
 
     def leftovers(self) -> list[str]:
         """Return what killed saves and deletions left, and a save that is under way."""
-        return sorted(path.name for path in self._entries() if _LEFTOVER.fullmatch(path.name))
+        return sorted(name for name, _ in self._entries() if _LEFTOVER.fullmatch(name))
 
     def remove_leftovers(self) -> None:
         """Delete what `leftovers` tells."""
@@ -57,7 +59,10 @@ class LocalFolder:
 
     def prepare(self) -> None:
         """Make the folder."""
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            _fsync(path.parent)  # a power cut must not take the folder with what is flushed in it
 
     def begin(self, step: int) -> None:
         """Make an empty place for a new checkpoint, which `steps` does not show yet."""
@@ -96,6 +101,7 @@ class LocalFolder:
         if doomed.exists():
             shutil.rmtree(doomed)
         (self.path / str(step)).rename(doomed)
+        _fsync(self.path)  # after a power cut no half-deleted checkpoint has its number again
         shutil.rmtree(doomed)
 
     def quarantine(self, step: int) -> str:
@@ -111,26 +117,40 @@ class LocalFolder:
 
     def exists(self, step: int) -> bool:
         """Tell whether a step is there, sound or not."""
-        return (self.path / str(step)).is_dir()
+        path = self.path / str(step)
+
+        def look() -> bool:
+            try:
+                return stat.S_ISDIR(path.stat().st_mode)
+            except FileNotFoundError:
+                return False
+
+        return with_retries(str(path), look)
 
     @contextlib.contextmanager
     def open(self, step: int, name: str) -> Iterator["_LocalReader"]:
         """Open a file of a checkpoint."""
-        # A pipe in the place of a file would keep its reader waiting for ever.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        descriptor = os.open(self.path / str(step) / name, flags)
+        path = self.path / str(step) / name
+        descriptor = with_retries(str(path), lambda: _open_regular(path))
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError("not a regular file")
-            yield _LocalReader(descriptor)
+            yield _LocalReader(path, descriptor)
         finally:
             os.close(descriptor)
 
     def _temporary(self, step: int) -> Path:
         return self.path / f"{step}.tmp"
 
-    def _entries(self) -> list[Path]:
-        return [*self.path.iterdir()] if self.path.is_dir() else []
+    def _entries(self) -> list[tuple[str, bool]]:
+        """Return the names in the folder, each with whether it is a folder itself."""
+
+        def scan() -> list[tuple[str, bool]]:
+            try:
+                with os.scandir(self.path) as entries:
+                    return [(entry.name, entry.is_dir()) for entry in entries]
+            except FileNotFoundError:
+                return []
+
+        return with_retries(str(self.path), scan)
 
 
 class _LocalWriter:
@@ -144,16 +164,41 @@ class _LocalWriter:
 
 
 class _LocalReader:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
         self.size = os.fstat(descriptor).st_size
 
     def read_into(self, offset: int, buffer: memoryview, /) -> None:
-        while buffer:
-            count = os.preadv(self._descriptor, [buffer], offset)
-            if not count:
-                raise OSError(f"ends at byte {offset}")
-            offset, buffer = offset + count, buffer[count:]
+        opened = [self._descriptor]
+
+        def read() -> None:
+            if opened:
+                _fill(opened.pop(), offset, buffer)
+                return
+            descriptor = _open_regular(self._path)  # a handle of NFS that is stale stays stale
+            try:
+                _fill(descriptor, offset, buffer)
+            finally:
+                os.close(descriptor)
+
+        with_retries(str(self._path), read)
+
+
+def _fill(descriptor: int, offset: int, buffer: memoryview) -> None:
+    while buffer:
+        count = os.preadv(descriptor, [buffer], offset)
+        if not count:
+            raise WrongFileError(f"ends at byte {offset}")
+        offset, buffer = offset + count, buffer[count:]
+
+
+def _open_regular(path: Path) -> int:
+    """Open a file to read; a pipe in its place does not block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise WrongFileError("not a regular file")
+    return descriptor
 
 
 def _fsync(path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tjx_ckpt.leaf_spec import LeafSpec, is_number
 from tjx_ckpt.store.checksum import checksum
-from tjx_ckpt.store.storage import Storage
+from tjx_ckpt.store.storage import Storage, WrongFileError
 from tjx_ckpt.store.tensor_file import Piece, StoredPiece, TensorFile
 
 MANIFEST_NAME = "manifest.json"
@@ -104,6 +104,8 @@ def read(storage: Storage, step: int) -> Manifest:
     ------
     ManifestError
         If it is missing, damaged, of an unknown format, or another step's.
+    UnreadableError
+        If it cannot be read now.
     """
     try:
         with storage.open(step, MANIFEST_NAME) as file:
@@ -113,7 +115,7 @@ def read(storage: Storage, step: int) -> Manifest:
             file.read_into(0, memoryview(text))
     except FileNotFoundError:
         raise ManifestError("missing") from None
-    except OSError as error:
+    except WrongFileError as error:
         raise ManifestError(f"unreadable ({error})") from None
     manifest = parse(bytes(text))
     if manifest.step != step:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tjx_ckpt.store.checksum import Digest, chunks
 from tjx_ckpt.store.manifest import Manifest
-from tjx_ckpt.store.storage import FileReader, Storage
+from tjx_ckpt.store.storage import FileReader, Storage, WrongFileError
 from tjx_ckpt.store.tensor_file import StoredPiece
 from tjx_ckpt.store.verification import DamagedError, check_header, describe_error
 
@@ -77,6 +77,8 @@ class CheckpointReader:
         ------
         DamagedError
             If a file that it needs is not what was saved.
+        UnreadableError
+            If such a file cannot be read now.
         """
         shape = self.manifest.leaves[key].shape
         (array,) = self.boxes(key, [Box((0,) * len(shape), shape)])
@@ -124,7 +126,7 @@ class CheckpointReader:
                 file.read_into(position, chunk)
                 digest.update(chunk)
                 position += len(chunk)
-        except OSError as error:
+        except (FileNotFoundError, WrongFileError) as error:
             raise DamagedError(describe_error(name, error)) from None
         if digest.hexdigest() != stored.xxh3_128:
             raise DamagedError(f"{name}: the checksum differs ({stored.piece.key})")

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tjx_ckpt.errors import StorageError
+from tjx_ckpt.errors import UnreadableError
 from tjx_ckpt.store.lease import Lease
 from tjx_ckpt.store.manifest import MANIFEST_NAME
-from tjx_ckpt.store.storage import FileReader, FileWriter
+from tjx_ckpt.store.storage import FileReader, FileWriter, WrongFileError
 
 _COMMITTED = "committed"
 _FOLDER = re.compile(r"(?:0|[1-9][0-9]*)(\.corrupt(?:\.[0-9]+)?)?")
@@ -231,7 +231,7 @@ class _RemoteReader:
         with _asking(self._path):
             data = self._store.cat_file(self._path, start=offset, end=offset + len(buffer))
         if len(data) != len(buffer):
-            raise OSError(f"ends at byte {offset + len(data)}")
+            raise WrongFileError(f"ends at byte {offset + len(data)}")
         buffer[:] = data
 
 
@@ -297,7 +297,7 @@ def _asking(place: str) -> Iterator[None]:
     ------
     FileNotFoundError
         Unchanged: the store did answer.
-    StorageError
+    UnreadableError
         For all else.
     """
     try:
@@ -305,4 +305,4 @@ def _asking(place: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise StorageError(f"{place}: {type(error).__name__}: {error}") from error
+        raise UnreadableError(place, error) from error

@@ -4,6 +4,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 
+class WrongFileError(OSError):
+    """A file of a checkpoint ends too early, or is no regular file: damage, not an I/O error."""
+
+
 @runtime_checkable
 class FileWriter(Protocol):
     """Takes the bytes of a new file, one part after another."""
@@ -21,7 +25,15 @@ class FileReader(Protocol):
         """Bytes of the file."""
 
     def read_into(self, offset: int, buffer: memoryview, /) -> None:
-        """Fill ``buffer`` from ``offset`` on; an OSError if the file ends before."""
+        """Fill ``buffer`` from ``offset`` on.
+
+        Raises
+        ------
+        WrongFileError
+            If the file ends before.
+        UnreadableError
+            If it cannot be read now.
+        """
 
 
 @runtime_checkable
@@ -99,4 +111,14 @@ class Storage(Protocol):
         """Tell whether a step is there, sound or not."""
 
     def open(self, step: int, name: str) -> AbstractContextManager[FileReader]:
-        """Open a file of a checkpoint; FileNotFoundError if there is none."""
+        """Open a file of a checkpoint.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        WrongFileError
+            If it is no regular file.
+        UnreadableError
+            If it cannot be opened now.
+        """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from tjx_ckpt.store.checksum import checksum, checksum_of_range
 from tjx_ckpt.store.manifest import MANIFEST_NAME, ManifestError
 from tjx_ckpt.store.manifest import read as read_manifest
-from tjx_ckpt.store.storage import FileReader, Storage
+from tjx_ckpt.store.storage import FileReader, Storage, WrongFileError
 from tjx_ckpt.store.tensor_file import TensorFile
 
 
@@ -29,6 +29,11 @@ def problems(
     -------
     list of str
         One line for each bad file, naming the arrays that it concerns; none if all is well.
+
+    Raises
+    ------
+    UnreadableError
+        If a file cannot be read now, which says nothing of its content.
     """
     try:
         manifest = read_manifest(storage, step)
@@ -40,7 +45,7 @@ def problems(
             with storage.open(step, name) as file:
                 check_header(name, file, expected)
                 _check_pieces(name, file, expected, progress)
-        except OSError as error:
+        except (FileNotFoundError, WrongFileError) as error:
             lines.append(describe_error(name, error))
         except DamagedError as error:
             lines.append(str(error))
