@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,14 +121,67 @@ def test_metrics_of_another_run_are_not_appended_to(tmp_path: Path) -> None:
     assert [record["step"] for record in read_metrics(tmp_path / "m.jsonl")] == [0, 1]
 
 
-def test_damage_before_the_last_line_is_named_and_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [b"\xff\x00\n", b"[" * 100_000 + b"\n", b'{"step": "x"}\n'])
+def test_damaged_lines_are_left_out_and_the_file_is_kept_aside(
+    tmp_path: Path, damage: bytes
+) -> None:
     path = tmp_path / "m.jsonl"
-    path.write_bytes(b'{"step": 1}\n\xff\x00\n{"step": 3}\n')
-    with pytest.raises(ValueError, match="line 2: must be a JSON object"):
+    content = b'{"step": 1}\n' + damage + b'{"step": 3}\n{"step": 4}\n' + damage + b'{"step": 9}\n'
+    path.write_bytes(content)
+    with pytest.warns(RecordWarning, match="line 2: got no JSON object"):
+        assert [record["step"] for record in read_metrics(path)] == [1, 3, 4, 9]
+    with pytest.warns(RecordWarning, match=r"the file as it was is .*m\.jsonl\.damaged$"):
+        JsonlTracker(path, resume_step=3).finish()
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+    assert (tmp_path / "m.jsonl.damaged").read_bytes() == content
+    path.write_bytes(content)
+    with pytest.warns(RecordWarning, match=r"damaged\.2$"):
+        JsonlTracker(path, resume_step=9).finish()
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        "m.jsonl", "m.jsonl.damaged", "m.jsonl.damaged.2",
+    }  # fmt: skip
+
+
+def test_a_file_without_metrics_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("hello\nworld\n")
+    with pytest.raises(ValueError, match="line 1: got no JSON object"):
         read_metrics(path)
-    with pytest.raises(ValueError, match="byte 12: must be a JSON object"):
-        JsonlTracker(path, resume_step=3)
-    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_flush_brings_the_lines_and_the_name_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    tracker = JsonlTracker(tmp_path / "m.jsonl")
+    assert flushed == [tmp_path.stat().st_ino]
+    tracker.log({"x": 1.0}, step=1)
+    tracker.flush()
+    assert flushed[1:] == [tracker.path.stat().st_ino]
+    assert tracker.logged_bytes == tracker.path.stat().st_size
+    tracker.finish()
+    tracker.flush()  # after the end there is nothing to flush
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_a_flush_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: Any
+) -> None:
+    tracker = JsonlTracker(tmp_path / "m.jsonl", on_error=on_error)
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        if on_error == "stop":
+            with pytest.raises(RecordError, match="I/O error"):
+                tracker.flush()
+        else:
+            with pytest.warns(RecordWarning, match="cannot be flushed"):
+                tracker.flush()
+    tracker.finish()
 
 
 def test_what_stands_of_the_resumed_step_is_not_written_twice(tmp_path: Path) -> None:

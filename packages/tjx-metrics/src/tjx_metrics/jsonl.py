@@ -11,6 +11,8 @@ import io
 import json
 import math
 import os
+import shutil
+import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -43,7 +45,8 @@ class JsonlTracker:
         short, are cut off first, so that no step stands twice; -1 drops all. What is then logged of
         this very step under names that a line of it has already is left out: it stands there.
         None is a new run, for which the file must be missing or empty. Lines must be in the order
-        of their steps, as `log` writes them: the file is read from its end.
+        of their steps, as `log` writes them: the file is read from its end. A damaged line that is
+        met there is left out with a warning, and the file as it was is kept as ``NAME.damaged``.
     on_error : "stop" or "continue"
         When a line cannot be written: raise, or keep it in memory and write it with a later one.
     max_kept : int
@@ -52,8 +55,7 @@ class JsonlTracker:
     Raises
     ------
     ValueError
-        When `resume_step` is None and the file has content, when it is below -1, or when a line
-        that was read, other than the last, is not a metrics object.
+        When `resume_step` is None and the file has content, or when it is below -1.
     RecordError
         When the file cannot be cut or opened.
 
@@ -74,6 +76,11 @@ class JsonlTracker:
     >>> read_metrics(path)
     [{'step': 10, 'train/loss': 3.5}]
     >>> folder.cleanup()
+
+    Attributes
+    ----------
+    logged_bytes : int
+        Size that the file has once everything that was logged stands in it.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class JsonlTracker:
         self._resume_step = resume_step
         self._standing: set[frozenset[str]] = set()  # names of each line of the resumed step
         self._file: io.FileIO | None = None
+        self._closing = threading.Lock()
         if resume_step is None:
             if self.path.exists() and self.path.stat().st_size > 0:
                 raise ValueError(
@@ -102,8 +110,10 @@ class JsonlTracker:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is not None and self.path.exists():
-                self._standing = _cut_back(self.path, resume_step)
+                self._standing = _cut_back_or_mend(self.path, resume_step)
             self._file = self.path.open("ab", buffering=0)
+            self.logged_bytes = os.fstat(self._file.fileno()).st_size
+            _flush_folder(self.path.parent)  # a new file's name is on the disk only then
         except OSError as error:
             raise RecordError(self.path, error) from error
 
@@ -151,6 +161,28 @@ class JsonlTracker:
         """Write the results to ``NAME.summary.json``; what is no JSON as its text."""
         self._write_beside("summary", summary)
 
+    def flush(self) -> None:
+        """Bring what was logged to the disk, so that a power cut does not lose it; thread-safe.
+
+        Raises
+        ------
+        RecordError
+            When it cannot be brought there, unless that is not to stop the run: then it warns.
+        """
+        with self._closing:
+            if self._file is None:
+                return  # `finish` has done so
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                if self._on_error == "stop":
+                    raise RecordError(self.path, error) from error
+                warnings.warn(
+                    f"{self.path} cannot be flushed ({error}): a power cut may lose its last lines",
+                    RecordWarning,
+                    stacklevel=2,
+                )
+
     def finish(self) -> None:
         """Bring all lines to the disk and close the file. Twice is once.
 
@@ -159,17 +191,18 @@ class JsonlTracker:
         RecordError
             When lines that were kept in memory, or what the system holds, cannot be written.
         """
-        if self._file is None:
-            return
-        file, held = self._file, len(self._kept)
-        try:
-            self._write_kept()
-            os.fsync(file.fileno())
-        except OSError as error:
-            raise RecordError(self.path, error, lost=held) from error
-        finally:
-            self._file = None
-            file.close()
+        with self._closing:
+            if self._file is None:
+                return
+            file, held = self._file, len(self._kept)
+            try:
+                self._write_kept()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise RecordError(self.path, error, lost=held) from error
+            finally:
+                self._file = None
+                file.close()
 
     def _append(self, values: dict[str, Any], step: int) -> None:
         if self._file is None:
@@ -180,6 +213,7 @@ class JsonlTracker:
         if step == self._resume_step and frozenset(line) in self._standing:
             return
         self._kept.append((json.dumps(line, allow_nan=False) + "\n").encode())
+        self.logged_bytes += len(self._kept[-1])
         try:
             self._write_kept()
         except OSError as error:
@@ -226,7 +260,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     Parameters
     ----------
     path : str or Path
-        A file that `JsonlTracker` wrote. A last line that is not whole is left out.
+        A file that `JsonlTracker` wrote. A last line that is not whole is left out; so are damaged
+        lines before it, with a `RecordWarning` that names the first.
 
     Returns
     -------
@@ -239,7 +274,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     FileNotFoundError
         When there is no such file.
     ValueError
-        When a line other than the last is not a metrics object.
+        When the file has lines, and none is a metrics object.
     """
     return [
         {name: _restored(value) for name, value in record.items()}
@@ -252,36 +287,90 @@ def _records(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     if not lines[-1]:
         del lines[-1]
-    parsed = []
+    parsed, damaged = [], []
     for number, line in enumerate(lines, start=1):
         if (record := _parse(line)) is not None:
             parsed.append(record)
         elif number < len(lines):
-            raise ValueError(f"{path}, line {number}: {_DAMAGED}")
+            damaged.append(number)
+    if damaged and not parsed:
+        raise ValueError(f"{path}, line {damaged[0]}: {_DAMAGED}; give a file of metrics")
+    if damaged:
+        warnings.warn(
+            f"{path}, line {damaged[0]}: {_DAMAGED}; {len(damaged)} such lines are left out",
+            RecordWarning,
+            stacklevel=3,
+        )
     return parsed
 
 
-_DAMAGED = (
-    "must be a JSON object with an integer 'step'; the file is damaged or not a metrics file, "
-    "mend or move it"
-)
+_DAMAGED = "got no JSON object with an integer 'step'"
+
+
+class _DamagedLineError(Exception):
+    """A line before the last is no metrics object."""
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return a line as an object with a step; None where it is none."""
     try:
         record = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int)
     return record if whole else None
+
+
+def _cut_back_or_mend(path: Path, step: int) -> set[frozenset[str]]:
+    """Do as `_cut_back`; leave damaged lines out first where it meets one."""
+    try:
+        return _cut_back(path, step)
+    except _DamagedLineError as error:
+        aside = _mend(path)
+        warnings.warn(
+            f"{path}, {error}: {_DAMAGED}; damaged lines are left out, the file as it was is "
+            f"{aside}",
+            RecordWarning,
+            stacklevel=4,
+        )
+        return _cut_back(path, step)
+
+
+def _mend(path: Path) -> Path:
+    """Keep a copy of a file under another name, then leave its damaged lines out; return the name.
+
+    A crash at any moment leaves the file as it was or mended.
+    """
+    aside, number = path.with_name(f"{path.name}.damaged"), 2
+    while aside.exists():
+        aside = path.with_name(f"{path.name}.damaged.{number}")
+        number += 1
+    mended = path.with_name(f".{path.name}.mended")
+    shutil.copyfile(path, aside)
+    with path.open("rb") as old, mended.open("wb") as new:
+        new.writelines(line for line in old if line.endswith(b"\n") and _parse(line) is not None)
+    for written in (aside, mended):
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+    mended.replace(path)
+    _flush_folder(path.parent)
+    return aside
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cut_back(path: Path, step: int) -> set[frozenset[str]]:
     """Cut off the lines of steps after `step`; return the names of each line of `step` itself.
 
     Reads no more than these lines: a file of any length is cut in the memory of a block. What is
-    cut off goes at once, by truncation, which a full disk allows too.
+    cut off goes at once, by truncation, which a full disk allows too. A damaged line raises
+    `_DamagedLineError`, and nothing is cut.
     """
     standing = set()
     with path.open("r+b") as file:
@@ -292,7 +381,7 @@ def _cut_back(path: Path, step: int) -> set[frozenset[str]]:
             if record is None and begin + len(line) == size:  # the last one: a crash cut it short
                 keep = begin
             elif record is None:
-                raise ValueError(f"{path}, byte {begin}: {_DAMAGED}")
+                raise _DamagedLineError(f"byte {begin}")
             elif record["step"] > step or not whole:
                 keep = begin
             elif record["step"] == step:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tjx_metrics.jsonl import read_metrics
 
+_MOST_BYTES = 64 << 20
 XAxis = Literal["steps", "tokens", "hours"]
 X_LABELS = {"steps": "Step", "tokens": "Tokens", "hours": "Hours"}
 _X_METRICS = {"tokens": "train/tokens", "hours": "train/hours"}
@@ -130,10 +131,13 @@ class RunData:
         """
         path = self.path.with_suffix(f".{kind}.json")
         try:
+            size = path.stat().st_size
+            if not path.is_file() or size > _MOST_BYTES:
+                raise RunError(f"{path} is no file of at most {_MOST_BYTES} bytes: move it away")
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunError(f"{path} is no JSON ({error}): mend it or move it away") from error
         if not isinstance(content, dict):
             raise RunError(f"{path} must hold a JSON object: mend it or move it away")
