@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from compile_cases import cases
-from compile_report import REPORT, TABLE, TARGETS, differences, problems
+from compile_report import REPORT, TABLE, TARGETS, differences, merged, problems
 from compile_table import table
 from compile_target import description
 from compiler_output import read_ptxas, read_thunks, read_tpu
@@ -67,6 +67,20 @@ def test_a_spill_an_error_and_another_figure_are_problems() -> None:
     assert differences([good], [good]) == []
     assert len(differences([good], [{**good, "kernels": []}])) == 1
     assert len(differences([good], [])) == 1
+
+
+def test_the_rows_of_one_target_are_replaced_in_their_place() -> None:
+    def row(target: tuple[str, str], case: str) -> dict[str, str]:
+        return {"implementation": target[0], "target": target[1], "case": case}
+
+    first, second, third = TARGETS[:3]
+    versions = {"jax": "1", "libtpu": "2"}
+    old = {"date": "a", "versions": versions, "rows": [row(x, "old") for x in TARGETS[:3]]}
+    new = {"date": "b", "versions": {"jax": "1"}, "rows": [row(second, "new"), row(second, "more")]}
+    rows = [row(first, "old"), *new["rows"], row(third, "old")]
+    assert merged(new, old) == {"date": "b", "versions": versions, "rows": rows}
+    with pytest.raises(ValueError, match=r"--only: got compilers \{.jax.: .3.\}; expected those"):
+        merged({**new, "versions": {"jax": "3"}}, old)
 
 
 def test_the_committed_report_is_whole() -> None:

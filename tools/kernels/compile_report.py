@@ -2,8 +2,8 @@
 
 `python tools/kernels/compile_report.py` writes compile_report.json and compile_report.md beside
 this file, and fails if a kernel does not compile or spills registers. `--check` compares with the
-report there and writes nothing; `--lower` stops before the compilers. All but `--lower` needs what
-tools/locks/compile.txt lists.
+report there and writes nothing; `--only` replaces the rows of some targets; `--lower` stops before
+the compilers. All but `--lower` needs what tools/locks/compile.txt lists.
 """
 
 import argparse
@@ -151,6 +151,37 @@ def differences(rows: list[dict[str, Any]], committed: list[dict[str, Any]]) -> 
             for key in now if now[key] != before.get(key)]  # fmt: skip
 
 
+def merged(new: dict[str, Any], committed: dict[str, Any]) -> dict[str, Any]:
+    """Return a report with the targets of `new` replaced, in the order of `TARGETS`.
+
+    Raises
+    ------
+    ValueError
+        If the other targets' rows were made with other versions of the compilers.
+    """
+    before = committed["versions"]
+    other = {name: number for name, number in new["versions"].items() if before[name] != number}
+    if other:
+        raise ValueError(
+            f"--only: got compilers {other}; expected those of the report, {before}; leave out "
+            "--only to compile every target"
+        )
+
+    def target_of(row: dict[str, Any]) -> tuple[str, str]:
+        return row["implementation"], row["target"]
+
+    made = {target_of(row) for row in new["rows"]}
+    kept = [row for row in committed["rows"] if target_of(row) not in made]
+    rows = sorted([*new["rows"], *kept], key=lambda row: TARGETS.index(target_of(row)))
+    return {"date": new["date"], "versions": before, "rows": rows}
+
+
+def write(report: dict[str, Any]) -> None:
+    """Write a report as JSON and as tables."""
+    REPORT.write_text(json.dumps(report, indent=1) + "\n")
+    TABLE.write_text(table(report["rows"], report, TARGETS))
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -158,7 +189,7 @@ def main() -> None:
         "--only",
         action="append",
         metavar="NAME",
-        help="an implementation, a target, or both as triton:sm_80; writes no report",
+        help="an implementation, a target, or both as triton:sm_80; replaces its rows",
     )
     parser.add_argument("--check", action="store_true", help="compare with the report; write none")
     parser.add_argument(
@@ -186,12 +217,11 @@ def main() -> None:
     failures = problems(rows)
     if arguments.check:
         failures += differences(rows, json.loads(REPORT.read_text())["rows"])
-    elif not (arguments.only or arguments.case or arguments.lower):
+    elif not (arguments.case or arguments.lower):
         versions = {k: v for report in reports for k, v in sorted(report["versions"].items())}
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        head = {"date": date, "versions": dict(sorted(versions.items()))}
-        REPORT.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
-        TABLE.write_text(table(rows, head, TARGETS))
+        new = {"date": date, "versions": dict(sorted(versions.items())), "rows": rows}
+        write(merged(new, json.loads(REPORT.read_text())) if arguments.only else new)
     if failures:
         sys.exit("\n".join(failures))
 
