@@ -72,6 +72,11 @@ ALLOWED = {
     ("apps/eval/src/tjx_eval/tasks_command.py", "fetches: lm_eval"):
         "data of the tasks that were named; none where only local ones are",
     ("apps/eval/src/tjx_eval/harness.py", "fetches: lm_eval"): "as above",
+    ("tools/fetch_wheels.py", "fetches: urllib.request"):
+        "files of the package index, whose SHA-256 the locks hold",
+    ("tools/campaigns/fork_server.py", "listens"):
+        "on a socket in a new folder of this user alone, during tests",
+    ("tools/campaigns/fork_server.py", "socket.socket"): "as above",
     ("tools/campaigns/fuzz_config.py", "yaml.load"): "its loader makes texts and nothing else",
     ("tools/bench/training_torch.py", "np.load without allow_pickle=False"):
         "NumPy's default is the same, and the file is the benchmark's own",

@@ -6,6 +6,7 @@ and output, and ends as any Python process does: by its exit code or by a signal
 """
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -169,6 +170,6 @@ def _become(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     descriptor, *modules = sys.argv[1:]
     for module in modules:
-        __import__(module)
+        importlib.import_module(module)
     gc.freeze()  # the collector of a program leaves the shared pages alone
     _become(_next_request(socket.socket(fileno=int(descriptor))))

@@ -303,6 +303,15 @@ def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
         )
 
 
+def test_a_prompt_that_the_tokenizer_cannot_encode_is_dropped_before_training(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, _ = open_task(resolve([*words, "--train.sample_prompt=π"]))
+    assert config.train.sample_prompt is None
+    assert "samples begin without train.sample_prompt 'π': text: got the" in capsys.readouterr().err
+    assert open_task(resolve([*words, "--train.sample_prompt=1"]))[0].train.sample_prompt == "1"
+
+
 def test_damaged_data_are_refused_before_training(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,12 @@ def test_characters_have_nanogpt_ids_and_the_unseen_are_refused_by_name() -> Non
     assert tokenizer.vocab_size == 6
 
 
+def test_an_empty_prompt_begins_with_a_newline_or_the_first_token() -> None:
+    assert char_tokenizer(["ab"]).encode_prompt("") == [0]
+    lines = char_tokenizer(["a\t\nb"])
+    assert lines.encode_prompt("") == lines.encode("\n") == [1]
+
+
 def test_prompts_begin_like_documents_here_and_in_other_libraries(tmp_path: Path) -> None:
     byte = byte_tokenizer()
     assert byte.encode_prompt("ab") == [byte.eot_id, 97, 98]

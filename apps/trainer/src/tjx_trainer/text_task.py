@@ -2,6 +2,7 @@
 
 import lzma
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import tjx_data
@@ -21,7 +22,21 @@ def open_language_modelling(config: Config, progress: tjx_data.Progress | None =
     for note in check_tokenizer(config, text.tokenizer):
         say(f"note           {note}")
     config = config.with_vocabulary(text.tokenizer.vocab_size)
+    config = _with_usable_prompt(config, text.tokenizer)
     return config, lambda share: LanguageModelling(config, text, share)
+
+
+def _with_usable_prompt(config: Config, tokenizer: tjx_data.Tokenizer) -> Config:
+    """Drop a sample prompt that the tokenizer cannot encode, such as a preset's, and say so."""
+    prompt = config.train.sample_prompt
+    if not (prompt and config.train.sample_tokens):
+        return config
+    try:
+        tokenizer.encode_prompt(prompt)
+    except ValueError as error:
+        say(f"note           samples begin without train.sample_prompt {prompt!r}: {error}")
+        return replace(config, train=replace(config.train, sample_prompt=None))
+    return config
 
 
 class LanguageModelling(TextTask[Rows]):

@@ -263,7 +263,7 @@ class Tokenizer:
 
         A prompt is the beginning of a document, and in training a document begins after the
         end-of-text token. So that token comes first; a tokenizer without one begins with the text,
-        and with a newline where there is none.
+        with a newline where there is none, and with token 0 where it has no newline either.
 
         Raises
         ------
@@ -276,9 +276,14 @@ class Tokenizer:
         >>> byte_tokenizer().encode_prompt("ab")
         [256, 97, 98]
         """
-        if self.eot_id is None:
-            return self.encode(text or "\n")
-        return [self.eot_id, *self.encode(text)]
+        if self.eot_id is not None:
+            return [self.eot_id, *self.encode(text)]
+        if text:
+            return self.encode(text)
+        try:
+            return self.encode("\n")
+        except ValueError:  # a tokenizer of the characters of one line
+            return [0]
 
     def save(self, path: str | Path, *, begins_prompts: bool = False) -> None:
         """Write the tokenizer as a ``tokenizer.json``, which every Hugging Face library reads.
