@@ -75,6 +75,47 @@ def test_library_calls_are_products_and_their_workspace_is_no_traffic() -> None:
     assert kernel.bytes == (8 * 16 + 8 * 4 + 16 * 4) * BF16
 
 
+def test_products_of_8_bits_take_their_own_rate() -> None:
+    config = '{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":[1]}}}'
+    call = (
+        "%c = bf16[8,4]{1,0} custom-call(%x, %w), "
+        f'custom_call_target="__cublas$lt$matmul$f8", backend_config={config}'
+    )
+    lines = ("%x = f8e5m2[8,16] parameter(0)", "%w = f8e4m3fn[4,16] parameter(1)", call)
+    fast_memory = PLAIN._replace(bandwidth_share=1e9, launch_seconds=0.0)
+    (kernel,) = estimate(program(*lines), CHIP, fast_memory).kernels
+    assert (kernel.kind, kernel.flops) == ("product f8e5m2", 2 * 8 * 4 * 16)
+    assert kernel.bytes == 8 * 16 + 4 * 16 + 8 * 4 * BF16
+    assert kernel.seconds == pytest.approx(kernel.flops / CHIP.float8_flops)
+
+
+def test_random_bits_take_operations_on_integers() -> None:
+    """One addition, one rotation and one comparison an element; floats and shapes are free."""
+    bits = computation(
+        "bits",
+        "%p = u32[8,16]{1,0} parameter(0)",
+        "%c = u32[8,16]{1,0} broadcast(%k)",
+        "%a = u32[8,16]{1,0} add(%p, %c)",
+        "%l = u32[8,16]{1,0} shift-left(%a, %c)",
+        "%r = u32[8,16]{1,0} shift-right-logical(%a, %c)",
+        "%o = u32[8,16]{1,0} or(%l, %r)",
+        "%f = f32[8,16]{1,0} convert(%o)",
+        "%m = f32[8,16]{1,0} multiply(%f, %f)",
+        "ROOT %g = pred[8,16]{1,0} compare(%o, %c), direction=GE",
+    )
+    call = "ROOT %y = pred[8,16]{1,0} fusion(%x), kind=kLoop, calls=%bits"
+    hlo = program("%x = u32[8,16]{1,0} parameter(0)", call, computations=bits)
+    slow = CHIP._replace(integer_ops=1e6)
+    (kernel,) = estimate(hlo, slow, PLAIN._replace(integer_share=0.5)).kernels
+    assert (kernel.bound, kernel.flops) == ("integers", 0)
+    assert kernel.seconds == pytest.approx(3 * 8 * 16 / 0.5e6 + 1e-7)
+    (kernel,) = estimate(hlo, CHIP, PLAIN).kernels
+    assert kernel.bound == "memory"
+    said = "\n".join(PLAIN.lines(CHIPS["h200"]) + PLAIN.lines(CHIPS["v5e"]))
+    assert "sustain 13.4 T/s" in said
+    assert "as of random bits, hide behind the memory traffic" in said
+
+
 def test_a_convolution_counts_its_window_and_input_features() -> None:
     call = (
         "ROOT %y = f32[2,6,6,32] convolution(%x, %w), window={size=3x3}, dim_labels=b01f_01io->b01f"

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from tjx_nn.attention import Attention, Entries, Measures, Where
 from tjx_nn.config import TransformerConfig
+from tjx_nn.dropout import drop
 from tjx_nn.experts import Experts
 from tjx_nn.latent_attention import LatentAttention
-from tjx_nn.layout import Layout, Placed, read_stream, write_stream
+from tjx_nn.layout import Placed, read_stream, write_stream
 from tjx_nn.mlp import make_mlp
 from tjx_nn.norms import LayerNorm, RMSNorm, make_norm
 from tjx_nn.sparse_attention import SparseAttention
@@ -136,17 +137,6 @@ def layer_scale(config: TransformerConfig) -> nnx.Param[Array] | None:
         return None
     factors = jnp.full(config.d_model, config.layer_scale, jnp.float32)
     return nnx.Param(factors, logical_axes=("embed",))
-
-
-def drop(
-    x: Float[Array, "B T D"], rate: float, key: Array | None, layout: Layout
-) -> Float[Array, "B T D"]:
-    """Set features to 0 with a probability and scale up the rest; nothing without a key."""
-    if key is None or rate == 0:
-        return x
-    # The same features of the same tokens in whatever order devices hold these.
-    kept = layout.reorder(jax.random.bernoulli(key, 1 - rate, x.shape))
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def split(key: Array | None, count: int) -> list[Array | None]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from tjx_nn.block import drop
 from tjx_nn.config import TransformerConfig
+from tjx_nn.dropout import drop
 from tjx_nn.layout import RESIDUAL, Layout
 from tjx_nn.linear import Embedding
 from tjx_nn.norms import LayerNorm, RMSNorm

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tjx_nn.activations import gelu_erf, gelu_tanh
+from tjx_nn.activations import gelu_erf, gelu_tanh, gelu_tanh_of_product
 from tjx_nn.config import TransformerConfig
 from tjx_nn.linear import linear
 
@@ -43,6 +43,8 @@ class MLP(nnx.Module):
             )
         d, f = config.d_model, d_ff or config.ff_dim
         self.activation = ACTIVATIONS[config.activation]
+        if config.activation == "gelu_tanh":
+            self.activation = gelu_tanh_of_product
         self.up = linear(config, ("embed", "mlp"), (d, f), rngs=rngs)
         self.down = linear(config, ("mlp", "embed"), (f, d), residual=True, rngs=rngs)
 

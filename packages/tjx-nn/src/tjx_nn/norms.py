@@ -18,8 +18,8 @@ from tjx_nn.layout import Placed
 class LayerNorm(Placed):
     """Normalise to mean 0 and variance 1, then scale and shift. Ba et al. 2016.
 
-    The variance is that of the centred values: the cheaper mean of squares cancels badly when the
-    mean is large.
+    The variance is that of the centred values, as the cheaper mean of squares cancels badly when
+    the mean is large; of bfloat16, which is coarser than what cancels, it is the cheaper one.
     """
 
     def __init__(
@@ -75,53 +75,83 @@ def _normalise(
     return _forward(x, scale, bias, eps, centre)[0]
 
 
-# What the backward pass keeps: x, the scale, the bias, and of each row its mean (or None) and the
-# reciprocal of its deviation. The float32 arrays of x's size are computed again.
-type _NormResiduals = tuple[Array, Array, Array | None, Array | None, Array]
+# What the backward pass keeps: x, the scale, the bias, and of each row the sums that its mean and
+# its deviation follow from. The float32 arrays of x's size are computed again.
+type _NormResiduals = tuple[Array, Array, Array | None, tuple[Array, ...]]
 
 
 def _forward(
     x: Array, scale: Array, bias: Array | None, eps: float, centre: bool
 ) -> tuple[Array, _NormResiduals]:
+    sums = _computed(_sums(x, centre))
     lead = (1,) * (x.ndim - 1)
-    y = x.astype(jnp.float32)
-    mean = y.mean(-1, keepdims=True) if centre else None
-    y = y if mean is None else y - mean
-    inverse = jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-    mean, inverse = _computed((mean, inverse))
-    y = x.astype(jnp.float32)
-    y = (y if mean is None else y - mean) * inverse * scale.reshape(*lead, -1)
+    y = _standardised(x, sums, eps, centre)[0] * scale.reshape(*lead, -1)
     if bias is not None:
         y = y + bias.reshape(*lead, -1)
-    return y.astype(x.dtype), (x, scale, bias, mean, inverse)
+    return y.astype(x.dtype), (x, scale, bias, sums)
 
 
-def _computed[T](statistics: T) -> T:
-    """Return statistics of rows, on GPUs as arrays of their own.
+def _sums(x: Array, centre: bool) -> tuple[Array, ...]:
+    """Return the sum of squares of each row; with `centre` the sum, then that of the squares.
+
+    The squares are those of the distances to the mean, but of bfloat16 those of x: both sums then
+    take one pass. What the difference of squares loses in float32, mean**2 * 2**-24, is less than
+    what rounding to bfloat16 has done to the variance, about mean**2 * 2**-18.
+    """
+    y = x.astype(jnp.float32)
+    if not centre:
+        return (jnp.square(y).sum(-1, keepdims=True),)
+    total = y.sum(-1, keepdims=True)
+    if not _in_one_pass(x):
+        y = y - total / x.shape[-1]
+    return total, jnp.square(y).sum(-1, keepdims=True)
+
+
+def _in_one_pass(x: Array) -> bool:
+    return x.dtype == jnp.bfloat16
+
+
+def _standardised(
+    x: Array, sums: tuple[Array, ...], eps: float, centre: bool
+) -> tuple[Array, Array]:
+    """Return the rows with mean 0 (with `centre`) and deviation 1, and 1 / their deviation."""
+    y = x.astype(jnp.float32)
+    variance = sums[-1] / x.shape[-1]
+    if centre:
+        mean = sums[0] / x.shape[-1]
+        if _in_one_pass(x):
+            variance = jnp.maximum(variance - jnp.square(mean), 0)
+        y = y - mean
+    inverse = jax.lax.rsqrt(variance + eps)
+    return y * inverse, inverse
+
+
+def _computed[T](sums: T) -> T:
+    """Return sums over rows, on GPUs as arrays of their own.
 
     Without the barrier XLA:GPU computes them again wherever they are used, in kernels that write
-    float32 arrays of x's size. On CPUs it gains nothing, and the collectives of a pipeline whose
-    stream is divided over devices deadlock behind it.
+    float32 arrays of x's size. What follows from them costs less than a kernel of its own. On CPUs
+    it gains nothing, and the collectives of a pipeline whose stream is divided over devices
+    deadlock behind it.
     """
     if current_target().platform != "gpu":
-        return statistics
-    found: T = jax.lax.optimization_barrier(statistics)  # type: ignore[no-untyped-call]  # as jax is
+        return sums
+    found: T = jax.lax.optimization_barrier(sums)  # type: ignore[no-untyped-call]  # as jax is
     return found
 
 
 def _backward(
-    _eps: float, centre: bool, residuals: _NormResiduals, dy: Array
+    eps: float, centre: bool, residuals: _NormResiduals, dy: Array
 ) -> tuple[Array, Array, Array | None]:
-    x, scale, bias, mean, inverse = residuals
+    x, scale, bias, sums = residuals
     rows = tuple(range(x.ndim - 1))
     dy = dy.astype(jnp.float32)
-    normal = x.astype(jnp.float32)
-    normal = (normal if mean is None else normal - mean) * inverse
+    normal, inverse = _standardised(x, sums, eps, centre)
     scaled = dy * scale.reshape((1,) * len(rows) + (-1,))
-    means = [(scaled * normal).mean(-1, keepdims=True)]
+    found = [(scaled * normal).sum(-1, keepdims=True)]
     if centre:
-        means.append(scaled.mean(-1, keepdims=True))
-    means = _computed(means)
+        found.append(scaled.sum(-1, keepdims=True))
+    means = [each / x.shape[-1] for each in _computed(found)]
     dx = scaled - normal * means[0]
     if centre:
         dx = dx - means[1]

@@ -1,6 +1,7 @@
 """What accelerators can do, as their makers say; plans are made of these figures. No JAX."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -40,6 +41,10 @@ class Chip(NamedTuple):
         (its datasheet), of a TPU in six passes of bf16.
     float8_flops
         FLOP/s of matrix products of 8-bit floats; that of bf16 where the chip has no faster one.
+    integer_ops
+        Elementwise operations/s on 32-bit integers, as of random bits: of a GPU those of its cores
+        (CUDA C++ Programming Guide, throughput of arithmetic instructions: 64 a clock and
+        multiprocessor, on Blackwell 128); infinite where no figure is at hand.
     efficiency
         Share of `flops` that a whole training step was publicly measured to reach; formulas assume
         it where no compiled program is at hand.
@@ -59,6 +64,7 @@ class Chip(NamedTuple):
     source: str
     float32_flops: float
     float8_flops: float
+    integer_ops: float
     efficiency: float
     efficiency_source: str
 
@@ -96,25 +102,25 @@ _OTHER_TPU_STEP = (0.61, "that of a v5e (MaxText, 16B parameters)")
 CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in (
     Chip("a100", "cuda", 80 * _GB, 0.75, 312e12, 2.039e12, 600e9 / 2, 8, 200e9 / 8,
          "NVIDIA A100 (SXM, 80 GB) datasheet; DGX A100: a ConnectX-6 of 200 Gb/s for each GPU",
-         19.5e12, 312e12, *_A100_STEP),
+         19.5e12, 312e12, 19.5e12 / 2, *_A100_STEP),
     Chip("h100", "cuda", 80 * _GB, 0.75, 989e12, 3.35e12, 900e9 / 2, 8, 400e9 / 8,
          "NVIDIA H100 (SXM) datasheet; DGX H100: a ConnectX-7 of 400 Gb/s for each GPU",
-         67e12, 1979e12, *_H100_STEP),
+         67e12, 1979e12, 67e12 / 4, *_H100_STEP),
     Chip("h200", "cuda", 141 * _GB, 0.75, 989e12, 4.8e12, 900e9 / 2, 8, 400e9 / 8,
          "NVIDIA H200 (SXM) datasheet; DGX H200: a ConnectX-7 of 400 Gb/s for each GPU",
-         67e12, 1979e12, *_H100_STEP),
+         67e12, 1979e12, 67e12 / 4, *_H100_STEP),
     Chip("b200", "cuda", 180 * _GB, 0.75, 2250e12, 8e12, 1800e9 / 2, 8, 400e9 / 8,
          "NVIDIA HGX B200 datasheet; DGX B200: a ConnectX-7 of 400 Gb/s for each GPU",
-         75e12, 4500e12, *_B200_STEP),
+         75e12, 4500e12, 75e12 / 2, *_B200_STEP),
     Chip("v5e", "tpu", int(15.75 * _GIB), 1.0, 197e12, 819e9, 400e9 / 2 / 2, 256, 25e9 / 8,
          "Google Cloud's page of TPU v5e: ICI 400 GB/s both ways, 2D torus, DCN 6.4 Tb/s a pod",
-         197e12 / 6, 197e12, *_V5E_STEP),
+         197e12 / 6, 197e12, math.inf, *_V5E_STEP),
     Chip("v5p", "tpu", int(95.73 * _GIB), 1.0, 459e12, 2.765e12, 1200e9 / 2 / 3, 8960, 50e9 / 8,
          "Google Cloud's page of TPU v5p: ICI 1200 GB/s both ways, 3D torus, DCN 50 Gb/s a chip",
-         459e12 / 6, 459e12, *_OTHER_TPU_STEP),
+         459e12 / 6, 459e12, math.inf, *_OTHER_TPU_STEP),
     Chip("v6e", "tpu", int(31.24 * _GIB), 1.0, 918e12, 1.6e12, 800e9 / 2 / 2, 256, 100e9 / 8,
          "Google Cloud's page of TPU v6e: ICI 800 GB/s both ways, 2D torus, DCN 25.6 Tb/s a pod",
-         918e12 / 6, 918e12, *_OTHER_TPU_STEP),
+         918e12 / 6, 918e12, math.inf, *_OTHER_TPU_STEP),
 )})  # fmt: skip
 """The chips by name."""
 

@@ -1,5 +1,6 @@
 """Shares of a chip's peak rates that kernels are assumed to sustain, and where they come from."""
 
+import math
 from typing import NamedTuple
 
 from tjx_parallel.chips import Chip
@@ -20,6 +21,8 @@ class Assumptions(NamedTuple):
         Share of the pairs of query and key that the mask shows, in calls of attention kernels.
     source
         Where the shares come from.
+    integer_share
+        Share of the chip's rate of integer operations that elementwise kernels sustain.
     """
 
     product_share: float
@@ -27,6 +30,7 @@ class Assumptions(NamedTuple):
     launch_seconds: float
     attention_visible: float
     source: str
+    integer_share: float = 0.8
 
     def lines(self, chip: Chip) -> list[str]:
         """Describe the assumptions, a line each."""
@@ -38,11 +42,18 @@ class Assumptions(NamedTuple):
             f"matrix products sustain {self.product_share:.0%} of the peak: {products} TFLOP/s",
             f"kernels sustain {self.bandwidth_share:.0%} of the memory bandwidth: "
             f"{chip.memory_bandwidth * self.bandwidth_share / 1e12:.2f} TB/s",
-            f"each kernel takes max(FLOPs / rate, bytes / bandwidth) + "
+            *self._integers(chip),
+            f"each kernel takes max(operations / rate, bytes / bandwidth) + "
             f"{self.launch_seconds * 1e6:.1f} us; no operand stays in a cache",
             f"attention masks show {self.attention_visible:.1%} of the pairs of query and key",
             f"source: {self.source}",
         ]
+
+    def _integers(self, chip: Chip) -> list[str]:
+        if math.isinf(chip.integer_ops):
+            return ["operations on integers, as of random bits, hide behind the memory traffic"]
+        rate = chip.integer_ops * self.integer_share / 1e12
+        return [f"operations on integers, as of random bits, sustain {rate:.1f} T/s"]
 
 
 _SHOWN = (("bf16", "bf16", False), ("fp8", "f8e4m3fn", False), ("rounded float32", "f32", False),

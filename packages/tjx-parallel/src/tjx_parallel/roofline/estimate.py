@@ -11,7 +11,7 @@ from tjx_parallel.planning import ComputeTime, collective_seconds
 from tjx_parallel.roofline.assumptions import Assumptions
 from tjx_parallel.roofline.attention import attention_call
 from tjx_parallel.roofline.regions import COLLECTIVES, Region, op_name_of, region_of
-from tjx_parallel.roofline.work import memory_bytes, products
+from tjx_parallel.roofline.work import integer_operations, memory_bytes, products
 
 # Instructions that launch nothing: they name, regroup or wait for what others compute.
 _FREE = {
@@ -43,7 +43,7 @@ class Kernel:
     seconds
         Of one run.
     bound
-        "compute", "memory", "launch" or "link": what takes most of the time.
+        "compute", "memory", "integers", "launch" or "link": what takes most of the time.
     """
 
     name: str
@@ -226,11 +226,15 @@ class _Walk:
                 target = each.attribute(r'custom_call_target="([^"]*)"')
                 self.notes[f"of {target} the bytes count, not the FLOPs"] = None
         memory = moved / (self.chip.memory_bandwidth * self.assumptions.bandwidth_share)
+        rate = self.chip.integer_ops * self.assumptions.integer_share
+        integers = integer_operations(self.program, each, inside) / rate
         launch = self.assumptions.launch_seconds
-        bound = max((seconds, "compute"), (memory, "memory"), (launch, "launch"))[1]
+        bound = max(
+            (seconds, "compute"), (memory, "memory"), (integers, "integers"), (launch, "launch")
+        )[1]
         return Kernel(
             name=each.name, kind=kind, region=region_of(op_name), op_name=op_name, runs=1,
-            bytes=moved, flops=flops, seconds=max(seconds, memory) + launch, bound=bound,
+            bytes=moved, flops=flops, seconds=max(seconds, memory, integers) + launch, bound=bound,
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def report(found: Estimate) -> list[str]:
         _row("all but collectives", "", total),
         "",
         "Costliest operations:",
-        f"{'ms':>8}  {'runs':>5}  {'bound':<8}{'kind':<18}operation",
+        f"{'ms':>8}  {'runs':>5}  {'bound':<9}{'kind':<18}operation",
         *(_operation(*each) for each in found.costliest(_COSTLIEST)),
         "",
         "Assumptions:",
@@ -69,7 +69,7 @@ def _row(name: str, phase: str, sums: Total) -> str:
 
 def _operation(kernel: Kernel, sums: Total) -> str:
     return (
-        f"{sums.seconds * 1e3:8.2f}  {sums.kernels:5,}  {kernel.bound:<8}{kernel.kind:<18}"
+        f"{sums.seconds * 1e3:8.2f}  {sums.kernels:5,}  {kernel.bound:<9}{kernel.kind:<18}"
         f"{short_name(kernel)}"
     )
 

@@ -1,7 +1,8 @@
 """FLOPs and memory traffic of one kernel, counted from its HLO.
 
-FLOPs are those of matrix products and convolutions, 2 for each multiplication; elementwise work is
-taken to hide behind the memory traffic. Bytes are read from and written to memory once: what a
+FLOPs are those of matrix products and convolutions, 2 for each multiplication. Elementwise work on
+integers is counted, as random bits take a hundred operations each; that on floats is taken to hide
+behind the memory traffic. Bytes are read from and written to memory once: what a
 fusion computes in between stays in registers, of a buffer that is only sliced or updated in place
 the slice counts, and nothing is assumed to stay in a cache.
 """
@@ -15,6 +16,11 @@ from tjx_parallel.hlo_program import Array, Computation, Instruction, Program, i
 _PER_ELEMENT = {"bitcast", "convert", "copy", "reshape", "transpose", "negate"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 _UPDATES = {"dynamic-update-slice", "scatter"}
+_SHIFTS = {"shift-left", "shift-right-logical"}
+_INTEGER = {
+    "add", "subtract", "multiply", "and", "or", "xor", "not", "compare", "shift-right-arithmetic",
+    *_SHIFTS,
+}  # fmt: skip
 
 
 class Product(NamedTuple):
@@ -69,6 +75,23 @@ def _library_product(each: Instruction, inside: Computation) -> list[Product]:
     axes = integers(each.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]'))
     flops = 2 * each.results()[0].size * math.prod(left.shape[axis] for axis in axes)
     return [Product(flops, left.dtype, '"HIGHEST"' in each.rest)]
+
+
+def integer_operations(program: Program, each: Instruction, inside: Computation) -> int:
+    """Return the elementwise operations on integers of one run of a kernel.
+
+    Two shifts and the "or" of a rotation are one operation.
+    """
+    if each.kind == "fusion":
+        fused = program.computations[each.callees()[0]]
+        return sum(integer_operations(program, inner, fused) for inner in fused.values())
+    if each.op not in _INTEGER or each.operands[0] not in inside:
+        return 0
+    if not _array(inside[each.operands[0]]).dtype.startswith(("s", "u")):
+        return 0
+    if each.op in _SHIFTS and [user.op for user in each.users] == ["or"]:
+        return 0
+    return _array(each).size
 
 
 def memory_bytes(program: Program, each: Instruction, inside: Computation) -> int:
