@@ -111,7 +111,9 @@ def test_the_vocabulary_follows_the_tokenizer_unless_it_was_given() -> None:
     following = Config()
     assert flatten(following.with_vocabulary(777))["model.vocab_size"] == 777
     padded = dataclasses.replace(following, train=TrainConfig(vocab_from_tokenizer=False))
-    assert padded.with_vocabulary(50000) is padded
+    assert padded.with_vocabulary(50257) is padded
+    masked = flatten(padded.with_vocabulary(50000))
+    assert (masked["model.vocab_size"], masked["model.tokenizer_size"]) == (50257, 50000)
     with pytest.raises(ValueError, match=r"smaller than the tokenizer's 50258.*50304"):
         padded.with_vocabulary(50258)
 
