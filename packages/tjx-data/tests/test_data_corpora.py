@@ -87,15 +87,30 @@ def test_every_file_that_is_no_text_is_named_at_once(tmp_path: Path) -> None:
         load_files(str(tmp_path / "*.txt"))
     lines = str(error.value).splitlines()
     assert len(lines) == 4
-    assert "blank.txt: holds nothing but white space" in lines[0]
-    assert "cut.txt: not UTF-8 text at byte 0" in lines[1]
-    assert f"latin.txt: not UTF-8 text at byte {(1 << 20) + 3}" in lines[3]
+    assert "cut.txt: not UTF-8 text at byte 0" in lines[0]
+    assert f"latin.txt: not UTF-8 text at byte {(1 << 20) + 3}" in lines[1]
+    assert "blank.txt: holds nothing but white space" in lines[2]
     with pytest.raises(ValueError, match="matches no file"):
         load_files(tmp_path / "*.md")
     with pytest.raises(ValueError, match="no such file"):
         load_files(tmp_path / "none.txt")
     with pytest.raises(ValueError, match="is a folder"):
         load_files(tmp_path)
+
+
+def test_empty_files_among_others_are_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "good.txt").write_bytes(b"good")
+    alone = load_files(tmp_path / "*.txt")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "blank.jsonl").write_bytes(b" \n")
+    both = load_files([tmp_path / "*.txt", tmp_path / "*.jsonl"])
+    assert list(both) == list(alone) == ["good"]
+    assert "empty.txt: is empty; a corpus needs text; left out" in caplog.text
+    assert "blank.jsonl: holds nothing but white space" in caplog.text
+    with pytest.raises(ValueError, match=r"empty\.txt: is empty"):
+        load_files(tmp_path / "empty.txt")
 
 
 def test_an_unknown_corpus_is_answered_with_the_nearest() -> None:

@@ -114,3 +114,11 @@ def test_examples_run() -> None:
             exec(compile(block, "README.md", "exec"), {})  # noqa: S102  our own file
     assert sum(result.attempted for result in results) > 5
     assert sum(result.failed for result in results) == 0
+
+
+def test_arrays_on_different_devices_are_named() -> None:
+    first, second = jax.devices()[:2]
+    x = np.zeros((1, 2, 1, 8), np.float32)
+    here, there = jax.device_put(x, first), jax.device_put(x, second)
+    with pytest.raises(ValueError, match=rf"q is on {first} and v on {second}; they must be"):
+        flash_attention(here, here, there)

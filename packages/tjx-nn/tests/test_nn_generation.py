@@ -1,6 +1,7 @@
 """Generation: the cache changes nothing, rows are independent, a prompt's length is no shape."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -334,3 +335,15 @@ def test_a_prompt_may_fill_the_model_to_its_last_position(
     prompt = np.ones((1, 60), np.int32)
     new = generate(config, params, prompt, np.array([60], np.int32), max_new_tokens=4)
     assert new.shape == (1, 4)
+
+
+def test_a_key_that_was_used_is_refused_in_debug_mode(config: GPTConfig, params: Params) -> None:
+    with jax.debug_key_reuse(True):
+        key = jax.jit(jax.random.key, static_argnums=0)(3)
+        call = functools.partial(
+            generate, config, params, np.array([[1, 2]], np.int32), np.array([2], np.int32),
+            max_new_tokens=3, temperature=1.0, key=key,
+        )  # fmt: skip
+        call()
+        with pytest.raises(jax.errors.KeyReuseError):
+            call()

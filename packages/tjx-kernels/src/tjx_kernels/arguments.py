@@ -1,6 +1,7 @@
 """Check the arguments of an attention call and describe it."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ class Arguments:
         )
         _raise_all(
             [
+                *_device_problems({"q": self.q, "k": self.k, "v": self.v, "bias": self.bias}),
                 *_shape_problems(self.q, self.k, self.v),
                 *_segment_problems(self.q, self.k, self.q_segment_ids, self.kv_segment_ids),
                 *_score_problems(self),
@@ -106,6 +108,26 @@ class Arguments:
             for x in (self.q_segment_ids, self.kv_segment_ids)
         )
         return Operands(self.q, self.k, self.v, q_ids, kv_ids, offset, self.bias, slopes, seed)
+
+
+def _device_problems(arrays: Mapping[str, Any]) -> list[str]:
+    """Name arrays that were put on different devices; uncommitted ones follow the others."""
+    places = {
+        name: x.devices()
+        for name, x in arrays.items()
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
+    }
+    first = next(iter(places), None)
+    return [
+        f"{first} is on {_names(places[first])} and {name} on {_names(devices)}; they must be on "
+        "the same devices: move one with jax.device_put"
+        for name, devices in places.items()
+        if first is not None and devices != places[first]
+    ]
+
+
+def _names(devices: Iterable[jax.Device]) -> str:
+    return ", ".join(sorted(map(str, devices)))
 
 
 def _shape_problems(q: Shaped, k: Shaped, v: Shaped) -> list[str]:

@@ -82,7 +82,10 @@ class Sampling(NamedTuple):
 
 
 def make_sampling(rows: int, options: Options) -> Sampling:
-    """Return the options as NumPy scalars; greedy ones need no filters, no key and no seeds."""
+    """Return the options as NumPy scalars; greedy ones need no filters, no key and no seeds.
+
+    With ``jax_debug_key_reuse`` a key that was used before raises `jax.errors.KeyReuseError`.
+    """
 
     def number(name: Literal["temperature", "top_p", "min_p", "repetition_penalty"]) -> Any:
         value = options.get(name)
@@ -91,6 +94,9 @@ def make_sampling(rows: int, options: Options) -> Sampling:
     penalty = number("repetition_penalty")
     if not options.get("temperature"):
         return Sampling(repetition_penalty=penalty)
+    if jax.config.jax_debug_key_reuse and options.get("key") is not None:
+        # Draws fold numbers into the key, which JAX does not count as its use.
+        jax.random.bits(options["key"])
     top_k = options.get("top_k")
     at_most: Any = None if top_k is None else np.int32(top_k)
     seeds: Any = (_seeds(options, rows) % 2**32).astype(np.uint32)

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,9 @@ from tjx_data.corpora.formats import (
     texts_of_records,
 )
 from tjx_data.corpora.parquet import parquet_parts
-from tjx_data.corpora.scans import Stamp, Stretch, check_unchanged, scan
+from tjx_data.corpora.scans import NoTextError, Stamp, Stretch, check_unchanged, scan
+
+_log = logging.getLogger(__name__)
 
 TRIED_RECORDS = 100  # a file whose first ones are all malformed is another kind of file
 
@@ -88,7 +91,8 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     separates its documents, and newlines beside a separator belong to it. Line ends stay as they
     are. All but Parquet may be packed, with ``.gz`` or ``.zst`` after the rest of the name.
 
-    A record that holds no text is found as `Malformed` among the documents of its part.
+    A record that holds no text is found as `Malformed` among the documents of its part. Of several
+    files, those that hold nothing but white space are left out, with a warning that names them.
 
     Parameters
     ----------
@@ -102,20 +106,25 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     Raises
     ------
     ValueError
-        With one line for each problem: nothing matches; a file is empty, unreadable, cut short,
-        damaged or not what its name says; text is not UTF-8 (with the byte that is not); a field
-        that no record has (with those there are); or an extra that is not installed.
+        With one line for each problem: nothing matches; no file holds text; a file is unreadable,
+        cut short, damaged or not what its name says; text is not UTF-8 (with the byte that is not);
+        a field that no record has (with those there are); or an extra that is not installed.
     """
     files = find_files(path)
     opened: list[_Opened] = []
     problems: list[str] = []
+    empty: list[str] = []
     for file in files:
         try:
             opened.append(_open(file, text_field))
+        except NoTextError as error:
+            empty.append(str(error))
         except ValueError as error:
             problems += str(error).splitlines()
-    if problems:
-        raise ValueError("\n".join(problems))
+    if problems or not opened:
+        raise ValueError("\n".join([*problems, *empty]))
+    for line in empty:
+        _log.warning("%s; left out", line)
     # The content decides, not where it lies: a moved corpus is the same corpus.
     together = hashlib.sha256("\n".join(one.identity for one in opened).encode()).hexdigest()
     source = {"path": ",".join(_patterns(path)), "files_sha256": together}

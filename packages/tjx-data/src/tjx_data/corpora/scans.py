@@ -71,6 +71,10 @@ class Scan:
     stretches: tuple[Stretch, ...]
 
 
+class NoTextError(ValueError):
+    """A file is sound and holds no text."""
+
+
 def stamp_of(file: Path) -> Stamp:
     """Return the stamp of a file.
 
@@ -105,7 +109,9 @@ def scan(file: Path, form: Format) -> tuple[Scan, Stamp]:
     Raises
     ------
     ValueError
-        If it is empty, unreadable, damaged, changed meanwhile, or text that is not UTF-8.
+        If it is unreadable, damaged, changed meanwhile, or text that is not UTF-8.
+    NoTextError
+        If it is empty, or holds nothing but white space.
     """
     before = stamp_of(file)
     kept = _place(file, form)
@@ -169,7 +175,7 @@ def _look_at(file: Path, form: Format) -> Scan:
         check.end()
     if not has_text:
         what = "holds nothing but white space" if cutter.n_bytes else "is empty"
-        raise ValueError(f"{file}: {what}; a corpus needs text")
+        raise NoTextError(f"{file}: {what}; a corpus needs text")
     return Scan(hasher.hexdigest(), cutter.n_bytes, tuple(cutter.stretches()))
 
 
