@@ -12,6 +12,7 @@ from tjx_nn.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.command_line import resolve
 from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.text import fit_vocabulary
 from tjx_trainer.train_config import TrainConfig
 from tjx_trainer.tree import assemble, flatten, leaves
 
@@ -150,3 +151,18 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
         resolve(["--checkpoint.directory", url])
     assert "key" not in str(caught.value)
     resolve(["--checkpoint.directory", "s3://bucket/name@2x/run"])
+
+
+def test_ids_that_the_tokenizer_lacks_are_masked_with_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fitted = fit_vocabulary(resolve(["--model.vocab_size", "6000"]), 4096).model
+    assert isinstance(fitted, GPTConfig)
+    assert (fitted.vocab_size, fitted.tokenizer_size) == (6000, 4096)
+    assert (
+        "model.vocab_size 6,000 is larger than the tokenizer's 4,096 ids" in capsys.readouterr().err
+    )
+    fitted = fit_vocabulary(resolve([]), 4096).model
+    assert isinstance(fitted, GPTConfig)
+    assert (fitted.vocab_size, fitted.tokenizer_size) == (4096, None)
+    assert not capsys.readouterr().err

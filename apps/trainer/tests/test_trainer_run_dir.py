@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tjx_ckpt import CheckpointConfig
+from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer import resuming, run_dir
 from tjx_trainer.command_line import resolve, text_of
 from tjx_trainer.config import Config, ConfigError
@@ -83,16 +84,27 @@ def test_a_configuration_survives_its_file_and_its_flags(
 
 
 def test_a_run_of_an_older_version_keeps_what_it_was_started_with(tmp_path: Path) -> None:
-    run, wanted = RunDirectory(tmp_path), resolve(["--run_dir", str(tmp_path)])
+    words = ["--run_dir", str(tmp_path), "--model.vocab_size", "6000"]
+    run, wanted = RunDirectory(tmp_path), resolve(words)
     run.write_config(wanted)
-    file = run.config
-    file.write_text(file.read_text().replace("  windows: shifted\n", ""))
-    assert run.read_config().data.windows == "aligned"
-    started = keep_earlier_values(wanted)
-    assert started.data.windows == "aligned"
+    text = run.config.read_text()
+    for line in ("windows: shifted", "tokenizer_size: null", "scale_embeddings: true"):
+        assert f"  {line}\n" in text
+        text = text.replace(f"  {line}\n", "")
+    run.config.write_text(text.replace("holdout: auto", "holdout: documents"))
+    saved, started = run.read_config(), keep_earlier_values(wanted)
+    for config in (saved, started):
+        assert isinstance(config.model, GPTConfig)
+        assert (config.data.windows, config.data.holdout) == ("aligned", "documents")
+        assert not config.model.scale_embeddings
+        assert config.with_vocabulary(4096).model == config.model  # nothing is masked
+    assert isinstance(wanted.model, GPTConfig)
+    fitted = wanted.with_vocabulary(4096).model
+    assert isinstance(fitted, GPTConfig)
+    assert fitted.tokenizer_size == 4096
     check_run(started)
-    other = resolve(["--run_dir", str(tmp_path), "--data.windows", "random"])
-    assert keep_earlier_values(other) == other
+    other = resolve([*words, "--data.windows", "random"])
+    assert keep_earlier_values(other).data.windows == "random"
     with pytest.raises(ConfigError, match=r"data\.windows is aligned there and random here"):
         check_run(other)
     # A preset that a user wrote means today's default.

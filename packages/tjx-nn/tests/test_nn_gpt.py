@@ -1,6 +1,7 @@
 """The model as a whole: two ways to compute one thing agree, and its edges are well-behaved."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -127,3 +128,58 @@ def test_extreme_weights_stay_finite(
     )
     blocks = {**params["blocks"], "attention": {**attention, **loud}}
     assert np.isfinite(run(tiny, {**params, "blocks": blocks}, tokens)).all()
+
+
+def test_ids_that_the_tokenizer_lacks_have_no_probability(
+    tiny: GPTConfig, params: Params, run: Callable[..., np.ndarray]
+) -> None:
+    masked = dataclasses.replace(tiny, tokenizer_size=9)
+    tokens = np.arange(8, dtype=np.int32).reshape(2, 4)
+    logits = run(masked, params, tokens)
+    np.testing.assert_array_equal(logits[..., :9], run(tiny, params, tokens)[..., :9])
+    assert (logits[..., 9:] == -np.inf).all()
+
+    @jax.jit
+    def loss(params: Params, tokens: jax.Array) -> Any:
+        def mean(params: Params) -> jax.Array:
+            return bind(masked, params).losses(tokens, tokens).tokens.mean()
+
+        return jax.value_and_grad(mean)(params)
+
+    value, gradients = jax.device_get(loss(params, jax.device_put(tokens)))
+    chosen = np.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+    expected = np.log(np.exp(logits[..., :9]).sum(-1)) - chosen
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+    assert not gradients["wte"]["embedding"][9:].any()
+    with pytest.raises(ValueError, match="tokenizer_size is 24 and vocab_size is 23"):
+        dataclasses.replace(tiny, tokenizer_size=24)
+
+
+def test_embeddings_are_scaled_to_sinusoids(tiny: GPTConfig, params: Params) -> None:
+    config = dataclasses.replace(tiny, positions="sinusoidal")
+    without_table = {name: leaf for name, leaf in params.items() if name != "wpe"}
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def stream(config: GPTConfig, params: Params, tokens: jax.Array) -> jax.Array:
+        return bind(config, params).begin(tokens)
+
+    tokens = jax.device_put(np.array([[3, 5, 3]], np.int32))
+    unscaled = dataclasses.replace(config, scale_embeddings=False)
+    found = [jax.device_get(stream(c, without_table, tokens)) for c in (config, unscaled)]
+    rows = jax.device_get(params)["wte"]["embedding"][[3, 5, 3]][None]
+    np.testing.assert_allclose(found[0] - found[1], rows * (np.sqrt(24) - 1), atol=1e-5)
+    learned = dataclasses.replace(tiny, scale_embeddings=False)
+    np.testing.assert_array_equal(*(stream(c, params, tokens) for c in (tiny, learned)))
+
+
+def test_ids_outside_the_tables_raise_inside_jit_where_that_is_asked_for(
+    tiny: GPTConfig, params: Params, run: Callable[..., np.ndarray]
+) -> None:
+    tokens = np.array([[1, 2, tiny.vocab_size]], np.int32)
+    assert np.isfinite(run(tiny, params, tokens)).all()  # clipped, silently
+    checked = dataclasses.replace(tiny, check_ids=True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="token ids are from 1 to 23"):
+        run(checked, params, tokens)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="positions are from 0 to 99"):
+        run(checked, params, tokens - 1, positions=np.array([[0, 1, 99]], np.int32))
+    np.testing.assert_array_equal(run(checked, params, tokens - 1), run(tiny, params, tokens - 1))

@@ -362,3 +362,15 @@ def test_choices_of_training_do_not_stand_in_the_way(tmp_path: pathlib.Path) -> 
     trained = dataclasses.replace(config, dropout=0.3, dtype="bfloat16", remat="full")
     hf.save(tmp_path, trained, params)
     assert_same(hf.load(tmp_path), (config, params))
+
+
+def test_ids_that_the_tokenizer_lacks_are_not_written(tmp_path: pathlib.Path) -> None:
+    config = GPTConfig(
+        vocab_size=11, tokenizer_size=7, max_seq_len=4, n_layer=1, n_head=2, d_model=4,
+        scale_embeddings=False,
+    )  # fmt: skip
+    params = random_params(config)
+    hf.save(tmp_path, config, params)
+    found, tables = hf.load(tmp_path)
+    assert found.vocab_size == 7
+    np.testing.assert_array_equal(tables["wte"]["embedding"], params["wte"]["embedding"][:7])

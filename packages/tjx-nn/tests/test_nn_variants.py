@@ -40,11 +40,13 @@ VARIANTS: dict[str, GPTConfig] = {
         global_every=2, parallel_block=True, attention_soft_cap=20.0, logit_soft_cap=15.0,
     ),
     "post-norm, sinusoids, layer scale": GPTConfig(
-        **SIZES, positions="sinusoidal", norm_position="post", activation="relu2",
+        **SIZES, positions="sinusoidal", scale_embeddings=False, norm_position="post",
+        activation="relu2",
         layer_scale=0.5, remat="full", remat_every=2,
     ),
     "no positions, unrolled": GPTConfig(
-        **SIZES, positions="none", activation="relu", scan_layers=False, remat="attention"
+        **SIZES, positions="none", activation="relu", scan_layers=False, remat="attention",
+        tokenizer_size=27, check_ids=True,
     ),
     "pairs side by side, muP": GPTConfig(
         **SIZES, positions="rope", activation="gelu_erf", d_head=8, d_ff=24, init_std=0.1,
@@ -80,7 +82,8 @@ def test_a_variant_trains_and_generates(
     name: str, make: Callable[..., Params], run: Callable[..., np.ndarray]
 ) -> None:
     config = VARIANTS[name]
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 17)).astype(np.int32)
+    count = config.tokenizer_size or config.vocab_size
+    tokens = np.random.default_rng(0).integers(0, count, (2, 17)).astype(np.int32)
 
     @jax.jit
     def train(params: Params, key: jax.Array, tokens: jax.Array) -> tuple[Params, jax.Array]:
@@ -108,7 +111,7 @@ def test_a_variant_trains_and_generates(
         generate(config, params, prompt, lengths, max_new_tokens=8, return_log_probs=True)
     )
     assert new.shape == (2, 8)
-    assert ((new >= 0) & (new < config.vocab_size)).all()
+    assert ((new >= 0) & (new < count)).all()
     # With a cache, token by token, the model says what it says of the whole.
     whole = np.zeros((2, 14), np.int32)
     for row, length in enumerate(lengths):

@@ -112,6 +112,8 @@ class Config:
     def with_vocabulary(self, tokenizer_size: int) -> "Config":
         """Return this configuration with the model's vocabulary fitted to the tokenizer.
 
+        Of a larger vocabulary, the ids that the tokenizer lacks get no probability.
+
         Parameters
         ----------
         tokenizer_size : int
@@ -128,6 +130,8 @@ class Config:
             return replace(self, model=replace(model, vocab_size=tokenizer_size))
         if model.vocab_size < tokenizer_size:
             raise ValueError(_vocabulary_too_small(model.vocab_size, tokenizer_size))
+        if model.vocab_size > tokenizer_size and model.tokenizer_size is None:
+            return replace(self, model=replace(model, tokenizer_size=tokenizer_size))
         return self
 
     def accumulation_for(self, sizes: Mapping[str, int]) -> int:

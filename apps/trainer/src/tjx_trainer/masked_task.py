@@ -9,7 +9,7 @@ import tjx_data
 from tjx_trainer.config import Config
 from tjx_trainer.loader_task import TextTask
 from tjx_trainer.task import Opened, Share
-from tjx_trainer.text import Text, count_tokens, open_rows, open_text
+from tjx_trainer.text import Text, count_tokens, fit_vocabulary, open_rows, open_text
 
 
 def open_masked_language_modelling(
@@ -17,7 +17,7 @@ def open_masked_language_modelling(
 ) -> Opened:
     """Open the text of an encoder; its vocabulary is the tokenizer's and one token, the mask."""
     text = open_text(config, progress)
-    config = config.with_vocabulary(text.tokenizer.vocab_size + 1)
+    config = fit_vocabulary(config, text.tokenizer.vocab_size + 1)
     return config, lambda share: MaskedLanguageModelling(config, text, share)
 
 

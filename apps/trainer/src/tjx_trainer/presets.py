@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,9 +18,10 @@ DEFAULT_PRESET = "quickstart"
 # What a run directory's config.yaml holds besides the configuration.
 PROVENANCE = ("versions", "git")
 
-# What a default was before it changed, by dotted name: a config.yaml that a run wrote without the
-# value meant this.
-EARLIER_VALUES = {"data.windows": "aligned", "data.holdout": "documents"}
+# Values whose defaults changed: a run keeps what it was started with (`_earlier_values`).
+KEPT_VALUES = (
+    "data.windows", "data.holdout", "model.scale_embeddings", "model.tokenizer_size"
+)  # fmt: skip
 
 # What the head of each preset that comes with the trainer says, in this order: what is trained, on
 # what, how long that takes, and what it should reach.
@@ -154,6 +156,8 @@ def nearest_names(name: str) -> list[str]:
     ['model.n_layer']
     >>> nearest_names("n_head")
     ['model.n_head']
+    >>> nearest_names("optimizer.lr")
+    ['optimizer.learning_rate']
     """
     wanted = name.lower().replace("-", "_")
     own_name = wanted.rpartition(".")[2]
@@ -163,6 +167,14 @@ def nearest_names(name: str) -> list[str]:
     if wanted in leaves():
         return [wanted]
     whole = difflib.get_close_matches(wanted, leaves(), n=1, cutoff=0.8)
+    section = wanted.rpartition(".")[0]
+    initials = [
+        leaf
+        for leaf in leaves()
+        if leaf.rpartition(".")[0] == section and own_name == _initials(leaf.rpartition(".")[2])
+    ]
+    if section and initials:
+        return initials
     if "." in wanted and whole:
         return whole
     if own_name in by_own_name:
@@ -172,10 +184,14 @@ def nearest_names(name: str) -> list[str]:
         leaf
         for other, named in by_own_name.items()
         for leaf in named
-        if own_name in {"".join(word[:1] for word in other.split("_")), *other.split("_")}
+        if own_name in {_initials(other), *other.split("_")}
     ]
     near = difflib.get_close_matches(own_name, by_own_name, n=1, cutoff=0.7)
     return short or (by_own_name[near[0]] if near else whole)
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("_"))
 
 
 def _unknown_preset(name: str) -> str:
@@ -258,11 +274,22 @@ def _read_values(text: str, label: str) -> tuple[dict[str, Given], list[str]]:
         else:
             problems.append(f"{where}: expected one value, not a section or nested lists")
     if any(key.value == PROVENANCE[0] for key, _ in root.value):  # written by a run
-        values = {
-            **{name: Given(value, f"{label}: {name}") for name, value in EARLIER_VALUES.items()},
-            **values,
-        }
+        values = {**_earlier_values(values, label), **values}
     return values, problems
+
+
+def _earlier_values(values: Mapping[str, Given], label: str) -> dict[str, Given]:
+    """Return what a run's config.yaml meant by values that it does not hold."""
+
+    def raw(name: str) -> str | list[str] | None:
+        return values[name].raw if name in values else None
+
+    earlier: dict[str, Any] = {"data.windows": "aligned", "data.holdout": "documents"}
+    if raw("model.family") == "gpt":
+        earlier["model.scale_embeddings"] = "false"
+    if raw("model.family") in ("gpt", "bert") and raw("train.vocab_from_tokenizer") == "false":
+        earlier["model.tokenizer_size"] = raw("model.vocab_size")
+    return {name: Given(value, f"{label}: {name}") for name, value in earlier.items()}
 
 
 def _entries(

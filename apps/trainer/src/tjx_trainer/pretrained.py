@@ -15,7 +15,9 @@ from tjx_trainer.config import Config
 # What a run may choose for itself: how it trains, and how it computes.
 _FREE = frozenset({
     "dropout", "embedding_dropout", "attention_dropout", "init_std", "mup_base", "scan_layers",
-    "remat", "remat_every", "dtype", "attention_implementation", "vocab_multiple", "max_seq_len",
+    "remat", "remat_every", "dtype", "attention_implementation", "check_ids", "vocab_multiple",
+    "max_seq_len",
+    "tokenizer_size", "scale_embeddings",  # of an unused vocabulary, and of sinusoids
 })  # fmt: skip
 
 

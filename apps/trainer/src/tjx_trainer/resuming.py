@@ -5,7 +5,7 @@ import numpy as np
 import tjx_optim
 from tjx_trainer.command_line import text_of
 from tjx_trainer.config import Config
-from tjx_trainer.presets import EARLIER_VALUES
+from tjx_trainer.presets import KEPT_VALUES
 from tjx_trainer.tree import assemble, flatten, leaves
 
 # What may differ when a run is resumed. First what decides nothing that is learned: names, what is
@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset({
     "model.scan_layers",
     "model.remat_every",
     "model.attention_implementation",
+    "model.check_ids",
 })  # fmt: skip
 SECTIONS_THAT_MAY_CHANGE = ("log.", "profile.", "checkpoint.", "mesh.", "distributed.", "watchdog.")
 # In another place there are no checkpoints: the run would begin anew and nobody would notice.
@@ -41,7 +42,7 @@ def with_earlier_values(wanted: Config, saved: Config) -> tuple[Config, list[str
     Parameters
     ----------
     wanted : Config
-        From the command line. Of `presets.EARLIER_VALUES`, those left at their defaults change.
+        From the command line. Of `presets.KEPT_VALUES`, those left at their defaults change.
     saved : Config
         What the run was started with.
 
@@ -53,7 +54,7 @@ def with_earlier_values(wanted: Config, saved: Config) -> tuple[Config, list[str
     there, here = flatten(saved), flatten(wanted)
     kept = {
         name: there[name]
-        for name in EARLIER_VALUES
+        for name in KEPT_VALUES
         if name in there and name in here
         and there[name] != here[name] and here[name] == leaves()[name].default
     }  # fmt: skip

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tjx_data
+from tjx_nn.bert_config import BertConfig
+from tjx_nn.gpt_config import GPTConfig
 from tjx_trainer.config import Config
+from tjx_trainer.messages import say
 from tjx_trainer.task import Share
 
 Rows = tjx_data.TokenLoader | tjx_data.MixtureLoader
@@ -32,6 +35,20 @@ def open_text(config: Config, progress: tjx_data.Progress | None = None) -> Text
         for folder in folders.values():
             tjx_data.verify(folder)
     return Text(folders, tjx_data.Tokenizer.load(next(iter(folders.values()))))
+
+
+def fit_vocabulary(config: Config, n_ids: int) -> Config:
+    """Return `config.with_vocabulary(n_ids)`, and say where the model has ids without a token."""
+    config = config.with_vocabulary(n_ids)
+    model = config.model
+    assert isinstance(model, GPTConfig | BertConfig)
+    if model.tokenizer_size is not None and model.tokenizer_size < model.vocab_size:
+        say(
+            f"warning        model.vocab_size {model.vocab_size:,} is larger than the tokenizer's "
+            f"{n_ids:,} ids: the others get no probability, in loss and samples; leave out "
+            "--model.vocab_size to take the tokenizer's"
+        )
+    return config
 
 
 def open_rows(

@@ -13,7 +13,7 @@ from tjx_trainer.messages import say
 from tjx_trainer.pretrained import check_tokenizer
 from tjx_trainer.sampling import continue_prompt, longest_continuation
 from tjx_trainer.task import Opened, Share
-from tjx_trainer.text import Rows, Text, count_tokens, open_rows, open_text
+from tjx_trainer.text import Rows, Text, count_tokens, fit_vocabulary, open_rows, open_text
 
 
 def open_language_modelling(config: Config, progress: tjx_data.Progress | None = None) -> Opened:
@@ -21,8 +21,7 @@ def open_language_modelling(config: Config, progress: tjx_data.Progress | None =
     text = open_text(config, progress)
     for note in check_tokenizer(config, text.tokenizer):
         say(f"note           {note}")
-    config = config.with_vocabulary(text.tokenizer.vocab_size)
-    config = _with_usable_prompt(config, text.tokenizer)
+    config = _with_usable_prompt(fit_vocabulary(config, text.tokenizer.vocab_size), text.tokenizer)
     return config, lambda share: LanguageModelling(config, text, share)
 
 

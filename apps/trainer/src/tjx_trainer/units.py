@@ -33,6 +33,7 @@ UNITS: Mapping[str, str] = {
     "model.experts.shared": "experts",
     "model.vocab_size": "token ids",
     "model.source_vocab_size": "token ids",
+    "model.tokenizer_size": "token ids",
     "model.vocab_multiple": "rows",
     "model.n_token_types": "segments",
     "model.n_classes": "classes",

@@ -150,12 +150,20 @@ class Bert(Placed):
         table, bias = self._head_table(rows)
         x = read_stream(self.layout, self.encoder.normalised(x))
         shards = self.layout.token_shards
-        return head_losses(self._transformed(x), table, labels, bias=bias, token_shards=shards)
+        return head_losses(
+            self._transformed(x),
+            table,
+            labels,
+            bias=bias,
+            vocab_size=self.config.tokenizer_size,
+            token_shards=shards,
+        )
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
         """Return the logits of hidden tokens for what `hidden` returns."""
         table, bias = self._head_table()
-        return head_logits(self._transformed(x), table, bias=bias)
+        size = self.config.tokenizer_size
+        return head_logits(self._transformed(x), table, bias=bias, tokenizer_size=size)
 
     def hidden(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float[Array, "B T D"]:
         """Return the output of the last block; parameters as for calling the model."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tjx_nn.config import Activation, NormPosition, TransformerConfig
-from tjx_nn.parts import preset_fields, wrong_sizes
+from tjx_nn.parts import preset_fields, wrong_sizes, wrong_tokenizer_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,9 @@ class BertConfig(TransformerConfig):
         What kind of model this is.
     vocab_size
         Number of token ids.
+    tokenizer_size
+        Number of ids that the tokenizer has, the mask's among them; the others, up to vocab_size,
+        have no probability: loss and logits leave them out. None is vocab_size.
     n_token_types
         Kinds of segments that a token may belong to (BERT's sentence A and B); 0 has no table.
     pad_id
@@ -37,6 +40,7 @@ class BertConfig(TransformerConfig):
 
     family: Literal["bert"] = "bert"
     vocab_size: int = 30522
+    tokenizer_size: int | None = None
     max_seq_len: int = 512
     n_token_types: int = 2
     pad_id: int = 0
@@ -47,6 +51,7 @@ class BertConfig(TransformerConfig):
 
     def _problems(self) -> list[str]:
         problems = wrong_sizes(self, "vocab_size", "n_classes")
+        problems += wrong_tokenizer_size(self.tokenizer_size, self.vocab_size)
         problems += wrong_sizes(self, "n_token_types", "pad_id", at_least=0)
         if not problems and self.pad_id >= self.vocab_size:
             problems.append(

@@ -104,6 +104,9 @@ class TransformerConfig:
         Floating-point type of the computation; parameters, norms, softmax and logits are float32.
     attention_implementation
         Name of an implementation of tjx_kernels; None picks by platform.
+    check_ids
+        Whether token ids and positions outside their tables raise inside `jax.jit` too, for
+        debugging: each step then calls the host. Without it compiled code clips them silently.
 
     Raises
     ------
@@ -144,6 +147,7 @@ class TransformerConfig:
     remat_every: int = 1
     dtype: Dtype = "float32"
     attention_implementation: str | None = None
+    check_ids: bool = False
 
     def __post_init__(self) -> None:
         """Report everything that is wrong at once."""

@@ -6,6 +6,7 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; ever
 Axes in names: B batch, T time, D d_model, V vocabulary.
 """
 
+import math
 from typing import Any, Unpack
 
 import jax.numpy as jnp
@@ -185,7 +186,7 @@ class GPT(Placed):
             self._head_table() if rows is None else rows,
             labels,
             soft_cap=self.config.logit_soft_cap,
-            vocab_size=self.config.vocab_size,
+            vocab_size=self.config.tokenizer_size or self.config.vocab_size,
             token_shards=self.layout.token_shards,
         )
 
@@ -196,6 +197,7 @@ class GPT(Placed):
             self._head_table(),
             soft_cap=self.config.logit_soft_cap,
             vocab_size=self.config.vocab_size,
+            tokenizer_size=self.config.tokenizer_size,
         )
 
     def hidden(
@@ -282,6 +284,8 @@ class GPT(Placed):
         self, tokens: Ids, positions: Array | None, key: Array | None, rows: Array | None = None
     ) -> Float[Array, "B T D"]:
         x = self.wte(jnp.asarray(tokens), rows)
+        if self.config.positions == "sinusoidal" and self.config.scale_embeddings:
+            x = math.sqrt(self.config.d_model) * x
         return embed(self.config, x, positions, self.wpe, dropout_key=key, layout=self.layout)
 
     def _normalised(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

@@ -11,6 +11,7 @@ from tjx_nn.parts import (
     SparseConfig,
     preset_fields,
     wrong_sizes,
+    wrong_tokenizer_size,
 )
 
 
@@ -29,6 +30,12 @@ class GPTConfig(TransformerConfig):
     vocab_multiple
         Rows of the token table are a multiple of this, so that it can be split among devices; rows
         beyond vocab_size take no part in anything.
+    scale_embeddings
+        Whether embeddings of tokens are multiplied by sqrt(d_model) where positions are
+        "sinusoidal", whose entries reach from -1 to 1 (Vaswani et al. 2017, section 3.4).
+    tokenizer_size
+        Number of ids that the tokenizer has; the others, up to vocab_size, have no probability:
+        loss, logits and samples leave them out. None is vocab_size.
     logit_soft_cap
         Bounds the logits: soft_cap * tanh(logit / soft_cap); None does not.
 
@@ -49,10 +56,16 @@ class GPTConfig(TransformerConfig):
     vocab_size: int = 50257
     tied_head: bool = True
     vocab_multiple: int = 1
+    scale_embeddings: bool = True
+    tokenizer_size: int | None = None
     logit_soft_cap: float | None = None
 
     def _problems(self) -> list[str]:
-        problems = [*wrong_sizes(self, "vocab_size", "vocab_multiple"), *super()._problems()]
+        problems = [
+            *wrong_sizes(self, "vocab_size", "vocab_multiple"),
+            *wrong_tokenizer_size(self.tokenizer_size, self.vocab_size),
+            *super()._problems(),
+        ]
         if self.logit_soft_cap is not None and not self.logit_soft_cap > 0:
             problems.append(f"logit_soft_cap is {self.logit_soft_cap!r}: give a number above 0")
         return problems

@@ -66,13 +66,22 @@ def head_logits(
     bias: Float32[Array, " V"] | None = None,
     soft_cap: float | None = None,
     vocab_size: int | None = None,
+    tokenizer_size: int | None = None,
 ) -> Float32[Array, "*any vocab"]:
-    """Multiply hidden vectors with a table, of which `vocab_size` rows count; float32 logits."""
+    """Multiply hidden vectors with a table, of which `vocab_size` rows count; float32 logits.
+
+    Ids from `tokenizer_size` on are no tokens: their logits are -inf.
+    """
     y = jnp.einsum("...d,vd->...v", x, table_VD.astype(x.dtype), preferred_element_type=jnp.float32)
     y = y[..., :vocab_size]
     if bias is not None:
         y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-    return y if soft_cap is None else soft_cap * jnp.tanh(y / soft_cap)
+    if soft_cap is not None:
+        y = soft_cap * jnp.tanh(y / soft_cap)
+    if tokenizer_size is None:
+        return y
+    is_token = jnp.arange(y.shape[-1]).reshape((1,) * (y.ndim - 1) + (-1,)) < tokenizer_size
+    return jnp.where(is_token, y, -jnp.inf)
 
 
 @jax.named_scope("loss")  # as profiles name it

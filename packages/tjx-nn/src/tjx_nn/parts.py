@@ -33,6 +33,15 @@ def wrong_sizes(config: Any, *names: str, at_least: int = 1) -> list[str]:
     ]
 
 
+def wrong_tokenizer_size(given: int | None, vocab_size: int) -> list[str]:
+    """Name a number of ids that is not from 1 to the vocabulary's; None passes."""
+    if given is None or 1 <= given <= vocab_size:
+        return []
+    return [
+        f"tokenizer_size is {given} and vocab_size is {vocab_size}: give 1 to {vocab_size}, or None"
+    ]
+
+
 def wrong_choices(config: Any, **allowed: Any) -> list[str]:
     """Name the fields that are not one of their literal type's values."""
     return [

@@ -3,6 +3,8 @@
 Axes in names: B batch, T time, S tokens of a source.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,21 +33,41 @@ def check_tokens(
             f"the sequence has {tokens.shape[1]} tokens and max_seq_len is {config.max_seq_len}: "
             "give a shorter sequence or a model with a larger max_seq_len"
         )
-    check_ids("token ids", tokens, vocab_size, "vocab_size")
+    traced = config.check_ids
+    check_ids("token ids", tokens, vocab_size, "vocab_size", traced=traced)
     if positions is not None:
-        check_ids("positions", positions, config.max_seq_len, "max_seq_len")
+        check_ids("positions", positions, config.max_seq_len, "max_seq_len", traced=traced)
 
 
-def check_ids(what: str, ids: Int[Array | np.ndarray, "*any"], limit: int, limit_name: str) -> None:
-    """Raise ValueError unless `ids` are from 0 to `limit` - 1; traced ids are let through."""
-    if isinstance(ids, jax.core.Tracer) or ids.size == 0:
+def check_ids(
+    what: str,
+    ids: Int[Array | np.ndarray, "*any"],
+    limit: int,
+    limit_name: str,
+    *,
+    traced: bool = False,
+) -> None:
+    """Raise ValueError unless `ids` are from 0 to `limit` - 1.
+
+    Traced ids pass; with `traced` they are checked when the compiled program runs, which then ends
+    with an error of JAX's that has the same message.
+    """
+
+    def check(least: Any, largest: Any) -> None:
+        low, high = (int(np.asarray(value)) for value in (least, largest))
+        if low < 0 or high >= limit:
+            raise ValueError(
+                f"{what} are from {low} to {high} and {limit_name} is {limit}: give ids from 0 to "
+                f"{limit - 1}"
+            )
+
+    if ids.size == 0:
         return
-    values = np.asarray(jax.device_get(ids))
-    if values.min() < 0 or values.max() >= limit:
-        raise ValueError(
-            f"{what} are from {values.min()} to {values.max()} and {limit_name} is {limit}: "
-            f"give ids from 0 to {limit - 1}"
-        )
+    if not isinstance(ids, jax.core.Tracer):
+        values = np.asarray(jax.device_get(ids))
+        check(values.min(), values.max())
+    elif traced:
+        jax.debug.callback(check, ids.min(), ids.max())
 
 
 def check_labels(labels: Int[Array | np.ndarray, "*any"], count: int) -> None:

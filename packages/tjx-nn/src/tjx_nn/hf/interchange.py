@@ -76,8 +76,8 @@ def save(
     """Write a model in transformers' format, for its `from_pretrained` and our `load`.
 
     Biases that a family has and the model has not are written as zeros, and table rows beyond
-    vocab_size are left out; both change no result. Ids of special tokens are not known here, and
-    written as none: they come with the tokenizer.
+    vocab_size, or tokenizer_size, are left out; both change no result. Ids of special tokens are
+    not known here, and written as none: they come with the tokenizer.
 
     Parameters
     ----------
@@ -140,6 +140,12 @@ def _family_of(theirs: Json) -> Family:
     )
 
 
+def _without_unused_ids(config: TransformerConfig) -> dict[str, Any]:
+    """Return the fields of a vocabulary that holds the tokenizer's ids alone."""
+    size = getattr(config, "tokenizer_size", None)
+    return {} if size is None else {"vocab_size": size, "tokenizer_size": None}
+
+
 def _family_for(config: TransformerConfig) -> tuple[Family, TransformerConfig, dict[str, Any]]:
     """Return the first family that holds a model, the model as it holds it, and its config.json."""
     reasons = []
@@ -147,7 +153,7 @@ def _family_for(config: TransformerConfig) -> tuple[Family, TransformerConfig, d
         if type(config) is not family.config:
             continue
         try:
-            held = dataclasses.replace(config, **family.fills)
+            held = dataclasses.replace(config, **family.fills, **_without_unused_ids(config))
             return family, held, write_config(family, held)
         except ValueError as error:
             reasons.append((str(error).splitlines(), family))

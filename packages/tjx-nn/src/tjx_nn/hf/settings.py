@@ -19,7 +19,7 @@ _RESOLVED = {
 # Fields that change how a model is trained or run, and not what it computes.
 _OF_TRAINING = {
     "dropout", "embedding_dropout", "attention_dropout", "init_std", "scan_layers", "remat",
-    "remat_every", "dtype", "attention_implementation", "vocab_multiple",
+    "remat_every", "dtype", "attention_implementation", "check_ids", "vocab_multiple",
 }  # fmt: skip
 
 
@@ -132,6 +132,8 @@ def _essence(config: TransformerConfig) -> dict[str, Any]:
     """Return everything that decides what a model computes, each choice in one form."""
     left_out = {*_OF_TRAINING, "window", "global_every"}
     left_out |= {"rope"} if config.positions != "rope" else set()
+    if config.family == "gpt" and config.positions != "sinusoidal":
+        left_out.add("scale_embeddings")
     essence: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, _RESOLVED.get(field.name, field.name))
