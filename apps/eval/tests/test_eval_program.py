@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from eval_tiny_run import as_transformers, tiny_run
@@ -14,6 +13,7 @@ from eval_tiny_run import as_transformers, tiny_run
 import tjx_data
 from tjx_data import byte_tokenizer
 from tjx_eval.main import main
+from tjx_eval.opening import open_model
 from tjx_eval.texts import open_texts
 
 
@@ -108,7 +108,10 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_a_corpus_is_scored_on_its_official_held_out_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corpus_is_scored_on_its_official_held_out_text(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(run_dir)
     opened: list[str] = []
 
     def load(name: str) -> tjx_data.Documents:
@@ -116,9 +119,8 @@ def test_a_corpus_is_scored_on_its_official_held_out_text(monkeypatch: pytest.Mo
         return tjx_data.Documents.of(lambda: ["a text"], {})
 
     monkeypatch.setattr(tjx_data, "load_corpus", load)
-    nothing: Any = None
     for name in ("wikitext-103", "wikitext-103:test", "python-docs"):
-        assert [each.text for each in open_texts(nothing, corpus=name).documents] == ["a text"]
+        assert [each.text for each in open_texts(model, corpus=name).documents] == ["a text"]
     assert opened == ["wikitext-103:validation", "wikitext-103:test", "python-docs"]
 
 
