@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 from eval_tiny_run import tiny_run
 
@@ -13,6 +15,7 @@ from tjx_eval.conversation import converse
 from tjx_eval.errors import RunError
 from tjx_eval.main import main
 from tjx_eval.opening import TrainedModel, open_model
+from tjx_nn import bind
 from tjx_trainer.sampling import Choice, continue_prompt, encode_prompt
 
 CHOICE: Choice = {
@@ -120,6 +123,49 @@ def test_a_conversation_is_the_context_of_its_next_answer(
         converse(model, "", stops=[], choice={**choice, "max_new_tokens": 16}, ask=person)
 
 
+def test_beyond_the_context_the_window_slides() -> None:
+    model = open_model(tiny_run())
+    prompt = encode_prompt(model.tokenizer, "12 sheep")
+    choice: Choice = {"samples": 2, "max_new_tokens": 20, "temperature": 0.0, "seed": 0}
+    writing = Writing(model, prompt, **choice)
+    text = "".join(writing)
+    (tokens, same) = (each.tokens for each in writing.continuations)
+    assert tokens == same
+    assert len(tokens) == 20
+    assert text == model.tokenizer.decode(tokens)
+
+    @jax.jit
+    def logits(params: Any, tokens: jax.Array) -> jax.Array:
+        return bind(model.gpt, params)(tokens)
+
+    known, params = list(prompt), jax.device_get(model.params)
+    for token in tokens:
+        window = known[-15:]
+        padded = np.zeros((1, 16), np.int32)
+        padded[0, : len(window)] = window
+        with jax.transfer_guard("allow"):
+            found = jax.device_get(logits(params, padded))
+        # The first tokens see all before them, up to the longest sequence.
+        assert found[0, len(window) - 1].argmax() == token
+        known.append(token)
+
+
+def test_the_flags_of_sample_py_become_those_of_generate(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tiny_run()
+    words = ["--nanogpt", f"--out_dir={run}", "--start='12 sheep'", "--num_samples=2"]
+    assert main([*words, "--max_new_tokens", "20", "--temperature=0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("12 sheep") == 2
+    assert "longest sequence is 16 tokens; beyond it" in err
+    assert main(["--nanogpt", "--num_sample=3", "--init_from=gpt2", "--top_k"]) == 2
+    told = capsys.readouterr().err
+    assert "did you mean num_samples?" in told
+    assert "--top_k: its value is missing" in told
+    assert "--init_from=gpt2: expected resume" in told
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -128,7 +174,6 @@ def test_a_conversation_is_the_context_of_its_next_answer(
         (["--interactive", "--samples", "2"], "one answer at a time"),
         (["--temperature", "-1", "--max_new_tokens", "2"], "temperature is -1.0"),
         (["--top_p", "2", "--max_new_tokens", "2"], "top_p is 2.0"),
-        (["--max_new_tokens", "99"], "longest sequence is 16"),
     ],
 )
 def test_mistakes_are_told(

@@ -107,6 +107,7 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["--n_head", "4"], "did you mean --model.n_head or --model.sparse.n_head?"),
         (["--n_layers", "4"], "did you mean --model.n_layer?"),
         (["--lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
+        (["--optimizer.lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
         (["--every", "4"], "did you mean --checkpoint.every or --log.every?"),
         (["--Train.Max-Steps", "4"], "did you mean --train.max_steps?"),
         (["--modle.n_head", "4"], "did you mean --model.n_head?"),

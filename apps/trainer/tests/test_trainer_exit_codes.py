@@ -47,7 +47,7 @@ def train_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], N
     """Let training raise an error."""
 
     def use(error: BaseException) -> None:
-        def train(config: Config, *, dry_run: bool) -> int:
+        def train(config: Config, *, dry_run: bool, eval_only: bool) -> int:
             raise error
 
         monkeypatch.setitem(sys.modules, "tjx_trainer.train", SimpleNamespace(train=train))

@@ -14,7 +14,7 @@ from tjx_trainer.exit_codes import ExitCode
 from tjx_trainer.job import Job
 from tjx_trainer.memory_report import Memory, advice, measure, table
 from tjx_trainer.out_of_memory import is_out_of_memory
-from tjx_trainer.train import prepare
+from tjx_trainer.train import batch_problems, host_memory, prepare
 
 WORDS = [
     *("--model.n_layer=2", "--model.n_head=2", "--model.d_model=32", "--model.max_seq_len=32"),
@@ -123,3 +123,13 @@ def test_only_want_of_memory_is_out_of_memory() -> None:
     assert is_out_of_memory(dispatched)
     assert not is_out_of_memory(jax.errors.JaxRuntimeError("INTERNAL: it broke"))
     assert not is_out_of_memory(OSError("RESOURCE_EXHAUSTED: no space left"))
+
+
+def test_batches_that_no_memory_holds_are_refused_before_they_are_prepared() -> None:
+    config = resolve(["--train.batch_size", "20000000", "--data.seq_len", "64"])
+    (problem,) = batch_problems(config, 24 * 2**30)
+    assert "train.batch_size: got 20,000,000" in problem
+    assert "need 28.6 GiB" in problem
+    assert "give at most 16,777,216" in problem
+    assert batch_problems(config, 29 * 2**30) == []
+    assert host_memory() > 2**28

@@ -143,7 +143,10 @@ def test_the_shipped_config_files_are_known(name: str) -> None:
         assert (config.model.n_layer, config.model.bias) == (48, True)
         assert config.model.activation == "gelu_tanh"
     if name.startswith("eval"):
-        assert "apps/eval -- loss openai-community/gpt2" in problems_of(f"config/{name}.py")[0]
+        assert "--eval_only" in translate(["--nanogpt", f"config/{name}.py"]).words
+        assert "--eval_only" not in translate(["--nanogpt", *words.split()]).words
+        problem = problems_of(f"config/{name}.py --init_from=resume --out_dir=old")[0]
+        assert "apps/eval -- loss old" in problem
 
 
 def test_a_users_config_file_is_read_and_not_run(tmp_path: Path) -> None:
@@ -246,6 +249,12 @@ def test_a_tiny_run_learns_stops_and_goes_on_as_if_it_had_not(
     def run(*words: str, tiny: str = TINY) -> int:
         with jax.transfer_guard("allow"):
             return main(["--nanogpt", *tiny.split(), *ours, *words])
+
+    assert run("--out_dir=none", "--max_iters=40", "--eval_only=True") == 0
+    out = capsys.readouterr().out
+    assert "Nothing was trained." in out
+    assert float(out.partition("loss ")[2].split()[0]) > 2  # nats; nothing is learnt yet
+    assert not Path("none").exists()
 
     assert run("--out_dir=whole", "--max_iters=40") == 0
     losses = {r["step"]: r["train/loss"] for r in read_metrics(Path("whole/metrics.jsonl"))

@@ -66,6 +66,12 @@ def _write(
     from tjx_trainer.sampling import encode_prompt
 
     tokens = encode_prompt(model.tokenizer, prompt)
+    longest = model.gpt.max_seq_len
+    if len(tokens) + choice["max_new_tokens"] > longest:
+        sys.stderr.write(
+            f"note: the model's longest sequence is {longest} tokens; beyond it each token is "
+            f"predicted from the last {longest - 1}\n"
+        )
     writing = Writing(model, tokens, stops=arguments.stop, **choice)
     sys.stdout.write(prompt)
     for piece in writing:

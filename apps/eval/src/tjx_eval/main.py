@@ -18,6 +18,7 @@ from tjx_eval import (
     export_command,
     generate_command,
     loss_command,
+    nanogpt_sample,
     serve_command,
     tasks_command,
 )
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(help_text())
         return 0 if words else EXIT_USER_ERROR
     try:
+        if nanogpt_sample.MODE in words:
+            words = nanogpt_sample.translate(words)
         command, arguments = read(words)
         code: int = command.run(arguments)
     except (RunError, ConfigError, CheckpointError, HubError, DataError) as error:
@@ -82,7 +85,12 @@ def help_text() -> str:
     """Describe the commands."""
     lines = [f"  {name:<12}{_first_line(command)}" for name, command in COMMANDS.items()]
     head = ["usage: eval COMMAND MODEL [--flag value] ...", "", __doc__.splitlines()[0], ""]
-    return "\n".join([*head, *lines, "", "`eval COMMAND --help` tells of each."]) + "\n"
+    foot = [
+        "",
+        "`eval COMMAND --help` tells of each.",
+        "`eval --nanogpt --out_dir=out ...` takes the flags of nanoGPT's sample.py.",
+    ]
+    return "\n".join([*head, *lines, *foot]) + "\n"
 
 
 def _first_line(command: ModuleType) -> str:

@@ -46,13 +46,19 @@ def parse(argv: Sequence[str]) -> Config:
     ------
     SystemExit
         With code 2 after everything that is wrong was written to stderr; with code 0 after
-        ``--help``.
+        ``--help`` or ``--version``.
     """
     try:
         if {"--help", "-h"} & set(argv):
             from tjx_trainer.help_page import help_text  # which reads command lines by this file
 
             sys.stdout.write(help_text(argv))
+            raise SystemExit(ExitCode.FINISHED)
+        if "--version" in argv:
+            from tjx_trainer.run_dir import versions
+
+            lines = [f"{name:<14} {version}" for name, version in versions().items()]
+            sys.stdout.write("\n".join(lines) + "\n")
             raise SystemExit(ExitCode.FINISHED)
         return resolve(argv)
     except ConfigError as error:
@@ -135,7 +141,7 @@ _BELONGS_TO: Mapping[str, tuple[str, ...]] = {
 
 
 # Flags of the program itself, true or false.
-SWITCHES = ("supervise", "dry_run")
+SWITCHES = ("supervise", "dry_run", "eval_only")
 
 
 @dataclass
@@ -150,6 +156,8 @@ class Words:
         Whether the trainer is to be started again after a crash.
     dry_run : bool
         Whether the run is only to be prepared, compiled and told.
+    eval_only : bool
+        Whether the parameters that a run begins with are only to be evaluated.
     values : dict of str to Given
         The flags' values, by dotted name.
     problems : list of str
@@ -161,6 +169,7 @@ class Words:
     config: str = DEFAULT_PRESET
     supervise: bool = False
     dry_run: bool = False
+    eval_only: bool = False
     values: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unread: set[str] = field(default_factory=set)

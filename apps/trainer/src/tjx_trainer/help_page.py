@@ -21,6 +21,7 @@ usage: trainer [--config NAME_OR_PATH] [--section.name VALUE] ...
        trainer COMMAND ...
        trainer --nanogpt [config/FILE.py] [--batch_size=32] ...
        trainer --help [SECTION | presets] [--config NAME_OR_PATH]
+       trainer --version
 """
 
 _OWN_FLAGS = {
@@ -28,6 +29,8 @@ _OWN_FLAGS = {
     "[false]",
     "--dry_run": "Prepare the data, compile the step, say what the run would be; train nothing. "
     "[false]",
+    "--eval_only": "Evaluate the parameters that the run would begin with (--train.init_from); "
+    "train and write nothing. [false]",
     "--nanogpt": "Take the flags and config files of nanoGPT's train.py; `--nanogpt --help` lists "
     "them. [false]",
 }

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             words = _read_nanogpt(words)
         config = parse(words)
         asked = read_words(words)
-        if asked.supervise and not asked.dry_run:
+        if asked.supervise and not (asked.dry_run or asked.eval_only):
             from tjx_trainer.supervisor import supervise
 
             return supervise(words, config)
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # It brings JAX, which takes seconds to import: a wrong command line is answered before.
         from tjx_trainer.train import train
 
-        return train(config, dry_run=asked.dry_run)
+        return train(config, dry_run=asked.dry_run, eval_only=asked.eval_only)
     except ConfigError as error:
         leave_word(refusal(error))
         refuse(error)

@@ -31,7 +31,7 @@ BASE_PRESET = "nanogpt"
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 # What may stand beside nanoGPT's flags: names with a dot, and these.
-_OWN = ("seed", "name", "run_dir", "supervise", "dry_run", "help")
+_OWN = ("seed", "name", "run_dir", "supervise", "dry_run", "help")  # `eval_only` is nanoGPT's too
 # What a checkpoint decides, and where its run says it.
 _SIZES = {
     "n_layer": "model.n_layer",
@@ -198,12 +198,10 @@ def _refuse_choices(read: _Read) -> None:
     device = values.get("device", "cuda")
     if device not in ("cpu", "cuda") and not device.removeprefix("cuda:").isdecimal():
         read.problems.append(f"--device={device}: expected cpu, cuda, or one GPU such as cuda:1")
-    if values.get("eval_only"):
-        what = values.get("init_from", "scratch")
-        model = f"openai-community/{what}" if what in GPT2_SIZES else values.get("out_dir", "out")
+    if values.get("eval_only") and values.get("init_from") == "resume":
         read.problems.append(
-            "--eval_only=True: the trainer trains; a run or a model of the hub is evaluated by "
-            f"./pants run apps/eval -- loss {model}"
+            "--eval_only=True: got it with --init_from=resume; expected scratch or gpt2*; evaluate "
+            f"a run by ./pants run apps/eval -- loss {values.get('out_dir', 'out')}"
         )
     for name in ("batch_size", "gradient_accumulation_steps", "block_size", "eval_iters"):
         if values.get(name, 1) < 1:
@@ -232,7 +230,8 @@ def _start(read: _Read) -> tuple[list[str], list[str]]:
         notes.append(f"--dtype={values['dtype']}: on a CPU it is float32, as in train.py")
     if "train.eval_tokens" not in read.own_names:
         notes.append(_of_evaluation(ours["train.eval_tokens"], values["eval_iters"]))
-    return [f"--config={BASE_PRESET}", *_words(ours, read)], notes
+    switches = ["--eval_only"] if values["eval_only"] else []
+    return [f"--config={BASE_PRESET}", *switches, *_words(ours, read)], notes
 
 
 def _refuse_start(values: Mapping[str, Any], own: Set[str], *, has_data: bool) -> list[str]:

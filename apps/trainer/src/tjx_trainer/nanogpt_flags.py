@@ -64,7 +64,10 @@ FLAGS: Mapping[str, Flag] = {
         "that of the steps",
     ),
     "eval_only": Flag(
-        False, (), "refused where true: evaluating is `loss` of apps/eval, which takes the run"
+        False,
+        (),
+        "where true, what the run would begin with is evaluated and nothing is trained; a run is "
+        "evaluated by `loss` of apps/eval",
     ),
     "always_save_checkpoint": Flag(
         True,

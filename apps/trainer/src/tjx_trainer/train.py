@@ -35,8 +35,12 @@ from tjx_trainer.task import data_identity
 from tjx_trainer.task_table import open_task
 from tjx_trainer.watchdog import Watchdog
 
+# On the host: a token and its label, and batches that are read, waiting and being moved.
+BYTES_OF_A_TOKEN = 8
+BATCHES_AT_ONCE = 3
 
-def train(config: Config, *, dry_run: bool = False) -> int:
+
+def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> int:
     """Train, or go on where the run directory stopped.
 
     Parameters
@@ -45,6 +49,8 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         From the command line.
     dry_run : bool
         Only say what would be done, and compile it.
+    eval_only : bool
+        Only evaluate the parameters that the run begins with.
 
     Returns
     -------
@@ -82,22 +88,26 @@ def train(config: Config, *, dry_run: bool = False) -> int:
         Interrupts() as interrupts,
     ):
         try:
-            return start(config, interrupts, dry_run=dry_run)
+            return start(config, interrupts, dry_run=dry_run, eval_only=eval_only)
         except Stopped as stopped:
             say(f"{stopped}; nothing was lost, the same command goes on")
             return 128 + stopped.signal
 
 
-def start(config: Config, interrupts: Interrupts, *, dry_run: bool) -> int:
+def start(config: Config, interrupts: Interrupts, *, dry_run: bool, eval_only: bool) -> int:
     """Prepare the run, make its steps and conclude it; what is raised is as `train` says."""
     with interrupts.leaving_at_once():
         refuse_what_is_missing(config)
+        if eval_only:
+            config = replace(config, run_dir=None)  # nothing is read or written there
         config = keep_earlier_values(config)
         check_run(config)  # before minutes are spent on the data
         job = prepare(config)
         refuse_other_data(job)
         if dry_run:
             return show_plan(job)
+        if eval_only:
+            return show_evaluation(job)
         run = take_run_dir(job)
     say(f"run directory  {run.path}")
     return carry_out(job, run, interrupts)
@@ -121,12 +131,45 @@ def keep_earlier_values(config: Config) -> Config:
 def refuse_what_is_missing(config: Config) -> None:
     """Raise ConfigError where this machine lacks data or libraries that a run needs."""
     problems = tjx_data.find_problems(config.data) if reads_text(config) else []
+    problems += batch_problems(config, host_memory())
     try:
         tjx_metrics.refuse_trackers(config.log.trackers)
     except ValueError as error:
         problems += [f"--log.{error}"]
     if problems:
         raise ConfigError(problems)
+
+
+def show_evaluation(job: Job) -> int:
+    """Evaluate the parameters that a run begins with, and print the figures."""
+    params = job.params_to_use(job.initial_state())
+    metrics = job.evaluate(params).metrics()
+    if tjx_parallel.is_main():
+        lines = [f"{name:<15}{value:.4f}" for name, value in metrics.items()]
+        sys.stdout.write("\n".join([*lines, "Nothing was trained."]) + "\n")
+    return 0
+
+
+def batch_problems(config: Config, memory: int) -> list[str]:
+    """Say why batches of text of this size cannot be prepared in a host's memory, in bytes."""
+    if not reads_text(config):
+        return []
+    rows = config.train.batch_size // jax.process_count()
+    needed = rows * config.data.seq_len * BYTES_OF_A_TOKEN * BATCHES_AT_ONCE
+    if needed <= memory:
+        return []
+    most = memory // (config.data.seq_len * BYTES_OF_A_TOKEN * BATCHES_AT_ONCE)
+    return [
+        f"train.batch_size: got {config.train.batch_size:,}, whose batches (rows of "
+        f"{config.data.seq_len} tokens) need {needed / 2**30:,.1f} GiB of memory in each process; "
+        f"expected less than the {memory / 2**30:,.1f} GiB of this machine; give at most "
+        f"{most * jax.process_count():,}"
+    ]
+
+
+def host_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
