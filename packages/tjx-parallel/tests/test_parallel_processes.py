@@ -288,3 +288,32 @@ for table in ("/proc/net/tcp", "/proc/net/tcp6"):
     loopback = ("0100007F", "0000000000000000FFFF00000100007F")  # also as IPv6 writes it
     assert found
     assert all(address.split(":")[0] in loopback for address in found), result.stdout
+
+
+COMPARE = """
+import json
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 1)
+from tjx_parallel import initialize, require_equal
+from tjx_parallel.config import DistributedConfig
+
+index, port = (int(argument) for argument in sys.argv[1:])
+initialize(DistributedConfig(
+    coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=index, heartbeat_timeout=60,
+))
+require_equal("versions", {"jax": jax.__version__})
+try:
+    require_equal("configuration", {"seed": 1, "learning_rate": [0.1, 0.2][index]})
+except ValueError as error:
+    print("result", json.dumps(str(error)), flush=True)
+"""
+
+
+def test_processes_with_other_values_are_refused_and_told_which() -> None:
+    port = str(free_port())
+    with together(COMPARE, [[str(index), port] for index in range(2)], lambda _: {}) as processes:
+        one, other = (result_of(process) for process in processes)
+    assert one == other
+    assert one.startswith("learning_rate: got 0.1 in process 0 and 0.2 in process 1; expected")
+    assert "seed" not in one

@@ -72,6 +72,7 @@ UNITS: Mapping[str, str] = {
     "mesh.tensor": "devices",
     "distributed.num_processes": "processes",
     "distributed.heartbeat_timeout": "seconds",
+    "distributed.start_timeout": "seconds",
     "checkpoint.every": "steps",
     "checkpoint.keep": "checkpoints",
     "checkpoint.keep_every": "steps",

@@ -9,6 +9,7 @@ from .config import AXES as AXES
 from .config import DistributedConfig as DistributedConfig
 from .config import MeshConfig as MeshConfig
 from .constraints import make_constraint as make_constraint
+from .equality import require_equal as require_equal
 from .exchange import exchange_experts as exchange_experts
 from .hlo import Collective as Collective
 from .hlo import collectives as collectives

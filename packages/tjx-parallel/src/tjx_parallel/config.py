@@ -181,6 +181,8 @@ class DistributedConfig:
         host:port on which process 0 listens; none: the coordinator's.
     heartbeat_timeout
         Seconds of silence after which a process counts as dead and the others end.
+    start_timeout
+        Seconds that the processes wait for each other at the start.
 
     Raises
     ------
@@ -193,6 +195,7 @@ class DistributedConfig:
     process_id: int | None = None
     bind_address: str | None = None
     heartbeat_timeout: int = 100
+    start_timeout: int = 300
 
     def __post_init__(self) -> None:
         given = {
@@ -213,7 +216,8 @@ class DistributedConfig:
             problems.append(f"num_processes = {count}: must be 1 or more")
         if count is not None and index is not None and not 0 <= index < count:
             problems.append(f"process_id = {index}: must be from 0 to {count} - 1")
-        if self.heartbeat_timeout < 1:
-            problems.append(f"heartbeat_timeout = {self.heartbeat_timeout}: must be 1 or more")
+        for name in ("heartbeat_timeout", "start_timeout"):
+            if (seconds := getattr(self, name)) < 1:
+                problems.append(f"{name} = {seconds}: must be 1 or more")
         if problems:
             raise ValueError("\n".join(problems))

@@ -7,11 +7,15 @@ import jax
 from jax.experimental import multihost_utils
 
 from tjx_parallel.config import DistributedConfig
+from tjx_parallel.rendezvous import wait_for_all
 
 # What JAX says when it recognises no cluster: the one test of that which it offers.
 _NO_CLUSTER = "coordinator_address should be defined."
 # What it says, before it looks for a cluster, when a device was used already.
 _TOO_LATE = "must be called before"
+# JAX aborts processes that wait at the end of a run for less time than a slow one may take, which
+# counts as alive for a heartbeat timeout.
+_SHUTDOWN_FACTOR = 3
 # These say who the others are where the config does not. JAX reads the first alone.
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -38,21 +42,34 @@ def initialize(config: DistributedConfig | None = None) -> None:
     ------
     ValueError
         If the environment holds only some of the three, or what is no number; one line for each.
+        If the coordinator's address cannot be listened on, or a process that config or environment
+        tell of does not come within ``start_timeout``; naming it.
     """
     config = _with_environment(config or DistributedConfig())
     if config.coordinator is None:
         if not jax.distributed.is_initialized():
             _join_cluster(config)
         return
+    bind_address = config.bind_address or config.coordinator
+    assert config.num_processes is not None
+    assert config.process_id is not None
+    wait_for_all(
+        config.coordinator,
+        bind_address,
+        count=config.num_processes,
+        index=config.process_id,
+        timeout_s=config.start_timeout,
+    )
     jax.distributed.initialize(
         config.coordinator,
         config.num_processes,
         config.process_id,
         # What was given is all: a cluster would add to it, and may be there only in part.
         cluster_detection_method="deactivate",
-        coordinator_bind_address=config.bind_address or config.coordinator,
+        coordinator_bind_address=bind_address,
+        initialization_timeout=config.start_timeout,
         heartbeat_timeout_seconds=config.heartbeat_timeout,
-        shutdown_timeout_seconds=config.heartbeat_timeout,
+        shutdown_timeout_seconds=_SHUTDOWN_FACTOR * config.heartbeat_timeout,
     )
 
 
@@ -104,8 +121,9 @@ def _join_cluster(config: DistributedConfig) -> None:
     try:
         jax.distributed.initialize(
             coordinator_bind_address=config.bind_address,
+            initialization_timeout=config.start_timeout,
             heartbeat_timeout_seconds=config.heartbeat_timeout,
-            shutdown_timeout_seconds=config.heartbeat_timeout,
+            shutdown_timeout_seconds=_SHUTDOWN_FACTOR * config.heartbeat_timeout,
         )
     except ValueError as error:
         if str(error) != _NO_CLUSTER:
