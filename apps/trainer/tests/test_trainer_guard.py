@@ -177,16 +177,16 @@ def test_a_run_that_diverges_ends_and_names_the_last_good_checkpoint(
     told = capsys.readouterr().err
     assert "not finite 3 steps in a row, up to step 4;" in told
     assert "once more from step 1\n" in told
-    assert f"the last good checkpoint is that of step 3 in {run_dir / 'checkpoints'};" in told
+    assert f"the last good checkpoint is that of step 1 in {run_dir / 'checkpoints'};" in told
     # Each skipped step has its record, though it is nobody's turn.
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     skipped = {r["step"]: r["train/skipped"] for r in records if "train/skipped" in r}
     assert skipped == {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0}
     with contextlib.closing(tjx_ckpt.Checkpointer(run_dir / "checkpoints")) as checkpointer:
         abstract = open_job(words, *flags, learning_rate="1e25").abstract
-        first, last = (checkpointer.restore(abstract, step=step) for step in (1, 3))
-    assert bits((first.params, first.opt_state)) == bits((last.params, last.opt_state))
-    assert int(jax.device_get(last.guard.skipped_in_a_row)) == 2
+        last = checkpointer.restore(abstract)
+        assert checkpointer.steps() == [1]  # nothing is saved in the midst of them
+    assert int(jax.device_get(last.guard.skipped_in_a_row)) == 0
 
 
 def path_of(path: Any) -> str:

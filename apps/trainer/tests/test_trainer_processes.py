@@ -39,8 +39,13 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @contextmanager
-def together(words: list[str], run_dir: Path, count: int) -> Iterator[list[subprocess.Popen[str]]]:
-    """Start processes that train together, told of each other by the environment alone."""
+def together(
+    words: list[str], run_dir: Path, count: int, more: list[list[str]] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start processes that train together, told of each other by the environment alone.
+
+    ``more`` are words of each process by itself.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -53,7 +58,7 @@ def together(words: list[str], run_dir: Path, count: int) -> Iterator[list[subpr
     words = [*words, f"--distributed.heartbeat_timeout={HEARTBEAT}", f"--run_dir={run_dir}"]
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tjx_trainer.main", *words],
+            [sys.executable, "-m", "tjx_trainer.main", *words, *(more[index] if more else [])],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -91,6 +96,22 @@ def wait_for(run_dir: Path, step: int, processes: list[subprocess.Popen[str]]) -
         assert time.monotonic() < deadline, "no step was made"
         assert all(process.poll() is None for process in processes), ends(processes)
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("what", ["flags", "text"])
+def test_unequal_processes_are_refused(words: list[str], tmp_path: Path, what: str) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("another text\n" * 300)
+    difference = {
+        "flags": "--optimizer.learning_rate=0.5",
+        "text": f"--data.path={other}",
+    }[what]
+    more = [[], [difference, f"--data.cache_dir={tmp_path / 'cache'}"]]
+    with together(words, tmp_path / "run", 2, more) as processes:
+        found = ends(processes)
+    assert [code for code, _ in found] == [2, 2], found
+    assert {"flags": "optimizer.learning_rate", "text": "data: got"}[what] in found[0][1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_is_asked_to_stop_and_all_stop_at_one_step_and_fewer_go_on(

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -14,11 +14,14 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+import tjx_ckpt
 from tjx_ckpt import CheckpointConfig
 from tjx_nn.gpt_config import GPTConfig
-from tjx_trainer import resuming, run_dir
+from tjx_trainer import resuming, run_dir, train
 from tjx_trainer.command_line import resolve, text_of
 from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.interrupt import Interrupts
+from tjx_trainer.job import Job
 from tjx_trainer.run_dir import RunDirectory, check_run, open_run, to_yaml, write_atomically
 from tjx_trainer.train import keep_earlier_values
 from tjx_trainer.tree import assemble, flatten, leaves
@@ -373,6 +376,25 @@ def test_the_data_pointer(tmp_path: Path) -> None:
     assert run.data_pointer() == ({"books": tmp_path / "shards"}, {"tokens": "abc"})
 
 
+@pytest.mark.parametrize("kind", ["fifo", "endless", "nested", "digits", "twice", "list"])
+def test_a_hostile_data_pointer_is_refused(tmp_path: Path, kind: str) -> None:
+    run = open_run(Config(run_dir=str(tmp_path / "run")))
+    texts = {
+        "nested": '{"folders": ' + "[" * 100_000,
+        "digits": '{"folders": ' + "1" * 10_000 + "}",
+        "twice": '{"folders": {}, "folders": {}, "identity": {}}',
+        "list": '{"folders": [], "identity": {}}',
+    }
+    if kind == "fifo":
+        os.mkfifo(run.data)
+    elif kind == "endless":
+        run.data.symlink_to("/dev/zero")
+    else:
+        run.data.write_text(texts[kind])
+    with pytest.raises(ConfigError, match=r"its data\.json cannot be read"):
+        run.data_pointer()
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,3 +414,59 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 def test_numbers_keep_every_digit() -> None:
     config = assemble({"optimizer.learning_rate": math.pi * 1e-5})
     assert yaml.safe_load(to_yaml(config))["optimizer"]["learning_rate"] == math.pi * 1e-5
+
+
+@pytest.mark.parametrize("other", ["runs", "has run"])
+def test_a_run_that_comes_second_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Two runs that start in one new directory both find it empty; one claims it first."""
+    path = tmp_path / "run"
+    config = resolve(["--run_dir", str(path)])
+    first = resolve(["--run_dir", str(path), "--optimizer.learning_rate", "0.5"])
+    claims = ExitStack()
+    job = object.__new__(Job)  # no more of it is used
+    vars(job)["config"] = config
+
+    def prepare(_config: Config) -> Job:
+        checkpointer = claims.enter_context(tjx_ckpt.Checkpointer(path / "checkpoints"))
+        checkpointer.claim()
+        if other == "has run":
+            open_run(first)
+            claims.close()
+        return job
+
+    def content() -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+    after_first: dict[str, bytes] = {}
+    make = train.make_run_dir
+
+    def make_and_look(config: Config) -> RunDirectory:
+        after_first.update(content())
+        return make(config)
+
+    for name in ("refuse_what_is_missing", "refuse_other_data"):
+        monkeypatch.setattr(train, name, lambda _: None)
+    monkeypatch.setattr(train, "prepare", prepare)
+    monkeypatch.setattr(train, "make_run_dir", make_and_look)
+    error = tjx_ckpt.DirectoryInUseError if other == "runs" else ConfigError
+    with claims, pytest.raises(error), Interrupts() as interrupts:
+        train.start(config, interrupts, dry_run=False)
+    assert after_first
+    changed = {name: text for name, text in content().items() if after_first.get(name) != text}
+    assert {Path(name).name for name in changed} <= {".writer"}  # who tried to lock it last
+
+
+def test_a_directory_of_checkpoints_elsewhere_does_not_let_two_runs_in(tmp_path: Path) -> None:
+    words = ["--run_dir", str(tmp_path / "run"), "--checkpoint.directory"]
+    run = RunDirectory(tmp_path / "run")
+    one, two = (resolve([*words, str(tmp_path / name)]) for name in ("one", "two"))
+    with (
+        train.open_checkpointer(one, run) as first,
+        train.open_checkpointer(two, run) as second,
+        train.claiming(one, run, first),
+        pytest.raises(tjx_ckpt.DirectoryInUseError),
+        train.claiming(two, run, second),
+    ):
+        raise AssertionError("both runs have the directory")

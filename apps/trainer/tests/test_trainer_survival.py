@@ -1,9 +1,13 @@
 """Whatever happens to a run on its way, it ends as the run to which nothing happened."""
 
 import dataclasses
+import errno
+import json
+import os
 import shutil
 import signal
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from lives import (
     at,
     before_write,
     fill_disk,
+    final_state,
     lines,
     live,
     records,
@@ -26,6 +31,8 @@ from small_text import flags_of_sheep
 
 import tjx_ckpt
 import tjx_ckpt.checkpointer
+import tjx_metrics
+from tjx_ckpt.store.folder import LocalFolder
 from tjx_trainer import main as program
 from tjx_trainer.command_line import resolve
 from tjx_trainer.exit_codes import NotFiniteError
@@ -226,6 +233,99 @@ def test_a_run_that_diverges_by_itself_comes_to_the_same_place_and_ends(
     assert live(with_fault(job, {7, 8}, times=9), path) == 0
     skipped = [line["train/skipped"] for line in records(path) if "train/loss" in line]
     assert skipped[-1] == 2
+
+
+def saving_each_step(job: Job, keep: int) -> Job:
+    checkpoint = dataclasses.replace(job.config.checkpoint, every=1, keep=keep)
+    return dataclasses.replace(job, config=dataclasses.replace(job.config, checkpoint=checkpoint))
+
+
+def test_a_streak_takes_no_good_checkpoint(
+    job: Job, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, often = tmp_path / "run", saving_each_step(job, keep=2)
+    assert live(with_fault(often, {8, 9, 10}, times=1), path) == 0
+    assert "once more from step 7\n" in capsys.readouterr().err
+    assert_alike(job, path, whole)
+    # A run that is stopped in the midst of a streak is saved, and what was good stays.
+    other = tmp_path / "other"
+    with at("train", 9, send(signal.SIGTERM)):
+        assert live(with_fault(often, {9, 10}, times=1), other) == 143
+    assert steps(other) == [7, 8, 10]
+
+
+def test_a_save_that_is_due_in_a_streak_is_made_after_it(job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with at("train", 8, send(signal.SIGTERM)):
+        live(with_fault(job, {5, 6}, times=1), path)
+    assert steps(path) == [7, 9]
+
+
+def test_records_are_on_the_disk_before_a_checkpoint_counts(
+    job: Job, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, flushed = tmp_path / "run", {}
+    flush, commit = os.fsync, LocalFolder.commit
+
+    def note_flush(descriptor: int) -> None:
+        flush(descriptor)
+        status = os.fstat(descriptor)
+        flushed[status.st_ino] = status.st_size
+
+    def check_records(folder: LocalFolder, step: int) -> None:
+        metrics = path / "metrics.jsonl"
+        on_disk = metrics.read_bytes()[: flushed[metrics.stat().st_ino]].decode()
+        made = [json.loads(line)["step"] for line in on_disk.splitlines()]
+        assert [n for n in range(1, step + 1) if n not in made] == []
+        commit(folder, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", note_flush)
+        patch.setattr(LocalFolder, "commit", check_records)
+        with at("train", 5, send(signal.SIGTERM)):
+            assert live(job, path) == 143
+    assert steps(path) == [5, 6]
+    assert "lacks" not in capsys.readouterr().err
+    # A file system that loses flushed bytes all the same is reported.
+    with (path / "metrics.jsonl").open("r+b") as file:
+        file.truncate(len((path / "metrics.jsonl").read_bytes().splitlines()[0]) + 1)
+    assert live(job, path) == 0
+    assert "bytes of records up to step 6" in capsys.readouterr().err
+    assert final_state(job, path) == final_state(job, whole)
+
+
+def test_a_damaged_record_does_not_stop_a_run(job: Job, whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with at("train", 7, send(signal.SIGTERM)):
+        assert live(job, path) == 143
+    damaged = (path / "metrics.jsonl").read_bytes() + b'\0\0\0\n{"step": 9}\n'
+    (path / "metrics.jsonl").write_bytes(damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tjx_metrics.RecordWarning)
+        assert live(job, path) == 0
+    assert (path / "metrics.jsonl.damaged").read_bytes() == damaged
+    assert_alike(job, path, whole)
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, often = tmp_path / "run", saving_each_step(job, keep=2)
+
+    def fail(_folder: LocalFolder, _step: int) -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalFolder, "discard", fail)
+        with at("train", 5, send(signal.SIGTERM)):
+            assert live(often, path) == 143
+    assert "cannot be deleted now" in caplog.text
+    assert steps(path) == [1, 2, 3, 4, 5, 6]
+    # The next life applies `keep` again, before its first save.
+    found: list[int] = []
+    with at("train", 6, send(signal.SIGTERM)), at("save", 7, lambda: found.extend(steps(path))):
+        assert live(often, path) == 143
+    assert found[:2] == [5, 6]
 
 
 def test_a_save_that_fails_ends_the_run_and_the_next_life_goes_on(

@@ -1,9 +1,12 @@
 """Text as it comes: pieces are whole characters, and together what all tokens stand for."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from tjx_data import Tokenizer, byte_tokenizer, char_tokenizer, train_bpe
+from tjx_trainer import text_stream
 from tjx_trainer.text_stream import TextStream, decode_text
 
 TEXT = "Grüße, 世界! 👩‍🚀 naïve ok\n" * 3
@@ -57,6 +60,8 @@ def test_a_document_s_end_cuts_a_character_and_is_a_blank_line() -> None:
         ("a\n\nb", ["\n\n"], "a"),
         ("na\u00efve", ["\u00ef"], "na"),
         ("text", [""], "text"),
+        ("abababac", ["ababac"], "ab"),
+        ("xabcx", ["bc", "abcd"], "xa"),
     ],
 )
 def test_nothing_of_a_stop_text_is_given_out(text: str, stops: list[str], expected: str) -> None:
@@ -69,3 +74,20 @@ def test_nothing_of_a_stop_text_is_given_out(text: str, stops: list[str], expect
     assert given == expected
     assert stream.stopped == (given != text)
     assert not (stream.stopped and stream.push(1))
+
+
+def test_a_long_stop_text_is_searched_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(tuple[int, ...]):
+        looked_up = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            Counted.looked_up += 1
+            return super().__getitem__(place)
+
+    fallbacks = text_stream._fallbacks
+    monkeypatch.setattr(text_stream, "_fallbacks", lambda text: Counted(fallbacks(text)))
+    stream = TextStream(byte_tokenizer(), ["a" * 500 + "b"])
+    text = ("a" * 499 + "c") * 10
+    given = "".join(stream.push(byte) for byte in text.encode())
+    assert given == text
+    assert Counted.looked_up <= len(text)  # each character is given back at most once

@@ -98,6 +98,16 @@ def test_a_reader_neither_locks_nor_tidies_nor_renames(directory: Path) -> None:
     assert sorted(directory.iterdir()) == before
 
 
+def test_links_and_files_in_the_place_of_the_folder_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("mine")
+    for name in ("dangling", "file"):
+        assert Checkpointer(tmp_path / name).latest_step() is None
+        with pytest.raises(ClaimError, match="a folder is needed there"):
+            Checkpointer(tmp_path / name).claim()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES, errno.EMFILE, errno.EROFS])
 def test_a_directory_that_cannot_be_claimed_is_explained(
     directory: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -147,6 +147,10 @@ def test_a_file_without_metrics_is_refused(tmp_path: Path) -> None:
     path.write_text("hello\nworld\n")
     with pytest.raises(ValueError, match="line 1: got no JSON object"):
         read_metrics(path)
+    os.mkfifo(tmp_path / "fifo")
+    for name in (str(tmp_path / "fifo"), "/dev/zero"):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_metrics(name)
 
 
 def test_flush_brings_the_lines_and_the_name_to_the_disk(

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from tjx_ckpt.command.terminal import printable
 from tjx_optim.schedule_config import HEEDED_BY
 from tjx_trainer.commands import COMMANDS
 from tjx_trainer.config import Config, ConfigError
@@ -78,7 +79,7 @@ def refusal(error: ConfigError) -> str:
     for problem in error.problems:
         first, *rest = problem.splitlines()
         lines += [f"  * {first}", *(f"    {line}" for line in rest)]
-    return "\n".join([*lines, "`--help` lists every flag and preset."]) + "\n"
+    return printable("\n".join([*lines, "`--help` lists every flag and preset."]) + "\n")
 
 
 def resolve(argv: Sequence[str]) -> Config:

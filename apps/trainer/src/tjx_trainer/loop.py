@@ -64,6 +64,9 @@ def run_steps(
     meter, looks = progress.meter, Looks(job, progress, saver, requests, watchdog)
     first = step = int(jax.device_get(state.step))
     owed = owes_evaluation
+    # What is saved in a streak of steps that are not finite may be bad, and would take the place of
+    # a good checkpoint: a save that is due then waits for the end of the streak.
+    deferred = int(jax.device_get(state.guard.skipped_in_a_row)) > 0
 
     def load(step: int) -> Batch:
         with jax.transfer_guard("disallow"):  # each thread has its own
@@ -81,12 +84,17 @@ def run_steps(
             if requests.failed:
                 saver.stop_for_failure(step)
             is_end = step == max_steps or requests.stop > 0
-            wanted = requests.take_save() or is_end or step % save_every == 0
+            wanted = requests.take_save() or is_end or step % save_every == 0 or deferred
             if wanted and step > first:
                 watchdog.beat("save", step)
                 progress.flush()  # a run that goes on from here lacks no record
-                with meter.during("checkpoint"):
-                    saver.save(step, state, metrics=metrics, owes_evaluation=owed)
+                deferred = progress.in_streak and not is_end
+                if not deferred:
+                    with meter.during("checkpoint"):
+                        saver.save(
+                            step, state, metrics=metrics, owes_evaluation=owed,
+                            prune=not progress.in_streak,
+                        )  # fmt: skip
             if is_end:
                 break
             watchdog.beat("train", step)

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import NoReturn
 
+from tjx_ckpt.command.terminal import printable
 from tjx_ckpt.errors import (
     AllCheckpointsCorruptError,
     CheckpointError,
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = message_of(error)
         leave_word(message)
         with suppress(OSError):  # nobody may be left to read it
-            sys.stderr.write(message)
+            sys.stderr.write(printable(message))
         return code
 
 

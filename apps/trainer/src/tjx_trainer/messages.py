@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import tjx_parallel
+from tjx_ckpt.command.terminal import printable
 
 
 def say(text: str) -> None:
     """Tell the user on standard error, once for all processes; standard output is for results."""
     if tjx_parallel.is_main():
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(printable(text) + "\n")
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def telling_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if category.__module__.startswith("tjx_"):
-            sys.stderr.write(f"warning: {message}\n")
+            sys.stderr.write(printable(f"warning: {message}\n"))
         else:
             show(message, category, filename, lineno, file, line)
 

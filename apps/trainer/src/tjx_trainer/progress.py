@@ -63,6 +63,11 @@ class Progress:
         self.best_loss: float | None = None
         self.streak_began: int | None = None
 
+    @property
+    def in_streak(self) -> bool:
+        """Whether the last step that was read was skipped for not being finite."""
+        return self._first_skipped is not None
+
     def stepped(
         self, step: int, metrics: Metrics, *, spreads: Mapping[str, Any] | None = None
     ) -> None:

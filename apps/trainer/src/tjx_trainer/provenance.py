@@ -8,10 +8,13 @@ from typing import Any
 
 import jax
 
+from tjx_trainer.config import Config
 from tjx_trainer.job import Job
 from tjx_trainer.run_dir import git_revision, versions
 from tjx_trainer.task import data_identity
 from tjx_trainer.tree import flatten
+
+_OF_A_PROCESS = ("distributed.process_id", "distributed.bind_address")
 
 
 def describe_run(job: Job) -> dict[str, Any]:
@@ -34,6 +37,18 @@ def describe_run(job: Job) -> dict[str, Any]:
         "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind} in "
         f"{jax.process_count()} processes, mesh {mesh_of(job)}",
     }
+
+
+def what_all_share(config: Config) -> dict[str, Any]:
+    """Return what must be the same in all processes: configuration and versions, by dotted name.
+
+    Where the data lie may differ between machines; what they are is compared with
+    `data_identity` once they are open.
+    """
+    values = flatten(config)
+    for name in ("data.cache_dir", "data.path", *_OF_A_PROCESS):
+        values.pop(name, None)
+    return {**values, **{f"version of {name}": text for name, text in versions().items()}}
 
 
 def mesh_of(job: Job) -> str:

@@ -79,6 +79,8 @@ class Course:
             return self.job.initial_state()
         step = int(jax.device_get(state.step))
         say(f"resuming       from step {step}")
+        if not int(jax.device_get(state.guard.skipped_in_a_row)):
+            self.checkpointer.prune()  # an earlier deletion may have failed, or `keep` be smaller
         other = other_versions(self.checkpointer.metadata(step), self.description)
         if other is not None:
             say(f"other versions {other}")
@@ -127,6 +129,9 @@ class Course:
             config, self.job.mesh, start_step=start, behind=Behind.of(self._saved_with(start))
         )
         records, console = self._make_trackers(start)
+        metrics = next((r for r in records if isinstance(r, tjx_metrics.JsonlTracker)), None)
+        if metrics is not None:
+            self._report_gap(metrics, start)
         with recording(tjx_metrics.CompositeTracker([*records, *console])) as tracker:
             tjx_metrics.CompositeTracker(records).log_hyperparameters(self._hyperparameters())
             self.progress = Progress(
@@ -144,7 +149,9 @@ class Course:
                     **self.description,
                     "owes_evaluation": owed,
                     "behind": self.meter.behind._asdict(),
+                    "metrics_bytes": metrics and metrics.logged_bytes,
                 },
+                flush_records=metrics.flush if metrics else lambda: None,
             )
             profiler = tjx_metrics.Profiler(config.profile.range, self.run.profile)
             try:
@@ -165,8 +172,15 @@ class Course:
                 self._tell_profile(profiler)
             if not self.requests.stop:
                 self.results = self._conclude(state)
-                tjx_metrics.CompositeTracker(records).log_summary(self.results)
+                self._record_results(tjx_metrics.CompositeTracker(records))
             return state
+
+    def _record_results(self, tracker: tjx_metrics.Tracker) -> None:
+        """Record what came out; a disk that takes no more does not undo a run that is saved."""
+        try:
+            tracker.log_summary(self.results)
+        except OSError as error:
+            say(f"warning: the summary cannot be written: {error}")
 
     def _tell_profile(self, profiler: tjx_metrics.Profiler) -> None:
         """Say what the steps that were traced spent their time on."""
@@ -226,9 +240,18 @@ class Course:
         )
         return [records, *others], [console]
 
+    def _report_gap(self, metrics: tjx_metrics.JsonlTracker, start: int) -> None:
+        """Say so where records of steps that were made are lost, as after a power cut."""
+        expected = self._saved_with(start).get("metrics_bytes")
+        if expected is not None and (lost := expected - metrics.logged_bytes) > 0:
+            say(
+                f"warning: {metrics.path} lacks {lost:,} bytes of records up to step {start}: they "
+                "were lost after the checkpoint was saved; the state itself is whole"
+            )
+
     def _refuse_lost_checkpoints(self) -> None:
         """Refuse to begin anew where a save was recorded: its disk may not be there."""
-        if not self.run.metrics.exists():
+        if not self.run.metrics.is_file():
             return
         with self.run.metrics.open("rb") as file:
             if any(SAVED.encode() in line for line in file):

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import yaml
 
 import tjx_ckpt
+from tjx_ckpt.store.aside import flush, make_folder
+from tjx_data.bounded import read_object
 from tjx_trainer.command_line import resolve
 from tjx_trainer.config import Config, ConfigError
 from tjx_trainer.resuming import differences
@@ -35,8 +37,9 @@ from tjx_trainer.tree import flatten
 PARENT_OF_RUNS = Path("runs")
 
 # What a kill leaves of a file that was being written beside its place: a dot, its name, a suffix.
-_LEFTOVER = re.compile(r"\.(config\.yaml|[a-z.-]+[0-9]*\.json|loss\.png)\..+")
+_LEFTOVER = re.compile(r"\.(config\.yaml|[a-z.-]+[0-9]*\.jsonl?|loss\.png)\..+")
 
+_MOST_BYTES = 16 << 20  # of a JSON file in a run directory
 RECORDED_PACKAGES = (
     *(f"tjx-{part}" for part in ("kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")),
     *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax"),
@@ -142,16 +145,29 @@ class RunDirectory:
         write_atomically(self.data, json.dumps(entry, indent=2) + "\n")
 
     def data_pointer(self) -> DataPointer | None:
-        """Return what `point_to_data` recorded; None before it did."""
+        """Return what `point_to_data` recorded; None before it did.
+
+        Raises
+        ------
+        ConfigError
+            If the file is damaged or no regular file.
+        """
         if not self.data.exists():
             return None
-        entry = json.loads(self.data.read_text(encoding="utf-8"))
-        folders = {name: Path(folder) for name, folder in entry["folders"].items()}
-        return DataPointer(folders, entry["identity"])
+        try:
+            entry = read_object(self.data, _MOST_BYTES)
+            folders = {name: Path(folder) for name, folder in entry["folders"].items()}
+            return DataPointer(folders, dict(entry["identity"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError([
+                f"--run_dir {self.path}: its {self.data.name} cannot be read "
+                f"({type(error).__name__}: {error}); bring it back from a copy, or give another "
+                "--run_dir"
+            ]) from None  # fmt: skip
 
 
 def check_run(config: Config) -> None:
-    """Refuse what `open_run` would refuse, without writing anything.
+    """Refuse what `open_run` would refuse, and a directory in use; writes nothing.
 
     Raises
     ------
@@ -159,12 +175,21 @@ def check_run(config: Config) -> None:
         If ``run_dir`` holds another run, one that goes on at this moment, or files of a run
         without its config.yaml; or the checkpoints' directory those of another run.
     """
+    if config.run_dir is not None:
+        run = RunDirectory(Path(config.run_dir))
+        for place in {run.checkpoints, run.place_of_checkpoints(config)}:
+            if holder := tjx_ckpt.find_holder(place):
+                raise ConfigError([
+                    f"--run_dir {run.path}: {holder} trains in it; end it, or give another "
+                    "--run_dir"
+                ])  # fmt: skip
+    _check_content(config)
+
+
+def _check_content(config: Config) -> None:
+    """Refuse a run directory that holds another run, or files without a configuration."""
     run = None if config.run_dir is None else RunDirectory(Path(config.run_dir))
     if run is not None and run.config.exists():
-        if holder := tjx_ckpt.find_holder(run.place_of_checkpoints(config)):
-            raise ConfigError([
-                f"--run_dir {run.path}: {holder} trains in it; end it, or give another --run_dir"
-            ])  # fmt: skip
         refuse_other_run(run, config)
         return
     if run is not None:
@@ -177,10 +202,33 @@ def check_run(config: Config) -> None:
         ])  # fmt: skip
 
 
+def make_run_dir(config: Config, *, now: datetime | None = None) -> RunDirectory:
+    """Make the run directory of a configuration where it is missing; writes nothing into it.
+
+    Parameters
+    ----------
+    config : Config
+        With ``run_dir`` None a new directory is made, as `open_run` says.
+    now : datetime, optional
+        For the new directory's name; local time by default.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be made.
+    """
+    if config.run_dir is None:
+        return make_new(config.name, now or datetime.now().astimezone())
+    run = RunDirectory(Path(config.run_dir))
+    _make(run.path, exist_ok=True)
+    return run
+
+
 def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
     """Make the run directory of a configuration, or take the one that holds this very run.
 
-    Writes config.yaml, so that from here on the directory belongs to this configuration.
+    Writes config.yaml, so that from here on the directory belongs to this configuration. Claim the
+    directory before: two runs that start in it at once would both write.
 
     Parameters
     ----------
@@ -196,12 +244,9 @@ def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
         If the directory holds another run (each value that differs is named), or files of a run
         without its config.yaml, or cannot be made.
     """
-    if config.run_dir is None:
-        run = make_new(config.name, now or datetime.now().astimezone())
-    else:
-        check_run(config)
-        run = RunDirectory(Path(config.run_dir))
-        _make(run.path, exist_ok=True)
+    if config.run_dir is not None:
+        _check_content(config)
+    run = make_run_dir(config, now=now)
     run.write_config(config)
     return run
 
@@ -235,8 +280,10 @@ def refuse_other_run(run: RunDirectory, config: Config) -> Config:
 def _refuse_foreign_files(run: RunDirectory) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise ConfigError([f"--run_dir {run.path}: this is a file; give a folder"])
-    ours = (run.metrics, run.tokenizer, run.data, run.checkpoints, run.plots)
+    ours = (run.metrics, run.tokenizer, run.data, run.plots)
     found = [path.name for path in ours if path.exists()]
+    if run.checkpoints.is_dir() and {path.name for path in run.checkpoints.iterdir()} - {".writer"}:
+        found.append(run.checkpoints.name)  # the lock alone is what a claim leaves
     if found:
         raise ConfigError([
             f"--run_dir {run.path}: holds {', '.join(found)} but no config.yaml, so it cannot be "
@@ -265,7 +312,9 @@ def make_new(name: str, now: datetime) -> RunDirectory:
 
 def _make(path: Path, *, exist_ok: bool) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=exist_ok)
+        make_folder(path.parent)
+        path.mkdir(exist_ok=exist_ok)
+        flush(path.parent)
     except FileExistsError:
         raise
     except OSError as error:

@@ -1,13 +1,12 @@
 """Saving while the run goes on, and what follows from a save that fails."""
 
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import tjx_ckpt
 import tjx_metrics
-import tjx_parallel
+from tjx_trainer.messages import say
 from tjx_trainer.state import TrainState
 
 SAVED = "checkpoint/bytes"
@@ -33,6 +32,9 @@ class Saver:
         What follows from a failed save.
     describe : callable
         What goes with the state of a step, as JSON; of whether its evaluation is still owed.
+    flush_records : callable
+        Brings the records to the disk; called in the background before a checkpoint is committed,
+        so that a power cut never leaves a checkpoint whose records are lost.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class Saver:
         *,
         on_error: Literal["stop", "continue"],
         describe: Callable[[bool], dict[str, Any]],
+        flush_records: Callable[[], object],
     ) -> None:
         self._checkpointer, self._tracker = checkpointer, tracker
         self._goes_on = on_error == "continue"
-        self._describe = describe
+        self._describe, self._flush_records = describe, flush_records
         self._error: tjx_ckpt.SaveError | None = None
         self._failures = 0
         self._newest = checkpointer.last_save
@@ -94,6 +97,7 @@ class Saver:
         *,
         metrics: Mapping[str, float] | None = None,
         owes_evaluation: bool = False,
+        prune: bool = True,
     ) -> None:
         """Begin to save; the state's buffers may be donated when this returns.
 
@@ -107,6 +111,8 @@ class Saver:
             The evaluation of this very step.
         owes_evaluation : bool
             Whether the evaluation of this step was due and is not made.
+        prune : bool
+            Whether older checkpoints may be deleted then.
 
         Raises
         ------
@@ -116,7 +122,14 @@ class Saver:
 
         def begin() -> None:
             metadata = self._describe(owes_evaluation)
-            self._checkpointer.save(step, state, metadata=metadata, metrics=metrics)
+            self._checkpointer.save(
+                step,
+                state,
+                metadata=metadata,
+                metrics=metrics,
+                prune=prune,
+                before_commit=self._flush_records,
+            )
 
         try:
             try:
@@ -173,6 +186,5 @@ class Saver:
             self._error = error
             return
         self._failures += 1
-        if tjx_parallel.is_main():
-            sys.stderr.write(f"warning: {error}; the run goes on, the next save tries again\n")
+        say(f"warning: {error}; the run goes on, the next save tries again")
         self._tracker.log({"checkpoint/failed": self._failures}, step)

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tjx_data.bounded import read_object
 from tjx_trainer.command_line import read_words
 from tjx_trainer.config import ConfigError
 from tjx_trainer.sweep_grid import Grid
 
 SWEEP_FILE = "sweep.json"
+_MOST_BYTES = 16 << 20
 
 
 def record_sweep(folder: Path, grid: Grid, words: Sequence[str]) -> None:
@@ -60,11 +62,10 @@ def read_sweep(folder: Path) -> dict[str, Any]:
         If there is no sweep.
     """
     try:
-        entry: dict[str, Any] = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+        return read_object(folder / SWEEP_FILE, _MOST_BYTES)
     except FileNotFoundError:
         inside = sorted(p.parent for p in folder.parent.glob(f"*/{SWEEP_FILE}"))
         hint = f"; there are {', '.join(map(str, inside))}" if inside else ""
         raise ConfigError([f"{folder}: holds no sweep (no {SWEEP_FILE}){hint}"]) from None
     except (OSError, ValueError) as error:
         raise ConfigError([f"{folder / SWEEP_FILE}: cannot be read ({error})"]) from None
-    return entry

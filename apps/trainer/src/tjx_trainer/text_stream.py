@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import tjx_data
 
@@ -45,7 +46,8 @@ class TextStream:
         *,
         ends_with_document: bool = False,
     ) -> None:
-        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
+        self._tokenizer = tokenizer
+        self._stops = [_Search(stop) for stop in stops if stop]
         self._text = _Bytes(tokenizer) if _is_byte_level(tokenizer) else _InContext(tokenizer)
         self._ends_with_document = ends_with_document
         self._held = ""
@@ -72,25 +74,57 @@ class TextStream:
         return rest
 
     def _give(self, text: str) -> str:
+        """Hold back what may begin a stop text; each character is looked at once."""
+        if self.stopped:
+            return ""
+        for place, character in enumerate(text, start=len(self._held) + 1):
+            found = [search.length for search in self._stops if search.push(character)]
+            if found:
+                self.stopped = True
+                given = (self._held + text)[: place - max(found)]
+                self._held = ""
+                return given
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-        end = min(found) if found else len(self._held) - self._beginning()
+        end = len(self._held) - max((search.matched for search in self._stops), default=0)
         given, self._held = self._held[:end], self._held[end:]
         return given
 
-    def _beginning(self) -> int:
-        """Return how many characters at the end may begin a stop text."""
-        return max(
-            (
-                length
-                for stop in self._stops
-                for length in range(1, len(stop))
-                if self._held.endswith(stop[:length])
-            ),
-            default=0,
-        )
+
+class _Search:
+    """Find a text in characters that come one by one, in linear time (Knuth-Morris-Pratt).
+
+    Attributes
+    ----------
+    matched : int
+        Characters at the end of what came that begin the text.
+    length : int
+        Characters of the text.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self._fallbacks = text, _fallbacks(text)
+        self.length = len(text)
+        self.matched = 0
+
+    def push(self, character: str) -> bool:
+        """Take a character; tell whether the text ends with it."""
+        while self.matched and self._text[self.matched] != character:
+            self.matched = self._fallbacks[self.matched - 1]
+        self.matched += self._text[self.matched] == character
+        return self.matched == self.length
+
+
+@lru_cache(maxsize=64)
+def _fallbacks(text: str) -> tuple[int, ...]:
+    """Return for each beginning of a text how much of its end is a beginning too."""
+    found = [0] * len(text)
+    length = 0
+    for place in range(1, len(text)):
+        while length and text[place] != text[length]:
+            length = found[length - 1]
+        length += text[place] == text[length]
+        found[place] = length
+    return tuple(found)
 
 
 class _Bytes:

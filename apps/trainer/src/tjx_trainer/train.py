@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import tjx_data
 import tjx_metrics
 import tjx_nn
 import tjx_parallel
+from tjx_ckpt.command.terminal import printable
 from tjx_nn.stack import runs_as_loop
 from tjx_trainer.allocator import keep_freed_memory
 from tjx_trainer.attention_report import reporting_attention
@@ -25,11 +26,12 @@ from tjx_trainer.lost_process import explaining_loss
 from tjx_trainer.memory_report import explaining_memory
 from tjx_trainer.messages import say, telling_warnings
 from tjx_trainer.preparing import PreparationBar
+from tjx_trainer.provenance import what_all_share
 from tjx_trainer.recovery import Course
 from tjx_trainer.requests import Requests
 from tjx_trainer.results import describe_results
 from tjx_trainer.resuming import with_earlier_values
-from tjx_trainer.run_dir import RunDirectory, check_run, open_run
+from tjx_trainer.run_dir import RunDirectory, check_run, make_run_dir, open_run
 from tjx_trainer.state import TrainState
 from tjx_trainer.task import data_identity
 from tjx_trainer.task_table import open_task
@@ -77,9 +79,10 @@ def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> 
     """
     try:
         tjx_parallel.initialize(config.distributed)
+        tjx_parallel.require_equal("configuration", what_all_share(config))
     except ValueError as error:
         raise ConfigError(str(error).splitlines()) from error
-    if jax.default_backend() == "cpu":
+    if find_backend() == "cpu":
         keep_freed_memory()
     with (
         telling_warnings(),
@@ -92,6 +95,26 @@ def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> 
         except Stopped as stopped:
             say(f"{stopped}; nothing was lost, the same command goes on")
             return 128 + stopped.signal
+
+
+def find_backend() -> str:
+    """Return the platform that JAX computes on.
+
+    Raises
+    ------
+    ConfigError
+        If JAX_PLATFORMS names one that is not there.
+    """
+    try:
+        return jax.default_backend()
+    except RuntimeError as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        if not wanted:
+            raise
+        raise ConfigError([
+            f"JAX_PLATFORMS: got {wanted}; expected platforms whose devices are here "
+            f"({' '.join(str(error).split())[:300]}); unset it, or set JAX_PLATFORMS=cpu"
+        ]) from None  # fmt: skip
 
 
 def start(config: Config, interrupts: Interrupts, *, dry_run: bool, eval_only: bool) -> int:
@@ -109,8 +132,13 @@ def start(config: Config, interrupts: Interrupts, *, dry_run: bool, eval_only: b
         if eval_only:
             return show_evaluation(job)
         run = take_run_dir(job)
-    say(f"run directory  {run.path}")
-    return carry_out(job, run, interrupts)
+
+    def record() -> None:
+        with interrupts.leaving_at_once():
+            record_run(job, run)
+        say(f"run directory  {run.path}")
+
+    return carry_out(job, run, interrupts, claimed=record)
 
 
 def keep_earlier_values(config: Config) -> Config:
@@ -132,6 +160,11 @@ def refuse_what_is_missing(config: Config) -> None:
     """Raise ConfigError where this machine lacks data or libraries that a run needs."""
     problems = tjx_data.find_problems(config.data) if reads_text(config) else []
     problems += batch_problems(config, host_memory())
+    if config.checkpoint.directory is not None:
+        try:
+            tjx_ckpt.list_steps(config.checkpoint.directory)
+        except (ImportError, ValueError) as error:
+            problems.append(f"--checkpoint.directory {config.checkpoint.directory}: {error}")
     try:
         tjx_metrics.refuse_trackers(config.log.trackers)
     except ValueError as error:
@@ -172,7 +205,13 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
+def carry_out(
+    job: Job,
+    run: RunDirectory,
+    interrupts: Interrupts,
+    *,
+    claimed: Callable[[], None] = lambda: None,
+) -> int:
     """Make the steps of a run that are still to be made, and conclude it.
 
     Parameters
@@ -183,6 +222,8 @@ def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
         Where it is written, and what it goes on from.
     interrupts : Interrupts
         Signals that ask to stop or to save.
+    claimed : callable
+        Called when no other run can write into the directory, before anything is written there.
 
     Returns
     -------
@@ -192,10 +233,14 @@ def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
     config = job.config
     with (
         explaining_memory(job),
-        Watchdog(run.path, config.watchdog, process=jax.process_index()) as watchdog,
         open_checkpointer(config, run) as checkpointer,
+        contextlib.ExitStack() as stack,
     ):
-        checkpointer.claim()  # before anything is written that another run may write too
+        stack.enter_context(claiming(config, run, checkpointer))
+        claimed()
+        watchdog = stack.enter_context(
+            Watchdog(run.path, config.watchdog, process=jax.process_index())
+        )
         if tjx_parallel.is_main():
             run.remove_leftovers()
         requests = Requests(interrupts)
@@ -214,6 +259,27 @@ def carry_out(job: Job, run: RunDirectory, interrupts: Interrupts) -> int:
         with interrupts.leaving_at_once():
             conclude(course, state)
     return 0
+
+
+@contextlib.contextmanager
+def claiming(
+    config: Config, run: RunDirectory, checkpointer: tjx_ckpt.Checkpointer
+) -> Iterator[None]:
+    """Let no other run write into the run directory, nor where the checkpoints lie.
+
+    Raises
+    ------
+    tjx_ckpt.DirectoryInUseError
+        If another run does.
+    tjx_ckpt.ClaimError, tjx_ckpt.StorageError
+        If a directory cannot be locked.
+    """
+    with contextlib.ExitStack() as stack:
+        if config.checkpoint.directory is not None:
+            # Runs with one run directory and two directories of checkpoints exclude each other.
+            stack.enter_context(tjx_ckpt.Checkpointer(run.checkpoints)).claim()
+        checkpointer.claim()
+        yield
 
 
 @contextlib.contextmanager
@@ -245,30 +311,39 @@ def open_checkpointer(config: Config, run: RunDirectory) -> Iterator[tjx_ckpt.Ch
 
 
 def take_run_dir(job: Job) -> RunDirectory:
-    """Make the run directory, or take the one that holds this run; process 0 writes it.
+    """Make the run directory where it is missing; process 0 does so.
 
     Raises
     ------
     ConfigError
-        As `open_run`; also if several processes were not told one directory.
+        If it cannot be made, or several processes were not told one directory.
     """
     config = job.config
     if jax.process_count() == 1:
-        return record_run(job)
+        return make_run_dir(config)
     if config.run_dir is None:
         raise ConfigError(["run_dir is none: processes that train together need to be given one"])
     tjx_parallel.meet("checked")  # nobody takes what process 0 writes for another's
-    run = record_run(job) if tjx_parallel.is_main() else RunDirectory(Path(config.run_dir))
+    run = make_run_dir(config) if tjx_parallel.is_main() else RunDirectory(Path(config.run_dir))
     tjx_parallel.meet("run directory")
     return run
 
 
-def record_run(job: Job) -> RunDirectory:
-    """Write to the run directory what the run is made of."""
-    run = open_run(job.config)
-    job.task.record(run)
-    run.point_to_data(job.task.folders, identity=data_identity(job.task))
-    return run
+def record_run(job: Job, run: RunDirectory) -> None:
+    """Write to a claimed run directory what the run is made of; process 0 does so.
+
+    Raises
+    ------
+    ConfigError
+        If another run has written there before this one claimed it.
+    """
+    if tjx_parallel.is_main():
+        config = replace(job.config, run_dir=str(run.path))
+        refuse_other_data(job)
+        open_run(config)
+        job.task.record(run)
+        run.point_to_data(job.task.folders, identity=data_identity(job.task))
+    tjx_parallel.meet("recorded")
 
 
 def prepare(config: Config) -> Job:
@@ -280,6 +355,7 @@ def prepare(config: Config) -> Job:
         with PreparationBar() as bar:
             config, make_task = open_task(config, bar)
         job = build_job(config, make_task)
+        tjx_parallel.require_equal("data", data_identity(job.task))
     except (tjx_data.HubError, tjx_data.DataError):
         raise
     except ValueError as error:
@@ -348,20 +424,28 @@ def refuse_other_data(job: Job) -> None:
         ])  # fmt: skip
 
 
+def draw_loss(run: RunDirectory) -> str:
+    """Draw the loss curve; return its place, or why there is none: the run is saved by now."""
+    try:
+        run.plots.mkdir(exist_ok=True)
+        tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
+    except Exception as error:  # a full disk, a damaged record, a font that is missing
+        return f"none: {type(error).__name__}: {error}"
+    return str(run.plots / "loss.png")
+
+
 def conclude(course: Course, state: TrainState) -> None:
     """Draw the loss curve and print what came out of the run; all processes compute it."""
     job, run = course.job, course.run
     lines = job.task.conclusion(job.params_to_use(state), course.found)
     if not tjx_parallel.is_main():
         return
-    run.plots.mkdir(exist_ok=True)
-    tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
     lines += [
         *describe_results(job.config, course.results),
-        f"loss curve       {run.plots / 'loss.png'}",
+        f"loss curve       {draw_loss(run)}",
         f"checkpoints      {run.place_of_checkpoints(job.config)}",
         f"metrics          {run.metrics}",
     ]
     if job.config.model.family == "gpt":
         lines.append(f"more text        ./pants run apps/eval -- generate {run.path} --prompt TEXT")
-    sys.stdout.write("\n".join(["", *lines]) + "\n")
+    sys.stdout.write(printable("\n".join(["", *lines]) + "\n"))

@@ -14,7 +14,7 @@ from tjx_ckpt.command.difference_report import difference_json, difference_text
 from tjx_ckpt.command.export import export, plan_tensors
 from tjx_ckpt.command.listing import arrays_json, arrays_text, list_json, list_text
 from tjx_ckpt.command.soundness import judge, planned_bytes, verdict_json, verdict_text
-from tjx_ckpt.command.terminal import Progress, human_bytes
+from tjx_ckpt.command.terminal import Progress, human_bytes, printable
 from tjx_ckpt.errors import CheckpointError, CorruptCheckpointError
 from tjx_ckpt.lookup import Checkpoint, find_directory, newest, require
 
@@ -149,7 +149,10 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _show(content: str | dict[str, Any]) -> None:
-    text = content if isinstance(content, str) else json.dumps(content, indent=2, allow_nan=False)
+    if isinstance(content, str):
+        text = printable(content)
+    else:
+        text = json.dumps(content, indent=2, allow_nan=False)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

@@ -5,6 +5,7 @@ of its size: a few kilobytes that unpack to a disk full of zeros are a decompres
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +53,35 @@ def read_object(file: Path, limit: int) -> dict[str, Any]:
     OSError
         If it is missing or cannot be read.
     """
-    try:
-        content = json.loads(
-            read_bounded(file, limit).decode("utf-8"),
-            object_pairs_hook=_without_repetition,
-            parse_constant=_refuse_constant,
-        )
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    content = parse_json(read_bounded(file, limit))
     if not isinstance(content, dict):
         raise ValueError(f"holds no object but a {type(content).__name__}")
     return content
 
 
+def parse_json(text: bytes) -> Any:
+    """Return what JSON says, read as strictly as we write it.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON in UTF-8, is nested too deeply, has a number of thousands of digits, holds
+        a key twice (two readers could take different ones), or NaN or Infinity.
+    """
+    try:
+        return json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_without_repetition,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice[:60]!r} stands there twice")
     return found
 

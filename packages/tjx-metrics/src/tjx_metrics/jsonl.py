@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tjx_metrics.atomic import write_atomically
+from tjx_metrics.atomic import flush_folder, write_atomically
 from tjx_metrics.errors import RecordError, RecordWarning
 from tjx_metrics.trackers import Histogram, Scalar, as_histogram, as_number
 
@@ -113,7 +113,7 @@ class JsonlTracker:
                 self._standing = _cut_back_or_mend(self.path, resume_step)
             self._file = self.path.open("ab", buffering=0)
             self.logged_bytes = os.fstat(self._file.fileno()).st_size
-            _flush_folder(self.path.parent)  # a new file's name is on the disk only then
+            flush_folder(self.path.parent)  # a new file's name is on the disk only then
         except OSError as error:
             raise RecordError(self.path, error) from error
 
@@ -274,7 +274,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     FileNotFoundError
         When there is no such file.
     ValueError
-        When the file has lines, and none is a metrics object.
+        When the file has lines, and none is a metrics object; or is no regular file.
     """
     return [
         {name: _restored(value) for name, value in record.items()}
@@ -284,6 +284,8 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """Parse a file; a torn last line is left out."""
+    if path.exists() and not path.is_file():  # a pipe would block, a device never end
+        raise ValueError(f"{path}: got no regular file; give a file of metrics")
     lines = path.read_bytes().split(b"\n")
     if not lines[-1]:
         del lines[-1]
@@ -353,16 +355,8 @@ def _mend(path: Path) -> Path:
         with written.open("rb") as file:
             os.fsync(file.fileno())
     mended.replace(path)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
     return aside
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cut_back(path: Path, step: int) -> set[frozenset[str]]:

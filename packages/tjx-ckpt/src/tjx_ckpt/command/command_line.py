@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tjx_ckpt.command.terminal import printable
+
 MISTAKE = 2
 """Exit status after a mistake in the command."""
 
@@ -35,7 +37,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def tell(problem: object) -> None:
     """Write what is wrong, each line with the name of the command."""
-    lines = str(problem).splitlines() or [type(problem).__name__]
+    lines = printable(str(problem)).splitlines() or [type(problem).__name__]
     sys.stderr.write("".join(f"tjx-ckpt: {line}\n" for line in lines))
 
 

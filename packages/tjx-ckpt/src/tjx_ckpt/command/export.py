@@ -12,6 +12,7 @@ import numpy as np
 from tjx_ckpt.command.keys import below
 from tjx_ckpt.leaf_spec import LeafSpec, is_float
 from tjx_ckpt.lookup import Checkpoint
+from tjx_ckpt.store.aside import hold, remove_abandoned, temporary_name
 from tjx_ckpt.store.checksum import chunks
 from tjx_ckpt.store.tensor_file import as_bytes, is_known, render_header
 
@@ -134,8 +135,8 @@ class _NewFiles(contextlib.AbstractContextManager["_NewFiles"]):
 
     def temporary(self, path: Path) -> Path:
         """Return where to write what will be ``path``."""
-        # Two exports at a time do not write into one file.
-        self._temporary[path] = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        remove_abandoned(path)
+        self._temporary[path] = temporary_name(path)
         return self._temporary[path]
 
     def place(self) -> None:
@@ -160,6 +161,7 @@ class _NewFiles(contextlib.AbstractContextManager["_NewFiles"]):
 @contextlib.contextmanager
 def _durable(path: Path) -> Iterator[BinaryIO]:
     with path.open("xb") as file:
+        hold(file.fileno())
         yield file
         file.flush()
         os.fsync(file.fileno())

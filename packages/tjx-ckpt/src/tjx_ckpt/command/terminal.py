@@ -1,6 +1,7 @@
 """What the command shows to people: sizes in units, aligned tables, a line of progress."""
 
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -8,6 +9,19 @@ from types import TracebackType
 
 WIDTH = 100
 _SECONDS_BETWEEN = 0.1
+
+
+def printable(text: str) -> str:
+    r"""Replace control characters, which a terminal obeys, by their escapes; keep line ends.
+
+    Names of files and runs are chosen by others and may hold any of them.
+
+    Examples
+    --------
+    >>> printable("run\x1b[31m\n")
+    'run\\x1b[31m\n'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def human_bytes(size: int) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tjx_ckpt.store.aside import flush, make_folder
 from tjx_ckpt.store.lock import WriterLock
 from tjx_ckpt.store.retrying import with_retries
 from tjx_ckpt.store.storage import WrongFileError
@@ -59,10 +60,7 @@ class LocalFolder:
 
     def prepare(self) -> None:
         """Make the folder."""
-        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        for path in missing:
-            _fsync(path.parent)  # a power cut must not take the folder with what is flushed in it
+        make_folder(self.path)
 
     def begin(self, step: int) -> None:
         """Make an empty place for a new checkpoint, which `steps` does not show yet."""
@@ -86,9 +84,9 @@ class LocalFolder:
 
     def commit(self, step: int) -> None:
         """Give a written and flushed checkpoint its final name, atomically."""
-        _fsync(self._temporary(step))
+        flush(self._temporary(step))
         self._temporary(step).rename(self.path / str(step))
-        _fsync(self.path)
+        flush(self.path)
 
     def abandon(self, step: int) -> None:
         """Delete a begun checkpoint."""
@@ -101,7 +99,7 @@ class LocalFolder:
         if doomed.exists():
             shutil.rmtree(doomed)
         (self.path / str(step)).rename(doomed)
-        _fsync(self.path)  # after a power cut no half-deleted checkpoint has its number again
+        flush(self.path)  # after a power cut no half-deleted checkpoint has its number again
         shutil.rmtree(doomed)
 
     def quarantine(self, step: int) -> str:
@@ -112,7 +110,7 @@ class LocalFolder:
             target = self.path / f"{step}.corrupt.{number}"
             number += 1
         (self.path / str(step)).rename(target)
-        _fsync(self.path)
+        flush(self.path)
         return target.name
 
     def exists(self, step: int) -> bool:
@@ -147,7 +145,7 @@ class LocalFolder:
             try:
                 with os.scandir(self.path) as entries:
                     return [(entry.name, entry.is_dir()) for entry in entries]
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
 
         return with_retries(str(self.path), scan)
@@ -199,11 +197,3 @@ def _open_regular(path: Path) -> int:
         os.close(descriptor)
         raise WrongFileError("not a regular file")
     return descriptor
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -176,7 +176,7 @@ def _parse(content: bytes | None) -> dict[str, Any]:
     """Return what a lease says; nothing of one that cannot be read."""
     try:
         parsed = json.loads(content or b"")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
