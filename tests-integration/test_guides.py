@@ -1,7 +1,10 @@
 """What the guides say of the code is what the code says."""
 
+import errno
 import re
 from pathlib import Path
+
+from campaigns.faults import ERRNOS
 
 from tjx_trainer import nanogpt_flags
 from tjx_trainer.exit_codes import table
@@ -14,6 +17,12 @@ RESUMING = (ROOT / "docs" / "checkpoint_resume.md").read_text(encoding="utf-8")
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
     assert table() in RESUMING
+
+
+def test_the_table_of_system_errors_has_all_that_are_injected() -> None:
+    section = RESUMING.split("## Errors of the operating system")[1].split("\n## ")[0]
+    injected = {errno.errorcode[number] for numbers in ERRNOS.values() for number in numbers}
+    assert injected <= set(re.findall(r"\bE[A-Z]+\b", section))
 
 
 def test_the_table_of_nanogpts_flags_is_the_programs() -> None:

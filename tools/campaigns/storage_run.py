@@ -1,0 +1,149 @@
+"""The real trainer, evaluation and export without their computations: all file operations of a run.
+
+Command line, run directory, claim, checkpoints, records, recovery and exit codes are the real ones.
+Only the training step and the evaluation are replaced by arithmetic in NumPy, so that nothing is
+compiled and a run takes a tenth of a second. They are functions of state and batch, as the real
+ones are: a run that is resumed wrongly ends otherwise.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from campaigns.outcome import digest_leaves, numbers
+from campaigns.tiny_run import TINY, Flags, write_text
+
+import tjx_ckpt
+import tjx_metrics
+from tjx_ckpt.store import retrying
+from tjx_eval import loss_command, opening
+from tjx_eval import main as eval_program
+from tjx_trainer import main as program
+from tjx_trainer import run_dir, train
+from tjx_trainer.command_line import resolve
+from tjx_trainer.gradients import Batch
+from tjx_trainer.job import Job, build_job
+from tjx_trainer.state import TrainState
+from tjx_trainer.task_table import open_task
+
+STEPS = 6
+_FLAGS = {
+    **TINY, "model.n_layer": 1, "model.d_model": 8, "model.max_seq_len": 16, "data.seq_len": 16,
+    "train.max_steps": STEPS, "train.eval_every": 3, "checkpoint.every": 2, "checkpoint.keep": 2,
+}  # fmt: skip
+
+
+class StorageJob(Job):
+    """A job whose computations are NumPy's."""
+
+    def initial_state(self) -> TrainState:
+        """Return zeros."""
+        state: TrainState = jax.tree.map(np.copy, self.abstract)
+        return state
+
+    def params_to_use(self, state: TrainState) -> dict[str, Any]:
+        """Return the parameters."""
+        return state.params
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """Leave the batch on the host."""
+        return dict(batch)
+
+    def evaluate(
+        self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
+    ) -> tjx_metrics.Evaluation:
+        """Add up the parameters."""
+        before_batch()
+        total = float(sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(params)))
+        return tjx_metrics.Evaluation(loss_sum=total, tokens=10, text_bytes=10)
+
+
+def _step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    seen = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in batch.values()))
+    number = np.float32(int.from_bytes(seen.digest()[:3], "big") / 2**24)
+    params, opt_state = jax.tree.map(
+        lambda leaf: leaf * leaf.dtype.type(0.5) + number.astype(leaf.dtype),
+        (state.params, state.opt_state),
+    )
+    metrics = {
+        "loss": number, "tokens": np.int32(8), "skipped": np.int32(0),
+        "skipped_in_a_row": np.int32(0),
+    }  # fmt: skip
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+class StorageRun:
+    """Runs the trainer's programs on one job; forked children share what is prepared here.
+
+    Parameters
+    ----------
+    folder
+        Where the data lie.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        write_text(folder / "rhyme.txt", lines=200)
+        flags = {
+            **_FLAGS, "data.path": str(folder / "rhyme.txt"),
+            "data.cache_dir": str(folder / "cache"),
+        }  # fmt: skip
+        self._flags: Flags = flags
+        real = build_job(*open_task(resolve(_words(flags))))
+        abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), real.abstract)
+        fields = {field.name: getattr(real, field.name) for field in dataclasses.fields(real)}
+        self._job = StorageJob(**{**fields, "abstract": abstract, "train_step": _step})
+        revision, versions = run_dir.git_revision(), run_dir.versions()
+        mock.patch.multiple(
+            run_dir, git_revision=lambda: revision, versions=lambda: versions
+        ).start()
+        mock.patch.multiple("tjx_trainer.provenance", git_revision=lambda: revision,
+                            versions=lambda: versions).start()  # fmt: skip
+        mock.patch.object(train, "prepare", self._prepare).start()
+        mock.patch.object(tjx_metrics, "plot_loss", _plot).start()
+        mock.patch.object(retrying, "PAUSES_S", (0.0, 0.0, 0.0)).start()
+        mock.patch.object(opening, "make_update_rule", return_value=(None, None)).start()
+        mock.patch.object(opening, "abstract_state", return_value=self._job.abstract).start()
+        mock.patch.object(loss_command, "run", self._evaluate).start()
+
+    def train(self, path: Path, more: Flags) -> int:
+        """Train in a run directory; return the exit code."""
+        return program.main(_words({**self._flags, "run_dir": str(path), **more}))
+
+    def evaluate(self, path: Path) -> int:
+        """Open the newest checkpoint as `tjx-eval loss` does; return the exit code."""
+        return eval_program.main(["loss", str(path)])
+
+    def export(self, path: Path, out: Path) -> int:
+        """Export the newest checkpoint; return the exit code."""
+        return eval_program.main(["export", str(path), str(out)])
+
+    def outcome(self, path: Path) -> dict[str, Any]:
+        """Return what two equal runs have in common, as JSON."""
+        with tjx_ckpt.Checkpointer(path / "checkpoints") as checkpointer:
+            steps = checkpointer.steps()
+            state = checkpointer.restore(self._job.abstract, step=steps[-1])
+            sound = [step for step in steps if not checkpointer.verify(step)]
+        found = {f"{step} {name}": value for (step, name), value in numbers(path).items()}
+        return {"leaves": digest_leaves(state), "numbers": found, "steps": steps, "sound": sound}
+
+    def _prepare(self, config: Any) -> Job:
+        resolved = config.with_vocabulary(self._job.config.model.vocab_size)
+        return dataclasses.replace(self._job, config=resolved)
+
+    def _evaluate(self, arguments: Any) -> int:
+        model = opening.open_model(arguments.model)
+        digest_leaves(model.params)
+        return 0
+
+
+def _words(flags: Flags) -> list[str]:
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def _plot(_metrics: Path, out: Path) -> None:
+    out.write_bytes(b"a picture\n")
