@@ -31,7 +31,7 @@ from tjx_data.corpora.documents import Holdout, SplitName, Stage
 from tjx_data.main import main
 
 EOT = "<|endoftext|>"
-CHARACTERS = char_tokenizer(["abcdefghij\né 0123456789."], special_tokens=(EOT,))
+CHARACTERS = char_tokenizer(["abcdefghijmnotu\né 0123456789."], special_tokens=(EOT,))
 DOCUMENTS = [f"document {i}.\n" * (1 + i % 4) for i in range(60)]
 SENTENCES = "the cat sat on the mat. the hat sat on the bat. a bat sat on a cat.\n" * 30
 
