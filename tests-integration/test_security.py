@@ -58,6 +58,8 @@ ALLOWED = {
         "a model that was named; safetensors and JSON, never a pickle",
     ("packages/tjx-parallel/src/tjx_parallel/processes.py", "jax.distributed.initialize"):
         "a run of several processes, where it was asked for",
+    ("packages/tjx-parallel/src/tjx_parallel/rendezvous.py", "socket.create_server"):
+        "as above: the processes meet on the coordinator's address before JAX listens there",
     ("packages/tjx-ckpt/src/tjx_ckpt/store/remote_folder.py", "fetches: fsspec"):
         "checkpoints in a place that was named by its URL",
     ("packages/tjx-metrics/src/tjx_metrics/wandb_tracker.py", "fetches: wandb"):
