@@ -218,7 +218,7 @@ def test_every_value_is_compared_or_may_change_on_purpose() -> None:
     learnt_from = ("model.", "data.", "optimizer.", "schedule.", "seed")
     assert {name for name in free if name.startswith(learnt_from)} == {
         *("model.remat", "model.remat_every", "model.scan_layers"),
-        *("model.attention_implementation", "data.cache_dir"),
+        *("model.attention_implementation", "model.check_ids", "data.cache_dir"),
     }
     decided_otherwise = {"train.max_steps", "model.vocab_size"}
     may_change = ("schedule.", *resuming.SECTIONS_THAT_MAY_CHANGE)  # what a schedule gives counts
