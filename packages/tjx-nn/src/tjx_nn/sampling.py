@@ -94,14 +94,15 @@ def make_sampling(rows: int, options: Options) -> Sampling:
     penalty = number("repetition_penalty")
     if not options.get("temperature"):
         return Sampling(repetition_penalty=penalty)
-    if jax.config.jax_debug_key_reuse and options.get("key") is not None:
+    key = options.get("key")
+    if jax.config.jax_debug_key_reuse and key is not None:
         # Draws fold numbers into the key, which JAX does not count as its use.
-        jax.random.bits(options["key"])
+        jax.random.bits(key)
     top_k = options.get("top_k")
     at_most: Any = None if top_k is None else np.int32(top_k)
     seeds: Any = (_seeds(options, rows) % 2**32).astype(np.uint32)
     filters = (at_most, number("top_p"), number("min_p"))
-    return Sampling(number("temperature"), *filters, penalty, options.get("key"), seeds)
+    return Sampling(number("temperature"), *filters, penalty, key, seeds)
 
 
 def wrong_sampling(vocab_size: int, rows: int, options: Options) -> list[str]:

@@ -6,6 +6,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from tjx_nn.config import TransformerConfig
+from tjx_nn.gpt_config import GPTConfig
 from tjx_nn.hf.table import LARGEST_SIZE, MOST_LAYERS, Family, Field, Json
 from tjx_nn.parts import refuse
 
@@ -132,7 +133,7 @@ def _essence(config: TransformerConfig) -> dict[str, Any]:
     """Return everything that decides what a model computes, each choice in one form."""
     left_out = {*_OF_TRAINING, "window", "global_every"}
     left_out |= {"rope"} if config.positions != "rope" else set()
-    if config.family == "gpt" and config.positions != "sinusoidal":
+    if isinstance(config, GPTConfig) and config.positions != "sinusoidal":
         left_out.add("scale_embeddings")
     essence: dict[str, Any] = {}
     for field in dataclasses.fields(config):
