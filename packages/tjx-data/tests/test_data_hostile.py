@@ -327,3 +327,26 @@ def test_a_parquet_file_that_claims_a_bomb_is_refused(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     with pytest.raises(ValueError, match="decompression bomb"):
         load_files(tmp_path / "a.parquet")
+
+
+def test_a_parquet_file_that_repeats_a_text_is_no_bomb(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = tmp_path / "bomb.parquet"
+    table = pyarrow.table({"text": ["a" * (1 << 20)] * 80})
+    parquet.write_table(table, file, compression="zstd")
+    del table
+    assert file.stat().st_size < 2000
+    pool = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+    before = pyarrow.default_memory_pool().bytes_allocated()
+    most = 0
+
+    def read() -> None:
+        nonlocal most
+        for document in load_files(file):
+            assert len(document) == 1 << 20
+            most = max(most, pool.bytes_allocated(), pyarrow.total_allocated_bytes() - before)
+
+    with pytest.raises(ValueError, match="decompression bomb"):
+        read()
+    assert 0 < most < 20 << 20

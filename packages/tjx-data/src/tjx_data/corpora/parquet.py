@@ -11,6 +11,7 @@ from tjx_data.corpora.documents import Malformed
 from tjx_data.corpora.scans import PART_BYTES, Scan, Stamp, check_unchanged
 
 ROWS_AT_ONCE = 256
+BATCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,25 @@ class ParquetPart:
         Raises
         ------
         ValueError
-            If the file is damaged, or another than it was.
+            If the file is damaged, another than it was, or unpacks to far more than text does.
         """
         check_unchanged(self.file, self.stamp)
         groups = list(range(self.first_group, self.end_group))
-        row = self.first_row
-        with _opened(self.file) as opened:
+        row, unpacked = self.first_row, 0
+        # A text that many rows share is held once: as a column of a dictionary.
+        with _opened(self.file, read_dictionary=[self.text_field]) as opened:
             batches = opened.iter_batches(
-                ROWS_AT_ONCE, row_groups=groups, columns=[self.text_field], use_threads=False
+                _rows_at_once(opened, groups, self.text_field),
+                row_groups=groups,
+                columns=[self.text_field],
+                use_threads=False,
             )
             for batch in batches:
                 for value in batch.column(0):
-                    yield self._text_of(value, row)
+                    text = self._text_of(value, row)
+                    unpacked += len(text) if isinstance(text, str) else 0
+                    check_unpacked(self.file, unpacked, self.stamp.size)
+                    yield text
                     row += 1
 
     def _text_of(self, value: Any, row: int) -> str | Malformed:
@@ -114,6 +122,15 @@ def parquet_parts(
     return parts, n_bytes
 
 
+def _rows_at_once(opened: Any, groups: list[int], text_field: str) -> int:
+    """Return how many rows to hold: fewer of long texts."""
+    column = _leaf(opened, text_field)
+    metas = [opened.metadata.row_group(group) for group in groups]
+    rows = sum(meta.num_rows for meta in metas)
+    size = sum(meta.column(column).total_uncompressed_size for meta in metas)
+    return max(1, min(ROWS_AT_ONCE, BATCH_BYTES * rows // max(1, size)))
+
+
 def _find_column(file: Path, opened: Any, text_field: str) -> int:
     import pyarrow.types as types
 
@@ -128,12 +145,17 @@ def _find_column(file: Path, opened: Any, text_field: str) -> int:
         kind = kind.value_type
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise ValueError(f"{file}: column {text_field!r} holds {kind}, not strings")
-    leaves = [opened.schema.column(i).path for i in range(len(opened.schema))]  # nested ones too
+    return _leaf(opened, text_field)
+
+
+def _leaf(opened: Any, text_field: str) -> int:
+    """Return the number of a column among those of the file, nested ones counted."""
+    leaves = [opened.schema.column(i).path for i in range(len(opened.schema))]
     return leaves.index(text_field)
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: Path, *, read_dictionary: list[str] | None = None) -> Iterator[Any]:
     try:
         import pyarrow.lib
         import pyarrow.parquet
@@ -142,7 +164,9 @@ def _opened(file: Path) -> Iterator[Any]:
             f"{file}: reading Parquet needs: pip install 'tjx-data[parquet]'"
         ) from error
     try:
-        with pyarrow.parquet.ParquetFile(file) as opened:  # type: ignore[no-untyped-call]
+        with pyarrow.parquet.ParquetFile(  # type: ignore[no-untyped-call]
+            file, read_dictionary=read_dictionary
+        ) as opened:
             yield opened
     except (OSError, pyarrow.lib.ArrowException) as error:
         raise ValueError(f"{file}: not Parquet, or damaged: {error}") from error
