@@ -1,11 +1,15 @@
 """Training steps of tiny models for an NVIDIA GPU that need not be there.
 
 `python gpu_step.py` compiles them for sm_90a, which takes the CUDA plugin and ptxas; XLA_FLAGS says
-where their PTX is written.
+where their PTX is written. `python gpu_step.py bf16` prints the program of a block of GPT-2 small
+in a precision.
 """
 
 import importlib
+import importlib.util
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -40,6 +44,12 @@ FAMILIES = {
     ],
 }  # fmt: skip
 
+_BLOCK = """
+--config=gpt2_small --model.n_layer=1 --model.max_seq_len=256 --data.seq_len=256
+--train.batch_size=2 --train.device_batch_size=2 --data.tokenizer=bpe --data.vocab_size=1100
+--model.attention_implementation=xla
+""".split()  # noqa: SIM905  as above
+
 # What chooses by platform when it is traced; attention is given by name.
 _ASK_FOR_THE_TARGET = ("tjx_nn.stack", "tjx_nn.activations", "tjx_kernels.linear_cross_entropy")
 
@@ -58,11 +68,26 @@ def stablehlo(family: str) -> str:
     return str(traced.lower(lowering_platforms=("cuda",)).as_text())
 
 
+def folder_of_ptxas() -> Path | None:
+    """Return the folder of CUDA's compilers where they and the plugin are installed as wheels."""
+    names = ("jax_plugins.xla_cuda13", "nvidia.cu13")
+    try:
+        plugin, cuda = map(importlib.util.find_spec, names)
+    except ModuleNotFoundError:
+        return None
+    folders = [] if plugin is None or cuda is None else cuda.submodule_search_locations or []
+    return next((Path(each) for each in folders if (Path(each) / "bin" / "ptxas").exists()), None)
+
+
 def main() -> None:
-    """Compile every step for an H200."""
+    """Compile every step for an H200, or one step of the precisions that are named."""
     devices = chip_devices(find_chip("h200"), 1)
-    for words in FAMILIES.values():
-        lower_step(parse(words), devices)[1].compile()
+    precisions = sys.argv[1:]
+    families = [[*_BLOCK, f"--train.precision={each}"] for each in precisions]
+    for words in families or FAMILIES.values():
+        compiled = lower_step(parse(words), devices)[1].compile()
+        if precisions:
+            sys.stdout.write(compiled.as_text())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The training step sums in one order on GPUs: no scatter with atomics before XLA, none after."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -27,7 +26,7 @@ def test_every_scatter_of_the_step_for_gpus_has_unique_indices(family: str) -> N
 
 
 def test_the_compiled_step_has_no_atomics(tmp_path: Path) -> None:
-    cuda = _folder_of_ptxas()
+    cuda = gpu_step.folder_of_ptxas()
     if cuda is None:
         pytest.skip("needs the CUDA plugin of JAX and ptxas: tools/locks/compile.txt")
     flags = f"--xla_gpu_cuda_data_dir={cuda} --xla_dump_to={tmp_path} --xla_dump_emitter_re=.*"
@@ -43,14 +42,3 @@ def test_the_compiled_step_has_no_atomics(tmp_path: Path) -> None:
         for atomic in re.findall(r"\b(?:atom|red)\.\S+", file.read_text())
     }
     assert not found
-
-
-def _folder_of_ptxas() -> Path | None:
-    """Return the folder of CUDA's compilers where they and the plugin are installed as wheels."""
-    names = ("jax_plugins.xla_cuda13", "nvidia.cu13")
-    try:
-        plugin, cuda = map(importlib.util.find_spec, names)
-    except ModuleNotFoundError:
-        return None
-    folders = [] if plugin is None or cuda is None else cuda.submodule_search_locations or []
-    return next((Path(each) for each in folders if (Path(each) / "bin" / "ptxas").exists()), None)

@@ -55,7 +55,7 @@ VARIANTS: dict[str, GPTConfig] = {
     ),
     "latent attention": GPTConfig(
         **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),
-        rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16",
+        rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16", float8=True,
     ),
     "DeepSeek": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", bias=False,

@@ -125,6 +125,7 @@ def _implied(layer: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
     }
     if "train.precision" in layer:
         implied["model.dtype"] = DTYPE_OF_PRECISION[layer["train.precision"]]
+        implied["model.float8"] = layer["train.precision"] == "fp8"
     if layer.get("train.init_from") is not None:  # weights belong to the ids of one tokenizer
         implied["data.tokenizer"] = layer["train.init_from"]
     if "model.vocab_size" in layer:

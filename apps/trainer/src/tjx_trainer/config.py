@@ -286,11 +286,15 @@ def _vocabulary_too_small(given: int, needed: int) -> str:
 
 
 def _check_precision(model: ModelConfig, train: TrainConfig) -> list[str]:
-    if model.dtype == DTYPE_OF_PRECISION[train.precision]:
-        return []
+    followed = {
+        "dtype": DTYPE_OF_PRECISION[train.precision],
+        "float8": train.precision == "fp8",
+    }
     return [
-        f"model.dtype {model.dtype} contradicts train.precision {train.precision}: "
-        "give --train.precision alone, model.dtype follows it"
+        f"model.{name} {getattr(model, name)} contradicts train.precision {train.precision}: "
+        f"give --train.precision alone, model.{name} follows it"
+        for name, value in followed.items()
+        if getattr(model, name) != value
     ]
 
 

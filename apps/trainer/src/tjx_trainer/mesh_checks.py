@@ -51,7 +51,7 @@ def mesh_problems(
         _context(model, mesh, sizes),
         _experts(model, sizes["expert"]),
         _stages(model, mesh, sizes["stage"]),
-        _numbers(train, mesh),
+        _numbers(train, mesh, sizes["stage"]),
     )
     return [problem for check in checks for problem in check]
 
@@ -201,9 +201,14 @@ def _stages(model: TransformerConfig, mesh: MeshConfig, stages: int) -> Iterator
         yield f"mesh.stage {stages} with pipeline {mesh.pipeline}: {problem}"
 
 
-def _numbers(train: TrainConfig, mesh: MeshConfig) -> Iterator[str]:
-    if mesh.reduce_dtype == "bfloat16" and train.precision != "bf16":
+def _numbers(train: TrainConfig, mesh: MeshConfig, stages: int) -> Iterator[str]:
+    if mesh.reduce_dtype == "bfloat16" and train.precision not in ("bf16", "fp8"):
         yield (
             f"mesh.reduce_dtype bfloat16 and train.precision {train.precision}: gradients are "
-            "summed at least as exactly as they are computed; give --train.precision bf16"
+            "summed at least as exactly as they are computed; give --train.precision bf16 or fp8"
+        )
+    if train.precision == "fp8" and stages > 1:
+        yield (
+            f"mesh.stage {stages} and train.precision fp8: a pipeline has no scale of a whole "
+            "tensor; give --mesh.stage 1 or --train.precision bf16"
         )

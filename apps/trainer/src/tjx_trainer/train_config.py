@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 
 DTYPE_OF_PRECISION: Mapping[str, str] = {
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
+    "fp8": "bfloat16",  # of all but the products that model.float8 is about
 }
 
 
@@ -37,6 +38,7 @@ class TrainConfig:
         random ones.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
+        fp8 is bf16 with 8-bit floats in the products of attention's projections and of the MLP.
     deterministic
         Same bits in every run on a GPU, through XLA's --xla_gpu_deterministic_ops: slower. CPUs and
         TPUs need no flag.

@@ -33,7 +33,7 @@ class MLMHead(nnx.Module):
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs) -> None:
         d = config.d_model
         self.activation = ACTIVATIONS[config.activation]
-        self.dense = linear(config, ("embed", "mlp"), (d, d), rngs=rngs)
+        self.dense = linear(config, ("embed", "mlp"), (d, d), float8=False, rngs=rngs)
         self.norm = make_norm(config)
         zeros = jnp.zeros(config.vocab_size, jnp.float32)
         self.bias = nnx.Param(zeros, logical_axes=("vocab",)) if config.bias else None
@@ -67,9 +67,13 @@ class Bert(Placed):
         self.encoder = Encoder(config, rngs=rngs)
         self.head = MLMHead(config, rngs=rngs)
         classes = config.n_classes
-        self.pooler = linear(config, ("embed", "mlp"), (d, d), rngs=rngs) if classes else None
+        self.pooler = (
+            linear(config, ("embed", "mlp"), (d, d), float8=False, rngs=rngs) if classes else None
+        )
         self.classifier = (
-            linear(config, ("embed", None), (d, classes), rngs=rngs) if classes else None
+            linear(config, ("embed", None), (d, classes), float8=False, rngs=rngs)
+            if classes
+            else None
         )
 
     def __call__(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float32[Array, "B T V"]:

@@ -102,6 +102,9 @@ class TransformerConfig:
         Blocks that are computed again together: more need less memory for their inputs.
     dtype
         Floating-point type of the computation; parameters, norms, softmax and logits are float32.
+    float8
+        Whether the products of attention's projections and of the MLP take 8-bit floats (e4m3, for
+        gradients e5m2), scaled by the largest magnitude of each operand; all else has `dtype`.
     attention_implementation
         Name of an implementation of tjx_kernels; None picks by platform.
     check_ids
@@ -146,6 +149,7 @@ class TransformerConfig:
     remat: Remat = "none"
     remat_every: int = 1
     dtype: Dtype = "float32"
+    float8: bool = False
     attention_implementation: str | None = None
     check_ids: bool = False
 
@@ -218,6 +222,11 @@ class TransformerConfig:
             problems.append(
                 f"attention_implementation is {self.attention_implementation!r} and sparse.top_k "
                 f"is {self.sparse.top_k}: sparse attention has one implementation; leave it out"
+            )
+        if self.float8 and self.experts.count:
+            problems.append(
+                f"float8 is True and experts.count is {self.experts.count}: got experts, whose "
+                "products have no 8-bit form; expected none; set float8 to False"
             )
         if self.parallel_block and self.norm_position == "post":
             problems.append("parallel_block needs norm_position 'pre'")

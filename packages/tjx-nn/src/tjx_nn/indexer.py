@@ -44,9 +44,11 @@ class Indexer(nnx.Module):
         self.config = config
         d, heads, features = config.d_model, config.sparse.n_head, config.sparse.head_dim
         axes = ("embed", "indexer")
-        self.query = linear(config, axes, (d, heads * features), bias=False, rngs=rngs)
-        self.key = linear(config, axes, (d, features), bias=False, rngs=rngs)
-        self.weight = linear(config, axes, (d, heads), bias=False, rngs=rngs)
+        self.query = linear(
+            config, axes, (d, heads * features), bias=False, float8=False, rngs=rngs
+        )
+        self.key = linear(config, axes, (d, features), bias=False, float8=False, rngs=rngs)
+        self.weight = linear(config, axes, (d, heads), bias=False, float8=False, rngs=rngs)
         self.key_norm = make_norm(config, features, axis="head_dim")
 
     def __call__(self, x: Float[Array, "B T D"], where: Where, key: Float[Array, "B S I"]) -> Index:

@@ -12,6 +12,7 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from tjx_nn.config import TransformerConfig
+from tjx_nn.float8 import float8_matmul
 from tjx_nn.layout import Placed
 from tjx_nn.matmul import Kept, add_bias, matmul
 
@@ -33,6 +34,8 @@ class Linear(Placed):
         Whether there is a bias; it begins at 0.
     rngs
         Source of the initial values.
+    float8
+        Whether the product is one of 8-bit floats.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class Linear(Placed):
         std: float,
         use_bias: bool,
         rngs: nnx.Rngs,
+        float8: bool = False,
     ) -> None:
-        self.axes, self.dtype = axes, dtype
+        self.axes, self.dtype, self.float8 = axes, dtype, float8
         kernel = normal(std)(rngs.params(), shape, jnp.float32)
         self.kernel = nnx.Param(kernel, logical_axes=axes)
         zeros = jnp.zeros(shape[1], jnp.float32)
@@ -54,7 +58,8 @@ class Linear(Placed):
     def __call__(self, x: Float[Array, "*any I"]) -> Float[Array, "*any O"]:
         """Return the product, in the type of the computation."""
         x = x.astype(self.dtype)
-        y: Array = matmul(Kept(self.layout, self.axes), x, self.kernel[...])
+        multiply = float8_matmul if self.float8 else matmul
+        y: Array = multiply(Kept(self.layout, self.axes), x, self.kernel[...])
         if self.bias is not None:
             y = add_bias(Kept(self.layout, self.axes[1:]), y, self.bias[...])
         return y
@@ -68,6 +73,7 @@ def linear(
     rngs: nnx.Rngs,
     residual: bool = False,
     bias: bool | None = None,
+    float8: bool = True,
 ) -> Linear:
     """Return a linear layer of the model.
 
@@ -85,6 +91,8 @@ def linear(
         Whether the output is added to the residual stream.
     bias
         Whether there is a bias; None asks the configuration.
+    float8
+        Whether the product may be one of 8-bit floats, if the configuration has these.
     """
     # Only what goes from width to width is scaled with it: other axes do not grow.
     std = config.init_std if None in axes else initial_std(config, residual=residual)
@@ -95,6 +103,7 @@ def linear(
         std=std,
         use_bias=config.bias if bias is None else bias,
         rngs=rngs,
+        float8=config.float8 and float8,
     )
 
 

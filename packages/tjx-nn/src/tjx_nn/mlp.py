@@ -43,7 +43,7 @@ class MLP(nnx.Module):
             )
         d, f = config.d_model, d_ff or config.ff_dim
         self.activation = ACTIVATIONS[config.activation]
-        if config.activation == "gelu_tanh":
+        if config.activation == "gelu_tanh" and not config.float8:
             self.activation = gelu_tanh_of_product
         self.up = linear(config, ("embed", "mlp"), (d, f), rngs=rngs)
         self.down = linear(config, ("mlp", "embed"), (f, d), residual=True, rngs=rngs)

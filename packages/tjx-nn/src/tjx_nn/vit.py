@@ -38,12 +38,12 @@ class ViT(Placed):
         self.config = config
         d, pixels = config.d_model, config.patch_size**2 * config.channels
         # Rows of the kernel go by (row in the patch, column in the patch, channel).
-        self.patch = linear(config, (None, "embed"), (pixels, d), rngs=rngs)
+        self.patch = linear(config, (None, "embed"), (pixels, d), float8=False, rngs=rngs)
         vector = normal(config.init_std)(rngs.params(), (d,), jnp.float32)
         self.cls = nnx.Param(vector, logical_axes=("embed",)) if config.pool == "class" else None
         self.wpe = position_table(config, rngs=rngs)
         self.encoder = Encoder(config, rngs=rngs)
-        self.head = linear(config, ("embed", None), (d, config.n_classes), rngs=rngs)
+        self.head = linear(config, ("embed", None), (d, config.n_classes), float8=False, rngs=rngs)
 
     def __call__(
         self, images: Images, *, dropout_key: Array | None = None
