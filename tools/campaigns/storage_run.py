@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import jax
@@ -23,6 +23,7 @@ import tjx_metrics
 from tjx_ckpt.store import retrying
 from tjx_eval import loss_command, opening
 from tjx_eval import main as eval_program
+from tjx_nn.vit_config import ViTConfig
 from tjx_trainer import main as program
 from tjx_trainer import run_dir, train
 from tjx_trainer.command_line import resolve
@@ -52,7 +53,7 @@ class StorageJob(Job):
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """Leave the batch on the host."""
-        return dict(batch)
+        return cast(Batch, batch)
 
     def evaluate(
         self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
@@ -132,6 +133,7 @@ class StorageRun:
         return {"leaves": digest_leaves(state), "numbers": found, "steps": steps, "sound": sound}
 
     def _prepare(self, config: Any) -> Job:
+        assert not isinstance(self._job.config.model, ViTConfig)
         resolved = config.with_vocabulary(self._job.config.model.vocab_size)
         return dataclasses.replace(self._job, config=resolved)
 

@@ -440,7 +440,7 @@ def test_a_run_that_comes_second_changes_nothing(
         return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
     after_first: dict[str, bytes] = {}
-    make = train.make_run_dir
+    make = run_dir.make_run_dir
 
     def make_and_look(config: Config) -> RunDirectory:
         after_first.update(content())
@@ -452,7 +452,7 @@ def test_a_run_that_comes_second_changes_nothing(
     monkeypatch.setattr(train, "make_run_dir", make_and_look)
     error = tjx_ckpt.DirectoryInUseError if other == "runs" else ConfigError
     with claims, pytest.raises(error), Interrupts() as interrupts:
-        train.start(config, interrupts, dry_run=False)
+        train.start(config, interrupts, dry_run=False, eval_only=False)
     assert after_first
     changed = {name: text for name, text in content().items() if after_first.get(name) != text}
     assert {Path(name).name for name in changed} <= {".writer"}  # who tried to lock it last

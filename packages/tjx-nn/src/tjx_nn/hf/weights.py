@@ -1,7 +1,7 @@
 """Parameters: theirs as ours, and ours as theirs, by a family's table."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -120,7 +120,7 @@ def _flat(params: Params) -> dict[str, Any]:
     return flat
 
 
-def _slots(family: Family, config: TransformerConfig, ours: Shapes) -> dict[str, _Slot]:
+def _slots(family: Family, config: TransformerConfig, ours: Mapping[str, tuple[int, ...]]) -> dict[str, _Slot]:
     """Return every tensor of the family's model, by name."""
     slots = {}
     held: set[str] = set()
