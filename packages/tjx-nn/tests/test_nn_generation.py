@@ -1,7 +1,6 @@
 """Generation: the cache changes nothing, rows are independent, a prompt's length is no shape."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -340,10 +339,11 @@ def test_a_prompt_may_fill_the_model_to_its_last_position(
 def test_a_key_that_was_used_is_refused_in_debug_mode(config: GPTConfig, params: Params) -> None:
     with jax.debug_key_reuse(True):
         key = jax.jit(jax.random.key, static_argnums=0)(3)
-        call = functools.partial(
-            generate, config, params, np.array([[1, 2]], np.int32), np.array([2], np.int32),
-            max_new_tokens=3, temperature=1.0, key=key,
-        )  # fmt: skip
+
+        def call() -> None:
+            prompt, lengths = np.array([[1, 2]], np.int32), np.array([2], np.int32)
+            generate(config, params, prompt, lengths, max_new_tokens=3, temperature=1.0, key=key)
+
         call()
         with pytest.raises(jax.errors.KeyReuseError):
             call()

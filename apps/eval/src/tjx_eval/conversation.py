@@ -1,7 +1,7 @@
 """A conversation on the terminal: what was said is the context of what is said next."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from tjx_eval.continuations import Writing
@@ -141,7 +141,7 @@ class Context:
 
         The model may write special tokens, which stand in the text by their names.
         """
-        special = self._tokenizer.special_tokens if by_model else ()
+        special: Collection[str] = self._tokenizer.special_tokens if by_model else ()
         self._said += self._tokenizer.encode(text, allowed_special=special)
         excess = len(self._said) - self._most
         if excess <= 0:

@@ -27,6 +27,7 @@ from tjx_nn.vit import ViT
 from tjx_nn.vit_config import ViTConfig
 
 Params = dict[str, Any]
+Given = Params | nnx.State[Any, Any]
 LogicalAxes = dict[str, Any]
 Model = GPT | Bert | ViT | EncoderDecoder
 
@@ -66,31 +67,31 @@ def init(config: TransformerConfig, key: Array) -> Params:
 
 @overload
 def bind(
-    config: GPTConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
+    config: GPTConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> GPT: ...
 
 
 @overload
 def bind(
-    config: BertConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
+    config: BertConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> Bert: ...
 
 
 @overload
 def bind(
-    config: ViTConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
+    config: ViTConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> ViT: ...
 
 
 @overload
 def bind(
-    config: EncoderDecoderConfig, params: Params, *, layout: Layout = ..., n_layer: int | None = ...
+    config: EncoderDecoderConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> EncoderDecoder: ...
 
 
 def bind(
     config: TransformerConfig,
-    params: Params | nnx.State[Any, Any],
+    params: Given,
     *,
     layout: Layout = ONE_DEVICE,
     n_layer: int | None = None,

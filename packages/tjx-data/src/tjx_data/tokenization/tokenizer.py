@@ -303,9 +303,11 @@ class Tokenizer:
         write_atomically(Path(path), inner.to_str().encode("utf-8"))
 
     def _begin_with_eot(self) -> Any:
-        end = next(name for name, i in self.special_tokens.items() if i == self.eot_id)
+        number = self.eot_id
+        assert number is not None
+        end = next(name for name, i in self.special_tokens.items() if i == number)
         return tokenizers.processors.TemplateProcessing(
-            single=[end, "$A"], pair=[end, "$A", "$B:1"], special_tokens=[(end, self.eot_id)]
+            single=[end, "$A"], pair=[end, "$A", "$B:1"], special_tokens=[(end, number)]
         )
 
     @cached_property
@@ -323,7 +325,8 @@ class Tokenizer:
     @cached_property
     def vocabulary(self) -> dict[str, int]:
         """Every token as the model writes it, special tokens among them, with its id."""
-        return self._inner.get_vocab(with_added_tokens=True)
+        vocabulary: dict[str, int] = self._inner.get_vocab(with_added_tokens=True)
+        return vocabulary
 
     @cached_property
     def vocab_size(self) -> int:
