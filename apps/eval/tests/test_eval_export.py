@@ -1,6 +1,7 @@
 """Exports: what is written is the model, read back by tjx and run by ONNX Runtime."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tjx_eval import onnx_export
 from tjx_eval.main import main
 from tjx_eval.opening import TrainedModel, open_model
 from tjx_eval.transformers_export import write_tokenizer
-from tjx_nn import BertConfig, bind
+from tjx_nn import BertConfig, bind, hf
 from tjx_trainer.sampling import encode_prompt
 
 TOKENS = np.arange(16, dtype=np.int32)[None] % 7
@@ -115,3 +116,30 @@ def test_a_model_too_large_for_a_file_and_a_wrong_one_are_refused(
     assert main(words) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "new" / "model.onnx").exists()
+
+
+def test_a_killed_export_leaves_nothing_that_stops_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, left = tmp_path / "hf", tmp_path / "hf.4194305.tmp"
+    left.mkdir()
+    (left / "config.json").write_text("{")
+
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hf, "save", fail)
+        assert main(["export", str(tiny_run()), str(out)]) == 5
+    assert "make room on the disk" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    flushed: set[int] = set()
+    flush = os.fsync
+
+    def note(descriptor: int) -> None:
+        flush(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    assert main(["export", str(tiny_run()), str(out)]) == 0
+    assert {path.stat().st_ino for path in (out, tmp_path, *out.iterdir())} <= flushed

@@ -1,6 +1,7 @@
 """The server, asked by OpenAI's own client over a socket."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -16,6 +17,7 @@ import pytest
 import uvicorn
 
 from tjx_data import byte_tokenizer
+from tjx_eval.serving import connections, writing
 from tjx_eval.serving.app import Service
 from tjx_eval.serving.engine import Engine
 from tjx_nn import GPTConfig, init
@@ -46,7 +48,9 @@ class Served:
         service = Service("tiny", self.engine, TOKENIZER, **options)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        config = uvicorn.Config(service.app(), log_level="warning", lifespan="off")
+        config = uvicorn.Config(
+            service.app(), log_level="warning", lifespan="off", http=connections.LimitedProtocol
+        )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
         self.thread.start()
@@ -203,8 +207,13 @@ def test_a_conversation_is_one_text_by_the_documented_template(client: openai.Op
         ({"prompt": "x" * 80}, 400, "the prompt has 81"),
         ({"prompt": [999]}, 400, "from 0 to"),
         ({"prompt": []}, 400, "prompt is a text"),
+        ({"prompt": [2**70]}, 400, "no token of this model"),
+        ({"prompt": [-1]}, 400, "no token of this model"),
+        ({"prompt": "\ud800"}, 400, "surrogate pair"),
+        ({"stop": "\udfff"}, 400, "surrogate pair"),
+        ({"stop": "x" * 1001}, 400, "at most 1000"),
         ({"temperature": 3}, 400, "temperature is 3"),
-        ({"temperature": float("nan")}, 400, "temperature is nan"),
+        ({"temperature": float("nan")}, 400, "NaN is no JSON"),
         ({"max_tokens": True}, 400, "max_tokens is True"),
         ({"top_p": 0}, 400, "top_p is 0.0"),
         ({"stop": [""]}, 400, "none of them empty"),
@@ -242,6 +251,7 @@ def test_access_is_for_this_machine_and_json_alone(served: Served) -> None:
     assert code(headers={**kind, "host": "localhost:1"}) == 200
     assert code(content=b'{"prompt": ' * 9, headers=kind) == 400
     assert code(content=b"[" * 200_000, headers=kind) == 400
+    assert code(content=b'{"prompt": "a", "prompt": "b"}', headers=kind) == 400
     assert code(content=b" " * (1 << 20) + body, headers=kind) == 413
     assert code(content=iter([b" " * (1 << 20), body]), headers=kind) == 413
     answer = httpx.get(f"{served.url}/v1/nothing")
@@ -250,6 +260,44 @@ def test_access_is_for_this_machine_and_json_alone(served: Served) -> None:
     answer = httpx.get(f"{served.url}/health", headers={"origin": "https://evil.example"})
     assert answer.json()["status"] == "ok"
     assert "access-control-allow-origin" not in answer.headers
+
+
+def test_too_many_continuations_are_refused_before_they_are_made(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_arguments: Any) -> Any:
+        raise AssertionError("encoded before it was refused")
+
+    monkeypatch.setattr(writing, "encode_prompt", encode)
+    body = {"prompt": ["a"] * 2000, "n": 128, "max_tokens": 1}
+    answer = httpx.post(f"{served.url}/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert "256000 continuations" in answer.json()["error"]["message"]
+
+
+def test_silent_connections_lock_nobody_out(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "most_connections", lambda: 4)
+    address = served.socket.getsockname()[:2]
+    silent = [socket.create_connection(address, timeout=30) for _ in range(9)]
+    try:
+        assert httpx.get(f"{served.url}/health", timeout=30).status_code == 200
+        closed = 0
+        for one in silent[:5]:
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) == b""
+            closed += 1
+        assert closed == 5
+    finally:
+        for one in silent:
+            one.close()
+    # One that sends its request line by line for ever is closed too.
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
+    with socket.create_connection(address, timeout=30) as slow:
+        slow.sendall(b"GET /health HTTP/1.1\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(1) == b""
 
 
 def wait_until(true: Any) -> None:

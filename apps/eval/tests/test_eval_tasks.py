@@ -47,7 +47,7 @@ metric_list: [{{metric: exact_match}}]
 """
 QUESTIONS = [
     ("1 sh", ["eep", "and"], 0),
-    ("2 sheep", ["x", " and"], 1),
+    ("2 sheep", ["p", " and"], 1),
     ("3 sheep and mo", ["re more", "  "], 0),
 ]
 

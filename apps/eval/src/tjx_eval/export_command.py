@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tjx_ckpt.store.aside import new_folder
 from tjx_eval.command_parser import Parser, add_model, positive
 from tjx_eval.errors import RunError
 
@@ -24,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the folder."""
+    """Write the folder aside, flush it, and give it its name."""
     out = Path(arguments.out)
     _check(arguments, out)
     from tjx_eval.opening import open_model
@@ -38,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format == "hf":
         from tjx_eval.transformers_export import export_transformers
 
-        files = export_transformers(model, out, dtype=arguments.dtype or "float32")
+        with new_folder(out) as folder:
+            files = export_transformers(model, folder, dtype=arguments.dtype or "float32")
         sys.stdout.write(f"{model.name} -> {out}: {', '.join(files)}\n")
         return 0
     from tjx_eval.onnx_export import FILE, export_onnx
@@ -47,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     length = arguments.length or min(_DEFAULT_LENGTH, longest)
     if length > longest:
         raise RunError(f"--length {length}: the model's longest sequence is {longest}")
-    difference = export_onnx(model, out, batch=arguments.batch or 1, length=length)
+    with new_folder(out) as folder:
+        difference = export_onnx(model, folder, batch=arguments.batch or 1, length=length)
     size = (out / FILE).stat().st_size
     sys.stdout.write(
         f"{model.name} -> {out / FILE}: {size:,} bytes; ONNX Runtime's logits differ from the "

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from tjx_ckpt.errors import CheckpointError
+from tjx_ckpt.command.terminal import printable
+from tjx_ckpt.errors import CheckpointError, UnreadableError, advice
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_eval import (
@@ -37,10 +38,16 @@ COMMANDS: dict[str, ModuleType] = {
 }
 
 EXIT_USER_ERROR = 2
+EXIT_SYSTEM = 5
+EXIT_UNREADABLE = 11
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 2 where the user can mend what is wrong."""
+    """Run a command; return the exit code.
+
+    2: a mistake of the user's; 5: the system refused to read or write a file; 11: a checkpoint
+    cannot be read now.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
@@ -52,7 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = command.run(arguments)
     except (RunError, ConfigError, CheckpointError, HubError, DataError) as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in told(error)))
-        return EXIT_USER_ERROR
+        return EXIT_UNREADABLE if isinstance(error, UnreadableError) else EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno is None:  # no answer of the system but a fault of ours
+            raise
+        hint = [advice(error)] if advice(error) else []
+        sys.stderr.write(printable("; ".join([f"error: {error}", *hint])) + "\n")
+        return EXIT_SYSTEM
     return code
 
 
@@ -78,7 +91,7 @@ def read(words: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
 
 def told(error: BaseException) -> list[str]:
     """Return what to tell of an error, a line for each mistake."""
-    return "; ".join([str(error), *getattr(error, "__notes__", [])]).splitlines()
+    return printable("; ".join([str(error), *getattr(error, "__notes__", [])])).splitlines()
 
 
 def help_text() -> str:

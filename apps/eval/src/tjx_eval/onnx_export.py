@@ -29,7 +29,7 @@ def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -
     model : TrainedModel
         What is exported, of any family.
     folder : Path
-        Where to; made if there is none.
+        Where to; it is there.
     batch, length : int
         Rows, and tokens of a row.
 
@@ -77,7 +77,6 @@ def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -
             output_names=["logits"],
         )
         jax.clear_caches()  # type: ignore[no-untyped-call]  # as jax is
-    folder.mkdir(parents=True, exist_ok=True)
     content = converted.SerializeToString()
     onnxruntime.set_default_logger_severity(3)
     (found,) = onnxruntime.InferenceSession(content).run(None, inputs)

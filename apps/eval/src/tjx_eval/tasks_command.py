@@ -57,15 +57,22 @@ def run(arguments: argparse.Namespace) -> int:
     _check_names(names, manager.all_tasks)
     model = open_model(arguments.model, step=arguments.step, tokenizer=arguments.tokenizer)
     harness = HarnessModel(model, batch_size=arguments.batch_size)
-    found = lm_eval.simple_evaluate(
-        model=harness,
-        tasks=names,
-        task_manager=manager,
-        limit=arguments.limit,
-        num_fewshot=arguments.num_fewshot,
-        fewshot_random_seed=arguments.seed,
-        log_samples=False,
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model=harness,
+            tasks=names,
+            task_manager=manager,
+            limit=arguments.limit,
+            num_fewshot=arguments.num_fewshot,
+            fewshot_random_seed=arguments.seed,
+            log_samples=False,
+        )
+    except (ConnectionError, FileNotFoundError) as error:
+        raise RunError(
+            f"--tasks {','.join(names)}: the data of a task cannot be fetched "
+            f"({' '.join(str(error).split())[:300]}); connect to the hub, or run it once on a "
+            "machine that is and copy its cache (HF_HOME)"
+        ) from error
     sys.stdout.write(make_table(found))
     if found.get("groups"):
         sys.stdout.write(make_table(found, "groups"))

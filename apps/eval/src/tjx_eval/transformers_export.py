@@ -15,21 +15,18 @@ from tjx_nn import hf
 def export_transformers(model: TrainedModel, folder: Path, *, dtype: str) -> list[str]:
     """Write config.json and safetensors, and what the tokenizer needs; return the files' names.
 
-    config.json comes last: without it the folder is no model.
+    The folder is there and empty. config.json comes last: without it the folder is no model.
 
     Raises
     ------
     RunError
         If transformers has no such model; the message names what it lacks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     if model.text_tokenizer is not None:
         write_tokenizer(model.text_tokenizer, model.architecture, folder)
     try:
         hf.save(folder, model.architecture, jax.device_get(model.params), dtype=dtype)
     except ValueError as error:
-        for file in folder.iterdir():  # ours: it was empty
-            file.unlink()
         raise RunError(" ".join(str(error).split())) from error
     return sorted(file.name for file in folder.iterdir())
 

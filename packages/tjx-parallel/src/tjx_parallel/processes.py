@@ -58,7 +58,7 @@ def initialize(config: DistributedConfig | None = None) -> None:
         bind_address,
         count=config.num_processes,
         index=config.process_id,
-        timeout_s=config.start_timeout,
+        timeout_s=float(config.start_timeout),
     )
     jax.distributed.initialize(
         config.coordinator,

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from tjx_data.bounded import parse_json
 from tjx_eval.serving.errors import RefusedError
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -66,6 +67,10 @@ async def read_json(request: Request, most: int) -> Any:
     except TimeoutError as error:
         raise RefusedError(408, f"the body did not come in {_BODY_SECONDS} s") from error
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(bytes(body))
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(400, "the body has half of a surrogate pair (\\ud800)") from error
+    except ValueError as error:
         raise RefusedError(400, f"the body is no JSON: {error}") from error
+    return content

@@ -12,6 +12,7 @@ import uvicorn
 
 from tjx_eval.errors import RunError
 from tjx_eval.serving.app import Service
+from tjx_eval.serving.connections import MOST_HEADER_BYTES, LimitedProtocol
 
 # Connections are given this long to end by themselves once the engine has ended.
 _LAST_SECONDS = 5.0
@@ -43,6 +44,8 @@ def serve(service: Service, listening: socket.socket, *, grace: float) -> int:
         access_log=False,
         server_header=False,
         lifespan="off",
+        http=LimitedProtocol,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
         timeout_graceful_shutdown=math.ceil(grace + _LAST_SECONDS),
     )
     server = _Server(config, service, grace)

@@ -15,6 +15,8 @@ from tjx_nn.slots import N_LIKELIEST, SlotOptions
 
 DEFAULT_MAX_TOKENS = 16
 MOST_STOPS = 4
+MOST_STOP_CHARACTERS = 1000
+_MOST_TOKEN_ID = 2**31 - 1
 MOST_CHOICES = 128
 _HARMLESS = {"user", "metadata", "store", "safety_identifier", "service_tier"}
 # Fields that may be there as long as they ask for nothing.
@@ -178,7 +180,11 @@ def _prompts(given: Any) -> list[Prompt]:
 
 
 def _are_tokens(given: Any) -> bool:
-    return isinstance(given, list) and bool(given) and all(type(x) is int for x in given)
+    if not (isinstance(given, list) and given and all(type(x) is int for x in given)):
+        return False
+    if not all(0 <= x <= _MOST_TOKEN_ID for x in given):
+        raise _wrong("prompt", "has a number that is no token of this model")
+    return True
 
 
 def _conversation(messages: Any) -> str:
@@ -206,6 +212,10 @@ def _stops(given: Any) -> list[str]:
         raise _wrong("stop", "is a text or a list of texts, none of them empty")
     if len(stops) > MOST_STOPS:
         raise _wrong("stop", f"has {len(stops)} texts: give at most {MOST_STOPS}")
+    if (longest := max(map(len, stops), default=0)) > MOST_STOP_CHARACTERS:
+        raise _wrong(
+            "stop", f"has {longest} characters: give at most {MOST_STOP_CHARACTERS} in each text"
+        )
     return stops
 
 

@@ -77,6 +77,14 @@ class Writing:
         self, engine: Engine, tokenizer: tjx_data.Tokenizer, asked: Asked, *, strips: bool = False
     ) -> None:
         self._engine, self._asked = engine, asked
+        # Before anything is encoded: thousands of prompts times n would be made to be refused.
+        if (count := len(asked.prompts) * asked.n) > engine.most_waiting:
+            raise RefusedError(
+                400,
+                f"{count} continuations are asked for at once; up to {engine.most_waiting} are "
+                "taken",
+                param="n",
+            )
         prompts = [_encoded(tokenizer, prompt) for prompt in asked.prompts]
         self.prompt_tokens = sum(map(len, prompts))
         self.completion_tokens = 0
