@@ -21,7 +21,7 @@ class Fault(NamedTuple):
 
     Attributes
     ----------
-    index
+    place
         Which operation, from 0; -1 counts only.
     action
         FAIL, SHORT, KILL_BEFORE or KILL_AFTER.
@@ -31,7 +31,7 @@ class Fault(NamedTuple):
         Whether all later operations of the same kind fail too.
     """
 
-    index: int = -1
+    place: int = -1
     action: int = FAIL
     number: int = 0
     stays: bool = False
@@ -71,7 +71,7 @@ def arm(root: Path, fault: Fault, *, record: int = -1) -> None:
     shim = ctypes.CDLL(None)
     shim.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, *[ctypes.c_int] * 4]
     shim.fault_arm(
-        str(root).encode(), fault.index, fault.action, fault.number, int(fault.stays), record
+        str(root).encode(), fault.place, fault.action, fault.number, int(fault.stays), record
     )
 
 

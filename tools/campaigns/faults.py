@@ -140,7 +140,7 @@ class Campaign:
 
     def _case(self, operation: str, fault: Fault) -> None:
         """Make one case; keep what was wrong with it."""
-        name = self._calls[operation][fault.index]
+        name = self._calls[operation][fault.place]
         how = {SHORT: "half of it", KILL_BEFORE: "killed before", KILL_AFTER: "killed after"}
         what = how.get(fault.action) or errno.errorcode[fault.number]
         self.found.cases[f"{operation}: {name} {what}"] += 1
@@ -159,7 +159,7 @@ class Campaign:
             else:
                 problems += _differences(found, self._expected[operation])
         if problems:
-            place = f"{operation}, call {fault.index} ({name}), {what}"
+            place = f"{operation}, call {fault.place} ({name}), {what}"
             stays = ", and from then on" if fault.stays else ""
             self.found.failures.append(f"{place}{stays}: " + "; ".join(problems))
 
