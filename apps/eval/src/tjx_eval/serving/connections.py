@@ -31,7 +31,8 @@ class LimitedProtocol(H11Protocol):
         self._waits_since = time.monotonic()
         self._arm()
         if len(self.connections) > most_connections():
-            silent = [other for other in self.connections if _is_silent(other)]
+            ours = [other for other in self.connections if isinstance(other, LimitedProtocol)]
+            silent = [other for other in ours if _is_silent(other)]
             oldest = min(silent, key=lambda other: other._waits_since, default=self)
             oldest.transport.abort()
 

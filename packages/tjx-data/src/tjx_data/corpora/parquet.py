@@ -150,7 +150,7 @@ def _find_column(file: Path, opened: Any, text_field: str) -> int:
 
 def _leaf(opened: Any, text_field: str) -> int:
     """Return the number of a column among those of the file, nested ones counted."""
-    leaves = [opened.schema.column(i).path for i in range(len(opened.schema))]
+    leaves: list[str] = [opened.schema.column(i).path for i in range(len(opened.schema))]
     return leaves.index(text_field)
 
 
