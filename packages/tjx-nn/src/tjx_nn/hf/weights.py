@@ -120,7 +120,9 @@ def _flat(params: Params) -> dict[str, Any]:
     return flat
 
 
-def _slots(family: Family, config: TransformerConfig, ours: Mapping[str, tuple[int, ...]]) -> dict[str, _Slot]:
+def _slots(
+    family: Family, config: TransformerConfig, ours: Mapping[str, tuple[int, ...]]
+) -> dict[str, _Slot]:
     """Return every tensor of the family's model, by name."""
     slots = {}
     held: set[str] = set()
