@@ -266,7 +266,7 @@ def test_help_shows_every_flag_with_its_line_the_presets_value_and_its_unit(
     for command in main._COMMANDS:
         assert f"{command} {COMMANDS[command]}" in text
     assert "Number of blocks. [36 blocks]" in text
-    assert "(fp32, bf16, fp16) [bf16]" in text
+    assert "(fp32, bf16, fp16, fp8) [bf16]" in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

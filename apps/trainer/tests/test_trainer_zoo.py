@@ -69,6 +69,8 @@ def test_every_model_trains_on_a_mesh_as_on_one_device(
         ("--mesh.context 2 --model.attention_dropout 0.1", "give --mesh.context_kind all_to_all"),
         ("--mesh.context 8 --mesh.context_kind all_to_all", "give --mesh.context_kind ring"),
         ("--mesh.reduce_dtype bfloat16 --train.precision fp32", "give --train.precision bf16"),
+        ("--mesh.stage 2 --train.precision fp8", "give --mesh.stage 1 or --train.precision bf16"),
+        ("--model.float8 true", "model.float8 True contradicts train.precision bf16"),
         ("--mesh.rules mlp=node", "'mlp=node' is no row such as"),
     ],
 )

@@ -44,8 +44,9 @@ VARIANTS: dict[str, GPTConfig] = {
         activation="relu2",
         layer_scale=0.5, remat="full", remat_every=2,
     ),
-    "no positions, unrolled": GPTConfig(
+    "no positions, unrolled, 8-bit floats": GPTConfig(
         **SIZES, positions="none", activation="relu", scan_layers=False, remat="attention",
+        dtype="bfloat16", float8=True,
         tokenizer_size=27, check_ids=True,
     ),
     "pairs side by side, muP": GPTConfig(
@@ -55,7 +56,7 @@ VARIANTS: dict[str, GPTConfig] = {
     ),
     "latent attention": GPTConfig(
         **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),
-        rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16", float8=True,
+        rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16",
     ),
     "DeepSeek": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", bias=False,

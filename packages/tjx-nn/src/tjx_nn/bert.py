@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Float32
 
 from tjx_nn.attention import Measures, Where
 from tjx_nn.bert_config import BertConfig
-from tjx_nn.block import drop as dropped
 from tjx_nn.block import split
+from tjx_nn.dropout import drop
 from tjx_nn.embed import embed, position_table
 from tjx_nn.encoder import Encoder
 from tjx_nn.inputs import BertInputs, locate, table_positions
@@ -195,7 +195,7 @@ class Bert(Placed):
         inner_inputs: BertInputs = {**inputs, "dropout_key": inner}
         x = self.hidden(tokens, **inner_inputs)
         pooled_B1D = jnp.tanh(self.pooler(x[:, :1]))
-        pooled = dropped(pooled_B1D, self.config.dropout, outer, self.layout)[:, 0]
+        pooled = drop(pooled_B1D, self.config.dropout, outer, self.layout)[:, 0]
         y: Array = self.classifier(pooled / self.config.width_multiplier).astype(jnp.float32)
         return y
 

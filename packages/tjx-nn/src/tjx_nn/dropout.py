@@ -53,7 +53,7 @@ def _bits(key: Array, dropped: int, shape: tuple[int, ...]) -> UInt8[Array, "B T
         jax.lax.broadcasted_iota(jnp.uint32, (batch, length, blocks), axis) for axis in range(3)
     )
     seed = [jnp.broadcast_to(word, row.shape) for word in jax.random.bits(key, (2,), jnp.uint32)]
-    words = threefry2x32_p.bind(*seed, row, token * blocks + block)
+    words = threefry2x32_p.bind(*seed, row, token * blocks + block)  # type: ignore[no-untyped-call]  # as jax is
     numbers = [part for word in words for part in (word & (_LEVELS - 1), word >> 16)]
     kept = [(number >= dropped).astype(jnp.uint8) for number in numbers]
     bits = kept[0] | kept[1] << 1 | kept[2] << 2 | kept[3] << 3

@@ -23,6 +23,7 @@ from tjx_nn.matmul import Kept
 
 E4M3, E5M2 = jnp.float8_e4m3fn, jnp.float8_e5m2
 
+_LARGEST = {E4M3: 448.0, E5M2: 57344.0}
 # The exponent of a float32, and the largest scale, whose inverse is a normal number.
 _EXPONENT, _LARGEST_SCALE = 0x7F800000, 2.0**100
 
@@ -53,7 +54,7 @@ def rounded(x: Float[Array, "..."], dtype: Any) -> Scaled:
         `E4M3` or `E5M2`.
     """
     largest = jnp.abs(x).max().astype(jnp.float32)
-    ratio = jnp.minimum(float(jnp.finfo(dtype).max) / largest, _LARGEST_SCALE)
+    ratio = jnp.minimum(_LARGEST[dtype] / largest, _LARGEST_SCALE)
     bits = jax.lax.bitcast_convert_type(ratio, jnp.uint32) & _EXPONENT
     power = jax.lax.bitcast_convert_type(bits, jnp.float32)
     scale = jnp.where(largest > 0, power, 1.0)

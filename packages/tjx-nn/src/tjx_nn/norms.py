@@ -108,7 +108,7 @@ def _sums(x: Array, centre: bool) -> tuple[Array, ...]:
 
 
 def _in_one_pass(x: Array) -> bool:
-    return x.dtype == jnp.bfloat16
+    return bool(x.dtype == jnp.bfloat16)
 
 
 def _standardised(
