@@ -97,7 +97,8 @@ def make_sampling(rows: int, options: Options) -> Sampling:
     key = options.get("key")
     if jax.config.jax_debug_key_reuse and key is not None:
         # Draws fold numbers into the key, which JAX does not count as its use.
-        jax.random.bits(key)
+        with jax.transfer_guard("allow"):
+            jax.random.bits(key)
     top_k = options.get("top_k")
     at_most: Any = None if top_k is None else np.int32(top_k)
     seeds: Any = (_seeds(options, rows) % 2**32).astype(np.uint32)
