@@ -53,6 +53,7 @@ def _collect(bind_address: str, count: int, end: float, timeout_s: float) -> Non
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(bind_address, count))
         waiting: dict[int, socket.socket] = {}
+        arrived: list[socket.socket] = []
         try:
             while len(waiting) + 1 < count:
                 server.settimeout(max(0.0, end - time.monotonic()))
@@ -66,6 +67,7 @@ def _collect(bind_address: str, count: int, end: float, timeout_s: float) -> Non
                         f"start those with distributed.process_id {', '.join(missing)}, with "
                         f"distributed.coordinator {bind_address}, and see that they reach it"
                     ) from None
+                arrived.append(connection)
                 if (number := _number(connection, count)) is not None:
                     if number in waiting:
                         raise ValueError(
@@ -74,7 +76,7 @@ def _collect(bind_address: str, count: int, end: float, timeout_s: float) -> Non
                         )
                     waiting[number] = connection
         except ValueError as error:
-            for connection in waiting.values():
+            for connection in arrived:
                 _send(connection, f"error {error}")
             raise
         for connection in waiting.values():
