@@ -9,6 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 
 import tjx_metrics
+from tjx_metrics import RecordWarning
 from tjx_metrics.plotting.curves import View, loss_figure, metric_figure
 from tjx_metrics.plotting.histograms import (
     histogram_quantiles,
@@ -270,5 +271,8 @@ def test_records_of_a_step_are_one_point_and_steps_are_in_order() -> None:
 
 def test_a_damaged_file_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\nnot json\n{"step": 2}\n')
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2"):
+    with pytest.warns(RecordWarning, match=r"metrics\.jsonl, line 2"):
+        assert open_run(tmp_path).names == ("a",)
+    (tmp_path / "metrics.jsonl").write_text('not json\nnor this\n')
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 1"):
         open_run(tmp_path)

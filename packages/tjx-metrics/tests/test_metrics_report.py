@@ -217,7 +217,7 @@ MISTAKES = [
     (["plot", "{tmp}/runn"], "did you mean {tmp}/run?"),
     (["plot", "{tmp}"], "no run folder (runs in it: damaged, empty, run)"),
     (["report", "{tmp}/empty"], "holds no record yet"),
-    (["compare", "{tmp}/damaged"], "metrics.jsonl, line 1: must be a JSON object"),
+    (["compare", "{tmp}/damaged"], "metrics.jsonl, line 1: got no JSON object"),
     (["plot", "{tmp}/run", "--metric", "train/los"], "no metric 'train/los'; nearest: train/loss"),
     (["plot", "{tmp}/run", "--x", "tokens"], "which the axis tokens needs: choose steps"),
     (["compare", "{tmp}/run", "--out", "a.gif"], "--out a.gif: must end in one of png, pdf, svg"),
