@@ -273,6 +273,6 @@ def test_a_damaged_file_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\nnot json\n{"step": 2}\n')
     with pytest.warns(RecordWarning, match=r"metrics\.jsonl, line 2"):
         assert open_run(tmp_path).names == ("a",)
-    (tmp_path / "metrics.jsonl").write_text('not json\nnor this\n')
+    (tmp_path / "metrics.jsonl").write_text("not json\nnor this\n")
     with pytest.raises(RunError, match=r"metrics\.jsonl, line 1"):
         open_run(tmp_path)

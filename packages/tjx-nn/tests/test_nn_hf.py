@@ -372,5 +372,6 @@ def test_ids_that_the_tokenizer_lacks_are_not_written(tmp_path: pathlib.Path) ->
     params = random_params(config)
     hf.save(tmp_path, config, params)
     found, tables = hf.load(tmp_path)
+    assert isinstance(found, GPTConfig)
     assert found.vocab_size == 7
     np.testing.assert_array_equal(tables["wte"]["embedding"], params["wte"]["embedding"][:7])

@@ -126,8 +126,8 @@ def _rows_at_once(opened: Any, groups: list[int], text_field: str) -> int:
     """Return how many rows to hold: fewer of long texts."""
     column = _leaf(opened, text_field)
     metas = [opened.metadata.row_group(group) for group in groups]
-    rows = sum(meta.num_rows for meta in metas)
-    size = sum(meta.column(column).total_uncompressed_size for meta in metas)
+    rows: int = sum(meta.num_rows for meta in metas)
+    size: int = sum(meta.column(column).total_uncompressed_size for meta in metas)
     return max(1, min(ROWS_AT_ONCE, BATCH_BYTES * rows // max(1, size)))
 
 
