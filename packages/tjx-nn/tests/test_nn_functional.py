@@ -86,7 +86,7 @@ def test_bind_takes_every_kind_of_array_of_any_floating_point_dtype(
     tiny: GPTConfig, params: Params
 ) -> None:
     params = jax.device_get(params)
-    halves = jax.eval_shape(lambda: jax.tree.map(lambda p: jnp.zeros(p.shape, "bfloat16"), params))
+    halves = jax.eval_shape(lambda: jax.tree.map(lambda p: p.astype("bfloat16"), params))
     bind(tiny, halves)
     bind(tiny, dict(reversed(params.items())))
     bind(tiny, nnx.state(bind(tiny, params)))
