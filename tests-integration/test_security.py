@@ -69,6 +69,10 @@ ALLOWED = {
     ("apps/eval/src/tjx_eval/serving/process.py", "listens: uvicorn"):
         "`serve`, where it was asked for: on loopback, elsewhere only with a key",
     ("apps/eval/src/tjx_eval/serving/process.py", "socket.create_server"): "as above",
+    ("apps/eval/src/tjx_eval/serving/connections.py", "listens: uvicorn.protocols.http.h11_impl"):
+        "the connections of `serve`, with limits on their number and on headers",
+    ("apps/eval/src/tjx_eval/serving/connections.py",
+     "listens: uvicorn.protocols.http.h11_impl.H11Protocol"): "as above",
     ("apps/eval/src/tjx_eval/serve_command.py", "a secret: TJX_API_KEY"):
         "the name of the variable that clients of `serve` must know the value of; never written",
     ("apps/eval/src/tjx_eval/tasks_command.py", "fetches: lm_eval"):
