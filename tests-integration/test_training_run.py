@@ -1,7 +1,6 @@
 """A whole run by the real programs: trained, killed, resumed, evaluated."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,40 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
+from campaigns.tiny_run import TINY, clean_environment
 
 TRAINER = [sys.executable, "-m", "tjx_trainer.main"]
 EVAL = [sys.executable, "-m", "tjx_eval.main"]
 
-MAX_STEPS = 60
-TINY = {
-    "model.n_layer": 2,
-    "model.n_head": 2,
-    "model.d_model": 32,
-    "model.max_seq_len": 32,
-    "model.dropout": 0.1,
-    "data.seq_len": 32,
-    "data.tokenizer": "char",
-    "data.holdout": "tail",
-    "train.max_steps": MAX_STEPS,
-    "train.batch_size": 8,
-    "train.accumulation": 2,
-    "train.eval_every": 25,
-    "train.sample_tokens": 20,
-    "optimizer.learning_rate": 3e-3,
-    "schedule.warmup_steps": 5,
-    "checkpoint.every": 10,
-    "log.every": 5,
-}
+WORDS = {**TINY, "train.sample_tokens": 20, "log.every": 5}
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An empty home; the modules of this sandbox."""
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "PYTHONPATH")}
-    home = str(tmp_path_factory.mktemp("home"))
-    # Absolute, since runs start in folders of their own.
-    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
-    return {**kept, "HOME": home, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    return clean_environment(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +35,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(text: Path) -> list[str]:
     return [
         *TRAINER,
-        *(word for name, value in TINY.items() for word in (f"--{name}", str(value))),
+        *(word for name, value in WORDS.items() for word in (f"--{name}", str(value))),
         *("--data.path", str(text)),
     ]
 
@@ -133,7 +110,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     code = first.wait(timeout=60)
     assert code == (-number if number == signal.SIGKILL else 128 + number)
     stopped_at = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    assert 10 <= stopped_at < MAX_STEPS, "it was to be stopped on its way"
+    assert 10 <= stopped_at < int(TINY["train.max_steps"]), "it was to be stopped on its way"
 
     second = subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
