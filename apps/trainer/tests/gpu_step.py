@@ -7,6 +7,8 @@ in a precision.
 
 import importlib
 import importlib.util
+import os
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+import pytest
 
 from tjx_kernels.target import Target
 from tjx_parallel.chips import find_chip
@@ -21,6 +24,7 @@ from tjx_trainer.chip_devices import chip_devices
 from tjx_trainer.command_line import parse
 from tjx_trainer.job import build_parts
 from tjx_trainer.planned_step import abstract_batch, lower_step
+from tjx_trainer.xla_flags import set_flags
 
 _TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=32 --train.batch_size=8 --train.precision=bf16
@@ -77,6 +81,20 @@ def folder_of_ptxas() -> Path | None:
         return None
     folders = [] if plugin is None or cuda is None else cuda.submodule_search_locations or []
     return next((Path(each) for each in folders if (Path(each) / "bin" / "ptxas").exists()), None)
+
+
+def compile_elsewhere(*precisions: str, flags: str = "") -> str:
+    """Run this file with a run's XLA flags and more; return what it prints. Skip without ptxas."""
+    cuda = folder_of_ptxas()
+    if cuda is None:
+        pytest.skip("needs the CUDA plugin of JAX and ptxas: tools/locks/compile.txt")
+    flags = f"--xla_gpu_cuda_data_dir={cuda} {flags}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    set_flags("gpu", environment)
+    command = [sys.executable, __file__, *precisions]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def main() -> None:
