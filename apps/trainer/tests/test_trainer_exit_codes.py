@@ -117,5 +117,5 @@ def test_ctrl_c_is_no_traceback_at_any_moment() -> None:
 def test_the_table_has_every_code() -> None:
     assert set(MEANINGS) == set(ExitCode)
     again = {int(code) for code, meaning in MEANINGS.items() if meaning.again}
-    assert again == {1, 5, 6, 9, 11}  # Python's own for what nobody foresaw; what may pass
+    assert again == {1, 5, 6, 9, 11}  # 1 is Python's own for an unexpected error; these may pass
     assert all(f"| {code:d} |" in table() for code in ExitCode)

@@ -71,7 +71,8 @@ MEANINGS: Mapping[ExitCode, Meaning] = {
     ExitCode.NOT_WRITTEN: Meaning(
         "a checkpoint or a record could not be written: the disk is full or was taken away, a "
         "limit or a permission forbids it, or an object store does not answer",
-        "do what the message says; the same command goes on from the newest checkpoint",
+        "do what the message says, then run the same command: it resumes from the newest "
+        "checkpoint",
         True,
     ),
     ExitCode.HANG: Meaning(
@@ -101,7 +102,8 @@ MEANINGS: Mapping[ExitCode, Meaning] = {
     ),
     ExitCode.NOT_READ: Meaning(
         "a checkpoint cannot be read now, after several attempts; it was not touched",
-        "mend the disk or the connection; the same command goes on from the newest checkpoint",
+        "repair the disk or the connection, then run the same command: it resumes from the "
+        "newest checkpoint",
         True,
     ),
     ExitCode.INTERRUPTED: Meaning(

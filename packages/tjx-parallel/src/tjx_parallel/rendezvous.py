@@ -84,7 +84,7 @@ def _collect(bind_address: str, count: int, end: float, timeout_s: float) -> Non
 
 
 def _number(connection: socket.socket, count: int) -> int | None:
-    """Return the number that a process reports; None for a stranger.
+    """Return the number that a process reports; None for an unrelated connection.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def _send(connection: socket.socket, line: str) -> None:
 
 
 def _receive(connection: socket.socket) -> str:
-    """Return the line that comes; "" for a stranger's bytes or none."""
+    """Return the line that comes; "" for a connection that sends something else or nothing."""
     data = b""
     with contextlib.suppress(OSError):
         while not data.endswith(b"\n") and len(data) < _MOST_BYTES:
