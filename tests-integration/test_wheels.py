@@ -10,8 +10,8 @@ import pytest
 from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ["ckpt", "data", "kernels", "metrics", "nn", "optim", "parallel"]
-# What a package may bring besides itself; None: no promise beyond its declared dependencies.
+PACKAGES = ["ckpt", "core", "data", "kernels", "metrics", "nn", "optim", "parallel"]
+# What tjx-kernels may bring besides itself.
 ONLY_JAX = {"jax", "jaxlib", "ml-dtypes", "numpy", "opt-einsum", "scipy"}
 
 
@@ -71,6 +71,11 @@ def test_the_wheel_installs_and_imports_alone(
     listed = json.loads(uv("pip", "list", "--python", python, "--format", "json", cache=cache))
     installed = {entry["name"] for entry in listed}
     siblings = {name for name in installed if name.startswith("tjx-")} - {f"tjx-{package}"}
-    assert siblings == ({"tjx-kernels"} if package == "nn" else set())
+    if package == "nn":
+        assert siblings == {"tjx-kernels"}
+    else:
+        assert siblings <= (set() if package == "kernels" else {"tjx-core"})
+    if package == "core":
+        assert installed == {"tjx-core"}
     if package == "kernels":
         assert installed - {"tjx-kernels"} <= ONLY_JAX

@@ -41,7 +41,10 @@ _LEFTOVER = re.compile(r"\.(config\.yaml|[a-z.-]+[0-9]*\.jsonl?|loss\.png)\..+")
 
 _MOST_BYTES = 16 << 20  # of a JSON file in a run directory
 RECORDED_PACKAGES = (
-    *(f"tjx-{part}" for part in ("kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")),
+    *(
+        f"tjx-{part}"
+        for part in ("core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")
+    ),
     *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax"),
 )
 

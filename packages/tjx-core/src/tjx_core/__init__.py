@@ -1,0 +1,26 @@
+"""tjx-core: atomic file writes, configuration errors and command-line parsing.
+
+Shared by the tjx packages and apps. Standard library only.
+"""
+
+from tjx_core.command_line import CommandParser, one_of, whole_number
+from tjx_core.files import fsync_path, write_atomically
+from tjx_core.problems import ConfigError, Problem, problems_of
+from tjx_core.suggestions import did_you_mean, nearest_name, unknown_flag, unknown_name
+from tjx_core.text import printable
+
+__all__ = [
+    "CommandParser",
+    "ConfigError",
+    "Problem",
+    "did_you_mean",
+    "fsync_path",
+    "nearest_name",
+    "one_of",
+    "printable",
+    "problems_of",
+    "unknown_flag",
+    "unknown_name",
+    "whole_number",
+    "write_atomically",
+]
