@@ -31,7 +31,7 @@ def test_all_that_is_wrong_with_a_configuration_is_told_before_jax_is_there(
     assert "Traceback" not in told
     imported = {line.split("|")[-1].strip() for line in printed.splitlines() if "|" in line}
     assert "json" in imported, "imports were to be printed"
-    assert not {"jax", "numpy", "tjx_trainer.train"} & imported
+    assert not {"jax", "numpy", "tjx_trainer.training.train"} & imported
     assert not run.run_dir.exists()
 
 

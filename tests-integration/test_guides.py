@@ -6,9 +6,9 @@ from pathlib import Path
 
 from campaigns.faults import ERRNOS
 
-from tjx_trainer import nanogpt_flags
-from tjx_trainer.exit_codes import table
-from tjx_trainer.tree import leaves
+from tjx_trainer.cli.nanogpt import flags
+from tjx_trainer.config.config_tree import leaves
+from tjx_trainer.runtime.exit_codes import table
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -27,7 +27,7 @@ def test_the_table_of_system_errors_has_all_that_are_injected() -> None:
 
 def test_the_table_of_nanogpts_flags_is_the_programs() -> None:
     guide = (ROOT / "docs" / "nanogpt.md").read_text(encoding="utf-8")
-    assert "\n".join(nanogpt_flags.table()) in guide
+    assert "\n".join(flags.table()) in guide
 
 
 def test_every_flag_that_a_guide_names_is_there() -> None:

@@ -12,9 +12,9 @@ import jax
 import pytest
 import yaml
 
-import tjx_parallel.processes
-from tjx_trainer.command_line import resolve
-from tjx_trainer.exit_codes import MEANINGS, ExitCode
+import tjx_parallel.multiprocess.startup
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = ROOT / "docs" / "jobs"
@@ -24,7 +24,7 @@ SCRIPTS = ("slurm.sbatch", "tpu.sh")
 # With these another start would end alike; the others that nothing follows were asked for.
 WRONG = {
     int(code)
-    for code, meaning in MEANINGS.items()
+    for code, meaning in EXIT_INFO.items()
     if not meaning.again
     and code not in (ExitCode.FINISHED, ExitCode.GAVE_UP, ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 }
@@ -144,7 +144,7 @@ def test_variables_of_jax_are_those_that_somebody_reads() -> None:
     sources = [
         *(Path(jax.__file__).parent / "_src" / "clusters").glob("*.py"),
         Path(jax.__file__).parent / "_src" / "distributed.py",
-        Path(tjx_parallel.processes.__file__),
+        Path(tjx_parallel.multiprocess.startup.__file__),
     ]
     known = {
         name

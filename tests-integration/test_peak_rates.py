@@ -3,8 +3,8 @@
 import pytest
 from jax._src import tpu_info
 
-from tjx_metrics.peak_rates import PEAK_RATES
-from tjx_parallel.chips import CHIPS
+from tjx_metrics.performance.peak_rates import PEAK_RATES
+from tjx_parallel.planning.chips import CHIPS
 
 # A chip of the planner -> the kind of its device, as JAX gives it.
 KINDS = {

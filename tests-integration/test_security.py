@@ -51,33 +51,33 @@ ALLOWED = {
         "tokenizer.json of a tokenizer that was named",
     ("packages/tjx-data/src/tjx_data/corpora/hub.py", "fetches: datasets"):
         "rows of a data set, by its commit; the library runs no code of it",
-    ("packages/tjx-data/src/tjx_data/images/hub.py", "fetches: datasets"): "as above, of images",
+    ("packages/tjx-data/src/tjx_data/images/hf_datasets.py", "fetches: datasets"): "as above, of images",
     ("packages/tjx-data/src/tjx_data/main.py", "fetches: distributed"):
         "a Dask scheduler, where --dask names one",
     ("packages/tjx-nn/src/tjx_nn/hf/hub.py", "fetches: huggingface_hub"):
         "a model that was named; safetensors and JSON, never a pickle",
-    ("packages/tjx-parallel/src/tjx_parallel/processes.py", "jax.distributed.initialize"):
+    ("packages/tjx-parallel/src/tjx_parallel/multiprocess/startup.py", "jax.distributed.initialize"):
         "a run of several processes, where it was asked for",
-    ("packages/tjx-parallel/src/tjx_parallel/rendezvous.py", "socket.create_server"):
+    ("packages/tjx-parallel/src/tjx_parallel/multiprocess/rendezvous.py", "socket.create_server"):
         "as above: the processes meet on the coordinator's address before JAX listens there",
     ("packages/tjx-ckpt/src/tjx_ckpt/store/remote_folder.py", "fetches: fsspec"):
         "checkpoints in a place that was named by its URL",
-    ("packages/tjx-metrics/src/tjx_metrics/wandb_tracker.py", "fetches: wandb"):
+    ("packages/tjx-metrics/src/tjx_metrics/trackers/wandb.py", "fetches: wandb"):
         "sends records, where --log.trackers names it; its key is its own matter",
-    ("packages/tjx-metrics/src/tjx_metrics/trackio_tracker.py", "fetches: trackio"):
+    ("packages/tjx-metrics/src/tjx_metrics/trackers/trackio.py", "fetches: trackio"):
         "writes to a database on this machine, where --log.trackers names it",
-    ("apps/eval/src/tjx_eval/serving/process.py", "listens: uvicorn"):
+    ("apps/eval/src/tjx_eval/serving/server.py", "listens: uvicorn"):
         "`serve`, where it was asked for: on loopback, elsewhere only with a key",
-    ("apps/eval/src/tjx_eval/serving/process.py", "socket.create_server"): "as above",
+    ("apps/eval/src/tjx_eval/serving/server.py", "socket.create_server"): "as above",
     ("apps/eval/src/tjx_eval/serving/connections.py", "listens: uvicorn.protocols.http.h11_impl"):
         "the connections of `serve`, with limits on their number and on headers",
     ("apps/eval/src/tjx_eval/serving/connections.py",
      "listens: uvicorn.protocols.http.h11_impl.H11Protocol"): "as above",
-    ("apps/eval/src/tjx_eval/serve_command.py", "a secret: TJX_API_KEY"):
+    ("apps/eval/src/tjx_eval/commands/serve.py", "a secret: TJX_API_KEY"):
         "the name of the variable that clients of `serve` must know the value of; never written",
-    ("apps/eval/src/tjx_eval/tasks_command.py", "fetches: lm_eval"):
+    ("apps/eval/src/tjx_eval/commands/tasks.py", "fetches: lm_eval"):
         "data of the tasks that were named; none where only local ones are",
-    ("apps/eval/src/tjx_eval/harness.py", "fetches: lm_eval"): "as above",
+    ("apps/eval/src/tjx_eval/scoring/lm_harness.py", "fetches: lm_eval"): "as above",
     ("tools/fetch_wheels.py", "fetches: urllib.request"):
         "files of the package index, whose SHA-256 the locks hold",
     ("tools/campaigns/fork_server.py", "listens"):

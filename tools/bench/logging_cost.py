@@ -67,12 +67,12 @@ class Training:
         import numpy as np
 
         import tjx_parallel
-        from tjx_trainer.command_line import parse
-        from tjx_trainer.job import build_parts
-        from tjx_trainer.state import initial_state
+        from tjx_trainer.cli.command_line import parse
+        from tjx_trainer.training.build import build_step_components
+        from tjx_trainer.training.train_state import initial_state
 
         config = parse(["--config=quickstart", *flags]).with_vocabulary(VOCABULARY)
-        parts = build_parts(config, jax.devices())
+        parts = build_step_components(config, jax.devices())
         self._state: Any = initial_state(config, parts.optimizer, parts.abstract)
         rng = np.random.default_rng(0)
         shape = (config.train.batch_size, config.data.seq_len)

@@ -49,14 +49,14 @@ def run_steps(preset: str) -> int:
     import numpy as np
 
     import tjx_parallel
-    from tjx_trainer.command_line import parse
-    from tjx_trainer.config import GPT2_VOCAB_SIZE
-    from tjx_trainer.job import build_parts
-    from tjx_trainer.state import initial_state
+    from tjx_trainer.cli.command_line import parse
+    from tjx_trainer.config.run_config import GPT2_VOCAB_SIZE
+    from tjx_trainer.training.build import build_step_components
+    from tjx_trainer.training.train_state import initial_state
 
     config = parse([f"--config={preset}", *FLAGS]).with_vocabulary(GPT2_VOCAB_SIZE)
     [device] = jax.devices()[:1]
-    parts = build_parts(config, [device])
+    parts = build_step_components(config, [device])
     state: Any = initial_state(config, parts.optimizer, parts.abstract)
     shape = (config.train.batch_size, config.data.seq_len)
     tokens = np.random.default_rng(0).integers(0, GPT2_VOCAB_SIZE, shape, np.int32)

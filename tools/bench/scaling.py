@@ -44,13 +44,13 @@ def measure(count: int) -> dict[str, float]:
 
     import tjx_parallel
     from tjx_nn import count_params
-    from tjx_parallel.hlo import collectives
-    from tjx_trainer.command_line import parse
-    from tjx_trainer.job import build_parts
-    from tjx_trainer.state import initial_state
+    from tjx_parallel.planning.collectives import collectives
+    from tjx_trainer.cli.command_line import parse
+    from tjx_trainer.training.build import build_step_components
+    from tjx_trainer.training.train_state import initial_state
 
     config = parse(FLAGS).with_vocabulary(VOCABULARY)
-    parts = build_parts(config, jax.devices())
+    parts = build_step_components(config, jax.devices())
     state: Any = initial_state(config, parts.optimizer, parts.abstract)
     rng = np.random.default_rng(0)
     shape = (config.train.batch_size, config.data.seq_len)

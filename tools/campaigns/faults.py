@@ -47,7 +47,7 @@ from campaigns.fault_shim import (
 )
 from campaigns.tiny_run import Flags
 
-from tjx_trainer.exit_codes import ExitCode
+from tjx_trainer.runtime.exit_codes import ExitCode
 
 _READ = (errno.EIO, errno.ESTALE)
 _NAME = (errno.EIO, errno.ESTALE, errno.EACCES)

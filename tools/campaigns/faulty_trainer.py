@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import tjx_optim
-from tjx_trainer import job, loader_task, step
 from tjx_trainer.main import main
+from tjx_trainer.tasks import base_task
+from tjx_trainer.training import build
+from tjx_trainer.training import train_step as step
 
 DAY = 86400.0
 
@@ -133,18 +135,18 @@ def _before_step(due: Callable[[int], bool], change: Callable[[Any], Any]) -> No
 
         return faulty
 
-    vars(job)["make_train_step"] = make_faulty
+    vars(build)["make_train_step"] = make_faulty
 
 
 def _before_batch(happen: Callable[[int], None]) -> None:
     """Let something happen before the batch of a step is read."""
-    batch = loader_task.LoaderTask.batch
+    batch = base_task.LoaderTask.batch
 
     def faulty(self: Any, step: int, put: Any) -> Any:
         happen(step + 1)
         return batch(self, step, put)
 
-    setattr(loader_task.LoaderTask, "batch", faulty)  # noqa: B010  mypy knows it as a method
+    setattr(base_task.LoaderTask, "batch", faulty)  # noqa: B010  mypy knows it as a method
 
 
 FAULTS: Mapping[str, Callable[[int], None]] = {

@@ -10,10 +10,10 @@ import yaml
 from campaigns.fuzz_kind import Kind
 from campaigns.fuzz_mutations import hostile, mutate_bytes, mutate_tree, spoil_file
 
-from tjx_trainer.command_line import convert, resolve, text_of
-from tjx_trainer.config import Config, ConfigError
-from tjx_trainer.presets import Given, preset_names
-from tjx_trainer.tree import flatten, leaves
+from tjx_trainer.cli.command_line import convert, format_value, resolve
+from tjx_trainer.config.config_tree import flatten, leaves
+from tjx_trainer.config.presets import RawValue, preset_names
+from tjx_trainer.config.run_config import Config, ConfigError
 
 _LAUGHS = "".join(
     f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9 if n else ['ha'] * 9)}]\n" for n in range(12)
@@ -124,7 +124,7 @@ class ConfigFile(Kind):
         tree = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)  # noqa: S506  makes only texts
         for name, value in _flatten(tree or {}):
             if name in found and not isinstance(value, dict) and value not in ("null", "", "~"):
-                wanted = convert(leaves()[name], Given(value, name))
+                wanted = convert(leaves()[name], RawValue(value, name))
                 assert repr(wanted) == repr(found[name]), f"{name}: {wanted!r} {found[name]!r}"
 
 
@@ -192,7 +192,7 @@ class CommandLine(Kind):
         name = random.choice(self._names)
         if random.random() < 0.1:
             return ["--config", random.choice([*preset_names(), "nothing", "", "/etc/passwd", "."])]
-        value = text_of(self._defaults.get(name))
+        value = format_value(self._defaults.get(name))
         if random.random() < 0.5:
             value = str(hostile(random))[:2000]
         elif random.random() < 0.4:

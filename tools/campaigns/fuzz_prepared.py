@@ -21,8 +21,8 @@ from campaigns.fuzz_mutations import (
 )
 
 from tjx_data import TokenLoader, char_tokenizer, prepare
-from tjx_data.description import describe, verify
 from tjx_data.prepared.index import HEADER_BYTES, read_index
+from tjx_data.prepared.inspection import describe, verify
 from tjx_data.prepared.packing import open_packing, packing_file
 
 SEQ_LEN = 16

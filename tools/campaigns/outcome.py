@@ -14,9 +14,9 @@ import numpy as np
 import tjx_ckpt
 import tjx_parallel
 from tjx_parallel.config import MeshConfig
-from tjx_trainer.job import make_update_rule
-from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.state import abstract_state
+from tjx_trainer.runtime.run_dir import RunDirectory
+from tjx_trainer.training.build import make_update_rule
+from tjx_trainer.training.train_state import abstract_state
 
 # What a clock says differs from run to run; every other number must not.
 _TIMED = re.compile(r"_per_sec|seconds|mfu|hours|^checkpoint/|^time/|^memory/|^compile/")

@@ -20,16 +20,18 @@ from campaigns.tiny_run import TINY, Flags, write_text
 
 import tjx_ckpt
 import tjx_metrics
-from tjx_ckpt.store import retrying
-from tjx_eval import loss_command, opening
+from tjx_ckpt.store import retry
+from tjx_eval import load_model
 from tjx_eval import main as eval_program
+from tjx_eval.commands import loss
 from tjx_trainer import main as program
-from tjx_trainer import run_dir, train
-from tjx_trainer.command_line import resolve
-from tjx_trainer.gradients import Batch
-from tjx_trainer.job import Job, build_job
-from tjx_trainer.state import TrainState
-from tjx_trainer.task_table import open_task
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.runtime import run_dir
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training import train
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import TrainState
 
 STEPS = 6
 _FLAGS = {
@@ -46,7 +48,7 @@ class StorageJob(Job):
         state: TrainState = jax.tree.map(np.copy, self.abstract)
         return state
 
-    def params_to_use(self, state: TrainState) -> dict[str, Any]:
+    def eval_params(self, state: TrainState) -> dict[str, Any]:
         """Return the parameters."""
         return state.params
 
@@ -103,14 +105,14 @@ class StorageRun:
         mock.patch.multiple(
             run_dir, git_revision=lambda: revision, versions=lambda: versions
         ).start()
-        mock.patch.multiple("tjx_trainer.provenance", git_revision=lambda: revision,
+        mock.patch.multiple("tjx_trainer.runtime.provenance", git_revision=lambda: revision,
                             versions=lambda: versions).start()  # fmt: skip
         mock.patch.object(train, "prepare", self._prepare).start()
         mock.patch.object(tjx_metrics, "plot_loss", _plot).start()
-        mock.patch.object(retrying, "PAUSES_S", (0.0, 0.0, 0.0)).start()
-        mock.patch.object(opening, "make_update_rule", return_value=(None, None)).start()
-        mock.patch.object(opening, "abstract_state", return_value=self._job.abstract).start()
-        mock.patch.object(loss_command, "run", self._evaluate).start()
+        mock.patch.object(retry, "PAUSES_S", (0.0, 0.0, 0.0)).start()
+        mock.patch.object(load_model, "make_update_rule", return_value=(None, None)).start()
+        mock.patch.object(load_model, "abstract_state", return_value=self._job.abstract).start()
+        mock.patch.object(loss, "run", self._evaluate).start()
 
     def train(self, path: Path, more: Flags) -> int:
         """Train in a run directory; return the exit code."""
@@ -139,7 +141,7 @@ class StorageRun:
         return dataclasses.replace(self._job, config=resolved)
 
     def _evaluate(self, arguments: Any) -> int:
-        model = opening.open_model(arguments.model)
+        model = load_model.load_model(arguments.model)
         digest_leaves(model.params)
         return 0
 

@@ -40,7 +40,11 @@ TINY: Flags = {
 }
 
 # What a run imports, for `ForkServer`.
-TRAINER_MODULES = ("tjx_trainer.train", "tjx_metrics.plotting.curves", "campaigns.faulty_trainer")
+TRAINER_MODULES = (
+    "tjx_trainer.training.train",
+    "tjx_metrics.plotting.curves",
+    "campaigns.faulty_trainer",
+)
 
 # A net under every wait: only a run that hangs needs it.
 DEADLINE_SECONDS = 180.0

@@ -16,14 +16,14 @@ from matplotlib.figure import Figure
 
 import tjx_nn
 import tjx_optim
-from tjx_nn.layout import ONE_DEVICE
-from tjx_trainer.command_line import parse
-from tjx_trainer.gradients import IGNORED, make_gradients
-from tjx_trainer.job import Job, build_job
-from tjx_trainer.state import TrainState, shardings_of
-from tjx_trainer.step import TrainStep, make_train_step
-from tjx_trainer.task import HostBatch
-from tjx_trainer.task_table import open_task
+from tjx_nn.layout import SINGLE_DEVICE
+from tjx_trainer.cli.command_line import parse
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.tasks.task import HostBatch
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.gradients import IGNORE_INDEX, make_gradients
+from tjx_trainer.training.train_state import TrainState, shardings_of
+from tjx_trainer.training.train_step import TrainStep, make_train_step
 
 PIECES = (1, 2, 3, 4, 8)
 FLAGS: Flags = {
@@ -133,7 +133,7 @@ def compare_gradients(flags: Flags, seeds: range) -> list[Json]:
             found.append({
                 "seed": seed,
                 "pieces": pieces,
-                "tokens": [int((part["labels"] != IGNORED).sum()) for part in parts],
+                "tokens": [int((part["labels"] != IGNORE_INDEX).sum()) for part in parts],
                 "accumulated": differences(step(batch, pieces), expected),
                 "mean_of_means": differences(means, expected),
             })  # fmt: skip
@@ -146,7 +146,7 @@ def with_unequal_counts(batch: HostBatch, seed: int) -> dict[str, np.ndarray]:
     rows, length = batch["labels"].shape
     counts = length ** np.random.default_rng(seed).uniform(size=rows)  # from 1 up, mostly few
     kept = np.arange(length)[None, :] < counts[:, None]
-    return {**batch, "labels": np.where(kept, batch["labels"], IGNORED)}
+    return {**batch, "labels": np.where(kept, batch["labels"], IGNORE_INDEX)}
 
 
 def gradient_step(job: Job, pieces: int) -> TrainStep:
@@ -163,7 +163,7 @@ def gradient_step(job: Job, pieces: int) -> TrainStep:
         job.config,
         keep,
         lambda _: 0.0,
-        gradients=make_gradients(job.config, job.mesh, ONE_DEVICE, accumulation=pieces),
+        gradients=make_gradients(job.config, job.mesh, SINGLE_DEVICE, accumulation=pieces),
         accumulation=pieces,
         shardings=shardings._replace(opt_state=shardings.params),
     )
@@ -207,7 +207,7 @@ def page(results: Json) -> Page:
             "gradient of one large batch? What memory does that save?"
         ),
         setup=(
-            f"Numbers: the trainer's own step (`tjx_trainer.step`), a GPT of "
+            f"Numbers: the trainer's own step (`tjx_trainer.training.train_step`), a GPT of "
             f"{flags['model.n_layer']} layers, {flags['model.d_model']} wide, float32, on "
             f"{flags['train.batch_size']} rows of {flags['data.seq_len']} tokens of `python-docs`, "
             "of which each keeps a random number of labels, from one to all of them. In "

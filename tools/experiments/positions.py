@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 import tjx_data
 import tjx_nn
-from tjx_eval.opening import open_model
+from tjx_eval.load_model import load_model
 
 SEQ_LEN = 64
 LONGEST = 4 * SEQ_LEN
@@ -61,7 +61,7 @@ def loss_by_position(run_dir: Path) -> Json:
     Windows start every `SEQ_LEN` tokens: but for the ends of the text, each stretch of so many
     positions is judged by the same tokens.
     """
-    trained = open_model(run_dir)
+    trained = load_model(run_dir)
     assert trained.config is not None  # it is a run
     (folder,) = tjx_data.open_sets(trained.config.data).values()
     loader = tjx_data.TokenLoader(

@@ -22,7 +22,7 @@ import jax
 
 import tjx_data
 import tjx_metrics
-from tjx_trainer.command_line import parse
+from tjx_trainer.cli.command_line import parse
 from tjx_trainer.main import main
 
 Json = dict[str, Any]

@@ -25,7 +25,7 @@ from jax.extend.mlir import ir
 from jax.interpreters import mlir
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.arguments import Arguments
+from tjx_kernels.attention.arguments import Arguments
 
 # What XLA must know of a GPU to compile for it; by path, as this process imports tjx_kernels alone.
 DESCRIPTIONS = Path(__file__).parents[2] / "packages/tjx-parallel/src/tjx_parallel/targets"

@@ -1,4 +1,5 @@
-"""Find block sizes for the machine it runs on, and print rows for tjx_kernels/block_sizes.py.
+"""Find block sizes for the machine it runs on, and print rows for
+tjx_kernels/attention/block_sizes.py.
 
     PYTHONPATH=packages/tjx-kernels/src python tools/kernels/tune.py --implementation triton
 
@@ -26,8 +27,9 @@ import jax
 import numpy as np
 from jax.experimental.mosaic.gpu import profiler
 
-from tjx_kernels import block_sizes, flash_attention
-from tjx_kernels.block_sizes import BlockSizes, Pass, Row
+from tjx_kernels import flash_attention
+from tjx_kernels.attention import block_sizes
+from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row
 
 PASSES: tuple[Pass, ...] = ("forward", "dq", "dkv")
 # Names of a pass's kernels; some compute dk and dv apart.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from tjx_eval.opening import open_model
+from tjx_eval.load_model import load_model
 from tjx_nn import hf
 from tjx_trainer import main as trainer
 
@@ -38,7 +38,7 @@ def tiny_run() -> Path:
 
 def as_transformers(run: Path, folder: Path) -> Path:
     """Write the model of a run to a folder of transformers, with its tokenizer."""
-    model = open_model(run)
+    model = load_model(run)
     hf.save(folder, model.architecture, jax.device_get(model.params))
     shutil.copy(run / "tokenizer.json", folder)
     return folder

@@ -14,12 +14,12 @@ import tokenizers
 from eval_tiny_run import tiny_run
 
 from tjx_data import byte_tokenizer
-from tjx_eval import onnx_export
+from tjx_eval.export import onnx
+from tjx_eval.export.hf import write_tokenizer
+from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
-from tjx_eval.opening import TrainedModel, open_model
-from tjx_eval.transformers_export import write_tokenizer
 from tjx_nn import BertConfig, bind, hf
-from tjx_trainer.sampling import encode_prompt
+from tjx_trainer.tasks.sampling import encode_prompt
 
 TOKENS = np.arange(16, dtype=np.int32)[None] % 7
 
@@ -35,7 +35,7 @@ def logits(model: TrainedModel) -> np.ndarray:
 def test_a_transformers_folder_opens_as_the_run_does(tmp_path: Path) -> None:
     out = tmp_path / "hf"
     assert main(["export", str(tiny_run()), str(out)]) == 0
-    run, folder = open_model(tiny_run()), open_model(out)
+    run, folder = load_model(tiny_run()), load_model(out)
     # What is evaluated is the mean of the parameters: so is what is exported.
     np.testing.assert_allclose(logits(folder), logits(run), atol=1e-6)
     assert folder.tokenizer.fingerprint == run.tokenizer.fingerprint
@@ -48,7 +48,7 @@ def test_a_transformers_folder_opens_as_the_run_does(tmp_path: Path) -> None:
 
 
 def test_the_exported_tokenizer_begins_prompts_as_generate_does(tmp_path: Path) -> None:
-    byte, decoder = byte_tokenizer(), open_model(tiny_run()).architecture
+    byte, decoder = byte_tokenizer(), load_model(tiny_run()).architecture
     write_tokenizer(byte, decoder, tmp_path)
     other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert other.encode("12 sheep").ids == encode_prompt(byte, "12 sheep")
@@ -62,7 +62,7 @@ def test_tensors_are_of_the_type_that_is_asked_for(tmp_path: Path) -> None:
     assert main(["export", str(tiny_run()), str(out), "--dtype", "bfloat16"]) == 0
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
     np.testing.assert_allclose(
-        logits(open_model(out)), logits(open_model(tiny_run())), atol=0.1, rtol=0.05
+        logits(load_model(out)), logits(load_model(tiny_run())), atol=0.1, rtol=0.05
     )
 
 
@@ -75,7 +75,7 @@ def test_onnx_runtime_computes_the_model_s_logits(
     onnxruntime.set_default_logger_severity(3)
     session = onnxruntime.InferenceSession(out / "model.onnx")
     (found,) = session.run(None, {"tokens": TOKENS})
-    np.testing.assert_allclose(found, logits(open_model(tiny_run())), atol=1e-4)
+    np.testing.assert_allclose(found, logits(load_model(tiny_run())), atol=1e-4)
     assert (out / "tokenizer.json").is_file()
     # The converter puts functions of its own in JAX's place: none may stay.
     assert [name for name, value in before.items() if vars(jnp)[name] is not value] == []
@@ -109,10 +109,10 @@ def test_a_model_too_large_for_a_file_and_a_wrong_one_are_refused(
 ) -> None:
     words = ["export", str(tiny_run()), str(tmp_path / "new"), "--format", "onnx"]
     with monkeypatch.context() as small:
-        small.setattr(onnx_export, "_MOST_BYTES", 1000)
+        small.setattr(onnx, "_MOST_BYTES", 1000)
         assert main(words) == 2
     assert "an ONNX file holds 1,000" in capsys.readouterr().err
-    monkeypatch.setattr(onnx_export, "ATOL", 0.0)
+    monkeypatch.setattr(onnx, "ATOL", 0.0)
     assert main(words) == 2
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "new" / "model.onnx").exists()

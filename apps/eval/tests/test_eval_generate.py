@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from eval_tiny_run import tiny_run
 
-from tjx_eval.continuations import Writing
-from tjx_eval.conversation import converse
-from tjx_eval.errors import RunError
+from tjx_eval.errors import EvalError
+from tjx_eval.generation.completions import Writing
+from tjx_eval.generation.conversation import converse
+from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
-from tjx_eval.opening import TrainedModel, open_model
 from tjx_nn import bind
-from tjx_trainer.sampling import Choice, continue_prompt, encode_prompt
+from tjx_trainer.tasks.sampling import SamplingParams, encode_prompt, generate_text
 
-CHOICE: Choice = {
+CHOICE: SamplingParams = {
     "samples": 3, "max_new_tokens": 10, "temperature": 1.0, "top_k": 50, "top_p": 0.95,
     "min_p": 0.01, "repetition_penalty": 1.1, "seed": 3,
 }  # fmt: skip
@@ -26,11 +26,11 @@ CHOICE: Choice = {
 
 @pytest.fixture(scope="module")
 def model() -> TrainedModel:
-    return open_model(tiny_run())
+    return load_model(tiny_run())
 
 
 def test_streamed_texts_are_those_that_are_written_at_once(model: TrainedModel) -> None:
-    texts = continue_prompt(model.gpt, model.params, model.tokenizer, "12 ", **CHOICE)
+    texts = generate_text(model.gpt, model.params, model.tokenizer, "12 ", **CHOICE)
     writing = Writing(model, encode_prompt(model.tokenizer, "12 "), **CHOICE)
     pieces = list(writing)
     assert len(pieces) > 5
@@ -101,8 +101,8 @@ def test_a_conversation_is_the_context_of_its_next_answer(
             seen.append(model.tokenizer.decode(prompt))
             super().__init__(model, prompt, **options)
 
-    monkeypatch.setattr("tjx_eval.conversation.Writing", Watched)
-    choice: Choice = {"max_new_tokens": 4, "temperature": 1.0, "top_k": None, "seed": 0}
+    monkeypatch.setattr("tjx_eval.generation.conversation.Writing", Watched)
+    choice: SamplingParams = {"max_new_tokens": 4, "temperature": 1.0, "top_k": None, "seed": 0}
     person = Person(["1 ", KeyboardInterrupt, "2 sheep", "3", EOFError])
     terminal = Terminal(interrupted_after=2)
     turns = converse(model, "", stops=[], choice=choice, ask=person, say=terminal)
@@ -119,14 +119,14 @@ def test_a_conversation_is_the_context_of_its_next_answer(
     assert seen[1].removeprefix(start) == whole[-(12 - bool(start)) :]
     assert "the oldest" in text
     assert all(len(model.tokenizer.encode(each.removeprefix(start))) <= 12 for each in seen)
-    with pytest.raises(RunError, match="leaves no room for a question"):
+    with pytest.raises(EvalError, match="leaves no room for a question"):
         converse(model, "", stops=[], choice={**choice, "max_new_tokens": 16}, ask=person)
 
 
 def test_beyond_the_context_the_window_slides() -> None:
-    model = open_model(tiny_run())
+    model = load_model(tiny_run())
     prompt = encode_prompt(model.tokenizer, "12 sheep")
-    choice: Choice = {"samples": 2, "max_new_tokens": 20, "temperature": 0.0, "seed": 0}
+    choice: SamplingParams = {"samples": 2, "max_new_tokens": 20, "temperature": 0.0, "seed": 0}
     writing = Writing(model, prompt, **choice)
     text = "".join(writing)
     (tokens, same) = (each.tokens for each in writing.continuations)

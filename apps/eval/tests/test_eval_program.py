@@ -12,9 +12,9 @@ from eval_tiny_run import as_transformers, tiny_run
 
 import tjx_data
 from tjx_data import byte_tokenizer
+from tjx_eval.load_model import load_model
 from tjx_eval.main import main
-from tjx_eval.opening import open_model
-from tjx_eval.texts import open_texts
+from tjx_eval.scoring.eval_data import open_texts
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
 def test_a_corpus_is_scored_on_its_official_held_out_text(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = open_model(run_dir)
+    model = load_model(run_dir)
     opened: list[str] = []
 
     def load(name: str) -> tjx_data.Documents:

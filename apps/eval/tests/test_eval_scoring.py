@@ -16,14 +16,14 @@ from eval_tiny_run import as_transformers, tiny_run
 import tjx_nn
 import tjx_parallel
 from tjx_data import byte_tokenizer, char_tokenizer
-from tjx_eval.comparison import compare
-from tjx_eval.encoding import encode
+from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
-from tjx_eval.opening import TrainedModel, open_model
-from tjx_eval.paired import paired_difference
-from tjx_eval.scoring import score
-from tjx_eval.text_loss import TextLoss, Windows, measure_text
-from tjx_eval.texts import Document
+from tjx_eval.scoring.bootstrap import paired_difference
+from tjx_eval.scoring.comparison import compare
+from tjx_eval.scoring.encoding import encode
+from tjx_eval.scoring.eval_data import Document
+from tjx_eval.scoring.score import score
+from tjx_eval.scoring.text_loss import TextLoss, Windows, measure_text
 from tjx_nn import GPTConfig
 from tjx_parallel.config import MeshConfig
 
@@ -32,7 +32,7 @@ TEXTS = ["3 sheep and more\n", "12 sheep", "\n".join(f"{n} sheep and more more" 
 
 @pytest.fixture(scope="module")
 def model() -> TrainedModel:
-    return open_model(tiny_run())
+    return load_model(tiny_run())
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_logits_of_a_row_may_be_held_in_pieces(
 ) -> None:
     stretch = [np.asarray(model.tokenizer.encode(TEXTS[2]), np.int32)]
     whole = score(model, stretch, window=16, stride=16, batch_size=8)
-    monkeypatch.setattr("tjx_eval.scoring._LOGITS_HELD", 5 * model.gpt.vocab_rows)
+    monkeypatch.setattr("tjx_eval.scoring.score._LOGITS_HELD", 5 * model.gpt.vocab_rows)
     pieces = score(model, stretch, window=16, stride=16, batch_size=8)
     np.testing.assert_allclose(pieces.losses[0], whole.losses[0], rtol=1e-5)
     assert pieces.correct == whole.correct
@@ -233,7 +233,7 @@ def test_models_of_other_tokens_are_compared_by_bytes(
     other = as_transformers(tiny_run(), tmp_path / "model")
     # One character for another, which the texts do not have, so that ids are others.
     char_tokenizer(["0123456~89 sheepandmor\n"]).save(other / "tokenizer.json")
-    pair = [measured(each, TEXTS[:2]) for each in (model, open_model(other))]
+    pair = [measured(each, TEXTS[:2]) for each in (model, load_model(other))]
     found = compare(*pair, same_tokenizer=False)
     assert found.unit == "bits a byte"
     bits = [each.sums.total().loss_sum / math.log(2) for each in pair]

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 
 from tjx_data import byte_tokenizer
-from tjx_eval.serving import connections, writing
+from tjx_eval.serving import connections, streaming
 from tjx_eval.serving.app import Service
 from tjx_eval.serving.engine import Engine
 from tjx_nn import GPTConfig, init
@@ -268,7 +268,7 @@ def test_too_many_continuations_are_refused_before_they_are_made(
     def encode(*_arguments: Any) -> Any:
         raise AssertionError("encoded before it was refused")
 
-    monkeypatch.setattr(writing, "encode_prompt", encode)
+    monkeypatch.setattr(streaming, "encode_prompt", encode)
     body = {"prompt": ["a"] * 2000, "n": 128, "max_tokens": 1}
     answer = httpx.post(f"{served.url}/v1/completions", json=body)
     assert answer.status_code == 400

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from eval_tiny_run import tiny_run
 
-from tjx_eval.harness import HarnessModel
+from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
-from tjx_eval.opening import TrainedModel, open_model
+from tjx_eval.scoring.lm_harness import HarnessModel
 from tjx_nn import GPTConfig, bind
-from tjx_trainer.sampling import continue_prompt
+from tjx_trainer.tasks.sampling import generate_text
 
 # Libraries of the harness warn of what they will change.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -52,7 +52,7 @@ QUESTIONS = [
 ]
 
 
-class Asked:
+class CompletionRequest:
     """What the harness gives for one request."""
 
     def __init__(self, *args: Any) -> None:
@@ -61,7 +61,7 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def model() -> TrainedModel:
-    return open_model(tiny_run())
+    return load_model(tiny_run())
 
 
 def log_likelihood(model: TrainedModel, before: list[int], text: list[int]) -> tuple[float, bool]:
@@ -89,7 +89,7 @@ def test_log_likelihoods_equal_a_computation_in_float64(model: TrainedModel) -> 
     start = [harness.eot_token_id]
     pairs = [("1 sh", "eep"), ("", "2 sheep"), ("more more more more m", "ore"), ("3 ", "sheep")]
     pairs += [(f"{i} s", "heep and"[: 1 + i % 8]) for i in range(9)]
-    found = harness.loglikelihood([Asked(*pair) for pair in pairs], disable_tqdm=True)
+    found = harness.loglikelihood([CompletionRequest(*pair) for pair in pairs], disable_tqdm=True)
     for (before, text), (value, greedy) in zip(pairs, found, strict=True):
         whole = encode(before + text)
         # The harness moves spaces at the end of the context to the text.
@@ -101,7 +101,7 @@ def test_log_likelihoods_equal_a_computation_in_float64(model: TrainedModel) -> 
     assert harness.notes == {"of contexts that are too long the end was read"}
     text = "12 sheep and more more\n14 sheep and"
     tokens = encode(text)
-    (rolling,) = harness.loglikelihood_rolling([Asked(text)], disable_tqdm=True)
+    (rolling,) = harness.loglikelihood_rolling([CompletionRequest(text)], disable_tqdm=True)
     expected = log_likelihood(model, start, tokens[:16])[0]
     # The windows after the first begin with the last token of the one before.
     expected += log_likelihood(model, tokens[15:16], tokens[16:32])[0]
@@ -126,7 +126,7 @@ def test_local_tasks_run_without_a_network(
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"):
         monkeypatch.setenv(name, "1")
     written = [
-        continue_prompt(
+        generate_text(
             model.gpt, model.params, model.tokenizer, question, max_new_tokens=5, temperature=0.0,
             top_k=None, seed=0,
         )[0].partition("\n")[0]

@@ -19,12 +19,12 @@ import jax
 import pytest
 
 from tjx_kernels.target import Target
-from tjx_parallel.chips import find_chip
-from tjx_trainer.chip_devices import chip_devices
-from tjx_trainer.command_line import parse
-from tjx_trainer.job import build_parts
-from tjx_trainer.planned_step import abstract_batch, lower_step
-from tjx_trainer.xla_flags import set_flags
+from tjx_parallel.planning.chips import find_chip
+from tjx_trainer.cli.command_line import parse
+from tjx_trainer.planning.compiled_step import abstract_batch, lower_step
+from tjx_trainer.planning.topology import topology_devices
+from tjx_trainer.runtime.xla_flags import set_flags
+from tjx_trainer.training.build import build_step_components
 
 _TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=32 --train.batch_size=8 --train.precision=bf16
@@ -55,13 +55,17 @@ _BLOCK = """
 """.split()  # noqa: SIM905  as above
 
 # What chooses by platform when it is traced; attention is given by name.
-_ASK_FOR_THE_TARGET = ("tjx_nn.stack", "tjx_nn.activations", "tjx_kernels.linear_cross_entropy")
+_ASK_FOR_THE_TARGET = (
+    "tjx_nn.layers.scan_layers",
+    "tjx_nn.layers.activations",
+    "tjx_kernels.cross_entropy.api",
+)
 
 
 def stablehlo(family: str) -> str:
     """Return the step as it is lowered for CUDA, before XLA; no plugin is needed."""
     config = parse(FAMILIES[family])
-    parts = build_parts(config, jax.devices()[:1])
+    parts = build_step_components(config, jax.devices()[:1])
     step: Any = parts.train_step
     with ExitStack() as stack:
         for name in _ASK_FOR_THE_TARGET:
@@ -99,7 +103,7 @@ def compile_elsewhere(*precisions: str, flags: str = "") -> str:
 
 def main() -> None:
     """Compile every step for an H200, or one step of the precisions that are named."""
-    devices = chip_devices(find_chip("h200"), 1)
+    devices = topology_devices(find_chip("h200"), 1)
     precisions = sys.argv[1:]
     families = [[*_BLOCK, f"--train.precision={each}"] for each in precisions]
     for words in families or FAMILIES.values():

@@ -15,13 +15,13 @@ import pytest
 
 import tjx_ckpt
 import tjx_ckpt.checkpointer
-from tjx_trainer.gradients import Batch
-from tjx_trainer.interrupt import Interrupts, Stopped
-from tjx_trainer.job import Job
-from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.state import TrainState
-from tjx_trainer.train import carry_out
-from tjx_trainer.watchdog import Watchdog
+from tjx_trainer.runtime.run_dir import RunDirectory
+from tjx_trainer.runtime.signals import SignalHandler, StopSignal
+from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.training.build import Job
+from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train import run_job
+from tjx_trainer.training.train_state import TrainState
 
 OF_THE_CLOCK = ("train/tokens_per_sec", "train/hours", "time/", "memory/", "compile/")
 
@@ -29,10 +29,10 @@ OF_THE_CLOCK = ("train/tokens_per_sec", "train/hours", "time/", "memory/", "comp
 def live(job: Job, path: Path) -> int:
     """Let a run go on from where it stopped; return the exit code."""
     path.mkdir(exist_ok=True)
-    with Interrupts() as interrupts:
+    with SignalHandler() as signal_handler:
         try:
-            return carry_out(job, RunDirectory(path), interrupts)
-        except Stopped as stopped:
+            return run_job(job, RunDirectory(path), signal_handler)
+        except StopSignal as stopped:
             return 128 + stopped.signal
 
 

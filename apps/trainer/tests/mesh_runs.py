@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 import tjx_parallel
-from tjx_nn.bert_config import BertConfig
-from tjx_nn.gpt_config import GPTConfig
-from tjx_nn.vit_config import ViTConfig
-from tjx_trainer.command_line import parse
-from tjx_trainer.config import Config
-from tjx_trainer.job import Parts, build_parts
-from tjx_trainer.mesh_checks import known_sizes
-from tjx_trainer.state import initial_state
+from tjx_nn.models.bert_config import BertConfig
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.vit_config import ViTConfig
+from tjx_trainer.cli.command_line import parse
+from tjx_trainer.config.mesh_checks import known_axis_sizes
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.training.build import StepComponents, build_step_components
+from tjx_trainer.training.train_state import initial_state
 
 VOCAB, ROWS, TOKENS, STEPS = 64, 16, 32, 10
 
@@ -53,7 +53,7 @@ class Run(NamedTuple):
     initial: dict[str, np.ndarray]
     gradients: dict[str, np.ndarray]
     config: Config
-    parts: Parts
+    parts: StepComponents
     program: Any
     state: Any
 
@@ -69,9 +69,9 @@ def _run(words: tuple[tuple[str, object], ...], packed: bool) -> Run:
     config = parse([f"--{name}={value}" for name, value in words])
     if isinstance(config.model, GPTConfig | BertConfig):
         config = config.with_vocabulary(VOCAB)
-    devices = jax.devices()[: math.prod(known_sizes(config.mesh).values())]
+    devices = jax.devices()[: math.prod(known_axis_sizes(config.mesh).values())]
     with jax.transfer_guard("allow"):
-        parts = build_parts(config, devices)
+        parts = build_step_components(config, devices)
         state = initial_state(config, parts.optimizer, parts.abstract)
         initial = flat(state.params)
 

@@ -11,12 +11,12 @@ import pytest
 
 import tjx_trainer.main as program
 from tjx_kernels import flash_attention
-from tjx_kernels.attention import IMPLEMENTATIONS
-from tjx_kernels.attention_call import AttentionCall, Operands
+from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels.attention.types import AttentionCall, Operands
 from tjx_kernels.target import deterministic_ops
-from tjx_trainer.attention_report import reporting_attention
-from tjx_trainer.exit_codes import ExitCode, KernelError
-from tjx_trainer.xla_flags import DETERMINISTIC, request_determinism
+from tjx_trainer.runtime.attention_report import report_attention
+from tjx_trainer.runtime.exit_codes import ExitCode, KernelError
+from tjx_trainer.runtime.xla_flags import DETERMINISTIC, request_determinism
 
 WORDS = [
     *("--model.n_layer=1", "--model.n_head=2", "--model.d_model=8", "--model.max_seq_len=8"),
@@ -36,10 +36,10 @@ def words(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def first_choice() -> Iterator[Callable[[Break], None]]:
     """Put an implementation before all others: XLA's, whose queries pass through a function."""
-    before = dict(IMPLEMENTATIONS)
+    before = dict(BACKENDS)
 
     def put(broken: Break) -> None:
-        xla = IMPLEMENTATIONS["xla"]
+        xla = BACKENDS["xla"]
 
         @jax.custom_vjp
         def through(q: Any) -> Any:
@@ -50,12 +50,12 @@ def first_choice() -> Iterator[Callable[[Break], None]]:
         def run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
             return xla.run(call, operands._replace(q=through(operands.q)))
 
-        IMPLEMENTATIONS.clear()  # the order of its keys is that of preference
-        IMPLEMENTATIONS.update({"fake": xla._replace(run=run), **before})
+        BACKENDS.clear()  # the order of its keys is that of preference
+        BACKENDS.update({"fake": xla._replace(run=run), **before})
 
     yield put
-    IMPLEMENTATIONS.clear()
-    IMPLEMENTATIONS.update(before)
+    BACKENDS.clear()
+    BACKENDS.update(before)
 
 
 def never_compiles(q: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ LOST = jax.errors.JaxRuntimeError("INTERNAL: CUDA_ERROR_LAUNCH_FAILED: unspecifi
 def trace_and_raise(error: Exception, implementation: str | None = None) -> None:
     """Trace attention as a run does, and raise what then happens to the run."""
     x: Any = jax.ShapeDtypeStruct((1, 8, 2, 4), "float32")  # type: ignore[no-untyped-call]
-    with reporting_attention():
+    with report_attention():
         jax.eval_shape(partial(flash_attention, implementation=implementation), x, x, x)
         raise error
 

@@ -12,14 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_optim.schedule_config import ScheduleConfig
-from tjx_trainer import help_page, main, presets
-from tjx_trainer.command_line import parse, resolve
-from tjx_trainer.commands import COMMANDS
-from tjx_trainer.config import Config, ConfigError
-from tjx_trainer.help_page import help_text
-from tjx_trainer.presets import Given, load_preset, nearest_names, preset_names, section_names
-from tjx_trainer.tree import flatten, leaves
-from tjx_trainer.units import UNITS
+from tjx_trainer import main
+from tjx_trainer.cli import help_page
+from tjx_trainer.cli.command_line import parse, resolve
+from tjx_trainer.cli.help_page import help_text
+from tjx_trainer.cli.subcommands import COMMANDS
+from tjx_trainer.cli.units import UNITS
+from tjx_trainer.config import presets
+from tjx_trainer.config.config_tree import flatten, leaves
+from tjx_trainer.config.presets import (
+    RawValue,
+    load_preset,
+    preset_names,
+    section_names,
+    suggest_names,
+)
+from tjx_trainer.config.run_config import Config, ConfigError
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "datasets", "matplotlib", "tokenizers"}
 
@@ -86,8 +94,8 @@ def test_three_mistakes_are_answered_together_each_with_a_suggestion(
 def test_a_refusal_loads_nothing_heavy() -> None:
     script = (
         "import json, sys\n"
-        "from tjx_trainer.command_line import parse\n"
-        "import tjx_trainer.run_dir\n"
+        "from tjx_trainer.cli.command_line import parse\n"
+        "import tjx_trainer.runtime.run_dir\n"
         "words = '--config gpt2_smal --model.n_layers 6 --train.batch_size ten'\n"
         "try: parse(words.split())\n"
         "except SystemExit as end: print(json.dumps([end.code, sorted(sys.modules)]))\n"
@@ -173,7 +181,7 @@ def test_an_unreadable_preset_is_told(tmp_path: Path) -> None:
     missing = tmp_path / "latim.yaml"
     assert f"did you mean {latin}?" in only_problem_of("--config", str(missing))
     huge = tmp_path / "huge.yaml"
-    huge.write_bytes(b"#" * (presets.LARGEST_PRESET + 1))
+    huge.write_bytes(b"#" * (presets.MAX_PRESET_BYTES + 1))
     assert "is it a preset?" in only_problem_of("--config", str(huge))
 
 
@@ -300,10 +308,10 @@ def test_help_helps_beside_mistakes() -> None:
 @settings(deadline=None)
 @given(st.sampled_from(sorted(leaves())))
 def test_a_right_name_is_its_own_nearest(name: str) -> None:
-    assert nearest_names(name) == [name]
-    assert nearest_names(name.upper().replace("_", "-")) == [name]
+    assert suggest_names(name) == [name]
+    assert suggest_names(name.upper().replace("_", "-")) == [name]
     own_name = name.rpartition(".")[2]
-    assert own_name in leaves() or name in nearest_names(own_name)
+    assert own_name in leaves() or name in suggest_names(own_name)
 
 
 @settings(deadline=None, max_examples=30)
@@ -317,5 +325,5 @@ def test_any_words_give_a_configuration_or_problems(words: list[str]) -> None:
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
 def test_any_text_as_a_preset_gives_values_or_problems(text: str) -> None:
     values, problems = presets._read_values(text, "x.yaml")
-    assert all(isinstance(value, Given) for value in values.values())
+    assert all(isinstance(value, RawValue) for value in values.values())
     assert all(problems)

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data.config import DataConfig
-from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.models.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
-from tjx_trainer.command_line import resolve
-from tjx_trainer.config import Config, ConfigError
-from tjx_trainer.text import fit_vocabulary
-from tjx_trainer.train_config import TrainConfig
-from tjx_trainer.tree import assemble, flatten, leaves
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.config.config_tree import assemble, flatten, leaves
+from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.config.train_config import TrainConfig
+from tjx_trainer.tasks.text_data import fit_vocabulary
 
 SIZES = st.integers(1, 64)
 

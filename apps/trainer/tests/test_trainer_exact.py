@@ -10,13 +10,13 @@ from lives import records
 
 import tjx_ckpt
 import tjx_data
-from tjx_trainer.command_line import resolve
-from tjx_trainer.interrupt import Interrupts
-from tjx_trainer.job import Job, build_job
-from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.task_table import open_task
-from tjx_trainer.train import carry_out
-from tjx_trainer.watchdog import Watchdog
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.runtime.run_dir import RunDirectory
+from tjx_trainer.runtime.signals import SignalHandler
+from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.train import run_job
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -49,15 +49,15 @@ def life(job: Job, path: Path, *, end: int | None = None) -> int:
     """Train to the end, or until it is asked to stop before a step."""
     path.mkdir(exist_ok=True)
     beat = Watchdog.beat
-    with Interrupts() as interrupts, pytest.MonkeyPatch.context() as patch:
+    with SignalHandler() as signal_handler, pytest.MonkeyPatch.context() as patch:
 
         def stop_there(self: Watchdog, phase: str, step: int) -> None:
             if (phase, step) == ("train", (end or 0) - 1):
-                interrupts.stop = 15
+                signal_handler.stop = 15
             beat(self, phase, step)
 
         patch.setattr(Watchdog, "beat", stop_there)
-        return carry_out(job, RunDirectory(path), interrupts)
+        return run_job(job, RunDirectory(path), signal_handler)
 
 
 def last_state(job: Job, path: Path) -> dict[str, bytes]:

@@ -16,9 +16,9 @@ import tjx_ckpt
 import tjx_data
 import tjx_metrics
 import tjx_trainer.main as program
-from tjx_trainer.config import Config, ConfigError
-from tjx_trainer.exit_codes import MEANINGS, ExitCode, KernelError, NotFiniteError, table
-from tjx_trainer.out_of_memory import OutOfMemoryError
+from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode, KernelError, NotFiniteError, table
+from tjx_trainer.runtime.out_of_memory import OutOfMemoryError
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 ERRORS = [
@@ -50,7 +50,7 @@ def train_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], N
         def train(config: Config, *, dry_run: bool, eval_only: bool) -> int:
             raise error
 
-        monkeypatch.setitem(sys.modules, "tjx_trainer.train", SimpleNamespace(train=train))
+        monkeypatch.setitem(sys.modules, "tjx_trainer.training.train", SimpleNamespace(train=train))
 
     return use
 
@@ -115,7 +115,7 @@ def test_ctrl_c_is_no_traceback_at_any_moment() -> None:
 
 
 def test_the_table_has_every_code() -> None:
-    assert set(MEANINGS) == set(ExitCode)
-    again = {int(code) for code, meaning in MEANINGS.items() if meaning.again}
+    assert set(EXIT_INFO) == set(ExitCode)
+    again = {int(code) for code, meaning in EXIT_INFO.items() if meaning.again}
     assert again == {1, 5, 6, 9, 11}  # 1 is Python's own for an unexpected error; these may pass
     assert all(f"| {code:d} |" in table() for code in ExitCode)

@@ -12,12 +12,12 @@ import pytest
 from lives import records
 
 from tjx_data import SpanLoader
-from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_trainer import main as program
-from tjx_trainer.command_line import resolve
-from tjx_trainer.config import ConfigError
-from tjx_trainer.job import build_job
-from tjx_trainer.task_table import open_task
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import build_job
 
 SMALL = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --train.max_steps=12 --train.batch_size=16

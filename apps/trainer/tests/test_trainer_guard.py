@@ -13,10 +13,10 @@ from jax.tree_util import tree_leaves_with_path as leaves_with_path
 import tjx_ckpt
 from tjx_optim.optimizer_config import OptimizerName
 from tjx_trainer import main as program
-from tjx_trainer.command_line import resolve
-from tjx_trainer.job import Job, build_job
-from tjx_trainer.state import TrainState
-from tjx_trainer.task_table import open_task
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.train_state import TrainState
 
 TINY = """
 --model.n_layer=2 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -201,7 +201,7 @@ def test_what_is_evaluated_is_the_mean_where_one_is_kept(words: list[str]) -> No
         state, _ = step_of(job, state, step)
         seen.append(jax.device_get(state.params["blocks"]["mlp"]["up"]["kernel"]))
 
-    params = job.params_to_use(state)
+    params = job.eval_params(state)
 
     mean = (0.25 * seen[0] + 0.5 * seen[1] + seen[2]) / 1.75
     np.testing.assert_allclose(
@@ -236,7 +236,7 @@ def test_every_optimizer_trains_with_its_state_spread_as_the_parameters_are(
 def test_an_optimizer_chosen_by_its_flag_learns(words: list[str], name: str) -> None:
     job = open_job(words, f"--optimizer.name={name}", "--schedule.name=constant")
     state = job.initial_state()
-    before = job.evaluate(job.params_to_use(state)).metrics()["loss"]
+    before = job.evaluate(job.eval_params(state)).metrics()["loss"]
     for step in range(12):
         state, _ = step_of(job, state, step)
-    assert job.evaluate(job.params_to_use(state)).metrics()["loss"] < before - 0.1
+    assert job.evaluate(job.eval_params(state)).metrics()["loss"] < before - 0.1

@@ -19,15 +19,15 @@ from small_text import flags_of_sheep
 
 import tjx_ckpt
 import tjx_metrics
-import tjx_metrics.tracker_table
+import tjx_metrics.trackers.registry
 import tjx_nn
 from tjx_trainer import main as program
-from tjx_trainer.command_line import resolve
-from tjx_trainer.config import ConfigError
-from tjx_trainer.job import Job, build_job
-from tjx_trainer.meter import Behind, Meter, model_flops
-from tjx_trainer.task_table import open_task
-from tjx_trainer.train import refuse_what_is_missing
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.step_timer import Elapsed, StepTimer, model_flops
+from tjx_trainer.training.train import check_requirements
 
 TINY = """
 --model.n_layer=2 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -157,13 +157,16 @@ def test_settings_and_results_are_written_beside(job: Job, whole: Path) -> None:
 def test_mfu_is_flops_of_the_model_by_those_of_all_devices(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "train/mfu" not in Meter(job.config, job.mesh, start_step=0, behind=Behind()).figures()
+    assert (
+        "train/mfu"
+        not in StepTimer(job.config, job.mesh, start_step=0, elapsed=Elapsed()).figures()
+    )
     monkeypatch.setattr(tjx_metrics, "peak_flops", lambda *_: 1e9)
-    meter = Meter(job.config, job.mesh, start_step=0, behind=Behind())
+    step_timer = StepTimer(job.config, job.mesh, start_step=0, elapsed=Elapsed())
     rates: Any = SimpleNamespace(tokens_per_sec=512.0, steps_per_sec=4.0)
-    monkeypatch.setattr(meter, "throughput", rates)
+    monkeypatch.setattr(step_timer, "throughput", rates)
     expected = 4 * model_flops(job.config) / (1e9 * job.mesh.size)
-    assert meter.figures()["train/mfu"] == pytest.approx(expected)
+    assert step_timer.figures()["train/mfu"] == pytest.approx(expected)
 
 
 class Blocked:
@@ -206,7 +209,7 @@ def test_a_tracker_whose_library_is_missing_is_told_before_the_run(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'tjx-metrics\[wandb\]'"):
-        refuse_what_is_missing(resolve([*words, "--log.trackers=wandb"]))
+        check_requirements(resolve([*words, "--log.trackers=wandb"]))
 
 
 def test_a_dry_run_tells_what_would_be_and_leaves_nothing(

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from tjx_trainer.command_line import resolve
-from tjx_trainer.exit_codes import ExitCode
-from tjx_trainer.job import Job
-from tjx_trainer.memory_report import Memory, advice, measure, table
-from tjx_trainer.out_of_memory import is_out_of_memory
-from tjx_trainer.train import batch_problems, host_memory, prepare
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.runtime.exit_codes import ExitCode
+from tjx_trainer.runtime.memory_report import StepMemory, advice, measure, table
+from tjx_trainer.runtime.out_of_memory import is_out_of_memory
+from tjx_trainer.training.build import Job
+from tjx_trainer.training.train import check_host_memory, host_memory, prepare
 
 WORDS = [
     *("--model.n_layer=2", "--model.n_head=2", "--model.d_model=32", "--model.max_seq_len=32"),
@@ -83,8 +83,8 @@ def test_the_table_is_of_the_step_that_runs(words: list[str]) -> None:
 GIB = 2**30
 
 
-def memory(*, state: int, activations: int | None, capacity: int | None) -> Memory:
-    return Memory(
+def memory(*, state: int, activations: int | None, capacity: int | None) -> StepMemory:
+    return StepMemory(
         params=state // 4,
         opt_state=state // 2,
         gradients=state // 4,
@@ -127,9 +127,9 @@ def test_only_want_of_memory_is_out_of_memory() -> None:
 
 def test_batches_that_no_memory_holds_are_refused_before_they_are_prepared() -> None:
     config = resolve(["--train.batch_size", "20000000", "--data.seq_len", "64"])
-    (problem,) = batch_problems(config, 24 * 2**30)
+    (problem,) = check_host_memory(config, 24 * 2**30)
     assert "train.batch_size: got 20,000,000" in problem
     assert "need 28.6 GiB" in problem
     assert "give at most 16,777,216" in problem
-    assert batch_problems(config, 29 * 2**30) == []
+    assert check_host_memory(config, 29 * 2**30) == []
     assert host_memory() > 2**28

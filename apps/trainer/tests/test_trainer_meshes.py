@@ -11,9 +11,9 @@ from mesh_runs import Flags, Run, assert_the_same_run, batch_of, bytes_by_path, 
 
 import tjx_optim
 import tjx_parallel
-from tjx_parallel.hlo import collectives
-from tjx_trainer.evaluation import make_eval_step
-from tjx_trainer.job import Parts
+from tjx_parallel.planning.collectives import collectives
+from tjx_trainer.training.build import StepComponents
+from tjx_trainer.training.evaluation import make_eval_step
 
 LLAMA: Flags = {
     "model.n_kv_head": 2, "model.d_ff": 64, "model.positions": "rope", "model.norm": "rmsnorm",
@@ -25,7 +25,7 @@ EXPERTS: Flags = {
     "model.experts.balance_loss": 0.01, "optimizer.learning_rate": 1e-3,
 }  # fmt: skip
 FEATURES: Flags = {"model.dropout": 0.2}
-WEIGHTS: Flags = {**FEATURES, "model.attention_dropout": 0.2}
+PARAMETER_HISTOGRAMS: Flags = {**FEATURES, "model.attention_dropout": 0.2}
 CONTEXT: Flags = {"fsdp": 2, "context": 2, "tensor": 2}
 PIPELINE: Flags = {"train.accumulation": 4}
 
@@ -51,7 +51,7 @@ def nightly(*case: Flags) -> Any:
         nightly({}, {"data": 2, "fsdp": 4, "zero": 2}),
         (LLAMA, {"fsdp": 2, "tensor": 4, "sequence_parallel": "false", "offload": "optimizer"}),
         ({**LLAMA, **FEATURES}, CONTEXT),
-        nightly({**LLAMA, **WEIGHTS}, {**CONTEXT, "context_kind": "all_to_all"}),
+        nightly({**LLAMA, **PARAMETER_HISTOGRAMS}, {**CONTEXT, "context_kind": "all_to_all"}),
         nightly(EXPERTS, {"expert": 2, "context": 2, "tensor": 2}),
         nightly(PIPELINE, {"stage": 4, "data": 2, "pipeline": "gpipe"}),
         nightly(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}),
@@ -95,14 +95,14 @@ def test_evaluation_goes_through_the_stages_too() -> None:
     for found in (staged, alone):
         batch = tjx_parallel.shard_batch(found.parts.mesh, batch_of(found.config, 5, packed=False))
 
-        def through(params: Any, batch: Any, parts: Parts = found.parts) -> Any:
+        def through(params: Any, batch: Any, parts: StepComponents = found.parts) -> Any:
             microbatches = tjx_optim.split_microbatches(batch, parts.accumulation)
             return parts.gradients(params, microbatches, None)
 
         step = make_eval_step(
             found.config.model,
             layout=found.parts.layout,
-            through_stages=through if found is staged else None,
+            pipeline_means=through if found is staged else None,
         )
         zero = step.start(found.state.params)
         jitted: Any = step.add
@@ -154,11 +154,11 @@ def test_each_axis_divides_what_its_row_says() -> None:
 def test_nothing_larger_than_a_layer_s_weight_or_a_table_is_gathered() -> None:
     found = run({}, {"data": 2, "fsdp": 2, "tensor": 2})
     exchanges = collectives(found.program.as_text(), found.parts.mesh.shape)
-    gathered = [each for each in exchanges if each.kind == "all-gather"]
+    all_gathered = [each for each in exchanges if each.kind == "all-gather"]
     # float32: a layer's MLP, the table of tokens, a device's part of the residual stream.
     largest = 4 * max(32 * 128 // 2, 64 * 32 // 2, 16 * 32 * 32 // 4)
-    assert gathered
-    assert max(each.payload for each in gathered) <= largest, gathered
+    assert all_gathered
+    assert max(each.payload for each in all_gathered) <= largest, all_gathered
 
 
 def sent(found: Run) -> dict[str, float]:

@@ -11,14 +11,14 @@ from small_text import flags_of_sheep
 
 import tjx_optim
 from tjx_metrics import read_metrics
-from tjx_trainer import nanogpt
-from tjx_trainer.command_line import resolve
-from tjx_trainer.config import Config, ConfigError
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.nanogpt import translate as nanogpt
+from tjx_trainer.cli.nanogpt.config_files import BUNDLED_CONFIGS
+from tjx_trainer.cli.nanogpt.flags import FLAGS, to_config_values
+from tjx_trainer.cli.nanogpt.translate import translate
+from tjx_trainer.config.config_tree import flatten, leaves
+from tjx_trainer.config.run_config import Config, ConfigError
 from tjx_trainer.main import main
-from tjx_trainer.nanogpt import translate
-from tjx_trainer.nanogpt_files import SHIPPED
-from tjx_trainer.nanogpt_flags import FLAGS, dotted
-from tjx_trainer.tree import flatten, leaves
 
 # The README's setting for a CPU, as it stands there behind `python train.py`.
 PUBLISHED = (
@@ -88,8 +88,8 @@ def test_a_flag_changes_what_the_table_says_and_nothing_else(name: str) -> None:
     if name not in OTHER:
         assert not flag.becomes
         return
-    before = dotted(DEFAULTS)
-    after = dotted({**DEFAULTS, name: OTHER[name]})
+    before = to_config_values(DEFAULTS)
+    after = to_config_values({**DEFAULTS, name: OTHER[name]})
     changed = {n for n in before.keys() | after.keys() if before.get(n) != after.get(n)}
     sizes = {"model.n_layer", "model.n_head", "model.d_model", "model.bias"}
     assert changed
@@ -129,10 +129,10 @@ def test_a_step_has_the_same_sequences_on_any_number_of_devices() -> None:
     assert [config.train.accumulation_for(shards) for shards in (1, 2, 8)] == [8, 4, 1]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", BUNDLED_CONFIGS)
 def test_the_shipped_config_files_are_known(name: str) -> None:
     words = f"config/{name}.py --eval_only=False"
-    values = SHIPPED[name]
+    values = BUNDLED_CONFIGS[name]
     assert set(values) <= set(FLAGS)
     config = config_of(words)
     pieces = int(values.get("gradient_accumulation_steps", 40))
@@ -218,9 +218,9 @@ def test_what_means_nothing_here_is_told_once_and_only_where_it_is_given() -> No
 def test_gpus_that_jax_cannot_reach_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nanogpt, "_CUDA_PLUGINS", ("no_such_plugin",))
     with pytest.raises(ConfigError, match="--device=cuda"):
-        nanogpt.refuse_missing_device({"JAX_PLATFORMS": "cuda"})
-    nanogpt.refuse_missing_device({"JAX_PLATFORMS": "cpu"})
-    nanogpt.refuse_missing_device({})
+        nanogpt.check_device({"JAX_PLATFORMS": "cuda"})
+    nanogpt.check_device({"JAX_PLATFORMS": "cpu"})
+    nanogpt.check_device({})
 
 
 def test_the_text_is_where_prepare_py_leaves_it_or_is_given_beside() -> None:

@@ -13,14 +13,12 @@ from typing import Any
 import jax
 import pytest
 
-from tjx_parallel.chips import CHIPS
-from tjx_parallel.planning import Step, plan, scaled
+from tjx_parallel.planning.chips import CHIPS
+from tjx_parallel.planning.step_time import StepProfile, plan, scale_step
 from tjx_parallel.roofline import assumptions_for, estimate
-from tjx_trainer import parameter_table, plan_command
-from tjx_trainer.command_line import resolve
-from tjx_trainer.plan_command import PlanFlags, device_count, read_flags
-from tjx_trainer.plan_page import page, summary, verdict
-from tjx_trainer.planned_step import (
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.planning import parameter_table, plan_command
+from tjx_trainer.planning.compiled_step import (
     PlannedStep,
     abstract_batch,
     attention_visible,
@@ -28,8 +26,10 @@ from tjx_trainer.planned_step import (
     lower_step,
     plan_step,
 )
-from tjx_trainer.task import Share
-from tjx_trainer.task_table import open_task
+from tjx_trainer.planning.plan_command import PlanFlags, device_count, read_flags
+from tjx_trainer.planning.report import fit_report, page, summary
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.tasks.task import DataShard
 
 GIB = 2**30
 # XLA has no description of it here: the CPU's compiler makes the program, installed or not.
@@ -52,11 +52,11 @@ def planned(*words: str) -> PlannedStep:
     return plan_step(config, CPU_MADE, device_count(None, config))
 
 
-def alone() -> Step:
+def alone() -> StepProfile:
     return planned("--mesh.data=1").step
 
 
-def two() -> Step:
+def two() -> StepProfile:
     return planned("--mesh.data=2", "--train.accumulation=2").step
 
 
@@ -150,7 +150,7 @@ def environment() -> dict[str, str]:
 
 
 def test_what_is_extrapolated_is_what_is_compiled() -> None:
-    two_of_one = scaled(replace(alone(), microbatches=2), 2, strong=False)
+    two_of_one = scale_step(replace(alone(), microbatches=2), 2, strong=False)
     assert two_of_one is not None
     sent = [sum(each.wire_bytes for each in step.exchanges) for step in (two_of_one, two())]
     assert sent[0] == pytest.approx(sent[1], rel=0.05)
@@ -191,7 +191,7 @@ def test_a_plan_is_printed_written_and_drawn(
 
 
 # GPT-2 XL in fp32 on one A100 with 8 sequences at once, compiled on a CPU: 83 GiB.
-XL = Step(
+XL = StepProfile(
     mesh_shape=dict.fromkeys(("stage", "data", "fsdp", "context", "expert", "tensor"), 1),
     parameters=6_230_746_000, optimizer=12_461_492_000, batch=3_932_160,
     temporaries=int(65.3 * GIB), gradients=6_230_746_000, flops=5.05e15, tokens=480 * 1024,
@@ -203,10 +203,10 @@ def test_what_does_not_fit_comes_with_flags_that_would_do() -> None:
     words = ["--config=gpt2_xl", "--train.precision=fp32", "--train.device_batch_size=8"]
     config = resolve([*words, "--model.remat=none"])
     found = plan(XL, CHIPS["a100"])
-    lines = verdict(config, found)
+    lines = fit_report(config, found)
     assert re.match(r"It does not fit: 2\d\.\d GiB are missing", lines[0])
     assert "--train.device_batch_size 4 (now 8): about 50.1 GiB, fits" in lines[1]
-    more = verdict(config, plan(replace(XL, temporaries=150 * GIB), CHIPS["a100"]))
+    more = fit_report(config, plan(replace(XL, temporaries=150 * GIB), CHIPS["a100"]))
     assert "--train.device_batch_size 2 (now 8): about 54.9 GiB, fits" in more[1]
     # Each flag is one of the trainer's, and each chip one that has the room.
     for name, value in re.findall(r"--((?:train|mesh|model|optimizer)\.\w+) (\w+)", str(lines)):
@@ -215,7 +215,7 @@ def test_what_does_not_fit_comes_with_flags_that_would_do() -> None:
     assert plan(replace(XL, temporaries=XL.temporaries // 2), CHIPS["a100"]).fits
     # A GPU has more than JAX takes of it by itself; where that would do, it comes first.
     tight = plan(replace(XL, temporaries=45 * GIB), CHIPS["a100"])
-    assert "XLA_CLIENT_MEM_FRACTION=0.92" in verdict(config, tight)[1]
+    assert "XLA_CLIENT_MEM_FRACTION=0.92" in fit_report(config, tight)[1]
     made = PlannedStep(XL, [], None, "")
     said = page(config, found, made)
     assert "It does not fit" in said
@@ -227,7 +227,7 @@ def test_more_devices_are_advised_where_the_state_is_too_large() -> None:
     config = resolve(["--config=gpt2_xl", "--train.device_batch_size=1"])
     state = replace(XL, parameters=30 * GIB, optimizer=60 * GIB, temporaries=40 * GIB,
                     gradients=30 * GIB, microbatches=480)  # fmt: skip
-    (line,) = [line for line in verdict(config, plan(state, CHIPS["h100"])) if "fsdp" in line]
+    (line,) = [line for line in fit_report(config, plan(state, CHIPS["h100"])) if "fsdp" in line]
     # 120 GiB are divided, 10 are not: of 55.9 there is room for 30 beside these, not for 60.
     assert "--mesh.fsdp 4 --chips 4" in line
 
@@ -300,7 +300,7 @@ def test_each_family_is_lowered_without_data(family: str) -> None:
         assert inputs.keys() > {"segment_ids", "positions"}
     if family == "encoder_decoder":  # the one whose data need not be read
         config, make_task = open_task(config)
-        rows = make_task(Share(8, 8, 0, 1)).train_data.batch(0)
+        rows = make_task(DataShard(8, 8, 0, 1)).train_data.batch(0)
         assert {name: rows[name].dtype for name in rows} == {
             name: array.dtype for name, array in inputs.items()
         }

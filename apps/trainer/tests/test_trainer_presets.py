@@ -2,8 +2,8 @@
 
 import pytest
 
-from tjx_trainer.command_line import resolve
-from tjx_trainer.presets import HEAD, load_preset, preset_names
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.config.presets import HEAD, load_preset, preset_names
 
 MEASURED = {"quickstart", "shakespeare_char", "vit_mnist", "seq2seq_toy"}
 WANTED = {
@@ -31,7 +31,7 @@ def test_a_preset_resolves_and_its_head_says_four_things(name: str) -> None:
 
 def test_the_head_of_a_users_preset_may_say_what_it_likes() -> None:
     text = "# Mine: it learns\n#   slowly.\n# What: all of it.\nmodel:\n"
-    from tjx_trainer.presets import read_head
+    from tjx_trainer.config.presets import read_head
 
     assert read_head(text) == {"Mine": "it learns slowly.", "What": "all of it."}
     assert read_head("# no name here\n") == {}

@@ -10,11 +10,11 @@ import pytest
 
 import tjx_nn
 from tjx_data import train_bpe
-from tjx_nn.gpt_config import GPTConfig
-from tjx_trainer.command_line import resolve
-from tjx_trainer.job import build_parts
-from tjx_trainer.pretrained import check_pretrained, check_tokenizer
-from tjx_trainer.state import initial_state
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.training.build import build_step_components
+from tjx_trainer.training.pretrained import check_pretrained, check_tokenizer
+from tjx_trainer.training.train_state import initial_state
 
 THEIRS = GPTConfig(n_layer=2, n_head=2, d_model=8, max_seq_len=16, vocab_size=257)
 FLAGS = [
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_weights_are_the_folders_and_tables_are_fitted(folder: Path) -> None:
     config = resolve([*FLAGS, f"--train.init_from={folder}"])
-    parts = build_parts(config, jax.devices()[:1])
+    parts = build_step_components(config, jax.devices()[:1])
     with jax.transfer_guard("allow"):
         state = initial_state(config, parts.optimizer, parts.abstract)
     _, theirs = tjx_nn.hf.load(folder)

@@ -16,15 +16,23 @@ from hypothesis import strategies as st
 
 import tjx_ckpt
 from tjx_ckpt import CheckpointConfig
-from tjx_nn.gpt_config import GPTConfig
-from tjx_trainer import resuming, run_dir, train
-from tjx_trainer.command_line import resolve, text_of
-from tjx_trainer.config import Config, ConfigError
-from tjx_trainer.interrupt import Interrupts
-from tjx_trainer.job import Job
-from tjx_trainer.run_dir import RunDirectory, check_run, open_run, to_yaml, write_atomically
-from tjx_trainer.train import keep_earlier_values
-from tjx_trainer.tree import assemble, flatten, leaves
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_trainer.cli.command_line import format_value, resolve
+from tjx_trainer.config import config_compat
+from tjx_trainer.config.config_tree import assemble, flatten, leaves
+from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.runtime import run_dir
+from tjx_trainer.runtime.run_dir import (
+    RunDirectory,
+    check_run,
+    open_run,
+    to_yaml,
+    write_atomically,
+)
+from tjx_trainer.runtime.signals import SignalHandler
+from tjx_trainer.training import train
+from tjx_trainer.training.build import Job
+from tjx_trainer.training.train import apply_legacy_values
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 
@@ -67,7 +75,7 @@ SOME_VALUES = st.lists(
 
 def as_flags(config: Config) -> list[str]:
     """Write every value as a flag."""
-    return [f"--{name}={text_of(value)}" for name, value in flatten(config).items()]
+    return [f"--{name}={format_value(value)}" for name, value in flatten(config).items()]
 
 
 @settings(
@@ -95,7 +103,7 @@ def test_a_run_of_an_older_version_keeps_what_it_was_started_with(tmp_path: Path
         assert f"  {line}\n" in text
         text = text.replace(f"  {line}\n", "")
     run.config.write_text(text.replace("holdout: auto", "holdout: documents"))
-    saved, started = run.read_config(), keep_earlier_values(wanted)
+    saved, started = run.read_config(), apply_legacy_values(wanted)
     for config in (saved, started):
         assert isinstance(config.model, GPTConfig)
         assert (config.data.windows, config.data.holdout) == ("aligned", "documents")
@@ -107,7 +115,7 @@ def test_a_run_of_an_older_version_keeps_what_it_was_started_with(tmp_path: Path
     assert fitted.tokenizer_size == 4096
     check_run(started)
     other = resolve([*words, "--data.windows", "random"])
-    assert keep_earlier_values(other).data.windows == "random"
+    assert apply_legacy_values(other).data.windows == "random"
     with pytest.raises(ConfigError, match=r"data\.windows is aligned there and random here"):
         check_run(other)
     # A preset that a user wrote means today's default.
@@ -213,7 +221,7 @@ def test_another_run_is_refused_with_each_value_that_differs(run_path: str) -> N
 
 
 def test_every_value_is_compared_or_may_change_on_purpose() -> None:
-    free = resuming.MAY_CHANGE
+    free = config_compat.CHANGEABLE_FIELDS
     assert free <= set(leaves())
     learnt_from = ("model.", "data.", "optimizer.", "schedule.", "seed")
     assert {name for name in free if name.startswith(learnt_from)} == {
@@ -221,13 +229,15 @@ def test_every_value_is_compared_or_may_change_on_purpose() -> None:
         *("model.attention_implementation", "model.check_ids", "data.cache_dir"),
     }
     decided_otherwise = {"train.max_steps", "model.vocab_size"}
-    may_change = ("schedule.", *resuming.SECTIONS_THAT_MAY_CHANGE)  # what a schedule gives counts
+    may_change = ("schedule.", *config_compat.CHANGEABLE_SECTIONS)  # what a schedule gives counts
     for name in flatten(Config()):
-        is_free = name.startswith(may_change) and name not in resuming.MAY_NOT_CHANGE
+        is_free = name.startswith(may_change) and name not in config_compat.FIXED_FIELDS
         if name in free | decided_otherwise or is_free:
             continue
         saved, other = Config(), _with_another_value(name)
-        assert any(name in line for line in resuming.differences(saved, other, steps_done=0)), name
+        assert any(
+            name in line for line in config_compat.incompatible_changes(saved, other, steps_done=0)
+        ), name
 
 
 def _with_another_value(name: str) -> Config:
@@ -260,7 +270,7 @@ def test_another_learning_rate_of_a_step_that_was_made_is_another_run(
     saved = resolve(same)
     name = flags.partition("=")[0]
     wanted = resolve([*(word for word in same if not word.startswith(f"--{name}=")), f"--{flags}"])
-    lines = resuming.differences(saved, wanted, steps_done=steps_done)
+    lines = config_compat.incompatible_changes(saved, wanted, steps_done=steps_done)
     assert any(name in line for line in lines)
     assert any("the learning rate of step " in line for line in lines)
 
@@ -280,7 +290,7 @@ def test_a_cool_down_may_begin_anywhere_that_is_still_to_come(
     wsd = ["--schedule.name=wsd", "--schedule.warmup_steps=10"]
     saved = resolve([*wsd, "--train.max_steps=1000", "--schedule.cooldown_steps=200"])
     wanted = resolve([*wsd, f"--train.max_steps={steps}", f"--schedule.cooldown_steps={cooldown}"])
-    assert (not resuming.differences(saved, wanted, steps_done=steps_done)) == allowed
+    assert (not config_compat.incompatible_changes(saved, wanted, steps_done=steps_done)) == allowed
 
 
 def test_a_longer_run_needs_its_schedule_said(run_path: str) -> None:
@@ -348,7 +358,7 @@ def test_what_killed_writes_left_goes_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "plots").mkdir()
     for name in (*left, *kept):
         (tmp_path / name).touch()
-    RunDirectory(tmp_path).remove_leftovers()
+    RunDirectory(tmp_path).remove_temporary_files()
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == sorted(
         [*kept, "plots"]
     )
@@ -371,9 +381,9 @@ def test_a_damaged_configuration_is_refused(run_path: str) -> None:
 
 def test_the_data_pointer(tmp_path: Path) -> None:
     run = open_run(Config(run_dir=str(tmp_path / "run")))
-    assert run.data_pointer() is None
-    run.point_to_data({"books": tmp_path / "shards"}, identity={"tokens": "abc"})
-    assert run.data_pointer() == ({"books": tmp_path / "shards"}, {"tokens": "abc"})
+    assert run.read_data_pointer() is None
+    run.write_data_pointer({"books": tmp_path / "shards"}, identity={"tokens": "abc"})
+    assert run.read_data_pointer() == ({"books": tmp_path / "shards"}, {"tokens": "abc"})
 
 
 @pytest.mark.parametrize("kind", ["fifo", "endless", "nested", "digits", "twice", "list"])
@@ -392,7 +402,7 @@ def test_a_hostile_data_pointer_is_refused(tmp_path: Path, kind: str) -> None:
     else:
         run.data.write_text(texts[kind])
     with pytest.raises(ConfigError, match=r"its data\.json cannot be read"):
-        run.data_pointer()
+        run.read_data_pointer()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(
@@ -446,13 +456,13 @@ def test_a_run_that_comes_second_changes_nothing(
         after_first.update(content())
         return make(config)
 
-    for name in ("refuse_what_is_missing", "refuse_other_data"):
+    for name in ("check_requirements", "check_data_unchanged"):
         monkeypatch.setattr(train, name, lambda _: None)
     monkeypatch.setattr(train, "prepare", prepare)
     monkeypatch.setattr(train, "make_run_dir", make_and_look)
     error = tjx_ckpt.DirectoryInUseError if other == "runs" else ConfigError
-    with claims, pytest.raises(error), Interrupts() as interrupts:
-        train.start(config, interrupts, dry_run=False, eval_only=False)
+    with claims, pytest.raises(error), SignalHandler() as signal_handler:
+        train.start(config, signal_handler, dry_run=False, eval_only=False)
     assert after_first
     changed = {name: text for name, text in content().items() if after_first.get(name) != text}
     assert {Path(name).name for name in changed} <= {".writer"}  # who tried to lock it last
@@ -465,8 +475,8 @@ def test_a_directory_of_checkpoints_elsewhere_does_not_let_two_runs_in(tmp_path:
     with (
         train.open_checkpointer(one, run) as first,
         train.open_checkpointer(two, run) as second,
-        train.claiming(one, run, first),
+        train.claim_run_dir(one, run, first),
         pytest.raises(tjx_ckpt.DirectoryInUseError),
-        train.claiming(two, run, second),
+        train.claim_run_dir(two, run, second),
     ):
         raise AssertionError("both runs have the directory")

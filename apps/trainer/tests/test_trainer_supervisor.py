@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tjx_trainer.exit_codes import MEANINGS, ExitCode
-from tjx_trainer.supervised import VARIABLE
-from tjx_trainer.supervisor import Signals, describe_end
+from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode
+from tjx_trainer.runtime.supervisor import Signals, describe_exit
+from tjx_trainer.runtime.supervisor_client import SUPERVISOR_VARIABLE
 
 DEADLINE = 120.0  # seconds after which a test that waits has failed
 RUN_DIR = ("--run_dir", "run")
@@ -22,7 +22,7 @@ RUN_DIR = ("--run_dir", "run")
 PARENT = """
 import os, sys
 from tjx_trainer import supervisor
-from tjx_trainer.command_line import read_words, resolve
+from tjx_trainer.cli.command_line import read_words, resolve
 script, *words = sys.argv[1:]
 assert read_words(words).supervise
 supervisor._FIRST_DELAY = float(os.environ["FIRST_DELAY"])
@@ -34,7 +34,7 @@ sys.exit(code)
 # A trainer of which each life follows its number: the lines of the script `life(n)`.
 CHILD = """
 import os, pathlib, signal, sys, time
-from tjx_trainer.supervised import connect, leave_word
+from tjx_trainer.runtime.supervisor_client import connect, leave_word
 
 signal.alarm(600)  # whatever a test that fails leaves behind
 connect()
@@ -153,9 +153,9 @@ sys.exit([1, 5, None, 6][number])
     )
     assert code == ExitCode.GAVE_UP
     farewell = errors[errors.index("giving up") :]
-    for reason in (MEANINGS[ExitCode.NOT_WRITTEN].what, "SIGSEGV", MEANINGS[ExitCode.HANG].what):
+    for reason in (EXIT_INFO[ExitCode.NOT_WRITTEN].what, "SIGSEGV", EXIT_INFO[ExitCode.HANG].what):
         assert reason in farewell
-    assert MEANINGS[ExitCode.UNEXPECTED].what not in farewell  # that life made a checkpoint
+    assert EXIT_INFO[ExitCode.UNEXPECTED].what not in farewell  # that life made a checkpoint
     lives = recorded(tmp_path / "run")
     assert [life["exit_code"] for life in lives] == [1, 5, 139, 6]
     assert "Fatal Python error: Segmentation fault" in str(lives[2]["why"])
@@ -283,10 +283,10 @@ def test_last_words_never_block_whoever_says_them(
 ) -> None:
     code, _ = end_of(supervise('[leave_word("x" * 100_000) for _ in range(100)]; sys.exit(3)'))
     assert code == ExitCode.NOT_FINITE
-    assert VARIABLE not in os.environ
+    assert SUPERVISOR_VARIABLE not in os.environ
 
 
 def test_every_end_has_words() -> None:
-    assert "SIGBUS" in describe_end(-signal.SIGBUS)
-    assert "signal 40" in describe_end(-40)
-    assert describe_end(77) == "an exit code that is not the trainer's own"
+    assert "SIGBUS" in describe_exit(-signal.SIGBUS)
+    assert "signal 40" in describe_exit(-40)
+    assert describe_exit(77) == "an exit code that is not the trainer's own"

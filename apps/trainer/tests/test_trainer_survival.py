@@ -32,13 +32,13 @@ from small_text import flags_of_sheep
 import tjx_ckpt
 import tjx_ckpt.checkpointer
 import tjx_metrics
-from tjx_ckpt.store.folder import LocalFolder
+from tjx_ckpt.store.local_folder import LocalFolder
 from tjx_trainer import main as program
-from tjx_trainer.command_line import resolve
-from tjx_trainer.exit_codes import NotFiniteError
-from tjx_trainer.interrupt import Interrupts, Stopped
-from tjx_trainer.job import Job, build_job
-from tjx_trainer.task_table import open_task
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.runtime.exit_codes import NotFiniteError
+from tjx_trainer.runtime.signals import SignalHandler, StopSignal
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import Job, build_job
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -160,14 +160,18 @@ def test_usr1_saves_and_goes_on(job: Job, whole: Path, tmp_path: Path) -> None:
 def test_signals_end_with_the_block_and_come_back_to_whom_they_belonged() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
-    with Interrupts() as interrupts:
+    with SignalHandler() as signal_handler:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        assert interrupts.stop == signal.SIGINT
+        assert signal_handler.stop == signal.SIGINT
         # What has nothing to save is left at once, also for a signal that came before.
-        with pytest.raises(Stopped), interrupts.leaving_at_once():
+        with pytest.raises(StopSignal), signal_handler.interruptible():
             raise AssertionError
-    with Interrupts() as interrupts, interrupts.leaving_at_once(), pytest.raises(Stopped):
+    with (
+        SignalHandler() as signal_handler,
+        signal_handler.interruptible(),
+        pytest.raises(StopSignal),
+    ):
         signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in numbers] == before
 
@@ -389,7 +393,9 @@ def test_other_versions_are_told_in_a_line(
     path = tmp_path / "run"
     with at("train", 4, send(signal.SIGTERM)):
         live(job, path)
-    monkeypatch.setattr("tjx_trainer.provenance.versions", lambda: {"jax": "99.0", "numpy": "1"})
+    monkeypatch.setattr(
+        "tjx_trainer.runtime.provenance.versions", lambda: {"jax": "99.0", "numpy": "1"}
+    )
     assert live(job, path) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "bits may differ" in line]
     assert len(told) == 1

@@ -11,13 +11,13 @@ import jax
 import pytest
 from small_text import flags_of_sheep
 
-from tjx_trainer import sweep
-from tjx_trainer.command_line import resolve
-from tjx_trainer.config import ConfigError
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.config.run_config import ConfigError
 from tjx_trainer.main import main
-from tjx_trainer.run_dir import RunDirectory
-from tjx_trainer.sweep_grid import read_grid, separator_of
-from tjx_trainer.sweep_picture import is_geometric
+from tjx_trainer.runtime.run_dir import RunDirectory
+from tjx_trainer.sweep import sweep_command
+from tjx_trainer.sweep.grid import read_grid, separator_of
+from tjx_trainer.sweep.plots import is_geometric
 
 GRID = ["--config=quickstart", "--optimizer.learning_rate", "1e-3,1e-2", "--train.batch_size=4,8"]
 
@@ -98,12 +98,12 @@ def test_a_sweep_goes_on_and_reports_the_best_first(
     folder, trainer = tmp_path / "sweep", FakeTrainer()
     words = [*GRID, f"--sweep.dir={folder}"]
     trainer.fails = {"learning_rate=1e-3,batch_size=8": 9}
-    assert sweep.run(words, launch=trainer) == 9
+    assert sweep_command.run(words, launch=trainer) == 9
     assert len(trainer.made) == 4
     assert "failed (9), not begun" in capsys.readouterr().out
 
     trainer.fails, trainer.made = {}, []
-    assert sweep.run(words, launch=trainer) == 0
+    assert sweep_command.run(words, launch=trainer) == 0
     assert trainer.made == ["learning_rate=1e-3,batch_size=8"]
     lines = [line for line in capsys.readouterr().out.splitlines() if "finished" in line]
     assert ["1e-3" in line for line in lines] == [True, True, False, False]
@@ -113,10 +113,10 @@ def test_a_sweep_goes_on_and_reports_the_best_first(
     # The values may be others; what the runs have in common may not.
     more = [w.replace("1e-3,1e-2", "1e-3,1e-4") for w in words]
     trainer.made = []
-    assert sweep.run(more, launch=trainer) == 0
+    assert sweep_command.run(more, launch=trainer) == 0
     assert len(trainer.made) == 2
     with pytest.raises(SystemExit):
-        sweep.run([*words, "--seed=3"], launch=trainer)
+        sweep_command.run([*words, "--seed=3"], launch=trainer)
     assert "holds another sweep" in capsys.readouterr().err
 
 
@@ -125,7 +125,7 @@ def test_a_sweep_stops_when_its_run_was_asked_to(
 ) -> None:
     trainer = FakeTrainer()
     trainer.fails = {"learning_rate=1e-3,batch_size=8": 143}
-    assert sweep.run([*GRID, f"--sweep.dir={tmp_path / 's'}"], launch=trainer) == 143
+    assert sweep_command.run([*GRID, f"--sweep.dir={tmp_path / 's'}"], launch=trainer) == 143
     assert len(trainer.made) == 2
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -140,7 +140,7 @@ def test_a_summary_draws_one_axis_two_and_more(
     axes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "sweep"
-    assert sweep.run([*axes, f"--sweep.dir={folder}"], launch=FakeTrainer()) == 0
+    assert sweep_command.run([*axes, f"--sweep.dir={folder}"], launch=FakeTrainer()) == 0
     for picture in folder.glob("*.png"):
         picture.unlink()
     assert main(["sweep", "--summary", str(folder)]) == 0
@@ -151,7 +151,7 @@ def test_a_summary_draws_one_axis_two_and_more(
 def test_a_summary_of_nothing_says_what_there_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep.run(["--seed=1,2", f"--sweep.dir={tmp_path / 'one'}"], launch=FakeTrainer())
+    sweep_command.run(["--seed=1,2", f"--sweep.dir={tmp_path / 'one'}"], launch=FakeTrainer())
     for words, says in (
         (["--summary", str(tmp_path / "two")], f"no sweep.json); there are {tmp_path / 'one'}"),
         (["--summary", str(tmp_path / "one"), "--sweep.metric=eval/los"], "there are eval/loss"),
@@ -161,7 +161,7 @@ def test_a_summary_of_nothing_says_what_there_is(
         (["--seed=1,2", "--sweep.launcher=slrm"], "did you mean slurm?"),
     ):  # fmt: skip
         with pytest.raises(SystemExit):
-            sweep.run(words, launch=FakeTrainer())
+            sweep_command.run(words, launch=FakeTrainer())
         assert says in capsys.readouterr().err
 
 
@@ -179,7 +179,10 @@ def test_task_i_of_a_slurm_array_makes_run_i(
     folder = tmp_path / "a sweep"
     words = [*GRID, "--train.sample_prompt=it's", f"--sweep.dir={folder}"]
     assert (
-        sweep.run([*words, "--sweep.launcher=slurm", "--sweep.options=--gpus=1;--time=1:00"]) == 0
+        sweep_command.run(
+            [*words, "--sweep.launcher=slurm", "--sweep.options=--gpus=1;--time=1:00"]
+        )
+        == 0
     )
     script = folder / "array.sbatch"
     assert f"--summary {shlex.quote(str(folder))}" in capsys.readouterr().out
@@ -212,7 +215,7 @@ def test_a_tiny_sweep_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         with jax.transfer_guard("allow"):
             return main(words)
 
-    assert sweep.run(words[1:], launch=launch) == 0
+    assert sweep_command.run(words[1:], launch=launch) == 0
     first, second = [
         line
         for line in capsys.readouterr().out.splitlines()

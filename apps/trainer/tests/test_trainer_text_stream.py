@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tjx_data import Tokenizer, byte_tokenizer, char_tokenizer, train_bpe
-from tjx_trainer import text_stream
-from tjx_trainer.text_stream import TextStream, decode_text
+from tjx_trainer.tasks import text_stream
+from tjx_trainer.tasks.text_stream import TextStream, decode_text
 
 TEXT = "Grüße, 世界! 👩‍🚀 naïve ok\n" * 3
 

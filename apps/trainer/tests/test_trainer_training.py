@@ -21,24 +21,24 @@ import tjx_ckpt
 import tjx_data
 import tjx_metrics
 import tjx_nn
-from tjx_nn.gpt_config import GPTConfig
+from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer import main as program
-from tjx_trainer.command_line import resolve
-from tjx_trainer.evaluation import evaluate, make_eval_step
-from tjx_trainer.exit_codes import ExitCode
-from tjx_trainer.gradients import Batch
-from tjx_trainer.interrupt import Interrupts
-from tjx_trainer.job import Job, build_job
-from tjx_trainer.loop import run_steps
-from tjx_trainer.meter import Behind, Meter
-from tjx_trainer.progress import Progress
-from tjx_trainer.requests import Requests
-from tjx_trainer.sampling import continue_prompt, longest_continuation
-from tjx_trainer.saving import Saver
-from tjx_trainer.task import Put
-from tjx_trainer.task_table import open_task
-from tjx_trainer.text_task import LanguageModelling
-from tjx_trainer.watchdog import Watchdog
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.runtime.exit_codes import ExitCode
+from tjx_trainer.runtime.preemption import PreemptionSync
+from tjx_trainer.runtime.signals import SignalHandler
+from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.tasks.causal_lm import CausalLMTask
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.tasks.sampling import generate_text, max_new_tokens_for
+from tjx_trainer.tasks.task import PutBatch
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.checkpointing import CheckpointSaver
+from tjx_trainer.training.evaluation import evaluate, make_eval_step
+from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.loop import train_loop
+from tjx_trainer.training.metrics_logger import MetricsLogger
+from tjx_trainer.training.step_timer import Elapsed, StepTimer
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -64,8 +64,8 @@ def gpt_of(job: Job) -> GPTConfig:
     return job.config.model
 
 
-def task_of(job: Job) -> LanguageModelling:
-    assert isinstance(job.task, LanguageModelling)
+def task_of(job: Job) -> CausalLMTask:
+    assert isinstance(job.task, CausalLMTask)
     return job.task
 
 
@@ -159,13 +159,13 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
     folder.mkdir()
     batch = job.task.batch
 
-    def batch_after(step: int, put: Put) -> Batch:
+    def batch_after(step: int, put: PutBatch) -> Batch:
         before_batch(step)
         return batch(step, put)
 
     tracker = tjx_metrics.JsonlTracker(folder / "metrics.jsonl")
-    meter = Meter(job.config, job.mesh, start_step=0, behind=Behind())
-    progress = Progress(tracker, meter, tjx_metrics.LogConfig(every=2), max_skipped=1)
+    step_timer = StepTimer(job.config, job.mesh, start_step=0, elapsed=Elapsed())
+    progress = MetricsLogger(tracker, step_timer, tjx_metrics.LogConfig(every=2), max_skipped=1)
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.closing(tjx_ckpt.Checkpointer(folder / "checkpoints")) as checkpointer,
@@ -174,18 +174,18 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
     ):
         stack.callback(tracker.finish)
         patch.setattr(job.task, "batch", batch_after)
-        run_steps(
+        train_loop(
             job,
             job.initial_state(),
             progress=progress,
-            saver=Saver(
+            saver=CheckpointSaver(
                 checkpointer,
                 tracker,
                 on_error="stop",
                 describe=lambda _: {},
                 flush_records=lambda: None,
             ),
-            requests=Requests(Interrupts()),
+            preemption=PreemptionSync(SignalHandler()),
             watchdog=watchdog,
             profiler=tjx_metrics.Profiler(None, folder),
         )
@@ -281,9 +281,9 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
 
 def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
     params = job.initial_state().params
-    room = longest_continuation(gpt_of(job), task_of(job).tokenizer, "12")
+    room = max_new_tokens_for(gpt_of(job), task_of(job).tokenizer, "12")
     with jax.transfer_guard("allow"):
-        texts = continue_prompt(
+        texts = generate_text(
             gpt_of(job),
             params,
             task_of(job).tokenizer,
@@ -297,7 +297,7 @@ def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
     assert len(texts) == 2
     assert texts[0] != texts[1]
     with pytest.raises(ValueError, match="longest sequence is 16"):
-        continue_prompt(
+        generate_text(
             gpt_of(job),
             params,
             task_of(job).tokenizer,
@@ -344,7 +344,7 @@ def test_tokens_that_the_tokenizer_does_not_have_are_seen(
     beyond = tokenizer.vocab_size + 3  # of a model with a larger vocabulary
     row = np.array([[*sheep, beyond, beyond, *sheep]], np.int32)
     monkeypatch.setattr("tjx_nn.generate", lambda *_, **__: row)
-    texts = continue_prompt(
+    texts = generate_text(
         gpt_of(job), {}, tokenizer, "1", max_new_tokens=1, temperature=1.0, top_k=None, seed=0
     )
     assert texts == ["sheep" + 2 * "\N{REPLACEMENT CHARACTER}" + "sheep"]

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from tjx_trainer.exit_codes import ExitCode
-from tjx_trainer.watchdog_config import WatchdogConfig
+from tjx_trainer.config.watchdog_config import WatchdogConfig
+from tjx_trainer.runtime.exit_codes import ExitCode
 
 DEADLINE = 120.0  # seconds after which a test that waits has failed
 
 # What a trainer does, as far as the watchdog knows it; `wait_here` waits in C, on a pipe.
 PROGRAM = """
 import os, pathlib, sys, time
-from tjx_trainer.watchdog import Watchdog
-from tjx_trainer.watchdog_config import WatchdogConfig
+from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.config.watchdog_config import WatchdogConfig
 
 run_path = pathlib.Path(sys.argv[1])
 empty, _ = os.pipe()

@@ -8,9 +8,9 @@ from importlib import metadata
 
 import pytest
 
-from tjx_trainer import xla_flags
-from tjx_trainer.config import ConfigError
-from tjx_trainer.xla_flags import (
+from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.runtime import xla_flags
+from tjx_trainer.runtime.xla_flags import (
     JAXLIB_VERSION,
     TABLES,
     expected_platform,

@@ -6,10 +6,10 @@ import jax
 import pytest
 from mesh_runs import Flags, assert_the_same_run, run
 
-from tjx_trainer.command_line import resolve
-from tjx_trainer.config import ConfigError
-from tjx_trainer.job import build_job
-from tjx_trainer.task_table import open_task
+from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import build_job
 
 SMALL: Flags = {"model.n_layer": 2}
 LATENT: Flags = {

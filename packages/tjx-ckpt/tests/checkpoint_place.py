@@ -9,7 +9,7 @@ import pytest
 
 import tjx_ckpt.checkpointer
 from tjx_ckpt import Checkpointer
-from tjx_ckpt.store.opening import is_remote, open_storage
+from tjx_ckpt.store.backends import is_remote, open_storage
 from tjx_ckpt.store.remote_folder import RemoteFolder
 from tjx_ckpt.store.storage import Storage
 

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 from tjx_ckpt import Checkpointer
-from tjx_ckpt.command import command_line, listing, terminal
-from tjx_ckpt.command.soundness import judge
+from tjx_ckpt.cli import command_line, listing, terminal
+from tjx_ckpt.cli.verify import verify_steps
 from tjx_ckpt.main import main
-from tjx_ckpt.store import lock, manifest
-from tjx_ckpt.store.lock import WriterLock
+from tjx_ckpt.store import manifest, writer_lock
+from tjx_ckpt.store.backends import open_storage
 from tjx_ckpt.store.manifest import Manifest
-from tjx_ckpt.store.opening import open_storage
 from tjx_ckpt.store.storage import Storage
+from tjx_ckpt.store.writer_lock import WriterLock
 
 LONG = "a_long_name_of_a_module"
 
@@ -164,7 +164,7 @@ def test_who_looks_at_a_lock_does_not_keep_a_run_from_saving(
     (tmp_path / ".writer").touch()
     looking = (tmp_path / ".writer").open("rb")  # closed while the lock is taken
     fcntl.flock(looking, fcntl.LOCK_SH)
-    monkeypatch.setattr(lock, "time", types.SimpleNamespace(sleep=lambda _: looking.close()))
+    monkeypatch.setattr(writer_lock, "time", types.SimpleNamespace(sleep=lambda _: looking.close()))
     taken = WriterLock(tmp_path)
     assert taken.acquire()
     taken.release()
@@ -244,9 +244,9 @@ def test_a_checkpoint_that_its_run_deletes_meanwhile_is_not_called_damaged(run: 
         if storage.exists(10):
             storage.discard(10)
 
-    assert [(verdict.step, verdict.problems) for verdict in judge(storage, [9, 10], prune)] == [
-        (9, ())
-    ]
+    assert [
+        (verdict.step, verdict.problems) for verdict in verify_steps(storage, [9, 10], prune)
+    ] == [(9, ())]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tjx_ckpt import Checkpointer, DirectoryInUseError, SaveError
-from tjx_ckpt.store.folder import LocalFolder
+from tjx_ckpt.store.local_folder import LocalFolder
 
 STATE = {"a": np.zeros(3, np.float32)}
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tjx_ckpt import Checkpointer
-from tjx_ckpt.command import comparison
-from tjx_ckpt.command.comparison import Change, compare
+from tjx_ckpt.cli import array_diff
+from tjx_ckpt.cli.array_diff import Change, compare
 from tjx_ckpt.main import main
 
 P: Any = PartitionSpec
@@ -184,7 +184,7 @@ def test_numbers_are_those_of_numpy_however_the_array_is_cut(data: st.DataObject
     if dtype == "complex64":
         a, b = a + 1j * b, b - 1j * a
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "_CHUNK", data.draw(st.integers(1, 8)))
+        patch.setattr(array_diff, "_CHUNK", data.draw(st.integers(1, 8)))
         change = compare(a, b)
     parts = "complex128" if dtype == "complex64" else "float64"
     wide = [array.astype(parts).view(np.float64) for array in (a, b)]
@@ -215,7 +215,7 @@ def test_differences_of_integers_are_exact(dtype: str) -> None:
 )
 def test_special_values(a: float, b: float, largest: float, equal: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "_CHUNK", 1)  # the others must not hide it
+        patch.setattr(array_diff, "_CHUNK", 1)  # the others must not hide it
         change = compare(np.array([1, a, 1], np.float32), np.array([1, b, 1], np.float32))
     assert change.equal == equal
     assert change.largest == pytest.approx(largest, nan_ok=True)
@@ -241,7 +241,7 @@ def test_a_change_from_nothing_is_infinite() -> None:
 def test_two_arrays_are_in_memory_at_a_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(array_diff, "_CHUNK", 1 << 12)
     size = 1 << 20
     state = {f"w{number}": np.full(size // 4, number, np.float32) for number in range(12)}
     a, b = save(tmp_path / "a", state), save(tmp_path / "b", state)

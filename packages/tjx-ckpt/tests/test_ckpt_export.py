@@ -16,10 +16,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file
 
 from tjx_ckpt import Checkpointer
-from tjx_ckpt.command.export import export, plan_tensors
+from tjx_ckpt.cli.safetensors_export import export, plan_tensors
 from tjx_ckpt.lookup import Checkpoint
 from tjx_ckpt.main import main
-from tjx_ckpt.store.opening import open_storage
+from tjx_ckpt.store.backends import open_storage
 
 P: Any = PartitionSpec
 RNG = np.random.default_rng(0)

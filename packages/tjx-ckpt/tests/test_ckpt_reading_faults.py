@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tjx_ckpt import Checkpointer, ClaimError, UnreadableError
-from tjx_ckpt.store import retrying
+from tjx_ckpt.store import retry
 
 STATE = {"params": {"w": np.arange(40, dtype=np.float32)}, "step": np.int32(0)}
 
@@ -25,7 +25,7 @@ def directory(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrying, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
 def failing(call: Callable[..., Any], number: int, times: int) -> Callable[..., Any]:

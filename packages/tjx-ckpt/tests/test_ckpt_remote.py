@@ -26,7 +26,7 @@ from tjx_ckpt import (
     list_steps,
 )
 from tjx_ckpt.store import remote_folder
-from tjx_ckpt.store.opening import is_remote
+from tjx_ckpt.store.backends import is_remote
 
 # JAX declares these without types.
 Abstract: Any = jax.ShapeDtypeStruct

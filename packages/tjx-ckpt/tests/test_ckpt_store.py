@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tjx_ckpt import Checkpointer, CorruptCheckpointWarning
-from tjx_ckpt.fallback import read_newest
+from tjx_ckpt.restore_fallback import read_newest
 from tjx_ckpt.store import manifest as manifest_file
-from tjx_ckpt.store.folder import LocalFolder
-from tjx_ckpt.store.reader import Box, CheckpointReader
+from tjx_ckpt.store.checkpoint_reader import Box, CheckpointReader
+from tjx_ckpt.store.local_folder import LocalFolder
 from tjx_ckpt.store.verification import DamagedError
 
 P: Any = PartitionSpec  # JAX declares it without types

@@ -61,7 +61,7 @@ def test_separators_split_documents_wherever_blocks_end(
     file = tmp_path_factory.mktemp("files") / "stories.txt"
     file.write_text(SEPARATOR.join(["x", *texts]), encoding="utf-8", newline="")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tjx_data.corpora.blocks.BLOCK_BYTES", block)
+        patch.setattr("tjx_data.corpora.decompression.BLOCK_BYTES", block)
         documents = list(load_files(file))
     expected = [text.strip("\n") for text in texts[:-1]]
     # What ends the file is no separator; and an end right after a separator is no document.

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tjx_data.loading import epochs
-from tjx_data.loading.draws import draw, fractions, key_of, mix
-from tjx_data.loading.epochs import EpochOrder, permuted
+from tjx_data.loading import samplers
+from tjx_data.loading.samplers import EpochSampler, permute_indices
+from tjx_data.loading.stateless_rng import derive_key, draw, fractions, splitmix64
 
 seeds = st.integers(0, 2**64 - 1)
 words = st.integers(0, 2**64 - 1)
@@ -19,7 +19,9 @@ words = st.integers(0, 2**64 - 1)
 
 def _epoch(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """All places of an epoch, without the class."""
-    return permuted(np.arange(count, dtype=np.uint64), count, key_of(seed, epoch)).astype(np.int64)
+    return permute_indices(
+        np.arange(count, dtype=np.uint64), count, derive_key(seed, epoch)
+    ).astype(np.int64)
 
 
 def _chi_square(counts: npt.NDArray[np.int64], freedom: int | None = None) -> float:
@@ -33,8 +35,8 @@ def _chi_square(counts: npt.NDArray[np.int64], freedom: int | None = None) -> fl
 @settings(max_examples=50, deadline=None)
 def test_each_epoch_visits_each_place_once(count: int, seed: int, epoch: int, at_once: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epochs, "_AT_ONCE", at_once)  # few places are permuted in another way
-        order = EpochOrder(count, seed)
+        patch.setattr(samplers, "_AT_ONCE", at_once)  # few places are permuted in another way
+        order = EpochSampler(count, seed)
         turns = np.arange(epoch * count, (epoch + 1) * count)
         places = np.concatenate(
             [order.places(part) for part in np.array_split(turns, 3) if len(part)]
@@ -60,7 +62,7 @@ def test_no_two_epochs_or_seeds_have_the_same_order() -> None:
 def test_every_place_is_equally_likely_at_every_turn(count: int) -> None:
     n_orders = 3000
     orders = np.concatenate([
-        EpochOrder(count, seed).places(np.arange(n_orders // 3 * count)).reshape(-1, count)
+        EpochSampler(count, seed).places(np.arange(n_orders // 3 * count)).reshape(-1, count)
         for seed in range(3)
     ])  # fmt: skip
     at = np.array([np.bincount(places, minlength=count) for places in orders.T])  # [turn, place]
@@ -72,7 +74,7 @@ def test_every_place_is_equally_likely_at_every_turn(count: int) -> None:
 def test_every_order_of_few_places_is_equally_likely(count: int) -> None:
     orders = list(itertools.permutations(range(count)))
     n = 200 * len(orders)
-    places = EpochOrder(count, 7).places(np.arange(n * count)).reshape(n, count)
+    places = EpochSampler(count, 7).places(np.arange(n * count)).reshape(n, count)
     counts = np.array([(places == order).all(axis=1).sum() for order in orders])
     assert counts.sum() == n
     assert _chi_square(counts) < 5
@@ -105,15 +107,15 @@ def test_places_are_those_of_a_list_made_epoch_by_epoch(
     count: int, seed: int, turns: list[int], stride: int, slack: int, at_once: int
 ) -> None:
     n_epochs = max(turns) // count + 1
-    starts = [int(key_of(seed, epoch, 1)) % (slack + 1) for epoch in range(n_epochs)]
+    starts = [int(derive_key(seed, epoch, 1)) % (slack + 1) for epoch in range(n_epochs)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(epochs, "_AT_ONCE", at_once)  # several stretches in an epoch
+        patch.setattr(samplers, "_AT_ONCE", at_once)  # several stretches in an epoch
         slow = [
             place * stride + starts[epoch]
             for epoch in range(n_epochs)
             for place in _epoch(count, seed, epoch).tolist()
         ]
-        order = EpochOrder(count, seed, stride=stride, slack=slack)
+        order = EpochSampler(count, seed, stride=stride, slack=slack)
         found = order.places(np.array(sorted(turns)))
         assert found.tolist() == [slow[turn] for turn in sorted(turns)]
         for turn in turns:  # what was asked for before changes nothing
@@ -121,14 +123,14 @@ def test_places_are_those_of_a_list_made_epoch_by_epoch(
 
 
 def test_starts_of_epochs_use_all_the_slack() -> None:
-    order = EpochOrder(1, 3, stride=10, slack=4)
+    order = EpochSampler(1, 3, stride=10, slack=4)
     starts = np.bincount(order.places(np.arange(2000)), minlength=5)
     assert len(starts) == 5
     assert _chi_square(starts) < 5
 
 
 def test_places_wrap_around_a_ring() -> None:
-    order = EpochOrder(4, 3, stride=10, slack=36, ring=37)
+    order = EpochSampler(4, 3, stride=10, slack=36, ring=37)
     places = order.places(np.arange(2000)).reshape(-1, 4)
     starts = np.bincount(places.ravel(), minlength=37)
     assert len(starts) == 37
@@ -138,21 +140,23 @@ def test_places_wrap_around_a_ring() -> None:
 
 
 def test_the_millionth_step_is_there_at_once() -> None:
-    order = EpochOrder(10_000_000, 1)
+    order = EpochSampler(10_000_000, 1)
     begin = time.perf_counter()
     places = order.places(1_000_000 * 512 + np.arange(512))
     assert time.perf_counter() - begin < 1
     assert len(set(places.tolist())) == 512
-    huge = EpochOrder(10**12, 1).places(10**15 + np.arange(64))  # of more places than fit anywhere
+    huge = EpochSampler(10**12, 1).places(
+        10**15 + np.arange(64)
+    )  # of more places than fit anywhere
     assert (huge < 10**12).all()
     assert huge.std() > 10**11
 
 
 def test_mixing_is_a_bijection_that_changes_half_of_the_bits() -> None:
     inputs = np.arange(100_000, dtype=np.uint64)
-    assert len(np.unique(mix(inputs))) == len(inputs)
+    assert len(np.unique(splitmix64(inputs))) == len(inputs)
     for bit in range(64):
-        changed = mix(inputs[:2000]) ^ mix(inputs[:2000] ^ np.uint64(1 << bit))
+        changed = splitmix64(inputs[:2000]) ^ splitmix64(inputs[:2000] ^ np.uint64(1 << bit))
         bits = np.unpackbits(changed.view(np.uint8).reshape(-1, 8), axis=1)
         assert abs(bits.mean() - 0.5) < 0.02
         assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.1
@@ -161,8 +165,8 @@ def test_mixing_is_a_bijection_that_changes_half_of_the_bits() -> None:
 @given(st.lists(words, min_size=1, max_size=4), st.lists(words, min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
 def test_keys_differ_where_the_numbers_do(one: list[int], other: list[int]) -> None:
-    assert (key_of(*one) == key_of(*other)) == (one == other)
-    assert key_of(*one) != key_of(*one, 0)
+    assert (derive_key(*one) == derive_key(*other)) == (one == other)
+    assert derive_key(*one) != derive_key(*one, 0)
 
 
 @given(
@@ -170,7 +174,7 @@ def test_keys_differ_where_the_numbers_do(one: list[int], other: list[int]) -> N
 )
 @settings(max_examples=50, deadline=None)
 def test_draws_are_those_of_the_turn_alone(turns: list[int], seed: int, width: int) -> None:
-    key = key_of(seed)
+    key = derive_key(seed)
     together = draw(key, np.array(turns), width)
     assert together.shape == (len(turns), width)
     assert together.dtype == np.uint64
@@ -181,7 +185,7 @@ def test_draws_are_those_of_the_turn_alone(turns: list[int], seed: int, width: i
 
 
 def test_draws_are_uniform_and_have_nothing_to_do_with_each_other() -> None:
-    numbers = fractions(draw(key_of(5), np.arange(20_000), 8))
+    numbers = fractions(draw(derive_key(5), np.arange(20_000), 8))
     assert numbers.min() >= 0
     assert numbers.max() < 1
     for column in numbers.T:
@@ -192,9 +196,9 @@ def test_draws_are_uniform_and_have_nothing_to_do_with_each_other() -> None:
     assert np.abs(across).max() < bound
     for column in numbers.T:
         assert abs(np.corrcoef(column[:-1], column[1:])[0, 1]) < bound
-    other = fractions(draw(key_of(6), np.arange(20_000), 8))
+    other = fractions(draw(derive_key(6), np.arange(20_000), 8))
     assert abs(np.corrcoef(numbers.ravel(), other.ravel())[0, 1]) < bound
-    assert len(np.unique(draw(key_of(5), np.arange(20_000), 8))) == 160_000
+    assert len(np.unique(draw(derive_key(5), np.arange(20_000), 8))) == 160_000
 
 
 def test_fractions_reach_no_further_than_below_one() -> None:

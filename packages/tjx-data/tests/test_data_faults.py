@@ -17,7 +17,7 @@ from words import SHARD_TOKENS, TOKENIZER, corpus, prepare_words
 
 from tjx_data import TokenLoader, char_tokenizer, prepare
 from tjx_data.prepared.index import shard_header
-from tjx_data.prepared.parts import PartRecord, PartTask, tokenize_part
+from tjx_data.prepared.tokenize_parts import PartRecord, PartTask, tokenize_part
 
 KILLS = 20
 
@@ -89,7 +89,7 @@ def test_a_kill_while_tidying_up_leaves_nothing_to_go_on_from(
         raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tjx_data.prepared.preparation.shutil.rmtree", delete_some)
+        patch.setattr("tjx_data.prepared.prepare.shutil.rmtree", delete_some)
         with pytest.raises(KilledError):
             prepare_words(tmp_path / "set")
     assert _contents(tmp_path / "set") == _contents(expected)
@@ -140,7 +140,7 @@ def test_what_was_finished_is_not_done_again(expected: Path, tmp_path: Path) -> 
             tokenized.append(task.file)
             return tokenize_part(task)
 
-        patch.setattr("tjx_data.prepared.preparation.tokenize_part", spy)
+        patch.setattr("tjx_data.prepared.prepare.tokenize_part", spy)
         prepare(texts, TOKENIZER, tmp_path / "set", executor=one)
         assert tokenized
         assert not {file.name for file in tokenized} & set(stamps)
@@ -158,7 +158,7 @@ def test_what_was_finished_of_other_documents_is_not_used(tmp_path: Path) -> Non
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as one:
         patch.setattr("tjx_data.corpora.documents.PART_CHARACTERS", 200_000)
         patch.setattr(
-            "tjx_data.prepared.preparation.assemble", lambda *_: pytest.fail("stopped before it")
+            "tjx_data.prepared.prepare.assemble", lambda *_: pytest.fail("stopped before it")
         )
         with pytest.raises(pytest.fail.Exception):
             prepare(texts, TOKENIZER, tmp_path / "set", executor=one)
@@ -196,7 +196,7 @@ def test_a_shard_of_another_tokenizer_is_refused_without_reading_it(
 def test_a_shard_lost_while_training_is_a_named_error(
     expected: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tjx_data.loading.shards._LOOK_EVERY", 0.02)
+    monkeypatch.setattr("tjx_data.loading.shard_reader._LOOK_EVERY", 0.02)
     directory = shutil.copytree(expected, tmp_path / "set")
     loader = TokenLoader(directory, seq_len=8, batch_size=2)
     loader.batch(0)

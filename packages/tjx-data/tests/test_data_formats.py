@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import load_files
-from tjx_data.corpora import scans
+from tjx_data.corpora import file_scan
 from tjx_data.corpora.documents import Documents, Malformed
+from tjx_data.corpora.file_scan import FileScan
 from tjx_data.corpora.files import FilePart, find_file_problems, find_files
 from tjx_data.corpora.formats import SEPARATOR, Format
-from tjx_data.corpora.scans import Scan
 
 TEXTS = st.lists(st.text(st.sampled_from('ab<|>e" \\é🙂\r\n'), max_size=40), max_size=12)
 SMALL = settings(max_examples=40, deadline=None)
@@ -69,8 +69,8 @@ def test_parts_of_a_text_are_its_documents(
     content = f"\n{SEPARATOR}\n\n".join(clean).encode()
     file.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scans, "PART_BYTES", part)
-        patch.setattr("tjx_data.corpora.blocks.BLOCK_BYTES", block)
+        patch.setattr(file_scan, "PART_BYTES", part)
+        patch.setattr("tjx_data.corpora.decompression.BLOCK_BYTES", block)
         documents = load_files(file)
         assert records_of(documents) == clean
         stretches = [one.stretch for one in documents.parts() if isinstance(one, FilePart)]
@@ -91,8 +91,8 @@ def test_parts_of_json_lines_are_their_texts(
     content = lines_of(expected) + b"  \n" + lines_of([None]) + lines_of(["last"])[:-1]
     file.write_bytes(gzip.compress(content) if packed else content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scans, "PART_BYTES", part)
-        patch.setattr("tjx_data.corpora.blocks.BLOCK_BYTES", block)
+        patch.setattr(file_scan, "PART_BYTES", part)
+        patch.setattr("tjx_data.corpora.decompression.BLOCK_BYTES", block)
         documents = load_files(file)
         line = len(texts) + 3
         null = Malformed(str(file), line, "field 'text' holds null, not a string")
@@ -197,7 +197,7 @@ def test_what_is_no_record_is_told_with_file_line_and_reason(
         10: "begins an array that does not end in its line",
     }
     for part in (1, 20, 1 << 23):
-        monkeypatch.setattr(scans, "PART_BYTES", part)
+        monkeypatch.setattr(file_scan, "PART_BYTES", part)
         records = records_of(load_files(file))
         assert [record for record in records if isinstance(record, str)] == ["good", "end"]
         malformed = [record for record in records if isinstance(record, Malformed)]
@@ -282,14 +282,14 @@ def test_parts_can_be_read_in_another_folder(folder: Path, monkeypatch: pytest.M
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that are read through, as that happens."""
     files: list[str] = []
-    look = scans._look_at
+    look = file_scan._look_at
 
-    def look_and_note(file: Path, form: Format) -> Scan:
+    def look_and_note(file: Path, form: Format) -> FileScan:
         files.append(file.name)
         return look(file, form)
 
-    monkeypatch.setattr(scans, "_look_at", look_and_note)
-    monkeypatch.setattr(scans, "KEPT_FROM_BYTES", 1)
+    monkeypatch.setattr(file_scan, "_look_at", look_and_note)
+    monkeypatch.setattr(file_scan, "KEPT_FROM_BYTES", 1)
     return files
 
 
@@ -338,8 +338,10 @@ def test_a_file_that_changes_while_it_is_looked_at_is_refused(
 ) -> None:
     file = folder / "a.txt"
     write_long_ago(file, b"one")
-    stamps: Iterator[scans.Stamp] = iter([scans.stamp_of(file), scans.Stamp(9, time.time_ns(), 1)])
-    monkeypatch.setattr(scans, "stamp_of", lambda _: next(stamps))
+    stamps: Iterator[file_scan.FileStamp] = iter(
+        [file_scan.stamp_of(file), file_scan.FileStamp(9, time.time_ns(), 1)]
+    )
+    monkeypatch.setattr(file_scan, "stamp_of", lambda _: next(stamps))
     with pytest.raises(ValueError, match=r"a\.txt: was changed while it was read"):
         load_files(file)
 

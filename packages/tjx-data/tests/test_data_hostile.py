@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 from tjx_data import Tokenizer, TokenLoader, byte_tokenizer, char_tokenizer, prepare, read_idx
-from tjx_data.bounded import ALWAYS_UNPACKED, MOST_UNPACKED, read_object
+from tjx_data.bounded_io import MAX_UNPACK_RATIO, MIN_UNPACK_LIMIT_BYTES, read_json_object
 from tjx_data.corpora.files import load_files
-from tjx_data.description import describe, document_lengths
-from tjx_data.prepared.arrays import read_arrays
-from tjx_data.prepared.index import LARGEST_INDEX, read_index
+from tjx_data.prepared.index import MAX_INDEX_BYTES, read_index
+from tjx_data.prepared.inspection import describe, document_lengths
+from tjx_data.prepared.npz import read_arrays
 from tjx_data.prepared.packing import open_packing, packing_file
-from tjx_data.tokenization.stored import LARGEST_FILE, LARGEST_VOCABULARY
+from tjx_data.tokenization.file_formats import MAX_FILE_BYTES, MAX_VOCAB_SIZE
 
 MOST_HELD = 300 << 20  # bytes; far less than the bombs below unpack to
 DOCUMENTS = [f"the wall of {n} and {n % 7} more" for n in range(40)]
@@ -111,7 +111,7 @@ def test_an_index_that_was_rewritten_and_says_the_same_is_read(prepared: Path) -
         (b'{"a": NaN}', "NaN is no JSON"),
         (b"[1]", "holds no object"),
         (b"\xff", "utf-8"),
-        (b" " * (LARGEST_INDEX + 1), f"{LARGEST_INDEX} at most"),
+        (b" " * (MAX_INDEX_BYTES + 1), f"{MAX_INDEX_BYTES} at most"),
     ],
 )
 def test_json_is_read_strictly(content: bytes, told: str, prepared: Path) -> None:
@@ -123,7 +123,7 @@ def test_json_is_read_strictly(content: bytes, told: str, prepared: Path) -> Non
 def test_nobody_waits_for_a_pipe(prepared: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="not a regular file"):
-        read_object(tmp_path / "pipe", 100)
+        read_json_object(tmp_path / "pipe", 100)
     with pytest.raises(ValueError, match="regular file"):
         read_idx(tmp_path / "pipe")
     with pytest.raises(ValueError, match="regular file"):
@@ -225,14 +225,14 @@ def test_no_archive_is_unpacked_and_no_object_is_made(tmp_path: Path) -> None:
 
 def test_a_corpus_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
-    size = ALWAYS_UNPACKED + (64 << 20)
+    size = MIN_UNPACK_LIMIT_BYTES + (64 << 20)
     bombs = {
         "a.txt.gz": gzip.compress(bytes(size)),
         "a.jsonl.zst": zstandard.compress(bytes(size)),
     }
     for name, content in bombs.items():
         (tmp_path / name).write_bytes(content)
-        assert MOST_UNPACKED * len(content) < size
+        assert MAX_UNPACK_RATIO * len(content) < size
 
         def read(file: Path = tmp_path / name) -> None:
             with pytest.raises(ValueError, match="decompression bomb") as refusal:
@@ -245,8 +245,8 @@ def test_a_corpus_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path)
 def test_text_that_packs_well_is_read(tmp_path: Path) -> None:
     text = "the same line over and over again\n" * 200_000
     packed = gzip.compress(text.encode())
-    assert len(text) > MOST_UNPACKED * len(packed)
-    assert len(text) < ALWAYS_UNPACKED
+    assert len(text) > MAX_UNPACK_RATIO * len(packed)
+    assert len(text) < MIN_UNPACK_LIMIT_BYTES
     (tmp_path / "a.txt.gz").write_bytes(packed)
     (part,) = load_files(tmp_path / "a.txt.gz").parts()
     assert [*part.read()] == [text]
@@ -286,7 +286,7 @@ def changed_tokenizer(tmp_path: Path, change: Change) -> Path:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t: t["model"]["vocab"].update(x=2**32 - 1), f"{LARGEST_VOCABULARY - 1} is the"),
+        (lambda t: t["model"]["vocab"].update(x=2**32 - 1), f"{MAX_VOCAB_SIZE - 1} is the"),
         (lambda t: (t["model"]["vocab"].clear(), t["added_tokens"].clear()), "no token"),
         (lambda t: t["model"].update(type="a" * 10**5), "not a tokenizer.json"),
     ],
@@ -315,15 +315,15 @@ def test_a_tokenizer_that_cannot_do_what_is_asked_says_so(tmp_path: Path) -> Non
 
 def test_a_tokenizer_larger_than_any_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate(LARGEST_FILE + 1)
-    with pytest.raises(ValueError, match=f"{LARGEST_FILE} at most"):
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(ValueError, match=f"{MAX_FILE_BYTES} at most"):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
 def test_a_parquet_file_that_claims_a_bomb_is_refused(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = pyarrow.table({"text": ["a" * (ALWAYS_UNPACKED + 1)]})
+    table = pyarrow.table({"text": ["a" * (MIN_UNPACK_LIMIT_BYTES + 1)]})
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     with pytest.raises(ValueError, match="decompression bomb"):
         load_files(tmp_path / "a.parquet")

@@ -24,7 +24,7 @@ from tjx_data import (
 )
 from tjx_data.corpora import hub
 from tjx_data.corpora.documents import Malformed
-from tjx_data.corpora.table import Download, Hub, corpus_source, join_wikitext
+from tjx_data.corpora.registry import DownloadCorpus, HubCorpus, corpus_source, join_wikitext
 
 REVISION, ANOTHER = "0" * 40, "1" * 40
 
@@ -55,8 +55,8 @@ def _repository(folder: Path, rows: list[object], field: str = "text") -> Path:
     return folder
 
 
-def _entry(repo: Path, **others: object) -> Hub:
-    return Hub(licence="none", tokenizer="gpt2", repo=str(repo), **others)  # type: ignore[arg-type]
+def _entry(repo: Path, **others: object) -> HubCorpus:
+    return HubCorpus(licence="none", tokenizer="gpt2", repo=str(repo), **others)  # type: ignore[arg-type]
 
 
 def test_every_corpus_is_pinned_and_names_its_licence() -> None:
@@ -66,7 +66,9 @@ def test_every_corpus_is_pinned_and_names_its_licence() -> None:
         pin = source.get("revision") or source.get("sha256") or source["python"]
         assert re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}|\w+ 3\.\S+", pin), name
         assert entry.tokenizer in ("bpe", "gpt2")
-    large = {name for name, entry in CORPORA.items() if isinstance(entry, Hub) and entry.streamed}
+    large = {
+        name for name, entry in CORPORA.items() if isinstance(entry, HubCorpus) and entry.streamed
+    }
     assert large == {"openwebtext", "c4", "fineweb-edu", "wikipedia"}
 
 
@@ -132,7 +134,7 @@ def test_hub_rows_become_documents(
     repo = _repository(tmp_path / "repo", [" = A = \n", None, " one \n", " = B = \n"])
     null = Malformed(str(repo), 2, "field 'text' holds null, not a string")
 
-    def records(entry: Hub) -> list[str | Malformed]:
+    def records(entry: HubCorpus) -> list[str | Malformed]:
         monkeypatch.setitem(CORPORA, "local", entry)
         documents = load_corpus("local")
         twice = [[record for part in documents.parts() for record in part.read()] for _ in "12"]
@@ -257,9 +259,9 @@ def test_the_licence_is_shown_at_the_first_download_alone(
     assert shown == [f"corpus 'local' is fetched from {tmp_path / 'repo'}; its licence: none"]
 
 
-def _download(url: str, content: bytes) -> Download:
+def _download(url: str, content: bytes) -> DownloadCorpus:
     digest = hashlib.sha256(content).hexdigest()
-    return Download(licence="none", tokenizer="bpe", url=url, sha256=digest)
+    return DownloadCorpus(licence="none", tokenizer="bpe", url=url, sha256=digest)
 
 
 def test_a_download_is_checked_and_kept(

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tjx_data import ImageLoader, open_images, read_idx
 from tjx_data.images.augmentation import Augmentation
-from tjx_data.images.augmenting import augmented
-from tjx_data.images.mnist import ArrayImages
-from tjx_data.images.sets import Images
-from tjx_data.loading.draws import key_of
+from tjx_data.images.image_set import Images
+from tjx_data.images.mnist import InMemoryImages
+from tjx_data.images.transforms import augment_images
+from tjx_data.loading.stateless_rng import derive_key
 
 COUNT = 11
 EVERYTHING = Augmentation(crop=2, flip=True, erase=0.5)
@@ -49,8 +49,10 @@ def noise() -> Images:
     """Images of which no two pixels are alike."""
     draws = np.random.default_rng(0)
 
-    def images(n: int) -> ArrayImages:
-        return ArrayImages("noise", draws.integers(0, 256, (n, 8, 10, 3), np.uint8), np.arange(n))
+    def images(n: int) -> InMemoryImages:
+        return InMemoryImages(
+            "noise", draws.integers(0, 256, (n, 8, 10, 3), np.uint8), np.arange(n)
+        )
 
     return Images(images(40), images(7))
 
@@ -130,7 +132,7 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_shape(digits: Images
 
 
 def changed(images: np.ndarray, augmentation: Augmentation) -> np.ndarray:
-    return augmented(images, augmentation, key_of(1), np.arange(len(images)))
+    return augment_images(images, augmentation, derive_key(1), np.arange(len(images)))
 
 
 def test_crops_move_an_image_and_show_the_mean_colour_beside_it() -> None:
@@ -191,10 +193,13 @@ def test_the_fingerprint_tells_what_decides_the_batches(digits: Images, noise: I
 
     pixels = noise.train.read(np.arange(40))
     pixels[39, 7, 9, 2] ^= 1
-    one_bit = noise._replace(train=ArrayImages("noise", pixels, noise.train.labels))
-    measured: dict[str, Any] = {"mean": noise.train.summary.mean, "std": noise.train.summary.std}
+    one_bit = noise._replace(train=InMemoryImages("noise", pixels, noise.train.labels))
+    measured: dict[str, Any] = {
+        "mean": noise.train.statistics.mean,
+        "std": noise.train.statistics.std,
+    }
     labels = noise._replace(
-        train=ArrayImages("noise", noise.train.read(np.arange(40)), noise.train.labels[::-1])
+        train=InMemoryImages("noise", noise.train.read(np.arange(40)), noise.train.labels[::-1])
     )
     prints = [
         fingerprint(),

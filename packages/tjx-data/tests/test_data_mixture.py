@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tjx_data.loading.batches import IGNORED_LABEL, Batch, Loader, Turns
-from tjx_data.loading.mixture import LONGEST_PERIOD, MixtureLoader, chairmen, whole_shares
+from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
+from tjx_data.loading.mixture import MAX_PERIOD, MixtureLoader, mixture_schedule, rows_per_period
 
 
 class Counting(Loader):
@@ -34,7 +34,7 @@ class Counting(Loader):
             self.rows_per_epoch = rows_per_epoch
         self.largest = -1
 
-    def rows(self, turns: Turns) -> Batch:
+    def rows(self, turns: RowIndices) -> Batch:
         assert (np.diff(turns) > 0).all()
         self.largest = max(self.largest, int(turns.max()))
         tokens = np.repeat(turns[:, None], self.seq_len, 1).astype(self.dtype)
@@ -66,7 +66,7 @@ shares = st.lists(st.integers(1, 60), min_size=1, max_size=9)
 @settings(max_examples=50, deadline=None)
 def test_no_corpus_is_ever_a_whole_turn_off_its_share(counts: list[int]) -> None:
     period = sum(counts)
-    taken = chairmen(counts)[:, None] == np.arange(len(counts))
+    taken = mixture_schedule(counts)[:, None] == np.arange(len(counts))
     after = np.cumsum(taken, axis=0)  # [turns, corpora]
     exact = np.arange(1, period + 1)[:, None] * np.array(counts) / period
     # Tijdeman's bound, which is below 1.
@@ -90,9 +90,9 @@ def test_turns_of_each_corpus_come_in_order_without_a_gap(
     for number, name in enumerate(sorted(weights)):
         turns = rows["tokens"][:n_turns][rows["labels"][:n_turns, 0] == number, 0]
         assert turns.tolist() == list(range(len(turns)))
-        assert loader.turns_of(n_turns)[name] == len(turns)
+        assert loader.rows_by_corpus(n_turns)[name] == len(turns)
         assert abs(len(turns) - n_turns * weights[name] / total) < 1
-        assert abs(loader.turns_of(far)[name] - far * weights[name] / total) < 1
+        assert abs(loader.rows_by_corpus(far)[name] - far * weights[name] / total) < 1
     # A row is a function of its turn, whatever is asked for beside it.
     single = loader.rows(np.array([n_turns]))
     for key, array in single.items():
@@ -112,26 +112,26 @@ def test_rows_of_processes_make_up_the_global_batch(n: int) -> None:
 
 
 def test_weights_are_taken_at_their_decimals() -> None:
-    assert whole_shares({"a": 0.1, "b": 0.2}) == [1, 2]  # 0.1 + 0.2 in binary is not 0.3
-    assert whole_shares({"a": 7, "b": 7.0, "c": 0.07}) == [100, 100, 1]
-    assert whole_shares({"a": 1e-3, "b": 0.999}) == [1, 999]
-    assert whole_shares({"only": 0.123456789}) == [1]
+    assert rows_per_period({"a": 0.1, "b": 0.2}) == [1, 2]  # 0.1 + 0.2 in binary is not 0.3
+    assert rows_per_period({"a": 7, "b": 7.0, "c": 0.07}) == [100, 100, 1]
+    assert rows_per_period({"a": 1e-3, "b": 0.999}) == [1, 999]
+    assert rows_per_period({"only": 0.123456789}) == [1]
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=6))
 @settings(max_examples=30, deadline=None)
 def test_weights_of_many_digits_are_rounded_to_the_longest_period(weights: list[float]) -> None:
-    counts = whole_shares(dict(zip("abcdef", weights, strict=False)))
-    assert sum(counts) <= LONGEST_PERIOD
+    counts = rows_per_period(dict(zip("abcdef", weights, strict=False)))
+    assert sum(counts) <= MAX_PERIOD
     for count, weight in zip(counts, weights, strict=True):
-        assert abs(count / sum(counts) - weight / math.fsum(weights)) < 1 / LONGEST_PERIOD
+        assert abs(count / sum(counts) - weight / math.fsum(weights)) < 1 / MAX_PERIOD
 
 
 def test_largest_remainders_are_rounded_up() -> None:
     thirds = {"a": 1.00001, "b": 1.00002, "c": 1.00003}
-    assert whole_shares(thirds) == [33333, 33333, 33334]
+    assert rows_per_period(thirds) == [33333, 33333, 33334]
     with pytest.raises(ValueError, match="b would get less than one row"):
-        whole_shares({"a": 1, "b": 1e-9})
+        rows_per_period({"a": 1, "b": 1e-9})
 
 
 def test_identity_is_all_that_decides_a_row() -> None:
@@ -162,11 +162,11 @@ def test_the_order_of_the_names_changes_nothing() -> None:
 def test_epochs_count_what_was_read() -> None:
     loaders = {"a": Counting(0), "b": Counting(1, rows_per_epoch=None)}
     loader = MixtureLoader(loaders, {"a": 0.25, "b": 0.75}, batch_size=4)
-    assert loader.epochs_of(0) == {"a": 0}
+    assert loader.epochs_by_corpus(0) == {"a": 0}
     for step in range(20):
         loader.batch(step)
     assert loaders["a"].largest == 19
-    assert loader.epochs_of(80) == {"a": 2.0}
+    assert loader.epochs_by_corpus(80) == {"a": 2.0}
 
 
 def test_a_mixture_can_be_part_of_another() -> None:

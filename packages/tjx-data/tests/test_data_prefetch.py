@@ -145,12 +145,12 @@ def test_the_time_spent_waiting_is_counted() -> None:
         for step in range(4):
             prefetcher.get(step)
         assert prefetcher.waited_seconds > 0.1
-        assert 0.1 < prefetcher.take_waited() < 2
-        assert prefetcher.take_waited() == 0
+        assert 0.1 < prefetcher.pop_waited_seconds() < 2
+        assert prefetcher.pop_waited_seconds() == 0
         assert _eventually(lambda: len(prefetcher._ready) == 2)
         prefetcher.get(4)
         prefetcher.get(5)
-        assert prefetcher.take_waited() < 0.02
+        assert prefetcher.pop_waited_seconds() < 0.02
 
 
 def test_a_program_ends_though_nobody_closes_it() -> None:

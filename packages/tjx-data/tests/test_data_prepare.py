@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tjx_data.dataset
+import tjx_data.prepared.dataset_cache
 from tjx_data import (
     DataConfig,
     Documents,
@@ -123,7 +123,7 @@ def test_long_documents_are_encoded_as_a_whole(tmp_path: Path) -> None:
     tokenizer = tjx_data.train_bpe([SENTENCES], 270)
     long = [SENTENCES * 40, SENTENCES, "a cat."] * 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tjx_data.tokenization.pieces.BATCH_CHARACTERS", 5000)
+        patch.setattr("tjx_data.tokenization.text_splitting.BATCH_CHARACTERS", 5000)
         prepare(long, tokenizer, tmp_path / "out", holdout="tail", holdout_fraction=0.01)
     eot = tokenizer.eot_id
     kept = [text for split, text in _split(long, "tail", 0.01) if split == "train"]
@@ -195,7 +195,9 @@ def test_a_second_start_reuses_and_any_change_makes_anew(
     first = open_or_prepare(config, cache, progress=lambda stage: stages.add(stage.name))
     assert stages == {"train tokenizer", "write shards"}
     with monkeypatch.context() as patch:
-        patch.setattr(tjx_data.dataset, "prepare", lambda *_, **__: pytest.fail("made again"))
+        patch.setattr(
+            tjx_data.prepared.dataset_cache, "prepare", lambda *_, **__: pytest.fail("made again")
+        )
         assert open_or_prepare(config, cache) == first
         moved = text_file.rename(tmp_path / "moved.txt")
         assert open_or_prepare(DataConfig(path=str(moved), vocab_size=265), cache) == first
@@ -224,8 +226,8 @@ def test_the_tokenizer_never_sees_what_is_held_out(
         return train_bpe(seen, vocab_size, progress=progress)
 
     documents = Documents.of(lambda: DOCUMENTS, {})
-    monkeypatch.setattr("tjx_data.dataset.load_corpus", lambda _, **__: documents)
-    monkeypatch.setattr("tjx_data.dataset.train_bpe", spy)
+    monkeypatch.setattr("tjx_data.prepared.dataset_cache.load_corpus", lambda _, **__: documents)
+    monkeypatch.setattr("tjx_data.prepared.dataset_cache.train_bpe", spy)
     open_or_prepare(DataConfig(vocab_size=260), tmp_path)
     expected = [text for side, text in _split(DOCUMENTS, "documents", 0.1) if side == "train"]
     assert seen == expected

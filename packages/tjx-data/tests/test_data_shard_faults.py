@@ -14,7 +14,7 @@ import pytest
 from words import SHARD_TOKENS, TOKENIZER, prepare_words
 
 from tjx_data import DataError, TokenLoader
-from tjx_data.loading import shards
+from tjx_data.loading import shard_reader
 
 DEADLINE = 120.0  # seconds after which a test that waits has failed
 
@@ -72,7 +72,7 @@ def test_a_shard_that_is_lost_under_way_kills_no_process(
 
 @pytest.fixture
 def loader(directory: Path, monkeypatch: pytest.MonkeyPatch) -> TokenLoader:
-    monkeypatch.setattr(shards, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(shard_reader, "_LOOK_EVERY", 0.0)
     return TokenLoader(directory, seq_len=64, batch_size=16)
 
 
@@ -121,7 +121,9 @@ def test_a_shard_that_was_copied_back_is_read_on(
 def test_what_is_no_token_is_not_given_as_one(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_LOOK_EVERY", 3600.0)  # damage that no time of change betrays
+    monkeypatch.setattr(
+        shard_reader, "_LOOK_EVERY", 3600.0
+    )  # damage that no time of change betrays
     loader = TokenLoader(directory, seq_len=64, batch_size=16)
     shard = directory / "train_00001.bin"
     with shard.open("r+b") as stream:
@@ -137,7 +139,7 @@ def test_what_is_no_token_is_not_given_as_one(
 def test_what_was_appended_to_a_shard_is_never_read(
     directory: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "_LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(shard_reader, "_LOOK_EVERY", 3600.0)
     loader = TokenLoader(directory, seq_len=64, batch_size=256)
     reference = TokenLoader(expected, seq_len=64, batch_size=256)
     with (directory / "train_00001.bin").open("ab") as stream:

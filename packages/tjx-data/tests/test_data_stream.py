@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import TokenLoader, char_tokenizer, prepare
-from tjx_data.corpora.documents import Documents, side_of
+from tjx_data.corpora.documents import Documents, assign_split
 from tjx_data.loading import stream
-from tjx_data.loading.batches import Batch
+from tjx_data.loading.base import Batch
 from tjx_data.loading.stream import StreamLoader
 
 EOT = "<|endoftext|>"
@@ -101,7 +101,7 @@ def test_rows_are_the_stream_of_a_prepared_set(
 def test_a_prepared_set_holds_the_same_tokens(tmp_path: Path) -> None:
     prepare(TEXTS, CHARACTERS, tmp_path / "set", holdout_fraction=0.2)
     prepared = TokenLoader(tmp_path / "set", seq_len=8, batch_size=1)
-    training = [text for text in TEXTS if side_of(text, 0.2) == "train"]
+    training = [text for text in TEXTS if assign_split(text, 0.2) == "train"]
     batches = _batches(_loader(training, batch_size=1, epochs=1))
     tokens = np.concatenate([batch["tokens"] for batch in batches]).ravel()
     np.testing.assert_array_equal(tokens, prepared.read(0, len(tokens)))
@@ -262,7 +262,7 @@ def test_it_says_what_it_cannot_promise() -> None:
     assert "cannot promise" in text
     assert "1,000 rows" in text
     assert "reading again all documents" in text
-    assert "reading again" not in _loader(Placed(TEXTS)).promises
+    assert "reading again" not in _loader(Placed(TEXTS)).guarantees
 
 
 def test_the_corpora_of_this_package_can_be_streamed() -> None:

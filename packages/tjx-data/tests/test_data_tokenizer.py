@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tjx_data import Tokenizer, char_tokenizer, train_bpe
 from tjx_data.corpora.documents import Stage
 from tjx_data.tokenization.byte_level import byte_tokenizer
-from tjx_data.tokenization.pieces import BATCH_CHARACTERS, split_exactly
+from tjx_data.tokenization.text_splitting import BATCH_CHARACTERS, split_at_token_boundaries
 
 EOT = "<|endoftext|>"
 WORDS = "the cat sat on the mat; the cat's hat sat on the bat. 12 12 été été\n\n  x = f(x)\n" * 20
@@ -117,7 +117,7 @@ def test_texts_come_one_by_one_with_the_ids_that_each_has_alone(tmp_path: Path) 
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     texts = ["", "a", WORDS, WORDS * 40, "", "x" * 50_000, *PLACES[2:], "last"]
     expected = [library.encode(text).ids for text in texts]
-    assert len(list(split_exactly(WORDS * 40))) > 1
+    assert len(list(split_at_token_boundaries(WORDS * 40))) > 1
     assert list(BPE.encode_iterable(text for text in texts)) == expected
     assert BPE.encode_batch(texts) == expected
     assert list(BPE.encode_iterable([])) == []
@@ -337,7 +337,7 @@ def test_gpt2_files_under_either_name_give_one_tokenizer(tmp_path: Path) -> None
 @settings(max_examples=300, deadline=None)
 def test_pieces_have_the_tokens_of_the_whole(parts: list[str], size: int) -> None:
     text = "".join(parts)
-    pieces = list(split_exactly(text, size))
+    pieces = list(split_at_token_boundaries(text, size))
     assert "".join(pieces) == text
     assert [i for ids in BPE.encode_batch(pieces) for i in ids] == BPE.encode(text)
 
@@ -349,7 +349,7 @@ def test_bpe_depends_on_the_documents_alone() -> None:
     assert train_bpe(documents[::-1], 275).fingerprint == expected
     # One document longer than a piece is not cut where it would change words.
     long = WORDS * 100
-    assert len(list(split_exactly(long))) > 1
+    assert len(list(split_at_token_boundaries(long))) > 1
     inner = tokenizers.ByteLevelBPETokenizer()
     inner.train_from_iterator([long], 280, show_progress=False, special_tokens=[EOT])
     assert train_bpe([long], 280).encode(WORDS) == inner.encode(WORDS).ids

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tjx_data.corpora import documents
 from tjx_data.corpora.documents import Documents
-from tjx_data.prepared.preparation import prepare
+from tjx_data.prepared.prepare import prepare
 from tjx_data.tokenization.characters import char_tokenizer
 
 TOKENIZER = char_tokenizer(["abcdefghijklmnopqrstuvwxyz \n."], special_tokens=("<|endoftext|>",))

@@ -11,7 +11,7 @@ import pytest
 from attention_oracle import oracle
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.arguments import Arguments
+from tjx_kernels.attention.arguments import Arguments
 
 ARRAYS = ("q_segment_ids", "kv_segment_ids", "q_offset", "bias", "alibi_slopes", "dropout_key")
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tjx_kernels import dropout
+from tjx_kernels.attention import dropout
 
 
 def oracle(inputs: dict[str, Any], **options: Any) -> dict[str, Any]:

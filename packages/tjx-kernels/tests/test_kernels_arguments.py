@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import tjx_kernels
-from tjx_kernels import attention, chosen_implementation, flash_attention, support_table
-from tjx_kernels.attention_call import AttentionCall
+from tjx_kernels import chosen_implementation, flash_attention, support_table
+from tjx_kernels.attention import api
+from tjx_kernels.attention.types import AttentionCall
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -84,9 +85,9 @@ def test_an_implementation_asked_for_by_name_never_falls_back(
     def supports(call: AttentionCall) -> Any:
         return f"head_dim {call.head_dim} is not a multiple of 16" if call.head_dim % 16 else None
 
-    picky = attention.IMPLEMENTATIONS["xla"]._replace(supports=supports)
-    table = {"picky": picky, **attention.IMPLEMENTATIONS}
-    monkeypatch.setattr(attention, "IMPLEMENTATIONS", table)
+    picky = api.BACKENDS["xla"]._replace(supports=supports)
+    table = {"picky": picky, **api.BACKENDS}
+    monkeypatch.setattr(api, "BACKENDS", table)
     assert chosen_implementation(Q, KV, KV) == "xla"
     wide = (shaped(2, 6, 4, 16), shaped(2, 5, 2, 16), shaped(2, 5, 2, 16))
     assert chosen_implementation(*wide) == "picky"

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from tjx_kernels import flash_attention
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention import IMPLEMENTATIONS, choose, implementations_for
-from tjx_kernels.attention_call import PLAIN, AttentionCall, Operands
-from tjx_kernels.choices import Choice, UnsupportedCallError, observe_choices
-from tjx_kernels.diagnosis import compile_failure, explain_choice, next_choice
+from tjx_kernels.attention.api import BACKENDS, choose, implementations_for
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.diagnosis import compile_failure, explain_choice, next_choice
+from tjx_kernels.attention.registry import Choice, UnsupportedCallError, observe_choices
+from tjx_kernels.attention.types import PLAIN, AttentionCall, Operands
 
 
 def on_gpu(architecture: str = "sm_90", **fields: Any) -> AttentionCall:
@@ -97,13 +97,13 @@ def broken(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arra
         return (called,)
 
     identity.defvjp(lambda q: (q, None), backward)
-    return IMPLEMENTATIONS["xla"].run(call, operands._replace(q=identity(operands.q)))
+    return BACKENDS["xla"].run(call, operands._replace(q=identity(operands.q)))
 
 
 def test_an_implementation_that_does_not_compile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where only the backward pass is at fault."""
-    entry = IMPLEMENTATIONS["xla"]._replace(run=broken)
-    monkeypatch.setitem(IMPLEMENTATIONS, "broken", entry)
+    entry = BACKENDS["xla"]._replace(run=broken)
+    monkeypatch.setitem(BACKENDS, "broken", entry)
     x: Any = jax.ShapeDtypeStruct((1, 8, 2, 4), jnp.float32)  # type: ignore[no-untyped-call]
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)  # type: ignore[no-untyped-call]
     slopes = jax.ShapeDtypeStruct((2,), jnp.float32)  # type: ignore[no-untyped-call]

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_kernels import flash_attention
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import AttentionCall, Operands
-from tjx_kernels.attention_cudnn import IMPLEMENTATION
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.backends.cudnn import BACKEND
+from tjx_kernels.attention.types import AttentionCall, Operands
 
 
 def shaped(*sizes: int, dtype: Any = jnp.bfloat16) -> Any:
@@ -44,7 +44,7 @@ def _cudnn_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attend(call: AttentionCall, q: Any, k: Any, v: Any) -> Any:
-    return IMPLEMENTATION.run(call, Operands(q, k, v))[0]
+    return BACKEND.run(call, Operands(q, k, v))[0]
 
 
 def loss(call: AttentionCall, q: Any, k: Any, v: Any) -> Any:
@@ -67,7 +67,7 @@ def operands_of(call: AttentionCall) -> list[Any]:
 )
 def test_lowers_to_cudnn_with_our_arguments(options: Any, mask: str, window: int) -> None:
     call = call_on_gpu(**options)
-    assert IMPLEMENTATION.supports(call) is None
+    assert BACKEND.supports(call) is None
     names = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     exported = jax.export.export(
         jax.jit(jax.grad(partial(loss, call), argnums=(0, 1, 2))),
@@ -148,7 +148,7 @@ def _xla_in_place_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_means_what_the_reference_means(lengths: tuple[int, int], options: Any) -> None:
     call = call_on_gpu(*lengths, **options)
-    assert IMPLEMENTATION.supports(call) is None
+    assert BACKEND.supports(call) is None
     # In float32, which cuDNN itself refuses, so that a difference of meaning stands out.
     call = replace(call, dtype="float32")
     rng = np.random.default_rng(0)
@@ -181,7 +181,7 @@ def test_no_call_with_dead_rows_is_served(
     """It gives such rows the mean of the values."""
     call = call_on_gpu(q_len, kv_len, causal=causal, window=window)
     call = replace(call, q_offset=q_offset)
-    if IMPLEMENTATION.supports(call) is not None:
+    if BACKEND.supports(call) is not None:
         return
     distance = np.subtract.outer(np.arange(q_len), np.arange(kv_len))  # q_offset 0, or no mask
     seen = np.ones(distance.shape, bool)
@@ -230,7 +230,7 @@ def test_no_call_with_dead_rows_is_served(
     ],
 )
 def test_refuses_what_it_would_understand_otherwise(fields: Any, reason: str | None) -> None:
-    answer = IMPLEMENTATION.supports(replace(call_on_gpu(), **fields))
+    answer = BACKEND.supports(replace(call_on_gpu(), **fields))
     assert (answer is None) if reason is None else (answer is not None and reason in answer)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tjx_kernels import flash_attention
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import Operands
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.types import Operands
 from tjx_kernels.decode import RUN, _partial_results, decode_attention
 
 OPTIONS: dict[str, dict[str, Any]] = {

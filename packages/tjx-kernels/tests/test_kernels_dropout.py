@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_kernels import dropout
+from tjx_kernels.attention import dropout
 
 SEED = (0x9E3779B9, 0x7F4A7C15)
 # Of this many standard deviations a right hash errs once in 1e9; the draws are fixed anyway.

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import linear_cross_entropy
-from tjx_kernels.head_loss import chunk_count
+from tjx_kernels.cross_entropy.chunked import chunk_count
 from tjx_kernels.target import Platform, Target
 
 # The function of the same name hides the module from the import statement.
-module = importlib.import_module("tjx_kernels.linear_cross_entropy")
+module = importlib.import_module("tjx_kernels.cross_entropy.api")
 
 VOCAB, WIDTH = 53, 6
 IGNORED = -100

@@ -14,15 +14,10 @@ from attention_oracle import oracle
 from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from tjx_kernels import (
-    attention_mosaic_gpu,
-    flash_attention,
-    mosaic_gpu_dkv,
-    mosaic_gpu_dq,
-    mosaic_gpu_forward,
-)
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import AttentionCall
+from tjx_kernels import flash_attention
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.backends.mosaic_gpu import backend, dkv, dq, forward
+from tjx_kernels.attention.types import AttentionCall
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +46,7 @@ class TestMosaicGpu(AttentionContract):
 def races(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
     """Let the interpreter look for races, which it prints, and see that there were none."""
     params = plgpu.InterpretGPUParams(detect_races=True)
-    for module in (mosaic_gpu_forward, mosaic_gpu_dq, mosaic_gpu_dkv):
+    for module in (forward, dq, dkv):
         monkeypatch.setattr(module, "interpret_params", lambda _: params)
     yield
     assert "RACE" not in capfd.readouterr().out
@@ -101,11 +96,11 @@ def _case(**options: Any) -> AttentionCall:
 
 def test_only_hopper_is_served() -> None:
     call = replace(_case(), interpret=False)
-    assert "sm_90" in str(attention_mosaic_gpu.supports(call))
+    assert "sm_90" in str(backend.supports(call))
     for architecture in ("sm_80", "sm_89", "sm_100", "sm_120"):
         call = replace(call, platform="gpu", architecture=architecture)
-        assert "sm_90" in str(attention_mosaic_gpu.supports(call))
-    assert attention_mosaic_gpu.supports(replace(call, architecture="sm_90")) is None
+        assert "sm_90" in str(backend.supports(call))
+    assert backend.supports(replace(call, architecture="sm_90")) is None
 
 
 @pytest.mark.parametrize(
@@ -128,10 +123,10 @@ def test_assemblers_that_miscompile_are_refused(
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    attention_mosaic_gpu._ptxas_miscompiles.cache_clear()
+    backend._ptxas_miscompiles.cache_clear()
     call = replace(_case(), interpret=False, platform="gpu", architecture="sm_90")
-    reason = attention_mosaic_gpu.supports(call)
-    attention_mosaic_gpu._ptxas_miscompiles.cache_clear()
+    reason = backend.supports(call)
+    backend._ptxas_miscompiles.cache_clear()
     assert ("ptxas" in str(reason)) == refused
 
 

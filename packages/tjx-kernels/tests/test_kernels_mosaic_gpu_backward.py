@@ -12,11 +12,11 @@ from attention_oracle import oracle
 from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from tjx_kernels import mosaic_gpu_backward, mosaic_gpu_dkv, mosaic_gpu_dq
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import AttentionCall, RowGradients
-from tjx_kernels.block_sizes import BlockSizes
-from tjx_kernels.differentiable import row_gradients
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.backends.mosaic_gpu import backward, dkv, dq
+from tjx_kernels.attention.block_sizes import BlockSizes
+from tjx_kernels.attention.custom_vjp import backward_inputs
+from tjx_kernels.attention.types import AttentionCall, BackwardInputs
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def _allow_transfers() -> Iterator[None]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let few rows make many steps, so that every stage is used again and again."""
-    monkeypatch.setattr(mosaic_gpu_backward, "block_sizes", lambda _: BlockSizes(16, 16, 2, 2))
+    monkeypatch.setattr(backward, "block_sizes", lambda _: BlockSizes(16, 16, 2, 2))
 
 
 def _gradients(inputs: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,13 +40,13 @@ def _gradients(inputs: dict[str, Any], **options: Any) -> tuple[dict[str, Any], 
     arguments = Arguments(**jax.device_put(arrays), **options, interpret=True)
     call = arguments.describe()
     wanted = oracle(inputs, **options)
-    rows = row_gradients(
+    rows = backward_inputs(
         call,
         jnp.asarray(wanted["out"], call.dtype),
         jnp.asarray(wanted["lse"], jnp.float32),
         *jax.device_put((inputs["dout"], inputs["dlse"])),
     )
-    found = mosaic_gpu_backward.backward(call, arguments.operands(call), rows)
+    found = backward.backward(call, arguments.operands(call), rows)
     names = ("dq", "dk", "dv")
     ours = {name: np.asarray(x) for name, x in zip(names, found[:3], strict=True)}
     return ours, {name: wanted[name] for name in names}
@@ -67,7 +67,7 @@ def test_agrees_with_oracle_without_races(
     case: Case, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     params = plgpu.InterpretGPUParams(detect_races=True)
-    for module in (mosaic_gpu_dq, mosaic_gpu_dkv):
+    for module in (dq, dkv):
         monkeypatch.setattr(module, "interpret_params", lambda _: params)
     found, wanted = _gradients(draw(1, case, 16, "float16"), **case.options)
     assert_agrees(found, wanted, 2e-3)
@@ -79,7 +79,7 @@ def test_dk_and_dv_are_the_same_together_and_apart(monkeypatch: pytest.MonkeyPat
     """Above head_dim 128 each has a kernel of its own, from the same source."""
     inputs = draw(2, Case((1, 40, 40, 1, 1)), 16, "float16")
     together, _ = _gradients(inputs, causal=True)
-    monkeypatch.setattr(mosaic_gpu_backward, "COLUMNS_AT_ONCE", 0)
+    monkeypatch.setattr(backward, "COLUMNS_AT_ONCE", 0)
     apart, _ = _gradients(inputs, causal=True)
     for name, x in together.items():
         np.testing.assert_array_equal(x, apart[name])
@@ -130,7 +130,7 @@ def test_lowers_for_hopper(head_dim: int, changes: dict[str, Any]) -> None:
     def run(q: Any, k: Any, lse: Any, ids: Any, offset: Any) -> Any:
         options: Any = {"q_segment_ids": ids[0], "kv_segment_ids": ids[1], "q_offset": offset}
         operands = Arguments(q=q, k=k, v=k, **options).operands(call)
-        return mosaic_gpu_backward.backward(call, operands, RowGradients(q, lse, lse))[:3]
+        return backward.backward(call, operands, BackwardInputs(q, lse, lse))[:3]
 
     def spec(dtype: Any, *shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]  # jax's

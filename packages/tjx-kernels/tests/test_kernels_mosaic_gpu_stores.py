@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from gpu_stores import Store, replay
 
-from tjx_kernels import mosaic_gpu_backward, mosaic_gpu_forward, mosaic_gpu_grid
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import AttentionCall, RowGradients
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.backends.mosaic_gpu import (
+    backward as mosaic_gpu_backward,
+)
+from tjx_kernels.attention.backends.mosaic_gpu import (
+    forward as mosaic_gpu_forward,
+)
+from tjx_kernels.attention.backends.mosaic_gpu import (
+    tile_order,
+)
+from tjx_kernels.attention.types import AttentionCall, BackwardInputs
 
 
 def _spec(dtype: Any, *shape: int) -> Any:
@@ -29,7 +37,7 @@ def _replay(which: str, head_dim: int, q_len: int, kv_len: int) -> tuple[Attenti
     def backward(q: Any, k: Any) -> Any:
         rows = jnp.zeros((2, 4, q_len), jnp.float32)
         operands = Arguments(q=q, k=k, v=k).operands(call)
-        return mosaic_gpu_backward.backward(call, operands, RowGradients(q, rows, rows))[:3]
+        return mosaic_gpu_backward.backward(call, operands, BackwardInputs(q, rows, rows))[:3]
 
     return call, replay({"forward": forward, "backward": backward}[which], q, k)
 
@@ -63,8 +71,8 @@ def test_every_cell_is_stored_once_by_its_own_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Few persistent thread blocks, and sections of 3 key heads, of which the last one has fewer.
-    monkeypatch.setitem(mosaic_gpu_grid.PROCESSORS, "sm_90", 3)
-    monkeypatch.setattr(mosaic_gpu_grid, "L2_BYTES", 3 * 4 * kv_len * head_dim)
+    monkeypatch.setitem(tile_order.PROCESSORS, "sm_90", 3)
+    monkeypatch.setattr(tile_order, "L2_BYTES", 3 * 4 * kv_len * head_dim)
     call, stores = _replay(which, head_dim, q_len, kv_len)
     found = _by_output(stores)
     assert len(found) == outputs

@@ -17,8 +17,8 @@ from attention_contract import ARRAYS, Case, draw
 from attention_oracle import oracle
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention import IMPLEMENTATIONS
+from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels.attention.arguments import Arguments
 
 pytestmark = [
     pytest.mark.gpu,
@@ -143,7 +143,7 @@ def compute_twice(name: str, implementation: str, inputs: dict[str, Any]) -> lis
 
 
 @pytest.mark.parametrize(("name", "head_dim", "dtype"), GRID)
-@pytest.mark.parametrize("implementation", [x for x in IMPLEMENTATIONS if x != "reference"])
+@pytest.mark.parametrize("implementation", [x for x in BACKENDS if x != "reference"])
 def test_exact_and_the_same_bits_again(
     implementation: str, name: str, head_dim: int, dtype: str
 ) -> None:

@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
-from tjx_kernels.ring import ring_attention
-from tjx_kernels.ring_schedule import Order, unzigzag, zigzag
+from tjx_kernels.sharded.ring import ring_attention
+from tjx_kernels.sharded.ring_schedule import Order, unzigzag, zigzag
 
 
 def ring_mesh(size: int) -> Mesh:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import AttentionCall
-from tjx_kernels.ring_schedule import (
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.sharded.ring_schedule import (
     Order,
     Part,
     parts,

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
-from tjx_kernels.sharded import sharded_flash_attention
+from tjx_kernels.sharded.api import sharded_flash_attention
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
 SPREAD: Any = {"batch_axes": "data", "head_axes": "tensor"}

@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention import IMPLEMENTATIONS
-from tjx_kernels.attention_call import AttentionCall, Operands
-from tjx_kernels.ring_schedule import unzigzag, zigzag
-from tjx_kernels.sharded import sharded_flash_attention
+from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels.attention.types import AttentionCall, Operands
+from tjx_kernels.sharded.api import sharded_flash_attention
+from tjx_kernels.sharded.ring_schedule import unzigzag, zigzag
 
 SPREAD: Any = {"batch_axes": "data", "seq_axes": "context", "head_axes": "tensor"}
 # "reference" compiles fastest; what an implementation does is tested elsewhere.
@@ -215,7 +215,7 @@ def test_within_the_stages_of_a_pipeline() -> None:
 def test_an_implementation_is_given_what_its_call_describes(
     monkeypatch: pytest.MonkeyPatch, kv_heads: int, options: Any
 ) -> None:
-    inner, seen = IMPLEMENTATIONS["reference"], []
+    inner, seen = BACKENDS["reference"], []
 
     def run(call: AttentionCall, x: Operands) -> Any:
         lengths = (call.q_len, call.heads), *2 * ((call.kv_len, call.kv_heads),)
@@ -228,7 +228,7 @@ def test_an_implementation_is_given_what_its_call_describes(
         seen.append(call)
         return inner.run(call, x)
 
-    monkeypatch.setitem(IMPLEMENTATIONS, "reference", inner._replace(run=run))
+    monkeypatch.setitem(BACKENDS, "reference", inner._replace(run=run))
     operands, _ = draw(8, kv_heads, **{"bias": options["bias"]} if "bias" in options else {})
     operands |= {name: operands[name].astype(jnp.bfloat16) for name in "qkv"}
     given = {**SPREAD, **{name: x for name, x in options.items() if name != "bias"}}

@@ -16,10 +16,10 @@ from attention_contract import CASES, AttentionContract, Case, assert_agrees, dr
 from attention_oracle import oracle
 from jax.experimental.pallas import tpu as pltpu
 
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import Gradients, Operands, RowGradients
-from tjx_kernels.attention_tpu import IMPLEMENTATION
-from tjx_kernels.block_sizes import TABLE
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.backends.tpu.backend import BACKEND
+from tjx_kernels.attention.block_sizes import TABLE
+from tjx_kernels.attention.types import BackwardInputs, Gradients, Operands
 
 KINDS = ("TPU v5 lite", "TPU v6 lite")
 
@@ -75,13 +75,13 @@ def _lower(kind: str, case: Case, head_dim: int, dtype: str) -> str:
         shapes["dropout_key"] = jax.eval_shape(lambda: jax.random.key(0))
     describe = partial(Arguments, return_lse=True, **options)
     call = replace(describe(**shapes).describe(), platform="tpu", architecture=kind)
-    assert IMPLEMENTATION.supports(call) is None
+    assert BACKEND.supports(call) is None
 
     def both(x: dict[str, Any], dout: Any, dlse: Any) -> tuple[Any, Gradients]:
-        assert IMPLEMENTATION.backward is not None
+        assert BACKEND.backward is not None
         operands: Operands = describe(**x).operands(call)
-        rows = RowGradients(dout, dlse, dlse)
-        return IMPLEMENTATION.run(call, operands), IMPLEMENTATION.backward(call, operands, rows)
+        rows = BackwardInputs(dout, dlse, dlse)
+        return BACKEND.run(call, operands), BACKEND.backward(call, operands, rows)
 
     specs = jax.eval_shape(lambda *x: x, *outputs)
     exported = jax.export.export(jax.jit(both), platforms=["tpu"])(shapes, *specs)
@@ -132,4 +132,4 @@ def test_refuses_with_the_reason() -> None:
         ({"platform": "tpu", "dtype": "float64"}, "float64"),
         ({"platform": "tpu", "v_head_dim": 512}, "head_dim"),
     ):
-        assert reason in str(IMPLEMENTATION.supports(replace(call, **change)))
+        assert reason in str(BACKEND.supports(replace(call, **change)))

@@ -13,7 +13,7 @@ from jax.experimental.pallas import triton as plt
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
 from tjx_kernels import flash_attention
-from tjx_kernels.block_sizes import TABLE
+from tjx_kernels.attention.block_sizes import TABLE
 
 
 class TestTriton(AttentionContract):

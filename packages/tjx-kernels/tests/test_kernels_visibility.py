@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import AttentionCall
-from tjx_kernels.visibility import Blocks, key_blocks, row_blocks, segment_blocks
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks
+from tjx_kernels.attention.types import AttentionCall
 
 
 def call(q_len: int, kv_len: int, causal: bool, window: int | None) -> AttentionCall:

@@ -15,7 +15,7 @@ from tjx_metrics.plotting.attention import (
     attention_maps_figure,
     by_powers_of_two,
 )
-from tjx_metrics.plotting.distances import mean_distance
+from tjx_metrics.plotting.attention_distance import mean_distance
 
 
 def causal(layers: int, heads: int, queries: int, keys: int, seed: int = 0) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tjx_metrics import ConsoleTracker, Throughput
-from tjx_metrics.status import Status
+from tjx_metrics.trackers.status_line import Status
 
 
 class Clock:

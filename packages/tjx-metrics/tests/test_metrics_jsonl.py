@@ -24,9 +24,9 @@ from tjx_metrics import (
     RecordError,
     RecordWarning,
     Tracker,
-    jsonl,
     read_metrics,
 )
+from tjx_metrics.trackers import jsonl
 
 
 def run(path: Path, first: int, last: int, resume_step: int | None) -> None:

@@ -13,8 +13,9 @@ import pytest
 from jax import monitoring
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tjx_metrics import RecompileWarning, compile_counter, memory, peak_memory, watch_recompiles
-from tjx_metrics.compiles import CompileCounter
+from tjx_metrics import RecompileWarning, compile_counter, peak_memory, watch_recompiles
+from tjx_metrics.performance import memory
+from tjx_metrics.performance.compilation import CompileCounter
 
 
 def test_the_peak_of_the_host_grows_with_what_is_held() -> None:

@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 
 import tjx_metrics
 from tjx_metrics import RecordWarning
-from tjx_metrics.plotting.curves import View, loss_figure, metric_figure
+from tjx_metrics.plotting.curves import PlotOptions, loss_figure, metric_figure
 from tjx_metrics.plotting.histograms import (
     histogram_quantiles,
     histograms_figure,
     rebinned,
 )
-from tjx_metrics.plotting.layers import layer_norms, layer_norms_figure
-from tjx_metrics.plotting.run_data import NoDataError, RunData, RunError, open_run, open_runs
-from tjx_metrics.plotting.speed import throughput_figure, time_split, time_split_figure
+from tjx_metrics.plotting.layer_norms import layer_norms, layer_norms_figure
+from tjx_metrics.plotting.performance import throughput_figure, time_split, time_split_figure
+from tjx_metrics.plotting.run_data import NoDataError, RunData, RunDataError, open_run, open_runs
 from tjx_metrics.plotting.style import robust_limits
 
 
@@ -45,7 +45,7 @@ def line(axes: Axes, label: str) -> tuple[Any, Any]:
 
 
 def test_the_start_does_not_squash_the_rest() -> None:
-    axes = loss_figure([run_of(falling())], View()).axes[0]
+    axes = loss_figure([run_of(falling())], PlotOptions()).axes[0]
     low, high = axes.get_ylim()
     assert low < 3.0 < high < 4.0
     legend = axes.get_legend()
@@ -76,7 +76,7 @@ def test_a_slow_fall_is_shown_whole_and_a_diverged_run_does_not_hide_the_others(
                              ("hours", "Hours", 1.99)]
 )  # fmt: skip
 def test_curves_stand_over_steps_tokens_or_hours(x: Any, label: str, last: float) -> None:
-    axes = loss_figure([run_of(falling())], View(x)).axes[0]
+    axes = loss_figure([run_of(falling())], PlotOptions(x)).axes[0]
     assert axes.get_xlabel() == label
     assert line(axes, "training")[0][-1] == pytest.approx(last)
     # An evaluation lies where the training records of its step do.
@@ -84,7 +84,7 @@ def test_curves_stand_over_steps_tokens_or_hours(x: Any, label: str, last: float
 
 
 def test_logarithmic_axes_leave_out_what_they_cannot_show() -> None:
-    axes = loss_figure([run_of(falling())], View(log_x=True, log_y=True)).axes[0]
+    axes = loss_figure([run_of(falling())], PlotOptions(log_x=True, log_y=True)).axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert line(axes, "training")[0][0] == 10
     assert axes.get_ylim()[0] > 0
@@ -92,7 +92,7 @@ def test_logarithmic_axes_leave_out_what_they_cannot_show() -> None:
 
 def test_runs_differ_in_colour_line_and_mark() -> None:
     runs = [run_of(falling(), f"run_{i}") for i in range(9)]
-    figure = loss_figure(runs, View())
+    figure = loss_figure(runs, PlotOptions())
     looks = {
         (each.get_color(), str(each.get_linestyle()), each.get_marker())
         for each in figure.axes[0].get_lines()
@@ -109,14 +109,14 @@ def test_names_of_runs_are_told_apart_and_never_mathematics(tmp_path: Path) -> N
         (tmp_path / place / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
     runs = open_runs([tmp_path / "a/$x$", tmp_path / "b/$x$"])
     assert [run.name for run in runs] == ["a/$x$", "b/$x$"]
-    texts = loss_figure(runs, View()).legends[0].get_texts()
+    texts = loss_figure(runs, PlotOptions()).legends[0].get_texts()
     assert not any(text.get_parse_math() for text in texts)
 
 
 def test_a_metric_is_smoothed_by_the_window() -> None:
     run = run_of([{"step": i, "train/grad_norm": float(i % 2)} for i in range(20)])
-    raw = metric_figure([run], "train/grad_norm", View(window=1)).axes[0]
-    smooth = metric_figure([run], "train/grad_norm", View(window=3)).axes[0]
+    raw = metric_figure([run], "train/grad_norm", PlotOptions(window=1)).axes[0]
+    smooth = metric_figure([run], "train/grad_norm", PlotOptions(window=3)).axes[0]
     assert set(line(raw, "run")[1]) == {0.0, 1.0}
     np.testing.assert_allclose(line(smooth, "run")[1][1:3], [1 / 3, 2 / 3])
     assert raw.get_ylabel() == "Norm of the gradient"
@@ -124,14 +124,14 @@ def test_a_metric_is_smoothed_by_the_window() -> None:
 
 def test_throughput_begins_at_zero_and_shows_mfu_where_it_is_known() -> None:
     run = run_of(falling())
-    figure = throughput_figure([run], View(window=1))
+    figure = throughput_figure([run], PlotOptions(window=1))
     rates, shares = figure.axes
     assert rates.get_ylim()[0] == shares.get_ylim()[0] == 0
     np.testing.assert_allclose(line(shares, "run")[1], 0.4)
     bare = run_of([{"step": 1, "train/tokens_per_sec": 5.0}])
-    assert len(throughput_figure([bare], View()).axes) == 1
+    assert len(throughput_figure([bare], PlotOptions()).axes) == 1
     with pytest.raises(NoDataError, match="no record of train/tokens_per_sec"):
-        throughput_figure([run_of([{"step": 1, "train/loss": 1.0}])], View())
+        throughput_figure([run_of([{"step": 1, "train/loss": 1.0}])], PlotOptions())
 
 
 def test_the_time_is_split_into_shares_of_one() -> None:
@@ -144,7 +144,7 @@ def test_the_time_is_split_into_shares_of_one() -> None:
     steps, seconds = time_split(run)
     assert steps.size == 300
     assert seconds["time/evaluation"].sum() == 12
-    figure = time_split_figure(run, View())
+    figure = time_split_figure(run, PlotOptions())
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     whole = 300 * 4 + 12
     assert names == [
@@ -183,14 +183,14 @@ def test_norms_of_a_layer_are_those_of_all_its_parameters() -> None:
     np.testing.assert_allclose(norms["wte"], [2, 1, 2 / 3])
     _, one = layer_norms(norms_run(), "gradient", "encoder/blocks/mlp/bias")
     assert list(one) == ["encoder/blocks 0"]
-    with pytest.raises(RunError, match="nearest: encoder/blocks/mlp/bias"):
+    with pytest.raises(RunDataError, match="nearest: encoder/blocks/mlp/bias"):
         layer_norms(norms_run(), "gradient", "blocks/mlp/bais")
     with pytest.raises(NoDataError, match="norms/update/"):
         layer_norms(norms_run(), "update")
 
 
 def test_the_map_of_layers_has_a_row_for_each() -> None:
-    lines, heat, _ = layer_norms_figure(norms_run(), View(), "gradient").axes
+    lines, heat, _ = layer_norms_figure(norms_run(), PlotOptions(), "gradient").axes
     assert len(lines.get_lines()) == 13
     assert [text.get_text() for text in heat.get_yticklabels()][0::12] == [
         "encoder/blocks 0",
@@ -236,12 +236,12 @@ def test_the_ends_of_a_stack_are_shown_of_many_histograms() -> None:
     np.testing.assert_allclose(np.asarray(median), 0.5)
     chosen = histograms_figure(histogram_run(), ["histograms/parameter/blocks/kernel/4"])
     assert len(chosen.axes) == 1
-    with pytest.raises(RunError, match="nearest: histograms/parameter/blocks/kernel/"):
+    with pytest.raises(RunDataError, match="nearest: histograms/parameter/blocks/kernel/"):
         histograms_figure(histogram_run(), ["histograms/parameter/blocks/kernal/4"])
     with pytest.raises(NoDataError, match="has no histograms"):
         histograms_figure(run_of(falling()))
     broken = run_of([{"step": 1, "histograms/a": {"counts": [1], "edges": [0.0]}}])
-    with pytest.raises(RunError, match="histograms/a is no histogram"):
+    with pytest.raises(RunDataError, match="histograms/a is no histogram"):
         histograms_figure(broken)
 
 
@@ -274,5 +274,5 @@ def test_a_damaged_file_is_told_with_its_line(tmp_path: Path) -> None:
     with pytest.warns(RecordWarning, match=r"metrics\.jsonl, line 2"):
         assert open_run(tmp_path).names == ("a",)
     (tmp_path / "metrics.jsonl").write_text("not json\nnor this\n")
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 1"):
+    with pytest.raises(RunDataError, match=r"metrics\.jsonl, line 1"):
         open_run(tmp_path)

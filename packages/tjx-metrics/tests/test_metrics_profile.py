@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tjx_metrics import ProfileConfig, Profiler, profile_report
-from tjx_metrics.hlo_operations import KINDS, instructions
-from tjx_metrics.trace_events import read_events
+from tjx_metrics.profiling.hlo import KINDS, instructions
+from tjx_metrics.profiling.trace_events import read_events
 
 # As XLA writes programs of GPUs, shortened.
 PROGRAM = """\

@@ -13,7 +13,7 @@ import pytest
 from tjx_metrics.main import main
 from tjx_metrics.plotting.run_data import open_run
 from tjx_metrics.report.comparison import cell, differences
-from tjx_metrics.report.figures import environment_of, figures_of, settings_of, warnings_of
+from tjx_metrics.report.summary import config_of, environment_of, summarize, warnings_of
 
 EVIL = "</pre><script>alert('x')</script><img src=http://example.org/a.png onerror=\"go()\">"
 
@@ -135,7 +135,7 @@ def test_a_page_of_a_run_with_hardly_anything_says_what_is_missing(tmp_path: Pat
 
 def test_figures_are_those_of_the_records(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "base"))
-    figures = figures_of(run)
+    figures = summarize(run)
     assert (figures.steps, figures.tokens, figures.parameters) == (100, 50_000, 1_500_000)
     assert figures.best_eval == pytest.approx(2.2)
     assert figures.best_step == 100
@@ -143,7 +143,7 @@ def test_figures_are_those_of_the_records(tmp_path: Path) -> None:
     assert figures.tokens_per_sec == 207.5  # the median of the second half
     assert figures.waiting == pytest.approx(0.1)
     assert warnings_of(run, figures) == []
-    assert settings_of(run)["train.max_steps"] == 100
+    assert config_of(run)["train.max_steps"] == 100
     assert environment_of(run) == {"versions.jax": "0.11.2", "git": "abc123", "devices": "1 cpu"}
 
 
@@ -155,7 +155,7 @@ def test_what_went_wrong_is_warned_of(tmp_path: Path) -> None:
                       "time/data_wait": 50.0, "checkpoint/failed": 1}  # fmt: skip
             file.write(json.dumps(record) + "\n")
     run = open_run(folder)
-    figures = figures_of(run)
+    figures = summarize(run)
     assert figures.recompiles == 4
     said = " ".join(warnings_of(run, figures))
     for part in ("7 steps were skipped", "rose from 2.2000 at step 100 to 2.5000",
@@ -188,7 +188,7 @@ def test_a_comparison_has_the_figures_of_each_run_and_what_differs(
     assert ["bare:", "its", "settings", "were", "not", "recorded."] in lines
     assert not any(line[:1] == ["train.max_steps"] for line in lines)
     assert (tmp_path / "c.svg").stat().st_size > 10_000
-    assert cell(figures_of(open_run(bare)), "MFU") == "-"
+    assert cell(summarize(open_run(bare)), "MFU") == "-"
     assert set(differences([open_run(worse), open_run(base)])) == {
         "optimizer.learning_rate", "model.n_layer",
     }  # fmt: skip

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tjx_metrics import StepClock, Throughput
-from tjx_metrics.phases import PHASES
+from tjx_metrics import PhaseTimer, Throughput
+from tjx_metrics.performance.phase_timer import PHASES
 
 
 class Clock:
@@ -91,7 +91,7 @@ def test_a_warm_up_of_nothing_is_refused() -> None:
 
 def test_every_second_belongs_to_one_phase() -> None:
     now = Clock()
-    clock = StepClock(clock=now)
+    clock = PhaseTimer(clock=now)
     now.now += 1.0
     with clock.during("dispatch"):
         now.now += 2.0
@@ -114,7 +114,7 @@ def test_every_second_belongs_to_one_phase() -> None:
 
 def test_a_phase_that_fails_has_an_end() -> None:
     now = Clock()
-    clock = StepClock(clock=now)
+    clock = PhaseTimer(clock=now)
 
     def save() -> None:
         now.now += 1.0
@@ -128,7 +128,7 @@ def test_a_phase_that_fails_has_an_end() -> None:
 
 
 def test_a_phase_that_there_is_not_is_refused() -> None:
-    clock = StepClock()
+    clock = PhaseTimer()
     with pytest.raises(ValueError, match="must be one of data_wait, dispatch, device"):
         clock.add("devise", 1.0, out_of="other")
     with pytest.raises(ValueError, match="phase 'all'"):

@@ -18,11 +18,11 @@ from tjx_metrics import (
     Histogram,
     TensorboardTracker,
     WandbTracker,
-    extras,
+    check_trackers,
     open_trackers,
     read_metrics,
-    refuse_trackers,
 )
+from tjx_metrics.trackers import availability
 
 HISTOGRAM = "histograms/parameter/wte"
 COUNTS, EDGES = [2, 0, 3], [-1.0, 0.0, 1.0, 2.0]
@@ -244,7 +244,7 @@ def test_a_service_that_answers_no_more_does_not_hold_up_the_end(tmp_path: Path)
 WITHOUT_A_KEY = """
 import sys, warnings
 from pathlib import Path
-from tjx_metrics.wandb_tracker import WandbTracker
+from tjx_metrics.trackers.wandb import WandbTracker
 try:
     WandbTracker("a", directory=Path(sys.argv[1]), project="tests", name="a")
 except Exception as error:
@@ -269,7 +269,7 @@ def test_wandb_asks_for_no_key_in_the_terminal_of_a_run(tmp_path: Path) -> None:
 
 
 def test_wandb_takes_no_more_bins_than_it_can() -> None:
-    from tjx_metrics.wandb_tracker import _at_most_bins
+    from tjx_metrics.trackers.wandb import _at_most_bins
 
     counts, edges = _at_most_bins(Histogram(np.arange(1200), np.arange(1201.0)))
     assert counts.size == 400
@@ -310,10 +310,10 @@ def test_trackio_holds_each_step_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_library_that_is_missing_is_told_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(extras._MODULES, "wandb", "no_such_library")
+    monkeypatch.setitem(availability._MODULES, "wandb", "no_such_library")
     message = r"no_such_library is not installed; pip install 'tjx-metrics\[wandb\]', or leave"
     for refused in (
-        lambda: refuse_trackers(["tensorboard", "wandb"]),
+        lambda: check_trackers(["tensorboard", "wandb"]),
         lambda: open_trackers(["wandb"], tmp_path),
         lambda: WandbTracker("id", directory=tmp_path, project="tests", name="a"),
     ):

@@ -21,7 +21,7 @@ from tjx_metrics import (
     top_k_correct,
     transformer_flops_per_token,
 )
-from tjx_metrics.peak_rates import PEAK_RATES
+from tjx_metrics.performance.peak_rates import PEAK_RATES
 
 KS = (1, 2, 5, 10)
 ROWS, VOCAB = 12, 7

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tjx_metrics import named_histograms, weight_spreads
+from tjx_metrics import named_histograms, weight_histograms
 
 BINS = 16
 
@@ -19,7 +19,7 @@ def test_histograms_are_those_of_numpy_for_each_layer() -> None:
         "table": rng.standard_cauchy(1000).astype(np.float32),
     }
     depths = {"blocks": {"kernel": 1}, "constant": 0, "table": 0}
-    spreads = jax.jit(lambda tree: weight_spreads(tree, depths, bins=BINS))(jax.device_put(tree))
+    spreads = jax.jit(lambda tree: weight_histograms(tree, depths, bins=BINS))(jax.device_put(tree))
     found = named_histograms(jax.device_get(spreads), "histograms/parameter")
 
     numbers = {f"blocks/kernel/{i}": layer for i, layer in enumerate(kernel)}
@@ -41,7 +41,7 @@ def test_what_is_not_finite_is_counted_nowhere() -> None:
     values = np.array([np.nan, -np.inf, 1.0, 2.0, np.inf, 2.0], np.float32)
     empty = np.full(3, np.nan, np.float32)
     tree = jax.device_put({"values": values, "empty": empty})
-    spreads = jax.jit(lambda tree: weight_spreads(tree, bins=4))(tree)
+    spreads = jax.jit(lambda tree: weight_histograms(tree, bins=4))(tree)
     found = named_histograms(jax.device_get(spreads), "h")
     assert found["h/values"].counts.tolist() == [1, 0, 0, 2]
     assert found["h/values"].edges.tolist() == [1.0, 1.25, 1.5, 1.75, 2.0]
@@ -53,7 +53,7 @@ def test_divided_parameters_are_counted_where_they_are() -> None:
     whole = np.random.default_rng(1).normal(size=(64, 8)).astype(np.float32)
     spec = jax.sharding.PartitionSpec("fsdp")  # type: ignore[no-untyped-call]  # as jax is
     sharding = jax.sharding.NamedSharding(mesh, spec)
-    step = jax.jit(lambda x: weight_spreads({"w": x}, bins=BINS))
+    step = jax.jit(lambda x: weight_histograms({"w": x}, bins=BINS))
     divided = jax.device_put(whole, sharding)
     compiled = step.lower(divided).compile()
     assert "all-gather" not in (compiled.as_text() or "all-gather")

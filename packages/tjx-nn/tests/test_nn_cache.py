@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from tjx_nn import GPTConfig, LatentConfig, bind, generate
-from tjx_nn.cache import (
+from tjx_nn.attention.kv_cache import (
+    cache_slots,
     cached_attention,
-    from_prompt,
+    prefill_cache,
     select_rows,
     slot_positions,
-    slots_of_blocks,
     write,
 )
 from tjx_nn.functional import Params
-from tjx_nn.prompt import Prompt, read_prompt
+from tjx_nn.generation.prompt import Prompt, read_prompt
 
 Run = Callable[..., np.ndarray]
 Make = Callable[..., Params]
@@ -48,7 +48,7 @@ def test_tokens_are_written_to_the_slots_of_their_positions() -> None:
 
 def test_a_prompt_s_last_tokens_are_kept() -> None:
     entries = {"x": np.tile(np.arange(8.0, dtype=np.float32), (2, 1))}
-    keep = jax.jit(from_prompt, static_argnums=2)
+    keep = jax.jit(prefill_cache, static_argnums=2)
     on_device = jax.device_put((entries, np.array([7, 2], np.int32)))
     few = np.asarray(keep(*on_device, 4)["x"])
     np.testing.assert_array_equal(few[0], [4, 5, 6, 3])
@@ -131,10 +131,10 @@ def test_windowed_decoding_of_ragged_rows_equals_the_plain_model(
 
 def test_memory_of_windowed_blocks_does_not_grow_with_the_sequence(tiny: GPTConfig) -> None:
     config = dataclasses.replace(tiny, max_seq_len=4096, window=20, global_every=3, n_layer=3)
-    assert slots_of_blocks(config, 4096) == (32, 32, 4096)
-    assert slots_of_blocks(config, 4096, new=14) == (48, 48, 4096)
-    assert slots_of_blocks(config, 24) == (24, 24, 24)
-    assert slots_of_blocks(dataclasses.replace(config, window=None), 512) == (512, 512, 512)
+    assert cache_slots(config, 4096) == (32, 32, 4096)
+    assert cache_slots(config, 4096, new=14) == (48, 48, 4096)
+    assert cache_slots(config, 24) == (24, 24, 24)
+    assert cache_slots(dataclasses.replace(config, window=None), 512) == (512, 512, 512)
 
 
 def test_generation_goes_on_far_beyond_the_window(tiny: GPTConfig, make: Make, run: Run) -> None:

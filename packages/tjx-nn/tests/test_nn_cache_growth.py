@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, SlotDecoder, generate, generation, init, slots, stream
-from tjx_nn import cache as caches
+from tjx_nn import ContinuousBatcher, GPTConfig, generate, init, stream
+from tjx_nn.attention import kv_cache as caches
 from tjx_nn.functional import Params
-from tjx_nn.weights import make_weights
+from tjx_nn.generation import autoregressive, continuous_batching
+from tjx_nn.generation.decode_weights import make_decode_weights
 
 # The first row fills its bucket, so that the caches have no slot to spare when they grow.
 PROMPT = np.array([range(1, 17), [6, *[0] * 15]], np.int32)
@@ -24,8 +25,8 @@ SIZES = (20, 40, 80)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let caches of the CPU grow from few slots on."""
     monkeypatch.setattr(caches, "_SMALLEST_GPU_CACHE", 20)
-    for module in (generation, slots):
-        monkeypatch.setattr(module, "platform_of", lambda _: "gpu")
+    for module in (autoregressive, continuous_batching):
+        monkeypatch.setattr(module, "params_platform", lambda _: "gpu")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_generation_in_growing_caches_is_the_same(
 def test_slots_grow_with_the_longest_sequence(
     config: GPTConfig, params: Params, wanted: np.ndarray
 ) -> None:
-    decoder = SlotDecoder(config, params, slots=2)
+    decoder = ContinuousBatcher(config, params, slots=2)
     found, rooms = [], []
     for row, length in enumerate(LENGTHS):
         first = decoder.join(row, PROMPT[row, :length].tolist(), max_new_tokens=NEW)
@@ -84,13 +85,13 @@ def test_a_decode_step_on_a_gpu_has_no_loop() -> None:
     assert sizes == (1024, 2048, 4096)
     shapes: Any = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     params = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-    request = generation.make_request(
+    request = autoregressive.make_request(
         config, params, PROMPT, LENGTHS, 4000, {"temperature": 1.0, "top_k": 5, "seeds": LENGTHS}
     )
 
     def loops(platform: str, sizes: tuple[int, ...]) -> int:
-        traced: Any = generation._generate.trace(
-            make_weights(config, params), request, config=config, capacity=4000, sizes=sizes,
+        traced: Any = autoregressive._generate.trace(
+            make_decode_weights(config, params), request, config=config, capacity=4000, sizes=sizes,
             with_log_probs=False,
         )  # fmt: skip
         text: str = traced.lower(lowering_platforms=(platform,)).as_text()

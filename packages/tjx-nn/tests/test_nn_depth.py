@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from tjx_kernels.target import Platform, Target
-from tjx_nn import ExpertsConfig, GPTConfig, bind, init, stack
+from tjx_nn import ExpertsConfig, GPTConfig, bind, init
 from tjx_nn.functional import Params
+from tjx_nn.layers import scan_layers
 
 Make = Callable[..., Params]
 
@@ -65,11 +66,11 @@ def test_depth_options_change_neither_loss_nor_gradients(
 def test_the_default_unrolls_on_gpus_up_to_a_depth(
     monkeypatch: pytest.MonkeyPatch, platform: Platform, count: int, loop: bool
 ) -> None:
-    monkeypatch.setattr(stack, "current_target", lambda: Target(platform, ""))
-    assert stack.runs_as_loop(PATTERN, count) == loop
+    monkeypatch.setattr(scan_layers, "current_target", lambda: Target(platform, ""))
+    assert scan_layers.uses_scan(PATTERN, count) == loop
     for given in (True, False):
         config = dataclasses.replace(PATTERN, scan_layers=given)
-        assert stack.runs_as_loop(config, count) == given
+        assert scan_layers.uses_scan(config, count) == given
 
 
 def test_what_gpus_get_computes_the_same(
@@ -87,7 +88,11 @@ def test_what_gpus_get_computes_the_same(
 
     with jax.transfer_guard("allow"):
         expected = compute()
-        for name in ("tjx_nn.stack", "tjx_nn.activations", "tjx_kernels.linear_cross_entropy"):
+        for name in (
+            "tjx_nn.layers.scan_layers",
+            "tjx_nn.layers.activations",
+            "tjx_kernels.cross_entropy.api",
+        ):
             module = importlib.import_module(name)
             monkeypatch.setattr(module, "current_target", lambda: Target("gpu", ""))
         found = compute()

@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn.dropout import drop
-from tjx_nn.layout import ONE_DEVICE
+from tjx_nn.layers.dropout import drop
+from tjx_nn.layout import SINGLE_DEVICE
 
 SHAPE = (8, 512, 30)  # features that are no multiple of the decisions of a block
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_features_are_dropped_independently_at_the_rate(rate: float) -> None:
-    apply = jax.jit(lambda x, key: drop(x, rate, key, ONE_DEVICE))
+    apply = jax.jit(lambda x, key: drop(x, rate, key, SINGLE_DEVICE))
     with jax.transfer_guard("allow"):
         keys = [jax.random.key(seed) for seed in (0, 1)]
     x = jax.device_put(np.ones(SHAPE, np.float32))
@@ -40,7 +40,7 @@ def test_features_are_dropped_independently_at_the_rate(rate: float) -> None:
 def test_the_gradient_drops_the_same_features() -> None:
     with jax.transfer_guard("allow"):
         key = jax.random.key(2)
-    dropped = partial(drop, rate=0.3, key=key, layout=ONE_DEVICE)
+    dropped = partial(drop, rate=0.3, key=key, layout=SINGLE_DEVICE)
     x = jax.device_put(np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32))
 
     @jax.jit

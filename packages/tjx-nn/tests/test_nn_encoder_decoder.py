@@ -18,7 +18,7 @@ from tjx_nn import (
     init,
     logical_axes,
 )
-from tjx_nn.cache import from_prompt
+from tjx_nn.attention.kv_cache import prefill_cache
 from tjx_nn.functional import Params
 
 Run = Callable[..., np.ndarray]
@@ -123,7 +123,7 @@ def test_cached_equals_uncached(
         def read(beginning: jax.Array, slots: int) -> Any:
             x, cache = model.prefill(blocks, beginning, memory, mask)
             lengths = jnp.full(2, beginning.shape[1])
-            return x, [from_prompt(entries, lengths, slots) for entries in cache]
+            return x, [prefill_cache(entries, lengths, slots) for entries in cache]
 
         def step(cache: Any, at: tuple[jax.Array, jax.Array]) -> Any:
             token, position = at

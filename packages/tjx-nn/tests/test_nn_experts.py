@@ -107,10 +107,10 @@ def test_outputs_and_gradients_are_those_of_tokens_taken_one_by_one(
 def test_without_drops_is_no_capacity() -> None:
     limited = variant(capacity_factor=0.5)
     params, x = make_params(limited), inputs()
-    y, measures = run(limited, params, x, drop=False)
+    y, aux_losses = run(limited, params, x, drop=False)
     unlimited, _ = run(TINY, params, x)
     np.testing.assert_array_equal(y, unlimited)
-    assert measures["dropped"] == 0
+    assert aux_losses["dropped"] == 0
     assert np.abs(run(limited, params, x)[0] - y).max() > 1e-2
 
 
@@ -122,7 +122,7 @@ def test_full_experts_drop_later_choices_and_later_tokens() -> None:
     params["router"]["kernel"] = np.eye(8, 4, dtype=np.float32)
     x = np.zeros((1, 4, 8), np.float32)
     x[0, :, :4] = [[9, 5, 0, 0], [5, 0, 9, 0], [9, 0, 5, 0], [9, 0, 0, 5]]
-    y, measures = run(config, params, x)
+    y, aux_losses = run(config, params, x)
     served = [[0, 1], [2], [0, 2], [3]]  # expert 0 is full after the first choices of 0 and 2
     made = jax.device_get(
         jax.jit(all_experts, static_argnums=2)(*jax.device_put((params, x)), False)
@@ -131,7 +131,7 @@ def test_full_experts_drop_later_choices_and_later_tokens() -> None:
         odds = {e: np.exp(x[0, t, e]) for e in np.argsort(-x[0, t, :4])[:2]}
         expected = sum(odds[e] / sum(odds.values()) * made[0, t, e] for e in experts)
         np.testing.assert_allclose(y[0, t], expected, atol=1e-4)
-    assert measures["dropped"] == 2 / 8
+    assert aux_losses["dropped"] == 2 / 8
 
 
 def test_dropped_tokens_do_not_depend_on_the_rest_of_the_batch() -> None:
@@ -149,15 +149,15 @@ def test_measures_of_even_and_of_collapsed_routing() -> None:
     x = np.zeros((2, 8, 8), np.float32)
     even = x.copy()
     even[:, np.arange(8), np.arange(8) % 4] = 1
-    measures = run(config, params, even)[1]
-    np.testing.assert_allclose(measures["balance_loss"], 1, atol=1e-6)
-    np.testing.assert_allclose(measures["router_z_loss"], np.log(3 + math.e) ** 2, rtol=1e-6)
-    assert measures["dropped"] == 0
+    aux_losses = run(config, params, even)[1]
+    np.testing.assert_allclose(aux_losses["balance_loss"], 1, atol=1e-6)
+    np.testing.assert_allclose(aux_losses["router_z_loss"], np.log(3 + math.e) ** 2, rtol=1e-6)
+    assert aux_losses["dropped"] == 0
     x[..., 2] = 20
-    measures = run(config, params, x)[1]
-    np.testing.assert_allclose(measures["balance_loss"], 4, rtol=1e-6)
-    assert measures["dropped"] == 0.75
-    assert all(value.dtype == np.float32 for value in measures.values())
+    aux_losses = run(config, params, x)[1]
+    np.testing.assert_allclose(aux_losses["balance_loss"], 4, rtol=1e-6)
+    assert aux_losses["dropped"] == 0.75
+    assert all(value.dtype == np.float32 for value in aux_losses.values())
 
 
 def test_balance_loss_pushes_towards_even_routing() -> None:
@@ -166,8 +166,8 @@ def test_balance_loss_pushes_towards_even_routing() -> None:
     @jax.jit
     def step(router: jax.Array) -> Any:
         def loss(router: jax.Array) -> jax.Array:
-            measures = apply(TINY, params | {"router": {"kernel": router}}, x, True)[1]
-            balance: jax.Array = measures["balance_loss"]
+            aux_losses = apply(TINY, params | {"router": {"kernel": router}}, x, True)[1]
+            balance: jax.Array = aux_losses["balance_loss"]
             return balance
 
         value, gradient = jax.value_and_grad(loss)(router)
@@ -184,10 +184,10 @@ def test_balance_loss_pushes_towards_even_routing() -> None:
 def test_without_capacity_tokens_can_be_permuted() -> None:
     params, x = make_params(TINY), inputs()
     order = np.random.default_rng(0).permutation(7)
-    y, measures = run(TINY, params, x)
+    y, aux_losses = run(TINY, params, x)
     permuted, same = run(TINY, params, x[:, order])
     np.testing.assert_allclose(permuted, y[:, order], atol=1e-5)
-    np.testing.assert_allclose(same["balance_loss"], measures["balance_loss"], rtol=1e-5)
+    np.testing.assert_allclose(same["balance_loss"], aux_losses["balance_loss"], rtol=1e-5)
 
 
 def test_shared_experts_see_every_token() -> None:
@@ -205,17 +205,17 @@ def test_shared_experts_see_every_token() -> None:
 )
 def test_no_tokens_and_one_token(shape: tuple[int, int, int], drop: bool) -> None:
     config = variant(capacity_factor=0.1)
-    y, measures = run(config, make_params(config), np.ones(shape, np.float32), drop)
+    y, aux_losses = run(config, make_params(config), np.ones(shape, np.float32), drop)
     assert y.shape == shape
     assert np.isfinite(y).all()
-    assert all(np.isfinite(value) for value in measures.values())
+    assert all(np.isfinite(value) for value in aux_losses.values())
 
 
 def test_half_precision_routes_in_float32() -> None:
     config = dataclasses.replace(TINY, dtype="bfloat16")
     params, x = make_params(config), inputs().astype(jnp.bfloat16)
-    y, measures = run(config, params, x)
+    y, aux_losses = run(config, params, x)
     exact, same = run(TINY, params, x.astype(np.float32))
     assert y.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(np.float32), exact, atol=0.3)
-    np.testing.assert_allclose(measures["router_z_loss"], same["router_z_loss"], rtol=1e-6)
+    np.testing.assert_allclose(aux_losses["router_z_loss"], same["router_z_loss"], rtol=1e-6)

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 from tjx_nn import GPTConfig, LatentConfig, SparseConfig
-from tjx_nn.attention import Where
-from tjx_nn.block import make_attention
+from tjx_nn.attention.mha import TokenMetadata
 from tjx_nn.functional import Params
-from tjx_nn.norms import make_norm
+from tjx_nn.layers.block import make_attention
+from tjx_nn.layers.norms import make_norm
 
 T = 10
 PLAIN = GPTConfig(n_layer=1, n_head=4, d_model=16, max_seq_len=16, positions="rope")
@@ -62,17 +62,17 @@ def test_attention_of_queries_and_keys_times_100(kind: str, causal: bool) -> Non
     def compute(params: Params, x: jax.Array, dy: jax.Array) -> Any:
         def call(params: Params, x: jax.Array) -> Any:
             layer = nnx.merge(abstract(config, causal)[0], params)
-            out, entries, measures = layer(x, Where(jnp.arange(T)[None]))
-            return (out, measures), entries
+            out, entries, aux_losses = layer(x, TokenMetadata(jnp.arange(T)[None]))
+            return (out, aux_losses), entries
 
-        (out, measures), pullback, entries = jax.vjp(call, params, x, has_aux=True)
-        gradients = pullback((dy, jax.tree.map(jnp.ones_like, measures)))
+        (out, aux_losses), pullback, entries = jax.vjp(call, params, x, has_aux=True)
+        gradients = pullback((dy, jax.tree.map(jnp.ones_like, aux_losses)))
         if not causal:
-            return out, measures, gradients
+            return out, aux_losses, gradients
         # The last token again, with those before it in a cache.
         layer = nnx.merge(abstract(config)[0], params)
-        last, _ = layer.decode(x[:, -1:], entries, Where(jnp.full((2, 1), T - 1)))
-        return out, measures, gradients, last
+        last, _ = layer.decode(x[:, -1:], entries, TokenMetadata(jnp.full((2, 1), T - 1)))
+        return out, aux_losses, gradients, last
 
     x, dy = np.random.default_rng(1).standard_normal((2, 2, T, 16)).astype(np.float32)
     found = jax.device_get(compute(*jax.device_put((make_params(config), x, dy))))
@@ -93,7 +93,7 @@ def test_dropped_weights_of_attention_are_right_on_average(kind: str) -> None:
     @jax.jit
     def compute(params: Params, x: jax.Array, seed: jax.Array) -> Any:
         layer = nnx.merge(abstract(config)[0], params)
-        where = Where(jnp.arange(T)[None])
+        where = TokenMetadata(jnp.arange(T)[None])
         keys = jax.random.split(jax.random.key(seed), 1000)
         each = jax.lax.map(lambda key: layer(x, where, dropout_key=key)[0], keys)
         return layer(x, where)[0], each
@@ -113,7 +113,7 @@ def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_gradient() -> None:
     def compute(params: Params, x: jax.Array, memory: jax.Array, ids: jax.Array) -> Any:
         def call(params: Params, x: jax.Array, memory: jax.Array) -> jax.Array:
             layer = nnx.merge(abstract(config, False)[0], params)
-            where = Where(jnp.arange(T)[None], ids)
+            where = TokenMetadata(jnp.arange(T)[None], ids)
             entries = layer.keys_values(memory, where)
             out: jax.Array = layer.attend(x, where, entries, kv_segment_ids=ids * 0 + 3)
             return out

@@ -12,9 +12,9 @@ import pytest
 
 from tjx_nn import GPTConfig, bind, init
 from tjx_nn.config import TransformerConfig
-from tjx_nn.float8 import E4M3, E5M2, Scaled, float8_matmul, rounded
-from tjx_nn.layout import ONE_DEVICE
-from tjx_nn.matmul import Kept
+from tjx_nn.layers.float8 import E4M3, E5M2, ScaledTensor, float8_matmul, quantize
+from tjx_nn.layers.matmul import ParamSharding
+from tjx_nn.layout import SINGLE_DEVICE
 
 TINY = GPTConfig(vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, d_model=16, dtype="bfloat16")
 
@@ -37,16 +37,16 @@ def normal(*shape: int, seed: int, scale: float = 1.0) -> np.ndarray:
 def test_a_tensor_is_rounded_with_a_power_of_two_whatever_its_magnitude(
     dtype: Any, name: str
 ) -> None:
-    round_it = jax.jit(partial(rounded, dtype=dtype))
+    round_it = jax.jit(partial(quantize, dtype=dtype))
     for magnitude in (1e-30, 1e-6, 1.0, 3e4):
         x = normal(64, seed=0, scale=magnitude)
-        found: Scaled = round_it(jax.device_put(x))
+        found: ScaledTensor = round_it(jax.device_put(x))
         assert found.values.dtype.name == name
         inverse = float(found.inverse)
         assert np.frexp(inverse)[0] == 0.5
         values = np.asarray(found.values).astype(np.float64) * inverse
         np.testing.assert_array_equal(values, oracle(x, dtype))
-    zeros: Scaled = round_it(jax.device_put(np.zeros(64, np.float32)))
+    zeros: ScaledTensor = round_it(jax.device_put(np.zeros(64, np.float32)))
     assert not np.asarray(zeros.values).astype(np.float32).any()
     for wrong in (np.inf, np.nan):
         x[3] = wrong
@@ -60,7 +60,7 @@ def test_all_three_products_are_those_of_the_rounded_operands() -> None:
 
     @jax.jit
     def both(x: jax.Array, w: jax.Array, dy: jax.Array) -> Any:
-        y, pull = jax.vjp(partial(float8_matmul, Kept(ONE_DEVICE, (None, None))), x, w)
+        y, pull = jax.vjp(partial(float8_matmul, ParamSharding(SINGLE_DEVICE, (None, None))), x, w)
         return y, *pull(dy)
 
     found = jax.device_get(both(*jax.device_put((x, w, dy))))

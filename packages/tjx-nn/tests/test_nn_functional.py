@@ -173,10 +173,10 @@ def test_a_spread_model_computes_the_same_and_nothing_is_replicated_in_passing(
             y: jax.Array = jax.lax.with_sharding_constraint(x, sharding(axes))  # type: ignore[no-untyped-call]  # as jax is
             return y
 
-        def gathered(self, w: jax.Array, axes: Axes) -> jax.Array:
+        def all_gathered(self, w: jax.Array, axes: Axes) -> jax.Array:
             return self.place(w, [None if name == "embed" else name for name in axes])
 
-        def stored(self, dw: jax.Array, axes: Axes) -> jax.Array:
+        def reduce_scattered(self, dw: jax.Array, axes: Axes) -> jax.Array:
             return self.place(dw, axes)
 
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (8, 16), np.int32)

@@ -14,13 +14,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tjx_nn import BertConfig, GPTConfig, RopeConfig, TransformerConfig, ViTConfig, hf
-from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.functional import Params, param_shapes
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = ["gpt2", "llama", "llama3_rope", "mistral", "qwen3", "bert", "vit", "bart"]
 
-Weights = dict[str, np.ndarray]
+DecodeWeights = dict[str, np.ndarray]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def change(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
     """change(name, weights, **config): a golden folder with other weights and config entries."""
 
     def copy(
-        name: str, weights: Callable[[Weights], Weights] = lambda x: x, **entries: Any
+        name: str, weights: Callable[[DecodeWeights], DecodeWeights] = lambda x: x, **entries: Any
     ) -> pathlib.Path:
         folder = tmp_path / "changed"
         shutil.copytree(GOLDEN / name, folder)
@@ -137,7 +137,7 @@ def test_biases_and_padded_rows_change_nothing_when_written(tmp_path: pathlib.Pa
 
 
 def test_older_names_and_tied_copies_are_read(change: Callable[..., pathlib.Path]) -> None:
-    def of_openai(weights: Weights) -> Weights:
+    def of_openai(weights: DecodeWeights) -> DecodeWeights:
         named = {name.removeprefix("transformer."): x for name, x in weights.items()}
         named["h.0.attn.bias"] = np.ones((1, 1, 16, 16), np.float32)
         return {**named, "lm_head.weight": named["wte.weight"]}
@@ -146,7 +146,7 @@ def test_older_names_and_tied_copies_are_read(change: Callable[..., pathlib.Path
 
 
 def test_older_names_of_bert_are_read(change: Callable[..., pathlib.Path]) -> None:
-    def of_google(weights: Weights) -> Weights:
+    def of_google(weights: DecodeWeights) -> DecodeWeights:
         renamed = {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"): x
             for name, x in weights.items()
@@ -190,7 +190,7 @@ def test_windows_of_qwen3_that_follow_a_pattern_are_read(
 
 
 def test_all_wrong_tensors_are_named_at_once(change: Callable[..., pathlib.Path]) -> None:
-    def spoil(weights: Weights) -> Weights:
+    def spoil(weights: DecodeWeights) -> DecodeWeights:
         del weights["transformer.ln_f.bias"]
         weights["transformer.wpe.weight"] = np.ones((17, 16), np.float32)
         return {**weights, "score.weight": np.ones((3, 16), np.float32)}
@@ -204,7 +204,7 @@ def test_all_wrong_tensors_are_named_at_once(change: Callable[..., pathlib.Path]
 def test_a_head_that_is_not_tied_though_it_should_is_refused(
     change: Callable[..., pathlib.Path],
 ) -> None:
-    def untie(weights: Weights) -> Weights:
+    def untie(weights: DecodeWeights) -> DecodeWeights:
         return {**weights, "lm_head.weight": weights["transformer.wte.weight"] + 1}
 
     message = refused(lambda: hf.load(change("gpt2", untie)))
@@ -319,7 +319,7 @@ def test_damaged_and_missing_files_are_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_quantised_tensors_are_refused(change: Callable[..., pathlib.Path]) -> None:
-    def quantise(weights: Weights) -> Weights:
+    def quantise(weights: DecodeWeights) -> DecodeWeights:
         return {**weights, "transformer.wte.weight": np.ones((61, 16), np.int8)}
 
     assert "transformer.wte.weight (I8)" in refused(lambda: hf.load(change("gpt2", quantise)))

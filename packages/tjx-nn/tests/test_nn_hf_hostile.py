@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from tjx_nn import hf
 from tjx_nn.functional import param_shapes
-from tjx_nn.hf.folder import INDEX, LARGEST_HEADER, LARGEST_JSON, WHOLE
-from tjx_nn.hf.interchange import FAMILIES
-from tjx_nn.hf.table import LARGEST_SIZE, MOST_LAYERS
-from tjx_nn.hf.weights import MOST_NAMED
+from tjx_nn.hf.convert_params import MOST_NAMED
+from tjx_nn.hf.family import LARGEST_SIZE, MOST_LAYERS
+from tjx_nn.hf.load_save import FAMILIES
+from tjx_nn.hf.safetensors_folder import INDEX, LARGEST_HEADER, LARGEST_JSON, WHOLE
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MOST_HELD = 50 << 20  # bytes; the golden models have a few thousand numbers

@@ -162,11 +162,11 @@ def test_losses_alone_drop_tokens_and_are_finite_without_any(family: str, make: 
 
     params = make(config)
     found = jax.device_get(losses(params, jax.device_put(data)))
-    assert found.measures["dropped"] > 0.5
-    assert found.measures["indexer_loss"] > 0
+    assert found.aux_losses["dropped"] > 0.5
+    assert found.aux_losses["indexer_loss"] > 0
     nothing = jax.device_get(losses(params, jax.device_put(tuple(x[:0] for x in data))))
     assert nothing.tokens.size == 0
-    assert all(np.isfinite(x) for x in (nothing.penalty, *nothing.measures.values()))
+    assert all(np.isfinite(x) for x in (nothing.penalty, *nothing.aux_losses.values()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

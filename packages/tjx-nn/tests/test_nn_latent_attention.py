@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tjx_nn import GPTConfig, LatentAttention, LatentConfig, RopeConfig, count_params
-from tjx_nn.attention import Entries, Where
+from tjx_nn.attention.mha import KVCache, TokenMetadata
 from tjx_nn.functional import Params
 
 TINY = GPTConfig(
@@ -43,10 +43,10 @@ def make_params(config: GPTConfig, seed: int = 0) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("config", "window"))
 def apply(
-    config: GPTConfig, params: Params, x: jax.Array, where: Where, window: int | None = None
-) -> tuple[jax.Array, Entries]:
+    config: GPTConfig, params: Params, x: jax.Array, where: TokenMetadata, window: int | None = None
+) -> tuple[jax.Array, KVCache]:
     layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, Entries] = layer(x, where, window=window)[:2]
+    result: tuple[jax.Array, KVCache] = layer(x, where, window=window)[:2]
     return result
 
 
@@ -55,12 +55,12 @@ def decode(
     config: GPTConfig,
     params: Params,
     x: jax.Array,
-    cache: Entries,
-    where: Where,
+    cache: KVCache,
+    where: TokenMetadata,
     window: int | None = None,
-) -> tuple[jax.Array, Entries]:
+) -> tuple[jax.Array, KVCache]:
     layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, Entries] = layer.decode(x, cache, where, window=window)
+    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, where, window=window)
     return result
 
 
@@ -68,9 +68,11 @@ def inputs(batch: int = 2, tokens: int = T, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((batch, tokens, 12)).astype(np.float32)
 
 
-def at(batch: int = 2, start: int = 0, stop: int = T) -> Where:
+def at(batch: int = 2, start: int = 0, stop: int = T) -> TokenMetadata:
     """Tokens of consecutive positions."""
-    return Where(jax.device_put(np.tile(np.arange(start, stop, dtype=np.int32), (batch, 1))))
+    return TokenMetadata(
+        jax.device_put(np.tile(np.arange(start, stop, dtype=np.int32), (batch, 1)))
+    )
 
 
 def turned(x: np.ndarray, base: float) -> np.ndarray:
@@ -175,7 +177,7 @@ def test_is_causal() -> None:
 def test_documents_do_not_see_each_other() -> None:
     params, x = jax.device_put((make_params(TINY), inputs()))
     ids = np.repeat(np.array([[1, 2], [7, 3]], np.int32), 5, axis=1)
-    where = Where(*jax.device_put((np.arange(T, dtype=np.int32)[None] % 5, ids)))
+    where = TokenMetadata(*jax.device_put((np.arange(T, dtype=np.int32)[None] % 5, ids)))
     packed, _ = apply(TINY, params, x, where)
     second = jax.device_put((jax.device_get(x)[:, 5:], at(1, 0, 5)))
     alone, _ = apply(TINY, params, *second)

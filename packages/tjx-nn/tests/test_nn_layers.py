@@ -11,12 +11,12 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU, Where
-from tjx_nn.activations import gelu_erf, gelu_tanh
+from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU, TokenMetadata
 from tjx_nn.functional import Params
-from tjx_nn.layout import ONE_DEVICE
-from tjx_nn.matmul import Kept, add_bias, expert_matmul, matmul
-from tjx_nn.norms import _normalise
+from tjx_nn.layers.activations import gelu_erf, gelu_tanh
+from tjx_nn.layers.matmul import ParamSharding, add_bias, expert_matmul, matmul
+from tjx_nn.layers.norms import _normalise
+from tjx_nn.layout import SINGLE_DEVICE
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -109,7 +109,7 @@ def test_gelu_and_its_derivative(ours: Function, approximate: bool) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
 def test_gradients_of_linear_layers_against_finite_differences(shape: tuple[int, int]) -> None:
-    kept = Kept(ONE_DEVICE, (None, None))
+    kept = ParamSharding(SINGLE_DEVICE, (None, None))
 
     with jax.transfer_guard("allow"):
         for function, arguments in (
@@ -121,7 +121,7 @@ def test_gradients_of_linear_layers_against_finite_differences(shape: tuple[int,
 
 
 def test_gradients_of_weights_are_summed_in_float32_whatever_the_computation() -> None:
-    kept = Kept(ONE_DEVICE, (None, None))
+    kept = ParamSharding(SINGLE_DEVICE, (None, None))
     x, dy = normal(4096, 8), normal(4096, 8, seed=1)
 
     def gradient(x: jax.Array, w: jax.Array, dy: jax.Array) -> jax.Array:
@@ -173,7 +173,7 @@ def test_grouped_queries_equal_repeated_keys_and_values() -> None:
         biases = {"bias": jnp.zeros(16)}
         whole = {name: kernel | biases for name, kernel in repeated.items()}
         ungrouped = nnx.merge(nnx.graphdef(full), shared | whole)
-        where = Where(jnp.arange(7)[None])
+        where = TokenMetadata(jnp.arange(7)[None])
         return nnx.merge(nnx.graphdef(grouped), shared)(x, where)[0], ungrouped(x, where)[0]
 
     found, expected = jax.device_get(outputs(shared, jax.device_put(normal(2, 7, 16))))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import RopeConfig, apply_rope
-from tjx_nn.rope import alibi_slopes, rope_frequencies, sinusoids
+from tjx_nn.layers.position_encoding import alibi_slopes, rope_frequencies, sinusoids
 
 
 def turned(x: list[float], position: int, rope: RopeConfig) -> np.ndarray:

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn.sampling import (
-    Options,
-    choose,
+from tjx_nn.generation.sampling import (
+    SamplingOptions,
+    apply_repetition_penalty,
+    check_sampling,
     log_probs_of,
     make_sampling,
-    penalise,
     probabilities,
-    wrong_sampling,
+    sample_tokens,
 )
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (5, 23)).astype(np.float32)
@@ -28,7 +28,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def found(logits: np.ndarray = LOGITS, **options: Any) -> np.ndarray:
     given: Any = {"temperature": 1.0, "key": None, "seeds": np.arange(len(logits)), **options}
-    assert not wrong_sampling(logits.shape[1], len(logits), given)
+    assert not check_sampling(logits.shape[1], len(logits), given)
     sampling = make_sampling(len(logits), given)
     return np.asarray(jax.jit(probabilities)(*jax.device_put((logits, sampling))))
 
@@ -103,20 +103,20 @@ def test_the_penalty_makes_tokens_less_likely_whatever_their_sign() -> None:
     logits = np.array([[2.0, -2.0, 1.0, -1.0]], np.float32)
     seen = np.array([[True, True, False, False]])
     penalty = np.float32(4)
-    lower = jax.jit(penalise)(*jax.device_put((logits, seen, penalty)))
+    lower = jax.jit(apply_repetition_penalty)(*jax.device_put((logits, seen, penalty)))
     np.testing.assert_array_equal(np.asarray(lower), [[0.5, -8.0, 1.0, -1.0]])
 
 
 def test_draws_follow_the_distribution_and_greedy_takes_the_likeliest() -> None:
     rows = 20_000
     many = np.broadcast_to(LOGITS[:1], (rows, 23))
-    options: Options = {"temperature": 0.8, "top_p": 0.95, "seeds": np.arange(rows) - 7}
+    options: SamplingOptions = {"temperature": 0.8, "top_p": 0.95, "seeds": np.arange(rows) - 7}
     sampling = make_sampling(rows, options)
-    drawn = np.asarray(jax.jit(choose)(*jax.device_put((many, sampling, np.int32(3)))))
+    drawn = np.asarray(jax.jit(sample_tokens)(*jax.device_put((many, sampling, np.int32(3)))))
     share = np.bincount(drawn, minlength=23) / rows
     expected = found(LOGITS[:1], temperature=0.8, top_p=0.95)[0]
     assert np.all(np.abs(share - expected) <= 5 * np.sqrt(expected / rows))
-    greedy = jax.jit(choose)(*jax.device_put((LOGITS, make_sampling(5, {}), np.int32(0))))
+    greedy = jax.jit(sample_tokens)(*jax.device_put((LOGITS, make_sampling(5, {}), np.int32(0))))
     np.testing.assert_array_equal(np.asarray(greedy), LOGITS.argmax(1))
 
 
@@ -128,11 +128,11 @@ def test_log_probabilities_are_those_of_the_softmax() -> None:
 
 
 def test_everything_wrong_is_said() -> None:
-    options: Options = {
+    options: SamplingOptions = {
         "temperature": -1.0, "top_k": 24, "top_p": 0.0, "min_p": 1.5, "repetition_penalty": 0.0,
         "seeds": np.array([1, 2**32]),
     }  # fmt: skip
-    problems = wrong_sampling(23, 3, options)
+    problems = check_sampling(23, 3, options)
     names = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seeds"]
     assert [problem.split()[0] for problem in problems] == names
-    assert "key and seeds are None" in wrong_sampling(23, 3, {"temperature": 1.0})[0]
+    assert "key and seeds are None" in check_sampling(23, 3, {"temperature": 1.0})[0]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, SlotDecoder, generate
+from tjx_nn import ContinuousBatcher, GPTConfig, generate
 from tjx_nn.functional import Params
 
 NEW = 6
@@ -61,7 +61,7 @@ def alone(config: GPTConfig, params: Params, row: int) -> tuple[list[int], list[
 
 def together(config: GPTConfig, params: Params) -> dict[int, list[Any]]:
     """Let all sequences through three slots; they join and leave at different steps."""
-    decoder = SlotDecoder(config, params, slots=3, max_len=40)
+    decoder = ContinuousBatcher(config, params, slots=3, max_len=40)
     waiting = list(range(len(PROMPTS)))
     inside: dict[int, int] = {}
     made: dict[int, list[Any]] = {}
@@ -93,17 +93,15 @@ def test_who_shares_the_batch_changes_nothing(config: GPTConfig, params: Params)
                 [each.log_prob for each in found[row]], log_probs, atol=1e-5, rtol=1e-5
             )
             for each in found[row]:
-                assert (np.diff(each.likeliest_log_probs) <= 0).all()
-                if each.token in each.likeliest:
-                    place = each.likeliest.tolist().index(each.token)
-                    np.testing.assert_allclose(
-                        each.likeliest_log_probs[place], each.log_prob, atol=1e-6
-                    )
+                assert (np.diff(each.top_log_probs) <= 0).all()
+                if each.token in each.top_tokens:
+                    place = each.top_tokens.tolist().index(each.token)
+                    np.testing.assert_allclose(each.top_log_probs[place], each.log_prob, atol=1e-6)
     assert len({tuple(int(each.token) for each in row) for row in found.values()}) > 4
 
 
 def test_one_program_steps_whatever_is_in_the_slots(config: GPTConfig, params: Params) -> None:
-    decoder = SlotDecoder(config, params, slots=3, max_len=40)  # compiled by the test before
+    decoder = ContinuousBatcher(config, params, slots=3, max_len=40)  # compiled by the test before
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
@@ -116,13 +114,13 @@ def test_one_program_steps_whatever_is_in_the_slots(config: GPTConfig, params: P
 
 
 def test_a_sequence_may_fill_its_slot_and_no_more(config: GPTConfig, params: Params) -> None:
-    decoder = SlotDecoder(config, params, slots=3, max_len=40)
+    decoder = ContinuousBatcher(config, params, slots=3, max_len=40)
     with pytest.raises(ValueError, match="a slot has room for 40") as error:
         decoder.join(0, [1] * 38, max_new_tokens=3, temperature=-1.0, top_k=0, seed=2**40)
     for part in ("temperature is -1.0", "top_k is 0", "seed is 1099511627776"):
         assert part in str(error.value)
     decoder.join(0, [1] * 37, max_new_tokens=3)
     with pytest.raises(ValueError, match="slots is 0"):
-        SlotDecoder(config, params, slots=0)
+        ContinuousBatcher(config, params, slots=0)
     with pytest.raises(ValueError, match="max_len is 65: give 1 to max_seq_len, 64"):
-        SlotDecoder(config, params, slots=1, max_len=65)
+        ContinuousBatcher(config, params, slots=1, max_len=65)

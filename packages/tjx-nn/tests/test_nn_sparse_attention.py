@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tjx_nn import GPTConfig, LatentConfig, RopeConfig, SparseConfig, sparse_attention
-from tjx_nn.attention import Entries, Measures, Where
-from tjx_nn.block import make_attention
+from tjx_nn import GPTConfig, LatentConfig, RopeConfig, SparseConfig
+from tjx_nn.attention import sparse as sparse_attention
+from tjx_nn.attention.mha import AuxLosses, KVCache, TokenMetadata
 from tjx_nn.functional import Params
+from tjx_nn.layers.block import make_attention
 
 T = 10
 PICKY = SparseConfig(top_k=3, n_head=2, head_dim=4)
@@ -51,14 +52,14 @@ def apply(
     config: GPTConfig,
     params: Params,
     x: jax.Array,
-    where: Where,
+    where: TokenMetadata,
     window: int | None = None,
     chunk: int = 128,
-) -> tuple[jax.Array, Entries, Measures]:
+) -> tuple[jax.Array, KVCache, AuxLosses]:
     layer = nnx.merge(abstract(config)[0], params)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_attention, "CHUNK", chunk)
-        result: tuple[jax.Array, Entries, Measures] = layer(x, where, window=window)
+        result: tuple[jax.Array, KVCache, AuxLosses] = layer(x, where, window=window)
     return result
 
 
@@ -67,12 +68,12 @@ def decode(
     config: GPTConfig,
     params: Params,
     x: jax.Array,
-    cache: Entries,
-    where: Where,
+    cache: KVCache,
+    where: TokenMetadata,
     window: int | None = None,
-) -> tuple[jax.Array, Entries]:
+) -> tuple[jax.Array, KVCache]:
     layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, Entries] = layer.decode(x, cache, where, window=window)
+    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, where, window=window)
     return result
 
 
@@ -80,16 +81,18 @@ def inputs(batch: int = 2, tokens: int = T, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((batch, tokens, 16)).astype(np.float32)
 
 
-def at(batch: int = 2, start: int = 0, stop: int = T) -> Where:
+def at(batch: int = 2, start: int = 0, stop: int = T) -> TokenMetadata:
     """Tokens of consecutive positions."""
-    return Where(jax.device_put(np.tile(np.arange(start, stop, dtype=np.int32), (batch, 1))))
+    return TokenMetadata(
+        jax.device_put(np.tile(np.arange(start, stop, dtype=np.int32), (batch, 1)))
+    )
 
 
-def documents() -> Where:
+def documents() -> TokenMetadata:
     """Two rows of two documents each, of different lengths; padding could be taken for one."""
     ids = np.array([[0] * 6 + [2] * 4, [5] * 3 + [4] * 7], np.int32)
     starts = np.array([[*range(6), *range(4)], [*range(3), *range(7)]], np.int32)
-    return Where(*jax.device_put((starts, ids)))
+    return TokenMetadata(*jax.device_put((starts, ids)))
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -129,9 +132,9 @@ def oracle(
         index_w = x @ i["weight"]["kernel"]
         for t in range(len(x)):
             seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t] and t - s < (window or T)]
-            worth = {s: index_w[t] @ np.maximum(index_q[t] @ index_k[s], 0) for s in seen}
+            index_scores = {s: index_w[t] @ np.maximum(index_q[t] @ index_k[s], 0) for s in seen}
             # Python's sort is stable: the first of equals.
-            picked = sorted(seen, key=lambda s: -worth[s])[: sparse.top_k]
+            picked = sorted(seen, key=lambda s: -index_scores[s])[: sparse.top_k]
             total, heads = np.zeros(len(picked)), []
             for head in range(n):
                 s = keys[picked, head // (n // k)] @ q[t, head] / np.sqrt(h)
@@ -141,7 +144,7 @@ def oracle(
                 total += weights / n
                 heads.append(weights @ values[picked, head // (n // k)])
             outs[b, t] = np.concatenate(heads) @ p["out"]["kernel"] + p["out"]["bias"]
-            guess = softmax(np.array([worth[s] for s in picked]))
+            guess = softmax(np.array([index_scores[s] for s in picked]))
             losses.append((total * np.log(total / guess)).sum())
     return outs, float(np.mean(losses))
 
@@ -150,21 +153,26 @@ def oracle(
 def test_few_keys_are_those_that_the_oracle_picks(window: int | None) -> None:
     params, x, where = make_params(RICH), inputs(), documents()
     placed = jax.device_put((params, x, where))
-    out, _, measures = jax.device_get(apply(RICH, *placed, window=window))
+    out, _, aux_losses = jax.device_get(apply(RICH, *placed, window=window))
     expected, loss = oracle(RICH, params, x, np.asarray(where.segment_ids), window)
     np.testing.assert_allclose(out, expected, atol=2e-5)
-    np.testing.assert_allclose(measures["indexer_loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(aux_losses["indexer_loss"], loss, rtol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def gradients(
-    config: GPTConfig, params: Params, x: jax.Array, where: Where, window: int | None, chunk: int
+    config: GPTConfig,
+    params: Params,
+    x: jax.Array,
+    where: TokenMetadata,
+    window: int | None,
+    chunk: int,
 ) -> Any:
     """Output and loss, and the gradients of each to parameters and input."""
 
     def both(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out, _, measures = apply(config, params, x, where, window=window, chunk=chunk)
-        return out, measures.get("indexer_loss", jnp.zeros((), jnp.float32))
+        out, _, aux_losses = apply(config, params, x, where, window=window, chunk=chunk)
+        return out, aux_losses.get("indexer_loss", jnp.zeros((), jnp.float32))
 
     (out, loss), pullback = jax.vjp(both, params, x)
     of_out, of_loss = pullback((out, 0 * loss)), pullback((0 * out, jnp.ones_like(loss)))
@@ -220,8 +228,8 @@ def test_indexer_loss_falls_when_it_is_followed() -> None:
     @jax.jit
     def step(indexer: Params) -> Any:
         def loss(indexer: Params) -> jax.Array:
-            measures = apply(TINY, params | {"indexer": indexer}, x, where)[2]
-            value: jax.Array = measures["indexer_loss"]
+            aux_losses = apply(TINY, params | {"indexer": indexer}, x, where)[2]
+            value: jax.Array = aux_losses["indexer_loss"]
             return value
 
         value, gradient = jax.value_and_grad(loss)(indexer)
@@ -261,10 +269,10 @@ def test_decoding_one_token_and_several_equals_the_full_pass(
 
 def test_no_tokens_and_large_inputs() -> None:
     params = jax.device_put(make_params(TINY))
-    out, _, measures = apply(TINY, params, *jax.device_put((inputs(2, 0), at(2, 0, 0))))
+    out, _, aux_losses = apply(TINY, params, *jax.device_put((inputs(2, 0), at(2, 0, 0))))
     assert out.shape == (2, 0, 16)
-    assert jax.device_get(measures["indexer_loss"]) == 0
+    assert jax.device_get(aux_losses["indexer_loss"]) == 0
     large = jax.device_put((100 * inputs(), at()))
-    out, _, measures = jax.device_get(apply(TINY, params, *large))
+    out, _, aux_losses = jax.device_get(apply(TINY, params, *large))
     assert np.isfinite(out).all()
-    assert np.isfinite(measures["indexer_loss"])
+    assert np.isfinite(aux_losses["indexer_loss"])

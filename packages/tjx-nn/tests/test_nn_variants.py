@@ -19,8 +19,8 @@ from tjx_nn import (
     bind,
     generate,
 )
+from tjx_nn.config_reference import config_table
 from tjx_nn.functional import Params
-from tjx_nn.options import options_table
 
 SIZES: dict[str, Any] = {
     "vocab_size": 29, "max_seq_len": 32, "n_layer": 2, "n_head": 4, "d_model": 16,
@@ -157,4 +157,4 @@ def test_every_choice_is_among_the_variants() -> None:
 
 def test_the_readme_has_the_table_of_all_choices() -> None:
     readme = Path(__file__).parents[1] / "README.md"
-    assert options_table() in readme.read_text(encoding="utf-8")
+    assert config_table() in readme.read_text(encoding="utf-8")

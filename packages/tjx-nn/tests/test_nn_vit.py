@@ -9,7 +9,7 @@ import pytest
 
 from tjx_nn import ViTConfig, bind, count_params, flops_per_token, init, logical_axes
 from tjx_nn.functional import Params
-from tjx_nn.vit import patches
+from tjx_nn.models.vit import patches
 
 Run = Callable[..., np.ndarray]
 Descend = Callable[..., list[float]]

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_nn import GPTConfig, generate
 from tjx_nn.functional import Params
-from tjx_nn.weights import make_weights
+from tjx_nn.generation.decode_weights import make_decode_weights
 
 Make = Callable[..., Params]
 
@@ -25,7 +25,7 @@ def _continue(config: GPTConfig, params: Params) -> np.ndarray:
 def test_blocks_are_views_on_a_cpu(tiny: GPTConfig, make: Make) -> None:
     params = make(tiny)
     stack = params["blocks"]["mlp"]["up"]["kernel"]
-    blocks = make_weights(tiny, params).blocks
+    blocks = make_decode_weights(tiny, params).blocks
     starts = [block.mlp.up.kernel[...].unsafe_buffer_pointer() for block in blocks]
     size = stack.nbytes // tiny.n_layer
     assert starts == [stack.unsafe_buffer_pointer() + i * size for i in range(tiny.n_layer)]
@@ -33,7 +33,7 @@ def test_blocks_are_views_on_a_cpu(tiny: GPTConfig, make: Make) -> None:
 
 def test_views_outlive_the_donation_of_the_parameters(tiny: GPTConfig, make: Make) -> None:
     params = make(tiny)
-    blocks = make_weights(tiny, params).blocks
+    blocks = make_decode_weights(tiny, params).blocks
     before = jax.device_get(params)
     zeroed = jax.jit(lambda p: jax.tree.map(lambda x: x * 0, p), donate_argnums=0)(params)
     jax.device_get(zeroed)
@@ -55,7 +55,7 @@ def test_tokens_do_not_depend_on_where_the_parameters_lie(tiny: GPTConfig, make:
 def test_matrices_are_cast_once_and_norms_stay(tiny: GPTConfig, make: Make) -> None:
     config = replace(tiny, dtype="bfloat16")
     params = make(tiny)
-    for i, block in enumerate(make_weights(config, params).blocks):
+    for i, block in enumerate(make_decode_weights(config, params).blocks):
         assert block.attention.query.kernel[...].dtype == "bfloat16"
         assert block.ln_1.scale[...].dtype == "float32"
         scale = jax.device_get(block.ln_1.scale[...])

@@ -17,11 +17,11 @@ from tjx_optim import (
     OptimizerConfig,
     accumulate_gradients,
     global_norm,
-    initial_guard,
+    init_guard,
     is_finite,
-    keep_unless,
     make_optimizer,
-    next_guard,
+    select_finite,
+    update_guard,
 )
 
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=0.1))
@@ -39,7 +39,7 @@ def step(params: Any, state: Any, microbatches: Any) -> Any:
     updates, new_state = OPTIMIZER.update(out.gradients, state, params)
     finite = is_finite((out.loss, global_norm(out.gradients)))
     new = (optax.apply_updates(params, updates), new_state)
-    return keep_unless(finite, new, (params, state)), finite
+    return select_finite(finite, new, (params, state)), finite
 
 
 def start() -> Any:
@@ -82,10 +82,10 @@ def guard_after(finite: Any, scales_loss: bool) -> Any:
     """Return the guard after each of some steps, of which `finite` tells."""
 
     def advance(guard: Any, finite: Any) -> Any:
-        guard = next_guard(guard, finite, CONFIG, scales_loss=scales_loss)
+        guard = update_guard(guard, finite, CONFIG, scales_loss=scales_loss)
         return guard, guard
 
-    return jax.lax.scan(advance, initial_guard(CONFIG, scales_loss=scales_loss), finite)[1]
+    return jax.lax.scan(advance, init_guard(CONFIG, scales_loss=scales_loss), finite)[1]
 
 
 @settings(max_examples=30, deadline=None)

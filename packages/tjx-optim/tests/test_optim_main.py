@@ -11,7 +11,7 @@ from PIL import Image
 
 from tjx_optim import ScheduleConfig, learning_rates
 from tjx_optim.main import main
-from tjx_optim.schedule_picture import draw_schedules
+from tjx_optim.schedule_plot import plot_schedules
 
 WSD = ["schedule", "--name", "wsd", "--warmup_steps", "100", "--max_steps", "1000"]
 
@@ -98,7 +98,7 @@ def test_a_jump_is_drawn_upright_however_long_the_run(tmp_path: Path) -> None:
     # Not every one of 10^7 steps is drawn.
     config = ScheduleConfig(name="piecewise", boundaries=(5_000_003,), factors=(0.0,))
     run: Any = {"learning_rate": 1.0, "max_steps": 10**7}
-    draw_schedules({"jump": config}, tmp_path / "jump.png", **run)
+    plot_schedules({"jump": config}, tmp_path / "jump.png", **run)
     blue = (np.abs(pixels(tmp_path / "jump.png") - np.array([0, 114, 178])[None, None, :])).sum(-1)
     columns = np.flatnonzero((blue < 12).sum(axis=0) > 200)  # those that hold a long upright line
     assert 1 <= len(columns) <= 8
@@ -170,7 +170,7 @@ def test_a_picture_holds_so_many_schedules(tmp_path: Path) -> None:
     run: Any = {"learning_rate": 1.0, "max_steps": 10}
     for count in (0, 8):
         with pytest.raises(ValueError, match=f"{count} schedules: a picture shows 1 to 7"):
-            draw_schedules(
+            plot_schedules(
                 {str(number): ScheduleConfig() for number in range(count)},
                 tmp_path / "a.png",
                 **run,

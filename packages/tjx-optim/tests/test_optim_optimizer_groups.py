@@ -20,7 +20,7 @@ from optimizer_problem import (
 from optimizer_reference import Textbook, split
 
 from tjx_optim import OptimizerConfig, make_optimizer
-from tjx_optim.groups import parse_group
+from tjx_optim.param_groups import parse_group
 
 GROUPS = (
     "blocks/experts/*: learning_rate_scale=0.5 weight_decay=0",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_optim import decay_mask, path_strings
-from tjx_optim.paths import is_hidden_kernel
+from tjx_optim.param_paths import is_hidden_matrix
 
 KINDS = {
     "kernel": True,
@@ -71,4 +71,4 @@ def test_paths_name_dicts_and_sequences() -> None:
     ],
 )
 def test_matrices_of_hidden_layers_are_told_from_their_paths(path: str, is_hidden: bool) -> None:
-    assert is_hidden_kernel(path) is is_hidden
+    assert is_hidden_matrix(path) is is_hidden

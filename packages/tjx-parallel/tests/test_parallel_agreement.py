@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tjx_parallel import Agreement, meet
+from tjx_parallel import Consensus, barrier
 
 VOTE = """
 import sys
@@ -60,10 +60,10 @@ def test_all_hear_the_largest_wish_one_tick_late() -> None:
 
 
 def test_one_process_hears_itself_at_once() -> None:
-    agreement = Agreement(2)
-    assert [agreement.cast((0, 1)), agreement.cast((15, 0))] == [(0, 1), (15, 0)]
+    agreement = Consensus(2)
+    assert [agreement.vote((0, 1)), agreement.vote((15, 0))] == [(0, 1), (15, 0)]
     with pytest.raises(ValueError, match="a vote of 1 numbers: must have 2"):
-        agreement.cast((1,))
+        agreement.vote((1,))
     with pytest.raises(ValueError, match="at least 1 number"):
-        Agreement(0)
-    meet("nobody else")
+        Consensus(0)
+    barrier("nobody else")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tjx_parallel.hlo import Collective, collectives
+from tjx_parallel.planning.collectives import Collective, collectives
 
 P: Any = PartitionSpec  # JAX declares it without types
 SHAPE = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tjx_parallel.pipeline import pipeline_gradients
-from tjx_parallel.pipeline_schedule import Schedule, Work, make_schedule
+from tjx_parallel.pipeline.gradients import pipeline_gradients
+from tjx_parallel.pipeline.schedule import PipelineSchedule, Work, make_pipeline_schedule
 
 P: Any = PartitionSpec  # JAX gives no types
 shaped: Any = jax.ShapeDtypeStruct
@@ -26,11 +26,11 @@ L, D, F, V, M, B, T = 24, 16, 32, 32, 12, 4, 8
 KINDS = ("gpipe", "1f1b", "interleaved_1f1b")
 
 
-def schedules(kind: str) -> list[Schedule]:
+def schedules(kind: str) -> list[PipelineSchedule]:
     """Return schedules of a kind with few and many microbatches, multiples of stages and not."""
     several = kind == "interleaved_1f1b"
     return [
-        make_schedule(kind, stages, groups * stages + more, chunks)
+        make_pipeline_schedule(kind, stages, groups * stages + more, chunks)
         for stages in (1, 2, 3, 5)
         for groups in (1, 2, 6)
         for more in ((0,) if several else (0, 1))
@@ -38,7 +38,7 @@ def schedules(kind: str) -> list[Schedule]:
     ]
 
 
-def passes(schedule: Schedule, work: Work) -> dict[tuple[int, int], tuple[int, int, int]]:
+def passes(schedule: PipelineSchedule, work: Work) -> dict[tuple[int, int], tuple[int, int, int]]:
     """Return (part of the model, microbatch) -> (tick, stage, slot) of each pass."""
     found = {}
     for tick, stage in np.argwhere(work.runs):
@@ -116,7 +116,7 @@ def test_phases_leave_out_no_work_and_have_no_other(kind: str) -> None:
 )
 def test_a_wrong_schedule_is_told_with_its_numbers(arguments: Any, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are checked below
-        make_schedule(*arguments)
+        make_pipeline_schedule(*arguments)
     assert all(word in str(caught.value) for word in words)
 
 
@@ -201,7 +201,7 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
 BATCH_SPECS = {"tokens": P(None, "data"), "labels": P(None, "data"), "key": P()}
 
 
-def pipeline(mesh: Mesh, schedule: Schedule, split_tokens: bool = True) -> Any:
+def pipeline(mesh: Mesh, schedule: PipelineSchedule, split_tokens: bool = True) -> Any:
     """Return the compiled (outer, layers, microbatches) -> (gradients, sums)."""
     run = partial(
         pipeline_gradients,
@@ -258,7 +258,7 @@ def plain() -> Any:
 def test_every_schedule_gives_the_gradients_of_the_plain_loss(
     plain: Any, sizes: tuple[int, int, int], kind: str, chunks: int, split_tokens: bool
 ) -> None:
-    mesh, schedule = mesh_of(*sizes), make_schedule(kind, sizes[0], M, chunks)
+    mesh, schedule = mesh_of(*sizes), make_pipeline_schedule(kind, sizes[0], M, chunks)
     step = pipeline(mesh, schedule, split_tokens).compile()
     arrays = jax.device_put((*parameters(), batch()), shardings(mesh, (*SPECS, BATCH_SPECS)))
     gradients, found = jax.device_get(step(*arrays))
@@ -285,7 +285,7 @@ def test_every_schedule_gives_the_gradients_of_the_plain_loss(
 
 def test_memory_of_1f1b_does_not_grow_with_microbatches() -> None:
     def temporaries(kind: str, count: int) -> int:
-        step = pipeline(mesh_of(2), make_schedule(kind, 2, count)).compile()
+        step = pipeline(mesh_of(2), make_pipeline_schedule(kind, 2, count)).compile()
         return int(step.memory_analysis().temp_size_in_bytes)
 
     assert temporaries("1f1b", 4) == pytest.approx(temporaries("1f1b", 64), rel=0.02)
@@ -293,7 +293,9 @@ def test_memory_of_1f1b_does_not_grow_with_microbatches() -> None:
     assert temporaries("gpipe", 64) - temporaries("gpipe", 4) == pytest.approx(inputs, rel=0.1)
 
 
-def abstract(mesh: Mesh, schedule: Schedule, *, finish: Any = None, params: Any = None) -> Any:
+def abstract(
+    mesh: Mesh, schedule: PipelineSchedule, *, finish: Any = None, params: Any = None
+) -> Any:
     """Return the shapes of what the pipeline returns."""
     begin, run_stage, usual = model(free)
     run = partial(pipeline_gradients, begin, run_stage, finish or usual)
@@ -303,24 +305,24 @@ def abstract(mesh: Mesh, schedule: Schedule, *, finish: Any = None, params: Any 
 
 def test_what_does_not_fit_the_schedule_is_told_with_its_numbers() -> None:
     with pytest.raises(ValueError, match="mesh of 2 stages, schedule of 3"):
-        abstract(mesh_of(2), make_schedule("1f1b", 3, M))
+        abstract(mesh_of(2), make_pipeline_schedule("1f1b", 3, M))
     with pytest.raises(ValueError, match=r"\{12\} microbatches, schedule of 8"):
-        abstract(mesh_of(2), make_schedule("1f1b", 2, 8))
+        abstract(mesh_of(2), make_pipeline_schedule("1f1b", 2, 8))
     with pytest.raises(ValueError, match="24 layers do not divide by 5 stages"):
-        abstract(mesh_of(5), make_schedule("1f1b", 5, M))
+        abstract(mesh_of(5), make_pipeline_schedule("1f1b", 5, M))
     with pytest.raises(ValueError, match="8 tokens on a device do not divide by 3 stages"):
-        abstract(mesh_of(3), make_schedule("1f1b", 3, M))
+        abstract(mesh_of(3), make_pipeline_schedule("1f1b", 3, M))
 
     def same_name(*arguments: Any) -> Any:
         loss, (count, _) = model(free)[2](*arguments)
         return loss, (count, {"activity": loss})
 
     with pytest.raises(ValueError, match="both return activity"):
-        abstract(mesh_of(2), make_schedule("1f1b", 2, M), finish=same_name)
+        abstract(mesh_of(2), make_pipeline_schedule("1f1b", 2, M), finish=same_name)
 
 
 def test_gradients_are_float32_where_parameters_are_narrower() -> None:
     narrow = jax.tree.map(lambda a: shaped(a.shape, jnp.bfloat16), parameters())
-    schedule = make_schedule("1f1b", 2, M)
+    schedule = make_pipeline_schedule("1f1b", 2, M)
     gradients, _ = abstract(mesh_of(2), schedule, params=narrow)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}

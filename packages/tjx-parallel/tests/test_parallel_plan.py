@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tjx_parallel.chips import CHIPS, find_chip
-from tjx_parallel.hlo import Collective
-from tjx_parallel.planning import ComputeTime, Plan, Step, plan, scaled
+from tjx_parallel.planning.chips import CHIPS, find_chip
+from tjx_parallel.planning.collectives import Collective
+from tjx_parallel.planning.step_time import ComputeTime, Plan, StepProfile, plan, scale_step
 
 ONE = {"stage": 1, "data": 1, "fsdp": 1, "context": 1, "expert": 1, "tensor": 1}
 GIB = 2**30
@@ -14,10 +14,10 @@ MEDIUM = 354_823_168  # parameters of GPT-2 medium
 H100 = CHIPS["h100"]
 
 
-def step_of(parameters: int, *, temporaries: int = 0, **sizes: int) -> Step:
+def step_of(parameters: int, *, temporaries: int = 0, **sizes: int) -> StepProfile:
     """Return a step in which Adam keeps two numbers for each parameter, in 256 rows of 1,024."""
     parts = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
-    return Step(
+    return StepProfile(
         mesh_shape={**ONE, **sizes},
         parameters=4 * parameters // parts,
         optimizer=8 * parameters // parts,
@@ -146,8 +146,8 @@ def test_known_cases(
     assert found.fits is fits
 
 
-def on(step: Step, devices: int, *, strong: bool) -> Plan:
-    other = scaled(step, devices, strong=strong)
+def on(step: StepProfile, devices: int, *, strong: bool) -> Plan:
+    other = scale_step(step, devices, strong=strong)
     assert other is not None
     return plan(other, H100)
 
@@ -167,7 +167,7 @@ def test_one_device_exchanges_nothing_and_more_have_the_gradients_of_data() -> N
     assert weak.compute > 7 * strong_one.compute
     assert weak.efficiency[0] > strong_one.efficiency[0]
     assert (weak.step.sequences, strong_one.step.sequences) == (2048, 256)
-    assert scaled(planned, 512, strong=True) is None  # fewer sequences than devices
+    assert scale_step(planned, 512, strong=True) is None  # fewer sequences than devices
 
 
 def test_fewer_devices_than_planned_hold_more_of_the_state() -> None:

@@ -188,7 +188,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     def ask(*arguments: Any, **options: Any) -> None:
         raise Asked(arguments, options)
 
-    monkeypatch.setattr("tjx_parallel.processes.wait_for_all", lambda *_, **__: None)
+    monkeypatch.setattr("tjx_parallel.multiprocess.startup.wait_for_all", lambda *_, **__: None)
     monkeypatch.setattr("jax.distributed.initialize", ask)
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: False)
     for name in os.environ:

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tjx_parallel.rendezvous import wait_for_all
+from tjx_parallel.multiprocess.rendezvous import wait_for_all
 
 
-def meet(count: int, index: int, address: str, timeout_s: float = 20.0) -> str:
+def barrier(count: int, index: int, address: str, timeout_s: float = 20.0) -> str:
     """Return what a process is told; "" if all came."""
     try:
         wait_for_all(address, address, count=count, index=index, timeout_s=timeout_s)
@@ -28,7 +28,7 @@ def address() -> str:
 def test_all_that_come_go_on_and_strangers_do_not_count(address: str) -> None:
     host, port = address.split(":")
     with ThreadPoolExecutor(4) as pool:
-        zero = pool.submit(meet, 3, 0, address)
+        zero = pool.submit(barrier, 3, 0, address)
         while True:
             try:
                 with socket.create_connection((host, int(port)), timeout=5) as stranger:
@@ -36,36 +36,36 @@ def test_all_that_come_go_on_and_strangers_do_not_count(address: str) -> None:
                 break
             except ConnectionRefusedError:
                 continue
-        others = [pool.submit(meet, 3, index, address) for index in (1, 2)]
+        others = [pool.submit(barrier, 3, index, address) for index in (1, 2)]
         assert [done.result() for done in (zero, *others)] == ["", "", ""]
 
 
 def test_a_process_that_does_not_come_is_named_to_all(address: str) -> None:
     with ThreadPoolExecutor(2) as pool:
-        zero, one = (pool.submit(meet, 3, index, address, 1.0) for index in (0, 1))
+        zero, one = (pool.submit(barrier, 3, index, address, 1.0) for index in (0, 1))
     assert zero.result() == one.result()
     assert re.search(r"got 2 of 3 processes within 1 seconds .*process_id 2,", zero.result())
 
 
 def test_process_0_that_does_not_come_is_told(address: str) -> None:
-    assert re.search("did not answer within 0.5 seconds .*refused", meet(2, 1, address, 0.5))
+    assert re.search("did not answer within 0.5 seconds .*refused", barrier(2, 1, address, 0.5))
 
 
 def test_a_port_that_is_taken_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        told = meet(2, 0, f"127.0.0.1:{taken.getsockname()[1]}")
+        told = barrier(2, 0, f"127.0.0.1:{taken.getsockname()[1]}")
     assert "another program listens on this port" in told
-    assert "give an address of this machine" in meet(2, 0, "192.0.2.1:1234")
+    assert "give an address of this machine" in barrier(2, 0, "192.0.2.1:1234")
 
 
 def test_one_number_for_two_and_different_counts_are_told(address: str) -> None:
     with ThreadPoolExecutor(3) as pool:
-        told = [done.result() for done in [pool.submit(meet, 4, n, address) for n in (0, 1, 1)]]
+        told = [done.result() for done in [pool.submit(barrier, 4, n, address) for n in (0, 1, 1)]]
     assert all("got 1 for two processes" in text for text in told)
 
 
 def test_different_counts_are_told(address: str) -> None:
     with ThreadPoolExecutor(2) as pool:
-        zero, one = pool.submit(meet, 3, 0, address), pool.submit(meet, 2, 1, address, 1.0)
+        zero, one = pool.submit(barrier, 3, 0, address), pool.submit(barrier, 2, 1, address, 1.0)
     assert "got 3 in process 0 and 2 in process 1" in zero.result()
     assert one.result() == zero.result()

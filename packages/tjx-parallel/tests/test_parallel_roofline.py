@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tjx_parallel.chips import CHIPS
+from tjx_parallel.planning.chips import CHIPS
 from tjx_parallel.roofline import Assumptions, Estimate, Kernel, assumptions_for, estimate, report
 
 # bf16 products take FLOPs / 1e12 s, traffic bytes / 1e9 s, a launch 0.1 us.

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 import tjx_metrics
 from tjx_kernels import implementations_for
-from tjx_kernels.arguments import Arguments
-from tjx_trainer.tree import leaves
+from tjx_kernels.attention.arguments import Arguments
+from tjx_trainer.config.config_tree import leaves
 
 
 def implementations() -> dict[str, str | None]:

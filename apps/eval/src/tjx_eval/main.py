@@ -9,32 +9,23 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from tjx_ckpt.command.terminal import printable
+from tjx_ckpt.cli.terminal import printable
 from tjx_ckpt.errors import CheckpointError, UnreadableError, advice
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
-from tjx_eval import (
-    attention_command,
-    compare_command,
-    export_command,
-    generate_command,
-    loss_command,
-    nanogpt_sample,
-    serve_command,
-    tasks_command,
-)
-from tjx_eval.command_parser import Parser, did_you_mean
-from tjx_eval.errors import RunError
-from tjx_trainer.config import ConfigError
+from tjx_eval.commands import attention, compare, export, generate, loss, nanogpt, serve, tasks
+from tjx_eval.commands.parser import Parser, did_you_mean
+from tjx_eval.errors import EvalError
+from tjx_trainer.config.run_config import ConfigError
 
 COMMANDS: dict[str, ModuleType] = {
-    "loss": loss_command,
-    "compare": compare_command,
-    "attention": attention_command,
-    "generate": generate_command,
-    "tasks": tasks_command,
-    "export": export_command,
-    "serve": serve_command,
+    "loss": loss,
+    "compare": compare,
+    "attention": attention,
+    "generate": generate,
+    "tasks": tasks,
+    "export": export,
+    "serve": serve,
 }
 
 EXIT_USER_ERROR = 2
@@ -53,11 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(help_text())
         return 0 if words else EXIT_USER_ERROR
     try:
-        if nanogpt_sample.MODE in words:
-            words = nanogpt_sample.translate(words)
+        if nanogpt.MODE in words:
+            words = nanogpt.translate(words)
         command, arguments = read(words)
         code: int = command.run(arguments)
-    except (RunError, ConfigError, CheckpointError, HubError, DataError) as error:
+    except (EvalError, ConfigError, CheckpointError, HubError, DataError) as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in told(error)))
         return EXIT_UNREADABLE if isinstance(error, UnreadableError) else EXIT_USER_ERROR
     except OSError as error:
@@ -79,7 +70,7 @@ def read(words: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
     """
     name, *rest = words
     if name not in COMMANDS:
-        raise RunError(
+        raise EvalError(
             f"{name}: there is no such command{did_you_mean(name, list(COMMANDS))}; "
             f"there are {', '.join(COMMANDS)}"
         )

@@ -1,7 +1,7 @@
 """Several processes that answer one question together; process 0 speaks."""
 
 import tjx_parallel
-from tjx_eval.errors import RunError
+from tjx_eval.errors import EvalError
 
 
 def join_processes() -> None:
@@ -15,4 +15,4 @@ def join_processes() -> None:
     try:
         tjx_parallel.initialize()
     except ValueError as error:
-        raise RunError(str(error)) from error
+        raise EvalError(str(error)) from error

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import NoReturn
 
-from tjx_ckpt.command.terminal import printable
+from tjx_ckpt.cli.terminal import printable
 from tjx_ckpt.errors import (
     AllCheckpointsCorruptError,
     CheckpointError,
@@ -23,13 +23,15 @@ from tjx_ckpt.errors import (
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError
-from tjx_trainer import nanogpt, parameter_table, plan_command, sweep
-from tjx_trainer.command_line import parse, read_words, refusal, refuse
-from tjx_trainer.config import ConfigError
-from tjx_trainer.exit_codes import ExitCode, KernelError, NotFiniteError
-from tjx_trainer.out_of_memory import explain, is_out_of_memory
-from tjx_trainer.supervised import connect, leave_word
-from tjx_trainer.xla_flags import request_determinism, set_flags
+from tjx_trainer.cli.command_line import exit_with_errors, format_errors, parse, parse_args
+from tjx_trainer.cli.nanogpt import translate
+from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.planning import parameter_table, plan_command
+from tjx_trainer.runtime.exit_codes import ExitCode, KernelError, NotFiniteError
+from tjx_trainer.runtime.out_of_memory import explain, is_out_of_memory
+from tjx_trainer.runtime.supervisor_client import connect, send_exit_reason
+from tjx_trainer.runtime.xla_flags import request_determinism, set_flags
+from tjx_trainer.sweep import sweep_command
 
 # What the system says of a disk that is full, worn out, forbidden, or was taken away, and of a
 # machine that has no files or locks left.
@@ -42,7 +44,7 @@ _NOT_WRITTEN = {
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan_command.run,
     "parameters": parameter_table.run,
-    "sweep": sweep.run,
+    "sweep": sweep_command.run,
 }
 
 # The first that fits is taken.
@@ -69,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code, as the table of `tjx_trainer.exit_codes` has it.
+        The exit code, as the table of `tjx_trainer.runtime.exit_codes` has it.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in _COMMANDS:
@@ -78,33 +80,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     connect()
     try:
-        if nanogpt.MODE in words:
+        if translate.MODE in words:
             words = _read_nanogpt(words)
         config = parse(words)
-        asked = read_words(words)
+        asked = parse_args(words)
         if asked.supervise and not (asked.dry_run or asked.eval_only):
-            from tjx_trainer.supervisor import supervise
+            from tjx_trainer.runtime.supervisor import supervise
 
             return supervise(words, config)
         set_flags()
         if config.train.deterministic:
             request_determinism()
         # It brings JAX, which takes seconds to import: a wrong command line is answered before.
-        from tjx_trainer.train import train
+        from tjx_trainer.training.train import train
 
         return train(config, dry_run=asked.dry_run, eval_only=asked.eval_only)
     except ConfigError as error:
-        leave_word(refusal(error))
-        refuse(error)
+        send_exit_reason(format_errors(error))
+        exit_with_errors(error)
     except SystemExit:
         raise
     except BaseException as error:
         code = code_of(error)
         if code is ExitCode.UNEXPECTED:
-            leave_word("".join(traceback.format_exception(error)))
+            send_exit_reason("".join(traceback.format_exception(error)))
             raise
         message = message_of(error)
-        leave_word(message)
+        send_exit_reason(message)
         with suppress(OSError):  # nobody may be left to read it
             sys.stderr.write(printable(message))
         return code
@@ -112,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _read_nanogpt(words: Sequence[str]) -> list[str]:
     """Return a command line of nanoGPT's in the trainer's words; tell what is otherwise here."""
-    translation = nanogpt.translate(words)
-    nanogpt.refuse_missing_device(translation.environment)
+    translation = translate.translate(words)
+    translate.check_device(translation.environment)
     os.environ.update(translation.environment)  # JAX, which is not imported yet, reads it
     sys.stderr.write("".join(f"note           {note}\n" for note in translation.notes))
     return translation.words

@@ -12,5 +12,5 @@ from .errors import SaveError as SaveError
 from .errors import StorageError as StorageError
 from .errors import UnreadableError as UnreadableError
 from .save_report import SaveReport as SaveReport
-from .store.opening import find_holder as find_holder
-from .store.opening import list_steps as list_steps
+from .store.backends import find_writer as find_writer
+from .store.backends import list_steps as list_steps

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import jax
 
-from tjx_ckpt import processes
+from tjx_ckpt import multihost
+from tjx_ckpt.device_placement import restore_leaves
 from tjx_ckpt.errors import (
     ClaimError,
     DirectoryInUseError,
@@ -23,19 +24,18 @@ from tjx_ckpt.errors import (
     SaveError,
     StorageError,
 )
-from tjx_ckpt.fallback import read_newest, read_step, set_aside
+from tjx_ckpt.host_staging import stage
 from tjx_ckpt.leaf_spec import differences
 from tjx_ckpt.lookup import require, require_manifest
-from tjx_ckpt.placing import restore_leaves
 from tjx_ckpt.pruning import Pruner
+from tjx_ckpt.pytree import describe, flatten
+from tjx_ckpt.restore_fallback import read_newest, read_step, set_aside
 from tjx_ckpt.retention import Retention
 from tjx_ckpt.save_report import SaveReport
-from tjx_ckpt.staging import stage
 from tjx_ckpt.store import manifest as manifest_file
-from tjx_ckpt.store.opening import open_storage
-from tjx_ckpt.store.reader import CheckpointReader
+from tjx_ckpt.store.backends import open_storage
+from tjx_ckpt.store.checkpoint_reader import CheckpointReader
 from tjx_ckpt.store.verification import problems
-from tjx_ckpt.tree import describe, flatten
 from tjx_ckpt.writer import Draft, write_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -340,11 +340,11 @@ class Checkpointer:
         self.wait()
         self._take_lock()
         later = [other for other in self.steps() if other > step]
-        if processes.is_main():
+        if multihost.is_main():
             for other in reversed(later):  # a kill leaves the older ones, with no gap
                 self._pruner.discard(other)
         self._saves += 1
-        processes.barrier(f"discarded {self._saves}")
+        multihost.barrier(f"discarded {self._saves}")
         return later
 
     def close(self) -> None:
@@ -395,7 +395,7 @@ class Checkpointer:
         """
         mine = True
         problem: ClaimError | StorageError | None = None
-        if processes.is_main():
+        if multihost.is_main():
             try:
                 self._storage.prepare()
                 is_first = not self._storage.lock.held
@@ -409,11 +409,11 @@ class Checkpointer:
             except StorageError as error:
                 mine, problem = False, error
         self._passed_over = []
-        if processes.all_agree(mine):
+        if multihost.all_agree(mine):
             return
         if problem is not None:
             raise problem
-        if not processes.is_main():
+        if not multihost.is_main():
             raise DirectoryInUseError(
                 f"process 0 may not save into {self._storage}: its log says why"
             )
@@ -445,7 +445,7 @@ class Checkpointer:
 
     def _prune(self) -> None:
         """Delete what need not stay; what cannot be deleted is tried again after the next save."""
-        if not processes.is_main():
+        if not multihost.is_main():
             return
         try:
             self._pruner.prune()

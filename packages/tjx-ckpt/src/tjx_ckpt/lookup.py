@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from tjx_ckpt.errors import CorruptCheckpointError, NoCheckpointError
+from tjx_ckpt.store.backends import is_remote, open_storage
+from tjx_ckpt.store.checkpoint_reader import CheckpointReader
 from tjx_ckpt.store.manifest import MANIFEST_NAME, Manifest, ManifestError
 from tjx_ckpt.store.manifest import read as read_manifest
-from tjx_ckpt.store.opening import is_remote, open_storage
-from tjx_ckpt.store.reader import CheckpointReader
 from tjx_ckpt.store.storage import Storage
 from tjx_ckpt.store.verification import DamagedError
 

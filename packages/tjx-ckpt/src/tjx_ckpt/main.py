@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tjx_ckpt.command.command_line import MISTAKE, parse, read_step, tell
-from tjx_ckpt.command.difference import compare_checkpoints, compared_bytes
-from tjx_ckpt.command.difference_report import difference_json, difference_text
-from tjx_ckpt.command.export import export, plan_tensors
-from tjx_ckpt.command.listing import arrays_json, arrays_text, list_json, list_text
-from tjx_ckpt.command.soundness import judge, planned_bytes, verdict_json, verdict_text
-from tjx_ckpt.command.terminal import Progress, human_bytes, printable
+from tjx_ckpt.cli.checkpoint_diff import bytes_to_compare, compare_checkpoints
+from tjx_ckpt.cli.command_line import MISTAKE, parse, read_step, tell
+from tjx_ckpt.cli.diff_report import difference_json, difference_text
+from tjx_ckpt.cli.listing import arrays_json, arrays_text, list_json, list_text
+from tjx_ckpt.cli.safetensors_export import export, plan_tensors
+from tjx_ckpt.cli.terminal import Progress, human_bytes, printable
+from tjx_ckpt.cli.verify import bytes_to_verify, verify_json, verify_steps, verify_text
 from tjx_ckpt.errors import CheckpointError, CorruptCheckpointError
 from tjx_ckpt.lookup import Checkpoint, find_directory, newest, require
 
@@ -70,18 +70,18 @@ def _verify(parsed: argparse.Namespace) -> int:
         require(storage, parsed.step)
     steps = storage.steps() if parsed.step is None else [parsed.step]
     verdicts = []
-    with Progress("verified", planned_bytes(storage, steps)) as progress:
-        for verdict in judge(storage, steps, progress):
+    with Progress("verified", bytes_to_verify(storage, steps)) as progress:
+        for verdict in verify_steps(storage, steps, progress):
             verdicts.append(verdict)
             if not parsed.json:
                 progress.clear()
-                _show(verdict_text(verdict))
+                _show(verify_text(verdict))
     aside = storage.quarantined()
     if parsed.json:
         _show(
             {
                 "directory": str(storage),
-                "checkpoints": [verdict_json(verdict) for verdict in verdicts],
+                "checkpoints": [verify_json(verdict) for verdict in verdicts],
                 "set_aside": aside,
             }
         )
@@ -97,7 +97,7 @@ def _diff(parsed: argparse.Namespace) -> int:
     with (
         first,
         second,
-        Progress("compared", compared_bytes(first, second, parsed.only)) as progress,
+        Progress("compared", bytes_to_compare(first, second, parsed.only)) as progress,
     ):
         difference = compare_checkpoints(
             first, second, only=parsed.only, stacked=parsed.stacked, progress=progress

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tjx_ckpt import processes
+from tjx_ckpt import multihost
+from tjx_ckpt.host_staging import StagedPiece, by_group
 from tjx_ckpt.leaf_spec import LeafSpec
-from tjx_ckpt.staging import StagedPiece, by_group
 from tjx_ckpt.store import manifest as manifest_file
 from tjx_ckpt.store import tensor_file
 from tjx_ckpt.store.manifest import MANIFEST_NAME, Manifest
@@ -76,23 +76,23 @@ def write_checkpoint(storage: Storage, draft: Draft, *, name: str) -> int:
     try:
         # Each barrier is reached by all processes, also by one that failed: nobody waits for it.
         try:
-            if processes.is_main():
+            if multihost.is_main():
                 storage.begin(draft.step)
         finally:
-            processes.barrier(f"begin {name}")
+            multihost.barrier(f"begin {name}")
         try:
             _write_pieces(storage, draft)
         finally:
-            processes.barrier(f"written {name}")
+            multihost.barrier(f"written {name}")
         try:
-            if processes.is_main():
+            if multihost.is_main():
                 size = _commit(storage, draft)
         finally:
-            processes.barrier(f"committed {name}")
+            multihost.barrier(f"committed {name}")
         if not storage.exists(draft.step):
             raise FileNotFoundError("process 0 did not commit it; its log says why")
     except BaseException:
-        if processes.is_main():
+        if multihost.is_main():
             _abandon(storage, draft.step)
         raise
     return size

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tjx_data.corpora.documents import Holdout
-from tjx_data.corpora.table import CORPORA, OTHER_DATA, find_corpus, held_out_splits, is_corpus
+from tjx_data.corpora.registry import CORPORA, OTHER_DATA, find_corpus, held_out_splits, is_corpus
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tjx_data.config import DataConfig
 from tjx_data.corpora.documents import Stage
-from tjx_data.corpora.table import CORPORA
-from tjx_data.dataset import open_sets
-from tjx_data.description import describe, draw_lengths, verify
+from tjx_data.corpora.registry import CORPORA
+from tjx_data.prepared.dataset_cache import open_sets
+from tjx_data.prepared.inspection import describe, draw_lengths, verify
 
 _DASK_SECONDS = 10.0  # that a scheduler has to answer
 

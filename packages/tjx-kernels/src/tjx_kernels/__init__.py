@@ -8,19 +8,19 @@ over a sequence spread over devices, `decode_attention` for new queries against 
 memory.
 """
 
-from tjx_kernels.attention import chosen_implementation as chosen_implementation
-from tjx_kernels.attention import flash_attention as flash_attention
-from tjx_kernels.attention import implementations_for as implementations_for
+from tjx_kernels.attention.api import chosen_implementation as chosen_implementation
+from tjx_kernels.attention.api import flash_attention as flash_attention
+from tjx_kernels.attention.api import implementations_for as implementations_for
+from tjx_kernels.attention.backends.reference import attention_reference as attention_reference
+from tjx_kernels.attention.support_table import support_table as support_table
+from tjx_kernels.cross_entropy.api import linear_cross_entropy as linear_cross_entropy
 from tjx_kernels.decode import decode_attention as decode_attention
 from tjx_kernels.embedding import embedding_lookup as embedding_lookup
-from tjx_kernels.linear_cross_entropy import linear_cross_entropy as linear_cross_entropy
-from tjx_kernels.reference import attention_reference as attention_reference
-from tjx_kernels.ring import ring_attention as ring_attention
-from tjx_kernels.ring_schedule import unzigzag as unzigzag
-from tjx_kernels.ring_schedule import zigzag as zigzag
-from tjx_kernels.ring_schedule import zigzag_positions as zigzag_positions
-from tjx_kernels.sharded import sharded_flash_attention as sharded_flash_attention
-from tjx_kernels.support_table import support_table as support_table
+from tjx_kernels.sharded.api import sharded_flash_attention as sharded_flash_attention
+from tjx_kernels.sharded.ring import ring_attention as ring_attention
+from tjx_kernels.sharded.ring_schedule import unzigzag as unzigzag
+from tjx_kernels.sharded.ring_schedule import zigzag as zigzag
+from tjx_kernels.sharded.ring_schedule import zigzag_positions as zigzag_positions
 
 __all__ = [
     "attention_reference",

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.arguments import Arguments
-from tjx_kernels.attention_call import AttentionCall, Operands
-from tjx_kernels.xla_chunk import Chunk, Index, forward_chunk
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.backends.xla_chunk import Chunk, Index, forward_chunk
+from tjx_kernels.attention.types import AttentionCall, Operands
 
 # Keys read at a time: few enough that little beyond the longest row is read, many enough that the
 # loop costs nothing beside them.

@@ -85,37 +85,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     # NumPy and matplotlib take their time: a wrong command line is answered before, and a wrong
     # folder before matplotlib is there.
-    from tjx_metrics.plotting.run_data import RunError, open_runs
+    from tjx_metrics.plotting.run_data import RunDataError, open_runs
 
     try:
         if arguments.command == "report":
             return write_report(open_runs(arguments.run)[0], arguments)
         command = write_pictures if arguments.command == "plot" else compare_runs
         return command(open_runs(arguments.runs), arguments)
-    except (RunError, OSError) as error:
+    except (RunDataError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USER_ERROR
 
 
 def write_pictures(runs: "list[RunData]", arguments: argparse.Namespace) -> int:
     """Run `plot`: write each picture, print its path, and say what cannot be drawn."""
-    from tjx_metrics.plotting.curves import View, check_metric, metric_figure
-    from tjx_metrics.plotting.pictures import Picture, pictures_of
+    from tjx_metrics.plotting.curves import PlotOptions, check_metric, metric_figure
     from tjx_metrics.plotting.run_data import NoDataError
+    from tjx_metrics.plotting.run_plots import Plot, run_plots
     from tjx_metrics.plotting.style import save
 
-    view = View(arguments.x, arguments.smooth, arguments.log_x, arguments.log_y)
+    view = PlotOptions(arguments.x, arguments.smooth, arguments.log_x, arguments.log_y)
     for metric in arguments.metric or ():
         check_metric(runs, metric)
     if arguments.metric:
         pictures = [
-            Picture(name.replace("/", "_"), name, partial(metric_figure, runs, name, view))
+            Plot(name.replace("/", "_"), name, partial(metric_figure, runs, name, view))
             for name in arguments.metric
         ]
     else:
         for run in runs:  # what the axis needs is missed once, not by each picture
             run.along(run.series("train/loss")[0], view.x)
-        pictures = list(pictures_of(runs, view))
+        pictures = list(run_plots(runs, view))
     folder = Path(arguments.out) if arguments.out else _folder_of(runs) / "plots"
     written = 0
     for picture in pictures:
@@ -136,17 +136,17 @@ def compare_runs(runs: "list[RunData]", arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    from tjx_metrics.plotting.curves import View, loss_figure
-    from tjx_metrics.plotting.run_data import RunError
-    from tjx_metrics.plotting.style import check_out, save
+    from tjx_metrics.plotting.curves import PlotOptions, loss_figure
+    from tjx_metrics.plotting.run_data import RunDataError
+    from tjx_metrics.plotting.style import check_output_path, save
     from tjx_metrics.report.comparison import comparison_table, difference_table
-    from tjx_metrics.report.figures import settings_of
+    from tjx_metrics.report.summary import config_of
 
     try:
-        path = check_out(arguments.out or "compare_loss.png")
+        path = check_output_path(arguments.out or "compare_loss.png")
     except ValueError as error:
-        raise RunError(str(error).replace("out_path=", "--out ")) from error
-    view = View(arguments.x, arguments.smooth, arguments.log_x, arguments.log_y)
+        raise RunDataError(str(error).replace("out_path=", "--out ")) from error
+    view = PlotOptions(arguments.x, arguments.smooth, arguments.log_x, arguments.log_y)
     figure = loss_figure(runs, view)
     console = Console() if sys.stdout.isatty() else Console(width=_WIDE, file=sys.stdout)
     console.print(comparison_table(runs))
@@ -157,7 +157,7 @@ def compare_runs(runs: "list[RunData]", arguments: argparse.Namespace) -> int:
     else:
         console.print("\nNo recorded setting differs.")
     for run in runs:
-        if not settings_of(run):
+        if not config_of(run):
             console.print(Text(f"{run.name}: its settings were not recorded."))
     save(figure, path)
     sys.stdout.write(f"\n{path}\n")
@@ -167,12 +167,12 @@ def compare_runs(runs: "list[RunData]", arguments: argparse.Namespace) -> int:
 def write_report(run: "RunData", arguments: argparse.Namespace) -> int:
     """Run `report`: write the page, and print its path."""
     from tjx_metrics.atomic import write_atomically
-    from tjx_metrics.plotting.run_data import RunError
+    from tjx_metrics.plotting.run_data import RunDataError
     from tjx_metrics.report.page import report_page
 
     path = Path(arguments.out) if arguments.out else _folder_of([run]) / "report.html"
     if path.suffix not in (".html", ".htm"):
-        raise RunError(f"--out {path}: must end in .html")
+        raise RunDataError(f"--out {path}: must end in .html")
     write_atomically(path, report_page(run).encode())
     sys.stdout.write(f"{path}\n")
     return 0

@@ -6,14 +6,14 @@ Only the standard library is needed to read it.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tjx_nn.parts import (
+from tjx_nn.sub_configs import (
     ExpertsConfig,
     LatentConfig,
     RopeConfig,
     SparseConfig,
-    refuse,
-    wrong_choices,
-    wrong_sizes,
+    check_choices,
+    check_sizes,
+    raise_problems,
 )
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -155,15 +155,15 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         """Report everything that is wrong at once."""
-        refuse(self._problems())
+        raise_problems(self.validate())
 
-    def _problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """List what is wrong; a model's configuration adds its own."""
-        sizes = wrong_sizes(
+        sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
             "window", "global_every", "mup_base", "remat_every",
         )  # fmt: skip
-        choices = wrong_choices(
+        choices = check_choices(
             self,
             positions=Positions, norm=Norm, norm_position=NormPosition, activation=Activation,
             remat=Remat, dtype=Dtype,

@@ -14,17 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from tjx_nn.bert import Bert
-from tjx_nn.bert_config import BertConfig
 from tjx_nn.config import TransformerConfig
-from tjx_nn.encoder_decoder import EncoderDecoder
-from tjx_nn.encoder_decoder_config import EncoderDecoderConfig
-from tjx_nn.gpt import GPT
-from tjx_nn.gpt_config import GPTConfig
-from tjx_nn.layout import ONE_DEVICE, Layout, set_layout
-from tjx_nn.parts import refuse
-from tjx_nn.vit import ViT
-from tjx_nn.vit_config import ViTConfig
+from tjx_nn.layout import SINGLE_DEVICE, Layout, set_model_layout
+from tjx_nn.models.bert import Bert
+from tjx_nn.models.bert_config import BertConfig
+from tjx_nn.models.encoder_decoder import EncoderDecoder
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.gpt import GPT
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.vit import ViT
+from tjx_nn.models.vit_config import ViTConfig
+from tjx_nn.sub_configs import raise_problems
 
 Params = dict[str, Any]
 Given = Params | nnx.State[Any, Any]
@@ -93,7 +93,7 @@ def bind(
     config: TransformerConfig,
     params: Given,
     *,
-    layout: Layout = ONE_DEVICE,
+    layout: Layout = SINGLE_DEVICE,
     n_layer: int | None = None,
 ) -> Model:
     """Return the model that has these parameters; for use inside `jax.jit`.
@@ -129,7 +129,7 @@ def bind(
     # nnx.merge assigns leaves in the order of their sorted names, whatever the names are.
     check_params(config, params, n_layer=n_layer)
     model: Model = nnx.merge(_abstract(config)[0], params)
-    set_layout(model, layout)
+    set_model_layout(model, layout)
     return model
 
 
@@ -183,7 +183,7 @@ def check_params(config: TransformerConfig, params: Params, *, n_layer: int | No
             f"give the parameters that tjx_nn.init makes for this {type(config).__name__}, or the "
             "configuration that these were made with"
         )
-    refuse(problems)
+    raise_problems(problems)
 
 
 @functools.lru_cache(maxsize=64)

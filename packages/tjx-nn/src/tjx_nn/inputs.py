@@ -5,7 +5,7 @@ from typing import TypedDict
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from tjx_nn.attention import Where
+from tjx_nn.attention.mha import TokenMetadata
 from tjx_nn.config import TransformerConfig
 from tjx_nn.tokens import (
     Ids,
@@ -70,17 +70,19 @@ class SourceInputs(TypedDict, total=False):
     dropout_key: Array | None
 
 
-class PairInputs(TokenInputs, SourceInputs, total=False):
+class EncoderDecoderInputs(TokenInputs, SourceInputs, total=False):
     """Of a target and its source."""
 
 
-def table_positions(inputs: GPTInputs | TokenInputs, where: Where) -> Int[Array, "#B T"] | None:
+def table_positions(
+    inputs: GPTInputs | TokenInputs, where: TokenMetadata
+) -> Int[Array, "#B T"] | None:
     """Return the positions to look up in a table; None where they count from 0 in every row."""
     counted = inputs.get("positions") is None and inputs.get("segment_ids") is None
     return None if counted else where.positions
 
 
-def locate(
+def make_token_metadata(
     config: TransformerConfig,
     tokens: Ids,
     positions: Positions | None,
@@ -88,9 +90,9 @@ def locate(
     segment_ids: Ids | None,
     *,
     vocab_size: int,
-) -> Where:
+) -> TokenMetadata:
     """Return where tokens are, for attention; ValueError if the model has no place for them."""
     check_tokens(config, tokens, positions, vocab_size=vocab_size)
     if positions is None:
         positions = default_positions(tokens.shape[1], segment_ids)
-    return Where(jnp.asarray(positions), padded(mask, segment_ids))
+    return TokenMetadata(jnp.asarray(positions), padded(mask, segment_ids))

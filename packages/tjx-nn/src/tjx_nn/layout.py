@@ -42,11 +42,11 @@ class Layout:
         """Return an activation, lying as the names of its dimensions say."""
         return x
 
-    def gathered(self, w: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
+    def all_gathered(self, w: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
         """Return a weight as products want it: whole where it is divided only to be kept."""
         return w
 
-    def stored(self, dw: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
+    def reduce_scattered(self, dw: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
         """Return the gradient of a weight, divided as the weight is kept."""
         return dw
 
@@ -97,38 +97,38 @@ class Layout:
         return ordered
 
 
-ONE_DEVICE = Layout()
+SINGLE_DEVICE = Layout()
 
 
-class Placed(nnx.Module):
+class ShardedModule(nnx.Module):
     """A part of a model that asks the layout; `bind` sets it."""
 
-    layout: Layout = ONE_DEVICE
+    layout: Layout = SINGLE_DEVICE
 
     def table(self, w: nnx.Param[Array], axes: Axes) -> Array:
         """Return a float32 weight as it is used, its gradient summed over devices in float32."""
         return _used(self.layout, tuple(axes), w[...])
 
 
-def set_layout(model: nnx.Module, layout: Layout) -> None:
+def set_model_layout(model: nnx.Module, layout: Layout) -> None:
     """Give a layout to all parts of a model."""
     for _, module in nnx.iter_modules(model):
-        if isinstance(module, Placed):
+        if isinstance(module, ShardedModule):
             module.layout = layout
 
 
 # The stream between layers, and what a layer reads of it.
-RESIDUAL, INNER = ("batch", "residual", "embed"), ("batch", "seq", "embed")
+RESIDUAL_AXES, SEQUENCE_AXES = ("batch", "residual", "embed"), ("batch", "seq", "embed")
 
 
-def read_stream(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def gather_sequence(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Gather the tokens of the stream that a layer works on; their gradients are scattered."""
-    return _moved(layout, RESIDUAL, INNER, x)
+    return _moved(layout, RESIDUAL_AXES, SEQUENCE_AXES, x)
 
 
-def write_stream(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+def scatter_sequence(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     """Scatter the tokens of a layer's output over the stream; their gradients are gathered."""
-    return _moved(layout, INNER, RESIDUAL, x)
+    return _moved(layout, SEQUENCE_AXES, RESIDUAL_AXES, x)
 
 
 def _moved(layout: Layout, here: Axes, there: Axes, x: Array) -> Array:
@@ -136,11 +136,11 @@ def _moved(layout: Layout, here: Axes, there: Axes, x: Array) -> Array:
 
 
 def _used(layout: Layout, axes: tuple[str | None, ...], w: Array) -> Array:
-    def stored(dw: Array) -> Array:
+    def reduce_scattered(dw: Array) -> Array:
         # Summed first: else the compiler may divide what is summed by the features of `w`.
-        return layout.stored(layout.gathered(dw, axes), axes)
+        return layout.reduce_scattered(layout.all_gathered(dw, axes), axes)
 
-    return _both_ways(lambda w: layout.gathered(w, axes), stored, w)
+    return _both_ways(lambda w: layout.all_gathered(w, axes), reduce_scattered, w)
 
 
 def _both_ways(there: Move, back: Move, x: Array) -> Array:

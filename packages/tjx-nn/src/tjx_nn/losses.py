@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_kernels import linear_cross_entropy
-from tjx_nn.attention import Measures
+from tjx_nn.attention.mha import AuxLosses
 from tjx_nn.config import TransformerConfig
 from tjx_nn.tokens import IGNORED, check_labels
 
@@ -33,24 +33,24 @@ class Losses(NamedTuple):
 
     tokens: Float32[Array, "*labels"]
     penalty: Float32[Array, ""]
-    measures: Measures
+    aux_losses: AuxLosses
 
 
 def losses(
-    config: TransformerConfig, tokens: Float32[Array, "*labels"], reported: list[Measures]
+    config: TransformerConfig, tokens: Float32[Array, "*labels"], reported: list[AuxLosses]
 ) -> Losses:
     """Join the cross-entropies with what stacks of layers reported."""
     names = sorted({name for each in reported for name in each})
-    measures = {
+    aux_losses = {
         name: jnp.concatenate([each[name] for each in reported if name in each]).mean()
         for name in names
     }
-    weights = penalty_weights(config)
-    terms = [weights[name] * value for name, value in measures.items() if name in weights]
-    return Losses(tokens, sum(terms, start=jnp.zeros((), jnp.float32)), measures)
+    weights = aux_loss_weights(config)
+    terms = [weights[name] * value for name, value in aux_losses.items() if name in weights]
+    return Losses(tokens, sum(terms, start=jnp.zeros((), jnp.float32)), aux_losses)
 
 
-def penalty_weights(config: TransformerConfig) -> dict[str, float]:
+def aux_loss_weights(config: TransformerConfig) -> dict[str, float]:
     """Return how much each measure that is a loss weighs."""
     return {
         "balance_loss": config.experts.balance_loss,

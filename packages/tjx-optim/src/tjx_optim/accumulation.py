@@ -114,10 +114,10 @@ def accumulate_gradients(
             zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params)
         totals, scalars = jax.lax.scan(add_to, zeros, microbatches)
         scalars = jax.tree.map(jnp.sum, scalars)
-    return mean_gradients(totals, Totals(*scalars), loss_scale=scale)
+    return mean_gradients(totals, LossTotals(*scalars), loss_scale=scale)
 
 
-class Totals(NamedTuple):
+class LossTotals(NamedTuple):
     """What was counted over all microbatches.
 
     Attributes
@@ -137,7 +137,7 @@ class Totals(NamedTuple):
 
 @jax.named_scope("gradients")
 def mean_gradients(
-    gradients: Any, totals: Totals, *, loss_scale: jax.Array | float
+    gradients: Any, totals: LossTotals, *, loss_scale: jax.Array | float
 ) -> AccumulatedGradients:
     """Make means of the sums over all microbatches.
 

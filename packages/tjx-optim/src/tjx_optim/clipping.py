@@ -3,8 +3,8 @@
 import optax
 
 from tjx_optim.optimizer_config import OptimizerConfig
+from tjx_optim.param_rules import ParameterRules
 from tjx_optim.per_layer import per_layer
-from tjx_optim.rules import ParameterRules
 
 
 def clipping_stages(

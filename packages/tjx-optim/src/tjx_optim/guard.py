@@ -34,7 +34,7 @@ class GuardState(NamedTuple):
     skipped_in_a_row: jax.Array
 
 
-def initial_guard(config: GuardConfig, *, scales_loss: bool = False) -> GuardState:
+def init_guard(config: GuardConfig, *, scales_loss: bool = False) -> GuardState:
     """Return the guard's state before the first step.
 
     Parameters
@@ -54,7 +54,7 @@ def initial_guard(config: GuardConfig, *, scales_loss: bool = False) -> GuardSta
     return GuardState(scale, zero, zero, zero)
 
 
-def next_guard(
+def update_guard(
     state: GuardState, finite: jax.Array, config: GuardConfig, *, scales_loss: bool = False
 ) -> GuardState:
     """Return the guard's state after a step.
@@ -125,7 +125,7 @@ def is_finite(tree: Any) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
-def keep_unless(finite: jax.Array, new: Any, old: Any) -> Any:
+def select_finite(finite: jax.Array, new: Any, old: Any) -> Any:
     """Return the new tree after a finite step, and the old one, bit for bit, after another.
 
     Parameters

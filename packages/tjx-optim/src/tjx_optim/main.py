@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from tjx_optim.schedule_config import HEEDED_BY, ScheduleConfig, ScheduleName
+from tjx_optim.schedule_config import SCHEDULES_BY_FIELD, ScheduleConfig, ScheduleName
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,12 +86,12 @@ def _schedule(parsed: argparse.Namespace) -> str:
     # A command that draws a line leaves accelerators, and those who train on them, alone.
     if "jax" not in sys.modules:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from tjx_optim.schedule_picture import draw_schedules
+    from tjx_optim.schedule_plot import plot_schedules
 
     run = {"learning_rate": parsed.learning_rate, "max_steps": parsed.max_steps}
     lines = _table(configs, **run)
     if parsed.picture is not None:
-        draw_schedules(configs, parsed.picture, **run)
+        plot_schedules(configs, parsed.picture, **run)
         lines.append(f"drawn: {parsed.picture}")
     return "\n".join(lines)
 
@@ -105,7 +105,8 @@ def _configs(given: Mapping[str, Any]) -> dict[str, ScheduleConfig]:
             field: value
             for field, value in given.items()
             # What nobody heeds is left to the configuration to refuse.
-            if name in HEEDED_BY.get(field, (name,)) or not {*names} & {*HEEDED_BY[field]}
+            if name in SCHEDULES_BY_FIELD.get(field, (name,))
+            or not {*names} & {*SCHEDULES_BY_FIELD[field]}
         }
         configs[name] = ScheduleConfig(**{**heeded, "name": name})
     return configs

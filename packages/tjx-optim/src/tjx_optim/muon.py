@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.paths import is_hidden_kernel, leaves_by_path, map_with_path
-from tjx_optim.rules import ParameterRules
+from tjx_optim.param_paths import is_hidden_matrix, leaves_by_path, map_with_path
+from tjx_optim.param_rules import ParameterRules
 
 # Chosen for the slope at 0: five steps bring singular values from 1e-3 up to about 1, and all of
 # them between 0.7 and 1.2 (Jordan et al. 2024).
@@ -49,7 +49,7 @@ def scale_by_muon(
     """
 
     def kind(path: str, leaf: Any) -> str:
-        if not is_hidden_kernel(path):
+        if not is_hidden_matrix(path):
             return "adamw"
         stacked = rules.stack_axes(path)
         if leaf.ndim - stacked != 2:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.paths import path_strings
+from tjx_optim.param_paths import path_strings
 
 
 def global_norm(tree: Any) -> jax.Array:

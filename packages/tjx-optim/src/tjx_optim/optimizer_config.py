@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from tjx_optim.groups import ParameterGroup, parse_group
+from tjx_optim.param_groups import ParameterGroup, parse_group
 from tjx_optim.refusals import above_zero, at_least_zero, fraction, unknown_name
 
 OptimizerName = Literal[

@@ -11,14 +11,14 @@ from typing import Any
 import optax
 from optax import contrib
 
-from tjx_optim.averages import average_parameters
 from tjx_optim.clipping import clipping_stages
 from tjx_optim.moments import stored_as
 from tjx_optim.muon import scale_by_muon
 from tjx_optim.optimizer_config import OptimizerConfig
-from tjx_optim.paths import map_with_path
+from tjx_optim.param_averaging import average_parameters
+from tjx_optim.param_paths import map_with_path
+from tjx_optim.param_rules import ParameterRules
 from tjx_optim.per_layer import per_layer
-from tjx_optim.rules import ParameterRules
 
 Settings = dict[str, float | bool]
 Direction = Callable[[Settings, ParameterRules], optax.GradientTransformation]

@@ -15,7 +15,7 @@ CooldownShape = Literal["linear", "cosine", "sqrt"]
 
 _ENDING = ("linear", "cosine", "wsd", "one_cycle")
 # The schedules that heed a field; name and warm-up are for all.
-HEEDED_BY: Mapping[str, tuple[str, ...]] = {
+SCHEDULES_BY_FIELD: Mapping[str, tuple[str, ...]] = {
     "decay_steps": _ENDING, "decay_fraction": _ENDING, "final_fraction": _ENDING,
     "start_fraction": ("one_cycle",),
     "cooldown_steps": ("wsd",), "cooldown_fraction": ("wsd",), "cooldown_shape": ("wsd",),
@@ -204,9 +204,9 @@ def _unheeded(config: ScheduleConfig) -> list[str]:
         return []
     return [
         f"{field.name}={getattr(config, field.name)}: is not heeded by name={config.name}, only by "
-        f"{', '.join(HEEDED_BY[field.name])}; leave it out, or at {field.default}"
+        f"{', '.join(SCHEDULES_BY_FIELD[field.name])}; leave it out, or at {field.default}"
         for field in fields(config)
-        if config.name not in HEEDED_BY.get(field.name, (config.name,))
+        if config.name not in SCHEDULES_BY_FIELD.get(field.name, (config.name,))
         and getattr(config, field.name) != field.default
     ]
 

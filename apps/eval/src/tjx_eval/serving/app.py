@@ -14,12 +14,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import tjx_data
-from tjx_eval.serving.answers import ChatForm, CompletionForm, Form
+from tjx_eval.serving.access import check_access, read_json
 from tjx_eval.serving.engine import Engine
-from tjx_eval.serving.errors import RefusedError
-from tjx_eval.serving.guard import check_access, read_json
-from tjx_eval.serving.requests import Asked, read_chat, read_completion
-from tjx_eval.serving.writing import Piece, Writing
+from tjx_eval.serving.errors import APIError
+from tjx_eval.serving.requests import CompletionRequest, read_chat, read_completion
+from tjx_eval.serving.responses import ChatForm, CompletionForm, Form
+from tjx_eval.serving.streaming import Piece, Writing
 
 _CLOSED = 499  # what proxies call a client that has gone
 
@@ -58,7 +58,7 @@ class Service:
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
         ]
         handlers: dict[Any, Any] = {
-            RefusedError: lambda _request, error: error.response(),
+            APIError: lambda _request, error: error.response(),
             HTTPException: _refused,
             Exception: _failed,
         }
@@ -81,13 +81,13 @@ class Service:
         if asked is None:
             return JSONResponse({"object": "list", "data": [model]})
         if asked != self.name:
-            raise RefusedError(404, f"there is no model {asked[:60]!r}", code="model_not_found")
+            raise APIError(404, f"there is no model {asked[:60]!r}", code="model_not_found")
         return JSONResponse(model)
 
     async def completions(self, request: Request) -> Response:
         """Continue texts."""
 
-        def form(asked: Asked) -> Form:
+        def form(asked: CompletionRequest) -> Form:
             texts = [
                 prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
                 for prompt in (asked.prompts if asked.echo else [])
@@ -105,8 +105,8 @@ class Service:
     async def _answer(
         self,
         request: Request,
-        read: Callable[[Any, str], Asked],
-        make_form: Callable[[Asked], Form],
+        read: Callable[[Any, str], CompletionRequest],
+        make_form: Callable[[CompletionRequest], Form],
         *,
         strips: bool = False,
     ) -> Response:
@@ -180,15 +180,15 @@ def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def _ended(reason: str) -> RefusedError:
-    return RefusedError(_CLOSED if reason == "cancelled" else 503, reason)
+def _ended(reason: str) -> APIError:
+    return APIError(_CLOSED if reason == "cancelled" else 503, reason)
 
 
 def _refused(_request: Request, error: HTTPException) -> Response:
-    return RefusedError(error.status_code, error.detail).response()
+    return APIError(error.status_code, error.detail).response()
 
 
 def _failed(_request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
-        return RefusedError(_CLOSED, "the client has gone").response()
-    return RefusedError(500, "the server failed; its log says why").response()
+        return APIError(_CLOSED, "the client has gone").response()
+    return APIError(500, "the server failed; its log says why").response()

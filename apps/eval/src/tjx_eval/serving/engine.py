@@ -1,7 +1,8 @@
 """The engine: a thread that owns the model and writes for all requests at once.
 
 Requests join and leave between two steps of the batch. What a request gets depends on itself alone
-(`tjx_nn.slots`), so that neither the load nor its neighbours change a text.
+(`tjx_nn.generation.continuous_batching`), so that neither the load nor its neighbours change a
+text.
 """
 
 import threading
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from tjx_nn import GPTConfig, SlotDecoder
-from tjx_nn.slots import Chosen, SlotOptions
+from tjx_nn import ContinuousBatcher, GPTConfig
+from tjx_nn.generation.continuous_batching import SampledTokens, SequenceOptions
 
 # So many prompts are read between two steps: more would make those who are being written to wait.
 _JOINS_A_STEP = 4
@@ -34,12 +35,12 @@ class Token(NamedTuple):
 
     id: int
     log_prob: float
-    likeliest: list[int]
-    likeliest_log_probs: list[float]
+    top_tokens: list[int]
+    top_log_probs: list[float]
 
 
 @dataclass(eq=False)
-class Order:
+class GenerationRequest:
     """What one sequence asks of the engine.
 
     Attributes
@@ -58,7 +59,7 @@ class Order:
 
     prompt: Sequence[int]
     max_new_tokens: int
-    options: SlotOptions
+    options: SequenceOptions
     take: Callable[[Token], bool]
     end: Callable[[str | None], None]
     _sent: int = field(default=0, init=False)
@@ -69,8 +70,8 @@ class Order:
 class _Coming(NamedTuple):
     """Tokens that the device is making, and whose they are."""
 
-    orders: dict[int, Order]  # by row of `chosen`
-    chosen: Chosen
+    orders: dict[int, GenerationRequest]  # by row of `chosen`
+    chosen: SampledTokens
 
 
 class Engine:
@@ -99,11 +100,11 @@ class Engine:
     ) -> None:
         # Over several devices each would do the same: one is as fast.
         params = jax.device_put(params, jax.local_devices()[0])
-        self.decoder = SlotDecoder(config, params, slots=slots, max_len=max_len)
+        self.decoder = ContinuousBatcher(config, params, slots=slots, max_len=max_len)
         self.most_waiting = most_waiting
         self._changed = threading.Condition()
-        self._line: deque[Order] = deque()
-        self._inside: dict[int, Order] = {}
+        self._line: deque[GenerationRequest] = deque()
+        self._inside: dict[int, GenerationRequest] = {}
         self._coming: deque[_Coming] = deque()
         self._ends_at: float | None = None
         self._failure: str | None = None
@@ -116,7 +117,7 @@ class Engine:
         jax.device_get(self.decoder.step([False] * self.decoder.slots))
         self._thread.start()
 
-    def submit(self, orders: Sequence[Order]) -> None:
+    def submit(self, orders: Sequence[GenerationRequest]) -> None:
         """Put orders in line, all or none.
 
         Raises
@@ -143,7 +144,7 @@ class Engine:
             self._line.extend(orders)
             self._changed.notify()
 
-    def cancel(self, orders: Sequence[Order]) -> None:
+    def cancel(self, orders: Sequence[GenerationRequest]) -> None:
         """End orders whose tokens nobody wants any more; those that are over stay so."""
         with self._changed:
             for order in orders:
@@ -218,7 +219,7 @@ class Engine:
         active = [slot in self._inside for slot in range(self.decoder.slots)]
         self._send(dict(self._inside), self.decoder.step(active))
 
-    def _send(self, orders: dict[int, Order], chosen: Chosen) -> None:
+    def _send(self, orders: dict[int, GenerationRequest], chosen: SampledTokens) -> None:
         self._coming.append(_Coming(orders, chosen))
         for order in orders.values():
             order._sent += 1
@@ -235,15 +236,15 @@ class Engine:
             token = Token(
                 int(chosen.token[row]),
                 float(chosen.log_prob[row]),
-                chosen.likeliest[row].tolist(),
-                chosen.likeliest_log_probs[row].tolist(),
+                chosen.top_tokens[row].tolist(),
+                chosen.top_log_probs[row].tolist(),
             )
             goes_on = order.take(token)
             if not goes_on or order._taken == order.max_new_tokens:
                 with self._changed:
                     self._end(order, None)
 
-    def _end(self, order: Order, reason: str | None) -> None:
+    def _end(self, order: GenerationRequest, reason: str | None) -> None:
         if not order._over:
             order._over = True
             with suppress(ValueError):  # it is not in line any more

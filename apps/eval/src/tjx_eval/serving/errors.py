@@ -8,7 +8,7 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 _SERVER_ERROR = 500
 
 
-class RefusedError(Exception):
+class APIError(Exception):
     """A request that is not answered.
 
     Attributes

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tjx_eval.serving.errors import RefusedError
-from tjx_nn.slots import N_LIKELIEST, SlotOptions
+from tjx_eval.serving.errors import APIError
+from tjx_nn.generation.continuous_batching import N_TOP_LOG_PROBS, SequenceOptions
 
 DEFAULT_MAX_TOKENS = 16
 MOST_STOPS = 4
@@ -42,7 +42,7 @@ Prompt = str | list[int]
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompletionRequest:
     """A request, read.
 
     Attributes
@@ -68,7 +68,7 @@ class Asked:
     prompts: list[Prompt]
     n: int
     max_tokens: int | None
-    options: SlotOptions
+    options: SequenceOptions
     seed: int
     stops: list[str]
     stream: bool
@@ -77,7 +77,7 @@ class Asked:
     echo: bool = False
 
 
-def read_completion(body: Any, model: str) -> Asked:
+def read_completion(body: Any, model: str) -> CompletionRequest:
     """Read the body of `/v1/completions`.
 
     Raises
@@ -86,7 +86,7 @@ def read_completion(body: Any, model: str) -> Asked:
         If a field is wrong.
     """
     fields = _fields(body, _COMPLETION, model)
-    logprobs = _whole(fields, "logprobs", None, 0, N_LIKELIEST)
+    logprobs = _whole(fields, "logprobs", None, 0, N_TOP_LOG_PROBS)
     echo = _flag(fields, "echo")
     if echo and logprobs is not None:
         raise _wrong("logprobs", "with echo is not done here: leave out one")
@@ -94,13 +94,13 @@ def read_completion(body: Any, model: str) -> Asked:
     if fields.get("best_of") not in (None, n):
         raise _wrong("best_of", f"is {fields['best_of']} and n is {n}: give the same, or leave out")
     given = _whole(fields, "max_tokens", DEFAULT_MAX_TOKENS, 1)
-    return Asked(
+    return CompletionRequest(
         prompts=_prompts(fields.get("prompt", "")), max_tokens=given, echo=echo,
         **_shared(fields, logprobs),
     )  # fmt: skip
 
 
-def read_chat(body: Any, model: str) -> Asked:
+def read_chat(body: Any, model: str) -> CompletionRequest:
     """Read the body of `/v1/chat/completions`.
 
     Raises
@@ -109,7 +109,7 @@ def read_chat(body: Any, model: str) -> Asked:
         If a field is wrong.
     """
     fields = _fields(body, _CHAT, model)
-    top = _whole(fields, "top_logprobs", 0, 0, N_LIKELIEST)
+    top = _whole(fields, "top_logprobs", 0, 0, N_TOP_LOG_PROBS)
     wants = _flag(fields, "logprobs")
     if top and not wants:
         raise _wrong("top_logprobs", "needs logprobs: true")
@@ -117,11 +117,13 @@ def read_chat(body: Any, model: str) -> Asked:
     shared = _shared(fields, top if wants else None)
     turns = [f"\n\n{name}:" for name in dict.fromkeys(ROLES.values())]
     shared["stops"] = [*shared["stops"], *turns]
-    return Asked(prompts=[_conversation(fields.get("messages"))], max_tokens=new, **shared)
+    return CompletionRequest(
+        prompts=[_conversation(fields.get("messages"))], max_tokens=new, **shared
+    )
 
 
 def _shared(fields: Mapping[str, Any], logprobs: int | None) -> dict[str, Any]:
-    options: SlotOptions = {
+    options: SequenceOptions = {
         "temperature": _number(fields, "temperature", 1.0, 0.0, 2.0),
         "top_p": _number(fields, "top_p", None, 0.0, 1.0),
         "min_p": _number(fields, "min_p", None, 0.0, 1.0),
@@ -149,7 +151,7 @@ def _shared(fields: Mapping[str, Any], logprobs: int | None) -> dict[str, Any]:
 
 def _fields(body: Any, known: set[str], model: str) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise RefusedError(400, "the body is no JSON object")
+        raise APIError(400, "the body is no JSON object")
     for name, value in body.items():
         if name in _NOTHING and value not in _NOTHING[name]:
             raise _wrong(name, f"is {_short(value)}: that is not done here; leave it out")
@@ -158,7 +160,7 @@ def _fields(body: Any, known: set[str], model: str) -> dict[str, Any]:
             hint = f"; did you mean {near[0]}?" if near else ""
             raise _wrong(name[:60], f"is no field of this request{hint}")
     if body.get("model", model) != model:
-        raise RefusedError(
+        raise APIError(
             404,
             f"there is no model {_short(body['model'])} here; there is {model!r}",
             param="model",
@@ -251,8 +253,8 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _wrong(name: str, problem: str) -> RefusedError:
-    return RefusedError(400, f"{name} {problem}", param=name)
+def _wrong(name: str, problem: str) -> APIError:
+    return APIError(400, f"{name} {problem}", param=name)
 
 
 def _short(value: Any) -> str:

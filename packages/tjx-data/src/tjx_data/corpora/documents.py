@@ -66,7 +66,7 @@ class Part(Protocol):
 
 
 @dataclass(frozen=True)
-class Texts:
+class InMemoryPart:
     """A part that carries its documents with it."""
 
     documents: tuple[str | Malformed, ...]
@@ -86,7 +86,7 @@ class Texts:
         return iter(self.documents)
 
 
-def cut(documents: Iterable[str | Malformed]) -> Iterator[Texts]:
+def cut(documents: Iterable[str | Malformed]) -> Iterator[InMemoryPart]:
     """Cut documents, as they come, into parts of about `PART_CHARACTERS`."""
     found: list[str | Malformed] = []
     n_characters = 0
@@ -94,10 +94,10 @@ def cut(documents: Iterable[str | Malformed]) -> Iterator[Texts]:
         found.append(document)
         n_characters += len(document)
         if n_characters >= PART_CHARACTERS:
-            yield Texts(tuple(found))
+            yield InMemoryPart(tuple(found))
             found, n_characters = [], 0
     if found:
-        yield Texts(tuple(found))
+        yield InMemoryPart(tuple(found))
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def is_empty(text: str) -> bool:
     return not text or text.isspace()
 
 
-def side_of(text: str, holdout_fraction: float) -> SplitName:
+def assign_split(text: str, holdout_fraction: float) -> SplitName:
     """Return the split of a document by its hash.
 
     Equal documents share a side, and the order of the corpus does not matter.
@@ -186,7 +186,7 @@ def border(n_characters: int, holdout_fraction: float) -> int:
     return int(n_characters * (1 - holdout_fraction))
 
 
-def cut_at(documents: Iterable[str], n_train: int) -> Iterator[tuple[SplitName, str]]:
+def split_at(documents: Iterable[str], n_train: int) -> Iterator[tuple[SplitName, str]]:
     """Yield documents with their split, where the first `n_train` characters are for training.
 
     A document that the border crosses is cut in two.
@@ -209,10 +209,10 @@ def training_texts(
         return
     if holdout == "documents":
         for text in documents:
-            if side_of(text, holdout_fraction) == "train":
+            if assign_split(text, holdout_fraction) == "train":
                 yield text
         return
     n_train = border(sum(map(len, documents)), holdout_fraction)
-    for split, text in cut_at(documents, n_train):
+    for split, text in split_at(documents, n_train):
         if split == "train":
             yield text

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tjx_data.corpora.blocks import read_blocks
+from tjx_data.corpora.decompression import read_blocks
 from tjx_data.corpora.documents import Documents, Malformed, Part
+from tjx_data.corpora.file_scan import ByteRange, FileStamp, NoTextError, check_unchanged, scan
 from tjx_data.corpora.formats import (
     BEGINS_ARRAY,
     Format,
@@ -19,7 +20,6 @@ from tjx_data.corpora.formats import (
     texts_of_records,
 )
 from tjx_data.corpora.parquet import parquet_parts
-from tjx_data.corpora.scans import NoTextError, Stamp, Stretch, check_unchanged, scan
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +50,10 @@ class FilePart:
 
     file: Path
     form: Format
-    stamp: Stamp
+    stamp: FileStamp
     sha256: str
     text_field: str
-    stretch: Stretch
+    stretch: ByteRange
 
     @property
     def identity(self) -> str:

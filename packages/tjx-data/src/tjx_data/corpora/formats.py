@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tjx_data.corpora.blocks import Compression
+from tjx_data.corpora.decompression import Compression
 from tjx_data.corpora.documents import Malformed
 
 SEPARATOR = "<|endoftext|>"

@@ -21,16 +21,16 @@ from tjx_data.corpora.licences import show_licence
 from tjx_data.suggest import did_you_mean
 
 PROBE_SECONDS = 4.0
-LARGEST_DOWNLOAD = 256 << 20  # bytes of a plain file, which is held in memory
+MAX_DOWNLOAD_BYTES = 256 << 20  # bytes of a plain file, which is held in memory
 TOKENIZER_KINDS = ("bpe", "char", "byte", "gpt2", "auto")
 _TRUE = ("1", "ON", "YES", "TRUE")
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
-CORPUS_WAYS_ON = (
+CORPUS_ALTERNATIVES = (
     "Ways on: --data.corpus python-docs (carried by Python itself, no network), or "
     "--data.path FILE_OR_GLOB (text, JSON lines or Parquet of your own)"
 )
-TOKENIZER_WAYS_ON = (
+TOKENIZER_ALTERNATIVES = (
     "Ways on: --data.tokenizer bpe (learnt from your corpus), or --data.tokenizer FILE_OR_FOLDER "
     "(a tokenizer.json, or GPT-2's encoder.json and vocab.bpe)"
 )
@@ -138,7 +138,7 @@ def load_rows(
     except ImportError as error:
         raise ValueError(
             f"corpus {name!r} comes from the Hugging Face hub, which needs the extra: "
-            f"pip install 'tjx-data[hub]'. {CORPUS_WAYS_ON}"
+            f"pip install 'tjx-data[hub]'. {CORPUS_ALTERNATIVES}"
         ) from error
     is_folder = Path(repo).is_dir()
     assert is_folder or revision is not None
@@ -160,7 +160,7 @@ def load_rows(
             raise
         raise HubError(
             f"corpus {name!r} ({repo} on the Hugging Face hub, revision {revision}) is not in the "
-            f"cache {datasets.config.HF_DATASETS_CACHE}, and {problem}. {CORPUS_WAYS_ON}"
+            f"cache {datasets.config.HF_DATASETS_CACHE}, and {problem}. {CORPUS_ALTERNATIVES}"
         ) from error
 
 
@@ -220,7 +220,7 @@ def download_tokenizer(name: str, repos: Sequence[str]) -> Path:
     except ImportError as error:
         raise ValueError(
             f"tokenizer {name!r} comes from the Hugging Face hub, which needs the extra: "
-            f"pip install 'tjx-data[hub]'. {TOKENIZER_WAYS_ON}"
+            f"pip install 'tjx-data[hub]'. {TOKENIZER_ALTERNATIVES}"
         ) from error
     for repo in repos:
         try:
@@ -233,14 +233,14 @@ def download_tokenizer(name: str, repos: Sequence[str]) -> Path:
         raise HubError(
             f"tokenizer={name!r} is no file or folder here, is not in the hub's cache "
             f"{huggingface_hub.constants.HF_HUB_CACHE}, and {problem}"
-            f"{hint or '.'} {TOKENIZER_WAYS_ON}"
+            f"{hint or '.'} {TOKENIZER_ALTERNATIVES}"
         )
     try:
         return Path(huggingface_hub.hf_hub_download(repos[0], "tokenizer.json"))
     except HfHubHTTPError as error:
         raise ValueError(
             f"tokenizer={name!r} is no file or folder here, and {endpoint()}/{repos[0]} has no "
-            f"tokenizer.json to read: {error}. {TOKENIZER_WAYS_ON}"
+            f"tokenizer.json to read: {error}. {TOKENIZER_ALTERNATIVES}"
         ) from error
 
 
@@ -269,16 +269,18 @@ def download(name: str, url: str, sha256: str, file: Path, *, licence: str) -> P
         return file
     error_start = f"corpus {name!r} ({url}) is not in the cache {file.parent}, and"
     if problem := _why_unreachable(url):
-        raise HubError(f"{error_start} {problem}. {CORPUS_WAYS_ON}")
+        raise HubError(f"{error_start} {problem}. {CORPUS_ALTERNATIVES}")
     show_licence(name, licence, url)
     try:
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  our own address
-            content = answer.read(LARGEST_DOWNLOAD + 1)
+            content = answer.read(MAX_DOWNLOAD_BYTES + 1)
     except OSError as error:
-        raise HubError(f"{error_start} fetching it failed: {error}. {CORPUS_WAYS_ON}") from error
-    if len(content) > LARGEST_DOWNLOAD:
+        raise HubError(
+            f"{error_start} fetching it failed: {error}. {CORPUS_ALTERNATIVES}"
+        ) from error
+    if len(content) > MAX_DOWNLOAD_BYTES:
         raise ValueError(
-            f"{url} holds more than {LARGEST_DOWNLOAD} bytes: it was changed. Not used"
+            f"{url} holds more than {MAX_DOWNLOAD_BYTES} bytes: it was changed. Not used"
         )
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise ValueError(f"{url} holds SHA-256 {found}, not {sha256}: it was changed. Not used")

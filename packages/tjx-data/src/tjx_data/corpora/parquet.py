@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tjx_data.bounded import check_unpacked
+from tjx_data.bounded_io import check_unpacked
 from tjx_data.corpora.documents import Malformed
-from tjx_data.corpora.scans import PART_BYTES, Scan, Stamp, check_unchanged
+from tjx_data.corpora.file_scan import PART_BYTES, FileScan, FileStamp, check_unchanged
 
 ROWS_AT_ONCE = 256
 BATCH_BYTES = 16 << 20
@@ -35,7 +35,7 @@ class ParquetPart:
     """
 
     file: Path
-    stamp: Stamp
+    stamp: FileStamp
     sha256: str
     text_field: str
     first_group: int
@@ -86,7 +86,7 @@ class ParquetPart:
 
 
 def parquet_parts(
-    file: Path, scan: Scan, stamp: Stamp, text_field: str
+    file: Path, scan: FileScan, stamp: FileStamp, text_field: str
 ) -> tuple[list[ParquetPart], int]:
     """Return the parts of a Parquet file, and the bytes of text in them, about.
 

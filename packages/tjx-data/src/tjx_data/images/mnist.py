@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tjx_data.bounded import check_unpacked
-from tjx_data.images.sets import Images, ImageSet, Pixels, Places
+from tjx_data.bounded_io import check_unpacked
+from tjx_data.images.image_set import Images, ImageSet, Pixels, Places
 
 _DTYPES: dict[int, np.dtype[Any]] = {
     8: np.dtype(np.uint8),
@@ -77,7 +77,7 @@ def _read_array(path: Path, stream: Any, size: int, *, is_packed: bool) -> npt.N
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="))
 
 
-class ArrayImages(ImageSet):
+class InMemoryImages(ImageSet):
     """Images that lie in memory.
 
     Parameters
@@ -105,7 +105,7 @@ class ArrayImages(ImageSet):
         return self._images[places]
 
 
-def holds_mnist(directory: Path) -> bool:
+def is_mnist_folder(directory: Path) -> bool:
     """Tell whether a folder holds one of MNIST's files at least."""
     return directory.is_dir() and any(directory.glob("*-idx[13]-ubyte*"))
 
@@ -119,7 +119,7 @@ def open_mnist(directory: Path) -> Images:
         If a file is missing or damaged.
     """
 
-    def read(split: str) -> ArrayImages:
+    def read(split: str) -> InMemoryImages:
         images = read_idx(_find(directory, f"{split}-images-idx3-ubyte"))
         labels = read_idx(_find(directory, f"{split}-labels-idx1-ubyte"))
         name = f"{directory} {split}"
@@ -127,7 +127,7 @@ def open_mnist(directory: Path) -> Images:
             raise ValueError(f"{name}: {images.dtype} {list(images.shape)} are no images of bytes")
         if labels.dtype != np.uint8 or labels.ndim != 1:
             raise ValueError(f"{name}: {labels.dtype} {list(labels.shape)} are no labels of bytes")
-        return ArrayImages(name, images[..., None], labels)
+        return InMemoryImages(name, images[..., None], labels)
 
     return Images(read("train"), read("t10k"))
 

@@ -10,9 +10,9 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from tjx_data.loading.batches import IGNORED_LABEL, Batch, Loader, Turns
+from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
 
-LONGEST_PERIOD = 100_000
+MAX_PERIOD = 100_000
 
 
 class MixtureLoader(Loader):
@@ -58,10 +58,10 @@ class MixtureLoader(Loader):
             raise ValueError("\n".join(problems))
         self.loaders = {name: loaders[name] for name in sorted(loaders)}
         self.seq_len: int | None = getattr(next(iter(self.loaders.values())), "seq_len", None)
-        counts = whole_shares({name: weights[name] for name in self.loaders})
+        counts = rows_per_period({name: weights[name] for name in self.loaders})
         self.counts = dict(zip(self.loaders, counts, strict=True))
         self.period = sum(counts)
-        self._chosen = chairmen(counts)  # [period], the number of a loader
+        self._chosen = mixture_schedule(counts)  # [period], the number of a loader
         self._before = np.empty(self.period, np.int64)  # how often it came before in the period
         for number, count in enumerate(counts):
             self._before[self._chosen == number] = np.arange(count)
@@ -78,7 +78,7 @@ class MixtureLoader(Loader):
                 found["tokenizer"] = loader.identity["tokenizer"]
         return found
 
-    def rows(self, turns: Turns) -> Batch:
+    def rows(self, turns: RowIndices) -> Batch:
         """Return the rows of some turns, each from the corpus whose turn it is."""
         periods, places = np.divmod(turns, self.period)
         chosen, before = self._chosen[places], self._before[places]
@@ -96,7 +96,7 @@ class MixtureLoader(Loader):
                 found[key][mine] = array
         return found
 
-    def turns_of(self, turn: int) -> dict[str, int]:
+    def rows_by_corpus(self, turn: int) -> dict[str, int]:
         """Return how many rows of each corpus come before a turn."""
         periods, place = divmod(turn, self.period)
         inside = np.bincount(self._chosen[:place], minlength=len(self.counts)).tolist()
@@ -105,7 +105,7 @@ class MixtureLoader(Loader):
             for (name, count), extra in zip(self.counts.items(), inside, strict=True)
         }
 
-    def epochs_of(self, turn: int) -> dict[str, float]:
+    def epochs_by_corpus(self, turn: int) -> dict[str, float]:
         """Return how often each corpus has been read through before a turn.
 
         Corpora whose loader has no ``rows_per_epoch`` have no end and are left out.
@@ -113,7 +113,7 @@ class MixtureLoader(Loader):
         sizes = {name: getattr(self.loaders[name], "rows_per_epoch", None) for name in self.counts}
         return {
             name: taken / size
-            for name, taken in self.turns_of(turn).items()
+            for name, taken in self.rows_by_corpus(turn).items()
             if (size := sizes[name])
         }
 
@@ -185,7 +185,7 @@ class MixtureLoader(Loader):
         return common
 
 
-def whole_shares(weights: Mapping[str, int | float]) -> list[int]:
+def rows_per_period(weights: Mapping[str, int | float]) -> list[int]:
     """Return how many rows of a period each weight means: exact, or rounded to 100,000 in all.
 
     What is left by rounding down goes to the largest remainders.
@@ -203,24 +203,22 @@ def whole_shares(weights: Mapping[str, int | float]) -> list[int]:
     exact = [Fraction(Decimal(str(float(weight)))) for weight in weights.values()]
     shares = [weight / sum(exact) for weight in exact]
     period = math.lcm(*(share.denominator for share in shares))
-    if period <= LONGEST_PERIOD:
+    if period <= MAX_PERIOD:
         return [int(share * period) for share in shares]
-    counts = [math.floor(share * LONGEST_PERIOD) for share in shares]
-    remainders = [
-        share * LONGEST_PERIOD - count for share, count in zip(shares, counts, strict=True)
-    ]
+    counts = [math.floor(share * MAX_PERIOD) for share in shares]
+    remainders = [share * MAX_PERIOD - count for share, count in zip(shares, counts, strict=True)]
     by_remainder = sorted(range(len(counts)), key=lambda i: -remainders[i])
-    for i in by_remainder[: LONGEST_PERIOD - sum(counts)]:
+    for i in by_remainder[: MAX_PERIOD - sum(counts)]:
         counts[i] += 1
     if absent := [name for name, count in zip(weights, counts, strict=True) if count == 0]:
         raise ValueError(
-            f"weights: {', '.join(absent)} would get less than one row of {LONGEST_PERIOD:,}; give "
+            f"weights: {', '.join(absent)} would get less than one row of {MAX_PERIOD:,}; give "
             "it a larger weight, or leave it out"
         )
     return counts
 
 
-def chairmen(counts: list[int]) -> npt.NDArray[np.int64]:
+def mixture_schedule(counts: list[int]) -> npt.NDArray[np.int64]:
     """Return whose turn it is, over a period, so that nobody is ever a whole turn off their share.
 
     Tijdeman 1980, "The chairman assignment problem" (Discrete Mathematics 32): among k states, it

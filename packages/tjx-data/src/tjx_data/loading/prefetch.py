@@ -83,7 +83,7 @@ class Prefetcher[T]:
         """Seconds that `get` has waited since they were last taken."""
         return self._waited
 
-    def take_waited(self) -> float:
+    def pop_waited_seconds(self) -> float:
         """Return `waited_seconds` and count from 0 again."""
         waited, self._waited = self._waited, 0.0
         return waited

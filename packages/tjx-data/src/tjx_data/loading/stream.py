@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.documents import is_empty
-from tjx_data.loading.batches import Batch, share_problems
-from tjx_data.loading.draws import Words, key_of
-from tjx_data.loading.epochs import permuted
-from tjx_data.loading.stream_source import Counted, Stateful, text_of
-from tjx_data.prepared.parts import token_dtype
+from tjx_data.loading.base import Batch, validate_batching
+from tjx_data.loading.samplers import permute_indices
+from tjx_data.loading.stateless_rng import Words, derive_key
+from tjx_data.loading.stream_source import CountingSource, StatefulSource, document_text
+from tjx_data.prepared.tokenize_parts import token_dtype
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 FORMAT = "tjx-data stream 1"
@@ -99,9 +99,9 @@ class StreamLoader:
         epochs: int | None = 1,
         field: str = "text",
     ) -> None:
-        problems = share_problems(batch_size, seed, process_index, process_count)
+        problems = validate_batching(batch_size, seed, process_index, process_count)
         problems += _wrong_numbers(seq_len, shuffle_buffer, epochs)
-        if not isinstance(documents, Stateful) and iter(documents) is documents:
+        if not isinstance(documents, StatefulSource) and iter(documents) is documents:
             problems.append(
                 "documents is an iterator, which can be read only once; give something that can be "
                 "read again, such as a list, Documents or a streaming dataset"
@@ -110,7 +110,9 @@ class StreamLoader:
             raise ValueError("\n".join(problems))
         if hasattr(documents, "select_columns"):  # a dataset: from its beginning, and only its text
             documents = documents.select_columns([field])
-        self._source = documents if isinstance(documents, Stateful) else Counted(documents)
+        self._source = (
+            documents if isinstance(documents, StatefulSource) else CountingSource(documents)
+        )
         self._tokenizer, self._dtype = tokenizer, token_dtype(tokenizer)
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
         self.process_index, self.process_count = process_index, process_count
@@ -135,7 +137,7 @@ class StreamLoader:
         }
 
     @property
-    def promises(self) -> str:
+    def guarantees(self) -> str:
         """What this stream can promise and what it cannot, in lines."""
         order = (
             f"shuffled within stretches of {self._stretch:,} rows, no further"
@@ -144,7 +146,7 @@ class StreamLoader:
         )
         source = (
             "reading again all documents before its place"
-            if isinstance(self._source, Counted)
+            if isinstance(self._source, CountingSource)
             else "from where the documents' own state says"
         )
         return (
@@ -159,7 +161,7 @@ class StreamLoader:
         )
 
     def __str__(self) -> str:
-        return f"StreamLoader at row {self._row:,}\n{self.promises}"
+        return f"StreamLoader at row {self._row:,}\n{self.guarantees}"
 
     def next_batch(self) -> Batch:
         """Return this process's rows of the next batch.
@@ -260,7 +262,9 @@ class StreamLoader:
         if within == 0 or self._order is None:  # all of the stretch is here, or all there is
             size = min(self._stretch, len(self._windows))
             numbers = np.arange(size, dtype=np.uint64)
-            self._order = permuted(numbers, size, key_of(self.seed, stretch)) if size else numbers
+            self._order = (
+                permute_indices(numbers, size, derive_key(self.seed, stretch)) if size else numbers
+            )
         if within >= len(self._order):
             return None
         window = self._windows[int(self._order[within])]
@@ -303,7 +307,7 @@ class StreamLoader:
         for number, document in enumerate(self._reading, start=place.document + 1):
             if (number - 1) % self.process_count != self.process_index:
                 continue
-            text = text_of(document, number, self._field)
+            text = document_text(document, number, self._field)
             if not is_empty(text):
                 texts.append(text)
                 n_characters += len(text)

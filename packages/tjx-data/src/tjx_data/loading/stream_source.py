@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Stateful(Protocol):
+class StatefulSource(Protocol):
     """Documents that know where they are: after `load_state_dict`, the next pass begins there."""
 
     def __iter__(self) -> Iterator[Any]: ...
@@ -16,7 +16,7 @@ class Stateful(Protocol):
         """Begin the next pass at a place."""
 
 
-class Counted:
+class CountingSource:
     """Documents that can be read again and again, with the number read as their state.
 
     To go on at a place is to read all that stands before it.
@@ -41,7 +41,7 @@ class Counted:
         self._done = state_dict["documents"]
 
 
-def text_of(document: Any, number: int, field: str) -> str:
+def document_text(document: Any, number: int, field: str) -> str:
     """Return the text of a document, which is a string, or a mapping with one.
 
     Raises

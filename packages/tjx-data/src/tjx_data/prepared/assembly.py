@@ -16,12 +16,12 @@ from tjx_data.prepared.index import (
     SplitIndex,
     write_index,
 )
-from tjx_data.prepared.parts import SPLITS, PartRecord, read_tokens, token_dtype
-from tjx_data.prepared.shards import SplitWriter
+from tjx_data.prepared.shard_writer import SplitWriter
+from tjx_data.prepared.tokenize_parts import SPLITS, PartRecord, read_tokens, token_dtype
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 
-class Settings(NamedTuple):
+class PrepareSettings(NamedTuple):
     """How validation is split off, how much a shard holds, and whether mistakes are errors."""
 
     holdout: Holdout
@@ -40,7 +40,7 @@ def assemble(
     records: list[PartRecord],
     source: Mapping[str, str],
     tokenizer: Tokenizer,
-    settings: Settings,
+    settings: PrepareSettings,
 ) -> Index:
     """Put the parts together, in order, as a whole set in the folder `set`."""
     folder = work / "set"
@@ -74,7 +74,7 @@ def _write_split(
     split: SplitName,
     records: list[PartRecord],
     tokenizer: Tokenizer,
-    settings: Settings,
+    settings: PrepareSettings,
 ) -> SplitIndex:
     writer = SplitWriter(
         folder,
@@ -90,7 +90,7 @@ def _write_split(
             writer.add(tokens, lengths, n_text_bytes=record.n_text_bytes[split])
         return writer.close()
     except BaseException:
-        writer.abandon()
+        writer.abort()
         raise
 
 
@@ -111,7 +111,7 @@ def _write(file: Path, content: bytes) -> FileEntry:
 
 
 def _check_splits(
-    splits: Mapping[SplitName, SplitIndex], records: list[PartRecord], settings: Settings
+    splits: Mapping[SplitName, SplitIndex], records: list[PartRecord], settings: PrepareSettings
 ) -> None:
     n_train, n_validation = splits["train"].n_documents, splits["validation"].n_documents
     fraction = settings.holdout_fraction

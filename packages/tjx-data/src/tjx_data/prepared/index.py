@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any
 
 from tjx_data.atomic import write_atomically
-from tjx_data.bounded import read_object
+from tjx_data.bounded_io import read_json_object
 from tjx_data.corpora.documents import Holdout, SplitName
 from tjx_data.errors import DataError
-from tjx_data.prepared.index_rules import find_index_problems
+from tjx_data.prepared.index_validation import validate_index
 
 INDEX_FILE = "index.json"
 TOKENIZER_FILE = "tokenizer.json"
 MALFORMED_FILE = "malformed.jsonl"
 FORMAT = "tjx-data 2"
-LARGEST_INDEX = 16 << 20  # bytes; an entry for each shard has about 150
+MAX_INDEX_BYTES = 16 << 20  # bytes; an entry for each shard has about 150
 
 # Magic, bytes of a token, nothing, first token's position in the stream, tokenizer's fingerprint.
 _HEADER = struct.Struct("<8sII Q 32s 8x")
@@ -165,7 +165,7 @@ def read_index(directory: str | Path) -> Index:
     """
     file = Path(directory) / INDEX_FILE
     try:
-        content = read_object(file, LARGEST_INDEX)
+        content = read_json_object(file, MAX_INDEX_BYTES)
         stated = content.pop("sha256")
     except FileNotFoundError as error:
         raise ValueError(
@@ -182,7 +182,7 @@ def read_index(directory: str | Path) -> Index:
     if stated != _hash(content):
         raise ValueError(f"{file}: damaged (it does not have the hash it states); prepare again")
     del content["format"]
-    if problems := find_index_problems(content, HEADER_BYTES):
+    if problems := validate_index(content, HEADER_BYTES):
         raise ValueError(
             "\n".join([f"{file}: says what cannot be; prepare the data again:", *problems[:20]])
         )

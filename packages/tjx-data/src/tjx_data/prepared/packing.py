@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from tjx_data.atomic import write_atomically
 from tjx_data.corpora.documents import SplitName
-from tjx_data.prepared.arrays import read_arrays
+from tjx_data.prepared.document_starts import read_starts
 from tjx_data.prepared.index import Index, check_hash, read_index
-from tjx_data.prepared.starts import read_starts
+from tjx_data.prepared.npz import read_arrays
 
 Places = npt.NDArray[np.int64]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import tokenizers
 
 from tjx_data.corpora.documents import Progress, Stage
-from tjx_data.tokenization.pieces import LONE_SURROGATE, split_exactly
+from tjx_data.tokenization.text_splitting import LONE_SURROGATE, split_at_token_boundaries
 from tjx_data.tokenization.tokenizer import Tokenizer
-from tjx_data.tokenization.vocabulary import BYTE_CHARACTERS, N_BYTES, as_special
+from tjx_data.tokenization.vocabulary import BYTE_CHARACTERS, N_BYTES, make_special_tokens
 
 
 def train_bpe(
@@ -61,7 +61,7 @@ def train_bpe(
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=as_special(special_tokens, BYTE_CHARACTERS),
+        special_tokens=make_special_tokens(special_tokens, BYTE_CHARACTERS),
         initial_alphabet=sorted(BYTE_CHARACTERS),
         show_progress=False,
     )
@@ -69,7 +69,7 @@ def train_bpe(
         inner.train_from_iterator(_read(texts, progress), trainer)
     except UnicodeEncodeError as error:
         raise ValueError(LONE_SURROGATE) from error
-    as_special(special_tokens, {"".join(pair) for pair in _merges(inner)})
+    make_special_tokens(special_tokens, {"".join(pair) for pair in _merges(inner)})
     learnt = inner.get_vocab_size()
     if learnt < vocab_size:
         raise ValueError(
@@ -87,7 +87,7 @@ def _merges(inner: tokenizers.Tokenizer) -> list[list[str]]:
 def _read(texts: Iterable[str], progress: Progress | None) -> Iterator[str]:
     n_bytes = 0
     for text in texts:
-        yield from split_exactly(text)
+        yield from split_at_token_boundaries(text)
         if progress is not None:
             n_bytes += len(text.encode("utf-8"))
             progress(Stage("train tokenizer", n_bytes))

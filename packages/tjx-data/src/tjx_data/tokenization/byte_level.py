@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tokenizers
 
 from tjx_data.tokenization.tokenizer import Tokenizer
-from tjx_data.tokenization.vocabulary import BYTE_CHARACTERS, END_OF_TEXT_NAMES, as_special
+from tjx_data.tokenization.vocabulary import BYTE_CHARACTERS, END_OF_TEXT_NAMES, make_special_tokens
 
 
 def byte_tokenizer(special_tokens: Sequence[str] = END_OF_TEXT_NAMES[:1]) -> Tokenizer:
@@ -34,5 +34,5 @@ def byte_tokenizer(special_tokens: Sequence[str] = END_OF_TEXT_NAMES[:1]) -> Tok
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = whole
     inner.decoder = tokenizers.decoders.ByteLevel()
-    inner.add_special_tokens(as_special(special_tokens, vocabulary))
+    inner.add_special_tokens(make_special_tokens(special_tokens, vocabulary))
     return Tokenizer(inner)

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import tokenizers
 
-from tjx_data.tokenization.pieces import LONE_SURROGATE
+from tjx_data.tokenization.text_splitting import LONE_SURROGATE
 from tjx_data.tokenization.tokenizer import Tokenizer
-from tjx_data.tokenization.vocabulary import as_special
+from tjx_data.tokenization.vocabulary import make_special_tokens
 
 UNKNOWN = "<unk>"
 
@@ -50,5 +50,5 @@ def char_tokenizer(texts: Iterable[str], special_tokens: Sequence[str] = ()) -> 
     model = tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN, fuse_unk=False)
     inner = tokenizers.Tokenizer(model)
     inner.decoder = tokenizers.decoders.Fuse()
-    inner.add_special_tokens(as_special((UNKNOWN, *special_tokens), characters))
+    inner.add_special_tokens(make_special_tokens((UNKNOWN, *special_tokens), characters))
     return Tokenizer(inner)

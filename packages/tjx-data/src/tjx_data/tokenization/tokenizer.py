@@ -15,15 +15,19 @@ import tokenizers
 
 from tjx_data.atomic import write_atomically
 from tjx_data.suggest import did_you_mean
-from tjx_data.tokenization.pieces import LONE_SURROGATE, batches
-from tjx_data.tokenization.stored import MOST_QUOTED, is_of_library, read_model
+from tjx_data.tokenization.file_formats import (
+    MAX_QUOTED_CHARACTERS,
+    is_tokenizers_error,
+    read_model,
+)
+from tjx_data.tokenization.text_splitting import LONE_SURROGATE, batches
 from tjx_data.tokenization.vocabulary import (
     BYTE_CHARACTERS,
     END_OF_TEXT_NAMES,
     N_BYTES,
     is_byte_level,
     starts_word,
-    token_texts,
+    token_byte_strings,
 )
 
 # What decoding with "surrogateescape" makes of bytes that are not UTF-8.
@@ -366,7 +370,7 @@ class Tokenizer:
 
     @cached_property
     def _texts(self) -> list[bytes | None]:
-        return token_texts(self._inner, self._json)
+        return token_byte_strings(self._inner, self._json)
 
     @cached_property
     def _byte_ids(self) -> list[int]:
@@ -429,7 +433,7 @@ class Tokenizer:
         """Whether a token never goes on from a letter or stop into the white space after it.
 
         True for GPT-2's pre-tokenisation, for characters and for bytes. Long documents may then
-        be encoded in pieces (`tjx_data.tokenization.pieces.split_exactly`) with the same ids.
+        be encoded in pieces with the same ids: see `tjx_data.tokenization.text_splitting`.
         """
         parts = self._json
         plain_added = any(not token["special"] for token in parts["added_tokens"])
@@ -446,9 +450,9 @@ class Tokenizer:
 
 def _cannot(do: str, error: BaseException) -> BaseException:
     """Return what to raise for an error of the library, whose tokenizer was not made for this."""
-    if not is_of_library(error):
+    if not is_tokenizers_error(error):
         return error
-    return ValueError(f"this tokenizer cannot {do}: {str(error)[:MOST_QUOTED]}")
+    return ValueError(f"this tokenizer cannot {do}: {str(error)[:MAX_QUOTED_CHARACTERS]}")
 
 
 def _with_json(content: str) -> Tokenizer:

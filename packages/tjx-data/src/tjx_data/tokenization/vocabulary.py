@@ -30,7 +30,9 @@ def is_byte_level(description: Mapping[str, Any]) -> bool:
     return _decodes_by(description, "ByteLevel")
 
 
-def token_texts(inner: tokenizers.Tokenizer, description: Mapping[str, Any]) -> list[bytes | None]:
+def token_byte_strings(
+    inner: tokenizers.Tokenizer, description: Mapping[str, Any]
+) -> list[bytes | None]:
     """Return the UTF-8 bytes that each token stands for, special tokens by their names.
 
     Parameters
@@ -96,7 +98,9 @@ def starts_word(text: bytes) -> bool:
     return unicodedata.name(first, "").startswith(_UNSPACED)
 
 
-def as_special(names: Sequence[str], texts: Collection[str]) -> list[tokenizers.AddedToken]:
+def make_special_tokens(
+    names: Sequence[str], texts: Collection[str]
+) -> list[tokenizers.AddedToken]:
     """Return special tokens as the library wants them.
 
     Parameters

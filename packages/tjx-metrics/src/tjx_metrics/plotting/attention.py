@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tjx_metrics.plotting.distances import check_weights, mean_distance
+from tjx_metrics.plotting.attention_distance import check_weights, mean_distance
 from tjx_metrics.plotting.style import (
     INK,
     LABEL,
     TITLE,
-    check_out,
+    check_output_path,
     new_figure,
     save,
     shown,
@@ -55,7 +55,7 @@ def plot_attention_maps(
         When `weights` has other axes or is no attention, when the number of tokens is not that of
         the keys, or for another format.
     """
-    out_path = check_out(out_path)
+    out_path = check_output_path(out_path)
     save(attention_maps_figure(weights, tokens, title or "Attention"), out_path)
 
 
@@ -142,7 +142,7 @@ def plot_attention_distances(
     ValueError
         When `shares` has other axes or holds what is no share, or for another format.
     """
-    out_path = check_out(out_path)
+    out_path = check_output_path(out_path)
     save(attention_distances_figure(shares, title or "Distance of attention"), out_path)
 
 

@@ -15,7 +15,7 @@ from tjx_metrics.plotting.run_data import (
     NoDataError,
     Paths,
     RunData,
-    RunError,
+    RunDataError,
     Series,
     XAxis,
     nearest,
@@ -27,14 +27,14 @@ from tjx_metrics.plotting.style import (
     INK,
     MARKERS,
     TICK,
-    check_out,
-    dress,
+    check_output_path,
+    format_axes,
     legend,
     limit_y,
+    line_style,
     new_figure,
     save,
     scale,
-    style_of,
 )
 
 # What stands at the y axis; other metrics stand there by their name.
@@ -56,7 +56,7 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class View:
+class PlotOptions:
     """How curves are looked at: see `plot_metric`."""
 
     x: XAxis = "steps"
@@ -73,9 +73,9 @@ class View:
         x, y = run.along(series[0], self.x), series[1]
         return (x[x > 0], y[x > 0]) if self.log_x else (x, y)
 
-    def dress(self, axes: Axes, *, title: str, y: str) -> None:
+    def format_axes(self, axes: Axes, *, title: str, y: str) -> None:
         """Label the axes."""
-        dress(axes, title=title, x=X_LABELS[self.x], y=y)
+        format_axes(axes, title=title, x=X_LABELS[self.x], y=y)
         scale(axes, "x", log=self.log_x)
         scale(axes, "y", log=self.log_y)
         axes.margins(x=0.02)
@@ -120,12 +120,12 @@ def plot_loss(
         When a file has neither ``train/loss`` nor ``eval/loss``, or not what the axis needs, when
         the number of labels is not that of the runs, or for another format.
     """
-    out_path = check_out(out_path)
+    out_path = check_output_path(out_path)
     runs = open_runs(metrics_jsonl_paths, labels)
-    save(loss_figure(runs, View(x, window, log_x, log_y), title), out_path)
+    save(loss_figure(runs, PlotOptions(x, window, log_x, log_y), title), out_path)
 
 
-def loss_figure(runs: Sequence[RunData], view: View, title: str | None = None) -> Figure:
+def loss_figure(runs: Sequence[RunData], view: PlotOptions, title: str | None = None) -> Figure:
     """Draw what `plot_loss` writes."""
     figure = new_figure(3.2 + (0.17 * len(runs) if len(runs) > 1 else 0))
     axes = figure.add_subplot()
@@ -142,7 +142,7 @@ def loss_figure(runs: Sequence[RunData], view: View, title: str | None = None) -
             _draw_among(axes, train, evaluation, view, run.name, index)
         seen += [moving_average(train[1], view.width(train[1].size)), evaluation[1]]
         seen += [train[1]] if len(runs) == 1 else []
-    view.dress(
+    view.format_axes(
         axes,
         title=title or (runs[0].name if len(runs) == 1 else "Loss"),
         y="Loss (nats per token)",
@@ -156,7 +156,7 @@ def loss_figure(runs: Sequence[RunData], view: View, title: str | None = None) -
     return figure
 
 
-def _draw_alone(axes: Axes, train: Series, evaluation: Series, view: View) -> None:
+def _draw_alone(axes: Axes, train: Series, evaluation: Series, view: PlotOptions) -> None:
     """Draw a run whose two curves are told apart by colour and marks."""
     steps, losses = train
     if steps.size:
@@ -171,10 +171,10 @@ def _draw_alone(axes: Axes, train: Series, evaluation: Series, view: View) -> No
 
 
 def _draw_among(
-    axes: Axes, train: Series, evaluation: Series, view: View, name: str, index: int
+    axes: Axes, train: Series, evaluation: Series, view: PlotOptions, name: str, index: int
 ) -> None:
     """Draw a run whose two curves have the same colour and line."""
-    look = style_of(index)
+    look = line_style(index)
     if train[0].size:
         smooth = moving_average(train[1], view.width(train[1].size))
         # The name stands at the evaluation where there is one.
@@ -242,9 +242,9 @@ def plot_metric(
         When no run has the metric, or one has not what the axis needs, when the number of labels
         is not that of the runs, or for another format.
     """
-    out_path = check_out(out_path)
+    out_path = check_output_path(out_path)
     runs = open_runs(metrics_jsonl_paths, labels)
-    save(metric_figure(runs, metric, View(x, window, log_x, log_y), title), out_path)
+    save(metric_figure(runs, metric, PlotOptions(x, window, log_x, log_y), title), out_path)
 
 
 def plot_learning_rate(
@@ -271,7 +271,7 @@ def plot_learning_rate(
 
 
 def metric_figure(
-    runs: Sequence[RunData], metric: str, view: View, title: str | None = None
+    runs: Sequence[RunData], metric: str, view: PlotOptions, title: str | None = None
 ) -> Figure:
     """Draw what `plot_metric` writes."""
     check_metric(runs, metric)
@@ -279,7 +279,7 @@ def metric_figure(
     axes = figure.add_subplot()
     seen = draw_metric(axes, runs, metric, view)
     label = LABELS.get(metric, metric)
-    view.dress(axes, title=title or title_of(runs, label), y=label)
+    view.format_axes(axes, title=title or title_of(runs, label), y=label)
     if metric == "train/learning_rate":
         axes.set_ylim(bottom=None if view.log_y else 0)
     elif seen and (cut := limit_y(axes, seen, log=view.log_y)):
@@ -292,7 +292,9 @@ def metric_figure(
     return figure
 
 
-def draw_metric(axes: Axes, runs: Sequence[RunData], metric: str, view: View) -> list[NDArray[Any]]:
+def draw_metric(
+    axes: Axes, runs: Sequence[RunData], metric: str, view: PlotOptions
+) -> list[NDArray[Any]]:
     """Draw a metric of each run that has it, and return the values that were drawn."""
     seen = []
     for index, run in enumerate(runs):
@@ -300,7 +302,7 @@ def draw_metric(axes: Axes, runs: Sequence[RunData], metric: str, view: View) ->
             continue
         x, values = view.place(run, run.series(metric))
         smooth = moving_average(values, view.width(values.size))
-        look = style_of(index)
+        look = line_style(index)
         if view.width(values.size) > 1 and len(runs) == 1:
             axes.plot(x, values, color=look["color"], alpha=0.25, linewidth=0.8)
             seen.append(values)
@@ -316,7 +318,7 @@ def check_metric(runs: Sequence[RunData], metric: str) -> None:
     if metric not in known:
         which = runs[0].name if len(runs) == 1 else f"none of the {len(runs)} runs"
         has = "has no" if len(runs) == 1 else "has a"
-        raise RunError(f"{which} {has} metric {metric!r}; {nearest(metric, known)}")
+        raise RunDataError(f"{which} {has} metric {metric!r}; {nearest(metric, known)}")
 
 
 def title_of(runs: Sequence[RunData], label: str) -> str:

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from tjx_metrics.plotting.layers import edges_between
+from tjx_metrics.plotting.layer_norms import edges_between
 from tjx_metrics.plotting.run_data import (
     X_LABELS,
     NoDataError,
     RunData,
-    RunError,
+    RunDataError,
     XAxis,
     nearest,
     open_run,
@@ -25,7 +25,7 @@ from tjx_metrics.plotting.style import (
     INK,
     LABEL,
     TITLE,
-    check_out,
+    check_output_path,
     new_figure,
     save,
     short_number,
@@ -71,7 +71,7 @@ def plot_histograms(
     ValueError
         When the run has no such histogram, or not what the axis needs, or for another format.
     """
-    out_path = check_out(out_path)
+    out_path = check_output_path(out_path)
     save(histograms_figure(open_run(metrics_jsonl_path), names, x, title), out_path)
 
 
@@ -87,7 +87,7 @@ def histograms_figure(
         raise NoDataError(f"{run.path} has no histograms")
     for name in names or ():
         if name not in found:
-            raise RunError(f"{run.name} has no {name!r}; {nearest(name, found)}")
+            raise RunDataError(f"{run.name} has no {name!r}; {nearest(name, found)}")
     drawn = list(names) if names else _choose(found)
     columns = min(4, len(drawn))  # the two ends of a parameter stay in a row
     rows = -(-len(drawn) // columns)
@@ -98,9 +98,9 @@ def histograms_figure(
             steps = np.array([step for step, _ in found[name]], np.float64)
             _draw(axes, run.along(steps, x), [histogram for _, histogram in found[name]])
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, RunError):
+            if isinstance(error, RunDataError):
                 raise
-            raise RunError(f"{run.path}: {name} is no histogram ({error})") from error
+            raise RunDataError(f"{run.path}: {name} is no histogram ({error})") from error
         label = name.removeprefix(_PREFIX)
         axes.set_title(_broken(label), fontsize=7, color=INK, parse_math=False)
     for axes in list(grid.flat)[len(drawn) :]:

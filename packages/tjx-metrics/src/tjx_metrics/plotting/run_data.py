@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tjx_metrics.jsonl import read_metrics
+from tjx_metrics.trackers.jsonl import read_metrics
 
 _MOST_BYTES = 64 << 20
 XAxis = Literal["steps", "tokens", "hours"]
@@ -21,11 +21,11 @@ Series = tuple[NDArray[Any], NDArray[Any]]
 Paths = str | Path | Sequence[str | Path]
 
 
-class RunError(ValueError):
+class RunDataError(ValueError):
     """A run that cannot be read or has not what was asked for; the text says what to do."""
 
 
-class NoDataError(RunError):
+class NoDataError(RunDataError):
     """A run has no records for a picture."""
 
 
@@ -133,14 +133,16 @@ class RunData:
         try:
             size = path.stat().st_size
             if not path.is_file() or size > _MOST_BYTES:
-                raise RunError(f"{path} is no file of at most {_MOST_BYTES} bytes: move it away")
+                raise RunDataError(
+                    f"{path} is no file of at most {_MOST_BYTES} bytes: move it away"
+                )
             content = json.loads(path.read_bytes())
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:
-            raise RunError(f"{path} is no JSON ({error}): mend it or move it away") from error
+            raise RunDataError(f"{path} is no JSON ({error}): mend it or move it away") from error
         if not isinstance(content, dict):
-            raise RunError(f"{path} must hold a JSON object: mend it or move it away")
+            raise RunDataError(f"{path} must hold a JSON object: mend it or move it away")
         return content
 
 
@@ -165,9 +167,9 @@ def open_run(path: str | Path, name: str | None = None) -> RunData:
     try:
         records = read_metrics(file)
     except (ValueError, OSError) as error:
-        raise RunError(str(error)) from error
+        raise RunDataError(str(error)) from error
     if not records:
-        raise RunError(f"{file} holds no record yet: wait for the first, or give another run")
+        raise RunDataError(f"{file} holds no record yet: wait for the first, or give another run")
     return RunData(_run_name(file) if name is None else name, file, records)
 
 

@@ -32,7 +32,7 @@ def new_figure(height: float = 3.2, width: float = WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def style_of(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
     """Return colour and line of the run that stands at `index`."""
     return {
         "color": COLORS[index % len(COLORS)],
@@ -40,7 +40,7 @@ def style_of(index: int) -> dict[str, Any]:
     }
 
 
-def dress(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
+def format_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
     """Give axes their title and labels, and the look of all pictures."""
     # Names of runs may hold dollar signs, which are no mathematics.
     axes.set_title(shown(title), fontsize=TITLE, color=INK, parse_math=False)
@@ -153,7 +153,7 @@ def legend(axes: Axes, *, below: bool = False, title: str | None = None) -> None
         text.set_color(INK)
 
 
-def check_out(out_path: str | Path) -> Path:
+def check_output_path(out_path: str | Path) -> Path:
     """Return the path of a picture; ValueError where its ending is no format of ours."""
     out_path = Path(out_path)
     if out_path.suffix[1:] not in FORMATS:

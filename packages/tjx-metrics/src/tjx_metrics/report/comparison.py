@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tjx_metrics.plotting.run_data import RunData
-from tjx_metrics.report.figures import Figures, figures_of, settings_of
+from tjx_metrics.report.summary import Figures, config_of, summarize
 
 # Where the run lies and what it is called differ always.
 _NO_DIFFERENCE = ("run_dir", "name")
@@ -50,7 +50,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 def comparison_table(runs: Sequence[RunData]) -> Table:
     """Return a table of the runs: a row each, the lowest evaluation loss first."""
     rows = sorted(
-        ((run, figures_of(run)) for run in runs),
+        ((run, summarize(run)) for run in runs),
         key=lambda row: math.inf if row[1].best_eval is None else row[1].best_eval,
     )
     table = Table(box=None, pad_edge=False)
@@ -77,7 +77,7 @@ def cell(figures: Figures, column: str) -> str:
 
 def differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
     """Return the settings in which runs differ: name, and the value of each run (None: unset)."""
-    settings = [settings_of(run) for run in runs]
+    settings = [config_of(run) for run in runs]
     names = sorted(set().union(*settings) - set(_NO_DIFFERENCE))
     values = {name: [each.get(name) for each in settings] for name in names}
     return {name: each for name, each in values.items() if any(v != each[0] for v in each)}
@@ -85,7 +85,7 @@ def differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
 
 def difference_table(runs: Sequence[RunData]) -> Table:
     """Return a table of what differs in the settings of those runs that recorded them."""
-    runs = [run for run in runs if settings_of(run)]
+    runs = [run for run in runs if config_of(run)]
     table = Table(box=None, pad_edge=False)
     table.add_column("setting", overflow="fold")
     for run in runs:

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from tjx_metrics.plotting.curves import View
-from tjx_metrics.plotting.pictures import pictures_of
+from tjx_metrics.plotting.curves import PlotOptions
 from tjx_metrics.plotting.run_data import NoDataError, RunData
+from tjx_metrics.plotting.run_plots import run_plots
+from tjx_metrics.report.assets import CSS, SCRIPT
 from tjx_metrics.report.comparison import short_count
-from tjx_metrics.report.figures import (
+from tjx_metrics.report.inline_svg import inline_svg
+from tjx_metrics.report.summary import (
     Figures,
+    config_of,
     environment_of,
-    figures_of,
     flat,
-    settings_of,
+    summarize,
     warnings_of,
 )
-from tjx_metrics.report.inline_svg import inline_svg
-from tjx_metrics.report.look import CSS, SCRIPT
 
 # Where on the page a picture stands.
 _SECTIONS = {
@@ -51,7 +51,7 @@ def report_page(run: RunData) -> str:
     RunError
         When a file beside the metrics is damaged.
     """
-    figures = figures_of(run)
+    figures = summarize(run)
     sections = [
         _summary(run, figures),
         *_charts(run),
@@ -141,7 +141,7 @@ def _tile(title: str, verdict: str, facts: Mapping[str, str]) -> str:
 
 def _charts(run: RunData) -> Iterator[str]:
     """Yield the sections of pictures; what has no records says so."""
-    pictures = {picture.name: picture for picture in pictures_of([run], View())}
+    pictures = {picture.name: picture for picture in run_plots([run], PlotOptions())}
     for title, names in _SECTIONS.items():
         drawn, missing = [], []
         for name in names:
@@ -179,7 +179,7 @@ def _samples(run: RunData) -> str:
 
 
 def _settings(run: RunData) -> str:
-    settings = settings_of(run)
+    settings = config_of(run)
     yaml = run.path.parent / "config.yaml"
     if settings or not yaml.is_file():
         return _table("Config", settings, "metrics.hyperparameters.json")

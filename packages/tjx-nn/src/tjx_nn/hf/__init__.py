@@ -3,5 +3,5 @@
 A folder holds a config.json and safetensors files. Needs the extra: `pip install 'tjx-nn[hf]'`.
 """
 
-from tjx_nn.hf.interchange import load as load
-from tjx_nn.hf.interchange import save as save
+from tjx_nn.hf.load_save import load as load
+from tjx_nn.hf.load_save import save as save

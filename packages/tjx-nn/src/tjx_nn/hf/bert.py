@@ -2,8 +2,16 @@
 
 from typing import Any
 
-from tjx_nn.bert_config import BertConfig
-from tjx_nn.hf.table import PLAIN_ACTIVATIONS, Family, Field, linear, norm, same, tensor
+from tjx_nn.hf.family import (
+    PLAIN_ACTIVATIONS,
+    FieldMapping,
+    ModelFamily,
+    linear,
+    norm,
+    same,
+    tensor,
+)
+from tjx_nn.models.bert_config import BertConfig
 
 
 def _write_types(config: BertConfig) -> dict[str, Any]:
@@ -32,7 +40,7 @@ _ROWS = [
     *tensor("head.bias", f"{_HEAD}.bias"),
 ]
 
-BERT = Family(
+BERT = ModelFamily(
     model_type="bert",
     architecture="BertForMaskedLM",
     config=BertConfig,
@@ -51,7 +59,7 @@ BERT = Family(
         same("n_head", "num_attention_heads", 12),
         same("d_ff", "intermediate_size", 3072),
         same("n_token_types", "type_vocab_size", 2),
-        Field("activation", ("hidden_act",), "gelu", PLAIN_ACTIVATIONS),
+        FieldMapping("activation", ("hidden_act",), "gelu", PLAIN_ACTIVATIONS),
         same("dropout", "hidden_dropout_prob", 0.1),
         same("attention_dropout", "attention_probs_dropout_prob", 0.1),
         same("norm_eps", "layer_norm_eps", 1e-12),

@@ -2,13 +2,22 @@
 
 from typing import Any
 
-from tjx_nn.gpt_config import GPTConfig
-from tjx_nn.hf.table import PLAIN_ACTIVATIONS, Family, Field, Row, norm, same, side_by_side, tensor
+from tjx_nn.hf.family import (
+    PLAIN_ACTIVATIONS,
+    FieldMapping,
+    ModelFamily,
+    TensorMapping,
+    norm,
+    same,
+    side_by_side,
+    tensor,
+)
+from tjx_nn.models.gpt_config import GPTConfig
 
 _QKV = tuple(f"blocks.attention.{name}" for name in ("query", "key", "value"))
 
 
-def _conv1d(ours: str, theirs: str) -> list[Row]:
+def _conv1d(ours: str, theirs: str) -> list[TensorMapping]:
     return [
         *tensor(f"{ours}.kernel", f"{theirs}.weight"),
         *tensor(f"{ours}.bias", f"{theirs}.bias"),
@@ -25,8 +34,10 @@ _ROWS = [
     *tensor("wte.embedding", "transformer.wte.weight"),
     *tensor("wpe.embedding", "transformer.wpe.weight"),
     *norm("blocks.ln_1", f"{_BLOCK}.ln_1"),
-    Row(tuple(f"{p}.kernel" for p in _QKV), f"{_BLOCK}.attn.c_attn.weight", side_by_side(3)),
-    Row(tuple(f"{p}.bias" for p in _QKV), f"{_BLOCK}.attn.c_attn.bias", side_by_side(3)),
+    TensorMapping(
+        tuple(f"{p}.kernel" for p in _QKV), f"{_BLOCK}.attn.c_attn.weight", side_by_side(3)
+    ),
+    TensorMapping(tuple(f"{p}.bias" for p in _QKV), f"{_BLOCK}.attn.c_attn.bias", side_by_side(3)),
     *_conv1d("blocks.attention.out", f"{_BLOCK}.attn.c_proj"),
     *norm("blocks.ln_2", f"{_BLOCK}.ln_2"),
     *_conv1d("blocks.mlp.up", f"{_BLOCK}.mlp.c_fc"),
@@ -35,7 +46,7 @@ _ROWS = [
     *tensor("head.embedding", "lm_head.weight"),
 ]
 
-GPT2 = Family(
+GPT2 = ModelFamily(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     config=GPTConfig,
@@ -47,7 +58,7 @@ GPT2 = Family(
         same("n_layer", "n_layer", 12),
         same("n_head", "n_head", 12),
         same("d_ff", "n_inner", None),
-        Field("activation", ("activation_function",), "gelu_new", PLAIN_ACTIVATIONS),
+        FieldMapping("activation", ("activation_function",), "gelu_new", PLAIN_ACTIVATIONS),
         same("dropout", "resid_pdrop", 0.1),
         same("embedding_dropout", "embd_pdrop", 0.1),
         same("attention_dropout", "attn_pdrop", 0.1),

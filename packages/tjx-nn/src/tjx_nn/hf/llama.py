@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
-from tjx_nn.gpt_config import GPTConfig
-from tjx_nn.hf.table import Family, Field, Json, linear, norm, same, tensor
-from tjx_nn.parts import RopeConfig, RopeScaling, refuse
+from tjx_nn.hf.family import FieldMapping, Json, ModelFamily, linear, norm, same, tensor
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.sub_configs import RopeConfig, RopeScaling, raise_problems
 
 _ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 # What transformers calls the kinds of scaling, and ours; and what it calls their numbers.
@@ -66,7 +66,7 @@ def read_rope(theirs: Json) -> dict[str, Any]:
     if kind == "yarn":
         harmless["attention_factor"] = 0.1 * math.log(numbers.get("factor", 1.0)) + 1
     known = {"rope_type", "type", "rope_theta", *names.values()}
-    refuse(
+    raise_problems(
         [
             f"{name} of rope_parameters is {value!r}: it cannot be read"
             for name, value in entire.items()
@@ -161,7 +161,7 @@ _FIELDS = [
     same("d_model", "hidden_size", 4096),
     same("n_layer", "num_hidden_layers", 32),
     same("n_head", "num_attention_heads", 32),
-    Field("activation", ("hidden_act",), "silu", _ACTIVATIONS),
+    FieldMapping("activation", ("hidden_act",), "silu", _ACTIVATIONS),
     same("norm_eps", "rms_norm_eps", 1e-6),
     same("init_std", "initializer_range", 0.02),
     same("attention_dropout", "attention_dropout", 0.0),
@@ -177,7 +177,7 @@ _SHARED: dict[str, Any] = {
 }
 _CONSTANTS = {"positions": "rope", "norm": "rmsnorm"}
 
-LLAMA = Family(
+LLAMA = ModelFamily(
     model_type="llama",
     architecture="LlamaForCausalLM",
     constants=_CONSTANTS,
@@ -188,14 +188,14 @@ LLAMA = Family(
         same("d_ff", "intermediate_size", 11008),
         same("n_kv_head", "num_key_value_heads", None),
         same("d_head", "head_dim", None),
-        Field("bias", ("attention_bias", "mlp_bias"), False),
+        FieldMapping("bias", ("attention_bias", "mlp_bias"), False),
     ],
     read_extra=read_rope,
     write_extra=write_rope,
     **_SHARED,
 )
 
-MISTRAL = Family(
+MISTRAL = ModelFamily(
     model_type="mistral",
     architecture="MistralForCausalLM",
     constants={**_CONSTANTS, "bias": False},
@@ -213,7 +213,7 @@ MISTRAL = Family(
     **_SHARED,
 )
 
-QWEN3 = Family(
+QWEN3 = ModelFamily(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     constants={**_CONSTANTS, "bias": False, "qk_norm": True},

@@ -5,21 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from tjx_nn.hf.table import (
+from tjx_nn.hf.family import (
     LARGEST_SIZE,
     PLAIN_ACTIVATIONS,
-    Family,
-    Field,
+    FieldMapping,
     Json,
-    Layout,
-    Row,
+    ModelFamily,
+    TensorMapping,
+    TensorTransform,
     leading_axes,
     linear,
     norm,
     same,
     tensor,
 )
-from tjx_nn.vit_config import ViTConfig
+from tjx_nn.models.vit_config import ViTConfig
 
 
 def _read_sizes(theirs: Json) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _write_sizes(config: ViTConfig) -> dict[str, Any]:
     }
 
 
-def _convolution(config: ViTConfig) -> Layout:
+def _convolution(config: ViTConfig) -> TensorTransform:
     """Lay out the patches' kernel as a convolution's: [out, channel, row, column]."""
     sides = (config.patch_size, config.patch_size, config.channels)
 
@@ -65,7 +65,7 @@ def _convolution(config: ViTConfig) -> Layout:
         return x.reshape(*sides, x.shape[1]).transpose(3, 2, 0, 1)
 
     side, _, channels = sides
-    return Layout(read, write, lambda shapes: (shapes[0][1], channels, side, side))
+    return TensorTransform(read, write, lambda shapes: (shapes[0][1], channels, side, side))
 
 
 _LAYER = "vit.encoder.layer.{layer}"
@@ -87,11 +87,11 @@ _ROWS = [
 ]
 
 
-def _rows(config: ViTConfig) -> list[Row]:
+def _rows(config: ViTConfig) -> list[TensorMapping]:
     return [*tensor("patch.kernel", f"{_PATCHES}.weight", _convolution(config)), *_ROWS]
 
 
-VIT = Family(
+VIT = ModelFamily(
     model_type="vit",
     architecture="ViTForImageClassification",
     config=ViTConfig,
@@ -108,7 +108,7 @@ VIT = Family(
         same("n_layer", "num_hidden_layers", 12),
         same("n_head", "num_attention_heads", 12),
         same("d_ff", "intermediate_size", 3072),
-        Field("activation", ("hidden_act",), "gelu", PLAIN_ACTIVATIONS),
+        FieldMapping("activation", ("hidden_act",), "gelu", PLAIN_ACTIVATIONS),
         same("dropout", "hidden_dropout_prob", 0.0),
         same("attention_dropout", "attention_probs_dropout_prob", 0.0),
         same("norm_eps", "layer_norm_eps", 1e-12),

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tjx_parallel.chips import CHIPS, find_chip
+from tjx_parallel.planning.chips import CHIPS, find_chip
 from tjx_parallel.roofline import assumptions_for, estimate, report
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from tjx_parallel.chips import Chip
+from tjx_parallel.planning.chips import Chip
 
 
 class Assumptions(NamedTuple):

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tjx_parallel.hlo_program import Array, Computation, Instruction
+from tjx_parallel.planning.hlo import Array, Computation, Instruction
 from tjx_parallel.roofline.regions import SCOPES, region_of
 
 _BACKWARD = 2.5

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from tjx_parallel.chips import Chip
-from tjx_parallel.hlo import KINDS, collectives
-from tjx_parallel.hlo_program import Instruction, Program, parse, trip_count
-from tjx_parallel.planning import ComputeTime, collective_seconds
+from tjx_parallel.planning.chips import Chip
+from tjx_parallel.planning.collectives import KINDS, collectives
+from tjx_parallel.planning.hlo import Instruction, Program, parse, trip_count
+from tjx_parallel.planning.step_time import ComputeTime, collective_seconds
 from tjx_parallel.roofline.assumptions import Assumptions
 from tjx_parallel.roofline.attention import attention_call
 from tjx_parallel.roofline.regions import COLLECTIVES, Region, op_name_of, region_of

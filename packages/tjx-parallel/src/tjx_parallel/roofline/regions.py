@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tjx_parallel.hlo_program import Instruction
+from tjx_parallel.planning.hlo import Instruction
 
 SCOPES = {
     "embedding": "embedding",

@@ -10,7 +10,7 @@ the slice counts, and nothing is assumed to stay in a cache.
 import math
 from typing import NamedTuple
 
-from tjx_parallel.hlo_program import Array, Computation, Instruction, Program, integers
+from tjx_parallel.planning.hlo import Array, Computation, Instruction, Program, integers
 
 # Operations that compute each element of the result from one of the first operand.
 _PER_ELEMENT = {"bitcast", "convert", "copy", "reshape", "transpose", "negate"}

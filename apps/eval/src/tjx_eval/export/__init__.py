@@ -1,0 +1,1 @@
+"""Export of models to the Hugging Face Transformers and ONNX formats."""

@@ -1,0 +1,131 @@
+"""A model's forward pass as an ONNX file, checked by ONNX Runtime against the model itself."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tjx_eval.errors import EvalError
+from tjx_eval.load_model import TrainedModel
+from tjx_nn import BertConfig, EncoderDecoderConfig, GPTConfig, TransformerConfig, ViTConfig, bind
+
+FILE = "model.onnx"
+ATOL = 1e-4
+# A file of protocol buffers holds 2 GiB, the graph included.
+_MOST_BYTES = (2 << 30) - (64 << 20)
+
+
+def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -> float:
+    """Write model.onnx, and the tokenizer beside it; sizes of inputs are fixed.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        What is exported, of any family.
+    folder : Path
+        Where to; it is there.
+    batch, length : int
+        Rows, and tokens of a row.
+
+    Returns
+    -------
+    float
+        By how much ONNX Runtime's logits differ from the model's, at most.
+
+    Raises
+    ------
+    RunError
+        If the model is too large for a file, what the export needs is not installed, or logits
+        differ by more than `ATOL`.
+    """
+    params = jax.device_get(model.params)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    if size > _MOST_BYTES:
+        raise EvalError(
+            f"{model.path}: the parameters have {size:,} bytes and an ONNX file holds "
+            f"{_MOST_BYTES:,}; export it as --format hf"
+        )
+    jax2onnx, onnxruntime = _import()
+    # Kernels of a GPU have no place in the file; nor has bfloat16 in the check.
+    dense = model.architecture.sparse.top_k is None  # sparse attention has no kernels to choose
+    config: Any = dataclasses.replace(
+        model.architecture, attention_implementation="xla" if dense else None, dtype="float32"
+    )
+    inputs = example_inputs(config, batch, length)
+
+    def forward(*values: Any) -> jax.Array:
+        constants = jax.tree.map(jnp.asarray, params)
+        logits: jax.Array = bind(config, constants)(**dict(zip(inputs, values, strict=True)))
+        return logits
+
+    on_device = jax.device_put(list(inputs.values()))
+    # What is traced by one would keep the other from tracing it in its own way.
+    with jax.transfer_guard("allow"), _put_back(jnp, jax.lax, jax.nn):
+        expected = np.asarray(jax.jit(forward)(*on_device))
+        jax.clear_caches()  # type: ignore[no-untyped-call]  # as jax is
+        converted = jax2onnx.to_onnx(
+            forward,
+            [jax.typeof(x) for x in on_device],
+            model_name=model.path.resolve().name,
+            input_names=list(inputs),
+            output_names=["logits"],
+        )
+        jax.clear_caches()  # type: ignore[no-untyped-call]  # as jax is
+    content = converted.SerializeToString()
+    onnxruntime.set_default_logger_severity(3)
+    (found,) = onnxruntime.InferenceSession(content).run(None, inputs)
+    difference = float(np.abs(found - expected).max())
+    if not difference < ATOL:
+        raise EvalError(
+            f"{model.path}: ONNX Runtime's logits differ from the model's by {difference:.1e}, "
+            f"more than {ATOL}; nothing was written"
+        )
+    (folder / FILE).write_bytes(content)
+    if model.text_tokenizer is not None:
+        model.text_tokenizer.save(folder / "tokenizer.json")
+    return difference
+
+
+@contextmanager
+def _put_back(*modules: ModuleType) -> Iterator[None]:
+    """Undo what jax2onnx leaves in JAX's modules: its own jnp.cumsum, in version 0.17."""
+    before = [(module, dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for module, names in before:
+            vars(module).update(names)
+
+
+def example_inputs(config: TransformerConfig, batch: int, length: int) -> dict[str, np.ndarray]:
+    """Return random inputs by name, in the order of the ONNX model's."""
+    rng = np.random.default_rng(0)
+    if isinstance(config, ViTConfig):
+        shape = (batch, *config.height_width, config.channels)
+        return {"images": rng.standard_normal(shape, np.float32)}
+    assert isinstance(config, GPTConfig | BertConfig | EncoderDecoderConfig)
+    tokens = rng.integers(0, config.vocab_size, (batch, length), np.int32)
+    mask = np.ones((batch, length), np.int32)
+    mask[-1, length - length // 4 :] = 0
+    if isinstance(config, BertConfig):
+        return {"tokens": tokens, "token_types": np.zeros_like(tokens), "mask": mask}
+    if isinstance(config, EncoderDecoderConfig):
+        return {"source": tokens, "source_mask": mask, "tokens": tokens}
+    return {"tokens": tokens}
+
+
+def _import() -> tuple[Any, Any]:
+    try:
+        import jax2onnx
+        import onnxruntime
+    except ImportError as error:
+        raise EvalError(
+            f"ONNX needs jax2onnx and onnxruntime ({error}): pip install 'tjx-eval[onnx]'"
+        ) from error
+    return jax2onnx, onnxruntime

@@ -1,0 +1,1 @@
+"""Text generation: streaming completions, batches of completions and interactive conversations."""

@@ -1,0 +1,1 @@
+"""Command line of the trainer: flags, help pages and subcommands, without importing JAX."""

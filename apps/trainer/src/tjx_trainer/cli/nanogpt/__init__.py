@@ -1,0 +1,1 @@
+"""Compatibility with nanoGPT: its flags and config files as a tjx configuration."""

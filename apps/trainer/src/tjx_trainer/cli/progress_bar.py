@@ -1,0 +1,42 @@
+"""A bar for what happens before the first step: tokenizer and shards."""
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+import tjx_data
+
+
+class DataProgressBar:
+    """Shows the stages of data preparation, in bytes of text."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "DataProgressBar":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: tjx_data.Stage) -> None:
+        """Show how far a stage is."""
+        if stage.name not in self._tasks:
+            self._tasks[stage.name] = self._progress.add_task(stage.name, total=stage.total)
+        self._progress.update(self._tasks[stage.name], completed=stage.done, total=stage.total)

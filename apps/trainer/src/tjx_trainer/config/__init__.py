@@ -1,0 +1,1 @@
+"""Configuration tree of a run: dataclasses, presets, validation and resume compatibility."""

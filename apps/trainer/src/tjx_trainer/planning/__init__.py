@@ -1,0 +1,1 @@
+"""Plans without training: `trainer plan`, `trainer parameters` and `--dry_run`."""

@@ -1,0 +1,117 @@
+"""`trainer parameters`: where every parameter of a model lies on a mesh."""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from tjx_trainer.cli.command_line import exit_with_errors
+from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.planning.plan_command import ParameterFlags, command_help, device_count, read_flags
+from tjx_trainer.runtime.exit_codes import ExitCode
+
+_HELP = """\
+usage: trainer parameters [--chips N] [--config NAME_OR_PATH] [--section.name VALUE] ...
+
+Prints every parameter: shape, logical axes, what of the mesh divides it, bytes a device.
+
+"""
+
+
+class Row(NamedTuple):
+    """A parameter.
+
+    Attributes
+    ----------
+    name : str
+        Its path.
+    shape : tuple of int
+        Of the whole.
+    logical_axes : tuple of (str or None)
+        A name for each dimension.
+    mesh_axes : tuple of tuple of str
+        What divides each dimension.
+    bytes : int
+        On a device.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    logical_axes: tuple[str | None, ...]
+    mesh_axes: tuple[tuple[str, ...], ...]
+    bytes: int
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print the table; `argv` are the words after ``parameters``. Mistakes end with code 2."""
+    if {"--help", "-h"} & set(argv):
+        sys.stdout.write(_HELP + command_help(ParameterFlags))
+        return ExitCode.FINISHED
+    try:
+        flags, config = read_flags(argv, ParameterFlags)
+        count = device_count(flags.chips, config)
+        # They bring JAX.
+        from tjx_trainer.planning.compiled_step import cpu_devices, with_vocabulary
+        from tjx_trainer.training.build import build_step_components
+        from tjx_trainer.training.train_state import bytes_on_device
+
+        config, notes = with_vocabulary(config)
+        try:
+            parts = build_step_components(config, cpu_devices(count))
+        except ValueError as error:
+            raise ConfigError(str(error).splitlines()) from error
+    except ConfigError as error:
+        exit_with_errors(error)
+    found = list(rows(config.model, parts.abstract.params))
+    lines = [*text(found), "", *notes]
+    lines += [
+        f"{sum(math.prod(row.shape) for row in found):,} parameters on {count} devices; "
+        f"a device has {bytes_on_device(parts.abstract.params):,} bytes of them and "
+        f"{bytes_on_device(parts.abstract.opt_state):,} of the optimizer's state"
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return ExitCode.FINISHED
+
+
+def rows(model: Any, params: Any) -> Iterator[Row]:
+    """Yield the rows of parameters that are given by shape and sharding."""
+    import jax
+
+    import tjx_nn
+    from tjx_trainer.training.train_state import bytes_on_device
+
+    axes = dict(jax.tree_util.tree_leaves_with_path(tjx_nn.logical_axes(model), is_leaf=_is_axes))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        spec = [*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec))]
+        yield Row(
+            "/".join(jax.tree_util.keystr((key,), simple=True) for key in path),
+            leaf.shape,
+            axes[path] or (None,) * leaf.ndim,
+            tuple((one,) if isinstance(one, str) else tuple(one or ()) for one in spec),
+            bytes_on_device(leaf),
+        )
+
+
+def text(found: Sequence[Row]) -> list[str]:
+    """Return the table in lines."""
+    cells = [("parameter", "shape", "logical axes", "mesh axes", "bytes a device")]
+    for row in found:
+        cells.append((
+            row.name,
+            " x ".join(map(str, row.shape)) or "scalar",
+            ", ".join(name or "-" for name in row.logical_axes),
+            ", ".join("+".join(names) or "-" for names in row.mesh_axes),
+            f"{row.bytes:,}",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number == 4 else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in cells
+    ]
+
+
+def _is_axes(node: Any) -> bool:
+    return node is None or isinstance(node, tuple)

@@ -1,0 +1,1 @@
+"""Process-level services: run directory, signals, watchdog, supervisor and XLA flags."""

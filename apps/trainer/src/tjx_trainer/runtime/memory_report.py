@@ -1,0 +1,199 @@
+"""Where the memory of a run goes, and which of its flags would take less: said when it ran out."""
+
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+
+import tjx_parallel
+from tjx_trainer.runtime.out_of_memory import OutOfMemoryError, headline, is_out_of_memory
+from tjx_trainer.training.build import Job
+from tjx_trainer.training.train_state import bytes_on_device
+
+_USABLE = 0.9  # of the memory that is left: allocators waste some
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+@contextmanager
+def explain_out_of_memory(job: Job) -> Iterator[None]:
+    """Turn running out of memory into an error that says where the memory of a job goes.
+
+    Raises
+    ------
+    OutOfMemoryError
+        In place of JAX's and Python's own errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        found = measure(job)
+        raise OutOfMemoryError(
+            "\n".join([headline(error), *table(found), *advice(job, found)])
+        ) from error
+
+
+class StepMemory(NamedTuple):
+    """Bytes on one device, None where they are not known.
+
+    Attributes
+    ----------
+    params, opt_state, gradients : int
+        Of the state, and of a gradient of each parameter.
+    batch : int or None
+        One batch.
+    temporaries : int or None
+        What else the compiled step needs at its peak: activations above all.
+    capacity : int or None
+        What the device has; of the CPU's devices each has its share of the machine's.
+    on_host : bool
+        Whether the device is the CPU.
+    """
+
+    params: int
+    opt_state: int
+    gradients: int
+    batch: int | None
+    temporaries: int | None
+    capacity: int | None
+    on_host: bool
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak, as far as they are known."""
+        parts = (self.params, self.opt_state, self.gradients, self.batch, self.temporaries)
+        return sum(part or 0 for part in parts)
+
+
+def measure(job: Job, *, strict: bool = False) -> StepMemory:
+    """Work out what a job needs on each device; nothing is allocated there.
+
+    With `strict`, an error of the compiler other than one of memory is raised; without it the
+    temporaries are not known.
+    """
+    params, opt_state = (bytes_on_device(t) for t in (job.abstract.params, job.abstract.opt_state))
+    batch = step = None
+    # Another process would have to compile with us; and what is short of memory may fail again.
+    if jax.process_count() == 1:
+        try:
+            shapes = _abstract_batch(job.mesh, job.task.train_data.batch(0))
+            batch = bytes_on_device(shapes)
+            jitted: Any = job.train_step
+            step = jitted.lower(job.abstract, shapes).compile().memory_analysis()
+        except Exception as error:
+            if strict and not is_out_of_memory(error):
+                raise
+    device = job.mesh.devices.flat[0]
+    on_host = device.platform == "cpu"
+    return StepMemory(
+        params=params,
+        opt_state=opt_state,
+        gradients=params,
+        batch=batch,
+        temporaries=None if step is None else max(step.temp_size_in_bytes - params, 0),
+        capacity=_host_share() if on_host else (device.memory_stats() or {}).get("bytes_limit"),
+        on_host=on_host,
+    )
+
+
+def _abstract_batch(mesh: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
+    abstract: Any = jax.ShapeDtypeStruct  # JAX gives no types
+    sharding = tjx_parallel.batch_sharding(mesh)
+    return {
+        name: abstract(array.shape, array.dtype, sharding=sharding) for name, array in rows.items()
+    }
+
+
+def _host_share() -> int:
+    """Return the bytes of this machine that each of its devices may use."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    ours = machine if limit == resource.RLIM_INFINITY else min(machine, limit)
+    return ours // jax.local_device_count()
+
+
+def table(found: StepMemory) -> list[str]:
+    """Say in lines what takes how much."""
+    rows = {
+        "parameters": found.params,
+        "optimizer state": found.opt_state,
+        "gradients": found.gradients,
+        "batch": found.batch,
+        "activations and other temporaries": found.temporaries,
+        "together, as far as it is known": found.total,
+        "share of this machine" if found.on_host else "memory of the device": found.capacity,
+    }
+    width = max(map(len, rows)) + 2
+    return [
+        "Memory of a training step, a device:",
+        *(f"  {name:<{width}}{format_bytes(size):>12}" for name, size in rows.items()),
+    ]
+
+
+def format_bytes(size: int | None) -> str:
+    """Write a number of bytes for people.
+
+    Examples
+    --------
+    >>> size_text(0), size_text(1536), size_text(5 * 2**30), size_text(None)
+    ('0 B', '1.5 KiB', '5.0 GiB', 'not known')
+    """
+    if size is None:
+        return "not known"
+    power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    return f"{size / 2 ** (10 * power):.1f} {_UNITS[power]}" if power else f"{size} B"
+
+
+def advice(job: Job, found: StepMemory) -> list[str]:
+    """Return flags of this very run that take less memory, those that cost least first."""
+    config = job.config
+    lines = []
+    state = found.params + found.opt_state + found.gradients
+    if found.capacity is None or state < found.capacity:
+        lines += _smaller_pieces(job, found)
+        if config.model.remat != "full":
+            lines.append("--model.remat full: the same result, about a third slower")
+    sharing = job.mesh.shape["data"] * job.mesh.shape["fsdp"]
+    if not found.on_host and job.mesh.shape["data"] > 1:
+        rest = "" if config.mesh.data == -1 else " --mesh.data 1"
+        lines.append(
+            f"--mesh.fsdp {sharing}{rest}: devices share parameters and optimizer state; the same "
+            "result but for the last digits"
+        )
+    lines = [f"{line}; the same --run_dir may go on" for line in lines]
+    if config.optimizer.moment_dtype == "float32":
+        with suppress(ValueError):  # not all optimizers heed it
+            replace(config.optimizer, moment_dtype="bfloat16")
+            lines.append(
+                "--optimizer.moment_dtype bfloat16: up to half of the optimizer state; another run"
+            )
+    if config.train.precision == "fp32":
+        lines.append("--train.precision bf16: about half of the activations; another run")
+    smaller = "--data.seq_len or model" if hasattr(config.model, "n_layer") else "model"
+    lines.append(f"a smaller --train.batch_size, {smaller}: another run")
+    return ["What takes less, cheapest first:", *(f"  {line}" for line in lines)]
+
+
+def _smaller_pieces(job: Job, found: StepMemory) -> list[str]:
+    """Return the flag that computes a step in more pieces: as many as it takes, if that is known.
+
+    Activations are those of one piece; a piece has one sequence a device at least.
+    """
+    sequences = job.config.train.batch_size // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
+    finer = [n for n in range(job.accumulation + 1, sequences + 1) if sequences % n == 0]
+    if not finer:
+        return []
+    pieces = finer[0]
+    if found.temporaries is not None and found.capacity is not None:
+        rest = found.capacity - (found.total - found.temporaries)
+        needed = found.temporaries * job.accumulation
+        pieces = next((n for n in finer if needed / n < _USABLE * rest), finer[-1])
+    flag = f"--train.accumulation {pieces}"
+    if job.config.train.accumulation is None and job.config.train.device_batch_size is not None:
+        flag = f"--train.device_batch_size {sequences // pieces}"
+    return [f"{flag}: {sequences // pieces} sequences at once on a device, the same result"]

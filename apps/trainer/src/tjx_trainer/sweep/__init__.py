@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps: grid, launchers, results and plots of `trainer sweep`."""

@@ -1,0 +1,87 @@
+"""How far the runs of a sweep came, and what is compared of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tjx_metrics
+from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.runtime.run_dir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Result:
+    """How far a run of a sweep came.
+
+    Attributes
+    ----------
+    name : str
+        Its folder's name.
+    settings : mapping of str to str
+        The values that are swept.
+    step, max_steps : int
+        Steps made, and of how many; 0 of 0 for a run that was not begun.
+    value : float
+        What is compared; NaN before it was measured.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    step: int
+    max_steps: int
+    value: float
+
+    @property
+    def rank(self) -> float:
+        """What runs are sorted by: the best first, those without a number last."""
+        return self.value if math.isfinite(self.value) else math.inf
+
+    @property
+    def state(self) -> str:
+        """How far it is, in words."""
+        if not self.max_steps:
+            return "not begun"
+        if self.step < self.max_steps:
+            return f"{self.step:,} of {self.max_steps:,} steps"
+        return "finished"
+
+
+def is_finished(place: Path) -> bool:
+    """Tell whether a run has made its last step and evaluated it."""
+    run = RunDirectory(place)
+    if not run.config.exists() or not run.metrics.exists():
+        return False
+    last = run.read_config().train.max_steps
+    return any(
+        record["step"] >= last and "eval/loss" in record
+        for record in tjx_metrics.read_metrics(run.metrics)
+    )
+
+
+def read_results(folder: Path, runs: Sequence[Mapping[str, Any]], metric: str) -> list[Result]:
+    """Read the results of a sweep's runs, best first.
+
+    Raises
+    ------
+    ConfigError
+        If no run has the metric though there are records.
+    """
+    results, names = [], set()
+    for each in runs:
+        run = RunDirectory(folder / each["name"])
+        records: Sequence[Mapping[str, Any]] = []
+        max_steps = 0
+        if run.config.exists() and run.metrics.exists():
+            records = tjx_metrics.read_metrics(run.metrics)
+            max_steps = run.read_config().train.max_steps
+        names |= {name for record in records for name in record}
+        values = [record[metric] for record in records if metric in record]
+        step = max((int(record["step"]) for record in records), default=0)
+        value = float(values[-1]) if values else math.nan
+        results.append(Result(each["name"], each["settings"], step, max_steps, value))
+    if names and metric not in names:
+        found = ", ".join(sorted(name for name in names if name.startswith("eval/")))
+        raise ConfigError([f"--sweep.metric {metric}: no run has it; there are {found}"])
+    return sorted(results, key=lambda result: result.rank)

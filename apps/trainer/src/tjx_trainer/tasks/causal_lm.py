@@ -1,0 +1,120 @@
+"""Text: predicting the next token."""
+
+import lzma
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import tjx_data
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.runtime.run_logging import log_info
+from tjx_trainer.tasks.base_task import TextTask
+from tjx_trainer.tasks.sampling import generate_text, max_new_tokens_for
+from tjx_trainer.tasks.task import DataShard, OpenedTask
+from tjx_trainer.tasks.text_data import (
+    Rows,
+    TextData,
+    count_tokens,
+    fit_vocabulary,
+    make_token_loader,
+    open_text,
+)
+from tjx_trainer.training.pretrained import check_tokenizer
+
+
+def open_causal_lm(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
+    """Open the text of a decoder; its vocabulary is the tokenizer's."""
+    text = open_text(config, progress)
+    for note in check_tokenizer(config, text.tokenizer):
+        log_info(f"note           {note}")
+    config = _with_usable_prompt(fit_vocabulary(config, text.tokenizer.vocab_size), text.tokenizer)
+    return config, lambda share: CausalLMTask(config, text, share)
+
+
+def _with_usable_prompt(config: Config, tokenizer: tjx_data.Tokenizer) -> Config:
+    """Drop a sample prompt that the tokenizer cannot encode, such as a preset's, and say so."""
+    prompt = config.train.sample_prompt
+    if not (prompt and config.train.sample_tokens):
+        return config
+    try:
+        tokenizer.encode_prompt(prompt)
+    except ValueError as error:
+        log_info(f"note           samples begin without train.sample_prompt {prompt!r}: {error}")
+        return replace(config, train=replace(config.train, sample_prompt=None))
+    return config
+
+
+class CausalLMTask(TextTask[Rows]):
+    """Predicting the token after each.
+
+    Parameters
+    ----------
+    config : Config
+        Resolved.
+    text : Text
+        What to predict.
+    share : Share
+        This process's rows.
+    """
+
+    def __init__(self, config: Config, text: TextData, share: DataShard) -> None:
+        super().__init__(config, text, share, make_token_loader)
+        # They need all logits, which the loss does not.
+        self.accuracies = (1, 5, 10) if config.log.accuracies else ()
+        self.token_byte_lengths = text.tokenizer.token_byte_lengths
+
+    @property
+    def data_summary(self) -> str:
+        """How much text there is."""
+        return (
+            f"{count_tokens(self.train_data):,} tokens to train on, "
+            f"{count_tokens(self.validation_data):,} held out, "
+            f"vocabulary {self.tokenizer.vocab_size:,}"
+        )
+
+    def final_report(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
+        """Say how well the text was predicted, and let the model write some."""
+        xz = self._xz_bits_per_byte()
+        compared = "" if xz is None else f" (`xz -9` needs {xz:.3f} for the same text)"
+        lines = [
+            f"validation loss  {metrics['loss']:.4f} nats a token, "
+            f"perplexity {metrics['perplexity']:.2f}",
+            f"bits per byte    {metrics['bits_per_byte']:.3f}{compared}",
+        ]
+        if (sample := self.sample(params)) is not None:
+            lines = ["a sample", "--------", sample, "--------", *lines]
+        return lines
+
+    def sample(self, params: dict[str, Any], /) -> str | None:
+        """Let the model write on after the prompt of `train.sample_prompt`."""
+        config, prompt = self.config, self.config.train.sample_prompt or ""
+        if not config.train.sample_tokens:
+            return None
+        assert isinstance(config.model, GPTConfig)
+        room = max_new_tokens_for(config.model, self.tokenizer, prompt)
+        text = generate_text(
+            config.model,
+            params,
+            self.tokenizer,
+            prompt,
+            max_new_tokens=min(config.train.sample_tokens, room),
+            temperature=config.train.sample_temperature,
+            top_k=config.train.sample_top_k,
+            seed=config.seed,
+        )
+        return prompt + text[0]
+
+    def _xz_bits_per_byte(self) -> float | None:
+        """Return what `xz -9` needs for the text that was evaluated, in bits a byte.
+
+        xz sees the text once and knows nothing else; the model has seen the training text. None
+        where what was evaluated is not one stretch of text.
+        """
+        loader, tokenizer = self.validation_data, self.tokenizer
+        if isinstance(loader, tjx_data.MixtureLoader) or loader.packing != "windows":
+            return None
+        n_labels = min(loader.n_tokens - 1, self.config.train.eval_tokens or loader.n_tokens)
+        tokens = loader.read(1, n_labels).tolist()
+        text = tokenizer.decode([token for token in tokens if token != tokenizer.eot_id]).encode()
+        return 8 * len(lzma.compress(text, preset=9)) / len(text)

@@ -1,0 +1,47 @@
+"""Which task a run has: by the model's family, and for strings that are made up by the corpus."""
+
+from collections.abc import Callable
+
+import tjx_data
+from tjx_trainer.config.run_config import Config, is_byte_reversal
+from tjx_trainer.tasks.byte_reversal import open_reversal
+from tjx_trainer.tasks.causal_lm import open_causal_lm
+from tjx_trainer.tasks.image_classification import open_image_classification
+from tjx_trainer.tasks.masked_lm import open_masked_lm
+from tjx_trainer.tasks.span_corruption import open_span_corruption
+from tjx_trainer.tasks.task import OpenedTask
+
+_OPENERS: dict[str, Callable[..., OpenedTask]] = {
+    "gpt": open_causal_lm,
+    "bert": open_masked_lm,
+    "vit": open_image_classification,
+    "encoder_decoder": open_span_corruption,
+}
+
+
+def open_task(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
+    """Open the data of a run.
+
+    Parameters
+    ----------
+    config : Config
+        From the command line.
+    progress : callable, optional
+        Told how far preparing goes.
+
+    Returns
+    -------
+    tuple
+        The configuration with what the data decide (sizes of vocabulary and classes), and a
+        function that makes the task.
+
+    Raises
+    ------
+    tjx_data.HubError
+        If the corpus or tokenizer is neither in the cache nor within reach.
+    ValueError
+        If the data cannot be used.
+    """
+    if is_byte_reversal(config.data, config.model):
+        return open_reversal(config, progress)
+    return _OPENERS[config.model.family](config, progress)

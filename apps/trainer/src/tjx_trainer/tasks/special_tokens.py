@@ -1,0 +1,54 @@
+"""Fitting the ids of an encoder-decoder to its data: how many there are, and which say what."""
+
+from dataclasses import replace
+
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_trainer.config.run_config import Config
+
+
+def with_special_tokens(
+    config: Config, what: str, *, n_ids: int, pad_id: int, start_id: int, stop_id: int
+) -> Config:
+    """Return the configuration with the model's vocabulary and special tokens those of its data.
+
+    Parameters
+    ----------
+    config : Config
+        Of an encoder-decoder.
+    what : str
+        What the data are called, for errors.
+    n_ids : int
+        Ids of source and target are 0 to n_ids - 1.
+    pad_id, start_id, stop_id : int
+        The tokens of these names.
+
+    Raises
+    ------
+    ValueError
+        If the model was given other special tokens, or too small a vocabulary.
+    """
+    model, default = config.model, EncoderDecoderConfig()
+    assert isinstance(model, EncoderDecoderConfig)
+    special = {"pad_id": pad_id, "start_id": start_id, "stop_id": stop_id}
+    problems = [
+        f"model.{name} is {getattr(model, name)} and {what} has {value}: leave it out"
+        for name, value in special.items()
+        if getattr(model, name) not in (value, getattr(default, name))
+    ]
+    vocab_size = n_ids if config.train.vocab_from_tokenizer else model.vocab_size
+    sizes = {"vocab_size": vocab_size, "source_vocab_size": model.source_vocab_size}
+    problems += [
+        f"model.{name} is {size} and {what} has {n_ids} tokens: leave it out"
+        for name, size in sizes.items()
+        if size is not None and size < n_ids
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+    fitted = replace(
+        model,
+        vocab_size=vocab_size,
+        pad_id=pad_id,
+        start_id=start_id,
+        stop_id=stop_id,
+    )
+    return replace(config, model=fitted)

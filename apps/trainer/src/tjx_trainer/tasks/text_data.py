@@ -1,0 +1,94 @@
+"""The text of a run: prepared sets, and the rows that are read from them."""
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import tjx_data
+from tjx_nn.models.bert_config import BertConfig
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.runtime.run_logging import log_info
+from tjx_trainer.tasks.task import DataShard
+
+Rows = tjx_data.TokenLoader | tjx_data.MixtureLoader
+
+
+class TextData(NamedTuple):
+    """Prepared text: a folder for each corpus, and the tokenizer that made all of them."""
+
+    folders: dict[str, Path]
+    tokenizer: tjx_data.Tokenizer
+
+
+def open_text(config: Config, progress: tjx_data.Progress | None = None) -> TextData:
+    """Return the prepared text, made if need be.
+
+    Raises
+    ------
+    tjx_data.HubError
+        If a corpus or the tokenizer is neither in the cache nor within reach.
+    ValueError
+        If the text cannot be used, or is damaged.
+    """
+    folders = tjx_data.open_sets(config.data, progress=progress)
+    if config.data.verify:
+        for folder in folders.values():
+            tjx_data.verify(folder)
+    return TextData(folders, tjx_data.Tokenizer.load(next(iter(folders.values()))))
+
+
+def fit_vocabulary(config: Config, n_ids: int) -> Config:
+    """Return `config.with_vocabulary(n_ids)`, and say where the model has ids without a token."""
+    config = config.with_vocabulary(n_ids)
+    model = config.model
+    assert isinstance(model, GPTConfig | BertConfig)
+    if model.tokenizer_size is not None and model.tokenizer_size < model.vocab_size:
+        log_info(
+            f"warning        model.vocab_size {model.vocab_size:,} is larger than the tokenizer's "
+            f"{n_ids:,} ids: the others get no probability, in loss and samples; leave out "
+            "--model.vocab_size to take the tokenizer's"
+        )
+    return config
+
+
+def make_token_loader(
+    config: Config, text: TextData, share: DataShard, split: Literal["train", "validation"]
+) -> Rows:
+    """Return the loader of a split: of one set, or of a mixture by its weights.
+
+    Raises
+    ------
+    ValueError
+        If a set is damaged or too short for a row.
+    """
+    batch_size = share.batch_size if split == "train" else share.evaluation_batch_size
+
+    def one(folder: Path, **processes: int) -> tjx_data.TokenLoader:
+        return tjx_data.TokenLoader(
+            folder,
+            split=split,
+            seq_len=config.data.seq_len,
+            batch_size=batch_size,
+            seed=config.seed,
+            packing=config.data.packing,
+            windows=config.data.windows,
+            tokenizer=text.tokenizer,
+            **processes,
+        )
+
+    processes = {"process_index": share.process_index, "process_count": share.process_count}
+    if config.data.mixture is None:
+        (folder,) = text.folders.values()
+        return one(folder, **processes)
+    return tjx_data.MixtureLoader(
+        {name: one(folder) for name, folder in text.folders.items()},
+        config.data.weights,
+        batch_size=batch_size,
+        **processes,
+    )
+
+
+def count_tokens(rows: Rows) -> int:
+    """Return the tokens of all sets behind some rows."""
+    loaders = [rows] if isinstance(rows, tjx_data.TokenLoader) else rows.loaders.values()
+    return sum(loader.n_tokens for loader in loaders if isinstance(loader, tjx_data.TokenLoader))

@@ -1,0 +1,1 @@
+"""Train state, train step, training loop, evaluation and checkpointing of a run."""

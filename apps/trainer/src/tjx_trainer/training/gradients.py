@@ -1,0 +1,162 @@
+"""The loss of a batch and its gradients, on all devices at once or in a pipeline."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import tjx_nn
+import tjx_optim
+import tjx_parallel
+from tjx_nn.layers.scan_layers import LayerRange
+from tjx_nn.layout import RESIDUAL_AXES, Layout
+from tjx_nn.losses import aux_loss_weights
+from tjx_trainer.config.run_config import Config, ModelConfig
+
+Batch = Mapping[str, jax.Array]
+# (params, microbatches [k, ...], loss scale) -> means over the batch.
+Gradients = Callable[[Any, Any, jax.Array | None], tjx_optim.AccumulatedGradients]
+
+# Labels of this value are padding: no loss, not counted.
+IGNORE_INDEX = -100
+
+
+def make_gradients(
+    config: Config, mesh: jax.sharding.Mesh, layout: Layout, *, accumulation: int
+) -> Gradients:
+    """Return the function that differentiates the loss of a batch.
+
+    Parameters
+    ----------
+    config : Config
+        Resolved.
+    mesh : jax.sharding.Mesh
+        The devices; with several stages the microbatches go through them in a pipeline.
+    layout : Layout
+        How the model lies on them.
+    accumulation : int
+        Microbatches in a batch.
+    """
+    if mesh.shape["stage"] > 1:
+        return _pipelined(config, mesh, layout, accumulation)
+    model = config.model
+
+    def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
+        network: Any = tjx_nn.bind(model, params, layout=layout)
+        losses = network.losses(**_inputs(microbatch), labels=microbatch["labels"])
+        count = _count(microbatch)
+        cross_entropy = losses.tokens.sum()
+        # Penalties are means over tokens: as sums they weigh the same in microbatches of any size.
+        sums = {name: count * value for name, value in losses.aux_losses.items()}
+        sums["loss"] = cross_entropy
+        return cross_entropy + count * losses.penalty, (count, sums)
+
+    def gradients(
+        params: Any, microbatches: Any, loss_scale: jax.Array | None
+    ) -> tjx_optim.AccumulatedGradients:
+        return tjx_optim.accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
+
+    return gradients
+
+
+def _inputs(microbatch: Batch) -> dict[str, jax.Array]:
+    """Return the arguments of the model but the labels."""
+    names = {"key": "dropout_key"}
+    return {names.get(name, name): x for name, x in microbatch.items() if name != "labels"}
+
+
+def _count(microbatch: Batch) -> jax.Array:
+    return (microbatch["labels"] != IGNORE_INDEX).sum()
+
+
+def _pipelined(
+    config: Config, mesh: jax.sharding.Mesh, layout: Layout, accumulation: int
+) -> Gradients:
+    """Return the gradients of a model whose blocks are divided among stages."""
+    model, choices = config.model, config.mesh
+    parts = mesh.shape["stage"] * choices.chunks_per_stage
+    schedule = tjx_parallel.make_pipeline_schedule(
+        choices.pipeline, mesh.shape["stage"], accumulation, choices.chunks_per_stage
+    )
+    length = model.n_layer // parts
+    divided = _is_of_layers(model)
+    # What `begin` and `finish` never touch.
+    no_layers = jax.eval_shape(lambda: tjx_nn.init(model, jax.random.key(0)))
+
+    def network(outer: Any, layers: Any, n_layer: int | None = None) -> Any:
+        params = jax.tree.map(
+            lambda is_layers, a, b: b if is_layers else a, divided, outer, layers,
+            is_leaf=lambda node: node is None,
+        )  # fmt: skip
+        return tjx_nn.bind(model, params, layout=layout, n_layer=n_layer)
+
+    def begin(outer: Any, microbatch: Batch) -> jax.Array:
+        x: jax.Array = network(outer, no_layers).begin(**_inputs(microbatch))
+        return x
+
+    def run_stage(layers: Any, first: jax.Array, x: jax.Array, microbatch: Batch) -> Any:
+        bound = network(no_layers, layers, length)
+        x, [aux_losses] = bound.run_blocks(x, **_inputs(microbatch), part=LayerRange(first, length))
+        count = _count(microbatch)
+        sums = {name: count * each.sum() / model.n_layer for name, each in aux_losses.items()}
+        weights = aux_loss_weights(model)
+        terms = [weights[name] * value for name, value in sums.items() if name in weights]
+        return x, (sum(terms, start=jnp.zeros((), jnp.float32)), sums)
+
+    def finish(
+        outer: Any, x: jax.Array, microbatch: Batch, take: Callable[[jax.Array], jax.Array]
+    ) -> Any:
+        labels = microbatch["labels"]
+        if labels.ndim > 1:
+            labels = take(layout.reorder(labels))
+        cross_entropy = network(outer, no_layers).finish(x, labels).sum()
+        return cross_entropy, ((labels != IGNORE_INDEX).sum(), {"loss": cross_entropy})
+
+    def gradients(
+        params: Any, microbatches: Any, loss_scale: jax.Array | None
+    ) -> tjx_optim.AccumulatedGradients:
+        outer, layers = (
+            jax.tree.map(
+                lambda is_layers, x, w=which: x if is_layers == w else None, divided, params
+            )
+            for which in (False, True)
+        )
+        scale = jnp.float32(1) if loss_scale is None else loss_scale
+        (of_outer, of_layers), scalars = tjx_parallel.pipeline_gradients(
+            begin, run_stage, finish, outer, layers, microbatches,
+            mesh=mesh, schedule=schedule, loss_scale=scale,
+            split_tokens=_divides_tokens(microbatches, mesh), spec=_stream(config, mesh),
+        )  # fmt: skip
+        found = jax.tree.map(
+            lambda is_layers, a, b: b if is_layers else a, divided, of_outer, of_layers,
+            is_leaf=lambda node: node is None,
+        )  # fmt: skip
+        return tjx_optim.mean_gradients(found, tjx_optim.LossTotals(*scalars), loss_scale=scale)
+
+    return gradients
+
+
+def _is_of_layers(model: ModelConfig) -> Any:
+    """Tell of each parameter whether it is one of the stacked blocks'."""
+    return jax.tree.map(
+        lambda axes: axes[:1] == ("layers",),
+        tjx_nn.logical_axes(model),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def _stream(config: Config, mesh: jax.sharding.Mesh) -> jax.sharding.PartitionSpec:
+    """Return how the residual stream lies on the mesh; its sizes were checked."""
+    rules = tjx_parallel.ShardingRules.of(config.mesh)
+    shape = (mesh.size,) * len(RESIDUAL_AXES)
+    spec: jax.sharding.PartitionSpec = rules.spec(mesh, RESIDUAL_AXES, shape, name="stream")
+    return spec
+
+
+def _divides_tokens(microbatches: Any, mesh: jax.sharding.Mesh) -> bool:
+    """Tell whether the stages can share the head, each with some of the tokens."""
+    labels = microbatches["labels"]
+    places = math.prod(mesh.shape[axis] for axis in ("stage", "context", "tensor"))
+    return bool(labels.ndim > 2 and labels.shape[2] % places == 0)

@@ -1,0 +1,133 @@
+"""How a model lies on the mesh: what tjx_nn asks, answered by tjx_parallel and tjx_kernels."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import tjx_kernels
+import tjx_nn
+import tjx_parallel
+from tjx_kernels.sharded.ring_schedule import unzigzag, zigzag
+from tjx_nn.layout import SINGLE_DEVICE, Axes
+from tjx_trainer.config.run_config import ModelConfig
+
+
+class MeshLayout(tjx_nn.Layout):
+    """The layout that a mesh and its rules give.
+
+    Parameters
+    ----------
+    mesh : jax.sharding.Mesh
+        The devices.
+    rules : tjx_parallel.ShardingRules
+        Which logical axis lies on which axes of the mesh.
+    choices : tjx_parallel.MeshConfig
+        What fsdp divides, how tokens see those of other devices, the type of sums.
+    zigzag : bool
+        Whether devices along context hold tokens of early and late positions, so that each has the
+        same work under a causal mask.
+    """
+
+    def __init__(
+        self,
+        mesh: jax.sharding.Mesh,
+        rules: tjx_parallel.ShardingRules,
+        choices: tjx_parallel.MeshConfig,
+        *,
+        zigzag: bool,
+    ) -> None:
+        self.reduce_dtype = choices.reduce_dtype
+        self._place = tjx_parallel.make_constraint(mesh, rules)
+        self._whole = tjx_parallel.make_constraint(mesh, rules, without=tjx_parallel.STORAGE_AXES)
+        self._mesh, self._rules = mesh, rules
+        # On GPUs the gradient that the compiler would divide itself is a scatter with atomics.
+        on_gpus = mesh.devices.flat[0].platform not in ("cpu", "tpu")
+        self._take = tjx_kernels.embedding_lookup if on_gpus else None
+        axes = [rules.mesh_axes(name) for name in ("batch", "seq")]
+        self.token_shards = math.prod(mesh.shape[axis] for each in axes for axis in each)
+        self._weights_divided = choices.zero == 3
+        self._gradients_divided = choices.zero >= 2
+        self._parts = mesh.shape["context"] if zigzag else 1
+        self._attention: dict[str, Any] = {
+            "mesh": mesh,
+            "batch_axes": rules.mesh_axes("batch"),
+            "head_axes": rules.mesh_axes("heads"),
+            "seq_axes": rules.mesh_axes("seq"),
+            "context": choices.context_kind,
+            "order": "zigzag" if self._parts > 1 else "contiguous",
+        }
+
+    def place(self, x: jax.Array, axes: Axes) -> jax.Array:
+        """Say where an activation lies."""
+        return self._place(x, axes)
+
+    def all_gathered(self, w: jax.Array, axes: Axes) -> jax.Array:
+        """Gather a weight over the axes that only keep it, in the type that it has here."""
+        # Divided first, else it is gathered before it is cast.
+        return self._whole(self._place(w, axes) if self._weights_divided else w, axes)
+
+    def reduce_scattered(self, dw: jax.Array, axes: Axes) -> jax.Array:
+        """Sum a weight's gradient over devices, to where it is kept."""
+        return self._place(dw, axes) if self._gradients_divided else self._whole(dw, axes)
+
+    def look_up(self, table: jax.Array, ids: jax.Array, row_axis: str) -> jax.Array:
+        """Look up rows where they are."""
+        found: jax.Array = tjx_parallel.look_up(
+            table, ids, self._mesh, self._rules, row_axis, take=self._take
+        )
+        return found
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
+        """Attend within sequences and heads of each device, and to tokens of others."""
+        out: jax.Array = tjx_kernels.sharded_flash_attention(q, k, v, **self._attention, **options)
+        return out
+
+    def to_experts(self, rows: jax.Array) -> jax.Array:
+        """Move rows to the devices that have their experts."""
+        if self._mesh.shape["expert"] == 1:
+            return rows
+        moved: jax.Array = tjx_parallel.expert_all_to_all(rows, self._mesh)
+        return moved
+
+    def from_experts(self, rows: jax.Array) -> jax.Array:
+        """Move rows back."""
+        if self._mesh.shape["expert"] == 1:
+            return rows
+        moved: jax.Array = tjx_parallel.expert_all_to_all(rows, self._mesh, back=True)
+        return moved
+
+    def reorder[A: jax.Array | np.ndarray](self, x: A) -> A:
+        """Bring tokens into zigzag order."""
+        if self._parts == 1:
+            return x
+        whole = self._tokens(jnp.asarray(x), None)
+        ordered: A = self._tokens(zigzag(whole, self._parts), "seq")
+        return ordered
+
+    def restore(self, x: jax.Array) -> jax.Array:
+        """Bring tokens back from zigzag order."""
+        if self._parts == 1:
+            return x
+        restored: jax.Array = unzigzag(self._tokens(x, None), self._parts)
+        return restored
+
+    def _tokens(self, x: Any, axis: str | None) -> Any:
+        """Place [batch, tokens, ...], tokens divided or whole: whole ones are ordered in place."""
+        batch = "batch" if x.shape[0] > 1 else None  # positions may be the same for all rows
+        return self._place(x, (batch, axis, *[None] * (x.ndim - 2)))
+
+
+def make_layout(
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    rules: tjx_parallel.ShardingRules,
+    choices: tjx_parallel.MeshConfig,
+) -> tjx_nn.Layout:
+    """Return how a model lies on a mesh."""
+    if mesh.size == 1:
+        return SINGLE_DEVICE
+    causal = model.family in ("gpt", "encoder_decoder")
+    return MeshLayout(mesh, rules, choices, zigzag=causal and choices.context_kind == "ring")

@@ -1,0 +1,171 @@
+"""What a run tells while it goes: metrics to the trackers, one step late."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import tjx_metrics
+from tjx_trainer.runtime.exit_codes import NotFiniteError
+from tjx_trainer.training.evaluation import EvaluationInterruptedError
+from tjx_trainer.training.step_timer import Scalars, StepTimer
+from tjx_trainer.training.train_step import Metrics
+
+PARAMETER_HISTOGRAMS = "histograms/parameter"
+SAMPLE_TEXT = "samples/text"
+
+
+class MetricsLogger:
+    """Reads each step's metrics when the next step is already under way.
+
+    Parameters
+    ----------
+    tracker : tjx_metrics.Tracker
+        Where numbers go.
+    meter : Meter
+        Told of each step that is done, and of what time goes into.
+    log : tjx_metrics.LogConfig
+        What is recorded how often; a step that was skipped is always recorded.
+    max_skipped : int
+        Steps in a row that are skipped for not being finite when the run ends.
+    skipped : int
+        Steps that were skipped before.
+
+    Attributes
+    ----------
+    last_evaluation : tjx_metrics.Evaluation or None
+        The last one that was finished.
+    best_loss : float or None
+        The lowest loss of those that this process made, nats a label.
+    streak_began : int or None
+        After NotFiniteError the first of the steps in a row that were skipped.
+    """
+
+    def __init__(
+        self,
+        tracker: tjx_metrics.Tracker,
+        step_timer: StepTimer,
+        log: tjx_metrics.LogConfig,
+        *,
+        max_skipped: int,
+        skipped: int = 0,
+    ) -> None:
+        self.step_timer = step_timer
+        self._tracker = tracker
+        self._log = log
+        self._max_skipped = max_skipped
+        self._skipped = skipped
+        self._pending: tuple[int, Metrics] | None = None
+        # The first of the steps in a row that were skipped last, of those that were seen.
+        self._first_skipped: int | None = None
+        self.last_evaluation: tjx_metrics.Evaluation | None = None
+        self.best_loss: float | None = None
+        self.streak_start: int | None = None
+
+    @property
+    def in_nonfinite_streak(self) -> bool:
+        """Whether the last step that was read was skipped for not being finite."""
+        return self._first_skipped is not None
+
+    def record_step(
+        self, step: int, metrics: Metrics, *, spreads: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take a step's metrics, which may not be computed yet; read those of the step before.
+
+        Parameters
+        ----------
+        step : int
+            1 is the first.
+        metrics : Metrics
+            As the training step gives them.
+        spreads : mapping, optional
+            Of the parameters after the step, from `tjx_metrics.weight_spreads`.
+        """
+        self.flush()
+        self._pending = (step, metrics if spreads is None else {**metrics, "spreads": spreads})
+
+    def flush(self) -> None:
+        """Wait for the last step's metrics and record them where it is their turn.
+
+        Raises
+        ------
+        NotFiniteError
+            When as many steps in a row were skipped as may be.
+        """
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        with self.step_timer.during("device"):
+            values = jax.device_get(metrics)
+        self.step_timer.record_step(int(values.pop("tokens")))
+        skipped, in_a_row = int(values["skipped"]), int(values.pop("skipped_in_a_row"))
+        is_news, self._skipped = skipped != self._skipped, skipped
+        self._first_skipped = (self._first_skipped or step) if is_news else None
+        norms, spreads = values.pop("norms", {}), values.pop("spreads", {})
+        record: Scalars = {}
+        if self._log.layer_norms_every is not None and step % self._log.layer_norms_every == 0:
+            record |= _norm_records(norms)
+        if step == 1 or step % self._log.every == 0 or is_news:
+            record |= {f"train/{name}": float(value) for name, value in values.items()}
+            record |= self.step_timer.figures()
+        if record:
+            self._tracker.log(record, step)
+        if spreads:
+            self._tracker.log_histograms(
+                tjx_metrics.named_histograms(spreads, PARAMETER_HISTOGRAMS), step
+            )
+        if in_a_row >= self._max_skipped:
+            # A run that was gone on with in the midst of them has seen the last of them only.
+            begin = step - in_a_row + 1
+            self.streak_start = min(begin, self._first_skipped or begin)
+            raise NotFiniteError(step, in_a_row)
+
+    def evaluate(
+        self, step: int, run: Callable[[], tjx_metrics.Evaluation]
+    ) -> Mapping[str, float] | None:
+        """Evaluate and record; the time it takes counts for no rate.
+
+        Parameters
+        ----------
+        step : int
+            Steps that were made.
+        run : callable
+            Evaluates, or raises `EvaluationLeftError`.
+
+        Returns
+        -------
+        mapping or None
+            What was recorded, by name; None where the evaluation was left.
+        """
+        self.flush()
+        try:
+            with self.step_timer.paused("evaluation"):
+                self.last_evaluation = run()
+        except EvaluationInterruptedError:
+            return None
+        found = self.last_evaluation.metrics()
+        self.best_loss = min(
+            found["loss"], found["loss"] if self.best_loss is None else self.best_loss
+        )
+        metrics = {f"eval/{name}": value for name, value in found.items()}
+        self._tracker.log(metrics, step)
+        return metrics
+
+    def sample(self, step: int, write: Callable[[], str | None]) -> None:
+        """Let the model write, and record the text where there is one."""
+        self.flush()
+        with self.step_timer.paused("evaluation"):
+            text = write()
+        if text is not None:
+            self._tracker.log_texts({SAMPLE_TEXT: text}, step)
+
+
+def _norm_records(norms: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Name each norm by kind, parameter and layer: ``norms/gradient/blocks/mlp/up/kernel/3``."""
+    return {
+        "/".join(["norms", kind, path, *map(str, index)]): float(value)
+        for kind, by_path in norms.items()
+        for path, array in by_path.items()
+        for index, value in np.ndenumerate(array)
+    }

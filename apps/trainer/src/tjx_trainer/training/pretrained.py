@@ -1,0 +1,178 @@
+"""A run that begins with a trained model's weights, in the format of Hugging Face transformers."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import tjx_data
+import tjx_nn
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_trainer.config.run_config import Config
+
+# What a run may choose for itself: how it trains, and how it computes.
+_FREE = frozenset({
+    "dropout", "embedding_dropout", "attention_dropout", "init_std", "mup_base", "scan_layers",
+    "remat", "remat_every", "dtype", "attention_implementation", "check_ids", "vocab_multiple",
+    "max_seq_len",
+    "tokenizer_size", "scale_embeddings",  # of an unused vocabulary, and of sinusoids
+})  # fmt: skip
+
+
+def check_pretrained(config: Config) -> None:
+    """Refuse a model of another shape than the weights that a run is to begin with.
+
+    Parameters
+    ----------
+    config : Config
+        Resolved: the vocabulary is the tokenizer's. Nothing is done without ``train.init_from``.
+
+    Raises
+    ------
+    ValueError
+        Naming every value that differs, a line each; or why the weights cannot be read.
+    """
+    if config.train.init_from is None:
+        return
+    theirs, _ = _load(config.train.init_from)
+    if problems := _differences(config.train.init_from, theirs, config.model):
+        raise ValueError("\n".join(problems))
+
+
+def check_tokenizer(config: Config, tokenizer: tjx_data.Tokenizer) -> list[str]:
+    """Compare the tokenizer of the data with that of the weights that a run is to begin with.
+
+    Parameters
+    ----------
+    config : Config
+        Nothing is compared without ``train.init_from``.
+    tokenizer : tjx_data.Tokenizer
+        The tokenizer of the data.
+
+    Returns
+    -------
+    list of str
+        Notes for the user: that there is no tokenizer to compare with, or that two files differ in
+        something else than their ids.
+
+    Raises
+    ------
+    ValueError
+        If a token of the weights' tokenizer has another id in the data, or none.
+    """
+    name = config.train.init_from
+    if name is None:
+        return []
+    try:
+        theirs = tjx_data.Tokenizer.load(name)
+    except (ValueError, tjx_data.HubError) as error:
+        return [f"train.init_from {name}: no tokenizer to compare with the data's ({error})"]
+    if theirs.fingerprint == tokenizer.fingerprint:
+        return []
+    prints = f"fingerprint {theirs.fingerprint[:8]} there and {tokenizer.fingerprint[:8]} here"
+    ours = tokenizer.vocabulary
+    moved = [token for token, i in theirs.vocabulary.items() if ours.get(token) != i]
+    if not moved:
+        return [f"train.init_from {name}: its tokenizer has the same ids as the data's ({prints})"]
+    examples = ", ".join(
+        f"{token!r} is {theirs.vocabulary[token]} there and {ours.get(token, 'missing')} here"
+        for token in sorted(moved, key=theirs.vocabulary.__getitem__)[:3]
+    )
+    raise ValueError(
+        f"data.tokenizer: got {config.data.tokenizer} ({prints}); expected the ids of "
+        f"train.init_from {name}, and {len(moved):,} tokens differ ({examples}); give "
+        f"--data.tokenizer {name}, or leave it out"
+    )
+
+
+def pretrained_params(config: Config) -> dict[str, Any]:
+    """Return the weights that a run begins with, as the run's own model has them.
+
+    A token table has as many rows as ``model.vocab_multiple`` asks for, those beyond the vocabulary
+    being zeros, which take no part in anything; of a table of positions the first
+    ``model.max_seq_len`` are taken, as nanoGPT does.
+
+    Returns
+    -------
+    nested dict of arrays
+        On the host, float32.
+
+    Raises
+    ------
+    ValueError
+        As `check_pretrained`.
+    """
+    check_pretrained(config)
+    assert config.train.init_from is not None
+    _, params = _load(config.train.init_from)
+    _load.cache_clear()  # a run needs them once; they are as large as the model
+    tables = {name: dict(table) for name, table in params.items() if name in _ROWS}
+    for name, table in tables.items():
+        for key, rows in table.items():
+            table[key] = _fit(np.asarray(rows), _ROWS[name](config.model))
+    return {**params, **tables}
+
+
+_ROWS: Mapping[str, Any] = {
+    "wte": lambda model: model.vocab_rows,
+    "head": lambda model: model.vocab_rows,
+    "wpe": lambda model: model.max_seq_len,
+}
+
+
+def _fit(table: np.ndarray, rows: int) -> np.ndarray:
+    """Return the first rows of a table, or the table with rows of zeros below it."""
+    missing = max(0, rows - len(table))
+    return np.pad(table[:rows], ((0, missing), (0, 0)))
+
+
+@cache
+def _load(name: str) -> tuple[Any, dict[str, Any]]:
+    return tjx_nn.hf.load(name)
+
+
+def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
+    if type(theirs) is not type(ours) or not isinstance(ours, GPTConfig):
+        return [
+            f"train.init_from {name}: a model of the family {theirs.family}, and model.family is "
+            f"{ours.family}; weights can be given to models of the family gpt"
+        ]
+    there, here = _flat(theirs), _flat(ours)
+    problems = [
+        f"train.init_from {name}: its {field} is {there[field]} and model.{field} is "
+        f"{here[field]}; give --model.{field} {_word(there[field])}"
+        for field in there
+        if field not in _FREE and field != "vocab_size" and there[field] != here[field]
+    ]
+    if theirs.vocab_size != ours.vocab_size:
+        problems.append(
+            f"train.init_from {name}: it knows {theirs.vocab_size} tokens, and the tokenizer has "
+            f"{ours.vocab_size}; give --data.tokenizer the one that it was trained with (gpt2, or "
+            "the folder of the model)"
+        )
+    if theirs.max_seq_len < ours.max_seq_len:
+        problems.append(
+            f"train.init_from {name}: it was trained on at most {theirs.max_seq_len} tokens; give "
+            f"--model.max_seq_len {theirs.max_seq_len} and --data.seq_len of at most so many"
+        )
+    return problems
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a configuration and its parts, those that say the same being equal."""
+    found: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if is_dataclass(value):
+            found |= _flat(value, f"{prefix}{entry.name}.")
+        else:
+            found[prefix + entry.name] = value
+    if not prefix:  # what is left out follows from the rest
+        found |= {"n_kv_head": config.kv_heads, "d_head": config.head_dim, "d_ff": config.ff_dim}
+    return found
+
+
+def _word(value: Any) -> str:
+    return "none" if value is None else str(value).lower()

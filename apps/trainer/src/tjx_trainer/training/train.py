@@ -1,0 +1,451 @@
+"""One run: from a configuration to a finished run directory, or on from where it stopped."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+import tjx_ckpt
+import tjx_data
+import tjx_metrics
+import tjx_nn
+import tjx_parallel
+from tjx_ckpt.cli.terminal import printable
+from tjx_nn.layers.scan_layers import uses_scan
+from tjx_trainer.cli.progress_bar import DataProgressBar
+from tjx_trainer.config.config_compat import with_legacy_values
+from tjx_trainer.config.run_config import Config, ConfigError, reads_text
+from tjx_trainer.planning.dry_run import print_dry_run
+from tjx_trainer.runtime.allocator import retain_freed_memory
+from tjx_trainer.runtime.attention_report import report_attention
+from tjx_trainer.runtime.memory_report import explain_out_of_memory
+from tjx_trainer.runtime.peer_failure import report_peer_failure
+from tjx_trainer.runtime.preemption import PreemptionSync
+from tjx_trainer.runtime.provenance import shared_settings
+from tjx_trainer.runtime.run_dir import RunDirectory, check_run, make_run_dir, open_run
+from tjx_trainer.runtime.run_logging import log_info, plain_warnings
+from tjx_trainer.runtime.signals import SignalHandler, StopSignal
+from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.tasks.task import data_identity
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.run_manager import RunManager
+from tjx_trainer.training.run_summary import format_summary
+from tjx_trainer.training.train_state import TrainState
+
+# On the host: a token and its label, and batches that are read, waiting and being moved.
+BYTES_PER_TOKEN = 8
+BATCHES_IN_FLIGHT = 3
+
+
+def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> int:
+    """Train, or go on where the run directory stopped.
+
+    Parameters
+    ----------
+    config : Config
+        From the command line.
+    dry_run : bool
+        Only say what would be done, and compile it.
+    eval_only : bool
+        Only evaluate the parameters that the run begins with.
+
+    Returns
+    -------
+    int
+        Exit code: 0 when the last step was made, 128 + the signal's number when asked to stop.
+
+    Raises
+    ------
+    ConfigError
+        If the run directory holds another run, or the configuration does not fit data or devices.
+    tjx_data.HubError
+        If the corpus or the tokenizer is out of reach.
+    tjx_ckpt.CheckpointError
+        If there are checkpoints and none is sound, another process saves there, or (SaveError) a
+        checkpoint could not be written.
+    tjx_metrics.RecordError
+        If the metrics could not be written.
+    NotFiniteError
+        If too many steps in a row were not finite, twice; a note names the last good checkpoint.
+    KernelError
+        If the attention kernel failed to compile or to run.
+    KeyboardInterrupt
+        At a second SIGINT.
+    """
+    try:
+        tjx_parallel.initialize(config.distributed)
+        tjx_parallel.check_equal_across_processes("configuration", shared_settings(config))
+    except ValueError as error:
+        raise ConfigError(str(error).splitlines()) from error
+    if find_backend() == "cpu":
+        retain_freed_memory()
+    with (
+        plain_warnings(),
+        report_peer_failure(config.run_dir),
+        report_attention(),
+        SignalHandler() as signal_handler,
+    ):
+        try:
+            return start(config, signal_handler, dry_run=dry_run, eval_only=eval_only)
+        except StopSignal as stopped:
+            log_info(f"{stopped}; nothing was lost, the same command goes on")
+            return 128 + stopped.signal
+
+
+def find_backend() -> str:
+    """Return the platform that JAX computes on.
+
+    Raises
+    ------
+    ConfigError
+        If JAX_PLATFORMS names one that is not there.
+    """
+    try:
+        return jax.default_backend()
+    except RuntimeError as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        if not wanted:
+            raise
+        raise ConfigError([
+            f"JAX_PLATFORMS: got {wanted}; expected platforms whose devices are here "
+            f"({' '.join(str(error).split())[:300]}); unset it, or set JAX_PLATFORMS=cpu"
+        ]) from None  # fmt: skip
+
+
+def start(config: Config, signal_handler: SignalHandler, *, dry_run: bool, eval_only: bool) -> int:
+    """Prepare the run, make its steps and conclude it; what is raised is as `train` says."""
+    with signal_handler.interruptible():
+        check_requirements(config)
+        if eval_only:
+            config = replace(config, run_dir=None)  # nothing is read or written there
+        config = apply_legacy_values(config)
+        check_run(config)  # before minutes are spent on the data
+        job = prepare(config)
+        check_data_unchanged(job)
+        if dry_run:
+            return print_dry_run(job)
+        if eval_only:
+            return print_evaluation(job)
+        run = create_run_dir(job)
+
+    def record() -> None:
+        with signal_handler.interruptible():
+            write_run_files(job, run)
+        log_info(f"run directory  {run.path}")
+
+    return run_job(job, run, signal_handler, claimed=record)
+
+
+def apply_legacy_values(config: Config) -> Config:
+    """Return the configuration with what its run, started by an older version, means by it."""
+    run = None if config.run_dir is None else RunDirectory(Path(config.run_dir))
+    if run is None or not run.config.exists():
+        return config
+    try:
+        saved = run.read_config()
+    except ConfigError:
+        return config  # `check_run` raises with the reasons
+    config, lines = with_legacy_values(config, saved)
+    for line in lines:
+        log_info(f"note           {line}")
+    return config
+
+
+def check_requirements(config: Config) -> None:
+    """Raise ConfigError where this machine lacks data or libraries that a run needs."""
+    problems = tjx_data.find_problems(config.data) if reads_text(config) else []
+    problems += check_host_memory(config, host_memory())
+    if config.checkpoint.directory is not None:
+        try:
+            tjx_ckpt.list_steps(config.checkpoint.directory)
+        except (ImportError, ValueError) as error:
+            problems.append(f"--checkpoint.directory {config.checkpoint.directory}: {error}")
+    try:
+        tjx_metrics.check_trackers(config.log.trackers)
+    except ValueError as error:
+        problems += [f"--log.{error}"]
+    if problems:
+        raise ConfigError(problems)
+
+
+def print_evaluation(job: Job) -> int:
+    """Evaluate the parameters that a run begins with, and print the figures."""
+    params = job.eval_params(job.initial_state())
+    metrics = job.evaluate(params).metrics()
+    if tjx_parallel.is_main():
+        lines = [f"{name:<15}{value:.4f}" for name, value in metrics.items()]
+        sys.stdout.write("\n".join([*lines, "Nothing was trained."]) + "\n")
+    return 0
+
+
+def check_host_memory(config: Config, memory: int) -> list[str]:
+    """Say why batches of text of this size cannot be prepared in a host's memory, in bytes."""
+    if not reads_text(config):
+        return []
+    rows = config.train.batch_size // jax.process_count()
+    needed = rows * config.data.seq_len * BYTES_PER_TOKEN * BATCHES_IN_FLIGHT
+    if needed <= memory:
+        return []
+    most = memory // (config.data.seq_len * BYTES_PER_TOKEN * BATCHES_IN_FLIGHT)
+    return [
+        f"train.batch_size: got {config.train.batch_size:,}, whose batches (rows of "
+        f"{config.data.seq_len} tokens) need {needed / 2**30:,.1f} GiB of memory in each process; "
+        f"expected less than the {memory / 2**30:,.1f} GiB of this machine; give at most "
+        f"{most * jax.process_count():,}"
+    ]
+
+
+def host_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def run_job(
+    job: Job,
+    run: RunDirectory,
+    signal_handler: SignalHandler,
+    *,
+    claimed: Callable[[], None] = lambda: None,
+) -> int:
+    """Make the steps of a run that are still to be made, and conclude it.
+
+    Parameters
+    ----------
+    job : Job
+        The parts of the run.
+    run : RunDirectory
+        Where it is written, and what it goes on from.
+    interrupts : Interrupts
+        Signals that ask to stop or to save.
+    claimed : callable
+        Called when no other run can write into the directory, before anything is written there.
+
+    Returns
+    -------
+    int
+        As `train` says, which also says what is raised.
+    """
+    config = job.config
+    with (
+        explain_out_of_memory(job),
+        open_checkpointer(config, run) as checkpointer,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.enter_context(claim_run_dir(config, run, checkpointer))
+        claimed()
+        watchdog = stack.enter_context(
+            Watchdog(run.path, config.watchdog, process=jax.process_index())
+        )
+        if tjx_parallel.is_main():
+            run.remove_temporary_files()
+        preemption = PreemptionSync(signal_handler)
+        manager = RunManager(job, run, checkpointer, preemption, watchdog)
+        with signal_handler.interruptible():
+            state = manager.resume()
+        state = manager.follow(state)
+        if preemption.stop:
+            step = int(jax.device_get(state.step))
+            log_info(
+                f"stopped and saved at step {step}; "
+                f"to go on: --run_dir {run.path} and the same flags"
+            )
+            return 128 + preemption.stop
+        watchdog.beat("sample", config.train.max_steps)
+        with signal_handler.interruptible():
+            report_results(manager, state)
+    return 0
+
+
+@contextlib.contextmanager
+def claim_run_dir(
+    config: Config, run: RunDirectory, checkpointer: tjx_ckpt.Checkpointer
+) -> Iterator[None]:
+    """Let no other run write into the run directory, nor where the checkpoints lie.
+
+    Raises
+    ------
+    tjx_ckpt.DirectoryInUseError
+        If another run does.
+    tjx_ckpt.ClaimError, tjx_ckpt.StorageError
+        If a directory cannot be locked.
+    """
+    with contextlib.ExitStack() as stack:
+        if config.checkpoint.directory is not None:
+            # Runs with one run directory and two directories of checkpoints exclude each other.
+            stack.enter_context(tjx_ckpt.Checkpointer(run.checkpoints)).claim()
+        checkpointer.claim()
+        yield
+
+
+@contextlib.contextmanager
+def open_checkpointer(config: Config, run: RunDirectory) -> Iterator[tjx_ckpt.Checkpointer]:
+    """Open the checkpoints of a run, and wait for the last save at the end.
+
+    For somebody who has pressed Ctrl-C twice nobody waits: what is being saved is then left as a
+    kill would leave it, and the next start tidies up.
+    """
+    choices = config.checkpoint
+    checkpointer = tjx_ckpt.Checkpointer(
+        run.checkpoint_location(config),
+        keep=choices.keep,
+        keep_every=choices.keep_every,
+        keep_best=choices.keep_best,
+        best_metric=choices.best_metric,
+        best_mode=choices.best_mode,
+    )
+    try:
+        yield checkpointer
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        # What ends the run comes first: a save that fails beside it is in the log.
+        with contextlib.suppress(tjx_ckpt.SaveError):
+            checkpointer.close()
+        raise
+    checkpointer.close()
+
+
+def create_run_dir(job: Job) -> RunDirectory:
+    """Make the run directory where it is missing; process 0 does so.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be made, or several processes were not told one directory.
+    """
+    config = job.config
+    if jax.process_count() == 1:
+        return make_run_dir(config)
+    if config.run_dir is None:
+        raise ConfigError(["run_dir is none: processes that train together need to be given one"])
+    tjx_parallel.barrier("checked")  # nobody takes what process 0 writes for another's
+    run = make_run_dir(config) if tjx_parallel.is_main() else RunDirectory(Path(config.run_dir))
+    tjx_parallel.barrier("run directory")
+    return run
+
+
+def write_run_files(job: Job, run: RunDirectory) -> None:
+    """Write to a claimed run directory what the run is made of; process 0 does so.
+
+    Raises
+    ------
+    ConfigError
+        If another run has written there before this one claimed it.
+    """
+    if tjx_parallel.is_main():
+        config = replace(job.config, run_dir=str(run.path))
+        check_data_unchanged(job)
+        open_run(config)
+        job.task.record(run)
+        run.write_data_pointer(job.task.folders, identity=data_identity(job.task))
+    tjx_parallel.barrier("recorded")
+
+
+def prepare(config: Config) -> Job:
+    """Open the data, fit the model to them, and build the parts of the run."""
+    if jax.process_count() > 1 and config.train.sample_tokens:
+        log_info("no sample      several processes write none: see `generate` of apps/eval")
+        config = replace(config, train=replace(config.train, sample_tokens=0))
+    try:
+        with DataProgressBar() as bar:
+            config, make_task = open_task(config, bar)
+        job = build_job(config, make_task)
+        tjx_parallel.check_equal_across_processes("data", data_identity(job.task))
+    except (tjx_data.HubError, tjx_data.DataError):
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error).splitlines()) from error
+    log_info(f"data           {job.task.data_summary}")
+    log_info(
+        f"model          {tjx_nn.count_params(config.model):,} parameters on "
+        f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
+    )
+    log_info(f"layers         {describe_layers(job)}")
+    log_info(f"training       {describe_training(job)}")
+    if flags := os.environ.get("XLA_FLAGS"):
+        log_info(f"XLA flags      {flags}")
+    return job
+
+
+def describe_layers(job: Job) -> str:
+    """Say whether the blocks are compiled as a loop or unrolled, and who decided it."""
+    model = job.config.model
+    count = model.n_layer // (job.mesh.shape["stage"] * job.config.mesh.chunks_per_stage)
+    how = "compiled as a loop" if uses_scan(model, count) else "unrolled"
+    if model.scan_layers is not None:
+        return f"{model.n_layer} blocks {how}, as model.scan_layers says"
+    if how == "unrolled":
+        return (
+            f"{model.n_layer} blocks {how}, the default on this platform; "
+            "--model.scan_layers true compiles several times faster and runs slower"
+        )
+    return f"{model.n_layer} blocks {how}, the default for this platform and depth"
+
+
+def describe_training(job: Job) -> str:
+    """Say how a run trains, in half a line."""
+    config = job.config
+    pieces = "" if job.accumulation == 1 else f" in {job.accumulation} pieces"
+    what = "sequences" if reads_text(config) else "examples"
+    return (
+        f"{config.train.max_steps:,} steps of {config.train.batch_size:,} {what}{pieces} in "
+        f"{config.train.precision}; {config.optimizer.name}, {config.schedule.name} with a peak of "
+        f"{config.optimizer.learning_rate:g}"
+    )
+
+
+def check_data_unchanged(job: Job) -> None:
+    """Refuse to go on with a run on other data, another tokenizer or another order of batches.
+
+    Raises
+    ------
+    ConfigError
+        If anything that decides the batches is not what it was; what differs is named.
+    """
+    run = None if job.config.run_dir is None else RunDirectory(Path(job.config.run_dir))
+    before = None if run is None else run.read_data_pointer()
+    if before is None:
+        return
+    was, now = before.identity, data_identity(job.task)
+    changed = [
+        f"{name} was {was.get(name, 'not there')} and is {now.get(name, 'not there')}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
+    if changed:
+        raise ConfigError([
+            f"--run_dir {job.config.run_dir}: the data changed since this run was started "
+            f"({'; '.join(changed)}): put back what it was, or give another --run_dir"
+        ])  # fmt: skip
+
+
+def draw_loss(run: RunDirectory) -> str:
+    """Draw the loss curve; return its place, or why there is none: the run is saved by now."""
+    try:
+        run.plots.mkdir(exist_ok=True)
+        tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
+    except Exception as error:  # a full disk, a damaged record, a font that is missing
+        return f"none: {type(error).__name__}: {error}"
+    return str(run.plots / "loss.png")
+
+
+def report_results(manager: RunManager, state: TrainState) -> None:
+    """Draw the loss curve and print what came out of the run; all processes compute it."""
+    job, run = manager.job, manager.run
+    lines = job.task.final_report(job.eval_params(state), manager.found)
+    if not tjx_parallel.is_main():
+        return
+    lines += [
+        *format_summary(job.config, manager.results),
+        f"loss curve       {draw_loss(run)}",
+        f"checkpoints      {run.checkpoint_location(job.config)}",
+        f"metrics          {run.metrics}",
+    ]
+    if job.config.model.family == "gpt":
+        lines.append(f"more text        ./pants run apps/eval -- generate {run.path} --prompt TEXT")
+    sys.stdout.write(printable("\n".join(["", *lines]) + "\n"))

@@ -1,0 +1,110 @@
+"""The training step: one jitted function from (state, batch) to (state, metrics)."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import tjx_nn
+import tjx_optim
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.training.gradients import Batch, Gradients
+from tjx_trainer.training.train_state import TrainState, scales_loss
+
+Metrics = dict[str, Any]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    gradients: Gradients,
+    accumulation: int,
+    shardings: TrainState,
+) -> TrainStep:
+    """Return the jitted step. It donates the state: use the one that it returns.
+
+    Parameters
+    ----------
+    config : Config
+        Resolved: the model with its compute dtype, the seed (dropout at step s is a function of
+        seed and s), the guard, and what is to be logged.
+    optimizer : optax.GradientTransformation
+        From gradients to updates.
+    schedule : callable
+        Learning rate by update, for the metrics.
+    gradients : callable
+        From `make_gradients`.
+    accumulation : int
+        Microbatches in a batch; the result is that of one large batch.
+    shardings : TrainState
+        Where each leaf of the state lies between two steps.
+
+    Returns
+    -------
+    callable
+        From (state, batch) to the next state and the scalars "loss" (nats a label), "grad_norm",
+        "param_norm" (before the update), "learning_rate", "tokens" (labels that count), "skipped"
+        and "skipped_in_a_row" (steps whose loss or gradients were not finite, which changed
+        nothing), with fp16 "loss_scale", and what experts and indexers report; "norms", where they
+        are logged, by kind and path. The batch holds the arguments of the model's `losses`,
+        "labels" among them.
+    """
+    model, scaled = config.model, scales_loss(config)
+    stack_axes = tjx_nn.stack_axes(model)
+    on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
+
+    def gradients_of(state: TrainState, batch: Batch) -> tjx_optim.AccumulatedGradients:
+        microbatches = dict(tjx_optim.split_microbatches(batch, accumulation))
+        labels = batch["labels"].size // accumulation
+        # The scale is that of a mean; what is differentiated is a sum over a microbatch.
+        scale = state.guard.loss_scale / 2 ** int(math.log2(labels)) if scaled else None
+        if model.drops:
+            # The step's own key; the parameters took another branch of the same seed.
+            step_key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
+            microbatches["key"] = jax.random.split(step_key, accumulation)
+        return gradients(state.params, microbatches, scale)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if config.mesh.offload != "none":
+            state = jax.device_put(state, on_device)
+        total = gradients_of(state, batch)
+        with jax.named_scope("optimizer"):  # as profiles name it
+            grad_norm = tjx_optim.global_norm(total.gradients)
+            updates, opt_state = optimizer.update(total.gradients, state.opt_state, state.params)
+            finite = tjx_optim.is_finite((total.loss, grad_norm))
+            params, opt_state = tjx_optim.select_finite(
+                finite,
+                (optax.apply_updates(state.params, updates), opt_state),
+                (state.params, state.opt_state),
+            )
+        guard = tjx_optim.update_guard(state.guard, finite, config.guard, scales_loss=scaled)
+        metrics: Metrics = {
+            **total.means,
+            "grad_norm": grad_norm,
+            "param_norm": tjx_optim.global_norm(state.params),
+            # The optimizer has made no update at a step that was skipped.
+            "learning_rate": jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32),
+            "tokens": total.token_count,
+            "skipped": guard.skipped,
+            "skipped_in_a_row": guard.skipped_in_a_row,
+        }
+        if scaled:
+            metrics["loss_scale"] = state.guard.loss_scale
+        if config.log.layer_norms_every is not None:
+            trees = {"gradient": total.gradients, "parameter": state.params, "update": updates}
+            metrics["norms"] = {
+                kind: tjx_optim.layer_norms(tree, stack_axes) for kind, tree in trees.items()
+            }
+        return TrainState(state.step + 1, params, opt_state, guard), metrics
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, shardings.step),  # metrics lie on every device, as the step does
+    )

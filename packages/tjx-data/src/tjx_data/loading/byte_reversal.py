@@ -1,0 +1,128 @@
+"""A task to try a sequence-to-sequence model on: strings of bytes, to be written backwards.
+
+Names of array axes: B strings, S bytes of a string, T its reversal and its end.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
+from tjx_data.loading.stateless_rng import derive_key, draw
+
+PADDING, START, END = 0, 1, 2
+FIRST_BYTE = 3  # byte 0 is token 3, and so on
+VOCAB_SIZE = FIRST_BYTE + 256
+_PURPOSE = int.from_bytes(b"reversal")
+_SPLITS = {"train": 0, "validation": 1}
+
+
+class ReversalLoader(Loader):
+    """Random strings and their reversals, made up when they are asked for.
+
+    Parameters
+    ----------
+    max_length : int
+        Bytes of the longest string; lengths are drawn from 1 to this.
+    split : {"train", "validation"}
+        Two streams that have nothing to do with each other; validation has `validation_strings`.
+    batch_size, seed, process_index, process_count : int
+        As of `Loader`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+
+    validation_strings = 1000
+
+    def __init__(
+        self,
+        *,
+        max_length: int,
+        split: Literal["train", "validation"] = "train",
+        batch_size: int,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        problems = []
+        if max_length < 1:
+            problems.append(f"max_length={max_length}: a string has at least 1 byte")
+        if split not in _SPLITS:
+            problems.append(f"split={split!r} is unknown; choose train or validation")
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+            problems=problems,
+        )
+        self.max_length, self.split = max_length, split
+        self._key = derive_key(seed, _PURPOSE, _SPLITS[split])
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """What decides the strings."""
+        return {
+            "strings": "random bytes and their reversals",
+            "max_length": str(self.max_length),
+            "split": self.split,
+            "seed": str(self.seed),
+        }
+
+    def rows(self, turns: RowIndices) -> Batch:
+        """Return the rows of some turns.
+
+        Returns
+        -------
+        dict
+            ``source`` int32 [R, S], a string and padding; ``source_mask`` bool [R, S], False where
+            that is; ``tokens`` int32 [R, T = S + 1], the start and the string backwards; ``labels``
+            int32 [R, T], the token after each: the string backwards and the end, then -100.
+        """
+        words = draw(self._key, turns, self.max_length + 1)
+        lengths = (words[:, :1] % np.uint64(self.max_length)).astype(np.int64) + 1
+        place = np.arange(self.max_length)[None, :]
+        inside = place < lengths
+        source = (words[:, 1:] >> np.uint64(56)).astype(np.int32) + FIRST_BYTE
+        source[~inside] = PADDING
+        backwards = np.take_along_axis(source, np.maximum(lengths - 1 - place, 0), 1)
+        tokens = np.full((len(turns), self.max_length + 1), PADDING, np.int32)
+        tokens[:, 0] = START
+        tokens[:, 1:][inside] = backwards[inside]
+        labels = np.full_like(tokens, IGNORED_LABEL)
+        labels[:, :-1][inside] = backwards[inside]
+        np.put_along_axis(labels, lengths, END, 1)
+        return {"source": source, "source_mask": inside, "tokens": tokens, "labels": labels}
+
+    def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
+        """Yield the strings of the split, in batches of one shape; labels beyond them are -100.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Stop after so many strings (over all processes).
+        """
+        count = self.validation_strings
+        count = count if limit is None else min(limit, count)
+        for first in range(0, count, self.batch_size):
+            batch = self.rows(first + self._rows)
+            batch["labels"][first + self._rows >= count] = IGNORED_LABEL
+            yield batch
+
+
+def decode(row: npt.NDArray[np.int32]) -> bytes:
+    """Return the bytes of a row up to its end, without the other tokens.
+
+    Examples
+    --------
+    >>> decode(np.array([START, FIRST_BYTE + 104, FIRST_BYTE + 105, END, FIRST_BYTE + 106]))
+    b'hi'
+    """
+    tokens = row.tolist()
+    tokens = tokens[: tokens.index(END)] if END in tokens else tokens
+    return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE)

@@ -1,0 +1,1 @@
+"""Exact attention: public functions, the types that backends share, and their registry."""

@@ -1,0 +1,1 @@
+"""Attention backends; each is one module or folder that defines an `AttentionBackend`."""

@@ -1,0 +1,139 @@
+"""Dense attention: the readable definition of what `flash_attention` computes.
+
+Every other implementation is tested against this meaning. It keeps all scores in memory.
+
+Axes: B batch, T query length, S key length, K key heads, G query heads that share a key head, H
+head_dim.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tjx_kernels.attention import dropout
+from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.masks import visible
+from tjx_kernels.attention.types import (
+    AttentionBackend,
+    AttentionCall,
+    BackwardInputs,
+    Gradients,
+    Operands,
+)
+
+
+def attention_reference(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: bool = False, **options: Any
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Attention with all scores in memory; the meaning of `flash_attention`'s arguments.
+
+    It differentiates in forward and in reverse mode, to any order, and computes in float64 where
+    its inputs are float64. Arguments, results and errors are those of `flash_attention`, less
+    `implementation` and `interpret`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> q = jnp.ones((1, 3, 4, 8))
+    >>> kv = jnp.ones((1, 5, 2, 8))
+    >>> attention_reference(q, kv, kv, causal=True).shape
+    (1, 3, 4, 8)
+    """
+    arguments = Arguments(q=q, k=k, v=v, return_lse=return_lse, **options)
+    call = arguments.describe()
+    out, lse = _run(call, arguments.operands(call))
+    return (out, lse) if return_lse else out
+
+
+def _run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    scores_BKGTS = _scores(call, operands)
+    # `initial` makes the maximum over no keys defined. A row that sees no key keeps the maximum
+    # -inf, and -inf - -inf would be NaN: such rows are shifted by 0 instead.
+    top = jnp.max(scores_BKGTS, axis=-1, keepdims=True, initial=-jnp.inf)
+    top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top))
+    weights_BKGTS = jnp.exp(scores_BKGTS - top)
+    total = jnp.sum(weights_BKGTS, axis=-1, keepdims=True)
+    dead = total == 0
+    total = jnp.where(dead, 1, total)
+    weights_BKGTS = _drop(call, operands, weights_BKGTS / total)
+
+    v_BSKH = operands.v.astype(call.accumulator)
+    out_BKGTH = _product("BKGTS,BSKH->BKGTH", weights_BKGTS, v_BSKH)
+    # Already 0; written out so that no gradient passes, whatever arrives for a dead row.
+    out_BTKGH = jnp.where(dead, 0, out_BKGTH).transpose(0, 3, 1, 2, 4)
+    out = out_BTKGH.reshape(call.batch, call.q_len, call.heads, call.v_head_dim).astype(call.dtype)
+    lse_BKGT = jnp.where(dead, -jnp.inf, top + jnp.log(total))[..., 0]
+    return out, lse_BKGT.reshape(call.batch, call.heads, call.q_len)
+
+
+def _product(axes: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    # float32 means float32: by default a GPU would take TF32 and a TPU bfloat16.
+    return jnp.einsum(axes, x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def _scores(call: AttentionCall, operands: Operands) -> jax.Array:
+    """Masked scores [B, K, G, T, S]."""
+    dtype = call.accumulator
+    groups = (call.kv_heads, call.group)
+    q_BTKGH = operands.q.astype(dtype).reshape(call.batch, call.q_len, *groups, call.head_dim)
+    scores = call.scale * _product("BTKGH,BSKH->BKGTS", q_BTKGH, operands.k.astype(dtype))
+    if call.soft_cap is not None:
+        scores = call.soft_cap * jnp.tanh(scores / call.soft_cap)
+
+    first = call.q_offset if operands.q_offset is None else operands.q_offset[:, None, None]
+    assert first is not None
+    i_BT1 = first + jnp.arange(call.q_len)[None, :, None]
+    j_11S = jnp.arange(call.kv_len)[None, None, :]
+    if operands.alibi_slopes is not None:
+        distance_BTS = jnp.abs(i_BT1 - j_11S).astype(dtype)[:, None, None]
+        slopes = operands.alibi_slopes.astype(dtype).reshape(call.batch, *groups, 1, 1)
+        scores -= slopes * distance_BTS
+    if operands.bias is not None:
+        bias = jnp.broadcast_to(
+            operands.bias.astype(dtype), (operands.bias.shape[0], call.heads, *scores.shape[3:])
+        )
+        scores += bias.reshape(-1, *groups, *scores.shape[3:])
+
+    ids: list[jax.Array | None] = [None, None]
+    if operands.q_segment_ids is not None and operands.kv_segment_ids is not None:
+        ids = [operands.q_segment_ids[:, :, None], operands.kv_segment_ids[:, None, :]]
+    seen_BTS = visible(call, i_BT1, j_11S, *ids)
+    return scores if seen_BTS is None else jnp.where(seen_BTS[:, None, None], scores, -jnp.inf)
+
+
+def _drop(call: AttentionCall, operands: Operands, weights_BKGTS: jax.Array) -> jax.Array:
+    if operands.dropout_seed is None:
+        return weights_BKGTS
+    shape = (1, call.heads, call.q_len, call.kv_len)
+    head, row, key = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (1, 2, 3))
+    seed = operands.dropout_seed[:, :, None, None, None]
+    kept = dropout.keep((seed[:, 0], seed[:, 1]), head, row, key, call.dropout_rate)
+    kept = kept.reshape(weights_BKGTS.shape)
+    return jnp.where(kept, weights_BKGTS / (1 - call.dropout_rate), 0)
+
+
+def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> Gradients:
+    """Differentiate `_run` with the LSE and delta of whole rows, of which it may see a part.
+
+    With w = exp(lse of these keys - lse of all), the weights are w times those found here, and the
+    scores' gradient w p (dp - delta): that of the cotangents w dout and rowsum(out w dout) - w
+    delta for the output and the LSE.
+    """
+
+    def run(q: Any, k: Any, v: Any, bias: Any) -> Any:
+        return _run(call, operands._replace(q=q, k=k, v=v, bias=bias))
+
+    (out, lse), pull = jax.vjp(run, operands.q, operands.k, operands.v, operands.bias)
+    share_BNT = jnp.exp(lse - rows.lse)
+    dtype = call.accumulator
+    dout = share_BNT.swapaxes(1, 2)[..., None] * rows.dout.astype(dtype)
+    dlse = jnp.einsum("BTNH,BTNH->BNT", out.astype(dtype), dout) - share_BNT * rows.delta
+    return Gradients(*pull((dout.astype(call.dtype), dlse)))
+
+
+def _supports(call: AttentionCall) -> str | None:
+    return "it is not a kernel: leave out interpret" if call.interpret else None
+
+
+BACKEND = AttentionBackend(run=_run, backward=_backward, supports=_supports)

@@ -1,0 +1,89 @@
+"""Say why an implementation of attention was chosen, whether it compiles, and which one is next."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels.attention.registry import Choice
+from tjx_kernels.attention.types import PLAIN, AttentionCall, Operands
+
+
+def explain_choice(choice: Choice) -> str:
+    """Say in half a line which implementation runs and why.
+
+    Implementations for other devices are not mentioned.
+
+    Examples
+    --------
+    >>> from tjx_kernels.attention.types import PLAIN
+    >>> explain_choice(Choice("xla", True, {"xla": None}, PLAIN))
+    'xla (requested by name)'
+    """
+    if choice.by_name:
+        return f"{choice.name} (requested by name)"
+    call = choice.call
+    plain = replace(PLAIN, platform=call.platform, architecture=call.architecture)
+    passed = [
+        f"{name}: {reason}"
+        for name, reason in choice.reasons.items()
+        if reason is not None and BACKENDS[name].supports(plain) is None
+    ]
+    device = call.architecture or call.platform
+    return (
+        "; ".join([f"{choice.name} (the first that supports this call on {device}", *passed]) + ")"
+    )
+
+
+def next_choice(choice: Choice) -> str | None:
+    """Return the next implementation in order of preference that supports the call, if any."""
+    names = list(choice.reasons)
+    place = names.index(choice.name)
+    others = [*names[place + 1 :], *names[:place]]
+    return next((name for name in others if choice.reasons[name] is None), None)
+
+
+def compile_failure(choice: Choice) -> Exception | None:
+    """Compile both passes of a call alone, and return the error of the compiler, if any."""
+    run, (operands, dout) = BACKENDS[choice.name].run, _abstract(choice.call)
+
+    def both_passes(operands: Operands, dout: Any) -> Any:
+        moving = (operands.q, operands.k, operands.v, operands.bias)
+
+        def attend(q: Any, k: Any, v: Any, bias: Any) -> jax.Array:
+            return run(choice.call, operands._replace(q=q, k=k, v=v, bias=bias))[0]
+
+        out, backward = jax.vjp(attend, *moving)
+        return out, backward(dout)
+
+    try:
+        jax.jit(both_passes).lower(operands, dout).compile()
+    except Exception as error:  # compilers raise anything
+        return error
+    return None
+
+
+def _abstract(call: AttentionCall) -> tuple[Operands, Any]:
+    """Return shapes and dtypes of a call's operands and of its output's cotangent."""
+    shaped: Any = jax.ShapeDtypeStruct  # which has no types
+    kv = (call.batch, call.kv_len, call.kv_heads)
+    q = shaped((call.batch, call.q_len, call.heads, call.head_dim), call.dtype)
+    operands = Operands(
+        q=q,
+        k=shaped((*kv, call.head_dim), call.dtype),
+        v=shaped((*kv, call.v_head_dim), call.dtype),
+    )
+    if call.segment_ids:
+        q_ids, kv_ids = (shaped((call.batch, n), "int32") for n in (call.q_len, call.kv_len))
+        operands = operands._replace(q_segment_ids=q_ids, kv_segment_ids=kv_ids)
+    if call.q_offset is None:
+        operands = operands._replace(q_offset=shaped((call.batch,), "int32"))
+    if call.bias is not None:
+        bias = shaped((*call.bias, call.q_len, call.kv_len), call.dtype)
+        operands = operands._replace(bias=bias)
+    if call.alibi:
+        operands = operands._replace(alibi_slopes=shaped((call.batch, call.heads), "float32"))
+    if call.dropout_rate:
+        operands = operands._replace(dropout_seed=shaped((call.batch, 2), "uint32"))
+    return operands, shaped((*q.shape[:3], call.v_head_dim), call.dtype)

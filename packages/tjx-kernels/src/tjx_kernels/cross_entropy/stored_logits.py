@@ -1,0 +1,96 @@
+"""The loss of a language model's head that keeps its logits for the backward pass.
+
+For GPUs: one product for all logits, none of them computed twice. The logits are kept in x's dtype,
+half the memory of float32 with bfloat16 x; the log-sum-exp, the loss and the probabilities are
+computed from them in float32.
+
+Axes: N any number of token axes, D width, V rows of w.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tjx_kernels.cross_entropy.terms import (
+    CrossEntropyCall,
+    Head,
+    logits_gradient,
+    token_loss,
+    with_custom_vjp,
+)
+
+# In place of the logits of padding, below every logit; finite, so that differences are no NaN.
+NO_LOGIT = -1e30
+
+# x, head, labels, lse, logits
+type _KeptResiduals = tuple[jax.Array, Head, jax.Array, jax.Array, jax.Array]
+
+
+def _logits(call: CrossEntropyCall, x: jax.Array, head: Head) -> jax.Array:
+    logits = jnp.einsum("...D,VD->...V", x, head.w.astype(x.dtype))
+    if head.bias is not None:
+        logits += head.bias.astype(x.dtype)[(None,) * (logits.ndim - 1)]
+    return logits if call.soft_cap is None else call.soft_cap * jnp.tanh(logits / call.soft_cap)
+
+
+def _column(logits: jax.Array) -> jax.Array:
+    return lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+
+
+def _forward(
+    call: CrossEntropyCall, x: jax.Array, head: Head, labels: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], _KeptResiduals]:
+    kept = _logits(call, x, head)
+    logits = kept.astype(jnp.promote_types(x.dtype, jnp.float32))
+    in_vocab = (labels >= 0) & (labels < call.vocab_size)
+    row = jnp.where(in_vocab, labels, 0)[..., None]
+    target = jnp.take_along_axis(logits, row, axis=-1, mode="clip")[..., 0]
+    counts = _column(logits) < call.vocab_size
+    total = jnp.sum(logits, axis=-1, where=counts) if call.label_smoothing else None
+    lse = _log_sum_exp(jnp.where(counts, logits, NO_LOGIT))
+    loss = token_loss(call, labels, lse, jnp.where(in_vocab, target, jnp.nan), total)
+    return (loss, lse), (x, head, labels, lse, kept)
+
+
+def _log_sum_exp(logits: jax.Array) -> jax.Array:
+    """Reduce the last axis, reading the logits once for the maximum and the sum."""
+    start = (jnp.full((), NO_LOGIT, logits.dtype), jnp.zeros((), logits.dtype))
+    top, total = lax.reduce((logits, jnp.ones_like(logits)), start, _join_sums, (logits.ndim - 1,))
+    lse: jax.Array = top + jnp.log(total)
+    return lse
+
+
+type _Sum = tuple[jax.Array, jax.Array]  # a maximum, and the sum of exp(logit - maximum)
+
+
+def _join_sums(a: _Sum, b: _Sum) -> _Sum:
+    factor = jnp.exp(-jnp.abs(a[0] - b[0]))
+    total = jnp.where(a[0] >= b[0], a[1] + factor * b[1], factor * a[1] + b[1])
+    return jnp.maximum(a[0], b[0]), total
+
+
+def _backward(
+    call: CrossEntropyCall, residuals: _KeptResiduals, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, Head, None]:
+    x, head, labels, lse, kept = residuals
+    logits = kept.astype(lse.dtype)
+    # The derivative of the cap is 1 - tanh^2, and the kept logits are cap * tanh.
+    slope = None if call.soft_cap is None else 1 - jnp.square(logits / call.soft_cap)
+    rows = head.w.shape[0]
+    counts = jnp.arange(rows) < call.vocab_size if call.vocab_size < rows else None
+    gradient = logits_gradient(call, labels, lse, cotangents, x.dtype)
+    dlogits = gradient(logits, slope, labels[..., None] == _column(logits), counts)
+    product = partial(jnp.einsum, preferred_element_type=lse.dtype)
+    dw = product("...V,...D->VD", dlogits, x)
+    dhead = Head(dw.astype(head.w.dtype), None)
+    if head.bias is not None:
+        dbias = jnp.sum(dlogits, tuple(range(labels.ndim)), dtype=lse.dtype)
+        dhead = dhead._replace(bias=dbias.astype(head.bias.dtype))
+    dx = jnp.einsum("...V,VD->...D", dlogits, head.w.astype(x.dtype))
+    return dx, dhead, None
+
+
+# Loss and log-sum-exp of each token, both differentiable by x and the head.
+head_loss_kept = with_custom_vjp(_forward, _backward)

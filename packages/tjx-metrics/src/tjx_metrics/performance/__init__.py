@@ -1,0 +1,1 @@
+"""Throughput, MFU, time per phase, memory and compilations of a training run."""

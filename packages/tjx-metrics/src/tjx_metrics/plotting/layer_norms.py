@@ -1,0 +1,242 @@
+"""Norms of gradients, parameters and updates, layer by layer."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
+
+from tjx_metrics.plotting.curves import PlotOptions
+from tjx_metrics.plotting.run_data import (
+    X_LABELS,
+    NoDataError,
+    RunData,
+    RunDataError,
+    XAxis,
+    nearest,
+    open_run,
+)
+from tjx_metrics.plotting.style import (
+    INK,
+    LABEL,
+    TICK,
+    check_output_path,
+    format_axes,
+    new_figure,
+    save,
+    scale,
+    short_number,
+)
+
+Kind = Literal["gradient", "parameter", "update"]
+_NAMED = 8  # lines that can be told apart by name; more are named by a scale of colours
+_COLORS = "viridis"
+
+
+def plot_layer_norms(
+    metrics_jsonl_path: str | Path,
+    out_path: str | Path,
+    *,
+    kind: Kind = "gradient",
+    parameter: str | None = None,
+    title: str | None = None,
+    x: XAxis = "steps",
+    log_x: bool = False,
+) -> None:
+    """Draw the norms of each layer over the steps: as lines, and as a map of layers and steps.
+
+    Parameters
+    ----------
+    metrics_jsonl_path : path
+        A file that `JsonlTracker` wrote, or a run folder with a ``metrics.jsonl``.
+    out_path : path
+        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+    kind : "gradient", "parameter" or "update"
+        Whose norms.
+    parameter : str or None
+        Path of one parameter, such as ``blocks/mlp/up/kernel``; None is all parameters of a layer
+        together (the root of the sum of squares).
+    title : str or None
+        Title; None says what is shown, and the name of the run.
+    x : "steps", "tokens" or "hours"
+        What stands at the x axis.
+    log_x : bool
+        Whether the x axis is logarithmic.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When the run has no such norms, or not what the axis needs, or for another format.
+    """
+    out_path = check_output_path(out_path)
+    run = open_run(metrics_jsonl_path)
+    save(layer_norms_figure(run, PlotOptions(x, log_x=log_x), kind, parameter, title), out_path)
+
+
+def layer_norms(
+    run: RunData, kind: Kind, parameter: str | None = None
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Collect the norms of layers.
+
+    Parameters
+    ----------
+    run : RunData
+        The run.
+    kind : "gradient", "parameter" or "update"
+        Whose norms.
+    parameter : str or None
+        One parameter, or all of a layer together.
+
+    Returns
+    -------
+    (float64 array [n], dict of float64 arrays [n])
+        Steps, and the norms of each layer in the order of depth: ``blocks 0``, ...; what is in no
+        layer by its own name (``wte``). NaN where a step has no record.
+
+    Raises
+    ------
+    RunError
+        When the run has no such norms.
+    """
+    prefix = f"norms/{kind}/"
+    paths = [name.removeprefix(prefix) for name in run.names if name.startswith(prefix)]
+    if not paths:
+        raise NoDataError(f"{run.path} has no {prefix}...: log.layer_norms records them")
+    if parameter is not None:
+        chosen = [path for path in paths if _parameter(path) == parameter]
+        if not chosen:
+            near = nearest(parameter, {_parameter(path) for path in paths})
+            raise RunDataError(f"{run.name} has no norms of a parameter {parameter!r}; {near}")
+        paths = chosen
+    series = {path: run.series(prefix + path) for path in paths}
+    steps = np.unique(np.concatenate([steps for steps, _ in series.values()]))
+    squares: dict[tuple[str, int], NDArray[Any]] = {}
+    for path, (at, values) in series.items():
+        square = np.full(steps.size, np.nan)
+        square[np.searchsorted(steps, at)] = values**2
+        of_layer = squares.get(_layer(path))
+        squares[_layer(path)] = square if of_layer is None else of_layer + square
+    ordered = sorted(squares.items(), key=lambda item: (item[0][1] < 0, item[0]))
+    return steps, {
+        stack if layer < 0 else f"{stack} {layer}": np.sqrt(square)
+        for (stack, layer), square in ordered
+    }
+
+
+def _layer(path: str) -> tuple[str, int]:
+    """Return the stack and the layer that a path belongs to; layer -1 is none."""
+    parts = path.split("/")
+    if not parts[-1].isdigit():
+        return parts[0], -1
+    blocks = next((i for i, part in enumerate(parts) if "block" in part or "layer" in part), 0)
+    return "/".join(parts[: blocks + 1]), int(parts[-1])
+
+
+def _parameter(path: str) -> str:
+    head, _, last = path.rpartition("/")
+    return head if last.isdigit() else path
+
+
+def layer_norms_figure(
+    run: RunData,
+    view: PlotOptions,
+    kind: Kind,
+    parameter: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw what `plot_layer_norms` writes."""
+    steps, norms = layer_norms(run, kind, parameter)
+    x = run.along(steps, view.x)
+    if view.log_x:
+        norms = {name: values[x > 0] for name, values in norms.items()}
+        x = x[x > 0]
+    figure = new_figure(3.0 + max(1.2, 0.15 * len(norms)))
+    above, below = figure.subplots(
+        2, 1, sharex=True, height_ratios=(2.1, max(1.2, 0.15 * len(norms)))
+    )
+    of_what = kind if parameter is None else f"{kind}, {parameter}"
+    format_axes(above, title=title or f"Norms ({of_what}): {run.name}", y=f"Norm of the {kind}")
+    _draw_lines(above, x, norms)
+    scale(above, "x", log=view.log_x)
+    scale(above, "y", log=True)
+    _draw_map(below, x, norms, kind)
+    format_axes(below, x=X_LABELS[view.x])
+    below.grid(visible=False)
+    scale(below, "x", log=view.log_x)
+    return figure
+
+
+def _draw_lines(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]]) -> None:
+    """Draw a line for each layer, darker ones first in depth; what is in no layer is dashed."""
+    layers = [name for name in norms if name[-1].isdigit()]
+    colors = matplotlib.colormaps[_COLORS](np.linspace(0.22, 0.9, max(len(layers), 1)))
+    mark: dict[str, Any] = {"marker": "o", "markersize": 3.0} if x.size < 15 else {}
+    for name, values in norms.items():
+        positive = np.where(values > 0, values, np.nan)
+        if name in layers:
+            color = colors[layers.index(name)]
+            axes.plot(x, positive, color=color, linewidth=1.2, label=name, **mark)
+        else:
+            line = ("--", "-.", ":")[(list(norms).index(name) - len(layers)) % 3]
+            axes.plot(x, positive, line, color="#777777", linewidth=1.0, label=name, **mark)
+    if len(norms) <= _NAMED:
+        figure = axes.get_figure()
+        assert isinstance(figure, Figure)
+        box = figure.legend(
+            *axes.get_legend_handles_labels(),
+            fontsize=7, edgecolor="none", loc="outside lower center", ncols=4,
+        )  # fmt: skip
+        for text in box.get_texts():
+            text.set_color(INK)
+    else:
+        said = "dark to light: first to last layer; grey: others"
+        axes.text(0.99, 0.97, said, transform=axes.transAxes, ha="right", va="top",
+                  fontsize=7, color=INK)  # fmt: skip
+
+
+def _draw_map(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]], kind: Kind) -> None:
+    """Draw norms as colours, the first layer at the bottom."""
+    values = np.array([np.where(each > 0, each, np.nan) for each in norms.values()])
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise NoDataError(f"the {kind} norms are all zero or not finite: nothing to draw")
+    # A run's first steps must not take up all of the colours.
+    low, high = np.quantile(finite, [0.01, 0.99])
+    image = axes.pcolormesh(
+        edges_between(x), np.arange(len(norms) + 1) - 0.5, np.ma.masked_invalid(values),
+        cmap=_COLORS, norm=LogNorm(low, max(high, low * 1.01)), rasterized=True,
+    )  # fmt: skip
+    axes.set_yticks(range(len(norms)), labels=list(norms))
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    bar = figure.colorbar(image, ax=axes, extend="both", pad=0.02)
+    bar.set_label("Norm", fontsize=LABEL, color=INK)
+    bar.ax.tick_params(labelsize=TICK, colors=INK, which="both")
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(short_number))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    few = len(norms) <= 24
+    axes.tick_params(axis="y", labelsize=TICK if few else 5)
+
+
+def edges_between(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Return edges of cells around ascending places: in the middle between two, and outside.
+
+    Examples
+    --------
+    >>> edges_between(np.array([1.0, 3.0, 7.0])).tolist()
+    [0.0, 2.0, 5.0, 9.0]
+    >>> edges_between(np.array([4.0])).tolist()
+    [3.5, 4.5]
+    """
+    if x.size == 1:
+        return np.array([x[0] - 0.5, x[0] + 0.5])
+    middle = (x[1:] + x[:-1]) / 2
+    return np.concatenate([[2 * x[0] - middle[0]], middle, [2 * x[-1] - middle[-1]]])

@@ -1,0 +1,221 @@
+"""How fast runs are, and where their time goes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from tjx_metrics.plotting.curves import PlotOptions, draw_metric, title_of
+from tjx_metrics.plotting.run_data import (
+    X_LABELS,
+    NoDataError,
+    Paths,
+    RunData,
+    XAxis,
+    open_run,
+    open_runs,
+)
+from tjx_metrics.plotting.style import (
+    check_output_path,
+    format_axes,
+    legend,
+    new_figure,
+    save,
+    scale,
+)
+
+# What a run does with its time, and what its colour and name are; bottom first. The colours grow
+# lighter from one to the next: in grey they are told apart as well.
+PARTS = {
+    "time/device": ("#08306B", "device: training steps"),
+    "time/dispatch": ("#2F6DB3", "dispatch: handing steps over"),
+    "time/evaluation": ("#D1495B", "evaluation"),
+    "time/checkpoint": ("#EDAE49", "checkpoint: waiting for saves"),
+    "time/data_wait": ("#A8D8B9", "data_wait: waiting for batches"),
+    "time/other": ("#E4E4E4", "other"),
+}
+_BINS = 60
+
+
+def plot_throughput(
+    metrics_jsonl_paths: Paths,
+    out_path: str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    title: str | None = None,
+    window: int | None = 1,
+    x: XAxis = "steps",
+    log_x: bool = False,
+) -> None:
+    """Draw tokens a second, and MFU where it is known, of one run or of several.
+
+    Parameters
+    ----------
+    metrics_jsonl_paths : path or sequence of paths
+        Files that `JsonlTracker` wrote, or run folders with a ``metrics.jsonl``.
+    out_path : path
+        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+    labels : sequence of str or None
+        Name of each run; None takes the names of their folders.
+    title : str or None
+        Title; None is "Throughput", with the name of a single run.
+    window : int or None
+        Records that are averaged, centred; None is 1/25 of the run, 1 is no smoothing.
+    x : "steps", "tokens" or "hours"
+        What stands at the x axis.
+    log_x : bool
+        Whether the x axis is logarithmic.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When no run has ``train/tokens_per_sec``, or one has not what the axis needs, when the
+        number of labels is not that of the runs, or for another format.
+    """
+    out_path = check_output_path(out_path)
+    runs = open_runs(metrics_jsonl_paths, labels)
+    save(throughput_figure(runs, PlotOptions(x, window, log_x), title), out_path)
+
+
+def throughput_figure(
+    runs: Sequence[RunData], view: PlotOptions, title: str | None = None
+) -> Figure:
+    """Draw what `plot_throughput` writes."""
+    metrics = [
+        name
+        for name in ("train/tokens_per_sec", "train/mfu")
+        if any(name in run.names for run in runs)
+    ]
+    if not metrics:
+        raise NoDataError(f"{names_of(runs)}: no record of train/tokens_per_sec or train/mfu")
+    figure = new_figure(1.1 + 1.6 * len(metrics) + (0.17 * len(runs) if len(runs) > 1 else 0))
+    panels = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        draw_metric(axes, runs, metric, view)
+        # Both begin at zero: a tenth more must look like a tenth more.
+        view.format_axes(axes, title="", y="Tokens per second" if metric == metrics[0] else "MFU")
+        axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-9))
+        if metric == "train/mfu":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        if axes is not panels[-1]:
+            axes.set_xlabel("")
+    format_axes(
+        panels[0],
+        title=title or title_of(runs, "Throughput"),
+        y="Tokens per second" if metrics[0] == "train/tokens_per_sec" else "MFU",
+        x=X_LABELS[view.x] if len(metrics) == 1 else "",
+    )
+    figure.align_ylabels(list(panels))
+    if len(runs) > 1:
+        legend(panels[0], below=True)
+    return figure
+
+
+def plot_time_split(
+    metrics_jsonl_path: str | Path,
+    out_path: str | Path,
+    *,
+    title: str | None = None,
+    x: XAxis = "steps",
+) -> None:
+    """Draw what a run did with its time, as shares that are stacked.
+
+    Records are put together where there are more than 60. The shares of the whole run stand at
+    the names.
+
+    Parameters
+    ----------
+    metrics_jsonl_path : path
+        A file that `JsonlTracker` wrote, or a run folder with a ``metrics.jsonl``.
+    out_path : path
+        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+    title : str or None
+        Title; None is "Time" and the name of the run.
+    x : "steps", "tokens" or "hours"
+        What stands at the x axis.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When the run has no ``time/...``, or not what the axis needs, or for another format.
+    """
+    out_path = check_output_path(out_path)
+    save(time_split_figure(open_run(metrics_jsonl_path), PlotOptions(x), title), out_path)
+
+
+def time_split(run: RunData) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Collect where the time of a run went.
+
+    Returns
+    -------
+    (float64 array [n], dict of float64 arrays [n])
+        Steps of the records, and the seconds of each part since the record before.
+
+    Raises
+    ------
+    NoDataError
+        When the run does not record its time.
+    """
+    series = {part: run.series(part) for part in PARTS}
+    steps = np.unique(np.concatenate([steps for steps, _ in series.values()]))
+    if not steps.size:
+        raise NoDataError(f"{run.path} has no time/device, time/data_wait, ...: nothing to split")
+    seconds = {}
+    for part, (at, values) in series.items():
+        seconds[part] = np.zeros(steps.size)
+        seconds[part][np.searchsorted(steps, at)] = np.nan_to_num(values)
+    return steps, seconds
+
+
+def time_split_figure(run: RunData, view: PlotOptions, title: str | None = None) -> Figure:
+    """Draw what `plot_time_split` writes."""
+    steps, seconds = time_split(run)
+    ends = np.unique(np.linspace(0, steps.size, min(steps.size, _BINS) + 1).astype(int))
+    sums = np.array([np.add.reduceat(values, ends[:-1]) for values in seconds.values()])
+    total = sums.sum(axis=0)
+    shares = np.divide(sums, total, out=np.zeros_like(sums), where=total > 0)
+    whole = sums.sum()
+
+    right = run.along(steps[ends[1:] - 1], view.x)
+    # The first record looks back as far as the second one does, or to the beginning.
+    left = np.append(max(0.0, right[0] - (right[1] - right[0] if right.size > 1 else right[0])),
+                     right[:-1])  # fmt: skip
+    figure = new_figure(3.6)
+    axes = figure.add_subplot()
+    # Steps, not bars: between bars a fine line is left in vector formats.
+    edges = np.append(left, right[-1])
+    base = np.zeros(edges.size)
+    for (color, name), share, spent in zip(PARTS.values(), shares, sums.sum(axis=1), strict=True):
+        if not spent:
+            continue
+        top = base + np.append(share, share[-1])
+        label = f"{name} ({spent / whole:.1%})"
+        axes.fill_between(edges, base, top, step="post", color=color, label=label, linewidth=0)
+        base = top
+    format_axes(axes, title=title or f"Time: {run.name}", x=X_LABELS[view.x], y="Share of the time")
+    axes.grid(visible=False)
+    scale(axes, "x", log=False)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(0, 1)
+    axes.set_xlim(left[0], right[-1])
+    legend(axes, below=True, title=f"{_duration(whole)} in all")
+    return figure
+
+
+def names_of(runs: Sequence[RunData]) -> str:
+    """Name runs in a message."""
+    return ", ".join(run.name for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

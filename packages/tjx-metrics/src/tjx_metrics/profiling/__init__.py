@@ -1,0 +1,1 @@
+"""Traces of training steps with `jax.profiler`, and their analysis."""

@@ -1,0 +1,1 @@
+"""Experiment trackers: JSON lines, console, TensorBoard, Weights & Biases and Trackio."""

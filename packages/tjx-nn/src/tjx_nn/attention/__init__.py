@@ -1,0 +1,1 @@
+"""Attention layers (MHA, GQA, MLA, sparse) and their KV cache."""

@@ -1,0 +1,193 @@
+"""What a model costs, by formula: no model is built and JAX is not imported.
+
+d is d_model, h the features of a head, n and k the numbers of query and key heads.
+"""
+
+from tjx_nn.config import TransformerConfig
+from tjx_nn.models.bert_config import BertConfig
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.vit_config import ViTConfig
+
+
+def count_params(config: TransformerConfig) -> int:
+    """Return the number of parameters of a model; a tied embedding counts once.
+
+    Examples
+    --------
+    >>> count_params(GPTConfig.preset("gpt2_small"))
+    124439808
+    >>> count_params(ViTConfig.preset("vit_base"))
+    86567656
+    """
+    return _not_multiplied(config) + _multiplied(config, config.experts.count)
+
+
+def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
+    """Return the floating-point operations that training on one token takes, forward and backward.
+
+    Six for each parameter that a token meets in a matrix product (the head is one; tables that are
+    looked up in are not; of the experts those that the token goes to), and for attention 6 for each
+    feature of queries and of values, head and visible token, of which causal masking is not
+    subtracted: for GPT-2 this is `6 * N + 12 * n_layer * seq_len * d_model`, the convention in
+    which MFU is usually quoted (Chowdhery et al. 2022, "PaLM", appendix B).
+
+    BERT's are those of filling in hidden tokens. ViT's are those of an image, of which only some
+    tokens meet the first layer and the head, divided by its tokens. An encoder-decoder's are those
+    of a token of the target and one of the source.
+
+    Parameters
+    ----------
+    config
+        The model.
+    seq_len
+        Tokens of a sequence; of source and target each. For ViT it is `max_seq_len`.
+
+    Raises
+    ------
+    ValueError
+        If an image model is given another number of tokens than it has.
+
+    Examples
+    --------
+    >>> flops_per_token(GPTConfig.preset("gpt2_small"), 1024)
+    855166464
+    """
+    met = _multiplied(config, config.experts.per_token)
+    attention = sum(_attention_flops(config, seq_len, window) for window in config.windows)
+    if isinstance(config, EncoderDecoderConfig):
+        encoder = config.encoder
+        attention += sum(_attention_flops(encoder, seq_len, window) for window in encoder.windows)
+        attention += config.n_layer * _attention_flops(config.cross, seq_len, None)
+    if isinstance(config, ViTConfig):
+        if seq_len != config.max_seq_len:
+            raise ValueError(
+                f"seq_len is {seq_len} and an image has {config.max_seq_len} tokens: give these"
+            )
+        rows, columns = config.patches
+        patch, head = _patch(config), _linear(config, config.d_model, config.n_classes)
+        missed = patch * (seq_len - rows * columns) + head * (seq_len - 1)
+        return (6 * (met * seq_len - missed)) // seq_len + attention
+    return 6 * met + attention
+
+
+def _not_multiplied(config: TransformerConfig) -> int:
+    """Count the parameters that no token meets in a matrix product while it is trained on."""
+    d = config.d_model
+    positions = config.max_seq_len * d if config.positions == "learned" else 0
+    match config:
+        case GPTConfig():
+            return positions + (0 if config.tied_head else config.vocab_rows * d)
+        case BertConfig():
+            types, classes = config.n_token_types * d, config.n_classes
+            pooler = 0 if classes is None else _linear(config, d, d) + _linear(config, d, classes)
+            return positions + types + pooler
+        case ViTConfig():
+            return positions + (d if config.pool == "class" else 0)
+        case EncoderDecoderConfig():
+            tables = (0 if config.tied_head else config.vocab_size) + (
+                config.source_vocab_size or 0
+            )
+            return 2 * positions + tables * d
+    raise ValueError(f"config is a {type(config).__name__}: no model has it")
+
+
+def _multiplied(config: TransformerConfig, experts: int) -> int:
+    """Count the parameters that tokens meet, with so many experts in blocks that have any."""
+    d, norm = config.d_model, _norm(config, config.d_model)
+    blocks = _blocks(config, experts) + (norm if config.norm_position == "pre" else 0)
+    match config:
+        case GPTConfig():
+            return blocks + config.vocab_rows * d
+        case BertConfig():
+            return (
+                blocks + norm + _linear(config, d, d) + norm + _linear(config, d, config.vocab_size)
+            )
+        case ViTConfig():
+            return blocks + _patch(config) + _linear(config, d, config.n_classes)
+        case EncoderDecoderConfig():
+            encoder = _blocks(config.encoder, experts)
+            encoder += norm if config.norm_position == "pre" else 0
+            cross = _attention(config.cross) + norm + (0 if config.layer_scale is None else d)
+            norms = 2 * norm if config.embedding_norm else 0
+            bias = config.vocab_size if config.logit_bias else 0
+            return blocks + encoder + config.n_layer * cross + norms + config.vocab_size * d + bias
+    raise ValueError(f"config is a {type(config).__name__}: no model has it")
+
+
+def _patch(config: ViTConfig) -> int:
+    return _linear(config, config.patch_size**2 * config.channels, config.d_model)
+
+
+def _blocks(config: TransformerConfig, experts: int) -> int:
+    """Count the parameters of all blocks, with so many experts in those that have any."""
+    norms = (1 if config.parallel_block else 2) * _norm(config, config.d_model)
+    scales = 0 if config.layer_scale is None else 2 * config.d_model
+    each = norms + scales + _attention(config)
+    dense = config.n_dense_layer if config.experts.count else config.n_layer
+    return (
+        config.n_layer * each
+        + dense * _mlp(config, config.ff_dim)
+        + (config.n_layer - dense) * _experts(config, experts)
+    )
+
+
+def _attention(config: TransformerConfig) -> int:
+    d, h, n, k = config.d_model, config.head_dim, config.n_head, config.kv_heads
+    if config.latent.kv_dim is not None:
+        return _latent_attention(config, config.latent.kv_dim) + _indexer(config)
+    kernels = 2 * _linear(config, d, n * h) + 2 * _linear(config, d, k * h)
+    kernels += (d - n * h) if config.bias else 0  # the output's bias has d features
+    return kernels + (2 * _norm(config, h) if config.qk_norm else 0) + _indexer(config)
+
+
+def _latent_attention(config: TransformerConfig, kv_dim: int) -> int:
+    latent, d, n = config.latent, config.d_model, config.n_head
+    query_dim = n * (config.head_dim + latent.rope_dim)
+    if latent.q_dim is None:
+        queries = _linear(config, d, query_dim)
+    else:
+        queries = _linear(config, d, latent.q_dim) + _norm(config, latent.q_dim)
+        queries += _linear(config, latent.q_dim, query_dim)
+    down = _linear(config, d, kv_dim + latent.rope_dim) + _norm(config, kv_dim)
+    up = _linear(config, kv_dim, n * config.head_dim) + _linear(config, kv_dim, n * config.v_dim)
+    return queries + down + up + _linear(config, n * config.v_dim, d)
+
+
+def _indexer(config: TransformerConfig) -> int:
+    sparse = config.sparse
+    if sparse.top_k is None:
+        return 0
+    features = sparse.n_head * sparse.head_dim + sparse.head_dim + sparse.n_head
+    return config.d_model * features + _norm(config, sparse.head_dim)
+
+
+def _mlp(config: TransformerConfig, d_ff: int) -> int:
+    ups = 2 if config.gated else 1
+    return ups * _linear(config, config.d_model, d_ff) + _linear(config, d_ff, config.d_model)
+
+
+def _experts(config: TransformerConfig, count: int) -> int:
+    experts, d = config.experts, config.d_model
+    matrices = 3 if config.gated else 2
+    routed = d * experts.count + count * matrices * d * config.expert_dim
+    shared = _mlp(config, experts.shared * config.expert_dim) if experts.shared else 0
+    return routed + shared
+
+
+def _linear(config: TransformerConfig, fan_in: int, fan_out: int) -> int:
+    return fan_in * fan_out + (fan_out if config.bias else 0)
+
+
+def _norm(config: TransformerConfig, features: int) -> int:
+    return features * (2 if config.bias and config.norm == "layernorm" else 1)
+
+
+def _attention_flops(config: TransformerConfig, seq_len: int, window: int | None) -> int:
+    sparse, seen = config.sparse, min(seq_len, window or seq_len)
+    indexer = 6 * seen * sparse.n_head * sparse.head_dim if sparse.top_k is not None else 0
+    seen = min(seen, sparse.top_k or seen)
+    query_dim = config.head_dim
+    if config.latent.kv_dim is not None:
+        query_dim += config.latent.rope_dim
+    return indexer + 6 * seen * config.n_head * (query_dim + config.v_dim)

@@ -1,0 +1,1 @@
+"""Text generation: sampling, beam search, speculative decoding and continuous batching."""

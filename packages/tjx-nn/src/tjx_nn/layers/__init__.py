@@ -1,0 +1,1 @@
+"""Layers of a transformer block: linear, norms, MLP, mixture of experts, positions and dropout."""

@@ -1,0 +1,1 @@
+"""Models (GPT, BERT, ViT, encoder-decoder) and their configurations."""

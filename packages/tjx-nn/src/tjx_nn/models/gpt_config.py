@@ -1,0 +1,120 @@
+"""The configuration of GPT; only the standard library is needed to read it."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tjx_nn.config import TransformerConfig
+from tjx_nn.sub_configs import (
+    ExpertsConfig,
+    LatentConfig,
+    RopeConfig,
+    SparseConfig,
+    check_sizes,
+    check_tokenizer_size,
+    preset_fields,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(TransformerConfig):
+    """Sizes and choices of a decoder-only transformer; the defaults are GPT-2 small.
+
+    Attributes
+    ----------
+    family
+        What kind of model this is.
+    vocab_size
+        Number of token ids.
+    tied_head
+        Whether the output head is the table of token embeddings.
+    vocab_multiple
+        Rows of the token table are a multiple of this, so that it can be split among devices; rows
+        beyond vocab_size take no part in anything.
+    scale_embeddings
+        Whether embeddings of tokens are multiplied by sqrt(d_model) where positions are
+        "sinusoidal", whose entries reach from -1 to 1 (Vaswani et al. 2017, section 3.4).
+    tokenizer_size
+        Number of ids that the tokenizer has; the others, up to vocab_size, have no probability:
+        loss, logits and samples leave them out. None is vocab_size.
+    logit_soft_cap
+        Bounds the logits: soft_cap * tanh(logit / soft_cap); None does not.
+
+    Raises
+    ------
+    ValueError
+        Naming every field that is wrong, one a line.
+
+    Examples
+    --------
+    >>> GPTConfig(n_layer=2, d_model=64, n_head=4).head_dim
+    16
+    >>> GPTConfig.preset("gpt2_medium", max_seq_len=512).n_layer
+    24
+    """
+
+    family: Literal["gpt"] = "gpt"
+    vocab_size: int = 50257
+    tied_head: bool = True
+    vocab_multiple: int = 1
+    scale_embeddings: bool = True
+    tokenizer_size: int | None = None
+    logit_soft_cap: float | None = None
+
+    def validate(self) -> list[str]:
+        """List the errors in the fields of this configuration."""
+        problems = [
+            *check_sizes(self, "vocab_size", "vocab_multiple"),
+            *check_tokenizer_size(self.tokenizer_size, self.vocab_size),
+            *super().validate(),
+        ]
+        if self.logit_soft_cap is not None and not self.logit_soft_cap > 0:
+            problems.append(f"logit_soft_cap is {self.logit_soft_cap!r}: give a number above 0")
+        return problems
+
+    @property
+    def vocab_rows(self) -> int:
+        """Rows of the token table: `vocab_size` rounded up to `vocab_multiple`."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "GPTConfig":
+        """Return a published model's configuration, with fields replaced by `overrides`.
+
+        Parameters
+        ----------
+        name
+            One of gpt2_small, gpt2_medium, gpt2_large, gpt2_xl, llama_small, deepseek_small.
+        **overrides
+            Fields of `GPTConfig`.
+
+        Raises
+        ------
+        ValueError
+            If there is no preset of this name; the message names the nearest.
+        """
+        return cls(**{**preset_fields(name, _PRESETS), **overrides})
+
+
+_LLAMA: dict[str, Any] = {
+    "positions": "rope",
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+    "bias": False,
+    "tied_head": False,
+}
+# GPT-2: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2. The
+# others have GPT-2 small's depth and width with the parts of Llama 3 and of DeepSeek-V3.2.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2_small": {"n_layer": 12, "n_head": 12, "d_model": 768},
+    "gpt2_medium": {"n_layer": 24, "n_head": 16, "d_model": 1024},
+    "gpt2_large": {"n_layer": 36, "n_head": 20, "d_model": 1280},
+    "gpt2_xl": {"n_layer": 48, "n_head": 25, "d_model": 1600},
+    "llama_small": {**_LLAMA, "n_kv_head": 4, "rope": RopeConfig(base=500_000.0)},
+    "deepseek_small": {
+        **_LLAMA,
+        "d_head": 64,
+        "latent": LatentConfig(kv_dim=256, q_dim=384, rope_dim=32),
+        "sparse": SparseConfig(top_k=256),
+        "experts": ExpertsConfig(count=16, per_token=2, shared=1, d_ff=512, first_layer=1),
+    },
+}

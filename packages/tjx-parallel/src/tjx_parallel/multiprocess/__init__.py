@@ -1,0 +1,1 @@
+"""Start of multi-process runs, barriers and consensus between processes."""

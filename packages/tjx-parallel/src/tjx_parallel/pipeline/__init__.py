@@ -1,0 +1,1 @@
+"""Pipeline parallelism: schedules and gradients over stages."""

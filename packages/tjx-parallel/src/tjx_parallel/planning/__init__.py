@@ -1,0 +1,1 @@
+"""Memory, communication and step-time estimates of a compiled training step."""

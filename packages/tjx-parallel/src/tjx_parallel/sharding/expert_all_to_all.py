@@ -1,0 +1,52 @@
+"""Rows for experts go to the devices that have these, and come back."""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from tjx_parallel.sharding.rules import DEFAULT_RULES
+
+
+def expert_all_to_all(x: jax.Array, mesh: Mesh, *, back: bool = False) -> jax.Array:
+    """Move rows between devices by one all-to-all along the mesh axis "expert"; inside `jax.jit`.
+
+    Lepikhin et al. 2020, "GShard", section 3.2.
+
+    Parameters
+    ----------
+    x
+        Rows [groups, experts, capacity, width], divided by groups over data, fsdp and expert, as
+        batches are; with ``back`` by experts over expert, and by groups over data and fsdp.
+    mesh
+        The mesh; its size along expert divides the experts.
+    back
+        Whether they come back.
+
+    Returns
+    -------
+    jax.Array
+        The same array, divided the other way.
+    """
+    around = jax.sharding.get_abstract_mesh()
+    # Without data's and fsdp's own axes the compiler would gather the rows over these first.
+    groups = tuple(axis for axis in DEFAULT_RULES["batch"] if axis != "expert")
+    spec: Any = PartitionSpec
+    here, there = spec(DEFAULT_RULES["batch"]), spec(groups, "expert")
+
+    def move(x: jax.Array) -> jax.Array:
+        split, joined = (0, 1) if back else (1, 0)
+        all_to_all: Any = jax.lax.all_to_all  # JAX gives no types
+        moved: jax.Array = all_to_all(x, "expert", split, joined, tiled=True)
+        return moved
+
+    run = jax.shard_map(
+        move,
+        mesh=around if around.axis_names else mesh,
+        axis_names=set(mesh.axis_names) - set(around.manual_axes),
+        in_specs=(there if back else here,),
+        out_specs=here if back else there,
+        check_vma=False,
+    )
+    exchanged: jax.Array = run(x)
+    return exchanged

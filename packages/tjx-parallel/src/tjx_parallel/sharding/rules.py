@@ -1,0 +1,158 @@
+"""The one table that says which axis of an array lies on which axes of the mesh.
+
+A model gives each dimension of a parameter or activation a logical name and knows nothing of
+meshes. A new kind of parallelism is a row here, not a change to a model.
+"""
+
+import difflib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+
+from jax.sharding import Mesh, PartitionSpec
+
+from tjx_parallel.config import AXES, MeshConfig
+
+DEFAULT_RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "batch": ("data", "fsdp", "expert"),  # sequences
+        "seq": ("context",),  # tokens, within a layer
+        "residual": ("context", "tensor"),  # tokens of the stream between layers
+        "layers": ("stage",),  # the stacked blocks
+        "vocab": ("tensor",),
+        "position": (),  # rows of a table of positions, or of token types
+        "embed": ("fsdp",),  # the width of the residual stream
+        "heads": ("tensor",),
+        "kv_heads": ("tensor",),
+        "head_dim": (),
+        "mlp": ("tensor",),
+        "expert": ("expert",),  # experts of a block
+        "latent": (),  # what keys and values are made of in latent attention
+        "indexer": (),  # the indexer of sparse attention
+        "patch": (),  # numbers of an image's patch
+        "classes": (),
+    }
+)
+"""Logical axis -> mesh axes that divide it."""
+
+STORAGE_AXES = ("data", "fsdp")
+"""Mesh axes over which weights are divided only to be kept: products gather them."""
+
+
+class ShardingRules:
+    """The table from logical axes to mesh axes.
+
+    Parameters
+    ----------
+    rows
+        Rows to replace in, or to add to, `DEFAULT_ROWS`: logical axis -> the mesh axes that divide
+        it (none: every device holds it whole).
+
+    Raises
+    ------
+    ValueError
+        If a row names a mesh axis that does not exist.
+
+    Examples
+    --------
+    >>> rules = ShardingRules({"vocab": (), "mlp": ("fsdp", "tensor")})
+    >>> rules.mesh_axes("vocab"), rules.mesh_axes("mlp"), rules.mesh_axes("embed")
+    ((), ('fsdp', 'tensor'), ('fsdp',))
+    """
+
+    def __init__(self, rows: Mapping[str, Sequence[str]] | None = None) -> None:
+        problems = [
+            f"rule {name} -> {tuple(axes)}: {axis!r} is no mesh axis; there are {', '.join(AXES)}"
+            for name, axes in (rows or {}).items()
+            for axis in ([axes] if isinstance(axes, str) else axes)
+            if isinstance(axes, str) or axis not in AXES
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        given = {name: tuple(axes) for name, axes in (rows or {}).items()}
+        self._rows = {**DEFAULT_RULES, **given}
+
+    @classmethod
+    def of(cls, config: MeshConfig) -> "ShardingRules":
+        """Return the table of a configuration: its rows, and its choice of sequence parallel."""
+        residual = {} if config.sequence_parallel else {"residual": DEFAULT_RULES["seq"]}
+        return cls({**residual, **config.rows()})
+
+    def mesh_axes(self, logical_axis: str) -> tuple[str, ...]:
+        """Return the mesh axes that divide a logical axis.
+
+        Raises
+        ------
+        ValueError
+            If the table has no such row.
+        """
+        if logical_axis not in self._rows:
+            close = difflib.get_close_matches(logical_axis, self._rows, n=1)
+            suggestion = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"no sharding rule for the logical axis {logical_axis!r}: {suggestion}"
+                f"add a row, e.g. ShardingRules({{{logical_axis!r}: ()}})"
+            )
+        return self._rows[logical_axis]
+
+    def spec(
+        self,
+        mesh: Mesh,
+        logical_axes: Sequence[str | None],
+        shape: Sequence[int],
+        *,
+        name: str = "parameter",
+        without: Collection[str] = (),
+    ) -> PartitionSpec:
+        """Return how an array of ``shape`` lies on ``mesh``.
+
+        Mesh axes of size 1 are left out. A mesh axis can divide only one dimension: the first one
+        that asks for it has it.
+
+        Parameters
+        ----------
+        mesh
+            The mesh.
+        logical_axes
+            A name for each dimension; None for one that is never divided.
+        shape
+            The whole array's shape.
+        name
+            What to call the array in messages.
+        without
+            Mesh axes that are left out: `STORAGE_AXES` for a weight while it is used.
+
+        Raises
+        ------
+        ValueError
+            If a name has no rule, names and dimensions differ in number, or the mesh does not
+            divide a dimension; one line for each.
+        """
+        if len(logical_axes) != len(shape):
+            raise ValueError(
+                f"{name}: {len(logical_axes)} logical axes {tuple(logical_axes)} for "
+                f"{len(shape)} dimensions {tuple(shape)}"
+            )
+        used: set[str] = set()
+        entries: list[tuple[str, ...] | None] = []
+        problems: list[str] = []
+        for number, (logical, size) in enumerate(zip(logical_axes, shape, strict=True)):
+            try:
+                wanted = () if logical is None else self.mesh_axes(logical)
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+                continue
+            axes = tuple(axis for axis in wanted if mesh.shape[axis] > 1 and axis not in used)
+            used.update(axes)
+            axes = tuple(axis for axis in axes if axis not in without)
+            parts = math.prod(mesh.shape[axis] for axis in axes)
+            if size % parts:
+                problems.append(
+                    f"{name}: dimension {number} ({logical}) of size {size} does not divide by "
+                    f"{' x '.join(axes)} = {parts}: change one of them, or keep this axis whole "
+                    f"with the rule {logical} -> ()"
+                )
+            entries.append(axes or None)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return PartitionSpec(*entries)  # type: ignore[no-untyped-call]  # JAX gives no types
