@@ -51,12 +51,16 @@ ALLOWED = {
         "tokenizer.json of a tokenizer that was named",
     ("packages/tjx-data/src/tjx_data/corpora/hub.py", "fetches: datasets"):
         "rows of a data set, by its commit; the library runs no code of it",
-    ("packages/tjx-data/src/tjx_data/images/hf_datasets.py", "fetches: datasets"): "as above, of images",
+    ("packages/tjx-data/src/tjx_data/images/hf_datasets.py", "fetches: datasets"):
+        "as above, of images",
     ("packages/tjx-data/src/tjx_data/main.py", "fetches: distributed"):
         "a Dask scheduler, where --dask names one",
     ("packages/tjx-nn/src/tjx_nn/hf/hub.py", "fetches: huggingface_hub"):
         "a model that was named; safetensors and JSON, never a pickle",
-    ("packages/tjx-parallel/src/tjx_parallel/multiprocess/startup.py", "jax.distributed.initialize"):
+    (
+        "packages/tjx-parallel/src/tjx_parallel/multiprocess/startup.py",
+        "jax.distributed.initialize",
+    ):
         "a run of several processes, where it was asked for",
     ("packages/tjx-parallel/src/tjx_parallel/multiprocess/rendezvous.py", "socket.create_server"):
         "as above: the processes meet on the coordinator's address before JAX listens there",

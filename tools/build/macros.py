@@ -56,7 +56,7 @@ def tjx_test_batch(name, sources, dependencies, tag=None, **fields):
     """Declare test files that share a process.
 
     Every test depends on all third-party requirements: Pants builds a virtual environment for each
-    distinct set of them, which takes longer than most batches. The import rule is a test of its own.
+    distinct set of them, which takes longer than most batches. A test checks the import rule.
     """
     python_tests(
         name=name,

@@ -1,5 +1,4 @@
-"""Find block sizes for the machine it runs on, and print rows for
-tjx_kernels/attention/block_sizes.py.
+"""Find block sizes for this machine and print rows for `tjx_kernels.attention.block_sizes`.
 
     PYTHONPATH=packages/tjx-kernels/src python tools/kernels/tune.py --implementation triton
 

@@ -10,12 +10,12 @@ import pytest
     "module",
     [
         "checkpointer",
-        "command.comparison",
-        "command.keys",
-        "command.terminal",
+        "cli.array_diff",
+        "cli.key_paths",
+        "cli.terminal",
         "leaf_spec",
         "retention",
-        "tree",
+        "pytree",
     ],
 )
 def test_the_examples_of_a_module_run(module: str) -> None:

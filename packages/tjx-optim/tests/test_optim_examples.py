@@ -6,7 +6,8 @@ import importlib
 import pytest
 
 MODULES = (
-    "accumulation averages groups guard muon norms optimizer_config optimizers paths schedules"
+    "accumulation guard muon norms optimizer_config optimizers param_averaging param_groups "
+    "param_paths schedules"
 )
 
 

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["config", "mesh", "rules", "shardings"])
+@pytest.mark.parametrize("module", ["config", "mesh", "sharding.rules", "sharding.params"])
 def test_the_examples_of_a_module_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_parallel.{module}"))
     assert result.attempted > 0
