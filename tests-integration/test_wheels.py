@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from release import wheel_problems
 from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +40,9 @@ def wheels(cache: Path) -> Path:
     """The wheels that `./pants package` built, in the sandbox of this test."""
     found = sorted(ROOT.glob("*.whl"))
     names = {wheel.name.split("-")[0] for wheel in found}
-    assert names == {f"tjx_{package}" for package in PACKAGES}
+    assert names == {f"tjx_{project}" for project in [*PACKAGES, "eval", "trainer"]}
+    for wheel in found:
+        assert not wheel_problems(wheel), wheel.name
     return ROOT
 
 

@@ -7,20 +7,20 @@ each have one, of one line.
 
 
 def tjx_package(name):
-    """Declare the wheel of a package, and what stands beside its sources."""
-    files(name="meta", sources=["pyproject.toml", "README.md", "CHANGELOG.md"])
+    """Declare the wheel of a package or app, and what stands beside its sources."""
+    files(name="meta", sources=["pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"])
     python_distribution(
         name="wheel",
-        dependencies=["./src", ":meta", "//:license"],
+        dependencies=["./src", ":meta"],
         provides=python_artifact(name=name),
         generate_setup=False,
         sdist=False,
     )
 
 
-def tjx_app(entry_point):
-    """Declare the program that `run` starts, and what stands beside its sources."""
-    files(name="meta", sources=["pyproject.toml", "README.md", "CHANGELOG.md"])
+def tjx_app(name, entry_point):
+    """Declare the program that `run` starts, and its wheel."""
+    tjx_package(name)
     pex_binary(name="app", entry_point=entry_point, execution_mode="venv", layout="packed")
 
 

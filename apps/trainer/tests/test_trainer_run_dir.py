@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import tjx_ckpt
+import tjx_nn
 from tjx_ckpt import CheckpointConfig
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.cli.command_line import format_value, resolve
@@ -142,9 +143,8 @@ def test_the_file_tells_versions_and_revision(run_path: str) -> None:
     assert "run_dir" not in saved
 
 
-def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_dir, "RECORDED_PACKAGES", ("tjx-nothing",))
-    assert run_dir.versions() == {"tjx-nothing": "not installed as a package"}
+def test_versions_of_a_checkout_are_those_of_the_packages() -> None:
+    assert run_dir.versions()["tjx-nn"] == tjx_nn.__version__
 
 
 def test_the_revision_and_whether_it_is_clean(

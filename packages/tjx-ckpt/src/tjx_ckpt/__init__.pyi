@@ -14,3 +14,5 @@ from .errors import UnreadableError as UnreadableError
 from .save_report import SaveReport as SaveReport
 from .store.backends import find_writer as find_writer
 from .store.backends import list_steps as list_steps
+
+__version__: str

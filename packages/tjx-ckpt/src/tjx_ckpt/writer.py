@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+import tjx_ckpt
 from tjx_ckpt import multihost
 from tjx_ckpt.host_staging import StagedPiece, by_group
 from tjx_ckpt.leaf_spec import LeafSpec
@@ -156,10 +157,5 @@ def _index_name(process: int) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("tjx-ckpt", "jax", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a checkout
-            found[name] = "not installed as a package"
-    return found
+    others = {name: importlib.metadata.version(name) for name in ("jax", "numpy")}
+    return {"tjx-ckpt": tjx_ckpt.__version__, **others}

@@ -9,6 +9,8 @@ from tjx_core.problems import ConfigError, Problem, problems_of
 from tjx_core.suggestions import did_you_mean, nearest_name, unknown_flag, unknown_name
 from tjx_core.text import printable
 
+__version__ = "0.2.0"
+
 __all__ = [
     "CommandParser",
     "ConfigError",

@@ -7,3 +7,5 @@ holds their hashes, and are read as batches that are a pure function of (seed, s
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+__version__ = "0.2.0"

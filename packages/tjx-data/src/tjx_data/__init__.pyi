@@ -38,3 +38,5 @@ from .tokenization.bpe import train_bpe as train_bpe
 from .tokenization.byte_level import byte_tokenizer as byte_tokenizer
 from .tokenization.characters import char_tokenizer as char_tokenizer
 from .tokenization.tokenizer import Tokenizer as Tokenizer
+
+__version__: str

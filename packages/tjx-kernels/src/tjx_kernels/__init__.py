@@ -22,6 +22,8 @@ from tjx_kernels.sharded.ring_schedule import unzigzag as unzigzag
 from tjx_kernels.sharded.ring_schedule import zigzag as zigzag
 from tjx_kernels.sharded.ring_schedule import zigzag_positions as zigzag_positions
 
+__version__ = "0.2.0"
+
 __all__ = [
     "attention_reference",
     "chosen_implementation",

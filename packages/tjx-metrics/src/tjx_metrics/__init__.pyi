@@ -52,3 +52,5 @@ from .trackers.registry import open_trackers as open_trackers
 from .trackers.tensorboard import TensorboardTracker as TensorboardTracker
 from .trackers.trackio import TrackioTracker as TrackioTracker
 from .trackers.wandb import WandbTracker as WandbTracker
+
+__version__: str

@@ -39,3 +39,5 @@ from .sub_configs import ExpertsConfig as ExpertsConfig
 from .sub_configs import LatentConfig as LatentConfig
 from .sub_configs import RopeConfig as RopeConfig
 from .sub_configs import SparseConfig as SparseConfig
+
+__version__: str

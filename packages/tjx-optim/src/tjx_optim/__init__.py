@@ -7,3 +7,5 @@ several microbatches that equal those of one large batch whatever the counts of 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+__version__ = "0.2.0"

@@ -22,3 +22,5 @@ from .schedule_config import ScheduleSteps as ScheduleSteps
 from .schedules import SCHEDULES as SCHEDULES
 from .schedules import learning_rates as learning_rates
 from .schedules import make_schedule as make_schedule
+
+__version__: str

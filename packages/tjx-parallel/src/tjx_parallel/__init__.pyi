@@ -32,3 +32,5 @@ from .sharding.params import state_shardings as state_shardings
 from .sharding.rules import DEFAULT_RULES as DEFAULT_RULES
 from .sharding.rules import STORAGE_AXES as STORAGE_AXES
 from .sharding.rules import ShardingRules as ShardingRules
+
+__version__: str

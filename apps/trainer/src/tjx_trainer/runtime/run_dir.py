@@ -16,11 +16,10 @@ import os
 import re
 import subprocess
 import tempfile
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -362,15 +361,8 @@ def versions() -> dict[str, str]:
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        pass
-    # Run from a checkout, our own packages are sources and not installed.
-    places = (f"packages/{name}/pyproject.toml", f"apps/{name.removeprefix('tjx-')}/pyproject.toml")
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        for project in (folder / place for place in places):
-            if project.is_file():
-                return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
-    return "not installed as a package"
+    except metadata.PackageNotFoundError:  # our own packages, run from a checkout
+        return str(import_module(name.replace("-", "_")).__version__)
 
 
 def git_revision() -> Mapping[str, str | bool] | None:
