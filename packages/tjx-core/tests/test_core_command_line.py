@@ -84,7 +84,7 @@ def test_parse_args_prints_each_mistake_and_exits_with_code_2(
     assert capsys.readouterr().err.splitlines() == [
         "tool: --step: got 'x'; expected a whole number of at least 1",
         "tool: --jsn: unknown flag",
-        "`tool --help` lists every flag.",
+        "`tool show --help` lists every flag.",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -42,6 +42,7 @@ class CommandParser(argparse.ArgumentParser):
         # The parsers of subcommands append to the list of the parser that reads.
         self._problems: list[Problem] = [] if problems is None else problems
         self._commands: Any = None
+        self._command_prog = self.prog  # of the subcommand that was read last
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Add an argument as argparse does; errors of ``type`` and ``choices`` are collected."""
@@ -80,6 +81,8 @@ class CommandParser(argparse.ArgumentParser):
             With code 0, after ``--help``.
         """
         given = list(sys.argv[1:] if words is None else words)
+        command = self._command_of(given)
+        self._command_prog = command.prog
         self._problems.clear()
         arguments = argparse.Namespace()
         try:
@@ -88,7 +91,7 @@ class CommandParser(argparse.ArgumentParser):
         except _StoppedError as error:
             rest, wrong = given, [error.problem]
         # An unknown flag can be the cause of both.
-        wrong = self._unknown_flags(rest, self._known_flags(given)) or wrong
+        wrong = self._unknown_flags(rest, {*self._flags(), *command._flags()}) or wrong
         if problems := [*self._problems, *wrong]:
             raise ConfigError(problems)
         return arguments
@@ -111,7 +114,7 @@ class CommandParser(argparse.ArgumentParser):
         """
         problems = problems_of(error) if isinstance(error, ValueError) else [str(error)]
         lines = [f"{self.prog}: {problem}\n" for problem in problems]
-        self.exit(EXIT_USAGE, "".join(lines) + f"`{self.prog} --help` lists every flag.\n")
+        self.exit(EXIT_USAGE, "".join(lines) + f"`{self._command_prog} --help` lists every flag.\n")
 
     def error(self, message: str) -> NoReturn:
         """Stop parsing; argparse calls this for mistakes after which it cannot continue."""
@@ -132,17 +135,16 @@ class CommandParser(argparse.ArgumentParser):
 
         return read
 
-    def _known_flags(self, words: Sequence[str]) -> list[str]:
-        flags = [name for name in self._option_string_actions if name.startswith("--")]
+    def _command_of(self, words: Sequence[str]) -> "CommandParser":
         commands: dict[str, CommandParser] = self._commands.choices if self._commands else {}
-        for word in words:
-            if word in commands:
-                return flags + commands[word]._known_flags([])
-        return flags
+        return next((commands[word] for word in words if word in commands), self)
 
-    def _unknown_flags(self, words: Sequence[str], known: Sequence[str]) -> list[Problem]:
+    def _flags(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def _unknown_flags(self, words: Sequence[str], known: Collection[str]) -> list[Problem]:
         names = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
-        return [unknown_flag(name, known) for name in names if name not in known]
+        return [unknown_flag(name, sorted(known)) for name in names if name not in known]
 
 
 class _StoppedError(Exception):
