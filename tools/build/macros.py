@@ -30,7 +30,7 @@ def tjx_sources():
     resources(name="data", sources=["**/py.typed", "**/*.yaml", "**/*.txtpb"])
 
 
-def tjx_tests(project, second_batch=()):
+def tjx_tests(project, second_batch=(), **fields):
     """Declare the tests of the package or app in folder `project`.
 
     The test files of a batch share a process: importing JAX and compiling cost more than the tests.
@@ -49,6 +49,7 @@ def tjx_tests(project, second_batch=()):
             sources=sources,
             dependencies=[":golden", f"{project}:meta", f"{project}/src"],
             tag=f"{project}:{name}",
+            **fields,
         )
 
 
