@@ -60,7 +60,9 @@ def test_a_port_that_is_taken_is_told() -> None:
 
 def test_one_number_for_two_and_different_counts_are_told(address: str) -> None:
     with ThreadPoolExecutor(3) as pool:
-        told = [done.result() for done in [pool.submit(barrier, 4, n, address) for n in (0, 1, 1)]]
+        told = [
+            done.result() for done in [pool.submit(barrier, 4, n, address, 2.0) for n in (0, 1, 1)]
+        ]
     assert all("got 1 for two processes" in text for text in told)
 
 
