@@ -1,5 +1,6 @@
 """Settings that every test of every package shares: strict JAX, eight CPU devices, fixed seeds."""
 
+import gc
 import json
 import os
 import random
@@ -32,6 +33,17 @@ for name, value in {
     "jax_transfer_guard": "disallow",
 }.items():
     jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
+
+
+# Tracing makes many objects and few cycles: with Python's threshold of 700, a twentieth to a tenth
+# of a test's CPU time is garbage collection.
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_collection_finish() -> None:
+    """Exclude what imports made from garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
