@@ -8,10 +8,12 @@ import shutil
 import signal
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from lives import (
     assert_alike,
@@ -39,6 +41,7 @@ from tjx_trainer.runtime.exit_codes import NotFiniteError
 from tjx_trainer.runtime.signals import SignalHandler, StopSignal
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.train_state import TrainState, shardings_of
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -54,10 +57,28 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*TINY, *flags_of_sheep(tmp_path_factory.mktemp("data"))]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_plots() -> Iterator[None]:
+    """Leave out the loss curve: drawing it takes longer than the steps of these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tjx_metrics, "plot_loss", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def job(words: list[str]) -> Job:
-    """One job for all lives of all runs: it is compiled once."""
-    return build_job(*open_task(resolve(words)))
+    """Return one job for all runs: it is compiled once, and its initial state computed once."""
+    job = build_job(*open_task(resolve(words)))
+    initial = jax.device_get(job.initial_state())
+
+    class SharedJob(Job):
+        def initial_state(self) -> TrainState:
+            state: TrainState = jax.device_put(
+                jax.tree.map(np.copy, initial), shardings_of(self.abstract)
+            )
+            return state
+
+    return SharedJob(**{each.name: getattr(job, each.name) for each in dataclasses.fields(job)})
 
 
 @pytest.fixture(scope="module")
