@@ -20,7 +20,7 @@ from tjx_trainer.cli.progress_bar import DataProgressBar
 from tjx_trainer.config.config_compat import with_legacy_values
 from tjx_trainer.config.run_config import Config, ConfigError, reads_text
 from tjx_trainer.planning.dry_run import print_dry_run
-from tjx_trainer.runtime.allocator import retain_freed_memory
+from tjx_trainer.runtime.allocator import retain_freed_memory, run_cpu_programs_inline
 from tjx_trainer.runtime.attention_report import report_attention
 from tjx_trainer.runtime.memory_report import explain_out_of_memory
 from tjx_trainer.runtime.peer_failure import report_peer_failure
@@ -77,6 +77,7 @@ def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> 
     KeyboardInterrupt
         At a second SIGINT.
     """
+    run_cpu_programs_inline()
     try:
         tjx_parallel.initialize(config.distributed)
         tjx_parallel.check_equal_across_processes("configuration", shared_settings(config))
