@@ -35,7 +35,7 @@ SMALLER: dict[str, Any] = {
     "train_eval_every": 10, "checkpoint_every": 4, "mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2,
     "distributed_heartbeat_timeout": HEARTBEAT_SECONDS,
 }  # fmt: skip
-HOW_TO_GO_ON = "to go on from the newest checkpoint, start all processes again"
+HOW_TO_GO_ON = "To resume from the newest, start all processes again"
 
 
 def free_port() -> int:
@@ -100,7 +100,7 @@ def stop_one(run: TinyRun, count: int) -> None:
         # A checkpoint is only there when all have written their parts of the same step.
         stopped_at = run.saved()[-1]
         assert 4 <= stopped_at < STEPS
-        assert f"stopped and saved at step {stopped_at}" in lives[0].printed
+        assert f"stopped by SIGTERM after saving step {stopped_at};" in lives[0].printed
         # Process 0 speaks for all. What the others print is Gloo's.
         others = [line for life in lives[1:] for line in life.printed.splitlines()]
         assert [line for line in others if "connected" not in line] == []
@@ -151,7 +151,7 @@ def test_each_process_starts_again_by_itself(new_run: NewRun, whole: TinyRun) ->
         beat = json.loads((run.run_dir / "heartbeat-process-1.json").read_text())
         os.kill(beat["pid"], signal.SIGKILL)
         assert [life.wait() for life in lives] == [0, 0], lives[1].printed
-    assert "supervisor: starting it again" in lives[0].printed
+    assert "supervisor: restarting in" in lives[0].printed
     assert_equal_bit_for_bit(run, whole)
 
 

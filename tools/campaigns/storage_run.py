@@ -26,7 +26,7 @@ from tjx_eval import main as eval_program
 from tjx_eval.commands import loss
 from tjx_trainer import main as program
 from tjx_trainer.cli.command_line import resolve
-from tjx_trainer.runtime import run_dir
+from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training import train
 from tjx_trainer.training.build import Job, build_job
@@ -101,12 +101,10 @@ class StorageRun:
         abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), real.abstract)
         fields = {field.name: getattr(real, field.name) for field in dataclasses.fields(real)}
         self._job = StorageJob(**{**fields, "abstract": abstract, "train_step": _step})
-        revision, versions = run_dir.git_revision(), run_dir.versions()
+        revision, versions = provenance.git_revision(), provenance.versions()
         mock.patch.multiple(
-            run_dir, git_revision=lambda: revision, versions=lambda: versions
+            provenance, git_revision=lambda: revision, versions=lambda: versions
         ).start()
-        mock.patch.multiple("tjx_trainer.runtime.provenance", git_revision=lambda: revision,
-                            versions=lambda: versions).start()  # fmt: skip
         mock.patch.object(train, "prepare", self._prepare).start()
         mock.patch.object(tjx_metrics, "plot_loss", _plot).start()
         mock.patch.object(retry, "PAUSES_S", (0.0, 0.0, 0.0)).start()

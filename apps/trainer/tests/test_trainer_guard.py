@@ -176,8 +176,8 @@ def test_a_run_that_diverges_ends_and_names_the_last_good_checkpoint(
 
     told = capsys.readouterr().err
     assert "not finite 3 steps in a row, up to step 4;" in told
-    assert "once more from step 1\n" in told
-    assert f"the last good checkpoint is that of step 1 in {run_dir / 'checkpoints'};" in told
+    assert "restarting from step 1\n" in told
+    assert f"the last good checkpoint is step 1 in {run_dir / 'checkpoints'};" in told
     # Each skipped step has its record, though it is nobody's turn.
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     skipped = {r["step"]: r["train/skipped"] for r in records if "train/skipped" in r}

@@ -220,7 +220,12 @@ def test_a_dry_run_tells_what_would_be_and_leaves_nothing(
     assert program.main([*given, "--dry_run"]) == 0
     told = capsys.readouterr().out
     assert not path.exists()
-    for line in ("12 steps, 1.54k tokens", "128 tokens in 1 piece", "one each 5 steps", "It fits."):
+    for line in (
+        "12 steps, 1.54k tokens",
+        "128 tokens in 1 microbatch",
+        "one every 5 steps",
+        "It fits.",
+    ):
         assert line in told
     assert "activations and other temporaries" in told
     # What cannot be is told as by the run itself.

@@ -102,9 +102,9 @@ def test_advice_is_of_this_run_and_cheapest_first(words: list[str]) -> None:
     assert "--train.device_batch_size 4:" in lines[0]
     assert "--model.remat full" in lines[1]
     assert "--mesh.fsdp 8:" in lines[2]
-    assert all("the same --run_dir may go on" in line for line in lines[:3])
+    assert all("the same --run_dir can resume" in line for line in lines[:3])
     assert "--optimizer.moment_dtype bfloat16" in lines[3]
-    assert "another run" in lines[3]
+    assert "a new run" in lines[3]
     # Smaller pieces are no help where the state alone is too large.
     lines = advice(job, memory(state=40 * GIB, activations=GIB, capacity=16 * GIB))
     assert not [line for line in lines if "batch_size 4" in line or "remat" in line]

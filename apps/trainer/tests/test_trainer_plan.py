@@ -133,7 +133,7 @@ def test_the_compiler_of_the_chip_gives_the_time() -> None:
         pytest.skip("the CUDA plugin (jax-cuda13-plugin, jax-cuda13-pjrt) is not installed")
     # In a process of its own: this one has the devices of a CPU alone.
     program = (
-        "import json, sys; from tjx_trainer import plan_command;plan_command.run(sys.argv[1:])"
+        "import json, sys; from tjx_trainer.planning import plan_command as p; p.run(sys.argv[1:])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *WORDS, "--mesh.data=1", "--chip=h200"],
@@ -170,8 +170,8 @@ def test_a_plan_is_printed_written_and_drawn(
     said = capsys.readouterr().out
     assert "on 2 v5e (fsdp 2), 16 sequences a step in 1 microbatches" in said
     assert "It fits" in said
-    assert "computing at 40% of 197 TFLOP/s, as given" in said
-    assert re.search(r"all-gather over fsdp: [\d.]+ KiB sent by a device", said)
+    assert "compute at 40% of 197 TFLOP/s, as given" in said
+    assert re.search(r"all-gather over fsdp: [\d.]+ KiB sent per device", said)
     assert len(re.findall(r"^ +[\d,]+   \d+% to \d+%", said, re.MULTILINE)) == 11
     written = json.loads((tmp_path / "x" / "plan.json").read_text())
     assert written["memory"]["parameters"] * 2 == pytest.approx(4 * PARAMETERS, rel=0.02)
@@ -219,7 +219,7 @@ def test_what_does_not_fit_comes_with_flags_that_would_do() -> None:
     made = PlannedStep(XL, [], None, "")
     said = page(config, found, made)
     assert "It does not fit" in said
-    assert "computing at 50% of 312 TFLOP/s: nanoGPT with torch.compile" in said
+    assert "compute at 50% of 312 TFLOP/s: nanoGPT with torch.compile" in said
     assert summary(found, made)["fits"] is False
 
 
@@ -256,7 +256,7 @@ def test_mistakes_end_with_code_2(
 
 def test_a_mistake_is_told_before_jax_is_imported() -> None:
     program = (
-        "import sys\nfrom tjx_trainer import parameter_table, plan_command\n"
+        "import sys\nfrom tjx_trainer.planning import parameter_table, plan_command\n"
         "try: (plan_command if sys.argv[1] == 'p' else parameter_table).run(['--chips', 'x'])\n"
         "except SystemExit: assert 'jax' not in sys.modules; print('told')\n"
     )
@@ -276,7 +276,7 @@ def test_the_table_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert cells[1:4] == [f"{L} x {D} x {4 * D}", "layers, embed, mlp", "-, fsdp, tensor"]
     assert int(cells[4].replace(",", "")) == L * D * 4 * D * 4 // 4
     assert f"{PARAMETERS:,} parameters on 4 devices" in said
-    (total,) = re.findall(r"a device has ([\d,]+) bytes of them", said)
+    (total,) = re.findall(r"bytes per device: ([\d,]+) of parameters", said)
     column = re.findall(r"^\S+/\S+ .* ([\d,]+)$", said, re.MULTILINE)
     assert sum(int(each.replace(",", "")) for each in column) == int(total.replace(",", ""))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode
-from tjx_trainer.runtime.supervisor import Signals, describe_exit
+from tjx_trainer.runtime.supervisor import SignalForwarder, describe_exit
 from tjx_trainer.runtime.supervisor_client import SUPERVISOR_VARIABLE
 
 DEADLINE = 120.0  # seconds after which a test that waits has failed
@@ -21,10 +21,10 @@ RUN_DIR = ("--run_dir", "run")
 # The supervisor as `main` starts it, with another program as its trainer, and delays of our own.
 PARENT = """
 import os, sys
-from tjx_trainer import supervisor
-from tjx_trainer.cli.command_line import read_words, resolve
+from tjx_trainer.runtime import supervisor
+from tjx_trainer.cli.command_line import parse_args, resolve
 script, *words = sys.argv[1:]
-assert read_words(words).supervise
+assert parse_args(words).supervise
 supervisor._FIRST_DELAY = float(os.environ["FIRST_DELAY"])
 code = supervisor.supervise(words, resolve(words), program=(sys.executable, "-c", script))
 assert "jax" not in sys.modules
@@ -34,7 +34,7 @@ sys.exit(code)
 # A trainer of which each life follows its number: the lines of the script `life(n)`.
 CHILD = """
 import os, pathlib, signal, sys, time
-from tjx_trainer.runtime.supervisor_client import connect, leave_word
+from tjx_trainer.runtime.supervisor_client import connect, send_exit_reason
 
 signal.alarm(600)  # whatever a test that fails leaves behind
 connect()
@@ -114,7 +114,7 @@ if number == 4:
     assert words["train.max_steps"] == "77" and words["config"] == "quickstart", words
     sys.exit(0)
 if number == 1:
-    leave_word("Traceback of something\\nSomeError: it broke")
+    send_exit_reason("Traceback of something\\nSomeError: it broke")
     sys.exit(1)
 crash()
 """,
@@ -233,10 +233,10 @@ def test_a_trainer_that_crashes_while_it_stops_is_not_started_again(
 
 
 def test_a_signal_that_comes_while_the_trainer_is_started_reaches_it() -> None:
-    with Signals() as signals, subprocess.Popen(["sleep", "1000"]) as child:
+    with SignalForwarder() as signals, subprocess.Popen(["sleep", "1000"]) as child:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert signals.asked_to_stop == signal.SIGTERM
+            assert signals.stop == signal.SIGTERM
             with signals.to(child):
                 assert child.wait(DEADLINE) == -signal.SIGTERM
         finally:
@@ -281,7 +281,9 @@ def test_a_wrong_flag_is_answered_once_by_the_supervisor_itself(tmp_path: Path) 
 def test_last_words_never_block_whoever_says_them(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
-    code, _ = end_of(supervise('[leave_word("x" * 100_000) for _ in range(100)]; sys.exit(3)'))
+    code, _ = end_of(
+        supervise('[send_exit_reason("x" * 100_000) for _ in range(100)]; sys.exit(3)')
+    )
     assert code == ExitCode.NOT_FINITE
     assert SUPERVISOR_VARIABLE not in os.environ
 
@@ -289,4 +291,4 @@ def test_last_words_never_block_whoever_says_them(
 def test_every_end_has_words() -> None:
     assert "SIGBUS" in describe_exit(-signal.SIGBUS)
     assert "signal 40" in describe_exit(-40)
-    assert describe_exit(77) == "an exit code that is not the trainer's own"
+    assert describe_exit(77) == "unknown exit code"

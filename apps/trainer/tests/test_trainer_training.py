@@ -147,7 +147,7 @@ def test_a_run_resumed_is_the_same_run(
 
     monkeypatch.setattr(Watchdog, "beat", stop_at_eight)
     assert run(words, tmp_path / "halves") == 143
-    assert "stopped and saved at step 8" in capsys.readouterr().err
+    assert "stopped by SIGTERM after saving step 8;" in capsys.readouterr().err
     monkeypatch.undo()
     assert run(words, tmp_path / "halves") == 0
     assert "from step 8" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
 
     tracker = tjx_metrics.JsonlTracker(folder / "metrics.jsonl")
     step_timer = StepTimer(job.config, job.mesh, start_step=0, elapsed=Elapsed())
-    progress = MetricsLogger(tracker, step_timer, tjx_metrics.LogConfig(every=2), max_skipped=1)
+    logger = MetricsLogger(tracker, step_timer, tjx_metrics.LogConfig(every=2), max_skipped=1)
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.closing(tjx_ckpt.Checkpointer(folder / "checkpoints")) as checkpointer,
@@ -177,7 +177,7 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
         train_loop(
             job,
             job.initial_state(),
-            progress=progress,
+            logger=logger,
             saver=CheckpointSaver(
                 checkpointer,
                 tracker,
@@ -296,7 +296,7 @@ def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
         )
     assert len(texts) == 2
     assert texts[0] != texts[1]
-    with pytest.raises(ValueError, match="longest sequence is 16"):
+    with pytest.raises(ValueError, match="at most 16 tokens in all"):
         generate_text(
             gpt_of(job),
             params,

@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> Config:
             sys.stdout.write(help_text(argv))
             raise SystemExit(ExitCode.FINISHED)
         if "--version" in argv:
-            from tjx_trainer.runtime.run_dir import versions
+            from tjx_trainer.runtime.provenance import versions
 
             lines = [f"{name:<14} {version}" for name, version in versions().items()]
             sys.stdout.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Compile the step of a run for devices that need not be there, and estimate its time."""
+"""Ahead-of-time compilation of a run's training step, and its figures for a plan."""
 
 import math
 from collections.abc import Sequence
@@ -21,31 +21,30 @@ from tjx_trainer.training.build import StepComponents, build_step_components
 from tjx_trainer.training.step_timer import model_flops
 from tjx_trainer.training.train_state import bytes_on_device
 
-# Memory and exchanges do not depend on how good the machine code is. Numbers of 16 bits stay as
-# they are: the CPU's compiler would exchange 32 in their place.
+# Memory and collectives do not depend on code quality. Keep 16-bit types: the CPU compiler would
+# otherwise widen the collectives to 32 bits.
 _CHEAP = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_disable_hlo_passes": "float-normalization-bf16",
 }
-# What activations that are kept for the backward pass save; of all others the forward pass is
-# computed again, a third of the FLOPs of a step.
-_AGAIN = {"full": 1 / 3}
+# Extra forward passes of full rematerialization, as a fraction of the FLOPs of a step.
+_RECOMPUTED = {"full": 1 / 3}
 
 
 class PlannedStep(NamedTuple):
-    """A step that was compiled.
+    """A compiled training step with its figures.
 
     Attributes
     ----------
     step : Step
-        Its figures.
+        Memory, FLOPs and collectives.
     notes : list of str
-        The compiler, and what had to be assumed.
+        The compiler that was used, and assumptions.
     estimate : Estimate or None
-        Time of its kernels; None where the chip's own compiler is not installed.
+        Time of each kernel; None if the chip's own compiler is not installed.
     hlo : str
-        Text of the optimized program.
+        Optimized HLO as text.
     """
 
     step: StepProfile
@@ -55,14 +54,14 @@ class PlannedStep(NamedTuple):
 
 
 def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
-    """Compile a run's step for so many devices, and read its figures.
+    """Compile the training step of a run for a number of devices and measure it.
 
     Parameters
     ----------
     config : Config
         From the command line.
     chip : Chip
-        What it is compiled for where the compiler is installed; else the CPU's compiler does it.
+        The target; without its compiler the step is compiled for CPUs.
     device_count : int
         Devices in the mesh.
 
@@ -78,10 +77,10 @@ def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
         devices = topology_devices(chip, device_count)
         parts, compiled = _compile(config, devices)
         hlo = compiled.as_text()
-        notes.append(f"compiled by the compiler of {chip.name} itself: the memory is what it needs")
+        notes.append(f"compiled by the compiler of {chip.name}: the memory figures are exact")
         if parts.mesh.shape["stage"] > 1:
             notes.append(
-                "time by formula: in a pipeline the program does not tell which stage computes when"
+                "time by formula: the program of a pipeline does not show when each stage computes"
             )
         else:
             visible = attention_visible(config)
@@ -90,7 +89,7 @@ def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
     except TargetUnavailableError as reason:
         try:
             parts, compiled = _compile(config, cpus, _CHEAP)
-        except ValueError as error:  # as of an attention kernel that no CPU has
+        except ValueError as error:  # such as an attention kernel without a CPU version
             if reason.__cause__ is None:
                 raise
             raise ValueError(f"{error} (compiled for the CPU, as {reason})") from error
@@ -100,29 +99,31 @@ def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
             "GPU's"
         )
     if found is None and config.train.precision == "fp32":
-        notes.append("train.precision is fp32 and the chip's peak that of bf16: it takes longer")
+        notes.append("train.precision is fp32, the peak FLOP/s are for bf16: it takes longer")
     return PlannedStep(_figures(config, parts, compiled, hlo, found), notes, found, hlo)
 
 
 def with_vocabulary(config: Config) -> tuple[Config, list[str]]:
-    """Return the configuration with the vocabulary of its tokenizer, and what was assumed."""
+    """Return the configuration with its tokenizer's vocabulary, and a note if it is assumed."""
     if not config.train.vocab_from_tokenizer or isinstance(config.model, ViTConfig):
         return config, []
     kind = config.data.tokenizer_kind
     size = {"gpt2": GPT2_VOCAB_SIZE, "bpe": config.data.vocab_size}.get(kind)
     if size is None or isinstance(config.model, EncoderDecoderConfig):
-        assumed = f"the vocabulary is taken to be {config.model.vocab_size} (the data decide it)"
+        assumed = f"assumed a vocabulary of {config.model.vocab_size} (it depends on the data)"
         return config, [assumed]
-    return config.with_vocabulary(size + isinstance(config.model, BertConfig)), []  # and the mask
+    return config.with_vocabulary(
+        size + isinstance(config.model, BertConfig)
+    ), []  # plus the mask token
 
 
 def cpu_devices(count: int) -> list[jax.Device]:
-    """Return so many devices of the CPU, none of which is used.
+    """Return `count` CPU devices for compilation.
 
     Raises
     ------
     ValueError
-        If JAX was started before with fewer.
+        If JAX is already initialized with fewer.
     """
     settings: dict[str, Any] = {
         "jax_platforms": "cpu",
@@ -131,19 +132,19 @@ def cpu_devices(count: int) -> list[jax.Device]:
     try:
         for name, value in settings.items():
             jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
-    except RuntimeError:  # it is running
+    except RuntimeError:  # JAX is already initialized
         pass
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise ValueError(
-            f"JAX was started with {len(devices)} devices, and the mesh has {count}: plan it in a "
-            "process of its own"
+            f"mesh: got {count} devices; expected at most {len(devices)}, with which JAX was "
+            "initialized; plan it in a new process"
         )
     return devices[:count]
 
 
 def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Return shapes, dtypes and shardings of a batch; they are arguments of the model's losses."""
+    """Return shapes, dtypes and shardings of a batch, by argument name of the model's losses."""
     model, rows, length = config.model, config.train.batch_size, config.data.seq_len
     ids: tuple[tuple[int, ...], type] = (rows, length), np.int32
     arrays = {"tokens": ids, "labels": ids}
@@ -151,7 +152,7 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
         images = (rows, *model.height_width, model.channels)
         arrays = {"images": (images, np.float32), "labels": ((rows,), np.int32)}
     elif isinstance(model, EncoderDecoderConfig):
-        # Source and target are no longer than a row of text.
+        # Source and target are at most as long as a row of text.
         arrays |= {"source": ids, "source_mask": ((rows, length), np.bool_)}
     elif config.data.packing == "documents":
         arrays |= {"segment_ids": ids, "positions": ids}
@@ -161,8 +162,8 @@ def abstract_batch(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 
 def lower_step(config: Config, devices: Sequence[jax.Device]) -> tuple[StepComponents, Any]:
-    """Return the parts of a run on some devices, and its step, lowered for them."""
-    with jax.default_device(devices[0]):  # kernels are chosen for it
+    """Return the components of a run and its training step, lowered for the given devices."""
+    with jax.default_device(devices[0]):  # kernels are selected for it
         parts = build_step_components(config, devices)
         jitted: Any = parts.train_step
         return parts, jitted.lower(parts.abstract, abstract_batch(config, parts.mesh))
@@ -174,19 +175,19 @@ def _compile(
     try:
         parts, lowered = lower_step(config, devices)
         return parts, lowered.compile(compiler_options=options)
-    except RuntimeError as error:  # also of JAX itself, where cuDNN is not installed
+    except RuntimeError as error:  # JAX raises it too, if cuDNN is not installed
         if devices[0].platform == "cpu":
             raise
         raise TargetUnavailableError(
-            f"its own compiler says {str(error)[:200]!r} (--model.attention_implementation chooses "
+            f"its compiler raised {str(error)[:200]!r} (--model.attention_implementation chooses "
             "the attention kernel)"
         ) from error
 
 
 def attention_visible(config: Config) -> float:
-    """Return which share of the pairs of query and key the masks of a model show, over its layers.
+    """Return the visible fraction of query-key pairs, averaged over layers.
 
-    Documents that are packed in a row, and what only the data mask, are not counted.
+    Packed documents and padding are not counted.
     """
     model, length = config.model, config.data.seq_len
     if isinstance(model, ViTConfig | BertConfig):
@@ -195,7 +196,7 @@ def attention_visible(config: Config) -> float:
         sum(min(query + 1, window or length) for query in range(length)) / length**2
         for window in model.windows
     ]
-    if isinstance(model, EncoderDecoderConfig):  # the encoder and cross attention see all
+    if isinstance(model, EncoderDecoderConfig):  # encoder and cross attention are unmasked
         shares += [1.0] * (model.n_layer + len(model.encoder.windows))
     return sum(shares) / len(shares)
 
@@ -207,7 +208,7 @@ def _figures(
     params, model = parts.abstract.params, config.model
     length = model.max_seq_len if isinstance(model, ViTConfig) else config.data.seq_len
     tokens = config.train.batch_size * length
-    # What a step returns beside the state that it was given the memory of.
+    # Outputs that do not alias the donated state.
     fresh = max(found.output_size_in_bytes - found.alias_size_in_bytes, 0)
     wide = 4 if config.mesh.reduce_dtype == "float32" else 2
     return StepProfile(
@@ -217,7 +218,7 @@ def _figures(
         batch=bytes_on_device(abstract_batch(config, parts.mesh)),
         temporaries=found.temp_size_in_bytes + fresh,
         gradients=_numbers_on_device(params) * wide,
-        flops=model_flops(config) * (1 + _AGAIN.get(model.remat, 0.0)),
+        flops=model_flops(config) * (1 + _RECOMPUTED.get(model.remat, 0.0)),
         tokens=tokens,
         sequences=config.train.batch_size,
         microbatches=parts.accumulation,
@@ -228,9 +229,9 @@ def _figures(
 
 
 def bubble(config: Config, stages: int, microbatches: int) -> float:
-    """Return the share of a step in which a stage waits for others: (p - 1) / (v m + p - 1).
+    """Return the idle fraction of a pipeline stage: (p - 1) / (v m + p - 1).
 
-    p stages, m microbatches, v parts of the model a stage (Narayanan et al. 2021, section 2.2).
+    p stages, m microbatches, v model chunks per stage (Narayanan et al. 2021, section 2.2).
     """
     waiting = stages - 1
     return waiting / (config.mesh.chunks_per_stage * microbatches + waiting)

@@ -1,4 +1,4 @@
-"""`trainer parameters`: where every parameter of a model lies on a mesh."""
+"""``trainer parameters``: table of parameters with shapes, axes, sharding and bytes."""
 
 import math
 import sys
@@ -13,26 +13,26 @@ from tjx_trainer.runtime.exit_codes import ExitCode
 _HELP = """\
 usage: trainer parameters [--chips N] [--config NAME_OR_PATH] [--section.name VALUE] ...
 
-Prints every parameter: shape, logical axes, what of the mesh divides it, bytes a device.
+Prints every parameter: shape, logical axes, mesh axes that shard it, bytes per device.
 
 """
 
 
-class Row(NamedTuple):
-    """A parameter.
+class ParameterRow(NamedTuple):
+    """A row of the parameter table.
 
     Attributes
     ----------
     name : str
-        Its path.
+        Path of the parameter.
     shape : tuple of int
-        Of the whole.
+        Global shape.
     logical_axes : tuple of (str or None)
-        A name for each dimension.
+        Logical axis of each dimension.
     mesh_axes : tuple of tuple of str
-        What divides each dimension.
+        Mesh axes that shard each dimension.
     bytes : int
-        On a device.
+        Bytes per device.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Row(NamedTuple):
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the table; `argv` are the words after ``parameters``. Mistakes end with code 2."""
+    """Print the table; `argv` are the arguments after ``parameters``. Mistakes exit with code 2."""
     if {"--help", "-h"} & set(argv):
         sys.stdout.write(_HELP + command_help(ParameterFlags))
         return ExitCode.FINISHED
     try:
         flags, config = read_flags(argv, ParameterFlags)
         count = device_count(flags.chips, config)
-        # They bring JAX.
+        # These import JAX.
         from tjx_trainer.planning.compiled_step import cpu_devices, with_vocabulary
         from tjx_trainer.training.build import build_step_components
         from tjx_trainer.training.train_state import bytes_on_device
@@ -65,16 +65,16 @@ def run(argv: Sequence[str]) -> int:
     found = list(rows(config.model, parts.abstract.params))
     lines = [*text(found), "", *notes]
     lines += [
-        f"{sum(math.prod(row.shape) for row in found):,} parameters on {count} devices; "
-        f"a device has {bytes_on_device(parts.abstract.params):,} bytes of them and "
-        f"{bytes_on_device(parts.abstract.opt_state):,} of the optimizer's state"
+        f"{sum(math.prod(row.shape) for row in found):,} parameters on {count} devices; bytes per "
+        f"device: {bytes_on_device(parts.abstract.params):,} of parameters, "
+        f"{bytes_on_device(parts.abstract.opt_state):,} of optimizer state"
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     return ExitCode.FINISHED
 
 
-def rows(model: Any, params: Any) -> Iterator[Row]:
-    """Yield the rows of parameters that are given by shape and sharding."""
+def rows(model: Any, params: Any) -> Iterator[ParameterRow]:
+    """Yield a row per parameter of an abstract parameter tree."""
     import jax
 
     import tjx_nn
@@ -83,7 +83,7 @@ def rows(model: Any, params: Any) -> Iterator[Row]:
     axes = dict(jax.tree_util.tree_leaves_with_path(tjx_nn.logical_axes(model), is_leaf=_is_axes))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         spec = [*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec))]
-        yield Row(
+        yield ParameterRow(
             "/".join(jax.tree_util.keystr((key,), simple=True) for key in path),
             leaf.shape,
             axes[path] or (None,) * leaf.ndim,
@@ -92,9 +92,9 @@ def rows(model: Any, params: Any) -> Iterator[Row]:
         )
 
 
-def text(found: Sequence[Row]) -> list[str]:
-    """Return the table in lines."""
-    cells = [("parameter", "shape", "logical axes", "mesh axes", "bytes a device")]
+def text(found: Sequence[ParameterRow]) -> list[str]:
+    """Format the table as lines."""
+    cells = [("parameter", "shape", "logical axes", "mesh axes", "bytes/device")]
     for row in found:
         cells.append((
             row.name,

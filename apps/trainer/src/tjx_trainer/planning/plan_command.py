@@ -1,6 +1,6 @@
-"""`trainer plan`: what a run needs, what it costs and how it scales, before there is a machine.
+"""``trainer plan``: memory, time and scaling of a run, estimated without its hardware.
 
-Nothing here imports JAX before the command line is read: a mistake is answered at once.
+JAX is imported after the command line is parsed, so mistakes are reported at once.
 """
 
 import difflib
@@ -28,27 +28,26 @@ _HELP = """\
 usage: trainer plan --chip NAME [--chips N] [--compute_efficiency X] [--out DIR]
                     [--config NAME_OR_PATH] [--section.name VALUE] ...
 
-Tells what a run needs on each device, how long a step takes, and how it scales from 1 to 1024
-devices: the step is compiled for devices that need not be there, and no data are read. Where the
-compiler of the chip is installed, the time is estimated kernel by kernel from its program.
+Prints the memory per device, the time of a step, and the scaling from 1 to 1024 devices. The step
+is compiled ahead of time for devices that need not exist, and no data are read. If the compiler of
+the chip is installed, the time is estimated kernel by kernel from the compiled program.
 
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFlags:
-    """What is told beside the run's own flags.
+    """Flags of `trainer plan` besides those of the run.
 
     Attributes
     ----------
     chip
         The accelerator.
     chips
-        Devices; none: the product of the mesh's sizes, where -1 counts as 1.
+        Number of devices; none: the product of the mesh sizes, -1 counting as 1.
     compute_efficiency
-        Share of the peak that computing is assumed to reach; none: estimated from the compiled
-        program, or by formula with the share of a public measurement where the compiler of the
-        chip is not installed.
+        Fraction of peak FLOP/s that computation reaches; none: estimated from the compiled program,
+        or a published measurement if the compiler of the chip is not installed.
     out
         Folder for plan.json, step.hlo.txt, memory.png and scaling.png; none: nothing is written.
     """
@@ -61,34 +60,34 @@ class PlanFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterFlags:
-    """What is told beside the run's own flags.
+    """Flags of `trainer parameters` besides those of the run.
 
     Attributes
     ----------
     chips
-        Devices; none: the product of the mesh's sizes, where -1 counts as 1.
+        Number of devices; none: the product of the mesh sizes, -1 counting as 1.
     """
 
     chips: int | None = None
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print the plan of a run, and write it where that was asked for.
+    """Print the plan of a run, and write it with ``--out``.
 
     Parameters
     ----------
     argv : sequence of str
-        The words after ``plan``.
+        The arguments after ``plan``.
 
     Returns
     -------
     int
-        0, whether the run fits or not.
+        0, whether the run fits into memory or not.
 
     Raises
     ------
     SystemExit
-        With code 2 after everything that is wrong was written to stderr.
+        With code 2 after printing all mistakes.
     """
     if {"--help", "-h"} & set(argv):
         sys.stdout.write(_HELP + command_help(PlanFlags))
@@ -97,10 +96,10 @@ def run(argv: Sequence[str]) -> int:
         flags, config = read_flags(argv, PlanFlags)
         chip, count = _chip(flags), device_count(flags.chips, config)
         if chip.platform == "cuda":
-            set_flags("gpu")  # as a run on it would have them
+            set_flags("gpu")  # the flags of a run on this chip
             if config.train.deterministic:
                 request_determinism()
-        # They bring JAX, which takes seconds to import.
+        # These import JAX, which takes seconds.
         from tjx_parallel.planning.step_time import plan
         from tjx_trainer.planning.compiled_step import plan_step
         from tjx_trainer.planning.report import page
@@ -114,7 +113,7 @@ def run(argv: Sequence[str]) -> int:
     found = plan(planned.step, chip, compute_efficiency=flags.compute_efficiency)
     sys.stdout.write(page(config, found, planned))
     if flags.out is not None:
-        _, rest, _ = split_command_flags(argv, ["out"])  # a result names no folder of this machine
+        _, rest, _ = split_command_flags(argv, ["out"])  # plan.json names no local folder
         for file in write(Path(flags.out), config, found, planned, rest):
             sys.stdout.write(f"{file}\n")
     return ExitCode.FINISHED
@@ -123,7 +122,7 @@ def run(argv: Sequence[str]) -> int:
 def write(
     folder: Path, config: Config, found: Any, planned: Any, flags: Sequence[str]
 ) -> list[Path]:
-    """Write a plan as numbers and as two pictures, and the program; return the files."""
+    """Write plan.json, the HLO and two plots; return the files."""
     from tjx_trainer.planning.plots import draw_memory, draw_scaling
     from tjx_trainer.planning.report import summary
 
@@ -143,7 +142,7 @@ def write(
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of JAX and of the compilers that are installed."""
+    """Return the installed versions of JAX and its compiler plugins."""
     found = {}
     for name in ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu"):
         try:
@@ -156,12 +155,12 @@ def _versions() -> dict[str, str]:
 def read_flags[Flags: (PlanFlags, ParameterFlags)](
     argv: Sequence[str], kind: type[Flags]
 ) -> tuple[Flags, Config]:
-    """Read a command's own flags, and the run's.
+    """Parse a command's own flags and the configuration of the run.
 
     Raises
     ------
     ConfigError
-        With everything that is wrong in either.
+        With all mistakes in either.
     """
     own, rest, problems = split_command_flags(argv, [field.name for field in fields(kind)])
     values = read_command_flags(own, kind, problems)
@@ -185,18 +184,18 @@ def read_flags[Flags: (PlanFlags, ParameterFlags)](
 def read_command_flags(
     own: Mapping[str, str], kind: type, problems: list[str], *, prefix: str = ""
 ) -> dict[str, Any]:
-    """Turn what was given to a command's own flags into values, by the names of its fields.
+    """Convert a command's own flags to values, by field name.
 
     Parameters
     ----------
     own : mapping of str to str
-        By the flags' names.
+        Raw values by flag name.
     kind : type
-        The dataclass.
+        The dataclass of the flags.
     problems : list of str
-        What cannot be read is added to it.
+        Receives the mistakes.
     prefix : str
-        What stands before the fields' names in those of the flags.
+        Prefix of the flag names.
     """
     values = {}
     for name, written in own.items():
@@ -212,11 +211,11 @@ def read_command_flags(
 def split_command_flags(
     argv: Sequence[str], own: Sequence[str]
 ) -> tuple[dict[str, str], list[str], list[str]]:
-    """Divide a command line into a command's own flags with their values, the rest, and mistakes.
+    """Split a command line into a command's own flags, the other arguments, and mistakes.
 
     Examples
     --------
-    >>> split_words(["--chip", "h100", "--model.n_layer=2"], ["chip"])
+    >>> split_command_flags(["--chip", "h100", "--model.n_layer=2"], ["chip"])
     ({'chip': 'h100'}, ['--model.n_layer=2'], [])
     """
     found: dict[str, str] = {}
@@ -245,7 +244,7 @@ def split_command_flags(
 
 
 def command_help(kind: type, *, prefix: str = "") -> str:
-    """Describe a command's own flags, whose names begin with `prefix`."""
+    """Describe a command's own flags, whose names start with `prefix`."""
     import docstring_parser
 
     lines = [
@@ -260,12 +259,12 @@ def command_help(kind: type, *, prefix: str = "") -> str:
 
 
 def device_count(chips: int | None, config: Config) -> int:
-    """Return on how many devices a run is planned.
+    """Return the number of devices of the plan.
 
     Raises
     ------
     ConfigError
-        If the mesh is not of so many.
+        If the mesh sizes do not match it.
     """
     sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
     count = chips or math.prod(size for size in sizes.values() if size > 0)
@@ -277,7 +276,7 @@ def device_count(chips: int | None, config: Config) -> int:
 
 
 def _chip(flags: PlanFlags) -> Chip:
-    """Return the chip, with the share of its memory that JAX is told to take."""
+    """Return the chip, with the memory fraction of XLA_CLIENT_MEM_FRACTION."""
     chip = find_chip(flags.chip)
     share = os.environ.get("XLA_CLIENT_MEM_FRACTION")
     if share is None or chip.platform != "cuda":

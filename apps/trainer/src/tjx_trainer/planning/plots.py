@@ -1,4 +1,4 @@
-"""Pictures of a plan: where the memory of a device goes, and how the run scales."""
+"""Plots of a plan: memory per device, and scaling efficiency."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ _GIB = 2**30
 
 
 def draw_memory(found: Plan, file: Path, *, title: str) -> None:
-    """Draw what takes the memory of a device, beside what there is.
+    """Plot the memory parts of a device against its capacity.
 
     Parameters
     ----------
     found : Plan
         The plan.
     file : Path
-        The picture, .png, .pdf or .svg.
+        Output file, .png, .pdf or .svg.
     title : str
-        What was planned.
+        Name of the run.
     """
     figure = Figure(figsize=(6.4, 2.6), layout="constrained")
     axes = figure.add_subplot()
@@ -33,26 +33,23 @@ def draw_memory(found: Plan, file: Path, *, title: str) -> None:
         axes.barh(0, size / _GIB, left=start, color=color, label=label, height=0.6)
         start += size / _GIB
     room = found.chip.capacity / _GIB
-    axes.axvline(room, color="black", linewidth=1.4, label=f"JAX has {room:.1f} GiB")
+    axes.axvline(room, color="black", linewidth=1.4, label=f"available: {room:.1f} GiB")
     axes.set_xlim(0, 1.08 * max(start, room))
     axes.set_ylim(-0.6, 0.6)
     axes.set_yticks([])
-    axes.set_xlabel("GiB on a device")
-    said = "fits" if found.fits else "does not fit"
-    _dress(axes, f"{title} on {found.step.devices} {found.chip.name}: {said}")
+    axes.set_xlabel("GiB per device")
+    result = "fits" if found.fits else "does not fit"
+    _dress(axes, f"{title} on {found.step.devices} {found.chip.name}: {result}")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, edgecolor="none")
     figure.savefig(file, dpi=200)
 
 
 def draw_scaling(found: Plan, file: Path, *, title: str) -> None:
-    """Draw the predicted efficiency over the number of devices, as bands from `draw_memory`'s plan.
-
-    The lower edge of a band is a step that hides no communication, the upper one hides all.
-    """
+    """Plot the predicted efficiency over the number of devices, as a band per scaling mode."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    looks = (("same rows a device", False, COLORS[0], "-"), ("same batch", True, COLORS[1], "--"))
-    for label, strong, color, line in looks:
+    modes = (("weak scaling", False, COLORS[0], "-"), ("strong scaling", True, COLORS[1], "--"))
+    for label, strong, color, line in modes:
         plans = [(n, scaled_plan(found, n, strong=strong)) for n in DEVICES]
         points = [(n, each) for n, each in plans if each is not None]
         counts = [n for n, _ in points]
@@ -63,7 +60,7 @@ def draw_scaling(found: Plan, file: Path, *, title: str) -> None:
         missing = [(n, each.efficiency[0]) for n, each in points if not each.fits]
         if missing:
             axes.plot(*zip(*missing, strict=True), "x", color=color, label=f"{label}: no fit")
-    axes.axvline(found.step.devices, color="black", linewidth=1, linestyle=":", label="the plan")
+    axes.axvline(found.step.devices, color="black", linewidth=1, linestyle=":", label="this plan")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(list(DEVICES)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -71,7 +68,7 @@ def draw_scaling(found: Plan, file: Path, *, title: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(f"Devices ({found.chip.name})")
-    axes.set_ylabel("Efficiency: no communication hidden (low) to all (high)", fontsize=9)
+    axes.set_ylabel("Efficiency (no to all communication hidden)", fontsize=9)
     _dress(axes, f"{title}: predicted from {found.step.devices} devices")
     axes.legend(fontsize=9, edgecolor="none", loc="lower left")
     figure.savefig(file, dpi=200)

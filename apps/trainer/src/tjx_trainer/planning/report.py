@@ -1,4 +1,4 @@
-"""A plan as a page of text and as JSON."""
+"""Text and JSON report of a plan."""
 
 import math
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ from tjx_trainer.planning.compiled_step import PlannedStep
 from tjx_trainer.runtime.memory_report import format_bytes
 
 DEVICES = tuple(2**n for n in range(11))
-MAX_GPU_FRACTION = 0.92  # what is left is the driver's and NCCL's
+MAX_GPU_FRACTION = 0.92  # the rest is for the driver and NCCL
 
 
 def page(config: Config, found: Plan, planned: PlannedStep) -> str:
-    """Write a plan for people.
+    """Format a plan as text.
 
     Parameters
     ----------
     config : Config
-        The run.
+        The configuration of the run.
     found : Plan
-        Its plan.
+        The plan.
     planned : PlannedStep
-        The step that it was made of.
+        The compiled step of the plan.
     """
     step, chip = found.step, found.chip
     sizes = " x ".join(f"{axis} {size}" for axis, size in step.mesh_shape.items() if size > 1)
@@ -34,10 +34,10 @@ def page(config: Config, found: Plan, planned: PlannedStep) -> str:
         f"{step.sequences:,} sequences a step in {step.microbatches} microbatches",
         *(f"  ({note})" for note in planned.notes),
         "",
-        "Memory, a device:",
+        "Memory per device:",
         *(f"  {name:<58}{format_bytes(size):>10}" for name, size in memory_rows(step)),
-        f"  {'together':<58}{format_bytes(step.memory):>10}",
-        f"  {f'of {format_bytes(chip.memory)} JAX takes {chip.usable:.0%}':<58}"
+        f"  {'total':<58}{format_bytes(step.memory):>10}",
+        f"  {f'available to JAX: {chip.usable:.0%} of {format_bytes(chip.memory)}':<58}"
         f"{format_bytes(chip.capacity):>10}",
         "",
         *fit_report(config, found),
@@ -53,7 +53,7 @@ def page(config: Config, found: Plan, planned: PlannedStep) -> str:
 
 
 def memory_rows(step: StepProfile) -> list[tuple[str, int]]:
-    """Return what takes memory on a device, and how many bytes."""
+    """Return the parts of the memory per device [bytes]."""
     return [
         ("parameters", step.parameters),
         ("optimizer state", step.optimizer),
@@ -63,25 +63,26 @@ def memory_rows(step: StepProfile) -> list[tuple[str, int]]:
 
 
 def fit_report(config: Config, found: Plan) -> list[str]:
-    """Say whether a run fits, and if not what to change, with an estimate for each flag."""
+    """Describe whether a run fits into memory, and which flags would make it fit."""
     step, capacity = found.step, found.chip.capacity
     if found.fits:
         left = format_bytes(capacity - step.memory)
-        return [f"It fits, and {left} are left ({1 - step.memory / capacity:.0%})."]
-    lines = [f"It does not fit: {format_bytes(step.memory - capacity)} are missing. What would do:"]
+        return [f"It fits; {left} are free ({1 - step.memory / capacity:.0%})."]
+    missing = format_bytes(step.memory - capacity)
+    lines = [f"It does not fit: {missing} are missing. Possible changes:"]
     changes = [*_changes(config, found)]
     return lines + [f"  {change}" for change in changes or ["a smaller model or data.seq_len"]]
 
 
 def _changes(config: Config, found: Plan) -> Iterator[str]:
-    """Yield flags that take less, each with what it would come to, cheapest first."""
+    """Yield flags that reduce memory with an estimate each, cheapest first."""
     step, chip = found.step, found.chip
     state, shape = step.parameters + step.optimizer, step.mesh_shape
     rest = step.batch + step.temporaries
 
     def about(needed: float | int) -> str:
-        said = "fits" if needed <= chip.capacity else "not enough alone"
-        return f"about {format_bytes(round(needed))}, {said}"
+        result = "fits" if needed <= chip.capacity else "not enough alone"
+        return f"about {format_bytes(round(needed))}, {result}"
 
     most = MAX_GPU_FRACTION * chip.memory
     if chip.platform == "cuda" and chip.capacity < step.memory <= most:
@@ -95,14 +96,14 @@ def _changes(config: Config, found: Plan) -> Iterator[str]:
         n = fewer[-1] if fewer else 1
         yield f"--train.device_batch_size {n} (now {rows}): {about(state + rest * n / rows)}"
     if config.model.remat != "full":
-        yield "--model.remat full: fewer activations, a third more computing"
+        yield "--model.remat full: fewer activations, a third more compute"
     if shape["fsdp"] > 1 and config.mesh.zero < 3:
-        yield "--mesh.zero 3: parameters and gradients are divided by fsdp too"
+        yield "--mesh.zero 3: parameters and gradients are sharded over fsdp too"
     if shape["data"] > 1:
         n = shape["data"]
         larger = f"--mesh.data 1 --mesh.fsdp {shape['fsdp'] * n}"
         yield f"{larger}: {about(state / n + rest)} (or less, with its gradients)"
-    # Gradients are divided too; what is left of the temporaries stays.
+    # Gradients are sharded too; the other temporaries are not.
     left = max(rest - step.gradients, 0)
     for n in (2**k for k in range(1, 11)):
         if (state + step.gradients) / n + left <= chip.capacity:
@@ -121,7 +122,7 @@ def _changes(config: Config, found: Plan) -> Iterator[str]:
     if config.optimizer.moment_dtype == "float32":
         yield (
             f"--optimizer.moment_dtype bfloat16: {about(step.memory - step.optimizer / 2)} at "
-            "best; another run"
+            "best; a new run"
         )
     larger_chips = [each.name for each in CHIPS.values() if each.capacity >= step.memory]
     if larger_chips:
@@ -137,51 +138,51 @@ def _times(config: Config, found: Plan) -> list[str]:
     mfu = [step.flops / (seconds * step.devices * found.chip.flops) for seconds in (slow, fast)]
     waits = f", of {1 - step.bubble:.0%} of the time" if step.bubble else ""
     lines = [
-        f"A step: {step.flops:.3g} FLOPs by formula, {step.tokens:,} tokens ({_basis(found)})",
-        f"  computing      {_time(found.compute)}{waits}",
+        f"Step: {step.flops:.3g} FLOPs by formula, {step.tokens:,} tokens ({_basis(found)})",
+        f"  compute        {_time(found.compute)}{waits}",
     ]
     by_seconds = sorted(found.communication.items(), key=lambda item: -item[1].seconds)
     lines += [
-        f"  communicating  {_time(sent.seconds)}, {_exchange(*key)}: "
-        f"{format_bytes(round(sent.bytes))} sent by a device"
+        f"  communication  {_time(sent.seconds)}, {_exchange(*key)}: "
+        f"{format_bytes(round(sent.bytes))} sent per device"
         for key, sent in by_seconds
     ]
     return [
         *lines,
-        f"  in all         {_time(fast)} if all communication is hidden, {_time(slow)} if none is",
-        f"  efficiency     {low:.1%} to {high:.1%}, of the peak {mfu[0]:.1%} to {mfu[1]:.1%}",
+        f"  total          {_time(fast)} if all communication is hidden, {_time(slow)} if none is",
+        f"  efficiency     {low:.1%} to {high:.1%}, MFU {mfu[0]:.1%} to {mfu[1]:.1%}",
         f"  tokens/s       {few:,.0f} to {many:,.0f}",
         f"  {config.train.max_steps:,} steps: {hours[0]:,.2f} to {hours[1]:,.2f} hours",
     ]
 
 
 def _basis(found: Plan) -> str:
-    """Say what the time of computing rests on."""
+    """Describe the basis of the compute time."""
     chip, share = found.chip, found.compute_efficiency
     if share is None:
-        return "estimated from the compiled program"
+        return "compute time estimated from the compiled program"
     source = f": {chip.efficiency_source}" if share == chip.efficiency else ", as given"
-    return f"assumed: computing at {share:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s{source}"
+    return f"assumed: compute at {share:.0%} of {chip.flops / 1e12:,.0f} TFLOP/s{source}"
 
 
 def _kernels(found: Plan, planned: PlannedStep) -> list[str]:
-    """Describe the kernels of the compiled program, where the chip's own compiler made it."""
+    """Describe the kernels of the program if the chip's own compiler produced it."""
     if planned.estimate is None:
         return []
     counted = planned.estimate.total().flops
     formula = found.step.flops / found.step.devices
     return [
         *report(planned.estimate),
-        f"  FLOPs on a device: {counted:.4g} in the program, {formula:.4g} by formula "
-        f"({counted / formula:.3f}: without masked pairs, with what is recomputed)",
+        f"  FLOPs per device: {counted:.4g} in the program, {formula:.4g} by formula "
+        f"({counted / formula:.3f}: without masked pairs, with recomputation)",
         "",
     ]
 
 
 def _scaling(found: Plan) -> list[str]:
     lines = [
-        "Scaling, predicted from this step (efficiency with nothing hidden, and with all):",
-        "  devices   same rows a device   tokens/s up to   same batch",
+        "Scaling, predicted from this step (efficiency with no and all communication hidden):",
+        "  devices   weak scaling         tokens/s up to   strong scaling",
     ]
     for count in DEVICES:
         weak, strong = (scaled_plan(found, count, strong=strong) for strong in (False, True))
@@ -193,7 +194,7 @@ def _scaling(found: Plan) -> list[str]:
 
 
 def scaled_plan(found: Plan, devices: int, *, strong: bool) -> Plan | None:
-    """Return the plan of a step on another number of devices, None where there is none."""
+    """Return the plan on another number of devices; None if the step cannot be scaled to it."""
     step = scale_step(found.step, devices, strong=strong)
     if step is None:
         return None
@@ -216,7 +217,7 @@ def _time(seconds: float) -> str:
 
 
 def summary(found: Plan, planned: PlannedStep) -> dict[str, Any]:
-    """Return a plan in numbers: bytes, seconds, FLOPs."""
+    """Return a plan as JSON: bytes, seconds and FLOPs."""
     step, chip = found.step, found.chip
     points = []
     for count in DEVICES:

@@ -1,4 +1,4 @@
-"""Devices to compile for that are not there, where the compiler of their maker is installed."""
+"""Compile-only devices of accelerators that are not attached, from their compiler plugins."""
 
 import importlib.util
 import os
@@ -14,22 +14,34 @@ _PLUGINS = {"cuda": ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"), "tpu":
 
 
 class TargetUnavailableError(Exception):
-    """Why a step cannot be compiled for a chip here."""
+    """The reason why a step cannot be compiled for a chip on this machine."""
 
 
 def topology_devices(chip: Chip, count: int) -> list[jax.Device]:
-    """Return devices of the chip to compile for.
+    """Return compile-only devices of a chip.
+
+    Parameters
+    ----------
+    chip : Chip
+        The accelerator.
+    count : int
+        Number of devices.
+
+    Returns
+    -------
+    list of jax.Device
+        Devices for `jax.jit(...).lower(...).compile()`; nothing can run on them.
 
     Raises
     ------
-    NotForTheChipError
-        If its compiler is not installed or has no description of it.
+    TargetUnavailableError
+        If the compiler of the chip is not installed or does not know the chip.
     """
     if not any(map(_is_installed, _PLUGINS[chip.platform])):
         raise TargetUnavailableError(f"the compiler of {chip.name} is not installed")
     from jax.experimental import topologies
 
-    # They describe a machine that is not there.
+    # The checks would look for attached hardware.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     for name, value in {"SKIP_MDS_QUERY": "1", "WORKER_HOSTNAMES": "localhost"}.items():
         os.environ.setdefault(f"TPU_{name}", value)
@@ -51,12 +63,12 @@ def topology_devices(chip: Chip, count: int) -> list[jax.Device]:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even what it is in
+    except ModuleNotFoundError:  # its parent package is missing
         return False
 
 
 def _target(chip: Chip) -> str:
-    """Return the description that XLA has of a GPU, with the memory of this one."""
+    """Return XLA's target description of a GPU, with the chip's memory and bandwidth."""
     if chip.name not in _TARGETS:
         raise ValueError(f"no description of {chip.name}")
     file = resources.files("tjx_parallel") / "targets" / f"{_TARGETS[chip.name]}.txtpb"
@@ -68,7 +80,7 @@ def _target(chip: Chip) -> str:
 
 
 def _torus(count: int, dimensions: int) -> str:
-    """Return the sides of a torus of so many TPUs, 4x8 or 2x2x1."""
+    """Return the sides of a TPU torus as text, such as 4x8 or 2x2x1."""
     if count & (count - 1):
         raise ValueError(f"{count} is no power of two")
     power = count.bit_length() - 1

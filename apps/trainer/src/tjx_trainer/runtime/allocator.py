@@ -1,4 +1,4 @@
-"""Memory of a CPU run: kept between steps instead of returned to the system."""
+"""Host memory allocator settings for runs on CPUs."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ _ASYNC_DISPATCH = "jax_cpu_enable_async_dispatch"
 
 
 def retain_freed_memory() -> bool:
-    """Tell the C library to keep freed memory for the next step.
+    """Configure glibc's malloc to retain freed memory between steps.
 
     A step allocates and frees the same large buffers each time. By default glibc maps them anew,
     and the kernel clears every page again: measured on two cores, 55,700 page faults and 140 to
@@ -25,7 +25,7 @@ def retain_freed_memory() -> bool:
     Returns
     -------
     bool
-        Whether the C library accepted it; C libraries other than glibc are left as they are.
+        Whether the setting was applied; False if the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

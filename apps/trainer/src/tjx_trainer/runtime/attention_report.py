@@ -1,4 +1,4 @@
-"""Which attention implementation a run uses, and one readable error where it fails."""
+"""Report of the selected attention implementation, and diagnosis of its failures."""
 
 import re
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ from tjx_trainer.runtime.out_of_memory import is_out_of_memory
 from tjx_trainer.runtime.run_logging import log_info
 
 _FLAG = "--model.attention_implementation"
-# Plain JAX: XLA makes their kernels, as it does all others of the step.
+# Implementations in plain JAX, which XLA compiles.
 _COMPILED_BY_XLA = ("xla", "reference")
-# What CUDA and cuDNN say of a kernel that was launched. A device that lost its program reports the
-# loss wherever it is next waited for, without the kernel's name.
+# Errors of launched CUDA and cuDNN kernels. They surface at the next synchronization, without the
+# kernel's name.
 _LAUNCH = re.compile(r"CUDA_ERROR_\w+|CUDNN_STATUS_\w+|illegal memory access|launch failure", re.I)
 
 
 @contextmanager
 def report_attention() -> Iterator[None]:
-    """Say which attention implementation runs, once each, and explain the error of one that fails.
+    """Log each selected attention implementation once, and diagnose its failures.
 
     Raises
     ------
     ConfigError
         If the implementation requested by name does not support the model's attention.
     KernelError
-        In place of the error of JAX or a compiler, if the implementation by itself does not compile
-        either, or a kernel failed on the device. Other errors pass.
+        Replaces the error of JAX or a compiler if the implementation alone does not compile either,
+        or if a kernel failed on the device. Other errors propagate.
     """
     choices: dict[str, Choice] = {}
 
@@ -46,7 +46,7 @@ def report_attention() -> Iterator[None]:
     except UnsupportedCallError as error:
         raise ConfigError([f"{_FLAG}: {error}"]) from error
     except Exception as error:
-        if not _is_of_jax(error) or is_out_of_memory(error):
+        if not _raised_by_jax(error) or is_out_of_memory(error):
             raise
         if message := _diagnose(error, [*choices.values()]):
             raise KernelError(message) from error
@@ -54,7 +54,7 @@ def report_attention() -> Iterator[None]:
 
 
 def _diagnose(error: Exception, choices: list[Choice]) -> str | None:
-    """Return what to tell the user if a chosen implementation is at fault, else None."""
+    """Return the error message if a selected implementation is at fault, else None."""
     for choice in choices:
         if failure := compile_failure(choice):
             return _message(choice, f"fails to compile ({_headline(failure)})")
@@ -70,7 +70,11 @@ def _diagnose(error: Exception, choices: list[Choice]) -> str | None:
 def _message(choice: Choice, problem: str) -> str:
     call, following = choice.call, next_choice(choice)
     shape = f"q [{call.batch}, {call.q_len}, {call.heads}, {call.head_dim}] {call.dtype}"
-    advice = f"give {_FLAG} {following}, the next choice" if following else "no other supports it"
+    advice = (
+        f"give {_FLAG} {following}, the next choice"
+        if following
+        else "no other implementation supports it"
+    )
     return (
         f"{_FLAG}: got {explain_choice(choice)}; expected an implementation that runs here: it "
         f"{problem} for {shape}; {advice}"
@@ -82,8 +86,8 @@ def _headline(error: Exception) -> str:
     return f"{type(error).__name__}: {(lines or ['no message'])[0][:300]}"
 
 
-def _is_of_jax(error: Exception) -> bool:
-    """Tell whether JAX raised an error, or something that it called while it traced or compiled."""
+def _raised_by_jax(error: Exception) -> bool:
+    """Return whether JAX raised the error, or code that JAX called while tracing or compiling."""
     if isinstance(error, jax.errors.JaxRuntimeError):
         return True
     traceback = error.__traceback__

@@ -1,6 +1,6 @@
-"""How the program ends: its exit codes, each with what it means, and the errors that need no JAX.
+"""Exit codes of the trainer, their meaning, and errors that carry one.
 
-Standard library only, as the supervisor reads it too.
+Standard library only: the supervisor imports this module.
 """
 
 import signal
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class ExitCode(IntEnum):
-    """Exit codes of the trainer; 128 + n is that of a run that was asked to stop by signal n."""
+    """Exit codes of the trainer; 128 + n after a stop by signal n."""
 
     FINISHED = 0
     UNEXPECTED = 1
@@ -29,16 +29,16 @@ class ExitCode(IntEnum):
 
 
 class ExitInfo(NamedTuple):
-    """What an exit code says.
+    """Meaning of an exit code.
 
     Attributes
     ----------
     what : str
         What happened.
     answer : str
-        What helps.
+        What to do.
     again : bool
-        Whether a supervisor starts the trainer again: it may go otherwise the next time.
+        Whether the supervisor restarts the trainer: a retry can succeed.
     """
 
     what: str
@@ -47,102 +47,101 @@ class ExitInfo(NamedTuple):
 
 
 EXIT_INFO: Mapping[ExitCode, ExitInfo] = {
-    ExitCode.FINISHED: ExitInfo("the last step was made", "nothing is left to do", False),
+    ExitCode.FINISHED: ExitInfo("the last step was completed", "nothing to do", False),
     ExitCode.UNEXPECTED: ExitInfo(
-        "an error that nobody foresaw; its traceback is on stderr",
-        "the same command goes on from the newest checkpoint; report the traceback",
+        "an unexpected error; its traceback is on stderr",
+        "run the same command to resume from the newest checkpoint; report the traceback",
         True,
     ),
     ExitCode.USER_ERROR: ExitInfo(
-        "flags, preset, data or run directory are not what the run needs; nothing was changed",
-        "do what each line of the message says",
+        "invalid flags, preset, data or run directory; nothing was changed",
+        "follow the advice in each line of the message",
         False,
     ),
     ExitCode.NOT_FINITE: ExitInfo(
-        "loss or gradients were not finite step after step, also after going back once",
+        "loss or gradients were not finite for many steps, also after one rollback",
         "lower the learning rate, in another run directory",
         False,
     ),
     ExitCode.CHECKPOINTS_DAMAGED: ExitInfo(
-        "there are checkpoints and every one is damaged",
-        "bring one back from a copy, or start again in another run directory",
+        "every checkpoint is corrupt",
+        "restore one from a backup, or start again in another run directory",
         False,
     ),
     ExitCode.NOT_WRITTEN: ExitInfo(
-        "a checkpoint or a record could not be written: the disk is full or was taken away, a "
-        "limit or a permission forbids it, or an object store does not answer",
-        "do what the message says, then run the same command: it resumes from the newest "
-        "checkpoint",
+        "a checkpoint or a record could not be written: the disk is full or unavailable, a limit "
+        "or a permission forbids it, or an object store does not respond",
+        "follow the message, then run the same command: it resumes from the newest checkpoint",
         True,
     ),
     ExitCode.HANG: ExitInfo(
-        "the run made no progress; what each thread was doing is on stderr and in hang-STEP.txt",
-        "the same command goes on from the newest checkpoint; the stacks name the place",
+        "the run hung; the stacks of all threads are on stderr and in hang-STEP.txt",
+        "run the same command to resume from the newest checkpoint; the stacks show the cause",
         True,
     ),
     ExitCode.OUT_OF_MEMORY: ExitInfo(
-        "a device or the host had too little memory",
-        "give one of the flags that the message lists",
+        "a device or the host ran out of memory",
+        "add one of the flags that the message lists",
         False,
     ),
     ExitCode.GAVE_UP: ExitInfo(
-        "the supervisor gave up: three lives in a row made no checkpoint",
-        "the message says why each of them ended",
+        "the supervisor gave up: three attempts in a row saved no checkpoint",
+        "the message lists why each attempt ended",
         False,
     ),
     ExitCode.DATA_DAMAGED: ExitInfo(
         "training data became unreadable, truncated or damaged; the message names the file",
-        "bring the file back, or prepare the data again",
+        "restore the file, or prepare the data again",
         True,
     ),
     ExitCode.KERNEL_FAILED: ExitInfo(
         "the attention kernel failed to compile or to run on the device",
-        "give --model.attention_implementation as the message says",
+        "set --model.attention_implementation as the message says",
         False,
     ),
     ExitCode.NOT_READ: ExitInfo(
-        "a checkpoint cannot be read now, after several attempts; it was not touched",
+        "a checkpoint could not be read after several attempts; it was not modified",
         "repair the disk or the connection, then run the same command: it resumes from the "
         "newest checkpoint",
         True,
     ),
     ExitCode.INTERRUPTED: ExitInfo(
-        "asked to stop by SIGINT (Ctrl-C); saved, unless it was pressed twice",
-        "the same command goes on",
+        "stopped by SIGINT (Ctrl-C) after saving; a second Ctrl-C stops without saving",
+        "run the same command to resume",
         False,
     ),
     ExitCode.TERMINATED: ExitInfo(
-        "asked to stop by SIGTERM; saved",
-        "the same command goes on",
+        "stopped by SIGTERM after saving",
+        "run the same command to resume",
         False,
     ),
 }  # fmt: skip
 
 
 def table() -> str:
-    """Return the table of exit codes as Markdown, as the documentation shows it."""
+    """Return the table of exit codes as Markdown, for the documentation."""
     lines = ["| code | what happened | what helps | `--supervise` |", "|---|---|---|---|"]
     lines += [
         f"| {code:d} | {meaning.what} | {meaning.answer} | "
-        f"{'starts again' if meaning.again else 'ends with it'} |"
+        f"{'restarts' if meaning.again else 'exits'} |"
         for code, meaning in EXIT_INFO.items()
     ]
     return "\n".join(lines) + "\n"
 
 
 class KernelError(RuntimeError):
-    """The attention kernel failed to compile or to run; the message names the flag to give."""
+    """The attention kernel failed to compile or to run; the message names the flag to set."""
 
 
 class NotFiniteError(RuntimeError):
-    """Too many steps in a row had a loss or gradients that were not finite.
+    """Too many consecutive steps had a non-finite loss or gradients.
 
     Attributes
     ----------
     step : int
-        The last of these steps; 1 is the first of a run.
+        The last of these steps; the first step of a run is 1.
     in_a_row : int
-        How many there were.
+        Number of these steps.
     """
 
     def __init__(self, step: int, in_a_row: int) -> None:

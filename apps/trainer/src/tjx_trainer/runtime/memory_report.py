@@ -1,4 +1,4 @@
-"""Where the memory of a run goes, and which of its flags would take less: said when it ran out."""
+"""Memory breakdown of a run, and the flags that reduce it, for out-of-memory errors."""
 
 import os
 import resource
@@ -20,12 +20,12 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 @contextmanager
 def explain_out_of_memory(job: Job) -> Iterator[None]:
-    """Turn running out of memory into an error that says where the memory of a job goes.
+    """Replace out-of-memory errors by one with a memory breakdown of the job.
 
     Raises
     ------
     OutOfMemoryError
-        In place of JAX's and Python's own errors.
+        In place of the errors of JAX and Python.
     """
     try:
         yield
@@ -39,20 +39,20 @@ def explain_out_of_memory(job: Job) -> Iterator[None]:
 
 
 class StepMemory(NamedTuple):
-    """Bytes on one device, None where they are not known.
+    """Memory of a training step on one device [bytes]; None where unknown.
 
     Attributes
     ----------
     params, opt_state, gradients : int
-        Of the state, and of a gradient of each parameter.
+        Parameters, optimizer state and gradients.
     batch : int or None
         One batch.
     temporaries : int or None
-        What else the compiled step needs at its peak: activations above all.
+        Other memory of the compiled step at its peak, mostly activations.
     capacity : int or None
-        What the device has; of the CPU's devices each has its share of the machine's.
+        Memory of the device; for CPU devices, an equal share of the machine's.
     on_host : bool
-        Whether the device is the CPU.
+        Whether the device is a CPU.
     """
 
     params: int
@@ -65,20 +65,25 @@ class StepMemory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes at the peak, as far as they are known."""
+        """Sum of the known parts [bytes]."""
         parts = (self.params, self.opt_state, self.gradients, self.batch, self.temporaries)
         return sum(part or 0 for part in parts)
 
 
 def measure(job: Job, *, strict: bool = False) -> StepMemory:
-    """Work out what a job needs on each device; nothing is allocated there.
+    """Measure the memory of a job's training step per device, without allocating it.
 
-    With `strict`, an error of the compiler other than one of memory is raised; without it the
-    temporaries are not known.
+    Parameters
+    ----------
+    job : Job
+        The components of the run.
+    strict : bool
+        Whether to raise compiler errors other than out-of-memory; otherwise the temporaries are
+        unknown then.
     """
     params, opt_state = (bytes_on_device(t) for t in (job.abstract.params, job.abstract.opt_state))
     batch = step = None
-    # Another process would have to compile with us; and what is short of memory may fail again.
+    # Compiling needs all processes; compiling without memory may fail again.
     if jax.process_count() == 1:
         try:
             shapes = _abstract_batch(job.mesh, job.task.train_data.batch(0))
@@ -110,7 +115,7 @@ def _abstract_batch(mesh: Any, rows: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _host_share() -> int:
-    """Return the bytes of this machine that each of its devices may use."""
+    """Return the bytes of this machine's memory per local device."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     ours = machine if limit == resource.RLIM_INFINITY else min(machine, limit)
@@ -118,71 +123,71 @@ def _host_share() -> int:
 
 
 def table(found: StepMemory) -> list[str]:
-    """Say in lines what takes how much."""
+    """Format the memory breakdown as lines."""
     rows = {
         "parameters": found.params,
         "optimizer state": found.opt_state,
         "gradients": found.gradients,
         "batch": found.batch,
         "activations and other temporaries": found.temporaries,
-        "together, as far as it is known": found.total,
+        "total of the known parts": found.total,
         "share of this machine" if found.on_host else "memory of the device": found.capacity,
     }
     width = max(map(len, rows)) + 2
     return [
-        "Memory of a training step, a device:",
+        "Memory of a training step per device:",
         *(f"  {name:<{width}}{format_bytes(size):>12}" for name, size in rows.items()),
     ]
 
 
 def format_bytes(size: int | None) -> str:
-    """Write a number of bytes for people.
+    """Format a number of bytes with a binary unit.
 
     Examples
     --------
-    >>> size_text(0), size_text(1536), size_text(5 * 2**30), size_text(None)
-    ('0 B', '1.5 KiB', '5.0 GiB', 'not known')
+    >>> format_bytes(0), format_bytes(1536), format_bytes(5 * 2**30), format_bytes(None)
+    ('0 B', '1.5 KiB', '5.0 GiB', 'unknown')
     """
     if size is None:
-        return "not known"
+        return "unknown"
     power = min(max(size.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
     return f"{size / 2 ** (10 * power):.1f} {_UNITS[power]}" if power else f"{size} B"
 
 
 def advice(job: Job, found: StepMemory) -> list[str]:
-    """Return flags of this very run that take less memory, those that cost least first."""
+    """Return flags that reduce the memory of this run, cheapest first."""
     config = job.config
     lines = []
     state = found.params + found.opt_state + found.gradients
     if found.capacity is None or state < found.capacity:
-        lines += _smaller_pieces(job, found)
+        lines += _more_microbatches(job, found)
         if config.model.remat != "full":
             lines.append("--model.remat full: the same result, about a third slower")
     sharing = job.mesh.shape["data"] * job.mesh.shape["fsdp"]
     if not found.on_host and job.mesh.shape["data"] > 1:
         rest = "" if config.mesh.data == -1 else " --mesh.data 1"
         lines.append(
-            f"--mesh.fsdp {sharing}{rest}: devices share parameters and optimizer state; the same "
-            "result but for the last digits"
+            f"--mesh.fsdp {sharing}{rest}: shards parameters and optimizer state; the same result "
+            "up to rounding"
         )
-    lines = [f"{line}; the same --run_dir may go on" for line in lines]
+    lines = [f"{line}; the same --run_dir can resume" for line in lines]
     if config.optimizer.moment_dtype == "float32":
-        with suppress(ValueError):  # not all optimizers heed it
+        with suppress(ValueError):  # some optimizers do not support it
             replace(config.optimizer, moment_dtype="bfloat16")
             lines.append(
-                "--optimizer.moment_dtype bfloat16: up to half of the optimizer state; another run"
+                "--optimizer.moment_dtype bfloat16: up to half of the optimizer state; a new run"
             )
     if config.train.precision == "fp32":
-        lines.append("--train.precision bf16: about half of the activations; another run")
+        lines.append("--train.precision bf16: about half of the activations; a new run")
     smaller = "--data.seq_len or model" if hasattr(config.model, "n_layer") else "model"
-    lines.append(f"a smaller --train.batch_size, {smaller}: another run")
-    return ["What takes less, cheapest first:", *(f"  {line}" for line in lines)]
+    lines.append(f"a smaller --train.batch_size, {smaller}: needs a new run")
+    return ["Flags that reduce memory, cheapest first:", *(f"  {line}" for line in lines)]
 
 
-def _smaller_pieces(job: Job, found: StepMemory) -> list[str]:
-    """Return the flag that computes a step in more pieces: as many as it takes, if that is known.
+def _more_microbatches(job: Job, found: StepMemory) -> list[str]:
+    """Return the flag that increases the number of microbatches as much as necessary.
 
-    Activations are those of one piece; a piece has one sequence a device at least.
+    The activations are those of one microbatch, which has at least one sequence per device.
     """
     sequences = job.config.train.batch_size // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
     finer = [n for n in range(job.accumulation + 1, sequences + 1) if sequences % n == 0]
@@ -196,4 +201,5 @@ def _smaller_pieces(job: Job, found: StepMemory) -> list[str]:
     flag = f"--train.accumulation {pieces}"
     if job.config.train.accumulation is None and job.config.train.device_batch_size is not None:
         flag = f"--train.device_batch_size {sequences // pieces}"
-    return [f"{flag}: {sequences // pieces} sequences at once on a device, the same result"]
+    microbatch = sequences // pieces
+    return [f"{flag}: {microbatch} sequences per device at once, the same result"]

@@ -1,7 +1,7 @@
-"""What to do when a process of several is lost, said when JAX ends the others from within.
+"""Message to the user when another process of a distributed run fails.
 
-Nothing of Python runs then, neither handlers nor `finally`: JAX aborts the process in native code.
-So a small process that knows what to say waits for the end of this one.
+JAX then aborts this process in native code, where no Python handler or ``finally`` runs. A small
+child process therefore waits for the end of this one and prints the message.
 """
 
 import subprocess
@@ -11,42 +11,42 @@ from contextlib import contextmanager, suppress
 
 import jax
 
-# Reads the one byte that says "all is well", or the end of the pipe, which is our death. A signal
-# that is meant for the run must not end it first.
-_WITNESS = """
+# Reads one byte, written after a clean exit, or the end of the pipe after a crash. Signals for the
+# run must not end it first.
+_REPORTER = """
 import signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
 sys.stdin.buffer.read(1) or sys.stderr.write(sys.argv[1])
 """
 
-# Witnesses of processes that are about to end: a pipe that nobody holds would close at once.
-_waiting: list[subprocess.Popen[bytes]] = []
+# Keeps pipes open until the process ends: a garbage-collected pipe would close at once.
+_unclosed: list[subprocess.Popen[bytes]] = []
 
 
 @contextmanager
 def report_peer_failure(run_dir: str | None) -> Iterator[None]:
-    """Have it said on standard error how to go on, if this process of several dies in the block.
+    """Print how to resume if this process of a distributed run dies inside the block.
 
-    It is said when this process is gone, however it ends, also after an error of JAX, which is what
-    a lost process looks like from the others. Other errors say themselves what to do.
+    The message is printed after this process has ended, and after errors of JAX, which is how a
+    lost peer appears in the other processes. Other errors explain themselves.
 
     Parameters
     ----------
     run_dir : str or None
-        The run directory, as the user wrote it.
+        The run directory as given by the user.
     """
     if jax.process_count() == 1:
         yield
         return
     text = (
         f"process {jax.process_index()} of {jax.process_count()} ended before the run did. When "
-        "one is lost, JAX ends the others: the log of the first to fail says why. What was saved "
-        "is sound; to go on from the newest checkpoint, start all processes again with "
-        f"--run_dir {run_dir} and the same flags (fewer or more devices may be other --mesh.*)\n"
+        "one process fails, JAX ends the others: the log of the first to fail shows the cause. "
+        "Saved checkpoints are valid. To resume from the newest, start all processes again with "
+        f"--run_dir {run_dir} and the same flags (--mesh.* may change with the devices)\n"
     )
-    witness = subprocess.Popen(
-        (sys.executable, "-I", "-S", "-c", _WITNESS, text),
+    reporter = subprocess.Popen(
+        (sys.executable, "-I", "-S", "-c", _REPORTER, text),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         process_group=0,
@@ -54,17 +54,17 @@ def report_peer_failure(run_dir: str | None) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError:
-        _waiting.append(witness)
+        _unclosed.append(reporter)
         raise
     except BaseException:
-        _dismiss(witness)
+        _dismiss(reporter)
         raise
-    _dismiss(witness)
+    _dismiss(reporter)
 
 
-def _dismiss(witness: subprocess.Popen[bytes]) -> None:
-    assert witness.stdin is not None
-    with suppress(OSError):  # somebody has killed it
-        witness.stdin.write(b".")
-        witness.stdin.close()
-    witness.wait()
+def _dismiss(reporter: subprocess.Popen[bytes]) -> None:
+    assert reporter.stdin is not None
+    with suppress(OSError):  # the child was killed
+        reporter.stdin.write(b".")
+        reporter.stdin.close()
+    reporter.wait()

@@ -1,26 +1,26 @@
-"""What a run is asked to do, by signals and by saves that fail: the same in all processes."""
+"""Agreement of all processes on stop requests, save requests and failed saves."""
 
 import tjx_parallel
 from tjx_trainer.runtime.signals import SignalHandler
 
 
 class PreemptionSync:
-    """Gathers what each process was asked, so that all stop and save at the same step.
+    """Share stop and save requests, so that all processes act on them at the same step.
 
-    A signal reaches one process, and all act on it at one step. With several processes they learn
-    of it a step or an evaluation batch late, as none of them ever waits for the answer.
+    A signal reaches one process. The others learn of it one step or one evaluation batch later,
+    because no process waits for the exchange.
 
     Parameters
     ----------
-    local : Interrupts
-        What this process was asked.
+    local : SignalHandler
+        Requests to this process.
 
     Attributes
     ----------
     stop : int
-        The signal that asks to stop; 0 where none does.
+        Signal number of a stop request; 0 without one.
     failed : bool
-        Whether a save failed, in any process, such that the run is to end.
+        Whether a failed save in any process ends the run.
     """
 
     def __init__(self, local: SignalHandler) -> None:
@@ -31,12 +31,12 @@ class PreemptionSync:
         self.failed = False
 
     def poll(self, *, failed: bool = False) -> None:
-        """Tell the other processes, and learn from them; all do so at the same places.
+        """Exchange requests with the other processes; all call this at the same places.
 
         Parameters
         ----------
         failed : bool
-            Whether a save of this process failed, such that the run is to end.
+            Whether a failed save of this process ends the run.
         """
         vote = (self._local.stop, int(self._local.pop_save_request()), int(failed))
         stop, save, lost = self._agreement.vote(vote)
@@ -45,6 +45,6 @@ class PreemptionSync:
         self.failed |= lost > 0
 
     def pop_save_request(self) -> bool:
-        """Tell whether a save was asked for since this was last called."""
+        """Return whether a save was requested since the last call."""
         save, self._save = self._save, False
         return save

@@ -1,76 +1,105 @@
-"""What goes with a checkpoint: all that decided the run, and what it was computed with."""
+"""Provenance of a run: package versions, git revision and settings shared by all processes.
 
-import hashlib
-import json
+Nothing here imports JAX.
+"""
+
+import re
+import subprocess
 from collections.abc import Mapping
-from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
-
-import jax
 
 from tjx_trainer.config.config_tree import flatten
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.runtime.run_dir import git_revision, versions
-from tjx_trainer.tasks.task import data_identity
-from tjx_trainer.training.build import Job
 
-_OF_A_PROCESS = ("distributed.process_id", "distributed.bind_address")
-
-
-def run_metadata(job: Job) -> dict[str, Any]:
-    """Return what is saved with each state of a run, as JSON.
-
-    Returns
-    -------
-    dict
-        ``config`` by dotted name; ``config_sha256`` of it, which does not change with the run
-        directory; ``data``: all that decides the batches; ``versions`` of the packages; ``git``
-        revision or None; ``devices``: how many of which kind and in how many processes.
-    """
-    config = flatten(replace(job.config, run_dir=None))
-    return {
-        "config": config,
-        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
-        "data": data_identity(job.task),
-        "versions": versions(),
-        "git": git_revision(),
-        "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind} in "
-        f"{jax.process_count()} processes, mesh {format_mesh(job)}",
-    }
+RECORDED_PACKAGES = (
+    *(
+        f"tjx-{part}"
+        for part in ("core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")
+    ),
+    *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax"),
+)
+_VERSION = re.compile(r'^__version__ = "(.+)"$', re.MULTILINE)
+_PER_PROCESS = ("distributed.process_id", "distributed.bind_address")
 
 
 def shared_settings(config: Config) -> dict[str, Any]:
-    """Return what must be the same in all processes: configuration and versions, by dotted name.
+    """Return the values that must be equal in all processes: configuration and versions.
 
-    Where the data lie may differ between machines; what they are is compared with
-    `data_identity` once they are open.
+    Data paths may differ between machines; `data_identity` compares the data once they are open.
     """
     values = flatten(config)
-    for name in ("data.cache_dir", "data.path", *_OF_A_PROCESS):
+    for name in ("data.cache_dir", "data.path", *_PER_PROCESS):
         values.pop(name, None)
     return {**values, **{f"version of {name}": text for name, text in versions().items()}}
 
 
-def format_mesh(job: Job) -> str:
-    """Write the sizes of a mesh: ``data 2 x fsdp 4``."""
-    sizes = [f"{axis} {size}" for axis, size in job.mesh.shape.items() if size > 1]
-    return " x ".join(sizes) or "of 1"
-
-
 def describe_version_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Say in a line what computes otherwise than when a checkpoint was saved; None if nothing does.
+    """Describe versions and devices that changed since a save; None if nothing changed.
 
     Parameters
     ----------
     saved, now : mapping
-        As `describe_run` gives them; what is missing in `saved` is not compared.
+        From `run_metadata`; keys missing in `saved` are not compared.
     """
     before, here = saved.get("versions", {}), now["versions"]
     changed = [
-        f"{name} {before[name]} there, {here[name]} here"
+        f"{name} {before[name]} -> {here[name]}"
         for name in sorted(before.keys() & here.keys())
         if name.startswith(("jax", "tjx-")) and before[name] != here[name]
     ]
     if saved.get("devices", now["devices"]) != now["devices"]:
-        changed.append(f"{saved['devices']} there, {now['devices']} here")
-    return f"{'; '.join(changed)}: bits may differ" if changed else None
+        changed.append(f"{saved['devices']} -> {now['devices']}")
+    return f"{'; '.join(changed)}: results may differ in bits" if changed else None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that determine the results of a run."""
+    return {name: _version(name) for name in RECORDED_PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        # In a checkout the tjx packages are sources, not installed distributions. Importing them
+        # would import JAX.
+        source = find_spec(name.replace("-", "_"))
+        assert source is not None and source.origin is not None, f"no package {name}"
+        found = _VERSION.search(Path(source.origin).read_text("utf-8"))
+        assert found is not None, f"no __version__ in {source.origin}"
+        return found[1]
+
+
+def git_revision() -> Mapping[str, str | bool] | None:
+    """Return the git revision of the code; None without a repository or without git.
+
+    The working directory is tried first: a packaged program runs outside its checkout but is
+    started in it.
+
+    Returns
+    -------
+    mapping or None
+        ``repository``, ``revision`` and ``dirty``: whether a tracked file was changed.
+    """
+    for folder in (Path.cwd(), Path(__file__).parent):
+        if not folder.is_dir():
+            continue
+        head = _git(folder, "rev-parse", "--show-toplevel", "HEAD")
+        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+        if head is not None and changes is not None:
+            repository, revision = head.splitlines()
+            return {"repository": repository, "revision": revision, "dirty": bool(changes)}
+    return None
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

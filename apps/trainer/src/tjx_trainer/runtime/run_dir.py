@@ -1,25 +1,21 @@
-"""The run directory: where everything of a run lies, and whether it may be gone on with.
+"""Run directory: file layout, creation, and checks before a run is resumed.
 
 Layout::
 
-    config.yaml      the resolved configuration; versions of the packages; git revision
-    metrics.jsonl    one object a line
-    tokenizer.json   the tokenizer of the run
-    data.json        where the data lie, and what decides the batches made of them
-    checkpoints/     what to go on from
-    plots/           pictures
-    profile/         traces of single steps
+    config.yaml      resolved configuration; versions of the packages; git revision
+    metrics.jsonl    metrics, one JSON object per line
+    tokenizer.json   tokenizer of the run
+    data.json        folders and identity of the data
+    checkpoints/     checkpoints
+    plots/           plots
+    profile/         profiler traces
 """
 
 import json
-import os
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,29 +23,24 @@ import yaml
 
 import tjx_ckpt
 from tjx_ckpt.store.temporary_files import flush, make_folder
+from tjx_core import write_atomically
 from tjx_data.bounded_io import read_json_object
 from tjx_trainer.cli.command_line import resolve
 from tjx_trainer.config.config_compat import incompatible_changes
 from tjx_trainer.config.config_tree import flatten
 from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.runtime import provenance
 
 RUNS_FOLDER = Path("runs")
 
-# What a kill leaves of a file that was being written beside its place: a dot, its name, a suffix.
+# Temporary files that a killed process leaves: a dot, the file's name, a suffix.
 _LEFTOVER = re.compile(r"\.(config\.yaml|[a-z.-]+[0-9]*\.jsonl?|loss\.png)\..+")
 
 _MOST_BYTES = 16 << 20  # of a JSON file in a run directory
-RECORDED_PACKAGES = (
-    *(
-        f"tjx-{part}"
-        for part in ("core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")
-    ),
-    *("tjx-trainer", "jax", "jaxlib", "numpy", "flax", "optax"),
-)
 
 
 class DataPointer(NamedTuple):
-    """Where the data of a run lie, and what decides the batches; see `RunDirectory`."""
+    """Folders of the data of a run, by corpus, and the data identity; see `RunDirectory`."""
 
     folders: dict[str, Path]
     identity: dict[str, str]
@@ -57,12 +48,12 @@ class DataPointer(NamedTuple):
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The places of a run.
+    """Paths of a run's files.
 
     Attributes
     ----------
     path : Path
-        The directory itself.
+        The directory.
     """
 
     path: Path
@@ -74,7 +65,7 @@ class RunDirectory:
 
     @property
     def metrics(self) -> Path:
-        """The metrics, one JSON object a line."""
+        """The metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -84,50 +75,50 @@ class RunDirectory:
 
     @property
     def data(self) -> Path:
-        """Where the data lie; see `point_to_data`."""
+        """Folders and identity of the data; see `write_data_pointer`."""
         return self.path / "data.json"
 
     @property
     def checkpoints(self) -> Path:
-        """The directory of the checkpoints."""
+        """The default folder of checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def plots(self) -> Path:
-        """The directory of the pictures."""
+        """The folder of plots."""
         return self.path / "plots"
 
     @property
     def profile(self) -> Path:
-        """The directory of traces."""
+        """The folder of profiler traces."""
         return self.path / "profile"
 
     def remove_temporary_files(self) -> None:
-        """Delete what killed processes left half written; only for who trains here, alone."""
+        """Delete temporary files of killed processes. The caller must hold the lock of the run."""
         for folder in (self.path, self.plots):
             for path in folder.glob(".*"):
                 if _LEFTOVER.fullmatch(path.name):
                     path.unlink(missing_ok=True)
 
     def checkpoint_location(self, config: Config) -> str | Path:
-        """Return where a run saves: `checkpoints`, unless its configuration says otherwise."""
+        """Return ``checkpoint.directory`` if set, else `checkpoints`."""
         return config.checkpoint.directory or self.checkpoints
 
     def write_config(self, config: Config) -> None:
-        """Write the resolved configuration, with versions and git revision, atomically.
+        """Write config.yaml atomically: configuration, versions and git revision.
 
-        The run directory itself is not written: it is where the file lies, so a run can be moved,
-        and ``--config RUN_DIR/config.yaml`` starts another run alike.
+        ``run_dir`` is omitted, so a run can be moved, and ``--config RUN_DIR/config.yaml`` starts
+        another run with the same configuration.
         """
         write_atomically(self.config, to_yaml(config))
 
     def read_config(self) -> Config:
-        """Read the configuration back.
+        """Read config.yaml.
 
         Raises
         ------
         ConfigError
-            If the file is not a configuration of this version; every reason is named.
+            If the file is not a valid configuration; all problems are named.
         """
         config = resolve(["--config", str(self.config)])
         return replace(config, run_dir=str(self.path))
@@ -135,26 +126,26 @@ class RunDirectory:
     def write_data_pointer(
         self, folders: Mapping[str, Path], *, identity: Mapping[str, str]
     ) -> None:
-        """Record where the run's data lie, which runs may share.
+        """Write data.json: where the data are and their identity.
 
         Parameters
         ----------
         folders : Mapping[str, Path]
             Folders of the data, by corpus.
         identity : Mapping[str, str]
-            All that decides the batches, by name.
+            The data identity, from `data_identity`.
         """
         places = {name: str(folder.resolve()) for name, folder in folders.items()}
         entry = {"folders": places, "identity": dict(identity)}
         write_atomically(self.data, json.dumps(entry, indent=2) + "\n")
 
     def read_data_pointer(self) -> DataPointer | None:
-        """Return what `point_to_data` recorded; None before it did.
+        """Read data.json; return None if it does not exist.
 
         Raises
         ------
         ConfigError
-            If the file is damaged or no regular file.
+            If the file is damaged or not a regular file.
         """
         if not self.data.exists():
             return None
@@ -165,39 +156,39 @@ class RunDirectory:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError([
                 f"--run_dir {self.path}: its {self.data.name} cannot be read "
-                f"({type(error).__name__}: {error}); bring it back from a copy, or give another "
+                f"({type(error).__name__}: {error}); restore it from a backup, or give another "
                 "--run_dir"
             ]) from None  # fmt: skip
 
 
 def check_run(config: Config) -> None:
-    """Refuse what `open_run` would refuse, and a directory in use; writes nothing.
+    """Raise if the run directory cannot be used by this run. Writes nothing.
 
     Raises
     ------
     ConfigError
-        If ``run_dir`` holds another run, one that goes on at this moment, or files of a run
-        without its config.yaml; or the checkpoints' directory those of another run.
+        If ``run_dir`` holds another run, is in use, or holds files of a run without config.yaml, or
+        if ``checkpoint.directory`` holds checkpoints of another run.
     """
     if config.run_dir is not None:
         run = RunDirectory(Path(config.run_dir))
         for place in {run.checkpoints, run.checkpoint_location(config)}:
             if holder := tjx_ckpt.find_writer(place):
                 raise ConfigError([
-                    f"--run_dir {run.path}: {holder} trains in it; end it, or give another "
+                    f"--run_dir {run.path}: {holder} trains in it; stop that run, or give another "
                     "--run_dir"
                 ])  # fmt: skip
     _check_content(config)
 
 
 def _check_content(config: Config) -> None:
-    """Refuse a run directory that holds another run, or files without a configuration."""
+    """Raise if the directory holds another run, or files of a run without config.yaml."""
     run = None if config.run_dir is None else RunDirectory(Path(config.run_dir))
     if run is not None and run.config.exists():
         check_resumable(run, config)
         return
     if run is not None:
-        _refuse_foreign_files(run)
+        _check_foreign_files(run)
     place = config.checkpoint.directory
     if place is not None and (steps := tjx_ckpt.list_steps(place)):
         raise ConfigError([
@@ -207,19 +198,19 @@ def _check_content(config: Config) -> None:
 
 
 def make_run_dir(config: Config, *, now: datetime | None = None) -> RunDirectory:
-    """Make the run directory of a configuration where it is missing; writes nothing into it.
+    """Create the run directory if it does not exist. Writes nothing into it.
 
     Parameters
     ----------
     config : Config
-        With ``run_dir`` None a new directory is made, as `open_run` says.
+        With ``run_dir`` None a new directory is created, as in `open_run`.
     now : datetime, optional
-        For the new directory's name; local time by default.
+        Time in the name of a new directory; local time by default.
 
     Raises
     ------
     ConfigError
-        If it cannot be made.
+        If it cannot be created.
     """
     if config.run_dir is None:
         return make_new(config.name, now or datetime.now().astimezone())
@@ -229,24 +220,24 @@ def make_run_dir(config: Config, *, now: datetime | None = None) -> RunDirectory
 
 
 def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
-    """Make the run directory of a configuration, or take the one that holds this very run.
+    """Create or reuse the run directory and write config.yaml.
 
-    Writes config.yaml, so that from here on the directory belongs to this configuration. Claim the
-    directory before: two runs that start in it at once would both write.
+    The caller must have claimed the directory, because two runs that start at once would both
+    write.
 
     Parameters
     ----------
     config : Config
-        Resolved: the vocabulary has its final size. With ``run_dir`` None a new directory
-        ``runs/NAME-YYYYmmdd-HHMMSS`` is made, never an existing one taken.
+        The resolved configuration. With ``run_dir`` None a new directory
+        ``runs/NAME-YYYYmmdd-HHMMSS`` is created.
     now : datetime, optional
-        For the new directory's name; local time by default.
+        Time in the name of a new directory; local time by default.
 
     Raises
     ------
     ConfigError
-        If the directory holds another run (each value that differs is named), or files of a run
-        without its config.yaml, or cannot be made.
+        If the directory holds another run (all differing values are named) or files of a run
+        without config.yaml, or cannot be created.
     """
     if config.run_dir is not None:
         _check_content(config)
@@ -256,12 +247,12 @@ def open_run(config: Config, *, now: datetime | None = None) -> RunDirectory:
 
 
 def check_resumable(run: RunDirectory, config: Config) -> Config:
-    """Return the configuration that a run directory holds, if the given one may go on with it.
+    """Return the saved configuration if `config` may resume its run.
 
     Raises
     ------
     ConfigError
-        Naming each value that differs and may not; see `resuming.MAY_CHANGE`.
+        Naming each value that differs and may not; see `config_compat.CHANGEABLE_FIELDS`.
     """
     try:
         saved = run.read_config()
@@ -281,27 +272,27 @@ def check_resumable(run: RunDirectory, config: Config) -> Config:
     return saved
 
 
-def _refuse_foreign_files(run: RunDirectory) -> None:
+def _check_foreign_files(run: RunDirectory) -> None:
     if run.path.exists() and not run.path.is_dir():
         raise ConfigError([f"--run_dir {run.path}: this is a file; give a folder"])
     ours = (run.metrics, run.tokenizer, run.data, run.plots)
     found = [path.name for path in ours if path.exists()]
     if run.checkpoints.is_dir() and {path.name for path in run.checkpoints.iterdir()} - {".writer"}:
-        found.append(run.checkpoints.name)  # the lock alone is what a claim leaves
+        found.append(run.checkpoints.name)  # a claim leaves only the lock
     if found:
         raise ConfigError([
             f"--run_dir {run.path}: holds {', '.join(found)} but no config.yaml, so it cannot be "
-            "resumed; nothing is written over: give another --run_dir"
+            "resumed; existing files are never overwritten; give another --run_dir"
         ])  # fmt: skip
 
 
 def make_new(name: str, now: datetime) -> RunDirectory:
-    """Make runs/NAME-YYYYmmdd-HHMMSS, also when several runs start in the same second.
+    """Create runs/NAME-YYYYmmdd-HHMMSS, with a suffix if several runs start in the same second.
 
     Raises
     ------
     ConfigError
-        If it cannot be made.
+        If it cannot be created.
     """
     stem = f"{name}-{now:%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
@@ -311,7 +302,7 @@ def make_new(name: str, now: datetime) -> RunDirectory:
         except FileExistsError:
             continue
         return RunDirectory(path)
-    raise ConfigError([f"{RUNS_FOLDER / stem} exists a thousand times: give --run_dir"])
+    raise ConfigError([f"{RUNS_FOLDER / stem} exists with 1000 suffixes: give --run_dir"])
 
 
 def _make(path: Path, *, exist_ok: bool) -> None:
@@ -323,19 +314,19 @@ def _make(path: Path, *, exist_ok: bool) -> None:
         raise
     except OSError as error:
         raise ConfigError([
-            f"--run_dir {path}: cannot be made ({error.strerror}); give another --run_dir"
+            f"--run_dir {path}: cannot be created ({error.strerror}); give another --run_dir"
         ]) from None  # fmt: skip
 
 
 def to_yaml(config: Config) -> str:
-    """Write a configuration as YAML, after the versions and the git revision that it ran with."""
-    tree: dict[str, Any] = {"versions": versions(), "git": git_revision()}
+    """Format config.yaml: versions, git revision and configuration."""
+    tree: dict[str, Any] = {"versions": provenance.versions(), "git": provenance.git_revision()}
     for name, value in flatten(config).items():
         *sections, leaf = name.split(".")
-        place = tree
+        node = tree
         for section in sections:
-            place = place.setdefault(section, {})
-        place[leaf] = list(value) if isinstance(value, tuple) else value
+            node = node.setdefault(section, {})
+        node[leaf] = list(value) if isinstance(value, tuple) else value
     del tree["run_dir"]
     head = "# The resolved configuration of this run, written by tjx.\n"
     body: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -343,73 +334,11 @@ def to_yaml(config: Config) -> str:
 
 
 def _represent_text(dumper: Any, text: str) -> Any:
-    """Write a text so that it reads back as it was."""
-    # What YAML takes for ends of lines, PyYAML escapes only between double quotes.
+    """Represent a string so that it reads back unchanged."""
+    # YAML's other line breaks are escaped in double-quoted strings only.
     style = '"' if set(text) & set("\x85\u2028\u2029\ufeff") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
-_Dumper: Any = type("_Dumper", (yaml.SafeDumper,), {})  # as a class it would need PyYAML's types
+_Dumper: Any = type("_Dumper", (yaml.SafeDumper,), {})  # PyYAML has no types to subclass
 _Dumper.add_representer(str, _represent_text)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide what a run computes."""
-    return {name: _version(name) for name in RECORDED_PACKAGES}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # our own packages, run from a checkout
-        return str(import_module(name.replace("-", "_")).__version__)
-
-
-def git_revision() -> Mapping[str, str | bool] | None:
-    """Return where the code stands in git, or None where there is no repository or no git.
-
-    The working directory is asked first, as built runs leave their checkout but start in it.
-
-    Returns
-    -------
-    mapping or None
-        ``repository``, ``revision`` and ``dirty``: whether a tracked file was changed.
-    """
-    for folder in (Path.cwd(), Path(__file__).parent):
-        if not folder.is_dir():
-            continue
-        place = _git(folder, "rev-parse", "--show-toplevel", "HEAD")
-        changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-        if place is not None and changes is not None:
-            repository, revision = place.splitlines()
-            return {"repository": repository, "revision": revision, "dirty": bool(changes)}
-    return None
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that after a crash it is there whole or as it was before."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,4 +1,4 @@
-"""Where a run stands, in words."""
+"""Log lines of a run on standard error."""
 
 import sys
 import warnings
@@ -11,17 +11,17 @@ from tjx_ckpt.cli.terminal import printable
 
 
 def log_info(text: str) -> None:
-    """Tell the user on standard error, once for all processes; standard output is for results."""
+    """Write a line to standard error, on process 0 only; standard output is for results."""
     if tjx_parallel.is_main():
         sys.stderr.write(printable(text) + "\n")
 
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Show tjx's own warnings as what they say, without a line of code that users do not know."""
+    """Print tjx's own warnings without file name and source line."""
     show = warnings.showwarning
 
-    def tell(
+    def write(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -34,7 +34,7 @@ def plain_warnings() -> Iterator[None]:
         else:
             show(message, category, filename, lineno, file, line)
 
-    warnings.showwarning = tell
+    warnings.showwarning = write
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop or to save: what is under way is finished and saved first."""
+"""Signal handling: finish and save before stopping, or save on request."""
 
 import signal
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal(BaseException):
-    """A signal that asks to stop came while there was nothing to save.
+    """A stop signal arrived while there was nothing to save.
 
     Attributes
     ----------
@@ -25,23 +25,23 @@ class StopSignal(BaseException):
 
 
 class SignalHandler:
-    """Remembers SIGINT, SIGTERM and SIGUSR1 instead of dying of them; a context manager.
+    """Record SIGINT, SIGTERM and SIGUSR1 for the training loop; a context manager.
 
-    SIGINT and SIGTERM ask the run to stop, SIGUSR1 to save and go on. More of them change nothing,
-    so that a save is never cut short by impatience, but for a second SIGINT: it ends the program at
-    once, for a person who does not want to wait. A third SIGINT kills it.
+    SIGINT and SIGTERM request a stop, SIGUSR1 requests a save. Repeated signals change nothing, so
+    a save is never cut short, except for a second SIGINT, which ends the program at once, and a
+    third, which kills it.
 
     Attributes
     ----------
     stop : int
-        The first signal that asked to stop; 0 where none came.
+        The first stop signal; 0 without one.
     """
 
     def __init__(self) -> None:
         self.stop = 0
         self._save = False
         self._interrupted = False
-        self._at_once = False
+        self._interruptible = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "SignalHandler":
@@ -51,31 +51,31 @@ class SignalHandler:
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
-            # None stands for a handler that is not Python's, which cannot be put back.
-            given = signal.SIG_DFL if handler is None else handler
-            signal.signal(number, given)  # type: ignore[arg-type]  # what signal() gave us
+            # None stands for a handler in C, which cannot be restored from Python.
+            restored = signal.SIG_DFL if handler is None else handler
+            signal.signal(number, restored)  # type: ignore[arg-type]  # as signal() returned it
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Raise `Stopped` in here as soon as a signal asks to stop, or where one has already.
+        """Raise `StopSignal` in the block at a stop signal, or at once after an earlier one.
 
-        For what is not to be saved: data that are prepared, a state that is read, a sample. One of
-        several processes does not leave alone, as the others would wait for it: it goes on.
+        For work that need not be saved: data preparation, restoring, sampling. With several
+        processes nothing is raised, because the others would wait for this one.
 
         Raises
         ------
-        Stopped
+        StopSignal
             The signal.
         """
-        self._at_once = jax.process_count() == 1
+        self._interruptible = jax.process_count() == 1
         try:
-            self._leave_if_asked()
+            self._raise_if_interruptible()
             yield
         finally:
-            self._at_once = False
+            self._interruptible = False
 
     def pop_save_request(self) -> bool:
-        """Tell whether a save was asked for since this was last called."""
+        """Return whether a save was requested since the last call."""
         save, self._save = self._save, False
         return save
 
@@ -88,9 +88,9 @@ class SignalHandler:
             raise KeyboardInterrupt
         self._interrupted |= number == signal.SIGINT
         self.stop = self.stop or number
-        self._leave_if_asked()
+        self._raise_if_interruptible()
 
-    def _leave_if_asked(self) -> None:
-        if self._at_once and self.stop:
-            self._at_once = False  # what is cleaned up on the way out is not cut short
+    def _raise_if_interruptible(self) -> None:
+        if self._interruptible and self.stop:
+            self._interruptible = False  # do not interrupt the cleanup
             raise StopSignal(self.stop)

@@ -1,7 +1,4 @@
-"""Ends a run that hangs, with its stacks, and keeps a heartbeat for whoever watches from outside.
-
-Nothing here imports JAX.
-"""
+"""Watchdog: ends a hung run with a stack dump, and writes a heartbeat file. Imports no JAX."""
 
 import faulthandler
 import json
@@ -23,13 +20,13 @@ from tjx_trainer.runtime.supervisor_client import send_exit_reason
 
 HEARTBEAT_FILE = "heartbeat.json"
 
-_WINDOW = 101  # gaps of a phase that its median is of
-_FEWEST = 3  # gaps that must be known before a phase can hang
-_REPORT_SECONDS = 10.0  # what writing the stacks may take: the disk may be what hangs
+_WINDOW = 101  # intervals per phase in the running median
+_FEWEST = 3  # intervals of a phase before a hang can be detected
+_REPORT_SECONDS = 10.0  # limit for writing the stacks: the disk itself may hang
 
 
 class _Beat(NamedTuple):
-    """A sign of life: what the run has begun to do, and when on the clock of time awake."""
+    """The start of a phase: name, step, and time on the clock that excludes suspension."""
 
     phase: str
     step: int
@@ -37,27 +34,27 @@ class _Beat(NamedTuple):
 
 
 class Watchdog:
-    """Ends the process when a run makes no progress; a context manager.
+    """End the process when a run makes no progress; a context manager.
 
-    The run says what it begins with `beat`. The time until the next beat, of whatever phase, is a
-    gap of that phase. A gap hangs when it is longer than `min_seconds` and `factor` times the
-    median of the phase's gaps before, weighted by their length. The first gap of a phase is not
-    counted, as it compiles, and before three were counted none can hang: so give each kind of work
-    a phase of its own.
+    The run calls `beat` at the start of each phase. The interval until the next beat is a sample of
+    that phase. A hang is an interval longer than `min_seconds` and `factor` times the median of the
+    phase's earlier intervals, weighted by their length. The first interval of a phase is ignored
+    because it includes compilation, and a hang is detected only after three more: give each kind of
+    work its own phase.
 
-    Time in which the whole process was stopped (SIGSTOP, a laptop asleep) counts for nothing.
+    Time in which the whole process was suspended (SIGSTOP, a sleeping laptop) is not counted.
 
     Parameters
     ----------
     run_path : Path
-        The run directory, where ``heartbeat.json`` is kept and ``hang-STEP.txt`` written. Process
-        k > 0 of several adds ``-process-k`` to these names.
+        The run directory, for ``heartbeat.json`` and ``hang-STEP.txt``. Process k > 0 adds
+        ``-process-k`` to the names.
     config : WatchdogConfig
         The limits.
     process : int
-        Number of this process.
+        Index of this process.
     leave : callable
-        Ends the process at once with an exit code; `os._exit`.
+        Ends the process with an exit code; `os._exit`.
 
     Examples
     --------
@@ -80,8 +77,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self._last: _Beat | None = None
         self._gaps: dict[str, deque[float]] = {}
-        # A tick that comes late was late because nothing of the process ran: the clock of time
-        # awake goes on by what a tick may take, whatever the world's clock says.
+        # A late tick means that the process was suspended: the clock advances by at most two ticks.
         self._tick = min(1.0, config.min_seconds / 10)
         self._awake, self._ticked = 0.0, time.monotonic()
         self._closing = threading.Event()
@@ -105,28 +101,26 @@ class Watchdog:
             thread.join(_REPORT_SECONDS)
 
     def beat(self, phase: str, step: int) -> None:
-        """Say that the run lives, and what it begins now.
-
-        It takes microseconds and never waits for a disk.
+        """Record the start of a phase. Takes microseconds and never waits for a disk.
 
         Parameters
         ----------
         phase : str
-            Kind of the work that begins, such as ``train``: what takes alike long has one name.
+            Name of the phase, such as ``train``; work of one phase takes similar times.
         step : int
-            Steps that are done.
+            Completed steps.
         """
         with self._lock:
             now = self._time_awake()
             if self._last is not None:
                 if (gaps := self._gaps.get(self._last.phase)) is None:
-                    self._gaps[self._last.phase] = deque(maxlen=_WINDOW)  # it was the first
+                    self._gaps[self._last.phase] = deque(maxlen=_WINDOW)  # ignore the first
                 else:
                     gaps.append(now - self._last.time)
             self._last = _Beat(phase, step, now)
 
     def _time_awake(self) -> float:
-        """Return seconds for which the process was not stopped."""
+        """Return the seconds in which the process was not suspended."""
         return self._awake + min(time.monotonic() - self._ticked, 2 * self._tick)
 
     def _watch(self) -> None:
@@ -139,22 +133,22 @@ class Watchdog:
             return
 
     def _find_hang(self) -> tuple[_Beat, float, float] | None:
-        """Return the last sign of life, how long ago it was and the limit, if that is exceeded."""
+        """Return the last beat, its age and the limit [s] if the age exceeds the limit."""
         if self._last is None:
             return None
         gap, gaps = self._awake - self._last.time, self._gaps.get(self._last.phase, ())
         if gap <= self._config.min_seconds or len(gaps) < _FEWEST:
             return None
-        limit = max(self._config.min_seconds, self._config.factor * _median_of_time(gaps))
+        limit = max(self._config.min_seconds, self._config.factor * _weighted_median(gaps))
         return (self._last, gap, limit) if gap > limit else None
 
     def _end(self, last: _Beat, gap: float, limit: float) -> None:
-        """Write all stacks and end the process."""
+        """Dump the stacks of all threads and end the process."""
         head = (
             f"error: the run hangs: after step {last.step} it has been in phase {last.phase!r} for "
-            f"{gap:.1f} s, and {limit:.1f} s is the limit (--watchdog.factor, "
+            f"{gap:.1f} s; the limit is {limit:.1f} s (--watchdog.factor, "
             f"--watchdog.min_seconds); process {os.getpid()} on {socket.gethostname()} ends with "
-            f"exit code {ExitCode.HANG:d}. What each thread was doing:\n"
+            f"exit code {ExitCode.HANG:d}. Stacks of all threads:\n"
         )
 
         path = self._run_path / f"hang-{last.step}{self._suffix}.txt"
@@ -164,7 +158,7 @@ class Watchdog:
                 _write_stacks(file, head)
 
         send_exit_reason(head)
-        # The disk, or whoever reads our stderr, may be what hangs.
+        # Write in threads: the disk or the reader of stderr may hang too.
         reports = [
             threading.Thread(target=target, name="tjx-watchdog-report", daemon=True)
             for target in (lambda: _write_stacks(sys.stderr, head), keep)
@@ -200,16 +194,16 @@ class Watchdog:
         try:
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
             temporary.replace(path)
-        except OSError:  # on a full disk the heartbeat grows old, which is what it is for
+        except OSError:  # a stale heartbeat is the intended signal
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
-def _median_of_time(gaps: Collection[float]) -> float:
-    """Return the length of the gap that was going on in the median second.
+def _weighted_median(gaps: Collection[float]) -> float:
+    """Return the median interval weighted by length.
 
-    Where much is only started, gaps that take no time come between the real ones: they do not move
-    it as they would move the median of all gaps.
+    Asynchronous dispatch produces intervals of almost no time between the real ones. They would
+    shift the unweighted median, but not this one.
     """
     half, so_far = sum(gaps) / 2, 0.0
     for gap in sorted(gaps, reverse=True):

@@ -1,8 +1,7 @@
-"""XLA flags that the trainer sets, one table for each platform; standard library only.
+"""XLA flags that the trainer sets, one table per platform. Standard library only.
 
-XLA ends the process at a flag that it does not know, and flags come and go with its versions. The
-tables hold for `JAXLIB_VERSION` alone: with another version none are set. Flags in the environment
-variable XLA_FLAGS take precedence over the tables.
+XLA aborts on an unknown flag, and flags change between versions, so the tables apply to
+`JAXLIB_VERSION` only. Flags in the environment variable XLA_FLAGS take precedence.
 """
 
 import importlib.util
@@ -15,38 +14,37 @@ from typing import Literal, NamedTuple
 from tjx_trainer.config.run_config import ConfigError
 
 JAXLIB_VERSION = "0.11.2"
-# XLA then takes cuDNN's deterministic algorithms, sorts what it would add by atomic operations, and
-# takes the first configuration of an autotuned kernel in place of the one that was fastest today.
+# XLA then uses deterministic cuDNN algorithms, sorts instead of atomic additions, and the first
+# configuration of each autotuned kernel.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 type Platform = Literal["cpu", "gpu"]
 
 
 class Flag(NamedTuple):
-    """An XLA flag, its value, and why it has that value."""
+    """An XLA flag with its value and the reason for it."""
 
     name: str
     value: str
     reason: str
 
 
-# The gains are estimates from the HLO that the flags give for sm_90a; none is measured on a GPU.
-# On CPUs no flag was found that makes a training step faster: fast-math, vector widths, XNNPACK and
-# oneDNN were measured.
+# Chosen by estimates from the HLO compiled for sm_90a, not measured on a GPU. No CPU flag that was
+# measured made a step faster: fast-math, vector widths, XNNPACK, oneDNN.
 TABLES: Mapping[Platform, tuple[Flag, ...]] = {
     "cpu": (),
     "gpu": (
         Flag(
             "xla_gpu_enable_triton_gemm",
             "false",
-            "cuBLASLt adds biases and the residual stream in its epilogue, where a Triton product "
-            "leaves them to another kernel; there are fewer kernels to compile and to time",
+            "cuBLASLt fuses bias and residual additions into its epilogue, a Triton GEMM does not; "
+            "there are fewer kernels to compile and autotune",
         ),
         Flag(
             "xla_gpu_dot_merger_threshold_mb",
             "0",
-            "query, key and value are products of their own, each with its bias in the epilogue; "
-            "merged into one product they are cut apart by a kernel each",
+            "query, key and value stay separate GEMMs with fused biases; a merged GEMM needs one "
+            "more kernel each to split its result",
         ),
         Flag(
             "xla_gpu_enable_latency_hiding_scheduler",
@@ -60,20 +58,20 @@ TABLES: Mapping[Platform, tuple[Flag, ...]] = {
 def set_flags(
     platform: Platform | None = None, environment: MutableMapping[str, str] = os.environ
 ) -> list[Flag]:
-    """Add the flags of a platform to XLA_FLAGS; before JAX starts.
+    """Add the flags of a platform to XLA_FLAGS. Call this before JAX initializes.
 
     Parameters
     ----------
     platform
-        Whose table; None is the platform that JAX will use.
+        The platform; None for the one that JAX will use.
     environment
-        To read JAX_PLATFORMS and XLA_FLAGS from; XLA_FLAGS is extended.
+        Source of JAX_PLATFORMS and XLA_FLAGS; XLA_FLAGS is extended.
 
     Returns
     -------
     list of Flag
-        The flags that were added: none of the table where jaxlib has another version, none that
-        XLA_FLAGS sets already, and none where XLA_FLAGS names a file of flags.
+        The added flags: none with another jaxlib version, none that XLA_FLAGS already sets, and
+        none if XLA_FLAGS names a file.
     """
     given = environment.get("XLA_FLAGS", "").strip()
     if _names_file(given) or metadata.version("jaxlib") != JAXLIB_VERSION:
@@ -88,14 +86,14 @@ def set_flags(
 
 
 def request_determinism(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Add XLA's flag for deterministic operations on GPUs to XLA_FLAGS; before JAX starts.
+    """Add XLA's flag for deterministic GPU operations to XLA_FLAGS, before JAX initializes.
 
-    It is added last, as XLA takes the last of a flag that is given twice.
+    It is appended because the last occurrence of a flag wins.
 
     Raises
     ------
     ConfigError
-        If XLA_FLAGS names a file of flags, to which nothing can be added.
+        If XLA_FLAGS names a file.
     """
     given = environment.get("XLA_FLAGS", "").strip()
     if _names_file(given):
@@ -110,9 +108,9 @@ def request_determinism(environment: MutableMapping[str, str] = os.environ) -> N
 
 
 def expected_platform(environment: Mapping[str, str]) -> Platform:
-    """Return the platform that JAX will use, without importing it: "gpu" with NVIDIA's plugin."""
-    asked = environment.get("JAX_PLATFORMS", "")
-    if asked and not {"cuda", "gpu"} & set(asked.split(",")):
+    """Return the platform that JAX will use, without importing JAX: "gpu" with NVIDIA's plugin."""
+    requested = environment.get("JAX_PLATFORMS", "")
+    if requested and not {"cuda", "gpu"} & set(requested.split(",")):
         return "cpu"
     return "gpu" if any(map(_is_installed, ("xla_cuda13", "xla_cuda12"))) else "cpu"
 
@@ -124,5 +122,5 @@ def _names_file(flags: str) -> bool:
 def _is_installed(plugin: str) -> bool:
     try:
         return importlib.util.find_spec(f"jax_plugins.{plugin}") is not None
-    except ModuleNotFoundError:  # no plugin at all
+    except ModuleNotFoundError:  # no jax_plugins package
         return False

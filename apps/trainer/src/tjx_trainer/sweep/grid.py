@@ -1,4 +1,4 @@
-"""The runs of a sweep: every combination of the values that are given, each checked."""
+"""Grid of a sweep: all combinations of the given values, each validated."""
 
 import itertools
 import math
@@ -21,11 +21,11 @@ class SweepRun:
     Attributes
     ----------
     name : str
-        Its folder's name, made of the values that are swept.
+        Name of its folder, from the swept values.
     settings : mapping of str to str
-        These values as they were written, by dotted name.
+        The swept values as given, by dotted name.
     words : tuple of str
-        The whole command line, without the run directory.
+        Its command line, without the run directory.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Grid:
     Attributes
     ----------
     axes : mapping of str to tuple of str
-        Each value that is swept, by dotted name.
-    combinations : tuple of Combination
-        The runs, the last axis changing fastest.
+        The swept values by dotted name.
+    combinations : tuple of SweepRun
+        The runs; the last axis varies fastest.
     config : Config
-        The configuration of the first.
+        The configuration of the first run.
     """
 
     axes: Mapping[str, tuple[str, ...]]
@@ -53,26 +53,26 @@ class Grid:
 
 
 def read_grid(argv: Sequence[str]) -> Grid:
-    """Cut flags with several values into combinations, and check each of them.
+    """Expand flags with several values into runs, and validate each of them.
 
-    Numbers, choices and truth values are separated by commas; texts and lists, which may hold
-    commas themselves, by semicolons. ``--config`` too takes several presets.
+    Numbers, choices and booleans are separated by commas; text and lists, which may contain commas,
+    by semicolons. ``--config`` accepts several presets.
 
     Parameters
     ----------
     argv : sequence of str
-        The flags of a run.
+        The flags of the runs.
 
     Raises
     ------
     ConfigError
-        With everything that is wrong in the words or in any combination, each once.
+        With all mistakes in the command line and in any run, each once.
     """
     words = parse_args(argv)
     problems = list(words.problems)
     given = {"config": words.config, **{name: str(v.raw) for name, v in words.values.items()}}
     if "run_dir" in given:
-        problems.append("--run_dir: each run of a sweep has its own; give --sweep.dir for them all")
+        problems.append("--run_dir: every run of a sweep has its own; give --sweep.dir instead")
     axes, wrong = _axes(given)
     combinations: list[SweepRun] = []
     if math.prod(map(len, axes.values())) > MAX_RUNS:
@@ -83,7 +83,7 @@ def read_grid(argv: Sequence[str]) -> Grid:
             _combination(given, dict(zip(axes, values, strict=True)), supervise)
             for values in itertools.product(*axes.values())
         ]
-    # A word that could not be read is not there to be judged beside the others.
+    # Do not validate runs whose flags could not be parsed.
     configs, refused = ([], []) if problems else _check(combinations)
     if problems := [*problems, *wrong, *refused]:
         raise ConfigError(problems)
@@ -91,7 +91,7 @@ def read_grid(argv: Sequence[str]) -> Grid:
 
 
 def _axes(given: Mapping[str, str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Return the flags that have several values, and what is wrong with them."""
+    """Return the flags with several values, and the mistakes in them."""
     axes: dict[str, tuple[str, ...]] = {}
     problems = []
     for name, written in given.items():
@@ -99,20 +99,20 @@ def _axes(given: Mapping[str, str]) -> tuple[dict[str, tuple[str, ...]], list[st
         if len(values) == 1:
             continue
         if "" in values:
-            problems.append(f"--{name}: {written!r} has an empty value between two separators")
+            problems.append(f"--{name}: got {written!r} with an empty value; remove a separator")
         if len(set(values)) < len(values):
-            problems.append(f"--{name}: {written!r} has a value twice: keep one")
+            problems.append(f"--{name}: got {written!r} with a repeated value; keep one")
         axes[name] = tuple(dict.fromkeys(value for value in values if value))
     if not axes:
         problems.append(
-            "no flag has several values, so there is nothing to compare: give one such as "
-            "--optimizer.learning_rate 1e-4,3e-4,1e-3 (texts and lists are separated by ';')"
+            "no flag has several values; give one such as --optimizer.learning_rate "
+            "1e-4,3e-4,1e-3 (separate text and lists by ';')"
         )
     return axes, problems
 
 
 def separator_of(name: str) -> str:
-    """Return what stands between the values of a flag."""
+    """Return the separator between the values of a flag."""
     if name == "config":
         return ","
     kinds = union_members(leaves()[name].hint)
@@ -124,7 +124,7 @@ def _combination(
     given: Mapping[str, str], settings: Mapping[str, str], more: Sequence[str]
 ) -> SweepRun:
     words = [f"--{name}={value}" for name, value in {**given, **settings}.items()]
-    # The name of a flag alone, unless two that are swept end alike.
+    # The last part of a flag's name, unless two swept flags share it.
     last = [name.rpartition(".")[2] for name in settings]
     parts = [
         f"{own if last.count(own) == 1 else name}={value}"
@@ -135,7 +135,7 @@ def _combination(
 
 
 def _with_own_names(combinations: Sequence[SweepRun]) -> tuple[SweepRun, ...]:
-    """Make names that are the same differ, by a number: folders cannot be named by any value."""
+    """Make equal folder names unique by appending a number."""
     names = [each.name for each in combinations]
     return tuple(
         each
@@ -146,7 +146,7 @@ def _with_own_names(combinations: Sequence[SweepRun]) -> tuple[SweepRun, ...]:
 
 
 def _check(combinations: Sequence[SweepRun]) -> tuple[list[Config], list[str]]:
-    """Resolve every combination; return each problem once, and which combinations have it."""
+    """Validate every run; return each problem once, with the runs that have it."""
     found: dict[str, list[SweepRun]] = {}
     configs = []
     for each in combinations:
@@ -169,7 +169,7 @@ def _shown(combinations: Sequence[SweepRun]) -> str:
 
 
 def as_numbers(values: Sequence[str]) -> list[float] | None:
-    """Return the values as numbers, or None where one is none."""
+    """Return the values as numbers; None if one is not a number."""
     numbers: list[Any] = []
     for value in values:
         try:

@@ -1,4 +1,4 @@
-"""What a sweep is made of, as it stands in its folder."""
+"""Manifest of a sweep: the command line, axes and runs, in ``sweep.json``."""
 
 import json
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ _MOST_BYTES = 16 << 20
 
 
 def write_manifest(folder: Path, grid: Grid, words: Sequence[str]) -> None:
-    """Write what the sweep is made of.
+    """Write the manifest.
 
     Raises
     ------
     ConfigError
-        If the folder holds another sweep or something else, or cannot be made.
+        If the folder holds another sweep or other files, or cannot be written.
     """
     entry: dict[str, Any] = {
         "words": list(words),
@@ -33,10 +33,10 @@ def write_manifest(folder: Path, grid: Grid, words: Sequence[str]) -> None:
         if before["axes"].keys() != entry["axes"].keys() or _fixed(before) != _fixed(entry):
             raise ConfigError([
                 f"--sweep.dir {folder}: holds another sweep ({' '.join(before['words'])}); give "
-                "another --sweep.dir, or the same flags (the values that are swept may be others)"
+                "another --sweep.dir, or the same flags (swept values may differ)"
             ])  # fmt: skip
     elif folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError([f"--sweep.dir {folder}: holds files of something else; give another"])
+        raise ConfigError([f"--sweep.dir {folder}: holds other files; give another --sweep.dir"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
@@ -47,19 +47,19 @@ def write_manifest(folder: Path, grid: Grid, words: Sequence[str]) -> None:
 
 
 def _fixed(entry: dict[str, Any]) -> dict[str, str]:
-    """Return what all runs of a sweep have in common."""
+    """Return the flags that all runs of a sweep share."""
     words = parse_args(entry["words"])
     given = {"config": words.config, **{name: str(v.raw) for name, v in words.values.items()}}
     return {name: value for name, value in given.items() if name not in entry["axes"]}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what `record_sweep` wrote.
+    """Read the manifest of a sweep.
 
     Raises
     ------
     ConfigError
-        If there is no sweep.
+        If there is none.
     """
     try:
         return read_json_object(folder / SWEEP_FILE, _MOST_BYTES)

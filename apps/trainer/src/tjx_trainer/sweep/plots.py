@@ -1,4 +1,4 @@
-"""The picture of a sweep: what is compared, over the values that were swept."""
+"""Plots of a sweep: the compared metric over the swept values."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,18 +26,18 @@ from tjx_trainer.sweep.results import Result
 def draw_result(
     file: Path, axes: Mapping[str, Sequence[str]], results: Sequence[Result], metric: str
 ) -> None:
-    """Draw one axis as a curve, two as a map of colours, more as one bar for each run.
+    """Plot one axis as a curve, two as a heat map, more as a bar per run.
 
     Parameters
     ----------
     file : Path
-        The picture.
+        Output file.
     axes : mapping of str to sequence of str
-        The values that were swept, by dotted name.
+        The swept values by dotted name.
     results : sequence of Result
-        With a value, best first.
+        Results with a value, best first.
     metric : str
-        What is compared.
+        The compared metric.
     """
     if len(axes) == 1:
         figure = _curve(axes, results, metric)
@@ -50,36 +50,36 @@ def draw_result(
 
 def _curve(axes: Mapping[str, Sequence[str]], results: Sequence[Result], metric: str) -> Figure:
     figure = new_figure()
-    picture = figure.add_subplot()
+    plot = figure.add_subplot()
     (name,) = axes
     numbers = as_numbers(axes[name])
     places = dict(zip(axes[name], numbers or range(len(axes[name])), strict=True))
     points = sorted((places[result.settings[name]], result.value) for result in results)
     line = "-" if numbers else ""
-    picture.plot(*zip(*points, strict=True), marker="o", linestyle=line, color=COLORS[0])
+    plot.plot(*zip(*points, strict=True), marker="o", linestyle=line, color=COLORS[0])
     best, written = results[0], results[0].settings[name]
-    look: dict[str, Any] = {
+    style: dict[str, Any] = {
         "marker": "o",
         "markersize": 11,
         "fillstyle": "none",
         "color": COLORS[1],
     }
     label = f"best: {written}, {best.value:.4f}"
-    picture.plot(places[written], best.value, linestyle="", label=label, **look)
-    format_axes(picture, title=f"{metric} at the end", x=name, y=metric)
+    plot.plot(places[written], best.value, linestyle="", label=label, **style)
+    format_axes(plot, title=f"{metric} at the end", x=name, y=metric)
     if numbers and is_geometric(numbers):
-        picture.set_xscale("log")
+        plot.set_xscale("log")
     ticks = dict(zip(places.values(), axes[name], strict=True))
-    picture.xaxis.set_major_locator(FixedLocator(list(ticks)))
-    picture.xaxis.set_minor_locator(NullLocator())
-    picture.xaxis.set_major_formatter(FuncFormatter(lambda at, _: ticks.get(at, "")))
-    picture.margins(0.08)
-    legend(picture)
+    plot.xaxis.set_major_locator(FixedLocator(list(ticks)))
+    plot.xaxis.set_minor_locator(NullLocator())
+    plot.xaxis.set_major_formatter(FuncFormatter(lambda at, _: ticks.get(at, "")))
+    plot.margins(0.08)
+    legend(plot)
     return figure
 
 
 def is_geometric(numbers: Sequence[float]) -> bool:
-    """Tell whether numbers are spaced by factors rather than by differences.
+    """Return whether numbers are spaced by factors rather than by differences.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def is_geometric(numbers: Sequence[float]) -> bool:
     values = np.sort(np.asarray(numbers, np.float64))
     if len(values) == 2:
         return bool(values[1] / values[0] >= 3)
-    # Whichever way the steps between them are more alike.
+    # Compare the relative spread of the steps on both scales.
     logs = np.log(values)
     return bool(np.ptp(np.diff(logs)) / np.ptp(logs) < np.ptp(np.diff(values)) / np.ptp(values))
 
@@ -103,28 +103,28 @@ def _map(axes: Mapping[str, Sequence[str]], results: Sequence[Result], metric: s
         at = downs.index(result.settings[down]), acrosses.index(result.settings[across])
         values[at] = result.value
     figure = new_figure(1.2 + 0.5 * len(downs))
-    picture = figure.add_subplot()
+    plot = figure.add_subplot()
     shade = np.ma.masked_invalid(values)
-    image = picture.imshow(shade, cmap="viridis", aspect="auto")
-    format_axes(picture, title=f"{metric} at the end (best framed)", x=across, y=down)
-    picture.grid(visible=False)
-    picture.set_xticks(range(len(acrosses)), acrosses)
-    picture.set_yticks(range(len(downs)), downs)
-    _write_values(picture, values)
+    image = plot.imshow(shade, cmap="viridis", aspect="auto")
+    format_axes(plot, title=f"{metric} at the end (best framed)", x=across, y=down)
+    plot.grid(visible=False)
+    plot.set_xticks(range(len(acrosses)), acrosses)
+    plot.set_yticks(range(len(downs)), downs)
+    _write_values(plot, values)
     if np.isfinite(values).any():
         row, column = np.unravel_index(np.nanargmin(values), values.shape)
-        picture.add_patch(_frame(int(row), int(column)))
+        plot.add_patch(_frame(int(row), int(column)))
     figure.colorbar(image).ax.tick_params(labelsize=TICK)
     return figure
 
 
-def _write_values(picture: Axes, values: np.ndarray) -> None:
+def _write_values(plot: Axes, values: np.ndarray) -> None:
     finite = values[np.isfinite(values)]
     middle = (finite.min() + finite.max()) / 2 if finite.size else 0.0
     for (row, column), value in np.ndenumerate(values):
         text = f"{value:.3f}" if np.isfinite(value) else "-"
         color = "black" if not np.isfinite(value) or value > middle else "white"
-        picture.text(column, row, text, ha="center", va="center", fontsize=TICK, color=color)
+        plot.text(column, row, text, ha="center", va="center", fontsize=TICK, color=color)
 
 
 def _frame(row: int, column: int) -> Rectangle:
@@ -135,12 +135,12 @@ def _frame(row: int, column: int) -> Rectangle:
 
 def _bars(results: Sequence[Result], metric: str) -> Figure:
     figure = new_figure(0.8 + 0.25 * len(results))
-    picture = figure.add_subplot()
+    plot = figure.add_subplot()
     values = [result.value for result in results]
-    picture.barh([result.name for result in results], values, color=line_style(0)["color"])
+    plot.barh([result.name for result in results], values, color=line_style(0)["color"])
     for number, value in enumerate(values):
-        picture.text(0, number, f" {value:.4f}", va="center", fontsize=TICK, color="white")
-    format_axes(picture, title=f"{metric} at the end, best first", x=metric)
-    picture.tick_params(axis="y", labelsize=LABEL - 2)
-    picture.invert_yaxis()
+        plot.text(0, number, f" {value:.4f}", va="center", fontsize=TICK, color="white")
+    format_axes(plot, title=f"{metric} at the end, best first", x=metric)
+    plot.tick_params(axis="y", labelsize=LABEL - 2)
+    plot.invert_yaxis()
     return figure

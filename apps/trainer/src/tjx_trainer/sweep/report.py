@@ -1,4 +1,4 @@
-"""What came out of a sweep: a table, best first, and pictures."""
+"""Report of a sweep: a table, best first, and plots."""
 
 import math
 import sys
@@ -14,26 +14,26 @@ from tjx_trainer.sweep.manifest import read_manifest
 from tjx_trainer.sweep.results import Result, read_results
 
 CURVES, RESULT = "curves.png", "result.png"
-MAX_CURVES = 7  # as many as there are colours
+MAX_CURVES = 7  # the number of colors
 _NONE: Mapping[str, int] = {}
 
 
 def report(folder: Path, *, metric: str, failed: Mapping[str, int] = _NONE) -> None:
-    """Print the table of a sweep, and draw its pictures.
+    """Print the table of a sweep and write its plots.
 
     Parameters
     ----------
     folder : Path
-        The sweep's.
+        The folder of the sweep.
     metric : str
-        What is compared.
+        The compared metric.
     failed : mapping of str to int
-        Exit codes of runs that have just failed, by name.
+        Exit codes of runs that failed just now, by name.
 
     Raises
     ------
     ConfigError
-        If the folder holds no sweep, or its runs have no such metric.
+        If the folder holds no sweep, or no run has the metric.
     """
     entry = read_manifest(folder)
     results = read_results(folder, entry["runs"], metric)
@@ -62,7 +62,7 @@ def _table(
 def draw(
     folder: Path, axes: Mapping[str, Sequence[str]], results: Sequence[Result], metric: str
 ) -> list[Path]:
-    """Draw the result over what was swept, and the runs' curves; return the files."""
+    """Plot the results over the swept values and the loss curves; return the files."""
     from tjx_trainer.sweep.plots import draw_result
 
     measured = [result for result in results if math.isfinite(result.value)]

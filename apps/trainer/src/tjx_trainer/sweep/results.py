@@ -1,4 +1,4 @@
-"""How far the runs of a sweep came, and what is compared of them."""
+"""Progress and results of the runs of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ from tjx_trainer.runtime.run_dir import RunDirectory
 
 @dataclass(frozen=True)
 class Result:
-    """How far a run of a sweep came.
+    """Progress and result of one run.
 
     Attributes
     ----------
     name : str
-        Its folder's name.
+        Name of its folder.
     settings : mapping of str to str
-        The values that are swept.
+        The swept values.
     step, max_steps : int
-        Steps made, and of how many; 0 of 0 for a run that was not begun.
+        Completed and total steps; 0 of 0 for a run that has not started.
     value : float
-        What is compared; NaN before it was measured.
+        The compared metric; NaN if unknown.
     """
 
     name: str
@@ -35,21 +35,21 @@ class Result:
 
     @property
     def rank(self) -> float:
-        """What runs are sorted by: the best first, those without a number last."""
+        """Sort key: the value, with unknown values last."""
         return self.value if math.isfinite(self.value) else math.inf
 
     @property
     def state(self) -> str:
-        """How far it is, in words."""
+        """Progress as text."""
         if not self.max_steps:
-            return "not begun"
+            return "not started"
         if self.step < self.max_steps:
             return f"{self.step:,} of {self.max_steps:,} steps"
         return "finished"
 
 
 def is_finished(place: Path) -> bool:
-    """Tell whether a run has made its last step and evaluated it."""
+    """Return whether a run has completed and evaluated its last step."""
     run = RunDirectory(place)
     if not run.config.exists() or not run.metrics.exists():
         return False
@@ -61,12 +61,12 @@ def is_finished(place: Path) -> bool:
 
 
 def read_results(folder: Path, runs: Sequence[Mapping[str, Any]], metric: str) -> list[Result]:
-    """Read the results of a sweep's runs, best first.
+    """Read the results of the runs, best first.
 
     Raises
     ------
     ConfigError
-        If no run has the metric though there are records.
+        If there are metrics but none of this name.
     """
     results, names = [], set()
     for each in runs:

@@ -1,4 +1,4 @@
-"""A sweep as an array of SLURM jobs: task i makes run i."""
+"""SLURM job array of a sweep: task i trains run i."""
 
 import os
 import shlex
@@ -17,28 +17,28 @@ SCRIPT = "array.sbatch"
 
 
 def write_array(folder: Path, grid: Grid, *, options: str | None, submit: bool) -> int:
-    """Write the file for sbatch, and submit it where that is asked for.
+    """Write the sbatch script, and submit it if requested.
 
     Parameters
     ----------
     folder : Path
-        The sweep's, which all nodes must see.
+        The folder of the sweep; all nodes must see it.
     grid : Grid
         The runs.
     options : str or None
-        More options for sbatch, separated by semicolons.
+        Additional sbatch options, separated by semicolons.
     submit : bool
-        Whether the array is submitted.
+        Whether to submit the array.
 
     Returns
     -------
     int
-        0, or sbatch's exit code.
+        0, or the exit code of sbatch.
 
     Raises
     ------
     SystemExit
-        With code 2 where there is no sbatch to submit with.
+        With code 2 if sbatch is not installed and `submit` is set.
     """
     script = folder / SCRIPT
     more = [each.strip() for each in (options or "").split(";") if each.strip()]
@@ -46,34 +46,34 @@ def write_array(folder: Path, grid: Grid, *, options: str | None, submit: bool) 
     script.chmod(0o755)
     summary = f"trainer sweep --summary {shlex.quote(str(folder))}"
     if not submit:
-        sys.stdout.write(f"sbatch {shlex.quote(str(script))}\nand in the end: {summary}\n")
+        sys.stdout.write(f"sbatch {shlex.quote(str(script))}\nafterwards: {summary}\n")
         return ExitCode.FINISHED
     if shutil.which("sbatch") is None:
         exit_with_errors(ConfigError([
-            f"--sweep.submit: there is no sbatch here; submit {script} where there is one"
+            f"--sweep.submit: sbatch is not installed; submit {script} where it is"
         ]))  # fmt: skip
     code = subprocess.run(["sbatch", str(script)], check=False).returncode
-    sys.stdout.write(f"in the end: {summary}\n")
+    sys.stdout.write(f"afterwards: {summary}\n")
     return code
 
 
 def array_script(folder: Path, combinations: Sequence[SweepRun], options: Sequence[str]) -> str:
-    """Return the text of the file: what sbatch is told, and a line for each run."""
+    """Return the text of the sbatch script."""
     lines = [
         "#!/usr/bin/env bash",
-        f"# {len(combinations)} runs of a sweep, written by `trainer sweep`. The same file again",
-        "# goes on with what is not finished.",
+        f"# {len(combinations)} runs of a sweep, written by `trainer sweep`. Submit it again to",
+        "# continue unfinished runs.",
         f"#SBATCH --job-name={folder.name}",
         f"#SBATCH --array=0-{len(combinations) - 1}",
         f"#SBATCH --output={folder}/slurm-%a.log",
         "#SBATCH --open-mode=append",
-        # Asked to stop before its time is over, a run saves.
+        # A run saves at SIGTERM, which is sent 90 s before the time limit.
         "#SBATCH --signal=TERM@90",
         *(f"#SBATCH {option}" for option in options),
         "",
         "set -euo pipefail",
         f"cd {shlex.quote(str(Path.cwd()))}",
-        *_ways_to_modules(),
+        *_export_pythonpath(),
         'case "${SLURM_ARRAY_TASK_ID:?start this by sbatch}" in',
     ]
     for number, each in enumerate(combinations):
@@ -88,8 +88,8 @@ def array_script(folder: Path, combinations: Sequence[SweepRun], options: Sequen
     return "\n".join(lines) + "\n"
 
 
-def _ways_to_modules() -> list[str]:
-    """Return the line that lets the jobs find what this program was made of, where it needs one."""
+def _export_pythonpath() -> list[str]:
+    """Return the line that exports PYTHONPATH to the jobs, if it is set."""
     if "PYTHONPATH" not in os.environ:
         return []
     return [f"export PYTHONPATH={shlex.quote(os.environ['PYTHONPATH'])}"]

@@ -1,4 +1,4 @@
-"""`trainer sweep`: the same run with several values of some flags, compared at the end."""
+"""``trainer sweep``: train a grid of configurations and compare the results."""
 
 import os
 import signal
@@ -23,28 +23,27 @@ _HELP = """\
 usage: trainer sweep [--config NAME_OR_PATH] --section.name VALUE,VALUE,... ... [--sweep.dir DIR]
        trainer sweep --summary DIR
 
-Makes a run of every combination of the values, one after another, and compares them in a table and
-in pictures. Numbers, choices and truth values are separated by commas; texts and lists, which may
-hold commas themselves, by semicolons: --data.path 'a.txt;b.txt'. The same command again goes on
-with what is not finished.
+Trains every combination of the values, one after another, and compares them in a table and plots.
+Separate numbers, choices and booleans by commas; text and lists, which may contain commas, by
+semicolons: --data.path 'a.txt;b.txt'. Repeat the same command to continue an interrupted sweep.
 
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFlags:
-    """What is told beside the runs' own flags.
+    """Flags of `trainer sweep` besides those of the runs.
 
     Attributes
     ----------
     dir
-        Folder of the sweep, with one for each run; none: runs/sweep-NAME, by the preset's name.
+        Folder of the sweep, with a folder per run; none: runs/sweep-NAME, by the preset's name.
     metric
-        What is compared: the last value of this metric, the smallest being the best.
+        Metric to compare: its last value, smaller is better.
     launcher
-        How runs are started: local (here, one after another), or slurm (an array of jobs).
+        How runs are started: local (one after another) or slurm (a job array).
     submit
-        Whether the SLURM array is submitted; else its file is only written.
+        Whether to submit the SLURM array; otherwise only its script is written.
     options
         Options for sbatch, separated by semicolons, such as '--gpus=1;--time=02:00:00'.
     """
@@ -62,25 +61,25 @@ Launch = Callable[[Sequence[str]], int]
 
 
 def run(argv: Sequence[str], *, launch: Launch | None = None) -> int:
-    """Make the runs of a sweep, or write them as a SLURM array.
+    """Train the runs of a sweep, or write them as a SLURM array.
 
     Parameters
     ----------
     argv : sequence of str
-        The words after ``sweep``.
+        The arguments after ``sweep``.
     launch : callable, optional
-        Makes one run of its command line and returns its exit code; by default another process.
+        From the arguments of one run to its exit code; by default in a new process.
 
     Returns
     -------
     int
-        0 when all runs are finished; the exit code of the first that failed; 128 and the signal's
-        number when asked to stop.
+        0 if all runs finished; the exit code of the first that failed; 128 + the signal's number
+        after a stop request.
 
     Raises
     ------
     SystemExit
-        With code 2 after everything that is wrong was written to stderr.
+        With code 2 after printing all mistakes.
     """
     if {"--help", "-h"} & set(argv):
         sys.stdout.write(_HELP + command_help(SweepFlags, prefix=_PREFIX))
@@ -109,7 +108,7 @@ def run(argv: Sequence[str], *, launch: Launch | None = None) -> int:
 
 
 def _read_flags(argv: Sequence[str]) -> tuple[SweepFlags, list[str], str | None]:
-    """Divide the words into the sweep's own flags, those of its runs, and what to sum up."""
+    """Split the arguments into the sweep's own flags, those of its runs, and ``--summary``."""
     submit = f"--{_PREFIX}submit"
     words = [f"{word}=true" if word == submit else word for word in argv]
     names = [_PREFIX + field.name for field in fields(SweepFlags)]
@@ -140,12 +139,12 @@ def _summarize(folder: Path, metric: str) -> int:
 def _run_all(
     folder: Path, combinations: Sequence[SweepRun], launch: Launch
 ) -> tuple[int, dict[str, int]]:
-    """Make each run that is not finished; one that fails does not keep the others from it.
+    """Train each unfinished run; a failed run does not stop the others.
 
     Returns
     -------
     tuple
-        The exit code, and those of the runs that failed, by name.
+        The exit code, and the exit codes of failed runs by name.
     """
     from tjx_trainer.sweep.results import is_finished
 
@@ -154,12 +153,12 @@ def _run_all(
         place = folder / each.name
         head = f"sweep          {number} of {len(combinations)}: {each.name}"
         if is_finished(place):
-            sys.stderr.write(f"{head}, finished before\n")
+            sys.stderr.write(f"{head}, already finished\n")
             continue
         sys.stderr.write(f"{head}\n")
         code = launch([*each.words, f"--run_dir={place}"])
         if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            sys.stderr.write("sweep          stopped; the same command goes on\n")
+            sys.stderr.write("sweep          stopped; run the same command to continue\n")
             return code, failed
         if code:
             sys.stderr.write(f"sweep          {each.name} failed with exit code {code}\n")
@@ -168,13 +167,13 @@ def _run_all(
 
 
 def _launch(words: Sequence[str]) -> int:
-    """Make a run in a process of its own; a signal to stop is for that process."""
+    """Train a run in a new process, forwarding stop signals to it."""
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     with subprocess.Popen([*_PROGRAM, *words], env={**os.environ, "PYTHONPATH": path}) as process:
 
         def pass_on(number: int, frame: FrameType | None) -> None:
             assert frame is None or frame
-            # Ctrl-C reaches the run by itself: a terminal sends it to all processes.
+            # The terminal sends Ctrl-C to the run as well.
             if number != signal.SIGINT:
                 process.send_signal(number)
 

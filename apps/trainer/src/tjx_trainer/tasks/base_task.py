@@ -1,4 +1,4 @@
-"""Data that a loader gives as a model's losses want them: what such tasks have in common."""
+"""Base classes of tasks whose batches come from tjx_data loaders."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -16,16 +16,16 @@ from tjx_trainer.training.gradients import Batch
 
 
 class LoaderTask[L: tjx_data.Loader](ABC):
-    """A task whose batches are its loaders'.
+    """Base class of tasks whose batches come from two loaders.
 
     Parameters
     ----------
     train_data, validation_data : Loader
-        What to train on, and what is held out.
+        Loaders of the two splits.
     eval_limit : int or None
-        How much of the latter is looked at, as its loader counts; None is all.
+        Largest amount of validation data per evaluation, in the unit of its loader; None for all.
     folders : Mapping[str, Path]
-        Where prepared data lie, by corpus.
+        Folders of prepared data, by corpus.
     """
 
     accuracies: tuple[int, ...] = (1,)
@@ -47,41 +47,41 @@ class LoaderTask[L: tjx_data.Loader](ABC):
     @property
     @abstractmethod
     def data_summary(self) -> str:
-        """What is trained on, in a line."""
+        """One-line description of the training data."""
 
     def batch(self, step: int, put: PutBatch) -> Batch:
-        """Return the batch of a step."""
+        """Return the training batch of a step, on the devices."""
         return put(self.train_data.batch(step))
 
     def evaluation_batches(self, put: PutBatch) -> Iterator[Batch]:
-        """Yield the held-out data, or as much as was asked for."""
+        """Yield validation batches on the devices, up to `eval_limit`."""
         return map(put, self.validation_data.evaluation_batches(self.eval_limit))
 
-    def sample(self, params: dict[str, Any], /) -> str | None:  # noqa: ARG002  not all write
-        """Return nothing, unless a task's models write."""
+    def sample(self, params: dict[str, Any], /) -> str | None:  # noqa: ARG002  for subclasses
+        """Return None: by default a task generates no samples."""
         return None
 
-    def record(self, run: RunDirectory) -> None:  # noqa: B027  there may be nothing to keep
-        """Keep what is needed to use the model; nothing, unless a task says otherwise."""
+    def record(self, run: RunDirectory) -> None:  # noqa: B027  optional
+        """Write nothing by default."""
 
     @abstractmethod
     def final_report(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
-        """Say what came out of the run, in lines."""
+        """Return the final metrics and samples as lines."""
 
 
 class TextTask[L: tjx_data.Loader](LoaderTask[L]):
-    """A task on text: whatever is made of it, the tokenizer stays with the run.
+    """Base class of text tasks; the tokenizer is saved with the run.
 
     Parameters
     ----------
     config : Config
-        Resolved.
-    text : Text
+        The resolved configuration.
+    text : TextData
         The prepared text.
-    share : Share
-        This process's rows.
+    share : DataShard
+        The rows of this process.
     open_split : callable
-        Makes the loader of a split: of (config, text, share, split).
+        From (config, text, share, split) to the loader of a split.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class TextTask[L: tjx_data.Loader](LoaderTask[L]):
         self.config, self.tokenizer = config, text.tokenizer
 
     def record(self, run: RunDirectory) -> None:
-        """Keep the tokenizer with the run."""
+        """Write the tokenizer to the run directory."""
         self.tokenizer.save(run.tokenizer)
 
 
 def make_loaders[L: tjx_data.Loader](
     open_split: Callable[..., L], seed: int, share: DataShard
 ) -> tuple[L, L]:
-    """Return the loaders of train and validation, each of this process's rows."""
+    """Return the train and validation loaders of this process's rows."""
 
     def loader(split: str, batch_size: int) -> L:
         return open_split(

@@ -1,4 +1,4 @@
-"""Strings of bytes and their reversals: a task that shows whether sequence to sequence works."""
+"""Byte reversal: a synthetic sequence-to-sequence task."""
 
 import functools
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from tjx_trainer.tasks.task import DataShard, OpenedTask
 
 
 def open_reversal(config: Config, _: tjx_data.Progress | None = None) -> OpenedTask:
-    """Fit the model's vocabulary to bytes; there is nothing to open.
+    """Fit the model's vocabulary and special tokens to byte strings.
 
     Raises
     ------
     ValueError
-        If the model has other tokens for padding, start and end, or too few tokens.
+        If the model has other special tokens or too small a vocabulary.
     """
     config = with_special_tokens(
         config,
@@ -32,14 +32,14 @@ def open_reversal(config: Config, _: tjx_data.Progress | None = None) -> OpenedT
 
 
 class ByteReversalTask(LoaderTask[tjx_data.ReversalLoader]):
-    """Writing strings of bytes backwards.
+    """Reversal of random byte strings with an encoder-decoder.
 
     Parameters
     ----------
     config : Config
-        Resolved.
-    share : Share
-        This process's rows.
+        The resolved configuration.
+    share : DataShard
+        The rows of this process.
     """
 
     def __init__(self, config: Config, share: DataShard) -> None:
@@ -50,11 +50,11 @@ class ByteReversalTask(LoaderTask[tjx_data.ReversalLoader]):
 
     @property
     def data_summary(self) -> str:
-        """What the strings are."""
+        """Lengths of the strings."""
         return f"random strings of 1 to {self.train_data.max_length} bytes"
 
     def final_report(self, _: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
-        """Say how many strings were written backwards without a mistake."""
+        """Return loss and exact-match accuracy."""
         return [
             f"validation loss  {metrics['loss']:.4f} nats a byte",
             f"exact match      {metrics['exact_match']:.2%} of the strings, from start to end",

@@ -1,4 +1,4 @@
-"""Text: predicting the next token."""
+"""Causal language modeling: next-token prediction with a GPT."""
 
 import lzma
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from tjx_trainer.training.pretrained import check_tokenizer
 
 
 def open_causal_lm(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
-    """Open the text of a decoder; its vocabulary is the tokenizer's."""
+    """Open the text of a decoder; the model's vocabulary is the tokenizer's."""
     text = open_text(config, progress)
     for note in check_tokenizer(config, text.tokenizer):
         log_info(f"note           {note}")
@@ -33,40 +33,40 @@ def open_causal_lm(config: Config, progress: tjx_data.Progress | None = None) ->
 
 
 def _with_usable_prompt(config: Config, tokenizer: tjx_data.Tokenizer) -> Config:
-    """Drop a sample prompt that the tokenizer cannot encode, such as a preset's, and say so."""
+    """Remove a sample prompt that the tokenizer cannot encode, with a note to the user."""
     prompt = config.train.sample_prompt
     if not (prompt and config.train.sample_tokens):
         return config
     try:
         tokenizer.encode_prompt(prompt)
     except ValueError as error:
-        log_info(f"note           samples begin without train.sample_prompt {prompt!r}: {error}")
+        log_info(f"note           samples start without train.sample_prompt {prompt!r}: {error}")
         return replace(config, train=replace(config.train, sample_prompt=None))
     return config
 
 
 class CausalLMTask(TextTask[Rows]):
-    """Predicting the token after each.
+    """Next-token prediction.
 
     Parameters
     ----------
     config : Config
-        Resolved.
-    text : Text
-        What to predict.
-    share : Share
-        This process's rows.
+        The resolved configuration.
+    text : TextData
+        The prepared text.
+    share : DataShard
+        The rows of this process.
     """
 
     def __init__(self, config: Config, text: TextData, share: DataShard) -> None:
         super().__init__(config, text, share, make_token_loader)
-        # They need all logits, which the loss does not.
+        # Accuracies need all logits; the loss does not.
         self.accuracies = (1, 5, 10) if config.log.accuracies else ()
         self.token_byte_lengths = text.tokenizer.token_byte_lengths
 
     @property
     def data_summary(self) -> str:
-        """How much text there is."""
+        """Numbers of training and validation tokens, and the vocabulary size."""
         return (
             f"{count_tokens(self.train_data):,} tokens to train on, "
             f"{count_tokens(self.validation_data):,} held out, "
@@ -74,7 +74,7 @@ class CausalLMTask(TextTask[Rows]):
         )
 
     def final_report(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
-        """Say how well the text was predicted, and let the model write some."""
+        """Return loss, perplexity and bits per byte, and a text sample."""
         xz = self._xz_bits_per_byte()
         compared = "" if xz is None else f" (`xz -9` needs {xz:.3f} for the same text)"
         lines = [
@@ -87,7 +87,7 @@ class CausalLMTask(TextTask[Rows]):
         return lines
 
     def sample(self, params: dict[str, Any], /) -> str | None:
-        """Let the model write on after the prompt of `train.sample_prompt`."""
+        """Generate a continuation of ``train.sample_prompt``."""
         config, prompt = self.config, self.config.train.sample_prompt or ""
         if not config.train.sample_tokens:
             return None
@@ -106,10 +106,9 @@ class CausalLMTask(TextTask[Rows]):
         return prompt + text[0]
 
     def _xz_bits_per_byte(self) -> float | None:
-        """Return what `xz -9` needs for the text that was evaluated, in bits a byte.
+        """Return the size of the evaluated text under ``xz -9`` [bits/byte], as a baseline.
 
-        xz sees the text once and knows nothing else; the model has seen the training text. None
-        where what was evaluated is not one stretch of text.
+        None if the evaluated text is not contiguous. xz has not seen the training text.
         """
         loader, tokenizer = self.validation_data, self.tokenizer
         if isinstance(loader, tjx_data.MixtureLoader) or loader.packing != "windows":

@@ -1,4 +1,4 @@
-"""Images: telling what they show."""
+"""Image classification with a ViT."""
 
 import functools
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from tjx_trainer.tasks.task import DataShard, OpenedTask
 
 
 def open_image_classification(config: Config, _: tjx_data.Progress | None = None) -> OpenedTask:
-    """Open a set of images; the model must be of their size and know their classes.
+    """Open an image data set; its size, channels and classes must fit the model.
 
     Raises
     ------
     ValueError
-        If the files are missing or damaged, or the model is for other images.
+        If the files are missing or damaged, or do not fit the model.
     """
     model = config.model
     assert isinstance(model, ViTConfig)
-    assert config.data.path is not None  # the configuration's own check
+    assert config.data.path is not None  # checked by the configuration
     images = tjx_data.open_images(config.data.path)
     problems = []
     if model.height_width != images.image_size:
@@ -48,16 +48,16 @@ def open_image_classification(config: Config, _: tjx_data.Progress | None = None
 
 
 class ImageClassificationTask(LoaderTask[tjx_data.ImageLoader]):
-    """Telling the class of an image.
+    """Prediction of the class of an image.
 
     Parameters
     ----------
     config : Config
-        Resolved.
+        The resolved configuration.
     images : Images
-        The set.
-    share : Share
-        This process's rows.
+        The image data set.
+    share : DataShard
+        The rows of this process.
     """
 
     def __init__(self, config: Config, images: Images, share: DataShard) -> None:
@@ -74,14 +74,14 @@ class ImageClassificationTask(LoaderTask[tjx_data.ImageLoader]):
 
     @property
     def data_summary(self) -> str:
-        """How many images there are."""
+        """Numbers of training and test images."""
         return (
             f"{self.train_data.n_images:,} images to train on, "
             f"{self.validation_data.n_images:,} to test with"
         )
 
     def final_report(self, _: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
-        """Say how many images were told right."""
+        """Return test loss and top-1 accuracy."""
         return [
             f"test loss        {metrics['loss']:.4f} nats an image",
             f"test accuracy    {metrics['top1_accuracy']:.2%}",

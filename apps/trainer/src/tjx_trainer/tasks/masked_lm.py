@@ -1,4 +1,4 @@
-"""Text with tokens hidden: what BERT learns from."""
+"""Masked language modeling with BERT."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from tjx_trainer.tasks.text_data import (
 
 
 def open_masked_lm(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
-    """Open the text of an encoder; its vocabulary is the tokenizer's and one token, the mask."""
+    """Open the text of an encoder; the vocabulary is the tokenizer's and a mask token."""
     text = open_text(config, progress)
     config = fit_vocabulary(config, text.tokenizer.vocab_size + 1)
     return config, lambda share: MaskedLMTask(config, text, share)
@@ -28,7 +28,7 @@ def open_masked_lm(config: Config, progress: tjx_data.Progress | None = None) ->
 def make_masked_loader(
     config: Config, text: TextData, share: DataShard, split: Literal["train", "validation"]
 ) -> tjx_data.MaskedLoader:
-    """Return the loader of a split's rows, masked."""
+    """Return the loader of masked rows of a split."""
     tokenizer = text.tokenizer
     return tjx_data.MaskedLoader(
         make_token_loader(config, text, share, split),
@@ -41,16 +41,16 @@ def make_masked_loader(
 
 
 class MaskedLMTask(TextTask[tjx_data.MaskedLoader]):
-    """Predicting tokens that were masked (Devlin et al. 2018, "BERT", section 3.1).
+    """Prediction of masked tokens (Devlin et al. 2018, "BERT", section 3.1).
 
     Parameters
     ----------
     config : Config
-        Resolved.
-    text : Text
-        What is masked.
-    share : Share
-        This process's rows.
+        The resolved configuration.
+    text : TextData
+        The prepared text.
+    share : DataShard
+        The rows of this process.
     """
 
     def __init__(self, config: Config, text: TextData, share: DataShard) -> None:
@@ -58,7 +58,7 @@ class MaskedLMTask(TextTask[tjx_data.MaskedLoader]):
 
     @property
     def data_summary(self) -> str:
-        """How much text there is."""
+        """Numbers of training and validation tokens, and the vocabulary size."""
         return (
             f"{count_tokens(self.train_data.loader):,} tokens to train on, "
             f"{count_tokens(self.validation_data.loader):,} held out, "
@@ -66,7 +66,7 @@ class MaskedLMTask(TextTask[tjx_data.MaskedLoader]):
         )
 
     def final_report(self, _: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
-        """Say how well the masked tokens were predicted."""
+        """Return loss and accuracy over the masked tokens."""
         return [
             f"validation loss  {metrics['loss']:.4f} nats a masked token",
             f"accuracy         {metrics['top1_accuracy']:.2%} of the masked tokens",

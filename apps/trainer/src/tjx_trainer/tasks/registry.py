@@ -1,4 +1,4 @@
-"""Which task a run has: by the model's family, and for strings that are made up by the corpus."""
+"""Task registry: opens the task of a run by model family and corpus."""
 
 from collections.abc import Callable
 
@@ -27,20 +27,20 @@ def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Open
     config : Config
         From the command line.
     progress : callable, optional
-        Told how far preparing goes.
+        Receives the progress of data preparation.
 
     Returns
     -------
     tuple
-        The configuration with what the data decide (sizes of vocabulary and classes), and a
-        function that makes the task.
+        The configuration with values that depend on the data (vocabulary size, special tokens), and
+        a function from `DataShard` to the task.
 
     Raises
     ------
     tjx_data.HubError
-        If the corpus or tokenizer is neither in the cache nor within reach.
+        If the corpus or tokenizer cannot be downloaded and is not cached.
     ValueError
-        If the data cannot be used.
+        If the data do not fit the configuration.
     """
     if is_byte_reversal(config.data, config.model):
         return open_reversal(config, progress)

@@ -1,4 +1,4 @@
-"""Text from a model: a prompt encoded, continued and decoded."""
+"""Text generation from a prompt."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
@@ -13,22 +13,22 @@ from tjx_trainer.tasks.text_stream import decode_text
 
 
 class SamplingParams(TypedDict, total=False):
-    """How tokens are chosen, and how many; numbers as `tjx_nn.generate` has them.
+    """Number, length and sampling parameters of generated texts, as in `tjx_nn.generate`.
 
     Attributes
     ----------
     samples : int
         Number of continuations.
     max_new_tokens : int
-        Length of each in tokens.
+        Length of each [tokens].
     temperature : float
-        0 always takes the likeliest token.
+        0 for greedy decoding.
     top_k : int or None
-        Draw from this many likeliest tokens; more than there are is all of them.
+        Sample from the k most probable tokens; None for all.
     top_p, min_p, repetition_penalty : float or None
-        None leaves the step out.
+        None disables the filter.
     seed : int
-        Decides all samples.
+        Seed of all samples.
     """
 
     samples: int
@@ -48,30 +48,30 @@ def generate_text(
     prompt: str,
     **choice: Unpack[SamplingParams],
 ) -> list[str]:
-    """Let the model write on after a prompt.
+    """Generate continuations of a prompt.
 
     Parameters
     ----------
     model : GPTConfig
-        The model.
+        The model's configuration.
     params : nested dict of arrays
         Its parameters.
     tokenizer : tjx_data.Tokenizer
         The tokenizer that it was trained with.
     prompt : str
-        Text to go on from; empty for the start of a document.
+        The prompt; empty for the start of a document.
     **choice
-        Number and length of the continuations, and how their tokens are chosen.
+        Sampling parameters.
 
     Returns
     -------
     list of str
-        The continuations without the prompt; a blank line stands where a document ended.
+        The continuations without the prompt; the end of a document is a blank line.
 
     Raises
     ------
     ValueError
-        If prompt and continuation together are longer than the model's longest sequence.
+        If prompt and continuation exceed ``max_seq_len``.
     """
     inputs = generation_inputs(model, encode_prompt(tokenizer, prompt), **choice)
     new = tjx_nn.generate(model, params, **inputs)
@@ -81,29 +81,29 @@ def generate_text(
 def generation_inputs(
     model: GPTConfig, tokens: Sequence[int], **choice: Unpack[SamplingParams]
 ) -> dict[str, Any]:
-    """Return what `tjx_nn.generate` and `tjx_nn.stream` want, beside model and parameters.
+    """Return the arguments of `tjx_nn.generate` and `tjx_nn.stream` for a tokenized prompt.
 
     Parameters
     ----------
     model : GPTConfig
-        The model.
+        The model's configuration.
     tokens : sequence of int
         The prompt.
     **choice
-        As for `continue_prompt`.
+        Sampling parameters.
 
     Raises
     ------
     ValueError
-        If prompt and continuation together are longer than the model's longest sequence.
+        If prompt and continuation exceed ``max_seq_len``.
     """
     numbers: dict[str, Any] = dict(choice)
     samples, new = numbers.pop("samples", 1), numbers["max_new_tokens"]
     if len(tokens) + new > model.max_seq_len:
         raise ValueError(
-            f"the prompt has {len(tokens)} tokens and {new} new ones were asked for; "
-            f"the model's longest sequence is {model.max_seq_len}: ask for "
-            f"{max(model.max_seq_len - len(tokens), 0)} or fewer, or give a shorter prompt"
+            f"max_new_tokens: got {new} after a prompt of {len(tokens)} tokens; expected at most "
+            f"{model.max_seq_len} tokens in all, the model's max_seq_len; give "
+            f"{max(model.max_seq_len - len(tokens), 0)} or fewer, or a shorter prompt"
         )
     if numbers.get("top_k") is not None:
         numbers["top_k"] = min(numbers["top_k"], model.vocab_size)
@@ -114,10 +114,10 @@ def generation_inputs(
 
 
 def max_new_tokens_for(model: GPTConfig, tokenizer: tjx_data.Tokenizer, prompt: str) -> int:
-    """Return how many tokens fit behind a prompt."""
+    """Return the number of tokens that fit after a prompt."""
     return max(model.max_seq_len - len(encode_prompt(tokenizer, prompt)), 0)
 
 
 def encode_prompt(tokenizer: tjx_data.Tokenizer, prompt: str) -> list[int]:
-    """Return the tokens of a prompt as the beginning of a document."""
+    """Return the tokens of a prompt at the start of a document."""
     return tokenizer.encode_prompt(prompt)

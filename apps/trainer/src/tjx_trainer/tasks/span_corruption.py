@@ -1,4 +1,4 @@
-"""Text with gaps and what belongs there: how an encoder-decoder learns from plain text."""
+"""Span corruption: denoising of plain text with an encoder-decoder."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -12,18 +12,18 @@ from tjx_trainer.tasks.text_data import TextData, count_tokens, make_token_loade
 
 
 def open_span_corruption(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
-    """Open the text of an encoder-decoder; its ids are the tokenizer's and the spans'.
+    """Open the text of an encoder-decoder; special tokens are those of the span loader.
 
     Raises
     ------
     tjx_data.HubError
-        If a corpus or the tokenizer is neither in the cache nor within reach.
+        If a corpus or the tokenizer cannot be downloaded and is not cached.
     ValueError
-        If the text cannot be used, or the model is for other tokens or shorter rows.
+        If the text cannot be used, or does not fit the model's vocabulary or sequence length.
     """
     text = open_text(config, progress)
-    alone = DataShard(batch_size=1, evaluation_batch_size=1, process_index=0, process_count=1)
-    pairs = make_span_loader(config, text, alone, "train")
+    one_row = DataShard(batch_size=1, evaluation_batch_size=1, process_index=0, process_count=1)
+    pairs = make_span_loader(config, text, one_row, "train")
     config = with_special_tokens(
         config,
         "the text with its spans",
@@ -45,22 +45,22 @@ def open_span_corruption(config: Config, progress: tjx_data.Progress | None = No
 def make_span_loader(
     config: Config, text: TextData, share: DataShard, split: Literal["train", "validation"]
 ) -> tjx_data.SpanLoader:
-    """Return the loader of a split's pairs."""
+    """Return the loader of (corrupted text, removed spans) pairs of a split."""
     rows = make_token_loader(config, text, share, split)
     return tjx_data.SpanLoader(rows, vocab_size=text.tokenizer.vocab_size, seed=config.seed)
 
 
 class SpanCorruptionTask(TextTask[tjx_data.SpanLoader]):
-    """Writing the spans that a text has lost (Raffel et al. 2020, "T5", section 3.1.4).
+    """Generation of the spans removed from a text (Raffel et al. 2020, "T5", section 3.1.4).
 
     Parameters
     ----------
     config : Config
-        Resolved.
-    text : Text
-        What loses them.
-    share : Share
-        This process's rows.
+        The resolved configuration.
+    text : TextData
+        The prepared text.
+    share : DataShard
+        The rows of this process.
     """
 
     def __init__(self, config: Config, text: TextData, share: DataShard) -> None:
@@ -68,16 +68,16 @@ class SpanCorruptionTask(TextTask[tjx_data.SpanLoader]):
 
     @property
     def data_summary(self) -> str:
-        """How much text there is, and what it loses."""
+        """Numbers of tokens and of removed spans."""
         pairs = self.train_data
         return (
             f"{count_tokens(pairs.loader):,} tokens to train on, "
-            f"{count_tokens(self.validation_data.loader):,} held out; {pairs.n_sentinels} spans of "
-            f"{pairs.seq_len} tokens are to be written"
+            f"{count_tokens(self.validation_data.loader):,} held out; {pairs.n_sentinels} spans "
+            f"removed from each {pairs.seq_len} tokens"
         )
 
     def final_report(self, _: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
-        """Say how well the spans were predicted."""
+        """Return loss and accuracy over the tokens of the spans."""
         return [
             f"validation loss  {metrics['loss']:.4f} nats a token of the spans",
             f"accuracy         {metrics['top1_accuracy']:.2%} of the tokens of the spans",

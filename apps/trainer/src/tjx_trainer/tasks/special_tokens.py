@@ -1,4 +1,4 @@
-"""Fitting the ids of an encoder-decoder to its data: how many there are, and which say what."""
+"""Vocabulary and special tokens of an encoder-decoder, taken from its data."""
 
 from dataclasses import replace
 
@@ -9,23 +9,23 @@ from tjx_trainer.config.run_config import Config
 def with_special_tokens(
     config: Config, what: str, *, n_ids: int, pad_id: int, start_id: int, stop_id: int
 ) -> Config:
-    """Return the configuration with the model's vocabulary and special tokens those of its data.
+    """Return the configuration with the vocabulary size and special tokens of the data.
 
     Parameters
     ----------
     config : Config
-        Of an encoder-decoder.
+        Configuration of an encoder-decoder.
     what : str
-        What the data are called, for errors.
+        Name of the data in error messages.
     n_ids : int
-        Ids of source and target are 0 to n_ids - 1.
+        Source and target ids are 0 to n_ids - 1.
     pad_id, start_id, stop_id : int
-        The tokens of these names.
+        Ids of the special tokens.
 
     Raises
     ------
     ValueError
-        If the model was given other special tokens, or too small a vocabulary.
+        If the model has other special tokens, or too small a vocabulary.
     """
     model, default = config.model, EncoderDecoderConfig()
     assert isinstance(model, EncoderDecoderConfig)

@@ -1,7 +1,7 @@
-"""What a family of models is trained on: its batches, and what is said about the result.
+"""`Task` protocol: the data of a run and the report of its final evaluation.
 
-Whatever is in a batch are arguments of the model's `losses` by name, so that the training step is
-the same for all tasks.
+A batch holds the arguments of the model's `losses` method by name, so the train step is the same
+for all tasks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +20,14 @@ PutBatch = Callable[[HostBatch], Batch]
 
 
 class DataShard(NamedTuple):
-    """The part of the data that this process reads.
+    """The rows of each batch that this process reads.
 
     Attributes
     ----------
     batch_size, evaluation_batch_size : int
-        Examples in a batch over all processes.
+        Examples per batch over all processes.
     process_index, process_count : int
-        Which process this is, and of how many.
+        Index of this process, and the number of processes.
     """
 
     batch_size: int
@@ -38,14 +38,14 @@ class DataShard(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """Data, and how a model is judged by them.
+    """Data loaders of a run and the report of its final evaluation.
 
     Attributes
     ----------
     accuracies : tuple of int
-        Evaluations count how often the right answer is among so many likeliest.
+        Values of k for top-k accuracy in evaluations.
     token_byte_lengths : int32 [vocab_size] or None
-        Bytes of text that each token stands for; None where labels are no text.
+        Length of each token's text [bytes]; None if labels are not text tokens.
     """
 
     accuracies: tuple[int, ...]
@@ -53,34 +53,34 @@ class Task(Protocol):
 
     @property
     def folders(self) -> Mapping[str, Path]:
-        """Where prepared data lie, by corpus."""
+        """Folders of prepared data, by corpus."""
 
     @property
     def train_data(self) -> tjx_data.Loader:
-        """The rows that are trained on."""
+        """Loader of the training split."""
 
     @property
     def data_summary(self) -> str:
-        """What is trained on, in a line."""
+        """One-line description of the training data."""
 
     def batch(self, step: int, put: PutBatch) -> Batch:
-        """Return the batch of a step, on the devices: a function of (seed, step)."""
+        """Return the batch of a step on the devices; a function of (seed, step)."""
 
     def evaluation_batches(self, put: PutBatch) -> Iterator[Batch]:
-        """Yield held-out batches on the devices; the label -100 counts nothing."""
+        """Yield validation batches on the devices; labels of -100 are ignored."""
 
     def sample(self, params: dict[str, Any], /) -> str | None:
-        """Let the model write something; None where it is to write nothing."""
+        """Generate a text sample; None if the task generates none."""
 
     def record(self, run: RunDirectory) -> None:
-        """Write to the run directory what is needed to use the model."""
+        """Write the files that the trained model needs, such as its tokenizer."""
 
     def final_report(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
-        """Say what came out of the run, in lines."""
+        """Return the final metrics and samples as lines."""
 
 
 def data_identity(task: Task) -> dict[str, str]:
-    """Return all that decides the batches of a run, by name; a checkpoint goes with it."""
+    """Return everything that determines the batches of a run, by name; saved with checkpoints."""
     data = task.train_data
     return {**data.identity, "batch_size": str(data.batch_size), "data": data.fingerprint}
 

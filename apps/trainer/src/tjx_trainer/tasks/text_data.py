@@ -1,4 +1,4 @@
-"""The text of a run: prepared sets, and the rows that are read from them."""
+"""Prepared text of a run, and loaders of its rows."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,21 +14,21 @@ Rows = tjx_data.TokenLoader | tjx_data.MixtureLoader
 
 
 class TextData(NamedTuple):
-    """Prepared text: a folder for each corpus, and the tokenizer that made all of them."""
+    """Prepared text: a folder per corpus, and the tokenizer of all of them."""
 
     folders: dict[str, Path]
     tokenizer: tjx_data.Tokenizer
 
 
 def open_text(config: Config, progress: tjx_data.Progress | None = None) -> TextData:
-    """Return the prepared text, made if need be.
+    """Return the prepared text; prepare it first if necessary.
 
     Raises
     ------
     tjx_data.HubError
-        If a corpus or the tokenizer is neither in the cache nor within reach.
+        If a corpus or the tokenizer cannot be downloaded and is not cached.
     ValueError
-        If the text cannot be used, or is damaged.
+        If the text cannot be used or is damaged.
     """
     folders = tjx_data.open_sets(config.data, progress=progress)
     if config.data.verify:
@@ -38,15 +38,15 @@ def open_text(config: Config, progress: tjx_data.Progress | None = None) -> Text
 
 
 def fit_vocabulary(config: Config, n_ids: int) -> Config:
-    """Return `config.with_vocabulary(n_ids)`, and say where the model has ids without a token."""
+    """Return `config.with_vocabulary(n_ids)`; warn if the model has ids without a token."""
     config = config.with_vocabulary(n_ids)
     model = config.model
     assert isinstance(model, GPTConfig | BertConfig)
     if model.tokenizer_size is not None and model.tokenizer_size < model.vocab_size:
         log_info(
             f"warning        model.vocab_size {model.vocab_size:,} is larger than the tokenizer's "
-            f"{n_ids:,} ids: the others get no probability, in loss and samples; leave out "
-            "--model.vocab_size to take the tokenizer's"
+            f"{n_ids:,} ids: the extra ids are masked in loss and samples; leave out "
+            "--model.vocab_size to use the tokenizer's"
         )
     return config
 
@@ -54,12 +54,12 @@ def fit_vocabulary(config: Config, n_ids: int) -> Config:
 def make_token_loader(
     config: Config, text: TextData, share: DataShard, split: Literal["train", "validation"]
 ) -> Rows:
-    """Return the loader of a split: of one set, or of a mixture by its weights.
+    """Return the loader of a split: of one corpus, or of a weighted mixture.
 
     Raises
     ------
     ValueError
-        If a set is damaged or too short for a row.
+        If a corpus is damaged or shorter than a row.
     """
     batch_size = share.batch_size if split == "train" else share.evaluation_batch_size
 
@@ -89,6 +89,6 @@ def make_token_loader(
 
 
 def count_tokens(rows: Rows) -> int:
-    """Return the tokens of all sets behind some rows."""
+    """Return the number of tokens of all corpora that a loader reads."""
     loaders = [rows] if isinstance(rows, tjx_data.TokenLoader) else rows.loaders.values()
     return sum(loader.n_tokens for loader in loaders if isinstance(loader, tjx_data.TokenLoader))

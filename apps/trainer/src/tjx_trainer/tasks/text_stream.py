@@ -1,4 +1,4 @@
-"""Text out of tokens as they come: no character is broken, and a stop text ends it."""
+"""Incremental detokenization: text from a stream of tokens, with stop strings."""
 
 import codecs
 from collections.abc import Iterable, Sequence
@@ -10,24 +10,24 @@ END_OF_DOCUMENT = "\n\n"
 
 
 class TextStream:
-    """Turns the tokens of one continuation into text, piece by piece.
+    """Convert the tokens of one continuation to text incrementally.
 
-    The pieces together are the text that the tokens stand for. What may be the beginning of a
-    character or of a stop text is held back until that is known.
+    The returned pieces concatenate to the text of the tokens. Incomplete UTF-8 characters and
+    possible beginnings of stop strings are held back.
 
     Parameters
     ----------
     tokenizer : tjx_data.Tokenizer
-        What made the tokens.
+        The tokenizer of the tokens.
     stops : sequence of str
-        Texts that end the continuation; neither they nor what follows is given out.
+        Stop strings: the text ends before the first of them.
     ends_with_document : bool
-        Whether the end of a document ends it too; else a blank line stands there.
+        Whether the end of a document ends the text; otherwise it becomes a blank line.
 
     Attributes
     ----------
     stopped : bool
-        Whether what ends it came.
+        Whether the text has ended.
 
     Examples
     --------
@@ -54,34 +54,34 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Take the next token; return the text that is certain now."""
+        """Add the next token; return the text that is complete now."""
         if self.stopped:
             return ""
         if token == self._tokenizer.eot_id:
             if self._ends_with_document:
                 text, self.stopped = self.close(), True
                 return text
-            return self._give(self._text.flush() + END_OF_DOCUMENT)
-        if token >= self._tokenizer.vocab_size:  # a model may have more tokens than its tokenizer
-            return self._give(self._text.flush() + "\N{REPLACEMENT CHARACTER}")
-        return self._give(self._text.push(token))
+            return self._release(self._text.flush() + END_OF_DOCUMENT)
+        if token >= self._tokenizer.vocab_size:  # a padded vocabulary
+            return self._release(self._text.flush() + "\N{REPLACEMENT CHARACTER}")
+        return self._release(self._text.push(token))
 
     def close(self) -> str:
-        """Return what was held back: no more tokens come."""
-        rest = self._give(self._text.flush())
+        """Return the text held back; call this after the last token."""
+        rest = self._release(self._text.flush())
         if not self.stopped:
             rest, self._held = rest + self._held, ""
         return rest
 
-    def _give(self, text: str) -> str:
-        """Hold back what may begin a stop text; each character is looked at once."""
+    def _release(self, text: str) -> str:
+        """Append text and release what cannot belong to a stop string; linear in the text."""
         if self.stopped:
             return ""
-        for place, character in enumerate(text, start=len(self._held) + 1):
+        for position, character in enumerate(text, start=len(self._held) + 1):
             found = [search.length for search in self._stops if search.push(character)]
             if found:
                 self.stopped = True
-                given = (self._held + text)[: place - max(found)]
+                given = (self._held + text)[: position - max(found)]
                 self._held = ""
                 return given
         self._held += text
@@ -91,14 +91,14 @@ class TextStream:
 
 
 class _Search:
-    """Find a text in characters that come one by one, in linear time (Knuth-Morris-Pratt).
+    """Find a string in a stream of characters in linear time (Knuth-Morris-Pratt).
 
     Attributes
     ----------
     matched : int
-        Characters at the end of what came that begin the text.
+        Length of the longest prefix of the string that ends the stream.
     length : int
-        Characters of the text.
+        Length of the string.
     """
 
     def __init__(self, text: str) -> None:
@@ -107,7 +107,7 @@ class _Search:
         self.matched = 0
 
     def push(self, character: str) -> bool:
-        """Take a character; tell whether the text ends with it."""
+        """Add a character; return whether the string ends here."""
         while self.matched and self._text[self.matched] != character:
             self.matched = self._fallbacks[self.matched - 1]
         self.matched += self._text[self.matched] == character
@@ -116,7 +116,7 @@ class _Search:
 
 @lru_cache(maxsize=64)
 def _fallbacks(text: str) -> tuple[int, ...]:
-    """Return for each beginning of a text how much of its end is a beginning too."""
+    """Return, for each prefix of a string, the length of its longest proper border."""
     found = [0] * len(text)
     length = 0
     for place in range(1, len(text)):
@@ -128,7 +128,7 @@ def _fallbacks(text: str) -> tuple[int, ...]:
 
 
 class _Bytes:
-    """Tokens that are bytes: a character is given out with its last byte."""
+    """Decoder of byte-level tokens: a character is complete with its last byte."""
 
     def __init__(self, tokenizer: tjx_data.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -144,17 +144,17 @@ class _Bytes:
 
 
 class _InContext:
-    """Tokens whose text depends on those before: told by decoding with the ones before."""
+    """Decoder of tokens whose text depends on the preceding tokens."""
 
     def __init__(self, tokenizer: tjx_data.Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._given: list[int] = []  # the newest tokens whose text was given out
+        self._given: list[int] = []  # the last tokens whose text was returned
         self._new: list[int] = []
 
     def push(self, token: int) -> str:
         self._new.append(token)
         text = self._text()
-        # A character that is not whole is shown as this one.
+        # The decoder shows an incomplete character as U+FFFD.
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         self._given, self._new = self._new, []
@@ -171,7 +171,7 @@ class _InContext:
 
 
 def decode_text(tokenizer: tjx_data.Tokenizer, tokens: Iterable[int]) -> str:
-    """Return the text of a continuation; a blank line stands where a document ended."""
+    """Return the text of a continuation; the end of a document is a blank line."""
     stream = TextStream(tokenizer)
     return "".join([*(stream.push(token) for token in tokens), stream.close()])
 

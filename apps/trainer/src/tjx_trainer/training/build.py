@@ -1,7 +1,9 @@
-"""The parts of a run, made from its configuration and put together."""
+"""Construction of a training job: mesh, optimizer, train state, train step and evaluation."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +16,10 @@ import tjx_nn
 import tjx_optim
 import tjx_parallel
 from tjx_nn.layout import Layout
+from tjx_trainer.config.config_tree import flatten
 from tjx_trainer.config.run_config import Config, row_length
-from tjx_trainer.tasks.task import DataShard, Task
+from tjx_trainer.runtime import provenance
+from tjx_trainer.tasks.task import DataShard, Task, data_identity
 from tjx_trainer.training.evaluation import EvalStep, evaluate, make_eval_step
 from tjx_trainer.training.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.training.mesh_layout import make_layout
@@ -32,28 +36,28 @@ from tjx_trainer.training.train_step import TrainStep, make_train_step
 
 @dataclass(frozen=True)
 class Job:
-    """What stays the same from the first step of a run to its last.
+    """A built training job: everything that is constant from the first step to the last.
 
     Attributes
     ----------
     config : Config
-        The resolved configuration: the vocabulary's size is the tokenizer's.
+        The resolved configuration; ``model.vocab_size`` is the tokenizer's.
     task : Task
-        The data, and how the model is judged by them.
+        The data loaders and the final report.
     mesh : jax.sharding.Mesh
-        The devices.
+        The device mesh.
     accumulation : int
-        Pieces that a step is computed in.
+        Microbatches per step.
     optimizer : optax.GradientTransformation
         From gradients to updates.
     abstract : TrainState
         Shapes, dtypes and shardings of the state.
     train_step : callable
         From (state, batch) to (state, metrics), jitted.
-    weight_spreads : callable
-        From params to how the numbers of each are spread, jitted.
+    weight_histograms : callable
+        From params to a histogram per parameter, jitted.
     eval_step : EvalStep
-        How to count over batches, jitted.
+        Accumulates evaluation sums over batches, jitted.
     """
 
     config: Config
@@ -67,36 +71,36 @@ class Job:
     eval_step: EvalStep
 
     def initial_state(self) -> TrainState:
-        """Make the state of step 0."""
+        """Initialize the state of step 0, sharded over the mesh."""
         return initial_state(self.config, self.optimizer, self.abstract)
 
     def eval_params(self, state: TrainState) -> dict[str, Any]:
-        """Return the parameters to evaluate and to use: averages of them where it keeps any."""
+        """Return the parameters to evaluate: the optimizer's average if it keeps one."""
         return eval_params(self.config, state.params, state.opt_state)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """Spread this process's rows of a batch over its devices."""
+        """Shard this process's rows of a batch over its devices."""
         placed: Batch = tjx_parallel.shard_batch(self.mesh, batch)
         return placed
 
     def evaluate(
         self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
     ) -> tjx_metrics.Evaluation:
-        """Sum over the held-out data, or as much of them as the configuration says.
+        """Evaluate on the validation data, up to ``train.eval_tokens``.
 
         Parameters
         ----------
         params : nested dict of arrays
             The model's parameters.
         before_batch : callable
-            Called before each batch; raises `EvaluationLeftError` to leave.
+            Called before each batch; may raise `EvaluationInterruptedError`.
         """
         batches = self.task.evaluation_batches(self.put)
         return evaluate(self.eval_step, params, batches, before_batch=before_batch)
 
 
 def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """Return the learning rate by step, and the optimizer that follows it."""
+    """Return the learning-rate schedule and the optimizer of a configuration."""
     schedule = tjx_optim.make_schedule(
         config.schedule,
         learning_rate=config.optimizer.learning_rate,
@@ -115,14 +119,14 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
 
 
 def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
-    """Make the parts of a run. Nothing is computed yet.
+    """Build the components of a run. Nothing is computed on the devices.
 
     Parameters
     ----------
     config : Config
         The resolved configuration.
     make_task : callable
-        As `open_task` gives it, beside the configuration.
+        From a `DataShard` to the task, as `open_task` returns it.
 
     Raises
     ------
@@ -130,10 +134,11 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
         If the configuration does not fit the devices or the data.
     """
     check_pretrained(config)
-    _refuse_offload(config)
+    _check_offload(config)
     parts = build_step_components(config, jax.devices())
     process_index, process_count = tjx_parallel.batch_process(parts.mesh)
-    # Evaluation needs the memory of one microbatch, as training does; a pipeline takes them all.
+    # An evaluation batch has the size of one microbatch, so evaluation needs no more memory than
+    # training; a pipeline processes all microbatches of a batch.
     batch_size, evaluated = config.train.batch_size, config.train.batch_size // parts.accumulation
     pipeline_means = None
     if parts.mesh.shape["stage"] > 1:
@@ -144,7 +149,7 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
             return parts.gradients(params, microbatches, None)
 
     task = make_task(DataShard(batch_size, evaluated, process_index, process_count))
-    _refuse_rows(config, parts.mesh, task)
+    _check_row_lengths(config, parts.mesh, task)
     return Job(
         config=config,
         task=task,
@@ -166,20 +171,20 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
     )
 
 
-def _refuse_offload(config: Config) -> None:
+def _check_offload(config: Config) -> None:
     device = jax.local_devices()[0]
     kinds = [memory.kind for memory in device.addressable_memories()]
     if config.mesh.offload != "none" and "pinned_host" not in kinds:
         raise ValueError(
-            f"mesh.offload {config.mesh.offload}: {device.device_kind} reaches no memory of the "
-            f"host (it has {', '.join(kinds)}); give --mesh.offload none"
+            f"mesh.offload: got {config.mesh.offload}; expected a device with pinned host memory, "
+            f"and {device.device_kind} has {', '.join(kinds)}; give --mesh.offload none"
         )
 
 
-def _refuse_rows(config: Config, mesh: jax.sharding.Mesh, task: Task) -> None:
-    """Raise ValueError where a mesh divides tokens, and rows have another number than it can.
+def _check_row_lengths(config: Config, mesh: jax.sharding.Mesh, task: Task) -> None:
+    """Raise ValueError if the mesh does not divide the row lengths of the data.
 
-    Only the data of an encoder-decoder know how long its sources and targets are.
+    Only the data of an encoder-decoder determine its source and target lengths.
     """
     if row_length(config.data, config.model) is None:
         rows = task.train_data.batch(0).values()
@@ -188,7 +193,7 @@ def _refuse_rows(config: Config, mesh: jax.sharding.Mesh, task: Task) -> None:
 
 
 class StepComponents(NamedTuple):
-    """What of a job does not need its data; `Job` says what each is."""
+    """The components of a `Job` that do not depend on its data; `Job` documents the fields."""
 
     mesh: jax.sharding.Mesh
     layout: Layout
@@ -200,7 +205,14 @@ class StepComponents(NamedTuple):
 
 
 def build_step_components(config: Config, devices: Sequence[jax.Device]) -> StepComponents:
-    """Make the parts of a job that do not need its data; `devices` need not be there to run it.
+    """Build the components of a job that do not depend on its data.
+
+    Parameters
+    ----------
+    config : Config
+        The resolved configuration.
+    devices : sequence of jax.Device
+        Devices of the mesh; may be compile-only devices of a topology description.
 
     Raises
     ------
@@ -224,3 +236,31 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
         shardings=shardings_of(abstract),
     )
     return StepComponents(mesh, layout, accumulation, optimizer, abstract, gradients, train_step)
+
+
+def run_metadata(job: Job) -> dict[str, Any]:
+    """Return the metadata saved with each state of a run, as JSON.
+
+    Returns
+    -------
+    dict
+        ``config`` by dotted name; ``config_sha256``, its hash without the run directory; ``data``:
+        the data identity; ``versions`` of the packages; ``git`` revision or None; ``devices``:
+        count, kind, processes and mesh.
+    """
+    config = flatten(replace(job.config, run_dir=None))
+    return {
+        "config": config,
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+        "data": data_identity(job.task),
+        "versions": provenance.versions(),
+        "git": provenance.git_revision(),
+        "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind} in "
+        f"{jax.process_count()} processes, mesh {format_mesh(job)}",
+    }
+
+
+def format_mesh(job: Job) -> str:
+    """Format the axes of a mesh: ``data 2 x fsdp 4``."""
+    sizes = [f"{axis} {size}" for axis, size in job.mesh.shape.items() if size > 1]
+    return " x ".join(sizes) or "of 1"

@@ -1,4 +1,4 @@
-"""Saving while the run goes on, and what follows from a save that fails."""
+"""Background checkpointing of a run, with logging and error handling of saves."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -14,27 +14,28 @@ CHECKPOINT_BYTES = "checkpoint/bytes"
 
 
 class CheckpointSaver:
-    """Saves the states of a run, records each save, and answers to those that fail.
+    """Save the states of a run in the background, log each save, and handle failures.
 
-    A run that stops for a failed save ends at the next step; one that continues says so, counts it
-    as ``checkpoint/failed`` and tries again when the next save is due. What is saved last must be
-    saved in either case: its failure is always raised.
+    With ``checkpoint.on_error stop`` a failed save ends the run at the next step; with ``continue``
+    it is logged as ``checkpoint/failed`` and the next save tries again. A failure of the final save
+    is always raised.
 
     Parameters
     ----------
     checkpointer : tjx_ckpt.Checkpointer
-        Saves in the background.
+        Writes the checkpoints.
     tracker : tjx_metrics.Tracker
-        Takes ``checkpoint/step``, ``checkpoint/blocking_seconds``, ``checkpoint/seconds`` and
-        ``checkpoint/bytes``, once a save, at the step by which it was done or the next ones: no
-        step has two, so that of two saves that are done by the last step one is not recorded.
+        Receives ``checkpoint/step``, ``checkpoint/blocking_seconds``, ``checkpoint/seconds`` and
+        ``checkpoint/bytes`` once per save. At most one save is logged per step, so of two saves
+        that finish by the last step one is not logged.
     on_error : "stop" or "continue"
-        What follows from a failed save.
+        Handling of a failed save.
     describe : callable
-        What goes with the state of a step, as JSON; of whether its evaluation is still owed.
+        From whether the evaluation of the step is still pending to the metadata of the checkpoint
+        (JSON).
     flush_records : callable
-        Brings the records to the disk; called in the background before a checkpoint is committed,
-        so that a power cut never leaves a checkpoint whose records are lost.
+        Flushes the metrics to disk. Called in the background before a checkpoint is committed, so
+        that a power loss never leaves a checkpoint without its metrics.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class CheckpointSaver:
         flush_records: Callable[[], object],
     ) -> None:
         self._checkpointer, self._tracker = checkpointer, tracker
-        self._goes_on = on_error == "continue"
+        self._continue_on_error = on_error == "continue"
         self._describe, self._flush_records = describe, flush_records
         self._error: tjx_ckpt.SaveError | None = None
         self._failures = 0
@@ -57,16 +58,16 @@ class CheckpointSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether a save failed such that the run is to end; see `stop_for_failure`."""
+        """Whether a failed save ends the run; see `stop_for_failure`."""
         return self._error is not None
 
-    def look(self, step: int) -> None:
-        """Record a save that is done by now, and note one that failed; never waits."""
+    def poll(self, step: int) -> None:
+        """Log a finished save and note a failed one, without waiting."""
         try:
             self._checkpointer.check()
         except tjx_ckpt.SaveError as error:
-            self._note(error, step)
-        self._gather()
+            self._note_error(error, step)
+        self._collect_report()
         if self._reports and self._recorded_at != step:
             self._recorded_at = step
             report = self._reports.popleft()
@@ -79,7 +80,7 @@ class CheckpointSaver:
             self._tracker.log(figures, step)
 
     def stop_for_failure(self, step: int) -> None:
-        """Raise what failed; all processes do so at the same step.
+        """Raise the error of the failed save; all processes do so at the same step.
 
         Raises
         ------
@@ -99,25 +100,25 @@ class CheckpointSaver:
         evaluation_pending: bool = False,
         prune: bool = True,
     ) -> None:
-        """Begin to save; the state's buffers may be donated when this returns.
+        """Start a save. The buffers of the state may be donated after this returns.
 
         Parameters
         ----------
         step : int
-            Steps that were made.
+            Number of updates made.
         state : TrainState
-            What to save.
+            The state to save.
         metrics : mapping, optional
-            The evaluation of this very step.
-        owes_evaluation : bool
-            Whether the evaluation of this step was due and is not made.
+            Metrics of an evaluation of this step.
+        evaluation_pending : bool
+            Whether the evaluation of this step was due and is not complete.
         prune : bool
-            Whether older checkpoints may be deleted then.
+            Whether older checkpoints may be deleted after the save.
 
         Raises
         ------
         tjx_ckpt.SaveError
-            If the save before failed, where the run does not go on.
+            If the previous save failed and ``checkpoint.on_error`` is "stop".
         """
 
         def begin() -> None:
@@ -135,56 +136,56 @@ class CheckpointSaver:
             try:
                 begin()
             except tjx_ckpt.SaveError as error:
-                self._answer(error, step)
+                self._handle_error(error, step)
                 if error.step == step:
                     return
-                begin()  # it was the save before that failed
+                begin()  # the previous save failed, not this one
         except tjx_ckpt.SaveError as error:
-            self._answer(error, step)
-        self._gather()
+            self._handle_error(error, step)
+        self._collect_report()
 
     def settle(self, step: int) -> None:
-        """Wait for the save under way.
+        """Wait for the save in progress.
 
         Raises
         ------
         tjx_ckpt.SaveError
-            If it failed, where the run does not go on.
+            If it failed and ``checkpoint.on_error`` is "stop".
         """
         try:
             self._checkpointer.wait()
         except tjx_ckpt.SaveError as error:
-            self._answer(error, step)
-        self.look(step)
+            self._handle_error(error, step)
+        self.poll(step)
 
     def finish(self, step: int) -> None:
-        """Wait until the last save is on disk.
+        """Wait for the final save.
 
         Raises
         ------
         tjx_ckpt.SaveError
-            If it failed, also where the run went on after others.
+            If it failed, whatever ``checkpoint.on_error`` is.
         """
         self._checkpointer.wait()
-        self.look(step)
+        self.poll(step)
 
-    def _gather(self) -> None:
-        """Take the report of a save that is done since this was last called."""
+    def _collect_report(self) -> None:
+        """Queue the report of a save that finished since the last call."""
         report = self._checkpointer.last_save
         if report is not None and report != self._newest:
             self._newest = report
             self._reports.append(report)
 
-    def _answer(self, error: tjx_ckpt.SaveError, step: int) -> None:
-        """Note a failure that all processes see at this step."""
-        if not self._goes_on:
+    def _handle_error(self, error: tjx_ckpt.SaveError, step: int) -> None:
+        """Handle a failure that all processes see at this step."""
+        if not self._continue_on_error:
             raise error
-        self._note(error, step)
+        self._note_error(error, step)
 
-    def _note(self, error: tjx_ckpt.SaveError, step: int) -> None:
-        if not self._goes_on:
+    def _note_error(self, error: tjx_ckpt.SaveError, step: int) -> None:
+        if not self._continue_on_error:
             self._error = error
             return
         self._failures += 1
-        log_info(f"warning: {error}; the run goes on, the next save tries again")
+        log_info(f"warning: {error}; training continues and the next save retries")
         self._tracker.log({"checkpoint/failed": self._failures}, step)

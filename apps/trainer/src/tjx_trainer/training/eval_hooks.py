@@ -1,4 +1,4 @@
-"""What is looked at besides the loss of each step, and when: evaluations, samples, weights."""
+"""Periodic evaluation hooks: evaluation, text samples and weight histograms."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -14,82 +14,82 @@ from tjx_trainer.training.train_state import TrainState
 
 
 class EvalHooks:
-    """Takes the looks at a run that its configuration asks for, each a function of the step.
+    """Run evaluations, samples and weight histograms when their step is due.
 
     Parameters
     ----------
     job : Job
-        The parts of the run.
-    progress : Progress
-        Records what was seen.
-    saver : Saver
-        Whether a save failed, so that the run is to end.
-    requests : Requests
-        Whether somebody has asked to stop.
+        The components of the run.
+    logger : MetricsLogger
+        Records the results.
+    saver : CheckpointSaver
+        Its failure is reported to the other processes during an evaluation.
+    preemption : PreemptionSync
+        Polled before each evaluation batch; a stop request interrupts the evaluation.
     watchdog : Watchdog
-        Told of each evaluation batch and each sample.
+        Receives a heartbeat before each evaluation batch and each sample.
     """
 
     def __init__(
         self,
         job: Job,
-        progress: MetricsLogger,
+        logger: MetricsLogger,
         saver: CheckpointSaver,
         preemption: PreemptionSync,
         watchdog: Watchdog,
     ) -> None:
-        self._job, self._progress, self._saver = job, progress, saver
-        self._requests, self._watchdog = preemption, watchdog
+        self._job, self._logger, self._saver = job, logger, saver
+        self._preemption, self._watchdog = preemption, watchdog
 
     def due(self, step: int) -> bool:
-        """Tell whether something is to be looked at after a step, before the next."""
-        return self._evaluates(step) or self._samples(step)
+        """Return whether an evaluation or a sample is due after `step`, before the next step."""
+        return self._evaluation_due(step) or self._sample_due(step)
 
-    def take(self, step: int, state: TrainState) -> Mapping[str, float] | None:
-        """Evaluate, and let the model write, where it is their turn.
+    def run(self, step: int, state: TrainState) -> Mapping[str, float] | None:
+        """Evaluate and sample, where due after `step`.
 
         Parameters
         ----------
         step : int
-            Steps that were made.
+            Number of updates made.
         state : TrainState
-            After that step.
+            The state after that step.
 
         Returns
         -------
         mapping or None
-            The evaluation's metrics by name, none where it was not its turn; None where all of it
-            is still to be made, as somebody asked to stop.
+            Evaluation metrics by name, empty if no evaluation was due; None if a stop request
+            interrupted the evaluation.
         """
         params, metrics = self._job.eval_params(state), None
-        if self._evaluates(step):
-            run = partial(self._job.evaluate, params, partial(self._before_batch, step))
-            if (metrics := self._progress.evaluate(step, run)) is None:
+        if self._evaluation_due(step):
+            evaluate = partial(self._job.evaluate, params, partial(self._before_batch, step))
+            if (metrics := self._logger.evaluate(step, evaluate)) is None:
                 return None
-        if self._samples(step):
+        if self._sample_due(step):
             self._watchdog.beat("sample", step)
-            self._progress.sample(step, partial(self._job.task.sample, params))
+            self._logger.sample(step, partial(self._job.task.sample, params))
         return metrics or {}
 
     def weights(self, step: int, params: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the spreads of the parameters where it is their turn; nothing waits for them."""
-        if not _is_turn(step, self._job.config.log.histograms_every):
+        """Return the weight histograms of `params` if due; does not wait for the device."""
+        if not _is_due(step, self._job.config.log.histograms_every):
             return None
         return self._job.weight_histograms(params)
 
-    def _evaluates(self, step: int) -> bool:
+    def _evaluation_due(self, step: int) -> bool:
         train = self._job.config.train
         return step == train.max_steps or step % train.eval_every == 0
 
-    def _samples(self, step: int) -> bool:
-        return _is_turn(step, self._job.config.log.samples_every)
+    def _sample_due(self, step: int) -> bool:
+        return _is_due(step, self._job.config.log.samples_every)
 
     def _before_batch(self, step: int) -> None:
         self._watchdog.beat("evaluate", step)
-        self._requests.poll(failed=self._saver.failed)
-        if self._requests.stop:
+        self._preemption.poll(failed=self._saver.failed)
+        if self._preemption.stop:
             raise EvaluationInterruptedError
 
 
-def _is_turn(step: int, every: int | None) -> bool:
+def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step > 0 and step % every == 0

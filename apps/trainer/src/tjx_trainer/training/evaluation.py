@@ -1,4 +1,4 @@
-"""Evaluation: exact sums over held-out text, whatever the batch size."""
+"""Evaluation: exact sums over validation data, independent of the batch size."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -17,19 +17,19 @@ from tjx_trainer.training.gradients import IGNORE_INDEX, Batch
 
 
 class EvaluationInterruptedError(Exception):
-    """An evaluation was left before its end: nothing is known of it."""
+    """A stop request interrupted an evaluation; its partial sums are discarded."""
 
 
 class EvalStep(NamedTuple):
-    """How to count over batches.
+    """Functions that accumulate evaluation sums over batches.
 
     Attributes
     ----------
     start
-        From params to the sums of nothing, lying where the params do.
+        From params to zero sums, replicated over the devices of the params.
     add
-        From (sums, params, batch) to the sums with the batch, jitted. It donates nothing: sums are
-        a few bytes, and those of an earlier batch can be waited for.
+        From (sums, params, batch) to the updated sums, jitted. Nothing is donated: sums are a few
+        bytes, and the host waits for those of earlier batches.
     """
 
     start: Callable[[Any], EvaluationSums]
@@ -44,38 +44,37 @@ def make_eval_step(
     layout: Layout = SINGLE_DEVICE,
     pipeline_means: Callable[[Any, Batch], tjx_optim.AccumulatedGradients] | None = None,
 ) -> EvalStep:
-    """Return how to count; accuracies (`ks`) need the logits, the loss does not.
+    """Return the jitted functions that accumulate losses and accuracies.
 
-    Fed with the right answers so far, a decoder that gives each next one would have written all of
-    them by itself: rows that are exact here are those of greedy generation.
-
-    Everything is counted on the devices, as no process has all rows of a batch.
+    Accuracies (`ks`) need the logits; the loss does not. A decoder is evaluated with teacher
+    forcing, so a row whose argmax predictions are all correct is the row that greedy decoding would
+    generate. All sums are computed on the devices, because no process holds all rows of a batch.
 
     Parameters
     ----------
     model : ModelConfig
         The model.
     ks : tuple of int
-        Count how often the right answer is among so many likeliest.
+        Values of k for top-k accuracy.
     token_byte_lengths : int32 [vocab_size] or None
-        Bytes of text that each token stands for; None where labels are no text.
+        Length of each token's text [bytes]; None if labels are not text tokens.
     layout : Layout
-        How the model lies on the mesh.
-    through_stages : callable, optional
-        The means of a batch as a pipeline computes them, of which only the loss is looked at: no
-        stage then needs the layers of others. Accuracies do.
+        The sharding of the model on the mesh.
+    pipeline_means : callable, optional
+        Loss means of a batch as a pipeline computes them, so that no stage needs the layers of
+        others. Accuracies are not available then.
     """
     of_text = token_byte_lengths is not None
 
     def start(params: Any) -> EvaluationSums:
-        lies = jax.tree.leaves(params)[0].sharding
-        if isinstance(lies, jax.sharding.NamedSharding):
-            whole = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]  # as jax is
-            lies = jax.sharding.NamedSharding(lies.mesh, whole)
-        return zero_on(lies)()
+        sharding = jax.tree.leaves(params)[0].sharding
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            replicated = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]
+            sharding = jax.sharding.NamedSharding(sharding.mesh, replicated)
+        return zeros(sharding)()
 
-    @functools.cache  # a new function at each evaluation would be compiled at each
-    def zero_on(sharding: jax.sharding.Sharding) -> Callable[[], EvaluationSums]:
+    @functools.cache  # one compilation per sharding
+    def zeros(sharding: jax.sharding.Sharding) -> Callable[[], EvaluationSums]:
         return jax.jit(lambda: EvaluationSums.zero(ks=ks, of_text=of_text), out_shardings=sharding)
 
     @jax.jit
@@ -109,7 +108,7 @@ def evaluate(
     *,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Sum over all batches.
+    """Accumulate the evaluation sums over all batches.
 
     Parameters
     ----------
@@ -118,20 +117,20 @@ def evaluate(
     params : nested dict of arrays
         The model's parameters.
     batches : iterable of Batch
-        Each target once; padding has the label -100.
+        Batches that contain each label once; padding has the label `IGNORE_INDEX`.
     before_batch : callable
-        Called before each batch; raises `EvaluationLeftError` to leave.
+        Called before each batch; may raise `EvaluationInterruptedError`.
 
     Returns
     -------
     Evaluation
-        The sums, as of float64.
+        The sums, accurate to about float64.
     """
     sums = eval_step.start(params)
-    # Wait for the batch before: the device does not wait for the host, and the host does not run
-    # ahead, so that whoever asks to stop is heard and a device that hangs is noticed.
+    # Wait for the previous batch: one batch stays queued on the device, and the host still notices
+    # stop requests and hangs.
     for batch in batches:
         before_batch()
-        before, sums = sums, eval_step.add(sums, params, batch)
-        jax.block_until_ready(before)  # type: ignore[no-untyped-call]  # as jax is
+        previous, sums = sums, eval_step.add(sums, params, batch)
+        jax.block_until_ready(previous)  # type: ignore[no-untyped-call]
     return sums.on_host()

@@ -1,4 +1,4 @@
-"""The loss of a batch and its gradients, on all devices at once or in a pipeline."""
+"""Gradients of the loss over microbatches, by accumulation or in a pipeline."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -16,26 +16,26 @@ from tjx_nn.losses import aux_loss_weights
 from tjx_trainer.config.run_config import Config, ModelConfig
 
 Batch = Mapping[str, jax.Array]
-# (params, microbatches [k, ...], loss scale) -> means over the batch.
+# (params, microbatches [k, ...], loss scale) -> means over the batch and their gradients.
 Gradients = Callable[[Any, Any, jax.Array | None], tjx_optim.AccumulatedGradients]
 
-# Labels of this value are padding: no loss, not counted.
+# Labels with this value are ignored: they contribute neither loss nor count.
 IGNORE_INDEX = -100
 
 
 def make_gradients(
     config: Config, mesh: jax.sharding.Mesh, layout: Layout, *, accumulation: int
 ) -> Gradients:
-    """Return the function that differentiates the loss of a batch.
+    """Return the function that computes the mean loss of a batch and its gradients.
 
     Parameters
     ----------
     config : Config
         Resolved.
     mesh : jax.sharding.Mesh
-        The devices; with several stages the microbatches go through them in a pipeline.
+        The device mesh; with several stages the microbatches are pipelined.
     layout : Layout
-        How the model lies on them.
+        The sharding of the model on the mesh.
     accumulation : int
         Microbatches in a batch.
     """
@@ -62,7 +62,7 @@ def make_gradients(
 
 
 def _inputs(microbatch: Batch) -> dict[str, jax.Array]:
-    """Return the arguments of the model but the labels."""
+    """Return the model inputs of a microbatch: all entries but the labels."""
     names = {"key": "dropout_key"}
     return {names.get(name, name): x for name, x in microbatch.items() if name != "labels"}
 
@@ -74,16 +74,16 @@ def _count(microbatch: Batch) -> jax.Array:
 def _pipelined(
     config: Config, mesh: jax.sharding.Mesh, layout: Layout, accumulation: int
 ) -> Gradients:
-    """Return the gradients of a model whose blocks are divided among stages."""
+    """Return the gradient function of a model whose blocks are divided among pipeline stages."""
     model, choices = config.model, config.mesh
     parts = mesh.shape["stage"] * choices.chunks_per_stage
     schedule = tjx_parallel.make_pipeline_schedule(
         choices.pipeline, mesh.shape["stage"], accumulation, choices.chunks_per_stage
     )
     length = model.n_layer // parts
-    divided = _is_of_layers(model)
-    # What `begin` and `finish` never touch.
-    no_layers = jax.eval_shape(lambda: tjx_nn.init(model, jax.random.key(0)))
+    divided = _is_block_param(model)
+    # An abstract stand-in for the layers: `begin` and `finish` do not read them.
+    abstract_layers = jax.eval_shape(lambda: tjx_nn.init(model, jax.random.key(0)))
 
     def network(outer: Any, layers: Any, n_layer: int | None = None) -> Any:
         params = jax.tree.map(
@@ -93,11 +93,11 @@ def _pipelined(
         return tjx_nn.bind(model, params, layout=layout, n_layer=n_layer)
 
     def begin(outer: Any, microbatch: Batch) -> jax.Array:
-        x: jax.Array = network(outer, no_layers).begin(**_inputs(microbatch))
+        x: jax.Array = network(outer, abstract_layers).begin(**_inputs(microbatch))
         return x
 
     def run_stage(layers: Any, first: jax.Array, x: jax.Array, microbatch: Batch) -> Any:
-        bound = network(no_layers, layers, length)
+        bound = network(abstract_layers, layers, length)
         x, [aux_losses] = bound.run_blocks(x, **_inputs(microbatch), part=LayerRange(first, length))
         count = _count(microbatch)
         sums = {name: count * each.sum() / model.n_layer for name, each in aux_losses.items()}
@@ -111,7 +111,7 @@ def _pipelined(
         labels = microbatch["labels"]
         if labels.ndim > 1:
             labels = take(layout.reorder(labels))
-        cross_entropy = network(outer, no_layers).finish(x, labels).sum()
+        cross_entropy = network(outer, abstract_layers).finish(x, labels).sum()
         return cross_entropy, ((labels != IGNORE_INDEX).sum(), {"loss": cross_entropy})
 
     def gradients(
@@ -127,7 +127,7 @@ def _pipelined(
         (of_outer, of_layers), scalars = tjx_parallel.pipeline_gradients(
             begin, run_stage, finish, outer, layers, microbatches,
             mesh=mesh, schedule=schedule, loss_scale=scale,
-            split_tokens=_divides_tokens(microbatches, mesh), spec=_stream(config, mesh),
+            split_tokens=_can_split_tokens(microbatches, mesh), spec=_residual_spec(config, mesh),
         )  # fmt: skip
         found = jax.tree.map(
             lambda is_layers, a, b: b if is_layers else a, divided, of_outer, of_layers,
@@ -138,8 +138,8 @@ def _pipelined(
     return gradients
 
 
-def _is_of_layers(model: ModelConfig) -> Any:
-    """Tell of each parameter whether it is one of the stacked blocks'."""
+def _is_block_param(model: ModelConfig) -> Any:
+    """Return a tree of bools: whether each parameter belongs to the stacked blocks."""
     return jax.tree.map(
         lambda axes: axes[:1] == ("layers",),
         tjx_nn.logical_axes(model),
@@ -147,16 +147,16 @@ def _is_of_layers(model: ModelConfig) -> Any:
     )
 
 
-def _stream(config: Config, mesh: jax.sharding.Mesh) -> jax.sharding.PartitionSpec:
-    """Return how the residual stream lies on the mesh; its sizes were checked."""
+def _residual_spec(config: Config, mesh: jax.sharding.Mesh) -> jax.sharding.PartitionSpec:
+    """Return the sharding of the residual stream. Divisibility was checked before."""
     rules = tjx_parallel.ShardingRules.of(config.mesh)
     shape = (mesh.size,) * len(RESIDUAL_AXES)
     spec: jax.sharding.PartitionSpec = rules.spec(mesh, RESIDUAL_AXES, shape, name="stream")
     return spec
 
 
-def _divides_tokens(microbatches: Any, mesh: jax.sharding.Mesh) -> bool:
-    """Tell whether the stages can share the head, each with some of the tokens."""
+def _can_split_tokens(microbatches: Any, mesh: jax.sharding.Mesh) -> bool:
+    """Return whether the stages can share the output head, each with part of the tokens."""
     labels = microbatches["labels"]
     places = math.prod(mesh.shape[axis] for axis in ("stage", "context", "tensor"))
     return bool(labels.ndim > 2 and labels.shape[2] % places == 0)

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Training loop: load, step, evaluate, save."""
 
 from collections.abc import Mapping
 
@@ -20,59 +20,57 @@ def train_loop(
     job: Job,
     state: TrainState,
     *,
-    progress: MetricsLogger,
+    logger: MetricsLogger,
     saver: CheckpointSaver,
     preemption: PreemptionSync,
     watchdog: Watchdog,
     profiler: tjx_metrics.Profiler,
     evaluation_pending: bool = False,
 ) -> TrainState:
-    """Train from the state's step to the last, or until asked to stop; the end is saved.
+    """Run training steps until ``train.max_steps`` or a stop request, then save.
 
     Parameters
     ----------
     job : Job
-        The parts of the run.
+        The components of the run.
     state : TrainState
-        Where to start; its buffers are donated.
-    progress : Progress
-        Reads each step's metrics one step late, so that the devices never wait for the host.
-    saver : Saver
+        The initial state; its buffers are donated.
+    logger : MetricsLogger
+        Reads the metrics of each step one step late, so that the devices never wait for the host.
+    saver : CheckpointSaver
         Saves in the background.
-    requests : Requests
-        Whether somebody has asked to stop or to save.
+    preemption : PreemptionSync
+        Stop and save requests, equal in all processes.
     watchdog : Watchdog
-        Told of each step and each evaluation batch.
+        Receives a heartbeat before each step, evaluation batch and save.
     profiler : tjx_metrics.Profiler
-        Traces the steps that it was told to.
-    owes_evaluation : bool
-        Whether the looks at the state's step, its evaluation above all, are still to be taken.
+        Traces the steps of ``profile.steps``.
+    evaluation_pending : bool
+        Whether the evaluation hooks of the initial state's step are still to be run.
 
     Returns
     -------
     TrainState
-        The state after the last step made.
+        The state after the last step.
 
     Raises
     ------
     NotFiniteError
-        When as many steps in a row were not finite as the guard allows.
+        If ``guard.max_skipped`` consecutive steps were not finite.
     tjx_ckpt.SaveError
-        When a save failed, and the run is not to go on, or it was the last one.
+        If a save failed and ``checkpoint.on_error`` is "stop", or if the final save failed.
     """
     max_steps, save_every = job.config.train.max_steps, job.config.checkpoint.every
-    step_timer, eval_hooks = (
-        progress.step_timer,
-        EvalHooks(job, progress, saver, preemption, watchdog),
-    )
+    step_timer = logger.step_timer
+    eval_hooks = EvalHooks(job, logger, saver, preemption, watchdog)
     first = step = int(jax.device_get(state.step))
     owed = evaluation_pending
-    # What is saved in a streak of steps that are not finite may be bad, and would take the place of
-    # a good checkpoint: a save that is due then waits for the end of the streak.
+    # Do not save during a streak of non-finite steps: a bad checkpoint would displace a good one. A
+    # save that becomes due then is deferred to the end of the streak.
     deferred = int(jax.device_get(state.guard.skipped_in_a_row)) > 0
 
     def load(step: int) -> Batch:
-        with jax.transfer_guard("disallow"):  # each thread has its own
+        with jax.transfer_guard("disallow"):  # the guard is thread-local
             return job.task.batch(step, job.put)
 
     with (
@@ -82,33 +80,34 @@ def train_loop(
         while True:
             metrics: Mapping[str, float] | None = None
             if owed:
-                metrics = eval_hooks.take(step, state)
-                owed = metrics is None  # it was left: whoever goes on from here makes it
+                metrics = eval_hooks.run(step, state)
+                owed = metrics is None  # interrupted: the resumed run repeats it
             if preemption.failed:
                 saver.stop_for_failure(step)
             is_end = step == max_steps or preemption.stop > 0
             wanted = preemption.pop_save_request() or is_end or step % save_every == 0 or deferred
             if wanted and step > first:
                 watchdog.beat("save", step)
-                progress.flush()  # a run that goes on from here lacks no record
-                deferred = progress.in_nonfinite_streak and not is_end
+                logger.flush()  # metrics.jsonl holds every step up to the checkpoint
+                deferred = logger.in_nonfinite_streak and not is_end
                 if not deferred:
                     with step_timer.during("checkpoint"):
                         saver.save(
                             step, state, metrics=metrics, evaluation_pending=owed,
-                            prune=not progress.in_nonfinite_streak,
+                            prune=not logger.in_nonfinite_streak,
                         )  # fmt: skip
             if is_end:
                 break
             watchdog.beat("train", step)
             with step_timer.during("data_wait"):
                 batch = batches.get(step)
-            with profiler.step(step + 1, wait=progress.flush):
+            with profiler.step(step + 1, wait=logger.flush):
                 with step_timer.during("dispatch"):
-                    state, measured = job.train_step(state, batch)
+                    state, metrics_on_device = job.train_step(state, batch)
                 step += 1
-                progress.record_step(step, measured, spreads=eval_hooks.weights(step, state.params))
-            saver.look(step)
+                spreads = eval_hooks.weights(step, state.params)
+                logger.record_step(step, metrics_on_device, spreads=spreads)
+            saver.poll(step)
             preemption.poll(failed=saver.failed)
             owed = eval_hooks.due(step)
     watchdog.beat("save", step)

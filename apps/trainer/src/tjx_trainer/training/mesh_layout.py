@@ -1,4 +1,4 @@
-"""How a model lies on the mesh: what tjx_nn asks, answered by tjx_parallel and tjx_kernels."""
+"""`MeshLayout`: shard a tjx_nn model over a device mesh with tjx_parallel and tjx_kernels."""
 
 import math
 from typing import Any
@@ -16,19 +16,19 @@ from tjx_trainer.config.run_config import ModelConfig
 
 
 class MeshLayout(tjx_nn.Layout):
-    """The layout that a mesh and its rules give.
+    """Shard activations, weights, attention and experts over a mesh.
 
     Parameters
     ----------
     mesh : jax.sharding.Mesh
-        The devices.
+        The device mesh.
     rules : tjx_parallel.ShardingRules
-        Which logical axis lies on which axes of the mesh.
+        Mapping of logical axes to mesh axes.
     choices : tjx_parallel.MeshConfig
-        What fsdp divides, how tokens see those of other devices, the type of sums.
+        ZeRO stage, context-parallel attention and the dtype of gradient reductions.
     zigzag : bool
-        Whether devices along context hold tokens of early and late positions, so that each has the
-        same work under a causal mask.
+        Whether devices along context hold early and late positions, which balances the work of a
+        causal mask.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class MeshLayout(tjx_nn.Layout):
         self._place = tjx_parallel.make_constraint(mesh, rules)
         self._whole = tjx_parallel.make_constraint(mesh, rules, without=tjx_parallel.STORAGE_AXES)
         self._mesh, self._rules = mesh, rules
-        # On GPUs the gradient that the compiler would divide itself is a scatter with atomics.
+        # XLA's gradient of a gather is a scatter with atomics on GPUs.
         on_gpus = mesh.devices.flat[0].platform not in ("cpu", "tpu")
         self._take = tjx_kernels.embedding_lookup if on_gpus else None
         axes = [rules.mesh_axes(name) for name in ("batch", "seq")]
@@ -61,12 +61,12 @@ class MeshLayout(tjx_nn.Layout):
         }
 
     def place(self, x: jax.Array, axes: Axes) -> jax.Array:
-        """Say where an activation lies."""
+        """Constrain the sharding of an activation."""
         return self._place(x, axes)
 
     def all_gathered(self, w: jax.Array, axes: Axes) -> jax.Array:
         """Gather a weight over the axes that only keep it, in the type that it has here."""
-        # Divided first, else it is gathered before it is cast.
+        # Constrain the sharded value first; otherwise XLA gathers the weight before the cast.
         return self._whole(self._place(w, axes) if self._weights_divided else w, axes)
 
     def reduce_scattered(self, dw: jax.Array, axes: Axes) -> jax.Array:
@@ -74,33 +74,33 @@ class MeshLayout(tjx_nn.Layout):
         return self._place(dw, axes) if self._gradients_divided else self._whole(dw, axes)
 
     def look_up(self, table: jax.Array, ids: jax.Array, row_axis: str) -> jax.Array:
-        """Look up rows where they are."""
+        """Look up rows of a sharded embedding table."""
         found: jax.Array = tjx_parallel.look_up(
             table, ids, self._mesh, self._rules, row_axis, take=self._take
         )
         return found
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
-        """Attend within sequences and heads of each device, and to tokens of others."""
+        """Compute attention over sharded batch, heads and sequence."""
         out: jax.Array = tjx_kernels.sharded_flash_attention(q, k, v, **self._attention, **options)
         return out
 
     def to_experts(self, rows: jax.Array) -> jax.Array:
-        """Move rows to the devices that have their experts."""
+        """Send rows to the devices of their experts (all-to-all over expert)."""
         if self._mesh.shape["expert"] == 1:
             return rows
         moved: jax.Array = tjx_parallel.expert_all_to_all(rows, self._mesh)
         return moved
 
     def from_experts(self, rows: jax.Array) -> jax.Array:
-        """Move rows back."""
+        """Return rows from their experts; the inverse of `to_experts`."""
         if self._mesh.shape["expert"] == 1:
             return rows
         moved: jax.Array = tjx_parallel.expert_all_to_all(rows, self._mesh, back=True)
         return moved
 
     def reorder[A: jax.Array | np.ndarray](self, x: A) -> A:
-        """Bring tokens into zigzag order."""
+        """Permute tokens into zigzag order."""
         if self._parts == 1:
             return x
         whole = self._tokens(jnp.asarray(x), None)
@@ -108,15 +108,15 @@ class MeshLayout(tjx_nn.Layout):
         return ordered
 
     def restore(self, x: jax.Array) -> jax.Array:
-        """Bring tokens back from zigzag order."""
+        """Undo `reorder`."""
         if self._parts == 1:
             return x
         restored: jax.Array = unzigzag(self._tokens(x, None), self._parts)
         return restored
 
     def _tokens(self, x: Any, axis: str | None) -> Any:
-        """Place [batch, tokens, ...], tokens divided or whole: whole ones are ordered in place."""
-        batch = "batch" if x.shape[0] > 1 else None  # positions may be the same for all rows
+        """Shard or replicate the token axis; permutations need it replicated."""
+        batch = "batch" if x.shape[0] > 1 else None  # positions may be shared by all rows
         return self._place(x, (batch, axis, *[None] * (x.ndim - 2)))
 
 
@@ -126,7 +126,7 @@ def make_layout(
     rules: tjx_parallel.ShardingRules,
     choices: tjx_parallel.MeshConfig,
 ) -> tjx_nn.Layout:
-    """Return how a model lies on a mesh."""
+    """Return the layout of a model on a mesh; `SINGLE_DEVICE` for a mesh of one device."""
     if mesh.size == 1:
         return SINGLE_DEVICE
     causal = model.family in ("gpt", "encoder_decoder")

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics to the trackers, one step late."""
+"""Metrics logging, one step behind the device."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,29 +17,29 @@ SAMPLE_TEXT = "samples/text"
 
 
 class MetricsLogger:
-    """Reads each step's metrics when the next step is already under way.
+    """Read the metrics of each step while the next step runs, and log them to the tracker.
 
     Parameters
     ----------
     tracker : tjx_metrics.Tracker
-        Where numbers go.
-    meter : Meter
-        Told of each step that is done, and of what time goes into.
+        Destination of the metrics.
+    step_timer : StepTimer
+        Receives each finished step and the time of each phase.
     log : tjx_metrics.LogConfig
-        What is recorded how often; a step that was skipped is always recorded.
+        Logging intervals; skipped steps are always logged.
     max_skipped : int
-        Steps in a row that are skipped for not being finite when the run ends.
+        Consecutive skipped steps that end the run.
     skipped : int
         Steps that were skipped before.
 
     Attributes
     ----------
     last_evaluation : tjx_metrics.Evaluation or None
-        The last one that was finished.
+        The last complete evaluation.
     best_loss : float or None
-        The lowest loss of those that this process made, nats a label.
-    streak_began : int or None
-        After NotFiniteError the first of the steps in a row that were skipped.
+        The lowest evaluation loss of this process [nats/label].
+    streak_start : int or None
+        After NotFiniteError, the first step of the streak of skipped steps.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MetricsLogger:
         self._max_skipped = max_skipped
         self._skipped = skipped
         self._pending: tuple[int, Metrics] | None = None
-        # The first of the steps in a row that were skipped last, of those that were seen.
+        # First step of the current streak of skipped steps, as far as it was read.
         self._first_skipped: int | None = None
         self.last_evaluation: tjx_metrics.Evaluation | None = None
         self.best_loss: float | None = None
@@ -65,33 +65,33 @@ class MetricsLogger:
 
     @property
     def in_nonfinite_streak(self) -> bool:
-        """Whether the last step that was read was skipped for not being finite."""
+        """Whether the last step that was read was skipped as non-finite."""
         return self._first_skipped is not None
 
     def record_step(
         self, step: int, metrics: Metrics, *, spreads: Mapping[str, Any] | None = None
     ) -> None:
-        """Take a step's metrics, which may not be computed yet; read those of the step before.
+        """Queue the metrics of a step, and log those of the previous step.
 
         Parameters
         ----------
         step : int
-            1 is the first.
+            Step number; the first is 1.
         metrics : Metrics
-            As the training step gives them.
+            Metrics of the train step; may not be computed yet.
         spreads : mapping, optional
-            Of the parameters after the step, from `tjx_metrics.weight_spreads`.
+            Histograms of the parameters after the step, from `tjx_metrics.weight_histograms`.
         """
         self.flush()
         self._pending = (step, metrics if spreads is None else {**metrics, "spreads": spreads})
 
     def flush(self) -> None:
-        """Wait for the last step's metrics and record them where it is their turn.
+        """Wait for the queued metrics and log them if due.
 
         Raises
         ------
         NotFiniteError
-            When as many steps in a row were skipped as may be.
+            If ``max_skipped`` consecutive steps were skipped.
         """
         if self._pending is None:
             return
@@ -116,7 +116,7 @@ class MetricsLogger:
                 tjx_metrics.named_histograms(spreads, PARAMETER_HISTOGRAMS), step
             )
         if in_a_row >= self._max_skipped:
-            # A run that was gone on with in the midst of them has seen the last of them only.
+            # A run that was resumed within a streak has seen only its last steps.
             begin = step - in_a_row + 1
             self.streak_start = min(begin, self._first_skipped or begin)
             raise NotFiniteError(step, in_a_row)
@@ -124,19 +124,19 @@ class MetricsLogger:
     def evaluate(
         self, step: int, run: Callable[[], tjx_metrics.Evaluation]
     ) -> Mapping[str, float] | None:
-        """Evaluate and record; the time it takes counts for no rate.
+        """Run and log an evaluation; its time does not count towards throughput.
 
         Parameters
         ----------
         step : int
-            Steps that were made.
+            Number of updates made.
         run : callable
-            Evaluates, or raises `EvaluationLeftError`.
+            Evaluates, or raises `EvaluationInterruptedError`.
 
         Returns
         -------
         mapping or None
-            What was recorded, by name; None where the evaluation was left.
+            The logged metrics by name; None if the evaluation was interrupted.
         """
         self.flush()
         try:
@@ -153,7 +153,7 @@ class MetricsLogger:
         return metrics
 
     def sample(self, step: int, write: Callable[[], str | None]) -> None:
-        """Let the model write, and record the text where there is one."""
+        """Generate and log a text sample."""
         self.flush()
         with self.step_timer.paused("evaluation"):
             text = write()

@@ -1,4 +1,4 @@
-"""A run that begins with a trained model's weights, in the format of Hugging Face transformers."""
+"""Initialization from pretrained weights in the Hugging Face transformers format."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -12,7 +12,7 @@ import tjx_nn
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
 
-# What a run may choose for itself: how it trains, and how it computes.
+# Fields that may differ from the pretrained model: training and implementation choices.
 _FREE = frozenset({
     "dropout", "embedding_dropout", "attention_dropout", "init_std", "mup_base", "scan_layers",
     "remat", "remat_every", "dtype", "attention_implementation", "check_ids", "vocab_multiple",
@@ -22,17 +22,17 @@ _FREE = frozenset({
 
 
 def check_pretrained(config: Config) -> None:
-    """Refuse a model of another shape than the weights that a run is to begin with.
+    """Raise if the model's architecture differs from that of ``train.init_from``.
 
     Parameters
     ----------
     config : Config
-        Resolved: the vocabulary is the tokenizer's. Nothing is done without ``train.init_from``.
+        The resolved configuration. Returns at once without ``train.init_from``.
 
     Raises
     ------
     ValueError
-        Naming every value that differs, a line each; or why the weights cannot be read.
+        Naming each value that differs, a line each; or why the weights cannot be read.
     """
     if config.train.init_from is None:
         return
@@ -42,7 +42,7 @@ def check_pretrained(config: Config) -> None:
 
 
 def check_tokenizer(config: Config, tokenizer: tjx_data.Tokenizer) -> list[str]:
-    """Compare the tokenizer of the data with that of the weights that a run is to begin with.
+    """Compare the tokenizer of the data with that of the pretrained weights.
 
     Parameters
     ----------
@@ -54,8 +54,7 @@ def check_tokenizer(config: Config, tokenizer: tjx_data.Tokenizer) -> list[str]:
     Returns
     -------
     list of str
-        Notes for the user: that there is no tokenizer to compare with, or that two files differ in
-        something else than their ids.
+        Notes for the user: the weights have no tokenizer, or the files differ but not their ids.
 
     Raises
     ------
@@ -88,11 +87,10 @@ def check_tokenizer(config: Config, tokenizer: tjx_data.Tokenizer) -> list[str]:
 
 
 def pretrained_params(config: Config) -> dict[str, Any]:
-    """Return the weights that a run begins with, as the run's own model has them.
+    """Return the pretrained weights in the run's own parameter layout.
 
-    A token table has as many rows as ``model.vocab_multiple`` asks for, those beyond the vocabulary
-    being zeros, which take no part in anything; of a table of positions the first
-    ``model.max_seq_len`` are taken, as nanoGPT does.
+    Token tables are padded with rows of zeros to ``model.vocab_multiple``; the model masks these
+    rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT.
 
     Returns
     -------
@@ -107,7 +105,7 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     check_pretrained(config)
     assert config.train.init_from is not None
     _, params = _load(config.train.init_from)
-    _load.cache_clear()  # a run needs them once; they are as large as the model
+    _load.cache_clear()  # the weights are read once and are as large as the model
     tables = {name: dict(table) for name, table in params.items() if name in _ROWS}
     for name, table in tables.items():
         for key, rows in table.items():
@@ -123,7 +121,7 @@ _ROWS: Mapping[str, Any] = {
 
 
 def _fit(table: np.ndarray, rows: int) -> np.ndarray:
-    """Return the first rows of a table, or the table with rows of zeros below it."""
+    """Truncate a table to `rows` rows, or pad it with rows of zeros."""
     missing = max(0, rows - len(table))
     return np.pad(table[:rows], ((0, missing), (0, 0)))
 
@@ -136,13 +134,13 @@ def _load(name: str) -> tuple[Any, dict[str, Any]]:
 def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
     if type(theirs) is not type(ours) or not isinstance(ours, GPTConfig):
         return [
-            f"train.init_from {name}: a model of the family {theirs.family}, and model.family is "
-            f"{ours.family}; weights can be given to models of the family gpt"
+            f"train.init_from {name}: got a model of the family {theirs.family}; expected "
+            f"model.family {ours.family}, and pretrained weights load into gpt only"
         ]
     there, here = _flat(theirs), _flat(ours)
     problems = [
         f"train.init_from {name}: its {field} is {there[field]} and model.{field} is "
-        f"{here[field]}; give --model.{field} {_word(there[field])}"
+        f"{here[field]}; give --model.{field} {_flag_value(there[field])}"
         for field in there
         if field not in _FREE and field != "vocab_size" and there[field] != here[field]
     ]
@@ -161,7 +159,7 @@ def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of a configuration and its parts, those that say the same being equal."""
+    """Return the values of a configuration by dotted name, with derived defaults resolved."""
     found: dict[str, Any] = {}
     for entry in fields(config):
         value = getattr(config, entry.name)
@@ -169,10 +167,10 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
             found |= _flat(value, f"{prefix}{entry.name}.")
         else:
             found[prefix + entry.name] = value
-    if not prefix:  # what is left out follows from the rest
+    if not prefix:  # None means a value derived from others: compare the derived values
         found |= {"n_kv_head": config.kv_heads, "d_head": config.head_dim, "d_ff": config.ff_dim}
     return found
 
 
-def _word(value: Any) -> str:
+def _flag_value(value: Any) -> str:
     return "none" if value is None else str(value).lower()

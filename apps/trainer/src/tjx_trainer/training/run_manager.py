@@ -1,4 +1,4 @@
-"""A run to its last step: from what was saved, and once back from steps that are not finite."""
+"""Run management: restore the latest checkpoint, train, and roll back once after divergence."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ import tjx_nn
 import tjx_parallel
 from tjx_trainer.runtime.exit_codes import NotFiniteError
 from tjx_trainer.runtime.preemption import PreemptionSync
-from tjx_trainer.runtime.provenance import describe_version_changes, run_metadata
+from tjx_trainer.runtime.provenance import describe_version_changes
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.run_logging import log_info
 from tjx_trainer.runtime.watchdog import Watchdog
-from tjx_trainer.training.build import Job
+from tjx_trainer.training.build import Job, run_metadata
 from tjx_trainer.training.checkpointing import CHECKPOINT_BYTES, CheckpointSaver
 from tjx_trainer.training.loop import train_loop
 from tjx_trainer.training.metrics_logger import MetricsLogger
@@ -28,26 +28,27 @@ from tjx_trainer.training.train_state import TrainState
 
 @dataclass
 class RunManager:
-    """The way of one run from a state to its last step.
+    """Restore, train and roll back one run.
 
     Attributes
     ----------
     job : Job
-        The parts of the run.
+        The components of the run.
     run : RunDirectory
-        Where it writes.
+        The run directory.
     checkpointer : tjx_ckpt.Checkpointer
-        What it goes on from.
-    requests : Requests
-        Whether somebody has asked to stop or to save.
+        The checkpoints of the run.
+    preemption : PreemptionSync
+        Stop and save requests.
     watchdog : Watchdog
-        Told of each step.
+        Receives heartbeats.
     description : dict
-        What is saved with each state.
-    progress, meter
-        Of the last way to the end, or to where somebody asked to stop.
-    found, results
-        The last evaluation, and on process 0 what came out of the run; after the last step.
+        Metadata saved with each state.
+    logger, step_timer
+        Of the last call of `train_loop`.
+    final_metrics, summary
+        Metrics of the last evaluation and, on process 0, the summary of the run; set after the last
+        step.
     """
 
     job: Job
@@ -56,77 +57,78 @@ class RunManager:
     preemption: PreemptionSync
     watchdog: Watchdog
     description: dict[str, Any] = field(init=False)
-    progress: MetricsLogger = field(init=False)
+    logger: MetricsLogger = field(init=False)
     step_timer: StepTimer = field(init=False)
-    found: dict[str, float] = field(init=False)
-    results: Scalars = field(init=False)
+    final_metrics: dict[str, float] = field(init=False)
+    summary: Scalars = field(init=False)
 
     def __post_init__(self) -> None:
         self.description = run_metadata(self.job)
 
     def resume(self) -> TrainState:
-        """Return the newest sound state, or that of step 0 where nothing was saved.
+        """Restore the latest valid checkpoint, or initialize the state of step 0.
 
         Raises
         ------
         tjx_ckpt.CheckpointError
-            If there are checkpoints, and none is sound; or if there were some.
+            If every checkpoint is corrupt, or a run that saved before has no checkpoints.
         """
         try:
             state: TrainState = self.checkpointer.restore(self.job.abstract)
         except tjx_ckpt.NoCheckpointError:
-            self._refuse_lost_checkpoints()
+            self._check_lost_checkpoints()
             return self.job.initial_state()
         step = int(jax.device_get(state.step))
         log_info(f"resuming       from step {step}")
         if not int(jax.device_get(state.guard.skipped_in_a_row)):
-            self.checkpointer.prune()  # an earlier deletion may have failed, or `keep` be smaller
+            self.checkpointer.prune()  # `keep` may be smaller now, or a deletion has failed
         other = describe_version_changes(self.checkpointer.metadata(step), self.description)
         if other is not None:
-            log_info(f"other versions {other}")
+            log_info(f"note           {other}")
         return state
 
-    def follow(self, state: TrainState) -> TrainState:
-        """Train until the last step, or until asked to stop.
+    def train(self, state: TrainState) -> TrainState:
+        """Train until the last step or a stop request.
 
-        A row of steps that were not finite leads back to the newest checkpoint from before it, or
-        to step 0, once: what a fault of the machine did is then undone, and a run that diverges by
-        itself comes to the same place and ends.
+        After ``guard.max_skipped`` consecutive non-finite steps the run is rolled back, once, to
+        the newest checkpoint before them or to step 0. This recovers from transient hardware
+        faults; a run that diverges by itself fails again at the same step.
 
         Parameters
         ----------
         state : TrainState
-            Where to start; its buffers are donated.
+            The initial state; its buffers are donated.
 
         Returns
         -------
         TrainState
-            The last one.
+            The state after the last step.
 
         Raises
         ------
         NotFiniteError
-            If it happened twice; a note names the last good checkpoint.
+            If it happens a second time; a note names the last good checkpoint.
         tjx_ckpt.SaveError, tjx_metrics.RecordError
-            If a checkpoint or a record could not be written, and the run is not to go on.
+            If a checkpoint or the metrics could not be written and ``checkpoint.on_error`` is
+            "stop".
         """
         try:
             return self._train(state)
         except NotFiniteError as error:
-            told = str(error)
-        # Outside of the handler nothing holds the state that is given up.
-        state = self._go_back(told)
+            reason = str(error)
+        # Roll back outside the handler: the traceback would keep the old state in memory.
+        state = self._roll_back(reason)
         try:
             return self._train(state)
         except NotFiniteError as error:
-            error.add_note(self._after_divergence())
+            error.add_note(self._divergence_advice())
             raise
 
     def _train(self, state: TrainState) -> TrainState:
         config = self.job.config
         start = int(jax.device_get(state.step))
         self.step_timer = StepTimer(
-            config, self.job.mesh, start_step=start, elapsed=Elapsed.of(self._saved_with(start))
+            config, self.job.mesh, start_step=start, elapsed=Elapsed.of(self._metadata(start))
         )
         records, console = self._make_trackers(start)
         metrics = next((r for r in records if isinstance(r, tjx_metrics.JsonlTracker)), None)
@@ -134,7 +136,7 @@ class RunManager:
             self._report_gap(metrics, start)
         with recording(tjx_metrics.CompositeTracker([*records, *console])) as tracker:
             tjx_metrics.CompositeTracker(records).log_hyperparameters(self._hyperparameters())
-            self.progress = MetricsLogger(
+            self.logger = MetricsLogger(
                 tracker,
                 self.step_timer,
                 config.log,
@@ -158,32 +160,32 @@ class RunManager:
                 state = train_loop(
                     self.job,
                     state,
-                    progress=self.progress,
+                    logger=self.logger,
                     saver=saver,
                     preemption=self.preemption,
                     watchdog=self.watchdog,
                     profiler=profiler,
-                    evaluation_pending=self._owes_evaluation(start),
+                    evaluation_pending=self._is_evaluation_pending(start),
                 )
             except NotFiniteError as error:
                 saver.settle(error.step)
                 raise
             finally:
-                self._tell_profile(profiler)
+                self._report_profile(profiler)
             if not self.preemption.stop:
-                self.results = self._conclude(state)
-                self._record_results(tjx_metrics.CompositeTracker(records))
+                self.summary = self._summarize(state)
+                self._log_summary(tjx_metrics.CompositeTracker(records))
             return state
 
-    def _record_results(self, tracker: tjx_metrics.Tracker) -> None:
-        """Record what came out; a disk that takes no more does not undo a run that is saved."""
+    def _log_summary(self, tracker: tjx_metrics.Tracker) -> None:
+        """Log the summary; a full disk does not fail a run that is saved."""
         try:
-            tracker.log_summary(self.results)
+            tracker.log_summary(self.summary)
         except OSError as error:
             log_info(f"warning: the summary cannot be written: {error}")
 
-    def _tell_profile(self, profiler: tjx_metrics.Profiler) -> None:
-        """Say what the steps that were traced spent their time on."""
+    def _report_profile(self, profiler: tjx_metrics.Profiler) -> None:
+        """Print and write the analysis of the profiled steps."""
         profiler.close()
         if not profiler.done or not tjx_parallel.is_main():
             return
@@ -195,23 +197,23 @@ class RunManager:
             text = report.text()
             self.run.profile.joinpath("report.txt").write_text(text + "\n")
             self.run.profile.joinpath("report.json").write_text(report.to_json(30))
-        except Exception as error:  # whatever a trace may hold: a run does not end for it
-            text = f"warning: the trace cannot be summed up: {type(error).__name__}: {error}"
+        except Exception as error:  # a malformed trace must not fail the run
+            text = f"warning: cannot analyze the trace: {type(error).__name__}: {error}"
         log_info(text)
 
-    def _conclude(self, state: TrainState) -> Scalars:
-        """Return what came out; the last evaluation is made again where another life made it."""
-        last = self.progress.last_evaluation or self.job.evaluate(self.job.eval_params(state))
-        self.found = last.metrics()
+    def _summarize(self, state: TrainState) -> Scalars:
+        """Return the summary; repeat the last evaluation if an earlier attempt made it."""
+        last = self.logger.last_evaluation or self.job.evaluate(self.job.eval_params(state))
+        self.final_metrics = last.metrics()
         if not tjx_parallel.is_main():
             return {}
         skipped = int(jax.device_get(state.guard.skipped))
         return summarize_run(
-            self.job.config, self.run, self.step_timer, self.found, skipped=skipped
+            self.job.config, self.run, self.step_timer, self.final_metrics, skipped=skipped
         )
 
     def _hyperparameters(self) -> dict[str, Any]:
-        """Return what decides the run, for those who compare runs."""
+        """Return the hyperparameters and provenance of the run for trackers."""
         saved = self.description
         rest = {name: saved[name] for name in ("versions", "git", "devices", "data")}
         return {
@@ -223,13 +225,13 @@ class RunManager:
     def _make_trackers(
         self, start: int
     ) -> tuple[list[tjx_metrics.Tracker], list[tjx_metrics.Tracker]]:
-        """Return where numbers are kept and where they are shown; nowhere but on process 0."""
+        """Return the recording trackers and the console; both empty except on process 0."""
         if not tjx_parallel.is_main():
             return [], []
         config = self.job.config
         records = tjx_metrics.JsonlTracker(
             self.run.metrics,
-            # Evaluations of step 0 come before anything is saved: they are made again.
+            # The evaluation of step 0 precedes the first checkpoint: a restart repeats it.
             resume_step=start if start else -1,
             on_error=config.checkpoint.on_error,
         )
@@ -245,38 +247,38 @@ class RunManager:
         return [records, *others], [console]
 
     def _report_gap(self, metrics: tjx_metrics.JsonlTracker, start: int) -> None:
-        """Say so where records of steps that were made are lost, as after a power cut."""
-        expected = self._saved_with(start).get("metrics_bytes")
+        """Warn if metrics of completed steps are missing, as after a power loss."""
+        expected = self._metadata(start).get("metrics_bytes")
         if expected is not None and (lost := expected - metrics.logged_bytes) > 0:
             log_info(
                 f"warning: {metrics.path} lacks {lost:,} bytes of records up to step {start}: they "
-                "were lost after the checkpoint was saved; the state itself is whole"
+                "were lost after the checkpoint was saved; the checkpoint is complete"
             )
 
-    def _refuse_lost_checkpoints(self) -> None:
-        """Refuse to begin anew where a save was recorded: its disk may not be there."""
+    def _check_lost_checkpoints(self) -> None:
+        """Raise if metrics record saves but no checkpoint exists: its disk may not be mounted."""
         if not self.run.metrics.is_file():
             return
         with self.run.metrics.open("rb") as file:
             if any(CHECKPOINT_BYTES.encode() in line for line in file):
                 raise tjx_ckpt.NoCheckpointError(
-                    f"{self.run.metrics} tells of saves, and there is no checkpoint in "
-                    f"{self.run.checkpoint_location(self.job.config)}: bring them back (is their "
-                    "disk there?), or give another --run_dir to start anew"
+                    f"{self.run.metrics} records saves, but there is no checkpoint in "
+                    f"{self.run.checkpoint_location(self.job.config)}; restore the checkpoints (is "
+                    "their disk mounted?), or give another --run_dir to start a new run"
                 )
 
-    def _owes_evaluation(self, step: int) -> bool:
-        """Tell whether the evaluation of a step was due, and is not made."""
-        # That of step 0 is owed, where nothing is saved.
-        return bool(self._saved_with(step).get("owes_evaluation", step == 0))
+    def _is_evaluation_pending(self, step: int) -> bool:
+        """Return whether the evaluation of a step was due and is not complete."""
+        # At step 0 the evaluation is always pending.
+        return bool(self._metadata(step).get("owes_evaluation", step == 0))
 
-    def _saved_with(self, step: int) -> Mapping[str, Any]:
-        """Return what was saved with the state of a step; nothing of step 0."""
+    def _metadata(self, step: int) -> Mapping[str, Any]:
+        """Return the metadata of the checkpoint of a step; empty without a checkpoint."""
         return self.checkpointer.metadata(step) if step in self.checkpointer.steps() else {}
 
-    def _go_back(self, told: str) -> TrainState:
-        """Return the newest sound state from before the steps that were not finite."""
-        begin = self.progress.streak_start
+    def _roll_back(self, reason: str) -> TrainState:
+        """Restore the newest valid checkpoint before the streak of non-finite steps."""
+        begin = self.logger.streak_start
         assert begin is not None
         for step in reversed([step for step in self.checkpointer.steps() if step < begin]):
             try:
@@ -288,16 +290,16 @@ class RunManager:
         else:
             step, state = 0, self.job.initial_state()
         self.checkpointer.discard_after(step)
-        log_info(f"going back     {told}; once more from step {step}")
+        log_info(f"rolling back   {reason}; restarting from step {step}")
         return state
 
-    def _after_divergence(self) -> str:
-        """Name the last good checkpoint, and say what helps."""
+    def _divergence_advice(self) -> str:
+        """Return advice for a diverged run, with its last good checkpoint."""
         step = self.checkpointer.latest_step()
         last = (
-            "nothing was saved before it"
+            "no checkpoint was saved before it"
             if step is None
-            else f"the last good checkpoint is that of step {step} in "
+            else f"the last good checkpoint is step {step} in "
             f"{self.run.checkpoint_location(self.job.config)}"
         )
         return (
@@ -308,12 +310,12 @@ class RunManager:
 
 @contextmanager
 def recording(tracker: tjx_metrics.CompositeTracker) -> Iterator[tjx_metrics.CompositeTracker]:
-    """Finish a tracker at the end, whatever the end is.
+    """Close a tracker when the block ends.
 
     Raises
     ------
     tjx_metrics.RecordError
-        If lines that were kept cannot be written; a note where another error ends the run.
+        If buffered metrics cannot be written; added as a note if another error ends the block.
     """
     try:
         yield tracker

@@ -1,4 +1,4 @@
-"""What came out of a run: for the trackers in numbers, for people in lines."""
+"""Summary of a finished run: scalars for trackers and lines for the terminal."""
 
 from collections.abc import Mapping
 
@@ -18,27 +18,27 @@ def summarize_run(
     *,
     skipped: int,
 ) -> Scalars:
-    """Return the figures of a run that has made its last step.
+    """Return the summary metrics of a finished run.
 
     Parameters
     ----------
     config : Config
-        Resolved.
+        The resolved configuration.
     run : RunDirectory
-        Its records tell of lives before this one.
-    meter : Meter
-        Of this life.
+        Its metrics include those of earlier attempts.
+    step_timer : StepTimer
+        Measurements of this process.
     found : mapping
-        The last evaluation.
+        Metrics of the last evaluation.
     skipped : int
-        Steps that changed nothing.
+        Number of skipped steps.
 
     Returns
     -------
     dict
-        ``eval/...`` of the last evaluation and ``eval/best_loss`` with its step, ``steps``,
-        ``parameters``, ``tokens``, ``hours``, rates since the warm-up, shares of this life's time
-        by phase, and peaks of memory [bytes].
+        ``eval/...`` of the last evaluation, ``eval/best_loss`` with its step, ``steps``,
+        ``parameters``, ``tokens``, ``hours``, throughput after warm-up, fraction of this process's
+        time per phase, and memory peaks [bytes].
     """
     results: Scalars = {f"eval/{name}": value for name, value in found.items()}
     losses = [
@@ -61,7 +61,7 @@ def summarize_run(
 
 
 def format_summary(config: Config, results: Scalars) -> list[str]:
-    """Say what came out, a figure a line; what is not known is left out."""
+    """Format the summary as lines; unknown values are omitted."""
     lines = []
     if "tokens_per_sec" in results:
         what = "tokens" if reads_text(config) else "labels"

@@ -1,4 +1,4 @@
-"""How fast a run goes, what its time is spent on, and what it has behind it."""
+"""Throughput, MFU, time per phase and elapsed totals of a run."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -17,14 +17,14 @@ Scalars = dict[str, float | int]
 
 
 class Elapsed(NamedTuple):
-    """What a run had behind it when a state of it was saved.
+    """Totals of a run up to a checkpoint, over all attempts.
 
     Attributes
     ----------
     tokens : int
         Labels that were trained on.
     seconds : float
-        Of running, over all its lives.
+        Wall time of training [s].
     """
 
     tokens: int = 0
@@ -32,28 +32,28 @@ class Elapsed(NamedTuple):
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "Elapsed":
-        """Read it from what was saved with a state; nothing where nothing is said of it."""
+        """Read the totals from checkpoint metadata; zero where they are absent."""
         return cls(**saved.get("behind", {}))
 
 
 class StepTimer:
-    """Measures a run from a step on.
+    """Measure throughput, time per phase, memory peaks and compilations of a run.
 
     Parameters
     ----------
     config : Config
-        Resolved.
+        The resolved configuration.
     mesh : jax.sharding.Mesh
-        The devices.
+        The device mesh.
     start_step : int
-        Steps that were made before.
-    behind : Behind
-        What the run had behind it then.
+        Updates made before this process started.
+    elapsed : Elapsed
+        Totals of the run at `start_step`.
 
     Attributes
     ----------
     throughput : tjx_metrics.Throughput
-        The rate, and the time left.
+        Tokens per second and remaining time.
     """
 
     def __init__(
@@ -63,35 +63,35 @@ class StepTimer:
             max_steps=config.train.max_steps, start_step=start_step
         )
         self._clock = tjx_metrics.PhaseTimer()
-        tjx_metrics.compile_counter()  # it counts from now on
-        self._spent = dict.fromkeys(tjx_metrics.PHASES, 0.0)  # up to the last record
-        self._before, self._began = elapsed, time.perf_counter()
+        tjx_metrics.compile_counter()  # starts counting
+        self._spent = dict.fromkeys(tjx_metrics.PHASES, 0.0)  # total until the last record
+        self._elapsed_before, self._began = elapsed, time.perf_counter()
         self._tokens = elapsed.tokens
         self._flops, self._peak = model_flops(config), total_peak_flops(config, mesh)
 
     def during(self, phase: str) -> AbstractContextManager[None]:
-        """Count the time of a ``with`` block to a phase of `tjx_metrics.StepClock`."""
+        """Count the time of a ``with`` block towards a phase."""
         return self._clock.during(phase)
 
     @contextmanager
     def paused(self, phase: str) -> Iterator[None]:
-        """Count the time to a phase, and to no rate."""
+        """Count the time of a block towards a phase, and exclude it from throughput."""
         with self.throughput.paused(), self.during(phase):
             yield
 
     def record_step(self, tokens: int) -> None:
-        """Count a step that is done, with so many labels."""
+        """Count a finished step with `tokens` labels."""
         self._tokens += tokens
         self.throughput.update(tokens)
 
     @property
     def elapsed(self) -> Elapsed:
-        """What the run has behind it now."""
-        seconds = self._before.seconds + time.perf_counter() - self._began
+        """Totals of the run up to now."""
+        seconds = self._elapsed_before.seconds + time.perf_counter() - self._began
         return Elapsed(self._tokens, seconds)
 
     def figures(self) -> Scalars:
-        """Return what is recorded, by name; times are seconds since the call before."""
+        """Return metrics by name; times are seconds since the previous call."""
         spent = self._take()
         found: Scalars = {"train/tokens": self._tokens}
         found["train/hours"] = self.elapsed.seconds / 3600
@@ -103,7 +103,7 @@ class StepTimer:
         return found | self._machine()
 
     def totals(self) -> Scalars:
-        """Return rates since the warm-up, shares of this life's time by phase, and peaks."""
+        """Return throughput after warm-up, fraction of time per phase, and memory peaks."""
         self._take()
         seconds = sum(self._spent.values())
         found: Scalars = {f"time/{phase}": spent / seconds for phase, spent in self._spent.items()}
@@ -120,7 +120,7 @@ class StepTimer:
         return spent
 
     def _mfu(self, steps_per_sec: float | None) -> float | None:
-        # Per step, not per label: of some families not every token has one.
+        # FLOPs per step, not per label: in some families not every token has a label.
         return (
             None
             if steps_per_sec is None
@@ -128,21 +128,21 @@ class StepTimer:
         )
 
     def _machine(self) -> Scalars:
-        """Return peaks of memory, and what was compiled since the process began."""
+        """Return memory peaks [bytes], and compilations since the process started."""
         peaks = {f"memory/{name}": size for name, size in tjx_metrics.peak_memory().items()}
         compiled = tjx_metrics.compile_counter()
         return {**peaks, "compile/count": compiled.count, "compile/seconds": compiled.seconds}
 
 
 def model_flops(config: Config) -> float:
-    """Return the floating-point operations of a step, forward and backward; none is recomputed."""
+    """Return the model FLOPs of a step, forward and backward, without recomputation."""
     model = config.model
     length = model.max_seq_len if isinstance(model, ViTConfig) else config.data.seq_len
     return float(tjx_nn.flops_per_token(model, length) * length * config.train.batch_size)
 
 
 def total_peak_flops(config: Config, mesh: jax.sharding.Mesh) -> float | None:
-    """Return the operations a second of all devices at their peak; None where it is not known."""
+    """Return the peak FLOP/s of all devices together; None if the device kind is unknown."""
     kind = mesh.devices.flat[0].device_kind
     peak = tjx_metrics.peak_flops(kind, DTYPE_OF_PRECISION[config.train.precision])
     return None if peak is None else peak * mesh.size

@@ -1,7 +1,8 @@
-"""One run: from a configuration to a finished run directory, or on from where it stopped."""
+"""Top level of a training run: initialize, prepare data, build, train and report."""
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,45 +38,45 @@ from tjx_trainer.training.run_manager import RunManager
 from tjx_trainer.training.run_summary import format_summary
 from tjx_trainer.training.train_state import TrainState
 
-# On the host: a token and its label, and batches that are read, waiting and being moved.
+# Host memory per token: its id and its label, in the batches being read, queued and transferred.
 BYTES_PER_TOKEN = 8
 BATCHES_IN_FLIGHT = 3
 
 
 def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> int:
-    """Train, or go on where the run directory stopped.
+    """Train a run, or resume it from its latest checkpoint.
 
     Parameters
     ----------
     config : Config
         From the command line.
     dry_run : bool
-        Only say what would be done, and compile it.
+        Compile and report the run without training.
     eval_only : bool
-        Only evaluate the parameters that the run begins with.
+        Evaluate the initial parameters without training.
 
     Returns
     -------
     int
-        Exit code: 0 when the last step was made, 128 + the signal's number when asked to stop.
+        Exit code: 0 after the last step, 128 + the signal's number after a stop request.
 
     Raises
     ------
     ConfigError
         If the run directory holds another run, or the configuration does not fit data or devices.
     tjx_data.HubError
-        If the corpus or the tokenizer is out of reach.
+        If the corpus or the tokenizer cannot be downloaded and is not cached.
     tjx_ckpt.CheckpointError
-        If there are checkpoints and none is sound, another process saves there, or (SaveError) a
+        If every checkpoint is corrupt, another process writes to the directory, or (SaveError) a
         checkpoint could not be written.
     tjx_metrics.RecordError
         If the metrics could not be written.
     NotFiniteError
-        If too many steps in a row were not finite, twice; a note names the last good checkpoint.
+        If the run diverged twice; a note names the last good checkpoint.
     KernelError
         If the attention kernel failed to compile or to run.
     KeyboardInterrupt
-        At a second SIGINT.
+        On the second SIGINT.
     """
     run_cpu_programs_inline()
     try:
@@ -99,33 +100,33 @@ def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> 
 
 
 def find_backend() -> str:
-    """Return the platform that JAX computes on.
+    """Return the platform that JAX uses.
 
     Raises
     ------
     ConfigError
-        If JAX_PLATFORMS names one that is not there.
+        If JAX_PLATFORMS names a platform without devices.
     """
     try:
         return jax.default_backend()
     except RuntimeError as error:
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        if not wanted:
+        requested = os.environ.get("JAX_PLATFORMS", "")
+        if not requested:
             raise
         raise ConfigError([
-            f"JAX_PLATFORMS: got {wanted}; expected platforms whose devices are here "
+            f"JAX_PLATFORMS: got {requested}; expected platforms whose devices are here "
             f"({' '.join(str(error).split())[:300]}); unset it, or set JAX_PLATFORMS=cpu"
         ]) from None  # fmt: skip
 
 
 def start(config: Config, signal_handler: SignalHandler, *, dry_run: bool, eval_only: bool) -> int:
-    """Prepare the run, make its steps and conclude it; what is raised is as `train` says."""
+    """Prepare, train and report a run; raises as documented in `train`."""
     with signal_handler.interruptible():
         check_requirements(config)
         if eval_only:
-            config = replace(config, run_dir=None)  # nothing is read or written there
+            config = replace(config, run_dir=None)  # no run directory is read or written
         config = apply_legacy_values(config)
-        check_run(config)  # before minutes are spent on the data
+        check_run(config)  # before the data are prepared, which can take minutes
         job = prepare(config)
         check_data_unchanged(job)
         if dry_run:
@@ -134,23 +135,23 @@ def start(config: Config, signal_handler: SignalHandler, *, dry_run: bool, eval_
             return print_evaluation(job)
         run = create_run_dir(job)
 
-    def record() -> None:
+    def on_claimed() -> None:
         with signal_handler.interruptible():
             write_run_files(job, run)
         log_info(f"run directory  {run.path}")
 
-    return run_job(job, run, signal_handler, claimed=record)
+    return run_job(job, run, signal_handler, on_claimed=on_claimed)
 
 
 def apply_legacy_values(config: Config) -> Config:
-    """Return the configuration with what its run, started by an older version, means by it."""
+    """Return the configuration with the values that an older version's run implies."""
     run = None if config.run_dir is None else RunDirectory(Path(config.run_dir))
     if run is None or not run.config.exists():
         return config
     try:
         saved = run.read_config()
     except ConfigError:
-        return config  # `check_run` raises with the reasons
+        return config  # `check_run` reports the problems
     config, lines = with_legacy_values(config, saved)
     for line in lines:
         log_info(f"note           {line}")
@@ -158,7 +159,7 @@ def apply_legacy_values(config: Config) -> Config:
 
 
 def check_requirements(config: Config) -> None:
-    """Raise ConfigError where this machine lacks data or libraries that a run needs."""
+    """Raise ConfigError if data or libraries that the run needs are missing."""
     problems = tjx_data.find_problems(config.data) if reads_text(config) else []
     problems += check_host_memory(config, host_memory())
     if config.checkpoint.directory is not None:
@@ -175,7 +176,7 @@ def check_requirements(config: Config) -> None:
 
 
 def print_evaluation(job: Job) -> int:
-    """Evaluate the parameters that a run begins with, and print the figures."""
+    """Evaluate the initial parameters of a run and print the metrics."""
     params = job.eval_params(job.initial_state())
     metrics = job.evaluate(params).metrics()
     if tjx_parallel.is_main():
@@ -185,7 +186,7 @@ def print_evaluation(job: Job) -> int:
 
 
 def check_host_memory(config: Config, memory: int) -> list[str]:
-    """Say why batches of text of this size cannot be prepared in a host's memory, in bytes."""
+    """Return a problem if batches do not fit into the host's memory [bytes]."""
     if not reads_text(config):
         return []
     rows = config.train.batch_size // jax.process_count()
@@ -202,7 +203,7 @@ def check_host_memory(config: Config, memory: int) -> list[str]:
 
 
 def host_memory() -> int:
-    """Return the bytes of this machine's memory."""
+    """Return the physical memory of this machine [bytes]."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -211,25 +212,25 @@ def run_job(
     run: RunDirectory,
     signal_handler: SignalHandler,
     *,
-    claimed: Callable[[], None] = lambda: None,
+    on_claimed: Callable[[], None] = lambda: None,
 ) -> int:
-    """Make the steps of a run that are still to be made, and conclude it.
+    """Claim the run directory, train the remaining steps and report the results.
 
     Parameters
     ----------
     job : Job
-        The parts of the run.
+        The components of the run.
     run : RunDirectory
-        Where it is written, and what it goes on from.
-    interrupts : Interrupts
-        Signals that ask to stop or to save.
-    claimed : callable
-        Called when no other run can write into the directory, before anything is written there.
+        The run directory.
+    signal_handler : SignalHandler
+        Signals that request a stop or a save.
+    on_claimed : callable
+        Called after the directory is locked and before anything is written to it.
 
     Returns
     -------
     int
-        As `train` says, which also says what is raised.
+        The exit code, as documented in `train`, as are the errors.
     """
     config = job.config
     with (
@@ -238,7 +239,7 @@ def run_job(
         contextlib.ExitStack() as stack,
     ):
         stack.enter_context(claim_run_dir(config, run, checkpointer))
-        claimed()
+        on_claimed()
         watchdog = stack.enter_context(
             Watchdog(run.path, config.watchdog, process=jax.process_index())
         )
@@ -248,12 +249,12 @@ def run_job(
         manager = RunManager(job, run, checkpointer, preemption, watchdog)
         with signal_handler.interruptible():
             state = manager.resume()
-        state = manager.follow(state)
+        state = manager.train(state)
         if preemption.stop:
             step = int(jax.device_get(state.step))
             log_info(
-                f"stopped and saved at step {step}; "
-                f"to go on: --run_dir {run.path} and the same flags"
+                f"stopped by {signal.Signals(preemption.stop).name} after saving step {step}; "
+                f"to resume, run the same command with --run_dir {run.path}"
             )
             return 128 + preemption.stop
         watchdog.beat("sample", config.train.max_steps)
@@ -266,18 +267,18 @@ def run_job(
 def claim_run_dir(
     config: Config, run: RunDirectory, checkpointer: tjx_ckpt.Checkpointer
 ) -> Iterator[None]:
-    """Let no other run write into the run directory, nor where the checkpoints lie.
+    """Lock the run directory and the checkpoint directory against other runs.
 
     Raises
     ------
     tjx_ckpt.DirectoryInUseError
-        If another run does.
+        If another run holds a lock.
     tjx_ckpt.ClaimError, tjx_ckpt.StorageError
         If a directory cannot be locked.
     """
     with contextlib.ExitStack() as stack:
         if config.checkpoint.directory is not None:
-            # Runs with one run directory and two directories of checkpoints exclude each other.
+            # Two runs can share a run directory with different checkpoint directories: lock both.
             stack.enter_context(tjx_ckpt.Checkpointer(run.checkpoints)).claim()
         checkpointer.claim()
         yield
@@ -287,8 +288,8 @@ def claim_run_dir(
 def open_checkpointer(config: Config, run: RunDirectory) -> Iterator[tjx_ckpt.Checkpointer]:
     """Open the checkpoints of a run, and wait for the last save at the end.
 
-    For somebody who has pressed Ctrl-C twice nobody waits: what is being saved is then left as a
-    kill would leave it, and the next start tidies up.
+    After a second Ctrl-C the save in progress is abandoned, as if the process was killed; the next
+    start removes its files.
     """
     choices = config.checkpoint
     checkpointer = tjx_ckpt.Checkpointer(
@@ -304,7 +305,7 @@ def open_checkpointer(config: Config, run: RunDirectory) -> Iterator[tjx_ckpt.Ch
     except KeyboardInterrupt:
         raise
     except BaseException:
-        # What ends the run comes first: a save that fails beside it is in the log.
+        # Report the first error; a save that fails besides is logged.
         with contextlib.suppress(tjx_ckpt.SaveError):
             checkpointer.close()
         raise
@@ -312,31 +313,34 @@ def open_checkpointer(config: Config, run: RunDirectory) -> Iterator[tjx_ckpt.Ch
 
 
 def create_run_dir(job: Job) -> RunDirectory:
-    """Make the run directory where it is missing; process 0 does so.
+    """Create the run directory on process 0.
 
     Raises
     ------
     ConfigError
-        If it cannot be made, or several processes were not told one directory.
+        If it cannot be created, or several processes were not given one directory.
     """
     config = job.config
     if jax.process_count() == 1:
         return make_run_dir(config)
     if config.run_dir is None:
-        raise ConfigError(["run_dir is none: processes that train together need to be given one"])
-    tjx_parallel.barrier("checked")  # nobody takes what process 0 writes for another's
+        raise ConfigError([
+            "run_dir: got none; expected one directory for all processes; give --run_dir"
+        ])  # fmt: skip
+    # No process may check the directory after process 0 has written to it.
+    tjx_parallel.barrier("checked")
     run = make_run_dir(config) if tjx_parallel.is_main() else RunDirectory(Path(config.run_dir))
     tjx_parallel.barrier("run directory")
     return run
 
 
 def write_run_files(job: Job, run: RunDirectory) -> None:
-    """Write to a claimed run directory what the run is made of; process 0 does so.
+    """Write config.yaml, data.json and the task's files to a claimed run directory, on process 0.
 
     Raises
     ------
     ConfigError
-        If another run has written there before this one claimed it.
+        If another run wrote to the directory before it was claimed.
     """
     if tjx_parallel.is_main():
         config = replace(job.config, run_dir=str(run.path))
@@ -348,9 +352,11 @@ def write_run_files(job: Job, run: RunDirectory) -> None:
 
 
 def prepare(config: Config) -> Job:
-    """Open the data, fit the model to them, and build the parts of the run."""
+    """Open the data, fit the model to them, and build the job."""
     if jax.process_count() > 1 and config.train.sample_tokens:
-        log_info("no sample      several processes write none: see `generate` of apps/eval")
+        log_info(
+            "note           no text samples with several processes; use `generate` of apps/eval"
+        )
         config = replace(config, train=replace(config.train, sample_tokens=0))
     try:
         with DataProgressBar() as bar:
@@ -374,7 +380,7 @@ def prepare(config: Config) -> Job:
 
 
 def describe_layers(job: Job) -> str:
-    """Say whether the blocks are compiled as a loop or unrolled, and who decided it."""
+    """Describe whether the blocks are compiled as a loop or unrolled, and why."""
     model = job.config.model
     count = model.n_layer // (job.mesh.shape["stage"] * job.config.mesh.chunks_per_stage)
     how = "compiled as a loop" if uses_scan(model, count) else "unrolled"
@@ -389,24 +395,24 @@ def describe_layers(job: Job) -> str:
 
 
 def describe_training(job: Job) -> str:
-    """Say how a run trains, in half a line."""
+    """Describe steps, batch, precision, optimizer and schedule of a run in one line."""
     config = job.config
-    pieces = "" if job.accumulation == 1 else f" in {job.accumulation} pieces"
+    microbatches = "" if job.accumulation == 1 else f" in {job.accumulation} microbatches"
     what = "sequences" if reads_text(config) else "examples"
     return (
-        f"{config.train.max_steps:,} steps of {config.train.batch_size:,} {what}{pieces} in "
+        f"{config.train.max_steps:,} steps of {config.train.batch_size:,} {what}{microbatches} in "
         f"{config.train.precision}; {config.optimizer.name}, {config.schedule.name} with a peak of "
         f"{config.optimizer.learning_rate:g}"
     )
 
 
 def check_data_unchanged(job: Job) -> None:
-    """Refuse to go on with a run on other data, another tokenizer or another order of batches.
+    """Raise if the data of a resumed run changed: files, tokenizer or batch order.
 
     Raises
     ------
     ConfigError
-        If anything that decides the batches is not what it was; what differs is named.
+        Naming each part of the data identity that differs.
     """
     run = None if job.config.run_dir is None else RunDirectory(Path(job.config.run_dir))
     before = None if run is None else run.read_data_pointer()
@@ -426,27 +432,27 @@ def check_data_unchanged(job: Job) -> None:
 
 
 def draw_loss(run: RunDirectory) -> str:
-    """Draw the loss curve; return its place, or why there is none: the run is saved by now."""
+    """Plot the loss curve and return its path, or the error: the run itself is already saved."""
     try:
         run.plots.mkdir(exist_ok=True)
         tjx_metrics.plot_loss(run.metrics, run.plots / "loss.png")
-    except Exception as error:  # a full disk, a damaged record, a font that is missing
+    except Exception as error:  # such as a full disk, a damaged record, a missing font
         return f"none: {type(error).__name__}: {error}"
     return str(run.plots / "loss.png")
 
 
 def report_results(manager: RunManager, state: TrainState) -> None:
-    """Draw the loss curve and print what came out of the run; all processes compute it."""
+    """Plot the loss curve and print the results; all processes take part in the computation."""
     job, run = manager.job, manager.run
-    lines = job.task.final_report(job.eval_params(state), manager.found)
+    lines = job.task.final_report(job.eval_params(state), manager.final_metrics)
     if not tjx_parallel.is_main():
         return
     lines += [
-        *format_summary(job.config, manager.results),
+        *format_summary(job.config, manager.summary),
         f"loss curve       {draw_loss(run)}",
         f"checkpoints      {run.checkpoint_location(job.config)}",
         f"metrics          {run.metrics}",
     ]
     if job.config.model.family == "gpt":
-        lines.append(f"more text        ./pants run apps/eval -- generate {run.path} --prompt TEXT")
+        lines.append(f"generate text    ./pants run apps/eval -- generate {run.path} --prompt TEXT")
     sys.stdout.write(printable("\n".join(["", *lines]) + "\n"))

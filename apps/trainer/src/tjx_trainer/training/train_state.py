@@ -1,4 +1,4 @@
-"""The train state: everything that a step changes, and nothing else."""
+"""Train state: step, parameters, optimizer state and non-finite guard."""
 
 import math
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ from tjx_trainer.training.pretrained import pretrained_params
 
 
 class TrainState(NamedTuple):
-    """A plain pytree; randomness and data order are functions of (seed, step).
+    """State of training as a plain pytree.
+
+    Randomness and data order are functions of (seed, step) and are not part of the state.
 
     Attributes
     ----------
@@ -26,7 +28,7 @@ class TrainState(NamedTuple):
     opt_state : pytree
         The optimizer's state.
     guard : tjx_optim.GuardState
-        Steps that were skipped, and the loss scale.
+        Counts of skipped steps, and the loss scale.
     """
 
     step: jax.Array
@@ -36,17 +38,17 @@ class TrainState(NamedTuple):
 
 
 def scales_loss(config: Config) -> bool:
-    """Tell whether gradients would vanish in the precision of the computation: only in fp16."""
+    """Return whether the loss is scaled against underflow of gradients: only in fp16."""
     return config.train.precision == "fp16"
 
 
 def eval_params(
     config: Config, params: dict[str, Any], opt_state: optax.OptState
 ) -> dict[str, Any]:
-    """Return the parameters to evaluate, sample from and keep: an average where one is kept.
+    """Return the parameters for evaluation, sampling and export.
 
-    The optimizer keeps one with ``ema_decay``, or where it is schedule-free; without, these are the
-    parameters that are trained, not a copy.
+    These are the average that the optimizer keeps with ``ema_decay`` or in schedule-free training;
+    otherwise `params` itself, not a copy.
     """
     if not config.optimizer.averages:
         return params
@@ -60,22 +62,22 @@ def abstract_state(
     mesh: jax.sharding.Mesh,
     rules: tjx_parallel.ShardingRules,
 ) -> TrainState:
-    """Return the shapes, dtypes and shardings of the state without computing anything.
+    """Return shapes, dtypes and shardings of the state without computing it.
 
     Raises
     ------
     ValueError
-        When the mesh does not divide a dimension of a parameter, naming both.
+        If the mesh does not divide a dimension of a parameter; the message names both.
     """
     shapes = jax.eval_shape(lambda: _initial_state(config, optimizer))
     axes = tjx_nn.logical_axes(config.model)
-    params = kept = tjx_parallel.param_shardings(mesh, rules, axes, shapes.params)
+    params = sharded = tjx_parallel.param_shardings(mesh, rules, axes, shapes.params)
     if config.mesh.zero < 3:
         params = tjx_parallel.param_shardings(
             mesh, rules, axes, shapes.params, without=tjx_parallel.STORAGE_AXES
         )
-    # What the optimizer keeps of a parameter is divided in any case.
-    shardings: TrainState = tjx_parallel.state_shardings(shapes, kept)._replace(params=params)
+    # ZeRO stage 1 and above: the optimizer state is sharded even where parameters are not.
+    shardings: TrainState = tjx_parallel.state_shardings(shapes, sharded)._replace(params=params)
     if config.mesh.offload == "optimizer":
         on_host = jax.tree.map(_on_host, shapes.opt_state, shardings.opt_state)
         shardings = shardings._replace(opt_state=on_host)
@@ -86,18 +88,18 @@ def abstract_state(
 
 
 def _on_host(leaf: Any, sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:
-    """Return the sharding with the host's memory, but for scalars."""
+    """Return the sharding in pinned host memory; scalars stay on the device."""
     return sharding if leaf.ndim == 0 else sharding.with_memory_kind("pinned_host")
 
 
 def shardings_of(abstract: TrainState) -> TrainState:
-    """Return where each leaf of the state lies."""
+    """Return the sharding of each leaf of an abstract state."""
     shardings: TrainState = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return shardings
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Return the bytes of a tree on one of its devices; what waits on the host is not there."""
+    """Return the bytes of a tree per device; leaves in host memory are not counted."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -108,12 +110,12 @@ def bytes_on_device(tree: Any) -> int:
 def initial_state(
     config: Config, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """Make the state of step 0, each shard on its own device; equal on any mesh.
+    """Initialize the state of step 0 with its shardings; the values do not depend on the mesh.
 
     Raises
     ------
     ValueError
-        As `check_pretrained`, with ``train.init_from``.
+        If ``train.init_from`` names weights that do not fit the model.
     """
     shardings = shardings_of(abstract)
     if config.train.init_from is not None:

@@ -1,4 +1,4 @@
-"""The training step: one jitted function from (state, batch) to (state, metrics)."""
+"""Train step: a jitted function from (state, batch) to (state, metrics)."""
 
 import math
 from collections.abc import Callable
@@ -27,13 +27,12 @@ def make_train_step(
     accumulation: int,
     shardings: TrainState,
 ) -> TrainStep:
-    """Return the jitted step. It donates the state: use the one that it returns.
+    """Return the jitted train step. It donates the input state.
 
     Parameters
     ----------
     config : Config
-        Resolved: the model with its compute dtype, the seed (dropout at step s is a function of
-        seed and s), the guard, and what is to be logged.
+        The resolved configuration.
     optimizer : optax.GradientTransformation
         From gradients to updates.
     schedule : callable
@@ -41,19 +40,19 @@ def make_train_step(
     gradients : callable
         From `make_gradients`.
     accumulation : int
-        Microbatches in a batch; the result is that of one large batch.
+        Microbatches per batch; the result equals that of one large batch.
     shardings : TrainState
-        Where each leaf of the state lies between two steps.
+        Sharding of each leaf of the state between two steps.
 
     Returns
     -------
     callable
-        From (state, batch) to the next state and the scalars "loss" (nats a label), "grad_norm",
-        "param_norm" (before the update), "learning_rate", "tokens" (labels that count), "skipped"
-        and "skipped_in_a_row" (steps whose loss or gradients were not finite, which changed
-        nothing), with fp16 "loss_scale", and what experts and indexers report; "norms", where they
-        are logged, by kind and path. The batch holds the arguments of the model's `losses`,
-        "labels" among them.
+        From (state, batch) to the next state and scalar metrics: "loss" [nats/label], "grad_norm",
+        "param_norm" (before the update), "learning_rate", "tokens" (counted labels), "skipped" and
+        "skipped_in_a_row" (non-finite steps, which leave parameters and optimizer state unchanged),
+        "loss_scale" in fp16, and the auxiliary losses of experts and indexers. With
+        ``log.layer_norms_every``, "norms" holds norms by kind and parameter path. The batch holds
+        the arguments of the model's `losses` method, among them "labels".
     """
     model, scaled = config.model, scales_loss(config)
     stack_axes = tjx_nn.stack_axes(model)
@@ -62,10 +61,11 @@ def make_train_step(
     def gradients_of(state: TrainState, batch: Batch) -> tjx_optim.AccumulatedGradients:
         microbatches = dict(tjx_optim.split_microbatches(batch, accumulation))
         labels = batch["labels"].size // accumulation
-        # The scale is that of a mean; what is differentiated is a sum over a microbatch.
+        # The loss scale applies to the mean; the differentiated loss is a sum over a microbatch.
         scale = state.guard.loss_scale / 2 ** int(math.log2(labels)) if scaled else None
         if model.drops:
-            # The step's own key; the parameters took another branch of the same seed.
+            # Dropout key: a function of (seed, step). The parameters used another branch of the
+            # seed.
             step_key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
             microbatches["key"] = jax.random.split(step_key, accumulation)
         return gradients(state.params, microbatches, scale)
@@ -74,7 +74,7 @@ def make_train_step(
         if config.mesh.offload != "none":
             state = jax.device_put(state, on_device)
         total = gradients_of(state, batch)
-        with jax.named_scope("optimizer"):  # as profiles name it
+        with jax.named_scope("optimizer"):
             grad_norm = tjx_optim.global_norm(total.gradients)
             updates, opt_state = optimizer.update(total.gradients, state.opt_state, state.params)
             finite = tjx_optim.is_finite((total.loss, grad_norm))
@@ -88,7 +88,7 @@ def make_train_step(
             **total.means,
             "grad_norm": grad_norm,
             "param_norm": tjx_optim.global_norm(state.params),
-            # The optimizer has made no update at a step that was skipped.
+            # Skipped steps do not advance the schedule.
             "learning_rate": jnp.asarray(schedule(state.step - state.guard.skipped), jnp.float32),
             "tokens": total.token_count,
             "skipped": guard.skipped,
@@ -106,5 +106,5 @@ def make_train_step(
     return jax.jit(
         train_step,
         donate_argnums=0,
-        out_shardings=(shardings, shardings.step),  # metrics lie on every device, as the step does
+        out_shardings=(shardings, shardings.step),  # metrics are replicated, as is the step
     )
