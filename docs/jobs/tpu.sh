@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# GPT-2 XL on a TPU slice of several hosts, one process a host:
+# GPT-2 XL on a TPU slice of several hosts, one process per host:
 #
 #   ZONE=us-east5-a RUN_DIR=/mnt/shared/runs/xl bash docs/jobs/tpu.sh my-v5p-32
 #
-# `tjx-train` is installed on every host, and RUN_DIR lies on storage that all of them mount, such as
-# Filestore. JAX finds the hosts of the slice by itself. The same command goes on with the run; what
-# crashes in between starts again by itself (--supervise), and all hosts go on together.
+# `tjx-train` must be installed on every host, and RUN_DIR must be on storage that all hosts mount, such
+# as Filestore. JAX detects the hosts of the slice. The same command resumes the run; --supervise
+# restarts it after a crash on all hosts.
 set -euo pipefail
 
-name="${1:?give the name of the TPU}"
-: "${ZONE:?give its zone}" "${RUN_DIR:?give a folder that all hosts mount}"
+name="${1:?pass the name of the TPU as argument}"
+: "${ZONE:?set it to the zone of the TPU}" "${RUN_DIR:?set it to a folder that all hosts mount}"
 
 command=(
   tjx-train --config gpt2_xl
