@@ -1,8 +1,8 @@
-"""Download the distributions that lock files name, many at a time, for Pants' pex to find.
+"""Download the distributions in lock files in parallel, into a folder that Pants' pex reads.
 
 `fetch_wheels.py UV FOLDER LOCKS` reads the lock files of Pants' resolves in the folder LOCKS. uv
-looks up where the index keeps the files; of each distribution the wheel that suits this interpreter
-best is downloaded, else its source archive. A file whose SHA-256 is not the lock's is refused.
+looks up the addresses of the files; of each distribution the best wheel for this interpreter is
+downloaded, else its source archive. A file whose SHA-256 is not in the lock is an error.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from urllib.request import urlopen
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
 
-# The locks of Pants' resolves, and of what builds wheels.
+# Locks of Pants' resolves and of the wheel builder.
 LOCKS = ("cpu", "pytest", "mypy", "ruff", "build")
-DOWNLOADS_AT_ONCE = 12
+PARALLEL_DOWNLOADS = 12
 RANK = {tag: rank for rank, tag in enumerate(sys_tags())}
 
 
 def locate(uv: str, lock: Path) -> list[dict[str, Any]]:
-    """Return the packages of a lock with the addresses of their files, by uv."""
+    """Return the packages of a lock with the addresses of their files, found by uv."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "pylock.toml"
         subprocess.run(
@@ -60,7 +60,7 @@ def file_name(file: dict[str, Any]) -> str:
 
 
 def download(file: dict[str, Any], folder: Path, allowed: str) -> None:
-    """Download a file unless it is there; refuse one whose digest the lock does not hold."""
+    """Download a file that is not there yet and verify its digest against the locks."""
     target = folder / file_name(file)
     if target.exists():
         return
@@ -80,7 +80,7 @@ def main(uv: str, folder: Path, locks: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [locks / f"{name}.txt" for name in LOCKS]
     allowed = " ".join(re.findall(r"sha256:(\w{64})", "".join(p.read_text() for p in paths)))
-    with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(PARALLEL_DOWNLOADS) as pool:
         files = [
             choose(p) for packages in pool.map(locate, [uv] * len(paths), paths) for p in packages
         ]

@@ -1,12 +1,12 @@
-"""Make or check the lock files of the repository.
+"""Resolve or check the lock files of the repository.
 
-`python tools/lock.py` resolves anew what changed; `--upgrade` takes the newest versions;
-`--check` says which locks are older than their input and changes nothing.
+`python tools/lock.py` resolves the locks whose input changed; `--upgrade` resolves all to the
+newest versions; `--check` lists locks that are older than their input and changes nothing.
 
-The input of the main lock is the union of the dependencies (extras too) that the packages and
-apps declare in their pyproject.toml, and of what tests import (tools/locks/test.in). The same
-requirements with JAX's CUDA 13 or TPU extra give the locks for those machines. Locks hold hashes
-and name no index, so any mirror serves them. `uv` does the resolving.
+The input of the main lock is the union of the dependencies (with extras) in the pyproject.toml of
+packages and apps, and those of tests (tools/locks/test.in). The same requirements with JAX's CUDA
+13 or TPU extra give the locks for accelerators. Locks hold hashes and name no index, so that any
+mirror works. `uv` resolves them.
 """
 
 import argparse
@@ -24,11 +24,11 @@ REQUIREMENTS = LOCKS / "requirements.txt"
 PYTHON = "3.12"
 DIGEST_PREFIX = "# input sha256: "
 
-# Lock file -> what is added to the requirements of the repository.
+# Lock file -> additional requirements.
 ACCELERATORS = {"cpu": (), "cuda13": ("jax[cuda13]",), "tpu": ("jax[tpu]",)}
-# Tools run in environments of their own.
+# Tools have separate environments.
 TOOLS = ("pytest", "mypy", "ruff", "build", "compile")
-# Lock file -> those whose versions it takes, where that is not the main lock alone.
+# Lock file -> locks that constrain its versions, if not the main lock only.
 CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu")}
 
 
@@ -90,7 +90,7 @@ def digest(lines: list[str]) -> str:
 
 
 def stale_locks() -> list[str]:
-    """Return a sentence for each generated file that does not belong to its input."""
+    """Return one line for each generated file that is older than its input."""
     problems = []
     header = f"{DIGEST_PREFIX}{digest(repository_requirements())}"
     if not REQUIREMENTS.is_file() or header not in REQUIREMENTS.read_text().splitlines():
@@ -113,7 +113,7 @@ def find_uv() -> list[str]:
 
 
 def resolve(name: str, lines: list[str], *, upgrade: bool) -> None:
-    """Write one lock file; versions of the lock before are kept where they still fit."""
+    """Write one lock file; compatible versions of the previous lock are kept."""
     path = LOCKS / f"{name}.txt"
     command = [
         *find_uv(), "pip", "compile", "-", "--quiet", "--universal", f"--python-version={PYTHON}",
@@ -131,7 +131,7 @@ def resolve(name: str, lines: list[str], *, upgrade: bool) -> None:
 
 
 def write_locks(*, upgrade: bool) -> None:
-    """Write the requirements that Pants reads, then every lock that needs it."""
+    """Write the requirements that Pants reads, then every stale lock."""
     main = repository_requirements()
     REQUIREMENTS.write_text(
         "# Made by tools/lock.py from the packages' pyproject.toml; do not edit.\n"
@@ -147,8 +147,8 @@ def write_locks(*, upgrade: bool) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only say which locks are stale")
-    parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
+    parser.add_argument("--check", action="store_true", help="list stale locks only")
+    parser.add_argument("--upgrade", action="store_true", help="resolve to the newest versions")
     arguments = parser.parse_args()
     if arguments.check:
         if problems := stale_locks():

@@ -1,11 +1,11 @@
-"""Turn a nanoGPT checkpoint (ckpt.pt) into a folder that tjx_nn.hf and transformers read.
+"""Convert a nanoGPT checkpoint (ckpt.pt) to a folder that tjx_nn.hf and transformers read.
 
-Runs where PyTorch and safetensors are installed; nothing else is needed:
+It needs PyTorch and safetensors only:
 
     python nanogpt_to_safetensors.py out/ckpt.pt my_model
 
-nanoGPT is GPT-2 with the exact GELU. Its linear layers are [out, in] where transformers' GPT-2 has
-[in, out]; biases that a model without them (bias=False) lacks are zeros.
+nanoGPT is GPT-2 with the exact GELU. Its linear layers are [out, in], those of transformers' GPT-2
+[in, out]; missing biases (bias=False) are zeros.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from typing import Any
 import safetensors.torch  # pants: no-infer-dep
 import torch  # type: ignore[import-not-found]  # pants: no-infer-dep
 
-# Checkpoints of torch.compile'd models have this before every name.
+# Prefix of names in checkpoints of torch.compile'd models.
 COMPILED = "_orig_mod."
-# Causal masks that older versions stored, and the head, which is the table of tokens.
+# Causal masks of older versions, and the head, which is tied to the token embedding.
 LEFT_OUT = re.compile(r"\.attn\.(masked_)?bias$|^lm_head\.weight$")
 LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 NORMS = ("ln_1", "ln_2")
@@ -28,7 +28,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def read(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
-    """Return weights and sizes of a checkpoint; nothing in it is run."""
+    """Return weights and sizes of a checkpoint, without executing code in it."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if missing := {"model", "model_args"} - set(checkpoint):
         raise SystemExit(f"{path} has no {' and no '.join(sorted(missing))}: is it nanoGPT's?")
@@ -41,7 +41,7 @@ def read(path: pathlib.Path) -> tuple[Tensors, dict[str, Any]]:
 
 
 def convert(weights: Tensors, n_layer: int) -> Tensors:
-    """Return the tensors of transformers' GPT-2; SystemExit names what is missing or left over."""
+    """Return the tensors of transformers' GPT-2; SystemExit names missing or unknown ones."""
     kernels = {f"transformer.h.{i}.{name}.weight" for i in range(n_layer) for name in LINEAR}
     scales = {f"transformer.h.{i}.{name}.weight" for i in range(n_layer) for name in NORMS}
     scales.add("transformer.ln_f.weight")
@@ -80,7 +80,7 @@ def main() -> None:
     """Convert the checkpoint that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", type=pathlib.Path, help="nanoGPT's ckpt.pt")
-    parser.add_argument("folder", type=pathlib.Path, help="made; may not have a model yet")
+    parser.add_argument("folder", type=pathlib.Path, help="output folder, without a model")
     parser.add_argument(
         "--tanh-gelu",
         action="store_true",

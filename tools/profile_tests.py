@@ -1,10 +1,10 @@
-"""Print a table of the seconds that each test file takes, the longest first.
+"""Print a table of the time of each test file in seconds, longest first.
 
     mkdir /tmp/times; TJX_TEST_TIMES=/tmp/times ./pants test --force ::
     python tools/profile_tests.py /tmp/times
 
-`conftest.py` writes a line for each test while `TJX_TEST_TIMES` names a folder. The CPU seconds are
-those of the pytest process, without its child processes.
+`conftest.py` writes one line per test if `TJX_TEST_TIMES` names a folder. CPU seconds are those of
+the pytest process, without child processes.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Damage real checkpoints a thousand times; each damage must be found, named and survived.
+"""Corruption campaign: each of many damages to a checkpoint must be detected, named and survived.
 
     ./pants run tools/campaigns/corruption.py -- --seed 1 --cases 1000 [--output FILE]
 
-A run of the trainer leaves three checkpoints. Each case is a copy of them, one single damage to the
-newest, and a restore. What must come of it: `verify` finds and names what was damaged; the damaged
-step is set aside; and what is restored is the step before, bit for bit. What changes nothing, such
-as zeroing what was zero, is no case.
+A trainer run writes three checkpoints. Each case copies them, damages the newest once, and
+restores. `verify` must detect and name the damaged file, the damaged step must be set aside, and
+the step before must be restored bit for bit. Damages that change nothing, such as zeroing zeros,
+are not counted.
 """
 
 import argparse
@@ -33,15 +33,15 @@ import tjx_ckpt
 
 @dataclass
 class Tally:
-    """What came of the cases of one kind.
+    """Results of the cases of one kind of damage.
 
     Attributes
     ----------
     cases
-        How many there were.
+        Number of cases.
     detected, named, set_aside, restored
-        How many were found by `verify`; with the damaged files named, there and in the warning of
-        the restore; after how many the step was renamed; and the step before restored, bit for bit.
+        Cases that `verify` detected; whose damaged files were named, also in the warning of the
+        restore; whose step was renamed; whose previous step was restored bit for bit.
     """
 
     cases: int = 0
@@ -52,20 +52,20 @@ class Tally:
 
     @property
     def perfect(self) -> bool:
-        """Whether every case came out as it should."""
+        """Whether every case passed."""
         return {self.detected, self.named, self.set_aside, self.restored} == {self.cases}
 
 
 @dataclass
 class Found:
-    """What a campaign has found out.
+    """Results of a campaign.
 
     Attributes
     ----------
     kinds
-        What came of the cases, by kind of damage.
+        Results by kind of damage.
     failures
-        The cases that did not come out as they should, a line or more for each.
+        Failed cases, one or more lines each.
     """
 
     kinds: dict[str, Tally] = field(default_factory=lambda: collections.defaultdict(Tally))
@@ -73,7 +73,7 @@ class Found:
 
 
 def train(folder: Path) -> Path:
-    """Let the real trainer leave a run directory with three checkpoints."""
+    """Train with the real trainer into a run directory with three checkpoints."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "rhyme.txt", lines=400)
     flags = {**TINY, "data.path": "rhyme.txt", "train.max_steps": 15, "checkpoint.every": 5}
@@ -84,14 +84,14 @@ def train(folder: Path) -> Path:
 
 
 class Campaign:
-    """Cases of damage to the checkpoints of one run.
+    """Damages to the checkpoints of one run.
 
     Parameters
     ----------
     run_dir
         With three checkpoints or more; it is not changed.
     folder
-        Where the copies lie.
+        Folder of the copies.
     """
 
     def __init__(self, run_dir: Path, folder: Path) -> None:
@@ -107,7 +107,7 @@ class Campaign:
         self.found = Found()
 
     def run(self, *, seed: int, cases: int) -> Found:
-        """Make so many cases, of each kind as many as of the others; return what was found."""
+        """Run a number of cases, equally many of each kind; return the results."""
         draw = random.Random(seed)  # noqa: S311  damage, not secrets
         kinds = list(DAMAGES)
         done = 0
@@ -127,12 +127,12 @@ class Campaign:
         return self.found
 
     def _judge(self, kind: str, damaged: list[str]) -> None:
-        """Restore from the damaged copy and count what came of it."""
+        """Restore from the damaged copy and count the result."""
         tally = self.found.kinds[kind]
         tally.cases += 1
         try:
             found = self._restore(damaged)
-        except Exception as error:  # whatever it is, it is told, and the campaign goes on
+        except Exception as error:  # any error is recorded, and the campaign continues
             self.found.failures.append(f"{kind} of {damaged}: {type(error).__name__}: {error}")
             return
         for name in ("detected", "named", "set_aside", "restored"):
@@ -142,7 +142,7 @@ class Campaign:
 
     def _restore(self, damaged: list[str]) -> dict[str, bool]:
         before = self._steps[-2]
-        # A manifest that is wrong itself says nothing of other files.
+        # A damaged manifest does not describe other files.
         wanted = [MANIFEST] if MANIFEST in damaged else damaged
         with tjx_ckpt.Checkpointer(self._copy) as checkpointer:
             checkpointer.claim()
@@ -162,7 +162,7 @@ class Campaign:
 
 
 def table(found: Found) -> str:
-    """Return what came of each kind of damage, a line each."""
+    """Return the results by kind of damage, one line each."""
     names = ("cases", "detected", "named", "set_aside", "restored")
     lines = [f"{'damage':<26}" + "".join(f"{name:>10}" for name in names)]
     lines += [
@@ -174,7 +174,7 @@ def table(found: Found) -> str:
 
 
 def report(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
-    """Return what is written to the file of results."""
+    """Return the content of the results file."""
     return {
         "about": {
             "command": f"./pants run tools/campaigns/corruption.py -- --seed {seed}",
@@ -190,7 +190,7 @@ def report(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run a campaign from the command line; 1 where a damage was not found or not survived."""
+    """Run a campaign from the command line; return 1 if a damage was missed or not survived."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, default=1000)

@@ -1,4 +1,4 @@
-"""Ways to damage a checkpoint, one file or one folder at a time."""
+"""Damages of a checkpoint, one file or folder at a time."""
 
 import random
 import shutil
@@ -9,7 +9,7 @@ MANIFEST = "manifest.json"
 
 
 class NoDamageError(Exception):
-    """What was drawn would have changed nothing, or there is nothing to damage in this way."""
+    """The random damage would change nothing, or does not apply."""
 
 
 def flip_bit(step: Path, draw: random.Random) -> list[str]:
@@ -21,7 +21,7 @@ def flip_bit(step: Path, draw: random.Random) -> list[str]:
 
 
 def truncate(step: Path, draw: random.Random) -> list[str]:
-    """Cut one file short, perhaps to nothing."""
+    """Truncate one file, possibly to zero bytes."""
     path = _draw_file(step, draw)
     data = path.read_bytes()
     return _write(step, path, data[: draw.randrange(len(data))])
@@ -41,7 +41,7 @@ def remove(step: Path, draw: random.Random) -> list[str]:
 
 
 def zero_range(step: Path, draw: random.Random) -> list[str]:
-    """Zero a stretch of one file, as a lost page or block does."""
+    """Zero a range of one file, as a lost page or block does."""
     path = _draw_file(step, draw)
     data = bytearray(path.read_bytes())
     begin = draw.randrange(len(data))
@@ -51,26 +51,26 @@ def zero_range(step: Path, draw: random.Random) -> list[str]:
 
 
 def zero_file(step: Path, draw: random.Random) -> list[str]:
-    """Zero one file, which keeps its size: what a crash leaves of a file that was not flushed."""
+    """Zero one file and keep its size, as a crash does to an unflushed file."""
     path = _draw_file(step, draw)
     return _write(step, path, bytes(path.stat().st_size))
 
 
 def swap_files(step: Path, draw: random.Random) -> list[str]:
-    """Let two files change places."""
+    """Swap two files."""
     one, other = draw.sample(_files(step), 2)
     first, second = one.read_bytes(), other.read_bytes()
     return [*_write(step, one, second), *_write(step, other, first)]
 
 
 def stale_manifest(step: Path, draw: random.Random) -> list[str]:
-    """Put the manifest of another step in the place of this one's."""
+    """Replace the manifest by that of another step."""
     other = draw.choice(_others(step))
     return _write(step, step / MANIFEST, (other / MANIFEST).read_bytes())
 
 
 def stale_file(step: Path, draw: random.Random) -> list[str]:
-    """Put a file of another step in the place of this one's."""
+    """Replace a file by that of another step."""
     other = draw.choice(_others(step))
     same = [path for path in _files(step) if (other / _name(step, path)).is_file()]
     path = draw.choice([path for path in same if path.name != MANIFEST])
@@ -78,7 +78,7 @@ def stale_file(step: Path, draw: random.Random) -> list[str]:
 
 
 def copied_folder(step: Path, draw: random.Random) -> list[str]:
-    """Put the whole of another step in the place of this one."""
+    """Replace the checkpoint by a copy of another step."""
     other = draw.choice(_others(step))
     shutil.rmtree(step)
     shutil.copytree(other, step)
@@ -86,13 +86,13 @@ def copied_folder(step: Path, draw: random.Random) -> list[str]:
 
 
 def renamed_folder(step: Path, draw: random.Random) -> list[str]:
-    """Give the folder the number of a later step."""
+    """Rename the folder to the number of a later step."""
     step.rename(step.with_name(str(int(step.name) + draw.randint(1, 1000))))
     return [MANIFEST]
 
 
 def emptied_folder(step: Path, draw: random.Random) -> list[str]:  # noqa: ARG001  as the others
-    """Remove all files: what lost metadata of a file system leaves."""
+    """Remove all files, as lost file system metadata does."""
     for path in _files(step):
         path.unlink()
     return [MANIFEST]

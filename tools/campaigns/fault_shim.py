@@ -1,4 +1,4 @@
-"""The shim of `fault_shim.c`: compiled once, loaded before libc, armed in a child process."""
+"""Interface to the fault-injection library of `fault_shim.c`, loaded before libc."""
 
 import contextlib
 import ctypes
@@ -17,18 +17,18 @@ FAIL, SHORT, KILL_BEFORE, KILL_AFTER = 1, 2, 3, 4
 
 
 class Fault(NamedTuple):
-    """What happens to one file operation.
+    """Fault of one file operation.
 
     Attributes
     ----------
     place
-        Which operation, from 0; -1 counts only.
+        Index of the operation, from 0; -1 only counts operations.
     action
         FAIL, SHORT, KILL_BEFORE or KILL_AFTER.
     number
         The errno of FAIL.
     stays
-        Whether all later operations of the same kind fail too.
+        Whether later operations of the same kind fail too.
     """
 
     place: int = -1
@@ -38,18 +38,18 @@ class Fault(NamedTuple):
 
 
 def has_compiler() -> bool:
-    """Tell whether there is a C compiler to build the shim with."""
+    """Return whether a C compiler is available."""
     return shutil.which("cc") is not None
 
 
 @contextlib.contextmanager
 def folder_with_shim(prefix: str) -> Iterator[Path]:
-    """Yield a new folder, in this program with the shim loaded: it is started again for that.
+    """Yield a new folder with the library loaded; restarts this program if necessary.
 
     Parameters
     ----------
     prefix
-        How the name of the folder begins.
+        Prefix of the folder's name.
     """
     shim = Path(os.environ.get("LD_PRELOAD", ""))
     if shim.name == _SHIM:
@@ -67,7 +67,7 @@ def folder_with_shim(prefix: str) -> Iterator[Path]:
 
 
 def arm(root: Path, fault: Fault, *, record: int = -1) -> None:
-    """Let a fault happen to operations below a folder, from now on; write their names to a file."""
+    """Inject a fault into operations below a folder; log their names to a file."""
     shim = ctypes.CDLL(None)
     shim.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, *[ctypes.c_int] * 4]
     shim.fault_arm(
@@ -76,12 +76,12 @@ def arm(root: Path, fault: Fault, *, record: int = -1) -> None:
 
 
 def journal(root: Path, descriptor: int) -> None:
-    """Write every change below a folder to a file, in the order of the changes."""
+    """Log every change below a folder to a file, in order."""
     shim = ctypes.CDLL(None)
     shim.fault_journal.argtypes = [ctypes.c_char_p, ctypes.c_int]
     shim.fault_journal(str(root).encode(), descriptor)
 
 
 def disarm() -> None:
-    """Let no fault happen any more."""
+    """Stop injecting faults."""
     ctypes.CDLL(None).fault_disarm()

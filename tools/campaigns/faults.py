@@ -1,17 +1,17 @@
-"""Fail, cut short or kill one file operation of a run, thousands of times; nothing may be lost.
+"""System call campaign: a run must survive the failure of any single file operation.
 
     ./pants run tools/campaigns/faults.py -- --seed 1 --cases 2000 [--output FILE]
 
-A shim before libc (`fault_shim.c`) hits one operation below the run directory: it fails with an
-errno that the call can have, once or from then on, takes half of what it is given, or the process
-is killed before or after it. The operation is any of those that the program makes while it starts a
-run, resumes one, saves (with ``--checkpoint.on_error continue``), prunes, evaluates or exports.
-`storage_run` says what of these programs is real. After the fault
+A preloaded library (`fault_shim.c`) injects a fault into one operation below the run directory: an
+errno that the call can return, once or persistently, a short write, or a kill before or after the
+operation. Operations are those of starting a run, resuming, saving (with ``--checkpoint.on_error
+continue``), pruning, evaluating and exporting. `storage_run` lists which parts of these programs
+are real. After the fault
 
-- the exit code is one of the table in docs/checkpoint_resume.md and nothing is a traceback;
-- no checkpoint was set aside, since none was damaged;
-- evaluating and exporting have changed nothing in the run directory;
-- the same command then finishes, with every leaf, every number and every checkpoint as undisturbed.
+- the exit code is documented in docs/checkpoint_resume.md, without a traceback;
+- no checkpoint is set aside, since none is damaged;
+- evaluation and export leave the run directory unchanged;
+- the same command then finishes with the leaves, metrics and checkpoints of an undisturbed run.
 
 Needs Linux and a C compiler (cc).
 """
@@ -75,16 +75,16 @@ OPERATIONS = ("fresh", "resume", "save", "prune", "evaluate", "export")
 
 @dataclass
 class Found:
-    """What a campaign has found out.
+    """Results of a campaign.
 
     Attributes
     ----------
     cases
-        How many, by operation and what happened.
+        Number of cases by operation and fault.
     codes
-        How programs ended, by exit code; -9 is a kill.
+        Number of program ends by exit code; -9 is a kill.
     failures
-        What went wrong, a line or more for each.
+        Failed cases, one or more lines each.
     """
 
     cases: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -98,13 +98,13 @@ class Campaign:
     Parameters
     ----------
     folder
-        Where everything lies; the shim is loaded.
+        Working folder; the fault library is loaded.
     seed
-        Decides which operation is hit, and how.
+        Selects the operations and faults.
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        # It brings JAX; the shim must be loaded before.
+        # Imports JAX, so that the fault library must be loaded first.
         from campaigns.storage_run import StorageRun
 
         self._folder, self._seed = folder, seed
@@ -121,7 +121,7 @@ class Campaign:
             self._expected[operation] = self._finish(operation)
 
     def run(self, cases: int) -> Found:
-        """Make so many cases, as many of each operation, at every place of its calls in turn."""
+        """Run a number of cases, equally many of each operation, at each of its calls in turn."""
         draws = {name: random.Random(f"{self._seed} {name}") for name in OPERATIONS}  # noqa: S311
         places: dict[str, list[int]] = {name: [] for name in OPERATIONS}
         for number in range(cases):
@@ -139,7 +139,7 @@ class Campaign:
         return self.found
 
     def _case(self, operation: str, fault: Fault) -> None:
-        """Make one case; keep what was wrong with it."""
+        """Run one case and record its failures."""
         name = self._calls[operation][fault.place]
         how = {SHORT: "half of it", KILL_BEFORE: "killed before", KILL_AFTER: "killed after"}
         what = how.get(fault.action) or errno.errorcode[fault.number]
@@ -168,7 +168,7 @@ class Campaign:
         problems = []
         killed = fault.action in (KILL_BEFORE, KILL_AFTER)
         codes = _EVAL_CODES if operation in ("evaluate", "export") else _CODES
-        # Threads take turns otherwise each time: the call may not have come.
+        # Thread scheduling varies: the call may not have occurred.
         if code not in codes and not (killed and code == _KILLED):
             problems.append(f"exit code {code}")
         if "Traceback" in printed:
@@ -178,11 +178,11 @@ class Campaign:
         return [*problems, printed[-2000:]] if problems else []
 
     def _finish(self, operation: str) -> dict[str, Any]:
-        """Let the same command end without a fault; return what came out."""
+        """Run the same command without a fault; return its outcome."""
         result = self._folder / "result.json"
 
         def work() -> int:
-            # An export has its name only when it is whole, and is not written over.
+            # An export gets its name when it is complete, and is not overwritten.
             is_done = operation == "export" and (self._root / "out").exists()
             code = 0 if is_done else self._work(operation)
             if code == 0:
@@ -240,7 +240,7 @@ class Campaign:
             shutil.copytree(source, self._root / "run")
 
     def _prepare(self) -> dict[str, Path]:
-        """Return the run directories that operations begin with."""
+        """Return the initial run directory of each operation."""
         half, whole = self._folder / "half", self._folder / "whole"
         code = run_in_child(
             lambda: self._program.train(whole, {"checkpoint.keep": 9}), self._printed
@@ -252,7 +252,7 @@ class Campaign:
         return {"resume": half, "save": half, "prune": half, "evaluate": whole, "export": whole}
 
     def _count(self, operation: str) -> list[str]:
-        """Return the names of the calls that an operation makes, in their order."""
+        """Return the names of the calls of an operation in order."""
         self._lay_out(operation)
         names = self._folder / "calls.txt"
         record = os.open(names, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
@@ -273,7 +273,7 @@ def _draw_fault(index: int, name: str, draw: random.Random) -> Fault:
 
 
 def _content(folder: Path) -> str:
-    """Return a digest of the names and the bytes of a folder."""
+    """Return a hash of the names and content of a folder."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
         digest.update(f"{path.relative_to(folder)}\n".encode())
@@ -291,17 +291,17 @@ def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[
 
 
 def run_in_child(work: Callable[[], int], printed: Path) -> int:
-    """Fork and work; return the exit code of the child, or minus the number of its signal.
+    """Run a function in a forked child; return its exit code, or minus the number of its signal.
 
     Parameters
     ----------
     work
         Returns the exit code.
     printed
-        Takes what the child prints.
+        File for the output of the child.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # children start no computation, which needs JAX's threads
+        warnings.simplefilter("ignore")  # children start no JAX computation
         child = os.fork()
     if child == 0:
         code = 1
@@ -323,7 +323,7 @@ def run_in_child(work: Callable[[], int], printed: Path) -> int:
 
 
 def main() -> int:
-    """Run the campaign; return 0 if nothing went wrong."""
+    """Run the campaign; return 0 if every case passed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cases", type=int, default=2000)

@@ -1,8 +1,7 @@
-"""The trainer with faults in it, as a program: FAULT AT_STEP, more of them, the trainer's flags.
+"""Trainer with injected faults: arguments are pairs of FAULT AT_STEP, then the trainer's flags.
 
-Hardware does not fail on command: what cannot be done to a process from outside, such as one
-gradient that is no number, is done here to the functions that the trainer is made of. AT_STEP is
-the number of a training step; 1 is the first.
+Faults that cannot be injected from outside the process, such as a NaN gradient, are injected into
+the functions of the trainer. AT_STEP is the number of a training step, from 1.
 """
 
 import os
@@ -26,12 +25,12 @@ DAY = 86400.0
 
 
 def nan_gradient(at: int) -> None:
-    """Make one number of the gradients of a step a NaN, inside of the jitted step."""
+    """Set one element of the gradients of a step to NaN, inside the jitted step."""
     accumulate = tjx_optim.accumulate_gradients
 
     def poisoned(loss: Any, params: Any, microbatches: Any, **options: Any) -> Any:
         total = accumulate(loss, params, microbatches, **options)
-        # Dropout's keys are a function of the step: they tell which one this is.
+        # Dropout keys are a function of the step and identify it.
         keys = microbatches["key"]
         of_the_step = jax.random.fold_in(jax.random.key(0), at)
         wanted = jax.random.split(of_the_step, keys.shape[0])
@@ -45,29 +44,29 @@ def nan_gradient(at: int) -> None:
 
 
 def nan_parameter(at: int) -> None:
-    """Make a parameter a NaN before a step, once: each step from there on is not finite."""
+    """Set a parameter to NaN before a step, once: all later steps are non-finite."""
     once = iter([True])
     _before_step(lambda step: step == at and next(once, False), _with_nan)
 
 
 def nan_parameter_again(at: int) -> None:
-    """Make a parameter a NaN before a step whenever it comes: going back does not help."""
+    """Set a parameter to NaN before every execution of a step, also after a rollback."""
     _before_step(lambda step: step == at, _with_nan)
 
 
 def clock(at: int) -> None:
     """Set the clock back by a day before a step."""
-    told = time.time
+    real_time = time.time
 
     def jump(state: Any) -> Any:
-        vars(time)["time"] = lambda: told() - DAY
+        vars(time)["time"] = lambda: real_time() - DAY
         return state
 
     _before_step(lambda step: step == at, jump)
 
 
 def hang(at: int) -> None:
-    """Wait for ever for the batch of a step, as for a disk that does not answer."""
+    """Block forever at the batch of a step, as an unresponsive disk does."""
 
     def answer(step: int) -> None:
         while step == at:
@@ -77,7 +76,7 @@ def hang(at: int) -> None:
 
 
 def worker(at: int) -> None:
-    """Let the thread that reads the data die of an error that nobody foresaw."""
+    """Raise an unexpected error in the thread that reads the data."""
 
     def answer(step: int) -> None:
         if step == at:
@@ -87,7 +86,7 @@ def worker(at: int) -> None:
 
 
 def slow_disk(at: int) -> None:
-    """Let each flush to the disk take half a second from a step on: so saves take seconds."""
+    """Delay each fsync by half a second from a step on, so that saves take seconds."""
     flush = os.fsync
 
     def slow(descriptor: int) -> None:
@@ -102,7 +101,7 @@ def slow_disk(at: int) -> None:
 
 
 def gates(at: int) -> None:
-    """Wait before each tenth step, from this one on, for a file ``gate-STEP`` in the folder."""
+    """Wait for a file ``gate-STEP`` in the folder before every tenth step from this one."""
 
     def wait(state: Any) -> Any:
         gate = Path(f"gate-{int(jax.device_get(state.step)) + 1}")
@@ -122,7 +121,7 @@ def _with_nan(state: Any) -> Any:
 
 
 def _before_step(due: Callable[[int], bool], change: Callable[[Any], Any]) -> None:
-    """Change the state before those steps that are due."""
+    """Change the state before the given steps."""
     make = step.make_train_step
 
     def make_faulty(*arguments: Any, **options: Any) -> Any:
@@ -139,7 +138,7 @@ def _before_step(due: Callable[[int], bool], change: Callable[[Any], Any]) -> No
 
 
 def _before_batch(happen: Callable[[int], None]) -> None:
-    """Let something happen before the batch of a step is read."""
+    """Call a function before the batch of a step is read."""
     batch = base_task.LoaderTask.batch
 
     def faulty(self: Any, step: int, put: Any) -> Any:

@@ -33,7 +33,7 @@ class ForkedProcess:
     """
 
     def __init__(self, connection: socket.socket) -> None:
-        # Two lines come: the process ID, and the exit code when the process has ended.
+        # The reply has two lines: the process ID, and the exit code after the process ended.
         with connection:
             self._lines = connection.makefile("r")
         self.pid = int(self._lines.readline())
@@ -119,10 +119,10 @@ class ForkServer:
 
 
 def _next_request(listener: socket.socket) -> dict[str, Any]:
-    """Serve until a request comes; return it in the process that becomes its program.
+    """Serve until a request arrives; return it in the process that becomes its program.
 
-    Between the server and the program is a process that waits for the program and sends its exit
-    code: so the server waits for none.
+    An intermediate process waits for the program and sends its exit code, so that the server never
+    waits.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -163,7 +163,7 @@ def _become(request: dict[str, Any]) -> None:
         known = value.lower() in ("true", "false") or value.isdecimal()
         jax.config.update(name.lower(), json.loads(value.lower()) if known else value)  # type: ignore[no-untyped-call]
     sys.argv = request["arguments"]
-    sys.modules.pop(sys.argv[0], None)  # a module that another one imported runs anew, as by -m
+    sys.modules.pop(sys.argv[0], None)  # an already imported module must run again, as with -m
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
@@ -171,5 +171,5 @@ if __name__ == "__main__":
     descriptor, *modules = sys.argv[1:]
     for module in modules:
         importlib.import_module(module)
-    gc.freeze()  # the collector of a program leaves the shared pages alone
+    gc.freeze()  # garbage collection in the program must not touch shared pages
     _become(_next_request(socket.socket(fileno=int(descriptor))))

@@ -1,14 +1,15 @@
-"""Spoil everything that is read ten thousand times: an error of ours or a correct result.
+"""Fuzzing campaign: each corrupted input must give a documented error or a correct result.
 
     ./pants run tools/campaigns/fuzz.py -- --seed 0 --cases 10000 [--output FOLDER]
 
-or with Python alone, where the packages and `tools` are on PYTHONPATH. Presets, command lines,
-prepared sets, files of a corpus, tokenizers, model folders and checkpoints are changed, with their
-structure known, and read in processes of limited memory. A case fails if something else is raised
-than a documented error whose message names the file; if the process dies, hangs, or takes more than
-1 GB; or if what was accepted is not what the files say.
+or with Python only, with the packages and `tools` on PYTHONPATH. Presets, command lines, prepared
+sets, corpus files, tokenizers, model folders and checkpoints are mutated with knowledge of their
+structure and read in processes with limited memory. A case fails if an error is raised that is not
+documented or does not name the file; if the process dies, hangs, or uses more than 1 GB; or if an
+accepted result differs from the files.
 
-A failure is shrunk, told with what repeats it, and its files are kept in the output folder:
+A failure is minimized, reported with the command that repeats it, and its files are kept in the
+output folder:
 
     ./pants run tools/campaigns/fuzz.py -- --seed 0 --kind tokenizer --only 1234
 """
@@ -36,18 +37,18 @@ from campaigns.fuzz_worker import HANGING_SECONDS, MOST_STEPS
 Json = dict[str, Any]
 
 WORKER = Path(__file__).with_name("fuzz_worker.py")
-CHUNK = 250  # cases that a worker reads before another takes its place
+CHUNK = 250  # cases that a worker reads before it is replaced
 
 
 class Worker:
-    """A process that reads cases of one kind; a context manager that ends it.
+    """Process that reads cases of one kind; a context manager.
 
     Parameters
     ----------
     kind, seed
         Of the cases.
     scratch
-        An empty folder of its own.
+        Empty working folder.
     """
 
     def __init__(self, kind: str, seed: int, scratch: Path) -> None:
@@ -67,11 +68,11 @@ class Worker:
         self._stop()
 
     def ask(self, number: int, skip: list[int]) -> Json:
-        """Let it read a case; if it dies of that, say so, and the next case gets another."""
+        """Read a case; after a crash report it and start a new process for the next case."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        # The worker ends itself when a case hangs; this is for one that cannot even do that.
+        # The worker exits by itself if a case hangs; this is the fallback.
         timer = threading.Timer(3 * HANGING_SECONDS, process.kill)
         timer.start()
         try:
@@ -103,7 +104,7 @@ class Worker:
             "OMP_NUM_THREADS": "1",
             "HOME": str(self.scratch),
             "XDG_CACHE_HOME": str(self.scratch / "cache"),
-            # Absolute, since a worker starts in a folder of its own.
+            # Absolute, since a worker starts in another folder.
             "PYTHONPATH": os.pathsep.join(str(Path(e).resolve()) for e in sys.path if e),
         }
         with self._errors.open("w") as errors:
@@ -141,22 +142,22 @@ class Worker:
 
 @dataclass
 class Found:
-    """What came of the cases of one kind.
+    """Results of the cases of one kind.
 
     Attributes
     ----------
-    accepted, refused
-        How many were read well, and refused with an error of ours.
+    accepted, rejected
+        Number of cases read correctly, and rejected with a documented error.
     failures
-        The others, by what is wrong: number of the first, how often, changes that are needed.
+        Other cases by error: number of the first, count, and necessary mutations.
     peak_bytes
-        The most memory that a process had.
+        Peak memory of a process.
     cpu_seconds
-        Of all cases, and of the slowest.
+        Total of all cases, and of the slowest.
     """
 
     accepted: int = 0
-    refused: int = 0
+    rejected: int = 0
     failures: dict[str, Json] = field(default_factory=dict)
     peak_bytes: int = 0
     cpu_seconds: float = 0.0
@@ -164,7 +165,7 @@ class Found:
 
 
 class Campaign:
-    """Cases of several kinds, in several processes at once."""
+    """Cases of several kinds in parallel processes."""
 
     def __init__(self, seed: int, output: Path, scratch: Path) -> None:
         self.seed, self.output, self.scratch = seed, output, scratch
@@ -172,7 +173,7 @@ class Campaign:
         self._lock = threading.Lock()
 
     def run(self, numbers: dict[str, list[int]], jobs: int) -> None:
-        """Read cases, given by their numbers."""
+        """Read cases by number."""
         tasks = [
             (kind, of_kind[first : first + CHUNK])
             for kind, of_kind in numbers.items()
@@ -197,27 +198,27 @@ class Campaign:
             found.peak_bytes = max(found.peak_bytes, answer.get("peak_bytes", 0))
             if answer["verdict"] != "failed":
                 found.accepted += answer["verdict"] == "accepted"
-                found.refused += answer["verdict"] == "refused"
+                found.rejected += answer["verdict"] == "rejected"
                 return
             known = found.failures.get(answer["error"])
             if known is not None:
                 known["count"] += 1
                 return
             entry = found.failures[answer["error"]] = {"number": number, "count": 1, "skip": []}
-        # A machine that was busy is no finding: whoever fails, fails again.
+        # Repeat failures, since a busy machine can cause timeouts.
         again = worker.ask(number, [])
         if again["verdict"] != "failed":
             with self._lock:
                 del found.failures[answer["error"]]
                 found.accepted += again["verdict"] == "accepted"
-                found.refused += again["verdict"] == "refused"
+                found.rejected += again["verdict"] == "rejected"
             return
-        if again["error"] != "hang":  # which takes too long to be tried many times
+        if again["error"] != "hang":  # too slow to repeat many times
             entry["skip"] = self._shrink(worker, number, again["error"])
         self._keep(worker, number, entry, again)
 
     def _shrink(self, worker: Worker, number: int, error: str) -> list[int]:
-        """Return the changes that are not needed for the same error."""
+        """Return the mutations that are not necessary for the same error."""
         skip: list[int] = []
         for step in range(MOST_STEPS):
             answer = worker.ask(number, [*skip, step])
@@ -226,8 +227,8 @@ class Campaign:
         return skip
 
     def _keep(self, worker: Worker, number: int, entry: Json, answer: Json) -> None:
-        """Keep the files of a failure, and tell of it."""
-        worker.ask(number, entry["skip"])  # its files are those of the shrunk case now
+        """Keep the files of a failure and report it."""
+        worker.ask(number, entry["skip"])  # writes the files of the minimized case
         folder = self.output / f"{worker.kind}-{number}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -235,7 +236,7 @@ class Campaign:
         command = f"fuzz.py --seed {self.seed} --kind {worker.kind} --only {number}{skip}"
         (folder / "finding.txt").write_text(f"{command}\n{answer['error']}\n\n{answer['text']}\n")
         case = worker.scratch / "case"
-        # Pipes cannot be copied, nor links into /dev; the seed makes them again.
+        # Pipes and links into /dev cannot be copied; the seed recreates them.
         listed = [path for path in sorted(case.rglob("*")) if path.is_file()]
         for path in listed:
             if not path.is_symlink() and path.stat().st_size < 1 << 24:
@@ -245,13 +246,13 @@ class Campaign:
         print(f"FAILED {worker.kind} {number}: {answer['error']}\n       {command}", flush=True)
 
     def table(self) -> str:
-        """Return a line for each kind."""
-        lines = ["kind             cases  accepted  refused  failed  peak MB  slowest s  CPU s"]
+        """Return one line of results for each kind."""
+        lines = ["kind             cases  accepted  rejected  failed  peak MB  slowest s  CPU s"]
         for kind, found in self.found.items():
             failed = sum(entry["count"] for entry in found.failures.values())
-            cases = found.accepted + found.refused + failed
+            cases = found.accepted + found.rejected + failed
             lines.append(
-                f"{kind:<15} {cases:>6}  {found.accepted:>8}  {found.refused:>7}  {failed:>6}  "
+                f"{kind:<15} {cases:>6}  {found.accepted:>8}  {found.rejected:>8}  {failed:>6}  "
                 f"{found.peak_bytes / 1e6:>7.0f}  {found.slowest_seconds:>9.2f}  "
                 f"{found.cpu_seconds:>5.0f}"
             )
@@ -291,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _repeat(given: argparse.Namespace, kinds: list[str], scratch: Path) -> int:
-    """Read single cases again and tell all of each."""
+    """Repeat single cases and print all details."""
     failed = False
     for kind in kinds:
         with Worker(kind, given.seed, scratch / kind) as worker:

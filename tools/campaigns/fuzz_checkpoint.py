@@ -1,4 +1,4 @@
-"""Spoilt checkpoints: the manifest, headers and bytes of the files."""
+"""Fuzzing of checkpoints: manifest, headers and content of the files."""
 
 import json
 import math
@@ -46,14 +46,14 @@ def _leaves(state: Any) -> dict[str, np.ndarray]:
 
 
 class CheckpointFolder(Kind):
-    """The folder of a run's checkpoints."""
+    """Fuzz kind: the folder of a run's checkpoints."""
 
     name = "checkpoint"
     errors: ClassVar[tuple[type[BaseException], ...]] = (CheckpointError,)
     names_file: ClassVar[bool] = False
 
     def prepare(self, scratch: Path) -> None:
-        """Save two steps."""
+        """Save two valid checkpoints."""
         self._folder = scratch / "base"
         with Checkpointer(self._folder) as checkpointer:
             for step in (OLDER, NEWEST):
@@ -65,7 +65,7 @@ class CheckpointFolder(Kind):
         self._keys = set(manifest["content"]["leaves"])
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Copy them; change the newest, with or without checksums that fit."""
+        """Copy the checkpoints and mutate the newest, with or without updated checksums."""
         shutil.copytree(self._folder, folder / "run")
         place = folder / "run" / str(NEWEST)
         for step in steps:
@@ -88,7 +88,7 @@ class CheckpointFolder(Kind):
             content = mutate_tree(whole["content"], random)
         except (ValueError, KeyError, TypeError, RecursionError):
             return
-        if random.random() < 0.8:  # a stranger can compute the checksum too
+        if random.random() < 0.8:  # an attacker can compute the checksum too
             try:
                 file.write_bytes(sealed(content))
             except (RecursionError, ValueError):
@@ -97,7 +97,7 @@ class CheckpointFolder(Kind):
             file.write_bytes(render({**whole, "content": content}, random))
 
     def _split_piece(self, place: Path, random: Random) -> None:
-        """Store a leaf as two pieces: side by side, or one over the other."""
+        """Store a leaf as two shards, adjacent or overlapping."""
         manifest = place / "manifest.json"
         if not is_small_file(manifest):
             return
@@ -139,7 +139,7 @@ class CheckpointFolder(Kind):
             self._mend_manifest(place / "manifest.json", file)
 
     def _mend_manifest(self, manifest: Path, file: Path) -> None:
-        """Let the manifest say of a file what it now is, as far as sizes allow."""
+        """Update the manifest entry of a file to its content."""
         if not is_small_file(manifest):
             return
         if not is_small_file(file):
@@ -158,7 +158,7 @@ class CheckpointFolder(Kind):
             return
 
     def check(self, folder: Path) -> None:
-        """Verify and restore; what came out must be the step before, or what the files say."""
+        """Verify and restore; the result must be the previous step, or the content of the files."""
         directory = folder / "run"
         expected = _assemble(directory / str(NEWEST))
         with Checkpointer(directory) as checkpointer:
@@ -182,7 +182,7 @@ class CheckpointFolder(Kind):
 
 
 def _assemble(place: Path) -> dict[str, np.ndarray] | None:
-    """Read the leaves as the manifest describes them; None where its pieces do not fit."""
+    """Read the leaves by the manifest; return None if its shards are inconsistent."""
     if not all(map(is_small_file, place.iterdir())):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Spoilt presets and command lines."""
+"""Fuzzing of presets and command lines."""
 
 import json
 from collections.abc import Sequence
@@ -63,34 +63,34 @@ def _nest(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_round_trip(config: Config, folder: Path) -> None:
-    """Check that what was accepted is a configuration: written and read it is the same."""
+    """Check that an accepted configuration survives writing and reading."""
     again = folder / "again.yaml"
-    # Lone surrogates and such can stand on a command line, and in no file.
+    # Lone surrogates are possible on a command line, but not in a file.
     text = yaml.safe_dump(_nest(flatten(config)), allow_unicode=True)
     again.write_text(text, encoding="utf-8", errors="surrogateescape")
     try:
         found = flatten(resolve(["--config", str(again)]))
     except ConfigError as error:
-        raise AssertionError(f"accepted, and refused when written: {error}") from error
+        raise AssertionError(f"accepted, and rejected when written: {error}") from error
     wanted = flatten(config)
     differing = [name for name in wanted if repr(found.get(name)) != repr(wanted[name])]
     assert not differing, f"{differing[0]}: {wanted[differing[0]]!r} {found.get(differing[0])!r}"
 
 
 class ConfigFile(Kind):
-    """A preset of a user's."""
+    """Fuzz kind: a preset file."""
 
     name = "config_file"
     errors: ClassVar[tuple[type[BaseException], ...]] = (ConfigError,)
-    names_file: ClassVar[bool] = False  # what contradicts each other is told by its names
+    names_file: ClassVar[bool] = False  # contradictions are reported by field name
 
     def prepare(self, scratch: Path) -> None:
-        """Take all presets, and resolve each."""
+        """Read and resolve all presets."""
         del scratch
         self._flat = [dict(flatten(resolve(["--config", preset]))) for preset in preset_names()]
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Write a preset; change its tree, its lines or its bytes."""
+        """Write a preset and mutate its tree, lines or bytes."""
         file = folder / "preset.yaml"
         tree = _nest(self._flat[0])
         if steps:
@@ -111,16 +111,16 @@ class ConfigFile(Kind):
         file.write_bytes(data)
 
     def check(self, folder: Path) -> None:
-        """Resolve it; what was accepted must be what PyYAML reads too."""
+        """Resolve the preset; an accepted one must equal PyYAML's result."""
         file = folder / "preset.yaml"
         config = resolve(["--config", str(file)])
         _check_round_trip(config, folder)
         try:
             yaml.safe_load(file.read_bytes())
         except yaml.YAMLError as error:
-            raise AssertionError(f"accepted, and PyYAML refuses it: {error}") from error
+            raise AssertionError(f"accepted, and PyYAML rejects it: {error}") from error
         found = flatten(config)
-        # As text: what a text means is for the command line to say, as 6e-4 and 010.
+        # As text: the command line decides the type of 6e-4 or 010.
         tree = yaml.load(file.read_bytes(), Loader=yaml.BaseLoader)  # noqa: S506  makes only texts
         for name, value in _flatten(tree or {}):
             if name in found and not isinstance(value, dict) and value not in ("null", "", "~"):
@@ -157,20 +157,20 @@ def _change_text(data: bytes, random: Random) -> bytes:
 
 
 class CommandLine(Kind):
-    """The words after the program's name."""
+    """Fuzz kind: the command-line arguments."""
 
     name = "command_line"
     errors: ClassVar[tuple[type[BaseException], ...]] = (ConfigError,)
     names_file: ClassVar[bool] = False
 
     def prepare(self, scratch: Path) -> None:
-        """List all names of flags."""
+        """List the names of all flags."""
         del scratch
         self._names = list(leaves())
         self._defaults = flatten(resolve([]))
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Write some flags with their values, and change some."""
+        """Write some flags with values and mutate some."""
         words: list[str] = []
         for step in steps:
             for _ in range(step.randint(1, 4)):
@@ -202,7 +202,7 @@ class CommandLine(Kind):
         return [f"--{name}={value}"] if random.random() < 0.5 else [f"--{name}", value]
 
     def check(self, folder: Path) -> None:
-        """Resolve them."""
+        """Resolve the command line."""
         config = resolve(json.loads((folder / "words.json").read_text()))
         texts = [value for value in flatten(config).values() if isinstance(value, str)]
         if all(text.isprintable() for text in texts):

@@ -1,4 +1,4 @@
-"""Spoilt files of a corpus: text, JSON lines and Parquet, packed or not, and MNIST's format."""
+"""Fuzzing of corpus files: text, JSON lines, Parquet, compressed or not, and IDX images."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ def _lines(records: list[Any]) -> bytes:
 
 
 def _parquet() -> bytes:
-    arrow: Any = pyarrow  # whose types say that it exports nothing
+    arrow: Any = pyarrow  # its type stubs export nothing
     sink = arrow.BufferOutputStream()
     table = arrow.table({"text": [record["text"] for record in _RECORDS]})
     arrow.parquet.write_table(table, sink, row_group_size=16, compression="zstd")
@@ -64,18 +64,18 @@ _BOMBS = {".gz": _gzip_bomb, ".zst": _zstd_bomb}
 
 
 class CorpusFile(Kind):
-    """A file that `--data.path` names."""
+    """Fuzz kind: a file given by `--data.path`."""
 
     name = "corpus_file"
 
     def prepare(self, scratch: Path) -> None:
-        """Make one of each sort, and the bombs."""
+        """Create a file of each format, and decompression bombs."""
         del scratch
         self._sound = {name: make() for name, make in _SOUND.items()}
         self._bombs = {end: make() for end, make in _BOMBS.items()}
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Write one; change its bytes, or its records before they are packed."""
+        """Write a file and mutate its bytes, or its records before compression."""
         name = steps[0].choice(sorted(_SOUND)) if steps else "a.jsonl"
         data = self._sound[name]
         file = folder / name
@@ -90,7 +90,7 @@ class CorpusFile(Kind):
                 data = data[:at] + step.randbytes(4) + data[at + 4 :]
             elif kind == 5 and step.random() < 0.3:
                 file.write_bytes(data)
-                spoil_file(file, step, may_be_large=False)  # that is a corpus
+                spoil_file(file, step, may_be_large=False)  # a large file is a valid corpus
                 return
             else:
                 data = mutate_bytes(data, step)
@@ -109,7 +109,7 @@ class CorpusFile(Kind):
         return zstandard.compress(data) if name.endswith(".zst") else data
 
     def check(self, folder: Path) -> None:
-        """Read it whole."""
+        """Read the whole file."""
         file = next(folder.iterdir(), folder / "a.jsonl")
         if "idx" in file.name:
             array = read_idx(file)

@@ -1,4 +1,4 @@
-"""What a kind of fuzzing is, and what an error of ours is."""
+"""Interface of fuzz kinds, and the criterion for documented errors."""
 
 import linecache
 import traceback
@@ -12,16 +12,16 @@ LONGEST_MESSAGE = 50_000  # characters
 
 
 class Kind(ABC):
-    """One thing that is read, spoilt in many ways.
+    """Base class of fuzz kinds: one type of input.
 
     Attributes
     ----------
     name
-        On the command line.
+        Name on the command line.
     errors
-        Classes that are documented for bad input.
+        Documented exception classes for invalid input.
     names_file
-        Whether a message must say which file is bad.
+        Whether messages must name the file.
     """
 
     name: ClassVar[str]
@@ -30,11 +30,11 @@ class Kind(ABC):
 
     @abstractmethod
     def prepare(self, scratch: Path) -> None:
-        """Make what is sound, once, in a folder that stays."""
+        """Create valid input once, in a permanent folder."""
 
     @abstractmethod
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Write a case into an empty folder: what is sound, and one change for each step."""
+        """Write a case into an empty folder: valid input with one mutation per step."""
 
     @abstractmethod
     def check(self, folder: Path) -> None:
@@ -43,21 +43,21 @@ class Kind(ABC):
         Raises
         ------
         AssertionError
-            If something was accepted that is not what the files say.
+            If an accepted result differs from the files.
         """
 
 
 class NotOursError(Exception):
-    """A documented class whose message is not one of ours."""
+    """An exception of a documented class that does not come from tjx code."""
 
 
 def judge(kind: Kind, folder: Path) -> str:
-    """Read a case; return "accepted" or "refused".
+    """Read a case; return "accepted" or "rejected".
 
     Raises
     ------
     BaseException
-        Whatever was raised and is no error of ours.
+        Any exception that is not documented.
     """
     try:
         kind.check(folder)
@@ -65,14 +65,14 @@ def judge(kind: Kind, folder: Path) -> str:
         if isinstance(error, AssertionError):
             raise
         _check_message(kind, error, folder)
-        return "refused"
+        return "rejected"
     return "accepted"
 
 
 def _check_message(kind: Kind, error: BaseException, folder: Path) -> None:
     text = "\n".join([str(error), *getattr(error, "__notes__", [])])
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    # An error that NumPy or json raised has the class by chance, and tells nobody what to do.
+    # Errors raised by NumPy or json may have a documented class without a useful message.
     if not linecache.getline(frame.filename, frame.lineno or 0).lstrip().startswith("raise"):
         raise NotOursError(f"not raised by us: {type(error).__name__}: {text[:200]}") from error
     if not text.strip() or len(text) > LONGEST_MESSAGE:

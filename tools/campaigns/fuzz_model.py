@@ -1,4 +1,4 @@
-"""Spoilt folders of transformers: config.json, the index, and headers of safetensors files."""
+"""Fuzzing of transformers folders: config.json, the index, and headers of safetensors files."""
 
 import json
 import shutil
@@ -80,12 +80,12 @@ def _params(config: TransformerConfig) -> Any:
 
 
 class ModelFolder(Kind):
-    """A folder that `tjx_nn.hf.load` reads."""
+    """Fuzz kind: a folder for `tjx_nn.hf.load`."""
 
     name = "model_folder"
 
     def prepare(self, scratch: Path) -> None:
-        """Write a small model of each family, in one file and in several."""
+        """Write a small model of each family, as one file and as several."""
         self._folders = []
         for name, config in _CONFIGS.items():
             params = _params(config)
@@ -96,7 +96,7 @@ class ModelFolder(Kind):
                 self._folders.append(folder)
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Copy one; change its JSON, a header, or bytes."""
+        """Copy a model and mutate its JSON, a header, or bytes."""
         chosen = steps[0].choice(self._folders) if steps else self._folders[0]
         shutil.copytree(chosen, folder / "model")
         for step in steps:
@@ -129,7 +129,7 @@ class ModelFolder(Kind):
         file.write_bytes(data)
 
     def check(self, folder: Path) -> None:
-        """Load it; what was accepted, written again, must hold the tensors of the files."""
+        """Load the model; an accepted one, saved again, must have the tensors of the files."""
         config, params = hf.load(folder / "model")
         hf.save(folder / "again", config, params)
         header, body = split((folder / "again" / "model.safetensors").read_bytes())
@@ -149,7 +149,7 @@ class ModelFolder(Kind):
             assert theirs[key] == ours[key], f"{key}: {theirs[key]!r} was read as {ours[key]!r}"
 
 
-# What changes no result, or stands in another place in older folders.
+# Fields that change no result, or have another location in older folders.
 _NOT_COMPUTED = {
     "architectures", "dtype", "bos_token_id", "eos_token_id", "id2label", "label2id", "head_dim",
     "num_key_value_heads", "sliding_window", "use_sliding_window", "layer_types", "n_inner",
@@ -159,7 +159,7 @@ _NOT_COMPUTED = {
 
 
 def _tensors(header: Any, body: bytes) -> dict[str, np.ndarray]:
-    """Read tensors by the format's description, independently of any library."""
+    """Read safetensors by the specification, independent of any library."""
     found = {}
     for name, entry in header.items():
         if name != "__metadata__" and entry["dtype"] in _DTYPES:

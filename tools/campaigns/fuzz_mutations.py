@@ -1,6 +1,6 @@
-"""Ways to spoil what is read: trees of JSON and YAML with their structure known, and bytes.
+"""Mutations of JSON and YAML trees, bytes and files.
 
-Everything is drawn from the `random.Random` that is given: a case is a function of its seed.
+All choices use the given `random.Random`: a case is a function of its seed.
 """
 
 import copy
@@ -28,12 +28,12 @@ _TEXTS: list[str] = [
 
 
 def draws(name: str) -> Random:
-    """Return draws that are a function of a name."""
+    """Return a random generator seeded by a name."""
     return Random(name)  # noqa: S311  cases, not secrets
 
 
 def hostile(random: Random) -> Any:
-    """Return a value that nobody expects."""
+    """Return an unexpected value."""
     kind = random.randrange(8)
     if kind < 3:
         return random.choice(_NUMBERS)
@@ -45,7 +45,7 @@ def hostile(random: Random) -> Any:
 
 
 def nested(depth: int, random: Random) -> Any:
-    """Return lists or objects within each other."""
+    """Return deeply nested lists or objects."""
     value: Any = 1
     as_list = random.random() < 0.5
     for _ in range(depth):
@@ -54,10 +54,10 @@ def nested(depth: int, random: Random) -> Any:
 
 
 def mutate_tree(tree: Any, random: Random) -> Any:
-    """Return a copy of a tree of lists, dicts and values with one thing changed."""
+    """Return a copy of a tree of lists, dicts and values with one mutation."""
     try:
         tree = copy.deepcopy(tree)
-    except RecursionError:  # it was spoilt before
+    except RecursionError:  # an earlier mutation nested it too deeply
         return hostile(random)
     places = list(_places(tree))
     if not places:
@@ -68,7 +68,7 @@ def mutate_tree(tree: Any, random: Random) -> Any:
 
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
-    """List all (container, key) of a tree; what is nested beyond reason is not entered."""
+    """List all (container, key) pairs of a tree up to a maximum depth."""
     if not isinstance(tree, dict | list):
         return []
     found: list[tuple[Any, Any]] = []
@@ -92,7 +92,7 @@ def _delete(holder: Any, key: Any, _: Random) -> None:
 
 
 def _near(holder: Any, key: Any, random: Random) -> None:
-    """Change a value a little, or into the same of another type."""
+    """Change a value slightly, or convert it to another type."""
     value = holder[key]
     if isinstance(value, bool) or value is None:
         holder[key] = random.choice(["yes", 1, 0, not value, str(value)])
@@ -130,7 +130,7 @@ def _rename(holder: Any, key: Any, random: Random) -> None:
 
 
 def _repeat(holder: Any, key: Any, random: Random) -> None:
-    """Make something long of what is there."""
+    """Repeat a value to a large size."""
     count = random.choice([2, 100, 3000])
     if isinstance(holder, list):
         holder.extend([holder[key]] * count)
@@ -144,13 +144,13 @@ _CHANGES: list[Callable[[Any, Any, Random], None]] = [
 
 
 def render(tree: Any, random: Random) -> bytes:
-    """Write a tree as JSON, now and then not quite."""
+    """Serialize a tree as JSON, occasionally with syntax errors."""
     try:
         text = json.dumps(tree, ensure_ascii=random.random() < 0.5)
     except RecursionError:
         text = "[" * 100_000
     kind = random.randrange(20)
-    if kind == 0:  # a key that stands there twice
+    if kind == 0:  # a repeated key
         place = text.find("{")
         end = text.find(",", place)
         if place >= 0 and end > 0:
@@ -159,14 +159,14 @@ def render(tree: Any, random: Random) -> bytes:
         text = random.choice(["\ufeff" + text, text + text, text + "}", text[:-1], text + "//"])
     elif kind == 2:
         text = text.replace(":", random.choice([":-", ": 0", ":1e9999,"]), 1)
-    elif kind == 3:  # deeper than a tree of Python's could be copied
+    elif kind == 3:  # deeper than Python can copy a tree
         depth = random.choice([900, 5000, 100_000])
         text = text.replace(": ", f": {'[' * depth}{']' * depth}, " + '"more": ', 1)
     return text.encode("utf-8", "surrogatepass")
 
 
 def mutate_bytes(data: bytes, random: Random) -> bytes:
-    """Return bytes with one thing changed: bits, a stretch, the length."""
+    """Return bytes with one mutation: bits, a range, or the length."""
     if not data:
         return random.randbytes(random.choice([1, 8, 64]))
     at = random.randrange(len(data))
@@ -191,16 +191,16 @@ def mutate_bytes(data: bytes, random: Random) -> bytes:
     return size.to_bytes(8, random.choice(["little", "big"])) + data[8:]
 
 
-LARGEST_OF_OURS = 1 << 24  # bytes; larger is only what was spoilt
+LARGEST_OF_OURS = 1 << 24  # bytes; only mutated files are larger
 
 
 def is_small_file(path: Path) -> bool:
-    """Tell whether a file can be read here, to be changed or compared."""
+    """Return whether a file is small enough to be read and mutated."""
     return path.is_file() and not path.is_symlink() and path.stat().st_size < LARGEST_OF_OURS
 
 
 def spoil_file(path: Path, random: Random, *, may_be_large: bool = True) -> None:
-    """Put something else in the place of a file: nothing, a folder, a pipe, a link, a hole."""
+    """Replace a file by nothing, a folder, a pipe, a link or a sparse file."""
     kind = random.randrange(6 if may_be_large else 5)
     path.unlink(missing_ok=True)
     if kind == 1:
@@ -211,6 +211,6 @@ def spoil_file(path: Path, random: Random, *, may_be_large: bool = True) -> None
         path.symlink_to(random.choice(["/dev/zero", "/dev/null", "/proc/self/maps", path.name]))
     elif kind == 4:
         path.write_bytes(b"")
-    elif kind == 5:  # a large hole
+    elif kind == 5:  # a large sparse file
         with path.open("wb") as file:
             file.truncate(2**40)

@@ -1,4 +1,4 @@
-"""Spoilt prepared sets: the index, the shards and what lies beside them."""
+"""Fuzzing of prepared sets: index, shards and other files."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ SEQ_LEN = 16
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """Return an index with the hash that it should have: a stranger can compute it too."""
+    """Return an index with its hash recomputed, as an attacker can."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     try:
         canonical = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode("ascii")
@@ -39,12 +39,12 @@ def seal(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class PreparedSet(Kind):
-    """A folder that `tjx_data.prepare` made, and a stranger changed."""
+    """Fuzz kind: a folder written by `tjx_data.prepare`."""
 
     name = "prepared_set"
 
     def prepare(self, scratch: Path) -> None:
-        """Make a small one of several shards, with its packing."""
+        """Prepare a small set of several shards, with packing."""
         words = draws("words")
         documents = [
             " ".join(words.choices(["over", "the", "wall", "they", "run"], k=words.randint(5, 30)))
@@ -58,7 +58,7 @@ class PreparedSet(Kind):
             open_packing(self._folder, split, SEQ_LEN)
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Copy it; change the index or another file, with or without hashes that fit."""
+        """Copy the set and mutate the index or another file, with or without updated hashes."""
         shutil.copytree(self._folder, folder / "set")
         for step in steps:
             if step.random() < 0.5:
@@ -92,7 +92,7 @@ class PreparedSet(Kind):
             self._mend_index(folder, file)
 
     def _mend_index(self, folder: Path, file: Path) -> None:
-        """Let the index say of a file what it now is."""
+        """Update the index entry of a file to its content."""
         place = folder / "index.json"
         if not is_small_file(place):
             return
@@ -112,7 +112,7 @@ class PreparedSet(Kind):
             return
 
     def check(self, folder: Path) -> None:
-        """Describe and verify it, and read batches of both packings; compare with the shards."""
+        """Describe and verify the set, and compare batches of both packings with the shards."""
         place = folder / "set"
         index = read_index(place)
         verify(place)
@@ -137,7 +137,7 @@ class PreparedSet(Kind):
 
 
 def _check_rows(batches: list[dict[str, Any]], tokens: np.ndarray) -> None:
-    """Check that each stretch of a row stands in the stream, with its labels after it."""
+    """Check that each segment of a row is in the stream, with its labels after it."""
     stream = tokens.astype("<i4").tobytes()
     for batch in batches:
         segments = batch.get("segment_ids", np.ones_like(batch["tokens"]))

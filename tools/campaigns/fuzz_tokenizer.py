@@ -1,4 +1,4 @@
-"""Spoilt tokenizer.json files."""
+"""Fuzzing of tokenizer.json files."""
 
 import json
 from collections.abc import Sequence
@@ -48,12 +48,12 @@ def _unigram() -> dict[str, Any]:
 
 
 class TokenizerFile(Kind):
-    """tokenizer.json of a stranger."""
+    """Fuzz kind: an untrusted tokenizer.json."""
 
     name = "tokenizer"
 
     def prepare(self, scratch: Path) -> None:
-        """Make one of each sort."""
+        """Create a tokenizer of each kind."""
         texts = ["the cat and the hat and the bat, then the cat again; " * 3, "<>|"]
         made = [
             byte_tokenizer(),
@@ -66,7 +66,7 @@ class TokenizerFile(Kind):
             self._trees.append(json.loads((scratch / "made.json").read_text()))
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
-        """Write one; change its tree or its bytes."""
+        """Write a tokenizer and mutate its tree or bytes."""
         file = folder / "tokenizer.json"
         tree: Any = self._trees[-1]
         if steps:
@@ -85,14 +85,14 @@ class TokenizerFile(Kind):
         )
 
     def check(self, folder: Path) -> None:
-        """Load it; encode and decode; make the tables that training needs."""
+        """Load the tokenizer, encode and decode, and compute the tables for training."""
         tokenizer = Tokenizer.load(folder)
         assert 0 < tokenizer.vocab_size <= LARGEST_VOCABULARY
         assert len(tokenizer.fingerprint) == 64
         for name in ("token_byte_lengths", "starts_word"):
             try:
                 table = getattr(tokenizer, name)
-            except ValueError as error:  # a sort that has no such table
+            except ValueError as error:  # kinds without this table
                 self._expect_ours(error)
             else:
                 assert len(table) <= tokenizer.vocab_size

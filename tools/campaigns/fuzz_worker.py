@@ -1,8 +1,9 @@
-"""The process in which cases are read: with limits, so that a crash is a finding and not the end.
+"""Worker process that reads fuzz cases under resource limits.
 
     python tools/campaigns/fuzz_worker.py KIND SEED FOLDER
 
-answers a line of JSON on standard input ({"number": 7, "skip": []}) by one on standard output.
+replies to each line of JSON on standard input ({"number": 7, "skip": []}) with one on standard
+output.
 """
 
 import faulthandler
@@ -22,20 +23,20 @@ from campaigns.fuzz_kind import Kind, judge
 from campaigns.fuzz_kinds import KINDS
 from campaigns.fuzz_mutations import draws
 
-MEMORY_BYTES = 1 << 30  # that a case may take, beside what the program had before
-HANGING_SECONDS = 20.0  # of a clock on the wall
+MEMORY_BYTES = 1 << 30  # memory limit of a case, in addition to that of the program
+HANGING_SECONDS = 20.0  # wall time
 MOST_CPU_SECONDS = 10.0
 MOST_STEPS = 3
 
 
 def steps_of(seed: int, kind: str, number: int, skip: list[int]) -> list[Random]:
-    """Return the draws of each change of a case, without those that are to be skipped."""
+    """Return the random generators of a case's mutations, without skipped ones."""
     count = draws(f"{seed}/{kind}/{number}").choice([1, 1, 1, 2, 2, MOST_STEPS])
     return [draws(f"{seed}/{kind}/{number}/{step}") for step in range(count) if step not in skip]
 
 
 def read_case(kind: Kind, seed: int, number: int, skip: list[int], folder: Path) -> dict[str, Any]:
-    """Write a case, read it, and say what came of it."""
+    """Write and read a case; return its result."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     faulthandler.dump_traceback_later(HANGING_SECONDS, exit=True)
@@ -69,10 +70,10 @@ def _describe(error: BaseException) -> dict[str, str]:
 
 
 def main() -> int:
-    """Answer until standard input ends."""
+    """Serve requests until standard input ends."""
     name, seed, scratch = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not get between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with replies
     faulthandler.enable()
     warnings.simplefilter("ignore")
     sys.unraisablehook = lambda _: None
@@ -81,7 +82,7 @@ def main() -> int:
     sound = scratch / "sound"
     sound.mkdir(exist_ok=True)
     kind.build([], sound)
-    kind.check(sound)  # what is sound must be accepted, or no case says anything
+    kind.check(sound)  # valid input must be accepted, else results mean nothing
     out.write("ready\n")
     _limit()
     for line in sys.stdin:
@@ -92,7 +93,7 @@ def main() -> int:
 
 
 def _limit() -> None:
-    """Limit memory from here on, and leave no core dumps."""
+    """Limit memory and disable core dumps."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,12 +1,11 @@
-"""Kill real training runs at random moments, hundreds of times; each must end as if undisturbed.
+"""Kill campaign: training runs killed at random moments must match an undisturbed run.
 
     ./pants run tools/campaigns/kills.py -- --seed 1 --kills 200 [--workers 2] [--output FILE]
 
-A run is started, killed by ``kill -9``, started again, killed again ... until it ends by itself.
-Then every leaf of its last checkpoint, every logged number and the names of its files are compared
-with those of the same run that nobody disturbed. Some moments are drawn from the whole life of a
-process, its start included; others are aimed at saves. What was hit is told by what lies on the
-disk after the kill.
+A run is killed by ``kill -9`` and restarted until it finishes. Then every leaf of its last
+checkpoint, every logged number and its file names are compared with those of the same run without
+kills. Some moments are uniform over the lifetime of a process, startup included; others are aimed
+at saves. The files on disk after a kill show which phase it hit.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from campaigns.outcome import Outcome, describe_difference, outcome
 from campaigns.tiny_run import (
     TINY,
     Flags,
-    Life,
+    RunProcess,
     TinyRun,
     clean_environment,
     write_documents,
@@ -39,12 +38,12 @@ from campaigns.tiny_run import (
 )
 
 MAX_STEPS = 120
-# Training takes about as long as starting up, and half of it is within reach of a save.
+# Training takes about as long as startup, and half of it overlaps with saves.
 _COMMON: Flags = {
     **TINY, "train.max_steps": MAX_STEPS, "train.eval_every": 45, "checkpoint.every": 6,
     "data.cache_dir": "prepared",
 }  # fmt: skip
-# Two kinds of runs, taken in turn: what one does not keep in its state, the other does.
+# Two kinds of runs alternate, with complementary parts in their state.
 KINDS: Mapping[str, Flags] = {
     "windows, fp32": {**_COMMON, "data.path": "rhyme.txt"},
     "documents, fp16, average": {
@@ -54,22 +53,22 @@ KINDS: Mapping[str, Flags] = {
     },
 }  # fmt: skip
 MOMENTS = ("start-up", "training", "saving", "deleting an old step", "ending")
-AIMED = 0.4  # share of the kills that wait for a save
-MOST_LIVES = 200  # of one run; one that needs more makes no progress
+AIMED = 0.4  # share of the kills that are aimed at a save
+MOST_LIVES = 200  # limit of restarts; beyond it a run makes no progress
 
 
 @dataclass
 class Found:
-    """What a campaign has found out.
+    """Results of a campaign.
 
     Attributes
     ----------
     moments
-        Number of kills by what they hit.
+        Number of kills by phase.
     runs
-        Number of runs that were brought to their end and compared, by kind.
+        Number of finished and compared runs by kind.
     failures
-        What went wrong, a line or more for each.
+        Failed runs, one or more lines each.
     """
 
     moments: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -79,18 +78,18 @@ class Found:
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody disturbed.
+    """An undisturbed run for comparison.
 
     Attributes
     ----------
     run
-        What disturbed runs are copies of.
+        The run that is copied and killed.
     expected
-        What came out of it.
+        Its outcome.
     seconds
-        How long its process lives where everything is compiled.
+        Lifetime of its process with a warm compilation cache.
     save_seconds
-        How long a save is under way.
+        Duration of a save.
     """
 
     run: TinyRun
@@ -100,18 +99,18 @@ class Reference:
 
 
 class Campaign:
-    """Kills until there were enough, and ends the runs that are under way.
+    """Kill runs a number of times, then finish those in progress.
 
     Parameters
     ----------
     references
-        Runs to compare with, by kind; kinds are taken in turn.
+        Runs to compare with, by kind; kinds alternate.
     seed
-        Decides all moments: those of run number n are a function of (seed, n).
+        Seed of the moments: those of run n are a function of (seed, n).
     kills
-        How many; some more come about while the last runs are brought to their ends.
+        Number of kills; finishing the last runs can add some.
     folder
-        Where the runs lie; they are deleted when they ended as they should.
+        Folder of the runs; passed ones are deleted.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Campaign:
         self.found = Found()
 
     def run(self, workers: int = 1) -> Found:
-        """Run the campaign; return what it found out."""
+        """Run the campaign; return its results."""
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(self._work) for _ in range(workers)]:
                 done.result()
@@ -139,7 +138,7 @@ class Campaign:
             self._disturb(number)
 
     def _disturb(self, number: int) -> None:
-        """Kill one run again and again until it ends; compare it."""
+        """Kill one run repeatedly until it finishes; compare its outcome."""
         kind = list(self._references)[number % len(self._references)]
         reference = self._references[kind]
         draw = random.Random(f"{self._seed} {number}")  # noqa: S311  moments, not secrets
@@ -159,7 +158,7 @@ class Campaign:
             difference = describe_difference(outcome(run.run_dir), reference.expected)
             if difference:
                 raise AssertionError("; ".join(difference))
-        except Exception as error:  # whatever it is, it is told, and the campaign goes on
+        except Exception as error:  # any error is recorded, and the campaign continues
             with self._lock:
                 self.found.failures.append(f"run {number} ({kind}) in {run.folder}: {error}")
         else:
@@ -176,7 +175,7 @@ class Campaign:
 
 
 def refer(flags: Flags, folder: Path, environment: Mapping[str, str]) -> Reference:
-    """Let a run end undisturbed, twice: the first compiles, the second is timed."""
+    """Finish a run twice without kills: the first compiles, the second is timed."""
     first, again = (
         TinyRun(folder=folder / name, environment=environment, flags=flags)
         for name in ("first", "again")
@@ -203,8 +202,8 @@ def write_data(folder: Path) -> None:
     write_documents(folder / "rhymes.jsonl", count=400)
 
 
-def _time_saves(life: Life, run: TinyRun) -> float:
-    """Watch an undisturbed process; return the median time that saves took, in seconds."""
+def _time_saves(life: RunProcess, run: TinyRun) -> float:
+    """Watch an undisturbed process; return the median duration of its saves in seconds."""
     begun: dict[str, float] = {}
     ended: dict[str, float] = {}
     while life.process.poll() is None:
@@ -218,12 +217,14 @@ def _time_saves(life: Life, run: TinyRun) -> float:
     return spans[len(spans) // 2] if spans else 0.01
 
 
-def _kill_at_random(life: Life, run: TinyRun, reference: Reference, draw: random.Random) -> bool:
-    """Kill a process at a moment of its life, or at a save; False if it ended before."""
+def _kill_at_random(
+    life: RunProcess, run: TinyRun, reference: Reference, draw: random.Random
+) -> bool:
+    """Kill a process at a random moment or during a save; return False if it ended first."""
     aimed, begin = draw.random() < AIMED, time.monotonic()
     moment = draw.uniform(0, reference.seconds)
     saves, into = draw.randint(1, 5), draw.uniform(0, 1.2 * reference.save_seconds)
-    seen: set[str] = set(run.unfinished())  # what the process before left is no save of this one
+    seen: set[str] = set(run.unfinished())  # leftovers of the previous process
     first = len(seen)
     while life.process.poll() is None:
         if aimed:
@@ -235,20 +236,20 @@ def _kill_at_random(life: Life, run: TinyRun, reference: Reference, draw: random
             if aimed:
                 time.sleep(into)
             life.process.kill()
-            # It may have ended by itself at the last moment.
+            # It may have finished in the meantime.
             return life.process.wait() < 0
         time.sleep(0.001)
     return False
 
 
 def _trained(run: TinyRun) -> int:
-    """Return how much of metrics.jsonl there is, in bytes: it grows with each step."""
+    """Return the size of metrics.jsonl in bytes, which grows with each step."""
     path = run.run_dir / "metrics.jsonl"
     return path.stat().st_size if path.exists() else 0
 
 
 def _moment(run: TinyRun, before: int) -> str:
-    """Tell what a kill hit, by what lies on the disk."""
+    """Return the phase that a kill hit, from the files on disk."""
     names = run.unfinished()
     if any(name.endswith(".discarded.tmp") for name in names):
         return "deleting an old step"
@@ -260,7 +261,7 @@ def _moment(run: TinyRun, before: int) -> str:
 
 
 def report(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
-    """Return what is written to the file of results."""
+    """Return the content of the results file."""
     return {
         "about": {
             "command": f"./pants run tools/campaigns/kills.py -- --seed {seed}",
@@ -277,7 +278,7 @@ def report(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run a campaign from the command line; 1 where a run did not end as it should."""
+    """Run a campaign from the command line; return 1 if a run failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=200, help="at least so many")
@@ -299,7 +300,7 @@ def main() -> int:
     if options.output is not None:
         options.output.write_text(text)
     if found.failures:
-        print(f"what went wrong lies in {folder}", file=sys.stderr)
+        print(f"failed runs are in {folder}", file=sys.stderr)
         return 1
     shutil.rmtree(folder)
     return 0

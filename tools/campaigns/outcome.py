@@ -1,4 +1,4 @@
-"""What came out of a run, so that two runs can be compared bit for bit."""
+"""Outcome of a run, for bitwise comparison of two runs."""
 
 import functools
 import hashlib
@@ -18,22 +18,22 @@ from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.training.build import make_update_rule
 from tjx_trainer.training.train_state import abstract_state
 
-# What a clock says differs from run to run; every other number must not.
+# Times differ between runs; all other numbers must be equal.
 _TIMED = re.compile(r"_per_sec|seconds|mfu|hours|^checkpoint/|^time/|^memory/|^compile/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What two equal runs have in common.
+    """Deterministic results of a run.
 
     Attributes
     ----------
     leaves
         SHA-256 of each leaf of the last checkpoint, dtype and shape included, by its path.
     numbers
-        Every logged number that no clock decides, by step and name.
+        Every logged number that does not depend on time, by step and name.
     files
-        Names of all that lies in the run directory and beside the checkpoints.
+        Names of the files in the run directory and next to the checkpoints.
     """
 
     leaves: dict[str, str]
@@ -42,18 +42,18 @@ class Outcome:
 
 
 class TwiceError(AssertionError):
-    """metrics.jsonl says something twice, or goes back in steps."""
+    """metrics.jsonl has a repeated number, or steps that do not ascend."""
 
 
 def outcome(run_dir: Path) -> Outcome:
-    """Read what came out of a run.
+    """Read the outcome of a run.
 
     Raises
     ------
     TwiceError
         If a number is logged twice for one step.
     tjx_ckpt.CheckpointError
-        If its last checkpoint is not sound.
+        If its last checkpoint is damaged.
     """
     run = RunDirectory(run_dir)
     last = max(tjx_ckpt.list_steps(run.checkpoints))
@@ -68,7 +68,7 @@ def outcome(run_dir: Path) -> Outcome:
 
 
 def describe_difference(one: Outcome, other: Outcome) -> list[str]:
-    """Return a line for each kind of difference; none when the runs are equal bit for bit."""
+    """Return one line for each kind of difference; none if the runs are bitwise equal."""
     lines = []
     for what in ("leaves", "numbers"):
         a, b = getattr(one, what), getattr(other, what)
@@ -82,7 +82,7 @@ def describe_difference(one: Outcome, other: Outcome) -> list[str]:
 
 
 def numbers(run_dir: Path) -> dict[tuple[int, str], str]:
-    """Return every logged number that no clock decides.
+    """Return every logged number that does not depend on time.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def numbers(run_dir: Path) -> dict[tuple[int, str], str]:
                 continue
             if (step, name) in found:
                 raise TwiceError(f"{run_dir}: {name} of step {step} is logged twice")
-            # As text, not-a-number equals itself and no digit is lost.
+            # As text, NaN equals itself and no digit is lost.
             found[step, name] = repr(value)
     return found
 

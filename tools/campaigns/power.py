@@ -1,18 +1,18 @@
-"""Cut the power at any moment of a run, as often as one likes; what was committed is still there.
+"""Power cut campaign: committed checkpoints must survive a power cut at any moment.
 
     ./pants run tools/campaigns/power.py -- --seed 1 --states 500 [--output FILE]
 
-A run writes down every change that it makes to its files (`fault_shim.c`). From this journal come
-the states that a disk can be in after a power cut at a moment that is drawn. What was flushed is
-there: the content of a file up to its last ``fsync``, the names in a folder up to that folder's. Of
-what was not, each file and each folder has a beginning that is drawn, none and all included, and
-the last write may be torn. In each state the same command must
+A run logs every change of its files (`fault_shim.c`). From this journal the campaign constructs
+possible states of the disk after a power cut at a random moment. Flushed data are present: file
+content up to the last ``fsync`` of the file, names up to that of the folder. Of unflushed changes
+each file and folder has a random prefix, possibly empty or complete, and the last write may be
+torn. In each state the same command must
 
-- resume from the newest checkpoint that was committed before, or from a newer one;
+- resume from the newest checkpoint committed before the cut, or from a newer one;
 - set no checkpoint aside and report no lost record;
-- end with every leaf, every number and every checkpoint of a run that nothing happened to.
+- finish with the leaves, metrics and checkpoints of an undisturbed run.
 
-`storage_run` says what of the trainer is real. Needs Linux and a C compiler (cc).
+`storage_run` lists which parts of the trainer are real. Needs Linux and a C compiler (cc).
 """
 
 import argparse
@@ -32,22 +32,22 @@ from campaigns.fault_shim import disarm, folder_with_shim, has_compiler, journal
 from campaigns.faults import run_in_child
 
 _COMMIT = re.compile(r"rename \S+/checkpoints/([0-9]+)\.tmp \S+/checkpoints/\1")
-_TORN = 0.3  # share of files whose last write is cut
+_TORN = 0.3  # probability that the last write of a file is torn
 
 
 @dataclass(eq=False)
 class Node:
-    """A file or a folder: its changes in their order, and how many of them are flushed.
+    """A file or folder: its changes in order, and the number of flushed ones.
 
     Attributes
     ----------
     is_folder
-        Which of both.
+        Whether it is a folder.
     changes
         Of a file ("write", offset, data) and ("truncate", size); of a folder ("set", name, node),
         ("remove", name) and ("move", name, name).
     flushed
-        How many of them are on the disk for certain.
+        Number of changes that are on disk with certainty.
     """
 
     is_folder: bool
@@ -55,7 +55,7 @@ class Node:
     flushed: int = 0
 
     def names(self, count: int) -> dict[str, "Node"]:
-        """Return the entries of a folder after so many changes."""
+        """Return the entries of a folder after a number of changes."""
         found: dict[str, Node] = {}
         for change in self.changes[:count]:
             match change:
@@ -68,7 +68,7 @@ class Node:
         return found
 
     def content(self, count: int) -> bytes:
-        """Return the bytes of a file after so many changes."""
+        """Return the content of a file after a number of changes."""
         data = bytearray()
         for change in self.changes[:count]:
             match change:
@@ -81,12 +81,12 @@ class Node:
 
 
 class Disk:
-    """What a journal says of a folder.
+    """State of a folder, reconstructed from a journal.
 
     Parameters
     ----------
     root
-        The folder, which was empty.
+        The folder, initially empty.
     """
 
     def __init__(self, root: Path) -> None:
@@ -94,7 +94,7 @@ class Disk:
         self._top = Node(is_folder=True)
 
     def replay(self, lines: Sequence[str]) -> None:
-        """Make the changes of some lines of a journal."""
+        """Apply the changes of journal lines."""
         for line in lines:
             name, text, *rest = line.split(" ")
             path = Path(text)
@@ -116,7 +116,7 @@ class Disk:
                     node.flushed = len(node.changes)
 
     def write_state(self, draw: random.Random, out: Path) -> None:
-        """Write one of the states after a power cut into an empty folder."""
+        """Write a random state after a power cut into an empty folder."""
         self._write(self._top, draw, out)
 
     def _rename(self, parent: Node, last: str, target: Path) -> None:
@@ -150,7 +150,7 @@ class Disk:
 
 
 def committed(lines: Sequence[str]) -> int:
-    """Return the newest checkpoint whose name is on the disk after these lines; 0 without one."""
+    """Return the newest checkpoint whose name is flushed after these lines; 0 without one."""
     newest = named = 0
     for line in lines:
         if found := _COMMIT.match(line):
@@ -161,12 +161,12 @@ def committed(lines: Sequence[str]) -> int:
 
 
 class Campaign:
-    """States after a power cut, each resumed.
+    """Resume from disk states after power cuts.
 
     Parameters
     ----------
     folder
-        Where everything lies; the shim is loaded.
+        Working folder; the fault library is loaded.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -181,7 +181,7 @@ class Campaign:
         self.failures: list[str] = []
 
     def run(self, *, seed: int, states: int) -> list[str]:
-        """Resume so many states; return what went wrong, a line or more for each."""
+        """Resume a number of states; return the failures, one or more lines each."""
         draw = random.Random(seed)  # noqa: S311  moments, not secrets
         for number in range(states):
             moment = draw.randint(0, len(self._lines))
@@ -197,7 +197,7 @@ class Campaign:
         return self.failures
 
     def _judge(self, newest: int) -> str:
-        """Return what is wrong with the run that resumes, "" if nothing is."""
+        """Return the failure of a resumed run, or ""."""
         try:
             found = self._resume()
         except AssertionError as error:
@@ -247,7 +247,7 @@ class Campaign:
 
 
 def main() -> int:
-    """Run the campaign; return 0 if nothing went wrong."""
+    """Run the campaign; return 0 if every state passed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--states", type=int, default=500)

@@ -1,9 +1,9 @@
-"""The real trainer, evaluation and export without their computations: all file operations of a run.
+"""Trainer, evaluation and export with trivial computations, for tests of file operations.
 
-Command line, run directory, claim, checkpoints, records, recovery and exit codes are the real ones.
-Only the training step and the evaluation are replaced by arithmetic in NumPy, so that nothing is
-compiled and a run takes a tenth of a second. They are functions of state and batch, as the real
-ones are: a run that is resumed wrongly ends otherwise.
+Command line, run directory, lock, checkpoints, metrics, run manager and exit codes are the real
+ones. Only the training step and the evaluation are replaced by NumPy arithmetic, so that nothing is
+compiled and a run takes a tenth of a second. They are functions of state and batch, so that an
+incorrectly resumed run has other results.
 """
 
 import dataclasses
@@ -41,10 +41,10 @@ _FLAGS = {
 
 
 class StorageJob(Job):
-    """A job whose computations are NumPy's."""
+    """Training job with NumPy computations."""
 
     def initial_state(self) -> TrainState:
-        """Return zeros."""
+        """Return a state of zeros."""
         state: TrainState = jax.tree.map(np.copy, self.abstract)
         return state
 
@@ -53,7 +53,7 @@ class StorageJob(Job):
         return state.params
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """Leave the batch on the host."""
+        """Keep the batch on the host."""
         on_host: Any = batch
         placed: Batch = dict(on_host)
         return placed
@@ -61,7 +61,7 @@ class StorageJob(Job):
     def evaluate(
         self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
     ) -> tjx_metrics.Evaluation:
-        """Add up the parameters."""
+        """Return the sum of the parameters."""
         before_batch()
         total = float(sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(params)))
         return tjx_metrics.Evaluation(loss_sum=total, tokens=10, text_bytes=10)
@@ -82,12 +82,12 @@ def _step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
 
 
 class StorageRun:
-    """Runs the trainer's programs on one job; forked children share what is prepared here.
+    """Run the trainer's programs on one job; forked children share its prepared data.
 
     Parameters
     ----------
     folder
-        Where the data lie.
+        Folder of the data.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -125,7 +125,7 @@ class StorageRun:
         return eval_program.main(["export", str(path), str(out)])
 
     def outcome(self, path: Path) -> dict[str, Any]:
-        """Return what two equal runs have in common, as JSON."""
+        """Return the deterministic results of a run as JSON."""
         with tjx_ckpt.Checkpointer(path / "checkpoints") as checkpointer:
             steps = checkpointer.steps()
             state = checkpointer.restore(self._job.abstract, step=steps[-1])

@@ -1,7 +1,7 @@
-"""A tiny run of the real trainer in a process of its own: started, watched, hit, ended.
+"""Tiny run of the real trainer in a separate process, for fault tests.
 
-Dropout, accumulation and a text that is read several times over are on, so that whatever a resumed
-run forgets changes its numbers.
+Dropout, gradient accumulation and several epochs are enabled, so that any state that resuming loses
+changes the results.
 """
 
 import json
@@ -39,28 +39,28 @@ TINY: Flags = {
     "log.every": 1,
 }
 
-# What a run imports, for `ForkServer`.
+# Modules of a run, imported by `ForkServer`.
 TRAINER_MODULES = (
     "tjx_trainer.training.train",
     "tjx_metrics.plotting.curves",
     "campaigns.faulty_trainer",
 )
 
-# A net under every wait: only a run that hangs needs it.
+# Timeout of every wait; only a hanging run reaches it.
 DEADLINE_SECONDS = 180.0
 
 
 class TooLateError(AssertionError):
-    """What was waited for did not come; the message holds what the process printed."""
+    """A wait timed out; the message contains the output of the process."""
 
 
-class Life:
-    """One process of a run, from its start to its end.
+class RunProcess:
+    """One process of a run.
 
     Parameters
     ----------
     run
-        The run of the trainer that the process executes.
+        The run that the process executes.
     environment
         All variables of the process.
     """
@@ -69,7 +69,7 @@ class Life:
         number = len(list(run.folder.glob("printed-*.txt")))
         self._printed = run.folder / f"printed-{number}.txt"
         self.process: subprocess.Popen[bytes] | ForkedProcess
-        # The output goes to a file: a full pipe would stop the process.
+        # Output goes to a file, since a full pipe would block the process.
         with self._printed.open("xb") as file:
             if run.server and not run.prefix:
                 self.process = run.server.start(
@@ -86,11 +86,11 @@ class Life:
 
     @property
     def printed(self) -> str:
-        """What the process has printed so far."""
+        """Output of the process so far."""
         return self._printed.read_text(errors="replace")
 
     def wait_until(self, happened: Callable[[], bool], what: str) -> None:
-        """Wait for something that the process does.
+        """Wait until a condition on the process holds.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class Life:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not happened():
             if self.process.poll() is not None:
-                # It may have come just before the end.
+                # The condition may have become true just before the end.
                 if happened():
                     return
                 raise TooLateError(
@@ -116,7 +116,7 @@ class Life:
         self.wait_until(lambda: text in self.printed, repr(text))
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to this process alone."""
+        """Send a signal to this process only."""
         self.process.send_signal(number)
 
     def wait(self) -> int:
@@ -141,24 +141,24 @@ class Life:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyRun:
-    """A run of the trainer in a folder of its own.
+    """Run of the trainer in a separate folder.
 
     Attributes
     ----------
     folder
-        Holds the run directory ``run``, and what each process printed.
+        Contains the run directory ``run`` and the output of each process.
     environment
         All variables of its processes; see `clean_environment`.
     flags
-        The trainer's, without leading dashes; ``data.path`` among them.
+        Flags of the trainer without dashes, including ``data.path``.
     module
-        The Python program that the flags are given to, with words that come before them.
+        Python module to run, with arguments that precede the flags.
     prefix
-        Programs that start it: such as one that limits what it may use.
+        Wrapper command, such as one that limits resources.
     root
-        Where this process sees the root of the run's file system.
+        Path at which this process sees the root of the run's file system.
     server
-        Starts the processes without a prefix; None: each process imports its modules itself.
+        Fork server for processes without a prefix; None starts new interpreters.
     """
 
     folder: Path
@@ -171,12 +171,12 @@ class TinyRun:
 
     @property
     def run_dir(self) -> Path:
-        """The run directory, as this process sees it."""
+        """Path of the run directory for this process."""
         return self.root / self.folder.relative_to("/") / "run"
 
     @property
     def checkpoints(self) -> Path:
-        """Where its checkpoints lie."""
+        """Folder of the checkpoints."""
         return self.run_dir / "checkpoints"
 
     @property
@@ -186,18 +186,18 @@ class TinyRun:
         words = (word for name, value in flags.items() for word in (f"--{name}", str(value)))
         return [*self.module, *words]
 
-    def start(self, **variables: str) -> Life:
-        """Start the run, or go on with it, with more environment variables."""
+    def start(self, **variables: str) -> RunProcess:
+        """Start or resume the run, with additional environment variables."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return Life(self, {**self.environment, **variables})
+        return RunProcess(self, {**self.environment, **variables})
 
     def finish(self, expected: int = 0, **variables: str) -> str:
-        """Start the run, or go on with it, and wait for its end; return what it printed.
+        """Start or resume the run and wait for its end; return its output.
 
         Raises
         ------
         AssertionError
-            If the exit code is another than expected; holds what the process printed.
+            If the exit code differs; the message contains the output.
         """
         life = self.start(**variables)
         code = life.wait()
@@ -206,23 +206,23 @@ class TinyRun:
         return life.printed
 
     def elsewhere(self, folder: Path, **flags: str | int | float) -> "TinyRun":
-        """Return the same run in another folder, with other flags; ``_`` stands for ``.``."""
+        """Return the same run in another folder with other flags; ``_`` is replaced by ``.``."""
         return replace(self, folder=folder, flags={**self.flags, **_dotted(flags)})
 
     def with_fault(self, fault: str, at: int) -> "TinyRun":
-        """Return this run with a fault more, of `campaigns.faulty_trainer`, at a step."""
+        """Return this run with an additional fault of `campaigns.faulty_trainer` at a step."""
         faulty = ("campaigns.faulty_trainer",)
         return replace(
             self, module=(*(self.module if len(self.module) > 1 else faulty), fault, str(at))
         )
 
     def open_gates(self, *steps: int) -> None:
-        """Let a run with the fault ``gates`` make these steps, before which it waits."""
+        """Let a run with the fault ``gates`` proceed to these steps."""
         for step in steps:
             (self.folder / f"gate-{step}").touch()
 
     def reached(self, step: int) -> bool:
-        """Tell whether a step is recorded, which comes one step late."""
+        """Return whether a step is recorded, which happens one step late."""
         try:
             lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
         except FileNotFoundError:
@@ -230,14 +230,14 @@ class TinyRun:
         return any(line.startswith(f'{{"step": {step},') for line in lines)
 
     def saved(self) -> list[int]:
-        """Return the steps of the checkpoints that are there, ascending."""
+        """Return the steps of the existing checkpoints, ascending."""
         if not self.checkpoints.is_dir():
             return []
         names = [path.name for path in self.checkpoints.iterdir() if path.is_dir()]
         return sorted(int(name) for name in names if name.isdecimal())
 
     def heartbeat(self) -> dict[str, Any]:
-        """Return what the heartbeat file says; nothing before there is one."""
+        """Return the content of the heartbeat file, empty before it exists."""
         try:
             beat: dict[str, Any] = json.loads((self.run_dir / "heartbeat.json").read_text())
         except FileNotFoundError:
@@ -245,7 +245,7 @@ class TinyRun:
         return beat
 
     def unfinished(self) -> list[str]:
-        """Return the names of saves under way, or of what a killed one left."""
+        """Return the names of unfinished saves, also of killed processes."""
         if not self.checkpoints.is_dir():
             return []
         return sorted(path.name for path in self.checkpoints.iterdir() if path.suffix == ".tmp")
@@ -257,14 +257,14 @@ def _dotted(flags: Flags) -> Flags:
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """Return variables for runs: this interpreter's modules, an empty home, one compilation cache.
+    """Return environment variables of runs: module path, empty home, shared compilation cache.
 
-    The cache lies in the home, so that of several processes only the first compiles.
+    The cache is in the home folder, so that only the first process compiles.
     """
-    # The last two are how tests compile quickly.
+    # The last two reduce compile time.
     names = ("PATH", "LANG", "JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
     kept = {name: os.environ[name] for name in names if name in os.environ}
-    # Absolute, since runs start in folders of their own.
+    # Absolute, since runs start in other folders.
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     return {
         **kept,
@@ -278,12 +278,12 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 def write_text(path: Path, *, lines: int) -> None:
-    """Write a rhyme to learn, with lines of many lengths: no place in a row is like another."""
+    """Write a rhyme with lines of different lengths as training text."""
     rhyme = (f"{n % 10} and {'over ' * (n % 7)}the wall they run\n" for n in range(lines))
     path.write_text("".join(rhyme))
 
 
 def write_documents(path: Path, *, count: int) -> None:
-    """Write a rhyme in many documents of many lengths, to be packed."""
+    """Write a rhyme as documents of different lengths, for packing."""
     texts = (f"{n % 10} and {'over ' * (n % 7)}the wall they run" for n in range(count))
     path.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
