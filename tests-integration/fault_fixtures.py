@@ -1,4 +1,4 @@
-"""What the tests of faults share: one run that nobody disturbed, to compare disturbed ones with."""
+"""Fixtures of the fault tests: an undisturbed reference run, and copies and variations of it."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from campaigns.tiny_run import TINY, TRAINER_MODULES, TinyRun, clean_environment
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRun]:
     """A completed run of 60 steps with a checkpoint every 10; runs derived from it are forked.
 
-    It imports its modules itself: so its hashes of strings differ from those of the forked runs.
+    It starts a new interpreter, so that its string hashes differ from those of forked runs.
     """
     text = tmp_path_factory.mktemp("text") / "rhyme.txt"
     write_text(text, lines=400)
@@ -33,13 +33,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRun]:
 
 @pytest.fixture(scope="session")
 def expected(undisturbed: TinyRun) -> Outcome:
-    """What came out of the undisturbed run."""
+    """Outcome of the undisturbed run."""
     return outcome(undisturbed.run_dir)
 
 
 @pytest.fixture
 def new_run(undisturbed: TinyRun, tmp_path: Path) -> Callable[..., TinyRun]:
-    """Return a way to begin the same run in a folder of its own, with other flags if need be."""
+    """Return a function that creates the same run in a new folder, optionally with other flags."""
 
     def begin(name: str = "disturbed", **flags: Any) -> TinyRun:
         return undisturbed.elsewhere(tmp_path / name, **flags)
@@ -51,7 +51,7 @@ def new_run(undisturbed: TinyRun, tmp_path: Path) -> Callable[..., TinyRun]:
 def copy_of_finished(
     undisturbed: TinyRun, new_run: Callable[..., TinyRun]
 ) -> Callable[..., TinyRun]:
-    """Return a way to copy the finished run, to damage it."""
+    """Return a function that copies the finished run, so that the copy can be damaged."""
 
     def copy(name: str = "damaged") -> TinyRun:
         run = new_run(name)

@@ -1,4 +1,4 @@
-"""What the attention benchmark computes from its measurements, and its conduct with a worker."""
+"""Attention benchmark: figures computed from measurements, and worker processes."""
 
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ def record(case: Case, *entries: dict[str, Any]) -> dict[str, Any]:
     return {"case": vars(case), "rounds": 3, "load_average": 0.0, "entries": [*entries]}
 
 
-def test_work_is_counted_as_in_the_flash_attention_papers() -> None:
+def test_flops_are_counted_as_in_the_flash_attention_papers() -> None:
     # Shah et al., "FlashAttention-3", 2024: 4 * T^2 * D * heads, halved when causal.
     case = Case(
         group="", batch=2, length=1024, heads=16, head_dim=128, dtype="bfloat16", causal=False
@@ -59,7 +59,7 @@ def test_work_is_counted_as_in_the_flash_attention_papers() -> None:
     assert causal.flops("both") == case.flops("both") / 2
 
 
-def test_gpu_cases_hold_one_amount_of_work() -> None:
+def test_gpu_cases_have_equal_work() -> None:
     sweep = [case for case in cases("gpu") if case != gpt2_medium()]
     assert {case.batch * case.length for case in sweep} == {2**14}
     assert {case.heads * case.head_dim for case in sweep} == {2048}
@@ -73,7 +73,7 @@ def test_iterations_fill_the_time() -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_gradients_of_the_oracle_are_its_derivatives(causal: bool) -> None:
+def test_reference_gradients_are_its_derivatives(causal: bool) -> None:
     case = Case(
         group="", batch=1, length=5, heads=2, head_dim=3, dtype="float32", causal=causal
     ).small()
@@ -91,7 +91,7 @@ def test_gradients_of_the_oracle_are_its_derivatives(causal: bool) -> None:
         assert (above - below) / 2e-6 == pytest.approx(np.sum(gradient * direction[i]), rel=1e-6)
 
 
-def test_errors_are_relative_to_the_answer() -> None:
+def test_errors_are_relative_to_the_reference() -> None:
     right = tuple(np.full((2, 2), 2.0) for _ in range(4))
     found = (right[0] * 1.01, *right[1:])
     compared = errors(found, right)
@@ -104,7 +104,7 @@ def test_spread_is_of_the_rounds() -> None:
     assert spread([3.0, 1.0, 2.0, 10.0]) == Spread(median=2.5, least=1.0, most=10.0)
 
 
-def test_the_device_clock_judges_only_where_every_round_has_it() -> None:
+def test_device_clock_is_used_only_if_every_round_has_it() -> None:
     whole = entry("tjx/triton", 1.0, clock_name="device")
     assert clock(whole) == "device"
     assert seconds(whole, "forward").median == pytest.approx(1e-3)
@@ -113,7 +113,7 @@ def test_the_device_clock_judges_only_where_every_round_has_it() -> None:
     assert seconds(whole, "forward").median == pytest.approx(2e-3)
 
 
-def test_the_best_peer_is_the_fastest_by_its_median() -> None:
+def test_best_peer_has_the_lowest_median() -> None:
     case = gpt2_medium()
     one = record(case, entry("torch/math", 3.0), entry("torch/flash", 2.0), entry("tjx/xla", 1.0))
     one["entries"].append({"name": "torch/cudnn", "skipped": "failed", "times": None})
@@ -145,7 +145,7 @@ def test_cpu_goals() -> None:
     ]
 
 
-def test_a_goal_is_judged_by_its_worst_case() -> None:
+def test_goal_is_judged_by_its_worst_case() -> None:
     records = cpu_records(1.0, 0.5, 16)
     worst = next(r for r in records if r["case"]["length"] == 8192 and not r["case"]["causal"])
     worst["entries"][0] = entry("tjx/xla", 20)
@@ -155,7 +155,7 @@ def test_a_goal_is_judged_by_its_worst_case() -> None:
     assert "full" in speed.where
 
 
-def test_a_goal_with_a_missing_case_or_entry_is_not_reached() -> None:
+def test_goal_with_a_missing_case_or_entry_is_not_reached() -> None:
     records = cpu_records(1.0, 0.5, 16)
     assert {goal.verdict for goal in cpu_goals([])} == {"not measured"}
     records[1]["entries"].pop()
@@ -183,7 +183,7 @@ def test_gpu_goals() -> None:
     def verdicts(records: list[dict[str, Any]]) -> list[str]:
         return [goal.verdict for goal in gpu_goals(records)]
 
-    # 10 ms is 27 TFLOP/s at T 8k: the goal of 430 TFLOP/s is the one that cannot be reached.
+    # 10 ms is 27 TFLOP/s at T 8k: only the goal of 430 TFLOP/s is out of reach.
     equal = verdicts(gpu_records(10.0))
     assert equal == ["reached"] * 4 + ["missed"] + ["reached"] * 2
     at_8k = Case(**gpu_records(1.0)[3]["case"])
@@ -195,12 +195,12 @@ def test_gpu_goals() -> None:
     assert verdicts(gpu_records(10.0, memory=1))[-1] == "missed"
 
 
-def test_calling_the_peer_through_our_function_reaches_no_goal() -> None:
+def test_wrapping_the_peer_reaches_no_goal() -> None:
     goals = gpu_goals(gpu_records(1.0, kernel="tjx/xla"))
     assert {goal.verdict for goal in goals} == {"not measured"}
 
 
-def test_table_names_what_was_left_out() -> None:
+def test_table_names_skipped_entries() -> None:
     one = record(gpt2_medium(), entry("tjx/triton", 2.0), entry("torch/flash", 1.0))
     one["entries"].append({"name": "torch/cudnn", "skipped": "failed: no such kernel"})
     lines = list(table(one))
@@ -240,7 +240,7 @@ def worker(tmp_path: Path) -> Any:
     made.stop()
 
 
-def test_a_worker_answers_beside_its_noise(worker: Worker) -> None:
+def test_worker_answers_despite_other_output(worker: Worker) -> None:
     assert worker.describe() == worker.describe()
     assert worker.prepare(gpt2_medium(), {}) == [
         {"name": "a", "skipped": None},
@@ -248,7 +248,7 @@ def test_a_worker_answers_beside_its_noise(worker: Worker) -> None:
     ]
 
 
-def test_a_dead_worker_names_what_it_ran_and_starts_again(worker: Worker) -> None:
+def test_dead_worker_names_its_case_and_restarts(worker: Worker) -> None:
     pid = worker.describe()
     case = Case(**{**vars(gpt2_medium()), "group": "b"})
     with pytest.raises(WorkerError, match=r"status 1: the reason") as caught:
@@ -258,7 +258,7 @@ def test_a_dead_worker_names_what_it_ran_and_starts_again(worker: Worker) -> Non
     assert worker.describe() != pid
 
 
-def test_a_worker_that_hangs_is_ended(worker: Worker) -> None:
+def test_hanging_worker_is_killed(worker: Worker) -> None:
     worker.describe()
     worker._patience = 0.5
     with pytest.raises(WorkerError, match="no sign of life") as caught:

@@ -1,4 +1,4 @@
-"""The slices for a lent GPU: rehearsal of the first, plans of all, and what a crash leaves."""
+"""GPU benchmark slices: dry run of the first, plans of all, and results after a crash."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from tjx_trainer.cli.command_line import resolve
 from tjx_trainer.config.config_tree import leaves
 
 ROOT = Path(gpu.__file__).resolve().parents[2]
-# Absolute, as the processes start in folders of their own.
+# Absolute, since the processes start in other folders.
 PYTHONPATH = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
 KERNELS = dict.fromkeys(name for name in BACKENDS if name not in ("tpu", "reference"))
 
 
-def test_the_first_slice_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
+def test_dry_run_of_the_first_slice_on_a_cpu(tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if name == "PATH"}
     done = subprocess.run(
         [sys.executable, gpu.__file__, "--rehearse", "--slice=1", f"--output={tmp_path / 'out'}"],
@@ -37,7 +37,7 @@ def test_the_first_slice_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     files = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert len(files) == 3
-    assert files[0].startswith("rehearsal-slice-1-")  # never taken for a result of a GPU
+    assert files[0].startswith("rehearsal-slice-1-")  # distinct from a GPU result
     assert files[1:] == ["slice-1.jsonl", "slice-1.tar.gz"]
     record = json.loads((tmp_path / "out" / files[0]).read_text())
     lines = (tmp_path / "out" / "slice-1.jsonl").read_text().splitlines()
@@ -48,7 +48,7 @@ def test_the_first_slice_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     assert {f"check-{name}" for name in KERNELS} < by_step.keys()
     for name in KERNELS:
         case = by_step[f"check-{name}"]
-        if name == "cudnn":  # cannot run on a CPU, and says so
+        if name == "cudnn":  # reported as skipped on a CPU
             assert case["status"] == "skipped"
             assert "not a Pallas kernel" in case["reason"]
         else:
@@ -59,7 +59,7 @@ def test_the_first_slice_is_rehearsed_on_a_cpu(tmp_path: Path) -> None:
     assert run["tokens_per_sec"] > 0
     assert run["step_time"]["p10_ms"] <= run["step_time"]["p50_ms"] <= run["step_time"]["p99_ms"]
     assert len(run["operations"]) == 30
-    assert "MFU" not in done.stdout  # a CPU's peak is not known
+    assert "MFU" not in done.stdout  # the peak of a CPU is unknown
 
 
 PROGRAM = """
@@ -76,7 +76,7 @@ STOPS = "begin('second')"
 REPORTS = "begin('second'); finish('second', 'failed', reason='wrong')"
 
 
-def test_a_process_that_fails_is_recorded_and_the_others_run(tmp_path: Path) -> None:
+def test_failed_process_is_recorded_and_the_others_run(tmp_path: Path) -> None:
     def step(name: str, body: str, seconds: float = 300.0, **options: Any) -> Step:
         command = [sys.executable, "-c", PROGRAM.format(body)]
         environment = {"PYTHONPATH": PYTHONPATH}
@@ -129,7 +129,7 @@ def test_is_lost(): pass
 """
 
 
-def test_each_test_of_the_kernels_is_a_case(tmp_path: Path) -> None:
+def test_each_kernel_test_is_a_case(tmp_path: Path) -> None:
     (tmp_path / "test_kernels.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-p", "gpu_slices.pytest_cases"]
@@ -148,7 +148,7 @@ def test_each_test_of_the_kernels_is_a_case(tmp_path: Path) -> None:
     assert "status -6" in recorder.cases[3]["reason"]
 
 
-def test_other_output_is_no_line_of_a_case() -> None:
+def test_other_output_is_not_parsed_as_a_case() -> None:
     for line in ("begin", '{"begin": ', '{"x": 1}', "{}", ""):
         assert json_lines.read(line) is None
 
@@ -164,7 +164,7 @@ def make_plan(tmp_path: Path, flags: list[str], winner: Run | None = None) -> Pl
     return Plan(GPU, here, work=tmp_path, keep=tmp_path, winner=winner)
 
 
-def test_every_run_on_a_gpu_has_flags_that_the_trainer_accepts(tmp_path: Path) -> None:
+def test_every_gpu_run_has_valid_trainer_flags(tmp_path: Path) -> None:
     winner = Run("winner", ("--model.scan_layers=false",), 64, 40, "--xla_gpu_autotune_level=4")
     plan = make_plan(tmp_path, list(leaves()), winner)
     steps = [
@@ -189,7 +189,7 @@ def test_every_run_on_a_gpu_has_flags_that_the_trainer_accepts(tmp_path: Path) -
     assert repeat.environment["XLA_FLAGS"] == "--xla_gpu_autotune_level=4"
 
 
-def test_a_flag_that_the_trainer_lacks_skips_its_runs_by_name(tmp_path: Path) -> None:
+def test_unknown_flag_skips_its_runs_by_name(tmp_path: Path) -> None:
     flags = [name for name in leaves() if name != "model.scan_layers"]
     steps = make_plan(tmp_path, flags).slice(2)[2].steps
     skipped = {step.name: step.skip for step in steps if step.name.endswith("-scan")}
@@ -214,12 +214,12 @@ def test_the_fastest_run_is_read_from_results(tmp_path: Path) -> None:
         fastest(files[:1])
 
 
-def test_a_resumed_run_that_differs_by_a_bit_is_found(tmp_path: Path) -> None:
+def test_resumed_run_with_a_different_bit_is_detected(tmp_path: Path) -> None:
     for name, weights, loss in (("a", b"12", 0.5), ("b", b"12", 0.5), ("c", b"13", 0.25)):
         checkpoint = tmp_path / name / "checkpoints" / "4"
         checkpoint.mkdir(parents=True)
         (checkpoint / "params-00000.safetensors").write_bytes(weights)
-        (checkpoint / "manifest.json").write_text(name)  # holds times, which differ
+        (checkpoint / "manifest.json").write_text(name)  # contains times, which differ
         record = {"step": 3, "train/loss": loss}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     assert differences(tmp_path / "a", tmp_path / "b", 4) == []
@@ -227,7 +227,7 @@ def test_a_resumed_run_that_differs_by_a_bit_is_found(tmp_path: Path) -> None:
     assert found == ["params-00000.safetensors", "loss of step 3"]
 
 
-def test_requirements_are_compared_with_what_is_installed() -> None:
+def test_requirements_are_compared_with_installed_packages() -> None:
     assert requirements.problem("jax>=0.11.2,<0.12") is None
     assert requirements.problem("jax>=99") is not None
     assert requirements.problem("jax<0.1") is not None

@@ -1,4 +1,4 @@
-"""Workers of the benchmarks of training and generation: asked, answered, ended."""
+"""Worker processes of the training and generation benchmarks."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ serve({"double": double, "fail": lambda: {}["nothing"]})
 """
 
 
-def test_a_worker_answers_until_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
+def test_worker_answers_until_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
     worker = Worker([sys.executable, "-c", PROGRAM, str(Path(turns.__file__).parent)], {})
     assert [worker.ask("double", x=x) for x in (1, 2.5)] == [{"y": 2}, {"y": 5.0}]
     with pytest.raises(WorkerError, match="ended with 1 at 'fail'"):

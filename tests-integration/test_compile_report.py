@@ -1,4 +1,4 @@
-"""The committed report of compiled kernels is whole, and what compilers print is read rightly."""
+"""Compile report: parsing of compiler output, and completeness of the committed report."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def test_figures_of_a_tpu_program(tmp_path: Path) -> None:
     assert read_tpu(program, tmp_path) == [expected]
 
 
-def test_a_spill_an_error_and_another_figure_are_problems() -> None:
+def test_spills_errors_and_changed_figures_are_problems() -> None:
     name = {"implementation": "triton", "target": "sm_80"}
     good = {**name, "case": "a", "kernels": [{"name": "dq", "registers": 9, "spill_bytes": 0}]}
     spilled = {**name, "case": "b", "kernels": [{"name": "dq", "registers": 9, "spill_bytes": 4}]}
@@ -69,7 +69,7 @@ def test_a_spill_an_error_and_another_figure_are_problems() -> None:
     assert len(differences([good], [])) == 1
 
 
-def test_the_rows_of_one_target_are_replaced_in_their_place() -> None:
+def test_rows_of_one_target_are_replaced_in_place() -> None:
     def row(target: tuple[str, str], case: str) -> dict[str, str]:
         return {"implementation": target[0], "target": target[1], "case": case}
 
@@ -83,7 +83,7 @@ def test_the_rows_of_one_target_are_replaced_in_their_place() -> None:
         merged({**new, "versions": {"jax": "3"}}, old)
 
 
-def test_the_committed_report_is_whole() -> None:
+def test_committed_report_is_complete() -> None:
     text = REPORT.read_text()
     report = json.loads(text)
     rows = report["rows"]
@@ -101,7 +101,7 @@ def test_the_committed_report_is_whole() -> None:
 
 
 def run_report(*arguments: str) -> str:
-    """Run the documented command, with no PYTHONPATH of its own, and return what it prints."""
+    """Run the documented command without PYTHONPATH and return its output."""
     script = Path(problems.__code__.co_filename)
     command = [sys.executable, str(script), "--case", "D64 full", *arguments]
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -111,8 +111,8 @@ def run_report(*arguments: str) -> str:
 
 
 def test_a_kernel_for_gpu_and_tpu_is_lowered_by_the_command() -> None:
-    """Imports, paths and arguments up to the compilers, which CI does not install."""
-    targets = ["triton:sm_80", "tpu:v5e"]  # seconds each
+    """Cover imports, paths and arguments up to the compilers, which CI does not install."""
+    targets = ["triton:sm_80", "tpu:v5e"]  # fast targets
     said = run_report("--lower", *(word for target in targets for word in ("--only", target)))
     for target in targets:
         assert f"{target.replace(':', ' ')}: 3 kernels of 1 cases lowered" in said
@@ -132,7 +132,7 @@ COMPILERS = ("libtpu", "jax_cuda13_plugin", "nvidia.cu13")
 def installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even its parent
+    except ModuleNotFoundError:  # the parent package is missing too
         return False
 
 

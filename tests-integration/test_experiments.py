@@ -1,4 +1,4 @@
-"""The experiments' pages and what makes them: claims, text, results; the runs are tiny."""
+"""Experiment pages: claims, text and results, with tiny runs."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def outcome(arm: str, seed: int, loss: float, rate: float = 1.0, exit_code: int 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_page_names_its_command_and_holds_what_its_json_says(name: str) -> None:
+def test_page_names_its_command_and_matches_its_json(name: str) -> None:
     experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
     assert experiment.name == name
     text = (PAGES / f"{name}.md").read_text()
@@ -39,15 +39,15 @@ def test_a_page_names_its_command_and_holds_what_its_json_says(name: str) -> Non
     assert f"[{name}]({name}.md)" in (PAGES / "README.md").read_text()
 
 
-def test_a_claim_holds_only_where_every_seed_bears_it_out() -> None:
+def test_claim_holds_only_if_every_seed_supports_it() -> None:
     assert arms.lower("A is lower.", [1.0, 2.0], [1.1, 2.1]).holds
     assert not arms.lower("A is lower.", [1.0, 2.0], [1.1, 1.9]).holds
-    # A run that diverged proves nothing, on either side.
+    # A diverged run is no evidence for either side.
     assert not arms.lower("A is lower.", [1.0, 2.0], [1.1, math.nan]).holds
     assert not arms.lower("A is lower.", [1.0, math.nan], [1.1, 2.1]).holds
 
 
-def test_a_claim_that_fails_is_printed_as_such() -> None:
+def test_failed_claim_is_printed_as_failed() -> None:
     claims = [
         Claim(text="Up.", holds=True, figures="1"),
         Claim(text="Down.", holds=False, figures="2"),
@@ -67,7 +67,7 @@ def test_a_claim_that_fails_is_printed_as_such() -> None:
         table(["a", "b"], [["x"]])
 
 
-def test_results_that_are_not_finite_survive_strict_json(tmp_path: Path) -> None:
+def test_non_finite_results_survive_strict_json(tmp_path: Path) -> None:
     written = {"name": "x", "runs": [{"loss": [math.nan, math.inf, 1 / 3]}, {"loss": []}]}
     command.write_json(tmp_path / "r.json", written)
 
@@ -80,12 +80,12 @@ def test_results_that_are_not_finite_survive_strict_json(tmp_path: Path) -> None
     assert (inf, third) == (math.inf, 0.333333)
 
 
-def test_the_best_rate_is_that_of_the_best_mean_where_every_seed_finished() -> None:
+def test_best_rate_has_the_best_mean_over_finished_seeds() -> None:
     sweep = [
         outcome("a", 0, 1.0, rate=0.1, exit_code=3),
         outcome("a", 1, 1.0, rate=0.1),
         outcome("a", 0, 3.0, rate=0.2),
-        outcome("a", 1, 1.1, rate=0.2),  # lucky
+        outcome("a", 1, 1.1, rate=0.2),  # an outlier
         outcome("a", 0, 2.0, rate=0.3),
         outcome("a", 1, 2.0, rate=0.3),
         outcome("a", 0, math.nan, rate=0.4),
@@ -113,7 +113,7 @@ def test_arms_that_are_not_tuned_are_named() -> None:
     assert tuning.stable(only).holds
 
 
-def test_a_curve_is_a_mean_over_the_steps_that_all_reached() -> None:
+def test_curve_is_a_mean_over_common_steps() -> None:
     short = Outcome(
         arm="a", seed=1, flags={}, exit_code=3, seconds=1.0, curves={"eval/loss": [(0, 7.0)]}
     )
@@ -133,7 +133,7 @@ def tiny(tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_a_run_gives_the_curves_that_the_trainer_wrote(tiny: dict[str, Any]) -> None:
+def test_run_returns_the_curves_of_the_trainer(tiny: dict[str, Any]) -> None:
     with jax.transfer_guard("allow"):
         found = run_one(Run(arm="a", flags=tiny, seed=3, after=lambda run: {"name": run.name}))
     assert (found.exit_code, found.extra) == (0, {"name": "run"})
@@ -142,6 +142,6 @@ def test_a_run_gives_the_curves_that_the_trainer_wrote(tiny: dict[str, Any]) -> 
     assert found.final_loss < math.log(128)
 
 
-def test_flags_that_are_refused_end_the_experiment(tiny: dict[str, Any]) -> None:
+def test_invalid_flags_end_the_experiment(tiny: dict[str, Any]) -> None:
     with pytest.raises(RunFailedError, match="max_stepz"):
         run_one(Run(arm="a", flags={**tiny, "train.max_stepz": 2}, seed=0))

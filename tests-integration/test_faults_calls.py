@@ -1,4 +1,4 @@
-"""A sample of the campaigns of failing system calls and of power cuts, and that they see faults."""
+"""Campaigns of failing system calls and power cuts: a sample, and their sensitivity."""
 
 import os
 import random
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not has_compiler(), reason="the shim needs a C c
     ("campaign", "words"),
     [(faults, ["--seed", "7", "--cases", "18"]), (power, ["--seed", "7", "--states", "8"])],
 )
-def test_a_sample_loses_nothing(campaign: ModuleType, words: list[str], tmp_path: Path) -> None:
+def test_failing_calls_lose_nothing(campaign: ModuleType, words: list[str], tmp_path: Path) -> None:
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     done = subprocess.run(
         [sys.executable, "-m", campaign.__name__, *words],
@@ -38,7 +38,7 @@ JOURNAL = [
 
 
 def states_of(count: int, tmp_path: Path) -> set[tuple[tuple[str, bytes], ...]]:
-    """Return the states that a disk can be in after so many changes of the journal."""
+    """Return the possible states of a disk after a number of journal entries."""
     found = set()
     for seed in range(60):
         out = tmp_path / f"{count}-{seed}"
@@ -51,12 +51,12 @@ def states_of(count: int, tmp_path: Path) -> set[tuple[tuple[str, bytes], ...]]:
     return found
 
 
-def test_what_was_flushed_stays_and_what_was_not_may_go(tmp_path: Path) -> None:
+def test_flushed_data_survives_and_unflushed_data_may_not(tmp_path: Path) -> None:
     assert states_of(1, tmp_path) == {()}
     one = states_of(4, tmp_path)
     assert {(), (("a", b""),), (("a", b"one"),)} <= one
     assert {content for ((_, content),) in one - {()}} <= {b"", b"o", b"on", b"one"}
-    # A name that is not flushed is not there, although the content is.
+    # A file without a flushed name is missing, although its content was flushed.
     assert () in states_of(5, tmp_path)
     assert states_of(6, tmp_path) == {(("a", b"one"),)}
     last = states_of(len(JOURNAL), tmp_path)
@@ -65,7 +65,7 @@ def test_what_was_flushed_stays_and_what_was_not_may_go(tmp_path: Path) -> None:
     assert {name for state in last for name, _ in state} == {"a", "b", "c"}
 
 
-def test_a_commit_counts_when_its_folder_is_flushed() -> None:
+def test_commit_requires_a_flush_of_its_folder() -> None:
     lines = [
         "rename /disk/run/checkpoints/2.tmp /disk/run/checkpoints/2",
         "fsync /disk/run/checkpoints",

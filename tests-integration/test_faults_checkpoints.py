@@ -1,4 +1,4 @@
-"""Kills at random moments and damaged checkpoints: what training goes on from is always sound."""
+"""Kills at random moments and damaged checkpoints: a run always resumes from a valid checkpoint."""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def damage(run: TinyRun, step: int) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(
+def test_run_killed_at_random_moments_matches_the_undisturbed_run(
     undisturbed: TinyRun, expected: Outcome, tmp_path: Path
 ) -> None:
     flags = {**undisturbed.flags, "data.path": "rhyme.txt", "data.cache_dir": "prepared"}
@@ -41,7 +41,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_undisturbed(
     assert found.runs["sample"] >= 1
 
 
-def test_every_kind_of_damage_is_found_named_and_survived(
+def test_every_kind_of_damage_is_detected_named_and_survived(
     undisturbed: TinyRun, tmp_path: Path
 ) -> None:
     found = corruption.Campaign(undisturbed.run_dir, tmp_path).run(seed=7, cases=60)
@@ -50,17 +50,17 @@ def test_every_kind_of_damage_is_found_named_and_survived(
     assert all(tally.perfect and tally.cases == 5 for tally in found.kinds.values())
 
 
-def test_a_campaign_tells_damage_that_is_not_found(
+def test_campaign_reports_undetected_damage(
     undisturbed: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As damage that nobody notices: there is none.
+    # No damage at all stands for undetected damage.
     monkeypatch.setattr(corruption, "DAMAGES", {"nothing": lambda _step, _draw: ["manifest.json"]})
     found = corruption.Campaign(undisturbed.run_dir, tmp_path).run(seed=7, cases=1)
     assert len(found.failures) == 1
     assert not found.kinds["nothing"].perfect
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+def test_damaged_checkpoint_is_set_aside_and_the_run_resumes_from_the_previous_one(
     copy_of_finished: Callable[..., TinyRun], expected: Outcome
 ) -> None:
     run = copy_of_finished()
@@ -73,14 +73,14 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_where_all_are_damaged_the_run_stops_and_begins_nothing_anew(
+def test_run_stops_if_all_checkpoints_are_damaged(
     copy_of_finished: Callable[..., TinyRun],
 ) -> None:
     run = copy_of_finished()
     steps = run.saved()
     names = [damage(run, step) for step in steps]
     metrics = (run.run_dir / "metrics.jsonl").read_bytes()
-    for _ in range(2):  # a supervisor may well start it again
+    for _ in range(2):  # a supervisor may restart it
         printed = run.finish(expected=EVERY_CHECKPOINT_DAMAGED)
         for step, name in zip(steps, names, strict=True):
             assert f"step {step}: {name}" in printed

@@ -1,4 +1,4 @@
-"""Training data that break while a run reads them: told by name, and mended by the file."""
+"""Training data damaged during a run: a named error, and recovery with the restored file."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def shard_of(run: TinyRun) -> Path:
 
 
 def flip_bit(shard: Path) -> None:
-    with shard.open("r+b") as file:  # in place: it is never shorter
+    with shard.open("r+b") as file:  # in place, never shorter
         file.seek(-1000, os.SEEK_END)
         byte = file.read(1)[0]
         file.seek(-1000, os.SEEK_END)
@@ -33,7 +33,7 @@ def cut_in_half(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [flip_bit, cut_in_half, Path.unlink])
-def test_a_shard_that_breaks_while_it_is_read_ends_the_run_and_names_it(
+def test_shard_damaged_while_read_ends_the_run_with_its_name(
     new_run: NewRun, expected: Outcome, fault: Callable[[Path], None]
 ) -> None:
     run = new_run(data_cache_dir="prepared")
@@ -46,7 +46,7 @@ def test_a_shard_that_breaks_while_it_is_read_ends_the_run_and_names_it(
     assert name in life.printed
     assert "Traceback" not in life.printed
 
-    # Started again as it is, the run does not begin.
+    # A restart without the file fails before the first step.
     assert name in run.finish(expected=DATA_DAMAGED)
 
     shard.write_bytes(good)
@@ -54,7 +54,7 @@ def test_a_shard_that_breaks_while_it_is_read_ends_the_run_and_names_it(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_a_data_worker_that_dies_ends_the_run(new_run: NewRun, expected: Outcome) -> None:
+def test_dead_data_worker_ends_the_run(new_run: NewRun, expected: Outcome) -> None:
     run = new_run()
     assert "the worker is dead" in run.with_fault("worker", 25).finish(expected=UNEXPECTED)
     assert "from step 20" in run.finish()

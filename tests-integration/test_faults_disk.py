@@ -1,4 +1,4 @@
-"""A full disk: old checkpoints stay, nothing half-written stays, and room mends it."""
+"""Full disk: old checkpoints stay, partial files are removed, and space lets the run resume."""
 
 import errno
 import json
@@ -19,31 +19,31 @@ NewRun = Callable[..., TinyRun]
 
 NOT_WRITTEN, TERMINATED = 5, 143
 DISK_BYTES = 8 << 20
-# What a full disk has left: records go on, a checkpoint of 330 kB does not fit.
+# Free space of the full disk: metrics fit, a checkpoint of 330 kB does not.
 LEFT_BYTES = 100_000
 
 
 class SmallDisk:
-    """A tmpfs over a run directory, in a mount namespace of its own: it needs no rights.
+    """A tmpfs over a run directory in a separate mount namespace, without privileges.
 
-    Programs enter it by `nsenter`; from outside it is seen through the keeper's ``/proc``.
+    Programs enter it by `nsenter`; other processes access it through ``/proc`` of the keeper.
     """
 
     def __init__(self, run: TinyRun, keeper: int) -> None:
         namespaces = (f"--target={keeper}", "--user", "--mount", "--preserve-credentials")
-        # Who enters comes to a folder of the namespace that he leaves.
+        # Entering keeps the working directory of the namespace that is left.
         here = f"--wd={run.folder}"
         root = Path(f"/proc/{keeper}/root")
         self.run = replace(run, prefix=("nsenter", *namespaces, here), root=root)
         self._ballast = self.run.run_dir / "ballast"
 
     def fill(self) -> None:
-        """Leave less room than a checkpoint takes."""
+        """Leave less free space than a checkpoint needs."""
         disk = os.statvfs(self.run.run_dir)
         self._ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - LEFT_BYTES))
 
     def empty(self) -> None:
-        """Make room again."""
+        """Free the space again."""
         self._ballast.unlink()
 
 
@@ -69,7 +69,7 @@ def records(run: TinyRun) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_on_a_full_disk_the_run_stops_and_with_room_it_goes_on(
+def test_run_stops_on_a_full_disk_and_resumes_with_free_space(
     small_disk: SmallDisk, expected: Outcome
 ) -> None:
     run = small_disk.run
@@ -77,7 +77,7 @@ def test_on_a_full_disk_the_run_stops_and_with_room_it_goes_on(
     life.wait_until(lambda: 10 in run.saved(), "step 10")
     small_disk.fill()
     run.open_gates(15)
-    # Step 20 is being saved, and cannot be. That is raised at the next step, not the next save.
+    # Saving step 20 fails. The error is raised at the next step, not at the next save.
     life.wait_until(lambda: life.process.poll() is not None or run.reached(23), "step 23")
     run.open_gates(25)
     assert life.wait() == NOT_WRITTEN, life.printed
@@ -87,7 +87,7 @@ def test_on_a_full_disk_the_run_stops_and_with_room_it_goes_on(
     assert run.saved() == [10]
     assert run.unfinished() == []
 
-    # Still full: nothing is lost by trying.
+    # Still full: another attempt loses nothing.
     assert run.finish(expected=NOT_WRITTEN)
     assert run.saved() == [10]
     assert run.unfinished() == []
@@ -97,7 +97,7 @@ def test_on_a_full_disk_the_run_stops_and_with_room_it_goes_on(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_where_it_is_to_continue_a_run_outlives_a_full_disk(
+def test_run_continues_on_a_full_disk_if_configured(
     small_disk: SmallDisk, expected: Outcome
 ) -> None:
     run = small_disk.run.elsewhere(small_disk.run.folder, checkpoint_on_error="continue")
@@ -117,7 +117,7 @@ def test_where_it_is_to_continue_a_run_outlives_a_full_disk(
     assert (found.leaves, found.numbers) == (expected.leaves, expected.numbers)
 
 
-def test_where_files_may_not_grow_the_run_stops_with_what_it_has(
+def test_run_stops_at_the_file_size_limit_with_its_checkpoints(
     new_run: NewRun, expected: Outcome
 ) -> None:
     run = new_run()

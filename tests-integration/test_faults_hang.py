@@ -1,4 +1,4 @@
-"""A run that makes no progress, one that needs too much memory, and who starts them again."""
+"""Hangs, out-of-memory, and restarts by the supervisor."""
 
 import os
 import re
@@ -17,7 +17,7 @@ NewRun = Callable[..., TinyRun]
 HANG, OUT_OF_MEMORY = 6, 7
 
 
-def test_a_run_that_hangs_writes_its_stacks_and_ends(new_run: NewRun, expected: Outcome) -> None:
+def test_hanging_run_dumps_its_stacks_and_ends(new_run: NewRun, expected: Outcome) -> None:
     run = new_run(watchdog_min_seconds=2)
     printed = run.with_fault("hang", 25).finish(expected=HANG)
     (report,) = run.run_dir.glob("hang-*.txt")
@@ -30,19 +30,19 @@ def test_a_run_that_hangs_writes_its_stacks_and_ends(new_run: NewRun, expected: 
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_time_in_which_all_stood_still_is_no_hang(new_run: NewRun, expected: Outcome) -> None:
+def test_suspended_time_is_not_a_hang(new_run: NewRun, expected: Outcome) -> None:
     run = new_run(watchdog_min_seconds=4)
     life = run.with_fault("gates", 15).start()
     life.wait_until(lambda: run.reached(13), "step 13")
     life.signal(signal.SIGSTOP)
-    time.sleep(6)  # what is tested is that time passes
+    time.sleep(6)  # the test needs the time to pass
     run.open_gates(15, 25, 35, 45, 55)
     life.signal(signal.SIGCONT)
     assert life.wait() == 0
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_too_little_memory_is_told_with_what_takes_it_and_what_helps(new_run: NewRun) -> None:
+def test_out_of_memory_report_names_the_largest_arrays_and_remedies(new_run: NewRun) -> None:
     run = new_run(train_batch_size=2**20, train_accumulation=1)
     small = replace(run, prefix=("prlimit", f"--as={16 << 30}"))
     printed = small.finish(expected=OUT_OF_MEMORY)
@@ -51,9 +51,7 @@ def test_too_little_memory_is_told_with_what_takes_it_and_what_helps(new_run: Ne
     assert "--train.accumulation" in printed
 
 
-def test_a_supervisor_starts_a_killed_run_again_until_it_ends(
-    new_run: NewRun, expected: Outcome
-) -> None:
+def test_supervisor_restarts_a_killed_run_until_it_ends(new_run: NewRun, expected: Outcome) -> None:
     run = new_run(watchdog_heartbeat_seconds=0.01)
     life = replace(run, module=(*run.module, "--supervise")).start()
     killed: list[int] = []

@@ -1,4 +1,4 @@
-"""Numbers that are not finite, in real runs: skipped, counted, gone back from; fp16's scale."""
+"""Non-finite numbers in real runs: skipped steps, rollback, and the fp16 loss scale."""
 
 import itertools
 import json
@@ -21,42 +21,40 @@ def records(run: TinyRun) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_a_step_whose_gradients_hold_a_nan_is_skipped_and_counted(
-    new_run: NewRun, expected: Outcome
-) -> None:
+def test_step_with_nan_gradients_is_skipped_and_counted(new_run: NewRun, expected: Outcome) -> None:
     run = new_run()
     run.with_fault("nan_gradient", 12).finish()
     found = {record["step"]: record for record in records(run) if "train/loss" in record}
     assert [found[step]["train/skipped"] for step in (11, 12, 13, 60)] == [0, 1, 1, 1]
-    # The loss of the step was sound, and those before are those of a run without the fault.
+    # The loss of the step was finite, and earlier losses equal those of a run without the fault.
     for step in range(1, 13):
         loss = float(expected.numbers[step, "train/loss"])
-        # The faulty step is another program: the last bit may differ.
+        # The faulty step is a different program: the last bit may differ.
         assert found[step]["train/loss"] == pytest.approx(loss, rel=1e-6)
-    # Nothing was learnt at step 12: no NaN came into the state, or all losses were NaN from here.
+    # Step 12 changed nothing: with a NaN in the state all later losses would be NaN.
     assert all(found[step]["train/loss"] < 5 for step in range(13, 61))
 
 
-def test_after_many_in_a_row_the_run_goes_back_once_and_ends_as_if_undisturbed(
+def test_repeated_non_finite_steps_roll_back_once_and_match_the_undisturbed_run(
     new_run: NewRun, expected: Outcome
 ) -> None:
     run = new_run(guard_max_skipped=4)
-    # Step 20 was saved with the damage in it: it is sound on the disk and useless.
+    # The checkpoint of step 20 is intact on disk but has the damaged state.
     printed = run.with_fault("nan_parameter", 18).finish()
     assert "10" in printed
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_where_going_back_does_not_help_the_run_stops(new_run: NewRun) -> None:
+def test_run_stops_if_the_rollback_does_not_help(new_run: NewRun) -> None:
     run = new_run(guard_max_skipped=4)
     printed = run.with_fault("nan_parameter_again", 18).finish(expected=NOT_FINITE)
     assert "Traceback" not in printed
-    assert "learning_rate" in printed  # what to try
-    # Each step is recorded once, also those that were made twice.
+    assert "learning_rate" in printed  # the suggested remedy
+    # Each step is recorded once, including repeated ones.
     assert max(step for step, _ in numbers(run.run_dir)) >= 18
 
 
-def test_an_overflow_of_fp16_halves_the_scale_which_goes_on_with_the_run(new_run: NewRun) -> None:
+def test_fp16_overflow_halves_the_loss_scale_which_is_resumed(new_run: NewRun) -> None:
     flags: dict[str, Any] = {
         "train_precision": "fp16", "guard_initial_scale": 2.0**24, "guard_growth_interval": 8,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Signals in whatever a run does: it saves, ends with a code of its own, and goes on exactly."""
+"""Signals in every phase of a run: it saves, exits with its code, and resumes exactly."""
 
 import signal
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from campaigns.outcome import Outcome, describe_difference, numbers, outcome
-from campaigns.tiny_run import Life, TinyRun
+from campaigns.tiny_run import RunProcess, TinyRun
 
 pytest_plugins = ["fault_fixtures"]
 
@@ -15,7 +15,7 @@ NewRun = Callable[..., TinyRun]
 INTERRUPTED, TERMINATED = 130, 143
 
 
-def wait_for_phase(life: Life, run: TinyRun, phase: str, step: int) -> None:
+def wait_for_phase(life: RunProcess, run: TinyRun, phase: str, step: int) -> None:
     def there() -> bool:
         beat = run.heartbeat()
         return beat.get("phase") == phase and beat["step"] == step
@@ -24,7 +24,7 @@ def wait_for_phase(life: Life, run: TinyRun, phase: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
-def test_in_training_the_step_is_finished_and_saved(
+def test_signal_during_training_finishes_and_saves_the_step(
     new_run: NewRun, expected: Outcome, number: signal.Signals
 ) -> None:
     run = new_run()
@@ -33,7 +33,7 @@ def test_in_training_the_step_is_finished_and_saved(
     life.signal(number)
     run.open_gates(15)
     assert life.wait() == 128 + number
-    # The signal comes in step 14, or while the run waits at the gate of step 15.
+    # The signal arrives in step 14, or while the run waits before step 15.
     saved = run.saved()
     assert saved in ([10, 14], [10, 15])
     assert f"step {saved[-1]}" in life.printed
@@ -41,11 +41,11 @@ def test_in_training_the_step_is_finished_and_saved(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_while_the_step_is_compiled_it_is_made_and_saved(
+def test_signal_during_compilation_finishes_and_saves_the_step(
     new_run: NewRun, expected: Outcome
 ) -> None:
     run = new_run(watchdog_heartbeat_seconds=0.01)
-    # Nothing is compiled yet: it takes seconds.
+    # Nothing is compiled yet, so that compilation takes seconds.
     life = run.start(JAX_ENABLE_COMPILATION_CACHE="false")
     wait_for_phase(life, run, "train", 0)
     life.signal(signal.SIGTERM)
@@ -55,8 +55,8 @@ def test_while_the_step_is_compiled_it_is_made_and_saved(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_an_evaluation_is_left_and_made_when_the_run_goes_on(new_run: NewRun) -> None:
-    # More is held out than is trained on: an evaluation takes as long as many steps.
+def test_interrupted_evaluation_is_repeated_on_resume(new_run: NewRun) -> None:
+    # A large validation split makes an evaluation as long as many steps.
     flags = {"data_holdout_fraction": 0.7, "train_max_steps": 30, "train_batch_size": 2}
     whole = new_run("whole", **flags)
     whole.finish()
@@ -72,7 +72,7 @@ def test_an_evaluation_is_left_and_made_when_the_run_goes_on(new_run: NewRun) ->
     assert (found.leaves, found.numbers) == (wanted.leaves, wanted.numbers)
 
 
-def test_while_saving_the_save_is_finished_however_often_it_is_asked_to_stop(
+def test_repeated_signals_during_saving_do_not_interrupt_it(
     new_run: NewRun, expected: Outcome
 ) -> None:
     run = new_run()
@@ -80,7 +80,7 @@ def test_while_saving_the_save_is_finished_however_often_it_is_asked_to_stop(
     life.wait_until(lambda: "10.tmp" in run.unfinished(), "a save")
     for _ in range(3):
         life.signal(signal.SIGTERM)
-        time.sleep(0.05)  # two that come at the same time are one
+        time.sleep(0.05)  # simultaneous signals merge
     assert 10 not in run.saved(), "the save was to be under way"
     assert life.wait() == TERMINATED
     assert run.unfinished() == []
@@ -89,7 +89,7 @@ def test_while_saving_the_save_is_finished_however_often_it_is_asked_to_stop(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_a_second_interrupt_ends_the_run_at_once_and_damages_nothing(
+def test_second_interrupt_ends_the_run_at_once_without_damage(
     new_run: NewRun, expected: Outcome
 ) -> None:
     run = new_run()
@@ -105,15 +105,13 @@ def test_a_second_interrupt_ends_the_run_at_once_and_damages_nothing(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_a_wish_to_save_is_fulfilled_and_the_run_goes_on(
-    new_run: NewRun, expected: Outcome
-) -> None:
+def test_save_signal_saves_and_the_run_continues(new_run: NewRun, expected: Outcome) -> None:
     run = new_run(checkpoint_every=1000)
     life = run.with_fault("gates", 15).start()
     life.wait_until(lambda: run.reached(13), "step 13")
     life.signal(signal.SIGUSR1)
     run.open_gates(15)
-    life.wait_until(lambda: run.saved() == [15], "the checkpoint that was asked for")
+    life.wait_until(lambda: run.saved() == [15], "the requested checkpoint")
     run.open_gates(25, 35, 45, 55)
     assert life.wait() == 0
     assert run.saved() == [15, 60]

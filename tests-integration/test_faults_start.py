@@ -1,4 +1,4 @@
-"""What is refused before a step is made: bad configurations, other data, a directory in use."""
+"""Errors before the first step: invalid configuration, changed data, a run directory in use."""
 
 import os
 from collections.abc import Callable
@@ -14,7 +14,7 @@ NewRun = Callable[..., TinyRun]
 USER_ERROR = 2
 
 
-def test_all_that_is_wrong_with_a_configuration_is_told_before_jax_is_there(
+def test_all_configuration_problems_are_reported_before_jax_is_imported(
     new_run: NewRun,
 ) -> None:
     run = new_run(
@@ -23,19 +23,19 @@ def test_all_that_is_wrong_with_a_configuration_is_told_before_jax_is_there(
     )  # fmt: skip
     alone = replace(run, server=None)  # a forked process has imported JAX already
     printed = alone.finish(expected=USER_ERROR, PYTHONPROFILEIMPORTTIME="1")
-    told = "\n".join(line for line in printed.splitlines() if "import time:" not in line)
+    errors = "\n".join(line for line in printed.splitlines() if "import time:" not in line)
     for name in (
         "train.max_step", "batch_size", "model.n_head", "schedule.name", "learning_rate",
     ):  # fmt: skip
-        assert name in told
-    assert "Traceback" not in told
+        assert name in errors
+    assert "Traceback" not in errors
     imported = {line.split("|")[-1].strip() for line in printed.splitlines() if "|" in line}
     assert "json" in imported, "imports were to be printed"
     assert not {"jax", "numpy", "tjx_trainer.training.train"} & imported
     assert not run.run_dir.exists()
 
 
-def test_a_run_does_not_go_on_with_other_data(copy_of_finished: Callable[..., TinyRun]) -> None:
+def test_resuming_with_other_data_is_rejected(copy_of_finished: Callable[..., TinyRun]) -> None:
     run = copy_of_finished()
     other = run.folder / "other.txt"
     write_text(other, lines=401)
@@ -49,7 +49,7 @@ def test_a_run_does_not_go_on_with_other_data(copy_of_finished: Callable[..., Ti
     assert sorted(run.run_dir.rglob("*")) == before
 
 
-def test_a_second_run_in_the_same_directory_is_refused_and_harms_nothing(
+def test_second_run_in_the_same_directory_is_rejected_without_harm(
     new_run: NewRun, expected: Outcome
 ) -> None:
     run = new_run()
@@ -63,7 +63,7 @@ def test_a_second_run_in_the_same_directory_is_refused_and_harms_nothing(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
-def test_clocks_that_jump_change_nothing(new_run: NewRun, expected: Outcome) -> None:
+def test_clock_jumps_change_nothing(new_run: NewRun, expected: Outcome) -> None:
     run = new_run()
     life = run.with_fault("clock", 15).with_fault("gates", 35).start()  # back by a day
     life.wait_until(lambda: run.saved() == [10, 20, 30], "step 30")

@@ -1,4 +1,4 @@
-"""A sample of the fuzzing campaign, and that the campaign sees what it is there to see."""
+"""Fuzzing campaign: a sample, and its sensitivity."""
 
 import json
 import os
@@ -18,12 +18,12 @@ CASES_OF_EACH_KIND = 20
 
 @pytest.fixture(autouse=True)
 def _module_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers import what this process can, from folders of their own."""
+    """Let workers import the modules of this process from other folders."""
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     monkeypatch.setenv("PYTHONPATH", path)
 
 
-def test_a_sample_of_each_kind_is_refused_or_read_right(tmp_path: Path) -> None:
+def test_sample_of_each_kind_is_rejected_or_read_correctly(tmp_path: Path) -> None:
     words = ["--seed", "1", "--cases", str(CASES_OF_EACH_KIND * len(KINDS)), "--jobs", "2"]
     done = subprocess.run(
         [sys.executable, fuzz.__file__, *words, "--output", str(tmp_path)],
@@ -33,14 +33,14 @@ def test_a_sample_of_each_kind_is_refused_or_read_right(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found.keys() == KINDS.keys()
     for kind, counts in found.items():
-        assert counts["accepted"] + counts["refused"] == CASES_OF_EACH_KIND, kind
-    # Neither is every case nonsense, nor does everything pass.
+        assert counts["accepted"] + counts["rejected"] == CASES_OF_EACH_KIND, kind
+    # Some cases are rejected and some are accepted.
     assert sum(counts["accepted"] for counts in found.values()) > CASES_OF_EACH_KIND
-    assert sum(counts["refused"] for counts in found.values()) > 2 * CASES_OF_EACH_KIND
+    assert sum(counts["rejected"] for counts in found.values()) > 2 * CASES_OF_EACH_KIND
 
 
 class Reader(Kind):
-    """Reads by a given function."""
+    """Fuzz kind that reads with a given function."""
 
     def __init__(self, read: Callable[[Path], None]) -> None:
         self.read = read
@@ -55,7 +55,7 @@ class Reader(Kind):
         self.read(folder)
 
 
-def refuses(folder: Path) -> None:
+def rejects(folder: Path) -> None:
     raise ValueError(f"{folder}: not what it should be")
 
 
@@ -83,8 +83,8 @@ def raises_another(folder: Path) -> None:
     raise KeyError("name")
 
 
-def test_an_error_of_ours_is_a_refusal(tmp_path: Path) -> None:
-    assert judge(Reader(refuses), tmp_path) == "refused"
+def test_expected_error_counts_as_rejection(tmp_path: Path) -> None:
+    assert judge(Reader(rejects), tmp_path) == "rejected"
     assert judge(Reader(lambda _: None), tmp_path) == "accepted"
 
 
@@ -99,7 +99,7 @@ def test_an_error_of_ours_is_a_refusal(tmp_path: Path) -> None:
         (raises_another, KeyError),
     ],
 )
-def test_anything_else_is_a_failure(
+def test_any_other_outcome_is_a_failure(
     read: Callable[[Path], None], error: type[Exception], tmp_path: Path
 ) -> None:
     with pytest.raises(error):
@@ -138,7 +138,7 @@ sys.exit(fuzz_worker.main())
     ],
     ids=["crash", "hang", "memory", "slow"],
 )
-def test_a_worker_tells_of_a_crash_a_hang_and_memory(
+def test_worker_reports_crash_hang_and_memory(
     do: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "evil.py").write_text(EVIL.replace("{do}", do))
@@ -147,11 +147,11 @@ def test_a_worker_tells_of_a_crash_a_hang_and_memory(
         answer = worker.ask(0, [])
         assert answer["verdict"] == "failed"
         assert answer["error"].startswith(error)
-        # The next case gets another process.
+        # The next case runs in a new process.
         assert worker.ask(1, [])["verdict"] == "failed"
 
 
-def test_a_case_is_a_function_of_its_seed() -> None:
+def test_case_is_a_function_of_its_seed() -> None:
     tree = {"a": [1, 2.5, "x"], "b": {"c": None, "d": True}}
 
     def mutated(seed: int) -> bytes:

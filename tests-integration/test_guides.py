@@ -1,4 +1,4 @@
-"""What the guides say of the code is what the code says."""
+"""Guides in docs/ match the code: exit codes, error tables, flags and test names."""
 
 import errno
 import re
@@ -15,22 +15,22 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 RESUMING = (ROOT / "docs" / "checkpoint_resume.md").read_text(encoding="utf-8")
 
 
-def test_the_exit_codes_are_those_of_the_program() -> None:
+def test_exit_codes_in_the_guide_match_the_trainer() -> None:
     assert table() in RESUMING
 
 
-def test_the_table_of_system_errors_has_all_that_are_injected() -> None:
+def test_guide_lists_all_injected_system_errors() -> None:
     section = RESUMING.split("## Errors of the operating system")[1].split("\n## ")[0]
     injected = {errno.errorcode[number] for numbers in ERRNOS.values() for number in numbers}
     assert injected <= set(re.findall(r"\bE[A-Z]+\b", section))
 
 
-def test_the_table_of_nanogpts_flags_is_the_programs() -> None:
+def test_nanogpt_flags_in_the_guide_match_the_trainer() -> None:
     guide = (ROOT / "docs" / "nanogpt.md").read_text(encoding="utf-8")
     assert "\n".join(flags.table()) in guide
 
 
-def test_every_flag_that_a_guide_names_is_there() -> None:
+def test_every_flag_in_a_guide_exists() -> None:
     named = {
         flag
         for guide in GUIDES
@@ -40,6 +40,6 @@ def test_every_flag_that_a_guide_names_is_there() -> None:
     assert named <= set(leaves())
 
 
-def test_every_test_that_the_matrix_names_is_there() -> None:
+def test_every_fault_test_in_the_guide_exists() -> None:
     named = set(re.findall(r"test_faults_[a-z]+\.py", RESUMING))
     assert named == {path.name for path in Path(__file__).parent.glob("test_faults_*.py")}

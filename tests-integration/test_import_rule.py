@@ -1,4 +1,4 @@
-"""The import rule: which packages may import a sibling; none imports an app.
+"""Import rule: siblings that a package may import; no package imports an app.
 
 tjx_nn may import tjx_kernels. All packages but these two may import tjx_core.
 """
@@ -32,7 +32,7 @@ def import_name(project: Path) -> str:
 
 
 def imported_modules(source: str) -> set[str]:
-    """Top-level names that a file imports, wherever in the file the import stands."""
+    """Return the top-level names that a file imports, at any position."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def project_imports(project: Path) -> set[str]:
     return set().union(*(imported_modules(file.read_text()) for file in files))
 
 
-def test_all_packages_are_seen() -> None:
+def test_all_packages_are_found() -> None:
     expected = {"core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics"}
     assert {project.name.removeprefix("tjx-") for project in PACKAGES} == expected
 
@@ -65,7 +65,7 @@ def test_no_torch_and_no_tensorflow(project: Path) -> None:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
-def test_declared_dependencies_are_what_is_imported(project: Path) -> None:
+def test_declared_dependencies_match_imports(project: Path) -> None:
     metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]
     needed = [Requirement(text) for text in metadata.get("dependencies", [])]
     extras = [
@@ -80,7 +80,7 @@ def test_declared_dependencies_are_what_is_imported(project: Path) -> None:
     imported = set()
     for module in third_party:
         owners = {canonicalize_name(name) for name in distributions.get(module, [module])}
-        # A namespace shared by several distributions counts for the one that is declared.
+        # A namespace of several distributions counts for the declared one.
         imported |= owners & declared or owners
 
     assert imported - declared == set(), "imported, but not declared in pyproject.toml"
@@ -88,7 +88,7 @@ def test_declared_dependencies_are_what_is_imported(project: Path) -> None:
     assert unused == set(), "declared in pyproject.toml, but nowhere imported"
 
 
-def test_the_lazy_public_names_of_every_package_exist() -> None:
+def test_lazy_public_names_exist() -> None:
     for project in PACKAGES:
         module = __import__(import_name(project))
         assert module.__all__, project.name

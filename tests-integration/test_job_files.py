@@ -1,4 +1,4 @@
-"""The example job files under docs/jobs ask for what there is."""
+"""Job files in docs/jobs: valid flags, exit codes and environment variables."""
 
 import os
 import re
@@ -21,8 +21,8 @@ JOBS = ROOT / "docs" / "jobs"
 FILES = sorted(path for path in JOBS.iterdir() if path.name != "BUILD")
 SCRIPTS = ("slurm.sbatch", "tpu.sh")
 
-# With these another start would end alike; the others that nothing follows were asked for.
-WRONG = {
+# Codes after which a restart would fail again. The other final codes are intended ends.
+NOT_RETRYABLE = {
     int(code)
     for code, meaning in EXIT_INFO.items()
     if not meaning.again
@@ -46,19 +46,19 @@ def container() -> Any:
 
 
 @dataclass(frozen=True)
-class Played:
-    """What a script did where the programs that it calls only note what they are given."""
+class ScriptResult:
+    """Exit code of a script and the calls of its stub programs."""
 
     code: int
     calls: list[list[str]]
 
     def of(self, program: str) -> list[str]:
-        """Return the words of the one call of a program."""
+        """Return the arguments of the only call of a program."""
         (words,) = [words for name, *words in self.calls if name == program]
         return words
 
 
-# Ends with CODE; with PROGRESS set it has made a checkpoint before.
+# Exits with CODE; with PROGRESS it creates a checkpoint first.
 NOTE = """#!/usr/bin/env bash
 printf '%s\\0' "$(basename "$0")" "$@" >> "$NOTES"; printf '\\n' >> "$NOTES"
 [ -z "${PROGRESS:-}" ] || mkdir -p "$RUN_DIR/checkpoints/200"
@@ -66,8 +66,8 @@ exit "${CODE:-0}"
 """
 
 
-def play(script: str, folder: Path, *words: str, **variables: str) -> Played:
-    """Run a script in Bash, the programs of clusters being ones that take notes."""
+def run_script(script: str, folder: Path, *words: str, **variables: str) -> ScriptResult:
+    """Run a script in Bash with stubs that record the calls of cluster programs."""
     programs, notes = folder / "bin", folder / "notes"
     programs.mkdir(exist_ok=True)
     notes.write_text("")
@@ -84,20 +84,23 @@ def play(script: str, folder: Path, *words: str, **variables: str) -> Played:
         ["bash", "-c", script, "script", *words], env={**given, **variables}, check=False
     )
     calls = [line.split("\0")[:-1] for line in notes.read_text().splitlines()]
-    return Played(done.returncode, calls)
+    return ScriptResult(done.returncode, calls)
 
 
 def trainer_words(name: str, folder: Path) -> list[str]:
-    """Return the words that a job file gives to the trainer."""
+    """Return the trainer arguments of a job file."""
     if name == "jobset.yaml":
         words = [*container()["command"], *container()["args"]]
     elif name == "slurm.sbatch":
-        words = play(read(name), folder).of("srun")
+        words = run_script(read(name), folder).of("srun")
     elif name == "tpu.sh":
-        call = play(read(name), folder, "tpu").of("gcloud")
+        call = run_script(read(name), folder, "tpu").of("gcloud")
         words = shlex.split(call[call.index("--command") + 1])
     else:
-        words = ["tjx-train", *play(yaml.safe_load(read(name))["run"], folder).of("tjx-train")]
+        words = [
+            "tjx-train",
+            *run_script(yaml.safe_load(read(name))["run"], folder).of("tjx-train"),
+        ]
     assert words.pop(0) == "tjx-train"
     return words
 
@@ -107,40 +110,40 @@ def test_scripts_are_bash(name: str) -> None:
     subprocess.run(["bash", "-n", JOBS / name], check=True)
 
 
-def test_the_run_of_a_yaml_file_is_bash() -> None:
+def test_run_section_of_a_yaml_file_is_bash() -> None:
     task = yaml.safe_load(read("skypilot.yaml"))
     for part in ("setup", "run"):
         subprocess.run(["bash", "-n"], input=task[part], text=True, check=True)
 
 
 @pytest.mark.parametrize("name", [path.name for path in FILES])
-def test_each_calls_the_trainer_with_flags_that_it_takes(name: str, tmp_path: Path) -> None:
-    config = resolve(trainer_words(name, tmp_path))  # every flag is there, and they go together
-    assert config.run_dir is not None  # so that the next start goes on with it
+def test_each_job_calls_the_trainer_with_valid_flags(name: str, tmp_path: Path) -> None:
+    config = resolve(trainer_words(name, tmp_path))  # raises for unknown or contradictory flags
+    assert config.run_dir is not None  # needed to resume
     assert config.distributed.heartbeat_timeout < 100
 
 
 @pytest.mark.parametrize(
-    ("code", "progress", "comes_back"),
+    ("code", "progress", "is_requeued"),
     [
         ("0", "yes", False),
-        ("143", "", True),  # its time was over before the first checkpoint
+        ("143", "", True),  # the time limit came before the first checkpoint
         ("134", "yes", True),
         ("1", "", False),
-        *((str(code), "yes", False) for code in sorted(WRONG)),
+        *((str(code), "yes", False) for code in sorted(NOT_RETRYABLE)),
     ],
 )
-def test_a_job_of_slurm_comes_back_where_that_helps(
-    tmp_path: Path, code: str, progress: str, *, comes_back: bool
+def test_slurm_job_is_requeued_after_retryable_codes(
+    tmp_path: Path, code: str, progress: str, *, is_requeued: bool
 ) -> None:
-    # What tells srun's end to the script is the same for scontrol, whose code nobody reads.
-    played = play(read("slurm.sbatch"), tmp_path, CODE=code, PROGRESS=progress)
-    asked = [words for words in played.calls if words[0] == "scontrol"]
-    assert asked == ([["scontrol", "requeue", "7"]] if comes_back else [])
-    assert played.code == int(code)
+    # The stubs of srun and scontrol exit with the same code; that of scontrol is ignored.
+    result = run_script(read("slurm.sbatch"), tmp_path, CODE=code, PROGRESS=progress)
+    requeues = [words for words in result.calls if words[0] == "scontrol"]
+    assert requeues == ([["scontrol", "requeue", "7"]] if is_requeued else [])
+    assert result.code == int(code)
 
 
-def test_variables_of_jax_are_those_that_somebody_reads() -> None:
+def test_jax_variables_exist() -> None:
     sources = [
         *(Path(jax.__file__).parent / "_src" / "clusters").glob("*.py"),
         Path(jax.__file__).parent / "_src" / "distributed.py",
@@ -155,25 +158,25 @@ def test_variables_of_jax_are_those_that_somebody_reads() -> None:
     texts = [path.read_text(encoding="utf-8") for path in FILES]
     texts.append((ROOT / "docs" / "distributed_training.md").read_text(encoding="utf-8"))
     named = {name for text in texts for name in re.findall(r"\bJAX_[A-Z_]+\b", text)}
-    # Options of JAX's configuration are read by their names in small letters.
+    # JAX reads configuration options by their lower-case names.
     options = {name for name in named if hasattr(jax.config, name.lower())}
     assert named - options <= known
 
 
-def test_they_do_not_start_again_what_would_end_alike() -> None:
-    assert {2, 3, 4, 7, 10} == WRONG
+def test_jobs_do_not_retry_final_exit_codes() -> None:
+    assert {2, 3, 4, 7, 10} == NOT_RETRYABLE
     (case,) = re.findall(r"^ +([\d |]+)\) exit", read("slurm.sbatch"), re.MULTILINE)
-    assert {int(code) for code in case.split("|")} == {0, *WRONG}
+    assert {int(code) for code in case.split("|")} == {0, *NOT_RETRYABLE}
     (rule,) = jobset()["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
-    assert set(rule["onExitCodes"]["values"]) == WRONG
+    assert set(rule["onExitCodes"]["values"]) == NOT_RETRYABLE
     assert rule["onExitCodes"]["containerName"] == container()["name"]
     recovery = yaml.safe_load(read("skypilot.yaml"))["resources"]["job_recovery"]
-    assert WRONG.isdisjoint(recovery["recover_on_exit_codes"])
+    assert NOT_RETRYABLE.isdisjoint(recovery["recover_on_exit_codes"])
     assert ExitCode.TERMINATED in recovery["recover_on_exit_codes"]
 
 
-def test_the_pods_of_the_jobset_find_the_first_of_them() -> None:
+def test_jobset_pods_connect_to_pod_zero() -> None:
     spec = jobset()
     (job,) = spec["replicatedJobs"]
     name = yaml.safe_load(read("jobset.yaml"))["metadata"]["name"]

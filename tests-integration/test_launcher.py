@@ -1,7 +1,7 @@
-"""What `./pants` promises, seen with stub interpreters: no network, no real install.
+"""Launcher `./pants`, tested with stub interpreters: no network, no real installation.
 
-The stub stands for a CPython and for the venv, pip and pex of it. It leaves a line in a
-file for each install, and what it is told when it is run as Pants.
+The stub replaces a CPython with its venv, pip and pex. It logs one line for each installation, and
+its arguments when it runs as Pants.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-# In a Pants sandbox the launcher lies at the sandbox root, as it does in the checkout.
+# In a Pants sandbox the launcher is at the sandbox root, as in the checkout.
 LAUNCHER = Path(os.environ.get("TJX_LAUNCHER") or Path(__file__).resolve().parents[1] / "pants")
 
-# What the launcher may call besides the interpreters; nothing else of this machine is on its PATH.
+# Programs that the launcher may call besides the interpreters; its PATH has no others.
 TOOLS = ["awk", "cat", "cksum", "cp", "df", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed"]
 TOOLS += ["sh", "sleep", "tail", "tr", "uname"]
 
@@ -38,7 +38,7 @@ case "$*" in
   *sys.version_info*)  # the probe: -I -c CODE VERSION [MODULE...]
     [ "$4" = VERSION ] || [ "$4" = 3 ] || exit 1
     printf '%s\n' "$0" ;;
-  "-I -c "*) exec "REAL_PYTHON" "$@" ;;  # the lock and the digest are the real thing
+  "-I -c "*) exec "REAL_PYTHON" "$@" ;;  # the lock and the digest are real
   *"-m venv "*)
     while [ $# -gt 1 ]; do shift; done
     mkdir -p "$1/bin" && cp "$0" "$1/bin/python" ;;
@@ -64,7 +64,7 @@ esac
 
 
 class Machine:
-    """A made-up machine: a home, a PATH, a checkout whose path has spaces, stub interpreters."""
+    """Simulated machine: home, PATH, a checkout whose path has spaces, stub interpreters."""
 
     def __init__(self, folder: Path):
         self.home = folder / "home"
@@ -110,14 +110,14 @@ class Machine:
         )
 
     def run(self, *arguments: str, cwd: Path | None = None, **env: str) -> tuple[int, str]:
-        """Give the exit code and the standard error."""
+        """Run the launcher; return exit code and standard error."""
         process = self.start(*arguments, cwd=cwd, **env)
         out, err = process.communicate(timeout=60)
         assert out == "", "standard output belongs to Pants"
         return process.returncode, err
 
     def fails(self, **env: str) -> str:
-        """Give the message of a run that has to fail without having started Pants."""
+        """Return the message of a run that must fail before starting Pants."""
         code, err = self.run("test", "::", cwd=None, **env)
         assert code == 1
         assert all(line.startswith("pants: ") for line in err.splitlines())
@@ -131,7 +131,7 @@ class Machine:
 
     @property
     def seen(self) -> Any:
-        """What Pants was told at its last run: argv, env, cwd."""
+        """Arguments, environment and working directory of the last run of Pants."""
         return json.loads((self.stub / "pants.json").read_text())
 
     @property
@@ -147,7 +147,7 @@ def bare(tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def machine(bare: Machine) -> Machine:
-    """Give a machine with both interpreters on PATH."""
+    """Return a machine with both interpreters on PATH."""
     bare.add_python("3.9")
     bare.add_python("3.12")
     return bare
@@ -200,7 +200,7 @@ def test_warm_run_installs_nothing_and_needs_no_python_on_path(
     assert all(line.startswith("pants: first run") for line in err.splitlines())
     (machine.bin / "python3.9").write_text("#!/bin/sh\nexit 1\n")
     fake = machine.cache / "venv/bin/python"
-    fake.write_text("#!/bin/sh\n")  # so that the time is the launcher's own
+    fake.write_text("#!/bin/sh\n")  # measures the launcher only
     start = time.perf_counter()
     runs = 10
     for _ in range(runs):
@@ -211,14 +211,14 @@ def test_warm_run_installs_nothing_and_needs_no_python_on_path(
         print(f"[the launcher's own time, warm: {1000 * took:.0f} ms]", end=" ")  # noqa: T201  the figure is the point
 
 
-def test_the_folder_is_made_again_when_its_interpreter_is_gone(machine: Machine) -> None:
+def test_folder_is_recreated_if_its_interpreter_is_gone(machine: Machine) -> None:
     machine.run()
     (machine.cache / "venv/bin/python").unlink()
     assert machine.run()[0] == 0
     assert machine.installs == [*ALL, ALL[1]]
 
 
-def test_the_interpreter_of_the_code_may_move(machine: Machine) -> None:
+def test_interpreter_of_the_code_may_move(machine: Machine) -> None:
     machine.run()
     (machine.bin / "python3.12").unlink()
     moved = machine.add_python("3.12", machine.home / ".pyenv/versions/3.12.9/bin")
@@ -236,7 +236,7 @@ def test_two_first_runs_at_once_install_once(machine: Machine) -> None:
     assert sum("waiting for it" in err for err in errors) >= 1
 
 
-def test_a_killed_install_is_never_taken_for_a_whole_one(machine: Machine) -> None:
+def test_killed_installation_is_repeated(machine: Machine) -> None:
     sleeps = machine.stub / "pip-sleeps"
     sleeps.write_text("60")
     process = machine.start()
@@ -253,7 +253,7 @@ def test_a_killed_install_is_never_taken_for_a_whole_one(machine: Machine) -> No
     assert not half.exists()
 
 
-def test_a_pyenv_shim_that_fails_is_passed_over(bare: Machine) -> None:
+def test_failing_pyenv_shim_is_skipped(bare: Machine) -> None:
     bare.add_program(
         "python3.9", "#!/bin/sh\necho 'pyenv: python3.9: command not found' >&2\nexit 127\n"
     )
@@ -264,7 +264,7 @@ def test_a_pyenv_shim_that_fails_is_passed_over(bare: Machine) -> None:
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.12"])
-def test_no_interpreter_says_what_to_install(machine: Machine, version: str) -> None:
+def test_missing_interpreter_error_says_what_to_install(machine: Machine, version: str) -> None:
     (machine.bin / f"python{version}").unlink()
     machine.add_program("uv", "#!/bin/sh\necho 'no network' >&2\nexit 1\n")
     (machine.stub / "fail-uv").write_text("no network")
@@ -279,7 +279,7 @@ def test_no_python_at_all(bare: Machine) -> None:
     assert "no working CPython 3.9 was found" in bare.fails()
 
 
-def test_a_broken_interpreter_is_named_with_its_reason(machine: Machine) -> None:
+def test_broken_interpreter_is_named_with_its_reason(machine: Machine) -> None:
     trace = "Traceback (most recent call last):\nModuleNotFoundError: No module named 'ensurepip'"
     broken = machine.add_program("python3.9", f'#!/bin/sh\nprintf "%s\\n" "{trace}" >&2\nexit 1\n')
     (machine.stub / "fail-uv").write_text("no network")
@@ -290,7 +290,7 @@ def test_a_broken_interpreter_is_named_with_its_reason(machine: Machine) -> None
     assert "python3.9-venv" in err
 
 
-def test_an_interpreter_that_uv_has_is_used(machine: Machine) -> None:
+def test_interpreter_of_uv_is_used(machine: Machine) -> None:
     (machine.bin / "python3.12").unlink()
     managed = machine.add_python("3.12", machine.home / "uv/cpython-3.12/bin")
     machine.add_program(
@@ -301,7 +301,7 @@ def test_an_interpreter_that_uv_has_is_used(machine: Machine) -> None:
     assert machine.seen["env"]["PATH"].endswith(f":{managed.parent}")
 
 
-def test_offline_says_so_and_a_rerun_continues(machine: Machine) -> None:
+def test_offline_error_and_rerun(machine: Machine) -> None:
     noise = "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'\n"
     failing = machine.stub / "fail-pex"
     failing.write_text(noise + "ERROR: No matching distribution found for pex==2.98.4\n")
@@ -314,7 +314,7 @@ def test_offline_says_so_and_a_rerun_continues(machine: Machine) -> None:
     assert machine.installs == [*ALL[:2], *uv_then_pip, *ALL[2:]], "what was whole is kept"
 
 
-def test_pip_installs_where_uv_cannot(machine: Machine) -> None:
+def test_pip_installs_if_uv_fails(machine: Machine) -> None:
     (machine.stub / "fail-by-uv").touch()
     assert machine.run()[0] == 0
     assert machine.installs == ALL
@@ -330,12 +330,12 @@ def test_pants_finds_the_wheels_of_the_locks(machine: Machine) -> None:
     assert machine.installs == [*ALL, "wheels"]
 
 
-def test_other_locks_are_left_to_the_index(machine: Machine) -> None:
+def test_other_locks_use_the_index(machine: Machine) -> None:
     machine.run("--pants-config-files=pants.cuda13.toml", "test", "::")
     assert "PANTS_PYTHON_REPOS_INDEXES" not in machine.seen["env"]
 
 
-def test_without_the_wheels_pants_asks_the_index(machine: Machine) -> None:
+def test_pants_uses_the_index_without_wheels(machine: Machine) -> None:
     (machine.stub / "fail-wheels").write_text("ValueError: jax 0.11.2 has another SHA-256\n")
     code, err = machine.run()
     assert code == 0
@@ -344,7 +344,7 @@ def test_without_the_wheels_pants_asks_the_index(machine: Machine) -> None:
     assert "PANTS_PYTHON_REPOS_INDEXES" not in machine.seen["env"]
 
 
-def test_full_disk_says_so_with_the_folder_and_the_free_space(machine: Machine) -> None:
+def test_full_disk_error_names_the_folder_and_free_space(machine: Machine) -> None:
     (machine.stub / "fail-pantsbuild.pants").write_text(
         "ERROR: [Errno 28] No space left on device\n"
     )
@@ -377,14 +377,14 @@ def test_unsupported_platforms(machine: Machine, system: str, words: str) -> Non
 
 
 @pytest.mark.parametrize("system", ["Linux aarch64", "Darwin arm64", "Darwin x86_64"])
-def test_each_platform_has_a_folder_of_its_own(machine: Machine, system: str) -> None:
+def test_each_platform_has_its_own_folder(machine: Machine, system: str) -> None:
     machine.add_program("uname", f"#!/bin/sh\necho '{system}'\n")
     assert machine.run()[0] == 0
     os_name, arch = system.lower().replace("darwin", "macos").replace("aarch64", "arm64").split()
     assert machine.cache.name == f"pants-2.17.1-pex-2.98.4-{os_name}_{arch}"
 
 
-def test_a_home_that_cannot_be_used(machine: Machine) -> None:
+def test_unusable_home(machine: Machine) -> None:
     assert "neither HOME nor XDG_CACHE_HOME is set" in machine.fails(HOME="")
     a_file = machine.home / "file"
     a_file.touch()

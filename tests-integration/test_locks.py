@@ -1,4 +1,4 @@
-"""The lock files belong to the declared dependencies, and name no address."""
+"""Lock files: up to date with the declared dependencies, with hashes and without addresses."""
 
 import hashlib
 import re
@@ -24,7 +24,7 @@ def test_locks_carry_hashes_and_no_address(name: str) -> None:
 
 
 def test_locks_agree_on_versions() -> None:
-    """A tool that compiles or checks our code sees what our code runs with."""
+    """Tools that compile or check the code use the versions that it runs with."""
 
     def versions(name: str) -> dict[str, str]:
         text = Path(LOCKS / f"{name}.txt").read_text()
@@ -37,17 +37,17 @@ def test_locks_agree_on_versions() -> None:
         assert {x: own[x] for x in shared} == {x: machines[x] for x in shared}, name
 
 
-def test_a_changed_dependency_makes_the_locks_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_dependency_makes_the_locks_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lock.declared_dependencies", lambda _root: ["jax>=99"])
     assert any("cpu.txt" in problem for problem in stale_locks())
 
 
-def test_merge_refuses_what_it_cannot_join() -> None:
+def test_merge_rejects_incompatible_requirements() -> None:
     with pytest.raises(ValueError, match="markers are not used"):
         merge(["numpy; python_version < '3.13'"])
 
 
-def test_of_the_files_of_a_package_the_one_that_pip_would_choose_is_downloaded() -> None:
+def test_file_that_pip_would_choose_is_downloaded() -> None:
     def file(name: str) -> dict[str, str]:
         return {"url": f"https://index/{name}"}
 
@@ -62,7 +62,7 @@ def test_of_the_files_of_a_package_the_one_that_pip_would_choose_is_downloaded()
         choose({**x, "wheels": [other]})
 
 
-def test_a_file_with_another_digest_than_the_locks_is_not_kept(tmp_path: Path) -> None:
+def test_file_with_another_digest_is_not_kept(tmp_path: Path) -> None:
     served, folder = tmp_path / "x-1%2Blocal-py3-none-any.whl", tmp_path / "wheels"
     folder.mkdir()
     served.write_bytes(b"a wheel")

@@ -1,4 +1,4 @@
-"""What the planner and the metrics say of a chip is the same, and about a device that JAX names."""
+"""Peak FLOP rates: planner and metrics agree, with JAX's device names."""
 
 import pytest
 from jax._src import tpu_info
@@ -6,7 +6,7 @@ from jax._src import tpu_info
 from tjx_metrics.performance.peak_rates import PEAK_RATES
 from tjx_parallel.planning.chips import CHIPS
 
-# A chip of the planner -> the kind of its device, as JAX gives it.
+# Chip of the planner -> JAX device kind.
 KINDS = {
     "a100": "NVIDIA A100-SXM4-80GB",
     "h100": "NVIDIA H100 80GB HBM3",
@@ -18,14 +18,14 @@ KINDS = {
 }
 
 
-def test_every_chip_of_the_planner_has_the_rate_of_the_metrics() -> None:
+def test_planner_and_metrics_have_the_same_peak_rates() -> None:
     assert set(KINDS) == set(CHIPS)
     for name, kind in KINDS.items():
-        # The planner's are whole teraflops.
+        # The planner rounds to whole TFLOP/s.
         assert PEAK_RATES[kind].bfloat16 == pytest.approx(CHIPS[name].flops, rel=1e-3), name
 
 
-def test_jax_knows_the_tpus_by_these_kinds() -> None:
+def test_jax_has_these_tpu_device_kinds() -> None:
     for kind in PEAK_RATES:
         if kind.startswith("TPU"):
             assert tpu_info.chip_version_from_device_kind(kind) is not None, kind

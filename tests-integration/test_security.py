@@ -1,7 +1,6 @@
-"""What SECURITY.md promises of the sources: no code that runs what it reads, and no open door.
+"""Source scan for SECURITY.md: no code executes files, listens or fetches without review.
 
-The sources are parsed, not searched for words: a comment may speak of pickles. What is found must
-stand in `ALLOWED`, with the reason.
+The sources are parsed, so that comments are ignored. Findings must be in `ALLOWED` with a reason.
 """
 
 import ast
@@ -15,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Modules that run what they read, and modules that listen or fetch.
+# Modules that execute their input, listen or fetch.
 RUNS_WHAT_IT_READS = {
     "pickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle",
 }  # fmt: skip
@@ -29,7 +28,7 @@ FETCHES = {
     "wandb", "trackio", "lm_eval",
 }  # fmt: skip
 UNPACKS = {"tarfile"}
-# Attributes, by the end of their dotted name.
+# Attributes, by the last components of their dotted name.
 CALLS = {
     "eval": "runs text", "exec": "runs text", "compile": "runs text", "__import__": "runs text",
     "os.system": "a shell", "os.popen": "a shell", "subprocess.getoutput": "a shell",
@@ -41,46 +40,44 @@ CALLS = {
     "jax.distributed.initialize": "listens on process 0", "asyncio.start_server": "listens",
     "shutil.unpack_archive": "unpacks anywhere",
 }  # fmt: skip
-SHARED_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  named to be refused
+SHARED_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  named in order to reject them
 SECRETS = ("TOKEN", "API_KEY", "SECRET", "PASSWORD", "CREDENTIAL")
 
+MULTIPROCESS = "packages/tjx-parallel/src/tjx_parallel/multiprocess"
 ALLOWED = {
     ("packages/tjx-data/src/tjx_data/corpora/hub.py", "fetches: urllib.request"):
         "a corpus at a fixed address, whose SHA-256 is checked",
     ("packages/tjx-data/src/tjx_data/corpora/hub.py", "fetches: huggingface_hub"):
-        "tokenizer.json of a tokenizer that was named",
+        "tokenizer.json of a tokenizer given by name",
     ("packages/tjx-data/src/tjx_data/corpora/hub.py", "fetches: datasets"):
-        "rows of a data set, by its commit; the library runs no code of it",
+        "rows of a dataset pinned by commit; the library executes none of its code",
     ("packages/tjx-data/src/tjx_data/images/hf_datasets.py", "fetches: datasets"):
         "as above, of images",
     ("packages/tjx-data/src/tjx_data/main.py", "fetches: distributed"):
-        "a Dask scheduler, where --dask names one",
+        "a Dask scheduler, if --dask names one",
     ("packages/tjx-nn/src/tjx_nn/hf/hub.py", "fetches: huggingface_hub"):
-        "a model that was named; safetensors and JSON, never a pickle",
-    (
-        "packages/tjx-parallel/src/tjx_parallel/multiprocess/startup.py",
-        "jax.distributed.initialize",
-    ):
-        "a run of several processes, where it was asked for",
-    ("packages/tjx-parallel/src/tjx_parallel/multiprocess/rendezvous.py", "socket.create_server"):
-        "as above: the processes meet on the coordinator's address before JAX listens there",
+        "a model given by name; safetensors and JSON, never pickles",
+    (f"{MULTIPROCESS}/startup.py", "jax.distributed.initialize"):
+        "a multi-process run, if configured",
+    (f"{MULTIPROCESS}/rendezvous.py", "socket.create_server"):
+        "as above: barrier at the coordinator's address before JAX listens there",
     ("packages/tjx-ckpt/src/tjx_ckpt/store/remote_folder.py", "fetches: fsspec"):
-        "checkpoints in a place that was named by its URL",
+        "checkpoints at a URL given by the user",
     ("packages/tjx-metrics/src/tjx_metrics/trackers/wandb.py", "fetches: wandb"):
-        "sends records, where --log.trackers names it; its key is its own matter",
+        "sends records if --log.trackers names it; it manages its own key",
     ("packages/tjx-metrics/src/tjx_metrics/trackers/trackio.py", "fetches: trackio"):
-        "writes to a database on this machine, where --log.trackers names it",
+        "writes to a local database, if --log.trackers names it",
     ("apps/eval/src/tjx_eval/serving/server.py", "listens: uvicorn"):
-        "`serve`, where it was asked for: on loopback, elsewhere only with a key",
+        "`serve`: on loopback, on other addresses only with a key",
     ("apps/eval/src/tjx_eval/serving/server.py", "socket.create_server"): "as above",
     ("apps/eval/src/tjx_eval/serving/connections.py", "listens: uvicorn.protocols.http.h11_impl"):
-        "the connections of `serve`, with limits on their number and on headers",
+        "connections of `serve`, with limits on their number and on headers",
     ("apps/eval/src/tjx_eval/serving/connections.py",
      "listens: uvicorn.protocols.http.h11_impl.H11Protocol"): "as above",
     ("apps/eval/src/tjx_eval/commands/serve.py", "a secret: TJX_API_KEY"):
-        "the name of the variable that clients of `serve` must know the value of; never written",
+        "name of the variable with the key of `serve`; never written",
     ("apps/eval/src/tjx_eval/commands/tasks.py", "fetches: lm_eval"):
-        "data of the tasks that were named; none where only local ones are",
+        "data of the given tasks; none for local tasks",
     ("apps/eval/src/tjx_eval/scoring/lm_harness.py", "fetches: lm_eval"): "as above",
     ("tools/fetch_wheels.py", "fetches: urllib.request"):
         "files of the package index, whose SHA-256 the locks hold",
@@ -101,7 +98,7 @@ SOURCES = [
 
 
 def dotted(node: ast.AST) -> str:
-    """A name with its attributes: yaml.safe_load."""
+    """Return the dotted name of an attribute, such as yaml.safe_load."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -110,7 +107,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def aliases(tree: ast.AST) -> dict[str, str]:
-    """What names of imports stand for: `from yaml import load as f` makes f of yaml.load."""
+    """Map imported names to full names: `from yaml import load as f` maps f to yaml.load."""
     found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -131,7 +128,7 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def dangers(source: str) -> Iterator[str]:
-    """What a source does that must be asked about."""
+    """Return the operations of a source that need review."""
     tree = ast.parse(source)
     short = aliases(tree)
     for name in imports(tree):
@@ -188,14 +185,14 @@ def call_dangers(node: ast.Call, short: dict[str, str]) -> Iterator[str]:
 
 
 def text_dangers(text: str) -> Iterator[str]:
-    """Shared places of every machine, and names of secrets."""
+    """Return shared paths and names of secrets in a source."""
     if text.startswith(SHARED_PLACES):
         yield f"a shared place: {text}"
     if text.isupper() and text.isascii() and any(text.endswith(secret) for secret in SECRETS):
         yield f"a secret: {text}"
 
 
-def test_no_source_runs_what_it_reads_or_opens_a_door() -> None:
+def test_sources_have_only_reviewed_operations() -> None:
     assert len(SOURCES) > 200
     held = {
         (path.relative_to(ROOT).as_posix(), danger)
@@ -242,7 +239,7 @@ def test_no_source_runs_what_it_reads_or_opens_a_door() -> None:
         "import os\nos.environ.get('WANDB_API_KEY')",
     ],
 )
-def test_the_scan_sees(source: str) -> None:
+def test_scan_detects(source: str) -> None:
     assert [*dangers(source)]
 
 
@@ -261,11 +258,11 @@ def test_the_scan_sees(source: str) -> None:
         "eos_token_id = 'token'",
     ],
 )
-def test_the_scan_lets_pass(source: str) -> None:
+def test_scan_accepts(source: str) -> None:
     assert not [*dangers(source)]
 
 
-# A run of one process, watched by Python's audit events from its first import on. What libraries
+# A run of one process, monitored by Python's audit events from its first import. What libraries
 # unpickle of their own installed files is theirs; a find_class means that objects were made.
 WATCHED = """
 import os, sys
@@ -301,9 +298,9 @@ TINY = {
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sockets are looked up in /proc")
-def test_a_run_and_its_resume_unpickle_nothing_and_listen_nowhere(tmp_path: Path) -> None:
+def test_run_and_resume_unpickle_nothing_and_do_not_listen(tmp_path: Path) -> None:
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
-    secret = "hf_abcdefghijklmnopqrstuvwxyz"  # noqa: S105  nobody's
+    secret = "hf_abcdefghijklmnopqrstuvwxyz"  # noqa: S105  a fake one
     environment = {
         "PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": path,
         "JAX_PLATFORMS": "cpu", "HF_TOKEN": secret, "WANDB_API_KEY": secret,

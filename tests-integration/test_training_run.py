@@ -1,4 +1,4 @@
-"""A whole run by the real programs: trained, killed, resumed, evaluated."""
+"""End to end with the real programs: train, kill, resume, evaluate."""
 
 import json
 import signal
@@ -18,13 +18,13 @@ WORDS = {**TINY, "train.sample_tokens": 20, "log.every": 5}
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An empty home; the modules of this sandbox."""
+    """Return an environment with an empty home and the modules of this sandbox."""
     return clean_environment(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rhyme to learn, with lines of many lengths: no place in a row is like another."""
+    """Write a rhyme with lines of different lengths as training text."""
     path = tmp_path_factory.mktemp("text") / "rhyme.txt"
     lines = (f"{n % 10} and {'over ' * (n % 7)}the wall they run\n" for n in range(1500))
     path.write_text("".join(lines))
@@ -44,7 +44,7 @@ def words(text: Path) -> list[str]:
 def finished(
     words: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """A run that nobody disturbed, and what it printed."""
+    """Return an undisturbed run and its output."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     done = subprocess.run(
         [*words, "--run_dir", str(run_dir)],
@@ -59,7 +59,7 @@ def records(run_dir: Path) -> list[dict[str, float]]:
 
 
 def losses(run_dir: Path) -> dict[tuple[str, float], float]:
-    """Every logged loss by name and step."""
+    """Return every logged loss by name and step."""
     return {
         (name, record["step"]): record[name]
         for record in records(run_dir)
@@ -68,7 +68,7 @@ def losses(run_dir: Path) -> dict[tuple[str, float], float]:
     }
 
 
-def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, str]) -> None:
+def test_run_directory_is_complete(finished: tuple[Path, str]) -> None:
     run_dir, printed = finished
     for name in ("config.yaml", "metrics.jsonl", "tokenizer.json", "plots/loss.png"):
         assert (run_dir / name).stat().st_size > 0, name
@@ -91,7 +91,7 @@ def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, str]) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
-def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+def test_stopped_run_resumes_exactly(
     number: signal.Signals,
     finished: tuple[Path, str],
     words: list[str],
@@ -122,7 +122,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
     assert steps == sorted(set(steps))
 
 
-def test_a_finished_run_started_again_does_nothing_new(
+def test_restart_of_a_finished_run_does_nothing(
     finished: tuple[Path, str], words: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     run_dir, _ = finished
@@ -135,7 +135,7 @@ def test_a_finished_run_started_again_does_nothing_new(
     assert losses(run_dir) == before
 
 
-def test_another_config_is_refused(
+def test_another_config_is_rejected(
     finished: tuple[Path, str], words: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     done = subprocess.run(
@@ -147,7 +147,7 @@ def test_another_config_is_refused(
     assert "Traceback" not in done.stderr
 
 
-def test_eval_finds_the_loss_that_training_logged(
+def test_eval_reproduces_the_logged_validation_loss(
     finished: tuple[Path, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     run_dir, _ = finished
@@ -187,7 +187,7 @@ def test_eval_generates_the_same_text_for_the_same_seed(
     assert texts[0].startswith("3 and ")
 
 
-def test_eval_says_what_is_wrong_with_a_folder(environment: dict[str, str], tmp_path: Path) -> None:
+def test_eval_reports_invalid_folders(environment: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         [*EVAL, "loss", str(tmp_path)],
         env=environment, capture_output=True, text=True, check=False, cwd=tmp_path,

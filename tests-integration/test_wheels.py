@@ -1,4 +1,4 @@
-"""Each wheel installs alone into an empty environment, brings only what it needs, and imports."""
+"""Wheels: each installs and imports alone, with its declared dependencies."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ["ckpt", "core", "data", "kernels", "metrics", "nn", "optim", "parallel"]
-# What tjx-kernels may bring besides itself.
+# Packages that tjx-kernels may install.
 ONLY_JAX = {"jax", "jaxlib", "ml-dtypes", "numpy", "opt-einsum", "scipy"}
 
 
@@ -31,13 +31,13 @@ def uv(*arguments: str | Path, cache: Path) -> str:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One download for all environments."""
+    """Share one download cache between all environments."""
     return tmp_path_factory.mktemp("uv_cache")
 
 
 @pytest.fixture(scope="module")
 def wheels(cache: Path) -> Path:
-    """The wheels that `./pants package` built, in the sandbox of this test."""
+    """Return the wheels that `./pants package` built, from the sandbox of this test."""
     found = sorted(ROOT.glob("*.whl"))
     names = {wheel.name.split("-")[0] for wheel in found}
     assert names == {f"tjx_{project}" for project in [*PACKAGES, "eval", "trainer"]}
@@ -47,7 +47,7 @@ def wheels(cache: Path) -> Path:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_the_wheel_installs_and_imports_alone(
+def test_wheel_installs_and_imports_alone(
     package: str, wheels: Path, cache: Path, tmp_path: Path
 ) -> None:
     environment = tmp_path / "environment"
