@@ -18,7 +18,7 @@ from gpu_slices.runner import Recorder, Stage, Step, run_stage
 from gpu_slices.sizes import GPU
 
 from tjx_kernels.attention.api import BACKENDS
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.config_tree import leaves
 
 ROOT = Path(gpu.__file__).resolve().parents[2]

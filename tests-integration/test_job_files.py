@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import tjx_parallel.multiprocess.startup
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode
 
 ROOT = Path(__file__).resolve().parents[1]

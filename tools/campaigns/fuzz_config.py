@@ -10,10 +10,12 @@ import yaml
 from campaigns.fuzz_kind import Kind
 from campaigns.fuzz_mutations import hostile, mutate_bytes, mutate_tree, spoil_file
 
-from tjx_trainer.cli.command_line import convert, format_value, resolve
+from tjx_core import ConfigError
+from tjx_trainer.cli.arguments import resolve
+from tjx_trainer.cli.values import convert, format_value
 from tjx_trainer.config.config_tree import flatten, leaves
 from tjx_trainer.config.presets import RawValue, preset_names
-from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.config.run_config import Config
 
 _LAUGHS = "".join(
     f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9 if n else ['ha'] * 9)}]\n" for n in range(12)

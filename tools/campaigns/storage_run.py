@@ -25,7 +25,7 @@ from tjx_eval import load_model
 from tjx_eval import main as eval_program
 from tjx_eval.commands import loss
 from tjx_trainer import main as program
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training import train

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tjx_core import ConfigError
 from tjx_optim.schedule_config import ScheduleConfig
 from tjx_trainer import main
 from tjx_trainer.cli import help_page
-from tjx_trainer.cli.command_line import parse, resolve
-from tjx_trainer.cli.help_page import help_text
-from tjx_trainer.cli.subcommands import COMMANDS
-from tjx_trainer.cli.units import UNITS
+from tjx_trainer.cli.arguments import COMMANDS, resolve
+from tjx_trainer.cli.command_line import parse
+from tjx_trainer.cli.help_page import UNITS, help_text
 from tjx_trainer.config import presets
 from tjx_trainer.config.config_tree import flatten, leaves
 from tjx_trainer.config.presets import (
@@ -27,7 +27,7 @@ from tjx_trainer.config.presets import (
     section_names,
     suggest_names,
 )
-from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.config.run_config import Config
 
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "datasets", "matplotlib", "tokenizers"}
 
@@ -35,7 +35,7 @@ HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "datasets", "matplotlib", "t
 def problems_of(*argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         resolve(argv)
-    return caught.value.problems
+    return [str(problem) for problem in caught.value.problems]
 
 
 def only_problem_of(*argv: str) -> str:
@@ -87,7 +87,7 @@ def test_three_mistakes_are_answered_together_each_with_a_suggestion(
     assert "3 mistakes" in err
     assert "did you mean gpt2_small?" in err
     assert "did you mean --model.n_layer?" in err
-    assert "'ten' was given, expected a whole number, such as 12" in err
+    assert "got 'ten'; expected a whole number, such as 12" in err
     assert len(err.splitlines()) <= 20
 
 
@@ -120,26 +120,26 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["--Train.Max-Steps", "4"], "did you mean --train.max_steps?"),
         (["--modle.n_head", "4"], "did you mean --model.n_head?"),
         (["--confg", "quickstart"], "did you mean --config?"),
-        (["-config", "quickstart"], "-config: there is no such flag; did you mean --config?"),
+        (["-config", "quickstart"], "-config: unknown flag; did you mean --config?"),
         (["--model.zzz", "4"], "model has n_layer, n_head"),
         (["--zzz"], "see --help"),
         (["quickstart"], "did you mean --config quickstart?"),
-        (["swep", "--seed", "1"], "swep: there is no such command; did you mean sweep?"),
-        (["--seed", "1", "plan"], "a command comes first, as in `trainer plan ...`"),
+        (["swep", "--seed", "1"], "swep: unknown command; did you mean sweep?"),
+        (["--seed", "1", "plan"], "commands come first, as in `trainer plan ...`"),
         (["--nanogtp"], "did you mean --nanogpt?"),
         (["n_layer=6"], "did you mean --model.n_layer=6?"),
         (["junk"], "belongs to no flag"),
-        (["--seed", "1", "--seed=2"], "--seed is given twice"),
-        (["--config=quickstart", "--config=quickstart"], "--config is given twice"),
-        (["--config"], "its value is missing, expected a preset (bert_base, "),
-        (["--seed"], "its value is missing, expected a whole number"),
-        (["--data.path="], "its value is missing, expected a text, or none"),
+        (["--seed", "1", "--seed=2"], "--seed: given twice"),
+        (["--config=quickstart", "--config=quickstart"], "--config: given twice"),
+        (["--config"], "got no value; expected a preset (bert_base, "),
+        (["--seed"], "got no value; expected a whole number"),
+        (["--data.path="], "got no value; expected text, or none"),
         (["--train.max_steps", "1e3"], "such as 1000"),
         (["--train.max_steps", "2.5"], "expected a whole number"),
         (["--model.bias", "maybe"], "expected true or false"),
         (["--optimizer.learning_rate", "nan"], "expected a number"),
         (["--optimizer.name", "adamww"], "did you mean adamw?"),
-        (["--seed", "none"], "'none' was given, expected a whole number"),
+        (["--seed", "none"], "got 'none'; expected a whole number"),
     ],
 )
 def test_a_wrong_word_is_told_with_a_way_out(argv: list[str], says: str) -> None:
@@ -149,15 +149,15 @@ def test_a_wrong_word_is_told_with_a_way_out(argv: list[str], says: str) -> None
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("model:\n  n_layers: 3\n", "mine.yaml:2: model.n_layers: there is no such key; did"),
+        ("model:\n  n_layers: 3\n", "mine.yaml:2: model.n_layers: unknown key; did"),
         ("modle:\n  n_layer: 3\n", "did you mean model?"),
         ("model:\n  zzz: 3\n", "model has n_layer"),
-        ("train:\n  batch_size: ten\n", "mine.yaml:2: train.batch_size: 'ten' was given"),
+        ("train:\n  batch_size: ten\n", "mine.yaml:2: train.batch_size: got 'ten'"),
         ("train:\n  batch_size: true\n", "expected a whole number"),
         ("train:\n  batch_size:\n", "expected a whole number"),
-        ("train:\n  batch_size: [1, 2]\n", "'1,2' was given, expected a whole number"),
+        ("train:\n  batch_size: [1, 2]\n", "got '1,2'; expected a whole number"),
         ("train:\n  batch_size: {a: 1}\n", "expected one value"),
-        ("train:\n  batch_size: 12\n  batch_size: 12\n", "mine.yaml:3: train.batch_size is given"),
+        ("train:\n  batch_size: 12\n  batch_size: 12\n", "mine.yaml:3: train.batch_size: given"),
         ("train: 5\n", "train is a section"),
         ("[a]: 5\n", "expected a name"),
         ("- a\n", "expected sections"),
@@ -198,7 +198,9 @@ def test_sections_and_pairs_of_sections_are_checked_beside_wrong_words() -> None
     )
     assert len(problems) == 4
     assert any("n_head is 5" in line for line in problems)
-    assert any("data.seq_len 4096 is longer than model.max_seq_len" in line for line in problems)
+    assert any(
+        "data.seq_len: got 4096; expected at most model.max_seq_len" in line for line in problems
+    )
 
 
 def test_what_could_not_be_read_is_not_judged_by_its_default() -> None:

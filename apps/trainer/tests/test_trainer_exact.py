@@ -10,7 +10,7 @@ from lives import records
 
 import tjx_ckpt
 import tjx_data
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.signals import SignalHandler
 from tjx_trainer.runtime.watchdog import Watchdog

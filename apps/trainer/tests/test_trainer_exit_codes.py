@@ -16,7 +16,8 @@ import tjx_ckpt
 import tjx_data
 import tjx_metrics
 import tjx_trainer.main as program
-from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_core import ConfigError
+from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode, KernelError, NotFiniteError, table
 from tjx_trainer.runtime.out_of_memory import OutOfMemoryError
 

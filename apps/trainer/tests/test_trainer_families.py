@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from lives import records
 
+from tjx_core import ConfigError
 from tjx_data import SpanLoader
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_trainer import main as program
-from tjx_trainer.cli.command_line import resolve
-from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import build_job
 
@@ -126,12 +126,12 @@ def test_masks_are_a_function_of_seed_and_step(words: dict[str, list[str]]) -> N
     [
         (["--model.family=vit"], "give --data.corpus images"),
         (["--model.family=vit", "--data.corpus=mnist"], "give --data.path FOLDER"),
-        (["--model.family=encoder_decoder", "--data.corpus=mnist"], "holds no text"),
-        (["--data.corpus=mnist"], "holds no text"),
-        (["--model.patch_size=4"], "belongs to models of the family vit"),
-        (["--data.whole_words=true"], "data.whole_words is for models of the family bert"),
-        (["--data.augment.flip=true"], "data.augment is for models of the family vit"),
-        (["--model.family=vit", "--data.mixture=a.txt=1"], "data.mixture is for models of"),
+        (["--model.family=encoder_decoder", "--data.corpus=mnist"], "expected text"),
+        (["--data.corpus=mnist"], "expected text"),
+        (["--model.patch_size=4"], "with model.family gpt; expected vit"),
+        (["--data.whole_words=true"], "with model.family gpt; expected bert"),
+        (["--data.augment.flip=true"], "with model.family gpt; expected vit"),
+        (["--model.family=vit", "--data.mixture=a.txt=1"], "with model.family vit; expected gpt"),
         (
             ["--model.family=encoder_decoder", "--data.corpus=byte-reversal",
              "--data.seq_len=16", "--model.max_seq_len=16"],

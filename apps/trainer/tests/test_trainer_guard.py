@@ -13,7 +13,7 @@ from jax.tree_util import tree_leaves_with_path as leaves_with_path
 import tjx_ckpt
 from tjx_optim.optimizer_config import OptimizerName
 from tjx_trainer import main as program
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import Job, build_job
 from tjx_trainer.training.train_state import TrainState

@@ -21,9 +21,9 @@ import tjx_ckpt
 import tjx_metrics
 import tjx_metrics.trackers.registry
 import tjx_nn
+from tjx_core import ConfigError
 from tjx_trainer import main as program
-from tjx_trainer.cli.command_line import resolve
-from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import Job, build_job
 from tjx_trainer.training.step_timer import Elapsed, StepTimer, model_flops

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.runtime.exit_codes import ExitCode
 from tjx_trainer.runtime.memory_report import StepMemory, advice, measure, table
 from tjx_trainer.runtime.out_of_memory import is_out_of_memory

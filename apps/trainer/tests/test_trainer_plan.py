@@ -16,7 +16,7 @@ import pytest
 from tjx_parallel.planning.chips import CHIPS
 from tjx_parallel.planning.step_time import StepProfile, plan, scale_step
 from tjx_parallel.roofline import assumptions_for, estimate
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.planning import parameter_table, plan_command
 from tjx_trainer.planning.compiled_step import (
     PlannedStep,
@@ -235,12 +235,12 @@ def test_more_devices_are_advised_where_the_state_is_too_large() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--chpi", "h100"], "--chpi: there is no such flag; did you mean --chip?"),
+        (["--chpi", "h100"], "--chpi: unknown flag; did you mean --chip?"),
         (["--chip", "h10"], "did you mean h100?"),
-        (["--chips", "many"], "--chips: 'many' was given, expected a whole number"),
-        (["--chip"], "--chip: its value is missing"),
-        (["--chip=a100", "--chip=h100"], "--chip is given twice"),
-        (["--compute_efficiency=50"], "--compute_efficiency: 50 was given, expected a share"),
+        (["--chips", "many"], "--chips: got 'many'; expected a whole number"),
+        (["--chip"], "--chip: got no value"),
+        (["--chip=a100", "--chip=h100"], "--chip: given twice"),
+        (["--compute_efficiency=50"], "--compute_efficiency: got 50; expected a fraction"),
         (["--model.n_layers=3"], "did you mean --model.n_layer?"),
         (["--mesh.fsdp=2", "--chips=3"], "--chips 3: mesh fsdp=2 needs a multiple of 2 devices"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.presets import HEAD, load_preset, preset_names
 
 MEASURED = {"quickstart", "shakespeare_char", "vit_mnist", "seq2seq_toy"}

@@ -11,7 +11,7 @@ import pytest
 import tjx_nn
 from tjx_data import train_bpe
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.training.build import build_step_components
 from tjx_trainer.training.pretrained import check_pretrained, check_tokenizer
 from tjx_trainer.training.train_state import initial_state

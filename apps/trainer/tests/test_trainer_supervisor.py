@@ -22,7 +22,7 @@ RUN_DIR = ("--run_dir", "run")
 PARENT = """
 import os, sys
 from tjx_trainer.runtime import supervisor
-from tjx_trainer.cli.command_line import parse_args, resolve
+from tjx_trainer.cli.arguments import parse_args, resolve
 script, *words = sys.argv[1:]
 assert parse_args(words).supervise
 supervisor._FIRST_DELAY = float(os.environ["FIRST_DELAY"])

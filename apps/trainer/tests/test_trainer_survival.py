@@ -36,7 +36,7 @@ import tjx_ckpt.checkpointer
 import tjx_metrics
 from tjx_ckpt.store.local_folder import LocalFolder
 from tjx_trainer import main as program
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.runtime.exit_codes import NotFiniteError
 from tjx_trainer.runtime.signals import SignalHandler, StopSignal
 from tjx_trainer.tasks.registry import open_task

@@ -11,8 +11,8 @@ import jax
 import pytest
 from small_text import flags_of_sheep
 
-from tjx_trainer.cli.command_line import resolve
-from tjx_trainer.config.run_config import ConfigError
+from tjx_core import ConfigError
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.main import main
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.sweep import sweep_command
@@ -49,7 +49,7 @@ class FakeTrainer:
 def problems_of(*argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         read_grid(argv)
-    return caught.value.problems
+    return [str(problem) for problem in caught.value.problems]
 
 
 def test_a_grid_is_every_combination_with_a_folder_of_its_own() -> None:
@@ -81,10 +81,10 @@ def test_all_mistakes_of_all_combinations_are_told_once() -> None:
         "--optimizer.learning_rate=1e-3,x", "--train.batch_size=8,8", "--model.n_head=4,5"
     )
     assert len(problems) == 3
-    assert "'8,8' has a value twice" in problems[0]
+    assert "got '8,8' with a repeated value" in problems[0]
     assert "n_head is 5" in problems[1]
     assert "(with learning_rate=1e-3,batch_size=8,n_head=5" in problems[1]
-    assert "'x' was given, expected a number" in problems[2]
+    assert "got 'x'; expected a number" in problems[2]
     assert "no flag has several values" in problems_of("--seed=1")[0]
     assert "--sweep.dir" in problems_of("--seed=1,2", "--run_dir=x")[0]
     assert "more than 1000" in problems_of("--seed=" + ",".join(map(str, range(1001))))[0]

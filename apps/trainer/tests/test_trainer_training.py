@@ -23,7 +23,7 @@ import tjx_metrics
 import tjx_nn
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer import main as program
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.runtime.exit_codes import ExitCode
 from tjx_trainer.runtime.preemption import PreemptionSync
 from tjx_trainer.runtime.signals import SignalHandler

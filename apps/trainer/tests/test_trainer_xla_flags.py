@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-from tjx_trainer.config.run_config import ConfigError
+from tjx_core import ConfigError
 from tjx_trainer.runtime import xla_flags
 from tjx_trainer.runtime.xla_flags import (
     JAXLIB_VERSION,

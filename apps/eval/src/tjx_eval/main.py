@@ -11,12 +11,12 @@ from types import ModuleType
 
 from tjx_ckpt.cli.terminal import printable
 from tjx_ckpt.errors import CheckpointError, UnreadableError, advice
+from tjx_core import ConfigError
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_eval.commands import attention, compare, export, generate, loss, nanogpt, serve, tasks
 from tjx_eval.commands.parser import Parser, did_you_mean
 from tjx_eval.errors import EvalError
-from tjx_trainer.config.run_config import ConfigError
 
 COMMANDS: dict[str, ModuleType] = {
     "loss": loss,

@@ -1,4 +1,4 @@
-"""The trainer's program."""
+"""Entry point of the trainer: train, plan, parameters, sweep."""
 
 import errno
 import os
@@ -20,12 +20,13 @@ from tjx_ckpt.errors import (
     UnreadableError,
     advice,
 )
+from tjx_core import ConfigError
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError
-from tjx_trainer.cli.command_line import exit_with_errors, format_errors, parse, parse_args
+from tjx_trainer.cli.arguments import parse_args
+from tjx_trainer.cli.command_line import exit_with_errors, format_errors, parse
 from tjx_trainer.cli.nanogpt import translate
-from tjx_trainer.config.run_config import ConfigError
 from tjx_trainer.planning import parameter_table, plan_command
 from tjx_trainer.runtime.exit_codes import ExitCode, KernelError, NotFiniteError
 from tjx_trainer.runtime.out_of_memory import explain, is_out_of_memory
@@ -33,25 +34,24 @@ from tjx_trainer.runtime.supervisor_client import connect, send_exit_reason
 from tjx_trainer.runtime.xla_flags import request_determinism, set_flags
 from tjx_trainer.sweep import sweep_command
 
-# What the system says of a disk that is full, worn out, forbidden, or was taken away, and of a
-# machine that has no files or locks left.
+# Errors of a disk that is full, failing, read-only or gone, and of exhausted files or locks.
 _NOT_WRITTEN = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.EACCES,
     errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOLCK, errno.EBUSY, errno.ETIMEDOUT,
 }  # fmt: skip
 
-# What can be asked of a configuration instead of training it.
+# Subcommands.
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan_command.run,
     "parameters": parameter_table.run,
     "sweep": sweep_command.run,
 }
 
-# The first that fits is taken.
+# The first matching class decides.
 _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (HubError, ExitCode.USER_ERROR),
     (DataError, ExitCode.DATA_DAMAGED),
-    (BrokenProcessPool, ExitCode.DATA_DAMAGED),  # a process that prepared them died
+    (BrokenProcessPool, ExitCode.DATA_DAMAGED),  # a data preparation process died
     (AllCheckpointsCorruptError, ExitCode.CHECKPOINTS_DAMAGED),
     (UnreadableError, ExitCode.NOT_READ),
     (ClaimError, ExitCode.NOT_WRITTEN),
@@ -66,35 +66,40 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says.
+    """Run the trainer with the given arguments.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        By default those of the process.
 
     Returns
     -------
     int
-        The exit code, as the table of `tjx_trainer.runtime.exit_codes` has it.
+        The exit code; see `tjx_trainer.runtime.exit_codes`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in _COMMANDS:
         return _COMMANDS[words[0]](words[1:])
-    # Until there is something to save, a signal that asks for it must not kill.
+    # SIGUSR1 requests a save; ignore it until training starts.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     connect()
     try:
         if translate.MODE in words:
             words = _read_nanogpt(words)
         config = parse(words)
-        asked = parse_args(words)
-        if asked.supervise and not (asked.dry_run or asked.eval_only):
+        flags = parse_args(words)
+        if flags.supervise and not (flags.dry_run or flags.eval_only):
             from tjx_trainer.runtime.supervisor import supervise
 
             return supervise(words, config)
         set_flags()
         if config.train.deterministic:
             request_determinism()
-        # It brings JAX, which takes seconds to import: a wrong command line is answered before.
+        # Import JAX, which takes seconds, only after the command line is valid.
         from tjx_trainer.training.train import train
 
-        return train(config, dry_run=asked.dry_run, eval_only=asked.eval_only)
+        return train(config, dry_run=flags.dry_run, eval_only=flags.eval_only)
     except ConfigError as error:
         send_exit_reason(format_errors(error))
         exit_with_errors(error)
@@ -107,22 +112,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         message = message_of(error)
         send_exit_reason(message)
-        with suppress(OSError):  # nobody may be left to read it
+        with suppress(OSError):  # stderr may be closed
             sys.stderr.write(printable(message))
         return code
 
 
 def _read_nanogpt(words: Sequence[str]) -> list[str]:
-    """Return a command line of nanoGPT's in the trainer's words; tell what is otherwise here."""
+    """Translate nanoGPT's arguments to the trainer's, and print notes on differences."""
     translation = translate.translate(words)
     translate.check_device(translation.environment)
-    os.environ.update(translation.environment)  # JAX, which is not imported yet, reads it
+    os.environ.update(translation.environment)  # before JAX is imported
     sys.stderr.write("".join(f"note           {note}\n" for note in translation.notes))
     return translation.words
 
 
 def code_of(error: BaseException) -> ExitCode:
-    """Return the exit code of an error; what nobody foresaw is `ExitCode.UNEXPECTED`."""
+    """Return the exit code of an error; `ExitCode.UNEXPECTED` for unknown errors."""
     if is_out_of_memory(error):
         return ExitCode.OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
@@ -131,19 +136,19 @@ def code_of(error: BaseException) -> ExitCode:
 
 
 def message_of(error: BaseException) -> str:
-    """Return what to tell the user of an error that was foreseen."""
+    """Return the message of an expected error, with advice."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: what was saved before is sound\n"
-    said = explain(error) if is_out_of_memory(error) else str(error)
+        return "interrupted; earlier checkpoints are valid\n"
+    text = explain(error) if is_out_of_memory(error) else str(error)
     hint = [advice(error)] if isinstance(error, OSError) and advice(error) else []
-    return "; ".join([f"error: {said}", *hint, *getattr(error, "__notes__", [])]) + "\n"
+    return "; ".join([f"error: {text}", *hint, *getattr(error, "__notes__", [])]) + "\n"
 
 
 def run() -> NoReturn:
-    """Run the program and end the process with its exit code."""
+    """Run the program and exit with its exit code."""
     code = main()
     if code == ExitCode.INTERRUPTED:
-        # At a second Ctrl-C nobody waits for the save under way; after one it is done.
+        # After a second Ctrl-C do not wait for the save in progress; after one it is complete.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

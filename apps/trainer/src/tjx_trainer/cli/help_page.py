@@ -1,20 +1,19 @@
-"""``--help``: every flag by section, with its line, its value under a preset and its unit."""
+"""``--help``: flags by section, with descriptions, values under a preset, and units."""
 
-import difflib
 import shutil
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from tjx_trainer.cli.command_line import format_value, parse_args, resolve, union_members
-from tjx_trainer.cli.subcommands import COMMANDS
-from tjx_trainer.cli.units import UNITS
+from tjx_core import ConfigError, nearest_name
+from tjx_trainer.cli.arguments import COMMANDS, parse_args, resolve
+from tjx_trainer.cli.values import format_value, union_members
 from tjx_trainer.config.config_tree import Leaf, flatten, leaves
 from tjx_trainer.config.presets import DEFAULT_PRESET, load_preset, preset_names, section_names
-from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.config.run_config import Config
 
-ASKS_FOR_HELP = frozenset({"--help", "-h"})
+HELP_FLAGS = frozenset({"--help", "-h"})
 
 _USAGE = """\
 usage: trainer [--config NAME_OR_PATH] [--section.name VALUE] ...
@@ -25,25 +24,23 @@ usage: trainer [--config NAME_OR_PATH] [--section.name VALUE] ...
 """
 
 _OWN_FLAGS = {
-    "--supervise": "Start again after a crash; give up after 3 lives without a newer checkpoint. "
+    "--supervise": "Restart after a crash; give up after 3 attempts without a newer checkpoint. "
     "[false]",
-    "--dry_run": "Prepare the data, compile the step, say what the run would be; train nothing. "
+    "--dry_run": "Prepare the data, compile the step and report the run; train nothing. [false]",
+    "--eval_only": "Evaluate the initial parameters (--train.init_from); train and write nothing. "
     "[false]",
-    "--eval_only": "Evaluate the parameters that the run would begin with (--train.init_from); "
-    "train and write nothing. [false]",
-    "--nanogpt": "Take the flags and config files of nanoGPT's train.py; `--nanogpt --help` lists "
-    "them. [false]",
+    "--nanogpt": "Accept the flags and config files of nanoGPT's train.py; `--nanogpt --help` "
+    "lists them. [false]",
 }
 
 
 def help_text(argv: Sequence[str] = ()) -> str:
-    """Describe the flags, with their values under the preset that the command line names.
+    """Return the help page, with the values of the preset that the command line names.
 
     Parameters
     ----------
     argv : sequence of str
-        The words. One right after ``--help`` names a section, whose flags alone are then told, or
-        ``presets``.
+        The arguments. A word after ``--help`` selects a section, or ``presets``.
 
     Raises
     ------
@@ -58,18 +55,18 @@ def help_text(argv: Sequence[str] = ()) -> str:
         return _text(_flags(values, topic, name))
     sections = [each for each in section_names() if "." not in each]
     about = {n: w for n, w in _lines_of(Config).items() if n in sections}
-    lines = [*_USAGE.splitlines(), "", "Commands, each with a --help of its own:"]
+    lines = [*_USAGE.splitlines(), "", "Commands (each has its own --help):"]
     lines += [line for command in COMMANDS.items() for line in _item(*command)]
-    lines += ["", "Presets (`--help presets` says more):", *_presets(whole=False)]
-    lines += ["", "Sections (`--help SECTION` tells its flags alone):"]
+    lines += ["", "Presets (details: `--help presets`):", *_presets(whole=False)]
+    lines += ["", "Sections (flags of one: `--help SECTION`):"]
     lines += [line for item in about.items() for line in _item(*item)]
-    lines += ["", *_wrapped(f"Flags, in brackets the value with --config {name}, and its unit:")]
+    lines += ["", *_wrapped(f"Flags, with the value under --config {name} and its unit:")]
     lines += _item("--config", f"Preset, by name or path of a .yaml file. [{name}]")
-    for flag, said in _OWN_FLAGS.items():
-        lines += _item(flag, said)
+    for flag, about_flag in _OWN_FLAGS.items():
+        lines += _item(flag, about_flag)
     lines += _flags(values, "", name)
     lines += ["", *_wrapped(
-        "A value is text, a number, true or false, none where that is said, or a comma list."
+        "Values are text, numbers, true or false, none where listed, or comma-separated lists."
     )]  # fmt: skip
     return _text(lines)
 
@@ -79,26 +76,26 @@ def _text(lines: Iterable[str]) -> str:
 
 
 def _topic(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the section that help is asked about, and the other words."""
+    """Return the section after ``--help``, and the other arguments."""
     words, topic = list(argv), ""
     for at, word in enumerate(words[:-1]):
-        if word in ASKS_FOR_HELP and not words[at + 1].startswith("-"):
+        if word in HELP_FLAGS and not words[at + 1].startswith("-"):
             topic = words.pop(at + 1)
             break
     known = ["presets", *section_names()]
     if topic and topic not in known:
-        near = difflib.get_close_matches(topic, [*known, *leaves()], n=1)
-        hint = f"did you mean {near[0].partition('.')[0]}? " if near else ""
-        few = [name for name in known if "." not in name]
-        raise ConfigError([f"--help {topic}: no section has this name; {hint}({', '.join(few)})"])
-    return topic, [word for word in words if word not in ASKS_FOR_HELP]
+        near = nearest_name(topic, [*known, *leaves()])
+        hint = f"; did you mean {near.partition('.')[0]}?" if near else ""
+        top = [name for name in known if "." not in name]
+        raise ConfigError([f"--help: got {topic!r}; expected one of {', '.join(top)}{hint}"])
+    return topic, [word for word in words if word not in HELP_FLAGS]
 
 
 def _values(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     name = parse_args(words).config
     try:
         return name, flatten(resolve(["--config", name]))
-    except ConfigError:  # a mistake is told when the run is started; help always helps
+    except ConfigError:  # help works with an invalid preset
         return DEFAULT_PRESET, flatten(resolve(["--config", DEFAULT_PRESET]))
 
 
@@ -110,7 +107,7 @@ def _presets(*, whole: bool) -> Iterator[str]:
 
 
 def _flags(values: dict[str, Any], topic: str, preset: str) -> Iterator[str]:
-    """Yield the flags of a section and those in it, or of all, below a line for each section."""
+    """Yield the flags of a section and its subsections, or of all, under a line per section."""
     section = None
     for leaf in leaves().values():
         where = leaf.name.rpartition(".")[0]
@@ -128,7 +125,7 @@ def _flags(values: dict[str, Any], topic: str, preset: str) -> Iterator[str]:
         )
     if topic:
         yield ""
-        yield from _wrapped(f"In brackets: the value with --config {preset}, and its unit.")
+        yield from _wrapped(f"In brackets: the value under --config {preset} and its unit.")
 
 
 def _with_unit(leaf: Leaf, value: Any) -> str:
@@ -171,12 +168,99 @@ def _item(name: str, about: str) -> Iterator[str]:
 
 @cache
 def _lines_of(owner: type) -> dict[str, str]:
-    """Return the one line of every field from its class's docstring; the summary under ''."""
-    import docstring_parser  # only --help needs it
+    """Return the description of every field from its class's docstring; the summary under ''."""
+    import docstring_parser  # imported for --help only
 
     about: dict[str, str] = {}
-    for kind in reversed(owner.__mro__[:-1]):  # fields may be inherited
+    for kind in reversed(owner.__mro__[:-1]):  # inherited fields
         parsed = docstring_parser.parse_from_object(kind)
         about |= {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
         about[""] = parsed.short_description or ""
     return about
+
+
+UNITS: Mapping[str, str] = {
+    "model.n_layer": "blocks",
+    "model.n_encoder_layer": "blocks",
+    "model.n_head": "heads",
+    "model.n_kv_head": "heads",
+    "model.sparse.n_head": "heads",
+    "model.d_model": "features",
+    "model.d_head": "features",
+    "model.d_ff": "features",
+    "model.mup_base": "features",
+    "model.rope.dim": "features",
+    "model.latent.kv_dim": "features",
+    "model.latent.q_dim": "features",
+    "model.latent.rope_dim": "features",
+    "model.latent.v_dim": "features",
+    "model.sparse.head_dim": "features",
+    "model.experts.d_ff": "features",
+    "model.max_seq_len": "tokens",
+    "model.window": "tokens",
+    "model.rope.original_seq_len": "tokens",
+    "model.sparse.top_k": "tokens",
+    "model.attention_soft_cap": "nats",
+    "model.logit_soft_cap": "nats",
+    "model.global_every": "blocks",
+    "model.remat_every": "blocks",
+    "model.experts.first_layer": "blocks",
+    "model.experts.count": "experts",
+    "model.experts.per_token": "experts",
+    "model.experts.shared": "experts",
+    "model.vocab_size": "token ids",
+    "model.source_vocab_size": "token ids",
+    "model.tokenizer_size": "token ids",
+    "model.vocab_multiple": "rows",
+    "model.n_token_types": "segments",
+    "model.n_classes": "classes",
+    "model.image_size": "pixels",
+    "model.patch_size": "pixels",
+    "data.augment.crop": "pixels",
+    "data.augment.erase": "share",
+    "data.seq_len": "tokens",
+    "data.vocab_size": "token ids",
+    "data.holdout_fraction": "share",
+    "train.max_steps": "steps",
+    "train.batch_size": "sequences",
+    "train.accumulation": "pieces",
+    "train.device_batch_size": "sequences",
+    "train.eval_every": "steps",
+    "train.eval_tokens": "tokens",
+    "train.sample_tokens": "tokens",
+    "train.sample_top_k": "tokens",
+    "optimizer.learning_rate": "a step",
+    "optimizer.weight_decay": "a step",
+    "schedule.warmup_steps": "steps",
+    "schedule.warmup_fraction": "of the run",
+    "schedule.decay_steps": "steps",
+    "schedule.decay_fraction": "of the run",
+    "schedule.cooldown_steps": "steps",
+    "schedule.cooldown_fraction": "of the run",
+    "schedule.final_fraction": "of the peak",
+    "schedule.start_fraction": "of the peak",
+    "guard.max_skipped": "steps",
+    "guard.growth_interval": "steps",
+    "mesh.stage": "devices",
+    "mesh.data": "devices",
+    "mesh.fsdp": "devices",
+    "mesh.context": "devices",
+    "mesh.expert": "devices",
+    "mesh.tensor": "devices",
+    "distributed.num_processes": "processes",
+    "distributed.heartbeat_timeout": "seconds",
+    "distributed.start_timeout": "seconds",
+    "checkpoint.every": "steps",
+    "checkpoint.keep": "checkpoints",
+    "checkpoint.keep_every": "steps",
+    "checkpoint.keep_best": "checkpoints",
+    "log.every": "steps",
+    "log.layer_norms_every": "steps",
+    "log.histograms_every": "steps",
+    "log.samples_every": "steps",
+    "profile.steps": "steps",
+    "watchdog.factor": "times",
+    "watchdog.min_seconds": "seconds",
+    "watchdog.heartbeat_seconds": "seconds",
+}
+"""Units in ``--help`` by dotted name; numbers without an entry are dimensionless."""

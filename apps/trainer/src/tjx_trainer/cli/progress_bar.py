@@ -1,4 +1,4 @@
-"""A bar for what happens before the first step: tokenizer and shards."""
+"""Terminal progress bar of data preparation."""
 
 from types import TracebackType
 
@@ -9,7 +9,7 @@ import tjx_data
 
 
 class DataProgressBar:
-    """Shows the stages of data preparation, in bytes of text."""
+    """Show the progress of each stage of data preparation."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -36,7 +36,7 @@ class DataProgressBar:
         self._progress.stop()
 
     def __call__(self, stage: tjx_data.Stage) -> None:
-        """Show how far a stage is."""
+        """Update the bar of a stage."""
         if stage.name not in self._tasks:
             self._tasks[stage.name] = self._progress.add_task(stage.name, total=stage.total)
         self._progress.update(self._tasks[stage.name], completed=stage.done, total=stage.total)

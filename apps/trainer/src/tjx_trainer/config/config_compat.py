@@ -1,16 +1,16 @@
-"""Whether a run that is gone on with is still the same run."""
+"""Compatibility of a resumed run's configuration with the saved one."""
 
 import numpy as np
 
 import tjx_optim
-from tjx_trainer.cli.command_line import format_value
+from tjx_trainer.cli.values import format_value
 from tjx_trainer.config.config_tree import assemble, flatten, leaves
 from tjx_trainer.config.presets import FIELDS_WITH_CHANGED_DEFAULTS
 from tjx_trainer.config.run_config import Config
 
-# What may differ when a run is resumed. First what decides nothing that is learned: names, what is
-# looked at, kept and written. Then how the same sums are computed: a run that is resumed with other
-# values of these follows the same mathematics, but its figures may differ in their last digits.
+# Fields that may differ when a run is resumed: first those without effect on the result (names,
+# logging, retention), then those that change how the same computation is done, whose results may
+# differ in the last digits.
 CHANGEABLE_FIELDS = frozenset({
     "run_dir",
     "name",
@@ -32,19 +32,20 @@ CHANGEABLE_FIELDS = frozenset({
     "model.check_ids",
 })  # fmt: skip
 CHANGEABLE_SECTIONS = ("log.", "profile.", "checkpoint.", "mesh.", "distributed.", "watchdog.")
-# In another place there are no checkpoints: the run would begin anew and nobody would notice.
+# A different directory has no checkpoints, so the run would silently start again.
 FIXED_FIELDS = frozenset({"checkpoint.directory"})
 
 
 def with_legacy_values(wanted: Config, saved: Config) -> tuple[Config, list[str]]:
-    """Keep what a run means by values that did not exist when it was started.
+    """Keep the saved values of fields whose defaults have changed since the run was started.
 
     Parameters
     ----------
     wanted : Config
-        From the command line. Of `presets.KEPT_VALUES`, those left at their defaults change.
+        From the command line. Of `presets.FIELDS_WITH_CHANGED_DEFAULTS`, those at their defaults
+        are replaced.
     saved : Config
-        What the run was started with.
+        The saved configuration of the run.
 
     Returns
     -------
@@ -58,27 +59,27 @@ def with_legacy_values(wanted: Config, saved: Config) -> tuple[Config, list[str]
         if name in there and name in here
         and there[name] != here[name] and here[name] == leaves()[name].default
     }  # fmt: skip
-    lines = [f"{name} stays {format_value(value)}, with which the run was started"
+    lines = [f"{name} stays {format_value(value)}, as in the saved run"
              for name, value in kept.items()]  # fmt: skip
     return (assemble({**here, **kept}) if kept else wanted), lines
 
 
 def incompatible_changes(saved: Config, wanted: Config, *, steps_done: int) -> list[str]:
-    """Name each value that makes another run of it, a line each.
+    """Return the changes that make a configuration another run, a line each.
 
     Parameters
     ----------
     saved, wanted : Config
-        What the run was started with, and what it is to go on with.
+        The saved configuration, and the one to resume with.
     steps_done : int
-        Steps that cannot be made otherwise any more; 0 where nothing was saved yet.
+        Completed steps, whose learning rates are fixed; 0 without a checkpoint.
 
     Returns
     -------
     list of str
-        Empty where it is the same run.
+        Empty if the run can be resumed.
     """
-    # An encoder-decoder's ids are those of its data, which refuse any other that is given.
+    # The special tokens of an encoder-decoder come from its data, whose task checks them.
     ignored = {
         *CHANGEABLE_FIELDS,
         "train.max_steps",
@@ -90,7 +91,7 @@ def incompatible_changes(saved: Config, wanted: Config, *, steps_done: int) -> l
         ignored.add("model.vocab_size")  # the tokenizer's, which is in the run directory
     there, here = flatten(saved), flatten(wanted)
     lines = {
-        name: f"{name} is {format_value(there[name])} there and {format_value(here[name])} here"
+        name: f"{name}: got {format_value(here[name])}; expected {format_value(there[name])}"
         for name in there
         if name in here
         and there[name] != here[name]
@@ -98,14 +99,16 @@ def incompatible_changes(saved: Config, wanted: Config, *, steps_done: int) -> l
         and (name in FIXED_FIELDS or not name.startswith(CHANGEABLE_SECTIONS))
     }
     of_schedule = [lines.pop(name) for name in [*lines] if name.startswith("schedule.")]
-    return [*lines.values(), *_other_schedule(saved, wanted, of_schedule, steps_done)]
+    return [*lines.values(), *_schedule_changes(saved, wanted, of_schedule, steps_done)]
 
 
-def _other_schedule(saved: Config, wanted: Config, values: list[str], steps_done: int) -> list[str]:
-    """Say what makes another learning rate of steps that were made.
+def _schedule_changes(
+    saved: Config, wanted: Config, values: list[str], steps_done: int
+) -> list[str]:
+    """Return how the learning rates of completed steps would change.
 
-    What is still to come may change: a run is made longer at its final rate, and the cool-down of
-    wsd begins later or from any checkpoint, as often as one likes.
+    Later steps may change: a run can be extended at its final rate, and the cool-down of wsd can
+    start later or from any checkpoint.
     """
     lengths = saved.train.max_steps, wanted.train.max_steps
     if not values and lengths[0] == lengths[1]:
@@ -117,18 +120,18 @@ def _other_schedule(saved: Config, wanted: Config, values: list[str], steps_done
         )
         for config in (saved, wanted)
     )
-    # Schedules of different lengths round the same rate differently.
+    # Schedules of different lengths differ in rounding.
     (other,) = np.nonzero(~np.isclose(there, here, rtol=1e-6, atol=0))
     if not other.size:
         return []
     first = other[0]
     line = (
-        f"the learning rate of step {first + 1}, in a run of {lengths[0]} steps, was "
-        f"{there[first]:.6g} of the peak, and is {here[first]:.6g} here"
+        f"learning rate of step {first + 1}: got {here[first]:.6g} of the peak; expected "
+        f"{there[first]:.6g}, as in the saved run of {lengths[0]} steps"
     )
     if lengths[0] != lengths[1]:
-        line += f", in one of {lengths[1]} (train.max_steps)"
+        line += f"; train.max_steps is {lengths[1]} now"
     end = saved.schedule.in_steps(lengths[0]).end
     if end is not None and lengths[1] > lengths[0]:
-        line += f"; add --schedule.decay_steps {end} to train on at its final rate"
+        line += f"; give --schedule.decay_steps {end} to continue at its final rate"
     return [*values, line]

@@ -1,32 +1,33 @@
-"""The configuration as values by dotted name: taken apart, and put together again.
+"""Configuration as a flat mapping of dotted names: flatten and assemble.
 
-A section may be one of several dataclasses (families of models): its value `family` says which.
+A section can be one of several dataclasses (model families), selected by its field ``family``.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
-from tjx_trainer.config.run_config import Config, ConfigError, check_sections
+from tjx_core import ConfigError, Problem, problems_of
+from tjx_trainer.config.run_config import Config, check_sections
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One value of the tree.
+    """One value of the configuration tree.
 
     Attributes
     ----------
     name : str
         Dotted name, such as ``model.n_layer``.
     hint : Any
-        The type that it is annotated with.
+        Type annotation.
     default : Any
-        Its value where nobody gives one.
+        Default value.
     owner : type
-        The dataclass that it is a field of.
+        The dataclass that has the field.
     """
 
     name: str
@@ -37,9 +38,9 @@ class Leaf:
 
 @cache
 def leaves() -> Mapping[str, Leaf]:
-    """Return every value of the tree by its dotted name, in the order of the classes.
+    """Return every value of the tree by dotted name, in definition order.
 
-    What several families have stands there once, as the first of them has it.
+    A name that several families share appears once, with the type of the first family.
     """
     found: dict[str, Leaf] = {}
     for leaf in _walk(Config, ""):
@@ -51,9 +52,9 @@ def leaves() -> Mapping[str, Leaf]:
 
 
 def _walk(owner: type, prefix: str) -> Iterator[Leaf]:
-    """Yield a class's own values, then those of the sections in it."""
+    """Yield the values of a class, then those of its sections."""
     hints = get_type_hints(owner)
-    given = [entry for entry in fields(owner) if entry.init]  # the others follow from these
+    given = [entry for entry in fields(owner) if entry.init]  # other fields are derived
     for entry in given:
         if not families(hints[entry.name]):
             default = entry.default
@@ -67,16 +68,13 @@ def _walk(owner: type, prefix: str) -> Iterator[Leaf]:
 
 
 def families(hint: Any) -> list[type]:
-    """Return the dataclasses that a section may be; none for a single value."""
+    """Return the dataclasses that a section can be; empty for a single value."""
     kinds: tuple[Any, ...] = get_args(hint) or (hint,)
     return [kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)]
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return every value of a configuration by its dotted name.
-
-    Values of families that the configuration's model is not of are absent.
-    """
+    """Return every value of a configuration by dotted name, without fields of other families."""
     found = dict(_values(config, ""))
     return {name: found[name] for name in leaves() if name in found}
 
@@ -91,70 +89,90 @@ def _values(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def assemble(values: Mapping[str, Any]) -> Config:
-    """Make a configuration from values by dotted name; the rest are defaults.
+    """Build a configuration from values by dotted name; missing values are defaults.
 
     Raises
     ------
     ConfigError
-        With everything that a section refuses, and every contradiction between sections.
+        With the problems of every section, and every contradiction between sections.
     """
-    found = _Refusals([], set())
+    rejected = _Rejected([], set())
     sections = {}
     for name, hint in get_type_hints(Config).items():
         if not families(hint):
             sections[name] = values.get(name, leaves()[name].default)
-        elif (section := _section(hint, name, values, found)) is not None:
+        elif (section := _build_section(hint, name, values, rejected)) is not None:
             sections[name] = section
-    problems = found.problems
-    problems += [line for line in check_sections(sections) if not speaks_of(line, found.names)]
+    problems = rejected.problems + without(check_sections(sections), rejected.names)
     if problems:
         raise ConfigError(problems)
     return Config(**sections)
 
 
-@dataclass
-class _Refusals:
-    """What is wrong so far, and the dotted names of the values that are."""
+def without(problems: Iterable[Problem], names: Set[str]) -> list[Problem]:
+    """Return the problems that concern none of the given dotted names."""
+    return [problem for problem in problems if names.isdisjoint(problem.paths)]
 
-    problems: list[str]
+
+@dataclass
+class _Rejected:
+    """Problems so far, and the dotted names of the rejected values."""
+
+    problems: list[Problem]
     names: set[str]
 
 
-def _section(hint: Any, name: str, values: Mapping[str, Any], found: _Refusals) -> Any:
-    """Make a section and those in it; what is left of it where values are refused, or None."""
+def _build_section(hint: Any, name: str, values: Mapping[str, Any], rejected: _Rejected) -> Any:
+    """Build a section with its subsections; without its rejected values, or None."""
     kind = _chosen(hint, name, values)
     hints = get_type_hints(kind)
-    found.problems += _foreign(hint, kind, name, values)
+    rejected.problems += _foreign(hint, kind, name, values)
     given: dict[str, Any] = {}
     for entry in (entry for entry in fields(kind) if entry.init):
         inner = f"{name}.{entry.name}"
         if families(hints[entry.name]):
-            section = _section(hints[entry.name], inner, values, found)
+            section = _build_section(hints[entry.name], inner, values, rejected)
             given |= {} if section is None else {entry.name: section}
         elif inner in values:
             given[entry.name] = values[inner]
     try:
         return kind(**given)
     except ValueError as error:
-        lines = [f"{name}: {line}" for line in str(error).splitlines()]
-    found.problems += lines
-    # What is left when the refused values are taken away can still contradict others.
-    bad = {f for f in given if any(speaks_of(line, {f"{name}.{f}"}) for line in lines)}
-    found.names |= {f"{name}.{f}" for f in bad}
+        problems = _section_problems(error, name)
+    rejected.problems += problems
+    # The remaining values can still contradict other sections.
+    paths = {path for problem in problems for path in problem.paths}
+    bad = {field for field in given if f"{name}.{field}" in paths}
+    rejected.names |= {f"{name}.{field}" for field in bad}
     with suppress(ValueError):
-        return kind(**{f: given[f] for f in given if f not in bad})
+        return kind(**{field: given[field] for field in given if field not in bad})
     return None
 
 
+def _section_problems(error: ValueError, section: str) -> list[Problem]:
+    """Return the problems of a section's constructor, with full paths.
+
+    The configurations of tjx_nn raise plain text, as tjx_nn does not depend on tjx_core. The paths
+    of such a problem are the fields that its text names.
+    """
+    names = {leaf.removeprefix(f"{section}.") for leaf in leaves() if leaf.startswith(section)}
+    problems = []
+    for problem in problems_of(error):
+        words = (word.rstrip(".") for word in re.findall(r"[\w.]+", problem.message))
+        named = problem.related if problem.path else tuple(w for w in words if w in names)
+        problems.append(replace(problem, related=named).within(section))
+    return problems
+
+
 def _chosen(hint: Any, name: str, values: Mapping[str, Any]) -> type:
-    """Return the family that is asked for; the first without a word."""
+    """Return the dataclass of the selected family; by default the first."""
     kinds = families(hint)
     family = values.get(f"{name}.family")
     return next((k for k in kinds if getattr(k, "family", None) == family), kinds[0])
 
 
-def _foreign(hint: Any, kind: type, name: str, values: Mapping[str, Any]) -> list[str]:
-    """Name the values that only other families have."""
+def _foreign(hint: Any, kind: type, name: str, values: Mapping[str, Any]) -> list[Problem]:
+    """Return a problem for each value that only other families have."""
     own = {leaf.name for leaf in _walk(kind, f"{name}.")}
     owners: dict[str, list[str]] = {}
     for other in families(hint):
@@ -162,21 +180,12 @@ def _foreign(hint: Any, kind: type, name: str, values: Mapping[str, Any]) -> lis
             if leaf.name not in own:
                 owners.setdefault(leaf.name, []).append(str(getattr(other, "family", "")))
     return [
-        f"{given} belongs to models of the family {' or '.join(owners[given])}, and this one is of "
-        f"{getattr(kind, 'family', '')}: leave it out, or give --{name}.family"
+        Problem(
+            given,
+            f"got a value with {name}.family {getattr(kind, 'family', '')}; expected "
+            f"{' or '.join(owners[given])}; leave it out, or give --{name}.family",
+            (f"{name}.family",),
+        )
         for given in values
         if given in owners
     ]
-
-
-def speaks_of(problem: str, names: Set[str]) -> bool:
-    """Tell whether a problem is about one of some dotted names.
-
-    Examples
-    --------
-    >>> speaks_of("model: n_head is 5 and d_model is 64", {"model.n_head"})
-    True
-    """
-    words = {word.rstrip(".") for word in re.findall(r"[\w.]+", problem)}
-    section = problem.partition(": ")[0]
-    return any(not words.isdisjoint({name, name.removeprefix(f"{section}.")}) for name in names)

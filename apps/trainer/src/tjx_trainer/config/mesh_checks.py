@@ -1,12 +1,10 @@
-"""Whether model, data and batch can be divided as the mesh says: told before anything is compiled.
-
-Nothing here imports JAX.
-"""
+"""Checks that the mesh divides the model, the data and the batch. Imports no JAX."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 
+from tjx_core import Problem, problems_of
 from tjx_nn.config import TransformerConfig
 from tjx_nn.models.bert_config import BertConfig
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
@@ -17,7 +15,7 @@ from tjx_trainer.config.train_config import TrainConfig
 
 
 def known_axis_sizes(mesh: MeshConfig) -> dict[str, int]:
-    """Return the size of each axis; what the number of devices decides counts as 1."""
+    """Return the size of each mesh axis; -1, which depends on the devices, counts as 1."""
     return {axis: max(1, size) for axis, size in asdict(mesh).items() if axis in AXES}
 
 
@@ -29,19 +27,19 @@ def mesh_problems(
     *,
     tokens: int | None,
     vocabulary_known: bool,
-) -> list[str]:
-    """Say what a mesh does not divide, or cannot do, a line each.
+) -> list[Problem]:
+    """Return everything that a mesh cannot shard or does not support.
 
     Parameters
     ----------
     model, train, mesh
         Sections of the configuration.
     sizes
-        Of each axis of the mesh.
+        Size of each mesh axis.
     tokens
-        Of a row that the model reads; None where the data decide.
+        Length of a row that the model reads; None if it depends on the data.
     vocabulary_known
-        Whether the model's vocabulary is already that of its data.
+        Whether ``model.vocab_size`` is already that of the data.
     """
     checks = (
         _batch(train, mesh, sizes),
@@ -51,17 +49,17 @@ def mesh_problems(
         _context(model, mesh, sizes),
         _experts(model, sizes["expert"]),
         _stages(model, mesh, sizes["stage"]),
-        _numbers(train, mesh, sizes["stage"]),
+        _precision(train, mesh, sizes["stage"]),
     )
     return [problem for check in checks for problem in check]
 
 
 def batch_shards(sizes: Mapping[str, int]) -> int:
-    """Return over how many places the rows of a batch are spread."""
+    """Return the number of shards of the batch dimension."""
     return math.prod(sizes[axis] for axis in ("data", "fsdp", "expert"))
 
 
-def _batch(train: TrainConfig, mesh: MeshConfig, sizes: Mapping[str, int]) -> Iterator[str]:
+def _batch(train: TrainConfig, mesh: MeshConfig, sizes: Mapping[str, int]) -> Iterator[Problem]:
     try:
         train.accumulation_for(
             batch_shards(sizes),
@@ -69,7 +67,7 @@ def _batch(train: TrainConfig, mesh: MeshConfig, sizes: Mapping[str, int]) -> It
             whole_rounds=mesh.pipeline == "interleaved_1f1b",
         )
     except ValueError as error:
-        yield str(error)
+        yield from problems_of(error)
 
 
 def _widths(
@@ -78,14 +76,14 @@ def _widths(
     sizes: Mapping[str, int],
     *,
     vocabulary_known: bool,
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     rows = mesh.rows()
     vocabulary = {}
     if isinstance(model, GPTConfig):
         vocabulary = {"vocab_size": model.vocab_rows}
     elif isinstance(model, BertConfig | EncoderDecoderConfig):
         vocabulary = {"vocab_size": model.vocab_size}
-    divided = {
+    sharded = {
         "tensor": {
             "n_head": ("heads", model.n_head),
             "d_ff": ("mlp", model.ff_dim),
@@ -94,121 +92,147 @@ def _widths(
         },
         "fsdp": {"d_model": ("embed", model.d_model)},
     }
-    for axis, dimensions in divided.items():
+    for axis, dimensions in sharded.items():
         for name, (logical, size) in dimensions.items():
             if logical not in rows and size % sizes[axis]:
-                whole = f", or --mesh.rules {logical}= to keep it whole"
-                yield (
-                    f"mesh.{axis} {sizes[axis]} does not divide model.{name} {size}: give "
+                whole = f", or --mesh.rules {logical}= to replicate it"
+                yield Problem(
+                    f"mesh.{axis}",
+                    f"got {sizes[axis]}; expected a divisor of model.{name}={size}; give "
                     f"--mesh.{axis} {math.gcd(sizes[axis], size)} or another --model.{name}"
-                    f"{whole if logical == 'vocab' else ''}"
+                    f"{whole if logical == 'vocab' else ''}",
+                    (f"model.{name}",),
                 )
 
 
-def _key_heads(model: TransformerConfig, tensor: int) -> Iterator[str]:
+def _key_heads(model: TransformerConfig, tensor: int) -> Iterator[Problem]:
     if model.n_kv_head is None:
-        return  # as many as there are heads
+        return  # as many as query heads
     heads = model.kv_heads
     if (heads % tensor and tensor % heads) or heads * model.head_dim % tensor:
-        yield (
-            f"mesh.tensor {tensor} and model.n_kv_head {heads}: one must be a multiple of the "
-            f"other; give --mesh.tensor {math.gcd(tensor, heads)} or another --model.n_kv_head"
+        yield Problem(
+            "mesh.tensor",
+            f"got {tensor}; expected a divisor or a multiple of model.n_kv_head={heads}; give "
+            f"--mesh.tensor {math.gcd(tensor, heads)} or another --model.n_kv_head",
+            ("model.n_kv_head",),
         )
 
 
 def _tokens(
     model: TransformerConfig, mesh: MeshConfig, sizes: Mapping[str, int], tokens: int | None
-) -> Iterator[str]:
+) -> Iterator[Problem]:
     if tokens is None:
         return
     context, tensor = sizes["context"], sizes["tensor"]
     chunks = 2 * context if context > 1 and mesh.context_kind == "ring" else context
     if tokens % chunks:
-        yield (
-            f"mesh.context {context} does not divide {tokens} tokens of a row"
-            f"{f' (in {chunks} pieces, as a ring wants)' if chunks > context else ''}: give a "
-            f"--data.seq_len that is a multiple of {chunks}"
+        ring = f", of {chunks} with ring attention" if chunks > context else ""
+        yield Problem(
+            "mesh.context",
+            f"got {context}; expected rows whose length is a multiple of it{ring}, and a row has "
+            f"{tokens} tokens; give a --data.seq_len that is a multiple of {chunks}",
+            ("data.seq_len",),
         )
     elif mesh.sequence_parallel and "residual" not in mesh.rows() and tokens % (context * tensor):
-        yield (
-            f"mesh.context {context} x mesh.tensor {tensor} does not divide {tokens} tokens of a "
-            f"row: give {_other_length(model, context * tensor)}or --mesh.sequence_parallel false"
+        other = f"a --data.seq_len that is a multiple of {context * tensor}, "
+        yield Problem(
+            "mesh.sequence_parallel",
+            f"got true with mesh.context {context} x mesh.tensor {tensor}; expected a divisor of "
+            f"the {tokens} tokens of a row; give {'' if isinstance(model, ViTConfig) else other}or "
+            "--mesh.sequence_parallel false",
+            ("mesh.context", "mesh.tensor", "data.seq_len"),
         )
 
 
-def _other_length(model: TransformerConfig, unit: int) -> str:
-    if isinstance(model, ViTConfig):
-        return ""
-    return f"a --data.seq_len that is a multiple of {unit}, "
-
-
-def _context(model: TransformerConfig, mesh: MeshConfig, sizes: Mapping[str, int]) -> Iterator[str]:
+def _context(
+    model: TransformerConfig, mesh: MeshConfig, sizes: Mapping[str, int]
+) -> Iterator[Problem]:
     context, tensor = sizes["context"], sizes["tensor"]
     if context == 1:
         return
     if isinstance(model, ViTConfig):
-        yield f"mesh.context {context}: patches of an image are not divided; give --mesh.context 1"
+        yield Problem(
+            "mesh.context",
+            f"got {context}; expected 1, as image patches are not sharded; give --mesh.context 1",
+            ("model.family",),
+        )
     if model.sparse.top_k is not None:
-        yield (
-            f"mesh.context {context} and model.sparse.top_k {model.sparse.top_k}: the indexer "
-            "reads whole sequences; give --mesh.context 1"
+        yield Problem(
+            "mesh.context",
+            f"got {context}; expected 1 with model.sparse.top_k={model.sparse.top_k}, whose "
+            "indexer reads whole sequences; give --mesh.context 1",
+            ("model.sparse.top_k",),
         )
     if mesh.context_kind == "all_to_all":
         if model.n_head % (context * tensor):
-            yield (
-                f"mesh.context {context} x mesh.tensor {tensor} does not divide model.n_head "
-                f"{model.n_head}, and all_to_all exchanges heads: give --mesh.context_kind ring"
+            yield Problem(
+                "mesh.context_kind",
+                f"got all_to_all, which shards heads; expected mesh.context {context} x "
+                f"mesh.tensor {tensor} to divide model.n_head={model.n_head}; give "
+                "--mesh.context_kind ring",
+                ("mesh.context", "mesh.tensor", "model.n_head"),
             )
         return
-    for name, given in (
+    for name, value in (
         ("model.attention_dropout", model.attention_dropout or None),
         ("model.positions", "alibi" if model.positions == "alibi" else None),
     ):
-        if given is not None:
-            yield (
-                f"mesh.context {context} and {name} {given}: a ring knows none; give "
-                "--mesh.context_kind all_to_all"
+        if value is not None:
+            yield Problem(
+                "mesh.context_kind",
+                f"got ring with {name}={value}; expected all_to_all, as ring attention does not "
+                "support it; give --mesh.context_kind all_to_all",
+                ("mesh.context", name),
             )
 
 
-def _experts(model: TransformerConfig, places: int) -> Iterator[str]:
-    if places == 1:
+def _experts(model: TransformerConfig, shards: int) -> Iterator[Problem]:
+    if shards == 1:
         return
     count = model.experts.count
-    if count % places or not count:
-        yield (
-            f"mesh.expert {places} does not divide model.experts.count {count}: give --mesh.expert "
-            f"{math.gcd(places, count) if count else 1}"
+    if count % shards or not count:
+        yield Problem(
+            "mesh.expert",
+            f"got {shards}; expected a divisor of model.experts.count={count}; give --mesh.expert "
+            f"{math.gcd(shards, count) if count else 1}",
+            ("model.experts.count",),
         )
     elif model.experts.capacity_factor is None:
-        yield (
-            f"mesh.expert {places} and model.experts.capacity_factor none: experts on other "
-            "devices take a fixed number of tokens; give --model.experts.capacity_factor 1.25"
+        yield Problem(
+            "mesh.expert",
+            f"got {shards} with model.experts.capacity_factor none; expected a number, as experts "
+            "on other devices need a fixed capacity; give --model.experts.capacity_factor 1.25",
+            ("model.experts.capacity_factor",),
         )
 
 
-def _stages(model: TransformerConfig, mesh: MeshConfig, stages: int) -> Iterator[str]:
+def _stages(model: TransformerConfig, mesh: MeshConfig, stages: int) -> Iterator[Problem]:
     if stages == 1:
         return
     if isinstance(model, EncoderDecoderConfig):
-        yield (
-            f"mesh.stage {stages}: a pipeline takes one stack of blocks, and an encoder-decoder "
-            "has two; give --mesh.stage 1"
+        yield Problem(
+            "mesh.stage",
+            f"got {stages}; expected 1, as a pipeline supports one stack of blocks and an "
+            "encoder-decoder has two; give --mesh.stage 1",
+            ("model.family",),
         )
         return
-    parts = stages * mesh.chunks_per_stage
-    for problem in model.pipeline_problems(parts):
-        yield f"mesh.stage {stages} with pipeline {mesh.pipeline}: {problem}"
+    for problem in model.pipeline_problems(stages * mesh.chunks_per_stage):
+        yield Problem("mesh.stage", f"got {stages} with pipeline {mesh.pipeline}; {problem}")
 
 
-def _numbers(train: TrainConfig, mesh: MeshConfig, stages: int) -> Iterator[str]:
+def _precision(train: TrainConfig, mesh: MeshConfig, stages: int) -> Iterator[Problem]:
     if mesh.reduce_dtype == "bfloat16" and train.precision not in ("bf16", "fp8"):
-        yield (
-            f"mesh.reduce_dtype bfloat16 and train.precision {train.precision}: gradients are "
-            "summed at least as exactly as they are computed; give --train.precision bf16 or fp8"
+        yield Problem(
+            "mesh.reduce_dtype",
+            f"got bfloat16 with train.precision={train.precision}; expected a type at least as "
+            "precise as that of the gradients; give --train.precision bf16 or fp8",
+            ("train.precision",),
         )
     if train.precision == "fp8" and stages > 1:
-        yield (
-            f"mesh.stage {stages} and train.precision fp8: a pipeline has no scale of a whole "
-            "tensor; give --mesh.stage 1 or --train.precision bf16"
+        yield Problem(
+            "train.precision",
+            f"got fp8 with mesh.stage={stages}; expected 1 stage, as fp8 needs the scale of whole "
+            "tensors; give --mesh.stage 1 or --train.precision bf16",
+            ("mesh.stage",),
         )

@@ -1,6 +1,5 @@
-"""Presets: short YAML files of values by name, read so that every mistake in them has a line."""
+"""Presets: YAML files of values by dotted name, read with a line number for every mistake."""
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -11,28 +10,30 @@ from typing import Any
 
 import yaml
 
+from tjx_core import nearest_name
 from tjx_trainer.config.config_tree import leaves
 
 DEFAULT_PRESET = "quickstart"
 
-# What a run directory's config.yaml holds besides the configuration.
+# Keys of a run directory's config.yaml besides the configuration.
 PROVENANCE_KEYS = ("versions", "git")
 
-# Values whose defaults changed: a run keeps what it was started with (`_earlier_values`).
+# Fields whose defaults changed: a run keeps the value that it was started with.
 FIELDS_WITH_CHANGED_DEFAULTS = (
     "data.windows", "data.holdout", "model.scale_embeddings", "model.tokenizer_size"
 )  # fmt: skip
 
-# What the head of each preset that comes with the trainer says, in this order: what is trained, on
-# what, how long that takes, and what it should reach.
+# Named parts of the comment at the head of each shipped preset: model, data, duration, results. #
+# bytes; a preset is a page of text, and PyYAML takes a second for these -- # bytes; PyYAML needs
+# about a second for these
 HEAD = ("What", "Data", "Time", "Reaches")
 _HEAD_LINE = re.compile(r"# ([A-Z][a-z]+): (.+)")
 
 MAX_PRESET_BYTES = 100_000  # bytes; a preset is a page of text, and PyYAML takes a second for these
-MAX_PROBLEMS = 50  # of a file; more are told when these are mended
+MAX_PROBLEMS = 50  # reported per file
 
-# What plain YAML makes of a value. A tag that was written asks for something else, such as a
-# Python object, and the value beside it would be taken for what it is not.
+# Tags of plain YAML values. An explicit tag such as !!python/object would change the value's
+# meaning.
 _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "timestamp", "seq", "map", "merge")
@@ -41,14 +42,14 @@ _PLAIN_TAGS = frozenset(
 
 @dataclass(frozen=True)
 class RawValue:
-    """A value as it was written, and where.
+    """A value as text, and its origin.
 
     Attributes
     ----------
     raw : str, list of str, or None
         The text; a list for a YAML list; None for YAML's null.
     where : str
-        How a message names it, such as ``--train.batch_size`` or ``my.yaml:3: train.batch_size``.
+        Origin in messages, such as ``--train.batch_size`` or ``my.yaml:3: train.batch_size``.
     """
 
     raw: str | list[str] | None
@@ -57,20 +58,20 @@ class RawValue:
 
 @dataclass(frozen=True)
 class Preset:
-    """What a preset's file says.
+    """Content of a preset file.
 
     Attributes
     ----------
     name : str
-        The file's name without its ending.
+        File name without its extension.
     description : str
         The comment at the head of the file.
     head : mapping of str to str
-        What of that comment has the form ``# Name: text``, by name; see `HEAD`.
-    values : mapping of str to Given
-        What is given, by dotted name.
+        Parts of that comment of the form ``# Name: text``; see `HEAD`.
+    values : mapping of str to RawValue
+        Values by dotted name.
     problems : list of str
-        Everything wrong in the file, a line each.
+        Mistakes in the file, a line each.
     """
 
     name: str
@@ -81,24 +82,24 @@ class Preset:
 
 
 def preset_names() -> list[str]:
-    """Return the names of the presets that come with the trainer."""
+    """Return the names of the shipped presets."""
     files = (resources.files("tjx_trainer") / "configs").iterdir()
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
 def load_preset(name_or_path: str) -> Preset:
-    """Read a preset, by its name or from a user's file.
+    """Read a preset by name or path.
 
     Parameters
     ----------
     name_or_path : str
-        A name of `preset_names`; anything with a path separator or the ending .yaml or .yml is a
+        A name of `preset_names`; text with a path separator or the extension .yaml or .yml is a
         path.
 
     Returns
     -------
     Preset
-        With what could be read. What could not is told in its ``problems``, never raised.
+        Mistakes are in its ``problems``; none is raised.
     """
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or path.name != name_or_path:
@@ -111,13 +112,13 @@ def load_preset(name_or_path: str) -> Preset:
     else:
         return Preset(name_or_path, "", {}, {}, [_unknown_preset(name_or_path)])
     if problem:
-        return Preset(path.stem, "", {}, {}, [f"--config {name_or_path}: {problem}"])
+        return Preset(path.stem, "", {}, {}, [f"--config: {name_or_path} {problem}"])
     values, problems = _read_values(text, label)
     return Preset(path.stem, describe(text), read_head(text), values, problems)
 
 
 def describe(text: str) -> str:
-    """Return the comment at the head of a preset's text, as one line."""
+    """Return the comment at the head of a preset as one line."""
     lines = []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -127,7 +128,7 @@ def describe(text: str) -> str:
 
 
 def read_head(text: str) -> dict[str, str]:
-    r"""Return the named parts of the comment at the head of a preset's text.
+    r"""Return the named parts of the comment at the head of a preset.
 
     Examples
     --------
@@ -148,7 +149,7 @@ def read_head(text: str) -> dict[str, str]:
 
 
 def suggest_names(name: str) -> list[str]:
-    """Return the dotted names that a wrong one most likely stands for, best first.
+    """Return the dotted names most similar to a wrong name, best first.
 
     Examples
     --------
@@ -166,7 +167,7 @@ def suggest_names(name: str) -> list[str]:
         by_own_name.setdefault(leaf.rpartition(".")[2], []).append(leaf)
     if wanted in leaves():
         return [wanted]
-    whole = difflib.get_close_matches(wanted, leaves(), n=1, cutoff=0.8)
+    whole = nearest_name(wanted, leaves(), cutoff=0.8)
     section = wanted.rpartition(".")[0]
     initials = [
         leaf
@@ -176,18 +177,18 @@ def suggest_names(name: str) -> list[str]:
     if section and initials:
         return initials
     if "." in wanted and whole:
-        return whole
+        return [whole]
     if own_name in by_own_name:
         return sorted(by_own_name[own_name], key=lambda leaf: leaf.count("."))
-    # Short for a name, as lr is for learning_rate; or one of its words, as steps is.
+    # Initials of a name, as lr of learning_rate, or one of its words, as steps.
     short = [
         leaf
         for other, named in by_own_name.items()
         for leaf in named
         if own_name in {_initials(other), *other.split("_")}
     ]
-    near = difflib.get_close_matches(own_name, by_own_name, n=1, cutoff=0.7)
-    return short or (by_own_name[near[0]] if near else whole)
+    near = nearest_name(own_name, by_own_name, cutoff=0.7)
+    return short or (by_own_name[near] if near else [whole] if whole else [])
 
 
 def _initials(name: str) -> str:
@@ -195,47 +196,42 @@ def _initials(name: str) -> str:
 
 
 def _unknown_preset(name: str) -> str:
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), preset_names(), n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    with suppress(OSError):  # a name may be longer than any file's
+    near = nearest_name(name.lower().replace("-", "_"), preset_names())
+    with suppress(OSError):  # the name may be too long for a file
         if (Path(name) / "config.yaml").exists():
-            hint = f"did you mean {Path(name) / 'config.yaml'}? "
-    others = ", ".join(preset_names())
-    return f"--config {name}: no preset has this name; {hint}(there are {others})"
+            near = str(Path(name) / "config.yaml")
+    hint = f"; did you mean {near}?" if near else ""
+    return f"--config: got {name}; expected a path or one of {', '.join(preset_names())}{hint}"
 
 
 def _read_file(path: Path) -> tuple[str, str]:
-    """Return the text of a user's preset and an empty string, or nothing and what is wrong."""
+    """Return the text of a preset file and "", or "" and the problem."""
     if path.is_dir():
         inside = path / "config.yaml"
-        return "", f"this is a folder; give {inside if inside.exists() else 'a .yaml file'}"
+        return "", f"is a folder; give {inside if inside.exists() else 'a .yaml file'}"
     if path.is_fifo() and not path.is_relative_to("/dev"):
-        return "", "this is a pipe, and nobody may ever write into it; give a file"
+        return "", "is a pipe, which could block forever; give a file"
     try:
         with path.open("rb") as file:
             data = file.read(MAX_PRESET_BYTES + 1)
         if len(data) > MAX_PRESET_BYTES:
-            return "", f"the file is larger than {MAX_PRESET_BYTES} bytes: is it a preset?"
+            return "", f"is larger than {MAX_PRESET_BYTES} bytes: is it a preset?"
         return data.decode("utf-8"), ""
     except FileNotFoundError:
         files = [*map(str, path.parent.glob("*.y*ml")), *preset_names()]
-        near = difflib.get_close_matches(str(path), files, n=1)
-        near = near or difflib.get_close_matches(path.stem, preset_names(), n=1)
-        hint = (
-            f"; did you mean {near[0]}?" if near else f"; presets are {', '.join(preset_names())}"
-        )
-        return "", f"there is no such file{hint}"
+        near = nearest_name(str(path), files) or nearest_name(path.stem, preset_names())
+        hint = f"; did you mean {near}?" if near else f"; presets are {', '.join(preset_names())}"
+        return "", f"file not found{hint}"
     except UnicodeDecodeError as error:
-        return "", f"the file is not UTF-8 (byte {error.start}): save it as UTF-8 text"
-    except (OSError, ValueError) as error:  # ValueError of a NUL in its name
-        return "", f"the file cannot be read ({error})"
+        return "", f"is not UTF-8 (byte {error.start}); save it as UTF-8 text"
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return "", f"cannot be read ({error})"
 
 
 def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]:
-    """Read YAML into values by dotted name, and what is wrong with it."""
-    # Nodes instead of safe_load's objects: they know their lines, they show a key given twice,
-    # and 6e-4 stays the text that the command line would give (PyYAML makes a string of it,
-    # and of `on` a truth value). Nothing is constructed from them.
+    """Parse YAML into values by dotted name, and the mistakes in it."""
+    # Compose nodes instead of loading objects: nodes have line numbers, show repeated keys, and
+    # keep text such as 6e-4 and `on`, which PyYAML would convert. Nothing is constructed from them.
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -254,16 +250,16 @@ def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]
     for name, node in _entries(root, "", label, problems):
         where = f"{label}:{node.start_mark.line + 1}: {name}"
         if len(problems) >= MAX_PROBLEMS:
-            problems.append(f"{where}: and more; mend these first")
+            problems.append(f"{where}: and more; fix these first")
             break
         if node.tag not in _PLAIN_TAGS:
             problems.append(
-                f"{where}: the tag {node.tag[:60]} asks for more than a value: leave it"
+                f"{where}: got the tag {node.tag[:60]}; expected a plain value; remove the tag"
             )
         elif name in values:
-            problems.append(f"{where} is given twice: keep one")
+            problems.append(f"{where}: given twice; keep one")
         elif name not in leaves():
-            problems.append(f"{where}: there is no such key{_key_hint(name)}")
+            problems.append(f"{where}: unknown key{_key_hint(name)}")
         elif isinstance(node, yaml.ScalarNode):
             is_null = node.tag == "tag:yaml.org,2002:null"
             values[name] = RawValue(None if is_null else node.value, where)
@@ -273,13 +269,13 @@ def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]
             values[name] = RawValue([item.value for item in node.value], where)
         else:
             problems.append(f"{where}: expected one value, not a section or nested lists")
-    if any(key.value == PROVENANCE_KEYS[0] for key, _ in root.value):  # written by a run
-        values = {**_earlier_values(values, label), **values}
+    if any(key.value == PROVENANCE_KEYS[0] for key, _ in root.value):  # a run's config.yaml
+        values = {**_legacy_values(values, label), **values}
     return values, problems
 
 
-def _earlier_values(values: Mapping[str, RawValue], label: str) -> dict[str, RawValue]:
-    """Return what a run's config.yaml meant by values that it does not hold."""
+def _legacy_values(values: Mapping[str, RawValue], label: str) -> dict[str, RawValue]:
+    """Return the values that a config.yaml of an older version implies."""
 
     def raw(name: str) -> str | list[str] | None:
         return values[name].raw if name in values else None
@@ -295,7 +291,7 @@ def _earlier_values(values: Mapping[str, RawValue], label: str) -> dict[str, Raw
 def _entries(
     section: yaml.MappingNode, prefix: str, label: str, problems: list[str]
 ) -> Iterator[tuple[str, yaml.Node]]:
-    """Yield what a section and the sections in it hold, by dotted name."""
+    """Yield the values of a section and its subsections by dotted name."""
     for key, value in section.value:
         line = key.start_mark.line + 1
         if not isinstance(key, yaml.ScalarNode):
@@ -307,21 +303,21 @@ def _entries(
         if name not in section_names():
             yield name, value
         elif value.tag not in _PLAIN_TAGS:
-            problems.append(f"{label}:{line}: {name}: the tag {value.tag[:60]} is nothing here")
+            problems.append(f"{label}:{line}: {name}: got the tag {value.tag[:60]}; remove it")
         elif isinstance(value, yaml.MappingNode):
             yield from _entries(value, f"{name}.", label, problems)
-        elif value.value != "":  # a section whose lines are all commented out is empty
-            problems.append(f"{label}:{line}: {name} is a section: write `  name: value` below it")
+        elif value.value != "":  # a section with all lines commented out is empty
+            problems.append(f"{label}:{line}: {name} is a section; write `  name: value` below it")
 
 
 def section_names() -> list[str]:
-    """Return the dotted names that hold others."""
+    """Return the dotted names of all sections."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in leaves() if "." in name))
 
 
 def _key_hint(name: str) -> str:
-    sections = [] if "." in name else difflib.get_close_matches(name, section_names(), n=1)
-    near = sections or suggest_names(name)
+    nearest = None if "." in name else nearest_name(name, section_names())
+    near = [nearest] if nearest else suggest_names(name)
     if near:
         return f"; did you mean {' or '.join(near)}?"
     section = name.rpartition(".")[0]

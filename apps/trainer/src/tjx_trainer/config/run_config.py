@@ -1,6 +1,6 @@
-"""The trainer's configuration: the tree of the packages' dataclasses, and its checks.
+"""Configuration of a run: the tree of the packages' dataclasses, and checks between sections.
 
-Nothing here imports JAX: a wrong configuration is refused before a second has passed.
+Nothing here imports JAX, so mistakes are reported within a second.
 """
 
 import re
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from tjx_ckpt.config import CheckpointConfig
+from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.config import DataConfig
 from tjx_data.corpora.registry import OTHER_DATA
 from tjx_metrics.config import LogConfig
@@ -25,67 +26,53 @@ from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_
 from tjx_trainer.config.train_config import DTYPE_OF_PRECISION, TrainConfig, next_multiple
 from tjx_trainer.config.watchdog_config import WatchdogConfig
 
-# The first is what a model is where nothing is said of its family.
+# The first is the default family.
 ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
 
 GPT2_VOCAB_SIZE = 50257
 
 
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, at once.
-
-    Attributes
-    ----------
-    problems : list of str
-        One line each: what was given, what is allowed, what to do.
-    """
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything that decides a run.
+    """Complete configuration of a run.
 
     Attributes
     ----------
     run_dir
-        Folder of the run; the same folder again resumes it; none: a new runs/NAME-DATE-TIME.
+        Run directory; an existing run in it is resumed; none: a new runs/NAME-DATE-TIME.
     name
-        Name of the run, in the name of a new folder; the preset's name where not given.
+        Name of the run, part of a new directory's name; by default the preset's name.
     seed
-        Seed of everything random: parameters, order of the data, dropout, the sample.
+        Seed of initialization, data order, dropout and sampling.
     model
-        The model: what its family (gpt, bert, vit, encoder_decoder) can be told.
+        The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
-        The text and how it is read.
+        The data and how they are read.
     train
-        The run.
+        Training length, batch size and precision.
     optimizer
         The optimizer.
     schedule
-        The learning rate over the steps.
+        The learning-rate schedule.
     guard
-        Steps that are not finite, and the loss scale of fp16.
+        Handling of non-finite steps, and fp16 loss scaling.
     mesh
-        How devices share the work.
+        The device mesh.
     distributed
-        How processes find each other.
+        Multi-process start.
     checkpoint
-        What is kept to go on from.
+        Saving and retention of checkpoints.
     log
-        What is written while training.
+        Logging during training.
     profile
-        Which steps are looked at closely.
+        Profiling of single steps.
     watchdog
-        When a run that makes no progress is ended.
+        Hang detection.
 
     Raises
     ------
     ConfigError
-        If sections contradict each other; every contradiction is named.
+        If sections contradict each other; all contradictions are named.
     """
 
     run_dir: str | None = None
@@ -110,32 +97,32 @@ class Config:
             raise ConfigError(problems)
 
     def with_vocabulary(self, tokenizer_size: int) -> "Config":
-        """Return this configuration with the model's vocabulary fitted to the tokenizer.
+        """Return the configuration with the model's vocabulary fitted to the tokenizer.
 
-        Of a larger vocabulary, the ids that the tokenizer lacks get no probability.
+        In a larger vocabulary the ids without a token are masked.
 
         Parameters
         ----------
         tokenizer_size : int
-            Number of ids that the model must know.
+            Number of ids that the model must support.
 
         Raises
         ------
-        ValueError
-            If model.vocab_size was given and is too small.
+        ConfigError
+            If model.vocab_size was set and is too small.
         """
         model = self.model
         assert isinstance(model, GPTConfig | BertConfig)
         if self.train.vocab_from_tokenizer:
             return replace(self, model=replace(model, vocab_size=tokenizer_size))
         if model.vocab_size < tokenizer_size:
-            raise ValueError(_vocabulary_too_small(model.vocab_size, tokenizer_size))
+            raise ConfigError([_vocabulary_too_small(model.vocab_size, tokenizer_size)])
         if model.vocab_size > tokenizer_size and model.tokenizer_size is None:
             return replace(self, model=replace(model, tokenizer_size=tokenizer_size))
         return self
 
     def accumulation_for(self, sizes: Mapping[str, int]) -> int:
-        """Return the number of microbatches on a mesh whose axes have these sizes."""
+        """Return the number of microbatches on a mesh with these axis sizes."""
         return self.train.accumulation_for(
             batch_shards(sizes),
             stages=sizes["stage"],
@@ -143,14 +130,19 @@ class Config:
         )
 
     def check_mesh(self, sizes: Mapping[str, int], *, tokens: int | None = None) -> None:
-        """Raise ValueError if a mesh whose axes have these sizes does not fit, with all reasons.
+        """Raise if a mesh cannot shard the model, the batch or the rows.
 
         Parameters
         ----------
         sizes : Mapping[str, int]
-            Of each axis.
+            Size of each mesh axis.
         tokens : int or None
-            Of a row of the data; None where only they know.
+            Length of a row; None to derive it from the configuration.
+
+        Raises
+        ------
+        ConfigError
+            With all problems.
         """
         problems = mesh_problems(
             self.model,
@@ -161,27 +153,30 @@ class Config:
             vocabulary_known=True,
         )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
 
-# The user and password of a URL.
+# User and password in a URL.
 _CREDENTIALS = re.compile(r"://[^/\s]*@")
 
 
-def check_sections(sections: Mapping[str, Any]) -> list[str]:
-    """Check what must hold between sections; those that are absent are not looked at."""
-    problems: list[str] = []
+def check_sections(sections: Mapping[str, Any]) -> list[Problem]:
+    """Return the contradictions between sections; absent sections are not checked."""
+    problems: list[Problem] = []
     for names, check in _CHECKS:
         if all(name in sections for name in names):
             problems += check(*(sections[name] for name in names))
     return problems + _check_credentials(sections)
 
 
-def _check_credentials(sections: Mapping[str, Any]) -> list[str]:
-    """Refuse users and passwords in URLs: a configuration is written beside every checkpoint."""
+def _check_credentials(sections: Mapping[str, Any]) -> list[Problem]:
+    """Reject credentials in URLs: the configuration is saved with every checkpoint."""
     return [
-        f"{section}.{field.name}: a user or a password in a URL would be written into config.yaml "
-        "and every checkpoint; give it by the environment or a file of the storage's own"
+        Problem(
+            f"{section}.{field.name}",
+            "got a URL with a user or a password, which would be written to config.yaml and every "
+            "checkpoint; expected none; give them by the environment or a credentials file",
+        )
         for section, values in sections.items()
         if is_dataclass(values)
         for field in fields(values)
@@ -189,56 +184,68 @@ def _check_credentials(sections: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _check_name(name: str) -> list[str]:
+def _check_name(name: str) -> list[Problem]:
     if name and name not in {".", ".."} and not set(name) & set('/\\\0<>:"|?*\n'):
         return []
-    return [f"name {name!r} is part of a folder's name: use letters, digits, '-' and '_'"]
+    return [Problem("name", f"got {name!r}; expected part of a folder name; use letters, digits, "
+                    "'-' and '_'")]  # fmt: skip
 
 
-def _check_seed(seed: int) -> list[str]:
-    return [] if 0 <= seed < 2**32 else [f"seed {seed} must lie in [0, 2**32): give one such as 1"]
+def _check_seed(seed: int) -> list[Problem]:
+    if 0 <= seed < 2**32:
+        return []
+    return [Problem("seed", f"got {seed}; expected [0, 2**32); give one such as 1")]
 
 
-def _check_data(data: DataConfig, model: ModelConfig) -> list[str]:
-    """Check that the data are of the kind that the model is of."""
+def _check_data(data: DataConfig, model: ModelConfig) -> list[Problem]:
+    """Check that the corpus is of the kind that the model family reads."""
     if is_byte_reversal(data, model):
         return []
-    wanted = "images" if model.family == "vit" else None
-    if wanted is None and data.corpus in OTHER_DATA and data.path is None:
-        return [
-            f"data.corpus {data.corpus} holds no text ({OTHER_DATA[data.corpus]}), and a model of "
-            f"the family {model.family} reads text: give a corpus of text"
-        ]
-    if wanted is not None and data.corpus not in ("images", "mnist"):
-        return [
-            f"data.corpus {data.corpus} is nothing for a model of the family {model.family}: give "
-            f"--data.corpus {wanted} ({OTHER_DATA[wanted]})"
-        ]
-    if wanted is not None and data.path is None:
-        return [f"data.path is none: give --data.path FOLDER ({OTHER_DATA[data.corpus]})"]
-    return []
+    related = ("model.family", "data.path")
+    if model.family != "vit":
+        if data.corpus not in OTHER_DATA or data.path is not None:
+            return []
+        message = (
+            f"got {data.corpus} ({OTHER_DATA[data.corpus]}); expected text for model.family "
+            f"{model.family}; give a text corpus"
+        )
+    elif data.corpus not in ("images", "mnist"):
+        message = (
+            f"got {data.corpus}; expected images for model.family vit; give --data.corpus images "
+            f"({OTHER_DATA['images']})"
+        )
+    elif data.path is None:
+        message = f"got none; give --data.path FOLDER ({OTHER_DATA[data.corpus]})"
+        return [Problem("data.path", message, ("data.corpus",))]
+    else:
+        return []
+    return [Problem("data.corpus", message, related)]
 
 
 _TEXT_FAMILIES = ("gpt", "bert", "encoder_decoder")
-# Choices of data that only some families heed.
-_HEEDED_BY = {
+# Data options that only some model families use.
+_FAMILIES_OF_OPTION = {
     "whole_words": ("bert",), "resize": ("vit",), "augment": ("vit",),
     "mixture": _TEXT_FAMILIES, "packing": _TEXT_FAMILIES,
 }  # fmt: skip
 
 
-def _check_data_choices(data: DataConfig, model: ModelConfig) -> list[str]:
+def _check_data_options(data: DataConfig, model: ModelConfig) -> list[Problem]:
     default = DataConfig()
     return [
-        f"data.{name} is for models of the family {' or '.join(families)}, and this one is of "
-        f"{model.family}: leave it out"
-        for name, families in _HEEDED_BY.items()
+        Problem(
+            f"data.{name}",
+            f"got {getattr(data, name)} with model.family {model.family}; expected "
+            f"{' or '.join(families)}; leave it out",
+            ("model.family",),
+        )
+        for name, families in _FAMILIES_OF_OPTION.items()
         if getattr(data, name) != getattr(default, name) and model.family not in families
     ]
 
 
 def is_byte_reversal(data: DataConfig, model: ModelConfig) -> bool:
-    """Tell whether a run learns to write made-up strings backwards."""
+    """Return whether a run trains on the synthetic byte-reversal task."""
     return (
         isinstance(model, EncoderDecoderConfig)
         and data.corpus == "byte-reversal"
@@ -248,29 +255,29 @@ def is_byte_reversal(data: DataConfig, model: ModelConfig) -> bool:
 
 
 def reads_text(config: "Config") -> bool:
-    """Tell whether a run reads a corpus of text."""
+    """Return whether a run reads a text corpus."""
     is_image = isinstance(config.model, ViTConfig)
     return not is_image and not is_byte_reversal(config.data, config.model)
 
 
-def _check_sequence_length(data: DataConfig, model: ModelConfig) -> list[str]:
+def _check_sequence_length(data: DataConfig, model: ModelConfig) -> list[Problem]:
     if isinstance(model, ViTConfig):
         return []
-    # The start stands before what is written of such a string; of text an encoder-decoder reads
-    # less than a row, and writes a fraction.
+    # Byte reversal adds a start token; span corruption makes rows shorter than seq_len.
     needed = data.seq_len + is_byte_reversal(data, model)
     if needed <= model.max_seq_len:
         return []
-    return [
-        f"data.seq_len {data.seq_len} is longer than model.max_seq_len {model.max_seq_len}: "
-        f"give --model.max_seq_len {needed} or a shorter --data.seq_len"
-    ]
+    message = (
+        f"got {data.seq_len}; expected at most model.max_seq_len={model.max_seq_len}; give "
+        f"--model.max_seq_len {needed} or a shorter --data.seq_len"
+    )
+    return [Problem("data.seq_len", message, ("model.max_seq_len",))]
 
 
-def _check_vocabulary(data: DataConfig, model: ModelConfig, train: TrainConfig) -> list[str]:
+def _check_vocabulary(data: DataConfig, model: ModelConfig, train: TrainConfig) -> list[Problem]:
     if not isinstance(model, GPTConfig | BertConfig):
         return []
-    # The sizes that are known before the tokenizer is; `with_vocabulary` checks the real one.
+    # Sizes that are known without the tokenizer; `with_vocabulary` checks the actual size.
     known = {"gpt2": GPT2_VOCAB_SIZE, "bpe": data.vocab_size}
     size = known.get(data.tokenizer_kind, 0)
     if train.vocab_from_tokenizer or model.vocab_size >= size:
@@ -278,61 +285,67 @@ def _check_vocabulary(data: DataConfig, model: ModelConfig, train: TrainConfig) 
     return [_vocabulary_too_small(model.vocab_size, size)]
 
 
-def _vocabulary_too_small(given: int, needed: int) -> str:
-    return (
-        f"model.vocab_size {given} is smaller than the tokenizer's {needed} tokens: leave it out "
-        f"to take the tokenizer's, or give --model.vocab_size {next_multiple(needed, 64)}"
+def _vocabulary_too_small(given: int, needed: int) -> Problem:
+    message = (
+        f"got {given}; expected at least the tokenizer's {needed} ids; leave it out, or give "
+        f"--model.vocab_size {next_multiple(needed, 64)}"
     )
+    return Problem("model.vocab_size", message, ("data.tokenizer",))
 
 
-def _check_precision(model: ModelConfig, train: TrainConfig) -> list[str]:
-    followed = {
+def _check_precision(model: ModelConfig, train: TrainConfig) -> list[Problem]:
+    implied = {
         "dtype": DTYPE_OF_PRECISION[train.precision],
         "float8": train.precision == "fp8",
     }
     return [
-        f"model.{name} {getattr(model, name)} contradicts train.precision {train.precision}: "
-        f"give --train.precision alone, model.{name} follows it"
-        for name, value in followed.items()
+        Problem(
+            f"model.{name}",
+            f"got {getattr(model, name)}; expected {value}, which follows from train.precision "
+            f"{train.precision}; give --train.precision alone",
+            ("train.precision",),
+        )
+        for name, value in implied.items()
         if getattr(model, name) != value
     ]
 
 
-# muP's factors of the learning rate are for steps whose size does not follow the gradient's.
+# muP's learning-rate factors assume updates whose size does not depend on the gradient's.
 _MUP_OPTIMIZERS = ("adam", "adamw", "lion", "schedule_free_adamw")
 
 
-def _check_mup(model: ModelConfig, optimizer: OptimizerConfig) -> list[str]:
+def _check_mup(model: ModelConfig, optimizer: OptimizerConfig) -> list[Problem]:
     if model.mup_base is None or optimizer.name in _MUP_OPTIMIZERS:
         return []
-    return [
-        f"model.mup_base {model.mup_base} scales learning rates as Adam and what is like it needs "
-        f"them, and optimizer.name is {optimizer.name}: give one of {', '.join(_MUP_OPTIMIZERS)}, "
-        "or leave model.mup_base out"
-    ]
+    message = (
+        f"got {model.mup_base} with optimizer.name {optimizer.name}; expected one of "
+        f"{', '.join(_MUP_OPTIMIZERS)}; change the optimizer or leave model.mup_base out"
+    )
+    return [Problem("model.mup_base", message, ("optimizer.name",))]
 
 
-def _check_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig) -> list[str]:
+def _check_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig) -> list[Problem]:
     if optimizer.name != "schedule_free_adamw" or schedule.name == "constant":
         return []
-    return [
-        f"optimizer.name {optimizer.name} averages instead of lowering the learning rate, and "
-        f"schedule.name is {schedule.name}: give --schedule.name constant (with a warm-up)"
-    ]
+    message = (
+        f"got {schedule.name} with optimizer.name {optimizer.name}, which needs no decay; "
+        "expected constant; give --schedule.name constant (with a warm-up)"
+    )
+    return [Problem("schedule.name", message, ("optimizer.name",))]
 
 
-def _check_schedule_lengths(schedule: ScheduleConfig, train: TrainConfig) -> list[str]:
+def _check_schedule_lengths(schedule: ScheduleConfig, train: TrainConfig) -> list[Problem]:
     try:
         schedule.in_steps(train.max_steps)
     except ValueError as error:
-        return [f"schedule: {line}" for line in str(error).splitlines()]
+        return [problem.within("schedule") for problem in problems_of(error)]
     return []
 
 
 def _check_mesh(
     data: DataConfig, model: ModelConfig, train: TrainConfig, mesh: MeshConfig
-) -> list[str]:
-    # A size of -1 is known only when the devices are: `Config.mesh_problems` is asked again.
+) -> list[Problem]:
+    # An axis size of -1 depends on the devices: `Config.check_mesh` checks again.
     return mesh_problems(
         model,
         train,
@@ -344,17 +357,17 @@ def _check_mesh(
 
 
 def row_length(data: DataConfig, model: ModelConfig) -> int | None:
-    """Return how many tokens a model reads of a row, None where the data decide that."""
+    """Return the number of tokens of a row; None if it depends on the data."""
     if isinstance(model, ViTConfig):
         return model.max_seq_len
     return None if isinstance(model, EncoderDecoderConfig) else data.seq_len
 
 
-_CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[str]]], ...] = (
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("name",), _check_name),
     (("seed",), _check_seed),
     (("data", "model"), _check_data),
-    (("data", "model"), _check_data_choices),
+    (("data", "model"), _check_data_options),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),

@@ -1,9 +1,11 @@
-"""How long a run trains, how much at once, and in which precision. Standard library only."""
+"""Configuration of training length, batch size and precision. Imports no JAX."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from tjx_core import ConfigError, Problem, unknown_name
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 
@@ -11,7 +13,7 @@ DTYPE_OF_PRECISION: Mapping[str, str] = {
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
-    "fp8": "bfloat16",  # of all but the products that model.float8 is about
+    "fp8": "bfloat16",  # except in the matrix products of model.float8
 }
 
 
@@ -20,42 +22,42 @@ MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long to train, how much at once, and how often to look.
+    """Training length, batch size, precision and evaluation.
 
     Attributes
     ----------
     max_steps
-        Optimizer steps in the whole run.
+        Optimizer steps of the run.
     batch_size
-        Sequences of one optimizer step, over all devices and accumulated pieces.
+        Sequences per optimizer step, over all devices and microbatches.
     accumulation
-        Pieces a step is computed in, one after another; none: as few as device_batch_size allows.
+        Microbatches per step; none: as few as device_batch_size allows.
     device_batch_size
-        Most sequences that one device takes at once, where accumulation is not given; none: all.
+        Largest number of sequences per device and microbatch, without accumulation; none: all.
     init_from
-        Weights to begin with: a folder in the format of Hugging Face transformers, or a name on its
+        Pretrained weights: a folder in the format of Hugging Face transformers, or a name on its
         hub such as openai-community/gpt2; its tokenizer is the default of data.tokenizer. none:
-        random ones.
+        random initialization.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
-        fp8 is bf16 with 8-bit floats in the products of attention's projections and of the MLP.
+        fp8 is bf16 with 8-bit floats in the matrix products of attention projections and MLP.
     deterministic
-        Same bits in every run on a GPU, through XLA's --xla_gpu_deterministic_ops: slower. CPUs and
-        TPUs need no flag.
+        Bit-identical runs on a GPU, by XLA's --xla_gpu_deterministic_ops: slower. CPUs and TPUs
+        need no flag.
     eval_every
         Steps between two evaluations; the last step is always evaluated.
     eval_tokens
-        Most validation tokens that one evaluation reads; none: all of them.
+        Largest number of validation tokens per evaluation; none: all of them.
     sample_tokens
-        Tokens of the sample that is printed at the end; 0 prints none.
+        Length of the text sample printed at the end; 0 prints none.
     sample_prompt
-        Text that the sample goes on from; none: the start of a document.
+        Prompt of the sample; none: the start of a document.
     sample_temperature
-        Temperature of the sample; 0 always takes the likeliest token.
+        Temperature of the sample; 0 is greedy.
     sample_top_k
-        The sample draws from this many likeliest tokens; none: from all.
+        The sample draws from this many most probable tokens; none: from all.
     vocab_from_tokenizer
-        Whether model.vocab_size follows the tokenizer; giving model.vocab_size makes it false.
+        Whether model.vocab_size follows the tokenizer; setting model.vocab_size makes it false.
     """
 
     max_steps: int = 1000
@@ -74,59 +76,58 @@ class TrainConfig:
     vocab_from_tokenizer: bool = True
 
     def __post_init__(self) -> None:
-        at_least_one = ("max_steps", "batch_size", "eval_every")
-        or_none = ("accumulation", "device_batch_size", "eval_tokens", "sample_top_k")
-        problems = [
-            f"{name}={value}: must be at least 1{' or none' if name in or_none else ''}"
-            for name in (*at_least_one, *or_none)
-            if (value := getattr(self, name)) is not None and value < 1
-        ]
-        problems += [
-            f"{name}={value}: must be at most {MAX_COUNT}"
-            for name in (*at_least_one, *or_none, "sample_tokens")
-            if (value := getattr(self, name)) is not None and value > MAX_COUNT
-        ]
-        if self.sample_tokens < 0:
+        problems = [*self._check_counts(), *self._check_choices()]
+        microbatches = self.accumulation or 1
+        if not problems and self.batch_size % microbatches:
             problems.append(
-                f"sample_tokens={self.sample_tokens}: must be at least 0; 0 prints none"
-            )
-        if not (math.isfinite(self.sample_temperature) and self.sample_temperature >= 0):
-            problems.append(
-                f"sample_temperature={self.sample_temperature}: must be at least 0; 0 is greedy"
-            )
-        if self.precision not in get_args(Precision):
-            problems.append(
-                f"precision={self.precision!r}: must be one of {', '.join(get_args(Precision))}"
-            )
-        pieces = self.accumulation or 1
-        if not problems and self.batch_size % pieces:
-            problems.append(
-                f"batch_size={self.batch_size} cannot be cut into accumulation={pieces} equal "
-                f"pieces; try batch_size {next_multiple(self.batch_size, pieces)} or accumulation "
-                f"{math.gcd(self.batch_size, pieces)}"
+                Problem(
+                    "batch_size",
+                    f"got {self.batch_size}; expected a multiple of accumulation={microbatches}; "
+                    f"give batch_size {next_multiple(self.batch_size, microbatches)} or "
+                    f"accumulation {math.gcd(self.batch_size, microbatches)}",
+                    ("accumulation",),
+                )
             )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
+
+    def _check_counts(self) -> Iterator[Problem]:
+        required = ("max_steps", "batch_size", "eval_every")
+        optional = ("accumulation", "device_batch_size", "eval_tokens", "sample_top_k")
+        for name in (*required, *optional, "sample_tokens"):
+            value, least = getattr(self, name), 0 if name == "sample_tokens" else 1
+            if value is not None and not least <= value <= MAX_COUNT:
+                rule = f"at least {least}" if value < least else f"at most {MAX_COUNT}"
+                yield Problem(
+                    name, f"got {value}; expected {rule}{' or none' if name in optional else ''}"
+                )
+
+    def _check_choices(self) -> Iterator[Problem]:
+        temperature = self.sample_temperature
+        if not (math.isfinite(temperature) and temperature >= 0):
+            yield Problem(
+                "sample_temperature", f"got {temperature}; expected at least 0; 0 is greedy"
+            )
+        if self.precision not in get_args(Precision):
+            yield unknown_name("precision", self.precision, get_args(Precision))
 
     def accumulation_for(self, shards: int, *, stages: int = 1, whole_rounds: bool = False) -> int:
-        """Return the number of pieces that a step is computed in.
+        """Return the number of microbatches per step.
 
-        In a pipeline these are its microbatches: where their number is not given, four for each
-        stage, or as many as there can be.
+        In a pipeline the default is four per stage, or as many as the batch allows.
 
         Parameters
         ----------
         shards : int
-            Parts that every piece is split into: the sizes of the mesh's axes data, fsdp and
-            expert, multiplied.
+            Shards of the batch: the product of the mesh axes data, fsdp and expert.
         stages : int
-            Stages of the pipeline; each wants a piece of its own.
+            Pipeline stages; at least one microbatch each is required.
         whole_rounds : bool
-            Whether the pieces must be a multiple of the stages.
+            Whether the number must be a multiple of the stages.
 
         Raises
         ------
-        ValueError
+        ConfigError
             If the batch cannot be split equally.
 
         Examples
@@ -138,12 +139,13 @@ class TrainConfig:
         """
         unit = shards * (self.accumulation or 1)
         if self.batch_size % unit:
-            pieces = f" x accumulation {self.accumulation}" if self.accumulation else ""
-            raise ValueError(
-                f"train.batch_size {self.batch_size} is not a multiple of {unit} (mesh data x fsdp "
-                f"x expert {shards}{pieces}): give smaller mesh sizes or --train.batch_size "
+            factor = f" x accumulation {self.accumulation}" if self.accumulation else ""
+            message = (
+                f"got {self.batch_size}; expected a multiple of {unit} (mesh data x fsdp x expert "
+                f"{shards}{factor}); give smaller mesh sizes or --train.batch_size "
                 f"{next_multiple(self.batch_size, unit)}"
             )
+            raise ConfigError([Problem("train.batch_size", message, ("train.accumulation",))])
         sequences = self.batch_size // shards
         limit = self.device_batch_size or sequences
         small = [n for n in range(1, math.isqrt(sequences) + 1) if sequences % n == 0]
@@ -158,12 +160,13 @@ class TrainConfig:
         unit = stages if whole_rounds else 1
         fitting = [n for n in fitting if n >= stages and n % unit == 0]
         if not fitting:
-            raise ValueError(
-                f"mesh.stage {stages} wants at least {stages} microbatches"
-                f"{f', a multiple of {stages},' if whole_rounds else ''} and train.accumulation is "
-                f"{self.accumulation or 'none'} with {sequences} sequences on each device: "
-                f"give --train.accumulation {4 * stages} and a batch that it divides"
+            multiple = f", a multiple of {stages}," if whole_rounds else ""
+            message = (
+                f"got {self.accumulation or 'none'} with {sequences} sequences per device; "
+                f"expected at least mesh.stage={stages} microbatches{multiple} per step; give "
+                f"--train.accumulation {4 * stages} and a batch that it divides"
             )
+            raise ConfigError([Problem("train.accumulation", message, ("mesh.stage",))])
         return next((n for n in fitting if n >= 4 * stages), fitting[-1])
 
 

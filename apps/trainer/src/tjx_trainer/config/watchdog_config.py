@@ -1,21 +1,23 @@
-"""When a run counts as hanging, and how often it says that it lives. Standard library only."""
+"""Configuration of the watchdog: when a run counts as hung. Standard library and tjx_core only."""
 
 import math
 from dataclasses import dataclass
 
+from tjx_core import ConfigError, Problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogConfig:
-    """When a run counts as hanging, and how often it says that it lives.
+    """Hang detection and heartbeat.
 
     Attributes
     ----------
     enabled
-        Whether a run that hangs is ended, its stacks being written; false to debug it in peace.
+        Whether a hung run is ended after writing its stacks; false for debugging.
     factor
-        A step hangs when it takes this many times the median of those before it.
+        A step hangs if it takes this many times the median of the earlier steps.
     min_seconds
-        Nothing that takes less counts as hanging.
+        Shorter phases never count as hung.
     heartbeat_seconds
         Seconds between two writes of heartbeat.json; without progress it is not written.
     """
@@ -27,14 +29,17 @@ class WatchdogConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}={value}: must be a number above 0, such as {default:g}"
+            Problem(name, f"got {value}; expected a number above 0, such as {default:g}")
             for name, default in (("min_seconds", 60.0), ("heartbeat_seconds", 10.0))
             if not (math.isfinite(value := getattr(self, name)) and value > 0)
         ]
         if not (math.isfinite(self.factor) and self.factor > 1):
             problems.append(
-                f"factor={self.factor}: must be above 1, such as 10; to switch it off give "
-                "--watchdog.enabled false"
+                Problem(
+                    "factor",
+                    f"got {self.factor}; expected a number above 1, such as 10; to disable the "
+                    "watchdog give --watchdog.enabled false",
+                )
             )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tjx_core import ConfigError, problems_of
 from tjx_trainer.cli.command_line import exit_with_errors
-from tjx_trainer.config.run_config import ConfigError
 from tjx_trainer.planning.plan_command import ParameterFlags, command_help, device_count, read_flags
 from tjx_trainer.runtime.exit_codes import ExitCode
 
@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         try:
             parts = build_step_components(config, cpu_devices(count))
         except ValueError as error:
-            raise ConfigError(str(error).splitlines()) from error
+            raise ConfigError(problems_of(error)) from error
     except ConfigError as error:
         exit_with_errors(error)
     found = list(rows(config.model, parts.abstract.params))

@@ -3,7 +3,6 @@
 JAX is imported after the command line is parsed, so mistakes are reported at once.
 """
 
-import difflib
 import json
 import math
 import os
@@ -15,12 +14,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from tjx_core import ConfigError, Problem, nearest_name, problems_of
 from tjx_parallel.config import AXES
 from tjx_parallel.planning.chips import CHIPS, Chip, find_chip
-from tjx_trainer.cli.command_line import convert, exit_with_errors, format_value, resolve
+from tjx_trainer.cli.arguments import resolve
+from tjx_trainer.cli.command_line import exit_with_errors
+from tjx_trainer.cli.values import convert, format_value
 from tjx_trainer.config.config_tree import Leaf, leaves
 from tjx_trainer.config.presets import RawValue
-from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.exit_codes import ExitCode
 from tjx_trainer.runtime.xla_flags import request_determinism, set_flags
 
@@ -107,7 +109,7 @@ def run(argv: Sequence[str]) -> int:
         try:
             planned = plan_step(config, chip, count)
         except ValueError as error:
-            raise ConfigError(str(error).splitlines()) from error
+            raise ConfigError(problems_of(error)) from error
     except ConfigError as error:
         exit_with_errors(error)
     found = plan(planned.step, chip, compute_efficiency=flags.compute_efficiency)
@@ -175,14 +177,16 @@ def read_flags[Flags: (PlanFlags, ParameterFlags)](
             problems.append(f"--chip: {error}")
     efficiency = values.get("compute_efficiency")
     if efficiency is not None and not 0 < efficiency <= 1:
-        problems.append(f"--compute_efficiency: {efficiency:g} was given, expected a share, as 0.5")
+        problems.append(
+            f"--compute_efficiency: got {efficiency:g}; expected a fraction such as 0.5"
+        )
     if problems:
         raise ConfigError(problems)
     return kind(**values), config
 
 
 def read_command_flags(
-    own: Mapping[str, str], kind: type, problems: list[str], *, prefix: str = ""
+    own: Mapping[str, str], kind: type, problems: list[Problem | str], *, prefix: str = ""
 ) -> dict[str, Any]:
     """Convert a command's own flags to values, by field name.
 
@@ -210,7 +214,7 @@ def read_command_flags(
 
 def split_command_flags(
     argv: Sequence[str], own: Sequence[str]
-) -> tuple[dict[str, str], list[str], list[str]]:
+) -> tuple[dict[str, str], list[str], list[Problem | str]]:
     """Split a command line into a command's own flags, the other arguments, and mistakes.
 
     Examples
@@ -220,12 +224,12 @@ def split_command_flags(
     """
     found: dict[str, str] = {}
     others: list[str] = []
-    problems: list[str] = []
+    problems: list[Problem | str] = []
     words = list(argv)
     while words:
         word = words.pop(0)
         name, has_value, value = word.removeprefix("--").partition("=")
-        near = difflib.get_close_matches(name, own, n=1, cutoff=0.75)
+        near = nearest_name(name, own, cutoff=0.75)
         is_flag = word.startswith("--") and name not in leaves() and name != "config"
         if not is_flag or not near:
             others.append(word)
@@ -233,11 +237,11 @@ def split_command_flags(
         if not has_value:
             value = words.pop(0) if words and not words[0].startswith("--") else ""
         if name not in own:
-            problems.append(f"--{name}: there is no such flag; did you mean --{near[0]}?")
+            problems.append(f"--{name}: unknown flag; did you mean --{near}?")
         elif name in found:
-            problems.append(f"--{name} is given twice: keep one")
+            problems.append(f"--{name}: given twice; keep one")
         elif not value:
-            problems.append(f"--{name}: its value is missing")
+            problems.append(f"--{name}: got no value; expected one")
         else:
             found[name] = value
     return found, others, problems
@@ -284,4 +288,6 @@ def _chip(flags: PlanFlags) -> Chip:
     try:
         return chip._replace(usable=float(share))
     except ValueError:
-        raise ConfigError([f"XLA_CLIENT_MEM_FRACTION {share!r}: must be a share, as .92"]) from None
+        raise ConfigError(
+            [f"XLA_CLIENT_MEM_FRACTION: got {share!r}; expected a fraction such as .92"]
+        ) from None

@@ -23,12 +23,12 @@ import yaml
 
 import tjx_ckpt
 from tjx_ckpt.store.temporary_files import flush, make_folder
-from tjx_core import write_atomically
+from tjx_core import ConfigError, write_atomically
 from tjx_data.bounded_io import read_json_object
-from tjx_trainer.cli.command_line import resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.config_compat import incompatible_changes
 from tjx_trainer.config.config_tree import flatten
-from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime import provenance
 
 RUNS_FOLDER = Path("runs")
@@ -265,7 +265,7 @@ def check_resumable(run: RunDirectory, config: Config) -> Config:
     differing = incompatible_changes(saved, config, steps_done=done)
     if differing:
         head = (
-            f"--run_dir {run.path} holds another run; give the same values to resume it, "
+            f"--run_dir: {run.path} holds another run; give the saved values to resume it, "
             "or another --run_dir:"
         )
         raise ConfigError(["\n".join([head, *differing])])

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import NamedTuple
 
 import tjx_ckpt
-from tjx_trainer.cli.command_line import parse_args
+from tjx_trainer.cli.arguments import parse_args
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode
 from tjx_trainer.runtime.run_dir import RunDirectory, make_new

@@ -11,7 +11,7 @@ from collections.abc import Mapping, MutableMapping
 from importlib import metadata
 from typing import Literal, NamedTuple
 
-from tjx_trainer.config.run_config import ConfigError
+from tjx_core import ConfigError
 
 JAXLIB_VERSION = "0.11.2"
 # XLA then uses deterministic cuDNN algorithms, sorts instead of atomic additions, and the first

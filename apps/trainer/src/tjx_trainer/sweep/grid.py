@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_origin
 
-from tjx_trainer.cli.command_line import parse_args, resolve, union_members
+from tjx_core import ConfigError, Problem
+from tjx_trainer.cli.arguments import parse_args, resolve
+from tjx_trainer.cli.values import union_members
 from tjx_trainer.config.config_tree import leaves
-from tjx_trainer.config.run_config import Config, ConfigError
+from tjx_trainer.config.run_config import Config
 
 MAX_RUNS = 1000
 
@@ -90,10 +92,12 @@ def read_grid(argv: Sequence[str]) -> Grid:
     return Grid(axes, _with_own_names(combinations), configs[0])
 
 
-def _axes(given: Mapping[str, str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+def _axes(
+    given: Mapping[str, str],
+) -> tuple[dict[str, tuple[str, ...]], list[Problem | str]]:
     """Return the flags with several values, and the mistakes in them."""
     axes: dict[str, tuple[str, ...]] = {}
-    problems = []
+    problems: list[Problem | str] = []
     for name, written in given.items():
         values = [value.strip() for value in written.split(separator_of(name))]
         if len(values) == 1:
@@ -145,9 +149,9 @@ def _with_own_names(combinations: Sequence[SweepRun]) -> tuple[SweepRun, ...]:
     )
 
 
-def _check(combinations: Sequence[SweepRun]) -> tuple[list[Config], list[str]]:
+def _check(combinations: Sequence[SweepRun]) -> tuple[list[Config], list[Problem | str]]:
     """Validate every run; return each problem once, with the runs that have it."""
-    found: dict[str, list[SweepRun]] = {}
+    found: dict[Problem, list[SweepRun]] = {}
     configs = []
     for each in combinations:
         try:

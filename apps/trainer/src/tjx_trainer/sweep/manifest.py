@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tjx_core import ConfigError
 from tjx_data.bounded_io import read_json_object
-from tjx_trainer.cli.command_line import parse_args
-from tjx_trainer.config.run_config import ConfigError
+from tjx_trainer.cli.arguments import parse_args
 from tjx_trainer.sweep.grid import Grid
 
 SWEEP_FILE = "sweep.json"

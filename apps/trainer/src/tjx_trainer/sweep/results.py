@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tjx_metrics
-from tjx_trainer.config.run_config import ConfigError
+from tjx_core import ConfigError
 from tjx_trainer.runtime.run_dir import RunDirectory
 
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tjx_core import ConfigError
 from tjx_trainer.cli.command_line import exit_with_errors
-from tjx_trainer.config.run_config import ConfigError
 from tjx_trainer.runtime.exit_codes import ExitCode
 from tjx_trainer.sweep.grid import Grid, SweepRun
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
+from tjx_core import ConfigError
 from tjx_trainer.cli.command_line import exit_with_errors
-from tjx_trainer.config.run_config import ConfigError
 from tjx_trainer.planning.plan_command import command_help, read_command_flags, split_command_flags
 from tjx_trainer.runtime.exit_codes import ExitCode
 from tjx_trainer.sweep.grid import SweepRun, read_grid

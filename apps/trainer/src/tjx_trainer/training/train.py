@@ -16,10 +16,11 @@ import tjx_metrics
 import tjx_nn
 import tjx_parallel
 from tjx_ckpt.cli.terminal import printable
+from tjx_core import ConfigError, problems_of
 from tjx_nn.layers.scan_layers import uses_scan
 from tjx_trainer.cli.progress_bar import DataProgressBar
 from tjx_trainer.config.config_compat import with_legacy_values
-from tjx_trainer.config.run_config import Config, ConfigError, reads_text
+from tjx_trainer.config.run_config import Config, reads_text
 from tjx_trainer.planning.dry_run import print_dry_run
 from tjx_trainer.runtime.allocator import retain_freed_memory, run_cpu_programs_inline
 from tjx_trainer.runtime.attention_report import report_attention
@@ -83,7 +84,7 @@ def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> 
         tjx_parallel.initialize(config.distributed)
         tjx_parallel.check_equal_across_processes("configuration", shared_settings(config))
     except ValueError as error:
-        raise ConfigError(str(error).splitlines()) from error
+        raise ConfigError(problems_of(error)) from error
     if find_backend() == "cpu":
         retain_freed_memory()
     with (
@@ -366,7 +367,7 @@ def prepare(config: Config) -> Job:
     except (tjx_data.HubError, tjx_data.DataError):
         raise
     except ValueError as error:
-        raise ConfigError(str(error).splitlines()) from error
+        raise ConfigError(problems_of(error)) from error
     log_info(f"data           {job.task.data_summary}")
     log_info(
         f"model          {tjx_nn.count_params(config.model):,} parameters on "

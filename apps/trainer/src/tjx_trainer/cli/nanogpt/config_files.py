@@ -1,18 +1,19 @@
-"""nanoGPT's config files: those that it ships, and a user's own, read without running them."""
+"""nanoGPT's config files: those it ships, and a user's own, parsed without running them."""
 
 import ast
-import difflib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tjx_core import nearest_name
+
 Value = bool | int | float | str
 
 _GPT2_BASELINE = {"batch_size": 8, "eval_iters": 500, "eval_only": True, "wandb_log": False}
 
-# By the files' names; https://github.com/karpathy/nanoGPT, folder config.
+# By file name; https://github.com/karpathy/nanoGPT, folder config.
 BUNDLED_CONFIGS: Mapping[str, Mapping[str, Value]] = {
     "train_gpt2": {
         "wandb_log": True, "wandb_project": "owt", "wandb_run_name": "gpt2-124M",
@@ -45,16 +46,16 @@ BUNDLED_CONFIGS: Mapping[str, Mapping[str, Value]] = {
 
 @dataclass
 class Settings:
-    """What a config file sets.
+    """Settings of a config file.
 
     Attributes
     ----------
     values : dict of str to Value
-        By nanoGPT's names.
+        Values by nanoGPT's names.
     lines : dict of str to str
-        Where each was written, such as ``mine.py:3``; empty for a file that nanoGPT ships.
+        Origin of each, such as ``mine.py:3``; empty for a file that nanoGPT ships.
     problems : list of str
-        What could not be read, a line each.
+        Mistakes, a line each.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -63,36 +64,34 @@ class Settings:
 
 
 def read_config_file(word: str) -> Settings:
-    """Read a config file that is there, or give the values of the shipped one of this name."""
+    """Read a config file, or return the values of the shipped file of this name."""
     path = Path(word)
     if path.suffix != ".py":
-        return Settings(problems=[f"{word}: this belongs to no flag; {_HOW}"])
+        return Settings(problems=[f"{word}: belongs to no flag; {_HOW}"])
     if path.is_file():
         try:
             return _read_source(path.read_text(encoding="utf-8"), str(path))
         except (OSError, UnicodeDecodeError) as error:
-            return Settings(problems=[f"{word}: the file cannot be read ({error})"])
+            return Settings(problems=[f"{word}: cannot be read ({error})"])
     if path.stem in BUNDLED_CONFIGS:
         return Settings(values=dict(BUNDLED_CONFIGS[path.stem]))
-    near = difflib.get_close_matches(path.stem, BUNDLED_CONFIGS, n=1)
+    near = nearest_name(path.stem, BUNDLED_CONFIGS)
     hint = (
-        f"did you mean config/{near[0]}.py?"
-        if near
-        else f"nanoGPT ships {', '.join(BUNDLED_CONFIGS)}"
+        f"did you mean config/{near}.py?" if near else f"nanoGPT ships {', '.join(BUNDLED_CONFIGS)}"
     )
-    return Settings(problems=[f"{word}: there is no such file; {hint}"])
+    return Settings(problems=[f"{word}: file not found; {hint}"])
 
 
-_HOW = "a value is given as --name=value, a config file as config/train_shakespeare_char.py"
+_HOW = "give values as --name=value and config files as config/train_shakespeare_char.py"
 
 
 def _read_source(source: str, label: str) -> Settings:
-    """Take the plain assignments of a Python file; nothing of it is run."""
+    """Parse the simple assignments of a Python file without running it."""
     found = Settings()
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError) as error:
-        found.problems.append(f"{label}: this is not Python ({error})")
+        found.problems.append(f"{label}: not valid Python ({error})")
         return found
     for statement in body:
         if isinstance(statement, ast.Import | ast.ImportFrom) or _is_docstring(statement):
@@ -101,18 +100,18 @@ def _read_source(source: str, label: str) -> Settings:
         target = statement.targets[0] if isinstance(statement, ast.Assign) else None
         if not isinstance(target, ast.Name) or not isinstance(statement, ast.Assign):
             found.problems.append(
-                f"{where}: only `name = value` is read of a config file, and nothing is run; give "
-                "the value itself"
+                f"{where}: expected `name = value`, as config files are not executed; give the "
+                "value itself"
             )
         elif (value := _evaluate(statement.value)) is not None:
             found.values[target.id] = value
             found.lines[target.id] = where
-        elif target.id == "wandb_run_name":  # a time is often part of it, and it decides nothing
+        elif target.id == "wandb_run_name":  # often contains a timestamp; without effect
             found.lines[target.id] = where
         else:
             found.problems.append(
-                f"{where}: {target.id} is computed, and nothing of a config file is run; give the "
-                "value itself"
+                f"{where}: got a computed {target.id}; expected a literal, as config files are not "
+                "executed; give the value itself"
             )
     return found
 
@@ -131,7 +130,7 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
 
 
 def _evaluate(node: ast.expr) -> Value | None:
-    """Return a literal's value, also of numbers that are added and multiplied (5 * 8)."""
+    """Return the value of a literal, or of arithmetic on numbers such as 5 * 8."""
     if isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
         left, right = _evaluate(node.left), _evaluate(node.right)
         if isinstance(left, int | float) and isinstance(right, int | float):
@@ -148,7 +147,7 @@ def _evaluate(node: ast.expr) -> Value | None:
 
 
 def unknown_names(settings: Settings, known: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tell mistyped names, which are mistakes, from names that only the file itself uses.
+    """Return unknown names as problems if they look mistyped, else as notes.
 
     Returns
     -------
@@ -157,10 +156,10 @@ def unknown_names(settings: Settings, known: Sequence[str]) -> tuple[list[str], 
     """
     problems, notes = [], []
     for name in settings.values.keys() - known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        near = nearest_name(name, known, cutoff=0.75)
         where = f"{settings.lines.get(name, '')}: {name}"
         if near:
-            problems.append(f"{where}: train.py has no such setting; did you mean {near[0]}?")
+            problems.append(f"{where}: train.py has no such setting; did you mean {near}?")
         else:
             notes.append(f"{where}: train.py has no such setting; ignored")
     return problems, notes

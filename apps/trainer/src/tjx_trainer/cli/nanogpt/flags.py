@@ -1,4 +1,4 @@
-"""What each flag of nanoGPT's train.py is here: a table, and the values it turns into.
+"""Flags of nanoGPT's train.py, and their translation to configuration values.
 
 https://github.com/karpathy/nanoGPT, `train.py` and `model.py`.
 """
@@ -32,13 +32,13 @@ class Flag:
     Attributes
     ----------
     default : bool, int, float or str
-        train.py's own.
+        Default in train.py.
     becomes : tuple of str
-        The values here that follow from it, by dotted name.
+        Configuration fields that follow from it, by dotted name.
     about : str
-        What it means here, for the table in the documentation.
+        Meaning here, for the table in the documentation.
     note : str
-        What to say where it is given, because it means less here than there.
+        Note to print when it is given and has less effect than in train.py.
     """
 
     default: Value
@@ -154,9 +154,9 @@ FLAGS: Mapping[str, Flag] = {
 
 
 def to_config_values(values: Values) -> dict[str, Any]:
-    """Turn a value for each of train.py's flags into values here, by dotted name.
+    """Translate a value for each flag of train.py to configuration values by dotted name.
 
-    `init_from` and `out_dir` are taken as they are: what they ask of files is not looked at.
+    `init_from` and `out_dir` are translated without reading files.
     """
     given = GPT2_SIZES.get(values["init_from"])
     sizes = values if given is None else {**values, **given, "bias": True}
@@ -185,7 +185,7 @@ def to_config_values(values: Values) -> dict[str, Any]:
         "model.max_seq_len": values["block_size"],
         "model.dropout": values["dropout"],
         "model.attention_dropout": values["dropout"],
-        # GPT-2 was trained with the tanh formula; nanoGPT computes GELU exactly.
+        # GPT-2 was trained with the tanh approximation of GELU; nanoGPT computes the exact GELU.
         "model.activation": "gelu_erf" if given is None else "gelu_tanh",
         "optimizer.name": "adamw",
         "optimizer.learning_rate": values["learning_rate"],
@@ -199,7 +199,7 @@ def to_config_values(values: Values) -> dict[str, Any]:
 
 
 def precision(values: Values) -> str:
-    """Return the type of the computation, which on a CPU is float32 whatever dtype says."""
+    """Return the compute precision; on a CPU always float32."""
     return "fp32" if values["device"] == "cpu" else PRECISIONS[values["dtype"]]
 
 
@@ -216,12 +216,12 @@ def _schedule(values: Values) -> dict[str, Any]:
 
 
 def input_file(dataset: str) -> Path:
-    """Return where prepare.py leaves the text of a data set."""
+    """Return the file to which prepare.py writes the text of a data set."""
     return Path("data") / dataset / "input.txt"
 
 
 def corpus_of(dataset: str) -> str:
-    """Return the corpus that a data set is, whether there is one of this name or not."""
+    """Return the corpus name of a data set; the corpus need not exist."""
     return dataset.removesuffix("_char")
 
 
@@ -232,7 +232,7 @@ def _data(values: Values) -> dict[str, Any]:
     found: dict[str, Any] = {
         "data.seq_len": values["block_size"],
         "data.tokenizer": "char" if is_char else "gpt2",
-        # As prepare.py does: the last tenth of one text; 0.05 % of OpenWebText's documents.
+        # As in prepare.py: the last tenth of a single text, 0.05 % of OpenWebText's documents.
         "data.holdout": "tail" if is_one_text else "documents",
         "data.holdout_fraction": 0.1 if is_one_text else 0.0005,
         # 50,304 rows for GPT-2's 50,257 tokens.
@@ -244,7 +244,7 @@ def _data(values: Values) -> dict[str, Any]:
 
 
 def from_config_values(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags that a run was started with, of those that depend on each other.
+    """Return the flags of a saved run, as far as they depend on each other.
 
     Parameters
     ----------
@@ -282,7 +282,7 @@ def from_config_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table() -> list[str]:
-    """Return the table of every flag, as Markdown, for docs/nanogpt.md."""
+    """Return the table of flags as Markdown, for docs/nanogpt.md."""
     lines = ["| flag | train.py's default | becomes | here it is |", "|---|---|---|---|"]
     for name, flag in FLAGS.items():
         becomes = ", ".join(f"`{one}`" for one in flag.becomes) or "-"

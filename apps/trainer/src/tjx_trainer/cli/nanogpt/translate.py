@@ -1,14 +1,14 @@
-"""`--nanogpt`: a command line of nanoGPT's train.py becomes one of the trainer's own."""
+"""``--nanogpt``: translate the arguments of nanoGPT's train.py to the trainer's."""
 
-import difflib
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tjx_core import ConfigError, Problem, did_you_mean, nearest_name
 from tjx_data.corpora.registry import CORPORA
-from tjx_trainer.cli.command_line import convert, format_value, resolve
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.cli.nanogpt.config_files import BUNDLED_CONFIGS, read_config_file, unknown_names
 from tjx_trainer.cli.nanogpt.flags import (
     FLAGS,
@@ -21,18 +21,19 @@ from tjx_trainer.cli.nanogpt.flags import (
     input_file,
     to_config_values,
 )
-from tjx_trainer.config.config_tree import Leaf, flatten, leaves, speaks_of
+from tjx_trainer.cli.values import convert, format_value
+from tjx_trainer.config.config_tree import Leaf, flatten, leaves
 from tjx_trainer.config.presets import RawValue, suggest_names
-from tjx_trainer.config.run_config import GPT2_VOCAB_SIZE, ConfigError
+from tjx_trainer.config.run_config import GPT2_VOCAB_SIZE
 
 MODE = "--nanogpt"
 BASE_PRESET = "nanogpt"
 
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
-# What may stand beside nanoGPT's flags: names with a dot, and these.
-_OWN = ("seed", "name", "run_dir", "supervise", "dry_run", "help")  # `eval_only` is nanoGPT's too
-# What a checkpoint decides, and where its run says it.
+# The trainer's own flags that are accepted too, besides names with a dot.
+_OWN = ("seed", "name", "run_dir", "supervise", "dry_run", "help")  # nanoGPT has eval_only
+# Model sizes, which a checkpoint determines, and their field in the configuration.
 _SIZES = {
     "n_layer": "model.n_layer",
     "n_head": "model.n_head",
@@ -44,16 +45,16 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Translation:
-    """A command line of nanoGPT's, in the trainer's words.
+    """Translated arguments.
 
     Attributes
     ----------
     words : list of str
-        For `tjx_trainer.cli.command_line`.
+        Arguments for `tjx_trainer.cli.command_line`.
     notes : list of str
-        What is otherwise here, a line each.
+        Differences from nanoGPT, a line each.
     environment : mapping of str to str
-        Variables that choose the device.
+        Environment variables that select the device.
     """
 
     words: list[str]
@@ -63,10 +64,10 @@ class Translation:
 
 @dataclass
 class _Read:
-    """What the words say, and what is wrong with them."""
+    """Parsed arguments, and the mistakes in them."""
 
     values: dict[str, Any] = field(default_factory=dict)
-    on_the_line: set[str] = field(default_factory=set)  # of these, by a flag or a user's own file
+    on_the_line: set[str] = field(default_factory=set)  # set by a flag or a user's own file
     files: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)  # the trainer's own flags and their values
     notes: list[str] = field(default_factory=list)
@@ -79,21 +80,21 @@ class _Read:
 
 
 def translate(argv: Sequence[str]) -> Translation:
-    """Turn nanoGPT's words into the trainer's.
+    """Translate nanoGPT's arguments to the trainer's.
 
     Parameters
     ----------
     argv : sequence of str
-        Flags of train.py (``--batch_size=32``), names of config files, ``--nanogpt``, and flags of
-        the trainer's own (``--data.path FILE``), which win over what a flag of nanoGPT's means.
+        Flags of train.py (``--batch_size=32``), config files, ``--nanogpt``, and the trainer's own
+        flags (``--data.path FILE``), which take precedence over nanoGPT's.
 
     Raises
     ------
     ConfigError
-        With everything that is wrong.
+        With all mistakes.
     """
     read = _read(argv)
-    _refuse_choices(read)
+    _check_choices(read)
     if read.problems:
         raise ConfigError(read.problems)
     if read.values.get("init_from") == "resume":
@@ -103,14 +104,14 @@ def translate(argv: Sequence[str]) -> Translation:
     try:
         resolve([*words, *read.rest])
     except ConfigError as error:
-        raise ConfigError([_in_their_words(line) for line in error.problems]) from None
-    said = [f"--{name}={read.values[name]}: {FLAGS[name].note}"
-            for name in FLAGS if name in read.on_the_line and FLAGS[name].note]  # fmt: skip
-    return Translation([*words, *read.rest], [*read.notes, *said, *notes], _environment(read))
+        raise ConfigError([_with_flags(problem) for problem in error.problems]) from None
+    given = [f"--{name}={read.values[name]}: {FLAGS[name].note}"
+             for name in FLAGS if name in read.on_the_line and FLAGS[name].note]  # fmt: skip
+    return Translation([*words, *read.rest], [*read.notes, *given, *notes], _environment(read))
 
 
 def _read(argv: Sequence[str]) -> _Read:
-    """Cut the words into nanoGPT's flags, config files and the trainer's own flags."""
+    """Split the arguments into nanoGPT's flags, config files and the trainer's own flags."""
     read, rest = _Read(), [word for word in argv if word != MODE]
     flags: dict[str, str] = {}
     while rest:
@@ -124,11 +125,11 @@ def _read(argv: Sequence[str]) -> _Read:
         if takes and not rest[0].endswith(".py"):
             value, equals = rest.pop(0), "="
         if not known:
-            read.problems.append(f"--{name}: nanoGPT's train.py has no such flag{_hint(name)}")
+            read.problems.append(f"--{name}: not a flag of nanoGPT's train.py{_hint(name)}")
         elif name not in FLAGS:
             read.rest.append(f"--{name}={value}" if equals else word)
         elif name in flags:
-            read.problems.append(f"--{name} is given twice: keep one")
+            read.problems.append(f"--{name}: given twice; keep one")
         else:
             flags[name] = value if equals else "true"
     for file in read.files:
@@ -137,8 +138,8 @@ def _read(argv: Sequence[str]) -> _Read:
     if not read.files and shipped in BUNDLED_CONFIGS:
         read.values |= BUNDLED_CONFIGS[shipped]
         read.notes.append(
-            f"--dataset={flags['dataset']}: what is not given is as in nanoGPT's config/"
-            f"{shipped}.py; for train.py's own defaults write train.py as a word"
+            f"--dataset={flags['dataset']}: defaults are those of nanoGPT's config/{shipped}.py; "
+            "for train.py's own defaults add the argument train.py"
         )
     for name, written in flags.items():
         _take(read, name, written, f"--{name}")
@@ -146,7 +147,7 @@ def _read(argv: Sequence[str]) -> _Read:
 
 
 def _take_file(read: _Read, word: str) -> None:
-    if word == "train.py":  # what one is used to write, and that no config file is meant
+    if word == "train.py":  # selects train.py's defaults, without a config file
         return
     settings = read_config_file(word)
     problems, notes = unknown_names(settings, list(FLAGS))
@@ -160,7 +161,7 @@ def _take_file(read: _Read, word: str) -> None:
 
 
 def _take(read: _Read, name: str, written: Any, where: str) -> None:
-    """Read a value as one of the kind that train.py's default is of."""
+    """Convert a value to the type of train.py's default."""
     default = FLAGS[name].default
     text = format_value(written)
     if isinstance(default, str) and len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
@@ -176,28 +177,31 @@ def _take(read: _Read, name: str, written: Any, where: str) -> None:
 
 def _hint(name: str) -> str:
     if name == "config":
-        return "; a config file is given as a word, such as config/train_shakespeare_char.py"
+        return "; give a config file without a flag, such as config/train_shakespeare_char.py"
     wanted = name.lower().replace("-", "_")
     initials = [flag for flag in FLAGS if "".join(w[:1] for w in flag.split("_")) == wanted]
-    near = initials or difflib.get_close_matches(wanted, FLAGS, n=1, cutoff=0.6)
+    near = next(iter(initials), None) or nearest_name(wanted, FLAGS)
     if near:
-        return f"; did you mean --{near[0]}?"
+        return f"; did you mean --{near}?"
     ours = suggest_names(name)
     return f"; did you mean --{ours[0]}?" if ours else f"; it has {', '.join(FLAGS)}"
 
 
-def _refuse_choices(read: _Read) -> None:
-    """Check what is one of several, or is not done here."""
+def _check_choices(read: _Read) -> None:
+    """Check values with a fixed set of choices, and unsupported combinations."""
     values = read.values
     for name, allowed in (("init_from", INIT_FROM), ("dtype", tuple(PRECISIONS))):
         value = values.get(name, FLAGS[name].default)
         if value not in allowed:
-            near = difflib.get_close_matches(value, allowed, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            read.problems.append(f"--{name}={value}: expected one of {', '.join(allowed)}{hint}")
+            hint = did_you_mean(value, allowed)
+            read.problems.append(
+                f"--{name}: got {value}; expected one of {', '.join(allowed)}{hint}"
+            )
     device = values.get("device", "cuda")
     if device not in ("cpu", "cuda") and not device.removeprefix("cuda:").isdecimal():
-        read.problems.append(f"--device={device}: expected cpu, cuda, or one GPU such as cuda:1")
+        read.problems.append(
+            f"--device: got {device}; expected cpu, cuda, or one GPU such as cuda:1"
+        )
     if values.get("eval_only") and values.get("init_from") == "resume":
         read.problems.append(
             "--eval_only=True: got it with --init_from=resume; expected scratch or gpt2*; evaluate "
@@ -205,14 +209,14 @@ def _refuse_choices(read: _Read) -> None:
         )
     for name in ("batch_size", "gradient_accumulation_steps", "block_size", "eval_iters"):
         if values.get(name, 1) < 1:
-            read.problems.append(f"--{name}={values[name]}: must be at least 1")
+            read.problems.append(f"--{name}: got {values[name]}; expected at least 1")
 
 
 def _start(read: _Read) -> tuple[list[str], list[str]]:
-    """Return the words of a run that begins, and notes."""
+    """Return the arguments of a new run, and notes."""
     values = {name: flag.default for name, flag in FLAGS.items()} | read.values
     own_data = read.own_names & {"data.path", "data.corpus", "data.mixture"}
-    problems = _refuse_start(values, read.own_names, has_data=bool(own_data))
+    problems = _check_start(values, read.own_names, has_data=bool(own_data))
     if problems:
         raise ConfigError(problems)
     ours = to_config_values(values)
@@ -222,66 +226,64 @@ def _start(read: _Read) -> tuple[list[str], list[str]]:
     if (gpt2 := values["init_from"]) in GPT2_SIZES:
         ours["model.vocab_size"] = GPT2_VOCAB_SIZE
         notes += [
-            f"--{name}={values[name]}: {gpt2} has its own; ignored"
+            f"--{name}={values[name]}: ignored, {gpt2} has its own"
             for name in _SIZES
             if name != "block_size" and name in read.on_the_line
         ]
     if values["device"] == "cpu" and "dtype" in read.on_the_line:
-        notes.append(f"--dtype={values['dtype']}: on a CPU it is float32, as in train.py")
+        notes.append(f"--dtype={values['dtype']}: float32 on a CPU, as in train.py")
     if "train.eval_tokens" not in read.own_names:
-        notes.append(_of_evaluation(ours["train.eval_tokens"], values["eval_iters"]))
+        notes.append(_evaluation_note(ours["train.eval_tokens"], values["eval_iters"]))
     switches = ["--eval_only"] if values["eval_only"] else []
     return [f"--config={BASE_PRESET}", *switches, *_words(ours, read)], notes
 
 
-def _refuse_start(values: Mapping[str, Any], own: Set[str], *, has_data: bool) -> list[str]:
-    """Say what a run that begins lacks, or would write over."""
+def _check_start(values: Mapping[str, Any], own: Set[str], *, has_data: bool) -> list[str]:
+    """Return what a new run lacks, or would overwrite."""
     dataset, gpt2, folder = values["dataset"], values["init_from"], Path(values["out_dir"])
     problems = []
     if not has_data and not input_file(dataset).is_file() and corpus_of(dataset) not in CORPORA:
-        near = difflib.get_close_matches(corpus_of(dataset), CORPORA, n=1)
+        near = nearest_name(corpus_of(dataset), CORPORA)
         ending = "_char" if dataset.endswith("_char") else ""
-        hint = f"; did you mean {near[0]}{ending}?" if near else ""
+        hint = f"; did you mean {near}{ending}?" if near else ""
         problems.append(
-            f"--dataset={dataset}: there is no {input_file(dataset)} here, nor a corpus of this "
-            f"name (there are {', '.join(CORPORA)}){hint}; or give the text by --data.path FILE"
+            f"--dataset={dataset}: there is no {input_file(dataset)}, nor a corpus of this "
+            f"name ({', '.join(CORPORA)}){hint}; or give the text by --data.path FILE"
         )
     if "run_dir" not in own and (folder / "config.yaml").is_file():
         problems.append(
-            f"--out_dir={folder}: holds a run, and nothing is written over; go on with it by "
+            f"--out_dir={folder}: holds a run, which is never overwritten; resume it by "
             "--init_from=resume, or give another --out_dir"
         )
     if gpt2 in GPT2_SIZES and values["block_size"] > GPT2_CONTEXT:
         problems.append(
-            f"--block_size={values['block_size']}: {gpt2} has positions for {GPT2_CONTEXT} "
-            "tokens; give at most so many"
+            f"--block_size: got {values['block_size']}; expected at most {GPT2_CONTEXT}, the "
+            f"positions of {gpt2}"
         )
     if gpt2 in GPT2_SIZES and dataset.endswith("_char") and "data.tokenizer" not in own:
         problems.append(
-            f"--dataset={dataset}: {gpt2} reads GPT-2's tokens and not characters; give "
+            f"--dataset: got {dataset}; expected GPT-2's tokens for {gpt2}, not characters; give "
             f"--dataset={corpus_of(dataset)}"
         )
     return problems
 
 
-def _of_evaluation(tokens: int, batches: int) -> str:
+def _evaluation_note(tokens: int, batches: int) -> str:
     return (
-        f"evaluation: each of the same {tokens:,} validation tokens once, or all if there are "
-        f"fewer, where nanoGPT draws {batches} batches by chance"
+        f"evaluation: the same {tokens:,} validation tokens, or all if there are fewer; nanoGPT "
+        f"draws {batches} random batches"
     )
 
 
 def _resume(read: _Read) -> tuple[list[str], list[str]]:
-    """Return the words of a run that goes on, and notes.
+    """Return the arguments of a resumed run, and notes.
 
-    The run's own config.yaml is what it goes on with; of the flags, those that say something else.
+    The configuration is the run's own config.yaml, changed by the flags that differ from it.
     """
     folder = Path(read.values.get("out_dir", FLAGS["out_dir"].default))
     file = folder / "config.yaml"
     if not file.is_file():
-        there = (
-            " (a ckpt.pt of nanoGPT's is not read here)" if (folder / "ckpt.pt").exists() else ""
-        )
+        there = " (a ckpt.pt of nanoGPT cannot be read)" if (folder / "ckpt.pt").exists() else ""
         raise ConfigError([
             f"--init_from=resume: --out_dir={folder} holds no run{there}; give the folder of one, "
             "or leave --init_from out"
@@ -289,12 +291,12 @@ def _resume(read: _Read) -> tuple[list[str], list[str]]:
     saved = flatten(resolve([f"--config={file}"]))
     base = {name: flag.default for name, flag in FLAGS.items()} | from_config_values(saved)
     given = {name: read.values[name] for name in read.values if name not in _SIZES}
-    # What decides nothing of a run that goes on: it has its data and its model.
+    # A resumed run has its data and its model.
     given = {**given, "dataset": base["dataset"], "init_from": base["init_from"]}
     before, after = to_config_values(base), to_config_values({**base, **given})
     changed = {n: v for n, v in after.items() if before.get(n) != v and n != "run_dir"}
     notes = [
-        f"--{name}={read.values[name]}: the run's own {saved[ours]} is kept, as in train.py"
+        f"--{name}={read.values[name]}: the saved {saved[ours]} is used, as in train.py"
         for name, ours in _SIZES.items()
         if name in read.on_the_line and read.values[name] != saved[ours]
     ]
@@ -308,18 +310,16 @@ def _words(values: Mapping[str, Any], read: _Read) -> list[str]:
     ]
 
 
-def _in_their_words(problem: str) -> str:
-    """Add the flag of nanoGPT's that a problem speaks of."""
-    flags = [
-        name
-        for name, flag in FLAGS.items()
-        if any(speaks_of(problem, {one}) for one in flag.becomes)
-    ]
-    return f"{problem} (nanoGPT's {', '.join(f'--{name}' for name in flags)})" if flags else problem
+def _with_flags(problem: Problem) -> Problem:
+    """Add nanoGPT's flags for the values that a problem concerns."""
+    flags = [f"--{name}" for name, flag in FLAGS.items() if set(flag.becomes) & {*problem.paths}]
+    if not flags:
+        return problem
+    return replace(problem, message=f"{problem.message} (nanoGPT's {', '.join(flags)})")
 
 
 def _environment(read: _Read) -> dict[str, str]:
-    """Choose the device, where one is named: JAX reads these before anything is computed."""
+    """Return the environment variables that select the device; JAX reads them at its start."""
     if "device" not in read.values:
         return {}
     platform, _, number = read.values["device"].partition(":")
@@ -328,15 +328,15 @@ def _environment(read: _Read) -> dict[str, str]:
 
 
 def check_device(environment: Mapping[str, str]) -> None:
-    """Refuse GPUs where JAX has nothing to reach them with, which JAX itself says obscurely.
+    """Raise if a GPU is requested and JAX has no CUDA plugin; JAX's own error is unclear.
 
     Raises
     ------
     ConfigError
-        If there is none.
+        If there is no plugin.
     """
     if environment.get("JAX_PLATFORMS") == "cuda" and not any(map(find_spec, _CUDA_PLUGINS)):
         raise ConfigError([
-            "--device=cuda: this JAX is not installed with support for GPUs (it would be by "
-            "pip install 'jax[cuda13]'); install it so, or give --device=cpu"
+            "--device=cuda: this JAX has no GPU support; install it with "
+            "pip install 'jax[cuda13]', or give --device=cpu"
         ])  # fmt: skip
