@@ -82,7 +82,7 @@ def as_flags(config: Config) -> list[str]:
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8
 )
 @given(wanted=SOME_VALUES)
 @example(wanted=[("train.sample_prompt", "\x85 a \u2028 b \n\ufeff \u2029")])

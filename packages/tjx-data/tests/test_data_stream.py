@@ -114,7 +114,7 @@ def test_a_prepared_set_holds_the_same_tokens(tmp_path: Path) -> None:
     st.booleans(),
     st.integers(4, 15),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_restored_stream_gives_the_batches_that_would_have_come(
     n_before: int, shuffle_buffer: int, epochs: int, has_place: bool, seq_len: int
 ) -> None:

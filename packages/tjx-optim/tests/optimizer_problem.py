@@ -69,7 +69,8 @@ def problem(shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> tuple[Arrays, lis
         path: rng.normal(scale=0.1, size=shape).astype(np.float32) for path, shape in shapes.items()
     }
     entries = sum(leaf.size for leaf in params.values())
-    sizes = 10.0 ** rng.uniform(-1.5, 1.5, UPDATES) / np.sqrt(entries)
+    updates = UPDATES if entries < 10_000 else 30  # of large matrices fewer: they take long
+    sizes = 10.0 ** rng.uniform(-1.5, 1.5, updates) / np.sqrt(entries)
     gradients = [
         {path: (size * rng.normal(size=shape)).astype("f") for path, shape in shapes.items()}
         for size in sizes
