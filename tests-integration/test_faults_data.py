@@ -32,7 +32,14 @@ def cut_in_half(shard: Path) -> None:
     os.truncate(shard, shard.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("fault", [flip_bit, cut_in_half, Path.unlink])
+@pytest.mark.parametrize(
+    "fault",
+    # `test_data_faults.py` cuts and deletes shards too.
+    [
+        flip_bit,
+        *(pytest.param(fault, marks=pytest.mark.slow) for fault in (cut_in_half, Path.unlink)),
+    ],
+)
 def test_shard_damaged_while_read_ends_the_run_with_its_name(
     new_run: NewRun, expected: Outcome, fault: Callable[[Path], None]
 ) -> None:

@@ -23,7 +23,11 @@ def wait_for_phase(life: RunProcess, run: TinyRun, phase: str, step: int) -> Non
     life.wait_until(there, f"phase {phase} after step {step}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=["term", "int"],
+)
 def test_signal_during_training_finishes_and_saves_the_step(
     new_run: NewRun, expected: Outcome, number: signal.Signals
 ) -> None:

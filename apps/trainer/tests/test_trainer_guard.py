@@ -232,7 +232,9 @@ def test_every_optimizer_trains_with_its_state_spread_as_the_parameters_are(
     assert not params["blocks/mlp/up/kernel"].sharding.is_fully_replicated
 
 
-@pytest.mark.parametrize("name", ["muon", "schedule_free_adamw"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("muon", marks=pytest.mark.slow), "schedule_free_adamw"]
+)
 def test_an_optimizer_chosen_by_its_flag_learns(words: list[str], name: str) -> None:
     job = open_job(words, f"--optimizer.name={name}", "--schedule.name=constant")
     state = job.initial_state()

@@ -42,7 +42,7 @@ ZOO: dict[str, Flags] = {
 
 
 # These divide nothing that the others do not divide.
-NIGHTLY = ("bert", "vit")
+NIGHTLY = ("bert", "vit", "parallel blocks, scaled layers, soft caps")
 
 
 @pytest.mark.parametrize(

@@ -156,12 +156,17 @@ def _lower(case: Case, head_dim: int, dtype: str) -> str:
     ("name", "head_dim", "dtype"),
     [
         ("causal", 64, "bfloat16"),
-        ("plain", 80, "float16"),
-        ("window-two-sided", 96, "bfloat16"),
-        ("offset-of-each-row", 128, "bfloat16"),
         ("everything", 128, "float16"),
         ("segments", 256, "bfloat16"),
-        ("soft-cap-and-scale", 256, "bfloat16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("plain", 80, "float16"),
+                ("window-two-sided", 96, "bfloat16"),
+                ("offset-of-each-row", 128, "bfloat16"),
+                ("soft-cap-and-scale", 256, "bfloat16"),
+            ]
+        ),
     ],
 )
 def test_lowers_for_hopper(name: str, head_dim: int, dtype: str) -> None:

@@ -117,8 +117,8 @@ def _call(head_dim: int, **changes: Any) -> AttentionCall:
     [
         (16, {"causal": False}),
         (64, {}),
-        (80, {"window": 100}),
-        (96, {"soft_cap": 30.0, "dtype": "float16"}),
+        pytest.param(80, {"window": 100}, marks=pytest.mark.slow),
+        pytest.param(96, {"soft_cap": 30.0, "dtype": "float16"}, marks=pytest.mark.slow),
         (128, {"window": 100, "segment_ids": True, "q_offset": None}),
         (256, {"window": 100, "segment_ids": True, "q_offset": None, "soft_cap": 30.0}),
     ],

@@ -61,7 +61,9 @@ def test_a_draft_that_is_the_target_is_always_right(models: tuple[Params, Params
     assert rate > 0.99
 
 
-@pytest.mark.parametrize("filters", [{}, {"top_k": 3, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "filters", [pytest.param({}, marks=pytest.mark.slow), {"top_k": 3, "top_p": 0.9}]
+)
 def test_samples_have_the_target_s_distribution(
     models: tuple[Params, Params], run: Run, filters: dict[str, Any]
 ) -> None:

@@ -247,9 +247,9 @@ def plain() -> Any:
     ("sizes", "kind", "chunks", "split_tokens"),
     [
         ((4, 2, 1), "gpipe", 1, True),
-        ((4, 2, 1), "1f1b", 1, False),
-        ((4, 2, 1), "interleaved_1f1b", 2, True),
-        ((2, 2, 2), "gpipe", 1, False),
+        pytest.param((4, 2, 1), "1f1b", 1, False, marks=pytest.mark.slow),
+        pytest.param((4, 2, 1), "interleaved_1f1b", 2, True, marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), "gpipe", 1, False, marks=pytest.mark.slow),
         ((2, 2, 2), "1f1b", 1, True),
         ((2, 2, 2), "interleaved_1f1b", 3, True),
         ((3, 1, 1), "interleaved_1f1b", 2, False),
