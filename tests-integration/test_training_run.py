@@ -90,7 +90,12 @@ def test_run_directory_is_complete(finished: tuple[Path, str]) -> None:
     assert str(run_dir) in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "number",
+    # `test_faults_signals.py` stops runs by SIGTERM too.
+    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["kill", "term"],
+)
 def test_stopped_run_resumes_exactly(
     number: signal.Signals,
     finished: tuple[Path, str],

@@ -67,9 +67,9 @@ def _version(name: str) -> str:
         # In a checkout the tjx packages are sources, not installed distributions. Importing them
         # would import JAX.
         source = find_spec(name.replace("-", "_"))
-        assert source is not None and source.origin is not None, f"no package {name}"
-        found = _VERSION.search(Path(source.origin).read_text("utf-8"))
-        assert found is not None, f"no __version__ in {source.origin}"
+        assert source, f"no package {name}"
+        found = _VERSION.search(Path(str(source.origin)).read_text("utf-8"))
+        assert found, f"no __version__ in {source.origin}"
         return found[1]
 
 
