@@ -17,14 +17,14 @@ from gpu_slices.resume_check import differences
 from gpu_slices.runner import Recorder, Stage, Step, run_stage
 from gpu_slices.sizes import GPU
 
-from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels import backends
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.config_tree import leaves
 
 ROOT = Path(gpu.__file__).resolve().parents[2]
 # Absolute, since the processes start in other folders.
 PYTHONPATH = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
-KERNELS = dict.fromkeys(name for name in BACKENDS if name not in ("tpu", "reference"))
+KERNELS = dict.fromkeys(name for name in backends() if name not in ("tpu", "reference"))
 
 
 def test_dry_run_of_the_first_slice_on_a_cpu(tmp_path: Path) -> None:

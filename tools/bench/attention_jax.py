@@ -20,7 +20,7 @@ from attention_worker import Json, Progress, first_line, serve, timed
 from jax.experimental.mosaic.gpu import profiler
 
 from tjx_kernels import chosen_implementation, flash_attention
-from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels.attention.registry import backends
 
 type Attention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -185,7 +185,7 @@ class Jax:
         shape = (case.batch, case.length, case.heads, case.head_dim)
         x = jax.ShapeDtypeStruct(shape, jnp.dtype(case.dtype))  # type: ignore[no-untyped-call]  # as jax is
         found: dict[str, Attention | str] = {}
-        for name in BACKENDS:
+        for name in backends():
             try:
                 chosen_implementation(x, x, x, causal=case.causal, implementation=name)
             except ValueError as error:

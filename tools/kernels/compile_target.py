@@ -25,7 +25,7 @@ from jax.extend.mlir import ir
 from jax.interpreters import mlir
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 
 # What XLA must know of a GPU to compile for it; by path, as this process imports tjx_kernels alone.
 DESCRIPTIONS = Path(__file__).parents[2] / "packages/tjx-parallel/src/tjx_parallel/targets"
@@ -99,7 +99,7 @@ class Compiler:
             arrays = shapes(case, jax.sharding.SingleDeviceSharding(self.device))
             given: dict[str, Any] = {**arrays, **case.options, "return_lse": True}
             del given["dout"], given["dlse"]
-            call = Arguments(**given).describe()
+            call = describe_call(**given)
             refusal = implementations_for(call)[self.implementation]
             if refusal is not None:
                 return {**row, "refused": refusal}

@@ -1,11 +1,12 @@
-"""Find block sizes for this machine and print rows for `tjx_kernels.attention.block_sizes`.
+"""Tune kernel block sizes on the local device and print rows for the block-size table.
 
     PYTHONPATH=packages/tjx-kernels/src python tools/kernels/tune.py --implementation triton
 
-Each candidate is compiled, checked against the implementation "xla" in float32, and timed: on a GPU
-by the driver's time of the one kernel in question, elsewhere on the host, with all kernels of the
-program. What does not compile or computes something else is counted and left out; `--output`
-keeps why. `--interpret` runs everything in Pallas' interpreter, to see that the tuner works.
+The rows belong in `tjx_kernels/attention/block_sizes.py`. Each candidate is compiled, checked
+against the backend "xla" in float32, and timed: on a GPU by the driver's time of its kernel,
+elsewhere by the host's time of the whole program. Candidates that fail to compile or give wrong
+results are counted and skipped; `--output` stores the reasons. `--interpret` runs everything in
+Pallas' interpreter, to test the tuner.
 """
 
 import argparse

@@ -11,7 +11,8 @@ import pytest
 
 import tjx_trainer.main as program
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels.attention.backends import xla
+from tjx_kernels.attention.registry import register_backend, unregister_backend
 from tjx_kernels.attention.types import AttentionCall, Operands
 from tjx_kernels.target import deterministic_ops
 from tjx_trainer.runtime.attention_report import report_attention
@@ -36,11 +37,9 @@ def words(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def first_choice() -> Iterator[Callable[[Break], None]]:
     """Put an implementation before all others: XLA's, whose queries pass through a function."""
-    before = dict(BACKENDS)
+    names = []
 
     def put(broken: Break) -> None:
-        xla = BACKENDS["xla"]
-
         @jax.custom_vjp
         def through(q: Any) -> Any:
             return broken(q)
@@ -48,14 +47,14 @@ def first_choice() -> Iterator[Callable[[Break], None]]:
         through.defvjp(lambda q: (broken(q), None), lambda _, dq: (dq,))
 
         def run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
-            return xla.run(call, operands._replace(q=through(operands.q)))
+            return xla.BACKEND.run(call, operands._replace(q=through(operands.q)))
 
-        BACKENDS.clear()  # the order of its keys is that of preference
-        BACKENDS.update({"fake": xla._replace(run=run), **before})
+        register_backend("fake", xla.BACKEND._replace(run=run), before="cudnn")
+        names.append("fake")
 
     yield put
-    BACKENDS.clear()
-    BACKENDS.update(before)
+    for name in names:
+        unregister_backend(name)
 
 
 def never_compiles(q: jax.Array) -> jax.Array:

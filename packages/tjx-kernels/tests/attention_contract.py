@@ -11,7 +11,7 @@ import pytest
 from attention_oracle import oracle
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 
 ARRAYS = ("q_segment_ids", "kv_segment_ids", "q_offset", "bias", "alibi_slopes", "dropout_key")
 
@@ -149,7 +149,7 @@ class AttentionContract:
         """Ask why the implementation refuses a call; None if it serves."""
         names = ("q", "k", "v", *ARRAYS)
         arrays = jax.device_put({name: inputs[name] for name in names if name in inputs})
-        call = Arguments(**arrays, **options, return_lse=True, interpret=self.interpret).describe()
+        call = describe_call(**arrays, **options, return_lse=True, interpret=self.interpret)
         # A reason of its own is wanted, not that it needs another machine.
         return implementations_for(call)[self.implementation]
 

@@ -1,4 +1,4 @@
-"""Mistakes are named, the choice of implementation can be asked for, the README is true."""
+"""Argument validation, backend selection, docstring examples and README examples."""
 
 import doctest
 import importlib
@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 
 import tjx_kernels
-from tjx_kernels import chosen_implementation, flash_attention, support_table
-from tjx_kernels.attention import api
+from tjx_kernels import (
+    chosen_implementation,
+    flash_attention,
+    register_backend,
+    support_table,
+    unregister_backend,
+)
+from tjx_kernels.attention.backends import xla
 from tjx_kernels.attention.types import AttentionCall
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -26,38 +32,38 @@ def shaped(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
 Q, KV = shaped(2, 6, 4, 8), shaped(2, 5, 2, 8)
 
 MISTAKES: dict[str, tuple[Any, ...]] = {
-    "rank": (shaped(6, 4, 8), KV, KV, {}, r"q has shape \(6, 4, 8\)"),
-    "batch": (shaped(3, 6, 4, 8), KV, KV, {}, "q has batch 3 and k 2"),
-    "k-and-v": (Q, KV, shaped(2, 4, 2, 8), {}, "k has shape .* and v"),
-    "v-of-nothing": (Q, KV, shaped(2, 5, 2, 0), {}, "head_dim is 0"),
-    "head_dim": (shaped(2, 6, 4, 16), KV, KV, {}, "q has head_dim 16 and k 8"),
-    "heads": (shaped(2, 6, 3, 8), KV, KV, {}, "q has 3 heads and k has 2"),
+    "rank": (shaped(6, 4, 8), KV, KV, {}, r"q: got shape \(6, 4, 8\)"),
+    "batch": (shaped(3, 6, 4, 8), KV, KV, {}, "k: got batch 2 with q 3"),
+    "k-and-v": (Q, KV, shaped(2, 4, 2, 8), {}, "v: got shape .* with k"),
+    "v-of-nothing": (Q, KV, shaped(2, 5, 2, 0), {}, "head_dim: got 0"),
+    "head_dim": (shaped(2, 6, 4, 16), KV, KV, {}, "k: got head_dim 8 with q 16"),
+    "heads": (shaped(2, 6, 3, 8), KV, KV, {}, "q: got 3 heads with 2 in k"),
     "dtypes": (shaped(2, 6, 4, 8, dtype=np.float16), KV, KV, {}, "float16, float32, float32"),
     "integers": (*[shaped(2, 5, 2, 8, dtype=np.int32)] * 3, {}, "int32, int32, int32"),
-    "window": (Q, KV, KV, {"window": 0}, "window is 0"),
-    "soft_cap": (Q, KV, KV, {"soft_cap": -1.0}, "soft_cap is -1.0"),
-    "scale": (Q, KV, KV, {"scale": float("nan")}, "scale is nan"),
-    "q_offset": (Q, KV, KV, {"q_offset": shaped(3, dtype=np.int32)}, r"q_offset is int32\[3\]"),
+    "window": (Q, KV, KV, {"window": 0}, "window: got 0"),
+    "soft_cap": (Q, KV, KV, {"soft_cap": -1.0}, "soft_cap: got -1.0"),
+    "scale": (Q, KV, KV, {"scale": float("nan")}, "scale: got nan"),
+    "q_offset": (Q, KV, KV, {"q_offset": shaped(3, dtype=np.int32)}, r"q_offset: got int32\[3\]"),
     "bias-shape": (Q, KV, KV, {"bias": shaped(2, 3, 6, 5)}, r"\[2 or 1, 4 or 1, 6, 5\]"),
-    "bias-dtype": (Q, KV, KV, {"bias": shaped(1, 1, 6, 5, dtype=bool)}, "bias is bool"),
-    "slopes": (Q, KV, KV, {"alibi_slopes": shaped(2)}, r"alibi_slopes is float32\[2\]"),
-    "dropout-rate": (Q, KV, KV, {"dropout_rate": 1.0}, "dropout_rate is 1.0"),
-    "dropout-key": (Q, KV, KV, {"dropout_rate": 0.1}, "dropout_key is missing"),
+    "bias-dtype": (Q, KV, KV, {"bias": shaped(1, 1, 6, 5, dtype=bool)}, "bias: got bool"),
+    "slopes": (Q, KV, KV, {"alibi_slopes": shaped(2)}, r"alibi_slopes: got float32\[2\]"),
+    "dropout-rate": (Q, KV, KV, {"dropout_rate": 1.0}, "dropout_rate: got 1.0"),
+    "dropout-key": (Q, KV, KV, {"dropout_rate": 0.1}, "dropout_key: got None"),
     "one-sided-ids": (
         *(Q, KV, KV, {"q_segment_ids": shaped(2, 6, dtype=np.int32)}),
-        "q_segment_ids is given without kv_segment_ids",
+        "kv_segment_ids: got None with q_segment_ids",
     ),
     "shape-of-ids": (
         *(Q, KV, KV),
         dict.fromkeys(("q_segment_ids", "kv_segment_ids"), shaped(2, 6, dtype=np.int32)),
-        r"kv_segment_ids has shape \(2, 6\); it must be \(2, 5\)",
+        r"kv_segment_ids: got shape \(2, 6\); expected .* \(2, 5\)",
     ),
     "dtype-of-ids": (
         *(Q, KV, KV),
         {"q_segment_ids": shaped(2, 6), "kv_segment_ids": shaped(2, 5)},
-        "q_segment_ids is float32",
+        "q_segment_ids: got float32",
     ),
-    "name": (Q, KV, KV, {"implementation": "xlaa"}, "'xlaa'; it must be one of .*xla, reference"),
+    "name": (Q, KV, KV, {"implementation": "xlaa"}, "'xlaa'; expected one of .*xla, reference"),
 }
 
 
@@ -69,25 +75,22 @@ def test_mistakes_are_named(name: str) -> None:
 
 
 def test_all_mistakes_are_named_at_once() -> None:
-    with pytest.raises(ValueError, match=r"(?s)3 heads.*window is 0.*soft_cap is 0"):
+    with pytest.raises(ValueError, match=r"(?s)3 heads.*window: got 0.*soft_cap: got 0"):
         chosen_implementation(shaped(2, 6, 3, 8), KV, KV, window=0, soft_cap=0.0)
 
 
 def test_flash_attention_checks_its_arguments_too() -> None:
     q, kv = jax.device_put((np.ones((2, 6, 3, 8)), np.ones((2, 5, 2, 8))))
-    with pytest.raises(ValueError, match="q has 3 heads"):
+    with pytest.raises(ValueError, match="q: got 3 heads"):
         flash_attention(q, kv, kv)
 
 
-def test_an_implementation_asked_for_by_name_never_falls_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_requested_backend_has_no_fallback(request: pytest.FixtureRequest) -> None:
     def supports(call: AttentionCall) -> Any:
         return f"head_dim {call.head_dim} is not a multiple of 16" if call.head_dim % 16 else None
 
-    picky = api.BACKENDS["xla"]._replace(supports=supports)
-    table = {"picky": picky, **api.BACKENDS}
-    monkeypatch.setattr(api, "BACKENDS", table)
+    register_backend("picky", xla.BACKEND._replace(supports=supports), before="cudnn")
+    request.addfinalizer(lambda: unregister_backend("picky"))
     assert chosen_implementation(Q, KV, KV) == "xla"
     wide = (shaped(2, 6, 4, 16), shaped(2, 5, 2, 16), shaped(2, 5, 2, 16))
     assert chosen_implementation(*wide) == "picky"
@@ -106,13 +109,15 @@ def test_readme_holds_the_table_that_the_code_gives() -> None:
 
 def test_examples_run() -> None:
     modules = [
-        importlib.import_module(f"tjx_kernels.{found.name}")
-        for found in pkgutil.iter_modules(tjx_kernels.__path__)
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(tjx_kernels.__path__, "tjx_kernels.")
+        if ".backends." not in found.name
     ]
     with jax.transfer_guard("allow"):
         results = [doctest.testmod(module) for module in modules]
         for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
             exec(compile(block, "README.md", "exec"), {})  # noqa: S102  our own file
+    unregister_backend("jax_nn")
     assert sum(result.attempted for result in results) > 5
     assert sum(result.failed for result in results) == 0
 
@@ -121,5 +126,5 @@ def test_arrays_on_different_devices_are_named() -> None:
     first, second = jax.devices()[:2]
     x = np.zeros((1, 2, 1, 8), np.float32)
     here, there = jax.device_put(x, first), jax.device_put(x, second)
-    with pytest.raises(ValueError, match=rf"q is on {first} and v on {second}; they must be"):
+    with pytest.raises(ValueError, match=rf"v: got devices {second}; expected those of q, {first}"):
         flash_attention(here, here, there)

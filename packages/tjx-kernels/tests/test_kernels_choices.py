@@ -6,13 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from tjx_kernels import flash_attention
-from tjx_kernels.attention.api import BACKENDS, choose, implementations_for
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels import AttentionBackend, backends, flash_attention
+from tjx_kernels.attention.arguments import describe_call
+from tjx_kernels.attention.backends import xla
 from tjx_kernels.attention.diagnosis import compile_failure, explain_choice, next_choice
-from tjx_kernels.attention.registry import Choice, UnsupportedCallError, observe_choices
+from tjx_kernels.attention.registry import (
+    Choice,
+    UnsupportedCallError,
+    choose_backend,
+    implementations_for,
+    observe_choices,
+    register_backend,
+    unregister_backend,
+)
 from tjx_kernels.attention.types import PLAIN, AttentionCall, Operands
 
 
@@ -21,8 +30,7 @@ def on_gpu(architecture: str = "sm_90", **fields: Any) -> AttentionCall:
 
 
 def default(call: AttentionCall) -> Choice:
-    reasons = implementations_for(call)
-    return Choice(choose(None, reasons), False, reasons, call)
+    return Choice(choose_backend(None, call), False, implementations_for(call), call)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
@@ -66,7 +74,7 @@ def test_determinism_is_what_xla_is_told(
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags)
     x = jax.ShapeDtypeStruct((1, 8, 2, 64), jnp.bfloat16)  # type: ignore[no-untyped-call]
-    assert Arguments(q=x, k=x, v=x).describe().deterministic is found
+    assert describe_call(q=x, k=x, v=x).deterministic is found
 
 
 def test_a_choice_is_explained_by_what_came_before_it_on_this_device() -> None:
@@ -97,13 +105,15 @@ def broken(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arra
         return (called,)
 
     identity.defvjp(lambda q: (q, None), backward)
-    return BACKENDS["xla"].run(call, operands._replace(q=identity(operands.q)))
+    return xla.BACKEND.run(call, operands._replace(q=identity(operands.q)))
 
 
-def test_an_implementation_that_does_not_compile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_implementation_that_does_not_compile_is_found(
+    request: pytest.FixtureRequest,
+) -> None:
     """Also where only the backward pass is at fault."""
-    entry = BACKENDS["xla"]._replace(run=broken)
-    monkeypatch.setitem(BACKENDS, "broken", entry)
+    register_backend("broken", xla.BACKEND._replace(run=broken))
+    request.addfinalizer(partial(unregister_backend, "broken"))
     x: Any = jax.ShapeDtypeStruct((1, 8, 2, 4), jnp.float32)  # type: ignore[no-untyped-call]
     ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)  # type: ignore[no-untyped-call]
     slopes = jax.ShapeDtypeStruct((2,), jnp.float32)  # type: ignore[no-untyped-call]
@@ -123,3 +133,55 @@ def test_an_implementation_that_does_not_compile_is_found(monkeypatch: pytest.Mo
     assert [choice.name for choice in choices] == ["broken", "xla"]
     assert "no_such_kernel" in str(compile_failure(choices[0]))
     assert compile_failure(choices[1]) is None
+
+
+def doubled(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
+    """Compute attention of doubled values, so that its use is visible in the output."""
+    return xla.BACKEND.run(call, operands._replace(v=operands.v + operands.v))
+
+
+def only_float32(call: AttentionCall) -> str | None:
+    return None if call.dtype == "float32" else "computes in float32 alone"
+
+
+def test_a_registered_backend_runs_by_name_and_automatically() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 8, 2, 4), np.float32)
+    full, half = jax.device_put((x, x.astype(jnp.bfloat16)))
+    plain = np.asarray(flash_attention(full, full, full, causal=True))
+    entry = AttentionBackend(run=doubled, supports=only_float32)
+    try:
+        register_backend("mine", entry)
+        assert choose_backend(None, replace(PLAIN, dtype="float32")) == "xla"
+        by_name = flash_attention(full, full, full, causal=True, implementation="mine")
+        np.testing.assert_array_equal(by_name, 2 * plain)
+        with pytest.raises(UnsupportedCallError, match="computes in float32 alone"):
+            flash_attention(half, half, half, implementation="mine")
+        unregister_backend("mine")
+        register_backend("mine", entry, before="cudnn")
+        assert next(iter(backends())) == "mine"
+        np.testing.assert_array_equal(flash_attention(full, full, full, causal=True), 2 * plain)
+        assert choose_backend(None, PLAIN) == "xla"  # bfloat16
+    finally:
+        unregister_backend("mine")
+
+
+def test_the_registry_rejects_bad_names() -> None:
+    entry = AttentionBackend(run=doubled)
+    with pytest.raises(ValueError, match="name: got 'xla'; expected a new name"):
+        register_backend("xla", entry)
+    with pytest.raises(ValueError, match="before: got 'cuda'"):
+        register_backend("mine", entry, before="cuda")
+    for name in ("xla", "unknown"):
+        with pytest.raises(ValueError, match="expected a backend added by register_backend"):
+            unregister_backend(name)
+    assert "mine" not in backends()
+
+
+def test_a_backend_of_another_platform_is_not_asked(request: pytest.FixtureRequest) -> None:
+    def supports(call: AttentionCall) -> str | None:
+        raise AssertionError(call)
+
+    entry = AttentionBackend(run=doubled, supports=supports, platforms=("tpu",))
+    register_backend("mine", entry, before="cudnn")
+    request.addfinalizer(partial(unregister_backend, "mine"))
+    assert choose_backend(None, PLAIN) == "xla"

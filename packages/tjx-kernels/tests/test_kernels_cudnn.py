@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.backends.cudnn import BACKEND
 from tjx_kernels.attention.types import AttentionCall, Operands
 
@@ -29,7 +29,7 @@ def shaped(*sizes: int, dtype: Any = jnp.bfloat16) -> Any:
 
 def call_on_gpu(q_len: int = 32, kv_len: int = 32, **options: Any) -> AttentionCall:
     q, kv = shaped(2, q_len, 4, 64), shaped(2, kv_len, 2, 64)
-    call = Arguments(q=q, k=kv, v=kv, **options).describe()
+    call = describe_call(q=q, k=kv, v=kv, **options)
     return replace(call, platform="gpu", architecture="sm_90")
 
 

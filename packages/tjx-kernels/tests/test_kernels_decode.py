@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import bind_arguments
 from tjx_kernels.attention.types import Operands
 from tjx_kernels.decode import RUN, _partial_results, decode_attention
 
@@ -151,16 +151,13 @@ def test_on_gpus_the_whole_cache_is_read_at_once_without_a_loop() -> None:
     for platform, loops in (("cuda", 0), ("cpu", 1)):
         lowered = jax.jit(decode_attention).trace(*arrays).lower(lowering_platforms=(platform,))
         assert lowered.as_text().count("stablehlo.while") == loops
-    arguments = Arguments(
-        q=arrays[0], k=arrays[1], v=arrays[2], causal=True, q_offset=arrays[3], window=RUN
-    )
-    call = arguments.describe()
+    call, operands = bind_arguments(*arrays[:3], causal=True, q_offset=arrays[3], window=RUN)
 
     @jax.jit
     def both(operands: Operands) -> Any:
         return [_partial_results(call, operands, at_once=at_once) for at_once in (True, False)]
 
-    at_once, by_runs = jax.device_get(both(arguments.operands(call)))
+    at_once, by_runs = jax.device_get(both(operands))
     for a, b in zip(at_once, by_runs, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-6)
 
@@ -197,14 +194,14 @@ def test_mistakes_are_named() -> None:
         jax.device_put(x) for x in (np.ones(2, np.int32), np.ones(2), np.ones(3, np.int32))
     )
     for lengths in (real, three):
-        with pytest.raises(ValueError, match=r"lengths is .*one int32 for each batch row: \[2\]"):
+        with pytest.raises(ValueError, match=r"lengths: got .*expected int32 \[batch\], \[2\]"):
             decode_attention(q, kv, kv, lengths)
-    with pytest.raises(ValueError, match="lengths is"):
+    with pytest.raises(ValueError, match="lengths: got"):
         decode_attention(q, kv, kv, q)
     flat, odd = (jax.device_put(np.ones(s, np.float32)) for s in ((2, 4, 8), (2, 1, 3, 8)))
-    with pytest.raises(ValueError, match="q has shape"):
+    with pytest.raises(ValueError, match="q: got shape"):
         decode_attention(flat, kv, kv, whole)
     with pytest.raises(ValueError, match="multiple of kv_heads"):
         decode_attention(odd, kv, kv, whole)
-    with pytest.raises(ValueError, match="window is 0"):
+    with pytest.raises(ValueError, match="window: got 0"):
         decode_attention(q, kv, kv, whole, window=0)

@@ -398,16 +398,22 @@ def test_weights_spread_over_devices_by_rows_are_not_gathered(chunk_size: int | 
 
 
 MISTAKES: dict[str, tuple[Any, ...]] = {
-    "width": ((2, 3), (5, 4), (2,), {}, r"x has shape \(2, 3\) and w \(5, 4\)"),
-    "rank": ((2, 3), (3,), (2,), {}, r"w \(3,\)"),
-    "labels": ((2, 3), (5, 3), (3,), {}, r"labels has shape \(3,\).*\(2,\)"),
-    "chunk_size": ((2, 3), (5, 3), (2,), {"chunk_size": 0}, "chunk_size is 0"),
-    "vocab_size": ((2, 3), (5, 3), (2,), {"vocab_size": 6}, r"vocab_size is 6.*\(5, 3\)"),
-    "no vocabulary": ((2, 3), (5, 3), (2,), {"vocab_size": 0}, "vocab_size is 0"),
-    "z_loss": ((2, 3), (5, 3), (2,), {"z_loss": -1.0}, "z_loss is -1.0.*at least 0"),
-    "smoothing": ((2, 3), (5, 3), (2,), {"label_smoothing": 1.1}, "is 1.1.*from 0 to 1"),
-    "soft_cap": ((2, 3), (5, 3), (2,), {"soft_cap": 0.0}, "soft_cap is 0.0.*None for no cap"),
-    "several": ((2, 3), (5, 4), (2,), {"z_loss": float("nan")}, r"(?s)w \(5, 4\).*z_loss is nan"),
+    "width": ((2, 3), (5, 4), (2,), {}, r"x, w: got shapes \(2, 3\) and \(5, 4\)"),
+    "rank": ((2, 3), (3,), (2,), {}, r"and \(3,\); expected"),
+    "labels": ((2, 3), (5, 3), (3,), {}, r"labels: got shape \(3,\).*\(2,\)"),
+    "chunk_size": ((2, 3), (5, 3), (2,), {"chunk_size": 0}, "chunk_size: got 0"),
+    "vocab_size": ((2, 3), (5, 3), (2,), {"vocab_size": 6}, r"vocab_size: got 6.*\(5, 3\)"),
+    "no vocabulary": ((2, 3), (5, 3), (2,), {"vocab_size": 0}, "vocab_size: got 0"),
+    "z_loss": ((2, 3), (5, 3), (2,), {"z_loss": -1.0}, "z_loss: got -1.0.*>= 0"),
+    "smoothing": ((2, 3), (5, 3), (2,), {"label_smoothing": 1.1}, "got 1.1.*from 0 to 1"),
+    "soft_cap": ((2, 3), (5, 3), (2,), {"soft_cap": 0.0}, "soft_cap: got 0.0.*None for no cap"),
+    "several": (
+        (2, 3),
+        (5, 4),
+        (2,),
+        {"z_loss": float("nan")},
+        r"(?s)\(5, 4\).*z_loss: got nan",
+    ),
 }
 
 
@@ -423,11 +429,11 @@ def test_a_bias_of_another_length_is_named() -> None:
     x, w, labels, bias = jax.device_put(
         (np.ones((2, 3)), np.ones((5, 3)), np.ones(2, np.int32), np.ones(4, np.int32))
     )
-    with pytest.raises(ValueError, match=r"(?s)bias has shape \(4,\).*bias is int32"):
+    with pytest.raises(ValueError, match=r"(?s)bias: got shape \(4,\).*bias: got int32"):
         linear_cross_entropy(x, w, labels, bias=bias)
 
 
 def test_wrong_dtypes_are_named() -> None:
     arrays = jax.device_put((np.ones((2, 3), np.int32), np.ones((5, 3)), np.ones(2)))
-    with pytest.raises(ValueError, match=r"(?s)x is int32.*labels is float32"):
+    with pytest.raises(ValueError, match=r"(?s)x: got int32.*labels: got float32"):
         linear_cross_entropy(*arrays)

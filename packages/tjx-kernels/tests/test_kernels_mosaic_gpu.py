@@ -15,7 +15,7 @@ from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.backends.mosaic_gpu import backend, dkv, dq, forward
 from tjx_kernels.attention.types import AttentionCall
 
@@ -91,7 +91,7 @@ def test_gradients_agree_with_oracle() -> None:
 
 def _case(**options: Any) -> AttentionCall:
     x = jax.ShapeDtypeStruct((1, 8, 2, 64), jnp.bfloat16)  # type: ignore[no-untyped-call]
-    return Arguments(q=x, k=x, v=x, interpret=True, **options).describe()
+    return describe_call(q=x, k=x, v=x, interpret=True, **options)
 
 
 def test_only_hopper_is_served() -> None:

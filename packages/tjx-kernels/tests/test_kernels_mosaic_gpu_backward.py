@@ -12,7 +12,7 @@ from attention_oracle import oracle
 from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import bind_arguments
 from tjx_kernels.attention.backends.mosaic_gpu import backward, dkv, dq
 from tjx_kernels.attention.block_sizes import BlockSizes
 from tjx_kernels.attention.custom_vjp import backward_inputs
@@ -37,8 +37,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def _gradients(inputs: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the kernels on the oracle's output and LSE; give theirs and the oracle's gradients."""
     arrays = {x: inputs[x] for x in ("q", "k", "v", *ARRAYS) if x in inputs}
-    arguments = Arguments(**jax.device_put(arrays), **options, interpret=True)
-    call = arguments.describe()
+    call, operands = bind_arguments(**jax.device_put(arrays), **options, interpret=True)
     wanted = oracle(inputs, **options)
     rows = backward_inputs(
         call,
@@ -46,7 +45,7 @@ def _gradients(inputs: dict[str, Any], **options: Any) -> tuple[dict[str, Any], 
         jnp.asarray(wanted["lse"], jnp.float32),
         *jax.device_put((inputs["dout"], inputs["dlse"])),
     )
-    found = backward.backward(call, arguments.operands(call), rows)
+    found = backward.backward(call, operands, rows)
     names = ("dq", "dk", "dv")
     ours = {name: np.asarray(x) for name, x in zip(names, found[:3], strict=True)}
     return ours, {name: wanted[name] for name in names}
@@ -129,7 +128,7 @@ def test_lowers_for_hopper(head_dim: int, changes: dict[str, Any]) -> None:
 
     def run(q: Any, k: Any, lse: Any, ids: Any, offset: Any) -> Any:
         options: Any = {"q_segment_ids": ids[0], "kv_segment_ids": ids[1], "q_offset": offset}
-        operands = Arguments(q=q, k=k, v=k, **options).operands(call)
+        operands = bind_arguments(q=q, k=k, v=k, **options)[1]
         return backward.backward(call, operands, BackwardInputs(q, lse, lse))[:3]
 
     def spec(dtype: Any, *shape: int) -> Any:

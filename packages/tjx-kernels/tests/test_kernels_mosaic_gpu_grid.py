@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.backends.mosaic_gpu import tile_order as mosaic_gpu_grid
 from tjx_kernels.attention.backends.mosaic_gpu.tile_order import TileOrder, tile_order
 
@@ -51,7 +51,7 @@ def test_persistent_blocks_share_all_tiles(order: TileOrder, pairs: bool) -> Non
 
 def test_what_a_section_streams_fits_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = (jax.ShapeDtypeStruct((3, 9, n, 16), jnp.bfloat16) for n in (6, 2))  # type: ignore[no-untyped-call]  # jax's
-    call = Arguments(q=q, k=k, v=k, interpret=True).describe()
+    call = describe_call(q=q, k=k, v=k, interpret=True)
     monkeypatch.setattr(mosaic_gpu_grid, "L2_BYTES", 1000)
     # Three query heads share each of the 6 key heads.
     assert [tile_order(call, 2, 6, n, last_first=True).section for n in (1, 499, 500, 2000)] == [

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gpu_stores import Store, replay
 
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import bind_arguments, describe_call
 from tjx_kernels.attention.backends.mosaic_gpu import (
     backward as mosaic_gpu_backward,
 )
@@ -28,15 +28,15 @@ def _spec(dtype: Any, *shape: int) -> Any:
 
 def _replay(which: str, head_dim: int, q_len: int, kv_len: int) -> tuple[AttentionCall, Any]:
     q, k = (_spec(jnp.bfloat16, 2, n, h, head_dim) for n, h in ((q_len, 4), (kv_len, 2)))
-    described = Arguments(q=q, k=k, v=k, causal=True, interpret=True).describe()
+    described = describe_call(q=q, k=k, v=k, causal=True, interpret=True)
     call = replace(described, interpret=False, platform="gpu", architecture="sm_90")
 
     def forward(q: Any, k: Any) -> Any:
-        return mosaic_gpu_forward.forward(call, Arguments(q=q, k=k, v=k).operands(call))
+        return mosaic_gpu_forward.forward(call, bind_arguments(q=q, k=k, v=k)[1])
 
     def backward(q: Any, k: Any) -> Any:
         rows = jnp.zeros((2, 4, q_len), jnp.float32)
-        operands = Arguments(q=q, k=k, v=k).operands(call)
+        operands = bind_arguments(q=q, k=k, v=k)[1]
         return mosaic_gpu_backward.backward(call, operands, BackwardInputs(q, rows, rows))[:3]
 
     return call, replay({"forward": forward, "backward": backward}[which], q, k)

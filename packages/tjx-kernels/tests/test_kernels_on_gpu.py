@@ -17,8 +17,8 @@ from attention_contract import ARRAYS, Case, draw
 from attention_oracle import oracle
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.attention.api import BACKENDS
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
+from tjx_kernels.attention.registry import backends
 
 pytestmark = [
     pytest.mark.gpu,
@@ -143,13 +143,13 @@ def compute_twice(name: str, implementation: str, inputs: dict[str, Any]) -> lis
 
 
 @pytest.mark.parametrize(("name", "head_dim", "dtype"), GRID)
-@pytest.mark.parametrize("implementation", [x for x in BACKENDS if x != "reference"])
+@pytest.mark.parametrize("implementation", [x for x in backends() if x != "reference"])
 def test_exact_and_the_same_bits_again(
     implementation: str, name: str, head_dim: int, dtype: str
 ) -> None:
     inputs, case = inputs_of(name, head_dim, dtype), CASES[name]
     arrays = jax.device_put({x: a for x, a in inputs.items() if x in ("q", "k", "v", *ARRAYS)})
-    call = Arguments(**arrays, **case.options, return_lse=True).describe()
+    call = describe_call(**arrays, **case.options, return_lse=True)
     if reason := implementations_for(call)[implementation]:
         pytest.skip(reason)
 
@@ -175,7 +175,7 @@ def test_exact_and_the_same_bits_again(
 def test_head_dims_and_kernels_of_this_gpu_are_served() -> None:
     """A refusal skips above: here the kernel that this GPU is bought for must serve."""
     x = jax.ShapeDtypeStruct((1, 4096, 16, 128), jnp.bfloat16)  # type: ignore[no-untyped-call]  # as jax is
-    reasons = implementations_for(Arguments(q=x, k=x, v=x, causal=True).describe())
+    reasons = implementations_for(describe_call(q=x, k=x, v=x, causal=True))
     capability = float(jax.devices()[0].compute_capability)
     assert reasons["triton"] is None
     assert (reasons["mosaic_gpu"] is None) == (capability == 9.0), reasons["mosaic_gpu"]

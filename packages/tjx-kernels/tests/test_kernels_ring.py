@@ -257,9 +257,9 @@ def test_neighbours_exchange_and_nothing_else_is_communicated() -> None:
 @pytest.mark.parametrize(
     ("lengths", "order", "options", "message"),
     [
-        ((6, 6), "zigzag", {"causal": True}, "holds 3 tokens; in zigzag order"),
-        ((8, 4), "contiguous", {"causal": True}, "holds 4 queries and 2 keys"),
-        ((8, 8), "zigzag", {"implementation": "x"}, "implementation is 'x'"),
+        ((6, 6), "zigzag", {"causal": True}, "3 tokens; .* in zigzag order"),
+        ((8, 4), "contiguous", {"causal": True}, "2 keys with 4 queries"),
+        ((8, 8), "zigzag", {"implementation": "x"}, "implementation: got 'x'"),
         ((8, 8), "zigzag", {"implementation": "cudnn"}, "a ring needs a backward pass that takes"),
         (
             (8, 8),

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.types import AttentionCall
 from tjx_kernels.sharded.ring_schedule import (
     Order,
-    Part,
-    parts,
+    RingBlock,
     schedule,
+    step_blocks,
     unzigzag,
     zigzag,
     zigzag_positions,
@@ -24,7 +24,7 @@ from tjx_kernels.sharded.ring_schedule import (
 
 def held_by_a_device(length: int, causal: bool = True, window: int | None = None) -> AttentionCall:
     x = jax.ShapeDtypeStruct((1, length, 1, 8), np.float32)  # type: ignore[no-untyped-call]
-    return Arguments(q=x, k=x, v=x, causal=causal, window=window).describe()
+    return describe_call(q=x, k=x, v=x, causal=causal, window=window)
 
 
 def positions(order: Order, size: int, device: int, length: int) -> Any:
@@ -32,15 +32,15 @@ def positions(order: Order, size: int, device: int, length: int) -> Any:
     return (zigzag(whole, size, axis=0) if order == "zigzag" else whole).reshape(size, -1)[device]
 
 
-def pairs_of(part: Part) -> Any:
-    """The pairs of a part that its own call, knowing nothing of the ring, sees."""
-    i = part.offset + np.arange(part.rows[1] - part.rows[0])[:, None]
-    j = np.arange(part.keys[1] - part.keys[0])[None, :]
+def pairs_of(block: RingBlock) -> Any:
+    """Return the mask of the attention call of a block."""
+    i = block.offset + np.arange(block.rows[1] - block.rows[0])[:, None]
+    j = np.arange(block.keys[1] - block.keys[0])[None, :]
     seen = np.ones((i.size, j.size), bool)
-    if part.causal:
+    if block.causal:
         seen &= j <= i
-    if part.window is not None:
-        seen &= j > i - part.window
+    if block.window is not None:
+        seen &= j > i - block.window
     return seen
 
 
@@ -78,7 +78,10 @@ def work(order: Order, size: int, length: int) -> Any:
     call = held_by_a_device(length)
     return np.array(
         [
-            [sum(pairs_of(p).sum() for p in parts(call, order, size, d, s)) for d in range(size)]
+            [
+                sum(pairs_of(p).sum() for p in step_blocks(call, order, size, d, s))
+                for d in range(size)
+            ]
             for s in range(size)
         ]
     )
@@ -123,5 +126,5 @@ def test_zigzag_gives_each_device_an_early_and_a_late_chunk() -> None:
     np.testing.assert_array_equal(unzigzag(y, 3), x)
     on_device = jax.jit(partial(zigzag, axis_size=3, axis=1))(jax.device_put(x))
     np.testing.assert_array_equal(jax.device_get(on_device), y)
-    with pytest.raises(ValueError, match=r"the length along axis 1 is 24; .* a multiple of 10"):
+    with pytest.raises(ValueError, match=r"got length 24 along axis 1; .* a multiple of 10"):
         zigzag(x, 5)

@@ -164,11 +164,11 @@ def test_an_empty_sequence_gives_dead_rows() -> None:
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "spread", "message"),
     [
-        (4, 4, {"batch_axes": "rows"}, r"batch_axes names 'rows'; .*'data', 'tensor'"),
+        (4, 4, {"batch_axes": "rows"}, r"batch_axes: got 'rows'; .*'data', 'tensor'"),
         (4, 4, {"head_axes": ("tensor", "data"), "batch_axes": "data"}, "'data' 2 times"),
-        (6, 3, {"head_axes": "tensor"}, r"heads is 6 and is spread over 4 places \(tensor\)"),
-        (12, 6, {"head_axes": "tensor"}, "kv_heads is 6 and is spread over 4 places"),
-        (4, 4, {"batch_axes": ("data", "tensor")}, "batch is 4 and is spread over 8 places"),
+        (6, 3, {"head_axes": "tensor"}, "heads: got 6; .* 4 devices along tensor"),
+        (12, 6, {"head_axes": "tensor"}, "kv_heads: got 6 with 4 devices"),
+        (4, 4, {"batch_axes": ("data", "tensor")}, "batch: got 4; .* 8 devices"),
         (4, 4, {"implementation": "cudnn"}, "'cudnn' cannot serve this call: needs an NVIDIA GPU"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.api import BACKENDS
+from tjx_kernels.attention import registry
 from tjx_kernels.attention.types import AttentionCall, Operands
 from tjx_kernels.sharded.api import sharded_flash_attention
 from tjx_kernels.sharded.ring_schedule import unzigzag, zigzag
@@ -212,10 +212,10 @@ def test_within_the_stages_of_a_pipeline() -> None:
     "options",
     [{"seq_axes": ()}, {"context": "ring"}, {"context": "all_to_all", "bias": (2, 8)}],
 )
-def test_an_implementation_is_given_what_its_call_describes(
+def test_a_backend_gets_arrays_of_the_shapes_in_its_call(
     monkeypatch: pytest.MonkeyPatch, kv_heads: int, options: Any
 ) -> None:
-    inner, seen = BACKENDS["reference"], []
+    inner, seen = registry.backends()["reference"], []
 
     def run(call: AttentionCall, x: Operands) -> Any:
         lengths = (call.q_len, call.heads), *2 * ((call.kv_len, call.kv_heads),)
@@ -228,7 +228,8 @@ def test_an_implementation_is_given_what_its_call_describes(
         seen.append(call)
         return inner.run(call, x)
 
-    monkeypatch.setitem(BACKENDS, "reference", inner._replace(run=run))
+    entries = {**registry.backends(), "reference": inner._replace(run=run)}
+    monkeypatch.setattr(registry, "backends", lambda: entries)
     operands, _ = draw(8, kv_heads, **{"bias": options["bias"]} if "bias" in options else {})
     operands |= {name: operands[name].astype(jnp.bfloat16) for name in "qkv"}
     given = {**SPREAD, **{name: x for name, x in options.items() if name != "bias"}}
@@ -297,14 +298,19 @@ def test_key_heads_travel_in_bfloat16_and_their_gradients_are_summed_in_float32(
             {"dropout_rate": 0.1},
             r"dropout \(dropout_rate is 0.1\): give context=",
         ),
-        (8, (32, 32), {"alibi": True}, 'no alibi_slopes: give context="all_to_all"'),
-        (8, (32, 32), {"bias": (1, 1)}, 'no bias: give context="all_to_all"'),
-        (8, (32, 32), {"q_offset": 4}, 'no q_offset: give context="all_to_all"'),
+        (8, (32, 32), {"alibi": True}, 'no alibi_slopes; .* give context="all_to_all"'),
+        (8, (32, 32), {"bias": (1, 1)}, 'no bias; .* give context="all_to_all"'),
+        (8, (32, 32), {"q_offset": 4}, 'no q_offset; .* give context="all_to_all"'),
         (8, (32, 40), {"causal": True}, '32 queries and 40 keys; .* give context="all_to_all"'),
         (8, (20, 20), {"causal": True, "order": "zigzag"}, 'order="contiguous"'),
-        (8, (30, 30), {}, "q_len is 30 and is spread over 4 places .*: pad the sequence"),
-        (8, (32, 30), {}, "kv_len is 30 and is spread over 4 places .*: pad the sequence"),
-        (4, (32, 32), {"context": "all_to_all"}, r"8 places \(tensor, context\).*context=\"ring\""),
+        (8, (30, 30), {}, "q_len: got 30; .* 4 devices .*; pad the sequence"),
+        (8, (32, 30), {}, "kv_len: got 30; .* 4 devices .*; pad the sequence"),
+        (
+            4,
+            (32, 32),
+            {"context": "all_to_all"},
+            r"8 .* tensor, context.*context=\"ring\"",
+        ),
         (8, (32, 32), {"context": "all_to_all", "order": "zigzag"}, 'give order="contiguous"'),
         (8, (32, 32), {"context": "tree"}, "tree"),
         (8, (32, 32), {"implementation": "cudnn"}, "'cudnn' cannot serve"),
@@ -326,7 +332,7 @@ def test_mistakes_are_named(heads: int, lengths: Any, options: Any, message: str
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((2, 2, 2), "seq_axes names 'context', over which the enclosing shard_map has spread"),
+        ((2, 2, 2), "seq_axes: got 'context'; expected an axis that the enclosing shard_map"),
         ((1, 4, 2), "that of the enclosing shard_map"),
     ],
 )

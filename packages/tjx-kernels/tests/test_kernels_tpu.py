@@ -5,7 +5,6 @@ TPU simulator, which starts from NaN in all scratch memory, is far slower and ru
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,10 +15,10 @@ from attention_contract import CASES, AttentionContract, Case, assert_agrees, dr
 from attention_oracle import oracle
 from jax.experimental.pallas import tpu as pltpu
 
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import bind_arguments, describe_call
 from tjx_kernels.attention.backends.tpu.backend import BACKEND
 from tjx_kernels.attention.block_sizes import TABLE
-from tjx_kernels.attention.types import BackwardInputs, Gradients, Operands
+from tjx_kernels.attention.types import BackwardInputs, Gradients
 
 KINDS = ("TPU v5 lite", "TPU v6 lite")
 
@@ -73,13 +72,13 @@ def _lower(kind: str, case: Case, head_dim: int, dtype: str) -> str:
     shapes = jax.eval_shape(lambda x: x, inputs)
     if "dropout_rate" in options:
         shapes["dropout_key"] = jax.eval_shape(lambda: jax.random.key(0))
-    describe = partial(Arguments, return_lse=True, **options)
-    call = replace(describe(**shapes).describe(), platform="tpu", architecture=kind)
+    options["return_lse"] = True
+    call = replace(describe_call(**shapes, **options), platform="tpu", architecture=kind)
     assert BACKEND.supports(call) is None
 
     def both(x: dict[str, Any], dout: Any, dlse: Any) -> tuple[Any, Gradients]:
         assert BACKEND.backward is not None
-        operands: Operands = describe(**x).operands(call)
+        _, operands = bind_arguments(**x, **options)
         rows = BackwardInputs(dout, dlse, dlse)
         return BACKEND.run(call, operands), BACKEND.backward(call, operands, rows)
 
@@ -126,7 +125,7 @@ def test_table_serves_every_kind() -> None:
 
 def test_refuses_with_the_reason() -> None:
     x: Any = jax.eval_shape(lambda: jnp.zeros((1, 8, 1, 64)))
-    call = Arguments(q=x, k=x, v=x).describe()
+    call = describe_call(q=x, k=x, v=x)
     for change, reason in (
         ({}, "needs a TPU"),
         ({"platform": "tpu", "dtype": "float64"}, "float64"),

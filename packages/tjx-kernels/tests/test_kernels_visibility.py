@@ -8,14 +8,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks
 from tjx_kernels.attention.types import AttentionCall
 
 
 def call(q_len: int, kv_len: int, causal: bool, window: int | None) -> AttentionCall:
     one = jax.ShapeDtypeStruct((1, 1, 1, 8), np.float32)  # type: ignore[no-untyped-call]
-    plain = Arguments(q=one, k=one, v=one).describe()
+    plain = describe_call(q=one, k=one, v=one)
     return replace(plain, q_len=q_len, kv_len=kv_len, causal=causal, window=window)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.backends.xla_bands import plan_bands
+from tjx_kernels.attention.backends.xla import plan_bands
 from tjx_kernels.attention.types import PLAIN, AttentionCall
 
 CALL = replace(

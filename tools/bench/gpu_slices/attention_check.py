@@ -54,7 +54,7 @@ def check(case: Case, implementation: str, *, interpret: bool) -> dict[str, Any]
     case : Case
         Shape and dtype.
     implementation : str
-        A name of `tjx_kernels.attention.api.IMPLEMENTATIONS`.
+        A key of `tjx_kernels.backends()`.
     interpret : bool
         Whether a Pallas kernel runs in the interpreter.
 

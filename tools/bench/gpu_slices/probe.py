@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import tjx_metrics
 from tjx_kernels import implementations_for
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.arguments import describe_call
 from tjx_trainer.config.config_tree import leaves
 
 
@@ -24,7 +24,7 @@ def implementations() -> dict[str, str | None]:
     "reference" is left out: it needs the memory of all scores.
     """
     x = jax.ShapeDtypeStruct((2, 1024, 12, 64), jnp.bfloat16)  # type: ignore[no-untyped-call]  # as jax is
-    call = Arguments(q=x, k=x, v=x, causal=True).describe()
+    call = describe_call(q=x, k=x, v=x, causal=True)
     here = implementations_for(call)
     hopper = implementations_for(replace(call, platform="gpu", architecture="sm_90"))
     return {name: here[name] for name in here if hopper[name] is None and name != "reference"}

@@ -1,18 +1,25 @@
-"""Attention and fused loss kernels for JAX.
+"""Attention and fused cross-entropy kernels for JAX.
 
-`flash_attention` is exact attention whose memory grows linearly with the sequence length;
-`sharded_flash_attention` the same over batch, heads and tokens spread over a mesh, `ring_attention`
-over a sequence spread over devices, `decode_attention` for new queries against a KV cache.
-`embedding_lookup` is a table lookup with a deterministic gradient.
-`linear_cross_entropy` is the loss of a language model's head without the logits of all tokens in
-memory.
+- `flash_attention`: exact attention with memory linear in the sequence length;
+  `register_backend` adds an implementation.
+- `sharded_flash_attention`: the same with batch, heads and tokens sharded over a mesh;
+  `ring_attention` for one sequence sharded over devices, inside `jax.shard_map`.
+- `decode_attention`: attention of new queries to a KV cache.
+- `linear_cross_entropy`: output projection and cross-entropy without the logits of all tokens.
+- `embedding_lookup`: table lookup with a deterministic gradient.
 """
 
 from tjx_kernels.attention.api import chosen_implementation as chosen_implementation
 from tjx_kernels.attention.api import flash_attention as flash_attention
-from tjx_kernels.attention.api import implementations_for as implementations_for
 from tjx_kernels.attention.backends.reference import attention_reference as attention_reference
+from tjx_kernels.attention.registry import backends as backends
+from tjx_kernels.attention.registry import implementations_for as implementations_for
+from tjx_kernels.attention.registry import register_backend as register_backend
+from tjx_kernels.attention.registry import unregister_backend as unregister_backend
 from tjx_kernels.attention.support_table import support_table as support_table
+from tjx_kernels.attention.types import AttentionBackend as AttentionBackend
+from tjx_kernels.attention.types import AttentionCall as AttentionCall
+from tjx_kernels.attention.types import Operands as Operands
 from tjx_kernels.cross_entropy.api import linear_cross_entropy as linear_cross_entropy
 from tjx_kernels.decode import decode_attention as decode_attention
 from tjx_kernels.embedding import embedding_lookup as embedding_lookup
@@ -25,16 +32,22 @@ from tjx_kernels.sharded.ring_schedule import zigzag_positions as zigzag_positio
 __version__ = "0.2.0"
 
 __all__ = [
+    "AttentionBackend",
+    "AttentionCall",
+    "Operands",
     "attention_reference",
+    "backends",
     "chosen_implementation",
     "decode_attention",
     "embedding_lookup",
     "flash_attention",
     "implementations_for",
     "linear_cross_entropy",
+    "register_backend",
     "ring_attention",
     "sharded_flash_attention",
     "support_table",
+    "unregister_backend",
     "unzigzag",
     "zigzag",
     "zigzag_positions",

@@ -1,9 +1,9 @@
-"""Attention of new queries against a cache of keys and values, for generation.
+"""Attention of new queries to a KV cache: `decode_attention`.
 
-On CPUs and TPUs the cache is read in place, one run of keys after the other, and only as far as the
-longest row is filled; the results for the runs are merged by their log-sum-exp (Milakov and
-Gimelshein, "Online normalizer calculation for softmax", 2018). On GPUs a loop whose trip count only
-the device knows makes the host wait in every turn, so that the whole cache is read at once.
+On CPUs and TPUs a loop reads the cache in place, block by block, up to the longest filled row, and
+merges the results by their log-sum-exp (Milakov and Gimelshein, "Online normalizer calculation for
+softmax", 2018). On GPUs a loop with a traced trip count synchronizes with the host in every
+iteration, so the whole cache is read at once.
 
 Axes: B batch, N heads, K key heads, G query heads that share a key head, T new queries, S keys of
 the cache, H head_dim, V head_dim of the values.
@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.api import dead_rows
+from tjx_kernels.attention.arguments import bind_arguments
 from tjx_kernels.attention.backends.xla_chunk import Chunk, Index, forward_chunk
 from tjx_kernels.attention.types import AttentionCall, Operands
 
-# Keys read at a time: few enough that little beyond the longest row is read, many enough that the
-# loop costs nothing beside them.
+# Keys per block: few enough to read little beyond the longest row, many enough to amortize the
+# loop.
 RUN = 256
 
-# Output [B, K, G, T, V] and LSE [B, K, G, T] of the keys so far.
+# Output [B, K, G, T, V] and LSE [B, K, G, T] over the keys so far.
 type Partial = tuple[jax.Array, jax.Array]
 
 
@@ -70,27 +71,26 @@ def decode_attention(
     alibi_slopes: jax.Array | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Causal attention of the newest queries against a cache filled up to a length for each row.
+    """Compute causal attention of new queries to a KV cache with a length per batch row.
 
-    Query t of row b has the position lengths[b] - new + t; the result is that of `flash_attention`
-    with `causal=True` and `q_offset=lengths - new`. A query without a key is dead: its output is 0,
+    Query t of row b has position lengths[b] - new + t; the result is that of `flash_attention` with
+    `causal=True` and `q_offset=lengths - new`. A query without a key is dead: its output is 0 and
     its log-sum-exp -inf.
 
-    On CPUs and TPUs time follows the longest length (under a window the keys from the first one
-    still seen on). On GPUs it follows max_len, and the host never waits for the device: keep the
-    cache little longer than its content, and let it grow in few steps, each of which compiles anew.
+    On CPUs and TPUs the time is proportional to the longest length (with a window, to the keys from
+    the first visible one on). On GPUs it is proportional to max_len, without a synchronization with
+    the host: keep max_len close to the lengths and grow it in few steps, as each one recompiles.
 
     Parameters
     ----------
     q : [batch, new, heads, head_dim]
-        Queries of the tokens that came last, one or a few: float32, bfloat16 or float16.
+        Queries of the last tokens, one or a few: float32, bfloat16 or float16.
     k_cache, v_cache : [batch, max_len, kv_heads, head_dim]
-        Keys and values of the same dtype, those of the new tokens already written. `heads` is a
-        multiple of `kv_heads`. The values' head_dim may be another than the keys'; it is the
-        output's.
+        Keys and values of the same dtype, including those of the new tokens. `heads` is a multiple
+        of `kv_heads`. The head_dim of v_cache may differ from that of k_cache; the output has it.
     lengths : integers [batch]
-        How many keys of each row are filled, from 0 (an idle row) to max_len. What the cache holds
-        beyond them is not used, as long as it is finite.
+        Filled keys of each row, from 0 (an idle row) to max_len. Entries beyond them must be finite
+        and do not affect the result.
     window, soft_cap, scale, alibi_slopes
         As for `flash_attention`.
     return_lse
@@ -106,12 +106,12 @@ def decode_attention(
     Raises
     ------
     ValueError
-        For arguments that do not fit together, one line for each; k and v are the caches.
+        For invalid arguments, one line each; k and v denote the caches.
 
     Notes
     -----
-    For every platform. On CPUs and TPUs it has no derivative in reverse mode, as the number of
-    steps is known only when it runs: train with `flash_attention`.
+    For every platform. On CPUs and TPUs it has no reverse-mode derivative, as the trip count is
+    traced: train with `flash_attention`.
 
     Examples
     --------
@@ -124,34 +124,29 @@ def decode_attention(
     right = lengths.shape == q.shape[:1] and jnp.issubdtype(lengths.dtype, jnp.integer)
     if q.ndim == 4 and not right:
         raise ValueError(
-            f"lengths is {lengths.dtype}{list(lengths.shape)}; it must be one int32 for each "
-            f"batch row: {list(q.shape[:1])}"
+            f"lengths: got {lengths.dtype}{list(lengths.shape)}; expected int32 [batch], "
+            f"{list(q.shape[:1])}; reshape or cast it"
         )
-    arguments = Arguments(
-        q=q,
-        k=k_cache,
-        v=v_cache,
+    call, operands = bind_arguments(
+        q,
+        k_cache,
+        v_cache,
         causal=True,
         window=window,
         soft_cap=soft_cap,
         scale=scale,
-        q_offset=lengths,  # of the query after the newest
+        q_offset=lengths,  # the position after the last query
         alibi_slopes=alibi_slopes,
         return_lse=return_lse,
     )
-    call = arguments.describe()
-    if call.batch == 0 or call.q_len == 0 or call.kv_len == 0:  # nothing to see
-        out = jnp.zeros((*q.shape[:3], call.v_head_dim), q.dtype)
-        lse = jnp.full((call.batch, call.heads, call.q_len), -jnp.inf, call.accumulator)
-    else:
-        out, lse = _decode(call, arguments.operands(call))
+    out, lse = dead_rows(call) if call.is_empty else _decode(call, operands)
     return (out, lse) if return_lse else out
 
 
 @partial(jax.jit, static_argnums=0, inline=True)
 def _decode(call: AttentionCall, operands: Operands) -> Partial:
     by_runs = partial(_partial_results, call, at_once=False)
-    # Lowered for one platform, the program holds that platform's branch alone.
+    # A program lowered for one platform contains that platform's branch only.
     out, lse = lax.platform_dependent(
         operands, cpu=by_runs, tpu=by_runs, default=partial(_partial_results, call, at_once=True)
     )
@@ -160,7 +155,7 @@ def _decode(call: AttentionCall, operands: Operands) -> Partial:
 
 
 def _partial_results(call: AttentionCall, operands: Operands, *, at_once: bool) -> Partial:
-    """Attend to all keys, by runs of them or at once."""
+    """Attend to all keys, in blocks of `RUN` keys or at once."""
     assert operands.q_offset is not None
     lengths_B = operands.q_offset
     groups = (call.kv_heads, call.group)
@@ -195,17 +190,17 @@ def _partial_results(call: AttentionCall, operands: Operands, *, at_once: bool) 
     if whole:
         start, stop = _runs(call, lengths_B)
         seen = lax.fori_loop(start, stop, lambda i, x: add_run(i * RUN, RUN, x), seen)
-    if rest:  # whether any row reaches it or not
+    if rest:  # read unconditionally
         seen = add_run(whole * RUN, rest, seen)
     return seen
 
 
 def _runs(call: AttentionCall, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Find the whole runs of keys [start, stop) that hold all that any row sees."""
+    """Return the range of full key blocks that contains all keys visible to any row."""
     stop = jnp.max(lengths_B) + RUN - 1
     start = jnp.zeros_like(stop)
     if call.window is not None:
-        # Idle rows see nothing, and say nothing about where to begin.
+        # Idle rows attend to no key: exclude them from the minimum.
         first_B = lengths_B - call.q_len - call.window + 1
         first_B = jnp.where(lengths_B > 0, first_B, call.kv_len)
         start = jnp.maximum(jnp.min(first_B), 0)
@@ -213,10 +208,10 @@ def _runs(call: AttentionCall, lengths_B: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _merge(a: Partial, b: Partial) -> Partial:
-    """Combine the results of two sets of keys to that of both."""
+    """Merge the results over two disjoint sets of keys by their LSE."""
     (out_a, lse_a), (out_b, lse_b) = a, b
     top = jnp.maximum(lse_a, lse_b)
-    top = jnp.where(top == -jnp.inf, 0, top)  # no key in either: both weights become 0
+    top = jnp.where(top == -jnp.inf, 0, top)  # no key in either set: both weights are 0
     weight_a, weight_b = jnp.exp(lse_a - top), jnp.exp(lse_b - top)
     total = weight_a + weight_b
     share_a, share_b = (

@@ -1,9 +1,9 @@
-"""Embedding lookup whose gradient has one order of summation on every platform.
+"""Embedding lookup with a deterministic gradient on every platform.
 
 The gradient of a lookup sums the cotangents of equal ids. XLA computes it by a scatter-add, which
-runs in order on CPUs and TPUs. On GPUs it compiles to floating-point atomics, whose order differs
-from run to run, also where the scatter says that its indices are sorted. There the cotangents are
-sorted by id and summed by products with 0/1 matrices instead.
+is ordered on CPUs and TPUs. On GPUs it compiles to floating-point atomics, whose order differs from
+run to run, even for indices declared as sorted. There the cotangents are sorted by id and summed by
+products with 0/1 matrices instead.
 
 Axes in names: N ids, D width, V rows of the table, K rows of a block.
 """
@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Rows that one product sums. Each level of the sum is shorter than the one before by this factor,
-# and its products cost 2 * BLOCK * width FLOPs a row: little beside moving the rows.
+# Rows that one product sums. Each level of the sum is shorter by this factor, and its products cost
+# 2 * BLOCK * width FLOPs per row: little compared with moving the rows.
 BLOCK = 128
 
 
 @jax.custom_vjp
 def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Return rows of a table by id; ids outside of the table are clipped to it.
+    """Look up rows of an embedding table by id; ids out of range are clipped.
 
     Differentiable in reverse mode. The gradient is deterministic on CPUs, GPUs and TPUs: equal
     inputs give equal bits.
@@ -30,7 +30,7 @@ def embedding_lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     table : [V, D]
         Floating.
     ids : integers [...]
-        Rows to return.
+        Row indices.
 
     Returns
     -------
@@ -77,12 +77,12 @@ embedding_lookup.defvjp(_forward, _backward)
 
 
 def sum_by_id(ids: jax.Array, rows: jax.Array, count: int) -> jax.Array:
-    """Sum the rows of each id, in one order and without atomics.
+    """Sum rows by id deterministically, without atomics (a segment sum).
 
-    The rows are sorted by id and cut into blocks of `BLOCK`. Within a block the rows of equal ids
-    are summed by a product with the 0/1 matrix of equal ids. An id's rows that begin within a block
-    may continue in the next ones: the sums of the first id of each block are themselves rows with
-    sorted ids, and are summed in the same way, until a single block is left.
+    The rows are sorted by id and divided into blocks of `BLOCK`. Within a block a product with the
+    0/1 matrix of equal ids sums the rows of each id. The rows of an id may continue in the next
+    blocks: the sums of the first id of each block are rows with sorted ids again, and are summed
+    in the same way until one block is left.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def sum_by_id(ids: jax.Array, rows: jax.Array, count: int) -> jax.Array:
     rows : [N, D]
         Floating; sums are computed in float32, or float64 for float64 rows.
     count
-        Ids that there are, V.
+        Number of ids, V.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def sum_by_id(ids: jax.Array, rows: jax.Array, count: int) -> jax.Array:
     rows_ND = rows[order_N]
     while True:
         size = min(BLOCK, ids_N.size)
-        # Padding has the id V, which is not looked for.
+        # Padding has the id V, which is never read.
         pad = -ids_N.size % size
         ids_N = jnp.pad(ids_N, (0, pad), constant_values=count)
         rows_ND = jnp.pad(rows_ND, ((0, pad), (0, 0)))
@@ -122,7 +122,7 @@ def sum_by_id(ids: jax.Array, rows: jax.Array, count: int) -> jax.Array:
         )
         last_level = ids_BK.shape[0] == 1
         first_V = _first_index(ids_N, count)
-        # The ids that begin a block are summed on the next level.
+        # The next level sums the ids that begin a block.
         here_V = (first_V >= 0) & (last_level | (first_V % size != 0))
         found_VD = sums_BKD.reshape(ids_N.size, -1)[jnp.maximum(first_V, 0)]
         total = total + jnp.where(here_V[:, None], found_VD, 0)
@@ -132,10 +132,10 @@ def sum_by_id(ids: jax.Array, rows: jax.Array, count: int) -> jax.Array:
 
 
 def _first_index(sorted_ids: jax.Array, count: int) -> jax.Array:
-    """Return where each id from 0 to count - 1 first occurs, [V] int32; -1 where it does not."""
+    """Return the index of the first occurrence of each id, int32 [V]; -1 if it is absent."""
     index_N = jnp.arange(sorted_ids.size, dtype=jnp.int32)
     is_first = jnp.diff(sorted_ids, prepend=-1) != 0
-    # Targets are unique and those beyond the result are dropped: plain stores, no atomics.
+    # Targets are unique, and out-of-range ones are dropped: plain stores, no atomics.
     target_N = jnp.where(is_first, sorted_ids, count + 1 + index_N)
     nowhere = jnp.full(count, -1, jnp.int32)
     return nowhere.at[target_N].set(index_N, mode="drop", unique_indices=True)

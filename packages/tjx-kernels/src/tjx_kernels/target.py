@@ -1,4 +1,4 @@
-"""What a program is compiled for: the device of the mesh in use, or JAX's default device."""
+"""Compilation target of a traced function: the mesh's abstract device or the default device."""
 
 import os
 from typing import Literal, NamedTuple
@@ -8,20 +8,20 @@ from jax.experimental.pallas import triton as plt
 
 type Platform = Literal["cpu", "gpu", "tpu"]
 
-# The first implies the second. Both make XLA choose cuDNN's deterministic backward pass, remove
-# atomic additions from scatters and take the first configuration of an autotuned kernel.
+# The first implies the second. Both make XLA select cuDNN's deterministic backward pass, avoid
+# atomic additions in scatters and use the first configuration of an autotuned kernel.
 DETERMINISTIC_FLAGS = ("--xla_gpu_deterministic_ops", "--xla_gpu_exclude_nondeterministic_ops")
 
 
 class Target(NamedTuple):
-    """A kind of device.
+    """Platform and architecture of a device.
 
     Attributes
     ----------
     platform
-        "cpu", "gpu" (NVIDIA's; a GPU of another maker has no architecture) or "tpu".
+        "cpu", "gpu" or "tpu".
     architecture
-        Of a GPU its compute capability as "sm_90", of a TPU the kind as "TPU v5 lite", else "".
+        Compute capability of an NVIDIA GPU ("sm_90"), device kind of a TPU ("TPU v5 lite"), or "".
     """
 
     platform: Platform
@@ -29,10 +29,10 @@ class Target(NamedTuple):
 
 
 def current_target() -> Target:
-    """Find what a function that is being traced will be compiled for.
+    """Return the target that the function being traced will be compiled for.
 
-    An abstract mesh with an abstract device (for compiling without the hardware) goes before
-    `jax.default_device`, and that before the first local device.
+    In order of precedence: the abstract device of the current abstract mesh (ahead-of-time
+    compilation), `jax.default_device`, the first local device.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or _default_device()
     if device.platform == "tpu":
@@ -44,9 +44,9 @@ def current_target() -> Target:
 
 
 def deterministic_ops() -> bool:
-    """Tell whether XLA_FLAGS ask for the same bits in every run on a GPU.
+    """Return whether XLA_FLAGS request bitwise reproducible results on GPUs.
 
-    XLA reads the variable when JAX first uses a device; of a flag given twice the last counts.
+    XLA reads the variable when JAX first uses a device; the last occurrence of a flag wins.
 
     Examples
     --------

@@ -1,36 +1,17 @@
-"""The public attention function: checks, the table of implementations, and the choice among them.
-
-A new kernel is one file that defines an `Implementation`, and one line in `IMPLEMENTATIONS`.
-"""
+"""Exact attention for every platform: `flash_attention` and `chosen_implementation`."""
 
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
-from tjx_kernels.attention.arguments import Arguments, Shaped
-from tjx_kernels.attention.backends import cudnn, reference, triton, xla
-from tjx_kernels.attention.backends.mosaic_gpu import backend as mosaic_gpu
-from tjx_kernels.attention.backends.tpu import backend as tpu
-from tjx_kernels.attention.registry import Choice, UnsupportedCallError, notify
-from tjx_kernels.attention.types import AttentionBackend, AttentionCall
-
-# In order of preference: without a name, the first that supports the call runs. "cudnn" is first on
-# NVIDIA GPUs: it is NVIDIA's own and the fastest known there. "triton" supports every call that
-# "mosaic_gpu" does and precedes it until that kernel was measured on a GPU. "reference" is last and
-# "xla" before it supports every call, so that a dense computation is never chosen by default.
-BACKENDS: dict[str, AttentionBackend] = {
-    "cudnn": cudnn.BACKEND,
-    "triton": triton.BACKEND,
-    "mosaic_gpu": mosaic_gpu.BACKEND,
-    "tpu": tpu.BACKEND,
-    "xla": xla.BACKEND,
-    "reference": reference.BACKEND,
-}
+from tjx_kernels.attention.arguments import Shaped, bind_arguments, describe_call
+from tjx_kernels.attention.registry import choose_backend, select_backend
+from tjx_kernels.attention.types import AttentionCall
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments of `flash_attention` that change what is computed, or how."""
+class AttentionOptions(TypedDict, total=False):
+    """Keyword arguments of `flash_attention`, without `return_lse`."""
 
     causal: bool
     q_segment_ids: jax.Array | None
@@ -54,7 +35,7 @@ def flash_attention(
     v: jax.Array,
     *,
     return_lse: Literal[False] = ...,
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> jax.Array: ...
 
 
@@ -65,7 +46,7 @@ def flash_attention(
     v: jax.Array,
     *,
     return_lse: Literal[True],
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -89,52 +70,51 @@ def flash_attention(
     implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Exact attention in memory that is linear in the sequence length.
+    """Compute exact softmax attention with memory linear in the sequence length.
 
-    Query i has the position q_offset + i, key j the position j. A row that sees no key is dead: its
-    output is 0, its log-sum-exp -inf, and its gradients are 0.
+    Query i has position q_offset + i and key j has position j. A row that attends to no key is
+    dead: its output is 0, its log-sum-exp -inf, and its gradients are 0.
 
     Parameters
     ----------
     q : [batch, q_len, heads, head_dim]
-        Queries: float32, bfloat16 or float16 (float64 where JAX has it enabled). Any length, 0
-        included.
+        Queries: float32, bfloat16 or float16 (float64 if JAX enables it). q_len may be 0.
     k, v : [batch, kv_len, kv_heads, head_dim]
-        Keys and values of the same dtype. `heads` is a multiple of `kv_heads`: query heads
-        n * g, ..., n * g + g - 1 share key head n (grouped-query attention; multi-query with one).
-        The values' head_dim may be another than the keys' (latent attention); it is the output's.
+        Keys and values of the same dtype. `heads` is a multiple of `kv_heads`: with g = heads /
+        kv_heads, query heads n * g, ..., n * g + g - 1 share key head n (grouped-query attention).
+        The head_dim of v may differ from that of k (latent attention); the output has that of v.
     causal
-        A query sees the keys up to its own position.
+        Mask keys after the query's position.
     q_segment_ids, kv_segment_ids : integers [batch, q_len], [batch, kv_len]
-        A query sees only keys with its own id, as for documents packed into one row. Both or
-        neither.
+        A query attends only to keys with its own id: packed documents. Give both or neither.
     window
-        A query at position p sees keys from position p - window + 1 on: with `causal`, the
-        `window` last keys, its own included. Without `causal`, keys after the query stay visible.
+        Mask keys before position p - window + 1 of a query at position p. With `causal` that
+        leaves the last `window` keys, its own included; without, later keys stay visible.
     soft_cap
         Scores s become soft_cap * tanh(s / soft_cap).
     scale
         Factor of the scores q k^T, before the cap; 1 / sqrt(head_dim) when None.
     q_offset
-        Position of the first query: an int, or an int32 scalar or [batch] known only when the
-        program runs (decoding into a KV cache). kv_len - q_len aligns the last query with the last
-        key; 0 the first with the first.
+        Position of the first query: an int, or a traced int32 scalar or [batch] (decoding with a
+        KV cache). kv_len - q_len aligns the last query with the last key; 0 the first ones.
     bias : floating [batch or 1, heads or 1, q_len, kv_len]
-        Added to the scores after the cap; differentiable. It is quadratic in memory by itself.
+        Added to the scores after the cap; differentiable. -inf masks a key. Its own memory is
+        quadratic in the sequence length.
     alibi_slopes : floating [heads] or [batch, heads]
-        slope * |query's position - key's position| is subtracted from the scores after the cap
-        (Press et al., "Train Short, Test Long", 2022). A constant: no gradient.
+        slope * |query position - key position| is subtracted from the scores after the cap (Press
+        et al., "Train Short, Test Long", 2022). Not differentiable.
     dropout_rate
-        Probability with which a weight of the softmax is set to 0, the others being multiplied by
-        1 / (1 - dropout_rate). The LSE is that without dropout.
+        Probability that a softmax weight is set to 0; the others are multiplied by
+        1 / (1 - dropout_rate). Does not affect the LSE.
     dropout_key
-        A key of `jax.random`; the same key drops the same weights, in every implementation.
+        PRNG key of `jax.random`; the same key drops the same weights in every backend.
     return_lse
         Also return the log-sum-exp.
     implementation
-        One of `IMPLEMENTATIONS`, or None for the first that supports the call.
+        Name of a backend: "cudnn", "triton", "mosaic_gpu", "tpu", "xla", "reference" or one added
+        by `register_backend`. None selects the first that supports the call.
     interpret
-        Run a Pallas kernel named by `implementation` in JAX's interpreter on the CPU: very slow,
+        Run the Pallas kernel named by `implementation` in JAX's interpreter on the CPU: very slow,
         for debugging.
 
     Returns
@@ -148,14 +128,14 @@ def flash_attention(
     Raises
     ------
     ValueError
-        For arguments that do not fit together (one line for each), for an unknown implementation,
-        and for an implementation asked for by name that cannot serve, with the reason.
+        For invalid arguments (one line each), an unknown `implementation`, or a requested one that
+        does not support the call, with the reason.
 
     Notes
     -----
     Differentiable in reverse mode; for forward mode (`jax.jvp`) use `implementation="reference"`.
-    Output and LSE carry the names "flash_attention_out" and "flash_attention_lse" for
-    rematerialisation policies: keep both, or the forward pass runs again.
+    Output and LSE have the checkpoint names "flash_attention_out" and "flash_attention_lse": a
+    rematerialization policy has to save both to avoid a second forward pass.
 
     References
     ----------
@@ -170,10 +150,10 @@ def flash_attention(
     >>> out.shape, lse.shape
     ((2, 300, 8, 64), (2, 8, 300))
     """
-    arguments = Arguments(
-        q=q,
-        k=k,
-        v=v,
+    call, operands = bind_arguments(
+        q,
+        k,
+        v,
         causal=causal,
         q_segment_ids=q_segment_ids,
         kv_segment_ids=kv_segment_ids,
@@ -188,17 +168,13 @@ def flash_attention(
         return_lse=return_lse,
         interpret=interpret,
     )
-    call = arguments.describe()
-    run = select(implementation, implementations_for(call), call).run
-    if call.nothing_to_see:
-        out, lse = dead_rows(call)
-    else:
-        out, lse = run(call, arguments.operands(call))
+    backend = select_backend(implementation, call)
+    out, lse = dead_rows(call) if call.is_empty else backend.run(call, operands)
     return (out, lse) if return_lse else out
 
 
 def dead_rows(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
-    """Give the results of a call whose rows see no key."""
+    """Return output 0 and LSE -inf, the results of a call whose rows attend to no key."""
     out = jnp.zeros((call.batch, call.q_len, call.heads, call.v_head_dim), call.dtype)
     return out, jnp.full((call.batch, call.heads, call.q_len), -jnp.inf, call.accumulator)
 
@@ -212,10 +188,10 @@ def chosen_implementation(
     return_lse: bool = False,
     **options: Any,
 ) -> str:
-    """Name the implementation that `flash_attention` runs for these arguments.
+    """Return the name of the backend that `flash_attention` selects for these arguments.
 
-    Nothing is computed; `jax.ShapeDtypeStruct` serves in place of arrays. Errors are those of
-    `flash_attention`.
+    Computes nothing: `jax.ShapeDtypeStruct` may replace arrays. Raises what `flash_attention`
+    raises.
 
     Examples
     --------
@@ -224,43 +200,5 @@ def chosen_implementation(
     >>> chosen_implementation(x, x, x, causal=True, implementation="reference")
     'reference'
     """
-    call = Arguments(q=q, k=k, v=v, return_lse=return_lse, **options).describe()
-    return choose(implementation, implementations_for(call))
-
-
-def select(
-    name: str | None, reasons: dict[str, str | None], call: AttentionCall
-) -> AttentionBackend:
-    """Return the implementation that `choose` names, and tell `observe_choices` of it."""
-    chosen = choose(name, reasons)
-    notify(Choice(chosen, name is not None, reasons, call))
-    return BACKENDS[chosen]
-
-
-def implementations_for(call: AttentionCall) -> dict[str, str | None]:
-    """Say for each implementation why it cannot serve a call, or None where it can."""
-    return {name: entry.supports(call) for name, entry in BACKENDS.items()}
-
-
-def choose(name: str | None, reasons: dict[str, str | None]) -> str:
-    """Take the implementation of that name, or without one the first with no reason against it."""
-    if name is not None and name not in BACKENDS:
-        raise ValueError(
-            f"implementation is {name!r}; it must be one of {', '.join(BACKENDS)}, "
-            "or None to choose automatically"
-        )
-    if name is None:
-        able = [candidate for candidate, reason in reasons.items() if reason is None]
-        if not able:  # without interpret, "xla" and "reference" serve whatever `describe` accepts
-            raise ValueError(
-                "no kernel that could be interpreted serves this call: "
-                f"{'; '.join(f'{key}: {reason}' for key, reason in reasons.items())}; "
-                "leave out interpret"
-            )
-        return able[0]
-    if reasons[name] is not None:
-        raise UnsupportedCallError(
-            f"implementation {name!r} cannot serve this call: {reasons[name]}; "
-            "change that, or give implementation=None to choose automatically"
-        )
-    return name
+    call = describe_call(q, k, v, return_lse=return_lse, **options)
+    return choose_backend(implementation, call)

@@ -1,7 +1,7 @@
-"""Run a vmapped kernel as one call with a larger batch.
+"""Batching rules: run a vmapped attention kernel as one call with a larger batch.
 
-A kernel that is not a plain `pallas_call` has no rule for `jax.vmap`. Attention needs none of its
-own: what is vmapped over is one more batch axis.
+A kernel that is not a plain `pallas_call` has no batching rule for `jax.vmap`. Here the vmapped
+axis is merged into the batch axis.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from tjx_kernels.attention.types import AttentionCall, Backward, Forward, Gradie
 
 
 def batched_forward(forward: Forward) -> Forward:
-    """Give a forward pass a rule for `jax.vmap`."""
+    """Add a batching rule for `jax.vmap` to a forward pass."""
 
     def run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
         plain = custom_vmap(lambda operands: forward(call, operands))
@@ -32,7 +32,7 @@ def batched_forward(forward: Forward) -> Forward:
 
 
 def batched_backward(backward: Backward) -> Backward:
-    """Give a backward pass a rule for `jax.vmap`."""
+    """Add a batching rule for `jax.vmap` to a backward pass."""
 
     def run(call: AttentionCall, operands: Operands, rows: Any) -> Gradients:
         plain = custom_vmap(lambda operands, rows: backward(call, operands, rows))
@@ -57,7 +57,7 @@ def _merge_operands(
 ) -> tuple[AttentionCall, Operands]:
     merged = replace(call, batch=size * call.batch)
     if operands.bias is not None:
-        # Each vmapped call has a gradient of its own for the bias, one that is shared too.
+        # Each vmapped call has its own bias gradient, also if the calls share the bias.
         axis = 1 if batched.bias else 0
         bias = operands.bias
         if bias.shape[axis] == 1:

@@ -1,7 +1,7 @@
-"""Block sizes of the kernels: a frozen table, found offline.
+"""Block sizes of the attention kernels: a static table, tuned offline.
 
-Nothing is tuned while a program runs, so that a program is the same every time. The script
-`tools/kernels/tune.py` of the repository prints rows for the GPU it runs on.
+There is no autotuning at run time, so a program compiles to the same kernels every time. The script
+`tools/kernels/tune.py` of the repository prints rows for the local GPU.
 """
 
 from typing import Literal, NamedTuple
@@ -10,16 +10,16 @@ type Pass = Literal["forward", "dq", "dkv", "dbias"]
 
 
 class BlockSizes(NamedTuple):
-    """How a kernel cuts its work.
+    """Tile sizes, pipeline depth and warps of a kernel.
 
     Attributes
     ----------
     q, k
         Rows of queries and of keys in a block.
     stages
-        Blocks in flight between device and shared memory.
+        Pipeline stages: blocks in flight between device and shared memory.
     warps
-        Warps of a program (Triton); compute warpgroups (Mosaic GPU); unused on TPU.
+        Warps per program (Triton) or compute warpgroups (Mosaic GPU); unused on TPU.
     """
 
     q: int
@@ -29,7 +29,7 @@ class BlockSizes(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The key of the table; a call takes the row of the next larger head_dim."""
+    """Key of the table; a call uses the entry of the next larger head_dim."""
 
     kernel: str
     architecture: str
@@ -39,11 +39,11 @@ class Row(NamedTuple):
 
 
 # (kernel, architecture, pass): {head_dim: (q, k, stages, warps)}. Not yet tuned on hardware;
-# "interpret" are the small blocks of the interpreters, so that short sequences cross several.
+# "interpret" has small blocks for the interpreters, so that short sequences span several.
 _SIZES: dict[tuple[str, str, Pass], dict[int, tuple[int, int, int, int]]] = {
-    # Rows (forward, dq) or keys (dkv) are those of one compute warpgroup. Forward: as in
-    # Shah et al., "FlashAttention-3", 2024, and its public code. Backward: registers set the limit;
-    # beside tiles of scores dq keeps a sum of 64 x head_dim, dkv two (above head_dim 128 one).
+    # Rows (forward, dq) or keys (dkv) of one compute warpgroup. Forward: as in Shah et al.,
+    # "FlashAttention-3", 2024, and its public code. Backward: limited by registers; besides score
+    # tiles dq accumulates 64 x head_dim, dkv twice that (above head_dim 128 once).
     ("mosaic_gpu", "sm_90", "forward"): {
         64: (64, 128, 3, 3),
         128: (64, 128, 2, 2),
@@ -54,8 +54,8 @@ _SIZES: dict[tuple[str, str, Pass], dict[int, tuple[int, int, int, int]]] = {
     ("mosaic_gpu", "sm_90", "dkv"): {128: (64, 64, 4, 2), 256: (32, 64, 2, 2)},
     ("mosaic_gpu", "interpret", "dq"): {256: (64, 64, 2, 2)},
     ("mosaic_gpu", "interpret", "dkv"): {256: (64, 64, 2, 2)},
-    # Large blocks, as FlashAttention-2 has, that compile without spilled registers. "sm_80":
-    # within the 99 KB of shared memory of sm_86 too.
+    # Large blocks as in FlashAttention-2 that compile without register spills. "sm_80" also fits
+    # the 99 KB of shared memory of sm_86.
     ("triton", "sm_80", "forward"): {
         64: (128, 32, 3, 4),
         128: (128, 64, 2, 8),
@@ -76,7 +76,7 @@ _SIZES: dict[tuple[str, str, Pass], dict[int, tuple[int, int, int, int]]] = {
     ("triton", "interpret", "dq"): {256: (32, 16, 1, 4)},
     ("triton", "interpret", "dkv"): {256: (16, 32, 1, 4)},
     ("triton", "interpret", "dbias"): {256: (32, 16, 1, 4)},
-    # Without tensor cores: all that is multiplied passes through registers.
+    # No tensor cores: all operands pass through registers.
     ("triton-float32", "sm_80", "forward"): {
         64: (64, 32, 1, 8),
         128: (32, 16, 1, 8),
@@ -121,8 +121,8 @@ _SIZES: dict[tuple[str, str, Pass], dict[int, tuple[int, int, int, int]]] = {
     ("triton-float32", "interpret", "dq"): {256: (32, 16, 1, 4)},
     ("triton-float32", "interpret", "dkv"): {256: (16, 32, 1, 4)},
     ("triton-float32", "interpret", "dbias"): {256: (32, 16, 1, 4)},
-    # Rows that suffice to read keys no faster than they are used, and blocks that make a step of
-    # the grid worth its overhead, within the vector memory that XLA gives a kernel by default.
+    # Enough rows to be compute-bound and blocks that amortize the overhead of a grid step, within
+    # XLA's default vector memory of a kernel.
     ("tpu", "interpret", "forward"): {256: (32, 64, 2, 0)},
     ("tpu", "interpret", "dq"): {256: (32, 64, 2, 0)},
     ("tpu", "interpret", "dkv"): {256: (32, 64, 2, 0)},
@@ -132,7 +132,7 @@ _SIZES: dict[tuple[str, str, Pass], dict[int, tuple[int, int, int, int]]] = {
     ("tpu", "TPU v6 lite", "forward"): {128: (1024, 1024, 2, 0), 256: (512, 1024, 2, 0)},
     ("tpu", "TPU v6 lite", "dq"): {128: (1024, 1024, 2, 0), 256: (512, 1024, 2, 0)},
     ("tpu", "TPU v6 lite", "dkv"): {128: (1024, 1024, 2, 0), 256: (512, 1024, 2, 0)},
-    # A product takes six passes: smaller blocks.
+    # A float32 product takes six passes: smaller blocks.
     ("tpu-float32", "interpret", "forward"): {256: (32, 64, 2, 0)},
     ("tpu-float32", "interpret", "dq"): {256: (32, 64, 2, 0)},
     ("tpu-float32", "interpret", "dkv"): {256: (32, 64, 2, 0)},
@@ -153,6 +153,6 @@ TABLE: dict[Row, BlockSizes] = {
 
 
 def block_sizes(row: Row) -> BlockSizes:
-    """Give the sizes for the smallest head_dim of the table that is not below the row's."""
+    """Return the block sizes of the smallest head_dim in the table that is >= the row's."""
     fitting = (x for x in TABLE if x._replace(head_dim=row.head_dim) == row)
     return TABLE[min((x for x in fitting if x.head_dim >= row.head_dim), key=lambda x: x.head_dim)]

@@ -1,7 +1,7 @@
-"""Make a differentiable function of a forward and a backward pass.
+"""Custom reverse-mode derivative of an attention backend from its forward and backward pass.
 
-What every kernel needs and none should repeat: the derivative with respect to the log-sum-exp,
-rows that see no key, and the names for rematerialisation.
+Adds what every kernel needs: the derivative with respect to the log-sum-exp, dead rows, and names
+for rematerialization policies.
 """
 
 from typing import Any
@@ -16,12 +16,21 @@ from tjx_kernels.attention.types import AttentionCall, Backward, BackwardInputs,
 def backward_inputs(
     call: AttentionCall, out: jax.Array, lse: jax.Array, dout: jax.Array, dlse: jax.Array
 ) -> BackwardInputs:
-    """Prepare the backward pass of rows with the results `out` and `lse`.
+    """Compute delta and mask dead rows before the backward pass.
 
-    The derivative of the log-sum-exp with respect to the scores are the weights, so that its
-    cotangent joins what the softmax subtracts (Dao et al., "FlashAttention", 2022, appendix B.2).
+    The derivative of the log-sum-exp with respect to the scores is the softmax, so its cotangent
+    joins the term that the softmax subtracts (Dao et al., "FlashAttention", 2022, appendix B.2).
+
+    Parameters
+    ----------
+    call
+        The call.
+    out, lse
+        Results of the forward pass: [batch, q_len, heads, v_head_dim] and [batch, heads, q_len].
+    dout, dlse
+        Their cotangents.
     """
-    # A dead row depends on nothing: whatever arrives for it, NaN too, is not passed on.
+    # A dead row depends on no input: its cotangent, NaN included, must not reach the gradients.
     dead_BNT = lse == -jnp.inf
     dout = jnp.where(dead_BNT.swapaxes(1, 2)[..., None], 0, dout)
     dlse = jnp.where(dead_BNT, 0, dlse).astype(call.accumulator)
@@ -29,17 +38,24 @@ def backward_inputs(
         "BTNH,BTNH->BNT",
         out,
         dout,
-        precision=jax.lax.Precision.HIGHEST,  # float32 means float32, on GPU and TPU too
+        precision=jax.lax.Precision.HIGHEST,  # no TF32 or bfloat16 passes for float32 inputs
         preferred_element_type=call.accumulator,
     )
     return BackwardInputs(dout, jnp.where(dead_BNT, 0, lse), product - dlse)
 
 
 def with_custom_vjp(forward: Forward, backward: Backward) -> Forward:
-    """Bind two passes to one function with a derivative in reverse mode.
+    """Bind a forward and a backward pass to one function with a reverse-mode derivative.
 
-    The function raises `TypeError` where it is differentiated in forward mode. Within a `jax.jit`
-    that is inside of it JAX finds out only when it compiles, and says less.
+    The function raises `TypeError` in forward mode. Inside a nested `jax.jit` JAX detects that only
+    when it compiles, with a less specific message.
+
+    Parameters
+    ----------
+    forward
+        (call, operands) -> (out, lse).
+    backward
+        (call, operands, backward inputs) -> gradients.
     """
 
     def attend(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
@@ -47,7 +63,7 @@ def with_custom_vjp(forward: Forward, backward: Backward) -> Forward:
 
     def attend_forward(call: AttentionCall, operands: Operands) -> Any:
         out, lse = forward(call, operands)
-        # Both names, so that a remat policy that keeps them need not run the forward pass again.
+        # A remat policy that saves both names skips the forward pass in the backward pass.
         # (checkpoint_name has no types in jax.)
         out = checkpoint_name(out, "flash_attention_out")  # type: ignore[no-untyped-call]
         lse = checkpoint_name(lse, "flash_attention_lse")  # type: ignore[no-untyped-call]
@@ -55,13 +71,13 @@ def with_custom_vjp(forward: Forward, backward: Backward) -> Forward:
 
     def attend_backward(call: AttentionCall, residuals: Any, cotangents: Any) -> tuple[Operands]:
         operands, out, lse = residuals
-        found = backward(call, operands, backward_inputs(call, out, lse, *cotangents))
-        nothing = Operands(*(None for _ in operands))  # type: ignore[arg-type]  # no gradient
-        return (nothing._replace(q=found.q, k=found.k, v=found.v, bias=found.bias),)
+        grads = backward(call, operands, backward_inputs(call, out, lse, *cotangents))
+        no_grads = Operands(*(None for _ in operands))  # type: ignore[arg-type]
+        return (no_grads._replace(q=grads.q, k=grads.k, v=grads.v, bias=grads.bias),)
 
     attention = jax.custom_vjp(attend, nondiff_argnums=(0,))
     attention.defvjp(attend_forward, attend_backward)
-    # Compiled also where the caller is not: else every operation would be dispatched by itself.
+    # Compiled even if the caller is not: otherwise JAX dispatches every operation by itself.
     compiled = jax.jit(attention, static_argnums=0, inline=True)
 
     def run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:

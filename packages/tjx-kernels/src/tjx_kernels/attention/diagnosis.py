@@ -1,19 +1,16 @@
-"""Say why an implementation of attention was chosen, whether it compiles, and which one is next."""
+"""Diagnosis of a backend choice: the reason, a test compilation, and the next candidate."""
 
 from dataclasses import replace
 from typing import Any
 
 import jax
 
-from tjx_kernels.attention.api import BACKENDS
-from tjx_kernels.attention.registry import Choice
+from tjx_kernels.attention.registry import Choice, backends
 from tjx_kernels.attention.types import PLAIN, AttentionCall, Operands
 
 
 def explain_choice(choice: Choice) -> str:
-    """Say in half a line which implementation runs and why.
-
-    Implementations for other devices are not mentioned.
+    """Describe in half a line which backend runs and why; omits backends of other devices.
 
     Examples
     --------
@@ -28,7 +25,7 @@ def explain_choice(choice: Choice) -> str:
     passed = [
         f"{name}: {reason}"
         for name, reason in choice.reasons.items()
-        if reason is not None and BACKENDS[name].supports(plain) is None
+        if reason is not None and backends()[name].supports(plain) is None
     ]
     device = call.architecture or call.platform
     return (
@@ -37,7 +34,7 @@ def explain_choice(choice: Choice) -> str:
 
 
 def next_choice(choice: Choice) -> str | None:
-    """Return the next implementation in order of preference that supports the call, if any."""
+    """Return the next backend in order of preference that supports the call, or None."""
     names = list(choice.reasons)
     place = names.index(choice.name)
     others = [*names[place + 1 :], *names[:place]]
@@ -45,8 +42,8 @@ def next_choice(choice: Choice) -> str | None:
 
 
 def compile_failure(choice: Choice) -> Exception | None:
-    """Compile both passes of a call alone, and return the error of the compiler, if any."""
-    run, (operands, dout) = BACKENDS[choice.name].run, _abstract(choice.call)
+    """Compile forward and backward pass of a call alone; return the compiler's error or None."""
+    run, (operands, dout) = backends()[choice.name].run, _abstract(choice.call)
 
     def both_passes(operands: Operands, dout: Any) -> Any:
         moving = (operands.q, operands.k, operands.v, operands.bias)
@@ -65,7 +62,7 @@ def compile_failure(choice: Choice) -> Exception | None:
 
 
 def _abstract(call: AttentionCall) -> tuple[Operands, Any]:
-    """Return shapes and dtypes of a call's operands and of its output's cotangent."""
+    """Return the shapes and dtypes of the operands and of the output cotangent of a call."""
     shaped: Any = jax.ShapeDtypeStruct  # which has no types
     kv = (call.batch, call.kv_len, call.kv_heads)
     q = shaped((call.batch, call.q_len, call.heads, call.head_dim), call.dtype)

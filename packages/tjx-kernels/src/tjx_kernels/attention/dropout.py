@@ -1,8 +1,8 @@
-"""Which attention weights dropout keeps: a pure function of the seed and the weight's place.
+"""Attention dropout masks as a pure function of a seed and the weight's head, row and key.
 
-The backward pass and every implementation find the same weights again, whatever their blocks. The
-numbers come from a 32-bit integer hash with full avalanche (constants from Wellons, "Prospecting
-for hash functions", 2018, "lowbias32"), applied once to the row and once to each element.
+All backends and both passes reproduce the same mask, regardless of block sizes. The random bits
+come from a 32-bit integer hash with full avalanche (constants from Wellons, "Prospecting for hash
+functions", 2018, "lowbias32"), applied once to the row and once to each element.
 """
 
 from typing import Any
@@ -21,14 +21,20 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def keep(seed: tuple[jax.Array, jax.Array], head: Any, row: Any, key: Any, rate: float) -> Any:
-    """Say which weights are kept: bool, each with the probability 1 - rate.
+    """Return the dropout mask, bool: each weight is kept with probability 1 - rate.
 
-    `seed` are the two words of a batch row's seed (uint32), `head`, `row` and `key` indices within
-    the call (int32, from 0, not positions); all broadcast against each other. What is kept is
-    multiplied with 1 / (1 - rate) by the caller.
+    The caller multiplies the kept weights by 1 / (1 - rate). The head is added to the first word of
+    the seed: a call for the heads from `start` on with the seeds `from_head(seed, start)` gives the
+    mask that the call for all heads gives for them.
 
-    A head's number is added to the first word: a call for the heads from `start` on, given the
-    seeds `from_head(seed, start)`, keeps what the call for all heads keeps in them.
+    Parameters
+    ----------
+    seed
+        The two uint32 words of a batch row's seed.
+    head, row, key
+        int32 indices in the call, from 0 (not positions). All arrays broadcast against each other.
+    rate
+        Dropout rate, 0 <= rate < 1.
     """
     first, second = seed
     word = [jnp.asarray(x).astype(jnp.uint32) for x in (head, row, key)]
@@ -38,11 +44,11 @@ def keep(seed: tuple[jax.Array, jax.Array], head: Any, row: Any, key: Any, rate:
 
 
 def seeds(key: jax.Array, batch: int) -> jax.Array:
-    """Draw the seed of each batch row, uint32 [batch, 2], from a PRNG key."""
+    """Sample the seed of each batch row, uint32 [batch, 2], from a PRNG key."""
     return jax.random.bits(key, (batch, 2), jnp.uint32)
 
 
 def from_head(seed: jax.Array, start: Any) -> jax.Array:
-    """Give the seeds, uint32 [batch, 2], with which a call's head 0 is the head `start`."""
+    """Return seeds, uint32 [batch, 2], for a call whose head 0 is head `start` of all heads."""
     words = jnp.stack([jnp.asarray(start, jnp.uint32), jnp.uint32(0)])
     return seed + words[None, :]

@@ -1,8 +1,8 @@
-"""Which key a query sees: one rule for single elements, one for whole blocks.
+"""Attention masks: elementwise, and as ranges of blocks to skip, to mask and to process unmasked.
 
-Query i has the position offset + i, key j the position j. The elementwise rule is the meaning; the
-rules for blocks let a kernel skip what nobody sees and leave out masks where everybody sees all.
-All are plain arithmetic on integers and arrays: they serve in XLA programs and within kernels.
+Query i has position offset + i and key j has position j. `make_mask` defines the mask; the block
+ranges let a kernel skip fully masked blocks and omit the mask of fully visible ones. All functions
+are integer and array arithmetic, valid in XLA programs and in Pallas kernels.
 """
 
 from functools import reduce
@@ -18,17 +18,17 @@ from tjx_kernels.attention.types import AttentionCall
 type Int = int | jax.Array
 
 
-def visible(
+def make_mask(
     call: AttentionCall,
     position: Any,
     key: Any,
     q_ids: jax.Array | None = None,
     kv_ids: jax.Array | None = None,
 ) -> jax.Array | None:
-    """Say which pairs see each other, None where all do.
+    """Return the causal, window and segment mask, True where a query attends to a key.
 
-    `position` of queries, `key` indices and both kinds of segment ids are arrays that broadcast
-    against each other. Keys past the end of the sequence are the caller's to hide.
+    None means that nothing is masked. Query positions, key indices and segment ids are arrays that
+    broadcast against each other. The caller masks keys past the end of the sequence.
     """
     masks = []
     if call.causal:
@@ -41,10 +41,10 @@ def visible(
 
 
 class Blocks(NamedTuple):
-    """Blocks [start, stop) hold all that is seen; those in [full_start, full_stop) are seen whole.
+    """Range of visible blocks [start, stop) and of fully visible ones [full_start, full_stop).
 
-    start <= full_start <= full_stop <= stop, all within [0, number of blocks]. Segment ids are not
-    considered: where there are any, no block may be taken for wholly seen.
+    start <= full_start <= full_stop <= stop, all within [0, number of blocks]. Segment ids are
+    ignored: with segment ids no block may be treated as fully visible.
     """
 
     start: Int
@@ -54,9 +54,9 @@ class Blocks(NamedTuple):
 
 
 def key_blocks(call: AttentionCall, position: Int, rows: int, block: int) -> Blocks:
-    """Find the blocks of `block` keys for `rows` query rows from `position` on."""
+    """Return the blocks of `block` keys that `rows` query rows from `position` on attend to."""
     last = position + rows - 1
-    # Keys that some row sees, and those that all rows see.
+    # Keys visible to some row, and keys visible to all rows.
     start, full_start, full_stop, stop = _whole(call.kv_len)
     if call.causal:
         stop = _minimum(stop, last + 1)
@@ -68,10 +68,10 @@ def key_blocks(call: AttentionCall, position: Int, rows: int, block: int) -> Blo
 
 
 def row_blocks(call: AttentionCall, offset: Int, first_key: Int, keys: int, block: int) -> Blocks:
-    """Find the blocks of `block` query rows for `keys` keys from `first_key` on.
+    """Return the blocks of `block` query rows that attend to `keys` keys from `first_key` on.
 
-    `offset` is the position of the first query. A block of keys that reaches past the end of the
-    sequence is never wholly seen by this rule's caller: it masks the keys past the end in any case.
+    `offset` is the position of the first query. The caller masks keys past the end of the sequence,
+    in fully visible blocks too.
     """
     last_key = first_key + keys - 1
     start, full_start, full_stop, stop = _whole(call.q_len)
@@ -94,19 +94,19 @@ def _in_blocks(
     count = -(-length // block)
     first = _clip(_floor(start, block), 0, count)
     end = _clip(_floor(stop + block - 1, block), first, count)
-    end = _where_less(start, stop, end, first)  # nothing is seen: visit no block
-    # The last, shorter block is never seen whole: what lies past the end must be hidden.
+    end = _where_less(start, stop, end, first)  # everything is masked: no block
+    # A shorter last block is never fully visible: indices past the end need a mask.
     whole_first = _clip(_floor(full_start + block - 1, block), first, end)
     whole_end = _clip(_floor(full_stop, block), whole_first, end)
     return Blocks(first, whole_first, whole_end, end)
 
 
 def _floor(x: Int, block: int) -> Int:
-    """Floor division that is right for negative numbers within kernels too."""
+    """Divide and round down, in kernels too."""
     if isinstance(x, int):
         return x // block
-    # Within kernels lax.div alone is sure to lower; it rounds towards 0. Whatever is negative is
-    # clipped to 0 by the caller: -1 stands for it.
+    # In kernels only lax.div is sure to lower, and it rounds towards 0. The caller clips negative
+    # results to 0, so -1 stands for all of them.
     return jnp.where(x < 0, -1, lax.div(x, jnp.int32(block)))
 
 
@@ -131,12 +131,16 @@ def _clip(x: Int, low: Int, high: Int) -> Int:
 def segment_blocks(
     q_ids_BT: jax.Array, kv_ids_BS: jax.Array, block_q: int, block_k: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Find for each block of rows the blocks of keys [start, stop) that share a segment with it.
+    """Return for each block of rows the range of key blocks that share a segment with it.
 
-    int32 [batch, blocks of rows] each, start <= stop. A block's ids are taken for the whole
-    interval between the smallest and the largest of them: right for any ids, tight where documents
-    follow one another in the order of their ids. For blocks of rows that share a segment with a
-    block of keys, exchange the arguments.
+    A block is represented by the interval from its smallest to its largest id: correct for any ids,
+    tight if documents are ordered by id. Swap the arguments for the blocks of rows that share a
+    segment with a block of keys.
+
+    Returns
+    -------
+    start, stop
+        int32 [batch, blocks of rows] each, start <= stop.
     """
     q_low, q_high = _id_range(q_ids_BT, block_q)
     k_low, k_high = _id_range(kv_ids_BS, block_k)

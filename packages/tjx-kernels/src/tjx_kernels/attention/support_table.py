@@ -1,9 +1,9 @@
-"""What each attention implementation supports, as a table made from their own answers."""
+"""Markdown table of the features that each attention backend supports."""
 
 from dataclasses import replace
 
-from tjx_kernels.attention.api import BACKENDS
 from tjx_kernels.attention.arguments import DTYPES
+from tjx_kernels.attention.registry import backends
 from tjx_kernels.attention.types import PLAIN, AttentionBackend, AttentionCall
 from tjx_kernels.target import Target
 
@@ -41,36 +41,37 @@ _FEATURES: dict[str, AttentionCall] = {
 
 
 def support_table() -> str:
-    """Return a Markdown table: a row for each feature, a column for each implementation.
+    """Return a Markdown table with a row for each feature and a column for each backend.
 
-    The features are asked for on the first device that an implementation supports; the reasons for
-    a "no" follow below the table.
+    A feature is tested on the first device that the backend supports; footnotes give the reasons
+    for each "no".
 
     Examples
     --------
     >>> print(support_table().splitlines()[0])
     | | cudnn | triton | mosaic_gpu | tpu | xla | reference |
     """
+    entries = backends()
     lines = [
-        f"| | {' | '.join(BACKENDS)} |",
-        f"|---|{'---|' * len(BACKENDS)}",
+        f"| | {' | '.join(entries)} |",
+        f"|---|{'---|' * len(entries)}",
     ]
     notes: dict[str, int] = {}
 
-    def answer(reason: str | None) -> str:
+    def cell(reason: str | None) -> str:
         return "yes" if reason is None else f"no ({notes.setdefault(reason, len(notes) + 1)})"
 
     for name, target in _TARGETS.items():
         call = _on(PLAIN, target)
-        answers = (answer(entry.supports(call)) for entry in BACKENDS.values())
-        lines.append(f"| on {name} | {' | '.join(answers)} |")
-    homes = [_home(entry) for entry in BACKENDS.values()]
+        cells = (cell(entry.supports(call)) for entry in entries.values())
+        lines.append(f"| on {name} | {' | '.join(cells)} |")
+    devices = [_first_device(entry) for entry in entries.values()]
     for feature, call in _FEATURES.items():
         reasons = (
-            entry.supports(_on(call, home))
-            for entry, home in zip(BACKENDS.values(), homes, strict=True)
+            entry.supports(_on(call, device))
+            for entry, device in zip(entries.values(), devices, strict=True)
         )
-        lines.append(f"| {feature} | {' | '.join(answer(reason) for reason in reasons)} |")
+        lines.append(f"| {feature} | {' | '.join(cell(reason) for reason in reasons)} |")
     return "\n".join([*lines, "", *(f"{number}. {reason}" for reason, number in notes.items())])
 
 
@@ -78,8 +79,8 @@ def _on(call: AttentionCall, target: Target) -> AttentionCall:
     return replace(call, platform=target.platform, architecture=target.architecture)
 
 
-def _home(entry: AttentionBackend) -> Target:
-    """Find the first kind of device that serves a plain call; the dearest of NVIDIA's first."""
+def _first_device(entry: AttentionBackend) -> Target:
+    """Return the first device on which the backend supports a plain call, Hopper first."""
     order = ("NVIDIA Hopper (sm_90)", *_TARGETS)
     return next(
         _TARGETS[name] for name in order if entry.supports(_on(PLAIN, _TARGETS[name])) is None

@@ -1,7 +1,7 @@
-"""What passes between the public functions and an implementation of attention.
+"""Types shared by the attention API and its backends.
 
-`AttentionCall` is everything static about a call: hashable, so that an implementation can say from
-it alone whether it can serve, and be compiled for it. `Operands` are its arrays.
+`AttentionCall` holds the static part of a call: it is hashable, so a backend can decide from it
+alone whether it supports the call and can be compiled for it. `Operands` holds the arrays.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tjx_kernels.target import Platform
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionCall:
-    """The static part of one attention call.
+    """Static part of an attention call: shapes, dtype, masks, options and target device.
 
     Attributes
     ----------
@@ -26,21 +26,21 @@ class AttentionCall:
     dtype
         Name of the dtype of q, k and v.
     causal, window, soft_cap, scale, dropout_rate
-        As given to `flash_attention`; `scale` is resolved.
+        Arguments of `flash_attention`; `scale` is resolved to a number.
     segment_ids, alibi
-        Whether segment ids and ALiBi slopes are given.
+        Whether the call has segment ids and ALiBi slopes.
     bias
-        The bias's sizes along batch and heads, or None without a bias.
+        Sizes of the bias along batch and heads; None without a bias.
     q_offset
-        Position of the first query, or None where it is known only when the program runs.
+        Position of the first query; None if it is a traced array.
     return_lse
-        Whether the caller wants the log-sum-exp, and may differentiate it.
+        Whether the caller requests the log-sum-exp (LSE) and may differentiate it.
     platform, architecture
-        What the program is compiled for, as in `target.Target`.
+        Target device, as in `target.Target`.
     interpret
-        Whether a Pallas kernel is interpreted on the CPU rather than compiled.
+        Whether to run a Pallas kernel in JAX's interpreter on the CPU.
     deterministic
-        Whether XLA_FLAGS ask for the same bits in every run, as in `target.deterministic_ops`.
+        Whether XLA_FLAGS request bitwise reproducible results, as in `target.deterministic_ops`.
     """
 
     batch: int
@@ -68,21 +68,21 @@ class AttentionCall:
 
     @property
     def accumulator(self) -> jnp.dtype:
-        """The dtype of scores, softmax and LSE: float32, for float64 inputs float64."""
+        """Dtype of scores, softmax and LSE: float32, or float64 for float64 inputs."""
         return jnp.promote_types(self.dtype, jnp.float32)
 
     @property
-    def nothing_to_see(self) -> bool:
-        """Whether an axis has the length 0: all rows are dead, and no implementation is asked."""
+    def is_empty(self) -> bool:
+        """Whether batch, q_len or kv_len is 0; such a call never reaches a backend."""
         return self.batch == 0 or self.q_len == 0 or self.kv_len == 0
 
     @property
     def group(self) -> int:
-        """How many query heads share a key head: n, ..., n + group - 1 share n // group."""
+        """Query heads per key head: query head n attends to key head n // group."""
         return self.heads // self.kv_heads
 
 
-# A call without options, which every implementation supports on its own devices.
+# A causal call without further options. Every backend supports it on its own platforms.
 PLAIN = AttentionCall(
     batch=2,
     q_len=1024,
@@ -109,7 +109,7 @@ PLAIN = AttentionCall(
 
 
 class Operands(NamedTuple):
-    """The arrays of a call, checked, in the public layout, no axis of length 0.
+    """Arrays of an attention call, validated, in the public layout; no axis has length 0.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class Operands(NamedTuple):
     q_segment_ids, kv_segment_ids
         int32 [batch, q_len] and [batch, kv_len], or None.
     q_offset
-        int32 [batch] where the call's `q_offset` is None, else None.
+        int32 [batch] if the call's `q_offset` is None, else None.
     bias
         Floating [batch or 1, heads or 1, q_len, kv_len], or None.
     alibi_slopes
@@ -140,17 +140,17 @@ class Operands(NamedTuple):
 
 
 class BackwardInputs(NamedTuple):
-    """What arrives at the backward pass for each query row.
+    """Inputs of the backward pass for each query row, besides the operands.
 
     Attributes
     ----------
     dout
         [batch, q_len, heads, v_head_dim] in the call's dtype; 0 for dead rows.
     lse
-        Accumulator's dtype [batch, heads, q_len], natural logarithm; 0 for dead rows, whose scores
-        are all -inf, so that exp(score - lse) is 0 and not NaN.
+        [batch, heads, q_len] in the accumulator's dtype, natural logarithm. 0 for dead rows: their
+        scores are all -inf, so exp(score - lse) is 0 and not NaN.
     delta
-        Accumulator's dtype [batch, heads, q_len]: rowsum(out * dout) - dlse.
+        [batch, heads, q_len] in the accumulator's dtype: rowsum(out * dout) - dlse.
     """
 
     dout: jax.Array
@@ -159,7 +159,10 @@ class BackwardInputs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Gradients, each with its operand's shape and dtype; `bias` None without a bias."""
+    """Gradients of q, k, v and the bias with their operands' shapes and dtypes.
+
+    `bias` is None if the call has no bias.
+    """
 
     q: jax.Array
     k: jax.Array
@@ -167,27 +170,37 @@ class Gradients(NamedTuple):
     bias: jax.Array | None
 
 
-# out [batch, q_len, heads, v_head_dim] in the call's dtype and LSE [batch, heads, q_len] in the
-# accumulator's: 0 and -inf for rows that see no key.
+# Returns out [batch, q_len, heads, v_head_dim] in the call's dtype and the LSE [batch, heads,
+# q_len] in the accumulator's dtype: 0 and -inf for rows that attend to no key.
 type Forward = Callable[[AttentionCall, Operands], tuple[jax.Array, jax.Array]]
 type Backward = Callable[[AttentionCall, Operands, BackwardInputs], Gradients]
 
 
+def supports_every_call(call: AttentionCall) -> str | None:
+    """Support every call, except a request to interpret a Pallas kernel."""
+    return "it is not a Pallas kernel: leave out interpret" if call.interpret else None
+
+
 class AttentionBackend(NamedTuple):
-    """One way to compute attention.
+    """One implementation of attention; `register_backend` adds one to `flash_attention`.
 
     Attributes
     ----------
     run
-        The differentiable function.
-    backward
-        The backward pass alone, given the LSE and delta of whole rows: ring attention calls it
-        with a part of the keys. None where the implementation cannot give it.
+        Differentiable function of the call and its operands that returns the output and the LSE.
+        `custom_vjp.with_custom_vjp` makes one from a forward and a backward pass.
     supports
-        None where a call can be served, otherwise the reason why not, in words that complete
-        "implementation X cannot serve this call: ...".
+        Returns None for a supported call, otherwise the reason, in words that complete
+        "implementation X cannot serve this call: ...". It sees shapes and options only.
+    backward
+        Backward pass that takes the LSE and delta of whole rows and a part of the keys, as ring
+        attention needs it; None if the backend has none.
+    platforms
+        Platforms on which automatic selection considers the backend ("cpu", "gpu", "tpu"); None
+        for all. A call with `interpret=True` ignores it.
     """
 
     run: Forward
-    backward: Backward | None
-    supports: Callable[[AttentionCall], str | None]
+    supports: Callable[[AttentionCall], str | None] = supports_every_call
+    backward: Backward | None = None
+    platforms: tuple[Platform, ...] | None = None

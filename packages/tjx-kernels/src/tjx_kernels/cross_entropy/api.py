@@ -1,4 +1,4 @@
-"""The loss of a language model's head without the logits of all tokens in memory."""
+"""Fused output projection and cross-entropy of a language model: `linear_cross_entropy`."""
 
 import math
 from typing import Literal, TypedDict, Unpack, overload
@@ -6,26 +6,26 @@ from typing import Literal, TypedDict, Unpack, overload
 import jax
 import jax.numpy as jnp
 
-from tjx_kernels.cross_entropy.chunked import chunk_count, head_loss
-from tjx_kernels.cross_entropy.stored_logits import head_loss_kept
+from tjx_kernels.cross_entropy.chunked import chunk_count, chunked_loss
+from tjx_kernels.cross_entropy.stored_logits import stored_logits_loss
 from tjx_kernels.cross_entropy.terms import CrossEntropyCall, Head
 from tjx_kernels.target import Platform, current_target
 
-# Logits of a chunk when no size is given. Small chunks stay in a CPU's cache, which there pays more
-# than computing logits twice costs; a GPU wants few large products (2**28 float32 logits: 1 GiB).
-# Below MIN_ROWS adding up x's gradient would show.
+# Default logits per chunk. Small chunks fit a CPU's cache, which outweighs the cost of recomputing
+# logits; a GPU needs few large products (2**28 float32 logits: 1 GiB). Below MIN_ROWS rows the
+# accumulation of x's gradient dominates.
 CHUNK_LOGITS: dict[Platform, int] = {"cpu": 2**20, "gpu": 2**28, "tpu": 2**20}
 MIN_ROWS = 1024
-# On a GPU the logits are kept for the backward pass up to this size on each device.
+# On GPUs the forward pass stores the logits for the backward pass up to this size per device.
 KEPT_LOGITS_BYTES = 4 * 2**30
-# Matrix products of GPUs are fast where the vocabulary is a multiple of this: it is padded to one.
-# Below PADDED_FROM rows the padding would be a large part.
+# GPU matrix products are fast for a vocabulary that is a multiple of this; it is padded to one.
+# Below PADDED_FROM rows the padding would dominate.
 ROW_MULTIPLE = 128
 PADDED_FROM = 1024
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments of `linear_cross_entropy`, all but `return_lse`."""
+class CrossEntropyOptions(TypedDict, total=False):
+    """Keyword arguments of `linear_cross_entropy`, without `return_lse`."""
 
     bias: jax.Array | None
     vocab_size: int | None
@@ -45,7 +45,7 @@ def linear_cross_entropy(
     labels: jax.Array,
     *,
     return_lse: Literal[False] = ...,
-    **options: Unpack[Options],
+    **options: Unpack[CrossEntropyOptions],
 ) -> jax.Array: ...
 
 
@@ -56,7 +56,7 @@ def linear_cross_entropy(
     labels: jax.Array,
     *,
     return_lse: Literal[True],
-    **options: Unpack[Options],
+    **options: Unpack[CrossEntropyOptions],
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -76,69 +76,67 @@ def linear_cross_entropy(
     keep_logits: bool | None = None,
     token_shards: int = 1,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Cross-entropy of softmax(x w^T + bias) against labels, for each token, in nats.
+    """Compute the cross-entropy of softmax(x w^T + bias) per token, without storing all logits.
 
     Parameters
     ----------
     x : [..., d_model]
-        The last hidden states: float32, bfloat16 or float16. Products are computed in this dtype
-        with float32 results; the softmax is float32 (float64 for float64 x).
+        Hidden states: float32, bfloat16 or float16. Products take this dtype and accumulate in
+        float32; the softmax is float32 (float64 for float64 x).
     w : [vocab, d_model]
-        The head, in the layout of a tied embedding table. It may have another floating dtype than
-        x, such as float32 masters under bfloat16 activations: chunks are cast as they are used,
-        and its gradient is summed in float32 and has w's dtype.
+        Output projection in the layout of a tied embedding table. Its floating dtype may differ
+        from x's (float32 parameters, bfloat16 activations): each chunk is cast to x's dtype, and
+        the gradient is accumulated in float32 and returned in w's dtype.
     labels : integers [...]
-        One for each token. A label outside the vocabulary that is not `ignore_index` makes the
+        Target of each token. A label outside the vocabulary other than `ignore_index` makes the
         token's loss and gradients NaN.
     bias : [vocab]
-        Added to the logits, in float32; its gradient is summed in float32.
+        Added to the logits in float32; its gradient is accumulated in float32.
     vocab_size
-        Where w has rows beyond the vocabulary, so that their number suits the machine: only the
-        first `vocab_size` count, the others have the probability and the gradient 0. A slice of w
-        would be a copy.
+        Vocabulary size if w is padded to more rows: the rows beyond it have probability and
+        gradient 0. Avoids the copy that slicing w would make.
     ignore_index
-        Tokens with this label have the loss 0 and no gradient through it.
+        Tokens with this label have loss 0 and contribute no gradient.
     z_loss
-        z_loss * lse^2 is added to each token's loss, with lse the log-sum-exp of its logits, which
-        keeps their scale near 0: 1e-4 in PaLM.
+        Adds z_loss * lse^2 to each token's loss, where lse is the log-sum-exp of its logits; keeps
+        lse near 0. PaLM uses 1e-4.
     label_smoothing
-        From 0 to 1: the target is (1 - label_smoothing) on the label and label_smoothing / vocab
-        more on every row of the vocabulary.
+        From 0 to 1: the target distribution is (1 - label_smoothing) on the label plus
+        label_smoothing / vocab_size on every token of the vocabulary.
     soft_cap
         Logits z become soft_cap * tanh(z / soft_cap).
     return_lse
-        Also return the log-sum-exp, to log it or to add a loss of your own.
+        Also return the log-sum-exp, for logging or additional losses.
     chunk_size
-        About how many rows of w a chunk has, so that the logits in memory are [..., chunk_size]:
-        within a factor of two, the size that divides the vocabulary best. When None, the larger of
-        `MIN_ROWS` and what makes the platform's `CHUNK_LOGITS` logits.
+        Approximate rows of w per chunk, so that [..., chunk_size] logits are in memory. The actual
+        size is within a factor of two, preferably a divisor of the rows. None is the larger of
+        `MIN_ROWS` and the size that gives the platform's `CHUNK_LOGITS` logits.
     keep_logits
-        Whether the forward pass keeps all logits, in x's dtype, for the backward pass instead of
-        computing them again in chunks. When None, on GPUs, unless `chunk_size` is given or the
-        logits of a device exceed `KEPT_LOGITS_BYTES`. The softmax is computed from the kept logits,
-        which with bfloat16 x are rounded to bfloat16.
+        Whether the forward pass stores all logits in x's dtype for the backward pass instead of
+        recomputing them in chunks. None stores them on GPUs, unless `chunk_size` is given or the
+        logits of a device exceed `KEPT_LOGITS_BYTES`. The softmax is computed from the stored
+        logits, which are bfloat16 for bfloat16 x.
     token_shards
-        Devices that the tokens are divided over, to count the logits of each.
+        Number of devices that shard the tokens, to compute the logits per device.
 
     Returns
     -------
     loss : float32 [...]
-        Zero where ignored; sum it and divide by the number of tokens that count.
+        In nats, 0 for ignored tokens. For the mean, divide the sum by the number of other tokens.
     lse : float32 [...], only with `return_lse`
-        Natural logarithm of the sum of the exponentials of a token's logits, ignored or not;
-        differentiable.
+        Natural logarithm of the sum of the exponentials of a token's logits, for ignored tokens
+        too; differentiable.
 
     Raises
     ------
     ValueError
-        For shapes, dtypes or sizes that do not fit together, one line for each.
+        For invalid shapes, dtypes or options, one line each.
 
     Notes
     -----
-    Differentiable in reverse mode only. The logits' gradients are rounded to x's dtype: with
-    float16, whose small numbers vanish, scale the loss. For w spread over devices by rows, a number
-    of rows that is a multiple of many small numbers (50304 rather than 50257: see `vocab_size`)
-    lets each device keep to its own rows.
+    Differentiable in reverse mode only. Gradients of the logits are rounded to x's dtype: use loss
+    scaling with float16. If devices shard the rows of w, pad w to a number of rows with many small
+    divisors (50304 rather than 50257, see `vocab_size`), so that each chunk is evenly sharded.
 
     References
     ----------
@@ -183,13 +181,13 @@ def linear_cross_entropy(
         label_smoothing=label_smoothing,
         soft_cap=soft_cap,
     )
-    compute = head_loss_kept if keep_logits else head_loss
+    compute = stored_logits_loss if keep_logits else chunked_loss
     loss, lse = compute(call, x, Head(w, bias), labels.astype(jnp.int32))
     return (loss, lse) if return_lse else loss
 
 
 def _padded(rows: jax.Array) -> jax.Array:
-    """Append rows of zeros up to a multiple of `ROW_MULTIPLE`, where there are many."""
+    """Pad with zero rows to a multiple of `ROW_MULTIPLE`, from `PADDED_FROM` rows on."""
     count = rows.shape[0]
     pad = -count % ROW_MULTIPLE if count >= PADDED_FROM else 0
     return jnp.pad(rows, ((0, pad), *[(0, 0)] * (rows.ndim - 1)))
@@ -201,29 +199,33 @@ def _array_problems(
     problems = []
     if x.ndim < 1 or w.ndim != 2 or w.shape[1:] != x.shape[-1:] or 0 in w.shape:
         problems.append(
-            f"x has shape {x.shape} and w {w.shape}; "
-            "they must be [..., d_model] and [vocab, d_model], none of w's axes 0"
+            f"x, w: got shapes {x.shape} and {w.shape}; expected [..., d_model] and "
+            "[vocab, d_model], no axis of w 0; correct one of them"
         )
     elif labels.shape != x.shape[:-1]:
         problems.append(
-            f"labels has shape {labels.shape}; it must be x's without the last axis: {x.shape[:-1]}"
+            f"labels: got shape {labels.shape}; expected x's without the last axis, "
+            f"{x.shape[:-1]}; reshape them"
         )
     if bias is not None and bias.shape != w.shape[:1]:
-        problems.append(f"bias has shape {bias.shape}; it must be one number a row of w")
+        problems.append(
+            f"bias: got shape {bias.shape}; expected one number per row of w, {w.shape[:1]}; "
+            "reshape it"
+        )
     problems += [
-        f"{name} is {array.dtype}; it must be floating: cast it first"
+        f"{name}: got {array.dtype}; expected a floating dtype; cast it first"
         for name, array in (("x", x), ("w", w), ("bias", bias))
         if array is not None and not jnp.issubdtype(array.dtype, jnp.floating)
     ]
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        problems.append(f"labels is {labels.dtype}; it must be integers, such as int32")
+        problems.append(f"labels: got {labels.dtype}; expected integers; cast them to int32")
     return problems
 
 
 def _vocab_problems(w: jax.Array, vocab_size: int | None) -> list[str]:
     if vocab_size is None or (w.ndim and 1 <= vocab_size <= w.shape[0]):
         return []
-    return [f"vocab_size is {vocab_size} and w has shape {w.shape}; give 1 to w's number of rows"]
+    return [f"vocab_size: got {vocab_size} with w {w.shape}; expected 1 to w's rows; correct it"]
 
 
 def _option_problems(
@@ -231,13 +233,19 @@ def _option_problems(
 ) -> list[str]:
     problems = []
     if not (math.isfinite(z_loss) and z_loss >= 0):
-        problems.append(f"z_loss is {z_loss}; it must be finite and at least 0, such as 1e-4")
+        problems.append(f"z_loss: got {z_loss}; expected a finite number >= 0; give 1e-4 or 0")
     if not 0 <= label_smoothing <= 1:
-        problems.append(f"label_smoothing is {label_smoothing}; it must be from 0 to 1")
+        problems.append(
+            f"label_smoothing: got {label_smoothing}; expected a number from 0 to 1; correct it"
+        )
     if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
-        problems.append(f"soft_cap is {soft_cap}; it must be finite and > 0: give None for no cap")
+        problems.append(
+            f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
+        )
     if chunk_size is not None and chunk_size < 1:
-        problems.append(f"chunk_size is {chunk_size}; it counts rows of w: give 1 or more, or None")
+        problems.append(
+            f"chunk_size: got {chunk_size}; expected a number of rows of w; give 1 or more, or None"
+        )
     return problems
 
 
@@ -247,12 +255,12 @@ def _keep_problems(
     problems = []
     if keep_logits and chunk_size is not None:
         problems.append(
-            f"keep_logits: got True with chunk_size {chunk_size}; expected one of them; leave "
-            "chunk_size out, as logits that are kept are not computed in chunks"
+            f"keep_logits: got True with chunk_size {chunk_size}; expected one of them, as stored "
+            "logits are not computed in chunks; leave out chunk_size"
         )
     if token_shards < 1:
         problems.append(
             f"token_shards: got {token_shards}; expected 1 or more; give the number of devices "
-            "that the tokens are divided over"
+            "that shard the tokens"
         )
     return problems

@@ -1,10 +1,10 @@
-"""The loss of a language model's head in chunks of its vocabulary, and its gradients.
+"""Linear cross-entropy in chunks of the vocabulary, forward and backward.
 
-The forward pass keeps running sums of each token, the backward pass computes each chunk's logits
-again. Sources: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024,
-section 4; Hsu et al., "Liger Kernel", 2024, which chunks tokens instead. Chunks of the vocabulary
-leave the tokens' axes whole: where tokens are spread over devices nothing of x is gathered, and
-each row of w's gradient is reduced over devices once, not once for each chunk of tokens.
+The forward pass accumulates sums per token; the backward pass recomputes the logits of each chunk
+(Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024, section 4). Hsu et
+al., "Liger Kernel", 2024, chunk tokens instead. Chunking the vocabulary keeps the token axes whole:
+with sharded tokens x is never gathered, and each row of w's gradient is reduced over devices once,
+not once per chunk of tokens.
 
 Axes: N any number of token axes, D width, V rows of w, C rows of a chunk.
 """
@@ -28,25 +28,24 @@ from tjx_kernels.cross_entropy.terms import (
 
 
 class Sums(NamedTuple):
-    """What the forward pass keeps of each token, [N] each."""
+    """Running sums of the forward pass per token, [N] each."""
 
     top: jax.Array  # the largest logit so far
     total: jax.Array  # sum of exp(logit - top)
-    target: jax.Array  # the label's logit; NaN until its chunk comes
-    mean: jax.Array | None  # sum of the logits; with smoothing only
+    target: jax.Array  # the label's logit; NaN before its chunk
+    mean: jax.Array | None  # sum of the logits; only with label smoothing
 
 
 type _Residuals = tuple[jax.Array, Head, jax.Array, jax.Array]  # x, head, labels, lse
 
 
 # --- chunks of the vocabulary ---------------------------------------------------------------------
-# Chunk i of n holds the rows i, n + i, 2 n + i, ...: where w is spread over devices by rows, each
-# device then owns a part of every chunk. The rows left over by the division, fewer than n, follow
-# as a chunk of their own, the tail.
+# Chunk i of n holds the rows i, n + i, 2 n + i, ...: if devices shard the rows of w, each of them
+# owns a part of every chunk. The remaining rows, fewer than n, form the tail chunk.
 
 
 def chunk_count(vocab: int, chunk_size: int) -> int:
-    """Count the chunks; a number that divides the vocabulary leaves no tail to copy."""
+    """Return the number of chunks, preferably a divisor of the vocabulary: it needs no tail."""
     wanted = -(-vocab // chunk_size)
     near = range(-(-wanted // 2), min(2 * wanted, vocab) + 1)
     divisors = (count for count in near if vocab % count == 0)
@@ -54,7 +53,7 @@ def chunk_count(vocab: int, chunk_size: int) -> int:
 
 
 def _split(count: int, head: Head) -> tuple[Head, Head]:
-    """Cut the head into its chunks [C, count, ...] and the tail [less than count, ...]."""
+    """Split the head into chunks [C, count, ...] and the tail [fewer than count, ...]."""
     whole = head.w.shape[0] // count * count
     chunks = jax.tree.map(lambda a: a[:whole].reshape(-1, count, *a.shape[1:]), head)
     return chunks, jax.tree.map(lambda a: a[whole:], head)
@@ -68,7 +67,7 @@ def _chunk(chunks: Head, index: jax.Array) -> Head:
 def _row_in_chunk(
     call: CrossEntropyCall, labels: jax.Array, rows: int, index: jax.Array | int
 ) -> jax.Array:
-    """Row of each label in chunk `index` (`chunks` is the tail), -1 where it is not there."""
+    """Return the row of each label in chunk `index` (`chunks` is the tail), -1 if not in it."""
     count = call.chunks
     in_tail = labels >= rows * count
     row = jnp.where(in_tail, labels - rows * count, labels // count)
@@ -77,14 +76,14 @@ def _row_in_chunk(
 
 
 def _in_vocab(call: CrossEntropyCall, rows: int, index: jax.Array | int, size: int) -> jax.Array:
-    """Say which of the `size` rows of chunk `index` are no padding, [C]."""
+    """Return the mask of the rows of chunk `index` that are not padding, [C]."""
     row_C = jnp.arange(size)
     tail = rows * call.chunks + row_C
     return jnp.where(index == call.chunks, tail, row_C * call.chunks + index) < call.vocab_size
 
 
 def _logits(x: jax.Array, head: Head, soft_cap: float | None) -> tuple[jax.Array, jax.Array | None]:
-    """Logits [N, C], and the derivative of the soft cap where there is one."""
+    """Return logits [N, C] and the derivative of the soft cap, None without a cap."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     logits = jnp.einsum("...D,CD->...C", x, head.w.astype(x.dtype), preferred_element_type=dtype)
     if head.bias is not None:
@@ -108,15 +107,15 @@ def _forward(
     def step(sums: Sums, index: jax.Array | int, chunk: Head) -> Sums:
         logits, _ = _logits(x, chunk, call.soft_cap)
         row = _row_in_chunk(call, labels, rows, index)
-        # Compared, not looked up: where rows of w are spread over devices, each looks at its own.
+        # A comparison, not a gather: with sharded rows of w each device compares its own rows.
         is_target = row[..., None] == jnp.arange(chunk.w.shape[0])[(None,) * row.ndim]
-        # The barrier keeps XLA:CPU from computing the logits once more for this sum.
+        # The barrier keeps XLA:CPU from recomputing the logits for this sum.
         found = jnp.sum(barrier(logits), axis=-1, where=is_target)
         mean = sums.mean
         if call.vocab_size < head.w.shape[0]:
             counts = _in_vocab(call, rows, index, chunk.w.shape[0])
             counts = counts[(None,) * (logits.ndim - 1)]
-            # The first chunk begins with the first row, so that `top` is finite from there on.
+            # The first chunk contains row 0, so `top` is finite from the first step on.
             mean = None if mean is None else mean + jnp.sum(logits, axis=-1, where=counts)
             logits = jnp.where(counts, logits, -jnp.inf)
         elif mean is not None:
@@ -127,7 +126,7 @@ def _forward(
         return Sums(top, total, jnp.where(row >= 0, found, sums.target), mean)
 
     zeros = jnp.zeros(labels.shape, jnp.promote_types(x.dtype, jnp.float32))
-    # A label that no chunk holds leaves the target at NaN.
+    # For a label outside the vocabulary the target stays NaN.
     smooth = call.label_smoothing > 0
     sums = Sums(zeros - jnp.inf, zeros, zeros + jnp.nan, zeros if smooth else None)
     sums, _ = lax.scan(
@@ -180,7 +179,7 @@ def _backward(
 def _derivative(
     call: CrossEntropyCall, residuals: _Residuals, cotangents: tuple[jax.Array, jax.Array]
 ) -> Callable[[jax.Array | int, Head], jax.Array]:
-    """Make the function from a chunk's index and rows to the gradient of x w^T, in x's dtype."""
+    """Return the function from a chunk index and chunk to the gradient of x w^T in x's dtype."""
     x, head, labels, lse = residuals
     gradient = logits_gradient(call, labels, lse, cotangents, x.dtype)
     rows = head.w.shape[0] // call.chunks
@@ -196,6 +195,6 @@ def _derivative(
     return derivative
 
 
-# Loss and log-sum-exp of each token, both differentiable by x and the head. Compiled also where the
-# caller is not, or the logits of every operation would be kept.
-head_loss = with_custom_vjp(_forward, _backward)
+# Loss and log-sum-exp per token, differentiable with respect to x and the head. Compiled even if
+# the caller is not: otherwise JAX would keep the logits of every operation.
+chunked_loss = with_custom_vjp(_forward, _backward)

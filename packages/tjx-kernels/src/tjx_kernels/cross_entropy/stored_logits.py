@@ -1,8 +1,7 @@
-"""The loss of a language model's head that keeps its logits for the backward pass.
+"""Linear cross-entropy that stores the logits for the backward pass, for GPUs.
 
-For GPUs: one product for all logits, none of them computed twice. The logits are kept in x's dtype,
-half the memory of float32 with bfloat16 x; the log-sum-exp, the loss and the probabilities are
-computed from them in float32.
+One product computes all logits, and none is recomputed. They are stored in x's dtype, half the
+memory of float32 for bfloat16 x; log-sum-exp, loss and probabilities are computed in float32.
 
 Axes: N any number of token axes, D width, V rows of w.
 """
@@ -21,11 +20,11 @@ from tjx_kernels.cross_entropy.terms import (
     with_custom_vjp,
 )
 
-# In place of the logits of padding, below every logit; finite, so that differences are no NaN.
+# Logit of padding rows: below every logit, and finite, so differences are never NaN.
 NO_LOGIT = -1e30
 
 # x, head, labels, lse, logits
-type _KeptResiduals = tuple[jax.Array, Head, jax.Array, jax.Array, jax.Array]
+type _Residuals = tuple[jax.Array, Head, jax.Array, jax.Array, jax.Array]
 
 
 def _logits(call: CrossEntropyCall, x: jax.Array, head: Head) -> jax.Array:
@@ -41,9 +40,9 @@ def _column(logits: jax.Array) -> jax.Array:
 
 def _forward(
     call: CrossEntropyCall, x: jax.Array, head: Head, labels: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], _KeptResiduals]:
-    kept = _logits(call, x, head)
-    logits = kept.astype(jnp.promote_types(x.dtype, jnp.float32))
+) -> tuple[tuple[jax.Array, jax.Array], _Residuals]:
+    stored = _logits(call, x, head)
+    logits = stored.astype(jnp.promote_types(x.dtype, jnp.float32))
     in_vocab = (labels >= 0) & (labels < call.vocab_size)
     row = jnp.where(in_vocab, labels, 0)[..., None]
     target = jnp.take_along_axis(logits, row, axis=-1, mode="clip")[..., 0]
@@ -51,11 +50,11 @@ def _forward(
     total = jnp.sum(logits, axis=-1, where=counts) if call.label_smoothing else None
     lse = _log_sum_exp(jnp.where(counts, logits, NO_LOGIT))
     loss = token_loss(call, labels, lse, jnp.where(in_vocab, target, jnp.nan), total)
-    return (loss, lse), (x, head, labels, lse, kept)
+    return (loss, lse), (x, head, labels, lse, stored)
 
 
 def _log_sum_exp(logits: jax.Array) -> jax.Array:
-    """Reduce the last axis, reading the logits once for the maximum and the sum."""
+    """Compute the log-sum-exp over the last axis in one pass over the logits."""
     start = (jnp.full((), NO_LOGIT, logits.dtype), jnp.zeros((), logits.dtype))
     top, total = lax.reduce((logits, jnp.ones_like(logits)), start, _join_sums, (logits.ndim - 1,))
     lse: jax.Array = top + jnp.log(total)
@@ -72,11 +71,11 @@ def _join_sums(a: _Sum, b: _Sum) -> _Sum:
 
 
 def _backward(
-    call: CrossEntropyCall, residuals: _KeptResiduals, cotangents: tuple[jax.Array, jax.Array]
+    call: CrossEntropyCall, residuals: _Residuals, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, Head, None]:
-    x, head, labels, lse, kept = residuals
-    logits = kept.astype(lse.dtype)
-    # The derivative of the cap is 1 - tanh^2, and the kept logits are cap * tanh.
+    x, head, labels, lse, stored = residuals
+    logits = stored.astype(lse.dtype)
+    # The derivative of the cap is 1 - tanh^2, and the stored logits are cap * tanh.
     slope = None if call.soft_cap is None else 1 - jnp.square(logits / call.soft_cap)
     rows = head.w.shape[0]
     counts = jnp.arange(rows) < call.vocab_size if call.vocab_size < rows else None
@@ -92,5 +91,5 @@ def _backward(
     return dx, dhead, None
 
 
-# Loss and log-sum-exp of each token, both differentiable by x and the head.
-head_loss_kept = with_custom_vjp(_forward, _backward)
+# Loss and log-sum-exp per token, differentiable with respect to x and the head.
+stored_logits_loss = with_custom_vjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""What both ways to compute the head's loss share: the call, the loss of a token, its derivative.
+"""Shared parts of both cross-entropy implementations: call, token loss and its derivative.
 
 With logits z, p = softmax(z), label y, smoothing s and z-loss weight a, a token's loss is
 
@@ -19,14 +19,14 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyCall:
-    """The static part of one call of `linear_cross_entropy`.
+    """Static part of a call of `linear_cross_entropy`.
 
     Attributes
     ----------
     chunks
-        How many chunks the rows of w are cut into, the tail not counted; 0 keeps all logits.
+        Number of chunks of the rows of w, without the tail; 0 stores all logits.
     vocab_size
-        So many rows of w are the vocabulary, the others padding.
+        Rows of w in the vocabulary; the others are padding.
     ignore_index, z_loss, label_smoothing, soft_cap
         As given to `linear_cross_entropy`.
     """
@@ -40,13 +40,13 @@ class CrossEntropyCall:
 
 
 class Head(NamedTuple):
-    """The rows of w, or some of them, and the bias of each, [V], if there is one."""
+    """Rows of w [V, D], or a chunk of them, and their bias [V] or None."""
 
     w: jax.Array
     bias: jax.Array | None
 
 
-# (logits [N, C], derivative of the soft cap or None, hits [N, C], rows that count [C] or None)
+# (logits [N, C], soft-cap derivative or None, one-hot labels [N, C], vocabulary mask [C] or None)
 type LogitsGradient = Callable[
     [jax.Array, jax.Array | None, jax.Array, jax.Array | None], jax.Array
 ]
@@ -59,23 +59,23 @@ def token_loss(
     target: jax.Array,
     total: jax.Array | None,
 ) -> jax.Array:
-    """Return the loss of each token, [N].
+    """Return the loss of each token, [N], from its LSE and target logit.
 
     Parameters
     ----------
     call
         The static part of the call.
     labels
-        As given to `linear_cross_entropy`.
+        Labels of `linear_cross_entropy`.
     lse
         Log-sum-exp of each token's logits.
     target
         The label's logit, NaN where the label is outside the vocabulary.
     total
-        Sum of the logits; with smoothing only.
+        Sum of the logits; only with label smoothing.
     """
     if total is not None:
-        # Also where label_smoothing is 1, the NaN of a label outside the vocabulary stays.
+        # With label_smoothing 1 too, a label outside the vocabulary gives NaN.
         mean = total / call.vocab_size
         target = (1 - call.label_smoothing) * target + call.label_smoothing * mean
     loss = lse - target
@@ -91,16 +91,16 @@ def logits_gradient(
     cotangents: tuple[jax.Array, jax.Array],
     dtype: jax.typing.DTypeLike,
 ) -> LogitsGradient:
-    """Make the function from some logits to the gradient of x w^T there, in `dtype`.
+    """Return the function from logits to the gradient of x w^T, in `dtype`.
 
     Parameters
     ----------
     call, labels, lse
         As for `token_loss`.
     cotangents
-        Of the loss and of the log-sum-exp, [N] each.
+        Cotangents of the loss and of the log-sum-exp, [N] each.
     dtype
-        Of the result, that of x.
+        Dtype of the result, that of x.
     """
     dloss, dlse = cotangents
     dloss = jnp.where((labels < 0) | (labels >= call.vocab_size), jnp.nan, dloss)
@@ -130,7 +130,7 @@ type Loss = Callable[[CrossEntropyCall, jax.Array, Head, jax.Array], tuple[jax.A
 
 
 def with_custom_vjp(forward: Callable[..., Any], backward: Callable[..., Any]) -> Loss:
-    """Return the compiled function of a pair of passes, as `jax.custom_vjp` wants them."""
+    """Return the compiled loss function of a forward and a backward pass for `jax.custom_vjp`."""
 
     def primal(
         call: CrossEntropyCall, x: jax.Array, head: Head, labels: jax.Array

@@ -1,9 +1,9 @@
-"""Attention over a sequence that is spread over devices, by exchanging heads for tokens.
+"""Context parallelism by all-to-all (DeepSpeed-Ulysses): exchange heads for tokens.
 
-Each device holds a part of the tokens of all its heads; `all_to_all` gives it all tokens of a part
-of these heads, it attends as if alone, and the results are exchanged back (Jacobs et al.,
-"DeepSpeed Ulysses: system optimizations for enabling training of extreme long sequence transformer
-models", 2023, section 3).
+Each device holds some tokens of all its heads. An all-to-all gives it all tokens of some of these
+heads, it computes attention without further communication, and a second all-to-all restores the
+sharding (Jacobs et al., "DeepSpeed Ulysses: system optimizations for enabling training of extreme
+long sequence transformer models", 2023, section 3).
 """
 
 import math
@@ -20,10 +20,10 @@ from tjx_kernels.attention.types import AttentionCall, Forward, Operands
 
 
 def exchanged_call(call: AttentionCall, parts: int) -> AttentionCall:
-    """Describe what a device computes, of whose tokens and heads `call` describes what it holds.
+    """Return a device's call after the all-to-all, given its call before.
 
-    Where `parts` is no divisor of the key heads they are repeated until it is one: as few times as
-    possible, and each device still receives whole heads.
+    If `parts` does not divide the key heads, they are repeated as few times as possible until it
+    does, so that each device receives whole heads.
     """
     heads = call.heads // parts
     return replace(
@@ -36,12 +36,11 @@ def exchanged_call(call: AttentionCall, parts: int) -> AttentionCall:
     )
 
 
-def exchanging(run: Forward, axes: tuple[str, ...], parts: int) -> Forward:
-    """Give the function that computes with `run` on whole sequences; within `jax.shard_map`.
+def with_all_to_all(run: Forward, axes: tuple[str, ...], parts: int) -> Forward:
+    """Wrap `run`, which takes whole sequences, in all-to-alls; inside `jax.shard_map`.
 
-    Its q, k, v and segment ids are the device's part of the tokens. Bias and slopes are those of
-    the heads that the device has after the exchange, dropout's seeds those of its first head
-    before.
+    q, k, v and segment ids are sharded by tokens. Bias and slopes belong to the heads that the
+    device has after the all-to-all, dropout seeds to its first head before.
     """
 
     def attend(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
@@ -51,7 +50,7 @@ def exchanging(run: Forward, axes: tuple[str, ...], parts: int) -> Forward:
         def keys(x: jax.Array) -> jax.Array:
             repeats = whole.kv_heads * parts // call.kv_heads
             if repeats > 1:
-                # The gradients of one head are summed in float32, and travel in the call's dtype.
+                # Gradients of a head are summed in float32 and sent in the call's dtype.
                 x = jnp.repeat(x.astype(call.accumulator), repeats, axis=2).astype(call.dtype)
             moved: jax.Array = move(x, split_axis=2, concat_axis=1)
             return moved

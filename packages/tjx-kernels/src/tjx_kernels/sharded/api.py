@@ -1,8 +1,8 @@
-"""Attention whose batch, heads and tokens are spread over a mesh: the one call for any mesh.
+"""Attention with batch, heads and tokens sharded over a device mesh.
 
-Under plain `jit` the compiler gathers the operands of a kernel that it cannot look into onto every
-device; here each device is given its own rows, heads and tokens. What fits is in `spread.py`, how
-devices that share a sequence work together in `ring.py` and `exchange.py`.
+Under plain `jit` the compiler replicates the operands of an opaque kernel on every device; here
+`jax.shard_map` gives each device its own rows, heads and tokens. `sharding_spec` validates the
+sharding; `ring` and `all_to_all` implement context parallelism.
 """
 
 from functools import partial
@@ -13,10 +13,11 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.api import Options, dead_rows, implementations_for, select
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.api import AttentionOptions, dead_rows
+from tjx_kernels.attention.arguments import bind_arguments
+from tjx_kernels.attention.registry import select_backend
 from tjx_kernels.attention.types import AttentionCall, Forward, Operands
-from tjx_kernels.sharded.all_to_all import exchanged_call, exchanging
+from tjx_kernels.sharded.all_to_all import exchanged_call, with_all_to_all
 from tjx_kernels.sharded.ring import ring_over
 from tjx_kernels.sharded.ring_schedule import Order
 from tjx_kernels.sharded.sharding_spec import (
@@ -41,7 +42,7 @@ def sharded_flash_attention(
     context: Context = ...,
     order: Order = ...,
     return_lse: Literal[False] = ...,
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> jax.Array: ...
 
 
@@ -58,7 +59,7 @@ def sharded_flash_attention(
     context: Context = ...,
     order: Order = ...,
     return_lse: Literal[True],
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -74,54 +75,53 @@ def sharded_flash_attention(
     context: Context = "ring",
     order: Order = "contiguous",
     return_lse: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[AttentionOptions],
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Run `flash_attention` with batch, heads and tokens spread over a mesh.
+    """Run `flash_attention` with batch, heads and tokens sharded over a mesh.
 
-    Arguments and results are the whole arrays, as in `flash_attention`. Inputs that are sharded
-    otherwise are moved first, or, along explicit axes of the mesh, refused by `jax.shard_map`.
-    Batch and heads need no communication. Where there are fewer key heads than places along
-    `head_axes`, each place takes from the whole k and v the one head that its queries see, and the
-    backward pass sums the gradients of that head over its places, in float32.
+    Arguments and results are global arrays, as in `flash_attention`. Inputs with another sharding
+    are resharded first, or, along explicit mesh axes, rejected by `jax.shard_map`. Sharding batch
+    and heads needs no communication. With fewer key heads than devices along `head_axes`, each
+    device slices its key head from replicated k and v, and the backward pass sums the gradients of
+    a key head over its devices in float32.
 
     Parameters
     ----------
     q, k, v, return_lse, options
         As in `flash_attention`.
     mesh
-        The mesh to spread over. Within a `jax.shard_map` over some of its axes, as for pipeline
-        stages, the others may be named.
+        The device mesh. Inside a `jax.shard_map` over some of its axes, as for pipeline stages,
+        the other axes may be used.
     batch_axes, head_axes, seq_axes
-        The axis of the mesh, or axes, over which the batch, the heads and the tokens (queries and
-        keys) are spread; they divide them. Over the mesh's other axes all is repeated.
+        Mesh axis, or axes, that shard the batch, the heads and the tokens (queries and keys); their
+        sizes must divide them. All arrays are replicated over the other axes.
     context
-        How devices attend to each other's tokens, where `seq_axes` has more than one place. "ring":
-        keys travel, see `ring_attention`; for any number of heads, without dropout, bias, ALiBi
-        slopes and q_offset. "all_to_all": heads are exchanged for tokens, each device computes
-        whole sequences for fewer heads, and the result is exchanged back (Jacobs et al., "DeepSpeed
-        Ulysses", 2023); with everything that `flash_attention` has. The places along `head_axes`
-        and `seq_axes` together must divide the heads; key heads are repeated as often as needed.
+        Context parallelism for `seq_axes` with more than one device. "ring": keys and values
+        rotate, see `ring_attention`; any number of heads, but no dropout, bias, ALiBi slopes or
+        q_offset. "all_to_all": an all-to-all exchanges heads for tokens, each device computes whole
+        sequences for fewer heads, and a second one restores the sharding (Jacobs et al., "DeepSpeed
+        Ulysses", 2023); supports all options. The product of the sizes of `head_axes` and
+        `seq_axes` must divide the heads; key heads are repeated as needed.
     order
-        The order in which the tokens stand. "zigzag", for the ring alone: the whole sequence was
-        reordered with `zigzag(x, places)`, which gives each device the same amount of work under a
-        causal mask.
+        Order of the tokens. "zigzag", for the ring only: the global sequence was permuted with
+        `zigzag(x, axis_size)`, which balances the load under a causal mask.
 
     Returns
     -------
     out : [batch, q_len, heads, head_dim]
-        Spread, and in the order, as q is.
+        Sharded and ordered as q.
     lse : [batch, heads, q_len], only with `return_lse`
-        Likewise.
+        Sharded and ordered likewise.
 
     Raises
     ------
     ValueError
-        As `flash_attention` does; for axes that the mesh has not, or that are spread over already;
-        for sizes that do not divide, and for what the ring does not have.
+        As `flash_attention`; for unknown or already manual mesh axes, sizes that the axes do not
+        divide, and options that the ring does not support.
 
     Notes
     -----
-    Dropout drops the same weights on every mesh: those that `flash_attention` drops.
+    Dropout masks are those of `flash_attention`, on every mesh.
 
     Examples
     --------
@@ -136,8 +136,7 @@ def sharded_flash_attention(
     """
     given: dict[str, Any] = dict(options)
     implementation = given.pop("implementation", None)
-    arguments = Arguments(q=q, k=k, v=v, return_lse=return_lse, **given)
-    call = arguments.describe()
+    call, operands = bind_arguments(q, k, v, return_lse=return_lse, **given)
     spread = make_attention_sharding(
         mesh,
         batch_axes=batch_axes,
@@ -147,53 +146,53 @@ def sharded_flash_attention(
         order=order,
     )
     check_call(spread, call)
-    run = _together(spread, spread.at_a_place(call), implementation)
-    if call.nothing_to_see:
+    run = _local_attention(spread, spread.local_call(call), implementation)
+    if call.is_empty:
         out, lse = dead_rows(call)
         return (out, lse) if return_lse else out
 
-    operands = arguments.operands(call)
     specs = spread.specs(call, operands)
     if spread.shares_keys(call):
-        # So that the sum over places in the backward pass is one of float32 numbers.
+        # The backward pass then sums the gradients over devices in float32.
         wide = {name: x.astype(call.accumulator) for name, x in (("k", k), ("v", v))}
         operands = operands._replace(**wide)
     out, lse = jax.shard_map(
-        partial(_at_a_place, run, call, spread),
+        partial(_attend_shard, run, call, spread),
         mesh=spread.mesh,
         in_specs=(specs,),
-        out_specs=spread.of_results(),
-        check_vma=False,  # kernels do not say over which axes their results vary
+        out_specs=spread.output_specs(),
+        check_vma=False,  # kernels do not declare over which axes their results vary
     )(operands)
     return (out, lse) if return_lse else out
 
 
-def _together(
+def _local_attention(
     spread: AttentionSharding, local: AttentionCall, implementation: str | None
 ) -> Forward:
-    """Give the function that computes what one place holds, with those that share its tokens."""
-    if spread.parts > 1 and spread.context == "ring":
-        return ring_over(local, spread.seq, spread.parts, spread.order, implementation)
-    alone = exchanged_call(local, spread.parts) if spread.exchanges else local
-    run = select(implementation, implementations_for(alone), alone).run
-    return exchanging(run, spread.seq, spread.parts) if spread.exchanges else run
+    """Return the attention function of one device's shard, with context parallelism if needed."""
+    if spread.seq_shards > 1 and spread.context == "ring":
+        return ring_over(local, spread.seq, spread.seq_shards, spread.order, implementation)
+    if not spread.uses_all_to_all:
+        return select_backend(implementation, local).run
+    run = select_backend(implementation, exchanged_call(local, spread.seq_shards)).run
+    return with_all_to_all(run, spread.seq, spread.seq_shards)
 
 
-def _at_a_place(
+def _attend_shard(
     run: Forward, call: AttentionCall, spread: AttentionSharding, operands: Operands
 ) -> tuple[jax.Array, jax.Array]:
-    local = spread.at_a_place(call)
-    place = lax.axis_index(spread.heads) if spread.heads else 0
+    local = spread.local_call(call)
+    shard = lax.axis_index(spread.heads) if spread.heads else 0
     if spread.shares_keys(call):
-        # The places are a multiple of the key heads: this many neighbours share one.
-        head = place // (spread.places(spread.heads) // call.kv_heads)
+        # The head shards are a multiple of the key heads: this many consecutive ones share one.
+        head = shard // (spread.axis_size(spread.heads) // call.kv_heads)
         k, v = (
             lax.dynamic_slice_in_dim(x, head, 1, axis=2).astype(call.dtype)
             for x in (operands.k, operands.v)
         )
         operands = operands._replace(k=k, v=v)
     if operands.dropout_seed is not None:
-        # Heads are numbered from 0 at each place.
-        seed = dropout.from_head(operands.dropout_seed, place * local.heads)
+        # The local call numbers its heads from 0.
+        seed = dropout.from_head(operands.dropout_seed, shard * local.heads)
         operands = operands._replace(dropout_seed=seed)
     return run(local, operands)

@@ -1,6 +1,7 @@
-"""Attention over a sequence that is spread over devices: the public function and its checks.
+"""Ring attention over a sequence sharded over devices: the public function and its checks.
 
-What is computed and sent is in `ring_passes.py`, who sees what in `ring_schedule.py`.
+`ring_passes` implements the forward and backward pass, `ring_schedule` the token order and the
+blocks that each device computes.
 """
 
 from typing import Literal, TypedDict, Unpack, get_args, overload
@@ -8,15 +9,16 @@ from typing import Literal, TypedDict, Unpack, get_args, overload
 import jax
 from jax import lax
 
-from tjx_kernels.attention.api import BACKENDS, dead_rows, select
-from tjx_kernels.attention.arguments import Arguments
+from tjx_kernels.attention.api import dead_rows
+from tjx_kernels.attention.arguments import bind_arguments
+from tjx_kernels.attention.registry import select_backend
 from tjx_kernels.attention.types import AttentionBackend, AttentionCall, Forward
-from tjx_kernels.sharded.ring_passes import Ring, attention_over, part_call
-from tjx_kernels.sharded.ring_schedule import Order, Schedule, schedule
+from tjx_kernels.sharded.ring_passes import Ring, attention_over, block_call
+from tjx_kernels.sharded.ring_schedule import Order, schedule
 
 
 class RingOptions(TypedDict, total=False):
-    """The keyword arguments of `ring_attention` that change what is computed, or how."""
+    """Keyword arguments of `ring_attention`, without `axis_name` and `return_lse`."""
 
     order: Order
     causal: bool
@@ -70,51 +72,50 @@ def ring_attention(
     implementation: str | None = None,
     interpret: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Attention of a whole sequence, of which each device holds a part; within `jax.shard_map`.
+    """Compute attention over a sequence sharded over devices; inside `jax.shard_map`.
 
-    The result is what `flash_attention` gives for the whole sequence (Liu et al., "Ring Attention
-    with Blockwise Transformers for Near-Infinite Context", 2023). A device sends its keys on
-    before it computes with them, so that the two overlap. Parts that nobody sees are not computed;
-    with a causal window in contiguous order, keys travel no farther than the window reaches.
+    The result is that of `flash_attention` on the global sequence (Liu et al., "Ring Attention with
+    Blockwise Transformers for Near-Infinite Context", 2023). A device sends keys and values to the
+    next one before it computes with them, so communication and computation overlap. Masked blocks
+    are skipped; with a causal window in contiguous order, keys rotate only as far as it reaches.
 
     Parameters
     ----------
     q : [batch, q_len, heads, head_dim]
-        This device's queries. Under a causal mask or a window q_len is kv_len, and the same on all
-        devices in any case.
+        Queries of this device; q_len is the same on all devices, and equal to kv_len under a causal
+        mask or a window.
     k, v : [batch, kv_len, kv_heads, head_dim]
-        This device's keys and values, as in `flash_attention`.
+        Keys and values of this device, as in `flash_attention`.
     axis_name
-        The axis of the mesh, or axes, that the sequence is spread over.
+        Mesh axis, or axes, that shard the sequence.
     order
-        "zigzag": the sequence was reordered with `zigzag` before it was sharded, which gives each
-        device the same amount of work under a causal mask. "contiguous": device r holds the r-th
-        part of it; better with a causal window that is short against the sequence, and the same
-        without a causal mask.
+        "zigzag": the sequence was permuted with `zigzag` before sharding, which balances the load
+        under a causal mask. "contiguous": device r holds the r-th part; faster with a causal window
+        much shorter than the sequence, and equivalent without a causal mask.
     causal, window, soft_cap, scale, return_lse, interpret
-        As in `flash_attention`; positions are those in the whole sequence.
+        As in `flash_attention`; positions refer to the global sequence.
     q_segment_ids, kv_segment_ids : integers [batch, q_len], [batch, kv_len]
-        This device's part of them; both or neither.
+        Segment ids of this device's tokens; both or neither.
     implementation
-        The name of the implementation of `flash_attention` that computes on each device, or None
-        for the first that supports all parts of this call.
+        Backend of `flash_attention` that runs on each device; None selects the first that supports
+        all blocks of this call.
 
     Returns
     -------
     out : [batch, q_len, heads, head_dim]
-        This device's rows, in q's dtype; merged in float32.
+        Rows of this device in q's dtype; partial results are merged in float32.
     lse : [batch, heads, q_len], only with `return_lse`
         As in `flash_attention`, over the keys of all devices; differentiable.
 
     Raises
     ------
     ValueError
-        As `flash_attention` does, and outside a `shard_map` that has the axis.
+        As `flash_attention`, and outside a `shard_map` over `axis_name`.
 
     Notes
     -----
-    `jax.shard_map` needs `check_vma=False`: kernels do not say over which axes their results vary.
-    Output and LSE carry the names that those of `flash_attention` carry.
+    `jax.shard_map` needs `check_vma=False`: kernels do not declare over which axes their results
+    vary. Output and LSE have the checkpoint names of `flash_attention`.
 
     Examples
     --------
@@ -129,10 +130,10 @@ def ring_attention(
     >>> unzigzag(run(q, kv), 1).shape
     (2, 8, 4, 16)
     """
-    arguments = Arguments(
-        q=q,
-        k=k,
-        v=v,
+    call, operands = bind_arguments(
+        q,
+        k,
+        v,
         causal=causal,
         q_segment_ids=q_segment_ids,
         kv_segment_ids=kv_segment_ids,
@@ -142,9 +143,8 @@ def ring_attention(
         return_lse=return_lse,
         interpret=interpret,
     )
-    call = arguments.describe()
     run = ring_over(call, axis_name, _axis_size(axis_name), order, implementation)
-    out, lse = dead_rows(call) if call.nothing_to_see else run(call, arguments.operands(call))
+    out, lse = dead_rows(call) if call.is_empty else run(call, operands)
     return (out, lse) if return_lse else out
 
 
@@ -155,27 +155,36 @@ def ring_over(
     order: Order,
     implementation: str | None,
 ) -> Forward:
-    """Check a call of one of `size` devices, and give the function that computes it."""
+    """Check the call of one of `size` devices and return its attention function."""
     _check(call, order)
-    reasons = _reasons(call, schedule(call, order, size))
-    return attention_over(Ring(axis_name, size, order, select(implementation, reasons, call)))
+    plan = schedule(call, order, size)
+    calls = dict.fromkeys(block_call(call, block) for case in plan.cases for block in case)
+
+    def supports(entry: AttentionBackend) -> str | None:
+        if entry.backward is None:
+            return "a ring needs a backward pass that takes the LSE of whole rows"
+        return next(filter(None, map(entry.supports, calls)), None)
+
+    return attention_over(
+        Ring(axis_name, size, order, select_backend(implementation, call, supports))
+    )
 
 
 def _check(call: AttentionCall, order: str) -> None:
     orders = get_args(Order.__value__)
     if order not in orders:
-        raise ValueError(f"order is {order!r}; it must be one of {', '.join(orders)}")
+        raise ValueError(f"order: got {order!r}; expected one of {', '.join(orders)}; correct it")
     if not call.causal and call.window is None:
         return
     if call.q_len != call.kv_len:
         raise ValueError(
-            f"a device holds {call.q_len} queries and {call.kv_len} keys; under a causal mask or a "
-            "window they must be the same part of one sequence"
+            f"k: got a shard of {call.kv_len} keys with {call.q_len} queries; expected the same "
+            "part of one sequence under a causal mask or a window; shard them alike"
         )
     if order == "zigzag" and call.q_len % 2:
         raise ValueError(
-            f"a device holds {call.q_len} tokens; in zigzag order it holds two chunks of one "
-            'length: pad the sequence, or give order="contiguous"'
+            f"q: got a shard of {call.q_len} tokens; expected an even number in zigzag order, two "
+            'chunks of one length; pad the sequence, or give order="contiguous"'
         )
 
 
@@ -184,18 +193,6 @@ def _axis_size(axis_name: str | tuple[str, ...]) -> int:
         return int(lax.axis_size(axis_name))
     except NameError as error:
         raise ValueError(
-            f"axis_name is {axis_name!r}, which no enclosing jax.shard_map has; call "
-            "ring_attention within a shard_map over a mesh with that axis"
+            f"axis_name: got {axis_name!r}, which no enclosing jax.shard_map has; expected a "
+            "manual mesh axis; call ring_attention within a shard_map over that axis"
         ) from error
-
-
-def _reasons(call: AttentionCall, plan: Schedule) -> dict[str, str | None]:
-    """Say for each implementation why it cannot serve in this ring, or None where it can."""
-    calls = dict.fromkeys(part_call(call, part) for case in plan.cases for part in case)
-
-    def reason(entry: AttentionBackend) -> str | None:
-        if entry.backward is None:
-            return "a ring needs a backward pass that takes the LSE of whole rows"
-        return next(filter(None, map(entry.supports, calls)), None)
-
-    return {name: reason(entry) for name, entry in BACKENDS.items()}

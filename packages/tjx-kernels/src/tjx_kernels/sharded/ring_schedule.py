@@ -1,7 +1,4 @@
-"""Which part of a sequence each device of a ring holds, and what it sees of the other parts.
-
-All of it is known before the program runs. The ring itself is in `ring.py`.
-"""
+"""Token order of ring attention and the static schedule of blocks that each device computes."""
 
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
@@ -16,31 +13,31 @@ type Order = Literal["zigzag", "contiguous"]
 
 
 def zigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) -> A:
-    """Reorder a whole sequence so that `axis_size` devices hold it in zigzag order.
+    """Permute a global sequence to zigzag order, which balances causal ring attention.
 
-    The sequence is cut into 2 * axis_size chunks; device r is given chunks r and
-    2 * axis_size - 1 - r. Under a causal mask early rows see few keys and late rows many: so
-    each device has as much to compute as any other (Dubey et al., "The Llama 3 herd of models",
-    2024, section 3.3.2). Shard the result along `axis` as usual. Tokens, labels, positions and
-    segment ids must all be reordered, best in the data loader: NumPy arrays stay such.
+    The sequence is divided into 2 * axis_size chunks; device r gets chunks r and
+    2 * axis_size - 1 - r. Under a causal mask early rows attend to few keys and late rows to many,
+    so all devices then have the same work (Dubey et al., "The Llama 3 herd of models", 2024,
+    section 3.3.2). Shard the result along `axis`. Tokens, labels, positions and segment ids all
+    need the permutation, best in the data loader; a NumPy array gives a NumPy array.
 
     Parameters
     ----------
     x
         An array whose length along `axis` is a multiple of 2 * axis_size.
     axis_size
-        The number of devices that the sequence is spread over.
+        Number of devices that share the sequence.
     axis
         The sequence's axis.
 
     Returns
     -------
-    x's shape and dtype.
+    The permuted array, with x's shape and dtype.
 
     Raises
     ------
     ValueError
-        For a length that does not divide.
+        If the length is no multiple of 2 * axis_size.
 
     Examples
     --------
@@ -52,7 +49,7 @@ def zigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) -> A
 
 
 def unzigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) -> A:
-    """Bring a whole sequence back from zigzag order; the inverse of `zigzag`.
+    """Invert `zigzag`: permute a global sequence from zigzag to natural order.
 
     Examples
     --------
@@ -64,9 +61,9 @@ def unzigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) ->
 
 
 def zigzag_positions(length: int, axis_size: int) -> np.ndarray:
-    """Give the position of each token of a whole sequence in zigzag order, int32 [length].
+    """Return the positions of a global sequence in zigzag order, int32 [length].
 
-    What a model needs for its position embeddings, sharded as the sequence is.
+    Position embeddings need them, sharded as the sequence.
 
     Examples
     --------
@@ -81,7 +78,7 @@ def _zigzag_chunks(size: int) -> list[int]:
 
 
 def _held(order: Order, size: int, device: int) -> tuple[int, ...]:
-    """Name the chunks that a device holds."""
+    """Return the indices of the chunks of a device."""
     return (device, 2 * size - 1 - device) if order == "zigzag" else (device,)
 
 
@@ -89,8 +86,8 @@ def _take_chunks[A: (jax.Array, np.ndarray)](x: A, chunks: list[int], axis: int)
     length = x.shape[axis]
     if length % len(chunks):
         raise ValueError(
-            f"the length along axis {axis} is {length}; zigzag order over {len(chunks) // 2} "
-            f"devices needs a multiple of {len(chunks)}: pad the sequence"
+            f"x: got length {length} along axis {axis}; expected a multiple of {len(chunks)} for "
+            f"zigzag order over {len(chunks) // 2} devices; pad the sequence"
         )
     axis %= x.ndim
     in_chunks = x.reshape(*x.shape[:axis], len(chunks), length // len(chunks), *x.shape[axis + 1 :])
@@ -100,11 +97,11 @@ def _take_chunks[A: (jax.Array, np.ndarray)](x: A, chunks: list[int], axis: int)
     return taken
 
 
-class Part(NamedTuple):
-    """A part of a device's rows, with a part of the keys that have just arrived, in one call.
+class RingBlock(NamedTuple):
+    """One attention call of a ring step: a range of local rows and a range of received keys.
 
-    `rows` and `keys` are the first index and the one past the last, within what the device holds;
-    `offset` is the first row's position counted from the first of these keys.
+    `rows` and `keys` are [start, stop) in the local shards; `offset` is the position of the first
+    row relative to the first key.
     """
 
     rows: tuple[int, int]
@@ -114,60 +111,61 @@ class Part(NamedTuple):
     offset: int
 
 
-class Schedule(NamedTuple):
-    """What each device computes at each step.
+class RingSchedule(NamedTuple):
+    """Blocks that each device computes at each step of the ring.
 
     Attributes
     ----------
     cases
-        Everything that some device ever does, each thing once: the parts that it computes.
+        Distinct lists of blocks that some device computes at some step.
     table
-        Which case it is, for each step and device: int32 [steps, devices]. At step s a device
-        holds the keys of the device s places before it. The last steps are left out where no
-        device sees anything any more.
+        Index into `cases` for each step and device, int32 [steps, devices]. At step s device d has
+        the keys of device d - s. Final steps in which every block is masked are omitted.
     """
 
-    cases: tuple[tuple[Part, ...], ...]
+    cases: tuple[tuple[RingBlock, ...], ...]
     table: np.ndarray
 
 
-def schedule(call: AttentionCall, order: Order, size: int) -> Schedule:
-    """Plan the ring over `size` devices, for which `call` describes what one device holds."""
-    cases: dict[tuple[Part, ...], int] = {}
+def schedule(call: AttentionCall, order: Order, size: int) -> RingSchedule:
+    """Return the schedule of a ring of `size` devices; `call` is the call of one device."""
+    cases: dict[tuple[RingBlock, ...], int] = {}
     rows = []
     for step in range(size):
-        seen = [parts(call, order, size, device, step) for device in range(size)]
+        seen = [step_blocks(call, order, size, device, step) for device in range(size)]
         rows.append([cases.setdefault(case, len(cases)) for case in seen])
     while len(rows) > 1 and all(case == cases.get(()) for case in rows[-1]):
         rows.pop()
-    return Schedule(tuple(cases), np.array(rows, np.int32))
+    return RingSchedule(tuple(cases), np.array(rows, np.int32))
 
 
-def parts(call: AttentionCall, order: Order, size: int, device: int, step: int) -> tuple[Part, ...]:
-    """Name the calls with which a device covers, at one step, all that its rows see."""
-    source = (device - step) % size  # the device whose keys are here
+def step_blocks(
+    call: AttentionCall, order: Order, size: int, device: int, step: int
+) -> tuple[RingBlock, ...]:
+    """Return the blocks that a device computes at one step."""
+    source = (device - step) % size  # the device that the current keys come from
     if call.window is not None:
-        return tuple(_window_parts(call, call.window, order, size, (device, source)))
-    whole = Part((0, call.q_len), (0, call.kv_len), causal=False, window=None, offset=0)
+        return tuple(_window_blocks(call, call.window, order, size, (device, source)))
+    whole = RingBlock((0, call.q_len), (0, call.kv_len), causal=False, window=None, offset=0)
     if not call.causal:
         return (whole,)
     if step == 0:
-        # In zigzag order too, a device's own rows and keys stand in the order of their positions.
+        # A device's own rows and keys are ordered by position, in zigzag order too.
         return (whole._replace(causal=True),)
     if order == "contiguous":
         return (whole,) if source < device else ()
-    # The first chunk of an earlier device is seen by all rows, its second by none; both chunks of
-    # a later device are seen by the second chunk of rows. Half of all pairs either way.
+    # All rows attend to the first chunk of an earlier device and none to its second; only the
+    # second chunk of rows attends to a later device's keys. Half of all pairs in both cases.
     half = call.q_len // 2
     if source < device:
         return (whole._replace(keys=(0, half)),)
     return (whole._replace(rows=(half, call.q_len)),)
 
 
-def _window_parts(
+def _window_blocks(
     call: AttentionCall, window: int, order: Order, size: int, devices: tuple[int, int]
-) -> Iterator[Part]:
-    """Take each pair of a chunk of rows and a chunk of keys by itself."""
+) -> Iterator[RingBlock]:
+    """Yield the visible blocks of each pair of a row chunk and a key chunk."""
     chunks = [_held(order, size, device) for device in devices]
     length = call.q_len // len(chunks[0])
     for i, of_rows in enumerate(chunks[0]):
@@ -179,6 +177,6 @@ def _window_parts(
             rows = (i * length, (i + 1) * length)
             keys = (j * length, (j + 1) * length)
             if farthest < window and not (call.causal and offset == 0):
-                yield Part(rows, keys, causal=False, window=None, offset=0)
+                yield RingBlock(rows, keys, causal=False, window=None, offset=0)
             else:
-                yield Part(rows, keys, call.causal, window, offset)
+                yield RingBlock(rows, keys, call.causal, window, offset)

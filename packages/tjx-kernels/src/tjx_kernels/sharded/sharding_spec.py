@@ -1,4 +1,4 @@
-"""Over which axes of a mesh attention is spread: what fits, and what each place is given."""
+"""Sharding of an attention call over mesh axes: validation, partition specs and local shapes."""
 
 import math
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ type Context = Literal["ring", "all_to_all"]
 
 @dataclass(frozen=True)
 class AttentionSharding:
-    """The axes that batch, heads and tokens are spread over, in a mesh, and how.
+    """Mesh axes that shard the batch, heads and tokens of an attention call.
 
     Attributes
     ----------
     mesh
-        That of the enclosing `jax.shard_map` where there is one.
+        The mesh of the enclosing `jax.shard_map`, if any, else the given one.
     batch, heads, seq
-        Names of axes of the mesh.
+        Names of mesh axes.
     context, order
-        How attention is computed over spread tokens, and in which order they stand.
+        Context parallelism (ring or all-to-all) and order of the tokens in the sequence.
     """
 
     mesh: Mesh | AbstractMesh
@@ -36,34 +36,34 @@ class AttentionSharding:
     context: Context
     order: Order
 
-    def places(self, axes: tuple[str, ...]) -> int:
-        """Count the places along axes."""
+    def axis_size(self, axes: tuple[str, ...]) -> int:
+        """Return the number of devices along mesh axes."""
         return math.prod(self.mesh.shape[axis] for axis in axes)
 
     @property
-    def parts(self) -> int:
-        """Into how many parts the tokens are cut."""
-        return self.places(self.seq)
+    def seq_shards(self) -> int:
+        """Number of shards of the sequence."""
+        return self.axis_size(self.seq)
 
     @property
-    def exchanges(self) -> bool:
-        """Whether heads are exchanged for tokens."""
-        return self.parts > 1 and self.context == "all_to_all"
+    def uses_all_to_all(self) -> bool:
+        """Whether an all-to-all exchanges heads for tokens."""
+        return self.seq_shards > 1 and self.context == "all_to_all"
 
     def shares_keys(self, call: AttentionCall) -> bool:
-        """Whether key heads do not suffice for all places, so that each picks one of them all."""
-        return call.kv_heads < self.places(self.heads)
+        """Whether there are fewer key heads than shards of heads, so that devices share them."""
+        return call.kv_heads < self.axis_size(self.heads)
 
-    def at_a_place(self, call: AttentionCall) -> AttentionCall:
-        """Describe the part of a call that one place holds."""
-        places = self.places(self.heads)
+    def local_call(self, call: AttentionCall) -> AttentionCall:
+        """Return the call of one device's shard."""
+        head_shards = self.axis_size(self.heads)
         local = replace(
             call,
-            batch=call.batch // self.places(self.batch),
-            q_len=call.q_len // self.parts,
-            kv_len=call.kv_len // self.parts,
-            heads=call.heads // places,
-            kv_heads=1 if self.shares_keys(call) else call.kv_heads // places,
+            batch=call.batch // self.axis_size(self.batch),
+            q_len=call.q_len // self.seq_shards,
+            kv_len=call.kv_len // self.seq_shards,
+            heads=call.heads // head_shards,
+            kv_heads=1 if self.shares_keys(call) else call.kv_heads // head_shards,
         )
         if call.bias is not None:
             bias = (min(call.bias[0], local.batch), min(call.bias[1], local.heads))
@@ -71,14 +71,14 @@ class AttentionSharding:
         return local
 
     def specs(self, call: AttentionCall, operands: Operands) -> Any:
-        """Say over which axes each operand is spread, None for those that are not given."""
-        # Bias and slopes are handed to the places that their heads are exchanged to.
-        exchanged = self.heads + self.seq if self.exchanges else self.heads
+        """Return the partition spec of each operand, None for absent ones."""
+        # Bias and slopes are sharded as their heads are after the all-to-all.
+        exchanged = self.heads + self.seq if self.uses_all_to_all else self.heads
         kv = _spec(self.batch, self.seq, () if self.shares_keys(call) else self.heads)
         tokens = _spec(self.batch, self.seq)
         bias = None
         if operands.bias is not None:
-            # What is of size 1 along batch or heads holds for all of them.
+            # An axis of size 1 broadcasts: replicate it.
             over = zip(operands.bias.shape[:2], (self.batch, exchanged), strict=True)
             bias = _spec(*(axes if size > 1 else () for size, axes in over))
         specs: dict[str, Any] = {
@@ -96,8 +96,8 @@ class AttentionSharding:
         }
         return Operands(**given)
 
-    def of_results(self) -> tuple[PartitionSpec, PartitionSpec]:
-        """Say over which axes the output and the log-sum-exp are spread."""
+    def output_specs(self) -> tuple[PartitionSpec, PartitionSpec]:
+        """Return the partition specs of the output and the log-sum-exp."""
         return _spec(self.batch, self.seq, self.heads), _spec(self.batch, self.heads, self.seq)
 
 
@@ -114,24 +114,24 @@ def make_attention_sharding(
     context: Context,
     order: Order,
 ) -> AttentionSharding:
-    """Check over which axes is to be spread, and how.
+    """Validate the mesh axes of a sharded attention call.
 
-    Within a `jax.shard_map` it is that one's mesh that is spread over, as far as it is not yet.
+    Inside a `jax.shard_map` the axes refer to its mesh and must not be manual already.
 
     Raises
     ------
     ValueError
-        With one line for each thing that is wrong.
+        With one line for each invalid argument.
     """
     for name, given, allowed in (("context", context, Context), ("order", order, Order)):
         if given not in get_args(allowed.__value__):
             choices = ", ".join(map(repr, get_args(allowed.__value__)))
-            raise ValueError(f"{name} is {given!r}; it must be one of {choices}")
+            raise ValueError(f"{name}: got {given!r}; expected one of {choices}; correct it")
     here = jax.sharding.get_abstract_mesh()
     if here.manual_axes and dict(here.shape) != dict(mesh.shape):
         raise ValueError(
-            f"the mesh is {dict(mesh.shape)}, that of the enclosing shard_map {dict(here.shape)}; "
-            "give the same"
+            f"mesh: got {dict(mesh.shape)}; expected that of the enclosing shard_map, "
+            f"{dict(here.shape)}; give the same mesh"
         )
     batch, heads, seq = (
         (axes,) if isinstance(axes, str) else tuple(axes)
@@ -143,15 +143,16 @@ def make_attention_sharding(
         for axis in axes:
             if axis not in mesh.shape:
                 among = ", ".join(map(repr, mesh.shape))
-                problems.append(f"{name} names {axis!r}; the mesh has the axes {among}")
+                problems.append(f"{name}: got {axis!r}; expected a mesh axis, {among}; correct it")
             elif axis in here.manual_axes:
                 problems.append(
-                    f"{name} names {axis!r}, over which the enclosing shard_map has spread "
-                    "already: leave it out"
+                    f"{name}: got {axis!r}; expected an axis that the enclosing shard_map has not "
+                    "made manual; leave it out"
                 )
     every = batch + heads + seq
     problems += [
-        f"{', '.join(named)} name {axis!r} {every.count(axis)} times; once is allowed"
+        f"{', '.join(named)}: got {axis!r} {every.count(axis)} times; expected each axis once; "
+        "leave it out of the others"
         for axis in dict.fromkeys(every)
         if every.count(axis) > 1
     ]
@@ -160,22 +161,23 @@ def make_attention_sharding(
 
 
 def check_call(spread: AttentionSharding, call: AttentionCall) -> None:
-    """Check that a call can be spread.
+    """Check that the sizes and options of a call fit its sharding.
 
     Raises
     ------
     ValueError
-        With one line for each thing that is wrong.
+        With one line for each invalid argument.
     """
     problems = list(_size_problems(spread, call))
-    if spread.exchanges and spread.order != "contiguous":
+    if spread.uses_all_to_all and spread.order != "contiguous":
         problems.append(
-            f'order is {spread.order!r} and context is "all_to_all", which balances the work as it '
-            'is: leave the tokens in their order and give order="contiguous", or context="ring"'
+            f'order: got {spread.order!r} with context "all_to_all"; expected "contiguous", as '
+            'all-to-all balances the load already; give order="contiguous", or context="ring"'
         )
-    if spread.parts > 1 and spread.context == "ring":
+    if spread.seq_shards > 1 and spread.context == "ring":
         problems += [
-            f'context is "ring", which has no {what}: give context="all_to_all", or leave it out'
+            f'context: got "ring", which has no {what}; expected a call without; give '
+            'context="all_to_all", or leave it out'
             for what, given in (
                 (f"dropout (dropout_rate is {call.dropout_rate})", call.dropout_rate > 0),
                 ("bias", call.bias is not None),
@@ -186,31 +188,31 @@ def check_call(spread: AttentionSharding, call: AttentionCall) -> None:
         ]
         if call.q_len != call.kv_len and (call.causal or call.window is not None):
             problems.append(
-                f'context is "ring" and there are {call.q_len} queries and {call.kv_len} keys; '
-                "under a causal mask or a window they must be the same tokens: give "
+                f'context: got "ring" with {call.q_len} queries and {call.kv_len} keys; expected '
+                "the same tokens under a causal mask or a window; give "
                 'context="all_to_all"'
             )
     _raise_all(problems)
 
 
 def _size_problems(spread: AttentionSharding, call: AttentionCall) -> Iterator[str]:
-    ring, pad = ', or give context="ring"' if spread.exchanges else "", ": pad the sequence"
+    ring, pad = ', or give context="ring"' if spread.uses_all_to_all else "", "; pad the sequence"
     for name, size, axes, advice in (
         ("batch", call.batch, spread.batch, ""),
-        ("heads", call.heads, spread.heads + (spread.seq if spread.exchanges else ()), ring),
+        ("heads", call.heads, spread.heads + (spread.seq if spread.uses_all_to_all else ()), ring),
         ("q_len", call.q_len, spread.seq, pad),
         ("kv_len", call.kv_len, spread.seq, pad),
     ):
-        if size % spread.places(axes):
+        if size % spread.axis_size(axes):
             yield (
-                f"{name} is {size} and is spread over {spread.places(axes)} places "
-                f"({', '.join(axes)}); it must be a multiple of them{advice}"
+                f"{name}: got {size}; expected a multiple of the {spread.axis_size(axes)} devices "
+                f"along {', '.join(axes)}; correct the size or the mesh{advice}"
             )
-    places = spread.places(spread.heads)
-    if call.kv_heads % places and places % call.kv_heads:
+    shards = spread.axis_size(spread.heads)
+    if call.kv_heads % shards and shards % call.kv_heads:
         yield (
-            f"kv_heads is {call.kv_heads} and is spread over {places} places "
-            f"({', '.join(spread.heads)}); one must be a multiple of the other"
+            f"kv_heads: got {call.kv_heads} with {shards} devices along "
+            f"{', '.join(spread.heads)}; expected a multiple or a divisor; change one of them"
         )
 
 

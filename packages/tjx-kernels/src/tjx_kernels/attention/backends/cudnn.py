@@ -1,9 +1,9 @@
-"""Attention through NVIDIA's cuDNN, as `jax.nn.dot_product_attention` offers it.
+"""Attention backend for NVIDIA's cuDNN through `jax.nn.dot_product_attention`.
 
-Nothing is computed here: calls whose meaning is the same there are passed on, others are refused.
-cuDNN's backward pass may add in another order each time, unless XLA is given the flag
-`--xla_gpu_deterministic_ops=true` or `--xla_gpu_exclude_nondeterministic_ops=true`: then XLA asks
-cuDNN for its deterministic algorithm (openxla/xla pull request 14125).
+It supports the calls that have the same semantics there. cuDNN's backward pass sums in an order
+that may change from run to run, unless XLA_FLAGS has `--xla_gpu_deterministic_ops=true` or
+`--xla_gpu_exclude_nondeterministic_ops=true`: then XLA selects cuDNN's deterministic algorithm
+(openxla/xla pull request 14125).
 """
 
 from functools import partial
@@ -22,16 +22,17 @@ def _attend(call: AttentionCall, q: jax.Array, k: jax.Array, v: jax.Array) -> ja
         *map(_batch_first, (q, k, v)),
         scale=call.scale,
         is_causal=call.causal,
-        # It counts the keys before the query's own.
+        # cuDNN's left window excludes the query's own key.
         local_window_size=None if call.window is None else (call.window - 1, 0),
         implementation="cudnn",
     )
 
 
 def _batch_first(x: jax.Array) -> jax.Array:
-    """Do nothing, except under `jax.vmap`: its axis becomes the first, all that cuDNN's rule takes.
+    """Return x unchanged; under `jax.vmap` the vmapped axis becomes axis 0.
 
-    Reshaping is what moves it there; that the axes of length 1 come and go is free.
+    The batching rule of cuDNN's custom call requires axis 0. The reshape forces the move; adding
+    and dropping an axis of length 1 costs nothing.
     """
     return x[None].reshape(x.shape)
 
@@ -42,9 +43,9 @@ def _attention(call: AttentionCall, q: jax.Array, k: jax.Array, v: jax.Array) ->
 
 
 def _forward(call: AttentionCall, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[Any, Any]:
-    """Run cuDNN's own forward rule, and name for rematerialisation what its backward rule needs.
+    """Run cuDNN's forward rule and add checkpoint names to the residuals of its backward rule.
 
-    That is the operands, the output and the LSE, which is known by its shape alone.
+    The residuals are the operands, the output and the LSE; the LSE is recognized by its shape.
     """
     out, pull = jax.vjp(partial(_attend, call), q, k, v)
     # (checkpoint_name has no types in jax.)
@@ -71,16 +72,16 @@ _attention.defvjp(_forward, _backward)
 @partial(jax.jit, static_argnums=0, inline=True)
 def _run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
     assert not call.return_lse
-    # The LSE goes nowhere. Should anything ever look at it, it shall notice.
-    nothing = jnp.full((call.batch, call.heads, call.q_len), jnp.nan, call.accumulator)
-    return _attention(call, operands.q, operands.k, operands.v), nothing
+    # The caller did not request the LSE. Return NaN so that accidental use is visible.
+    no_lse = jnp.full((call.batch, call.heads, call.q_len), jnp.nan, call.accumulator)
+    return _attention(call, operands.q, operands.k, operands.v), no_lse
 
 
 def _supports(call: AttentionCall) -> str | None:
-    """Answer for cuDNN 9.5 or later, as jax 0.11 requires.
+    """Return the reason why cuDNN 9.5 or later (the minimum of jax 0.11) cannot run a call.
 
-    The limits are those that `jax.nn` checks, those of cuDNN's frontend, and those of the meaning:
-    what it cannot say, says otherwise, or says only with a mask of q_len x kv_len.
+    The limits are those that `jax.nn` checks, those of cuDNN's frontend, and semantics that cuDNN
+    lacks, defines differently, or provides only through a mask of q_len x kv_len.
     """
     nvidia = call.platform == "gpu" and call.architecture.startswith("sm_")
     generation = int(call.architecture.removeprefix("sm_")) if nvidia else 0
@@ -116,4 +117,4 @@ def _supports(call: AttentionCall) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-BACKEND = AttentionBackend(run=_run, backward=None, supports=_supports)
+BACKEND = AttentionBackend(run=_run, supports=_supports, platforms=("gpu",))

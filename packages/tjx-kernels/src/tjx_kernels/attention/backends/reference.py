@@ -1,6 +1,6 @@
-"""Dense attention: the readable definition of what `flash_attention` computes.
+"""Dense reference implementation of `flash_attention`, with all scores in memory.
 
-Every other implementation is tested against this meaning. It keeps all scores in memory.
+The tests compare every other backend with the same semantics.
 
 Axes: B batch, T query length, S key length, K key heads, G query heads that share a key head, H
 head_dim.
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.arguments import Arguments
-from tjx_kernels.attention.masks import visible
+from tjx_kernels.attention.arguments import bind_arguments
+from tjx_kernels.attention.masks import make_mask
 from tjx_kernels.attention.types import (
     AttentionBackend,
     AttentionCall,
@@ -26,11 +26,11 @@ from tjx_kernels.attention.types import (
 def attention_reference(
     q: jax.Array, k: jax.Array, v: jax.Array, *, return_lse: bool = False, **options: Any
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Attention with all scores in memory; the meaning of `flash_attention`'s arguments.
+    """Compute dense attention, the reference for `flash_attention`.
 
-    It differentiates in forward and in reverse mode, to any order, and computes in float64 where
-    its inputs are float64. Arguments, results and errors are those of `flash_attention`, less
-    `implementation` and `interpret`.
+    Differentiable in forward and reverse mode, to any order; float64 inputs are computed in
+    float64. Arguments, results and errors are those of `flash_attention` without `implementation`
+    and `interpret`.
 
     Examples
     --------
@@ -40,16 +40,14 @@ def attention_reference(
     >>> attention_reference(q, kv, kv, causal=True).shape
     (1, 3, 4, 8)
     """
-    arguments = Arguments(q=q, k=k, v=v, return_lse=return_lse, **options)
-    call = arguments.describe()
-    out, lse = _run(call, arguments.operands(call))
+    out, lse = _run(*bind_arguments(q, k, v, return_lse=return_lse, **options))
     return (out, lse) if return_lse else out
 
 
 def _run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
     scores_BKGTS = _scores(call, operands)
-    # `initial` makes the maximum over no keys defined. A row that sees no key keeps the maximum
-    # -inf, and -inf - -inf would be NaN: such rows are shifted by 0 instead.
+    # `initial` defines the maximum over no keys. A dead row has the maximum -inf, and -inf - -inf
+    # is NaN: shift such rows by 0 instead.
     top = jnp.max(scores_BKGTS, axis=-1, keepdims=True, initial=-jnp.inf)
     top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top))
     weights_BKGTS = jnp.exp(scores_BKGTS - top)
@@ -60,7 +58,7 @@ def _run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]
 
     v_BSKH = operands.v.astype(call.accumulator)
     out_BKGTH = _product("BKGTS,BSKH->BKGTH", weights_BKGTS, v_BSKH)
-    # Already 0; written out so that no gradient passes, whatever arrives for a dead row.
+    # The values are 0 already; the select blocks the gradients of dead rows.
     out_BTKGH = jnp.where(dead, 0, out_BKGTH).transpose(0, 3, 1, 2, 4)
     out = out_BTKGH.reshape(call.batch, call.q_len, call.heads, call.v_head_dim).astype(call.dtype)
     lse_BKGT = jnp.where(dead, -jnp.inf, top + jnp.log(total))[..., 0]
@@ -68,12 +66,12 @@ def _run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]
 
 
 def _product(axes: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    # float32 means float32: by default a GPU would take TF32 and a TPU bfloat16.
+    # Exact float32 products: the defaults are TF32 on GPUs and bfloat16 on TPUs.
     return jnp.einsum(axes, x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def _scores(call: AttentionCall, operands: Operands) -> jax.Array:
-    """Masked scores [B, K, G, T, S]."""
+    """Return the masked scores [B, K, G, T, S]."""
     dtype = call.accumulator
     groups = (call.kv_heads, call.group)
     q_BTKGH = operands.q.astype(dtype).reshape(call.batch, call.q_len, *groups, call.head_dim)
@@ -98,8 +96,8 @@ def _scores(call: AttentionCall, operands: Operands) -> jax.Array:
     ids: list[jax.Array | None] = [None, None]
     if operands.q_segment_ids is not None and operands.kv_segment_ids is not None:
         ids = [operands.q_segment_ids[:, :, None], operands.kv_segment_ids[:, None, :]]
-    seen_BTS = visible(call, i_BT1, j_11S, *ids)
-    return scores if seen_BTS is None else jnp.where(seen_BTS[:, None, None], scores, -jnp.inf)
+    mask_BTS = make_mask(call, i_BT1, j_11S, *ids)
+    return scores if mask_BTS is None else jnp.where(mask_BTS[:, None, None], scores, -jnp.inf)
 
 
 def _drop(call: AttentionCall, operands: Operands, weights_BKGTS: jax.Array) -> jax.Array:
@@ -114,11 +112,11 @@ def _drop(call: AttentionCall, operands: Operands, weights_BKGTS: jax.Array) -> 
 
 
 def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> Gradients:
-    """Differentiate `_run` with the LSE and delta of whole rows, of which it may see a part.
+    """Differentiate `_run` given the LSE and delta of whole rows and a part of their keys.
 
-    With w = exp(lse of these keys - lse of all), the weights are w times those found here, and the
-    scores' gradient w p (dp - delta): that of the cotangents w dout and rowsum(out w dout) - w
-    delta for the output and the LSE.
+    With w = exp(lse of these keys - lse of all keys), the weights are w p and the gradient of the
+    scores is w p (dp - delta), as for the cotangents w dout of the output and
+    rowsum(out w dout) - w delta of the LSE.
     """
 
     def run(q: Any, k: Any, v: Any, bias: Any) -> Any:
@@ -132,8 +130,4 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
     return Gradients(*pull((dout.astype(call.dtype), dlse)))
 
 
-def _supports(call: AttentionCall) -> str | None:
-    return "it is not a kernel: leave out interpret" if call.interpret else None
-
-
-BACKEND = AttentionBackend(run=_run, backward=_backward, supports=_supports)
+BACKEND = AttentionBackend(run=_run, backward=_backward)

@@ -1,9 +1,9 @@
-"""Attention for NVIDIA GPUs of sm_80 and later, in Pallas for Triton.
+"""Attention backend for NVIDIA GPUs of sm_80 and later in Pallas Triton.
 
 The structure is that of FlashAttention-2 (Dao, "FlashAttention-2: Faster Attention with Better
 Parallelism and Work Partitioning", 2023, section 3): the forward pass and dq loop over blocks of
 keys for a block of rows, dk and dv over blocks of rows for a block of keys, without atomics. JAX
-will remove Pallas-Triton: with it go this file, its rows in `block_sizes`, a line in `attention`.
+will remove Pallas Triton; then remove this file, its rows in `block_sizes` and its registry entry.
 
 Axes: B batch, T query rows, N query heads, S keys, K key heads, H head_dim of q and k, V that of v,
 b and n the bias's sizes along B and N, i blocks of rows, j blocks of keys.
@@ -23,7 +23,7 @@ from jax.experimental.pallas import triton as plt
 from tjx_kernels.attention import dropout
 from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
 from tjx_kernels.attention.custom_vjp import with_custom_vjp
-from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks, visible
+from tjx_kernels.attention.masks import Blocks, key_blocks, make_mask, row_blocks, segment_blocks
 from tjx_kernels.attention.types import (
     AttentionBackend,
     AttentionCall,
@@ -32,7 +32,7 @@ from tjx_kernels.attention.types import (
     Operands,
 )
 
-LOG2_E = math.log2(math.e)  # GPUs compute 2^x, not e^x: within kernels scores are in units of log 2
+LOG2_E = math.log2(math.e)  # GPUs compute 2^x, not e^x: kernels hold scores in units of log 2
 ALL = slice(None)
 _iota = partial(lax.iota, jnp.int32)
 _AXES = {
@@ -44,16 +44,16 @@ _AXES = {
 
 
 class _Array(NamedTuple):
-    """An array that a kernel sees whole, each axis as long as the blocks that cover it.
+    """Reference to a whole array, with each axis rounded up to whole blocks.
 
-    Nothing is padded in memory: what lies past the ends in `shape`, the real one, is masked.
+    Memory is not padded: loads and stores mask indices past the ends of `shape`, the real shape.
     """
 
     ref: Any
     shape: tuple[int, ...]
 
     def load(self, *index: Any, inside: bool = False, other: float = 0) -> Any:
-        """Load scalars, spans (none past an end if `inside`), ALL of an axis; `other` past ends."""
+        """Load scalars, slices (in bounds if `inside`) or ALL of an axis; `other` out of bounds."""
         view, mask = self._view(index, inside)
         return plt.load(view, mask=mask, other=None if mask is None else other)
 
@@ -68,7 +68,7 @@ class _Array(NamedTuple):
         shape = tuple(spans[axis].size for axis in axes)
         mask = None
         for i, axis in enumerate(axes):
-            # Spans start at multiples of their size: only the last may reach past the end.
+            # Slices start at multiples of their size: only the last one may be out of bounds.
             if self.shape[axis] % shape[i] and (index[axis] is ALL or not inside):
                 exists = spans[axis].start + _iota(shape[i]) < self.shape[axis]
                 exists = lax.broadcast_in_dim(exists, shape, (i,))
@@ -77,12 +77,12 @@ class _Array(NamedTuple):
 
 
 def _dot(a: Any, b: Any, trans_b: bool = False) -> Any:
-    """Multiply with float32 sums; HIGHEST keeps Triton from rounding float32 to TF32."""
+    """Multiply with float32 accumulation; HIGHEST prevents TF32 for float32 operands."""
     return plt.dot(a, b, trans_b=trans_b, precision=lax.Precision.HIGHEST)
 
 
 class _Program(NamedTuple):
-    """What a program of a kernel works on: a query head `n` of a batch row `b` of `arrays`."""
+    """Work of one Triton program: query head `n` of batch row `b`."""
 
     call: AttentionCall
     sizes: BlockSizes
@@ -102,7 +102,7 @@ class _Program(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """A block of scores: [rows, keys], or [keys, rows] where `transposed`."""
+    """A tile of scores [rows, keys], or [keys, rows] if `transposed`."""
 
     rows: Any  # pl.Slice, as are the keys
     keys: Any
@@ -121,7 +121,7 @@ class _Tile(NamedTuple):
 
 
 def _scores(p: _Program, tile: _Tile, product: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Scores in units of log 2, -inf where masked, and the derivative of the soft cap."""
+    """Return scores in units of log 2, -inf where masked, and the derivative of the soft cap."""
     call, arrays, cap, slope = p.call, p.arrays, p.call.soft_cap, None
     if cap is None:
         scores = product * (call.scale * LOG2_E)
@@ -141,11 +141,11 @@ def _scores(p: _Program, tile: _Tile, product: jax.Array) -> tuple[jax.Array, ja
         if call.segment_ids:
             q_ids = tile.of_rows(q_ids.load(p.b, tile.rows))
             kv_ids = tile.of_keys(kv_ids.load(p.b, tile.keys))
-        seen = visible(call, position, key, q_ids, kv_ids)
+        mask = make_mask(call, position, key, q_ids, kv_ids)
         if call.kv_len % p.sizes.k:
-            seen = (key < call.kv_len) & (True if seen is None else seen)
-        if seen is not None:
-            scores = jnp.where(seen, scores, -jnp.inf)
+            mask = (key < call.kv_len) & (True if mask is None else mask)
+        if mask is not None:
+            scores = jnp.where(mask, scores, -jnp.inf)
     return scores, slope
 
 
@@ -156,9 +156,9 @@ def _drop(p: _Program, tile: _Tile, weights: Any) -> Any:
 
 
 def _load_rows(p: _Program, rows: Any, inside: bool = False) -> Any:
-    """Load q and dout [rows, .], and the LSE in units of log 2 and delta [rows]."""
+    """Load q and dout [rows, .], the LSE in units of log 2 and delta [rows]."""
     q, dout = (x.load(p.b, rows, p.n, ALL, inside=inside) for x in (p.arrays.q, p.arrays.dout))
-    # Rows past the end have the LSE inf, which makes their weights 0.
+    # Rows out of bounds get the LSE inf, which makes their weights 0.
     lse = p.arrays.lse.load(p.b, p.n, rows, inside=inside, other=math.inf) * LOG2_E
     return q, dout, lse, p.arrays.delta.load(p.b, p.n, rows, inside=inside)
 
@@ -169,7 +169,7 @@ def _load_keys(p: _Program, keys: Any, inside: bool = False) -> Any:
 
 
 def _derivatives(p: _Program, tile: _Tile, of_rows: Any, of_keys: Any) -> Any:
-    """Give the weights and the gradients of the scores before the cap (not scaled), of the bias."""
+    """Return the weights, the gradients of the unscaled scores before the cap, and of the bias."""
     (q, dout, lse, delta), (k, v) = of_rows, of_keys
     pairs = ((k, q), (v, dout)) if tile.transposed else ((q, k), (dout, v))
     product, dweights = (_dot(*pair, trans_b=True) for pair in pairs)
@@ -185,10 +185,11 @@ def _loop(start: Any, stop: Any, step: Any, carry: Any) -> Any:
 
 
 def _sweep(p: _Program, segments: Any, blocks: Blocks, ends: Any, step: Any, sums: Any) -> Any:
-    """Run `step(masked, block, sums)` over `blocks`, without a mask where they are seen whole.
+    """Run `step(masked, block, sums)` over `blocks`, unmasked for fully visible ones.
 
-    `ends` says which ends have blocks that are not. With segments nothing is known to be seen
-    whole: `segments` are a block, and which blocks share a segment with each block.
+    `ends` states whether there are partly visible blocks before and after them. With segment ids
+    every block is masked; `segments` holds the own block and the ranges of blocks that share a
+    segment with each block.
     """
     if p.call.segment_ids:
         start, stop = (x.load(p.b, segments[0]) for x in segments[1:])
@@ -201,7 +202,7 @@ def _sweep(p: _Program, segments: Any, blocks: Blocks, ends: Any, step: Any, sum
 
 
 def _sweep_keys(p: _Program, i: Any, rows: Any, step: Any, carry: Any) -> Any:
-    """Run `step(tile, k, v, carry)` over the blocks of keys that block i of rows sees."""
+    """Run `step(tile, k, v, carry)` over the blocks of keys visible to block i of rows."""
     call, size = p.call, p.sizes.k
 
     def with_keys(masked: bool, j: Any, carry: Any) -> Any:
@@ -215,7 +216,7 @@ def _sweep_keys(p: _Program, i: Any, rows: Any, step: Any, carry: Any) -> Any:
 
 def _rows_of_program(p: _Program) -> tuple[_Program, Any, Any]:
     i = pl.program_id(0)
-    if p.call.causal:  # the last rows see most: they go first, so that no long program ends alone
+    if p.call.causal:  # the last rows have most keys: start them first for load balance
         i = pl.num_programs(0) - 1 - i
     return p.at(pl.program_id(2), pl.program_id(1)), i, pl.ds(i * p.sizes.q, p.sizes.q)
 
@@ -228,7 +229,7 @@ def _forward_kernel(p: _Program, out: _Array, lse: _Array) -> None:
         acc, top, total = carry
         scores, _ = _scores(p, tile, _dot(q, k, trans_b=True))
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
-        # A row that has seen no key yet has the maximum -inf, and -inf - -inf would be NaN.
+        # A row without a visible key so far has the maximum -inf, and -inf - -inf would be NaN.
         shift = jnp.where(new_top == -jnp.inf, 0, new_top)
         shrink = jnp.exp2(top - shift)
         weights = jnp.exp2(scores - shift[:, None])
@@ -257,7 +258,7 @@ def _dq_kernel(p: _Program, dq: _Array) -> None:
 
 
 def _dkv_kernel(p: _Program, dk: _Array, dv: _Array) -> None:
-    """Loop over blocks of rows for each of the query heads that share the program's key head."""
+    """Compute dk and dv: loop over the query heads of the key head and their blocks of rows."""
     (j, kv_head, b), call, size = map(pl.program_id, range(3)), p.call, p.sizes.q
     keys = pl.ds(j * p.sizes.k, p.sizes.k)
     k, v = (x.load(b, keys, kv_head, ALL) for x in (p.arrays.k, p.arrays.v))
@@ -283,7 +284,7 @@ def _dkv_kernel(p: _Program, dk: _Array, dv: _Array) -> None:
 
 
 def _dbias_kernel(p: _Program, dbias: _Array) -> None:
-    """Sum a tile of the bias's gradient over the batch rows and heads that share it."""
+    """Compute a tile of dbias: sum over the batch rows and heads that share it."""
     j, i, n, b = map(pl.program_id, range(4))
     rows, keys = (pl.ds(x * size, size) for x, size in ((i, p.sizes.q), (j, p.sizes.k)))
     tile = _Tile(rows, keys, masked=True)
@@ -324,7 +325,7 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
 
 
 def _launch(call: AttentionCall, which: Pass, kernel: Any, grid: str, given: Any, out: Any) -> Any:
-    """Run a program for each index of the axes in `grid`; `out` has axes and dtypes of results."""
+    """Launch a kernel with one program per index of the axes in `grid`; `out`: axes and dtypes."""
     sizes = _sizes(call, which)
     given = {name: x for name, x in given.items() if x is not None}
     if call.dropout_rate:
@@ -339,12 +340,12 @@ def _launch(call: AttentionCall, which: Pass, kernel: Any, grid: str, given: Any
     length |= {"i": pl.cdiv(call.q_len, sizes.q), "j": pl.cdiv(call.kv_len, sizes.k)}
     length |= dict(zip("bn", call.bias or (1, 1), strict=True))
     covered = length | {"T": length["i"] * sizes.q, "S": length["j"] * sizes.k}
-    # A product takes powers of 2 from 16 on.
+    # Triton's dot needs powers of 2, at least 16.
     covered |= {axis: max(16, pl.next_power_of_2(length[axis])) for axis in "HV"}
     axes, count = [*(_AXES[name] for name in given), *out], len(given)
     shapes = [tuple(length[axis] for axis in names) for names in axes]
     specs = [pl.BlockSpec(tuple(covered[axis] for axis in names)) for names in axes]
-    # Under shard_map the results vary over the mesh wherever an array does.
+    # Under shard_map the results vary over each mesh axis that an operand varies over.
     kinds = [jax.typeof(x).manual_axis_type for x in given.values()]
     kind = kinds[0].update(varying=frozenset().union(*(x.varying for x in kinds)))
     result = partial(jax.ShapeDtypeStruct, manual_axis_type=kind)
@@ -368,15 +369,15 @@ def _launch(call: AttentionCall, which: Pass, kernel: Any, grid: str, given: Any
 
 
 def _sizes(call: AttentionCall, which: Pass) -> BlockSizes:
-    # float32 does without tensor cores, and its blocks are twice as large in memory.
+    # float32 uses no tensor cores, and its blocks take twice the memory.
     kernel = "triton-float32" if call.dtype == "float32" else "triton"
-    # What is made for desktops (sm_86, sm_89, sm_12x) has even less shared memory than sm_80.
+    # Desktop GPUs (sm_86, sm_89, sm_12x) have less shared memory than sm_80.
     architecture = "sm_90" if 90 <= _capability(call) < 120 else "sm_80"
     architecture = "interpret" if call.interpret else architecture
     row = Row(kernel, architecture, max(call.head_dim, call.v_head_dim), call.causal, which)
     q, k, stages, warps = block_sizes(row)
     q, k = (min(x, max(16, pl.next_power_of_2(n))) for x, n in ((q, call.q_len), (k, call.kv_len)))
-    # Loads that are masked and ahead of time would need more registers than there are.
+    # Pipelined masked loads would exceed the registers.
     return BlockSizes(q, k, 1 if which == "dkv" and call.q_len % q else stages, warps)
 
 
@@ -396,5 +397,8 @@ def _supports(call: AttentionCall) -> str | None:
 
 
 BACKEND = AttentionBackend(
-    run=with_custom_vjp(_forward, _backward), backward=_backward, supports=_supports
+    run=with_custom_vjp(_forward, _backward),
+    supports=_supports,
+    backward=_backward,
+    platforms=("gpu",),
 )

@@ -1,33 +1,33 @@
-"""Attention in plain JAX for every platform, in memory that is linear in the sequence length.
+"""Attention in plain JAX for every platform, with memory linear in the sequence length.
 
-Query rows are taken in chunks, and scores never exist for more than one chunk (Rabe and Staats,
-"Self-attention does not need O(n^2) memory", 2021). What cannot be seen is not computed:
-neighbouring chunks form a few bands, and a causal band reads only the keys up to its last row;
-under a causal sliding window each chunk reads just the keys of its window.
+Query rows are processed in chunks, so scores exist for one chunk at a time (Rabe and Staats,
+"Self-attention does not need O(n^2) memory", 2021). Masked blocks are skipped: consecutive chunks
+form a few bands, and a causal band reads only the keys up to its last row; under a causal sliding
+window each chunk reads the keys of its window only.
 
 Axes: B batch, N heads, K key heads, G query heads that share a key head, T query rows, S keys, H
-head_dim, V head_dim of the values, D either of them. Batch and heads stay whole throughout, so
-that both may be sharded.
+head_dim, V head_dim of the values, D either of them. No step splits batch or heads, so both may be
+sharded.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.backends.xla_bands import Band, plan_bands
 from tjx_kernels.attention.backends.xla_chunk import (
     Chunk,
+    ChunkBackwardInputs,
     Index,
-    Rows,
     backward_chunk,
     barrier,
     forward_chunk,
 )
 from tjx_kernels.attention.custom_vjp import with_custom_vjp
+from tjx_kernels.attention.masks import key_blocks
 from tjx_kernels.attention.types import (
     AttentionBackend,
     AttentionCall,
@@ -36,8 +36,78 @@ from tjx_kernels.attention.types import (
     Operands,
 )
 
-# Sums over chunks, and results with the rows of one chunk at axis 3: trees of arrays.
+# (carry, first row) -> (carry, results of one chunk, rows at axis 3).
 type Step = Callable[[Any, Index], tuple[Any, Any]]
+
+
+# --- bands ----------------------------------------------------------------------------------------
+
+# Rows of a chunk: enough for matrix products at full speed, few enough that its scores take little
+# memory.
+CHUNK = 128
+# Bands are unrolled; a loop runs over the chunks of a band. More bands skip more of the upper
+# triangle (n bands compute (n + 1) / 2n of it) and take longer to compile.
+MAX_BANDS = 8
+
+
+class Band(NamedTuple):
+    """Consecutive chunks of query rows of one size that read `width` keys each.
+
+    Attributes
+    ----------
+    start, chunks, rows
+        `chunks` chunks of `rows` rows that begin at row `start`.
+    first_key, width
+        The keys [first_key, first_key + width) are read.
+    slides
+        Whether the keys read move with the chunk; then `first_key` is unused.
+    """
+
+    start: int
+    chunks: int
+    rows: int
+    first_key: int
+    width: int
+    slides: bool
+
+
+def plan_bands(call: AttentionCall) -> list[Band]:
+    """Divide the query rows into bands; a shorter last chunk is a band of its own."""
+    whole, rest = divmod(call.q_len, CHUNK)
+    slides = _slides(call)
+    count = 1 if slides or not call.causal or call.q_offset is None else MAX_BANDS
+    per_band = max(1, -(-whole // count))
+    sizes = [
+        (first * CHUNK, min(per_band, whole - first), CHUNK) for first in range(0, whole, per_band)
+    ]
+    if rest:
+        sizes.append((whole * CHUNK, 1, rest))
+    return [Band(*size, *_keys_read(call, *size, slides), slides) for size in sizes]
+
+
+def _slides(call: AttentionCall) -> bool:
+    if not call.causal or call.window is None or call.window + CHUNK > call.kv_len:
+        return False
+    # With one window per batch row, slicing a shared bias would copy it for each row. Its memory is
+    # quadratic anyway, so read all keys.
+    return call.bias is None or call.q_offset is not None
+
+
+def _keys_read(
+    call: AttentionCall, start: int, chunks: int, rows: int, slides: bool
+) -> tuple[int, int]:
+    """Return the first key and the number of keys that a band reads."""
+    if slides:
+        assert call.window is not None
+        return 0, call.window + rows - 1
+    if call.q_offset is None:
+        return 0, call.kv_len
+    seen = key_blocks(call, call.q_offset + start, chunks * rows, 1)
+    assert isinstance(seen.start, int)
+    assert isinstance(seen.stop, int)
+    # A band of dead rows reads one key, which the mask hides.
+    first = min(seen.start, call.kv_len - 1)
+    return first, max(seen.stop - first, 1)
 
 
 # --- layout ---------------------------------------------------------------------------------------
@@ -57,7 +127,7 @@ def _heads_in(call: AttentionCall, x_BKGTD: jax.Array) -> jax.Array:
 
 
 def _whole(call: AttentionCall, operands: Operands) -> Chunk:
-    """All rows and all keys, to cut chunks from."""
+    """Return the chunk of all rows and all keys, from which `_chunk` slices."""
     position = call.q_offset if operands.q_offset is None else operands.q_offset
     assert position is not None
     groups = (call.kv_heads, call.group)
@@ -77,11 +147,11 @@ def _whole(call: AttentionCall, operands: Operands) -> Chunk:
     )
 
 
-# --- cutting --------------------------------------------------------------------------------------
+# --- slicing --------------------------------------------------------------------------------------
 
 
 def _slice(x: jax.Array, first: Index, width: int, axis: int) -> jax.Array:
-    """Cut `width` elements of an axis, from `first` on: the same for all, or [B], each its own."""
+    """Slice `width` elements of an axis from `first`, a scalar or [B] (one per batch row)."""
     if jnp.ndim(first) == 0:
         return lax.dynamic_slice_in_dim(x, first, width, axis)
     cut = partial(lax.dynamic_slice_in_dim, slice_size=width, axis=axis - 1)
@@ -89,7 +159,7 @@ def _slice(x: jax.Array, first: Index, width: int, axis: int) -> jax.Array:
 
 
 def _update(total: jax.Array, part: jax.Array, first: Index, axis: int) -> jax.Array:
-    """Put `part` where `_slice` would cut it from `total`."""
+    """Write `part` to the positions of `total` that `_slice` reads."""
     put = lax.dynamic_update_slice_in_dim
     if jnp.ndim(first) == 0:
         return put(total, part, first, axis)
@@ -112,12 +182,12 @@ def _cut_keys(chunk: Chunk, first: Index, width: int) -> Chunk:
 
 
 def _band(band: Band, whole: Chunk) -> Chunk:
-    """Cut the keys of a band; its bias stays whole, as a copy of it would be large."""
+    """Slice the keys of a band, but not the bias: its copy would be large."""
     return whole if band.slides else _cut_keys(whole, band.first_key, band.width)
 
 
 def _chunk(call: AttentionCall, band: Band, of_band: Chunk, start: Index) -> Chunk:
-    """Cut from a band the chunk of rows from `start` on."""
+    """Slice the chunk of rows that begins at `start` from a band."""
     ids = None if of_band.q_ids is None else _slice(of_band.q_ids, start, band.rows, 1)
     chunk = of_band._replace(
         q=_slice(of_band.q, start, band.rows, 3),
@@ -139,7 +209,7 @@ def _chunk(call: AttentionCall, band: Band, of_band: Chunk, start: Index) -> Chu
 
 
 def _over_chunks(band: Band, step: Step, carry: Any) -> tuple[Any, Any]:
-    """Run `step` over a band's chunks: the last carry, and the results of all rows."""
+    """Scan `step` over the chunks of a band; return the carry and the results of all rows."""
     if band.chunks == 1:
         return step(carry, band.start)
     carry, stacked = lax.scan(step, carry, band.start + band.rows * jnp.arange(band.chunks))
@@ -150,11 +220,11 @@ def _over_chunks(band: Band, step: Step, carry: Any) -> tuple[Any, Any]:
 def _over_bands(
     call: AttentionCall, whole: Chunk, step: Callable[..., Any], carry: Any
 ) -> tuple[Any, tuple[jax.Array, ...]]:
-    """Run `step(carry, band, its keys, first row)` over all chunks."""
+    """Run `step(band, chunk of the band, carry, first row)` over all chunks of all bands."""
     results: list[Any] = []
     for band in plan_bands(call):
         if results:
-            # Wait for the band before: else XLA may keep the scores of all bands at once.
+            # Serialize the bands: otherwise XLA may hold the scores of all of them at once.
             done = (carry, results[-1], whole.q, whole.k, whole.v)
             carry, results[-1], q, k, v = barrier(done)
             whole = whole._replace(q=q, k=k, v=v)
@@ -176,12 +246,12 @@ def _forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Ar
 def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> Gradients:
     per_group = (call.batch, call.kv_heads, call.group, call.q_len)
     lse, delta = (x.reshape(per_group) for x in (rows.lse, rows.delta))
-    grouped = Rows(_heads_out(call, rows.dout), lse, delta)
+    grouped = ChunkBackwardInputs(_heads_out(call, rows.dout), lse, delta)
 
     def step(band: Band, of_band: Chunk, carry: Any, start: Index) -> tuple[Any, Any]:
         dk, dv, dbias = carry
         chunk = _chunk(call, band, of_band, start)
-        of_rows = Rows(*(_slice(x, start, band.rows, 3) for x in grouped))
+        of_rows = ChunkBackwardInputs(*(_slice(x, start, band.rows, 3) for x in grouped))
         found = backward_chunk(call, chunk, of_rows)
         dk, dv = _add_at(dk, found.k, chunk.key), _add_at(dv, found.v, chunk.key)
         if dbias is not None:
@@ -201,12 +271,4 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
     return Gradients(_heads_in(call, dq), dk, dv, dbias)
 
 
-def _supports(call: AttentionCall) -> str | None:
-    return "it is not a kernel: leave out interpret" if call.interpret else None
-
-
-BACKEND = AttentionBackend(
-    run=with_custom_vjp(_forward, _backward),
-    backward=_backward,
-    supports=_supports,
-)
+BACKEND = AttentionBackend(run=with_custom_vjp(_forward, _backward), backward=_backward)

@@ -1,7 +1,7 @@
-"""Attention of some query rows against some keys with all their scores in memory, both ways.
+"""Dense attention of one chunk of query rows and keys: forward and backward pass.
 
-The rows see these keys alone, so that their softmax is an ordinary one. The backward pass computes
-the weights again from the log-sum-exp (Dao et al., "FlashAttention", 2022, algorithm 4).
+The softmax runs over the keys of the chunk alone. The backward pass recomputes the weights from the
+log-sum-exp (Dao et al., "FlashAttention", 2022, algorithm 4).
 
 Axes: B batch, N heads, K key heads, G query heads that share a key head, C query rows, W keys, H
 head_dim, V head_dim of the values.
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.masks import visible
+from tjx_kernels.attention.masks import make_mask
 from tjx_kernels.attention.types import AttentionCall
 
 type Index = int | jax.Array
 
 
 class Chunk(NamedTuple):
-    """Query rows, the keys that they are shown, and whatever else their scores depend on.
+    """Query rows, keys and values of a chunk, with the inputs of their mask, bias and dropout.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Chunk(NamedTuple):
     slopes
         ALiBi slopes [B, K, G], or None.
     seed
-        Dropout's seeds [B, 2], or None.
+        Dropout seeds [B, 2], or None.
     """
 
     q: jax.Array
@@ -54,11 +54,8 @@ class Chunk(NamedTuple):
     seed: jax.Array | None = None
 
 
-class Rows(NamedTuple):
-    """What arrives at the backward pass for query rows, as in `RowGradients`.
-
-    `dout` is [B, K, G, C, V], `lse` and `delta` are [B, K, G, C].
-    """
+class ChunkBackwardInputs(NamedTuple):
+    """`BackwardInputs` of a chunk: dout [B, K, G, C, V], lse and delta [B, K, G, C]."""
 
     dout: jax.Array
     lse: jax.Array
@@ -66,14 +63,14 @@ class Rows(NamedTuple):
 
 
 class ChunkGradients(NamedTuple):
-    """Gradients in the accumulator's dtype, those of keys and values transposed.
+    """Gradients of a chunk in the accumulator's dtype; those of k and v are transposed.
 
     Attributes
     ----------
     q, k, v
         [B, K, G, C, H], [B, K, H, W] and [B, K, V, W].
     bias
-        As the chunk's bias, or None.
+        Shape of the chunk's bias, or None.
     """
 
     q: jax.Array
@@ -83,38 +80,38 @@ class ChunkGradients(NamedTuple):
 
 
 def barrier[T](x: T) -> T:
-    """Keep XLA from fusing or reordering across this point; the value is unchanged."""
+    """Return x unchanged; XLA neither fuses nor reorders operations across this point."""
     return lax.optimization_barrier(x)  # type: ignore[no-any-return, no-untyped-call]  # as jax is
 
 
 def forward_chunk(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
-    """Output [B, K, G, C, V] and LSE [B, K, G, C], both in the accumulator's dtype."""
+    """Return output [B, K, G, C, V] and LSE [B, K, G, C] in the accumulator's dtype."""
     scores, _ = _scores(call, chunk)
     top = jnp.max(scores, axis=-1, keepdims=True)
-    top = jnp.where(top == -jnp.inf, 0.0, top)  # a dead row: its weights are exp(-inf - 0) = 0
+    top = jnp.where(top == -jnp.inf, 0.0, top)  # dead rows: the weights are exp(-inf - 0) = 0
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     dead = total == 0
     total = jnp.where(dead, 1.0, total)
-    weights = _drop(call, _kept(call, chunk), weights)
+    weights = _drop(call, _dropout_mask(call, chunk), weights)
     out = _product(call, "BKGCW,BKWV->BKGCV", weights.astype(call.dtype), chunk.v)
     lse = jnp.where(dead, -jnp.inf, top + jnp.log(total))
     return out / total, lse[..., 0]
 
 
-def backward_chunk(call: AttentionCall, chunk: Chunk, rows: Rows) -> ChunkGradients:
-    """Differentiate the scores' exponentials under the LSE and delta of whole rows."""
+def backward_chunk(call: AttentionCall, chunk: Chunk, rows: ChunkBackwardInputs) -> ChunkGradients:
+    """Return the gradients of a chunk, given the LSE and delta of whole rows."""
     scores, slope = _scores(call, chunk)
     weights = barrier(jnp.exp(scores - rows.lse[..., None]))
-    kept = _kept(call, chunk)
+    kept = _dropout_mask(call, chunk)
     dweights = _drop(call, kept, _product(call, "BKGCV,BKWV->BKGCW", rows.dout, chunk.v))
     dscores = weights * (dweights - rows.delta[..., None])
     dbias = None if chunk.bias is None else _bias_gradient(call, chunk.bias.shape, dscores)
     dscores *= call.scale
     if slope is not None:
         dscores *= slope
-    # The barriers keep XLA:CPU from computing exp twice, and from transposing the large operand
-    # of the last two products (half the speed) instead of their small results.
+    # The barriers keep XLA:CPU from computing exp twice and from transposing the large operand of
+    # the last two products (half the speed) instead of their small results.
     dscores = barrier(dscores.astype(call.dtype))
     weights = _drop(call, kept, weights).astype(call.dtype)
     dq = _product(call, "BKGCW,BKWH->BKGCH", dscores, chunk.k)
@@ -125,13 +122,13 @@ def backward_chunk(call: AttentionCall, chunk: Chunk, rows: Rows) -> ChunkGradie
 
 
 def _product(call: AttentionCall, axes: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    # float32 means float32: by default a GPU would take TF32 and a TPU bfloat16.
+    # Exact float32 products: the defaults are TF32 on GPUs and bfloat16 on TPUs.
     precision = lax.Precision.HIGHEST if call.dtype == "float32" else None
     return jnp.einsum(axes, x, y, precision=precision, preferred_element_type=call.accumulator)
 
 
 def _scores(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Array | None]:
-    """Masked scores [B, K, G, C, W], and the derivative of the soft cap where there is one."""
+    """Return masked scores [B, K, G, C, W] and the soft cap's derivative, None without a cap."""
     scores = call.scale * _product(call, "BKGCH,BKWH->BKGCW", chunk.q, chunk.k)
     slope = None
     if call.soft_cap is not None:
@@ -148,14 +145,14 @@ def _scores(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Array | N
     ids: list[jax.Array | None] = [None, None]
     if chunk.q_ids is not None and chunk.kv_ids is not None:
         ids = [chunk.q_ids[:, :, None], chunk.kv_ids[:, None, :]]
-    seen = visible(call, positions, keys, *ids)
-    if seen is not None:
-        scores = jnp.where(seen[:, None, None], scores, -jnp.inf)
+    mask = make_mask(call, positions, keys, *ids)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
     return scores, slope
 
 
-def _kept(call: AttentionCall, chunk: Chunk) -> jax.Array | None:
-    """Which weights dropout keeps, bool [B, K, G, C, W]; None without dropout."""
+def _dropout_mask(call: AttentionCall, chunk: Chunk) -> jax.Array | None:
+    """Return the dropout mask, bool [B, K, G, C, W]: True keeps a weight; None without dropout."""
     if chunk.seed is None:
         return None
     first, second = (chunk.seed[:, i].reshape(-1, 1, 1, 1, 1) for i in range(2))
@@ -164,7 +161,7 @@ def _kept(call: AttentionCall, chunk: Chunk) -> jax.Array | None:
     keys = jnp.reshape(chunk.key, (-1, 1, 1, 1, 1)) + jnp.arange(chunk.k.shape[2]).reshape(
         1, 1, 1, 1, -1
     )
-    # Once, not in every use of it.
+    # The barrier keeps XLA from recomputing the mask for each use.
     kept: jax.Array = barrier(dropout.keep((first, second), heads, rows, keys, call.dropout_rate))
     return kept
 

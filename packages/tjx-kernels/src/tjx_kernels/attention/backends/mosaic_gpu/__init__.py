@@ -1,1 +1,3 @@
-"""Attention for NVIDIA Hopper GPUs in Pallas Mosaic GPU; imported by the first call."""
+"""Attention for NVIDIA Hopper GPUs in Pallas Mosaic GPU; the first call imports the kernels."""
+
+from tjx_kernels.attention.backends.mosaic_gpu.backend import BACKEND as BACKEND

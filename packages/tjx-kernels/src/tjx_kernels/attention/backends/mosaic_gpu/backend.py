@@ -1,4 +1,4 @@
-"""Attention on NVIDIA Hopper GPUs, compiled from Pallas Mosaic GPU: the fastest where it serves."""
+"""Mosaic GPU backend: supported calls, and lazy import of the kernels."""
 
 from functools import cache
 from importlib import metadata
@@ -17,7 +17,7 @@ from tjx_kernels.attention.types import (
 
 
 def supports(call: AttentionCall) -> str | None:
-    """Say why a call cannot be served; None where it can."""
+    """Return the reason why the kernels do not support a call, or None."""
     reasons = {
         "needs an NVIDIA Hopper GPU (sm_90)": not call.interpret
         and (call.platform, call.architecture) != ("gpu", "sm_90"),
@@ -38,9 +38,9 @@ def supports(call: AttentionCall) -> str | None:
 
 @cache
 def _ptxas_miscompiles() -> bool:
-    """Say whether the assembler installed with JAX's plugin is one of those that cannot be trusted.
+    """Return whether JAX's CUDA plugin has a ptxas version that miscompiles the kernels.
 
-    The one of a CUDA installed without pip cannot be asked.
+    Only pip packages are checked; the version of another CUDA installation is unknown.
     """
     try:
         metadata.version("jax-cuda12-plugin")
@@ -51,8 +51,8 @@ def _ptxas_miscompiles() -> bool:
     return (12, 8) <= tuple(int(part) for part in version.split(".")[:3]) < (12, 9, 86)
 
 
-# Mosaic GPU is imported by the first call: the import takes longer than that of the other kernels
-# together, and most processes run none of its kernels.
+# Mosaic GPU is imported by the first call: its import takes longer than that of all other kernels,
+# and most processes run none of its kernels.
 def _forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
     from tjx_kernels.attention.backends.mosaic_gpu.forward import forward
 
@@ -68,6 +68,7 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
 _BACKWARD = batched_backward(_backward)
 BACKEND = AttentionBackend(
     run=with_custom_vjp(batched_forward(_forward), _BACKWARD),
-    backward=_BACKWARD,
     supports=supports,
+    backward=_BACKWARD,
+    platforms=("gpu",),
 )

@@ -1,9 +1,8 @@
-"""The backward pass of attention on Hopper: one kernel for dq, one for dk and dv.
+"""Backward pass of attention on Hopper: one kernel for dq, one for dk and dv.
 
-Nothing is added atomically, so that the result is the same every time. The price is that both
-kernels compute the scores and dP: 7 products for a block of scores (above head_dim 128, 8), where
-one kernel that adds dq atomically needs 5. At the same speed of products that is at most 5/7 = 0.71
-of such a kernel.
+There are no atomic additions, so the result is deterministic. In return both kernels compute the
+scores and dP: 7 products per tile of scores (8 above head_dim 128), where one kernel with atomic
+additions to dq needs 5. At equal product throughput that is at most 5/7 = 0.71 of its speed.
 """
 
 import jax
@@ -17,13 +16,13 @@ from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
 from tjx_kernels.attention.masks import segment_blocks
 from tjx_kernels.attention.types import AttentionCall, BackwardInputs, Gradients, Operands
 
-# How many columns of dk and dv together a warpgroup's registers hold beside the scores. Where there
-# are more, a kernel computes dk and another one dv: 5 products a block instead of 4.
+# Columns of dk and dv together that fit a warpgroup's registers besides the scores. For more, one
+# kernel computes dk and another one dv: 5 products per tile instead of 4.
 COLUMNS_AT_ONCE = 256
 
 
 def backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> Gradients:
-    """Compute the gradients of q, k and v; a `Backward` without a rule for vmap."""
+    """Compute the gradients of q, k and v; a `Backward` without a batching rule."""
     inputs = Inputs(
         q=padded(operands.q),
         k=padded(operands.k),

@@ -1,11 +1,11 @@
-"""The kernel for dk and dv on Hopper: each program owns rows of keys and walks over queries.
+"""Kernel for dk and dv on Hopper: each program owns rows of keys and loops over queries.
 
-Everything is transposed against the kernel for dq, so that keys are the rows of all tiles. Per
-block of queries: S = k q^T and dP = v dout^T, P = exp(S - lse), dv += P dout, dS = P (dP - delta),
-dk += dS q. The query heads of a group follow one another in one loop: dk and dv of a key head
-are summed in registers, in float32 and in a fixed order.
+All tiles are transposed relative to the dq kernel: keys are the rows. Per block of queries:
+S = k q^T and dP = v dout^T, P = exp(S - lse), dv += P dout, dS = P (dP - delta), dk += dS q. One
+loop covers the query heads of a group: dk and dv of a key head accumulate in registers, in float32
+and in a fixed order.
 
-Warpgroups and stages are those of `mosaic_gpu_dq`, here with blocks of queries in flight.
+Warpgroups and stages are as in `dq`, with blocks of queries in flight.
 
 Axes: B batch, T queries, S keys, N heads, K key heads, H head_dim, V values' head_dim.
 """
@@ -52,7 +52,7 @@ from tjx_kernels.attention.types import AttentionCall
 
 
 class _Memory(NamedTuple):
-    """Shared memory: one tile a compute warpgroup (k, v, kv_ids) or a stage (the others)."""
+    """Shared memory: one tile per compute warpgroup (k, v, kv_ids) or per stage (the others)."""
 
     k: Any
     v: Any
@@ -65,7 +65,7 @@ class _Memory(NamedTuple):
 
 
 class _Barriers(NamedTuple):
-    """`own`: a warpgroup's keys are there; `q`, `dout`: a stage's are; `free`: all have used it."""
+    """`own`: keys of a warpgroup arrived; `q`, `dout`: stage arrived; `free`: stage was read."""
 
     own: Any
     q: Any
@@ -73,8 +73,8 @@ class _Barriers(NamedTuple):
     free: Any
 
 
-class _Place(NamedTuple):
-    """What a program works on: its keys from `first_key` on, and the blocks of rows it visits."""
+class _Work(NamedTuple):
+    """Work of a program: its keys from `first_key` on, and the blocks of rows that it visits."""
 
     batch: Any
     kv_head: Any
@@ -86,11 +86,11 @@ class _Place(NamedTuple):
 def dkv_kernel(
     call: AttentionCall, sizes: BlockSizes, inputs: Inputs, wanted: tuple[str, ...]
 ) -> dict[str, jax.Array]:
-    """Compute those of dk [B, S, K, H] ("k") and dv [B, S, K, V] ("v") that are wanted.
+    """Compute dk [B, S, K, H] if "k" is wanted and dv [B, S, K, V] if "v" is.
 
     `inputs.ranges` holds the blocks of queries of each program's keys.
     """
-    assert sizes.stages >= 2, "a stage is freed while the next one is in use"
+    assert sizes.stages >= 2, "a stage is freed while the next one is read"
     keys = sizes.k * sizes.warps
     types = {
         name: jax.ShapeDtypeStruct(x.shape, x.dtype)  # type: ignore[no-untyped-call]  # jax's
@@ -99,7 +99,7 @@ def dkv_kernel(
     streamed = sum(
         call.group * call.q_len * x.shape[3] * x.dtype.itemsize for x in (inputs.q, inputs.dout)
     )
-    # The first keys are seen by the most rows under a causal mask.
+    # Under a causal mask the first keys are visible to the most rows.
     tiles = -(-call.kv_len // keys)
     order = tile_order(call, tiles, call.kv_heads, streamed, last_first=False)
     found: dict[str, jax.Array] = plgpu.kernel(
@@ -133,7 +133,7 @@ def _memory(call: AttentionCall, sizes: BlockSizes) -> _Memory:
 
 
 def _barriers(call: AttentionCall, sizes: BlockSizes) -> _Barriers:
-    # A barrier counts copies that arrive, or warpgroups that are done.
+    # A barrier counts arrived copies or finished warpgroups.
     with_ids = 1 if call.segment_ids else 0
     return _Barriers(
         own=plgpu.Barrier(num_arrivals=2 + with_ids, num_barriers=sizes.warps),
@@ -159,15 +159,15 @@ def _body(
     first_key = index * keys
     offset = first_position(call, inputs.offset, batch)
     rows = row_blocks(call, offset, first_key, keys, sizes.q)
-    # Rows past the end need no mask: there q, dout, lse and delta are 0, and so is all that is
-    # added. Keys past the end are rows of their own, which nobody reads.
+    # Rows past the end need no mask: q, dout, lse and delta are 0 there, and so are their
+    # contributions. Keys past the end are separate rows of the result, which are dropped.
     partly = (call.causal, call.window is not None)
     visits = spans(call, rows, inputs.ranges, (batch, index), partly)
-    place = _Place(batch, kv_head, first_key, offset, visits)
+    work = _Work(batch, kv_head, first_key, offset, visits)
     split_warpgroups(
         sizes.warps,
-        partial(_compute, call, sizes, outputs, memory, barriers, place),
-        partial(_fetch, call, sizes, inputs, memory, barriers, place),
+        partial(_compute, call, sizes, outputs, memory, barriers, work),
+        partial(_fetch, call, sizes, inputs, memory, barriers, work),
     )
 
 
@@ -177,20 +177,20 @@ def _fetch(
     inputs: Inputs,
     memory: _Memory,
     barriers: _Barriers,
-    place: _Place,
+    work: _Work,
 ) -> None:
     copy = plgpu.copy_gmem_to_smem
-    b = place.batch
+    b = work.batch
     for w in range(sizes.warps):
-        own, barrier = pl.ds(place.first_key + w * sizes.k, sizes.k), barriers.own.at[w]
-        copy(inputs.k.at[b, own, place.kv_head], memory.k.at[w], barrier)
-        copy(inputs.v.at[b, own, place.kv_head], memory.v.at[w], barrier)
+        own, barrier = pl.ds(work.first_key + w * sizes.k, sizes.k), barriers.own.at[w]
+        copy(inputs.k.at[b, own, work.kv_head], memory.k.at[w], barrier)
+        copy(inputs.v.at[b, own, work.kv_head], memory.v.at[w], barrier)
         if call.segment_ids:
             copy(inputs.kv_ids.at[b, own], memory.kv_ids.at[w], barrier)
 
     def fetch(_hide: bool, step: Any, member: Any, block: Any) -> None:
         slot = wait_until_free(barriers.free, sizes.stages, step)
-        n = place.kv_head * call.group + member
+        n = work.kv_head * call.group + member
         rows = pl.ds(block * sizes.q, sizes.q)
         copy(inputs.q.at[b, rows, n], memory.q.at[slot], barriers.q.at[slot])
         copy(inputs.rows.at[b, n, :, rows], memory.rows.at[slot], barriers.q.at[slot])
@@ -198,7 +198,7 @@ def _fetch(
             copy(inputs.q_ids.at[b, rows], memory.q_ids.at[slot], barriers.q.at[slot])
         copy(inputs.dout.at[b, rows, n], memory.dout.at[slot], barriers.dout.at[slot])
 
-    drain(barriers.free, sizes.stages, for_each(place.visits, call.group, fetch))
+    drain(barriers.free, sizes.stages, for_each(work.visits, call.group, fetch))
 
 
 def _compute(
@@ -207,10 +207,10 @@ def _compute(
     outputs: dict[str, Any],
     memory: _Memory,
     barriers: _Barriers,
-    place: _Place,
+    work: _Work,
 ) -> None:
     w = lax.axis_index("warpgroup")
-    first_key = place.first_key + w * sizes.k
+    first_key = work.first_key + w * sizes.k
     plgpu.barrier_wait(barriers.own.at[w])
     kv_ids = plgpu.load(memory.kv_ids.at[w], layout=ROWS) if call.segment_ids else None
 
@@ -226,8 +226,8 @@ def _compute(
         def weights(scores: Any) -> tuple[jax.Array, jax.Array]:
             plgpu.barrier_wait(barriers.q.at[slot])
             plgpu.wgmma(scores, k_SH, q_TH.transpose((1, 0)))
-            # Products finish in the order in which they were issued: with only the scores left
-            # under way, the last step is done with its stage.
+            # Products finish in issue order: with only the scores in flight, the previous step has
+            # finished with its stage.
             plgpu.wgmma_wait(1)
             free_last(barriers.free, sizes.stages, step)
             x, factor = base2(call, plgpu.wgmma_accumulator_load(scores, wait_n=0))
@@ -236,7 +236,7 @@ def _compute(
                 q_ids = None
                 if call.segment_ids:
                     q_ids = plgpu.load(memory.q_ids.at[slot], layout=COLUMNS)
-                position = place.offset + block * sizes.q
+                position = work.offset + block * sizes.q
                 x = masked(call, x, position, first_key, q_axis=1, q_ids=q_ids, kv_ids=kv_ids)
             lse_T = plgpu.load(memory.rows.at[slot, 0], layout=COLUMNS)
             p = jnp.exp2(x * factor - along_rows(lse_T))
@@ -246,7 +246,7 @@ def _compute(
             plgpu.wgmma(dp, v_SV, dout_TV.transpose((1, 0)))
             if "v" in totals:
                 add_product(totals["v"], p, dout_TV, memory.staging, w)
-            # dv's product runs on while dS is computed.
+            # The product of dv overlaps with the computation of dS.
             dp_ST = plgpu.wgmma_accumulator_load(dp, wait_n=1 if "v" in totals else 0)
             delta_T = plgpu.load(memory.rows.at[slot, 1], layout=COLUMNS)
             ds = ds_by_dp * (dp_ST - along_rows(delta_T))
@@ -261,7 +261,7 @@ def _compute(
             add_product(totals["v"], p, dout_TV, memory.staging, w)
 
     def all_steps(totals: dict[str, Any]) -> dict[str, jax.Array]:
-        for_each(place.visits, call.group, partial(visit, totals))
+        for_each(work.visits, call.group, partial(visit, totals))
         return {name: plgpu.wgmma_accumulator_load(x, wait_n=0) for name, x in totals.items()}
 
     tiles = {"k": memory.k.at[w], "v": memory.v.at[w]}
@@ -273,6 +273,6 @@ def _compute(
         tiles[name][...] = (total * factors[name]).astype(call.dtype)
     commit()
     for name, output in outputs.items():
-        at = (place.batch, pl.ds(first_key, sizes.k), place.kv_head)
+        at = (work.batch, pl.ds(first_key, sizes.k), work.kv_head)
         plgpu.copy_smem_to_gmem(tiles[name], output.at[at])
     plgpu.wait_smem_to_gmem(0)

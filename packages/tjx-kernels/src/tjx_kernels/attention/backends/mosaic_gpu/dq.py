@@ -1,10 +1,10 @@
-"""The kernel for dq on Hopper: each program owns rows of queries and walks over their keys.
+"""Kernel for dq on Hopper: each program owns rows of queries and loops over their keys.
 
 Per block of keys: S = q k^T and dP = dout v^T, P = exp(S - lse), dS = P (dP - delta), dq += dS k
 (Dao et al., "FlashAttention", 2022, algorithm 4, without its atomic additions).
 
-A program is `warps` compute warpgroups, each with `q` rows of its own, and one warpgroup that
-only fetches blocks of keys, `stages` of them ahead (warp specialisation: Shah et al.,
+A program has `warps` compute warpgroups with `q` rows each and one warpgroup that only copies
+blocks of keys, `stages` of them ahead (warp specialization: Shah et al.,
 "FlashAttention-3", 2024, section 3.1).
 
 Axes: B batch, T queries, S keys, N heads, K key heads, H head_dim, V values' head_dim.
@@ -65,7 +65,7 @@ class _Memory(NamedTuple):
 
 
 class _Barriers(NamedTuple):
-    """`own`: a warpgroup's rows are there; `k`, `v`: a stage's are; `free`: all have used it."""
+    """`own`: rows of a warpgroup arrived; `k`, `v`: stage arrived; `free`: stage was read."""
 
     own: Any
     k: Any
@@ -73,8 +73,8 @@ class _Barriers(NamedTuple):
     free: Any
 
 
-class _Place(NamedTuple):
-    """What a program works on: its rows from `first_row` on, and the blocks of keys it visits."""
+class _Work(NamedTuple):
+    """Work of a program: its rows from `first_row` on, and the blocks of keys that it visits."""
 
     batch: Any
     head: Any
@@ -84,11 +84,11 @@ class _Place(NamedTuple):
 
 
 def dq_kernel(call: AttentionCall, sizes: BlockSizes, inputs: Inputs) -> jax.Array:
-    """Compute dq [B, T, N, H]; `inputs.ranges` holds the blocks of keys of each program's rows."""
-    assert sizes.stages >= 2, "a stage is freed while the next one is in use"
+    """Compute dq [B, T, N, H]; `inputs.ranges` has the blocks of keys of each program's rows."""
+    assert sizes.stages >= 2, "a stage is freed while the next one is read"
     tiles = -(-call.q_len // (sizes.q * sizes.warps))
     streamed = sum(call.kv_len * x.shape[3] * x.dtype.itemsize for x in (inputs.k, inputs.v))
-    # Later rows see more keys under a causal mask.
+    # Under a causal mask later rows have more keys.
     order = tile_order(call, tiles, call.heads, streamed, last_first=True)
     dq: jax.Array = plgpu.kernel(
         partial(_body, call, sizes, order),
@@ -123,7 +123,7 @@ def _memory(call: AttentionCall, sizes: BlockSizes) -> _Memory:
 
 
 def _barriers(call: AttentionCall, sizes: BlockSizes) -> _Barriers:
-    # A barrier counts copies that arrive, or warpgroups that are done.
+    # A barrier counts arrived copies or finished warpgroups.
     with_ids = 1 if call.segment_ids else 0
     return _Barriers(
         own=plgpu.Barrier(num_arrivals=3 + with_ids, num_barriers=sizes.warps),
@@ -151,11 +151,11 @@ def _body(
     blocks = key_blocks(call, position, rows, sizes.k)
     partly = (call.window is not None, call.causal or call.kv_len % sizes.k != 0)
     visits = spans(call, blocks, inputs.ranges, (batch, index), partly)
-    place = _Place(batch, head, lax.div(head, jnp.int32(call.group)), first_row, visits)
+    work = _Work(batch, head, lax.div(head, jnp.int32(call.group)), first_row, visits)
     split_warpgroups(
         sizes.warps,
-        partial(_compute, call, sizes, inputs, dq_BTNH, memory, barriers, place),
-        partial(_fetch, call, sizes, inputs, memory, barriers, place),
+        partial(_compute, call, sizes, inputs, dq_BTNH, memory, barriers, work),
+        partial(_fetch, call, sizes, inputs, memory, barriers, work),
     )
 
 
@@ -165,27 +165,27 @@ def _fetch(
     inputs: Inputs,
     memory: _Memory,
     barriers: _Barriers,
-    place: _Place,
+    work: _Work,
 ) -> None:
     copy = plgpu.copy_gmem_to_smem
-    b, n = place.batch, place.head
+    b, n = work.batch, work.head
     for w in range(sizes.warps):
-        own, barrier = pl.ds(place.first_row + w * sizes.q, sizes.q), barriers.own.at[w]
+        own, barrier = pl.ds(work.first_row + w * sizes.q, sizes.q), barriers.own.at[w]
         copy(inputs.q.at[b, own, n], memory.q.at[w], barrier)
         copy(inputs.dout.at[b, own, n], memory.dout.at[w], barrier)
         copy(inputs.rows.at[b, n, :, own], memory.rows.at[w], barrier)
         if call.segment_ids:
             copy(inputs.q_ids.at[b, own], memory.q_ids.at[w], barrier)
 
-    def fetch(_hide: bool, step: Any, _turn: Any, block: Any) -> None:
+    def fetch(_hide: bool, step: Any, _repeat: Any, block: Any) -> None:
         slot = wait_until_free(barriers.free, sizes.stages, step)
         keys = pl.ds(block * sizes.k, sizes.k)
-        copy(inputs.k.at[b, keys, place.kv_head], memory.k.at[slot], barriers.k.at[slot])
+        copy(inputs.k.at[b, keys, work.kv_head], memory.k.at[slot], barriers.k.at[slot])
         if call.segment_ids:
             copy(inputs.kv_ids.at[b, keys], memory.kv_ids.at[slot], barriers.k.at[slot])
-        copy(inputs.v.at[b, keys, place.kv_head], memory.v.at[slot], barriers.v.at[slot])
+        copy(inputs.v.at[b, keys, work.kv_head], memory.v.at[slot], barriers.v.at[slot])
 
-    drain(barriers.free, sizes.stages, for_each(place.visits, 1, fetch))
+    drain(barriers.free, sizes.stages, for_each(work.visits, 1, fetch))
 
 
 def _compute(
@@ -195,11 +195,11 @@ def _compute(
     dq_BTNH: Any,
     memory: _Memory,
     barriers: _Barriers,
-    place: _Place,
+    work: _Work,
 ) -> None:
     w = lax.axis_index("warpgroup")
-    first_row = place.first_row + w * sizes.q
-    position = first_position(call, inputs.offset, place.batch) + first_row
+    first_row = work.first_row + w * sizes.q
+    position = first_position(call, inputs.offset, work.batch) + first_row
     plgpu.barrier_wait(barriers.own.at[w])
     lse_T = plgpu.load(memory.rows.at[w, 0], layout=ROWS)
     delta_T = plgpu.load(memory.rows.at[w, 1], layout=ROWS)
@@ -208,7 +208,7 @@ def _compute(
     def along_keys(row_T: jax.Array) -> jax.Array:
         return lax.broadcast_in_dim(row_T, (sizes.q, sizes.k), [0])
 
-    def visit(dq: Any, hide: bool, step: Any, _turn: Any, block: Any) -> None:
+    def visit(dq: Any, hide: bool, step: Any, _repeat: Any, block: Any) -> None:
         slot = lax.rem(step, jnp.int32(sizes.stages))
         w = opaque_warpgroup()
         q_TH, dout_TV = memory.q.at[w], memory.dout.at[w]
@@ -219,8 +219,8 @@ def _compute(
             plgpu.wgmma(scores, q_TH, k_SH.transpose((1, 0)))
             plgpu.barrier_wait(barriers.v.at[slot])
             plgpu.wgmma(dp, dout_TV, v_SV.transpose((1, 0)))
-            # Products finish in the order in which they were issued: with one left under way, the
-            # scores are there, and so is what the last step added to dq. Its keys are free now.
+            # Products finish in issue order: with one in flight, the scores are complete, and so is
+            # the previous step's addition to dq. Free its keys.
             raw = plgpu.wgmma_accumulator_load(scores, wait_n=1)
             free_last(barriers.free, sizes.stages, step)
             x, factor = base2(call, raw)
@@ -240,7 +240,7 @@ def _compute(
         pl.run_scoped(gradient, scores, scores)
 
     def all_steps(dq: Any) -> jax.Array:
-        for_each(place.visits, 1, partial(visit, dq))
+        for_each(work.visits, 1, partial(visit, dq))
         total: jax.Array = plgpu.wgmma_accumulator_load(dq, wait_n=0)
         return total
 
@@ -248,5 +248,5 @@ def _compute(
     q_TH = memory.q.at[w]
     q_TH[...] = (dq * call.scale).astype(call.dtype)
     commit()
-    plgpu.copy_smem_to_gmem(q_TH, dq_BTNH.at[place.batch, pl.ds(first_row, sizes.q), place.head])
+    plgpu.copy_smem_to_gmem(q_TH, dq_BTNH.at[work.batch, pl.ds(first_row, sizes.q), work.head])
     plgpu.wait_smem_to_gmem(0)

@@ -1,16 +1,16 @@
-"""The forward pass for NVIDIA Hopper: warp-specialised flash attention with Pallas Mosaic GPU.
+"""Forward pass on NVIDIA Hopper: warp-specialized flash attention with Pallas Mosaic GPU.
 
-The structure is that of Shah et al., "FlashAttention-3", 2024, section 3. A thread block is some
-compute warpgroups, each with a block of query rows of its own, and one warpgroup that copies
-queries, and keys and values into rings in shared memory. There is one persistent thread block for
-each processor; it takes tiles in the order of `mosaic_gpu_grid`. Four things overlap:
+The structure is that of Shah et al., "FlashAttention-3", 2024, section 3. A thread block has a few
+compute warpgroups with a block of query rows each, and one warpgroup that copies queries, keys and
+values into ring buffers in shared memory. One persistent thread block per processor processes tiles
+in the order of `tile_order`. These overlap:
 
-- copies with everything else (the rings), those for the next tile too;
-- one warpgroup's softmax with another's products: they take turns (ping-pong, 3.1);
-- a warpgroup's softmax of block t with its own products: p of block t - 1 times v (3.2).
+- copies with everything else, including those for the next tile;
+- the softmax of one warpgroup with the products of another (ping-pong scheduling, 3.1);
+- a warpgroup's softmax of block t with its own product of p of block t - 1 and v (3.2).
 
-Blocks of keys are visited from the last to the first (`t` counts them). With causal attention the
-last block needs a mask, and the block that is visited first has one in any case.
+Blocks of keys are visited from the last to the first (`t` counts them): the first visited block
+always applies the mask, which a causal mask needs there.
 
 Tile model
 ----------
@@ -21,7 +21,7 @@ An estimate: no GPU has run this kernel. A tile of R query rows against n blocks
 where 989 TFLOP/s is the dense bfloat16 peak of the 132 processors of an H100. Two numbers are
 assumed: 0.8 us for what does not overlap between tiles, and e, the share of the peak within the
 loop over keys, as large as that of cuDNN at 16k tokens (0.68 for head_dim 128, 0.56 for 64). The
-kernel takes as long as its busiest thread block, and 3 us to start. With the block sizes of the
+kernel takes as long as its busiest thread block, plus 3 us to start. With the block sizes of the
 table, causal, 16k tokens in all and heads * head_dim = 2048, in TFLOP/s, and as a share of cuDNN's
 measured 448, 595, 645 (head_dim 128) and 311, 468, 538 (64) on an H100:
 
@@ -30,8 +30,8 @@ measured 448, 595, 645 (head_dim 128) and 311, 468, 538 (64) on an H100:
     head_dim 64   320 (1.03)    459 (0.98)    504 (0.94)
 
 The shares are those of an inner loop that is as good as cuDNN's; one that is 10 % slower gives at
-least 0.85. Sections that fit the L2 cache are a condition: see `mosaic_gpu_grid` for the limit
-without them.
+least 0.85. This requires sections that fit the L2 cache: see `tile_order` for the limit without
+them.
 """
 
 from dataclasses import dataclass
@@ -68,12 +68,12 @@ from tjx_kernels.attention.types import AttentionCall, Operands
 
 plgpu: Any = mosaic_gpu  # JAX gives most of it no types
 
-# Shared memory of a thread block (227 KiB) less what is not queries, keys and values.
+# Shared memory of a thread block (227 KiB) without barriers and small buffers.
 SHARED_BYTES = 220 * 2**10
 
 
 def forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
-    """Compute attention and its log-sum-exp; a `Forward` without a rule for vmap."""
+    """Compute attention and its log-sum-exp; a `Forward` without a batching rule."""
     architecture = "interpret" if call.interpret else call.architecture
     row = Row("mosaic_gpu", architecture, call.head_dim, call.causal, "forward")
     sizes = block_sizes(row)
@@ -89,8 +89,8 @@ def forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arr
     streamed = 2 * call.kv_len * call.head_dim * k.dtype.itemsize
     order = tile_order(call, tiles, call.heads, streamed, last_first=call.causal)
     program = Program(call, sizes, order, min(PROCESSORS[architecture], order.total))
-    # All rows of all tiles: a warpgroup stores the LSE of its rows with one bulk copy, which is
-    # clipped only at the end of the whole array. Shorter rows would spill into the next head's.
+    # Padded to whole tiles: a warpgroup stores its LSE with one bulk copy, which is clipped only at
+    # the end of the whole array. An unpadded row would overflow into the next head's.
     lse_shape = (call.batch, call.heads, tiles * rows)
     out, lse = plgpu.kernel(
         program.run,
@@ -112,7 +112,7 @@ def forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arr
 
 @dataclass(frozen=True)
 class Program:
-    """One call's kernel: persistent thread blocks, each with tiles of `q * warps` rows."""
+    """Kernel of one call: persistent thread blocks that process tiles of `q * warps` rows."""
 
     call: AttentionCall
     sizes: BlockSizes
@@ -121,7 +121,7 @@ class Program:
 
     @property
     def buffers(self) -> int:
-        """Tiles of queries in shared memory: the next one too, where it fits."""
+        """Query tiles in shared memory: 2 (double buffering) if they fit, else 1."""
         call, (rows, keys, ring, groups) = self.call, self.sizes
         column = call.head_dim * jnp.dtype(call.dtype).itemsize
         both = (2 * rows * groups + 2 * ring * keys) * column
@@ -129,11 +129,11 @@ class Program:
 
     @property
     def pairs(self) -> bool:
-        """Whether a thread block takes pairs of tiles with equal sums of work."""
+        """Whether a thread block processes pairs of tiles with equal total work."""
         return self.call.causal
 
     def scratch(self) -> dict[str, Any]:
-        """Describe shared memory and barriers."""
+        """Return the types of shared memory and barriers."""
         call, (rows, keys, ring, groups) = self.call, self.sizes
         ids, queries = call.segment_ids, groups * self.buffers
         shared = Shared(
@@ -144,7 +144,7 @@ class Program:
             plgpu.SMEM((queries, rows), jnp.int32) if ids else None,
             plgpu.SMEM((ring, keys), jnp.int32) if ids else None,
         )
-        # Each copy arrives once at its barrier; segment ids come together with their rows.
+        # Each copy arrives once at its barrier; segment ids share the barrier of their rows.
         copies = 2 if ids else 1
         free = plgpu.Barrier(num_arrivals=groups, num_barriers=ring)
         barriers = Barriers(
@@ -161,7 +161,7 @@ class Program:
     def run(
         self, inputs: Inputs, out_BTNH: Any, lse_BNT: Any, *, shared: Any, barriers: Any
     ) -> None:
-        """Divide the work among the warpgroups of a thread block."""
+        """Run the compute and copy warpgroups of a thread block."""
 
         def compute() -> None:
             def one_tile(turn: Any, place: Any, before: Any) -> Any:
@@ -176,28 +176,27 @@ class Program:
         split_warpgroups(self.sizes.warps, compute, lambda: self.fetch(inputs, shared, barriers))
 
     def located(self, place: Any) -> tuple[Any, Any, Any]:
-        """Return the batch row, the head and the index of a tile."""
+        """Return the batch row, head and index of a tile."""
         (head, index), heads = place(), jnp.int32(self.call.heads)
         return lax.div(head, heads), lax.rem(head, heads), index
 
     def visit(self, inputs: Inputs, turn: Any, place: Any, before: Any) -> Visit:
-        """Find the blocks of keys that a tile visits after `before` blocks of earlier tiles."""
+        """Return the blocks of keys that a tile visits, after `before` blocks of earlier tiles."""
         call, (rows, keys, _, groups) = self.call, self.sizes
         batch, head, index = self.located(place)
         position = first_position(call, inputs.offset, batch) + index * (rows * groups)
-        # Opaque: LLVM would derive more loop counters from known numbers than there are registers
+        # Opaque: otherwise LLVM derives loop counters from known values and runs out of registers
         # (head_dim 256).
         position, before = lax.optimization_barrier((position, before))  # type: ignore[no-untyped-call]  # as jax is
 
-        # All warpgroups visit the same blocks, so that the arrivals at the barriers are the same
-        # numbers for all: what only some of them see is masked for the others.
+        # All warpgroups visit the same blocks, for equal numbers of barrier arrivals; blocks that
+        # only some of them need are masked for the others.
         seen = key_blocks(call, position, rows * groups, keys)
         start, stop = seen.start, seen.stop
         if inputs.ranges is not None:
             start = jnp.maximum(start, inputs.ranges[batch, index, 0])
             stop = jnp.minimum(stop, inputs.ranges[batch, index, 1])
-        # At least one block, wholly masked where nothing is seen: dead rows need no path of their
-        # own.
+        # At least one block, fully masked for dead rows: they need no separate path.
         start = jnp.minimum(start, -(-call.kv_len // keys) - 1)
         buffer = lax.rem(turn, jnp.int32(self.buffers)) * groups
         return Visit(
@@ -205,7 +204,7 @@ class Program:
         )
 
     def fetch(self, inputs: Inputs, shared: Shared, barriers: Barriers) -> None:
-        """Copy queries, keys and values into shared memory, in the order in which they are used."""
+        """Copy queries, keys and values into shared memory in the order of use."""
         ring, groups = self.sizes.stages, self.sizes.warps
 
         def one_tile(turn: Any, place: Any, before: Any) -> Any:
@@ -217,7 +216,7 @@ class Program:
 
         turns, steps = self.order.for_each(self.programs, self.pairs, one_tile, jnp.int32(0))
 
-        # Every arrival is waited for, which interpret mode checks.
+        # Wait for every arrival; interpret mode checks this.
         @pl.loop(jnp.maximum(steps - ring, 0), steps)
         def _(t: Any) -> None:
             slot = lax.rem(t, jnp.int32(ring))
@@ -266,7 +265,7 @@ class Program:
             slot = lax.rem(t, jnp.int32(ring))
             span = pl.ds((visit.stop - 1 - (t - visit.before)) * keys, keys)
 
-            # A slot is free at first; later its last reader has to be waited for.
+            # A slot is initially free; later wait for its last reader.
             @pl.when(t >= ring)
             def _() -> None:
                 plgpu.barrier_wait(barriers.k_free.at[slot])

@@ -1,6 +1,6 @@
-"""The compute warpgroups of the forward pass on Hopper: products and softmax of their rows.
+"""Compute warpgroups of the Hopper forward pass: products and online softmax of their rows.
 
-What overlaps with what is said in `mosaic_gpu_forward`. Axes: M rows of queries of a warpgroup, X
+`forward` describes what overlaps. Axes: M rows of queries of a warpgroup, X
 keys of a block, H head_dim. `t` counts the blocks of keys in the order in which they are visited.
 """
 
@@ -24,7 +24,7 @@ plgpu: Any = mosaic_gpu  # JAX gives most of it no types
 
 
 class Inputs(NamedTuple):
-    """The kernel's operands in device memory, lengthened as `padded` does."""
+    """Operands of the forward kernel in device memory, padded by `padded`."""
 
     q: Any  # [B, T, N, H]
     k: Any  # [B, S, K, H]
@@ -36,9 +36,9 @@ class Inputs(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Shared memory of W compute warpgroups, with rings of R blocks of keys."""
+    """Shared memory of W compute warpgroups, with ring buffers of R blocks of keys."""
 
-    q: Any  # [B * W, M, H]: queries in B buffers, at the end of a tile its output
+    q: Any  # [B * W, M, H]: queries in B buffers, reused for the output of the tile
     k: Any  # [R, X, H]
     v: Any
     lse: Any  # [W, M]
@@ -47,14 +47,14 @@ class Shared(NamedTuple):
 
 
 class Barriers(NamedTuple):
-    """What the warpgroups wait for.
+    """Barriers between the copy warpgroup and the compute warpgroups.
 
-    A slot of a ring is filled, waited for by every compute warpgroup (`k`, `v`), given up by every
-    one of them once its last product with it is done (`k_free`, `v_free`: as many arrivals), and
-    only then filled again: nothing is overwritten while it is read, and no barrier completes twice
-    before everyone has seen it complete once. `turn` passes round the compute warpgroups, from 0
-    on; nobody waits for anything while it is its turn. A block is copied once products of earlier
-    blocks are done, and they needed only blocks copied before: nobody waits in a circle.
+    A slot is filled; every compute warpgroup waits for it (`k`, `v`) and frees it after its last
+    product (`k_free`, `v_free`, one arrival each); then it is filled again. So no slot is
+    overwritten while it is read, and no barrier completes twice before every waiter has observed
+    the first completion. `turn` rotates over the compute warpgroups from 0 on, and a warpgroup
+    never waits during its turn. A copy depends only on products of earlier blocks, which depend
+    only on earlier copies: there is no deadlock.
     """
 
     q: Any  # [B * W]: a warpgroup's queries have arrived
@@ -67,7 +67,7 @@ class Barriers(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """One tile of a thread block."""
+    """Tile of a thread block and its range of key blocks."""
 
     batch: Any
     head: Any
@@ -85,11 +85,11 @@ class Visit(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """The running softmax of a warpgroup's rows.
+    """State of the online softmax of a warpgroup's rows.
 
-    `out` is the sum of p v over the blocks before the last one visited, whose `p` is still to be
-    multiplied. `total` and `p` are relative to the maximum `top` of the base-2 scores, `out` is so
-    once it is multiplied with `rescale`.
+    `out` is the sum of p v over all visited blocks but the last, whose `p` is not yet multiplied.
+    `total` and `p` are relative to the maximum `top` of the base-2 scores; `out` is after a
+    multiplication by `rescale`.
     """
 
     out: Any  # float32 [M, H]
@@ -101,7 +101,7 @@ class Softmax(NamedTuple):
 
 @dataclass(frozen=True)
 class Consumer:
-    """One compute warpgroup and its rows."""
+    """Forward pass of one compute warpgroup for the rows of a tile."""
 
     call: AttentionCall
     sizes: BlockSizes
@@ -113,17 +113,17 @@ class Consumer:
 
     @property
     def place(self) -> Any:
-        """Where the queries are in shared memory."""
+        """Index of the queries in shared memory."""
         return self.visit.buffer + self.group
 
     def slot(self, t: Any) -> Any:
-        """Return where block t is in the rings."""
+        """Return the slot of block t in the ring buffers."""
         return lax.rem(self.visit.before + t, jnp.int32(self.sizes.stages))
 
     def run(self, out_BTNH: Any, lse_BNT: Any, located: Any) -> None:
-        """Visit all blocks of keys and write the results.
+        """Visit all blocks of keys and write output and LSE.
 
-        `located()` returns the batch row, the head and the index of the tile.
+        `located()` returns the batch row, head and index of the tile.
         """
         mine = self.shared.q.at[self.place]
         plgpu.barrier_wait(self.barriers.q.at[self.place])
@@ -132,27 +132,27 @@ class Consumer:
         out_MH = self.last(state)
         dead_M = state.total == 0
         inverse_M = 1 / jnp.where(dead_M, 1.0, state.total)
-        # The queries' tile is free: all products with it are done.
+        # All products with the queries are complete: reuse their tile.
         mine[...] = (out_MH * _wide(inverse_M, out_MH)).astype(self.call.dtype)
         lse_M = (state.top + jnp.log2(jnp.where(dead_M, 1.0, state.total))) * math.log(2)
         self.shared.lse.at[self.group][...] = jnp.where(dead_M, -jnp.inf, lse_M)
-        plgpu.commit_smem()  # before TMA reads what was written
+        plgpu.commit_smem()  # make the writes visible to TMA
         batch, head, index = located()
         span = pl.ds((index * self.sizes.warps + self.group) * self.sizes.q, self.sizes.q)
         plgpu.copy_smem_to_gmem(mine, out_BTNH.at[batch, span, head])
         lse_span = lse_BNT.at[batch, head, span]
         plgpu.copy_smem_to_gmem(self.shared.lse.at[self.group], lse_span)
-        # Once TMA has read the results, the next queries may be copied to their place.
+        # Free the buffer for the next queries once TMA has read the results.
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         plgpu.barrier_arrive(self.barriers.q_free.at[self.place])
 
     def visit_all(self) -> Softmax:
-        """Visit the blocks; the last one's p v remains to be added."""
+        """Visit all blocks; the p v of the last one is not yet added."""
         call, visit, (_, keys, _, _) = self.call, self.visit, self.sizes
         number = visit.number
         own = key_blocks(call, visit.position + self.group * self.sizes.q, self.sizes.q, keys)
         whole = (0, 0) if call.segment_ids else (own.full_start, own.full_stop)
-        # Blocks [full_start, full_stop) need no mask: those are the times [left, right).
+        # Blocks [full_start, full_stop) need no mask: visits [left, right).
         left = jnp.clip(visit.stop - whole[1], 1, number)
         right = jnp.clip(visit.stop - whole[0], left, number)
         placed = call.causal or call.window is not None
@@ -160,7 +160,7 @@ class Consumer:
         state = self.first(masks=placed or call.segment_ids or call.kv_len % keys != 0)
         if call.segment_ids:
             return self.loop(1, number, state, masks=True)
-        if call.causal:  # otherwise only the last block can have keys that come too late
+        if call.causal:  # otherwise only the last block can have keys past the end
             state = self.loop(1, left, state, masks=True)
         state = self.loop(left if call.causal else 1, right, state, masks=False)
         if call.window is not None:
@@ -168,16 +168,16 @@ class Consumer:
         return state
 
     def loop(self, start: Any, stop: Any, state: Softmax, *, masks: bool) -> Softmax:
-        """Visit blocks start, ..., stop - 1."""
+        """Run `step` for blocks start, ..., stop - 1."""
         result: Softmax = lax.fori_loop(start, stop, partial(self.step, masks=masks), state)
         return result
 
     def first(self, *, masks: bool) -> Softmax:
-        """Visit the first block, before which there is nothing to multiply."""
+        """Visit the first block: no earlier p v product exists."""
         rows, head_dim = self.sizes.q, self.call.head_dim
         slot = self.slot(0)
         plgpu.barrier_wait(self.barriers.k.at[slot])
-        # The first turn is warpgroup 0's, who waits for this one's end in `last`.
+        # Warpgroup 0 has the first turn and awaits its next one in `last`.
         pl.when(self.group > 0)(self.await_turn)
 
         def products(scores_ref: Any) -> Any:
@@ -197,7 +197,7 @@ class Consumer:
         return self.rounded(self.softmax(raw_MX, jnp.int32(0), slot, empty, masks=masks))
 
     def step(self, t: Any, state: Softmax, *, masks: bool) -> Softmax:
-        """Visit block t: its scores and softmax, and the block before's p v at the same time."""
+        """Visit block t: its scores and softmax overlap with the previous block's p v."""
         slot, before = self.slot(t), self.slot(t - 1)
         plgpu.barrier_wait(self.barriers.k.at[slot])
         plgpu.barrier_wait(self.barriers.v.at[before])
@@ -210,7 +210,7 @@ class Consumer:
         return self.rounded(found)
 
     def overlapped(self, t: Any, slot: Any, before: Any, state: Softmax, *, masks: bool) -> Softmax:
-        """Do the softmax of block t while the tensor cores add the block before's p v."""
+        """Compute the softmax of block t while the tensor cores add the previous block's p v."""
         rows, keys = self.sizes.q, self.sizes.k
 
         def products(refs: Any) -> None:
@@ -221,7 +221,7 @@ class Consumer:
                 plgpu.wgmma(scores_ref, *self.score_operands(slot))
                 plgpu.wgmma(out_ref, state.p, self.shared.v.at[before])
                 self.pass_turn()
-                # The scores alone: one product may be in flight still.
+                # Wait for the scores only: the other product may still be in flight.
                 raw_MX = plgpu.wgmma_accumulator_load(scores_ref, wait_n=1)
                 return self.softmax(raw_MX, t, slot, state, masks=masks)
 
@@ -229,8 +229,8 @@ class Consumer:
             for ref, x in zip(softmax_refs, new[1:], strict=True):
                 ref[...] = x
 
-        # What `products` assigns to its references is the result; it waits for the product.
-        # (p is float32 until then: its registers are not those that the product reads.)
+        # The values assigned to the references are the result, after the product has completed.
+        # (p stays float32 until then: its registers differ from those that the product reads.)
         new_p_MX = plgpu.layout_cast(jnp.zeros((rows, keys), jnp.float32), plgpu.Layout.WGMMA)
         start = (plgpu.ACC.init(state.out), *state[1:4], new_p_MX)
         return Softmax(*pl.run_state(products)(start))
@@ -238,7 +238,10 @@ class Consumer:
     def overlapped_in_order(
         self, t: Any, slot: Any, before: Any, state: Softmax, *, masks: bool
     ) -> Softmax:
-        """Do what `overlapped` does where `run_state` and wgmma from registers are not known."""
+        """Compute the result of `overlapped` in sequence, for interpret mode.
+
+        The interpreter supports neither `run_state` nor wgmma with register operands.
+        """
 
         def scores(scores_ref: Any) -> jax.Array:
             self.await_turn()
@@ -252,12 +255,12 @@ class Consumer:
         return new._replace(out=self.accumulate(state, before))
 
     def rescaled(self, state: Softmax) -> Softmax:
-        """Bring the output to the maximum that p is relative to."""
+        """Rescale the output to the maximum that p is relative to."""
         out_MH = state.out * _wide(state.rescale, state.out)
         return state._replace(out=out_MH)
 
     def last(self, state: Softmax) -> jax.Array:
-        """Add the last block's p v, which gives the sum over all blocks."""
+        """Add the p v of the last block and return the sum over all blocks."""
         pl.when(self.group == 0)(self.await_turn)
         slot = self.slot(self.visit.number - 1)
         plgpu.barrier_wait(self.barriers.v.at[slot])
@@ -266,11 +269,11 @@ class Consumer:
         return out_MH
 
     def accumulate(self, state: Softmax, slot: Any) -> jax.Array:
-        """Add p v, and nothing else at the same time."""
+        """Add p v without overlap."""
         v_XH = self.shared.v.at[slot]
         if self.call.interpret:
             product: jax.Array = jnp.dot(state.p, v_XH[...], preferred_element_type=jnp.float32)
-            plgpu.commit_smem()  # between a plain read and the next copy; wgmma needs none
+            plgpu.commit_smem()  # orders the plain read before the next copy; wgmma needs none
             total: jax.Array = state.out + product
             return total
         start = plgpu.ACC.init(state.out)
@@ -278,14 +281,14 @@ class Consumer:
         return result
 
     def softmax(self, raw_MX: Any, t: Any, slot: Any, state: Softmax, *, masks: bool) -> Softmax:
-        """Find p of block t; `out` is passed on as it is, `rescale` says what it lacks."""
+        """Compute p and the new maximum of block t; `out` is unchanged, `rescale` is its factor."""
         x_MX, factor = base2(self.call, raw_MX)
         ids: dict[str, Any] = {}
         if self.call.segment_ids:
             q_ids, kv_ids = self.shared.q_ids.at[self.place], self.shared.kv_ids.at[slot]
             ids["q_ids"] = plgpu.load(q_ids, layout=ROWS)
             ids["kv_ids"] = plgpu.load(kv_ids, layout=COLUMNS)
-            # Plain reads have to be ordered before the next copy; wgmma's are once it is done.
+            # Order plain reads before the next copy; those of wgmma are ordered by its completion.
             plgpu.commit_smem()
         plgpu.barrier_arrive(self.barriers.k_free.at[slot])
         if masks:
@@ -293,7 +296,7 @@ class Consumer:
             position = self.visit.position + self.group * self.sizes.q
             x_MX = masked(self.call, x_MX, position, first_key, q_axis=0, **ids)
         top_M = jnp.maximum(state.top, jnp.max(x_MX, axis=1) * factor)
-        # Rows that have seen nothing yet: -inf - -inf would be NaN.
+        # Rows without a visible key so far: -inf - -inf would be NaN.
         shift_M = jnp.where(top_M == -jnp.inf, 0.0, top_M) if masks else top_M
         rescale_M = jnp.exp2(state.top - shift_M)
         p_MX = jnp.exp2(x_MX * factor - _wide(shift_M, x_MX))
@@ -301,27 +304,27 @@ class Consumer:
         return Softmax(state.out, rescale_M, top_M, total_M, p_MX)
 
     def rounded(self, state: Softmax) -> Softmax:
-        """Bring p into the dtype in which it is multiplied."""
-        # Here and no later: else the compiler may convert between the two products of the next
-        # block, which would then run one after the other.
+        """Cast p to the dtype of the product."""
+        # The barrier keeps the compiler from moving the conversion between the two products of the
+        # next block, which would serialize them.
         p = lax.optimization_barrier(state.p.astype(self.call.dtype))  # type: ignore[no-untyped-call]  # as jax is
         return state._replace(p=p)
 
     def score_type(self) -> Any:
-        """Describe the accumulator of a tile of scores, which starts at 0."""
+        """Return the type of a score accumulator, initially 0."""
         return plgpu.ACC((self.sizes.q, self.sizes.k), jnp.float32)
 
     def score_operands(self, slot: Any) -> tuple[Any, Any]:
-        """Give q and k^T."""
+        """Return the operands q and k^T of the score product."""
         return self.shared.q.at[self.place], self.shared.k.at[slot].transpose((1, 0))
 
     def await_turn(self) -> None:
-        """Wait until the warpgroup before has issued its products, to issue ours after them."""
+        """Wait until the previous warpgroup has issued its products."""
         if self.sizes.warps > 1:
             plgpu.barrier_wait(self.barriers.turn.at[self.group])
 
     def pass_turn(self) -> None:
-        """Let the warpgroup after this one issue its products."""
+        """Allow the next warpgroup to issue its products."""
         if self.sizes.warps > 1:
             following = lax.rem(self.group + 1, jnp.int32(self.sizes.warps))
             plgpu.barrier_arrive(self.barriers.turn.at[following])

@@ -1,4 +1,4 @@
-"""What the kernels for dq and for dk and dv on Hopper share: operands, warpgroups, loops."""
+"""Warp specialization, block loops and stage pipeline of the Hopper kernels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,27 +13,27 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from tjx_kernels.attention.masks import Blocks
 from tjx_kernels.attention.types import AttentionCall
 
-# Registers of a thread after the split, for 2 and 3 compute warpgroups: the fetching warpgroup
-# gives up what it does not need. Together at most 65536 / 128 = 512.
+# Registers per thread of the compute and the copy warpgroups, for 2 and 3 compute warpgroups. The
+# total over warpgroups is at most 65536 / 128 = 512.
 REGISTERS = {2: (240, 24), 3: (160, 32)}
 
 
 class Inputs(NamedTuple):
-    """Operands of both kernels in device memory.
+    """Operands of the backward kernels in device memory.
 
     Attributes
     ----------
     q, k, v, dout
-        In the public layout. All lengths are lengthened to what TMA can address (`padded`).
+        In the public layout, with lengths padded to what TMA can address (`padded`).
     rows
         float32 [batch, heads, 2, q_len]: the LSE in units of log 2, and delta.
     offset
-        int32 [batch], the position of the first query, where it is not static.
+        int32 [batch], position of the first query, if it is traced.
     q_ids, kv_ids
         int32 [batch, q_len] and [batch, kv_len], or None.
     ranges
-        int32 [batch, programs, 2]: the blocks [start, stop) that share a segment with the rows
-        that a program owns, or None without segments.
+        int32 [batch, programs, 2]: blocks [start, stop) that share a segment with the rows of a
+        program; None without segment ids.
     """
 
     q: Any
@@ -48,12 +48,12 @@ class Inputs(NamedTuple):
 
 
 def compiler_params() -> Any:
-    """Give the kernels' compiler parameters: exp2 and tanh are single instructions."""
+    """Return compiler parameters under which exp2 and tanh are single instructions."""
     return plgpu.CompilerParams(approx_math=True)
 
 
 def split_warpgroups(count: int, compute: Callable[[], None], fetch: Callable[[], None]) -> None:
-    """Run `compute` in the first `count` warpgroups and `fetch` in the one after them."""
+    """Run `compute` in the first `count` warpgroups and `fetch` in the next one."""
     index = lax.axis_index("warpgroup")
     for_compute, for_fetch = REGISTERS[count]
 
@@ -69,7 +69,7 @@ def split_warpgroups(count: int, compute: Callable[[], None], fetch: Callable[[]
 
 
 class Span(NamedTuple):
-    """Consecutive blocks [start, stop) that a program visits: all masked, or none."""
+    """Consecutive blocks [start, stop) of a program, all masked (`hide`) or all unmasked."""
 
     start: Any
     stop: Any
@@ -83,10 +83,10 @@ def spans(
     program: tuple[Any, Any],
     partly: tuple[bool, bool],
 ) -> list[Span]:
-    """Cut the blocks that a program visits into spans; all its warpgroups visit the same.
+    """Divide the blocks of a program into spans; all its warpgroups visit the same blocks.
 
-    `program` are its indices in `ranges`. `partly` says whether there can be any blocks that need
-    a mask before and after those that need none: a loop that is never run is not compiled.
+    `program` is its index in `ranges`. `partly` states whether masked blocks can occur before and
+    after the unmasked ones; a loop that cannot run is not compiled.
     """
     start, stop = jnp.int32(blocks.start), jnp.int32(blocks.stop)
     if call.segment_ids:
@@ -103,10 +103,10 @@ def spans(
 def for_each(
     visits: list[Span], times: int, body: Callable[[bool, Any, Any, Any], None]
 ) -> jax.Array:
-    """Run `body(hide, step, turn, block)`, each span `times` times over before the next one.
+    """Run `body(hide, step, repeat, block)` over each span, `times` times before the next span.
 
-    `step` counts from 0, `turn` counts the times; gives the number of steps. The warpgroup that
-    fetches and those that compute all walk this way.
+    `step` counts all iterations, `repeat` the repetitions of a span. The copy warpgroup and the
+    compute warpgroups iterate in the same order. Returns the number of steps.
     """
     done: jax.Array = jnp.int32(0)
     for span in visits:
@@ -117,35 +117,35 @@ def for_each(
 
 
 def _one_step(span: Span, body: Any, step: Any, at: tuple[Any, Any]) -> tuple[Any, Any]:
-    turn, block = at
-    body(span.hide, step, turn, block)
+    repeat, block = at
+    body(span.hide, step, repeat, block)
     wraps = block + 1 == span.stop
-    return jnp.where(wraps, turn + 1, turn), jnp.where(wraps, span.start, block + 1)
+    return jnp.where(wraps, repeat + 1, repeat), jnp.where(wraps, span.start, block + 1)
 
 
-# --- the ring of stages ---------------------------------------------------------------------------
-# Step i uses stage i % stages. A barrier of the ring counts its completions, one a use, and every
-# wait is for the next of them: the warpgroups compute on a stage after the copies of that use have
-# arrived, and the stage is overwritten after all of them have passed `free_last` behind that use.
+# --- stages ---------------------------------------------------------------------------------------
+# Step i uses stage i % stages. A barrier completes once per use, and each wait is for the next
+# completion: warpgroups read a stage after its copies have arrived, and the copy warpgroup
+# overwrites it after all of them have called `free_last` for that use.
 
 
 def wait_until_free(free: Any, stages: int, step: Any) -> Any:
-    """Wait until the step's stage may be overwritten, and give it. The first uses find it free."""
+    """Wait until the stage of a step may be overwritten and return it; initially all are free."""
     slot = lax.rem(step, jnp.int32(stages))
     pl.when(step >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
     return slot
 
 
 def free_last(free: Any, stages: int, step: Any) -> None:
-    """Say that this warpgroup is done with what the step before this one has used."""
+    """Signal that this warpgroup has finished with the stage of the previous step."""
     last = lax.rem(step + (stages - 1), jnp.int32(stages))
     pl.when(step > 0)(lambda: plgpu.barrier_arrive(free.at[last]))
 
 
 def drain(free: Any, stages: int, steps: Any) -> None:
-    """Wait for what is freed without anybody fetching again; nobody frees the last step's stage.
+    """Wait for the remaining completions of `free`; the last step's stage is never freed.
 
-    No barrier may end with a completion that was not waited for: JAX's interpreter checks it.
+    JAX's interpreter checks that every completion of a barrier was waited for.
     """
     for slot in range(stages):
         owed = (steps > slot) & (lax.rem(steps + (stages - 1), jnp.int32(stages)) != slot)
@@ -156,29 +156,29 @@ def drain(free: Any, stages: int, steps: Any) -> None:
 
 
 def accumulator(rows: int, columns: int) -> Any:
-    """Describe where products add up: float32, in the registers of a warpgroup, at first 0."""
+    """Return the type of a float32 accumulator in the registers of a warpgroup, initially 0."""
     return plgpu.WGMMAAccumulatorRef((rows, columns), jnp.float32)
 
 
 def opaque_warpgroup() -> Any:
-    """Give the warpgroup's index within a loop's body.
+    """Return the index of the warpgroup, opaque to the compiler.
 
-    As the compiler cannot know it to be the same every time, it does not keep the descriptors that
-    depend on it, 32 registers of them, alive over the loop.
+    In a loop body this keeps the compiler from holding descriptors that depend on it in 32
+    registers across iterations.
     """
     index = lax.axis_index("warpgroup")
     return lax.optimization_barrier(index)  # type: ignore[no-untyped-call]  # jax has no type
 
 
 def staging(call: AttentionCall, shape: tuple[int, ...]) -> Any:
-    """Describe what `add_product` needs when it is interpreted: shared memory for its factor."""
+    """Return the shared memory that `add_product` needs in interpret mode, else None."""
     return plgpu.SMEM(shape, call.dtype) if call.interpret else None
 
 
 def add_product(total: Any, factor: jax.Array, other: Any, staged: Any, warpgroup: Any) -> None:
     """Start total += factor @ other, with `factor` in registers and `other` in shared memory.
 
-    JAX's interpreter multiplies only what lies in shared memory: there `factor` goes through it.
+    JAX's interpreter multiplies shared-memory operands only, so there `factor` is staged.
     """
     if staged is None:
         plgpu.wgmma(total, factor, other)
@@ -189,5 +189,5 @@ def add_product(total: Any, factor: jax.Array, other: Any, staged: Any, warpgrou
 
 
 def commit() -> None:
-    """Let TMA and tensor cores see what was written to shared memory."""
+    """Make writes to shared memory visible to TMA and tensor cores."""
     plgpu.commit_smem()  # type: ignore[no-untyped-call]  # jax has no type for it

@@ -1,7 +1,7 @@
-"""What the forward and backward kernels for Hopper share: tiles of scores and of shared memory.
+"""Score tiles and shared-memory tiles of the forward and backward kernels for Hopper.
 
-A tile of scores is q k^T [queries, keys], or in the kernel for dk and dv its transpose. It lies in
-the registers of one warpgroup in the layout that the tensor cores leave it in (WGMMA).
+A score tile is q k^T [queries, keys], transposed in the kernel for dk and dv. It is stored in the
+registers of one warpgroup, in the output layout of the tensor cores (WGMMA).
 """
 
 import math
@@ -12,25 +12,24 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu
 
-from tjx_kernels.attention.masks import visible
+from tjx_kernels.attention.masks import make_mask
 from tjx_kernels.attention.types import AttentionCall
 
 plgpu: Any = mosaic_gpu  # JAX gives most of it no types
 
 LOG2_E = math.log2(math.e)
-ROWS = plgpu.Layout.WGMMA.reduce(1)  # a vector with one number for each row of a tile
+ROWS = plgpu.Layout.WGMMA.reduce(1)  # a vector with one element per row of a tile
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 
 # --- memory ---------------------------------------------------------------------------------------
 
 
 def tile(shape: tuple[int, ...], dtype: Any, summed: int = 64) -> Any:
-    """Describe tiles [..., rows, head_dim] in shared memory that wgmma and TMA both read.
+    """Return the type of tiles [..., rows, head_dim] in shared memory for both wgmma and TMA.
 
-    Both take a row in pieces of 128, 64 or 32 bytes whose 16-byte parts are exchanged (swizzled)
-    so that no two parts that are read together lie in the same bank: the widest that divides the
-    row. Rows are multiples of 8, head_dim of 16 numbers. `summed` is the fewest rows that a product
-    sums over, which wgmma takes in as many at once as a piece has numbers.
+    Both read rows in pieces of 128, 64 or 32 bytes whose 16-byte parts are swizzled to avoid bank
+    conflicts; the widest piece that divides the row is used. Rows are a multiple of 8 and head_dim
+    of 16. `summed` is the smallest contraction length of a product, which a piece must divide.
     """
     itemsize = jnp.dtype(dtype).itemsize
     divides = math.gcd(shape[-1], summed) * itemsize
@@ -43,10 +42,10 @@ def tile(shape: tuple[int, ...], dtype: Any, summed: int = 64) -> Any:
 
 
 def padded(x: jax.Array, axis: int = 1) -> jax.Array:
-    """Lengthen an axis of rows or keys to a multiple of 8 with zeros.
+    """Zero-pad an axis of rows or keys to a multiple of 8.
 
-    Tiles are copied in pieces of 8 rows, and vectors in steps of 16 bytes. Nothing is copied where
-    the length is such a multiple; beyond it TMA reads zeros and writes nothing.
+    TMA copies tiles in pieces of 8 rows and vectors in steps of 16 bytes. Beyond the padded length
+    it reads zeros and writes nothing. A length that is a multiple needs no copy.
     """
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, -x.shape[axis] % 8)
@@ -54,12 +53,12 @@ def padded(x: jax.Array, axis: int = 1) -> jax.Array:
 
 
 def interpret_params(call: AttentionCall) -> Any:
-    """Give the kernel's `interpret` argument."""
+    """Return the `interpret` argument of the kernel."""
     return plgpu.InterpretGPUParams() if call.interpret else None
 
 
 def first_position(call: AttentionCall, offset_B: Any, batch: Any) -> Any:
-    """Read the position of a batch row's first query: static, or from device memory."""
+    """Return the position of a batch row's first query, static or from device memory."""
     return offset_B[batch] if call.q_offset is None else call.q_offset
 
 
@@ -67,22 +66,22 @@ def first_position(call: AttentionCall, offset_B: Any, batch: Any) -> Any:
 
 
 def base2(call: AttentionCall, raw: jax.Array) -> tuple[jax.Array, float]:
-    """Scale and cap the products q k^T.
+    """Apply the soft cap to the products q k^T and return x and a factor > 0.
 
-    Gives x and a factor > 0: x * factor are the scores in units of log 2, so that exp2 is the
-    exponential. The factor is left to the caller, who can multiply and subtract in one instruction.
+    x * factor are the scores in units of log 2, for exp2. The caller multiplies, so that
+    multiplication and subtraction fuse into one instruction.
     """
     if call.soft_cap is not None:
         cap = call.soft_cap * LOG2_E
         return cap * _tanh(raw * (call.scale / call.soft_cap), call.dtype), 1.0
-    # A factor <= 0 would exchange what is largest, and make NaN of masked scores, which are -inf.
+    # A factor <= 0 would turn the maximum into a minimum and masked scores (-inf) into NaN.
     if call.scale <= 0:
         return raw * (call.scale * LOG2_E), 1.0
     return raw, call.scale * LOG2_E
 
 
 def slope(call: AttentionCall, x: jax.Array) -> jax.Array | float:
-    """Differentiate the capped scores by the uncapped; `x` is `base2`'s, not masked."""
+    """Return the derivative of the soft cap; `x` is the unmasked result of `base2`."""
     if call.soft_cap is None:
         return 1.0
     capped = x * (1 / (call.soft_cap * LOG2_E))
@@ -90,14 +89,14 @@ def slope(call: AttentionCall, x: jax.Array) -> jax.Array | float:
 
 
 def _tanh(x: jax.Array, dtype: str) -> jax.Array:
-    """Compute tanh as exactly as the inputs' dtype is worth.
+    """Compute tanh with the accuracy of the inputs' dtype.
 
-    With `approx_math` jnp.tanh is one instruction with a relative error of 2^-11: less than what
-    rounding to bfloat16 (2^-9) costs a score, more than rounding to float16 (2^-12).
+    With `approx_math` jnp.tanh is one instruction with a relative error of 2^-11: below the
+    rounding error of bfloat16 (2^-9), above that of float16 (2^-12).
     """
     if dtype == "bfloat16":
         return jnp.tanh(x)
-    # 1 - 2 / (1 + e^2x); the square of rsqrt, one instruction, where a division takes a dozen.
+    # 1 - 2 / (1 + e^2x), with rsqrt squared: one instruction instead of a division's dozen.
     root: jax.Array = lax.rsqrt(1.0 + jnp.exp2(x * (2 * LOG2_E)))
     return 1.0 - 2.0 * (root * root)
 
@@ -112,12 +111,13 @@ def masked(
     q_ids: jax.Array | None = None,
     kv_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """Set to -inf what a query does not see, keys past the end included.
+    """Set masked scores to -inf, including keys past the end.
 
-    `position` is that of the tile's first query, `first_key` the index of its first key, `q_axis`
-    the axis of queries. Segment ids are vectors in the layout of their axis (ROWS or COLUMNS).
+    `position` is the position of the first query of the tile, `first_key` the index of its first
+    key, `q_axis` the axis of queries. Segment ids are vectors in the layout of their axis (ROWS or
+    COLUMNS).
     """
-    # Layouts are inferred from how a value is used: none may be left unused.
+    # Mosaic GPU infers layouts from uses, so every value must be used.
     placed = call.causal or call.window is not None
     ragged = call.kv_len % x.shape[1 - q_axis] != 0  # the last block reaches past the end
     key = _along(x, 1 - q_axis, first_key) if placed or ragged else None
@@ -125,7 +125,7 @@ def masked(
     if q_ids is not None and kv_ids is not None:
         q_ids = lax.broadcast_in_dim(q_ids, x.shape, [q_axis])
         kv_ids = lax.broadcast_in_dim(kv_ids, x.shape, [1 - q_axis])
-    seen = visible(call, query, key, q_ids, kv_ids)
+    seen = make_mask(call, query, key, q_ids, kv_ids)
     if ragged:
         assert key is not None
         within = key < call.kv_len
@@ -134,9 +134,9 @@ def masked(
 
 
 def _along(x: jax.Array, axis: int, first: Any) -> jax.Array:
-    """Give a tile's rows or columns their numbers, from `first` on.
+    """Return the indices along an axis of a tile, from `first` on.
 
-    A vector, then broadcast: it takes far fewer registers than the numbers of a whole tile.
+    Broadcasting a vector takes far fewer registers than an iota of the whole tile.
     """
     layout = (ROWS, COLUMNS)[axis]
     numbers = plgpu.broadcasted_iota(jnp.int32, x.shape[axis : axis + 1], 0, layout=layout)

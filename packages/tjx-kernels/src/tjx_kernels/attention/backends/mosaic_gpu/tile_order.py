@@ -1,12 +1,12 @@
-"""The order in which the thread blocks of the Hopper kernels take their tiles.
+"""Tile order of the Hopper kernels: L2 reuse and load balance.
 
 A tile is a block of query rows (forward, dq) or of keys (dk, dv) of one head. Its thread block
 streams keys and values (or queries and their gradients) of that head through shared memory. A tile
-of 128 rows does 128 FLOPs for every byte of them (bfloat16), and device memory gives 4.0 TB/s
-(H100: 3.3): without reuse in the L2 cache that is 512 TFLOP/s at most (H100: 430), below what the
-tensor cores do. So tiles are taken in sections: the heads whose streamed operands fit the L2 cache
-together, all tiles of these heads, then the next section. Within a section, heads vary fastest, and
-the tiles with most work come first: thread blocks that run at the same time have equal work.
+of 128 rows does 128 FLOPs per streamed byte (bfloat16), and device memory provides 4.0 TB/s
+(H100: 3.3): without reuse in the L2 cache that is 512 TFLOP/s at most (H100: 430), below the
+tensor cores' rate. So the order has sections: all tiles of the heads whose streamed operands fit
+the L2 cache together, then the next heads. Within a section heads vary fastest and tiles with most
+work come first, so that concurrent thread blocks have equal work.
 """
 
 from collections.abc import Callable
@@ -17,26 +17,26 @@ from jax import lax
 
 from tjx_kernels.attention.types import AttentionCall
 
-# Of the 50 MB of L2 of an H100 or H200: the other operands and the outputs pass through it too.
+# Part of the 50 MB of L2 of an H100 or H200: other operands and outputs pass through it too.
 L2_BYTES = 32 * 2**20
-# Streaming multiprocessors of H100 SXM and H200. On a GPU with fewer, some thread blocks of a
-# persistent kernel start when others have ended, which is slower but correct.
+# Streaming multiprocessors of H100 SXM and H200. With fewer, some thread blocks of a persistent
+# kernel start after others have ended: slower, but correct.
 PROCESSORS = {"sm_90": 132, "interpret": 5}
 
 
 class TileOrder(NamedTuple):
-    """The order of all tiles of a call.
+    """Order of all tiles of a call.
 
     Attributes
     ----------
     tiles
         Tiles of one head.
     heads
-        Heads of all batch rows: head n of batch row b has the number b * heads + n.
+        Heads of all batch rows: head n of batch row b has index b * heads + n.
     section
         Heads in a section; the last section may have fewer.
     last_first
-        Whether the last tile of a head comes first; otherwise the first one.
+        Whether the last tile of a head comes first.
     """
 
     tiles: int
@@ -50,9 +50,9 @@ class TileOrder(NamedTuple):
         return self.tiles * self.heads
 
     def place(self, index: Any, tiles: int | None = None) -> tuple[Any, Any]:
-        """Return the head and the tile at a place of the order, int32.
+        """Return the head and the tile at a position of the order, int32.
 
-        With `tiles`, the order is that of the first so many tiles of each head.
+        `tiles` restricts the order to the first tiles of each head.
         """
         tiles = self.tiles if tiles is None else tiles
         index = jnp.int32(index)
@@ -71,12 +71,11 @@ class TileOrder(NamedTuple):
     def for_each(self, programs: int, pairs: bool, body: Callable[..., Any], carry: Any) -> Any:
         """Run `carry = body(turn, place, carry)` for the tiles of this thread block.
 
-        Of `programs` persistent thread blocks, number i (axis "program") takes the tiles i,
-        i + programs, ... of the order. With `pairs` it takes pairs of a tile and its mirror image
-        (the first tile of a head with the last, the second with the last but one, ...), which have
-        the same work under a causal mask: all pairs cost the same, so that taking them in turn is
-        nearly as good as taking the next one when free. The middle tile of an odd number has no
-        partner.
+        Persistent thread block i (axis "program") of `programs` processes the tiles i,
+        i + programs, ... of the order. With `pairs` it processes pairs of a tile and its mirror
+        image (first and last tile of a head, second and last but one, ...). Under a causal mask all
+        pairs have the same work, so this static assignment is nearly as good as a dynamic one. The
+        middle tile of an odd number has no partner.
 
         Parameters
         ----------
@@ -85,15 +84,14 @@ class TileOrder(NamedTuple):
         pairs
             Whether to take pairs of tiles.
         body
-            Given the number of earlier tiles of this thread block, `place` and the carry, returns
-            the carry. `place()` returns the tile's head and number; it computes them anew each
-            time, so that they need no registers between its uses.
+            (number of earlier tiles of this thread block, `place`, carry) -> carry. `place()`
+            returns the tile's head and index; it recomputes them to keep no registers occupied.
         carry
-            The carry of the first tile.
+            Initial carry.
 
         Returns
         -------
-        The number of tiles of this thread block, and the last carry.
+        The number of tiles of this thread block, and the final carry.
         """
         tiles = -(-self.tiles // 2) if pairs else self.tiles
         units = tiles * self.heads
@@ -102,7 +100,7 @@ class TileOrder(NamedTuple):
             unit, second, turn, carry = state
 
             def place() -> tuple[Any, Any]:
-                # The compiler cannot know that this is the same number every time.
+                # The barrier prevents the compiler from reusing the result between calls.
                 number = lax.optimization_barrier(unit)  # type: ignore[no-untyped-call]  # jax's
                 head, tile = self.place(number, tiles)
                 return head, jnp.where(second == 1, self.tiles - 1 - tile, tile) if pairs else tile
@@ -124,7 +122,7 @@ class TileOrder(NamedTuple):
 def tile_order(
     call: AttentionCall, tiles: int, heads: int, streamed: int, *, last_first: bool
 ) -> TileOrder:
-    """Order tiles so that what a section streams fits the L2 cache.
+    """Return a tile order whose sections stream no more than fits the L2 cache.
 
     Parameters
     ----------
@@ -133,11 +131,11 @@ def tile_order(
     tiles
         Tiles of one head.
     heads
-        Heads of a batch row that have tiles: the query heads or the key heads.
+        Heads per batch row that have tiles: query heads or key heads.
     streamed
-        Bytes that all tiles that share a key head stream. Query heads of one group stay together.
+        Bytes streamed by all tiles of a key head. Query heads of a group stay together.
     last_first
-        Whether the last tiles have most work.
+        Whether the last tiles have the most work.
     """
     together = heads // call.kv_heads
     section = together * max(1, L2_BYTES // max(streamed, 1))

@@ -1,7 +1,7 @@
-"""Flash attention for TPU, as Pallas kernels of our own: what it supports, and its layouts.
+"""TPU backend: supported calls, and array layouts of the Pallas kernels.
 
-The kernels that come with JAX take neither offsets that are known only when the program runs nor
-any length, and give no log-sum-exp that can be differentiated.
+The kernels shipped with JAX lack traced offsets, arbitrary lengths and a differentiable
+log-sum-exp.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ from tjx_kernels.attention.types import (
     Operands,
 )
 
-# A block of float32 or bfloat16 has its rows in whole sublane tiles of so many.
+# Sublanes of a tile that holds for float32 and bfloat16 alike.
 _SUBLANES = 16
 _LARGEST_HEAD_DIM = 256
 
@@ -66,7 +66,7 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
 
 def _tiling(call: AttentionCall, which: Pass) -> Tiling:
     blocks = _block_sizes(call, which)
-    # TPU has no float16: such inputs are computed as float32, which holds them exactly.
+    # TPUs have no float16: compute in float32, which represents it exactly.
     call = replace(call, dtype="float32") if call.dtype == "float16" else call
     q_tile = LANES if call.q_len > LANES else _SUBLANES
     return Tiling(
@@ -87,7 +87,7 @@ def _block_sizes(call: AttentionCall, which: Pass) -> BlockSizes:
 
 
 def _arrange(tiling: Tiling, operands: Operands, rows: BackwardInputs | None = None) -> Arrays:
-    """Bring the arrays into the kernels' layouts, padded with zeros to whole blocks."""
+    """Convert the arrays to the kernels' layouts, zero-padded to whole blocks."""
     dtype = tiling.call.dtype
     q_len, kv_len = tiling.q_blocks * tiling.block_q, tiling.k_blocks * tiling.block_k
 
@@ -112,7 +112,7 @@ def _arrange(tiling: Tiling, operands: Operands, rows: BackwardInputs | None = N
     if rows is not None:
         arrays = arrays._replace(
             out=by_head(rows.dout, q_len),
-            # Rows past the end have the weights exp(score - inf) = 0.
+            # Padded rows get the weights exp(score - inf) = 0.
             lse=_pad(rows.lse[:, :, None], 3, q_len, jnp.inf),
             delta=_pad(rows.delta[:, :, None], 3, q_len),
         )
@@ -154,6 +154,7 @@ def _round_up(x: int, tile: int) -> int:
 _BACKWARD = batched_backward(_backward)
 BACKEND = AttentionBackend(
     run=with_custom_vjp(batched_forward(_forward), _BACKWARD),
-    backward=_BACKWARD,
     supports=_supports,
+    backward=_BACKWARD,
+    platforms=("tpu",),
 )

@@ -1,9 +1,9 @@
-"""The backward pass on TPU: one kernel each for the gradients of q, of k and v, and of the bias.
+"""Backward pass on TPU: one kernel each for dq, for dk and dv, and for the bias gradient.
 
-Each computes the weights again from the log-sum-exp (Dao et al., "FlashAttention", 2022, algorithm
-4) and adds up its own result alone, in a fixed order: nothing is shared, so that nothing can race.
+Each recomputes the weights from the log-sum-exp (Dao et al., "FlashAttention", 2022, algorithm 4)
+and accumulates its own result in a fixed order, so there are no races.
 
-Axes as in `tpu_scores`.
+Axes as in `scores`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from tjx_kernels.attention.backends.tpu.scores import (
     LANES,
     Arrays,
-    Place,
+    GridPosition,
     Scalars,
     Tile,
     Tiling,
@@ -32,11 +32,11 @@ from tjx_kernels.attention.backends.tpu.scores import (
 
 
 def dq(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> jax.Array:
-    """Gradient of q [B, N, T, H]."""
+    """Return the gradient of q, [B, N, T, H]."""
     call = tiling.call
 
-    def where(scalars: Scalars, b: Any, n: Any, i: Any, step: Any) -> Place:
-        return Place(b, n, i, clamped(tiling.keys_of(scalars, b, i), step, tiling.k_blocks))
+    def where(scalars: Scalars, b: Any, n: Any, i: Any, step: Any) -> GridPosition:
+        return GridPosition(b, n, i, clamped(tiling.keys_of(scalars, b, i), step, tiling.k_blocks))
 
     found = launch(
         "dq",
@@ -53,12 +53,12 @@ def dq(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> jax.Array:
 
 
 def dkv(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """Gradients of k [B, K, S, H] and v [B, K, S, V]."""
+    """Return the gradients of k [B, K, S, H] and v [B, K, S, V]."""
     call = tiling.call
 
-    def where(scalars: Scalars, b: Any, m: Any, j: Any, g: Any, step: Any) -> Place:
+    def where(scalars: Scalars, b: Any, m: Any, j: Any, g: Any, step: Any) -> GridPosition:
         i = clamped(tiling.rows_of(scalars, b, j), step, tiling.q_blocks)
-        return Place(b, m * call.group + g, i, j)
+        return GridPosition(b, m * call.group + g, i, j)
 
     found = launch(
         "dkv",
@@ -82,16 +82,15 @@ def dkv(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> tuple[jax.Array, ja
 
 
 def dbias(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> jax.Array:
-    """Gradient of the bias, with its shape, in float32.
-
-    Where batch rows or heads share a bias, their gradients are added up in its block.
-    """
+    """Return the gradient of the bias in float32, summed over the rows and heads that share it."""
     call = tiling.call
     assert call.bias is not None
     batch, heads = call.bias
 
-    def where(_: Scalars, b: Any, n: Any, i: Any, j: Any, other_b: Any, other_n: Any) -> Place:
-        return Place(b + other_b, n + other_n, i, j)
+    def where(
+        _: Scalars, b: Any, n: Any, i: Any, j: Any, other_b: Any, other_n: Any
+    ) -> GridPosition:
+        return GridPosition(b + other_b, n + other_n, i, j)
 
     others = (call.batch // batch, call.heads // heads)
     found = launch(
@@ -109,12 +108,12 @@ def dbias(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> jax.Array:
 
 
 def _row_scratch(tiling: Tiling) -> list[Any]:
-    """Room for what belongs to rows, turned into columns: LSE, delta and segment ids."""
+    """Return scratch types for LSE, delta and segment ids of rows, transposed to columns."""
     shape = (tiling.block_q, LANES)
     return [pltpu.VMEM(shape, dtype) for dtype in (jnp.float32, jnp.float32, jnp.int32)]
 
 
-def _turn_rows(x: Arrays, scratch: tuple[Any, ...]) -> None:
+def _transpose_rows(x: Arrays, scratch: tuple[Any, ...]) -> None:
     for source, target in zip((x.lse, x.delta, x.q_ids), scratch, strict=True):
         if source is not None:
             target[...] = column(source[...])
@@ -124,7 +123,7 @@ def _load(x: Arrays) -> Arrays:
     return Arrays(*(None if ref is None else ref[...] for ref in x))
 
 
-def _load_turned(x: Arrays, scratch: tuple[Any, ...]) -> Arrays:
+def _load_transposed(x: Arrays, scratch: tuple[Any, ...]) -> Arrays:
     lse, delta, q_ids = (ref[:, :1] for ref in scratch)
     return _load(x)._replace(lse=lse, delta=delta, q_ids=None if x.q_ids is None else q_ids)
 
@@ -132,7 +131,7 @@ def _load_turned(x: Arrays, scratch: tuple[Any, ...]) -> Arrays:
 def _score_gradients(
     tiling: Tiling, tile: Tile, scalars: Scalars, x: Arrays, *, masked: bool
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Gradients of the scores of a tile [block_q, block_k], and the soft cap's derivative."""
+    """Return the score gradients of a tile [block_q, block_k] and the soft cap's derivative."""
     scores, slope = tile_scores(tiling, tile, scalars, x, masked=masked)
     weights = jnp.exp(scores - x.lse)
     dweights = dropped(tiling, tile, scalars, product(x.out, x.v, True))
@@ -148,12 +147,12 @@ def _dq(
     @pl.when(step == 0)
     def _() -> None:
         sum_ref[...] = jnp.zeros_like(sum_ref)
-        _turn_rows(x, rows)
+        _transpose_rows(x, rows)
 
     def process(masked: bool) -> None:
         key = (blocks.start + step) * tiling.block_k
         tile = Tile(batch, head, block * tiling.block_q, key)
-        given = _load_turned(x, rows)
+        given = _load_transposed(x, rows)
         dscores, slope = _score_gradients(tiling, tile, scalars, given, masked=masked)
         if slope is not None:
             dscores = dscores * slope
@@ -207,7 +206,7 @@ def _dkv(
 
     @pl.when((member == pl.num_programs(3) - 1) & (step == pl.num_programs(4) - 1))
     def _() -> None:
-        # q came with its factor already.
+        # q is scaled already.
         made.k[...] = (dk_ref[...] * tiling.factors[1]).astype(made.k.dtype)
         made.v[...] = dv_ref[...].astype(made.v.dtype)
 
@@ -222,11 +221,11 @@ def _dbias(tiling: Tiling, scalars: Scalars, x: Arrays, made: Arrays, *rows: Any
         made.bias[...] = jnp.zeros_like(made.bias)
 
     def process(masked: bool) -> None:
-        _turn_rows(x, rows)
+        _transpose_rows(x, rows)
         tile = Tile(batch, head, block * tiling.block_q, k_block * tiling.block_k)
-        given = _load_turned(x, rows)
+        given = _load_transposed(x, rows)
         made.bias[...] += _score_gradients(tiling, tile, scalars, given, masked=masked)[0]
 
-    # All blocks of keys are visited, so that those that nobody sees become 0.
+    # Visit all blocks of keys, so that fully masked ones become 0.
     step = jnp.where(k_block < blocks.start, blocks.stop, k_block) - blocks.start
     visit(tiling, blocks, step, tiling.masks_keys, process)

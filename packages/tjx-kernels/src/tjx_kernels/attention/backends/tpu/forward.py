@@ -1,6 +1,6 @@
-"""The forward pass on TPU: online softmax over the blocks of keys that a block of rows sees.
+"""Forward pass on TPU: online softmax over the key blocks visible to a block of rows.
 
-Axes as in `tpu_scores`.
+Axes as in `scores`.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from tjx_kernels.attention.backends.tpu.scores import (
     LANES,
     LOWEST,
     Arrays,
-    Place,
+    GridPosition,
     Scalars,
     Tile,
     Tiling,
@@ -31,12 +31,12 @@ from tjx_kernels.attention.backends.tpu.scores import (
 
 
 def forward(tiling: Tiling, scalars: Scalars, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
-    """Output [B, N, T, V] and LSE [B, N, 1, T]."""
+    """Return output [B, N, T, V] and LSE [B, N, 1, T]."""
     call, rows = tiling.call, tiling.q_blocks * tiling.block_q
     shape = (call.batch, call.heads, rows, call.v_head_dim)
 
-    def where(scalars: Scalars, b: Any, n: Any, i: Any, step: Any) -> Place:
-        return Place(b, n, i, clamped(tiling.keys_of(scalars, b, i), step, tiling.k_blocks))
+    def where(scalars: Scalars, b: Any, n: Any, i: Any, step: Any) -> GridPosition:
+        return GridPosition(b, n, i, clamped(tiling.keys_of(scalars, b, i), step, tiling.k_blocks))
 
     found = launch(
         "forward",

@@ -1,8 +1,7 @@
-"""What the TPU kernels share: how a grid visits tiles of scores, and how one tile is computed.
+"""Grid, tiling and score tiles shared by the TPU kernels.
 
-A tile is `block_q` rows by `block_k` keys. Its scores are computed as they stand (rows on the
-sublanes, keys on the lanes) or, for the gradients of keys and values, transposed: of two products
-of a tile with an operand none then needs its left side transposed.
+A tile is `block_q` rows by `block_k` keys, with rows on the sublanes and keys on the lanes. The
+kernel for dk and dv computes it transposed, so that no product needs a transposed left operand.
 
 Axes: B batch, N query heads, K key heads, T rows (queries), S keys, H head_dim, V v_head_dim, all
 lengths padded to whole blocks.
@@ -21,19 +20,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.masks import Blocks, Int, key_blocks, row_blocks, visible
+from tjx_kernels.attention.masks import Blocks, Int, key_blocks, make_mask, row_blocks
 from tjx_kernels.attention.types import AttentionCall
 
 LANES = 128
-# Lower than any score of a key that is seen, and finite: less this, a masked score is still -inf.
+# Below every visible score, and finite: a masked score minus this is still -inf.
 LOWEST = float(np.finfo(np.float32).min)
 
 
 class Arrays(NamedTuple):
-    """The arrays of a kernel, or their blocks: what is absent is None.
+    """Arrays of a kernel, or their blocks; None for absent ones.
 
-    The values that belong to rows or keys lie along the lanes, [.., 1, T]: with one a sublane they
-    would take 128 times the memory.
+    Values per row or key are stored along the lanes, [.., 1, T]: along the sublanes they would take
+    128 times the memory.
     """
 
     q: Any = None  # [B, N, T, H]
@@ -42,23 +41,23 @@ class Arrays(NamedTuple):
     q_ids: Any = None  # [B, 1, T]
     kv_ids: Any = None  # [B, 1, S]
     bias: Any = None  # [B or 1, N or 1, T, S]
-    out: Any = None  # [B, N, T, V]; the backward pass has the output's cotangent here
+    out: Any = None  # [B, N, T, V]; the output's cotangent in the backward pass
     lse: Any = None  # [B, N, 1, T]
     delta: Any = None  # [B, N, 1, T]
 
 
 class Scalars(NamedTuple):
-    """What a kernel knows in scalar memory before its first block is fetched; flat arrays."""
+    """Prefetched values in scalar memory, as flat arrays."""
 
     offset: Any = None  # [B]
-    start: Any = None  # [B * blocks]: the blocks that share a segment with a block,
+    start: Any = None  # [B * blocks]: blocks that share a segment with a block,
     stop: Any = None  # from `start` up to `stop`
     slopes: Any = None  # [B * N]
     seed: Any = None  # [B * 2]
 
 
-class Place(NamedTuple):
-    """What a step of a grid works on: batch row, query head, block of rows and block of keys."""
+class GridPosition(NamedTuple):
+    """Batch row, query head, block of rows and block of keys of a grid step."""
 
     batch: Any
     head: Any
@@ -67,7 +66,7 @@ class Place(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Where a tile of scores lies: batch row, query head, first row and first key."""
+    """Batch row, query head, first row and first key of a score tile."""
 
     batch: Any
     head: Any
@@ -77,7 +76,7 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiling:
-    """One call cut into tiles."""
+    """Block sizes of a call and the derived block counts and ranges."""
 
     call: AttentionCall
     block_q: int
@@ -85,61 +84,61 @@ class Tiling:
 
     @property
     def q_blocks(self) -> int:
-        """How many blocks of rows there are."""
+        """Number of blocks of rows."""
         return -(-self.call.q_len // self.block_q)
 
     @property
     def k_blocks(self) -> int:
-        """How many blocks of keys there are."""
+        """Number of blocks of keys."""
         return -(-self.call.kv_len // self.block_k)
 
     @property
     def factors(self) -> tuple[float, float]:
-        """Split the scale in a factor of q, where that rounds nothing, and one of the scores."""
+        """Factors of q and of the scores: q takes the scale if that causes no rounding."""
         scale = self.call.scale
         exact = self.call.dtype == "float32" or abs(math.frexp(scale)[0]) == 0.5
         return (scale, 1.0) if exact else (1.0, scale)
 
     def offset(self, scalars: Scalars, batch: Any) -> Int:
-        """Position of the first query."""
+        """Return the position of the first query."""
         given = self.call.q_offset
         return scalars.offset[batch] if given is None else given
 
     def keys_of(self, scalars: Scalars, batch: Any, block: Any) -> Blocks:
-        """Find the blocks of keys that a block of rows sees."""
+        """Return the blocks of keys visible to a block of rows."""
         position = self.offset(scalars, batch) + block * self.block_q
         found = key_blocks(self.call, position, self.block_q, self.block_k)
         return _of_segments(found, scalars, batch * self.q_blocks + block)
 
     def rows_of(self, scalars: Scalars, batch: Any, block: Any) -> Blocks:
-        """Find the blocks of rows that see a block of keys."""
+        """Return the blocks of rows to which a block of keys is visible."""
         offset = self.offset(scalars, batch)
         first = block * self.block_k
         found = row_blocks(self.call, offset, first, self.block_k, self.block_q)
         return _of_segments(found, scalars, batch * self.k_blocks + block)
 
     def key_steps(self) -> int:
-        """Bound the number of blocks of keys that a block of rows sees."""
+        """Return an upper bound of the key blocks visible to a block of rows."""
         return self._steps(self.k_blocks, self.block_q, self.block_k)
 
     def row_steps(self) -> int:
-        """Bound the number of blocks of rows that see a block of keys."""
+        """Return an upper bound of the row blocks to which a block of keys is visible."""
         return self._steps(self.q_blocks, self.block_k, self.block_q)
 
     @property
     def masks_rows(self) -> bool:
-        """Whether rows and keys may meet that do not see each other."""
+        """Whether the causal mask, window or segment ids can mask a pair."""
         return self.call.causal or self.call.window is not None or self.call.segment_ids
 
     @property
     def masks_keys(self) -> bool:
-        """The same, or whether there are keys past the end."""
+        """Whether `masks_rows`, or a block of keys reaches past the end."""
         return self.masks_rows or self.call.kv_len % self.block_k > 0
 
     def _steps(self, blocks: int, width: int, block: int) -> int:
         if not self.call.causal or self.call.window is None:
             return blocks
-        seen = width + self.call.window - 1  # so many in a row, from wherever in a block
+        seen = width + self.call.window - 1  # consecutive, starting anywhere in a block
         return min(blocks, (seen - 2) // block + 2)
 
 
@@ -148,20 +147,20 @@ def _of_segments(found: Blocks, scalars: Scalars, index: Any) -> Blocks:
         return found
     start = jnp.maximum(found.start, scalars.start[index])
     stop = jnp.minimum(found.stop, scalars.stop[index])
-    return Blocks(start, start, start, stop)  # ids decide within every block
+    return Blocks(start, start, start, stop)  # segment ids mask every block
 
 
 def clamped(blocks: Blocks, step: Any, count: int) -> Any:
-    """Choose the block to fetch at a step: past the last one that again, which fetches nothing."""
+    """Return the block to fetch at a step; after the last it repeats, which fetches nothing."""
     return jnp.clip(jnp.minimum(blocks.start + step, blocks.stop - 1), 0, count - 1)
 
 
 def visit(
     tiling: Tiling, blocks: Blocks, step: Any, masks: bool, process: Callable[[bool], None]
 ) -> None:
-    """Run `process(masked)` for a step's block if it is seen, `masked` if not wholly.
+    """Run `process(masked)` for a visible block, with `masked` False if it is fully visible.
 
-    `masks` says whether there is anything to mask at all.
+    `masks` states whether any block needs a mask.
     """
     block = blocks.start + step
     seen = block < blocks.stop
@@ -179,20 +178,20 @@ def launch(
     tiling: Tiling,
     grid: tuple[int, ...],
     parallel: int,
-    where: Callable[..., Place],
+    where: Callable[..., GridPosition],
     operands: tuple[Scalars, Arrays],
     results: Arrays,
     scratch: list[Any],
 ) -> Arrays:
-    """Run a kernel over a grid whose first `parallel` axes may run in any order.
+    """Launch a kernel over a grid whose first `parallel` axes may run in any order.
 
-    `where(scalars, *index)` says what a step of the grid works on. The kernel gets the tiling,
+    `where(scalars, *index)` returns the `GridPosition` of a step. The kernel takes the tiling,
     scalars, blocks, results and scratch.
     """
     scalars, arrays = operands
     flat, structure = jax.tree.flatten(scalars)
 
-    def locate(*index: Any) -> Place:
+    def locate(*index: Any) -> GridPosition:
         given = jax.tree.unflatten(structure, index[len(grid) :])
         return where(given, *index[: len(grid)])
 
@@ -223,7 +222,7 @@ def launch(
 
 
 def result(like: jax.Array, shape: tuple[int, ...], dtype: Any = None) -> jax.ShapeDtypeStruct:
-    """Describe a result of a kernel; it varies over devices within `shard_map` as `like` does."""
+    """Return the type of a kernel's result, with the varying mesh axes of `like`."""
     # jax has no types here
     return jax.ShapeDtypeStruct(  # type: ignore[no-untyped-call]
         shape, dtype or like.dtype, manual_axis_type=jax.typeof(like).manual_axis_type
@@ -234,23 +233,23 @@ def _where_present(specs: Arrays, arrays: Arrays) -> Arrays:
     return Arrays(*(None if x is None else s for s, x in zip(specs, arrays, strict=True)))
 
 
-def _specs(tiling: Tiling, bias: Any, locate: Callable[..., Place]) -> Arrays:
-    """Say for each array which block of it belongs to a tile."""
+def _specs(tiling: Tiling, bias: Any, locate: Callable[..., GridPosition]) -> Arrays:
+    """Return the block spec of each array."""
     call, q, k = tiling.call, tiling.block_q, tiling.block_k
 
-    def spec(shape: tuple[int | None, ...], index: Callable[[Place], Any]) -> Any:
+    def spec(shape: tuple[int | None, ...], index: Callable[[GridPosition], Any]) -> Any:
         return pl.BlockSpec(shape, lambda *step: index(locate(*step)))
 
-    def of_q(at: Place) -> Any:
+    def of_q(at: GridPosition) -> Any:
         return (at.batch, at.head, at.q_block, 0)
 
-    def of_k(at: Place) -> Any:
+    def of_k(at: GridPosition) -> Any:
         return (at.batch, lax.div(at.head, jnp.int32(call.group)), at.k_block, 0)
 
-    def of_row(at: Place) -> Any:
+    def of_row(at: GridPosition) -> Any:
         return (at.batch, at.head, 0, at.q_block)
 
-    def of_bias(at: Place) -> Any:
+    def of_bias(at: GridPosition) -> Any:
         batch = at.batch if bias.shape[0] > 1 else 0
         return (batch, at.head if bias.shape[1] > 1 else 0, at.q_block, at.k_block)
 
@@ -268,7 +267,7 @@ def _specs(tiling: Tiling, bias: Any, locate: Callable[..., Place]) -> Arrays:
 
 
 def product(a: jax.Array, b: jax.Array, transpose_b: bool = False) -> jax.Array:
-    """Multiply in float32: a b, or a b^T. float32 inputs are not rounded to bfloat16 first."""
+    """Compute a b or a b^T with float32 accumulation, without rounding float32 to bfloat16."""
     return lax.dot_general(
         a,
         b,
@@ -279,12 +278,12 @@ def product(a: jax.Array, b: jax.Array, transpose_b: bool = False) -> jax.Array:
 
 
 def lanes(x: jax.Array, width: int) -> jax.Array:
-    """Make `width` lanes of a value that fills all lanes of a row."""
+    """Resize a value that is constant along the lanes to `width` lanes."""
     return jnp.tile(x, (1, -(-width // LANES)))[:, :width]
 
 
 def column(x: jax.Array) -> jax.Array:
-    """Turn values along the lanes, [1, n], into [n, LANES]: one a sublane, on all lanes."""
+    """Transpose values along the lanes, [1, n], to [n, LANES], constant along the lanes."""
     return jnp.broadcast_to(x, (LANES, x.shape[1])).T
 
 
@@ -297,10 +296,10 @@ def tile_scores(
     masked: bool,
     transposed: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Scores of a tile [block_q, block_k], and the derivative of the soft cap where there is one.
+    """Return scores [block_q, block_k] of a tile and the soft cap's derivative, None without a cap.
 
-    Of `x` come q, k and bias, and the ids in the shapes that broadcast: [rows, 1] and [1, keys],
-    or transposed.
+    `x` provides q, k, bias and the segment ids in broadcastable shapes: [rows, 1] and [1, keys], or
+    transposed.
     """
     call = tiling.call
     scores = product(x.k, x.q, True) if transposed else product(x.q, x.k, True)
@@ -320,9 +319,9 @@ def tile_scores(
         scores = scores + (bias.T if transposed else bias)
     if not masked:
         return scores, slope
-    seen = visible(call, position, key, x.q_ids, x.kv_ids)
+    seen = make_mask(call, position, key, x.q_ids, x.kv_ids)
     if call.kv_len % tiling.block_k and not transposed:
-        # Transposed, a key past the end has a row of its own that nobody reads.
+        # In a transposed tile a key past the end is a separate row, which is dropped.
         within = key < call.kv_len
         seen = within if seen is None else seen & within
     assert seen is not None
@@ -343,7 +342,7 @@ def dropped(
 
 
 def _indices(tiling: Tiling, tile: Tile, transposed: bool) -> tuple[jax.Array, jax.Array]:
-    """Give the indices of the rows and keys of a tile, in shapes that broadcast against it."""
+    """Return the row and key indices of a tile, in shapes that broadcast against it."""
     axis = 1 if transposed else 0
     rows = (1, tiling.block_q) if transposed else (tiling.block_q, 1)
     keys = (tiling.block_k, 1) if transposed else (1, tiling.block_k)
