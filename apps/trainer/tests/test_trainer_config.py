@@ -125,7 +125,7 @@ def test_the_vocabulary_follows_the_tokenizer_unless_it_was_given() -> None:
     [
         (
             {"schedule.name": "wsd", "schedule.cooldown_steps": 20, "train.max_steps": 10},
-            "schedule.*cooldown_steps: in a run of max_steps=10",
+            "schedule.*cooldown_steps: got 20 steps in a run of max_steps=10",
         ),
         (
             {"optimizer.name": "schedule_free_adamw"},

@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing, is counted, and halves the scale of float16."""
+"""Non-finite steps change nothing, are counted, and halve the loss scale of float16."""
 
 from dataclasses import fields
 from functools import partial
@@ -51,7 +51,7 @@ def start() -> Any:
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
-def test_one_bad_number_in_one_microbatch_changes_no_bit(poison: float) -> None:
+def test_one_non_finite_input_changes_no_bit_of_the_state(poison: float) -> None:
     params, state, microbatches = start()
     (params, state), finite = step(params, state, jax.device_put(microbatches))
     assert bool(finite)
@@ -66,7 +66,7 @@ def test_one_bad_number_in_one_microbatch_changes_no_bit(poison: float) -> None:
         assert old.tobytes() == new.tobytes()
 
 
-def test_a_good_step_after_a_bad_one_is_that_of_a_run_without_it() -> None:
+def test_a_skipped_step_does_not_change_the_next_one() -> None:
     params, state, microbatches = start()
     good = jax.device_put(microbatches)
     bad = jax.device_put({**microbatches, "x": microbatches["x"] * np.float32("nan")})
@@ -79,7 +79,7 @@ def test_a_good_step_after_a_bad_one_is_that_of_a_run_without_it() -> None:
 
 @partial(jax.jit, static_argnums=1)
 def guard_after(finite: Any, scales_loss: bool) -> Any:
-    """Return the guard after each of some steps, of which `finite` tells."""
+    """Return the guard after each step of a sequence."""
 
     def advance(guard: Any, finite: Any) -> Any:
         guard = update_guard(guard, finite, CONFIG, scales_loss=scales_loss)
@@ -90,7 +90,7 @@ def guard_after(finite: Any, scales_loss: bool) -> Any:
 
 @settings(max_examples=30, deadline=None)
 @given(finite=st.lists(st.booleans(), min_size=16, max_size=16))
-def test_the_scale_halves_to_its_floor_and_doubles_after_good_steps(finite: list[bool]) -> None:
+def test_the_scale_halves_to_its_minimum_and_doubles_after_finite_steps(finite: list[bool]) -> None:
     guards = jax.device_get(guard_after(jax.device_put(np.array(finite)), True))
 
     scale, good, skipped, in_a_row = 8.0, 0, 0, 0
@@ -105,7 +105,7 @@ def test_the_scale_halves_to_its_floor_and_doubles_after_good_steps(finite: list
         assert [field[i] for field in guards] == [scale, good, skipped, in_a_row]
 
 
-def test_without_a_loss_scale_each_bad_step_counts() -> None:
+def test_without_a_loss_scale_each_skipped_step_counts() -> None:
     finite = [True, False, False, True, False]
     guards = jax.device_get(guard_after(jax.device_put(np.array(finite)), False))
     assert guards.loss_scale.tolist() == [1.0] * 5
@@ -113,16 +113,18 @@ def test_without_a_loss_scale_each_bad_step_counts() -> None:
     assert guards.skipped_in_a_row.tolist() == [0, 1, 2, 0, 1]
 
 
-def test_all_problems_of_a_guard_are_named_together() -> None:
-    with pytest.raises(ValueError, match="max_skipped=0") as error:
+def test_all_problems_of_a_guard_are_reported_together() -> None:
+    with pytest.raises(ValueError, match="max_skipped: got 0") as error:
         GuardConfig(max_skipped=0, growth_interval=0, initial_scale=3.0, min_scale=-1.0)
-    names = [line.split("=")[0] for line in str(error.value).splitlines()]
+    names = [line.split(":")[0] for line in str(error.value).splitlines()]
     assert names == ["max_skipped", "growth_interval", "initial_scale", "min_scale"]
-    with pytest.raises(ValueError, match=r"initial_scale=1.0: must be at least min_scale=2.0"):
+    with pytest.raises(
+        ValueError, match=r"initial_scale: got 1.0; expected at least min_scale=2.0"
+    ):
         GuardConfig(initial_scale=1.0, min_scale=2.0)
 
 
-def test_each_field_of_a_guard_has_one_line_for_the_help() -> None:
+def test_each_field_of_a_guard_has_a_one_line_description() -> None:
     parsed = docstring_parser.parse(GuardConfig.__doc__ or "")
     documented = {p.arg_name: p.description for p in parsed.params}
     assert set(documented) == {field.name for field in fields(GuardConfig)}

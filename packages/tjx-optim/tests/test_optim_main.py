@@ -1,4 +1,4 @@
-"""The command shows the schedule that training would take, and says what is wrong in one line."""
+"""The command `tjx-optim schedule`: table, plot and error messages."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ WSD = ["schedule", "--name", "wsd", "--warmup_steps", "100", "--max_steps", "100
 
 
 def rows(text: str) -> list[list[str]]:
-    return [line.split("  ") for line in text.splitlines()[1:] if not line.startswith("drawn")]
+    return [line.split("  ") for line in text.splitlines()[1:] if not line.startswith("wrote")]
 
 
 def table(text: str) -> dict[tuple[str, str], Any]:
@@ -26,7 +26,7 @@ def table(text: str) -> dict[tuple[str, str], Any]:
     return {(name, at): (int(step), float(rate)) for name, at, step, rate in cells}
 
 
-def refusal(capsys: Any, *words: str) -> str:
+def error_of(capsys: Any, *words: str) -> str:
     with pytest.raises(SystemExit) as left:
         main(["schedule", *words])
     assert left.value.code == 2
@@ -45,7 +45,7 @@ def shows(file: Path, color: str) -> bool:
     return bool((np.abs(pixels(file) - rgb[None, None, :]).sum(axis=-1) < 12).sum() > 100)
 
 
-def test_the_table_says_the_rates_at_start_warm_up_middle_and_end(capsys: Any) -> None:
+def test_the_table_has_the_rates_at_start_warm_up_middle_and_end(capsys: Any) -> None:
     assert main([*WSD, "--learning_rate", "3e-4", "--final_fraction", "0"]) == 0
     found = table(capsys.readouterr().out)
     want = {
@@ -59,7 +59,7 @@ def test_the_table_says_the_rates_at_start_warm_up_middle_and_end(capsys: Any) -
         assert found[at] == (step, pytest.approx(rate, rel=1e-5))
 
 
-def test_several_schedules_take_what_each_heeds(capsys: Any) -> None:
+def test_each_schedule_uses_the_flags_that_apply_to_it(capsys: Any) -> None:
     words = "--name wsd --name cosine --name piecewise --max_steps 50 --cooldown_steps 25"
     words += " --boundaries 0.5,0.9 --factors 0.5,0.25"
     assert main(["schedule", *words.split()]) == 0
@@ -80,11 +80,11 @@ def test_boundaries_are_steps_or_fractions(capsys: Any) -> None:
     assert table(in_steps)["piecewise", "end"] == (99, 0.25)
 
 
-def test_the_picture_shows_every_schedule_that_is_asked_for(tmp_path: Path, capsys: Any) -> None:
+def test_the_plot_has_every_schedule(tmp_path: Path, capsys: Any) -> None:
     blue, orange = "#0072B2", "#D55E00"
     one, two, pdf = tmp_path / "one.png", tmp_path / "new" / "two.png", tmp_path / "two.pdf"
     assert main([*WSD, "--picture", str(one)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"drawn: {one}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"wrote {one}"
     main([*WSD, "--name", "cosine", "--picture", str(two)])
     main([*WSD, "--name", "cosine", "--picture", str(pdf)])
     assert shows(one, blue)
@@ -94,8 +94,8 @@ def test_the_picture_shows_every_schedule_that_is_asked_for(tmp_path: Path, caps
     assert pdf.read_bytes().startswith(b"%PDF")
 
 
-def test_a_jump_is_drawn_upright_however_long_the_run(tmp_path: Path) -> None:
-    # Not every one of 10^7 steps is drawn.
+def test_a_jump_is_vertical_for_long_runs(tmp_path: Path) -> None:
+    # Only some of the 10^7 steps are plotted.
     config = ScheduleConfig(name="piecewise", boundaries=(5_000_003,), factors=(0.0,))
     run: Any = {"learning_rate": 1.0, "max_steps": 10**7}
     plot_schedules({"jump": config}, tmp_path / "jump.png", **run)
@@ -104,42 +104,48 @@ def test_a_jump_is_drawn_upright_however_long_the_run(tmp_path: Path) -> None:
     assert 1 <= len(columns) <= 8
 
 
-def test_mistakes_are_answered_with_the_nearest_name(capsys: Any) -> None:
-    near = refusal(capsys, "--name", "wds", "--max_steps", "10")
-    assert near.startswith("tjx-optim: argument --name: 'wds' must be one of constant, linear")
+def test_errors_suggest_the_nearest_name(capsys: Any) -> None:
+    near = error_of(capsys, "--name", "wds", "--max_steps", "10")
+    assert near.startswith("tjx-optim: --name: got 'wds'; expected one of constant, linear")
     assert near.endswith("did you mean wsd?")
-    unknown = refusal(capsys, "--cooldown_step", "10", "--max_steps", "10")
-    assert (
-        unknown
-        == "tjx-optim: --cooldown_step: there is no such flag; did you mean --cooldown_steps?"
-    )
-    assert "--max_steps is missing" in refusal(capsys, "--name", "wsd")
-    stray = refusal(capsys, "--max_steps", "10", "cosine")
-    assert stray == "tjx-optim: cosine: this belongs to no flag; every value follows its flag"
+    unknown = error_of(capsys, "--cooldown_step", "10", "--max_steps", "10")
+    assert unknown == "tjx-optim: --cooldown_step: unknown flag; did you mean --cooldown_steps?"
+    assert "required: --max_steps" in error_of(capsys, "--name", "wsd")
+    stray = error_of(capsys, "--max_steps", "10", "cosine")
+    assert stray == "tjx-optim: got 'cosine', which belongs to no flag"
 
 
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("--max_steps 1e3", "'1e3' was given, expected a whole number, such as 100"),
-        ("--max_steps 0", "max_steps=0: must be at least 1"),
-        ("--max_steps 9 --learning_rate nan", "learning_rate=nan: must be a finite number"),
-        ("--max_steps 9 --boundaries 3,x", "'x' was given, expected a number"),
-        ("--max_steps 9 --cooldown_steps 3", "cooldown_steps=3: is not heeded by name=cosine"),
-        ("--max_steps 9 --name wsd --warmup_steps 5 --cooldown_steps 5", "5 steps and 4 are left"),
-        ("--max_steps 9 --picture a.bmp", "picture=a.bmp: must end in one of png, pdf, svg"),
+        ("--max_steps 1e3", "got '1e3'; expected a whole number, such as 100"),
+        ("--max_steps 0", "max_steps: got 0; expected at least 1"),
+        ("--max_steps 9 --learning_rate nan", "learning_rate: got nan; expected a finite number"),
+        ("--max_steps 9 --boundaries 3,x", "got 'x'; expected a number"),
+        (
+            "--max_steps 9 --cooldown_steps 3",
+            "cooldown_steps: got 3; expected None, since cosine does not use it",
+        ),
+        (
+            "--max_steps 9 --name wsd --warmup_steps 5 --cooldown_steps 5",
+            "got 5 steps in a run of max_steps=9; expected at most the 4",
+        ),
+        (
+            "--max_steps 9 --picture a.bmp",
+            "picture: got a.bmp; expected a name ending in .png, .pdf, .svg",
+        ),
     ],
 )
-def test_what_does_not_work_is_said(words: str, answer: str, capsys: Any) -> None:
-    assert answer in refusal(capsys, *words.split())
+def test_invalid_values_are_reported(words: str, answer: str, capsys: Any) -> None:
+    assert answer in error_of(capsys, *words.split())
 
 
 def test_without_matplotlib_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    message = refusal(capsys, *WSD[1:], "--picture", str(tmp_path / "a.png"))
-    assert message == "tjx-optim: a picture needs the extra: pip install 'tjx-optim[plot]'"
+    message = error_of(capsys, *WSD[1:], "--picture", str(tmp_path / "a.png"))
+    assert message == "tjx-optim: picture: plots need the extra: pip install 'tjx-optim[plot]'"
     assert not list(tmp_path.iterdir())
     assert main(WSD) == 0  # the table needs none
 
@@ -151,7 +157,7 @@ def test_the_help_describes_every_field(capsys: Any) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for name in ScheduleConfig.__dataclass_fields__:
         assert f"--{name}" in text
-    assert "Steps that wsd falls for, up to decay_steps. [none]" in text
+    assert "Length of the cool-down of wsd, which ends at decay_steps. [none]" in text
 
 
 def test_help_needs_no_jax_and_the_table_no_accelerator() -> None:
@@ -166,10 +172,10 @@ def test_help_needs_no_jax_and_the_table_no_accelerator() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_picture_holds_so_many_schedules(tmp_path: Path) -> None:
+def test_the_number_of_schedules_in_a_plot_is_limited(tmp_path: Path) -> None:
     run: Any = {"learning_rate": 1.0, "max_steps": 10}
     for count in (0, 8):
-        with pytest.raises(ValueError, match=f"{count} schedules: a picture shows 1 to 7"):
+        with pytest.raises(ValueError, match=f"schedules: got {count}; expected 1 to 7"):
             plot_schedules(
                 {str(number): ScheduleConfig() for number in range(count)},
                 tmp_path / "a.png",
@@ -177,7 +183,7 @@ def test_a_picture_holds_so_many_schedules(tmp_path: Path) -> None:
             )
 
 
-def test_the_table_holds_the_rates_of_training(capsys: Any) -> None:
+def test_the_table_has_the_rates_of_training(capsys: Any) -> None:
     main(["schedule", "--name", "one_cycle", "--max_steps", "77", "--learning_rate", "0.5"])
     found = table(capsys.readouterr().out)
     want = learning_rates(ScheduleConfig(name="one_cycle"), learning_rate=0.5, max_steps=77)

@@ -1,4 +1,4 @@
-"""Means of the parameters: exact from the first update on, and found in any state."""
+"""Moving average of the parameters: exact from the first update on, found in any state."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_the_mean_is_found_in_a_restored_state_that_is_part_of_a_larger_one(give
     params, gradients = problem()
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, **given))
     trained, evaluated, state = run(optimizer, params, gradients)
-    # What a checkpoint does: leaves out, leaves in, under the tree of a new state.
+    # As in a checkpoint: leaves are saved and restored into the tree of a new state.
     like = jax.eval_shape(optimizer.init, nest(params))
     leaves = [np.array(leaf) for leaf in jax.tree.leaves(state)]
     restored = {"guard": 0, "optimizer": jax.tree.unflatten(jax.tree.structure(like), leaves)}
@@ -72,8 +72,8 @@ def test_before_the_first_update_the_mean_is_the_parameters() -> None:
         )
 
 
-def test_two_means_are_refused() -> None:
+def test_two_averages_raise() -> None:
     params = jax.device_put(nest(problem()[0]))
     state = jax.jit(make_optimizer(OptimizerConfig(ema_decay=0.9)).init)(params)
-    with pytest.raises(ValueError, match="2 means: pass that of one optimizer"):
+    with pytest.raises(ValueError, match="got 2 averages of the parameters"):
         evaluation_params((state, state), params)

@@ -1,4 +1,4 @@
-"""Bounds on the gradient hold for each layer of a stack alone, and in their order."""
+"""Gradient clipping: per layer of a stack, and in the documented order."""
 
 from typing import Any
 

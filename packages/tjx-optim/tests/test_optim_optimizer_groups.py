@@ -1,4 +1,4 @@
-"""Groups of parameters: read from text, the first that matches decides, and idle ones are told."""
+"""Parameter groups: parsing, precedence, frozen parameters and unused groups."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ GROUPS = (
     "*/bias: weight_decay=0.4",
     "blocks/*: learning_rate_scale=0.25",
 )
-# What these say, by hand: the expert's bias is decided by the first of them.
+# The settings of these groups by hand: the first applies to the expert's bias.
 SCALES = {"blocks/experts/kernel": 0.5, "blocks/experts/bias": 0.5, "blocks/dense/kernel": 0.25,
           "blocks/norm/scale": 0.25}  # fmt: skip
 DECAY = {"blocks/dense/kernel": 0.1, "blocks/dense/bias": 0.4, "tower/kernel": 0.1,
@@ -56,7 +56,7 @@ FROZEN = ("wte/embedding", "blocks/dense/bias", "blocks/dense/kernel")
 
 
 @pytest.mark.parametrize("name", ["adamw", "schedule_free_adamw", "muon"])
-def test_the_frozen_stay_have_no_state_and_do_not_count_in_the_norm(name: Any) -> None:
+def test_frozen_parameters_have_no_updates_no_state_and_no_part_in_the_norm(name: Any) -> None:
     mean: dict[str, Any] = {} if name == "schedule_free_adamw" else {"ema_decay": 0.9}
     config = OptimizerConfig(
         name=name, groups=("wte/*: frozen", "blocks/dense/*: frozen"), weight_decay=0.1,
@@ -86,7 +86,7 @@ def test_the_frozen_stay_have_no_state_and_do_not_count_in_the_norm(name: Any) -
     assert worst_difference({path: evaluated[path] for path in rest}, want_evaluated) < 1e-6
 
 
-def test_without_frozen_parameters_nothing_is_wrapped() -> None:
+def test_without_frozen_parameters_the_state_has_no_partition() -> None:
     params = {path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()}
     trees: list[Any] = [
         jax.tree.structure(
@@ -98,40 +98,40 @@ def test_without_frozen_parameters_nothing_is_wrapped() -> None:
     assert "Masked" not in str(trees[0])
 
 
-def test_idle_groups_are_told_with_the_nearest_paths() -> None:
+def test_unused_groups_raise_with_the_nearest_paths() -> None:
     params = nest({path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()})
     groups = ("wte/embeding: frozen", "*/kernel: weight_decay=0", "head/kernel: frozen")
     with pytest.raises(
-        ValueError, match=r"'wte/embeding' matches no parameter.*wte/embedding"
+        ValueError, match=r"'wte/embeding', which matches no parameter.*wte/embedding"
     ) as e:
         make_optimizer(OptimizerConfig(groups=groups)).init(params)
-    assert "all that the pattern 'head/kernel' matches is decided by earlier" in str(e.value)
+    assert "'head/kernel', whose parameters all belong to earlier groups" in str(e.value)
     assert len(str(e.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
-        ("wte/*", "must be a pattern of paths, a colon and settings"),
-        (": frozen", "must be a pattern of paths, a colon and settings"),
-        ("a: learning_rate=2", "no setting 'learning_rate=2'; did you mean learning_rate_scale"),
-        ("a: lr=2", "no setting 'lr=2'; there are frozen"),
-        ("a: frozen=yes", "no setting 'frozen=yes'; did you mean frozen"),
-        ("a: weight_decay=much", "weight_decay=much must be a finite number of at least 0"),
-        ("a: weight_decay=-1", "weight_decay=-1 must be"),
-        ("a: learning_rate_scale=0", "above 0.*write frozen"),
-        ("a: learning_rate_scale=inf", "learning_rate_scale=inf must be"),
-        ("a: weight_decay=0 weight_decay=1", "weight_decay is given twice"),
-        ("a: frozen weight_decay=1", "keep frozen alone"),
+        ("wte/*", "expected a path pattern, a colon and settings"),
+        (": frozen", "expected a path pattern, a colon and settings"),
+        ("a: learning_rate=2", "got 'learning_rate=2' in .*; did you mean learning_rate_scale"),
+        ("a: lr=2", "got 'lr=2' in .*; expected frozen, learning_rate_scale"),
+        ("a: frozen=yes", "got 'frozen=yes' in .*; did you mean frozen"),
+        ("a: weight_decay=much", "weight_decay=much in .* expected a finite number of at least 0"),
+        ("a: weight_decay=-1", "weight_decay=-1 in .* expected"),
+        ("a: learning_rate_scale=0", "above 0; write frozen"),
+        ("a: learning_rate_scale=inf", "learning_rate_scale=inf in .* expected"),
+        ("a: weight_decay=0 weight_decay=1", "got weight_decay twice"),
+        ("a: frozen weight_decay=1", "expected frozen alone"),
     ],
 )
-def test_what_cannot_be_read_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_groups_raise(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         parse_group(text)
-    with pytest.raises(ValueError, match="groups: .*" + said):
+    with pytest.raises(ValueError, match="groups: .*" + message):
         OptimizerConfig(groups=(text,))
 
 
-def test_a_pattern_may_stand_once() -> None:
-    with pytest.raises(ValueError, match=r"groups: the pattern 'a/\*' is given twice"):
+def test_a_duplicate_pattern_raises() -> None:
+    with pytest.raises(ValueError, match=r"groups: got the pattern 'a/\*' twice"):
         OptimizerConfig(groups=("a/*: frozen", "a/*: weight_decay=0"))

@@ -1,4 +1,4 @@
-"""Each optimizer equals the textbook, written out in NumPy float64, update by update."""
+"""Each optimizer equals a float64 NumPy implementation of its paper, update by update."""
 
 import re
 from typing import Any
@@ -87,7 +87,7 @@ def test_a_hundred_updates_equal_the_textbook(name: Any) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
-def test_every_number_of_an_optimizer_is_heeded(name: Any, changed: dict[str, Any]) -> None:
+def test_every_setting_of_an_optimizer_has_its_effect(name: Any, changed: dict[str, Any]) -> None:
     # Here nothing is clipped, embeddings decay and the rate is constant.
     rate = RATES.get(name, 1e-3)
     config = OptimizerConfig(
@@ -129,8 +129,8 @@ MOMENTS = {
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_the_moments_stand_under_the_paths_of_their_parameters(name: Any) -> None:
-    # What shards the state relies on this: a leaf inherits from the parameter it is named for.
+def test_moments_have_the_paths_of_their_parameters(name: Any) -> None:
+    # The sharding of the state relies on this: a leaf has the sharding of its parameter.
     params = {path: np.zeros(shape, np.float32) for path, shape in SHAPES.items()}
     optimizer = make_optimizer(OptimizerConfig(name=name), stack_axes=nest(stack_axes_of(params)))
     state = flat(jax.eval_shape(optimizer.init, nest(params)))
@@ -146,7 +146,7 @@ def test_the_moments_stand_under_the_paths_of_their_parameters(name: Any) -> Non
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "schedule_free_adamw"])
-def test_new_contents_compile_nothing_new(name: Any) -> None:
+def test_new_values_do_not_recompile(name: Any) -> None:
     params, gradients = problem()
     optimizer = make_optimizer(
         OptimizerConfig(name=name), lambda count: 1e-3 / (count + 1),
@@ -160,22 +160,24 @@ def test_new_contents_compile_nothing_new(name: Any) -> None:
     assert update._cache_size() == 1
 
 
-def test_narrow_parameters_are_refused_by_name() -> None:
+def test_narrow_parameters_raise_with_their_path() -> None:
     params = {"head": {"kernel": np.zeros((2, 2), np.float16)}, "norm": {"scale": np.ones(2, "f")}}
-    with pytest.raises(ValueError, match=r"1 parameters .* head/kernel \(float16\): keep"):
+    with pytest.raises(
+        ValueError, match=r"got 1 narrower than float32, such as head/kernel \(float16\)"
+    ):
         make_optimizer(OptimizerConfig()).init(params)
 
 
-def test_trees_that_are_not_like_the_parameters_are_refused() -> None:
+def test_trees_unlike_the_parameters_raise() -> None:
     params = {"head": {"kernel": np.ones((2, 2), "f"), "bias": np.ones(2, "f")}}
     optimizer = make_optimizer(
         OptimizerConfig(),
         learning_rate_scales={"head": {"kernel": 1.0}},
         stack_axes={"head": {"kernel": 0, "bias": 0, "other": 0}},
     )
-    said = r"learning_rate_scales: .*1 differ, the first is head/bias.*\nstack_axes: .*head/other"
-    with pytest.raises(ValueError, match=said):
+    message = r"learning_rate_scales: got 1 paths .* such as head/bias.*\nstack_axes: .*head/other"
+    with pytest.raises(ValueError, match=message):
         optimizer.init(params)
     too_deep = make_optimizer(OptimizerConfig(), stack_axes={"head": {"kernel": 0, "bias": 2}})
-    with pytest.raises(ValueError, match=re.escape("head/bias has 2 for the shape (2,)")):
+    with pytest.raises(ValueError, match=re.escape("got 2 for head/bias of shape (2,)")):
         too_deep.init(params)

@@ -1,4 +1,4 @@
-"""Decay is decided by what a parameter is, not by its rank."""
+"""Roles of parameters: weight decay and hidden matrices by path."""
 
 from typing import Any
 
@@ -13,7 +13,6 @@ from tjx_optim.param_paths import is_hidden_matrix
 
 KINDS = {
     "kernel": True,
-    "weight": True,
     "bias": False,
     "qkv_bias": False,
     "scale": False,
@@ -32,7 +31,7 @@ KINDS = {
         min_size=1,
     )
 )
-def test_the_last_part_of_the_path_decides_whatever_the_rank(ranks: Any) -> None:
+def test_the_name_decides_for_any_rank(ranks: Any) -> None:
     params = jax.tree.map(lambda rank: np.zeros((2,) * rank), ranks)
     mask = decay_mask(params)
     for module, leaves in ranks.items():
@@ -41,7 +40,7 @@ def test_the_last_part_of_the_path_decides_whatever_the_rank(ranks: Any) -> None
 
 
 @pytest.mark.parametrize("decay_embeddings", [True, False])
-def test_embeddings_decay_by_option(decay_embeddings: bool) -> None:
+def test_embeddings_decay_optionally(decay_embeddings: bool) -> None:
     params = {"wte": {"embedding": 0.0}, "position_embedding": 0.0, "embedding": {"kernel": 0.0},
               "cls": 0.0}  # fmt: skip
     assert decay_mask(params, decay_embeddings=decay_embeddings) == {
@@ -53,22 +52,37 @@ def test_embeddings_decay_by_option(decay_embeddings: bool) -> None:
     }
 
 
-def test_paths_name_dicts_and_sequences() -> None:
+def test_paths_of_dicts_and_sequences() -> None:
     assert path_strings({"a": [0.0, {"b": 0.0}]}) == {"a": ["a/0", {"b": "a/1/b"}]}
 
 
 @pytest.mark.parametrize(
-    ("path", "is_hidden"),
+    ("path", "axes", "is_hidden"),
     [
-        ("blocks/mlp/up/kernel", True),
-        ("blocks/experts/up_kernel", True),
-        ("head/dense/kernel", True),
-        ("head/kernel", False),
-        ("lm_head/kernel", False),
-        ("wte/embedding", False),
-        ("kernel/bias", False),
-        ("norm/scale", False),
+        ("blocks/mlp/up/kernel", 2, True),
+        ("blocks/experts/up_kernel", 2, True),
+        ("head/dense/kernel", 2, True),
+        ("head/kernel", 2, False),
+        ("lm_head/kernel", 2, False),
+        ("wte/embedding", 2, False),
+        ("kernel/bias", 1, False),
+        ("norm/scale", 1, False),
+        ("linear/w", 2, True),
+        ("linear/b", 1, False),
+        ("layers/0/weight", 2, True),
+        ("norm/weight", 1, False),
+        ("embedding/weight", 2, False),
+        ("head/weight", 2, False),
     ],
 )
-def test_matrices_of_hidden_layers_are_told_from_their_paths(path: str, is_hidden: bool) -> None:
-    assert is_hidden_matrix(path) is is_hidden
+def test_hidden_matrices_are_recognized_by_path(path: str, axes: int, is_hidden: bool) -> None:
+    assert is_hidden_matrix(path, axes) is is_hidden
+
+
+def test_the_rank_decides_only_for_names_that_frameworks_use_for_several_roles() -> None:
+    params = {
+        name: {"matrix": {name: np.zeros((3, 2))}, "norm": {name: np.zeros(3)}}
+        for name in ("w", "weight")
+    }
+    for name, mask in decay_mask(params).items():
+        assert mask == {"matrix": {name: True}, "norm": {name: False}}

@@ -1,4 +1,4 @@
-"""Everything wrong with a schedule is said at once, and reading it needs no JAX."""
+"""Schedule configuration: all problems at once, units of lengths, no import of JAX."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tjx_core import ConfigError
 from tjx_optim import SCHEDULES, ScheduleConfig, ScheduleSteps
 from tjx_optim.schedule_config import ScheduleName
 
@@ -21,28 +22,28 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 
 
-def refusal(**given: Any) -> str:
-    with pytest.raises(ValueError, match=r".") as refused:
+def message(**given: Any) -> str:
+    with pytest.raises(ConfigError, match=r".") as raised:
         ScheduleConfig(**given)
-    return str(refused.value)
+    return str(raised.value)
 
 
 def test_an_unknown_schedule_lists_the_known_ones() -> None:
-    # In a process of its own: here the test suite's type checker would refuse the name first.
+    # In a subprocess: in this one the test suite's type checker would reject the shape first.
     code = "from tjx_optim import ScheduleConfig; ScheduleConfig(name='adm', cooldown_shape='x')"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     name, shape = run.stderr.splitlines()[-2:]
     known = "constant, linear, cosine, inverse_sqrt, wsd, one_cycle, piecewise"
-    assert name.startswith(f"ValueError: name='adm': must be one of {known}")
-    assert shape.startswith("cooldown_shape='x': must be one of linear, cosine, sqrt")
+    assert name.endswith(f"ConfigError: name: got 'adm'; expected one of {known}")
+    assert shape == "cooldown_shape: got 'x'; expected one of linear, cosine, sqrt"
 
 
-def test_the_names_of_the_configuration_are_those_of_the_table() -> None:
+def test_configuration_and_table_have_the_same_names() -> None:
     assert set(get_args(ScheduleName)) == set(SCHEDULES)
 
 
-# What each schedule heeds beside its warm-up.
-HEEDS = {
+# Fields that each schedule uses beside its warm-up.
+USED = {
     "constant": "",
     "linear": "decay_steps decay_fraction final_fraction",
     "cosine": "decay_steps decay_fraction final_fraction",
@@ -54,25 +55,26 @@ HEEDS = {
 }
 
 
-def heeds(name: str, field: str) -> bool:
-    return field in f"warmup_steps warmup_fraction {HEEDS[name]}".split()
+def uses(name: str, field: str) -> bool:
+    return field in f"warmup_steps warmup_fraction {USED[name]}".split()
 
 
 @pytest.mark.parametrize("name", get_args(ScheduleName))
-def test_what_a_schedule_does_not_heed_is_refused_and_the_rest_is_not(name: str) -> None:
+def test_only_unused_fields_raise(name: str) -> None:
     needed = {k: GIVEN[k] for k in ("boundaries", "factors")} if name == "piecewise" else {}
     for field, value in GIVEN.items():
-        if heeds(name, field):
+        if uses(name, field):
             config = ScheduleConfig(**{"name": name, **needed, field: value})
             assert getattr(config, field) == value
         else:
-            message = refusal(**{"name": name, **needed, field: value})
-            assert message.startswith(f"{field}={value}: is not heeded by name={name}")
-            assert "\n" not in message
+            text = message(**{"name": name, **needed, field: value})
+            assert text.startswith(f"{field}: got {value}; expected ")
+            assert f"{name} does not use it" in text
+            assert "\n" not in text
 
 
 @pytest.mark.parametrize("name", get_args(ScheduleName))
-def test_every_length_that_is_heeded_turns_the_schedule_elsewhere(name: str) -> None:
+def test_every_used_length_changes_the_steps(name: str) -> None:
     needed = {k: GIVEN[k] for k in ("boundaries", "factors")} if name == "piecewise" else {}
 
     def steps(**given: Any) -> ScheduleSteps:
@@ -80,16 +82,16 @@ def test_every_length_that_is_heeded_turns_the_schedule_elsewhere(name: str) -> 
 
     for field, value in GIVEN.items():
         is_length = field.partition("_")[0] in ("warmup", "decay", "cooldown")
-        if is_length and field != "cooldown_shape" and heeds(name, field):
+        if is_length and field != "cooldown_shape" and uses(name, field):
             assert steps(**{field: value}) != steps()
     if name == "piecewise":
         assert steps(boundaries=(0.7,)) != steps()
 
 
 @pytest.mark.parametrize("length", ["warmup", "decay", "cooldown"])
-def test_a_length_is_given_once(length: str) -> None:
+def test_duplicate_lengths_raise(length: str) -> None:
     given = {name: GIVEN[name] for name in (f"{length}_steps", f"{length}_fraction")}
-    assert "is given twice; leave one of them out" in refusal(name="wsd", **given)
+    assert "expected one of the two; leave one out" in message(name="wsd", **given)
 
 
 @pytest.mark.parametrize(
@@ -104,82 +106,86 @@ def test_a_length_is_given_once(length: str) -> None:
         ("final_fraction", [-0.1, 1.1, float("nan"), float("inf")], [0.0, 1.0]),
     ],
 )
-def test_a_value_out_of_its_range_is_refused(
-    field: str, wrong: list[Any], right: list[Any]
-) -> None:
+def test_values_out_of_range_raise(field: str, wrong: list[Any], right: list[Any]) -> None:
     for value in wrong:
-        assert refusal(name="wsd", **{field: value}).startswith(f"{field}={value}: must ")
+        assert message(name="wsd", **{field: value}).startswith(f"{field}: got {value}; expected ")
     for value in right:
         ScheduleConfig(**{"name": "wsd", field: value})
 
 
 def test_the_start_of_one_cycle_is_a_fraction_of_the_peak() -> None:
-    assert refusal(name="one_cycle", start_fraction=1.5).startswith("start_fraction=1.5: must lie")
+    assert message(name="one_cycle", start_fraction=1.5).startswith("start_fraction: got 1.5; exp")
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_of_a_schedule_are_reported_together() -> None:
     given = {"warmup_steps": -1, "final_fraction": 2.0, "cooldown_steps": 5, "factors": (0.5,)}
-    lines = refusal(name="linear", **given).splitlines()
-    assert {line.partition("=")[0] for line in lines} == set(given)
+    lines = message(name="linear", **given).splitlines()
+    assert {line.partition(":")[0] for line in lines} == set(given)
 
 
-def test_a_decay_that_ends_within_the_warm_up_is_refused() -> None:
-    assert "above warmup_steps=10" in refusal(warmup_steps=10, decay_steps=10)
+def test_a_decay_that_ends_within_the_warm_up_raises() -> None:
+    assert "more than warmup_steps=10" in message(warmup_steps=10, decay_steps=10)
     ScheduleConfig(warmup_steps=10, decay_steps=11)
-    assert "above warmup_fraction=0.3" in refusal(warmup_fraction=0.3, decay_fraction=0.3)
-    assert "above warmup_fraction=0.3" in refusal(name="one_cycle", decay_fraction=0.2)
+    assert "more than warmup_fraction=0.3" in message(warmup_fraction=0.3, decay_fraction=0.3)
+    assert "more than warmup_fraction=0.3" in message(name="one_cycle", decay_fraction=0.2)
     ScheduleConfig(warmup_fraction=0.3, decay_fraction=0.31)
 
 
-def test_a_cool_down_longer_than_what_the_warm_up_leaves_is_refused() -> None:
-    message = refusal(name="wsd", warmup_steps=10, decay_steps=100, cooldown_steps=91)
-    assert message.startswith("cooldown_steps=91: must be at most the 90 steps")
+def test_a_cool_down_that_overlaps_the_warm_up_raises() -> None:
+    text = message(name="wsd", warmup_steps=10, decay_steps=100, cooldown_steps=91)
+    assert text.startswith("cooldown_steps: got 91; expected at most the 90 steps")
     ScheduleConfig(name="wsd", warmup_steps=10, decay_steps=100, cooldown_steps=90)
 
-    assert "(0.6 of the run)" in refusal(name="wsd", warmup_fraction=0.6, cooldown_fraction=0.5)
-    assert "cooldown_fraction=0.2" in refusal(name="wsd", warmup_fraction=0.9)
+    assert "(0.6 of the run)" in message(name="wsd", warmup_fraction=0.6, cooldown_fraction=0.5)
+    assert "cooldown_fraction: got 0.2" in message(name="wsd", warmup_fraction=0.9)
     # 0.1 + 0.2 is 0.30000000000000004 in float64, and fits all the same.
     parts: Any = {"warmup_fraction": 0.1, "cooldown_fraction": 0.2, "decay_fraction": 0.3}
     ScheduleConfig(name="wsd", **parts)
 
 
-def test_what_does_not_fit_into_the_run_is_refused_with_both_numbers() -> None:
-    with pytest.raises(ValueError, match="max_steps=100 the cool-down takes 60 steps and 50 are"):
+def test_phases_that_overlap_in_a_run_raise_with_both_numbers() -> None:
+    with pytest.raises(
+        ValueError, match="got 60 steps in a run of max_steps=100; expected at most the 50"
+    ):
         ScheduleConfig(name="wsd", warmup_steps=50, cooldown_steps=60).in_steps(100)
-    with pytest.raises(ValueError, match="ends at step 20 and the warm-up at step 50"):
+    with pytest.raises(
+        ValueError, match=r"got step 20 as the end of the decay .* more than the 50 steps"
+    ):
         ScheduleConfig(warmup_fraction=0.5, decay_steps=20).in_steps(100)
-    with pytest.raises(ValueError, match="ends at step 20 and the warm-up at step 30"):
+    with pytest.raises(
+        ValueError, match=r"got step 20 as the end of the decay .* more than the 30 steps"
+    ):
         ScheduleConfig(name="one_cycle", decay_steps=20).in_steps(100)
     piecewise = ScheduleConfig(
         name="piecewise", warmup_steps=50, boundaries=(0.2, 0.5), factors=(0.5, 0.1)
     )
-    with pytest.raises(ValueError, match="first is step 20 and the warm-up ends at step 50"):
+    with pytest.raises(ValueError, match=r"got step 20 as the first .* expected at least step 50"):
         piecewise.in_steps(100)
     assert piecewise.in_steps(1000).boundaries == (200, 500)
-    # As long as the warm-up, and not looked at beyond.
+    # The run ends with the warm-up, so later phases are not checked.
     assert piecewise.in_steps(50).warmup == 50
 
 
-def test_pieces_must_be_told_apart() -> None:
+def test_invalid_pieces_raise() -> None:
     def wrong(boundaries: tuple[int | float, ...], factors: tuple[float, ...], **given: Any) -> str:
-        return refusal(name="piecewise", boundaries=boundaries, factors=factors, **given)
+        return message(name="piecewise", boundaries=boundaries, factors=factors, **given)
 
-    assert "piecewise needs some" in wrong((), ())
-    assert "as many as boundaries=(5,), 1 and not 2" in wrong((5,), (0.5, 0.1))
+    assert "expected some for piecewise" in wrong((), ())
+    assert "expected 1 of them, one for each of boundaries=(5,)" in wrong((5,), (0.5, 0.1))
     assert "all in steps or all in fractions" in wrong((0.5, 900), (0.5, 0.1))
-    assert "must increase" in wrong((5, 5), (0.5, 0.1))
-    assert "must increase" in wrong((0.8, 0.5), (0.5, 0.1))
-    assert "must be above warmup_steps=5" in wrong((5,), (0.5,), warmup_steps=5)
-    assert "must not lie in the warm-up" in wrong((0.1,), (0.5,), warmup_fraction=0.2)
+    assert "expected increasing" in wrong((5, 5), (0.5, 0.1))
+    assert "expected increasing" in wrong((0.8, 0.5), (0.5, 0.1))
+    assert "more than warmup_steps=5" in wrong((5,), (0.5,), warmup_steps=5)
+    assert "at least warmup_fraction=0.2" in wrong((0.1,), (0.5,), warmup_fraction=0.2)
     for at in (0, -1, 0.0, 1.0, 100.0, 2**31, float("nan")):
-        assert wrong((at,), (0.5,)).startswith(f"boundaries={at}: must be a step")
+        assert wrong((at,), (0.5,)).startswith(f"boundaries: got {at}; expected a step")
     for factor in (-0.1, 1.5, float("nan")):
-        assert wrong((5,), (factor,)).startswith(f"factors={factor}: must lie in [0, 1]")
+        assert wrong((5,), (factor,)).startswith(f"factors: got {factor}; expected [0, 1]")
 
 
 @settings(max_examples=50, deadline=None)
 @given(warmup=st.integers(0, 99), cooldown=st.integers(1, 100), max_steps=st.integers(100, 999))
-def test_the_same_lengths_in_steps_and_in_fractions_are_the_same_schedule(
+def test_equal_lengths_in_steps_and_fractions_give_equal_steps(
     warmup: int, cooldown: int, max_steps: int
 ) -> None:
     if warmup + cooldown > max_steps:

@@ -86,7 +86,7 @@ def _pieces(given: Any) -> Any:
 
 
 def check(name: str, steps: Any, max_steps: int, **given: Any) -> None:
-    config: Any = ScheduleConfig(name=name, **given)  # type: ignore[arg-type]  # one of NAMES
+    config: Any = ScheduleConfig(name=name, **given)
     got = learning_rates(config, learning_rate=PEAK, max_steps=max_steps, steps=np.asarray(steps))
     want = [PEAK * closed_form(name, int(step), max_steps, **given) for step in steps]
     # Float32's precision relative to the rate, and where the closed form itself cancels in float64
@@ -131,7 +131,7 @@ def test_every_step_equals_the_closed_form(
 ) -> None:
     given = data.draw(fields_of(name, max_steps, in_steps=in_steps))
     try:
-        ScheduleConfig(name=name, **given).in_steps(max_steps)  # type: ignore[arg-type]  # a name
+        ScheduleConfig(name=name, **given).in_steps(max_steps)
     except ValueError:
         assume(False)  # lengths that do not fit into the run
     check(name, range(max_steps + 7), max_steps, **given)
@@ -146,14 +146,14 @@ def test_late_steps_of_long_runs_are_exact(name: str, max_steps: int) -> None:
     if name == "wsd":
         given["cooldown_shape"] = "sqrt"
     given |= PIECES if name == "piecewise" else {}
-    config = ScheduleConfig(name=name, **given).in_steps(max_steps)  # type: ignore[arg-type]  # a name
+    config = ScheduleConfig(name=name, **given).in_steps(max_steps)
     turns = [0, config.warmup, config.decay or 0, *config.boundaries, max_steps]
     near = {turn + side for turn in turns for side in (-1000, -10, -1, 0, 1, 10, 1000)}
     spread = np.linspace(0, max_steps - 1, 50).astype(int).tolist()
     steps = [step for step in sorted({*near, *spread}) if 0 <= step < max_steps]
     # Far from 0 the closed form's 1 - sqrt and 1 + cos lose digits in float64 as well.
     ours = learning_rates(
-        ScheduleConfig(name=name, **given),  # type: ignore[arg-type]  # a name
+        ScheduleConfig(name=name, **given),
         learning_rate=1.0,
         max_steps=max_steps,
         steps=np.asarray(steps),
@@ -267,13 +267,15 @@ def test_rates_are_those_of_the_whole_run_unless_steps_are_asked_for() -> None:
 
 @pytest.mark.parametrize("max_steps", [0, -1, 2**31])
 def test_the_run_must_have_steps_that_are_int32(max_steps: int) -> None:
-    with pytest.raises(ValueError, match=f"max_steps={max_steps}: must be at least 1 and below"):
+    with pytest.raises(
+        ValueError, match=f"max_steps: got {max_steps}; expected at least 1 and below"
+    ):
         make_schedule(ScheduleConfig(), learning_rate=PEAK, max_steps=max_steps)
 
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
 def test_the_peak_must_be_a_rate(rate: float) -> None:
-    with pytest.raises(ValueError, match=f"learning_rate={rate}: must be a finite number"):
+    with pytest.raises(ValueError, match=f"learning_rate: got {rate}; expected a finite number"):
         make_schedule(ScheduleConfig(), learning_rate=rate, max_steps=10)
 
 

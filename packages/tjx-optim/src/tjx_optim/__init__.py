@@ -1,7 +1,8 @@
-"""tjx-optim: the update of a training step, thin over optax and exact.
+"""Optimizers, schedules, accumulation and loss scaling for a training step, based on optax.
 
-Optimizers and schedules by name, weight decay chosen by a parameter's path, and gradients of
-several microbatches that equal those of one large batch whatever the counts of real tokens.
+Optimizers and schedules are selected by name or registered, weight decay applies by the role of a
+parameter, and gradients of several microbatches equal those of one large batch for any numbers of
+real tokens.
 """
 
 import lazy_loader

@@ -17,6 +17,8 @@ from .optimizers import make_optimizer as make_optimizer
 from .param_averaging import evaluation_params as evaluation_params
 from .param_paths import decay_mask as decay_mask
 from .param_paths import path_strings as path_strings
+from .registry import register_optimizer as register_optimizer
+from .registry import register_schedule as register_schedule
 from .schedule_config import ScheduleConfig as ScheduleConfig
 from .schedule_config import ScheduleSteps as ScheduleSteps
 from .schedules import SCHEDULES as SCHEDULES

@@ -1,8 +1,8 @@
 """Gradients of several microbatches that equal those of one large batch.
 
 The loss of a batch is (sum of the losses of its real tokens) / (number of real tokens). With
-unequal counts the mean of the microbatches' means is another number, so sums are accumulated and
-divided once, at the end.
+unequal counts the mean over microbatches of their mean losses differs from it, so this module
+accumulates sums and divides once, at the end.
 """
 
 from collections.abc import Callable
@@ -11,25 +11,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tjx_optim.norms import widened
+from tjx_optim.norms import at_least_float32
 
 # (params, microbatch) -> (sum of the losses, (number of real tokens, other sums by name)), scalars.
 LossSum = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
 
 
 class AccumulatedGradients(NamedTuple):
-    """What a batch gives, however many microbatches it was computed in.
+    """Gradients, loss and metrics of a batch, averaged over its real tokens.
 
     Attributes
     ----------
     gradients : pytree like the parameters, at least float32
         Gradient of ``loss``.
     loss : float32 scalar
-        Mean loss of the real tokens of all microbatches; 0 where there is none.
+        Mean loss over the real tokens of all microbatches; 0 without real tokens.
     token_count : scalar of the dtype the loss function returns
         Number of real tokens in all microbatches.
     means : dict of float32 scalars
-        The other sums of the loss function, over all microbatches, by the number of real tokens.
+        The other sums of the loss function, divided by the number of real tokens.
     """
 
     gradients: Any
@@ -45,37 +45,39 @@ def accumulate_gradients(
     *,
     loss_scale: jax.Array | None = None,
 ) -> AccumulatedGradients:
-    """Compute loss and gradients over k microbatches in the memory of one.
+    """Compute loss and gradients over k microbatches with the memory of one.
 
-    Equal to one large batch, up to the order of float32 sums, whatever the numbers of real tokens.
-    A batch without any real token has loss 0 and gradients 0. The compiled step depends on the
-    shapes alone, k among them. k = 1 costs nothing over ``jax.value_and_grad``.
+    The result equals that of one large batch, up to the order of float32 sums, for any numbers of
+    real tokens per microbatch. A batch without real tokens has loss 0 and gradients 0. Only
+    shapes, including k, require a new compilation. With k = 1 the cost is that of
+    ``jax.value_and_grad``.
 
     Parameters
     ----------
     loss_sum : callable
-        From (params, microbatch) to (sum of the token losses, (number of real tokens, sums)): what
-        is differentiated, and what is only reported. `sums` are scalars by name, of which the
-        result has the means. The count must not depend on the parameters.
+        From (params, microbatch) to (sum of the token losses, (number of real tokens, sums)). The
+        first is differentiated; the others are reported. `sums` are scalars by name, averaged in
+        the result. The count must not depend on the parameters.
     params : pytree
-        What is differentiated.
+        Differentiated argument of `loss_sum`.
     microbatches : pytree of arrays [k, ...]
-        Whatever the loss function takes, with k in front: tokens, labels, a dropout key each, ...
+        Second argument of `loss_sum`, stacked along a new first axis: tokens, labels, dropout
+        keys.
     loss_scale : float32 scalar, optional
-        Factor of the sum of the losses while it is differentiated, for computing in float16, where
-        small gradients would be 0 (Micikevicius et al. 2018, "Mixed Precision Training", section
-        3.2). Nothing that is returned is scaled; a power of two changes no bit of it.
+        Factor of the loss during differentiation, for float16, where small gradients underflow
+        (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2). Results are unscaled;
+        with a power of two they have the same bits.
 
     Returns
     -------
     AccumulatedGradients
-        Gradients (float32, or wider where the parameters are), loss, count and means. Where the
-        scaled gradient overflows, the gradients are not finite.
+        Gradients (float32, or wider if the parameters are), loss, count and means. The gradients
+        are not finite if the scaled gradient overflows.
 
     Raises
     ------
     ValueError
-        When the leaves of `microbatches` do not share a first axis of at least 1.
+        If the leaves of `microbatches` do not share a first axis of at least 1.
 
     Examples
     --------
@@ -93,32 +95,32 @@ def accumulate_gradients(
 
     def scaled(params: Any, microbatch: Any) -> tuple[jax.Array, Any]:
         loss, (count, sums) = loss_sum(params, microbatch)
-        return widened(loss) * scale, (loss, count, sums)
+        return at_least_float32(loss) * scale, (loss, count, sums)
 
     gradient = jax.grad(scaled, has_aux=True)
 
     def sums_of(microbatch: Any) -> tuple[Any, Any]:
         gradients, (loss, count, sums) = gradient(params, microbatch)
-        scalars = (widened(loss), jnp.asarray(count), jax.tree.map(widened, sums))
-        return scalars, jax.tree.map(widened, gradients)
+        scalars = (at_least_float32(loss), jnp.asarray(count), jax.tree.map(at_least_float32, sums))
+        return scalars, jax.tree.map(at_least_float32, gradients)
 
     def add_to(totals: Any, microbatch: Any) -> tuple[Any, Any]:
         scalars, gradients = sums_of(microbatch)
-        with jax.named_scope("gradients"):  # as plans name it
+        with jax.named_scope("gradients"):  # the planner finds its operations by this name
             return jax.tree.map(jnp.add, totals, gradients), scalars
 
     if k == 1:
         scalars, totals = sums_of(jax.tree.map(lambda leaf: leaf[0], microbatches))
     else:
         with jax.named_scope("gradients"):
-            zeros = jax.tree.map(lambda leaf: jnp.zeros_like(widened(leaf)), params)
+            zeros = jax.tree.map(lambda leaf: jnp.zeros_like(at_least_float32(leaf)), params)
         totals, scalars = jax.lax.scan(add_to, zeros, microbatches)
         scalars = jax.tree.map(jnp.sum, scalars)
     return mean_gradients(totals, LossTotals(*scalars), loss_scale=scale)
 
 
 class LossTotals(NamedTuple):
-    """What was counted over all microbatches.
+    """Sums over all microbatches.
 
     Attributes
     ----------
@@ -127,7 +129,7 @@ class LossTotals(NamedTuple):
     token_count : scalar
         Number of real tokens.
     sums : dict of float32 scalars
-        The other sums.
+        The other sums of the loss function.
     """
 
     loss: jax.Array
@@ -139,26 +141,26 @@ class LossTotals(NamedTuple):
 def mean_gradients(
     gradients: Any, totals: LossTotals, *, loss_scale: jax.Array | float
 ) -> AccumulatedGradients:
-    """Make means of the sums over all microbatches.
+    """Divide sums over all microbatches by the number of real tokens.
 
     Parameters
     ----------
     gradients : pytree, at least float32
-        Of the sum of the token losses times ``loss_scale``.
-    totals : Totals
-        What was counted; nothing of it is scaled.
+        Gradient of the sum of the token losses times ``loss_scale``.
+    totals : LossTotals
+        Unscaled sums.
     loss_scale : float32 scalar
-        Factor of the sum while it was differentiated.
+        Factor of the loss during differentiation.
 
     Returns
     -------
     AccumulatedGradients
-        Gradients, loss and other sums by the number of real tokens; zeros where there is none.
+        Gradients, loss and other sums per real token; zeros without real tokens.
     """
     loss, count, sums = totals
     # Sums over no tokens are 0, and 0 / 1 = 0: a batch of padding changes nothing.
     divisor = jnp.where(count > 0, count, 1).astype(jnp.float32)
-    # Before anything looks at them: a clip of scaled gradients would clip at another norm.
+    # Unscaled here, before clipping: the norm of scaled gradients is another one.
     unscale = divisor * loss_scale
     gradients = jax.tree.map(lambda leaf: leaf / unscale.astype(leaf.dtype), gradients)
     means = {name: total / divisor for name, total in sums.items()}
@@ -166,10 +168,10 @@ def mean_gradients(
 
 
 def split_microbatches(batch: Any, k: int) -> Any:
-    """Cut a batch into k microbatches along its first axis.
+    """Split a batch into k microbatches along its first axis.
 
-    Microbatch j holds the rows j, j + k, j + 2k, ...: where rows are spread over devices in
-    contiguous blocks, each device then holds a share of every microbatch and nothing moves.
+    Microbatch j holds the rows j, j + k, j + 2k, ... If the rows are sharded over devices in
+    contiguous blocks, each device then holds rows of every microbatch and no data moves.
 
     Parameters
     ----------
@@ -181,12 +183,12 @@ def split_microbatches(batch: Any, k: int) -> Any:
     Returns
     -------
     pytree of arrays [k, batch / k, ...]
-        The microbatches, for `accumulate_gradients`.
+        Input of `accumulate_gradients`.
 
     Raises
     ------
     ValueError
-        When `k` is not positive or does not divide the batch.
+        If `k` is not positive or does not divide the batch.
 
     Examples
     --------
@@ -197,7 +199,7 @@ def split_microbatches(batch: Any, k: int) -> Any:
     rows = _leading_size(batch)
     if k < 1 or rows % k:
         raise ValueError(
-            f"accumulation={k}: must be at least 1 and divide the batch of {rows} sequences; "
+            f"accumulation: got {k}; expected a divisor of the batch of {rows} sequences; "
             "change one of the two"
         )
     return jax.tree.map(
@@ -210,7 +212,7 @@ def _leading_size(tree: Any) -> int:
     sizes = {shape[0] if shape else 0 for shape in shapes}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
-            f"arrays of shapes {shapes}: all must share a first axis of at least 1; "
-            "stack what differs for each part, such as dropout keys"
+            f"microbatches: got arrays of shapes {shapes}; expected a common first axis of at "
+            "least 1; stack per-microbatch values such as dropout keys"
         )
     return int(sizes.pop())

@@ -1,7 +1,7 @@
-"""A step that is not finite changes nothing, is counted, and halves the loss scale of float16.
+"""Skipping of non-finite steps, and the dynamic loss scale of float16.
 
-optax's ``apply_if_finite`` applies a bad update after all when too many came in a row, and knows no
-loss scale; here a bad update is never applied, and whoever runs the steps reads the count and ends.
+``optax.apply_if_finite`` applies a non-finite update after too many consecutive ones and has no
+loss scale. Here a non-finite update is never applied; the training loop reads the count and stops.
 """
 
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ from tjx_optim.guard_config import GuardConfig
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers between steps; saved with the rest of a train state.
+    """Loss scale and counts of skipped steps; part of the train state.
 
     Attributes
     ----------
     loss_scale : float32 scalar
-        Factor of the loss of the next step; 1 where the loss is not scaled.
+        Factor of the loss of the next step; 1 without loss scaling.
     good_steps : int32 scalar
-        Finite steps since the scale was last changed; 0 where the loss is not scaled.
+        Finite steps since the last change of the scale; 0 without loss scaling.
     skipped : int32 scalar
-        Steps that were skipped, in the whole run.
+        Steps skipped in the whole run.
     skipped_in_a_row : int32 scalar
-        Steps skipped since the last finite one; those whose loss scale could still be halved do not
-        count, since the next step may well be finite.
+        Steps skipped since the last finite one. Steps whose loss scale could still be halved do
+        not count.
     """
 
     loss_scale: jax.Array
@@ -40,14 +40,15 @@ def init_guard(config: GuardConfig, *, scales_loss: bool = False) -> GuardState:
     Parameters
     ----------
     config : GuardConfig
-        The first loss scale.
+        Initial loss scale.
     scales_loss : bool
-        Whether the loss is scaled: float16 needs it; bfloat16, with float32's range, does not.
+        Whether the loss is scaled: required for float16, not for bfloat16, which has the range of
+        float32.
 
     Returns
     -------
     GuardState
-        Scalars.
+        Initial state, all scalars.
     """
     zero = jnp.zeros((), jnp.int32)
     scale = jnp.float32(config.initial_scale if scales_loss else 1.0)
@@ -59,24 +60,24 @@ def update_guard(
 ) -> GuardState:
     """Return the guard's state after a step.
 
-    The scale is halved after a step that was not finite, down to ``config.min_scale``, and doubled
+    The loss scale is halved after a non-finite step, down to ``config.min_scale``, and doubled
     after ``config.growth_interval`` finite ones (Micikevicius et al. 2018, section 3.2).
 
     Parameters
     ----------
     state : GuardState
-        Before the step.
+        State before the step.
     finite : bool scalar
-        Whether the step's loss and gradients were finite, as `is_finite` tells.
+        Whether the step's loss and gradients were finite; see `is_finite`.
     config : GuardConfig
-        Floor and growth of the scale.
+        Lower bound and growth interval of the scale.
     scales_loss : bool
-        As for `initial_guard`.
+        As for `init_guard`.
 
     Returns
     -------
     GuardState
-        Scalars; the same inside and outside ``jax.jit``.
+        State after the step, all scalars.
 
     Examples
     --------
@@ -84,9 +85,9 @@ def update_guard(
     >>> config = GuardConfig(initial_scale=2.0)
     >>> @jax.jit
     ... def two_bad_steps():
-    ...     guard = initial_guard(config, scales_loss=True)
-    ...     guard = next_guard(guard, jnp.bool_(False), config, scales_loss=True)
-    ...     return next_guard(guard, jnp.bool_(False), config, scales_loss=True)
+    ...     guard = init_guard(config, scales_loss=True)
+    ...     guard = update_guard(guard, jnp.bool_(False), config, scales_loss=True)
+    ...     return update_guard(guard, jnp.bool_(False), config, scales_loss=True)
     >>> guard = two_bad_steps()  # from scale 2 to 1, where a skipped step counts
     >>> float(guard.loss_scale), int(guard.skipped), int(guard.skipped_in_a_row)
     (1.0, 2, 1)
@@ -109,36 +110,37 @@ def update_guard(
 
 
 def is_finite(tree: Any) -> jax.Array:
-    """Tell whether every number of a tree is finite.
+    """Return whether all values of a tree are finite.
 
     Parameters
     ----------
     tree : pytree of float arrays
-        A loss and the norm of its gradients say it for all of them: a norm is finite only where
-        each of its terms is (and where their squares do not overflow float32, beyond 1e19).
+        Loss and global gradient norm suffice: the norm is finite only if all gradients are (and
+        below 1e19, where their squares overflow float32).
 
     Returns
     -------
     bool scalar
+        False if any value is NaN or infinite.
     """
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
     return jnp.stack(leaves).all()
 
 
 def select_finite(finite: jax.Array, new: Any, old: Any) -> Any:
-    """Return the new tree after a finite step, and the old one, bit for bit, after another.
+    """Return the new tree after a finite step and the old one, bit for bit, otherwise.
 
     Parameters
     ----------
     finite : bool scalar
-        As `is_finite` tells.
-    new, old : pytrees of arrays, alike
-        Parameters and optimizer state after and before the step. XLA selects while it writes, in
-        the memory of the old one where that is donated: nothing is copied.
+        Whether the step was finite; see `is_finite`.
+    new, old : pytrees of arrays with the same structure
+        Parameters and optimizer state after and before the step. XLA fuses the selection into the
+        update and reuses the memory of `old` if it is donated.
 
     Returns
     -------
     pytree of arrays
-        Like both.
+        `new` or `old`.
     """
     return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)

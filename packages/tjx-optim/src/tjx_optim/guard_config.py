@@ -1,28 +1,30 @@
-"""What configures the guard of a training step. Standard library only: read without JAX."""
+"""Configuration of the non-finite guard. Standard library only, so that it is read without JAX."""
 
 import math
 from dataclasses import dataclass
 
+from tjx_core import ConfigError, Problem
+
 
 @dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What happens to steps that are not finite, and the loss scale of float16.
+    """Limit of skipped non-finite steps, and the dynamic loss scale of float16.
 
     Attributes
     ----------
     max_skipped
-        Steps in a row without a finite gradient, each skipped, after which a run should end.
+        Consecutive skipped (non-finite) steps after which a run should stop.
     initial_scale
-        Factor of the loss at the first step, with float16 only; a power of two.
+        Loss scale of the first step, for float16 only; a power of two.
     growth_interval
-        Finite steps in a row after which the loss scale is doubled.
+        Consecutive finite steps after which the loss scale is doubled.
     min_scale
-        The loss scale is not halved below this, a power of two; only steps skipped at it count.
+        Lower bound of the loss scale, a power of two; skipped steps count only at this bound.
 
     Raises
     ------
-    ValueError
-        When a value is out of its range; all of them are named at once.
+    ConfigError
+        If a value is out of range; lists all problems.
     """
 
     max_skipped: int = 10
@@ -32,23 +34,30 @@ class GuardConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name}={value}: must be at least 1"
+            Problem(name, f"got {value}; expected at least 1")
             for name in ("max_skipped", "growth_interval")
             if (value := getattr(self, name)) < 1
         ]
         scales = {"initial_scale": self.initial_scale, "min_scale": self.min_scale}
-        wrong = [name for name, value in scales.items() if not _is_power_of_two(value)]
+        invalid = [name for name, value in scales.items() if not _is_power_of_two(value)]
         problems += [
-            f"{name}={scales[name]}: must be a power of two, so that it changes no bit of what is "
-            "not too small or too large; try 65536"
-            for name in wrong
+            Problem(
+                name,
+                f"got {scales[name]}; expected a power of two, which scales without rounding; "
+                "try 65536",
+            )
+            for name in invalid
         ]
-        if not wrong and self.initial_scale < self.min_scale:
+        if not invalid and self.initial_scale < self.min_scale:
             problems.append(
-                f"initial_scale={self.initial_scale}: must be at least min_scale={self.min_scale}"
+                Problem(
+                    "initial_scale",
+                    f"got {self.initial_scale}; expected at least min_scale={self.min_scale}",
+                    ("min_scale",),
+                )
             )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
 
 def _is_power_of_two(value: float) -> bool:

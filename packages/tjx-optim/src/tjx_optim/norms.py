@@ -1,4 +1,4 @@
-"""Norms of gradients, parameters and updates: of all together, and of each layer."""
+"""L2 norms of gradients, parameters and updates: global and per layer."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tjx_optim.param_paths import path_strings
 
 
 def global_norm(tree: Any) -> jax.Array:
-    """Measure the L2 norm over all leaves together, in float32.
+    """Compute the L2 norm over all leaves together, in float32.
 
     Parameters
     ----------
@@ -29,23 +29,23 @@ def global_norm(tree: Any) -> jax.Array:
     >>> float(jax.jit(global_norm)(tree))
     5.0
     """
-    return jnp.asarray(optax.tree.norm(jax.tree.map(widened, tree)), jnp.float32)
+    return jnp.asarray(optax.tree.norm(jax.tree.map(at_least_float32, tree)), jnp.float32)
 
 
 def layer_norms(tree: Any, stack_axes: Any = None) -> dict[str, jax.Array]:
-    """Measure the L2 norm of each parameter of each layer, in float32.
+    """Compute the L2 norm of each parameter in each layer, in float32.
 
     Parameters
     ----------
     tree : pytree of float arrays
         Gradients, parameters or updates.
     stack_axes : pytree of int like `tree`, optional
-        How many leading axes of a leaf stack layers (and experts); None: none of any leaf.
+        How many leading axes of a leaf stack layers (and experts); None: 0 for all leaves.
 
     Returns
     -------
     dict of str to float32 arrays
-        A leaf's path to its norms: a scalar, or [layers], or [layers, experts].
+        Norms by path: a scalar, [layers], or [layers, experts].
 
     Examples
     --------
@@ -58,13 +58,14 @@ def layer_norms(tree: Any, stack_axes: Any = None) -> dict[str, jax.Array]:
     depths = jax.tree.map(lambda _: 0, tree) if stack_axes is None else stack_axes
 
     def norm(leaf: jax.Array, depth: int) -> jax.Array:
-        return jnp.sqrt(jnp.sum(jnp.square(widened(leaf)), axis=tuple(range(depth, leaf.ndim))))
+        axes = tuple(range(depth, leaf.ndim))
+        return jnp.sqrt(jnp.sum(jnp.square(at_least_float32(leaf)), axis=axes))
 
     paths = jax.tree.leaves(path_strings(tree))
     norms = jax.tree.leaves(jax.tree.map(norm, tree, depths))
     return {path: each.astype(jnp.float32) for path, each in zip(paths, norms, strict=True)}
 
 
-def widened(array: jax.Array) -> jax.Array:
-    """Widen what is narrower than float32: sums of many small terms need the bits."""
+def at_least_float32(array: jax.Array) -> jax.Array:
+    """Widen an array that is narrower than float32, for sums of many small terms."""
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))

@@ -1,11 +1,13 @@
-"""What configures an optimizer. Standard library only: it is read without JAX."""
+"""Configuration of an optimizer. Standard library only, so that it is read without JAX."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tjx_core import ConfigError, Problem, problems_of, unknown_name
 from tjx_optim.param_groups import ParameterGroup, parse_group
-from tjx_optim.refusals import above_zero, at_least_zero, fraction, unknown_name
+from tjx_optim.registry import registered_optimizers
 
 OptimizerName = Literal[
     "sgd", "adam", "adamw", "lamb", "lion", "adafactor", "muon", "schedule_free_adamw"
@@ -17,7 +19,7 @@ DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
     "sgd": {"momentum": 0.9, "nesterov": False, "weight_decay": 1e-4},
     # Kingma and Ba 2015, algorithm 1.
     "adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
-    # Loshchilov and Hutter 2019; the numbers of GPT-3 (Brown et al. 2020) and nanoGPT.
+    # Loshchilov and Hutter 2019; the values of GPT-3 (Brown et al. 2020) and nanoGPT.
     "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
     # You et al. 2020, section 4.
     "lamb": {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.01},
@@ -25,7 +27,7 @@ DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
     "lion": {"b1": 0.9, "b2": 0.99, "weight_decay": 0.1},
     # Shazeer and Stern 2018, algorithm 4: b2 is the exponent of the decay rate 1 - t^-b2.
     "adafactor": {"b1": 0.0, "b2": 0.8, "eps": 1e-30, "weight_decay": 0.0},
-    # Liu et al. 2025, section 2; b1, b2 and eps are those of the AdamW beside it.
+    # Liu et al. 2025, section 2; b1, b2 and eps are those of AdamW for the other parameters.
     "muon": {
         "momentum": 0.95,
         "nesterov": True,
@@ -34,24 +36,24 @@ DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
         "eps": 1e-8,
         "weight_decay": 0.1,
     },
-    # Defazio et al. 2024, algorithm 1; b1 says how far the gradients' point is averaged.
+    # Defazio et al. 2024, algorithm 1; b1 interpolates between the averaged and the base iterate.
     "schedule_free_adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
 }
-"""What each optimizer heeds, and the number that it takes where none is given."""
+"""Settings that each built-in optimizer uses, with their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """The optimizer: which one, how large its steps are, and what keeps them in bounds.
+    """Optimizer, learning rate, weight decay, clipping and parameter groups.
 
     Attributes
     ----------
     name
-        Optimizer; what is left out below takes its own default.
+        Optimizer, built in or registered; it decides the defaults of the settings below.
     learning_rate
-        Peak learning rate, a step; the schedule scales it.
+        Peak learning rate; the schedule scales it.
     weight_decay
-        Decay, a step and unit of learning rate (adam: L2); never of biases and norm scales.
+        Decay per step and unit of learning rate (adam: L2); never of biases and norm scales.
     b1
         Decay rate of the first moment (lion: mixing rate), in [0, 1); schedule-free: in (0, 1).
     b2
@@ -61,29 +63,29 @@ class OptimizerConfig:
     momentum
         Momentum of sgd and of muon's matrices, in [0, 1).
     nesterov
-        Whether that momentum looks ahead.
+        Whether that momentum is Nesterov's.
     clip_norm
-        Largest global L2 norm of the gradient; larger ones are scaled to it; None clips nothing.
+        Maximum global L2 norm of the gradient; larger ones are scaled to it; None: no clipping.
     clip_value
-        Largest size of one entry of the gradient; None clips nothing.
+        Maximum absolute value of a gradient entry; None: no clipping.
     clip_adaptive
-        Largest norm of a unit's gradient as a fraction of its weights' (AGC); None clips nothing.
+        Maximum gradient norm of a unit as a fraction of its weight norm (AGC); None: no clipping.
     decay_embeddings
         Whether weight decay applies to embedding tables too.
     moment_dtype
-        What moments are stored in; they are always computed in float32.
+        Dtype in which moments are stored; they are always computed in float32.
     ema_decay
-        Decay rate of the parameters' running mean that evaluation uses; None keeps no mean.
+        Decay rate of the exponential moving average of the parameters for evaluation; None: none.
     groups
-        "PATTERN: frozen" or "PATTERN: learning_rate_scale=0.1 weight_decay=0"; the first decides.
+        "PATTERN: frozen" or "PATTERN: learning_rate_scale=0.1 weight_decay=0"; first match wins.
 
     Raises
     ------
-    ValueError
-        When a value is out of its range or the optimizer does not heed it; all are named at once.
+    ConfigError
+        If a value is out of range or the optimizer does not use it; lists all problems.
     """
 
-    name: OptimizerName = "adamw"
+    name: OptimizerName | str = "adamw"
     learning_rate: float = 6e-4
     weight_decay: float | None = None
     b1: float | None = None
@@ -100,106 +102,181 @@ class OptimizerConfig:
     groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        known = self.name in DEFAULTS
-        problems = [] if known else [unknown_name("name", self.name, get_args(OptimizerName))]
-        problems += at_least_zero("learning_rate", self.learning_rate, "try 6e-4 for adamw")
-        problems += at_least_zero("weight_decay", self.weight_decay, "0 turns decay off")
+        defaults = optimizer_defaults()
+        problems = []
+        if self.name not in defaults:
+            problems.append(unknown_name("name", self.name, defaults))
+        problems += _at_least_zero("learning_rate", self.learning_rate, "try 6e-4 for adamw")
+        problems += _at_least_zero("weight_decay", self.weight_decay, "0 disables decay")
         for field in ("b1", "b2", "momentum", "ema_decay"):
-            problems += fraction(field, getattr(self, field))
-        problems += above_zero("eps", self.eps, "try 1e-8")
-        problems += above_zero("clip_norm", self.clip_norm, "None turns clipping off")
-        problems += above_zero("clip_value", self.clip_value, "None turns clipping off")
-        problems += above_zero("clip_adaptive", self.clip_adaptive, "try 0.01; None turns it off")
+            problems += _fraction(field, getattr(self, field))
+        problems += _above_zero("eps", self.eps, "try 1e-8")
+        problems += _above_zero("clip_norm", self.clip_norm, "None disables clipping")
+        problems += _above_zero("clip_value", self.clip_value, "None disables clipping")
+        problems += _above_zero("clip_adaptive", self.clip_adaptive, "try 0.01; None disables it")
         if self.moment_dtype not in get_args(MomentDtype):
             problems.append(unknown_name("moment_dtype", self.moment_dtype, get_args(MomentDtype)))
-        problems += self._bad_groups()
-        if known:
-            problems += [*self._unheeded(), *self._impossible(), *self._bad_moment_dtype()]
+        problems += self._check_groups()
+        if self.name in defaults:
+            problems += [
+                *self._unused_settings(),
+                *self._check_settings(),
+                *self._check_moment_dtype(),
+            ]
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
     @property
     def settings(self) -> dict[str, float | bool]:
-        """The numbers that the optimizer heeds: those given, and its defaults for the others.
+        """The settings that the optimizer uses: the given values, or its defaults.
 
         Examples
         --------
         >>> OptimizerConfig(name="sgd", momentum=0.5).settings
         {'momentum': 0.5, 'nesterov': False, 'weight_decay': 0.0001}
         """
-        defaults = DEFAULTS[self.name]
+        defaults = optimizer_defaults()[self.name]
         given = {field: getattr(self, field) for field in defaults}
         return {f: defaults[f] if value is None else value for f, value in given.items()}
 
     @property
     def parameter_groups(self) -> tuple[ParameterGroup, ...]:
-        """The groups, read from their texts, in the order in which they are asked."""
+        """The parsed groups, in order of precedence."""
         return tuple(parse_group(text) for text in self.groups)
 
     @property
     def averages(self) -> bool:
-        """Whether the optimizer keeps a mean of the parameters, for evaluation."""
+        """Whether the optimizer keeps an average of the parameters for evaluation."""
         return self.ema_decay is not None or self.name == "schedule_free_adamw"
 
-    def _unheeded(self) -> list[str]:
-        """Refuse what the optimizer would ignore."""
+    def _unused_settings(self) -> list[Problem]:
+        """Report settings that the optimizer would ignore."""
+        defaults = optimizer_defaults()
         return [
-            f"{field}={getattr(self, field)}: {self.name} has none, only "
-            f"{', '.join(name for name in DEFAULTS if field in DEFAULTS[name])}; leave it out"
+            Problem(
+                field,
+                f"got {getattr(self, field)}; expected none, since {self.name} does not use it "
+                f"(only {', '.join(name for name in defaults if field in defaults[name])} do); "
+                "leave it out",
+                ("name",),
+            )
             for field in ("b1", "b2", "eps", "momentum", "nesterov")
-            if field not in DEFAULTS[self.name] and getattr(self, field) is not None
+            if field not in defaults[self.name] and getattr(self, field) is not None
         ]
 
-    def _impossible(self) -> list[str]:
-        """Refuse values that are in range, but not for this optimizer."""
+    def _check_settings(self) -> list[Problem]:
+        """Check constraints of single optimizers."""
         problems = []
         settings = self.settings
         if self.name == "schedule_free_adamw":
             if settings["b1"] == 0:
-                problems.append("b1=0.0: schedule_free_adamw divides by it; give one in (0, 1)")
+                problems.append(
+                    Problem(
+                        "b1",
+                        "got 0.0; expected (0, 1), since schedule_free_adamw divides by it; "
+                        "try 0.9",
+                        ("name",),
+                    )
+                )
             if self.ema_decay is not None:
                 problems.append(
-                    f"ema_decay={self.ema_decay}: schedule_free_adamw has a running mean of its "
-                    "own; leave ema_decay out"
+                    Problem(
+                        "ema_decay",
+                        f"got {self.ema_decay}; expected none, since schedule_free_adamw averages "
+                        "the parameters itself; leave it out",
+                        ("name",),
+                    )
                 )
         if self.name == "adafactor" and settings["b2"] == 0:
-            problems.append("b2=0.0: adafactor's decay rate 1 - t^-b2 would stay 0; try 0.8")
+            problems.append(
+                Problem(
+                    "b2",
+                    "got 0.0; expected (0, 1), since adafactor's decay rate 1 - t^-b2 would stay "
+                    "0; try 0.8",
+                    ("name",),
+                )
+            )
         if settings.get("nesterov") and settings["momentum"] == 0:
-            problems.append("nesterov=True: needs a momentum above 0; try momentum=0.9")
+            problems.append(
+                Problem(
+                    "nesterov",
+                    "got True; expected False without momentum; try momentum=0.9",
+                    ("momentum",),
+                )
+            )
         return problems
 
-    def _bad_moment_dtype(self) -> list[str]:
-        """Refuse moments that would stand still.
+    def _check_moment_dtype(self) -> list[Problem]:
+        """Report moments that bfloat16 would never update.
 
-        A bfloat16 has 8 significant bits: what changes by less than 2^-8 of itself a step may not
-        change at all.
+        A bfloat16 has 8 significant bits: a change below 2^-8 of the value can round to none.
         """
         if self.moment_dtype != "bfloat16":
             return []
         if self.name == "adafactor":
             return [
-                "moment_dtype='bfloat16': the decay rate of adafactor's second moment tends to 1, "
-                "so that it would stand still; use float32, which is small as it is factored"
+                Problem(
+                    "moment_dtype",
+                    "got 'bfloat16'; expected float32, since the decay rate of adafactor's second "
+                    "moment tends to 1 and bfloat16 would round its updates to none; the factored "
+                    "moment is small anyway",
+                    ("name",),
+                )
             ]
         rates = {field: self.settings.get(field, 0.0) for field in ("b1", "b2", "momentum")}
         return [
-            f"moment_dtype='bfloat16': with {field}={rate} a moment changes by less than 2^-8 of "
-            f"itself a step and would stand still in bfloat16; use float32 or {field} <= 0.996"
+            Problem(
+                "moment_dtype",
+                f"got 'bfloat16'; expected float32 with {field}={rate}: an update changes the "
+                f"moment by less than 2^-8, which bfloat16 rounds to none; use float32 or {field} "
+                "<= 0.996",
+                (field,),
+            )
             for field, rate in rates.items()
             if 1 - rate < 2**-8
         ]
 
-    def _bad_groups(self) -> list[str]:
+    def _check_groups(self) -> list[Problem]:
         problems = []
         patterns = []
         for text in self.groups:
             try:
                 patterns.append(parse_group(text).pattern)
             except ValueError as error:
-                problems += [f"groups: {line}" for line in str(error).splitlines()]
+                problems += [problem.within("groups") for problem in problems_of(error)]
         problems += [
-            f"groups: the pattern {pattern!r} is given twice: keep one"
+            Problem("groups", f"got the pattern {pattern!r} twice; expected it once; keep one")
             for pattern in dict.fromkeys(patterns)
             if patterns.count(pattern) > 1
         ]
         return problems
+
+
+def optimizer_defaults() -> dict[str, Mapping[str, float | bool]]:
+    """Return the settings of every optimizer, built in and registered, with their defaults.
+
+    Examples
+    --------
+    >>> optimizer_defaults()["lion"]
+    {'b1': 0.9, 'b2': 0.99, 'weight_decay': 0.1}
+    """
+    registered = {name: entry.defaults for name, entry in registered_optimizers.items()}
+    return {**DEFAULTS, **registered}
+
+
+def _at_least_zero(field: str, given: float | None, hint: str) -> list[Problem]:
+    if given is None or (math.isfinite(given) and given >= 0):
+        return []
+    return [Problem(field, f"got {given}; expected a finite number of at least 0; {hint}")]
+
+
+def _above_zero(field: str, given: float | None, hint: str) -> list[Problem]:
+    if given is None or (math.isfinite(given) and given > 0):
+        return []
+    return [Problem(field, f"got {given}; expected a finite number above 0; {hint}")]
+
+
+def _fraction(field: str, given: float | None) -> list[Problem]:
+    if given is None or 0 <= given < 1:
+        return []
+    return [Problem(field, f"got {given}; expected [0, 1); 0 disables it")]

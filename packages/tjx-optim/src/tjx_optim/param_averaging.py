@@ -1,4 +1,4 @@
-"""Running means of the parameters, and which parameters to evaluate."""
+"""Exponential moving average of the parameters, and the parameters to evaluate."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from tjx_optim.param_paths import leaves_by_path, map_with_path
 
 
 class AverageState(NamedTuple):
-    """What a running mean keeps.
+    """State of `average_parameters`.
 
     Attributes
     ----------
     update_count : int32 scalar
-        Number of updates made.
+        Number of updates.
     average : pytree like the parameters
-        Their mean; before the first update the parameters that training starts from.
+        The moving average; before the first update the initial parameters.
     """
 
     update_count: jax.Array
@@ -27,20 +27,26 @@ class AverageState(NamedTuple):
 
 
 def average_parameters(decay: float) -> optax.GradientTransformation:
-    """Keep the exponential moving average of the parameters after each update; change nothing.
+    """Track the exponential moving average of the updated parameters; leave updates unchanged.
 
-    After t updates the parameters of update s weigh ``(1 - decay) decay^(t - s) / (1 - decay^t)``:
-    those that training starts from have no weight. It comes last in a chain. (``optax.ema`` takes
-    1 - decay^t in float32: with the decay 0.9999 its first means are wrong in the fourth digit.)
+    After t updates the parameters after update s have the weight ``(1 - decay) decay^(t - s) /
+    (1 - decay^t)``, and the initial parameters none. Use it last in a chain. (``optax.ema``
+    computes 1 - decay^t in float32: with the decay 0.9999 its first averages are wrong in the
+    fourth digit.)
 
     Parameters
     ----------
     decay : float
-        Between 0 and 1; the mean is over about ``1 / (1 - decay)`` updates.
+        In [0, 1); the average spans about ``1 / (1 - decay)`` updates.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        Its ``update`` requires the parameters.
     """
 
     def init(params: Any) -> AverageState:
-        # A copy, so that a step may be given both the parameters and the state to overwrite.
+        # A copy, so that a step can donate both the parameters and the state.
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
@@ -59,25 +65,25 @@ def average_parameters(decay: float) -> optax.GradientTransformation:
 
 
 def evaluation_params(opt_state: Any, params: Any) -> Any:
-    """Return the parameters to evaluate, to export and to generate with.
+    """Return the parameters for evaluation, export and generation.
 
     Parameters
     ----------
     opt_state : pytree
-        The state of an optimizer of `make_optimizer`, as it is or as part of a larger state.
+        State of an optimizer of `make_optimizer`, or a larger state that contains it.
     params : pytree
-        The parameters that go with it.
+        The trained parameters.
 
     Returns
     -------
     pytree like `params`
-        With ``ema_decay`` the running mean; with schedule_free_adamw the mean x of algorithm 1 of
-        Defazio et al. 2024; otherwise, and where a parameter is frozen, `params` as they are.
+        With ``ema_decay`` the moving average; with schedule_free_adamw the average x of algorithm
+        1 of Defazio et al. 2024; otherwise, and for frozen parameters, `params` unchanged.
 
     Raises
     ------
     ValueError
-        When the state keeps several means, so that it is not of one optimizer.
+        If the state contains several averages.
 
     Examples
     --------
@@ -98,7 +104,10 @@ def evaluation_params(opt_state: Any, params: Any) -> Any:
     if not states:
         return params
     if len(states) > 1:
-        raise ValueError(f"the state keeps {len(states)} means: pass that of one optimizer")
+        raise ValueError(
+            f"opt_state: got {len(states)} averages of the parameters; expected at most one; pass "
+            "the state of one optimizer"
+        )
     (state,) = states
     if isinstance(state, AverageState):
         averages = leaves_by_path(state.average)

@@ -1,6 +1,6 @@
-"""Groups of parameters, written as text: ``"blocks/*/bias: weight_decay=0.1"``.
+"""Parameter groups, written as text: ``"blocks/*/bias: weight_decay=0.1"``.
 
-Standard library only: the configuration reads them without JAX.
+Standard library only, so that the configuration is read without JAX.
 """
 
 import math
@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
+from tjx_core import ConfigError, Problem, did_you_mean
+
 SETTINGS = ("frozen", "learning_rate_scale", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """What differs for the parameters whose path matches a pattern.
+    """Settings of the parameters whose path matches a pattern.
 
     Attributes
     ----------
@@ -23,9 +25,10 @@ class ParameterGroup:
     learning_rate_scale
         Factor of the learning rate, and so of decoupled weight decay.
     weight_decay
-        Takes the place of the optimizer's, for biases and norm scales too; None keeps the rules.
+        Replaces the optimizer's weight decay, for biases and norm scales too; None: no change.
     frozen
-        Whether the parameters never change; they have no moments, nor do their gradients count.
+        Whether the parameters are not trained: no updates, no moments, and their gradients do not
+        count in the global norm.
     """
 
     pattern: str
@@ -34,7 +37,7 @@ class ParameterGroup:
     frozen: bool = False
 
     def matches(self, path: str) -> bool:
-        """Tell whether a parameter's path matches.
+        """Return whether the pattern matches the path of a parameter.
 
         Examples
         --------
@@ -45,7 +48,7 @@ class ParameterGroup:
 
 
 def parse_group(text: str) -> ParameterGroup:
-    """Read a group from its text.
+    """Parse a parameter group.
 
     Parameters
     ----------
@@ -56,12 +59,12 @@ def parse_group(text: str) -> ParameterGroup:
     Returns
     -------
     ParameterGroup
-        What the text says.
+        The group.
 
     Raises
     ------
-    ValueError
-        When it cannot be read: every problem, a line each.
+    ConfigError
+        If the text cannot be parsed or a value is out of range; lists all problems.
 
     Examples
     --------
@@ -72,27 +75,31 @@ def parse_group(text: str) -> ParameterGroup:
     pattern, _, rest = (part.strip() for part in text.partition(":"))
     words = rest.split()
     if not (pattern and words):
-        raise ValueError(
-            f"{text!r}: must be a pattern of paths, a colon and settings, such as "
+        raise ConfigError([
+            f"got {text!r}; expected a path pattern, a colon and settings; write "
             "'wte/*: learning_rate_scale=0.1 weight_decay=0' or 'wte/*: frozen'"
-        )
+        ])  # fmt: skip
     numbers: dict[str, float] = {}
     problems = []
     for word in words:
         name, has_value, value = word.partition("=")
         if name not in SETTINGS or (name == "frozen" and has_value):
-            near = get_close_matches(name, SETTINGS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTINGS)}"
-            problems.append(f"{text!r}: there is no setting {word!r}; {hint}")
+            problems.append(
+                f"got {word!r} in {text!r}; expected {', '.join(SETTINGS)}"
+                f"{did_you_mean(name, SETTINGS)}"
+            )
         elif name in numbers:
-            problems.append(f"{text!r}: {name} is given twice: keep one")
+            problems.append(f"got {name} twice in {text!r}; expected it once; keep one")
         else:
             numbers[name] = 1.0 if name == "frozen" else _number(value)
             problems += _out_of_range(text, word, name, numbers[name])
     if "frozen" in numbers and len(numbers) > 1:
-        problems.append(f"{text!r}: what is frozen has no rate and no decay: keep frozen alone")
+        problems.append(
+            f"got {text!r}; expected frozen alone, since frozen parameters have no rate and no "
+            "decay; remove the other settings"
+        )
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     return ParameterGroup(
         pattern=pattern,
         learning_rate_scale=numbers.get("learning_rate_scale", 1.0),
@@ -102,19 +109,25 @@ def parse_group(text: str) -> ParameterGroup:
 
 
 def group_of(path: str, groups: Iterable[ParameterGroup]) -> ParameterGroup:
-    """Return the first group that a path matches; one that changes nothing where none does."""
+    """Return the first group that matches a path, or a group without settings if none does."""
     return next((group for group in groups if group.matches(path)), ParameterGroup(pattern="*"))
 
 
-def unused_groups(paths: Sequence[str], groups: Sequence[ParameterGroup]) -> list[str]:
-    """Say of each group that decides about no parameter why, a line each.
+def unused_groups(paths: Sequence[str], groups: Sequence[ParameterGroup]) -> list[Problem]:
+    """Return a problem for each group that applies to no parameter.
 
     Parameters
     ----------
     paths : sequence of str
         The paths of all parameters.
     groups : sequence of ParameterGroup
-        In the order in which they are asked.
+        In order of precedence.
+
+    Returns
+    -------
+    list of Problem
+        For patterns that match nothing, with the nearest paths, and for patterns whose matches
+        all belong to earlier groups.
     """
     problems = []
     for number, group in enumerate(groups):
@@ -122,13 +135,19 @@ def unused_groups(paths: Sequence[str], groups: Sequence[ParameterGroup]) -> lis
         if not matched:
             near = get_close_matches(group.pattern.replace("*", ""), paths, n=3, cutoff=0.0)
             problems.append(
-                f"groups: the pattern {group.pattern!r} matches no parameter; the nearest are "
-                f"{', '.join(near)}: correct it or take it out"
+                Problem(
+                    "groups",
+                    f"got the pattern {group.pattern!r}, which matches no parameter; expected a "
+                    f"match; the nearest paths are {', '.join(near)}",
+                )
             )
         elif all(any(g.matches(path) for g in groups[:number]) for path in matched):
             problems.append(
-                f"groups: all that the pattern {group.pattern!r} matches is decided by earlier "
-                "groups: put it before them or take it out"
+                Problem(
+                    "groups",
+                    f"got the pattern {group.pattern!r}, whose parameters all belong to earlier "
+                    "groups; expected some of its own; move it before them or remove it",
+                )
             )
     return problems
 
@@ -143,6 +162,6 @@ def _number(text: str) -> float:
 def _out_of_range(text: str, word: str, name: str, value: float) -> list[str]:
     if math.isfinite(value) and (value > 0 or (value == 0 and name == "weight_decay")):
         return []
-    bound = "a finite number of at least 0" if name == "weight_decay" else "finite and above 0"
-    more = "; write frozen for what must not change" if value == 0 else ""
-    return [f"{text!r}: {word} must be {bound}, such as {name}=0.1{more}"]
+    bound = "of at least 0" if name == "weight_decay" else "above 0"
+    fix = "write frozen to stop training" if value == 0 else f"try {name}=0.1"
+    return [f"got {word} in {text!r}; expected a finite number {bound}; {fix}"]

@@ -1,42 +1,54 @@
-"""What holds for each parameter, looked up by its path.
+"""Settings of single parameters, looked up by path.
 
-By the path and not by a tree, since an optimizer that is given only some of the parameters (those
-that are not frozen, muon's matrices) sees a tree with holes.
+The lookup is by path and not by tree, since an optimizer of some of the parameters (those that are
+not frozen, muon's matrices) sees a tree with holes, and since the settings can be a dict where the
+parameters are an ``nnx.State``.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from tjx_core import ConfigError, Problem
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.param_groups import ParameterGroup, group_of, unused_groups
-from tjx_optim.param_paths import decays, leaves_by_path
+from tjx_optim.param_paths import decays, is_hidden_matrix, leaves_by_path, path_strings
 
 
 class ParameterRules:
-    """The rules of an optimizer, for any parameter that its path names.
+    """Learning-rate factor, weight decay, group, stack axes and muon mask of each parameter.
 
     Parameters
     ----------
     config : OptimizerConfig
-        Weight decay, what is exempt from it, and the groups.
-    learning_rate_scales : pytree of floats like the parameters, optional
-        A factor of the learning rate for each parameter; None: 1 for all.
-    stack_axes : pytree of ints like the parameters, optional
-        How many leading axes of each stack layers (and experts) on each other; None: 0 for all.
+        Weight decay, its exceptions, and the groups.
+    learning_rate_scales, stack_axes, decay_mask, muon_mask : pytree, optional
+        As for `make_optimizer`.
     """
 
     def __init__(
-        self, config: OptimizerConfig, learning_rate_scales: Any = None, stack_axes: Any = None
+        self,
+        config: OptimizerConfig,
+        learning_rate_scales: Any = None,
+        stack_axes: Any = None,
+        decay_mask: Any = None,
+        muon_mask: Any = None,
     ) -> None:
         self._groups = config.parameter_groups
         self._weight_decay = float(config.settings["weight_decay"])
         self._decay_embeddings = config.decay_embeddings
-        self._scales = (
-            None if learning_rate_scales is None else leaves_by_path(learning_rate_scales)
-        )
-        self._stacked = None if stack_axes is None else leaves_by_path(stack_axes)
+        trees = {
+            "learning_rate_scales": learning_rate_scales,
+            "stack_axes": stack_axes,
+            "decay_mask": decay_mask,
+            "muon_mask": muon_mask,
+        }
+        self._given = {
+            name: leaves_by_path(tree) for name, tree in trees.items() if tree is not None
+        }
 
     @property
     def freezes(self) -> bool:
@@ -44,61 +56,92 @@ class ParameterRules:
         return any(group.frozen for group in self._groups)
 
     def group(self, path: str) -> ParameterGroup:
-        """Return the group that decides about a parameter."""
+        """Return the group of a parameter."""
         return group_of(path, self._groups)
 
-    def weight_decay(self, path: str) -> float:
-        """Return a parameter's rate of decay, per unit of learning rate."""
+    def weight_decay(self, path: str, axes: int) -> float:
+        """Return the weight decay of a parameter of so many axes, per unit of learning rate."""
         of_group = self.group(path).weight_decay
         if of_group is not None:
             return of_group
-        return self._weight_decay if decays(path, decay_embeddings=self._decay_embeddings) else 0.0
+        if "decay_mask" in self._given:
+            decayed = bool(self._given["decay_mask"][path])
+        else:
+            own_axes = axes - self.stack_axes(path)
+            decayed = decays(path, own_axes, decay_embeddings=self._decay_embeddings)
+        return self._weight_decay if decayed else 0.0
 
     def learning_rate_scale(self, path: str) -> Any:
         """Return the factor of a parameter's learning rate."""
         scale = self.group(path).learning_rate_scale
-        return scale if self._scales is None else scale * self._scales[path]
+        scales = self._given.get("learning_rate_scales")
+        return scale if scales is None else scale * scales[path]
 
     @property
     def scales_learning_rates(self) -> bool:
-        """Whether any parameter may learn at a rate of its own."""
-        return self._scales is not None or any(g.learning_rate_scale != 1 for g in self._groups)
+        """Whether the learning rate of any parameter has a factor."""
+        return "learning_rate_scales" in self._given or any(
+            group.learning_rate_scale != 1 for group in self._groups
+        )
 
     def stack_axes(self, path: str) -> int:
         """Return how many leading axes of a parameter stack layers and experts."""
-        return 0 if self._stacked is None else int(self._stacked[path])
+        stacked = self._given.get("stack_axes")
+        return 0 if stacked is None else int(stacked[path])
+
+    def is_muon_matrix(self, path: str, axes: int) -> bool:
+        """Return whether muon orthogonalizes the update of a parameter of so many axes."""
+        if "muon_mask" in self._given:
+            return bool(self._given["muon_mask"][path])
+        return is_hidden_matrix(path, axes - self.stack_axes(path))
 
     def check(self, params: Any) -> None:
-        """Refuse parameters that the rules do not fit.
+        """Check that the parameters and the trees given to the constructor fit together.
 
         Raises
         ------
-        ValueError
-            When a parameter is narrower than float32; when a tree of the rules is not like the
-            parameters, or stacks more axes than there are; when a group decides about nothing.
+        ConfigError
+            If a parameter is narrower than float32, two have the same path, a tree does not have
+            the paths of the parameters, there are more stack axes than axes, or a group is unused.
         """
         leaves = leaves_by_path(params)
-        problems = _narrow(leaves)
-        for name, tree in (("learning_rate_scales", self._scales), ("stack_axes", self._stacked)):
-            if tree is not None and tree.keys() != leaves.keys():
-                odd = sorted(tree.keys() ^ leaves.keys())
+        problems = [*_duplicate_paths(params), *_narrow(leaves)]
+        for name, given in self._given.items():
+            if given.keys() != leaves.keys():
+                odd = sorted(given.keys() ^ leaves.keys())
                 problems.append(
-                    f"{name}: must have a leaf for each parameter and no other; {len(odd)} differ, "
-                    f"the first is {odd[0]}: make it of the parameters that are trained"
+                    Problem(
+                        name,
+                        f"got {len(odd)} paths that differ from those of the parameters, such as "
+                        f"{odd[0]}; expected a leaf for each parameter; build it from the "
+                        "parameters that are trained",
+                    )
                 )
         if not problems:
             problems = [
-                f"stack_axes: {path} has {self.stack_axes(path)} for the shape {tuple(leaf.shape)}"
-                ": must be the number of its leading axes of layers and experts"
+                Problem(
+                    "stack_axes",
+                    f"got {self.stack_axes(path)} for {path} of shape {tuple(leaf.shape)}; "
+                    "expected the number of its leading axes that stack layers and experts",
+                )
                 for path, leaf in leaves.items()
                 if not 0 <= self.stack_axes(path) <= leaf.ndim
             ]
         problems += unused_groups(list(leaves), self._groups)
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
 
-def _narrow(leaves: Mapping[str, Any]) -> list[str]:
+def _duplicate_paths(params: Any) -> list[Problem]:
+    counts = Counter(jax.tree.leaves(path_strings(params)))
+    return [
+        Problem("params", f"got {count} parameters with the path {path}; expected one; rename them")
+        for path, count in counts.items()
+        if count > 1
+    ]
+
+
+def _narrow(leaves: Mapping[str, Any]) -> list[Problem]:
     narrow = [
         f"{path} ({leaf.dtype})"
         for path, leaf in leaves.items()
@@ -107,6 +150,9 @@ def _narrow(leaves: Mapping[str, Any]) -> list[str]:
     if not narrow:
         return []
     return [
-        f"{len(narrow)} parameters are narrower than float32, the first is {narrow[0]}: "
-        "keep parameters in float32 and cast them inside the model to compute in less"
+        Problem(
+            "params",
+            f"got {len(narrow)} narrower than float32, such as {narrow[0]}; expected float32; keep "
+            "parameters in float32 and cast them inside the model",
+        )
     ]

@@ -1,7 +1,7 @@
-"""Transformations that look at a whole array, made to look at one layer of a stack at a time.
+"""Per-layer application of transformations that reduce over whole arrays.
 
 Layers that are stacked for ``lax.scan`` share an array [layers, ...] (experts: [layers, experts,
-...]). A norm, a root mean square or a factored moment of that array would mix them.
+...]). A norm, a root mean square or a factored moment of that array would mix layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,20 +17,20 @@ from tjx_optim.param_paths import path_strings
 def per_layer(
     transformation: optax.GradientTransformation, stack_axes: Callable[[str], int]
 ) -> optax.GradientTransformation:
-    """Apply a transformation to each layer of each parameter as if it were kept apart.
+    """Apply a transformation to each layer of each stacked parameter separately.
 
     Parameters
     ----------
     transformation : optax.GradientTransformation
-        One that treats each array of a tree alone. Integers in its state are counts of steps.
+        It must treat each array of a tree separately. Integers in its state are step counts.
     stack_axes : callable
-        From the path of a parameter to the number of its leading axes that stack layers.
+        From the path of a parameter to its number of leading axes that stack layers.
 
     Returns
     -------
     optax.GradientTransformation
-        Its state is a tree like the inner one's: arrays stand under the paths of their parameters,
-        with the stack axes in front, and counts stand once. It needs the parameters to update.
+        Its state has the structure of the inner one: arrays have the paths of their parameters
+        and leading stack axes, counts are shared. Its ``update`` requires the parameters.
     """
 
     def depths(tree: Any) -> list[int]:
@@ -46,7 +46,7 @@ def per_layer(
             one_layer = jax.eval_shape(lambda x, n=depth: x[(0,) * n], leaf)
             axes = _mapped_axes(jax.eval_shape(transformation.init, one_layer))
             states.append(_over_layers(transformation.init, depth, 0, axes)(leaf))
-        return _gather(states, structure)
+        return _merge_states(states, structure)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         structure: Any
@@ -58,7 +58,7 @@ def per_layer(
         for leaf, depth, leaf_state, param in zip(
             leaves,
             depths(updates),
-            _spread(state, one_state, structure),
+            _split_state(state, one_state, structure),
             structure.flatten_up_to(params),
             strict=True,
         ):
@@ -66,7 +66,7 @@ def per_layer(
             one = _over_layers(transformation.update, depth, (0, axes, 0), (0, axes))
             done.append(one(leaf, leaf_state, param))
         new_updates, states = zip(*done, strict=True)
-        return structure.unflatten(new_updates), _gather(states, structure)
+        return structure.unflatten(new_updates), _merge_states(states, structure)
 
     return optax.GradientTransformation(init, update)
 
@@ -84,12 +84,12 @@ def _is_count(leaf: Any) -> bool:
 
 
 def _mapped_axes(state: Any) -> Any:
-    """Say which leaves of a parameter's state have its stack axes: all but the counts."""
+    """Return the ``vmap`` axis of each leaf of a parameter's state: 0, or None for counts."""
     return jax.tree.map(lambda leaf: None if _is_count(leaf) else 0, state)
 
 
-def _gather(states: Sequence[Any], structure: Any) -> Any:
-    """Make one state of those of all parameters; the counts are equal, so the first stands."""
+def _merge_states(states: Sequence[Any], structure: Any) -> Any:
+    """Merge the states of all parameters; their counts are equal, so the first is kept."""
     inner: Any = jax.tree.structure(states[0])
     columns = zip(*(inner.flatten_up_to(state) for state in states), strict=True)
     return inner.unflatten(
@@ -97,8 +97,8 @@ def _gather(states: Sequence[Any], structure: Any) -> Any:
     )
 
 
-def _spread(state: Any, one_state: Any, structure: Any) -> list[Any]:
-    """Take the state of each parameter, which is like `one_state`, out of that of all."""
+def _split_state(state: Any, one_state: Any, structure: Any) -> list[Any]:
+    """Split a merged state into one state, structured like `one_state`, per parameter."""
     inner: Any = jax.tree.structure(one_state)
     size = structure.num_leaves
     columns = [

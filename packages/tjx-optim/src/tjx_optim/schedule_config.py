@@ -1,4 +1,4 @@
-"""What configures a schedule, and where it turns. Standard library only: it is read without JAX."""
+"""Configuration of a learning-rate schedule. Standard library only: it is read without JAX."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -6,23 +6,25 @@ from decimal import ROUND_HALF_UP, Decimal
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from tjx_optim.refusals import unknown_name
+from tjx_core import ConfigError, Problem, unknown_name
+from tjx_optim.registry import registered_schedules
 
 ScheduleName = Literal[
     "constant", "linear", "cosine", "inverse_sqrt", "wsd", "one_cycle", "piecewise"
 ]
 CooldownShape = Literal["linear", "cosine", "sqrt"]
 
-_ENDING = ("linear", "cosine", "wsd", "one_cycle")
-# The schedules that heed a field; name and warm-up are for all.
+SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
+_DECAYING = ("linear", "cosine", "wsd", "one_cycle")
+# The built-in schedules that use a field; all of them use the name and the warm-up.
 SCHEDULES_BY_FIELD: Mapping[str, tuple[str, ...]] = {
-    "decay_steps": _ENDING, "decay_fraction": _ENDING, "final_fraction": _ENDING,
+    "decay_steps": _DECAYING, "decay_fraction": _DECAYING, "final_fraction": _DECAYING,
     "start_fraction": ("one_cycle",),
     "cooldown_steps": ("wsd",), "cooldown_fraction": ("wsd",), "cooldown_shape": ("wsd",),
     "boundaries": ("piecewise",), "factors": ("piecewise",),
 }  # fmt: skip
 
-ONE_CYCLE_RISE = 0.3  # of the run; fastai's and PyTorch's default
+ONE_CYCLE_WARMUP = 0.3  # of the run; fastai's and PyTorch's default
 WSD_COOLDOWN = 0.2  # of the run; Hägele et al., 2024, section 4
 
 STEP_LIMIT = 2**31  # steps are int32
@@ -30,16 +32,16 @@ STEP_LIMIT = 2**31  # steps are int32
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSteps:
-    """Where a schedule turns, in whole steps: the same numbers are the same schedule.
+    """Phase boundaries of a schedule in whole steps; equal numbers give equal schedules.
 
     Attributes
     ----------
     warmup : int
-        Steps of the warm-up, and so the first step after it.
+        Number of warm-up steps, which is also the first step after the warm-up.
     decay : int or None
-        Step from which the rate falls, down to its end; None where it does not end.
+        First step of the decay; None for schedules without an end.
     end : int or None
-        First step at the final rate; None where there is none.
+        First step at the final rate; None for schedules without an end.
     boundaries : tuple of int
         First step of each piece after the first one.
     """
@@ -52,45 +54,45 @@ class ScheduleSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the steps: a warm-up, then a shape by name.
+    """Learning-rate schedule: a warm-up, then a shape selected by name.
 
-    Fractions are of the whole run, and give the nearest whole step.
+    Fractions are of the whole run and round to the nearest step.
 
     Attributes
     ----------
     name
-        Shape after the warm-up; wsd holds the peak until a cool-down at the end.
+        Shape after the warm-up, built in or registered; wsd holds the peak until a cool-down.
     warmup_steps
-        Steps of warm-up: step s < W has peak * (s + 1) / (W + 1); for one_cycle its rise.
+        Warm-up steps W: step s < W has the rate peak * (s + 1) / (W + 1).
     warmup_fraction
-        The same as a fraction of the run; with neither, one_cycle rises for 0.3 of it.
+        Warm-up as a fraction of the run; one_cycle defaults to 0.3.
     decay_steps
-        Step at which the final rate is reached, warm-up included; none is the end of the run.
+        Step at which the final rate is reached, warm-up included; none: the end of the run.
     decay_fraction
-        The same as a fraction of the run.
+        End of the decay as a fraction of the run.
     cooldown_steps
-        Steps that wsd falls for, up to decay_steps.
+        Length of the cool-down of wsd, which ends at decay_steps.
     cooldown_fraction
-        The same as a fraction of the run; with neither it is 0.2.
+        Length of the cool-down as a fraction of the run; defaults to 0.2.
     cooldown_shape
-        How wsd falls: linear, cosine, or sqrt (1 minus the root of what is done of it).
+        Shape of the cool-down of wsd: linear, cosine, or sqrt (1 - sqrt(progress)).
     boundaries
-        Where the pieces of piecewise begin: all in steps (100,200) or all in fractions (0.5,0.8).
+        Starts of the pieces of piecewise: all in steps (100,200) or all in fractions (0.5,0.8).
     factors
-        Rate of each of these pieces, as a fraction of the peak; the first piece has the peak.
+        Rate of each of these pieces as a fraction of the peak; the first piece has the peak.
     final_fraction
-        Rate from decay_steps on, as a fraction of the peak.
+        Rate from decay_steps on as a fraction of the peak.
     start_fraction
-        Rate that one_cycle rises from, as a fraction of the peak.
+        First rate of one_cycle as a fraction of the peak.
 
     Raises
     ------
-    ValueError
-        When a value is out of its range, is not heeded by the schedule, or does not fit the
-        others; all of them are named at once.
+    ConfigError
+        If a value is out of range, the schedule does not use it, or it contradicts others; lists
+        all problems.
     """
 
-    name: ScheduleName = "cosine"
+    name: ScheduleName | str = "cosine"
     warmup_steps: int = 0
     warmup_fraction: float | None = None
     decay_steps: int | None = None
@@ -104,32 +106,37 @@ class ScheduleConfig:
     start_fraction: float = 0.04
 
     def __post_init__(self) -> None:
-        problems = [*_unknown(self), *_unheeded(self), *_given_twice(self), *_out_of_range(self)]
-        # Whether lengths fit each other is a question only once each of them can be one.
-        problems = problems or [*_misfits(self), *_wrong_pieces(self)]
+        problems = [
+            *_unknown_names(self),
+            *_unused_fields(self),
+            *_duplicate_lengths(self),
+            *_out_of_range(self),
+        ]
+        # Lengths are compared with each other only if each of them is valid.
+        problems = problems or [*_contradicting_lengths(self), *_invalid_pieces(self)]
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
     def in_steps(self, max_steps: int) -> ScheduleSteps:
-        """Turn every length into whole steps of a run.
+        """Convert all lengths to whole steps of a run.
 
-        A fraction becomes the nearest step (halves up) to its exact decimal value. Where a run
-        ends inside its own warm-up (``max_steps <= warmup``), nothing after that is looked at.
+        A fraction becomes the step nearest to its exact decimal value (halves up). If the run ends
+        inside the warm-up (``max_steps <= warmup``), later phases are not checked.
 
         Parameters
         ----------
         max_steps : int
-            Steps of the whole run.
+            Number of steps of the run.
 
         Returns
         -------
         ScheduleSteps
-            Where the schedule turns.
+            The phase boundaries.
 
         Raises
         ------
-        ValueError
-            When `max_steps` is not positive or no int32, or a length does not fit into the run.
+        ConfigError
+            If `max_steps` is not positive or exceeds int32, or phases overlap in this run.
 
         Examples
         --------
@@ -138,18 +145,16 @@ class ScheduleConfig:
         ScheduleSteps(warmup=10, decay=150, end=200, boundaries=())
         """
         if not 1 <= max_steps < STEP_LIMIT:
-            raise ValueError(
-                f"max_steps={max_steps}: must be at least 1 and below 2**31; set the length of the "
-                "run"
-            )
-        warmup_part, cooldown_part = _fractions(self)
-        warmup = _length(self.warmup_steps, warmup_part, max_steps)
+            message = f"got {max_steps}; expected at least 1 and below 2**31; set the run's length"
+            raise ConfigError([Problem("max_steps", message)])
+        warmup_fraction, cooldown_fraction = _fractions(self)
+        warmup = _length(self.warmup_steps, warmup_fraction, max_steps)
         exact_end = decay = end = None
-        if self.name in _ENDING:
+        if _decays(self):
             exact_end = _length(self.decay_steps or max_steps, self.decay_fraction, max_steps)
             end = _nearest(exact_end)
-            # Rounded once, as the step where it begins: fractions that fit give steps that fit.
-            cooldown = _length(self.cooldown_steps or 0, cooldown_part, max_steps)
+            # Only the start of the cool-down is rounded, so fractions that fit give steps that fit.
+            cooldown = _length(self.cooldown_steps or 0, cooldown_fraction, max_steps)
             decay = _nearest(exact_end - cooldown if self.name == "wsd" else warmup)
         steps = ScheduleSteps(
             warmup=_nearest(warmup),
@@ -161,14 +166,14 @@ class ScheduleConfig:
             ),
         )
         if max_steps > steps.warmup:
-            problems = _overlaps(steps, max_steps)
+            problems = _overlapping_phases(steps, max_steps)
             if problems:
-                raise ValueError("\n".join(problems))
+                raise ConfigError(problems)
         return steps
 
 
 def _exact(number: float) -> Decimal:
-    """Return a number as it was written: 0.29 of 100 steps are 29, not 28.999999999999996."""
+    """Return the decimal value of a float's text: 0.29 of 100 is 29, not 28.999999999999996."""
     return Decimal(repr(float(number)))
 
 
@@ -181,17 +186,47 @@ def _nearest(length: Decimal) -> int:
 
 
 def _fractions(config: ScheduleConfig) -> tuple[float | None, float | None]:
-    """Return warm-up and cool-down as fractions of the run, None where they are in steps."""
+    """Return warm-up and cool-down as fractions of the run; None if given in steps."""
     warmup, cooldown = config.warmup_fraction, config.cooldown_fraction
     if config.name == "one_cycle" and config.warmup_steps == 0 and warmup is None:
-        warmup = ONE_CYCLE_RISE
+        warmup = ONE_CYCLE_WARMUP
     if config.name == "wsd" and config.cooldown_steps is None and cooldown is None:
         cooldown = WSD_COOLDOWN
     return warmup, cooldown
 
 
-def _unknown(config: ScheduleConfig) -> list[str]:
-    choices = {"name": get_args(ScheduleName), "cooldown_shape": get_args(CooldownShape)}
+def schedule_names() -> tuple[str, ...]:
+    """Return the names of all schedules, built in and registered.
+
+    Examples
+    --------
+    >>> schedule_names()[:3]
+    ('constant', 'linear', 'cosine')
+    """
+    return (*SCHEDULE_NAMES, *registered_schedules)
+
+
+def uses_field(name: str, field: str) -> bool:
+    """Return whether a schedule uses a field of `ScheduleConfig`.
+
+    Examples
+    --------
+    >>> uses_field("wsd", "cooldown_steps"), uses_field("cosine", "cooldown_steps")
+    (True, False)
+    """
+    if field not in SCHEDULES_BY_FIELD:
+        return True  # the name and the warm-up
+    if name in registered_schedules:
+        return field in registered_schedules[name].settings
+    return name in SCHEDULES_BY_FIELD[field]
+
+
+def _decays(config: ScheduleConfig) -> bool:
+    return uses_field(config.name, "decay_steps")
+
+
+def _unknown_names(config: ScheduleConfig) -> list[Problem]:
+    choices = {"name": schedule_names(), "cooldown_shape": get_args(CooldownShape)}
     return [
         unknown_name(field, getattr(config, field), allowed)
         for field, allowed in choices.items()
@@ -199,34 +234,41 @@ def _unknown(config: ScheduleConfig) -> list[str]:
     ]
 
 
-def _unheeded(config: ScheduleConfig) -> list[str]:
-    if config.name not in get_args(ScheduleName):
+def _unused_fields(config: ScheduleConfig) -> list[Problem]:
+    if config.name not in schedule_names():
         return []
     return [
-        f"{field.name}={getattr(config, field.name)}: is not heeded by name={config.name}, only by "
-        f"{', '.join(SCHEDULES_BY_FIELD[field.name])}; leave it out, or at {field.default}"
+        Problem(
+            field.name,
+            f"got {getattr(config, field.name)}; expected {field.default}, since {config.name} "
+            f"does not use it (only {', '.join(SCHEDULES_BY_FIELD[field.name])} do); leave it out",
+            ("name",),
+        )
         for field in fields(config)
-        if config.name not in SCHEDULES_BY_FIELD.get(field.name, (config.name,))
-        and getattr(config, field.name) != field.default
+        if not uses_field(config.name, field.name) and getattr(config, field.name) != field.default
     ]
 
 
-def _given_twice(config: ScheduleConfig) -> list[str]:
+def _duplicate_lengths(config: ScheduleConfig) -> list[Problem]:
     problems = []
     for length in ("warmup", "decay", "cooldown"):
-        steps, part = getattr(config, f"{length}_steps"), getattr(config, f"{length}_fraction")
-        if steps and part is not None:
+        steps, fraction = getattr(config, f"{length}_steps"), getattr(config, f"{length}_fraction")
+        if steps and fraction is not None:
             problems.append(
-                f"{length}_steps={steps} and {length}_fraction={part}: one length is given twice; "
-                "leave one of them out"
+                Problem(
+                    f"{length}_steps",
+                    f"got {steps}, and {length}_fraction={fraction}; expected one of the two; "
+                    "leave one out",
+                    (f"{length}_fraction",),
+                )
             )
     return problems
 
 
-def _out_of_range(config: ScheduleConfig) -> list[str]:
+def _out_of_range(config: ScheduleConfig) -> list[Problem]:
     lowest_steps = {"warmup_steps": 0, "decay_steps": 1, "cooldown_steps": 1}
     problems = [
-        f"{name}={steps}: must be at least {lowest} and below 2**31; give a number of steps"
+        Problem(name, f"got {steps}; expected at least {lowest} and below 2**31 steps")
         for name, lowest in lowest_steps.items()
         if (steps := getattr(config, name)) is not None and not lowest <= steps < STEP_LIMIT
     ]
@@ -234,107 +276,142 @@ def _out_of_range(config: ScheduleConfig) -> list[str]:
         "warmup_fraction": ("[0, 1); 0.1 is a tenth of the run", lambda x: 0 <= x < 1),
         "decay_fraction": ("(0, 1]; 1 is the end of the run", lambda x: 0 < x <= 1),
         "cooldown_fraction": ("(0, 1]; 0.2 is a fifth of the run", lambda x: 0 < x <= 1),
-        "final_fraction": ("[0, 1]; 0.1 ends at a tenth", lambda x: 0 <= x <= 1),
-        "start_fraction": ("[0, 1]; 0.04 starts at a 25th", lambda x: 0 <= x <= 1),
+        "final_fraction": ("[0, 1]; 0.1 ends at a tenth of the peak", lambda x: 0 <= x <= 1),
+        "start_fraction": ("[0, 1]; 0.04 starts at a 25th of the peak", lambda x: 0 <= x <= 1),
     }
     problems += [
-        f"{name}={value}: must lie in {allowed}"
+        Problem(name, f"got {value}; expected {allowed}")
         for name, (allowed, lies_in) in ranges.items()
         if (value := getattr(config, name)) is not None and not lies_in(value)
     ]
     problems += [
-        f"boundaries={at}: must be a step of at least 1 (and below 2**31), as in 100, or a "
-        "fraction of the run in (0, 1), as in 0.5"
+        Problem(
+            "boundaries",
+            f"got {at}; expected a step of at least 1 (and below 2**31), such as 100, or a "
+            "fraction of the run in (0, 1), such as 0.5",
+        )
         for at in config.boundaries
         if not (0 < at < 1 if isinstance(at, float) else 1 <= at < STEP_LIMIT)
     ]
     problems += [
-        f"factors={factor}: must lie in [0, 1]; 0.1 is a tenth of the peak"
+        Problem("factors", f"got {factor}; expected [0, 1]; 0.1 is a tenth of the peak")
         for factor in config.factors
         if not 0 <= factor <= 1
     ]
     return problems
 
 
-def _misfits(config: ScheduleConfig) -> list[str]:
-    """Find lengths that fit no run whatever: all of them in steps, or all in fractions."""
-    if config.name not in _ENDING:
+def _contradicting_lengths(config: ScheduleConfig) -> list[Problem]:
+    """Report lengths that fit no run: all of them in steps, or all in fractions."""
+    if not _decays(config):
         return []
-    problems = []
     warmup, cooldown = _fractions(config)
-    if config.decay_steps is not None and warmup is None:
-        left = config.decay_steps - config.warmup_steps
-        if left <= 0:
-            problems.append(
-                f"decay_steps={config.decay_steps}: includes the warm-up, so it must be above "
-                f"warmup_steps={config.warmup_steps}; raise it, or leave it out to decay to the end"
+    if config.decay_steps is not None:
+        return [] if warmup is not None else _contradicting_steps(config, config.decay_steps)
+    end = 1.0 if config.decay_fraction is None else config.decay_fraction
+    if _exact(warmup or 0.0) >= _exact(end):
+        return [
+            Problem(
+                "decay_fraction",
+                f"got {end}; expected more than warmup_fraction={warmup}, which it includes; "
+                "raise it or shorten the warm-up",
+                ("warmup_fraction",),
             )
-        elif config.cooldown_steps is not None and config.cooldown_steps > left:
-            problems.append(
-                f"cooldown_steps={config.cooldown_steps}: must be at most the {left} steps from "
-                f"warmup_steps={config.warmup_steps} to decay_steps={config.decay_steps}; "
-                "shorten it or the warm-up"
+        ]
+    if cooldown is not None and _exact(warmup or 0.0) + _exact(cooldown) > _exact(end):
+        return [
+            Problem(
+                "cooldown_fraction",
+                f"got {cooldown}; expected at most {end} of the run together with the warm-up "
+                f"({warmup or 0.0} of the run); shorten one of them",
+                ("warmup_fraction", "decay_fraction"),
             )
-    if config.decay_steps is None:
-        end = 1.0 if config.decay_fraction is None else config.decay_fraction
-        if _exact(warmup or 0.0) >= _exact(end):
-            problems.append(
-                f"decay_fraction={end}: includes the warm-up, so it must be above "
-                f"warmup_fraction={warmup}; raise it, or shorten the warm-up"
-            )
-        elif cooldown is not None and _exact(warmup or 0.0) + _exact(cooldown) > _exact(end):
-            problems.append(
-                f"cooldown_fraction={cooldown}: warm-up ({warmup or 0.0} of the run) and cool-down "
-                f"must fit into {end} of the run; shorten one of them"
-            )
-    return problems
+        ]
+    return []
 
 
-def _wrong_pieces(config: ScheduleConfig) -> list[str]:
-    if config.name != "piecewise":
+def _contradicting_steps(config: ScheduleConfig, decay_steps: int) -> list[Problem]:
+    left = decay_steps - config.warmup_steps
+    if left <= 0:
+        return [
+            Problem(
+                "decay_steps",
+                f"got {decay_steps}; expected more than warmup_steps={config.warmup_steps}, which "
+                "it includes; raise it, or leave it out to decay until the end of the run",
+                ("warmup_steps",),
+            )
+        ]
+    if config.cooldown_steps is not None and config.cooldown_steps > left:
+        return [
+            Problem(
+                "cooldown_steps",
+                f"got {config.cooldown_steps}; expected at most the {left} steps from "
+                f"warmup_steps={config.warmup_steps} to decay_steps={decay_steps}; shorten it or "
+                "the warm-up",
+                ("warmup_steps", "decay_steps"),
+            )
+        ]
+    return []
+
+
+def _invalid_pieces(config: ScheduleConfig) -> list[Problem]:
+    if not uses_field(config.name, "boundaries"):
         return []
     at, factors = config.boundaries, config.factors
     if not at:
-        return ["boundaries=(): piecewise needs some, and a factor for each; give 0.5,0.8"]
+        return [Problem("boundaries", f"got (); expected some for {config.name}; try 0.5,0.8")]
     problems = []
     if len(factors) != len(at):
         problems.append(
-            f"factors={factors}: must be as many as boundaries={at}, {len(at)} and not "
-            f"{len(factors)}; the piece before the first boundary has the peak"
+            Problem(
+                "factors",
+                f"got {factors}; expected {len(at)} of them, one for each of boundaries={at}; the "
+                "piece before the first boundary has the peak",
+                ("boundaries",),
+            )
         )
+    related: tuple[str, ...] = ()
+    wrong = ""
     if len({isinstance(boundary, float) for boundary in at}) > 1:
-        problems.append(f"boundaries={at}: must be all in steps or all in fractions; give one kind")
+        wrong = "expected all in steps or all in fractions; use one kind"
     elif any(first >= second for first, second in pairwise(at)):
-        problems.append(f"boundaries={at}: must increase; sort them and leave out what is twice")
+        wrong = "expected increasing values; sort them and remove duplicates"
     elif isinstance(at[0], float) and at[0] < (config.warmup_fraction or 0):
-        problems.append(
-            f"boundaries={at}: must not lie in the warm-up, warmup_fraction="
-            f"{config.warmup_fraction}; raise the first, or shorten the warm-up"
-        )
+        related = ("warmup_fraction",)
+        wrong = f"expected at least warmup_fraction={config.warmup_fraction}"
     elif isinstance(at[0], int) and at[0] <= config.warmup_steps:
-        problems.append(
-            f"boundaries={at}: must be above warmup_steps={config.warmup_steps}; raise the first, "
-            "or shorten the warm-up"
-        )
-    return problems
+        related = ("warmup_steps",)
+        wrong = f"expected more than warmup_steps={config.warmup_steps}"
+    if related:
+        wrong += "; raise the first or shorten the warm-up"
+    return problems + ([Problem("boundaries", f"got {at}; {wrong}", related)] if wrong else [])
 
 
-def _overlaps(steps: ScheduleSteps, max_steps: int) -> list[str]:
-    """Find parts of a schedule that overlap once they are steps of one run."""
+def _overlapping_phases(steps: ScheduleSteps, max_steps: int) -> list[Problem]:
+    """Report phases that overlap after conversion to the steps of a run."""
     run = f"in a run of max_steps={max_steps}"
     if steps.end is not None and steps.end <= steps.warmup:
         return [
-            f"decay_steps: {run} the decay ends at step {steps.end} and the warm-up at step "
-            f"{steps.warmup}; shorten the warm-up (of one_cycle: its rise), or end later"
+            Problem(
+                "decay_steps",
+                f"got step {steps.end} as the end of the decay {run}; expected more than the "
+                f"{steps.warmup} steps of the warm-up; shorten the warm-up or decay later",
+            )
         ]
     if steps.end is not None and steps.decay is not None and steps.decay < steps.warmup:
         return [
-            f"cooldown_steps: {run} the cool-down takes {steps.end - steps.decay} steps and "
-            f"{steps.end - steps.warmup} are left after the warm-up; shorten it or the warm-up"
+            Problem(
+                "cooldown_steps",
+                f"got {steps.end - steps.decay} steps {run}; expected at most the "
+                f"{steps.end - steps.warmup} after the warm-up; shorten it or the warm-up",
+            )
         ]
     if steps.boundaries and steps.boundaries[0] < steps.warmup:
         return [
-            f"boundaries: {run} the first is step {steps.boundaries[0]} and the warm-up ends at "
-            f"step {steps.warmup}; raise the first, or shorten the warm-up"
+            Problem(
+                "boundaries",
+                f"got step {steps.boundaries[0]} as the first {run}; expected at least step "
+                f"{steps.warmup}, the end of the warm-up; raise it or shorten the warm-up",
+            )
         ]
     return []

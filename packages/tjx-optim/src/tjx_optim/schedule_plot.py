@@ -1,4 +1,4 @@
-"""A picture of learning-rate schedules, good enough for a paper."""
+"""Plot of learning-rate schedules."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +9,11 @@ from tjx_optim.schedule_config import ScheduleConfig
 from tjx_optim.schedules import learning_rates
 
 FORMATS = ("png", "pdf", "svg")
-_POINTS = 4000  # of a curve, at most: more than a picture has columns, so jumps are upright
+_MAX_POINTS = 4000  # of a curve; more than the plot has columns, so jumps are vertical
 
-# Okabe and Ito's colours, told apart also by the colour-blind.
+# Okabe and Ito's colors, distinguishable with color blindness.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# Curves that share a warm-up and a peak lie on each other: the upper ones are dashed and thinner.
+# Curves with the same warm-up and peak overlap, so later ones are dashed and thinner.
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _WIDTHS = (2.6, 2.4, 2.2, 2.0, 1.8, 1.6, 1.4)
 
@@ -25,41 +25,41 @@ def plot_schedules(
     learning_rate: float,
     max_steps: int,
 ) -> None:
-    """Draw the learning rate of one schedule or several over the steps of a run.
+    """Plot the learning rates of one or more schedules over the steps of a run.
 
     Parameters
     ----------
     schedules : mapping of str to ScheduleConfig
-        The schedules by the names that the legend gives them, at most 7.
+        Schedules by legend label, at most 7.
     file : str or Path
-        The picture; its suffix chooses the format (.png, .pdf, .svg). Missing folders are made.
+        Output file; the suffix selects the format (.png, .pdf, .svg). Missing folders are created.
     learning_rate : float
         Peak learning rate; with 1.0 the axis is labelled as fractions of the peak.
     max_steps : int
-        Steps of the run.
+        Number of steps of the run.
 
     Raises
     ------
     ValueError
-        If the ``plot`` extra is not installed, for another format or another number of schedules,
-        or for a schedule that does not fit into the run.
+        If the ``plot`` extra is not installed, the format or the number of schedules is not
+        supported, or the phases of a schedule overlap in this run.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
     except ImportError as error:
-        raise ValueError("a picture needs the extra: pip install 'tjx-optim[plot]'") from error
+        raise ValueError("picture: plots need the extra: pip install 'tjx-optim[plot]'") from error
     file = Path(file)
     if file.suffix[1:] not in FORMATS:
-        raise ValueError(f"picture={file}: must end in one of {', '.join(FORMATS)}; rename it")
+        raise ValueError(f"picture: got {file}; expected a name ending in .{', .'.join(FORMATS)}")
     if not 1 <= len(schedules) <= len(_COLORS):
-        raise ValueError(f"{len(schedules)} schedules: a picture shows 1 to {len(_COLORS)}")
+        raise ValueError(f"schedules: got {len(schedules)}; expected 1 to {len(_COLORS)}")
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    points = min(max_steps, _POINTS)
+    points = min(max_steps, _MAX_POINTS)
     steps = np.linspace(0, max_steps - 1, points).round().astype(np.int64)
-    looks = zip(_COLORS, _DASHES, _WIDTHS, strict=True)
-    for (label, config), (color, dash, width) in zip(schedules.items(), looks, strict=False):
+    styles = zip(_COLORS, _DASHES, _WIDTHS, strict=True)
+    for (label, config), (color, dash, width) in zip(schedules.items(), styles, strict=False):
         rates = learning_rates(
             config, learning_rate=learning_rate, max_steps=max_steps, steps=steps
         )
@@ -74,7 +74,7 @@ def plot_schedules(
     axes.grid(visible=True, color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    # Beside the axes: inside them there is no place that every schedule leaves free.
+    # Outside of the axes, where it covers no curve.
     legend = figure.legend(loc="outside right upper", fontsize=9, edgecolor="none", handlelength=3)
     for text in legend.get_texts():
         text.set_parse_math(False)

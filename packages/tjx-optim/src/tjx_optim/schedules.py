@@ -1,13 +1,13 @@
-"""Learning-rate schedules: a table from name to shape, and one warm-up before all of them.
+"""Learning-rate schedules: a table from name to shape, with a common warm-up.
 
-Steps count from 0, and the conventions are nanoGPT's. With peak rate L and W warm-up steps, step
-s < W has ``L * (s + 1) / (W + 1)``: never 0, and step W is the first one at the peak. A decay that
-is done at step D (``decay_steps``, warm-up included; else the length of the run) is at
-``final_fraction * L`` from step D on, so the last step of a run is one step short of it.
+Steps count from 0, with nanoGPT's conventions. With peak rate L and W warm-up steps, step s < W has
+the rate ``L * (s + 1) / (W + 1)``: never 0, and step W is the first at the peak. A decay that ends
+at step D (``decay_steps``, which includes the warm-up; by default the length of the run) has the
+rate ``final_fraction * L`` from step D on, so the last step of a run is one step before it.
 
-A ramp is computed from the whole steps that are left of it or done: ``1 - s / T`` in float32, as
-optax's own ramps have it, is 1 % off in the first steps of a warm-up of 10^6 and wrong in every
-digit in the last ones of a cosine to 0. So each rate has float32's relative precision.
+Ramps are computed from integer numbers of completed or remaining steps. ``1 - s / T`` in float32,
+as in optax's ramps, is 1 % off in the first steps of a warm-up of 10^6 steps and has no correct
+digit in the last steps of a cosine to 0. Here each rate has float32's relative precision.
 """
 
 import math
@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import optax
 
+from tjx_core import ConfigError, Problem
+from tjx_optim.registry import registered_schedules
 from tjx_optim.schedule_config import ScheduleConfig, ScheduleSteps
 
-# The rate as a fraction of the peak, at each step counted from the end of the warm-up.
+# Makes a schedule of the rate as a fraction of the peak, by step from the end of the warm-up.
 Shape = Callable[[ScheduleConfig, ScheduleSteps], optax.Schedule]
-# From the fractions of a ramp that are done and left (float32, 0 to 1) to its height (0 to 1).
+# From the completed and remaining fractions of a ramp (float32 in [0, 1]) to its height in [0, 1].
 Ramp = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -45,7 +47,7 @@ RAMPS: Mapping[str, Ramp] = {"linear": _linear, "cosine": _cosine, "sqrt": _sqrt
 
 
 def _ramp(shape: str, length: int, bottom: float, *, rises: bool = False) -> optax.Schedule:
-    """Go from 1 to `bottom` in `length` steps and stay there, or from `bottom` to 1."""
+    """Return a ramp from 1 to `bottom` over `length` steps, or from `bottom` to 1."""
 
     def factor(step: jax.typing.ArrayLike) -> jax.Array:
         done = jnp.clip(step, 0, length) / length
@@ -62,13 +64,13 @@ def _constant(config: ScheduleConfig, steps: ScheduleSteps) -> optax.Schedule:
 
 
 def _decay(shape: str) -> Shape:
-    """Hold the peak until the decay begins (with the warm-up's end, but for wsd); then fall."""
+    """Hold the peak until the decay starts (for all but wsd after the warm-up), then decay."""
 
     def shape_of(config: ScheduleConfig, steps: ScheduleSteps) -> optax.Schedule:
         assert steps.decay is not None
         assert steps.end is not None
         length, final = steps.end - steps.decay, config.final_fraction
-        # Of no step where a run ends inside its warm-up, or a fraction of it is none.
+        # The decay has no steps if the run ends inside the warm-up or its fraction rounds to 0.
         fall = _ramp(shape, length, final) if length > 0 else optax.constant_schedule(final)
         peak = optax.constant_schedule(1.0)
         return optax.join_schedules([peak, fall], [steps.decay - steps.warmup])
@@ -81,7 +83,7 @@ def _wsd(config: ScheduleConfig, steps: ScheduleSteps) -> optax.Schedule:
 
 
 def _inverse_sqrt(config: ScheduleConfig, steps: ScheduleSteps) -> optax.Schedule:
-    """Fall with the root of the step; the paper counts steps and their warm-up from 1."""
+    """Decay with the inverse root of the step; the paper counts steps and warm-up from 1."""
     del config
     first = steps.warmup + 1
     return lambda step: jnp.sqrt(first / jnp.maximum(first + step, 1))
@@ -101,6 +103,7 @@ SCHEDULES: Mapping[str, Shape] = {
     "one_cycle": _decay("cosine"),
     "piecewise": _piecewise,
 }
+"""The built-in schedules by name; `register_schedule` adds others."""
 
 
 def _warm_up(config: ScheduleConfig, warmup: int) -> optax.Schedule:
@@ -114,18 +117,17 @@ def make_schedule(
 ) -> Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]:
     """Make the learning rate as a function of the step.
 
-    A run that ends inside its own warm-up (``max_steps <= warmup_steps``) only warms up, at the
-    same rates as a longer run; it has no step left to decay in.
+    A run that ends inside the warm-up (``max_steps <= warmup_steps``) has the warm-up rates of a
+    longer run and no decay.
 
     Parameters
     ----------
     config : ScheduleConfig
-        The shape, its warm-up and its end.
+        Shape, warm-up and end.
     learning_rate : float
         Peak learning rate.
     max_steps : int
-        Steps of the whole run: what fractions are of, and the end of the decay where the
-        configuration names none.
+        Number of steps of the run; fractions refer to it, and it is the default end of a decay.
 
     Returns
     -------
@@ -135,9 +137,9 @@ def make_schedule(
 
     Raises
     ------
-    ValueError
-        When `max_steps` is not positive, `learning_rate` is negative or not finite, or a length
-        does not fit into the run.
+    ConfigError
+        If `max_steps` is not positive, `learning_rate` is negative or not finite, or phases
+        overlap in this run.
 
     References
     ----------
@@ -160,11 +162,13 @@ def make_schedule(
     [0.25 0.75 1.   0.55 0.1  0.1 ]
     """
     if not (math.isfinite(learning_rate) and learning_rate >= 0):
-        raise ValueError(
-            f"learning_rate={learning_rate}: must be a finite number of at least 0; give the peak"
-        )
+        message = f"got {learning_rate}; expected a finite number of at least 0; set the peak"
+        raise ConfigError([Problem("learning_rate", message)])
     steps = config.in_steps(max_steps)
-    factor = SCHEDULES[config.name](config, steps)
+    if config.name in registered_schedules:
+        factor = registered_schedules[config.name].make_factor(config, steps)
+    else:
+        factor = SCHEDULES[config.name](config, steps)
     if steps.warmup > 0:
         factor = optax.join_schedules([_warm_up(config, steps.warmup), factor], [steps.warmup])
     return lambda step: learning_rate * factor(step)
@@ -177,19 +181,19 @@ def learning_rates(
     max_steps: int,
     steps: npt.NDArray[np.integer] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Compute the learning rate of many steps at once, for tables and pictures.
+    """Compute the learning rates of many steps, for tables and plots.
 
     Parameters
     ----------
     config, learning_rate, max_steps
         As for `make_schedule`.
     steps : integer array [n] or None
-        The steps, below 2**31; None for all of the run, 0 to ``max_steps - 1``.
+        The steps, below 2**31; None: all steps of the run, 0 to ``max_steps - 1``.
 
     Returns
     -------
     float32 array [n]
-        The rate of each step, the very numbers that training takes.
+        The rate of each step, bit for bit as in training.
 
     Examples
     --------
@@ -198,6 +202,6 @@ def learning_rates(
     [4. 4. 4. 4. 2. 2. 1. 1.]
     """
     schedule = make_schedule(config, learning_rate=learning_rate, max_steps=max_steps)
-    wanted = np.arange(max_steps) if steps is None else steps
+    selected = np.arange(max_steps) if steps is None else steps
     rates = jax.jit(jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32)))
-    return np.asarray(jax.device_get(rates(jax.device_put(wanted.astype(np.int32)))))
+    return np.asarray(jax.device_get(rates(jax.device_put(selected.astype(np.int32)))))
