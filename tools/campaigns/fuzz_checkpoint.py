@@ -23,7 +23,7 @@ from campaigns.fuzz_mutations import (
 
 from tjx_ckpt import Checkpointer, CheckpointError
 from tjx_ckpt.store.checksum import checksum
-from tjx_ckpt.store.manifest import sealed
+from tjx_ckpt.store.manifest import with_checksum
 
 OLDER, NEWEST = 2, 3
 
@@ -90,7 +90,7 @@ class CheckpointFolder(Kind):
             return
         if random.random() < 0.8:  # an attacker can compute the checksum too
             try:
-                file.write_bytes(sealed(content))
+                file.write_bytes(with_checksum(content))
             except (RecursionError, ValueError):
                 file.write_bytes(b"[" * 10**6)
         else:
@@ -112,7 +112,7 @@ class CheckpointFolder(Kind):
                             [key, start, half, size // 2, digest],
                             [key, second, half, size // 2, digest],
                         ]
-                        manifest.write_bytes(sealed(content))
+                        manifest.write_bytes(with_checksum(content))
                         self._mend_manifest(manifest, place / name)
                         return
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -153,7 +153,7 @@ class CheckpointFolder(Kind):
             for piece in entry["pieces"]:
                 piece[4] = checksum(data[at : at + piece[3]])
                 at += piece[3]
-            manifest.write_bytes(sealed(content))
+            manifest.write_bytes(with_checksum(content))
         except (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError):
             return
 

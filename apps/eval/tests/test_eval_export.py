@@ -131,7 +131,7 @@ def test_a_killed_export_leaves_nothing_that_stops_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(hf, "save", fail)
         assert main(["export", str(tiny_run()), str(out)]) == 5
-    assert "make room on the disk" in capsys.readouterr().err
+    assert "free disk space" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     flushed: set[int] = set()
     flush = os.fsync

@@ -232,7 +232,7 @@ def test_another_optimizer_leaves_the_numbers_of_the_presets_one_behind(tmp_path
     assert (sgd.b2, sgd.momentum, sgd.weight_decay) == (None, 0.8, None)
     held = resolve([*config, "--schedule.name", "constant"]).schedule
     assert held.final_fraction == ScheduleConfig().final_fraction
-    assert "b2=0.9: sgd has none" in only_problem_of(
+    assert "b2: got 0.9; expected none, since sgd does not use it" in only_problem_of(
         *config, "--optimizer.name", "sgd", "--optimizer.b2", "0.9"
     )
 

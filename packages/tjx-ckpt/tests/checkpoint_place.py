@@ -1,4 +1,4 @@
-"""A directory of checkpoints, local or remote, and what somebody else may do to its files."""
+"""Local and remote checkpoint directories for tests, and damage to their files."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""Places for checkpoints. Those in S3 need moto and s3fs, which the locked environment has not."""
+"""Fixtures of checkpoint directories; S3 needs moto and s3fs, which are not locked."""
 
 import logging
 from collections.abc import Iterator

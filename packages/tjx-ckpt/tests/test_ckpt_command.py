@@ -1,4 +1,4 @@
-"""The command: what a run holds and whether it is sound; its words, its mistakes, its speed."""
+"""The command `tjx-ckpt`: ls, verify, errors, and independence of JAX."""
 
 import fcntl
 import io
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tjx_ckpt import Checkpointer
-from tjx_ckpt.cli import command_line, listing, terminal
+from tjx_ckpt.cli import listing, terminal
 from tjx_ckpt.cli.verify import verify_steps
 from tjx_ckpt.main import main
 from tjx_ckpt.store import manifest, writer_lock
@@ -26,6 +26,7 @@ from tjx_ckpt.store.backends import open_storage
 from tjx_ckpt.store.manifest import Manifest
 from tjx_ckpt.store.storage import Storage
 from tjx_ckpt.store.writer_lock import WriterLock
+from tjx_core.command_line import EXIT_USAGE
 
 LONG = "a_long_name_of_a_module"
 
@@ -99,7 +100,7 @@ def test_ls_shows_steps_by_number_with_size_parameters_and_metrics(
     assert max(map(len, text.splitlines()[1:])) <= 100  # the title has the directory
 
 
-def test_ls_takes_a_run_its_checkpoints_or_a_url_and_says_the_same(
+def test_ls_accepts_a_run_directory_a_checkpoint_directory_and_a_url(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def listed(place: object) -> list[dict[str, Any]]:
@@ -121,7 +122,7 @@ def test_ls_takes_a_run_its_checkpoints_or_a_url_and_says_the_same(
     assert remote == of_run[1]
 
 
-def test_ls_shows_what_is_damaged_set_aside_left_over_and_who_saves(
+def test_ls_lists_damaged_and_renamed_checkpoints_leftovers_and_the_writer(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = run / "checkpoints"
@@ -132,18 +133,18 @@ def test_ls_shows_what_is_damaged_set_aside_left_over_and_who_saves(
     assert "step 10: manifest.json: " in text
     assert "9.corrupt" in text
     assert "11.tmp" in text
-    assert "saving here" not in text  # .writer names who saved last; nobody does now
+    assert "current writer" not in text  # .writer names the last writer, which has exited
 
     lock_of_a_run = WriterLock(directory)
     assert lock_of_a_run.acquire()
     code, text, _ = call(capsys, "ls", run)
     assert code == 0
-    assert f"saving here now\n  process {os.getpid()} on " in text
+    assert f"current writer\n  process {os.getpid()} on " in text
     assert json.loads(call(capsys, "ls", run, "--json")[1])["writer"].startswith("process")
     lock_of_a_run.release()
 
 
-def test_ls_leaves_out_what_its_run_deletes_meanwhile(
+def test_ls_skips_checkpoints_that_are_deleted_meanwhile(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_late(storage: Storage, step: int) -> Manifest:
@@ -158,7 +159,7 @@ def test_ls_leaves_out_what_its_run_deletes_meanwhile(
     assert [row[0] for row in rows(text)[:3]] == ["step", "10", "100"]
 
 
-def test_who_looks_at_a_lock_does_not_keep_a_run_from_saving(
+def test_checking_a_lock_does_not_prevent_a_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".writer").touch()
@@ -186,18 +187,18 @@ def test_ls_arrays_lists_each_array_in_the_order_of_the_model(
     ]  # fmt: skip
 
 
-def test_verify_finds_the_damaged_step_and_file_and_clears_the_others(
+def test_verify_reports_the_damaged_step_and_file_only(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, text, _ = call(capsys, "verify", run)
     assert code == 0
-    assert text.count("sound") == 3
+    assert text.count("intact") == 3
 
     flip_bit(run / "checkpoints" / "10" / "params-00000.safetensors")
     (run / "checkpoints" / "10" / "state-00000.safetensors").unlink()
     code, text, _ = call(capsys, "verify", run)
     assert code == 1
-    assert text.count("sound") == 2
+    assert text.count("intact") == 2
     assert "step 10: damaged\n  params-00000.safetensors: " in text
     assert "\n  state-00000.safetensors: missing" in text
     assert call(capsys, "verify", run, "--step", 9)[0] == 0
@@ -213,7 +214,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_sees_how_far_a_long_reading_is(
+def test_progress_is_shown_on_a_terminal(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal, "_SECONDS_BETWEEN", 0.0)
@@ -227,7 +228,7 @@ def test_a_terminal_sees_how_far_a_long_reading_is(
     assert not shown[-2].strip()
 
 
-def test_verify_is_not_content_with_a_directory_where_everything_was_set_aside(
+def test_verify_fails_if_all_checkpoints_were_renamed(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (9, 10, 100):
@@ -237,7 +238,7 @@ def test_verify_is_not_content_with_a_directory_where_everything_was_set_aside(
     assert "100.corrupt" in text
 
 
-def test_a_checkpoint_that_its_run_deletes_meanwhile_is_not_called_damaged(run: Path) -> None:
+def test_a_checkpoint_that_is_deleted_meanwhile_is_not_damaged(run: Path) -> None:
     storage = open_storage(run / "checkpoints")
 
     def prune(size: int) -> None:
@@ -254,29 +255,32 @@ def test_a_checkpoint_that_its_run_deletes_meanwhile_is_not_called_damaged(run: 
     [
         (["ls", "nowhere"], "no such directory"),
         (["ls", "empty"], "no checkpoint in empty or empty/checkpoints"),
-        (["verify", "torch.pt"], "torch.pt is a file"),
-        (["ls", "run/checkpoints/10"], "give the directory that it is in"),
+        (["verify", "torch.pt"], "torch.pt: got a file"),
+        (["ls", "run/checkpoints/10"], "pass the directory that contains it"),
         (["ls", "nosuchstore://x"], "nosuchstore"),
-        (["ls", "run", "--step", "9"], "--step: belongs to --arrays"),
+        (["ls", "run", "--step", "9"], "--step: expected only with --arrays"),
         (["ls", "run", "--arrays", "--step", "11"], "no checkpoint of step 11 in"),
-        (["verify", "run", "--step", "11"], "there are: 9, 10, 100"),
-        (["verify", "run", "--step", "ten"], "'ten' was given, expected a step"),
-        (["diff", "run", "9"], "give a directory and two of its steps"),
-        (["diff", "run", "9", "ten"], "'ten' was given, expected a step"),
+        (["verify", "run", "--step", "11"], "existing: 9, 10, 100"),
+        (["verify", "run", "--step", "ten"], "got 'ten'; expected a whole number"),
+        (["diff", "run", "9"], "expected a directory and two of its steps"),
+        (["diff", "run", "9", "ten"], "got 'ten'; expected a whole number"),
         (["diff", "run", "9", "11"], "no checkpoint of step 11"),
-        (["diff", "run", "9", "10", "--only", "parms"], "give one of opt_state, params, step"),
-        (["diff", "run", "9", "10", "--other_step", "9"], "belong to two directories"),
-        (["diff", "run", "9", "10", "--top", "0"], "1 or more"),
-        (["export", "run", "--out", "weights.pt"], "weights.pt: must be a file .safetensors"),
-        (["export", "run", "--out", "no/w.safetensors"], "in a folder that is there"),
-        (["export", "run", "--out", "w.safetensors", "--only", "x"], "--only x: no array"),
-        (["export", "run", "--out", "w.safetensors", "--max_shard_size", "big"], "such as 5GB"),
+        (["diff", "run", "9", "10", "--only", "parms"], "expected opt_state, params, step"),
+        (["diff", "run", "9", "10", "--other_step", "9"], "expected only with two directories"),
+        (["diff", "run", "9", "10", "--top", "0"], "at least 1"),
+        (["export", "run", "--out", "weights.pt"], "got weights.pt; expected a file .safetensors"),
+        (["export", "run", "--out", "no/w.safetensors"], "in an existing folder"),
+        (
+            ["export", "run", "--out", "w.safetensors", "--only", "x"],
+            "--only: got x, which has no arrays",
+        ),
+        (["export", "run", "--out", "w.safetensors", "--max_shard_size", "big"], "try 5GB"),
         (["export", "run", "--out", "w.safetensors", "--dtype", "int8"], "bfloat16"),
         (["ls", "run", "--jsn"], "--jsn"),
         ([], "COMMAND"),
     ],
 )
-def test_a_mistake_is_answered_in_a_line_and_nothing_is_written(
+def test_errors_are_one_line_and_write_nothing(
     words: list[str],
     expected: str,
     run: Path,
@@ -288,7 +292,7 @@ def test_a_mistake_is_answered_in_a_line_and_nothing_is_written(
     Path("torch.pt").write_bytes(pickle.dumps({"w": 1}))
     before = sorted(run.parent.rglob("*"))
     code, out, error = call(capsys, *words)
-    assert (code, out) == (command_line.MISTAKE, "")
+    assert (code, out) == (EXIT_USAGE, "")
     first, *rest = error.splitlines()
     assert first.startswith("tjx-ckpt: ")
     assert expected in first
@@ -297,7 +301,7 @@ def test_a_mistake_is_answered_in_a_line_and_nothing_is_written(
 
 
 class Trap:
-    """Leaves a mark where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -306,7 +310,7 @@ class Trap:
         return Path.touch, (self.mark,)
 
 
-def test_a_pickle_in_place_of_any_file_is_damage_and_is_never_run(
+def test_a_pickle_in_place_of_any_file_is_damage_and_is_not_executed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mark = tmp_path / "unpickled"
@@ -350,7 +354,7 @@ def test_the_command_needs_no_jax(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(run: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(run: Path) -> None:
     read, write = os.pipe()
     os.close(read)
     program = [sys.executable, "-m", "tjx_ckpt.main", "ls", str(run)]
@@ -359,7 +363,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(run: Path) -> None:
     assert done.stderr == ""
 
 
-def test_the_command_leaves_a_run_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_does_not_modify_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "checkpoints" / "101.tmp").mkdir()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     for words in (["ls", run], ["verify", run], ["diff", run, 9, 100]):

@@ -1,4 +1,4 @@
-"""Damage to a file of a checkpoint is noticed and named, and never gives wrong numbers."""
+"""Damage to checkpoint files is reported and never restored."""
 
 import shutil
 import warnings
@@ -65,7 +65,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_file_is_found_and_named(directory: Path, damage: str) -> None:
+def test_damage_to_any_file_is_reported(directory: Path, damage: str) -> None:
     checkpointer = Checkpointer(directory)
     folder = directory / "3"
     files = files_of(folder)
@@ -88,7 +88,7 @@ def test_damage_to_any_file_is_found_and_named(directory: Path, damage: str) -> 
     assert checkpointer.verify(3) == []
 
 
-def test_files_that_change_places_are_found(directory: Path) -> None:
+def test_exchanged_files_are_reported(directory: Path) -> None:
     first, second = sorted((directory / "3").glob("*.safetensors"))[:2]
     first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
     first.write_bytes(second_bytes)
@@ -96,7 +96,7 @@ def test_files_that_change_places_are_found(directory: Path) -> None:
     assert len(Checkpointer(directory).verify(3)) == 2
 
 
-def test_a_checkpoint_under_another_step_is_found(directory: Path) -> None:
+def test_a_checkpoint_with_the_name_of_another_step_is_reported(directory: Path) -> None:
     shutil.rmtree(directory / "3")
     shutil.copytree(directory / "2", directory / "3")
     assert Checkpointer(directory).verify(3) == ["manifest.json: belongs to step 2"]
@@ -104,7 +104,7 @@ def test_a_checkpoint_under_another_step_is_found(directory: Path) -> None:
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_any_changed_byte_of_the_manifest_is_found(pristine: Path, data: st.DataObject) -> None:
+def test_any_changed_byte_of_the_manifest_is_reported(pristine: Path, data: st.DataObject) -> None:
     good = (pristine / "3" / manifest_file.MANIFEST_NAME).read_bytes()
     position = data.draw(st.integers(0, len(good) - 1))
     bad = bytearray(good)
@@ -113,12 +113,12 @@ def test_any_changed_byte_of_the_manifest_is_found(pristine: Path, data: st.Data
         manifest_file.parse(bytes(bad))
 
 
-def test_a_damaged_newest_step_is_set_aside_and_the_one_before_used(directory: Path) -> None:
+def test_a_damaged_newest_step_is_renamed_and_the_previous_one_used(directory: Path) -> None:
     for step in (3, 2):
         flip_bit(directory / str(step) / "params-00000.safetensors")
     with Checkpointer(directory) as checkpointer:
         checkpointer.claim()
-        with pytest.warns(CorruptCheckpointWarning, match="step 1 is used") as caught:
+        with pytest.warns(CorruptCheckpointWarning, match="using step 1 instead") as caught:
             restored = checkpointer.restore(STATE)
         assert len(caught) == 2
         assert restored["step"] == 1
@@ -128,11 +128,11 @@ def test_a_damaged_newest_step_is_set_aside_and_the_one_before_used(directory: P
         checkpointer.save(3, STATE)
         checkpointer.wait()
         flip_bit(directory / "3" / "manifest.json")
-        with pytest.warns(CorruptCheckpointWarning, match=r"now 3\.corrupt\.2"):
+        with pytest.warns(CorruptCheckpointWarning, match=r"renamed to 3\.corrupt\.2"):
             checkpointer.restore(STATE)
 
 
-def test_all_damaged_is_an_error_of_its_own_and_stays_one(directory: Path) -> None:
+def test_all_checkpoints_damaged_raises_again_and_again(directory: Path) -> None:
     for step in (1, 2, 3):
         (directory / str(step) / "manifest.json").unlink()
     for _ in range(2):  # a supervisor starts the run again
@@ -148,17 +148,17 @@ def test_all_damaged_is_an_error_of_its_own_and_stays_one(directory: Path) -> No
         Checkpointer(directory).restore(STATE)
 
 
-def test_a_reader_leaves_the_directory_of_a_living_run_alone(directory: Path) -> None:
+def test_a_reader_does_not_modify_the_directory_of_a_run(directory: Path) -> None:
     with Checkpointer(directory) as run, Checkpointer(directory) as reader:
         run.save(4, STATE)
         run.wait()
         flip_bit(directory / "4" / "manifest.json")
-        with pytest.warns(CorruptCheckpointWarning, match="step 3 is used"):
+        with pytest.warns(CorruptCheckpointWarning, match="using step 3 instead"):
             reader.restore(STATE)
         assert (directory / "4").exists()
 
 
-def test_a_sound_restore_warns_of_nothing(directory: Path) -> None:
+def test_an_intact_restore_does_not_warn(directory: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Checkpointer(directory).restore(STATE)["step"] == 3

@@ -1,4 +1,4 @@
-"""Killed, failed and competing saves: what was complete before stays, and nothing else counts."""
+"""Killed, failed and concurrent saves keep earlier checkpoints."""
 
 import os
 import random
@@ -47,7 +47,7 @@ def kill_a_saving_process(directory: Path, after_s: float) -> int:
     return int((first + rest).split()[-1])
 
 
-def test_kill_9_at_any_moment_leaves_a_directory_to_go_on_from(tmp_path: Path) -> None:
+def test_a_run_resumes_after_kill_9_at_any_moment(tmp_path: Path) -> None:
     moments = random.Random(0)  # noqa: S311  moments to kill at, not secrets
     abstract = {"w": np.zeros((64, 64), np.int64), "step": np.int32(0)}
     for _ in range(3):
@@ -67,7 +67,7 @@ def test_kill_9_at_any_moment_leaves_a_directory_to_go_on_from(tmp_path: Path) -
             LocalFolder(tmp_path).discard(step)
 
 
-def test_leftovers_are_no_checkpoints_and_go_at_claim(tmp_path: Path) -> None:
+def test_leftovers_are_not_listed_and_deleted_by_claim(tmp_path: Path) -> None:
     for name in ("7.tmp", "6.discarded.tmp", "8.corrupt", "notes", "007"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text("{}")
@@ -94,7 +94,7 @@ def test_two_runs_cannot_save_into_one_directory(tmp_path: Path) -> None:
         second.save(2, STATE)
 
 
-def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
+def test_everything_is_flushed_before_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a power cut leaves is what was flushed; so the order of flushes decides."""
@@ -122,7 +122,7 @@ def test_everything_is_on_the_disk_before_a_checkpoint_has_its_name(
 
 
 @pytest.mark.parametrize("failing", ["begin", "create", "read_new", "commit"])
-def test_an_error_in_the_background_is_raised_at_the_next_call(
+def test_a_background_error_is_raised_by_the_next_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def disk_full(*_arguments: object) -> None:
@@ -152,7 +152,7 @@ def check_until_it_raises(checkpointer: Checkpointer) -> None:
         checkpointer.check()
 
 
-def test_check_tells_of_a_failed_save_and_never_waits(
+def test_check_raises_after_a_failed_save_and_never_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
@@ -172,7 +172,7 @@ def test_check_tells_of_a_failed_save_and_never_waits(
         checkpointer.check()  # told once
 
 
-def test_close_raises_what_the_last_save_met_and_frees_the_directory(
+def test_close_raises_the_error_of_the_last_save_and_unlocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpointer = Checkpointer(tmp_path)

@@ -1,4 +1,4 @@
-"""The command ``diff``: its numbers are those of NumPy, and it misses no bit."""
+"""The subcommand ``diff``: numbers equal to NumPy, bitwise comparison."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def report(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return text
 
 
-def test_states_are_equal_whatever_devices_wrote_them_and_whatever_is_said_of_them(
+def test_equality_does_not_depend_on_sharding_and_metadata(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mesh = jax.make_mesh((3,), ("x",), devices=jax.devices()[:3], axis_types=(AxisType.Auto,))
@@ -69,7 +69,7 @@ def test_states_are_equal_whatever_devices_wrote_them_and_whatever_is_said_of_th
     assert all(array["relative_change"] == 0 for array in found["arrays"])
 
 
-def test_norms_and_changes_are_those_of_the_arrays_and_of_each_layer(
+def test_norms_and_changes_of_arrays_and_layers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = W.copy()
@@ -106,9 +106,7 @@ def test_norms_and_changes_are_those_of_the_arrays_and_of_each_layer(
     assert layer[3] == "0.5000"
 
 
-def test_top_shows_what_changed_most_and_only_what_lies_below(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_top_and_only_select_arrays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, STATE)
         other = changed(wte=W[0] * 1.1, half=STATE["params"]["half"] * 2)
@@ -123,7 +121,7 @@ def test_top_shows_what_changed_most_and_only_what_lies_below(
     assert "and 11 with smaller changes" in text  # 3 arrays of 3 layers, 3 others, 1 shown
 
 
-def test_structure_that_differs_is_named_and_the_rest_is_compared(
+def test_structural_differences_are_listed_and_other_arrays_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = {"w": W, "gone": W, "shape": W, "type": W}
@@ -145,12 +143,12 @@ def test_structure_that_differs_is_named_and_the_rest_is_compared(
         "shape: A float32 [3,8,4], B float32 [2,8,4]",
         "type: A float32 [3,8,4], B float64 [3,8,4]",
         "config.lr: A 0.1, B 0.2",
-        "4 do not fit",
+        "4 incompatible",
     ):
         assert line in text
 
 
-def test_an_array_that_only_one_has_makes_states_different(
+def test_a_missing_array_makes_states_different(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = save(tmp_path / "a", STATE), save(tmp_path / "b", {"params": STATE["params"]})
@@ -176,7 +174,7 @@ def test_a_damaged_checkpoint_is_not_compared(
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_numbers_are_those_of_numpy_however_the_array_is_cut(data: st.DataObject) -> None:
+def test_numbers_equal_numpy_for_any_chunks(data: st.DataObject) -> None:
     count = data.draw(st.integers(0, 7))
     numbers = st.lists(st.floats(-100, 100, width=16), min_size=count, max_size=count)
     dtype = data.draw(st.sampled_from(["float32", "float16", "bfloat16", "float64", "complex64"]))
@@ -222,7 +220,7 @@ def test_special_values(a: float, b: float, largest: float, equal: bool) -> None
     assert change.relative == 0 or not change.equal
 
 
-def test_equal_infinities_and_nan_are_no_change_beside_one_that_is() -> None:
+def test_equal_infinities_and_nan_count_as_equal() -> None:
     a, b = np.array([math.inf, math.nan, 1]), np.array([math.inf, math.nan, 3])
     assert compare(a, b).largest == 2
 
@@ -234,7 +232,7 @@ def test_other_dtypes_of_ml_dtypes_and_booleans_are_compared() -> None:
         assert compare(a, a) == Change(2.0, 2.0)
 
 
-def test_a_change_from_nothing_is_infinite() -> None:
+def test_a_change_from_zero_is_infinite() -> None:
     assert compare(np.zeros(2), np.ones(2)).relative == math.inf
 
 

@@ -1,4 +1,4 @@
-"""The command ``export``: what other programs read is what was saved, whole or not there at all."""
+"""The subcommand ``export``: bitwise safetensors files, all or none."""
 
 import json
 import resource
@@ -72,7 +72,7 @@ def tensors_of(path: Path) -> dict[str, Any]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
 
 
-def test_the_own_library_of_safetensors_reads_whole_tensors_bit_for_bit(
+def test_the_safetensors_library_reads_the_export_bitwise(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "weights.safetensors"
@@ -89,7 +89,7 @@ def test_the_own_library_of_safetensors_reads_whole_tensors_bit_for_bit(
     assert_same_bits(loaded, {**everything, "step": np.int32(3)})
 
 
-def test_names_have_the_separator_that_was_asked_for(run: Path, tmp_path: Path) -> None:
+def test_names_have_the_separator(run: Path, tmp_path: Path) -> None:
     for only, expected in (
         ("params/", {name.replace("/", ".") for name in NAMES}),
         ("params/blocks", {"kernel", "half", "empty"}),
@@ -100,18 +100,16 @@ def test_names_have_the_separator_that_was_asked_for(run: Path, tmp_path: Path) 
         assert tensors_of(out).keys() == expected
 
 
-def test_two_names_that_would_be_one_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_equal_names_raise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, {"a": {"b": np.ones(1)}, "a.b": np.zeros(1)})
     out = tmp_path / "w.safetensors"
     assert call(tmp_path, "--out", out, "--separator", ".") == 2
-    assert "would both be named a.b" in capsys.readouterr().err
+    assert "are both named a.b" in capsys.readouterr().err
     assert call(tmp_path, "--out", out) == 0
 
 
-def test_a_dtype_is_that_of_floats_alone_and_refuses_what_is_too_large(
+def test_dtype_converts_floats_only_and_raises_on_overflow(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "w.safetensors"
@@ -126,23 +124,23 @@ def test_a_dtype_is_that_of_floats_alone_and_refuses_what_is_too_large(
     before = sorted(tmp_path.iterdir())
     words = (tmp_path / "large", "--out", tmp_path / "large.safetensors", "--dtype")
     assert call(*words, "float16") == 2
-    assert "w has values that are too large" in capsys.readouterr().err
+    assert "values of w overflow" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
     assert call(*words, "bfloat16") == 0
 
 
-def test_a_dtype_that_safetensors_does_not_have_is_refused_by_name(
+def test_a_dtype_that_safetensors_lacks_raises(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, {"a": {"w": np.ones(2, ml_dtypes.float8_e4m3b11fnuz)}})
     assert call(tmp_path, "--out", tmp_path / "w.safetensors") == 2
-    assert "a/w has dtype float8_e4m3b11fnuz" in capsys.readouterr().err
+    assert "a/w: got dtype float8_e4m3b11fnuz" in capsys.readouterr().err
     assert call(tmp_path, "--out", tmp_path / "w.safetensors", "--dtype", "float32") == 0
     assert tensors_of(tmp_path / "w.safetensors")["a/w"].tolist() == [1, 1]
 
 
-def test_large_ones_go_into_files_with_an_index_for_hugging_face_readers(
+def test_large_exports_have_several_files_and_a_hugging_face_index(
     run: Path, tmp_path: Path
 ) -> None:
     words = ("--only", "params", "--max_shard_size", "0.2kB")
@@ -169,11 +167,11 @@ def test_nothing_is_overwritten(
 ) -> None:
     (tmp_path / taken).write_text("mine")
     assert call(run, "--out", tmp_path / "w.safetensors") == 2
-    assert f"{taken}: there already" in capsys.readouterr().err
+    assert f"{taken} exists" in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_damaged_checkpoint_gives_an_error_and_no_file(
+def test_a_damaged_checkpoint_raises_and_leaves_no_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Checkpointer(tmp_path) as checkpointer:
@@ -197,7 +195,7 @@ def small_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_gives_an_error_and_no_file(
+def test_a_full_disk_raises_and_leaves_no_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     with Checkpointer(tmp_path) as checkpointer:
@@ -241,7 +239,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(run: Path, tmp_path: P
     with Checkpoint(open_storage(run / "checkpoints"), 3) as checkpoint:
         leaves = checkpoint.manifest.leaves
         tensors = plan_tensors(leaves, only="", dtype=None, separator="/")
-        with pytest.raises(ValueError, match="there already"):
+        with pytest.raises(ValueError, match="exists"):
             export(
                 checkpoint, tensors, out, max_shard_bytes=10**9,
                 progress=lambda _: (out.write_text("mine"), None)[1],
@@ -249,7 +247,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(run: Path, tmp_path: P
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_each_tensor_starts_at_a_multiple_of_its_elements(run: Path, tmp_path: Path) -> None:
+def test_each_tensor_starts_at_a_multiple_of_its_element_size(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "w.safetensors"
     assert call(run, "--out", out) == 0
     data = out.read_bytes()

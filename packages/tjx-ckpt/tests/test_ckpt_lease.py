@@ -1,4 +1,4 @@
-"""A lease has one holder; who lost it stops, and nobody waits for the dead for long."""
+"""Leases: one holder, takeover after missing renewals, detection of losses."""
 
 import json
 import subprocess
@@ -63,7 +63,7 @@ def lease(path: Path, *, period_s: float = FAST, store: Store | None = None) -> 
     return Lease(store or Store(), str(path), period_s=period_s)
 
 
-def test_of_many_one_gets_it_and_the_next_when_it_is_free(path: Path) -> None:
+def test_one_of_many_acquires_the_lease_and_the_next_after_its_release(path: Path) -> None:
     leases = [lease(path, period_s=FAST if n == 0 else PATIENT) for n in range(8)]
     assert leases[0].acquire()
     assert leases[0].acquire()  # ours already
@@ -86,7 +86,7 @@ def test_of_many_one_gets_it_and_the_next_when_it_is_free(path: Path) -> None:
     racing[got.index(True)].release()
 
 
-def test_a_silent_lease_is_taken_over_and_its_holder_stops(path: Path) -> None:
+def test_a_lease_without_renewals_is_taken_over(path: Path) -> None:
     slept = lease(path, period_s=FOREVER)  # as after a night with the lid closed
     assert slept.acquire()
     content = json.loads(path.read_bytes())
@@ -104,7 +104,7 @@ def test_a_silent_lease_is_taken_over_and_its_holder_stops(path: Path) -> None:
     other.release()
 
 
-def test_the_thread_that_renews_notices_a_loss(path: Path) -> None:
+def test_the_renewing_thread_detects_a_loss(path: Path) -> None:
     ours = lease(path)
     assert ours.acquire()
     path.write_text(json.dumps(ELSEWHERE))
@@ -125,7 +125,7 @@ os._exit(0)
 """
 
 
-def test_a_dead_process_of_this_machine_is_not_waited_for(path: Path) -> None:
+def test_the_lease_of_a_dead_local_process_is_taken_over_at_once(path: Path) -> None:
     subprocess.run([sys.executable, "-c", DIE_WITH_IT, str(path)], check=True, timeout=60)
     dead = json.loads(path.read_bytes())
     ours = lease(path, period_s=FOREVER)
@@ -135,7 +135,7 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"machine": "another"}, {"machine": ""}, {"process": 0}])
-def test_a_process_that_cannot_be_known_is_watched(
+def test_the_lease_of_an_unknown_process_is_watched(
     path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run([sys.executable, "-c", DIE_WITH_IT, str(path)], check=True, timeout=60)
@@ -161,7 +161,7 @@ def test_a_damaged_lease_is_taken_over_too(path: Path, content: bytes) -> None:
     ours.release()
 
 
-def test_one_that_is_freed_while_it_is_watched_is_taken(path: Path) -> None:
+def test_a_lease_that_is_released_while_watched_is_acquired(path: Path) -> None:
     first = lease(path, period_s=FOREVER)
     assert first.acquire()
     freeing = Store(lambda reads: first.release() if reads == 2 else None)
@@ -170,7 +170,7 @@ def test_one_that_is_freed_while_it_is_watched_is_taken(path: Path) -> None:
     second.release()
 
 
-def test_a_store_that_fails_for_a_while_costs_no_lease(
+def test_temporary_store_errors_do_not_lose_the_lease(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Store()
@@ -188,7 +188,7 @@ def test_a_store_that_fails_for_a_while_costs_no_lease(
     assert "not renewed (ConnectionError: no answer)" in caplog.text
 
 
-def test_who_lost_the_lease_stops_saving(memory: Place) -> None:
+def test_saves_fail_after_the_loss_of_the_lease(memory: Place) -> None:
     with memory.checkpointer(period_s=3600.0) as checkpointer:
         checkpointer.save(1, STATE)
         checkpointer.wait()

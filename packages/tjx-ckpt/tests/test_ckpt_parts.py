@@ -1,4 +1,4 @@
-"""Parts of a checkpoint, other dtypes, which checkpoints stay, and files that others can open."""
+"""Partial restores, dtype conversion, retention and safetensors files."""
 
 import json
 from pathlib import Path
@@ -38,25 +38,25 @@ def test_parameters_alone_are_read_without_the_rest(directory: Path) -> None:
     (directory / "7" / "opt_state-00000.safetensors").write_bytes(b"damaged")
     wanted = {"params": STATE["params"]}
     checkpointer = Checkpointer(directory)
-    with pytest.raises(MismatchError, match="opt_state/mu: was not asked for"):
+    with pytest.raises(MismatchError, match="opt_state/mu: saved, not requested"):
         checkpointer.restore(wanted)
     restored = checkpointer.restore(wanted, partial=True)
     np.testing.assert_array_equal(restored["params"]["w"], STATE["params"]["w"])
-    with pytest.raises(MismatchError, match="params/other: was asked for"):
+    with pytest.raises(MismatchError, match="params/other: requested, not saved"):
         checkpointer.restore({"params": {"other": np.zeros(1)}}, partial=True)
 
 
-def test_floats_are_converted_only_where_that_was_asked_for(directory: Path) -> None:
+def test_floats_are_converted_only_with_cast(directory: Path) -> None:
     checkpointer = Checkpointer(directory)
     half = {"params": {"w": Abstract((3, 4), ml_dtypes.bfloat16, sharding=None)}}
-    with pytest.raises(MismatchError, match="dtype bfloat16 was asked for"):
+    with pytest.raises(MismatchError, match="requested dtype bfloat16"):
         checkpointer.restore(half, partial=True)
     restored = checkpointer.restore(half, partial=True, cast=True)["params"]["w"]
     assert restored.dtype == ml_dtypes.bfloat16
     np.testing.assert_array_equal(
         np.asarray(restored), STATE["params"]["w"].astype(ml_dtypes.bfloat16)
     )
-    with pytest.raises(MismatchError, match="ids: dtype float32"):
+    with pytest.raises(MismatchError, match="ids: requested dtype float32"):
         checkpointer.restore({"params": {"ids": np.zeros(3, np.float32)}}, partial=True, cast=True)
 
 
@@ -66,7 +66,7 @@ def test_other_programs_read_the_files(directory: Path) -> None:
     np.testing.assert_array_equal(params["params/w"], STATE["params"]["w"])
 
 
-def test_each_device_s_piece_lies_in_the_file_and_meets_any_other_mesh(tmp_path: Path) -> None:
+def test_sharded_arrays_are_stored_in_pieces_and_restored_on_other_meshes(tmp_path: Path) -> None:
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     values = np.arange(8 * 12, dtype=np.float32).reshape(8, 12)
     saved = {"w": jax.device_put(values, NamedSharding(mesh, P("x", "y")))}
@@ -87,7 +87,7 @@ def test_each_device_s_piece_lies_in_the_file_and_meets_any_other_mesh(tmp_path:
         np.testing.assert_array_equal(checkpointer.restore(target)["w"], values)
 
 
-def test_an_array_that_is_held_twice_is_written_once(tmp_path: Path) -> None:
+def test_replicated_arrays_are_written_once(tmp_path: Path) -> None:
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     saved = {"w": jax.device_put(np.arange(8.0), NamedSharding(mesh, P("x")))}
     with Checkpointer(tmp_path) as checkpointer:
@@ -98,7 +98,7 @@ def test_an_array_that_is_held_twice_is_written_once(tmp_path: Path) -> None:
     assert stored.keys() == {"w[0:4]", "w[4:8]"}
 
 
-def test_the_newest_every_kth_and_the_best_stay(tmp_path: Path) -> None:
+def test_the_newest_periodic_and_best_are_kept(tmp_path: Path) -> None:
     losses = {10: 3.0, 20: 1.0, 30: 2.0, 40: 4.0, 50: None, 60: 5.0}
     keeping = {"keep": 2, "keep_every": 40, "keep_best": 1}
     for steps in ((10, 20, 30), (40, 50, 60)):  # the second life knows the losses of the first
@@ -117,11 +117,11 @@ def test_the_newest_every_kth_and_the_best_stay(tmp_path: Path) -> None:
     every=st.none() | st.integers(1, 10),
     best=st.integers(0, 3),
 )
-def test_what_goes_is_neither_new_nor_due_nor_good(
+def test_only_checkpoints_outside_of_the_policy_are_pruned(
     values: dict[int, float], keep: int, every: int | None, best: int
 ) -> None:
     retention = Retention(keep=keep, every=every, best=best, metric="accuracy", mode="max")
-    gone = retention.doomed({step: {"accuracy": value} for step, value in values.items()})
+    gone = retention.prunable({step: {"accuracy": value} for step, value in values.items()})
     stay = sorted(values.keys() - set(gone))
     assert stay[-keep:] == sorted(values)[-keep:]
     assert all(every is None or step % every for step in gone)
@@ -133,7 +133,7 @@ def test_what_goes_is_neither_new_nor_due_nor_good(
     assert len(stay) <= keep + best + len(due)
 
 
-def test_going_back_deletes_what_came_after(directory: Path) -> None:
+def test_discard_after_deletes_later_checkpoints(directory: Path) -> None:
     with Checkpointer(directory, keep=5) as checkpointer:
         for step in (8, 9, 10):
             checkpointer.save(step, STATE)
@@ -144,13 +144,13 @@ def test_going_back_deletes_what_came_after(directory: Path) -> None:
         assert checkpointer.steps() == [7, 8, 9]
 
 
-def test_a_manifest_tells_what_wrote_it(directory: Path) -> None:
+def test_the_manifest_has_package_versions(directory: Path) -> None:
     content = json.loads((directory / "7" / "manifest.json").read_text())["content"]
     assert content["versions"]["jax"] == jax.__version__
     assert content["leaves"]["params/w"] == [[3, 4], "float32"]
 
 
-def test_a_save_reports_what_it_cost(tmp_path: Path) -> None:
+def test_a_save_reports_duration_and_size(tmp_path: Path) -> None:
     with Checkpointer(tmp_path) as checkpointer:
         nothing = checkpointer.last_save
         checkpointer.save(3, STATE)

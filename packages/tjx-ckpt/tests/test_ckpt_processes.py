@@ -1,4 +1,4 @@
-"""Two processes save one state together, agree on what to restore, and one process reads it."""
+"""Two processes save and restore one state; one process restores it, too."""
 
 import os
 import socket

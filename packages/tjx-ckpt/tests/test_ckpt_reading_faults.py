@@ -1,4 +1,4 @@
-"""Errors of the system while checkpoints are read say nothing of the checkpoints."""
+"""Operating-system errors while reading do not count as damage."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ def failing(call: Callable[..., Any], number: int, times: int) -> Callable[..., 
 
 @pytest.mark.parametrize("call", ["open", "preadv", "scandir"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
-def test_a_read_error_that_passes_is_not_noticed(
+def test_temporary_read_errors_are_retried(
     directory: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     checkpointer = Checkpointer(directory)
@@ -52,7 +52,7 @@ def test_a_read_error_that_passes_is_not_noticed(
 
 
 @pytest.mark.parametrize("call", ["open", "preadv", "scandir"])
-def test_a_read_error_that_stays_sets_no_checkpoint_aside(
+def test_permanent_read_errors_rename_no_checkpoint(
     directory: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     with Checkpointer(directory) as checkpointer:
@@ -70,7 +70,7 @@ def test_a_read_error_that_stays_sets_no_checkpoint_aside(
         assert checkpointer.restore(STATE)["step"] == 2
 
 
-def test_a_lock_file_that_is_a_link_keeps_what_it_names(directory: Path, tmp_path: Path) -> None:
+def test_a_link_as_lock_file_does_not_change_its_target(directory: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("of another user")
     (directory / ".writer").unlink()
@@ -81,35 +81,35 @@ def test_a_lock_file_that_is_a_link_keeps_what_it_names(directory: Path, tmp_pat
     assert precious.read_text() == "of another user"
 
 
-def test_a_pipe_in_the_place_of_the_lock_file_stops_nobody(directory: Path) -> None:
+def test_a_fifo_as_lock_file_does_not_block(directory: Path) -> None:
     (directory / ".writer").unlink()
     os.mkfifo(directory / ".writer")
-    with pytest.raises(ClaimError, match="no regular file"):
+    with pytest.raises(ClaimError, match="not a regular file"):
         Checkpointer(directory).claim()
 
 
-def test_a_reader_neither_locks_nor_tidies_nor_renames(directory: Path) -> None:
+def test_a_reader_does_not_lock_delete_or_rename(directory: Path) -> None:
     (directory / "3.tmp").mkdir()
     (directory / "2" / "manifest.json").unlink()
     (directory / ".writer").unlink()
     before = sorted(directory.iterdir())
-    with pytest.warns(UserWarning, match="step 1 is used"):
+    with pytest.warns(UserWarning, match="using step 1 instead"):
         assert Checkpointer(directory).restore(STATE)["step"] == 1
     assert sorted(directory.iterdir()) == before
 
 
-def test_links_and_files_in_the_place_of_the_folder_are_explained(tmp_path: Path) -> None:
+def test_links_and_files_as_directory_raise_with_advice(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").write_text("mine")
     for name in ("dangling", "file"):
         assert Checkpointer(tmp_path / name).latest_step() is None
-        with pytest.raises(ClaimError, match="a folder is needed there"):
+        with pytest.raises(ClaimError, match="a folder is required there"):
             Checkpointer(tmp_path / name).claim()
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EACCES, errno.EMFILE, errno.EROFS])
-def test_a_directory_that_cannot_be_claimed_is_explained(
+def test_a_directory_that_cannot_be_claimed_raises_with_advice(
     directory: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     monkeypatch.setattr(os, "open", failing(os.open, number, 1))

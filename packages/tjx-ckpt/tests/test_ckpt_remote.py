@@ -1,4 +1,4 @@
-"""Object stores keep the promises of folders: one contract, held by both.
+"""Contract tests of local folders and object stores.
 
 ``memory://`` stands for an object store everywhere; S3 is asked where it can be (see conftest.py).
 """
@@ -33,7 +33,7 @@ Abstract: Any = jax.ShapeDtypeStruct
 P: Any = PartitionSpec
 
 
-def test_a_sharded_state_comes_back_exactly_and_by_parts(place: Place) -> None:
+def test_a_sharded_state_is_restored_exactly_and_partially(place: Place) -> None:
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     values = np.arange(8 * 12, dtype=np.float32).reshape(8, 12)
     saved = {"w": jax.device_put(values, NamedSharding(mesh, P("x", "y"))), "params": STATE}
@@ -65,7 +65,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def test_damage_to_any_file_is_found_and_named(place: Place) -> None:
+def test_damage_to_any_file_is_reported(place: Place) -> None:
     place.save(3)
     checkpointer = place.checkpointer()
     names = place.names("3")
@@ -84,14 +84,14 @@ def test_damage_to_any_file_is_found_and_named(place: Place) -> None:
     assert checkpointer.verify(3) == []
 
 
-def test_a_damaged_newest_step_is_set_aside_and_the_one_before_used(place: Place) -> None:
+def test_a_damaged_newest_step_is_renamed_and_the_previous_one_used(place: Place) -> None:
     place.save(1, 2, 3)
     place.flip_bit("3/params-00000.safetensors")
     place.remove("2/manifest.json")
     before = {name: place.read(f"3/{name}") for name in place.names("3")}
     with place.checkpointer() as checkpointer:
         checkpointer.claim()
-        with pytest.warns(CorruptCheckpointWarning, match="step 1 is used") as caught:
+        with pytest.warns(CorruptCheckpointWarning, match="using step 1 instead") as caught:
             assert checkpointer.restore(STATE)["step"] == 1
         assert len(caught) == 2
         assert checkpointer.steps() == [1]
@@ -103,13 +103,13 @@ def test_a_damaged_newest_step_is_set_aside_and_the_one_before_used(place: Place
         checkpointer.save(3, STATE)
         checkpointer.wait()
         place.flip_bit("3/manifest.json")
-        with pytest.warns(CorruptCheckpointWarning, match=r"now 3\.corrupt\.2"):
+        with pytest.warns(CorruptCheckpointWarning, match=r"renamed to 3\.corrupt\.2"):
             checkpointer.restore(STATE)
     assert storage(place).quarantined() == ["2.corrupt", "3.corrupt", "3.corrupt.2"]
     assert storage(place).leftovers() == []
 
 
-def test_all_damaged_is_an_error_of_its_own_and_stays_one(place: Place) -> None:
+def test_all_checkpoints_damaged_raises_again_and_again(place: Place) -> None:
     place.save(1, 2)
     for step in (1, 2):
         place.remove(f"{step}/manifest.json")
@@ -122,7 +122,7 @@ def test_all_damaged_is_an_error_of_its_own_and_stays_one(place: Place) -> None:
     assert list_steps(place.directory) == [1, 2]
 
 
-def test_the_newest_stay_and_order_is_by_number(place: Place) -> None:
+def test_the_newest_are_kept_in_numeric_order(place: Place) -> None:
     assert list_steps(place.directory) == []
     with place.checkpointer(keep=2) as checkpointer:
         for step in (2, 9, 10, 100):
@@ -135,7 +135,7 @@ def test_the_newest_stay_and_order_is_by_number(place: Place) -> None:
     assert {name.split("/")[0] for name in place.names()} == {"10"}
 
 
-def test_only_its_own_is_seen_and_touched(place: Place) -> None:
+def test_foreign_objects_are_ignored(place: Place) -> None:
     neighbour = Place(f"{place.directory}2")
     neighbour.save(7)
     strangers = ["notes/manifest.json", "007/manifest.json", "8.corrupted/a", "README", "-1/a"]
@@ -171,7 +171,7 @@ def test_two_runs_cannot_save_into_one_directory(place: Place) -> None:
 
 
 @pytest.mark.parametrize("failing", ["begin", "create", "read_new", "commit"])
-def test_a_failed_save_is_told_once_and_leaves_nothing(
+def test_a_failed_save_raises_once_and_leaves_nothing(
     place: Place, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fail(*_arguments: object) -> None:
@@ -191,7 +191,7 @@ def test_a_failed_save_is_told_once_and_leaves_nothing(
         assert checkpointer.steps() == [1, 3]
 
 
-def test_a_store_that_does_not_answer_is_not_taken_for_damage(
+def test_a_store_that_does_not_respond_is_not_damage(
     memory: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory.save(1, 2)
@@ -209,7 +209,7 @@ def test_a_store_that_does_not_answer_is_not_taken_for_damage(
     assert memory.checkpointer().restore(STATE)["step"] == 2
 
 
-def test_an_upload_that_arrives_cut_short_is_no_checkpoint(
+def test_a_truncated_upload_is_not_a_checkpoint(
     memory: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = remote_folder._RemoteWriter.__call__
@@ -222,17 +222,17 @@ def test_an_upload_that_arrives_cut_short_is_no_checkpoint(
 
             patch.setattr(remote_folder._RemoteWriter, "__call__", lose_a_byte)
             checkpointer.save(1, STATE)
-            with pytest.raises(SaveError, match="bytes were sent, the store has"):
+            with pytest.raises(SaveError, match="bytes, the store has"):
                 checkpointer.wait()
         assert memory.names() == []
 
 
-def test_what_cannot_be_used_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"give a local folder without file://"):
+def test_invalid_urls_and_missing_backends_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"write a local folder without file://"):
         Checkpointer("file:///tmp/run")
-    with pytest.raises(ValueError, match=r"must be a folder's path, or the URL"):
+    with pytest.raises(ValueError, match=r"expected a path, or the URL"):
         Checkpointer("simplecache::memory://run")
-    with pytest.raises(ValueError, match=r"s4:// is unknown; use one of s3://, gs://"):
+    with pytest.raises(ValueError, match=r"expected a protocol that fsspec knows, .* not s4://"):
         Checkpointer("s4://bucket/run")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "gcsfs", None)

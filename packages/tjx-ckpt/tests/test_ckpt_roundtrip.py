@@ -1,4 +1,4 @@
-"""What was saved comes back, bit for bit, wherever it is put."""
+"""Saved states are restored bit for bit on any mesh."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_every_kind_of_leaf_comes_back_exactly(tmp_path: Path) -> None:
+def test_every_kind_of_leaf_is_restored_exactly(tmp_path: Path) -> None:
     state = make_state(3)
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(3, state, metadata={"loss": 0.1, "nested": {"list": [1, None, "é"]}})
@@ -64,7 +64,7 @@ def test_every_kind_of_leaf_comes_back_exactly(tmp_path: Path) -> None:
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(restored))
 
 
-def test_numpy_leaves_come_back_as_numpy(tmp_path: Path) -> None:
+def test_numpy_leaves_are_restored_as_numpy(tmp_path: Path) -> None:
     state = {"a": np.arange(4), "scalar": np.float32(2.5)}
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(0, state)
@@ -73,7 +73,7 @@ def test_numpy_leaves_come_back_as_numpy(tmp_path: Path) -> None:
     assert_same_bits(restored, state)
 
 
-def test_buffers_donated_right_after_save_do_not_reach_the_disk(tmp_path: Path) -> None:
+def test_buffers_donated_after_save_do_not_change_the_checkpoint(tmp_path: Path) -> None:
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: -x - 1, state), donate_argnums=0)
     start = {"w": np.random.default_rng(0).standard_normal((512, 1024)).astype(np.float32)}
     state = overwrite(jax.device_put(start))  # compiled before the race
@@ -86,7 +86,7 @@ def test_buffers_donated_right_after_save_do_not_reach_the_disk(tmp_path: Path) 
     assert_same_bits(restored, expected)
 
 
-def test_numpy_arrays_changed_right_after_save_do_not_reach_the_disk(tmp_path: Path) -> None:
+def test_arrays_changed_after_save_do_not_change_the_checkpoint(tmp_path: Path) -> None:
     array = np.arange(1 << 18)
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, {"a": array})
@@ -114,7 +114,7 @@ def test_a_state_moves_between_meshes_bitwise(
     assert_same_bits(restored, values)
 
 
-def test_only_the_newest_stay_and_order_is_by_number(tmp_path: Path) -> None:
+def test_only_the_newest_are_kept_in_numeric_order(tmp_path: Path) -> None:
     with Checkpointer(tmp_path, keep=2) as checkpointer:
         assert checkpointer.latest_step() is None
         for step in (2, 9, 10, 100):
@@ -127,44 +127,44 @@ def test_only_the_newest_stay_and_order_is_by_number(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [".writer", "10", "100"]
 
 
-def test_a_state_that_does_not_fit_is_explained_leaf_by_leaf(tmp_path: Path) -> None:
+def test_mismatches_are_listed_by_leaf(tmp_path: Path) -> None:
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(4, {"w": np.zeros((2, 3), np.float32), "old": np.zeros(1)})
         wanted = {"w": np.zeros((2, 4), ml_dtypes.bfloat16), "new": np.zeros(1)}
         with pytest.raises(MismatchError) as caught:
             checkpointer.restore(wanted)
     assert str(caught.value).splitlines() == [
-        "checkpoint of step 4 does not fit the state that was asked for:",
-        "new: was asked for, the checkpoint does not have it",
-        "old: was not asked for, the checkpoint has it",
-        "w: shape (2, 4) was asked for, the checkpoint has (2, 3)",
-        "w: dtype bfloat16 was asked for, the checkpoint has float32",
+        "checkpoint of step 4 does not fit the requested state:",
+        "new: requested, not saved",
+        "old: saved, not requested",
+        "w: requested shape (2, 4), saved (2, 3)",
+        "w: requested dtype bfloat16, saved float32",
     ]
 
 
-def test_mistakes_are_answered_before_anything_is_written(tmp_path: Path) -> None:
+def test_invalid_arguments_raise_before_anything_is_written(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with Checkpointer(directory) as checkpointer:
         with pytest.raises(NoCheckpointError, match="no checkpoint in"):
             checkpointer.restore({})
         with pytest.raises(NoCheckpointError, match="step 3"):
             checkpointer.verify(3)
-        with pytest.raises(ValueError, match="a: int is not an array"):
+        with pytest.raises(ValueError, match="a: got int; expected an array"):
             checkpointer.save(1, {"a": 1})
-        with pytest.raises(ValueError, match="name: dtype <U1"):
+        with pytest.raises(ValueError, match="name: got dtype <U1"):
             checkpointer.save(1, {"name": np.array("x")})
         with pytest.raises(ValueError, match="plain JSON"):
             checkpointer.save(1, {"a": np.zeros(1)}, metadata={"x": object()})
-        with pytest.raises(ValueError, match="step -1"):
+        with pytest.raises(ValueError, match="got -1; expected 0 or more"):
             checkpointer.save(-1, {"a": np.zeros(1)})
         assert not directory.exists()
         checkpointer.save(5, {"a": np.zeros(1)})
-        with pytest.raises(ValueError, match="holds step 5"):
+        with pytest.raises(ValueError, match="expected more than 5"):
             checkpointer.save(5, {"a": np.zeros(1)})
 
 
-def test_config_names_every_mistake() -> None:
-    with pytest.raises(ValueError, match=r"every = 0.*\n.*keep = -1"):
+def test_config_reports_all_problems() -> None:
+    with pytest.raises(ValueError, match=r"every: got 0.*\n.*keep: got -1"):
         CheckpointConfig(every=0, keep=-1)
-    with pytest.raises(ValueError, match="keep = 0"):
+    with pytest.raises(ValueError, match="keep: got 0"):
         Checkpointer("unused", keep=0)

@@ -1,4 +1,4 @@
-"""What lies below the Checkpointer: pieces in files, manifests that fit, and falling back."""
+"""Files of pieces, manifests and the fallback to earlier checkpoints."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def flip_last_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_only_the_pieces_of_a_part_are_read(tmp_path: Path) -> None:
+def test_a_partial_restore_reads_only_its_pieces(tmp_path: Path) -> None:
     devices = jax.devices()[:4]
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=devices)
     values = np.arange(8 * 4, dtype=np.float32).reshape(8, 4)
@@ -67,9 +67,7 @@ def test_arrays_start_at_multiples_of_64_bytes(directory: Path) -> None:
     assert all(offset % 64 == 0 for offset in offsets)
 
 
-def test_a_write_that_takes_less_than_it_is_given_is_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partial_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     really_write = os.write
     monkeypatch.setattr(os, "write", lambda file, data: really_write(file, data[:777]))
     with Checkpointer(tmp_path) as checkpointer:
@@ -78,7 +76,7 @@ def test_a_write_that_takes_less_than_it_is_given_is_gone_on_with(
         assert checkpointer.verify(1) == []
 
 
-def test_a_file_that_ends_while_it_is_read_is_an_error(directory: Path) -> None:
+def test_a_file_that_is_truncated_while_it_is_read_raises(directory: Path) -> None:
     name = "params-00000.safetensors"
     with LocalFolder(directory).open(2, name) as file:
         os.truncate(directory / "2" / name, 100)
@@ -134,41 +132,41 @@ def use_an_unknown_dtype(content: Any) -> None:
     [change_key, lose_a_piece, move_a_piece, lengthen_a_piece, climb_out, claim_a_huge_leaf,
      claim_an_endless_axis, overlap, hold_objects, use_an_unknown_dtype],
 )  # fmt: skip
-def test_a_manifest_that_contradicts_itself_is_refused_though_its_checksum_is_right(
+def test_a_contradictory_manifest_with_a_valid_checksum_raises(
     directory: Path, change: Callable[[Any], None]
 ) -> None:
     content = json.loads((directory / "2" / "manifest.json").read_text())["content"]
-    assert manifest_file.parse(manifest_file.sealed(content)).step == 2
+    assert manifest_file.parse(manifest_file.with_checksum(content)).step == 2
     change(content)
     with pytest.raises(manifest_file.ManifestError, match="unreadable"):
-        manifest_file.parse(manifest_file.sealed(content))
+        manifest_file.parse(manifest_file.with_checksum(content))
 
 
-def test_a_manifest_of_absurd_size_is_not_read(
+def test_a_manifest_of_impossible_size_is_not_read(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest_file, "_MOST_BYTES", 100)
+    monkeypatch.setattr(manifest_file, "_MAX_BYTES", 100)
     (line,) = Checkpointer(directory).verify(2)
     assert "more than 100" in line
 
 
-def test_every_damaged_file_is_named(directory: Path) -> None:
+def test_every_damaged_file_is_reported(directory: Path) -> None:
     for name in ("params", "opt_state"):
         flip_last_bit(directory / "2" / f"{name}-00000.safetensors")
     with pytest.warns(CorruptCheckpointWarning, match=r"opt_state-.*\(opt_state/mu\); params-"):
         Checkpointer(directory).restore(STATE)
 
 
-def test_setting_a_checkpoint_aside_does_not_keep_the_directory(directory: Path) -> None:
+def test_renaming_a_damaged_checkpoint_does_not_lock_the_directory(directory: Path) -> None:
     flip_last_bit(directory / "2" / "params-00000.safetensors")
     reader = Checkpointer(directory)
-    with pytest.warns(CorruptCheckpointWarning, match="step 1 is used"):
+    with pytest.warns(CorruptCheckpointWarning, match="using step 1 instead"):
         reader.restore(STATE)
     assert (directory / "2").exists()
     with Checkpointer(directory) as run:
-        with pytest.warns(CorruptCheckpointWarning, match="step 1 is used"):
+        with pytest.warns(CorruptCheckpointWarning, match="using step 1 instead"):
             run.restore(STATE)
-        with pytest.warns(CorruptCheckpointWarning, match=r"now 2\.corrupt"):
+        with pytest.warns(CorruptCheckpointWarning, match=r"renamed to 2\.corrupt"):
             run.save(2, STATE)
         run.wait()
         assert run.verify(2) == []

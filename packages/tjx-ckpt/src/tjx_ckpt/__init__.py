@@ -1,4 +1,4 @@
-"""Checkpoints of JAX state that are atomic, verified and restored exactly."""
+"""Atomic, checksummed checkpoints of JAX state, restored exactly onto any sharding."""
 
 import lazy_loader
 

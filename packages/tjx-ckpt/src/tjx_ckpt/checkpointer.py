@@ -1,8 +1,7 @@
-"""Save and restore the state of a run: in the background, atomically, verified.
+"""Background saves and verified restores of the state of a run.
 
-The order of a save is: arrays -> flush to disk -> manifest with checksums -> rename -> prune. A
-checkpoint has its number as name only when it is complete, and only its checksums say that it still
-is.
+The order of a save is: arrays -> fsync -> manifest with checksums -> rename -> prune. A folder is
+named after a step only if the checkpoint is complete; checksums detect later damage.
 """
 
 import logging
@@ -29,47 +28,47 @@ from tjx_ckpt.leaf_spec import differences
 from tjx_ckpt.lookup import require, require_manifest
 from tjx_ckpt.pruning import Pruner
 from tjx_ckpt.pytree import describe, flatten
-from tjx_ckpt.restore_fallback import read_newest, read_step, set_aside
+from tjx_ckpt.restore_fallback import quarantine_damaged, read_newest, read_step
 from tjx_ckpt.retention import Retention
 from tjx_ckpt.save_report import SaveReport
 from tjx_ckpt.store import manifest as manifest_file
 from tjx_ckpt.store.backends import open_storage
 from tjx_ckpt.store.checkpoint_reader import CheckpointReader
 from tjx_ckpt.store.verification import problems
-from tjx_ckpt.writer import Draft, write_checkpoint
+from tjx_ckpt.writer import PendingCheckpoint, write_checkpoint
 
 _log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """The checkpoints of one run, in one directory.
+    """Saves and restores the checkpoints of one run in one directory.
 
-    Opening and reading change nothing on disk. The first `save` or `claim` takes the lock of the
-    directory, deletes what killed saves left and renames damaged checkpoints. With several
-    processes all of them call each method, on a directory that all of them see.
+    Opening and reading do not write. The first `save` or `claim` locks the directory, deletes
+    leftovers of killed saves and renames damaged checkpoints. In multi-process runs every process
+    calls every method, with a directory on a shared file system.
 
     Parameters
     ----------
     directory
-        A local or shared folder, or a URL that fsspec knows, such as s3://bucket/run; made by the
-        first save.
+        Local or shared folder, or an fsspec URL such as s3://bucket/run; created by the first
+        save.
     keep
-        Number of newest checkpoints that stay.
+        Number of newest checkpoints to keep.
     keep_every
-        Checkpoints of steps that are multiples of this stay for good.
+        Checkpoints of steps that are multiples of this are kept permanently.
     keep_best
-        Number of checkpoints that stay for being the best.
+        Number of best checkpoints to keep.
     best_metric, best_mode
-        Name among the ``metrics`` of a save that decides it; whether "min" or "max" is best.
+        Name of the metric that ranks checkpoints; whether "min" or "max" is best.
 
     Attributes
     ----------
     last_save : SaveReport or None
-        What the last save cost that is durable.
+        Duration and size of the last durable save.
 
     Raises
     ------
-    ValueError
+    ConfigError
         If a number is out of range.
 
     Examples
@@ -103,7 +102,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self._saves = 0
-        self._passed_over: list[int] = []
+        self._skipped: list[int] = []
         self.last_save: SaveReport | None = None
 
     def save(
@@ -116,36 +115,37 @@ class Checkpointer:
         prune: bool = True,
         before_commit: Callable[[], object] | None = None,
     ) -> None:
-        """Start to save ``state``; returns as soon as its buffers may be donated.
+        """Start a background save; return as soon as the buffers of the state may be donated.
 
-        Waits for the save before it, so at most one is under way.
+        Waits for the previous save, so that at most one is in progress.
 
         Parameters
         ----------
         step
-            The number of this checkpoint, 0 or more, larger than any that is there.
+            Step of the checkpoint, 0 or more, larger than all existing ones.
         state
-            A pytree of numeric jax.Arrays or NumPy arrays.
+            Pytree of numeric jax.Arrays or NumPy arrays.
         metadata
-            Anything that JSON can express; read back with `metadata`.
+            JSON-serializable values, returned by `metadata`.
         metrics
-            What was measured at this step; decides which checkpoints are the best.
+            Metrics of this step, which rank the best checkpoints.
         prune
-            Whether to delete then what need not stay. A deletion that fails is logged and tried
-            again after the next save; the save itself counts.
+            Whether to delete checkpoints that are not kept after the save. A failed deletion is
+            logged and retried after the next save; it does not fail the save.
         before_commit
-            Called in the background on process 0, when all files are on disk and before the
-            checkpoint has its name: to flush records that must not be older than it. An error that
-            it raises fails the save.
+            Called in the background on process 0 after all files are on disk and before the
+            rename, to flush records that must not be older than the checkpoint. If it raises, the
+            save fails.
 
         Raises
         ------
         SaveError
-            If the save before this one failed, or the directory cannot be written.
+            If the previous save failed or the directory cannot be written.
         DirectoryInUseError
             If another process saves into this directory.
         ValueError
-            If the step is not the largest, a leaf is not a numeric array, or metadata not JSON.
+            If the step is not larger than all existing ones, a leaf is not a numeric array, or
+            the metadata is not JSON-serializable.
         """
         self.wait()
         begin = time.perf_counter()
@@ -153,51 +153,51 @@ class Checkpointer:
         specs = describe(leaves)
         plain = manifest_file.plain_json(metadata or {})
         values = {name: float(value) for name, value in (metrics or {}).items()}
-        if not self._passed_over:
+        if not self._skipped:
             self._check_step(step)
         try:
             self._take_lock()
         except ClaimError as error:
             raise SaveError(step, error) from error
         self._check_step(step)
-        draft = Draft(step, specs, stage(leaves), plain, values, before_commit)
+        pending = PendingCheckpoint(step, specs, stage(leaves), plain, values, before_commit)
         self._saves += 1
         blocking = time.perf_counter() - begin
         self._thread = threading.Thread(
-            target=self._finish, args=(draft, begin, blocking, prune), name=f"save-{step}"
+            target=self._finish, args=(pending, begin, blocking, prune), name=f"save-{step}"
         )
         self._thread.start()
 
     def claim(self) -> None:
-        """Take the right to save here now, not only at the first save; makes the directory.
+        """Create and lock the directory now instead of at the first save.
 
         Raises
         ------
         DirectoryInUseError
             If another process saves into this directory.
         ClaimError, StorageError
-            If the directory cannot be made, locked or written.
+            If the directory cannot be created, locked or written.
         """
         self._take_lock()
 
     def check(self) -> None:
-        """Raise what a save in the background met, if it has failed; never waits.
+        """Raise the error of a finished background save; never blocks.
 
         Raises
         ------
         SaveError
-            If it failed. The error is raised once, by whichever method is called next.
+            If the save failed. The next method called raises it, once.
         """
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until the save under way is on disk.
+        """Block until the save in progress is durable.
 
         Raises
         ------
         SaveError
-            If it failed. The error is raised once, by whichever method is called next.
+            If the save failed. The next method called raises it, once.
         """
         if self._thread is not None:
             self._thread.join()
@@ -214,36 +214,42 @@ class Checkpointer:
         partial: bool = False,
         cast: bool = False,
     ) -> Any:
-        """Return a saved state, each byte verified, on the shardings of ``abstract_state``.
+        """Read and verify a saved state, with the shardings of ``abstract_state``.
 
         Parameters
         ----------
         abstract_state
-            A pytree of jax.ShapeDtypeStructs with shardings (jax.Arrays also do), of the shapes and
-            dtypes of the saved state: any mesh and any number of devices and processes. A leaf
-            without sharding goes to the default device; a NumPy array stands for a NumPy array.
+            Pytree of jax.ShapeDtypeStructs (or jax.Arrays) with the shapes and dtypes of the saved
+            state, and shardings for any mesh and any number of devices and processes. A leaf
+            without sharding is placed on the default device; for a NumPy array a NumPy array is
+            returned.
         step
-            Which checkpoint; None takes the newest sound one, with a warning for each damaged one
-            that is newer. These are renamed to ``N.corrupt`` where this directory was claimed, or
-            by the next `save` or `claim`. Without any sound one nothing is renamed.
+            Step to restore; None: the newest intact one, with a warning for each newer damaged
+            one. Damaged ones are renamed to ``N.corrupt`` if this object has locked the directory,
+            otherwise by the next `save` or `claim`. Nothing is renamed if all are damaged.
         partial
-            Whether to leave out what was not asked for: ``{"params": ...}`` reads the parameters
-            and nothing else.
+            Whether `abstract_state` may be a part of the saved state: ``{"params": ...}`` reads
+            only the parameters.
         cast
-            Whether floating-point leaves may be saved in another floating-point type.
+            Whether to convert floating-point leaves that were saved in another dtype.
+
+        Returns
+        -------
+        pytree
+            The state, structured like `abstract_state`.
 
         Raises
         ------
         NoCheckpointError
-            If there is no checkpoint, or not this step.
+            If there is no checkpoint, or none of this step.
         CorruptCheckpointError
-            If the step that was asked for is damaged; names each bad file.
+            If the requested step is damaged; lists the bad files.
         AllCheckpointsCorruptError
             If ``step`` is None and every checkpoint is damaged.
         MismatchError
-            If keys, shapes or dtypes differ; names each.
+            If keys, shapes or dtypes differ; lists all differences.
         UnreadableError
-            If a checkpoint cannot be read now, after several attempts. Nothing is renamed.
+            If a checkpoint cannot be read after several attempts. Nothing is renamed.
         """
         self.wait()
         abstract = flatten(abstract_state)
@@ -253,66 +259,66 @@ class Checkpointer:
             content = manifest_file.read(self._storage, step)
             lines = differences(wanted, content.leaves, partial=partial, cast=cast)
             if lines:
-                header = f"checkpoint of step {step} does not fit the state that was asked for:"
+                header = f"checkpoint of step {step} does not fit the requested state:"
                 raise MismatchError("\n".join([header, *lines]))
             with CheckpointReader(self._storage, step, content) as reader:
                 return restore_leaves(reader, abstract)
 
         if step is None:
-            leaves, self._passed_over = read_newest(self._storage, read)
+            leaves, self._skipped = read_newest(self._storage, read)
         else:
             leaves = read_step(self._storage, step, read)
         structure = jax.tree.structure(abstract_state)
         return jax.tree.unflatten(structure, [leaves[key] for key in abstract])
 
     def steps(self) -> list[int]:
-        """Return the steps that have a complete checkpoint, ascending."""
+        """Return the steps with a complete checkpoint, ascending."""
         return self._storage.steps()
 
     def latest_step(self) -> int | None:
-        """Return the largest step that has a complete checkpoint, sound or not; None without."""
+        """Return the largest step with a complete, possibly damaged, checkpoint, or None."""
         return max(self.steps(), default=None)
 
     def verify(self, step: int) -> list[str]:
-        """Read every byte of a checkpoint; return one line for each bad file, none if all is well.
+        """Read every byte of a checkpoint; return a line for each bad file.
 
         Raises
         ------
         NoCheckpointError
-            If there is no such checkpoint.
+            If the step has no checkpoint.
         """
         require(self._storage, step)
         return problems(self._storage, step)
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """Return what was given to `save` as metadata.
+        """Return the metadata of a checkpoint.
 
         Raises
         ------
         NoCheckpointError
-            If there is no such checkpoint.
+            If the step has no checkpoint.
         CorruptCheckpointError
             If its manifest is damaged.
         """
         return self.manifest(step).metadata
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Return what was given to `save` as metrics; raises as `metadata` does."""
+        """Return the metrics of a checkpoint; raises like `metadata`."""
         return self.manifest(step).metrics
 
     def manifest(self, step: int) -> manifest_file.Manifest:
-        """Return all that a checkpoint says of itself; raises as `metadata` does."""
+        """Return the manifest of a checkpoint; raises like `metadata`."""
         return require_manifest(self._storage, step)
 
     def prune(self) -> None:
-        """Delete now what need not stay; a run that is resumed may keep fewer than it did.
+        """Delete checkpoints that are not kept, such as after resuming with a smaller ``keep``.
 
-        What cannot be deleted is logged and tried again after the next save.
+        Failed deletions are logged and retried after the next save.
 
         Raises
         ------
         SaveError
-            If the save under way failed.
+            If the save in progress failed.
         DirectoryInUseError
             If another process saves into this directory.
         ClaimError, StorageError
@@ -323,17 +329,17 @@ class Checkpointer:
         self._prune()
 
     def discard_after(self, step: int) -> list[int]:
-        """Delete the checkpoints of larger steps: the run goes back and will make them again.
+        """Delete the checkpoints of larger steps, before a run repeats them.
 
         Returns
         -------
         list of int
-            Those that were deleted, ascending.
+            The deleted steps, ascending.
 
         Raises
         ------
         SaveError
-            If the save under way failed.
+            If the save in progress failed.
         DirectoryInUseError
             If another process saves into this directory.
         """
@@ -341,19 +347,19 @@ class Checkpointer:
         self._take_lock()
         later = [other for other in self.steps() if other > step]
         if multihost.is_main():
-            for other in reversed(later):  # a kill leaves the older ones, with no gap
+            for other in reversed(later):  # if killed, the remaining steps have no gap
                 self._pruner.discard(other)
         self._saves += 1
         multihost.barrier(f"discarded {self._saves}")
         return later
 
     def close(self) -> None:
-        """Wait for the save under way and let other processes save here.
+        """Wait for the save in progress and release the lock of the directory.
 
         Raises
         ------
         SaveError
-            If that save failed.
+            If the save failed.
         """
         try:
             self.wait()
@@ -374,24 +380,24 @@ class Checkpointer:
     def _check_step(self, step: int) -> None:
         latest = self.latest_step()
         if step < 0:
-            raise ValueError(f"step {step}: must be 0 or more")
+            raise ValueError(f"step: got {step}; expected 0 or more")
         if latest is not None and step <= latest:
             raise ValueError(
-                f"step {step} cannot be saved: {self._storage} holds step {latest}; save a "
-                "larger step, or use another directory to branch off from an older checkpoint"
+                f"step: got {step}; expected more than {latest}, the newest in {self._storage}; "
+                "save a larger step, or use another directory to branch from an older checkpoint"
             )
 
     def _take_lock(self) -> None:
-        """Take the lock, or see that it was not lost; all processes learn what process 0 has.
+        """Lock the directory on process 0, or confirm the lock; all processes agree on the result.
 
-        What is taken for the first time is tidied: only now nothing else writes there.
+        The first call also deletes leftovers, since no other process writes there from then on.
 
         Raises
         ------
         DirectoryInUseError
-            If another run has it.
+            If another run holds the lock.
         ClaimError, StorageError
-            On process 0, if the directory cannot be made, locked or tidied.
+            On process 0, if the directory cannot be created or locked.
         """
         mine = True
         problem: ClaimError | StorageError | None = None
@@ -401,41 +407,41 @@ class Checkpointer:
                 is_first = not self._storage.lock.held
                 mine = self._storage.lock.acquire()
                 if mine and is_first:
-                    self._tidy()
+                    self._remove_leftovers()
                 if mine:
-                    set_aside(self._storage, self._passed_over)
+                    quarantine_damaged(self._storage, self._skipped)
             except OSError as error:
                 mine, problem = False, ClaimError(str(self._storage), error)
             except StorageError as error:
                 mine, problem = False, error
-        self._passed_over = []
-        if multihost.all_agree(mine):
+        self._skipped = []
+        if multihost.all_true(mine):
             return
         if problem is not None:
             raise problem
         if not multihost.is_main():
-            raise DirectoryInUseError(
-                f"process 0 may not save into {self._storage}: its log says why"
-            )
+            raise DirectoryInUseError(f"process 0 cannot save into {self._storage}; see its log")
         raise DirectoryInUseError(
             f"{self._storage.lock.owner()} is saving into {self._storage}: "
-            "end it, or use another directory"
+            "stop it, or use another directory"
         )
 
-    def _tidy(self) -> None:
-        """Delete what killed saves left; a leftover that cannot be deleted only takes room."""
+    def _remove_leftovers(self) -> None:
+        """Delete leftovers of killed saves; log failures, since leftovers only take disk space."""
         try:
             self._storage.remove_leftovers()
         except OSError as error:
             _log.warning("leftovers in %s cannot be deleted now: %s", self._storage, error)
 
-    def _finish(self, draft: Draft, begin: float, blocking: float, prune: bool) -> None:
-        """Bring a save to its end, in a thread; keep its error for the next call."""
-        step = draft.step
+    def _finish(
+        self, pending: PendingCheckpoint, begin: float, blocking: float, prune: bool
+    ) -> None:
+        """Write the checkpoint in a thread; keep an error for the next call."""
+        step = pending.step
         try:
-            size = write_checkpoint(self._storage, draft, name=f"{self._saves} {step}")
+            size = write_checkpoint(self._storage, pending, name=f"{self._saves} {step}")
             self.last_save = SaveReport(step, blocking, time.perf_counter() - begin, size)
-            self._pruner.remember(step, draft.metrics)
+            self._pruner.remember(step, pending.metrics)
             if prune:
                 self._prune()
         except BaseException as error:
@@ -444,12 +450,12 @@ class Checkpointer:
             self._error.__cause__ = error
 
     def _prune(self) -> None:
-        """Delete what need not stay; what cannot be deleted is tried again after the next save."""
+        """Delete checkpoints that are not kept; log failures, which the next save retries."""
         if not multihost.is_main():
             return
         try:
             self._pruner.prune()
-        except Exception as error:  # object stores raise their own
+        except Exception as error:  # object stores have their own exception classes
             _log.warning(
                 "old checkpoints in %s cannot be deleted now: %s: %s; the next save tries again",
                 self._storage, type(error).__name__, error,

@@ -1,31 +1,38 @@
-"""How often a run is saved, where, and which saves are kept. Standard library only."""
+"""Configuration of checkpoints. Standard library only, so that it is read without JAX."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from tjx_core import ConfigError, Problem, unknown_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """How often a run is saved, where, and which saves are kept.
+    """Interval, directory and retention of checkpoints.
 
     Attributes
     ----------
     every
         Steps between two saves.
     keep
-        Number of newest checkpoints that stay.
+        Number of newest checkpoints to keep.
     keep_every
-        Checkpoints of steps that are multiples of this stay for good; none: no such.
+        Checkpoints of steps that are multiples of this are kept permanently; none: no such.
     keep_best
-        Number of checkpoints that stay for being the best by best_metric.
+        Number of best checkpoints by best_metric to keep.
     best_metric
         Metric of an evaluation at the step of the save, as in metrics.jsonl.
     best_mode
-        Whether the best is the smallest (min) or the largest (max).
+        Whether the best value is the smallest (min) or the largest (max).
     on_error
-        When a save fails (a full disk): stop the run, or continue and try again at the next save.
+        When a save fails (a full disk): stop the run, or continue and retry at the next save.
     directory
-        Where checkpoints go, a folder or a URL such as s3://bucket/run; none: the run directory.
+        Directory of the checkpoints, or a URL such as s3://bucket/run; none: the run directory.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range or contradicts another; lists all problems.
     """
 
     every: int = 1000
@@ -39,20 +46,21 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} = {value}: must be 1 or more; {advice}"
-            for name, value, advice in (
-                ("every", self.every, "a larger number than max_steps saves only at the end"),
-                ("keep", self.keep, "2 or more lets a run fall back when the newest is damaged"),
-                ("keep_every", self.keep_every, "none keeps no such checkpoints"),
+            Problem(name, f"got {value}; expected at least {least}; {hint}")
+            for name, value, least, hint in (
+                ("every", self.every, 1, "a number above max_steps saves only at the end"),
+                ("keep", self.keep, 1, "2 or more allow a fallback if the newest is damaged"),
+                ("keep_every", self.keep_every, 1, "none disables it"),
+                ("keep_best", self.keep_best, 0, "0 disables it"),
             )
-            if value is not None and value < 1
+            if value is not None and value < least
         ]
-        if self.keep_best < 0:
-            problems.append(f"keep_best = {self.keep_best}: must be 0 or more; 0 keeps none")
         if not self.best_metric:
-            problems.append("best_metric = '': must be a metric's name, such as eval/loss")
+            problems.append(
+                Problem("best_metric", "got ''; expected the name of a metric; try eval/loss")
+            )
         problems += [
-            f"{name} = {value!r}: must be one of {', '.join(allowed)}"
+            unknown_name(name, value, allowed)
             for name, value, allowed in (
                 ("best_mode", self.best_mode, ("min", "max")),
                 ("on_error", self.on_error, ("stop", "continue")),
@@ -62,8 +70,12 @@ class CheckpointConfig:
         spacing = self.keep_every
         if spacing is not None and min(spacing, self.every) >= 1 and spacing % self.every:
             problems.append(
-                f"keep_every = {spacing}: must be a multiple of every = {self.every}, or nothing "
-                "is saved at those steps"
+                Problem(
+                    "keep_every",
+                    f"got {spacing}; expected a multiple of every={self.every}, since only those "
+                    "steps are saved",
+                    ("every",),
+                )
             )
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)

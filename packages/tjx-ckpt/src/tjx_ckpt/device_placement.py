@@ -1,4 +1,4 @@
-"""Arrays from a checkpoint's files onto devices, on whatever shardings they are wanted."""
+"""Restoring of arrays from checkpoint files onto devices with the requested shardings."""
 
 import collections
 import os
@@ -15,23 +15,28 @@ _READERS = min(8, os.cpu_count() or 1)
 
 
 def restore_leaves(reader: CheckpointReader, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Return leaves of a checkpoint on the devices that their abstract leaves name.
+    """Read leaves of a checkpoint and place them on the devices of their abstract leaves.
 
-    Threads read and check some leaves ahead, while those before are put on devices; so the host
-    holds a few leaves at a time, not the whole state.
+    Threads read and verify leaves ahead of the transfer to devices, so that the host holds a few
+    leaves at a time.
 
     Parameters
     ----------
-    reader
-        The open checkpoint, which has every key with the same shape.
-    abstract
-        jax.ShapeDtypeStructs or jax.Arrays with the shardings that are wanted (none: the default
-        device), or NumPy arrays for NumPy arrays. Another floating-point dtype is converted to.
+    reader : CheckpointReader
+        The open checkpoint. It must have every key, with the same shape.
+    abstract : mapping of str to array
+        jax.ShapeDtypeStructs or jax.Arrays with the requested shardings (none: the default
+        device), or NumPy arrays for NumPy arrays. Leaves are converted to their dtypes.
+
+    Returns
+    -------
+    dict of str to array
+        The leaves by key.
 
     Raises
     ------
     DamagedError
-        If a file is not what was saved.
+        If the content of a file differs from what was saved.
     """
 
     def read(item: tuple[str, Any]) -> tuple[str, dict[Box, np.ndarray]]:
@@ -45,7 +50,7 @@ def restore_leaves(reader: CheckpointReader, abstract: Mapping[str, Any]) -> dic
         try:
             return {
                 key: _place(abstract[key], parts)
-                for key, parts in _ahead(pool, read, abstract.items())
+                for key, parts in _prefetched(pool, read, abstract.items())
             }
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -58,12 +63,12 @@ def _place(leaf: Any, parts: dict[Box, np.ndarray]) -> Any:
         return array
     shape = tuple(leaf.shape)
     make_array: Any = jax.make_array_from_callback  # JAX gives no types
-    with jax.transfer_guard_host_to_device("allow"):  # a restore is asked for by name
+    with jax.transfer_guard_host_to_device("allow"):  # an explicit transfer
         return make_array(shape, _sharding(leaf), lambda index: parts[_box(index, shape)])
 
 
 def _boxes(leaf: Any) -> list[Box]:
-    """Return the parts of a leaf that this process's devices hold."""
+    """Return the boxes of a leaf that this process's devices hold."""
     shape = tuple(leaf.shape)
     if isinstance(leaf, np.ndarray | np.generic):
         return [Box((0,) * len(shape), shape)]
@@ -82,10 +87,10 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding:
     return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def _ahead[T, R](
+def _prefetched[T, R](
     pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]
 ) -> Iterator[R]:
-    """Yield results in order, with a few under way; none is submitted long before its turn."""
+    """Yield results in order, with a bounded number of them in flight."""
     futures: collections.deque[Future[R]] = collections.deque()
     for item in items:
         futures.append(pool.submit(function, item))

@@ -1,25 +1,25 @@
-"""What can go wrong with a checkpoint, one class for each answer that a caller may want to give."""
+"""Errors of checkpoints, one class for each way in which a caller can react."""
 
 import errno
 from collections.abc import Mapping, Sequence
 
-_NO_LOCKS = "the file system keeps no locks: mount it with locks, or use another directory"
+_NO_LOCKS = "the file system has no file locks: mount it with locks, or use another directory"
 _ADVICE = {
-    errno.ENOSPC: "make room on the disk",
-    errno.EDQUOT: "make room: the quota is used up",
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space: the quota is used up",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
     errno.EROFS: "mount the file system for writing, or use another directory",
     errno.EACCES: "get permission for this path, or use another directory",
     errno.EPERM: "get permission for this path, or use another directory",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
-    errno.ENFILE: "the machine has too many open files: end some programs",
-    errno.ENOMEM: "the machine has too little memory: end some programs",
+    errno.ENFILE: "the machine has too many open files: stop other programs",
+    errno.ENOMEM: "the machine is out of memory: stop other programs",
     errno.ENOLCK: _NO_LOCKS,
     errno.ENOSYS: _NO_LOCKS,
     errno.EOPNOTSUPP: _NO_LOCKS,
-    errno.ELOOP: "remove this link or special file: tjx did not make it",
-    errno.EEXIST: "remove this link or file: a folder is needed there",
-    errno.ENOTDIR: "remove this file: a folder is needed there",
+    errno.ELOOP: "remove this link or special file, which tjx did not create",
+    errno.EEXIST: "remove this link or file: a folder is required there",
+    errno.ENOTDIR: "remove this file: a folder is required there",
     errno.EIO: "check the disk and the kernel's log (dmesg)",
     errno.ESTALE: "mount the network file system again",
     errno.ETIMEDOUT: "check the network file system",
@@ -27,7 +27,7 @@ _ADVICE = {
 
 
 def advice(error: BaseException) -> str:
-    """Return what helps against an error of the operating system; "" where nothing is known."""
+    """Return advice for an error of the operating system; "" for errors without any."""
     return _ADVICE.get(getattr(error, "errno", None) or 0, "")
 
 
@@ -36,22 +36,22 @@ def _with_advice(text: str, error: BaseException) -> str:
 
 
 class CheckpointError(Exception):
-    """Base of every error that this package raises about checkpoints on disk."""
+    """Base class of all errors about stored checkpoints."""
 
 
 class NoCheckpointError(CheckpointError):
-    """The directory holds no checkpoint, or not the step that was asked for."""
+    """The directory has no checkpoint, or none of the requested step."""
 
 
 class CorruptCheckpointError(CheckpointError):
-    """A checkpoint is damaged.
+    """A checkpoint is damaged; raised with a line for each bad file.
 
     Attributes
     ----------
     step
         The damaged step.
     problems
-        One line for each bad file: its name and what is wrong with it.
+        One line for each bad file: its name and the reason.
     """
 
     def __init__(self, step: int, problems: Sequence[str]) -> None:
@@ -61,12 +61,12 @@ class CorruptCheckpointError(CheckpointError):
 
 
 class AllCheckpointsCorruptError(CheckpointError):
-    """There are checkpoints, and every one is damaged: starting anew would lose the run.
+    """All checkpoints are damaged; starting from scratch would lose the run.
 
     Attributes
     ----------
     problems
-        For each damaged step one line for each bad file.
+        Lines for the bad files, by step.
     """
 
     def __init__(self, message: str, problems: Mapping[int, Sequence[str]]) -> None:
@@ -76,11 +76,11 @@ class AllCheckpointsCorruptError(CheckpointError):
 
 
 class MismatchError(CheckpointError, ValueError):
-    """The state that was asked for has other keys, shapes or dtypes than the checkpoint."""
+    """The requested state has other keys, shapes or dtypes than the checkpoint."""
 
 
 class SaveError(CheckpointError):
-    """A save that ran in the background failed.
+    """A background save failed.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class SaveError(CheckpointError):
         self.step = step
         super().__init__(
             f"saving step {step} failed: {type(cause).__name__}: {cause}; "
-            "the checkpoints saved before it are untouched"
+            "earlier checkpoints are unchanged"
         )
 
 
@@ -101,38 +101,38 @@ class DirectoryInUseError(CheckpointError):
 
 
 class StorageError(CheckpointError):
-    """A file system or object store did not answer; this says nothing of the checkpoints in it."""
+    """A file system or object store does not respond; its checkpoints can be intact."""
 
 
 class UnreadableError(StorageError):
-    """A checkpoint cannot be read now; this says nothing of its content, and it stays as it is.
+    """A checkpoint cannot be read now; its content can be intact, and nothing was changed.
 
     Parameters
     ----------
     place
-        What could not be read.
+        Path or URL that could not be read.
     cause
-        What the last attempt raised.
+        Error of the last attempt.
     """
 
     def __init__(self, place: str, cause: BaseException) -> None:
         text = f"{place} cannot be read now: {type(cause).__name__}: {cause}"
         super().__init__(
             _with_advice(text, cause)
-            + "; the checkpoint was not touched. If its disk has lost it for good, rename its "
-            "folder N to N.corrupt to continue from the one before"
+            + "; the checkpoint was not changed. If it is lost, rename its folder N to N.corrupt "
+            "to resume from the previous one"
         )
 
 
 class ClaimError(CheckpointError):
-    """The directory of the checkpoints cannot be made, locked or written.
+    """The directory of the checkpoints cannot be created, locked or written.
 
     Parameters
     ----------
     directory
-        Which.
+        The directory.
     cause
-        What the system said.
+        Error of the operating system.
     """
 
     def __init__(self, directory: str, cause: OSError) -> None:
@@ -140,4 +140,4 @@ class ClaimError(CheckpointError):
 
 
 class CorruptCheckpointWarning(UserWarning):
-    """A damaged checkpoint was passed over and an older one used."""
+    """A damaged checkpoint was skipped and an older one is used."""

@@ -1,4 +1,4 @@
-"""Which pieces of a state this process writes, brought into host memory."""
+"""Copies of this process's pieces of a state in host memory."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from tjx_ckpt.store.tensor_file import Piece
 
 
 class StagedPiece(NamedTuple):
-    """A piece of a leaf in host memory, and the name that it gets in its file."""
+    """A piece of a leaf in host memory, with its name in the file."""
 
     name: str
     piece: Piece
@@ -19,15 +19,20 @@ class StagedPiece(NamedTuple):
 
 
 def stage(leaves: Mapping[str, Any]) -> list[StagedPiece]:
-    """Bring this process's pieces into host memory; returns when buffers may be donated.
+    """Copy this process's pieces to host memory; afterwards the buffers may be donated.
 
-    Every piece of an array belongs to one process: that with its first replica. What lies in the
-    memory of a CPU device is not copied: JAX does not give it away while somebody looks at it.
+    Each piece of an array belongs to the process with its first replica. Buffers of CPU devices
+    are not copied: JAX does not reuse them while a reference exists.
 
     Parameters
     ----------
-    leaves
-        Arrays by key: jax.Arrays or NumPy arrays. Those without elements have nothing to stage.
+    leaves : mapping of str to array
+        jax.Arrays or NumPy arrays by key. Empty arrays have no pieces.
+
+    Returns
+    -------
+    list of StagedPiece
+        In the order of the leaves.
     """
     places: list[Piece] = []
     data: list[Any] = []
@@ -44,9 +49,9 @@ def stage(leaves: Mapping[str, Any]) -> list[StagedPiece]:
 
 
 def by_group(pieces: Sequence[StagedPiece]) -> dict[str, list[StagedPiece]]:
-    """Divide pieces by the first part of their keys ("params", "opt_state"): a file for each.
+    """Group pieces by the first part of their keys ("params", "opt_state"), one file for each.
 
-    So parameters can be read, copied and opened by other programs without the rest.
+    Other programs can then read the parameters without the optimizer state.
     """
     groups: dict[str, list[StagedPiece]] = {}
     for staged in pieces:
@@ -58,10 +63,10 @@ def by_group(pieces: Sequence[StagedPiece]) -> dict[str, list[StagedPiece]]:
 
 def _pieces(leaf: Any) -> list[tuple[tuple[int, ...], Any]]:
     if not isinstance(leaf, jax.Array):
-        # The caller may change it in place as soon as we return.
+        # Copied, since the caller may change it in place after `stage` returns.
         return [((0,) * leaf.ndim, np.array(leaf))] if jax.process_index() == 0 else []
     if leaf.is_fully_addressable and jax.process_index() != 0:
-        return []  # each process has the same
+        return []  # process 0 writes the same content
     return [
         (_start(shard.index, leaf.shape), shard.data)
         for shard in leaf.addressable_shards

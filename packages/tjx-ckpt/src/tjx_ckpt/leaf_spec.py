@@ -1,4 +1,4 @@
-"""What a state holds: shape and dtype of each leaf, and how two such tables differ."""
+"""Shapes and dtypes of the leaves of a state, and differences between two states."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,14 +9,14 @@ import numpy as np
 
 
 class LeafSpec(NamedTuple):
-    """Shape and dtype of one leaf."""
+    """Shape and NumPy dtype name of a leaf."""
 
     shape: tuple[int, ...]
     dtype: str
 
     @property
     def size_bytes(self) -> int:
-        """Size of the leaf in bytes; exact for any shape, however absurd."""
+        """Size of the leaf in bytes; computed in Python integers, which do not overflow."""
         size = np.dtype(self.dtype).itemsize
         for length in self.shape:
             size *= length
@@ -24,7 +24,7 @@ class LeafSpec(NamedTuple):
 
 
 def is_float(dtype: str) -> bool:
-    """Tell whether a dtype is a floating-point type, those of ml_dtypes included."""
+    """Return whether a dtype is a floating-point type, including those of ml_dtypes."""
     try:
         ml_dtypes.finfo(np.dtype(dtype))  # type: ignore[no-untyped-call]  # ml_dtypes gives no types
     except ValueError:
@@ -33,7 +33,7 @@ def is_float(dtype: str) -> bool:
 
 
 def is_number(dtype: str) -> bool:
-    """Tell whether a dtype is a type of numbers or truth values, those of ml_dtypes included."""
+    """Return whether a dtype is numeric or boolean, including those of ml_dtypes."""
     if np.dtype(dtype).kind in "biufc" or is_float(dtype):
         return True
     try:
@@ -50,40 +50,41 @@ def differences(
     partial: bool = False,
     cast: bool = False,
 ) -> list[str]:
-    """Return one line for each key, shape or dtype in which two tables differ.
+    """Return a line for each key, shape or dtype in which two states differ.
 
     Parameters
     ----------
-    wanted, saved
-        What was asked for and what is there.
-    partial
-        Whether what is there and was not asked for is no difference.
-    cast
-        Whether two floating-point types are no difference.
+    wanted, saved : mapping of str to LeafSpec
+        The requested leaves and those of the checkpoint.
+    partial : bool
+        Whether leaves of the checkpoint may be missing in the request.
+    cast : bool
+        Whether two floating-point dtypes may differ.
+
+    Returns
+    -------
+    list of str
+        Empty if the states fit.
 
     Examples
     --------
     >>> differences({"w": LeafSpec((2,), "float32")}, {"w": LeafSpec((3,), "float32")})
-    ['w: shape (2,) was asked for, the checkpoint has (3,)']
+    ['w: requested shape (2,), saved (3,)']
     >>> differences({"w": LeafSpec((2,), "bfloat16")}, {"w": LeafSpec((2,), "float32")}, cast=True)
     []
     """
     lines: list[str] = []
     for key in sorted(wanted.keys() | saved.keys()):
         if key not in saved:
-            lines.append(f"{key}: was asked for, the checkpoint does not have it")
+            lines.append(f"{key}: requested, not saved")
         elif key not in wanted:
             if not partial:
-                lines.append(f"{key}: was not asked for, the checkpoint has it")
+                lines.append(f"{key}: saved, not requested")
         else:
             want, have = wanted[key], saved[key]
             if want.shape != have.shape:
-                lines.append(
-                    f"{key}: shape {want.shape} was asked for, the checkpoint has {have.shape}"
-                )
+                lines.append(f"{key}: requested shape {want.shape}, saved {have.shape}")
             castable = cast and is_float(want.dtype) and is_float(have.dtype)
             if want.dtype != have.dtype and not castable:
-                lines.append(
-                    f"{key}: dtype {want.dtype} was asked for, the checkpoint has {have.dtype}"
-                )
+                lines.append(f"{key}: requested dtype {want.dtype}, saved {have.dtype}")
     return lines

@@ -1,4 +1,4 @@
-"""Which directory, which step, and what it says of itself; for the library and the command."""
+"""Lookup of checkpoint directories, steps and manifests."""
 
 from pathlib import Path
 
@@ -12,30 +12,30 @@ from tjx_ckpt.store.manifest import read as read_manifest
 from tjx_ckpt.store.storage import Storage
 from tjx_ckpt.store.verification import DamagedError
 
-# Below the directory of a run.
+# Subfolder of a run directory.
 _CHECKPOINTS = "checkpoints"
 
 
 def require(storage: Storage, step: int) -> None:
-    """Refuse a step that is not there.
+    """Check that a step has a checkpoint.
 
     Raises
     ------
     NoCheckpointError
-        Naming the steps that are there.
+        If it has none; lists the existing steps.
     """
     if step not in (steps := storage.steps()):
         have = ", ".join(map(str, steps)) or "none"
-        raise NoCheckpointError(f"no checkpoint of step {step} in {storage} (there are: {have})")
+        raise NoCheckpointError(f"no checkpoint of step {step} in {storage} (existing: {have})")
 
 
 def require_manifest(storage: Storage, step: int) -> Manifest:
-    """Return all that a checkpoint says of itself.
+    """Read the manifest of a checkpoint.
 
     Raises
     ------
     NoCheckpointError
-        If there is no such checkpoint.
+        If the step has no checkpoint.
     CorruptCheckpointError
         If its manifest is damaged.
     """
@@ -47,17 +47,17 @@ def require_manifest(storage: Storage, step: int) -> Manifest:
 
 
 class Checkpoint(CheckpointReader):
-    """One checkpoint to read, whose errors say which file of which step is damaged.
+    """Reader of one checkpoint whose errors name the damaged file and step.
 
     Parameters
     ----------
     storage, step
-        Where and which.
+        The directory and the step.
 
     Raises
     ------
     NoCheckpointError
-        If there is no such checkpoint.
+        If the step has no checkpoint.
     CorruptCheckpointError
         If its manifest is damaged.
     """
@@ -72,12 +72,12 @@ class Checkpoint(CheckpointReader):
         return self
 
     def leaf(self, key: str) -> np.ndarray:
-        """Return a whole leaf.
+        """Read and verify a whole leaf.
 
         Raises
         ------
         CorruptCheckpointError
-            If a file that it needs is not what was saved.
+            If the content of a file differs from what was saved.
         """
         try:
             return super().leaf(key)
@@ -86,19 +86,19 @@ class Checkpoint(CheckpointReader):
 
 
 def find_directory(directory: str) -> Storage:
-    """Return the checkpoints of a directory: its own, or those of the run that it belongs to.
+    """Return the storage of a checkpoint directory or of the run directory around it.
 
     Parameters
     ----------
     directory
-        A directory of checkpoints, or of a run that has one: a path or a URL.
+        Path or URL of a checkpoint directory or of a run directory.
 
     Raises
     ------
     ValueError
-        If it is no directory, or that of a single checkpoint.
+        If it is not a directory, or the folder of a single checkpoint.
     NoCheckpointError
-        If it has no checkpoint, not even a damaged one.
+        If it contains no checkpoint, not even a damaged one.
     """
     below = f"{directory.rstrip('/')}/{_CHECKPOINTS}"
     if not is_remote(directory):
@@ -108,36 +108,38 @@ def find_directory(directory: str) -> Storage:
         if storage.steps() or storage.quarantined() or storage.leftovers():
             return storage
     raise NoCheckpointError(
-        f"no checkpoint in {directory} or {below}: give the directory of a run or of its "
-        "checkpoints (a run keeps them elsewhere where checkpoint.directory is set)"
+        f"no checkpoint in {directory} or {below}: pass a run directory or a checkpoint directory "
+        "(with checkpoint.directory a run saves elsewhere)"
     )
 
 
 def newest(storage: Storage) -> int:
-    """Return the largest step.
+    """Return the largest step of a directory.
 
     Raises
     ------
     NoCheckpointError
-        If there is none.
+        If there is no complete checkpoint.
     """
     steps = storage.steps()
     if not steps:
-        aside = ", ".join([*storage.quarantined(), *storage.leftovers()])
-        raise NoCheckpointError(f"no complete checkpoint in {storage} (there are: {aside})")
+        others = ", ".join([*storage.quarantined(), *storage.leftovers()])
+        raise NoCheckpointError(f"no complete checkpoint in {storage} (existing: {others})")
     return steps[-1]
 
 
 def _require_directory(path: Path) -> None:
     if not path.exists():
-        raise ValueError(f"{path}: no such directory; give that of a run or of its checkpoints")
+        raise ValueError(
+            f"{path}: no such directory; pass a run directory or a checkpoint directory"
+        )
     if not path.is_dir():
         raise ValueError(
-            f"{path} is a file: give the directory of a run or of its checkpoints; files of other "
-            "programs, pickles among them, are never read"
+            f"{path}: got a file; expected a run directory or a checkpoint directory (files of "
+            "other programs, such as pickles, are never read)"
         )
     if (path / MANIFEST_NAME).is_file():
         raise ValueError(
-            f"{path} is a single checkpoint: give the directory that it is in, {path.parent}, "
-            f"and its step, {path.name}"
+            f"{path}: got the folder of a single checkpoint; pass the directory that contains it, "
+            f"{path.parent}, and its step, {path.name}"
         )

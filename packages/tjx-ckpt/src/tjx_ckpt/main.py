@@ -1,4 +1,4 @@
-"""The command ``tjx-ckpt``: look at checkpoints, check them, compare them, get weights out."""
+"""The command ``tjx-ckpt``: list, verify, compare and export checkpoints."""
 
 import argparse
 import json
@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tjx_ckpt.cli.checkpoint_diff import bytes_to_compare, compare_checkpoints
-from tjx_ckpt.cli.command_line import MISTAKE, parse, read_step, tell
+from tjx_ckpt.cli.command_line import make_parser, step_number
 from tjx_ckpt.cli.diff_report import difference_json, difference_text
 from tjx_ckpt.cli.listing import arrays_json, arrays_text, list_json, list_text
 from tjx_ckpt.cli.safetensors_export import export, plan_tensors
-from tjx_ckpt.cli.terminal import Progress, human_bytes, printable
+from tjx_ckpt.cli.terminal import Progress, human_bytes
 from tjx_ckpt.cli.verify import bytes_to_verify, verify_json, verify_steps, verify_text
 from tjx_ckpt.errors import CheckpointError, CorruptCheckpointError
 from tjx_ckpt.lookup import Checkpoint, find_directory, newest, require
+from tjx_core import printable
+from tjx_core.command_line import EXIT_USAGE
 
 _DAMAGED = 1
 _DIFFERENT = 1
@@ -24,37 +26,45 @@ _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status.
+    """Run the command.
 
-    0: as it should be; 1: damaged, or different; 2: a mistake of the user's, or the disk's.
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The command line; by default that of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0 for success, 1 for damaged or different checkpoints, 2 for errors of the
+        command line or the disk, 130 after Ctrl-C.
     """
-    parsed = parse(arguments)
+    parsed = make_parser().parse_args(arguments)
     try:
         return _COMMANDS[parsed.command](parsed)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return MISTAKE
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED
     except CorruptCheckpointError as error:
-        tell(error)
-        # For diff, 1 means that both were read and differ.
-        return MISTAKE if parsed.command == "diff" else _DAMAGED
+        _print_error(error)
+        # For diff, 1 means that both were read and are different.
+        return EXIT_USAGE if parsed.command == "diff" else _DAMAGED
     except (
         CheckpointError,
-        argparse.ArgumentTypeError,
         ValueError,
         OSError,
-        ImportError,  # a URL needs what is not installed
+        ImportError,  # the backend of a URL is not installed
     ) as error:
-        tell(error)
-        return MISTAKE
+        _print_error(error)
+        return EXIT_USAGE
 
 
 def _list(parsed: argparse.Namespace) -> int:
     storage = find_directory(parsed.directory)
     if parsed.step is not None and not parsed.arrays:
-        raise ValueError("--step: belongs to --arrays; without it all steps are listed")
+        raise ValueError("--step: expected only with --arrays; leave it out to list all steps")
     if not parsed.arrays:
         _show(list_json(storage) if parsed.json else list_text(storage))
         return 0
@@ -69,27 +79,27 @@ def _verify(parsed: argparse.Namespace) -> int:
     if parsed.step is not None:
         require(storage, parsed.step)
     steps = storage.steps() if parsed.step is None else [parsed.step]
-    verdicts = []
+    results = []
     with Progress("verified", bytes_to_verify(storage, steps)) as progress:
-        for verdict in verify_steps(storage, steps, progress):
-            verdicts.append(verdict)
+        for result in verify_steps(storage, steps, progress):
+            results.append(result)
             if not parsed.json:
                 progress.clear()
-                _show(verify_text(verdict))
-    aside = storage.quarantined()
+                _show(verify_text(result))
+    quarantined = storage.quarantined()
     if parsed.json:
         _show(
             {
                 "directory": str(storage),
-                "checkpoints": [verify_json(verdict) for verdict in verdicts],
-                "set_aside": aside,
+                "checkpoints": [verify_json(result) for result in results],
+                "set_aside": quarantined,
             }
         )
-    elif not verdicts:
+    elif not results:
         _show(f"no complete checkpoint in {storage}")
-    if aside and not parsed.json:
-        _show(f"set aside as damaged before: {', '.join(aside)}")
-    return 0 if verdicts and not any(verdict.problems for verdict in verdicts) else _DAMAGED
+    if quarantined and not parsed.json:
+        _show(f"renamed as damaged before: {', '.join(quarantined)}")
+    return 0 if results and not any(result.problems for result in results) else _DAMAGED
 
 
 def _diff(parsed: argparse.Namespace) -> int:
@@ -113,9 +123,11 @@ def _two_checkpoints(parsed: argparse.Namespace) -> tuple[Checkpoint, Checkpoint
     match parsed.what:
         case [directory, step, other_step]:
             if parsed.step is not None or parsed.other_step is not None:
-                raise ValueError("--step and --other_step: belong to two directories")
+                raise ValueError("--step, --other_step: expected only with two directories")
             storage = find_directory(directory)
-            return Checkpoint(storage, read_step(step)), Checkpoint(storage, read_step(other_step))
+            return Checkpoint(storage, step_number(step)), Checkpoint(
+                storage, step_number(other_step)
+            )
         case [directory, other_directory] if (
             not other_directory.isdecimal() or Path(other_directory).exists()
         ):
@@ -124,7 +136,8 @@ def _two_checkpoints(parsed: argparse.Namespace) -> tuple[Checkpoint, Checkpoint
             other_step = newest(other) if parsed.other_step is None else parsed.other_step
             return Checkpoint(storage, step), Checkpoint(other, other_step)
     raise ValueError(
-        f"diff {' '.join(parsed.what)}: give a directory and two of its steps, or two directories"
+        f"diff: got {' '.join(parsed.what)}; expected a directory and two of its steps, or two "
+        "directories"
     )
 
 
@@ -146,6 +159,11 @@ def _export(parsed: argparse.Namespace) -> int:
     lines = [f"{checkpoint.name}: {len(tensors)} arrays, {human_bytes(size)}", *map(str, paths)]
     _show("\n".join(lines))
     return 0
+
+
+def _print_error(error: Exception) -> None:
+    lines = printable(str(error)).splitlines() or [type(error).__name__]
+    sys.stderr.write("".join(f"tjx-ckpt: {line}\n" for line in lines))
 
 
 def _show(content: str | dict[str, Any]) -> None:

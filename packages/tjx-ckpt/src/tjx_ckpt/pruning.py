@@ -1,4 +1,4 @@
-"""Deleting the checkpoints that need not stay."""
+"""Deletion of checkpoints that the retention policy does not keep."""
 
 from collections.abc import Mapping
 
@@ -9,14 +9,14 @@ from tjx_ckpt.store.storage import Storage
 
 
 class Pruner:
-    """Deletes checkpoints, and remembers the metrics of those that are there.
+    """Deletes checkpoints by a retention policy and caches the metrics of existing ones.
 
     Parameters
     ----------
     storage
-        Where they lie; locked while anything is deleted.
+        The checkpoints; locked while any is deleted.
     retention
-        Which of them stay.
+        Which checkpoints to keep.
     """
 
     def __init__(self, storage: Storage, retention: Retention) -> None:
@@ -24,18 +24,18 @@ class Pruner:
         self._metrics: dict[int, Mapping[str, float]] = {}
 
     def remember(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Remember the metrics of a checkpoint that was just saved, so that they are not read."""
+        """Cache the metrics of a new checkpoint, so that its manifest is not read."""
         self._metrics[step] = metrics
 
     def prune(self) -> None:
-        """Delete what need not stay, and what an earlier deletion that failed has left."""
+        """Delete checkpoints that are not kept, and leftovers of failed deletions."""
         self._storage.remove_leftovers()
-        here = {other: self._metrics_of(other) for other in self._storage.steps()}
-        for other in self._retention.doomed(here):
+        metrics = {other: self._metrics_of(other) for other in self._storage.steps()}
+        for other in self._retention.prunable(metrics):
             self.discard(other)
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint."""
+        """Delete a checkpoint and its cached metrics."""
         self._storage.discard(step)
         self._metrics.pop(step, None)
 
@@ -44,5 +44,5 @@ class Pruner:
             try:
                 self._metrics[step] = read_manifest(self._storage, step).metrics
             except ManifestError:
-                self._metrics[step] = {}  # it counts among the newest, not among the best
+                self._metrics[step] = {}  # it can be one of the newest, not one of the best
         return self._metrics[step]

@@ -1,7 +1,7 @@
-"""A state as a flat table: key -> leaf.
+"""Conversion between pytrees and flat dicts from key to leaf.
 
-A checkpoint stores leaves under readable keys ("params/blocks/kernel"), never the Python classes
-that held them, so that nothing has to be unpickled or imported to read it.
+A checkpoint stores leaves under readable keys ("params/blocks/kernel"), not the Python classes of
+their containers, so that reading it needs no unpickling and no imports.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tjx_ckpt.leaf_spec import LeafSpec
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Return the leaves of a pytree under keys such as ``params/blocks/kernel``.
+    """Return a dict from key, such as ``params/blocks/kernel``, to leaf.
 
     Raises
     ------
@@ -31,27 +31,31 @@ def flatten(tree: Any) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         key = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
         if key in leaves:
-            raise ValueError(f"two leaves have the key {key!r}: rename one")
+            raise ValueError(
+                f"state: got two leaves with the key {key!r}; expected one; rename one"
+            )
         leaves[key] = leaf
     return leaves
 
 
 def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
-    """Return shape and dtype of each leaf; arrays and abstract arrays alike.
+    """Return shape and dtype of each leaf, for arrays and abstract arrays.
 
     Raises
     ------
     ValueError
-        If leaves are not numeric arrays; the message names each.
+        If leaves are not numeric arrays; lists all of them.
     """
     specs: dict[str, LeafSpec] = {}
     problems: list[str] = []
     for key, leaf in leaves.items():
         shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
         if shape is None or dtype is None:
-            problems.append(f"{key}: {type(leaf).__name__} is not an array; use np.asarray(...)")
+            problems.append(
+                f"{key}: got {type(leaf).__name__}; expected an array; use np.asarray(...)"
+            )
         elif not (jnp.issubdtype(dtype, np.number) or dtype == np.bool_):
-            problems.append(f"{key}: dtype {dtype} cannot be saved; only numbers and booleans can")
+            problems.append(f"{key}: got dtype {dtype}; expected numbers or booleans")
         else:
             specs[key] = LeafSpec(tuple(int(size) for size in shape), np.dtype(dtype).name)
     if problems:

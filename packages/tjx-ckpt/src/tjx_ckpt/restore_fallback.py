@@ -1,4 +1,4 @@
-"""Which checkpoint a restore takes: the one that was asked for, or the newest sound one."""
+"""Reading of the requested checkpoint, or of the newest intact one."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,8 @@ from tjx_ckpt.store.manifest import MANIFEST_NAME, ManifestError
 from tjx_ckpt.store.storage import Storage
 from tjx_ckpt.store.verification import DamagedError, problems
 
-# What stands for "no such step" where processes exchange steps.
-_NONE = -1
+# Broadcast to the other processes if there is no step.
+_NO_STEP = -1
 
 
 def read_step[R](storage: Storage, step: int, read: Callable[[int], R]) -> R:
@@ -26,16 +26,21 @@ def read_step[R](storage: Storage, step: int, read: Callable[[int], R]) -> R:
     Parameters
     ----------
     storage
-        Where it lies.
+        The checkpoints.
     step
-        Which one.
+        Step to read.
     read
-        Reads a step and checks what it reads: ManifestError or DamagedError if it is damaged.
+        Reads and verifies a step; raises ManifestError or DamagedError if it is damaged.
+
+    Returns
+    -------
+    object
+        The result of `read`.
 
     Raises
     ------
     NoCheckpointError
-        If there is no such checkpoint.
+        If the step has no checkpoint.
     CorruptCheckpointError
         If it is damaged.
     UnreadableError
@@ -50,10 +55,10 @@ def read_step[R](storage: Storage, step: int, read: Callable[[int], R]) -> R:
 
 
 def read_newest[R](storage: Storage, read: Callable[[int], R]) -> tuple[R, list[int]]:
-    """Read the newest sound checkpoint; called by all processes.
+    """Read the newest intact checkpoint; called by all processes.
 
-    Damaged ones that are newer are passed over with a warning. They are renamed where this process
-    holds the lock of the directory; who only reads changes nothing there.
+    Newer checkpoints that are damaged are skipped with a warning, and renamed to ``N.corrupt`` if
+    this process holds the lock of the directory.
 
     Parameters
     ----------
@@ -63,31 +68,33 @@ def read_newest[R](storage: Storage, read: Callable[[int], R]) -> tuple[R, list[
     Returns
     -------
     tuple
-        What was read, and the damaged steps that keep their names because the lock is not held.
+        The result of `read`, and the damaged steps that were not renamed for want of the lock.
 
     Raises
     ------
     NoCheckpointError
         If there is none.
     AllCheckpointsCorruptError
-        If all are damaged; none is set aside then, so that the next start says the same.
+        If all are damaged; none is renamed, so that the next start raises the same error.
     UnreadableError
-        If one cannot be read now; an older one would lose the steps between them.
+        If one cannot be read now; an older one would lose the steps in between.
     """
     damaged: dict[int, Sequence[str]] = {}
     gone: set[int] = set()
     while True:
         left = [step for step in storage.steps() if step not in damaged and step not in gone]
-        step = multihost.from_main(max(left, default=_NONE))
-        if step == _NONE:
-            raise _nothing_sound(storage, damaged)
+        step = multihost.from_main(max(left, default=_NO_STEP))
+        if step == _NO_STEP:
+            raise _no_intact_checkpoint(storage, damaged)
         result, damage = _attempt(storage, step, read)
         if result is not None:
             left = _warn(storage, damaged, used=step)
             if damaged:
-                multihost.all_agree(True)  # all see the directory as it is from now on
+                multihost.all_true(
+                    True
+                )  # a barrier: from here on all processes see the renamed folders
             return result, left
-        # A run that saves there at this moment may have pruned the step while it was read.
+        # A run that saves into the directory can have pruned the step while it was read.
         if multihost.from_main(storage.exists(step)):
             damaged[step] = damage
         else:
@@ -97,7 +104,7 @@ def read_newest[R](storage: Storage, read: Callable[[int], R]) -> tuple[R, list[
 def _attempt[R](
     storage: Storage, step: int, read: Callable[[int], R]
 ) -> tuple[R | None, Sequence[str]]:
-    """Return what was read, or else what is wrong; the same of both on all processes."""
+    """Return the result of `read`, or the problems found; all processes return the same kind."""
     result, mine, unreadable = None, None, None
     try:
         result = read(step)
@@ -107,62 +114,62 @@ def _attempt[R](
         mine = str(error)
     except UnreadableError as error:
         unreadable = error
-    if not multihost.all_agree(unreadable is None):
+    if not multihost.all_true(unreadable is None):
         raise unreadable or UnreadableError(
-            f"{storage}/{step}", RuntimeError("another process failed; its log says why")
+            f"{storage}/{step}", RuntimeError("another process failed; see its log")
         )
-    if multihost.all_agree(mine is None):
+    if multihost.all_true(mine is None):
         return result, ()
-    # Reading stopped at the first bad file; the owner wants to know of each.
+    # Reading stopped at the first bad file; report all of them.
     found = problems(storage, step) if multihost.is_main() else []
-    return None, found or [mine or "another process could not read its part; its log says why"]
+    return None, found or [mine or "another process could not read its part; see its log"]
 
 
-def _nothing_sound(storage: Storage, damaged: Mapping[int, Sequence[str]]) -> Exception:
+def _no_intact_checkpoint(storage: Storage, damaged: Mapping[int, Sequence[str]]) -> Exception:
     quarantined = storage.quarantined()
     if not (damaged or quarantined):
         return NoCheckpointError(f"no checkpoint in {storage}")
     message = f"every checkpoint in {storage} is damaged"
     if quarantined:
-        message += f" ({', '.join(quarantined)} were set aside before)"
-    message += ": repair one, or use another directory to start anew"
+        message += f" ({', '.join(quarantined)} were renamed before)"
+    message += ": repair one, or use another directory to start from scratch"
     return AllCheckpointsCorruptError(message, damaged)
 
 
-def set_aside(storage: Storage, steps: Sequence[int]) -> None:
-    """Rename checkpoints that a restore passed over, if they still are there and damaged.
+def quarantine_damaged(storage: Storage, steps: Sequence[int]) -> None:
+    """Rename checkpoints that a restore skipped, if they still exist and are damaged.
 
     Parameters
     ----------
     storage
         Locked by this process.
     steps
-        Which. Another run may have replaced them since.
+        Skipped steps. Another run can have replaced them since.
     """
     for step in steps:
         if storage.exists(step) and (lines := problems(storage, step)):
             name = storage.quarantine(step)
             warnings.warn(
-                f"checkpoint of step {step} is damaged ({'; '.join(lines)}); it is now {name}",
+                f"checkpoint of step {step} is damaged ({'; '.join(lines)}); renamed to {name}",
                 CorruptCheckpointWarning,
                 stacklevel=4,
             )
 
 
 def _warn(storage: Storage, damaged: Mapping[int, Sequence[str]], *, used: int) -> list[int]:
-    """Warn of damaged steps, and rename them where the lock is held; return the others."""
+    """Warn about damaged steps and rename them if the lock is held; return the others."""
     if not multihost.is_main():
         return []
     left = []
     for step, lines in damaged.items():
         where = ""
         if storage.lock.held:
-            where = f"; it is now {storage.quarantine(step)}"
+            where = f"; renamed to {storage.quarantine(step)}"
         else:
             left.append(step)
         warnings.warn(
             f"checkpoint of step {step} is damaged ({'; '.join(lines)}){where}; "
-            f"step {used} is used instead",
+            f"using step {used} instead",
             CorruptCheckpointWarning,
             stacklevel=4,
         )

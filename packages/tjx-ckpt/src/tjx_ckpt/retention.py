@@ -1,31 +1,38 @@
-"""Which checkpoints stay: the newest, every Kth, and the best."""
+"""Retention policy of checkpoints: the newest, multiples of K steps, and the best."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tjx_core import ConfigError, Problem, unknown_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Which checkpoints stay.
+    """Numbers of newest, periodic and best checkpoints to keep.
 
     Attributes
     ----------
     keep
-        Number of the newest.
+        Number of newest checkpoints.
     every
-        Steps that are multiples of this stay for good; None: no such.
+        Steps that are multiples of this are kept permanently; None: no such.
     best
-        Number of the best by ``metric``.
+        Number of best checkpoints by ``metric``.
     metric, mode
-        Name among the metrics of a save, and whether small ("min") or large ("max") is good.
+        Name of a metric, and whether small ("min") or large ("max") values are better.
         Checkpoints without it, or with NaN, are never among the best.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of range; lists all problems.
 
     Examples
     --------
     >>> losses = {10: {"loss": 3.0}, 20: {"loss": 2.0}, 30: {"loss": 2.5}, 40: {}, 50: {}}
-    >>> Retention(keep=1, every=20, best=1, metric="loss").doomed(losses)
+    >>> Retention(keep=1, every=20, best=1, metric="loss").prunable(losses)
     [10, 30]
     """
 
@@ -37,37 +44,37 @@ class Retention:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} = {value}: must be {least} or more; {advice}"
-            for name, value, least, advice in (
-                ("keep", self.keep, 1, "at least 1 checkpoint must stay"),
-                ("keep_every", self.every, 1, "None keeps no such checkpoints"),
-                ("keep_best", self.best, 0, "0 keeps none"),
+            Problem(name, f"got {value}; expected at least {least}; {hint}")
+            for name, value, least, hint in (
+                ("keep", self.keep, 1, "one checkpoint must be kept"),
+                ("keep_every", self.every, 1, "None disables it"),
+                ("keep_best", self.best, 0, "0 disables it"),
             )
             if value is not None and value < least
         ]
         if self.mode not in ("min", "max"):
-            problems.append(f"best_mode = {self.mode!r}: must be 'min' or 'max'")
+            problems.append(unknown_name("best_mode", self.mode, ("min", "max")))
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
-    def doomed(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
-        """Return the steps that may go, ascending.
+    def prunable(self, metrics: Mapping[int, Mapping[str, float]]) -> list[int]:
+        """Return the steps that are not kept, ascending.
 
         Parameters
         ----------
-        metrics
-            Step -> metrics of its save, for each checkpoint that is there.
+        metrics : mapping of int to mapping
+            Metrics of each existing checkpoint, by step.
         """
         steps = sorted(metrics)
-        stays = set(steps[-self.keep :])
+        kept = set(steps[-self.keep :])
         if self.every is not None:
-            stays.update(step for step in steps if step % self.every == 0)
+            kept.update(step for step in steps if step % self.every == 0)
         sign = -1 if self.mode == "max" else 1
         scores = {
             step: sign * value
             for step in steps
             if not math.isnan(value := metrics[step].get(self.metric, math.nan))
         }
-        # Of equal ones the earlier: it needed fewer steps.
-        stays.update(sorted(scores, key=lambda step: (scores[step], step))[: self.best])
-        return [step for step in steps if step not in stays]
+        # Of equal values the earlier step is better.
+        kept.update(sorted(scores, key=lambda step: (scores[step], step))[: self.best])
+        return [step for step in steps if step not in kept]

@@ -1,21 +1,21 @@
-"""What a save cost."""
+"""Duration and size of a save."""
 
 from typing import NamedTuple
 
 
 class SaveReport(NamedTuple):
-    """What a save cost.
+    """Duration and size of a durable save.
 
     Attributes
     ----------
     step
-        The step that was saved.
+        The saved step.
     blocking_seconds
-        For which `Checkpointer.save` kept its caller, without the wait for the save before it.
+        Time that `Checkpointer.save` blocked, without the wait for the previous save.
     seconds
-        Until the checkpoint was durable.
+        Time until the checkpoint was durable.
     size_bytes
-        Bytes of its arrays, of all processes; 0 on others than process 0.
+        Bytes of the arrays of all processes; 0 on processes other than 0.
     """
 
     step: int

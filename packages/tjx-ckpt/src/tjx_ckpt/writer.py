@@ -1,7 +1,7 @@
-"""One save, from pieces in host memory to a complete checkpoint.
+"""Writing of a checkpoint from pieces in host memory.
 
-The order is: arrays -> flush to disk -> manifest with checksums -> rename. Every process writes its
-own pieces and an index of them; process 0 makes the manifest of all indexes and commits.
+The order is: arrays -> fsync -> manifest with checksums -> rename. Every process writes its own
+pieces and an index of them; process 0 merges the indexes into the manifest and commits.
 """
 
 import contextlib
@@ -22,25 +22,25 @@ from tjx_ckpt.store.manifest import MANIFEST_NAME, Manifest
 from tjx_ckpt.store.storage import Storage
 from tjx_ckpt.store.tensor_file import TensorFile
 
-# More would take the processor from the training.
+# More threads would take CPU time from training.
 _WRITERS = 2
 
 
-class Draft(NamedTuple):
-    """What a checkpoint is to hold.
+class PendingCheckpoint(NamedTuple):
+    """Content of a checkpoint that is being saved.
 
     Attributes
     ----------
     step
-        Its number.
+        Its step.
     leaves
-        Shape and dtype of each leaf, of all processes.
+        Shape and dtype of each whole leaf.
     pieces
-        This process's part of them.
+        The pieces that this process writes.
     metadata, metrics
-        What the caller said of it.
+        Arguments of `Checkpointer.save`.
     before_commit
-        Called on process 0 when all files are on disk and the checkpoint has no name yet.
+        Called on process 0 after all files are on disk and before the rename.
     """
 
     step: int
@@ -51,103 +51,103 @@ class Draft(NamedTuple):
     before_commit: Callable[[], object] | None = None
 
 
-def write_checkpoint(storage: Storage, draft: Draft, *, name: str) -> int:
+def write_checkpoint(storage: Storage, pending: PendingCheckpoint, *, name: str) -> int:
     """Write a checkpoint; called by all processes, each in a thread.
 
     Parameters
     ----------
     storage
         Locked by process 0.
-    draft
-        What to write.
+    pending
+        The content.
     name
-        Of this save, used once.
+        Unique name of this save, for barriers.
 
     Returns
     -------
     int
-        Bytes of all arrays; on process 0.
+        Bytes of all arrays on process 0; 0 on other processes.
 
     Raises
     ------
     OSError
-        What went wrong. Nothing is left of the checkpoint then, on any process.
+        If a file cannot be written. All processes then delete their part of the checkpoint.
     """
     size = 0
     try:
-        # Each barrier is reached by all processes, also by one that failed: nobody waits for it.
+        # Processes that failed reach each barrier too, so that the others do not wait forever.
         try:
             if multihost.is_main():
-                storage.begin(draft.step)
+                storage.begin(pending.step)
         finally:
             multihost.barrier(f"begin {name}")
         try:
-            _write_pieces(storage, draft)
+            _write_pieces(storage, pending)
         finally:
             multihost.barrier(f"written {name}")
         try:
             if multihost.is_main():
-                size = _commit(storage, draft)
+                size = _commit(storage, pending)
         finally:
             multihost.barrier(f"committed {name}")
-        if not storage.exists(draft.step):
-            raise FileNotFoundError("process 0 did not commit it; its log says why")
+        if not storage.exists(pending.step):
+            raise FileNotFoundError("process 0 did not commit it; see its log")
     except BaseException:
         if multihost.is_main():
-            _abandon(storage, draft.step)
+            _abandon(storage, pending.step)
         raise
     return size
 
 
-def _write_pieces(storage: Storage, draft: Draft) -> None:
+def _write_pieces(storage: Storage, pending: PendingCheckpoint) -> None:
     process = jax.process_index()
 
     def write(group: str, pieces: Sequence[StagedPiece]) -> tuple[str, TensorFile]:
         file_name = f"{group}-{process:05}.safetensors"
-        with storage.create(draft.step, file_name) as file_write:
+        with storage.create(pending.step, file_name) as file_write:
             return file_name, tensor_file.write(file_write, pieces)
 
-    groups = by_group(draft.pieces)
-    # While one file is flushed, another is written.
+    groups = by_group(pending.pieces)
+    # One file is written while another is flushed.
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="save") as pool:
         files = dict(pool.map(write, groups.keys(), groups.values()))
     content = {file_name: manifest_file.file_to_json(file) for file_name, file in files.items()}
-    with storage.create(draft.step, _index_name(process)) as file_write:
-        file_write(manifest_file.sealed(content))
+    with storage.create(pending.step, _index_name(process)) as file_write:
+        file_write(manifest_file.with_checksum(content))
 
 
-def _commit(storage: Storage, draft: Draft) -> int:
+def _commit(storage: Storage, pending: PendingCheckpoint) -> int:
     files = {}
     for process in range(jax.process_count()):
         index_name = _index_name(process)
         try:
-            index = manifest_file.unsealed(storage.read_new(draft.step, index_name))
+            index = manifest_file.without_checksum(storage.read_new(pending.step, index_name))
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"process {process} did not write its part; its log says why"
+                f"process {process} did not write its part; see its log"
             ) from None
         files.update({name: manifest_file.file_from_json(entry) for name, entry in index.items()})
-        storage.remove_new(draft.step, index_name)
+        storage.remove_new(pending.step, index_name)
     content = Manifest(
-        step=draft.step,
-        metadata=dict(draft.metadata),
-        metrics=dict(draft.metrics),
+        step=pending.step,
+        metadata=dict(pending.metadata),
+        metrics=dict(pending.metrics),
         versions=_versions(),
-        leaves=dict(draft.leaves),
+        leaves=dict(pending.leaves),
         files=files,
     )
     text = manifest_file.render(content)
-    manifest_file.parse(text)  # pieces that do not make up the leaves are found now, not later
-    with storage.create(draft.step, MANIFEST_NAME) as file_write:
+    manifest_file.parse(text)  # raises now if the pieces do not cover the leaves
+    with storage.create(pending.step, MANIFEST_NAME) as file_write:
         file_write(text)
-    if draft.before_commit is not None:
-        draft.before_commit()
-    storage.commit(draft.step)
+    if pending.before_commit is not None:
+        pending.before_commit()
+    storage.commit(pending.step)
     return content.size_bytes
 
 
 def _abandon(storage: Storage, step: int) -> None:
-    # Frees the space; a second error here would only hide the first. Object stores raise their own.
+    # A second error would hide the first. Object stores have their own exception classes.
     with contextlib.suppress(Exception):
         storage.abandon(step)
 

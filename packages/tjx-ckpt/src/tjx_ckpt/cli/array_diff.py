@@ -1,4 +1,4 @@
-"""How the arrays of two checkpoints differ, in numbers, two arrays in memory at a time."""
+"""Numeric differences between arrays of two checkpoints, two arrays in memory at a time."""
 
 import functools
 import math
@@ -10,23 +10,23 @@ import numpy as np
 from tjx_ckpt.leaf_spec import LeafSpec, is_float
 from tjx_ckpt.lookup import Checkpoint
 
-# Elements that are in float64 at a time.
+# Elements converted to float64 at a time.
 _CHUNK = 1 << 20
 
 
 class Change(NamedTuple):
-    """How two arrays of one shape differ. All sums are in float64.
+    """Difference of two arrays of the same shape. All sums are in float64.
 
     Attributes
     ----------
     squares, other_squares
-        Sum of the squares of each.
+        Sums of squares of the two arrays.
     difference_squares
-        Sum of the squares of the differences. Equal infinities and two NaN are no difference.
+        Sum of squares of the difference. Equal infinities and pairs of NaN count as equal.
     largest
-        Largest absolute difference; an int, and exact, where both have the same integer dtype.
+        Largest absolute difference; an exact int if both have the same integer dtype.
     equal
-        Whether they are equal bit for bit, in dtype too.
+        Whether they have the same dtype and bits.
     """
 
     squares: float = 0.0
@@ -37,25 +37,25 @@ class Change(NamedTuple):
 
     @property
     def norm(self) -> float:
-        """The square root of the sum of squares of the first."""
+        """L2 norm of the first array."""
         return math.sqrt(self.squares)
 
     @property
     def other_norm(self) -> float:
-        """The same of the second."""
+        """L2 norm of the second array."""
         return math.sqrt(self.other_squares)
 
     @property
     def relative(self) -> float:
-        """Norm of the difference over the norm of the first; inf where only that is 0."""
+        """Norm of the difference over the norm of the first array; inf if only the latter is 0."""
         if self.difference_squares == 0:
             return 0.0
         if self.squares == 0:
             return math.inf
         return math.sqrt(self.difference_squares) / self.norm
 
-    def joined(self, other: "Change") -> "Change":
-        """Return the change of both arrays together."""
+    def merge(self, other: "Change") -> "Change":
+        """Return the difference of the concatenated arrays."""
         largest = max(self.largest, other.largest)
         if math.isnan(self.largest) or math.isnan(other.largest):
             largest = math.nan
@@ -69,18 +69,18 @@ class Change(NamedTuple):
 
 
 class ArrayChange(NamedTuple):
-    """How an array differs, and each of its layers where it is a stack of them.
+    """Difference of an array, and of each layer if it stacks layers.
 
     Attributes
     ----------
     key
-        Of the array in both checkpoints.
+        Key of the array in both checkpoints.
     change
-        Of the whole array.
+        Difference of the whole array.
     stack
-        The part of the key that names the stack, such as ``params/blocks``; None: no stack.
+        Key of the stack, such as ``params/blocks``; None: not stacked.
     layers
-        Of each index of the first axis; empty where there is no stack.
+        Differences by index of the first axis; empty if not stacked.
     """
 
     key: str
@@ -89,40 +89,40 @@ class ArrayChange(NamedTuple):
     layers: tuple[Change, ...]
 
 
-def together(changes: Sequence[Change]) -> Change:
-    """Return the change of all arrays together."""
-    return functools.reduce(Change.joined, changes, Change())
+def merge_changes(changes: Sequence[Change]) -> Change:
+    """Return the difference of all arrays concatenated."""
+    return functools.reduce(Change.merge, changes, Change())
 
 
 def compare_leaf(
     checkpoint: Checkpoint, other: Checkpoint, key: str, *, stacked: str
 ) -> ArrayChange:
-    """Compare a leaf that has the same shape in both checkpoints.
+    """Compare a leaf with the same shape in both checkpoints.
 
     Parameters
     ----------
     checkpoint, other
-        The checkpoints. Each byte is checked as it is read.
+        The checkpoints. Every byte is verified as it is read.
     key
-        The leaf.
+        Key of the leaf.
     stacked
-        A leaf with this among the parts of its key is a stack of layers along its first axis.
+        Key part of leaves that stack layers along their first axis.
 
     Raises
     ------
     CorruptCheckpointError
-        If a file is not what was saved.
+        If the content of a file differs from what was saved.
     """
     array, other_array = checkpoint.leaf(key), other.leaf(key)
     stack = stack_of(key, checkpoint.manifest.leaves[key], stacked)
     if stack is None:
         return ArrayChange(key, compare(array, other_array), None, ())
     layers = tuple(compare(array[i], other_array[i]) for i in range(len(array)))
-    return ArrayChange(key, together(layers), stack, layers)
+    return ArrayChange(key, merge_changes(layers), stack, layers)
 
 
 def stack_of(key: str, spec: LeafSpec, stacked: str) -> str | None:
-    """Return the key up to the part that names a stack of layers; None if it is no stack.
+    """Return the key up to the part that names a stack of layers, or None.
 
     Examples
     --------
@@ -137,7 +137,7 @@ def stack_of(key: str, spec: LeafSpec, stacked: str) -> str | None:
 
 
 def compare(array: np.ndarray, other: np.ndarray) -> Change:
-    """Compare two arrays of one shape.
+    """Compute the difference of two arrays of the same shape.
 
     Examples
     --------
@@ -154,7 +154,7 @@ def compare(array: np.ndarray, other: np.ndarray) -> Change:
         part, other_part = a[start : start + _CHUNK], b[start : start + _CHUNK]
         equal = same_dtype and part.tobytes() == other_part.tobytes()
         changes.append(_change(part, other_part, equal, differ))
-    return together(changes or [Change(equal=same_dtype)])
+    return merge_changes(changes or [Change(equal=same_dtype)])
 
 
 def _change(
@@ -172,11 +172,11 @@ def _change(
 
 
 def _numbers(flat: np.ndarray) -> np.ndarray:
-    """Return a view, or a copy where NumPy cannot compute with the dtype."""
+    """Return a view, or a copy if NumPy cannot compute with the dtype."""
     kind = flat.dtype.kind
     if kind == "b":
         return flat.view(np.uint8)
-    if kind == "c":  # real and imaginary parts one after the other
+    if kind == "c":  # interleaved real and imaginary parts
         return flat.view(flat.real.dtype)
     if kind in "iuf" or is_float(flat.dtype.name):
         return flat
@@ -197,7 +197,7 @@ def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _integer_differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Subtract the smaller from the larger modulo 2**64: never rounds, never overflows."""
+    """Return absolute differences modulo 2**64, which neither round nor overflow."""
     larger, smaller = np.maximum(a, b).astype(np.uint64), np.minimum(a, b).astype(np.uint64)
     differences: np.ndarray = larger - smaller
     return differences

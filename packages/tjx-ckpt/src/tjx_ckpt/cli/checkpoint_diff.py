@@ -1,4 +1,4 @@
-"""What differs between two checkpoints: what they hold, what is said of them, and every array."""
+"""Differences between two checkpoints: structure, metadata and every array."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from tjx_ckpt.lookup import Checkpoint
 from tjx_ckpt.store.manifest import Manifest
 
 ABSENT = object()
-"""Stands for a value that one of two checkpoints does not have."""
+"""Placeholder for a value that one of the two checkpoints lacks."""
 
 
-class Note(NamedTuple):
-    """Something that is said of two checkpoints and differs: ``name``, and both values."""
+class MetadataDiff(NamedTuple):
+    """Name and values of an item of metadata that differs."""
 
     name: str
     first: Any
@@ -22,29 +22,29 @@ class Note(NamedTuple):
 
 
 class LeafPair(NamedTuple):
-    """A key, and the leaf of each of two checkpoints; None where one does not have it."""
+    """Key and leaves of both checkpoints; None for a missing leaf."""
 
     key: str
     first: LeafSpec | None
     second: LeafSpec | None
 
 
-class Difference(NamedTuple):
-    """What differs between two checkpoints.
+class CheckpointDiff(NamedTuple):
+    """Differences between two checkpoints.
 
     Attributes
     ----------
     versions, metadata, metrics
-        What is said of them. It does not make two states different.
+        Differences that do not affect `equal`.
     structure
-        Where key, shape or dtype differ.
+        Leaves whose key, shape or dtype differ.
     arrays
-        Those that both have in one shape, in the order of their keys.
+        Differences of arrays with the same key and shape, in the order of the keys.
     """
 
-    versions: list[Note]
-    metadata: list[Note]
-    metrics: list[Note]
+    versions: list[MetadataDiff]
+    metadata: list[MetadataDiff]
+    metrics: list[MetadataDiff]
     structure: list[LeafPair]
     arrays: list[ArrayChange]
 
@@ -61,24 +61,24 @@ def compare_checkpoints(
     only: str = "",
     stacked: str = "blocks",
     progress: Callable[[int], None],
-) -> Difference:
-    """Compare two checkpoints, reading and checking every byte of what is compared.
+) -> CheckpointDiff:
+    """Compare two checkpoints, verifying every byte that is read.
 
     Parameters
     ----------
     first, second
-        The two.
+        The checkpoints.
     only
-        Compare what is at or below this key.
+        Compare leaves at or below this key.
     stacked
-        Part of the keys of leaves that are stacks of layers along their first axis.
+        Key part of leaves that stack layers along their first axis.
     progress
-        Is told how many bytes more were compared.
+        Called with the number of bytes compared since the last call.
 
     Raises
     ------
     ValueError
-        If neither has anything at or below ``only``.
+        If neither has a leaf at or below ``only``.
     CorruptCheckpointError
         If a file is damaged.
     """
@@ -88,17 +88,17 @@ def compare_checkpoints(
         if ours and theirs and ours.shape == theirs.shape:
             arrays.append(compare_leaf(first, second, key, stacked=stacked))
             progress(ours.size_bytes + theirs.size_bytes)
-    return Difference(
-        versions=_notes(first.manifest.versions, second.manifest.versions),
-        metadata=_notes(_flat(first.manifest.metadata), _flat(second.manifest.metadata)),
-        metrics=_notes(first.manifest.metrics, second.manifest.metrics),
+    return CheckpointDiff(
+        versions=_metadata_diffs(first.manifest.versions, second.manifest.versions),
+        metadata=_metadata_diffs(_flat(first.manifest.metadata), _flat(second.manifest.metadata)),
+        metrics=_metadata_diffs(first.manifest.metrics, second.manifest.metrics),
         structure=[pair for pair in pairs if pair.first != pair.second],
         arrays=arrays,
     )
 
 
 def bytes_to_compare(first: Checkpoint, second: Checkpoint, only: str) -> int:
-    """Return how many bytes `compare_checkpoints` tells its ``progress`` at most."""
+    """Return the maximum number of bytes that `compare_checkpoints` reports as progress."""
     pairs = _pairs(first.manifest, second.manifest, only)
     return sum(leaf.size_bytes for pair in pairs for leaf in (pair.first, pair.second) if leaf)
 
@@ -108,17 +108,17 @@ def _pairs(first: Manifest, second: Manifest, only: str) -> list[LeafPair]:
     return [LeafPair(key, first.leaves.get(key), second.leaves.get(key)) for key in keys]
 
 
-def _notes(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Note]:
-    notes = [
-        Note(name, first.get(name, ABSENT), second.get(name, ABSENT))
+def _metadata_diffs(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[MetadataDiff]:
+    diffs = [
+        MetadataDiff(name, first.get(name, ABSENT), second.get(name, ABSENT))
         for name in in_order(first.keys() | second.keys())
     ]
-    # By their text: NaN is not equal to itself.
-    return [note for note in notes if repr(note.first) != repr(note.second)]
+    # Compared as text, since NaN is not equal to itself.
+    return [diff for diff in diffs if repr(diff.first) != repr(diff.second)]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return nested metadata under names such as ``config.train.max_steps``."""
+    """Flatten nested metadata to names such as ``config.train.max_steps``."""
     if not isinstance(value, dict) or not value:
         return {name: value} if name else {}
     found = {}

@@ -1,12 +1,12 @@
-"""A difference of two checkpoints as text for people, and as plain JSON."""
+"""Subcommand ``diff``: differences of two checkpoints as text and as JSON."""
 
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from tjx_ckpt.cli.array_diff import ArrayChange, Change, together
-from tjx_ckpt.cli.checkpoint_diff import ABSENT, Difference, LeafPair, Note
+from tjx_ckpt.cli.array_diff import ArrayChange, Change, merge_changes
+from tjx_ckpt.cli.checkpoint_diff import ABSENT, CheckpointDiff, LeafPair, MetadataDiff
 from tjx_ckpt.cli.listing import plain
 from tjx_ckpt.cli.terminal import WIDTH, human_number, shape_text, shorten, table
 from tjx_ckpt.leaf_spec import LeafSpec
@@ -18,23 +18,23 @@ _COLUMNS = ("norm A", "norm B", "change", "largest")
 def difference_text(
     first: Checkpoint,
     second: Checkpoint,
-    difference: Difference,
+    difference: CheckpointDiff,
     *,
     top: int | None = None,
     by_layer: bool = False,
 ) -> str:
-    """Return a report.
+    """Return the differences as text.
 
     Parameters
     ----------
     first, second
-        What was compared.
+        The compared checkpoints.
     difference
-        The result.
+        Their differences.
     top
-        Show only so many arrays: those whose relative change is largest, largest first.
+        Show this many arrays with the largest relative changes, largest first.
     by_layer
-        Show each layer of a stack instead of the whole array.
+        Show each layer of stacked arrays instead of the whole array.
     """
     lines = [f"A  {first.name}", f"B  {second.name}"]
     for title, notes in (
@@ -43,9 +43,13 @@ def difference_text(
         ("metrics", difference.metrics),
     ):
         if notes:
-            lines += ["", f"{title} that differ", *map(_note_line, notes)]
+            lines += ["", f"{title} that differ", *map(_metadata_line, notes)]
     if difference.structure:
-        lines += ["", "arrays that do not fit", *map(_structure_line, difference.structure)]
+        lines += [
+            "",
+            "arrays with different shapes or dtypes",
+            *map(_structure_line, difference.structure),
+        ]
     if difference.arrays:
         lines += ["", *_array_lines(difference.arrays, top=top, by_layer=by_layer)]
         lines += _layer_lines(difference.arrays)
@@ -53,17 +57,17 @@ def difference_text(
 
 
 def difference_json(
-    first: Checkpoint, second: Checkpoint, difference: Difference, *, top: int | None = None
+    first: Checkpoint, second: Checkpoint, difference: CheckpointDiff, *, top: int | None = None
 ) -> dict[str, Any]:
-    """Return the same as plain JSON; layers are always there."""
+    """Return the differences as plain JSON, always with layers."""
     arrays = difference.arrays if top is None else _largest(difference.arrays, top)
     return {
         "a": first.name,
         "b": second.name,
         "equal": difference.equal,
-        "versions": [_note_json(note) for note in difference.versions],
-        "metadata": [_note_json(note) for note in difference.metadata],
-        "metrics": [_note_json(note) for note in difference.metrics],
+        "versions": [_metadata_json(note) for note in difference.versions],
+        "metadata": [_metadata_json(note) for note in difference.metadata],
+        "metrics": [_metadata_json(note) for note in difference.metrics],
         "structure": [
             {"key": pair.key, "a": _leaf_json(pair.first), "b": _leaf_json(pair.second)}
             for pair in difference.structure
@@ -76,7 +80,7 @@ def difference_json(
             }
             for array in arrays
         ],
-        "all": _change_json(together([array.change for array in difference.arrays])),
+        "all": _change_json(merge_changes([array.change for array in difference.arrays])),
     }
 
 
@@ -92,7 +96,7 @@ def _array_lines(arrays: Sequence[ArrayChange], *, top: int | None, by_layer: bo
 
 
 def _layer_lines(arrays: Sequence[ArrayChange]) -> list[str]:
-    """Return a table for each stack: all its arrays together, layer by layer."""
+    """Return a table for each stack with a row per layer over all its arrays."""
     lines: list[str] = []
     for stack in dict.fromkeys(array.stack for array in arrays if array.stack):
         members = [array for array in arrays if array.stack == stack]
@@ -100,7 +104,7 @@ def _layer_lines(arrays: Sequence[ArrayChange]) -> list[str]:
         rows = [(f"{stack}, layer", *_COLUMNS)]
         for layer in range(depth):
             here = [array.layers[layer] for array in members if layer < len(array.layers)]
-            rows.append((str(layer), *_cells(together(here))))
+            rows.append((str(layer), *_cells(merge_changes(here))))
         lines += ["", *table(rows)]
     return lines
 
@@ -113,7 +117,7 @@ def _layers_of(array: ArrayChange) -> list[ArrayChange]:
 
 
 def _largest(arrays: Sequence[ArrayChange], count: int) -> list[ArrayChange]:
-    """Return the arrays that changed most, NaN first; of equal ones the first."""
+    """Return the arrays with the largest relative changes, NaN first."""
 
     def rank(array: ArrayChange) -> tuple[bool, float, bool]:
         relative = array.change.relative
@@ -134,21 +138,21 @@ def _cells(change: Change) -> tuple[str, str, str, str]:
     )
 
 
-def _summary(difference: Difference) -> str:
+def _summary(difference: CheckpointDiff) -> str:
     arrays = difference.arrays
     equal = sum(array.change.equal for array in arrays)
     if difference.equal:
         return f"equal: all {len(arrays)} arrays, bit for bit"
     parts = [f"{equal} of {len(arrays)} arrays are equal bit for bit"]
     if arrays:
-        change = together([array.change for array in arrays])
-        parts.append(f"the change of all together is {human_number(change.relative)}")
+        change = merge_changes([array.change for array in arrays])
+        parts.append(f"the total change is {human_number(change.relative)}")
     if difference.structure:
-        parts.append(f"{len(difference.structure)} do not fit")
+        parts.append(f"{len(difference.structure)} incompatible")
     return f"different: {'; '.join(parts)}"
 
 
-def _note_line(note: Note) -> str:
+def _metadata_line(note: MetadataDiff) -> str:
     def text(value: Any) -> str:
         return "absent" if value is ABSENT else json.dumps(value)
 
@@ -165,7 +169,7 @@ def _structure_line(pair: LeafPair) -> str:
     return f"  {shorten(pair.key, max(WIDTH - 2 - len(ends), 12))}{ends}"
 
 
-def _note_json(note: Note) -> dict[str, Any]:
+def _metadata_json(note: MetadataDiff) -> dict[str, Any]:
     values = {"a": note.first, "b": note.second}
     present = {side: plain(value) for side, value in values.items() if value is not ABSENT}
     return {"name": note.name, **present}

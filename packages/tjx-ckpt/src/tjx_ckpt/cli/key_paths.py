@@ -1,10 +1,10 @@
-"""Keys of leaves, such as ``params/blocks/kernel``: their order, and what lies below a prefix."""
+"""Keys of leaves, such as ``params/blocks/kernel``: order and prefixes."""
 
 from collections.abc import Iterable
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Sort keys part by part, numbers among the parts as numbers.
+    """Sort keys part by part, with numeric parts in numeric order.
 
     Examples
     --------
@@ -15,7 +15,7 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def is_below(key: str, prefix: str) -> bool:
-    """Tell whether a key is the prefix or lies below it, part by part.
+    """Return whether a key equals a prefix or lies below it.
 
     Examples
     --------
@@ -26,19 +26,19 @@ def is_below(key: str, prefix: str) -> bool:
 
 
 def below(keys: Iterable[str], prefix: str) -> list[str]:
-    """Return the keys at or below a prefix, in order; all of them for an empty one.
+    """Return the sorted keys at or below a prefix; an empty prefix selects all.
 
     Raises
     ------
     ValueError
-        If there are none; says what there is.
+        If there are none; lists the first parts of the keys.
     """
     everything = in_order(keys)
     prefix = prefix.strip("/")
     found = [key for key in everything if is_below(key, prefix)]
     if not found:
         parts = ", ".join(dict.fromkeys(key.partition("/")[0] for key in everything))
-        raise ValueError(f"--only {prefix}: no array lies there; give one of {parts}, or below")
+        raise ValueError(f"--only: got {prefix}, which has no arrays; expected {parts} or below")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a directory of checkpoints holds, and what a checkpoint holds."""
+"""Subcommand ``ls``: checkpoints of a directory and arrays of a checkpoint."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,25 +26,25 @@ _FIRST_METRIC = "eval/loss"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A checkpoint as a list shows it.
+class ListedCheckpoint:
+    """A row of the list of checkpoints.
 
     Attributes
     ----------
     step
-        Its number; the order of a list is by it alone.
+        Step; rows are sorted by it.
     size_bytes
-        Of its files of arrays; None: not known.
+        Size of the array files; None: unknown.
     written
-        When its manifest was written, by the clock of its file system; None: not known.
+        Modification time of the manifest by the clock of its file system; None: unknown.
     arrays
-        Number of its arrays; None: not known.
+        Number of arrays; None: unknown.
     parameters
-        Number of elements of the arrays below ``params``; None: there are none.
+        Number of elements of the arrays below ``params``; None: no such arrays.
     metrics
-        What was measured at this step.
+        Metrics of the step.
     damage
-        What is wrong with its manifest; None: nothing. Arrays are not looked at.
+        Problem of the manifest; None: intact. Arrays are not verified.
     """
 
     step: int
@@ -56,34 +56,34 @@ class Entry:
     damage: str | None = None
 
 
-def entries(storage: Storage) -> list[Entry]:
-    """Return the checkpoints that are there, sound or not, ascending by step."""
+def list_checkpoints(storage: Storage) -> list[ListedCheckpoint]:
+    """Return the existing checkpoints, intact or damaged, ascending by step."""
     found = []
     for step in storage.steps():
         try:
             found.append(_entry(storage, read_manifest(storage, step)))
         except ManifestError as error:
-            if storage.exists(step):  # or else the run deleted it at this moment
-                found.append(Entry(step, damage=f"{MANIFEST_NAME}: {error}"))
+            if storage.exists(step):  # otherwise the run deleted it meanwhile
+                found.append(ListedCheckpoint(step, damage=f"{MANIFEST_NAME}: {error}"))
     return found
 
 
 def list_text(storage: Storage) -> str:
-    """Return the checkpoints as a table, and what else is in the directory."""
-    found = entries(storage)
+    """Return a table of the checkpoints, and lists of damaged ones and leftovers."""
+    found = list_checkpoints(storage)
     total = sum(entry.size_bytes or 0 for entry in found)
     word = "checkpoint" if len(found) == 1 else "checkpoints"
     lines = [f"{storage}: {len(found)} {word}, {human_bytes(total)}"]
-    sound = [entry for entry in found if entry.damage is None]
-    if sound:
-        lines += ["", *_table(sound)]
+    intact = [entry for entry in found if entry.damage is None]
+    if intact:
+        lines += ["", *_table(intact)]
     damaged = [f"step {entry.step}: {entry.damage}" for entry in found if entry.damage is not None]
     holder = storage.lock.holder()
     for title, items in (
         ("damaged", damaged),
-        ("set aside as damaged", storage.quarantined()),
-        ("left by a killed save, or a save under way", storage.leftovers()),
-        ("saving here now", [holder] if holder else []),
+        ("renamed as damaged", storage.quarantined()),
+        ("left by a killed save, or a save in progress", storage.leftovers()),
+        ("current writer", [holder] if holder else []),
     ):
         if items:
             lines += ["", title, *(f"  {item}" for item in items)]
@@ -91,9 +91,9 @@ def list_text(storage: Storage) -> str:
 
 
 def list_json(storage: Storage) -> dict[str, Any]:
-    """Return the same as plain JSON."""
+    """Return the content of `list_text` as plain JSON."""
     found = []
-    for entry in entries(storage):
+    for entry in list_checkpoints(storage):
         written = entry.written and entry.written.isoformat(timespec="seconds")
         metrics = {name: plain(value) for name, value in (entry.metrics or {}).items()}
         found.append({**asdict(entry), "written": written, "metrics": metrics})
@@ -107,7 +107,7 @@ def list_json(storage: Storage) -> dict[str, Any]:
 
 
 def arrays_text(checkpoint: Checkpoint) -> str:
-    """Return the arrays of a checkpoint as a table."""
+    """Return a table of the arrays of a checkpoint."""
     leaves = checkpoint.manifest.leaves
     total = sum(leaf.size_bytes for leaf in leaves.values())
     rows = [("array", "shape", "dtype", "size")]
@@ -119,7 +119,7 @@ def arrays_text(checkpoint: Checkpoint) -> str:
 
 
 def arrays_json(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the same as plain JSON."""
+    """Return the content of `arrays_text` as plain JSON."""
     leaves = checkpoint.manifest.leaves
     arrays = [
         {
@@ -134,17 +134,17 @@ def arrays_json(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON can express: NaN and infinity as the strings that float() reads."""
+    """Replace NaN and infinity, which JSON lacks, by strings that ``float()`` parses."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _entry(storage: Storage, manifest: Manifest) -> Entry:
+def _entry(storage: Storage, manifest: Manifest) -> ListedCheckpoint:
     parameters = [
         math.prod(leaf.shape) for key, leaf in manifest.leaves.items() if is_below(key, "params")
     ]
-    return Entry(
+    return ListedCheckpoint(
         step=manifest.step,
         size_bytes=manifest.size_bytes,
         written=_written(storage, manifest.step),
@@ -164,8 +164,8 @@ def _written(storage: Storage, step: int) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC).astimezone()
 
 
-def _table(found: Sequence[Entry]) -> list[str]:
-    """Return the table, with as many metrics as fit; says how many do not."""
+def _table(found: Sequence[ListedCheckpoint]) -> list[str]:
+    """Return a table with the metric columns that fit, and the names of the others."""
     names = dict.fromkeys(name for entry in found for name in entry.metrics or {})
     ordered = sorted(names, key=lambda name: (name != _FIRST_METRIC, name))
     for count in range(len(ordered), -1, -1):
@@ -183,7 +183,7 @@ def _header(metrics: Sequence[str]) -> list[str]:
     return ["step", "size", "written", "arrays", "parameters", *metrics]
 
 
-def _row(entry: Entry, metrics: Sequence[str]) -> list[str]:
+def _row(entry: ListedCheckpoint, metrics: Sequence[str]) -> list[str]:
     values = entry.metrics or {}
     return [
         str(entry.step),

@@ -1,4 +1,4 @@
-"""A checkpoint as safetensors files that other programs read: whole tensors under plain names."""
+"""Subcommand ``export``: safetensors files with whole tensors for other programs."""
 
 import contextlib
 import json
@@ -15,14 +15,15 @@ from tjx_ckpt.lookup import Checkpoint
 from tjx_ckpt.store.checksum import chunks
 from tjx_ckpt.store.temporary_files import hold, remove_abandoned, temporary_name
 from tjx_ckpt.store.tensor_file import as_bytes, is_known, render_header
+from tjx_core import fsync_path
 
 SUFFIX = ".safetensors"
-# Readers may demand that a tensor starts at a multiple of this, and of its elements' size.
+# Some readers require tensors to start at a multiple of this and of the element size.
 _ALIGNMENT = 64
 
 
-class Tensor(NamedTuple):
-    """A tensor to write: its name in the file, the leaf that it is, its shape and dtype there."""
+class ExportedTensor(NamedTuple):
+    """Name of a tensor in the file, key of its leaf, and its exported shape and dtype."""
 
     name: str
     key: str
@@ -31,24 +32,24 @@ class Tensor(NamedTuple):
 
 def plan_tensors(
     leaves: Mapping[str, LeafSpec], *, only: str, dtype: str | None, separator: str
-) -> list[Tensor]:
-    """Return the tensors that an export holds, in the order of their keys.
+) -> list[ExportedTensor]:
+    """Return the tensors of an export, in the order of their keys.
 
     Parameters
     ----------
     leaves
-        What the checkpoint holds.
+        Leaves of the checkpoint.
     only
-        Take what is at or below this key, and leave the key out of the names.
+        Export leaves at or below this key, without the key in their names.
     dtype
-        Convert floating-point leaves to this; None leaves them as they are.
+        Dtype of exported floating-point leaves; None: as saved.
     separator
-        Between the parts of a name.
+        Separator of key parts in names.
 
     Raises
     ------
     ValueError
-        If nothing is there, two names are the same, or safetensors does not know a dtype.
+        If no leaf is selected, two names are equal, or safetensors lacks a dtype.
     """
     prefix = only.strip("/")
     tensors = []
@@ -59,57 +60,56 @@ def plan_tensors(
         spec = LeafSpec(saved.shape, dtype if dtype and is_float(saved.dtype) else saved.dtype)
         if not is_known(spec.dtype):
             raise ValueError(
-                f"{key} has dtype {spec.dtype}, which safetensors does not have: "
-                "leave it out with --only, or give --dtype if it is a floating-point type"
+                f"{key}: got dtype {spec.dtype}, which safetensors lacks; exclude it with --only, "
+                "or convert floating-point leaves with --dtype"
             )
-        tensors.append(Tensor(separator.join(kept or parts[-1:]), key, spec))
-    _refuse_doubles(tensors, separator)
+        tensors.append(ExportedTensor(separator.join(kept or parts[-1:]), key, spec))
+    _check_unique(tensors, separator)
     return tensors
 
 
 def export(
     checkpoint: Checkpoint,
-    tensors: Sequence[Tensor],
+    tensors: Sequence[ExportedTensor],
     out: Path,
     *,
     max_shard_bytes: int,
     progress: Callable[[int], None],
 ) -> list[Path]:
-    """Write tensors to new files, one tensor in memory at a time; either all of them or none.
+    """Write all tensors to new files, or none, with one tensor in memory at a time.
 
     Parameters
     ----------
     checkpoint
-        Each byte that is read of it is checked.
+        The checkpoint. Every byte is verified as it is read.
     tensors
-        What to write.
+        Tensors to write.
     out
         ``model.safetensors``. If the tensors have more than ``max_shard_bytes``, the files are
         ``model-00001-of-00003.safetensors``, ... and ``model.safetensors.index.json``.
     max_shard_bytes
-        A larger tensor has a file of its own.
+        Maximum file size; a larger tensor gets its own file.
     progress
-        Is told how many bytes more were read.
+        Called with the number of bytes read since the last call.
 
     Returns
     -------
     list of Path
-        The files.
+        The files written.
 
     Raises
     ------
     ValueError
-        If ``out`` has another suffix, a file is there already, or a value is too large for the
-        dtype.
+        If ``out`` has another suffix, a file exists, or a value overflows the dtype.
     CorruptCheckpointError
         If a file of the checkpoint is damaged.
     """
     if out.suffix != SUFFIX or not out.parent.is_dir():
-        raise ValueError(f"--out {out}: must be a file {SUFFIX} in a folder that is there")
+        raise ValueError(f"--out: got {out}; expected a file {SUFFIX} in an existing folder")
     shards = _shards(tensors, max_shard_bytes)
     paths = [_shard_path(out, number, len(shards)) for number in range(1, len(shards) + 1)]
     index = out.with_name(f"{out.name}.index.json")
-    _refuse_taken([out, index, *paths])
+    _check_absent([out, index, *paths])
     about = {
         **{name: repr(value) for name, value in checkpoint.manifest.metrics.items()},
         "format": "np",
@@ -122,35 +122,31 @@ def export(
             with _durable(files.temporary(index)) as file:
                 file.write(_index([path.name for path in paths], shards))
             paths.append(index)
-        files.place()
+        files.rename_all()
     return paths
 
 
 class _NewFiles(contextlib.AbstractContextManager["_NewFiles"]):
-    """Files that get their names together, or are all gone when the context ends."""
+    """Files that are renamed together, or all deleted when the context ends."""
 
     def __init__(self) -> None:
         self._temporary: dict[Path, Path] = {}
         self._placed: list[Path] = []
 
     def temporary(self, path: Path) -> Path:
-        """Return where to write what will be ``path``."""
+        """Return the temporary path of a file that becomes ``path``."""
         remove_abandoned(path)
         self._temporary[path] = temporary_name(path)
         return self._temporary[path]
 
-    def place(self) -> None:
-        """Give the files, in the order in which they were begun, their names."""
-        _refuse_taken([*self._temporary])
+    def rename_all(self) -> None:
+        """Rename the temporary files in the order of their creation."""
+        _check_absent([*self._temporary])
         for path, temporary in self._temporary.items():
             temporary.rename(path)
             self._placed.append(path)
         for folder in {path.parent for path in self._placed}:
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            fsync_path(folder)
         self._temporary.clear()
 
     def __exit__(self, *error: object) -> None:
@@ -169,12 +165,12 @@ def _durable(path: Path) -> Iterator[BinaryIO]:
 
 def _write_shard(
     checkpoint: Checkpoint,
-    shard: Sequence[Tensor],
+    shard: Sequence[ExportedTensor],
     path: Path,
     about: Mapping[str, str],
     progress: Callable[[int], None],
 ) -> None:
-    # So each starts at a multiple of its elements' size, as readers may demand.
+    # In this order each tensor starts at a multiple of its element size, which readers require.
     ordered = sorted(
         shard,
         key=lambda tensor: (
@@ -191,7 +187,7 @@ def _write_shard(
             progress(array.nbytes)
 
 
-def _converted(tensor: Tensor, array: np.ndarray) -> np.ndarray:
+def _converted(tensor: ExportedTensor, array: np.ndarray) -> np.ndarray:
     dtype = np.dtype(tensor.spec.dtype)
     if array.dtype == dtype:
         return array
@@ -199,14 +195,14 @@ def _converted(tensor: Tensor, array: np.ndarray) -> np.ndarray:
         converted = array.astype(dtype)
     if np.count_nonzero(np.isfinite(converted)) != np.count_nonzero(np.isfinite(array)):
         raise ValueError(
-            f"--dtype {dtype.name}: {tensor.key} has values that are too large for it; "
-            "bfloat16 and float32 reach to 3e38"
+            f"--dtype: got {dtype.name}, in which values of {tensor.key} overflow; use bfloat16 or "
+            "float32, which reach 3e38"
         )
     return converted
 
 
-def _shards(tensors: Sequence[Tensor], max_bytes: int) -> list[list[Tensor]]:
-    shards: list[list[Tensor]] = [[]]
+def _shards(tensors: Sequence[ExportedTensor], max_bytes: int) -> list[list[ExportedTensor]]:
+    shards: list[list[ExportedTensor]] = [[]]
     size = 0
     for tensor in tensors:
         if shards[-1] and size + tensor.spec.size_bytes > max_bytes:
@@ -221,7 +217,7 @@ def _shard_path(out: Path, number: int, count: int) -> Path:
     return out if count == 1 else out.with_stem(f"{out.stem}-{number:05}-of-{count:05}")
 
 
-def _index(names: Sequence[str], shards: Sequence[Sequence[Tensor]]) -> bytes:
+def _index(names: Sequence[str], shards: Sequence[Sequence[ExportedTensor]]) -> bytes:
     tensors = [tensor for shard in shards for tensor in shard]
     content = {
         "metadata": {"total_size": sum(tensor.spec.size_bytes for tensor in tensors)},
@@ -232,18 +228,18 @@ def _index(names: Sequence[str], shards: Sequence[Sequence[Tensor]]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _refuse_taken(paths: Sequence[Path]) -> None:
+def _check_absent(paths: Sequence[Path]) -> None:
     taken = [str(path) for path in dict.fromkeys(paths) if path.exists()]
     if taken:
-        raise ValueError(f"{', '.join(taken)}: there already; delete it or give another --out")
+        raise ValueError(f"--out: {', '.join(taken)} exists; delete it or choose another --out")
 
 
-def _refuse_doubles(tensors: Sequence[Tensor], separator: str) -> None:
+def _check_unique(tensors: Sequence[ExportedTensor], separator: str) -> None:
     keys: dict[str, str] = {}
     for tensor in tensors:
         if other := keys.get(tensor.name):
             raise ValueError(
-                f"{other} and {tensor.key} would both be named {tensor.name}: "
-                f"give another --separator than {separator!r}"
+                f"--separator: got {separator!r}, with which {other} and {tensor.key} are both "
+                f"named {tensor.name}; choose another"
             )
         keys[tensor.name] = tensor.key

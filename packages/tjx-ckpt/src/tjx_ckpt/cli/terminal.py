@@ -1,27 +1,15 @@
-"""What the command shows to people: sizes in units, aligned tables, a line of progress."""
+"""Terminal output: sizes in units, aligned tables and a progress line."""
 
 import math
-import re
 import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from tjx_core import printable as printable
+
 WIDTH = 100
 _SECONDS_BETWEEN = 0.1
-
-
-def printable(text: str) -> str:
-    r"""Replace control characters, which a terminal obeys, by their escapes; keep line ends.
-
-    Names of files and runs are chosen by others and may hold any of them.
-
-    Examples
-    --------
-    >>> printable("run\x1b[31m\n")
-    'run\\x1b[31m\n'
-    """
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def human_bytes(size: int) -> str:
@@ -38,7 +26,7 @@ def human_bytes(size: int) -> str:
 
 
 def human_count(count: int) -> str:
-    """Return a number: small ones with every digit, large ones in millions and so on.
+    """Return a count with all digits, or in millions and larger units from a million on.
 
     Examples
     --------
@@ -51,19 +39,19 @@ def human_count(count: int) -> str:
 
 
 def human_number(value: float | int) -> str:
-    """Return a norm or a metric with four digits; whole numbers with all of theirs.
+    """Return a float with four significant digits, or an int with all of its digits.
 
     Examples
     --------
     >>> human_number(1.0931438), human_number(3), human_number(float("nan")), human_number(2e-9)
     ('1.093', '3', 'nan', '2.000e-09')
     """
-    # Zeros at the end too, so that points stand below each other.
+    # With trailing zeros, so that decimal points align.
     return str(value) if isinstance(value, int) else f"{value:#.4g}".rstrip(".")
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape in brackets, as NumPy and JAX write it in types.
+    """Return a shape in brackets, as in JAX's types.
 
     Examples
     --------
@@ -74,7 +62,7 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Leave out the middle of a text that is longer than ``width``.
+    """Replace the middle of a text that is longer than ``width`` by dots.
 
     Examples
     --------
@@ -88,16 +76,16 @@ def shorten(text: str, width: int) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, left: int = 1, indent: str = "  ") -> list[str]:
-    """Align rows, the first of which is the header; cells of the first column are shortened.
+    """Return aligned lines of a table whose first row is the header.
 
     Parameters
     ----------
     rows
-        Equally long.
+        Rows of equal length; cells of the first column are shortened to fit the line.
     left
-        Number of first columns that are aligned to the left; the others are to the right.
+        Number of left-aligned columns; the others are right-aligned.
     indent
-        Before each line.
+        Prefix of each line.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     others = sum(2 + width for width in widths[1:])
@@ -114,24 +102,24 @@ def table(rows: Sequence[Sequence[str]], *, left: int = 1, indent: str = "  ") -
 
 
 class Progress:
-    """Shows on a terminal how many bytes are done; shows nothing elsewhere. A context manager.
+    """Progress line of bytes on a terminal; prints nothing elsewhere. A context manager.
 
     Parameters
     ----------
     doing
-        What is going on, such as "verify step 100".
+        Label, such as "verified".
     total
-        Bytes in all.
+        Total number of bytes.
     """
 
     def __init__(self, doing: str, total: int) -> None:
         self._doing, self._total = doing, max(total, 1)
         self._done = 0
-        self._shown_at = time.monotonic()  # what is quick shows nothing
+        self._shown_at = time.monotonic()  # short operations print nothing
         self._shown = 0
 
     def __call__(self, size: int) -> None:
-        """Add to what is done."""
+        """Add a number of processed bytes."""
         self._done += size
         now = time.monotonic()
         if sys.stderr.isatty() and now - self._shown_at >= _SECONDS_BETWEEN:
@@ -156,7 +144,7 @@ class Progress:
         self.clear()
 
     def clear(self) -> None:
-        """Make room for other lines."""
+        """Erase the progress line."""
         if self._shown:
             sys.stderr.write(f"\r{'':<{self._shown}}\r")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Whether the checkpoints of a directory are sound, for the command."""
+"""Subcommand ``verify``: checksums of the checkpoints of a directory."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,16 +11,16 @@ from tjx_ckpt.store.verification import problems
 
 
 class VerifyResult(NamedTuple):
-    """What was found out about a checkpoint.
+    """Result of the verification of a checkpoint.
 
     Attributes
     ----------
     step
-        Which.
+        Step of the checkpoint.
     files, size_bytes
-        Of arrays, as its manifest says; 0 where that is damaged.
+        Number and size of its array files by the manifest; 0 if the manifest is damaged.
     problems
-        One line for each bad file; none if it is sound.
+        A line for each bad file; empty if the checkpoint is intact.
     """
 
     step: int
@@ -30,14 +30,14 @@ class VerifyResult(NamedTuple):
 
 
 def bytes_to_verify(storage: Storage, steps: Sequence[int]) -> int:
-    """Return how many bytes `judge` will read."""
+    """Return the number of bytes that `verify_steps` will read."""
     return sum(_size(storage, step)[1] for step in steps)
 
 
 def verify_steps(
     storage: Storage, steps: Sequence[int], progress: Callable[[int], None]
 ) -> Iterator[VerifyResult]:
-    """Read every byte of checkpoints; leaves out one that its run deletes meanwhile."""
+    """Read every byte of checkpoints; skip those that their run deletes meanwhile."""
     for step in steps:
         files, size = _size(storage, step)
         found = problems(storage, step, progress=progress)
@@ -46,22 +46,22 @@ def verify_steps(
         yield VerifyResult(step, files, size, tuple(found))
 
 
-def verify_text(verdict: VerifyResult) -> str:
-    """Return a line, or one for each bad file."""
-    if verdict.problems:
-        return "\n".join([f"step {verdict.step}: damaged", *(f"  {p}" for p in verdict.problems)])
-    word = "file" if verdict.files == 1 else "files"
-    return f"step {verdict.step}: sound, {verdict.files} {word}, {human_bytes(verdict.size_bytes)}"
+def verify_text(result: VerifyResult) -> str:
+    """Return a report line, or a line for each bad file."""
+    if result.problems:
+        return "\n".join([f"step {result.step}: damaged", *(f"  {p}" for p in result.problems)])
+    word = "file" if result.files == 1 else "files"
+    return f"step {result.step}: intact, {result.files} {word}, {human_bytes(result.size_bytes)}"
 
 
-def verify_json(verdict: VerifyResult) -> dict[str, Any]:
-    """Return a verdict as plain JSON."""
+def verify_json(result: VerifyResult) -> dict[str, Any]:
+    """Return a result as plain JSON."""
     return {
-        "step": verdict.step,
-        "sound": not verdict.problems,
-        "problems": list(verdict.problems),
-        "files": verdict.files,
-        "size_bytes": verdict.size_bytes,
+        "step": result.step,
+        "sound": not result.problems,
+        "problems": list(result.problems),
+        "files": result.files,
+        "size_bytes": result.size_bytes,
     }
 
 

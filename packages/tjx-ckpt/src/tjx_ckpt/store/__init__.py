@@ -1,1 +1,1 @@
-"""Checkpoints as files: where they lie, what is in them, and whether it is what was saved."""
+"""Storage of checkpoints: folders and object stores, file formats, checksums and locks."""

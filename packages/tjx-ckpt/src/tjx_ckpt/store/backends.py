@@ -1,4 +1,4 @@
-"""From the name of a directory to its storage."""
+"""Selection of the storage backend of a directory or URL."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from tjx_ckpt.store.storage import Storage
 
 
 def open_storage(directory: str | Path) -> Storage:
-    """Return the storage of a directory: local, or remote where it is a URL such as s3://b/run."""
+    """Return the storage of a local directory or of a URL such as s3://bucket/run."""
     if is_remote(directory):
-        # Only who uses it needs it and the extra that brings it.
+        # Imported here, since it requires an extra.
         from tjx_ckpt.store.remote_folder import RemoteFolder
 
         return RemoteFolder(str(directory))
@@ -17,18 +17,18 @@ def open_storage(directory: str | Path) -> Storage:
 
 
 def is_remote(directory: str | Path) -> bool:
-    """Tell whether a directory is a URL."""
+    """Return whether a directory is a URL."""
     return "://" in str(directory)
 
 
 def find_writer(directory: str | Path) -> str | None:
-    """Return who saves into a local directory now, as "process 123 on host"; None if nobody does.
+    """Return the process that saves into a local directory, as "process 123 on host", or None.
 
-    Of an object store only watching could tell, which takes too long: None.
+    None for object stores, where only watching the lease for two periods could tell.
     """
     return None if is_remote(directory) else open_storage(directory).lock.holder()
 
 
 def list_steps(directory: str | Path) -> list[int]:
-    """Return the steps that have a complete checkpoint in a directory, ascending by number."""
+    """Return the steps of a directory that have a complete checkpoint, ascending."""
     return open_storage(directory).steps()

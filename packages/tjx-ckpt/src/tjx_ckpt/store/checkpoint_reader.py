@@ -1,4 +1,4 @@
-"""Arrays out of a checkpoint's files, each byte checked as it is read."""
+"""Reading of arrays from checkpoint files, with verification of every byte."""
 
 import contextlib
 import threading
@@ -14,18 +14,18 @@ from tjx_ckpt.store.storage import FileReader, Storage, WrongFileError
 from tjx_ckpt.store.tensor_file import StoredPiece
 from tjx_ckpt.store.verification import DamagedError, check_header, describe_error
 
-# XLA takes host memory that is aligned like this as its own on a CPU, without a copy.
+# XLA uses host memory with this alignment on CPU devices without a copy.
 _ALIGNMENT = 64
 
 
 class Box(NamedTuple):
-    """A part of an array: from ``start`` on, of ``shape``."""
+    """A box of an array: its start indices and its shape."""
 
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def within(self, other: "Box") -> tuple[slice, ...] | None:
-        """Return where the overlap of both lies in this box; None where they have none."""
+    def overlap(self, other: "Box") -> tuple[slice, ...] | None:
+        """Return the slices of this box that overlap another, or None."""
         slices = []
         for mine, size, theirs, their_size in zip(
             self.start, self.shape, other.start, other.shape, strict=True
@@ -38,14 +38,14 @@ class Box(NamedTuple):
 
 
 class CheckpointReader:
-    """Reads arrays of one checkpoint; a context manager. Safe in several threads.
+    """Reads arrays of one checkpoint; a thread-safe context manager.
 
-    What is read is what is checked: checksums are taken of the memory that is returned.
+    Checksums are computed of the memory that is returned, so that no byte is read twice.
 
     Parameters
     ----------
     storage, step, manifest
-        Where, which, and what it says to hold.
+        The directory, the step and its manifest.
     """
 
     def __init__(self, storage: Storage, step: int, manifest: Manifest) -> None:
@@ -71,46 +71,46 @@ class CheckpointReader:
         self._stack.close()
 
     def leaf(self, key: str) -> np.ndarray:
-        """Return a whole leaf.
+        """Read and verify a whole leaf.
 
         Raises
         ------
         DamagedError
-            If a file that it needs is not what was saved.
+            If the content of a file differs from what was saved.
         UnreadableError
-            If such a file cannot be read now.
+            If a file cannot be read now.
         """
         shape = self.manifest.leaves[key].shape
         (array,) = self.boxes(key, [Box((0,) * len(shape), shape)])
         return array
 
     def boxes(self, key: str, boxes: Iterable[Box]) -> list[np.ndarray]:
-        """Return parts of a leaf, reading each stored piece at most once.
+        """Read and verify boxes of a leaf; each stored piece is read at most once.
 
         Raises
         ------
         DamagedError
-            If a file that they need is not what was saved.
+            If the content of a file differs from what was saved.
         """
         wanted = list(boxes)
         dtype = np.dtype(self.manifest.leaves[key].dtype)
         results: list[np.ndarray | None] = [None] * len(wanted)
         for name, stored in self._places.get(key, ()):
             here = Box(stored.piece.start, stored.piece.shape)
-            if not any(box.within(here) is not None for box in wanted):
+            if not any(box.overlap(here) is not None for box in wanted):
                 continue
             content = self._read(name, stored).view(dtype).reshape(here.shape)
             for place, box in enumerate(wanted):
-                if (mine := box.within(here)) is None:
+                if (mine := box.overlap(here)) is None:
                     continue
-                part = _slice(content, here.within(box) or ())
+                part = _slice(content, here.overlap(box) or ())
                 if part.shape == box.shape:
                     results[place] = part
                     continue
                 if (result := results[place]) is None:
                     result = results[place] = aligned_empty(box.shape, dtype)
                 _slice(result, mine)[...] = part
-        # Without elements there is no piece.
+        # Empty leaves have no pieces.
         return [
             np.empty(box.shape, dtype) if result is None else result
             for box, result in zip(wanted, results, strict=True)
@@ -119,7 +119,7 @@ class CheckpointReader:
     def _read(self, name: str, stored: StoredPiece) -> np.ndarray:
         digest = Digest()
         try:
-            file = self._open(name)  # and so check its size before memory is taken
+            file = self._open(name)  # checks its size before memory is allocated
             content = aligned_empty((stored.size,), np.dtype(np.uint8))
             position = stored.offset
             for chunk in chunks(memoryview(content.data)):
@@ -142,14 +142,14 @@ class CheckpointReader:
 
 
 def _slice(array: np.ndarray, where: tuple[slice, ...]) -> np.ndarray:
-    """Return a view; without the dots an array without dimensions would become a number."""
+    """Return a view; without the ellipsis a 0-d array would become a scalar."""
     index: Any = (*where, ...)
     view: np.ndarray = array[index]
     return view
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return an array of undefined content that starts at a multiple of 64 bytes."""
+    """Return an uninitialized array that starts at a multiple of 64 bytes."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT

@@ -1,6 +1,6 @@
-"""The checksum of everything that a checkpoint holds: xxh3, 128 bits, hexadecimal.
+"""Checksums of checkpoint files: xxh3, 128 bits, hexadecimal.
 
-It finds accidents, not forgery: whoever can write the folder can write the checksums.
+They detect accidental damage. They do not detect forgery, since a forger can also replace them.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,18 +10,18 @@ import numpy as np
 import xxhash
 
 Digest = xxhash.xxh3_128
-"""Takes bytes piece by piece (``update``) and gives the checksum (``hexdigest``)."""
+"""Incremental hash with ``update`` and ``hexdigest``."""
 
 CHUNK_BYTES = 8 << 20
 
 
 def checksum(data: Any) -> str:
-    """Return the checksum of bytes, or of anything that gives its memory."""
+    """Return the checksum of bytes or of an object with the buffer protocol."""
     return Digest(data).hexdigest()
 
 
 def chunks(data: memoryview) -> Iterator[memoryview]:
-    """Cut memory in pieces that fit a processor's cache, or nearly."""
+    """Split memory into chunks of about the size of a CPU cache."""
     for start in range(0, len(data), CHUNK_BYTES):
         yield data[start : start + CHUNK_BYTES]
 
@@ -34,7 +34,7 @@ def checksum_of_range(read_into: Callable[[int, memoryview], None], offset: int,
     read_into
         Fills a buffer from an offset of the file.
     offset, size
-        The range, bytes.
+        The range in bytes.
     """
     digest = Digest()
     buffer = memoryview(np.empty(min(size, CHUNK_BYTES), np.uint8).data)

@@ -1,8 +1,8 @@
-"""The right to write where no kernel keeps locks: an object that its holder renews all the time.
+"""Writer lock for object stores: a lease object that its holder renews periodically.
 
-Clocks of different machines are never compared. Who finds a lease watches it: one that changes has
-a living holder, one that stays as it is for two periods has none and is taken over. On the machine
-of its holder a dead holder is known at once.
+Clocks of different machines are never compared. A process that finds a lease watches it: if the
+lease changes, its holder is alive; if it is unchanged for two periods, the process takes it over. A
+dead holder on the same machine is recognized immediately.
 """
 
 import json
@@ -18,23 +18,23 @@ from typing import Any
 from tjx_ckpt.errors import DirectoryInUseError, StorageError
 
 _log = logging.getLogger(__name__)
-_LOOKS_PER_PERIOD = 10
+_CHECKS_PER_PERIOD = 10
 
 
 class Lease:
     """A lock on a directory of an object store; implements `tjx_ckpt.store.storage.Lock`.
 
-    A holder that slept too long can find that another took over. It has lost the lease for good
-    then: `acquire` says no, `confirm` raises.
+    A holder that was suspended for too long can lose the lease to another process, permanently:
+    `acquire` then returns False and `confirm` raises.
 
     Parameters
     ----------
     store
         The fsspec file system.
     path
-        Of the lease in it; names its owner.
+        Path of the lease object, which names its owner.
     period_s
-        Between two renewals.
+        Seconds between two renewals.
     """
 
     def __init__(self, store: Any, path: str, *, period_s: float = 10.0) -> None:
@@ -47,23 +47,23 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether the lease is ours, as far as is known."""
+        """Whether this object holds the lease, as of the last renewal."""
         return self._thread is not None and not self._lost
 
     def acquire(self) -> bool:
-        """Take the lease if it is free or already ours; watches one that is there.
+        """Acquire the lease if it is free, abandoned or already held by this object.
 
         Returns
         -------
         bool
-            False if another holds it, or took it from us.
+            False if another process holds it or has taken it over.
 
         Raises
         ------
         StorageError
-            If the store does not take it.
+            If the store cannot be written.
         PermissionError
-            If we may not write there.
+            If this process may not write there.
         """
         if self._thread is not None or self._lost:
             return self.held
@@ -78,43 +78,43 @@ class Lease:
         return True
 
     def confirm(self) -> None:
-        """Look whether the lease is still ours.
+        """Check that this object still holds the lease.
 
         Raises
         ------
         DirectoryInUseError
-            If another took it over.
+            If another process has taken it over.
         """
-        if not (self.held and self._is_ours()):
+        if not (self.held and self._is_own()):
             self._lost = True
             raise DirectoryInUseError(
-                f"{self.owner()} took over {self._path}: this process was not heard of for too long"
+                f"{self.owner()} took over {self._path}: this process did not renew it in time"
             )
 
     def owner(self) -> str:
-        """Return who took the lease last, as "process 123 on host"."""
+        """Return the last process that acquired the lease, as "process 123 on host"."""
         content = _parse(self._read())
         if not content:
             return "another process"
         return f"process {content.get('process')} on {content.get('host')}"
 
     def holder(self) -> str | None:
-        """Return who holds the lease now, as far as a look can tell; None if nobody does."""
+        """Return the process that seems to hold the lease, or None."""
         found = self._read()
-        return None if found is None or _is_of_dead_neighbour(found) else self.owner()
+        return None if found is None or _holder_is_dead(found) else self.owner()
 
     def release(self) -> None:
-        """Free the lease if it is ours."""
+        """Release the lease if this object holds it."""
         if self._thread is None:
             return
         self._released.set()
         self._thread.join()
         self._thread = None
-        if not self._lost and self._is_ours():
+        if not self._lost and self._is_own():
             self._store.rm_file(self._path)
 
     def _claim(self, found: bytes | None) -> bool:
-        """Write our lease over none, or over the abandoned one; whoever writes last has it."""
+        """Create the lease or overwrite an abandoned one; the last writer holds it."""
         now = self._read()
         if now is None:
             try:
@@ -122,37 +122,39 @@ class Lease:
             except PermissionError:
                 raise
             except OSError as error:
-                # Another was first, or a repeated request met its own success: look.
+                # Another process was first, or a retried request found its own first attempt.
                 if self._read() is None:
                     raise StorageError(f"{self._path}: cannot be written ({error})") from error
         elif now == found:
             self._store.pipe_file(self._path, self._content())
-        return self._is_ours()
+        return self._is_own()
 
     def _is_abandoned(self, found: bytes) -> bool:
-        if _is_of_dead_neighbour(found):
+        if _holder_is_dead(found):
             return True
         end = time.monotonic() + 2 * self._period_s
         while time.monotonic() < end:
-            time.sleep(self._period_s / _LOOKS_PER_PERIOD)
+            time.sleep(self._period_s / _CHECKS_PER_PERIOD)
             now = self._read()
             if now != found:
                 return now is None
         return True
 
     def _renew(self) -> None:
-        """Renew the lease until it is released or lost; in a thread."""
+        """Renew the lease until it is released or lost; runs in a thread."""
         while not self._released.wait(self._period_s):
             try:
-                if not self._is_ours():
+                if not self._is_own():
                     self._lost = True
                     _log.error("%s: %s took it over", self._path, self.owner())
                     return
                 self._store.pipe_file(self._path, self._content())
-            except Exception as error:  # the store may answer again; others wait two periods
+            except (
+                Exception
+            ) as error:  # the next renewal can succeed; other processes wait for two periods
                 _log.warning("%s: not renewed (%s: %s)", self._path, type(error).__name__, error)
 
-    def _is_ours(self) -> bool:
+    def _is_own(self) -> bool:
         return _parse(self._read()).get("token") == self._token
 
     def _content(self) -> bytes:
@@ -173,7 +175,7 @@ class Lease:
 
 
 def _parse(content: bytes | None) -> dict[str, Any]:
-    """Return what a lease says; nothing of one that cannot be read."""
+    """Return the content of a lease; empty if it cannot be parsed."""
     try:
         parsed = json.loads(content or b"")
     except (ValueError, RecursionError):
@@ -181,16 +183,16 @@ def _parse(content: bytes | None) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _is_of_dead_neighbour(found: bytes) -> bool:
-    """Tell whether the holder was a process of this machine that is gone."""
+def _holder_is_dead(found: bytes) -> bool:
+    """Return whether the holder was a process of this machine that no longer exists."""
     content = _parse(found)
     return content.get("machine") == _machine() != "" and not _is_alive(content.get("process"))
 
 
 def _machine() -> str:
-    """Return what is the same exactly where process numbers mean the same; "" where unknown.
+    """Return an identifier of the PID namespace and boot of this machine; "" if unknown.
 
-    Host names do not tell: containers may share one and count their processes each from 1.
+    Host names do not suffice: containers can share one and each number processes from 1.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -201,11 +203,11 @@ def _machine() -> str:
 
 def _is_alive(process: Any) -> bool:
     if not isinstance(process, int) or process < 1:
-        return True  # no process of ours wrote this: only watching tells
+        return True  # not written by this code; only watching can tell
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # the process of another user
         return True
     return True

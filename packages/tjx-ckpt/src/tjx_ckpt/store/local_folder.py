@@ -1,9 +1,9 @@
-"""Checkpoints in a local or shared folder, and the moves between names that survive a crash.
+"""Checkpoints in a local or shared folder, with crash-safe renames.
 
-``12``            a checkpoint of step 12, complete from the moment it has this name
-``12.tmp``        a save under way, or what a killed save left
-``12.discarded.tmp``  a checkpoint being deleted
-``12.corrupt``    a damaged checkpoint, kept for its owner to look at
+``12``                a complete checkpoint of step 12
+``12.tmp``            a save in progress, or the leftover of a killed one
+``12.discarded.tmp``  a checkpoint that is being deleted
+``12.corrupt``        a damaged checkpoint, kept for inspection
 """
 
 import contextlib
@@ -17,8 +17,9 @@ from typing import Any
 
 from tjx_ckpt.store.retry import with_retries
 from tjx_ckpt.store.storage import WrongFileError
-from tjx_ckpt.store.temporary_files import flush, make_folder
+from tjx_ckpt.store.temporary_files import make_folder
 from tjx_ckpt.store.writer_lock import WriterLock
+from tjx_core import fsync_path
 
 _LEFTOVER = re.compile(r"\d+(\.discarded)?\.tmp")
 _QUARANTINED = re.compile(r"(\d+)\.corrupt(\.\d+)?")
@@ -30,7 +31,7 @@ class LocalFolder:
     Parameters
     ----------
     path
-        Absolute; made by `prepare`. On a shared file system, which must know ``flock``.
+        Absolute path; `prepare` creates it. A shared file system must support ``flock``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,93 +42,93 @@ class LocalFolder:
         return str(self.path)
 
     def steps(self) -> list[int]:
-        """Return the steps that have a complete checkpoint, ascending by number."""
+        """Return the steps with a complete checkpoint, ascending."""
         names = [name for name, is_folder in self._entries() if is_folder]
         return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
     def quarantined(self) -> list[str]:
-        """Return the names of the damaged checkpoints that were set aside."""
+        """Return the names of damaged checkpoints that were renamed."""
         return sorted(name for name, _ in self._entries() if _QUARANTINED.fullmatch(name))
 
     def leftovers(self) -> list[str]:
-        """Return what killed saves and deletions left, and a save that is under way."""
+        """Return leftovers of killed saves and deletions, and a save in progress."""
         return sorted(name for name, _ in self._entries() if _LEFTOVER.fullmatch(name))
 
     def remove_leftovers(self) -> None:
-        """Delete what `leftovers` tells."""
+        """Delete everything that `leftovers` returns."""
         for name in self.leftovers():
             shutil.rmtree(self.path / name)
 
     def prepare(self) -> None:
-        """Make the folder."""
+        """Create the folder."""
         make_folder(self.path)
 
     def begin(self, step: int) -> None:
-        """Make an empty place for a new checkpoint, which `steps` does not show yet."""
+        """Create the temporary folder of a new checkpoint, which `steps` does not list yet."""
         self.abandon(step)
         self._temporary(step).mkdir()
 
     @contextlib.contextmanager
     def create(self, step: int, name: str) -> Iterator["_LocalWriter"]:
-        """Open a new file of a begun checkpoint; flushed to the disk when the context ends."""
+        """Open a new file of an unfinished checkpoint; fsynced when the context ends."""
         with (self._temporary(step) / name).open("xb", buffering=0) as file:
             yield _LocalWriter(file.fileno())
             os.fsync(file.fileno())
 
     def read_new(self, step: int, name: str) -> bytes:
-        """Return a file of a begun checkpoint."""
+        """Return the content of a file of an unfinished checkpoint."""
         return (self._temporary(step) / name).read_bytes()
 
     def remove_new(self, step: int, name: str) -> None:
-        """Delete a file of a begun checkpoint."""
+        """Delete a file of an unfinished checkpoint."""
         (self._temporary(step) / name).unlink()
 
     def commit(self, step: int) -> None:
-        """Give a written and flushed checkpoint its final name, atomically."""
-        flush(self._temporary(step))
+        """Rename a written and flushed checkpoint to its final name."""
+        fsync_path(self._temporary(step))
         self._temporary(step).rename(self.path / str(step))
-        flush(self.path)
+        fsync_path(self.path)
 
     def abandon(self, step: int) -> None:
-        """Delete a begun checkpoint."""
+        """Delete an unfinished checkpoint."""
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._temporary(step))
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint so that a crash never leaves half of it under its name."""
-        doomed = self.path / f"{step}.discarded.tmp"
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        (self.path / str(step)).rename(doomed)
-        flush(self.path)  # after a power cut no half-deleted checkpoint has its number again
-        shutil.rmtree(doomed)
+        """Delete a checkpoint; a crash never leaves a part of it under its name."""
+        discarded = self.path / f"{step}.discarded.tmp"
+        if discarded.exists():
+            shutil.rmtree(discarded)
+        (self.path / str(step)).rename(discarded)
+        fsync_path(self.path)  # after a power failure no partially deleted checkpoint has its name
+        shutil.rmtree(discarded)
 
     def quarantine(self, step: int) -> str:
-        """Rename a damaged checkpoint to ``N.corrupt`` (``N.corrupt.2``, ... if that is taken)."""
+        """Rename a damaged checkpoint to ``N.corrupt`` (``N.corrupt.2``, ... if that exists)."""
         target = self.path / f"{step}.corrupt"
         number = 2
         while target.exists():
             target = self.path / f"{step}.corrupt.{number}"
             number += 1
         (self.path / str(step)).rename(target)
-        flush(self.path)
+        fsync_path(self.path)
         return target.name
 
     def exists(self, step: int) -> bool:
-        """Tell whether a step is there, sound or not."""
+        """Return whether a step has a checkpoint, intact or damaged."""
         path = self.path / str(step)
 
-        def look() -> bool:
+        def is_folder() -> bool:
             try:
                 return stat.S_ISDIR(path.stat().st_mode)
             except FileNotFoundError:
                 return False
 
-        return with_retries(str(path), look)
+        return with_retries(str(path), is_folder)
 
     @contextlib.contextmanager
     def open(self, step: int, name: str) -> Iterator["_LocalReader"]:
-        """Open a file of a checkpoint."""
+        """Open a file of a checkpoint for reading."""
         path = self.path / str(step) / name
         descriptor = with_retries(str(path), lambda: _open_regular(path))
         try:
@@ -139,7 +140,7 @@ class LocalFolder:
         return self.path / f"{step}.tmp"
 
     def _entries(self) -> list[tuple[str, bool]]:
-        """Return the names in the folder, each with whether it is a folder itself."""
+        """Return the names in the folder, each with whether it is a folder."""
 
         def scan() -> list[tuple[str, bool]]:
             try:
@@ -157,7 +158,7 @@ class _LocalWriter:
 
     def __call__(self, data: Any, /) -> None:
         rest = memoryview(data)
-        while rest:  # a write may take less than it is given
+        while rest:  # a write can be partial
             rest = rest[os.write(self._descriptor, rest) :]
 
 
@@ -173,7 +174,7 @@ class _LocalReader:
             if opened:
                 _fill(opened.pop(), offset, buffer)
                 return
-            descriptor = _open_regular(self._path)  # a handle of NFS that is stale stays stale
+            descriptor = _open_regular(self._path)  # a stale NFS handle stays stale
             try:
                 _fill(descriptor, offset, buffer)
             finally:
@@ -191,7 +192,7 @@ def _fill(descriptor: int, offset: int, buffer: memoryview) -> None:
 
 
 def _open_regular(path: Path) -> int:
-    """Open a file to read; a pipe in its place does not block."""
+    """Open a regular file for reading, without blocking on a FIFO in its place."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -1,8 +1,8 @@
-"""The manifest of a checkpoint: what it holds, and a checksum of every byte of its files.
+"""Manifest of a checkpoint: its content and checksums of every byte of its files.
 
-Files do not notice a flipped bit. The manifest does: it lists every file with its size, every piece
-of an array in it with its place and xxh3 checksum, and carries a checksum of its own text. The
-checksums find accidents, not forgery: whoever can write the folder can write the manifest.
+The manifest lists every file with its size, and every piece of an array with its position and xxh3
+checksum, and contains a checksum of its own text. The checksums detect accidental damage, not
+forgery, since a forger can also replace the manifest.
 """
 
 import json
@@ -21,35 +21,33 @@ from tjx_ckpt.store.tensor_file import Piece, StoredPiece, TensorFile
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = "tjx-ckpt/2"
-# 100,000 pieces of arrays take about 15 MB. Python's objects of it take some ten times as much.
-_MOST_BYTES = 64 << 20
-_MOST_DIMENSIONS = 32
-_MOST_BYTES_OF_ALL = 1 << 50
+# 100,000 pieces of arrays take about 15 MB as text and ten times as much as Python objects.
+_MAX_BYTES = 64 << 20
+_MAX_DIMENSIONS = 32
+_MAX_ARRAY_BYTES = 1 << 50
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class ManifestError(Exception):
-    """The manifest is missing, damaged or of an unknown format."""
+    """The manifest is missing, damaged or has an unknown format."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes
     ----------
     step
-        The training step that was saved.
-    metadata
-        What the caller gave to ``save``: any JSON.
-    metrics
-        What the caller measured at this step.
+        The saved step.
+    metadata, metrics
+        Arguments of ``save``.
     versions
-        Versions of the packages that wrote it.
+        Versions of the packages that wrote the checkpoint.
     leaves
         Shape and dtype of each leaf of the state.
     files
-        The files of arrays, by name.
+        Array files by name.
     """
 
     step: int
@@ -61,56 +59,56 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files of arrays."""
+        """Total size of the array files."""
         return sum(file.size for file in self.files.values())
 
 
 def plain_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of ``metadata`` exactly as it will read back from JSON.
+    """Return metadata as it is read back from JSON.
 
     Raises
     ------
     ValueError
-        If it holds something that JSON cannot express.
+        If it is not JSON-serializable.
     """
     try:
         copy: dict[str, Any] = json.loads(json.dumps(dict(metadata)))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"metadata must be plain JSON (str, number, list, dict): {error}"
+            f"metadata: got {error}; expected plain JSON (str, number, list, dict)"
         ) from None
     return copy
 
 
 def render(manifest: Manifest) -> bytes:
-    """Return the text of a manifest, with its own checksum."""
+    """Serialize a manifest, with its own checksum."""
     content = {
         "format": _FORMAT,
         "step": manifest.step,
         "metadata": manifest.metadata,
-        # As text: JSON knows no NaN, and a metric may be one.
+        # As text, since JSON has no NaN.
         "metrics": {name: repr(float(value)) for name, value in manifest.metrics.items()},
         "versions": manifest.versions,
         "leaves": manifest.leaves,
         "files": {name: file_to_json(file) for name, file in manifest.files.items()},
     }
-    return sealed(content)
+    return with_checksum(content)
 
 
 def read(storage: Storage, step: int) -> Manifest:
-    """Read the manifest of a step and check it against its own checksum.
+    """Read and verify the manifest of a step.
 
     Raises
     ------
     ManifestError
-        If it is missing, damaged, of an unknown format, or another step's.
+        If it is missing, damaged, of an unknown format, or belongs to another step.
     UnreadableError
         If it cannot be read now.
     """
     try:
         with storage.open(step, MANIFEST_NAME) as file:
-            if file.size > _MOST_BYTES:
-                raise ManifestError(f"has {file.size} bytes, more than {_MOST_BYTES}")
+            if file.size > _MAX_BYTES:
+                raise ManifestError(f"has {file.size} bytes, more than {_MAX_BYTES}")
             text = bytearray(file.size)
             file.read_into(0, memoryview(text))
     except FileNotFoundError:
@@ -124,14 +122,14 @@ def read(storage: Storage, step: int) -> Manifest:
 
 
 def parse(text: bytes) -> Manifest:
-    """Return the manifest that a text holds.
+    """Parse and verify the text of a manifest.
 
     Raises
     ------
     ManifestError
-        If the text is not one of this format, unchanged.
+        If the text was changed or has an unknown format.
     """
-    content = unsealed(text)
+    content = without_checksum(text)
     try:
         if content["format"] != _FORMAT:
             raise ManifestError(f"format {content['format']!r} is unknown; this is {_FORMAT!r}")
@@ -154,24 +152,24 @@ def parse(text: bytes) -> Manifest:
     return manifest
 
 
-def sealed(content: Any) -> bytes:
-    """Return JSON with a checksum of its own text."""
+def with_checksum(content: Any) -> bytes:
+    """Serialize a value as JSON with a checksum of the text."""
     body = json.dumps(content, sort_keys=True, ensure_ascii=True)
     return f'{{"checksum": "{checksum(body.encode())}", "content": {body}}}\n'.encode()
 
 
-def unsealed(text: bytes) -> Any:
-    """Return the content of what `sealed` gave.
+def without_checksum(text: bytes) -> Any:
+    """Parse the result of `with_checksum`.
 
     Raises
     ------
     ManifestError
-        If any byte of it was changed.
+        If any byte was changed.
     """
     try:
         content = json.loads(text.decode("utf-8"))["content"]
-        # Rendering anew finds any changed byte: in the content, in the checksum, between them.
-        unchanged = sealed(content) == text
+        # Serializing again detects changes of any byte, also outside of the content.
+        unchanged = with_checksum(content) == text
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ManifestError(f"unreadable ({type(error).__name__})") from None
     if not unchanged:
@@ -180,7 +178,7 @@ def unsealed(text: bytes) -> Any:
 
 
 def file_to_json(file: TensorFile) -> dict[str, Any]:
-    """Return a file's entry; the offsets of its pieces follow from their sizes."""
+    """Return the entry of a file; offsets of pieces follow from their sizes."""
     return {
         "header": [file.header_size, file.header_xxh3_128],
         "pieces": [
@@ -191,7 +189,7 @@ def file_to_json(file: TensorFile) -> dict[str, Any]:
 
 
 def file_from_json(entry: Any) -> TensorFile:
-    """Return the file that an entry describes; a TypeError, ValueError or KeyError if none."""
+    """Parse the entry of a file; raise TypeError, ValueError or KeyError if it is invalid."""
     header_size, header_xxh3_128 = entry["header"]
     position = _count(header_size)
     pieces = []
@@ -203,7 +201,7 @@ def file_from_json(entry: Any) -> TensorFile:
 
 
 def _check_pieces(manifest: Manifest) -> None:
-    """Refuse leaves that no array can be, and pieces that do not make up the leaves exactly."""
+    """Check that leaves have possible shapes and that pieces cover them exactly."""
     pieces: dict[str, list[Piece]] = {key: [] for key in manifest.leaves}
     itemsizes = {key: _itemsize(leaf.dtype) for key, leaf in manifest.leaves.items()}
     for file in manifest.files.values():
@@ -211,22 +209,20 @@ def _check_pieces(manifest: Manifest) -> None:
             key = stored.piece.key
             pieces[key].append(stored.piece)
             if stored.size != math.prod(stored.piece.shape) * itemsizes[key]:
-                raise ValueError(f"{key}: a piece of {stored.size} bytes has not its shape's size")
+                raise ValueError(f"{key}: a piece of {stored.size} bytes does not fit its shape")
     for key, leaf in manifest.leaves.items():
-        if len(leaf.shape) > _MOST_DIMENSIONS or any(
-            size > _MOST_BYTES_OF_ALL for size in leaf.shape
-        ):
-            raise ValueError(f"{key}: no array has the shape {leaf.shape}")
-        if leaf.size_bytes > _MOST_BYTES_OF_ALL:
-            raise ValueError(f"{key}: {leaf.size_bytes} bytes, more than an array can have")
+        if len(leaf.shape) > _MAX_DIMENSIONS or any(size > _MAX_ARRAY_BYTES for size in leaf.shape):
+            raise ValueError(f"{key}: impossible shape {leaf.shape}")
+        if leaf.size_bytes > _MAX_ARRAY_BYTES:
+            raise ValueError(f"{key}: impossible size of {leaf.size_bytes} bytes")
         if 0 not in leaf.shape or pieces[key]:
             _check_grid(key, leaf.shape, pieces[key])
 
 
 def _check_grid(key: str, shape: tuple[int, ...], pieces: Sequence[Piece]) -> None:
-    """Refuse pieces that are not all the boxes of a grid, as those of a sharding are."""
+    """Check that pieces are all boxes of a grid, as those of a sharding are."""
     if any(len(piece.start) != len(shape) or len(piece.shape) != len(shape) for piece in pieces):
-        raise ValueError(f"{key}: a piece has not the leaf's dimensions")
+        raise ValueError(f"{key}: a piece has another number of dimensions than the leaf")
     expected = 1
     for axis, length in enumerate(shape):
         position, cuts = 0, sorted({(p.start[axis], p.shape[axis]) for p in pieces})
@@ -235,26 +231,26 @@ def _check_grid(key: str, shape: tuple[int, ...], pieces: Sequence[Piece]) -> No
                 raise ValueError(f"{key}: the pieces overlap or leave a gap along axis {axis}")
             position += size
         if position != length:
-            raise ValueError(f"{key}: the pieces do not make up axis {axis}")
+            raise ValueError(f"{key}: the pieces do not cover axis {axis}")
         expected *= len(cuts)
     if not len(set(pieces)) == len(pieces) == expected:
-        raise ValueError(f"{key}: {len(pieces)} pieces are there, {expected} make up the leaf")
+        raise ValueError(f"{key}: {len(pieces)} pieces instead of {expected}")
 
 
 def _itemsize(dtype: str) -> int:
-    """Return the bytes of a number; a ValueError for what is no type of numbers."""
+    """Return the size in bytes of a numeric dtype; raise ValueError for others."""
     try:
         found = np.dtype(dtype)
     except TypeError:
-        raise ValueError(f"{dtype!r} is no type of numbers") from None
+        raise ValueError(f"{dtype!r} is not a numeric dtype") from None
     if found.name != dtype or not is_number(dtype):
-        raise ValueError(f"{dtype!r} is no type of numbers")
+        raise ValueError(f"{dtype!r} is not a numeric dtype")
     return found.itemsize
 
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r} is not a count")
     return value
 
 
@@ -264,5 +260,5 @@ def _counts(values: Any) -> tuple[int, ...]:
 
 def _file_name(name: str) -> str:
     if not _FILE_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a file in the checkpoint's folder")
+        raise ValueError(f"{name!r} is not a file name")
     return name

@@ -1,15 +1,15 @@
-"""Checkpoints in an object store that fsspec reaches (s3://, gs://, ...).
+"""Checkpoints in an object store (s3://, gs://, ...), through fsspec.
 
-Nothing can be renamed there, and only one object at a time is written atomically. So the last
-object decides::
+Object stores have no renames and write only single objects atomically, so the last object of a
+checkpoint marks it as complete::
 
     12/*.safetensors   uploaded first
-    12/manifest.json   makes 12 a checkpoint; without it 12/ is what a killed save left
-    12/committed       says that 12 was one, should its manifest get lost
-    12.corrupt/        copy of a damaged checkpoint, complete when it has these
-    .writer            the lease of who saves here
+    12/manifest.json   marks 12 as a checkpoint; without it 12/ is the leftover of a killed save
+    12/committed       marks 12 as a checkpoint even if its manifest is lost
+    12.corrupt/        copy of a damaged checkpoint; complete with the same marks
+    .writer            lease of the process that saves here
 
-What is deleted loses ``committed`` and the manifest first, and so is no checkpoint from then on.
+A deletion removes ``committed`` and the manifest first.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from tjx_ckpt.store.storage import FileReader, FileWriter, WrongFileError
 
 _COMMITTED = "committed"
 _FOLDER = re.compile(r"(?:0|[1-9][0-9]*)(\.corrupt(?:\.[0-9]+)?)?")
-# S3 takes 10,000 parts: files of up to 640 GB.
+# S3 accepts 10,000 parts per file, so files of up to 640 GB.
 _PART_BYTES = 64 << 20
 _REQUESTS = 8
 
 
 class RemoteFolder:
-    """A place for checkpoints in an object store; implements `tjx_ckpt.store.storage.Storage`.
+    """A prefix with checkpoints in an object store; implements `tjx_ckpt.store.storage.Storage`.
 
-    Credentials, region and endpoint are the backend's own matter: its environment variables and
-    files, such as AWS_PROFILE.
+    Credentials, region and endpoint come from the backend's environment variables and files, such
+    as AWS_PROFILE.
 
     Parameters
     ----------
     url
-        Such as s3://bucket/run; the bucket must be there.
+        URL such as s3://bucket/run; the bucket must exist.
     lease_period_s
         See `tjx_ckpt.store.lease.Lease`.
 
@@ -48,7 +48,7 @@ class RemoteFolder:
     ImportError
         If fsspec or its backend for this kind of URL is not installed.
     ValueError
-        If the URL is of a kind that fsspec does not know, or of no object store.
+        If fsspec does not know the protocol or it is not that of an object store.
     """
 
     def __init__(self, url: str, *, lease_period_s: float = 10.0) -> None:
@@ -62,21 +62,21 @@ class RemoteFolder:
         return self._url
 
     def steps(self) -> list[int]:
-        """Return the steps that have a complete checkpoint, ascending by number."""
+        """Return the steps with a complete checkpoint, ascending."""
         folders = self._folders().items()
         return sorted(int(name) for name, files in folders if name.isdigit() and _is_whole(files))
 
     def quarantined(self) -> list[str]:
-        """Return the names of the damaged checkpoints that were set aside."""
+        """Return the names of damaged checkpoints that were renamed."""
         folders = self._folders().items()
         return sorted(name for name, files in folders if ".corrupt" in name and _is_whole(files))
 
     def leftovers(self) -> list[str]:
-        """Return what killed saves and deletions left, and a save that is under way."""
+        """Return leftovers of killed saves and deletions, and a save in progress."""
         return sorted(name for name, files in self._folders().items() if not _is_whole(files))
 
     def remove_leftovers(self) -> None:
-        """Delete what `leftovers` tells."""
+        """Delete everything that `leftovers` returns."""
         for name in self.leftovers():
             self._delete(name)
 
@@ -84,14 +84,14 @@ class RemoteFolder:
         """Do nothing: object stores have no directories."""
 
     def begin(self, step: int) -> None:
-        """Delete what lies where a new checkpoint is to be."""
+        """Delete objects at the prefix of a new checkpoint."""
         self.abandon(step)
 
     @contextlib.contextmanager
     def create(self, step: int, name: str) -> Iterator[FileWriter]:
-        """Open a new file of a begun checkpoint; in the store when the context ends.
+        """Open a new file of an unfinished checkpoint; uploaded when the context ends.
 
-        It is sent in parts while it is written. The manifest is held back until `commit`.
+        Parts are uploaded while the file is written. The manifest is kept until `commit`.
         """
         if name == MANIFEST_NAME:
             text = bytearray()
@@ -110,15 +110,15 @@ class RemoteFolder:
         self._check_size(path, writer.size)
 
     def read_new(self, step: int, name: str) -> bytes:
-        """Return a file of a begun checkpoint."""
+        """Return the content of a file of an unfinished checkpoint."""
         return bytes(self._store.cat_file(self._path(str(step), name)))
 
     def remove_new(self, step: int, name: str) -> None:
-        """Delete a file of a begun checkpoint."""
+        """Delete a file of an unfinished checkpoint."""
         self._store.rm_file(self._path(str(step), name))
 
     def commit(self, step: int) -> None:
-        """Upload the manifest of a checkpoint, which makes it one.
+        """Upload the manifest, which marks the checkpoint as complete.
 
         Raises
         ------
@@ -130,15 +130,15 @@ class RemoteFolder:
         self._put(str(step), _COMMITTED, b"committed\n")
 
     def abandon(self, step: int) -> None:
-        """Delete a begun checkpoint."""
+        """Delete an unfinished checkpoint."""
         self._delete(str(step))
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint so that a crash never leaves half of it as one."""
+        """Delete a checkpoint; a crash never leaves a part of it marked as complete."""
         self._delete(str(step))
 
     def quarantine(self, step: int) -> str:
-        """Move a damaged checkpoint to ``N.corrupt`` (``N.corrupt.2``, ... if that is taken)."""
+        """Move a damaged checkpoint to ``N.corrupt`` (``N.corrupt.2``, ... if that exists)."""
         folders = self._folders()
         name = target = f"{step}.corrupt"
         number = 2
@@ -157,14 +157,14 @@ class RemoteFolder:
         return target
 
     def exists(self, step: int) -> bool:
-        """Tell whether a step is there, sound or not."""
+        """Return whether a step has a checkpoint, intact or damaged."""
         return _is_whole(self._files(str(step)))
 
     @contextlib.contextmanager
     def open(self, step: int, name: str) -> Iterator[FileReader]:
-        """Open a file of a checkpoint; it is read by ranges."""
+        """Open a file of a checkpoint for reads of byte ranges."""
         path = self._path(str(step), name)
-        with _asking(self._url):
+        with _store_errors(self._url):
             size = int(self._store.info(path)["size"])
         yield _RemoteReader(self._store, path, size)
 
@@ -175,9 +175,9 @@ class RemoteFolder:
         return self._folders(folder).get(folder, set())
 
     def _folders(self, only: str | None = None) -> dict[str, set[str]]:
-        """Return the files in each folder that is of a checkpoint; of all or of one folder."""
+        """Return the files of all checkpoint folders, or of one."""
         place = self._root if only is None else self._path(only)
-        with _asking(self._url):
+        with _store_errors(self._url):
             self._store.invalidate_cache()
             try:
                 paths = self._store.find(place)
@@ -207,7 +207,7 @@ class RemoteFolder:
     def _check_size(self, path: str, size: int) -> None:
         stored = self._store.info(path)["size"]
         if stored != size:
-            raise OSError(f"{path}: {size} bytes were sent, the store has {stored}")
+            raise OSError(f"{path}: uploaded {size} bytes, the store has {stored}")
 
 
 class _RemoteWriter:
@@ -228,7 +228,7 @@ class _RemoteReader:
     def read_into(self, offset: int, buffer: memoryview, /) -> None:
         if not buffer:
             return
-        with _asking(self._path):
+        with _store_errors(self._path):
             data = self._store.cat_file(self._path, start=offset, end=offset + len(buffer))
         if len(data) != len(buffer):
             raise WrongFileError(f"ends at byte {offset + len(data)}")
@@ -240,8 +240,8 @@ def _connect(url: str) -> tuple[Any, str]:
     protocol = url.partition("://")[0]
     if protocol in ("file", "local") or "::" in url:
         raise ValueError(
-            f"directory = {url!r}: must be a folder's path, or the URL of an object store such as "
-            "s3://bucket/run; give a local folder without file://"
+            f"directory: got {url!r}; expected a path, or the URL of an object store such as "
+            "s3://bucket/run; write a local folder without file://"
         )
     try:
         import fsspec
@@ -252,11 +252,11 @@ def _connect(url: str) -> tuple[Any, str]:
         ) from None
     if protocol not in fsspec.available_protocols():
         raise ValueError(
-            f"directory = {url!r}: {protocol}:// is unknown; use one of "
-            "s3://, gs://, az:// or another that fsspec knows"
+            f"directory: got {url!r}; expected a protocol that fsspec knows, such as s3://, gs:// "
+            f"or az://, not {protocol}://"
         )
     try:
-        # What another process writes must be seen at once.
+        # Without a cache, so that writes of other processes are visible.
         store, path = fsspec.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         backend = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -273,32 +273,32 @@ def _is_whole(files: set[str]) -> bool:
 
 
 def _each(request: Callable[[str], None], names: Iterable[str]) -> None:
-    """Make a request for each name, several at a time; all of them are done at the end."""
+    """Make a request for each name in parallel and wait for all."""
     with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="object-store") as pool:
         for _ in pool.map(request, sorted(names)):
             pass
 
 
 def _cancel(file: Any) -> None:
-    """Drop an upload. Closing the file would finish it, and so does its end of life."""
+    """Abort an upload, which closing or finalizing the file would complete."""
     from fsspec.spec import AbstractBufferedFile
 
     if isinstance(file, AbstractBufferedFile):
-        with contextlib.suppress(Exception):  # a second error would only hide the first
+        with contextlib.suppress(Exception):  # a second error would hide the first
             file.discard()
         file.closed = True
 
 
 @contextlib.contextmanager
-def _asking(place: str) -> Iterator[None]:
-    """Keep a store that does not answer apart from a checkpoint that is damaged.
+def _store_errors(place: str) -> Iterator[None]:
+    """Convert errors of a store that does not respond, as distinct from damaged checkpoints.
 
     Raises
     ------
     FileNotFoundError
-        Unchanged: the store did answer.
+        Unchanged, since the store responded.
     UnreadableError
-        For all else.
+        Instead of all other errors.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Repeat a read that fails for a reason that says nothing about the file's content.
+"""Retries of reads after errors that do not indicate damage.
 
-An I/O error, a stale NFS handle, too many open files or a missing permission often pass. Only a
-missing file, a wrong size and a wrong checksum are damage.
+I/O errors, stale NFS handles, too many open files and missing permissions are often temporary. Only
+a missing file, a wrong size and a wrong checksum indicate damage.
 """
 
 import errno
@@ -14,24 +14,29 @@ from tjx_ckpt.store.storage import WrongFileError
 PAUSES_S = (0.05, 0.25, 1.0)
 """Seconds between the attempts."""
 
-# A link in the place of a file, a part of its path that is a file: another attempt changes nothing.
+# A link instead of a file, or a file in the middle of its path: retries cannot succeed.
 _WRONG_KIND = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 
 
 def with_retries[R](place: str, read: Callable[[], R]) -> R:
-    """Return what ``read`` returns, from the first attempt that does not fail.
+    """Call ``read`` until it succeeds, with pauses in between.
 
     Parameters
     ----------
     place
-        What is read, for the error.
+        Path or URL for the error message.
     read
-        Called again after an OSError, up to ``len(PAUSES_S)`` times.
+        Retried after an OSError, up to ``len(PAUSES_S)`` times.
+
+    Returns
+    -------
+    object
+        The result of ``read``.
 
     Raises
     ------
     FileNotFoundError, WrongFileError
-        At once: they describe the file.
+        Without retries, since they indicate damage.
     UnreadableError
         If every attempt failed.
     """

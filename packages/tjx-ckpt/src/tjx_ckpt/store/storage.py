@@ -1,124 +1,124 @@
-"""Where checkpoints lie: a local folder, or a place that fsspec reaches (s3://, gs://, ...)."""
+"""Protocols of storage backends: local folders and object stores (s3://, gs://, ...)."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 
 class WrongFileError(OSError):
-    """A file of a checkpoint ends too early, or is no regular file: damage, not an I/O error."""
+    """A file of a checkpoint is too short or not a regular file: damage, not an I/O error."""
 
 
 @runtime_checkable
 class FileWriter(Protocol):
-    """Takes the bytes of a new file, one part after another."""
+    """Appends bytes to a new file."""
 
     def __call__(self, data: Any, /) -> None:
-        """Write all of ``data``."""
+        """Append all of ``data``."""
 
 
 @runtime_checkable
 class FileReader(Protocol):
-    """An open file of a checkpoint; may be read by several threads."""
+    """Open file of a checkpoint; thread-safe."""
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Size of the file in bytes."""
 
     def read_into(self, offset: int, buffer: memoryview, /) -> None:
-        """Fill ``buffer`` from ``offset`` on.
+        """Fill a buffer with the bytes from an offset.
 
         Raises
         ------
         WrongFileError
-            If the file ends before.
+            If the file is too short.
         UnreadableError
-            If it cannot be read now.
+            If the file cannot be read now.
         """
 
 
 @runtime_checkable
 class Lock(Protocol):
-    """The right to write into a directory."""
+    """Lock of a directory for one writer."""
 
     @property
     def held(self) -> bool:
-        """Whether it is ours."""
+        """Whether this object holds the lock."""
 
     def acquire(self) -> bool:
-        """Take it if it is free or already ours."""
+        """Acquire the lock if it is free or already held; return whether it is held."""
 
     def owner(self) -> str:
-        """Return who took it last, as "process 123 on host"."""
+        """Return the last process that acquired it, as "process 123 on host"."""
 
     def holder(self) -> str | None:
-        """Return who holds it now, ourselves included; None if nobody does."""
+        """Return the process that holds it, possibly this one, or None."""
 
     def release(self) -> None:
-        """Free it if it is ours."""
+        """Release the lock if this object holds it."""
 
 
 @runtime_checkable
 class Storage(Protocol):
-    """A directory of checkpoints. Steps are visible from `commit` on, and whole."""
+    """A directory of checkpoints; steps become visible, complete, with `commit`."""
 
     @property
     def lock(self) -> Lock:
-        """The right to write here."""
+        """Lock for writing to the directory."""
 
     def __str__(self) -> str:
-        """Return the place as its user gave it."""
+        """Return the path or URL."""
 
     def steps(self) -> list[int]:
-        """Return the steps that have a complete checkpoint, ascending by number."""
+        """Return the steps with a complete checkpoint, ascending."""
 
     def quarantined(self) -> list[str]:
-        """Return the names of the damaged checkpoints that were set aside."""
+        """Return the names of damaged checkpoints that were renamed."""
 
     def leftovers(self) -> list[str]:
-        """Return what killed saves and deletions left, and a save that is under way."""
+        """Return leftovers of killed saves and deletions, and a save in progress."""
 
     def remove_leftovers(self) -> None:
-        """Delete what `leftovers` tells."""
+        """Delete everything that `leftovers` returns."""
 
     def prepare(self) -> None:
-        """Make the directory."""
+        """Create the directory."""
 
     def begin(self, step: int) -> None:
-        """Make an empty place for a new checkpoint, which `steps` does not show yet."""
+        """Start a new checkpoint, which `steps` does not list yet."""
 
     def create(self, step: int, name: str) -> AbstractContextManager[FileWriter]:
-        """Open a new file of a begun checkpoint; durable when the context ends."""
+        """Open a new file of an unfinished checkpoint; durable when the context ends."""
 
     def read_new(self, step: int, name: str) -> bytes:
-        """Return a file of a begun checkpoint."""
+        """Return the content of a file of an unfinished checkpoint."""
 
     def remove_new(self, step: int, name: str) -> None:
-        """Delete a file of a begun checkpoint."""
+        """Delete a file of an unfinished checkpoint."""
 
     def commit(self, step: int) -> None:
-        """Give a begun checkpoint, whose manifest is written, its name."""
+        """Make a checkpoint whose manifest is written visible, atomically."""
 
     def abandon(self, step: int) -> None:
-        """Delete a begun checkpoint."""
+        """Delete an unfinished checkpoint."""
 
     def discard(self, step: int) -> None:
-        """Delete a checkpoint so that a crash never leaves half of it under its name."""
+        """Delete a checkpoint; a crash never leaves a part of it visible."""
 
     def quarantine(self, step: int) -> str:
-        """Set a damaged checkpoint aside; return its new name."""
+        """Rename a damaged checkpoint; return its new name."""
 
     def exists(self, step: int) -> bool:
-        """Tell whether a step is there, sound or not."""
+        """Return whether a step has a checkpoint, intact or damaged."""
 
     def open(self, step: int, name: str) -> AbstractContextManager[FileReader]:
-        """Open a file of a checkpoint.
+        """Open a file of a checkpoint for reading.
 
         Raises
         ------
         FileNotFoundError
-            If there is none.
+            If the file is missing.
         WrongFileError
-            If it is no regular file.
+            If it is not a regular file.
         UnreadableError
             If it cannot be opened now.
         """

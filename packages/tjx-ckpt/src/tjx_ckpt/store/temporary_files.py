@@ -1,7 +1,7 @@
-"""Files and folders that are written under a temporary name, and what kills leave of them.
+"""Temporary files and folders that are renamed when complete, and cleanup after killed writers.
 
-The writer holds a lock on what it writes. The kernel frees it when the writer dies, so the next one
-can tell an abandoned temporary from one that another process is writing.
+A writer holds a file lock on its temporary. The kernel releases it when the writer dies, which
+distinguishes abandoned temporaries from those that another process is writing.
 """
 
 import contextlib
@@ -12,31 +12,35 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tjx_core import fsync_path
+
+flush = fsync_path  # the name that the trainer imports
+
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents where they are missing; their names are on the disk then.
+    """Create a folder and its missing parents, and flush their names to disk.
 
-    Without that a power cut may take a folder with all that was flushed in it.
+    Otherwise a power failure could lose the folder with all flushed files in it.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
-        flush(folder.parent)
+        fsync_path(folder.parent)
 
 
 def temporary_name(path: Path) -> Path:
-    """Return where to write what will be ``path``; another name in each process."""
+    """Return the temporary name of ``path``, which is unique to this process."""
     return path.with_name(f"{path.name}.{os.getpid()}.tmp")
 
 
 def hold(descriptor: int) -> None:
-    """Mark an open file or folder as being written, until it is closed."""
-    with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there
+    """Lock an open file or folder as being written, until it is closed."""
+    with contextlib.suppress(OSError):  # without file locks `remove_abandoned` removes nothing
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def remove_abandoned(path: Path) -> None:
-    """Delete what killed writers of ``path`` left beside it."""
+    """Delete temporaries of ``path`` that killed writers left."""
     name = re.compile(re.escape(path.name) + r"\.[0-9]+\.tmp")
     for found in [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]:
         with contextlib.suppress(OSError):
@@ -53,17 +57,22 @@ def remove_abandoned(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which gets its name when the context ends: whole or not at all.
+    """Yield a temporary folder that is renamed to ``path`` when the context ends without error.
 
     Parameters
     ----------
     path
         Missing, or an empty folder.
 
+    Yields
+    ------
+    Path
+        The temporary folder; it is deleted after an error.
+
     Raises
     ------
     OSError
-        If it cannot be written. Nothing is left then.
+        If the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path)
@@ -74,7 +83,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         hold(descriptor)
         yield temporary
         for file in temporary.iterdir():
-            flush(file)
+            fsync_path(file)
         os.fsync(descriptor)
         temporary.rename(path)
     except BaseException:
@@ -82,13 +91,4 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_path(path.parent)

@@ -1,8 +1,8 @@
-"""Pieces of arrays in a safetensors file: any reader of that format can open it.
+"""Safetensors files with pieces of arrays, readable by any reader of that format.
 
-Layout: 8 bytes length of the header, a JSON header, the pieces one after another without gaps. The
-header is padded with spaces so that the first piece starts at a multiple of 64 bytes, as does each
-one after it whose predecessors are multiples of 64 bytes.
+Layout: the length of the header in 8 bytes, a JSON header, and the pieces without gaps. The header
+is padded with spaces so that the first piece starts at a multiple of 64 bytes, and so does each
+later one whose predecessors have sizes that are multiples of 64 bytes.
 """
 
 import json
@@ -33,18 +33,18 @@ _CODES = {
     "float32": "F32",
     "float64": "F64",
 }
-"""NumPy's name -> that of safetensors. Others are stored as bytes [..., itemsize]."""
+"""Safetensors dtype by NumPy dtype name. Others are stored as bytes [..., itemsize]."""
 
 
 class Piece(NamedTuple):
-    """A box out of a leaf: where it starts in each dimension, and its shape."""
+    """A box of a leaf: its start indices and its shape."""
 
     key: str
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
     def name(self, leaf_shape: tuple[int, ...]) -> str:
-        """Return the key, with the box where it is not the whole leaf: ``w[0:4,8:16]``."""
+        """Return the key, followed by the box if it is not the whole leaf: ``w[0:4,8:16]``."""
         if self.shape == leaf_shape:
             return self.key
         box = (
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
 
 
 class StoredPiece(NamedTuple):
-    """A piece as it lies in a file: offset and size in bytes, xxh3-128 of these bytes."""
+    """A piece with its offset and size in a file in bytes, and its xxh3-128 checksum."""
 
     piece: Piece
     offset: int
@@ -63,18 +63,18 @@ class StoredPiece(NamedTuple):
 
 
 class TensorFile(NamedTuple):
-    """A file as the manifest knows it. Header and pieces cover every byte.
+    """Layout and checksums of a file; header and pieces cover every byte.
 
     Attributes
     ----------
     size
-        Bytes of the whole file.
+        Size of the file in bytes.
     header_size
-        Bytes before the first piece.
+        Offset of the first piece.
     header_xxh3_128
-        Checksum of these.
+        Checksum of the bytes before the first piece.
     pieces
-        In the order of the file.
+        Pieces in the order of the file.
     """
 
     size: int
@@ -87,16 +87,21 @@ def write(
     file_write: Callable[[Any], object],
     pieces: Sequence[tuple[str, Piece, np.ndarray]],
 ) -> TensorFile:
-    """Write arrays through ``file_write``, taking checksums of what is handed over on the way.
+    """Write arrays to a file and compute their checksums.
 
     Parameters
     ----------
     file_write
-        Takes all the bytes that it is given.
+        Appends bytes to the file.
     pieces
-        Name in the header, place and content of each.
+        Name in the header, box and content of each piece.
+
+    Returns
+    -------
+    TensorFile
+        Layout and checksums of the file.
     """
-    # Whole multiples of the alignment first, so that all of them are aligned.
+    # Sizes that are multiples of the alignment first, so that these pieces are aligned.
     ordered = sorted(pieces, key=lambda item: (item[2].nbytes % _ALIGNMENT != 0, item[0]))
     header = render_header(
         [(name, LeafSpec(array.shape, array.dtype.name)) for name, _, array in ordered]
@@ -115,27 +120,27 @@ def write(
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """Return the bytes of an array, row-major; a copy only where it lies otherwise."""
+    """Return the row-major bytes of an array; a copy only if it is not row-major."""
     flat = np.ascontiguousarray(array).reshape(-1)
     return memoryview(flat.view(np.uint8).data)
 
 
 def is_known(dtype: str) -> bool:
-    """Tell whether safetensors has a dtype; others are stored as bytes."""
+    """Return whether safetensors has a dtype; others are stored as bytes."""
     return dtype in _CODES
 
 
 def render_header(
     tensors: Sequence[tuple[str, LeafSpec]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """Return all bytes before the first tensor of a file.
+    """Serialize the header of a file: all bytes before the first tensor.
 
     Parameters
     ----------
     tensors
-        Name, shape and dtype of each, in the order in which their bytes follow.
+        Name, shape and dtype of each tensor, in the order of the file.
     metadata
-        What the file says of itself.
+        Metadata of the file.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0

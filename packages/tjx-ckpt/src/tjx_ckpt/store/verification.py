@@ -1,4 +1,4 @@
-"""Whether the bytes of a checkpoint are those that were saved."""
+"""Verification of checkpoint files against the checksums of the manifest."""
 
 from collections.abc import Callable
 
@@ -10,30 +10,30 @@ from tjx_ckpt.store.tensor_file import TensorFile
 
 
 class DamagedError(Exception):
-    """A file is not what the manifest says; its text is the file's name and the reason."""
+    """A file differs from its manifest entry; the message has its name and the reason."""
 
 
 def problems(
     storage: Storage, step: int, *, progress: Callable[[int], None] | None = None
 ) -> list[str]:
-    """Read every byte of a checkpoint in constant memory.
+    """Verify every byte of a checkpoint in constant memory.
 
     Parameters
     ----------
     storage, step
-        Where and which.
+        The directory and the step.
     progress
-        Is told how many bytes more were read.
+        Called with the number of bytes read since the last call.
 
     Returns
     -------
     list of str
-        One line for each bad file, naming the arrays that it concerns; none if all is well.
+        A line for each bad file with the affected arrays; empty if the checkpoint is intact.
 
     Raises
     ------
     UnreadableError
-        If a file cannot be read now, which says nothing of its content.
+        If a file cannot be read now; it can be intact.
     """
     try:
         manifest = read_manifest(storage, step)
@@ -53,12 +53,12 @@ def problems(
 
 
 def check_header(name: str, file: FileReader, expected: TensorFile) -> None:
-    """Check the size of a file and the bytes before its arrays.
+    """Verify the size and the header of a file.
 
     Raises
     ------
     DamagedError
-        If they are not what the manifest says.
+        If they differ from the manifest.
     """
     if file.size != expected.size:
         raise DamagedError(f"{name}: has {file.size} bytes, expected {expected.size}")
@@ -69,7 +69,7 @@ def check_header(name: str, file: FileReader, expected: TensorFile) -> None:
 
 
 def describe_error(name: str, error: OSError) -> str:
-    """Say why a file cannot be read."""
+    """Return a line that says why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return f"{name}: missing"
     return f"{name}: unreadable ({error})"

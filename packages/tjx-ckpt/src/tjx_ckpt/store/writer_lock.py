@@ -1,4 +1,4 @@
-"""One writer a directory: two runs that save into one place would delete each other's work."""
+"""File lock that allows one writer per checkpoint directory."""
 
 import contextlib
 import errno
@@ -15,12 +15,12 @@ _MOST_BYTES = 4096
 
 
 class WriterLock:
-    """An advisory lock on a directory; the kernel frees it when its holder dies.
+    """Advisory lock on a directory; the kernel releases it when its holder dies.
 
     Parameters
     ----------
     directory
-        The checkpoint directory. The lock is its file ``.writer``, which names the owner.
+        The checkpoint directory. Its file ``.writer`` is locked and names the owner.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -29,17 +29,17 @@ class WriterLock:
 
     @property
     def held(self) -> bool:
-        """Whether the lock is ours."""
+        """Whether this object holds the lock."""
         return self._descriptor is not None
 
     def acquire(self) -> bool:
-        """Take the lock if it is free or already ours; never waits for its owner.
+        """Acquire the lock if it is free or already held by this object; never wait for its owner.
 
         Raises
         ------
         OSError
-            If the lock file cannot be opened or locked, or is a link or no regular file: then it
-            belongs to another program, and its content stays as it is.
+            If the lock file cannot be opened or locked, or is a link or not a regular file; such
+            a file belongs to another program and is not changed.
         """
         if self._descriptor is not None:
             return True
@@ -57,7 +57,7 @@ class WriterLock:
         return True
 
     def owner(self) -> str:
-        """Return who took the lock last, as "process 123 on host"."""
+        """Return the last process that acquired the lock, as "process 123 on host"."""
         with contextlib.suppress(OSError):
             descriptor = _open(self._path, os.O_RDONLY)
             try:
@@ -67,15 +67,15 @@ class WriterLock:
         return "another process"
 
     def holder(self) -> str | None:
-        """Return who holds the lock now, ourselves included; None if nobody does."""
+        """Return the process that holds the lock, possibly this one, or None."""
         if self.held:
             return self.owner()
         try:
             descriptor = _open(self._path, os.O_RDONLY)
         except OSError:
-            return None  # `acquire` reports a lock file that cannot be used
+            return None  # `acquire` reports unusable lock files
         try:
-            # Shared, so that two who look do not see each other; `acquire` outlasts a look.
+            # Shared, so that two concurrent checks do not report each other; `acquire` retries.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return self.owner()
@@ -86,30 +86,30 @@ class WriterLock:
         return None
 
     def release(self) -> None:
-        """Free the lock if it is ours."""
+        """Release the lock if this object holds it."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _open(path: Path, flags: int) -> int:
-    """Open the lock file itself, not what a link names; a FIFO in its place does not block.
+    """Open the lock file without following links or blocking on a FIFO.
 
     Raises
     ------
     OSError
-        If it cannot be opened, or is no regular file.
+        If it cannot be opened or is not a regular file.
     """
     flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o644)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.ELOOP, "the lock file is no regular file", str(path))
+        raise OSError(errno.ELOOP, "the lock file is not a regular file", str(path))
     return descriptor
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file; who looks whether it is locked holds it for microseconds."""
+    """Lock a file; retry, since `WriterLock.holder` locks it for microseconds."""
     for attempt in range(_ATTEMPTS):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
