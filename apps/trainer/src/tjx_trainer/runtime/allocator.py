@@ -42,4 +42,4 @@ def run_cpu_programs_inline() -> None:
     in every step. The environment variable JAX_CPU_ENABLE_ASYNC_DISPATCH takes precedence.
     """
     if _ASYNC_DISPATCH.upper() not in os.environ:
-        jax.config.update(_ASYNC_DISPATCH, False)
+        jax.config.update(_ASYNC_DISPATCH, False)  # type: ignore[no-untyped-call]  # as jax is
