@@ -119,7 +119,7 @@ def test_an_implementation_that_does_not_support_the_model_is_a_mistake_of_the_c
     assert "needs an NVIDIA GPU" in said
 
 
-def test_a_run_says_which_attention_it_uses(
+def test_a_run_logs_its_attention_implementation(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And `--train.deterministic` tells XLA."""

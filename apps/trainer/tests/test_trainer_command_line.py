@@ -76,7 +76,7 @@ def test_the_forms_of_a_flag() -> None:
     assert config.train.sample_prompt == "--a = b"
 
 
-def test_three_mistakes_are_answered_together_each_with_a_suggestion(
+def test_three_mistakes_are_reported_together_with_suggestions(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -142,7 +142,7 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["--seed", "none"], "got 'none'; expected a whole number"),
     ],
 )
-def test_a_wrong_word_is_told_with_a_way_out(argv: list[str], says: str) -> None:
+def test_a_wrong_argument_is_reported_with_a_suggestion(argv: list[str], says: str) -> None:
     assert says in only_problem_of(*argv)
 
 
@@ -166,13 +166,15 @@ def test_a_wrong_word_is_told_with_a_way_out(argv: list[str], says: str) -> None
         ("model: &m\n  n_layer: *m\n", "expected one value"),
     ],
 )  # fmt: skip
-def test_a_wrong_preset_is_told_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+def test_a_mistake_in_a_preset_is_reported_with_its_line(
+    tmp_path: Path, text: str, says: str
+) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     assert says in only_problem_of("--config", str(file))
 
 
-def test_an_unreadable_preset_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_preset_is_reported(tmp_path: Path) -> None:
     latin = tmp_path / "latin.yaml"
     latin.write_bytes("# für\n".encode("latin-1"))
     assert "not UTF-8 (byte 3)" in only_problem_of("--config", str(latin))
@@ -192,7 +194,7 @@ def test_an_empty_section_and_an_empty_file_change_nothing(tmp_path: Path) -> No
         assert resolve(["--config", str(file)]) == Config()
 
 
-def test_sections_and_pairs_of_sections_are_checked_beside_wrong_words() -> None:
+def test_sections_are_checked_despite_wrong_arguments() -> None:
     problems = problems_of(
         "--config", "gpt2_smal", "--model.n_head", "5", "--data.seq_len", "4096", "--lr", "1"
     )
@@ -203,13 +205,13 @@ def test_sections_and_pairs_of_sections_are_checked_beside_wrong_words() -> None
     )
 
 
-def test_what_could_not_be_read_is_not_judged_by_its_default() -> None:
+def test_an_unreadable_value_is_not_checked_by_its_default() -> None:
     # 1600 is not divisible by the default n_head, but another n_head was meant.
     assert "n_head" in only_problem_of("--model.d_model", "1602", "--model.n_heads", "18")
     assert "ten" in only_problem_of("--train.batch_size", "ten", "--train.accumulation", "7")
 
 
-def test_precision_and_vocabulary_follow_what_is_given(tmp_path: Path) -> None:
+def test_precision_and_vocabulary_imply_other_values(tmp_path: Path) -> None:
     assert resolve(["--train.precision", "bf16"]).model.dtype == "bfloat16"
     assert "--train.precision" in only_problem_of("--model.dtype", "bfloat16")
     assert resolve([]).train.vocab_from_tokenizer
@@ -221,7 +223,7 @@ def test_precision_and_vocabulary_follow_what_is_given(tmp_path: Path) -> None:
     assert not later.train.vocab_from_tokenizer
 
 
-def test_another_optimizer_leaves_the_numbers_of_the_presets_one_behind(tmp_path: Path) -> None:
+def test_another_optimizer_ignores_the_numbers_of_the_presets_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
         "optimizer: {name: adamw, b2: 0.99, weight_decay: 0.2}\nschedule: {final_fraction: 0.3}\n"
@@ -287,7 +289,7 @@ def test_help_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(map(len, usage.splitlines())) <= 80
 
 
-def test_help_of_a_section_tells_its_flags_alone() -> None:
+def test_help_of_a_section_lists_its_flags_only() -> None:
     for section in section_names():
         told = {w[2:] for w in help_text(["--help", section]).split() if w.startswith("--")}
         assert {n for n in leaves() if n.startswith(f"{section}.")} == told & set(leaves())
@@ -318,7 +320,7 @@ def test_a_right_name_is_its_own_nearest(name: str) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(max_size=12) | st.sampled_from([f"--{n}" for n in leaves()]), max_size=6))
-def test_any_words_give_a_configuration_or_problems(words: list[str]) -> None:
+def test_any_arguments_give_a_configuration_or_problems(words: list[str]) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(resolve(words), Config)
 

@@ -95,7 +95,7 @@ def test_every_value_of_a_section_is_checked_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 4
 
 
-def test_a_refused_value_does_not_hide_what_else_is_wrong() -> None:
+def test_a_rejected_value_does_not_hide_other_problems() -> None:
     with pytest.raises(ConfigError) as caught:
         assemble({"model.dropout": 2.0, "model.max_seq_len": 8, "data.seq_len": 9})
     first, second = map(str, caught.value.problems)
@@ -103,7 +103,7 @@ def test_a_refused_value_does_not_hide_what_else_is_wrong() -> None:
     assert second.startswith("data.seq_len: got 9")
 
 
-def test_a_mesh_size_that_fills_what_is_left_is_judged_later() -> None:
+def test_an_inferred_mesh_size_is_checked_later() -> None:
     assert Config(train=TrainConfig(batch_size=9), mesh=MeshConfig(data=-1, fsdp=3))
     with pytest.raises(ConfigError, match="expected a multiple of 2"):
         Config(train=TrainConfig(batch_size=9), mesh=MeshConfig(data=-1, fsdp=2))

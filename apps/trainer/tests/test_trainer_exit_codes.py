@@ -73,7 +73,7 @@ def test_errors_that_users_meet_are_one_message_and_a_code(
     assert "Traceback" not in printed
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(
+def test_an_unexpected_error_keeps_its_traceback(
     train_raises: Callable[[BaseException], None],
 ) -> None:
     internal = jax.errors.JaxRuntimeError("INTERNAL: it broke")
@@ -84,7 +84,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(
         assert caught.value is error
 
 
-def test_a_configuration_that_does_not_fit_is_told_as_a_list(
+def test_a_configuration_that_does_not_fit_is_reported_as_a_list(
     train_raises: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_raises(ConfigError(["one", "two"]))

@@ -86,7 +86,7 @@ def changed(words: list[str], *flags: str) -> list[str]:
         pytest.param("spans", "of the tokens of the spans", marks=pytest.mark.slow),
     ],
 )
-def test_a_family_trains_and_goes_on_where_it_stopped(
+def test_a_family_trains_and_resumes(
     words: dict[str, list[str]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -149,13 +149,17 @@ def test_data_of_another_kind_are_refused(flags: list[str], says: str) -> None:
     [
         ("vit", ["--model.image_size=16"], "give --model.image_size 8,8"),
         ("vit", ["--model.channels=3"], "give --model.channels 1"),
-        ("vit", ["--model.n_classes=3"], "labels of .* are 0 to 3: give --model.n_classes 4"),
-        ("spans", ["--model.pad_id=5"], r"model.pad_id is 5 and the text with its spans has \d+"),
-        ("spans", ["--model.vocab_size=20"], r"model.vocab_size is 20 and the text .* tokens"),
-        ("spans", ["--model.source_vocab_size=20"], "model.source_vocab_size is 20"),
+        ("vit", ["--model.n_classes=3"], "expected at least 4, .* give --model.n_classes 4"),
+        ("spans", ["--model.pad_id=5"], r"model.pad_id: got 5; expected \d+"),
+        ("spans", ["--model.vocab_size=20"], r"model.vocab_size: got 20; expected at least \d+"),
+        ("spans", ["--model.source_vocab_size=20"], "model.source_vocab_size: got 20"),
         ("spans", ["--data.packing=documents"], "choose windows"),
         ("spans", ["--data.seq_len=2", "--model.max_seq_len=2"], "give --model.max_seq_len 3"),
-        ("encoder_decoder", ["--model.start_id=5"], "model.start_id is 5 and byte-reversal has 1"),
+        (
+            "encoder_decoder",
+            ["--model.start_id=5"],
+            "model.start_id: got 5; expected 1, that of byte-reversal",
+        ),
     ],
 )
 def test_a_model_for_other_data_is_refused(
@@ -178,7 +182,7 @@ def test_spans_have_ids_after_those_of_the_text(words: dict[str, list[str]]) -> 
     assert again.model == model
 
 
-def test_words_are_masked_as_a_whole_where_asked(words: dict[str, list[str]]) -> None:
+def test_whole_words_are_masked_on_request(words: dict[str, list[str]]) -> None:
     jobs = [
         build_job(*open_task(resolve([*words["bert"], *flags])))
         for flags in ([], ["--data.whole_words"])
@@ -190,9 +194,7 @@ def test_words_are_masked_as_a_whole_where_asked(words: dict[str, list[str]]) ->
     assert kinds[1] != "no"
 
 
-def test_what_experts_and_indexers_report_is_logged(
-    words: dict[str, list[str]], tmp_path: Path
-) -> None:
+def test_auxiliary_losses_are_logged(words: dict[str, list[str]], tmp_path: Path) -> None:
     text = [word for word in words["bert"] if not word.startswith("--config")]
     flags = [
         "--model.experts.count=4", "--model.sparse.top_k=4", "--model.sparse.head_dim=4",

@@ -77,7 +77,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_and_is_counted(plain: Job) -> 
     assert int(jax.device_get(state.step)) == 3
 
 
-def test_the_learning_rate_that_is_told_is_the_one_that_is_used(words: list[str]) -> None:
+def test_the_logged_learning_rate_is_the_one_used(words: list[str]) -> None:
     job = open_job(words, "--schedule.warmup_steps=4")
     state, first = step_of(job, job.initial_state(), 0)
     good = state.params
@@ -193,7 +193,7 @@ def path_of(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def test_what_is_evaluated_is_the_mean_where_one_is_kept(words: list[str]) -> None:
+def test_evaluation_uses_the_averaged_parameters(words: list[str]) -> None:
     job = open_job(words, "--optimizer.ema_decay=0.5")
     state = job.initial_state()
     seen = []

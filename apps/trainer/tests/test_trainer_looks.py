@@ -84,7 +84,7 @@ def test_each_look_is_taken_at_its_own_steps(job: Job, whole: Path) -> None:
     assert norms["train/param_norm"] == pytest.approx(math.hypot(*parts), rel=1e-5)
 
 
-def test_a_run_that_was_stopped_tells_the_same(job: Job, whole: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_reports_the_same_summary(job: Job, whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     # In the midst of the evaluation of step 6, and before the sample of step 10.
     with at("evaluate", 6, send(signal.SIGTERM), nth=2):
@@ -112,7 +112,7 @@ def test_the_times_of_a_record_are_all_the_time_since_the_one_before(whole: Path
     assert found[-1]["compile/count"] >= 3
 
 
-def test_the_steps_asked_for_are_traced_and_said_what_they_took(whole: Path) -> None:
+def test_the_selected_steps_are_profiled_and_reported(whole: Path) -> None:
     report = (whole / "profile" / "report.txt").read_text()
     for kind in ("matmul", "attention", "optimizer", "loss", "communication"):
         assert kind in report
@@ -204,7 +204,7 @@ def test_a_tracker_that_is_blocked_or_killed_costs_the_run_nothing(
     assert_alike(job, path, whole)
 
 
-def test_a_tracker_whose_library_is_missing_is_told_before_the_run(
+def test_a_tracker_without_its_library_is_rejected_before_the_run(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -212,7 +212,7 @@ def test_a_tracker_whose_library_is_missing_is_told_before_the_run(
         check_requirements(resolve([*words, "--log.trackers=wandb"]))
 
 
-def test_a_dry_run_tells_what_would_be_and_leaves_nothing(
+def test_a_dry_run_reports_the_run_and_writes_nothing(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run"
@@ -233,7 +233,7 @@ def test_a_dry_run_tells_what_would_be_and_leaves_nothing(
         program.main([*given, "--dry_run", "--mesh.data=3"])
 
 
-def test_a_step_that_is_compiled_again_is_told(job: Job) -> None:
+def test_a_recompiled_step_is_reported(job: Job) -> None:
     state = job.initial_state()
     rows = job.task.train_data.batch(0)
     state, _ = job.train_step(state, job.put(rows))

@@ -65,7 +65,7 @@ def test_a_run_too_large_ends_with_the_table_and_flags_that_would_do(
     assert found.total < 16 << 30
 
 
-def test_the_table_is_of_the_step_that_runs(words: list[str]) -> None:
+def test_the_memory_table_describes_the_compiled_step(words: list[str]) -> None:
     job = job_of(words, "--train.batch_size=16", "--mesh.fsdp=2")
     found = measure(job)
     state = job.initial_state()
@@ -95,7 +95,7 @@ def memory(*, state: int, activations: int | None, capacity: int | None) -> Step
     )
 
 
-def test_advice_is_of_this_run_and_cheapest_first(words: list[str]) -> None:
+def test_advice_fits_the_run_cheapest_first(words: list[str]) -> None:
     job = job_of(words, "--train.batch_size=64", "--train.device_batch_size=8", "--mesh.fsdp=2")
     lines = advice(job, memory(state=4 * GIB, activations=20 * GIB, capacity=16 * GIB))[1:]
     # Eight sequences a device, two of which fit: 20 GiB / 4 beside a state of 4 GiB.

@@ -122,7 +122,7 @@ def test_evaluation_goes_through_the_stages_too() -> None:
     np.testing.assert_allclose(sums[0][1].loss_sum, 2 * sums[0][0].loss_sum, rtol=1e-7)
 
 
-def test_fsdp_divides_what_zero_says() -> None:
+def test_fsdp_shards_by_zero_stage() -> None:
     path = "blocks/mlp/up/kernel"
     whole = 4 * 4 * 32 * 128  # float32 x layers x d_model x d_ff
     for mesh, parts in (
@@ -136,7 +136,7 @@ def test_fsdp_divides_what_zero_says() -> None:
         assert list(moments.values()) == [{whole // 4}] * 2
 
 
-def test_each_axis_divides_what_its_row_says() -> None:
+def test_each_axis_shards_the_axes_of_its_row() -> None:
     decoder = run({**LLAMA, **FEATURES}, CONTEXT, packed=True)
     bytes_of = bytes_by_path(decoder.state.params)
     assert bytes_of["blocks/attention/query/kernel"] == {4 * 4 * 32 * 32 // 4}
@@ -171,7 +171,7 @@ def sent(found: Run) -> dict[str, float]:
     return total
 
 
-def test_what_is_sent_is_what_the_theory_says() -> None:
+def test_collective_bytes_match_theory() -> None:
     # In rings of n devices a reduce-scatter or an all-gather sends (n - 1) / n of the whole.
     data = sent(run({}, {"data": 8}))
     assert data["all-reduce"] == pytest.approx(2 * 7 / 8, rel=0.05)

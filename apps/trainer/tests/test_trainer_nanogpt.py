@@ -83,7 +83,7 @@ def test_without_a_flag_it_is_train_py_as_the_preset_has_it() -> None:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_a_flag_changes_what_the_table_says_and_nothing_else(name: str) -> None:
+def test_a_flag_changes_only_the_fields_in_the_table(name: str) -> None:
     flag = FLAGS[name]
     assert set(flag.becomes) <= leaves().keys()
     if name not in OTHER:
@@ -199,15 +199,15 @@ def test_a_users_config_file_is_read_and_not_run(tmp_path: Path) -> None:
         ("--n_head=5", "(nanoGPT's --n_head, --n_embd)"),
     ],
 )
-def test_a_wrong_word_is_told_with_a_way_out(words: str, says: str) -> None:
+def test_a_wrong_argument_is_reported_with_a_suggestion(words: str, says: str) -> None:
     assert says in "\n".join(problems_of(words))
 
 
-def test_what_means_nothing_here_is_told_once_and_only_where_it_is_given() -> None:
+def test_ignored_flags_are_noted_only_if_given() -> None:
     told = translate(["--nanogpt", "--compile=False", "--backend=gloo", "--device=cuda:1"])
     assert told.notes[:2] == [
-        "--backend=gloo: JAX brings its own communication; see --distributed.*; ignored",
-        "--compile=False: everything is compiled here; ignored",
+        "--backend=gloo: JAX has its own communication; see --distributed.*; ignored",
+        "--compile=False: tjx always compiles; ignored",
     ]
     assert told.environment == {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "1"}
     plain = translate(["--nanogpt"])
@@ -216,7 +216,7 @@ def test_what_means_nothing_here_is_told_once_and_only_where_it_is_given() -> No
     assert not plain.environment
 
 
-def test_gpus_that_jax_cannot_reach_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_support_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nanogpt, "_CUDA_PLUGINS", ("no_such_plugin",))
     with pytest.raises(ConfigError, match="--device=cuda"):
         nanogpt.check_device({"JAX_PLATFORMS": "cuda"})
@@ -242,7 +242,7 @@ TINY = (  # batch_size is 8 as tests have 8 devices
 )
 
 
-def test_a_tiny_run_learns_stops_and_goes_on_as_if_it_had_not(
+def test_a_tiny_run_learns_and_resumes_exactly(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = [*flags_of_sheep(tmp_path), "--train.sample_tokens=0"]
@@ -261,7 +261,7 @@ def test_a_tiny_run_learns_stops_and_goes_on_as_if_it_had_not(
     losses = {r["step"]: r["train/loss"] for r in read_metrics(Path("whole/metrics.jsonl"))
               if "train/loss" in r}  # fmt: skip
     assert losses[40] < losses[1] - 1.5
-    assert "note           --compile=False: everything is compiled here" in capsys.readouterr().err
+    assert "note           --compile=False: tjx always compiles" in capsys.readouterr().err
 
     assert run("--out_dir=parts", "--max_iters=20") == 0
     with pytest.raises(SystemExit):

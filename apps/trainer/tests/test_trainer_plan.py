@@ -112,7 +112,7 @@ def test_the_program_has_the_flops_of_the_formula(words: tuple[str, ...]) -> Non
     assert {"normalization", "residual stream"} <= {name for name, _ in flops}
 
 
-def test_what_masks_show() -> None:
+def test_visible_fraction_of_masks() -> None:
     def shown(*words: str) -> float:
         return attention_visible(resolve([*words, "--data.seq_len=4", "--data.tokenizer=byte"]))
 
@@ -149,7 +149,7 @@ def environment() -> dict[str, str]:
     return {"PYTHONPATH": ":".join(str(Path(p).resolve()) for p in sys.path if p)}
 
 
-def test_what_is_extrapolated_is_what_is_compiled() -> None:
+def test_extrapolation_matches_compilation() -> None:
     two_of_one = scale_step(replace(alone(), microbatches=2), 2, strong=False)
     assert two_of_one is not None
     sent = [sum(each.wire_bytes for each in step.exchanges) for step in (two_of_one, two())]
@@ -199,7 +199,7 @@ XL = StepProfile(
 )  # fmt: skip
 
 
-def test_what_does_not_fit_comes_with_flags_that_would_do() -> None:
+def test_a_plan_that_does_not_fit_lists_flags_that_fit() -> None:
     words = ["--config=gpt2_xl", "--train.precision=fp32", "--train.device_batch_size=8"]
     config = resolve([*words, "--model.remat=none"])
     found = plan(XL, CHIPS["a100"])
@@ -254,7 +254,7 @@ def test_mistakes_end_with_code_2(
     assert said in capsys.readouterr().err
 
 
-def test_a_mistake_is_told_before_jax_is_imported() -> None:
+def test_a_mistake_is_reported_before_jax_is_imported() -> None:
     program = (
         "import sys\nfrom tjx_trainer.planning import parameter_table, plan_command\n"
         "try: (plan_command if sys.argv[1] == 'p' else parameter_table).run(['--chips', 'x'])\n"

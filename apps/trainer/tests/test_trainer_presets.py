@@ -18,7 +18,7 @@ def test_the_presets_are_complete() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_resolves_and_its_head_says_four_things(name: str) -> None:
+def test_a_preset_resolves_and_its_head_has_four_parts(name: str) -> None:
     assert resolve(["--config", name]).name == name
     head = load_preset(name).head
     assert tuple(head) == HEAD
@@ -29,7 +29,7 @@ def test_a_preset_resolves_and_its_head_says_four_things(name: str) -> None:
         assert "measured" in head[part]
 
 
-def test_the_head_of_a_users_preset_may_say_what_it_likes() -> None:
+def test_the_head_of_a_users_preset_is_free_text() -> None:
     text = "# Mine: it learns\n#   slowly.\n# What: all of it.\nmodel:\n"
     from tjx_trainer.config.presets import read_head
 

@@ -48,7 +48,7 @@ def test_the_weights_are_the_folders_and_tables_are_fitted(folder: Path) -> None
     assert int(jax.device_get(state.step)) == 0
 
 
-def test_another_shape_is_told_with_the_flags_that_mend_it(folder: Path) -> None:
+def test_another_shape_is_reported_with_the_flags_that_fix_it(folder: Path) -> None:
     config = resolve([*FLAGS, f"--train.init_from={folder}"])
     assert isinstance(config.model, GPTConfig)
     model = replace(config.model, n_layer=3, bias=False, vocab_size=300, max_seq_len=32)
@@ -56,9 +56,9 @@ def test_another_shape_is_told_with_the_flags_that_mend_it(folder: Path) -> None
         check_pretrained(replace(config, model=model))
     problems = str(caught.value).splitlines()
     assert len(problems) == 4
-    assert "its n_layer is 2 and model.n_layer is 3; give --model.n_layer 2" in problems[0]
+    assert problems[0].startswith("model.n_layer: got 3; expected 2, that of train.init_from")
     assert problems[1].endswith("give --model.bias true")
-    assert "it knows 257 tokens, and the tokenizer has 300" in problems[2]
+    assert "data.tokenizer: got one of 300 tokens; expected 257" in problems[2]
     assert "give --model.max_seq_len 16" in problems[3]
 
 
@@ -92,6 +92,6 @@ def test_a_tokenizer_with_other_ids_is_refused_though_it_is_as_large(tmp_path: P
     assert "has the same ids" in note
 
 
-def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json"):
         check_pretrained(resolve([*FLAGS, f"--train.init_from={tmp_path}"]))

@@ -114,7 +114,7 @@ def test_unequal_processes_are_refused(words: list[str], tmp_path: Path, what: s
     assert not (tmp_path / "run").exists()
 
 
-def test_one_is_asked_to_stop_and_all_stop_at_one_step_and_fewer_go_on(
+def test_a_stop_signal_to_one_process_stops_all_at_one_step_and_fewer_resume(
     words: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -155,7 +155,7 @@ def test_one_is_asked_to_stop_and_all_stop_at_one_step_and_fewer_go_on(
         (signal.SIGSTOP, 0),
     ],
 )
-def test_none_outlives_another(
+def test_all_processes_end_when_one_is_lost(
     words: list[str], tmp_path: Path, number: signal.Signals, whom: int
 ) -> None:
     run_dir = tmp_path / "run"

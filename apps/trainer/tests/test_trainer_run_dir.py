@@ -97,7 +97,7 @@ def test_a_configuration_survives_its_file_and_its_flags(
     assert resolve(as_flags(config)) == config
 
 
-def test_a_run_of_an_older_version_keeps_what_it_was_started_with(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_keeps_its_values(tmp_path: Path) -> None:
     words = ["--run_dir", str(tmp_path), "--model.vocab_size", "6000"]
     run, wanted = RunDirectory(tmp_path), resolve(words)
     run.write_config(wanted)
@@ -135,7 +135,7 @@ def run_path(tmp_path: Path) -> str:
     return path
 
 
-def test_the_file_tells_versions_and_revision(run_path: str) -> None:
+def test_the_file_holds_versions_and_revision(run_path: str) -> None:
     text = RunDirectory(Path(run_path)).config.read_text()
     assert text.startswith("# ")
     saved = yaml.safe_load(text)
@@ -197,7 +197,7 @@ def test_a_new_run_never_takes_a_directory_that_is_there(
     ],
     ids=" ".join,
 )
-def test_what_decides_nothing_that_is_learnt_may_change(tmp_path: Path, flags: list[str]) -> None:
+def test_fields_without_effect_on_the_result_may_change(tmp_path: Path, flags: list[str]) -> None:
     first = resolve(["--config", "quickstart", "--run_dir", str(tmp_path / "run")])
     steps = ["--train.max_steps", str(Config().train.max_steps)]
     first = resolve(["--run_dir", str(tmp_path / "run"), *steps])
@@ -295,7 +295,7 @@ def test_a_cool_down_may_begin_anywhere_that_is_still_to_come(
     assert (not config_compat.incompatible_changes(saved, wanted, steps_done=steps_done)) == allowed
 
 
-def test_a_longer_run_needs_its_schedule_said(run_path: str) -> None:
+def test_a_longer_run_needs_an_explicit_schedule(run_path: str) -> None:
     steps = resolve([]).train.max_steps
     longer = ["--run_dir", run_path, "--train.max_steps", str(steps + 100)]
     with pytest.raises(ConfigError, match=f"give --schedule.decay_steps {steps} to continue"):
@@ -347,13 +347,13 @@ def test_a_new_run_does_not_take_the_checkpoints_of_another(
         check_run(config)
 
 
-def test_a_run_that_goes_on_looks_for_its_checkpoints_where_they_are(run_path: str) -> None:
+def test_a_resumed_run_finds_its_checkpoint_directory(run_path: str) -> None:
     moved = resolve(["--run_dir", run_path, "--checkpoint.directory", "elsewhere"])
     with pytest.raises(ConfigError, match="directory: got elsewhere; expected none"):
         check_run(moved)
 
 
-def test_what_killed_writes_left_goes_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_writes_are_removed(tmp_path: Path) -> None:
     left = [".config.yaml.x1", ".data.json.a", ".tokenizer.json.tmp-ysdc4frq", ".heartbeat.json.71",
             ".metrics.summary.json.1-2", "plots/.loss.png.tmp-1"]  # fmt: skip
     kept = ["config.yaml", ".gitignore", ".env.local", "heartbeat.json", "plots/loss.png"]

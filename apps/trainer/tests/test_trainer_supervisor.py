@@ -103,7 +103,7 @@ def recorded(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "lives.jsonl").read_text().splitlines()]
 
 
-def test_crashes_are_survived_as_long_as_each_life_gets_further(
+def test_crashes_are_survived_while_each_attempt_makes_progress(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     code, errors = end_of(
@@ -131,7 +131,7 @@ crash()
     assert lives[0]["start"] <= lives[0]["end"] <= lives[1]["start"]  # type: ignore[operator]  # text
 
 
-def test_it_gives_up_after_three_lives_in_vain_and_tells_why_each_ended(
+def test_it_gives_up_after_three_failed_attempts_with_their_reasons(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     code, errors = end_of(
@@ -169,14 +169,14 @@ sys.exit([1, 5, None, 6][number])
         ExitCode.TERMINATED,
     ],
 )
-def test_what_would_end_the_same_way_again_is_not_started_again(
+def test_permanent_failures_are_not_retried(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, code: ExitCode
 ) -> None:
     assert end_of(supervise(f"sys.exit({code:d})"))[0] == code
     assert len(recorded(tmp_path / "run")) == 1
 
 
-def test_all_lives_go_on_in_one_new_directory(
+def test_all_attempts_use_one_new_directory(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     script = "save(number + 1)\nif number == 0:\n    crash()\n"
@@ -243,7 +243,7 @@ def test_a_signal_that_comes_while_the_trainer_is_started_reaches_it() -> None:
             child.kill()
 
 
-def test_a_trainer_outlives_no_killed_supervisor(
+def test_a_trainer_stops_when_its_supervisor_is_killed(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -254,7 +254,7 @@ def test_a_trainer_outlives_no_killed_supervisor(
     assert (run / f"signal {signal.SIGTERM:d} came 1").exists()
 
 
-def test_asked_to_stop_between_two_lives_it_stops(
+def test_a_stop_signal_between_two_attempts_stops(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     process = supervise("sys.exit(1)", first_delay=1e6)
@@ -263,7 +263,7 @@ def test_asked_to_stop_between_two_lives_it_stops(
     assert end_of(process)[0] == 128 + signal.SIGTERM
 
 
-def test_a_wrong_flag_is_answered_once_by_the_supervisor_itself(tmp_path: Path) -> None:
+def test_a_wrong_flag_is_reported_once_by_the_supervisor(tmp_path: Path) -> None:
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     wrong = ["--supervise", "--model.n_layers", "3", "--watchdog.factor", "0"]
     done = subprocess.run(
@@ -278,7 +278,7 @@ def test_a_wrong_flag_is_answered_once_by_the_supervisor_itself(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_last_words_never_block_whoever_says_them(
+def test_sending_the_exit_reason_never_blocks(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     code, _ = end_of(
@@ -288,7 +288,7 @@ def test_last_words_never_block_whoever_says_them(
     assert SUPERVISOR_VARIABLE not in os.environ
 
 
-def test_every_end_has_words() -> None:
+def test_every_exit_status_has_a_description() -> None:
     assert "SIGBUS" in describe_exit(-signal.SIGBUS)
     assert "signal 40" in describe_exit(-40)
     assert describe_exit(77) == "unknown exit code"

@@ -100,7 +100,7 @@ def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("save", 12, 2, [5, 10, 12]),  # the last save is under way
     ],
 )
-def test_a_stop_saves_and_the_next_life_goes_on(
+def test_a_stop_saves_and_the_next_attempt_resumes(
     job: Job, whole: Path, tmp_path: Path, phase: str, step: int, nth: int, saved: list[int]
 ) -> None:
     path = tmp_path / "run"
@@ -170,7 +170,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
     assert (path / "metrics.jsonl").read_bytes() == kept
 
 
-def test_usr1_saves_and_goes_on(job: Job, whole: Path, tmp_path: Path) -> None:
+def test_usr1_saves_and_continues(job: Job, whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with at("train", 6, send(signal.SIGUSR1)):
         assert live(job, path) == 0
@@ -211,7 +211,7 @@ def test_data_that_are_prepared_and_a_sample_are_left_at_once(
     with monkeypatch.context() as patch:
         patch.setattr("tjx_data.find_problems", lambda _: signal.raise_signal(signal.SIGTERM))
         assert program.main(given) == 143
-    assert "nothing was lost" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert not run_dir.exists()
 
     with at("sample", 1, send(signal.SIGTERM)):
@@ -353,7 +353,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(
     assert found[:2] == [5, 6]
 
 
-def test_a_save_that_fails_ends_the_run_and_the_next_life_goes_on(
+def test_a_failed_save_ends_the_run_and_the_next_attempt_resumes(
     job: Job, whole: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "run"
@@ -367,7 +367,7 @@ def test_a_save_that_fails_ends_the_run_and_the_next_life_goes_on(
     assert_alike(job, path, whole)
 
 
-def test_a_run_that_goes_on_without_a_save_says_so_once_and_tries_again(
+def test_with_on_error_continue_a_failed_save_is_logged_once_and_retried(
     job: Job, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = dataclasses.replace(job.config.checkpoint, on_error="continue")
@@ -408,7 +408,7 @@ def test_a_checkpoint_knows_its_run_and_its_evaluation(job: Job, whole: Path) ->
     assert saves
 
 
-def test_other_versions_are_told_in_a_line(
+def test_version_changes_are_logged_in_one_line(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run"

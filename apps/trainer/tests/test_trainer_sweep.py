@@ -76,7 +76,7 @@ def test_texts_and_lists_are_separated_otherwise_than_numbers_and_choices() -> N
     assert axis == ("schedule.factors", ("0.5,0.1", "0.3,0.1"))
 
 
-def test_all_mistakes_of_all_combinations_are_told_once() -> None:
+def test_all_mistakes_of_all_combinations_are_reported_once() -> None:
     problems = problems_of(
         "--optimizer.learning_rate=1e-3,x", "--train.batch_size=8,8", "--model.n_head=4,5"
     )
@@ -91,7 +91,7 @@ def test_all_mistakes_of_all_combinations_are_told_once() -> None:
     assert "did you mean --train.batch_size?" in problems_of("--batchsize=3,4")[0]
 
 
-def test_a_sweep_goes_on_and_reports_the_best_first(
+def test_a_sweep_resumes_and_reports_the_best_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -120,9 +120,7 @@ def test_a_sweep_goes_on_and_reports_the_best_first(
     assert "holds another sweep" in capsys.readouterr().err
 
 
-def test_a_sweep_stops_when_its_run_was_asked_to(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_stops_with_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = FakeTrainer()
     trainer.fails = {"learning_rate=1e-3,batch_size=8": 143}
     assert sweep_command.run([*GRID, f"--sweep.dir={tmp_path / 's'}"], launch=trainer) == 143
@@ -148,7 +146,7 @@ def test_a_summary_draws_one_axis_two_and_more(
     assert str(folder / "result.png") in capsys.readouterr().out.replace("\n", "")
 
 
-def test_a_summary_of_nothing_says_what_there_is(
+def test_a_summary_without_a_sweep_names_the_sweeps_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep_command.run(["--seed=1,2", f"--sweep.dir={tmp_path / 'one'}"], launch=FakeTrainer())
@@ -165,7 +163,7 @@ def test_a_summary_of_nothing_says_what_there_is(
         assert says in capsys.readouterr().err
 
 
-def test_spacing_by_factors_is_told_from_spacing_by_differences() -> None:
+def test_geometric_spacing_is_distinguished_from_linear() -> None:
     assert is_geometric([1e-4, 3e-4, 1e-3])
     assert is_geometric([8.0, 16.0, 32.0, 64.0])
     assert not is_geometric([1.0, 2.0, 3.0, 4.0])

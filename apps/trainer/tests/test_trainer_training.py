@@ -198,7 +198,7 @@ def no_thread_is_left() -> bool:
     return all(thread.name != "tjx-data-prefetch" for thread in threading.enumerate())
 
 
-def test_the_share_of_the_time_spent_waiting_for_data_is_told(job: Job, tmp_path: Path) -> None:
+def test_the_fraction_of_time_waiting_for_data_is_reported(job: Job, tmp_path: Path) -> None:
     quick = loop(job, tmp_path / "quick", lambda _: None)
     slow = loop(job, tmp_path / "slow", lambda _: time.sleep(0.3))
     assert len(quick) == len(slow) == 7  # of steps 1, 2, 4, ..., 12
@@ -208,7 +208,7 @@ def test_the_share_of_the_time_spent_waiting_for_data_is_told(job: Job, tmp_path
     assert no_thread_is_left()
 
 
-def test_what_goes_wrong_while_a_batch_is_loaded_ends_the_run(job: Job, tmp_path: Path) -> None:
+def test_an_error_while_loading_a_batch_ends_the_run(job: Job, tmp_path: Path) -> None:
     def fail(step: int) -> None:
         if step == 3:
             raise OSError("shard 7 is gone")

@@ -106,7 +106,7 @@ with Watchdog(run_path, config(heartbeat_seconds=0.05)) as watchdog:
     assert (beat["phase"], beat["step"]) == ("train", 20)
 
 
-def test_what_takes_long_by_nature_is_no_hang(
+def test_slow_phases_are_not_hangs(
     start: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     code, errors = end_of(
@@ -174,7 +174,7 @@ with Watchdog(run_path, config(enabled=False, heartbeat_seconds=0.05), process=2
     assert [path.name for path in tmp_path.iterdir()] == ["heartbeat-process-2.json"]
 
 
-def test_a_heartbeat_is_whole_says_who_and_grows_old_without_progress(
+def test_a_heartbeat_is_complete_names_the_process_and_ages_without_progress(
     start: Callable[[str], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     process = start(
@@ -219,7 +219,7 @@ with Watchdog(run_path / "gone", config(heartbeat_seconds=0.05)) as watchdog:
     assert "wait_here" in errors
 
 
-def test_all_that_is_wrong_with_its_numbers_is_said_at_once() -> None:
+def test_all_invalid_numbers_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match="factor=1") as caught:
         WatchdogConfig(factor=1.0, min_seconds=0.0, heartbeat_seconds=float("nan"))
     assert len(str(caught.value).splitlines()) == 3

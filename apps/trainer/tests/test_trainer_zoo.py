@@ -74,13 +74,13 @@ def test_every_model_trains_on_a_mesh_as_on_one_device(
         ("--mesh.rules mlp=node", "'mlp=node' is no row such as"),
     ],
 )
-def test_what_a_mesh_does_not_divide_is_told_with_both_numbers(words: str, told: str) -> None:
+def test_what_a_mesh_does_not_divide_is_reported_with_both_numbers(words: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(["--config=gpt2_small", *words.split()])
     assert told in str(caught.value)
 
 
-def test_what_only_data_and_devices_know_is_told_before_a_compiler(
+def test_checks_that_need_data_and_devices_precede_compilation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Strings of 16 bytes are written behind a start token: rows of 17.

@@ -52,16 +52,16 @@ def with_legacy_values(wanted: Config, saved: Config) -> tuple[Config, list[str]
     tuple
         The configuration to resume with, and a line for each value that was kept.
     """
-    there, here = flatten(saved), flatten(wanted)
+    before, now = flatten(saved), flatten(wanted)
     kept = {
-        name: there[name]
+        name: before[name]
         for name in FIELDS_WITH_CHANGED_DEFAULTS
-        if name in there and name in here
-        and there[name] != here[name] and here[name] == leaves()[name].default
+        if name in before and name in now
+        and before[name] != now[name] and now[name] == leaves()[name].default
     }  # fmt: skip
     lines = [f"{name} stays {format_value(value)}, as in the saved run"
              for name, value in kept.items()]  # fmt: skip
-    return (assemble({**here, **kept}) if kept else wanted), lines
+    return (assemble({**now, **kept}) if kept else wanted), lines
 
 
 def incompatible_changes(saved: Config, wanted: Config, *, steps_done: int) -> list[str]:
@@ -89,12 +89,12 @@ def incompatible_changes(saved: Config, wanted: Config, *, steps_done: int) -> l
     }
     if saved.train.vocab_from_tokenizer and wanted.train.vocab_from_tokenizer:
         ignored.add("model.vocab_size")  # the tokenizer's, which is in the run directory
-    there, here = flatten(saved), flatten(wanted)
+    before, now = flatten(saved), flatten(wanted)
     lines = {
-        name: f"{name}: got {format_value(here[name])}; expected {format_value(there[name])}"
-        for name in there
-        if name in here
-        and there[name] != here[name]
+        name: f"{name}: got {format_value(now[name])}; expected {format_value(before[name])}"
+        for name in before
+        if name in now
+        and before[name] != now[name]
         and name not in ignored
         and (name in FIXED_FIELDS or not name.startswith(CHANGEABLE_SECTIONS))
     }
@@ -114,20 +114,20 @@ def _schedule_changes(
     if not values and lengths[0] == lengths[1]:
         return []
     steps = np.arange(steps_done or max(lengths))
-    there, here = (
+    before, now = (
         tjx_optim.learning_rates(
             config.schedule, learning_rate=1.0, max_steps=config.train.max_steps, steps=steps
         )
         for config in (saved, wanted)
     )
     # Schedules of different lengths differ in rounding.
-    (other,) = np.nonzero(~np.isclose(there, here, rtol=1e-6, atol=0))
+    (other,) = np.nonzero(~np.isclose(before, now, rtol=1e-6, atol=0))
     if not other.size:
         return []
     first = other[0]
     line = (
-        f"learning rate of step {first + 1}: got {here[first]:.6g} of the peak; expected "
-        f"{there[first]:.6g}, as in the saved run of {lengths[0]} steps"
+        f"learning rate of step {first + 1}: got {now[first]:.6g} of the peak; expected "
+        f"{before[first]:.6g}, as in the saved run of {lengths[0]} steps"
     )
     if lengths[0] != lengths[1]:
         line += f"; train.max_steps is {lengths[1]} now"

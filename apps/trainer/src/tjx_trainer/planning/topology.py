@@ -57,7 +57,9 @@ def topology_devices(chip: Chip, count: int) -> list[jax.Device]:
         )
         return list(described.devices)
     except (ValueError, NotImplementedError, OSError, jax.errors.JaxRuntimeError) as error:
-        raise TargetUnavailableError(f"it cannot be described here ({str(error)[:100]})") from error
+        raise TargetUnavailableError(
+            f"it has no topology description ({str(error)[:90]})"
+        ) from error
 
 
 def _is_installed(module: str) -> bool:

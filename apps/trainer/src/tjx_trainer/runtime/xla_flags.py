@@ -63,7 +63,7 @@ def set_flags(
     Parameters
     ----------
     platform
-        The platform; None for the one that JAX will use.
+        The platform; None for that of JAX.
     environment
         Source of JAX_PLATFORMS and XLA_FLAGS; XLA_FLAGS is extended.
 

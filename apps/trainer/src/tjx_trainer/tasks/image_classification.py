@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tjx_data
+from tjx_core import ConfigError, Problem
 from tjx_data.images.image_set import Images
 from tjx_nn.models.vit_config import ViTConfig
 from tjx_trainer.config.run_config import Config
@@ -27,23 +28,26 @@ def open_image_classification(config: Config, _: tjx_data.Progress | None = None
     images = tjx_data.open_images(config.data.path)
     problems = []
     if model.height_width != images.image_size:
-        problems.append(
-            f"model.image_size is {model.height_width} and the images of {config.data.path} have "
-            f"{images.image_size} pixels: give --model.image_size "
+        message = (
+            f"got {model.height_width}; expected the {images.image_size} pixels of "
+            f"{config.data.path}; give --model.image_size "
             f"{','.join(map(str, images.image_size))}, or --data.resize true"
         )
+        problems.append(Problem("model.image_size", message))
     if model.channels != images.channels:
-        problems.append(
-            f"model.channels is {model.channels} and the images of {config.data.path} have "
-            f"{images.channels}: give --model.channels {images.channels}"
+        message = (
+            f"got {model.channels}; expected the {images.channels} of {config.data.path}; give "
+            f"--model.channels {images.channels}"
         )
+        problems.append(Problem("model.channels", message))
     if model.n_classes < images.n_classes:
-        problems.append(
-            f"model.n_classes is {model.n_classes} and the labels of {config.data.path} are 0 to "
-            f"{images.n_classes - 1}: give --model.n_classes {images.n_classes}"
+        message = (
+            f"got {model.n_classes}; expected at least {images.n_classes}, the labels of "
+            f"{config.data.path}; give --model.n_classes {images.n_classes}"
         )
+        problems.append(Problem("model.n_classes", message))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     return config, lambda share: ImageClassificationTask(config, images, share)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import tjx_data
+from tjx_core import ConfigError, Problem
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.tasks.base_task import TextTask
 from tjx_trainer.tasks.special_tokens import with_special_tokens
@@ -34,11 +35,12 @@ def open_span_corruption(config: Config, progress: tjx_data.Progress | None = No
     )
     longest = max(pairs.source_len, pairs.target_len)
     if longest > config.model.max_seq_len:
-        raise ValueError(
-            f"model.max_seq_len is {config.model.max_seq_len} and data.seq_len "
-            f"{config.data.seq_len} makes rows of {longest}: give --model.max_seq_len {longest} or "
-            "another --data.seq_len"
+        message = (
+            f"got {config.model.max_seq_len}; expected at least {longest}, the rows of "
+            f"data.seq_len={config.data.seq_len}; give --model.max_seq_len {longest} or another "
+            "--data.seq_len"
         )
+        raise ConfigError([Problem("model.max_seq_len", message, ("data.seq_len",))])
     return config, lambda share: SpanCorruptionTask(config, text, share)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from tjx_core import ConfigError, Problem
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_trainer.config.run_config import Config
 
@@ -31,19 +32,24 @@ def with_special_tokens(
     assert isinstance(model, EncoderDecoderConfig)
     special = {"pad_id": pad_id, "start_id": start_id, "stop_id": stop_id}
     problems = [
-        f"model.{name} is {getattr(model, name)} and {what} has {value}: leave it out"
+        Problem(
+            f"model.{name}",
+            f"got {getattr(model, name)}; expected {value}, that of {what}; leave it out",
+        )
         for name, value in special.items()
         if getattr(model, name) not in (value, getattr(default, name))
     ]
     vocab_size = n_ids if config.train.vocab_from_tokenizer else model.vocab_size
     sizes = {"vocab_size": vocab_size, "source_vocab_size": model.source_vocab_size}
     problems += [
-        f"model.{name} is {size} and {what} has {n_ids} tokens: leave it out"
+        Problem(
+            f"model.{name}", f"got {size}; expected at least {n_ids}, that of {what}; leave it out"
+        )
         for name, size in sizes.items()
         if size is not None and size < n_ids
     ]
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     fitted = replace(
         model,
         vocab_size=vocab_size,

@@ -41,15 +41,17 @@ class MeshLayout(tjx_nn.Layout):
     ) -> None:
         self.reduce_dtype = choices.reduce_dtype
         self._place = tjx_parallel.make_constraint(mesh, rules)
-        self._whole = tjx_parallel.make_constraint(mesh, rules, without=tjx_parallel.STORAGE_AXES)
+        self._gathered = tjx_parallel.make_constraint(
+            mesh, rules, without=tjx_parallel.STORAGE_AXES
+        )
         self._mesh, self._rules = mesh, rules
         # XLA's gradient of a gather is a scatter with atomics on GPUs.
         on_gpus = mesh.devices.flat[0].platform not in ("cpu", "tpu")
         self._take = tjx_kernels.embedding_lookup if on_gpus else None
         axes = [rules.mesh_axes(name) for name in ("batch", "seq")]
         self.token_shards = math.prod(mesh.shape[axis] for each in axes for axis in each)
-        self._weights_divided = choices.zero == 3
-        self._gradients_divided = choices.zero >= 2
+        self._weights_sharded = choices.zero == 3
+        self._gradients_sharded = choices.zero >= 2
         self._parts = mesh.shape["context"] if zigzag else 1
         self._attention: dict[str, Any] = {
             "mesh": mesh,
@@ -65,13 +67,13 @@ class MeshLayout(tjx_nn.Layout):
         return self._place(x, axes)
 
     def all_gathered(self, w: jax.Array, axes: Axes) -> jax.Array:
-        """Gather a weight over the axes that only keep it, in the type that it has here."""
+        """All-gather a weight over its storage axes, in its current dtype."""
         # Constrain the sharded value first; otherwise XLA gathers the weight before the cast.
-        return self._whole(self._place(w, axes) if self._weights_divided else w, axes)
+        return self._gathered(self._place(w, axes) if self._weights_sharded else w, axes)
 
     def reduce_scattered(self, dw: jax.Array, axes: Axes) -> jax.Array:
-        """Sum a weight's gradient over devices, to where it is kept."""
-        return self._place(dw, axes) if self._gradients_divided else self._whole(dw, axes)
+        """Reduce-scatter a weight gradient to the sharding of its storage."""
+        return self._place(dw, axes) if self._gradients_sharded else self._gathered(dw, axes)
 
     def look_up(self, table: jax.Array, ids: jax.Array, row_axis: str) -> jax.Array:
         """Look up rows of a sharded embedding table."""

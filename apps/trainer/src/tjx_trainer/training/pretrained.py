@@ -9,6 +9,7 @@ import numpy as np
 
 import tjx_data
 import tjx_nn
+from tjx_core import ConfigError, Problem
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
 
@@ -38,7 +39,7 @@ def check_pretrained(config: Config) -> None:
         return
     theirs, _ = _load(config.train.init_from)
     if problems := _differences(config.train.init_from, theirs, config.model):
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
 
 
 def check_tokenizer(config: Config, tokenizer: tjx_data.Tokenizer) -> list[str]:
@@ -131,30 +132,33 @@ def _load(name: str) -> tuple[Any, dict[str, Any]]:
     return tjx_nn.hf.load(name)
 
 
-def _differences(name: str, theirs: Any, ours: Any) -> list[str]:
+def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:
+    source = f"train.init_from {name}"
     if type(theirs) is not type(ours) or not isinstance(ours, GPTConfig):
-        return [
-            f"train.init_from {name}: got a model of the family {theirs.family}; expected "
-            f"model.family {ours.family}, and pretrained weights load into gpt only"
-        ]
-    there, here = _flat(theirs), _flat(ours)
+        message = f"got {ours.family}; expected the family {theirs.family} of {source}, and gpt"
+        return [Problem("model.family", message)]
+    expected, given = _flat(theirs), _flat(ours)
     problems = [
-        f"train.init_from {name}: its {field} is {there[field]} and model.{field} is "
-        f"{here[field]}; give --model.{field} {_flag_value(there[field])}"
-        for field in there
-        if field not in _FREE and field != "vocab_size" and there[field] != here[field]
+        Problem(
+            f"model.{field}",
+            f"got {given[field]}; expected {expected[field]}, that of {source}; give "
+            f"--model.{field} {_flag_value(expected[field])}",
+        )
+        for field in expected
+        if field not in _FREE and field != "vocab_size" and expected[field] != given[field]
     ]
     if theirs.vocab_size != ours.vocab_size:
-        problems.append(
-            f"train.init_from {name}: it knows {theirs.vocab_size} tokens, and the tokenizer has "
-            f"{ours.vocab_size}; give --data.tokenizer the one that it was trained with (gpt2, or "
-            "the folder of the model)"
+        message = (
+            f"got one of {ours.vocab_size} tokens; expected {theirs.vocab_size}, those of "
+            f"{source}; give --data.tokenizer the model's own (gpt2, or the folder of the model)"
         )
+        problems.append(Problem("data.tokenizer", message))
     if theirs.max_seq_len < ours.max_seq_len:
-        problems.append(
-            f"train.init_from {name}: it was trained on at most {theirs.max_seq_len} tokens; give "
-            f"--model.max_seq_len {theirs.max_seq_len} and --data.seq_len of at most so many"
+        message = (
+            f"got {ours.max_seq_len}; expected at most {theirs.max_seq_len}, that of {source}; "
+            f"give --model.max_seq_len {theirs.max_seq_len} and at most this --data.seq_len"
         )
+        problems.append(Problem("model.max_seq_len", message))
     return problems
 
 

@@ -96,7 +96,7 @@ def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> 
         try:
             return start(config, signal_handler, dry_run=dry_run, eval_only=eval_only)
         except StopSignal as stopped:
-            log_info(f"{stopped}; nothing was lost, the same command goes on")
+            log_info(f"{stopped} outside of training; run the same command to resume")
             return 128 + stopped.signal
 
 
@@ -115,7 +115,7 @@ def find_backend() -> str:
         if not requested:
             raise
         raise ConfigError([
-            f"JAX_PLATFORMS: got {requested}; expected platforms whose devices are here "
+            f"JAX_PLATFORMS: got {requested}; expected platforms with devices on this machine "
             f"({' '.join(str(error).split())[:300]}); unset it, or set JAX_PLATFORMS=cpu"
         ]) from None  # fmt: skip
 
@@ -386,7 +386,7 @@ def describe_layers(job: Job) -> str:
     count = model.n_layer // (job.mesh.shape["stage"] * job.config.mesh.chunks_per_stage)
     how = "compiled as a loop" if uses_scan(model, count) else "unrolled"
     if model.scan_layers is not None:
-        return f"{model.n_layer} blocks {how}, as model.scan_layers says"
+        return f"{model.n_layer} blocks {how}, as set by model.scan_layers"
     if how == "unrolled":
         return (
             f"{model.n_layer} blocks {how}, the default on this platform; "
@@ -421,14 +421,14 @@ def check_data_unchanged(job: Job) -> None:
         return
     was, now = before.identity, data_identity(job.task)
     changed = [
-        f"{name} was {was.get(name, 'not there')} and is {now.get(name, 'not there')}"
+        f"{name} was {was.get(name, 'absent')} and is {now.get(name, 'absent')}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
     ]
     if changed:
         raise ConfigError([
             f"--run_dir {job.config.run_dir}: the data changed since this run was started "
-            f"({'; '.join(changed)}): put back what it was, or give another --run_dir"
+            f"({'; '.join(changed)}): restore it, or give another --run_dir"
         ])  # fmt: skip
 
 

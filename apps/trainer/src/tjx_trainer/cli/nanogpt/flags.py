@@ -59,39 +59,38 @@ FLAGS: Mapping[str, Flag] = {
     "eval_iters": Flag(
         200,
         ("train.eval_tokens",),
-        "at most eval_iters x batch_size x block_size validation tokens are evaluated: each once "
-        "and always the same ones, where nanoGPT draws batches by chance; the training loss is "
-        "that of the steps",
+        "at most eval_iters x batch_size x block_size validation tokens, the same in each "
+        "evaluation; nanoGPT draws random batches. The training loss is that of the steps",
     ),
     "eval_only": Flag(
         False,
         (),
-        "where true, what the run would begin with is evaluated and nothing is trained; a run is "
-        "evaluated by `loss` of apps/eval",
+        "true: evaluate the initial parameters without training; evaluate a run by `loss` of "
+        "apps/eval",
     ),
     "always_save_checkpoint": Flag(
         True,
         ("checkpoint.keep", "checkpoint.keep_best"),
-        "where false, the best checkpoint stays, beside the newest, which a run goes on from",
+        "false: keep the best checkpoint, and the newest to resume from",
     ),
     "init_from": Flag(
         "scratch",
         ("train.init_from", "model.activation", "model.vocab_size"),
-        "`scratch`; `resume` goes on with the run in out_dir, exactly; `gpt2*` begins with "
-        "OpenAI's weights from the hub, whose sizes replace n_layer, n_head, n_embd and bias",
+        "`scratch`; `resume` resumes the run in out_dir exactly; `gpt2*` loads OpenAI's weights "
+        "from the hub, whose sizes replace n_layer, n_head, n_embd and bias",
     ),
     "wandb_log": Flag(
-        False, ("log.trackers",), "Weights & Biases, beside metrics.jsonl, which is always written"
+        False, ("log.trackers",), "Weights & Biases, in addition to metrics.jsonl"
     ),
-    "wandb_project": Flag("owt", ("log.project",), "the project there"),
+    "wandb_project": Flag("owt", ("log.project",), "its project"),
     "wandb_run_name": Flag("gpt2", ("name",), "the run's name"),
     "dataset": Flag(
         "openwebtext",
         ("data.corpus", "data.path", "data.tokenizer", "data.holdout", "data.holdout_fraction",
          "model.vocab_multiple"),
-        "`data/NAME/input.txt` where there is one, else the corpus of this name (`shakespeare`, "
-        "`openwebtext`, or another of ours); characters where the name ends in `_char`, GPT-2's "
-        "tokens elsewhere; the same share is held out as prepare.py does",
+        "`data/NAME/input.txt` if it exists, else the corpus of this name (`shakespeare`, "
+        "`openwebtext`, or another of tjx); characters if the name ends in `_char`, otherwise "
+        "GPT-2's tokens; the validation fraction is that of prepare.py",
     ),
     "gradient_accumulation_steps": Flag(
         40, ("train.batch_size",), "micro-batches of a step, over all devices"
@@ -118,7 +117,7 @@ FLAGS: Mapping[str, Flag] = {
     "max_iters": Flag(
         600000,
         ("train.max_steps",),
-        "steps; train.py makes one more, which it neither evaluates nor saves",
+        "steps; train.py does one more, which it neither evaluates nor saves",
     ),
     "weight_decay": Flag(
         0.1, ("optimizer.weight_decay",), "of matrices and embeddings, not of biases and norms"
@@ -129,27 +128,27 @@ FLAGS: Mapping[str, Flag] = {
     "decay_lr": Flag(
         True,
         (*_SCHEDULE, "schedule.final_fraction"),
-        "where false, the rate is constant, without a warm-up",
+        "false: a constant rate without warm-up",
     ),
     "warmup_iters": Flag(2000, ("schedule.warmup_steps",), "steps of the warm-up"),
     "lr_decay_iters": Flag(
         600000, ("schedule.decay_steps",), "the step at which the cosine ends"
     ),
-    "min_lr": Flag(6e-5, ("schedule.final_fraction",), "the rate from there on"),
+    "min_lr": Flag(6e-5, ("schedule.final_fraction",), "the final rate"),
     "backend": Flag(
-        "nccl", (), "no meaning", "JAX brings its own communication; see --distributed.*; ignored"
+        "nccl", (), "no effect", "JAX has its own communication; see --distributed.*; ignored"
     ),
     "device": Flag(
         "cuda",
         ("train.precision",),
-        "`cpu`, or `cuda` with all GPUs, `cuda:1` with one of them; not given: what JAX finds",
+        "`cpu`, `cuda` for all GPUs, or `cuda:1` for one; by default JAX decides",
     ),
     "dtype": Flag(
         "bfloat16",
         ("train.precision",),
-        "of the computation; on a CPU float32 whatever it says, as in train.py",
+        "compute precision; always float32 on a CPU, as in train.py",
     ),
-    "compile": Flag(True, (), "no meaning", "everything is compiled here; ignored"),
+    "compile": Flag(True, (), "no effect", "tjx always compiles; ignored"),
 }  # fmt: skip
 
 
@@ -283,9 +282,9 @@ def from_config_values(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def table() -> list[str]:
     """Return the table of flags as Markdown, for docs/nanogpt.md."""
-    lines = ["| flag | train.py's default | becomes | here it is |", "|---|---|---|---|"]
+    lines = ["| flag | train.py's default | sets | meaning |", "|---|---|---|---|"]
     for name, flag in FLAGS.items():
         becomes = ", ".join(f"`{one}`" for one in flag.becomes) or "-"
-        said = f"{flag.about}: {flag.note}" if flag.note else flag.about
-        lines.append(f"| `--{name}` | `{flag.default}` | {becomes} | {said} |")
+        meaning = f"{flag.about}: {flag.note}" if flag.note else flag.about
+        lines.append(f"| `--{name}` | `{flag.default}` | {becomes} | {meaning} |")
     return lines
