@@ -18,7 +18,7 @@ STATE: dict[str, Any] = {
     "opt_state": {"mu": np.ones(8, np.float16)},
     "step": np.int32(0),
 }
-# The first renews its lease fast, others watch it for long: nobody is late on a slow machine.
+# The holder renews fast and others watch for long, so that slow machines lose no lease.
 FAST, PATIENT = 0.02, 5.0
 
 
@@ -27,7 +27,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 class Place:
-    """A directory of checkpoints, and what somebody else may do to its files."""
+    """A checkpoint directory and changes to its files."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory

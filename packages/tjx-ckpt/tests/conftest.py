@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
-    """Return a bucket of a server in this process that speaks S3."""
+    """Return a bucket of an S3 server in this process."""
     reason = "S3 is tested where moto[server] and s3fs are installed"
     pytest.importorskip("s3fs", reason=reason)
     server = pytest.importorskip("moto.server", reason=reason).ThreadedMotoServer(

@@ -85,7 +85,7 @@ def flip_bit(path: Path) -> None:
 def test_ls_shows_steps_by_number_with_size_parameters_and_metrics(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The clock jumped: the newest looks oldest.
+    # As after a clock jump: the newest step has the oldest time.
     os.utime(run / "checkpoints" / "100" / "manifest.json", (86400, 86400))
     code, text, _ = call(capsys, "ls", run)
     assert code == 0
@@ -317,7 +317,7 @@ def test_a_pickle_in_place_of_any_file_is_damage_and_is_not_executed(
     trap = pickle.dumps(Trap(mark))
     for name in ("manifest.json", "params-00000.safetensors"):
         path = run / "checkpoints" / "10" / name
-        sound = path.read_bytes()
+        intact = path.read_bytes()
         path.write_bytes(trap)
         code, text, _ = call(capsys, "verify", run, "--step", 10)
         assert code == 1
@@ -328,7 +328,7 @@ def test_a_pickle_in_place_of_any_file_is_damage_and_is_not_executed(
         )
         assert code == 1
         assert "checkpoint of step 10 is damaged" in error
-        path.write_bytes(sound)
+        path.write_bytes(intact)
     assert not mark.exists()
 
 

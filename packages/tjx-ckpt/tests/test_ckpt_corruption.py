@@ -124,7 +124,7 @@ def test_a_damaged_newest_step_is_renamed_and_the_previous_one_used(directory: P
         assert restored["step"] == 1
         assert checkpointer.steps() == [1]
         assert {"3.corrupt", "2.corrupt"} < {path.name for path in directory.iterdir()}
-        # The run goes on and may save, and lose, the same step once more.
+        # The run continues and can save, and lose, the same step again.
         checkpointer.save(3, STATE)
         checkpointer.wait()
         flip_bit(directory / "3" / "manifest.json")

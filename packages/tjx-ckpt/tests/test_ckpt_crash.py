@@ -32,7 +32,7 @@ for step in range(1, 100_000):
 
 
 def kill_a_saving_process(directory: Path, after_s: float) -> int:
-    """Return the last step that it announced as saved."""
+    """Return the last step that the process reported as saved."""
     process = subprocess.Popen(
         [sys.executable, "-c", SAVE_FOREVER, str(directory)],
         stdout=subprocess.PIPE,
@@ -97,7 +97,7 @@ def test_two_runs_cannot_save_into_one_directory(tmp_path: Path) -> None:
 def test_everything_is_flushed_before_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a power cut leaves is what was flushed; so the order of flushes decides."""
+    """After a power failure only flushed data remain, so the order of flushes matters."""
     flushed: set[int] = set()
     at_rename: set[int] = set()
     really_fsync, really_rename = os.fsync, Path.rename

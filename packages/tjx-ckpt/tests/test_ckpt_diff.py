@@ -32,9 +32,9 @@ STATE: dict[str, Any] = {
 }
 
 
-def save(directory: Path, state: Any, step: int = 1, **said: Any) -> Path:
+def save(directory: Path, state: Any, step: int = 1, **about: Any) -> Path:
     with Checkpointer(directory) as checkpointer:
-        checkpointer.save(step, state, **said)
+        checkpointer.save(step, state, **about)
     return directory
 
 

@@ -43,7 +43,7 @@ NAMES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose kernel lies in 8 pieces, of steps 3 and 20."""
+    """A run with steps 3 and 20 whose kernel has 8 pieces."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     kernel = jax.device_put(PARAMS["blocks"]["kernel"], NamedSharding(mesh, P(None, "x", "y")))
     params = {**PARAMS, "blocks": {**PARAMS["blocks"], "kernel": kernel}}
@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_raises_and_leaves_no_file(
 
 @pytest.fixture
 def small_files() -> Iterator[None]:
-    """Writing beyond 4 kB of a file fails, as on a full disk."""
+    """Writes beyond 4 kB of a file fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     yield

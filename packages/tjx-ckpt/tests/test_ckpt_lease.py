@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tjx_ckpt import DirectoryInUseError, SaveError
 from tjx_ckpt.store.lease import Lease
 
-# As in checkpoint_place: who holds renews fast, who watches is patient.
+# As in checkpoint_place: the holder renews fast, others watch for long.
 FAST, PATIENT, FOREVER = 0.02, 5.0, 3600.0
 ELSEWHERE = {"process": 9, "host": "other", "machine": "another", "token": "x", "count": 1}
 
@@ -28,18 +28,18 @@ def path(tmp_path: Path) -> Path:
 
 
 class Store(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """Local files, which several processes see, each written at once as in an object store."""
+    """Local files as an object store for several processes, with atomic writes."""
 
     cachable = False
 
     def __init__(self, at_read: Callable[[int], object] | None = None) -> None:
         super().__init__()
         self.at_read, self.reads, self.is_down = at_read, 0, threading.Event()
-        self.refused = threading.Event()
+        self.rejected = threading.Event()
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite") -> None:
         if self.is_down.is_set():
-            self.refused.set()
+            self.rejected.set()
             raise ConnectionError("no answer")
         written = Path(f"{path}.{uuid.uuid4()}")
         written.write_bytes(value)
@@ -177,7 +177,7 @@ def test_temporary_store_errors_do_not_lose_the_lease(
     ours = lease(path, store=store)
     assert ours.acquire()
     store.is_down.set()
-    assert store.refused.wait(30)
+    assert store.rejected.wait(30)
     before = path.read_bytes()
     store.is_down.clear()
     patient = lease(path, period_s=PATIENT)

@@ -122,15 +122,15 @@ def test_only_checkpoints_outside_of_the_policy_are_pruned(
 ) -> None:
     retention = Retention(keep=keep, every=every, best=best, metric="accuracy", mode="max")
     gone = retention.prunable({step: {"accuracy": value} for step, value in values.items()})
-    stay = sorted(values.keys() - set(gone))
-    assert stay[-keep:] == sorted(values)[-keep:]
+    kept = sorted(values.keys() - set(gone))
+    assert kept[-keep:] == sorted(values)[-keep:]
     assert all(every is None or step % every for step in gone)
     comparable = [value for value in values.values() if value == value]
     for step in gone:
         better = sum(value >= values[step] for value in comparable) - 1
         assert values[step] != values[step] or better >= best
     due = [step for step in values if every is not None and step % every == 0]
-    assert len(stay) <= keep + best + len(due)
+    assert len(kept) <= keep + best + len(due)
 
 
 def test_discard_after_deletes_later_checkpoints(directory: Path) -> None:

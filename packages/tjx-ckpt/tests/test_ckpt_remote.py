@@ -95,11 +95,11 @@ def test_a_damaged_newest_step_is_renamed_and_the_previous_one_used(place: Place
             assert checkpointer.restore(STATE)["step"] == 1
         assert len(caught) == 2
         assert checkpointer.steps() == [1]
-        # Nothing of what its owner may look at is lost.
+        # The renamed checkpoint has all files.
         assert {
             name: place.read(f"3.corrupt/{name}") for name in place.names("3.corrupt")
         } == before
-        # The run goes on and may save, and lose, the same step once more.
+        # The run continues and can save, and lose, the same step again.
         checkpointer.save(3, STATE)
         checkpointer.wait()
         place.flip_bit("3/manifest.json")

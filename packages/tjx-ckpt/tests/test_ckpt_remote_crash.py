@@ -24,7 +24,7 @@ class Killed(BaseException):
 
 
 def kill_after(requests: int, patch: pytest.MonkeyPatch) -> Callable[[], bool]:
-    """Let so many more changes of the store happen; return whether one was refused."""
+    """Allow a number of changes of the store; return whether a later one was rejected."""
     count = 0
 
     def counted(method: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
@@ -184,7 +184,7 @@ def test_a_run_resumes_after_kill_9_during_an_upload(s3: Place) -> None:
         time.sleep(moments.uniform(0, 1))
         process.send_signal(signal.SIGKILL)
         announced = int((first + process.communicate(timeout=60)[0]).split()[-1])
-        # The owner is dead and of this machine: nobody waits two hours for its lease.
+        # The dead owner ran on this machine, so its lease is taken over at once.
         with s3.checkpointer(period_s=3600.0, keep=2) as checkpointer:
             checkpointer.discard_after(10**6)
             latest = checkpointer.latest_step()
@@ -196,7 +196,7 @@ def test_a_run_resumes_after_kill_9_during_an_upload(s3: Place) -> None:
             restored = checkpointer.restore(abstract)
             assert restored["step"] == latest
             assert (restored["w"] == latest).all()
-            # A request that was under way may have arrived after the tidying up.
+            # A request in flight can have arrived after the cleanup.
             late = storage(s3).leftovers()
             assert late in ([], [str(latest + 1)])
             checkpointer.save(latest + 1, {**abstract, "step": np.int32(latest + 1)})

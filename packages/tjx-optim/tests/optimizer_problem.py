@@ -1,4 +1,4 @@
-"""A small model's parameters and gradients, and both ways to train it: tjx_optim and NumPy."""
+"""Parameters and gradients of a small model, updated with tjx_optim and with NumPy."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +63,7 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def problem(shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> tuple[Arrays, list[Arrays]]:
-    """Make parameters, and gradients whose global norm is on both sides of 1."""
+    """Return parameters, and gradients whose global norms are below and above 1."""
     rng = np.random.default_rng(3)
     params = {
         path: rng.normal(scale=0.1, size=shape).astype(np.float32) for path, shape in shapes.items()
@@ -84,7 +84,7 @@ def stack_axes_of(params: Mapping[str, Any]) -> dict[str, int]:
 
 
 def run(optimizer: Any, params: Arrays, gradients: list[Arrays]) -> tuple[Any, Any, Any]:
-    """Make all updates in one compiled scan.
+    """Apply all updates in one compiled scan.
 
     Return the parameters and those to evaluate after each, by path, and the last state.
     """
@@ -113,7 +113,7 @@ def worst_difference(got: Mapping[str, Array], want: list[Arrays]) -> float:
 
 
 def all_differences(got: Mapping[str, Array], want: list[Arrays]) -> Array:
-    """Return how far apart all entries of all parameters are after all updates."""
+    """Return the absolute differences of all entries after all updates."""
     assert set(got) == set(want[0])
     return np.concatenate(
         [np.abs(got[path] - np.stack([w[path] for w in want])).ravel() for path in got]
@@ -127,7 +127,7 @@ def train(
     schedule: Any = None,
     learning_rate_scales: Mapping[str, float] | None = None,
 ) -> tuple[Any, Any]:
-    """Train on the problem; return the parameters and those to evaluate, after each update."""
+    """Train with tjx_optim; return trained and evaluation parameters after each update."""
     params, gradients = problem(shapes)
     optimizer = make_optimizer(
         config,
@@ -145,7 +145,7 @@ def train_by(
     shapes: Mapping[str, tuple[int, ...]] = SHAPES,
     **of_layers: Mapping[str, Any],
 ) -> tuple[list[Arrays], list[Arrays]]:
-    """Train the same in NumPy; `of_layers` are fields of the reference's layers, by path."""
+    """Train with NumPy; `of_layers` are fields of the reference's layers, by path."""
     params, gradients = problem(shapes)
     matrices = dict.fromkeys(MATRICES, True)
     layers = split(params, stack_axes_of(params), is_matrix=matrices, **of_layers)

@@ -1,7 +1,7 @@
-"""The optimizers as the papers have them, in NumPy float64, one layer at a time.
+"""Reference optimizers from the papers, in NumPy float64, one layer at a time.
 
-Nothing is shared with the package: parameters are taken apart into their layers, each layer is an
-array of its own with its own state, and which of them decay is said by the caller.
+They share no code with the package: each layer is a separate array with its own state, and the
+caller passes which parameters decay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ Arrays = dict[str, Array]
 
 
 def keep(moment: Array) -> Array:
-    """Store a moment as it is."""
+    """Store a moment without rounding."""
     return moment
 
 
@@ -28,7 +28,7 @@ def keep_eight_bits(moment: Array) -> Array:
 
 @dataclass
 class Layer:
-    """One layer of one parameter, and what an optimizer keeps for it."""
+    """One layer of one parameter, with its optimizer state."""
 
     path: str
     index: tuple[int, ...]
@@ -112,7 +112,7 @@ def muon(layer: Layer, g: Array, t: int, s: Settings) -> Array:
 
 
 def schedule_free_adamw(layer: Layer, g: Array, t: int, s: Settings) -> Array:
-    """Take the direction of z; ``layer.weights`` is y, where the gradient and decay are taken."""
+    """Return the direction of z; ``layer.weights`` is y, where gradient and decay are evaluated."""
     v = layer.moment("v", s["b2"], g**2, 1 - s["b2"])
     return g / (np.sqrt(v / (1 - s["b2"] ** t)) + s["eps"]) + layer.decay * layer.weights
 
@@ -131,7 +131,7 @@ DIRECTIONS = {
 
 @dataclass(kw_only=True)
 class Textbook:
-    """An optimizer and everything around it."""
+    """An optimizer with clipping, decay, schedule and averaging."""
 
     name: str
     settings: Settings
@@ -205,7 +205,7 @@ def unitwise(g: Array, weights: Array, largest: float) -> Array:
 
 
 def split(params: Arrays, stack_axes: Mapping[str, int], **kwargs: Settings) -> list[Layer]:
-    """Take parameters apart into layers; `kwargs` are what differs, by path."""
+    """Split parameters into layers; `kwargs` are fields of the layers, by path."""
     return [
         Layer(
             path,
@@ -219,7 +219,7 @@ def split(params: Arrays, stack_axes: Mapping[str, int], **kwargs: Settings) -> 
 
 
 def join(layers: Mapping[tuple[str, tuple[int, ...]], Array], shapes: Settings) -> Arrays:
-    """Put layers together again."""
+    """Stack layers to parameters."""
     arrays = {path: np.zeros(shape) for path, shape in shapes.items()}
     for (path, index), weights in layers.items():
         arrays[path][index] = weights

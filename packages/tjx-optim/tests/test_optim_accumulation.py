@@ -1,4 +1,4 @@
-"""Accumulation over microbatches is one large batch, whatever the counts of real tokens."""
+"""Accumulation over microbatches equals one large batch for any counts of real tokens."""
 
 from typing import Any
 
@@ -97,7 +97,7 @@ def test_microbatches_with_unequal_counts_equal_one_large_batch(
     assert relative_difference(out.gradients, gradients) < 1e-6
 
 
-def test_one_real_token_weighs_as_much_as_each_of_many() -> None:
+def test_every_real_token_has_the_same_weight() -> None:
     # One microbatch of 96 real tokens and one of a single real token: the mean of means would
     # give that token half of the gradient.
     params, batch = make_problem(1, [LENGTH, 0] * 12)
@@ -115,7 +115,7 @@ def test_one_real_token_weighs_as_much_as_each_of_many() -> None:
 
 
 @pytest.mark.parametrize("scale", [2.0**16, 2.0**-9])
-def test_a_loss_scale_changes_no_bit_of_what_comes_out(scale: float) -> None:
+def test_a_loss_scale_changes_no_bit_of_the_result(scale: float) -> None:
     params, batch = make_problem(2, [LENGTH, 1, 0] * 8)
     microbatches = split(batch, 3)
 
@@ -129,7 +129,7 @@ def test_a_loss_scale_changes_no_bit_of_what_comes_out(scale: float) -> None:
     )
 
 
-def test_a_loss_scale_saves_gradients_that_float16_has_no_room_for() -> None:
+def test_a_loss_scale_prevents_underflow_in_float16() -> None:
     # 2^-26 is below half of float16's smallest number, 2^-24.
     def loss(scale: Any, batch: Any) -> Any:
         narrow = scale.astype(jnp.float16) * batch["x"]
@@ -159,7 +159,7 @@ def test_a_batch_of_padding_has_zero_loss_and_zero_gradients() -> None:
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(out.gradients))
 
 
-def test_new_contents_compile_nothing_new() -> None:
+def test_new_values_do_not_recompile_accumulation() -> None:
     compilations = []
 
     @jax.jit
@@ -219,14 +219,14 @@ def test_microbatches_partition_the_rows() -> None:
 
 
 @pytest.mark.parametrize("k", [0, -1, 5, 48])
-def test_a_count_that_does_not_divide_the_batch_is_refused(k: int) -> None:
+def test_a_count_that_does_not_divide_the_batch_raises(k: int) -> None:
     with pytest.raises(
         ValueError, match=f"accumulation: got {k}; expected a divisor of the batch of 24"
     ):
         split_microbatches({"tokens": np.zeros(24)}, k)
 
 
-def test_microbatches_of_unequal_number_are_refused() -> None:
+def test_microbatches_of_unequal_number_raise() -> None:
     params, batch = make_problem(0, [LENGTH] * ROWS)
     microbatches = {**split(batch, 2), "labels": split(batch, 3)["labels"]}
     with pytest.raises(ValueError, match="expected a common first axis"):

@@ -1,4 +1,4 @@
-"""Norms over all leaves together, and of each layer as if it were alone."""
+"""Global norms and norms per layer."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def test_global_norm_squares_in_float32() -> None:
     assert float(got) == 600.0
 
 
-def test_layers_that_are_stacked_have_the_norms_of_layers_apart() -> None:
+def test_stacked_layers_have_the_norms_of_separate_layers() -> None:
     rng = np.random.default_rng(0)
     stacked: Any = {
         "kernel": rng.normal(size=(3, 4, 5)).astype("f"),

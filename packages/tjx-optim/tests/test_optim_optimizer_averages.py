@@ -12,7 +12,7 @@ from tjx_optim import OptimizerConfig, evaluation_params, make_optimizer
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.9999])
-def test_the_mean_equals_the_weighted_sum_of_all_past_parameters(decay: float) -> None:
+def test_the_average_equals_the_weighted_sum_of_all_past_parameters(decay: float) -> None:
     config = OptimizerConfig(learning_rate=1e-3, weight_decay=0.0, clip_norm=None, ema_decay=decay)
     textbook = Textbook(
         name="adamw",
@@ -24,15 +24,15 @@ def test_the_mean_equals_the_weighted_sum_of_all_past_parameters(decay: float) -
     assert worst_difference(evaluated, train_by(textbook)[1]) < 1e-6
 
 
-def test_the_mean_of_what_does_not_move_is_itself() -> None:
-    # With the bias corrected in float32, ones come out as 0.9998 after the first update.
+def test_the_average_of_constant_parameters_is_exact() -> None:
+    # With a bias correction in float32, ones become 0.9998 after the first update.
     params = {"norm/scale": np.ones(3, np.float32)}
     zeros = [{"norm/scale": np.zeros(3, np.float32)}] * 5
     _, evaluated, _ = run(make_optimizer(OptimizerConfig(ema_decay=0.9999)), params, zeros)
     np.testing.assert_allclose(evaluated["norm/scale"], 1.0, rtol=2e-7)
 
 
-def test_without_a_mean_the_parameters_are_evaluated() -> None:
+def test_without_an_average_the_parameters_are_evaluated() -> None:
     params, _ = problem()
     optimizer = make_optimizer(OptimizerConfig())
     state = jax.jit(optimizer.init)(jax.device_put(nest(params)))
@@ -41,7 +41,7 @@ def test_without_a_mean_the_parameters_are_evaluated() -> None:
 
 
 @pytest.mark.parametrize("given", [{"name": "schedule_free_adamw"}, {"ema_decay": 0.5}])
-def test_the_mean_is_found_in_a_restored_state_that_is_part_of_a_larger_one(given: Any) -> None:
+def test_the_average_is_found_in_a_restored_larger_state(given: Any) -> None:
     params, gradients = problem()
     optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, **given))
     trained, evaluated, state = run(optimizer, params, gradients)
@@ -61,7 +61,7 @@ def test_the_mean_is_found_in_a_restored_state_that_is_part_of_a_larger_one(give
         assert np.abs(history[-1] - trained[path][-1]).max() > 1e-3
 
 
-def test_before_the_first_update_the_mean_is_the_parameters() -> None:
+def test_before_the_first_update_the_average_is_the_parameters() -> None:
     params = jax.device_put(nest(problem()[0]))
     for config in (OptimizerConfig(ema_decay=0.9), OptimizerConfig(name="schedule_free_adamw")):
         state = jax.jit(make_optimizer(config).init)(params)

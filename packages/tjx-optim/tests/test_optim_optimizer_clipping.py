@@ -13,14 +13,14 @@ PLAIN: dict[str, Any] = {"name": "sgd", "settings": {"momentum": 0.0, "nesterov"
 
 
 @pytest.mark.parametrize("bounds", [["clip_value"], ["clip_adaptive"], list(BOUNDS)])
-def test_bounds_equal_the_textbook(bounds: list[str]) -> None:
-    # Plain gradient descent, so that the clipped gradient itself is what is compared.
+def test_clipping_equals_the_reference(bounds: list[str]) -> None:
+    # Plain gradient descent compares the clipped gradient itself.
     given: dict[str, Any] = {"clip_norm": None, **{name: BOUNDS[name] for name in bounds}}
     config = OptimizerConfig(name="sgd", momentum=0.0, weight_decay=0.0, learning_rate=0.1, **given)
     trained, _ = train(config)
     want, _ = train_by(Textbook(rate=lambda _: 0.1, **PLAIN, **given))
     assert worst_difference(trained, want) < 1e-6
-    # Each bound binds: without any one of them the path is another.
+    # Each limit is active: without any of them the parameters differ.
     for name in bounds:
         loose, _ = train_by(Textbook(rate=lambda _: 0.1, **PLAIN, **{**given, name: None}))
         assert worst_difference(trained, loose) > 1e-3

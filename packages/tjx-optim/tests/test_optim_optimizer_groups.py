@@ -41,7 +41,7 @@ NUMBERS = {
 
 
 @pytest.mark.parametrize("name", ["adamw", "schedule_free_adamw"])
-def test_groups_and_factors_equal_the_textbook(name: Any) -> None:
+def test_groups_and_factors_equal_the_reference(name: Any) -> None:
     mup = {path: 1 / 4 if path.endswith("kernel") else 1.0 for path in SHAPES}
     together = {path: SCALES.get(path, 1.0) * factor for path, factor in mup.items()}
     config = OptimizerConfig(name=name, groups=GROUPS, weight_decay=0.1, learning_rate=2e-3)

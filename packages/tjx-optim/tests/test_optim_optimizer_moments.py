@@ -1,4 +1,4 @@
-"""Moments in bfloat16: stored so, computed in float32, and only where they can move."""
+"""Moments stored in bfloat16 and computed in float32."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_moments_equal_the_textbook_with_eight_significant_bits(name: Any) -> None:
+def test_moments_equal_the_reference_with_eight_significant_bits(name: Any) -> None:
     config = OptimizerConfig(
         name=name, moment_dtype="bfloat16", weight_decay=0.0, learning_rate=1e-3
     )
@@ -28,8 +28,8 @@ def test_moments_equal_the_textbook_with_eight_significant_bits(name: Any) -> No
     trained, _ = train(config)
     rounded, _ = train_by(textbook, store=dict.fromkeys(SHAPES, keep_eight_bits))
     exact, _ = train_by(textbook)
-    # Where float32 and float64 lie on both sides of a tie, a moment differs by its last bit: such
-    # entries are rare. Those that rounding moves at all are not.
+    # If float32 and float64 round a tie differently, a moment differs in its last bit. Such
+    # entries are rare; entries that rounding changes are not.
     assert np.quantile(all_differences(trained, rounded), 0.99) < 5e-7
     assert np.quantile(all_differences(trained, exact), 0.99) > 1e-5
 

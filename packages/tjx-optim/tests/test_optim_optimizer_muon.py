@@ -18,7 +18,7 @@ from tjx_optim.muon import orthogonalize
     seed=st.integers(0, 99),
     size=st.floats(1e-3, 1e3),
 )
-def test_singular_values_come_near_one_and_vectors_stay(
+def test_singular_values_move_near_one_and_vectors_are_kept(
     shape: tuple[int, ...], seed: int, size: float
 ) -> None:
     rng = np.random.default_rng(seed)

@@ -50,8 +50,8 @@ def test_the_reference_covers_the_whole_table() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_a_hundred_updates_equal_the_textbook(name: Any) -> None:
-    # With all of it: layers and experts in stacks, a clip, decay but of embeddings, a schedule.
+def test_a_hundred_updates_equal_the_reference(name: Any) -> None:
+    # With stacked layers and experts, clipping, decay except of embeddings, and a schedule.
     peak, warmup = RATES.get(name, 1e-3), 9
     config = OptimizerConfig(
         name=name, clip_norm=1.0, weight_decay=0.3, decay_embeddings=False, learning_rate=peak
@@ -88,7 +88,7 @@ def test_a_hundred_updates_equal_the_textbook(name: Any) -> None:
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_every_setting_of_an_optimizer_has_its_effect(name: Any, changed: dict[str, Any]) -> None:
-    # Here nothing is clipped, embeddings decay and the rate is constant.
+    # Without clipping, with decay of embeddings and a constant rate.
     rate = RATES.get(name, 1e-3)
     config = OptimizerConfig(
         name=name, clip_norm=None, weight_decay=0.2, learning_rate=rate, **changed
@@ -99,8 +99,8 @@ def test_every_setting_of_an_optimizer_has_its_effect(name: Any, changed: dict[s
     assert worst_difference(trained, train_by(textbook, decay=decay)[0]) < 1e-6
 
 
-def test_the_moments_see_the_clipped_gradient() -> None:
-    # Were the clip after Adam, the huge first gradient would freeze the second moment for long.
+def test_moments_are_those_of_the_clipped_gradient() -> None:
+    # With clipping after Adam, the first gradient would dominate the second moment for long.
     config = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0, clip_norm=1.0, b2=0.999)
     params = {"head/kernel": np.zeros((2, 2), np.float32)}
     gradients = [{"head/kernel": np.full((2, 2), 0.1, np.float32)} for _ in range(UPDATES)]

@@ -138,7 +138,7 @@ def test_a_cool_down_that_overlaps_the_warm_up_raises() -> None:
 
     assert "(0.6 of the run)" in message(name="wsd", warmup_fraction=0.6, cooldown_fraction=0.5)
     assert "cooldown_fraction: got 0.2" in message(name="wsd", warmup_fraction=0.9)
-    # 0.1 + 0.2 is 0.30000000000000004 in float64, and fits all the same.
+    # 0.1 + 0.2 is 0.30000000000000004 in float64, and fits.
     parts: Any = {"warmup_fraction": 0.1, "cooldown_fraction": 0.2, "decay_fraction": 0.3}
     ScheduleConfig(name="wsd", **parts)
 
@@ -200,7 +200,7 @@ def test_equal_lengths_in_steps_and_fractions_give_equal_steps(
     assert steps.in_steps(max_steps) == parts.in_steps(max_steps) == want
 
 
-def test_a_schedule_without_an_end_is_the_same_in_a_longer_run() -> None:
+def test_a_schedule_without_an_end_does_not_depend_on_the_run_length() -> None:
     for name in ("constant", "inverse_sqrt"):
         config = ScheduleConfig(name=name, warmup_steps=5)
         assert config.in_steps(10) == config.in_steps(1000)
@@ -210,13 +210,13 @@ def test_a_schedule_without_an_end_is_the_same_in_a_longer_run() -> None:
     assert ended.in_steps(10).end == 10
 
 
-def test_each_field_has_one_line_for_the_help() -> None:
+def test_each_field_of_a_schedule_has_a_one_line_description() -> None:
     parsed = docstring_parser.parse(ScheduleConfig.__doc__ or "")
     documented = {p.arg_name: p.description for p in parsed.params}
     assert set(documented) == {field.name for field in fields(ScheduleConfig)}
     assert all(text and "\n" not in text for text in documented.values())
 
 
-def test_reading_a_schedule_does_not_import_jax() -> None:
+def test_the_schedule_configuration_does_not_import_jax() -> None:
     code = "import sys, tjx_optim; tjx_optim.ScheduleConfig(); sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

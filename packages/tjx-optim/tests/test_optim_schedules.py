@@ -21,7 +21,7 @@ PIECES = {"boundaries": (0.4, 0.7), "factors": (0.3, 0.1)}
 
 
 def fall(shape: str, done: float) -> float:
-    """Height of a decay of which `done` lies behind, from 1 to 0."""
+    """Height of a decay, from 1 to 0, at the completed fraction `done`."""
     if shape == "linear":
         return 1 - done
     if shape == "sqrt":  # Hägele et al., 2024
@@ -96,7 +96,7 @@ def check(name: str, steps: Any, max_steps: int, **given: Any) -> None:
 
 @st.composite
 def fields_of(draw: Any, name: str, max_steps: int, *, in_steps: bool) -> dict[str, Any]:
-    """Draw what a schedule heeds, in steps or in fractions, some of it left out."""
+    """Draw the fields of a schedule, in steps or in fractions, some of them missing."""
     given: dict[str, Any] = {}
     parts = st.integers(1, 999).map(lambda n: n / 1000)
     if in_steps:
@@ -166,7 +166,7 @@ def test_the_closed_forms_cover_the_whole_table() -> None:
     assert set(SCHEDULES) == set(NAMES)
 
 
-def test_the_inverse_square_root_is_the_papers_with_and_without_a_warm_up() -> None:
+def test_the_inverse_square_root_equals_the_paper_with_and_without_a_warm_up() -> None:
     def paper(step: int, warmup: int, d_model: int = 512) -> float:  # Vaswani et al., 2017, (3)
         return float(d_model**-0.5 * min(step**-0.5, step * warmup**-1.5))
 
@@ -199,7 +199,7 @@ def test_the_hold_is_at_the_peak_up_to_the_cool_down() -> None:
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-def test_fractions_are_rounded_to_the_nearest_step_as_they_were_written() -> None:
+def test_decimal_fractions_are_rounded_to_the_nearest_step() -> None:
     def warmup(fraction: float, max_steps: int) -> int:
         return ScheduleConfig(warmup_fraction=fraction).in_steps(max_steps).warmup
 
@@ -224,7 +224,7 @@ def test_a_cool_down_of_less_than_half_a_step_still_ends_at_the_final_rate() -> 
     np.testing.assert_allclose(got, [1.0] * 10 + [0.1] * 10, rtol=1e-6)
 
 
-def test_without_an_end_of_its_own_a_decay_ends_with_the_run() -> None:
+def test_a_decay_ends_with_the_run_by_default() -> None:
     config = ScheduleConfig(name="linear", warmup_steps=10, final_fraction=0.0)
     got = learning_rates(config, learning_rate=1.0, max_steps=50, steps=np.arange(60))
     assert got[49] > 0.02
@@ -256,7 +256,7 @@ def test_the_step_may_be_an_int_or_an_int32_traced_or_mapped_over(name: Schedule
         np.testing.assert_allclose([*eager, traced], mapped[step], rtol=3e-7)
 
 
-def test_rates_are_those_of_the_whole_run_unless_steps_are_asked_for() -> None:
+def test_rates_are_those_of_the_whole_run_by_default() -> None:
     config = ScheduleConfig(name="linear", final_fraction=0.0)
     every = learning_rates(config, learning_rate=4.0, max_steps=4)
     assert every.dtype == np.float32
@@ -266,7 +266,7 @@ def test_rates_are_those_of_the_whole_run_unless_steps_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("max_steps", [0, -1, 2**31])
-def test_the_run_must_have_steps_that_are_int32(max_steps: int) -> None:
+def test_run_lengths_beyond_int32_raise(max_steps: int) -> None:
     with pytest.raises(
         ValueError, match=f"max_steps: got {max_steps}; expected at least 1 and below"
     ):
@@ -274,13 +274,13 @@ def test_the_run_must_have_steps_that_are_int32(max_steps: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
-def test_the_peak_must_be_a_rate(rate: float) -> None:
+def test_an_invalid_peak_raises(rate: float) -> None:
     with pytest.raises(ValueError, match=f"learning_rate: got {rate}; expected a finite number"):
         make_schedule(ScheduleConfig(), learning_rate=rate, max_steps=10)
 
 
 def test_the_schedule_counts_the_updates_of_the_optimizer() -> None:
-    # The first update takes the rate of step 0.
+    # The first update uses the rate of step 0.
     schedule = make_schedule(ScheduleConfig(warmup_steps=1), learning_rate=1.0, max_steps=10)
     scale = optax.scale_by_schedule(schedule)
     with jax.transfer_guard("allow"):

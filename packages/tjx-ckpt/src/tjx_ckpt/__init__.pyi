@@ -11,8 +11,8 @@ from .errors import NoCheckpointError as NoCheckpointError
 from .errors import SaveError as SaveError
 from .errors import StorageError as StorageError
 from .errors import UnreadableError as UnreadableError
-from .save_report import SaveReport as SaveReport
 from .store.backends import find_writer as find_writer
 from .store.backends import list_steps as list_steps
+from .writer import SaveReport as SaveReport
 
 __version__: str

@@ -26,16 +26,14 @@ from tjx_ckpt.errors import (
 from tjx_ckpt.host_staging import stage
 from tjx_ckpt.leaf_spec import differences
 from tjx_ckpt.lookup import require, require_manifest
-from tjx_ckpt.pruning import Pruner
 from tjx_ckpt.pytree import describe, flatten
 from tjx_ckpt.restore_fallback import quarantine_damaged, read_newest, read_step
-from tjx_ckpt.retention import Retention
-from tjx_ckpt.save_report import SaveReport
+from tjx_ckpt.retention import Pruner, Retention
 from tjx_ckpt.store import manifest as manifest_file
 from tjx_ckpt.store.backends import open_storage
 from tjx_ckpt.store.checkpoint_reader import CheckpointReader
 from tjx_ckpt.store.verification import problems
-from tjx_ckpt.writer import PendingCheckpoint, write_checkpoint
+from tjx_ckpt.writer import PendingCheckpoint, SaveReport, write_checkpoint
 
 _log = logging.getLogger(__name__)
 
