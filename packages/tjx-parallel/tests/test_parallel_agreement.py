@@ -1,4 +1,4 @@
-"""Processes that vote learn the same at the same tick, and none waits."""
+"""Consensus: all processes read the same maximum at the same call, without blocking."""
 
 import os
 import socket
@@ -14,20 +14,20 @@ import sys
 import jax
 jax.config.update("jax_transfer_guard", "disallow")
 jax.config.update("jax_num_cpu_devices", 2)
-from tjx_parallel import Agreement, initialize, meet
+from tjx_parallel import Consensus, barrier, initialize
 initialize()
 index = jax.process_index()
 assert jax.process_count() == 3
-agreement = Agreement(2)
-# At tick t process 1 asks for 15 once, process 2 for 10 later and for ever.
+consensus = Consensus(2)
+# At call t process 1 votes 15 once, process 2 votes 10 from call 4 on.
 wish = lambda t: 15 if (index, t) == (1, 2) else 10 if index == 2 and t > 3 else 0
 votes = [(wish(t), index) for t in range(8)]
-print("heard", [agreement.cast(vote) for vote in votes], flush=True)
-meet("end")
+print("heard", [consensus.vote(vote) for vote in votes], flush=True)
+barrier("end")
 """
 
 
-def test_all_hear_the_largest_wish_one_tick_late() -> None:
+def test_all_processes_read_the_maximum_one_call_late() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,11 +59,11 @@ def test_all_hear_the_largest_wish_one_tick_late() -> None:
         assert f"heard {heard}\n" in out
 
 
-def test_one_process_hears_itself_at_once() -> None:
-    agreement = Consensus(2)
-    assert [agreement.vote((0, 1)), agreement.vote((15, 0))] == [(0, 1), (15, 0)]
-    with pytest.raises(ValueError, match="a vote of 1 numbers: must have 2"):
-        agreement.vote((1,))
-    with pytest.raises(ValueError, match="at least 1 number"):
+def test_one_process_reads_its_vote_at_once() -> None:
+    consensus = Consensus(2)
+    assert [consensus.vote((0, 1)), consensus.vote((15, 0))] == [(0, 1), (15, 0)]
+    with pytest.raises(ValueError, match="got 1 numbers; expected 2"):
+        consensus.vote((1,))
+    with pytest.raises(ValueError, match="size: got 0; expected 1 or more"):
         Consensus(0)
-    barrier("nobody else")
+    barrier("single process")

@@ -55,7 +55,7 @@ def test_chips_are_sound() -> None:
         assert 0.3 < chip.efficiency < 0.7
         assert chip.efficiency_source
     assert find_chip("H100") is H100
-    with pytest.raises(ValueError, match=r"called 'h1000'.* a100, .*; did you mean h100\?"):
+    with pytest.raises(ValueError, match=r"got 'h1000'; .* a100, .*; did you mean h100\?"):
         find_chip("h1000")
 
 

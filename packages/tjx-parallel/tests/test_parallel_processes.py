@@ -68,9 +68,9 @@ print("result", json.dumps([losses, digests]), flush=True)
 JOIN = """
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
-from tjx_parallel import initialize, meet
+from tjx_parallel import barrier, initialize
 initialize()
-meet("here")
+barrier("here")
 print("result", [jax.process_index(), jax.process_count(), jax.device_count()], flush=True)
 """
 
@@ -298,16 +298,16 @@ import json
 import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
-from tjx_parallel import initialize, require_equal
+from tjx_parallel import check_equal_across_processes, initialize
 from tjx_parallel.config import DistributedConfig
 
 index, port = (int(argument) for argument in sys.argv[1:])
 initialize(DistributedConfig(
     coordinator=f"127.0.0.1:{port}", num_processes=2, process_id=index, heartbeat_timeout=60,
 ))
-require_equal("versions", {"jax": jax.__version__})
+check_equal_across_processes("versions", {"jax": jax.__version__})
 try:
-    require_equal("configuration", {"seed": 1, "learning_rate": [0.1, 0.2][index]})
+    check_equal_across_processes("configuration", {"seed": 1, "learning_rate": [0.1, 0.2][index]})
 except ValueError as error:
     print("result", json.dumps(str(error)), flush=True)
 """

@@ -1,11 +1,11 @@
-"""How devices share the work, and how processes find each other. Standard library only."""
+"""Configuration of meshes and multi-process runs. Standard library only."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 AXES = ("stage", "data", "fsdp", "context", "expert", "tensor")
-"""The axes of every mesh, outer to inner: neighbours in the last one talk most."""
+"""Mesh axes, outer to inner; the last one has the most communication."""
 
 Axis = Literal["stage", "data", "fsdp", "context", "expert", "tensor"]
 ContextKind = Literal["ring", "all_to_all"]
@@ -16,43 +16,43 @@ Offload = Literal["none", "optimizer"]
 
 @dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many devices work together in which way; the product is the number of devices.
+    """Sizes of the mesh axes and options of the parallelism.
 
     Attributes
     ----------
     stage
-        Devices among which the layers are divided (pipeline); -1 takes all that are left.
+        Pipeline stages, which divide the layers; -1 takes all remaining devices.
     data
-        Devices that hold the same parameters and different sequences; -1 takes all that are left.
+        Data parallelism: same parameters, different sequences; -1 takes all remaining devices.
     fsdp
-        Devices that divide parameters, optimizer state and sequences; -1 takes all that are left.
+        Devices that shard parameters, optimizer state and sequences; -1 takes all remaining ones.
     context
-        Devices that divide the tokens of each sequence; -1 takes all that are left.
+        Devices that shard the tokens of each sequence; -1 takes all remaining ones.
     expert
-        Devices that divide experts and sequences; -1 takes all that are left.
+        Devices that shard experts and sequences; -1 takes all remaining ones.
     tensor
-        Devices that divide heads and widths of each layer; -1 takes all that are left.
+        Devices that shard heads and hidden dimensions of each layer; -1 takes all remaining ones.
     zero
-        What fsdp divides (ZeRO): 1 optimizer state, 2 gradients too, 3 parameters too.
+        What fsdp shards (ZeRO stage): 1 optimizer state, 2 gradients too, 3 parameters too.
     sequence_parallel
-        Whether tensor divides the tokens of what is between layers; else each device has all.
+        Whether tensor shards the tokens of the residual stream; else it is replicated over tensor.
     context_kind
-        How tokens see those of other devices: keys go round in a ring, or heads are exchanged.
+        Context parallelism: ring attention, or all-to-all of heads and tokens (Ulysses).
     pipeline
-        Order in which stages work on microbatches (as many as train.accumulation says).
+        Pipeline schedule of the microbatches (their number is train.accumulation).
     virtual_stages
-        Parts of the model that each stage has, for pipeline interleaved_1f1b.
+        Chunks of the model per stage, for pipeline interleaved_1f1b.
     reduce_dtype
-        Floating-point type in which gradients of weights are summed over devices.
+        Dtype in which weight gradients are reduced over devices.
     offload
-        What lies in the host's memory between two steps: nothing, or the optimizer's state.
+        What is stored in host memory between steps: nothing, or the optimizer state.
     rules
-        Rows of the table from logical to mesh axes to replace: vocab=,mlp=fsdp+tensor.
+        Sharding rules to replace, from logical to mesh axes: vocab=,mlp=fsdp+tensor.
 
     Raises
     ------
     ValueError
-        Naming every field that is wrong, one a line.
+        With one line for each invalid field.
 
     Examples
     --------
@@ -100,12 +100,12 @@ class MeshConfig:
             raise ValueError("\n".join(problems))
 
     def axis_sizes(self, device_count: int) -> dict[str, int]:
-        """Return the size of each axis on ``device_count`` devices, -1 filled in.
+        """Return the size of each axis on ``device_count`` devices, with -1 resolved.
 
         Raises
         ------
         ValueError
-            If the sizes do not make up that number of devices.
+            If the product of the sizes is not that number of devices.
         """
         sizes = self._sizes()
         fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -126,12 +126,12 @@ class MeshConfig:
         return sizes
 
     def rows(self) -> dict[str, tuple[str, ...]]:
-        """Return the rows of the table that `rules` replaces: logical axis -> mesh axes.
+        """Parse `rules`: logical axis -> mesh axes.
 
         Raises
         ------
         ValueError
-            For what is no row, or names no mesh axis.
+            For a malformed rule or an unknown mesh axis.
 
         Examples
         --------
@@ -158,7 +158,7 @@ class MeshConfig:
 
     @property
     def chunks_per_stage(self) -> int:
-        """Parts of the model that each stage has."""
+        """Chunks of the model per stage."""
         return self.virtual_stages if self.pipeline == "interleaved_1f1b" else 1
 
     def _sizes(self) -> dict[str, int]:
@@ -167,27 +167,27 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
-    """How the processes of a run find each other; clusters that JAX knows need none of it.
+    """Coordinator address, process count and id; not needed on clusters that JAX detects.
 
     Attributes
     ----------
     coordinator
-        host:port of process 0, the same in all processes; none: the environment or cluster says.
+        host:port of process 0, the same in all processes; None: environment or cluster detection.
     num_processes
-        How many processes there are; none: the environment or cluster says.
+        Number of processes; None: environment or cluster detection.
     process_id
-        The number of this process, from 0; none: the environment or cluster says.
+        Id of this process, from 0; None: environment or cluster detection.
     bind_address
-        host:port on which process 0 listens; none: the coordinator's.
+        host:port on which process 0 listens; None: that of the coordinator.
     heartbeat_timeout
-        Seconds of silence after which a process counts as dead and the others end.
+        Seconds without a heartbeat after which a process counts as dead and the others exit.
     start_timeout
-        Seconds that the processes wait for each other at the start.
+        Timeout in seconds for all processes to start.
 
     Raises
     ------
     ValueError
-        Naming every field that is wrong, one a line.
+        With one line for each invalid field.
     """
 
     coordinator: str | None = None

@@ -1,4 +1,4 @@
-"""From sizes to a mesh of real devices."""
+"""Device meshes from axis sizes: `make_mesh`."""
 
 import math
 from collections.abc import Sequence
@@ -9,29 +9,29 @@ from jax.sharding import AxisType, Mesh
 
 from tjx_parallel.config import AXES, MeshConfig
 
-# Which axes may reach over slow links, the best first: they talk least.
+# Axes that may cross slow links, those with the least communication first.
 _OVER_SLOW_LINKS = ("data", "stage", "fsdp")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange devices in a mesh with the axes `AXES`.
+    """Create a device mesh with the axes `AXES`.
 
-    Inner axes get the fast links: JAX knows those within a slice of TPUs, and on GPUs devices of
-    one node follow each other. Several slices of TPUs are joined along data, stage or fsdp. The
-    axes are in Auto mode: the compiler carries shardings of parameters and batch through the model.
+    Inner axes get the fast links: JAX knows the topology of a TPU slice, and GPUs of one node are
+    consecutive. TPU slices are joined along data, stage or fsdp. All axes are in Auto mode: the
+    compiler propagates the shardings of parameters and batch.
 
     Parameters
     ----------
     config
-        The size of each axis.
+        Size of each axis.
     devices
-        The devices to use, all of them; None takes every device of every process.
+        Devices of the mesh; None is every device of every process.
 
     Raises
     ------
     ValueError
-        If the sizes do not make up the number of devices, or slices divide neither data, stage nor
-        fsdp; names both numbers.
+        If the product of the sizes is not the number of devices, or the slices do not divide data x
+        stage x fsdp.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def across_slices(sizes: dict[str, int], slices: int) -> tuple[int, ...]:
-    """Return over how many slices each axis reaches; ValueError as `make_mesh`."""
+    """Return the number of TPU slices that each axis spans; raises as `make_mesh`."""
     left, outer = slices, dict.fromkeys(AXES, 1)
     for axis in _OVER_SLOW_LINKS:
         outer[axis] = math.gcd(left, sizes[axis])

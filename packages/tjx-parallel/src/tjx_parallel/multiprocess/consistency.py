@@ -1,4 +1,4 @@
-"""Refuse processes that were started with different values."""
+"""Check that all processes were started with equal values."""
 
 import hashlib
 import json
@@ -8,26 +8,28 @@ from typing import Any
 import jax
 from jax._src import distributed
 
-_TIMEOUT_MS = 3_600_000  # one process may prepare data for hours
+_TIMEOUT_MS = 3_600_000  # preparing data in one process may take hours
 
 
 def check_equal_across_processes(name: str, values: Mapping[str, Any]) -> None:
-    """Raise in every process if one of them has other values; with one process return at once.
+    """Raise in every process if the values differ between processes.
 
-    Different hyperparameters or data in one process do not stop a collective: the run would train
-    on a mixture of both without an error. No device is used.
+    Collectives run with different hyperparameters or data per process too, so the run would train
+    on a mixture without an error. Uses JAX's coordination service, no device. With one process it
+    returns at once.
 
     Parameters
     ----------
     name
-        What the values are; used once in the life of the processes.
+        Description of the values, unique within the lifetime of the processes.
     values
-        By name. Compared as their text in JSON, or as their `str`.
+        Values by name, compared as JSON, or as `str` if they have no JSON form.
 
     Raises
     ------
     ValueError
-        In all processes, naming each value that differs between process 0 and the first other one.
+        In all processes, with each value that differs between process 0 and the first process that
+        deviates from it.
     """
     if jax.process_count() == 1:
         return
@@ -43,7 +45,7 @@ def check_equal_across_processes(name: str, values: Mapping[str, Any]) -> None:
     entries = client.key_value_dir_get(f"{place}/digests/")
     digests = {int(key.rpartition("/")[2]): digest for key, digest in entries}
     other = next((n for n in sorted(digests) if digests[n] != digests[0]), None)
-    # All have read what they need before one of them ends and takes the service with it.
+    # All processes read before one of them exits and shuts down the service.
     first, second = (
         json.loads(client.blocking_key_value_get(f"{place}/values/{n}", _TIMEOUT_MS))
         for n in (0, other or 0)

@@ -1,9 +1,8 @@
-"""Wait until every process of a run has started, before JAX does.
+"""Rendezvous of all processes before `jax.distributed.initialize`, with clear errors.
 
-JAX aborts a process in native code when its port is taken or another process does not come, so that
-neither an error nor an exit code can say what to do. The processes therefore meet here first:
-process 0 listens on the coordinator's address, each other one reports its number and waits for the
-answer.
+If its port is in use or a process is missing, JAX aborts in native code without a usable error or
+exit code. Therefore process 0 first listens on the coordinator's address itself; every other
+process reports its id and waits for the answer.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ _MOST_BYTES = 1000
 def wait_for_all(
     coordinator: str, bind_address: str, *, count: int, index: int, timeout_s: float
 ) -> None:
-    """Return when all processes have reported; called by each of them.
+    """Block until all processes have connected to process 0; every process calls it.
 
     Parameters
     ----------
@@ -29,15 +28,15 @@ def wait_for_all(
     bind_address
         host:port on which process 0 listens.
     count, index
-        How many processes there are, and the number of this one.
+        Number of processes and id of this one.
     timeout_s
-        How long to wait for the others, seconds.
+        Timeout in seconds.
 
     Raises
     ------
     ValueError
-        If the address cannot be listened on, a process does not come in time, or two processes
-        were given one number or different counts.
+        If process 0 cannot listen on the address, a process does not connect in time, or two
+        processes have the same id or different counts.
     """
     if count == 1:
         return
@@ -49,7 +48,7 @@ def wait_for_all(
 
 
 def _collect(bind_address: str, count: int, end: float, timeout_s: float) -> None:
-    """Answer the others once all of them have reported."""
+    """Accept the reports of all other processes, then answer each of them."""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(bind_address, count))
         waiting: dict[int, socket.socket] = {}
@@ -84,12 +83,12 @@ def _collect(bind_address: str, count: int, end: float, timeout_s: float) -> Non
 
 
 def _number(connection: socket.socket, count: int) -> int | None:
-    """Return the number that a process reports; None for an unrelated connection.
+    """Return the id that a process reports; None for an unrelated connection.
 
     Raises
     ------
     ValueError
-        If it was told of another number of processes.
+        If the process expects another number of processes.
     """
     connection.settimeout(5)
     match _receive(connection).split():
@@ -104,7 +103,7 @@ def _number(connection: socket.socket, count: int) -> int | None:
 
 
 def _report(coordinator: str, count: int, index: int, end: float, timeout_s: float) -> None:
-    """Tell process 0 that this process is here; wait for its answer."""
+    """Report this process to process 0 and wait for the answer."""
     reason = "no answer"
     while (left := end - time.monotonic()) > 0:
         try:
@@ -151,12 +150,12 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _send(connection: socket.socket, line: str) -> None:
-    with contextlib.suppress(OSError):  # a process that is gone is found out by JAX
+    with contextlib.suppress(OSError):  # JAX detects a process that has exited
         connection.sendall(f"{line}\n".encode())
 
 
 def _receive(connection: socket.socket) -> str:
-    """Return the line that comes; "" for a connection that sends something else or nothing."""
+    """Receive one line; "" if the connection sends none."""
     data = b""
     with contextlib.suppress(OSError):
         while not data.endswith(b"\n") and len(data) < _MOST_BYTES:

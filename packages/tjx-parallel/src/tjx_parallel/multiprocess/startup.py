@@ -1,4 +1,4 @@
-"""Start of a run with several processes: JAX's own coordination, nothing of ours."""
+"""Start and barriers of multi-process runs through `jax.distributed`."""
 
 import os
 from dataclasses import replace
@@ -9,41 +9,41 @@ from jax.experimental import multihost_utils
 from tjx_parallel.config import DistributedConfig
 from tjx_parallel.multiprocess.rendezvous import wait_for_all
 
-# What JAX says when it recognises no cluster: the one test of that which it offers.
+# JAX's error message if it detects no cluster; JAX has no other test for it.
 _NO_CLUSTER = "coordinator_address should be defined."
-# What it says, before it looks for a cluster, when a device was used already.
+# JAX's error message if a device was used before initialization.
 _TOO_LATE = "must be called before"
-# JAX aborts processes that wait at the end of a run for less time than a slow one may take, which
-# counts as alive for a heartbeat timeout.
+# At shutdown JAX aborts processes after this many heartbeat timeouts: a slow process counts as
+# alive for one of them, so the default of one is too short.
 _SHUTDOWN_FACTOR = 3
-# These say who the others are where the config does not. JAX reads the first alone.
+# Environment variables that replace missing config fields. JAX reads only the first itself.
 _ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
 def initialize(config: DistributedConfig | None = None) -> None:
-    """Let this process join the others; call it before anything else uses a device.
+    """Initialize `jax.distributed`; call it before any device is used.
 
-    Who the others are is said by the config; else by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID of the environment; else by SLURM, Open MPI, Kubernetes or a TPU pod, where
-    `jax.distributed` finds them. Anywhere else this is a run of one process, and nothing happens.
+    The processes are defined by the config; else by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID in the environment; else by cluster detection of `jax.distributed` (SLURM, Open
+    MPI, Kubernetes, TPU pods). Otherwise the run has one process and the call has no effect.
 
-    Told by config or environment, a process uses all devices that it sees, or those that
-    JAX_LOCAL_DEVICE_IDS names, and process 0 listens on the coordinator's address only. Under SLURM
-    and Open MPI JAX takes one GPU for each process, that of its rank on the node; where JAX finds
-    the processes, process 0 listens on all addresses, unless ``bind_address`` (or
-    JAX_COORDINATOR_BIND_ADDRESS) says otherwise.
+    With config or environment, a process uses all visible devices, or those in
+    JAX_LOCAL_DEVICE_IDS, and process 0 listens on the coordinator's address only. With cluster
+    detection process 0 listens on all addresses, unless ``bind_address`` (or
+    JAX_COORDINATOR_BIND_ADDRESS) is set, and under SLURM and Open MPI each process uses the GPU of
+    its local rank.
 
     Parameters
     ----------
     config
-        None is `DistributedConfig`'s defaults.
+        None uses the defaults of `DistributedConfig`.
 
     Raises
     ------
     ValueError
-        If the environment holds only some of the three, or what is no number; one line for each.
-        If the coordinator's address cannot be listened on, or a process that config or environment
-        tell of does not come within ``start_timeout``; naming it.
+        If the environment has only some of the three variables, or a value that is no number; one
+        line each. If process 0 cannot listen on the coordinator's address, or a process does not
+        connect within ``start_timeout``.
     """
     config = _with_environment(config or DistributedConfig())
     if config.coordinator is None:
@@ -64,7 +64,7 @@ def initialize(config: DistributedConfig | None = None) -> None:
         config.coordinator,
         config.num_processes,
         config.process_id,
-        # What was given is all: a cluster would add to it, and may be there only in part.
+        # The config is complete: cluster detection could add conflicting values.
         cluster_detection_method="deactivate",
         coordinator_bind_address=bind_address,
         initialization_timeout=config.start_timeout,
@@ -74,29 +74,29 @@ def initialize(config: DistributedConfig | None = None) -> None:
 
 
 def is_main() -> bool:
-    """Return whether this is process 0, the one that logs and writes."""
+    """Return whether this is process 0, which logs and writes files."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here; with one process return at once.
+    """Block until every process has called it with the same name; no effect with one process.
 
     Parameters
     ----------
     name
-        Of the place, the same in all processes.
+        Name of the barrier, the same in all processes.
 
     Raises
     ------
     AssertionError
-        If processes meet at different places.
+        If the processes give different names.
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def _with_environment(config: DistributedConfig) -> DistributedConfig:
-    """Return the config, completed by the environment where it names no processes."""
+    """Return the config, with the processes from the environment if it defines none."""
     if config.coordinator is not None or not {_COUNT, _INDEX} & os.environ.keys():
         return config
     count, index = _number(_COUNT), _number(_INDEX)
@@ -129,12 +129,12 @@ def _join_cluster(config: DistributedConfig) -> None:
         if str(error) != _NO_CLUSTER:
             raise
     except RuntimeError as error:
-        # Too late matters only where there are others to join.
-        if _TOO_LATE not in str(error) or _seems_one_of_many():
+        # Late initialization is an error only if there are other processes.
+        if _TOO_LATE not in str(error) or _is_multiprocess_environment():
             raise
 
 
-def _seems_one_of_many() -> bool:
+def _is_multiprocess_environment() -> bool:
     counts = [os.environ.get(name, "1") for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")]
     names = (_ADDRESS, "JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES")
     return any(count != "1" for count in counts) or any(name in os.environ for name in names)

@@ -1,4 +1,4 @@
-"""Layers divided among stages of devices; the gradients of a batch, whatever the schedule.
+"""Pipeline parallelism: gradients of a batch for any pipeline schedule.
 
 Axes in shapes: b sequences of a microbatch, T tokens, D width, L layers, M microbatches.
 """
@@ -41,54 +41,62 @@ def pipeline_gradients(
     loss_scale: Any = 1.0,
     split_tokens: bool = True,
 ) -> tuple[tuple[Any, Any], PipelineSums]:
-    """Return the gradients of a batch, computed by the stages of a pipeline; inside `jax.jit`.
+    """Compute the gradients of a batch with pipeline parallelism; inside `jax.jit`.
 
-    They are those of the sum over microbatches of all losses that `run_stage` and `finish` return,
-    up to the order of sums. Layers are stored in order: with several chunks a stage they move to
-    the stages that run them before the first tick, and their gradients back after the last.
+    The loss is the sum over microbatches of the losses that `run_stage` and `finish` return; only
+    the summation order depends on the schedule. Layers are stored in order: with several chunks per
+    stage they are sent to the stages that run them before the first tick, and their gradients back
+    after the last.
 
     Parameters
     ----------
     begin
         (outer, microbatch) -> x [b, T, D].
     run_stage
-        (layers of a chunk, number of the first (traced), x, microbatch) -> (x of the same shape and
-        dtype, (loss, sums)): scalars, the loss a penalty to be added.
+        (layers of a chunk, index of the first (traced), x, microbatch) -> (x of the same shape and
+        dtype, (loss, sums)): scalars; the loss is an auxiliary loss.
     finish
         (outer, x, microbatch, take) -> (sum of losses, (count, sums)). With `split_tokens` x is
-        [b, T / stages, D], every stages-th token, and ``take`` picks those of labels or any other
-        array [b, T, ...]; without, x has all and ``take`` returns what it is given.
+        [b, T / stages, D], every stages-th token, and ``take`` selects the same tokens of labels or
+        another array [b, T, ...]; without, x has all tokens and ``take`` is the identity.
     outer
-        Parameters of `begin` and `finish`, whole on each stage.
+        Parameters of `begin` and `finish`, replicated over stages.
     layers
-        Parameters [L, ...], divided by the mesh axis "stage".
+        Parameters [L, ...], sharded over the mesh axis "stage".
     microbatches
         Arrays [M, b, ...].
     mesh
-        Has an axis "stage"; its other axes are in Auto mode, in the three functions too.
+        Device mesh with an axis "stage"; the other axes are in Auto mode, also in the functions.
     schedule
-        From `make_schedule`.
+        From `make_pipeline_schedule`.
     spec
-        How x lies on the other axes of the mesh.
+        Partition spec of x over the other mesh axes.
     loss_scale
-        Factor of the gradients; the sums are without.
+        Factor of the gradients, not of the sums.
     split_tokens
-        Whether stages share `finish`; else each does all of it, and what the last one finds counts.
+        Whether the stages divide the tokens of `finish`; else each stage computes all of it and the
+        result of the last stage is used.
 
     Returns
     -------
     tuple
-        Gradients of (outer, layers), at least float32, and the sums.
+        Gradients of (outer, layers), float32 or wider, and the sums.
 
     Raises
     ------
     ValueError
-        If mesh, microbatches, layers or tokens do not fit the schedule.
+        If mesh, microbatches, layers or tokens do not match the schedule.
     """
     if mesh.shape["stage"] != schedule.stages:
-        raise ValueError(f"mesh of {mesh.shape['stage']} stages, schedule of {schedule.stages}")
+        raise ValueError(
+            f"mesh: got {mesh.shape['stage']} stages; expected {schedule.stages}, as in the "
+            "schedule; make the schedule for this mesh"
+        )
     if (sizes := _first_sizes(microbatches)) != {schedule.microbatches}:
-        raise ValueError(f"{sizes} microbatches, schedule of {schedule.microbatches}")
+        raise ValueError(
+            f"microbatches: got {sizes}; expected {schedule.microbatches}, as in the "
+            "schedule; make the schedule for this number"
+        )
     for size in _first_sizes(layers):
         schedule.layers_per_chunk(size)
 
@@ -112,16 +120,16 @@ def pipeline_gradients(
         axis_names={"stage"},
         in_specs=(_spec(), _spec("stage"), _spec(), _spec()),
         out_specs=((_spec(), _spec("stage")), _spec()),
-        check_vma=False,  # else each backward pass would sum the gradients of `outer` over stages
+        check_vma=False,  # else each backward pass sums the gradients of `outer` over stages
     )
     gradients, sums = run(outer, layers, microbatches, jnp.float32(loss_scale))
     return gradients, sums
 
 
 def _exchange(schedule: PipelineSchedule, index: Any, leaf: Any, *, back: bool = False) -> Any:
-    """Move chunks [chunks, ...] from the stages that store to those that run them, or back.
+    """Send chunks [chunks, ...] from the stages that store them to those that run them, or back.
 
-    In each of as many rounds as there are chunks, each stage sends one and receives one.
+    There are as many rounds as chunks; in each round a stage sends and receives one chunk.
     """
     chunks, stages = schedule.chunks, schedule.stages
     if chunks == 1:

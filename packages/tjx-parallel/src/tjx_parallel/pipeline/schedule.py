@@ -1,8 +1,8 @@
-"""When each stage of a pipeline works on which microbatch: a table, for every schedule alike.
+"""Pipeline schedules as tables: the microbatch and chunk of each stage at each tick.
 
-All stages act in step. In a tick a stage runs forward through at most one of its chunks of layers,
-then backward through at most one; what the next stage needs of it is there one tick later.
-Schedules differ in one number: how long the backward passes wait.
+All stages are synchronous. In a tick a stage runs at most one forward and then at most one backward
+pass of a chunk; the next stage receives the result one tick later. Schedules differ in one number:
+the delay of the backward passes.
 """
 
 import heapq
@@ -23,16 +23,16 @@ _DELAYS: Mapping[str, Callable[[int, int, int], int]] = {
 
 
 class Work(NamedTuple):
-    """Passes in one direction: arrays [ticks, stages] of int32, 0 where a stage has none."""
+    """Passes in one direction: int32 arrays [ticks, stages], 0 where a stage is idle."""
 
-    runs: np.ndarray  # bool: whether there is one
-    chunk: np.ndarray  # of the stage's layers
+    runs: np.ndarray  # bool: whether the stage has a pass
+    chunk: np.ndarray  # chunk of the stage's layers
     microbatch: np.ndarray
-    slot: np.ndarray  # where the stage keeps the input from the forward to the backward pass
+    slot: np.ndarray  # buffer of the input between forward and backward pass
 
 
 class Phase(NamedTuple):
-    """Ticks in which the same kinds of work are done."""
+    """Consecutive ticks with the same kinds of passes."""
 
     ticks: slice
     forward: bool
@@ -42,20 +42,21 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class PipelineSchedule:
-    """The order of passes; made by `make_schedule`.
+    """Order of the passes of a pipeline; see `make_pipeline_schedule`.
 
     Attributes
     ----------
     kind
-        "gpipe": all passes forward, then all backward (Huang et al. 2019); the inputs of all
-        microbatches are kept. "1f1b": backward as soon as possible (Narayanan et al. 2019,
-        "PipeDream"); 2 * stages - 1 inputs are kept, however many microbatches there are.
-        "interleaved_1f1b": the same with several chunks a stage (Narayanan et al. 2021, "Efficient
-        Large-Scale Language Model Training", section 2.2); (chunks + 1) * stages - 1 are kept.
+        "gpipe": all forward passes, then all backward passes (Huang et al. 2019); stores the inputs
+        of all microbatches. "1f1b": backward as soon as possible (Narayanan et al. 2019,
+        "PipeDream"); stores 2 * stages - 1 inputs for any number of microbatches.
+        "interleaved_1f1b": the same with several chunks per stage (Narayanan et al. 2021,
+        "Efficient Large-Scale Language Model Training", section 2.2); stores
+        (chunks + 1) * stages - 1.
     stages, microbatches
-        How many there are.
+        Number of stages and of microbatches.
     chunks
-        Parts of the model on each stage; part c * stages + s is chunk c of stage s.
+        Chunks of the model per stage; chunk c of stage s is number c * stages + s of the model.
     """
 
     kind: str
@@ -75,31 +76,31 @@ class PipelineSchedule:
 
     @property
     def ticks(self) -> int:
-        """How many ticks there are."""
+        """Number of ticks."""
         return self.delay + self.span
 
     @property
     def bubble(self) -> float:
-        """The time that a stage has no work, as a fraction of the time that it has."""
+        """Idle time of a stage relative to its busy time."""
         return (self.stages - 1) / (self.chunks * self.microbatches)
 
     @property
     def slots(self) -> int:
-        """How many inputs a stage has room for."""
+        """Number of input buffers of a stage."""
         return int(self.forward.slot.max()) + 1
 
     @property
     def forward(self) -> Work:
-        """The passes forward."""
+        """Forward passes."""
         return self._table[0]
 
     @property
     def backward(self) -> Work:
-        """The passes backward."""
+        """Backward passes."""
         return self._table[1]
 
     def phases(self) -> list[Phase]:
-        """Return the ticks in order, divided where a kind of work begins or ends."""
+        """Return consecutive ranges of ticks with the same kinds of passes."""
         heads = self.backward.runs[:, -1] & (self.backward.chunk[:, -1] == self.chunks - 1)
         heads_end = int(np.flatnonzero(heads)[-1]) + 1
         ends = sorted({self.delay, self.span, heads_end, self.ticks} - {0})
@@ -109,12 +110,12 @@ class PipelineSchedule:
         ]
 
     def layers_per_chunk(self, layers: int) -> int:
-        """Return how many of the model's layers a chunk has.
+        """Return the number of layers per chunk.
 
         Raises
         ------
         ValueError
-            If the chunks do not divide the layers.
+            If the number of chunks does not divide the layers.
         """
         parts = self.stages * self.chunks
         if layers % parts:
@@ -137,17 +138,17 @@ class PipelineSchedule:
                 if forward.runs[here]:
                     slot = heapq.heappop(free)
                     kept[forward.chunk[here], forward.microbatch[here]] = forward.slot[here] = slot
-                if backward.runs[here]:  # what it frees is free in the next tick
+                if backward.runs[here]:  # the buffer is free from the next tick on
                     slot = kept.pop((backward.chunk[here], backward.microbatch[here]))
                     backward.slot[here] = slot
                     heapq.heappush(free, slot)
         return forward, backward
 
     def _work(self, number: np.ndarray, *, ascending: bool) -> Work:
-        """Return the passes by their number on the stage, [ticks, stages]; chunks ascend or not.
+        """Return the passes by their index on the stage, [ticks, stages], chunks ascending or not.
 
-        A stage takes as many microbatches as there are stages through one chunk, then the same
-        through the next: by then the first of them has been through all other stages.
+        A stage runs `stages` microbatches through one chunk, then the same ones through the next:
+        by then the first of them has passed all other stages.
         """
         runs = (number >= 0) & (number < self.chunks * self.microbatches)
         group, rest = np.divmod(
@@ -161,16 +162,16 @@ class PipelineSchedule:
 def make_pipeline_schedule(
     kind: str, stages: int, microbatches: int, chunks: int = 1
 ) -> PipelineSchedule:
-    """Return a schedule; see `Schedule`.
+    """Create a pipeline schedule: gpipe, 1f1b or interleaved_1f1b.
 
     Raises
     ------
     ValueError
-        Naming all that is wrong, one a line.
+        With one line for each invalid argument.
 
     Examples
     --------
-    >>> schedule = make_schedule("interleaved_1f1b", stages=4, microbatches=8, chunks=2)
+    >>> schedule = make_pipeline_schedule("interleaved_1f1b", stages=4, microbatches=8, chunks=2)
     >>> schedule.ticks, schedule.slots, schedule.bubble
     (26, 11, 0.1875)
     """

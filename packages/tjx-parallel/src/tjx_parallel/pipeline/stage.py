@@ -1,9 +1,9 @@
-"""What a stage of a pipeline does: the same program on all of them.
+"""Program of a pipeline stage, the same on all stages.
 
-In each tick a stage sends on what it has, runs forward through one chunk of its layers, then
-backward through one, whose input it kept; the rest is computed again. Which, it looks up in the
-`Schedule`; what it computes for want of work is not counted. The head, which has input on the last
-stage alone, is shared: each stage gets some of the tokens.
+In each tick a stage sends its results, runs one chunk of its layers forward, then one backward from
+the stored input, recomputing activations. The `PipelineSchedule` selects them; the results of idle
+ticks are masked out. Only the last stage has the input of the head; all stages share its
+computation by dividing the tokens.
 
 Axes in shapes: b sequences of a microbatch, T tokens, D width.
 """
@@ -29,7 +29,7 @@ _spec: Any = PartitionSpec
 
 
 class PipelineSums(NamedTuple):
-    """Scalars, summed over microbatches and stages."""
+    """Scalars summed over microbatches and stages: loss, count and further sums."""
 
     loss: Any  # float32: all losses
     count: Any  # of the dtype that `finish` returns
@@ -37,7 +37,7 @@ class PipelineSums(NamedTuple):
 
 
 class _Carry(NamedTuple):
-    """What a stage has between two ticks."""
+    """State of a stage between two ticks."""
 
     x: Any  # from the stage before
     cotangent: Any  # for the stage before
@@ -49,7 +49,7 @@ class _Carry(NamedTuple):
 
 @dataclass(frozen=True)
 class PipelineStage:
-    """A stage, and what is the same in all of its ticks; as for `pipeline_gradients`."""
+    """Arguments of `pipeline_gradients` on one stage, and its program."""
 
     begin: Begin
     run_stage: RunStage
@@ -73,7 +73,7 @@ class PipelineStage:
         return outer, carry.layers, sums
 
     def _tick(self, phase: Phase, carry: _Carry, rows: tuple[Work, Work]) -> tuple[_Carry, None]:
-        # Sent first: it is on its way while the stage runs forward.
+        # Send first: the transfer overlaps with the forward pass.
         cotangent = self._send(carry.cotangent, -1) if phase.backward else None
         if phase.forward:
             carry = self._forward(carry, rows[0])
@@ -125,7 +125,7 @@ class PipelineStage:
         )
 
     def _head(self, carry: _Carry, number: Any, y: Any, cotangent: Any) -> tuple[_Carry, Any]:
-        """Add what `finish` finds for a microbatch; return the cotangent of each stage's y."""
+        """Run `finish` forward and backward on a microbatch; return the cotangent of y."""
         microbatch, last = at(self.microbatches, number), self.index == self.schedule.stages - 1
         x = self._spread(jnp.where(last, y, jnp.zeros_like(y))) if self.split_tokens else y
 
@@ -150,7 +150,10 @@ class PipelineStage:
         x = jax.eval_shape(self.begin, self.outer, microbatch)
         (count, sums), others = jax.eval_shape(both, x, microbatch)
         if shared := sorted(sums.keys() & others.keys()):
-            raise ValueError(f"run_stage and finish both return {', '.join(shared)}: rename one")
+            raise ValueError(
+                f"sums: got {', '.join(shared)} from run_stage and finish, which both return it; "
+                "expected different names; rename one"
+            )
         nothing = self._place(jnp.zeros(x.shape, x.dtype))
         inputs = jnp.zeros((self.schedule.slots, *x.shape), x.dtype)
         return _Carry(
@@ -167,7 +170,7 @@ class PipelineStage:
         )
 
     def _own(self, row: Work) -> tuple[Work, Any, Any]:
-        """Return this stage's work, its chunk (a constant if there is but one) and microbatch."""
+        """Return the pass of this stage, its chunk (static if there is one) and microbatch."""
         work = at(row, self.index)
         chunk = work.chunk if self.schedule.chunks > 1 else 0
         return work, chunk, at(self.microbatches, work.microbatch)
@@ -177,9 +180,9 @@ class PipelineStage:
         return (chunk * self.schedule.stages + self.index) * size
 
     def _if_any(self, row: Work, stage: int, chunk: int, then: Any, otherwise: Any) -> Any:
-        """Do the work of one stage and chunk only in ticks when it has some, which all know.
+        """Run `then` only in ticks in which the given stage runs the given chunk.
 
-        With one chunk a stage that is in nearly all ticks.
+        With one chunk per stage that is nearly every tick, so run it always.
         """
         if self.schedule.chunks == 1:
             return then()
@@ -194,13 +197,13 @@ class PipelineStage:
         return self._place(_lax.ppermute(x, "stage", pairs))
 
     def _take(self, array: Any) -> Any:
-        """Return this stage's share of the tokens."""
+        """Return the tokens of this stage."""
         if not self.split_tokens:
             return array
         return _lax.dynamic_index_in_dim(self._split(array), self.index, 2, keepdims=False)
 
     def _split(self, array: Any) -> Any:
-        """Return [b, T / stages, stages, ...]; a device with some tokens has some of each share."""
+        """Return [b, T / stages, stages, ...], so that each stage's tokens stay evenly sharded."""
         b, tokens, *rest = array.shape
         stages = self.schedule.stages
         if tokens % stages:
@@ -221,7 +224,7 @@ class PipelineStage:
         )
 
     def _on_shards(self, move: Callable[[Any], Any], x: Any) -> Any:
-        """Apply to each device's part of x; the compiler would gather x over other axes first."""
+        """Apply `move` to each device's shard; the compiler would gather x first."""
         mesh = jax.sharding.get_abstract_mesh()
         names = set(mesh.axis_names) - set(mesh.manual_axes)
         return jax.shard_map(

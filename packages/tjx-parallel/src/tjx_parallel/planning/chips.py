@@ -1,4 +1,4 @@
-"""What accelerators can do, as their makers say; plans are made of these figures. No JAX."""
+"""Published figures of accelerators: memory, FLOP/s, bandwidths. No JAX."""
 
 import difflib
 import math
@@ -10,18 +10,18 @@ _GB, _GIB = 10**9, 2**30
 
 
 class Chip(NamedTuple):
-    """An accelerator.
+    """Peak rates and memory of an accelerator.
 
     Attributes
     ----------
     name
-        As a user gives it.
+        Name in commands and flags.
     platform
-        Whose compiler makes its programs: cuda or tpu.
+        Platform of its compiler: cuda or tpu.
     memory
-        Bytes. A GPU's GB are taken as 10**9; a TPU's are what libtpu 0.0.51 can allocate.
+        Bytes: a GPU's GB as 10**9; for a TPU what libtpu 0.0.51 can allocate.
     usable
-        Share of them that JAX takes: of a GPU 0.75 unless XLA_CLIENT_MEM_FRACTION is set
+        Share of the memory that JAX allocates: 0.75 on GPUs unless XLA_CLIENT_MEM_FRACTION is set
         (docs.jax.dev, "GPU memory allocation").
     flops
         bf16 FLOP/s of matrix products, without sparsity.
@@ -31,25 +31,25 @@ class Chip(NamedTuple):
         Bytes/s sent along one axis of a mesh in the fast domain: NVLink in one direction; of a
         TPU's torus (ICI) the links of one dimension, as an axis may lie along one only.
     fast_size
-        Chips in a fast domain: those of a DGX, or of a TPU pod.
+        Chips in a fast domain: a DGX or a TPU pod.
     slow_bandwidth
-        Bytes/s sent beyond it, a chip: InfiniBand, or its part of a pod's network (DCN).
+        Bytes/s sent per chip beyond it: InfiniBand, or its share of a pod's network (DCN).
     source
-        Where the figures stand.
+        Source of the figures.
     float32_flops
-        FLOP/s of products of float32 numbers that are not rounded: of a GPU without tensor cores
-        (its datasheet), of a TPU in six passes of bf16.
+        FLOP/s of products of float32 numbers that are not rounded: on a GPU without tensor cores
+        (its datasheet), on a TPU in six passes of bf16.
     float8_flops
         FLOP/s of matrix products of 8-bit floats; that of bf16 where the chip has no faster one.
     integer_ops
         Elementwise operations/s on 32-bit integers, as of random bits: of a GPU those of its cores
         (CUDA C++ Programming Guide, throughput of arithmetic instructions: 64 a clock and
-        multiprocessor, on Blackwell 128); infinite where no figure is at hand.
+        multiprocessor, on Blackwell 128); infinite without a published figure.
     efficiency
-        Share of `flops` that a whole training step was publicly measured to reach; formulas assume
-        it where no compiled program is at hand.
+        Share of `flops` that a published training run reached; formulas use it without a compiled
+        program.
     efficiency_source
-        Where it was measured.
+        Source of `efficiency`.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Chip(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Bytes that a program can have."""
+        """Bytes available to a program."""
         return int(self.memory * self.usable)
 
     def product_flops(self, dtype: str, *, exact: bool = False) -> float:
@@ -126,9 +126,11 @@ CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in (
 
 
 def find_chip(name: str) -> Chip:
-    """Return the chip of a name; ValueError, naming the nearest, if there is none."""
+    """Return the chip with a name; raise ValueError with the nearest name if there is none."""
     if (chip := CHIPS.get(name.lower())) is not None:
         return chip
     near = difflib.get_close_matches(name.lower(), CHIPS, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"no chip is called {name!r}: give one of {', '.join(CHIPS)}{hint}")
+    raise ValueError(
+        f"chip: got {name!r}; expected one of {', '.join(CHIPS)}{hint}; correct the name"
+    )

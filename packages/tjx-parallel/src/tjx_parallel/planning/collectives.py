@@ -1,4 +1,4 @@
-"""What a compiled step sends between devices, read from its program's text (HLO). No JAX."""
+"""Collectives of a compiled step, parsed from its HLO text. No JAX."""
 
 import math
 import re
@@ -14,27 +14,27 @@ KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
     "ragged-all-to-all", "collective-broadcast",
 )  # fmt: skip
-# Operations that hand on all the numbers of an array.
+# Operations that pass on all elements of an array.
 _PASSES_ON = {"get-tuple-element", "bitcast", "convert", "copy", "reshape", "transpose"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collective:
-    """An exchange between devices.
+    """A collective of a compiled program.
 
     Attributes
     ----------
     kind
-        HLO's name. An all-reduce of which each device keeps a slice is a reduce-scatter: so the
-        compilers of GPUs and TPUs make it, that of CPUs has none.
+        HLO's name. An all-reduce of which each device uses only a slice counts as a reduce-scatter:
+        the GPU and TPU compilers convert it, the CPU compiler does not.
     axes
-        Axes of the mesh along which devices exchange, outer to inner.
+        Mesh axes of the participating devices, outer to inner.
     group_size
-        Devices that exchange with each other.
+        Devices per replica group.
     payload
-        Bytes of a run: all that is gathered or scattered; else what one device brings.
+        Bytes per run: the gathered or scattered array, else the operand of one device.
     runs
-        Runs in a step.
+        Runs per step.
     """
 
     kind: str
@@ -45,19 +45,19 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes that a device sends in a step."""
+        """Bytes that a device sends per step."""
         return self.runs * self.payload * wire_share(self.kind, self.group_size)
 
 
 def wire_share(kind: str, devices: float | int) -> float:
-    """Return what each of so many devices sends in a ring, in parts of the payload."""
+    """Return the share of the payload that each device of a ring sends."""
     if kind in ("collective-permute", "collective-broadcast"):
         return float(devices > 1)
     return (2 if kind == "all-reduce" else 1) * (devices - 1) / devices
 
 
 def collectives(hlo: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
-    """Return the exchanges of a compiled program; those in a loop count as often as it runs.
+    """Return the collectives of a compiled program, those in loops with their trip counts.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def collectives(hlo: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
     Raises
     ------
     ValueError
-        If it cannot be told which devices exchange, or how often a loop with exchanges runs.
+        If the replica groups of a collective or the trip count of its loop are unknown.
     """
     program = parse(hlo)
     found = []
@@ -79,15 +79,19 @@ def collectives(hlo: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
             continue
         axes, size = _participants(each.rest, mesh_shape)
         if not runs:
-            raise ValueError(f"{each.name} is in a loop of unknown length: use scan or fori_loop")
+            raise ValueError(
+                f"hlo: got {each.name} in a loop of unknown length; expected a static trip "
+                "count; use scan or fori_loop"
+            )
         parts = {kind: _sizes(each)}
         if kind == "all-reduce":
             parts = {"all-reduce": [], "reduce-scatter": []}
             for number, part in enumerate(_sizes(each)):
                 sliced = _is_sliced(program, each, number)
-                # The slices are the result of a reduce-scatter: below, the whole is made of them.
+                # Collect the slices; below, the payload of the reduce-scatter is computed from
+                # them.
                 parts["reduce-scatter" if sliced else kind].append(part // (size if sliced else 1))
-        # CPUs add 16-bit numbers as 32-bit ones, and say so in the name of the addition.
+        # The CPU compiler widens 16-bit sums to 32 bits, visible in the name of the addition.
         widened = 2 if re.search(r"to_apply=%?[\w.\-]*_promoted", each.rest) else 1
         for name, part_sizes in parts.items():
             payload = sum(part_sizes) * (size if name == "reduce-scatter" else 1) // widened
@@ -108,7 +112,7 @@ def _is_sliced(
     number: int = 0,
     fusion: Instruction | None = None,
 ) -> bool:
-    """Tell whether slices are all that is used of an array of a result, in a fusion or after it."""
+    """Return whether all uses of a result, inside and after a fusion, are slices."""
     uses = source.users
     if len(_sizes(source)) > 1:
         uses = [each for each in uses if re.search(rf"index={number}\b", each.rest)]
@@ -130,18 +134,18 @@ def _is_sliced_inside(program: Program, fusion: Instruction, operand: str) -> bo
 
 
 def _participants(rest: str, mesh_shape: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-    """Return the axes along which devices exchange, and how many exchange with each other."""
+    """Return the mesh axes of a collective and the size of its replica groups."""
     groups = _groups(rest, math.prod(mesh_shape.values()))
     places = np.array(np.unravel_index(groups, tuple(mesh_shape.values())))  # axis, group, member
     moves = (places != places[:, :, :1]).any(axis=(1, 2))
     axes = tuple(axis for axis, moved in zip(mesh_shape, moves, strict=True) if moved)
-    # Pairs of a permute are no groups: its messages go along whole axes.
+    # The pairs of a permute are not groups: its messages run along whole axes.
     whole = math.prod(mesh_shape[axis] for axis in axes)
     return axes, whole if "source_target_pairs" in rest else groups.shape[1]
 
 
 def _groups(rest: str, devices: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    """Return the devices that exchange, [groups, members], by their places in the mesh."""
+    """Return the replica groups, [groups, members], as device positions in the mesh."""
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         shape, sizes, order = (integers(part or "") for part in iota.groups())
         ids = np.arange(devices).reshape(sizes)
@@ -161,6 +165,9 @@ def _groups(rest: str, devices: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
         return ids.reshape(-1, math.prod(sizes[axis] for axis in taken))
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]+\},?)*)\}", rest)
     if listed is None:
-        raise ValueError(f"it is not told which devices exchange in: {rest[:300]}")
+        raise ValueError(
+            f"hlo: got {rest[:300]}; expected replica groups or source-target pairs; pass "
+            "compiled.as_text()"
+        )
     groups = [integers(group) for group in re.findall(r"\{([\d,]+)\}", listed[1])]
     return np.array(groups or [list(range(devices))])

@@ -11,7 +11,7 @@ _ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
 _CALLEE = re.compile(
     r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|(%?[\w.\-]+))"
 )
-# The result of these is (operands, results), flat, with as many of the one as of the other.
+# The result of these is the flat tuple (operands, results), with equal numbers of both.
 _PAIRED_STARTS = ("all-gather-start", "reduce-scatter-start", "all-to-all-start")
 
 
@@ -44,7 +44,7 @@ class Array(NamedTuple):
 
 
 def arrays(text: str) -> list[Array]:
-    """Return the arrays of an HLO type, those of nested tuples in their order.
+    """Return the arrays of an HLO type, nested tuples flattened.
 
     Examples
     --------
@@ -73,10 +73,10 @@ class Instruction:
     op
         HLO's opcode; asynchronous ones end with -start, -update and -done.
     operands
-        Names of instructions of the same computation; of a parameter its number, of a constant its
-        value.
+        Names of instructions of the same computation; the number of a parameter; the value of a
+        constant.
     rest
-        What follows the opening parenthesis: operands, attributes and metadata.
+        Text after the opening parenthesis: operands, attributes and metadata.
     is_root
         Whether it is the computation's result.
     users
@@ -102,12 +102,12 @@ class Instruction:
         return self.attribute(r'op_name="([^"]*)"')
 
     def attribute(self, pattern: str) -> str:
-        """Return the first group of a pattern in the attributes; empty where it does not match."""
+        """Return the first group of a pattern in the attributes, "" without a match."""
         found = re.search(pattern, self.rest)
         return found[1] if found else ""
 
     def results(self) -> list[Array]:
-        """Return the arrays that it produces; operands in the tuple of a -start do not count."""
+        """Return the arrays that it produces, without the operands in the tuple of a -start."""
         found = arrays(self.type)
         if self.op in _PAIRED_STARTS:
             return found[len(found) // 2 :]
@@ -120,7 +120,7 @@ class Instruction:
         return found
 
     def callees(self) -> list[str]:
-        """Return the names of the computations that it runs."""
+        """Return the names of the computations that it calls."""
         names = ",".join(several or one for several, one in _CALLEE.findall(self.rest))
         return [name.strip(" %") for name in names.split(",") if name]
 
@@ -175,17 +175,17 @@ def parse(hlo: str) -> Program:
 
 
 def walk(program: Program, name: str, runs: int) -> Iterator[tuple[Instruction, int]]:
-    """Yield every instruction that runs, and how often; 0 is not known."""
+    """Yield every executed instruction and its number of runs; 0 if unknown."""
     for each in program.computations[name].values():
         yield each, runs
         times = runs * (trip_count(program, each) if each.op == "while" else 1)
-        if not each.op.endswith(("-done", "-update")):  # what was started is counted there
+        if not each.op.endswith(("-done", "-update")):  # counted at its -start
             for callee in each.callees():
                 yield from walk(program, callee, times)
 
 
 def trip_count(program: Program, loop: Instruction) -> int:
-    """Return how often a while loop runs; 0 is not known."""
+    """Return the trip count of a while loop; 0 if unknown."""
     if count := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
         return int(count)
     # The TPU compiler gives no count. JAX counts its loops from 0 up to a constant.

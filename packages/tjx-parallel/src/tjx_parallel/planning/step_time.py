@@ -1,11 +1,11 @@
-"""What fits, how long a step takes and how it scales: formulas over the figures of one step.
+"""Memory, step time and scaling of a training step from the profile of one compiled step.
 
-Computing takes the time that was estimated from the compiled program, or FLOPs at a share of the
-peak where there is none.
+The compute time is the estimate for the compiled program (`tjx_parallel.roofline`), or without one
+FLOPs at a share of the peak rate.
 
-Of a group of n devices that exchange, k are in one fast domain: the n / k domains exchange over k
-slow links side by side, then the k devices over their fast links, each in a ring. A step takes from
-max(computing, communicating), if all of it is hidden, to their sum.
+A collective over n devices, k of them in one fast domain, runs as a ring over the n / k domains on
+k parallel slow links, then as a ring over the k devices on fast links. The step time is between
+max(compute, communication), fully overlapped, and their sum.
 """
 
 import math
@@ -18,18 +18,18 @@ from tjx_parallel.planning.chips import Chip
 from tjx_parallel.planning.collectives import Collective, wire_share
 
 _BLOCK_BY_BLOCK = ("all-reduce", "all-gather", "reduce-scatter")
-_WEIGHTS = {"data", "fsdp"}  # what goes along these does not grow with the rows
+_WEIGHTS = {"data", "fsdp"}  # payloads along these axes are independent of the rows
 
 
 class ComputeTime(NamedTuple):
-    """Estimated seconds of a compiled step on one device, without its collectives.
+    """Estimated compute seconds of a compiled step on one device, without collectives.
 
     Attributes
     ----------
     model
-        Of the forward and the backward pass: they grow with the rows.
+        Forward and backward pass, proportional to the rows.
     update
-        Of the optimizer and what else runs once a step: they grow with the state.
+        Optimizer and other work once per step, proportional to the state.
     """
 
     model: float
@@ -38,24 +38,25 @@ class ComputeTime(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StepProfile:
-    """What is known of a step on a mesh; bytes are those of one device.
+    """Memory, FLOPs, tokens and collectives of a step on a mesh; bytes are per device.
 
     Attributes
     ----------
     mesh_shape
         Size by axis, outer to inner.
     parameters, optimizer, batch, temporaries
-        Bytes. Temporaries are all else at the peak: activations, gradients, gathered weights.
+        Bytes. Temporaries are everything else at the peak: activations, gradients, gathered
+        weights.
     gradients
-        Bytes of a gradient of each parameter, as they are reduced; they are in the temporaries.
+        Bytes of the gradients in the dtype of their reduction; part of the temporaries.
     flops
-        FLOPs of all devices, by formula, with those of activations that are computed again.
+        FLOPs of all devices by formula, including recomputation.
     tokens, sequences, microbatches
-        In a step.
+        Number per step.
     exchanges
-        Of the compiled step.
+        Collectives of the compiled step.
     bubble
-        Share of the time in which a stage of the pipeline waits.
+        Share of the time in which a pipeline stage is idle.
     compute_time
         Estimated from the compiled program (`tjx_parallel.roofline`); None where the compiler of
         the chip is not installed.
@@ -77,17 +78,17 @@ class StepProfile:
 
     @property
     def devices(self) -> int:
-        """Devices of the mesh."""
+        """Number of devices of the mesh."""
         return math.prod(self.mesh_shape.values())
 
     @property
     def memory(self) -> int:
-        """Bytes at the peak."""
+        """Peak memory in bytes."""
         return self.parameters + self.optimizer + self.batch + self.temporaries
 
 
 class Sent(NamedTuple):
-    """Bytes that a device sends in a step, and the seconds that takes."""
+    """Bytes that a device sends in a step, and the time in seconds."""
 
     bytes: float
     seconds: float
@@ -95,20 +96,19 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a step costs on a chip. Pairs are bounds: nothing hidden, and all communication hidden.
+    """Estimated cost of a step on a chip. Pairs are bounds: no overlap, and full overlap.
 
     Attributes
     ----------
     step, chip
-        What is planned.
+        Profile of the step, and the accelerator.
     compute_efficiency
-        Share of the chip's peak that computing is assumed to reach; None where `compute` is that of
-        the compiled program.
+        Assumed share of the chip's peak FLOP/s; None if `compute` is that of the compiled program.
     compute
-        Seconds: of the compiled program, or by formula: FLOPs, and the optimizer's reading and
-        writing of the state from memory.
+        Seconds, of the compiled program or by formula: FLOPs plus the memory traffic of the
+        optimizer update.
     communication
-        By (kind, axes).
+        Bytes and seconds by (kind, axes).
     """
 
     step: StepProfile
@@ -119,41 +119,41 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the chip has the memory."""
+        """Whether the peak memory fits the chip."""
         return self.step.memory <= self.chip.capacity
 
     @property
     def seconds(self) -> tuple[float, float]:
-        """Of a step; pipeline stages compute 1 - bubble of the time."""
+        """Step time in seconds; pipeline stages are busy for 1 - bubble of it."""
         sent = sum(each.seconds for each in self.communication.values())
         busy = self.compute / (1 - self.step.bubble)
         return busy + sent, max(busy, sent)
 
     @property
     def efficiency(self) -> tuple[float, float]:
-        """Share of the step in which devices compute."""
+        """Share of the step time spent computing."""
         slow, fast = self.seconds
         return self.compute / slow, self.compute / fast
 
     @property
     def tokens_per_second(self) -> tuple[float, float]:
-        """Of all devices."""
+        """Tokens per second of all devices."""
         slow, fast = self.seconds
         return self.step.tokens / slow, self.step.tokens / fast
 
 
 def plan(step: StepProfile, chip: Chip, *, compute_efficiency: float | None = None) -> Plan:
-    """Return what a step costs on a chip.
+    """Estimate memory and time of a step on a chip.
 
     Parameters
     ----------
     step
-        The step.
+        Profile of the step.
     chip
         The accelerator.
     compute_efficiency
-        Share of the chip's peak that computing is assumed to reach. None takes the time of the
-        compiled program, or where there is none the chip's own share, which has a source.
+        Assumed share of the chip's peak FLOP/s. None uses the time of the compiled program, or
+        without one the chip's published share.
 
     Raises
     ------
@@ -189,13 +189,13 @@ def plan(step: StepProfile, chip: Chip, *, compute_efficiency: float | None = No
 
 
 def scale_step(step: StepProfile, devices: int, *, strong: bool) -> StepProfile | None:
-    """Return a step on another number of devices, without compiling it; None if there is none.
+    """Extrapolate the profile of a step to another number of devices; None if impossible.
 
-    Outer axes grow and shrink: data, then fsdp and what is left, so that fewer devices than the
-    planned ones hold more of the state. Weak: the same rows a device. Strong: the same batch, in
-    fewer or more microbatches as far as that goes. Payloads of weights stay as they are; those of
-    activations, along the other axes, follow the rows. Where the planned mesh has no data axis,
-    every microbatch's gradients are reduced along the new one.
+    Outer axes grow and shrink: data, then fsdp and the others, so fewer devices hold more of the
+    state each. Weak scaling keeps the rows per device; strong scaling keeps the batch and adapts
+    the microbatches if possible. Payloads of weights are constant; those of activations, along the
+    other axes, are proportional to the rows. If the profiled mesh has no data axis, the gradients
+    of every microbatch are reduced along the new one.
     """
     factor = devices / step.devices
     shape, state = _resized(step.mesh_shape, devices)
@@ -234,14 +234,14 @@ def _on(
 ) -> Iterable[Collective]:
     for each in exchanges:
         size = math.prod(shape[axis] for axis in each.axes)
-        # A microbatch's weights are gathered and reduced as often as there are microbatches.
+        # Weights are gathered and gradients reduced once per microbatch.
         times = repeats if _WEIGHTS & set(each.axes) else rows
         if size > 1:
             yield replace(each, group_size=size, payload=round(each.payload * times))
 
 
 def _resized(mesh_shape: Mapping[str, int], devices: int) -> tuple[dict[str, int], float]:
-    """Return the mesh on so many devices, and by what a device's share of the state grows."""
+    """Return the mesh on `devices` devices and the growth factor of the state per device."""
     shape = {axis: mesh_shape.get(axis, 1) for axis in AXES}
     state = 1.0
     wanted = devices / math.prod(shape.values())
@@ -256,7 +256,7 @@ def _resized(mesh_shape: Mapping[str, int], devices: int) -> tuple[dict[str, int
 
 
 def collective_seconds(each: Collective, mesh_shape: Mapping[str, int], chip: Chip) -> float:
-    """Return the seconds that a collective takes in a step, with nothing hidden."""
+    """Return the seconds of a collective in a step, without overlap."""
     stride, near = 1, 1
     for axis in reversed(list(mesh_shape)):
         if axis in each.axes:
@@ -267,7 +267,7 @@ def collective_seconds(each: Collective, mesh_shape: Mapping[str, int], chip: Ch
     if each.kind in _BLOCK_BY_BLOCK:
         slow = sent * wire_share(each.kind, domains) / near
         fast = sent * wire_share(each.kind, near)
-    elif each.kind == "collective-permute":  # the slowest of the messages decides
+    elif each.kind == "collective-permute":  # the slowest message dominates
         slow, fast = (sent, 0) if domains > 1 else (0, sent)
     else:
         slow = sent * (each.group_size - near) / each.group_size

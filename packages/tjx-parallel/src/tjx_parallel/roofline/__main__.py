@@ -1,4 +1,4 @@
-"""Estimate a step from a file: ``python -m tjx_parallel.roofline step.hlo.txt``."""
+"""Command line: ``python -m tjx_parallel.roofline step.hlo.txt`` estimates the step time."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from tjx_parallel.roofline import assumptions_for, estimate, report
 
 
 def main() -> None:
-    """Print the estimate of a file."""
+    """Print the estimated step time of an HLO file."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tjx_parallel.roofline")
     parser.add_argument("hlo", type=Path, help="text of compiled.as_text()")
     parser.add_argument("--chip", default="h200", help=f"one of {', '.join(CHIPS)}")

@@ -1,4 +1,4 @@
-"""Shares of a chip's peak rates that kernels are assumed to sustain, and where they come from."""
+"""Assumed shares of a chip's peak rates, with their sources."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from tjx_parallel.planning.chips import Chip
 
 
 class Assumptions(NamedTuple):
-    """What an estimate rests on beside the chip's peak rates.
+    """Assumptions of a roofline estimate besides the chip's peak rates.
 
     Attributes
     ----------
@@ -16,11 +16,11 @@ class Assumptions(NamedTuple):
     bandwidth_share
         Share of the peak memory bandwidth that kernels sustain.
     launch_seconds
-        Time between the end of a kernel and the begin of the next.
+        Seconds between the end of a kernel and the start of the next.
     attention_visible
-        Share of the pairs of query and key that the mask shows, in calls of attention kernels.
+        Share of unmasked query-key pairs in attention kernels.
     source
-        Where the shares come from.
+        Source of the shares.
     integer_share
         Share of the chip's rate of integer operations that elementwise kernels sustain.
     """
@@ -73,14 +73,14 @@ _BY_PLATFORM = {
 
 
 def assumptions_for(chip: Chip, *, attention_visible: float = 0.5) -> Assumptions:
-    """Return the assumptions for a chip.
+    """Return the assumed shares of peak rates for a chip.
 
     Parameters
     ----------
     chip
         The accelerator.
     attention_visible
-        Share of the pairs of query and key that attention masks show: 0.5 is causal, 1 no mask.
+        Share of unmasked query-key pairs: 0.5 is causal, 1 no mask.
 
     Raises
     ------

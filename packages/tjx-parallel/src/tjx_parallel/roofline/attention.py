@@ -1,7 +1,7 @@
-"""FLOPs and rates of calls of attention kernels, which HLO shows only as custom calls.
+"""FLOPs and rates of attention kernels, which are opaque custom calls in HLO.
 
-A forward pass takes 4 FLOPs for each visible pair of query and key and each feature of a head, a
-backward pass 2.5 times as many. Rates are public measurements (tokamax and FlashAttention-3 on an
+A forward pass takes 4 FLOPs per unmasked query-key pair and feature of a head, a backward pass 2.5
+times as many. Rates are public measurements (tokamax and FlashAttention-3 on an
 H100 SXM, bf16, causal, 16k tokens, heads * features 2048), as shares of that chip's peak.
 """
 
@@ -54,18 +54,18 @@ _TARGETS = {
 
 
 class AttentionWork(NamedTuple):
-    """Work of one call of an attention kernel.
+    """FLOPs and assumed rate of an attention kernel.
 
     Attributes
     ----------
     implementation
         "cudnn", "mosaic", "triton" or "tpu".
     flops
-        Of one run, by formula.
+        FLOPs per run, by formula.
     share
-        Share of the chip's peak that the kernel is taken to sustain; None where nothing is known.
+        Assumed share of the chip's peak; None without a published figure.
     note
-        Where the share comes from.
+        Source of the share.
     """
 
     implementation: str
@@ -79,9 +79,9 @@ def attention_call(
 ) -> AttentionWork | None:
     """Return the work of an attention kernel; None for any other instruction.
 
-    Operands are [batch, tokens, heads, features]: queries, keys and the rest, after scalars. A
-    kernel within the scope "attention" that produces none of them in the backward pass, as one
-    that sums rows, is not counted as attention.
+    Operands are [batch, tokens, heads, features]: queries, keys and others, after scalars. A kernel
+    in the scope "attention" whose results are none of their gradients, such as a row sum, does not
+    count as attention.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def attention_call(
     inside
         The computation that it is in.
     visible
-        Share of the pairs of query and key that the mask shows.
+        Share of unmasked query-key pairs.
     """
     target = each.attribute(r'custom_call_target="([^"]*)"')
     names = [name for start, name in _TARGETS.items() if target.startswith(start)]
@@ -107,7 +107,7 @@ def attention_call(
         region.phase == "backward" and "rematted_computation" not in each.op_name
     )
     if backward:
-        # One kernel produces the gradients of queries, keys and values, or several do.
+        # The gradients of queries, keys and values may come from one kernel or from several.
         flops *= _BACKWARD * min(_count_gradients(each.results(), query, key), 3) / 3
     if not flops:
         return None
@@ -122,7 +122,7 @@ def _count_gradients(results: list[Array], query: Array, key: Array) -> int:
 def _share(
     implementation: str, features: int, length: int, *, backward: bool
 ) -> tuple[float | None, str]:
-    """Interpolate the anchors in the logarithm of the length; beyond them the last one holds."""
+    """Interpolate the anchor rates in log(length); constant beyond the last ones."""
     anchors = _ANCHORS.get(implementation)
     if anchors is None:
         return None, "no public figure: the rate of other products is taken"

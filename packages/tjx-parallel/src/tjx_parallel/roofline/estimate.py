@@ -1,4 +1,4 @@
-"""Time of a compiled step: each kernel takes as long as its FLOPs, its bytes or its launch."""
+"""Roofline estimate of a compiled step: per kernel the maximum of compute and memory time."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from tjx_parallel.roofline.attention import attention_call
 from tjx_parallel.roofline.regions import COLLECTIVES, Region, op_name_of, region_of
 from tjx_parallel.roofline.work import integer_operations, memory_bytes, products
 
-# Instructions that launch nothing: they name, regroup or wait for what others compute.
+# Instructions without a kernel.
 _FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id",
     "replica-id", "opt-barrier", "add-dependency", "domain", "send-done", "recv-done",
@@ -35,15 +35,15 @@ class Kernel:
     region
         Region of the model, and pass.
     op_name
-        JAX's path that the region was read from.
+        JAX's op_name, from which the region is read.
     runs
-        Runs in a step.
+        Runs per step.
     bytes, flops
-        Of one run; the bytes of a collective are those that the device sends.
+        Per run; for a collective the bytes that the device sends.
     seconds
-        Of one run.
+        Seconds per run.
     bound
-        "compute", "memory", "integers", "launch" or "link": what takes most of the time.
+        "compute", "memory", "integers", "launch" or "link": the largest term.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Total(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Estimate of a step on one device.
+    """Estimated kernels of a step on one device.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Estimate:
     kernels
         All kernels and collectives.
     notes
-        What the program does not tell, and rates that have a source of their own.
+        Unknowns of the program, and rates with their own source.
     """
 
     chip: Chip
@@ -88,7 +88,7 @@ class Estimate:
     notes: tuple[str, ...]
 
     def total(self, kernels: Iterable[Kernel] | None = None) -> Total:
-        """Sum up some kernels; by default all but the collectives, which may overlap with them."""
+        """Sum over kernels; by default all except collectives, which may overlap with them."""
         chosen = [
             each
             for each in (self.kernels if kernels is None else kernels)
@@ -117,9 +117,9 @@ class Estimate:
         return dict(sorted(found.items(), key=lambda item: -item[1].seconds))
 
     def costliest(self, count: int) -> list[tuple[Kernel, Total]]:
-        """Return the operations that take most of a step, and their sums.
+        """Return the operations with the most time per step, and their sums.
 
-        Kernels of the same op_name, kind and size are one operation, as those of unrolled layers.
+        Kernels with the same op_name, kind and size, as in unrolled layers, are one operation.
         """
         groups: dict[tuple[object, ...], list[Kernel]] = {}
         for each in self.kernels:
@@ -137,7 +137,7 @@ def estimate(
     Parameters
     ----------
     hlo
-        ``compiled.as_text()``: optimized HLO, best of the chip's own compiler.
+        ``compiled.as_text()``: optimized HLO, preferably of the chip's own compiler.
     chip
         The accelerator.
     assumptions
@@ -148,7 +148,7 @@ def estimate(
     Raises
     ------
     ValueError
-        If the text is no optimized HLO, or has collectives and the mesh is not given.
+        If the text is no optimized HLO, or has collectives without a `mesh_shape`.
     """
     walk = _Walk(parse(hlo), chip, assumptions)
     kernels = list(walk.kernels(walk.program.entry))
@@ -165,11 +165,11 @@ def estimate(
 
 
 class _Walk:
-    """Kernels of a program; `notes` and `exchanges` fill up on the way."""
+    """Iterator over the kernels of a program that collects `notes` and counts collectives."""
 
     def __init__(self, program: Program, chip: Chip, assumptions: Assumptions) -> None:
         self.program, self.chip, self.assumptions = program, chip, assumptions
-        self.notes: dict[str, None] = {}  # in their order, each once
+        self.notes: dict[str, None] = {}  # ordered set
         self.exchanges = 0
 
     def kernels(self, name: str) -> Iterator[Kernel]:

@@ -1,4 +1,4 @@
-"""Region of the model and pass that a kernel belongs to, read from JAX's op_name metadata.
+"""Model region and pass of a kernel, from JAX's op_name metadata.
 
 An op_name is a path of functions, transformations, scopes (`jax.named_scope`) and a primitive, as
 ``jit(train_step)/transpose(jvp(mlp))/dot_general``.
@@ -21,7 +21,7 @@ SCOPES = {
     "gradients": "gradient sums",
     "optimizer": "optimizer",
 }
-"""Regions by the name of the scope; the innermost scope of a path decides."""
+"""Region by scope name; the innermost scope of a path wins."""
 
 LOOP = "layer loop"
 COLLECTIVES = "collectives"
@@ -29,21 +29,21 @@ OTHER = "other"
 PASSES = ("forward", "backward", "update")
 
 _TRANSFORMED = re.compile(r"^(?:(?:jvp|transpose|vmap|remat|checkpoint)\()+([^()]*)\)+$")
-# What `jax.lax.scan` itself does with its operands and results.
+# Slicing and stacking by `jax.lax.scan`.
 _LOOP_SLICES = re.compile(r"while/body/(?:jit\()?dynamic_(?:update_)?(?:index_in_dim|slice)")
 
 
 class Region(NamedTuple):
-    """Where a kernel belongs.
+    """Model region and pass of a kernel.
 
     Attributes
     ----------
     name
-        A value of `SCOPES`; "layer loop" for the slicing and stacking of a scan, "other" where no
-        scope says more.
+        A value of `SCOPES`; "layer loop" for the slicing and stacking of a scan, "other" without a
+        known scope.
     phase
-        "forward", "backward" (with what is recomputed in it), or "update" for what is not
-        differentiated.
+        "forward", "backward" (including recomputation), or "update" for operations that are
+        not differentiated.
     """
 
     name: str
@@ -74,11 +74,11 @@ def region_of(op_name: str) -> Region:
 
 
 def op_name_of(kernel: Instruction, fused: Iterable[Instruction]) -> str:
-    """Return the op_name that says most of a kernel's region.
+    """Return the op_name that determines the region of a kernel.
 
-    That is the one of the product in a fusion, as it takes the time; else the kernel's own where a
-    scope is in it; else that of the scope with the most elements in the fusion; else its own, or
-    that of the loop which it prepares operands for.
+    In order of precedence: the matrix product in a fusion, the kernel itself if it has a scope, the
+    scope with the most elements in the fusion, the kernel itself, the loop whose operands it
+    prepares.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def op_name_of(kernel: Instruction, fused: Iterable[Instruction]) -> str:
 
 
 def _consumers(source: Instruction) -> list[Instruction]:
-    """Return the instructions that use a result, also through tuples, copies and bitcasts."""
+    """Return the users of a result, looking through tuples, copies and bitcasts."""
     found = []
     for user in source.users:
         passes_on = user.op in ("tuple", "copy", "bitcast", "get-tuple-element")

@@ -1,4 +1,4 @@
-"""An estimate as text and as JSON: regions, costliest operations, assumptions."""
+"""Text and JSON reports of an estimate: regions, costliest operations, assumptions."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _COSTLIEST = 10
 
 
 def report(found: Estimate) -> list[str]:
-    """Return the lines of an estimate."""
+    """Return the report of an estimate as lines of text."""
     total = found.total()
     return [
         f"{'Region':<24}{'pass':<10}{'kernels':>8}{'GB':>9}{'TFLOP':>9}{'ms':>9}",
@@ -49,7 +49,7 @@ def to_json(found: Estimate) -> dict[str, Any]:
 
 
 def short_name(kernel: Kernel) -> str:
-    """Return region, pass and the last parts of the op_name that are not JAX's own loops."""
+    """Return region, pass and the last scopes of the op_name, without JAX's loops."""
     parts = [
         part
         for part in kernel.op_name.split("/")

@@ -1,10 +1,10 @@
 """FLOPs and memory traffic of one kernel, counted from its HLO.
 
-FLOPs are those of matrix products and convolutions, 2 for each multiplication. Elementwise work on
-integers is counted, as random bits take a hundred operations each; that on floats is taken to hide
-behind the memory traffic. Bytes are read from and written to memory once: what a
-fusion computes in between stays in registers, of a buffer that is only sliced or updated in place
-the slice counts, and nothing is assumed to stay in a cache.
+FLOPs are those of matrix products and convolutions, 2 per multiplication. Elementwise integer
+operations are counted, as a random number takes a hundred; elementwise float operations are assumed
+to overlap with memory traffic. Each operand is read and each result written once: intermediate
+values of a fusion stay in registers, a sliced or updated buffer counts with its slice only, and no
+operand stays in a cache.
 """
 
 import math
@@ -29,9 +29,9 @@ class Product(NamedTuple):
     Attributes
     ----------
     flops
-        Of one run.
+        FLOPs per run.
     dtype
-        Of the wider operand.
+        Dtype of the wider operand.
     exact
         Whether float32 operands must not be rounded (``jax.default_matmul_precision("highest")``).
     """
@@ -42,7 +42,7 @@ class Product(NamedTuple):
 
 
 def products(program: Program, each: Instruction, inside: Computation) -> list[Product]:
-    """Return the products that a kernel computes, those inside a fusion or a library call too."""
+    """Return the products of a kernel, including those in a fusion or a library call."""
     if each.op in ("dot", "convolution"):
         return [_product(each, inside)]
     if each.kind == "custom-call":
@@ -78,7 +78,7 @@ def _library_product(each: Instruction, inside: Computation) -> list[Product]:
 
 
 def integer_operations(program: Program, each: Instruction, inside: Computation) -> int:
-    """Return the elementwise operations on integers of one run of a kernel.
+    """Return the number of elementwise integer operations per run of a kernel.
 
     Two shifts and the "or" of a rotation are one operation.
     """
@@ -95,7 +95,7 @@ def integer_operations(program: Program, each: Instruction, inside: Computation)
 
 
 def memory_bytes(program: Program, each: Instruction, inside: Computation) -> int:
-    """Return the bytes that one run of a kernel reads and writes."""
+    """Return the bytes that a kernel reads and writes per run."""
     operands = [inside[name] for name in dict.fromkeys(each.operands) if name in inside]
     if each.kind == "fusion":
         fused = program.computations[each.callees()[0]]
@@ -124,14 +124,14 @@ def _read(parameter: Instruction, fused: Computation) -> int:
 
 
 def _share_read(source: Instruction, size: int, fused: Computation) -> float:
-    """Return which share of a parameter of `size` elements its users read through `source`."""
+    """Return the share of a parameter of `size` elements that is read through `source`."""
     share = 0.0
     for use in source.users:
         is_first = use.operands[0] == source.name
         if is_first and use.op in _SLICES:
             share += _array(use).size / max(size, 1)
         elif is_first and use.op == "dynamic-update-slice":
-            continue  # in place: what is not updated is not touched
+            continue  # in place: only the updated slice is accessed
         elif is_first and use.op == "scatter":
             share += _array(fused[_update_of(use)]).size / max(size, 1)
         elif use.op in _PER_ELEMENT and use.users:
@@ -142,7 +142,7 @@ def _share_read(source: Instruction, size: int, fused: Computation) -> float:
 
 
 def _written(root: Instruction, fused: Computation) -> int:
-    """Return the bytes that a fusion writes; of a buffer updated in place those of the update."""
+    """Return the bytes that a fusion writes; for an update in place those of the update."""
     if root.op == "tuple":
         return sum(_written(fused[name], fused) for name in root.operands)
     source = root
@@ -154,7 +154,7 @@ def _written(root: Instruction, fused: Computation) -> int:
 
 
 def _update_of(each: Instruction) -> str:
-    """Return the name of what an update in place writes; a scatter has as many as operands."""
+    """Return the name of the update operand of an update in place or a scatter."""
     return each.operands[1] if each.op == "dynamic-update-slice" else each.operands[-1]
 
 

@@ -1,4 +1,4 @@
-"""Batches: each process brings its rows, and together they are one global array."""
+"""Global batches from the rows that each process has loaded."""
 
 import math
 from collections.abc import Mapping
@@ -14,17 +14,16 @@ _BATCH_AXES = DEFAULT_RULES["batch"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a batch [rows, ...]: rows over data, fsdp, expert, the rest whole."""
+    """Return the sharding of a batch [rows, ...]: rows over data, fsdp and expert."""
     spec = PartitionSpec(_BATCH_AXES)  # type: ignore[no-untyped-call]  # JAX gives no types
     return NamedSharding(mesh, spec)
 
 
 def batch_process(mesh: Mesh) -> tuple[int, int]:
-    """Return (index, count) of the share of each global batch that this process has to load.
+    """Return (index, count) of the shard of each global batch that this process loads.
 
-    Without a mesh axis across processes that all see the same rows (tensor), these are
-    ``jax.process_index()`` and ``jax.process_count()``. With one, the processes that work on the
-    same rows get the same index.
+    These are ``jax.process_index()`` and ``jax.process_count()``, unless an axis that replicates
+    rows (tensor, for example) spans processes: then processes with the same rows share an index.
 
     Raises
     ------
@@ -46,14 +45,14 @@ def batch_process(mesh: Mesh) -> tuple[int, int]:
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Put a batch on the mesh, rows divided over data, fsdp and expert.
+    """Create the global arrays of a batch on the mesh, rows sharded over data, fsdp and expert.
 
     Parameters
     ----------
     mesh
-        The mesh.
+        The device mesh.
     batch
-        Arrays [local rows, ...]: the rows of this process (see `batch_process`), in order.
+        Arrays [local rows, ...] with the rows of this process (see `batch_process`), in order.
 
     Returns
     -------
@@ -81,7 +80,7 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     if problems:
         raise ValueError("\n".join(problems))
     make_array: Any = jax.make_array_from_process_local_data  # JAX gives no types
-    # The transfer is asked for; with several processes JAX does not see that by itself.
+    # An intended transfer, which JAX does not recognize with several processes.
     with jax.transfer_guard_host_to_device("allow"):
         return {
             name: make_array(sharding, local, (len(local) * share_count, *local.shape[1:]))

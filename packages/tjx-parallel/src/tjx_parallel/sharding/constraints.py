@@ -1,4 +1,4 @@
-"""How a model, which names no mesh axis, tells the compiler where its arrays lie."""
+"""Sharding constraints of activations by logical axes."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -11,30 +11,30 @@ from tjx_parallel.sharding.rules import ShardingRules
 def make_constraint(
     mesh: Mesh, rules: ShardingRules, *, without: Collection[str] = ()
 ) -> Callable[[jax.Array, Sequence[str | None]], jax.Array]:
-    """Return ``constrain(x, logical_axes) -> x``, to be called inside `jax.jit`.
+    """Return ``constrain(x, logical_axes) -> x``, a sharding constraint inside `jax.jit`.
 
-    Without constraints the compiler guesses, and may spread a residual stream over fsdp by its
-    width instead of gathering the weights.
+    Without constraints the compiler may shard the width of the residual stream over fsdp instead of
+    gathering the weights.
 
     Parameters
     ----------
     mesh
-        The mesh.
+        The device mesh.
     rules
-        The table from logical to mesh axes, the same as for the parameters.
+        Rules from logical to mesh axes, the same as for the parameters.
     without
-        Mesh axes that are left out, as for `ShardingRules.spec`.
+        Mesh axes to ignore, as for `ShardingRules.spec`.
 
     Returns
     -------
     Callable
-        Changes no value. Within `jax.shard_map` over some of the axes it says how the part there
-        lies over the others. Raises ValueError if the mesh does not divide a dimension.
+        Does not change values. Inside `jax.shard_map` over some axes it constrains the local shard
+        over the other axes. Raises ValueError if the mesh does not divide a dimension.
     """
 
     def constrain(x: jax.Array, logical_axes: Sequence[str | None]) -> jax.Array:
         around = jax.sharding.get_abstract_mesh()
-        # Over an axis that is manual here, x is a part already.
+        # x is a local shard along manual axes.
         left_out = {*without, *around.manual_axes}
         spec = rules.spec(mesh, logical_axes, x.shape, name="activation", without=left_out)
         sharding = spec if around.axis_names else NamedSharding(mesh, spec)

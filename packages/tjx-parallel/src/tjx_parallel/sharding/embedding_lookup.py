@@ -1,4 +1,4 @@
-"""Looking up rows of a table that may be divided by rows."""
+"""Embedding lookup in a table whose rows may be sharded (vocabulary parallelism)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,30 +20,31 @@ def look_up(
     *,
     take: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """Return rows of a table by id; inside `jax.jit`.
+    """Look up rows of an embedding table by id; inside `jax.jit`.
 
-    Where rows are divided each device looks up its own, and they are summed (Shoeybi et al. 2019,
-    "Megatron-LM", section 3): the compiler may replicate the gradient in passing, and within a
-    `jax.shard_map` over some axes, as in a pipeline, it fails. Elsewhere it is the compiler's.
+    With sharded rows each device looks up its own rows and the results are summed (Shoeybi et al.,
+    "Megatron-LM", 2019, section 3). The compiler's own partitioning may replicate the gradient, and
+    fails inside a `jax.shard_map` over some axes, as in a pipeline. Otherwise the compiler
+    partitions `jnp.take`.
 
     Parameters
     ----------
     table
-        [rows, width], float; divided by rows alone, as the rules say of `row_axis`.
+        [rows, width], floating; sharded by rows only, as the rules define for `row_axis`.
     ids
-        [batch, tokens], integers; those outside the table are clipped to it.
+        [batch, tokens], integers; ids out of range are clipped.
     mesh, rules
-        The mesh and its table.
+        The device mesh and the sharding rules.
     row_axis
-        Logical name of the rows.
+        Logical axis of the rows.
     take
-        From a table and ids within it to the rows, on each device; its gradient is summed over
-        devices. None is `jnp.take`, which the compiler may divide where rows are not divided.
+        (local table, ids in range) -> rows, on each device; its gradient is summed over devices.
+        None is `jnp.take`, which the compiler may partition if the rows are not sharded.
 
     Returns
     -------
     jax.Array
-        [batch, tokens, width], divided as the ids are.
+        [batch, tokens, width], sharded as the ids are.
     """
     around = jax.sharding.get_abstract_mesh()
     ids = ids.clip(0, table.shape[0] - 1)
@@ -51,7 +52,7 @@ def look_up(
     if not rows and not around.manual_axes and take is None:
         return jnp.take(table, ids, axis=0)
     pick = take or partial(jnp.take, axis=0)
-    batch = "batch" if ids.shape[0] > 1 else None  # positions may be the same for all rows
+    batch = "batch" if ids.shape[0] > 1 else None  # positions may be shared by all rows
     of_ids = rules.spec(mesh, (batch, "seq"), ids.shape, without=around.manual_axes)
 
     def own(table: jax.Array, ids: jax.Array) -> jax.Array:

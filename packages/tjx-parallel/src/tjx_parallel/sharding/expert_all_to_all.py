@@ -1,4 +1,4 @@
-"""Rows for experts go to the devices that have these, and come back."""
+"""Expert parallelism: all-to-all of token rows between devices and experts."""
 
 from typing import Any
 
@@ -9,27 +9,28 @@ from tjx_parallel.sharding.rules import DEFAULT_RULES
 
 
 def expert_all_to_all(x: jax.Array, mesh: Mesh, *, back: bool = False) -> jax.Array:
-    """Move rows between devices by one all-to-all along the mesh axis "expert"; inside `jax.jit`.
+    """Exchange token rows by an all-to-all over the mesh axis "expert"; inside `jax.jit`.
 
-    Lepikhin et al. 2020, "GShard", section 3.2.
+    Dispatches rows to the devices of their experts, and back (Lepikhin et al., "GShard", 2020,
+    section 3.2).
 
     Parameters
     ----------
     x
-        Rows [groups, experts, capacity, width], divided by groups over data, fsdp and expert, as
-        batches are; with ``back`` by experts over expert, and by groups over data and fsdp.
+        Rows [groups, experts, capacity, width], groups sharded over data, fsdp and expert as
+        batches are; with ``back`` experts sharded over expert and groups over data and fsdp.
     mesh
-        The mesh; its size along expert divides the experts.
+        The device mesh; its size along expert divides the experts.
     back
-        Whether they come back.
+        Whether to return rows from the experts to their groups.
 
     Returns
     -------
     jax.Array
-        The same array, divided the other way.
+        The same global array with the other sharding.
     """
     around = jax.sharding.get_abstract_mesh()
-    # Without data's and fsdp's own axes the compiler would gather the rows over these first.
+    # Without data and fsdp in the spec the compiler would gather the rows over them first.
     groups = tuple(axis for axis in DEFAULT_RULES["batch"] if axis != "expert")
     spec: Any = PartitionSpec
     here, there = spec(DEFAULT_RULES["batch"]), spec(groups, "expert")

@@ -1,4 +1,4 @@
-"""Shardings of parameters, and of everything that a train state keeps for each parameter."""
+"""Shardings of parameters and of the train state."""
 
 from collections.abc import Collection
 from typing import Any
@@ -17,24 +17,24 @@ def param_shardings(
     *,
     without: Collection[str] = (),
 ) -> Any:
-    """Return the sharding of each parameter.
+    """Return the sharding of each parameter from its logical axes.
 
-    Use it as ``out_shardings`` of the jitted initialisation: then no device ever holds a whole
+    Use it as ``out_shardings`` of the jitted initialization: then no device holds an unsharded
     parameter, and the values do not depend on the mesh.
 
     Parameters
     ----------
     mesh
-        The mesh.
+        The device mesh.
     rules
-        The table from logical to mesh axes.
+        Rules from logical to mesh axes.
     logical_axes
-        A pytree like the parameters; a leaf is a tuple with one name (or None) a dimension, or None
-        for a parameter that every device holds whole.
+        A pytree like the parameters; a leaf is a tuple with one name (or None) per dimension, or
+        None for a replicated parameter.
     shapes
         A pytree like the parameters whose leaves have ``.shape``: `jax.eval_shape` gives one.
     without
-        Mesh axes that are left out: `STORAGE_AXES` where each device has parameters whole.
+        Mesh axes to ignore: `STORAGE_AXES` for gathered parameters.
 
     Returns
     -------
@@ -82,16 +82,16 @@ def param_shardings(
 def state_shardings(abstract_state: Any, params_shardings: Any) -> Any:
     """Return the sharding of each leaf of a train state.
 
-    A leaf whose path ends with the path of a parameter (the parameter itself, a moment of it) lies
-    as that parameter does; the longest such path counts. The rest, and leaves of a shape that the
-    parameter's sharding does not fit (factored moments, placeholders), are on every device.
+    A leaf whose path ends with the path of a parameter (the parameter itself or an optimizer
+    moment) gets its sharding; the longest match wins. All other leaves are replicated, as are
+    leaves whose shape does not fit the parameter's sharding (factored moments, placeholders).
 
     Parameters
     ----------
     abstract_state
         Any pytree whose leaves have ``.shape``: `jax.eval_shape` gives one.
     params_shardings
-        What `param_shardings` returned.
+        Result of `param_shardings`.
 
     Returns
     -------
@@ -103,7 +103,10 @@ def state_shardings(abstract_state: Any, params_shardings: Any) -> Any:
         for path, sharding in jax.tree_util.tree_leaves_with_path(params_shardings)
     }
     if not by_path:
-        raise ValueError("params_shardings is empty: pass what param_shardings returned")
+        raise ValueError(
+            "params_shardings: got an empty tree; expected a sharding per parameter; pass the "
+            "result of param_shardings"
+        )
     whole = replicated(next(iter(by_path.values())).mesh)
 
     def inherit(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -118,7 +121,7 @@ def state_shardings(abstract_state: Any, params_shardings: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of what every device holds whole."""
+    """Return the sharding of an array that is replicated on every device."""
     spec = PartitionSpec()  # type: ignore[no-untyped-call]  # JAX gives no types
     return NamedSharding(mesh, spec)
 
@@ -128,7 +131,7 @@ def _is_axes(node: Any) -> bool:
 
 
 def _parts(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """Return a path in which keys of dicts, fields and indices are alike."""
+    """Return a path as strings, the same for dict keys, fields and indices."""
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 

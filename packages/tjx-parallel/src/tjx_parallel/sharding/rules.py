@@ -1,7 +1,7 @@
-"""The one table that says which axis of an array lies on which axes of the mesh.
+"""Sharding rules: the table from logical array axes to mesh axes.
 
-A model gives each dimension of a parameter or activation a logical name and knows nothing of
-meshes. A new kind of parallelism is a row here, not a change to a model.
+A model names each dimension of its parameters and activations and is independent of meshes. A new
+kind of parallelism changes a rule, not the model.
 """
 
 import difflib
@@ -17,41 +17,41 @@ DEFAULT_RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "batch": ("data", "fsdp", "expert"),  # sequences
         "seq": ("context",),  # tokens, within a layer
-        "residual": ("context", "tensor"),  # tokens of the stream between layers
+        "residual": ("context", "tensor"),  # tokens of the residual stream between layers
         "layers": ("stage",),  # the stacked blocks
         "vocab": ("tensor",),
-        "position": (),  # rows of a table of positions, or of token types
-        "embed": ("fsdp",),  # the width of the residual stream
+        "position": (),  # rows of a position or token-type embedding
+        "embed": ("fsdp",),  # width of the residual stream
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
         "head_dim": (),
         "mlp": ("tensor",),
         "expert": ("expert",),  # experts of a block
-        "latent": (),  # what keys and values are made of in latent attention
+        "latent": (),  # compressed keys and values of latent attention
         "indexer": (),  # the indexer of sparse attention
-        "patch": (),  # numbers of an image's patch
+        "patch": (),  # values of an image patch
         "classes": (),
     }
 )
-"""Logical axis -> mesh axes that divide it."""
+"""Logical axis -> mesh axes that shard it."""
 
 STORAGE_AXES = ("data", "fsdp")
-"""Mesh axes over which weights are divided only to be kept: products gather them."""
+"""Mesh axes that shard weights only for storage: matrix products gather them."""
 
 
 class ShardingRules:
-    """The table from logical axes to mesh axes.
+    """Rules from logical axes to mesh axes.
 
     Parameters
     ----------
     rows
-        Rows to replace in, or to add to, `DEFAULT_ROWS`: logical axis -> the mesh axes that divide
-        it (none: every device holds it whole).
+        Rules that replace or extend `DEFAULT_RULES`: logical axis -> mesh axes that shard it (none
+        replicates it).
 
     Raises
     ------
     ValueError
-        If a row names a mesh axis that does not exist.
+        If a rule names an unknown mesh axis.
 
     Examples
     --------
@@ -74,17 +74,17 @@ class ShardingRules:
 
     @classmethod
     def of(cls, config: MeshConfig) -> "ShardingRules":
-        """Return the table of a configuration: its rows, and its choice of sequence parallel."""
+        """Return the rules of a mesh config: its rows and its sequence parallelism."""
         residual = {} if config.sequence_parallel else {"residual": DEFAULT_RULES["seq"]}
         return cls({**residual, **config.rows()})
 
     def mesh_axes(self, logical_axis: str) -> tuple[str, ...]:
-        """Return the mesh axes that divide a logical axis.
+        """Return the mesh axes that shard a logical axis.
 
         Raises
         ------
         ValueError
-            If the table has no such row.
+            If there is no rule for it.
         """
         if logical_axis not in self._rows:
             close = difflib.get_close_matches(logical_axis, self._rows, n=1)
@@ -104,29 +104,29 @@ class ShardingRules:
         name: str = "parameter",
         without: Collection[str] = (),
     ) -> PartitionSpec:
-        """Return how an array of ``shape`` lies on ``mesh``.
+        """Return the partition spec of an array of ``shape`` on ``mesh``.
 
-        Mesh axes of size 1 are left out. A mesh axis can divide only one dimension: the first one
-        that asks for it has it.
+        Mesh axes of size 1 are omitted. A mesh axis shards only the first dimension whose rule has
+        it.
 
         Parameters
         ----------
         mesh
-            The mesh.
+            The device mesh.
         logical_axes
-            A name for each dimension; None for one that is never divided.
+            A name per dimension; None for one that is never sharded.
         shape
-            The whole array's shape.
+            Global shape of the array.
         name
-            What to call the array in messages.
+            Name of the array in messages.
         without
-            Mesh axes that are left out: `STORAGE_AXES` for a weight while it is used.
+            Mesh axes to ignore: `STORAGE_AXES` for a gathered weight.
 
         Raises
         ------
         ValueError
-            If a name has no rule, names and dimensions differ in number, or the mesh does not
-            divide a dimension; one line for each.
+            If a name has no rule, the number of names is not that of the dimensions, or the mesh
+            does not divide a dimension; one line each.
         """
         if len(logical_axes) != len(shape):
             raise ValueError(
