@@ -1,4 +1,4 @@
-"""Sums that are carried on the device equal NumPy's in float64, however a corpus is cut."""
+"""Evaluation sums on the device equal NumPy's float64 sums for any split of the corpus."""
 
 import math
 from typing import Any
@@ -14,11 +14,11 @@ TOKENS, LENGTH, VOCAB, KS = 700, 16, 23, (1, 5, 10)
 
 
 def on(mesh: Mesh, *axes: str) -> NamedSharding:
-    """Divide the first dimensions among these axes of the mesh."""
+    """Shard the leading dimensions over these mesh axes."""
     return NamedSharding(mesh, PartitionSpec(*axes))  # type: ignore[no-untyped-call]  # as jax is
 
 
-def test_a_long_sum_of_floats_is_as_good_as_float64() -> None:
+def test_a_long_sum_has_the_accuracy_of_float64() -> None:
     rng = np.random.default_rng(0)
     plus = jax.jit(FloatSum.plus)
     batches = [(rng.exponential(3, 4096) ** 2).astype(np.float32) for _ in range(300)]
@@ -31,7 +31,7 @@ def test_a_long_sum_of_floats_is_as_good_as_float64() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 5, 4096])
-def test_the_sum_of_an_array_does_not_depend_on_the_order_of_its_numbers(size: int) -> None:
+def test_the_sum_of_an_array_does_not_depend_on_the_order(size: int) -> None:
     x = np.random.default_rng(1).normal(size=(8, size)).astype(np.float32) * 1e4
     mesh = Mesh(np.array(jax.devices()), ("data",))
     found = []
@@ -44,7 +44,7 @@ def test_the_sum_of_an_array_does_not_depend_on_the_order_of_its_numbers(size: i
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 3e38])
-def test_what_is_not_finite_stays_so(bad: float) -> None:
+def test_non_finite_values_propagate(bad: float) -> None:
     batch = np.ones(100, np.float32)
     batch[3] = bad
     plus = jax.jit(FloatSum.plus)
@@ -52,7 +52,7 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
     np.testing.assert_equal(np.float32(total.on_host()), np.float32(bad))
 
 
-def test_counts_go_beyond_32_bits() -> None:
+def test_counts_exceed_32_bits() -> None:
     counts = jax.device_put(np.array([2**31 - 1, 0, 7], np.int32))
     sums = jax.jit(lambda: IntSum.zero((3,)))()
     for _ in range(5):
@@ -61,13 +61,13 @@ def test_counts_go_beyond_32_bits() -> None:
 
 
 class Corpus:
-    """Logits, labels and byte lengths of a text, and what NumPy finds in them."""
+    """Logits, labels and byte lengths of a text, and their metrics by NumPy."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(2)
         self.logits = rng.normal(size=(TOKENS, VOCAB)).astype(np.float32) * 3
         self.labels = rng.integers(0, VOCAB, TOKENS).astype(np.int32)
-        # Some rows are right altogether, the last and ragged one among them.
+        # Some rows are completely correct, including the last, partial one.
         for part in (slice(2 * LENGTH), slice(-(TOKENS % LENGTH), None)):
             self.labels[part] = self.logits[part].argmax(-1)
         self.lengths = rng.integers(0, 9, VOCAB).astype(np.int32)
@@ -77,7 +77,7 @@ class Corpus:
         self.ranks = (x > own[:, None]).sum(-1)
 
     def batches(self, rows: int) -> list[Any]:
-        """Cut into batches of so many rows; the last one is filled up."""
+        """Split into batches of `rows` rows; the last one is padded."""
         size = rows * LENGTH
         found = []
         for begin in range(0, TOKENS, size):
@@ -90,7 +90,7 @@ class Corpus:
 
 
 @pytest.mark.parametrize(("rows", "devices"), [(1, 1), (8, 1), (8, 8), (48, 8)])
-def test_a_corpus_has_the_same_metrics_however_it_is_cut(rows: int, devices: int) -> None:
+def test_metrics_do_not_depend_on_batches_and_devices(rows: int, devices: int) -> None:
     corpus = Corpus()
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     whole, divided = on(mesh), on(mesh, "data")
@@ -126,7 +126,7 @@ def test_a_corpus_has_the_same_metrics_however_it_is_cut(rows: int, devices: int
     assert metrics == pytest.approx(want, rel=2e-7)
 
 
-def test_what_was_not_given_cannot_be_counted() -> None:
+def test_missing_inputs_are_errors() -> None:
     def count(**asked: Any) -> None:
         zero = EvaluationSums.zero(**asked)
         zero.plus(*jax.device_put((np.zeros(2, np.float32), np.zeros(2, np.int32))))
@@ -142,7 +142,7 @@ def test_what_was_not_given_cannot_be_counted() -> None:
         cross_entropy(*jax.device_put((np.zeros((2, 3), "f"), np.zeros(3, np.int32))))
 
 
-def test_documents_have_their_own_sums_wherever_they_lie() -> None:
+def test_documents_have_separate_sums() -> None:
     rng = np.random.default_rng(3)
     documents = np.sort(rng.integers(0, 5, 200))
     documents[documents == 3] = 4  # a document without a label
@@ -162,7 +162,7 @@ def test_documents_have_their_own_sums_wherever_they_lie() -> None:
     assert sums.total().tokens == (documents != -1).sum()
     assert sums.total().loss_sum == pytest.approx(sum(losses[documents >= 0].astype(np.float64)))
 
-    with pytest.raises(ValueError, match="documents from 2 to 5"):
+    with pytest.raises(ValueError, match="documents: got numbers from 2 to 5"):
         sums.add(np.array([2, 5]), np.zeros(2))
-    with pytest.raises(ValueError, match=r"losses of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"losses: got shape \(3,\)"):
         sums.add(np.array([2, 2]), np.zeros(3))

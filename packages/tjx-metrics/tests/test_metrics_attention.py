@@ -1,4 +1,4 @@
-"""Where attention looks: distances against a slow loop, and pictures by what they are made of."""
+"""Attention plots: distances equal a slow loop, and figures have the expected elements."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from tjx_metrics.plotting.attention import (
     attention_distances_figure,
     attention_maps_figure,
     by_powers_of_two,
+    mean_distance,
 )
-from tjx_metrics.plotting.attention_distance import mean_distance
 
 
 def causal(layers: int, heads: int, queries: int, keys: int, seed: int = 0) -> NDArray[Any]:
@@ -39,7 +39,7 @@ def slow_distances(weights: NDArray[Any]) -> NDArray[Any]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3), st.booleans())
-def test_distances_are_those_of_a_loop(
+def test_distances_equal_a_loop(
     layers: int, heads: int, queries: int, cached: int, both_ways: bool
 ) -> None:
     weights = causal(layers, heads, queries, queries + cached)
@@ -56,12 +56,12 @@ def test_float32_weights_of_a_long_text_add_up() -> None:
     shares = attention_distances(weights)
     assert shares.dtype == np.float64
     assert shares.sum() == pytest.approx(1, abs=1e-9)
-    # Of n * n pairs, n stand at distance 0 and 2 * (n - d) at distance d.
+    # Of n * n pairs, n are at distance 0 and 2 * (n - d) at distance d.
     assert shares[0, 0, 1] == pytest.approx(2 * 699 / 700**2, rel=1e-6)
     assert mean_distance(shares)[0, 0] == pytest.approx((700**2 - 1) / (3 * 700), rel=1e-6)
 
 
-def test_bins_by_powers_of_two_lose_nothing() -> None:
+def test_bins_by_powers_of_two_preserve_the_sum() -> None:
     shares = np.random.default_rng(0).random((2, 3, 13))
     binned, labels = by_powers_of_two(shares)
     assert labels == ["0", "1", "2–3", "4–7", "8–12"]  # noqa: RUF001  as it is printed
@@ -86,14 +86,14 @@ def test_maps_show_the_weights_by_layer_and_head() -> None:
     assert not any(text.get_parse_math() for text in maps[-1].get_xticklabels())
 
 
-def test_long_texts_are_labelled_by_position() -> None:
+def test_long_texts_are_labeled_by_position() -> None:
     figure = attention_maps_figure(causal(1, 1, 10, 50), ["w"] * 50, "Maps")
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["40", "49"]
     assert axes.get_xticks().tolist() == [0, 49]
 
 
-def test_the_picture_of_distances_has_a_row_for_each_head() -> None:
+def test_the_distance_plot_has_a_row_for_each_head() -> None:
     shares = attention_distances(causal(2, 3, 16, 16))
     figure = attention_distances_figure(shares, "Distances")
     layers = [axes for axes in figure.axes if axes.get_title().startswith("layer")]
@@ -110,7 +110,7 @@ def test_files_are_written_for_small_and_large_models(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "many.svg", "far.pdf"}
 
 
-def test_what_is_no_attention_is_refused(tmp_path: Path) -> None:
+def test_invalid_weights_are_errors(tmp_path: Path) -> None:
     good = causal(1, 1, 3, 3)
     for bad in (good[0], causal(1, 1, 3, 3)[:, :, :, :2], np.zeros((1, 0, 3, 3))):
         with pytest.raises(ValueError, match=r"must be \[layers, heads, queries, keys\]"):

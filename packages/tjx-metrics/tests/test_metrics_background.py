@@ -1,4 +1,4 @@
-"""A tracker that fails, blocks or dies costs a run nothing, and gets what it missed."""
+"""Background trackers: failing, blocking or dying trackers do not affect the run."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ PAUSE = 0.01
 
 
 class Memory:
-    """Where what was delivered stands; it goes wrong as it is told."""
+    """A tracker that stores its records, and fails on request."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
@@ -72,21 +72,21 @@ def background(memory: Memory, **options: Any) -> BackgroundTracker:
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
-    """Collect what trackers warn of; nothing else may."""
-    told: list[str] = []
+def caught_warnings() -> Iterator[list[str]]:
+    """Collect tracker warnings; other warnings are errors."""
+    messages: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield told
+        yield messages
     assert {warning.category for warning in caught} <= {TrackerWarning}
-    told += [str(warning.message) for warning in caught]
+    messages += [str(warning.message) for warning in caught]
 
 
 def steps(memory: Memory) -> list[int]:
     return [call[2] for call in memory.calls if call[0] == "log"]
 
 
-def test_all_that_is_recorded_is_delivered_in_order() -> None:
+def test_records_are_delivered_in_order() -> None:
     memory = Memory()
     tracker = background(memory)
     assert isinstance(tracker, Tracker)
@@ -111,7 +111,7 @@ def test_all_that_is_recorded_is_delivered_in_order() -> None:
         tracker.log({"x": 1.0}, step=2)
 
 
-def test_what_is_no_metric_is_the_callers_mistake() -> None:
+def test_invalid_metrics_raise_in_the_caller() -> None:
     tracker = background(Memory())
     with pytest.raises(ValueError, match="must be a single real number"):
         tracker.log({"x": np.zeros(2)}, step=1)
@@ -119,7 +119,7 @@ def test_what_is_no_metric_is_the_callers_mistake() -> None:
 
 
 @pytest.mark.parametrize("what", ["make", "3"])
-def test_a_tracker_that_fails_for_a_time_is_made_anew_and_gets_everything(what: str) -> None:
+def test_a_temporarily_failing_tracker_is_recreated_and_gets_all_records(what: str) -> None:
     memory, failures = Memory(), 0
     failed = threading.Event()
 
@@ -132,7 +132,7 @@ def test_a_tracker_that_fails_for_a_time_is_made_anew_and_gets_everything(what: 
 
     memory.fail = fail
     tracker = background(memory)
-    with heard() as told:
+    with caught_warnings() as messages:
         for step in range(1, 6):
             tracker.log({"x": 1.0}, step=step)
         assert failed.wait(30)
@@ -141,14 +141,14 @@ def test_a_tracker_that_fails_for_a_time_is_made_anew_and_gets_everything(what: 
         for step in (6, 7):
             tracker.log({"x": 1.0}, step=step)
         tracker.finish()
-    assert told == [
-        "tracker fake: ConnectionError: the service; training goes on, and it is tried again"
+    assert messages == [
+        "tracker fake: ConnectionError: the service; training continues and the tracker is retried"
     ]
     assert steps(memory) == [1, 2, 3, 4, 5, 6, 7]
     assert memory.made == ([True] if what == "make" else [True, False, False])
 
 
-def test_one_record_that_is_always_refused_does_not_keep_the_others() -> None:
+def test_a_record_that_always_fails_does_not_block_others() -> None:
     memory = Memory()
 
     def fail(now: str) -> None:
@@ -157,16 +157,16 @@ def test_one_record_that_is_always_refused_does_not_keep_the_others() -> None:
 
     memory.fail = fail
     tracker = background(memory)
-    with heard() as told:
+    with caught_warnings() as messages:
         for step in range(1, 5):
             tracker.log({"x": 1.0}, step=step)
         tracker.finish()
-    assert "1 records are lost (TypeError: not this one)" in told[-1]
+    assert "1 records are lost (TypeError: not this one)" in messages[-1]
     assert steps(memory) == [1, 3, 4]
 
 
 def blocking() -> tuple[Memory, threading.Event, threading.Event]:
-    """Return a tracker's memory, whether the tracker blocks, and what lets it go on."""
+    """Return a tracker's memory, an event set when it blocks, and one that releases it."""
     memory, blocked, let_go = Memory(), threading.Event(), threading.Event()
 
     def fail(now: str) -> None:
@@ -178,10 +178,10 @@ def blocking() -> tuple[Memory, threading.Event, threading.Event]:
     return memory, blocked, let_go
 
 
-def test_a_tracker_that_blocks_keeps_a_bounded_number_and_tells_what_is_lost() -> None:
+def test_a_blocked_tracker_has_a_bounded_queue_and_warns_of_lost_records() -> None:
     memory, blocked, let_go = blocking()
     tracker = background(memory, max_kept=10)
-    with heard() as told:
+    with caught_warnings() as messages:
         tracker.log({"x": 1.0}, step=1)
         assert blocked.wait(30)
         for step in range(2, 31):
@@ -189,16 +189,16 @@ def test_a_tracker_that_blocks_keeps_a_bounded_number_and_tells_what_is_lost() -
         assert len(tracker._waiting) == 10
         tracker.finish(timeout=0.0)
     let_go.set()
-    assert told == [
-        "tracker fake: takes no records; training goes on, and it is tried again",
+    assert messages == [
+        "tracker fake: accepts no records; training continues and the tracker is retried",
         "tracker fake: 30 records are lost; metrics.jsonl has them",
     ]
 
 
-def test_after_a_tracker_that_blocked_the_newest_records_arrive() -> None:
+def test_a_released_tracker_gets_the_newest_records() -> None:
     memory, blocked, let_go = blocking()
     tracker = background(memory, max_kept=10)
-    with heard() as told:
+    with caught_warnings() as messages:
         tracker.log({"x": 1.0}, step=1)
         assert blocked.wait(30)
         for step in range(2, 31):
@@ -206,10 +206,10 @@ def test_after_a_tracker_that_blocked_the_newest_records_arrive() -> None:
         let_go.set()
         tracker.finish()
     assert steps(memory) == [1, *range(21, 31)]
-    assert "19 records are lost" in told[-1]
+    assert "19 records are lost" in messages[-1]
 
 
-def test_one_of_several_that_fails_keeps_nothing_from_the_others(tmp_path: Path) -> None:
+def test_a_failing_tracker_does_not_affect_others(tmp_path: Path) -> None:
     def broken(first: bool) -> Tracker:
         raise OSError("no such server")
 
@@ -217,14 +217,14 @@ def test_one_of_several_that_fails_keeps_nothing_from_the_others(tmp_path: Path)
     path = tmp_path / "metrics.jsonl"
     failing = BackgroundTracker(broken, "broken")
     composite = CompositeTracker([JsonlTracker(path), failing, background(memory)])
-    with heard() as told:
+    with caught_warnings() as messages:
         for step in range(1, 101):
             composite.log({"x": 1.0}, step=step)
         failing.finish(timeout=0.1)
         composite.finish()
     assert [record["step"] for record in read_metrics(path)] == list(range(1, 101))
     assert steps(memory) == list(range(1, 101))
-    assert "100 records are lost (OSError: no such server)" in told[-1]
+    assert "100 records are lost (OSError: no such server)" in messages[-1]
 
 
 BLOCKED = """
@@ -241,5 +241,5 @@ if sys.argv[1] == "finish":
 
 
 @pytest.mark.parametrize("end", ["finish", "no"])
-def test_a_process_ends_beside_a_tracker_that_blocks(end: str) -> None:
+def test_a_blocked_tracker_does_not_block_the_exit(end: str) -> None:
     subprocess.run([sys.executable, "-c", BLOCKED, end], check=True, timeout=60)

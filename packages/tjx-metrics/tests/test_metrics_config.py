@@ -1,4 +1,4 @@
-"""The configuration says what is wrong, and reading it needs none of the heavy libraries."""
+"""Configuration: error messages, import cost, and the examples of all modules."""
 
 import doctest
 import importlib
@@ -9,12 +9,18 @@ from dataclasses import fields
 import docstring_parser
 import pytest
 
+from tjx_core import ConfigError
 from tjx_metrics import LogConfig
 
 
-def test_a_cadence_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="every=0: must be at least 1"):
-        LogConfig(every=0)
+def test_all_problems_are_reported_with_their_fields() -> None:
+    with pytest.raises(ConfigError) as caught:
+        LogConfig(every=0, samples_every=0, trackers=("wandb", "wandb", "wandbb"), project="")
+    assert [problem.path for problem in caught.value.problems] == [
+        "every", "samples_every", "trackers", "trackers", "project",
+    ]  # fmt: skip
+    assert "every: got 0; expected at least 1" in str(caught.value)
+    assert "did you mean wandb?" in str(caught.value)
 
 
 def test_each_field_has_one_line_for_the_help() -> None:
@@ -23,7 +29,7 @@ def test_each_field_has_one_line_for_the_help() -> None:
     assert all(p.description and "\n" not in p.description for p in params)
 
 
-def test_reading_the_configuration_imports_nothing_heavy() -> None:
+def test_config_has_no_heavy_imports() -> None:
     code = (
         "import sys, tjx_metrics; tjx_metrics.LogConfig(); "
         "sys.exit(any(m in sys.modules for m in ('jax', 'matplotlib', 'rich', 'numpy')))"
@@ -34,22 +40,28 @@ def test_reading_the_configuration_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "performance.flops",
-        "trackers.jsonl",
+        "metrics.accumulators",
+        "metrics.cross_entropy",
+        "metrics.per_document",
         "metrics.perplexity",
+        "metrics.top_k",
+        "metrics.weight_histograms",
+        "performance.compilation",
+        "performance.flops",
+        "performance.phase_timer",
+        "performance.throughput",
         "plotting.attention",
-        "plotting.attention_distance",
         "plotting.histograms",
         "plotting.layer_norms",
         "plotting.smoothing",
         "plotting.style",
+        "profiling.profiler",
         "report.comparison",
         "report.summary",
-        "trackers.status_line",
-        "performance.throughput",
-        "metrics.top_k",
-        "trackers.base",
         "trackers.availability",
+        "trackers.base",
+        "trackers.jsonl",
+        "trackers.status_line",
     ],
 )
 def test_the_examples_of_a_module_run(module: str) -> None:

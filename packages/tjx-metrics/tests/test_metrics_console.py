@@ -1,4 +1,4 @@
-"""The console never needs more than its columns, in a terminal and elsewhere."""
+"""Console output: bars and plain lines never exceed the available columns."""
 
 import io
 import re
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that reports to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -62,16 +62,16 @@ def test_a_status_fits_and_keeps_the_step(
         (10, "599990/600"),
     ],
 )
-def test_what_matters_least_goes_first(width: int, line: str) -> None:
+def test_the_least_important_fields_are_omitted_first(width: int, line: str) -> None:
     status = Status(599_990, 600_000, 10.825, 10.825, 475_000.0, 127.0, mfu=0.41, saved=599_000)
     assert status.line(width) == line
 
 
-def test_a_loss_that_is_not_finite_is_shown_as_such() -> None:
+def test_a_non_finite_loss_is_shown() -> None:
     assert "loss nan" in Status(1, 2, float("nan")).line(80)
 
 
-def test_steps_that_were_skipped_are_shown_from_the_first_on() -> None:
+def test_skipped_steps_are_shown_if_positive() -> None:
     clock = Clock()
     console, stream = plain(clock)
     for step, skipped in ((10, 0.0), (20, 1.0)):
@@ -88,7 +88,7 @@ def plain(clock: Clock) -> tuple[ConsoleTracker, io.StringIO]:
     return ConsoleTracker(1000, stream=stream, clock=clock, plain_seconds=10.0), stream
 
 
-def test_plain_lines_come_at_their_cadence_and_after_evaluations() -> None:
+def test_plain_lines_are_periodic_and_follow_evaluations() -> None:
     clock = Clock()
     console, stream = plain(clock)
     for step in range(1, 1001):
@@ -100,14 +100,14 @@ def test_plain_lines_come_at_their_cadence_and_after_evaluations() -> None:
             console.log({"eval/loss": 3.5}, step=step)
     console.finish()
     lines = stream.getvalue().splitlines()
-    # 100 s: a first line, one each 10 s, two evaluations; the end repeats no line.
+    # 100 s: a first line, one every 10 s, two evaluations; the last line is not repeated.
     assert 11 <= len(lines) <= 13
     assert all(len(line) <= 80 for line in lines)
     assert "\x1b" not in stream.getvalue()
     assert lines[-1] == "1000/1000  loss 3.000  eval 3.500  1.00M tok/s"
 
 
-def test_notes_are_lines_of_their_own() -> None:
+def test_notes_are_separate_lines() -> None:
     console, stream = plain(Clock())
     console.note("compiling [12 layers]")
     console.log_summary({"eval/loss": 3.25, "run": "runs/a"})
@@ -123,12 +123,12 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 def drawn(terminal: Terminal) -> list[str]:
-    """Split what was drawn into lines as the screen shows them, without control sequences."""
+    """Split output into displayed lines, without control sequences."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     return [line for line in re.split(r"[\r\n]+", text) if line]
 
 
-def test_a_terminal_gets_a_bar_of_80_columns_and_its_cursor_back(terminal: Terminal) -> None:
+def test_a_terminal_shows_a_bar_and_its_cursor_is_restored(terminal: Terminal) -> None:
     clock = Clock()
     throughput = Throughput(max_steps=100, warmup_steps=1, clock=clock)
     console = ConsoleTracker(100, throughput=throughput, stream=terminal, clock=clock)
@@ -156,7 +156,7 @@ def test_a_terminal_gets_a_bar_of_80_columns_and_its_cursor_back(terminal: Termi
     assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
 
 
-def test_a_bar_is_drawn_no_more_often_than_the_eye_can_see(terminal: Terminal) -> None:
+def test_the_refresh_rate_of_the_bar_is_limited(terminal: Terminal) -> None:
     clock = Clock()
     console = ConsoleTracker(10_000, stream=terminal, clock=clock)
     for step in range(10_000):
@@ -166,7 +166,7 @@ def test_a_bar_is_drawn_no_more_often_than_the_eye_can_see(terminal: Terminal) -
     assert 90 <= sum("/10000" in line for line in drawn(terminal)) <= 110
 
 
-def test_a_dumb_terminal_gets_plain_lines(
+def test_a_dumb_terminal_shows_plain_lines(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
@@ -176,7 +176,7 @@ def test_a_dumb_terminal_gets_plain_lines(
     assert terminal.getvalue() == " 1/10  loss 3.000\n"
 
 
-def test_a_narrow_terminal_gets_fewer_parts_and_no_cut_ones(
+def test_a_narrow_terminal_shows_fewer_complete_fields(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")

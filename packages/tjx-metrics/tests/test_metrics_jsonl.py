@@ -1,4 +1,4 @@
-"""After any crash and resume each step stands once, and every line is JSON."""
+"""JSON-lines files: after any crash and resume, each step is recorded once in valid JSON."""
 
 import errno
 import json
@@ -50,7 +50,7 @@ def test_crashes_at_any_byte_leave_the_file_of_an_unbroken_run(
     for _ in range(data.draw(st.integers(1, 3))):
         reached = data.draw(st.integers(max(checkpoint, 0), last))
         run(path, checkpoint + 1, reached, checkpoint)
-        # A checkpoint never runs ahead of its lines; what comes after may be cut anywhere.
+        # Lines are written before their checkpoint; later lines may be cut anywhere.
         checkpoint = data.draw(st.integers(checkpoint, reached))
         content = path.read_bytes()
         whole = b"".join(content.splitlines(keepends=True)[: checkpoint + 1])
@@ -63,7 +63,7 @@ def test_crashes_at_any_byte_leave_the_file_of_an_unbroken_run(
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
 @settings(max_examples=50, deadline=None)
-def test_every_float_comes_back_and_every_line_is_strict_json(
+def test_floats_round_trip_and_lines_are_strict_json(
     tmp_path_factory: pytest.TempPathFactory, value: float
 ) -> None:
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
@@ -103,7 +103,7 @@ def test_jax_scalars_are_numbers(tmp_path: Path) -> None:
     tracker.finish()
 
 
-def test_a_line_can_be_read_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+def test_a_line_is_readable_after_log_returns(tmp_path: Path) -> None:
     tracker = JsonlTracker(tmp_path / "new" / "m.jsonl")
     tracker.log({"x": 1.0}, step=1)
     assert read_metrics(tmp_path / "new" / "m.jsonl") == [{"step": 1, "x": 1.0}]
@@ -113,7 +113,7 @@ def test_a_line_can_be_read_as_soon_as_it_is_logged(tmp_path: Path) -> None:
         tracker.log({"x": 1.0}, step=2)
 
 
-def test_metrics_of_another_run_are_not_appended_to(tmp_path: Path) -> None:
+def test_a_new_run_does_not_append_to_an_existing_file(tmp_path: Path) -> None:
     run(tmp_path / "m.jsonl", 0, 3, None)
     with pytest.raises(ValueError, match="already holds metrics: pass resume_step"):
         JsonlTracker(tmp_path / "m.jsonl")
@@ -122,15 +122,13 @@ def test_metrics_of_another_run_are_not_appended_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"\xff\x00\n", b"[" * 100_000 + b"\n", b'{"step": "x"}\n'])
-def test_damaged_lines_are_left_out_and_the_file_is_kept_aside(
-    tmp_path: Path, damage: bytes
-) -> None:
+def test_damaged_lines_are_removed_and_the_file_is_backed_up(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "m.jsonl"
     content = b'{"step": 1}\n' + damage + b'{"step": 3}\n{"step": 4}\n' + damage + b'{"step": 9}\n'
     path.write_bytes(content)
     with pytest.warns(RecordWarning, match="line 2: got no JSON object"):
         assert [record["step"] for record in read_metrics(path)] == [1, 3, 4, 9]
-    with pytest.warns(RecordWarning, match=r"the file as it was is .*m\.jsonl\.damaged$"):
+    with pytest.warns(RecordWarning, match=r"the original file is .*m\.jsonl\.damaged$"):
         JsonlTracker(path, resume_step=3).finish()
     assert path.read_bytes() == b'{"step": 1}\n{"step": 3}\n'
     assert (tmp_path / "m.jsonl.damaged").read_bytes() == content
@@ -142,7 +140,7 @@ def test_damaged_lines_are_left_out_and_the_file_is_kept_aside(
     }  # fmt: skip
 
 
-def test_a_file_without_metrics_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_metrics_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text("hello\nworld\n")
     with pytest.raises(ValueError, match="line 1: got no JSON object"):
@@ -153,7 +151,7 @@ def test_a_file_without_metrics_is_refused(tmp_path: Path) -> None:
             read_metrics(name)
 
 
-def test_flush_brings_the_lines_and_the_name_to_the_disk(
+def test_flush_syncs_the_file_and_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[int] = []
@@ -169,7 +167,7 @@ def test_flush_brings_the_lines_and_the_name_to_the_disk(
 
 
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
-def test_a_flush_that_fails_is_told(
+def test_a_failed_flush_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_error: Any
 ) -> None:
     tracker = JsonlTracker(tmp_path / "m.jsonl", on_error=on_error)
@@ -188,7 +186,7 @@ def test_a_flush_that_fails_is_told(
     tracker.finish()
 
 
-def test_what_stands_of_the_resumed_step_is_not_written_twice(tmp_path: Path) -> None:
+def test_records_of_the_resumed_step_are_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     run(path, 1, 5, None)
     before = path.read_bytes()
@@ -208,7 +206,7 @@ def histogram() -> Histogram:
     return Histogram(np.array([2, 0, 1]), np.array([-1.0, 0.0, 0.5, np.inf]))
 
 
-def test_histograms_and_texts_come_back_beside_numbers(tmp_path: Path) -> None:
+def test_histograms_and_texts_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     for first, resume_step in ((1, None), (2, 2)):  # what stands of step 2 is not written twice
         tracker = JsonlTracker(path, resume_step=resume_step)
@@ -235,7 +233,7 @@ def test_histograms_and_texts_come_back_beside_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "edges"), [([1, 2], [0.0, 1.0]), ([], [0.0]), ([[1]], [0.0, 1.0]), ([0.5], [0, 1])]
 )
-def test_what_is_no_histogram_is_refused(tmp_path: Path, counts: Any, edges: Any) -> None:
+def test_invalid_histograms_are_errors(tmp_path: Path, counts: Any, edges: Any) -> None:
     tracker = JsonlTracker(tmp_path / "m.jsonl")
     wrong = Histogram(np.array(counts), np.array(edges))
     with pytest.raises(ValueError, match=r"histogram h has counts of .*: must be"):
@@ -244,16 +242,18 @@ def test_what_is_no_histogram_is_refused(tmp_path: Path, counts: Any, edges: Any
     assert (tmp_path / "m.jsonl").read_text() == ""
 
 
-def test_a_long_file_is_cut_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_file_is_truncated_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "m.jsonl"
     lines = [f'{{"step": {step // 2}, "x": "{"y" * (step % 300)}"}}\n' for step in range(4000)]
-    # What is far from the end is never looked at: a hole of 10 GB, which takes no disk.
+    # A sparse region of 10 GB, which must not be read.
     hole = 10 * 2**30
     with path.open("wb") as file:
         file.seek(hole)
         file.write(b"\n" + "".join(lines).encode() + b'{"step": 2000, "x"')
     seen = 0
-    read = jsonl._lines_from_the_end
+    read = jsonl._reversed_lines
 
     def counted(*arguments: Any) -> Any:
         nonlocal seen
@@ -261,7 +261,7 @@ def test_a_long_file_is_cut_from_its_end(tmp_path: Path, monkeypatch: pytest.Mon
             seen += len(line)
             yield place, line
 
-    monkeypatch.setattr(jsonl, "_lines_from_the_end", counted)
+    monkeypatch.setattr(jsonl, "_reversed_lines", counted)
     JsonlTracker(path, resume_step=1700).finish()
     kept = "".join(lines[:3402])
     assert path.stat().st_size == hole + 1 + len(kept)
@@ -273,7 +273,7 @@ def test_a_long_file_is_cut_from_its_end(tmp_path: Path, monkeypatch: pytest.Mon
 
 @contextmanager
 def full_disk(room: int) -> Iterator[None]:
-    """Let no file of this process grow beyond some bytes: a line is written in part, then none."""
+    """Limit the file size of this process: a line is written partially, further ones fail."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
@@ -282,7 +282,7 @@ def full_disk(room: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_on_a_full_disk_a_line_stands_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_on_a_full_disk_a_line_is_complete_or_missing(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     tracker = JsonlTracker(path)
     tracker.log({"x": 1.0}, step=1)
@@ -294,31 +294,33 @@ def test_on_a_full_disk_a_line_stands_whole_or_not_at_all(tmp_path: Path) -> Non
     assert path.read_bytes() == whole
 
 
-def test_lines_wait_for_room_where_the_run_goes_on(tmp_path: Path) -> None:
+def test_lines_are_buffered_on_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     tracker = JsonlTracker(path, on_error="continue", max_kept=3)
     tracker.log({"x": 0}, step=0)
     whole = path.read_bytes()
     with full_disk(len(whole) + 5):
-        with pytest.warns(RecordWarning, match="kept in memory"):
+        with pytest.warns(RecordWarning, match="buffered in memory"):
             tracker.log({"x": 1}, step=1)
         tracker.log({"x": 2}, step=2)
         tracker.log({"x": 3}, step=3)
         assert path.read_bytes() == whole
-        with pytest.warns(RecordWarning, match="more than 3 lines wait: the oldest is lost"):
+        with pytest.warns(
+            RecordWarning, match="more than 3 lines are buffered: the oldest is lost"
+        ):
             tracker.log({"x": 4}, step=4)
-    tracker.log({"x": 5}, step=5)  # there is room again
+    tracker.log({"x": 5}, step=5)  # the disk has room again
     tracker.finish()
     assert [record["step"] for record in read_metrics(path)] == [0, 2, 3, 4, 5]
 
 
-def test_lines_that_never_found_room_are_an_error_at_the_end(tmp_path: Path) -> None:
+def test_lost_lines_are_an_error_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     tracker = JsonlTracker(path, on_error="continue")
     with full_disk(5):
         with pytest.warns(RecordWarning):
             tracker.log({"x": 1}, step=1)
-        with pytest.raises(RecordError, match="1 lines that waited for it are lost") as error:
+        with pytest.raises(RecordError, match="1 buffered lines are lost") as error:
             tracker.finish()
     assert error.value.errno == errno.EFBIG
     tracker.finish()
@@ -326,7 +328,7 @@ def test_lines_that_never_found_room_are_an_error_at_the_end(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("metrics", [{"step": 1.0}, {"x": np.zeros(2)}, {"x": np.array(1j)}])
-def test_what_is_no_metric_is_refused_and_nothing_is_written(tmp_path: Path, metrics: Any) -> None:
+def test_invalid_metrics_are_errors_and_write_nothing(tmp_path: Path, metrics: Any) -> None:
     tracker = JsonlTracker(tmp_path / "m.jsonl")
     with pytest.raises(ValueError, match=r"called 'step'|must be a single real number"):
         tracker.log(metrics, step=1)
@@ -334,7 +336,7 @@ def test_what_is_no_metric_is_refused_and_nothing_is_written(tmp_path: Path, met
     assert (tmp_path / "m.jsonl").read_text() == ""
 
 
-def test_settings_and_results_stand_beside_the_metrics(tmp_path: Path) -> None:
+def test_hyperparameters_and_summary_are_separate_files(tmp_path: Path) -> None:
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
     tracker.log_hyperparameters({"model": {"n_layer": 2}, "path": tmp_path})
     tracker.log_summary({"eval/loss": math.inf})
@@ -350,7 +352,7 @@ def test_settings_and_results_stand_beside_the_metrics(tmp_path: Path) -> None:
 
 
 class Failing:
-    """A tracker whose end fails."""
+    """A tracker whose `finish` fails."""
 
     def log_hyperparameters(self, hyperparameters: Any) -> None: ...
 
@@ -366,7 +368,7 @@ class Failing:
         raise OSError("no space")
 
 
-def test_a_composite_tells_all_and_finishes_all(tmp_path: Path) -> None:
+def test_a_composite_forwards_and_finishes_all(tmp_path: Path) -> None:
     files = [JsonlTracker(tmp_path / f"{name}.jsonl") for name in "ab"]
     composite = CompositeTracker([files[0], Failing(), files[1]])
     assert isinstance(composite, Tracker)

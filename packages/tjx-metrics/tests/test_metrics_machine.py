@@ -1,4 +1,4 @@
-"""What a run has cost the machine: peaks of memory, compilations, and why there were more."""
+"""Peak memory, compilation counts and recompilation warnings."""
 
 import threading
 import warnings
@@ -18,10 +18,10 @@ from tjx_metrics.performance import memory
 from tjx_metrics.performance.compilation import CompileCounter
 
 
-def test_the_peak_of_the_host_grows_with_what_is_held() -> None:
+def test_host_peak_memory_grows_with_allocations() -> None:
     before = memory.host_peak_bytes()
     assert before is not None
-    # A peak stays: go beyond it.
+    # Exceed the previous peak.
     with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123  no path of a user
         resident = int(file.read().split()[1]) * 4096
     size = max(before - resident, 0) + 64 * 2**20
@@ -33,7 +33,7 @@ def test_the_peak_of_the_host_grows_with_what_is_held() -> None:
     assert "device_peak_bytes" not in peak_memory()  # of a CPU
 
 
-def test_the_peak_of_devices_is_that_of_the_fullest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_peak_memory_is_the_maximum_over_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     def holding(*peaks: Any) -> Callable[[], list[Any]]:
         return lambda: [SimpleNamespace(memory_stats=lambda p=peak: p) for peak in peaks]
 
@@ -46,7 +46,7 @@ def test_the_peak_of_devices_is_that_of_the_fullest(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def counter() -> Iterator[CompileCounter]:
-    """Count with a counter of the test's own."""
+    """Return a separate counter for the test."""
     counter = CompileCounter()
     yield counter
     counter.close()
@@ -72,7 +72,7 @@ def test_each_program_counts_once(counter: CompileCounter) -> None:
     assert counter.count == 3
 
 
-def test_time_within_time_counts_once(counter: CompileCounter) -> None:
+def test_nested_time_spans_count_once(counter: CompileCounter) -> None:
     prefix = "/jax/core/compile/"
     for event, begin, end in (
         ("jaxpr_trace_duration", 1.0, 2.0),
@@ -106,7 +106,7 @@ def arrays(*shape: int, dtype: Any = np.float32, axes: tuple[str, ...] = ()) -> 
     return jax.device_put(np.ones(shape, dtype), NamedSharding(MESH, spec))
 
 
-def test_a_step_that_is_compiled_again_says_what_changed() -> None:
+def test_a_recompilation_warning_names_the_changes() -> None:
     first, batch = {"w": arrays(8), "b": arrays(8)}, {"tokens": arrays(8, 16, dtype=np.int32)}
     step = steps()
     with warnings.catch_warnings():
@@ -148,10 +148,13 @@ def test_a_step_that_is_compiled_again_says_what_changed() -> None:
     assert "float32[8] (weak type)" in message(fresh(w=weak), batch)
 
 
-def test_a_setting_that_changed_is_told_too_and_many_changes_are_cut_short() -> None:
+def test_changed_settings_are_reported_and_long_lists_are_truncated() -> None:
     step = watch_recompiles(jax.jit(lambda xs: [x + 1 for x in xs]), "step")
     step([arrays(2) for _ in range(9)])
-    with jax.default_matmul_precision("highest"), pytest.warns(RecompileWarning, match="are alike"):
+    with (
+        jax.default_matmul_precision("highest"),
+        pytest.warns(RecompileWarning, match="are unchanged"),
+    ):
         step([arrays(2) for _ in range(9)])
     with pytest.warns(RecompileWarning, match=r"xs\[4\] was .* is float32\[3\].*; and 4 more$"):
         step([arrays(3) for _ in range(9)])

@@ -1,4 +1,4 @@
-"""Pictures by what they are made of: the data of lines, limits, labels, areas."""
+"""Plots of runs: data of lines, limits, labels and areas of the figures."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tjx_metrics.plotting.curves import PlotOptions, loss_figure, metric_figure
 from tjx_metrics.plotting.histograms import (
     histogram_quantiles,
     histograms_figure,
-    rebinned,
+    resample,
 )
 from tjx_metrics.plotting.layer_norms import layer_norms, layer_norms_figure
 from tjx_metrics.plotting.performance import throughput_figure, time_split, time_split_figure
@@ -27,7 +27,7 @@ def run_of(records: list[dict[str, Any]], name: str = "run") -> RunData:
 
 
 def falling(count: int = 200) -> list[dict[str, Any]]:
-    """Return records of a loss that falls from 11 to 3, most of it at once."""
+    """Return records of a loss that falls steeply from 11 to 3."""
     return [
         {
             "step": 10 * i, "train/loss": 3 + 8 * 0.5**i, "train/tokens": 1000 * i,
@@ -44,7 +44,7 @@ def line(axes: Axes, label: str) -> tuple[Any, Any]:
     return found.get_xdata(), found.get_ydata()
 
 
-def test_the_start_does_not_squash_the_rest() -> None:
+def test_a_steep_start_is_cut_off() -> None:
     axes = loss_figure([run_of(falling())], PlotOptions()).axes[0]
     low, high = axes.get_ylim()
     assert low < 3.0 < high < 4.0
@@ -55,7 +55,7 @@ def test_the_start_does_not_squash_the_rest() -> None:
     np.testing.assert_allclose(losses, [3.1 + 8 * 0.5**i for i in (0, 50, 100, 150)])
 
 
-def test_a_slow_fall_is_shown_whole_and_a_diverged_run_does_not_hide_the_others() -> None:
+def test_a_slow_fall_is_not_cut_off_and_a_diverged_run_is() -> None:
     slow = np.linspace(8, 4, 100)
     assert robust_limits([slow]) == pytest.approx((3.8, 8.2))
     few = np.array([9.0, 2.0, 1.0])  # the start is no small part of so few
@@ -75,22 +75,22 @@ def test_a_slow_fall_is_shown_whole_and_a_diverged_run_does_not_hide_the_others(
     ("x", "label", "last"), [("steps", "Step", 1990), ("tokens", "Tokens", 199_000),
                              ("hours", "Hours", 1.99)]
 )  # fmt: skip
-def test_curves_stand_over_steps_tokens_or_hours(x: Any, label: str, last: float) -> None:
+def test_the_x_axis_is_steps_tokens_or_hours(x: Any, label: str, last: float) -> None:
     axes = loss_figure([run_of(falling())], PlotOptions(x)).axes[0]
     assert axes.get_xlabel() == label
     assert line(axes, "training")[0][-1] == pytest.approx(last)
-    # An evaluation lies where the training records of its step do.
+    # An evaluation has the x value of the training records of its step.
     assert line(axes, "evaluation")[0][1] == pytest.approx(last * 50 / 199)
 
 
-def test_logarithmic_axes_leave_out_what_they_cannot_show() -> None:
+def test_logarithmic_axes_omit_values_that_are_not_positive() -> None:
     axes = loss_figure([run_of(falling())], PlotOptions(log_x=True, log_y=True)).axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert line(axes, "training")[0][0] == 10
     assert axes.get_ylim()[0] > 0
 
 
-def test_runs_differ_in_colour_line_and_mark() -> None:
+def test_runs_differ_in_color_line_style_and_marker() -> None:
     runs = [run_of(falling(), f"run_{i}") for i in range(9)]
     figure = loss_figure(runs, PlotOptions())
     looks = {
@@ -103,7 +103,7 @@ def test_runs_differ_in_colour_line_and_mark() -> None:
     assert names[0] == "run_0 (lowest 3.100)"
 
 
-def test_names_of_runs_are_told_apart_and_never_mathematics(tmp_path: Path) -> None:
+def test_run_names_are_distinct_and_not_parsed_as_math(tmp_path: Path) -> None:
     for place in ("a/$x$", "b/$x$"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.0}\n')
@@ -119,10 +119,10 @@ def test_a_metric_is_smoothed_by_the_window() -> None:
     smooth = metric_figure([run], "train/grad_norm", PlotOptions(window=3)).axes[0]
     assert set(line(raw, "run")[1]) == {0.0, 1.0}
     np.testing.assert_allclose(line(smooth, "run")[1][1:3], [1 / 3, 2 / 3])
-    assert raw.get_ylabel() == "Norm of the gradient"
+    assert raw.get_ylabel() == "Gradient norm"
 
 
-def test_throughput_begins_at_zero_and_shows_mfu_where_it_is_known() -> None:
+def test_throughput_axes_start_at_zero_and_show_mfu_if_recorded() -> None:
     run = run_of(falling())
     figure = throughput_figure([run], PlotOptions(window=1))
     rates, shares = figure.axes
@@ -134,7 +134,7 @@ def test_throughput_begins_at_zero_and_shows_mfu_where_it_is_known() -> None:
         throughput_figure([run_of([{"step": 1, "train/loss": 1.0}])], PlotOptions())
 
 
-def test_the_time_is_split_into_shares_of_one() -> None:
+def test_fractions_of_time_sum_to_one() -> None:
     records = [
         {"step": 10 * i, "time/device": 3.0, "time/data_wait": 1.0, "time/evaluation": 0.0}
         for i in range(1, 301)
@@ -174,10 +174,10 @@ def norms_run() -> RunData:
     )
 
 
-def test_norms_of_a_layer_are_those_of_all_its_parameters() -> None:
+def test_layer_norms_combine_all_parameters_of_a_layer() -> None:
     steps, norms = layer_norms(norms_run(), "gradient")
     assert steps.tolist() == [1, 2, 3]
-    # By depth, not by name; what is in no layer comes last.
+    # Sorted by depth, not by name; other parameters come last.
     assert list(norms) == [f"encoder/blocks {i}" for i in range(12)] + ["wte"]
     np.testing.assert_allclose(norms["encoder/blocks 0"], 5.0)
     np.testing.assert_allclose(norms["wte"], [2, 1, 2 / 3])
@@ -189,7 +189,7 @@ def test_norms_of_a_layer_are_those_of_all_its_parameters() -> None:
         layer_norms(norms_run(), "update")
 
 
-def test_the_map_of_layers_has_a_row_for_each() -> None:
+def test_the_heat_map_has_a_row_for_each_layer() -> None:
     lines, heat, _ = layer_norms_figure(norms_run(), PlotOptions(), "gradient").axes
     assert len(lines.get_lines()) == 13
     assert [text.get_text() for text in heat.get_yticklabels()][0::12] == [
@@ -200,10 +200,10 @@ def test_the_map_of_layers_has_a_row_for_each() -> None:
     np.testing.assert_allclose(drawn[12], [2, 1, 2 / 3])
 
 
-def test_bins_are_divided_evenly_and_quantiles_lie_in_full_bins() -> None:
+def test_histograms_are_resampled_and_quantiles_lie_in_nonempty_bins() -> None:
     counts, edges = np.array([0, 4, 0, 4, 0]), np.arange(6.0)
     np.testing.assert_allclose(
-        rebinned(counts, edges, np.array([0, 1.5, 3.0, 5.0])), [0.25, 0.25, 0.5]
+        resample(counts, edges, np.array([0, 1.5, 3.0, 5.0])), [0.25, 0.25, 0.5]
     )
     np.testing.assert_allclose(histogram_quantiles(counts, edges, [0.0, 0.25, 1.0]), [1, 1.5, 4])
     assert np.isnan(histogram_quantiles(np.zeros(2), np.arange(3.0), [0.5])).all()
@@ -226,7 +226,7 @@ def histogram_run() -> RunData:
     return run_of(records)
 
 
-def test_the_ends_of_a_stack_are_shown_of_many_histograms() -> None:
+def test_first_and_last_layers_are_selected_of_many_histograms() -> None:
     figure = histograms_figure(histogram_run())
     titles = [axes.get_title().replace("\n", "") for axes in figure.axes]
     assert titles == ["parameter/wte", "parameter/blocks/kernel/0", "parameter/blocks/kernel/9"]
@@ -245,7 +245,7 @@ def test_the_ends_of_a_stack_are_shown_of_many_histograms() -> None:
         histograms_figure(broken)
 
 
-def test_every_public_plot_writes_its_picture(tmp_path: Path) -> None:
+def test_every_public_plot_function_writes_a_file(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     path.parent.mkdir()
     time = {"time/device": 1.0, "time/other": 0.5}
@@ -260,7 +260,7 @@ def test_every_public_plot_writes_its_picture(tmp_path: Path) -> None:
     assert {each.name[0] for each in tmp_path.glob("*.*")} == set("abcdef")
 
 
-def test_records_of_a_step_are_one_point_and_steps_are_in_order() -> None:
+def test_series_have_unique_ordered_steps() -> None:
     run = run_of([{"step": 2, "a": 1.0}, {"step": 1, "a": float("inf")}, {"step": 2, "a": 3}])
     steps, values = run.series("a")
     assert steps.tolist() == [1, 2]
@@ -269,7 +269,7 @@ def test_records_of_a_step_are_one_point_and_steps_are_in_order() -> None:
         run.along(steps, "tokens")
 
 
-def test_a_damaged_file_is_told_with_its_line(tmp_path: Path) -> None:
+def test_damaged_files_are_reported_with_the_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "a": 1}\nnot json\n{"step": 2}\n')
     with pytest.warns(RecordWarning, match=r"metrics\.jsonl, line 2"):
         assert open_run(tmp_path).names == ("a",)

@@ -1,4 +1,4 @@
-"""A picture shows its data, and drawing it changes nothing else."""
+"""Plot files: reproducible, correct data, no global state."""
 
 import sys
 from pathlib import Path
@@ -37,7 +37,7 @@ def has_color(picture: np.ndarray[Any, Any], color: str) -> bool:
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
-def test_a_picture_shows_the_curves_that_there_are(tmp_path: Path) -> None:
+def test_a_plot_has_the_recorded_curves(tmp_path: Path) -> None:
     falling = [8 * 0.97**step + 2 for step in range(200)]
     both = write_run(tmp_path / "both", falling, {0: 9.9, 100: 3.0, 199: 2.5})
     alone = write_run(tmp_path / "alone", falling, {})
@@ -55,7 +55,7 @@ def test_a_picture_shows_the_curves_that_there_are(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".png", ".png"]
 
 
-def test_other_data_gives_another_picture_and_the_same_data_the_same(tmp_path: Path) -> None:
+def test_plot_files_depend_only_on_the_data(tmp_path: Path) -> None:
     for name, losses in (("a", [3.0, 2.0]), ("b", [3.0, 1.0]), ("c", [3.0, 2.0])):
         path = write_run(tmp_path / name, losses, {})
         plot_loss(path, tmp_path / f"{name}.png", title="run")
@@ -64,7 +64,7 @@ def test_other_data_gives_another_picture_and_the_same_data_the_same(tmp_path: P
     assert (a == c).all()
 
 
-def test_a_run_that_went_to_nan_or_is_still_being_written_is_drawn(tmp_path: Path) -> None:
+def test_runs_with_nan_or_incomplete_lines_are_plotted(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", [3.0, float("inf"), float("nan"), 2.0], {3: float("nan")})
     with path.open("a") as file:
         file.write('{"step": 4, "train/lo')
@@ -72,7 +72,7 @@ def test_a_run_that_went_to_nan_or_is_still_being_written_is_drawn(tmp_path: Pat
     assert (tmp_path / "loss.png").stat().st_size > 10_000
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+def test_plotting_errors_are_reported(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", [3.0], {})
     with pytest.raises(ValueError, match="must end in one of png, pdf, svg"):
         plot_loss(path, tmp_path / "loss.bmp")
@@ -85,7 +85,7 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
         plot_loss(tmp_path / "missing.jsonl", tmp_path / "loss.png")
 
 
-def test_drawing_never_starts_pyplot(tmp_path: Path) -> None:
+def test_plotting_does_not_import_pyplot(tmp_path: Path) -> None:
     plot_loss(write_run(tmp_path / "run", [3.0], {}), tmp_path / "loss.svg")
     assert "matplotlib.pyplot" not in sys.modules
 
@@ -94,7 +94,7 @@ def test_drawing_never_starts_pyplot(tmp_path: Path) -> None:
     st.lists(st.floats(-100, 100) | st.just(float("nan")), min_size=1, max_size=30),
     st.integers(1, 12),
 )
-def test_the_moving_average_is_the_mean_of_the_finite_neighbours(
+def test_the_moving_average_is_the_mean_of_finite_neighbors(
     values: list[float], window: int
 ) -> None:
     got = moving_average(np.array(values), window)

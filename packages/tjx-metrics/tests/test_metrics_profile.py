@@ -1,4 +1,4 @@
-"""A trace of some steps is what Perfetto and XProf read, and says where their time went."""
+"""Profiles: readable by Perfetto and XProf, with the time by kind of operation."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from tjx_metrics import ProfileConfig, Profiler, profile_report
 from tjx_metrics.profiling.hlo import KINDS, instructions
 from tjx_metrics.profiling.trace_events import read_events
 
-# As XLA writes programs of GPUs, shortened.
+# Shortened HLO text of a GPU program.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true
 
@@ -49,7 +49,7 @@ metadata={op_name="jit(step)/optimizer/sub"}
 """
 
 
-def test_the_kind_of_an_instruction_is_that_of_its_scope_or_else_of_what_it_does() -> None:
+def test_instructions_are_classified_by_scope_or_opcode() -> None:
     module, found = instructions(PROGRAM)
     assert module == "jit_step"
     assert {name: found[name].kind for name in found if "." in name and "1" not in name} == {
@@ -67,7 +67,7 @@ def test_the_kind_of_an_instruction_is_that_of_its_scope_or_else_of_what_it_does
 
 
 def xspace(lines: dict[str, list[tuple[str, int, int, str]]], plane: str) -> bytes:
-    """Write a trace: by line (kernel, begin in ns, nanoseconds, instruction or nothing)."""
+    """Write a trace: by line (kernel, start in ns, duration in ns, instruction or "")."""
     names = sorted({event[0] for events in lines.values() for event in events})
     written = []
     for number, (line, events) in enumerate(lines.items()):
@@ -95,7 +95,7 @@ def xspace(lines: dict[str, list[tuple[str, int, int, str]]], plane: str) -> byt
     return data
 
 
-def test_kernels_of_a_gpu_are_found_in_the_program(tmp_path: Path) -> None:
+def test_gpu_kernels_are_matched_to_instructions(tmp_path: Path) -> None:
     streams = {
         "Stream #1(Compute)": [
             ("gemm_fusion_2_kernel", 0, 4000, "gemm_fusion.2"),
@@ -130,7 +130,7 @@ def test_kernels_of_a_gpu_are_found_in_the_program(tmp_path: Path) -> None:
     assert without["optimizer"] == 0
 
 
-def test_operations_of_a_tpu_have_their_own_time_only(tmp_path: Path) -> None:
+def test_tpu_operations_have_self_time(tmp_path: Path) -> None:
     ops = {
         "XLA Ops": [
             ("%loop = (s32[]) while(%w)", 0, 9000, "loop"),
@@ -148,7 +148,7 @@ def test_operations_of_a_tpu_have_their_own_time_only(tmp_path: Path) -> None:
 
 
 def train(w: Any, x: Any) -> Any:
-    """Make a step of a small transformer, with the scopes of a large one."""
+    """Return a step of a small transformer with named scopes."""
 
     def loss(w: Any) -> Any:
         h = x @ w
@@ -165,7 +165,7 @@ def train(w: Any, x: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:builtin type:DeprecationWarning")
-def test_a_trace_of_training_tells_the_kinds_and_is_read_by_others(tmp_path: Path) -> None:
+def test_a_training_trace_has_all_kinds_and_is_readable(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     w, x = jax.device_put((rng.normal(size=(96, 96)), rng.normal(size=(4, 64, 96))))
     step = jax.jit(train)
@@ -205,7 +205,7 @@ def test_a_trace_of_training_tells_the_kinds_and_is_read_by_others(tmp_path: Pat
     assert {each.name for each in report.operations} <= named
 
 
-def test_a_run_that_ends_early_has_a_trace_too(tmp_path: Path) -> None:
+def test_a_run_that_ends_early_has_a_trace(tmp_path: Path) -> None:
     profiler = Profiler((2, 9), tmp_path)
     with pytest.raises(FileNotFoundError, match="was a step profiled"):
         _ = profiler.trace
@@ -230,5 +230,5 @@ def test_steps_are_a_number_or_a_range() -> None:
     assert ProfileConfig(steps="10").range == (10, 10)
     assert ProfileConfig(steps="10-15").range == (10, 15)
     for steps in ("", "0", "15-10", "a-b", "3-", "-3", "1 - 2", "٣", "9" * 99):
-        with pytest.raises(ValueError, match="try 10-15"):
+        with pytest.raises(ValueError, match="such as 10-15"):
             ProfileConfig(steps=steps)

@@ -1,4 +1,4 @@
-"""Rates leave out warm-up and pauses; the time left counts pauses; phases divide all time."""
+"""Throughput without warm-up and pauses, remaining time, and time per phase."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tjx_metrics.performance.phase_timer import PHASES
 
 
 class Clock:
-    """A clock that a test moves."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-def test_warm_up_steps_count_nowhere() -> None:
+def test_warm_up_steps_are_not_measured() -> None:
     clock = Clock()
     throughput = Throughput(max_steps=12, warmup_steps=2, clock=clock)
     for seconds in (60.0, 5.0):  # compilation, and a slow second step
@@ -32,7 +32,7 @@ def test_warm_up_steps_count_nowhere() -> None:
     assert throughput.seconds_left == pytest.approx(3.0)  # six steps of half a second
 
 
-def test_the_window_forgets_and_the_mean_does_not() -> None:
+def test_windowed_rate_and_mean_rate() -> None:
     clock = Clock()
     throughput = Throughput(max_steps=100, warmup_steps=1, window=5, clock=clock)
     throughput.update(tokens=100)
@@ -43,7 +43,7 @@ def test_the_window_forgets_and_the_mean_does_not() -> None:
     assert throughput.mean_tokens_per_sec == pytest.approx(1500 / 12.5)
 
 
-def test_pauses_slow_the_end_but_not_the_rate() -> None:
+def test_pauses_affect_the_remaining_time_but_not_the_rate() -> None:
     clock = Clock()
     throughput = Throughput(max_steps=21, warmup_steps=1, clock=clock)
     with throughput.paused():
@@ -59,7 +59,7 @@ def test_pauses_slow_the_end_but_not_the_rate() -> None:
     assert throughput.seconds_left == pytest.approx(30.0)  # ten steps at three seconds each
 
 
-def test_a_pause_that_fails_is_still_a_pause() -> None:
+def test_a_pause_with_an_error_is_excluded() -> None:
     clock = Clock()
     throughput = Throughput(max_steps=5, warmup_steps=1, clock=clock)
     throughput.update(tokens=10)
@@ -84,7 +84,7 @@ def test_a_resumed_run_has_fewer_steps_left() -> None:
     assert throughput.seconds_left == pytest.approx(14.0)
 
 
-def test_a_warm_up_of_nothing_is_refused() -> None:
+def test_zero_warm_up_steps_are_an_error() -> None:
     with pytest.raises(ValueError, match="warmup_steps=0"):
         Throughput(max_steps=1, warmup_steps=0)
 
@@ -112,7 +112,7 @@ def test_every_second_belongs_to_one_phase() -> None:
     assert (rest["evaluation"], rest["other"], sum(rest.values())) == (16.0, 32.0, 48.0)
 
 
-def test_a_phase_that_fails_has_an_end() -> None:
+def test_a_phase_with_an_error_ends() -> None:
     now = Clock()
     clock = PhaseTimer(clock=now)
 
@@ -127,11 +127,11 @@ def test_a_phase_that_fails_has_an_end() -> None:
     assert (spent["checkpoint"], spent["other"]) == (1.0, 2.0)
 
 
-def test_a_phase_that_there_is_not_is_refused() -> None:
+def test_unknown_phases_are_errors() -> None:
     clock = PhaseTimer()
-    with pytest.raises(ValueError, match="must be one of data_wait, dispatch, device"):
+    with pytest.raises(ValueError, match="expected one of data_wait, dispatch, device"):
         clock.add("devise", 1.0, out_of="other")
-    with pytest.raises(ValueError, match="phase 'all'"):
+    with pytest.raises(ValueError, match="phase: got 'all'"):
         clock.add("device", 1.0, out_of="all")
-    with pytest.raises(ValueError, match="phase 'devise'"), clock.during("devise"):
+    with pytest.raises(ValueError, match="phase: got 'devise'"), clock.during("devise"):
         pass

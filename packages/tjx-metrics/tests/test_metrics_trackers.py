@@ -1,4 +1,4 @@
-"""What trackers write is read back by the libraries that people look at it with."""
+"""Tracker output is read back with the trackers' own libraries."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def record(tracker: Any, steps: Iterable[int]) -> None:
     tracker.log_summary({"eval/loss": 0.5, "run": "a"})
 
 
-def test_tensorboard_reads_what_was_written_and_hides_what_is_made_again(tmp_path: Path) -> None:
+def test_tensorboard_reads_records_and_hides_repeated_steps(tmp_path: Path) -> None:
     first = TensorboardTracker(tmp_path)
     record(first, range(1, 9))
     first.finish()
@@ -79,7 +79,7 @@ def accumulated(folder: Path) -> Any:
 SIZES = ("scalars", "histograms", "tensors")
 
 
-def test_tensorboards_table_of_runs_has_the_settings(tmp_path: Path) -> None:
+def test_the_hparams_tab_has_the_hyperparameters(tmp_path: Path) -> None:
     from tensorboard.plugins.hparams import metadata
 
     tracker = TensorboardTracker(tmp_path)
@@ -92,7 +92,7 @@ def test_tensorboards_table_of_runs_has_the_settings(tmp_path: Path) -> None:
     assert settings["optimizer.name"].string_value == "adamw"
 
 
-def test_a_disk_that_is_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = TensorboardTracker(tmp_path)
     record_writer: Any = tracker._writer
     record_writer.close()
@@ -135,19 +135,19 @@ tracker.finish(timeout=0.2 if what == "SIGSTOP" else 120.0)
 def run_wandb(folder: Path, what: str, first: int, last: int) -> "subprocess.CompletedProcess[str]":
     words = [sys.executable, "-c", RUN_WANDB, str(Path(__file__).parent), str(folder)]
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
-    # To a file: a service that is stopped keeps its end of a pipe open.
-    with (folder / "told.txt").open("w+") as told:
+    # To a file, because a stopped service keeps its end of a pipe open.
+    with (folder / "output.txt").open("w+") as output:
         done = subprocess.run(
-            [*words, what, str(first), str(last)], env=environment, stdout=told, stderr=told,
+            [*words, what, str(first), str(last)], env=environment, stdout=output, stderr=output,
             timeout=200, check=False, text=True,
         )  # fmt: skip
-        told.seek(0)
-        done.stdout = told.read()
+        output.seek(0)
+        done.stdout = output.read()
     return done
 
 
 def wandb_records(folder: Path) -> list[tuple[str, list[Any]]]:
-    """Read each file of an offline run: the run's id, and W&B's own messages."""
+    """Read each file of an offline run: the run id and W&B's messages."""
     return [
         (path.name.removeprefix("run-").removesuffix(".wandb"), list(messages(path.read_bytes())))
         for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
@@ -155,7 +155,7 @@ def wandb_records(folder: Path) -> list[tuple[str, list[Any]]]:
 
 
 def messages(content: bytes) -> Iterator[Any]:
-    """Take a transaction log apart: LevelDB's log format after W&B's seven bytes."""
+    """Parse a transaction log: LevelDB's log format after W&B's header of seven bytes."""
     from wandb.proto import wandb_internal_pb2
 
     read: Any = vars(wandb_internal_pb2)["Record"].FromString
@@ -189,7 +189,7 @@ def history(found: list[Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def test_wandb_goes_on_with_the_same_run_offline(tmp_path: Path) -> None:
+def test_wandb_resumes_the_same_run_offline(tmp_path: Path) -> None:
     for first, last in ((1, 6), (4, 8)):
         done = run_wandb(tmp_path, "SIGNONE", first, last)
         assert (done.returncode, done.stdout) == (0, "")
@@ -201,7 +201,7 @@ def test_wandb_goes_on_with_the_same_run_offline(tmp_path: Path) -> None:
         rows = history(found)
         losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
         assert losses == {step: 1 / step for step in steps}
-        # What W&B counts never goes back: it refuses rows that do.
+        # W&B's own step never decreases: rows with a smaller one are rejected.
         assert [row["_step"] for row in rows] == list(range(len(rows)))
         histograms = [row[HISTOGRAM] for row in rows if HISTOGRAM in row]
         assert len(histograms) == len(steps)
@@ -219,7 +219,7 @@ def test_wandb_goes_on_with_the_same_run_offline(tmp_path: Path) -> None:
     assert any("one &lt;b>\n\n# 8" in page for page in pages)
 
 
-def test_a_service_that_is_killed_is_made_anew_and_gets_what_comes_after(tmp_path: Path) -> None:
+def test_a_killed_service_is_restarted_and_gets_later_records(tmp_path: Path) -> None:
     done = run_wandb(tmp_path, "SIGKILL", 1, 20)
     assert done.returncode == 0
     assert done.stdout.count("TrackerWarning: tracker wandb: ") == 1
@@ -229,11 +229,11 @@ def test_a_service_that_is_killed_is_made_anew_and_gets_what_comes_after(tmp_pat
     assert len(set(ids)) == 1
     rows = [row for records in found for row in history(records)]
     losses = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
-    # What the service had not written when it was killed is lost with it, but no more than that.
+    # Only records that the service had not written when it was killed are lost.
     assert losses.items() >= {step: 1 / step for step in range(2, 21)}.items()
 
 
-def test_a_service_that_answers_no_more_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_an_unresponsive_service_does_not_block_the_exit(tmp_path: Path) -> None:
     done = run_wandb(tmp_path, "SIGSTOP", 1, 20)
     os.kill(int(done.stdout.split()[0]), signal.SIGKILL)
     assert done.returncode == 0
@@ -252,7 +252,7 @@ except Exception as error:
 """
 
 
-def test_wandb_asks_for_no_key_in_the_terminal_of_a_run(tmp_path: Path) -> None:
+def test_wandb_does_not_prompt_for_a_key(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if "WANDB" not in name}
     ours, terminal = pty.openpty()
     done = subprocess.run(
@@ -268,7 +268,7 @@ def test_wandb_asks_for_no_key_in_the_terminal_of_a_run(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_wandb_takes_no_more_bins_than_it_can() -> None:
+def test_histograms_for_wandb_have_at_most_512_bins() -> None:
     from tjx_metrics.trackers.wandb import _at_most_bins
 
     counts, edges = _at_most_bins(Histogram(np.arange(1200), np.arange(1201.0)))
@@ -278,7 +278,7 @@ def test_wandb_takes_no_more_bins_than_it_can() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:trackio")
-def test_trackio_holds_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio_stores_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trackio: Any = pytest.importorskip("trackio")
     storage = trackio.sqlite_storage.SQLiteStorage
     monkeypatch.setattr(trackio.sqlite_storage, "TRACKIO_DIR", tmp_path / "all")
@@ -307,7 +307,7 @@ def test_trackio_holds_each_step_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [row["summary/eval/loss"] for row in logs if "summary/eval/loss" in row][-1] == 0.5
 
 
-def test_a_library_that_is_missing_is_told_before_training(
+def test_missing_libraries_are_reported_before_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(availability._MODULES, "wandb", "no_such_library")

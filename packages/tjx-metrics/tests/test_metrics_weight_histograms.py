@@ -1,4 +1,4 @@
-"""Histograms of parameters: counted on the device as NumPy counts them."""
+"""Parameter histograms on the device equal NumPy's."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tjx_metrics import named_histograms, weight_histograms
 BINS = 16
 
 
-def test_histograms_are_those_of_numpy_for_each_layer() -> None:
+def test_histograms_of_each_layer_equal_numpy() -> None:
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(3, 50, 20)).astype(np.float32)
     tree: dict[str, Any] = {
@@ -33,11 +33,11 @@ def test_histograms_are_those_of_numpy_for_each_layer() -> None:
             continue
         expected, places = np.histogram(values.astype(np.float64), BINS)
         np.testing.assert_allclose(edges, places, rtol=1e-6)
-        # A number beside an edge may be rounded over it.
+        # Rounding may move a value near an edge to the next bin.
         assert np.abs(counts - expected).sum() <= 2
 
 
-def test_what_is_not_finite_is_counted_nowhere() -> None:
+def test_non_finite_values_are_not_counted() -> None:
     values = np.array([np.nan, -np.inf, 1.0, 2.0, np.inf, 2.0], np.float32)
     empty = np.full(3, np.nan, np.float32)
     tree = jax.device_put({"values": values, "empty": empty})
@@ -48,7 +48,7 @@ def test_what_is_not_finite_is_counted_nowhere() -> None:
     assert found["h/empty"].counts.tolist() == [0, 0, 0, 0]
 
 
-def test_divided_parameters_are_counted_where_they_are() -> None:
+def test_sharded_parameters_are_counted_without_all_gather() -> None:
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
     whole = np.random.default_rng(1).normal(size=(64, 8)).astype(np.float32)
     spec = jax.sharding.PartitionSpec("fsdp")  # type: ignore[no-untyped-call]  # as jax is

@@ -1,7 +1,4 @@
-"""tjx-metrics: what a training run shows.
-
-Metrics with exact definitions, throughput, trackers (JSONL, console) and loss curves.
-"""
+"""Metrics, throughput measurement, experiment trackers, plots and profiling for JAX training."""
 
 import lazy_loader
 

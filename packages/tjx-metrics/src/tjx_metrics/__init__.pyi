@@ -1,4 +1,5 @@
 from .config import LogConfig as LogConfig
+from .config import ProfileConfig as ProfileConfig
 from .errors import RecordError as RecordError
 from .errors import RecordWarning as RecordWarning
 from .errors import TrackerWarning as TrackerWarning
@@ -25,9 +26,9 @@ from .performance.memory import peak_memory as peak_memory
 from .performance.phase_timer import PHASES as PHASES
 from .performance.phase_timer import PhaseTimer as PhaseTimer
 from .performance.throughput import Throughput as Throughput
+from .plotting.attention import attention_distances as attention_distances
 from .plotting.attention import plot_attention_distances as plot_attention_distances
 from .plotting.attention import plot_attention_maps as plot_attention_maps
-from .plotting.attention_distance import attention_distances as attention_distances
 from .plotting.curves import plot_learning_rate as plot_learning_rate
 from .plotting.curves import plot_loss as plot_loss
 from .plotting.curves import plot_metric as plot_metric
@@ -37,7 +38,6 @@ from .plotting.performance import plot_throughput as plot_throughput
 from .plotting.performance import plot_time_split as plot_time_split
 from .profiling.analysis import ProfileReport as ProfileReport
 from .profiling.analysis import profile_report as profile_report
-from .profiling.config import ProfileConfig as ProfileConfig
 from .profiling.profiler import Profiler as Profiler
 from .trackers.availability import check_trackers as check_trackers
 from .trackers.background import BackgroundTracker as BackgroundTracker

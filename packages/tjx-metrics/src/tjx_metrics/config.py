@@ -1,37 +1,39 @@
-"""What configures logging. Standard library only: it is read without JAX or matplotlib."""
+"""Configuration of logging and profiling. Imports neither JAX nor matplotlib."""
 
-import difflib
+import re
 from dataclasses import dataclass
 
-# Beside the console and metrics.jsonl, which every run has.
+from tjx_core import ConfigError, Problem, unknown_name
+
+# In addition to the console and metrics.jsonl, which every run has.
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What a run writes down, and how often.
+    """Configure what a run logs, where and how often.
 
     Attributes
     ----------
     every
         Steps between two records of training metrics.
     trackers
-        Where records go beside metrics.jsonl and the console: tensorboard, wandb, trackio.
+        Trackers in addition to metrics.jsonl and the console: tensorboard, wandb, trackio.
     project
-        Project that wandb and trackio file the run under.
+        Project name in wandb and trackio.
     layer_norms_every
-        Steps between two records of the norms of each layer's gradients, parameters and updates.
+        Steps between two records of per-layer gradient, parameter and update norms.
     histograms_every
-        Steps between two records of how each layer's parameters are spread.
+        Steps between two records of per-layer parameter histograms.
     samples_every
-        Steps between two texts that the model writes into the log; none: only at the end.
+        Steps between two generated text samples; none: only at the end of training.
     accuracies
-        Whether evaluations of text count top-1, 5 and 10 accuracy; this computes all logits.
+        Whether text evaluations compute top-1, 5 and 10 accuracy, which needs all logits.
 
     Raises
     ------
-    ValueError
-        When values are out of their range, a line each.
+    ConfigError
+        If values are out of range, with all problems.
     """
 
     every: int = 10
@@ -45,22 +47,58 @@ class LogConfig:
     def __post_init__(self) -> None:
         problems = []
         if self.every < 1:
-            problems.append(f"every={self.every}: must be at least 1; 1 records each step")
+            message = f"got {self.every}; expected at least 1; 1 records each step"
+            problems.append(Problem("every", message))
         problems += [
-            f"{name}={value}: must be at least 1, or none for never"
+            Problem(name, f"got {value}; expected at least 1, or none for never")
             for name in ("layer_norms_every", "histograms_every", "samples_every")
             if (value := getattr(self, name)) is not None and value < 1
         ]
-        problems += [_unknown(name) for name in self.trackers if name not in TRACKERS]
+        problems += [
+            unknown_name("trackers", name, TRACKERS)
+            for name in self.trackers
+            if name not in TRACKERS
+        ]
         if len(set(self.trackers)) < len(self.trackers):
-            problems.append(f"trackers={','.join(self.trackers)}: name each once")
+            message = f"got {','.join(self.trackers)}; expected each name once"
+            problems.append(Problem("trackers", message))
         if not self.project:
-            problems.append("project='': give a name, such as tjx")
+            problems.append(Problem("project", "got ''; expected a name, such as tjx"))
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
 
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, TRACKERS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"trackers={name}: there is no such tracker; {hint}(there are {', '.join(TRACKERS)})"
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Select the steps that are profiled.
+
+    Attributes
+    ----------
+    steps
+        Steps to trace, as 10-15 or 10; choose steps after the first ones, which compile.
+
+    Raises
+    ------
+    ConfigError
+        If `steps` cannot be parsed.
+    """
+
+    steps: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is None:
+            return
+        match = re.fullmatch(r"([0-9]{1,15})(?:-([0-9]{1,15}))?", self.steps)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last:
+            raise ConfigError([
+                Problem("steps", f"got {self.steps!r}; expected a step or a range, such as 10-15")
+            ])  # fmt: skip
+
+    @property
+    def range(self) -> tuple[int, int] | None:
+        """First and last profiled step, both inclusive; None if profiling is off."""
+        if self.steps is None:
+            return None
+        first, _, last = self.steps.partition("-")
+        return int(first), int(last or first)

@@ -1,25 +1,25 @@
-"""What can go wrong with a record on disk. Standard library only."""
+"""Errors and warnings of metrics files and trackers. Imports the standard library only."""
 
 from pathlib import Path
 
 
 class RecordError(OSError):
-    """A record of a run could not be written: the disk is full, gone, or not ours to write.
+    """Raised when a metrics file cannot be written, for example on a full disk.
 
     Attributes
     ----------
     path : Path
-        The file.
+        The metrics file.
     lost : int
-        Lines that waited in memory and are lost with it.
+        Number of buffered lines that are lost.
     """
 
     def __init__(self, path: Path, cause: OSError, *, lost: int = 0) -> None:
-        lines = f"; {lost} lines that waited for it are lost" if lost else ""
+        lines = f"; {lost} buffered lines are lost" if lost else ""
         super().__init__(
             cause.errno,
             f"{path} cannot be written: {type(cause).__name__}: {cause}{lines}; "
-            "what stands in it is whole",
+            "all lines already in the file are complete",
         )
         self.path, self.lost = path, lost
 
@@ -28,8 +28,8 @@ class RecordError(OSError):
 
 
 class RecordWarning(UserWarning):
-    """A record of a run cannot be written now; its lines wait in memory."""
+    """Warns that a metrics file is damaged, or that its lines are buffered after a failed write."""
 
 
 class TrackerWarning(UserWarning):
-    """A tracker fails, or has lost records; the run goes on, and metrics.jsonl has them all."""
+    """Warns that a tracker failed or lost records; `metrics.jsonl` still has all of them."""

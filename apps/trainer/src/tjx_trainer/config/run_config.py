@@ -12,8 +12,7 @@ from tjx_ckpt.config import CheckpointConfig
 from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.config import DataConfig
 from tjx_data.corpora.registry import OTHER_DATA
-from tjx_metrics.config import LogConfig
-from tjx_metrics.profiling.config import ProfileConfig
+from tjx_metrics.config import LogConfig, ProfileConfig
 from tjx_nn.models.bert_config import BertConfig
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt_config import GPTConfig

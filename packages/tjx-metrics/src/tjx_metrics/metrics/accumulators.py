@@ -1,8 +1,8 @@
-"""How well a model predicts: counted on the device batch by batch, told by the host in float64.
+"""Accumulate evaluation sums on the device and compute float64 metrics on the host.
 
-A corpus has one loss: the sum over all labels by the number of labels. So batches add sums and
-counts, ragged ones with padding that counts nowhere, and nothing depends on how the corpus was cut
-into batches, rows or processes.
+The loss of a corpus is the sum over all labels divided by the number of labels. Batches therefore
+add sums and counts, and padding counts as nothing. The result is independent of how the corpus is
+split into batches, rows or processes.
 """
 
 from collections.abc import Mapping
@@ -18,24 +18,24 @@ from tjx_metrics.metrics.top_k import top_k_correct
 
 
 class EvaluationSums(NamedTuple):
-    """Sums over batches, on the device: a pytree to be carried from one jitted call to the next.
+    """Evaluation sums over batches: a pytree carried from one jitted call to the next.
 
-    Which sums there are is part of its structure, so that a jitted step compiles once. On a mesh
-    they are sums over all devices of all processes, and lie on every one.
+    The pytree structure determines which sums exist, so a jitted step compiles once. On a mesh,
+    each sum is global and replicated on every device.
 
     Attributes
     ----------
     losses : FloatSum
-        Of the losses of all labels, nats.
+        Sum of the losses of all counted labels, nats.
     labels : IntSum
-        Labels that count.
+        Number of counted labels.
     correct : dict
-        k -> `IntSum` of the labels that were among the k highest logits.
+        k -> `IntSum` of labels among the k highest logits.
     text_bytes : IntSum or None
-        Bytes of the text that the labels stand for.
+        UTF-8 bytes of the text that the labels encode.
     rows, exact_rows : IntSum
-        Rows with a label, and rows of which every label had the highest logit; where `correct` is
-        not empty and labels have rows.
+        Rows with at least one label, and rows whose every label has the highest logit. Counted only
+        if `correct` is not empty and labels have a row axis.
 
     Examples
     --------
@@ -48,8 +48,8 @@ class EvaluationSums(NamedTuple):
     >>> sums = jax.jit(lambda: EvaluationSums.zero(ks=(1, 2)))()
     >>> for labels in ([[0, 1]], [[2, -100]]):
     ...     sums = eval_step(sums, *jax.device_put((logits, np.array(labels))))
-    >>> found = sums.on_host().metrics()
-    >>> round(found["loss"], 4), found["top1_accuracy"], found["exact_match"]
+    >>> metrics = sums.on_host().metrics()
+    >>> round(metrics["loss"], 4), metrics["top1_accuracy"], metrics["exact_match"]
     (0.9242, 0.6666666666666666, 0.5)
     """
 
@@ -62,14 +62,14 @@ class EvaluationSums(NamedTuple):
 
     @staticmethod
     def zero(*, ks: tuple[int, ...] = (), of_text: bool = False) -> "EvaluationSums":
-        """Return the sums of nothing; under ``jax.jit`` where transfers are guarded.
+        """Return zero sums. Call it under ``jax.jit`` if a transfer guard is active.
 
         Parameters
         ----------
         ks : tuple of int
-            Count the labels among so many highest logits.
+            Values of k for which top-k accuracy is counted.
         of_text : bool
-            Whether bytes of text are counted.
+            Whether to count bytes of text.
         """
         return EvaluationSums(
             losses=FloatSum.zero(),
@@ -89,36 +89,38 @@ class EvaluationSums(NamedTuple):
         token_byte_lengths: jax.Array | None = None,
         ignore_index: int = -100,
     ) -> "EvaluationSums":
-        """Add a batch.
+        """Add one batch.
 
         Parameters
         ----------
         losses : float32 array of any shape
-            Loss of each label in nats, 0 where it does not count, or sums of them.
+            Loss of each label in nats (0 at ignored labels), or partial sums of these losses.
         labels : int array [...] or [rows, labels]
-            The right answers; `ignore_index` counts nowhere.
+            Targets; positions equal to `ignore_index` are not counted.
         logits : float array [..., vocab], optional
-            Scores; needed where `correct` is not empty.
+            Required if `correct` is not empty.
         token_byte_lengths : int array [vocab], optional
-            Bytes of each token; needed where `text_bytes` is counted. A batch stands for less than
-            2**31 of them.
+            Bytes of each token; required if `text_bytes` is counted. One batch must hold fewer
+            than 2**31 bytes.
         ignore_index : int
-            Label of a position that counts nowhere.
+            Label of positions that are not counted.
 
         Returns
         -------
         EvaluationSums
-            The sums with the batch.
+            The sums including the batch.
 
         Raises
         ------
         ValueError
-            If what is to be counted was not given.
+            If `logits` or `token_byte_lengths` is required and missing.
         """
         if self.correct and logits is None:
             raise ValueError(f"logits=None: accuracies for k of {sorted(self.correct)} need them")
         if self.text_bytes is not None and token_byte_lengths is None:
-            raise ValueError("token_byte_lengths=None: bytes of text are to be counted")
+            raise ValueError(
+                "token_byte_lengths=None: text_bytes is counted; pass the bytes of each token"
+            )
         counted = labels != ignore_index
         new = self._replace(losses=self.losses.plus(losses), labels=self.labels.plus(counted.sum()))
         if self.text_bytes is not None:
@@ -130,9 +132,9 @@ class EvaluationSums(NamedTuple):
         if self.correct:
             assert logits is not None
             ks = tuple(self.correct)
-            found = top_k_correct(logits, labels, ks, ignore_index)
+            counts = top_k_correct(logits, labels, ks, ignore_index)
             new = new._replace(
-                correct={k: self.correct[k].plus(found[i]) for i, k in enumerate(ks)}
+                correct={k: self.correct[k].plus(counts[i]) for i, k in enumerate(ks)}
             )
             if labels.ndim > 1:
                 missed = counted & (logits.argmax(-1) != labels)
@@ -144,7 +146,7 @@ class EvaluationSums(NamedTuple):
         return new
 
     def on_host(self) -> "Evaluation":
-        """Read the sums; waits for the device."""
+        """Transfer the sums to the host. Blocks until the device has computed them."""
         sums = jax.device_get(self)
         (labels,), (rows,), (exact_rows,) = (
             each.on_host() for each in (sums.labels, sums.rows, sums.exact_rows)
@@ -161,7 +163,7 @@ class EvaluationSums(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was counted over an evaluation set.
+    """Evaluation sums on the host.
 
     Attributes
     ----------
@@ -170,12 +172,12 @@ class Evaluation:
     tokens : int
         Number of labels.
     text_bytes : int or None
-        Bytes of UTF-8 text that the labels stand for; None where they are no text.
+        UTF-8 bytes of the text that the labels encode; None if labels are not text.
     correct : dict
-        k -> number of labels among the model's k likeliest answers.
+        k -> number of labels among the k highest logits.
     exact_rows, rows : int
-        Rows of which every label was the likeliest answer, and rows with a label; 0 where
-        accuracies were not asked for, or a row has one label.
+        Rows whose every label has the highest logit, and rows with at least one label; 0 if
+        accuracies were not counted or labels have no row axis.
     """
 
     loss_sum: float
@@ -186,30 +188,30 @@ class Evaluation:
     rows: int = 0
 
     def metrics(self) -> dict[str, float]:
-        """Return the loss, of text perplexity and bits per byte and token, and accuracies.
+        """Compute mean loss, perplexity, bits per token and byte, and accuracies.
 
         Returns
         -------
         dict
-            "loss" [nats a label]; of text "perplexity", "bits_per_token" and, where the labels
-            have bytes, "bits_per_byte"; "top1_accuracy" and the like [share of labels];
-            "exact_match" [share of rows].
+            "loss" [nats per label]; for text also "perplexity", "bits_per_token" and, if
+            `text_bytes` is positive, "bits_per_byte"; "top{k}_accuracy" [fraction of labels];
+            "exact_match" [fraction of rows].
 
         Raises
         ------
         ValueError
-            If there was no label.
+            If there are no labels.
         """
         if self.tokens == 0:
             raise ValueError("tokens=0: there was no label to evaluate; give data that has some")
         loss = self.loss_sum / self.tokens
-        found = {"loss": loss}
+        metrics = {"loss": loss}
         if self.text_bytes is not None:
-            found |= {"perplexity": perplexity(loss), "bits_per_token": bits_per_token(loss)}
+            metrics |= {"perplexity": perplexity(loss), "bits_per_token": bits_per_token(loss)}
             if self.text_bytes:
-                found["bits_per_byte"] = bits_per_byte(self.loss_sum, self.text_bytes)
+                metrics["bits_per_byte"] = bits_per_byte(self.loss_sum, self.text_bytes)
         for k, count in self.correct.items():
-            found[f"top{k}_accuracy"] = count / self.tokens
+            metrics[f"top{k}_accuracy"] = count / self.tokens
         if self.rows:
-            found["exact_match"] = self.exact_rows / self.rows
-        return found
+            metrics["exact_match"] = self.exact_rows / self.rows
+        return metrics

@@ -1,4 +1,4 @@
-"""The loss of each label from logits: for models whose own loss is not at hand."""
+"""Per-label cross-entropy from logits, for models that do not return a loss."""
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +10,21 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, ignore_index: int = -100
     Parameters
     ----------
     logits : float array [..., vocab]
-        Scores of the next token; computed with in float32.
+        Converted to float32.
     labels : int array [...]
-        The tokens that came, each in [0, vocab) or `ignore_index`.
+        Target tokens in [0, vocab), or `ignore_index`.
     ignore_index : int
-        Label of a position that counts nowhere.
+        Label of positions that are not counted.
 
     Returns
     -------
     float32 array [...]
-        Nats; 0 where the label is ignored.
+        Loss in nats; 0 at ignored labels.
 
     Raises
     ------
     ValueError
-        When the shapes do not fit.
+        If the shapes do not match.
 
     Examples
     --------
@@ -34,13 +34,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, ignore_index: int = -100
     >>> [round(loss / math.log(2), 4) for loss in losses.tolist()]
     [8.0, 0.0]
     """
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"labels of shape {labels.shape} for logits of shape {logits.shape}: must be the shape "
-            "of the logits without its last axis"
-        )
+    check_shapes(logits, labels)
     counted = labels != ignore_index
     scores = logits.astype(jnp.float32)
     index = jnp.where(counted, labels, 0)
-    own = jnp.take_along_axis(scores, index[..., None], axis=-1)[..., 0]
-    return jnp.where(counted, jax.nn.logsumexp(scores, axis=-1) - own, 0.0)
+    label_scores = jnp.take_along_axis(scores, index[..., None], axis=-1)[..., 0]
+    return jnp.where(counted, jax.nn.logsumexp(scores, axis=-1) - label_scores, 0.0)
+
+
+def check_shapes(logits: jax.Array, labels: jax.Array) -> None:
+    """Raise ValueError unless `labels` has the shape of `logits` without the vocabulary axis."""
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"labels: got shape {labels.shape} for logits of shape {logits.shape}; expected the "
+            "shape of the logits without its last axis"
+        )

@@ -1,4 +1,4 @@
-"""Sums for each document of a corpus, on the host in float64."""
+"""Per-document loss sums, on the host in float64."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,23 +7,23 @@ from tjx_metrics.metrics.accumulators import Evaluation
 
 
 class DocumentSums:
-    """Add up the losses of labels by the document that they belong to.
+    """Sum the losses of labels per document.
 
-    A document may lie in several rows and batches, and a row may hold several documents.
+    A document may span several rows and batches, and a row may hold several documents.
 
     Parameters
     ----------
     n_documents : int
-        Documents are 0 .. `n_documents` - 1.
+        Documents are numbered 0 .. `n_documents` - 1.
 
     Attributes
     ----------
     loss_sums : float64 array [n_documents]
-        Sums of losses, nats.
+        Sum of losses, nats.
     tokens : int64 array [n_documents]
-        Labels.
+        Number of labels.
     text_bytes : int64 array [n_documents]
-        Bytes of text that the labels stand for.
+        UTF-8 bytes of the labels.
 
     Examples
     --------
@@ -35,7 +35,7 @@ class DocumentSums:
 
     def __init__(self, n_documents: int) -> None:
         if n_documents < 0:
-            raise ValueError(f"n_documents={n_documents}: must be at least 0")
+            raise ValueError(f"n_documents: got {n_documents}; expected at least 0")
         self.loss_sums = np.zeros(n_documents, np.float64)
         self.tokens = np.zeros(n_documents, np.int64)
         self.text_bytes = np.zeros(n_documents, np.int64)
@@ -47,44 +47,44 @@ class DocumentSums:
         losses: NDArray[np.floating],
         text_bytes: NDArray[np.integer] | None = None,
     ) -> None:
-        """Add labels.
+        """Add the losses of labels.
 
         Parameters
         ----------
         documents : int array [...]
-            The document of each label; -1 counts nowhere.
+            Document of each label; labels with -1 are skipped.
         losses : float array [...]
             Loss of each label, nats.
         text_bytes : int array [...], optional
-            Bytes of text that each label stands for.
+            UTF-8 bytes of each label.
 
         Raises
         ------
         ValueError
-            If the shapes differ, or there is no such document.
+            If the shapes differ or a document number is out of range.
         """
         for name, other in (("losses", losses), ("text_bytes", text_bytes)):
             if other is not None and other.shape != documents.shape:
                 raise ValueError(
-                    f"{name} of shape {other.shape} for documents of shape {documents.shape}: "
-                    "must be the same, one for each label"
+                    f"{name}: got shape {other.shape}; expected {documents.shape}, the shape of "
+                    "documents"
                 )
         n_documents = len(self.tokens)
         counted = documents != -1
-        of = documents[counted].astype(np.int64)
-        if of.size and not 0 <= of.min() <= of.max() < n_documents:
+        index = documents[counted].astype(np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < n_documents:
             raise ValueError(
-                f"documents from {of.min()} to {of.max()}: must be -1 or below {n_documents}, the "
-                "number of documents"
+                f"documents: got numbers from {index.min()} to {index.max()}; expected -1 or "
+                f"0 to {n_documents - 1}"
             )
-        self.loss_sums += np.bincount(of, losses[counted].astype(np.float64), n_documents)
-        self.tokens += np.bincount(of, minlength=n_documents)
+        self.loss_sums += np.bincount(index, losses[counted].astype(np.float64), n_documents)
+        self.tokens += np.bincount(index, minlength=n_documents)
         if text_bytes is not None:
             self._is_text = True
-            np.add.at(self.text_bytes, of, text_bytes[counted].astype(np.int64))
+            np.add.at(self.text_bytes, index, text_bytes[counted].astype(np.int64))
 
     def evaluation(self, document: int) -> Evaluation:
-        """Return the sums of a document."""
+        """Return the sums of one document."""
         return Evaluation(
             loss_sum=float(self.loss_sums[document]),
             tokens=int(self.tokens[document]),

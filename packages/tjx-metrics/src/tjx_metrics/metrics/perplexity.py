@@ -1,7 +1,7 @@
-"""Metrics of a language model, from the loss: pure functions of host numbers, in float64.
+"""Convert losses to perplexity, bits per token and bits per byte, on the host in float64.
 
-A mean over a corpus is (sum over all tokens) / (number of tokens), never a mean of batch means:
-add the sums of the batches first, in float64, and hand the quotient to these functions.
+The mean loss of a corpus is (sum over all tokens) / (number of tokens), not a mean of batch means:
+add the sums of all batches first, then pass the quotient to these functions.
 """
 
 import math
@@ -9,17 +9,17 @@ from typing import SupportsFloat
 
 
 def perplexity(mean_nll: SupportsFloat) -> float:
-    """Turn the mean loss of a token into perplexity.
+    """Convert a mean loss per token to perplexity.
 
     Parameters
     ----------
     mean_nll : float-like scalar
-        Mean negative log-likelihood, nats a token.
+        Mean negative log-likelihood, nats per token.
 
     Returns
     -------
     float
-        ``exp(mean_nll)``; infinite where that is beyond float64.
+        ``exp(mean_nll)``; inf if this exceeds float64.
 
     Examples
     --------
@@ -33,12 +33,12 @@ def perplexity(mean_nll: SupportsFloat) -> float:
 
 
 def bits_per_token(mean_nll: SupportsFloat) -> float:
-    """Turn the mean loss of a token from nats into bits.
+    """Convert a mean loss per token from nats to bits.
 
     Parameters
     ----------
     mean_nll : float-like scalar
-        Mean negative log-likelihood, nats a token.
+        Mean negative log-likelihood, nats per token.
 
     Returns
     -------
@@ -54,17 +54,17 @@ def bits_per_token(mean_nll: SupportsFloat) -> float:
 
 
 def bits_per_byte(total_nll_nats: SupportsFloat, n_bytes: int) -> float:
-    """Compute the bits that the model needs for a byte of the text it predicted.
+    """Compute bits per byte of the predicted text.
 
-    Unlike perplexity it can be compared between tokenizers, and with a compressor.
+    Unlike perplexity, bits per byte are comparable between tokenizers and with compressors.
 
     Parameters
     ----------
     total_nll_nats : float-like scalar
         Sum of the negative log-likelihoods of all predicted tokens, nats.
     n_bytes : int
-        UTF-8 bytes of the text that the predicted tokens stand for. A text's first token is
-        predicted from nothing and usually has no loss; then its bytes do not count either.
+        UTF-8 bytes of the predicted tokens. Exclude the bytes of tokens without a loss, such as a
+        first token without context.
 
     Returns
     -------
@@ -74,17 +74,17 @@ def bits_per_byte(total_nll_nats: SupportsFloat, n_bytes: int) -> float:
     Raises
     ------
     ValueError
-        When `n_bytes` is not positive.
+        If `n_bytes` is not positive.
 
     Examples
     --------
-    A model that knows nothing gives each byte a chance of 1/256:
+    A uniform distribution over bytes has 8 bits per byte:
 
     >>> round(bits_per_byte(1000 * math.log(256), 1000), 6)
     8.0
     """
     if n_bytes < 1:
         raise ValueError(
-            f"n_bytes={n_bytes}: must be at least 1; count the bytes of the text that was predicted"
+            f"n_bytes: got {n_bytes}; expected at least 1; count the bytes of the predicted text"
         )
     return float(total_nll_nats) / math.log(2.0) / int(n_bytes)

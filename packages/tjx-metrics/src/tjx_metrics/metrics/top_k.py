@@ -1,7 +1,9 @@
-"""Top-k accuracy on the device, by the rank of the label's logit: no sort of the vocabulary."""
+"""Top-k accuracy on the device, from the rank of each label's logit. Does not sort."""
 
 import jax
 import jax.numpy as jnp
+
+from tjx_metrics.metrics.cross_entropy import check_shapes
 
 
 def top_k_correct(
@@ -10,34 +12,33 @@ def top_k_correct(
     ks: tuple[int, ...] = (1, 5, 10),
     ignore_index: int = -100,
 ) -> jax.Array:
-    """Count the labels that are among the k highest logits.
+    """Count the labels that are among the k highest logits, for each k.
 
-    The rank of a label is the number of logits strictly greater than its own, and it counts where
-    that is below k. So equal logits never push a label out: among n logits of equal, highest
-    value each label is right at k = 1. A NaN among the logits ranks above the label, and a label
-    whose own logit is NaN is never right.
+    A label is counted if fewer than k logits are strictly greater than its own. Ties therefore
+    never exclude a label: if n logits share the highest value, each of them is correct at k = 1. A
+    NaN logit ranks above the label, and a label with a NaN logit is never correct.
 
     Parameters
     ----------
     logits : float array [..., vocab]
         Scores of the next token.
     labels : int array [...]
-        The tokens that came, each in [0, vocab) or `ignore_index`.
+        Target tokens in [0, vocab), or `ignore_index`.
     ks : tuple of int
-        The values of k; static under ``jax.jit``.
+        Values of k; static under ``jax.jit``.
     ignore_index : int
-        Label of a position that counts nowhere.
+        Label of positions that are not counted.
 
     Returns
     -------
     int32 array [len(ks)]
-        Number of right labels for each k. Sums of several batches divide by the sum of their
-        counts of labels that are not `ignore_index`.
+        Number of correct labels for each k. For several batches, add these counts and divide by
+        the total number of labels that are not `ignore_index`.
 
     Raises
     ------
     ValueError
-        When the shapes do not fit, or a k is below 1.
+        If the shapes do not match or a k is below 1.
 
     Examples
     --------
@@ -47,20 +48,17 @@ def top_k_correct(
     >>> jax.jit(top_k_correct, static_argnames="ks")(logits, labels, ks=(1, 2)).tolist()
     [1, 2]
     """
-    if logits.shape[:-1] != labels.shape:
-        raise ValueError(
-            f"labels of shape {labels.shape} for logits of shape {logits.shape}: must be the shape "
-            "of the logits without its last axis"
-        )
+    check_shapes(logits, labels)
     if not ks or min(ks) < 1:
         raise ValueError(f"ks={ks}: must hold at least one k, each at least 1; try (1, 5, 10)")
     counted = labels != ignore_index
     index = jnp.where(counted, labels, 0)
-    own = jnp.take_along_axis(logits, index[..., None], axis=-1)
-    # Not "greater": with NaN every comparison is false, and NaN must not look like a good rank.
-    rank = (~(logits <= own)).sum(axis=-1)
-    possible = counted & ~jnp.isnan(own[..., 0])
-    return jnp.stack([(possible & (rank < k)).sum(dtype=jnp.int32) for k in ks])
+    label_logits = jnp.take_along_axis(logits, index[..., None], axis=-1)
+    # "Not less or equal" instead of "greater": comparisons with NaN are false, and a NaN logit
+    # must not improve the rank.
+    rank = (~(logits <= label_logits)).sum(axis=-1)
+    valid = counted & ~jnp.isnan(label_logits[..., 0])
+    return jnp.stack([(valid & (rank < k)).sum(dtype=jnp.int32) for k in ks])
 
 
 def top_k_accuracy(
@@ -69,9 +67,10 @@ def top_k_accuracy(
     ks: tuple[int, ...] = (1, 5, 10),
     ignore_index: int = -100,
 ) -> jax.Array:
-    """Compute the share of labels that are among the k highest logits.
+    """Compute the fraction of labels that are among the k highest logits, for each k.
 
-    For several batches add `top_k_correct` instead: a mean of shares weighs tokens unequally.
+    For several batches, add the counts of `top_k_correct` instead: a mean of batch accuracies
+    weights tokens unequally.
 
     Parameters
     ----------
@@ -81,7 +80,7 @@ def top_k_accuracy(
     Returns
     -------
     float32 array [len(ks)]
-        Share in [0, 1] for each k; NaN where every label is ignored.
+        Fraction in [0, 1] for each k; NaN if every label is ignored.
 
     Examples
     --------

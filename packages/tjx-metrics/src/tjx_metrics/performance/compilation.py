@@ -1,5 +1,6 @@
-"""How often JAX compiled, how long that took, and what made it compile a function again."""
+"""Count JAX compilations and warn about recompilation of jitted functions."""
 
+import functools
 import inspect
 import threading
 import warnings
@@ -20,21 +21,21 @@ _SHOWN = 5
 
 
 class RecompileWarning(UserWarning):
-    """A function was compiled again after its warm-up: the run stood still for that long."""
+    """Warns that a jitted function was recompiled after its warm-up."""
 
 
 class CompileCounter:
-    """Counts the compilations of this process, by listening to `jax.monitoring`.
+    """Count the compilations of this process with a `jax.monitoring` listener.
 
-    A program that comes from JAX's cache on disk counts as well, with the time that it took to
-    fetch it. Tracing and lowering are part of the time, and nothing counts twice.
+    Programs loaded from JAX's persistent compilation cache count too, with their load time. The
+    time includes tracing and lowering; nested spans are counted once.
 
     Attributes
     ----------
     count : int
-        Programs that were compiled since the counter began to listen.
+        Programs compiled since the counter was created.
     seconds : float
-        What that took, summed over threads.
+        Compilation time, summed over threads.
     """
 
     def __init__(self) -> None:
@@ -45,12 +46,12 @@ class CompileCounter:
 
     @property
     def count_of_thread(self) -> int:
-        """Programs that the calling thread compiled."""
+        """Programs compiled by the calling thread."""
         count: int = getattr(self._of_thread, "count", 0)
         return count
 
     def close(self) -> None:
-        """Stop listening, for good."""
+        """Remove the listener."""
         if not self._listens:
             return
         self._listens = False
@@ -63,7 +64,7 @@ class CompileCounter:
         if not hasattr(mine, "spans"):
             mine.count, mine.spans = 0, deque(maxlen=100)
         seconds = end_time - start_time
-        # What lies within, as a function that is traced while another is lowered, ended earlier.
+        # Subtract nested spans, such as a function traced while another is lowered.
         while mine.spans and mine.spans[-1][0] >= start_time:
             begin, end = mine.spans.pop()
             seconds -= end - begin
@@ -75,12 +76,9 @@ class CompileCounter:
             self.seconds += seconds
 
 
-_counter: CompileCounter | None = None
-_making = threading.Lock()
-
-
+@functools.cache
 def compile_counter() -> CompileCounter:
-    """Return the counter of this process, which begins to listen at the first call.
+    """Return the compilation counter of this process; the first call creates it.
 
     Examples
     --------
@@ -90,35 +88,31 @@ def compile_counter() -> CompileCounter:
     >>> compile_counter().count - before
     1
     """
-    global _counter
-    with _making:
-        if _counter is None:
-            _counter = CompileCounter()
-        return _counter
+    return CompileCounter()
 
 
 def watch_recompiles[**P, R](
     function: Callable[P, R], name: str, *, warmup_calls: int = 1
 ) -> Callable[P, R]:
-    """Wrap a jitted function to warn when it is compiled again.
+    """Wrap a jitted function so that it warns when it is recompiled.
 
-    The warning names the arguments that differ from those it was compiled for: by shape, dtype,
-    weak type, sharding, structure or, of one that is no array, value. It comes once for each such
-    compilation, after the call. A call that compiles nothing costs a microsecond more.
+    The warning lists the arguments whose shape, dtype, weak type, sharding, tree structure or (for
+    non-arrays) value differs from the nearest previous compilation. It is issued after the call,
+    once per compilation. A call that does not compile takes about a microsecond longer.
 
     Parameters
     ----------
     function : callable
-        From ``jax.jit``; its attributes, as ``lower``, are those of what is returned.
+        A function returned by ``jax.jit``. The wrapper forwards its attributes, such as ``lower``.
     name : str
-        What the warning calls it.
+        Name of the function in the warning.
     warmup_calls : int
-        First calls that may compile.
+        Number of first calls that may compile without a warning.
 
     Returns
     -------
     callable
-        The same function, that warns with `RecompileWarning`.
+        The wrapped function, which warns with `RecompileWarning`.
 
     Examples
     --------
@@ -131,11 +125,11 @@ def watch_recompiles[**P, R](
     >>> print(str(caught[0].message).split(": ", 1)[1])
     x was float32[8,4] and is float32[3,4]
     """
-    return _Watched(function, name, warmup_calls)
+    return _RecompileWatcher(function, name, warmup_calls)
 
 
-class _Watched[**P, R]:
-    """A jitted function, and what it was compiled for."""
+class _RecompileWatcher[**P, R]:
+    """A jitted function with the signatures that it was compiled for."""
 
     def __init__(self, function: Callable[P, R], name: str, warmup_calls: int) -> None:
         self._function, self._name, self._warmup_calls = function, name, warmup_calls
@@ -154,8 +148,8 @@ class _Watched[**P, R]:
         return getattr(self._function, name)
 
     def _compiled(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of what it was compiled for; warn after the warm-up."""
-        new = _signature(self._function, args, kwargs)  # donated arrays still know their shapes
+        """Store the signature of a compilation, and warn after the warm-up."""
+        new = _signature(self._function, args, kwargs)  # donated arrays keep their metadata
         nearest = min((_changes(old, new) for old in self._signatures), key=len, default=[])
         self._signatures.append(new)
         if self._calls <= self._warmup_calls:
@@ -163,7 +157,7 @@ class _Watched[**P, R]:
         more = f"; and {len(nearest) - _SHOWN} more" if len(nearest) > _SHOWN else ""
         what = "; ".join(nearest[:_SHOWN]) + more
         if not nearest:
-            what = "its arguments are alike, so a setting or a context of JAX must have changed"
+            what = "its arguments are unchanged, so a JAX setting or context must have changed"
         warnings.warn(
             f"{self._name} was compiled again at call {self._calls}: {what}",
             RecompileWarning,
@@ -172,18 +166,17 @@ class _Watched[**P, R]:
 
 
 def _signature(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
-    """Describe each leaf of the arguments by its path."""
+    """Map the path of each leaf of the arguments to its description."""
     bound = inspect.signature(function).bind(*args, **kwargs)
     bound.apply_defaults()
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(bound.arguments):
-        name = getattr(path[0], "key", "") + jax.tree_util.keystr(path[1:])
-        found[name] = _describe(leaf)
-    return found
+    return {
+        getattr(path[0], "key", "") + jax.tree_util.keystr(path[1:]): _describe(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(bound.arguments)
+    }
 
 
 def _describe(leaf: Any) -> str:
-    """Write what of an argument jit compiles for: the value only where it is no array."""
+    """Describe the jit signature of a leaf: shape, dtype and sharding, or a non-array's value."""
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return f"{type(leaf).__name__} {leaf!r:.40}"
     text = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

@@ -1,36 +1,35 @@
-"""Model FLOPs utilisation that can be audited: no figure rather than a wrong one.
+"""Model FLOPs utilization (MFU) and the peak FLOP rates that it is relative to.
 
-Conventions (PaLM, appendix B): a multiply-add is two operations; forward and backward together are
-three times the forward; recomputation is not counted; attention is counted in full, also where a
-causal mask skips half of it. Peaks are the makers' figures for dense (not sparse) matrix products
-at the highest clock, so a real product never reaches them. Which type counts is that in which the
-model multiplies, not that of its parameters.
+Conventions of PaLM, appendix B: a multiply-add counts as two FLOPs; forward and backward together
+are three times the forward pass; rematerialization is not counted; causal attention is counted as
+full attention. Peaks are the vendors' rates of dense (not sparse) matrix products at the highest
+clock, by the dtype of the multiplied values, not of the parameters.
 """
 
 from tjx_metrics.performance.peak_rates import PEAK_RATES, PeakRates
 
 
 def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
-    """Look up the peak rate of a device for matrix products.
+    """Look up the peak matrix-product rate of a device.
 
     Parameters
     ----------
     device_kind : str
         ``jax.devices()[0].device_kind``.
     dtype : str
-        Type of what is multiplied: "bfloat16", "float16", "float32" (as JAX multiplies it by
-        default: in TF32 where the GPU can, in bfloat16 on TPUs) or "float8".
+        Dtype of the multiplied values: "bfloat16", "float16", "float32" (JAX's default precision:
+        TF32 on GPUs that have it, bfloat16 on TPUs) or "float8".
 
     Returns
     -------
     float or None
-        Operations a second of one device, dense, with float32 sums; None for a device that is not
-        in the table of `tjx_metrics.performance.peak_rates`, or has no figure for this type.
+        Dense FLOP/s of one device with float32 accumulation; None if the table of
+        `tjx_metrics.performance.peak_rates` lacks the device or a rate for this dtype.
 
     Raises
     ------
     ValueError
-        If the table knows no such type.
+        If `dtype` is not in the table.
 
     Examples
     --------
@@ -50,19 +49,19 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
 def transformer_flops_per_token(
     *, n_params: int, n_layer: int, d_attention: int, seq_len: int
 ) -> float:
-    """Count the operations of a training step for a token of a dense transformer.
+    """Compute the FLOPs per token of a training step of a dense transformer.
 
     Parameters
     ----------
     n_params : int
-        Parameters that enter a matrix product for each token; for GPT-2 all of them, by the
+        Parameters used in a matrix product for each token; for GPT-2 all parameters, by the
         convention of PaLM and nanoGPT.
     n_layer : int
-        Layers with attention.
+        Number of attention layers.
     d_attention : int
-        Heads times head dimension of the queries; the model's width in GPT-2.
+        Number of query heads times head dimension; `d_model` in GPT-2.
     seq_len : int
-        Tokens that a query attends to, the mask not counted.
+        Keys per query, ignoring the mask.
 
     Returns
     -------
@@ -86,23 +85,23 @@ def transformer_flops_per_token(
 def mfu(
     tokens_per_sec: float, flops_per_token: float, peak_flops: float | None, n_devices: int = 1
 ) -> float | None:
-    """Compute the share of the devices' peak rate that the model's own operations use.
+    """Compute model FLOPs utilization: the fraction of the peak rate that the model achieves.
 
     Parameters
     ----------
     tokens_per_sec : float
-        Tokens a second over all devices.
+        Tokens per second over all devices.
     flops_per_token : float
-        Operations of a training step a token.
+        FLOPs of a training step per token.
     peak_flops : float or None
-        Peak of one device, as `peak_flops` gives it.
+        Peak FLOP/s of one device, from `peak_flops`.
     n_devices : int
-        Devices that share the work.
+        Number of devices.
 
     Returns
     -------
     float or None
-        Share in [0, 1]; None where the peak is unknown.
+        Fraction in [0, 1]; None if the peak is unknown.
 
     Examples
     --------

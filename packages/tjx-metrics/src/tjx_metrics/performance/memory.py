@@ -1,4 +1,4 @@
-"""The most memory that a process has held so far."""
+"""Peak memory of the devices and of the process."""
 
 import sys
 
@@ -6,26 +6,26 @@ import jax
 
 
 def peak_memory() -> dict[str, int]:
-    """Read the peaks since the process began; it costs microseconds.
+    """Read peak memory since the start of the process; takes microseconds.
 
     Returns
     -------
     dict
-        "device_peak_bytes": the largest peak of this process's devices, of what XLA's allocator
-        gave out; missing where a device tells none, as a CPU does not. "host_peak_bytes": the
-        largest resident set of the process; missing on Windows.
+        "device_peak_bytes": largest peak over the local devices, as counted by XLA's allocator;
+        missing if a device does not report it (CPU). "host_peak_bytes": largest resident set size
+        of the process; missing on Windows.
 
     Examples
     --------
     >>> sorted(peak_memory())  # on a CPU
     ['host_peak_bytes']
     """
-    found = {"device_peak_bytes": device_peak_bytes(), "host_peak_bytes": host_peak_bytes()}
-    return {name: size for name, size in found.items() if size is not None}
+    peaks = {"device_peak_bytes": device_peak_bytes(), "host_peak_bytes": host_peak_bytes()}
+    return {name: size for name, size in peaks.items() if size is not None}
 
 
 def device_peak_bytes() -> int | None:
-    """Return the largest peak of the devices of this process, bytes; None where one tells none."""
+    """Return the largest peak over the local devices in bytes; None if one does not report it."""
     peaks = []
     for device in jax.local_devices():
         stats = device.memory_stats()
@@ -36,10 +36,10 @@ def device_peak_bytes() -> int | None:
 
 
 def host_peak_bytes() -> int | None:
-    """Return the largest resident set that this process had, bytes; None on Windows."""
+    """Return the largest resident set size of this process in bytes; None on Windows."""
     if sys.platform == "win32":
         return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux reports KiB

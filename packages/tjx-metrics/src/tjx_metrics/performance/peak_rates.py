@@ -1,16 +1,16 @@
-"""What accelerators can multiply at their peak, as their makers say. Standard library only.
+"""Peak matrix-product rates of accelerators, from vendor datasheets.
 
-All are rates of matrix products of one JAX device, dense, at the highest clock. Makers often print
-the rate with sparsity, twice as high: here it is halved. Where a maker gives no figure there is
-none. Kinds are those of ``jax.devices()[0].device_kind`` and matched exactly, as variants of one
-chip differ. On TPUs a device is a chip, but of v3 and 7x one of its two cores.
+Imports the standard library only. All rates are dense, of one JAX device at the highest clock;
+rates that vendors print with sparsity are halved. A rate without a published figure is None. Keys
+are values of ``jax.devices()[0].device_kind`` and match exactly, because variants of a chip differ.
+A TPU device is one chip, except on v3 and 7x, where it is one of two cores.
 
-float32 is what JAX makes of float32 products by default (docs.jax.dev, "Matmul precision"): TF32 on
-GPUs since the A100, a pass in bfloat16 on TPUs. V100 and T4 have neither and use their ordinary
-cores. Whoever asks for a higher ``jax_default_matmul_precision`` has a lower peak than this.
+float32 is JAX's default matmul precision (docs.jax.dev, "Matmul precision"): TF32 on GPUs since the
+A100, one bfloat16 pass on TPUs. V100 and T4 have neither and use float32 cores. The peak is lower
+if you set a higher ``jax_default_matmul_precision``.
 
-Of A10, RTX 3090, V100, T4, H100 PCIe and NVL, and GH200 the datasheets were not at hand when this
-was written: compare them before you quote an MFU of these.
+The rates of A10, RTX 3090, V100, T4, H100 PCIe and NVL, and GH200 have not been checked against
+their datasheets: check them before you quote an MFU of these devices.
 """
 
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from typing import NamedTuple
 
 
 class PeakRates(NamedTuple):
-    """Operations a second of one device, by the type of what is multiplied; None where unknown.
+    """FLOP/s of one device by the dtype of the multiplied values; None if unknown.
 
     Attributes
     ----------
     bfloat16, float16 : float or None
-        With sums in float32.
+        With float32 accumulation.
     float32 : float or None
-        As JAX multiplies by default; see the module.
+        At JAX's default matmul precision; see the module docstring.
     float8 : float or None
-        Either of E4M3 and E5M2, with sums in float32.
+        E4M3 or E5M2, with float32 accumulation.
     """
 
     bfloat16: float | None = None
@@ -40,7 +40,7 @@ def _tera(*rates: float | int | None) -> PeakRates:
     return PeakRates(*(None if rate is None else rate * 1e12 for rate in rates))
 
 
-# NVIDIA A100 datasheet: dense figures, the same for all forms.
+# NVIDIA A100 datasheet: dense figures, equal for all form factors.
 _A100 = _tera(312, 312, 156)
 # NVIDIA H100 datasheet, with sparsity: SXM BFLOAT16 1,979, TF32 989, FP8 3,958; PCIe 1,513, 756
 # and 3,026; NVL 1,671, 835 and 3,341.
@@ -52,7 +52,7 @@ _V100_SXM = _tera(None, 125, 15.7)
 _V100_PCIE = _tera(None, 112, 14)
 # Google Cloud's page of each TPU, peak compute per chip: v3 123, v4 275, v5e 197, v5p 459, v6e 918
 # TFLOPS in bf16; the page of TPU7x: 2307 in bf16 and 4614 in fp8, and for fp8 of v5p and v6e 459
-# and 918. Of v2 the sources differ, so there is no figure.
+# and 918. Sources disagree on v2, so it is omitted.
 _V5E, _V5P, _V6E = (_tera(rate, None, rate, fp8) for rate, fp8 in
                     ((197, None), (459, 459), (918, 918)))  # fmt: skip
 
@@ -99,4 +99,4 @@ PEAK_RATES: Mapping[str, PeakRates] = {
     "TPU v6e": _V6E,
     "TPU7x": _tera(2307 / 2, None, 2307 / 2, 4614 / 2),
 }
-"""The rates by kind of device."""
+"""Peak rates by `device_kind`."""

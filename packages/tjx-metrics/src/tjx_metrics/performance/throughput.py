@@ -1,4 +1,4 @@
-"""How fast a run goes, and how long it still takes."""
+"""Tokens per second and remaining time of a training run."""
 
 import time
 from collections import deque
@@ -7,30 +7,29 @@ from contextlib import contextmanager
 
 
 class Throughput:
-    """Measure tokens a second and the time left, with warm-up left out.
+    """Measure tokens per second and remaining time, excluding warm-up.
 
-    Call `update` when a step's result is there (not when it was dispatched). The first
-    `warmup_steps` updates, with compilation among them, count nowhere. What is not training
-    (evaluation, saving) goes inside `paused`: it is left out of the rates but not of the time
-    left, since it will come again.
+    Call `update` when the result of a step is available, not when the step is dispatched. The first
+    `warmup_steps` updates, which include compilation, are not measured. Wrap evaluation and saving
+    in `paused`: they are excluded from the rates but included in the remaining time.
 
     Parameters
     ----------
     max_steps : int
-        Step at which the run ends.
+        Last step of the run.
     start_step : int
-        Steps that were done before (a resumed run).
+        Step from which the run resumed.
     warmup_steps : int
-        Updates that are not measured, at least 1: the time before the first one is unknown.
+        Updates that are not measured, at least 1.
     window : int
-        Updates over which `tokens_per_sec` is taken.
+        Number of updates that `tokens_per_sec` averages over.
     clock : callable
-        Seconds, monotonic.
+        Returns monotonic seconds.
 
     Raises
     ------
     ValueError
-        When `warmup_steps` or `window` is below 1.
+        If `warmup_steps` or `window` is below 1.
 
     Examples
     --------
@@ -58,38 +57,39 @@ class Throughput:
         self._steps_left = max_steps - start_step
         self._warmup_left = warmup_steps
         self._clock = clock
-        self._paused = 0.0  # seconds spent in pauses since the warm-up ended
-        self._steps = 0  # steps since the warm-up ended
-        # After each step: (seconds of training, tokens), both since the warm-up ended.
+        # All of the following count from the end of the warm-up.
+        self._paused = 0.0  # seconds
+        self._steps = 0
+        # After each step in the window: (seconds excluding pauses, tokens).
         self._marks: deque[tuple[float, int]] = deque(maxlen=window + 1)
-        self._began: float | None = None
-        self._elapsed = 0.0  # seconds since the warm-up ended, pauses included
+        self._warmup_end: float | None = None
+        self._elapsed = 0.0  # seconds including pauses
 
     def update(self, tokens: int) -> None:
-        """Count one step that is done.
+        """Count one finished step.
 
         Parameters
         ----------
         tokens : int
-            Tokens that the step trained on, over all devices and processes.
+            Tokens of the step, over all devices and processes.
         """
         now = self._clock()
         self._steps_left -= 1
         if self._warmup_left > 0:
             self._warmup_left -= 1
             if self._warmup_left == 0:
-                self._began = now
+                self._warmup_end = now
                 self._paused = 0.0
                 self._marks.append((0.0, 0))
             return
-        assert self._began is not None
+        assert self._warmup_end is not None
         self._steps += 1
-        self._elapsed = now - self._began
+        self._elapsed = now - self._warmup_end
         self._marks.append((self._elapsed - self._paused, self._marks[-1][1] + int(tokens)))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside the ``with`` block out of the rates."""
+        """Exclude the time inside the ``with`` block from the rates."""
         start = self._clock()
         try:
             yield
@@ -98,21 +98,17 @@ class Throughput:
 
     @property
     def tokens_per_sec(self) -> float | None:
-        """Rate over the last `window` steps; None while nothing is measured."""
-        if len(self._marks) < 2:
-            return None
-        return self._rate(self._marks[0])
+        """Tokens per second over the last `window` steps; None before the first measurement."""
+        return self._rate(self._marks[0]) if len(self._marks) > 1 else None
 
     @property
     def mean_tokens_per_sec(self) -> float | None:
-        """Rate since the warm-up; None while nothing is measured."""
-        if len(self._marks) < 2:
-            return None
-        return self._rate((0.0, 0))
+        """Tokens per second since the warm-up; None before the first measurement."""
+        return self._rate((0.0, 0)) if len(self._marks) > 1 else None
 
     @property
     def steps_per_sec(self) -> float | None:
-        """Steps a second over the last `window` of them; None while nothing is measured."""
+        """Steps per second over the last `window` steps; None before the first measurement."""
         if len(self._marks) < 2:
             return None
         seconds = self._marks[-1][0] - self._marks[0][0]
@@ -120,13 +116,13 @@ class Throughput:
 
     @property
     def mean_steps_per_sec(self) -> float | None:
-        """Steps a second since the warm-up; None while nothing is measured."""
+        """Steps per second since the warm-up; None before the first measurement."""
         seconds = self._marks[-1][0] if self._marks else 0.0
         return self._steps / seconds if seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Time until the last step at the mean pace, pauses included; None while unknown."""
+        """Remaining seconds at the mean pace including pauses; None before a measurement."""
         if self._steps == 0:
             return None
         return max(self._steps_left, 0) * self._elapsed / self._steps

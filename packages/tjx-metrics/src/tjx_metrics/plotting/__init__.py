@@ -1,1 +1,1 @@
-"""Pictures of runs, good enough for a paper. They touch no global state of matplotlib."""
+"""Publication-quality plots of runs and attention, without matplotlib's global state."""

@@ -1,4 +1,4 @@
-"""Pictures of attention: where each head looks, and how far."""
+"""Plot attention maps and attention distances of each head."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tjx_metrics.plotting.attention_distance import check_weights, mean_distance
 from tjx_metrics.plotting.style import (
     INK,
     LABEL,
     TITLE,
     check_output_path,
     new_figure,
+    printable,
     save,
-    shown,
 )
 
-_TOKEN_SIZE = 6  # points of a token's label
-_TOKEN_ROOM = 0.105  # inches of a row with a label
-_MOST_LABELS = 40  # tokens; with more, positions stand at the axes
-_COLORS = "Blues"  # white is nothing; it reads in grey too
+_TOKEN_SIZE = 6  # points, font size of token labels
+_TOKEN_ROOM = 0.105  # inches per token label
+_MOST_LABELS = 40  # with more tokens, the axes show positions
+_COLORS = "Blues"  # 0 is white; legible in grayscale
 
 
 def plot_attention_maps(
@@ -33,27 +32,27 @@ def plot_attention_maps(
     *,
     title: str | None = None,
 ) -> None:
-    """Draw the attention of each head of each layer: queries down, keys to the right.
+    """Plot the attention matrix of each head of each layer: queries down, keys to the right.
 
-    All maps share one scale of colours. It is the square root of the weight that is drawn, so that
-    small weights are seen too.
+    All maps share one color scale, which is the square root of the weight so that small weights are
+    visible.
 
     Parameters
     ----------
     weights : float array [layers, heads, queries, keys]
-        Attention after the softmax.
+        Attention weights after the softmax.
     tokens : sequence of str or None
-        The text of each key; the last ones are the queries. None, or more than 40, gives positions.
+        Text of each key; the queries are the last ones. None, or more than 40, shows positions.
     out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
     title : str or None
         Title; None is "Attention".
 
     Raises
     ------
     ValueError
-        When `weights` has other axes or is no attention, when the number of tokens is not that of
-        the keys, or for another format.
+        If `weights` has a wrong shape or invalid values, if the number of tokens is not the number
+        of keys, or if the file format is unknown.
     """
     out_path = check_output_path(out_path)
     save(attention_maps_figure(weights, tokens, title or "Attention"), out_path)
@@ -62,18 +61,18 @@ def plot_attention_maps(
 def attention_maps_figure(
     weights: NDArray[Any], tokens: Sequence[str] | None, title: str
 ) -> Figure:
-    """Draw what `plot_attention_maps` writes."""
-    weights = check_weights(weights)
+    """Return the figure of `plot_attention_maps`."""
+    weights = _check_weights(weights)
     layers, heads, queries, keys = weights.shape
     if tokens is not None and len(tokens) != keys:
         raise ValueError(f"{len(tokens)} tokens for {keys} keys: give one text for each key")
-    words = None if tokens is None or keys > _MOST_LABELS else [shown(text) for text in tokens]
-    # A map with labels must have room for them; without, twelve by twelve still fit a page.
+    words = None if tokens is None or keys > _MOST_LABELS else [printable(text) for text in tokens]
+    # Labels need room; without them, a grid of twelve by twelve maps still fits on a page.
     small = 0.55 if heads > 8 else 1.0
     width = small if words is None else max(small, _TOKEN_ROOM * keys)
     height = max(width * queries / keys, 0.35)
     figure = new_figure(height=layers * height + 1.1, width=max(heads * width + 1.2, 3.3))
-    figure.suptitle(shown(title), fontsize=TITLE, color=INK, parse_math=False)
+    figure.suptitle(printable(title), fontsize=TITLE, color=INK, parse_math=False)
     grid = figure.subplots(layers, heads, squeeze=False, sharex=True, sharey=True)
     image = None
     for layer in range(layers):
@@ -102,7 +101,7 @@ def _label_map(axes: Axes, words: Sequence[str] | None, queries: int, keys: int)
         axes.set_xticks(sorted({0, keys - 1}))
         axes.set_yticks(
             sorted({0, queries - 1}),
-            labels=[str(place) for place in sorted({keys - queries, keys - 1})],
+            labels=[str(position) for position in sorted({keys - queries, keys - 1})],
         )
         return
     axes.set_xticks(range(keys), labels=words, rotation=90)
@@ -112,42 +111,97 @@ def _label_map(axes: Axes, words: Sequence[str] | None, queries: int, keys: int)
 
 
 def _color_bar(figure: Figure, image: Any, grid: NDArray[Any], label: str) -> None:
-    """Draw the scale of colours, whose numbers are squares of what was drawn."""
-    marks = [0.0, 0.1, 0.25, 0.5, 1.0]
+    """Draw the color bar, labeled with the squares of the plotted values."""
+    ticks = [0.0, 0.1, 0.25, 0.5, 1.0]
     bar = figure.colorbar(image, ax=grid, fraction=0.05, pad=0.02, aspect=30)
-    bar.set_ticks([float(np.sqrt(mark)) for mark in marks], labels=[f"{m:g}" for m in marks])
+    bar.set_ticks([float(np.sqrt(tick)) for tick in ticks], labels=[f"{t:g}" for t in ticks])
     bar.set_label(label, fontsize=LABEL, color=INK)
     bar.ax.tick_params(labelsize=7, colors=INK)
+
+
+def attention_distances(weights: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute the fraction of attention at each distance between query and key.
+
+    Parameters
+    ----------
+    weights : float array [layers, heads, queries, keys]
+        Attention weights after the softmax. With fewer queries than keys, the queries are the last
+        positions, as with a KV cache. Rows of zeros (padding) are ignored.
+
+    Returns
+    -------
+    float64 array [layers, heads, keys]
+        Fractions at distances 0, 1, ..., keys - 1, before or after the query. They sum to 1 for
+        each head, or are all 0 if all weights of the head are 0.
+
+    Raises
+    ------
+    ValueError
+        If `weights` has a wrong shape, more queries than keys, or a negative or non-finite value.
+
+    Examples
+    --------
+    >>> weights = np.array([[[[1.0, 0.0], [0.5, 0.5]]]])
+    >>> attention_distances(weights).tolist()
+    [[[0.75, 0.25]]]
+    """
+    weights = _check_weights(weights)
+    layers, heads, queries, keys = weights.shape
+    positions = np.arange(queries)[:, None] + keys - queries
+    distance = np.abs(positions - np.arange(keys)[None, :]).ravel()
+    shares = np.empty((layers, heads, keys))
+    for layer, head in np.ndindex(layers, heads):
+        flat = weights[layer, head].ravel().astype(np.float64)
+        shares[layer, head] = np.bincount(distance, flat, minlength=keys)
+    total = shares.sum(axis=-1, keepdims=True)
+    return np.divide(shares, total, out=np.zeros_like(shares), where=total > 0)
+
+
+def _check_weights(weights: NDArray[Any]) -> NDArray[Any]:
+    weights = np.asarray(weights)
+    if weights.ndim != 4 or not weights.size or weights.shape[2] > weights.shape[3]:
+        raise ValueError(
+            f"weights of shape {weights.shape}: must be [layers, heads, queries, keys], none "
+            "empty, with no more queries than keys"
+        )
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("weights: must be finite and at least 0, as they come from the softmax")
+    return weights
+
+
+def mean_distance(shares: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the mean distance in tokens, float64 [...], of shares [..., distances]."""
+    return np.asarray(shares @ np.arange(shares.shape[-1], dtype=np.float64))
 
 
 def plot_attention_distances(
     shares: NDArray[Any], out_path: str | Path, *, title: str | None = None
 ) -> None:
-    """Draw how far each head looks: a histogram of distances for each, and the mean of each layer.
+    """Plot a histogram of attention distances for each head, with the mean of each layer.
 
-    Distances are put together by powers of two: 0, 1, 2 to 3, 4 to 7, and so on. The number at the
-    right of a head is its mean distance in tokens.
+    Distances are binned by powers of two: 0, 1, 2 to 3, 4 to 7, and so on. The number at the right
+    of each head is its mean distance in tokens.
 
     Parameters
     ----------
     shares : float array [layers, heads, distances]
-        As `attention_distances` gives them.
+        Result of `attention_distances`.
     out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
     title : str or None
-        Title; None is "Distance of attention".
+        Title; None is "Attention distance".
 
     Raises
     ------
     ValueError
-        When `shares` has other axes or holds what is no share, or for another format.
+        If `shares` has a wrong shape or values outside [0, 1], or if the file format is unknown.
     """
     out_path = check_output_path(out_path)
-    save(attention_distances_figure(shares, title or "Distance of attention"), out_path)
+    save(attention_distances_figure(shares, title or "Attention distance"), out_path)
 
 
 def attention_distances_figure(shares: NDArray[Any], title: str) -> Figure:
-    """Draw what `plot_attention_distances` writes."""
+    """Return the figure of `plot_attention_distances`."""
     shares = np.asarray(shares, np.float64)
     if shares.ndim != 3 or not shares.size:
         raise ValueError(
@@ -161,7 +215,7 @@ def attention_distances_figure(shares: NDArray[Any], title: str) -> Figure:
     rows = -(-layers // columns)
     height = 0.55 + max(0.13 * heads, 0.5)
     figure = new_figure(height=rows * height + 0.9, width=max(1.0 + 2.0 * columns, 3.3))
-    figure.suptitle(shown(title), fontsize=TITLE, color=INK, parse_math=False)
+    figure.suptitle(printable(title), fontsize=TITLE, color=INK, parse_math=False)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     image = None
     means = mean_distance(shares)
@@ -190,17 +244,17 @@ def attention_distances_figure(shares: NDArray[Any], title: str) -> Figure:
 
 
 def by_powers_of_two(shares: NDArray[Any]) -> tuple[NDArray[np.float64], list[str]]:
-    r"""Add shares of distances up in bins 0, 1, 2-3, 4-7 and so on.
+    r"""Sum shares of distances in the bins 0, 1, 2-3, 4-7 and so on.
 
     Parameters
     ----------
     shares : float array [..., distances]
-        A share of each distance.
+        Share of each distance.
 
     Returns
     -------
     (float64 array [..., bins], list of str)
-        The sums, and the distances that each holds.
+        The sums, and the label of each bin.
 
     Examples
     --------

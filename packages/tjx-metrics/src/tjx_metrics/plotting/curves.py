@@ -1,4 +1,4 @@
-"""Curves of one run or of many: the loss, the learning rate, any metric."""
+"""Plot the loss, the learning rate or any other metric of one or several runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,44 +37,44 @@ from tjx_metrics.plotting.style import (
     scale,
 )
 
-# What stands at the y axis; other metrics stand there by their name.
+# Labels of the y axis; other metrics are labeled by their name.
 LABELS = {
     "train/learning_rate": "Learning rate",
-    "train/grad_norm": "Norm of the gradient",
-    "train/param_norm": "Norm of the parameters",
+    "train/grad_norm": "Gradient norm",
+    "train/param_norm": "Parameter norm",
     "train/tokens_per_sec": "Tokens per second",
     "train/mfu": "MFU",
     "train/skipped": "Skipped steps",
     "eval/perplexity": "Perplexity",
     "eval/bits_per_byte": "Bits per byte",
     "eval/bits_per_token": "Bits per token",
-    "memory/device_peak_bytes": "Peak memory of a device (bytes)",
-    "memory/host_peak_bytes": "Peak memory of the host (bytes)",
+    "memory/device_peak_bytes": "Peak device memory (bytes)",
+    "memory/host_peak_bytes": "Peak host memory (bytes)",
     "compile/count": "Compilations",
-    "checkpoint/blocking_seconds": "Seconds that a save held the run up",
+    "checkpoint/blocking_seconds": "Seconds blocked by a save",
 }
 
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """How curves are looked at: see `plot_metric`."""
+    """Axes and smoothing of curves: see `plot_metric` for the fields."""
 
     x: XAxis = "steps"
     window: int | None = None
     log_x: bool = False
     log_y: bool = False
 
-    def width(self, count: int) -> int:
-        """Return the number of records that are averaged, of so many."""
+    def smoothing_window(self, count: int) -> int:
+        """Return the smoothing window for `count` records."""
         return max(1, count // 25) if self.window is None else self.window
 
-    def place(self, run: RunData, series: Series) -> Series:
-        """Put a series on the x axis; what a logarithmic axis cannot show is left out."""
+    def with_x(self, run: RunData, series: Series) -> Series:
+        """Map the steps of a series to the x axis; drop x <= 0 on a logarithmic axis."""
         x, y = run.along(series[0], self.x), series[1]
         return (x[x > 0], y[x > 0]) if self.log_x else (x, y)
 
     def format_axes(self, axes: Axes, *, title: str, y: str) -> None:
-        """Label the axes."""
+        """Set title, labels and scales of axes."""
         format_axes(axes, title=title, x=X_LABELS[self.x], y=y)
         scale(axes, "x", log=self.log_x)
         scale(axes, "y", log=self.log_y)
@@ -92,62 +92,62 @@ def plot_loss(
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
-    """Draw the training and evaluation loss of one run or of several.
+    """Plot the training and evaluation loss of one or several runs.
 
     Parameters
     ----------
     metrics_jsonl_paths : path or sequence of paths
-        Files that `JsonlTracker` wrote, or run folders with a ``metrics.jsonl``.
+        Files written by `JsonlTracker`, or run directories with a ``metrics.jsonl``.
     out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
     labels : sequence of str or None
-        Name of each run; None takes the names of their folders.
+        Name of each run; None uses the names of the directories.
     title : str or None
-        Title; None is the name of a single run, and "Loss" for several.
+        Title; None is the name of a single run, or "Loss".
     window : int or None
-        Records over which the training loss is averaged, centred; None is 1/25 of the run, 1 is
-        no smoothing.
+        Number of records in the centered moving average of the training loss; None is 1/25 of the
+        records, 1 disables smoothing.
     x : "steps", "tokens" or "hours"
-        What stands at the x axis.
+        Quantity of the x axis.
     log_x, log_y : bool
-        Whether an axis is logarithmic.
+        Whether the axis is logarithmic.
 
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        If a file does not exist.
     ValueError
-        When a file has neither ``train/loss`` nor ``eval/loss``, or not what the axis needs, when
-        the number of labels is not that of the runs, or for another format.
+        If a file has neither ``train/loss`` nor ``eval/loss``, or no values for the x axis, if the
+        number of labels is not the number of runs, or if the file format is unknown.
     """
     out_path = check_output_path(out_path)
     runs = open_runs(metrics_jsonl_paths, labels)
     save(loss_figure(runs, PlotOptions(x, window, log_x, log_y), title), out_path)
 
 
-def loss_figure(runs: Sequence[RunData], view: PlotOptions, title: str | None = None) -> Figure:
-    """Draw what `plot_loss` writes."""
+def loss_figure(runs: Sequence[RunData], options: PlotOptions, title: str | None = None) -> Figure:
+    """Return the figure of `plot_loss`."""
     figure = new_figure(3.2 + (0.17 * len(runs) if len(runs) > 1 else 0))
     axes = figure.add_subplot()
     seen: list[NDArray[Any]] = []
     for index, run in enumerate(runs):
         train, evaluation = (
-            view.place(run, run.series(name)) for name in ("train/loss", "eval/loss")
+            options.with_x(run, run.series(name)) for name in ("train/loss", "eval/loss")
         )
         if not train[0].size and not evaluation[0].size:
-            raise NoDataError(f"{run.path} has neither train/loss nor eval/loss: nothing to draw")
+            raise NoDataError(f"{run.path} has neither train/loss nor eval/loss: nothing to plot")
         if len(runs) == 1:
-            _draw_alone(axes, train, evaluation, view)
+            _draw_single_run(axes, train, evaluation, options)
         else:
-            _draw_among(axes, train, evaluation, view, run.name, index)
-        seen += [moving_average(train[1], view.width(train[1].size)), evaluation[1]]
+            _draw_one_of_several(axes, train, evaluation, options, run.name, index)
+        seen += [moving_average(train[1], options.smoothing_window(train[1].size)), evaluation[1]]
         seen += [train[1]] if len(runs) == 1 else []
-    view.format_axes(
+    options.format_axes(
         axes,
         title=title or (runs[0].name if len(runs) == 1 else "Loss"),
         y="Loss (nats per token)",
     )
-    cut = limit_y(axes, seen, log=view.log_y)
+    cut = limit_y(axes, seen, log=options.log_y)
     if len(runs) == 1:
         legend(axes, title=cut)
     else:
@@ -156,37 +156,38 @@ def loss_figure(runs: Sequence[RunData], view: PlotOptions, title: str | None = 
     return figure
 
 
-def _draw_alone(axes: Axes, train: Series, evaluation: Series, view: PlotOptions) -> None:
-    """Draw a run whose two curves are told apart by colour and marks."""
+def _draw_single_run(axes: Axes, train: Series, evaluation: Series, options: PlotOptions) -> None:
+    """Plot a single run: its two curves differ in color and markers."""
     steps, losses = train
     if steps.size:
-        width = view.width(steps.size)
+        window = options.smoothing_window(steps.size)
         label = "training"
-        if width > 1:
+        if window > 1:
             label += " (light: not smoothed)"
             axes.plot(steps, losses, color=COLORS[0], alpha=0.25, linewidth=0.8)
-        axes.plot(steps, moving_average(losses, width), color=COLORS[0], linewidth=1.4, label=label)
+        smooth = moving_average(losses, window)
+        axes.plot(steps, smooth, color=COLORS[0], linewidth=1.4, label=label)
     if evaluation[0].size:
         _draw_evaluation(axes, evaluation, "evaluation", 1, {"color": COLORS[1]})
 
 
-def _draw_among(
-    axes: Axes, train: Series, evaluation: Series, view: PlotOptions, name: str, index: int
+def _draw_one_of_several(
+    axes: Axes, train: Series, evaluation: Series, options: PlotOptions, name: str, index: int
 ) -> None:
-    """Draw a run whose two curves have the same colour and line."""
-    look = line_style(index)
+    """Plot one of several runs: its two curves share color and line style."""
+    style = line_style(index)
     if train[0].size:
-        smooth = moving_average(train[1], view.width(train[1].size))
-        # The name stands at the evaluation where there is one.
+        smooth = moving_average(train[1], options.smoothing_window(train[1].size))
+        # The legend names the evaluation curve, if there is one.
         label = "" if evaluation[0].size else name
         width, alpha = (0.8, 0.55) if evaluation[0].size else (1.4, 1.0)
-        axes.plot(train[0], smooth, linewidth=width, alpha=alpha, label=label, **look)
+        axes.plot(train[0], smooth, linewidth=width, alpha=alpha, label=label, **style)
     if evaluation[0].size:
-        _draw_evaluation(axes, evaluation, name, index, look)
+        _draw_evaluation(axes, evaluation, name, index, style)
 
 
 def _draw_evaluation(
-    axes: Axes, evaluation: Series, name: str, index: int, look: dict[str, Any]
+    axes: Axes, evaluation: Series, name: str, index: int, style: dict[str, Any]
 ) -> None:
     finite = evaluation[1][np.isfinite(evaluation[1])]
     lowest = f"lowest {finite.min():.3f}" if finite.size else "never finite"
@@ -197,7 +198,7 @@ def _draw_evaluation(
         markersize=3.5,
         markevery=max(1, evaluation[0].size // 40),
         label=f"{name} ({lowest})",
-        **look,
+        **style,
     )
 
 
@@ -213,34 +214,27 @@ def plot_metric(
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
-    """Draw any metric of one run or of several.
+    """Plot one metric of one or several runs.
 
     Parameters
     ----------
-    metrics_jsonl_paths : path or sequence of paths
-        Files that `JsonlTracker` wrote, or run folders with a ``metrics.jsonl``.
+    metrics_jsonl_paths, out_path, labels, x, log_x, log_y
+        As in `plot_loss`.
     metric : str
-        Its name, such as ``train/grad_norm``.
-    out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
-    labels : sequence of str or None
-        Name of each run; None takes the names of their folders.
+        Name of the metric, such as ``train/grad_norm``.
     title : str or None
         Title; None is the metric, with the name of a single run.
     window : int or None
-        Records that are averaged, centred; None is 1/25 of the run, 1 is no smoothing.
-    x : "steps", "tokens" or "hours"
-        What stands at the x axis.
-    log_x, log_y : bool
-        Whether an axis is logarithmic.
+        Number of records in the centered moving average; None is 1/25 of the records, 1 disables
+        smoothing.
 
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        If a file does not exist.
     ValueError
-        When no run has the metric, or one has not what the axis needs, when the number of labels
-        is not that of the runs, or for another format.
+        If no run has the metric, if a run has no values for the x axis, if the number of labels is
+        not the number of runs, or if the file format is unknown.
     """
     out_path = check_output_path(out_path)
     runs = open_runs(metrics_jsonl_paths, labels)
@@ -257,13 +251,7 @@ def plot_learning_rate(
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
-    """Draw the learning rate of one run or of several; the parameters are those of `plot_metric`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As `plot_metric`.
-    """
+    """Plot the learning rate of one or several runs, as `plot_metric`."""
     plot_metric(
         metrics_jsonl_paths, "train/learning_rate", out_path,
         labels=labels, title=title, x=x, log_x=log_x, log_y=log_y,
@@ -271,18 +259,18 @@ def plot_learning_rate(
 
 
 def metric_figure(
-    runs: Sequence[RunData], metric: str, view: PlotOptions, title: str | None = None
+    runs: Sequence[RunData], metric: str, options: PlotOptions, title: str | None = None
 ) -> Figure:
-    """Draw what `plot_metric` writes."""
+    """Return the figure of `plot_metric`."""
     check_metric(runs, metric)
     figure = new_figure(2.6 + (0.17 * len(runs) if len(runs) > 1 else 0))
     axes = figure.add_subplot()
-    seen = draw_metric(axes, runs, metric, view)
+    seen = draw_metric(axes, runs, metric, options)
     label = LABELS.get(metric, metric)
-    view.format_axes(axes, title=title or title_of(runs, label), y=label)
+    options.format_axes(axes, title=title or title_of(runs, label), y=label)
     if metric == "train/learning_rate":
-        axes.set_ylim(bottom=None if view.log_y else 0)
-    elif seen and (cut := limit_y(axes, seen, log=view.log_y)):
+        axes.set_ylim(bottom=None if options.log_y else 0)
+    elif seen and (cut := limit_y(axes, seen, log=options.log_y)):
         axes.text(
             0.99, 0.97, cut, transform=axes.transAxes, ha="right", va="top", fontsize=TICK,
             color=INK, bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
@@ -293,27 +281,28 @@ def metric_figure(
 
 
 def draw_metric(
-    axes: Axes, runs: Sequence[RunData], metric: str, view: PlotOptions
+    axes: Axes, runs: Sequence[RunData], metric: str, options: PlotOptions
 ) -> list[NDArray[Any]]:
-    """Draw a metric of each run that has it, and return the values that were drawn."""
+    """Plot a metric of each run that has it; return the plotted values."""
     seen = []
     for index, run in enumerate(runs):
         if metric not in run.names:
             continue
-        x, values = view.place(run, run.series(metric))
-        smooth = moving_average(values, view.width(values.size))
-        look = line_style(index)
-        if view.width(values.size) > 1 and len(runs) == 1:
-            axes.plot(x, values, color=look["color"], alpha=0.25, linewidth=0.8)
+        x, values = options.with_x(run, run.series(metric))
+        window = options.smoothing_window(values.size)
+        smooth = moving_average(values, window)
+        style = line_style(index)
+        if window > 1 and len(runs) == 1:
+            axes.plot(x, values, color=style["color"], alpha=0.25, linewidth=0.8)
             seen.append(values)
-        mark: dict[str, Any] = {"marker": "o", "markersize": 3.5} if x.size < 25 else {}
-        axes.plot(x, smooth, linewidth=1.4, label=run.name, **mark, **look)
+        marker: dict[str, Any] = {"marker": "o", "markersize": 3.5} if x.size < 25 else {}
+        axes.plot(x, smooth, linewidth=1.4, label=run.name, **marker, **style)
         seen.append(smooth)
     return seen
 
 
 def check_metric(runs: Sequence[RunData], metric: str) -> None:
-    """Raise RunError where no run has a metric, with the names that come nearest."""
+    """Raise RunDataError if no run has a metric, listing similar names."""
     known = {name for run in runs for name in run.names}
     if metric not in known:
         which = runs[0].name if len(runs) == 1 else f"none of the {len(runs)} runs"
@@ -322,5 +311,5 @@ def check_metric(runs: Sequence[RunData], metric: str) -> None:
 
 
 def title_of(runs: Sequence[RunData], label: str) -> str:
-    """Return a title: what is shown, and whose it is where that is one run."""
+    """Return `label`, with the name of the run if there is only one."""
     return f"{label}: {runs[0].name}" if len(runs) == 1 else label

@@ -1,4 +1,4 @@
-"""How the values of weights, gradients or updates spread, over the steps."""
+"""Plot histograms of weights, gradients or updates over the steps of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from tjx_metrics.plotting.layer_norms import edges_between
+from tjx_metrics.plotting.layer_norms import cell_edges
 from tjx_metrics.plotting.run_data import (
     X_LABELS,
     NoDataError,
@@ -27,9 +27,9 @@ from tjx_metrics.plotting.style import (
     TITLE,
     check_output_path,
     new_figure,
+    printable,
     save,
     short_number,
-    shown,
 )
 
 _PREFIX = "histograms/"
@@ -46,30 +46,28 @@ def plot_histograms(
     title: str | None = None,
     x: XAxis = "steps",
 ) -> None:
-    """Draw histograms over the steps: how many values are where is the darkness.
-
-    The lines are the 5th, 50th and 95th percentile.
+    """Plot histograms over the steps as heat maps, with the 5th, 50th and 95th percentiles.
 
     Parameters
     ----------
     metrics_jsonl_path : path
-        A file that `JsonlTracker` wrote, or a run folder with a ``metrics.jsonl``.
+        A file written by `JsonlTracker`, or a run directory with a ``metrics.jsonl``.
     out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
     names : sequence of str or None
-        Histograms, such as ``histograms/parameter/blocks/mlp/up/kernel/3``; None is the first and
-        last layer of the largest parameters, 12 at most.
+        Histograms, such as ``histograms/parameter/blocks/mlp/up/kernel/3``; None selects the first
+        and last layer of the largest parameters, at most 12.
     title : str or None
-        Title; None says how many are shown, and the name of the run.
+        Title; None is the number of histograms and the name of the run.
     x : "steps", "tokens" or "hours"
-        What stands at the x axis.
+        Quantity of the x axis.
 
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        If the file does not exist.
     ValueError
-        When the run has no such histogram, or not what the axis needs, or for another format.
+        If the run lacks the histograms or values for the x axis, or if the file format is unknown.
     """
     out_path = check_output_path(out_path)
     save(histograms_figure(open_run(metrics_jsonl_path), names, x, title), out_path)
@@ -81,7 +79,7 @@ def histograms_figure(
     x: XAxis = "steps",
     title: str | None = None,
 ) -> Figure:
-    """Draw what `plot_histograms` writes."""
+    """Return the figure of `plot_histograms`."""
     found = run.objects(_PREFIX)
     if not found:
         raise NoDataError(f"{run.path} has no histograms")
@@ -89,25 +87,25 @@ def histograms_figure(
         if name not in found:
             raise RunDataError(f"{run.name} has no {name!r}; {nearest(name, found)}")
     drawn = list(names) if names else _choose(found)
-    columns = min(4, len(drawn))  # the two ends of a parameter stay in a row
+    columns = min(4, len(drawn))  # even, so that both layers of a parameter share a row
     rows = -(-len(drawn) // columns)
     figure = new_figure(height=0.9 + 1.35 * rows, width=max(3.6, 0.6 + 1.75 * columns))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for name, axes in zip(drawn, grid.flat, strict=False):
         try:
             steps = np.array([step for step, _ in found[name]], np.float64)
-            _draw(axes, run.along(steps, x), [histogram for _, histogram in found[name]])
+            _draw_histograms(axes, run.along(steps, x), [histogram for _, histogram in found[name]])
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, RunDataError):
                 raise
             raise RunDataError(f"{run.path}: {name} is no histogram ({error})") from error
         label = name.removeprefix(_PREFIX)
-        axes.set_title(_broken(label), fontsize=7, color=INK, parse_math=False)
+        axes.set_title(_break_name(label), fontsize=7, color=INK, parse_math=False)
     for axes in list(grid.flat)[len(drawn) :]:
         axes.set_axis_off()
     of_all = "" if len(drawn) == len(found) else f" ({len(drawn)} of {len(found)})"
     figure.suptitle(
-        shown(title or f"Histograms{of_all}: {run.name}"),
+        printable(title or f"Histograms{of_all}: {run.name}"),
         fontsize=TITLE, color=INK, parse_math=False,
     )  # fmt: skip
     figure.supxlabel(X_LABELS[x], fontsize=LABEL, color=INK)
@@ -116,7 +114,7 @@ def histograms_figure(
 
 
 def _choose(found: dict[str, Any]) -> list[str]:
-    """Choose the first and last layer of the parameters with the most values."""
+    """Select the first and last layer of the largest parameters, at most `_PANELS` in total."""
     sizes: dict[str, float] = {}
     layers: dict[str, list[str]] = {}
     for name, points in found.items():
@@ -127,15 +125,15 @@ def _choose(found: dict[str, Any]) -> list[str]:
         sizes[parameter] = max(sizes.get(parameter, 0), float(np.sum(counts)))
     chosen: list[str] = []
     for parameter in sorted(layers, key=lambda each: (-sizes[each], each)):
-        of_it = sorted(layers[parameter], key=lambda name: (len(name), name))
-        ends = [of_it[0], of_it[-1]] if len(of_it) > 1 else of_it
+        ordered = sorted(layers[parameter], key=lambda name: (len(name), name))
+        ends = [ordered[0], ordered[-1]] if len(ordered) > 1 else ordered
         if len(chosen) + len(ends) <= _PANELS:
             chosen += ends
-    # In order of name, so that the two ends of a parameter stand side by side.
+    # Sorted by name, so that both layers of a parameter are adjacent.
     return sorted(chosen, key=lambda name: (name.rpartition("/")[0], len(name), name))
 
 
-def _draw(axes: Axes, x: NDArray[Any], histograms: Sequence[dict[str, Any]]) -> None:
+def _draw_histograms(axes: Axes, x: NDArray[Any], histograms: Sequence[dict[str, Any]]) -> None:
     counts = [np.asarray(each["counts"], np.float64) for each in histograms]
     edges = [np.asarray(each["edges"], np.float64) for each in histograms]
     for count, edge in zip(counts, edges, strict=True):
@@ -144,17 +142,17 @@ def _draw(axes: Axes, x: NDArray[Any], histograms: Sequence[dict[str, Any]]) -> 
     quantiles = np.array(
         [histogram_quantiles(c, e, _QUANTILES) for c, e in zip(counts, edges, strict=True)]
     )
-    # A few far values must not squash the rest: three times what holds nine tenths, at most.
+    # Limit the y axis to three times the 5-95 % range, so that outliers do not compress it.
     low, high = min(edge[0] for edge in edges), max(edge[-1] for edge in edges)
     full = quantiles[np.isfinite(quantiles).all(axis=1)]
     if full.size:
         inner, outer = full[:, 0].min(), full[:, 2].max()
-        reach = max(outer - inner, 1e-12)
-        low, high = max(low, inner - reach), min(high, outer + reach)
+        margin = max(outer - inner, 1e-12)
+        low, high = max(low, inner - margin), min(high, outer + margin)
     grid = np.linspace(low, high if high > low else low + 1e-12, _BINS + 1)
-    shares = np.array([rebinned(c, e, grid) for c, e in zip(counts, edges, strict=True)])
+    shares = np.array([resample(c, e, grid) for c, e in zip(counts, edges, strict=True)])
     axes.pcolormesh(
-        edges_between(x), grid, shares.T, cmap="Blues",
+        cell_edges(x), grid, shares.T, cmap="Blues",
         norm=PowerNorm(0.5, 0.0, max(float(shares.max()), 1e-12)), rasterized=True,
     )  # fmt: skip
     for line, values in zip((":", "-", ":"), quantiles.T, strict=True):
@@ -168,26 +166,26 @@ def _draw(axes: Axes, x: NDArray[Any], histograms: Sequence[dict[str, Any]]) -> 
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
-def rebinned(counts: NDArray[Any], edges: NDArray[Any], grid: NDArray[Any]) -> NDArray[np.float64]:
-    """Compute the shares of values in other bins, even inside each old one.
+def resample(counts: NDArray[Any], edges: NDArray[Any], grid: NDArray[Any]) -> NDArray[np.float64]:
+    """Resample a histogram to other bins, assuming uniform density inside each bin.
 
     Parameters
     ----------
     counts : array [bins]
-        How many values each bin holds.
+        Number of values in each bin.
     edges : float array [bins + 1]
-        Its edges, ascending.
-    grid : float array [others + 1]
-        Edges of the other bins, ascending.
+        Ascending bin edges.
+    grid : float array [new_bins + 1]
+        Ascending edges of the new bins.
 
     Returns
     -------
-    float64 array [others]
-        Shares of all values; 0 where there are none.
+    float64 array [new_bins]
+        Fraction of all values in each new bin; 0 for an empty histogram.
 
     Examples
     --------
-    >>> rebinned(np.array([2, 2]), np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.5, 2.0])).tolist()
+    >>> resample(np.array([2, 2]), np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.5, 2.0])).tolist()
     [0.25, 0.75]
     """
     total = max(float(counts.sum()), 1.0)
@@ -198,7 +196,7 @@ def rebinned(counts: NDArray[Any], edges: NDArray[Any], grid: NDArray[Any]) -> N
 def histogram_quantiles(
     counts: NDArray[Any], edges: NDArray[Any], shares: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Compute values below which these shares of all lie; float64 [shares], NaN for none.
+    """Compute quantiles of a histogram: float64 [shares], NaN for an empty histogram.
 
     Examples
     --------
@@ -208,7 +206,7 @@ def histogram_quantiles(
     below = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
     if not below[-1]:
         return np.full(len(shares), np.nan)
-    # Empty bins are taken out: in them any value would do.
+    # Remove empty bins, in which the cumulative count is constant and has no inverse.
     keep = np.append(True, np.diff(below) > 0)
     first = int(np.argmax(below > 0)) - 1
     places, values = below[keep], edges[keep]
@@ -216,9 +214,9 @@ def histogram_quantiles(
     return np.asarray(np.interp(np.asarray(shares) * below[-1], places, values))
 
 
-def _broken(name: str) -> str:
-    """Break a long name at its middle stroke."""
-    parts = shown(name).split("/")
+def _break_name(name: str) -> str:
+    """Break a long name at the slash nearest to its middle."""
+    parts = printable(name).split("/")
     if len(name) <= 28 or len(parts) < 3:
         return "/".join(parts)
     half = min(range(1, len(parts)), key=lambda i: abs(len("/".join(parts[:i])) - len(name) / 2))

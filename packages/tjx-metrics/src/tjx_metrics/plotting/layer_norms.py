@@ -1,4 +1,4 @@
-"""Norms of gradients, parameters and updates, layer by layer."""
+"""Plot the norms of gradients, parameters or updates of each layer."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,7 @@ from tjx_metrics.plotting.style import (
 )
 
 Kind = Literal["gradient", "parameter", "update"]
-_NAMED = 8  # lines that can be told apart by name; more are named by a scale of colours
+_NAMED = 8  # largest number of layers in the legend; with more, the color encodes the depth
 _COLORS = "viridis"
 
 
@@ -48,32 +48,32 @@ def plot_layer_norms(
     x: XAxis = "steps",
     log_x: bool = False,
 ) -> None:
-    """Draw the norms of each layer over the steps: as lines, and as a map of layers and steps.
+    """Plot the norms of each layer over the steps, as lines and as a heat map.
 
     Parameters
     ----------
     metrics_jsonl_path : path
-        A file that `JsonlTracker` wrote, or a run folder with a ``metrics.jsonl``.
+        A file written by `JsonlTracker`, or a run directory with a ``metrics.jsonl``.
     out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
     kind : "gradient", "parameter" or "update"
-        Whose norms.
+        Which norms.
     parameter : str or None
-        Path of one parameter, such as ``blocks/mlp/up/kernel``; None is all parameters of a layer
-        together (the root of the sum of squares).
+        Path of one parameter, such as ``blocks/mlp/up/kernel``; None combines all parameters of a
+        layer (root of the sum of squares).
     title : str or None
-        Title; None says what is shown, and the name of the run.
+        Title; None is the kind of norms and the name of the run.
     x : "steps", "tokens" or "hours"
-        What stands at the x axis.
+        Quantity of the x axis.
     log_x : bool
         Whether the x axis is logarithmic.
 
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        If the file does not exist.
     ValueError
-        When the run has no such norms, or not what the axis needs, or for another format.
+        If the run lacks the norms or values for the x axis, or if the file format is unknown.
     """
     out_path = check_output_path(out_path)
     run = open_run(metrics_jsonl_path)
@@ -83,32 +83,34 @@ def plot_layer_norms(
 def layer_norms(
     run: RunData, kind: Kind, parameter: str | None = None
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Collect the norms of layers.
+    """Collect the recorded norms of each layer.
 
     Parameters
     ----------
     run : RunData
         The run.
     kind : "gradient", "parameter" or "update"
-        Whose norms.
+        Which norms.
     parameter : str or None
-        One parameter, or all of a layer together.
+        One parameter, or None to combine all parameters of a layer.
 
     Returns
     -------
     (float64 array [n], dict of float64 arrays [n])
-        Steps, and the norms of each layer in the order of depth: ``blocks 0``, ...; what is in no
-        layer by its own name (``wte``). NaN where a step has no record.
+        Steps, and norms by layer name in order of depth: ``blocks 0``, ...; parameters outside of
+        layers have their own name (``wte``). NaN if a step has no record.
 
     Raises
     ------
-    RunError
-        When the run has no such norms.
+    RunDataError
+        If the run lacks these norms.
     """
     prefix = f"norms/{kind}/"
     paths = [name.removeprefix(prefix) for name in run.names if name.startswith(prefix)]
     if not paths:
-        raise NoDataError(f"{run.path} has no {prefix}...: log.layer_norms records them")
+        raise NoDataError(
+            f"{run.path} has no {prefix}...: record them with --log.layer_norms_every"
+        )
     if parameter is not None:
         chosen = [path for path in paths if _parameter(path) == parameter]
         if not chosen:
@@ -121,8 +123,8 @@ def layer_norms(
     for path, (at, values) in series.items():
         square = np.full(steps.size, np.nan)
         square[np.searchsorted(steps, at)] = values**2
-        of_layer = squares.get(_layer(path))
-        squares[_layer(path)] = square if of_layer is None else of_layer + square
+        total = squares.get(_layer(path))
+        squares[_layer(path)] = square if total is None else total + square
     ordered = sorted(squares.items(), key=lambda item: (item[0][1] < 0, item[0]))
     return steps, {
         stack if layer < 0 else f"{stack} {layer}": np.sqrt(square)
@@ -131,7 +133,7 @@ def layer_norms(
 
 
 def _layer(path: str) -> tuple[str, int]:
-    """Return the stack and the layer that a path belongs to; layer -1 is none."""
+    """Return the stack and layer number of a path; the number is -1 outside of layers."""
     parts = path.split("/")
     if not parts[-1].isdigit():
         return parts[0], -1
@@ -146,46 +148,48 @@ def _parameter(path: str) -> str:
 
 def layer_norms_figure(
     run: RunData,
-    view: PlotOptions,
+    options: PlotOptions,
     kind: Kind,
     parameter: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw what `plot_layer_norms` writes."""
+    """Return the figure of `plot_layer_norms`."""
     steps, norms = layer_norms(run, kind, parameter)
-    x = run.along(steps, view.x)
-    if view.log_x:
+    x = run.along(steps, options.x)
+    if options.log_x:
         norms = {name: values[x > 0] for name, values in norms.items()}
         x = x[x > 0]
     figure = new_figure(3.0 + max(1.2, 0.15 * len(norms)))
     above, below = figure.subplots(
         2, 1, sharex=True, height_ratios=(2.1, max(1.2, 0.15 * len(norms)))
     )
-    of_what = kind if parameter is None else f"{kind}, {parameter}"
-    format_axes(above, title=title or f"Norms ({of_what}): {run.name}", y=f"Norm of the {kind}")
+    subject = kind if parameter is None else f"{kind}, {parameter}"
+    format_axes(
+        above, title=title or f"Norms ({subject}): {run.name}", y=f"{kind.capitalize()} norm"
+    )
     _draw_lines(above, x, norms)
-    scale(above, "x", log=view.log_x)
+    scale(above, "x", log=options.log_x)
     scale(above, "y", log=True)
-    _draw_map(below, x, norms, kind)
-    format_axes(below, x=X_LABELS[view.x])
+    _draw_heat_map(below, x, norms, kind)
+    format_axes(below, x=X_LABELS[options.x])
     below.grid(visible=False)
-    scale(below, "x", log=view.log_x)
+    scale(below, "x", log=options.log_x)
     return figure
 
 
 def _draw_lines(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]]) -> None:
-    """Draw a line for each layer, darker ones first in depth; what is in no layer is dashed."""
+    """Plot a line per layer, from dark (first) to light (last); others are dashed."""
     layers = [name for name in norms if name[-1].isdigit()]
     colors = matplotlib.colormaps[_COLORS](np.linspace(0.22, 0.9, max(len(layers), 1)))
-    mark: dict[str, Any] = {"marker": "o", "markersize": 3.0} if x.size < 15 else {}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3.0} if x.size < 15 else {}
     for name, values in norms.items():
         positive = np.where(values > 0, values, np.nan)
         if name in layers:
             color = colors[layers.index(name)]
-            axes.plot(x, positive, color=color, linewidth=1.2, label=name, **mark)
+            axes.plot(x, positive, color=color, linewidth=1.2, label=name, **marker)
         else:
             line = ("--", "-.", ":")[(list(norms).index(name) - len(layers)) % 3]
-            axes.plot(x, positive, line, color="#777777", linewidth=1.0, label=name, **mark)
+            axes.plot(x, positive, line, color="#777777", linewidth=1.0, label=name, **marker)
     if len(norms) <= _NAMED:
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
@@ -196,21 +200,21 @@ def _draw_lines(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]]) -> 
         for text in box.get_texts():
             text.set_color(INK)
     else:
-        said = "dark to light: first to last layer; grey: others"
-        axes.text(0.99, 0.97, said, transform=axes.transAxes, ha="right", va="top",
+        note = "dark to light: first to last layer; grey: others"
+        axes.text(0.99, 0.97, note, transform=axes.transAxes, ha="right", va="top",
                   fontsize=7, color=INK)  # fmt: skip
 
 
-def _draw_map(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]], kind: Kind) -> None:
-    """Draw norms as colours, the first layer at the bottom."""
+def _draw_heat_map(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]], kind: Kind) -> None:
+    """Plot norms as a heat map, with the first layer at the bottom."""
     values = np.array([np.where(each > 0, each, np.nan) for each in norms.values()])
     finite = values[np.isfinite(values)]
     if not finite.size:
-        raise NoDataError(f"the {kind} norms are all zero or not finite: nothing to draw")
-    # A run's first steps must not take up all of the colours.
+        raise NoDataError(f"the {kind} norms are all zero or not finite: nothing to plot")
+    # Quantiles, so that the first steps do not use up the color range.
     low, high = np.quantile(finite, [0.01, 0.99])
     image = axes.pcolormesh(
-        edges_between(x), np.arange(len(norms) + 1) - 0.5, np.ma.masked_invalid(values),
+        cell_edges(x), np.arange(len(norms) + 1) - 0.5, np.ma.masked_invalid(values),
         cmap=_COLORS, norm=LogNorm(low, max(high, low * 1.01)), rasterized=True,
     )  # fmt: skip
     axes.set_yticks(range(len(norms)), labels=list(norms))
@@ -226,14 +230,14 @@ def _draw_map(axes: Axes, x: NDArray[Any], norms: dict[str, NDArray[Any]], kind:
     axes.tick_params(axis="y", labelsize=TICK if few else 5)
 
 
-def edges_between(x: NDArray[Any]) -> NDArray[np.float64]:
-    """Return edges of cells around ascending places: in the middle between two, and outside.
+def cell_edges(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Return cell edges around ascending x values: midpoints, extrapolated at both ends.
 
     Examples
     --------
-    >>> edges_between(np.array([1.0, 3.0, 7.0])).tolist()
+    >>> cell_edges(np.array([1.0, 3.0, 7.0])).tolist()
     [0.0, 2.0, 5.0, 9.0]
-    >>> edges_between(np.array([4.0])).tolist()
+    >>> cell_edges(np.array([4.0])).tolist()
     [3.5, 4.5]
     """
     if x.size == 1:

@@ -1,4 +1,4 @@
-"""How fast runs are, and where their time goes."""
+"""Plot throughput and the time per phase of runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +28,11 @@ from tjx_metrics.plotting.style import (
     scale,
 )
 
-# What a run does with its time, and what its colour and name are; bottom first. The colours grow
-# lighter from one to the next: in grey they are told apart as well.
-PARTS = {
+# Color and label of each phase, from bottom to top. The lightness increases, so that phases are
+# distinguishable in grayscale.
+PHASE_STYLES = {
     "time/device": ("#08306B", "device: training steps"),
-    "time/dispatch": ("#2F6DB3", "dispatch: handing steps over"),
+    "time/dispatch": ("#2F6DB3", "dispatch: launching steps"),
     "time/evaluation": ("#D1495B", "evaluation"),
     "time/checkpoint": ("#EDAE49", "checkpoint: waiting for saves"),
     "time/data_wait": ("#A8D8B9", "data_wait: waiting for batches"),
@@ -51,32 +51,9 @@ def plot_throughput(
     x: XAxis = "steps",
     log_x: bool = False,
 ) -> None:
-    """Draw tokens a second, and MFU where it is known, of one run or of several.
+    """Plot tokens per second, and MFU if recorded, of one or several runs.
 
-    Parameters
-    ----------
-    metrics_jsonl_paths : path or sequence of paths
-        Files that `JsonlTracker` wrote, or run folders with a ``metrics.jsonl``.
-    out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
-    labels : sequence of str or None
-        Name of each run; None takes the names of their folders.
-    title : str or None
-        Title; None is "Throughput", with the name of a single run.
-    window : int or None
-        Records that are averaged, centred; None is 1/25 of the run, 1 is no smoothing.
-    x : "steps", "tokens" or "hours"
-        What stands at the x axis.
-    log_x : bool
-        Whether the x axis is logarithmic.
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is no such file.
-    ValueError
-        When no run has ``train/tokens_per_sec``, or one has not what the axis needs, when the
-        number of labels is not that of the runs, or for another format.
+    The parameters and errors are those of `tjx_metrics.plot_metric`.
     """
     out_path = check_output_path(out_path)
     runs = open_runs(metrics_jsonl_paths, labels)
@@ -84,9 +61,9 @@ def plot_throughput(
 
 
 def throughput_figure(
-    runs: Sequence[RunData], view: PlotOptions, title: str | None = None
+    runs: Sequence[RunData], options: PlotOptions, title: str | None = None
 ) -> Figure:
-    """Draw what `plot_throughput` writes."""
+    """Return the figure of `plot_throughput`."""
     metrics = [
         name
         for name in ("train/tokens_per_sec", "train/mfu")
@@ -97,9 +74,11 @@ def throughput_figure(
     figure = new_figure(1.1 + 1.6 * len(metrics) + (0.17 * len(runs) if len(runs) > 1 else 0))
     panels = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
     for axes, metric in zip(panels, metrics, strict=True):
-        draw_metric(axes, runs, metric, view)
-        # Both begin at zero: a tenth more must look like a tenth more.
-        view.format_axes(axes, title="", y="Tokens per second" if metric == metrics[0] else "MFU")
+        draw_metric(axes, runs, metric, options)
+        # Both axes start at zero, so that relative differences are visible.
+        options.format_axes(
+            axes, title="", y="Tokens per second" if metric == metrics[0] else "MFU"
+        )
         axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-9))
         if metric == "train/mfu":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -109,7 +88,7 @@ def throughput_figure(
         panels[0],
         title=title or title_of(runs, "Throughput"),
         y="Tokens per second" if metrics[0] == "train/tokens_per_sec" else "MFU",
-        x=X_LABELS[view.x] if len(metrics) == 1 else "",
+        x=X_LABELS[options.x] if len(metrics) == 1 else "",
     )
     figure.align_ylabels(list(panels))
     if len(runs) > 1:
@@ -124,59 +103,59 @@ def plot_time_split(
     title: str | None = None,
     x: XAxis = "steps",
 ) -> None:
-    """Draw what a run did with its time, as shares that are stacked.
+    """Plot the fraction of time in each phase as stacked areas.
 
-    Records are put together where there are more than 60. The shares of the whole run stand at
-    the names.
+    More than 60 records are merged into 60 bins. The legend shows the fractions of the whole run.
 
     Parameters
     ----------
     metrics_jsonl_path : path
-        A file that `JsonlTracker` wrote, or a run folder with a ``metrics.jsonl``.
+        A file written by `JsonlTracker`, or a run directory with a ``metrics.jsonl``.
     out_path : path
-        The picture, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
+        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
     title : str or None
         Title; None is "Time" and the name of the run.
     x : "steps", "tokens" or "hours"
-        What stands at the x axis.
+        Quantity of the x axis.
 
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        If the file does not exist.
     ValueError
-        When the run has no ``time/...``, or not what the axis needs, or for another format.
+        If the run has no ``time/...`` records or no values for the x axis, or if the file format is
+        unknown.
     """
     out_path = check_output_path(out_path)
     save(time_split_figure(open_run(metrics_jsonl_path), PlotOptions(x), title), out_path)
 
 
 def time_split(run: RunData) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Collect where the time of a run went.
+    """Collect the time that a run spent in each phase.
 
     Returns
     -------
     (float64 array [n], dict of float64 arrays [n])
-        Steps of the records, and the seconds of each part since the record before.
+        Steps of the records, and by phase the seconds since the previous record.
 
     Raises
     ------
     NoDataError
-        When the run does not record its time.
+        If the run has no ``time/...`` records.
     """
-    series = {part: run.series(part) for part in PARTS}
+    series = {phase: run.series(phase) for phase in PHASE_STYLES}
     steps = np.unique(np.concatenate([steps for steps, _ in series.values()]))
     if not steps.size:
         raise NoDataError(f"{run.path} has no time/device, time/data_wait, ...: nothing to split")
     seconds = {}
-    for part, (at, values) in series.items():
-        seconds[part] = np.zeros(steps.size)
-        seconds[part][np.searchsorted(steps, at)] = np.nan_to_num(values)
+    for phase, (at, values) in series.items():
+        seconds[phase] = np.zeros(steps.size)
+        seconds[phase][np.searchsorted(steps, at)] = np.nan_to_num(values)
     return steps, seconds
 
 
-def time_split_figure(run: RunData, view: PlotOptions, title: str | None = None) -> Figure:
-    """Draw what `plot_time_split` writes."""
+def time_split_figure(run: RunData, options: PlotOptions, title: str | None = None) -> Figure:
+    """Return the figure of `plot_time_split`."""
     steps, seconds = time_split(run)
     ends = np.unique(np.linspace(0, steps.size, min(steps.size, _BINS) + 1).astype(int))
     sums = np.array([np.add.reduceat(values, ends[:-1]) for values in seconds.values()])
@@ -184,23 +163,27 @@ def time_split_figure(run: RunData, view: PlotOptions, title: str | None = None)
     shares = np.divide(sums, total, out=np.zeros_like(sums), where=total > 0)
     whole = sums.sum()
 
-    right = run.along(steps[ends[1:] - 1], view.x)
-    # The first record looks back as far as the second one does, or to the beginning.
+    right = run.along(steps[ends[1:] - 1], options.x)
+    # The first interval is as long as the second one, or starts at 0.
     left = np.append(max(0.0, right[0] - (right[1] - right[0] if right.size > 1 else right[0])),
                      right[:-1])  # fmt: skip
     figure = new_figure(3.6)
     axes = figure.add_subplot()
-    # Steps, not bars: between bars a fine line is left in vector formats.
+    # Filled steps instead of bars: vector formats show thin gaps between bars.
     edges = np.append(left, right[-1])
     base = np.zeros(edges.size)
-    for (color, name), share, spent in zip(PARTS.values(), shares, sums.sum(axis=1), strict=True):
+    for (color, name), share, spent in zip(
+        PHASE_STYLES.values(), shares, sums.sum(axis=1), strict=True
+    ):
         if not spent:
             continue
         top = base + np.append(share, share[-1])
         label = f"{name} ({spent / whole:.1%})"
         axes.fill_between(edges, base, top, step="post", color=color, label=label, linewidth=0)
         base = top
-    format_axes(axes, title=title or f"Time: {run.name}", x=X_LABELS[view.x], y="Share of the time")
+    format_axes(
+        axes, title=title or f"Time: {run.name}", x=X_LABELS[options.x], y="Share of the time"
+    )
     axes.grid(visible=False)
     scale(axes, "x", log=False)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -211,7 +194,7 @@ def time_split_figure(run: RunData, view: PlotOptions, title: str | None = None)
 
 
 def names_of(runs: Sequence[RunData]) -> str:
-    """Name runs in a message."""
+    """List up to three run names for an error message."""
     return ", ".join(run.name for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
 
 

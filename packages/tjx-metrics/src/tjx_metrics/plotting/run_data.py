@@ -1,4 +1,4 @@
-"""What a run recorded, as arrays."""
+"""Read the records of a run as NumPy arrays."""
 
 import difflib
 import json
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from tjx_core import did_you_mean
 from tjx_metrics.trackers.jsonl import read_metrics
 
 _MOST_BYTES = 64 << 20
@@ -22,25 +23,25 @@ Paths = str | Path | Sequence[str | Path]
 
 
 class RunDataError(ValueError):
-    """A run that cannot be read or has not what was asked for; the text says what to do."""
+    """Raised if a run cannot be read or lacks requested records; the message says what to do."""
 
 
 class NoDataError(RunDataError):
-    """A run has no records for a picture."""
+    """Raised if a run has no records for a plot."""
 
 
 @dataclass(frozen=True)
 class RunData:
     """The records of a run.
 
-    Parameters
+    Attributes
     ----------
     name : str
-        What it is called in pictures.
+        Name of the run in plots.
     path : Path
-        Its metrics file.
+        Metrics file.
     records : list of dict
-        As `read_metrics` gives them.
+        Result of `read_metrics`.
     """
 
     name: str
@@ -49,7 +50,7 @@ class RunData:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of all that is recorded as a number, sorted."""
+        """Sorted names of all recorded numbers."""
         found = {
             name
             for record in self.records
@@ -59,18 +60,18 @@ class RunData:
         return tuple(sorted(found - {"step"}))
 
     def series(self, name: str) -> Series:
-        """Collect a metric.
+        """Collect the values of a metric.
 
         Parameters
         ----------
         name : str
-            Such as ``train/loss``.
+            Name, such as ``train/loss``.
 
         Returns
         -------
         (float64 array [n], float64 array [n])
-            Steps in ascending order, each once (the last record counts), and values; infinite
-            ones are NaN. Both are empty where the run has no such metric.
+            Unique steps in ascending order, and the last value recorded at each; infinities are
+            replaced by NaN. Both are empty if the run lacks the metric.
         """
         points = {
             record["step"]: float(record[name])
@@ -81,7 +82,7 @@ class RunData:
         return steps, np.where(np.isfinite(values), values, np.nan)
 
     def objects(self, prefix: str) -> dict[str, list[tuple[int, dict[str, Any]]]]:
-        """Collect histograms or texts: (step, object) of each name that begins with `prefix`."""
+        """Collect histograms or texts: (step, object) pairs by name, for names with `prefix`."""
         found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for record in self.records:
             for name, value in record.items():
@@ -90,24 +91,24 @@ class RunData:
         return {name: sorted(points, key=lambda point: point[0]) for name, points in found.items()}
 
     def along(self, steps: NDArray[Any], x: XAxis) -> NDArray[Any]:
-        """Turn steps into places on another axis, by the records nearest to them.
+        """Convert steps to another x axis, by linear interpolation between records.
 
         Parameters
         ----------
         steps : float64 array [n]
             Steps.
         x : "steps", "tokens" or "hours"
-            The axis.
+            Quantity of the axis.
 
         Returns
         -------
         float64 array [n]
-            Tokens trained on, or hours that the run took, until each step.
+            Tokens trained on, or elapsed hours, at each step.
 
         Raises
         ------
         NoDataError
-            When the run does not record what the axis needs.
+            If the run does not record the quantity.
         """
         if x == "steps":
             return steps
@@ -118,16 +119,16 @@ class RunData:
                 f"{self.path} has no {_X_METRICS[x]}, which the axis {x} needs: "
                 f"choose {' or '.join(has)}"
             )
-        # A run begins with nothing done.
+        # Both quantities are 0 at step 0.
         return np.asarray(np.interp(steps, np.append(0.0, known), np.append(0.0, values)))
 
     def beside(self, kind: Literal["hyperparameters", "summary"]) -> dict[str, Any]:
-        """Read the settings or the summary of the run; empty where there are none.
+        """Read the hyperparameters or the summary beside the metrics file; empty if missing.
 
         Raises
         ------
-        RunError
-            When the file is damaged.
+        RunDataError
+            If the file is damaged.
         """
         path = self.path.with_suffix(f".{kind}.json")
         try:
@@ -140,28 +141,28 @@ class RunData:
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:
-            raise RunDataError(f"{path} is no JSON ({error}): mend it or move it away") from error
+            raise RunDataError(f"{path} is no JSON ({error}): repair it or move it away") from error
         if not isinstance(content, dict):
-            raise RunDataError(f"{path} must hold a JSON object: mend it or move it away")
+            raise RunDataError(f"{path} must hold a JSON object: repair it or move it away")
         return content
 
 
 def open_run(path: str | Path, name: str | None = None) -> RunData:
-    """Read a run.
+    """Read the metrics file of a run.
 
     Parameters
     ----------
     path : path
-        A file that `JsonlTracker` wrote, or a run folder with a ``metrics.jsonl``.
+        A file written by `JsonlTracker`, or a run directory with a ``metrics.jsonl``.
     name : str or None
-        What to call it; None is the name of its folder.
+        Name of the run; None is the name of its directory.
 
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
-    RunError
-        When the file is empty or damaged.
+        If the file does not exist.
+    RunDataError
+        If the file is empty or damaged.
     """
     file = _metrics_file(Path(path))
     try:
@@ -174,12 +175,13 @@ def open_run(path: str | Path, name: str | None = None) -> RunData:
 
 
 def open_runs(paths: Paths, labels: Sequence[str] | None = None) -> list[RunData]:
-    """Read runs, each with a name of its own.
+    """Read several runs and give them distinct names.
 
     Raises
     ------
     ValueError
-        When there is no run, or not a label for each; else as `open_run`.
+        If there is no run, or if the number of labels is not the number of runs; else as
+        `open_run`.
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     names = _distinct_names(paths) if labels is None else list(labels)
@@ -192,7 +194,7 @@ def open_runs(paths: Paths, labels: Sequence[str] | None = None) -> list[RunData
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which names are nearest to one that there is not."""
+    """Return a hint that lists the known names most similar to an unknown one."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     if not near:
@@ -203,9 +205,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _metrics_file(path: Path) -> Path:
     if not path.exists():
         beside = [str(each.parent) for each in path.parent.glob("*/metrics.jsonl")]
-        near = difflib.get_close_matches(str(path), beside, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise FileNotFoundError(f"{path}: there is no such run folder or metrics file{hint}")
+        hint = did_you_mean(str(path), beside)
+        raise FileNotFoundError(f"{path}: there is no such run directory or metrics file{hint}")
     if not path.is_dir():
         return path
     if not (path / "metrics.jsonl").is_file():
@@ -220,7 +221,7 @@ def _run_name(path: Path) -> str:
 
 
 def _distinct_names(paths: Sequence[str | Path]) -> list[str]:
-    """Name runs by their folders, with as many folders above as tell them apart."""
+    """Name runs by their directories, prefixed by parent directories until they are distinct."""
     files = [_metrics_file(Path(path)) for path in paths]
     names = [_run_name(file) for file in files]
     parents = [file.resolve().parents[1 if file.name == "metrics.jsonl" else 0] for file in files]

@@ -1,4 +1,4 @@
-"""All pictures of a run, in the order in which they are looked at."""
+"""All plots of one or several runs, in display order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from tjx_metrics.plotting.run_data import NoDataError, RunData
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture that can be drawn of runs.
+    """A plot that can be drawn.
 
-    Parameters
+    Attributes
     ----------
     name : str
-        Name of its file, without ending.
+        File name without extension.
     heading : str
-        What it shows.
+        Title in a report.
     draw : callable
-        Draws it; NoDataError where the runs have no such records.
+        Returns the figure; raises NoDataError if the runs lack the records.
     """
 
     name: str
@@ -31,44 +31,44 @@ class Plot:
     draw: Callable[[], Figure]
 
 
-def run_plots(runs: Sequence[RunData], view: PlotOptions) -> Iterator[Plot]:
-    """Yield all pictures of runs: curves of all together, the rest of each.
+def run_plots(runs: Sequence[RunData], options: PlotOptions) -> Iterator[Plot]:
+    """Yield all plots of runs: curves of all runs together, then the other plots of each run.
 
     Parameters
     ----------
     runs : sequence of RunData
         The runs.
-    view : View
-        How curves are looked at.
+    options : PlotOptions
+        Axes and smoothing of the curves.
     """
-    raw = PlotOptions(view.x, view.window or 1, view.log_x)
-    yield Plot("loss", "Loss", lambda: loss_figure(runs, view, title_of(runs, "Loss")))
-    yield Plot("learning_rate", "Learning rate", lambda: curve(runs, "train/learning_rate", raw))
-    yield Plot("grad_norm", "Norm of the gradient", lambda: curve(runs, "train/grad_norm", view))
+    raw = PlotOptions(options.x, options.window or 1, options.log_x)
+
+    def metric(name: str, options: PlotOptions) -> Figure:
+        if not any(name in run.names for run in runs):
+            raise NoDataError(f"no record of {name}")
+        return metric_figure(runs, name, options)
+
+    yield Plot("loss", "Loss", lambda: loss_figure(runs, options, title_of(runs, "Loss")))
+    yield Plot("learning_rate", "Learning rate", lambda: metric("train/learning_rate", raw))
+    yield Plot("grad_norm", "Gradient norm", lambda: metric("train/grad_norm", options))
     yield Plot("throughput", "Throughput", lambda: throughput_figure(runs, raw))
     for run in runs:
-        yield from _of_one(run, raw, "" if len(runs) == 1 else f"{run.name.replace('/', '_')}_")
+        prefix = "" if len(runs) == 1 else f"{run.name.replace('/', '_')}_"
+        yield from _plots_of_one_run(run, raw, prefix)
 
 
-def _of_one(run: RunData, view: PlotOptions, prefix: str) -> Iterator[Plot]:
-    yield Plot(f"{prefix}time_split", "Time", lambda: time_split_figure(run, view))
+def _plots_of_one_run(run: RunData, options: PlotOptions, prefix: str) -> Iterator[Plot]:
+    yield Plot(f"{prefix}time_split", "Time", lambda: time_split_figure(run, options))
     yield Plot(
-        f"{prefix}norms_gradient", "Norms of gradients by layer",
-        lambda: layer_norms_figure(run, view, "gradient"),
+        f"{prefix}norms_gradient", "Gradient norms by layer",
+        lambda: layer_norms_figure(run, options, "gradient"),
     )  # fmt: skip
     yield Plot(
-        f"{prefix}norms_parameter", "Norms of parameters by layer",
-        lambda: layer_norms_figure(run, view, "parameter"),
+        f"{prefix}norms_parameter", "Parameter norms by layer",
+        lambda: layer_norms_figure(run, options, "parameter"),
     )  # fmt: skip
     yield Plot(
-        f"{prefix}norms_update", "Norms of updates by layer",
-        lambda: layer_norms_figure(run, view, "update"),
+        f"{prefix}norms_update", "Update norms by layer",
+        lambda: layer_norms_figure(run, options, "update"),
     )  # fmt: skip
-    yield Plot(f"{prefix}histograms", "Histograms", lambda: histograms_figure(run, None, view.x))
-
-
-def curve(runs: Sequence[RunData], metric: str, view: PlotOptions) -> Figure:
-    """Draw a metric that runs need not have; NoDataError where none has it."""
-    if not any(metric in run.names for run in runs):
-        raise NoDataError(f"no record of {metric}")
-    return metric_figure(runs, metric, view)
+    yield Plot(f"{prefix}histograms", "Histograms", lambda: histograms_figure(run, None, options.x))

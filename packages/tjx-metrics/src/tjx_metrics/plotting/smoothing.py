@@ -1,4 +1,4 @@
-"""Smoothing of curves without a lag."""
+"""Centered moving average of curves."""
 
 from typing import Any
 
@@ -7,12 +7,11 @@ from numpy.typing import NDArray
 
 
 def moving_average(values: NDArray[Any], window: int) -> NDArray[Any]:
-    """Average each value with its neighbours on both sides.
+    """Compute a centered moving average.
 
-    A trailing average would lag behind the evaluation it is drawn with. Near the start the window
-    narrows on both sides, so that a steep start is not drawn too low; near the end it loses only
-    what is not there, so that the last value is no single noisy one. Values that are not finite are
-    left out.
+    A trailing average would lag behind the evaluation curve of the same plot. Near the start, the
+    window shrinks symmetrically, so that a steep start is not flattened; near the end it is only
+    truncated, so that the last value is still an average. Non-finite values are ignored.
 
     Parameters
     ----------
@@ -24,7 +23,7 @@ def moving_average(values: NDArray[Any], window: int) -> NDArray[Any]:
     Returns
     -------
     float64 array [n]
-        The averages; NaN where a window holds nothing finite.
+        The averages; NaN if a window has no finite value.
 
     Examples
     --------

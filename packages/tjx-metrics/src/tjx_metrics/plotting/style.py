@@ -1,4 +1,4 @@
-"""How every picture looks: sizes, colours, axes, limits, and writing it to a file."""
+"""Shared style of all plots: sizes, colors, axes, limits, legends and file output."""
 
 import io
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from tjx_metrics.atomic import write_atomically
+from tjx_core import write_atomically
 
-# Okabe and Ito's colours, told apart also by the colour-blind; the first two are a single run's.
+# Okabe and Ito's colorblind-safe palette; plots of a single run use the first two.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# In grey, runs are told apart by these.
+# Line styles distinguish runs in grayscale.
 LINES = ("-", "--", "-.", (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, GRID = "#222222", "#DDDDDD"
 FORMATS = ("png", "pdf", "svg")
-# Inches. Shrunk to the column of a two-column page (3.3) the smallest text still has 5 points.
+# Inches. Scaled to the column of a two-column page (3.3), the smallest text still has 5 points.
 WIDTH = 4.8
 TITLE, LABEL, TICK = 10, 9, 8  # points
 
 
 def new_figure(height: float = 3.2, width: float = WIDTH) -> Figure:
-    """Return an empty figure, sizes in inches, on white paper."""
+    """Return an empty white figure; sizes are in inches."""
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Return colour and line of the run that stands at `index`."""
+    """Return color and line style of the run with this index."""
     return {
         "color": COLORS[index % len(COLORS)],
         "linestyle": LINES[index % len(LINES)],
@@ -41,11 +41,11 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def format_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
-    """Give axes their title and labels, and the look of all pictures."""
-    # Names of runs may hold dollar signs, which are no mathematics.
-    axes.set_title(shown(title), fontsize=TITLE, color=INK, parse_math=False)
+    """Set title and labels of axes, and apply the common style."""
+    # Run names may contain dollar signs, which matplotlib would parse as math.
+    axes.set_title(printable(title), fontsize=TITLE, color=INK, parse_math=False)
     axes.set_xlabel(x, fontsize=LABEL, color=INK)
-    axes.set_ylabel(shown(y), fontsize=LABEL, color=INK, parse_math=False)
+    axes.set_ylabel(printable(y), fontsize=LABEL, color=INK, parse_math=False)
     axes.tick_params(labelsize=TICK, colors=INK, which="both")
     axes.grid(visible=True, color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -55,19 +55,17 @@ def format_axes(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> Non
 
 
 def scale(axes: Axes, which: Literal["x", "y"], *, log: bool) -> None:
-    """Write the numbers of an axis short (``1.5k``), and make it logarithmic where asked."""
+    """Abbreviate tick labels (``1.5k``) and optionally make the axis logarithmic."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(short_number))
-    if not log:
-        return
-    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_minor_formatter(NullFormatter())
+    if log:
+        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(short_number))
 
 
 def short_number(value: float | int, _: int | None = None) -> str:
-    """Write a tick: thousands and millions by a letter, small numbers in full.
+    """Format a tick label, with an SI prefix from 1000 on.
 
     Examples
     --------
@@ -80,23 +78,23 @@ def short_number(value: float | int, _: int | None = None) -> str:
 def robust_limits(
     curves: Sequence[NDArray[Any]], *, log: bool = False
 ) -> tuple[float, float] | None:
-    """Choose limits in which the steep start of falling curves does not squash the rest.
+    """Choose y limits so that the steep start of a loss curve does not compress the rest.
 
-    All is shown where the first twentieth of each curve, and the highest twentieth of the rest,
-    take up no more than half of the height; otherwise these are cut off, unless no curve
-    has 20 points. What rises above all starts (a run that diverged) is cut off too.
+    If the first 5 % of each curve and the highest 5 % of the rest take up more than half of the
+    height, they are cut off, provided that a curve has at least 20 points. Values above all first
+    values (a diverged run) are cut off too.
 
     Parameters
     ----------
     curves : sequence of float arrays [n]
-        The values, in the order in which they came; what is not finite is left out.
+        The values in order; non-finite values are ignored.
     log : bool
         Whether the axis is logarithmic.
 
     Returns
     -------
     (float, float) or None
-        Lower and upper limit, with a margin; None where nothing is finite.
+        Lower and upper limit, with a margin; None if no value is finite.
 
     Examples
     --------
@@ -123,7 +121,7 @@ def robust_limits(
 
 
 def limit_y(axes: Axes, curves: Sequence[NDArray[Any]], *, log: bool) -> str | None:
-    """Set limits by `robust_limits`; return a note where they cut something off."""
+    """Set y limits by `robust_limits`; return a note if they cut off values, else None."""
     limits = robust_limits(curves, log=log)
     if limits is None:
         return None
@@ -133,12 +131,12 @@ def limit_y(axes: Axes, curves: Sequence[NDArray[Any]], *, log: bool) -> str | N
 
 
 def legend(axes: Axes, *, below: bool = False, title: str | None = None) -> None:
-    """Name the curves: inside at the upper right, or below the picture where it hides nothing."""
+    """Add a legend, inside the axes at the upper right or below the plot."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
     common = {"fontsize": TICK, "title": title, "title_fontsize": TICK, "edgecolor": "none"}
-    labels = [shown(label) for label in labels]
+    labels = [printable(label) for label in labels]
     if below:
         figure = axes.get_figure()
         assert isinstance(figure, Figure)
@@ -154,7 +152,7 @@ def legend(axes: Axes, *, below: bool = False, title: str | None = None) -> None
 
 
 def check_output_path(out_path: str | Path) -> Path:
-    """Return the path of a picture; ValueError where its ending is no format of ours."""
+    """Return the path of an output file; raises ValueError for an unknown file format."""
     out_path = Path(out_path)
     if out_path.suffix[1:] not in FORMATS:
         raise ValueError(f"out_path={out_path}: must end in one of {', '.join(FORMATS)}")
@@ -162,20 +160,21 @@ def check_output_path(out_path: str | Path) -> Path:
 
 
 def save(figure: Figure, out_path: Path) -> None:
-    """Write a picture, atomically; the same figure gives the same PNG."""
-    picture = io.BytesIO()
+    """Write a figure atomically, without timestamps, so that the output is reproducible."""
+    content = io.BytesIO()
     kind = out_path.suffix[1:]
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
-    figure.savefig(picture, format=kind, dpi=300, metadata=dates.get(kind))
-    write_atomically(out_path, picture.getvalue())
+    figure.savefig(content, format=kind, dpi=300, metadata=dates.get(kind))
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out_path, content.getvalue())
 
 
-def shown(text: str) -> str:
-    r"""Write a text with what the font has: other characters by their code, line ends as arrows.
+def printable(text: str) -> str:
+    r"""Escape characters that the font lacks, and show newlines and tabs as arrows.
 
     Examples
     --------
-    >>> shown("a\n") == "a\u21b5", shown("\u4e2d") == "\\u4e2d"
+    >>> printable("a\n") == "a\u21b5", printable("\u4e2d") == "\\u4e2d"
     (True, True)
     """
     text = text.replace("\n", "\u21b5").replace("\t", "\u2192")

@@ -1,4 +1,4 @@
-"""Where the time of profiled steps went: the costliest operations, and shares by kind."""
+"""Analyze a profile: most expensive operations, and fractions of time by kind."""
 
 import json
 import re
@@ -7,32 +7,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tjx_metrics.profiling.hlo import CONTAINERS, KINDS, Instruction, instructions, kind_of_kernel
+from tjx_metrics.profiling.hlo import (
+    CONTAINERS,
+    KINDS,
+    Instruction,
+    instructions,
+    kind_of_kernel,
+)
 from tjx_metrics.profiling.trace_events import Event, find_trace, read_events
 
-# Parts of an op_name that loops, branches and transformations leave.
-_MACHINERY = re.compile(
+# Parts of an op_name that come from control flow and transformations.
+_CONTROL_FLOW = re.compile(
     r"while|body|cond|branch_\d+_fun|closed_call|eval_jaxpr|checkpoint|rematted_computation|jvp\(\)"
 )
 
 
 class Operation(NamedTuple):
-    """All runs of one operation.
+    """All executions of one operation.
 
     Attributes
     ----------
     name : str
-        The instruction of the compiled program, or the kernel.
+        Name of the HLO instruction or of the kernel.
     kind : str
         One of "attention", "matmul", "loss", "optimizer", "communication", "other".
     seconds : float
-        Time of all runs on all devices that were traced.
+        Total time over all traced devices.
     share : float
-        Of the time of all operations.
+        Fraction of the time of all operations.
     runs : int
-        How often it ran.
+        Number of executions.
     source : str
-        Functions and scopes of the model that it comes from, as JAX names them.
+        JAX's op_name: the functions and scopes of the model.
     """
 
     name: str
@@ -44,16 +50,16 @@ class Operation(NamedTuple):
 
 
 class ProfileReport(NamedTuple):
-    """What a trace says.
+    """Summary of a trace.
 
     Attributes
     ----------
     seconds : float
-        Time of all operations, added up over devices and streams.
+        Time of all operations, summed over devices and streams.
     operations : list of Operation
-        The costliest first.
+        Sorted by time, most expensive first.
     shares : dict
-        Kind -> share of `seconds`; together 1.
+        Kind -> fraction of `seconds`; the fractions sum to 1.
     """
 
     seconds: float
@@ -61,7 +67,7 @@ class ProfileReport(NamedTuple):
     shares: Mapping[str, float]
 
     def text(self, count: int = 10) -> str:
-        """Write the shares, and so many of the costliest operations, in lines of 80 columns."""
+        """Format the shares and the `count` most expensive operations in lines of 80 columns."""
         shares = [f"{kind} {self.shares[kind]:.1%}" for kind in KINDS]
         lines = [
             f"time by kind   {', '.join(shares[:4])},",
@@ -69,20 +75,20 @@ class ProfileReport(NamedTuple):
             f"{'ms':>9} {'share':>6} {'runs':>6}  {'kind':13} operation",
         ]
         for each in self.operations[:count]:
-            what = _short(each.source) or each.name
+            label = _short(each.source) or each.name
             lines.append(
                 f"{1e3 * each.seconds:9.2f} {each.share:6.1%} {each.runs:6}  {each.kind:13} "
-                f"{what:.41}"
+                f"{label:.41}"
             )
         return "\n".join(lines)
 
     def to_json(self, count: int = 30) -> str:
-        """Return the report as JSON for programs: ``seconds``, ``shares``, ``operations``.
+        """Return the report as JSON with the keys ``seconds``, ``shares`` and ``operations``.
 
         Parameters
         ----------
         count : int
-            How many of the costliest operations are listed, with the fields of `Operation`.
+            Number of operations listed, with the fields of `Operation`.
         """
         operations = [each._asdict() for each in self.operations[:count]]
         content = {"seconds": self.seconds, "shares": dict(self.shares), "operations": operations}
@@ -90,37 +96,37 @@ class ProfileReport(NamedTuple):
 
 
 def profile_report(trace: Path | str, programs: Sequence[str] = ()) -> ProfileReport:
-    """Analyse a trace.
+    """Summarize a trace.
 
     Parameters
     ----------
     trace : path
-        A file ``*.xplane.pb``, or a folder: the latest below it is taken.
+        A file ``*.xplane.pb``, or a folder, of which the latest trace is read.
     programs : sequence of str
-        Texts of the compiled functions that ran (``compiled.as_text()``): from them the kinds and
-        sources are known. An operation of no such program is told by the name of its kernel.
+        HLO texts of the compiled functions (``compiled.as_text()``), which determine kinds and
+        sources. Operations that no program names are classified by the name of their kernel.
 
     Returns
     -------
     ProfileReport
-        Operations and shares. Waiting is not in them: only what ran.
+        Operations and shares. Idle time is not included.
 
     Raises
     ------
     FileNotFoundError
         If there is no trace.
     ValueError
-        If no operation ran in it.
+        If the trace has no operations.
     """
     trace = Path(trace)
     path = find_trace(trace) if trace.is_dir() else trace
     known: dict[str, dict[str, Instruction]] = defaultdict(dict)
     for name, found in map(instructions, programs):  # a function may have been compiled twice
         known[name] |= found
-    return _summed(read_events(path), known, path)
+    return _summarize(read_events(path), known, path)
 
 
-def _summed(
+def _summarize(
     events: Iterable[Event], programs: Mapping[str, Mapping[str, Instruction]], path: Path
 ) -> ProfileReport:
     seconds: dict[tuple[str, str, str], float] = defaultdict(float)
@@ -144,9 +150,9 @@ def _summed(
 
 
 def _look_up(event: Event, programs: Mapping[str, Mapping[str, Instruction]]) -> Instruction:
-    """Find the instruction that an event ran, of which a kernel may write the dot as _."""
+    """Find the HLO instruction of an event; kernels may replace the dot in its name by ``_``."""
     names = (event.name, re.sub(r"_(\d+)$", r".\1", event.name))
-    # A kernel that a graph of CUDA launched does not know its program.
+    # Kernels launched by a CUDA graph have no module: search all programs.
     known = [programs[event.module]] if event.module in programs else []
     known = known or ([] if event.module else list(programs.values()))
     for program in known:
@@ -158,7 +164,7 @@ def _look_up(event: Event, programs: Mapping[str, Mapping[str, Instruction]]) ->
 
 
 def _short(source: str) -> str:
-    """Write the end of an op_name, which says most: the last scopes and the primitive."""
+    """Shorten an op_name to its last scopes and its primitive, at most 41 characters."""
     parts = source.replace("transpose(jvp())", "backward").split("/")[1:]
-    text = "/".join(part for part in parts if not _MACHINERY.fullmatch(part))
+    text = "/".join(part for part in parts if not _CONTROL_FLOW.fullmatch(part))
     return text if len(text) <= 41 else "..." + text[-38:]

@@ -1,4 +1,4 @@
-"""What each operation of a compiled program does, read from its text (HLO). No JAX."""
+"""Classify the instructions of a compiled program from its HLO text. Does not import JAX."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 KINDS = ("attention", "matmul", "loss", "optimizer", "communication", "other")
 
-# Names of scopes (`jax.named_scope`) that say what is done, wherever they stand in an op_name:
+# Names of `jax.named_scope`, found anywhere in an op_name such as
 # "jit(step)/transpose(jvp(attention))/dot_general".
 _SCOPES = ("optimizer", "attention", "loss")
 _WORD = re.compile(r"[\w.\-]+")
@@ -16,31 +16,31 @@ _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
-_EXCHANGES = (
+_COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast", "send", "recv",
 )  # fmt: skip
-# Libraries' and compilers' names of kernels: cuBLAS's are nvjet, cutlass, xmma, sgemm and the like.
+# Kernel names of libraries and compilers; nvjet, cutlass, xmma and sgemm are cuBLAS kernels.
 _KERNELS = (
     ("communication", re.compile("nccl|nvshmem|all_?reduce|all_?gather|reduce_?scatter", re.I)),
     ("attention", re.compile("fmha|flash|attention|softmax_backend", re.I)),
     ("matmul", re.compile("gemm|matmul|nvjet|cutlass|xmma|cublas|_dot_|^dot", re.I)),
 )
-# Operations that only run others, which have events of their own.
+# Operations that only run others, which have their own events.
 CONTAINERS = {"while", "conditional", "call", "async-start", "async-done", "async-update"}
 
 
 class Instruction(NamedTuple):
-    """An instruction of a program.
+    """An HLO instruction.
 
     Attributes
     ----------
     opcode : str
-        HLO's name of what it does.
+        HLO opcode, such as "fusion".
     kind : str
         One of `KINDS`.
     source : str
-        The op_name that JAX gave: functions, scopes and primitive; empty where there is none.
+        JAX's op_name (functions, scopes and primitive); empty if there is none.
     """
 
     opcode: str
@@ -49,11 +49,11 @@ class Instruction(NamedTuple):
 
 
 def instructions(text: str) -> tuple[str, dict[str, Instruction]]:
-    """Read a program.
+    """Parse the HLO text of a program.
 
-    What JAX's scopes name "optimizer", "attention" or "loss" is of that kind, products within it
-    included. Of the rest, what exchanges data between devices is communication, also within these
-    scopes, and what multiplies matrices is matmul, also where other work is fused with it.
+    Collectives are "communication" in any scope. Other instructions in a `jax.named_scope` called
+    "optimizer", "attention" or "loss" have that kind, including matrix products. Outside these
+    scopes, matrix products are "matmul", also if other work is fused with them.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def instructions(text: str) -> tuple[str, dict[str, Instruction]]:
     Returns
     -------
     tuple
-        The name of its module, and its instructions by name.
+        Module name, and instructions by name.
     """
     module = re.match(r"HloModule ([\w.\-]+)", text)
     lines = dict(_by_computation(text))
@@ -76,7 +76,7 @@ def instructions(text: str) -> tuple[str, dict[str, Instruction]]:
 
 
 def kind_of_kernel(name: str) -> str:
-    """Guess the kind of a kernel of which only the name is known; one of `KINDS`."""
+    """Classify a kernel by its name alone; returns one of `KINDS`."""
     return next((kind for kind, pattern in _KERNELS if pattern.search(name)), "other")
 
 
@@ -94,7 +94,7 @@ def _by_computation(text: str) -> Iterator[tuple[str, list[tuple[str, str, str]]
 
 
 def _kind(opcode: str, rest: str, lines: Mapping[str, list[tuple[str, str, str]]]) -> str:
-    if opcode.removesuffix("-start").removesuffix("-done") in _EXCHANGES:
+    if opcode.removesuffix("-start").removesuffix("-done") in _COLLECTIVES:
         return "communication"
     words = _WORD.findall(_source(rest))
     for scope in _SCOPES:
@@ -109,7 +109,7 @@ def _kind(opcode: str, rest: str, lines: Mapping[str, list[tuple[str, str, str]]
     inner = (
         [_kind(code, more, lines) for _, code, more in lines.get(called[1], ())] if called else []
     )
-    # What is fused may come from several scopes; the product is what takes the time.
+    # A fusion may span several scopes; a matrix product dominates its time.
     return next(
         (kind for kind in ("matmul", "attention", "loss", "optimizer") if kind in inner), "other"
     )

@@ -1,4 +1,4 @@
-"""Tracing some steps of a run with `jax.profiler`."""
+"""Trace a range of training steps with `jax.profiler`."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,10 +10,10 @@ from tjx_metrics.profiling.analysis import ProfileReport, profile_report
 from tjx_metrics.profiling.trace_events import find_trace
 
 
-def programs_of_process() -> list[str]:
-    """Return the texts of all compiled functions that this process holds, as XLA runs them.
+def live_programs() -> list[str]:
+    """Return the optimized HLO texts of all executables in this process, without compiling.
 
-    Nothing is compiled for it. A backend that does not show its programs has none here.
+    Backends that do not expose their HLO contribute nothing.
     """
     texts = []
     for program in jax.local_devices()[0].client.live_executables():
@@ -23,19 +23,19 @@ def programs_of_process() -> list[str]:
 
 
 class Profiler:
-    """Writes a trace of some steps, which Perfetto and XProf open.
+    """Write a trace of a range of steps, for Perfetto and XProf.
 
-    The trace begins with the first of the steps that is made, and ends when the result of the last
-    one is there. The host waits for the devices only then and before the first, so that what runs
-    is what belongs to these steps. Python's own calls are not traced, as that would slow them down.
+    The trace starts before the first step of the range that runs, and stops when the result of the
+    last step is available. The host blocks on the devices only at these two points, so the trace
+    contains the work of these steps only. Python calls are not traced, because that is slow.
 
     Parameters
     ----------
     steps : (int, int) or None
-        The first and the last step; None traces nothing.
+        First and last step, both inclusive; None disables tracing.
     folder : path
-        Where ``plugins/profile/TIME/`` is made: ``*.xplane.pb`` for XProf and `profile_report`,
-        ``*.trace.json.gz`` for https://ui.perfetto.dev.
+        Parent of ``plugins/profile/TIME/``, which receives ``*.xplane.pb`` for XProf and
+        `profile_report`, and ``*.trace.json.gz`` for https://ui.perfetto.dev.
 
     Examples
     --------
@@ -51,25 +51,25 @@ class Profiler:
 
     def __init__(self, steps: tuple[int, int] | None, folder: Path | str) -> None:
         self._steps, self._folder = steps, Path(folder)
-        self._traces = False
+        self._is_tracing = False
         self.done = False
 
     @contextlib.contextmanager
     def step(self, step: int, *, wait: Callable[[], object]) -> Iterator[None]:
-        """Trace the step that is made in the ``with`` block where it is its turn.
+        """Trace the step that runs inside the ``with`` block, if it is in the range.
 
         Parameters
         ----------
         step : int
-            1 is the first.
+            Step number, counted from 1.
         wait : callable
-            Waits for the results of all steps so far; called before the first of the steps that
-            are traced, and after the last one.
+            Blocks until all previous steps have finished; called before the first traced step and
+            after the last one.
         """
         if self._steps is None or self.done or not self._steps[0] <= step <= self._steps[1]:
             yield
             return
-        if not self._traces:
+        if not self._is_tracing:
             wait()
             self._start()
         with jax.profiler.StepTraceAnnotation("step", step_num=step):
@@ -79,23 +79,23 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """End the trace, also before its last step."""
-        if self._traces:
-            self._traces, self.done = False, True
-            jax.profiler.stop_trace()  # type: ignore[no-untyped-call]  # as jax is
+        """Stop the trace, even before its last step."""
+        if self._is_tracing:
+            self._is_tracing, self.done = False, True
+            jax.profiler.stop_trace()  # type: ignore[no-untyped-call]  # JAX has no annotation
 
     @property
     def trace(self) -> Path:
-        """The file ``*.xplane.pb``; FileNotFoundError where there is none yet."""
+        """The file ``*.xplane.pb``; raises FileNotFoundError if there is none yet."""
         return find_trace(self._folder)
 
     def report(self) -> ProfileReport:
-        """Analyse what was traced, as `profile_report` says, with the programs of this process."""
-        return profile_report(self.trace, programs_of_process())
+        """Summarize the trace with `profile_report` and the programs of this process."""
+        return profile_report(self.trace, live_programs())
 
     def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0
         jax.profiler.start_trace(str(self._folder), profiler_options=options)
-        self._traces = True
+        self._is_tracing = True

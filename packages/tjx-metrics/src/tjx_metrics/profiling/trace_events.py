@@ -1,4 +1,4 @@
-"""Reading what `jax.profiler` recorded: which operation ran on which device, and for how long."""
+"""Read the events of a `jax.profiler` trace: which operation ran, and for how long."""
 
 import re
 import warnings
@@ -12,16 +12,16 @@ _DEVICE = re.compile(r"/device:(GPU|TPU):\d+")
 
 
 class Event(NamedTuple):
-    """One run of one operation.
+    """One execution of one operation.
 
     Attributes
     ----------
     module : str
-        The program, as HLO names it; empty where it is not known.
+        Name of the HLO module; empty if unknown.
     name : str
-        The instruction of the program, or else the kernel.
+        Name of the HLO instruction, or of the kernel.
     seconds : float
-        How long it ran, without what ran within it on the same line of the trace.
+        Self time: duration without nested events on the same line of the trace.
     """
 
     module: str
@@ -35,7 +35,7 @@ def find_trace(folder: Path) -> Path:
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no trace.
     """
     found = sorted(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime_ns)
     if not found:
@@ -44,56 +44,56 @@ def find_trace(folder: Path) -> Path:
 
 
 def read_events(trace: Path) -> list[Event]:
-    """Return what ran on the devices: kernels of GPUs, operations of TPUs and CPUs.
+    """Return the device events of a trace: GPU kernels, or TPU and CPU operations.
 
     Parameters
     ----------
     trace : Path
-        A file ``*.xplane.pb``.
+        File ``*.xplane.pb``.
     """
     with warnings.catch_warnings():
-        # Its types are made at first sight, which warns; as an error that ends the process.
+        # Creating its types warns, and as an error the warning aborts the process.
         warnings.filterwarnings("ignore", "builtin type", DeprecationWarning)
-        return list(_of_planes(list(jax.profiler.ProfileData.from_file(str(trace)).planes)))
+        return list(_plane_events(list(jax.profiler.ProfileData.from_file(str(trace)).planes)))
 
 
-def _of_planes(planes: list[Any]) -> Iterator[Event]:
+def _plane_events(planes: list[Any]) -> Iterator[Event]:
     devices = [plane for plane in planes if _DEVICE.fullmatch(plane.name)]
-    # Where the host is the device, its threads hold the operations among other events.
+    # On CPU, the lines of the host's threads mix operations with other events.
     for plane in devices or [plane for plane in planes if plane.name == "/host:CPU"]:
         for line in plane.lines:
-            if _holds_work(plane.name, line.name):
-                yield from _of_line(line.events, all_count=bool(devices))
+            if _is_operation_line(plane.name, line.name):
+                yield from _line_events(line.events, all_count=bool(devices))
 
 
-def _holds_work(plane: str, line: str) -> bool:
-    """Tell whether a line has the events themselves: others repeat them by module, or by scope."""
+def _is_operation_line(plane: str, line: str) -> bool:
+    """Return whether a line holds operations; other lines repeat them by module or scope."""
     if "GPU" in plane:
         return line.lower().startswith("stream")
     return line == "XLA Ops" if "TPU" in plane else True
 
 
-def _of_line(events: Any, *, all_count: bool) -> Iterator[Event]:
-    """Yield the events of a line, each with its own time only."""
-    running: list[tuple[float, Event, list[float]]] = []  # end, event, times of what ran within
+def _line_events(events: Any, *, all_count: bool) -> Iterator[Event]:
+    """Yield the events of a line with their self times."""
+    running: list[tuple[float, Event, list[float]]] = []  # end, event, durations of nested events
     ordered = sorted(events, key=lambda event: (event.start_ns, -event.duration_ns))
     for event in ordered:
         stats = {name: value for name, value in event.stats if name in ("hlo_op", "hlo_module")}
         if not (all_count or "hlo_op" in stats):
             continue
-        # A TPU's events are called by the whole text of the instruction.
+        # The name of a TPU event is the whole text of the instruction.
         name = str(stats.get("hlo_op") or event.name.split(" ")[0].lstrip("%"))
-        begin, seconds = float(event.start_ns), float(event.duration_ns) / 1e9
-        while running and running[-1][0] <= begin:
-            yield _without_inner(running)
+        start, seconds = float(event.start_ns), float(event.duration_ns) / 1e9
+        while running and running[-1][0] <= start:
+            yield _self_time(running)
         if running:
             running[-1][2].append(seconds)
         entry = Event(str(stats.get("hlo_module", "")), name, seconds)
-        running.append((begin + float(event.duration_ns), entry, []))
+        running.append((start + float(event.duration_ns), entry, []))
     while running:
-        yield _without_inner(running)
+        yield _self_time(running)
 
 
-def _without_inner(running: list[tuple[float, Event, list[float]]]) -> Event:
-    _, event, inner = running.pop()
-    return event._replace(seconds=max(0.0, event.seconds - sum(inner)))
+def _self_time(running: list[tuple[float, Event, list[float]]]) -> Event:
+    _, event, nested = running.pop()
+    return event._replace(seconds=max(0.0, event.seconds - sum(nested)))

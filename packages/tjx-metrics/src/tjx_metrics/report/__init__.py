@@ -1,1 +1,1 @@
-"""What a run came to: its figures, beside those of other runs, and as a page of HTML."""
+"""Summaries of runs, comparisons of several runs, and self-contained HTML reports."""

@@ -1,4 +1,4 @@
-"""How the page of a run looks, in light and dark, and the little that moves on it."""
+"""Style sheet (light and dark) and script of the HTML report."""
 
 CSS = """
 :root { color-scheme: light dark; --ink: #222222; --soft: #5b6069; --grid: #dddddd;

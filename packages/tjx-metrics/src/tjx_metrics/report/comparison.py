@@ -1,4 +1,4 @@
-"""Runs side by side: their figures, and what differs in their settings."""
+"""Compare runs: a table of their summaries, and the config values that differ."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tjx_metrics.plotting.run_data import RunData
-from tjx_metrics.report.summary import Figures, config_of, summarize
+from tjx_metrics.report.summary import RunSummary, config_of, summarize
 
-# Where the run lies and what it is called differ always.
-_NO_DIFFERENCE = ("run_dir", "name")
+# These always differ.
+_IGNORED = ("run_dir", "name")
 
 
 def _number(digits: int) -> Callable[[float], str]:
@@ -19,7 +19,7 @@ def _number(digits: int) -> Callable[[float], str]:
 
 
 def short_count(value: float | int) -> str:
-    """Write a count short.
+    """Format a count with a suffix for thousands, millions, billions or trillions.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def short_count(value: float | int) -> str:
     return f"{value:.0f}"
 
 
-# Column: the figure, and how it is written.
+# Column -> field of `RunSummary`, and its format.
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "steps": ("steps", _number(0)),
     "tokens": ("tokens", short_count),
@@ -48,43 +48,42 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def comparison_table(runs: Sequence[RunData]) -> Table:
-    """Return a table of the runs: a row each, the lowest evaluation loss first."""
+    """Return a table with one row per run, sorted by the best evaluation loss."""
     rows = sorted(
         ((run, summarize(run)) for run in runs),
         key=lambda row: math.inf if row[1].best_eval is None else row[1].best_eval,
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
-    # A column in which no run has a figure says nothing.
-    shown = [
+    columns = [
         name
         for name, (field, _) in COLUMNS.items()
-        if any(getattr(figures, field) is not None for _, figures in rows)
+        if any(getattr(summary, field) is not None for _, summary in rows)
     ]
-    for name in shown:
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for run, figures in rows:
-        table.add_row(Text(run.name), *(cell(figures, name) for name in shown))
+    for run, summary in rows:
+        table.add_row(Text(run.name), *(cell(summary, name) for name in columns))
     return table
 
 
-def cell(figures: Figures, column: str) -> str:
-    """Write a figure as `comparison_table` shows it; a dash is not recorded."""
+def cell(summary: RunSummary, column: str) -> str:
+    """Format one cell of `comparison_table`; "-" if the value is not recorded."""
     field, write = COLUMNS[column]
-    value = getattr(figures, field)
+    value = getattr(summary, field)
     return "-" if value is None else write(value)
 
 
 def differences(runs: Sequence[RunData]) -> dict[str, list[Any]]:
-    """Return the settings in which runs differ: name, and the value of each run (None: unset)."""
-    settings = [config_of(run) for run in runs]
-    names = sorted(set().union(*settings) - set(_NO_DIFFERENCE))
-    values = {name: [each.get(name) for each in settings] for name in names}
+    """Return the config values that differ: dotted name -> value of each run (None: unset)."""
+    configs = [config_of(run) for run in runs]
+    names = sorted(set().union(*configs) - set(_IGNORED))
+    values = {name: [each.get(name) for each in configs] for name in names}
     return {name: each for name, each in values.items() if any(v != each[0] for v in each)}
 
 
 def difference_table(runs: Sequence[RunData]) -> Table:
-    """Return a table of what differs in the settings of those runs that recorded them."""
+    """Return a table of the config values that differ between runs with a recorded config."""
     runs = [run for run in runs if config_of(run)]
     table = Table(box=None, pad_edge=False)
     table.add_column("setting", overflow="fold")

@@ -1,10 +1,9 @@
-"""Figures as SVG inside a page: in its colours, without addresses, with values to point at."""
+"""Convert matplotlib figures to inline SVG with theme colors and hover data."""
 
 import io
 import json
 import re
 from html import escape
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from matplotlib.figure import Figure
 
 from tjx_metrics.plotting.style import COLORS, GRID, INK
 
-_MOST_POINTS = 600  # of a curve that is pointed at; a screen has no more columns
-# What follows the scheme of the page, light or dark.
+_MOST_POINTS = 600  # per curve in the hover data; enough for the width of a plot
+# Colors that follow the page's light or dark theme.
 _THEME = {
     INK: "var(--ink)",
     GRID: "var(--grid)",
@@ -22,24 +21,25 @@ _THEME = {
     "#ffffff": "var(--card)",
     "#000000": "var(--ink)",
 }
-_numbers = count()
 
 
-def inline_svg(figure: Figure, description: str) -> str:
-    """Write a figure as an element of a page.
+def inline_svg(figure: Figure, description: str, prefix: str) -> str:
+    """Convert a figure to an HTML element.
 
     Parameters
     ----------
     figure : Figure
         The figure.
     description : str
-        What it shows, for those who do not see it.
+        Accessible description (``aria-label``).
+    prefix : str
+        Prefix of all element ids, unique on the page.
 
     Returns
     -------
     str
-        A ``div`` with the SVG, scaled to the width of the page; its ``data-hover`` holds the
-        curves as JSON, for the page's script.
+        A ``div`` with the SVG, scaled to the page width; its attribute ``data-hover`` holds the
+        curves as JSON for the page's script.
     """
     figure.patch.set_alpha(0)
     file = io.StringIO()
@@ -51,20 +51,15 @@ def inline_svg(figure: Figure, description: str) -> str:
     label = escape(description)
     head = f'<svg {box.group()} role="img" aria-label="{label}">'
     text = head + text[text.index(">") + 1 :].replace("xlink:href", "href").rstrip()
-    text = _with_own_ids(text, f"chart{next(_numbers)}-")
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", text)
     for color, variable in _THEME.items():
         text = re.sub(re.escape(color), variable, text, flags=re.IGNORECASE)
     hover = json.dumps([panel for axes in figure.axes if (panel := _panel(axes))])
     return f'<div class="chart" data-hover="{escape(hover)}">{text}</div>'
 
 
-def _with_own_ids(svg: str, prefix: str) -> str:
-    """Make the ids of a picture different from those of the others on the page."""
-    return re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}", svg)
-
-
 def _panel(axes: Axes) -> dict[str, Any] | None:
-    """Describe the named curves of axes; None where there are none."""
+    """Return hover data of the labeled curves of axes; None if there are none."""
     series = [
         {
             "name": str(line.get_label()),
@@ -78,7 +73,7 @@ def _panel(axes: Axes) -> dict[str, Any] | None:
         return None
     place = axes.get_position()
     return {
-        "box": [place.x0, 1 - place.y1, place.x1, 1 - place.y0],  # parts of the figure, y down
+        "box": [place.x0, 1 - place.y1, place.x1, 1 - place.y0],  # figure fractions, y down
         "x": [*axes.get_xlim()],
         "log": axes.get_xscale() == "log",
         "series": series,
@@ -86,7 +81,7 @@ def _panel(axes: Axes) -> dict[str, Any] | None:
 
 
 def _rounded(values: Any) -> list[float | None]:
-    """Return at most so many values as a screen shows, short; None where not finite."""
+    """Return at most `_MOST_POINTS` values with six digits; None for non-finite values."""
     array = np.asarray(values, np.float64)
     if array.size > _MOST_POINTS:
         array = array[np.unique(np.linspace(0, array.size - 1, _MOST_POINTS).astype(int))]

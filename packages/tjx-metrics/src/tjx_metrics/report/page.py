@@ -1,4 +1,4 @@
-"""A run on one page of HTML that needs nothing else: no network, no font, no script of others."""
+"""Self-contained HTML report of a run: no network access, external fonts or scripts."""
 
 import base64
 import hashlib
@@ -13,7 +13,7 @@ from tjx_metrics.report.assets import CSS, SCRIPT
 from tjx_metrics.report.comparison import short_count
 from tjx_metrics.report.inline_svg import inline_svg
 from tjx_metrics.report.summary import (
-    Figures,
+    RunSummary,
     config_of,
     environment_of,
     flat,
@@ -21,7 +21,7 @@ from tjx_metrics.report.summary import (
     warnings_of,
 )
 
-# Where on the page a picture stands.
+# Section of the page -> names of its plots.
 _SECTIONS = {
     "Curves": ("loss", "learning_rate", "grad_norm"),
     "Speed": ("throughput", "time_split"),
@@ -31,10 +31,10 @@ _SECTIONS = {
 
 
 def report_page(run: RunData) -> str:
-    """Write the page of a run.
+    """Return the HTML report of a run.
 
-    All that comes from files is escaped. A browser that keeps to the page's own policy runs no
-    script but the page's, and loads nothing.
+    All file contents are escaped. The page's content security policy allows only its own script
+    and no external resources.
 
     Parameters
     ----------
@@ -48,12 +48,12 @@ def report_page(run: RunData) -> str:
 
     Raises
     ------
-    RunError
-        When a file beside the metrics is damaged.
+    RunDataError
+        If the hyperparameters or summary file is damaged.
     """
-    figures = summarize(run)
+    summary = summarize(run)
     sections = [
-        _summary(run, figures),
+        _summary(run, summary),
         *_charts(run),
         _samples(run),
         _settings(run),
@@ -76,62 +76,63 @@ def report_page(run: RunData) -> str:
     )
 
 
-def _summary(run: RunData, figures: Figures) -> str:
-    warnings = warnings_of(run, figures)
-    came = [f"step {figures.steps:,}"]
-    if figures.tokens is not None:
-        came.append(f"{short_count(figures.tokens)} tokens")
-    if figures.hours is not None:
-        came.append(_duration(figures.hours))
-    if figures.parameters is not None:
-        came.append(f"{short_count(figures.parameters)} parameters")
-    tiles = [_health(figures, warnings), _speed(figures), _learning(figures)]
+def _summary(run: RunData, summary: RunSummary) -> str:
+    warnings = warnings_of(run, summary)
+    progress = [f"step {summary.steps:,}"]
+    if summary.tokens is not None:
+        progress.append(f"{short_count(summary.tokens)} tokens")
+    if summary.hours is not None:
+        progress.append(_duration(summary.hours))
+    if summary.parameters is not None:
+        progress.append(f"{short_count(summary.parameters)} parameters")
+    tiles = [_health(summary, warnings), _speed(summary), _learning(summary)]
     return (
-        f"<header><h1>{escape(run.name)}</h1><p class='soft'>{escape(', '.join(came))}</p></header>"
+        f"<header><h1>{escape(run.name)}</h1>"
+        f"<p class='soft'>{escape(', '.join(progress))}</p></header>"
         f"\n<section id='summary'><h2>Summary</h2><div class='tiles'>{''.join(tiles)}</div>"
         "</section>"
     )
 
 
-def _health(figures: Figures, warnings: list[str]) -> str:
+def _health(summary: RunSummary, warnings: list[str]) -> str:
     facts = {
-        "Skipped steps": _count(figures.skipped),
-        "Late compilations": _count(figures.recompiles),
+        "Skipped steps": _count(summary.skipped),
+        "Late compilations": _count(summary.recompiles),
     }
-    said = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+    note = "".join(f"<li>{escape(text)}</li>" for text in warnings)
     verdict = (
-        f"<p class='bad'>{len(warnings)} to look into:</p><ul>{said}</ul>"
+        f"<p class='bad'>{len(warnings)} warnings:</p><ul>{note}</ul>"
         if warnings
-        else "<p class='good'>Nothing stands out in the records.</p>"
+        else "<p class='good'>No problems found in the records.</p>"
     )
-    return _tile("Healthy?", verdict, facts)
+    return _tile("Health", verdict, facts)
 
 
-def _speed(figures: Figures) -> str:
+def _speed(summary: RunSummary) -> str:
     facts = {
-        "Tokens per second": _count(figures.tokens_per_sec),
-        "MFU": _share(figures.mfu),
-        "Waiting for batches": _share(figures.waiting),
+        "Tokens per second": _count(summary.tokens_per_sec),
+        "MFU": _share(summary.mfu),
+        "Waiting for batches": _share(summary.waiting),
     }
-    return _tile("Fast?", "<p class='soft'>Medians of the second half.</p>", facts)
+    return _tile("Speed", "<p class='soft'>Medians of the second half.</p>", facts)
 
 
-def _learning(figures: Figures) -> str:
-    first, best = figures.first_eval, figures.best_eval
+def _learning(summary: RunSummary) -> str:
+    first, best = summary.first_eval, summary.best_eval
     verdict = "<p class='soft'>There is no evaluation.</p>"
     if first is not None and best is not None:
         how = "good" if best < first else "bad"
         verdict = (
             f"<p class='{how}'>Evaluation loss {first:.3f} at first, {best:.3f} at best "
-            f"(step {figures.best_step:,}).</p>"
+            f"(step {summary.best_step:,}).</p>"
         )
     facts = {
-        "Training loss at the end": _loss(figures.final_loss),
-        "Last evaluation loss": _loss(figures.final_eval),
-        "Perplexity": "-" if figures.perplexity is None else f"{figures.perplexity:,.2f}",
-        "Bits per byte": _loss(figures.bits_per_byte),
+        "Training loss at the end": _loss(summary.final_loss),
+        "Last evaluation loss": _loss(summary.final_eval),
+        "Perplexity": "-" if summary.perplexity is None else f"{summary.perplexity:,.2f}",
+        "Bits per byte": _loss(summary.bits_per_byte),
     }
-    return _tile("Learning?", verdict, facts)
+    return _tile("Learning", verdict, facts)
 
 
 def _tile(title: str, verdict: str, facts: Mapping[str, str]) -> str:
@@ -140,22 +141,22 @@ def _tile(title: str, verdict: str, facts: Mapping[str, str]) -> str:
 
 
 def _charts(run: RunData) -> Iterator[str]:
-    """Yield the sections of pictures; what has no records says so."""
-    pictures = {picture.name: picture for picture in run_plots([run], PlotOptions())}
+    """Yield the sections of plots, each with a list of the plots that have no records."""
+    plots = {plot.name: plot for plot in run_plots([run], PlotOptions())}
     for title, names in _SECTIONS.items():
         drawn, missing = [], []
         for name in names:
-            picture = pictures[name]
+            plot = plots[name]
             try:
-                svg = inline_svg(picture.draw(), f"{picture.heading} of {run.name}")
+                svg = inline_svg(plot.draw(), f"{plot.heading} of {run.name}", f"chart-{name}")
             except NoDataError:
-                missing.append(picture.heading)
+                missing.append(plot.heading)
                 continue
             wide = " wide" if name == "histograms" else ""
             drawn.append(f"<div class='card{wide}'>{svg}</div>")
-        said = f"<p class='soft'>No records: {', '.join(missing)}.</p>" if missing else ""
+        note = f"<p class='soft'>No records: {', '.join(missing)}.</p>" if missing else ""
         yield (
-            f"<section id='{title.lower()}'><h2>{title}</h2>{said}"
+            f"<section id='{title.lower()}'><h2>{title}</h2>{note}"
             f"<div class='charts'>{''.join(drawn)}</div></section>"
         )
 
@@ -200,7 +201,7 @@ def _last_values(run: RunData) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any], source: str) -> str:
-    """Write names and values, folded up, with a field that searches them."""
+    """Return a section with a collapsed, searchable table of names and values."""
     cells = "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>"
         for name, value in rows.items()

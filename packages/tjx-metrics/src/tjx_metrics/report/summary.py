@@ -1,4 +1,4 @@
-"""The figures of a run: how far it came, how well it learned, how fast it was, how it fared."""
+"""Summary of a run: duration, losses, throughput and warnings."""
 
 import math
 from collections.abc import Mapping
@@ -10,44 +10,42 @@ import numpy as np
 from tjx_metrics.plotting.run_data import RunData
 
 _PARAMETERS = ("parameters", "n_params", "model/parameters", "num_parameters")
-# What is logged with the settings and is none.
+# Logged with the hyperparameters, but not part of the config.
 _ENVIRONMENT = ("versions", "git", "devices", "data", "config_sha256")
-_SHARE_OF_WAITING = 0.1  # of the time; with more, data is what the run waits for
-_RISE = 0.02  # of the evaluation loss over its lowest; with more, the run has learned by heart
+_SHARE_OF_WAITING = 0.1  # fraction of time above which waiting for data is reported
+_RISE = 0.02  # relative rise of the evaluation loss above its minimum that is reported
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What a run came to; None is not recorded.
+class RunSummary:
+    """Key figures of a run; None if not recorded.
 
-    Parameters
+    Attributes
     ----------
     steps : int
-        The last step.
+        Last step.
     tokens : float or None
         Labels trained on.
     hours : float or None
-        Hours of running, over resumes.
+        Elapsed hours, over all resumes.
     first_eval, final_eval, best_eval : float or None
-        Evaluation loss, nats a label.
+        Evaluation loss, nats per label.
     best_step : int or None
         Step of the best evaluation.
     final_loss : float or None
-        Training loss, mean of the last 1/25 of the records, nats a label.
+        Mean training loss of the last 1/25 of the records, nats per label.
     perplexity, bits_per_byte : float or None
-        At the last evaluation.
-    tokens_per_sec : float or None
-        Median of the second half of the run.
-    mfu : float or None
-        As share, median of the second half.
+        Of the last evaluation.
+    tokens_per_sec, mfu : float or None
+        Medians over the second half of the run; MFU in [0, 1].
     parameters : int or None
-        Parameters of the model.
+        Number of model parameters.
     skipped : int or None
-        Steps that were skipped for not being finite.
+        Steps skipped because of non-finite values.
     recompiles : int or None
-        Compilations in the second half of the run, in which there should be none.
+        Compilations in the second half of the run; expected to be 0.
     waiting : float or None
-        Share of the time in which the run waited for batches.
+        Fraction of time spent waiting for batches.
     """
 
     steps: int
@@ -68,13 +66,13 @@ class Figures:
     waiting: float | None
 
 
-def summarize(run: RunData) -> Figures:
-    """Compute the figures of a run from its records."""
+def summarize(run: RunData) -> RunSummary:
+    """Compute the summary of a run from its records."""
     steps, evaluation = run.series("eval/loss")
     finite = np.isfinite(evaluation)
     best = int(np.nanargmin(evaluation)) if finite.any() else None
     skipped = _last(run, "train/skipped")
-    return Figures(
+    return RunSummary(
         steps=max(int(record["step"]) for record in run.records),
         tokens=_last(run, "train/tokens"),
         hours=_last(run, "train/hours"),
@@ -85,8 +83,8 @@ def summarize(run: RunData) -> Figures:
         final_loss=_final_loss(run),
         perplexity=_last(run, "eval/perplexity"),
         bits_per_byte=_last(run, "eval/bits_per_byte"),
-        tokens_per_sec=_steady(run, "train/tokens_per_sec"),
-        mfu=_steady(run, "train/mfu"),
+        tokens_per_sec=_second_half_median(run, "train/tokens_per_sec"),
+        mfu=_second_half_median(run, "train/mfu"),
         parameters=_parameters(run),
         skipped=None if skipped is None or math.isnan(skipped) else int(skipped),
         recompiles=_recompiles(run),
@@ -94,56 +92,56 @@ def summarize(run: RunData) -> Figures:
     )
 
 
-def warnings_of(run: RunData, figures: Figures) -> list[str]:
-    """Say what a reader of the figures should look into, a sentence each."""
-    said = []
+def warnings_of(run: RunData, summary: RunSummary) -> list[str]:
+    """Return one sentence for each aspect of a run that deserves attention."""
+    found = []
     last = run.series("train/loss")[1][-1:]
     if not np.isfinite(last).all():
-        said.append("The last training loss is not finite.")
-    if figures.final_eval is not None and not math.isfinite(figures.final_eval):
-        said.append("The last evaluation loss is not finite.")
-    if figures.skipped:
-        said.append(f"{figures.skipped} steps were skipped: their loss was not finite.")
-    best, final = figures.best_eval, figures.final_eval
+        found.append("The last training loss is not finite.")
+    if summary.final_eval is not None and not math.isfinite(summary.final_eval):
+        found.append("The last evaluation loss is not finite.")
+    if summary.skipped:
+        found.append(f"{summary.skipped} steps were skipped: their loss was not finite.")
+    best, final = summary.best_eval, summary.final_eval
     if best is not None and final is not None and final > best * (1 + _RISE):
-        said.append(
-            f"The evaluation loss rose from {best:.4f} at step {figures.best_step:,} to "
-            f"{final:.4f}: the model learns its data by heart, or the run diverges."
+        found.append(
+            f"The evaluation loss rose from {best:.4f} at step {summary.best_step:,} to "
+            f"{final:.4f}: the model overfits, or the run diverges."
         )
-    if figures.recompiles:
-        said.append(
-            f"{figures.recompiles} compilations in the second half of the run: shapes change, "
+    if summary.recompiles:
+        found.append(
+            f"{summary.recompiles} compilations in the second half of the run: shapes change, "
             "or a function was called for the first time."
         )
-    if figures.waiting is not None and figures.waiting > _SHARE_OF_WAITING:
-        said.append(f"{figures.waiting:.0%} of the time went into waiting for batches.")
+    if summary.waiting is not None and summary.waiting > _SHARE_OF_WAITING:
+        found.append(f"{summary.waiting:.0%} of the time was spent waiting for batches.")
     failed = _last(run, "checkpoint/failed")
     if failed:
-        said.append(f"{failed:,.0f} checkpoints could not be saved.")
+        found.append(f"{failed:,.0f} checkpoints could not be saved.")
     planned = config_of(run).get("train.max_steps")
-    if isinstance(planned, int) and figures.steps < planned:
-        said.append(f"The run stands at step {figures.steps:,} of {planned:,}.")
-    return said
+    if isinstance(planned, int) and summary.steps < planned:
+        found.append(f"The run is at step {summary.steps:,} of {planned:,}.")
+    return found
 
 
 def config_of(run: RunData) -> dict[str, Any]:
-    """Return the configuration of a run by dotted name, as it was logged."""
+    """Return the logged config of a run by dotted name."""
     logged = run.beside("hyperparameters")
     config = logged.get("config")
     if isinstance(config, Mapping):
         return flat(config)
-    beside = (*_ENVIRONMENT, *_PARAMETERS)
-    return flat({name: value for name, value in logged.items() if name not in beside})
+    other = (*_ENVIRONMENT, *_PARAMETERS)
+    return flat({name: value for name, value in logged.items() if name not in other})
 
 
 def environment_of(run: RunData) -> dict[str, Any]:
-    """Return what a run was computed with, by dotted name: versions, git revision, devices."""
+    """Return the logged environment by dotted name: versions, git revision, devices."""
     logged = run.beside("hyperparameters")
     return flat({name: logged[name] for name in _ENVIRONMENT if name in logged})
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name the leaves of nested mappings by their path.
+    """Flatten nested mappings to dotted names.
 
     Examples
     --------
@@ -171,7 +169,7 @@ def _final_loss(run: RunData) -> float | None:
     return float(values[-max(1, values.size // 25) :].mean())
 
 
-def _steady(run: RunData, name: str) -> float | None:
+def _second_half_median(run: RunData, name: str) -> float | None:
     values = run.series(name)[1]
     values = values[values.size // 2 :]
     values = values[np.isfinite(values)]
@@ -179,12 +177,12 @@ def _steady(run: RunData, name: str) -> float | None:
 
 
 def _recompiles(run: RunData) -> int | None:
-    """Count compilations in the second half; each resume begins to count anew."""
+    """Count compilations in the second half; the counter restarts with each resume."""
     values = run.series("compile/count")[1]
     if not values.size:
         return None
-    more = np.diff(values[(values.size - 1) // 2 :])
-    return int(more[more > 0].sum())
+    increments = np.diff(values[(values.size - 1) // 2 :])
+    return int(increments[increments > 0].sum())
 
 
 def _waiting(run: RunData) -> float | None:

@@ -1,4 +1,4 @@
-"""A tracker that cannot hold up or stop a run: it works in a thread beside it."""
+"""Run a tracker in a background thread, so that it can neither block nor stop training."""
 
 import threading
 import time
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tjx_metrics.errors import TrackerWarning
-from tjx_metrics.trackers.base import Histogram, Scalar, Tracker, as_histogram, as_number
+from tjx_metrics.trackers.base import Histogram, Scalar, Tracker, as_histograms, as_numbers
 
-FINISH_SECONDS = 20.0  # to import wandb on a busy machine has taken 10
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before something is tried again
-TRIES = 3  # of a record, before the next one is tried: is it the record, or the tracker?
+FINISH_SECONDS = 20.0  # importing wandb on a busy machine has taken 10 s
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between retries
+TRIES = 3  # per record, before the next record shows whether the record or the tracker is at fault
 
 
 @dataclass(eq=False)
 class _Record:
-    """One call of a tracker that is still to be made."""
+    """A pending call of a tracker method."""
 
     method: str
     arguments: tuple[Any, ...]
@@ -27,27 +27,27 @@ class _Record:
 
 
 class BackgroundTracker:
-    """Hand records to a tracker in a thread of its own, which may fail, block or die.
+    """Queue records for a tracker that runs in its own thread and may fail, block or die.
 
-    Recording costs the caller no more than a place in a queue. What fails, the making of the
-    tracker too, is tried again after a pause that doubles each time, with a tracker made anew.
-    Records wait meanwhile; beyond `max_kept` the oldest are lost. A record that the tracker refuses
-    again and again, but not the one after it, is lost too. `TrackerWarning` says once that it
-    fails, and at the end how many records were lost. The process's end waits for nothing.
+    Logging only appends to a queue. After a failure, including one of `make`, the tracker is
+    recreated and the record retried, with exponential backoff. Up to `max_kept` records wait;
+    beyond that, the oldest are dropped. A record that fails repeatedly while the next one succeeds
+    is dropped too. `TrackerWarning` is issued once on failure, and at the end if records were lost.
+    The thread is a daemon and does not block the exit of the process.
 
     Parameters
     ----------
     make : callable
-        Makes the tracker, in the thread; called again after a failure, it goes on with the same
-        run. Its argument tells whether it is the first time.
+        Creates the tracker in the thread. Called again after a failure; the new tracker must
+        continue the same run. Its argument is True for the first call.
     name : str
-        What warnings call it.
+        Name of the tracker in warnings.
     max_kept : int
-        Records that wait at most.
+        Maximum number of waiting records.
     finish_seconds : float
-        Seconds that `finish` waits at most.
+        Maximum time that `finish` blocks.
     first_pause : float
-        Seconds before what failed is tried again the first time.
+        Seconds before the first retry.
     """
 
     def __init__(
@@ -64,44 +64,45 @@ class BackgroundTracker:
         self._max_kept = max_kept
         self._finish_seconds = finish_seconds
         self._first_pause = first_pause
-        self._tracker: Tracker | None = None  # the thread's own, as is the next one
-        self._made = False
-        self._changed = threading.Condition()  # guards what follows
+        self._tracker: Tracker | None = None  # used by the thread only, as is `_is_made`
+        self._is_made = False
+        self._changed = threading.Condition()  # guards the following attributes
         self._waiting: deque[_Record] = deque()
         self._lost = 0
         self._problem: str | None = None
-        self._told = self._finishing = self._abandoned = False
+        self._warned = self._finishing = self._abandoned = False
         self._thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
         self._thread.start()
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Record the run's settings."""
+        """Queue the hyperparameters."""
         self._put("log_hyperparameters", dict(hyperparameters))
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Record numbers; ValueError where one is no single number."""
-        self._put("log", {name: as_number(name, value) for name, value in metrics.items()}, step)
+        """Queue metrics; raises ValueError if one is not a single number."""
+        self._put("log", as_numbers(metrics), step)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Record histograms; ValueError where one is none."""
-        checked = {name: as_histogram(name, value) for name, value in histograms.items()}
-        self._put("log_histograms", checked, step)
+        """Queue histograms; raises ValueError if one is invalid."""
+        self._put("log_histograms", as_histograms(histograms), step)
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Record texts."""
+        """Queue texts."""
         self._put("log_texts", dict(texts), step)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Record the run's results."""
+        """Queue the summary."""
         self._put("log_summary", dict(summary))
 
     def finish(self, timeout: float | None = None) -> None:
-        """Wait until all is recorded, but not for long; warn of what is lost. Twice is once.
+        """Block until all records are written or the timeout expires; warn about lost records.
+
+        Idempotent.
 
         Parameters
         ----------
         timeout : float or None
-            Seconds to wait at most; None is `finish_seconds`.
+            Maximum seconds to block; None is `finish_seconds`.
         """
         with self._changed:
             if self._finishing:
@@ -115,16 +116,16 @@ class BackgroundTracker:
             self._changed.notify_all()
             unfinished, lost = self._thread.is_alive(), self._lost + len(self._waiting)
             problem = f" ({self._problem})" if self._problem else ""
-            untold = problem and not self._told
+            unreported = problem and not self._warned
         if lost:
             self._warn(f"{lost} records are lost{problem}; metrics.jsonl has them")
         elif unfinished:
             self._warn(
-                f"has not ended after {seconds:g} seconds{problem}: it may lack the last records; "
-                "metrics.jsonl has them"
+                f"not finished after {seconds:g} seconds{problem}: the last records may be "
+                "missing; metrics.jsonl has them"
             )
-        elif untold:
-            self._warn(f"has failed{problem}, and was made anew")
+        elif unreported:
+            self._warn(f"failed{problem} and was restarted")
 
     def _put(self, method: str, *arguments: Any) -> None:
         with self._changed:
@@ -135,44 +136,45 @@ class BackgroundTracker:
                 self._waiting.popleft()
                 self._lost += 1
             self._changed.notify_all()
-            problem = self._problem or ("takes no records" if is_full else None)
-            tell, self._told = problem is not None and not self._told, self._told or bool(problem)
-        if tell:  # in the caller's thread, where warnings are filtered and shown
-            self._warn(f"{problem}; training goes on, and it is tried again")
+            problem = self._problem or ("accepts no records" if is_full else None)
+            warn = problem is not None and not self._warned
+            self._warned = self._warned or bool(problem)
+        if warn:  # in the caller's thread, so that its warning filters apply
+            self._warn(f"{problem}; training continues and the tracker is retried")
 
     def _warn(self, text: str) -> None:
         warnings.warn(f"tracker {self.name}: {text}", TrackerWarning, stacklevel=4)
 
     def _work(self) -> None:
-        """Deliver records until the end; what fails is tried again."""
+        """Deliver records until the tracker is finished, retrying after failures."""
         pause = self._first_pause
         while True:
             try:
                 if not self._deliver_next():
                     return
                 pause = self._first_pause
-            except BaseException as error:  # a library may even exit
-                self._fail(error)
-                pause = self._rest(pause)
+            except BaseException as error:  # a library may even call sys.exit
+                self._handle_failure(error)
+                pause = self._back_off(pause)
 
-    def _rest(self, pause: float) -> float:
-        """Wait before what failed is tried again; return how long to wait the next time."""
+    def _back_off(self, pause: float) -> float:
+        """Wait before a retry; return the pause before the next retry."""
         end = time.monotonic() + pause
         with self._changed:
             finishing = self._finishing
             while not self._abandoned and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
-                if self._finishing and not finishing:  # there is not much time left
+                if self._finishing and not finishing:  # `finish` waits: retry at once
                     return self._first_pause
         return min(2 * pause, LONGEST_PAUSE)
 
     def _deliver_next(self) -> bool:
-        """Make the tracker, then wait for a record and deliver it; False after the last one."""
+        """Create the tracker if needed, wait for a record and deliver it; False after the last."""
         if self._abandoned:
             return False
         if self._tracker is None:
-            self._tracker = self._make(not self._made)
-            self._made = True
+            self._tracker = self._make(not self._is_made)
+            self._is_made = True
         with self._changed:
             while not self._waiting and not self._finishing:
                 self._changed.wait()
@@ -190,21 +192,21 @@ class BackgroundTracker:
             record.failures += 1
             raise
         with self._changed:
-            self._delivered(record)
+            self._remove_delivered(record)
         return True
 
-    def _delivered(self, record: _Record) -> None:
+    def _remove_delivered(self, record: _Record) -> None:
         if self._waiting and self._waiting[0] is record:
             self._waiting.popleft()
         elif len(self._waiting) > 1 and self._waiting[1] is record:
-            self._waiting.popleft()  # it was refused again and again
+            self._waiting.popleft()  # failed repeatedly although the tracker works
             self._waiting.popleft()
             self._lost += 1
         else:
-            self._lost -= 1  # it was given up for want of room, and has come through
+            self._lost -= 1  # dropped from the full queue while it was being delivered
 
-    def _fail(self, error: BaseException) -> None:
-        """Keep what to tell, and let go of a tracker that failed."""
+    def _handle_failure(self, error: BaseException) -> None:
+        """Store the error for the warning and discard the failed tracker."""
         text = str(error).strip().splitlines()
         with self._changed:
             self._problem = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

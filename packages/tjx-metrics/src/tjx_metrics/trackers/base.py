@@ -1,4 +1,4 @@
-"""What a tracker is, and several as one."""
+"""The `Tracker` interface, its value types, and a tracker that forwards to several others."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsFloat, runtime_checkable
@@ -6,20 +6,19 @@ from typing import Any, NamedTuple, Protocol, SupportsFloat, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers of Python, NumPy and JAX alike. To read a JAX scalar waits for the device: fetch metrics
-# a step late.
+# A Python, NumPy or JAX number. Reading a JAX scalar blocks on the device: log one step late.
 Scalar = SupportsFloat
 
 
 class Histogram(NamedTuple):
-    """How many values lie between each two edges.
+    """Counts of values between bin edges.
 
     Attributes
     ----------
     counts : int64 array [bins]
-        Values in each bin.
+        Number of values in each bin.
     edges : float64 array [bins + 1]
-        Where bins begin, in order, and where the last one ends.
+        Bin edges in ascending order.
     """
 
     counts: NDArray[np.int64]
@@ -28,34 +27,34 @@ class Histogram(NamedTuple):
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where a run's numbers go. In a run of several processes only process 0 has one."""
+    """Receives the records of a run. With several processes, only process 0 has trackers."""
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Record the run's settings, once, before the first step."""
+        """Record the run's hyperparameters, once, before the first step."""
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Record numbers by name, such as ``train/loss``, as they are after `step` steps."""
+        """Record named metrics, such as ``train/loss``, after `step` steps."""
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Record histograms by name, such as ``histograms/parameter/wte/embedding``."""
+        """Record named histograms, such as ``histograms/parameter/wte/embedding``."""
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Record texts by name, such as ``samples/text``, as the model writes after `step`."""
+        """Record named texts, such as ``samples/text``."""
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Record the run's results, once, after the last step."""
+        """Record the final results, once, after the last step."""
 
     def finish(self) -> None:
-        """Bring everything to its place. Nothing may be recorded after; twice is once."""
+        """Write everything and close the tracker. Idempotent; logging afterwards is an error."""
 
 
 class CompositeTracker:
-    """Several trackers as one; with none of them it records nothing.
+    """Forward every record to several trackers.
 
     Parameters
     ----------
     trackers : sequence of Tracker
-        Each is called in turn.
+        Called in order; may be empty.
 
     Examples
     --------
@@ -66,37 +65,37 @@ class CompositeTracker:
         self.trackers = tuple(trackers)
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Hand the settings to each tracker."""
+        """Forward the hyperparameters to each tracker."""
         for tracker in self.trackers:
             tracker.log_hyperparameters(hyperparameters)
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Hand the numbers to each tracker."""
+        """Forward the metrics to each tracker."""
         for tracker in self.trackers:
             tracker.log(metrics, step)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Hand the histograms to each tracker."""
+        """Forward the histograms to each tracker."""
         for tracker in self.trackers:
             tracker.log_histograms(histograms, step)
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Hand the texts to each tracker."""
+        """Forward the texts to each tracker."""
         for tracker in self.trackers:
             tracker.log_texts(texts, step)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Hand the results to each tracker."""
+        """Forward the summary to each tracker."""
         for tracker in self.trackers:
             tracker.log_summary(summary)
 
     def finish(self) -> None:
-        """Finish every tracker, also after one of them failed.
+        """Finish every tracker, even if one of them fails.
 
         Raises
         ------
         ExceptionGroup
-            Holding what the trackers raised.
+            The errors of the trackers.
         """
         errors = []
         for tracker in self.trackers:
@@ -109,24 +108,24 @@ class CompositeTracker:
 
 
 def as_number(name: str, value: Scalar) -> int | float:
-    """Turn a metric into a Python number.
+    """Convert a metric to a Python number.
 
     Parameters
     ----------
     name : str
-        Name of the metric, for the message.
+        Name of the metric, for the error message.
     value : scalar
-        Number of Python, NumPy or JAX, or an array with one element.
+        Python, NumPy or JAX number, or an array with one element.
 
     Returns
     -------
     int or float
-        An int where `value` is a whole number by type.
+        An int if `value` has an integer dtype.
 
     Raises
     ------
     ValueError
-        When `value` is not a single real number.
+        If `value` is not a single real number.
 
     Examples
     --------
@@ -135,7 +134,7 @@ def as_number(name: str, value: Scalar) -> int | float:
     (0.5, 3)
     """
     array = np.asarray(value)
-    # bfloat16 and its like have kind "V": NumPy does not know them, float() does.
+    # bfloat16 and other extension dtypes have kind "V"; float() converts them.
     if array.size != 1 or array.dtype.kind not in "biufV":
         raise ValueError(
             f"metric {name} is {type(value).__name__} of shape {array.shape} and dtype "
@@ -145,32 +144,39 @@ def as_number(name: str, value: Scalar) -> int | float:
     return number if isinstance(number, int) else float(number)
 
 
-def as_histogram(name: str, value: Histogram) -> Histogram:
-    """Check a histogram, and bring it to the dtypes that `Histogram` tells.
+def as_numbers(metrics: Mapping[str, Scalar]) -> dict[str, int | float]:
+    """Convert metrics to Python numbers, each by `as_number`."""
+    return {name: as_number(name, value) for name, value in metrics.items()}
+
+
+def as_histograms(histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:
+    """Validate histograms and convert them to int64 counts and float64 edges.
 
     Parameters
     ----------
-    name : str
-        Name of the histogram, for the message.
-    value : Histogram
-        Of NumPy arrays, or of sequences of numbers.
+    histograms : mapping from str to Histogram
+        Of NumPy arrays or sequences of numbers.
 
     Returns
     -------
-    Histogram
-        Of NumPy arrays.
+    dict
+        The histograms as NumPy arrays.
 
     Raises
     ------
     ValueError
-        When there are no bins, edges are not one more than counts, or counts are not whole numbers.
+        If a histogram has no bins, a wrong number of edges, or counts that are not integers.
 
     Examples
     --------
-    >>> histogram = as_histogram("histograms/parameter/wte", Histogram(*np.histogram([1, 2, 5], 2)))
+    >>> histogram = as_histograms({"wte": Histogram(*np.histogram([1, 2, 5], 2))})["wte"]
     >>> histogram.counts.tolist(), histogram.edges.tolist()
     ([2, 1], [1.0, 3.0, 5.0])
     """
+    return {name: _as_histogram(name, value) for name, value in histograms.items()}
+
+
+def _as_histogram(name: str, value: Histogram) -> Histogram:
     counts, edges = (np.asarray(part) for part in value)
     if counts.ndim != 1 or not counts.size or edges.shape != (counts.size + 1,):
         raise ValueError(
@@ -179,7 +185,7 @@ def as_histogram(name: str, value: Histogram) -> Histogram:
         )
     if counts.dtype.kind not in "iu":
         raise ValueError(
-            f"histogram {name} has counts of dtype {counts.dtype}: must be whole numbers, how many "
-            "values lie in each bin"
+            f"histogram {name} has counts of dtype {counts.dtype}: must be integers, the number "
+            "of values in each bin"
         )
     return Histogram(counts.astype(np.int64), edges.astype(np.float64))

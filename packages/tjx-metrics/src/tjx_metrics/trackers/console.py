@@ -1,4 +1,4 @@
-"""A run on the console: a live bar in a terminal, a line now and then elsewhere."""
+"""Console tracker: a progress bar in a terminal, periodic plain lines in files and pipes."""
 
 import atexit
 import io
@@ -19,9 +19,9 @@ from tjx_metrics.trackers.base import Histogram, Scalar, as_number
 from tjx_metrics.trackers.status_line import Status
 
 PLAIN_WIDTH = 80
-BAR_WIDTH = 10  # columns that a bar has at least; where there are fewer there is none
+BAR_WIDTH = 10  # smallest width of the bar; with less room the bar is omitted
 REFRESH_SECONDS = 0.1
-# Metrics that are shown: the field of the status, and its type.
+# Displayed metrics: field of `Status`, and its type.
 _SHOWN: dict[str, tuple[str, type[int | float]]] = {
     "train/loss": ("loss", float),
     "eval/loss": ("eval_loss", float),
@@ -34,30 +34,29 @@ _SHOWN: dict[str, tuple[str, type[int | float]]] = {
 
 
 class ConsoleTracker:
-    """Show how a run is doing, on standard error.
+    """Show the progress of a run on standard error.
 
-    In a terminal it is a bar with the step, the losses, the rate and the time left, drawn again in
-    place; what else is printed goes above it. Where the terminal is narrow the bar goes first, then
-    what matters least. Elsewhere (a file, a pipe) it is a plain line of at most 80 columns: after
-    every evaluation, at the end, and otherwise once in `plain_seconds`.
-    Shown are ``train/loss``, ``eval/loss``, ``train/tokens_per_sec``, ``train/mfu``,
-    ``train/skipped``, ``checkpoint/step`` and ``checkpoint/failed`` from the metrics.
+    In a terminal, a progress bar shows the step, losses, throughput and remaining time; other
+    output is printed above it. A narrow terminal omits the bar first, then the least important
+    fields. In a file or pipe, plain lines of at most 80 columns are printed after every
+    evaluation, at the end, and otherwise every `plain_seconds`. Displayed metrics are
+    ``train/loss``, ``eval/loss``, ``train/tokens_per_sec``, ``train/mfu``, ``train/skipped``,
+    ``checkpoint/step`` and ``checkpoint/failed``.
 
     Parameters
     ----------
     max_steps : int
-        Step at which the run ends.
+        Last step of the run.
     start_step : int
-        Steps that were done before (a resumed run).
+        Step from which the run resumed.
     throughput : Throughput or None
-        Where the rate and the time left are read when the line is drawn; without it no time left
-        is shown.
+        Source of the throughput and remaining time; without it no remaining time is shown.
     plain_seconds : float
         Seconds between two plain lines.
     stream : text stream or None
-        Where to write; None is standard error.
+        Output stream; None is standard error.
     clock : callable
-        Seconds, monotonic.
+        Returns monotonic seconds.
     """
 
     def __init__(
@@ -84,17 +83,17 @@ class ConsoleTracker:
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Show nothing: settings belong into files."""
+        """Do nothing: hyperparameters are not displayed."""
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Take in metrics and show them when their time has come; an evaluation is shown at once.
+        """Update the displayed metrics; redraw at once after an evaluation, else periodically.
 
         Parameters
         ----------
         metrics : mapping from str to scalar
-            Numbers by name; those that are not shown are ignored.
+            Named metrics; unknown names are ignored.
         step : int
-            Steps done.
+            Number of finished steps.
         """
         for name, (field, kind) in _SHOWN.items():
             if name in metrics:
@@ -103,26 +102,26 @@ class ConsoleTracker:
         self._draw(now="eval/loss" in metrics)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Show nothing: histograms are for pictures."""
+        """Do nothing: histograms are not displayed."""
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Show nothing: texts are longer than a line."""
+        """Do nothing: texts are not displayed."""
 
     def update(self, step: int) -> None:
-        """Move the bar between two logs; cheap enough for each step."""
+        """Advance the bar between two calls of `log`; cheap enough for every step."""
         self._status.step = int(step)
         self._draw(now=False)
 
     def note(self, text: str) -> None:
-        """Show a message, above the bar where there is one."""
+        """Print a message, above the bar if there is one."""
         if self._progress is not None:
-            # As text: a message's square brackets are not markup. Soft wrap: a path stays whole.
+            # Text, because square brackets are markup; soft wrap, so that paths are not split.
             self._progress.console.print(Text(text), soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Show the last state, and the results below it, one a line."""
+        """Print the final status line and the results, one per line."""
         self.finish()
         width = max(map(len, summary), default=0)
         for name, value in summary.items():
@@ -130,7 +129,7 @@ class ConsoleTracker:
             self.note(f"{name:<{width}}  {shown}")
 
     def finish(self) -> None:
-        """Show the last state and give the terminal back. Twice is once."""
+        """Print the final status line and restore the terminal. Idempotent."""
         if self._finished:
             return
         if self._drawn_at is not None:
@@ -149,7 +148,7 @@ class ConsoleTracker:
         if not now and self._drawn_at is not None and time_now - self._drawn_at < pause:
             return
         if not self._live and not now and self._status.loss is None:
-            return  # a plain line without a loss says nothing
+            return  # a plain line needs a loss
         self._drawn_at = time_now
         if self._throughput is not None:
             rate = self._throughput.tokens_per_sec
@@ -176,25 +175,25 @@ class ConsoleTracker:
             self._progress.refresh()
         else:
             self._progress.start()
-            atexit.register(self.finish)  # a run that dies gives the cursor back
+            atexit.register(self.finish)  # restore the cursor if the process exits early
 
     def _make_bar(self) -> Progress:
         return Progress(
             self._column,
             console=Console(file=self._stream),
-            auto_refresh=False,  # no thread beside the training loop
-            # Standard output stays what it is when it goes to a file.
+            auto_refresh=False,  # no extra thread
+            # Do not redirect standard output when it is a file or pipe.
             redirect_stdout=sys.stdout.isatty(),
         )
 
 
 class _StatusColumn(ProgressColumn):
-    """The status, with a bar before it where there is room."""
+    """The status line, after a bar if there is room."""
 
     width = PLAIN_WIDTH
 
     def render(self, task: Task) -> RenderableType:
-        """Draw one line, as wide as the terminal or less."""
+        """Return one line, at most as wide as the terminal."""
         status = Text(task.fields["status"], no_wrap=True)
         room = self.width - status.cell_len - 1
         if room < BAR_WIDTH:

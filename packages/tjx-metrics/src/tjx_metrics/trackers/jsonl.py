@@ -1,10 +1,10 @@
-"""Metrics as JSON lines: one object a line, each with its ``step``.
+"""JSON-lines tracker: one JSON object per line, each with its ``step``.
 
-A number stands as it is, a histogram as ``{"counts": [...], "edges": [...]}`` and a text as
-``{"text": "..."}``: objects, so that readers of numbers pass them over.
+Numbers are stored directly, histograms as ``{"counts": [...], "edges": [...]}`` and texts as
+``{"text": "..."}``, so that readers of numbers can skip objects.
 
-Numbers that are not finite have no form in JSON; they are written as the strings "NaN",
-"Infinity" and "-Infinity", which `float` (and JavaScript's ``Number``) reads back.
+JSON has no NaN or infinity: they are stored as the strings "NaN", "Infinity" and "-Infinity", which
+`float` and JavaScript's ``Number`` parse.
 """
 
 import io
@@ -19,45 +19,44 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tjx_metrics.atomic import flush_folder, write_atomically
+from tjx_core import fsync_path, write_atomically
 from tjx_metrics.errors import RecordError, RecordWarning
-from tjx_metrics.trackers.base import Histogram, Scalar, as_histogram, as_number
+from tjx_metrics.trackers.base import Histogram, Scalar, as_histograms, as_numbers
 
-_BLOCK = 2**16  # bytes that are read at once
+_BLOCK = 2**16  # bytes per read
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class JsonlTracker:
-    """Append metrics to a JSON-lines file, each line handed to the system as it is logged.
+    """Append metrics to a JSON-lines file, writing each line as it is logged.
 
-    Hyperparameters and summary, which belong to no step, go to ``NAME.hyperparameters.json`` and
-    ``NAME.summary.json`` beside the file, each only where it is logged.
+    Hyperparameters and summary have no step and are written to ``NAME.hyperparameters.json`` and
+    ``NAME.summary.json`` beside the file.
 
-    The file never holds part of a line: one that the system takes only in part (the disk is full)
-    is taken back.
+    The file never holds part of a line: a partial write (on a full disk) is truncated.
 
     Parameters
     ----------
     path : str or Path
-        The file, such as ``run/metrics.jsonl``; its folder is made where missing.
+        The file, such as ``run/metrics.jsonl``; its folder is created if missing.
     resume_step : int or None
-        Step from which the run goes on. Lines of later steps, and a last line that a crash cut
-        short, are cut off first, so that no step stands twice; -1 drops all. What is then logged of
-        this very step under names that a line of it has already is left out: it stands there.
-        None is a new run, for which the file must be missing or empty. Lines must be in the order
-        of their steps, as `log` writes them: the file is read from its end. A damaged line that is
-        met there is left out with a warning, and the file as it was is kept as ``NAME.damaged``.
+        Step from which the run resumes. Lines of later steps and an incomplete last line are
+        removed, so that no step is recorded twice; -1 removes all lines. Records of this very step
+        that the file already has are not repeated. None is a new run: the file must be missing or
+        empty. Only the end of the file is read, so lines must be in the order of their steps, as
+        `log` writes them. If a damaged line is found there, it is removed with a warning and the
+        original file is kept as ``NAME.damaged``.
     on_error : "stop" or "continue"
-        When a line cannot be written: raise, or keep it in memory and write it with a later one.
+        If a line cannot be written: raise, or buffer it and write it with a later one.
     max_kept : int
-        Lines that are kept in memory at most; beyond, the oldest are lost, which is said.
+        Maximum number of buffered lines; beyond that, the oldest are dropped with a warning.
 
     Raises
     ------
     ValueError
-        When `resume_step` is None and the file has content, or when it is below -1.
+        If `resume_step` is None and the file has content, or if it is below -1.
     RecordError
-        When the file cannot be cut or opened.
+        If the file cannot be truncated or opened.
 
     Examples
     --------
@@ -80,7 +79,7 @@ class JsonlTracker:
     Attributes
     ----------
     logged_bytes : int
-        Size that the file has once everything that was logged stands in it.
+        Size of the file once all logged lines, including buffered ones, are written.
     """
 
     def __init__(
@@ -93,85 +92,82 @@ class JsonlTracker:
     ) -> None:
         self.path = Path(path)
         self._on_error = on_error
-        self._kept: deque[bytes] = deque()
+        self._buffer: deque[bytes] = deque()
         self._max_kept = max_kept
         self._resume_step = resume_step
-        self._standing: set[frozenset[str]] = set()  # names of each line of the resumed step
+        self._recorded: set[frozenset[str]] = set()  # names in each line of the resumed step
         self._file: io.FileIO | None = None
         self._closing = threading.Lock()
         if resume_step is None:
             if self.path.exists() and self.path.stat().st_size > 0:
                 raise ValueError(
-                    f"{self.path} already holds metrics: pass resume_step=S to go on after step S "
-                    "(-1 to begin anew), or choose another path"
+                    f"{self.path} already holds metrics: pass resume_step=S to resume from step S "
+                    "(-1 to start over), or choose another path"
                 )
         elif resume_step < -1:
-            raise ValueError(f"resume_step={resume_step}: must be at least -1; -1 begins anew")
+            raise ValueError(f"resume_step={resume_step}: must be at least -1; -1 starts over")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if resume_step is not None and self.path.exists():
-                self._standing = _cut_back_or_mend(self.path, resume_step)
+                self._recorded = _truncate_or_repair(self.path, resume_step)
             self._file = self.path.open("ab", buffering=0)
             self.logged_bytes = os.fstat(self._file.fileno()).st_size
-            flush_folder(self.path.parent)  # a new file's name is on the disk only then
+            fsync_path(self.path.parent)  # makes the name of a new file durable
         except OSError as error:
             raise RecordError(self.path, error) from error
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Write the settings to ``NAME.hyperparameters.json``; what is no JSON as its text."""
+        """Write ``NAME.hyperparameters.json``; values that JSON lacks are written as strings."""
         self._write_beside("hyperparameters", hyperparameters)
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Append one line.
+        """Append one line of metrics.
 
         Parameters
         ----------
         metrics : mapping from str to scalar
-            Numbers of Python, NumPy or JAX. The name ``step`` is taken.
+            Python, NumPy or JAX numbers. The name ``step`` is reserved.
         step : int
-            Steps done when the numbers were taken; not less than that of the line before.
+            Number of finished steps; not below that of the previous line.
 
         Raises
         ------
         ValueError
-            When a metric is no single number or is called ``step``, or after `finish`.
+            If a metric is not a single number or is called ``step``, or after `finish`.
         RecordError
-            When it cannot be written, unless that is not to stop the run.
+            If the line cannot be written and `on_error` is "stop".
         """
-        self._append(
-            {name: _jsonable(as_number(name, value)) for name, value in metrics.items()}, step
-        )
+        self._append(as_numbers(metrics), step)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Append one line of histograms; `log` says what is taken and what is raised."""
-        checked = {name: as_histogram(name, value) for name, value in histograms.items()}
+        """Append one line of histograms; raises as `log`."""
         self._append(
             {
-                name: {"counts": counts.tolist(), "edges": _jsonable(edges.tolist())}
-                for name, (counts, edges) in checked.items()
+                name: {"counts": counts.tolist(), "edges": edges.tolist()}
+                for name, (counts, edges) in as_histograms(histograms).items()
             },
             step,
         )
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Append one line of texts; `log` says what is taken and what is raised."""
+        """Append one line of texts; raises as `log`."""
         self._append({name: {"text": text} for name, text in texts.items()}, step)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the results to ``NAME.summary.json``; what is no JSON as its text."""
+        """Write ``NAME.summary.json``; values that JSON lacks are written as strings."""
         self._write_beside("summary", summary)
 
     def flush(self) -> None:
-        """Bring what was logged to the disk, so that a power cut does not lose it; thread-safe.
+        """Flush the file to disk, so that a power failure loses no written line. Thread-safe.
 
         Raises
         ------
         RecordError
-            When it cannot be brought there, unless that is not to stop the run: then it warns.
+            If flushing fails and `on_error` is "stop"; otherwise it warns.
         """
         with self._closing:
             if self._file is None:
-                return  # `finish` has done so
+                return  # `finish` has flushed
             try:
                 os.fsync(self._file.fileno())
             except OSError as error:
@@ -184,19 +180,19 @@ class JsonlTracker:
                 )
 
     def finish(self) -> None:
-        """Bring all lines to the disk and close the file. Twice is once.
+        """Write buffered lines, flush and close the file. Idempotent.
 
         Raises
         ------
         RecordError
-            When lines that were kept in memory, or what the system holds, cannot be written.
+            If buffered lines cannot be written or flushing fails.
         """
         with self._closing:
             if self._file is None:
                 return
-            file, held = self._file, len(self._kept)
+            file, held = self._file, len(self._buffer)
             try:
-                self._write_kept()
+                self._write_buffer()
                 os.fsync(file.fileno())
             except OSError as error:
                 raise RecordError(self.path, error, lost=held) from error
@@ -209,40 +205,40 @@ class JsonlTracker:
             raise ValueError(f"{self.path} is finished: log before finish, or open it again")
         if "step" in values:
             raise ValueError("a metric is called 'step': that name holds the step; rename it")
-        line = {"step": int(step)} | values
-        if step == self._resume_step and frozenset(line) in self._standing:
+        record = {"step": int(step)} | values
+        if step == self._resume_step and frozenset(record) in self._recorded:
             return
-        self._kept.append((json.dumps(line, allow_nan=False) + "\n").encode())
-        self.logged_bytes += len(self._kept[-1])
+        self._buffer.append((json.dumps(_jsonable(record), allow_nan=False) + "\n").encode())
+        self.logged_bytes += len(self._buffer[-1])
         try:
-            self._write_kept()
+            self._write_buffer()
         except OSError as error:
             if self._on_error == "stop":
-                self._kept.clear()  # the run ends: it is made again from the last checkpoint
+                self._buffer.clear()  # the run stops and will repeat these steps
                 raise RecordError(self.path, error) from error
-            self._warn(error)
+            self._warn_buffered(error)
 
-    def _write_kept(self) -> None:
-        """Write the lines that wait, each whole or not at all, until OSError."""
+    def _write_buffer(self) -> None:
+        """Write the buffered lines, each completely or not at all; raises OSError."""
         assert self._file is not None
-        while self._kept:
+        while self._buffer:
             size = os.fstat(self._file.fileno()).st_size
-            rest = self._kept[0]
+            rest = self._buffer[0]
             try:
-                while rest:  # on a disk that is nearly full a part is written before the error
+                while rest:  # on a nearly full disk, a write is partial before the next one fails
                     rest = rest[self._file.write(rest) :]
             except OSError:
                 os.ftruncate(self._file.fileno(), size)
                 raise
-            self._kept.popleft()
+            self._buffer.popleft()
 
-    def _warn(self, error: OSError) -> None:
-        """Say once that lines wait, and each time that one is lost."""
-        if len(self._kept) > self._max_kept:
-            self._kept.popleft()
-            text = f"more than {self._max_kept} lines wait: the oldest is lost"
-        elif len(self._kept) == 1:
-            text = "lines are kept in memory until they can be"
+    def _warn_buffered(self, error: OSError) -> None:
+        """Warn when the first line is buffered, and whenever a line is dropped."""
+        if len(self._buffer) > self._max_kept:
+            self._buffer.popleft()
+            text = f"more than {self._max_kept} lines are buffered: the oldest is lost"
+        elif len(self._buffer) == 1:
+            text = "lines are buffered in memory until it can be"
         else:
             return
         warnings.warn(
@@ -251,30 +247,30 @@ class JsonlTracker:
 
     def _write_beside(self, kind: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(_jsonable(content), allow_nan=False, indent=2, default=str)
-        write_atomically(self.path.with_suffix(f".{kind}.json"), (text + "\n").encode())
+        write_atomically(self.path.with_suffix(f".{kind}.json"), text + "\n")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Read a metrics file, also one that is being written.
+    """Read a metrics file, even while it is being written.
 
     Parameters
     ----------
     path : str or Path
-        A file that `JsonlTracker` wrote. A last line that is not whole is left out; so are damaged
-        lines before it, with a `RecordWarning` that names the first.
+        A file written by `JsonlTracker`. An incomplete last line is skipped; so are damaged lines
+        before it, with a `RecordWarning` that names the first.
 
     Returns
     -------
     list of dict
-        One per line, in the file's order; numbers that are not finite are floats again. Histograms
-        and texts are dicts, as they stand there.
+        One record per line, in the order of the file. Non-finite numbers are floats; histograms
+        and texts are dicts.
 
     Raises
     ------
     FileNotFoundError
-        When there is no such file.
+        If the file does not exist.
     ValueError
-        When the file has lines, and none is a metrics object; or is no regular file.
+        If the file has lines but no valid record, or is not a regular file.
     """
     return [
         {name: _restored(value) for name, value in record.items()}
@@ -283,8 +279,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """Parse a file; a torn last line is left out."""
-    if path.exists() and not path.is_file():  # a pipe would block, a device never end
+    if path.exists() and not path.is_file():  # reading a pipe or a device could block
         raise ValueError(f"{path}: got no regular file; give a file of metrics")
     lines = path.read_bytes().split(b"\n")
     if not lines[-1]:
@@ -299,7 +294,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}, line {damaged[0]}: {_DAMAGED}; give a file of metrics")
     if damaged:
         warnings.warn(
-            f"{path}, line {damaged[0]}: {_DAMAGED}; {len(damaged)} such lines are left out",
+            f"{path}, line {damaged[0]}: {_DAMAGED}; skipped {len(damaged)} such lines",
             RecordWarning,
             stacklevel=3,
         )
@@ -310,102 +305,99 @@ _DAMAGED = "got no JSON object with an integer 'step'"
 
 
 class _DamagedLineError(Exception):
-    """A line before the last is no metrics object."""
+    """Raised for a line before the last that is not a metrics record."""
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """Return a line as an object with a step; None where it is none."""
+    """Parse a line; None if it is not an object with an integer step."""
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
+    except (ValueError, RecursionError):  # invalid JSON or UTF-8, or nested too deeply
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if whole else None
+    is_record = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if is_record else None
 
 
-def _cut_back_or_mend(path: Path, step: int) -> set[frozenset[str]]:
-    """Do as `_cut_back`; leave damaged lines out first where it meets one."""
+def _truncate_or_repair(path: Path, step: int) -> set[frozenset[str]]:
+    """Truncate a file with `_truncate_after`, repairing it first if it has a damaged line."""
     try:
-        return _cut_back(path, step)
+        return _truncate_after(path, step)
     except _DamagedLineError as error:
-        aside = _mend(path)
+        backup = _remove_damaged_lines(path)
         warnings.warn(
-            f"{path}, {error}: {_DAMAGED}; damaged lines are left out, the file as it was is "
-            f"{aside}",
+            f"{path}, {error}: {_DAMAGED}; damaged lines are removed, the original file is "
+            f"{backup}",
             RecordWarning,
             stacklevel=4,
         )
-        return _cut_back(path, step)
+        return _truncate_after(path, step)
 
 
-def _mend(path: Path) -> Path:
-    """Keep a copy of a file under another name, then leave its damaged lines out; return the name.
-
-    A crash at any moment leaves the file as it was or mended.
-    """
-    aside, number = path.with_name(f"{path.name}.damaged"), 2
-    while aside.exists():
-        aside = path.with_name(f"{path.name}.damaged.{number}")
+def _remove_damaged_lines(path: Path) -> Path:
+    """Back up a file, then remove its damaged lines atomically; return the path of the backup."""
+    backup, number = path.with_name(f"{path.name}.damaged"), 2
+    while backup.exists():
+        backup = path.with_name(f"{path.name}.damaged.{number}")
         number += 1
-    mended = path.with_name(f".{path.name}.mended")
-    shutil.copyfile(path, aside)
-    with path.open("rb") as old, mended.open("wb") as new:
+    repaired = path.with_name(f".{path.name}.mended")
+    shutil.copyfile(path, backup)
+    with path.open("rb") as old, repaired.open("wb") as new:
         new.writelines(line for line in old if line.endswith(b"\n") and _parse(line) is not None)
-    for written in (aside, mended):
+    for written in (backup, repaired):
         with written.open("rb") as file:
             os.fsync(file.fileno())
-    mended.replace(path)
-    flush_folder(path.parent)
-    return aside
+    repaired.replace(path)
+    fsync_path(path.parent)
+    return backup
 
 
-def _cut_back(path: Path, step: int) -> set[frozenset[str]]:
-    """Cut off the lines of steps after `step`; return the names of each line of `step` itself.
+def _truncate_after(path: Path, step: int) -> set[frozenset[str]]:
+    """Remove the lines of steps after `step`; return the names in each line of `step` itself.
 
-    Reads no more than these lines: a file of any length is cut in the memory of a block. What is
-    cut off goes at once, by truncation, which a full disk allows too. A damaged line raises
-    `_DamagedLineError`, and nothing is cut.
+    Reads from the end and only these lines, so memory use is independent of the file size.
+    Truncation is atomic and works on a full disk. A damaged line raises `_DamagedLineError` before
+    anything is removed.
     """
-    standing = set()
+    recorded = set()
     with path.open("r+b") as file:
         size = keep = file.seek(0, os.SEEK_END)
-        for begin, line in _lines_from_the_end(file, size):
-            whole = line.endswith(b"\n")
+        for start, line in _reversed_lines(file, size):
+            is_complete = line.endswith(b"\n")
             record = _parse(line)
-            if record is None and begin + len(line) == size:  # the last one: a crash cut it short
-                keep = begin
+            if record is None and start + len(line) == size:  # incomplete last line
+                keep = start
             elif record is None:
-                raise _DamagedLineError(f"byte {begin}")
-            elif record["step"] > step or not whole:
-                keep = begin
+                raise _DamagedLineError(f"byte {start}")
+            elif record["step"] > step or not is_complete:
+                keep = start
             elif record["step"] == step:
-                standing.add(frozenset(record))
+                recorded.add(frozenset(record))
             else:
                 break
         file.truncate(keep)
         os.fsync(file.fileno())
-    return standing
+    return recorded
 
 
-def _lines_from_the_end(file: io.BufferedRandom, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (place in the file, line with its end), the last line first."""
-    tail, begin = b"", size  # what stands at `begin` and is not yet given
+def _reversed_lines(file: io.BufferedRandom, size: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, line including its newline), starting with the last line."""
+    tail, begin = b"", size  # unconsumed bytes at offset `begin`
     while begin:
         length = min(_BLOCK, begin)
         begin -= length
         file.seek(begin)
         tail = file.read(length) + tail
-        place = begin + len(tail)
+        offset = begin + len(tail)
         tail, *lines = tail.splitlines(keepends=True)
         for line in reversed(lines):
-            place -= len(line)
-            yield place, line
+            offset -= len(line)
+            yield offset, line
     if tail:
         yield 0, tail
 
 
 def _jsonable(value: Any) -> Any:
-    """Give what is not finite as a string, at any depth; leave the rest."""
+    """Replace non-finite floats by strings, at any depth."""
     if isinstance(value, Mapping):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -416,7 +408,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def _restored(value: Any) -> Any:
-    """Give numbers that are not finite as floats again, edges among them; leave texts."""
+    """Convert strings of non-finite numbers to floats, also in histogram edges; keep texts."""
     if isinstance(value, str):
         return _NOT_FINITE.get(value, value)
     if isinstance(value, dict) and "edges" in value:

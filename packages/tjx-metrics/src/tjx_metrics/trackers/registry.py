@@ -1,32 +1,33 @@
-"""The trackers that a run can choose, each behind a thread of its own."""
+"""Open the trackers that a run configures, each in a background thread."""
 
+import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from tjx_core import write_atomically
 from tjx_metrics.trackers.availability import check_trackers
 from tjx_metrics.trackers.background import BackgroundTracker
 from tjx_metrics.trackers.base import Tracker
-from tjx_metrics.trackers.run_id import stored_run_id
 from tjx_metrics.trackers.tensorboard import TensorboardTracker
 from tjx_metrics.trackers.trackio import TrackioTracker
 from tjx_metrics.trackers.wandb import WandbTracker
 
 
 class TrackedRun(NamedTuple):
-    """What a tracker needs to know of a run.
+    """Run metadata that trackers need.
 
     Attributes
     ----------
     directory : Path
-        The run's directory; each tracker has a folder of its own there.
+        Run directory; each tracker has its own folder in it.
     name : str
-        What the run is called.
+        Name of the run.
     project : str
-        Which runs it stands beside.
+        Project that the run belongs to.
     resume_step : int or None
-        Step from which the run goes on; None, or -1, where it begins.
+        Step from which the run resumes; None or -1 for a new run.
     """
 
     directory: Path
@@ -36,7 +37,7 @@ class TrackedRun(NamedTuple):
 
 
 def _tensorboard(run: TrackedRun, first: bool) -> Tracker:
-    # Made again after a failure it hides nothing: what it wrote before stands.
+    # A tracker recreated after a failure must not hide what it wrote before.
     return TensorboardTracker(
         run.directory / "tensorboard", resume_step=run.resume_step if first else None
     )
@@ -53,11 +54,18 @@ def _trackio(run: TrackedRun, first: bool) -> Tracker:
 
 
 def _run_id(run: TrackedRun, tracker: str, first: bool) -> str:
-    begins = run.resume_step is None or run.resume_step < 0
-    return stored_run_id(run.directory / tracker / "run_id.txt", new=first and begins)
+    """Return the run id (32 hexadecimal digits) stored in the run directory, or store a new one."""
+    path = run.directory / tracker / "run_id.txt"
+    is_new = first and (run.resume_step is None or run.resume_step < 0)
+    if not is_new and path.exists():
+        return path.read_text().strip()
+    run_id = uuid.uuid4().hex
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, f"{run_id}\n")
+    return run_id
 
 
-# To add one: a line here, its name in `config.py`, its library in `extras.py`.
+# To add a tracker: a line here, its name in `config.py`, its library in `availability.py`.
 _TRACKERS: dict[str, Callable[[TrackedRun, bool], Tracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
@@ -73,21 +81,21 @@ def open_trackers(
     project: str = "tjx",
     resume_step: int | None = None,
 ) -> list[BackgroundTracker]:
-    """Open the trackers of a run, which can neither stop it nor hold it up.
+    """Open trackers by name, wrapped so that they can neither stop nor block the run.
 
     Parameters
     ----------
     names : iterable of str
         tensorboard, wandb, trackio.
     directory : str or Path
-        The run's directory.
+        Run directory.
     name : str or None
-        What W&B and Trackio call the run; None is the directory's name.
+        Name of the run in W&B and Trackio; None is the name of the directory.
     project : str
-        Which runs it stands beside there.
+        Project in W&B and Trackio.
     resume_step : int or None
-        Step from which the run goes on, in the same directory: W&B and Trackio go on with the same
-        run, TensorBoard hides what stands of later steps. None, or -1, begins another run.
+        Step from which the run in this directory resumes: W&B and Trackio continue the same run,
+        TensorBoard hides records of later steps. None or -1 starts a new run.
 
     Returns
     -------
@@ -96,8 +104,8 @@ def open_trackers(
 
     Raises
     ------
-    ValueError
-        When a name is unknown or stands twice, or its library is not installed.
+    ConfigError
+        If a name is unknown or repeated, or its library is not installed.
     """
     names = tuple(names)
     check_trackers(names)

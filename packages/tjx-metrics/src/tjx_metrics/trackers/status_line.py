@@ -1,30 +1,30 @@
-"""The line that says how a run is doing, cut to the width there is."""
+"""Format the status line of a run for a given width."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Status:
-    """What is known of a run; None where it is not.
+    """Status of a run; unknown fields are None.
 
     Attributes
     ----------
     step, max_steps
-        Steps done, and steps of the whole run.
+        Finished steps, and steps of the whole run.
     loss, eval_loss
-        Last training and evaluation loss, nats a token.
+        Last training and evaluation loss, nats per token.
     tokens_per_sec
-        Rate of training.
-    mfu
-        Share of the devices' peak rate that the model's operations take.
-    saved
-        Step of the last checkpoint that is whole.
+        Training throughput.
     seconds_left
-        Time until the end.
+        Remaining time.
     skipped
-        Steps that changed nothing, their loss or gradients not being finite; shown from 1 on.
+        Steps skipped because of a non-finite loss or gradient; shown if positive.
+    mfu
+        Model FLOPs utilization, in [0, 1].
+    saved
+        Step of the last complete checkpoint.
     failed_saves
-        Checkpoints that could not be written; shown from 1 on.
+        Checkpoints that could not be written; shown if positive.
     """
 
     step: int
@@ -39,12 +39,12 @@ class Status:
     failed_saves: int = 0
 
     def line(self, width: int) -> str:
-        """Write the line, leaving out the least important parts where `width` is small.
+        """Format the status, omitting the least important fields that do not fit.
 
         Parameters
         ----------
         width : int
-            Columns there are. The count of steps is always there, cut where it must be.
+            Available columns. The step count is always included, truncated if necessary.
 
         Returns
         -------
@@ -62,7 +62,7 @@ class Status:
         ' 120/3000  loss 3.412  1:23 left'
         """
         total = str(self.max_steps)
-        # In the order shown; the number says which goes first when there is no room.
+        # In display order; fields with a higher number are omitted first.
         parts = [(0, f"{self.step:>{len(total)}}/{total}")]
         if self.loss is not None:
             parts.append((1, f"loss {self.loss:.3f}"))
@@ -86,7 +86,7 @@ class Status:
 
 
 def percent(share: float) -> str:
-    """Write a share in hundredths, small ones with a digit more.
+    """Format a fraction as a percentage, with one decimal if it is below 10 %.
 
     Examples
     --------
@@ -97,7 +97,7 @@ def percent(share: float) -> str:
 
 
 def si(value: float) -> str:
-    """Write a number in three digits and a letter for thousands.
+    """Format a number with three significant digits and an SI prefix.
 
     Examples
     --------
@@ -105,7 +105,7 @@ def si(value: float) -> str:
     ('7.26', '1.00k', '12.3k', '1.50M')
     """
     for suffix in ("", "k", "M", "G", "T"):
-        # What would round up to four digits belongs to the next letter.
+        # Values that round to 1000 take the next prefix.
         if abs(value) < 999.5 or suffix == "T":
             break
         value /= 1000
@@ -114,7 +114,7 @@ def si(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a span of time.
+    """Format a duration in seconds as m:ss, h:mm:ss or days and hours.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A run as TensorBoard's event files, without TensorFlow."""
+"""TensorBoard tracker: writes event files without TensorFlow."""
 
 import json
 import socket
@@ -10,30 +10,30 @@ from typing import Any
 import numpy as np
 
 from tjx_metrics.trackers.availability import check_trackers
-from tjx_metrics.trackers.base import Histogram, Scalar, as_histogram, as_number
+from tjx_metrics.trackers.base import Histogram, Scalar, as_histograms, as_numbers
 
-# What the table of runs in TensorBoard's HPARAMS tab shows beside the settings.
+# Metrics shown beside the hyperparameters in TensorBoard's HPARAMS tab.
 RESULTS = ("train/loss", "eval/loss")
 
 
 class TensorboardTracker:
-    """Write scalars, histograms, texts and settings where ``tensorboard --logdir`` shows them.
+    """Write scalars, histograms, texts and hyperparameters to TensorBoard event files.
 
-    Each call brings what it was given to the disk before it returns, or raises.
+    Each call either flushes its records to the file or raises.
 
     Parameters
     ----------
     folder : Path
-        Where event files go; each tracker writes a file of its own.
+        Folder for event files; each tracker writes a new file.
     resume_step : int or None
-        Step from which the run goes on: what stands there of later steps is hidden from then on.
+        Step from which the run resumes; TensorBoard hides existing records of later steps.
 
     Raises
     ------
     ValueError
-        When tensorboardX is not installed.
+        If tensorboardX is not installed.
     OSError
-        When the file cannot be made.
+        If the file cannot be created.
     """
 
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
@@ -44,11 +44,11 @@ class TensorboardTracker:
 
         self._summary, self._event = summary, Event
         folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard looks for this name, and reads files in the order of the time in it; one that
-        # is made in the same second is another file.
-        made = f"{int(time.time())}.{socket.gethostname()}.{time.monotonic_ns()}"
+        # TensorBoard requires this prefix and reads files in the order of the timestamp; the
+        # monotonic clock makes names of the same second unique.
+        suffix = f"{int(time.time())}.{socket.gethostname()}.{time.monotonic_ns()}"
         self._writer: RecordWriter | None = RecordWriter(
-            str(folder / f"events.out.tfevents.{made}")
+            str(folder / f"events.out.tfevents.{suffix}")
         )
         self._write(Event(file_version="brain.Event:2"))
         if resume_step is not None:
@@ -56,7 +56,7 @@ class TensorboardTracker:
             self._write(Event(step=resume_step + 1, session_log=start))
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Write the settings as a text, and for the HPARAMS tab."""
+        """Write the hyperparameters as a text and for the HPARAMS tab."""
         text = json.dumps(hyperparameters, indent=2, default=str)
         flat = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
@@ -68,30 +68,29 @@ class TensorboardTracker:
             self._write(self._event(summary=part))
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Write numbers, all of them as one event."""
+        """Write all metrics as one event."""
         event = self._event(step=step)
-        for name, value in metrics.items():
-            event.summary.value.add(tag=name, simple_value=as_number(name, value))
+        for name, value in as_numbers(metrics).items():
+            event.summary.value.add(tag=name, simple_value=value)
         self._write(event)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Write histograms; TensorBoard's sums are those of the bins' middles."""
+        """Write histograms; their sums are computed from the bin centers."""
         event = self._event(step=step)
-        for name, given in histograms.items():
-            counts, edges = as_histogram(name, given)
-            middles = (edges[:-1] + edges[1:]) / 2
+        for name, (counts, edges) in as_histograms(histograms).items():
+            centers = (edges[:-1] + edges[1:]) / 2
             histogram = event.summary.value.add(tag=name).histo
             histogram.min, histogram.max = edges[0], edges[-1]
             histogram.num = int(counts.sum())
-            histogram.sum = float(np.sum(counts * middles))
-            histogram.sum_squares = float(np.sum(counts * middles**2))
-            # A first bin that is empty says where the next one begins: an event has upper edges.
+            histogram.sum = float(np.sum(counts * centers))
+            histogram.sum_squares = float(np.sum(counts * centers**2))
+            # Events store upper edges only: an empty first bin gives the lower edge of the next.
             histogram.bucket_limit.extend(edges.tolist())
             histogram.bucket.extend([0.0, *counts.tolist()])
         self._write(event)
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Write texts, as they are: their line breaks stay, their Markdown is not drawn."""
+        """Write texts as code blocks: line breaks are kept and Markdown is not rendered."""
         for name, text in texts.items():
             self._write(self._event(step=step, summary=self._summary.text(name, _as_code(text))))
 
@@ -101,7 +100,7 @@ class TensorboardTracker:
         self._write(self._event(summary=self._summary.text("summary", _as_code(text))))
 
     def finish(self) -> None:
-        """Close the file. Twice is once."""
+        """Close the file. Idempotent."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()

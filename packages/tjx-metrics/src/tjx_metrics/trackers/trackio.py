@@ -1,32 +1,32 @@
-"""A run in Trackio: a local database that ``trackio show`` draws."""
+"""Trackio tracker: a local database shown by ``trackio show``."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from tjx_metrics.trackers.availability import check_trackers
-from tjx_metrics.trackers.base import Histogram, Scalar, as_histogram, as_number
+from tjx_metrics.trackers.base import Histogram, Scalar, as_histograms, as_numbers
 
 
 class TrackioTracker:
-    """Write to Trackio's database, in ``TRACKIO_DIR`` on this machine.
+    """Write records to Trackio's local database in ``TRACKIO_DIR``.
 
-    What is written is in the database, or an error was raised. A step's record that stands there
-    already stays as it is, so that steps which a resumed run makes again stand once.
+    Each call either writes to the database or raises. The first record of a step is kept, so steps
+    that a resumed run repeats are stored once.
 
     Parameters
     ----------
     run_id : str
-        The run; one that is there already is gone on with.
+        Id of the run; an existing run is continued.
     project : str
-        Which runs it stands beside.
+        Project that the run belongs to.
     name : str
-        What it is called there.
+        Name of the run in Trackio.
 
     Raises
     ------
     ValueError
-        When Trackio is not installed, or cannot have a project of this name.
+        If Trackio is not installed or rejects the project name.
     """
 
     def __init__(self, run_id: str, *, project: str, name: str) -> None:
@@ -36,13 +36,13 @@ class TrackioTracker:
 
         self._markdown: Any = trackio.Markdown
         self._histogram: Any = trackio.Histogram
-        # Not trackio.init, whose run prints, finds runs by name alone and hides what fails.
+        # Not trackio.init: its run prints, identifies runs by name and hides failures.
         self._storage: Any = trackio.sqlite_storage.SQLiteStorage
         self._storage.validate_project_name(project)
         self._run_id, self._project, self._name = run_id, project, name
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Write the settings; names that begin with ``_`` are Trackio's own and left out."""
+        """Write the hyperparameters; names with a leading ``_`` are reserved and skipped."""
         config = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in hyperparameters.items()
@@ -52,29 +52,28 @@ class TrackioTracker:
         self._write({}, 0, config=config | own)
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Write numbers."""
-        self._write({name: as_number(name, value) for name, value in metrics.items()}, step)
+        """Write metrics."""
+        self._write(as_numbers(metrics), step)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
         """Write histograms."""
-        checked = {name: as_histogram(name, value) for name, value in histograms.items()}
         self._write(
             {
                 name: self._histogram(np_histogram=tuple(value))._to_dict()
-                for name, value in checked.items()
+                for name, value in as_histograms(histograms).items()
             },
             step,
         )
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Write texts, as they are: their Markdown is not drawn."""
+        """Write texts as code blocks, so that their Markdown is not rendered."""
         self._write(
             {name: self._markdown(f"```\n{text}\n```")._to_dict() for name, text in texts.items()},
             step,
         )
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the results that are numbers to the last step, as ``summary/NAME``."""
+        """Write the numeric results to the last step, as ``summary/NAME``."""
         numbers = {
             f"summary/{name}": value
             for name, value in summary.items()
@@ -84,7 +83,7 @@ class TrackioTracker:
         self._write(numbers, last or 0)
 
     def finish(self) -> None:
-        """Do nothing: all is in its place."""
+        """Do nothing: every call has already written its records."""
 
     def _write(
         self, values: dict[str, Any], step: int, *, config: dict[str, Any] | None = None
@@ -100,5 +99,5 @@ class TrackioTracker:
         )
 
     def _log_id(self, names: Iterable[str], step: int) -> str:
-        """Name a record by what it is a record of: the database takes each name once."""
+        """Return a record id from its contents: the database stores each id once."""
         return f"{self._run_id}/{step}/{'+'.join(sorted(names))}"

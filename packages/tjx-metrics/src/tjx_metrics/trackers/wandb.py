@@ -1,4 +1,4 @@
-"""A run in Weights & Biases, on its servers or, with ``WANDB_MODE=offline``, in files."""
+"""Weights & Biases tracker: online, or in local files with ``WANDB_MODE=offline``."""
 
 import atexit
 import threading
@@ -10,39 +10,38 @@ from typing import Any
 import numpy as np
 
 from tjx_metrics.trackers.availability import check_trackers
-from tjx_metrics.trackers.base import Histogram, Scalar, as_histogram, as_number
+from tjx_metrics.trackers.base import Histogram, Scalar, as_histograms, as_numbers
 
-MAX_BINS = 512  # of a histogram; W&B refuses more
-EXIT_SECONDS = 5.0  # that a service which answers no more may hold up the end of the process
+MAX_BINS = 512  # W&B's limit per histogram
+EXIT_SECONDS = 5.0  # longest delay of the process's exit by an unresponsive service
 
 
 class WandbTracker:
-    """Hand a run to W&B's service process, which writes and sends it.
+    """Send records to W&B's service process, which stores and uploads them.
 
-    ``step`` is the horizontal axis of everything, and not W&B's own count of records: that one
-    cannot go back, as a run does that goes on from its last checkpoint. Steps that are made again
-    stand there twice.
+    The x axis is the metric ``step`` and not W&B's own step, which cannot decrease when a run
+    resumes from a checkpoint. Repeated steps are stored twice.
 
-    ``WANDB_MODE`` and W&B's other settings hold. A service that was killed, or answers no more,
-    does not hold up the end of the process.
+    ``WANDB_MODE`` and other W&B settings apply. A killed or unresponsive service does not block the
+    exit of the process.
 
     Parameters
     ----------
     run_id : str
-        The run; one that is there already is gone on with.
+        Id of the run; an existing run is continued.
     directory : Path
-        Where W&B makes its folder ``wandb`` with what ``wandb sync`` sends.
+        Parent of W&B's folder ``wandb``, which ``wandb sync`` uploads.
     project : str
-        Which runs it stands beside.
+        Project that the run belongs to.
     name : str
-        What it is called there.
+        Name of the run in W&B.
 
     Raises
     ------
     ValueError
-        When wandb is not installed.
+        If wandb is not installed.
     wandb.Error
-        When W&B does not let it in, or cannot be reached.
+        If W&B rejects the login or is unreachable.
     """
 
     def __init__(self, run_id: str, *, directory: Path, project: str, name: str) -> None:
@@ -52,10 +51,10 @@ class WandbTracker:
         self._wandb: Any = wandb
         self._end = threading.Event()
         self._ended = threading.Event()
-        # Python starts no thread when it ends: the one that ends the service waits from now on.
+        # Python cannot start threads at exit, so the thread that ends the service starts now.
         threading.Thread(target=self._end_service, name="wandb-end", daemon=True).start()
-        # The console is ours: W&B neither copies what is printed nor prints over the bar, nor asks
-        # for a key there, which is an error instead.
+        # W&B must not capture the console, print over the progress bar, or prompt for a key: a
+        # missing key is an error.
         settings = self._wandb.Settings(console="off", silent=True)
         self._wandb.setup(settings)
         self._run: Any = self._wandb.init(
@@ -66,41 +65,42 @@ class WandbTracker:
             dir=directory,
             settings=settings,
         )
-        # Functions that are registered later run earlier: this one before that of the service.
+        # atexit runs functions in reverse order: this one runs before the one of the service.
         atexit.register(self._leave)
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Give the settings to the run."""
+        """Update the run's config."""
         self._run.config.update(dict(hyperparameters), allow_val_change=True)
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Give numbers to the run."""
-        self._log({name: as_number(name, value) for name, value in metrics.items()}, step)
+        """Log metrics."""
+        self._log(as_numbers(metrics), step)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Give histograms to the run; bins beyond 512 are added up, several to one."""
-        made = {}
-        for name, value in histograms.items():
-            counts, edges = _at_most_bins(as_histogram(name, value))
-            made[name] = self._wandb.Histogram(np_histogram=(counts, edges))
-        self._log(made, step)
+        """Log histograms; adjacent bins are merged so that there are at most 512."""
+        self._log(
+            {
+                name: self._wandb.Histogram(np_histogram=tuple(_at_most_bins(value)))
+                for name, value in as_histograms(histograms).items()
+            },
+            step,
+        )
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Give texts to the run, as plain text."""
-        # As a table they would be files; as HTML they stand beside the curves.
-        made = {
-            name: self._wandb.Html(_as_page(text), inject=False) for name, text in texts.items()
-        }
-        self._log(made, step)
+        """Log texts as HTML with preserved whitespace; W&B stores tables of texts as files."""
+        self._log(
+            {name: self._wandb.Html(_as_html(text), inject=False) for name, text in texts.items()},
+            step,
+        )
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Give the results to the run's summary."""
+        """Update the run's summary."""
         self._run.summary.update(dict(summary))
 
     def finish(self) -> None:
-        """Wait until the service has brought everything to its place. Twice is once."""
+        """Block until the service has stored all records. Idempotent."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -117,7 +117,7 @@ class WandbTracker:
         self._run.log({"step": step, **values})
 
     def _leave(self) -> None:
-        """End a service that may be dead, and wait a bounded time."""
+        """End a service that may be dead, and wait at most `EXIT_SECONDS`."""
         atexit.unregister(self._leave)
         self._end.set()
         self._ended.wait(EXIT_SECONDS)
@@ -125,7 +125,7 @@ class WandbTracker:
     def _end_service(self) -> None:
         self._end.wait()
         if not self._ended.is_set():
-            # It waits for the service; what it unregisters first would wait at the process's end.
+            # Blocks on the service, but first unregisters W&B's own hook that would block the exit.
             with suppress(Exception):
                 self._wandb.teardown()
             self._ended.set()
@@ -133,10 +133,10 @@ class WandbTracker:
 
 def _at_most_bins(histogram: Histogram) -> Histogram:
     counts, edges = histogram
-    begins = np.arange(0, counts.size, -(-counts.size // MAX_BINS))
-    return Histogram(np.add.reduceat(counts, begins), np.append(edges[begins], edges[-1]))
+    starts = np.arange(0, counts.size, -(-counts.size // MAX_BINS))
+    return Histogram(np.add.reduceat(counts, starts), np.append(edges[starts], edges[-1]))
 
 
-def _as_page(text: str) -> str:
+def _as_html(text: str) -> str:
     escaped = text.replace("&", "&amp;").replace("<", "&lt;")
     return f'<pre style="white-space: pre-wrap">{escaped}</pre>'
