@@ -59,6 +59,16 @@ def test_packages_import_only_allowed_siblings(project: Path) -> None:
     assert others - {own} <= SIBLINGS.get(own, {"tjx_core"})
 
 
+def test_eval_imports_only_the_run_reader_of_the_trainer() -> None:
+    modules = {
+        node.module
+        for file in (ROOT / "apps/eval/src").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tjx_trainer")
+    }
+    assert modules == {"tjx_trainer.run_reader"}
+
+
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
 def test_no_torch_and_no_tensorflow(project: Path) -> None:
     assert not project_imports(project) & {"torch", "tensorflow"}

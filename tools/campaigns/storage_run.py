@@ -25,8 +25,9 @@ from tjx_eval import load_model
 from tjx_eval import main as eval_program
 from tjx_eval.commands import loss
 from tjx_trainer import main as program
+from tjx_trainer import run_reader
 from tjx_trainer.cli.arguments import resolve
-from tjx_trainer.runtime import provenance
+from tjx_trainer.runtime import provenance, run_dir
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training import train
 from tjx_trainer.training.build import Job, build_job
@@ -108,8 +109,8 @@ class StorageRun:
         mock.patch.object(train, "prepare", self._prepare).start()
         mock.patch.object(tjx_metrics, "plot_loss", _plot).start()
         mock.patch.object(retry, "PAUSES_S", (0.0, 0.0, 0.0)).start()
-        mock.patch.object(load_model, "make_update_rule", return_value=(None, None)).start()
-        mock.patch.object(load_model, "abstract_state", return_value=self._job.abstract).start()
+        mock.patch.object(run_reader, "make_update_rule", return_value=(None, None)).start()
+        mock.patch.object(run_reader, "abstract_state", return_value=self._job.abstract).start()
         mock.patch.object(loss, "run", self._evaluate).start()
 
     def train(self, path: Path, more: Flags) -> int:

@@ -1,6 +1,6 @@
-"""A tiny run of the trainer, made once for all tests of the app, and the same as transformers.
+"""A tiny training run shared by all tests of the app, also as a Transformers model.
 
-Texts and sizes are the same for all, so that what is compiled is shared.
+All tests use the same text and sizes, so that compiled programs are shared.
 """
 
 import functools
@@ -26,7 +26,7 @@ TINY = """
 def tiny_run() -> Path:
     """Return the run directory of a decoder of 16 positions, with checkpoints of steps 2 and 4.
 
-    Nobody may write to it. It learnt lines such as "12 sheep and more more ", by characters.
+    Read-only. It was trained on lines such as "12 sheep and more more ", by characters.
     """
     folder = Path(tempfile.mkdtemp(prefix="tjx-eval-tests-"))
     text = folder / "text.txt"
@@ -37,7 +37,7 @@ def tiny_run() -> Path:
 
 
 def as_transformers(run: Path, folder: Path) -> Path:
-    """Write the model of a run to a folder of transformers, with its tokenizer."""
+    """Export the model of a run to a Transformers model directory, with its tokenizer."""
     model = load_model(run)
     hf.save(folder, model.architecture, jax.device_get(model.params))
     shutil.copy(run / "tokenizer.json", folder)

@@ -1,4 +1,4 @@
-"""Exports: what is written is the model, read back by tjx and run by ONNX Runtime."""
+"""Exports: read back by tjx and run by ONNX Runtime, they equal the model."""
 
 import json
 import os
@@ -19,7 +19,6 @@ from tjx_eval.export.hf import write_tokenizer
 from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
 from tjx_nn import BertConfig, bind, hf
-from tjx_trainer.tasks.sampling import encode_prompt
 
 TOKENS = np.arange(16, dtype=np.int32)[None] % 7
 
@@ -32,11 +31,11 @@ def logits(model: TrainedModel) -> np.ndarray:
         return np.asarray(jax.jit(forward)(jax.device_get(model.params), TOKENS))
 
 
-def test_a_transformers_folder_opens_as_the_run_does(tmp_path: Path) -> None:
+def test_a_transformers_export_equals_the_run(tmp_path: Path) -> None:
     out = tmp_path / "hf"
     assert main(["export", str(tiny_run()), str(out)]) == 0
     run, folder = load_model(tiny_run()), load_model(out)
-    # What is evaluated is the mean of the parameters: so is what is exported.
+    # The export has the average of the parameters, which is also what is evaluated.
     np.testing.assert_allclose(logits(folder), logits(run), atol=1e-6)
     assert folder.tokenizer.fingerprint == run.tokenizer.fingerprint
     tokenizer = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
@@ -47,17 +46,17 @@ def test_a_transformers_folder_opens_as_the_run_does(tmp_path: Path) -> None:
     assert settings["model_max_length"] == 16
 
 
-def test_the_exported_tokenizer_begins_prompts_as_generate_does(tmp_path: Path) -> None:
+def test_the_exported_tokenizer_encodes_prompts_as_generate_does(tmp_path: Path) -> None:
     byte, decoder = byte_tokenizer(), load_model(tiny_run()).architecture
     write_tokenizer(byte, decoder, tmp_path)
     other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert other.encode("12 sheep").ids == encode_prompt(byte, "12 sheep")
+    assert other.encode("12 sheep").ids == byte.encode_prompt("12 sheep")
     write_tokenizer(byte, BertConfig(), tmp_path)
     other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert other.encode("12 sheep").ids == byte.encode("12 sheep")
 
 
-def test_tensors_are_of_the_type_that_is_asked_for(tmp_path: Path) -> None:
+def test_tensors_have_the_requested_dtype(tmp_path: Path) -> None:
     out = tmp_path / "small"
     assert main(["export", str(tiny_run()), str(out), "--dtype", "bfloat16"]) == 0
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
@@ -77,39 +76,39 @@ def test_onnx_runtime_computes_the_model_s_logits(
     (found,) = session.run(None, {"tokens": TOKENS})
     np.testing.assert_allclose(found, logits(load_model(tiny_run())), atol=1e-4)
     assert (out / "tokenizer.json").is_file()
-    # The converter puts functions of its own in JAX's place: none may stay.
+    # The converter patches functions of JAX, which must be restored.
     assert [name for name, value in before.items() if vars(jnp)[name] is not value] == []
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("words", "message"),
     [
-        (["{tmp}/full"], "give a folder that is new or empty"),
-        (["{tmp}/full/file"], "give a folder that is new or empty"),
+        (["{tmp}/full"], "expected a new or empty directory"),
+        (["{tmp}/full/file"], "expected a new or empty directory"),
         (["{tmp}/new", "--format", "onxx"], "did you mean onnx?"),
-        (["{tmp}/new", "--length", "8"], "--length has no meaning with --format hf"),
-        (["{tmp}/new", "--format", "onnx", "--dtype", "float16"], "--dtype has no meaning"),
-        (["{tmp}/new", "--format", "onnx", "--length", "17"], "longest sequence is 16"),
+        (["{tmp}/new", "--length", "8"], "--length: not used with --format hf"),
+        (["{tmp}/new", "--format", "onnx", "--dtype", "float16"], "--dtype: not used with"),
+        (["{tmp}/new", "--format", "onnx", "--length", "17"], "expected at most max_seq_len, 16"),
     ],
 )
-def test_what_cannot_be_exported_is_told_and_nothing_is_written(
-    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_options_are_reported_and_nothing_is_written(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     given = [word.format(tmp=tmp_path) for word in words]
     assert main(["export", str(tiny_run()), *given]) == 2
-    assert complaint in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert not (tmp_path / "new").exists()
 
 
-def test_a_model_too_large_for_a_file_and_a_wrong_one_are_refused(
+def test_a_too_large_model_and_wrong_logits_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["export", str(tiny_run()), str(tmp_path / "new"), "--format", "onnx"]
     with monkeypatch.context() as small:
-        small.setattr(onnx, "_MOST_BYTES", 1000)
+        small.setattr(onnx, "_MAX_BYTES", 1000)
         assert main(words) == 2
     assert "an ONNX file holds 1,000" in capsys.readouterr().err
     monkeypatch.setattr(onnx, "ATOL", 0.0)
@@ -118,7 +117,7 @@ def test_a_model_too_large_for_a_file_and_a_wrong_one_are_refused(
     assert not (tmp_path / "new" / "model.onnx").exists()
 
 
-def test_a_killed_export_leaves_nothing_that_stops_the_next(
+def test_an_export_succeeds_after_a_killed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, left = tmp_path / "hf", tmp_path / "hf.4194305.tmp"

@@ -1,4 +1,4 @@
-"""`generate`: what streams is what is written at once, and a conversation is its own context."""
+"""`generate`: streamed text equals generated text; a conversation is its own context."""
 
 import json
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ import pytest
 from eval_tiny_run import tiny_run
 
 from tjx_eval.errors import EvalError
-from tjx_eval.generation.completions import Writing
-from tjx_eval.generation.conversation import converse
+from tjx_eval.generation.completions import CompletionStream
+from tjx_eval.generation.conversation import chat
 from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
 from tjx_nn import bind
-from tjx_trainer.tasks.sampling import SamplingParams, encode_prompt, generate_text
+from tjx_trainer.tasks.sampling import SamplingParams, generate_text
 
 CHOICE: SamplingParams = {
     "samples": 3, "max_new_tokens": 10, "temperature": 1.0, "top_k": 50, "top_p": 0.95,
@@ -29,20 +29,20 @@ def model() -> TrainedModel:
     return load_model(tiny_run())
 
 
-def test_streamed_texts_are_those_that_are_written_at_once(model: TrainedModel) -> None:
+def test_streamed_texts_equal_generated_texts(model: TrainedModel) -> None:
     texts = generate_text(model.gpt, model.params, model.tokenizer, "12 ", **CHOICE)
-    writing = Writing(model, encode_prompt(model.tokenizer, "12 "), **CHOICE)
-    pieces = list(writing)
+    stream = CompletionStream(model, model.tokenizer.encode_prompt("12 "), **CHOICE)
+    pieces = list(stream)
     assert len(pieces) > 5
     assert "".join(pieces) == texts[0]
-    assert [each.text for each in writing.continuations] == texts
-    assert {each.finish_reason for each in writing.continuations} == {"length"}
+    assert [each.text for each in stream.completions] == texts
+    assert {each.finish_reason for each in stream.completions} == {"length"}
     assert len(set(texts)) == 3
-    # A stop text ends each where it comes first, and the writing when all have ended.
+    # A stop text ends each completion at its first occurrence, and the stream when all ended.
     stop = texts[0][4]
-    stopped = Writing(model, encode_prompt(model.tokenizer, "12 "), stops=[stop], **CHOICE)
+    stopped = CompletionStream(model, model.tokenizer.encode_prompt("12 "), stops=[stop], **CHOICE)
     assert "".join(stopped) == texts[0][: texts[0].index(stop)]
-    for each, text in zip(stopped.continuations, texts, strict=True):
+    for each, text in zip(stopped.completions, texts, strict=True):
         assert each.text == text.partition(stop)[0]
         assert each.finish_reason == ("stop" if stop in text else "length")
 
@@ -63,8 +63,8 @@ def test_the_command_prints_samples_and_writes_json(
     assert [len(each["tokens"]) for each in record["samples"]] == [10, 10]
 
 
-class Person:
-    """Types lines; an exception in their place is a key such as Ctrl-C."""
+class Keyboard:
+    """Returns lines; an exception in place of a line is a key such as Ctrl-C."""
 
     def __init__(self, lines: list[Any]) -> None:
         self._lines: Iterator[Any] = iter(lines)
@@ -79,7 +79,7 @@ class Person:
 
 
 class Terminal:
-    """What is shown; Ctrl-C comes once, after so many pieces."""
+    """Collects output; raises Ctrl-C once, after a number of pieces."""
 
     def __init__(self, interrupted_after: int) -> None:
         self.text, self._left = "", interrupted_after
@@ -96,40 +96,40 @@ def test_a_conversation_is_the_context_of_its_next_answer(
 ) -> None:
     seen: list[str] = []
 
-    class Watched(Writing):
+    class Watched(CompletionStream):
         def __init__(self, model: TrainedModel, prompt: Any, **options: Any) -> None:
             seen.append(model.tokenizer.decode(prompt))
             super().__init__(model, prompt, **options)
 
-    monkeypatch.setattr("tjx_eval.generation.conversation.Writing", Watched)
+    monkeypatch.setattr("tjx_eval.generation.conversation.CompletionStream", Watched)
     choice: SamplingParams = {"max_new_tokens": 4, "temperature": 1.0, "top_k": None, "seed": 0}
-    person = Person(["1 ", KeyboardInterrupt, "2 sheep", "3", EOFError])
+    keyboard = Keyboard(["1 ", KeyboardInterrupt, "2 sheep", "3", EOFError])
     terminal = Terminal(interrupted_after=2)
-    turns = converse(model, "", stops=[], choice=choice, ask=person, say=terminal)
+    turns = chat(model, "", stops=[], params=choice, read_line=keyboard, write=terminal)
     text = terminal.text
     assert turns == len(seen) == 3
     assert "(stopped)" in text
-    assert "(Ctrl-D leaves)" in text
+    assert "(Ctrl-D exits)" in text
     said = text.partition(" (stopped)")[0]
-    assert len(said) == 2  # two pieces came before Ctrl-C, and they stay said
+    assert len(said) == 2  # the two pieces before Ctrl-C are kept
     end = model.tokenizer.eot_id
     start = model.tokenizer.decode([end]) if end is not None else ""
     assert seen[0] == f"{start}1 \n"
     whole = f"1 \n{said}" + ("" if said.endswith("\n") else "\n") + "2 sheep\n"
     assert seen[1].removeprefix(start) == whole[-(12 - bool(start)) :]
-    assert "the oldest" in text
+    assert "dropped the oldest" in text
     assert all(len(model.tokenizer.encode(each.removeprefix(start))) <= 12 for each in seen)
     with pytest.raises(EvalError, match="leaves no room for a question"):
-        converse(model, "", stops=[], choice={**choice, "max_new_tokens": 16}, ask=person)
+        chat(model, "", stops=[], params={**choice, "max_new_tokens": 16}, read_line=keyboard)
 
 
-def test_beyond_the_context_the_window_slides() -> None:
+def test_the_context_window_slides_beyond_max_seq_len() -> None:
     model = load_model(tiny_run())
-    prompt = encode_prompt(model.tokenizer, "12 sheep")
+    prompt = model.tokenizer.encode_prompt("12 sheep")
     choice: SamplingParams = {"samples": 2, "max_new_tokens": 20, "temperature": 0.0, "seed": 0}
-    writing = Writing(model, prompt, **choice)
-    text = "".join(writing)
-    (tokens, same) = (each.tokens for each in writing.continuations)
+    stream = CompletionStream(model, prompt, **choice)
+    text = "".join(stream)
+    (tokens, same) = (each.tokens for each in stream.completions)
     assert tokens == same
     assert len(tokens) == 20
     assert text == model.tokenizer.decode(tokens)
@@ -145,12 +145,12 @@ def test_beyond_the_context_the_window_slides() -> None:
         padded[0, : len(window)] = window
         with jax.transfer_guard("allow"):
             found = jax.device_get(logits(params, padded))
-        # The first tokens see all before them, up to the longest sequence.
+        # The first tokens attend to all previous ones, up to max_seq_len.
         assert found[0, len(window) - 1].argmax() == token
         known.append(token)
 
 
-def test_the_flags_of_sample_py_become_those_of_generate(
+def test_flags_of_sample_py_are_translated(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tiny_run()
@@ -158,26 +158,26 @@ def test_the_flags_of_sample_py_become_those_of_generate(
     assert main([*words, "--max_new_tokens", "20", "--temperature=0.5"]) == 0
     out, err = capsys.readouterr()
     assert out.count("12 sheep") == 2
-    assert "longest sequence is 16 tokens; beyond it" in err
+    assert "max_seq_len is 16 tokens; beyond it" in err
     assert main(["--nanogpt", "--num_sample=3", "--init_from=gpt2", "--top_k"]) == 2
-    told = capsys.readouterr().err
-    assert "did you mean num_samples?" in told
-    assert "--top_k: its value is missing" in told
-    assert "--init_from=gpt2: expected resume" in told
+    errors = capsys.readouterr().err
+    assert "did you mean num_samples?" in errors
+    assert "--top_k: its value is missing" in errors
+    assert "--init_from: got gpt2; expected resume" in errors
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("words", "message"),
     [
         (["--prompt", "a", "--prompt_file", "b"], "leave out one"),
         (["--prompt_file", "{tmp}/no"], "cannot be read"),
-        (["--interactive", "--samples", "2"], "one answer at a time"),
+        (["--interactive", "--samples", "2"], "--interactive: not supported with --samples"),
         (["--temperature", "-1", "--max_new_tokens", "2"], "temperature is -1.0"),
         (["--top_p", "2", "--max_new_tokens", "2"], "top_p is 2.0"),
     ],
 )
-def test_mistakes_are_told(
-    words: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_reported(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["generate", str(tiny_run()), *(w.format(tmp=tmp_path) for w in words)]) == 2
-    assert complaint in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Two processes find the loss that one finds."""
+"""The loss computed by two processes equals that of one."""
 
 import json
 import os
@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from eval_tiny_run import tiny_run
 
-# Processes start slowly: each imports JAX and compiles.
+# Slow: each process imports JAX and compiles.
 pytestmark = pytest.mark.slow
 
-PATIENCE = 300  # seconds for what takes a few, on a slow machine
+TIMEOUT = 300  # seconds
 
 
 def loss(count: int, words: list[str], out: Path) -> dict[str, float]:
-    """Let so many processes answer together, told of each other by the environment alone."""
+    """Compute the loss with several processes, which find each other by environment variables."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    given = {
+    environment = {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -34,34 +34,34 @@ def loss(count: int, words: list[str], out: Path) -> dict[str, float]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **given, "JAX_PROCESS_ID": str(index)},
+            env={**os.environ, **environment, "JAX_PROCESS_ID": str(index)},
         )
         for index in range(count)
     ]
     try:
-        told = [process.communicate(timeout=PATIENCE) for process in started]
+        outputs = [process.communicate(timeout=TIMEOUT) for process in started]
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * count, told
-    # Process 0 speaks for all. What the others print is Gloo's.
-    spoken = [[line for line in said.splitlines() if "[Gloo]" not in line] for said, _ in told]
-    assert [bool(lines) for lines in spoken] == [True] + [False] * (count - 1), told
+    assert [process.returncode for process in started] == [0] * count, outputs
+    # Only process 0 prints, apart from messages of Gloo.
+    printed = [[line for line in out.splitlines() if "[Gloo]" not in line] for out, _ in outputs]
+    assert [bool(lines) for lines in printed] == [True] + [False] * (count - 1), outputs
     found: dict[str, float] = json.loads(out.read_text())
     return found
 
 
 @pytest.mark.parametrize("words", [[], ["--window=16", "--stride=8", "--per_document"]])
-def test_two_processes_find_the_loss_of_one(words: list[str], tmp_path: Path) -> None:
+def test_two_processes_compute_the_loss_of_one(words: list[str], tmp_path: Path) -> None:
     one, two = (loss(n, [str(tiny_run()), *words], tmp_path / f"{n}.json") for n in (1, 2))
     for name in ("loss", "bits_per_byte", "top1_accuracy", "top10_accuracy"):
         assert two[name] == pytest.approx(one[name], rel=1e-6)
     assert (two["tokens"], two["text_bytes"]) == (one["tokens"], one["text_bytes"])
 
 
-def test_wikitexts_perplexity_depends_on_no_batch_and_no_process(tmp_path: Path) -> None:
+def test_perplexity_does_not_depend_on_batch_size_and_processes(tmp_path: Path) -> None:
     if "TJX_TEST_DATA" not in os.environ:
-        pytest.skip("TJX_TEST_DATA names no folder of data")
+        pytest.skip("TJX_TEST_DATA is not set")
     text = Path(os.environ["TJX_TEST_DATA"]) / "wikitext2" / "valid.txt"
     run = wikitext_run(text, tmp_path)
     # Disjoint windows, as in training, and all of the text: 1.1 million characters.
@@ -73,7 +73,7 @@ def test_wikitexts_perplexity_depends_on_no_batch_and_no_process(tmp_path: Path)
     lengths = len(text.read_bytes())
     for each in found:
         assert each["perplexity"] == pytest.approx(found[0]["perplexity"], rel=1e-6)
-        assert each["text_bytes"] == lengths - 1  # the first is predicted from nothing
+        assert each["text_bytes"] == lengths - 1  # the first token is not scored
         assert each["tokens"] == found[0]["tokens"]
 
 

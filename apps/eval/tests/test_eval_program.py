@@ -1,4 +1,4 @@
-"""The app's command line: what it opens, and what it refuses in one sentence."""
+"""Command line of the app: loading of models, and error messages."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import tjx_data
 from tjx_data import byte_tokenizer
 from tjx_eval.load_model import load_model
 from tjx_eval.main import main
-from tjx_eval.scoring.eval_data import open_texts
+from tjx_eval.scoring.eval_data import load_texts
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_loss_is_what_training_logged_for_any_batch_size(
 ) -> None:
     found = figures(run_dir, tmp_path / "a.json")
     assert "bits per byte" in capsys.readouterr().out
-    # What is evaluated is the mean of the parameters, here as there.
+    # Both evaluate the average of the parameters.
     records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     logged = {record["step"]: record for record in records if "eval/loss" in record}
     assert found["step"] == 4
@@ -47,7 +47,7 @@ def test_loss_is_what_training_logged_for_any_batch_size(
     other = figures(run_dir, tmp_path / "b.json", "--batch_size", "3")
     for name in ("loss", "top1_accuracy", "top5_accuracy", "top10_accuracy", "tokens"):
         assert other[name] == pytest.approx(found[name], rel=1e-6)
-    # An accuracy is a share of whole tokens, and more guesses are right more often.
+    # Accuracies are fractions of whole tokens, and increase with k.
     hits = found["top1_accuracy"] * found["tokens"]
     assert hits == pytest.approx(round(hits), abs=1e-6)
     assert found["top1_accuracy"] <= found["top5_accuracy"] <= found["top10_accuracy"] <= 1
@@ -58,14 +58,14 @@ def test_loss_is_what_training_logged_for_any_batch_size(
     assert figures(run_dir, tmp_path / "d.json", "--max_tokens", "100")["tokens"] == 100
 
 
-def test_data_is_prepared_again_where_the_cache_was_emptied(run_dir: Path, tmp_path: Path) -> None:
+def test_data_is_prepared_again_after_the_cache_is_deleted(run_dir: Path, tmp_path: Path) -> None:
     before = figures(run_dir, tmp_path / "d.json")
     (folder,) = json.loads((run_dir / "data.json").read_text())["folders"].values()
     shutil.rmtree(folder)
     assert figures(run_dir, tmp_path / "e.json")["loss"] == pytest.approx(before["loss"])
 
 
-def test_a_folder_of_transformers_gives_what_the_run_gives(
+def test_a_transformers_model_has_the_loss_of_the_run(
     run_dir: Path, transformers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "a.txt"
@@ -76,22 +76,22 @@ def test_a_folder_of_transformers_gives_what_the_run_gives(
     assert folder["text_bytes"] == run["text_bytes"]
     capsys.readouterr()
     assert main(["loss", str(transformers)]) == 2
-    assert "has no text; give --data" in capsys.readouterr().err
+    assert "has no validation data; give --data" in capsys.readouterr().err
 
 
-def test_a_command_line_is_told_everything_that_is_wrong_with_it(
+def test_all_command_line_errors_are_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--window", "0", "--batch_size", "x", "--staide", "3"]
     assert main(["loss", str(tmp_path / "gone"), *words]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 4
-    assert told[0].endswith("gone: there is no such folder")
-    assert "--window: '0' is not a whole number of at least 1" in told[1]
-    assert "--batch_size: 'x' is not a whole number" in told[2]
-    assert "--staide: there is no such flag; did you mean --stride?" in told[3]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert lines[0].endswith("gone: no such directory")
+    assert "--window: got '0'; expected a whole number of at least 1" in lines[1]
+    assert "--batch_size: got 'x'; expected a whole number" in lines[2]
+    assert "--staide: unknown flag; did you mean --stride?" in lines[3]
     assert main(["los", "somewhere"]) == 2
-    assert "los: there is no such command; did you mean loss?" in capsys.readouterr().err
+    assert "COMMAND: got 'los'; expected one of loss, " in capsys.readouterr().err
     assert main(["loss"]) == 2
     assert "required: model" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
@@ -99,7 +99,7 @@ def test_a_command_line_is_told_everything_that_is_wrong_with_it(
     assert "--stride" in capsys.readouterr().out
 
 
-def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
+def test_command_line_errors_are_reported_before_heavy_imports() -> None:
     program = (
         "import sys; from tjx_eval.main import main; assert main(['loss', 'x', '--y']) == 2; "
         "print([name for name in ('jax', 'numpy', 'matplotlib', 'yaml') if name in sys.modules])"
@@ -108,7 +108,7 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported() -> None:
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_a_corpus_is_scored_on_its_official_held_out_text(
+def test_a_corpus_is_scored_on_its_official_validation_split(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_model(run_dir)
@@ -120,38 +120,41 @@ def test_a_corpus_is_scored_on_its_official_held_out_text(
 
     monkeypatch.setattr(tjx_data, "load_corpus", load)
     for name in ("wikitext-103", "wikitext-103:test", "python-docs"):
-        assert [each.text for each in open_texts(model, corpus=name).documents] == ["a text"]
+        assert [each.text for each in load_texts(model, corpus=name).documents] == ["a text"]
     assert opened == ["wikitext-103:validation", "wikitext-103:test", "python-docs"]
 
 
-PLACES = [
-    ("{tmp}/nothing", "there is no such folder"),
-    ("{tmp}", "this is a folder of runs: give one of them, such as {tmp}/new"),
+MISTAKES = [
+    ("{tmp}/nothing", "no such directory"),
+    ("{tmp}", "got a directory of runs; give one of them, such as {tmp}/new"),
     ("{tmp}/new", "there is no checkpoint yet; the trainer saves the first at step 2"),
-    ("{run}/checkpoints", "this is a part of the run {run}: give {run}"),
+    ("{run}/checkpoints", "got a part of the model directory {run}; give {run}"),
     ("{run}/checkpoints/4", "give {run} --step 4"),
-    ("{run}/config.yaml", "this is a file: give the folder of the model, {run}"),
-    ("{tmp}/plain", "neither config.yaml"),
-    ("{tmp}/no_tokenizer", "there is no tokenizer.json in it"),
+    ("{run}/config.yaml", "got a file; expected a model directory; give {run}"),
+    ("{tmp}/plain", "found neither config.yaml"),
+    ("{tmp}/no_tokenizer", "tokenizer.json is missing"),
     ("{tmp}/no_weights", "has neither model.safetensors nor"),
     ("{run} --step 3", "there is no checkpoint of step 3; it has 2, 4"),
-    ("{hf} --data {tmp}/text.txt --step 4", "has no steps; leave out --step 4"),
+    (
+        "{hf} --data {tmp}/text.txt --step 4",
+        "{hf} is a Transformers model without steps",
+    ),
     ("{run} --tokenizer {tmp}/bytes.json", "is not the tokenizer that {run} was trained with"),
-    ("{hf} --data {tmp}/text.txt --tokenizer {tmp}/bytes.json", "tokens and the model in {hf}"),
+    ("{hf} --data {tmp}/text.txt --tokenizer {tmp}/bytes.json", "tokens; the model in {hf} has"),
     ("{run} --data {tmp}/none*.txt", "this pattern matches no file"),
-    ("{run} --data {tmp}/text.txt --corpus python-docs", "are both given"),
+    ("{run} --data {tmp}/text.txt --corpus python-docs", "--data: not supported with --corpus"),
     ("{run} --corpus python-dogs", "did you mean 'python-docs'?"),
-    ("{run} --window 17", "the model's longest sequence is 16"),
-    ("{run} --stride 20", "tokens between two windows of 16 would not be scored"),
+    ("{run} --window 17", "--window: got 17; expected at most max_seq_len, 16"),
+    ("{run} --stride 20", "--stride: got 20; expected at most the window, 16"),
     ("{run} --csv {tmp}/a.csv", "give --per_document too"),
     ("{run} --data {tmp}/foreign.txt", "text: got the characters"),
 ]
 
 
-@pytest.mark.parametrize(("words", "complaint"), PLACES)
-def test_what_cannot_be_evaluated_is_one_sentence(
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_mistakes_are_reported_in_one_line(
     words: str,
-    complaint: str,
+    message: str,
     run_dir: Path,
     transformers: Path,
     tmp_path: Path,
@@ -171,5 +174,5 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     places = {"tmp": tmp_path, "run": run_dir, "hf": transformers}
     assert main(["loss", *words.format(**places).split()]) == 2
     error = capsys.readouterr().err
-    assert complaint.format(**places) in error
+    assert message.format(**places) in error
     assert len(error.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The server, asked by OpenAI's own client over a socket."""
+"""The server, tested with OpenAI's client over a socket."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 
 from tjx_data import byte_tokenizer
-from tjx_eval.serving import connections, streaming
+from tjx_eval.serving import connections
 from tjx_eval.serving.app import Service
 from tjx_eval.serving.engine import Engine
 from tjx_nn import GPTConfig, init
@@ -28,7 +28,7 @@ LONG = 40
 
 
 def make_params() -> dict[str, Any]:
-    """Return parameters whose texts wander, so that a mixed-up request is seen."""
+    """Return parameters whose texts vary, so that mixed-up requests are detected."""
     with jax.transfer_guard("allow"):
         params = jax.device_get(jax.jit(init, static_argnums=0)(CONFIG, jax.random.key(0)))
     rng = np.random.default_rng(0)
@@ -42,8 +42,8 @@ class Served:
     """A real server on a free port, in a thread."""
 
     def __init__(self, slots: int = 4, **options: Any) -> None:
-        waiting = options.pop("most_waiting", 64)
-        self.engine = Engine(CONFIG, make_params(), slots=slots, most_waiting=waiting)
+        waiting = options.pop("max_waiting", 64)
+        self.engine = Engine(CONFIG, make_params(), slots=slots, max_waiting=waiting)
         self.engine.start()
         service = Service("tiny", self.engine, TOKENIZER, **options)
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -83,7 +83,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
 
 
 def options(i: int) -> dict[str, Any]:
-    """Return what request `i` asks for: no two alike."""
+    """Return the options of request `i`; all differ."""
     extra = {"top_k": 20 + i} if i % 3 == 0 else {}
     return {
         "model": "tiny", "prompt": f"request {i}", "max_tokens": 8 + i % 24, "seed": i,
@@ -92,7 +92,7 @@ def options(i: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_of_32_requests_at_once_none_is_lost_and_each_is_as_alone(
+def test_32_concurrent_requests_get_the_same_texts_as_sequential_ones(
     served: Served, client: openai.OpenAI
 ) -> None:
     alone = [client.completions.create(**options(i)) for i in range(32)]
@@ -147,7 +147,7 @@ def test_lists_of_prompts_tokens_and_several_continuations(client: openai.OpenAI
     assert client.models.retrieve("tiny").id == "tiny"
 
 
-def test_a_stop_text_ends_and_is_not_given_out(client: openai.OpenAI) -> None:
+def test_a_stop_text_ends_the_completion_and_is_not_returned(client: openai.OpenAI) -> None:
     ask: dict[str, Any] = {
         "model": "tiny", "prompt": "x", "max_tokens": LONG, "seed": 1, "temperature": 1.2,
     }  # fmt: skip
@@ -159,17 +159,17 @@ def test_a_stop_text_ends_and_is_not_given_out(client: openai.OpenAI) -> None:
     assert "".join(pieces) == cut.text
 
 
-def test_log_probabilities_are_told_of_every_token(client: openai.OpenAI) -> None:
+def test_every_token_has_log_probabilities(client: openai.OpenAI) -> None:
     choice = client.completions.create(
         model="tiny", prompt="ab", max_tokens=5, temperature=0, logprobs=3
     ).choices[0]
-    told = choice.logprobs
-    assert told is not None
-    assert told.tokens is not None
-    assert told.token_logprobs is not None
-    assert told.top_logprobs is not None
-    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == 5
-    for log_prob, top in zip(told.token_logprobs, told.top_logprobs, strict=True):
+    logprobs = choice.logprobs
+    assert logprobs is not None
+    assert logprobs.tokens is not None
+    assert logprobs.token_logprobs is not None
+    assert logprobs.top_logprobs is not None
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == 5
+    for log_prob, top in zip(logprobs.token_logprobs, logprobs.top_logprobs, strict=True):
         assert log_prob == pytest.approx(max(top.values()), rel=1e-5)  # greedy
         assert log_prob < 0
     chat = client.chat.completions.create(
@@ -182,7 +182,7 @@ def test_log_probabilities_are_told_of_every_token(client: openai.OpenAI) -> Non
     assert [len(each.top_logprobs) for each in content.content] == [2] * 4
 
 
-def test_a_conversation_is_one_text_by_the_documented_template(client: openai.OpenAI) -> None:
+def test_chat_uses_the_documented_template(client: openai.OpenAI) -> None:
     messages: list[Any] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
@@ -201,43 +201,43 @@ def test_a_conversation_is_one_text_by_the_documented_template(client: openai.Op
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         ({"max_tokens": 64}, 400, "context is 64 tokens"),
         ({"prompt": "x" * 80}, 400, "the prompt has 81"),
         ({"prompt": [999]}, 400, "from 0 to"),
-        ({"prompt": []}, 400, "prompt is a text"),
+        ({"prompt": []}, 400, "prompt: expected a text"),
         ({"prompt": [2**70]}, 400, "no token of this model"),
         ({"prompt": [-1]}, 400, "no token of this model"),
         ({"prompt": "\ud800"}, 400, "surrogate pair"),
         ({"stop": "\udfff"}, 400, "surrogate pair"),
-        ({"stop": "x" * 1001}, 400, "at most 1000"),
-        ({"temperature": 3}, 400, "temperature is 3"),
+        ({"stop": "x" * 1001}, 400, "expected at most 1000 per text"),
+        ({"temperature": 3}, 400, "temperature: got 3"),
         ({"temperature": float("nan")}, 400, "NaN is no JSON"),
-        ({"max_tokens": True}, 400, "max_tokens is True"),
+        ({"max_tokens": True}, 400, "max_tokens: got True"),
         ({"top_p": 0}, 400, "top_p is 0.0"),
         ({"stop": [""]}, 400, "none of them empty"),
-        ({"n": 100}, 400, "up to 64 are"),
-        ({"frequency_penalty": 1}, 400, "not done here"),
+        ({"n": 100}, 400, "expected at most 64"),
+        ({"frequency_penalty": 1}, 400, "not supported"),
         ({"temprature": 1}, 400, "did you mean temperature?"),
         ({"model": "gpt-4"}, 404, "there is 'tiny'"),
-        ({"echo": True, "logprobs": 1}, 400, "with echo is not done"),
-        ({"stream_options": {}}, 400, "only for stream"),
-        ([], 400, "no JSON object"),
+        ({"echo": True, "logprobs": 1}, 400, "not supported with echo"),
+        ({"stream_options": {}}, 400, "only with stream"),
+        ([], 400, "not a JSON object"),
     ],
 )
-def test_what_cannot_be_done_is_refused_in_openai_s_form(
-    served: Served, body: Any, status: int, said: str
+def test_invalid_requests_are_rejected_in_the_openai_format(
+    served: Served, body: Any, status: int, message: str
 ) -> None:
     content = json.dumps({"prompt": "a", "max_tokens": 2, **body} if body else body)
     headers = {"content-type": "application/json"}
     answer = httpx.post(f"{served.url}/v1/completions", content=content, headers=headers)
     error = answer.json()["error"]
-    assert (answer.status_code, said in error["message"]) == (status, True), error
+    assert (answer.status_code, message in error["message"]) == (status, True), error
     assert error["type"] in ("invalid_request_error", "not_found_error")
 
 
-def test_access_is_for_this_machine_and_json_alone(served: Served) -> None:
+def test_only_this_machine_and_json_are_accepted(served: Served) -> None:
     url, body = f"{served.url}/v1/completions", b'{"prompt": "a"}'
 
     def code(**options: Any) -> int:
@@ -262,23 +262,23 @@ def test_access_is_for_this_machine_and_json_alone(served: Served) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_too_many_continuations_are_refused_before_they_are_made(
+def test_too_many_completions_are_rejected_before_encoding(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def encode(*_arguments: Any) -> Any:
-        raise AssertionError("encoded before it was refused")
+        raise AssertionError("encoded before the check")
 
-    monkeypatch.setattr(streaming, "encode_prompt", encode)
+    monkeypatch.setattr(type(TOKENIZER), "encode_prompt", encode)
     body = {"prompt": ["a"] * 2000, "n": 128, "max_tokens": 1}
     answer = httpx.post(f"{served.url}/v1/completions", json=body)
     assert answer.status_code == 400
-    assert "256000 continuations" in answer.json()["error"]["message"]
+    assert "256000 completions" in answer.json()["error"]["message"]
 
 
-def test_silent_connections_lock_nobody_out(
+def test_idle_connections_do_not_block_others(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "most_connections", lambda: 4)
+    monkeypatch.setattr(connections, "max_connections", lambda: 4)
     address = served.socket.getsockname()[:2]
     silent = [socket.create_connection(address, timeout=30) for _ in range(9)]
     try:
@@ -292,7 +292,7 @@ def test_silent_connections_lock_nobody_out(
     finally:
         for one in silent:
             one.close()
-    # One that sends its request line by line for ever is closed too.
+    # A connection with an incomplete request is closed too.
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
     with socket.create_connection(address, timeout=30) as slow:
         slow.sendall(b"GET /health HTTP/1.1\r\n")
@@ -305,12 +305,12 @@ def wait_until(true: Any) -> None:
         if true():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not come")
+    raise AssertionError("timeout")
 
 
-def test_who_leaves_frees_the_slot_and_who_is_too_many_is_refused() -> None:
-    served = Served(slots=1, most_waiting=2, api_key="secret key")
-    # Steps end only when they may, so that requests are still there when they are looked at.
+def test_a_disconnect_frees_the_slot_and_a_full_queue_rejects() -> None:
+    served = Served(slots=1, max_waiting=2, api_key="secret key")
+    # Block the steps, so that requests are still running when the test checks them.
     gate = threading.Event()
     step = served.engine.decoder.step
 
@@ -342,7 +342,7 @@ def test_who_leaves_frees_the_slot_and_who_is_too_many_is_refused() -> None:
             wait_until(lambda: state()["waiting"] == 0)
         wait_until(lambda: state()["running"] == 0)
         gate.set()
-        # The slot is free for the next one.
+        # The slot is free for the next request.
         short = {"prompt": "a", "max_tokens": 3, "temperature": 0}
         answer = httpx.post(url, json=short, headers=headers, timeout=60)
         assert answer.json()["usage"]["completion_tokens"] == 3
@@ -351,7 +351,7 @@ def test_who_leaves_frees_the_slot_and_who_is_too_many_is_refused() -> None:
         served.stop()
 
 
-def test_stopping_ends_what_runs_within_the_grace_time() -> None:
+def test_stopping_ends_running_requests_within_the_grace_period() -> None:
     served = Served(slots=1)
     gate = threading.Event()
     step = served.engine.decoder.step

@@ -1,4 +1,4 @@
-"""The harness on local tasks: its log-likelihoods are the model's, and nothing is fetched."""
+"""lm-evaluation-harness on local tasks: exact log-likelihoods, no network access."""
 
 import functools
 import json
@@ -19,7 +19,7 @@ from tjx_eval.scoring.lm_harness import HarnessModel
 from tjx_nn import GPTConfig, bind
 from tjx_trainer.tasks.sampling import generate_text
 
-# Libraries of the harness warn of what they will change.
+# Libraries of the harness issue deprecation warnings.
 pytestmark = pytest.mark.filterwarnings("default")
 
 CHOICES = """
@@ -53,8 +53,8 @@ QUESTIONS = [
 ]
 
 
-class CompletionRequest:
-    """What the harness gives for one request."""
+class Instance:
+    """A request of the harness."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -66,7 +66,7 @@ def model() -> TrainedModel:
 
 
 def log_likelihood(model: TrainedModel, before: list[int], text: list[int]) -> tuple[float, bool]:
-    """Return the sum in float64, from the model's logits, and whether greedy writes it."""
+    """Return the float64 sum from the model's logits, and whether the text is greedy."""
     tokens = (before + text)[-17:]
     padded = np.zeros((1, 16), np.int32)
     padded[0, : len(tokens) - 1] = tokens[:-1]
@@ -90,23 +90,23 @@ def test_log_likelihoods_equal_a_computation_in_float64(model: TrainedModel) -> 
     start = [harness.eot_token_id]
     pairs = [("1 sh", "eep"), ("", "2 sheep"), ("more more more more m", "ore"), ("3 ", "sheep")]
     pairs += [(f"{i} s", "heep and"[: 1 + i % 8]) for i in range(9)]
-    found = harness.loglikelihood([CompletionRequest(*pair) for pair in pairs], disable_tqdm=True)
+    found = harness.loglikelihood([Instance(*pair) for pair in pairs], disable_tqdm=True)
     for (before, text), (value, greedy) in zip(pairs, found, strict=True):
         whole = encode(before + text)
-        # The harness moves spaces at the end of the context to the text.
+        # The harness moves trailing spaces of the context to the text.
         cut = len(encode(before.rstrip()))
         context, rest = (whole[:cut], whole[cut:]) if before else (start, whole)
         expected, writes = log_likelihood(model, context, rest)
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
         assert greedy == writes
-    assert harness.notes == {"of contexts that are too long the end was read"}
+    assert harness.notes == {"contexts that are too long were truncated to their end"}
     text = "12 sheep and more more\n14 sheep and"
     tokens = encode(text)
-    (rolling,) = harness.loglikelihood_rolling([CompletionRequest(text)], disable_tqdm=True)
+    (rolling,) = harness.loglikelihood_rolling([Instance(text)], disable_tqdm=True)
     expected = log_likelihood(model, start, tokens[:16])[0]
-    # The windows after the first begin with the last token of the one before.
+    # Each later window starts with the last token of the previous one.
     expected += log_likelihood(model, tokens[15:16], tokens[16:32])[0]
-    # The last one reads as far back as it can.
+    # The last window has as much context as possible.
     expected += log_likelihood(model, tokens[len(tokens) - 17 : 32], tokens[32:])[0]
     assert len(tokens) < 48
     assert rolling == pytest.approx(expected, rel=1e-5)
@@ -119,7 +119,7 @@ def test_local_tasks_run_without_a_network(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(*_: Any) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("network access")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -154,7 +154,7 @@ def test_local_tasks_run_without_a_network(
         values = [log_likelihood(model, encode(question), encode(each))[0] for each in choices]
         right += int(np.argmax(values)) == label
     assert found["sheep_choice"]["acc,none"] == pytest.approx(right / 3)
-    # The one that nobody can write is wrong.
+    # The text that the model does not generate is wrong.
     assert found["sheep_writing"]["exact_match,none"] == pytest.approx(2 / 3)
     assert "sheep_choice" in capsys.readouterr().out
     assert os.environ["HF_HUB_OFFLINE"] == "1"
@@ -169,7 +169,9 @@ def test_local_tasks_run_without_a_network(
     assert "did you mean sheep_choice?" in capsys.readouterr().err
 
 
-def test_a_folder_without_tasks_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_tasks_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["tasks", str(tiny_run()), "--tasks", "a", "--include_path", str(tmp_path)]
     assert main(words) == 2
-    assert "there is no .yaml file" in capsys.readouterr().err
+    assert "which has no .yaml file" in capsys.readouterr().err

@@ -1,3 +1,3 @@
-"""Questions to a trained model: its loss on held-out text, and the text it writes."""
+"""Evaluation, text generation, export and serving of trained models."""
 
 __version__ = "0.2.0"

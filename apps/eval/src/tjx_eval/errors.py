@@ -1,5 +1,5 @@
-"""What is wrong and the user can mend."""
+"""User errors of the `tjx-eval` program."""
 
 
 class EvalError(ValueError):
-    """What cannot be answered; the message says in one sentence why and what to do."""
+    """Raised for a mistake that the user can fix; the message says how."""

@@ -1,4 +1,4 @@
-"""Opening a model to be asked: a run directory of the trainer, or a folder of transformers."""
+"""Load a trained model: a run of the trainer, or a Hugging Face Transformers model directory."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-import tjx_ckpt
 import tjx_data
 import tjx_nn
 import tjx_parallel
@@ -16,35 +15,31 @@ from tjx_eval.resolve import resolve_model
 from tjx_nn import hf
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
-from tjx_trainer.config.run_config import Config, ModelConfig
-from tjx_trainer.runtime.allocator import retain_freed_memory
-from tjx_trainer.runtime.run_dir import RunDirectory
-from tjx_trainer.training.build import make_update_rule
-from tjx_trainer.training.train_state import abstract_state, eval_params
+from tjx_trainer.run_reader import Config, ModelConfig, SavedRun, retain_freed_memory
 
 DECODERS = ("gpt",)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with its parameters, spread over all devices.
+    """A model with its parameters, sharded over all devices.
 
     Attributes
     ----------
     path : Path
-        The folder that it came from.
+        Model directory.
     architecture : GPTConfig, BertConfig, ViTConfig or EncoderDecoderConfig
-        What the model is.
+        Model config.
     params : nested dict of float32 arrays
-        The parameters.
+        Parameters.
     mesh : jax.sharding.Mesh
-        The devices that they lie on.
+        Devices of the parameters.
     text_tokenizer : tjx_data.Tokenizer or None
-        The model's tokenizer; None where it reads no text.
+        Tokenizer; None if the model's inputs are not text.
     step : int or None
-        Number of updates that made the parameters; None where nobody recorded it.
-    config : Config or None
-        The resolved configuration of the run; None of a folder of transformers.
+        Training step of the checkpoint; None if unknown.
+    run : SavedRun or None
+        The run; None for a Transformers model.
     """
 
     path: Path
@@ -53,31 +48,46 @@ class TrainedModel:
     mesh: jax.sharding.Mesh
     text_tokenizer: tjx_data.Tokenizer | None
     step: int | None = None
-    config: Config | None = None
+    run: SavedRun | None = None
+
+    @property
+    def config(self) -> Config | None:
+        """Resolved config of the run; None for a Transformers model."""
+        return None if self.run is None else self.run.config
 
     @property
     def name(self) -> str:
-        """The folder's name, and the step."""
+        """Name of the directory, and the step."""
         name = self.path.resolve().name
         return name if self.step is None else f"{name} (step {self.step})"
 
     @property
     def gpt(self) -> GPTConfig:
-        """What the model is, for whom `open_model` opens decoders alone."""
+        """Model config of a decoder."""
         assert isinstance(self.architecture, GPTConfig)
         return self.architecture
 
     @property
     def tokenizer(self) -> tjx_data.Tokenizer:
-        """The tokenizer of a model that reads text."""
+        """Tokenizer of a text model."""
         assert self.text_tokenizer is not None
         return self.text_tokenizer
 
-    @property
-    def run(self) -> RunDirectory:
-        """The run directory, of a run."""
-        assert self.config is not None
-        return RunDirectory(self.path)
+
+def join_processes() -> None:
+    """Initialize `jax.distributed` if the environment names several processes.
+
+    Call it before the first use of a device.
+
+    Raises
+    ------
+    EvalError
+        If the environment variables are incomplete.
+    """
+    try:
+        tjx_parallel.initialize()
+    except ValueError as error:
+        raise EvalError(str(error)) from error
 
 
 def load_model(
@@ -87,45 +97,44 @@ def load_model(
     tokenizer: str | None = None,
     families: tuple[str, ...] = DECODERS,
 ) -> TrainedModel:
-    """Open a model, spread over all devices.
+    """Load a model, sharded over all devices.
 
     Parameters
     ----------
     path : str or Path
-        A run directory of the trainer, or a folder of transformers: config.json, safetensors, and
-        tokenizer.json.
+        A run directory of the trainer, or a Transformers model directory: config.json, safetensors,
+        and tokenizer.json.
     step : int, optional
-        A run's checkpoint of this step; the newest sound one by default.
+        Checkpoint step of a run; by default the newest valid one.
     tokenizer : str, optional
-        Another place of the tokenizer: a file, folder or name on the hub.
+        File, directory or hub name of another tokenizer.
     families : tuple of str
-        What may be opened.
+        Accepted model families.
 
     Raises
     ------
-    RunError
-        If there is no such model at this place, with what to do.
+    EvalError
+        If there is no such model.
     tjx_ckpt.CheckpointError
         If its checkpoints are damaged.
     """
-    found = resolve_model(Path(path))
+    resolved = resolve_model(Path(path))
     if jax.default_backend() == "cpu":
         retain_freed_memory()
-    if found.is_run:
-        return _open_run(found.path, step, tokenizer, families)
+    if resolved.is_run:
+        return _load_run(resolved.path, step, tokenizer, families)
     if step is not None:
-        raise EvalError(f"{path}: a folder of transformers has no steps; leave out --step {step}")
-    return _open_transformers(found.path, tokenizer, families)
+        raise EvalError(f"--step: got {step}; {path} is a Transformers model without steps")
+    return _load_transformers(resolved.path, tokenizer, families)
 
 
-def _open_run(
+def _load_run(
     path: Path, step: int | None, tokenizer: str | None, families: tuple[str, ...]
 ) -> TrainedModel:
-    run = RunDirectory(path)
-    config = dataclasses.replace(run.read_config(), mesh=MeshConfig())
-    _refuse_family(path, config.model.family, families)
-    place = run.checkpoint_location(config)
-    steps = tjx_ckpt.list_steps(place)
+    run = SavedRun(path)
+    config = run.config
+    _check_family(path, config.model.family, families)
+    steps = run.steps()
     if not steps:
         raise EvalError(
             f"{path}: there is no checkpoint yet; the trainer saves the first at step "
@@ -135,53 +144,44 @@ def _open_run(
         raise EvalError(
             f"{path}: there is no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
         )
-    text_tokenizer = _run_tokenizer(run, config, tokenizer)
-    _, optimizer = make_update_rule(config)
+    text_tokenizer = _run_tokenizer(run, tokenizer)
     mesh = tjx_parallel.make_mesh(MeshConfig())
-    abstract = abstract_state(config, optimizer, mesh, tjx_parallel.ShardingRules())
-    # Where the optimizer keeps no average, its state, twice the parameters, is not read.
-    wanted = {"step": abstract.step, "params": abstract.params}
-    if config.optimizer.averages:
-        wanted["opt_state"] = abstract.opt_state
-    found = tjx_ckpt.Checkpointer(place).restore(wanted, step, partial=True)
+    params, restored_step = run.load_params(mesh, step)
     return TrainedModel(
         path=path,
-        architecture=_as_it_runs_here(config.model),
-        params=eval_params(config, found["params"], found.get("opt_state")),
+        architecture=_with_default_attention(config.model),
+        params=params,
         mesh=mesh,
         text_tokenizer=text_tokenizer,
-        step=int(jax.device_get(found["step"])),
-        config=config,
+        step=restored_step,
+        run=run,
     )
 
 
-def _run_tokenizer(
-    run: RunDirectory, config: Config, given: str | None
-) -> tjx_data.Tokenizer | None:
-    """Return the tokenizer of a run, and refuse any that is not the one that it trained with."""
-    if given is None and not run.tokenizer.is_file():
-        if config.model.family not in DECODERS:
+def _run_tokenizer(run: SavedRun, given: str | None) -> tjx_data.Tokenizer | None:
+    """Load the tokenizer of a run; raises EvalError if it is not the one used in training."""
+    if given is None and not run.tokenizer_file.is_file():
+        if run.config.model.family not in DECODERS:
             return None
         raise EvalError(
-            f"{run.path}: its tokenizer.json is gone; give --tokenizer with the one that it was "
-            "trained with"
+            f"{run.path}: tokenizer.json is missing; give --tokenizer with the one that the model "
+            "was trained with"
         )
-    place = given or str(run.tokenizer)
-    tokenizer = _load_tokenizer(place)
-    pointer = run.read_data_pointer()
-    trained_with = None if pointer is None else pointer.identity.get("tokenizer")
+    location = given or str(run.tokenizer_file)
+    tokenizer = _load_tokenizer(location)
+    trained_with = run.tokenizer_fingerprint
     if trained_with is not None and trained_with != tokenizer.fingerprint:
         raise EvalError(
-            f"{place} ({tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:8]}) "
-            f"is not the tokenizer that {run.path} was trained with ({trained_with[:8]}): its "
-            "figures would mean nothing; "
-            + ("leave out --tokenizer" if given else "put back the run's own tokenizer.json")
+            f"{location} ({tokenizer.vocab_size:,} tokens, fingerprint "
+            f"{tokenizer.fingerprint[:8]}) is not the tokenizer that {run.path} was trained with "
+            f"({trained_with[:8]}); "
+            + ("leave out --tokenizer" if given else "restore the run's own tokenizer.json")
         )
-    _refuse_larger(run.path, config.model, tokenizer, place)
+    _check_vocabulary(run.path, run.config.model, tokenizer, location)
     return tokenizer
 
 
-def _open_transformers(
+def _load_transformers(
     path: Path, tokenizer: str | None, families: tuple[str, ...]
 ) -> TrainedModel:
     try:
@@ -189,16 +189,16 @@ def _open_transformers(
     except ValueError as error:
         raise EvalError(_one_line(error)) from error
     assert isinstance(architecture, ModelConfig)
-    _refuse_family(path, architecture.family, families)
+    _check_family(path, architecture.family, families)
     text_tokenizer = None
     if architecture.family != "vit":
         if tokenizer is None and not _has_tokenizer(path):
             raise EvalError(
-                f"{path}: there is no tokenizer.json in it; put the model's there, or give "
-                "--tokenizer FILE_OR_FOLDER"
+                f"{path}: tokenizer.json is missing; put the model's tokenizer there, or give "
+                "--tokenizer FILE_OR_DIR"
             )
         text_tokenizer = _load_tokenizer(tokenizer or str(path))
-        _refuse_larger(path, architecture, text_tokenizer, tokenizer or str(path))
+        _check_vocabulary(path, architecture, text_tokenizer, tokenizer or str(path))
     mesh = tjx_parallel.make_mesh(MeshConfig())
     shardings = tjx_parallel.param_shardings(
         mesh,
@@ -208,35 +208,35 @@ def _open_transformers(
     )
     return TrainedModel(
         path=path,
-        architecture=_as_it_runs_here(architecture),
+        architecture=_with_default_attention(architecture),
         params=jax.device_put(params, shardings),
         mesh=mesh,
         text_tokenizer=text_tokenizer,
     )
 
 
-def _as_it_runs_here(model: ModelConfig) -> ModelConfig:
-    """Return the model without the choice of a kernel: that was for where it was trained."""
+def _with_default_attention(model: ModelConfig) -> ModelConfig:
+    """Reset the attention backend: the configured one was for the training hardware."""
     return dataclasses.replace(model, attention_implementation=None)
 
 
-def _refuse_family(path: Path, family: str, families: tuple[str, ...]) -> None:
+def _check_family(path: Path, family: str, families: tuple[str, ...]) -> None:
     if family not in families:
         raise EvalError(
-            f"{path}: the model is of the family {family}, and this is for decoders "
-            f"({', '.join(families)}) alone; `loss RUN_DIR` measures other families on what their "
-            "runs held out"
+            f"{path}: got a model of the family {family}; expected a decoder "
+            f"({', '.join(families)}); `loss RUN_DIR` measures other families on the validation "
+            "data of their runs"
         )
 
 
-def _refuse_larger(
-    path: Path, model: ModelConfig, tokenizer: tjx_data.Tokenizer, place: str
+def _check_vocabulary(
+    path: Path, model: ModelConfig, tokenizer: tjx_data.Tokenizer, location: str
 ) -> None:
-    known = getattr(model, "vocab_size", None)
-    if known is not None and tokenizer.vocab_size > known:
+    vocab_size = getattr(model, "vocab_size", None)
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise EvalError(
-            f"{place}: this tokenizer has {tokenizer.vocab_size:,} tokens and the model in {path} "
-            f"knows {known:,}: give the one that it was trained with"
+            f"{location}: got a tokenizer of {tokenizer.vocab_size:,} tokens; the model in {path} "
+            f"has {vocab_size:,}; give the one that it was trained with"
         )
 
 
@@ -245,9 +245,9 @@ def _has_tokenizer(folder: Path) -> bool:
     return any(all((folder / name).is_file() for name in names) for names in sets)
 
 
-def _load_tokenizer(place: str) -> tjx_data.Tokenizer:
+def _load_tokenizer(location: str) -> tjx_data.Tokenizer:
     try:
-        return tjx_data.Tokenizer.load(place)
+        return tjx_data.Tokenizer.load(location)
     except tjx_data.HubError:
         raise
     except ValueError as error:

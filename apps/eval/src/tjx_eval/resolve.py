@@ -1,4 +1,4 @@
-"""Telling what a path is: a run, a folder of transformers, or what was given by mistake."""
+"""Recognize model directories: runs of the trainer and Hugging Face Transformers models."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,51 +8,51 @@ from tjx_eval.errors import EvalError
 RUN, TRANSFORMERS = "config.yaml", "config.json"
 
 
-class Found(NamedTuple):
-    """A folder that holds a model; of a run if not of transformers."""
+class ResolvedModel(NamedTuple):
+    """A model directory: a run of the trainer, or else a Transformers model."""
 
     path: Path
     is_run: bool
 
 
-def resolve_model(path: Path) -> Found:
-    """Tell what kind of model a folder holds.
+def resolve_model(path: Path) -> ResolvedModel:
+    """Return what kind of model directory a path is.
 
     Raises
     ------
-    RunError
-        If it holds none, with the folder that was probably meant.
+    EvalError
+        If it is none; the message suggests the directory that was probably meant.
     """
     if (path / RUN).is_file():
-        return Found(path, is_run=True)
+        return ResolvedModel(path, is_run=True)
     if (path / TRANSFORMERS).is_file():
-        return Found(path, is_run=False)
+        return ResolvedModel(path, is_run=False)
     raise EvalError(f"{path}: {_reason(path)}")
 
 
 def _reason(path: Path) -> str:
     if not path.exists():
-        near = _runs_in(path.parent) or _runs_in(path.parent / "runs")
-        return "there is no such folder" + (f"; there are {', '.join(near)}" if near else "")
+        runs = _runs_in(path.parent) or _runs_in(path.parent / "runs")
+        return "no such directory" + (f"; there are {', '.join(runs)}" if runs else "")
+    model = _enclosing_model(path.parent)
     if path.is_file():
-        around = _enclosing(path.parent)
-        return "this is a file: give the folder of the model" + (f", {around}" if around else "")
-    if (around := _enclosing(path.parent)) is not None:
+        return "got a file; expected a model directory" + (f"; give {model}" if model else "")
+    if model is not None:
         step = f" --step {path.name}" if path.name.isdecimal() else ""
-        return f"this is a part of the run {around}: give {around}{step}"
+        return f"got a part of the model directory {model}; give {model}{step}"
     if runs := _runs_in(path):
-        return f"this is a folder of runs: give one of them, such as {', '.join(runs)}"
+        return f"got a directory of runs; give one of them, such as {', '.join(runs)}"
     return (
-        f"neither {RUN} (a run of the trainer) nor {TRANSFORMERS} (a model of transformers) is in "
-        "it: give a folder that has one"
+        f"found neither {RUN} (a run of the trainer) nor {TRANSFORMERS} (a Transformers model) in "
+        "this directory; give one that has either"
     )
 
 
-def _enclosing(folder: Path) -> Path | None:
-    """Return the model around a place, two folders up at most."""
-    for around in (folder, folder.parent):
-        if (around / RUN).is_file() or (around / TRANSFORMERS).is_file():
-            return around
+def _enclosing_model(folder: Path) -> Path | None:
+    """Return the nearest model directory among a folder and its parent."""
+    for candidate in (folder, folder.parent):
+        if (candidate / RUN).is_file() or (candidate / TRANSFORMERS).is_file():
+            return candidate
     return None
 
 

@@ -1,4 +1,4 @@
-"""`compare`: two models on the same text: where they differ, and how surely."""
+"""`compare`: two models on the same text, with a confidence interval of their difference."""
 
 import argparse
 import json
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tjx_eval.commands.loss import add_text_arguments
-from tjx_eval.commands.parser import Parser, model_folder, picture_file, positive
+from tjx_core import CommandParser
+from tjx_eval.commands.arguments import add_text, model_directory, plot_file, positive
 
 if TYPE_CHECKING:
     from tjx_eval.load_model import TrainedModel
@@ -16,110 +16,104 @@ if TYPE_CHECKING:
 _CONTEXT_SHOWN = 30  # characters
 
 
-def add_arguments(parser: Parser) -> None:
-    """Add what `compare` can be told."""
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of `compare`."""
+    add = parser.add_argument
     for name in ("a", "b"):
-        parser.add_argument(
-            name, type=model_folder, help="a run directory, or a transformers folder"
-        )
-        parser.add_argument(
-            f"--step_{name}", type=positive, help=f"checkpoint of run {name.upper()}"
-        )
-    add_text_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write everything to this file")
-    parser.add_argument(
-        "--plot", type=picture_file, metavar="FILE", help="draw the documents: .png, .pdf or .svg"
-    )
+        add(name, type=model_directory, help="a run or Transformers model directory")
+        add(f"--step_{name}", type=positive, help=f"checkpoint step of run {name.upper()}")
+    add_text(parser)
+    add("--json", metavar="FILE", help="also write all results to this file")
+    add("--plot", type=plot_file, metavar="FILE", help="plot the documents: .png, .pdf or .svg")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score both, and print what differs."""
-    from tjx_eval.processes import join_processes
+    """Score both models, and print their differences."""
+    import tjx_parallel
+    from tjx_eval.commands.progress import show_progress
+    from tjx_eval.load_model import join_processes, load_model
+    from tjx_eval.scoring.comparison import compare
+    from tjx_eval.scoring.encoding import encode
+    from tjx_eval.scoring.eval_data import load_texts
+    from tjx_eval.scoring.text_loss import make_window_config, measure_text_loss
 
     join_processes()
-    import tjx_parallel
-    from tjx_eval.commands.progress import progress
-    from tjx_eval.load_model import load_model
-    from tjx_eval.scoring.comparison import compare
-    from tjx_eval.scoring.eval_data import Texts, open_texts
-    from tjx_eval.scoring.text_loss import choose_windows, encode_texts, measure_text
-
     models = (
         load_model(arguments.a, step=arguments.step_a),
         load_model(arguments.b, step=arguments.step_b),
     )
-    windows = choose_windows(models[0], arguments.window, arguments.stride)
-    choose_windows(models[1], windows.window, windows.stride)
-    texts = open_texts(
+    windows = make_window_config(models[0], arguments.window, arguments.stride)
+    make_window_config(models[1], windows.length, windows.stride)  # raises if it does not fit
+    texts = load_texts(
         models[0] if models[0].config is not None else models[1],
         data=arguments.data, text_field=arguments.text_field, corpus=arguments.corpus,
     )  # fmt: skip
-    same = models[0].tokenizer.fingerprint == models[1].tokenizer.fingerprint
     documents = list(texts.documents)
-    found = []
+    losses = []
     for model in models:
-        own = Texts(texts.name, iter(documents))
-        encoded = encode_texts(own, model.tokenizer, arguments.max_tokens)
-        # What one reads of a text that is cut short, the other reads too.
+        encoded = encode(iter(documents), model.tokenizer, arguments.max_tokens)
+        # If --max_tokens truncates the text for the first model, the second scores the same text.
         documents = [each.document for each in encoded]
-        with progress(model.name, shown=tjx_parallel.is_main()) as told:
-            measured = measure_text(
+        with show_progress(model.name, enabled=tjx_parallel.is_main()) as on_progress:
+            measured = measure_text_loss(
                 model,
                 encoded,
                 windows,
                 per_document=True,
                 batch_size=arguments.batch_size,
-                told=told,
+                on_progress=on_progress,
             )
-        found.append(measured)
+        losses.append(measured)
     if tjx_parallel.is_main():
-        tell(models, compare(*found, same_tokenizer=same), texts.name, arguments)
+        same_tokenizer = models[0].tokenizer.fingerprint == models[1].tokenizer.fingerprint
+        comparison = compare(*losses, same_tokenizer=same_tokenizer)
+        _report(models, comparison, texts.name, arguments)
     return 0
 
 
-def tell(
+def _report(
     models: tuple["TrainedModel", "TrainedModel"],
-    found: "Comparison",
+    comparison: "Comparison",
     text: str,
     arguments: argparse.Namespace,
 ) -> None:
-    """Print a comparison, and write it where that is asked for."""
-    from tjx_eval.commands.tables import print_documents, print_figures
-    from tjx_eval.scoring.comparison import totals
-    from tjx_eval.scoring.comparison_plot import draw_comparison
+    """Print a comparison, and write it to the requested files."""
+    from tjx_eval.commands.tables import print_metrics, print_rows
+    from tjx_eval.scoring.comparison import mean_losses
 
     names = (models[0].name, models[1].name)
-    summary: dict[str, Any] = {"a": names[0], "b": names[1], "text": text, "unit": found.unit}
-    for name, of_model in (("a", found.a), ("b", found.b)):
-        summary |= {f"{figure}_{name}": value for figure, value in totals(of_model).items()}
-    summary["documents"] = len(found.a.documents)
-    if (difference := found.difference) is not None:
+    summary: dict[str, Any] = {"a": names[0], "b": names[1], "text": text, "unit": comparison.unit}
+    for name, losses in (("a", comparison.a), ("b", comparison.b)):
+        summary |= {f"{metric}_{name}": value for metric, value in mean_losses(losses).items()}
+    summary["documents"] = len(comparison.a.documents)
+    if (difference := comparison.difference) is not None:
         summary |= {
             "difference": difference.mean,
             "standard_error": difference.standard_error,
             "low_95": difference.low,
             "high_95": difference.high,
-            "error_over": found.over,
+            "error_over": comparison.over,
         }
-    documents = found.documents()
-    print_figures(summary)
-    print_documents(documents, title="Documents, where they differ most first (B - A)")
-    everything = {**summary, "table": documents}
-    if found.same_tokens:
-        tokens = found.tokens(models[0].tokenizer)
-        one_line = [
-            {**row, "context": _end_of(row["context"]), "token": ascii(row["token"])[1:-1]}
+    documents = comparison.documents()
+    print_metrics(summary)
+    print_rows(documents, title="Documents with the largest differences (B - A)")
+    results = {**summary, "table": documents}
+    if comparison.same_tokens:
+        tokens = comparison.tokens(models[0].tokenizer)
+        single_lines = [
+            {
+                **row,
+                "context": ascii(row["context"])[1:-1][-_CONTEXT_SHOWN:],
+                "token": ascii(row["token"])[1:-1],
+            }
             for row in tokens
         ]
-        print_documents(one_line, title="Tokens, where they differ most first [nats]")
-        everything["tokens"] = tokens
+        print_rows(single_lines, title="Tokens with the largest differences [nats]")
+        results["tokens"] = tokens
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(everything, indent=2) + "\n")
+        Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
     if arguments.plot:
-        draw_comparison(found, names, Path(arguments.plot))
-        sys.stdout.write(f"\npicture  {arguments.plot}\n")
+        from tjx_eval.scoring.comparison_plot import plot_comparison
 
-
-def _end_of(context: str) -> str:
-    """Return what stands straight before a token, in a line."""
-    return ascii(context)[1:-1][-_CONTEXT_SHOWN:]
+        plot_comparison(comparison, names, Path(arguments.plot))
+        sys.stdout.write(f"\nplot  {arguments.plot}\n")

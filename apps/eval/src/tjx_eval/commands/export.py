@@ -1,11 +1,12 @@
-"""`export`: the model as a transformers folder or an ONNX file, for other programs."""
+"""`export`: write the model in Hugging Face Transformers or ONNX format."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from tjx_ckpt.store.temporary_files import new_folder
-from tjx_eval.commands.parser import Parser, add_model, positive
+from tjx_core import CommandParser, ConfigError, Problem
+from tjx_eval.commands.arguments import add_model, positive
 from tjx_eval.errors import EvalError
 
 _DEFAULT_LENGTH = 128
@@ -13,19 +14,19 @@ FORMATS = ("hf", "onnx")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def add_arguments(parser: Parser) -> None:
-    """Add what `export` can be told."""
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of `export`."""
     add = parser.add_argument
     add_model(parser)
-    add("out", metavar="OUT", help="a folder that is new or empty")
+    add("out", metavar="OUT", help="a new or empty directory")
     add("--format", choices=FORMATS, default="hf", help="default hf")
-    add("--dtype", choices=DTYPES, help="of the tensors in hf; default float32")
-    add("--batch", type=positive, help="rows that the ONNX model takes; default 1")
-    add("--length", type=positive, help="tokens of a row in ONNX; default 128, or the model's")
+    add("--dtype", choices=DTYPES, help="dtype of hf tensors; default float32")
+    add("--batch", type=positive, help="batch size of the ONNX model; default 1")
+    add("--length", type=positive, help="tokens per row in ONNX; default 128 or max_seq_len")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the folder aside, flush it, and give it its name."""
+    """Write to a temporary directory, flush it and rename it."""
     out = Path(arguments.out)
     _check(arguments, out)
     from tjx_eval.load_model import load_model
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     longest = getattr(model.architecture, "max_seq_len", _DEFAULT_LENGTH)
     length = arguments.length or min(_DEFAULT_LENGTH, longest)
     if length > longest:
-        raise EvalError(f"--length {length}: the model's longest sequence is {longest}")
+        raise EvalError(f"--length: got {length}; expected at most max_seq_len, {longest}")
     with new_folder(out) as folder:
         difference = export_onnx(model, folder, batch=arguments.batch or 1, length=length)
     size = (out / FILE).stat().st_size
@@ -60,13 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, out: Path) -> None:
-    foreign = ("dtype",) if arguments.format == "onnx" else ("batch", "length")
+    unused = ("dtype",) if arguments.format == "onnx" else ("batch", "length")
     problems = [
-        f"--{name} has no meaning with --format {arguments.format}: leave it out"
-        for name in foreign
+        Problem(f"--{name}", f"not used with --format {arguments.format}; leave it out")
+        for name in unused
         if getattr(arguments, name) is not None
     ]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        problems.append(f"{out} is there already: give a folder that is new or empty")
+        problems.append(
+            Problem("OUT", f"got {out}, which exists; expected a new or empty directory")
+        )
     if problems:
-        raise EvalError("\n".join(problems))
+        raise ConfigError(problems)

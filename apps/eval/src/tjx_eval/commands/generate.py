@@ -1,4 +1,4 @@
-"""`generate`: text after a prompt, as it is written; with --interactive in turns."""
+"""`generate`: continue a prompt and stream the text; with --interactive as a conversation."""
 
 import argparse
 import json
@@ -6,38 +6,39 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tjx_eval.commands.parser import Parser, add_model, positive
+from tjx_core import CommandParser
+from tjx_eval.commands.arguments import add_model, positive
 from tjx_eval.errors import EvalError
 
 if TYPE_CHECKING:
     from tjx_eval.load_model import TrainedModel
-    from tjx_trainer.tasks.sampling import SamplingParams
+    from tjx_trainer.run_reader import SamplingParams
 
 
-def add_arguments(parser: Parser) -> None:
-    """Add what `generate` can be told."""
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of `generate`."""
     add = parser.add_argument
     add_model(parser)
-    add("--prompt", help="text to go on from (default: none)")
+    add("--prompt", help="text to continue (default: none)")
     add("--prompt_file", metavar="FILE", help="read the prompt from this file; - is standard input")
-    add("--interactive", action="store_true", help="write in turns; Ctrl-C ends an answer")
-    add("--samples", type=positive, default=1, help="continuations; default 1")
+    add("--interactive", action="store_true", help="converse; Ctrl-C ends an answer")
+    add("--samples", type=positive, default=1, help="number of completions; default 1")
     add("--max_new_tokens", type=positive, default=50, help="tokens of each; default 50")
     add("--temperature", type=float, default=0.8, help="0 is greedy; default 0.8")
-    add("--top_k", type=positive, default=50, help="among so many likeliest; default 50")
-    add("--top_p", type=float, help="among the likeliest that sum to this probability")
-    add("--min_p", type=float, help="only tokens this many times as likely as the likeliest")
-    add("--repetition_penalty", type=float, help="above 1: less of what is there; 1 does nothing")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end here; may be repeated")
+    add("--top_k", type=positive, default=50, help="sample from the k likeliest; default 50")
+    add("--top_p", type=float, help="sample from the likeliest with this total probability")
+    add("--min_p", type=float, help="least probability relative to the likeliest token")
+    add("--repetition_penalty", type=float, help="above 1: less repetition; 1 has no effect")
+    add("--stop", action="append", default=[], metavar="TEXT", help="stop text; may be repeated")
     add("--seed", type=int, default=0, help="the same seed gives the same text; default 0")
     add("--json", metavar="FILE", help="also write texts, tokens and options to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write texts to standard output."""
-    prompt = _prompt(arguments)
+    prompt = _read_prompt(arguments)
     if arguments.interactive and (arguments.samples > 1 or arguments.json):
-        raise EvalError("--interactive writes one answer at a time: leave out --samples and --json")
+        raise EvalError("--interactive: not supported with --samples or --json; leave them out")
     from tjx_eval.load_model import load_model
 
     model = load_model(arguments.model, step=arguments.step, tokenizer=arguments.tokenizer)
@@ -45,55 +46,54 @@ def run(arguments: argparse.Namespace) -> int:
         "samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p",
         "repetition_penalty", "seed",
     )  # fmt: skip
-    choice: SamplingParams = {name: getattr(arguments, name) for name in names}  # type: ignore[assignment]  # names of it
+    params: SamplingParams = {name: getattr(arguments, name) for name in names}  # type: ignore[assignment]  # its keys
     try:
         if arguments.interactive:
-            from tjx_eval.generation.conversation import converse
+            from tjx_eval.generation.conversation import chat
 
-            converse(model, prompt, stops=arguments.stop, choice=choice)
+            chat(model, prompt, stops=arguments.stop, params=params)
         else:
-            _write(model, prompt, choice, arguments)
+            _generate(model, prompt, params, arguments)
     except ValueError as error:
         raise EvalError(str(error)) from error
     return 0
 
 
-def _write(
-    model: "TrainedModel", prompt: str, choice: "SamplingParams", arguments: argparse.Namespace
+def _generate(
+    model: "TrainedModel", prompt: str, params: "SamplingParams", arguments: argparse.Namespace
 ) -> None:
-    """Write the first continuation while it is made, then the others, which are made with it."""
-    from tjx_eval.generation.completions import Writing
-    from tjx_trainer.tasks.sampling import encode_prompt
+    """Stream the first completion, then print the others, which are generated with it."""
+    from tjx_eval.generation.completions import CompletionStream
 
-    tokens = encode_prompt(model.tokenizer, prompt)
+    tokens = model.tokenizer.encode_prompt(prompt)
     longest = model.gpt.max_seq_len
-    if len(tokens) + choice["max_new_tokens"] > longest:
+    if len(tokens) + params["max_new_tokens"] > longest:
         sys.stderr.write(
-            f"note: the model's longest sequence is {longest} tokens; beyond it each token is "
+            f"note: the model's max_seq_len is {longest} tokens; beyond it each token is "
             f"predicted from the last {longest - 1}\n"
         )
-    writing = Writing(model, tokens, stops=arguments.stop, **choice)
+    stream = CompletionStream(model, tokens, stops=arguments.stop, **params)
     sys.stdout.write(prompt)
-    for piece in writing:
+    for piece in stream:
         sys.stdout.write(piece)
         sys.stdout.flush()
-    for other in writing.continuations[1:]:
-        sys.stdout.write(f"\n----\n{prompt}{other.text}")
+    for completion in stream.completions[1:]:
+        sys.stdout.write(f"\n----\n{prompt}{completion.text}")
     sys.stdout.write("\n")
     if arguments.json:
-        samples = [vars(each) for each in writing.continuations]
         record = {
             "model": model.name, "prompt": prompt, "prompt_tokens": tokens,
-            "options": {**choice, "stop": arguments.stop}, "samples": samples,
+            "options": {**params, "stop": arguments.stop},
+            "samples": [vars(each) for each in stream.completions],
         }  # fmt: skip
         Path(arguments.json).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _prompt(arguments: argparse.Namespace) -> str:
+def _read_prompt(arguments: argparse.Namespace) -> str:
     if arguments.prompt_file is None:
         return arguments.prompt or ""
     if arguments.prompt is not None:
-        raise EvalError("--prompt and --prompt_file both give the prompt: leave out one")
+        raise EvalError("--prompt_file: not supported with --prompt; leave out one")
     try:
         if arguments.prompt_file == "-":
             return sys.stdin.read()

@@ -1,4 +1,4 @@
-"""`--nanogpt`: the flags of nanoGPT's sample.py become those of `generate`.
+"""`--nanogpt`: translate the flags of nanoGPT's sample.py to those of `generate`.
 
 https://github.com/karpathy/nanoGPT, `sample.py`.
 """
@@ -6,35 +6,36 @@ https://github.com/karpathy/nanoGPT, `sample.py`.
 import os
 from collections.abc import Mapping, Sequence
 
-from tjx_eval.commands.parser import did_you_mean
-from tjx_eval.errors import EvalError
+from tjx_core import ConfigError, Problem, did_you_mean
 
-MODE = "--nanogpt"
+FLAG = "--nanogpt"
 
-# sample.py's own defaults, and the flag of `generate` that each becomes.
+# Defaults of sample.py, and the corresponding flags of `generate`.
 _DEFAULTS: Mapping[str, str] = {
     "out_dir": "out", "init_from": "resume", "start": "\n", "num_samples": "10",
     "max_new_tokens": "500", "temperature": "0.8", "top_k": "200", "seed": "1337", "device": "",
     "dtype": "", "compile": "",
 }  # fmt: skip
-_BECOMES: Mapping[str, str] = {
+_GENERATE_FLAGS: Mapping[str, str] = {
     "num_samples": "samples", "max_new_tokens": "max_new_tokens", "temperature": "temperature",
     "top_k": "top_k", "seed": "seed",
 }  # fmt: skip
 
 
 def translate(words: Sequence[str]) -> list[str]:
-    """Turn a command line of sample.py into one of `generate`; `--device` chooses JAX's platform.
+    """Translate a command line of sample.py to one of `generate`.
+
+    ``--device`` sets JAX's platform; ``--dtype`` and ``--compile`` are ignored.
 
     Parameters
     ----------
     words : sequence of str
-        ``--name=value`` or ``--name value``; `MODE`, ``generate`` and ``sample.py`` are left out.
+        ``--name=value`` or ``--name value``; `FLAG`, ``generate`` and ``sample.py`` are skipped.
 
     Raises
     ------
-    RunError
-        With everything that is wrong, a line each.
+    ConfigError
+        With every mistake.
 
     Examples
     --------
@@ -42,30 +43,33 @@ def translate(words: Sequence[str]) -> list[str]:
     ['generate', 'runs/a', '--prompt=Hi', '--samples=1']
     """
     values, problems = dict(_DEFAULTS), []
-    rest = [word for word in words if word not in (MODE, "generate", "sample.py")]
+    rest = [word for word in words if word not in (FLAG, "generate", "sample.py")]
     while rest:
         word = rest.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or name not in _DEFAULTS:
-            hint = did_you_mean(name, list(_DEFAULTS)) or f"; it has {', '.join(_DEFAULTS)}"
-            problems.append(f"{word}: nanoGPT's sample.py has no such flag{hint}")
+            hint = did_you_mean(name, _DEFAULTS) or f"; expected one of {', '.join(_DEFAULTS)}"
+            problems.append(Problem(word, f"not a flag of nanoGPT's sample.py{hint}"))
         elif equals or (rest and not rest[0].startswith("--")):
             values[name] = _unquoted(value if equals else rest.pop(0))
         else:
-            problems.append(f"{word}: its value is missing; give {word}=VALUE")
+            problems.append(Problem(word, f"its value is missing; give {word}=VALUE"))
     if values["init_from"] != "resume":
         problems.append(
-            f"--init_from={values['init_from']}: expected resume; give the folder of a model in "
-            "the format of transformers by --out_dir"
+            Problem(
+                "--init_from",
+                f"got {values['init_from']}; expected resume; give a Transformers model directory "
+                "as --out_dir",
+            )
         )
     if problems:
-        raise EvalError("\n".join(problems))
+        raise ConfigError(problems)
     if platform := values["device"].partition(":")[0]:
         os.environ["JAX_PLATFORMS"] = platform
     file = values["start"].removeprefix("FILE:")
     is_file = file != values["start"]
     prompt = f"--prompt_file={file}" if is_file else f"--prompt={values['start']}"
-    flags = [f"--{theirs}={values[ours]}" for ours, theirs in _BECOMES.items()]
+    flags = [f"--{ours}={values[theirs]}" for theirs, ours in _GENERATE_FLAGS.items()]
     return ["generate", values["out_dir"], prompt, *flags]
 
 

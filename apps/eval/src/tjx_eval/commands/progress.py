@@ -1,55 +1,55 @@
-"""How far a long evaluation is: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long evaluations: a bar in a terminal, periodic lines in files and pipes."""
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tjx_eval.scoring.score import ProgressCallback, nobody
+from tjx_eval.scoring.score import ProgressCallback, no_progress
 
 _EVERY = 30  # seconds between two lines
 
 
 @contextmanager
-def progress(what: str, *, shown: bool = True) -> Iterator[ProgressCallback]:
-    """Give a function that is told (tokens done, tokens in all, 0 for unknown); stderr shows it."""
-    if not shown:
-        yield nobody
+def show_progress(label: str, *, enabled: bool = True) -> Iterator[ProgressCallback]:
+    """Yield a callback (tokens done, total tokens or 0 if unknown) that reports on stderr."""
+    if not enabled:
+        yield no_progress
     elif sys.stderr.isatty():
-        yield from _bar(what)
+        yield from _bar(label)
     else:
-        yield _lines(what)
+        yield _lines(label)
 
 
-def _bar(what: str) -> Iterator[ProgressCallback]:
+def _bar(label: str) -> Iterator[ProgressCallback]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn(what), BarColumn(), TextColumn("{task.completed:,} tokens"),
+        TextColumn(label), BarColumn(), TextColumn("{task.completed:,} tokens"),
         TextColumn("{task.fields[rate]:,.0f}/s"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, rate=0.0)
+        task = bar.add_task(label, total=None, rate=0.0)
         started = time.perf_counter()
 
-        def told(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             rate = done / (time.perf_counter() - started)
             bar.update(task, completed=done, total=total or None, rate=rate)
 
-        yield told
+        yield update
 
 
-def _lines(what: str) -> ProgressCallback:
+def _lines(label: str) -> ProgressCallback:
     started = last = time.perf_counter()
 
-    def told(done: int, total: int) -> None:
+    def update(done: int, total: int) -> None:
         nonlocal last
         now = time.perf_counter()
         if now - last >= _EVERY:
             last = now
-            of_all = f" of {total:,}" if total else ""
+            of_total = f" of {total:,}" if total else ""
             rate = done / (now - started)
-            sys.stderr.write(f"{what}: {done:,}{of_all} tokens, {rate:,.0f}/s\n")
+            sys.stderr.write(f"{label}: {done:,}{of_total} tokens, {rate:,.0f}/s\n")
 
-    return told
+    return update

@@ -1,9 +1,10 @@
-"""`serve`: an OpenAI-compatible endpoint on this machine, for many requests at once."""
+"""`serve`: an OpenAI-compatible HTTP endpoint with continuous batching."""
 
 import argparse
 import os
 
-from tjx_eval.commands.parser import Parser, add_model, positive, whole_number
+from tjx_core import CommandParser, ConfigError, Problem, whole_number
+from tjx_eval.commands.arguments import add_model, positive
 from tjx_eval.errors import EvalError
 
 KEY_VARIABLE = "TJX_API_KEY"
@@ -11,23 +12,23 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LAST_PORT = 65535
 
 
-def add_arguments(parser: Parser) -> None:
-    """Add what `serve` can be told."""
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of `serve`."""
     add = parser.add_argument
     add_model(parser)
-    add("--name", help="what clients call the model (default: the folder's name)")
-    add("--host", default="127.0.0.1", help="default 127.0.0.1; another needs --api_key")
-    add("--port", type=whole_number(0), default=8000, help="default 8000; 0 is any free one")
-    add("--api_key", help=f"clients must send it (or set {KEY_VARIABLE}, which `ps` does not show)")
-    add("--slots", type=positive, default=8, help="sequences written at once; default 8")
-    add("--max_len", type=positive, help="tokens of prompt and answer (default: the model's)")
-    add("--max_waiting", type=positive, default=256, help="sequences in line; default 256")
+    add("--name", help="model name in the API (default: the directory's name)")
+    add("--host", default="127.0.0.1", help="default 127.0.0.1; any other needs --api_key")
+    add("--port", type=whole_number(0), default=8000, help="default 8000; 0 is any free port")
+    add("--api_key", help=f"required of clients (or set {KEY_VARIABLE}, which `ps` does not show)")
+    add("--slots", type=positive, default=8, help="sequences generated concurrently; default 8")
+    add("--max_len", type=positive, help="tokens of prompt and completion (default: max_seq_len)")
+    add("--max_waiting", type=positive, default=256, help="queued sequences; default 256")
     add("--max_body_bytes", type=positive, default=1 << 20, help="default 1048576")
-    add("--grace", type=float, default=10.0, help="seconds to end in when stopped; default 10")
+    add("--grace", type=float, default=10.0, help="seconds for shutdown; default 10")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until a signal comes; the exit code is 128 + its number."""
+    """Serve until a signal arrives; the exit code is 128 plus its number."""
     key = arguments.api_key or os.environ.get(KEY_VARIABLE) or None
     _check(arguments, key)
     try:
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
                 model.params,
                 slots=arguments.slots,
                 max_len=arguments.max_len,
-                most_waiting=arguments.max_waiting,
+                max_waiting=arguments.max_waiting,
             )
         except ValueError as error:
             raise EvalError(f"--slots or --max_len: {error}") from error
@@ -60,13 +61,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace, key: str | None) -> None:
     problems = []
     if arguments.port > _LAST_PORT:
-        problems.append(f"--port {arguments.port}: give 0 to {_LAST_PORT}")
+        problems.append(Problem("--port", f"got {arguments.port}; expected 0 to {_LAST_PORT}"))
     if arguments.host not in _LOOPBACK and key is None:
         problems.append(
-            f"--host {arguments.host} is reached from other machines: give --api_key KEY (or "
-            f"{KEY_VARIABLE}), or leave out --host"
+            Problem(
+                "--host",
+                f"got {arguments.host}, which other machines can reach; give --api_key KEY (or "
+                f"{KEY_VARIABLE}), or leave out --host",
+            )
         )
     if not 0 <= arguments.grace < float("inf"):
-        problems.append(f"--grace {arguments.grace}: give seconds, 0 or more")
+        problems.append(Problem("--grace", f"got {arguments.grace}; expected seconds, at least 0"))
     if problems:
-        raise EvalError("\n".join(problems))
+        raise ConfigError(problems)

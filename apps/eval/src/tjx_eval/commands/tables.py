@@ -1,4 +1,4 @@
-"""Figures as tables on the terminal."""
+"""Print metrics as tables on the terminal."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,37 +6,41 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Figure = float | int | str
-_MOST_ROWS = 20
-_LEAST_TEXT = 12  # characters that the longest column of text keeps on a narrow terminal
+from tjx_eval.scoring.score import Metric
+
+_MAX_ROWS = 20
+_MIN_TEXT_WIDTH = 12  # of the longest text column on a narrow terminal
 
 
-def print_figures(figures: Mapping[str, Figure]) -> None:
-    """Print one figure a line."""
+def print_metrics(metrics: Mapping[str, Metric]) -> None:
+    """Print one metric per line."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in figures.items():
-        table.add_row(name.replace("_", " "), Text(shown(name, value)))
+    for name, value in metrics.items():
+        table.add_row(name.replace("_", " "), Text(format_metric(name, value)))
     Console().print(table)
 
 
-def print_documents(rows: Sequence[Mapping[str, Figure]], *, title: str | None = None) -> None:
-    """Print a document a line; of many the first, and how many more there are.
+def print_rows(rows: Sequence[Mapping[str, Metric]], *, title: str | None = None) -> None:
+    """Print one row per line, at most 20 rows, and the number of omitted rows.
 
-    The longest column of text is cut where the terminal is too narrow.
+    The longest text column is truncated to the width of the terminal.
     """
     console = Console()
-    cells = [{name: shown(name, value) for name, value in row.items()} for row in rows[:_MOST_ROWS]]
+    cells = [
+        {name: format_metric(name, value) for name, value in row.items()}
+        for row in rows[:_MAX_ROWS]
+    ]
     names = list(dict.fromkeys(name for row in cells for name in row))
     widths = {n: max(len(n), *(len(row.get(n, "")) for row in cells)) for n in names}
-    words = [n for n in names if any(isinstance(row.get(n), str) for row in rows)]
-    if words:
-        longest = max(words, key=lambda n: widths[n])
-        wanting = sum(widths.values()) + 2 * len(names) - console.width
-        widths[longest] = max(widths[longest] - max(wanting, 0), _LEAST_TEXT)
+    text_columns = [n for n in names if any(isinstance(row.get(n), str) for row in rows)]
+    if text_columns:
+        longest = max(text_columns, key=lambda n: widths[n])
+        excess = sum(widths.values()) + 2 * len(names) - console.width
+        widths[longest] = max(widths[longest] - max(excess, 0), _MIN_TEXT_WIDTH)
     table = Table(box=None, pad_edge=False)
     for name in names:
         table.add_column(
-            name.replace("_", " "), justify="left" if name in words else "right",
+            name.replace("_", " "), justify="left" if name in text_columns else "right",
             no_wrap=True, overflow="ellipsis", width=widths[name],
         )  # fmt: skip
     for row in cells:
@@ -45,13 +49,12 @@ def print_documents(rows: Sequence[Mapping[str, Figure]], *, title: str | None =
     if title:
         console.print(Text(title))
     console.print(table)
-    if len(rows) > _MOST_ROWS:
-        more = len(rows) - _MOST_ROWS
-        console.print(f"... and {more:,} more: --json FILE holds all")
+    if len(rows) > _MAX_ROWS:
+        console.print(f"... and {len(rows) - _MAX_ROWS:,} more: --json FILE holds all")
 
 
-def shown(name: str, value: Figure) -> str:
-    """Write a figure as it is read: shares in percent, counts with commas."""
+def format_metric(name: str, value: Metric) -> str:
+    """Format a metric: accuracies in percent, large numbers with thousands separators."""
     if isinstance(value, float):
         if name.endswith("accuracy"):
             return f"{value:.2%}"

@@ -1,4 +1,4 @@
-"""A model as a folder of transformers, with its tokenizer: what `from_pretrained` takes."""
+"""Export a model and its tokenizer for `from_pretrained` of Hugging Face Transformers."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from tjx_nn import hf
 
 
 def export_transformers(model: TrainedModel, folder: Path, *, dtype: str) -> list[str]:
-    """Write config.json and safetensors, and what the tokenizer needs; return the files' names.
+    """Write config.json, safetensors and tokenizer files to an empty folder; return their names.
 
-    The folder is there and empty. config.json comes last: without it the folder is no model.
+    config.json is written last: a folder without it is not a model.
 
     Raises
     ------
-    RunError
-        If transformers has no such model; the message names what it lacks.
+    EvalError
+        If Transformers has no such model; the message names the unsupported feature.
     """
     if model.text_tokenizer is not None:
         write_tokenizer(model.text_tokenizer, model.architecture, folder)
@@ -32,23 +32,19 @@ def export_transformers(model: TrainedModel, folder: Path, *, dtype: str) -> lis
 
 
 def write_tokenizer(tokenizer: tjx_data.Tokenizer, architecture: Any, folder: Path) -> None:
-    """Write the tokenizer and its settings; a decoder's puts the end of text before a prompt."""
+    """Write the tokenizer files; for a decoder, the end-of-text token precedes each prompt."""
     tokenizer.save(folder / "tokenizer.json", begins_prompts=architecture.family == "gpt")
     names = {i: name for name, i in tokenizer.special_tokens.items()}
-    end = tokenizer.eot_id
+    eot = tokenizer.eot_id
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": architecture.max_seq_len,
         "clean_up_tokenization_spaces": False,
     }
     ids: dict[str, Any] = {}
-    if end is not None:
-        # Documents are divided by one token, which begins them and ends them.
-        settings |= dict.fromkeys(("bos_token", "eos_token"), names[end])
-        ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    _write(folder / "tokenizer_config.json", settings)
-    _write(folder / "generation_config.json", ids)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    if eot is not None:
+        # One token separates documents: it is both the beginning and the end of a document.
+        settings |= dict.fromkeys(("bos_token", "eos_token"), names[eot])
+        ids = {"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}
+    for name, content in (("tokenizer_config.json", settings), ("generation_config.json", ids)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")

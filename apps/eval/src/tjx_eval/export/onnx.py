@@ -1,4 +1,4 @@
-"""A model's forward pass as an ONNX file, checked by ONNX Runtime against the model itself."""
+"""Export a model's forward pass to ONNX, checked by ONNX Runtime against the model."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,43 +17,43 @@ from tjx_nn import BertConfig, EncoderDecoderConfig, GPTConfig, TransformerConfi
 
 FILE = "model.onnx"
 ATOL = 1e-4
-# A file of protocol buffers holds 2 GiB, the graph included.
-_MOST_BYTES = (2 << 30) - (64 << 20)
+# A protocol buffer file is limited to 2 GiB, including the graph.
+_MAX_BYTES = (2 << 30) - (64 << 20)
 
 
 def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -> float:
-    """Write model.onnx, and the tokenizer beside it; sizes of inputs are fixed.
+    """Write model.onnx with fixed input shapes, and tokenizer.json.
 
     Parameters
     ----------
     model : TrainedModel
-        What is exported, of any family.
+        A model of any family.
     folder : Path
-        Where to; it is there.
+        An existing folder.
     batch, length : int
-        Rows, and tokens of a row.
+        Rows, and tokens per row.
 
     Returns
     -------
     float
-        By how much ONNX Runtime's logits differ from the model's, at most.
+        Maximum absolute difference between the logits of ONNX Runtime and of the model.
 
     Raises
     ------
-    RunError
-        If the model is too large for a file, what the export needs is not installed, or logits
-        differ by more than `ATOL`.
+    EvalError
+        If the model is too large, the export libraries are not installed, or the logits differ by
+        more than `ATOL`.
     """
     params = jax.device_get(model.params)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    if size > _MOST_BYTES:
+    if size > _MAX_BYTES:
         raise EvalError(
             f"{model.path}: the parameters have {size:,} bytes and an ONNX file holds "
-            f"{_MOST_BYTES:,}; export it as --format hf"
+            f"{_MAX_BYTES:,}; export it as --format hf"
         )
     jax2onnx, onnxruntime = _import()
-    # Kernels of a GPU have no place in the file; nor has bfloat16 in the check.
-    dense = model.architecture.sparse.top_k is None  # sparse attention has no kernels to choose
+    # The file must not contain GPU kernels, and the check needs float32.
+    dense = model.architecture.sparse.top_k is None  # sparse attention has a single backend
     config: Any = dataclasses.replace(
         model.architecture, attention_implementation="xla" if dense else None, dtype="float32"
     )
@@ -65,10 +65,10 @@ def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -
         return logits
 
     on_device = jax.device_put(list(inputs.values()))
-    # What is traced by one would keep the other from tracing it in its own way.
-    with jax.transfer_guard("allow"), _put_back(jnp, jax.lax, jax.nn):
+    # Clear the caches, because JAX and jax2onnx must not reuse each other's traces.
+    with jax.transfer_guard("allow"), _restore_attributes(jnp, jax.lax, jax.nn):
         expected = np.asarray(jax.jit(forward)(*on_device))
-        jax.clear_caches()  # type: ignore[no-untyped-call]  # as jax is
+        jax.clear_caches()  # type: ignore[no-untyped-call]  # JAX has no annotation
         converted = jax2onnx.to_onnx(
             forward,
             [jax.typeof(x) for x in on_device],
@@ -76,7 +76,7 @@ def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -
             input_names=list(inputs),
             output_names=["logits"],
         )
-        jax.clear_caches()  # type: ignore[no-untyped-call]  # as jax is
+        jax.clear_caches()  # type: ignore[no-untyped-call]  # JAX has no annotation
     content = converted.SerializeToString()
     onnxruntime.set_default_logger_severity(3)
     (found,) = onnxruntime.InferenceSession(content).run(None, inputs)
@@ -93,8 +93,8 @@ def export_onnx(model: TrainedModel, folder: Path, *, batch: int, length: int) -
 
 
 @contextmanager
-def _put_back(*modules: ModuleType) -> Iterator[None]:
-    """Undo what jax2onnx leaves in JAX's modules: its own jnp.cumsum, in version 0.17."""
+def _restore_attributes(*modules: ModuleType) -> Iterator[None]:
+    """Undo patches that jax2onnx leaves in JAX's modules (jnp.cumsum in version 0.17)."""
     before = [(module, dict(vars(module))) for module in modules]
     try:
         yield
@@ -104,7 +104,7 @@ def _put_back(*modules: ModuleType) -> Iterator[None]:
 
 
 def example_inputs(config: TransformerConfig, batch: int, length: int) -> dict[str, np.ndarray]:
-    """Return random inputs by name, in the order of the ONNX model's."""
+    """Return random inputs by name, in the order of the ONNX model's inputs."""
     rng = np.random.default_rng(0)
     if isinstance(config, ViTConfig):
         shape = (batch, *config.height_width, config.channels)

@@ -1,4 +1,4 @@
-"""Continuations of many prompts, written in slots by the server's engine."""
+"""Generate completions of many prompts with continuous batching."""
 
 import threading
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from tjx_eval.load_model import TrainedModel
 from tjx_eval.serving.engine import Engine, GenerationRequest, Token
 from tjx_nn.generation.continuous_batching import SequenceOptions
-from tjx_trainer.tasks.text_stream import TextStream
+from tjx_trainer.run_reader import TextStream
 
 
 @dataclass(frozen=True)
-class Task:
-    """One text to write; see `tjx_eval.serving.engine.Order`, and `TextStream` of the stops."""
+class BatchRequest:
+    """One prompt; see `tjx_eval.serving.engine.GenerationRequest` for the first three fields."""
 
     prompt: list[int]
     max_new_tokens: int
@@ -20,47 +20,49 @@ class Task:
     stops: list[str]
 
 
-def write_all(model: TrainedModel, tasks: Sequence[Task], *, slots: int) -> list[str]:
-    """Return the text of each continuation, up to its stop text or the end of the document.
+def complete_all(model: TrainedModel, requests: Sequence[BatchRequest], *, slots: int) -> list[str]:
+    """Return the text of each completion, up to a stop text or the end of the document.
 
     Raises
     ------
     RuntimeError
-        If the engine failed.
+        If the engine fails.
     """
-    engine = Engine(model.gpt, model.params, slots=slots, most_waiting=len(tasks))
-    written = [_Written(model, task) for task in tasks]
-    orders = [
-        GenerationRequest(task.prompt, task.max_new_tokens, task.options, each.take, each.end)
-        for task, each in zip(tasks, written, strict=True)
+    engine = Engine(model.gpt, model.params, slots=slots, max_waiting=len(requests))
+    completions = [_Completion(model, request) for request in requests]
+    queued = [
+        GenerationRequest(
+            each.prompt, each.max_new_tokens, each.options, completion.on_token, completion.on_end
+        )
+        for each, completion in zip(requests, completions, strict=True)
     ]
     engine.start()
     try:
-        engine.submit(orders)
-        for each in written:
-            each.over.wait()
+        engine.submit(queued)
+        for completion in completions:
+            completion.ended.wait()
     finally:
         engine.stop(0.0)
         engine.join()
-    if failed := [each.reason for each in written if each.reason is not None]:
-        raise RuntimeError(failed[0])
-    return [each.text for each in written]
+    if errors := [each.error for each in completions if each.error is not None]:
+        raise RuntimeError(errors[0])
+    return [each.text for each in completions]
 
 
-class _Written:
-    """The text of one continuation, as it grows on the engine's thread."""
+class _Completion:
+    """Text of one completion; updated by the engine's thread."""
 
-    def __init__(self, model: TrainedModel, task: Task) -> None:
-        self._stream = TextStream(model.tokenizer, task.stops, ends_with_document=True)
+    def __init__(self, model: TrainedModel, request: BatchRequest) -> None:
+        self._stream = TextStream(model.tokenizer, request.stops, ends_with_document=True)
         self.text = ""
-        self.reason: str | None = None
-        self.over = threading.Event()
+        self.error: str | None = None
+        self.ended = threading.Event()
 
-    def take(self, token: Token) -> bool:
+    def on_token(self, token: Token) -> bool:
         self.text += self._stream.push(token.id)
         return not self._stream.stopped
 
-    def end(self, reason: str | None) -> None:
+    def on_end(self, error: str | None) -> None:
         self.text += self._stream.close()
-        self.reason = reason
-        self.over.set()
+        self.error = error
+        self.ended.set()

@@ -1,4 +1,4 @@
-"""Continuations of a prompt while they are written."""
+"""Stream completions of one prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,21 @@ import numpy as np
 
 import tjx_nn
 from tjx_eval.load_model import TrainedModel
-from tjx_trainer.tasks.sampling import SamplingParams, generation_inputs
-from tjx_trainer.tasks.text_stream import TextStream
+from tjx_trainer.run_reader import SamplingParams, TextStream, generation_inputs
 
 
 @dataclass
-class Continuation:
-    """One continuation, so far.
+class Completion:
+    """One completion, possibly incomplete.
 
     Attributes
     ----------
     text : str
-        What is certain of its text.
+        Text so far, without a possible beginning of a stop text.
     tokens : list of int
-        Its tokens, with those of a stop text.
+        Its tokens, including those of a stop text.
     finish_reason : str or None
-        "stop" (a stop text), "length", or None while it is written.
+        "stop" (a stop text), "length", or None while it is being generated.
     """
 
     text: str
@@ -33,35 +32,35 @@ class Continuation:
     finish_reason: str | None = None
 
 
-class Writing:
-    """Writes continuations of one prompt; iterate to see the first one's text as it comes.
+class CompletionStream:
+    """Generate completions of one prompt; iterating yields the text of the first one.
+
+    Beyond `max_seq_len` the context window slides: each further token is predicted from the last
+    ``max_seq_len - 1`` tokens, without a KV cache.
 
     Parameters
     ----------
     model : TrainedModel
-        What writes.
+        A decoder.
     prompt : sequence of int
-        Tokens to go on from.
+        Token ids.
     stops : sequence of str
-        Texts that end a continuation.
-    ends_with_document : bool
-        Whether the end of a document ends it too.
-    **choice
-        As for `tjx_trainer.tasks.sampling.continue_prompt`.
+        Stop texts.
+    stop_at_eot : bool
+        Whether an end-of-text token ends a completion too.
+    **params
+        Sampling parameters.
 
     Attributes
     ----------
-    continuations : list of Continuation
-        All of them; complete when the iteration has ended. What was written when it is left early
-        stays.
-
-    Beyond the model's longest sequence the window slides: each further token is predicted from the
-    last ``max_seq_len - 1`` ones, which are read anew.
+    completions : list of Completion
+        All completions; complete after the iteration. If the iteration is left early, the text so
+        far is kept.
 
     Raises
     ------
     ValueError
-        If the options do not fit the model.
+        If a sampling parameter is out of range.
     """
 
     def __init__(
@@ -70,44 +69,44 @@ class Writing:
         prompt: Sequence[int],
         *,
         stops: Sequence[str] = (),
-        ends_with_document: bool = False,
-        **choice: Unpack[SamplingParams],
+        stop_at_eot: bool = False,
+        **params: Unpack[SamplingParams],
     ) -> None:
         self._model, self._prompt = model.gpt, list(prompt)
-        self._new, longest = choice["max_new_tokens"], model.gpt.max_seq_len
-        first = self._prompt[-(longest - 1) :]
-        choice["max_new_tokens"] = min(self._new, longest - len(first))
-        inputs = generation_inputs(model.gpt, first, **choice)
-        # Over several devices each would do the same: one is as fast.
+        self._max_new, longest = params["max_new_tokens"], model.gpt.max_seq_len
+        context = self._prompt[-(longest - 1) :]
+        params["max_new_tokens"] = min(self._max_new, longest - len(context))
+        inputs = generation_inputs(model.gpt, context, **params)
+        # Generation is not sharded: with several devices, each would compute the same.
         self._params = jax.device_put(model.params, jax.local_devices()[0])
         self._columns = tjx_nn.stream(model.gpt, self._params, **inputs)
         self._inputs, samples = inputs, len(inputs["prompt"])
         self._streams = [
-            TextStream(model.tokenizer, stops, ends_with_document=ends_with_document)
+            TextStream(model.tokenizer, stops, ends_with_document=stop_at_eot)
             for _ in range(samples)
         ]
-        self.continuations = [Continuation("", []) for _ in range(samples)]
+        self.completions = [Completion("", []) for _ in range(samples)]
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the pieces of the first continuation's text."""
-        for column in chain(self._columns, self._slide()):
-            pieces = [self._take(row, token) for row, token in enumerate(column.tolist())]
+        """Yield pieces of the first completion's text."""
+        for column in chain(self._columns, self._sliding_window()):
+            pieces = [self._push(row, token) for row, token in enumerate(column.tolist())]
             if pieces[0]:
                 yield pieces[0]
             if all(stream.stopped for stream in self._streams):
                 break
-        rest = [self._end(row) for row in range(len(self._streams))]
+        rest = [self._close(row) for row in range(len(self._streams))]
         if rest[0]:
             yield rest[0]
 
-    def _slide(self) -> Iterator[np.ndarray]:
-        """Yield further tokens [samples], each after as much as fits of what is before it."""
+    def _sliding_window(self) -> Iterator[np.ndarray]:
+        """Yield tokens [samples] beyond `max_seq_len`, each from the last tokens before it."""
         options = dict(self._inputs)
         width, key = self._model.max_seq_len - 1, options.pop("key")
-        for number in range(options["max_new_tokens"], self._new):
-            prompts = np.zeros((len(self.continuations), width), np.int32)
+        for number in range(options["max_new_tokens"], self._max_new):
+            prompts = np.zeros((len(self.completions), width), np.int32)
             lengths = np.zeros(len(prompts), np.int32)
-            for row, each in enumerate(self.continuations):
+            for row, each in enumerate(self.completions):
                 window = [*self._prompt, *each.tokens][-width:]
                 prompts[row, : len(window)], lengths[row] = window, len(window)
             options |= {"prompt": prompts, "prompt_lengths": lengths, "max_new_tokens": 1}
@@ -115,18 +114,18 @@ class Writing:
             tokens = tjx_nn.generate(self._model, self._params, key=folded, **options)
             yield jax.device_get(tokens)[:, 0]
 
-    def _take(self, row: int, token: int) -> str:
-        found, stream = self.continuations[row], self._streams[row]
+    def _push(self, row: int, token: int) -> str:
+        completion, stream = self.completions[row], self._streams[row]
         if stream.stopped:
             return ""
-        found.tokens.append(token)
+        completion.tokens.append(token)
         piece = stream.push(token)
-        found.text += piece
+        completion.text += piece
         return piece
 
-    def _end(self, row: int) -> str:
-        found, stream = self.continuations[row], self._streams[row]
+    def _close(self, row: int) -> str:
+        completion, stream = self.completions[row], self._streams[row]
         piece = stream.close()
-        found.text += piece
-        found.finish_reason = "stop" if stream.stopped else "length"
+        completion.text += piece
+        completion.finish_reason = "stop" if stream.stopped else "length"
         return piece

@@ -1,77 +1,77 @@
-"""A conversation on the terminal: what was said is the context of what is said next."""
+"""Interactive conversation on the terminal."""
 
 import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from tjx_eval.errors import EvalError
-from tjx_eval.generation.completions import Writing
+from tjx_eval.generation.completions import CompletionStream
 from tjx_eval.load_model import TrainedModel
-from tjx_trainer.tasks.sampling import SamplingParams, encode_prompt
+from tjx_trainer.run_reader import SamplingParams
 
 
-def converse(
+def chat(
     model: TrainedModel,
     prompt: str,
     *,
     stops: Sequence[str],
-    choice: SamplingParams,
-    ask: Callable[[str], str] = input,
-    say: Callable[[str], None] | None = None,
+    params: SamplingParams,
+    read_line: Callable[[str], str] = input,
+    write: Callable[[str], None] | None = None,
 ) -> int:
-    """Let a person and the model write in turns, until end of input (Ctrl-D).
+    """Converse with a model until end of input (Ctrl-D).
 
-    A base model knows no roles: the person's line, a line end, and what the model writes follow
-    each other as one text. Ctrl-C ends what the model is writing; what it wrote stays said.
+    A base model has no roles: the user's line, a newline and the answer are appended to one text,
+    which is the context of the next answer. Ctrl-C ends an answer; its text so far is kept.
 
     Parameters
     ----------
     model : TrainedModel
-        What answers.
+        A decoder.
     prompt : str
-        Text that the conversation begins with; empty for none.
+        Text before the first line; may be empty.
     stops : sequence of str
-        Texts that end an answer; so does the end of a document.
-    choice : Choice
-        How answers are written; each turn has a seed of its own, counted from the given one.
-    ask : callable
-        Reads a line, shown the given prompt.
-    say : callable, optional
-        Shows answers and notes, piece by piece; on standard output by default.
+        Stop texts of an answer; an end-of-text token ends it too.
+    params : SamplingParams
+        Sampling parameters; the seed is incremented for each answer.
+    read_line : callable
+        Reads a line after showing a prompt.
+    write : callable, optional
+        Shows pieces of answers and notes; by default on standard output.
 
     Returns
     -------
     int
-        The number of turns.
+        Number of turns.
 
     Raises
     ------
-    RunError
-        If an answer of this length leaves no room for a question.
+    EvalError
+        If `max_new_tokens` leaves no room for a question.
     """
-    say = _print if say is None else say
+    write = _print if write is None else write
     with suppress(ImportError):
-        import readline  # noqa: F401  lines can be edited and called back
-    context = Context(model, choice["max_new_tokens"], prompt)
+        import readline  # noqa: F401  enables line editing and history
+    context = ChatContext(model, params["max_new_tokens"], prompt)
     turns = 0
     while True:
         try:
-            line = ask("> ")
+            line = read_line("> ")
         except EOFError:
-            say("\n")
+            write("\n")
             return turns
         except KeyboardInterrupt:
-            say("\n(Ctrl-D leaves)\n")
+            write("\n(Ctrl-D exits)\n")
             continue
         try:
-            dropped = context.add(line + "\n")
+            note = context.add(line + "\n")
         except ValueError as error:
-            say(f"({error})\n")
+            write(f"({error})\n")
             continue
-        if dropped:
-            say(f"({dropped})\n")
-        turn: SamplingParams = {**choice, "seed": choice["seed"] + turns}
-        context.add(_answer(model, context.tokens, stops, turn, say), by_model=True)
+        if note:
+            write(f"({note})\n")
+        turn: SamplingParams = {**params, "seed": params["seed"] + turns}
+        context.add(_answer(model, context.tokens, stops, turn, write), by_model=True)
         turns += 1
 
 
@@ -79,20 +79,20 @@ def _answer(
     model: TrainedModel,
     tokens: Sequence[int],
     stops: Sequence[str],
-    choice: SamplingParams,
-    say: Callable[[str], None],
+    params: SamplingParams,
+    write: Callable[[str], None],
 ) -> str:
-    """Write an answer as it comes; return its text, which ends a line."""
-    writing = Writing(model, tokens, stops=stops, ends_with_document=True, **choice)
+    """Stream an answer; return its text, terminated by a newline."""
+    stream = CompletionStream(model, tokens, stops=stops, stop_at_eot=True, **params)
     try:
-        for piece in writing:
-            say(piece)
+        for piece in stream:
+            write(piece)
     except KeyboardInterrupt:
-        say(" (stopped)")
-    text = writing.continuations[0].text
+        write(" (stopped)")
+    text = stream.completions[0].text
     if not text.endswith("\n"):
         text += "\n"
-    say("\n")
+    write("\n")
     return text
 
 
@@ -101,50 +101,51 @@ def _print(text: str) -> None:
     sys.stdout.flush()
 
 
-class Context:
-    """The tokens of a conversation, as many of the newest as leave room for an answer.
+class ChatContext:
+    """The newest tokens of a conversation that leave room for an answer.
 
     Parameters
     ----------
     model : TrainedModel
-        Whose longest sequence bounds it.
+        Its `max_seq_len` limits the context.
     room : int
-        Tokens of an answer.
+        Tokens reserved for an answer.
     prompt : str
-        What it begins with; empty is nothing.
+        Initial text; may be empty.
 
     Attributes
     ----------
     tokens : list of int
-        What the model reads next.
+        Input of the next answer.
     """
 
     def __init__(self, model: TrainedModel, room: int, prompt: str) -> None:
         self._tokenizer = model.tokenizer
-        start = self._tokenizer.eot_id
-        self._start = [] if start is None else [start]
-        self._most = model.gpt.max_seq_len - room - len(self._start)
-        if self._most < 1:
+        eot = self._tokenizer.eot_id
+        self._prefix = [] if eot is None else [eot]
+        self._max_tokens = model.gpt.max_seq_len - room - len(self._prefix)
+        if self._max_tokens < 1:
             raise EvalError(
-                f"--max_new_tokens {room} leaves no room for a question: the model's longest "
-                f"sequence is {model.gpt.max_seq_len}; give {max(model.gpt.max_seq_len // 2, 1)}"
+                f"--max_new_tokens: got {room}, which leaves no room for a question; the model's "
+                f"max_seq_len is {model.gpt.max_seq_len}; give {max(model.gpt.max_seq_len // 2, 1)}"
             )
-        self._said = encode_prompt(self._tokenizer, prompt)[len(self._start) :] if prompt else []
+        encoded = self._tokenizer.encode_prompt(prompt) if prompt else []
+        self._history = encoded[len(self._prefix) :]
 
     @property
     def tokens(self) -> list[int]:
-        """The beginning of a document, and what was said."""
-        return self._start + self._said
+        """End-of-text token, if the tokenizer has one, and the conversation."""
+        return self._prefix + self._history
 
     def add(self, text: str, *, by_model: bool = False) -> str:
-        """Add what was said; return a note of what had to be dropped, or nothing.
+        """Append a text; return a note if old tokens were dropped, else "".
 
-        The model may write special tokens, which stand in the text by their names.
+        Text by the model may contain names of special tokens, which are encoded as such.
         """
         special: Collection[str] = self._tokenizer.special_tokens if by_model else ()
-        self._said += self._tokenizer.encode(text, allowed_special=special)
-        excess = len(self._said) - self._most
+        self._history += self._tokenizer.encode(text, allowed_special=special)
+        excess = len(self._history) - self._max_tokens
         if excess <= 0:
             return ""
-        del self._said[:excess]
-        return f"the oldest {excess} tokens were dropped: the model sees {self._most} and an answer"
+        del self._history[:excess]
+        return f"dropped the oldest {excess} tokens; the context has {self._max_tokens}"

@@ -1,8 +1,7 @@
-"""Texts as tokens to be scored: what each document's first token is predicted from, and its size.
+"""Encode documents, and arrange them as token sequences to be scored.
 
-The first token of a text is predicted from the end-of-text token, where the tokenizer has one: so
-documents begin in training. Without one, a text's first token is predicted from nothing, and is not
-scored.
+The first token of a text is predicted from the end-of-text token, if the tokenizer has one, because
+documents start this way in training. Otherwise the first token has no context and is not scored.
 """
 
 from collections.abc import Iterator
@@ -16,74 +15,65 @@ import tjx_data
 from tjx_eval.errors import EvalError
 from tjx_eval.scoring.eval_data import Document
 
-_HALF = "\N{REPLACEMENT CHARACTER}"  # what a character becomes that was cut in two
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from an incomplete UTF-8 sequence
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A document's tokens.
+class EncodedDocument:
+    """A document and its tokens.
 
     Attributes
     ----------
     document : Document
-        Its text, as far as it was taken.
+        The text, truncated if only a part is scored.
     tokens : int32 [tokens]
-        All of them.
+        Its tokens.
     """
 
     document: Document
     tokens: NDArray[np.int32]
 
     @property
-    def name(self) -> str:
-        """The document's name."""
-        return self.document.name
-
-    @property
-    def beginning(self) -> str:
-        """The document's first words."""
-        return self.document.beginning
-
-    @property
-    def words(self) -> int:
-        """Stretches of its text between white space."""
+    def n_words(self) -> int:
+        """Number of whitespace-separated words."""
         return len(self.document.text.split())
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Tokens to be scored, and the document of each.
+class ScoredSequences:
+    """Token sequences to be scored, and the document of each scored token.
 
     Attributes
     ----------
-    stretches : list of int32 [labels + 1]
-        Each is scored by itself: every token but its first.
+    sequences : list of int32 [labels + 1]
+        Every token but the first is scored.
     documents : list of int32 [labels]
-        The number of the document that each scored token belongs to.
+        Document number of each scored token.
     """
 
-    stretches: list[NDArray[np.int32]]
+    sequences: list[NDArray[np.int32]]
     documents: list[NDArray[np.int32]]
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """All that is scored, one stretch after the other."""
-        return np.concatenate([stretch[1:] for stretch in self.stretches])
+        """All scored tokens, concatenated."""
+        return np.concatenate([sequence[1:] for sequence in self.sequences])
 
 
 def encode(
     documents: Iterator[Document], tokenizer: tjx_data.Tokenizer, max_tokens: int | None = None
-) -> list[Encoded]:
-    """Encode documents, until there are `max_tokens`; no character is cut in two.
+) -> list[EncodedDocument]:
+    """Encode documents up to `max_tokens` tokens in total, without splitting a character.
 
     Raises
     ------
-    RunError
-        If there is no text, or the tokenizer cannot write it: what is lost would count nowhere.
+    EvalError
+        If there is no text, or the tokenizer cannot represent all of it: missing bytes would not be
+        counted.
     """
     lengths = byte_lengths(tokenizer)
     for_tokens, for_names = tee(documents)
-    found: list[Encoded] = []
+    encoded: list[EncodedDocument] = []
     left = max_tokens
     try:
         pairs = zip(
@@ -91,72 +81,74 @@ def encode(
         )
         for document, ids in pairs:
             tokens = np.asarray(ids, np.int32)
-            _refuse_loss(document, tokens, lengths)
+            _check_lossless(document, tokens, lengths)
             if left is not None and len(tokens) > left:
                 tokens = tokens[:left]
-                while tokenizer.decode(tokens).endswith(_HALF):
+                while tokenizer.decode(tokens).endswith(_REPLACEMENT):
                     tokens = tokens[:-1]
                 document, left = Document(document.name, tokenizer.decode(tokens)), len(tokens)
-            found.append(Encoded(document, tokens))
+            encoded.append(EncodedDocument(document, tokens))
             if left is not None and (left := left - len(tokens)) == 0:
                 break
     except EvalError:
         raise
     except ValueError as error:
         raise EvalError(f"the text cannot be encoded: {error}") from error
-    if not found:
-        raise EvalError("there is no text to score: give files that hold some")
-    return found
+    if not encoded:
+        raise EvalError("got no text to score; give files that have some")
+    return encoded
 
 
-def label(encoded: list[Encoded], eot: int | None, *, per_document: bool) -> Labelled:
-    """Lay out documents to be scored.
+def make_sequences(
+    encoded: list[EncodedDocument], eot: int | None, *, per_document: bool
+) -> ScoredSequences:
+    """Arrange documents as token sequences to be scored.
 
     Parameters
     ----------
-    encoded : list of Encoded
+    encoded : list of EncodedDocument
         The documents.
     eot : int or None
-        What stands before a document.
+        End-of-text token, which precedes each document.
     per_document : bool
-        Whether each stands for itself. Otherwise they follow each other as in training, with the
-        end-of-text token between two; it is predicted too, and stands for no bytes.
+        Whether each document is a sequence of its own. Otherwise they are concatenated as in
+        training; the end-of-text token between two is predicted too and has 0 bytes.
 
     Raises
     ------
-    RunError
-        If nothing is left to be predicted.
+    EvalError
+        If there is nothing to predict.
     """
-    begin = np.array([] if eot is None else [eot], np.int32)
-    stretches = [np.concatenate([begin, each.tokens]) for each in encoded]
-    owners = [np.full(len(s), number, np.int32) for number, s in enumerate(stretches)]
+    prefix = np.array([] if eot is None else [eot], np.int32)
+    sequences = [np.concatenate([prefix, each.tokens]) for each in encoded]
+    owners = [np.full(len(s), number, np.int32) for number, s in enumerate(sequences)]
     if not per_document:
-        if eot is not None:  # an end belongs to the document that it ends
+        if eot is not None:  # an end-of-text token belongs to the document that it ends
             for number in range(1, len(owners)):
                 owners[number][0] = number - 1
-        stretches, owners = [np.concatenate(stretches)], [np.concatenate(owners)]
-    pairs = [(s, o[1:]) for s, o in zip(stretches, owners, strict=True) if len(s) > 1]
+        sequences, owners = [np.concatenate(sequences)], [np.concatenate(owners)]
+    pairs = [(s, o[1:]) for s, o in zip(sequences, owners, strict=True) if len(s) > 1]
     if not pairs:
-        raise EvalError("the text has a single token, which is predicted from nothing: give more")
-    return Labelled([s for s, _ in pairs], [o for _, o in pairs])
+        raise EvalError("got a text of one token, which has no context; give a longer text")
+    return ScoredSequences([s for s, _ in pairs], [o for _, o in pairs])
 
 
 def byte_lengths(tokenizer: tjx_data.Tokenizer) -> NDArray[np.int32] | None:
-    """Return the bytes that each token stands for; None where they depend on its neighbours."""
+    """Return the UTF-8 bytes of each token; None if they depend on neighboring tokens."""
     try:
         return tokenizer.token_byte_lengths
     except ValueError:
         return None
 
 
-def _refuse_loss(
+def _check_lossless(
     document: Document, tokens: NDArray[np.int32], lengths: NDArray[np.int32] | None
 ) -> None:
     if lengths is None:
         return
-    written, given = int(lengths[tokens].sum()), len(document.text.encode())
-    if written != given:
+    encoded, given = int(lengths[tokens].sum()), len(document.text.encode())
+    if encoded != given:
         raise EvalError(
-            f"{document.name} ({document.beginning!r}) has {given:,} bytes and the model's "
-            f"tokenizer can write {written:,} of them: give text in the characters that it knows"
+            f"{document.name} ({document.preview!r}) has {given:,} bytes and the model's "
+            f"tokenizer can encode {encoded:,} of them: give text in the characters that it has"
         )

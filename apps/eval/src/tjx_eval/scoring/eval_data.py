@@ -1,4 +1,4 @@
-"""Texts to evaluate a model on: files, a corpus, or what a run held out."""
+"""Documents to score: from files, from a corpus, or from the validation data of a run."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,98 +8,91 @@ from typing import Any
 import tjx_data
 from tjx_eval.errors import EvalError
 from tjx_eval.load_model import TrainedModel
-from tjx_trainer.tasks.text_data import TextData, open_text
+from tjx_trainer.run_reader import TextData
 
-_SHOWN = 48  # characters of a text that name it
+_PREVIEW = 48  # characters
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text that is scored.
+    """A text to score.
 
     Attributes
     ----------
     name : str
-        Where it comes from, and its number there.
+        Name of its source, and its number there.
     text : str
-        All of it.
+        The text.
     """
 
     name: str
     text: str
 
     @property
-    def beginning(self) -> str:
-        """Its first words, in a line."""
-        return " ".join(self.text[: 4 * _SHOWN].split())[:_SHOWN]
+    def preview(self) -> str:
+        """The first words, on one line."""
+        return " ".join(self.text[: 4 * _PREVIEW].split())[:_PREVIEW]
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Documents to be read once, and what they are called together."""
+class EvalTexts:
+    """Documents, which can be iterated once, and their common name."""
 
     name: str
     documents: Iterator[Document]
 
 
-def open_texts(
+def load_texts(
     model: TrainedModel,
     *,
     data: Sequence[str] | None = None,
     text_field: str = "text",
     corpus: str | None = None,
-) -> Texts:
-    """Open the texts of a question.
+) -> EvalTexts:
+    """Open the documents to score.
 
     Parameters
     ----------
     model : TrainedModel
-        Whose held-out text is taken where nothing else is named.
+        Its run's validation data is the default.
     data : sequence of str, optional
-        Files and patterns, as `tjx_data.load_files` reads them.
+        Files and patterns, as for `tjx_data.load_files`.
     text_field : str
-        Where the text is in a record.
+        Name of the text field in records.
     corpus : str, optional
-        A corpus by name, or one of its official splits as in ``wikitext-103:test``. Without a split
-        the official validation text, else the official test text, else all of the corpus.
+        Name of a corpus, or of one of its official splits, such as ``wikitext-103:test``. Without a
+        split: the official validation split, else the official test split, else the whole corpus.
 
     Raises
     ------
-    RunError
-        If both are given, or nothing and the model has no run; if files cannot be read, or there
-        is no such corpus.
+    EvalError
+        If both are given, or neither and the model is not a run; if files cannot be read or the
+        corpus does not exist.
     tjx_data.HubError
-        If the corpus is neither in the cache nor within reach.
+        If the corpus is neither cached nor downloadable.
     """
     if data and corpus:
-        raise EvalError("--data and --corpus are both given: leave out one")
+        raise EvalError("--data: not supported with --corpus; leave out one")
     try:
         if data:
             found = tjx_data.load_files(list(data), text_field=text_field)
-            return Texts(", ".join(data), _named(found))
+            return EvalTexts(", ".join(data), _numbered(found))
         if corpus:
             name = tjx_data.evaluation_corpus(corpus)
-            return Texts(name, _named(tjx_data.load_corpus(name)))
+            return EvalTexts(name, _numbered(tjx_data.load_corpus(name)))
     except tjx_data.HubError:
         raise
     except ValueError as error:
         raise EvalError(str(error)) from error
-    if model.config is None:
-        raise EvalError(f"{model.path}: a folder of transformers has no text; give --data FILE")
-    name = ", ".join(model.config.data.weights)
-    return Texts(f"{name} (held out)", _held_out(run_text(model)))
+    if model.run is None:
+        raise EvalError(f"{model.path}: a Transformers model has no validation data; give --data")
+    name = ", ".join(model.run.config.data.weights)
+    text = model.run.prepared_text(model.tokenizer)
+    return EvalTexts(f"{name} (validation)", _validation_documents(text))
 
 
-def run_text(model: TrainedModel) -> TextData:
-    """Return the prepared text of a run; made again where the cache was emptied."""
-    assert model.config is not None
-    pointer = model.run.read_data_pointer()
-    if pointer is not None and all((f / "index.json").is_file() for f in pointer.folders.values()):
-        return TextData(pointer.folders, model.tokenizer)
-    return open_text(model.config)
-
-
-def _named(documents: tjx_data.Documents) -> Iterator[Document]:
+def _numbered(documents: tjx_data.Documents) -> Iterator[Document]:
+    """Yield documents, named by their file and their number in it."""
     numbers: dict[str, int] = {}
     for part in documents.parts():
         file: Any = getattr(part, "file", None)  # parts of a corpus have none
@@ -110,7 +103,7 @@ def _named(documents: tjx_data.Documents) -> Iterator[Document]:
                 yield Document(f"{name} {numbers[name]}", text)
 
 
-def _held_out(text: TextData) -> Iterator[Document]:
+def _validation_documents(text: TextData) -> Iterator[Document]:
     for name, folder in text.folders.items():
         loader = tjx_data.TokenLoader(folder, split="validation", seq_len=1, batch_size=1)
         for number in range(loader.n_documents):

@@ -1,8 +1,8 @@
-"""The model as lm-evaluation-harness asks it: log-likelihoods of texts, and continuations.
+"""Adapter of a decoder to lm-evaluation-harness: log-likelihoods and text generation.
 
 Importing this module imports the harness, which takes seconds.
 
-Names of array axes: B rows, T tokens in a row.
+Array axes: B rows, T tokens in a row, D d_model, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,27 +17,30 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 import tjx_nn
 import tjx_parallel
 from tjx_eval.errors import EvalError
-from tjx_eval.generation.batch import Task, write_all
+from tjx_eval.generation.batch import BatchRequest, complete_all
 from tjx_eval.load_model import TrainedModel
-from tjx_eval.scoring.windows import Row, fill_batch, plan_batches
+from tjx_eval.scoring.windows import Window, make_batch, plan_batches
 from tjx_metrics import cross_entropy
-from tjx_parallel.config import MeshConfig
-from tjx_trainer.tasks.sampling import encode_prompt
-from tjx_trainer.training.mesh_layout import make_layout
+from tjx_trainer.run_reader import model_layout
 
-# Tokens before a text, and the text: what the model is asked about.
+# Tokens of the context, and of the continuation to be scored.
 Pair = tuple[list[int], list[int]]
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # untyped
-    """A model for the harness.
+    """A decoder as a model of lm-evaluation-harness.
 
     Parameters
     ----------
     model : TrainedModel
         A decoder.
     batch_size : int
-        Rows at once; changes no result.
+        Rows per batch; does not change results.
+
+    Attributes
+    ----------
+    notes : set of str
+        Remarks on truncated contexts or continuations, for the user.
     """
 
     def __init__(self, model: TrainedModel, *, batch_size: int) -> None:
@@ -45,33 +48,31 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # untyped
         self._model = model
         devices = model.mesh.size
         self._batch_size = -(-batch_size // devices) * devices
-        self.notes: set[str] = set()  # what the user should know of how tasks were run
-        self._layout = make_layout(
-            model.gpt, model.mesh, tjx_parallel.ShardingRules(), MeshConfig()
-        )
-        self._step = jax.jit(self._scores_of_batch)
+        self.notes: set[str] = set()
+        self._layout = model_layout(model.gpt, model.mesh)
+        self._step = jax.jit(self._score_batch)
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text without context: the end of another document, or a line."""
-        return encode_prompt(self._model.tokenizer, "")[0]
+        """Token before a text without context: end-of-text, or a newline if there is none."""
+        return self._model.tokenizer.encode_prompt("")[0]
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness keeps its requests under."""
+        """Key of the harness's request cache."""
         return self._model.tokenizer.fingerprint
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Return the tokens of a text; nothing is added."""
+        """Encode a text without special tokens."""
         del add_special_tokens
-        return _encoded(self._model.tokenizer.encode, string)
+        return _encode(self._model.tokenizer.encode, string)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return the log-likelihood of whole texts, each token scored once."""
+        """Return the log-likelihoods of whole texts; each token is scored once."""
         del disable_tqdm
         longest = self._model.gpt.max_seq_len
         pairs: list[Pair] = []
@@ -83,84 +84,88 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # untyped
                 pairs.append(make_disjoint_window(window))
                 owners.append(number)
         sums = [0.0] * len(requests)
-        for owner, (log_likelihood, _) in zip(owners, self._scored(pairs), strict=True):
+        for owner, (log_likelihood, _) in zip(owners, self._score_pairs(pairs), strict=True):
             sums[owner] += log_likelihood
         return sums
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        return self._scored([(before, text) for _, before, text in requests])
+        return self._score_pairs([(context, text) for _, context, text in requests])
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return continuations, each up to what ends it."""
+        """Return continuations, each up to its stop text."""
         del disable_tqdm
-        tasks = [self._task(i, *request.args) for i, request in enumerate(requests)]
-        return write_all(self._model, tasks, slots=self._batch_size)
+        parsed = [self._batch_request(i, *request.args) for i, request in enumerate(requests)]
+        return complete_all(self._model, parsed, slots=self._batch_size)
 
-    def _task(self, number: int, context: str, given: dict[str, Any]) -> Task:
-        wishes: dict[str, Any] = dict(normalize_gen_kwargs(dict(given)))
+    def _batch_request(self, number: int, context: str, given: dict[str, Any]) -> BatchRequest:
+        """Convert a request of the harness; raises EvalError for unsupported options."""
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(dict(given)))
         longest = self._model.gpt.max_seq_len
-        new = min(wishes.pop("max_gen_toks"), longest // 2)
+        new = min(kwargs.pop("max_gen_toks"), longest // 2)
         if new == longest // 2:
             self.notes.add(f"continuations have at most {new} tokens, half of the model's context")
-        stops = wishes.pop("until")
-        wishes.pop("do_sample", None)
-        options: Any = {name: wishes.pop(name, None) for name in ("top_k", "top_p", "min_p")}
-        options["temperature"] = float(wishes.pop("temperature", 0.0))
+        stops = kwargs.pop("until")
+        kwargs.pop("do_sample", None)
+        options: Any = {name: kwargs.pop(name, None) for name in ("top_k", "top_p", "min_p")}
+        options["temperature"] = float(kwargs.pop("temperature", 0.0))
         options["seed"] = number
-        if wishes:
-            raise EvalError(f"generation_kwargs {sorted(wishes)} of the task are not known here")
-        prompt = _encoded(self._model.tokenizer.encode_prompt, context)
+        if kwargs:
+            raise EvalError(f"generation_kwargs of the task: {sorted(kwargs)} are not supported")
+        prompt = _encode(self._model.tokenizer.encode_prompt, context)
         if len(prompt) > longest - new:
-            self.notes.add("of contexts that are too long the end was read")
-        return Task(prompt[-(longest - new) :], new, options, stops)
+            self.notes.add(_TRUNCATED)
+        return BatchRequest(prompt[-(longest - new) :], new, options, stops)
 
-    def _scored(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        """Return of each text its log-likelihood, and whether greedy writing would write it."""
+    def _score_pairs(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each text, and whether greedy decoding would produce it."""
         longest = self._model.gpt.max_seq_len
-        stretches = []
-        for before, text in pairs:
+        sequences = []
+        for context, text in pairs:
             if len(text) > longest:
                 raise EvalError(
-                    f"a text of {len(text)} tokens is to be scored at once and the model's longest "
-                    f"sequence is {longest}: this task is not for it"
+                    f"the task scores a text of {len(text)} tokens at once; the model's "
+                    f"max_seq_len is {longest}"
                 )
-            if len(before) + len(text) > longest + 1:
-                self.notes.add("of contexts that are too long the end was read")
-            stretches.append(np.asarray((before + text)[-(longest + 1) :], np.int32))
-        rows = [
-            Row(i, 0, len(stretch) - 1 - len(text), len(stretch) - 1)
-            for i, (stretch, (_, text)) in enumerate(zip(stretches, pairs, strict=True))
+            if len(context) + len(text) > longest + 1:
+                self.notes.add(_TRUNCATED)
+            sequences.append(np.asarray((context + text)[-(longest + 1) :], np.int32))
+        windows = [
+            Window(i, 0, len(sequence) - 1 - len(text), len(sequence) - 1)
+            for i, (sequence, (_, text)) in enumerate(zip(sequences, pairs, strict=True))
         ]
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        for length, batch in plan_batches(rows, longest, self._batch_size):
-            filled = fill_batch(stretches, batch, self._batch_size, length)
+        results: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
+        for length, batch in plan_batches(windows, longest, self._batch_size):
+            filled = make_batch(sequences, batch, self._batch_size, length)
             placed = tjx_parallel.shard_batch(self._model.mesh, filled)
-            losses_BT, right_BT = jax.device_get(self._step(self._model.params, **placed))
-            for row, of_row, right in zip(batch, losses_BT, right_BT, strict=False):
-                here = slice(row.scored, row.end)
-                log_likelihood = -float(of_row[here].sum(dtype=np.float64))
-                found[row.stretch] = (log_likelihood, bool(right[here].all()))
-        return found
+            losses_BT, greedy_BT = jax.device_get(self._step(self._model.params, **placed))
+            for window, losses_T, greedy_T in zip(batch, losses_BT, greedy_BT, strict=False):
+                scored = slice(window.scored, window.end)
+                log_likelihood = -float(losses_T[scored].sum(dtype=np.float64))
+                results[window.sequence] = (log_likelihood, bool(greedy_T[scored].all()))
+        return results
 
-    def _scores_of_batch(
+    def _score_batch(
         self, params: Any, tokens: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Return the loss of each label [B, T], and whether it is the likeliest token."""
+        """Return the loss of each label [B, T], and whether it has the highest logit."""
         network = tjx_nn.bind(self._model.gpt, params, layout=self._layout)
-        # A row at a time: the logits of all would not fit.
         hidden_BTD = network.hidden(tokens)
 
-        def of_row(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def score_row(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             logits_TV = network.logits(row[0])
             return cross_entropy(logits_TV, row[1]), logits_TV.argmax(-1) == row[1]
 
-        found: tuple[jax.Array, jax.Array] = jax.lax.map(of_row, (hidden_BTD, labels))
-        return found
+        # One row at a time, because the logits of all rows would not fit in memory.
+        scores: tuple[jax.Array, jax.Array] = jax.lax.map(score_row, (hidden_BTD, labels))
+        return scores
 
 
-def _encoded(encode: Callable[[str], list[int]], text: str) -> list[int]:
+_TRUNCATED = "contexts that are too long were truncated to their end"
+
+
+def _encode(encode: Callable[[str], list[int]], text: str) -> list[int]:
     try:
         return encode(text)
     except ValueError as error:

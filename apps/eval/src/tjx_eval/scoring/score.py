@@ -1,10 +1,10 @@
-"""The loss of every token of some texts, on all devices of all processes.
+"""Loss of every token of token sequences, computed on all devices of all processes.
 
-Nothing depends on the batch: rows see nothing of each other, experts drop nothing, and what rows
-are wanting to fill the devices is padding without labels.
+Results do not depend on the batch: rows are independent, experts drop no tokens, and rows that
+fill up the devices are padding without labels.
 
-Names of array axes: B rows, T tokens in a row, C tokens whose logits are held at once, K numbers of
-guesses, D d_model.
+Array axes: B rows, T tokens in a row, C tokens whose logits are computed at once, n chunks of
+C tokens, K values of top-k, D d_model.
 """
 
 import functools
@@ -21,35 +21,42 @@ from numpy.typing import NDArray
 import tjx_nn
 import tjx_parallel
 from tjx_eval.load_model import TrainedModel
-from tjx_eval.scoring.windows import IGNORED_LABEL, Row, cut_windows, fill_batch, plan_batches
+from tjx_eval.scoring.windows import (
+    IGNORE_INDEX,
+    Window,
+    make_batch,
+    plan_batches,
+    sliding_windows,
+)
 from tjx_metrics import cross_entropy, top_k_correct
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_parallel.config import MeshConfig
-from tjx_trainer.training.mesh_layout import make_layout
+from tjx_trainer.run_reader import model_layout
 
 TOP_K = (1, 5, 10)
-_LOGITS_HELD = 1 << 26  # numbers on a device at once: 256 MiB
+_MAX_LOGITS = 1 << 26  # per device at once: 256 MiB of float32
 
-# Told how many tokens are done, and how many there are in all; 0 is not known.
+# A value in the output of a command.
+Metric = float | int | str
+# Called with the number of finished tokens and the total number, 0 if unknown.
 ProgressCallback = Callable[[int, int], None]
 
 
-def nobody(done: int, total: int) -> None:
-    """Hear how far it is, and tell nobody."""
+def no_progress(done: int, total: int) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What was found of the tokens of some stretches.
+class TokenLosses:
+    """Losses of all tokens of several sequences.
 
     Attributes
     ----------
     losses : list of float32 [labels]
-        Of every token but the first of each stretch, nats.
+        Loss of every token but the first of each sequence, nats.
     correct : dict
-        k -> number of tokens that were among so many likeliest.
+        k -> number of tokens among the model's k highest logits.
     tokens_per_sec : float
-        Tokens scored a second, compiling not counted.
+        Scored tokens per second, excluding compilation.
     """
 
     losses: list[NDArray[np.float32]]
@@ -57,129 +64,132 @@ class Scores:
     tokens_per_sec: float
 
 
-def score(
+def score_tokens(
     model: TrainedModel,
-    stretches: Sequence[NDArray[np.int32]],
+    sequences: Sequence[NDArray[np.int32]],
     *,
     window: int,
     stride: int,
     batch_size: int,
-    told: ProgressCallback = nobody,
-) -> Scores:
-    """Score every token of some stretches but the first of each.
+    on_progress: ProgressCallback = no_progress,
+) -> TokenLosses:
+    """Score every token but the first of each sequence, by sliding windows.
 
     Parameters
     ----------
     model : TrainedModel
         A decoder.
-    stretches : sequence of int32 [labels + 1]
+    sequences : sequence of int32 [labels + 1]
         Token ids.
     window, stride : int
-        Tokens in a row, and from one row's begin to the next.
+        Tokens per window, and between the starts of two windows.
     batch_size : int
-        Rows at once, over all devices; changes no result.
-    told : callable
-        Told the tokens that are scored so far, and all there are.
+        Windows per batch over all devices; does not change results.
+    on_progress : callable
+        Called after each batch.
     """
     devices = model.mesh.size
     batch_size = -(-batch_size // devices) * devices
-    rows = [
-        row
-        for number, stretch in enumerate(stretches)
-        for row in cut_windows(len(stretch) - 1, window, stride, number)
+    windows = [
+        each
+        for number, sequence in enumerate(sequences)
+        for each in sliding_windows(len(sequence) - 1, window, stride, number)
     ]
-    losses = [np.zeros(len(stretch) - 1, np.float32) for stretch in stretches]
+    losses = [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
     correct = np.zeros(len(TOP_K), np.int64)
     total, done = sum(len(each) for each in losses), 0
-    step = _Step(model, batch_size)
+    step = _ScoringStep(model, batch_size)
     started = time.perf_counter()
 
-    def take(batch: Sequence[Row], found: tuple[Any, Any]) -> int:
-        losses_BT, correct_BK = jax.device_get(found)
-        for row, of_row in zip(batch, losses_BT, strict=False):
-            here = slice(row.scored - row.start, row.end - row.start)
-            losses[row.stretch][row.scored : row.end] = of_row[here]
+    def read(batch: Sequence[Window], scores: tuple[Any, Any]) -> int:
+        losses_BT, correct_BK = jax.device_get(scores)
+        for window, losses_T in zip(batch, losses_BT, strict=False):
+            scored = slice(window.scored - window.start, window.end - window.start)
+            losses[window.sequence][window.scored : window.end] = losses_T[scored]
         correct[:] += correct_BK.sum(0, dtype=np.int64)
-        return sum(row.end - row.scored for row in batch)
+        return sum(window.end - window.scored for window in batch)
 
-    pending: tuple[list[Row], tuple[Any, Any]] | None = None
-    for length, batch in plan_batches(rows, window, batch_size):
-        begun = batch, step(fill_batch(stretches, batch, batch_size, length))
-        if pending is not None:  # read a batch late, so that the devices do not wait
-            done += take(*pending)
-            told(done, total)
-        pending = begun
+    pending: tuple[list[Window], tuple[Any, Any]] | None = None
+    for length, batch in plan_batches(windows, window, batch_size):
+        dispatched = batch, step(make_batch(sequences, batch, batch_size, length))
+        if pending is not None:  # read one batch late, so that the devices do not wait
+            done += read(*pending)
+            on_progress(done, total)
+        pending = dispatched
     assert pending is not None
-    done += take(*pending)
-    told(done, total)
-    seconds = time.perf_counter() - started - step.compiling
+    done += read(*pending)
+    on_progress(done, total)
+    seconds = time.perf_counter() - started - step.compile_seconds
     counts = dict(zip(TOP_K, correct.tolist(), strict=True))
-    return Scores(losses, counts, total / seconds)
+    return TokenLosses(losses, counts, total / seconds)
 
 
-class _Step:
-    """Scores batches; compiles for each shape once, and knows how long that took [s]."""
+class _ScoringStep:
+    """Score batches, and measure the compilation time of each new shape in seconds."""
 
     def __init__(self, model: TrainedModel, batch_size: int) -> None:
         self._mesh, self._params = model.mesh, model.params
         rows = batch_size // model.mesh.size
-        held = max(1, _LOGITS_HELD // (rows * model.gpt.vocab_rows))
-        self._function = _scores_of_batch(model.gpt, model.mesh, held)
+        chunk = max(1, _MAX_LOGITS // (rows * model.gpt.vocab_rows))
+        self._function = _make_scoring_function(model.gpt, model.mesh, chunk)
         self._shapes: set[tuple[int, ...]] = set()
         self._index, self._count = tjx_parallel.batch_process(model.mesh)
-        self.compiling = 0.0
+        self.compile_seconds = 0.0
 
     def __call__(self, batch: dict[str, NDArray[np.int32]]) -> tuple[Any, Any]:
-        share = len(batch["tokens"]) // self._count
-        own = slice(self._index * share, (self._index + 1) * share)
+        rows = len(batch["tokens"]) // self._count
+        own = slice(self._index * rows, (self._index + 1) * rows)
         placed = tjx_parallel.shard_batch(
             self._mesh, {name: values[own] for name, values in batch.items()}
         )
         started = time.perf_counter()
-        found: tuple[Any, Any] = self._function(self._params, **placed)
-        if (shape := batch["tokens"].shape) not in self._shapes:  # it was compiled
+        scores: tuple[Any, Any] = self._function(self._params, **placed)
+        if (shape := batch["tokens"].shape) not in self._shapes:  # this call compiled
             self._shapes.add(shape)
-            self.compiling += time.perf_counter() - started
-        return found
+            self.compile_seconds += time.perf_counter() - started
+        return scores
 
 
 @functools.cache
-def _scores_of_batch(gpt: GPTConfig, mesh: jax.sharding.Mesh, held: int) -> Any:
-    """Return the jitted losses [B, T] and numbers of right guesses [B, K] of a batch.
+def _make_scoring_function(gpt: GPTConfig, mesh: jax.sharding.Mesh, max_chunk: int) -> Any:
+    """Return the jitted function to losses [B, T] and top-k counts [B, K] of a batch.
 
-    Logits of `held` tokens of each row are in memory at once.
+    At most `max_chunk` tokens of each row have their logits in memory at once.
     """
-    layout = make_layout(gpt, mesh, tjx_parallel.ShardingRules(), MeshConfig())
+    layout = model_layout(gpt, mesh)
 
-    def scores(params: Any, tokens: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def score_batch(
+        params: Any, tokens: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         network = tjx_nn.bind(gpt, params, layout=layout)
         x_BTD = network.hidden(tokens)
 
-        def of_some(some: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            x_BCD, labels_BC = some
+        def score_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            x_BCD, labels_BC = chunk
             logits = network.logits(x_BCD)
-            right_BK: jax.Array = jax.vmap(_right_of_row)(logits, labels_BC)
-            return cross_entropy(logits, labels_BC, IGNORED_LABEL), right_BK
+            correct_BK: jax.Array = jax.vmap(_top_k_of_row)(logits, labels_BC)
+            return cross_entropy(logits, labels_BC, IGNORE_INDEX), correct_BK
 
-        batch, length = labels.shape
-        count = -(-length // held)
+        rows, length = labels.shape
+        count = -(-length // max_chunk)
         if count == 1:
-            return of_some((x_BTD, labels))
+            return score_chunk((x_BTD, labels))
         size = -(-length // count)
-        wanting = count * size - length
-        x_BTD = jnp.pad(x_BTD, ((0, 0), (0, wanting), (0, 0)))
-        labels = jnp.pad(labels, ((0, 0), (0, wanting)), constant_values=IGNORED_LABEL)
-        some = (
-            jnp.moveaxis(x_BTD.reshape(batch, count, size, -1), 1, 0),
-            jnp.moveaxis(labels.reshape(batch, count, size), 1, 0),
+        padding = count * size - length
+        x_BTD = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0)))
+        labels = jnp.pad(labels, ((0, 0), (0, padding)), constant_values=IGNORE_INDEX)
+        chunks = (
+            jnp.moveaxis(x_BTD.reshape(rows, count, size, -1), 1, 0),
+            jnp.moveaxis(labels.reshape(rows, count, size), 1, 0),
         )
-        losses, right = jax.lax.map(of_some, some)
-        return jnp.moveaxis(losses, 0, 1).reshape(batch, -1)[:, :length], right.sum(0)
+        losses_nBC, correct_nBK = jax.lax.map(score_chunk, chunks)
+        losses_BT = jnp.moveaxis(losses_nBC, 0, 1).reshape(rows, -1)[:, :length]
+        return losses_BT, correct_nBK.sum(0)
 
-    spec: Any = jax.sharding.PartitionSpec  # JAX gives no types
-    whole = jax.sharding.NamedSharding(mesh, spec())
-    return jax.jit(scores, out_shardings=whole)  # every process reads all of it
+    spec: Any = jax.sharding.PartitionSpec  # JAX has no annotation
+    replicated = jax.sharding.NamedSharding(mesh, spec())
+    return jax.jit(score_batch, out_shardings=replicated)  # every process reads all rows
 
 
-def _right_of_row(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return top_k_correct(logits, labels, TOP_K, IGNORED_LABEL)
+def _top_k_of_row(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return top_k_correct(logits, labels, TOP_K, IGNORE_INDEX)

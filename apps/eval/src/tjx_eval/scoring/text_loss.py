@@ -1,64 +1,67 @@
-"""The loss on a text, as a whole and of each document."""
+"""Loss of a text, in total and per document."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-import tjx_data
-from tjx_eval.commands.tables import Figure
 from tjx_eval.errors import EvalError
 from tjx_eval.load_model import TrainedModel
-from tjx_eval.scoring.encoding import Encoded, byte_lengths, encode, label
-from tjx_eval.scoring.eval_data import Texts
-from tjx_eval.scoring.score import ProgressCallback, Scores, nobody, score
+from tjx_eval.scoring.encoding import EncodedDocument, byte_lengths, make_sequences
+from tjx_eval.scoring.score import (
+    Metric,
+    ProgressCallback,
+    TokenLosses,
+    no_progress,
+    score_tokens,
+)
 from tjx_metrics import DocumentSums, Evaluation, perplexity
-from tjx_trainer.config.run_config import reads_text
+from tjx_trainer.run_reader import reads_text
 
 DEFAULT_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Windows:
-    """How texts are cut: the tokens of a window, and from one's begin to the next."""
+class WindowConfig:
+    """Length of the sliding windows, and distance of their starts, in tokens."""
 
-    window: int
+    length: int
     stride: int
 
 
 @dataclass(frozen=True)
 class TextLoss:
-    """What was measured on some texts.
+    """Losses of documents.
 
     Attributes
     ----------
-    documents : list of Encoded
-        The texts.
+    documents : list of EncodedDocument
+        The documents.
     sums : DocumentSums
-        Losses, tokens and bytes of each.
-    scores : Scores
-        The loss of each token, by stretch.
-    numbers : list of int
-        The number of each stretch's first document; its own, where each was scored by itself.
+        Losses, tokens and bytes of each document.
+    tokens : TokenLosses
+        Loss of each token, by sequence.
+    first_documents : list of int
+        Number of the first document of each sequence.
     has_bytes : bool
-        Whether it is known how many bytes a token stands for.
+        Whether the number of bytes of each token is known.
     """
 
-    documents: list[Encoded]
+    documents: list[EncodedDocument]
     sums: DocumentSums
-    scores: Scores
-    numbers: list[int]
+    tokens: TokenLosses
+    first_documents: list[int]
     has_bytes: bool
 
-    def figures(self) -> dict[str, Figure]:
-        """Return the losses, accuracies and sizes of all texts together."""
+    def metrics(self) -> dict[str, Metric]:
+        """Return losses, accuracies and sizes over all documents."""
         sums = self.sums.total()
-        words = sum(document.words for document in self.documents)
+        words = sum(document.n_words for document in self.documents)
         total = Evaluation(
             sums.loss_sum,
             sums.tokens,
             sums.text_bytes if self.has_bytes else 0,
-            self.scores.correct,
+            self.tokens.correct,
         )
         return {
             **total.metrics(),
@@ -67,36 +70,33 @@ class TextLoss:
             **({"text_bytes": int(total.text_bytes or 0)} if self.has_bytes else {}),
             "words": words,
             "documents": len(self.documents),
-            "tokens_per_sec": self.scores.tokens_per_sec,
+            "tokens_per_sec": self.tokens.tokens_per_sec,
         }
 
-    def table(self) -> list[dict[str, Figure]]:
-        """Return a row of figures for each document."""
-        rows: list[dict[str, Figure]] = []
-        for number, document in enumerate(self.documents):
-            own = self.sums.evaluation(number)
+    def table(self) -> list[dict[str, Metric]]:
+        """Return one row of metrics per document."""
+        rows: list[dict[str, Metric]] = []
+        for number, each in enumerate(self.documents):
+            evaluation = self.sums.evaluation(number)
+            metrics = evaluation.metrics() if evaluation.tokens else {}
+            columns = ("loss", "perplexity", "bits_per_byte")
             rows.append({
-                "document": document.name,
-                "begins": document.beginning,
-                "tokens": own.tokens,
-                "text_bytes": own.text_bytes or 0,
-                **({} if own.tokens == 0 else _of_document(own)),
+                "document": each.document.name,
+                "begins": each.document.preview,
+                "tokens": evaluation.tokens,
+                "text_bytes": evaluation.text_bytes or 0,
+                **{name: metrics[name] for name in columns if name in metrics},
             })  # fmt: skip
         return rows
 
 
-def _of_document(own: Evaluation) -> dict[str, float]:
-    found = own.metrics()
-    return {name: found[name] for name in ("loss", "perplexity", "bits_per_byte") if name in found}
-
-
-def choose_windows(model: TrainedModel, window: int | None, stride: int | None) -> Windows:
-    """Return how to cut texts: by default disjoint windows of the length of training.
+def make_window_config(model: TrainedModel, window: int | None, stride: int | None) -> WindowConfig:
+    """Return the windows for a model: by default disjoint, of the sequence length in training.
 
     Raises
     ------
-    RunError
-        If the window is longer than the model's longest sequence, or the stride than the window.
+    EvalError
+        If the window exceeds `max_seq_len`, or the stride exceeds the window.
     """
     longest = model.gpt.max_seq_len
     if window is None:
@@ -104,77 +104,57 @@ def choose_windows(model: TrainedModel, window: int | None, stride: int | None) 
         window = model.config.data.seq_len if model.config is not None and trained else longest
     stride = window if stride is None else stride
     if window > longest:
-        raise EvalError(f"--window {window}: the model's longest sequence is {longest}: give less")
+        raise EvalError(f"--window: got {window}; expected at most max_seq_len, {longest}")
     if stride > window:
         raise EvalError(
-            f"--stride {stride}: tokens between two windows of {window} would not be scored: "
-            f"give at most {window}"
+            f"--stride: got {stride}; expected at most the window, {window}: tokens between two "
+            "windows would not be scored"
         )
-    return Windows(window, stride)
+    return WindowConfig(window, stride)
 
 
-def measure_text(
+def measure_text_loss(
     model: TrainedModel,
-    documents: Sequence[Encoded],
-    windows: Windows,
+    documents: Sequence[EncodedDocument],
+    windows: WindowConfig,
     *,
     per_document: bool,
     batch_size: int | None = None,
-    told: ProgressCallback = nobody,
+    on_progress: ProgressCallback = no_progress,
 ) -> TextLoss:
-    """Score some encoded documents.
+    """Score encoded documents.
 
     Parameters
     ----------
     model : TrainedModel
         A decoder.
-    documents : sequence of Encoded
-        From `encode` with the model's tokenizer.
-    windows : Windows
-        How they are cut.
+    documents : sequence of EncodedDocument
+        Encoded with the model's tokenizer.
+    windows : WindowConfig
+        Sliding windows.
     per_document : bool
-        Whether each is scored by itself, as `label` says.
+        Whether each document is scored separately; see `make_sequences`.
     batch_size : int, optional
-        Rows at once; changes no result.
-    told : callable
-        Told how far it is.
+        Windows per batch; does not change results.
+    on_progress : callable
+        Called after each batch.
     """
     tokenizer = model.tokenizer
-    labelled = label(list(documents), tokenizer.eot_id, per_document=per_document)
-    scores = score(
+    scored = make_sequences(list(documents), tokenizer.eot_id, per_document=per_document)
+    tokens = score_tokens(
         model,
-        labelled.stretches,
-        window=windows.window,
+        scored.sequences,
+        window=windows.length,
         stride=windows.stride,
         batch_size=batch_size or DEFAULT_BATCH,
-        told=told,
+        on_progress=on_progress,
     )
     lengths = byte_lengths(tokenizer)
     sums = DocumentSums(len(documents))
     sums.add(
-        np.concatenate(labelled.documents),
-        np.concatenate(scores.losses),
-        (np.zeros(tokenizer.vocab_size, np.int32) if lengths is None else lengths)[labelled.labels],
+        np.concatenate(scored.documents),
+        np.concatenate(tokens.losses),
+        (np.zeros(tokenizer.vocab_size, np.int32) if lengths is None else lengths)[scored.labels],
     )
-    numbers = [int(owners[0]) for owners in labelled.documents]
-    return TextLoss(list(documents), sums, scores, numbers, lengths is not None)
-
-
-def encode_texts(
-    texts: Texts, tokenizer: tjx_data.Tokenizer, max_tokens: int | None
-) -> list[Encoded]:
-    """Encode the documents of texts; see `encode`."""
-    return encode(texts.documents, tokenizer, max_tokens)
-
-
-def as_csv(rows: Sequence[Mapping[str, Figure]]) -> str:
-    """Write a table of documents as CSV."""
-    import csv
-    import io
-
-    text = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    first_documents = [int(owners[0]) for owners in scored.documents]
+    return TextLoss(list(documents), sums, tokens, first_documents, lengths is not None)

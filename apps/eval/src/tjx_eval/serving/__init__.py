@@ -1,1 +1,1 @@
-"""The server: an engine that writes for many at once, and OpenAI's protocol in front of it."""
+"""HTTP server: an engine with continuous batching behind the OpenAI API."""

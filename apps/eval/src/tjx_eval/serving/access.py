@@ -1,4 +1,4 @@
-"""Who may ask: the key, the host, and how much a request may hold."""
+"""Access control and request bodies: API key, Host header, size and encoding."""
 
 import asyncio
 import hmac
@@ -15,14 +15,14 @@ _BODY_SECONDS = 30
 
 
 def check_access(request: Request, api_key: str | None) -> None:
-    """Refuse who has not the key; without a key, who does not name this machine.
+    """Require the API key, or without one, a Host header that names this machine.
 
-    A page in a browser can reach loopback under a name of its own (DNS rebinding): that name stands
-    in the header Host.
+    A web page can reach the loopback address under its own name (DNS rebinding), which then is in
+    the Host header.
 
     Raises
     ------
-    RefusedError
+    APIError
         401 or 403.
     """
     if api_key is None:
@@ -41,36 +41,36 @@ def check_access(request: Request, api_key: str | None) -> None:
         )  # fmt: skip
 
 
-async def read_json(request: Request, most: int) -> Any:
-    """Read the body of a request, of at most so many bytes.
+async def read_json(request: Request, max_bytes: int) -> Any:
+    """Read and parse a JSON body of at most `max_bytes` bytes.
 
     Raises
     ------
-    RefusedError
+    APIError
         408, 413, 415 or 400.
     """
-    # A form of a browser cannot send this type without asking first.
+    # HTML forms cannot send this content type without a CORS preflight request.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise APIError(415, f"content-type is {kind[:60]!r}: send application/json")
     claimed = request.headers.get("content-length", "0")
-    too_large = APIError(413, f"the body is too large: {most} bytes are taken")
-    if claimed.isdecimal() and int(claimed[:20]) > most:
+    too_large = APIError(413, f"the body is too large: at most {max_bytes} bytes are accepted")
+    if claimed.isdecimal() and int(claimed[:20]) > max_bytes:
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             async for part in request.stream():
                 body += part
-                if len(body) > most:
+                if len(body) > max_bytes:
                     raise too_large
     except TimeoutError as error:
-        raise APIError(408, f"the body did not come in {_BODY_SECONDS} s") from error
+        raise APIError(408, f"the body did not arrive within {_BODY_SECONDS} s") from error
     try:
         content = parse_json(bytes(body))
         json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise APIError(400, "the body has half of a surrogate pair (\\ud800)") from error
     except ValueError as error:
-        raise APIError(400, f"the body is no JSON: {error}") from error
+        raise APIError(400, f"the body is not valid JSON: {error}") from error
     return content

@@ -1,4 +1,4 @@
-"""The endpoints: OpenAI's protocol over an engine."""
+"""HTTP endpoints of the OpenAI API, backed by an engine."""
 
 import asyncio
 import json
@@ -17,39 +17,39 @@ import tjx_data
 from tjx_eval.serving.access import check_access, read_json
 from tjx_eval.serving.engine import Engine
 from tjx_eval.serving.errors import APIError
-from tjx_eval.serving.requests import CompletionRequest, read_chat, read_completion
-from tjx_eval.serving.responses import ChatForm, CompletionForm, Form
-from tjx_eval.serving.streaming import Piece, Writing
+from tjx_eval.serving.requests import CompletionRequest, parse_chat, parse_completion
+from tjx_eval.serving.responses import ChatFormat, CompletionFormat, ResponseFormat
+from tjx_eval.serving.streaming import Chunk, CompletionStreams
 
-_CLOSED = 499  # what proxies call a client that has gone
+_CLIENT_CLOSED = 499  # de facto status for a client that disconnected
 
 
 @dataclass(frozen=True)
 class Service:
-    """What is served, and to whom.
+    """A served model, and its access rules.
 
     Attributes
     ----------
     name : str
-        What the model is called.
+        Model name in the API.
     engine : Engine
-        Who writes.
+        Generates the tokens.
     tokenizer : tjx_data.Tokenizer
-        The model's.
+        The model's tokenizer.
     api_key : str or None
-        Who has it may ask; None is everybody on this machine.
-    most_bytes : int
-        Largest body of a request.
+        Required key; None accepts all requests from this machine.
+    max_body_bytes : int
+        Maximum size of a request body.
     """
 
     name: str
     engine: Engine
     tokenizer: tjx_data.Tokenizer
     api_key: str | None = None
-    most_bytes: int = 1 << 20
+    max_body_bytes: int = 1 << 20
 
     def app(self) -> Starlette:
-        """Return the application."""
+        """Return the ASGI application."""
         routes = [
             Route("/health", self.health),
             Route("/v1/models", self.models),
@@ -59,136 +59,145 @@ class Service:
         ]
         handlers: dict[Any, Any] = {
             APIError: lambda _request, error: error.response(),
-            HTTPException: _refused,
-            Exception: _failed,
+            HTTPException: _http_error,
+            Exception: _unexpected_error,
         }
         return Starlette(routes=routes, exception_handlers=handlers)
 
     async def health(self, _request: Request) -> Response:
-        """Say whether the engine works, and how busy it is; needs no key."""
+        """Return the engine's status and load; needs no key."""
         state = self.engine.state()
         return JSONResponse(state, 200 if state["status"] == "ok" else 503)
 
     async def models(self, request: Request) -> Response:
-        """Name the model."""
+        """Return the model."""
         check_access(request, self.api_key)
         decoder = self.engine.decoder
         model = {
             "id": self.name, "object": "model", "created": 0, "owned_by": "tjx",
             "max_model_len": decoder.max_len,
         }  # fmt: skip
-        asked = request.path_params.get("model")
-        if asked is None:
+        name = request.path_params.get("model")
+        if name is None:
             return JSONResponse({"object": "list", "data": [model]})
-        if asked != self.name:
-            raise APIError(404, f"there is no model {asked[:60]!r}", code="model_not_found")
+        if name != self.name:
+            raise APIError(404, f"there is no model {name[:60]!r}", code="model_not_found")
         return JSONResponse(model)
 
     async def completions(self, request: Request) -> Response:
-        """Continue texts."""
+        """Complete prompts."""
 
-        def form(asked: CompletionRequest) -> Form:
+        def make_format(parsed: CompletionRequest) -> ResponseFormat:
             texts = [
                 prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
-                for prompt in (asked.prompts if asked.echo else [])
+                for prompt in (parsed.prompts if parsed.echo else [])
             ]
-            return CompletionForm(self.name, asked, texts)
+            return CompletionFormat(self.name, parsed, texts)
 
-        return await self._answer(request, read_completion, form)
+        return await self._respond(request, parse_completion, make_format)
 
     async def chat(self, request: Request) -> Response:
-        """Continue a conversation."""
-        return await self._answer(
-            request, read_chat, lambda asked: ChatForm(self.name, asked), strips=True
+        """Complete a conversation."""
+        return await self._respond(
+            request, parse_chat, lambda parsed: ChatFormat(self.name, parsed), strip=True
         )
 
-    async def _answer(
+    async def _respond(
         self,
         request: Request,
-        read: Callable[[Any, str], CompletionRequest],
-        make_form: Callable[[CompletionRequest], Form],
+        parse: Callable[[Any, str], CompletionRequest],
+        make_format: Callable[[CompletionRequest], ResponseFormat],
         *,
-        strips: bool = False,
+        strip: bool = False,
     ) -> Response:
         check_access(request, self.api_key)
-        asked = read(await read_json(request, self.most_bytes), self.name)
-        # A long prompt takes its time to encode, in which others are answered.
-        writing = await asyncio.to_thread(
-            Writing, self.engine, self.tokenizer, asked, strips=strips
+        parsed = parse(await read_json(request, self.max_body_bytes), self.name)
+        # Encode in a thread: a long prompt would block the event loop.
+        streams = await asyncio.to_thread(
+            CompletionStreams, self.engine, self.tokenizer, parsed, strip=strip
         )
-        writing.submit()
-        form = make_form(asked)
-        if asked.stream:
-            events = _events(request, writing, form, asked.include_usage)
+        streams.submit()
+        response_format = make_format(parsed)
+        if parsed.stream:
+            events = _events(request, streams, response_format, parsed.include_usage)
             return StreamingResponse(events, media_type="text/event-stream")
-        async with _cancelled_when_gone(request, writing):
-            pieces = await _gathered(writing)
-        return JSONResponse(form.whole(pieces, _usage(writing)))
+        async with _cancel_on_disconnect(request, streams):
+            chunks = await _collect(streams)
+        return JSONResponse(response_format.complete(chunks, _usage(streams)))
 
 
-async def _gathered(writing: Writing) -> list[Piece]:
-    """Return each continuation as one piece."""
-    whole: dict[int, Piece] = {}
-    async for piece in writing:
-        if piece.error is not None:
-            raise _ended(piece.error)
-        so_far = whole.setdefault(piece.index, Piece(piece.index))
-        so_far.text += piece.text
-        so_far.tokens += piece.tokens
-        so_far.finish_reason = piece.finish_reason
-    return [whole[index] for index in sorted(whole)]
+async def _collect(streams: CompletionStreams) -> list[Chunk]:
+    """Merge the chunks of each completion."""
+    merged: dict[int, Chunk] = {}
+    async for chunk in streams:
+        if chunk.error is not None:
+            raise _engine_error(chunk.error)
+        completion = merged.setdefault(chunk.index, Chunk(chunk.index))
+        completion.text += chunk.text
+        completion.tokens += chunk.tokens
+        completion.finish_reason = chunk.finish_reason
+    return [merged[index] for index in sorted(merged)]
 
 
 async def _events(
-    request: Request, writing: Writing, form: Form, include_usage: bool
+    request: Request,
+    streams: CompletionStreams,
+    response_format: ResponseFormat,
+    include_usage: bool,
 ) -> AsyncIterator[str]:
-    """Yield the answer as server-sent events."""
-    async with _cancelled_when_gone(request, writing):
-        async for piece in writing:
-            if piece.error is not None:
-                yield _event(_ended(piece.error).body())
+    """Yield the response as server-sent events."""
+    async with _cancel_on_disconnect(request, streams):
+        async for chunk in streams:
+            if chunk.error is not None:
+                yield _event(_engine_error(chunk.error).body())
                 return
-            yield _event(form.chunk(piece))
+            yield _event(response_format.chunk(chunk))
         if include_usage:
-            yield _event(form.usage_chunk(_usage(writing)))
+            yield _event(response_format.usage_chunk(_usage(streams)))
         yield "data: [DONE]\n\n"
 
 
 @asynccontextmanager
-async def _cancelled_when_gone(request: Request, writing: Writing) -> AsyncIterator[None]:
-    """End what is written when its reader has gone, or was told of an error."""
+async def _cancel_on_disconnect(
+    request: Request, streams: CompletionStreams
+) -> AsyncIterator[None]:
+    """Cancel the completions if the client disconnects or an error occurs."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        writing.cancel()
+        streams.cancel()
 
     watching = asyncio.create_task(watch())
     try:
         yield
     finally:
         watching.cancel()
-        writing.cancel()
+        streams.cancel()
 
 
-def _usage(writing: Writing) -> dict[str, int]:
-    read, written = writing.prompt_tokens, writing.completion_tokens
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def _usage(streams: CompletionStreams) -> dict[str, int]:
+    prompt, completion = streams.prompt_tokens, streams.completion_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
 
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
 
 
-def _ended(reason: str) -> APIError:
-    return APIError(_CLOSED if reason == "cancelled" else 503, reason)
+def _engine_error(reason: str) -> APIError:
+    return APIError(_CLIENT_CLOSED if reason == "cancelled" else 503, reason)
 
 
-def _refused(_request: Request, error: HTTPException) -> Response:
+def _http_error(_request: Request, error: HTTPException) -> Response:
     return APIError(error.status_code, error.detail).response()
 
 
-def _failed(_request: Request, error: Exception) -> Response:
+def _unexpected_error(_request: Request, error: Exception) -> Response:
     if isinstance(error, ClientDisconnect):
-        return APIError(_CLOSED, "the client has gone").response()
-    return APIError(500, "the server failed; its log says why").response()
+        return APIError(_CLIENT_CLOSED, "the client disconnected").response()
+    return APIError(500, "internal error; see the server's log").response()

@@ -1,8 +1,7 @@
-"""The engine: a thread that owns the model and writes for all requests at once.
+"""Generation engine: a thread that owns the model and batches all requests continuously.
 
-Requests join and leave between two steps of the batch. What a request gets depends on itself alone
-(`tjx_nn.generation.continuous_batching`), so that neither the load nor its neighbours change a
-text.
+Requests join and leave the batch between two steps. The result of a request depends on that request
+alone (`tjx_nn.generation.continuous_batching`), not on the load or on other requests in the batch.
 """
 
 import threading
@@ -18,20 +17,20 @@ import jax
 from tjx_nn import ContinuousBatcher, GPTConfig
 from tjx_nn.generation.continuous_batching import SampledTokens, SequenceOptions
 
-# So many prompts are read between two steps: more would make those who are being written to wait.
-_JOINS_A_STEP = 4
+# Prompts prefilled between two steps; a larger number delays the requests that are running.
+_PREFILLS_PER_STEP = 4
 
 
-class FullError(RuntimeError):
-    """So many requests are waiting that no more are taken."""
+class QueueFullError(RuntimeError):
+    """Raised if the queue has no room for a request."""
 
 
-class StoppedError(RuntimeError):
-    """The engine takes no more requests: it is stopping, or has failed."""
+class EngineStoppedError(RuntimeError):
+    """Raised if the engine accepts no requests because it is stopping or has failed."""
 
 
 class Token(NamedTuple):
-    """One token of a request; log-probabilities are 0 where they were not asked for."""
+    """One generated token; log-probabilities are 0 if they were not requested."""
 
     id: int
     log_prob: float
@@ -41,52 +40,52 @@ class Token(NamedTuple):
 
 @dataclass(eq=False)
 class GenerationRequest:
-    """What one sequence asks of the engine.
+    """One sequence to generate.
 
     Attributes
     ----------
     prompt : sequence of int
         Token ids.
     max_new_tokens : int
-        Length of the continuation.
-    options : SlotOptions
-        How its tokens are chosen.
-    take : callable
-        Gets each token, on the engine's thread; returns whether more are wanted.
-    end : callable
-        Called once when no more tokens come: with None, or with why there are not all of them.
+        Maximum length of the completion.
+    options : SequenceOptions
+        Sampling options.
+    on_token : callable
+        Called with each token in the engine's thread; returns whether to continue.
+    on_end : callable
+        Called once after the last token: with None, or with the reason why it is incomplete.
     """
 
     prompt: Sequence[int]
     max_new_tokens: int
     options: SequenceOptions
-    take: Callable[[Token], bool]
-    end: Callable[[str | None], None]
-    _sent: int = field(default=0, init=False)
-    _taken: int = field(default=0, init=False)
-    _over: bool = field(default=False, init=False)
+    on_token: Callable[[Token], bool]
+    on_end: Callable[[str | None], None]
+    _dispatched: int = field(default=0, init=False)
+    _delivered: int = field(default=0, init=False)
+    _ended: bool = field(default=False, init=False)
 
 
-class _Coming(NamedTuple):
-    """Tokens that the device is making, and whose they are."""
+class _PendingTokens(NamedTuple):
+    """Tokens being computed on the device, and their requests by row."""
 
-    orders: dict[int, GenerationRequest]  # by row of `chosen`
-    chosen: SampledTokens
+    requests: dict[int, GenerationRequest]
+    sampled: SampledTokens
 
 
 class Engine:
-    """Writes for up to so many orders at once; others wait in line.
+    """Generate up to `slots` sequences concurrently; further requests are queued.
 
     Parameters
     ----------
     config, params
-        The model; it is put on one device.
+        Model; copied to one device.
     slots
-        Orders at once.
+        Number of concurrent sequences.
     max_len
-        Longest prompt and continuation together, in tokens; None is the model's own.
-    most_waiting
-        Orders in line, at most.
+        Maximum total tokens of prompt and completion; None is the model's `max_seq_len`.
+    max_waiting
+        Maximum number of queued requests.
     """
 
     def __init__(
@@ -96,168 +95,178 @@ class Engine:
         *,
         slots: int,
         max_len: int | None = None,
-        most_waiting: int = 256,
+        max_waiting: int = 256,
     ) -> None:
-        # Over several devices each would do the same: one is as fast.
+        # Generation is not sharded: with several devices, each would compute the same.
         params = jax.device_put(params, jax.local_devices()[0])
         self.decoder = ContinuousBatcher(config, params, slots=slots, max_len=max_len)
-        self.most_waiting = most_waiting
+        self.max_waiting = max_waiting
         self._changed = threading.Condition()
-        self._line: deque[GenerationRequest] = deque()
-        self._inside: dict[int, GenerationRequest] = {}
-        self._coming: deque[_Coming] = deque()
-        self._ends_at: float | None = None
+        self._queue: deque[GenerationRequest] = deque()
+        self._running: dict[int, GenerationRequest] = {}  # by slot
+        self._pending: deque[_PendingTokens] = deque()
+        self._deadline: float | None = None
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Compile the step, and begin to take orders."""
-        # The first prompt and the first step of any request compile; so nobody waits for it.
+        """Compile the step, and start the thread."""
+        # Compile prefill and step now, so that no request waits for it.
         self.decoder.join(0, [0], max_new_tokens=1)
         jax.device_get(self.decoder.step([False] * self.decoder.slots))
         self._thread.start()
 
-    def submit(self, orders: Sequence[GenerationRequest]) -> None:
-        """Put orders in line, all or none.
+    def submit(self, requests: Sequence[GenerationRequest]) -> None:
+        """Queue requests, all or none.
 
         Raises
         ------
         ValueError
-            If an order does not fit the model.
-        FullError
-            If there is no room for all of them.
-        StoppedError
-            If the engine takes no more.
+            If a request does not fit the model.
+        QueueFullError
+            If the queue has no room for all of them.
+        EngineStoppedError
+            If the engine accepts no requests.
         """
-        for order in orders:
-            self.decoder.check(order.prompt, max_new_tokens=order.max_new_tokens, **order.options)
-        if len(orders) > self.most_waiting:
+        for request in requests:
+            self.decoder.check(
+                request.prompt, max_new_tokens=request.max_new_tokens, **request.options
+            )
+        if len(requests) > self.max_waiting:
             raise ValueError(
-                f"{len(orders)} continuations are asked for at once; up to {self.most_waiting} are "
-                "taken"
+                f"got {len(requests)} completions at once; expected at most {self.max_waiting}"
             )
         with self._changed:
-            if self._failure or self._ends_at is not None:
-                raise StoppedError(self._failure or "the server is stopping")
-            if len(self._line) + len(orders) > self.most_waiting:
-                raise FullError(f"{len(self._line)} requests are waiting; try again")
-            self._line.extend(orders)
+            if self._failure or self._deadline is not None:
+                raise EngineStoppedError(self._failure or "the server is stopping")
+            if len(self._queue) + len(requests) > self.max_waiting:
+                raise QueueFullError(f"{len(self._queue)} requests are waiting; try again")
+            self._queue.extend(requests)
             self._changed.notify()
 
-    def cancel(self, orders: Sequence[GenerationRequest]) -> None:
-        """End orders whose tokens nobody wants any more; those that are over stay so."""
+    def cancel(self, requests: Sequence[GenerationRequest]) -> None:
+        """End requests whose results are no longer needed; no effect on ended requests."""
         with self._changed:
-            for order in orders:
-                self._end(order, "cancelled")
+            for request in requests:
+                self._end(request, "cancelled")
             self._changed.notify()
 
     def stop(self, grace: float) -> None:
-        """Take no more orders; end those that are left after so many seconds. Does not wait."""
+        """Accept no more requests, and end the remaining ones after `grace` seconds.
+
+        Does not block.
+        """
         with self._changed:
-            ends_at = time.monotonic() + grace
-            self._ends_at = ends_at if self._ends_at is None else min(ends_at, self._ends_at)
+            deadline = time.monotonic() + grace
+            self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
             self._changed.notify()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the engine has ended, after `stop`."""
+        """Block until the thread has ended, after `stop`."""
         if self._thread.is_alive():
             self._thread.join(timeout)
 
     def state(self) -> dict[str, Any]:
-        """Return whether the engine works, and how much it has to do."""
+        """Return the status, and the number of running and waiting sequences."""
         with self._changed:
-            status = "ok" if self._ends_at is None else "stopping"
+            status = "ok" if self._deadline is None else "stopping"
             return {
                 "status": "failed" if self._failure else status,
                 "slots": self.decoder.slots,
-                "running": sum(not order._over for order in self._inside.values()),
-                "waiting": len(self._line),
+                "running": sum(not request._ended for request in self._running.values()),
+                "waiting": len(self._queue),
             }
 
     def _run(self) -> None:
         try:
             while self._wait():
-                self._let_in()
+                self._admit()
                 self._step()
-                # The device makes the next tokens while those before are handed out.
-                while len(self._coming) > bool(self._inside):
-                    self._hand_out(self._coming.popleft())
-        except BaseException as error:  # whatever it is: nobody may be left waiting
+                # Deliver tokens while the device computes the next ones.
+                while len(self._pending) > bool(self._running):
+                    self._deliver(self._pending.popleft())
+        except BaseException as error:  # end all requests, whatever the error is
             self._fail(f"{type(error).__name__}: {error}")
             raise
         self._fail("the server has stopped")
 
     def _wait(self) -> bool:
-        """Wait for something to do; return whether there is."""
+        """Block until there is work; return False when the engine must stop."""
         with self._changed:
             while True:
-                busy = bool(self._line or self._inside or self._coming)
-                if self._ends_at is not None and (not busy or time.monotonic() >= self._ends_at):
+                busy = bool(self._queue or self._running or self._pending)
+                if self._deadline is not None and (not busy or time.monotonic() >= self._deadline):
                     return False
                 if busy:
                     return True
                 self._changed.wait()
 
-    def _let_in(self) -> None:
-        for _ in range(_JOINS_A_STEP):
+    def _admit(self) -> None:
+        """Move queued requests to free slots."""
+        for _ in range(_PREFILLS_PER_STEP):
             with self._changed:
-                for slot in [s for s, order in self._inside.items() if order._over]:
-                    del self._inside[slot]
-                free = set(range(self.decoder.slots)) - self._inside.keys()
-                if not free or not self._line:
+                for slot in [s for s, request in self._running.items() if request._ended]:
+                    del self._running[slot]
+                free = set(range(self.decoder.slots)) - self._running.keys()
+                if not free or not self._queue:
                     return
-                slot, order = min(free), self._line.popleft()
-                self._inside[slot] = order
-            chosen = self.decoder.join(
-                slot, order.prompt, max_new_tokens=order.max_new_tokens, **order.options
+                slot, request = min(free), self._queue.popleft()
+                self._running[slot] = request
+            sampled = self.decoder.join(
+                slot, request.prompt, max_new_tokens=request.max_new_tokens, **request.options
             )
-            self._send({0: order}, chosen)
+            self._add_pending({0: request}, sampled)
 
     def _step(self) -> None:
-        if not self._inside:
+        if not self._running:
             return
-        active = [slot in self._inside for slot in range(self.decoder.slots)]
-        self._send(dict(self._inside), self.decoder.step(active))
+        active = [slot in self._running for slot in range(self.decoder.slots)]
+        self._add_pending(dict(self._running), self.decoder.step(active))
 
-    def _send(self, orders: dict[int, GenerationRequest], chosen: SampledTokens) -> None:
-        self._coming.append(_Coming(orders, chosen))
-        for order in orders.values():
-            order._sent += 1
-        # All the tokens of these are under way: their slots are free for others.
-        for slot in [s for s, order in self._inside.items() if order._sent == order.max_new_tokens]:
-            del self._inside[slot]
+    def _add_pending(self, requests: dict[int, GenerationRequest], sampled: SampledTokens) -> None:
+        self._pending.append(_PendingTokens(requests, sampled))
+        for request in requests.values():
+            request._dispatched += 1
+        # Free the slots of requests whose last token is being computed.
+        for slot in [
+            s
+            for s, request in self._running.items()
+            if request._dispatched == request.max_new_tokens
+        ]:
+            del self._running[slot]
 
-    def _hand_out(self, coming: _Coming) -> None:
-        chosen = jax.device_get(coming.chosen)
-        for row, order in coming.orders.items():
-            if order._over:
+    def _deliver(self, pending: _PendingTokens) -> None:
+        sampled = jax.device_get(pending.sampled)
+        for row, request in pending.requests.items():
+            if request._ended:
                 continue
-            order._taken += 1
+            request._delivered += 1
             token = Token(
-                int(chosen.token[row]),
-                float(chosen.log_prob[row]),
-                chosen.top_tokens[row].tolist(),
-                chosen.top_log_probs[row].tolist(),
+                int(sampled.token[row]),
+                float(sampled.log_prob[row]),
+                sampled.top_tokens[row].tolist(),
+                sampled.top_log_probs[row].tolist(),
             )
-            goes_on = order.take(token)
-            if not goes_on or order._taken == order.max_new_tokens:
+            wants_more = request.on_token(token)
+            if not wants_more or request._delivered == request.max_new_tokens:
                 with self._changed:
-                    self._end(order, None)
+                    self._end(request, None)
 
-    def _end(self, order: GenerationRequest, reason: str | None) -> None:
-        if not order._over:
-            order._over = True
-            with suppress(ValueError):  # it is not in line any more
-                self._line.remove(order)
-            order.end(reason)
+    def _end(self, request: GenerationRequest, reason: str | None) -> None:
+        if not request._ended:
+            request._ended = True
+            with suppress(ValueError):  # it has left the queue
+                self._queue.remove(request)
+            request.on_end(reason)
 
     def _fail(self, reason: str) -> None:
+        """Reject new requests, and end all others with a reason."""
         with self._changed:
             self._failure = reason
-            left = [*self._line, *self._inside.values()]
-            left += [order for coming in self._coming for order in coming.orders.values()]
-            for order in left:
-                self._end(order, reason)
-            self._line.clear()
-            self._inside.clear()
-            self._coming.clear()
+            left = [*self._queue, *self._running.values()]
+            left += [request for each in self._pending for request in each.requests.values()]
+            for request in left:
+                self._end(request, reason)
+            self._queue.clear()
+            self._running.clear()
+            self._pending.clear()

@@ -1,4 +1,4 @@
-"""Refusals in the form that OpenAI's clients read."""
+"""HTTP errors in the format of the OpenAI API."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ _SERVER_ERROR = 500
 
 
 class APIError(Exception):
-    """A request that is not answered.
+    """Raised to reject a request.
 
     Attributes
     ----------
     status : int
-        HTTP's code.
+        HTTP status code.
     param : str or None
-        The field that is wrong.
+        The invalid field.
     code : str or None
-        A word for programs.
+        Machine-readable error code.
     """
 
     def __init__(
@@ -38,6 +38,6 @@ class APIError(Exception):
         }  # fmt: skip
 
     def response(self) -> JSONResponse:
-        """Return the answer over HTTP."""
+        """Return the HTTP response."""
         headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
         return JSONResponse(self.body(), self.status, headers.get(self.status))

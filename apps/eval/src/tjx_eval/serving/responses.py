@@ -1,100 +1,100 @@
-"""Answers as OpenAI's clients read them: whole, or in chunks."""
+"""Response bodies of the OpenAI API: complete, or in streamed chunks."""
 
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from tjx_eval.serving.requests import CompletionRequest
-from tjx_eval.serving.streaming import Piece, TokenLogProbs
+from tjx_eval.serving.streaming import Chunk, TokenLogProbs
 
 Json = dict[str, Any]
 
 
-@runtime_checkable
-class Form(Protocol):
-    """How an answer is written down."""
+class ResponseFormat(Protocol):
+    """Converts chunks of completions to response bodies."""
 
-    def whole(self, pieces: Sequence[Piece], usage: Json) -> Json:
-        """Return the answer, of one piece for each continuation."""
+    def complete(self, chunks: Sequence[Chunk], usage: Json) -> Json:
+        """Return the complete response, from one chunk per completion."""
 
-    def chunk(self, piece: Piece) -> Json:
-        """Return a part of the answer."""
+    def chunk(self, chunk: Chunk) -> Json:
+        """Return one streamed event."""
 
     def usage_chunk(self, usage: Json) -> Json:
-        """Return the last part, with the number of tokens."""
+        """Return the last streamed event, with the token counts."""
 
 
-class CompletionForm:
-    """Of `/v1/completions`."""
+class CompletionFormat:
+    """Response format of `/v1/completions`."""
 
-    def __init__(self, model: str, asked: CompletionRequest, prompts: Sequence[str]) -> None:
+    def __init__(self, model: str, request: CompletionRequest, prompts: Sequence[str]) -> None:
         self._head = _head("cmpl", "text_completion", model)
-        self._asked, self._prompts = asked, prompts
-        self._begun: set[int] = set()
+        self._request, self._prompts = request, prompts
+        self._started: set[int] = set()
 
-    def whole(self, pieces: Sequence[Piece], usage: Json) -> Json:
-        """Return the answer, of one piece for each continuation."""
-        return {**self._head, "choices": list(map(self._choice, pieces)), "usage": usage}
+    def complete(self, chunks: Sequence[Chunk], usage: Json) -> Json:
+        """Return the complete response, from one chunk per completion."""
+        return {**self._head, "choices": list(map(self._choice, chunks)), "usage": usage}
 
-    def chunk(self, piece: Piece) -> Json:
-        """Return a part of the answer."""
-        return {**self._head, "choices": [self._choice(piece)]}
+    def chunk(self, chunk: Chunk) -> Json:
+        """Return one streamed event."""
+        return {**self._head, "choices": [self._choice(chunk)]}
 
     def usage_chunk(self, usage: Json) -> Json:
-        """Return the last part, with the number of tokens."""
+        """Return the last streamed event, with the token counts."""
         return {**self._head, "choices": [], "usage": usage}
 
-    def _choice(self, piece: Piece) -> Json:
-        before = ""
-        if self._asked.echo and piece.index not in self._begun:
-            before = self._prompts[piece.index // self._asked.n]
-        self._begun.add(piece.index)
+    def _choice(self, chunk: Chunk) -> Json:
+        prompt = ""
+        if self._request.echo and chunk.index not in self._started:
+            prompt = self._prompts[chunk.index // self._request.n]
+        self._started.add(chunk.index)
         return {
-            "index": piece.index,
-            "text": before + piece.text,
-            "logprobs": None if self._asked.logprobs is None else _columns(piece.tokens),
-            "finish_reason": piece.finish_reason,
+            "index": chunk.index,
+            "text": prompt + chunk.text,
+            "logprobs": None if self._request.logprobs is None else _columns(chunk.tokens),
+            "finish_reason": chunk.finish_reason,
         }
 
 
-class ChatForm:
-    """Of `/v1/chat/completions`."""
+class ChatFormat:
+    """Response format of `/v1/chat/completions`."""
 
-    def __init__(self, model: str, asked: CompletionRequest) -> None:
-        self._asked = asked
+    def __init__(self, model: str, request: CompletionRequest) -> None:
+        self._request = request
         self._head = _head("chatcmpl", "chat.completion", model)
         self._chunk_head = {**self._head, "object": "chat.completion.chunk"}
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
 
-    def whole(self, pieces: Sequence[Piece], usage: Json) -> Json:
-        """Return the answer, of one piece for each continuation."""
+    def complete(self, chunks: Sequence[Chunk], usage: Json) -> Json:
+        """Return the complete response, from one chunk per completion."""
         choices = [
             {
-                "index": piece.index,
-                "message": {"role": "assistant", "content": piece.text, "refusal": None},
-                **self._rest(piece),
+                "index": chunk.index,
+                "message": {"role": "assistant", "content": chunk.text, "refusal": None},
+                **self._common_fields(chunk),
             }
-            for piece in pieces
+            for chunk in chunks
         ]
         return {**self._head, "choices": choices, "usage": usage}
 
-    def chunk(self, piece: Piece) -> Json:
-        """Return a part of the answer."""
-        role = {} if piece.index in self._begun else {"role": "assistant"}
-        self._begun.add(piece.index)
-        delta = {**role, "content": piece.text}
-        choice = {"index": piece.index, "delta": delta, **self._rest(piece)}
+    def chunk(self, chunk: Chunk) -> Json:
+        """Return one streamed event."""
+        role = {} if chunk.index in self._started else {"role": "assistant"}
+        self._started.add(chunk.index)
+        delta = {**role, "content": chunk.text}
+        choice = {"index": chunk.index, "delta": delta, **self._common_fields(chunk)}
         return {**self._chunk_head, "choices": [choice]}
 
     def usage_chunk(self, usage: Json) -> Json:
-        """Return the last part, with the number of tokens."""
+        """Return the last streamed event, with the token counts."""
         return {**self._chunk_head, "choices": [], "usage": usage}
 
-    def _rest(self, piece: Piece) -> Json:
-        asked = self._asked.logprobs is not None
-        told = {"content": list(map(_told, piece.tokens)), "refusal": None} if asked else None
-        return {"logprobs": told, "finish_reason": piece.finish_reason}
+    def _common_fields(self, chunk: Chunk) -> Json:
+        logprobs = None
+        if self._request.logprobs is not None:
+            logprobs = {"content": list(map(_token_entry, chunk.tokens)), "refusal": None}
+        return {"logprobs": logprobs, "finish_reason": chunk.finish_reason}
 
 
 def _head(prefix: str, kind: str, model: str) -> Json:
@@ -106,14 +106,14 @@ def _columns(tokens: Sequence[TokenLogProbs]) -> Json:
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [token.log_prob for token in tokens],
-        "top_logprobs": [dict(token.top_tokens) for token in tokens],
+        "top_logprobs": [dict(token.top_log_probs) for token in tokens],
         "text_offset": [token.offset for token in tokens],
     }
 
 
-def _told(token: TokenLogProbs) -> Json:
-    def one(text: str, log_prob: float) -> Json:
+def _token_entry(token: TokenLogProbs) -> Json:
+    def entry(text: str, log_prob: float) -> Json:
         return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
 
-    top_tokens = [one(text, log_prob) for text, log_prob in token.top_tokens]
-    return {**one(token.text, token.log_prob), "top_logprobs": top_tokens}
+    top = [entry(text, log_prob) for text, log_prob in token.top_log_probs]
+    return {**entry(token.text, token.log_prob), "top_logprobs": top}

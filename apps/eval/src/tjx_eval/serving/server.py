@@ -1,4 +1,4 @@
-"""The server's process: its socket, what it prints, and how it stops."""
+"""Server process: listening socket, signal handling and graceful shutdown."""
 
 import math
 import signal
@@ -12,33 +12,32 @@ import uvicorn
 
 from tjx_eval.errors import EvalError
 from tjx_eval.serving.app import Service
-from tjx_eval.serving.connections import MOST_HEADER_BYTES, LimitedProtocol
+from tjx_eval.serving.connections import MAX_HEADER_BYTES, LimitedProtocol
 
-# Connections are given this long to end by themselves once the engine has ended.
-_LAST_SECONDS = 5.0
+# Time for connections to close after the engine has stopped.
+_CLOSE_SECONDS = 5.0
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Take the port before the model is read; 0 is any free one.
+    """Bind a port before the model is loaded; 0 is any free port.
 
     Raises
     ------
-    RunError
-        If it cannot be had.
+    EvalError
+        If the port is not available.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise EvalError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise EvalError(f"cannot listen on {host} port {port}: {reason}") from error
 
 
 def serve(service: Service, listening: socket.socket, *, grace: float) -> int:
-    """Answer requests until SIGINT or SIGTERM; return the exit code.
+    """Serve until SIGINT or SIGTERM; return the exit code.
 
-    A signal lets what is running go on for `grace` seconds; a second one ends it at once.
+    After a signal, running requests have `grace` seconds to finish; a second signal ends them.
     """
     config = uvicorn.Config(
         service.app(),
@@ -47,25 +46,25 @@ def serve(service: Service, listening: socket.socket, *, grace: float) -> int:
         server_header=False,
         lifespan="off",
         http=LimitedProtocol,
-        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-        timeout_graceful_shutdown=math.ceil(grace + _LAST_SECONDS),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=math.ceil(grace + _CLOSE_SECONDS),
     )
     server = _Server(config, service, grace)
     service.engine.start()
     host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"serving {service.name} at http://{shown}:{port}/v1 (Ctrl-C stops)\n")
+    address = f"[{host}]" if ":" in host else host
+    sys.stdout.write(f"serving {service.name} at http://{address}:{port}/v1 (Ctrl-C stops)\n")
     sys.stdout.flush()
     try:
         server.run(sockets=[listening])
     finally:
         service.engine.stop(0.0)
-        service.engine.join(_LAST_SECONDS)
+        service.engine.join(_CLOSE_SECONDS)
     return 128 + server.signal if server.signal else 0
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's, which a signal asks to stop and does not kill."""
+    """Uvicorn's server, which a signal stops without ending the process."""
 
     def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
         super().__init__(config)
@@ -74,17 +73,17 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Hear SIGINT and SIGTERM while the server runs."""
+        """Handle SIGINT and SIGTERM while the server runs."""
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self.handle_exit) for number in numbers]
+        previous = [signal.signal(number, self.handle_exit) for number in numbers]
         try:
             yield
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(numbers, previous, strict=True):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, _frame: FrameType | None) -> None:
-        """Stop; at the second signal at once."""
+        """Stop with the grace period, or at once after a second signal."""
         at_once = bool(self.signal)
         self.signal = self.signal or sig
         self.should_exit = True

@@ -1,4 +1,4 @@
-"""From tokens of the engine's thread to pieces of text for one request."""
+"""Stream text from the engine's thread to the event loop of an HTTP request."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,38 +7,43 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import tjx_data
-from tjx_eval.serving.engine import Engine, FullError, GenerationRequest, StoppedError, Token
+from tjx_eval.serving.engine import (
+    Engine,
+    EngineStoppedError,
+    GenerationRequest,
+    QueueFullError,
+    Token,
+)
 from tjx_eval.serving.errors import APIError
 from tjx_eval.serving.requests import CompletionRequest, Prompt
-from tjx_trainer.tasks.sampling import encode_prompt
-from tjx_trainer.tasks.text_stream import TextStream, decode_text
+from tjx_trainer.run_reader import TextStream, decode_text
 
 
 class TokenLogProbs(NamedTuple):
-    """A token as log-probabilities are told of it; `offset` is its place in the text."""
+    """Log-probabilities of one token; `offset` is its position in the text, in characters."""
 
     text: str
     log_prob: float
-    top_tokens: list[tuple[str, float]]
+    top_log_probs: list[tuple[str, float]]
     offset: int
 
 
 @dataclass
-class Piece:
-    """What is new of one continuation.
+class Chunk:
+    """New text of one completion.
 
     Attributes
     ----------
     index : int
-        Which one.
+        Index of the completion.
     text : str
-        What follows the pieces before.
-    tokens : list of TokenText
-        Its tokens, where log-probabilities were asked for.
+        Text after the previous chunks.
+    tokens : list of TokenLogProbs
+        Its tokens, if log-probabilities were requested.
     finish_reason : str or None
-        "stop" or "length" with the last piece.
+        "stop" or "length" in the last chunk.
     error : str or None
-        Why no more comes, where not all was written.
+        Why the completion is incomplete.
     """
 
     index: int
@@ -48,28 +53,28 @@ class Piece:
     error: str | None = None
 
 
-class Writing:
-    """All continuations that one request asks for; iterate for their pieces as they come.
+class CompletionStreams:
+    """All completions of one HTTP request; iterate asynchronously over their chunks.
 
     Parameters
     ----------
     engine : Engine
-        Who writes.
+        Generates the tokens.
     tokenizer : tjx_data.Tokenizer
-        The model's.
-    asked : Asked
+        The model's tokenizer.
+    request : CompletionRequest
         The request.
-    strips : bool
-        Whether white space at the beginning of a continuation is left out.
+    strip : bool
+        Whether to remove leading whitespace of each completion.
 
     Attributes
     ----------
     prompt_tokens, completion_tokens : int
-        What was read and written so far, of all continuations.
+        Token counts so far, over all completions.
 
     Raises
     ------
-    RefusedError
+    APIError
         If the request does not fit the model.
     """
 
@@ -77,156 +82,153 @@ class Writing:
         self,
         engine: Engine,
         tokenizer: tjx_data.Tokenizer,
-        asked: CompletionRequest,
+        request: CompletionRequest,
         *,
-        strips: bool = False,
+        strip: bool = False,
     ) -> None:
-        self._engine, self._asked = engine, asked
-        # Before anything is encoded: thousands of prompts times n would be made to be refused.
-        if (count := len(asked.prompts) * asked.n) > engine.most_waiting:
+        self._engine, self._request = engine, request
+        # Check before encoding, which would take long for thousands of prompts.
+        if (count := len(request.prompts) * request.n) > engine.max_waiting:
             raise APIError(
                 400,
-                f"{count} continuations are asked for at once; up to {engine.most_waiting} are "
-                "taken",
+                f"got {count} completions at once; expected at most {engine.max_waiting}",
                 param="n",
             )
-        prompts = [_encoded(tokenizer, prompt) for prompt in asked.prompts]
+        prompts = [_encode(tokenizer, prompt) for prompt in request.prompts]
         self.prompt_tokens = sum(map(len, prompts))
         self.completion_tokens = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pieces: asyncio.Queue[Piece] = asyncio.Queue()
-        self._orders = [
-            self._order(tokenizer, i * asked.n + j, prompt, asked.seed + j, strips)
+        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue()
+        self._requests = [
+            self._generation_request(tokenizer, i * request.n + j, prompt, request.seed + j, strip)
             for i, prompt in enumerate(prompts)
-            for j in range(asked.n)
+            for j in range(request.n)
         ]
 
     def submit(self) -> None:
-        """Put the continuations in line; in the event loop that reads them.
+        """Queue the completions; call it in the event loop that reads the chunks.
 
         Raises
         ------
-        RefusedError
-            If the request does not fit, or there is no room for it.
+        APIError
+            If the request does not fit the model, or the queue is full.
         """
         self._loop = asyncio.get_running_loop()
         try:
-            self._engine.submit(self._orders)
+            self._engine.submit(self._requests)
         except ValueError as error:
             raise APIError(400, "; ".join(str(error).splitlines())) from error
-        except FullError as error:
+        except QueueFullError as error:
             raise APIError(429, str(error), code="too_many_requests") from error
-        except StoppedError as error:
+        except EngineStoppedError as error:
             raise APIError(503, str(error)) from error
 
     def cancel(self) -> None:
-        """Nobody reads any more: end what is not over."""
-        self._engine.cancel(self._orders)
+        """End all unfinished completions."""
+        self._engine.cancel(self._requests)
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        """Yield pieces until every continuation has ended."""
-        running = len(self._orders)
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Yield chunks until every completion has ended."""
+        running = len(self._requests)
         while running:
-            piece = await self._pieces.get()
-            running -= piece.finish_reason is not None or piece.error is not None
-            yield piece
+            chunk = await self._chunks.get()
+            running -= chunk.finish_reason is not None or chunk.error is not None
+            yield chunk
 
-    def _order(
-        self, tokenizer: tjx_data.Tokenizer, index: int, prompt: list[int], seed: int, strips: bool
+    def publish(self, chunk: Chunk, tokens: int) -> None:
+        """Pass a chunk to the event loop, from any thread."""
+        assert self._loop is not None
+
+        def put() -> None:
+            self.completion_tokens += tokens
+            self._chunks.put_nowait(chunk)
+
+        with suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(put)
+
+    def _generation_request(
+        self, tokenizer: tjx_data.Tokenizer, index: int, prompt: list[int], seed: int, strip: bool
     ) -> GenerationRequest:
-        asked = self._asked
-        room = self._engine.decoder.max_len - len(prompt)
-        new = room if asked.max_tokens is None else asked.max_tokens
+        request, decoder = self._request, self._engine.decoder
+        room = decoder.max_len - len(prompt)
+        new = room if request.max_tokens is None else request.max_tokens
         if new > room or room < 1:
             raise APIError(
                 400,
-                f"this model's context is {self._engine.decoder.max_len} tokens; the prompt has "
-                f"{len(prompt)} and {max(new, 1)} new ones are asked for: give a shorter prompt "
-                "or fewer tokens",
+                f"this model's context is {decoder.max_len} tokens; the prompt has {len(prompt)} "
+                f"and {max(new, 1)} new ones are requested: give a shorter prompt or fewer tokens",
                 param="max_tokens",
                 code="context_length_exceeded",
             )
-        line = _Line(self, tokenizer, index, asked, strips)
-        options = asked.options.copy()
+        writer = _ChunkWriter(self, tokenizer, index, request, strip)
+        options = request.options.copy()
         options["seed"] = seed % 2**32
         if options.get("top_k") is not None:
-            options["top_k"] = min(options["top_k"] or 1, self._engine.decoder.config.vocab_size)
-        return GenerationRequest(prompt, new, options, line.take, line.end)
-
-    def give(self, piece: Piece, tokens: int) -> None:
-        """Hand a piece over to the event loop; from any thread."""
-        assert self._loop is not None
-
-        def take() -> None:
-            self.completion_tokens += tokens
-            self._pieces.put_nowait(piece)
-
-        with suppress(RuntimeError):  # the loop is closed: nobody reads
-            self._loop.call_soon_threadsafe(take)
+            options["top_k"] = min(options["top_k"] or 1, decoder.config.vocab_size)
+        return GenerationRequest(prompt, new, options, writer.on_token, writer.on_end)
 
 
-class _Line:
-    """One continuation on the engine's thread."""
+class _ChunkWriter:
+    """Converts the tokens of one completion to chunks, in the engine's thread."""
 
     def __init__(
         self,
-        writing: Writing,
+        streams: CompletionStreams,
         tokenizer: tjx_data.Tokenizer,
         index: int,
-        asked: CompletionRequest,
-        strips: bool,
+        request: CompletionRequest,
+        strip: bool,
     ) -> None:
-        self._writing, self._tokenizer, self._index = writing, tokenizer, index
-        self._text = TextStream(tokenizer, asked.stops, ends_with_document=True)
-        self._logprobs = asked.logprobs
-        self._strips = strips
+        self._streams, self._tokenizer, self._index = streams, tokenizer, index
+        self._text = TextStream(tokenizer, request.stops, ends_with_document=True)
+        self._logprobs = request.logprobs
+        self._strip = strip
         self._tokens: list[TokenLogProbs] = []
         self._count = 0
         self._length = 0
 
-    def take(self, token: Token) -> bool:
+    def on_token(self, token: Token) -> bool:
         if self._logprobs is not None:
-            self._tokens.append(self._told(token, self._logprobs))
+            self._tokens.append(self._log_probs(token, self._logprobs))
         self._count += 1
-        piece = self._stripped(self._text.push(token.id))
-        if piece:
-            self._give(Piece(self._index, piece))
+        if text := self._stripped(self._text.push(token.id)):
+            self._publish(Chunk(self._index, text))
         return not self._text.stopped
 
-    def end(self, reason: str | None) -> None:
-        if reason is not None:
-            self._give(Piece(self._index, error=reason))
+    def on_end(self, error: str | None) -> None:
+        if error is not None:
+            self._publish(Chunk(self._index, error=error))
             return
         rest = self._stripped(self._text.close())
-        finish = "stop" if self._text.stopped else "length"
-        self._give(Piece(self._index, rest, finish_reason=finish))
+        reason = "stop" if self._text.stopped else "length"
+        self._publish(Chunk(self._index, rest, finish_reason=reason))
 
-    def _give(self, piece: Piece) -> None:
-        piece.tokens, count = self._tokens, self._count
+    def _publish(self, chunk: Chunk) -> None:
+        chunk.tokens, count = self._tokens, self._count
         self._tokens, self._count = [], 0
-        self._length += len(piece.text)
-        self._writing.give(piece, count)
+        self._length += len(chunk.text)
+        self._streams.publish(chunk, count)
 
     def _stripped(self, text: str) -> str:
-        if self._strips:
+        if self._strip:
             text = text.lstrip()
-            self._strips = not text
+            self._strip = not text
         return text
 
-    def _told(self, token: Token, count: int) -> TokenLogProbs:
+    def _log_probs(self, token: Token, count: int) -> TokenLogProbs:
         def text(i: int) -> str:
             return decode_text(self._tokenizer, [i])
 
-        top_tokens = zip(token.top_tokens[:count], token.top_log_probs, strict=False)
+        top = zip(token.top_tokens[:count], token.top_log_probs, strict=False)
         return TokenLogProbs(
-            text(token.id), token.log_prob, [(text(i), p) for i, p in top_tokens], self._length
+            text(token.id), token.log_prob, [(text(i), p) for i, p in top], self._length
         )
 
 
-def _encoded(tokenizer: tjx_data.Tokenizer, prompt: Prompt) -> list[int]:
+def _encode(tokenizer: tjx_data.Tokenizer, prompt: Prompt) -> list[int]:
     if not isinstance(prompt, str):
         return prompt
     try:
-        return encode_prompt(tokenizer, prompt)
+        return tokenizer.encode_prompt(prompt)
     except ValueError as error:
-        raise APIError(400, f"the prompt cannot be read: {error}", param="prompt") from error
+        raise APIError(400, f"the prompt cannot be encoded: {error}", param="prompt") from error

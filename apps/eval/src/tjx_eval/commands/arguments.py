@@ -1,0 +1,52 @@
+"""Command-line arguments that several commands share."""
+
+from pathlib import Path
+
+from tjx_core import CommandParser, whole_number
+from tjx_eval.resolve import resolve_model
+
+positive = whole_number(1)
+
+
+def model_directory(text: str) -> str:
+    """Accept the path of a model directory; for ``type=``."""
+    resolve_model(Path(text))
+    return text
+
+
+def plot_file(text: str) -> str:
+    """Accept the path of a plot; for ``type=``."""
+    if Path(text).suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"got {text!r}; expected a file name that ends in .png, .pdf or .svg")
+    return text
+
+
+def add_model(parser: CommandParser) -> None:
+    """Add the model directory, ``--step`` and ``--tokenizer``."""
+    parser.add_argument(
+        "model",
+        type=model_directory,
+        help="a run directory of the trainer, or a Hugging Face Transformers model directory",
+    )
+    parser.add_argument("--step", type=positive, help="checkpoint step (default: the newest)")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="file, directory or hub name of the model's tokenizer"
+    )
+
+
+def add_text(parser: CommandParser) -> None:
+    """Add the text to score and how it is split into windows."""
+    add = parser.add_argument
+    add(
+        "--data", nargs="+", metavar="FILE",
+        help="files and patterns: text, .jsonl, .parquet (default: the validation data of the run)",
+    )  # fmt: skip
+    add("--text_field", default="text", help="name of the text field in records (default: text)")
+    add("--corpus", metavar="NAME", help="corpus name, or NAME:SPLIT")
+    add("--window", type=positive, help="tokens per window (default: as in training)")
+    add(
+        "--stride", type=positive,
+        help="tokens between the starts of windows (default: the window); less gives more context",
+    )  # fmt: skip
+    add("--max_tokens", type=positive, help="score at most this many tokens")
+    add("--batch_size", type=positive, help="windows per batch; does not change results")

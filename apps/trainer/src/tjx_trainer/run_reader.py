@@ -1,0 +1,237 @@
+"""Public API of the trainer for programs that read run directories, such as `tjx-eval`.
+
+`SavedRun` reads the config, parameters and data of a run, and evaluates its validation data as
+during training. The other names are what such programs need to sample from and to shard a model.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import tjx_ckpt
+import tjx_core
+import tjx_data
+import tjx_nn
+import tjx_parallel
+from tjx_metrics import Evaluation
+from tjx_parallel.config import MeshConfig
+from tjx_trainer.config.run_config import Config, ConfigError, ModelConfig, reads_text
+from tjx_trainer.runtime.allocator import retain_freed_memory
+from tjx_trainer.runtime.run_dir import RunDirectory
+from tjx_trainer.tasks.causal_lm import CausalLMTask
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.tasks.sampling import SamplingParams, generation_inputs
+from tjx_trainer.tasks.task import DataShard, Task
+from tjx_trainer.tasks.text_data import TextData, open_text
+from tjx_trainer.tasks.text_stream import TextStream, decode_text
+from tjx_trainer.training.build import make_update_rule
+from tjx_trainer.training.evaluation import evaluate, make_eval_step
+from tjx_trainer.training.mesh_layout import make_layout
+from tjx_trainer.training.train_state import abstract_state, eval_params
+
+__all__ = [
+    "Config",
+    "ModelConfig",
+    "SamplingParams",
+    "SavedRun",
+    "TextData",
+    "TextStream",
+    "decode_text",
+    "generation_inputs",
+    "model_layout",
+    "reads_text",
+    "retain_freed_memory",
+]
+
+
+class SavedRun:
+    """A run directory, opened for reading only.
+
+    Parameters
+    ----------
+    path : Path
+        Run directory of the trainer.
+
+    Attributes
+    ----------
+    path : Path
+        Run directory.
+    config : Config
+        Resolved config of the run, with the default mesh instead of the one of training.
+
+    Raises
+    ------
+    tjx_core.ConfigError
+        If config.yaml is invalid.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._directory = RunDirectory(path)
+        with _config_errors():
+            config = self._directory.read_config()
+        self.config: Config = dataclasses.replace(config, mesh=MeshConfig())
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Path of tokenizer.json; the file may be missing."""
+        return self._directory.tokenizer
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Fingerprint of the tokenizer that prepared the training data; None if unknown."""
+        pointer = self._directory.read_data_pointer()
+        fingerprint = None if pointer is None else pointer.identity.get("tokenizer")
+        return None if fingerprint is None else str(fingerprint)
+
+    def steps(self) -> list[int]:
+        """Return the steps of all checkpoints, in ascending order."""
+        return list(tjx_ckpt.list_steps(self._directory.checkpoint_location(self.config)))
+
+    def load_params(
+        self, mesh: jax.sharding.Mesh, step: int | None = None
+    ) -> tuple[dict[str, Any], int]:
+        """Load the parameters for evaluation: the optimizer's average if it keeps one.
+
+        Parameters
+        ----------
+        mesh : jax.sharding.Mesh
+            Devices of the parameters.
+        step : int, optional
+            Checkpoint step; by default the newest valid checkpoint.
+
+        Returns
+        -------
+        nested dict of float32 arrays, and int
+            Parameters, and the step of the checkpoint.
+
+        Raises
+        ------
+        tjx_ckpt.CheckpointError
+            If the checkpoint is damaged.
+        """
+        _, optimizer = make_update_rule(self.config)
+        abstract = abstract_state(self.config, optimizer, mesh, tjx_parallel.ShardingRules())
+        # The optimizer state, twice the size of the parameters, is read only for its average.
+        wanted = {"step": abstract.step, "params": abstract.params}
+        if self.config.optimizer.averages:
+            wanted["opt_state"] = abstract.opt_state
+        location = self._directory.checkpoint_location(self.config)
+        restored = tjx_ckpt.Checkpointer(location).restore(wanted, step, partial=True)
+        params = eval_params(self.config, restored["params"], restored.get("opt_state"))
+        return params, int(jax.device_get(restored["step"]))
+
+    def prepared_text(self, tokenizer: tjx_data.Tokenizer) -> TextData:
+        """Return the prepared text of the run, preparing it again if the cache is gone.
+
+        Parameters
+        ----------
+        tokenizer : tjx_data.Tokenizer
+            The run's tokenizer.
+        """
+        pointer = self._directory.read_data_pointer()
+        if pointer is not None and all(
+            (folder / "index.json").is_file() for folder in pointer.folders.values()
+        ):
+            return TextData(pointer.folders, tokenizer)
+        with _config_errors():
+            text = open_text(self.config)
+        return text
+
+    def evaluate(
+        self,
+        model: ModelConfig,
+        params: dict[str, Any],
+        mesh: jax.sharding.Mesh,
+        *,
+        tokenizer: tjx_data.Tokenizer | None,
+        ks: tuple[int, ...],
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> tuple[Evaluation, float]:
+        """Evaluate parameters once over the validation data.
+
+        Parameters
+        ----------
+        model : ModelConfig
+            Model config.
+        params : nested dict of arrays
+            Parameters on `mesh`.
+        mesh : jax.sharding.Mesh
+            Devices.
+        tokenizer : tjx_data.Tokenizer or None
+            The run's tokenizer; required for a decoder.
+        ks : tuple of int
+            Values of k for the top-k accuracy of a decoder; other families have their own.
+        batch_size : int, optional
+            Examples per batch over all devices, by default that of the run; does not change
+            results.
+        max_tokens : int, optional
+            Stop after this many tokens (or images).
+        on_batch : callable, optional
+            Called with the number of labels so far.
+
+        Returns
+        -------
+        Evaluation, and float
+            Sums over the validation data, and seconds without compilation.
+        """
+        config = dataclasses.replace(
+            self.config, train=dataclasses.replace(self.config.train, eval_tokens=max_tokens)
+        )
+        rows = -(-(batch_size or config.train.batch_size) // mesh.size) * mesh.size
+        shard = DataShard(rows, rows, *tjx_parallel.batch_process(mesh))
+        task: Task
+        if config.model.family == "gpt":
+            assert tokenizer is not None
+            task = CausalLMTask(config, self.prepared_text(tokenizer), shard)
+        else:
+            with _config_errors():
+                config, make_task = open_task(config)
+            task = make_task(shard)
+        step = make_eval_step(
+            model,
+            ks=ks if config.model.family == "gpt" else task.accuracies,
+            token_byte_lengths=task.token_byte_lengths,
+            layout=model_layout(model, mesh),
+        )
+
+        def put(batch: Any) -> Any:
+            return tjx_parallel.shard_batch(mesh, batch)
+
+        def batches(limit: int | None) -> Iterator[Any]:
+            done = 0
+            for number, batch in enumerate(task.evaluation_batches(put)):
+                if number == limit:
+                    return
+                yield batch
+                done += batch["labels"].size
+                if on_batch is not None:
+                    on_batch(done)
+
+        with jax.transfer_guard("allow"):
+            evaluate(step, params, batches(1))  # compile outside of the measured time
+            started = time.perf_counter()
+            evaluation = evaluate(step, params, batches(None))
+            seconds = time.perf_counter() - started
+        return evaluation, seconds
+
+
+def model_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> tjx_nn.Layout:
+    """Return how a model is sharded over a mesh with the default sharding rules."""
+    return make_layout(model, mesh, tjx_parallel.ShardingRules(), MeshConfig())
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """Raise errors of the trainer's config as `tjx_core.ConfigError`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise tjx_core.ConfigError(str(error).splitlines()) from error
