@@ -27,7 +27,7 @@ from tjx_eval.commands import loss
 from tjx_trainer import main as program
 from tjx_trainer import run_reader
 from tjx_trainer.cli.arguments import resolve
-from tjx_trainer.runtime import provenance, run_dir
+from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training import train
 from tjx_trainer.training.build import Job, build_job

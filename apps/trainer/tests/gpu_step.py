@@ -1,9 +1,4 @@
-"""Training steps of tiny models for an NVIDIA GPU that need not be there.
-
-`python gpu_step.py` compiles them for sm_90a, which takes the CUDA plugin and ptxas; XLA_FLAGS says
-where their PTX is written. `python gpu_step.py bf16` prints the program of a block of GPT-2 small
-in a precision.
-"""
+"""Training steps of tiny models, compiled ahead of time for NVIDIA GPUs."""
 
 import importlib
 import importlib.util

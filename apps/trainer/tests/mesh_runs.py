@@ -1,4 +1,4 @@
-"""Short runs of tiny models on meshes of the eight devices, to be compared with each other."""
+"""Short runs of tiny models on meshes of eight devices, for comparison."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,22 +31,22 @@ TINY: Flags = {
 
 
 class Run(NamedTuple):
-    """What a run came to.
+    """Result of a run.
 
     Attributes
     ----------
     losses
-        Of each step.
+        Loss of each step.
     initial
-        The first parameters, by path.
+        Initial parameters by path.
     gradients
-        Of the first batch, by path: what Adam's first moment is made of.
+        Gradients of the first batch by path, from Adam's first moment.
     config, parts
-        What it was built of.
+        Configuration and step components.
     program
         The compiled step.
     state
-        After the last step.
+        The final state.
     """
 
     losses: list[float]

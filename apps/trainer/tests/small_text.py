@@ -1,4 +1,4 @@
-"""A text to learn, of a few thousand characters, as flags of the trainer."""
+"""A training text of a few thousand characters, as flags of the trainer."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The C library's memory settings: taken by glibc, and no error anywhere else."""
+"""Host allocator settings: applied with glibc, and no error with another C library."""
 
 import ctypes
 import platform

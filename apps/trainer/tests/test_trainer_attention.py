@@ -1,4 +1,4 @@
-"""The run says which attention it uses; a kernel that fails is one error that names the next."""
+"""The log names the attention implementation; a failing kernel is one error that names the next."""
 
 import os
 from collections.abc import Callable, Iterator

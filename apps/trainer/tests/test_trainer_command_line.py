@@ -1,4 +1,4 @@
-"""A command line becomes a configuration, or everything wrong with it is told at once."""
+"""Command line: a valid configuration, or all mistakes at once."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The configuration tree: what sections demand of each other."""
+"""Configuration tree: checks within and between sections."""
 
 import dataclasses
 from typing import Any

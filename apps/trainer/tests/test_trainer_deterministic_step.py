@@ -1,4 +1,4 @@
-"""The training step sums in one order on GPUs: no scatter with atomics before XLA, none after."""
+"""Determinism of the training step on GPUs: no scatter with atomics before or after XLA."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Half a run, and the other half in another life, is the whole run: in every bit."""
+"""Exact resume: an interrupted run is bit-identical to an uninterrupted one."""
 
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from lives import records
+from process_harness import records
 
 import tjx_ckpt
 import tjx_data
@@ -46,7 +46,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def life(job: Job, path: Path, *, end: int | None = None) -> int:
-    """Train to the end, or until it is asked to stop before a step."""
+    """Train to the end, or until a stop signal before a step."""
     path.mkdir(exist_ok=True)
     beat = Watchdog.beat
     with SignalHandler() as signal_handler, pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Errors that users meet have an exit code of the table and one message; others a traceback."""
+"""Exit codes: expected errors have a code and one message, unexpected ones a traceback."""
 
 import errno
 import signal

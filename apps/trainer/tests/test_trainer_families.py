@@ -1,4 +1,4 @@
-"""Every family of models trains through the same program, on data of its own."""
+"""Every model family trains with its own data."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from lives import records
+from process_harness import records
 
 from tjx_core import ConfigError
 from tjx_data import SpanLoader
@@ -114,7 +114,7 @@ def test_masks_are_a_function_of_seed_and_step(words: dict[str, list[str]]) -> N
     np.testing.assert_array_equal(once["tokens"], again["tokens"])
     assert (once["labels"] != -100).any()
     assert ((once["labels"] != -100) != (later["labels"] != -100)).any()
-    # Held-out text is masked in the same places each time, its end not at all.
+    # Validation masks are the same in each evaluation.
     first, second = (
         [labels for _, labels in job.task.evaluation_batches(job.put)] for _ in range(2)
     )
@@ -177,7 +177,7 @@ def test_spans_have_ids_after_those_of_the_text(words: dict[str, list[str]]) -> 
     ids = (model.start_id, model.stop_id, model.pad_id, model.vocab_size)
     assert ids == (data.start_id, data.end_id, data.pad_id, data.n_ids)
     assert data.vocab_size < model.start_id
-    # A run that goes on is given what was resolved.
+    # A resumed run gets the resolved configuration.
     again, _ = open_task(job.config)
     assert again.model == model
 

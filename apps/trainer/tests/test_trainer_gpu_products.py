@@ -1,4 +1,4 @@
-"""What XLA makes of the matrix products of a block for NVIDIA GPUs: epilogues, and FP8 calls."""
+"""Matrix products of a block compiled for NVIDIA GPUs: epilogues and FP8 calls."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Steps that are not finite, the loss scale of fp16, and every optimizer: through the trainer."""
+"""Non-finite steps, fp16 loss scaling and every optimizer, through the trainer."""
 
 import contextlib
 import json
@@ -178,7 +178,7 @@ def test_a_run_that_diverges_ends_and_names_the_last_good_checkpoint(
     assert "not finite 3 steps in a row, up to step 4;" in told
     assert "restarting from step 1\n" in told
     assert f"the last good checkpoint is step 1 in {run_dir / 'checkpoints'};" in told
-    # Each skipped step has its record, though it is nobody's turn.
+    # Each skipped step is logged, whatever the interval.
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     skipped = {r["step"]: r["train/skipped"] for r in records if "train/skipped" in r}
     assert skipped == {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0}

@@ -1,4 +1,4 @@
-"""What a run tells beside its losses: at the steps asked for, and the same after a stop."""
+"""Evaluation hooks and logging: intervals, metrics and resume."""
 
 import itertools
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from lives import assert_alike, at, live, send
+from process_harness import assert_alike, at, run_attempt, send
 from small_text import flags_of_sheep
 
 import tjx_ckpt
@@ -52,7 +52,7 @@ def job(words: list[str]) -> Job:
 @pytest.fixture(scope="module")
 def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "whole"
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     return path
 
 
@@ -88,10 +88,10 @@ def test_a_resumed_run_reports_the_same_summary(job: Job, whole: Path, tmp_path:
     path = tmp_path / "run"
     # In the midst of the evaluation of step 6, and before the sample of step 10.
     with at("evaluate", 6, send(signal.SIGTERM), nth=2):
-        assert live(job, path) == 143
+        assert run_attempt(job, path) == 143
     with at("train", 9, send(signal.SIGTERM)):
-        assert live(job, path) == 143
-    assert live(job, path) == 0
+        assert run_attempt(job, path) == 143
+    assert run_attempt(job, path) == 0
     assert_alike(job, path, whole)
     found = tjx_metrics.read_metrics(path / "metrics.jsonl")
     counts = [(line["step"], line["train/tokens"]) for line in found if "train/tokens" in line]
@@ -199,7 +199,7 @@ def test_a_tracker_that_is_blocked_or_killed_costs_the_run_nothing(
     monkeypatch.setattr(tjx_metrics, "open_trackers", open_trackers)
     path = tmp_path / "run"
     with pytest.warns(tjx_metrics.TrackerWarning, match="tracker wandb: "):
-        assert live(job, path) == 0
+        assert run_attempt(job, path) == 0
     assert came.is_set()
     assert_alike(job, path, whole)
 
@@ -228,7 +228,7 @@ def test_a_dry_run_reports_the_run_and_writes_nothing(
     ):
         assert line in told
     assert "activations and other temporaries" in told
-    # What cannot be is told as by the run itself.
+    # Mistakes are reported as by the run itself.
     with pytest.raises(SystemExit):
         program.main([*given, "--dry_run", "--mesh.data=3"])
 

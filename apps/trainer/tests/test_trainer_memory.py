@@ -1,4 +1,4 @@
-"""Running out of memory ends with a table of where it goes, and flags that would do."""
+"""Out-of-memory errors: a memory table and flags that help."""
 
 import os
 import re

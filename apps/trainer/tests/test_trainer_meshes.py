@@ -1,4 +1,4 @@
-"""Whatever the mesh, a run is the same run; its bytes lie, and are sent, as promised."""
+"""Equality of runs on all meshes, and the bytes they store and send."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""nanoGPT's command lines mean here what they mean there, and what means less is told."""
+"""nanoGPT compatibility: flags, config files, resume and notes on differences."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A plan's figures are those one works out by hand, and what it advises would do."""
+"""Plans: figures equal to hand calculations, and advice that fits."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Every preset resolves, and says what it trains, on what, how long it takes, what it reaches."""
+"""Every preset resolves and documents model, data, duration and results."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_a_preset_resolves_and_its_head_has_four_parts(name: str) -> None:
     head = load_preset(name).head
     assert tuple(head) == HEAD
     assert all(said.endswith(".") for said in head.values())
-    # What was not run says so, and what was run does not need to.
+    # Estimates are marked as such.
     for part in ("Time", "Reaches"):
         assert ("not measured" in head[part]) == (name not in MEASURED)
         assert "measured" in head[part]

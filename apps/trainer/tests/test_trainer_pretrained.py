@@ -1,4 +1,4 @@
-"""A run begins with a trained model's weights, or says why it cannot."""
+"""Runs from pretrained weights, and rejection of incompatible ones."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Four processes train together: they stop at one step, and none outlives another."""
+"""Training with four processes: they stop at one step, and all end when one is lost."""
 
 import json
 import os
@@ -130,7 +130,7 @@ def test_a_stop_signal_to_one_process_stops_all_at_one_step_and_fewer_resume(
     assert [line for line in others if "connected" not in line] == []
     assert 3 <= stopped < 500
 
-    # The others of the four are not there any more: one goes on with the same batches.
+    # One process resumes with the same batches.
     last = [*words, f"--train.max_steps={stopped + 3}"]
     with together(last, run_dir, 1) as processes:
         ((code, told),) = ends(processes)

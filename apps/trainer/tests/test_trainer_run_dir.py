@@ -1,4 +1,4 @@
-"""The run directory: nothing is written over, and only the same run goes on in it."""
+"""Run directory: nothing is overwritten, and only the same run resumes in it."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The supervisor: starts again what crashed, stops when it should, and says why each life ended."""
+"""Supervisor: restarts after crashes, stops on signals, and records the exit reasons."""
 
 import json
 import os
@@ -31,7 +31,7 @@ assert "jax" not in sys.modules
 sys.exit(code)
 """
 
-# A trainer of which each life follows its number: the lines of the script `life(n)`.
+# A trainer whose behaviour depends on the attempt number: `life(n)` of the script.
 CHILD = """
 import os, pathlib, signal, sys, time
 from tjx_trainer.runtime.supervisor_client import connect, send_exit_reason
@@ -62,7 +62,7 @@ def crash():
 def supervise(
     tmp_path: Path,
 ) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Start a supervisor of a trainer that does what a script says; kill what is left of it."""
+    """Start a supervisor with a scripted trainer; kill what is left of it."""
     started: list[subprocess.Popen[str]] = []
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
 
@@ -155,7 +155,7 @@ sys.exit([1, 5, None, 6][number])
     farewell = errors[errors.index("giving up") :]
     for reason in (EXIT_INFO[ExitCode.NOT_WRITTEN].what, "SIGSEGV", EXIT_INFO[ExitCode.HANG].what):
         assert reason in farewell
-    assert EXIT_INFO[ExitCode.UNEXPECTED].what not in farewell  # that life made a checkpoint
+    assert EXIT_INFO[ExitCode.UNEXPECTED].what not in farewell  # that attempt saved a checkpoint
     lives = recorded(tmp_path / "run")
     assert [life["exit_code"] for life in lives] == [1, 5, 139, 6]
     assert "Fatal Python error: Segmentation fault" in str(lives[2]["why"])
@@ -186,7 +186,7 @@ def test_all_attempts_use_one_new_directory(
     assert [life["last_step"] for life in recorded(run)] == [1, 2]
 
 
-STOPS_WHEN_ASKED = """
+STOPS_ON_SIGNAL = """
 asked = []
 def note(number, frame):
     asked.append(number)
@@ -208,7 +208,7 @@ def test_signals_reach_the_trainer_once_and_end_the_supervision(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
-    process = supervise(STOPS_WHEN_ASKED)
+    process = supervise(STOPS_ON_SIGNAL)
     wait_for(run / "ready")
     # A terminal's Ctrl-C reaches a whole group: it must not come a second time on its own.
     assert os.getpgid(int((run / "pid").read_text())) != os.getpgid(process.pid)
@@ -247,10 +247,10 @@ def test_a_trainer_stops_when_its_supervisor_is_killed(
     supervise: Callable[..., "subprocess.Popen[str]"], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = supervise(STOPS_WHEN_ASKED)
+    process = supervise(STOPS_ON_SIGNAL)
     wait_for(run / "ready")
     process.kill()
-    wait_for(run / "ended")  # it was asked, and saved
+    wait_for(run / "ended")  # stopped by the signal after saving
     assert (run / f"signal {signal.SIGTERM:d} came 1").exists()
 
 

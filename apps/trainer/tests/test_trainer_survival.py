@@ -1,4 +1,4 @@
-"""Whatever happens to a run on its way, it ends as the run to which nothing happened."""
+"""Fault tolerance: a run with faults ends like a run without."""
 
 import dataclasses
 import errno
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from lives import (
+from process_harness import (
     assert_alike,
     assert_each_stands_once,
     at,
@@ -23,8 +23,8 @@ from lives import (
     fill_disk,
     final_state,
     lines,
-    live,
     records,
+    run_attempt,
     send,
     steps,
     with_fault,
@@ -67,7 +67,7 @@ def _no_plots() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def job(words: list[str]) -> Job:
-    """Return one job for all runs: it is compiled once, and its initial state computed once."""
+    """One job for all attempts of all runs: it is compiled and initialized once."""
     job = build_job(*open_task(resolve(words)))
     initial = jax.device_get(job.initial_state())
 
@@ -85,7 +85,7 @@ def job(words: list[str]) -> Job:
 def whole(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run to which nothing happened."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     return path
 
 
@@ -106,12 +106,12 @@ def test_a_stop_saves_and_the_next_attempt_resumes(
     path = tmp_path / "run"
     # A second SIGTERM changes nothing.
     with at(phase, step, send(signal.SIGTERM, signal.SIGTERM), nth=nth):
-        code = live(job, path)
+        code = run_attempt(job, path)
     assert code == 143
     assert steps(path) == saved
     if phase == "evaluate":  # one that was left stands nowhere
         assert not any("eval/loss" in line for line in lines(path) if line["step"] == step)
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     assert_alike(job, path, whole)
 
 
@@ -120,15 +120,15 @@ def test_the_evaluation_that_is_made_up_for_stands_once_after_a_crash(
 ) -> None:
     path = tmp_path / "run"
     with at("evaluate", 4, send(signal.SIGINT), nth=2):
-        assert live(job, path) == 130
+        assert run_attempt(job, path) == 130
 
     def crash() -> None:
         raise SystemError("a bug")
 
     with at("train", 4, crash), pytest.raises(SystemError):
-        live(job, path)
+        run_attempt(job, path)
     assert sum("eval/loss" in line for line in lines(path)) == 2, "it was made up for"
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     assert_alike(job, path, whole)
 
 
@@ -146,12 +146,12 @@ def test_a_second_interrupt_ends_at_once_and_checkpoints_are_sound(
         patch.setattr(tjx_ckpt, "Checkpointer", Opened)
         before_write(patch, lambda _: disk.wait(60))
         with at("train", 7, send(signal.SIGINT, signal.SIGINT)), pytest.raises(KeyboardInterrupt):
-            live(job, path)
+            run_attempt(job, path)
         assert steps(path) == []  # it did not wait for the save of step 5
         disk.set()
         opened[0].close()  # as the end of the process does
     assert steps(path) == [5]
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     assert_alike(job, path, whole)
 
 
@@ -163,17 +163,17 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(
     for step in steps(path):
         (path / "checkpoints" / str(step)).rename(path / "checkpoints" / f"{step}.corrupt")
     with pytest.raises(tjx_ckpt.AllCheckpointsCorruptError, match=r"12\.corrupt"):
-        live(job, path)
+        run_attempt(job, path)
     shutil.rmtree(path / "checkpoints")  # as where its disk is not mounted
     with pytest.raises(tjx_ckpt.NoCheckpointError, match="records saves"):
-        live(job, path)
+        run_attempt(job, path)
     assert (path / "metrics.jsonl").read_bytes() == kept
 
 
 def test_usr1_saves_and_continues(job: Job, whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with at("train", 6, send(signal.SIGUSR1)):
-        assert live(job, path) == 0
+        assert run_attempt(job, path) == 0
     assert steps(path) == [5, 7, 10, 12]
     assert_alike(job, path, whole)
 
@@ -238,7 +238,7 @@ def test_a_fault_that_passes_leaves_no_trace(
     back: int,
 ) -> None:
     path = tmp_path / "run"
-    assert live(with_fault(job, bad, times=1), path) == 0
+    assert run_attempt(with_fault(job, bad, times=1), path) == 0
     assert f"3 steps in a row, up to step {max(bad)}" in (told := capsys.readouterr().err)
     assert f"restarting from step {back}\n" in told
     assert_alike(job, path, whole)
@@ -249,13 +249,13 @@ def test_a_run_that_diverges_by_itself_comes_to_the_same_place_and_ends(
 ) -> None:
     path = tmp_path / "run"
     with pytest.raises(NotFiniteError) as ended:
-        live(with_fault(job, {7, 8, 9}, times=9), path)
+        run_attempt(with_fault(job, {7, 8, 9}, times=9), path)
     assert ended.value.step == 9
     assert "restarting from step 5\n" in capsys.readouterr().err
     assert f"the last good checkpoint is step 5 in {path}" in ended.value.__notes__[0]
     assert_each_stands_once(path)
-    # Another life is once more led back, and fewer steps in a row are only skipped.
-    assert live(with_fault(job, {7, 8}, times=9), path) == 0
+    # Another attempt can roll back again, and a shorter streak is only skipped.
+    assert run_attempt(with_fault(job, {7, 8}, times=9), path) == 0
     skipped = [line["train/skipped"] for line in records(path) if "train/loss" in line]
     assert skipped[-1] == 2
 
@@ -269,20 +269,20 @@ def test_a_streak_takes_no_good_checkpoint(
     job: Job, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, often = tmp_path / "run", saving_each_step(job, keep=2)
-    assert live(with_fault(often, {8, 9, 10}, times=1), path) == 0
+    assert run_attempt(with_fault(often, {8, 9, 10}, times=1), path) == 0
     assert "restarting from step 7\n" in capsys.readouterr().err
     assert_alike(job, path, whole)
     # A run that is stopped in the midst of a streak is saved, and what was good stays.
     other = tmp_path / "other"
     with at("train", 9, send(signal.SIGTERM)):
-        assert live(with_fault(often, {9, 10}, times=1), other) == 143
+        assert run_attempt(with_fault(often, {9, 10}, times=1), other) == 143
     assert steps(other) == [7, 8, 10]
 
 
 def test_a_save_that_is_due_in_a_streak_is_made_after_it(job: Job, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with at("train", 8, send(signal.SIGTERM)):
-        live(with_fault(job, {5, 6}, times=1), path)
+        run_attempt(with_fault(job, {5, 6}, times=1), path)
     assert steps(path) == [7, 9]
 
 
@@ -308,13 +308,13 @@ def test_records_are_on_the_disk_before_a_checkpoint_counts(
         patch.setattr(os, "fsync", note_flush)
         patch.setattr(LocalFolder, "commit", check_records)
         with at("train", 5, send(signal.SIGTERM)):
-            assert live(job, path) == 143
+            assert run_attempt(job, path) == 143
     assert steps(path) == [5, 6]
     assert "lacks" not in capsys.readouterr().err
     # A file system that loses flushed bytes all the same is reported.
     with (path / "metrics.jsonl").open("r+b") as file:
         file.truncate(len((path / "metrics.jsonl").read_bytes().splitlines()[0]) + 1)
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     assert "bytes of records up to step 6" in capsys.readouterr().err
     assert final_state(job, path) == final_state(job, whole)
 
@@ -322,12 +322,12 @@ def test_records_are_on_the_disk_before_a_checkpoint_counts(
 def test_a_damaged_record_does_not_stop_a_run(job: Job, whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with at("train", 7, send(signal.SIGTERM)):
-        assert live(job, path) == 143
+        assert run_attempt(job, path) == 143
     damaged = (path / "metrics.jsonl").read_bytes() + b'\0\0\0\n{"step": 9}\n'
     (path / "metrics.jsonl").write_bytes(damaged)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", tjx_metrics.RecordWarning)
-        assert live(job, path) == 0
+        assert run_attempt(job, path) == 0
     assert (path / "metrics.jsonl.damaged").read_bytes() == damaged
     assert_alike(job, path, whole)
 
@@ -343,13 +343,13 @@ def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LocalFolder, "discard", fail)
         with at("train", 5, send(signal.SIGTERM)):
-            assert live(often, path) == 143
+            assert run_attempt(often, path) == 143
     assert "cannot be deleted now" in caplog.text
     assert steps(path) == [1, 2, 3, 4, 5, 6]
-    # The next life applies `keep` again, before its first save.
+    # The next attempt applies `keep` again, before its first save.
     found: list[int] = []
     with at("train", 6, send(signal.SIGTERM)), at("save", 7, lambda: found.extend(steps(path))):
-        assert live(often, path) == 143
+        assert run_attempt(often, path) == 143
     assert found[:2] == [5, 6]
 
 
@@ -360,10 +360,10 @@ def test_a_failed_save_ends_the_run_and_the_next_attempt_resumes(
     with pytest.MonkeyPatch.context() as patch:
         fill_disk(patch, 10)
         with pytest.raises(tjx_ckpt.SaveError, match=r"step 10 failed.*No space"):
-            live(job, path)
+            run_attempt(job, path)
     assert steps(path) == [5]
     assert max(line["step"] for line in records(path)) <= 12
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     assert_alike(job, path, whole)
 
 
@@ -377,7 +377,7 @@ def test_with_on_error_continue_a_failed_save_is_logged_once_and_retried(
     path = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         fill_disk(patch, 5)
-        assert live(going_on, path) == 0
+        assert run_attempt(going_on, path) == 0
     assert capsys.readouterr().err.count("the next save retries") == 1
     assert steps(path) == [10, 12]
     assert [line["checkpoint/failed"] for line in lines(path) if "checkpoint/failed" in line] == [1]
@@ -387,7 +387,7 @@ def test_with_on_error_continue_a_failed_save_is_logged_once_and_retried(
     with pytest.MonkeyPatch.context() as patch:
         fill_disk(patch, 12)
         with pytest.raises(tjx_ckpt.SaveError, match="step 12"):
-            live(going_on, tmp_path / "other")
+            run_attempt(going_on, tmp_path / "other")
     assert steps(tmp_path / "other") == [5, 10]
 
 
@@ -413,11 +413,11 @@ def test_version_changes_are_logged_in_one_line(
 ) -> None:
     path = tmp_path / "run"
     with at("train", 4, send(signal.SIGTERM)):
-        live(job, path)
+        run_attempt(job, path)
     monkeypatch.setattr(
         "tjx_trainer.runtime.provenance.versions", lambda: {"jax": "99.0", "numpy": "1"}
     )
-    assert live(job, path) == 0
+    assert run_attempt(job, path) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "may differ in bits" in line]
     assert len(told) == 1
     assert f"jax {jax.__version__} -> 99.0: results may differ in bits" in told[0]

@@ -1,4 +1,4 @@
-"""A sweep makes every combination once, goes on where it stopped, and says which was best."""
+"""Sweeps: every combination once, resumable, with a report of the best."""
 
 import json
 import shlex

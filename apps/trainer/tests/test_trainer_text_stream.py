@@ -1,4 +1,4 @@
-"""Text as it comes: pieces are whole characters, and together what all tokens stand for."""
+"""Incremental detokenization: whole characters that concatenate to the full text."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Training in this process: what a step, an evaluation and a whole run must do."""
+"""Training in this process: steps, evaluations and whole runs."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lives import records
+from process_harness import records
 from small_text import flags_of_sheep
 
 import tjx_ckpt
@@ -217,7 +217,7 @@ def test_an_error_while_loading_a_batch_ends_the_run(job: Job, tmp_path: Path) -
         loop(job, tmp_path / "error", fail)
     assert error.value.__notes__ == ["while step 3 was loaded in the background"]
     assert no_thread_is_left()
-    # Transfers that nobody asked for are errors where batches are loaded, too.
+    # Implicit transfers are errors in the loading thread, too.
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         loop(job, tmp_path / "transfer", lambda _: jnp.add(np.ones(3), 1))
     assert no_thread_is_left()
@@ -329,7 +329,7 @@ def test_damaged_data_are_refused_before_training(
     folder = tjx_data.open_or_prepare(config.data)
     shard = folder / "train_00000.bin"
     content = bytearray(shard.read_bytes())
-    content[100] ^= 1  # neither size nor header tells
+    content[100] ^= 1  # size and header are unchanged
     shard.write_bytes(content)
     assert run(own, tmp_path / "run") == ExitCode.DATA_DAMAGED
     assert "train_00000.bin: SHA-256 is" in capsys.readouterr().err

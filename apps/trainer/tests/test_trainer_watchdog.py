@@ -1,4 +1,4 @@
-"""A run that hangs ends with its stacks; one that is slow, compiles or was stopped does not."""
+"""Watchdog: a hung run ends with its stacks; slow, compiling or suspended runs do not."""
 
 import json
 import os

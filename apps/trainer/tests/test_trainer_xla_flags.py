@@ -1,4 +1,4 @@
-"""XLA flags: accepted by the pinned jaxlib, set before JAX starts, and never over the user's."""
+"""XLA flags: accepted by the pinned jaxlib, set before JAX starts, never overriding the user's."""
 
 import os
 import re

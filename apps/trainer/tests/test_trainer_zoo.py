@@ -1,4 +1,4 @@
-"""Every model of tjx_nn trains on a mesh as on one device; mistakes are told before a compiler."""
+"""Every tjx_nn model trains on a mesh as on one device; mistakes precede compilation."""
 
 from types import SimpleNamespace
 
@@ -83,7 +83,7 @@ def test_what_a_mesh_does_not_divide_is_reported_with_both_numbers(words: str, t
 def test_checks_that_need_data_and_devices_precede_compilation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Strings of 16 bytes are written behind a start token: rows of 17.
+    # A start token precedes strings of 16 bytes: rows of 17.
     words = ["--config=seq2seq_toy", "--mesh.context=2", "--mesh.data=4", "--mesh.fsdp=1"]
     with pytest.raises(ValueError, match=r"mesh\.context: got 2; .* a row has 17 tokens"):
         build_job(*open_task(resolve(words)))

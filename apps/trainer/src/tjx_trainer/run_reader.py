@@ -140,8 +140,7 @@ class SavedRun:
         ):
             return TextData(pointer.folders, tokenizer)
         with _config_errors():
-            text = open_text(self.config)
-        return text
+            return open_text(self.config)
 
     def evaluate(
         self,

@@ -1,4 +1,4 @@
-"""Runs to which something happens at a chosen step: signals, faults, full disks."""
+"""Harness for runs with faults injected at a chosen step: signals, full disks, bad values."""
 
 import contextlib
 import dataclasses
@@ -26,8 +26,8 @@ from tjx_trainer.training.train_state import TrainState
 OF_THE_CLOCK = ("train/tokens_per_sec", "train/hours", "time/", "memory/", "compile/")
 
 
-def live(job: Job, path: Path) -> int:
-    """Let a run go on from where it stopped; return the exit code."""
+def run_attempt(job: Job, path: Path) -> int:
+    """Resume or start a run; return the exit code."""
     path.mkdir(exist_ok=True)
     with SignalHandler() as signal_handler:
         try:
@@ -38,7 +38,7 @@ def live(job: Job, path: Path) -> int:
 
 @contextlib.contextmanager
 def at(phase: str, step: int, happen: Callable[[], object], *, nth: int = 1) -> Iterator[None]:
-    """Let something happen when a phase of a step begins for the n-th time; it must come to it."""
+    """Call `happen` at the n-th start of a phase at a step; fail if it is never reached."""
     beat, seen = Watchdog.beat, 0
 
     def beat_and_more(self: Watchdog, now: str, made: int) -> None:
