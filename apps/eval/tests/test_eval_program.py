@@ -143,7 +143,7 @@ MISTAKES = [
     ("{hf} --data {tmp}/text.txt --tokenizer {tmp}/bytes.json", "tokens; the model in {hf} has"),
     ("{run} --data {tmp}/none*.txt", "this pattern matches no file"),
     ("{run} --data {tmp}/text.txt --corpus python-docs", "--data: not supported with --corpus"),
-    ("{run} --corpus python-dogs", "did you mean 'python-docs'?"),
+    ("{run} --corpus python-dogs", "did you mean python-docs?"),
     ("{run} --window 17", "--window: got 17; expected at most max_seq_len, 16"),
     ("{run} --stride 20", "--stride: got 20; expected at most the window, 16"),
     ("{run} --csv {tmp}/a.csv", "give --per_document too"),

@@ -1,4 +1,4 @@
-"""Corpora: text of one's own, and the text that Python carries."""
+"""Corpora: local text files, and Python's own documentation."""
 
 import sysconfig
 from pathlib import Path
@@ -18,13 +18,13 @@ def test_python_docs_are_documents_in_a_fixed_order() -> None:
     assert len(documents) > 1000
     assert sum(map(len, documents)) > 1_000_000
     assert len(set(documents)) == len(documents)
-    assert all(len(text) >= python_docs.SHORTEST for text in documents)
+    assert all(len(text) >= python_docs.MIN_CHARACTERS for text in documents)
     assert any("Serialize ``obj`` to a JSON formatted ``str``" in text for text in documents)
     assert any(text.startswith('The "assert" statement') for text in documents)
     assert not any("turtledemo" in text and "idlelib" in text for text in documents)
 
 
-def test_python_docs_take_whole_definitions_and_skip_what_cannot_be_read(
+def test_python_docs_take_whole_definitions_and_skip_unreadable_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     long = "A docstring that is long enough to be kept."
@@ -64,7 +64,7 @@ def test_separators_split_documents_wherever_blocks_end(
         patch.setattr("tjx_data.corpora.decompression.BLOCK_BYTES", block)
         documents = list(load_files(file))
     expected = [text.strip("\n") for text in texts[:-1]]
-    # What ends the file is no separator; and an end right after a separator is no document.
+    # The end of the file is no separator, and text after a separator may be empty.
     if last := texts[-1].lstrip("\n"):
         expected.append(last)
     assert documents == ["x", *expected]
@@ -77,7 +77,7 @@ def test_files_come_in_order_and_unchanged(tmp_path: Path) -> None:
     assert list(load_files(tmp_path / "a [1].txt")) == ["\none\n"]
 
 
-def test_every_file_that_is_no_text_is_named_at_once(tmp_path: Path) -> None:
+def test_all_invalid_files_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "blank.txt").write_bytes(b" \n")
     (tmp_path / "latin.txt").write_bytes(b"x" * (1 << 20) + b"caf\xe9 noir")
@@ -89,7 +89,7 @@ def test_every_file_that_is_no_text_is_named_at_once(tmp_path: Path) -> None:
     assert len(lines) == 4
     assert "cut.txt: not UTF-8 text at byte 0" in lines[0]
     assert f"latin.txt: not UTF-8 text at byte {(1 << 20) + 3}" in lines[1]
-    assert "blank.txt: holds nothing but white space" in lines[2]
+    assert "blank.txt: holds only white space" in lines[2]
     with pytest.raises(ValueError, match="matches no file"):
         load_files(tmp_path / "*.md")
     with pytest.raises(ValueError, match="no such file"):
@@ -107,12 +107,12 @@ def test_empty_files_among_others_are_left_out_with_a_warning(
     (tmp_path / "blank.jsonl").write_bytes(b" \n")
     both = load_files([tmp_path / "*.txt", tmp_path / "*.jsonl"])
     assert list(both) == list(alone) == ["good"]
-    assert "empty.txt: is empty; a corpus needs text; left out" in caplog.text
-    assert "blank.jsonl: holds nothing but white space" in caplog.text
+    assert "empty.txt: is empty; expected text; left out" in caplog.text
+    assert "blank.jsonl: holds only white space" in caplog.text
     with pytest.raises(ValueError, match=r"empty\.txt: is empty"):
         load_files(tmp_path / "empty.txt")
 
 
-def test_an_unknown_corpus_is_answered_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="did you mean 'wikitext-103'"):
+def test_unknown_corpus_suggests_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean wikitext-103"):
         load_corpus("wikitext103")

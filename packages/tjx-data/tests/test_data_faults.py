@@ -1,4 +1,4 @@
-"""What must not lose or spoil anything: kills, damage, other executors."""
+"""Fault tolerance of preparation: kills, damage, other executors."""
 
 import os
 import random
@@ -26,21 +26,21 @@ def _contents(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the set in one go, in this process."""
+    """Prepare the set without interruption, in this process."""
     directory = tmp_path_factory.mktemp("expected") / "set"
     prepare_words(directory)
     return directory
 
 
 @pytest.mark.parametrize("wanted", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_at_any_moment_lose_nothing_but_time(
+def test_preparation_resumes_after_kills_at_any_moment(
     expected: Path, tmp_path: Path, wanted: int
 ) -> None:
     out, errors = tmp_path / "set", tmp_path / "errors"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def run(how: str, seconds: float | None) -> int:
-        """Prepare, for so many seconds at most; return the exit status."""
+        """Prepare for a limited time in seconds; return the exit code."""
         command = [sys.executable, words.__file__, str(out), how]
         with errors.open("w") as stream:
             process = subprocess.Popen(command, env=environment, stderr=stream)
@@ -59,7 +59,7 @@ def test_kills_at_any_moment_lose_nothing_but_time(
         shutil.rmtree(out)
 
     moments, kills, kept = random.Random(1), 0, 0  # noqa: S311  moments, not secrets
-    while kills < wanted or kept == 0:  # some kills must come while parts are being made
+    while kills < wanted or kept == 0:  # some kills must hit unfinished parts
         how = "here" if kills % 4 else "processes"
         status = run(how, moments.uniform(0.3, 1.0) * seconds[how])
         kept += len(list(tmp_path.glob(".set.work/part_*.npz")))
@@ -68,7 +68,7 @@ def test_kills_at_any_moment_lose_nothing_but_time(
         else:
             assert status == -signal.SIGKILL, errors.read_text()
             kills += 1
-        if out.exists():  # it was ready before the moment: begin anew
+        if out.exists():  # it finished before the kill: start over
             assert _contents(out) == _contents(expected)
             shutil.rmtree(out)
     assert run("processes", None) == 0, errors.read_text()
@@ -76,14 +76,12 @@ def test_kills_at_any_moment_lose_nothing_but_time(
     assert not (tmp_path / ".set.work").exists()
 
 
-def test_a_kill_while_tidying_up_leaves_nothing_to_go_on_from(
-    expected: Path, tmp_path: Path
-) -> None:
+def test_kill_during_cleanup_leaves_nothing_to_resume(expected: Path, tmp_path: Path) -> None:
     class KilledError(Exception):
-        """Ends the process, as far as it can be told."""
+        """Simulates the end of the process."""
 
     def delete_some(folder: Path, ignore_errors: bool = False) -> None:
-        if ignore_errors:  # of a set that is not there yet
+        if ignore_errors:  # of an unfinished set
             return
         (folder / "tokenizer.json").unlink()
         raise KilledError
@@ -93,14 +91,14 @@ def test_a_kill_while_tidying_up_leaves_nothing_to_go_on_from(
         with pytest.raises(KilledError):
             prepare_words(tmp_path / "set")
     assert _contents(tmp_path / "set") == _contents(expected)
-    # The same set again, from what was left beside it.
+    # Prepare the same set again with the leftovers present.
     shutil.rmtree(tmp_path / "set")
     prepare_words(tmp_path / "set")
     assert _contents(tmp_path / "set") == _contents(expected)
     assert not (tmp_path / ".set.work").exists()
 
 
-def test_a_dask_cluster_makes_the_same_bytes(expected: Path, tmp_path: Path) -> None:
+def test_dask_cluster_gives_the_same_bytes(expected: Path, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
@@ -113,12 +111,12 @@ def test_a_dask_cluster_makes_the_same_bytes(expected: Path, tmp_path: Path) -> 
     assert _contents(tmp_path / "set") == _contents(expected)
 
 
-def test_what_was_finished_is_not_done_again(expected: Path, tmp_path: Path) -> None:
+def test_finished_parts_are_not_repeated(expected: Path, tmp_path: Path) -> None:
     texts = [*corpus()]
     reads: list[int] = []
 
     class StoppedError(Exception):
-        """Ends preparing from outside."""
+        """Simulates an interruption."""
 
     def stop_late(stage: object) -> None:
         reads.append(1)
@@ -151,7 +149,7 @@ def test_what_was_finished_is_not_done_again(expected: Path, tmp_path: Path) -> 
     )
 
 
-def test_what_was_finished_of_other_documents_is_not_used(tmp_path: Path) -> None:
+def test_finished_parts_of_other_documents_are_not_used(tmp_path: Path) -> None:
     texts = [*corpus()]
     others = [text.replace("a", "b") for text in texts]
     work = tmp_path / ".set.work"
@@ -171,7 +169,7 @@ def test_what_was_finished_of_other_documents_is_not_used(tmp_path: Path) -> Non
     assert _contents(tmp_path / "set") == _contents(tmp_path / "expected")
 
 
-def test_a_shard_of_another_tokenizer_is_refused_without_reading_it(
+def test_shard_of_another_tokenizer_is_rejected_without_reading_it(
     expected: Path, tmp_path: Path
 ) -> None:
     directory = shutil.copytree(expected, tmp_path / "set")
@@ -188,15 +186,15 @@ def test_a_shard_of_another_tokenizer_is_refused_without_reading_it(
     with pytest.raises(ValueError, match=r"train_00000\.bin: missing"):
         TokenLoader(directory, seq_len=8, batch_size=2)
     shutil.copy(shard, directory / "train_00000.bin")
-    with pytest.raises(ValueError, match=r"train_00001\.bin: belongs to another place"):
+    with pytest.raises(ValueError, match=r"train_00001\.bin: belongs to another position"):
         TokenLoader(directory, seq_len=8, batch_size=2)
 
 
 @pytest.mark.parametrize("how", ["vanishes", "shrinks"])
-def test_a_shard_lost_while_training_is_a_named_error(
+def test_shard_lost_during_training_is_named(
     expected: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tjx_data.loading.shard_reader._LOOK_EVERY", 0.02)
+    monkeypatch.setattr("tjx_data.loading.shard_reader._CHECK_INTERVAL", 0.02)
     directory = shutil.copytree(expected, tmp_path / "set")
     loader = TokenLoader(directory, seq_len=8, batch_size=2)
     loader.batch(0)

@@ -1,4 +1,4 @@
-"""Files as documents: every format, in parts that processes read by themselves."""
+"""Local files as documents: every format, in independently readable parts."""
 
 import gzip
 import json
@@ -32,14 +32,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A place for files of a test, beside the cache."""
+    """Return an empty folder next to the cache."""
     place = tmp_path / "files"
     place.mkdir()
     return place
 
 
 def records_of(documents: Documents) -> list[str | Malformed]:
-    """Read all parts, each as another process would: from its pickle, in any order."""
+    """Read all parts as worker processes do: unpickled, in any order."""
     parts = [pickle.dumps(part) for part in documents.parts()]
     assert len({pickle.loads(part).identity for part in parts}) == len(parts)  # noqa: S301
     backwards = [list(pickle.loads(part).read()) for part in reversed(parts)]  # noqa: S301
@@ -73,12 +73,12 @@ def test_parts_of_a_text_are_its_documents(
         patch.setattr("tjx_data.corpora.decompression.BLOCK_BYTES", block)
         documents = load_files(file)
         assert records_of(documents) == clean
-        stretches = [one.stretch for one in documents.parts() if isinstance(one, FilePart)]
-    # Each but the last is as long as asked for, and ends with the first separator that allows it.
+        byte_ranges = [one.byte_range for one in documents.parts() if isinstance(one, FilePart)]
+    # Each part but the last ends at the first separator after its minimum length.
     mark, cuts = SEPARATOR.encode(), [0]
     while (at := content.find(mark, cuts[-1] + max(0, part - len(mark)))) >= 0:
         cuts.append(at + len(mark))
-    assert [(one.start, one.end) for one in stretches] == list(pairwise([*cuts, len(content)]))
+    assert [(one.start, one.end) for one in byte_ranges] == list(pairwise([*cuts, len(content)]))
 
 
 @given(TEXTS, st.integers(1, 90), st.integers(1, 30), st.sampled_from(["", ".gz"]))
@@ -131,14 +131,14 @@ def pack(content: bytes, ending: str) -> bytes:
     if ending == ".gz":
         return gzip.compress(content)
     zstandard = pytest.importorskip("zstandard")
-    half = len(content) // 2  # two frames, as parallel packers write them
+    half = len(content) // 2  # two frames, as parallel compressors write them
     packer = zstandard.ZstdCompressor()
     packed: bytes = packer.compress(content[:half]) + packer.compress(content[half:])
     return packed
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_a_packed_file_is_the_same_corpus(folder: Path, ending: str) -> None:
+def test_compressed_file_is_the_same_corpus(folder: Path, ending: str) -> None:
     content = SEPARATOR.join(["eins\n" * 300_000, "zwei é"]).encode()
     (folder / "a.txt").write_bytes(content)
     (folder / f"b.txt{ending}").write_bytes(pack(content, ending))
@@ -154,11 +154,11 @@ def test_a_packed_file_is_the_same_corpus(folder: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
-def test_a_packed_file_that_is_cut_short_or_damaged_is_named(folder: Path, ending: str) -> None:
+def test_truncated_or_damaged_compressed_file_is_named(folder: Path, ending: str) -> None:
     packed = pack(os.urandom(3000).hex().encode(), ending)
     for kept in (5, len(packed) // 3, len(packed) - 1):
         (folder / f"cut.txt{ending}").write_bytes(packed[:kept])
-        with pytest.raises(ValueError, match=r"cut\.txt\S+: is cut short"):
+        with pytest.raises(ValueError, match=r"cut\.txt\S+: truncated"):
             load_files(folder / f"cut.txt{ending}")
     (folder / f"text.txt{ending}").write_bytes(b"not packed at all")
     with pytest.raises(ValueError, match=r"text\.txt\S+: not (gzip|zstd), or damaged"):
@@ -168,7 +168,7 @@ def test_a_packed_file_that_is_cut_short_or_damaged_is_named(folder: Path, endin
         load_files(folder / f"latin.txt{ending}")
 
 
-def test_what_is_no_record_is_told_with_file_line_and_reason(
+def test_malformed_records_have_file_line_and_reason(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = folder / "crawl.ndjson"
@@ -189,11 +189,11 @@ def test_what_is_no_record_is_told_with_file_line_and_reason(
     reasons = {
         2: "not JSON: ",
         3: "holds an array, not an object",
-        4: "has no field 'text'; there are url, content",
+        4: "has no field 'text'; it has url, content",
         5: "field 'text' holds a number, not a string",
         6: "not UTF-8 at byte 13 of the line",
-        8: "field 'text' holds half a character",
-        9: "has no field 'text'; there are none",
+        8: "field 'text' holds a lone surrogate",
+        9: "has no field 'text'; it has none",
         10: "begins an array that does not end in its line",
     }
     for part in (1, 20, 1 << 23):
@@ -218,30 +218,30 @@ def test_the_text_can_be_in_another_field(folder: Path) -> None:
     assert by_text.source["files_sha256"] != by_content.source["files_sha256"]
     both = find_file_problems(folder / "*", text_field="body")
     assert len(both) == 2
-    assert "has no field 'body'; there are content, text" in both[0]
-    assert "has no column 'body'; there are nested, text, content, number" in both[1]
+    assert "has no field 'body'; it has content, text" in both[0]
+    assert "has no column 'body'; text_field must be one of nested, text, content" in both[1]
     (wrong,) = find_file_problems(folder / "b.parquet", text_field="number")
     assert "column 'number' holds int64, not strings" in wrong
 
 
-def test_a_file_that_is_not_what_its_name_says_is_refused(folder: Path) -> None:
+def test_file_of_another_format_than_its_name_is_rejected(folder: Path) -> None:
     (folder / "array.json").write_text('[\n{"text": "one"},\n{"text": "two"}\n]')
     (folder / "data.parquet").write_text("no table")
     (folder / "data.parquet.gz").write_bytes(gzip.compress(b"no table"))
     write_parquet(folder / "none.parquet", [])
     array, data, packed, none = find_file_problems(folder / "*")
     assert "array.json: holds no JSON lines with text: line 1 begins an array" in array
-    assert "one object a line" in array
+    assert "one object per line" in array
     assert "data.parquet: not Parquet, or damaged" in data
     assert "unpack the file" in packed
-    assert "none.parquet: holds no row" in none
+    assert "none.parquet: has no rows" in none
 
 
 @pytest.mark.parametrize(
     ("module", "name", "extra"),
     [("zstandard", "a.txt.zst", "zstd"), ("pyarrow.lib", "a.parquet", "parquet")],
 )
-def test_a_missing_extra_is_named(
+def test_missing_extra_is_named(
     folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, extra: str
 ) -> None:
     (folder / name).write_bytes(b"something")
@@ -250,7 +250,7 @@ def test_a_missing_extra_is_named(
         load_files(folder / name)
 
 
-def test_several_patterns_name_each_file_once_and_in_order(folder: Path) -> None:
+def test_overlapping_patterns_give_each_file_once_in_order(folder: Path) -> None:
     for name in ("a.txt", "b.txt", "b, c.txt", "d.md"):
         (folder / name).write_text(name)
     assert list(load_files(f"{folder}/d.md, {folder}/*.txt")) == [
@@ -268,7 +268,7 @@ def test_several_patterns_name_each_file_once_and_in_order(folder: Path) -> None
     assert "matches no file" in str(error.value)
 
 
-def test_parts_can_be_read_in_another_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_have_absolute_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "a.txt").write_text("one")
     (folder / "b.jsonl").write_bytes(lines_of(["two"]))
     write_parquet(folder / "c.parquet", ["three"])
@@ -279,17 +279,17 @@ def test_parts_can_be_read_in_another_folder(folder: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that are read through, as that happens."""
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the names of scanned files."""
     files: list[str] = []
-    look = file_scan._look_at
+    original = file_scan._scan
 
-    def look_and_note(file: Path, form: Format) -> FileScan:
+    def record_scan(file: Path, form: Format) -> FileScan:
         files.append(file.name)
-        return look(file, form)
+        return original(file, form)
 
-    monkeypatch.setattr(file_scan, "_look_at", look_and_note)
-    monkeypatch.setattr(file_scan, "KEPT_FROM_BYTES", 1)
+    monkeypatch.setattr(file_scan, "_scan", record_scan)
+    monkeypatch.setattr(file_scan, "MIN_CACHED_BYTES", 1)
     return files
 
 
@@ -298,27 +298,25 @@ def write_long_ago(file: Path, content: bytes, second: int = 0) -> None:
     os.utime(file, (1_000_000_000 + second,) * 2)
 
 
-def test_a_file_is_looked_at_once_until_it_changes(folder: Path, looked_at: list[str]) -> None:
+def test_scan_is_cached_until_the_file_changes(folder: Path, scanned: list[str]) -> None:
     file = folder / "a.jsonl"
     write_long_ago(file, lines_of(["one", "two"]))
     first = load_files(file)
     second = load_files(file)
-    assert looked_at == ["a.jsonl"]
+    assert scanned == ["a.jsonl"]
     assert records_of(first) == records_of(second) == ["one", "two"]
     assert first.source == second.source
-    write_long_ago(file, lines_of(["one", "six"]), second=1)  # as many bytes
+    write_long_ago(file, lines_of(["one", "six"]), second=1)  # same size
     assert list(load_files(file)) == ["one", "six"]
-    assert len(looked_at) == 2
-    with pytest.raises(ValueError, match=r"a\.jsonl: was changed since the start"):
+    assert len(scanned) == 2
+    with pytest.raises(ValueError, match=r"a\.jsonl: changed since the scan"):
         list(first)
-    file.write_bytes(lines_of(["new"]))  # now: it may change again within one tick of the clock
+    file.write_bytes(lines_of(["new"]))  # its time stamp is too recent to be cached
     assert list(load_files(file)) == list(load_files(file)) == ["new"]
-    assert len(looked_at) == 4
+    assert len(scanned) == 4
 
 
-def test_a_damaged_record_of_a_look_is_written_anew(
-    folder: Path, looked_at: list[str], tmp_path: Path
-) -> None:
+def test_damaged_cached_scan_is_replaced(folder: Path, scanned: list[str], tmp_path: Path) -> None:
     file = folder / "a.txt"
     write_long_ago(file, SEPARATOR.join(["one", "two"]).encode())
     load_files(file)
@@ -327,26 +325,26 @@ def test_a_damaged_record_of_a_look_is_written_anew(
     for damaged in (b"", whole[:-9], b"[]", b"{}", whole.replace(b"[0, 19, 1]", b"[0, 18, 1]")):
         assert damaged != whole
         kept.write_bytes(damaged)
-        looked_at.clear()
+        scanned.clear()
         assert list(load_files(file)) == ["one", "two"]
-        assert looked_at == ["a.txt"]
+        assert scanned == ["a.txt"]
         assert kept.read_bytes() == whole
 
 
-def test_a_file_that_changes_while_it_is_looked_at_is_refused(
+def test_file_that_changes_during_the_scan_is_rejected(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = folder / "a.txt"
     write_long_ago(file, b"one")
     stamps: Iterator[file_scan.FileStamp] = iter(
-        [file_scan.stamp_of(file), file_scan.FileStamp(9, time.time_ns(), 1)]
+        [file_scan.file_stamp(file), file_scan.FileStamp(9, time.time_ns(), 1)]
     )
-    monkeypatch.setattr(file_scan, "stamp_of", lambda _: next(stamps))
-    with pytest.raises(ValueError, match=r"a\.txt: was changed while it was read"):
+    monkeypatch.setattr(file_scan, "file_stamp", lambda _: next(stamps))
+    with pytest.raises(ValueError, match=r"a\.txt: changed during the scan"):
         load_files(file)
 
 
-def test_a_real_text_is_the_same_in_every_format(folder: Path) -> None:
+def test_real_text_is_the_same_in_every_format(folder: Path) -> None:
     place = os.environ.get("TJX_TEST_DATA")
     if not place:
         pytest.skip("TJX_TEST_DATA does not name the folder of test texts")

@@ -1,4 +1,4 @@
-"""Files of a stranger: what they claim is compared with what they are before it is believed."""
+"""Untrusted files: claimed sizes are checked before memory is allocated."""
 
 import gzip
 import hashlib
@@ -25,7 +25,7 @@ from tjx_data.prepared.npz import read_arrays
 from tjx_data.prepared.packing import open_packing, packing_file
 from tjx_data.tokenization.file_formats import MAX_FILE_BYTES, MAX_VOCAB_SIZE
 
-MOST_HELD = 300 << 20  # bytes; far less than the bombs below unpack to
+MAX_MEMORY_BYTES = 300 << 20  # far less than the bombs below unpack to
 DOCUMENTS = [f"the wall of {n} and {n % 7} more" for n in range(40)]
 
 Change = Callable[[dict[str, Any]], object]
@@ -40,7 +40,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def rewrite(directory: Path, change: Change) -> None:
-    """Change an index and give it the hash that fits, as a stranger can."""
+    """Change an index and recompute its hash, as an attacker can."""
     file = directory / "index.json"
     content = json.loads(file.read_text())
     del content["sha256"]
@@ -50,8 +50,8 @@ def rewrite(directory: Path, change: Change) -> None:
     file.write_text(json.dumps({**content, "sha256": sha256}))
 
 
-def put(directory: Path, name: str, content: bytes) -> None:
-    """Replace a file, and let the index say so."""
+def replace_file(directory: Path, name: str, content: bytes) -> None:
+    """Replace a file and its hash in the index."""
     (directory / name).write_bytes(content)
 
     def change(index: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ def put(directory: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda i: i["tokenizer"].update(name="../../tokenizer.json"), "tokenizer"),
         (lambda i: i["tokenizer"].update(name="/etc/passwd"), "tokenizer"),
@@ -73,30 +73,31 @@ def put(directory: Path, name: str, content: bytes) -> None:
         (lambda i: i["splits"]["train"].update(n_tokens=-1), "splits.train.n_tokens"),
         (lambda i: i["splits"]["train"].update(n_tokens=1.5), "splits.train.n_tokens"),
         (lambda i: i["splits"]["train"].update(n_tokens=10**12), "train: .* shards of 300 tokens"),
-        (lambda i: i["splits"]["train"].update(n_documents=10**9), "starts of 1000000000"),
+        (
+            lambda i: i["splits"]["train"].update(n_documents=10**9),
+            "starts: expected 8 bytes for each",
+        ),
         (lambda i: i["splits"]["train"]["shards"][0].update(n_bytes=9), "train_00000.bin has 9"),
         (lambda i: i.update(shard_tokens=0), "shard_tokens"),
         (lambda i: i.update(shard_tokens=10**9), "shards of 1000000000"),
-        (lambda i: i.update(dtype="object"), "dtype should be uint16 or uint32"),
-        (lambda i: i.update(dtype="uint32"), "dtype uint32 is not that of vocab_size"),
-        (lambda i: i.update(eot_id=10**6), "eot_id 1000000 is beyond"),
+        (lambda i: i.update(dtype="object"), "dtype: expected uint16 or uint32"),
+        (lambda i: i.update(dtype="uint32"), "dtype: uint32 contradicts vocab_size"),
+        (lambda i: i.update(eot_id=10**6), "eot_id: got 1000000"),
         (lambda i: i.update(tokenizer_fingerprint="zz"), "tokenizer_fingerprint"),
-        (lambda i: i.update(more=1), "'more' is unknown"),
-        (lambda i: i.pop("source"), "source is missing"),
-        (lambda i: i["splits"].pop("train"), "splits should be train and validation"),
-        (lambda i: i.update(splits=[]), "splits should be"),
+        (lambda i: i.update(more=1), "'more': unknown field"),
+        (lambda i: i.pop("source"), "source: missing"),
+        (lambda i: i["splits"].pop("train"), "splits: expected train and validation"),
+        (lambda i: i.update(splits=[]), "splits: expected"),
     ],
 )
-def test_an_index_that_says_what_cannot_be_is_refused(
-    change: Change, told: str, prepared: Path
-) -> None:
+def test_invalid_index_is_rejected(change: Change, message: str, prepared: Path) -> None:
     rewrite(prepared, change)
-    with pytest.raises(ValueError, match=told) as refusal:
+    with pytest.raises(ValueError, match=message) as error:
         read_index(prepared)
-    assert str(prepared / "index.json") in str(refusal.value)
+    assert str(prepared / "index.json") in str(error.value)
 
 
-def test_an_index_that_was_rewritten_and_says_the_same_is_read(prepared: Path) -> None:
+def test_rewritten_index_with_the_same_content_is_accepted(prepared: Path) -> None:
     before = read_index(prepared)
     rewrite(prepared, lambda _: None)
     assert read_index(prepared) == before
@@ -104,23 +105,23 @@ def test_an_index_that_was_rewritten_and_says_the_same_is_read(prepared: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a": 1, "a": 2}', "'a' stands there twice"),
-        (b'{"a": NaN}', "NaN is no JSON"),
-        (b"[1]", "holds no object"),
+        (b'{"a": 1, "a": 2}', "repeats the key 'a'"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b"[1]", "got a JSON list"),
         (b"\xff", "utf-8"),
-        (b" " * (MAX_INDEX_BYTES + 1), f"{MAX_INDEX_BYTES} at most"),
+        (b" " * (MAX_INDEX_BYTES + 1), f"at most {MAX_INDEX_BYTES}"),
     ],
 )
-def test_json_is_read_strictly(content: bytes, told: str, prepared: Path) -> None:
+def test_lenient_json_is_rejected(content: bytes, message: str, prepared: Path) -> None:
     (prepared / "index.json").write_bytes(content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_index(prepared)
 
 
-def test_nobody_waits_for_a_pipe(prepared: Path, tmp_path: Path) -> None:
+def test_pipes_are_rejected_without_blocking(prepared: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="not a regular file"):
         read_json_object(tmp_path / "pipe", 100)
@@ -135,21 +136,19 @@ def test_nobody_waits_for_a_pipe(prepared: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("starts", [[5, 3], [2**63, 2**63 + 1], [1, 1], [0, 4], [10**6, 10**6]])
-def test_documents_that_do_not_follow_each_other_are_refused(
-    starts: list[int], prepared: Path
-) -> None:
+def test_invalid_document_positions_are_rejected(starts: list[int], prepared: Path) -> None:
     name = "train_starts.bin"
     right = np.fromfile(prepared / name, "<u8")
     assert (document_lengths(prepared, "train") >= 1).all()
     wrong = right.copy()
     wrong[:2] = starts
-    put(prepared, name, wrong.tobytes())
+    replace_file(prepared, name, wrong.tobytes())
     with pytest.raises(ValueError, match=name):
         document_lengths(prepared, "train")
 
 
-def packed(prepared: Path, **arrays: np.ndarray) -> Path:
-    """Rewrite a packing with other arrays."""
+def rewrite_packing(prepared: Path, **arrays: np.ndarray) -> Path:
+    """Replace arrays of a stored packing; return its file."""
     open_packing(prepared, "train", 16)
     file = packing_file(prepared, "train", 16)
     with np.load(file, allow_pickle=False) as held:
@@ -170,24 +169,24 @@ def packed(prepared: Path, **arrays: np.ndarray) -> Path:
         {"lengths": np.array([0])},
     ],
 )
-def test_a_packing_of_tokens_that_are_not_there_is_refused(
+def test_packing_beyond_the_stream_is_rejected(
     arrays: dict[str, np.ndarray], prepared: Path
 ) -> None:
     given = arrays
-    if "rows" not in arrays:  # one row of one stretch, with one number wrong
+    if "rows" not in arrays:  # one row of one chunk, with one invalid number
         one = {"rows": np.array([0, 1]), "starts": np.array([0]), "lengths": np.array([3])}
-        packed(prepared, **one)
+        rewrite_packing(prepared, **one)
         assert open_packing(prepared, "train", 16).n_rows == 1
         given = {**one, **arrays}
-    file = packed(prepared, **given)
+    file = rewrite_packing(prepared, **given)
     with pytest.raises(ValueError, match="damaged"):
         TokenLoader(prepared, seq_len=16, batch_size=2, packing="documents")
     file.unlink()
     assert TokenLoader(prepared, seq_len=16, batch_size=2, packing="documents").batch(0)
 
 
-def held_by(call: Callable[[], object]) -> int:
-    """Bytes that a call held at most."""
+def peak_memory(call: Callable[[], object]) -> int:
+    """Return the peak of traced memory during a call, in bytes."""
     tracemalloc.start()
     try:
         call()
@@ -196,7 +195,7 @@ def held_by(call: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def test_an_array_is_made_only_of_bytes_that_are_there(tmp_path: Path) -> None:
+def test_array_header_larger_than_its_data_is_rejected(tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
@@ -205,13 +204,13 @@ def test_an_array_is_made_only_of_bytes_that_are_there(tmp_path: Path) -> None:
         archive.writestr("rows.npy", header.getvalue())
 
     def read() -> None:
-        with pytest.raises(ValueError, match="claims 80000000000000 bytes of values, of 0"):
+        with pytest.raises(ValueError, match="claims 80000000000000 bytes of values and has 0"):
             read_arrays(tmp_path / "a.npz")
 
-    assert held_by(read) < MOST_HELD
+    assert peak_memory(read) < MAX_MEMORY_BYTES
 
 
-def test_no_archive_is_unpacked_and_no_object_is_made(tmp_path: Path) -> None:
+def test_compressed_arrays_and_pickles_are_rejected(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10**6))
     with pytest.raises(ValueError, match=r"claims .* bytes of arrays in a file of"):
         read_arrays(tmp_path / "bomb.npz")
@@ -219,11 +218,11 @@ def test_no_archive_is_unpacked_and_no_object_is_made(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged"):
         read_arrays(tmp_path / "packed.npz")
     np.savez(tmp_path / "objects.npz", a=np.array([{}], object))
-    with pytest.raises(ValueError, match="pickles"):
+    with pytest.raises(ValueError, match="pickled Python objects"):
         read_arrays(tmp_path / "objects.npz")
 
 
-def test_a_corpus_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path) -> None:
+def test_decompression_bombs_are_rejected(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     size = MIN_UNPACK_LIMIT_BYTES + (64 << 20)
     bombs = {
@@ -235,14 +234,14 @@ def test_a_corpus_that_unpacks_to_more_than_text_does_is_refused(tmp_path: Path)
         assert MAX_UNPACK_RATIO * len(content) < size
 
         def read(file: Path = tmp_path / name) -> None:
-            with pytest.raises(ValueError, match="decompression bomb") as refusal:
+            with pytest.raises(ValueError, match="decompression bomb") as error:
                 load_files(file)
-            assert str(file) in str(refusal.value)
+            assert str(file) in str(error.value)
 
-        assert held_by(read) < MOST_HELD
+        assert peak_memory(read) < MAX_MEMORY_BYTES
 
 
-def test_text_that_packs_well_is_read(tmp_path: Path) -> None:
+def test_small_text_of_high_compression_is_read(tmp_path: Path) -> None:
     text = "the same line over and over again\n" * 200_000
     packed = gzip.compress(text.encode())
     assert len(text) > MAX_UNPACK_RATIO * len(packed)
@@ -253,25 +252,28 @@ def test_text_that_packs_well_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
-        (b"\0\0\x08\x03" + struct.pack(">3I", 2**31, 2**31, 4), "there are 0"),
-        (b"\0\0\x08\xff" + bytes(1020), "255 dimensions"),
-        (b"\0\0\x08\x03\0\0", "3 dimensions; there are 0"),
+        (b"\0\0\x08\x03" + struct.pack(">3I", 2**31, 2**31, 4), "got 0 bytes of values"),
+        (b"\0\0\x08\xff" + bytes(1020), "of 255 dimensions"),
+        (b"\0\0\x08\x03\0\0", "got 0 of 3 dimensions"),
         (gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**16, 2**16, 4)), "bomb"),
-        (gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 4) + bytes(5)), "there are 5 or more"),
+        (
+            gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 4) + bytes(5)),
+            "got 5 or more bytes",
+        ),
     ],
 )
-def test_an_image_file_that_claims_more_than_it_has_is_refused(
-    content: bytes, told: str, tmp_path: Path
+def test_idx_header_larger_than_the_file_is_rejected(
+    content: bytes, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a").write_bytes(content)
 
     def read() -> None:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             read_idx(tmp_path / "a")
 
-    assert held_by(read) < MOST_HELD
+    assert peak_memory(read) < MAX_MEMORY_BYTES
 
 
 def changed_tokenizer(tmp_path: Path, change: Change) -> Path:
@@ -284,22 +286,24 @@ def changed_tokenizer(tmp_path: Path, change: Change) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda t: t["model"]["vocab"].update(x=2**32 - 1), f"{MAX_VOCAB_SIZE - 1} is the"),
+        (lambda t: t["model"]["vocab"].update(x=2**32 - 1), f"at most {MAX_VOCAB_SIZE - 1}"),
         (lambda t: (t["model"]["vocab"].clear(), t["added_tokens"].clear()), "no token"),
         (lambda t: t["model"].update(type="a" * 10**5), "not a tokenizer.json"),
     ],
 )
-def test_a_tokenizer_of_absurd_tables_is_refused(change: Change, told: str, tmp_path: Path) -> None:
+def test_tokenizer_with_excessive_ids_is_rejected(
+    change: Change, message: str, tmp_path: Path
+) -> None:
     file = changed_tokenizer(tmp_path, change)
-    with pytest.raises(ValueError, match=told) as refusal:
+    with pytest.raises(ValueError, match=message) as error:
         Tokenizer.load(file)
-    assert str(file) in str(refusal.value)
-    assert len(str(refusal.value)) < 2000
+    assert str(file) in str(error.value)
+    assert len(str(error.value)) < 2000
 
 
-def test_a_tokenizer_that_cannot_do_what_is_asked_says_so(tmp_path: Path) -> None:
+def test_tokenizer_without_the_operation_raises_value_error(tmp_path: Path) -> None:
     file = changed_tokenizer(
         tmp_path,
         lambda t: t.update(
@@ -309,18 +313,18 @@ def test_a_tokenizer_that_cannot_do_what_is_asked_says_so(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="this tokenizer cannot encode"):
         Tokenizer.load(file).encode("b")
     strange = changed_tokenizer(tmp_path, lambda t: t["model"]["vocab"].update({"\u4e00": 300}))
-    with pytest.raises(ValueError, match="stands for no byte"):
+    with pytest.raises(ValueError, match="represents no byte"):
         _ = Tokenizer.load(strange).token_byte_lengths
 
 
-def test_a_tokenizer_larger_than_any_is_not_read(tmp_path: Path) -> None:
+def test_oversized_tokenizer_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(ValueError, match=f"{MAX_FILE_BYTES} at most"):
+    with pytest.raises(ValueError, match=f"at most {MAX_FILE_BYTES}"):
         Tokenizer.load(tmp_path / "tokenizer.json")
 
 
-def test_a_parquet_file_that_claims_a_bomb_is_refused(tmp_path: Path) -> None:
+def test_parquet_file_that_claims_a_bomb_is_rejected(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": ["a" * (MIN_UNPACK_LIMIT_BYTES + 1)]})
@@ -329,7 +333,7 @@ def test_a_parquet_file_that_claims_a_bomb_is_refused(tmp_path: Path) -> None:
         load_files(tmp_path / "a.parquet")
 
 
-def test_a_parquet_file_that_repeats_a_text_is_no_bomb(tmp_path: Path) -> None:
+def test_parquet_file_that_repeats_a_text_is_read_in_bounded_memory(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "bomb.parquet"

@@ -1,4 +1,4 @@
-"""Corpora by name: the hub, a folder in its format that stands for it, and answers without it."""
+"""Named corpora: the hub, replaced by a local folder in its format, and errors without network."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address where nothing listens."""
+    """Set the hub's address to a port without a server."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "*")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
@@ -74,7 +74,7 @@ def test_every_corpus_is_pinned_and_names_its_licence() -> None:
 
 @pytest.mark.usefixtures("unreachable")
 @pytest.mark.parametrize("corpus", ["wikitext-2", "fineweb-edu", "shakespeare"])
-def test_without_the_hub_an_error_within_seconds_names_the_ways_on(
+def test_unreachable_hub_raises_within_seconds_with_alternatives(
     corpus: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("datasets")
@@ -87,34 +87,32 @@ def test_without_the_hub_an_error_within_seconds_names_the_ways_on(
     assert f"not in the cache {tmp_path}" in str(error.value)
     assert "--data.corpus python-docs" in str(error.value)
     assert "--data.path FILE_OR_GLOB" in str(error.value)
-    assert "licence" not in caplog.text  # nothing was fetched
+    assert "licence" not in caplog.text  # nothing was downloaded
 
 
 @pytest.mark.usefixtures("unreachable")
-def test_without_the_hub_its_tokenizers_are_refused_within_seconds() -> None:
+def test_unreachable_hub_tokenizer_raises_within_seconds() -> None:
     pytest.importorskip("huggingface_hub")
-    with pytest.raises(HubError, match=r"tokenizer='nobody/gpt2'.*--data.tokenizer bpe"):
+    with pytest.raises(HubError, match=r"tokenizer: got 'nobody/gpt2'.*--data.tokenizer bpe"):
         Tokenizer.load("nobody/gpt2")
 
 
 @pytest.mark.parametrize("corpus", ["tinystories", "openwebtext"])
-def test_offline_by_choice_never_asks_the_network(
+def test_offline_variable_prevents_network_access(
     corpus: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
+    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"requested {url}"))
     with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids"):
         load_corpus(corpus)
 
 
-def test_a_cached_tokenizer_needs_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The hub's own cache layout, filled by hand."""
+def test_cached_tokenizer_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill the hub's cache layout by hand."""
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"asked {url}"))
+    monkeypatch.setattr(hub, "reachable", lambda url: pytest.fail(f"requested {url}"))
     repo = tmp_path / "models--nobody--tiny"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(REVISION)
@@ -129,7 +127,7 @@ def test_a_cached_tokenizer_needs_no_network(
 def test_hub_rows_become_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    """A folder in the hub's format stands for the hub."""
+    """Read a local folder in the hub's format."""
     pytest.importorskip("datasets")
     repo = _repository(tmp_path / "repo", [" = A = \n", None, " one \n", " = B = \n"])
     null = Malformed(str(repo), 2, "field 'text' holds null, not a string")
@@ -146,13 +144,13 @@ def test_hub_rows_become_documents(
     assert records(_entry(repo, streamed=streamed)) == rows
     joined = records(_entry(repo, streamed=streamed, join=join_wikitext))
     assert joined == [null, " = A = \n one \n", " = B = \n"]
-    assert bool([*(tmp_path / "datasets").rglob("*.arrow")]) != streamed  # nothing is kept
+    assert bool([*(tmp_path / "datasets").rglob("*.arrow")]) != streamed  # nothing is cached
     monkeypatch.setitem(CORPORA, "local", _entry(repo, field="txt", streamed=streamed))
-    with pytest.raises(ValueError, match=r"no field 'txt', but \['text', 'url'\]"):
+    with pytest.raises(ValueError, match=r"no field 'txt'; expected one of text, url"):
         load_corpus("local")
 
 
-def test_official_splits_have_names_and_validation_is_the_official_one(
+def test_official_splits_are_named_and_used_for_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datasets")
@@ -162,7 +160,7 @@ def test_official_splits_have_names_and_validation_is_the_official_one(
     assert list(load_corpus("local")) == list(load_corpus("local:train"))
     assert list(load_corpus("local:train")) == ["one text", "another text"]
     assert list(load_corpus("local:validation")) == ["held out: xyz"]
-    with pytest.raises(ValueError, match="expected an official split of local, train or valid"):
+    with pytest.raises(ValueError, match="expected an official split of local: train or valid"):
         load_corpus("local:test")
     assert evaluation_corpus("local") == "local:validation"
     assert evaluation_corpus("local:train") == "local:train"
@@ -182,11 +180,11 @@ def test_official_splits_have_names_and_validation_is_the_official_one(
     assert DataConfig(path="local").holdout_of("local") == "documents"
     with pytest.raises(ValueError, match="'python-docs' has no official validation split"):
         DataConfig(corpus="python-docs", holdout="official")
-    with pytest.raises(ValueError, match="mixture: corpus: got 'local:test'"):
+    with pytest.raises(ValueError, match="mixture: got 'local:test'"):
         DataConfig(mixture="local:test=1,local=2")
 
 
-def test_a_folder_of_parquet_is_read_with_its_config(
+def test_parquet_folder_is_read_with_its_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("datasets")
@@ -206,10 +204,10 @@ def test_a_folder_of_parquet_is_read_with_its_config(
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_the_cache_is_read_offline_if_it_holds_the_revision(
+def test_cache_is_read_offline_if_it_holds_the_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
 ) -> None:
-    """The library's own cache layout, filled by hand: any revision there would do for it."""
+    """Fill the library's cache layout by hand; the library would accept any revision in it."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     folder = _repository(tmp_path / "tiny", ["one", "two"])
@@ -230,9 +228,9 @@ def test_the_cache_is_read_offline_if_it_holds_the_revision(
         assert f"found revision {REVISION}" in str(error.value.__cause__)
 
 
-def test_a_stream_that_breaks_off_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_stream_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Rows(list[dict[str, str]]):
-        column_names = None  # as of streamed rows whose fields nobody declared
+        column_names = None  # as of streamed rows without declared fields
 
         def select_columns(self, names: list[str]) -> "Rows":
             return self
@@ -247,7 +245,7 @@ def test_a_stream_that_breaks_off_is_named(tmp_path: Path, monkeypatch: pytest.M
         list(load_corpus("local"))
 
 
-def test_the_licence_is_shown_at_the_first_download_alone(
+def test_licence_is_shown_at_the_first_download_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("datasets")
@@ -264,7 +262,7 @@ def _download(url: str, content: bytes) -> DownloadCorpus:
     return DownloadCorpus(licence="none", tokenizer="bpe", url=url, sha256=digest)
 
 
-def test_a_download_is_checked_and_kept(
+def test_download_is_verified_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(hub, "reachable", lambda _: True)
@@ -272,7 +270,7 @@ def test_a_download_is_checked_and_kept(
     served = tmp_path / "input.txt"
     served.write_bytes(b"Speak, speak.")
     monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"something else"))
-    with pytest.raises(ValueError, match="it was changed"):
+    with pytest.raises(ValueError, match="its content changed"):
         load_corpus("play")
     monkeypatch.setitem(CORPORA, "play", _download(served.as_uri(), b"Speak, speak."))
     assert list(load_corpus("play")) == ["Speak, speak."]

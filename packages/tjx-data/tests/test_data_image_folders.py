@@ -1,4 +1,4 @@
-"""Image sets of `datasets`: saved ones, folders and Parquet, and what is wrong with them."""
+"""Image sets of `datasets`: saved sets, folders and Parquet, and their errors."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(n: int, *, height: int = 6, width: int = 4, mode: str = "RGB") -> list[Any]:
-    """Image i has the value 10 i everywhere."""
+    """Return images, of which image i has the value 10 i in every pixel."""
     return [PIL_Image.new("L", (width, height), 10 * i).convert(mode) for i in range(n)]
 
 
@@ -38,7 +38,7 @@ def saved(folder: Path, held_out: str = "test", **columns: list[Any]) -> str:
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
-def test_a_saved_set_comes_back(tmp_path: Path, mode: str, channels: int) -> None:
+def test_saved_set_round_trips(tmp_path: Path, mode: str, channels: int) -> None:
     source = saved(tmp_path / "set", image=pictures(5, mode=mode), label=[0, 1, 2, 1, 0])
     images = open_images(source)
     assert (images.image_size, images.channels, images.n_classes) == ((6, 4), channels, 3)
@@ -66,11 +66,11 @@ def test_validation_images_come_before_test_images(tmp_path: Path) -> None:
     assert len(open_images(tmp_path / "parquet").validation.labels) == 3
     del rows["train"]
     datasets.DatasetDict(rows).save_to_disk(str(tmp_path / "half"))
-    with pytest.raises(ValueError, match="there are the splits test, validation; a set needs"):
+    with pytest.raises(ValueError, match="got the splits test, validation; expected train"):
         open_images(tmp_path / "half")
 
 
-def test_a_folder_of_images_a_class_is_read(tmp_path: Path) -> None:
+def test_folder_of_images_per_class_is_read(tmp_path: Path) -> None:
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             (tmp_path / "pets" / split / name).mkdir(parents=True)
@@ -81,14 +81,14 @@ def test_a_folder_of_images_a_class_is_read(tmp_path: Path) -> None:
     assert images.train.read(np.array([2, 0]))[:, 0, 0, 0].tolist() == [20, 0]
 
 
-def test_images_of_another_size_or_kind_are_named_or_scaled(tmp_path: Path) -> None:
+def test_images_of_another_size_or_mode_are_named_or_resized(tmp_path: Path) -> None:
     mixed = [*pictures(2), *pictures(1, height=12, width=12)]
     source = saved(tmp_path / "sizes", image=mixed, label=[0, 1, 0])
-    with pytest.raises(ValueError, match="train: image 2 has 12 x 12 pixels, others have 6 x 4"):
+    with pytest.raises(ValueError, match="train: got 12 x 12 pixels for image 2; expected 6 x 4"):
         ImageLoader(open_images(source), batch_size=1)
     images = open_images(source, image_size=(5, 4))
     assert images.train.read(np.arange(3)).shape == (3, 5, 4, 3)
-    # What is scaled keeps its shape: of a wide picture the left and right ends are cut off.
+    # Resizing keeps the aspect ratio: the left and right ends of a wide image are cropped.
     wide = PIL_Image.new("RGB", (40, 10), "black")
     wide.paste((255, 255, 255), (15, 0, 25, 10))
     source = saved(tmp_path / "wide", image=[wide], label=[0])
@@ -96,7 +96,7 @@ def test_images_of_another_size_or_kind_are_named_or_scaled(tmp_path: Path) -> N
 
     coloured = [*pictures(1, mode="L"), *pictures(1, mode="RGB")]
     source = saved(tmp_path / "kinds", image=coloured, label=[0, 1])
-    with pytest.raises(ValueError, match="image 1 is of the kind 'RGB'; with 1 channels"):
+    with pytest.raises(ValueError, match="got mode 'RGB' for image 1"):
         ImageLoader(open_images(source), batch_size=1)
 
 
@@ -104,20 +104,20 @@ def test_columns_are_found_or_named(tmp_path: Path) -> None:
     source = saved(
         tmp_path / "set", image=pictures(2), im2=pictures(2)[::-1], kind=[0, 1], label=[5, 6]
     )
-    with pytest.raises(ValueError, match=r"image_column=None: .* has the columns image, im2, kind"):
+    with pytest.raises(ValueError, match=r"image_column: got None; .*: image, im2, kind"):
         open_images(source)
     images = open_images(source, image_column="im2")
     assert images.train.labels.tolist() == [0, 1]
     assert images.train.read(np.arange(2))[:, 0, 0, 0].tolist() == [10, 0]
     images = open_images(source, image_column="image", label_column="label")
     assert images.train.labels.tolist() == [5, 6]
-    with pytest.raises(ValueError, match="label_column='lable'"):
+    with pytest.raises(ValueError, match="label_column: got 'lable'"):
         open_images(source, image_column="image", label_column="lable")
 
 
-def test_what_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_invalid_sources_are_rejected(tmp_path: Path) -> None:
     source = saved(tmp_path / "set", image=pictures(2), label=[0, -1])
-    with pytest.raises(ValueError, match="image 1 has the label -1"):
+    with pytest.raises(ValueError, match="got label -1 for image 1"):
         open_images(source)
-    with pytest.raises(ValueError, match="no such folder; give one, or a name on the hub with the"):
+    with pytest.raises(ValueError, match="which is no folder; expected a folder, or a name on the"):
         open_images(tmp_path / "nowhere")

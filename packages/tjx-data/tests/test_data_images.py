@@ -1,4 +1,4 @@
-"""Images: every one once an epoch, changed as asked and by whom no matter; any damage told."""
+"""Images: each once per epoch, deterministic augmentation, errors for damaged files."""
 
 import gzip
 import struct
@@ -23,7 +23,7 @@ EVERYTHING = Augmentation(crop=2, flip=True, erase=0.5)
 
 
 def idx(array: np.ndarray) -> bytes:
-    """Write the format by hand: LeCun's page gives it byte by byte."""
+    """Encode an array in IDX format, by LeCun's specification."""
     head = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     return head + array.astype(np.uint8).tobytes()
 
@@ -31,7 +31,7 @@ def idx(array: np.ndarray) -> bytes:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("mnist")
-    # Image i has the value i everywhere and the label i: what is seen can be told.
+    # Image i has the value i in every pixel and the label i.
     images = np.broadcast_to(np.arange(COUNT)[:, None, None], (COUNT, 6, 4))
     for prefix in ("train", "t10k"):
         (directory / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
@@ -46,7 +46,7 @@ def digits(folder: Path) -> Images:
 
 @pytest.fixture(scope="module")
 def noise() -> Images:
-    """Images of which no two pixels are alike."""
+    """Images of random pixels."""
     draws = np.random.default_rng(0)
 
     def images(n: int) -> InMemoryImages:
@@ -62,13 +62,13 @@ def values(loader: ImageLoader, images: np.ndarray) -> list[int]:
     return [round(float(pixel)) for pixel in pixels]
 
 
-def test_an_array_comes_back(tmp_path: Path) -> None:
+def test_idx_array_round_trips(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     (tmp_path / "a").write_bytes(idx(array))
     np.testing.assert_array_equal(read_idx(tmp_path / "a"), array)
 
 
-def test_every_image_comes_once_an_epoch_with_its_label_in_another_order(digits: Images) -> None:
+def test_each_epoch_has_every_image_once_with_its_label_in_a_new_order(digits: Images) -> None:
     loader = ImageLoader(digits, batch_size=4, seed=3)
     batches = [loader.batch(step) for step in range(COUNT)]  # four epochs
     assert batches[0]["images"].shape == (4, 6, 4, 1)
@@ -85,7 +85,7 @@ def test_every_image_comes_once_an_epoch_with_its_label_in_another_order(digits:
     step=st.integers(0, 10**9),
     process_count=st.sampled_from([1, 2, 4, 8]),
 )
-def test_a_row_is_a_function_of_seed_and_turn(
+def test_row_is_a_function_of_seed_and_row_index(
     noise: Images, seed: int, step: int, process_count: int
 ) -> None:
     def loader(batch_size: int = 8, **given_: Any) -> ImageLoader:
@@ -119,7 +119,7 @@ def test_pixels_have_mean_0_and_variance_1_over_the_training_images(noise: Image
     )
 
 
-def test_evaluation_sees_every_image_once_in_batches_of_one_shape(digits: Images) -> None:
+def test_evaluation_has_every_image_once_in_batches_of_one_shape(digits: Images) -> None:
     loader = ImageLoader(digits, split="validation", batch_size=4, augmentation=EVERYTHING)
     batches = list(loader.evaluation_batches())
     labels = np.concatenate([batch["labels"] for batch in batches])
@@ -127,7 +127,7 @@ def test_evaluation_sees_every_image_once_in_batches_of_one_shape(digits: Images
     assert labels[labels >= 0].tolist() == list(range(COUNT))
     seen = [value for batch in batches for value in values(loader, batch["images"])]
     assert seen[:COUNT] == list(range(COUNT))
-    assert all((b["images"] == b["images"][:, :1, :1]).all() for b in batches)  # as they are
+    assert all((b["images"] == b["images"][:, :1, :1]).all() for b in batches)
     assert sum((b["labels"] >= 0).sum() for b in loader.evaluation_batches(5)) == 5
 
 
@@ -135,7 +135,7 @@ def changed(images: np.ndarray, augmentation: Augmentation) -> np.ndarray:
     return augment_images(images, augmentation, derive_key(1), np.arange(len(images)))
 
 
-def test_crops_move_an_image_and_show_the_mean_colour_beside_it() -> None:
+def test_crops_shift_an_image_and_pad_with_the_mean_color() -> None:
     image = np.arange(1, 31, dtype=np.float32).reshape(5, 6, 1)
     found = changed(np.tile(image, (3000, 1, 1, 1)), Augmentation(crop=2))
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
@@ -147,7 +147,7 @@ def test_crops_move_an_image_and_show_the_mean_colour_beside_it() -> None:
     assert max(counts.values()) < 180
 
 
-def test_every_second_image_is_flipped_left_to_right() -> None:
+def test_half_of_the_images_are_flipped() -> None:
     image = np.arange(12, dtype=np.float32).reshape(3, 4, 1)
     found = changed(np.tile(image, (2000, 1, 1, 1)), Augmentation(flip=True))
     flipped = (found == image[:, ::-1]).all((1, 2, 3))
@@ -158,13 +158,13 @@ def test_every_second_image_is_flipped_left_to_right() -> None:
 def test_erasing_takes_a_rectangle_of_the_papers_size() -> None:
     images = np.ones((2000, 40, 60, 3), np.float32)
     found = changed(images, Augmentation(erase=0.25))
-    assert (images == 1).all()  # what was given stays as it is
+    assert (images == 1).all()  # the input is unchanged
     gone = (found == 0).all(-1)
     np.testing.assert_array_equal(gone, (found == 0).any(-1))
     rows, columns = gone.any(2), gone.any(1)
     np.testing.assert_array_equal(gone, rows[:, :, None] & columns[:, None, :])
     edges = np.diff(np.pad(rows, ((0, 0), (1, 1))).astype(int))
-    assert (edges != 0).sum(1).max() == 2  # in one piece
+    assert (edges != 0).sum(1).max() == 2  # one rectangle
     area = gone.mean((1, 2))
     erased = area > 0
     assert abs(erased.mean() - 0.25) < 0.03
@@ -176,7 +176,7 @@ def test_erasing_takes_a_rectangle_of_the_papers_size() -> None:
     assert gone[:, :, -1].any()
 
 
-def test_an_image_that_comes_by_again_is_changed_anew(noise: Images) -> None:
+def test_augmentation_differs_in_each_epoch(noise: Images) -> None:
     loader = ImageLoader(noise, batch_size=40, augmentation=EVERYTHING)
     seen: dict[int, set[bytes]] = {}
     for epoch in range(3):
@@ -187,7 +187,9 @@ def test_an_image_that_comes_by_again_is_changed_anew(noise: Images) -> None:
     assert sum(map(len, seen.values())) > 110
 
 
-def test_the_fingerprint_tells_what_decides_the_batches(digits: Images, noise: Images) -> None:
+def test_fingerprint_covers_everything_that_determines_batches(
+    digits: Images, noise: Images
+) -> None:
     def fingerprint(images: Images = noise, **given_: Any) -> str:
         return ImageLoader(images, **{"batch_size": 4, **given_}).fingerprint
 
@@ -216,25 +218,25 @@ def test_the_fingerprint_tells_what_decides_the_batches(digits: Images, noise: I
     assert fingerprint(**measured) == fingerprint(process_index=1, process_count=2) == prints[0]
 
 
-def test_wrong_arguments_are_told_at_once(noise: Images) -> None:
+def test_invalid_arguments_are_all_reported(noise: Images) -> None:
     with pytest.raises(
-        ValueError, match=r"(?s)mean=\[0.5\].*3 channels.*std=\[0.0, 1.0, 1.0\].*batch_siz"
+        ValueError, match=r"(?s)mean: got \[0.5\].*3 numbers.*std: got \[0.0, 1.0, 1.0\].*batch_siz"
     ):
         ImageLoader(noise, batch_size=0, mean=[0.5], std=[0.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match=r"(?s)crop=-1.*erase=2"):
+    with pytest.raises(ValueError, match=r"(?s)crop: got -1.*erase: got 2"):
         Augmentation(crop=-1, erase=2.0)
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda data: data[:-3], "fetch the file again"),
+        (lambda data: data[:-3], "got 8 bytes of values"),
         (lambda data: b"\1" + data[1:], "not in IDX format"),
-        (lambda data: gzip.compress(data)[:-9], "the file is not whole"),
+        (lambda data: gzip.compress(data)[:-9], "truncated or damaged"),
         (lambda _: idx(np.arange(3)), "11 images and 3 labels"),
     ],
 )
-def test_a_damaged_file_is_told(
+def test_damaged_file_is_rejected(
     folder: Path, tmp_path: Path, damage: Callable[[bytes], bytes], says: str
 ) -> None:
     for file in folder.iterdir():
@@ -245,10 +247,10 @@ def test_a_damaged_file_is_told(
         open_images(tmp_path)
 
 
-def test_a_missing_file_is_told(folder: Path, tmp_path: Path) -> None:
+def test_missing_file_is_named(folder: Path, tmp_path: Path) -> None:
     for file in folder.glob("t10k*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match="there is no train-images-idx3-ubyte"):
+    with pytest.raises(ValueError, match="has no train-images-idx3-ubyte"):
         open_images(tmp_path)
-    with pytest.raises(ValueError, match="images in MNIST's files keep their size"):
+    with pytest.raises(ValueError, match="MNIST's files are not resized"):
         open_images(folder, image_size=(28, 28))

@@ -14,7 +14,7 @@ from tjx_data import TokenLoader, batch_bytes, char_tokenizer, prepare, train_bp
 
 EOT = "<|endoftext|>"
 ALPHABET = "".join(chr(0x4E00 + i) for i in range(3000))
-# Every token of the stream differs from every other: what a batch shows tells where it was read.
+# All tokens of the stream are distinct, so that a batch shows its positions in the stream.
 DISTINCT = char_tokenizer([ALPHABET])
 
 
@@ -43,7 +43,7 @@ sizes = st.tuples(
 
 @given(sizes)
 @settings(max_examples=50, deadline=None)
-def test_every_epoch_shows_every_label_once_after_its_own_token(
+def test_every_epoch_has_every_label_once_after_its_own_token(
     tmp_path_factory: pytest.TempPathFactory, size: tuple[int, int, int, int, int]
 ) -> None:
     n_tokens, seq_len, batch_size, shard_tokens, seed = size
@@ -71,9 +71,7 @@ def _starts(directory: Path, windows: str, n_turns: int, seq_len: int = 7) -> li
 
 
 @pytest.mark.parametrize("n_tokens", [99, 100, 102])  # 98 labels are whole windows of 7
-def test_windows_of_every_epoch_start_elsewhere_whatever_the_remainder(
-    tmp_path: Path, n_tokens: int
-) -> None:
+def test_shifted_windows_start_uniformly_for_any_remainder(tmp_path: Path, n_tokens: int) -> None:
     directory = _distinct_set(tmp_path, n_tokens, 40)
     counts = np.bincount(_starts(directory, "shifted", 15 * 400), minlength=n_tokens)
     assert counts[n_tokens - 1] == 0
@@ -116,7 +114,7 @@ def counting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _distinct_set(tmp_path_factory.mktemp("counting"), 1000, 130)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own(counting: Path) -> None:
+def test_epochs_and_seeds_have_different_orders(counting: Path) -> None:
     loader = TokenLoader(counting, seq_len=9, batch_size=111, seed=1)
     assert loader.rows_per_epoch == 111
     first, second = (loader.batch(step)["tokens"][:, 0] for step in (0, 1))
@@ -129,7 +127,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(counting: Path) -> None:
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=8))
 @settings(max_examples=30, deadline=None)
-def test_a_batch_depends_on_seed_and_step_alone(counting: Path, steps: list[int]) -> None:
+def test_batch_is_a_function_of_seed_and_step(counting: Path, steps: list[int]) -> None:
     walked = TokenLoader(counting, seq_len=16, batch_size=12, seed=5)
     for step in steps:
         fresh = TokenLoader(counting, seq_len=16, batch_size=12, seed=5)
@@ -183,7 +181,7 @@ def test_evaluation_visits_each_label_once(
     assert len(n_batches) == 1
 
 
-def test_bytes_behind_the_labels_are_the_bytes_of_the_text(tmp_path: Path) -> None:
+def test_batch_bytes_add_up_to_the_bytes_of_the_text(tmp_path: Path) -> None:
     texts = [f"Größe {i}: the cat sat on the mat 日本.\n" * (i % 3 + 1) for i in range(40)]
     tokenizer = train_bpe(texts, 290)
     index = prepare(texts, tokenizer, tmp_path / "set", holdout_fraction=0.3)
@@ -202,17 +200,17 @@ def _flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_damage_is_refused_by_name(tmp_path: Path) -> None:
+def test_damaged_file_is_named(tmp_path: Path) -> None:
     directory = _distinct_set(tmp_path, 500, 200)
     TokenLoader(directory, seq_len=8, batch_size=2).verify()
     shard = directory / "train_00001.bin"
     whole = shard.read_bytes()
 
-    _flip(shard)  # only reading all of it can tell
+    _flip(shard)  # only the hash detects it
     with pytest.raises(ValueError, match=r"train_00001\.bin: SHA-256 is"):
         TokenLoader(directory, seq_len=8, batch_size=2).verify()
     shard.write_bytes(whole[:-2])
-    with pytest.raises(ValueError, match=r"train_00001\.bin: has 462 bytes, the index says 464"):
+    with pytest.raises(ValueError, match=r"train_00001\.bin: got 462 bytes; expected 464"):
         TokenLoader(directory, seq_len=8, batch_size=2)
     shard.unlink()
     with pytest.raises(ValueError, match=r"train_00001\.bin: missing"):
@@ -223,7 +221,7 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
         ("tokenizer.json", "<unk>", "<ukn>", "SHA-256 is"),
         ("index.json", "uint16", "uint32", "damaged"),
         ("index.json", "{", "", "damaged"),
-        ("index.json", "tjx-data 2", "tjx-data 1", "this version reads 'tjx-data 2'"),
+        ("index.json", "tjx-data 2", "tjx-data 1", "expected 'tjx-data 2'"),
     ):
         content = (directory / name).read_text()
         (directory / name).write_text(content.replace(old, new, 1))
@@ -236,7 +234,7 @@ def test_damage_is_refused_by_name(tmp_path: Path) -> None:
         TokenLoader(directory, seq_len=8, batch_size=2)
 
 
-def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_another_tokenizer_is_rejected(tmp_path: Path) -> None:
     directory = _distinct_set(tmp_path, 100, 200)
     other = char_tokenizer([ALPHABET[:-1]])
     TokenLoader(directory, seq_len=8, batch_size=2, tokenizer=DISTINCT)
@@ -245,7 +243,7 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     assert DISTINCT.fingerprint[:16] in str(error.value)
 
 
-def test_the_fingerprint_tells_what_decides_the_batches(counting: Path, tmp_path: Path) -> None:
+def test_fingerprint_covers_what_determines_batches(counting: Path, tmp_path: Path) -> None:
     other = _distinct_set(tmp_path, 999, 130)
 
     def fingerprint(directory: Path, seq_len: int, batch_size: int, seed: int) -> str:
@@ -258,15 +256,15 @@ def test_the_fingerprint_tells_what_decides_the_batches(counting: Path, tmp_path
     assert len({fingerprint(*settings) for settings in [one, *changed]}) == 5
 
 
-def test_wrong_numbers_are_told_at_once(counting: Path) -> None:
-    with pytest.raises(ValueError, match="seq_len=0") as error:
+def test_invalid_arguments_are_all_reported(counting: Path) -> None:
+    with pytest.raises(ValueError, match="seq_len: got 0") as error:
         TokenLoader(counting, seq_len=0, batch_size=5, seed=-1, process_index=2, process_count=2)
     assert len(str(error.value).splitlines()) == 4
-    with pytest.raises(ValueError, match="has 1000 tokens, too few"):
+    with pytest.raises(ValueError, match="expected less than the 1000 tokens"):
         TokenLoader(counting, seq_len=1000, batch_size=1)
 
 
-def test_importing_a_config_loads_no_arrays_and_no_jax() -> None:
+def test_importing_the_config_imports_no_numpy_and_no_jax() -> None:
     program = (
         "import sys; from tjx_data import DataConfig; DataConfig(); "
         "print([m for m in ('numpy', 'jax', 'tokenizers', 'datasets') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""Masking: the paper's shares, words as a whole, and the same masks for whoever asks."""
+"""Masking: the shares of the paper, whole words, and deterministic masks."""
 
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ STARTS = np.arange(VOCAB) == SPACE
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random words of 1 to 6 letters, in documents of 1 to 12 words."""
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def word() -> str:
-        return " " + "".join(draws.choice(list(LETTERS[:-1]), draws.integers(1, 7)))
+        return " " + "".join(rng.choice(list(LETTERS[:-1]), rng.integers(1, 7)))
 
-    texts = ["".join(word() for _ in range(draws.integers(1, 13)))[1:] for _ in range(700)]
+    texts = ["".join(word() for _ in range(rng.integers(1, 13)))[1:] for _ in range(700)]
     folder = tmp_path_factory.mktemp("masking") / "set"
     prepare(texts, TOKENIZER, folder)
     return folder
@@ -46,14 +46,14 @@ def masked(text: TokenLoader, **given_: Any) -> MaskedLoader:
 
 
 def epochs(directory: Path, n_epochs: int, **given_: Any) -> tuple[np.ndarray, ...]:
-    """Return the text of some epochs, and it masked: tokens and labels."""
+    """Return text, masked tokens and labels of some epochs."""
     text = text_loader(directory)
-    turns = np.arange(n_epochs * text.rows_per_epoch)
-    rows = masked(text, **given_).rows(turns)
-    return text.rows(turns)["tokens"], rows["tokens"], rows["labels"]
+    row_indices = np.arange(n_epochs * text.rows_per_epoch)
+    rows = masked(text, **given_).rows(row_indices)
+    return text.rows(row_indices)["tokens"], rows["tokens"], rows["labels"]
 
 
-def test_shares_are_those_of_the_paper(directory: Path) -> None:
+def test_shares_match_the_paper(directory: Path) -> None:
     tokens, hidden, labels = epochs(directory, 10)
     chosen = labels != -100
     assert abs(chosen[tokens != END].mean() - 0.15) < 0.005
@@ -61,17 +61,17 @@ def test_shares_are_those_of_the_paper(directory: Path) -> None:
     np.testing.assert_array_equal(hidden[~chosen], tokens[~chosen])
     was_hidden, was_kept = hidden[chosen] == MASK, hidden[chosen] == tokens[chosen]
     assert abs(was_hidden.mean() - 0.8) < 0.015
-    # A random token is the old one once in so many times.
+    # A random replacement equals the old token with this probability.
     assert abs(was_kept.mean() - (0.1 + 0.1 / len(ORDINARY))) < 0.01
 
 
-def test_special_tokens_are_neither_chosen_nor_drawn(directory: Path) -> None:
+def test_special_tokens_are_neither_selected_nor_drawn(directory: Path) -> None:
     tokens, hidden, labels = epochs(directory, 10, rate=1.0)
     np.testing.assert_array_equal(labels == -100, tokens == END)
     drawn = hidden[(hidden != MASK) & (hidden != tokens)]
     counts = np.bincount(drawn, minlength=VOCAB)
     assert sorted(np.flatnonzero(counts)) == ORDINARY
-    # Only what is drawn instead of another token is seen here: a little less of the common space.
+    # Only replacements by another token are counted: slightly fewer of the common space.
     letters = counts[[i for i in ORDINARY if i != SPACE]]
     assert abs(letters / letters.mean() - 1).max() < 0.2
 
@@ -84,7 +84,7 @@ def test_special_tokens_are_neither_chosen_nor_drawn(directory: Path) -> None:
     packing=st.sampled_from(["windows", "documents"]),
     whole_words=st.sampled_from([None, STARTS]),
 )
-def test_a_row_is_a_function_of_seed_and_turn(
+def test_row_is_a_function_of_seed_and_row_index(
     directory: Path,
     seed: int,
     step: int,
@@ -107,7 +107,7 @@ def test_a_row_is_a_function_of_seed_and_turn(
     np.testing.assert_array_equal(one["tokens"][0], whole["tokens"][3])
 
 
-def test_a_text_that_comes_by_again_is_masked_anew(directory: Path) -> None:
+def test_each_epoch_masks_other_tokens(directory: Path) -> None:
     def shown(chosen: np.ndarray, tokens: np.ndarray) -> dict[bytes, bytes]:
         return {text.tobytes(): row.tobytes() for text, row in zip(tokens, chosen, strict=True)}
 
@@ -115,15 +115,15 @@ def test_a_text_that_comes_by_again_is_masked_anew(directory: Path) -> None:
     first, second = (np.arange(text.rows_per_epoch) + i * text.rows_per_epoch for i in (0, 1))
     loader = masked(text)
     before, after = (
-        shown(loader.rows(turns)["labels"] != -100, text.rows(turns)["tokens"])
-        for turns in (first, second)
+        shown(loader.rows(row_indices)["labels"] != -100, text.rows(row_indices)["tokens"])
+        for row_indices in (first, second)
     )
     assert before.keys() == after.keys()
     same = sum(before[row] == after[row] for row in before)
     assert same < 0.02 * len(before)
 
 
-def test_words_are_chosen_as_a_whole(directory: Path) -> None:
+def test_words_are_selected_as_a_whole(directory: Path) -> None:
     tokens, _, labels = epochs(directory, 20, whole_words=STARTS)
     chosen = labels != -100
     ordinary = tokens != END
@@ -138,7 +138,7 @@ def test_words_are_chosen_as_a_whole(directory: Path) -> None:
     assert (chosen[:, 2:] != chosen[:, :-2])[ends].any()
 
 
-def test_what_becomes_of_a_words_tokens_is_drawn_for_each(directory: Path) -> None:
+def test_replacements_within_a_word_are_independent(directory: Path) -> None:
     tokens, hidden, labels = epochs(directory, 10, whole_words=STARTS)
     inside = ~STARTS[tokens[:, 1:]] & (labels[:, 1:] != -100) & (labels[:, :-1] != -100)
     masks = hidden == MASK
@@ -148,12 +148,12 @@ def test_what_becomes_of_a_words_tokens_is_drawn_for_each(directory: Path) -> No
 def test_documents_of_a_packed_row_share_no_word(directory: Path) -> None:
     # No token starts a word, and none is special: each document is one word.
     text = text_loader(directory, packing="documents")
-    turns = np.arange(text.rows_per_epoch)
+    row_indices = np.arange(text.rows_per_epoch)
     no_starts = np.zeros(VOCAB, bool)
-    rows = masked(text, special_ids=[], whole_words=no_starts, rate=0.5).rows(turns)
+    rows = masked(text, special_ids=[], whole_words=no_starts, rate=0.5).rows(row_indices)
     segments, chosen = rows["segment_ids"], rows["labels"] != -100
     for name in ("segment_ids", "positions"):
-        np.testing.assert_array_equal(rows[name], text.rows(turns)[name])
+        np.testing.assert_array_equal(rows[name], text.rows(row_indices)[name])
     assert (segments == 0).any()
     assert not chosen[segments == 0].any()
     same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
@@ -163,7 +163,7 @@ def test_documents_of_a_packed_row_share_no_word(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", ["windows", "documents"])
-def test_evaluation_hides_the_same_tokens_every_time(directory: Path, packing: str) -> None:
+def test_evaluation_masks_the_same_tokens_on_every_pass(directory: Path, packing: str) -> None:
     def rows(batch_size: int, **given_: Any) -> np.ndarray:
         text = text_loader(
             directory, split="validation", packing=packing, batch_size=batch_size, **given_
@@ -182,7 +182,7 @@ def test_evaluation_hides_the_same_tokens_every_time(directory: Path, packing: s
     np.testing.assert_array_equal(second_halves, rows(4, process_index=1, process_count=2))
 
 
-def test_the_fingerprint_tells_what_decides_the_masks(directory: Path) -> None:
+def test_fingerprint_covers_everything_that_determines_masks(directory: Path) -> None:
     def fingerprint(text: dict[str, int] | None = None, **given_: Any) -> str:
         return masked(text_loader(directory, **(text or {})), **given_).fingerprint
 
@@ -201,10 +201,10 @@ def test_the_fingerprint_tells_what_decides_the_masks(directory: Path) -> None:
     assert fingerprint() == fingerprint({"process_index": 1, "process_count": 2})
 
 
-def test_everything_wrong_is_named(directory: Path) -> None:
+def test_invalid_arguments_are_all_reported(directory: Path) -> None:
     text = text_loader(directory)
-    with pytest.raises(ValueError, match=r"from 0 to 9 and vocab_size=9.*\nrate=2") as told:
+    with pytest.raises(ValueError, match=r"from 0 to 9; .* vocab_size=9\nrate: got 2") as error:
         masked(text, mask_id=9, vocab_size=9, special_ids=[0], rate=2.0, whole_words=STARTS)
-    assert f"whole_words is bool [{VOCAB}]: give a bool for each token, [9]" in str(told.value)
-    with pytest.raises(ValueError, match="leave no other"):
+    assert f"whole_words: got bool [{VOCAB}]; expected bool [9]" in str(error.value)
+    with pytest.raises(ValueError, match="expected tokens besides the mask"):
         masked(text, mask_id=1, vocab_size=2, special_ids=[0])

@@ -1,4 +1,4 @@
-"""Mixtures: each corpus has its share after any number of turns, and each row is of its turn."""
+"""Mixtures: exact shares after any number of rows, and rows that depend on their index only."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.mixture import MAX_PERIOD, MixtureLoader, mixture_schedule, rows_per_period
+from tjx_data.loading.mixture import MixtureLoader
+from tjx_data.loading.mixture_schedule import MAX_PERIOD, mixture_schedule, rows_per_period
 
 
 class Counting(Loader):
-    """Rows that tell which corpus and turn they are; held out are rows with labels 0, 1, ..."""
+    """Rows whose tokens are the row index and labels the corpus; held-out labels are 0, 1, ..."""
 
     def __init__(
         self,
@@ -34,10 +35,10 @@ class Counting(Loader):
             self.rows_per_epoch = rows_per_epoch
         self.largest = -1
 
-    def rows(self, turns: RowIndices) -> Batch:
-        assert (np.diff(turns) > 0).all()
-        self.largest = max(self.largest, int(turns.max()))
-        tokens = np.repeat(turns[:, None], self.seq_len, 1).astype(self.dtype)
+    def rows(self, row_indices: RowIndices) -> Batch:
+        assert (np.diff(row_indices) > 0).all()
+        self.largest = max(self.largest, int(row_indices.max()))
+        tokens = np.repeat(row_indices[:, None], self.seq_len, 1).astype(self.dtype)
         return {"tokens": tokens, "labels": np.full_like(tokens, self.corpus)}
 
     @property
@@ -64,10 +65,10 @@ shares = st.lists(st.integers(1, 60), min_size=1, max_size=9)
 
 @given(shares)
 @settings(max_examples=50, deadline=None)
-def test_no_corpus_is_ever_a_whole_turn_off_its_share(counts: list[int]) -> None:
+def test_no_corpus_deviates_from_its_share_by_a_full_row(counts: list[int]) -> None:
     period = sum(counts)
     taken = mixture_schedule(counts)[:, None] == np.arange(len(counts))
-    after = np.cumsum(taken, axis=0)  # [turns, corpora]
+    after = np.cumsum(taken, axis=0)  # [row_indices, corpora]
     exact = np.arange(1, period + 1)[:, None] * np.array(counts) / period
     # Tijdeman's bound, which is below 1.
     bound = 1 - 1 / max(2 * len(counts) - 2, 2)
@@ -81,20 +82,20 @@ def test_no_corpus_is_ever_a_whole_turn_off_its_share(counts: list[int]) -> None
     st.integers(0, 10**9),
 )
 @settings(max_examples=50, deadline=None)
-def test_turns_of_each_corpus_come_in_order_without_a_gap(
-    weights: dict[str, int], n_turns: int, far: int
+def test_rows_of_each_corpus_come_in_order_without_a_gap(
+    weights: dict[str, int], n_rows_read: int, far: int
 ) -> None:
     loader = mixture({name: weight / 100 for name, weight in weights.items()})
-    rows = loader.rows(np.arange(n_turns + 1))
+    rows = loader.rows(np.arange(n_rows_read + 1))
     total = sum(weights.values())
     for number, name in enumerate(sorted(weights)):
-        turns = rows["tokens"][:n_turns][rows["labels"][:n_turns, 0] == number, 0]
-        assert turns.tolist() == list(range(len(turns)))
-        assert loader.rows_by_corpus(n_turns)[name] == len(turns)
-        assert abs(len(turns) - n_turns * weights[name] / total) < 1
+        row_indices = rows["tokens"][:n_rows_read][rows["labels"][:n_rows_read, 0] == number, 0]
+        assert row_indices.tolist() == list(range(len(row_indices)))
+        assert loader.rows_by_corpus(n_rows_read)[name] == len(row_indices)
+        assert abs(len(row_indices) - n_rows_read * weights[name] / total) < 1
         assert abs(loader.rows_by_corpus(far)[name] - far * weights[name] / total) < 1
-    # A row is a function of its turn, whatever is asked for beside it.
-    single = loader.rows(np.array([n_turns]))
+    # A row depends on its index only, not on the other rows of the call.
+    single = loader.rows(np.array([n_rows_read]))
     for key, array in single.items():
         np.testing.assert_array_equal(array[0], rows[key][-1])
 
@@ -111,7 +112,7 @@ def test_rows_of_processes_make_up_the_global_batch(n: int) -> None:
                 np.testing.assert_array_equal(array, np.split(whole[key], n)[i])
 
 
-def test_weights_are_taken_at_their_decimals() -> None:
+def test_decimal_weights_are_exact() -> None:
     assert rows_per_period({"a": 0.1, "b": 0.2}) == [1, 2]  # 0.1 + 0.2 in binary is not 0.3
     assert rows_per_period({"a": 7, "b": 7.0, "c": 0.07}) == [100, 100, 1]
     assert rows_per_period({"a": 1e-3, "b": 0.999}) == [1, 999]
@@ -120,7 +121,7 @@ def test_weights_are_taken_at_their_decimals() -> None:
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=6))
 @settings(max_examples=30, deadline=None)
-def test_weights_of_many_digits_are_rounded_to_the_longest_period(weights: list[float]) -> None:
+def test_weights_of_many_digits_are_rounded_to_the_maximum_period(weights: list[float]) -> None:
     counts = rows_per_period(dict(zip("abcdef", weights, strict=False)))
     assert sum(counts) <= MAX_PERIOD
     for count, weight in zip(counts, weights, strict=True):
@@ -130,11 +131,11 @@ def test_weights_of_many_digits_are_rounded_to_the_longest_period(weights: list[
 def test_largest_remainders_are_rounded_up() -> None:
     thirds = {"a": 1.00001, "b": 1.00002, "c": 1.00003}
     assert rows_per_period(thirds) == [33333, 33333, 33334]
-    with pytest.raises(ValueError, match="b would get less than one row"):
+    with pytest.raises(ValueError, match="less than one row of 100,000 for b"):
         rows_per_period({"a": 1, "b": 1e-9})
 
 
-def test_identity_is_all_that_decides_a_row() -> None:
+def test_identity_covers_everything_that_determines_a_row() -> None:
     one = mixture({"a": 1, "b": 3})
     assert one.identity == {
         "a/corpus": "0", "a/tokenizer": "one", "a/share": "1 of 4",
@@ -153,13 +154,13 @@ def test_identity_is_all_that_decides_a_row() -> None:
 
 def test_the_order_of_the_names_changes_nothing() -> None:
     loaders = {"a": Counting(0), "b": Counting(1), "c": Counting(2)}
-    turned = dict(reversed(loaders.items()))
+    backwards = dict(reversed(loaders.items()))
     weights = {"a": 1, "b": 1, "c": 1}
-    one, other = (MixtureLoader(given, weights, batch_size=9) for given in (loaders, turned))
+    one, other = (MixtureLoader(given, weights, batch_size=9) for given in (loaders, backwards))
     np.testing.assert_array_equal(one.batch(5)["labels"], other.batch(5)["labels"])
 
 
-def test_epochs_count_what_was_read() -> None:
+def test_epochs_by_corpus_count_rows_read() -> None:
     loaders = {"a": Counting(0), "b": Counting(1, rows_per_epoch=None)}
     loader = MixtureLoader(loaders, {"a": 0.25, "b": 0.75}, batch_size=4)
     assert loader.epochs_by_corpus(0) == {"a": 0}
@@ -197,7 +198,9 @@ def test_evaluation_has_all_rows_of_each_corpus_by_name(n: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 @pytest.mark.parametrize("limit", [None, 31])
-def test_evaluation_in_proportion_ends_with_the_first_corpus(n: int, limit: int | None) -> None:
+def test_proportional_evaluation_ends_with_the_first_exhausted_corpus(
+    n: int, limit: int | None
+) -> None:
     loaders = {"a": Counting(0, held_out=3), "b": Counting(1, held_out=30)}
     rows: set[tuple[int, int]] = set()
     n_batches = set()
@@ -213,7 +216,7 @@ def test_evaluation_in_proportion_ends_with_the_first_corpus(n: int, limit: int 
             rows |= {(corpus, label) for corpus, label in pairs if label >= 0}
     assert len(n_batches) == 1
     of_a = sum(corpus == 0 for corpus, _ in rows)
-    if limit is None:  # three rows of a, and no more of b than stand before its fourth
+    if limit is None:  # three rows of a, and the rows of b before its fourth
         assert of_a == 3
         assert 9 <= len(rows) - of_a <= 11
     else:
@@ -221,31 +224,40 @@ def test_evaluation_in_proportion_ends_with_the_first_corpus(n: int, limit: int 
         assert of_a == 3
 
 
-def test_what_is_wrong_is_told_at_once() -> None:
+def test_invalid_arguments_are_all_reported() -> None:
     loaders = {"a": Counting(0), "b": Counting(1), "c": Counting(2)}
     with pytest.raises(ValueError, match="weights") as error:
         MixtureLoader(loaders, {"a": -1, "b": math.nan, "d": 0}, batch_size=1)
     message = str(error.value)
     assert len(message.splitlines()) == 5
-    for part in ("a=-1", "b=nan", "d=0", "'c' has none", "'d' is not among the loaders: a, b, c"):
+    for part in (
+        "a=-1",
+        "b=nan",
+        "d=0",
+        "got none for 'c'",
+        "got 'd'; expected names of loaders: a, b, c",
+    ):
         assert part in message
-    with pytest.raises(ValueError, match="needs at least one"):
+    with pytest.raises(ValueError, match="expected at least one"):
         MixtureLoader({}, {}, batch_size=1)
-    with pytest.raises(ValueError, match="inf is not a number above 0"):
+    with pytest.raises(ValueError, match="a=inf; expected a finite number"):
         MixtureLoader({"a": Counting(0)}, {"a": math.inf}, batch_size=1)
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Counting(1, width=4), r"'a' and 'b' differ in seq_len: 3 against 4"),
-        (Counting(1, tokenizer="two"), r"'a' and 'b' differ in tokenizer: one against two"),
-        (Counting(1, dtype=np.int64), r"'a' and 'b' cannot .* tokens int32\[3\] against .*int64"),
-        (Counting(1, process_count=2), r"'b' was made with process_count=2"),
+        (Counting(1, width=4), r"got 'b' with seq_len 4; expected that of 'a', 3"),
+        (Counting(1, tokenizer="two"), r"got 'b' with tokenizer two; expected that of 'a', one"),
+        (
+            Counting(1, dtype=np.int64),
+            r"got rows of 'b' with .*int64.*'a', .* tokens int32\[3\]",
+        ),
+        (Counting(1, process_count=2), r"got 'b' with process_count=2"),
     ],
     ids=["seq_len", "tokenizer", "dtype", "processes"],
 )
-def test_loaders_that_do_not_go_together_are_named(other: Counting, message: str) -> None:
+def test_incompatible_loaders_are_named(other: Counting, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MixtureLoader({"a": Counting(0), "b": other}, {"a": 1, "b": 1}, batch_size=1)
     fits = {"a": Counting(0), "b": Counting(1, tokenizer=None)}

@@ -1,4 +1,4 @@
-"""Rows of whole documents: every label once, no row beyond its length, nothing mixed."""
+"""Sequence packing: every label once, rows of bounded length, separate documents."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tjx_data.prepared.packing import open_packing, pack, packing_file
 
 EOT = "<|endoftext|>"
 ALPHABET = "".join(chr(0x4E00 + i) for i in range(2000))
-# But for the end of text, every token differs from every other.
+# Apart from end of text all tokens are distinct.
 DISTINCT = char_tokenizer([ALPHABET], special_tokens=(EOT,))
 WITHOUT_EOT = char_tokenizer([ALPHABET])
 
@@ -26,7 +26,7 @@ def _documents(sizes: list[int]) -> list[str]:
 
 @given(lengths, st.integers(1, 24), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_every_label_comes_once_from_its_own_document(
+def test_every_label_occurs_once_in_its_own_document(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seq_len: int, has_eot: bool
 ) -> None:
     directory = tmp_path_factory.mktemp("packing") / "set"
@@ -43,7 +43,7 @@ def test_every_label_comes_once_from_its_own_document(
         used = segments > 0
         assert (labels[~used] == -100).all()
         assert (np.diff(segments[used]) >= 0).all()
-        assert not used[int(used.sum()) :].any()  # what is left over is at the end
+        assert not used[int(used.sum()) :].any()  # padding is at the end
         for segment in range(1, segments.max() + 1):
             here = segments == segment
             np.testing.assert_array_equal(positions[here], np.arange(here.sum()))
@@ -75,7 +75,7 @@ def test_no_two_rows_fit_into_one(sizes: list[int], seq_len: int) -> None:
         assert least + second > seq_len
 
 
-def test_a_document_goes_where_the_least_room_is_left() -> None:
+def test_best_fit_takes_the_row_of_least_room() -> None:
     lengths = np.array([6, 7, 3, 1])
     packing = pack(np.array([0, 100, 200, 300]), lengths, 10)
     rows = [
@@ -90,7 +90,7 @@ def test_text_of_usual_lengths_fills_the_rows() -> None:
     assert lengths.sum() / (packing.n_rows * 1024) > 0.99
 
 
-def test_packing_is_decided_once_and_damage_is_named(tmp_path: Path) -> None:
+def test_packing_is_stored_and_damage_is_named(tmp_path: Path) -> None:
     directory = tmp_path / "set"
     prepare(_documents([5, 9, 3, 7, 2, 8] * 5), DISTINCT, directory, holdout_fraction=0.3)
     first = open_packing(directory, "train", 16)
@@ -105,7 +105,7 @@ def test_packing_is_decided_once_and_damage_is_named(tmp_path: Path) -> None:
         TokenLoader(directory, seq_len=16, batch_size=2, packing="documents")
 
 
-def test_packed_rows_of_processes_make_up_a_batch_and_evaluation_sees_all(tmp_path: Path) -> None:
+def test_processes_share_packed_batches_and_evaluation_is_complete(tmp_path: Path) -> None:
     directory = tmp_path / "set"
     prepare(_documents([5, 9, 3, 7, 2, 8, 30] * 4), DISTINCT, directory, holdout_fraction=0.2)
     alone = TokenLoader(directory, seq_len=16, batch_size=4, packing="documents", seed=3)

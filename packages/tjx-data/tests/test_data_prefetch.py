@@ -1,4 +1,4 @@
-"""Loading ahead: in order, bounded, with errors where they belong, and gone when it is closed."""
+"""Prefetching: in order, bounded, with errors at their step, and stopped by close."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def test_steps_come_in_order_from_one_thread() -> None:
 
     with Prefetcher(load, first=3) as prefetcher:
         assert [prefetcher.get(step) for step in range(3, 300)] == [n * n for n in range(3, 300)]
-        with pytest.raises(AssertionError, match="step 299 was asked for where 300 comes"):
+        with pytest.raises(AssertionError, match="step 299 requested, expected 300"):
             prefetcher.get(299)
     assert len(threads) == 1
     assert threading.main_thread() not in threads
@@ -41,7 +41,7 @@ def test_steps_come_in_order_from_one_thread() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_no_more_than_depth_results_lie_ready(depth: int) -> None:
+def test_queue_is_bounded_by_depth(depth: int) -> None:
     loaded: list[int] = []
     with Prefetcher(lambda step: loaded.append(step), first=0, depth=depth) as prefetcher:
         for step in range(10):
@@ -51,10 +51,10 @@ def test_no_more_than_depth_results_lie_ready(depth: int) -> None:
             prefetcher.get(step)
 
 
-def test_nothing_beyond_the_last_step_is_loaded() -> None:
+def test_no_step_beyond_stop_is_loaded() -> None:
     loaded: list[int] = []
     with Prefetcher(lambda step: loaded.append(step), first=2, stop=4, depth=9) as prefetcher:
-        assert _eventually(lambda: not _threads())  # it has no more to do
+        assert _eventually(lambda: not _threads())  # the thread has finished
         prefetcher.get(2)
         prefetcher.get(3)
         with pytest.raises(AssertionError, match="beyond the last"):
@@ -62,7 +62,7 @@ def test_nothing_beyond_the_last_step_is_loaded() -> None:
     assert loaded == [2, 3]
 
 
-def test_what_was_handed_over_is_kept_alive_by_nobody() -> None:
+def test_returned_results_are_not_kept_alive() -> None:
     class Arrays:
         pass
 
@@ -74,10 +74,10 @@ def test_what_was_handed_over_is_kept_alive_by_nobody() -> None:
         return Arrays()
 
     with Prefetcher(load, first=0) as prefetcher:
-        handed_over = prefetcher.get(0)
-        again = weakref.ref(handed_over)
-        del handed_over
-        assert again() is None  # though the next one is not there yet
+        result = prefetcher.get(0)
+        reference = weakref.ref(result)
+        del result
+        assert reference() is None  # while the next step is loading
         release.set()
 
 
@@ -87,11 +87,11 @@ def _fail_at_three(step: int) -> int:
     return step
 
 
-def test_an_error_comes_at_its_step_with_its_place_and_a_note() -> None:
+def test_error_is_raised_at_its_step_with_traceback_and_note() -> None:
     with Prefetcher(_fail_at_three, first=0, depth=5) as prefetcher:
         assert _eventually(lambda: not _threads())
         assert [prefetcher.get(step) for step in range(3)] == [0, 1, 2]
-        for _ in range(2):  # it stays that way
+        for _ in range(2):  # and again
             with pytest.raises(OSError, match="shard 7 is gone") as error:
                 prefetcher.get(3)
     assert error.value.__notes__ == ["while step 3 was loaded in the background"]
@@ -100,7 +100,7 @@ def test_an_error_comes_at_its_step_with_its_place_and_a_note() -> None:
     assert not _threads()
 
 
-def test_a_caller_that_waits_is_told_of_an_error_at_once() -> None:
+def test_waiting_caller_gets_the_error() -> None:
     def load(step: int) -> None:
         time.sleep(0.05)
         raise KeyError(step)
@@ -110,7 +110,7 @@ def test_a_caller_that_waits_is_told_of_an_error_at_once() -> None:
 
 
 def test_closing_while_a_load_blocks_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tjx_data.loading.prefetch._PATIENCE", 0.1)
+    monkeypatch.setattr("tjx_data.loading.prefetch._JOIN_TIMEOUT", 0.1)
     release, begun = threading.Event(), threading.Event()
 
     def load(step: int) -> int:
@@ -124,36 +124,19 @@ def test_closing_while_a_load_blocks_does_not_hang(monkeypatch: pytest.MonkeyPat
     prefetcher.close()
     assert time.monotonic() - begin < 5
     release.set()
-    assert _eventually(lambda: not _threads())  # its result is dropped, and no more is loaded
-    prefetcher.close()  # again does no harm
+    assert _eventually(lambda: not _threads())  # the result is discarded
+    prefetcher.close()  # a second call is harmless
     with pytest.raises(AssertionError, match="closed"):
         prefetcher.get(0)
 
 
-def test_a_caller_that_fails_closes_it() -> None:
+def test_exception_in_the_with_block_stops_the_thread() -> None:
     with pytest.raises(ZeroDivisionError), Prefetcher(lambda step: step, first=0) as prefetcher:
         raise ZeroDivisionError(prefetcher.get(0))
     assert not _threads()
 
 
-def test_the_time_spent_waiting_is_counted() -> None:
-    def slow(step: int) -> int:
-        time.sleep(0.05)
-        return step
-
-    with Prefetcher(slow, first=0) as prefetcher:
-        for step in range(4):
-            prefetcher.get(step)
-        assert prefetcher.waited_seconds > 0.1
-        assert 0.1 < prefetcher.pop_waited_seconds() < 2
-        assert prefetcher.pop_waited_seconds() == 0
-        assert _eventually(lambda: len(prefetcher._ready) == 2)
-        prefetcher.get(4)
-        prefetcher.get(5)
-        assert prefetcher.pop_waited_seconds() < 0.02
-
-
-def test_a_program_ends_though_nobody_closes_it() -> None:
+def test_program_exits_without_close() -> None:
     program = (
         "import time; from tjx_data.loading.prefetch import Prefetcher; "
         "print(Prefetcher(lambda step: time.sleep(0.01 * step), first=0).get(0))"
@@ -165,6 +148,6 @@ def test_a_program_ends_though_nobody_closes_it() -> None:
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "None", "")
 
 
-def test_a_depth_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="depth=0"):
+def test_depth_zero_is_rejected() -> None:
+    with pytest.raises(ValueError, match="depth: got 0"):
         Prefetcher(lambda step: step, first=0, depth=0)

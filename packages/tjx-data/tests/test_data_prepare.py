@@ -1,4 +1,4 @@
-"""Prepared sets: exact, the same each time, whole or not there, split as promised."""
+"""Prepared sets: deterministic, atomic, with correct splits."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ SENTENCES = "the cat sat on the mat. the hat sat on the bat. a bat sat on a cat.
 
 
 def _split(texts: list[str], holdout: Holdout, fraction: float) -> list[tuple[SplitName, str]]:
-    """Say what is held out, written once more."""
+    """Split texts as `prepare` must, by an independent implementation."""
     if holdout == "documents":
         limit = fraction * 2**64
         hashes = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:8], "big") for t in texts]
@@ -70,11 +70,11 @@ def _contents(directory: Path) -> dict[str, bytes]:
     st.sampled_from(["documents", "tail"]),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_set_holds_every_document_once_between_ends_of_text(
+def test_set_has_every_document_once_between_end_of_text_tokens(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], shard_tokens: int, holdout: Holdout
 ) -> None:
     out = tmp_path_factory.mktemp("set") / "out"
-    documents = ["a", *texts, "b" * 5, "j", "i", "h"]  # both splits get something
+    documents = ["a", *texts, "b" * 5, "j", "i", "h"]  # both splits get a document
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as one:
         patch.setattr("tjx_data.corpora.documents.PART_CHARACTERS", 30)
         index = prepare(
@@ -106,7 +106,7 @@ def test_a_set_holds_every_document_once_between_ends_of_text(
     assert read_index(out) == index
 
 
-def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
+def test_preparation_is_deterministic(tmp_path: Path) -> None:
     prepare(DOCUMENTS, CHARACTERS, tmp_path / "a", shard_tokens=100)
     prepare(iter(DOCUMENTS), CHARACTERS, tmp_path / "b", shard_tokens=100)
     assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
@@ -119,7 +119,7 @@ def test_the_same_documents_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_long_documents_are_encoded_as_a_whole(tmp_path: Path) -> None:
-    """Pieces and batches leave no trace in the tokens."""
+    """Segments and batches do not change the tokens."""
     tokenizer = tjx_data.train_bpe([SENTENCES], 270)
     long = [SENTENCES * 40, SENTENCES, "a cat."] * 4
     with pytest.MonkeyPatch.context() as patch:
@@ -131,7 +131,7 @@ def test_long_documents_are_encoded_as_a_whole(tmp_path: Path) -> None:
     assert _stream(tmp_path / "out", "train") == expected
 
 
-def test_the_tail_is_nanogpts_split_by_characters(tmp_path: Path) -> None:
+def test_tail_holdout_is_nanogpts_split_by_characters(tmp_path: Path) -> None:
     text = "".join("abcdefghij"[i % 10] for i in range(1003)) + "é" * 2
     tokenizer = char_tokenizer([text])
     prepare([text], tokenizer, tmp_path / "out", holdout="tail", holdout_fraction=0.1)
@@ -140,7 +140,7 @@ def test_the_tail_is_nanogpts_split_by_characters(tmp_path: Path) -> None:
     assert _stream(tmp_path / "out", "validation") == tokenizer.encode(text[border:])
 
 
-def test_documents_keep_their_side_whatever_their_place() -> None:
+def test_split_of_a_document_is_independent_of_its_position() -> None:
     sides = dict(zip(DOCUMENTS, (s for s, _ in _split(DOCUMENTS, "documents", 0.3))))  # noqa: B905  equal by construction
     backwards = {text: side for side, text in _split(DOCUMENTS[::-1], "documents", 0.3)}
     assert sides == backwards
@@ -162,8 +162,8 @@ def _cjk(n: int) -> list[str]:
     return [chr(0x20000 + i) for i in range(n)]
 
 
-def test_what_cannot_be_split_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"single document.*holdout='tail'"):
+def test_documents_that_cannot_be_split_are_rejected_with_a_fix(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"single document; expected 'tail'"):
         prepare(["abc"], CHARACTERS, tmp_path / "out")
     with pytest.raises(ValueError, match="no document with text"):
         prepare(["", " \n"], CHARACTERS, tmp_path / "out")
@@ -186,7 +186,7 @@ def text_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_second_start_reuses_and_any_change_makes_anew(
+def test_cached_set_is_reused_until_a_setting_changes(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
@@ -215,7 +215,7 @@ def test_a_second_start_reuses_and_any_change_makes_anew(
     assert len(folders) == 6
 
 
-def test_the_tokenizer_never_sees_what_is_held_out(
+def test_tokenizer_is_trained_without_held_out_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -233,7 +233,7 @@ def test_the_tokenizer_never_sees_what_is_held_out(
     assert seen == expected
 
 
-def test_of_two_starts_at_once_one_makes_the_set_and_one_waits(
+def test_of_two_concurrent_calls_one_prepares_and_one_waits(
     text_file: Path, tmp_path: Path
 ) -> None:
     config = DataConfig(path=str(text_file), vocab_size=265)
@@ -244,7 +244,7 @@ def test_of_two_starts_at_once_one_makes_the_set_and_one_waits(
         reports.append("first")
         if not begun.is_set():
             begun.set()
-            time.sleep(0.5)  # the second start is at the door meanwhile
+            time.sleep(0.5)  # the second call starts meanwhile
 
     with ThreadPoolExecutor() as pool:
         first = pool.submit(open_or_prepare, config, tmp_path / "c", progress=slow)
@@ -257,11 +257,11 @@ def test_of_two_starts_at_once_one_makes_the_set_and_one_waits(
     TokenLoader(first.result(), seq_len=8, batch_size=2).verify()
 
 
-def test_all_mistakes_in_a_config_are_told_at_once(tmp_path: Path) -> None:
+def test_all_config_problems_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="corpus") as error:
         DataConfig(corpus="pyton-docs", seq_len=0, vocab_size=3, holdout_fraction=2.0)
     assert len(str(error.value).splitlines()) == 4
-    assert "did you mean 'python-docs'" in str(error.value)
+    assert "did you mean python-docs" in str(error.value)
     config = DataConfig(path=str(tmp_path / "none.txt"), tokenizer="none.json")
     problems = find_problems(config)
     assert len(problems) == 2
@@ -270,20 +270,20 @@ def test_all_mistakes_in_a_config_are_told_at_once(tmp_path: Path) -> None:
     assert find_problems(DataConfig()) == []
 
 
-def test_auto_means_what_suits_the_corpus() -> None:
+def test_auto_tokenizer_depends_on_the_corpus() -> None:
     assert DataConfig(tokenizer="auto").tokenizer_kind == "bpe"
     assert DataConfig(tokenizer="auto", corpus="wikitext-103").tokenizer_kind == "gpt2"
     own = DataConfig(tokenizer="auto", corpus="wikitext-103", path="mine.txt")
     assert own.tokenizer_kind == "bpe"
 
 
-def test_the_command_prepares_and_inspects(
+def test_command_prepares_and_inspects(
     text_file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tjx_data.main._DASK_SECONDS", 0.5)
+    monkeypatch.setattr("tjx_data.main._DASK_TIMEOUT", 0.5)
     options = ["--path", str(text_file), "--vocab_size", "265", "--cache_dir", str(tmp_path / "c")]
     assert main(["prepare", *options]) == 0
     directory = capsys.readouterr().out.splitlines()[0]
@@ -292,7 +292,7 @@ def test_the_command_prepares_and_inspects(
     assert picture.read_bytes()[:4] == b"\x89PNG"
     shown = capsys.readouterr().out
     assert "265 tokens, uint16" in shown
-    assert "all hashes are right" in shown
+    assert "all hashes match the index" in shown
     assert "up to " in shown
     assert "the cat sat on the mat" in shown
     assert main(["inspect", str(tmp_path)]) == 2
@@ -303,7 +303,7 @@ def test_the_command_prepares_and_inspects(
     assert "no scheduler answers" in capsys.readouterr().err
 
 
-def test_the_index_is_plain_json_without_times(tmp_path: Path) -> None:
+def test_index_is_plain_json_without_times(tmp_path: Path) -> None:
     documents = Documents.of(lambda: DOCUMENTS, {"corpus": "mine"})
     prepare(documents, CHARACTERS, tmp_path / "out")
     content = json.loads((tmp_path / "out" / "index.json").read_text())
@@ -313,7 +313,7 @@ def test_the_index_is_plain_json_without_times(tmp_path: Path) -> None:
     assert starts[0] == 1
 
 
-def test_malformed_records_are_counted_listed_or_fatal(
+def test_malformed_records_are_listed_or_fatal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "text.jsonl"
@@ -336,7 +336,7 @@ def test_malformed_records_are_counted_listed_or_fatal(
         open_or_prepare(config, tmp_path / "cache")
 
 
-def test_a_mixture_shares_one_tokenizer(text_file: Path, tmp_path: Path) -> None:
+def test_mixture_shares_one_tokenizer(text_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text(EOT.join(f"zebra {i} quagga" for i in range(3000)))
     mixture = f"{text_file}=3,{other}=1"
@@ -345,16 +345,16 @@ def test_a_mixture_shares_one_tokenizer(text_file: Path, tmp_path: Path) -> None
     one, two = map(Tokenizer.load, sets.values())
     assert one.fingerprint == two.fingerprint
     assert one.decode(one.encode("zebra")) == "zebra"
-    assert len(one.encode("zebra zebra")) < len("zebra zebra")  # it was learnt from both
+    assert len(one.encode("zebra zebra")) < len("zebra zebra")  # it was trained on both
     assert open_sets(DataConfig(mixture=mixture, vocab_size=275), tmp_path / "cache") == sets
-    with pytest.raises(ValueError, match=r"several sets: use tjx_data\.open_sets"):
+    with pytest.raises(ValueError, match=r"expected None .* use tjx_data\.open_sets"):
         open_or_prepare(DataConfig(mixture=mixture), tmp_path / "cache")
-    with pytest.raises(ValueError, match="is not NAME=WEIGHT") as error:
+    with pytest.raises(ValueError, match="expected NAME=WEIGHT") as error:
         DataConfig(mixture="python-docs,a.txt=x,b.txt=-1,c.txt=1,c.txt=2,pyton-docs=1")
     assert len(str(error.value).splitlines()) == 5
 
 
-def test_packing_is_made_with_the_set(text_file: Path, tmp_path: Path) -> None:
+def test_packing_is_computed_with_the_set(text_file: Path, tmp_path: Path) -> None:
     config = DataConfig(path=str(text_file), tokenizer="byte", packing="documents", seq_len=32)
     directory = open_or_prepare(config, tmp_path / "cache")
     names = {path.name for path in directory.glob("packing_*")}

@@ -1,4 +1,4 @@
-"""Strings and their reversals: what a model is to learn is right, and never the same string."""
+"""Byte reversal: correct labels, and random strings that do not repeat."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def test_labels_are_the_string_backwards(max_length: int, seed: int, step: int) 
         assert mask.tolist() == [i < len(string) for i in range(max_length)]
         assert 1 <= len(string) <= max_length
         assert decode(labels) == string[::-1]
-        # Each label is the token after, and what a decoder is fed begins with the start.
+        # Each label is the next token, and decoder inputs start with the start token.
         assert tokens[0] == START
         assert labels[len(string)] == END
         assert decode(tokens) == string[::-1]
@@ -35,10 +35,10 @@ def test_lengths_and_bytes_are_equally_likely() -> None:
     assert abs(lengths[1:] / 5000 - 1).max() < 0.05
     counts = np.bincount(batch["source"][batch["source_mask"]] - FIRST_BYTE, minlength=256)
     assert abs(counts / counts.mean() - 1).max() < 0.35
-    assert len(np.unique(batch["source"], axis=0)) > 14_000  # strings of one byte alone come again
+    assert len(np.unique(batch["source"], axis=0)) > 14_000  # only strings of one byte repeat
 
 
-def test_the_splits_have_nothing_to_do_with_each_other() -> None:
+def test_splits_are_independent() -> None:
     train, validation = (
         ReversalLoader(max_length=8, batch_size=16, split=split).batch(0)["source"].tobytes()
         for split in ("train", "validation")
@@ -52,7 +52,7 @@ def test_the_splits_have_nothing_to_do_with_each_other() -> None:
     step=st.integers(0, 10**9),
     process_count=st.sampled_from([1, 2, 4, 8]),
 )
-def test_a_row_is_a_function_of_seed_and_turn(seed: int, step: int, process_count: int) -> None:
+def test_row_is_a_function_of_seed_and_row_index(seed: int, step: int, process_count: int) -> None:
     whole = ReversalLoader(max_length=5, batch_size=8, seed=seed).batch(step)
     for i in range(process_count):
         part = ReversalLoader(
@@ -64,14 +64,14 @@ def test_a_row_is_a_function_of_seed_and_turn(seed: int, step: int, process_coun
     np.testing.assert_array_equal(one["source"][0], whole["source"][3])
 
 
-def test_evaluation_counts_as_many_strings_as_there_are() -> None:
+def test_evaluation_has_all_strings() -> None:
     loader = ReversalLoader(max_length=3, batch_size=64, split="validation")
     rows = [(batch["labels"] >= 0).any(1).sum() for batch in loader.evaluation_batches()]
     assert sum(rows) == ReversalLoader.validation_strings
     assert sum((b["labels"] >= 0).any(1).sum() for b in loader.evaluation_batches(70)) == 70
 
 
-def test_the_fingerprint_tells_what_decides_the_strings() -> None:
+def test_fingerprint_covers_everything_that_determines_strings() -> None:
     def fingerprint(**given_: Any) -> str:
         return ReversalLoader(**{"max_length": 5, "batch_size": 8, **given_}).fingerprint
 
@@ -82,6 +82,6 @@ def test_the_fingerprint_tells_what_decides_the_strings() -> None:
     assert fingerprint() == fingerprint(process_index=1, process_count=2)
 
 
-def test_wrong_numbers_are_told() -> None:
-    with pytest.raises(ValueError, match=r"(?s)at least 1 byte.*batch_size=0"):
+def test_invalid_arguments_are_all_reported() -> None:
+    with pytest.raises(ValueError, match=r"(?s)at least 1 byte.*batch_size: got 0"):
         ReversalLoader(max_length=0, batch_size=0)

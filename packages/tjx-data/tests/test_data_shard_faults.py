@@ -1,4 +1,4 @@
-"""Shards that are lost, cut short or changed while a run reads them: an error that names them."""
+"""Shards that are lost, truncated or changed during a run: errors that name them."""
 
 import errno
 import gc
@@ -16,7 +16,7 @@ from words import SHARD_TOKENS, TOKENIZER, prepare_words
 from tjx_data import DataError, TokenLoader
 from tjx_data.loading import shard_reader
 
-DEADLINE = 120.0  # seconds after which a test that waits has failed
+DEADLINE = 120.0  # seconds before a waiting test fails
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def directory(expected: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(expected, tmp_path / "set"))
 
 
-# Reads ahead as a run does, and does something to a shard at step 50: all pages were read by then.
+# Prefetches as a run does, and modifies a shard at step 50, when all pages have been read.
 READER = """
 import os, pathlib, sys
 from tjx_data import DataError, Prefetcher, TokenLoader
@@ -56,9 +56,7 @@ with Prefetcher(loader.batch, first=0) as batches:
     ["os.truncate(victim, 0)", "os.truncate(victim, 100_000)", "victim.unlink()"],
     ids=["emptied", "cut", "removed"],
 )
-def test_a_shard_that_is_lost_under_way_kills_no_process(
-    directory: Path, fault: str, packing: str
-) -> None:
+def test_lost_shard_does_not_kill_the_process(directory: Path, fault: str, packing: str) -> None:
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
     done = subprocess.run(
         [sys.executable, "-c", READER, str(directory), packing, fault],
@@ -72,7 +70,7 @@ def test_a_shard_that_is_lost_under_way_kills_no_process(
 
 @pytest.fixture
 def loader(directory: Path, monkeypatch: pytest.MonkeyPatch) -> TokenLoader:
-    monkeypatch.setattr(shard_reader, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(shard_reader, "_CHECK_INTERVAL", 0.0)
     return TokenLoader(directory, seq_len=64, batch_size=16)
 
 
@@ -94,7 +92,7 @@ def replace_by_another(file: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [flip_bit, replace_by_another])
-def test_a_shard_that_was_changed_is_refused(
+def test_changed_shard_is_rejected(
     loader: TokenLoader, directory: Path, fault: Callable[[Path], None]
 ) -> None:
     loader.batch(0)
@@ -103,9 +101,7 @@ def test_a_shard_that_was_changed_is_refused(
         loader.batch(1)
 
 
-def test_a_shard_that_was_copied_back_is_read_on(
-    loader: TokenLoader, directory: Path, expected: Path
-) -> None:
+def test_restored_shard_is_read_again(loader: TokenLoader, directory: Path, expected: Path) -> None:
     reference = TokenLoader(expected, seq_len=64, batch_size=16)
     shard = directory / "train_00000.bin"
     loader.batch(0)
@@ -118,37 +114,35 @@ def test_a_shard_that_was_copied_back_is_read_on(
             np.testing.assert_array_equal(loader.batch(step)[name], array)
 
 
-def test_what_is_no_token_is_not_given_as_one(
+def test_ids_beyond_the_vocabulary_are_rejected(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        shard_reader, "_LOOK_EVERY", 3600.0
-    )  # damage that no time of change betrays
+    monkeypatch.setattr(shard_reader, "_CHECK_INTERVAL", 3600.0)  # damage without a new time stamp
     loader = TokenLoader(directory, seq_len=64, batch_size=16)
     shard = directory / "train_00001.bin"
     with shard.open("r+b") as stream:
         stream.seek(64 + 2 * 1000)
         stream.write(TOKENIZER.vocab_size.to_bytes(2, "little"))
-    with pytest.raises(DataError, match=rf"train_00001\.bin: holds {TOKENIZER.vocab_size} "):
+    with pytest.raises(DataError, match=rf"train_00001\.bin: got token id {TOKENIZER.vocab_size} "):
         loader.read(SHARD_TOKENS + 990, 20)
-    with pytest.raises(DataError, match=r"train_00001\.bin: holds"):  # noqa: PT012  one is it
+    with pytest.raises(DataError, match=r"train_00001\.bin: got token id"):  # noqa: PT012  one is it
         for step in range(loader.rows_per_epoch // 16 + 1):
             loader.batch(step)
 
 
-def test_what_was_appended_to_a_shard_is_never_read(
+def test_bytes_appended_to_a_shard_are_not_read(
     directory: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_reader, "_LOOK_EVERY", 3600.0)
+    monkeypatch.setattr(shard_reader, "_CHECK_INTERVAL", 3600.0)
     loader = TokenLoader(directory, seq_len=64, batch_size=256)
     reference = TokenLoader(expected, seq_len=64, batch_size=256)
     with (directory / "train_00001.bin").open("ab") as stream:
         stream.write(bytes(1000))
-    for step in range(loader.rows_per_epoch // 256 + 1):  # some rows go on in the next shard
+    for step in range(loader.rows_per_epoch // 256 + 1):  # some rows continue in the next shard
         np.testing.assert_array_equal(loader.batch(step)["tokens"], reference.batch(step)["tokens"])
 
 
-def test_a_disk_that_fails_is_named(loader: TokenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_failure_names_the_file(loader: TokenLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(file: int, size: int, offset: int) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -158,7 +152,7 @@ def test_a_disk_that_fails_is_named(loader: TokenLoader, monkeypatch: pytest.Mon
         loader.batch(1)
 
 
-def test_a_loader_that_is_gone_keeps_no_file_open(expected: Path) -> None:
+def test_deleted_loader_closes_its_files(expected: Path) -> None:
     def count() -> int:
         gc.collect()
         return len(list(Path("/proc/self/fd").iterdir()))

@@ -1,4 +1,4 @@
-"""Span pairs: source and target put together are the text, in shapes that never change."""
+"""Span corruption: source and target contain the text, in fixed shapes."""
 
 from itertools import chain, pairwise
 from pathlib import Path
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from tjx_data import SpanLoader, TokenLoader, char_tokenizer, prepare
 
 ALPHABET = "".join(chr(0x4E00 + i) for i in range(3000))
-# Every token of the stream differs from every other: what a row shows tells where it was read.
+# All tokens of the stream are distinct, so that a row shows its position in the stream.
 DISTINCT = char_tokenizer([ALPHABET])
 VOCAB = DISTINCT.vocab_size
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set whose training stream is 0, 1, 2, ..., and goes on in the validation stream."""
+    """A set whose training stream is 0, 1, 2, ..., continued by the validation stream."""
     folder = tmp_path_factory.mktemp("spans") / "set"
     prepare([ALPHABET], DISTINCT, folder, holdout="tail", holdout_fraction=1 / 3)
     return folder
@@ -34,7 +34,7 @@ def spans(text: TokenLoader, **given_: Any) -> SpanLoader:
 
 
 def read_pair(loader: SpanLoader, source: np.ndarray, target: np.ndarray) -> list[list[int]]:
-    """Return the stretches of text of a pair in their order: text, span, text, span, ..., text."""
+    """Return the parts of a pair in text order: text, span, text, span, ..., text."""
     written: list[list[int]] = []
     for token in target.tolist():
         if VOCAB <= token < loader.start_id:
@@ -42,15 +42,15 @@ def read_pair(loader: SpanLoader, source: np.ndarray, target: np.ndarray) -> lis
             written.append([])
         else:
             written[-1].append(token)
-    stretches: list[list[int]] = [[]]
+    parts: list[list[int]] = [[]]
     for token in source.tolist():
         if token >= VOCAB:
-            assert token == VOCAB + len(stretches) // 2
-            stretches += [written[len(stretches) // 2], []]
+            assert token == VOCAB + len(parts) // 2
+            parts += [written[len(parts) // 2], []]
         else:
-            stretches[-1].append(token)
-    assert len(stretches) == 2 * len(written) + 1
-    return stretches
+            parts[-1].append(token)
+    assert len(parts) == 2 * len(written) + 1
+    return parts
 
 
 @settings(max_examples=50, deadline=None)
@@ -61,7 +61,7 @@ def read_pair(loader: SpanLoader, source: np.ndarray, target: np.ndarray) -> lis
     seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 10**9),
 )
-def test_source_and_target_put_together_are_the_text(
+def test_source_and_target_reconstruct_the_text(
     directory: Path, seq_len: int, rate: float, mean_length: float, seed: int, step: int
 ) -> None:
     text = text_loader(directory, seq_len=seq_len, seed=seed)
@@ -78,16 +78,16 @@ def test_source_and_target_put_together_are_the_text(
         assert given_[0] == loader.start_id
         assert labels[-1] == loader.end_id
         np.testing.assert_array_equal(given_[1:], labels[:-1])
-        stretches = read_pair(loader, source, labels[:-1])
-        assert [*chain(*stretches)] == tokens.tolist()
-        assert len(stretches) == 2 * loader.n_sentinels + 1
-        assert all(stretches[1:-1])  # no span is empty, and no two of them touch
-        n_noise = sum(map(len, stretches[1::2]))
+        parts = read_pair(loader, source, labels[:-1])
+        assert [*chain(*parts)] == tokens.tolist()
+        assert len(parts) == 2 * loader.n_sentinels + 1
+        assert all(parts[1:-1])  # no span is empty, and no two of them touch
+        n_noise = sum(map(len, parts[1::2]))
         assert abs(n_noise - seq_len * rate) <= 1
         assert max(source.max(), given_.max(), labels.max()) < loader.n_ids
 
 
-def test_shapes_are_those_of_the_paper(directory: Path) -> None:
+def test_shapes_match_the_paper(directory: Path) -> None:
     loader = spans(text_loader(directory, seq_len=512))
     # 15 % of 512 tokens in spans of 3: 77 tokens, 26 spans.
     assert (loader.source_len, loader.target_len) == (512 - 77 + 26, 77 + 26 + 1)
@@ -95,17 +95,17 @@ def test_shapes_are_those_of_the_paper(directory: Path) -> None:
     assert ids == [VOCAB + 26, VOCAB + 27, VOCAB + 28, VOCAB + 29]
 
 
-def test_spans_lie_everywhere_alike_and_are_as_long_as_asked(directory: Path) -> None:
+def test_spans_are_uniform_and_have_the_mean_length(directory: Path) -> None:
     loader = spans(text_loader(directory))
     rows = loader.rows(np.arange(4000))
     counts, lengths = np.zeros(100), []
     for source, labels in zip(rows["source"], rows["labels"], strict=True):
-        stretches = read_pair(loader, source, labels[:-1])
-        edges = np.cumsum([0, *map(len, stretches)])
+        parts = read_pair(loader, source, labels[:-1])
+        edges = np.cumsum([0, *map(len, parts)])
         for start, end in list(pairwise(edges))[1::2]:
             counts[start:end] += 1
             lengths.append(end - start)
-    # 15 tokens of 100; fewer spans lie over those at the ends, of the first as few as of the last.
+    # 15 of 100 tokens; fewer spans cover the ends, equally at both.
     shares = counts / 4000
     assert abs(shares[6:-6] - shares[6:-6].mean()).max() < 0.025
     assert shares[0] > 0.04
@@ -122,7 +122,7 @@ def test_spans_lie_everywhere_alike_and_are_as_long_as_asked(directory: Path) ->
     step=st.integers(0, 10**9),
     process_count=st.sampled_from([1, 2, 4, 8]),
 )
-def test_a_row_is_a_function_of_seed_and_turn(
+def test_row_is_a_function_of_seed_and_row_index(
     directory: Path, seed: int, step: int, process_count: int
 ) -> None:
     whole = spans(text_loader(directory, seed=seed)).batch(step)
@@ -134,7 +134,7 @@ def test_a_row_is_a_function_of_seed_and_turn(
     np.testing.assert_array_equal(one["source"][0], whole["source"][3])
 
 
-def test_a_text_that_comes_by_again_has_other_spans(directory: Path) -> None:
+def test_each_epoch_corrupts_other_spans(directory: Path) -> None:
     text = text_loader(directory, seq_len=99)
     n = text.rows_per_epoch
     rows = spans(text).rows(np.arange(3 * n))
@@ -146,7 +146,7 @@ def test_a_text_that_comes_by_again_has_other_spans(directory: Path) -> None:
     assert len(lost) == 3 * n
 
 
-def test_evaluation_has_the_whole_text_and_the_same_spans_every_time(directory: Path) -> None:
+def test_evaluation_has_the_whole_text_and_the_same_spans_on_every_pass(directory: Path) -> None:
     def rows(batch_size: int, limit: int | None = None, **given_: Any) -> list[dict[str, Any]]:
         text = text_loader(
             directory, split="validation", batch_size=batch_size, seq_len=30, **given_
@@ -184,7 +184,7 @@ def test_evaluation_has_the_whole_text_and_the_same_spans_every_time(directory: 
     assert counted == [True, True, False, False]
 
 
-def test_the_fingerprint_tells_what_decides_the_spans(directory: Path) -> None:
+def test_fingerprint_covers_everything_that_determines_spans(directory: Path) -> None:
     prints = {
         spans(text_loader(directory, seed=seed), rate=rate, mean_length=mean_length).fingerprint
         for seed, rate, mean_length in (
@@ -197,8 +197,11 @@ def test_the_fingerprint_tells_what_decides_the_spans(directory: Path) -> None:
     assert len(prints) == 4
 
 
-def test_everything_wrong_is_named(directory: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)vocab_size=0.*rate=1.*mean_length=0.5.*seq_len=1"):
+def test_invalid_arguments_are_all_reported(directory: Path) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"(?s)vocab_size.*rate: got 1.*mean_length: got 0.5.*seq_len",
+    ):
         spans(text_loader(directory, seq_len=1), vocab_size=0, rate=1.0, mean_length=0.5)
-    with pytest.raises(ValueError, match=r"packing='documents'.*choose windows"):
+    with pytest.raises(ValueError, match=r"packing: got 'documents'"):
         spans(text_loader(directory, packing="documents"))

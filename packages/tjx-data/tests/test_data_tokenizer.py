@@ -1,4 +1,4 @@
-"""Text makes the round trip exactly, special tokens stay out of it, bytes are counted right."""
+"""Tokenizers: exact round trips, isolated special tokens, byte counts."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tjx_data import Tokenizer, char_tokenizer, train_bpe
 from tjx_data.corpora.documents import Stage
-from tjx_data.tokenization.byte_level import byte_tokenizer
+from tjx_data.tokenization.builders import byte_tokenizer
 from tjx_data.tokenization.text_splitting import BATCH_CHARACTERS, split_at_token_boundaries
 
 EOT = "<|endoftext|>"
@@ -35,20 +35,20 @@ PLACES = [
 
 @given(st.text())
 @settings(max_examples=300, deadline=None)
-def test_any_text_comes_back_exactly_and_its_bytes_are_counted(text: str) -> None:
+def test_any_text_round_trips_and_its_bytes_are_counted(text: str) -> None:
     for tokenizer in (BPE, BYTES):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
         assert tokenizer.token_byte_lengths[ids].sum() == len(text.encode("utf-8"))
 
 
-# Bytes at random are hardly ever UTF-8; these are partly so, and cut anywhere.
+# Random bytes are hardly ever UTF-8; these are partly valid, and cut at any byte.
 MIXED = st.lists(st.binary(max_size=8) | st.text(max_size=8).map(str.encode)).map(b"".join)
 
 
 @given(MIXED, st.integers(0, 3))
 @settings(max_examples=300, deadline=None)
-def test_any_bytes_come_back_exactly(data: bytes, n_cut: int) -> None:
+def test_any_bytes_round_trip(data: bytes, n_cut: int) -> None:
     data = data[n_cut:]
     for tokenizer in (BPE, BYTES):
         ids = tokenizer.encode_bytes(data)
@@ -61,7 +61,7 @@ def test_any_bytes_come_back_exactly(data: bytes, n_cut: int) -> None:
 def test_text_has_the_same_tokens_as_its_bytes() -> None:
     text = f"{WORDS}{EOT} 日本語"
     assert BPE.encode_bytes(text.encode()) == BPE.encode(text)
-    # The text around a byte that is none keeps its tokens.
+    # The text around an invalid byte keeps its tokens.
     assert BPE.encode_bytes(b"the cat\xff the") == [
         *BPE.encode("the cat"),
         *BPE.encode_bytes(b"\xff"),
@@ -69,35 +69,35 @@ def test_text_has_the_same_tokens_as_its_bytes() -> None:
     ]
 
 
-def test_bytes_are_refused_where_they_would_not_come_back(tmp_path: Path) -> None:
+def test_bytes_that_would_not_round_trip_are_rejected(tmp_path: Path) -> None:
     characters = char_tokenizer(["abc"])
-    with pytest.raises(ValueError, match="byte-level tokenizer alone"):
+    with pytest.raises(ValueError, match="expected a byte-level tokenizer"):
         characters.encode_bytes(b"abc")
-    with pytest.raises(ValueError, match="byte-level tokenizer alone"):
+    with pytest.raises(ValueError, match="expected a byte-level tokenizer"):
         characters.decode_bytes([0])
     BPE.save(tmp_path / "tokenizer.json")
     inner = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     inner.normalizer = tokenizers.normalizers.Lowercase()
-    normalising = Tokenizer(inner)
-    assert normalising.decode_bytes(normalising.encode_bytes(b"small")) == b"small"
-    with pytest.raises(ValueError, match="this tokenizer changes texts"):
-        normalising.encode_bytes(b"LARGE")
+    normalizing = Tokenizer(inner)
+    assert normalizing.decode_bytes(normalizing.encode_bytes(b"small")) == b"small"
+    with pytest.raises(ValueError, match="got one that changes texts"):
+        normalizing.encode_bytes(b"LARGE")
 
 
-def test_ids_that_are_no_tokens_are_refused() -> None:
+def test_unknown_ids_are_rejected() -> None:
     decoders: list[Callable[[Iterable[int]], object]] = [
         BPE.decode, BPE.decode_bytes, char_tokenizer(["abc"]).decode,
     ]  # fmt: skip
     for decode in decoders:
         for wrong in (280, -1, 2**32 + 1):
-            with pytest.raises(ValueError, match=rf"ids \[{wrong}\] are no tokens; .* from 0 to"):
+            with pytest.raises(ValueError, match=rf"ids: got \[{wrong}\]; .* from 0 to"):
                 decode([0, wrong])
-    # A vocabulary may have holes.
+    # A vocabulary may skip ids.
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 2}, merges=[]))
     inner.decoder = tokenizers.decoders.Fuse()
     assert Tokenizer(inner).decode([2, 0]) == "ba"
     assert Tokenizer(inner).token_byte_lengths.tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match=r"ids \[1\] are no tokens"):
+    with pytest.raises(ValueError, match=r"ids: got \[1\]"):
         Tokenizer(inner).decode([1])
 
 
@@ -112,7 +112,7 @@ def test_ids_of_bytes_are_their_values_and_special_tokens_follow() -> None:
     assert BYTES.encode(EOT + WORDS * 30) == list((EOT + WORDS * 30).encode())
 
 
-def test_texts_come_one_by_one_with_the_ids_that_each_has_alone(tmp_path: Path) -> None:
+def test_encode_iterable_gives_the_ids_of_each_text_alone(tmp_path: Path) -> None:
     BPE.save(tmp_path / "tokenizer.json")
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     texts = ["", "a", WORDS, WORDS * 40, "", "x" * 50_000, *PLACES[2:], "last"]
@@ -142,7 +142,7 @@ def test_an_endless_stream_is_encoded_in_bounded_memory() -> None:
 
 @given(st.text(min_size=1), st.data())
 @settings(deadline=None)
-def test_characters_seen_come_back_exactly(text: str, data: st.DataObject) -> None:
+def test_known_characters_round_trip(text: str, data: st.DataObject) -> None:
     tokenizer = char_tokenizer([text, text[::-1]])
     other = data.draw(st.text(st.sampled_from(sorted(set(text)))))
     ids = tokenizer.encode(other)
@@ -151,12 +151,12 @@ def test_characters_seen_come_back_exactly(text: str, data: st.DataObject) -> No
     assert tokenizer.token_byte_lengths[ids].sum() == len(other.encode("utf-8"))
 
 
-def test_characters_have_nanogpt_ids_and_the_unseen_are_refused_by_name() -> None:
+def test_characters_have_nanogpt_ids_and_unknown_ones_are_named() -> None:
     tokenizer = char_tokenizer(["ba", "dc"], special_tokens=(EOT,))
     assert tokenizer.encode("abcd") == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"got the characters 'é' \(U\+00E9\), '🙂' \(U\+1F642\);"):
         tokenizer.encode("aéb🙂é")
-    # A text that spells a special token is text: here, letters never seen.
+    # The name of a special token is text, here of unknown characters.
     with pytest.raises(ValueError, match="'<'"):
         tokenizer.encode_batch(["abcd", "<unk>"])
     with pytest.raises(ValueError, match="'é'"):
@@ -167,13 +167,13 @@ def test_characters_have_nanogpt_ids_and_the_unseen_are_refused_by_name() -> Non
     assert tokenizer.vocab_size == 6
 
 
-def test_an_empty_prompt_begins_with_a_newline_or_the_first_token() -> None:
+def test_empty_prompt_is_a_newline_or_the_first_token() -> None:
     assert char_tokenizer(["ab"]).encode_prompt("") == [0]
     lines = char_tokenizer(["a\t\nb"])
     assert lines.encode_prompt("") == lines.encode("\n") == [1]
 
 
-def test_prompts_begin_like_documents_here_and_in_other_libraries(tmp_path: Path) -> None:
+def test_prompts_start_with_end_of_text_here_and_in_other_libraries(tmp_path: Path) -> None:
     byte = byte_tokenizer()
     assert byte.encode_prompt("ab") == [byte.eot_id, 97, 98]
     assert byte.encode_prompt("") == [byte.eot_id]
@@ -197,11 +197,11 @@ def test_special_tokens_in_text_are_text_unless_allowed() -> None:
     assert allowed == [*BPE.encode("one"), 0, *BPE.encode("two")]
     assert BPE.decode(allowed) == text
     assert BPE.encode_batch([text, "two"]) == [BPE.encode(text), BPE.encode("two")]
-    with pytest.raises(ValueError, match=r"did you mean '<\|endoftext\|>'"):
+    with pytest.raises(ValueError, match=r"did you mean <\|endoftext\|>"):
         BPE.encode(text, allowed_special=["<|endoftex|>"])
 
 
-def test_a_lone_surrogate_is_a_clear_error() -> None:
+def test_lone_surrogate_is_rejected() -> None:
     with pytest.raises(ValueError, match="lone surrogate"):
         BPE.encode("a\ud800b")
     with pytest.raises(ValueError, match="lone surrogate"):
@@ -231,26 +231,26 @@ def test_another_process_gets_the_same_tokenizer() -> None:
 
 
 def test_special_tokens_are_never_text() -> None:
-    """Else a text that spells them would turn into them unasked."""
+    """A special token equal to a text token would be produced by ordinary text."""
     makers: list[Callable[[list[str]], Tokenizer]] = [
         lambda names: train_bpe([WORDS], 280, names),
         byte_tokenizer,
         lambda names: char_tokenizer([WORDS], names),
     ]
     for make in makers:
-        with pytest.raises(ValueError, match=r"'a' is also a token of text.*'<\|a\|>'"):
+        with pytest.raises(ValueError, match=r"'a', which is also a token of text.*'<\|a\|>'"):
             make(["a"])
-        with pytest.raises(ValueError, match=r"has no name[^\0]*'<x>' is given 2 times"):
+        with pytest.raises(ValueError, match=r"got ''; expected a name[^\0]*'<x>' 2 times"):
             make(["<x>", "", "<x>"])
         assert make(["<x>"]).decode(make(["<x>"]).encode("<x>", ["<x>"])) == "<x>"
-    with pytest.raises(ValueError, match="'at' is also a token of text"):
+    with pytest.raises(ValueError, match="'at', which is also a token of text"):
         makers[0](["at"])
-    with pytest.raises(ValueError, match="'<unk>' is given 2 times"):
+    with pytest.raises(ValueError, match="'<unk>' 2 times"):
         char_tokenizer(["abc"], ["<unk>"])
 
 
 def _words(tokenizer: Tokenizer, text: str) -> str:
-    """Write a bar before each token that starts a word, a dot before one that goes on."""
+    """Mark each token that starts a word with a bar, each continuation with a dot."""
     marks = {True: "|", False: "·"}
     return "".join(
         marks[bool(tokenizer.starts_word[i])] + tokenizer.decode([i])
@@ -258,17 +258,17 @@ def _words(tokenizer: Tokenizer, text: str) -> str:
     )
 
 
-def test_a_token_that_goes_on_with_letters_starts_no_word() -> None:
+def test_continuation_tokens_start_no_word() -> None:
     assert _words(BPE, "the hats, sat") == "·the| ·hat·s|,| sat"
     assert _words(BPE, f"a\n\nb{EOT}") == f"·a|\n|\n·b|{EOT}"
     characters = char_tokenizer(["ab é日本कि7,.\n_"], [EOT])
     assert _words(characters, f"ab éa7, b.\na_{EOT}") == f"·a·b| ·é·a·7|,| ·b|.|\n·a|_|{EOT}"
     assert _words(characters, "कि日本") == "·क·ि|日|本"
     assert _words(BYTES, "a b") == "·a| ·b"
-    # Of a character in pieces only the first may start a word: here "é", "日", "🙂".
+    # Of an incomplete character only the first token may start a word: here "é", "日", "🙂".
     starts = {text: BYTES.starts_word[list(text.encode())].tolist() for text in "é日🙂"}
     assert starts == {"é": [0, 0], "日": [1, 0, 0], "🙂": [0, 0, 0, 0]}
-    # A special token is a word and no text, however it is called.
+    # A special token is a word, whatever its name.
     named = byte_tokenizer(["mask"])
     assert named.starts_word[256]
     assert named.token_byte_lengths[255:].tolist() == [1, 0]
@@ -276,7 +276,7 @@ def test_a_token_that_goes_on_with_letters_starts_no_word() -> None:
         BPE.starts_word[0] = False
 
 
-def test_a_word_piece_vocabulary_marks_what_goes_on() -> None:
+def test_word_piece_vocabulary_marks_continuations() -> None:
     vocabulary = {"[UNK]": 0, "play": 1, "##ing": 2, "##": 3}
     model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")  # noqa: S106  not a secret
     inner = tokenizers.Tokenizer(model)
@@ -293,7 +293,7 @@ def test_truncation_and_padding_in_a_file_do_not_change_documents(tmp_path: Path
     assert Tokenizer.load(tmp_path).encode_batch([WORDS, "a"]) == BPE.encode_batch([WORDS, "a"])
 
 
-def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+def test_invalid_tokenizer_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no tokenizer here"):
         Tokenizer.load(tmp_path)
     with pytest.raises(ValueError, match="no such file or folder"):
@@ -303,7 +303,7 @@ def test_what_is_no_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_bytes_are_not_guessed_for_tokenizers_that_have_none() -> None:
+def test_byte_lengths_need_a_byte_or_character_tokenizer() -> None:
     word_piece = tokenizers.Tokenizer(tokenizers.models.WordPiece({"a": 0}, unk_token="a"))  # noqa: S106  not a secret
     word_piece.decoder = tokenizers.decoders.WordPiece()
     with pytest.raises(ValueError, match="byte-level or character"):
@@ -335,19 +335,19 @@ def test_gpt2_files_under_either_name_give_one_tokenizer(tmp_path: Path) -> None
     st.integers(1, 12),
 )
 @settings(max_examples=300, deadline=None)
-def test_pieces_have_the_tokens_of_the_whole(parts: list[str], size: int) -> None:
+def test_segments_have_the_tokens_of_the_whole_text(parts: list[str], size: int) -> None:
     text = "".join(parts)
     pieces = list(split_at_token_boundaries(text, size))
     assert "".join(pieces) == text
     assert [i for ids in BPE.encode_batch(pieces) for i in ids] == BPE.encode(text)
 
 
-def test_bpe_depends_on_the_documents_alone() -> None:
+def test_bpe_depends_on_the_documents_only() -> None:
     documents = [WORDS[i : i + 80] for i in range(0, len(WORDS), 80)]
     expected = train_bpe(documents, 275).fingerprint
     assert train_bpe(iter(documents), 275).fingerprint == expected
     assert train_bpe(documents[::-1], 275).fingerprint == expected
-    # One document longer than a piece is not cut where it would change words.
+    # A document longer than a segment is not split inside a word.
     long = WORDS * 100
     assert len(list(split_at_token_boundaries(long))) > 1
     inner = tokenizers.ByteLevelBPETokenizer()
@@ -355,7 +355,7 @@ def test_bpe_depends_on_the_documents_alone() -> None:
     assert train_bpe([long], 280).encode(WORDS) == inner.encode(WORDS).ids
 
 
-def test_bpe_depends_on_no_number_of_threads() -> None:
+def test_bpe_is_independent_of_the_number_of_threads() -> None:
     code = (
         "from tjx_data import train_bpe\n"
         "texts = [f'{n % 97} apples and {n % 89} pears cost {n}\\n' for n in range(3000)]\n"
@@ -374,7 +374,7 @@ def test_bpe_depends_on_no_number_of_threads() -> None:
 @pytest.mark.parametrize(
     "train", [lambda texts: train_bpe(texts, 270), char_tokenizer], ids=["bpe", "characters"]
 )
-def test_a_corpus_is_never_in_memory_as_a_whole(
+def test_corpus_is_streamed_through_memory(
     train: Callable[[Iterable[str]], Tokenizer],
 ) -> None:
     tracemalloc.start()
@@ -385,22 +385,22 @@ def test_a_corpus_is_never_in_memory_as_a_whole(
     assert peak < 500_000
 
 
-def test_training_tells_how_far_it_is() -> None:
+def test_training_reports_progress() -> None:
     stages: list[Stage] = []
     train_bpe(["the cat", " the été"], 257, progress=stages.append)
     assert stages == [Stage("train tokenizer", 7), Stage("train tokenizer", 17)]
 
 
-def test_bpe_says_when_it_cannot_reach_the_size() -> None:
-    with pytest.raises(ValueError, match=r"vocab_size=256 .* at least 257"):
+def test_unreachable_vocab_size_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"vocab_size: got 256; expected at least 257"):
         train_bpe([WORDS], 256)
-    with pytest.raises(ValueError, match=r"vocab_size=5000 .* give (\d+) tokens"):
+    with pytest.raises(ValueError, match=r"vocab_size: got 5000; expected at most (\d+)"):
         train_bpe([WORDS], 5000)
     assert train_bpe(["the the"], 257).vocab_size == 257
 
 
 @pytest.mark.skipif("TJX_TEST_DATA" not in os.environ, reason="TJX_TEST_DATA is not set")
-def test_gpt2_ids_are_the_published_ones() -> None:
+def test_gpt2_ids_match_the_published_counts() -> None:
     data = Path(os.environ["TJX_TEST_DATA"])
     gpt2 = Tokenizer.load(data / "gpt2")
     assert gpt2.vocab_size == 50257

@@ -1,4 +1,4 @@
-"""GPT-2's ids are tiktoken's, on every text file there is and on hard strings.
+"""Golden ids: GPT-2's tokenizer equals tiktoken on text files and difficult strings.
 
 `tools/golden/make_tiktoken_golden.py` wrote the golden file; the vocabulary and the texts lie where
 TJX_TEST_DATA says.
@@ -67,11 +67,11 @@ def test_hard_strings_have_tiktokens_ids(string: dict[str, Any]) -> None:
 
 @given(st.lists(st.binary(max_size=8) | st.text(max_size=8).map(str.encode)).map(b"".join))
 @settings(max_examples=100, deadline=None)
-def test_any_bytes_come_back_exactly(data: bytes) -> None:
+def test_golden_vocabulary_round_trips_any_bytes(data: bytes) -> None:
     assert _gpt2().decode_bytes(_gpt2().encode_bytes(data)) == data
 
 
-def test_saving_changes_nothing(tmp_path: Path) -> None:
+def test_golden_vocabulary_survives_saving(tmp_path: Path) -> None:
     _gpt2().save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path)
     assert loaded.fingerprint == _gpt2().fingerprint

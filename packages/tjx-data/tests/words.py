@@ -1,4 +1,4 @@
-"""Two megabytes of documents of words, the same each time, and a program that prepares them."""
+"""Program that prepares two megabytes of deterministic documents."""
 
 import random
 import sys
@@ -8,14 +8,14 @@ from pathlib import Path
 from tjx_data.corpora import documents
 from tjx_data.corpora.documents import Documents
 from tjx_data.prepared.prepare import prepare
-from tjx_data.tokenization.characters import char_tokenizer
+from tjx_data.tokenization.builders import char_tokenizer
 
 TOKENIZER = char_tokenizer(["abcdefghijklmnopqrstuvwxyz \n."], special_tokens=("<|endoftext|>",))
 SHARD_TOKENS = 300_000
 
 
 def corpus() -> Documents:
-    """Make the documents."""
+    """Return the documents."""
     draws = random.Random(0)  # noqa: S311  words, not secrets
     words = ["".join(draws.choices("abcdefghij", k=draws.randint(1, 9))) for _ in range(500)]
     texts = [" ".join(draws.choices(words, k=draws.randint(1, 600))) for _ in range(1200)]
@@ -23,7 +23,7 @@ def corpus() -> Documents:
 
 
 def prepare_words(directory: Path) -> None:
-    """Prepare them in this process."""
+    """Prepare the documents in this process."""
     with ThreadPoolExecutor(1) as one:
         prepare(corpus(), TOKENIZER, directory, shard_tokens=SHARD_TOKENS, executor=one)
 

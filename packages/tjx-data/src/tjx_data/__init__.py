@@ -1,7 +1,7 @@
-"""From any text to an exact, resumable stream of token batches.
+"""Text data for language models: from documents to exact, resumable batches of tokens.
 
-Documents come from a named corpus or from files, become tokens in shards beside an index that
-holds their hashes, and are read as batches that are a pure function of (seed, step).
+Documents from a named corpus or local files are tokenized into shards with a hashed index. Loaders
+read them as batches that are a pure function of (seed, step).
 """
 
 import lazy_loader

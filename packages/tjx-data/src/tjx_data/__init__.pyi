@@ -1,3 +1,4 @@
+from .cache import default_cache_dir as default_cache_dir
 from .config import DataConfig as DataConfig
 from .corpora.documents import Documents as Documents
 from .corpora.documents import Malformed as Malformed
@@ -25,7 +26,6 @@ from .loading.span_corruption import SpanLoader as SpanLoader
 from .loading.stream import StreamLoader as StreamLoader
 from .loading.token_loader import TokenLoader as TokenLoader
 from .loading.token_loader import batch_bytes as batch_bytes
-from .prepared.dataset_cache import default_cache_dir as default_cache_dir
 from .prepared.dataset_cache import find_problems as find_problems
 from .prepared.dataset_cache import open_or_prepare as open_or_prepare
 from .prepared.dataset_cache import open_sets as open_sets
@@ -34,9 +34,9 @@ from .prepared.index import read_index as read_index
 from .prepared.inspection import describe as describe
 from .prepared.inspection import verify as verify
 from .prepared.prepare import prepare as prepare
-from .tokenization.bpe import train_bpe as train_bpe
-from .tokenization.byte_level import byte_tokenizer as byte_tokenizer
-from .tokenization.characters import char_tokenizer as char_tokenizer
+from .tokenization.builders import byte_tokenizer as byte_tokenizer
+from .tokenization.builders import char_tokenizer as char_tokenizer
+from .tokenization.builders import train_bpe as train_bpe
 from .tokenization.tokenizer import Tokenizer as Tokenizer
 
 __version__: str

@@ -1,4 +1,4 @@
-"""Where prepared data is kept, and how two processes take turns in making it."""
+"""Cache folder of prepared data, and file locks between processes."""
 
 import fcntl
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """Return ``$XDG_CACHE_HOME/tjx/data``, or ``~/.cache/tjx/data`` where that is not set."""
+    """Return ``$XDG_CACHE_HOME/tjx/data``, or ``~/.cache/tjx/data`` if the variable is not set."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "tjx" / "data"
 
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, waiting for it; a process that dies gives it back."""
+    """Hold an exclusive lock on a file; blocks until it is free. The end of a process frees it."""
     with file.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,65 +1,77 @@
-"""The choices that turn text into batches of tokens."""
+"""Configuration of training data: corpus, tokenizer, holdout and rows."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.corpora.documents import Holdout
-from tjx_data.corpora.registry import CORPORA, OTHER_DATA, find_corpus, held_out_splits, is_corpus
+from tjx_data.corpora.registry import (
+    CORPORA,
+    OTHER_DATA,
+    find_corpus,
+    held_out_splits,
+    is_corpus,
+)
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What text to train on, and how it becomes batches of tokens.
+    """Settings that determine the training and validation data.
 
     Attributes
     ----------
     corpus : str
         Name of a corpus (python-docs needs no network), or of one of its official splits, such as
-        wikitext-103:test; text in path is taken in its place. Data for other models than of text:
-        mnist and images (path says where), byte-reversal.
+        wikitext-103:test; ignored if path is set. For models without text input: mnist and images
+        (path is their location), byte-reversal.
     path : str or None
-        Files of your own: one, a pattern such as 'books/*.txt', or several with commas between.
-        Text (UTF-8), .jsonl, .parquet; each but the last also as .gz or .zst.
+        Local text files: one, a pattern such as 'books/*.txt', or several separated by commas.
+        UTF-8 text, .jsonl or .parquet; all but .parquet also with .gz or .zst.
     text_field : str
-        Where the text is in records of .jsonl and .parquet.
+        Field of the text in records of .jsonl and .parquet.
     mixture : str or None
-        Several corpora or paths with weights, such as 'fineweb-edu=0.8,books/*.txt=0.2'; taken in
-        the place of corpus and path.
+        Several corpora or paths with weights, such as 'fineweb-edu=0.8,books/*.txt=0.2'; replaces
+        corpus and path.
     seq_len : int
-        Tokens in a row of a batch; with byte-reversal the bytes of the longest string.
+        Tokens per row; with byte-reversal the bytes of the longest string.
     packing : str
-        What a row holds: windows (a stretch of the text, wherever documents end) or documents
-        (whole ones that see nothing of each other).
+        Content of a row: windows (consecutive tokens, across document borders) or documents (whole
+        documents that do not attend to each other).
     windows : str
-        Where windows start: shifted (each epoch reads every token, cut at another place), random
-        (each window independently, as in nanoGPT) or aligned (as runs of tjx 0.1, which resume with
-        it: at nearly the same places in each epoch).
+        Start of windows: shifted (each epoch reads every token, cut at a new random offset), random
+        (independent windows, as in nanoGPT) or aligned (nearly the same windows in each epoch; to
+        resume runs of tjx 0.1).
     whole_words : bool
-        Whether a masked language model has words masked as a whole.
+        For masked language models: mask whole words.
     resize : bool
-        Whether images are scaled to the model's size; else they must have it.
+        Resize images to the size of the model; without it they must have that size.
     augment : Augmentation
-        What is done to images that are trained on.
+        Random changes of training images.
     tokenizer : str
-        bpe (learnt from the training text), char, byte, gpt2 (from the hub), a tokenizer.json, a
-        folder that holds a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others.
+        bpe (trained on the training text), char, byte, gpt2 (from the hub), a tokenizer.json, a
+        folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others.
     vocab_size : int
-        Tokens in the vocabulary that bpe learns; other tokenizers bring their own.
+        Vocabulary size of bpe; ignored with other tokenizers.
     holdout : str
-        What is held out for validation: official (the corpus's own validation split), documents
-        (chosen by their hash), tail (the end of the text, for a corpus that is one long document),
-        or auto: official for corpora that have it, documents for all other text.
+        Validation split: official (that of the corpus), documents (by the hash of each document),
+        tail (the end of the text, for a corpus of one long document), or auto: official where the
+        corpus has one, documents for all other text.
     holdout_fraction : float
-        Share of the text that is held out, between 0 and 1; without meaning for official.
+        Share of the text that is held out, between 0 and 1; ignored with official.
     strict : bool
-        Whether a malformed record ends preparing; else it is counted, listed and left out.
+        Fail at a malformed record; by default it is counted, listed and left out.
     verify : bool
-        Whether all hashes of the prepared data are compared before training, at about 1.5 GB a
-        second and core; else sizes and headers alone.
+        Compare all hashes of the prepared data before training, at about 1.5 GB/s per core; without
+        it only sizes and headers.
     cache_dir : str or None
-        Folder for prepared data; None is tjx/data in the user's cache folder.
+        Folder of prepared data; None is tjx/data in the user's cache folder.
+
+    Raises
+    ------
+    ConfigError
+        With every invalid value.
     """
 
     corpus: str = "python-docs"
@@ -81,68 +93,70 @@ class DataConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        problems = []
+        problems: list[Problem] = []
         if self.corpus not in OTHER_DATA:
             try:
                 find_corpus(self.corpus)
             except ValueError as error:
-                problems.append(str(error))
+                problems += problems_of(error)
         if self.path is not None and not self.path:
-            problems.append("path='' is empty; give a file or a pattern, or leave it out")
+            problems.append(Problem("path", "got ''; expected a file or a pattern; leave it out"))
         if self.mixture is not None:
-            problems += _mixture_problems(self.mixture)
-        if self.packing not in ("windows", "documents"):
-            problems.append(f"packing={self.packing!r} is unknown; choose windows or documents")
-        if self.windows not in ("shifted", "random", "aligned"):
-            problems.append(f"windows={self.windows!r} is unknown; choose shifted, random, aligned")
+            problems += _validate_mixture(self.mixture)
+        for name, allowed in (
+            ("packing", ("windows", "documents")),
+            ("windows", ("shifted", "random", "aligned")),
+            ("holdout", ("auto", *get_args(Holdout))),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                message = f"got {value!r}; expected one of {', '.join(allowed)}"
+                problems.append(Problem(name, message))
         if self.packing == "documents" and self.windows == "random":
-            problems.append(
-                "windows='random' is for packing='windows'; leave it out to pack whole documents"
-            )
+            message = "got 'random'; expected another order with packing='documents'; leave it out"
+            problems.append(Problem("windows", message, ("packing",)))
         if not self.text_field:
-            problems.append("text_field='' is empty; give the name of the field with the text")
+            problems.append(Problem("text_field", "got ''; expected the name of a field"))
         if self.seq_len < 1:
-            problems.append(f"seq_len={self.seq_len} is too small; a row needs at least 1 token")
+            problems.append(Problem("seq_len", f"got {self.seq_len}; expected at least 1"))
         if not self.tokenizer:
-            problems.append("tokenizer='' is empty; choose bpe, char, byte, gpt2, auto or a path")
+            message = "got ''; expected bpe, char, byte, gpt2, auto or a path"
+            problems.append(Problem("tokenizer", message))
         if self.tokenizer_kind == "bpe" and self.vocab_size < 257:
-            problems.append(
-                f"vocab_size={self.vocab_size} is too small; bpe needs at least 257 (256 bytes and "
-                "the end of a document)"
+            message = (
+                f"got {self.vocab_size}; expected at least 257 with tokenizer bpe (256 bytes and "
+                "the end-of-text token)"
             )
-        if self.holdout not in ("auto", *get_args(Holdout)):
-            problems.append(
-                f"holdout={self.holdout!r} is unknown; choose auto, documents, tail or official"
-            )
-        elif self.holdout == "official" and not problems:
+            problems.append(Problem("vocab_size", message, ("tokenizer",)))
+        if self.holdout == "official" and not problems:
             problems += [
-                f"holdout='official': {name!r} has no official validation split; choose auto, "
-                "documents or tail"
+                Problem(
+                    "holdout",
+                    f"got 'official'; {name!r} has no official validation split; choose auto, "
+                    "documents or tail",
+                )
                 for name in self.weights
                 if not self._has_official(name)
             ]
         if not 0 < self.holdout_fraction < 1:
-            problems.append(
-                f"holdout_fraction={self.holdout_fraction} is not a share; choose a number "
-                "between 0 and 1, such as 0.1"
-            )
+            message = f"got {self.holdout_fraction}; expected a number between 0 and 1, such as 0.1"
+            problems.append(Problem("holdout_fraction", message))
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Corpora and paths to train on, with the weight of each."""
+        """Weight of each corpus and path to train on."""
         if self.mixture is None:
             return {self.path or self.corpus: 1.0}
-        found, _ = _read_mixture(self.mixture)
+        found, _ = _parse_mixture(self.mixture)
         return found
 
     def is_path(self, name: str) -> bool:
-        """Tell whether a name of `weights` is a path, and not a corpus."""
+        """Return whether a name in `weights` is a path; else it is a corpus."""
         return not is_corpus(name) if self.mixture is not None else self.path is not None
 
     def holdout_of(self, name: str) -> Holdout:
-        """Return how validation is split off a corpus or path of `weights`, ``auto`` resolved."""
+        """Return the holdout of a corpus or path in `weights`, with ``auto`` resolved."""
         if self.holdout != "auto":
             return self.holdout
         return "official" if self._has_official(name) else "documents"
@@ -164,35 +178,36 @@ class DataConfig:
         return kinds.pop() if len(kinds) == 1 else "bpe"
 
 
-def _read_mixture(mixture: str) -> tuple[dict[str, float], list[str]]:
-    """Return the weights, and a line for each entry that is none."""
+def _parse_mixture(mixture: str) -> tuple[dict[str, float], list[Problem]]:
+    """Return the weights of a mixture, and a problem for each invalid entry."""
     found: dict[str, float] = {}
     problems = []
     for entry in mixture.split(","):
-        name, equals, weight = (piece.strip() for piece in entry.rpartition("="))
+        name, equals, weight = (part.strip() for part in entry.rpartition("="))
         try:
             number = float(weight)
         except ValueError:
             number = math.nan
         if not (equals and name and math.isfinite(number) and number > 0):
-            problems.append(
-                f"mixture: {entry!r} is not NAME=WEIGHT with a weight above 0; write such as "
+            message = (
+                f"got {entry!r}; expected NAME=WEIGHT with a weight above 0, such as "
                 "'fineweb-edu=0.8,books/*.txt=0.2'"
             )
+            problems.append(Problem("mixture", message))
         elif name in found:
-            problems.append(f"mixture: {name!r} is there twice; give it one weight")
+            problems.append(Problem("mixture", f"got {name!r} twice; expected one weight"))
         else:
             found[name] = number
     return found, problems
 
 
-def _mixture_problems(mixture: str) -> list[str]:
-    found, problems = _read_mixture(mixture)
+def _validate_mixture(mixture: str) -> list[Problem]:
+    found, problems = _parse_mixture(mixture)
     for name in found:
-        # What looks like a path is one; the files are looked for later.
+        # Names that look like paths are checked when the files are opened.
         if is_corpus(name) or not any(mark in name for mark in "/.*\\"):
             try:
                 find_corpus(name)
             except ValueError as error:
-                problems.append(f"mixture: {error}")
+                problems += [Problem("mixture", each.message) for each in problems_of(error)]
     return problems

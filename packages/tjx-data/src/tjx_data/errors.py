@@ -1,8 +1,9 @@
-"""What a caller may want to tell from a mistake: prepared data that cannot be read as they were."""
+"""Exceptions that callers handle differently from mistakes in arguments."""
 
 
 class DataError(ValueError):
-    """A file of prepared data is missing, unreadable, truncated or damaged; the message names it.
+    """A file of a prepared set is missing, unreadable, truncated or damaged.
 
-    What was asked for was right, and may be again when the file is back.
+    The message names the file. The arguments of the call were valid: it can succeed after the file
+    is restored.
     """

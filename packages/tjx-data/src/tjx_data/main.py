@@ -1,6 +1,5 @@
-"""The command ``tjx-data``: prepare text for training, and look at what was prepared."""
+"""Command ``tjx-data``: prepare text for training, and inspect prepared sets."""
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -8,34 +7,43 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
+from tjx_core import CommandParser
 from tjx_data.config import DataConfig
 from tjx_data.corpora.documents import Stage
 from tjx_data.corpora.registry import CORPORA
 from tjx_data.prepared.dataset_cache import open_sets
 from tjx_data.prepared.inspection import describe, draw_lengths, verify
 
-_DASK_SECONDS = 10.0  # that a scheduler has to answer
+_DASK_TIMEOUT = 10.0  # seconds to connect to a scheduler
 
 _HELP = {
     "corpus": ", ".join(CORPORA),
-    "path": "files of your own: text, .jsonl, .parquet, each but the last also .gz or .zst",
-    "text_field": "where the text is in .jsonl and .parquet",
-    "mixture": "several: NAME_OR_PATH=WEIGHT,...",
-    "seq_len": "of the rows that --packing documents fills",
+    "path": "local files: text, .jsonl, .parquet, each but the last also .gz or .zst",
+    "text_field": "field of the text in .jsonl and .parquet",
+    "mixture": "several corpora: NAME_OR_PATH=WEIGHT,...",
+    "seq_len": "tokens per row with --packing documents",
     "packing": "windows or documents",
     "tokenizer": "bpe, char, byte, gpt2, auto, or a path",
-    "vocab_size": "of bpe",
+    "vocab_size": "vocabulary size of bpe",
     "holdout": "auto, official, documents or tail",
     "holdout_fraction": "share held out",
-    "strict": "a malformed record is an error",
-    "cache_dir": "folder for prepared sets",
+    "strict": "fail at a malformed record",
+    "cache_dir": "folder of prepared sets",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status (0, or 2 for a mistake of the user's)."""
-    parsed = _parser().parse_args(arguments)
+    """Run the command.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 2 after a usage error.
+    """
+    parser = _make_parser()
+    parsed = parser.parse_args(arguments)
     try:
         text = _prepare(parsed) if parsed.command == "prepare" else _inspect(parsed)
     except ValueError as error:
@@ -45,11 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tjx-data", description=__doc__)
+def _make_parser() -> CommandParser:
+    parser = CommandParser(prog="tjx-data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser(
-        "prepare", help="text to token shards", description="Turn a corpus into token shards."
+        "prepare", help="tokenize text", description="Tokenize a corpus into token shards."
     )
     for field in fields(DataConfig):
         if field.name not in _HELP:
@@ -62,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         prepare.add_argument(
             f"--{field.name}", type=kind, default=field.default, help=_HELP[field.name]
         )
-    prepare.add_argument("--dask", metavar="ADDRESS", help="of a Dask scheduler that does the work")
+    prepare.add_argument("--dask", metavar="ADDRESS", help="Dask scheduler that runs the work")
     inspect = commands.add_parser(
-        "inspect", help="what a prepared set holds", description="Show what a prepared set holds."
+        "inspect", help="describe a prepared set", description="Describe a prepared set."
     )
     inspect.add_argument("directory", type=Path)
     inspect.add_argument("--verify", action="store_true", help="compare all hashes")
@@ -73,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(parsed: argparse.Namespace) -> str:
+def _prepare(parsed: Any) -> str:
     config = DataConfig(**{name: getattr(parsed, name) for name in _HELP})
     with _dask(parsed.dask) as (executor, in_flight):
         sets = open_sets(config, executor=executor, in_flight=in_flight, progress=_ProgressLine())
@@ -82,7 +90,7 @@ def _prepare(parsed: argparse.Namespace) -> str:
 
 @contextmanager
 def _dask(address: str | None) -> Iterator[tuple[Executor | None, int | None]]:
-    """Connect to a Dask cluster, and find out how many parts keep it busy."""
+    """Connect to a Dask cluster; yield its executor and the number of parts to keep in flight."""
     if address is None:
         yield None, None
         return
@@ -91,10 +99,10 @@ def _dask(address: str | None) -> Iterator[tuple[Executor | None, int | None]]:
     except ImportError as error:
         raise ValueError("--dask needs the extra: pip install 'tjx-data[dask]'") from error
     try:
-        client = Client(address, timeout=_DASK_SECONDS)  # type: ignore[no-untyped-call]  # as distributed is
+        client = Client(address, timeout=_DASK_TIMEOUT)  # type: ignore[no-untyped-call]  # as distributed is
     except (OSError, TimeoutError, ValueError) as error:
         raise ValueError(
-            f"--dask {address}: no scheduler answers there ({error}); give the address that "
+            f"--dask: got {address}; no scheduler answers there ({error}); give the address that "
             "`dask scheduler` prints, such as tcp://HOST:8786"
         ) from error
     with client:
@@ -103,37 +111,37 @@ def _dask(address: str | None) -> Iterator[tuple[Executor | None, int | None]]:
 
 
 class _ProgressLine:
-    """Shows on a terminal how far a stage is; for others says when it begins."""
+    """Progress callback: one updated line on a terminal, else one line per stage."""
 
     def __init__(self) -> None:
         self._stage = ""
-        self._began = 0.0
+        self._start = 0.0
 
     def __call__(self, stage: Stage) -> None:
         if stage.name != self._stage:
-            self._stage, self._began = stage.name, time.monotonic()
+            self._stage, self._start = stage.name, time.monotonic()
             if not sys.stderr.isatty():
                 sys.stderr.write(f"{stage.name}\n")
         if not sys.stderr.isatty():
             return
-        of = "" if stage.total is None else f" of about {stage.total / 1e6:,.0f}"
+        total = "" if stage.total is None else f" of about {stage.total / 1e6:,.0f}"
         rate = ""
-        if stage.tokens and (seconds := time.monotonic() - self._began) > 0:
-            rate = f", {stage.tokens / seconds:,.0f} tokens a second"
-        line = f"{stage.name}: {stage.done / 1e6:,.1f}{of} MB of text{rate}"
+        if stage.tokens and (seconds := time.monotonic() - self._start) > 0:
+            rate = f", {stage.tokens / seconds:,.0f} tokens/s"
+        line = f"{stage.name}: {stage.done / 1e6:,.1f}{total} MB of text{rate}"
         sys.stderr.write(f"\r{line:<78}")
         if stage.done == stage.total:
             sys.stderr.write("\n")
 
 
-def _inspect(parsed: argparse.Namespace) -> str:
+def _inspect(parsed: Any) -> str:
     lines = [describe(parsed.directory, samples=parsed.samples)]
     if parsed.verify:
         verify(parsed.directory)
-        lines.append("all hashes are right")
+        lines.append("all hashes match the index")
     if parsed.picture is not None:
         draw_lengths(parsed.directory, parsed.picture)
-        lines.append(f"drawn: {parsed.picture}")
+        lines.append(f"wrote {parsed.picture}")
     return "\n".join(lines)
 
 

@@ -1,1 +1,1 @@
-"""Where text comes from: documents, by name or by path."""
+"""Corpora as documents: named corpora, local files and the Hugging Face hub."""

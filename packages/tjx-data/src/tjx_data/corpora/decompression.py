@@ -1,4 +1,4 @@
-"""The bytes of a file in blocks, whether it is compressed or not."""
+"""Reading of plain, gzip and zstd files as blocks of unpacked bytes."""
 
 import gzip
 import zlib
@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, Literal
 from tjx_data.bounded_io import check_unpacked
 
 BLOCK_BYTES = 1 << 20
-ZSTD_INPUT_BYTES = 1 << 12  # what one of them expands to is held in memory: 128 MiB at worst
+ZSTD_INPUT_BYTES = 1 << 12
+"""Packed bytes unpacked at once; they expand to at most 128 MiB in memory."""
 
 Compression = Literal["none", "gzip", "zstd"]
 
@@ -17,22 +18,26 @@ Compression = Literal["none", "gzip", "zstd"]
 def read_blocks(
     file: Path, compression: Compression, start: int = 0, end: int | None = None
 ) -> Iterator[bytes]:
-    """Yield the unpacked bytes of a file.
+    """Yield the unpacked bytes of a file in blocks.
 
     Parameters
     ----------
     file : Path
         The file.
     compression : {"none", "gzip", "zstd"}
-        How it is packed.
+        Its compression.
     start, end : int
-        The bytes to read, where it is not packed; None is its end.
+        Range of bytes to read; supported without compression only. None reads to the end.
+
+    Yields
+    ------
+    bytes
 
     Raises
     ------
     ValueError
-        If the file cannot be read, is damaged or cut short, unpacks to far more than text does, or
-        unpacking it needs an extra.
+        If the file is unreadable, damaged, truncated or a decompression bomb, or unpacking needs an
+        extra.
     """
     assert compression == "none" or (start == 0 and end is None)
     try:
@@ -46,15 +51,15 @@ def read_blocks(
                 check_unpacked(file, n_unpacked, n_packed)
                 yield block
     except EOFError as error:
-        raise ValueError(_cut_short(file)) from error
+        raise ValueError(_truncated(file)) from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{file}: not gzip, or damaged: {error}") from error
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def _cut_short(file: Path) -> str:
-    return f"{file}: is cut short; fetch or pack it again"
+def _truncated(file: Path) -> str:
+    return f"{file}: truncated; download or pack it again"
 
 
 def _plain(file: Path, stream: BinaryIO, start: int, end: int | None) -> Iterator[bytes]:
@@ -67,7 +72,7 @@ def _plain(file: Path, stream: BinaryIO, start: int, end: int | None) -> Iterato
         yield block
         left = None if left is None else left - len(block)
     if left:
-        raise ValueError(_cut_short(file))
+        raise ValueError(_truncated(file))
 
 
 def _gunzip(stream: BinaryIO) -> Iterator[bytes]:
@@ -77,12 +82,12 @@ def _gunzip(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _unzstd(file: Path, stream: BinaryIO) -> Iterator[bytes]:
-    """Unpack frame by frame: the library's own reader takes a frame cut short for a whole one."""
+    """Unpack frame by frame, since the library's own reader accepts a truncated frame."""
     try:
         import zstandard
     except ImportError as error:
         raise ValueError(f"{file}: reading zstd needs: pip install 'tjx-data[zstd]'") from error
-    # Files packed with --long need windows as large as 2 GiB.
+    # Files packed with --long need windows of up to 2 GiB.
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame: Any = None
     try:
@@ -96,4 +101,4 @@ def _unzstd(file: Path, stream: BinaryIO) -> Iterator[bytes]:
     except zstandard.ZstdError as error:
         raise ValueError(f"{file}: not zstd, or damaged: {error}") from error
     if frame is not None:
-        raise ValueError(_cut_short(file))
+        raise ValueError(_truncated(file))

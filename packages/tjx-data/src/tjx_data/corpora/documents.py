@@ -1,4 +1,4 @@
-"""A corpus seen as documents in parts: a source that can be read again and again, by anybody."""
+"""Documents of a corpus in re-readable parts, and their division into splits."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,22 +8,23 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 Holdout = Literal["documents", "tail", "official"]
 SplitName = Literal["train", "validation"]
 
-PART_CHARACTERS = 1 << 21  # about as many in a part that is cut here
+PART_CHARACTERS = 1 << 21
+"""Approximate size of the parts made by `cut_into_parts`."""
 
 
 class Stage(NamedTuple):
-    """How far something is that takes long.
+    """Progress of a long operation.
 
     Attributes
     ----------
     name : str
-        What is being done: ``train tokenizer``, ``write shards``.
+        The operation: ``train tokenizer`` or ``write shards``.
     done : int
-        Bytes of text done so far.
+        Bytes of text finished.
     total : int or None
-        Bytes there are in all, about; None is not known.
+        Approximate number of bytes in total; None if unknown.
     tokens : int or None
-        Tokens made so far, where tokens are made.
+        Tokens made so far, for operations that make tokens.
     """
 
     name: str
@@ -33,19 +34,20 @@ class Stage(NamedTuple):
 
 
 Progress = Callable[[Stage], None]
+"""Progress callback."""
 
 
 class Malformed(NamedTuple):
-    """A record that holds no document.
+    """A record without a document.
 
     Attributes
     ----------
     file : str
-        Where it lies.
+        File of the record.
     line : int
-        Which line of the file, or row, counted from 1.
+        Line or row in the file, from 1.
     reason : str
-        What is wrong with it.
+        Description of the error.
     """
 
     file: str
@@ -55,25 +57,25 @@ class Malformed(NamedTuple):
 
 @runtime_checkable
 class Part(Protocol):
-    """A stretch of a corpus that a process reads by itself; it can be pickled."""
+    """A contiguous part of a corpus that a worker process reads independently; picklable."""
 
     @property
     def identity(self) -> str:
-        """Another string for other documents."""
+        """A string that differs for parts with other documents."""
 
     def read(self) -> Iterator[str | Malformed]:
-        """Yield the documents, always the same ones in the same order."""
+        """Yield the documents, the same ones in the same order on every call."""
 
 
 @dataclass(frozen=True)
 class InMemoryPart:
-    """A part that carries its documents with it."""
+    """A part that holds its documents."""
 
     documents: tuple[str | Malformed, ...]
 
     @property
     def identity(self) -> str:
-        """The hash of the documents, lengths included."""
+        """SHA-256 of the documents and their lengths."""
         hasher = hashlib.sha256()
         for document in self.documents:
             text = document if isinstance(document, str) else repr(document)
@@ -86,8 +88,8 @@ class InMemoryPart:
         return iter(self.documents)
 
 
-def cut(documents: Iterable[str | Malformed]) -> Iterator[InMemoryPart]:
-    """Cut documents, as they come, into parts of about `PART_CHARACTERS`."""
+def cut_into_parts(documents: Iterable[str | Malformed]) -> Iterator[InMemoryPart]:
+    """Group consecutive documents into parts of about `PART_CHARACTERS`, lazily."""
     found: list[str | Malformed] = []
     n_characters = 0
     for document in documents:
@@ -102,18 +104,18 @@ def cut(documents: Iterable[str | Malformed]) -> Iterator[InMemoryPart]:
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents that can be read more than once, with a description of where they come from.
+    """Re-readable documents with a description of their source.
 
     Attributes
     ----------
     source : Mapping[str, str]
-        Where the text comes from; it is kept in the index of what is prepared from it.
+        Description of the source, stored in the index of sets prepared from it.
     parts : Callable[[], Iterable[Part]]
-        Starts a new pass over the parts, always the same ones in the same order.
+        Starts a new pass over the parts, the same ones in the same order on every call.
     n_bytes : int or None
-        Bytes of text in all, about; None is not known.
+        Approximate number of bytes of text; None if unknown.
     held_out : Callable or None
-        As `parts`, for the corpus's official validation split; None where it was not opened.
+        As `parts`, for the official validation split of the corpus; None if it was not opened.
 
     Examples
     --------
@@ -134,28 +136,28 @@ class Documents:
         source: Mapping[str, str],
         n_bytes: int | None = None,
     ) -> "Documents":
-        """Return documents that this process reads, whoever works on them.
+        """Return documents that are read in this process and passed to workers by value.
 
         Parameters
         ----------
         read : Callable
-            Starts a new pass over them.
+            Starts a new pass over the documents.
         source, n_bytes
             As of the class.
         """
-        return cls(source, lambda: cut(read()), n_bytes)
+        return cls(source, lambda: cut_into_parts(read()), n_bytes)
 
     def __iter__(self) -> Iterator[str]:
-        return _texts_of(self.parts())
+        return _texts(self.parts())
 
     def with_held_out(self) -> Iterator[str]:
-        """Yield the documents, then those of the official validation split."""
+        """Yield all documents, then those of the official validation split."""
         yield from self
         if self.held_out is not None:
-            yield from _texts_of(self.held_out())
+            yield from _texts(self.held_out())
 
 
-def _texts_of(parts: Iterable[Part]) -> Iterator[str]:
+def _texts(parts: Iterable[Part]) -> Iterator[str]:
     for part in parts:
         for document in part.read():
             if isinstance(document, str):
@@ -163,33 +165,40 @@ def _texts_of(parts: Iterable[Part]) -> Iterator[str]:
 
 
 def is_empty(text: str) -> bool:
-    """Tell whether a document holds nothing but white space."""
+    """Return whether a document consists of white space only."""
     return not text or text.isspace()
 
 
 def assign_split(text: str, holdout_fraction: float) -> SplitName:
     """Return the split of a document by its hash.
 
-    Equal documents share a side, and the order of the corpus does not matter.
+    Equal documents get the same split, independent of the order of the corpus.
+
+    Parameters
+    ----------
+    text : str
+        The document.
+    holdout_fraction : float
+        Probability of "validation".
     """
-    # A document with lone surrogates still has a side; the tokenizer says what is wrong with it.
+    # A document with lone surrogates gets a split too; the tokenizer raises the error.
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
     number = int.from_bytes(digest[:8], "big")
     return "validation" if number < holdout_fraction * 2**64 else "train"
 
 
-def border(n_characters: int, holdout_fraction: float) -> int:
-    """Return how many characters of a text are for training where its end is held out.
+def count_training_characters(n_characters: int, holdout_fraction: float) -> int:
+    """Return the number of training characters of a text whose end is held out.
 
-    nanoGPT writes ``data[:int(n * 0.9)]``; the same expression gives the same border.
+    nanoGPT computes ``data[:int(n * 0.9)]``; the same expression gives the same border.
     """
     return int(n_characters * (1 - holdout_fraction))
 
 
 def split_at(documents: Iterable[str], n_train: int) -> Iterator[tuple[SplitName, str]]:
-    """Yield documents with their split, where the first `n_train` characters are for training.
+    """Yield documents with their split, of which the first `n_train` characters are for training.
 
-    A document that the border crosses is cut in two.
+    A document that crosses the border is cut in two.
     """
     for text in documents:
         head, tail = text[: max(n_train, 0)], text[max(n_train, 0) :]
@@ -203,7 +212,15 @@ def split_at(documents: Iterable[str], n_train: int) -> Iterator[tuple[SplitName
 def training_texts(
     documents: Documents, holdout: Holdout, holdout_fraction: float
 ) -> Iterator[str]:
-    """Yield what is not held out, of documents that are read once or twice."""
+    """Yield the documents that are not held out.
+
+    Parameters
+    ----------
+    documents : Documents
+        The corpus; holdout "tail" reads it twice.
+    holdout, holdout_fraction
+        As of `prepare`.
+    """
     if holdout == "official":
         yield from documents
         return
@@ -212,7 +229,7 @@ def training_texts(
             if assign_split(text, holdout_fraction) == "train":
                 yield text
         return
-    n_train = border(sum(map(len, documents)), holdout_fraction)
+    n_train = count_training_characters(sum(map(len, documents)), holdout_fraction)
     for split, text in split_at(documents, n_train):
         if split == "train":
             yield text

@@ -1,6 +1,6 @@
-"""One look at each file: whether it is text, its hash, and where it can be cut.
+"""Scan of corpus files: text check, hash, and byte ranges of parts.
 
-What was found is kept in the user's cache folder, so that a large corpus is looked at once.
+Scans of large files are cached in the user's cache folder, so that an unchanged file is read once.
 """
 
 import codecs
@@ -14,22 +14,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tjx_data.atomic import write_atomically
+from tjx_core import write_atomically
 from tjx_data.cache import default_cache_dir
 from tjx_data.corpora.decompression import read_blocks
 from tjx_data.corpora.documents import is_empty
 from tjx_data.corpora.formats import SEPARATOR_BYTES, Format
 
-PART_BYTES = 1 << 21  # about as many in a part
-KEPT_FROM_BYTES = 1 << 20  # smaller files are looked at again sooner than looked up
-SETTLED_NS = 2 * 10**9  # a file changed later than that before the look may change unseen
-VERSION = 1  # of what is kept
+PART_BYTES = 1 << 21
+"""Approximate size of a part."""
+MIN_CACHED_BYTES = 1 << 20
+"""Smaller files are scanned again: that is faster than the cache."""
+SETTLED_NS = 2 * 10**9
+"""Age of a file from which its scan is cached: a later change is visible in its time stamp."""
+VERSION = 1
+"""Version of cached scans."""
 
 _log = logging.getLogger(__name__)
 
 
 class FileStamp(NamedTuple):
-    """What changes when a file changes."""
+    """Properties that change when a file changes."""
 
     size: int
     mtime_ns: int
@@ -42,9 +46,9 @@ class ByteRange(NamedTuple):
     Attributes
     ----------
     start, end : int
-        The first byte, and the one after the last.
+        First byte, and the one after the last.
     first_line : int
-        The number of its first line in the file; 1 is the first. Of JSON lines alone.
+        Number of the first line in the file, from 1; for JSON lines only.
     """
 
     start: int
@@ -54,34 +58,34 @@ class ByteRange(NamedTuple):
 
 @dataclass(frozen=True)
 class FileScan:
-    """What one look at a file found.
+    """Result of a scan.
 
     Attributes
     ----------
     sha256 : str
-        Of its bytes, unpacked.
+        Hash of the unpacked bytes.
     n_bytes : int
-        How many those are.
-    stretches : tuple[Stretch, ...]
-        What the file is cut into, in order; of a packed file and of Parquet one.
+        Number of unpacked bytes.
+    byte_ranges : tuple[ByteRange, ...]
+        Ranges of the parts in order; one for a compressed file and for Parquet.
     """
 
     sha256: str
     n_bytes: int
-    stretches: tuple[ByteRange, ...]
+    byte_ranges: tuple[ByteRange, ...]
 
 
 class NoTextError(ValueError):
-    """A file is sound and holds no text."""
+    """A file is valid and holds no text."""
 
 
-def stamp_of(file: Path) -> FileStamp:
+def file_stamp(file: Path) -> FileStamp:
     """Return the stamp of a file.
 
     Raises
     ------
     ValueError
-        If it cannot be looked at.
+        If the file is missing or inaccessible.
     """
     try:
         status = file.stat()
@@ -91,78 +95,92 @@ def stamp_of(file: Path) -> FileStamp:
 
 
 def check_unchanged(file: Path, stamp: FileStamp) -> None:
-    """Check that a file is what it was when it was looked at.
+    """Check that a file still has the size and time of a stamp.
 
     Raises
     ------
     ValueError
-        If it is not.
+        If it changed.
     """
-    now = stamp_of(file)  # another machine may give the file another inode
+    now = file_stamp(file)  # the inode can differ on another machine
     if (now.size, now.mtime_ns) != (stamp.size, stamp.mtime_ns):
-        raise ValueError(f"{file}: was changed since the start; start again, to read one version")
+        raise ValueError(f"{file}: changed since the scan; start again")
 
 
 def scan(file: Path, form: Format) -> tuple[FileScan, FileStamp]:
-    """Look at a file, or at what is kept of an earlier look, in bounded memory.
+    """Scan a file in bounded memory, or return its cached scan.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    form : Format
+        Its format.
+
+    Returns
+    -------
+    tuple
+        The scan, and the stamp of the file that was scanned.
 
     Raises
     ------
     ValueError
-        If it is unreadable, damaged, changed meanwhile, or text that is not UTF-8.
+        If the file is unreadable or damaged, changes during the scan, or is text that is not UTF-8.
     NoTextError
-        If it is empty, or holds nothing but white space.
+        If it is empty or consists of white space.
     """
-    before = stamp_of(file)
-    kept = _place(file, form)
-    if found := _look_up(kept, before):
+    before = file_stamp(file)
+    cache_file = _cache_file(file, form)
+    if found := _load_cached(cache_file, before):
         return found, before
-    found = _look_at(file, form)
-    if stamp_of(file) != before:
-        raise ValueError(f"{file}: was changed while it was read; wait until it is complete")
+    found = _scan(file, form)
+    if file_stamp(file) != before:
+        raise ValueError(f"{file}: changed during the scan; wait until it is complete")
     settled = time.time_ns() - before.mtime_ns > SETTLED_NS
-    if settled and before.size >= KEPT_FROM_BYTES:
-        _keep(kept, found, before)
+    if settled and before.size >= MIN_CACHED_BYTES:
+        _save_cached(cache_file, found, before)
     return found, before
 
 
-def _place(file: Path, form: Format) -> Path:
+def _cache_file(file: Path, form: Format) -> Path:
     key = "\n".join([str(file.absolute()), *form, str(PART_BYTES), str(VERSION)])
     name = hashlib.sha256(os.fsencode(key)).hexdigest()
     return default_cache_dir() / "scans" / f"{name[:32]}.json"
 
 
-def _look_up(kept: Path, stamp: FileStamp) -> FileScan | None:
-    """Return what is kept of a file, if that is whole and the file still is what it was."""
+def _load_cached(cache_file: Path, stamp: FileStamp) -> FileScan | None:
+    """Return a cached scan if it is intact and the file is unchanged."""
     try:
-        content = json.loads(kept.read_bytes())
+        content = json.loads(cache_file.read_bytes())
         digest = content.pop("digest")
         if content["stamp"] != list(stamp) or digest != _digest(content):
             return None
         found = content["scan"]
-        stretches = tuple(ByteRange(*stretch) for stretch in found["stretches"])
-        return FileScan(found["sha256"], found["n_bytes"], stretches)
+        byte_ranges = tuple(ByteRange(*byte_range) for byte_range in found["stretches"])
+        return FileScan(found["sha256"], found["n_bytes"], byte_ranges)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # not there, or damaged: the file itself says it all
+        return None  # missing or damaged: the file is scanned again
 
 
-def _keep(kept: Path, found: FileScan, stamp: FileStamp) -> None:
-    content = {"scan": asdict(found), "stamp": list(stamp)}
+def _save_cached(cache_file: Path, found: FileScan, stamp: FileStamp) -> None:
+    fields = asdict(found)
+    fields["stretches"] = fields.pop("byte_ranges")  # name in the files of version 1
+    content = {"scan": fields, "stamp": list(stamp)}
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, json.dumps({**content, "digest": _digest(content)}).encode())
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cache_file, json.dumps({**content, "digest": _digest(content)}))
     except OSError as error:
-        _log.warning("%s: what was found in a file is not kept: %s", kept, error.strerror)
+        _log.warning("%s: cannot cache the scan of a file: %s", cache_file, error.strerror)
 
 
 def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _look_at(file: Path, form: Format) -> FileScan:
+def _scan(file: Path, form: Format) -> FileScan:
     hasher = hashlib.sha256()
-    check = _TextCheck(file) if form.kind == "text" else None
-    cutter = _Cutter(form)
+    check = _Utf8Check(file) if form.kind == "text" else None
+    cutter = _PartCutter(form)
     has_text = False
     for block in read_blocks(file, form.compression):
         hasher.update(block)
@@ -172,15 +190,15 @@ def _look_at(file: Path, form: Format) -> FileScan:
             has_text = has_text or not block.isspace()
         cutter.add(block)
     if check is not None:
-        check.end()
+        check.finish()
     if not has_text:
-        what = "holds nothing but white space" if cutter.n_bytes else "is empty"
-        raise NoTextError(f"{file}: {what}; a corpus needs text")
-    return FileScan(hasher.hexdigest(), cutter.n_bytes, tuple(cutter.stretches()))
+        reason = "holds only white space" if cutter.n_bytes else "is empty"
+        raise NoTextError(f"{file}: {reason}; expected text")
+    return FileScan(hasher.hexdigest(), cutter.n_bytes, tuple(cutter.byte_ranges()))
 
 
-class _TextCheck:
-    """Checks that the blocks of a file are UTF-8."""
+class _Utf8Check:
+    """Check that the blocks of a file are UTF-8."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -188,65 +206,67 @@ class _TextCheck:
         self._n_bytes = 0
 
     def add(self, block: bytes, *, final: bool = False) -> bool:
-        """Tell whether a block holds more than white space."""
+        """Check a block; return whether it holds more than white space."""
         n_pending = len(self._decoder.getstate()[0])
         try:
             text = self._decoder.decode(block, final=final)
         except UnicodeDecodeError as error:
             byte = self._n_bytes - n_pending + error.start
             raise ValueError(
-                f"{self._file}: not UTF-8 text at byte {byte} ({error.reason}); give UTF-8 text, "
-                f"or convert it first, as with: iconv -f LATIN1 -t UTF-8 {self._file.name}"
+                f"{self._file}: not UTF-8 text at byte {byte} ({error.reason}); convert it first, "
+                f"as with: iconv -f LATIN1 -t UTF-8 {self._file.name}"
             ) from error
         self._n_bytes += len(block)
         return not is_empty(text)
 
-    def end(self) -> None:
-        """Check that the last character is whole."""
+    def finish(self) -> None:
+        """Check that the last character is complete."""
         self.add(b"", final=True)
 
 
-class _Cutter:
-    """Finds where a file can be cut: after the first separator, `PART_BYTES` after the last cut."""
+class _PartCutter:
+    """Cut a file after the first separator that is at least `PART_BYTES` after the last cut."""
 
     def __init__(self, form: Format) -> None:
         self.n_bytes = 0
-        self._mark = {"text": SEPARATOR_BYTES, "JSON lines": b"\n", "Parquet": b""}[form.kind]
-        self._cuts = form.can_be_cut and self._mark != b""
+        marks = {"text": SEPARATOR_BYTES, "JSON lines": b"\n", "Parquet": b""}
+        self._separator = marks[form.kind]
+        self._cuts = form.can_be_cut and self._separator != b""
         self._counts_lines = form.kind == "JSON lines"
-        self._borders = [(0, 1)]  # byte, and number of the line that begins there
+        self._starts = [(0, 1)]  # byte of each part, and number of the line that starts there
         self._n_lines = 0
-        self._tail = b""  # the end of a block may hold the beginning of a separator
+        self._tail = b""  # the end of a block may hold the start of a separator
 
     def add(self, block: bytes) -> None:
-        """Go through the next bytes."""
+        """Process the next bytes."""
         if self._cuts:
             window = self._tail + block
             self._cut(window, self.n_bytes - len(self._tail))
-            self._tail = window[max(0, len(window) - len(self._mark) + 1) :]
+            self._tail = window[max(0, len(window) - len(self._separator) + 1) :]
         self.n_bytes += len(block)
 
     def _cut(self, window: bytes, offset: int) -> None:
-        """Go through a window that begins at the byte `offset`."""
-        counted = 0  # lines are counted up to here; their windows do not overlap
+        """Find cuts in a window that starts at the byte `offset`."""
+        counted = 0  # lines of the window are counted up to here
+        width = len(self._separator)
         while True:
-            # The mark must end where the stretch has the length or more.
-            least = self._borders[-1][0] + max(PART_BYTES, len(self._mark)) - len(self._mark)
-            at = window.find(self._mark, max(0, least - offset))
-            if at < 0:
+            # A part ends with a separator and has at least PART_BYTES.
+            least = self._starts[-1][0] + max(PART_BYTES, width) - width
+            found = window.find(self._separator, max(0, least - offset))
+            if found < 0:
                 break
-            cut = at + len(self._mark)
+            cut = found + width
             if self._counts_lines:
                 self._n_lines += window.count(b"\n", counted, cut)
                 counted = cut
-            self._borders.append((offset + cut, self._n_lines + 1))
+            self._starts.append((offset + cut, self._n_lines + 1))
         if self._counts_lines:
             self._n_lines += window.count(b"\n", counted)
 
-    def stretches(self) -> Iterator[ByteRange]:
-        """Yield what the file is cut into."""
-        ends = [byte for byte, _ in self._borders[1:]]
+    def byte_ranges(self) -> Iterator[ByteRange]:
+        """Yield the ranges of the parts in order."""
+        ends = [byte for byte, _ in self._starts[1:]]
         if not ends or ends[-1] < self.n_bytes:
             ends.append(self.n_bytes)
-        for (start, line), end in zip(self._borders, ends, strict=False):
+        for (start, line), end in zip(self._starts, ends, strict=False):
             yield ByteRange(start, end, line)

@@ -1,4 +1,4 @@
-"""A corpus in files of one's own, by path or pattern: text, JSON lines, Parquet, packed or not."""
+"""Corpora from local files: text, JSON lines and Parquet, by path or pattern."""
 
 import glob
 import hashlib
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from tjx_core import ConfigError, problems_of
 from tjx_data.corpora.decompression import read_blocks
 from tjx_data.corpora.documents import Documents, Malformed, Part
 from tjx_data.corpora.file_scan import ByteRange, FileStamp, NoTextError, check_unchanged, scan
@@ -23,29 +24,30 @@ from tjx_data.corpora.parquet import parquet_parts
 
 _log = logging.getLogger(__name__)
 
-TRIED_RECORDS = 100  # a file whose first ones are all malformed is another kind of file
+CHECKED_RECORDS = 100
+"""Records at the start of a file, of which at least one must hold text."""
 
 Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A stretch of a file of text or JSON lines; of a packed file all of it.
+    """A byte range of a text or JSON lines file, or all of a compressed one.
 
     Attributes
     ----------
     file : Path
         The file.
     form : Format
-        What it holds.
-    stamp : Stamp
-        What it was when it was looked at.
+        Its format.
+    stamp : FileStamp
+        Its stamp when it was scanned.
     sha256 : str
-        Of all its bytes, unpacked.
+        Hash of its unpacked bytes.
     text_field : str
-        Where the text is in a record.
-    stretch : Stretch
-        The bytes that this part reads.
+        Field of the text in a record.
+    byte_range : ByteRange
+        Bytes of this part.
     """
 
     file: Path
@@ -53,14 +55,14 @@ class FilePart:
     stamp: FileStamp
     sha256: str
     text_field: str
-    stretch: ByteRange
+    byte_range: ByteRange
 
     @property
     def identity(self) -> str:
-        """Another string for other documents."""
+        """A string that differs for parts with other documents."""
         return (
             f"{_identity(self.form, self.sha256, self.text_field)} "
-            f"{self.stretch.start}-{self.stretch.end}"
+            f"{self.byte_range.start}-{self.byte_range.end}"
         )
 
     def read(self) -> Iterator[str | Malformed]:
@@ -69,10 +71,10 @@ class FilePart:
         Raises
         ------
         ValueError
-            If the file is damaged, or another than it was.
+            If the file is damaged, or changed since it was scanned.
         """
         check_unchanged(self.file, self.stamp)
-        start, end, line = self.stretch
+        start, end, line = self.byte_range
         if self.form.can_be_cut:
             blocks = read_blocks(self.file, self.form.compression, start, end)
         else:
@@ -83,35 +85,42 @@ class FilePart:
 
 
 def load_files(path: Paths, *, text_field: str = "text") -> Documents:
-    """Read files as documents.
+    """Open local files as documents.
 
-    The end of a name tells what a file holds. ``.jsonl``, ``.ndjson`` and ``.json`` are JSON
-    lines: one object a line, its text in a field. ``.parquet`` has the text in a column. Anything
-    else is UTF-8 text: a file is a document, unless it holds ``<|endoftext|>``: then that
-    separates its documents, and newlines beside a separator belong to it. Line ends stay as they
-    are. All but Parquet may be packed, with ``.gz`` or ``.zst`` after the rest of the name.
+    The file name determines the format. ``.jsonl``, ``.ndjson`` and ``.json`` are JSON lines: one
+    object per line with the text in a field. ``.parquet`` has the text in a column. All other files
+    are UTF-8 text: one document, or several separated by ``<|endoftext|>``, whose adjacent newlines
+    belong to the separator. Line endings are kept. All but Parquet may be compressed, with ``.gz``
+    or ``.zst`` appended to the name.
 
-    A record that holds no text is found as `Malformed` among the documents of its part. Of several
-    files, those that hold nothing but white space are left out, with a warning that names them.
+    Records without text are returned as `Malformed`. Of several files, those of white space only
+    are left out with a warning.
 
     Parameters
     ----------
     path : str, Path or sequence of them
-        A file, a pattern such as ``"books/**/*.txt"``, or several of them, also with commas
-        between. The files of a pattern come in the order of their paths, and a file that several
-        patterns name comes once.
+        A file, a pattern such as ``"books/**/*.txt"``, or several, also separated by commas. Files
+        of a pattern are sorted by path; a file that several patterns match is read once.
     text_field : str
-        Where the text is in a record.
+        Field or column of the text.
 
     Raises
     ------
     ValueError
-        With one line for each problem: nothing matches; no file holds text; a file is unreadable,
-        cut short, damaged or not what its name says; text is not UTF-8 (with the byte that is not);
-        a field that no record has (with those there are); or an extra that is not installed.
+        With one line for each problem: no file matches; no file holds text; a file is unreadable,
+        truncated, damaged or not of its format; text is not UTF-8; no record has the field; or an
+        extra is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.txt").write_text("one<|endoftext|>two")
+    ...     list(load_files(f"{folder}/*.txt"))
+    ['one', 'two']
     """
     files = find_files(path)
-    opened: list[_Opened] = []
+    opened: list[_OpenedFile] = []
     problems: list[str] = []
     empty: list[str] = []
     for file in files:
@@ -122,10 +131,10 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
         except ValueError as error:
             problems += str(error).splitlines()
     if problems or not opened:
-        raise ValueError("\n".join([*problems, *empty]))
+        raise ConfigError([*problems, *empty])
     for line in empty:
         _log.warning("%s; left out", line)
-    # The content decides, not where it lies: a moved corpus is the same corpus.
+    # The content identifies the corpus: moving the files does not change it.
     together = hashlib.sha256("\n".join(one.identity for one in opened).encode()).hexdigest()
     source = {"path": ",".join(_patterns(path)), "files_sha256": together}
     if any(format_of(file).kind != "text" for file in files):
@@ -139,21 +148,21 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
 
 
 def find_file_problems(path: Paths, *, text_field: str = "text") -> list[str]:
-    """Return a line for each thing that makes files no corpus, or an empty list."""
+    """Return one line for each problem that `load_files` raises."""
     try:
         load_files(path, text_field=text_field)
     except ValueError as error:
-        return str(error).splitlines()
+        return [str(problem) for problem in problems_of(error)]
     return []
 
 
 def find_files(path: Paths) -> list[Path]:
-    """List the files that a path, a pattern or several of them name, each once.
+    """List the files that paths and patterns match, each once.
 
     Raises
     ------
     ValueError
-        With a line for each that names none.
+        With one line for each pattern without a file.
     """
     found: dict[Path, None] = {}
     problems = []
@@ -163,49 +172,48 @@ def find_files(path: Paths) -> list[Path]:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     return list(found)
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _OpenedFile:
     identity: str
-    n_bytes: int  # of text, about
+    n_bytes: int  # of text, approximately
     parts: Callable[[], Iterable[Part]]
 
 
-def _open(file: Path, text_field: str) -> _Opened:
-    file = file.absolute()  # other processes may work in another folder
+def _open(file: Path, text_field: str) -> _OpenedFile:
+    file = file.absolute()  # worker processes may have another working directory
     form = format_of(file)
     if form.kind == "Parquet" and form.compression != "none":
-        raise ValueError(f"{file}: Parquet is packed inside and read as it is; unpack the file")
+        raise ValueError(f"{file}: Parquet must not be compressed as a whole; unpack the file")
     found, stamp = scan(file, form)
     identity = _identity(form, found.sha256, text_field)
     if form.kind == "Parquet":
         groups, n_bytes = parquet_parts(file, found, stamp, text_field)
-        return _Opened(identity, n_bytes, lambda: groups)
+        return _OpenedFile(identity, n_bytes, lambda: groups)
 
     def parts() -> Iterator[FilePart]:
-        for stretch in found.stretches:
-            yield FilePart(file, form, stamp, found.sha256, text_field, stretch)
+        for byte_range in found.byte_ranges:
+            yield FilePart(file, form, stamp, found.sha256, text_field, byte_range)
 
     if form.kind == "JSON lines":
-        _try_records(next(parts()))
-    return _Opened(identity, found.n_bytes, parts)
+        _check_records(next(parts()))
+    return _OpenedFile(identity, found.n_bytes, parts)
 
 
-def _try_records(part: FilePart) -> None:
-    """Refuse a file that holds no records, or has the text in another field."""
-    records = list(islice(part.read(), TRIED_RECORDS))
+def _check_records(part: FilePart) -> None:
+    """Check that the first records of a file include text in the field."""
+    records = list(islice(part.read(), CHECKED_RECORDS))
     first = next(iter(records), "")
     if isinstance(first, str):
         return
-    # Of an array over many lines the last element, without a comma, may look like a record.
+    # The last element of an array over many lines has no comma and may look like a record.
     if first.reason == BEGINS_ARRAY or all(isinstance(record, Malformed) for record in records):
         raise ValueError(
-            f"{part.file}: holds no JSON lines with text: line {first.line} {first.reason}. JSON "
-            "lines are one object a line, with the text in the field that "
-            f"text_field={part.text_field!r} names"
+            f"{part.file}: holds no JSON lines with text: line {first.line} {first.reason}; "
+            f"expected one object per line with text in the field text_field={part.text_field!r}"
         )
 
 
@@ -213,27 +221,30 @@ def _patterns(path: Paths) -> list[str]:
     if not isinstance(path, str | Path):
         return [pattern for one in path for pattern in _patterns(one)]
     whole = str(Path(path).expanduser())
-    if Path(whole).is_file():  # first, so that a name with a comma in it can be given as it is
+    if Path(whole).is_file():  # a file name may contain commas
         return [whole]
-    pieces = [piece.strip() for piece in str(path).split(",")]
-    return [str(Path(piece).expanduser()) for piece in pieces if piece]
+    patterns = [pattern.strip() for pattern in str(path).split(",")]
+    return [str(Path(pattern).expanduser()) for pattern in patterns if pattern]
 
 
 def _match(pattern: str) -> list[Path]:
-    place = Path(pattern)
-    if place.is_file():  # first, so that a name with brackets in it can be given as it is
-        return [place]
-    if place.is_dir():
-        raise ValueError(f"path={pattern!r} is a folder; give a pattern, such as '{pattern}/*.txt'")
+    literal = Path(pattern)
+    if literal.is_file():  # a file name may contain brackets
+        return [literal]
+    if literal.is_dir():
+        raise ValueError(
+            f"path: got {pattern!r}, which is a folder; expected files; give a pattern, such as "
+            f"'{pattern}/*.txt'"
+        )
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  absolute patterns
     files = [file for file in found if file.is_file()]
     if not files:
         is_pattern = glob.has_magic(pattern)
-        what = "this pattern matches no file" if is_pattern else "there is no such file"
-        raise ValueError(f"path={pattern!r}: {what} (looked in {Path.cwd()})")
+        reason = "this pattern matches no file" if is_pattern else "no such file"
+        raise ValueError(f"path: got {pattern!r}; {reason} (working directory: {Path.cwd()})")
     return files
 
 
 def _identity(form: Format, sha256: str, text_field: str) -> str:
-    """Name what is read from a file: its bytes, and for records how they are taken."""
+    """Return a string that determines the documents of a file."""
     return sha256 if form.kind == "text" else f"{form.kind} {text_field} {sha256}"

@@ -1,4 +1,4 @@
-"""What a file holds, by its name, and how the bytes of text and JSON lines become documents."""
+"""File formats by name, and decoding of text and JSON lines into documents."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -25,19 +25,19 @@ _KINDS: dict[str, Kind] = {
 
 
 class Format(NamedTuple):
-    """What a file holds, and how it is packed."""
+    """Content and compression of a file."""
 
     kind: Kind
     compression: Compression
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether stretches of the file can be read by themselves."""
+        """Whether byte ranges of the file can be read independently."""
         return self.compression == "none"
 
 
 def format_of(file: Path) -> Format:
-    """Tell what a file holds by the end of its name; text if that says nothing else.
+    """Return the format of a file by its name; text for unknown suffixes.
 
     Examples
     --------
@@ -52,29 +52,29 @@ def format_of(file: Path) -> Format:
 
 
 def split_at_separators(blocks: Iterable[bytes], *, after_separator: bool) -> Iterator[str]:
-    """Yield the documents of a text, where `SEPARATOR` stands between them.
+    """Yield the documents of a text that are separated by `SEPARATOR`.
 
-    Newlines beside a separator belong to it. A text without any is one document.
+    Newlines next to a separator belong to it. A text without a separator is one document.
 
     Parameters
     ----------
     blocks : Iterable[bytes]
-        The text in UTF-8, cut anywhere.
+        UTF-8 text, cut at any byte.
     after_separator : bool
-        Whether the text begins right after a separator.
+        Whether the text starts right after a separator.
     """
-    pieces: list[bytes] = []  # of the document being read
-    carry = b""  # the end of a block may hold the beginning of a separator
+    parts: list[bytes] = []  # of the current document
+    carry = b""  # the end of a block may hold the start of a separator
     for block in blocks:
-        *whole, rest = (carry + block).split(SEPARATOR_BYTES)
-        for piece in whole:
-            text = b"".join([*pieces, piece])
+        *complete, rest = (carry + block).split(SEPARATOR_BYTES)
+        for part in complete:
+            text = b"".join([*parts, part])
             yield (text.lstrip(b"\n") if after_separator else text).rstrip(b"\n").decode()
-            pieces, after_separator = [], True
+            parts, after_separator = [], True
         n_safe = max(0, len(rest) - len(SEPARATOR_BYTES) + 1)
-        pieces.append(rest[:n_safe])
+        parts.append(rest[:n_safe])
         carry = rest[n_safe:]
-    text = b"".join([*pieces, carry])
+    text = b"".join([*parts, carry])
     if after_separator:
         text = text.lstrip(b"\n")
     if text or not after_separator:
@@ -82,45 +82,45 @@ def split_at_separators(blocks: Iterable[bytes], *, after_separator: bool) -> It
 
 
 def split_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield lines without their ends, of bytes that are cut anywhere."""
-    pieces: list[bytes] = []
+    """Yield lines, without their newlines, from bytes that are cut at any position."""
+    parts: list[bytes] = []
     for block in blocks:
         first, *others = block.split(b"\n")
-        pieces.append(first)
+        parts.append(first)
         for following in others:
-            yield b"".join(pieces)
-            pieces = [following]
-    if last := b"".join(pieces):
+            yield b"".join(parts)
+            parts = [following]
+    if last := b"".join(parts):
         yield last
 
 
 def texts_of_records(
     lines: Iterable[bytes], text_field: str, file: str, first_line: int
 ) -> Iterator[str | Malformed]:
-    """Yield the text of each JSON line; lines of white space are passed over.
+    """Yield the text of each JSON line; lines of white space are skipped.
 
     Parameters
     ----------
     lines : Iterable[bytes]
         The lines.
     text_field : str
-        Where the text is in a record.
+        Field of the text.
     file : str
-        The file, for what is malformed.
+        File name in malformed records.
     first_line : int
-        The number of the first line in the file; 1 is the first.
+        Number of the first line in the file, from 1.
     """
     for number, line in enumerate(lines, first_line):
         if not line.strip():
             continue
         try:
-            text: str | Malformed = _text_of(line, text_field)
+            text: str | Malformed = _parse_record(line, text_field)
         except ValueError as error:
             text = Malformed(file, number, str(error))
         yield text
 
 
-def _text_of(line: bytes, text_field: str) -> str:
+def _parse_record(line: bytes, text_field: str) -> str:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -131,12 +131,12 @@ def _text_of(line: bytes, text_field: str) -> str:
     if not isinstance(record, dict):
         raise ValueError(f"holds {_TYPES[type(record)]}, not an object")
     if text_field not in record:
-        raise ValueError(f"has no field {text_field!r}; there are {', '.join(record) or 'none'}")
+        raise ValueError(f"has no field {text_field!r}; it has {', '.join(record) or 'none'}")
     text = record[text_field]
     if not isinstance(text, str):
         raise ValueError(f"field {text_field!r} holds {_TYPES[type(text)]}, not a string")
-    if not is_unicode(text):
-        raise ValueError(f"field {text_field!r} holds half a character (a lone surrogate)")
+    if not _is_unicode(text):
+        raise ValueError(f"field {text_field!r} holds a lone surrogate")
     return text
 
 
@@ -151,8 +151,8 @@ _TYPES = {
 }
 
 
-def is_unicode(text: str) -> bool:
-    r"""Tell whether a text can be written as UTF-8; JSON can hold halves such as ``"\ud800"``."""
+def _is_unicode(text: str) -> bool:
+    r"""Return whether a string has UTF-8; JSON can hold lone surrogates such as ``"\ud800"``."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,60 +1,62 @@
-"""The only code that talks to the network: the Hugging Face hub, and plain downloads.
+"""Network access: the Hugging Face hub, and downloads of files at fixed addresses.
 
-The hub's own libraries retry for 20 seconds and more before they admit that there is no network.
-Here one quick question comes first; where it is not answered they are told to work from their
-cache alone, so that an answer comes within seconds.
+The hub's libraries retry for 20 seconds and more without a network. Here one short request tests
+the connection first; without an answer, the libraries are restricted to their cache, so that an
+error is raised within seconds.
 """
 
 import hashlib
+import logging
 import os
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tjx_data.atomic import write_atomically
+from tjx_core import did_you_mean, write_atomically
+from tjx_data.cache import default_cache_dir
 from tjx_data.corpora.documents import Malformed
-from tjx_data.corpora.licences import show_licence
-from tjx_data.suggest import did_you_mean
 
 PROBE_SECONDS = 4.0
-MAX_DOWNLOAD_BYTES = 256 << 20  # bytes of a plain file, which is held in memory
+MAX_DOWNLOAD_BYTES = 256 << 20
+"""Largest plain file that is downloaded; it is held in memory."""
 TOKENIZER_KINDS = ("bpe", "char", "byte", "gpt2", "auto")
 _TRUE = ("1", "ON", "YES", "TRUE")
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+_log = logging.getLogger(__name__)
 
 CORPUS_ALTERNATIVES = (
-    "Ways on: --data.corpus python-docs (carried by Python itself, no network), or "
-    "--data.path FILE_OR_GLOB (text, JSON lines or Parquet of your own)"
+    "Alternatives: --data.corpus python-docs (part of Python, no network), or --data.path "
+    "FILE_OR_GLOB (local text, JSON lines or Parquet)"
 )
 TOKENIZER_ALTERNATIVES = (
-    "Ways on: --data.tokenizer bpe (learnt from your corpus), or --data.tokenizer FILE_OR_FOLDER "
-    "(a tokenizer.json, or GPT-2's encoder.json and vocab.bpe)"
+    "Alternatives: --data.tokenizer bpe (trained on your corpus), or --data.tokenizer "
+    "FILE_OR_FOLDER (a tokenizer.json, or GPT-2's encoder.json and vocab.bpe)"
 )
 
 
 class HubError(ConnectionError, ValueError):
-    """What was asked for is not in the cache, and its place on the network is out of reach."""
+    """A corpus or tokenizer is not in the cache, and its server is unreachable."""
 
 
 def endpoint() -> str:
-    """Return the hub's address, ``$HF_ENDPOINT`` where that is set."""
+    """Return the hub's address: ``$HF_ENDPOINT``, or the public hub."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def offline_by_choice() -> bool:
-    """Tell whether the environment forbids the network (``HF_HUB_OFFLINE`` and its kin)."""
+def is_offline() -> bool:
+    """Return whether the environment forbids network access (``HF_HUB_OFFLINE`` and similar)."""
     return any(os.environ.get(name, "").upper() in _TRUE for name in _OFFLINE_VARIABLES)
 
 
 def reachable(url: str) -> bool:
-    """Tell within `PROBE_SECONDS` whether anything answers at an address; proxies are used."""
+    """Return whether a server answers at an address within `PROBE_SECONDS`, also by proxy."""
     answers: list[bool] = []
 
-    def ask() -> None:
+    def probe() -> None:
         request = urllib.request.Request(url, method="HEAD")  # noqa: S310  our own https address
         try:
             with urllib.request.urlopen(request, timeout=PROBE_SECONDS):  # noqa: S310  as above
@@ -65,22 +67,22 @@ def reachable(url: str) -> bool:
         except OSError:
             answers.append(False)
 
-    # Looking up a name has no time limit of its own: wait for a thread, not for the resolver.
-    thread = threading.Thread(target=ask, daemon=True)
+    # Name resolution has no timeout of its own: wait for a thread instead.
+    thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
     return answers == [True]
 
 
 def _why_unreachable(url: str) -> str | None:
-    if offline_by_choice():
+    if is_offline():
         return "HF_HUB_OFFLINE forbids the network"
     return None if reachable(url) else f"{url} cannot be reached"
 
 
 @contextmanager
-def _from_cache_only(switch_on: bool) -> Iterator[None]:
-    """Tell both Hugging Face libraries not to try the network; they have no argument for it."""
+def _cache_only(enabled: bool) -> Iterator[None]:
+    """Disable network access of both Hugging Face libraries, which have no argument for it."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -88,11 +90,32 @@ def _from_cache_only(switch_on: bool) -> Iterator[None]:
     before = [module.HF_HUB_OFFLINE for module in modules]
     try:
         for module, value in zip(modules, before, strict=True):
-            module.HF_HUB_OFFLINE = value or switch_on
+            module.HF_HUB_OFFLINE = value or enabled
         yield
     finally:
         for module, value in zip(modules, before, strict=True):
             module.HF_HUB_OFFLINE = value
+
+
+def show_licence(name: str, licence: str, source: str) -> None:
+    """Log the licence of a corpus as a warning, once per cache folder.
+
+    Parameters
+    ----------
+    name, licence : str
+        The corpus and its licence.
+    source : str
+        Address from which it is downloaded.
+    """
+    notice = f"corpus {name!r} is downloaded from {source}; its licence: {licence}"
+    digest = hashlib.sha256(notice.encode()).hexdigest()
+    shown = default_cache_dir() / "licences" / f"{name}-{digest[:12]}.txt"
+    if shown.exists():
+        return
+    _log.warning("%s", notice)
+    with suppress(OSError):  # a read-only cache shows it again
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(shown, notice)
 
 
 def load_rows(
@@ -110,26 +133,26 @@ def load_rows(
     Parameters
     ----------
     name : str
-        What the corpus is called here, for the error.
+        Name of the corpus in error messages.
     repo, config, split : str
-        What it is called on the hub.
+        Names on the hub.
     revision : str or None
-        The commit that is read, and no other; None for a local folder.
+        The commit; None for a local folder.
     streamed : bool
-        Whether rows are fetched as they are read and nothing is kept. Where the hub is out of
-        reach they are read from the cache, if another program left them there.
+        Stream rows instead of downloading the dataset. If the hub is unreachable they are read from
+        the cache, if another program stored them there.
     licence : str
-        Shown before the first download.
+        Logged before the first download.
 
     Returns
     -------
     datasets.Dataset or datasets.IterableDataset
-        Its rows.
+        The rows.
 
     Raises
     ------
     HubError
-        If it is neither in the cache nor within reach.
+        If the dataset is neither in the cache nor reachable.
     ValueError
         If the ``hub`` extra is not installed.
     """
@@ -146,11 +169,11 @@ def load_rows(
     if problem is None:
         show_licence(name, licence, repo if is_folder else f"{endpoint()}/datasets/{repo}")
     try:
-        with _from_cache_only(problem is not None):
+        with _cache_only(problem is not None):
             builder = datasets.load.load_dataset_builder(repo, config, revision=revision)
-            # The library takes any revision in the cache where it cannot have the right one.
+            # Offline the library accepts any cached revision.
             if revision is not None and builder.hash != revision:
-                raise HubError(f"{repo}: found revision {builder.hash} in place of {revision}")
+                raise HubError(f"{repo}: found revision {builder.hash}; expected {revision}")
             if streamed:
                 return builder.as_streaming_dataset(split=split)
             builder.download_and_prepare()
@@ -165,21 +188,21 @@ def load_rows(
 
 
 def read_texts(name: str, repo: str, rows: Any, field: str) -> Iterator[str | Malformed]:
-    """Yield the text of each row.
+    """Yield the text of each row of a hub dataset.
 
     Parameters
     ----------
     name, repo : str
-        What the corpus is called, here and on the hub.
+        Name of the corpus, and its name on the hub.
     rows : datasets.Dataset or datasets.IterableDataset
-        Its rows.
+        The rows.
     field : str
-        Where the text is in a row.
+        Field of the text.
 
     Raises
     ------
     HubError
-        If the hub stops to answer in the middle of a stream.
+        If the connection fails during streaming.
     """
     number = 0
     try:
@@ -188,29 +211,29 @@ def read_texts(name: str, repo: str, rows: Any, field: str) -> Iterator[str | Ma
             if isinstance(text, str):
                 yield text
             else:
-                what = "null" if text is None else f"a {type(text).__name__}"
-                yield Malformed(repo, number, f"field {field!r} holds {what}, not a string")
+                found = "null" if text is None else f"a {type(text).__name__}"
+                yield Malformed(repo, number, f"field {field!r} holds {found}, not a string")
     except OSError as error:
         raise HubError(
             f"corpus {name!r} ({repo}): reading stopped after {number} rows: {error}. Start again "
-            "when the network is back"
+            "when the network is available"
         ) from error
 
 
 def download_tokenizer(name: str, repos: Sequence[str]) -> Path:
-    """Return the path of a hub tokenizer's ``tokenizer.json``, from the cache if it is there.
+    """Return the path of a hub tokenizer's ``tokenizer.json``, downloaded if not in the cache.
 
     Parameters
     ----------
     name : str
-        What the user called it, for the error.
+        Name given by the user, for error messages.
     repos : Sequence[str]
-        Its names on the hub; the first is downloaded.
+        Its names on the hub; the cache is searched for all, the first is downloaded.
 
     Raises
     ------
     HubError
-        If it is neither in the cache nor within reach.
+        If it is neither in the cache nor reachable.
     ValueError
         If the ``hub`` extra is not installed, or the hub has no such tokenizer.
     """
@@ -219,8 +242,8 @@ def download_tokenizer(name: str, repos: Sequence[str]) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise ValueError(
-            f"tokenizer {name!r} comes from the Hugging Face hub, which needs the extra: "
-            f"pip install 'tjx-data[hub]'. {TOKENIZER_ALTERNATIVES}"
+            f"tokenizer: got {name!r}; the Hugging Face hub needs the extra: pip install "
+            f"'tjx-data[hub]'. {TOKENIZER_ALTERNATIVES}"
         ) from error
     for repo in repos:
         try:
@@ -231,7 +254,7 @@ def download_tokenizer(name: str, repos: Sequence[str]) -> Path:
     if problem := _why_unreachable(endpoint()):
         hint = "" if name in TOKENIZER_KINDS else did_you_mean(name, TOKENIZER_KINDS)
         raise HubError(
-            f"tokenizer={name!r} is no file or folder here, is not in the hub's cache "
+            f"tokenizer: got {name!r}; it is no local file or folder, is not in the hub's cache "
             f"{huggingface_hub.constants.HF_HUB_CACHE}, and {problem}"
             f"{hint or '.'} {TOKENIZER_ALTERNATIVES}"
         )
@@ -239,31 +262,36 @@ def download_tokenizer(name: str, repos: Sequence[str]) -> Path:
         return Path(huggingface_hub.hf_hub_download(repos[0], "tokenizer.json"))
     except HfHubHTTPError as error:
         raise ValueError(
-            f"tokenizer={name!r} is no file or folder here, and {endpoint()}/{repos[0]} has no "
-            f"tokenizer.json to read: {error}. {TOKENIZER_ALTERNATIVES}"
+            f"tokenizer: got {name!r}; it is no local file or folder, and {endpoint()}/{repos[0]} "
+            f"has no readable tokenizer.json: {error}. {TOKENIZER_ALTERNATIVES}"
         ) from error
 
 
 def download(name: str, url: str, sha256: str, file: Path, *, licence: str) -> Path:
-    """Fetch a file once and check what it holds.
+    """Download a file once and verify its hash.
 
     Parameters
     ----------
     name : str
-        What the corpus is called, for the error.
+        Name of the corpus in error messages.
     url, sha256 : str
-        Its address, and the hash that its content must have.
+        Address and expected hash.
     file : Path
-        Where to keep it; a file with the right hash is used as it is.
+        Destination; an existing file with the right hash is reused.
     licence : str
-        Shown before the first download.
+        Logged before the first download.
+
+    Returns
+    -------
+    Path
+        `file`.
 
     Raises
     ------
     HubError
-        If it has not been fetched before and cannot be now.
+        If it was not downloaded before and the server is unreachable.
     ValueError
-        If what arrives is something else.
+        If the content has another hash.
     """
     if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
         return file
@@ -272,18 +300,16 @@ def download(name: str, url: str, sha256: str, file: Path, *, licence: str) -> P
         raise HubError(f"{error_start} {problem}. {CORPUS_ALTERNATIVES}")
     show_licence(name, licence, url)
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  our own address
-            content = answer.read(MAX_DOWNLOAD_BYTES + 1)
+        with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  our own address
+            content = response.read(MAX_DOWNLOAD_BYTES + 1)
     except OSError as error:
         raise HubError(
-            f"{error_start} fetching it failed: {error}. {CORPUS_ALTERNATIVES}"
+            f"{error_start} the download failed: {error}. {CORPUS_ALTERNATIVES}"
         ) from error
     if len(content) > MAX_DOWNLOAD_BYTES:
-        raise ValueError(
-            f"{url} holds more than {MAX_DOWNLOAD_BYTES} bytes: it was changed. Not used"
-        )
+        raise ValueError(f"{url}: got more than {MAX_DOWNLOAD_BYTES} bytes; its content changed")
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
-        raise ValueError(f"{url} holds SHA-256 {found}, not {sha256}: it was changed. Not used")
+        raise ValueError(f"{url}: got SHA-256 {found}; expected {sha256}; its content changed")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, content)
     return file

@@ -1,4 +1,4 @@
-"""Documents in a column of a Parquet file; its parts are groups of rows."""
+"""Documents in a column of a Parquet file, with row groups as parts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,28 +10,28 @@ from tjx_data.bounded_io import check_unpacked
 from tjx_data.corpora.documents import Malformed
 from tjx_data.corpora.file_scan import PART_BYTES, FileScan, FileStamp, check_unchanged
 
-ROWS_AT_ONCE = 256
+MAX_BATCH_ROWS = 256
 BATCH_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class ParquetPart:
-    """Some row groups of a Parquet file.
+    """Consecutive row groups of a Parquet file.
 
     Attributes
     ----------
     file : Path
         The file.
-    stamp : Stamp
-        What it was when it was looked at.
+    stamp : FileStamp
+        Its stamp when it was scanned.
     sha256 : str
-        Of its bytes.
+        Hash of its bytes.
     text_field : str
-        The column that holds the text.
+        Column of the text.
     first_group, end_group : int
-        The first row group, and the one after the last.
+        First row group, and the one after the last.
     first_row : int
-        The number of the first row in the file; 1 is the first.
+        Number of the first row in the file, from 1.
     """
 
     file: Path
@@ -44,37 +44,37 @@ class ParquetPart:
 
     @property
     def identity(self) -> str:
-        """Another string for other documents."""
+        """A string that differs for parts with other documents."""
         return f"{self.sha256} {self.text_field} {self.first_group}-{self.end_group}"
 
     def read(self) -> Iterator[str | Malformed]:
-        """Yield the texts; a row without one is malformed.
+        """Yield the texts; a row without text is malformed.
 
         Raises
         ------
         ValueError
-            If the file is damaged, another than it was, or unpacks to far more than text does.
+            If the file is damaged, changed since the scan, or a decompression bomb.
         """
         check_unchanged(self.file, self.stamp)
         groups = list(range(self.first_group, self.end_group))
         row, unpacked = self.first_row, 0
-        # A text that many rows share is held once: as a column of a dictionary.
+        # A dictionary column holds a repeated text once, which bounds the memory.
         with _opened(self.file, read_dictionary=[self.text_field]) as opened:
             batches = opened.iter_batches(
-                _rows_at_once(opened, groups, self.text_field),
+                _batch_rows(opened, groups, self.text_field),
                 row_groups=groups,
                 columns=[self.text_field],
                 use_threads=False,
             )
             for batch in batches:
                 for value in batch.column(0):
-                    text = self._text_of(value, row)
+                    text = self._to_text(value, row)
                     unpacked += len(text) if isinstance(text, str) else 0
                     check_unpacked(self.file, unpacked, self.stamp.size)
                     yield text
                     row += 1
 
-    def _text_of(self, value: Any, row: int) -> str | Malformed:
+    def _to_text(self, value: Any, row: int) -> str | Malformed:
         try:
             text = value.as_py()
         except UnicodeDecodeError:
@@ -88,13 +88,27 @@ class ParquetPart:
 def parquet_parts(
     file: Path, scan: FileScan, stamp: FileStamp, text_field: str
 ) -> tuple[list[ParquetPart], int]:
-    """Return the parts of a Parquet file, and the bytes of text in them, about.
+    """Divide a Parquet file into parts of about `PART_BYTES`.
+
+    Parameters
+    ----------
+    file : Path
+        The file.
+    scan, stamp : FileScan, FileStamp
+        Its scan.
+    text_field : str
+        Column of the text.
+
+    Returns
+    -------
+    tuple
+        The parts, and the approximate number of bytes of text.
 
     Raises
     ------
     ValueError
-        If it is no Parquet file, holds no row or no such column of strings, claims to unpack to far
-        more than text does, or the ``parquet`` extra is not installed.
+        If it is not Parquet, has no rows or no such column of strings, claims the unpacked size of
+        a decompression bomb, or the ``parquet`` extra is not installed.
     """
     with _opened(file) as opened:
         column = _find_column(file, opened, text_field)
@@ -106,7 +120,7 @@ def parquet_parts(
             row += group_meta.num_rows
             claimed = group_meta.column(column).total_uncompressed_size
             if group_meta.num_rows < 0 or claimed < 0:
-                raise ValueError(f"{file}: damaged: row group {group} has a size below 0")
+                raise ValueError(f"{file}: damaged: row group {group} has a negative size")
             size += claimed
             check_unpacked(file, n_bytes + size, stamp.size)
             if size >= PART_BYTES or group == meta.num_row_groups - 1:
@@ -118,17 +132,17 @@ def parquet_parts(
                 n_bytes += size
                 first_group, first_row, size = group + 1, row, 0
     if row == 1:
-        raise ValueError(f"{file}: holds no row; a corpus needs text")
+        raise ValueError(f"{file}: has no rows; expected text")
     return parts, n_bytes
 
 
-def _rows_at_once(opened: Any, groups: list[int], text_field: str) -> int:
-    """Return how many rows to hold: fewer of long texts."""
-    column = _leaf(opened, text_field)
+def _batch_rows(opened: Any, groups: list[int], text_field: str) -> int:
+    """Return the number of rows per batch: fewer for long texts."""
+    column = _column_index(opened, text_field)
     metas = [opened.metadata.row_group(group) for group in groups]
     rows: int = sum(meta.num_rows for meta in metas)
     size: int = sum(meta.column(column).total_uncompressed_size for meta in metas)
-    return max(1, min(ROWS_AT_ONCE, BATCH_BYTES * rows // max(1, size)))
+    return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
 
 
 def _find_column(file: Path, opened: Any, text_field: str) -> int:
@@ -137,19 +151,18 @@ def _find_column(file: Path, opened: Any, text_field: str) -> int:
     names = opened.schema_arrow.names
     if text_field not in names:
         raise ValueError(
-            f"{file}: has no column {text_field!r}; there are {', '.join(names)}; name the one "
-            "with the text as text_field"
+            f"{file}: has no column {text_field!r}; text_field must be one of {', '.join(names)}"
         )
     kind = opened.schema_arrow.field(text_field).type
     if types.is_dictionary(kind):
         kind = kind.value_type
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         raise ValueError(f"{file}: column {text_field!r} holds {kind}, not strings")
-    return _leaf(opened, text_field)
+    return _column_index(opened, text_field)
 
 
-def _leaf(opened: Any, text_field: str) -> int:
-    """Return the number of a column among those of the file, nested ones counted."""
+def _column_index(opened: Any, text_field: str) -> int:
+    """Return the index of a column among the leaf columns of the file."""
     leaves: list[str] = [opened.schema.column(i).path for i in range(len(opened.schema))]
     return leaves.index(text_field)
 

@@ -1,7 +1,7 @@
-"""The embedded corpus: the documentation that every CPython carries.
+"""Corpus ``python-docs``: the documentation in the CPython installation.
 
-The language reference topics behind ``help()`` and the docstrings of the standard library: English
-about programming, on every machine that runs this code, with no network and no file of our own.
+The language reference topics of ``help()`` and the docstrings of the standard library: English text
+about programming that needs neither a network nor a data file.
 """
 
 import ast
@@ -12,35 +12,36 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-# Tests, bundled programs and what others installed are not documentation of the library.
+# Tests, bundled programs and installed packages are not library documentation.
 EXCLUDED_FOLDERS = frozenset(
     {"__pycache__", "dist-packages", "ensurepip", "idlelib", "lib-dynload", "lib2to3"}
     | {"pydoc_data", "site-packages", "test", "tests", "turtledemo"}
 )
-SHORTEST = 32  # characters; below that a docstring says little more than a name
+MIN_CHARACTERS = 32
+"""Shorter docstrings are left out: they say little more than a name."""
 
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _BLOCKS = (ast.stmt, ast.excepthandler)  # expressions hold no definitions
-type _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+type _DocumentedNode = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def source() -> dict[str, str]:
-    """Return what the corpus depends on: the Python that carries it."""
+    """Return the Python version, which determines the corpus."""
     return {"python": f"{platform.python_implementation()} {platform.python_version()}"}
 
 
 @cache
 def documents() -> tuple[str, ...]:
-    """Return the corpus: topics first, then the modules in the order of their paths.
+    """Return the documents of the corpus: topics, then modules sorted by path.
 
-    A document is a topic, a module's docstring, or the docstrings of one top-level function or
-    class with all its methods. Each docstring appears once, cleaned of its indentation. The
-    sources are parsed, never imported; files that cannot be read or parsed are left out.
+    A document is a topic, a module docstring, or the docstrings of one top-level function or class
+    with all its methods. Each docstring occurs once, without its indentation. Sources are parsed,
+    never imported; unreadable files are left out.
 
     Raises
     ------
     ValueError
-        If this Python carries neither topics nor sources.
+        If this Python installation has neither topics nor sources.
     """
     seen: set[str] = set()
     texts = [text for text in _topics() if _is_new(text, seen)]
@@ -55,8 +56,8 @@ def documents() -> tuple[str, ...]:
                 texts.append("\n\n".join(kept))
     if not texts:
         raise ValueError(
-            f"corpus python-docs: this Python has no library sources under {root} and no pydoc "
-            "topics; use --data.path FILE_OR_GLOB"
+            f"corpus: got 'python-docs'; this Python has no library sources under {root} and no "
+            "pydoc topics; use --data.path FILE_OR_GLOB"
         )
     return tuple(texts)
 
@@ -64,13 +65,13 @@ def documents() -> tuple[str, ...]:
 def _topics() -> list[str]:
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions pack it separately
+    except ImportError:  # some distributions package it separately
         return []
     return [topics[name].strip() for name in sorted(topics)]
 
 
 def _sources(root: Path) -> list[Path]:
-    """List the library's modules, ordered by path so that no file system decides."""
+    """List the library's modules sorted by path, independent of the file system."""
     found = []
     for path in root.rglob("*.py"):
         parts = path.relative_to(root).parts
@@ -83,14 +84,14 @@ def _sources(root: Path) -> list[Path]:
 def _parse(path: Path) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd escapes in old modules are not our business
+            warnings.simplefilter("ignore")  # old modules have invalid escape sequences
             return ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
 
 
-def _definitions(node: ast.AST) -> Iterator[_Documented]:
-    """Yield the functions and classes right below a node, also those inside if and try."""
+def _definitions(node: ast.AST) -> Iterator[_DocumentedNode]:
+    """Yield the functions and classes directly below a node, also those inside if and try."""
     pending = [*ast.iter_child_nodes(node)][::-1]
     while pending:
         child = pending.pop()
@@ -100,7 +101,7 @@ def _definitions(node: ast.AST) -> Iterator[_Documented]:
             pending += [*ast.iter_child_nodes(child)][::-1]
 
 
-def _docstrings(node: _Documented) -> list[str | None]:
+def _docstrings(node: _DocumentedNode) -> list[str | None]:
     texts = [ast.get_docstring(node)]
     for definition in _definitions(node):
         texts += _docstrings(definition)
@@ -108,8 +109,8 @@ def _docstrings(node: _Documented) -> list[str | None]:
 
 
 def _is_new(text: str, seen: set[str]) -> bool:
-    """Tell whether a docstring is to be kept, and remember it."""
-    if len(text) < SHORTEST or text in seen:
+    """Return whether a text is long enough and new, and add it to `seen`."""
+    if len(text) < MIN_CHARACTERS or text in seen:
         return False
     seen.add(text)
     try:

@@ -1,4 +1,4 @@
-"""The corpora that have a name: a table with one small entry each."""
+"""Registry of named corpora."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -6,16 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tjx_core import ConfigError, Problem, unknown_name
 from tjx_data.cache import default_cache_dir
 from tjx_data.corpora import hub, python_docs
 from tjx_data.corpora.documents import Documents, Malformed
 from tjx_data.corpora.files import load_files
-from tjx_data.suggest import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundledCorpus:
-    """A corpus that comes with the interpreter."""
+    """A corpus in the Python installation.
+
+    Attributes
+    ----------
+    licence, tokenizer : str
+        Licence of the text, and the tokenizer that "auto" selects.
+    read : Callable
+        Returns the documents.
+    describe : Callable
+        Returns the values that determine the text.
+    """
 
     licence: str
     tokenizer: Literal["bpe", "gpt2"]
@@ -23,18 +33,26 @@ class BundledCorpus:
     describe: Callable[[], dict[str, str]]
 
     def source(self) -> dict[str, str]:
-        """Return what the text depends on."""
+        """Return the values that determine the text."""
         return self.describe()
 
     def open(self, name: str, source: dict[str, str]) -> Documents:
-        """Return the documents."""
+        """Return the documents of the corpus."""
         assert name
         return Documents.of(self.read, source)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadCorpus:
-    """A text file at a fixed address, known by its hash."""
+    """A text file at a fixed address, pinned by its hash.
+
+    Attributes
+    ----------
+    licence, tokenizer : str
+        Licence of the text, and the tokenizer that "auto" selects.
+    url, sha256 : str
+        Address and hash of the file.
+    """
 
     licence: str
     tokenizer: Literal["bpe", "gpt2"]
@@ -42,11 +60,11 @@ class DownloadCorpus:
     sha256: str
 
     def source(self) -> dict[str, str]:
-        """Return what the text depends on."""
+        """Return the values that determine the text."""
         return {"url": self.url, "sha256": self.sha256}
 
     def open(self, name: str, source: dict[str, str]) -> Documents:
-        """Fetch the file if need be, and return its documents."""
+        """Return the documents of the file, downloaded if not in the cache."""
         file = (
             default_cache_dir() / "downloads" / f"{name}-{self.sha256[:12]}{Path(self.url).suffix}"
         )
@@ -61,19 +79,19 @@ class HubCorpus:
     Attributes
     ----------
     licence, tokenizer : str
-        What the text may be used under, and what "auto" chooses.
+        Licence of the text, and the tokenizer that "auto" selects.
     repo, config, split : str
-        What it is called on the hub; `repo` can also be a local folder in the hub's format.
+        Names on the hub; `repo` can also be a local folder in the hub's format.
     held_out : tuple of str
-        Its official splits besides training, of "validation" and "test".
+        Official splits besides training, of "validation" and "test".
     revision : str or None
-        The commit, 40 hexadecimal digits; None for a local folder alone.
+        The commit, 40 hexadecimal digits; None for a local folder only.
     field : str
-        Where the text is.
+        Field of the text.
     streamed : bool
-        Whether it is too large to be downloaded whole: rows are fetched as they are read.
+        Whether rows are streamed, for datasets too large to download.
     join : Callable or None
-        Makes documents of rows, where a row is not one.
+        Joins rows to documents; None if each row is one.
     """
 
     licence: str
@@ -88,7 +106,7 @@ class HubCorpus:
     join: Callable[[Iterable[str | Malformed]], Iterator[str | Malformed]] | None = None
 
     def source(self) -> dict[str, str]:
-        """Return what the text depends on."""
+        """Return the values that determine the text."""
         return {
             "hub": self.repo,
             "config": self.config or "",
@@ -97,7 +115,7 @@ class HubCorpus:
         }
 
     def open(self, name: str, source: dict[str, str]) -> Documents:
-        """Download the dataset if need be, and return its documents."""
+        """Return the documents of the dataset, downloaded if not in the cache."""
         rows = hub.load_rows(
             name,
             self.repo,
@@ -107,10 +125,12 @@ class HubCorpus:
             streamed=self.streamed,
             licence=self.licence,
         )
-        # Of streamed JSON lines nobody knows the fields before the first row.
+        # The fields of streamed JSON lines are known from the first row only.
         fields = rows.column_names or list(next(iter(rows), {}))
         if self.field not in fields:
-            raise ValueError(f"{self.repo} has no field {self.field!r}, but {fields}")
+            raise ValueError(
+                f"{self.repo}: has no field {self.field!r}; expected one of {', '.join(fields)}"
+            )
         column = rows.select_columns([self.field])
 
         def read() -> Iterator[str | Malformed]:
@@ -126,7 +146,7 @@ _TITLE = re.compile(r" = (?!=).*(?<!=) = \n?")
 
 
 def join_wikitext(lines: Iterable[str | Malformed]) -> Iterator[str | Malformed]:
-    r"""Join WikiText's rows, which are lines, to articles, each from its title " = Title = ".
+    r"""Join WikiText's rows, which are lines, to articles that start with " = Title = ".
 
     Examples
     --------
@@ -151,7 +171,7 @@ _WIKIPEDIA_LICENCE = "CC BY-SA 3.0 and GFDL"
 _CRAWL_LICENCE = "ODC-By 1.0, and Common Crawl's terms of use"
 _WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 
-# Each is pinned: by a commit of the hub, by a SHA-256, or by the version of Python.
+# Each corpus is pinned by a hub commit, a SHA-256, or the Python version.
 CORPORA: dict[str, Entry] = {
     "python-docs": BundledCorpus(
         licence="Python Software Foundation License 2.0",
@@ -224,66 +244,62 @@ CORPORA: dict[str, Entry] = {
     ),
 }
 
-
-# What can be named as a corpus and holds no text.
 OTHER_DATA = {
-    "mnist": "images of digits; path names the folder of their four files, "
-    "train-images-idx3-ubyte.gz and so on",
-    "images": "images with labels; path names a folder that datasets reads, or NAME@COMMIT on the "
+    "mnist": "images of digits; path is the folder of its four files, train-images-idx3-ubyte.gz "
+    "and so on",
+    "images": "images with labels; path is a folder in a format of datasets, or NAME@COMMIT on the "
     "Hugging Face hub",
-    "byte-reversal": "random strings of bytes and their reversals, made up as they are read",
+    "byte-reversal": "random byte strings and their reversals, generated on access",
 }
+"""Descriptions of the data sets without text that ``DataConfig.corpus`` accepts."""
 
 
 def is_corpus(name: str) -> bool:
-    """Tell whether a name, perhaps with a split as in ``wikitext-2:test``, is of a corpus."""
+    """Return whether a name, optionally with a split as in ``wikitext-2:test``, is a corpus."""
     return name.partition(":")[0] in CORPORA
 
 
 def find_corpus(name: str) -> Entry:
-    """Look a corpus up in the table, without touching its text.
+    """Return the registry entry of a corpus, without opening its text.
 
     Parameters
     ----------
     name : str
-        A key of `CORPORA`, or one with an official split: ``wikitext-103:validation``.
+        A key of `CORPORA`, optionally with an official split: ``wikitext-103:validation``.
 
     Raises
     ------
-    ValueError
-        If there is none of that name, and the nearest right one is named; or it has no such split.
+    ConfigError
+        If the name is unknown (the message suggests the nearest one), holds no text, or has no such
+        split.
     """
     base, colon, split = name.partition(":")
     if base in OTHER_DATA:
-        raise ValueError(f"corpus={name!r} holds no text: {OTHER_DATA[base]}")
+        message = f"got {name!r}, which holds no text: {OTHER_DATA[base]}; expected a text corpus"
+        raise ConfigError([Problem("corpus", message)])
     if base not in CORPORA:
-        every = [*CORPORA, *OTHER_DATA]
-        raise ValueError(
-            f"corpus={name!r} is unknown; there are {', '.join(every)}{did_you_mean(base, every)}"
-        )
+        raise ConfigError([unknown_name("corpus", name, [*CORPORA, *OTHER_DATA])])
     entry = CORPORA[base]
     if not colon:
         return entry
     splits = ("train", *held_out_splits(base))
     if split not in splits:
-        raise ValueError(
-            f"corpus: got {name!r}; expected an official split of {base}, {' or '.join(splits)}; "
-            f"give {base}:{splits[-1]}"
-        )
+        message = f"got {name!r}; expected an official split of {base}: {' or '.join(splits)}"
+        raise ConfigError([Problem("corpus", message)])
     return replace(entry, split=split) if isinstance(entry, HubCorpus) else entry
 
 
 def held_out_splits(name: str) -> tuple[str, ...]:
-    """Return the official splits of a corpus besides training; none where a split is named."""
+    """Return the official splits of a corpus besides training; none for a name with a split."""
     entry = CORPORA.get(name)
     return entry.held_out if isinstance(entry, HubCorpus) else ()
 
 
 def evaluation_corpus(name: str) -> str:
-    """Return the name of the text of a corpus that models are evaluated on.
+    """Return the name of the split of a corpus on which models are evaluated.
 
-    That is its official validation split, else its official test split. A corpus without either,
-    and a name that says a split, stay as they are.
+    This is the official validation split, else the official test split. Names of corpora without
+    either, and names with a split, are returned unchanged.
 
     Examples
     --------
@@ -297,7 +313,7 @@ def evaluation_corpus(name: str) -> str:
 
 
 def corpus_source(name: str) -> dict[str, str]:
-    """Describe where a corpus comes from, without opening it."""
+    """Return the description of a corpus that is stored in prepared sets, without opening it."""
     entry = find_corpus(name)
     return {"corpus": name, "licence": entry.licence, **entry.source()}
 
@@ -310,14 +326,14 @@ def load_corpus(name: str, *, with_validation: bool = False) -> Documents:
     name : str
         As of `find_corpus`; without a split the training text.
     with_validation : bool
-        Whether its official validation split is opened too, as ``held_out``.
+        Whether to open the official validation split too, as ``held_out``.
 
     Raises
     ------
     HubError
-        If its text is neither here nor within reach; nothing is put in its place.
+        If the corpus is neither in the cache nor reachable.
     ValueError
-        If there is none of that name.
+        If the name is unknown.
     """
     documents = find_corpus(name).open(name, corpus_source(name))
     if not with_validation:

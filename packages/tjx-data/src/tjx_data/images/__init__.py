@@ -1,1 +1,1 @@
-"""Images with labels."""
+"""Labeled images: file formats, pixel statistics, augmentation and the image loader."""

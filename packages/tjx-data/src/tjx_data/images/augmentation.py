@@ -1,27 +1,29 @@
-"""What is done to images that are trained on; only the standard library is needed to read it."""
+"""Augmentation settings of images; imports the standard library only."""
 
 from dataclasses import dataclass
+
+from tjx_core import ConfigError, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to images that are trained on; the default is nothing.
+    """Random changes of training images; the default changes nothing.
 
     Attributes
     ----------
     crop : int
-        Images are moved by up to so many pixels in both directions: padded by them on all sides
-        with the mean colour, and cut out again at a random place. 4 is usual for 32 x 32 pixels.
+        Pixels of padding with the mean color on all sides, from which a random crop of the original
+        size is taken. 4 is usual for 32 x 32 pixels.
     flip : bool
-        Whether every second image, on average, has left and right exchanged.
+        Flip each image horizontally with probability 1/2.
     erase : float
-        Probability that a rectangle (2 to 40 % of the area) takes the mean colour. Zhong et al.
-        2017, "Random Erasing Data Augmentation"; 0.25 is usual.
+        Probability that a rectangle of 2 to 40 % of the area is set to the mean color (Zhong et al.
+        2017, "Random Erasing Data Augmentation"); 0.25 is usual.
 
     Raises
     ------
     ValueError
-        With a line for each number that is out of range.
+        With one line for each invalid number.
     """
 
     crop: int = 0
@@ -31,11 +33,11 @@ class Augmentation:
     def __post_init__(self) -> None:
         problems = []
         if self.crop < 0:
-            problems.append(f"crop={self.crop}: give a number of pixels, 0 or more")
+            problems.append(Problem("crop", f"got {self.crop}; expected 0 or more pixels"))
         if not 0 <= self.erase <= 1:
-            problems.append(f"erase={self.erase}: give a probability from 0 to 1")
+            problems.append(Problem("erase", f"got {self.erase}; expected a probability in [0, 1]"))
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
 
 NO_AUGMENTATION = Augmentation()

@@ -1,4 +1,4 @@
-"""Image sets in the format of Hugging Face `datasets`: folders, and names on the hub."""
+"""Image sets in the format of Hugging Face `datasets`: local folders and hub repositories."""
 
 from pathlib import Path
 from typing import Any
@@ -7,32 +7,31 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.hub import load_rows
-from tjx_data.images.image_set import Images, ImageSet, Pixels, Places
+from tjx_data.images.image_set import Images, ImageSet, Indices, Pixels
 
-EXTRA = "pip install 'tjx-data[images]'"
-_GREY = ("1", "L")
-_COLOURED = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
+_GRAY_MODES = ("1", "L")
+_COLOR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 class DatasetImages(ImageSet):
-    """One split of an image set, whose images are decoded when they are read.
+    """One split of a `datasets` image set, decoded on access.
 
     Parameters
     ----------
     name : str
-        Where it lies, for errors.
+        Location of the images, for error messages.
     rows : datasets.Dataset
-        Its rows.
+        Rows of the split.
     image_column : str
-        The column of the images.
+        Column of the images.
     labels : int [N]
-        Their classes.
+        Class of each image.
     channels : int
-        1, grey, or 3, red, green and blue.
+        1 (grayscale) or 3 (RGB).
     image_size : tuple of int
-        Height and width that all images have.
+        Height and width of the images that `read` returns.
     resize : bool
-        Whether images of another size are scaled to it, and what stands out on two sides cut off.
+        Whether images of another size are scaled and center-cropped to it; else they are an error.
     """
 
     def __init__(
@@ -49,48 +48,48 @@ class DatasetImages(ImageSet):
         super().__init__(name, labels, (*image_size, channels))
         self._rows, self._column, self._resize = rows, image_column, resize
 
-    def read(self, places: Places) -> Pixels:
-        """Return some images, uint8 [R, H, W, C].
+    def read(self, indices: Indices) -> Pixels:
+        """Return decoded images by index, uint8 [R, H, W, C].
 
         Raises
         ------
         ValueError
-            If one has another size or other channels than the set.
+            If an image is damaged, or has another size or mode than the set.
         """
-        images = self._decoded(places)
-        found = np.empty((len(places), *self.shape), np.uint8)
-        for i, (place, image) in enumerate(zip(places.tolist(), images, strict=True)):
-            found[i] = self._pixels(place, image)
+        images = self._decode(indices)
+        found = np.empty((len(indices), *self.shape), np.uint8)
+        for i, (index, image) in enumerate(zip(indices.tolist(), images, strict=True)):
+            found[i] = self._to_pixels(index, image)
         return found
 
-    def _decoded(self, places: Places) -> Any:
+    def _decode(self, indices: Indices) -> Any:
         from PIL import Image
 
         try:
-            return self._rows[places.tolist()][self._column]
+            return self._rows[indices.tolist()][self._column]
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(
-                f"{self.name}: one of the images {places.min()} to {places.max()} is damaged, no "
-                f"image, or larger than any ({error}); leave it out"
+                f"{self.name}: one of the images {indices.min()} to {indices.max()} is damaged, no "
+                f"image, or too large ({error}); leave it out"
             ) from error
 
-    def _pixels(self, place: int, image: Any) -> Pixels:
+    def _to_pixels(self, index: int, image: Any) -> Pixels:
         from PIL import Image, ImageOps
 
         height, width, channels = self.shape
-        allowed = _GREY if channels == 1 else (*_GREY, *_COLOURED)
+        allowed = _GRAY_MODES if channels == 1 else (*_GRAY_MODES, *_COLOR_MODES)
         if image is None or image.mode not in allowed:
-            kind = "missing" if image is None else f"of the kind {image.mode!r}"
+            found = "no image" if image is None else f"mode {image.mode!r}"
             raise ValueError(
-                f"{self.name}: image {place} is {kind}; with {channels} channels there may be "
-                f"{', '.join(allowed)}"
+                f"{self.name}: got {found} for image {index}; expected one of {', '.join(allowed)} "
+                f"with {channels} channels"
             )
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
             if not self._resize:
                 raise ValueError(
-                    f"{self.name}: image {place} has {image.height} x {image.width} pixels, others "
-                    f"have {height} x {width}; give an image_size that all are scaled to"
+                    f"{self.name}: got {image.height} x {image.width} pixels for image {index}; "
+                    f"expected {height} x {width}; give image_size to resize all images"
                 )
             image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         return np.asarray(image, np.uint8).reshape(self.shape)
@@ -103,19 +102,20 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Images:
-    """Open an image set; parameters and errors as of `open_images`."""
+    """Open an image set with the `datasets` library; arguments and errors as of `open_images`."""
     try:
-        import datasets  # noqa: F401  looked for before anything is read
-        import PIL  # noqa: F401  as datasets: it decodes the images, and is missed late
+        import datasets  # noqa: F401  imported before any file is read
+        import PIL  # noqa: F401  as above: datasets imports it only to decode
     except ImportError as error:
         raise ValueError(
-            f"{source}: images other than MNIST's files need the extra: {EXTRA}"
+            f"{source}: images other than MNIST's files need the extra: pip install "
+            "'tjx-data[images]'"
         ) from error
     train, validation = _load_splits(source)
-    image_column = _column(source, train, "image", image_column)
-    label_column = _column(source, train, "label", label_column)
+    image_column = _find_column(source, train, "image", image_column)
+    label_column = _find_column(source, train, "label", label_column)
     if not len(train):
-        raise ValueError(f"{source} train: there are no images; give a set that holds some")
+        raise ValueError(f"{source} train: got no images; expected at least one")
     first = train[0][image_column]
     shape = image_size or (first.height, first.width)
 
@@ -124,8 +124,8 @@ def open_dataset(
             f"{source} {split}",
             rows,
             image_column=image_column,
-            labels=_labels(f"{source} {split}", rows, label_column),
-            channels=1 if first.mode in _GREY else 3,
+            labels=_read_labels(f"{source} {split}", rows, label_column),
+            channels=1 if first.mode in _GRAY_MODES else 3,
             image_size=shape,
             resize=image_size is not None,
         )
@@ -134,7 +134,7 @@ def open_dataset(
 
 
 def _load_splits(source: str) -> tuple[Any, Any]:
-    """Return the rows to train on and those held out."""
+    """Return the rows of the training split and of the validation or test split."""
     folder = Path(source).expanduser()
     if (folder / "dataset_dict.json").is_file():
         import datasets.load
@@ -143,15 +143,15 @@ def _load_splits(source: str) -> tuple[Any, Any]:
         held_out = next((name for name in ("validation", "test") if name in found), None)
         if "train" not in found or held_out is None:
             raise ValueError(
-                f"{source}: there are the splits {', '.join(found)}; a set needs train, and "
-                "validation or test"
+                f"{source}: got the splits {', '.join(found)}; expected train, and validation or "
+                "test"
             )
         return found["train"], found[held_out]
     repo, _, revision = source.partition("@")
     if not folder.is_dir() and not revision:
         raise ValueError(
-            f"{source}: there is no such folder; give one, or a name on the hub with the commit "
-            "that is meant, NAME@COMMIT"
+            f"path: got {source!r}, which is no folder; expected a folder, or a name on the "
+            "Hugging Face hub with its commit, NAME@COMMIT"
         )
 
     def load(split: str) -> Any:
@@ -162,7 +162,7 @@ def _load_splits(source: str) -> tuple[Any, Any]:
             split,
             revision=None if folder.is_dir() else revision,
             streamed=False,
-            licence="its page on the hub tells",
+            licence="see its page on the hub",
         )
 
     try:
@@ -174,29 +174,31 @@ def _load_splits(source: str) -> tuple[Any, Any]:
     return load("train"), held_out
 
 
-def _column(source: str, rows: Any, what: str, given: str | None) -> str:
-    """Return the column of images or labels: the one that was named, or the only one there is."""
+def _find_column(source: str, rows: Any, content: str, given: str | None) -> str:
+    """Return the column of images or labels: the given one, or the only candidate."""
     import datasets
 
-    kind = datasets.Image if what == "image" else datasets.ClassLabel
-    found: list[str] = [name for name, held in rows.features.items() if isinstance(held, kind)]
-    if not found and what in rows.features:
-        found = [what]
+    feature_type = datasets.Image if content == "image" else datasets.ClassLabel
+    found: list[str] = [
+        name for name, feature in rows.features.items() if isinstance(feature, feature_type)
+    ]
+    if not found and content in rows.features:
+        found = [content]
     if given is None and len(found) == 1:
         return found[0]
     if given is None or given not in rows.features:
         raise ValueError(
-            f"{what}_column={given!r}: {source} has the columns {', '.join(rows.features)}; name "
-            f"the one that holds the {what}s"
+            f"{content}_column: got {given!r}; expected a column of {source} with the {content}s: "
+            f"{', '.join(rows.features)}"
         )
     return given
 
 
-def _labels(name: str, rows: Any, column: str) -> npt.NDArray[np.int64]:
+def _read_labels(name: str, rows: Any, column: str) -> npt.NDArray[np.int64]:
     labels = rows.with_format("numpy")[column][:]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"{name}: column {column!r} holds {labels.dtype} {list(labels.shape)}; labels are "
-            "whole numbers, one an image"
+            f"{name}: got {labels.dtype} {list(labels.shape)} in column {column!r}; expected one "
+            "integer label for each image"
         )
     return np.asarray(labels, np.int64)

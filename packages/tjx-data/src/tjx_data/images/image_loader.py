@@ -1,4 +1,4 @@
-"""Batches of images, normalised, and changed a little for training.
+"""Loader of normalized and augmented images.
 
 Names of array axes: R rows, H height, W width, C channels.
 """
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
-from tjx_data.images.image_set import Images, Places
+from tjx_data.images.image_set import Images, Indices
 from tjx_data.images.transforms import FloatImages, augment_images
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
 from tjx_data.loading.samplers import EpochSampler
@@ -21,29 +21,28 @@ _PURPOSE = int.from_bytes(b"images")
 class ImageLoader(Loader):
     """Rows of images with labels.
 
-    Each epoch visits the images in an order of its own, drawn from (seed, epoch), and batches go on
-    from one epoch into the next. Pixels become (pixel / 255 - mean) / std of their channel.
+    Each epoch visits the images in its own order, a function of (seed, epoch), and batches continue
+    across epochs without a gap. Pixels are normalized to (pixel / 255 - mean) / std per channel.
 
     Parameters
     ----------
     images : Images
         From `open_images`.
     split : {"train", "validation"}
-        Which part.
+        Split to read.
     batch_size, seed, process_index, process_count : int
         As of `Loader`.
     mean, std : sequence of float, optional
-        A number for each channel, in the units of pixel / 255; by default what is measured over the
-        training images, also for the held-out ones, so that those have about mean 0 and variance 1.
-        Of large sets 256 MiB of pixels are measured.
+        One number per channel, in units of pixel / 255. By default those of the training images,
+        for both splits; large sets are sampled (`STATISTICS_BYTES`).
     augmentation : Augmentation
-        What is done to the images of `rows`, anew each time that one comes by; those of
-        `evaluation_batches` stay as they are.
+        Random changes of the images of `rows`, drawn anew in each epoch. `evaluation_batches` does
+        not augment.
 
     Raises
     ------
     ValueError
-        With a line for each argument that is wrong.
+        With one line for each invalid argument.
     """
 
     def __init__(
@@ -61,19 +60,19 @@ class ImageLoader(Loader):
     ) -> None:
         problems = []
         if split not in ("train", "validation"):
-            problems.append(f"split={split!r} is unknown; choose train or validation")
+            problems.append(f"split: got {split!r}; expected train or validation")
         mean = images.train.statistics.mean if mean is None else mean
         std = images.train.statistics.std if std is None else std
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != images.channels:
                 problems.append(
-                    f"{name}={list(values)}: the images have {images.channels} channels; give a "
-                    "number for each"
+                    f"{name}: got {list(values)}; expected {images.channels} numbers, one for each "
+                    "channel"
                 )
         if not all(value > 0 for value in std):
             problems.append(
-                f"std={list(std)}: a channel is the same everywhere, or the number is wrong; give "
-                "numbers above 0"
+                f"std: got {list(std)}; expected numbers above 0; a channel that is constant over "
+                "the training images needs std="
             )
         super().__init__(
             batch_size=batch_size,
@@ -86,16 +85,16 @@ class ImageLoader(Loader):
         self.mean, self.std = tuple(mean), tuple(std)
         self._set = images.train if split == "train" else images.validation
         self._key = derive_key(seed, _PURPOSE)
-        self._order = EpochSampler(self.n_images, seed)
+        self._sampler = EpochSampler(self.n_images, seed)
 
     @property
     def n_images(self) -> int:
-        """Images in the split."""
+        """Number of images in the split."""
         return len(self._set.labels)
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """What decides the images, their order and what is done to them."""
+        """Everything that determines the images, their order and their augmentation, by name."""
         return {
             "images": self._set.statistics.sha256,
             "split": self.split,
@@ -105,37 +104,42 @@ class ImageLoader(Loader):
             "seed": str(self.seed),
         }
 
-    def rows(self, turns: RowIndices) -> Batch:
-        """Return the rows of some turns.
+    def rows(self, row_indices: RowIndices) -> Batch:
+        """Return augmented images by row index.
 
         Returns
         -------
         dict
-            ``images`` float32 [R, H, W, C], normalised and augmented; ``labels`` int32 [R].
+            ``images`` float32 [R, H, W, C], normalized and augmented; ``labels`` int32 [R].
         """
-        batch = self._gather(self._order.places(turns))
-        batch["images"] = augment_images(batch["images"], self.augmentation, self._key, turns)
+        batch = self._read(self._sampler.offsets(row_indices))
+        batch["images"] = augment_images(batch["images"], self.augmentation, self._key, row_indices)
         return batch
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """Yield every image once, as it is, in batches of one shape; labels beyond are -100.
+        """Yield every image once, without augmentation, in batches of one shape.
 
         Parameters
         ----------
         limit : int, optional
-            Stop after so many images (over all processes).
+            Most images to yield over all processes.
+
+        Yields
+        ------
+        dict
+            As `rows` returns; labels beyond the end are -100.
         """
         count = self.n_images if limit is None else min(limit, self.n_images)
         for first in range(0, count, self.batch_size):
-            places = first + self._rows
-            batch = self._gather(np.minimum(places, count - 1))
-            batch["labels"][places >= count] = IGNORED_LABEL
+            indices = first + self._local_rows
+            batch = self._read(np.minimum(indices, count - 1))
+            batch["labels"][indices >= count] = IGNORED_LABEL
             yield batch
 
-    def _gather(self, places: Places) -> Batch:
+    def _read(self, indices: Indices) -> Batch:
         mean, std = np.array(self.mean), np.array(self.std)
-        # A pixel has one of 256 values: what becomes of each is looked up.
+        # A pixel has one of 256 values: look up its normalized value.
         table_C256 = ((np.arange(256) / 255 - mean[:, None]) / std[:, None]).astype(np.float32)
-        pixels = self._set.read(places)
+        pixels = self._set.read(indices)
         images: FloatImages = table_C256[np.arange(len(mean)), pixels]
-        return {"images": images, "labels": self._set.labels[places]}
+        return {"images": images, "labels": self._set.labels[indices]}

@@ -1,6 +1,6 @@
-"""Sets of images with labels, in whatever files they lie.
+"""Image sets with labels, independent of their file format.
 
-Names of array axes: N images of a set, R of them, H height, W width, C channels.
+Names of array axes: N images of a set, R selected images, H height, W width, C channels.
 """
 
 import hashlib
@@ -13,22 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
-Places = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
-# Of larger sets, so many bytes of pixels are looked at: images at even distances.
 STATISTICS_BYTES = 1 << 28
-_AT_ONCE = 256
+"""Statistics of larger sets use this many bytes of pixels, from evenly spaced images."""
+_READ_SIZE = 256  # images read at a time
 
 
 class PixelStatistics(NamedTuple):
-    """What was seen when a set was looked at.
+    """Statistics and hash of a set's pixels.
 
     Attributes
     ----------
     mean, std : tuple of float
-        Of each channel, over images and pixels, in the units of pixel / 255.
+        Per channel, over images and pixels, in units of pixel / 255.
     sha256 : str
-        Of labels and pixels.
+        Hash of labels and pixels.
     """
 
     mean: tuple[float, ...]
@@ -37,14 +37,14 @@ class PixelStatistics(NamedTuple):
 
 
 class ImageSet(ABC):
-    """Images of one size, with labels.
+    """Base class of one split: labeled images of one size.
 
     Parameters
     ----------
     name : str
-        Where they lie, for errors.
+        Location of the images, for error messages.
     labels : int array [N]
-        The class of each image, 0 or more.
+        Class of each image, 0 or more.
     shape : tuple of int
         Height, width and channels.
 
@@ -56,32 +56,32 @@ class ImageSet(ABC):
 
     def __init__(self, name: str, labels: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:
         if not len(labels):
-            raise ValueError(f"{name}: there are no images; give a set that holds some")
+            raise ValueError(f"{name}: got no images; expected at least one")
         if labels.min() < 0:
             raise ValueError(
-                f"{name}: image {int(labels.argmin())} has the label {labels.min()}; labels are "
-                "0, 1, ...: leave images without a label out"
+                f"{name}: got label {labels.min()} for image {int(labels.argmin())}; expected 0, "
+                "1, ...; leave out images without a label"
             )
         self.name, self.labels, self.shape = name, labels.astype(np.int32), shape
 
     @abstractmethod
-    def read(self, places: Places) -> Pixels:
-        """Return some images, uint8 [R, H, W, C]."""
+    def read(self, indices: Indices) -> Pixels:
+        """Return images by index, uint8 [R, H, W, C]."""
 
     @cached_property
     def statistics(self) -> PixelStatistics:
-        """What the images are like; all of them in a small set, a fixed choice in a large one."""
-        n_seen = min(len(self.labels), max(STATISTICS_BYTES // int(np.prod(self.shape)), 1))
-        places = np.arange(n_seen, dtype=np.int64) * len(self.labels) // n_seen
+        """Pixel statistics of all images, or of a fixed subset of a large set."""
+        n_images = min(len(self.labels), max(STATISTICS_BYTES // int(np.prod(self.shape)), 1))
+        indices = np.arange(n_images, dtype=np.int64) * len(self.labels) // n_images
         hasher = hashlib.sha256(f"{self.shape} {len(self.labels)}\n".encode())
         hasher.update(self.labels.tobytes())
         counts = np.zeros((self.shape[2], 256), np.int64)
-        for start in range(0, n_seen, _AT_ONCE):
-            pixels = self.read(places[start : start + _AT_ONCE])
+        for start in range(0, n_images, _READ_SIZE):
+            pixels = self.read(indices[start : start + _READ_SIZE])
             hasher.update(np.ascontiguousarray(pixels))
             for channel, found in enumerate(counts):
                 found += np.bincount(pixels[..., channel].ravel(), minlength=256)
-        # In whole numbers, so that the last bit is the same everywhere.
+        # Integer sums give the same bits on every machine.
         moments = [[int((found * np.arange(256) ** k).sum()) for k in range(3)] for found in counts]
         means = tuple(total / (255 * n) for n, total, _ in moments)
         stds = tuple(
@@ -91,13 +91,14 @@ class ImageSet(ABC):
 
 
 class Images(NamedTuple):
-    """The two splits of a set of images.
+    """Training and validation split of an image set.
 
     Attributes
     ----------
-    train, validation : ImageSet
-        To train on, and held out: a set's validation images, or its test images where it has no
-        others.
+    train : ImageSet
+        Training images.
+    validation : ImageSet
+        Validation images, or test images if the set has no validation split.
     """
 
     train: ImageSet
@@ -110,10 +111,10 @@ class Images(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """Number of channels, 1 or 3."""
         return self.train.shape[2]
 
     @property
     def n_classes(self) -> int:
-        """One more than the highest label."""
+        """One more than the largest label."""
         return int(max(self.train.labels.max(), self.validation.labels.max())) + 1

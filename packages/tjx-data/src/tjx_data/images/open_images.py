@@ -1,4 +1,4 @@
-"""From a folder, or a name on the hub, to a set of images."""
+"""Opening of labeled image sets from a folder or the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -14,34 +14,34 @@ def open_images(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Images:
-    """Open a set of images with labels.
+    """Open a set of labeled images.
 
     Parameters
     ----------
     source : str or Path
-        A folder with MNIST's four files (train-images-idx3-ubyte, train-labels-idx1-ubyte and the
-        same of t10k, each gzipped or not), read into memory; or one that the extra ``images``
-        reads: as `datasets` saves a set to disk, a folder of images a class (train/cat/1.png, ...),
-        or Parquet files; or a name on the Hugging Face hub with its commit, NAME@COMMIT.
+        A folder with MNIST's four files (train-images-idx3-ubyte, train-labels-idx1-ubyte and those
+        of t10k, each gzipped or not), which are read into memory. With the extra ``images`` also a
+        folder that `datasets` saved, a folder of images per class (train/cat/1.png, ...), Parquet
+        files, or a name on the Hugging Face hub with its commit, NAME@COMMIT.
     image_size : tuple of int, optional
-        Height and width that images are scaled to, what stands out on two sides cut off; by default
-        all must have the size of the first. MNIST's files keep theirs.
+        Height and width to which images are scaled and center-cropped. By default all images must
+        have the size of the first one. Not supported for MNIST's files.
     image_column, label_column : str, optional
-        Where images and labels are in the rows of a `datasets` set; needed where several columns
-        hold such, or the labels are neither of classes nor in the column ``label``.
+        Columns of a `datasets` set. Required if several columns hold images or class labels, or if
+        labels are plain integers in a column not named ``label``.
 
     Returns
     -------
     Images
-        The splits; held out are the validation images, or the test images where there are none.
-        Images have 1 channel where the first one is grey, else 3.
+        Training split, and validation split or, without one, test split. Images have 1 channel if
+        the first one is grayscale, else 3.
 
     Raises
     ------
     HubError
-        If a name on the hub is neither in the cache nor within reach.
+        If a hub repository is neither in the cache nor reachable.
     ValueError
-        If a file is missing or damaged, the extra is not installed, or the set is none of images.
+        If a file is missing or damaged, the extra is not installed, or the set holds no images.
     """
     folder = Path(source).expanduser()
     if not is_mnist_folder(folder):
@@ -54,7 +54,7 @@ def open_images(
     images = open_mnist(folder)
     if image_size not in (None, images.image_size):
         raise ValueError(
-            f"image_size={image_size}: images in MNIST's files keep their size, "
-            f"{images.image_size} pixels; leave it out"
+            f"image_size: got {image_size}; expected {images.image_size}, since MNIST's files are "
+            "not resized; leave it out"
         )
     return images

@@ -1,1 +1,1 @@
-"""Batches that are a pure function of (seed, step)."""
+"""Batch loaders that are pure functions of (seed, step), and prefetching."""

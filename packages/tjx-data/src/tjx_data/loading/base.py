@@ -1,4 +1,4 @@
-"""What all loaders have in common: rows by turn make batches by step, a share for each process."""
+"""Loader base class: batches as a pure function of (seed, step), divided among processes."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -8,36 +8,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tjx_core import ConfigError
+
 IGNORED_LABEL = -100
+"""Label of positions that the loss ignores."""
 
 RowIndices = npt.NDArray[np.int64]
-# Arrays [rows, ...] by name; the names are those of the arguments of a model's losses.
+# Arrays [rows, ...] by name; the names are the argument names of the models' losses.
 Batch = dict[str, npt.NDArray[Any]]
 
 
 class Loader(ABC):
-    """Batches that are a pure function of (seed, step).
+    """Base class of loaders whose batches are a pure function of (seed, step).
 
-    Rows have numbers, the turns, counted over all epochs: the batch of a step is the rows of the
-    turns from step * batch_size on. There is no state to save but the step.
+    Rows are numbered over all epochs. The batch of a step holds the rows ``step * batch_size`` to
+    ``(step + 1) * batch_size - 1``. The step is the only state to save.
 
     Parameters
     ----------
     batch_size : int
         Rows in a batch over all processes.
     seed : int
-        Decides all that is random; 0 to 2**64 - 1.
+        Seed of all randomness, 0 to 2**64 - 1.
     process_index, process_count : int
-        This process reads the part process_index of process_count equal parts of each batch, one
-        after another: so lie the rows of a batch that is spread over the processes' devices.
-
-    problems : Sequence[str]
-        What a subclass found wrong with its own arguments, to be told with the rest.
+        This process reads the contiguous slice `process_index` of `process_count` equal slices of
+        each batch, the order in which a batch is sharded over the processes' devices.
+    problems : sequence of str
+        Problems that a subclass found in its own arguments, reported with those found here.
 
     Raises
     ------
     ValueError
-        With a line for each number that is out of range.
+        With one line for each invalid argument.
     """
 
     def __init__(
@@ -51,84 +53,131 @@ class Loader(ABC):
     ) -> None:
         problems = [*problems, *validate_batching(batch_size, seed, process_index, process_count)]
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
         self.batch_size, self.seed = batch_size, seed
         self.process_index, self.process_count = process_index, process_count
-        self._rows = np.array_split(np.arange(batch_size), process_count)[process_index]
+        self._local_rows = np.array_split(np.arange(batch_size), process_count)[process_index]
 
     @abstractmethod
-    def rows(self, turns: RowIndices) -> Batch:
-        """Return the rows of some turns.
+    def rows(self, row_indices: RowIndices) -> Batch:
+        """Return rows by index.
 
         Parameters
         ----------
-        turns : int64 [R], ascending
-            Their numbers, over all epochs.
+        row_indices : int64 [R], ascending
+            Indices of the rows, counted over all epochs.
 
         Returns
         -------
         dict
-            Arrays [R, ...]: a row depends on its turn alone.
+            Arrays [R, ...]. Each row depends on its own index only.
         """
 
     @property
     @abstractmethod
     def identity(self) -> Mapping[str, str]:
-        """All that decides what a row is, by name: of data, tokenizer and settings.
+        """Everything that determines the content of a row, by name: data, tokenizer, settings.
 
-        The number of processes and the batch size are not part of it: neither changes a row. What
-        differs between two identities is what a user is told: names are plain, values short.
+        Batch size and number of processes are excluded, since they do not change rows. Error
+        messages show the entries that differ, so names are readable and values short.
         """
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides what ``batch(step)`` is."""
+        """SHA-256 of everything that determines ``batch(step)``."""
         parts = {**self.identity, "batch_size": str(self.batch_size)}
         text = "\n".join(f"{name}={value}" for name, value in sorted(parts.items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def batch(self, step: int) -> Batch:
-        """Return this process's rows of the batch of a step, [batch_size / process_count, ...].
+        """Return this process's rows of a batch.
 
         Parameters
         ----------
         step : int
-            0 is the first.
+            Training step, from 0.
+
+        Returns
+        -------
+        dict
+            Arrays [batch_size / process_count, ...].
         """
         assert step >= 0
-        return self.rows(step * self.batch_size + self._rows)
+        return self.rows(step * self.batch_size + self._local_rows)
 
     @abstractmethod
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """Yield the split once, in batches of one shape, always the same.
+        """Yield the split once, in deterministic batches of one shape.
 
         Parameters
         ----------
         limit : int, optional
-            How much of it, over all processes: tokens of text, or images.
+            Most units to yield over all processes: tokens of text, or images.
 
         Yields
         ------
         dict
-            As from `rows`. Labels beyond the end are -100; every process gets the same number of
-            batches.
+            As `rows` returns. Rows beyond the end have labels of -100, so that every process gets
+            the same number of batches.
         """
+
+
+class TransformedLoader(Loader):
+    """Base class of loaders that transform the rows of another loader.
+
+    Parameters
+    ----------
+    loader : Loader
+        Source of the rows. Its batch size and processes apply to the transformed rows.
+    seed : int or None
+        Seed of the transformation; None uses the seed of `loader`.
+    problems : sequence of str
+        As of `Loader`.
+    """
+
+    def __init__(self, loader: Loader, *, seed: int | None, problems: Sequence[str]) -> None:
+        super().__init__(
+            batch_size=loader.batch_size,
+            seed=loader.seed if seed is None else seed,
+            process_index=loader.process_index,
+            process_count=loader.process_count,
+            problems=problems,
+        )
+        self.loader = loader
+
+    def rows(self, row_indices: RowIndices) -> Batch:
+        """Return transformed rows by index; `transform` describes the arrays."""
+        return self.transform(self.loader.rows(row_indices), row_indices)
+
+    def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
+        """Yield the split once, transformed in the same way on every pass.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Most tokens of source text to read, over all processes.
+        """
+        for number, batch in enumerate(self.loader.evaluation_batches(limit)):
+            yield self.transform(batch, number * self.batch_size + self._local_rows)
+
+    @abstractmethod
+    def transform(self, batch: Batch, row_indices: RowIndices) -> Batch:
+        """Return transformed rows; the randomness of a row depends on seed and row index only."""
 
 
 def validate_batching(
     batch_size: int, seed: int, process_index: int, process_count: int
 ) -> list[str]:
-    """Return a line for each number that is out of range."""
+    """Return one line for each invalid argument of a loader's batches."""
     problems = []
     if batch_size < 1:
-        problems.append(f"batch_size={batch_size}: a batch needs at least 1 row")
+        problems.append(f"batch_size: got {batch_size}; expected at least 1")
     if not 0 <= seed < 2**64:
-        problems.append(f"seed={seed}: choose a number from 0 to 2**64 - 1")
+        problems.append(f"seed: got {seed}; expected a number from 0 to 2**64 - 1")
     if process_count < 1 or batch_size % process_count:
         problems.append(
-            f"batch_size={batch_size} cannot be shared equally by process_count={process_count}; "
-            "choose a multiple of it"
+            f"batch_size: got {batch_size}; expected a multiple of process_count={process_count}"
         )
     if not 0 <= process_index < process_count:
-        problems.append(f"process_index={process_index}: choose 0 to {process_count - 1}")
+        problems.append(f"process_index: got {process_index}; expected 0 to {process_count - 1}")
     return problems

@@ -1,6 +1,6 @@
-"""A task to try a sequence-to-sequence model on: strings of bytes, to be written backwards.
+"""Byte reversal: a synthetic task for sequence-to-sequence models.
 
-Names of array axes: B strings, S bytes of a string, T its reversal and its end.
+Names of array axes: R rows, S bytes of a string, T = S + 1 tokens of its reversal and the end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,31 +10,32 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.stateless_rng import derive_key, draw
+from tjx_data.loading.stateless_rng import derive_key, random_words
 
 PADDING, START, END = 0, 1, 2
-FIRST_BYTE = 3  # byte 0 is token 3, and so on
+FIRST_BYTE = 3
+"""Token of byte 0; byte b is token FIRST_BYTE + b."""
 VOCAB_SIZE = FIRST_BYTE + 256
 _PURPOSE = int.from_bytes(b"reversal")
 _SPLITS = {"train": 0, "validation": 1}
 
 
 class ReversalLoader(Loader):
-    """Random strings and their reversals, made up when they are asked for.
+    """Random byte strings and their reversals, generated on access.
 
     Parameters
     ----------
     max_length : int
-        Bytes of the longest string; lengths are drawn from 1 to this.
+        Bytes of the longest string; lengths are uniform over 1 to this.
     split : {"train", "validation"}
-        Two streams that have nothing to do with each other; validation has `validation_strings`.
+        Selects one of two independent random streams; validation has `validation_strings` strings.
     batch_size, seed, process_index, process_count : int
         As of `Loader`.
 
     Raises
     ------
     ValueError
-        If a number is out of range.
+        With one line for each invalid argument.
     """
 
     validation_strings = 1000
@@ -51,9 +52,9 @@ class ReversalLoader(Loader):
     ) -> None:
         problems = []
         if max_length < 1:
-            problems.append(f"max_length={max_length}: a string has at least 1 byte")
+            problems.append(f"max_length: got {max_length}; expected at least 1 byte")
         if split not in _SPLITS:
-            problems.append(f"split={split!r} is unknown; choose train or validation")
+            problems.append(f"split: got {split!r}; expected train or validation")
         super().__init__(
             batch_size=batch_size,
             seed=seed,
@@ -66,7 +67,7 @@ class ReversalLoader(Loader):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """What decides the strings."""
+        """Everything that determines the strings, by name."""
         return {
             "strings": "random bytes and their reversals",
             "max_length": str(self.max_length),
@@ -74,24 +75,24 @@ class ReversalLoader(Loader):
             "seed": str(self.seed),
         }
 
-    def rows(self, turns: RowIndices) -> Batch:
-        """Return the rows of some turns.
+    def rows(self, row_indices: RowIndices) -> Batch:
+        """Return strings and their reversals by row index.
 
         Returns
         -------
         dict
-            ``source`` int32 [R, S], a string and padding; ``source_mask`` bool [R, S], False where
-            that is; ``tokens`` int32 [R, T = S + 1], the start and the string backwards; ``labels``
-            int32 [R, T], the token after each: the string backwards and the end, then -100.
+            ``source`` int32 [R, S], a string and padding; ``source_mask`` bool [R, S], False at
+            padding; ``tokens`` int32 [R, T], the start token and the reversed string; ``labels``
+            int32 [R, T], the token after each: the reversed string, the end, then -100.
         """
-        words = draw(self._key, turns, self.max_length + 1)
+        words = random_words(self._key, row_indices, self.max_length + 1)
         lengths = (words[:, :1] % np.uint64(self.max_length)).astype(np.int64) + 1
-        place = np.arange(self.max_length)[None, :]
-        inside = place < lengths
+        column = np.arange(self.max_length)[None, :]
+        inside = column < lengths
         source = (words[:, 1:] >> np.uint64(56)).astype(np.int32) + FIRST_BYTE
         source[~inside] = PADDING
-        backwards = np.take_along_axis(source, np.maximum(lengths - 1 - place, 0), 1)
-        tokens = np.full((len(turns), self.max_length + 1), PADDING, np.int32)
+        backwards = np.take_along_axis(source, np.maximum(lengths - 1 - column, 0), 1)
+        tokens = np.full((len(row_indices), self.max_length + 1), PADDING, np.int32)
         tokens[:, 0] = START
         tokens[:, 1:][inside] = backwards[inside]
         labels = np.full_like(tokens, IGNORED_LABEL)
@@ -100,23 +101,28 @@ class ReversalLoader(Loader):
         return {"source": source, "source_mask": inside, "tokens": tokens, "labels": labels}
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """Yield the strings of the split, in batches of one shape; labels beyond them are -100.
+        """Yield the strings of the split in batches of one shape; labels beyond them are -100.
 
         Parameters
         ----------
         limit : int, optional
-            Stop after so many strings (over all processes).
+            Most strings to yield over all processes.
         """
         count = self.validation_strings
         count = count if limit is None else min(limit, count)
         for first in range(0, count, self.batch_size):
-            batch = self.rows(first + self._rows)
-            batch["labels"][first + self._rows >= count] = IGNORED_LABEL
+            batch = self.rows(first + self._local_rows)
+            batch["labels"][first + self._local_rows >= count] = IGNORED_LABEL
             yield batch
 
 
 def decode(row: npt.NDArray[np.int32]) -> bytes:
-    """Return the bytes of a row up to its end, without the other tokens.
+    """Return the bytes of a token row up to its end token, without special tokens.
+
+    Parameters
+    ----------
+    row : int32 [T]
+        Tokens or labels of one row.
 
     Examples
     --------

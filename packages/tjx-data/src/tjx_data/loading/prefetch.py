@@ -1,29 +1,28 @@
-"""Loading ahead of use, in a thread of its own."""
+"""Background prefetching of batches."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
-_PATIENCE = 1.0  # seconds that `close` gives a load under way to end
+_JOIN_TIMEOUT = 1.0  # seconds that `close` waits for a load in progress
 
 
 class Prefetcher[T]:
-    """Calls ``load(step)`` for one step after another in the background, ahead of their use.
+    """Call ``load(step)`` for consecutive steps in a background thread.
 
-    Close it when no more is wanted, or use it in a ``with`` statement.
+    Call `close` when no more results are needed, or use it in a ``with`` statement.
 
     Parameters
     ----------
     load : Callable[[int], T]
-        Called by one thread, in order. Where several processes share the devices it puts arrays
-        there and computes nothing on them: all processes must launch computations in one order.
+        Called by one thread, in order of the steps. In a multi-process run it may transfer arrays
+        to devices but must not launch computations: all processes must launch those in one order.
     first : int
-        The step to begin with.
+        First step.
     stop : int, optional
-        The step after the last one; None has no end.
+        Step after the last one; None means no end.
     depth : int
-        Results that may lie ready: with 2, one waits while the next is made.
+        Most results in the queue. With 2, the next result is loaded while one waits.
 
     Raises
     ------
@@ -41,36 +40,33 @@ class Prefetcher[T]:
         self, load: Callable[[int], T], *, first: int, stop: int | None = None, depth: int = 2
     ) -> None:
         if depth < 1:
-            raise ValueError(f"depth={depth}: choose at least 1, the result that is made ahead")
+            raise ValueError(f"depth: got {depth}; expected at least 1")
         self._load, self._stop, self._depth = load, stop, depth
-        self._next = first  # the step that `get` is asked for next
+        self._next = first  # the step that the next `get` must ask for
         self._ready: deque[T] = deque()
-        self._error: BaseException | None = None  # of the step after those that lie ready
+        self._error: BaseException | None = None  # raised after the results in the queue
         self._closed = False
         self._changed = threading.Condition()
-        self._waited = 0.0
-        # A daemon does not keep the interpreter alive where nobody closes it.
+        # A daemon thread does not keep the interpreter alive if `close` is never called.
         self._thread = threading.Thread(
             target=self._run, args=(first,), name="tjx-data-prefetch", daemon=True
         )
         self._thread.start()
 
     def get(self, step: int) -> T:
-        """Return what ``load(step)`` gave; steps are asked for in order, each once.
+        """Return the result of ``load(step)``; steps must be requested in order, each once.
 
         Raises
         ------
         Exception
-            Whatever ``load(step)`` raised, with a note that names the step. Results of the steps
-            before are given first; afterwards the same error comes again.
+            The exception of ``load(step)``, with a note that names the step. Results of earlier
+            steps are returned first; later calls raise the same exception.
         """
-        assert step == self._next, f"step {step} was asked for where {self._next} comes"
+        assert step == self._next, f"step {step} requested, expected {self._next}"
         assert self._stop is None or step < self._stop, f"step {step} is beyond the last"
-        begin = time.perf_counter()
         with self._changed:
-            assert not self._closed, "a closed Prefetcher was asked for a step"
+            assert not self._closed, "the Prefetcher is closed"
             self._changed.wait_for(lambda: self._ready or self._error is not None)
-            self._waited += time.perf_counter() - begin
             if not self._ready:
                 assert self._error is not None
                 raise self._error
@@ -78,26 +74,17 @@ class Prefetcher[T]:
             self._changed.notify_all()
             return self._ready.popleft()
 
-    @property
-    def waited_seconds(self) -> float:
-        """Seconds that `get` has waited since they were last taken."""
-        return self._waited
-
-    def pop_waited_seconds(self) -> float:
-        """Return `waited_seconds` and count from 0 again."""
-        waited, self._waited = self._waited, 0.0
-        return waited
-
     def close(self) -> None:
-        """End the thread and let go of what lies ready. A load under way cannot be interrupted.
+        """Stop the thread and discard the queue.
 
-        Its result is dropped; if it takes longer than a second, it is not waited for.
+        A load in progress cannot be interrupted; its result is discarded. After one second `close`
+        returns without waiting for it.
         """
         with self._changed:
             self._closed = True
             self._ready.clear()
             self._changed.notify_all()
-        self._thread.join(_PATIENCE)
+        self._thread.join(_JOIN_TIMEOUT)
 
     def __enter__(self) -> "Prefetcher[T]":
         return self
@@ -107,10 +94,10 @@ class Prefetcher[T]:
 
     def _run(self, first: int) -> None:
         step = first
-        while step != self._stop and self._has_room():
+        while step != self._stop and self._wait_for_room():
             try:
                 self._load_one(step)
-            except BaseException as error:  # whatever it is, it belongs to whoever asks for it
+            except BaseException as error:  # `get` raises it in the thread of the caller
                 error.add_note(f"while step {step} was loaded in the background")
                 with self._changed:
                     self._error = error
@@ -118,14 +105,14 @@ class Prefetcher[T]:
                 return
             step += 1
 
-    def _has_room(self) -> bool:
-        """Wait until a result may be made; False when none is wanted any more."""
+    def _wait_for_room(self) -> bool:
+        """Wait until the queue has room; return False after `close`."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._ready) < self._depth)
             return not self._closed
 
     def _load_one(self, step: int) -> None:
-        # No name outlives this call: what was handed over is kept alive by its user alone.
+        # A separate method, so that no local variable keeps the result alive after `get`.
         loaded = self._load(step)
         with self._changed:
             if not self._closed:

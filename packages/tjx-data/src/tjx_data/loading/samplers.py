@@ -1,39 +1,39 @@
-"""The order in which examples come: a function of (seed, epoch), without any state."""
+"""Stateless samplers: which example a row reads, as a function of (seed, row index)."""
 
 from collections import OrderedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from tjx_data.loading.stateless_rng import Words, derive_key, draw, splitmix64
+from tjx_data.loading.stateless_rng import Words, derive_key, random_words, splitmix64
 
-Places = npt.NDArray[np.int64]
+Offsets = npt.NDArray[np.int64]
 
-_ROUNDS = 6
-_FEW = 1 << 12  # numbers that are sorted
+_FEISTEL_ROUNDS = 6
+_MAX_SORTED = 1 << 12  # permutations of at most this many numbers are made by sorting
 _INDEPENDENT = int.from_bytes(b"starts")
-_AT_ONCE = 1 << 16  # places of an epoch that are worked out together: 512 KiB
+_CHUNK_SIZE = 1 << 16  # offsets computed together: 512 KiB
+_CACHED_CHUNKS = 4  # one batch may read several
 
 
 class EpochSampler:
-    """Visits `count` places once an epoch, each time in another order, epoch after epoch.
+    """Sample without replacement: `count` offsets per epoch in a new order each epoch.
 
-    The order is a permutation with a key, worked out a stretch at a time where it is needed, so
-    that neither the first step nor the millionth waits for a list of all places to be shuffled,
-    nor holds one.
+    The order is a keyed permutation that is computed in chunks on access, so that startup time and
+    memory do not depend on `count` or on the step.
 
     Parameters
     ----------
     count : int
-        Places of an epoch.
+        Offsets per epoch.
     seed : int
-        Decides the orders, with the epoch; 0 to 2**64 - 1.
+        Seed of the orders, 0 to 2**64 - 1.
     stride : int
-        Distance between neighbouring places.
+        Distance between neighboring offsets.
     slack : int
-        Places of an epoch start at one of 0 to `slack`, drawn for each epoch.
+        The offsets of an epoch are shifted by a random amount of 0 to `slack`.
     ring : int, optional
-        Places wrap around at this many.
+        Offsets wrap around at this number.
     """
 
     def __init__(
@@ -41,88 +41,103 @@ class EpochSampler:
     ):
         self.count = count
         self._seed, self._stride, self._slack, self._ring = seed, stride, slack, ring
-        self._stretches: OrderedDict[tuple[int, int], Places] = OrderedDict()
+        self._chunks: OrderedDict[tuple[int, int], Offsets] = OrderedDict()
 
-    def places(self, turns: Places) -> Places:
-        """Return the places that are visited in some turns, which ascend, over all epochs."""
-        stretches_per_epoch = -(-self.count // _AT_ONCE)
-        first, last = int(turns[0]), int(turns[-1])
+    def offsets(self, row_indices: Offsets) -> Offsets:
+        """Return the offsets that rows read, int64 [R].
+
+        Parameters
+        ----------
+        row_indices : int64 [R], ascending
+            Indices over all epochs.
+        """
+        chunks_per_epoch = -(-self.count // _CHUNK_SIZE)
+        first, last = int(row_indices[0]), int(row_indices[-1])
         epoch, start = divmod(first, self.count)
-        stretch = start // _AT_ONCE
-        if last < epoch * self.count + min((stretch + 1) * _AT_ONCE, self.count):
-            return self._stretch(epoch, stretch)[turns - (epoch * self.count + stretch * _AT_ONCE)]
-        epochs, in_epoch = np.divmod(turns, self.count)  # these turns lie in several stretches
-        stretches, within = np.divmod(in_epoch, _AT_ONCE)
-        found = np.empty(len(turns), np.int64)
-        numbers = epochs * stretches_per_epoch + stretches
+        chunk = start // _CHUNK_SIZE
+        if last < epoch * self.count + min((chunk + 1) * _CHUNK_SIZE, self.count):
+            chunk_start = epoch * self.count + chunk * _CHUNK_SIZE
+            return self._chunk(epoch, chunk)[row_indices - chunk_start]
+        epochs, in_epoch = np.divmod(row_indices, self.count)  # the rows span several chunks
+        chunks, within = np.divmod(in_epoch, _CHUNK_SIZE)
+        found = np.empty(len(row_indices), np.int64)
+        numbers = epochs * chunks_per_epoch + chunks
         for number in np.unique(numbers):
             chosen = numbers == number
-            of_epoch, of_stretch = divmod(int(number), stretches_per_epoch)
-            found[chosen] = self._stretch(of_epoch, of_stretch)[within[chosen]]
+            found[chosen] = self._chunk(*divmod(int(number), chunks_per_epoch))[within[chosen]]
         return found
 
-    def _stretch(self, epoch: int, stretch: int) -> Places:
-        if (epoch, stretch) not in self._stretches:
-            start = stretch * _AT_ONCE
-            turns = np.arange(start, min(start + _AT_ONCE, self.count), dtype=np.uint64)
-            places = permute_indices(turns, self.count, derive_key(self._seed, epoch)).astype(
-                np.int64
-            )
-            places *= self._stride
-            places += int(derive_key(self._seed, epoch, 1)) % (self._slack + 1)
+    def _chunk(self, epoch: int, chunk: int) -> Offsets:
+        if (epoch, chunk) not in self._chunks:
+            start = chunk * _CHUNK_SIZE
+            numbers = np.arange(start, min(start + _CHUNK_SIZE, self.count), dtype=np.uint64)
+            key = derive_key(self._seed, epoch)
+            offsets = permute_indices(numbers, self.count, key).astype(np.int64)
+            offsets *= self._stride
+            offsets += int(derive_key(self._seed, epoch, 1)) % (self._slack + 1)
             if self._ring is not None:
-                places %= self._ring
-            self._stretches[epoch, stretch] = places
-            if len(self._stretches) > 4:  # a batch may need several at once
-                self._stretches.popitem(last=False)
-        return self._stretches[epoch, stretch]
+                offsets %= self._ring
+            self._chunks[epoch, chunk] = offsets
+            if len(self._chunks) > _CACHED_CHUNKS:
+                self._chunks.popitem(last=False)
+        return self._chunks[epoch, chunk]
 
 
 class IndependentSampler:
-    """Visits a place drawn independently for each turn, uniform over 0 to `count` - 1.
+    """Sample with replacement: an independent uniform offset of 0 to `count` - 1 for each row.
 
     Parameters
     ----------
     count : int
-        Number of places.
+        Number of offsets.
     seed : int
-        Decides the draws, with the turn; 0 to 2**64 - 1.
+        Seed of the draws, 0 to 2**64 - 1.
     """
 
     def __init__(self, count: int, seed: int):
         self.count = count
         self._key = derive_key(seed, _INDEPENDENT)
 
-    def places(self, turns: Places) -> Places:
-        """Return the places that are visited in some turns."""
-        found: Places = (draw(self._key, turns, 1)[:, 0] % np.uint64(self.count)).astype(np.int64)
+    def offsets(self, row_indices: Offsets) -> Offsets:
+        """Return the offsets that rows read, int64 [R]."""
+        words = random_words(self._key, row_indices, 1)[:, 0]
+        found: Offsets = (words % np.uint64(self.count)).astype(np.int64)
         return found
 
 
 def permute_indices(numbers: Words, count: int, key: np.uint64) -> Words:
-    """Return where a permutation of 0 to `count` - 1 takes some numbers.
+    """Map numbers through a keyed random permutation of 0 to `count` - 1, uint64 [N].
 
-    A Feistel network over the bits that numbers below `count` have, walked until it gives such a
-    number again (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Over few bits
-    it would favour some permutations; few numbers are sorted by their hashes instead.
+    Large domains use a Feistel network over the bits of the domain with cycle walking (Black and
+    Rogaway 2002, "Ciphers with arbitrary finite domains"). Over few bits a Feistel network favors
+    some permutations, so that small domains are sorted by their hashes instead.
+
+    Parameters
+    ----------
+    numbers : uint64 [N]
+        Inputs, each below `count`.
+    count : int
+        Size of the domain.
+    key : uint64
+        Selects the permutation; from `derive_key`.
     """
-    if count <= _FEW:
-        order = np.argsort(draw(key, np.arange(count), 1)[:, 0], kind="stable")
+    if count <= _MAX_SORTED:
+        order = np.argsort(random_words(key, np.arange(count), 1)[:, 0], kind="stable")
         return order.astype(np.uint64)[numbers]
     bits = max((count - 1).bit_length(), 2)
     low_bits = np.uint64(bits // 2)
     high_bits = np.uint64(bits - bits // 2)
-    keys = splitmix64(key + np.arange(1, _ROUNDS + 1, dtype=np.uint64))
+    keys = splitmix64(key + np.arange(1, _FEISTEL_ROUNDS + 1, dtype=np.uint64))
     found = numbers.copy()
     outside = np.arange(len(found))
-    while len(outside):  # at most two walks for half of the numbers
+    while len(outside):  # the domain of the network is less than twice `count`
         found[outside] = _feistel(found[outside], low_bits, high_bits, keys)
         outside = outside[found[outside] >= count]
     return found
 
 
 def _feistel(words: Words, low_bits: np.uint64, high_bits: np.uint64, keys: Words) -> Words:
-    """Permute words of low_bits + high_bits bits: each half is changed by a hash of the other."""
+    """Permute words of low_bits + high_bits bits: each round XORs one half with a hash."""
     low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
     high_mask = (np.uint64(1) << high_bits) - np.uint64(1)
     high, low = words >> low_bits, words & low_mask

@@ -1,7 +1,7 @@
-"""The shards of a split as one stream of tokens, read so that damage is an error with a name.
+"""Reader of a split's token stream from its shards, with a named error for damaged files.
 
-Shards are read, not mapped: a mapped file that is cut short, or whose disk fails, kills the process
-with SIGBUS at the next access, and nothing can be said about it.
+Shards are read with ``pread``, not memory-mapped: access to a truncated or failing mapped file
+kills the process with SIGBUS, without an error message.
 """
 
 import os
@@ -15,33 +15,34 @@ import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
 from tjx_data.errors import DataError
-from tjx_data.prepared.index import HEADER_BYTES, FileEntry, Index, check_hash, check_size
+from tjx_data.prepared.index import FileEntry, Index
+from tjx_data.prepared.integrity import HEADER_BYTES, check_hash, check_size
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
-_LOOK_EVERY = 1.0  # seconds between two looks whether the shards are still what they were
+_CHECK_INTERVAL = 1.0  # seconds between two checks that the shards are unchanged
 
 
-class _Stamp(NamedTuple):
-    """What changes when somebody writes to a file or puts another in its place."""
+class _FileStatus(NamedTuple):
+    """Properties that change when a file is written or replaced."""
 
     size: int
-    modified: int
+    mtime_ns: int
     device: int
     inode: int
 
 
 class ShardReader:
-    """The stream of a split.
+    """Random access to the token stream of one split.
 
     Parameters
     ----------
     directory : Path
         A prepared set.
     index : Index
-        Its index.
+        Index of the set.
     split : {"train", "validation"}
-        Which part of it.
+        Split to read.
 
     Raises
     ------
@@ -58,16 +59,23 @@ class ShardReader:
         weakref.finalize(self, _close, self._files)
         for entry in self._entries:
             self._files.append(self._open(entry))
-        self._stamps = [self._stamp(entry) for entry in self._entries]
-        self._look_again = time.monotonic() + _LOOK_EVERY
+        self._statuses = [self._status(entry) for entry in self._entries]
+        self._next_check = time.monotonic() + _CHECK_INTERVAL
 
     def windows(self, starts: npt.NDArray[np.int64], width: int) -> Tokens:
-        """Return `width` tokens from each of some positions of the stream, [positions, width].
+        """Return `width` tokens from each start position of the stream, [R, width].
+
+        Parameters
+        ----------
+        starts : int64 [R]
+            Positions in the stream.
+        width : int
+            Tokens per window.
 
         Raises
         ------
         DataError
-            Naming the shard that cannot be read or holds what no token is.
+            If a shard is unreadable or holds an id beyond the vocabulary; the message names it.
         """
         size = width * self.dtype.itemsize
         numbers, local = np.divmod(starts, self._index.shard_tokens)
@@ -75,81 +83,81 @@ class ShardReader:
             offsets = HEADER_BYTES + local * self.dtype.itemsize
             files, pread = self._files, os.pread
             try:
-                read = b"".join([
+                content = b"".join([
                     pread(files[number], size, offset)
                     for number, offset in zip(numbers.tolist(), offsets.tolist(), strict=True)
                 ])  # fmt: skip
             except OSError:
-                read = b""  # told below, where one knows of which file
-            if len(read) == size * len(starts):
-                windows = np.frombuffer(read, self.dtype).reshape(len(starts), width)
+                content = b""  # the slow path below names the file
+            if len(content) == size * len(starts):
+                windows = np.frombuffer(content, self.dtype).reshape(len(starts), width)
                 if windows.max() < self._index.vocab_size:
                     return windows
         return np.stack([self.read(start, width) for start in starts.tolist()])
 
     def read(self, start: int, length: int) -> Tokens:
-        """Return `length` tokens of the stream from a position, across shards.
+        """Return tokens ``start`` to ``start + length - 1`` of the stream, across shards.
 
         Raises
         ------
         DataError
-            Naming the shard that cannot be read or holds what no token is.
+            If a shard is unreadable or holds an id beyond the vocabulary; the message names it.
         """
         assert 0 <= start <= start + length <= self._n_tokens
-        pieces = []
+        parts = []
         while length > 0:
             number, local = divmod(start, self._index.shard_tokens)
-            piece = self._read_piece(number, local, min(length, self._index.shard_tokens - local))
-            pieces.append(piece)
-            start, length = start + len(piece), length - len(piece)
-        return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, self.dtype)])
+            part = self._read_shard(number, local, min(length, self._index.shard_tokens - local))
+            parts.append(part)
+            start, length = start + len(part), length - len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, self.dtype)])
 
-    def look(self) -> None:
-        """Refuse to go on with shards that were changed since they were opened.
+    def check_unchanged(self) -> None:
+        """Check, at most once a second, that no shard changed since it was opened.
 
-        It looks once a second at most. A file that was changed and is what the index says, such as
-        one that was copied back, is opened again.
+        A shard that was replaced by a file with the right hash, such as a restored copy, is opened
+        again.
 
         Raises
         ------
         DataError
-            Naming the file.
+            If a shard is missing or has other content; the message names it.
         """
         now = time.monotonic()
-        if now < self._look_again:
+        if now < self._next_check:
             return
         for number, entry in enumerate(self._entries):
-            if (found := self._stamp(entry)) != self._stamps[number]:
+            if (status := self._status(entry)) != self._statuses[number]:
                 check_hash(self._directory, entry)
                 os.close(self._files[number])
                 self._files[number] = self._open(entry)
-                self._stamps[number] = found
-        self._look_again = now + _LOOK_EVERY
+                self._statuses[number] = status
+        self._next_check = now + _CHECK_INTERVAL
 
-    def _read_piece(self, number: int, local: int, length: int) -> Tokens:
-        """Read tokens of one shard."""
+    def _read_shard(self, number: int, local: int, length: int) -> Tokens:
+        """Return `length` tokens of one shard from position `local` in it."""
         file = self._directory / self._entries[number].name
         offset = HEADER_BYTES + local * self.dtype.itemsize
         size = length * self.dtype.itemsize
         parts: list[bytes] = []
-        while size > 0:  # one call reads 2 GiB at most
+        while size > 0:  # one call reads at most 2 GiB
             try:
                 part = os.pread(self._files[number], size, offset)
             except OSError as error:
                 raise DataError(
-                    f"{file}: cannot be read at byte {offset} ({error.strerror}); is its disk "
-                    "still there?"
+                    f"{file}: cannot be read at byte {offset} ({error.strerror}); check its disk"
                 ) from error
             if not part:
-                check_size(self._directory, self._entries[number])  # it says more
+                check_size(self._directory, self._entries[number])  # has the better message
                 raise DataError(f"{file}: ends at byte {offset}; prepare the data again")
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         tokens = np.frombuffer(b"".join(parts), self.dtype)
-        if (found := int(tokens.max())) >= self._index.vocab_size:
+        if (largest := int(tokens.max())) >= self._index.vocab_size:
             raise DataError(
-                f"{file}: holds {found} where tokens are below {self._index.vocab_size}, between "
-                f"{local} and {local + length} of it; it is damaged: prepare the data again"
+                f"{file}: got token id {largest} between positions {local} and {local + length}; "
+                f"expected ids below {self._index.vocab_size}; the file is damaged: prepare the "
+                "data again"
             )
         return tokens
 
@@ -160,13 +168,13 @@ class ShardReader:
         except OSError as error:
             raise DataError(f"{file}: cannot be opened ({error.strerror})") from error
 
-    def _stamp(self, entry: FileEntry) -> _Stamp | None:
-        """Look at the file that has the name now; None where there is none."""
+    def _status(self, entry: FileEntry) -> _FileStatus | None:
+        """Return the status of the file that has the shard's name now, or None without one."""
         try:
             status = (self._directory / entry.name).stat()
-        except OSError:  # whatever is asked of it next says why
+        except OSError:  # the check that follows raises the error
             return None
-        return _Stamp(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+        return _FileStatus(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
 
 
 def _close(files: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, turn): no generator, no state, any order."""
+"""Counter-based random numbers: pure functions of (key, row index), in any order."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,10 +9,20 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix64(words: Words) -> Words:
-    """Return a bijection of 64-bit words that changes half of the bits for any changed bit.
+    """Hash 64-bit words with a bijection in which each input bit flips half of the output bits.
 
-    The finaliser of SplitMix64: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
-    generators", with Stafford's variant 13 of its constants.
+    The finalizer of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+    generators") with the constants of Stafford's variant 13.
+
+    Parameters
+    ----------
+    words : uint64 array
+        Any shape.
+
+    Returns
+    -------
+    uint64 array
+        Same shape.
     """
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -20,11 +30,16 @@ def splitmix64(words: Words) -> Words:
 
 
 def derive_key(*numbers: int) -> np.uint64:
-    """Return one word that depends on all numbers and their order; each is 0 to 2**64 - 1.
+    """Fold numbers into one key; the order of the numbers matters.
+
+    Parameters
+    ----------
+    *numbers : int
+        Each 0 to 2**64 - 1, such as the seed and the epoch.
 
     Examples
     --------
-    >>> key_of(1, 2) == key_of(2, 1)
+    >>> derive_key(1, 2) == derive_key(2, 1)
     np.False_
     """
     key = np.zeros(1, np.uint64)
@@ -34,28 +49,28 @@ def derive_key(*numbers: int) -> np.uint64:
     return found
 
 
-def draw(key: np.uint64, turns: npt.NDArray[np.int64], width: int) -> Words:
-    """Draw `width` words for each turn.
+def random_words(key: np.uint64, row_indices: npt.NDArray[np.int64], width: int) -> Words:
+    """Return `width` random 64-bit words for each row.
 
     Parameters
     ----------
     key : uint64
-        From `key_of`: the seed, and what the numbers are for.
-    turns : int64 [R]
-        The same numbers come for the same turn, whatever is asked for beside it.
+        From `derive_key`, one key for each purpose.
+    row_indices : int64 [R]
+        The words of a row depend on the key and its own index only.
     width : int
-        Words a turn.
+        Words per row.
 
     Returns
     -------
     uint64 [R, width]
-        Each word of 0 to 2**64 - 1 equally likely.
+        Uniform over 0 to 2**64 - 1.
     """
     columns = np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN
-    starts = splitmix64(turns.astype(np.uint64) * _GOLDEN + key)
+    starts = splitmix64(row_indices.astype(np.uint64) * _GOLDEN + key)
     return splitmix64(starts[:, None] + columns)
 
 
-def fractions(words: Words) -> npt.NDArray[np.float64]:
-    """Turn words into numbers of [0, 1)."""
+def to_unit_interval(words: Words) -> npt.NDArray[np.float64]:
+    """Convert uint64 words to float64 numbers in [0, 1)."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Where a stream of documents comes from: something that knows its place, or that counts."""
+"""Document sources of a stream: resumable by their own state, or by counting documents."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -6,58 +6,72 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class StatefulSource(Protocol):
-    """Documents that know where they are: after `load_state_dict`, the next pass begins there."""
+    """Documents with a saved position, such as a streaming `datasets.IterableDataset`."""
 
     def __iter__(self) -> Iterator[Any]: ...
     def state_dict(self) -> dict[str, Any]:
-        """Return the place after the document that was read last, in JSON."""
+        """Return the position after the last document read, as JSON values."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
-        """Begin the next pass at a place."""
+        """Start the next iteration at a position."""
 
 
 class CountingSource:
-    """Documents that can be read again and again, with the number read as their state.
+    """Re-readable documents whose position is the number of documents read.
 
-    To go on at a place is to read all that stands before it.
+    Resuming reads and skips all documents before the position.
+
+    Parameters
+    ----------
+    documents : Iterable
+        Must give the same documents on every iteration.
     """
 
     def __init__(self, documents: Iterable[Any]):
-        self._documents, self._done = documents, 0
+        self._documents, self._n_read = documents, 0
 
     def __iter__(self) -> Iterator[Any]:
-        begin = self._done
+        first = self._n_read
         for number, document in enumerate(self._documents):
-            if number >= begin:
-                self._done = number + 1
+            if number >= first:
+                self._n_read = number + 1
                 yield document
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of documents that were read."""
-        return {"documents": self._done}
+        """Return the number of documents read."""
+        return {"documents": self._n_read}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Skip so many documents in the next pass."""
-        self._done = state_dict["documents"]
+        """Skip the documents of a saved position in the next iteration."""
+        self._n_read = state_dict["documents"]
 
 
 def document_text(document: Any, number: int, field: str) -> str:
-    """Return the text of a document, which is a string, or a mapping with one.
+    """Return the text of a document that is a string, or a mapping with a text field.
+
+    Parameters
+    ----------
+    document : str or Mapping
+        The document.
+    number : int
+        Its number for the error message, from 1.
+    field : str
+        Name of the text field of mappings.
 
     Raises
     ------
     ValueError
-        If it is neither; it is called by its number, from 1.
+        If it is neither.
     """
     if isinstance(document, Mapping) and field not in document:
         raise ValueError(
-            f"document {number} has no field {field!r}; it has "
-            f"{', '.join(map(str, document))}: name one with field="
+            f"field: got {field!r}; expected a field of document {number}: "
+            f"{', '.join(map(str, document))}"
         )
     text = document[field] if isinstance(document, Mapping) else document
     if not isinstance(text, str):
         raise ValueError(
-            f"document {number} is of type {type(text).__name__}; documents are strings, or "
+            f"documents: got {type(text).__name__} as document {number}; expected strings, or "
             f"mappings with a string under {field!r}"
         )
     return text

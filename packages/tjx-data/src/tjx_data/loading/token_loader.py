@@ -1,6 +1,6 @@
-"""Reading a prepared set: rows of text that are a pure function of (seed, turn).
+"""Loader of token rows from a prepared set.
 
-Names of array axes: R rows, T tokens in a row.
+Names of array axes: R rows, T tokens per row.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from tjx_data.corpora.documents import SplitName
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
 from tjx_data.loading.samplers import EpochSampler, IndependentSampler
 from tjx_data.loading.shard_reader import ShardReader
-from tjx_data.prepared.index import check_hash, check_hashes, check_shard, check_size, read_index
+from tjx_data.prepared.index import read_index
+from tjx_data.prepared.integrity import check_hash, check_hashes, check_shard, check_size
 from tjx_data.prepared.packing import Packing, open_packing
 from tjx_data.tokenization.tokenizer import Tokenizer
 
@@ -24,49 +25,59 @@ WindowOrder = Literal["shifted", "random", "aligned"]
 
 
 class TokenLoader(Loader):
-    """Rows of tokens from a prepared set.
+    """Rows of tokens from a prepared set, with next-token labels.
 
-    Packing "windows": a row is a window of `seq_len` tokens of the split's stream, with the next
-    token of each as its label. `windows` says where windows start:
+    With ``packing="windows"`` a row is a window of `seq_len` tokens of the split's token stream.
+    `windows` selects where windows start:
 
-    - "shifted": each epoch cuts the stream, joined end to start, from a position of its own,
-      uniform over the split. Every label comes once an epoch, and fewer than `seq_len` of them
-      twice, to fill the last window.
-    - "random": each window starts at an independent uniform position, as in nanoGPT. There are no
-      epochs; some labels come more often than others.
-    - "aligned": the order of tjx-data 0.1. Windows start at multiples of `seq_len` plus at most
-      (n_tokens - 1) mod seq_len, so that nearly the same windows come in each epoch. For resuming
-      runs that were started with it.
+    - "shifted": each epoch cuts the stream, treated as a ring, at a new uniform random offset.
+      Every label occurs once per epoch, and fewer than `seq_len` of them twice, to fill the last
+      window.
+    - "random": each window starts at an independent uniform offset, as in nanoGPT. There are no
+      epochs, and labels repeat before all have occurred.
+    - "aligned": the order of tjx-data 0.1, to resume runs that were started with it. Windows start
+      at multiples of `seq_len` plus at most (n_tokens - 1) mod seq_len, so that each epoch has
+      nearly the same windows.
 
-    Packing "documents": a row holds whole documents, each a segment with positions of its own, as
-    decided by `tjx_data.prepared.packing`; every token is a label once an epoch.
+    With ``packing="documents"`` a row holds whole documents, each a segment with its own positions
+    (see `tjx_data.prepared.packing`); every token is a label once per epoch.
 
-    Except with "random", each epoch visits the rows in an order of its own, drawn from
-    (seed, epoch), and batches continue from one epoch into the next without a gap. There is no
-    state: ``batch(step)`` depends on the arguments alone.
+    Except with "random", each epoch visits the rows in its own order, a function of (seed, epoch),
+    and batches continue across epochs without a gap. ``batch(step)`` depends on the arguments
+    only.
 
     Parameters
     ----------
     directory : str or Path
         A prepared set.
     split : {"train", "validation"}
-        Which part of it.
+        Split to read.
     seq_len : int
-        Tokens in a row.
+        Tokens per row.
     batch_size, seed, process_index, process_count
-        As of every `Loader`.
+        As of `Loader`.
     packing : {"windows", "documents"}
-        What a row holds.
+        Content of a row.
     windows : {"shifted", "random", "aligned"}
-        Where windows start; without meaning for packing "documents".
+        Window starts; ignored with packing "documents".
     tokenizer : Tokenizer, optional
-        The tokenizer that the caller will use; another than the set's is refused.
+        The tokenizer that the caller will use; it must be the one that made the set.
 
     Raises
     ------
     ValueError
-        If the set is damaged or made with another tokenizer, or is too short for a row, or a
-        number is out of range.
+        If an argument is invalid, or the set is damaged, made with another tokenizer, or shorter
+        than one row.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tjx_data import byte_tokenizer, prepare
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = prepare(["one text", "another text"], byte_tokenizer(), f"{folder}/set",
+    ...                 holdout="tail", holdout_fraction=0.5)
+    ...     TokenLoader(f"{folder}/set", seq_len=4, batch_size=2).batch(7)["tokens"].shape
+    (2, 4)
     """
 
     def __init__(
@@ -85,13 +96,14 @@ class TokenLoader(Loader):
     ):
         problems = []
         if seq_len < 1:
-            problems.append(f"seq_len={seq_len}: a row needs at least 1 token")
-        if packing not in ("windows", "documents"):
-            problems.append(f"packing={packing!r} is unknown; choose windows or documents")
-        if windows not in get_args(WindowOrder):
-            problems.append(f"windows={windows!r} is unknown; choose shifted, random or aligned")
-        if split not in ("train", "validation"):
-            problems.append(f"split={split!r} is unknown; choose train or validation")
+            problems.append(f"seq_len: got {seq_len}; expected at least 1")
+        for name, value, allowed in (
+            ("packing", packing, get_args(PackingKind)),
+            ("windows", windows, get_args(WindowOrder)),
+            ("split", split, get_args(SplitName)),
+        ):
+            if value not in allowed:
+                problems.append(f"{name}: got {value!r}; expected one of {', '.join(allowed)}")
         super().__init__(
             batch_size=batch_size,
             seed=seed,
@@ -104,7 +116,7 @@ class TokenLoader(Loader):
         self.split, self.seq_len, self.packing = split, seq_len, packing
         self.windows = windows
         self._split = self.index.splits[split]
-        self._check_set(tokenizer)
+        self._check_files(tokenizer)
         self._shards = ShardReader(self.directory, self.index, split)
         self._packed: Packing | None = None
         self._n_labels = max(self.n_tokens - 1, 0)
@@ -116,13 +128,13 @@ class TokenLoader(Loader):
             self.rows_per_epoch = whole + (windows == "shifted" and whole > 0 and rest > 0)
         if self.rows_per_epoch < 1:
             raise ValueError(
-                f"{self.directory}: the {split} split has {self.n_tokens} tokens, too few for one "
-                f"row of seq_len={seq_len} and its labels; choose a smaller seq_len or more text"
+                f"seq_len: got {seq_len}; expected less than the {self.n_tokens} tokens of the "
+                f"{split} split of {self.directory}; choose a smaller seq_len or more text"
             )
-        self._order = self._make_order()
+        self._sampler = self._make_sampler()
 
-    def _make_order(self) -> EpochSampler | IndependentSampler:
-        """Return the order of the rows: of documents by number, of windows by their start."""
+    def _make_sampler(self) -> EpochSampler | IndependentSampler:
+        """Return the sampler of packed rows by number, or of windows by their start."""
         count, length, n_labels = self.rows_per_epoch, self.seq_len, self._n_labels
         if self._packed is not None:
             return EpochSampler(count, self.seed)
@@ -134,24 +146,24 @@ class TokenLoader(Loader):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the split."""
+        """Number of tokens in the split."""
         return self._split.n_tokens
 
     @property
     def n_documents(self) -> int:
-        """Documents in the split."""
+        """Number of documents in the split."""
         return self._split.n_documents
 
     @property
     def n_text_bytes(self) -> int:
-        """Bytes of UTF-8 text in the split."""
+        """Number of bytes of UTF-8 text in the split."""
         return self._split.n_text_bytes
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """All that decides what a row is, by name."""
+        """Everything that determines the content of a row, by name."""
         hashes = "".join(shard.sha256 for shard in self._split.shards)
-        # Without an entry the windows are aligned, as in tjx-data 0.1.
+        # No entry means aligned windows, as in tjx-data 0.1.
         has_order = self.packing == "windows" and self.windows != "aligned"
         return {
             **({"windows": self.windows} if has_order else {}),
@@ -163,39 +175,44 @@ class TokenLoader(Loader):
             "seed": str(self.seed),
         }
 
-    def rows(self, turns: RowIndices) -> Batch:
-        """Return the rows of some turns.
+    def rows(self, row_indices: RowIndices) -> Batch:
+        """Return token rows by index.
+
+        Parameters
+        ----------
+        row_indices : int64 [R], ascending
+            Indices over all epochs.
 
         Returns
         -------
         dict
             ``tokens`` and ``labels``, int32 [R, seq_len]; ``labels[r, t]`` is the token after
-            ``tokens[r, t]``. With packing "documents" also ``segment_ids`` (from 1; 0 is room that
-            was left, where the token is 0 and the label -100) and ``positions``, which begin at 0
-            in each segment.
+            ``tokens[r, t]``. With packing "documents" also ``segment_ids``, int32 from 1, and
+            ``positions``, int32 from 0 in each segment; padding has token 0, label -100 and
+            segment 0.
 
         Raises
         ------
         DataError
-            Naming a shard that vanished, was changed, or cannot be read.
+            If a shard is missing, changed or unreadable; the message names it.
         """
-        self._shards.look()
-        places = self._order.places(turns)
+        self._shards.check_unchanged()
+        offsets = self._sampler.offsets(row_indices)
         if self._packed is not None:
-            return self._packed_rows(self._packed, places)
+            return self._packed_rows(self._packed, offsets)
         last = self._n_labels - self.seq_len
-        starts = np.minimum(places, last)
+        starts = np.minimum(offsets, last)
         windows = self._shards.windows(starts, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
         tokens, labels = windows[:, :-1], windows[:, 1:]
-        wrapped = np.flatnonzero(places > last).tolist()  # at most one an epoch
+        wrapped = np.flatnonzero(offsets > last).tolist()  # at most one per epoch
         if wrapped:
             tokens, labels = tokens.copy(), labels.copy()
             for row in wrapped:
-                tokens[row], labels[row] = self._wrapped_window(int(places[row]))
+                tokens[row], labels[row] = self._wrapped_window(int(offsets[row]))
         return {"tokens": tokens, "labels": labels}
 
     def _wrapped_window(self, start: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Return tokens and labels [T] of a window that continues at the start of the stream."""
+        """Return tokens and labels [T] of a window that wraps around the end of the stream."""
         head = self._n_labels - start
         parts = [self.read(start, head + 1), self.read(0, self.seq_len - head + 1)]
         tokens, labels = (
@@ -204,44 +221,46 @@ class TokenLoader(Loader):
         )
         return tokens, labels
 
-    def _packed_rows(self, packed: Packing, places: RowIndices) -> Batch:
-        shape = (len(places), self.seq_len)
+    def _packed_rows(self, packed: Packing, row_numbers: RowIndices) -> Batch:
+        """Return packed rows by their number within the packing."""
+        shape = (len(row_numbers), self.seq_len)
         tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
         labels = np.full(shape, IGNORED_LABEL, np.int32)
-        for row, place in enumerate(places):
-            at = 0
-            stretches = range(packed.rows[place], packed.rows[place + 1])
-            for segment, stretch in enumerate(stretches, start=1):
-                length = int(packed.lengths[stretch])
-                stream = self.read(int(packed.starts[stretch]), length + 1)
-                here = slice(at, at + length)
-                tokens[row, here], labels[row, here] = stream[:-1], stream[1:]
-                segments[row, here] = segment
-                positions[row, here] = np.arange(length)
-                at += length
+        for row, number in enumerate(row_numbers):
+            column = 0
+            chunks = range(packed.rows[number], packed.rows[number + 1])
+            for segment, chunk in enumerate(chunks, start=1):
+                length = int(packed.lengths[chunk])
+                stream = self.read(int(packed.starts[chunk]), length + 1)
+                columns = slice(column, column + length)
+                tokens[row, columns], labels[row, columns] = stream[:-1], stream[1:]
+                segments[row, columns] = segment
+                positions[row, columns] = np.arange(length)
+                column += length
         return {
             "tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions
         }  # fmt: skip
 
     def read(self, start: int, length: int) -> npt.NDArray[np.unsignedinteger]:
-        """Return `length` tokens of the stream from position `start`, across shards."""
+        """Return tokens ``start`` to ``start + length - 1`` of the stream, across shards."""
         return self._shards.read(start, length)
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield each label of the split once, in batches of one shape.
 
-        Windows come in the order of the text, rows of documents in an order of their own.
+        Windows come in stream order; packed rows come in a fixed shuffled order, since packing
+        sorts rows by document length.
 
         Parameters
         ----------
         limit : int, optional
-            Labels to yield at most; of documents, what fits in so many tokens.
+            Most labels to yield over all processes; with packing "documents" most tokens.
 
         Yields
         ------
         dict
-            As from `rows`. Labels beyond the end are -100, the tokens there 0; every process gets
-            the same number of batches.
+            As `rows` returns. Beyond the end labels are -100 and tokens 0; every process gets the
+            same number of batches.
         """
         n_labels = self.n_tokens - 1
         if self._packed is not None:
@@ -249,20 +268,21 @@ class TokenLoader(Loader):
         if limit is not None:
             n_labels = min(n_labels, limit)
         n_rows = -(-n_labels // self.seq_len)
-        order = EpochSampler(self.rows_per_epoch, 0)  # long documents would come first
+        sampler = EpochSampler(self.rows_per_epoch, 0)
         for first in range(0, n_rows, self.batch_size):
-            self._shards.look()
-            numbers = first + self._rows
+            self._shards.check_unchanged()
+            numbers = first + self._local_rows
             if self._packed is None:
-                yield self._last_windows(numbers, n_labels)
+                yield self._consecutive_windows(numbers, n_labels)
                 continue
-            batch = self._packed_rows(self._packed, order.places(np.minimum(numbers, n_rows - 1)))
+            offsets = sampler.offsets(np.minimum(numbers, n_rows - 1))
+            batch = self._packed_rows(self._packed, offsets)
             for name, values in batch.items():
                 values[numbers >= n_rows] = IGNORED_LABEL if name == "labels" else 0
             yield batch
 
-    def _last_windows(self, numbers: RowIndices, n_labels: int) -> Batch:
-        """Return windows by number, of which the last may be short, and those after it empty."""
+    def _consecutive_windows(self, numbers: RowIndices, n_labels: int) -> Batch:
+        """Return non-overlapping windows by number; padded beyond the first `n_labels` labels."""
         tokens = np.zeros((len(numbers), self.seq_len), np.int32)
         labels = np.full_like(tokens, IGNORED_LABEL)
         for row, window in enumerate(numbers.tolist()):
@@ -275,9 +295,11 @@ class TokenLoader(Loader):
         return {"tokens": tokens, "labels": labels}
 
     def document(self, number: int) -> npt.NDArray[np.unsignedinteger]:
-        """Return the tokens of one document of the split, without the end-of-text around it."""
+        """Return the tokens of one document of the split, without end-of-text tokens."""
         if not 0 <= number < self.n_documents:
-            raise ValueError(f"document {number}: there are 0 to {self.n_documents - 1}")
+            raise ValueError(
+                f"number: got {number}; expected a document, 0 to {self.n_documents - 1}"
+            )
         file = self.directory / self._split.starts.name
         bounds = [*np.fromfile(file, "<u8", 2, offset=8 * number).tolist(), self.n_tokens]
         start, end = bounds[:2]
@@ -287,36 +309,36 @@ class TokenLoader(Loader):
         return self.read(start, end - start)
 
     def verify(self) -> None:
-        """Read all files of the split and compare their hashes with the index.
+        """Compare the SHA-256 of every file of the split with the index.
 
         Raises
         ------
-        ValueError
-            Naming the first file that is not what the index says.
+        DataError
+            If a file differs; the message names the first one.
         """
         check_hashes(self.directory, self.index.files(self.split))
 
-    def _check_set(self, tokenizer: Tokenizer | None) -> None:
+    def _check_files(self, tokenizer: Tokenizer | None) -> None:
         for number in range(len(self._split.shards)):
             check_shard(self.directory, self.index, self.split, number)
         check_size(self.directory, self._split.starts)
         check_hash(self.directory, self.index.tokenizer)
         if tokenizer is not None and tokenizer.fingerprint != self.index.tokenizer_fingerprint:
             raise ValueError(
-                f"{self.directory}: its tokens were made with tokenizer "
-                f"{self.index.tokenizer_fingerprint[:16]} ({self.index.vocab_size} tokens), not "
-                f"with the one given, {tokenizer.fingerprint[:16]} ({tokenizer.vocab_size} "
-                "tokens); load the one in that folder, or prepare the data again"
+                f"tokenizer: got {tokenizer.fingerprint[:16]} ({tokenizer.vocab_size} tokens); "
+                f"expected the tokenizer that made {self.directory}, "
+                f"{self.index.tokenizer_fingerprint[:16]} ({self.index.vocab_size} tokens); load "
+                "it from that folder, or prepare the data again"
             )
 
 
 def batch_bytes(labels: npt.NDArray[np.int32], token_byte_lengths: npt.NDArray[np.int32]) -> int:
-    """Return the bytes of text behind the labels of a batch, for bits per byte.
+    """Count the bytes of text that the labels of a batch stand for, to compute bits per byte.
 
     Parameters
     ----------
     labels : int32 array
-        Token ids; -100 counts nothing.
+        Token ids; -100 is ignored.
     token_byte_lengths : int32 [vocab_size]
         `Tokenizer.token_byte_lengths`.
 

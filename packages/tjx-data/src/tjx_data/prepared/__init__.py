@@ -1,1 +1,1 @@
-"""Prepared sets: token shards, their index, and how they are made."""
+"""Prepared sets: token shards with an index; how they are built, cached and inspected."""

@@ -1,4 +1,4 @@
-"""Tokenised parts to a whole set: their tokens in shards, in the order of the corpus."""
+"""Assembly of tokenized parts into a prepared set, in the order of the corpus."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tjx_data.atomic import write_atomically
+from tjx_core import write_atomically
 from tjx_data.corpora.documents import Holdout, SplitName
 from tjx_data.prepared.index import (
     MALFORMED_FILE,
@@ -22,7 +22,7 @@ from tjx_data.tokenization.tokenizer import Tokenizer
 
 
 class PrepareSettings(NamedTuple):
-    """How validation is split off, how much a shard holds, and whether mistakes are errors."""
+    """Settings of `prepare` that determine the content of a set."""
 
     holdout: Holdout
     holdout_fraction: float
@@ -31,7 +31,7 @@ class PrepareSettings(NamedTuple):
 
 
 def part_file(work: Path, number: int) -> Path:
-    """Return the file of a part's tokens."""
+    """Return the file of a part's tokens in the work folder."""
     return work / f"part_{number:07d}.npz"
 
 
@@ -42,7 +42,26 @@ def assemble(
     tokenizer: Tokenizer,
     settings: PrepareSettings,
 ) -> Index:
-    """Put the parts together, in order, as a whole set in the folder `set`."""
+    """Write a complete set from the files of all parts into the folder ``work / "set"``.
+
+    Parameters
+    ----------
+    work : Path
+        Work folder with the tokenizer and a `part_file` for each record.
+    records : list of PartRecord
+        Records of all parts, in the order of the corpus.
+    source : Mapping
+        Description of the corpus.
+    tokenizer : Tokenizer
+        The tokenizer that made the tokens.
+    settings : PrepareSettings
+        Settings of the set.
+
+    Raises
+    ------
+    ValueError
+        If a split has no document.
+    """
     folder = work / "set"
     folder.mkdir()
     splits = {
@@ -114,39 +133,37 @@ def _check_splits(
     splits: Mapping[SplitName, SplitIndex], records: list[PartRecord], settings: PrepareSettings
 ) -> None:
     n_train, n_validation = splits["train"].n_documents, splits["validation"].n_documents
-    fraction = settings.holdout_fraction
-    if n_train + n_validation == 0:
+    n_documents, fraction = n_train + n_validation, settings.holdout_fraction
+    if n_documents == 0:
         n_malformed = sum(record.n_malformed for record in records)
         first = next((entry for record in records for entry in record.malformed), None)
-        why = (
-            ""
-            if first is None
-            else (
-                f": {n_malformed} records are malformed; the first is {first[0]}, line {first[1]}: "
-                f"{first[2]}"
+        details = ""
+        if first is not None:
+            file, line, reason = first
+            details = (
+                f": {n_malformed} records are malformed; the first is {file}, line {line}: {reason}"
             )
-        )
-        raise ValueError(f"the corpus holds no document with text in it{why}")
+        raise ValueError(f"documents: got no document with text{details}")
     if n_train and n_validation:
         return
     lacking = "training" if n_validation else "validation"
     if settings.holdout == "official":
         raise ValueError(
-            f"holdout='official': the corpus's split holds no text for {lacking}; choose "
-            "holdout='documents'"
+            f"holdout: got 'official'; the corpus's split has no text for {lacking}; choose "
+            "'documents'"
         )
     if settings.holdout == "tail":
         raise ValueError(
-            f"holdout_fraction={fraction} leaves no text for {lacking}; choose a number "
-            "nearer to 0.5, or a larger corpus"
+            f"holdout_fraction: got {fraction}, which leaves no text for {lacking}; choose a "
+            "number nearer to 0.5, or a larger corpus"
         )
-    if n_train + n_validation == 1:
+    if n_documents == 1:
         raise ValueError(
-            "the corpus is a single document, which holdout='documents' cannot split: choose "
-            "holdout='tail', which holds out the end of the text"
+            "holdout: got 'documents' for a single document; expected 'tail', which holds out the "
+            "end of the text"
         )
     raise ValueError(
-        f"holdout='documents' with holdout_fraction={fraction} leaves none of the "
-        f"{n_train + n_validation} documents for {lacking}; choose holdout='tail', which splits "
-        "the text by its length, or a larger corpus"
+        f"holdout: got 'documents' with holdout_fraction={fraction}, which leaves none of the "
+        f"{n_documents} documents for {lacking}; choose 'tail', which splits the text by length, "
+        "or a larger corpus"
     )

@@ -1,4 +1,4 @@
-"""From a DataConfig to prepared sets in the cache: found there, or made once."""
+"""Cache of prepared sets: find the sets of a `DataConfig`, or create them."""
 
 import hashlib
 import json
@@ -18,20 +18,26 @@ from tjx_data.prepared.index import FORMAT
 from tjx_data.prepared.packing import open_packing
 from tjx_data.prepared.prepare import is_prepared, prepare, work_folder
 from tjx_data.prepared.tokenize_parts import SPLITS
-from tjx_data.tokenization.bpe import train_bpe
-from tjx_data.tokenization.byte_level import byte_tokenizer
-from tjx_data.tokenization.characters import char_tokenizer
+from tjx_data.tokenization.builders import byte_tokenizer, char_tokenizer, train_bpe
 from tjx_data.tokenization.file_formats import is_hub_name
 from tjx_data.tokenization.tokenizer import Tokenizer
 from tjx_data.tokenization.vocabulary import END_OF_TEXT_NAMES
 
-__all__ = ["default_cache_dir", "find_problems", "open_or_prepare", "open_sets"]
-
 
 def find_problems(config: DataConfig) -> list[str]:
-    """Return a line for each reason why the text or the tokenizer cannot be used.
+    """Check that the files and the tokenizer of a config are usable, without network access.
 
-    Reads the user's files (at about disk speed) and a tokenizer given by path; never the network.
+    Reads the user's files at about disk speed, and a tokenizer given by path.
+
+    Parameters
+    ----------
+    config : DataConfig
+        The settings.
+
+    Returns
+    -------
+    list of str
+        One line for each problem.
     """
     problems = []
     for name in config.weights:
@@ -54,12 +60,25 @@ def open_or_prepare(
     in_flight: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the folder of the prepared set of a config of one corpus, making it if need be.
+    """Return the folder of the prepared set of one corpus, creating the set on the first call.
 
-    As `open_sets`, which tells the parameters; a mixture has several folders.
+    Parameters
+    ----------
+    config : DataConfig
+        A config without a mixture.
+    cache_dir, executor, in_flight, progress
+        As of `open_sets`.
+
+    Raises
+    ------
+    ValueError
+        As `open_sets`, or if the config has a mixture.
     """
     if config.mixture is not None:
-        raise ValueError(f"mixture={config.mixture!r} is several sets: use tjx_data.open_sets")
+        raise ValueError(
+            f"mixture: got {config.mixture!r}; expected None for a single set; use "
+            "tjx_data.open_sets"
+        )
     sets = open_sets(config, cache_dir, executor=executor, in_flight=in_flight, progress=progress)
     return next(iter(sets.values()))
 
@@ -72,34 +91,34 @@ def open_sets(
     in_flight: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Path]:
-    """Return the folders of the prepared sets that a config asks for, making them if need be.
+    """Return the folders of the prepared sets of a config, creating missing ones.
 
-    A folder's name holds a hash of the source and the settings, so that a second start finds it
-    and another setting gets another folder. Of two processes that start at once one makes a set
-    and the other waits. Each folder holds the tokenizer, the same one: ``Tokenizer.load(folder)``.
+    A folder's name contains a hash of the source and the settings, so that a second call reuses it
+    and other settings get another folder. Concurrent calls are safe: one process creates a set, the
+    others wait. Each folder holds the common tokenizer: ``Tokenizer.load(folder)``.
 
     Parameters
     ----------
     config : DataConfig
-        `seq_len` plays no part where `packing` is "windows": rows are cut when they are read.
+        Corpora, tokenizer and holdout. `seq_len` is used with ``packing="documents"`` only.
     cache_dir : str or Path, optional
-        Folder for prepared sets, before `config.cache_dir` and the user's cache folder.
+        Folder of prepared sets; by default `config.cache_dir`, else `default_cache_dir`.
     executor, in_flight
-        Who does the work, as of `prepare`.
+        As of `prepare`.
     progress : Progress, optional
-        Told how far it is; stages are ``train tokenizer`` and ``write shards``.
+        Called with the progress of the stages ``train tokenizer`` and ``write shards``.
 
     Returns
     -------
     dict
-        Corpus or path to folder; one entry but for a mixture.
+        Folder of each corpus or path; one entry without a mixture.
 
     Raises
     ------
     HubError
-        If a corpus or the tokenizer is neither in the cache nor within reach.
+        If a corpus or the tokenizer is neither in the cache nor reachable.
     ValueError
-        If the text or the tokenizer cannot be used.
+        If the text or the tokenizer is unusable.
     """
     root = Path(cache_dir or config.cache_dir or default_cache_dir()).expanduser()
     corpora = {name: _Corpus.find(config, name) for name in config.weights}
@@ -112,9 +131,9 @@ def open_sets(
                 locks.enter_context(locked(root / f".{folder.name}.open.lock"))
             tokenizer = None
             for name, folder in folders.items():
-                if is_prepared(folder):  # perhaps by a process that this one waited for
+                if is_prepared(folder):  # perhaps by the process that held the lock
                     continue
-                tokenizer = tokenizer or _tokenizer(config, corpora, chosen, folders, progress)
+                tokenizer = tokenizer or _make_tokenizer(config, corpora, chosen, folders, progress)
                 prepare(
                     corpora[name].open(config),
                     tokenizer,
@@ -127,7 +146,8 @@ def open_sets(
                     progress=progress,
                 )
     for folder in folders.values():
-        shutil.rmtree(work_folder(folder), ignore_errors=True)  # of a kill in the last moment
+        # A kill right after the rename leaves the work folder behind.
+        shutil.rmtree(work_folder(folder), ignore_errors=True)
         if config.packing == "documents":
             for split in SPLITS:
                 open_packing(folder, split, config.seq_len)
@@ -136,7 +156,7 @@ def open_sets(
 
 @dataclass(frozen=True)
 class _Corpus:
-    """A corpus whose text was not opened yet, or files, which were scanned."""
+    """A named corpus, not opened yet, or local files, already scanned."""
 
     name: str
     source: Mapping[str, str]
@@ -150,14 +170,14 @@ class _Corpus:
         return cls(name, files.source, files)
 
     def open(self, config: DataConfig) -> Documents:
-        """Fetch the text if need be."""
+        """Return the documents, downloading them if necessary."""
         if self.files is not None:
             return self.files
         is_official = config.holdout_of(self.name) == "official"
         return load_corpus(self.name, with_validation=is_official)
 
     def folder(self, config: DataConfig, chosen: "_TokenizerChoice") -> str:
-        """Return the name of the prepared set's folder."""
+        """Return the folder name of the prepared set."""
         settings = {
             "format": FORMAT,
             "source": {name: value for name, value in self.source.items() if name != "path"},
@@ -172,7 +192,7 @@ class _Corpus:
 
 @dataclass(frozen=True)
 class _TokenizerChoice:
-    identity: str  # what the tokens depend on, beside the source
+    identity: str  # everything that determines the tokenizer besides the corpus
     loaded: Tokenizer | None = None
 
 
@@ -180,27 +200,27 @@ def _choose_tokenizer(config: DataConfig, corpora: Mapping[str, _Corpus]) -> _To
     kind = config.tokenizer_kind
     if kind in ("bpe", "char"):
         identity = f"bpe {config.vocab_size}" if kind == "bpe" else "char"
-        if len(corpora) > 1:  # it is learnt from all of them
+        if len(corpora) > 1:  # trained on all of them
             identity += f" of {json.dumps([dict(corpus.source) for corpus in corpora.values()])}"
         return _TokenizerChoice(identity)
     if kind == "byte" or _comes_from_hub(kind):
-        return _TokenizerChoice(kind)  # a prepared set is found again without the network
+        return _TokenizerChoice(kind)  # by name: a cached set must not need the network
     loaded = Tokenizer.load(kind)
     return _TokenizerChoice(loaded.fingerprint, loaded)
 
 
-def _tokenizer(
+def _make_tokenizer(
     config: DataConfig,
     corpora: Mapping[str, _Corpus],
     chosen: _TokenizerChoice,
     folders: Mapping[str, Path],
     progress: Progress | None,
 ) -> Tokenizer:
-    """Return the tokenizer of all sets, from one that is there already or made of their text."""
+    """Return the common tokenizer: that of an existing or unfinished set, or a new one."""
     for folder in folders.values():
         if is_prepared(folder):
             return Tokenizer.load(folder)
-        if (work_folder(folder) / "tokenizer.json").is_file():  # a set that was begun
+        if (work_folder(folder) / "tokenizer.json").is_file():
             return Tokenizer.load(work_folder(folder))
     if chosen.loaded is not None:
         return chosen.loaded
@@ -208,7 +228,7 @@ def _tokenizer(
     if kind == "byte":
         return byte_tokenizer()
     if kind == "char":
-        # The alphabet is that of the whole text, as in nanoGPT. One long text needs no marks.
+        # The alphabet is that of the whole text, as in nanoGPT. One long text needs no separator.
         texts = (
             text for corpus in corpora.values() for text in corpus.open(config).with_held_out()
         )
@@ -219,7 +239,7 @@ def _tokenizer(
 
 
 def _training_texts(config: DataConfig, corpora: Mapping[str, _Corpus]) -> Iterator[str]:
-    """Yield what is not held out: the merges too are learnt from training text alone."""
+    """Yield the training texts of all corpora; BPE merges must not see held-out text."""
     for corpus in corpora.values():
         holdout = config.holdout_of(corpus.name)
         yield from training_texts(corpus.open(config), holdout, config.holdout_fraction)

@@ -1,4 +1,4 @@
-"""Who works on the parts of a corpus: this process, or processes of our own."""
+"""Executors that tokenize the parts of a corpus: this process, or a pool of processes."""
 
 import multiprocessing
 import os
@@ -11,28 +11,28 @@ from multiprocessing.connection import wait
 
 
 class SerialExecutor(Executor):
-    """Does at once what is submitted; tokenizing then uses all cores by threads."""
+    """Executor that runs each call in `submit`; the tokenizer then uses all cores by threads."""
 
     def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Call a function; the future is done."""
+        """Run a call and return its finished future."""
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # it belongs to whoever asks for the result
+        except Exception as error:  # `Future.result` raises it
             future.set_exception(error)
         return future
 
 
 def available_cpus() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def process_pool() -> Iterator[Executor]:
-    """Run a process for each core; they end with this process, even if it is killed."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of our threads
-    pool = ProcessPoolExecutor(available_cpus(), mp_context=context, initializer=_begin)
+    """Run one worker process per core; the workers exit with this process, even if it is killed."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks held by threads
+    pool = ProcessPoolExecutor(available_cpus(), mp_context=context, initializer=_initialize)
     try:
         with pool:
             try:
@@ -42,20 +42,19 @@ def process_pool() -> Iterator[Executor]:
                 raise
     except BrokenProcessPool as error:
         error.add_note(
-            "Worker processes died: of lack of memory, or because the script that called "
-            "tjx_data.prepare does so when it is imported. Put the call below "
-            'if __name__ == "__main__":, or give executor='
+            "Worker processes exited. Either memory ran out, or the script calls tjx_data.prepare "
+            'at import: move the call below if __name__ == "__main__":, or give executor='
         )
         raise
 
 
-def _begin() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores
+def _initialize() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core per worker
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent.sentinel,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
+def _exit_with_parent(sentinel: int) -> None:
     wait([sentinel])
     os._exit(1)

@@ -1,7 +1,7 @@
-"""What must hold in the index of a prepared set, whoever wrote it.
+"""Validation of an index from an untrusted source.
 
-The hash of an index finds accidents. A stranger's index has the right hash whatever it says: each
-field is checked, and that sizes of files follow from the counts, before any of them is believed.
+The hash in an index detects accidental damage only. Therefore each field is checked, and all file
+sizes are checked to follow from the counts, before any of them is used.
 """
 
 import re
@@ -14,11 +14,11 @@ _Check = Callable[[Any], bool]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_LARGEST = 1 << 62  # more than any disk holds; sums of such numbers still fit everywhere
+_MAX_COUNT = 1 << 62  # beyond any disk; sums of such numbers still fit in uint64
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST
+    return type(value) is int and 0 <= value < _MAX_COUNT
 
 
 def _is_hash(value: Any) -> bool:
@@ -26,7 +26,7 @@ def _is_hash(value: Any) -> bool:
 
 
 def _is_file_name(value: Any) -> bool:
-    """Tell whether a name stays in its folder."""
+    """Return whether a value is a file name that cannot leave the folder."""
     return isinstance(value, str) and _FILE_NAME.fullmatch(value) is not None
 
 
@@ -61,7 +61,7 @@ _INDEX: dict[str, tuple[_Check, str]] = {
     "malformed": (lambda v: v is None or _is_file(v), f"null, or {_A_FILE}"),
     "source": (
         lambda v: isinstance(v, dict) and all(isinstance(text, str) for text in v.values()),
-        "texts by name",
+        "an object of strings",
     ),
     "splits": (
         lambda v: isinstance(v, dict) and v.keys() == set(get_args(SplitName)),
@@ -71,14 +71,19 @@ _INDEX: dict[str, tuple[_Check, str]] = {
 
 
 def validate_index(content: Mapping[str, Any], header_bytes: int) -> list[str]:
-    """Return a line for each field that cannot be, or contradicts the others.
+    """Return one line for each field of an index that is invalid or contradicts another.
 
     Parameters
     ----------
     content : Mapping
-        The index as JSON, without its hash and its format.
+        The index as JSON, without its hash and format.
     header_bytes : int
-        Bytes of a shard's header.
+        Size of a shard's header.
+
+    Returns
+    -------
+    list of str
+        Empty for a valid index.
     """
     problems = [*_wrong_fields(content, _INDEX, "")]
     if problems:
@@ -92,23 +97,23 @@ def _wrong_fields(
     given: Any, rules: Mapping[str, tuple[_Check, str]], prefix: str
 ) -> Iterator[str]:
     if not isinstance(given, dict):
-        yield f"{prefix.rstrip('.')} should hold {', '.join(rules)}"
+        yield f"{prefix.rstrip('.')}: expected an object with {', '.join(rules)}"
         return
     for name in given.keys() - rules:
-        yield f"{prefix}{name[:40]!r} is unknown"
-    for name, (check, allowed) in rules.items():
+        yield f"{prefix}{name[:40]!r}: unknown field"
+    for name, (check, rule) in rules.items():
         if name not in given:
-            yield f"{prefix}{name} is missing"
+            yield f"{prefix}{name}: missing"
         elif not check(given[name]):
-            yield f"{prefix}{name} should be {allowed}"
+            yield f"{prefix}{name}: expected {rule}"
 
 
 def _contradictions(content: Mapping[str, Any], header_bytes: int) -> Iterator[str]:
     token_bytes = 2 if content["dtype"] == "uint16" else 4
     if token_bytes != (2 if content["vocab_size"] <= 1 << 16 else 4):
-        yield f"dtype {content['dtype']} is not that of vocab_size {content['vocab_size']}"
+        yield f"dtype: {content['dtype']} contradicts vocab_size {content['vocab_size']}"
     if content["eot_id"] is not None and content["eot_id"] >= content["vocab_size"]:
-        yield f"eot_id {content['eot_id']} is beyond vocab_size {content['vocab_size']}"
+        yield f"eot_id: got {content['eot_id']}; expected below vocab_size {content['vocab_size']}"
     shared = [content["tokenizer"], *([content["malformed"]] if content["malformed"] else [])]
     names = [entry["name"] for entry in shared]
     for name, split in content["splits"].items():
@@ -121,7 +126,7 @@ def _contradictions(content: Mapping[str, Any], header_bytes: int) -> Iterator[s
 def _wrong_sizes(
     name: str, split: Mapping[str, Any], shard_tokens: int, token_bytes: int, header_bytes: int
 ) -> Iterator[str]:
-    """Say where files have not the sizes that follow from the counts."""
+    """Yield the files whose sizes do not follow from the counts."""
     n_tokens, n_shards = split["n_tokens"], len(split["shards"])
     if n_shards != max(1, -(-n_tokens // shard_tokens)):
         yield f"{name}: {n_shards} shards of {shard_tokens} tokens for {n_tokens} tokens"
@@ -131,6 +136,6 @@ def _wrong_sizes(
         if entry["n_bytes"] != header_bytes + tokens * token_bytes:
             yield f"{name}: {entry['name']} has {entry['n_bytes']} bytes for {tokens} tokens"
     if split["starts"]["n_bytes"] != 8 * split["n_documents"]:
-        yield f"{name}: starts of {split['n_documents']} documents are 8 bytes each"
+        yield f"{name}: starts: expected 8 bytes for each of {split['n_documents']} documents"
     if split["n_documents"] and not split["n_tokens"]:
         yield f"{name}: {split['n_documents']} documents without a token"

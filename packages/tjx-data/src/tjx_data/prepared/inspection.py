@@ -1,4 +1,4 @@
-"""What a prepared set holds, for people: counts, lengths of documents, samples."""
+"""Reports about a prepared set: counts, document lengths, samples and hash verification."""
 
 from pathlib import Path
 
@@ -7,38 +7,43 @@ import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
 from tjx_data.loading.token_loader import TokenLoader
-from tjx_data.prepared.document_starts import read_starts
-from tjx_data.prepared.index import Index, check_hashes, check_size, read_index
+from tjx_data.prepared.index import Index, read_index
+from tjx_data.prepared.integrity import check_hashes, check_size, read_starts
 from tjx_data.tokenization.tokenizer import Tokenizer
 
-_BAR = 40  # characters of the longest bar
+_BAR_WIDTH = 40
 _MALFORMED_SHOWN = 5
 _MALFORMED_CHARACTERS = 1000
 
 
 def describe(directory: str | Path, *, samples: int = 1, characters: int = 200) -> str:
-    """Return what a set holds, in lines.
+    """Describe a prepared set as text: source, counts, document lengths and samples.
 
     Parameters
     ----------
     directory : str or Path
         A prepared set.
     samples : int
-        Training documents to show the beginning of, spread evenly over the split.
+        Number of training documents of which the start is shown, evenly spaced over the split.
     characters : int
-        Characters of each.
+        Characters shown of each.
+
+    Returns
+    -------
+    str
+        Several lines.
 
     Raises
     ------
     ValueError
-        If there is no set, or it is damaged.
+        If the folder holds no prepared set, or the set is damaged.
     """
     directory = Path(directory)
     index = read_index(directory)
     lines = [f"{name}: {value}" for name, value in index.source.items()]
     lines += [
         f"tokenizer: {index.tokenizer_fingerprint[:16]}, {index.vocab_size} tokens, {index.dtype}",
-        f"held out: {index.holdout}, {index.holdout_fraction}",
+        f"holdout: {index.holdout}, {index.holdout_fraction}",
         f"empty documents left out: {index.n_empty_documents}",
         *_malformed(directory, index),
     ]
@@ -46,30 +51,35 @@ def describe(directory: str | Path, *, samples: int = 1, characters: int = 200) 
         lines.append(
             f"{name}: {split.n_documents:,} documents, {split.n_text_bytes:,} bytes of text, "
             f"{split.n_tokens:,} tokens in {len(split.shards)} shards, "
-            f"{split.n_text_bytes / max(split.n_tokens, 1):.2f} bytes a token"
+            f"{split.n_text_bytes / max(split.n_tokens, 1):.2f} bytes/token"
         )
-    lines += ["tokens in a training document:", *_bars(document_lengths(directory, "train"))]
+    lines += ["tokens per training document:", *_histogram(document_lengths(directory, "train"))]
     loader, tokenizer = TokenLoader(directory, seq_len=1, batch_size=1), Tokenizer.load(directory)
     for sample in range(min(samples, loader.n_documents)):
         number = sample * loader.n_documents // samples
         text = tokenizer.decode(loader.document(number)[:characters])[:characters]
-        lines.append(f"training document {number} begins: {text!r}")
+        lines.append(f"start of training document {number}: {text!r}")
     return "\n".join(lines)
 
 
 def verify(directory: str | Path) -> None:
-    """Compare the hashes of all files of a set with its index.
+    """Compare the SHA-256 of all files of a prepared set with its index.
+
+    Parameters
+    ----------
+    directory : str or Path
+        A prepared set.
 
     Raises
     ------
     ValueError
-        Naming the first file that is not what the index says.
+        If a file differs; the message names the first one.
     """
     check_hashes(Path(directory), read_index(directory).files())
 
 
 def document_lengths(directory: str | Path, split: SplitName) -> npt.NDArray[np.int64]:
-    """Return the tokens of each document of a split, without ends of text, int64 [documents]."""
+    """Return the length of each document in tokens, without end of text, int64 [documents]."""
     index = read_index(directory)
     starts = read_starts(Path(directory), index, split)
     n_eot = 0 if index.eot_id is None else 1
@@ -77,14 +87,14 @@ def document_lengths(directory: str | Path, split: SplitName) -> npt.NDArray[np.
 
 
 def draw_lengths(directory: str | Path, file: str | Path) -> None:
-    """Draw a histogram of the documents' lengths, by the number of documents and of tokens.
+    """Plot histograms of the lengths of training documents, by documents and by tokens.
 
     Parameters
     ----------
     directory : str or Path
         A prepared set.
     file : str or Path
-        The picture; its suffix chooses the format (.png, .svg, .pdf).
+        Output image; its suffix selects the format (.png, .svg, .pdf).
 
     Raises
     ------
@@ -94,15 +104,15 @@ def draw_lengths(directory: str | Path, file: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("a picture needs the extra: pip install 'tjx-data[plot]'") from error
+        raise ValueError("plots need the extra: pip install 'tjx-data[plot]'") from error
     lengths = np.maximum(document_lengths(directory, "train"), 1)
     edges = np.geomspace(1, lengths.max() + 1, 50)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
-    for axes, weights, what in zip(
+    for axes, weights, unit in zip(
         figure.subplots(1, 2), (None, lengths), ("documents", "tokens"), strict=True
     ):
         axes.hist(lengths, bins=edges, weights=weights, color="tab:blue")
-        axes.set(xscale="log", xlabel="tokens in a document", ylabel=what)
+        axes.set(xscale="log", xlabel="tokens per document", ylabel=unit)
         axes.axvline(np.median(lengths), color="tab:orange", label="median document")
     axes.legend()
     figure.suptitle(f"{len(lengths):,} training documents, {lengths.sum():,} tokens")
@@ -122,14 +132,15 @@ def _malformed(directory: Path, index: Index) -> list[str]:
     ]
 
 
-def _bars(lengths: npt.NDArray[np.int64]) -> list[str]:
-    """Return a histogram in powers of two, in lines."""
+def _histogram(lengths: npt.NDArray[np.int64]) -> list[str]:
+    """Return a text histogram with bins of powers of two, one line per bin."""
     if not lengths.size:
         return []
     bins = np.bincount(np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64))
     first = int(np.flatnonzero(bins)[0])
     return [
-        f"  up to {2**power:>9,}  {'#' * round(_BAR * count / bins.max()):<{_BAR}} {count:,}"
+        f"  up to {2**power:>9,}  {'#' * round(_BAR_WIDTH * count / bins.max()):<{_BAR_WIDTH}} "
+        f"{count:,}"
         for power, count in enumerate(bins.tolist())
         if power >= first
     ]

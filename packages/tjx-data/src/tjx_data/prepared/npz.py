@@ -1,35 +1,64 @@
-"""Reading our own .npz files, all made of other files, as if a stranger had written them.
+"""Reading and writing of .npz files, without trusting the sizes that a file claims.
 
-NumPy makes an array as large as a header claims before it looks for the bytes, and unpacks whatever
-it is given. What we write is stored as it is, so that sizes can be compared first.
+NumPy allocates an array of the size in its header before it reads the data, and decompresses any
+member. Files written here are uncompressed, so that all sizes can be checked first.
 """
 
+import io
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-_Arrays = dict[str, npt.NDArray[Any]]
+from tjx_core import write_atomically
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 
-def read_arrays(file: Path) -> _Arrays:
-    """Read the arrays of a file that `numpy.savez` wrote.
+def write_arrays(file: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays to an uncompressed .npz file, atomically.
+
+    Parameters
+    ----------
+    file : Path
+        The file. Its folder must exist.
+    arrays : Mapping
+        Arrays by name, of any dtype but object.
+    """
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    write_atomically(file, content.getvalue())
+
+
+def read_arrays(file: Path) -> Arrays:
+    """Read all arrays of an uncompressed .npz file.
+
+    Parameters
+    ----------
+    file : Path
+        Written by `write_arrays` or `numpy.savez`.
+
+    Returns
+    -------
+    dict
+        Arrays by name, read-only.
 
     Raises
     ------
     ValueError
-        If it is no such file, damaged, or packed; or an array's header claims other bytes than
-        there are, or holds Python objects, which are pickles.
+        If the file is damaged or compressed, or an array's header claims another size than its
+        data or holds Python objects.
     FileNotFoundError
-        If there is none.
+        If there is no file.
     """
     try:
         size = file.stat().st_size
         if not file.is_file():
-            raise ValueError("it is no regular file")
+            raise ValueError("not a regular file")
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             claimed = sum(member.file_size for member in members)
@@ -42,36 +71,40 @@ def read_arrays(file: Path) -> _Arrays:
         raise
     # zipfile raises RuntimeError for members that need a password.
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
-        raise ValueError(f"{file}: damaged ({error}); remove it, and it is made again") from error
+        raise ValueError(
+            f"{file}: damaged ({error}); delete it, and it is created again"
+        ) from error
 
 
 def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
     if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is packed, and we write arrays as they are")
+        raise ValueError(f"{member.filename} is compressed; expected an uncompressed array")
     with archive.open(member) as stream:
-        shape, dtype = _header(stream)
+        shape, dtype = _read_header(stream)
         if dtype.hasobject:
-            raise ValueError(f"{member.filename} holds Python objects, which are pickles")
-        wanted = math.prod(shape) * dtype.itemsize
-        there = member.file_size - stream.tell()
-        if wanted != there:
-            raise ValueError(f"{member.filename} claims {wanted} bytes of values, of {there}")
+            raise ValueError(f"{member.filename} holds pickled Python objects")
+        expected = math.prod(shape) * dtype.itemsize
+        found = member.file_size - stream.tell()
+        if expected != found:
+            raise ValueError(f"{member.filename} claims {expected} bytes of values and has {found}")
         return np.frombuffer(stream.read(), dtype).reshape(shape)
 
 
-def _header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _read_header(stream: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     version = np.lib.format.read_magic(stream)
     if version not in readers:
-        raise ValueError(f"NumPy's format {version} is not one that we write")
+        raise ValueError(f"got version {version} of the .npy format; expected 1.0 or 2.0")
     try:
         shape, in_fortran_order, dtype = readers[version](stream)
     except (SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
-        # NumPy reads it as a Python literal.
-        raise ValueError(f"no header of an array ({type(error).__name__})") from error
+        # NumPy parses the header as a Python literal.
+        raise ValueError(f"no array header ({type(error).__name__})") from error
     if in_fortran_order or any(size < 0 for size in shape):
-        raise ValueError(f"shape {shape} or its order is not one that we write")
+        raise ValueError(
+            f"got shape {shape} or Fortran order; expected sizes of 0 or more in C order"
+        )
     return shape, dtype

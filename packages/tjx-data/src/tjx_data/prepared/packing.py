@@ -1,66 +1,64 @@
-"""Whole documents in rows: which of them share a row, decided once for a prepared set.
+"""Sequence packing: whole documents in rows of fixed length, decided once per prepared set.
 
-Best fit, longest first: each document goes to the row that has the least room left which is enough
+Best-fit decreasing: each document, longest first, goes to the row with the least sufficient room
 (Krell et al. 2021, "Efficient sequence packing without cross-contamination"; Ding et al. 2024,
-"Fewer truncations improve language modeling"). A document longer than a row fills rows of its own,
-and what is left of it is packed like a document.
+"Fewer truncations improve language modeling"). A document longer than a row is cut into full rows
+and a rest, which is packed like a document.
 """
 
-import io
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tjx_data.atomic import write_atomically
 from tjx_data.corpora.documents import SplitName
-from tjx_data.prepared.document_starts import read_starts
-from tjx_data.prepared.index import Index, check_hash, read_index
-from tjx_data.prepared.npz import read_arrays
+from tjx_data.prepared.index import Index, read_index
+from tjx_data.prepared.integrity import check_hash, read_starts
+from tjx_data.prepared.npz import read_arrays, write_arrays
 
-Places = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.int64]
 
 
 class Packing(NamedTuple):
-    """Which stretches of a split's stream share a row.
+    """Assignment of chunks of a split's stream to rows.
 
     Attributes
     ----------
     rows : int64 [rows + 1]
-        Row r holds the stretches rows[r] to rows[r + 1] - 1.
-    starts : int64 [stretches]
-        Position in the stream of a stretch's first token; its labels are the tokens after each.
-    lengths : int64 [stretches]
-        Tokens of a stretch.
+        Row r holds the chunks rows[r] to rows[r + 1] - 1.
+    starts : int64 [chunks]
+        Position in the stream of a chunk's first token; its labels are the tokens after each.
+    lengths : int64 [chunks]
+        Tokens of a chunk.
     """
 
-    rows: Places
-    starts: Places
-    lengths: Places
+    rows: IntArray
+    starts: IntArray
+    lengths: IntArray
 
     @property
     def n_rows(self) -> int:
-        """Rows of an epoch."""
+        """Number of rows per epoch."""
         return len(self.rows) - 1
 
 
 def packing_file(directory: Path, split: SplitName, seq_len: int) -> Path:
-    """Return where the packing of a split lies."""
+    """Return the file of the packing of a split into rows of `seq_len` tokens."""
     return directory / f"packing_{split}_{seq_len}.npz"
 
 
 def open_packing(directory: str | Path, split: SplitName, seq_len: int) -> Packing:
-    """Read how a split is packed into rows of `seq_len` tokens, or decide it and keep that.
+    """Read the packing of a split, or compute and store it.
 
     Parameters
     ----------
     directory : str or Path
         A prepared set.
     split : {"train", "validation"}
-        Which part of it.
+        Split to pack.
     seq_len : int
-        Tokens in a row.
+        Tokens per row.
 
     Raises
     ------
@@ -76,47 +74,47 @@ def open_packing(directory: str | Path, split: SplitName, seq_len: int) -> Packi
         if found is not None:
             return found
     check_hash(directory, entry)
-    packing = pack(*_stretches(directory, index, split), seq_len)
-    content = io.BytesIO()
-    of = np.frombuffer(entry.sha256.encode(), np.uint8)
-    np.savez(content, allow_pickle=False, of=of, **packing._asdict())
-    write_atomically(file, content.getvalue())
+    packing = pack(*_document_chunks(directory, index, split), seq_len)
+    documents = np.frombuffer(entry.sha256.encode(), np.uint8)
+    write_arrays(file, {"of": documents, **packing._asdict()})
     return packing
 
 
-def _read(file: Path, of: str, n_tokens: int, seq_len: int) -> Packing | None:
-    """Read a packing; None if it is that of other documents."""
+def _read(file: Path, documents_sha256: str, n_tokens: int, seq_len: int) -> Packing | None:
+    """Read a packing, or return None if it is of other documents."""
     arrays = read_arrays(file)
     try:
-        if arrays["of"].tobytes().decode(errors="replace") != of:
+        if arrays["of"].tobytes().decode(errors="replace") != documents_sha256:
             return None
         found = Packing(arrays["rows"], arrays["starts"], arrays["lengths"])
         _check(found, n_tokens, seq_len)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{file}: damaged ({error}); remove it, and it is made again") from error
+        raise ValueError(
+            f"{file}: damaged ({error}); delete it, and it is created again"
+        ) from error
     return found
 
 
 def _check(packing: Packing, n_tokens: int, seq_len: int) -> None:
-    """Refuse a packing that no set of so many tokens has, before a row is read by it."""
+    """Check that a packing fits the stream and the row length, before rows are read by it."""
     rows, starts, lengths = packing
     if any(array.dtype != np.int64 or array.ndim != 1 for array in packing):
-        raise ValueError("its arrays are not rows of int64")
+        raise ValueError("expected vectors of int64")
     if len(starts) != len(lengths) or rows[:1].tolist() != [0] or rows[-1] != len(starts):
-        raise ValueError("its arrays do not fit each other")
+        raise ValueError("the lengths of its arrays contradict each other")
     inside = (starts >= 0) & (lengths > 0) & (lengths <= seq_len) & (starts < n_tokens - lengths)
     if (np.diff(rows) < 0).any() or not inside.all():
-        raise ValueError(f"it names tokens beyond the {n_tokens} of the split, or of a row")
+        raise ValueError(f"got chunks beyond the {n_tokens} tokens of the split, or of a row")
     filled = np.diff(np.append(0, np.cumsum(lengths))[rows])
     if filled.size and filled.max() > seq_len:
-        raise ValueError(f"a row holds {filled.max()} tokens, of {seq_len}")
+        raise ValueError(f"got a row of {filled.max()} tokens; expected at most {seq_len}")
 
 
-def _stretches(directory: Path, index: Index, split: SplitName) -> tuple[Places, Places]:
-    """Return where each document's first token stands, and how many labels follow from there.
+def _document_chunks(directory: Path, index: Index, split: SplitName) -> tuple[IntArray, IntArray]:
+    """Return start and number of labels of each document, int64 [documents].
 
-    With an end-of-text token a document begins with the one before it and its last label is the
-    one after it; without, its first token has no label and its last none after it.
+    With an end-of-text token a document starts at the one before it and its last label is the one
+    after it. Without, its first token is no label and its last token has none.
     """
     starts = read_starts(directory, index, split)
     ends = np.append(starts[1:], index.splits[split].n_tokens)
@@ -125,15 +123,15 @@ def _stretches(directory: Path, index: Index, split: SplitName) -> tuple[Places,
     return starts - 1, ends - starts
 
 
-def pack(starts: Places, lengths: Places, seq_len: int) -> Packing:
-    """Pack stretches of a stream into rows.
+def pack(starts: IntArray, lengths: IntArray, seq_len: int) -> Packing:
+    """Pack chunks of a stream into rows by best-fit decreasing.
 
     Parameters
     ----------
     starts, lengths : int64 [documents]
-        Where each begins, and how many tokens with a label it has.
+        Start of each document in the stream, and its number of tokens with a label.
     seq_len : int
-        Tokens in a row.
+        Tokens per row.
 
     Examples
     --------
@@ -145,9 +143,9 @@ def pack(starts: Places, lengths: Places, seq_len: int) -> Packing:
     order = np.argsort(-lengths, kind="stable")
     row_of = np.empty(len(order), np.int64)
     open_rows: list[list[int]] = [[] for _ in range(seq_len + 1)]  # by room left
-    rooms = 0  # bit r is set where open_rows[r] holds a row
+    rooms = 0  # bit r is set if open_rows[r] holds a row
     n_rows = 0
-    for stretch, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    for chunk, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = rooms >> length
         if fitting:
             room = length + (fitting & -fitting).bit_length() - 1
@@ -157,7 +155,7 @@ def pack(starts: Places, lengths: Places, seq_len: int) -> Packing:
         else:
             room, row = seq_len, n_rows
             n_rows += 1
-        row_of[stretch] = row
+        row_of[chunk] = row
         if left := room - length:
             open_rows[left].append(row)
             rooms |= 1 << left
@@ -166,10 +164,10 @@ def pack(starts: Places, lengths: Places, seq_len: int) -> Packing:
     return Packing(rows.astype(np.int64), starts[by_row], lengths[by_row])
 
 
-def _cut(starts: Places, lengths: Places, seq_len: int) -> tuple[Places, Places]:
-    """Cut stretches longer than a row; those without a label are left out."""
-    n_pieces = -(-lengths // seq_len)
-    of = np.repeat(np.arange(len(lengths)), n_pieces)
-    first = np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
-    offsets = (np.arange(len(of)) - first) * seq_len
-    return starts[of] + offsets, np.minimum(lengths[of] - offsets, seq_len)
+def _cut(starts: IntArray, lengths: IntArray, seq_len: int) -> tuple[IntArray, IntArray]:
+    """Cut chunks longer than a row, and drop those without a label."""
+    n_chunks = -(-lengths // seq_len)
+    document = np.repeat(np.arange(len(lengths)), n_chunks)
+    first = np.repeat(np.cumsum(n_chunks) - n_chunks, n_chunks)
+    offsets = (np.arange(len(document)) - first) * seq_len
+    return starts[document] + offsets, np.minimum(lengths[document] - offsets, seq_len)

@@ -1,4 +1,4 @@
-"""Documents to a prepared set: tokens in shards, with an index, written whole or not at all."""
+"""Preparation of documents: token shards with an index, written atomically and resumably."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import get_args
 
-from tjx_data.atomic import sync_folder, write_atomically
+from tjx_core import ConfigError, fsync_path, write_atomically
 from tjx_data.cache import locked
 from tjx_data.corpora.documents import (
     Documents,
@@ -18,8 +18,8 @@ from tjx_data.corpora.documents import (
     Progress,
     SplitName,
     Stage,
-    border,
-    cut,
+    count_training_characters,
+    cut_into_parts,
 )
 from tjx_data.prepared.assembly import PrepareSettings, assemble, part_file
 from tjx_data.prepared.executors import SerialExecutor, available_cpus, process_pool
@@ -34,8 +34,10 @@ from tjx_data.prepared.tokenize_parts import (
 )
 from tjx_data.tokenization.tokenizer import Tokenizer
 
-SHARD_TOKENS = 1 << 27  # 256 MiB of uint16
-PLAN_FILE = "plan.json"  # without it nothing in a work folder is gone on from
+SHARD_TOKENS = 1 << 27
+"""Tokens per shard by default: 256 MiB of uint16."""
+PLAN_FILE = "plan.json"
+"""File of the settings of a work folder; a folder without it is not resumed from."""
 
 
 def prepare(
@@ -51,51 +53,57 @@ def prepare(
     in_flight: int | None = None,
     progress: Progress | None = None,
 ) -> Index:
-    """Turn documents into token shards with an index; see `tjx_data.prepared.index` for the files.
+    """Tokenize documents into shards with an index (layout: `tjx_data.prepared.index`).
 
-    The same documents and tokenizer give the same bytes, whoever works on them and however many.
-    `out_dir` appears when the set is complete. Until then what is finished lies in a folder beside
-    it, so that a call after a kill goes on where the last one stopped.
+    The output is a deterministic function of documents, tokenizer and settings, independent of the
+    executor. `out_dir` is created when the set is complete; until then finished parts are kept in a
+    work folder beside it, so that a repeated call resumes after a kill.
 
     Parameters
     ----------
     documents : Documents or Iterable[str]
-        Whole documents. What can be read only once cannot be split by "tail".
+        Whole documents. An iterator cannot be split by "tail", which reads them twice.
     tokenizer : Tokenizer
-        If it has an end-of-text token, that stands before the first document and after each.
+        Its end-of-text token, if any, is written before the first document and after each.
     out_dir : str or Path
-        A folder that does not exist yet, or is empty.
+        A folder that is missing or empty.
     holdout : {"documents", "tail", "official"}
-        How validation is split off. "documents": by the hash of each document. "tail": the last
-        characters of the whole text, as nanoGPT splits one long text; a document that the border
-        crosses is cut in two. "official": validation is ``documents.held_out``, and training all
-        the rest.
+        How the validation split is made. "documents": by the hash of each document. "tail": the
+        last characters of the text, as nanoGPT splits one long text; a document that crosses the
+        border is cut in two. "official": ``documents.held_out``.
     holdout_fraction : float
-        The share of the documents or of the characters that is held out, between 0 and 1.
+        Share of the documents or characters held out, between 0 and 1.
     shard_tokens : int
-        Tokens in a shard.
+        Tokens per shard.
     strict : bool
         Whether a malformed record is an error; else it is counted and listed.
     executor : concurrent.futures.Executor, optional
-        Who does the work: processes, or other machines, which must reach the folder of `out_dir`
-        (and the files of the corpus) by the same path. None is a process for each core, where
-        there is work for more than one.
+        Runs the parts, on processes or on other machines that reach `out_dir` and the corpus by the
+        same paths. By default one process per core, if there is more than one part.
     in_flight : int, optional
-        Parts of the corpus, of about 2 MB, that are handed out at a time; None is two for each
-        core of this machine.
+        Parts of about 2 MB submitted at a time; by default two per core of this machine.
     progress : Progress, optional
-        Told the bytes of text and the tokens that are done.
+        Called with the bytes of text and the tokens finished.
 
     Returns
     -------
     Index
-        What was written.
+        Index of the written set.
 
     Raises
     ------
     ValueError
-        If a setting is wrong, `out_dir` holds something, a document cannot be tokenised, or a
-        split is left without a document.
+        If a setting is invalid, `out_dir` is not empty, a document cannot be tokenized, or a split
+        has no document.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from tjx_data import byte_tokenizer
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     prepare(["a", "b", "c"], byte_tokenizer(), f"{folder}/set", holdout="tail",
+    ...             holdout_fraction=0.4).splits["train"].n_documents
+    1
     """
     settings = PrepareSettings(holdout, holdout_fraction, shard_tokens, strict)
     out_dir = Path(out_dir).absolute()
@@ -108,8 +116,8 @@ def prepare(
             "official validation split; choose documents or tail"
         )
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock_file(out_dir)):
-        _check(settings, out_dir)  # another process may have made it while this one waited
+    with locked(out_dir.with_name(f".{out_dir.name}.lock")):
+        _check(settings, out_dir)  # another process may have finished while this one waited
         work = work_folder(out_dir)
         _begin(work, documents.source, tokenizer, settings)
         parts = iter(_parts(documents, settings))
@@ -119,34 +127,28 @@ def prepare(
             chosen = process_pool()
         try:
             with chosen as workers:
-                crew = _Crew(
-                    workers, in_flight or 2 * available_cpus(), documents.n_bytes, progress
-                )
-                records = crew.tokenize(chain(first, parts), documents, work, settings)
+                n_in_flight = in_flight or 2 * available_cpus()
+                scheduler = _PartScheduler(workers, n_in_flight, documents.n_bytes, progress)
+                records = scheduler.tokenize(chain(first, parts), documents, work, settings)
             index = assemble(work, records, documents.source, tokenizer, settings)
-        except ValueError:  # a mistake that is mended by other documents or settings
+        except ValueError:  # other documents or settings are needed: nothing to resume
             _discard(work)
             raise
         if out_dir.exists():
             out_dir.rmdir()
         (work / "set").rename(out_dir)
-        sync_folder(out_dir.parent)
+        fsync_path(out_dir.parent)
         _discard(work)
     return index
 
 
 def work_folder(out_dir: Path) -> Path:
-    """Return the folder of what is finished of a set that is being made."""
+    """Return the folder of finished parts of an incomplete set."""
     return out_dir.with_name(f".{out_dir.name}.work")
 
 
-def lock_file(out_dir: Path) -> Path:
-    """Return the file whose lock is held by the process that makes a set."""
-    return out_dir.with_name(f".{out_dir.name}.lock")
-
-
 def is_prepared(directory: Path) -> bool:
-    """Tell whether a folder holds a prepared set; a damaged one is an error, not a no."""
+    """Return whether a folder holds a prepared set; raise ValueError if its index is damaged."""
     if not (directory / INDEX_FILE).exists():
         return False
     read_index(directory)
@@ -156,22 +158,24 @@ def is_prepared(directory: Path) -> bool:
 def _check(settings: PrepareSettings, out_dir: Path) -> None:
     problems = []
     if settings.holdout not in get_args(Holdout):
-        choices = " or ".join(get_args(Holdout))
-        problems.append(f"holdout={settings.holdout!r} is unknown; choose {choices}")
+        choices = ", ".join(get_args(Holdout))
+        problems.append(f"holdout: got {settings.holdout!r}; expected one of {choices}")
     if not 0 < settings.holdout_fraction < 1:
         problems.append(
-            f"holdout_fraction={settings.holdout_fraction}: choose a number between 0 and 1"
+            f"holdout_fraction: got {settings.holdout_fraction}; expected a number between 0 and 1"
         )
     if settings.shard_tokens < 1:
-        problems.append(f"shard_tokens={settings.shard_tokens}: a shard holds at least 1 token")
+        problems.append(f"shard_tokens: got {settings.shard_tokens}; expected at least 1")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        problems.append(f"{out_dir} exists and is not an empty folder; remove it or name another")
+        problems.append(
+            f"out_dir: got {out_dir}, which is not an empty folder; remove it or name another"
+        )
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
 
 
 def _parts(documents: Documents, settings: PrepareSettings) -> Iterator[tuple[Part, SplitName]]:
-    """Yield all parts; of an official split, which it is of."""
+    """Yield all parts with their split, which has a meaning for holdout "official" only."""
     for part in documents.parts():
         yield part, "train"
     if settings.holdout == "official":
@@ -183,14 +187,14 @@ def _parts(documents: Documents, settings: PrepareSettings) -> Iterator[tuple[Pa
 def _from_iterable(documents: Iterable[str], holdout: Holdout) -> Documents:
     if iter(documents) is documents and holdout == "tail":
         raise ValueError(
-            "holdout='tail' reads the documents twice, to count their characters first: "
-            f"give a list or a tjx_data.Documents, not a {type(documents).__name__}"
+            f"documents: got a {type(documents).__name__}; holdout='tail' reads the documents "
+            "twice, to count their characters; give a list or tjx_data.Documents"
         )
-    return Documents({}, lambda: cut(documents))
+    return Documents({}, lambda: cut_into_parts(documents))
 
 
 def _discard(work: Path) -> None:
-    """Delete the folder of what is finished; killed on the way, it leaves none to go on from."""
+    """Delete a work folder; its plan first, so that a kill in between leaves none to resume."""
     (work / PLAN_FILE).unlink(missing_ok=True)
     if work.exists():
         shutil.rmtree(work)
@@ -199,7 +203,7 @@ def _discard(work: Path) -> None:
 def _begin(
     work: Path, source: Mapping[str, str], tokenizer: Tokenizer, settings: PrepareSettings
 ) -> None:
-    """Make the folder of what is finished, or keep it if it is of the same plan."""
+    """Create the work folder, or keep one with the same plan."""
     plan = json.dumps(
         {
             "format": FORMAT,
@@ -219,8 +223,8 @@ def _begin(
     shutil.rmtree(work / "set", ignore_errors=True)
 
 
-class _Crew:
-    """Hands parts out to an executor, a bounded number at a time."""
+class _PartScheduler:
+    """Submit parts to an executor, a bounded number at a time."""
 
     def __init__(
         self, executor: Executor, in_flight: int, n_bytes: int | None, progress: Progress | None
@@ -238,11 +242,11 @@ class _Crew:
         work: Path,
         settings: PrepareSettings,
     ) -> list[PartRecord]:
-        """Return the records of all parts in order; their files are in the work folder."""
+        """Tokenize all parts into the work folder and return their records in order."""
         for number, task in enumerate(self._tasks(parts, documents, work, settings)):
             found = read_record(task.file)
             if found is not None and found.identity == part_identity(task):
-                self._finished(number, found)
+                self._finish(number, found)
                 continue
             while len(self._pending) >= self._in_flight:
                 self._collect()
@@ -260,15 +264,15 @@ class _Crew:
     ) -> Iterator[PartTask]:
         if settings.holdout == "tail":
             counts = [count_characters(part) for part, _ in parts]
-            n_train = border(sum(counts), settings.holdout_fraction)
+            n_train = count_training_characters(sum(counts), settings.holdout_fraction)
             before = accumulate(counts, initial=0)
-            numbered = (
+            with_counts = (
                 (part, split, n_train - n)
                 for (part, split), n in zip(_parts(documents, settings), before, strict=False)
             )
         else:
-            numbered = ((part, split, 0) for part, split in parts)
-        for number, (part, split, n_train_characters) in enumerate(numbered):
+            with_counts = ((part, split, 0) for part, split in parts)
+        for number, (part, split, n_train_characters) in enumerate(with_counts):
             yield PartTask(
                 part=part,
                 split=split,
@@ -283,9 +287,9 @@ class _Crew:
     def _collect(self) -> None:
         done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
         for future in done:
-            self._finished(self._pending.pop(future), future.result())
+            self._finish(self._pending.pop(future), future.result())
 
-    def _finished(self, number: int, record: PartRecord) -> None:
+    def _finish(self, number: int, record: PartRecord) -> None:
         self._records[number] = record
         self._done_bytes += sum(record.n_text_bytes.values())
         self._done_tokens += record.n_tokens

@@ -1,4 +1,4 @@
-"""Writing one split of a prepared set: a stream of tokens, cut into shards."""
+"""Writer of one split of a prepared set: a token stream cut into shards."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from tjx_data.prepared.index import FileEntry, SplitIndex, shard_header
 
 
 class _HashedFile:
-    """A new file that knows its size and hash while it is being written."""
+    """New file whose size and SHA-256 are computed while it is written."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -39,22 +39,22 @@ class _HashedFile:
 
 
 class SplitWriter:
-    """Writes one split: its shards, and where its documents start.
+    """Write the shards and document positions of one split.
 
     Parameters
     ----------
     directory : Path
         An existing folder.
     split : {"train", "validation"}
-        Part of the files' names.
+        Prefix of the file names.
     dtype : np.dtype
-        How a token is stored.
+        Dtype of the stored tokens.
     shard_tokens : int
         Tokens in a full shard.
     eot_id : int or None
-        The token written before the first document; each document brings the one after it.
+        End-of-text token, written before the first document; documents bring the one after them.
     tokenizer_fingerprint : str
-        For the shards' headers.
+        Fingerprint in the headers of the shards.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class SplitWriter:
         Parameters
         ----------
         tokens : uint16 or uint32 [sum of lengths]
-            The documents one after another, each with the end-of-text token after it.
+            Concatenated documents, each followed by the end-of-text token.
         lengths : uint64 [documents]
-            Tokens of each, the end-of-text token included.
+            Tokens of each document, end-of-text token included.
         n_text_bytes : int
-            Length of their text, in UTF-8.
+            Length of their text in UTF-8.
         """
         if not len(lengths):
             return
@@ -123,7 +123,7 @@ class SplitWriter:
 
     def _write(self, tokens: npt.NDArray[np.unsignedinteger]) -> None:
         while len(tokens):
-            # A full shard is closed only when more is to come: no shard is ever empty.
+            # A full shard is closed when more tokens follow, so that no shard is empty.
             in_shard = self.n_tokens - len(self._shards) * self._shard_tokens
             if in_shard == self._shard_tokens:
                 self._shards.append(self._shard.close())
@@ -135,7 +135,7 @@ class SplitWriter:
             tokens = tokens[n_fitting:]
 
     def close(self) -> SplitIndex:
-        """Make all files durable and return what was written."""
+        """Flush all files to disk and return the index of the split."""
         self._shards.append(self._shard.close())
         return SplitIndex(
             n_tokens=self.n_tokens,
@@ -146,6 +146,6 @@ class SplitWriter:
         )
 
     def abort(self) -> None:
-        """Close the files after a failure; whoever made the folder removes it."""
+        """Close the files after a failure; the caller removes the folder."""
         self._shard.abort()
         self._starts.abort()

@@ -1,10 +1,9 @@
-"""One part of a corpus to a file of tokens: the work that runs in parallel, and survives a kill.
+"""Tokenization of one part of a corpus into a file: the unit of parallel work and of resuming.
 
-What is found in the file depends on the part, the tokenizer and the holdout alone, whoever makes
-it. The file appears whole or not at all.
+The content of the file depends on the part, the tokenizer and the holdout only, not on the process
+that writes it.
 """
 
-import io
 import json
 from collections import deque
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tjx_data.atomic import write_atomically
 from tjx_data.corpora.documents import (
     Holdout,
     Malformed,
@@ -26,11 +24,12 @@ from tjx_data.corpora.documents import (
     is_empty,
     split_at,
 )
-from tjx_data.prepared.npz import read_arrays
+from tjx_data.prepared.npz import read_arrays, write_arrays
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
-MALFORMED_KEPT = 100  # of a part; more are counted and not listed
+MAX_MALFORMED_LISTED = 100
+"""Malformed records of a part that are listed; more are counted only."""
 
 Tokens = npt.NDArray[np.unsignedinteger]
 Lengths = npt.NDArray[np.uint64]
@@ -38,22 +37,22 @@ Lengths = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, kw_only=True)
 class PartTask:
-    """What a process needs to know to tokenise a part.
+    """Arguments of `tokenize_part`.
 
     Attributes
     ----------
     part : Part
-        The documents.
+        Documents to tokenize.
     split : SplitName
-        With holdout "official": the split that they are of.
+        With holdout "official": the split of the documents.
     tokenizer : Path
         A ``tokenizer.json``.
     file : Path
-        Where the tokens go.
+        Output file.
     holdout, holdout_fraction
-        How validation is split off.
+        How the validation split is made.
     n_train_characters : int
-        With holdout "tail": characters from the start of this part on that are for training.
+        With holdout "tail": number of characters from the start of this part that are for training.
     strict : bool
         Whether a malformed record is an error.
     """
@@ -70,22 +69,22 @@ class PartTask:
 
 @dataclass(frozen=True, kw_only=True)
 class PartRecord:
-    """What is known of a part that was tokenised.
+    """Counts of a tokenized part, stored with its tokens.
 
     Attributes
     ----------
     identity : str
-        Of the part and of what was done with it.
+        Identity of the part and its split, from `part_identity`.
     n_text_bytes : dict
         Bytes of text in UTF-8, by split.
     n_tokens : int
         Tokens of both splits.
     n_empty : int
-        Documents that held nothing but white space.
+        Documents of white space only.
     n_malformed : int
-        Records that held no document.
+        Malformed records.
     malformed : list
-        The first of them: file, line, reason.
+        File, line and reason of the first of them.
     """
 
     identity: str
@@ -97,79 +96,89 @@ class PartRecord:
 
 
 def part_identity(task: PartTask) -> str:
-    """Return another string for another part, or another border through it."""
+    """Return a string that differs for other documents or another split of them."""
     if task.holdout == "documents":
         return task.part.identity
     return f"{task.part.identity} {task.n_train_characters} {task.split}"
 
 
 def count_characters(part: Part) -> int:
-    """Return the characters of a part's documents."""
+    """Count the characters of a part's documents."""
     return sum(len(text) for text in part.read() if isinstance(text, str))
 
 
 def tokenize_part(task: PartTask) -> PartRecord:
-    """Tokenise a part into its file.
+    """Tokenize a part and write its tokens to a file, atomically.
+
+    Returns
+    -------
+    PartRecord
+        Counts of the part.
 
     Raises
     ------
     ValueError
-        If a document cannot be tokenised, or a record is malformed and that is not allowed.
+        If a document cannot be tokenized, or a record is malformed and `task.strict` is set.
     """
     tokenizer = _load_tokenizer(task.tokenizer, task.tokenizer.stat().st_mtime_ns)
-    collected = {split: _Collected(token_dtype(tokenizer), tokenizer.eot_id) for split in SPLITS}
-    reading = _Reading(task)
-    for ids in tokenizer.encode_iterable(reading.texts()):
-        split, n_text_bytes = reading.encoded()
-        collected[split].add(ids, n_text_bytes)
+    writers = {split: _SplitTokens(token_dtype(tokenizer), tokenizer.eot_id) for split in SPLITS}
+    reader = _PartReader(task)
+    for ids in tokenizer.encode_iterable(reader.texts()):
+        split, n_text_bytes = reader.pop_encoded()
+        writers[split].add(ids, n_text_bytes)
     record = PartRecord(
         identity=part_identity(task),
-        n_text_bytes={split: found.n_text_bytes for split, found in collected.items()},
-        n_tokens=sum(found.n_tokens for found in collected.values()),
-        n_empty=reading.n_empty,
-        n_malformed=reading.n_malformed,
-        malformed=[(entry.file, entry.line, entry.reason) for entry in reading.malformed],
+        n_text_bytes={split: writer.n_text_bytes for split, writer in writers.items()},
+        n_tokens=sum(writer.n_tokens for writer in writers.values()),
+        n_empty=reader.n_empty,
+        n_malformed=reader.n_malformed,
+        malformed=[(entry.file, entry.line, entry.reason) for entry in reader.malformed],
     )
-    _save(task.file, record, {split: found.arrays() for split, found in collected.items()})
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "record": np.frombuffer(json.dumps(vars(record)).encode(), np.uint8)
+    }
+    for split, writer in writers.items():
+        arrays[split], arrays[f"{split}_lengths"] = writer.arrays()
+    write_arrays(task.file, arrays)
     return record
 
 
 def token_dtype(tokenizer: Tokenizer) -> np.dtype[Any]:
-    """Return how a token is stored."""
+    """Return the dtype in which tokens are stored: uint16 if it holds all ids, else uint32."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
 @cache
 def _load_tokenizer(file: Path, mtime_ns: int) -> Tokenizer:
-    assert mtime_ns  # a worker that lives long must not use the tokenizer of another run
+    assert mtime_ns  # part of the key, so that a long-lived worker reloads a changed file
     return Tokenizer.load(file)
 
 
-class _Reading:
-    """The documents of a part, and what was not one."""
+class _PartReader:
+    """Read the documents of a part, assign splits and count what is left out."""
 
     def __init__(self, task: PartTask):
         self._task = task
-        self._ahead: deque[tuple[SplitName, int]] = deque()  # read and not encoded yet
+        self._pending: deque[tuple[SplitName, int]] = deque()  # read, not encoded yet
         self.n_empty = 0
         self.n_malformed = 0
         self.malformed: list[Malformed] = []
 
     def texts(self) -> Iterator[str]:
-        """Yield the documents of both splits, in order."""
-        for split, text in self._split():
+        """Yield the documents of both splits in order."""
+        for split, text in self._with_splits():
             if is_empty(text):
                 self.n_empty += 1
                 continue
-            # Lone surrogates have no UTF-8; the tokenizer says so.
-            self._ahead.append((split, len(text.encode("utf-8", "surrogatepass"))))
+            # Lone surrogates have no UTF-8; the tokenizer raises the error.
+            self._pending.append((split, len(text.encode("utf-8", "surrogatepass"))))
             yield text
 
-    def encoded(self) -> tuple[SplitName, int]:
-        """Return the split of the next document that is encoded, and its bytes of text."""
-        return self._ahead.popleft()
+    def pop_encoded(self) -> tuple[SplitName, int]:
+        """Return split and bytes of text of the next encoded document."""
+        return self._pending.popleft()
 
-    def _split(self) -> Iterator[tuple[SplitName, str]]:
+    def _with_splits(self) -> Iterator[tuple[SplitName, str]]:
         task = self._task
         if task.holdout == "tail":
             yield from split_at(self._documents(), task.n_train_characters)
@@ -177,8 +186,8 @@ class _Reading:
         for text in self._documents():
             if task.holdout == "official":
                 yield task.split, text
-                continue
-            yield assign_split(text, task.holdout_fraction), text
+            else:
+                yield assign_split(text, task.holdout_fraction), text
 
     def _documents(self) -> Iterator[str]:
         for document in self._task.part.read():
@@ -188,12 +197,12 @@ class _Reading:
             if self._task.strict:
                 raise ValueError(f"{document.file}, line {document.line}: {document.reason}")
             self.n_malformed += 1
-            if len(self.malformed) < MALFORMED_KEPT:
+            if len(self.malformed) < MAX_MALFORMED_LISTED:
                 self.malformed.append(document)
 
 
-class _Collected:
-    """The tokens of one split of a part."""
+class _SplitTokens:
+    """Accumulate the tokens of one split of a part."""
 
     def __init__(self, dtype: np.dtype[Any], eot_id: int | None):
         self._dtype = dtype
@@ -204,7 +213,7 @@ class _Collected:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all documents, ends of text included."""
+        """Tokens of all documents, end-of-text tokens included."""
         return sum(self._lengths)
 
     def add(self, ids: list[int], n_text_bytes: int) -> None:
@@ -214,34 +223,21 @@ class _Collected:
         self.n_text_bytes += n_text_bytes
 
     def arrays(self) -> tuple[Tokens, Lengths]:
-        """Return all tokens, and how many each document has."""
+        """Return all tokens [sum of lengths] and the length of each document [documents]."""
         return np.concatenate(self._tokens), np.array(self._lengths, "<u8")
 
 
-def _save(file: Path, record: PartRecord, arrays: dict[SplitName, tuple[Tokens, Lengths]]) -> None:
-    content = io.BytesIO()
-    content_of_record = json.dumps(vars(record)).encode()
-    named: dict[str, npt.NDArray[Any]] = {"record": np.frombuffer(content_of_record, np.uint8)}
-    for split, (tokens, lengths) in arrays.items():
-        named |= {split: tokens, f"{split}_lengths": lengths}
-    np.savez(content, allow_pickle=False, **named)
-    write_atomically(file, content.getvalue())
-
-
 def read_record(file: Path) -> PartRecord | None:
-    """Return what is known of a part that was tokenised before; None if there is no such file.
-
-    A file that cannot be read is no file: the part is made again.
-    """
+    """Return the record of a part that was tokenized before, or None without a readable file."""
     try:
         fields = json.loads(read_arrays(file)["record"].tobytes())
         fields["malformed"] = [tuple(record) for record in fields["malformed"]]
         return PartRecord(**fields)
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None  # the part is tokenized again
 
 
 def read_tokens(file: Path, split: SplitName) -> tuple[Tokens, Lengths]:
-    """Return a part's tokens of one split, and how many each document has."""
+    """Return a part's tokens of one split [sum of lengths] and document lengths [documents]."""
     arrays = read_arrays(file)
     return arrays[split], arrays[f"{split}_lengths"]

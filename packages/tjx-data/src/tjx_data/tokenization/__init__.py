@@ -1,1 +1,1 @@
-"""Text to token ids and back."""
+"""Tokenizers: BPE training, byte and character vocabularies, encoding and decoding."""

@@ -1,75 +1,110 @@
-"""Texts in pieces whose tokens, joined, are exactly the tokens of the whole, and in batches.
+"""Splitting of long texts at token boundaries, and batching for the encoder.
 
-GPT-2's pre-tokenisation never joins white space to what stands before it, and never looks back:
-between a letter and the space after it there is always a border between two tokens. Cutting only
-there changes neither token ids nor the counts that BPE merges are learnt from, and lets one long
-document be worked on in parallel and in bounded memory.
+GPT-2's pre-tokenization never joins white space to the preceding character and has no lookbehind,
+so that there is always a token boundary between a letter and a following space. Splitting only
+there changes neither token ids nor the pair counts of BPE training. It allows parallel encoding of
+one long document in bounded memory.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-PIECE_CHARACTERS = 1 << 11  # longer texts are encoded more slowly
-BATCH_CHARACTERS = 1 << 18  # encoded at once; bounds the memory
-_PIECE_COST = 64  # what a piece costs beside its text, in characters: many may be empty
+SEGMENT_CHARACTERS = 1 << 11
+"""Smallest segment; longer texts are encoded more slowly."""
+BATCH_CHARACTERS = 1 << 18
+"""Characters encoded at once; bounds the memory."""
+_SEGMENT_OVERHEAD = 64  # memory of a segment besides its text, in characters
 
 LONE_SURROGATE = (
-    "a text holds a lone surrogate, which no UTF-8 file can hold: read files with "
-    "encoding='utf-8', or encode with errors='replace' first"
+    "text: got a lone surrogate, which has no UTF-8; read files with encoding='utf-8', or encode "
+    "with errors='replace' first"
 )
 
-# Fewer places than the rule allows, so that the two engines need not agree on what \s or \p{L} is.
-_BORDER = re.compile(r"(?<=[A-Za-z0-9.,;:!?])(?=[ \n])")
+# Stricter than necessary, so that it does not depend on the two engines' definitions of \s, \p{L}.
+_BOUNDARY = re.compile(r"(?<=[A-Za-z0-9.,;:!?])(?=[ \n])")
 
 
 class TextSegment(NamedTuple):
-    """A stretch of a text, and whether the text ends with it."""
+    """Consecutive characters of a text, and whether they end it."""
 
     text: str
     is_last: bool
 
 
-def split_at_token_boundaries(text: str, size: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Cut a text into pieces of at least `size` characters at places where no token crosses.
+def split_at_token_boundaries(text: str, size: int = SEGMENT_CHARACTERS) -> Iterator[str]:
+    """Split a text into segments of at least `size` characters that no token crosses.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    size : int
+        Minimum length of all segments but the last.
 
     Examples
     --------
-    >>> list(split_exactly("one two three", size=4))
+    >>> list(split_at_token_boundaries("one two three", size=4))
     ['one two', ' three']
     """
     assert size > 0
     start = 0
     while len(text) - start > size:
-        border = _BORDER.search(text, start + size)
-        if border is None:
+        boundary = _BOUNDARY.search(text, start + size)
+        if boundary is None:
             break
-        yield text[start : border.start()]
-        start = border.start()
+        yield text[start : boundary.start()]
+        start = boundary.start()
     if start < len(text) or not text:
         yield text[start:]
 
 
-def batches(texts: Iterable[str], *, may_cut: bool) -> Iterator[list[TextSegment]]:
-    """Yield texts in batches of about `BATCH_CHARACTERS`, reading no further than the batch.
+def segment_batches(texts: Iterable[str], *, may_split: bool) -> Iterator[list[TextSegment]]:
+    """Group texts into batches of about `BATCH_CHARACTERS`, reading lazily.
 
     Parameters
     ----------
     texts : Iterable[str]
         Read once.
-    may_cut : bool
-        Whether long texts are cut; else a piece is a text.
+    may_split : bool
+        Whether to split long texts; else a segment is a text.
     """
     batch: list[TextSegment] = []
     cost = 0
     for text in texts:
         n_left = len(text)
-        for piece in split_at_token_boundaries(text) if may_cut else (text,):
-            n_left -= len(piece)
-            batch.append(TextSegment(piece, n_left == 0))
-            cost += len(piece) + _PIECE_COST
+        for segment in split_at_token_boundaries(text) if may_split else (text,):
+            n_left -= len(segment)
+            batch.append(TextSegment(segment, n_left == 0))
+            cost += len(segment) + _SEGMENT_OVERHEAD
             if cost >= BATCH_CHARACTERS:
                 yield batch
                 batch, cost = [], 0
     if batch:
         yield batch
+
+
+def splits_before_space(description: Mapping[str, Any]) -> bool:
+    """Return whether a tokenizer never joins white space to a preceding letter or full stop.
+
+    Parameters
+    ----------
+    description : Mapping
+        Content of its ``tokenizer.json``.
+
+    Returns
+    -------
+    bool
+        True for GPT-2's pre-tokenization, characters and bytes: `split_at_token_boundaries` then
+        keeps all ids.
+    """
+    plain_added = any(not token["special"] for token in description["added_tokens"])
+    if description["normalizer"] is not None or plain_added:
+        return False
+    model, pre_tokenizer = description["model"], description["pre_tokenizer"]
+    joins = model["type"] != "BPE" or bool(model["merges"]) or model["ignore_merges"]
+    if pre_tokenizer is None:
+        return not joins
+    if pre_tokenizer["type"] != "ByteLevel" or pre_tokenizer["add_prefix_space"]:
+        return False
+    return bool(pre_tokenizer["use_regex"]) or not joins

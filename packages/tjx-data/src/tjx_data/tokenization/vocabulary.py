@@ -1,4 +1,4 @@
-"""What the tokens of a vocabulary stand for: their bytes, and whether they start a word."""
+"""Properties of vocabulary tokens: their bytes, and whether they start a word."""
 
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
@@ -6,34 +6,36 @@ from typing import Any
 
 import tokenizers
 
+from tjx_core import ConfigError
+
 N_BYTES = 256
-# What vocabularies call the token between two documents; the first that exists is used.
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>")
-# Scripts without spaces between words: there each character is a word, as in BERT's Chinese.
+"""Names of the token between two documents; the first that a vocabulary has is used."""
+# In scripts without spaces each character counts as a word, as in BERT for Chinese.
 _UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA ", "THAI ", "LAO ", "KHMER ", "MYANMAR ")
 
 
 def _byte_characters() -> list[str]:
     alphabet = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    themselves = {chr(byte) for byte in range(N_BYTES)} & alphabet
-    others = iter(sorted(alphabet - themselves))
-    return [chr(byte) if chr(byte) in themselves else next(others) for byte in range(N_BYTES)]
+    printable = {chr(byte) for byte in range(N_BYTES)} & alphabet
+    others = iter(sorted(alphabet - printable))
+    return [chr(byte) if chr(byte) in printable else next(others) for byte in range(N_BYTES)]
 
 
-# How a byte-level vocabulary writes each byte: as itself if that can be seen, as GPT-2 has it.
 BYTE_CHARACTERS = tuple(_byte_characters())
+"""GPT-2's character for each byte: itself if printable, else a replacement."""
 _BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 
 
 def is_byte_level(description: Mapping[str, Any]) -> bool:
-    """Tell from a tokenizer's JSON whether its tokens are bytes."""
+    """Return whether the tokens of a ``tokenizer.json`` are bytes."""
     return _decodes_by(description, "ByteLevel")
 
 
 def token_byte_strings(
     inner: tokenizers.Tokenizer, description: Mapping[str, Any]
 ) -> list[bytes | None]:
-    """Return the UTF-8 bytes that each token stands for, special tokens by their names.
+    """Return the UTF-8 bytes of each token; special tokens are represented by their names.
 
     Parameters
     ----------
@@ -45,19 +47,18 @@ def token_byte_strings(
     Returns
     -------
     list
-        For each id from 0 on; None for an id that no token has.
+        Indexed by id; None for ids without a token.
 
     Raises
     ------
     ValueError
-        If the tokenizer is neither byte-level nor of characters: its tokens do not stand for a
-        fixed text.
+        If the tokenizer is neither byte-level nor of characters: its tokens have no fixed text.
     """
     byte_level = is_byte_level(description)
     if not byte_level and not _decodes_by(description, "Fuse"):
         raise ValueError(
-            "the bytes behind a token are known for a byte-level or character tokenizer; this one "
-            f"decodes with {description['decoder']}"
+            f"tokenizer: got one that decodes with {description['decoder']}; expected a byte-level "
+            "or character tokenizer, whose tokens have fixed bytes"
         )
     ids = inner.get_vocab(with_added_tokens=True)
     added = inner.get_added_tokens_decoder()
@@ -66,32 +67,66 @@ def token_byte_strings(
         if i in added:
             texts[i] = added[i].content.encode("utf-8")
         else:
-            texts[i] = _bytes_of(token) if byte_level else token.encode()
+            texts[i] = _decode_byte_characters(token) if byte_level else token.encode()
     return texts
 
 
-def _bytes_of(token: str) -> bytes:
+def _decode_byte_characters(token: str) -> bytes:
     try:
         return bytes(map(_BYTES.__getitem__, token))
     except KeyError as error:
         raise ValueError(
             f"token {token[:40]!r} of a byte-level vocabulary has the character {error}, which "
-            "stands for no byte: the tokenizer is damaged"
+            "represents no byte: the tokenizer is damaged"
         ) from error
 
 
-def starts_word(text: bytes) -> bool:
-    """Tell whether a token of text, seen alone, starts a word.
+def byte_token_ids(vocabulary: Mapping[str, int]) -> list[int]:
+    """Return the ids of the 256 single-byte tokens of a byte-level vocabulary.
 
-    It does unless it begins with a letter, a digit or a mark on a letter, or inside a character.
-    Scripts without spaces have a word at each character. Where a token holds only the beginning
-    of its first character, the first character with that beginning decides.
+    Raises
+    ------
+    ValueError
+        If a byte has no token.
+    """
+    missing = [byte for byte in range(N_BYTES) if BYTE_CHARACTERS[byte] not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"tokenizer: got one without a token for {len(missing)} of the {N_BYTES} bytes, such "
+            f"as {missing[0]:#04x}; use one made by train_bpe or byte_tokenizer"
+        )
+    return [vocabulary[character] for character in BYTE_CHARACTERS]
+
+
+def unknown_characters_error(text: str, known: Collection[str]) -> ValueError:
+    """Return the error for a text with characters that a character tokenizer lacks."""
+    found = sorted(set(text).difference(known))
+    names = ", ".join(f"{character!r} (U+{ord(character):04X})" for character in found[:20])
+    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+    return ValueError(
+        f"text: got the characters {names}{more}; expected the {len(known)} of this character "
+        "tokenizer; leave them out, or make a tokenizer from text that has them"
+    )
+
+
+def starts_word(text: bytes) -> bool:
+    """Return whether a token starts a word, judged by its bytes only.
+
+    A token continues a word if it begins with a letter, a digit or a combining mark, or inside a
+    character; all others start one. A word right after a newline or an opening quote therefore
+    includes it. In scripts without spaces (Han, kana, Thai, ...) each character starts a word. For
+    an incomplete first character, the first character with these leading bytes decides.
+
+    Parameters
+    ----------
+    text : bytes
+        UTF-8 of the token, possibly cut inside a character.
     """
     if not text:
         return False
     length = 1 if text[0] < 0x80 else 2 if text[0] < 0xE0 else 3 if text[0] < 0xF0 else 4
     first = text[:length].ljust(length, b"\x80").decode("utf-8", errors="replace")[0]
-    if first == "\ufffd":  # not the beginning of a character
+    if first == "\ufffd":  # starts inside a character
         return False
     if unicodedata.category(first)[0] not in "LNM":
         return True
@@ -101,36 +136,36 @@ def starts_word(text: bytes) -> bool:
 def make_special_tokens(
     names: Sequence[str], texts: Collection[str]
 ) -> list[tokenizers.AddedToken]:
-    """Return special tokens as the library wants them.
+    """Convert names to special tokens of the `tokenizers` library.
 
     Parameters
     ----------
     names : Sequence[str]
-        What they are called.
+        Names of the special tokens.
     texts : Collection[str]
-        How the vocabulary writes its tokens of text.
+        Text tokens as the vocabulary writes them.
 
     Raises
     ------
     ValueError
-        With a line for each name that is empty, given twice, or that of a token of text: such a
-        text would then turn into the special token.
+        With one line for each name that is empty, repeated, or equal to a text token: that text
+        would encode to the special token.
     """
     problems = []
     if "" in names:
-        problems.append("a special token has no name; give it one, such as <|endoftext|>")
+        problems.append("special_tokens: got ''; expected a name, such as <|endoftext|>")
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
             problems.append(
-                f"special token {name!r} is given {names.count(name)} times; give it once"
+                f"special_tokens: got {name!r} {names.count(name)} times; expected it once"
             )
         if name in texts:
             problems.append(
-                f"special token {name!r} is also a token of text; choose a name that no text "
-                f"makes, such as '<|{name}|>'"
+                f"special_tokens: got {name!r}, which is also a token of text; expected a name "
+                f"that no text encodes to, such as '<|{name}|>'"
             )
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     return [tokenizers.AddedToken(name, special=True, normalized=False) for name in names]
 
 
