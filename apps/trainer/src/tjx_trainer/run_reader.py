@@ -6,21 +6,19 @@ during training. The other names are what such programs need to sample from and 
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import tjx_ckpt
-import tjx_core
 import tjx_data
 import tjx_nn
 import tjx_parallel
 from tjx_metrics import Evaluation
 from tjx_parallel.config import MeshConfig
-from tjx_trainer.config.run_config import Config, ConfigError, ModelConfig, reads_text
+from tjx_trainer.config.run_config import Config, ModelConfig, reads_text
 from tjx_trainer.runtime.allocator import retain_freed_memory
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.causal_lm import CausalLMTask
@@ -73,8 +71,7 @@ class SavedRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._directory = RunDirectory(path)
-        with _config_errors():
-            config = self._directory.read_config()
+        config = self._directory.read_config()
         self.config: Config = dataclasses.replace(config, mesh=MeshConfig())
 
     @property
@@ -139,8 +136,7 @@ class SavedRun:
             (folder / "index.json").is_file() for folder in pointer.folders.values()
         ):
             return TextData(pointer.folders, tokenizer)
-        with _config_errors():
-            return open_text(self.config)
+        return open_text(self.config)
 
     def evaluate(
         self,
@@ -191,8 +187,7 @@ class SavedRun:
             assert tokenizer is not None
             task = CausalLMTask(config, self.prepared_text(tokenizer), shard)
         else:
-            with _config_errors():
-                config, make_task = open_task(config)
+            config, make_task = open_task(config)
             task = make_task(shard)
         step = make_eval_step(
             model,
@@ -225,12 +220,3 @@ class SavedRun:
 def model_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> tjx_nn.Layout:
     """Return how a model is sharded over a mesh with the default sharding rules."""
     return make_layout(model, mesh, tjx_parallel.ShardingRules(), MeshConfig())
-
-
-@contextmanager
-def _config_errors() -> Iterator[None]:
-    """Raise errors of the trainer's config as `tjx_core.ConfigError`."""
-    try:
-        yield
-    except ConfigError as error:
-        raise tjx_core.ConfigError(str(error).splitlines()) from error

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
 from tjx_data.errors import DataError
-from tjx_data.prepared.index import FileEntry, Index
-from tjx_data.prepared.integrity import HEADER_BYTES, check_hash, check_size
+from tjx_data.prepared.index import HEADER_BYTES, FileEntry, Index
+from tjx_data.prepared.integrity import check_hash, check_size
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
