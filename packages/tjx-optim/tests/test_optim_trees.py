@@ -51,7 +51,7 @@ class EquinoxModel(equinox.Module):
     head: EquinoxWeights
 
     def __call__(self, tokens: Any) -> Any:
-        """Make the tree callable, as most Equinox modules are."""
+        """Make the tree callable, which optax.partition must not take for a function."""
         raise NotImplementedError
 
 

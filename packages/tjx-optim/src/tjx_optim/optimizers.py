@@ -16,7 +16,7 @@ from optax import contrib
 from tjx_optim.muon import scale_by_muon
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.param_averaging import average_parameters
-from tjx_optim.param_paths import leaves_by_path, map_with_path
+from tjx_optim.param_paths import map_with_path
 from tjx_optim.param_rules import ParameterRules
 from tjx_optim.per_layer import per_layer
 from tjx_optim.registry import registered_optimizers
@@ -108,23 +108,9 @@ def make_optimizer(
 
     def init(params: Any) -> Any:
         rules.check(params)
-        return optimizer.init(_without_methods(params))
+        return optimizer.init(params)
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        if not callable(updates):
-            return optimizer.update(updates, state, params)
-        by_path: Any
-        by_path, state = optimizer.update(
-            _without_methods(updates), state, _without_methods(params)
-        )
-        return map_with_path(lambda path, _: by_path[path], updates), state
-
-    return optax.GradientTransformation(init, update)
-
-
-def _without_methods(tree: Any) -> Any:
-    """Return a callable tree (an Equinox module) as a dict; optax takes callables for functions."""
-    return leaves_by_path(tree) if callable(tree) else tree
+    return optax.GradientTransformation(init, optimizer.update)
 
 
 def _clipping(config: OptimizerConfig, rules: ParameterRules) -> list[optax.GradientTransformation]:
