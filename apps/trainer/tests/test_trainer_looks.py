@@ -26,8 +26,8 @@ from tjx_trainer import main as program
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.preflight import check_requirements
 from tjx_trainer.training.step_timer import Elapsed, StepTimer, model_flops
-from tjx_trainer.training.train import check_requirements
 
 TINY = """
 --model.n_layer=2 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16

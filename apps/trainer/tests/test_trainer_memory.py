@@ -14,7 +14,8 @@ from tjx_trainer.runtime.exit_codes import ExitCode
 from tjx_trainer.runtime.memory_report import StepMemory, advice, measure, table
 from tjx_trainer.runtime.out_of_memory import is_out_of_memory
 from tjx_trainer.training.build import Job
-from tjx_trainer.training.train import check_host_memory, host_memory, prepare
+from tjx_trainer.training.preflight import check_host_memory, host_memory
+from tjx_trainer.training.train import prepare
 
 WORDS = [
     *("--model.n_layer=2", "--model.n_head=2", "--model.d_model=32", "--model.max_seq_len=32"),

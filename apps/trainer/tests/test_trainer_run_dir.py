@@ -35,7 +35,7 @@ from tjx_trainer.runtime.run_dir import (
 from tjx_trainer.runtime.signals import SignalHandler
 from tjx_trainer.training import train
 from tjx_trainer.training.build import Job
-from tjx_trainer.training.train import apply_legacy_values
+from tjx_trainer.training.preflight import apply_legacy_values
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
 

@@ -19,7 +19,6 @@ from tjx_ckpt.cli.terminal import printable
 from tjx_core import ConfigError, problems_of
 from tjx_nn.layers.scan_layers import uses_scan
 from tjx_trainer.cli.progress_bar import DataProgressBar
-from tjx_trainer.config.config_compat import with_legacy_values
 from tjx_trainer.config.run_config import Config, reads_text
 from tjx_trainer.planning.dry_run import print_dry_run
 from tjx_trainer.runtime.allocator import retain_freed_memory, run_cpu_programs_inline
@@ -35,13 +34,15 @@ from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.task import data_identity
 from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.preflight import (
+    apply_legacy_values,
+    check_data_unchanged,
+    check_requirements,
+    find_backend,
+)
 from tjx_trainer.training.run_manager import RunManager
 from tjx_trainer.training.run_summary import format_summary
 from tjx_trainer.training.train_state import TrainState
-
-# Host memory per token: its id and its label, in the batches being read, queued and transferred.
-BYTES_PER_TOKEN = 8
-BATCHES_IN_FLIGHT = 3
 
 
 def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> int:
@@ -100,26 +101,6 @@ def train(config: Config, *, dry_run: bool = False, eval_only: bool = False) -> 
             return 128 + stopped.signal
 
 
-def find_backend() -> str:
-    """Return the platform that JAX uses.
-
-    Raises
-    ------
-    ConfigError
-        If JAX_PLATFORMS names a platform without devices.
-    """
-    try:
-        return jax.default_backend()
-    except RuntimeError as error:
-        requested = os.environ.get("JAX_PLATFORMS", "")
-        if not requested:
-            raise
-        raise ConfigError([
-            f"JAX_PLATFORMS: got {requested}; expected platforms with devices on this machine "
-            f"({' '.join(str(error).split())[:300]}); unset it, or set JAX_PLATFORMS=cpu"
-        ]) from None  # fmt: skip
-
-
 def start(config: Config, signal_handler: SignalHandler, *, dry_run: bool, eval_only: bool) -> int:
     """Prepare, train and report a run; raises as documented in `train`."""
     with signal_handler.interruptible():
@@ -144,38 +125,6 @@ def start(config: Config, signal_handler: SignalHandler, *, dry_run: bool, eval_
     return run_job(job, run, signal_handler, on_claimed=on_claimed)
 
 
-def apply_legacy_values(config: Config) -> Config:
-    """Return the configuration with the values that an older version's run implies."""
-    run = None if config.run_dir is None else RunDirectory(Path(config.run_dir))
-    if run is None or not run.config.exists():
-        return config
-    try:
-        saved = run.read_config()
-    except ConfigError:
-        return config  # `check_run` reports the problems
-    config, lines = with_legacy_values(config, saved)
-    for line in lines:
-        log_info(f"note           {line}")
-    return config
-
-
-def check_requirements(config: Config) -> None:
-    """Raise ConfigError if data or libraries that the run needs are missing."""
-    problems = tjx_data.find_problems(config.data) if reads_text(config) else []
-    problems += check_host_memory(config, host_memory())
-    if config.checkpoint.directory is not None:
-        try:
-            tjx_ckpt.list_steps(config.checkpoint.directory)
-        except (ImportError, ValueError) as error:
-            problems.append(f"--checkpoint.directory {config.checkpoint.directory}: {error}")
-    try:
-        tjx_metrics.check_trackers(config.log.trackers)
-    except ValueError as error:
-        problems += [f"--log.{error}"]
-    if problems:
-        raise ConfigError(problems)
-
-
 def print_evaluation(job: Job) -> int:
     """Evaluate the initial parameters of a run and print the metrics."""
     params = job.eval_params(job.initial_state())
@@ -184,28 +133,6 @@ def print_evaluation(job: Job) -> int:
         lines = [f"{name:<15}{value:.4f}" for name, value in metrics.items()]
         sys.stdout.write("\n".join([*lines, "Nothing was trained."]) + "\n")
     return 0
-
-
-def check_host_memory(config: Config, memory: int) -> list[str]:
-    """Return a problem if batches do not fit into the host's memory [bytes]."""
-    if not reads_text(config):
-        return []
-    rows = config.train.batch_size // jax.process_count()
-    needed = rows * config.data.seq_len * BYTES_PER_TOKEN * BATCHES_IN_FLIGHT
-    if needed <= memory:
-        return []
-    most = memory // (config.data.seq_len * BYTES_PER_TOKEN * BATCHES_IN_FLIGHT)
-    return [
-        f"train.batch_size: got {config.train.batch_size:,}, whose batches (rows of "
-        f"{config.data.seq_len} tokens) need {needed / 2**30:,.1f} GiB of memory in each process; "
-        f"expected less than the {memory / 2**30:,.1f} GiB of this machine; give at most "
-        f"{most * jax.process_count():,}"
-    ]
-
-
-def host_memory() -> int:
-    """Return the physical memory of this machine [bytes]."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def run_job(
@@ -405,31 +332,6 @@ def describe_training(job: Job) -> str:
         f"{config.train.precision}; {config.optimizer.name}, {config.schedule.name} with a peak of "
         f"{config.optimizer.learning_rate:g}"
     )
-
-
-def check_data_unchanged(job: Job) -> None:
-    """Raise if the data of a resumed run changed: files, tokenizer or batch order.
-
-    Raises
-    ------
-    ConfigError
-        Naming each part of the data identity that differs.
-    """
-    run = None if job.config.run_dir is None else RunDirectory(Path(job.config.run_dir))
-    before = None if run is None else run.read_data_pointer()
-    if before is None:
-        return
-    was, now = before.identity, data_identity(job.task)
-    changed = [
-        f"{name} was {was.get(name, 'absent')} and is {now.get(name, 'absent')}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
-    ]
-    if changed:
-        raise ConfigError([
-            f"--run_dir {job.config.run_dir}: the data changed since this run was started "
-            f"({'; '.join(changed)}): restore it, or give another --run_dir"
-        ])  # fmt: skip
 
 
 def draw_loss(run: RunDirectory) -> str:
