@@ -100,7 +100,7 @@ def test_a_sweep_resumes_and_reports_the_best_first(
     trainer.fails = {"learning_rate=1e-3,batch_size=8": 9}
     assert sweep_command.run(words, launch=trainer) == 9
     assert len(trainer.made) == 4
-    assert "failed (9), not begun" in capsys.readouterr().out
+    assert "failed (9), not started" in capsys.readouterr().out
 
     trainer.fails, trainer.made = {}, []
     assert sweep_command.run(words, launch=trainer) == 0
@@ -125,7 +125,7 @@ def test_a_sweep_stops_with_its_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     trainer.fails = {"learning_rate=1e-3,batch_size=8": 143}
     assert sweep_command.run([*GRID, f"--sweep.dir={tmp_path / 's'}"], launch=trainer) == 143
     assert len(trainer.made) == 2
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
