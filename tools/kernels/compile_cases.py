@@ -1,4 +1,4 @@
-"""What the compile report compiles: one list of attention calls for every kernel."""
+"""Attention calls of the compile report, the same for every kernel."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,13 +16,13 @@ class Case:
     Attributes
     ----------
     name
-        Unique; what the report calls it.
+        Unique name in the report.
     head_dim, dtype, q_len, kv_len
-        As in the call. Lengths that are no multiples of a block make a kernel mask the ends.
+        As in the call. Lengths that are no multiple of a block exercise the masks of the ends.
     options
-        Options of `flash_attention` other than arrays.
+        Static options of `flash_attention`.
     arrays
-        Names of the optional arrays that the call has too.
+        Names of the optional arrays of the call.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """List every case, those that matter most first."""
+    """Return all cases, the most important first."""
     plain = [
         Case(f"D{dim} {'causal' if causal else 'full'}", dim, options={"causal": causal})
         for dim in HEAD_DIMS
@@ -66,7 +66,7 @@ def cases() -> list[Case]:
 def shapes(
     case: Case, sharding: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Describe the arrays of a case: batch 2, 8 query heads that share 4 key heads."""
+    """Return the array types of a case: batch 2, 8 query heads, 4 key heads."""
     batch, heads, kv_heads = 2, 8, 4
     q = (batch, case.q_len, heads, case.head_dim)
     kv = (batch, case.kv_len, kv_heads, case.head_dim)

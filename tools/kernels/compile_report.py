@@ -1,4 +1,4 @@
-"""Compile every attention kernel to machine code, without the hardware, and report what it uses.
+"""Compile every attention kernel ahead of time and report its registers, spills and memory.
 
 `python tools/kernels/compile_report.py` writes compile_report.json and compile_report.md beside
 this file, and fails if a kernel does not compile or spills registers. `--check` compares with the
@@ -33,7 +33,7 @@ TARGETS = [
     ("tpu", "v5e"),
     ("tpu", "v6e"),
 ]
-MINUTES = 40  # more than any target should need, on a busy machine too
+MINUTES = 40  # ample for any target, also on a busy machine
 
 
 def wheel_folder(package: str, inner: str, needed: str) -> Path:
@@ -46,7 +46,7 @@ def wheel_folder(package: str, inner: str, needed: str) -> Path:
 
 
 def environment(implementation: str, folder: Path, *, lower: bool = False) -> dict[str, str]:
-    """Return the environment in which compilers say what they do; with `lower` there are none."""
+    """Return an environment with verbose compilers; with `lower` no compiler runs."""
     dumps = folder / "dumps"
     own = {"PYTHONPATH": str(SOURCES), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "0"}
     if lower:
@@ -77,7 +77,7 @@ def environment(implementation: str, folder: Path, *, lower: bool = False) -> di
 def compile_target(
     implementation: str, target: str, *, case: str | None = None, lower: bool = False
 ) -> dict[str, Any]:
-    """Compile (or only `lower`) all cases, or one, for one target in a process of its own."""
+    """Compile (or only `lower`) all cases, or one, for one target in a subprocess."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "dumps").mkdir()
@@ -101,7 +101,7 @@ def compile_target(
 
 
 def summary(implementation: str, target: str, rows: list[dict[str, Any]]) -> str:
-    """Say in a line what became of a target's cases."""
+    """Summarize the cases of a target in one line."""
     kernels = [kernel for row in rows for kernel in row.get("kernels", [])]
     counts = [f"{len(kernels)} kernels of {sum('kernels' in row for row in rows)} cases compiled"]
     if lowered := [row["lowered"] for row in rows if "lowered" in row]:
@@ -118,8 +118,8 @@ def summary(implementation: str, target: str, rows: list[dict[str, Any]]) -> str
 def problems(rows: list[dict[str, Any]]) -> list[str]:
     """Return a line for each failure and each kernel with spilled registers.
 
-    Vector registers of a TPU that are written to its vector memory are no problem: blocks larger
-    than the register file live there.
+    Vector spills of a TPU are not a problem: blocks larger than the register file are stored in
+    vector memory.
     """
     found = []
     for row in rows:
@@ -135,7 +135,7 @@ def problems(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def differences(rows: list[dict[str, Any]], committed: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each case whose kernels or refusal are not those of the report."""
+    """Return a line for each case that differs from the stored report."""
 
     def indexed(rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {

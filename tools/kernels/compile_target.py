@@ -1,7 +1,7 @@
-"""Compile every case for one implementation and target; started by compile_report.py.
+"""Compile every case for one backend and target; compile_report.py starts it as a subprocess.
 
-A process of its own, as the compilers for GPU and TPU do not share one, and as what they print is
-read from this process' standard output and error.
+The compilers for GPU and TPU need separate processes, and their output is read from this process's
+standard output and error.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from jax.interpreters import mlir
 from tjx_kernels import flash_attention, implementations_for
 from tjx_kernels.attention.arguments import describe_call
 
-# What XLA must know of a GPU to compile for it; by path, as this process imports tjx_kernels alone.
+# XLA's GPU descriptions for ahead-of-time compilation; by path, as only tjx_kernels is imported.
 DESCRIPTIONS = Path(__file__).parents[2] / "packages/tjx-parallel/src/tjx_parallel/targets"
 CUSTOM_CALLS = {
     "triton": "__gpu$xla.gpu.triton",
@@ -38,7 +38,7 @@ TPU_KINDS = {"v5e": "TPU v5 lite", "v6e": "TPU v6 lite"}
 
 
 class Output:
-    """What this process and the compilers within it print from now on, kept in a file."""
+    """Redirection of standard output and error of this process to a file."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b", buffering=0)
@@ -46,19 +46,19 @@ class Output:
             os.dup2(self._file.fileno(), stream.fileno())
 
     def since(self, start: int) -> str:
-        """Return what was printed after the position `start`."""
+        """Return the output after the position `start`."""
         sys.stdout.flush()
         sys.stderr.flush()
         return os.pread(self._file.fileno(), self.position - start, start).decode()
 
     @property
     def position(self) -> int:
-        """Where the next output goes."""
+        """Current end of the output."""
         return os.fstat(self._file.fileno()).st_size
 
 
 class Compiler:
-    """Compiles cases with one implementation for one target."""
+    """Compiler of cases for one backend and target."""
 
     def __init__(self, implementation: str, target: str, folder: Path) -> None:
         self.implementation, self.target = implementation, target
@@ -84,12 +84,12 @@ class Compiler:
         return device
 
     def versions(self) -> dict[str, str]:
-        """Versions of what decides the report's figures."""
+        """Versions of the packages that determine the report's figures."""
         wheel = "libtpu" if self.implementation == "tpu" else "nvidia-cuda-nvcc"
         return {name: version(name) for name in ("jax", "jaxlib", wheel)}
 
     def compile(self, case: Case) -> dict[str, Any]:
-        """Compile a case; whatever goes wrong is part of the report."""
+        """Compile a case; errors become part of its row."""
         row = {
             "implementation": self.implementation,
             "target": self.target,
@@ -106,7 +106,7 @@ class Compiler:
             start = time.perf_counter()
             try:
                 kernels = self._kernels(case, arrays)
-            except Exception as error:  # a compiler may raise anything: the report tells it
+            except Exception as error:  # compilers raise arbitrary exceptions; report them
                 return {**row, "error": _without_paths(f"{type(error).__name__}: {error}")}
         seconds = round(time.perf_counter() - start, 1)
         return {**row, "kernels": kernels, "seconds": seconds}
@@ -165,7 +165,7 @@ def lower(case: Case, implementation: str, target: str) -> dict[str, Any]:
 
 
 def both_passes(case: Case, implementation: str) -> Callable[[dict[str, Any]], Any]:
-    """Make the function that is compiled: the results of a call and all its gradients."""
+    """Return the function to compile: results and all gradients of a call."""
 
     def run(arrays: dict[str, Any]) -> Any:
         fixed = dict(arrays)

@@ -1,7 +1,4 @@
-"""Read from what the compilers print and dump how much of a chip each kernel uses.
-
-Nothing here imports JAX.
-"""
+"""Parsers of compiler output and dumps: registers, spills and memory of each kernel. No JAX."""
 
 import re
 from pathlib import Path
@@ -9,11 +6,11 @@ from typing import TypedDict
 
 
 class Kernel(TypedDict, total=False):
-    """What one compiled kernel uses.
+    """Resource usage of a compiled kernel.
 
-    On a GPU: registers of a thread; bytes spilled (stores and loads) and bytes of stack, for a
-    thread; bytes of shared memory, static and dynamic, for a block. On a TPU: bytes of vector
-    memory, and how often a vector register (4 KiB) is written there for want of registers.
+    On a GPU: registers, spilled bytes (stores and loads) and stack bytes per thread, static and
+    dynamic shared memory in bytes per block. On a TPU: bytes of vector memory, and the number of
+    vector register spills (4 KiB each).
     """
 
     name: str
@@ -33,7 +30,7 @@ _PTXAS_USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
 def read_ptxas(log: str, architecture: str) -> dict[str, Kernel]:
-    """Read the figures that `ptxas -v` prints: kernel name -> what it uses.
+    """Parse the output of `ptxas -v`: kernel name -> resource usage.
 
     Raises
     ------
@@ -61,7 +58,7 @@ _CUSTOM_KERNEL = re.compile(r"kCustomKernel.*?(\w+) grid: .*?shared_memory: (\d+
 
 
 def read_thunks(folder: Path) -> dict[str, int]:
-    """Read XLA's dump of a program: name of each kernel -> bytes of shared memory."""
+    """Parse XLA's thunk dump of a program: kernel name -> bytes of shared memory."""
     found: dict[str, int] = {}
     for file in folder.glob("*.thunk_sequence.txt"):
         found.update((name, int(size)) for name, size in _CUSTOM_KERNEL.findall(file.read_text()))
@@ -74,7 +71,7 @@ _TPU_SPILL = re.compile(r"vst \[vmem:\[#allocation\d+_spill")
 
 
 def read_tpu(program: str, folder: Path) -> list[Kernel]:
-    """Read a compiled TPU program (its text) and libtpu's dump of final instructions."""
+    """Parse a compiled TPU program and libtpu's dump of final instructions."""
     found = []
     for line in _TPU_KERNEL.finditer(program):
         memory = _TPU_MEMORY.search(line[0])

@@ -39,7 +39,7 @@ KERNELS = {
     "dkv": re.compile("attention_(dkv?|dv)(?![a-z])"),
 }
 type Grid = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-# What is tried, besides the table's own row: rows of q, rows of k, stages, warps (or warpgroups).
+# Candidates besides the table's own row: rows of q, rows of k, stages, warps (or warpgroups).
 GRIDS: dict[str, dict[Pass, Grid]] = {
     "triton": dict.fromkeys(PASSES, ((32, 64, 128), (32, 64, 128), (1, 2, 3), (4, 8))),
     "mosaic_gpu": {
@@ -53,13 +53,13 @@ INTERPRETED: Grid = ((32, 64), (32, 64), (2,), (2,))
 TOLERANCE = {"bfloat16": 3e-2, "float16": 1e-2, "float32": 1e-4}
 
 
-# What stands for the table's own sizes where asking for them already failed.
+# Placeholder if reading the table's own sizes failed.
 _UNKNOWN = BlockSizes(0, 0, 0, 0)
 
 
 @dataclass
 class Outcome:
-    """What became of a candidate: its time, or why it has none."""
+    """Result of a candidate: its time, or the reason for failure."""
 
     sizes: BlockSizes
     milliseconds: float | None = None
@@ -67,27 +67,27 @@ class Outcome:
 
 
 class _Substitute(dict[Row, BlockSizes]):
-    """The table with one answer replaced, whichever row the kernel asks for."""
+    """The block-size table with the sizes of one pass replaced for every row."""
 
     def __init__(self, which: Pass, sizes: BlockSizes | None) -> None:
         super().__init__(block_sizes.TABLE)
         self.which, self.sizes = which, sizes
-        self.asked: Row | None = None
+        self.requested: Row | None = None
 
     def __getitem__(self, row: Row) -> BlockSizes:
         found = super().__getitem__(row)
         if row.which != self.which:
             return found
-        self.asked = row
+        self.requested = row
         return self.sizes or found
 
 
 @contextmanager
 def substituted(which: Pass, sizes: BlockSizes | None) -> Iterator[_Substitute]:
-    """Let kernels find `sizes` for one pass; None leaves the table as it is."""
+    """Replace the block sizes of one pass; None keeps the table."""
     table, before = _Substitute(which, sizes), block_sizes.TABLE
     block_sizes.TABLE = table
-    # What was traced has the sizes of before.
+    # Cached traces have the previous sizes.
     jax.clear_caches()  # type: ignore[no-untyped-call]  # as jax is
     try:
         yield table
@@ -96,7 +96,7 @@ def substituted(which: Pass, sizes: BlockSizes | None) -> Iterator[_Substitute]:
 
 
 class Problem:
-    """One call, its inputs and its right results."""
+    """Attention call with its inputs and reference results."""
 
     def __init__(self, arguments: argparse.Namespace, head_dim: int, *, causal: bool) -> None:
         self.head_dim, self.causal = head_dim, causal
@@ -116,7 +116,7 @@ class Problem:
         }
 
     def program(self, which: Pass, implementation: str | None = None) -> Any:
-        """Make the forward pass, or both passes, of an implementation."""
+        """Return the jitted forward pass, or both passes, of a backend."""
 
         def attend(q: Any, k: Any, v: Any) -> Any:
             return flash_attention(
@@ -138,14 +138,14 @@ class Problem:
         return jax.jit(forward if which == "forward" else both)
 
     def operations(self, which: Pass) -> float:
-        """Count the floating-point operations: 2 products forward, 3 for dq, 4 for dk and dv."""
+        """Return the FLOPs of a pass: 2 products forward, 3 for dq, 4 for dk and dv."""
         batch, length, heads, head_dim = self.shape
         products = {"forward": 2, "dq": 3, "dkv": 4}[which]
         whole: float = products * 2 * batch * heads * length**2 * head_dim
         return whole / 2 if self.causal else whole
 
     def wrong(self, which: Pass, found: Any) -> str | None:
-        """Compare results with the right ones, relative to the largest of each array."""
+        """Compare with the reference, relative to the maximum of each array."""
         wanted = self.wanted["forward" if which == "forward" else "dq"]
         for name, a, b in zip(
             ("out", "dq", "dk", "dv"), jax.device_get(found), wanted, strict=False
@@ -159,25 +159,25 @@ class Problem:
 def try_candidate(
     problem: Problem, which: Pass, sizes: BlockSizes | None, iterations: int
 ) -> tuple[Outcome, Row | None]:
-    """Compile, check and time one candidate; a failure is an outcome too."""
+    """Compile, check and time one candidate; a failure becomes part of the outcome."""
     with substituted(which, sizes) as table:
         try:
             program = problem.program(which).lower(*problem.inputs).compile()
-            if table.asked is None:
+            if table.requested is None:
                 raise RuntimeError(f"the kernel took no block sizes for the pass {which!r}")
-            outcome = Outcome(table[table.asked])
+            outcome = Outcome(table[table.requested])
             if wrong := problem.wrong(which, program(*problem.inputs)):
                 outcome.problem = wrong
             else:
                 outcome.milliseconds = duration(program, problem.inputs, which, iterations)
-        except Exception as error:  # compilers and the driver may raise anything
+        except Exception as error:  # compilers and the driver raise arbitrary exceptions
             line = f"{type(error).__name__}: {error}".splitlines()[0]
             outcome = Outcome(sizes or _UNKNOWN, problem=line[:200])
-        return outcome, table.asked
+        return outcome, table.requested
 
 
 def duration(program: Any, inputs: list[Any], which: Pass, iterations: int) -> float:
-    """Return the median of the milliseconds that a pass takes."""
+    """Return the median time of a pass in milliseconds."""
     if jax.default_backend() == "gpu":
         measure = profiler.measure(program, aggregate=False, iterations=max(2, iterations))
         rounds = measure(*inputs)[1] or [[]]
@@ -196,7 +196,7 @@ def duration(program: Any, inputs: list[Any], which: Pass, iterations: int) -> f
 
 
 def candidates(arguments: argparse.Namespace, which: Pass, table: BlockSizes) -> list[BlockSizes]:
-    """List what to try besides the table's own sizes: first what is most like them."""
+    """Return the candidates besides the table's sizes, the most similar first."""
     if arguments.candidates:
         chosen = [tuple(int(n) for n in x.split(",")) for x in arguments.candidates.split(";")]
         return [BlockSizes(*x) for x in chosen]
@@ -269,7 +269,7 @@ def main() -> None:
         problem = Problem(arguments, head_dim, causal=is_causal)
         for which in arguments.passes:
             found.append(tune_row(problem, which, arguments))
-            if arguments.output:  # after each row: a lent machine may be taken away
+            if arguments.output:  # after each row, in case the run is interrupted
                 text = json.dumps({"device": device.device_kind, "rows": found}, indent=1)
                 arguments.output.write_text(text + "\n")
     if not all(any(x["milliseconds"] for x in row["outcomes"]) for row in found):

@@ -18,7 +18,7 @@ ARRAYS = ("q_segment_ids", "kv_segment_ids", "q_offset", "bias", "alibi_slopes",
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes and what is asked for; sizes are few, so that compiling stays a matter of seconds.
+    """Sizes and options of one call; few distinct sizes keep the compile time to seconds.
 
     `shape` is batch, q_len, kv_len, heads, kv_heads; the head_dim comes from the implementation.
     """
@@ -173,7 +173,7 @@ class AttentionContract:
         case = Case((1, 70, 81, 2, 1), {"causal": True, "q_offset": 11})
         self.check(draw(2, case, head_dim, self.dtype), **case.options)
 
-    def test_any_offset_and_segments_known_only_when_it_runs(self) -> None:
+    def test_traced_offsets_and_segments(self) -> None:
         rng = np.random.default_rng(3)
         for seed in range(self.draws):
             offset = tuple(int(x) for x in rng.integers(-200, 60, 2))
@@ -225,7 +225,7 @@ class AttentionContract:
             ours = {name: cut(name, x) for name, x in found.items()}
             assert_agrees(ours, oracle(part, causal=True), self.tolerance)
 
-    def test_dead_rows_are_zero_whatever_arrives_for_them(self) -> None:
+    def test_dead_rows_are_zero_for_any_cotangent(self) -> None:
         inputs = self.draw(9, Case((1, 140, 140, 2, 1)))
         inputs["q_segment_ids"] = np.where(np.arange(140) % 3 == 0, 9, 1)[None].astype(np.int32)
         inputs["kv_segment_ids"] = np.ones((1, 140), np.int32)
@@ -264,7 +264,7 @@ class AttentionContract:
         for x in self.compute(inputs, causal=True).values():
             assert np.all(np.isfinite(np.asarray(x, np.float32)))
 
-    def test_float64_is_computed_in_float64_or_refused(self) -> None:
+    def test_float64_is_computed_in_float64_or_unsupported(self) -> None:
         with jax.enable_x64(True):
             inputs = self.draw(12, Case((1, 140, 140, 2, 1)), "float64")
             options: dict[str, Any] = {"causal": True, "soft_cap": 2.0}

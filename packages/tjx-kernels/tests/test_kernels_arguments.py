@@ -68,13 +68,13 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_named(name: str) -> None:
+def test_invalid_arguments_raise(name: str) -> None:
     q, k, v, options, message = MISTAKES[name]
     with pytest.raises(ValueError, match=message):
         chosen_implementation(q, k, v, **options)
 
 
-def test_all_mistakes_are_named_at_once() -> None:
+def test_all_invalid_arguments_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match=r"(?s)3 heads.*window: got 0.*soft_cap: got 0"):
         chosen_implementation(shaped(2, 6, 3, 8), KV, KV, window=0, soft_cap=0.0)
 
@@ -103,7 +103,7 @@ def test_xla_is_chosen_and_reference_only_by_name() -> None:
     assert chosen_implementation(Q, KV, KV, implementation="reference") == "reference"
 
 
-def test_readme_holds_the_table_that_the_code_gives() -> None:
+def test_readme_has_the_generated_support_table() -> None:
     assert support_table() in README
 
 
@@ -122,7 +122,7 @@ def test_examples_run() -> None:
     assert sum(result.failed for result in results) == 0
 
 
-def test_arrays_on_different_devices_are_named() -> None:
+def test_arrays_on_different_devices_raise() -> None:
     first, second = jax.devices()[:2]
     x = np.zeros((1, 2, 1, 8), np.float32)
     here, there = jax.device_put(x, first), jax.device_put(x, second)

@@ -1,4 +1,4 @@
-"""The contract for the implementations in plain JAX, and what only they do."""
+"""Backend contract for the plain JAX backends, grouped heads and forward mode."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""The default on NVIDIA GPUs, under determinism too, and what is said of a choice."""
+"""Backend selection: defaults on NVIDIA GPUs, determinism, diagnosis, registered backends."""
 
 from dataclasses import replace
 from functools import partial
@@ -52,7 +52,7 @@ def test_cudnn_then_triton_then_mosaic_then_xla_on_nvidia_gpus(architecture: str
         (on_gpu("sm_90", head_dim=256, v_head_dim=256), "triton"),
     ],
 )
-def test_determinism_takes_cudnn_only_where_it_is_documented(
+def test_deterministic_flag_selects_cudnn_only_where_documented(
     call: AttentionCall, name: str
 ) -> None:
     assert default(call).name == "cudnn"
@@ -69,7 +69,7 @@ def test_determinism_takes_cudnn_only_where_it_is_documented(
         ("--xla_gpu_deterministic_ops=true --xla_gpu_deterministic_ops=false", False),
     ],
 )
-def test_determinism_is_what_xla_is_told(
+def test_deterministic_follows_xla_flags(
     flags: str, found: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags)
@@ -77,7 +77,7 @@ def test_determinism_is_what_xla_is_told(
     assert describe_call(q=x, k=x, v=x).deterministic is found
 
 
-def test_a_choice_is_explained_by_what_came_before_it_on_this_device() -> None:
+def test_explanation_lists_skipped_backends_of_the_device() -> None:
     assert explain_choice(default(on_gpu())) == "cudnn (the first that supports this call on sm_90)"
     said = explain_choice(default(on_gpu("sm_80", dropout_rate=0.1)))
     assert said.startswith("triton (the first that supports this call on sm_80; cudnn: drops")
@@ -87,7 +87,7 @@ def test_a_choice_is_explained_by_what_came_before_it_on_this_device() -> None:
     assert explain_choice(by_name) == "cudnn (requested by name)"
 
 
-def test_a_requested_implementation_that_does_not_support_the_call_has_its_own_error() -> None:
+def test_unsupported_requested_backend_raises() -> None:
     x: Any = jax.ShapeDtypeStruct((1, 8, 2, 64), jnp.bfloat16)  # type: ignore[no-untyped-call]
     with pytest.raises(UnsupportedCallError, match="needs an NVIDIA GPU"):
         jax.eval_shape(partial(flash_attention, implementation="triton"), x, x, x)
@@ -108,7 +108,7 @@ def broken(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Arra
     return xla.BACKEND.run(call, operands._replace(q=identity(operands.q)))
 
 
-def test_an_implementation_that_does_not_compile_is_found(
+def test_compile_failure_is_detected(
     request: pytest.FixtureRequest,
 ) -> None:
     """Also where only the backward pass is at fault."""
@@ -177,7 +177,7 @@ def test_the_registry_rejects_bad_names() -> None:
     assert "mine" not in backends()
 
 
-def test_a_backend_of_another_platform_is_not_asked(request: pytest.FixtureRequest) -> None:
+def test_backends_of_other_platforms_are_skipped(request: pytest.FixtureRequest) -> None:
     def supports(call: AttentionCall) -> str | None:
         raise AssertionError(call)
 

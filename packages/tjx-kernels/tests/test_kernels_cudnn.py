@@ -1,4 +1,4 @@
-"""cuDNN is asked for what we mean, and for nothing that it understands otherwise.
+"""cuDNN backend: the semantics that it passes to cuDNN, and the calls that it rejects.
 
 It does not run without a GPU. The same call of `jax.nn` runs in XLA instead, and what would go to
 cuDNN is read from the lowered program.
@@ -65,7 +65,7 @@ def operands_of(call: AttentionCall) -> list[Any]:
         ({"scale": 0.3, "causal": True, "window": 8}, "CAUSAL", 8),
     ],
 )
-def test_lowers_to_cudnn_with_our_arguments(options: Any, mask: str, window: int) -> None:
+def test_lowers_to_cudnn_with_the_arguments(options: Any, mask: str, window: int) -> None:
     call = call_on_gpu(**options)
     assert BACKEND.supports(call) is None
     names = ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
@@ -90,7 +90,7 @@ def count(name: str, function: Any, call: AttentionCall) -> int:
 
 
 @pytest.mark.usefixtures("_cudnn_is_there")
-def test_rematerialisation_that_keeps_both_names_runs_the_forward_pass_once() -> None:
+def test_remat_policy_that_saves_both_names_runs_forward_once() -> None:
     call = call_on_gpu(causal=True)
     names = ("flash_attention_out", "flash_attention_lse")
     for kept, runs in ((names, 1), (names[:1], 2), (names[1:], 2), ((), 2)):
@@ -146,7 +146,7 @@ def _xla_in_place_of_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
         ((40, 45), {"causal": True, "window": 7}),
     ],
 )
-def test_means_what_the_reference_means(lengths: tuple[int, int], options: Any) -> None:
+def test_agrees_with_the_reference(lengths: tuple[int, int], options: Any) -> None:
     call = call_on_gpu(*lengths, **options)
     assert BACKEND.supports(call) is None
     # In float32, which cuDNN itself refuses, so that a difference of meaning stands out.
@@ -175,7 +175,7 @@ def test_means_what_the_reference_means(lengths: tuple[int, int], options: Any) 
     causal=st.booleans(),
     window=st.none() | st.integers(1, 20),
 )
-def test_no_call_with_dead_rows_is_served(
+def test_calls_with_dead_rows_are_unsupported(
     q_len: int, kv_len: int, q_offset: int | None, causal: bool, window: int | None
 ) -> None:
     """It gives such rows the mean of the values."""
@@ -229,12 +229,12 @@ def test_no_call_with_dead_rows_is_served(
         ({"interpret": True}, "leave out interpret"),
     ],
 )
-def test_refuses_what_it_would_understand_otherwise(fields: Any, reason: str | None) -> None:
+def test_unsupported_calls_have_reasons(fields: Any, reason: str | None) -> None:
     answer = BACKEND.supports(replace(call_on_gpu(), **fields))
     assert (answer is None) if reason is None else (answer is not None and reason in answer)
 
 
-def test_asked_for_by_name_it_says_why_not() -> None:
+def test_requested_by_name_raises_with_the_reason() -> None:
     x = np.zeros((1, 8, 2, 64), np.float32)
     with pytest.raises(ValueError, match="'cudnn' cannot serve this call: needs an NVIDIA GPU"):
         jax.eval_shape(partial(flash_attention, implementation="cudnn"), x, x, x)

@@ -1,4 +1,4 @@
-"""Decoding against a cache: the meaning, what is read, and what is not."""
+"""Decoding with a KV cache: results, and the keys that are read."""
 
 import re
 from functools import cache, partial
@@ -76,7 +76,7 @@ def test_equals_attention_with_an_offset_for_each_row(name: str, new: int) -> No
 
 
 @pytest.mark.parametrize("max_len", [1, 40, RUN - 1, RUN, 4 * RUN])
-def test_caches_shorter_and_longer_than_a_run(max_len: int) -> None:
+def test_caches_shorter_and_longer_than_a_block(max_len: int) -> None:
     inputs = draw(1, max_len, heads=(3, 3))
     lengths = (0, 1, max_len, max_len // 2, max_len - 1)
     pairs = (run(which, inputs, lengths) for which in ("decode", "reference"))
@@ -106,7 +106,7 @@ def test_float64_is_computed_in_float64() -> None:
 
 
 @pytest.mark.parametrize(("batch", "new", "max_len"), [(0, 1, 5), (2, 0, 5), (2, 1, 0)])
-def test_nothing_to_see(batch: int, new: int, max_len: int) -> None:
+def test_empty_calls(batch: int, new: int, max_len: int) -> None:
     q, kv = (np.ones((batch, n, 4, 8), np.float32) for n in (new, max_len))
     arrays = jax.device_put((q, kv, kv, np.zeros(batch, np.int32)))
     out, lse = jax.jit(partial(decode_attention, return_lse=True))(*arrays)
@@ -114,7 +114,7 @@ def test_nothing_to_see(batch: int, new: int, max_len: int) -> None:
     np.testing.assert_array_equal(jax.device_get(lse), np.full((batch, 4, new), -np.inf))
 
 
-def test_only_the_runs_that_some_row_sees_are_read() -> None:
+def test_only_visible_key_blocks_are_read() -> None:
     """A run that is read would make the result NaN, even where it is masked: 0 * NaN."""
     inputs = draw(1, 8 * RUN)
     lengths = np.array([5 * RUN - 1, 0, 4 * RUN + 5, 5 * RUN, 0])
@@ -187,7 +187,7 @@ def test_vmap_equals_a_loop() -> None:
         np.testing.assert_allclose(a[:, 0], b, atol=1e-6)
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments_raise() -> None:
     q = jax.device_put(np.ones((2, 1, 4, 8), np.float32))
     kv = jax.device_put(np.ones((2, 9, 2, 8), np.float32))
     whole, real, three = (

@@ -1,4 +1,4 @@
-"""The hash behind dropout: that what it keeps looks like independent throws of one coin."""
+"""Dropout hash: masks are statistically independent Bernoulli samples."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_nothing_is_dropped_at_the_rate_0_and_nearly_all_just_below_1() -> None:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("lag", [1, 2, 3, 8, 16, 31])
-def test_neighbours_are_independent(axis: int, lag: int) -> None:
+def test_adjacent_weights_are_independent(axis: int, lag: int) -> None:
     mask = kept(0.5, *(range(512 if i in (axis, 2 if axis < 2 else 1) else 4) for i in range(3)))
     near = np.moveaxis(mask, axis, 0)
     differ = near[lag:] ^ near[:-lag]
@@ -60,7 +60,7 @@ def test_neighbours_are_independent(axis: int, lag: int) -> None:
     assert_fair(differ[..., 1:] ^ differ[..., :-1])
 
 
-def test_rows_keys_and_heads_may_not_be_exchanged() -> None:
+def test_mask_is_not_symmetric_in_rows_keys_and_heads() -> None:
     mask = kept(0.5, [0], range(512), range(512))[0]
     upper = np.triu_indices(512, 1)
     assert_fair((mask ^ mask.T)[upper])
@@ -71,7 +71,7 @@ def test_rows_keys_and_heads_may_not_be_exchanged() -> None:
 
 @pytest.mark.parametrize("word", [0, 1])
 @pytest.mark.parametrize("bit", [0, 1, 7, 31])
-def test_seeds_that_differ_in_one_bit_share_nothing(word: int, bit: int) -> None:
+def test_seeds_that_differ_in_one_bit_give_independent_masks(word: int, bit: int) -> None:
     other = tuple(x ^ (1 << bit if i == word else 0) for i, x in enumerate(SEED))
     # A difference of the seed is not that of a neighbouring row or key either; that of the second
     # word not that of a head.
@@ -81,7 +81,7 @@ def test_seeds_that_differ_in_one_bit_share_nothing(word: int, bit: int) -> None
 
 
 @pytest.mark.parametrize("first", [SEED[0], 2**32 - 3])  # the sum may run over
-def test_a_call_for_some_heads_keeps_what_the_call_for_all_keeps(first: int) -> None:
+def test_a_call_for_some_heads_reproduces_their_mask(first: int) -> None:
     seed = (first, SEED[1])
     whole = kept(0.5, range(8), range(64), range(64), seed)
     words = jax.device_put((np.array([seed], np.uint32), np.int32(5)))
@@ -89,7 +89,7 @@ def test_a_call_for_some_heads_keeps_what_the_call_for_all_keeps(first: int) -> 
     np.testing.assert_array_equal(kept(0.5, range(3), range(64), range(64), start), whole[5:])
 
 
-def test_batch_rows_whose_first_words_meet_share_nothing() -> None:
+def test_batch_rows_with_equal_first_words_are_independent() -> None:
     """Heads of two rows may come to one sum; the second words keep them apart."""
     a = kept(0.5, [1], range(256), range(256))
     b = kept(0.5, [0], range(256), range(256), (SEED[0] + 1, SEED[1] ^ 1))

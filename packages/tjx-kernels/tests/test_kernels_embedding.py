@@ -1,4 +1,4 @@
-"""The embedding lookup: its gradient against a float64 sum, on the path of GPUs too."""
+"""Embedding lookup: its gradient against a float64 sum, also on the GPU path."""
 
 import re
 from typing import Any

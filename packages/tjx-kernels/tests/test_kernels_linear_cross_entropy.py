@@ -1,4 +1,4 @@
-"""The loss without the logits: against a float64 oracle, in little memory, on several devices."""
+"""Linear cross-entropy: float64 oracle, memory, sharding, errors."""
 
 import importlib
 import re
@@ -200,7 +200,7 @@ OPTIONS_OF_PADDED: list[tuple[int, Any]] = [
 
 
 @pytest.mark.parametrize(("vocab_size", "options"), OPTIONS_OF_PADDED)
-def test_rows_beyond_the_vocabulary_count_for_nothing(vocab_size: int, options: Any) -> None:
+def test_rows_beyond_the_vocabulary_have_no_effect(vocab_size: int, options: Any) -> None:
     """With a bias, which is a column of w for a feature of x that is 1."""
     x, w, labels, dloss = draw(9)
     labels = np.where(labels >= vocab_size, 0, labels)
@@ -232,7 +232,7 @@ def test_rows_beyond_the_vocabulary_count_for_nothing(vocab_size: int, options: 
     assert np.all(found[3][vocab_size:] == 0)
 
 
-def test_kept_logits_of_a_padded_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_logits_of_a_padded_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """53 rows become 128; neither the result nor the shape of a gradient shows it."""
     monkeypatch.setattr(module, "PADDED_FROM", 1)
     inputs = draw(0)
@@ -247,7 +247,7 @@ def test_kept_logits_of_a_padded_vocabulary(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("platform", "tokens", "kept"), [("cpu", 64, False), ("gpu", 64, True), ("gpu", 10**6, False)]
 )
-def test_logits_are_kept_on_gpus_up_to_a_bound(
+def test_logits_are_stored_on_gpus_up_to_a_bound(
     monkeypatch: pytest.MonkeyPatch, platform: Platform, tokens: int, kept: bool
 ) -> None:
     monkeypatch.setattr(module, "current_target", lambda: Target(platform, ""))
@@ -313,7 +313,7 @@ def test_half_precision_activations_with_float32_weights(dtype: str, chunk_size:
 
 @pytest.mark.parametrize("chunk_size", [None, 20, KEPT])
 @pytest.mark.parametrize("label", [VOCAB, -1, 10**6])
-def test_a_label_outside_the_vocabulary_is_seen(label: int, chunk_size: ChunkSize) -> None:
+def test_a_label_outside_the_vocabulary_gives_nan(label: int, chunk_size: ChunkSize) -> None:
     x, w, labels, dloss = draw(3)
     labels[1, 2] = label
     loss, dx, dw = jax.device_get(
@@ -359,7 +359,7 @@ def test_logits_are_never_all_in_memory(options: tuple[tuple[str, Any], ...]) ->
         assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab * 4 / part
 
 
-def test_chunk_counts_divide_the_vocabulary_where_they_can() -> None:
+def test_chunk_counts_divide_the_vocabulary_if_possible() -> None:
     assert chunk_count(50304, 5000) == 12
     assert chunk_count(50257, 1024) == 29  # 29 * 1733
     assert chunk_count(50257, 10000) == 6  # leaves a tail of one row
@@ -381,16 +381,14 @@ def sharded_compile(
 
 @pytest.mark.parametrize("chunk_size", [None, 20])
 @pytest.mark.parametrize("lead", [(8, 5), (40,)])
-def test_tokens_spread_over_devices_are_not_gathered(
-    lead: tuple[int, ...], chunk_size: int | None
-) -> None:
+def test_sharded_tokens_are_not_gathered(lead: tuple[int, ...], chunk_size: int | None) -> None:
     mesh = Mesh(np.array(jax.devices()), ("data",))
     hlo = sharded_compile(mesh, [("data",), (), ("data",), ("data",)], lead, VOCAB, chunk_size)
     assert re.findall(r"all-gather|all-to-all|collective-permute", hlo) == []
 
 
 @pytest.mark.parametrize("chunk_size", [None, 16])
-def test_weights_spread_over_devices_by_rows_are_not_gathered(chunk_size: int | None) -> None:
+def test_sharded_weight_rows_are_not_gathered(chunk_size: int | None) -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "tensor"))
     specs = [("data",), ("tensor",), ("data",), ("data",)]
     hlo = sharded_compile(mesh, specs, (8, 5), 64, chunk_size)
@@ -418,14 +416,14 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_named(name: str) -> None:
+def test_invalid_arguments_raise(name: str) -> None:
     x, w, labels, options, message = MISTAKES[name]
     arrays = (np.ones(x, np.float32), np.ones(w, np.float32), np.ones(labels, np.int32))
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(*jax.device_put(arrays), **options)
 
 
-def test_a_bias_of_another_length_is_named() -> None:
+def test_bias_of_another_length_raises() -> None:
     x, w, labels, bias = jax.device_put(
         (np.ones((2, 3)), np.ones((5, 3)), np.ones(2, np.int32), np.ones(4, np.int32))
     )
@@ -433,7 +431,7 @@ def test_a_bias_of_another_length_is_named() -> None:
         linear_cross_entropy(x, w, labels, bias=bias)
 
 
-def test_wrong_dtypes_are_named() -> None:
+def test_wrong_dtypes_raise() -> None:
     arrays = jax.device_put((np.ones((2, 3), np.int32), np.ones((5, 3)), np.ones(2)))
     with pytest.raises(ValueError, match=r"(?s)x: got int32.*labels: got float32"):
         linear_cross_entropy(*arrays)

@@ -1,4 +1,4 @@
-"""The kernels for Hopper: the contract in JAX's interpreter, races, and lowering to the GPU."""
+"""Hopper kernels: backend contract in JAX's interpreter, races, lowering."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -94,7 +94,7 @@ def _case(**options: Any) -> AttentionCall:
     return describe_call(q=x, k=x, v=x, interpret=True, **options)
 
 
-def test_only_hopper_is_served() -> None:
+def test_only_hopper_is_supported() -> None:
     call = replace(_case(), interpret=False)
     assert "sm_90" in str(backend.supports(call))
     for architecture in ("sm_80", "sm_89", "sm_100", "sm_120"):
@@ -114,7 +114,7 @@ def test_only_hopper_is_served() -> None:
         ({"jax-cuda12-plugin": "0.11.2", "nvidia-cuda-nvcc-cu12": "12.9.86"}, False),
     ],
 )
-def test_assemblers_that_miscompile_are_refused(
+def test_ptxas_versions_that_miscompile_are_unsupported(
     installed: dict[str, str], refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(name: str) -> str:

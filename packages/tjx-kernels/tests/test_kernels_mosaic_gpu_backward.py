@@ -1,4 +1,4 @@
-"""The backward kernels for Hopper alone: small blocks against the oracle, races, lowering."""
+"""Hopper backward kernels: small blocks against the oracle, races, lowering."""
 
 from collections.abc import Iterator
 from typing import Any

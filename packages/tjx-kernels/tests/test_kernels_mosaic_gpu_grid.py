@@ -1,4 +1,4 @@
-"""The order in which thread blocks of the Hopper kernels take tiles."""
+"""Tile order of the Hopper kernels."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ ORDERS = [TileOrder(5, 8, 3, True), TileOrder(4, 6, 6, False), TileOrder(1, 7, 2
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_sections_of_heads_take_all_their_tiles_with_most_work_first(order: TileOrder) -> None:
+def test_sections_process_all_tiles_with_most_work_first(order: TileOrder) -> None:
     places = jax.jit(lambda: jax.vmap(order.place)(jnp.arange(order.total)))()
     heads, tiles = jax.device_get(places)
     work = tiles if order.last_first else order.tiles - 1 - tiles
@@ -49,7 +49,7 @@ def test_persistent_blocks_share_all_tiles(order: TileOrder, pairs: bool) -> Non
                 assert own.pop(0) == (head, order.tiles - 1 - tile)
 
 
-def test_what_a_section_streams_fits_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sections_fit_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = (jax.ShapeDtypeStruct((3, 9, n, 16), jnp.bfloat16) for n in (6, 2))  # type: ignore[no-untyped-call]  # jax's
     call = describe_call(q=q, k=k, v=k, interpret=True)
     monkeypatch.setattr(mosaic_gpu_grid, "L2_BYTES", 1000)

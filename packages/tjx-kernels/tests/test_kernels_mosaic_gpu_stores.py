@@ -1,4 +1,4 @@
-"""Addresses of all stores of the Hopper kernels, replayed without a GPU."""
+"""Store addresses of the Hopper kernels, replayed without a GPU."""
 
 from dataclasses import replace
 from typing import Any

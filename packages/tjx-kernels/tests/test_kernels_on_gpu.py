@@ -172,7 +172,7 @@ def test_exact_and_the_same_bits_again(
         assert error <= bound, f"{x}: error {error:.3g}, allowed {bound:.3g}"
 
 
-def test_head_dims_and_kernels_of_this_gpu_are_served() -> None:
+def test_head_dims_and_kernels_of_this_gpu_are_supported() -> None:
     """A refusal skips above: here the kernel that this GPU is bought for must serve."""
     x = jax.ShapeDtypeStruct((1, 4096, 16, 128), jnp.bfloat16)  # type: ignore[no-untyped-call]  # as jax is
     reasons = implementations_for(describe_call(q=x, k=x, v=x, causal=True))

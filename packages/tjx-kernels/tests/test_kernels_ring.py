@@ -1,4 +1,4 @@
-"""Ring attention equals attention over the whole sequence, and keeps and sends no more."""
+"""Ring attention: equivalence to attention on the global sequence, memory, communication."""
 
 from functools import partial
 from typing import Any
@@ -115,14 +115,16 @@ def assert_equal(found: Any, wanted: Any, tolerance: float) -> None:
         (2, "contiguous", {"window": 30}),
     ],
 )
-def test_ring_equals_the_whole_sequence(size: int, order: Order, options: Any) -> None:
+def test_ring_equals_attention_on_the_global_sequence(
+    size: int, order: Order, options: Any
+) -> None:
     operands, cotangents = draw(96, 96)
     found = ring_results(ring_mesh(size), order, operands, cotangents, **options)
     assert_equal(found, results(partial(whole, **options), operands, cotangents), 2e-6)
 
 
 @pytest.mark.parametrize(("size", "order"), [(3, "zigzag"), (4, "contiguous")])
-def test_segment_ids_travel_with_their_keys(size: int, order: Order) -> None:
+def test_segment_ids_rotate_with_their_keys(size: int, order: Order) -> None:
     operands, cotangents = draw(96, 96)
     rng = np.random.default_rng(1)
     q_ids, kv_ids = (np.sort(rng.integers(0, 4, (2, 96)), 1).astype(np.int32) for _ in range(2))
@@ -143,7 +145,7 @@ def test_queries_of_another_sequence_over_two_axes_of_the_mesh() -> None:
     assert_equal(found, results(whole, operands, cotangents), 2e-6)
 
 
-def test_one_device_gives_what_it_would_alone() -> None:
+def test_a_ring_of_one_device_equals_flash_attention() -> None:
     operands, cotangents = draw(96, 96)
     alone = results(partial(whole, causal=True), operands, cotangents)
     found = ring_results(ring_mesh(1), "zigzag", operands, cotangents, causal=True)
@@ -193,7 +195,7 @@ def gradient(mesh: Mesh) -> Any:
     return jax.grad(loss, argnums=(0, 1, 2))
 
 
-def test_nothing_of_other_devices_is_kept_for_the_backward_pass() -> None:
+def test_no_remote_keys_are_stored_for_the_backward_pass() -> None:
     mesh, length = ring_mesh(8), 64
     run = in_place(mesh, "zigzag", causal=True)
     _, pull = jax.eval_shape(lambda *given: jax.vjp(run, *given), *shapes(mesh, length))
@@ -242,7 +244,7 @@ def test_keys_are_sent_on_before_they_are_used() -> None:
         assert not {x for e in sent for x in e.outvars} & set(computed[0].invars)
 
 
-def test_neighbours_exchange_and_nothing_else_is_communicated() -> None:
+def test_only_neighbours_communicate() -> None:
     mesh = ring_mesh(4)
     run = in_place(mesh, "contiguous", causal=True)
     text: Any = jax.jit(run).lower(*shapes(mesh, 32)).compile().as_text()
@@ -269,13 +271,13 @@ def test_neighbours_exchange_and_nothing_else_is_communicated() -> None:
         ),
     ],
 )
-def test_mistakes_are_named(lengths: Any, order: Any, options: Any, message: str) -> None:
+def test_invalid_arguments_raise(lengths: Any, order: Any, options: Any, message: str) -> None:
     operands, _ = draw(*lengths)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(in_place(ring_mesh(2), order, **options), *operands)
 
 
-def test_an_order_that_does_not_exist_is_refused() -> None:
+def test_unknown_order_raises() -> None:
     operands, _ = draw(8, 8)
     order: Any = "sideways"
     # (Type checks at run time, where they are on, come first.)
@@ -283,7 +285,7 @@ def test_an_order_that_does_not_exist_is_refused() -> None:
         jax.eval_shape(in_place(ring_mesh(2), order), *operands)
 
 
-def test_outside_a_shard_map_the_axis_is_asked_for() -> None:
+def test_outside_a_shard_map_raises() -> None:
     operands, _ = draw(8, 8)
     with pytest.raises(ValueError, match="'context', which no enclosing"):
         jax.eval_shape(partial(ring_attention, axis_name="context"), *operands)

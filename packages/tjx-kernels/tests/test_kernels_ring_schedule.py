@@ -1,4 +1,4 @@
-"""What a ring of devices computes when, before anything runs: all that is seen, once, evenly."""
+"""Ring schedule: every visible pair exactly once, balanced load."""
 
 from functools import partial
 from typing import Any
@@ -100,7 +100,7 @@ def test_zigzag_order_gives_each_device_the_same_work_at_each_step(size: int) ->
     assert plain.max(axis=1).sum() - pairs.max(axis=1).sum() == (size - 1) * 12 * 12 // 2
 
 
-def test_keys_travel_no_farther_than_a_window_reaches() -> None:
+def test_keys_rotate_only_as_far_as_the_window() -> None:
     steps = {
         window: len(schedule(held_by_a_device(10, window=window), "contiguous", 8).table)
         for window in (1, 2, 11, 12, 71, 72)

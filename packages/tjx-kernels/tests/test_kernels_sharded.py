@@ -1,4 +1,4 @@
-"""Batch and heads spread over a mesh: as on one device, and nothing is communicated."""
+"""Sharded batch and heads: equivalence to one device, without communication."""
 
 import re
 from functools import partial
@@ -172,7 +172,7 @@ def test_an_empty_sequence_gives_dead_rows() -> None:
         (4, 4, {"implementation": "cudnn"}, "'cudnn' cannot serve this call: needs an NVIDIA GPU"),
     ],
 )
-def test_mistakes_are_named(heads: int, kv_heads: int, spread: Any, message: str) -> None:
+def test_invalid_arguments_raise(heads: int, kv_heads: int, spread: Any, message: str) -> None:
     operands, _ = draw(heads, kv_heads)
     run = partial(sharded_flash_attention, mesh=mesh_of(2, 4), **spread)
     with pytest.raises(ValueError, match=message):

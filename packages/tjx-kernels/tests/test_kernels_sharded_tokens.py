@@ -1,4 +1,4 @@
-"""Attention over tokens spread over a mesh equals attention on one device, both ways to do it."""
+"""Context parallelism by ring and all-to-all: equivalence to one device."""
 
 from functools import partial
 from typing import Any
@@ -103,7 +103,7 @@ def test_packed_documents_over_all_axes(
     assert_equal(found, wanted)
 
 
-def test_exchanging_heads_serves_what_the_ring_does_not() -> None:
+def test_all_to_all_supports_options_that_the_ring_lacks() -> None:
     """Everything at once; three key heads of a place are repeated for the two that share it."""
     operands, cotangents = draw(12, 6, segments=True, alibi=True, bias=(1, 12), dropout=True)
     options: Any = {"causal": True, "window": 9, "soft_cap": 2.0, "dropout_rate": 0.2}
@@ -127,7 +127,7 @@ def test_cross_attention(context: Any) -> None:
 
 
 @pytest.mark.parametrize("context", ["ring", "all_to_all"])
-def test_one_place_for_all_tokens_changes_nothing(context: Any) -> None:
+def test_a_sequence_axis_of_size_1_changes_nothing(context: Any) -> None:
     """What the ring has not, and the order, count only where there is a ring."""
     operands, cotangents = draw(dropout=True, bias=(2, 1))
     mesh = mesh_of(2, 1, 2)
@@ -266,14 +266,14 @@ def gradient(context: Any, kv_heads: int) -> Any:
     ("context", "wanted"),
     [("ring", "collective-permute"), ("all_to_all", "all-to-all")],
 )
-def test_nothing_but_tokens_or_heads_is_exchanged(context: Any, wanted: str) -> None:
+def test_only_tokens_or_heads_are_communicated(context: Any, wanted: str) -> None:
     text = gradient(context, 2).compile().as_text()
     names = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
     assert [name for name in names if f" {name}(" in text] == [wanted]
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_key_heads_travel_in_bfloat16_and_their_gradients_are_summed_in_float32(
+def test_key_heads_are_sent_in_bfloat16_and_their_gradients_summed_in_float32(
     kv_heads: int,
 ) -> None:
     lines = gradient("all_to_all", kv_heads).as_text().splitlines()
@@ -317,7 +317,7 @@ def test_key_heads_travel_in_bfloat16_and_their_gradients_are_summed_in_float32(
         (8, (32, 32), {"seq_axes": "tensor"}, "'tensor' 2 times"),
     ],
 )
-def test_mistakes_are_named(heads: int, lengths: Any, options: Any, message: str) -> None:
+def test_invalid_arguments_raise(heads: int, lengths: Any, options: Any, message: str) -> None:
     asked = {name: options[name] for name in ("alibi", "bias") if name in options}
     operands, _ = draw(heads, 4, *lengths, dropout="dropout_rate" in options, **asked)
     if "dropout_rate" not in options:
@@ -336,7 +336,7 @@ def test_mistakes_are_named(heads: int, lengths: Any, options: Any, message: str
         ((1, 4, 2), "that of the enclosing shard_map"),
     ],
 )
-def test_a_mesh_that_is_not_the_enclosing_one(sizes: Any, message: str) -> None:
+def test_a_mesh_other_than_the_enclosing_one_raises(sizes: Any, message: str) -> None:
     operands, _ = draw()
     outer = mesh_of(2, 2, 2)
     run = jax.shard_map(

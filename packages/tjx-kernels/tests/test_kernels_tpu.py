@@ -31,7 +31,7 @@ class TestTpu(AttentionContract):
 
 
 def test_scratch_memory_is_never_read_before_it_is_written() -> None:
-    """The simulator fills memory with NaN; blocks that nobody sees stay untouched in it."""
+    """The simulator fills memory with NaN; fully masked blocks are never written."""
     case = Case((1, 40, 70, 2, 1), {"causal": True, "q_offset": 25, "window": 40}, segments=2)
     inputs = draw(20, case, 8)
     simulator = pltpu.InterpretParams(uninitialized_memory="nan")
@@ -41,8 +41,8 @@ def test_scratch_memory_is_never_read_before_it_is_written() -> None:
     assert_agrees(found, oracle(inputs, **case.options), 1e-5)
 
 
-def test_blocks_that_nobody_sees_are_skipped() -> None:
-    """Values there may be NaN: 0 * NaN would show, were they only masked."""
+def test_fully_masked_blocks_are_skipped() -> None:
+    """NaN values in them must not reach the result: a mask alone gives 0 * NaN."""
     inputs = draw(21, Case((1, 300, 300, 2, 1)), 8)
     ids = np.repeat(np.arange(2, dtype=np.int32), (150, 150))[None]
     wanted = oracle({**inputs, "q_segment_ids": ids, "kv_segment_ids": ids})
@@ -114,7 +114,7 @@ def test_any_length_lowers_for_tpu(q_len: int, kv_len: int) -> None:
     assert lowered.count("tpu_custom_call") == 3
 
 
-def test_table_serves_every_kind() -> None:
+def test_table_has_every_device_kind() -> None:
     for kernel in ("tpu", "tpu-float32"):
         rows = [row for row in TABLE if row.kernel == kernel]
         assert {row.architecture for row in rows if row.head_dim == 256} == {"interpret", *KINDS}
@@ -123,7 +123,7 @@ def test_table_serves_every_kind() -> None:
             assert sizes.k % 128 == 0, sizes
 
 
-def test_refuses_with_the_reason() -> None:
+def test_unsupported_calls_have_a_reason() -> None:
     x: Any = jax.eval_shape(lambda: jnp.zeros((1, 8, 1, 64)))
     call = describe_call(q=x, k=x, v=x)
     for change, reason in (

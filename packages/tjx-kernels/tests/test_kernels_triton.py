@@ -1,4 +1,4 @@
-"""The contract for the Triton kernels in Pallas' interpreter, and that they lower for GPUs."""
+"""Triton kernels: backend contract in Pallas' interpreter, lowering for GPUs."""
 
 from functools import partial
 from typing import Any, ClassVar
@@ -101,12 +101,12 @@ def test_lowers_with_every_feature(name: str) -> None:
 
 
 @lowers
-def test_gpus_that_are_too_old_are_refused() -> None:
+def test_old_gpus_are_unsupported() -> None:
     with pytest.raises(ValueError, match="needs an NVIDIA GPU of sm_80 or later"):
         lower("Tesla T4", 64, "bfloat16", PLAIN)
 
 
-def test_too_large_head_dims_are_refused() -> None:
+def test_too_large_head_dims_are_unsupported() -> None:
     q = SHAPED((1, 8, 2, 257), jnp.float32)
     attend = partial(flash_attention, implementation="triton", interpret=True)
     with pytest.raises(ValueError, match="head_dim of at most 256"):
@@ -116,7 +116,7 @@ def test_too_large_head_dims_are_refused() -> None:
 # --- what a table of blocks must hold -------------------------------------------------------------
 
 
-def test_every_row_holds_powers_of_two_from_16_on() -> None:
+def test_block_sizes_are_powers_of_two_from_16_on() -> None:
     rows = {row: sizes for row, sizes in TABLE.items() if row.kernel.startswith("triton")}
     assert len(rows) == 2 * 2 * 4 * (2 * 3 + 1)  # dtypes, causal, passes; GPUs and head_dims
     assert len({row._replace(head_dim=0) for row in rows}) == 2 * 2 * 4 * 3

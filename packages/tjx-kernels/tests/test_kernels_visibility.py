@@ -1,4 +1,4 @@
-"""The rules for blocks agree with the rule for single elements, whatever the sizes."""
+"""Block ranges of masks agree with the elementwise mask for all sizes."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What only the chunked implementation promises: memory, skipping, remat, sharding, scan.
+"""XLA backend: memory, skipped blocks, remat, sharding, scan.
 
 Its meaning is checked by the contract; here again only where a window slides over many chunks.
 """
@@ -31,7 +31,7 @@ CALL = replace(
     causal=st.booleans(),
     window=st.none() | st.integers(1, 1600),
 )
-def test_bands_cover_every_row_once_and_every_key_it_sees(
+def test_bands_cover_every_row_once_and_its_visible_keys(
     q_len: int, kv_len: int, q_offset: int | None, causal: bool, window: int | None
 ) -> None:
     call = replace(CALL, q_len=q_len, kv_len=kv_len, q_offset=q_offset)
@@ -67,7 +67,7 @@ def work(call: AttentionCall) -> int:
     return sum(band.chunks * band.rows * band.width for band in plan_bands(call))
 
 
-def test_what_cannot_be_seen_is_not_computed() -> None:
+def test_masked_blocks_are_not_computed() -> None:
     long = replace(CALL, q_len=8192, kv_len=8192)
     assert work(replace(long, causal=False)) == 8192**2
     assert work(long) <= 0.57 * 8192**2
@@ -106,7 +106,7 @@ def test_memory_is_linear_in_the_length(differentiate: bool) -> None:
     assert at_8k < 4.5 * at_2k
 
 
-def test_causal_bands_do_not_keep_their_scores_at_once() -> None:
+def test_causal_bands_do_not_store_their_scores_together() -> None:
     assert temporary_bytes(1024, causal=True) < 2 * 1024 * 1024 * 4 / 1.5
 
 
@@ -140,7 +140,7 @@ def count_exp(policy_names: Any) -> int:
     return len(re.findall(r"= exp\b", str(jax.make_jaxpr(jax.grad(loss))(x))))
 
 
-def test_remat_that_keeps_both_names_does_not_run_forward_again() -> None:
+def test_remat_policy_that_saves_both_names_skips_the_second_forward() -> None:
     # One exponential in the forward pass, one in the backward pass.
     assert count_exp(["flash_attention_out", "flash_attention_lse"]) == 2
     assert count_exp(["flash_attention_out"]) == 3
@@ -223,7 +223,7 @@ def shardings_of(inputs: dict[str, Any], row: tuple[str | None, ...]) -> dict[st
 
 
 @pytest.mark.parametrize("sliding", [False, True])
-def test_batch_and_heads_spread_over_devices_need_no_communication(sliding: bool) -> None:
+def test_sharded_batch_and_heads_need_no_communication(sliding: bool) -> None:
     inputs = draw(4, 300, 4, 8)
     if not sliding:
         inputs = {x: inputs[x] for x in ("q", "k", "v", "dout")}
@@ -231,7 +231,7 @@ def test_batch_and_heads_spread_over_devices_need_no_communication(sliding: bool
     assert_spreads_without_communication(run, inputs, shardings_of(inputs, ("data",)))
 
 
-def test_a_vmapped_axis_may_be_spread_over_devices() -> None:
+def test_a_vmapped_axis_may_be_sharded() -> None:
     inputs = draw(4, 300, 4, 8)
     run = partial(differentiate, implementation="xla", causal=True, window=40)
     mapped = {name: x[:, None] for name, x in inputs.items()}
@@ -241,7 +241,7 @@ def test_a_vmapped_axis_may_be_spread_over_devices() -> None:
     assert_close(found, jax.jit(run)(jax.device_put(inputs)))
 
 
-def test_scan_over_rematerialised_layers_equals_a_loop() -> None:
+def test_scan_over_rematerialized_layers_equals_a_loop() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 20, 2, 4)).astype(np.float32)
     weights = rng.standard_normal((3, 4, 4)).astype(np.float32)
@@ -263,7 +263,7 @@ def test_scan_over_rematerialised_layers_equals_a_loop() -> None:
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-3)
 
 
-def test_what_is_no_kernel_cannot_be_interpreted() -> None:
+def test_backends_without_kernels_reject_interpret() -> None:
     with jax.enable_x64(True):  # no kernel takes float64, so that nothing is left to choose
         x = jax.device_put(np.ones((1, 5, 2, 4)))
         for name in ("xla", None):
@@ -271,7 +271,7 @@ def test_what_is_no_kernel_cannot_be_interpreted() -> None:
                 flash_attention(x, x, x, implementation=name, interpret=True)
 
 
-def test_forward_mode_names_the_way_out() -> None:
+def test_forward_mode_error_suggests_the_reference() -> None:
     x = jax.device_put(np.ones((1, 5, 2, 4), np.float32))
 
     def call(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The mesh changes where numbers are computed, never what they are."""
+"""Training on a mesh equals training on one device."""
 
 import math
 from collections.abc import Callable, Sequence

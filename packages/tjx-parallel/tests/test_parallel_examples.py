@@ -1,4 +1,4 @@
-"""The examples in the docstrings run and print what they say."""
+"""Docstring examples run and print the shown output."""
 
 import doctest
 import importlib
@@ -7,7 +7,7 @@ import pytest
 
 
 @pytest.mark.parametrize("module", ["config", "mesh", "sharding.rules", "sharding.params"])
-def test_the_examples_of_a_module_run(module: str) -> None:
+def test_module_examples_run(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_parallel.{module}"))
     assert result.attempted > 0
     assert result.failed == 0

@@ -1,4 +1,4 @@
-"""Every exchange of a compiled program is found: kind, bytes, axes, runs, bytes that are sent."""
+"""Collectives of a compiled program: kind, payload, axes, runs, bytes sent."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,7 +34,7 @@ def found(
     return collectives(hlo, dict(mesh.shape))
 
 
-def test_bytes_axes_and_runs_of_what_was_asked_for(mesh: Mesh) -> None:
+def test_bytes_axes_and_runs_of_explicit_collectives(mesh: Mesh) -> None:
     def exchange(x: jax.Array) -> tuple[jax.Array, ...]:  # a device has [8, 16]
         lax: Any = jax.lax
         summed = lax.psum(x[:4], "tensor")
@@ -63,7 +63,7 @@ def test_bytes_axes_and_runs_of_what_was_asked_for(mesh: Mesh) -> None:
     }
 
 
-def test_a_sum_that_is_divided_is_a_reduce_scatter_and_a_whole_one_is_not(mesh: Mesh) -> None:
+def test_a_sliced_all_reduce_counts_as_reduce_scatter(mesh: Mesh) -> None:
     def products(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         return x.T @ y, x.T @ (2 * y[:, :8])  # summed over rows, of which each device has some
 
@@ -108,7 +108,7 @@ def test_groups_are_read_in_every_form(groups: str, axes: tuple[str, ...]) -> No
     assert only.group_size == 2 ** len(axes)
 
 
-def test_what_starts_and_is_done_later_counts_once() -> None:
+def test_asynchronous_collectives_count_once() -> None:
     exchanges = collectives(
         program(
             "%s = ((f32[8]{0}, bf16[4]{0}), (f32[16]{0}, bf16[8]{0})) all-gather-start(%x, %y),"
@@ -132,7 +132,7 @@ def test_what_starts_and_is_done_later_counts_once() -> None:
     ]
 
 
-def test_an_exchange_that_runs_who_knows_how_often_is_refused() -> None:
+def test_a_collective_in_a_loop_of_unknown_length_raises() -> None:
     loop = "%loop = f32[8]{0} while(%x), condition=%until, body=%inside"
     computations = (
         "%until (x: f32[8]) -> pred[] {\n  ROOT %u = pred[] constant(true)\n}\n\n"
@@ -154,6 +154,6 @@ def test_an_exchange_that_runs_who_knows_how_often_is_refused() -> None:
     assert only.runs == 7
 
 
-def test_groups_that_are_not_told_are_refused() -> None:
+def test_missing_replica_groups_raise() -> None:
     with pytest.raises(ValueError, match="expected replica groups"):
         collectives(program("%r = f32[8]{0} all-reduce(%x), to_apply=%add"), SHAPE)

@@ -1,4 +1,4 @@
-"""A pipeline changes where and when numbers are computed, never what they are."""
+"""Pipeline parallelism: schedules, equivalence to plain differentiation, memory."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ def passes(schedule: PipelineSchedule, work: Work) -> dict[tuple[int, int], tupl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_schedule_brings_every_value_to_its_place_in_time(kind: str) -> None:
+def test_schedules_satisfy_all_dependencies(kind: str) -> None:
     for schedule in schedules(kind):
         forward = passes(schedule, schedule.forward)
         backward = passes(schedule, schedule.backward)
@@ -72,7 +72,7 @@ def test_a_schedule_brings_every_value_to_its_place_in_time(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_schedule_costs_what_its_paper_says(kind: str) -> None:
+def test_schedule_costs_match_the_papers(kind: str) -> None:
     for schedule in schedules(kind):
         stages, work_items = schedule.stages, schedule.chunks * schedule.microbatches
         for work in (schedule.forward, schedule.backward):
@@ -86,7 +86,7 @@ def test_a_schedule_costs_what_its_paper_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_phases_leave_out_no_work_and_have_no_other(kind: str) -> None:
+def test_phases_cover_exactly_the_passes(kind: str) -> None:
     for schedule in schedules(kind):
         last = schedule.backward.runs[:, -1]
         forward, backward, head = (
@@ -114,7 +114,7 @@ def test_phases_leave_out_no_work_and_have_no_other(kind: str) -> None:
         (("interleaved_1f1b", 4, 6, 1), ["6 microbatches", "4 stages", "1 chunks"]),
     ],
 )
-def test_a_wrong_schedule_is_told_with_its_numbers(arguments: Any, words: list[str]) -> None:
+def test_invalid_schedules_raise_with_their_numbers(arguments: Any, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the words are checked below
         make_pipeline_schedule(*arguments)
     assert all(word in str(caught.value) for word in words)
@@ -303,7 +303,7 @@ def abstract(
     return jax.eval_shape(run, *(params or parameters()), jax.eval_shape(batch))
 
 
-def test_what_does_not_fit_the_schedule_is_told_with_its_numbers() -> None:
+def test_arguments_that_do_not_match_the_schedule_raise() -> None:
     with pytest.raises(ValueError, match="mesh: got 2 stages; expected 3"):
         abstract(mesh_of(2), make_pipeline_schedule("1f1b", 3, M))
     with pytest.raises(ValueError, match=r"microbatches: got \{12\}; expected 8"):
@@ -321,7 +321,7 @@ def test_what_does_not_fit_the_schedule_is_told_with_its_numbers() -> None:
         abstract(mesh_of(2), make_pipeline_schedule("1f1b", 2, M), finish=same_name)
 
 
-def test_gradients_are_float32_where_parameters_are_narrower() -> None:
+def test_gradients_are_float32_for_narrower_parameters() -> None:
     narrow = jax.tree.map(lambda a: shaped(a.shape, jnp.bfloat16), parameters())
     schedule = make_pipeline_schedule("1f1b", 2, M)
     gradients, _ = abstract(mesh_of(2), schedule, params=narrow)

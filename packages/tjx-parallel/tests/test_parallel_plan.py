@@ -1,4 +1,4 @@
-"""A plan is what one works out by hand: memory, seconds, bounds, and how they scale."""
+"""Plans against hand calculations: memory, seconds, bounds, scaling."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def seconds_of(each: Collective, chip: str = "h100", **sizes: int) -> float:
     return sent.seconds
 
 
-def test_chips_are_sound() -> None:
+def test_chip_figures_are_plausible() -> None:
     assert set(CHIPS) == {"a100", "h100", "h200", "b200", "v5e", "v5p", "v6e"}
     for chip in CHIPS.values():
         assert 10e9 < chip.capacity <= chip.memory < 200e9
@@ -59,7 +59,7 @@ def test_chips_are_sound() -> None:
         find_chip("h1000")
 
 
-def test_data_parallel_by_hand() -> None:
+def test_data_parallel_matches_hand_calculation() -> None:
     # Each of 8 GPUs sends 2 x 7/8 of 4 bytes a parameter over NVLink, at 450 GB/s.
     gradients = exchange("all-reduce", 4 * MEDIUM, "data", size=8)
     found = plan(replace(step_of(MEDIUM, data=8), exchanges=(gradients,)), H100)
@@ -76,7 +76,7 @@ def test_data_parallel_by_hand() -> None:
     assert found.efficiency[0] > 0.9  # the goal of 1 to 8 H100
 
 
-def test_who_computes_faster_waits_longer() -> None:
+def test_faster_compute_lowers_efficiency() -> None:
     gradients = exchange("all-reduce", 4 * MEDIUM, "data", size=8)
     step = replace(step_of(MEDIUM, data=8), exchanges=(gradients,))
     half, all_of_it = (plan(step, H100, compute_efficiency=share) for share in (0.5, 1.0))
@@ -86,7 +86,7 @@ def test_who_computes_faster_waits_longer() -> None:
         plan(step, H100, compute_efficiency=1.5)
 
 
-def test_the_compiled_program_comes_before_the_formula() -> None:
+def test_compiled_program_takes_precedence_over_the_formula() -> None:
     step = replace(step_of(MEDIUM, data=8), compute_time=ComputeTime(0.030, 0.002))
     found = plan(step, H100)
     assert (found.compute, found.compute_efficiency) == (0.032, None)
@@ -97,13 +97,13 @@ def test_the_compiled_program_comes_before_the_formula() -> None:
     assert on(step, 16, strong=False).compute == pytest.approx(0.032)
 
 
-def test_a_pipeline_waits() -> None:
+def test_pipeline_bubble_adds_time() -> None:
     # 4 stages and 12 microbatches: 3 of 15 turns are lost.
     found = plan(replace(step_of(MEDIUM, stage=4), bubble=3 / 15), H100)
     assert found.efficiency == pytest.approx((0.8, 0.8))
 
 
-def test_an_axis_beyond_the_fast_domain_goes_over_slow_links() -> None:
+def test_an_axis_beyond_the_fast_domain_uses_slow_links() -> None:
     inside = exchange("all-gather", GIB, "tensor", size=8)
     assert seconds_of(inside, tensor=8) == pytest.approx(7 / 8 * GIB / 450e9)
     # With 8 tensor devices in each node, every member of data is in a node of its own.
@@ -152,7 +152,7 @@ def on(step: StepProfile, devices: int, *, strong: bool) -> Plan:
     return plan(other, H100)
 
 
-def test_one_device_exchanges_nothing_and_more_have_the_gradients_of_data() -> None:
+def test_scaling_from_one_device_adds_the_gradient_all_reduce() -> None:
     gradients = exchange("all-reduce", 4 * MEDIUM, "data", size=8)
     planned = replace(step_of(MEDIUM, data=8), exchanges=(gradients,))
     alone = on(planned, 1, strong=False)
@@ -179,7 +179,7 @@ def test_fewer_devices_than_planned_hold_more_of_the_state() -> None:
     assert on(planned, 16, strong=False).step.parameters == planned.parameters
 
 
-def test_the_same_batch_on_more_devices_is_gathered_in_fewer_microbatches() -> None:
+def test_strong_scaling_reduces_the_microbatches() -> None:
     weights = exchange("all-gather", GIB, "fsdp", size=8, runs=16)
     activations = exchange("all-reduce", GIB, "tensor", size=2, runs=16)
     step = replace(

@@ -1,4 +1,4 @@
-"""Several processes find each other, and compute what one process does."""
+"""Multi-process start, and equivalence to one process."""
 
 import json
 import os
@@ -29,8 +29,8 @@ from tjx_parallel.config import DistributedConfig
 
 count, index, port = (int(argument) for argument in sys.argv[1:])
 jax.config.update("jax_num_cpu_devices", 8 // count)
-# One process is told too that it is one of one: it then adds up with Gloo, as several do, and in
-# the same order, which is not that of additions within a process.
+# A single process is initialized as one of one: it then reduces with Gloo, as several do, in the
+# same order, which differs from that of sums within a process.
 initialize(DistributedConfig(
     coordinator=f"127.0.0.1:{port}", num_processes=count, process_id=index, heartbeat_timeout=60,
 ))
@@ -123,7 +123,7 @@ def result_of(process: subprocess.Popen[str]) -> Any:
     return json.loads(line.removeprefix("result"))
 
 
-def test_processes_compute_what_one_does_bit_for_bit() -> None:
+def test_several_processes_equal_one_bitwise() -> None:
     alone, port = str(free_port()), str(free_port())
     words = [["1", "0", alone], *(["4", str(index), port] for index in range(4))]
     with together(TRAIN, words, lambda _: {}) as processes:
@@ -204,7 +204,7 @@ THREE = {
 }
 
 
-def test_the_config_goes_before_the_environment(asked: pytest.MonkeyPatch) -> None:
+def test_config_takes_precedence_over_the_environment(asked: pytest.MonkeyPatch) -> None:
     for name, value in THREE.items():
         asked.setenv(name, value)
     with pytest.raises(Asked) as by_environment:
@@ -225,7 +225,7 @@ def test_the_config_goes_before_the_environment(asked: pytest.MonkeyPatch) -> No
     assert options["coordinator_bind_address"] == "10.1.0.1:11"
 
 
-def test_a_cluster_is_given_the_heartbeat_and_the_address_too(asked: pytest.MonkeyPatch) -> None:
+def test_cluster_detection_uses_heartbeat_and_bind_address(asked: pytest.MonkeyPatch) -> None:
     with pytest.raises(Asked) as by_cluster:
         initialize(DistributedConfig(heartbeat_timeout=7, bind_address="10.1.0.1:11"))
     arguments, options = by_cluster.value.args
@@ -244,7 +244,7 @@ def test_a_cluster_is_given_the_heartbeat_and_the_address_too(asked: pytest.Monk
         ({**THREE, "JAX_COORDINATOR_ADDRESS": "here"}, "coordinator = 'here': must be host:port"),
     ],
 )
-def test_an_environment_that_does_not_fit_is_refused(
+def test_invalid_environment_raises(
     asked: pytest.MonkeyPatch, variables: dict[str, str], complaint: str
 ) -> None:
     for name, value in variables.items():
@@ -253,7 +253,7 @@ def test_an_environment_that_does_not_fit_is_refused(
         initialize()
 
 
-def test_a_used_device_matters_only_where_there_are_others(asked: pytest.MonkeyPatch) -> None:
+def test_late_initialization_raises_only_with_other_processes(asked: pytest.MonkeyPatch) -> None:
     def refuse(**_: Any) -> None:
         raise RuntimeError("jax.distributed.initialize() must be called before any JAX call")
 
@@ -313,7 +313,7 @@ except ValueError as error:
 """
 
 
-def test_processes_with_other_values_are_refused_and_told_which() -> None:
+def test_different_values_between_processes_raise() -> None:
     port = str(free_port())
     with together(COMPARE, [[str(index), port] for index in range(2)], lambda _: {}) as processes:
         one, other = (result_of(process) for process in processes)

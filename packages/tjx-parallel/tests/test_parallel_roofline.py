@@ -1,4 +1,4 @@
-"""An estimate is what one works out by hand: kernels, bytes, FLOPs, seconds, regions, passes."""
+"""Roofline estimates against hand calculations: kernels, bytes, FLOPs, seconds, regions."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def only(hlo: str) -> Kernel:
 X = "%x = f32[8,16]{1,0} parameter(0)"
 
 
-def test_a_product_takes_its_flops_or_its_bytes_and_the_launch() -> None:
+def test_a_product_takes_compute_or_memory_time_plus_launch() -> None:
     w = "%w = f32[16,4]{1,0} parameter(1)"
     dims = "lhs_contracting_dims={1}, rhs_contracting_dims={0}"
     dot = f"ROOT %y = f32[8,4]{{1,0}} dot(%x, %w), {dims}, {named('jvp(mlp)/dot_general')}"
@@ -75,7 +75,7 @@ def test_library_calls_are_products_and_their_workspace_is_no_traffic() -> None:
     assert kernel.bytes == (8 * 16 + 8 * 4 + 16 * 4) * BF16
 
 
-def test_products_of_8_bits_take_their_own_rate() -> None:
+def test_8_bit_products_have_their_own_rate() -> None:
     config = '{"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":[1]}}}'
     call = (
         "%c = bf16[8,4]{1,0} custom-call(%x, %w), "
@@ -89,7 +89,7 @@ def test_products_of_8_bits_take_their_own_rate() -> None:
     assert kernel.seconds == pytest.approx(kernel.flops / CHIP.float8_flops)
 
 
-def test_random_bits_take_operations_on_integers() -> None:
+def test_random_bits_count_integer_operations() -> None:
     """One addition, one rotation and one comparison an element; floats and shapes are free."""
     bits = computation(
         "bits",
@@ -141,7 +141,7 @@ STACKED = computation(
 )
 
 
-def test_of_a_stacked_buffer_only_the_slice_is_moved() -> None:
+def test_a_sliced_buffer_counts_with_its_slice() -> None:
     stack, index = "%w = f32[12,8,16]{2,1,0} parameter(0)", "%i = s32[] parameter(1)"
     read = "%r = bf16[1,8,16]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%sliced"
     assert only(program(stack, index, read, computations=SLICED)).bytes == (
@@ -165,7 +165,7 @@ def test_of_a_stacked_buffer_only_the_slice_is_moved() -> None:
     )
 
 
-def test_operands_in_the_tuple_of_a_start_are_no_results() -> None:
+def test_operands_in_a_start_tuple_are_not_results() -> None:
     call = (
         "%d = ((f32[8,16]{1,0}), f32[4,16]{1,0}, u32[]) custom-call-start(%x), "
         'custom_call_target="kernel"'
@@ -202,7 +202,7 @@ def loop(trips: str) -> str:
     return program(X, start, computations=body + until)
 
 
-def test_a_loop_runs_as_often_as_it_says() -> None:
+def test_loops_count_their_trip_count() -> None:
     known = found(loop(', backend_config={"known_trip_count":{"n":"3"}}'))
     assert known.total() == pytest.approx((3, 3 * 2 * 8 * 16 * F32, 0, 3 * (1024e-9 + 1e-7)))
     assert not known.notes
@@ -265,7 +265,7 @@ def test_attention_kernels_take_flops_by_formula_at_a_measured_rate(implementati
         assert found(again).kernels[1].flops == once
 
 
-def test_collectives_stand_apart_and_need_the_mesh() -> None:
+def test_collectives_are_separate_and_need_the_mesh() -> None:
     reduced = "ROOT %r = f32[8,16]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%sum"
     add = computation("sum", "ROOT %s = f32[] add(%a, %b)")
     hlo = program(
@@ -328,7 +328,7 @@ def test_a_compiled_step_has_the_flops_of_the_formula_in_each_region(unroll: int
     assert weights <= update.bytes <= 4 * weights
 
 
-def test_bytes_and_flops_of_a_compiled_product_by_hand() -> None:
+def test_bytes_and_flops_of_a_compiled_product() -> None:
     estimated = found(compiled(lambda x, w: x @ w, (24, 48), (48, 96)))
     (product,) = (each for each in estimated.kernels if each.flops)
     assert product.flops == 2 * 24 * 48 * 96

@@ -1,4 +1,4 @@
-"""What fits a mesh is laid out as the table says, what does not is explained."""
+"""Sharding rules, meshes and batches: specs and error messages."""
 
 from typing import Any
 
@@ -50,7 +50,7 @@ def test_a_mesh_has_all_axes_in_auto_mode_and_uses_each_device_once() -> None:
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
-def test_wrong_sizes_are_named_with_both_numbers() -> None:
+def test_wrong_mesh_sizes_raise_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"fsdp=3 needs a multiple of 3 devices, there are 8"):
         make_mesh(MeshConfig(fsdp=3))
     with pytest.raises(ValueError, match=r"data=2 x tensor=2 needs 4 devices, there are 8"):
@@ -59,7 +59,7 @@ def test_wrong_sizes_are_named_with_both_numbers() -> None:
         make_mesh(MeshConfig(data=1))
 
 
-def test_all_mistakes_in_a_config_are_told_at_once() -> None:
+def test_all_config_errors_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match="tensor = 0") as caught:
         MeshConfig(tensor=0, context=-1, fsdp=-1, virtual_stages=1, rules=("mlp=node", "batch="))
     message = str(caught.value)
@@ -69,7 +69,7 @@ def test_all_mistakes_in_a_config_are_told_at_once() -> None:
     assert "the row batch stays" in message
 
 
-def test_slices_are_joined_along_the_axes_that_talk_least() -> None:
+def test_slices_are_joined_along_the_axes_with_least_communication() -> None:
     sizes = {"stage": 2, "data": 4, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
     assert across_slices(sizes, 2) == (1, 2, 1, 1, 1, 1)
     assert across_slices(sizes, 8) == (2, 4, 1, 1, 1, 1)
@@ -77,7 +77,7 @@ def test_slices_are_joined_along_the_axes_that_talk_least() -> None:
         across_slices(sizes, 32)
 
 
-def test_the_configuration_s_rows_and_sequence_parallel_make_the_table() -> None:
+def test_rules_from_config_rows_and_sequence_parallel() -> None:
     rules = ShardingRules.of(MeshConfig(sequence_parallel=False, rules=("mlp=fsdp+tensor",)))
     assert rules.mesh_axes("residual") == rules.mesh_axes("seq") == ("context",)
     assert rules.mesh_axes("mlp") == ("fsdp", "tensor")
@@ -88,20 +88,20 @@ def test_the_configuration_s_rows_and_sequence_parallel_make_the_table() -> None
     assert spec == P(None, None)
 
 
-def test_a_row_can_be_replaced_and_added() -> None:
+def test_rules_can_be_replaced_and_added() -> None:
     mesh = make_mesh(MeshConfig(fsdp=4))
     rules = ShardingRules({"embed": ("data", "fsdp"), "memory": ("fsdp",)})
     assert rules.spec(mesh, ("embed", "mlp"), (8, 8)) == P(("data", "fsdp"), None)
     assert rules.spec(mesh, ("memory",), (8,)) == P("fsdp")
 
 
-def test_a_mesh_axis_divides_only_the_first_dimension_that_asks() -> None:
+def test_a_mesh_axis_shards_only_the_first_matching_dimension() -> None:
     rules = ShardingRules()
     spec = rules.spec(make_mesh(MeshConfig(fsdp=8)), ("embed", "embed"), (8, 8))
     assert spec == P("fsdp", None)
 
 
-def test_rules_name_what_does_not_exist() -> None:
+def test_unknown_axes_raise() -> None:
     with pytest.raises(ValueError, match="'node' is no mesh axis"):
         ShardingRules({"embed": ("node",)})
     with pytest.raises(ValueError, match="is no mesh axis"):
@@ -110,7 +110,7 @@ def test_rules_name_what_does_not_exist() -> None:
         ShardingRules().mesh_axes("embedd")
 
 
-def test_all_parameters_that_do_not_fit_are_told_with_path_and_numbers() -> None:
+def test_all_parameters_that_do_not_divide_are_reported() -> None:
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     logical = {"wte": ("vocab", "embed"), "b": {"up": ("embed", "mlpp"), "old": None}}
     shapes = {"wte": shape(50257, 6), "b": {"up": shape(4, 4), "new": shape(2)}}
@@ -126,7 +126,7 @@ def test_all_parameters_that_do_not_fit_are_told_with_path_and_numbers() -> None
         param_shardings(mesh, ShardingRules(), {"w": ("embed",)}, {"w": shape(4, 4)})
 
 
-def test_the_state_inherits_from_the_parameter_with_the_longest_path() -> None:
+def test_state_shardings_use_the_longest_parameter_path() -> None:
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     logical = {"w": ("embed", "mlp"), "inner": {"w": ("mlp", "embed")}, "plain": None}
     shapes = {"w": shape(8, 8), "inner": {"w": shape(8, 8)}, "plain": shape(3)}
@@ -143,7 +143,7 @@ def test_the_state_inherits_from_the_parameter_with_the_longest_path() -> None:
     assert result["step"] == whole
 
 
-def test_a_batch_lies_in_order_over_data_and_fsdp() -> None:
+def test_batches_are_sharded_in_order_over_data_and_fsdp() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     rows = np.arange(24, dtype=np.int32).reshape(8, 3)
     batch = shard_batch(mesh, {"tokens": rows, "weights": rows[:, 0]})
@@ -154,20 +154,20 @@ def test_a_batch_lies_in_order_over_data_and_fsdp() -> None:
     assert batch_process(mesh) == (0, 1)
 
 
-def test_a_batch_that_does_not_divide_is_named_with_both_numbers() -> None:
+def test_a_batch_that_does_not_divide_raises_with_both_numbers() -> None:
     mesh = make_mesh(MeshConfig(fsdp=4))
     with pytest.raises(ValueError, match=r"tokens: 6 rows .* = 2 x 4 x 1 = 8") as caught:
         shard_batch(mesh, {"tokens": np.zeros((6, 2)), "loss": np.array(1.0)})
     assert "loss: has no rows" in str(caught.value)
 
 
-def test_one_process_needs_no_start() -> None:
+def test_one_process_needs_no_initialization() -> None:
     initialize()
     assert is_main()
     assert not jax.distributed.is_initialized()
 
 
-def test_a_half_given_start_is_explained() -> None:
+def test_incomplete_distributed_config_raises() -> None:
     with pytest.raises(ValueError, match="num_processes is missing") as caught:
         DistributedConfig(coordinator="somewhere")
     assert "process_id is missing" in str(caught.value)

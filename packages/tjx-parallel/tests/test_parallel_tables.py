@@ -1,4 +1,4 @@
-"""Lookup in a table on several devices: its gradient is summed over those that hold the ids."""
+"""Sharded embedding lookup: the gradient is summed over devices."""
 
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from tjx_parallel import MeshConfig, ShardingRules, batch_sharding, look_up, mak
 
 
 @pytest.mark.parametrize("sizes", [{"data": 4}, {"fsdp": 2, "tensor": 2}], ids=str)
-def test_a_lookup_of_ones_own_has_the_gradient_of_take(sizes: Any) -> None:
+def test_a_custom_lookup_has_the_gradient_of_take(sizes: Any) -> None:
     choices = MeshConfig(**sizes)
     mesh = make_mesh(choices, jax.devices()[:4])
     rules = ShardingRules.of(choices)

@@ -6,7 +6,7 @@ during training. The other names are what such programs need to sample from and 
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
