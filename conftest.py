@@ -10,11 +10,14 @@ from pathlib import Path
 
 # Set before JAX is imported, and in the environment so that child processes inherit them.
 # Compilation dominates the suite: skip LLVM's optimizations, make kernels without MLIR (whose
-# contexts take longer than the kernels of small models), and compile equal programs once.
+# contexts take longer than the kernels of small models), generate code in one piece, and compile
+# equal programs once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    "XLA_FLAGS",
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tjx" / "test-compilations")
