@@ -159,7 +159,8 @@ def test_local_tasks_run_without_a_network(
     assert "sheep_choice" in capsys.readouterr().out
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
-    class LocalTasks(TaskManager):  # reading the harness's own tasks takes seconds
+    # Reading the tasks of the harness takes seconds.
+    class LocalTasks(TaskManager):  # type: ignore[misc]  # untyped
         def __init__(self, include_path: str, include_defaults: bool) -> None:
             assert include_defaults
             super().__init__(include_path=include_path, include_defaults=False)
