@@ -112,7 +112,7 @@ def load_preset(name_or_path: str) -> Preset:
     else:
         return Preset(name_or_path, "", {}, {}, [_unknown_preset(name_or_path)])
     if problem:
-        return Preset(path.stem, "", {}, {}, [f"--config: {name_or_path} {problem}"])
+        return Preset(path.stem, "", {}, {}, [f"--config: got {name_or_path}; {problem}"])
     values, problems = _read_values(text, label)
     return Preset(path.stem, describe(text), read_head(text), values, problems)
 
@@ -208,14 +208,15 @@ def _read_file(path: Path) -> tuple[str, str]:
     """Return the text of a preset file and "", or "" and the problem."""
     if path.is_dir():
         inside = path / "config.yaml"
-        return "", f"is a folder; give {inside if inside.exists() else 'a .yaml file'}"
+        file = inside if inside.exists() else "a .yaml file"
+        return "", f"expected a file, not a folder; give {file}"
     if path.is_fifo() and not path.is_relative_to("/dev"):
-        return "", "is a pipe, which could block forever; give a file"
+        return "", "expected a file, not a pipe, which could block forever"
     try:
         with path.open("rb") as file:
             data = file.read(MAX_PRESET_BYTES + 1)
         if len(data) > MAX_PRESET_BYTES:
-            return "", f"is larger than {MAX_PRESET_BYTES} bytes: is it a preset?"
+            return "", f"expected at most {MAX_PRESET_BYTES} bytes: is it a preset?"
         return data.decode("utf-8"), ""
     except FileNotFoundError:
         files = [*map(str, path.parent.glob("*.y*ml")), *preset_names()]
@@ -223,9 +224,9 @@ def _read_file(path: Path) -> tuple[str, str]:
         hint = f"; did you mean {near}?" if near else f"; presets are {', '.join(preset_names())}"
         return "", f"file not found{hint}"
     except UnicodeDecodeError as error:
-        return "", f"is not UTF-8 (byte {error.start}); save it as UTF-8 text"
+        return "", f"not UTF-8 (byte {error.start}); save it as UTF-8 text"
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        return "", f"cannot be read ({error})"
+        return "", f"the file cannot be read ({error})"
 
 
 def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]:
