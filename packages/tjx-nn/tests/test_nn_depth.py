@@ -73,6 +73,22 @@ def test_the_default_unrolls_on_gpus_up_to_a_depth(
         assert scan_layers.uses_scan(config, count) == given
 
 
+@pytest.mark.parametrize(
+    ("count", "width", "remat", "loop"),
+    [
+        (4, 128, "none", False),
+        (5, 128, "none", True),
+        (4, 64, "none", True),
+        (4, 128, "full", True),
+    ],
+)
+def test_the_default_unrolls_few_wide_blocks_on_cpus(
+    count: int, width: int, remat: Any, loop: bool
+) -> None:
+    config = GPTConfig(n_layer=count, d_model=width, n_head=2, remat=remat)
+    assert scan_layers.uses_scan(config, count) == loop
+
+
 def test_what_gpus_get_computes_the_same(
     make: Make, tokens: jax.Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,8 @@ class TransformerConfig:
         so that they stay right (Yang et al. 2022, "Tensor Programs V"). None is no muP.
     scan_layers
         Whether blocks run as a compiled loop, which compiles fast, or unrolled; same parameters.
-        None unrolls up to 24 blocks on GPUs, and runs a loop elsewhere.
+        None unrolls up to 24 blocks on GPUs and, without remat and from d_model 128, up to 4 on
+        CPUs.
     remat
         What the backward pass computes again to save memory: "none", "full" (all of a block),
         "attention" (all but attention's output), "dots" (all but matrix products).

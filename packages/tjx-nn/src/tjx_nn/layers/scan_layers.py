@@ -24,6 +24,10 @@ Stack = tuple[Any, tuple[int | None, ...]]
 
 # Blocks of a stack that are unrolled on GPUs where `scan_layers` is None.
 MAX_UNROLLED_LAYERS_ON_GPU = 24
+# The same on CPUs without remat, for models of at least this width: narrower ones compile for
+# longer than they gain.
+MAX_UNROLLED_LAYERS_ON_CPU = 4
+MIN_UNROLLED_WIDTH_ON_CPU = 128
 
 _POLICIES: dict[str, Any] = {
     "full": None,
@@ -97,12 +101,18 @@ def uses_scan(config: TransformerConfig, count: int) -> bool:
     """Tell whether so many blocks are compiled as a loop, for the platform in use.
 
     A loop copies everything that the backward pass needs of a block to stacked arrays and back. On
-    GPUs that costs more than it saves up to `UNROLLED_ON_GPU` blocks; deeper models would take
-    minutes more to compile. XLA:CPU runs and compiles a loop faster.
+    GPUs that costs more than it saves up to `MAX_UNROLLED_LAYERS_ON_GPU` blocks; deeper models
+    would take minutes more to compile. Few and wide blocks are unrolled on CPUs too, unless remat
+    saves their memory, which XLA:CPU does in loops only.
     """
     if config.scan_layers is not None:
         return config.scan_layers
-    return current_target().platform != "gpu" or count > MAX_UNROLLED_LAYERS_ON_GPU
+    platform = current_target().platform
+    if platform == "gpu":
+        return count > MAX_UNROLLED_LAYERS_ON_GPU
+    wide = config.d_model >= MIN_UNROLLED_WIDTH_ON_CPU
+    few = count <= MAX_UNROLLED_LAYERS_ON_CPU
+    return platform != "cpu" or config.remat != "none" or not (few and wide)
 
 
 @jax.custom_vjp
