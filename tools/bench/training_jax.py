@@ -11,6 +11,8 @@ from turns import Json, serve
 
 import tjx_nn
 import tjx_optim
+from tjx_trainer.runtime.allocator import retain_freed_memory, run_cpu_programs_inline
+from tjx_trainer.runtime.xla_flags import set_flags
 
 
 class Training:
@@ -74,5 +76,10 @@ class Training:
 
 
 if __name__ == "__main__":
+    # What the trainer sets before its first step.
+    set_flags()
+    run_cpu_programs_inline()
+    if jax.default_backend() == "cpu":
+        retain_freed_memory()
     training = Training()
     serve({"prepare": training.prepare, "run": training.run})

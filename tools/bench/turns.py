@@ -18,6 +18,10 @@ from typing import Any
 Json = dict[str, Any]
 
 
+# Vector and matrix instructions, of those that /proc/cpuinfo names.
+FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
+
+
 class WorkerError(Exception):
     """A worker ended before it answered; what it printed says why."""
 
@@ -101,8 +105,11 @@ def machine() -> Json:
     """Say what the benchmark runs on."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.is_file() and (model := re.search(r"model name\s*: (.*)", info.read_text())):
+    text = info.read_text() if info.is_file() else ""
+    if model := re.search(r"model name\s*: (.*)", text):
         cpu = model[1]
+    flags = re.search(r"(?:flags|Features)\s*: (.*)", text)
+    available = set(flags[1].split()) if flags else set()
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         capture_output=True,
@@ -111,7 +118,10 @@ def machine() -> Json:
     )
     return {
         "cpu": cpu,
+        "cpu_features": [name for name in FEATURES if name in available],
         "cpus": os.cpu_count(),
+        # The CPUs that this process and its workers may run on.
+        "pinned_cpus": sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else None,
         "gpu": gpu_state(),
         "system": platform.platform(),
         "revision": revision.stdout.strip() or None,
