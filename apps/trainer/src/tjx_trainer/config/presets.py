@@ -208,8 +208,8 @@ def _read_file(path: Path) -> tuple[str, str]:
     """Return the text of a preset file and "", or "" and the problem."""
     if path.is_dir():
         inside = path / "config.yaml"
-        file = inside if inside.exists() else "a .yaml file"
-        return "", f"expected a file, not a folder; give {file}"
+        example = inside if inside.exists() else "a .yaml file"
+        return "", f"expected a file, not a folder; give {example}"
     if path.is_fifo() and not path.is_relative_to("/dev"):
         return "", "expected a file, not a pipe, which could block forever"
     try:
