@@ -8,7 +8,7 @@ each have one, of one line.
 
 def tjx_package(name):
     """Declare the wheel of a package or app, and what stands beside its sources."""
-    files(name="meta", sources=["pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"])
+    files(name="meta", sources=["pyproject.toml", "*.md", "LICENSE"])
     python_distribution(
         name="wheel",
         dependencies=["./src", ":meta"],

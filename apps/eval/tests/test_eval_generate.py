@@ -172,8 +172,8 @@ def test_flags_of_sample_py_are_translated(
         (["--prompt", "a", "--prompt_file", "b"], "leave out one"),
         (["--prompt_file", "{tmp}/no"], "cannot be read"),
         (["--interactive", "--samples", "2"], "--interactive: not supported with --samples"),
-        (["--temperature", "-1", "--max_new_tokens", "2"], "temperature is -1.0"),
-        (["--top_p", "2", "--max_new_tokens", "2"], "top_p is 2.0"),
+        (["--temperature", "-1", "--max_new_tokens", "2"], "temperature: got -1.0"),
+        (["--top_p", "2", "--max_new_tokens", "2"], "top_p: got 2.0"),
     ],
 )
 def test_mistakes_are_reported(

@@ -133,7 +133,7 @@ MISTAKES = [
     ("{run}/config.yaml", "got a file; expected a model directory; give {run}"),
     ("{tmp}/plain", "found neither config.yaml"),
     ("{tmp}/no_tokenizer", "tokenizer.json is missing"),
-    ("{tmp}/no_weights", "has neither model.safetensors nor"),
+    ("{tmp}/no_weights", "found neither model.safetensors nor"),
     ("{run} --step 3", "there is no checkpoint of step 3; it has 2, 4"),
     (
         "{hf} --data {tmp}/text.txt --step 4",

@@ -199,7 +199,7 @@ def test_sections_are_checked_despite_wrong_arguments() -> None:
         "--config", "gpt2_smal", "--model.n_head", "5", "--data.seq_len", "4096", "--lr", "1"
     )
     assert len(problems) == 4
-    assert any("n_head is 5" in line for line in problems)
+    assert any("with n_head 5" in line for line in problems)
     assert any(
         "data.seq_len: got 4096; expected at most model.max_seq_len" in line for line in problems
     )

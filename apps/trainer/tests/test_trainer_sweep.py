@@ -82,7 +82,7 @@ def test_all_mistakes_of_all_combinations_are_reported_once() -> None:
     )
     assert len(problems) == 3
     assert "got '8,8' with a repeated value" in problems[0]
-    assert "n_head is 5" in problems[1]
+    assert "with n_head 5" in problems[1]
     assert "(with learning_rate=1e-3,batch_size=8,n_head=5" in problems[1]
     assert "got 'x'; expected a number" in problems[2]
     assert "no flag has several values" in problems_of("--seed=1")[0]

@@ -63,7 +63,7 @@ def test_every_model_trains_on_a_mesh_as_on_one_device(
         ("--mesh.tensor 5", "mesh.tensor: got 5; expected a divisor of model.n_head=12"),
         ("--mesh.fsdp 5 --mesh.data 1 --train.batch_size 5", "a divisor of model.d_model=768"),
         ("--mesh.context 3", "of 6 with ring attention, and a row has 1024 tokens"),
-        ("--mesh.stage 5", "n_layer is 12 and a pipeline wants 5 equal parts"),
+        ("--mesh.stage 5", "n_layer: got 12; expected a multiple of 5 pipeline stages"),
         ("--mesh.stage 2 --train.accumulation 1", "expected at least mesh.stage=2 microbatches"),
         ("--mesh.expert 2", "mesh.expert: got 2; expected a divisor of model.experts.count=0"),
         ("--mesh.context 2 --model.attention_dropout 0.1", "give --mesh.context_kind all_to_all"),

@@ -1,4 +1,4 @@
-"""A tiny model that most tests share, so that it is compiled once."""
+"""Tiny GPT shared by tests, so that it is compiled once."""
 
 import functools
 from collections.abc import Callable
@@ -12,12 +12,12 @@ import pytest
 from tjx_nn import GPTConfig, TransformerConfig, bind, init
 from tjx_nn.functional import Params
 
-# Fewer key-value heads than heads, and no two sizes alike.
+# Grouped-query attention; all sizes differ.
 TINY = GPTConfig(vocab_size=23, max_seq_len=16, n_layer=2, n_head=4, n_kv_head=2, d_model=24)
 
 
 def make_params(config: TransformerConfig, seed: int = 0) -> Params:
-    """Initial values in kind, with noise, so that no bias is zero and no scale is one."""
+    """Random parameters with the shapes of init, so that no bias is 0 and no scale is 1."""
     rng = np.random.default_rng(seed)
 
     def noisy(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Any:
@@ -70,13 +70,13 @@ def run() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def descend() -> Callable[..., list[float]]:
-    """Twenty steps down a loss: descend(loss, params) -> losses."""
+    """Twenty steps of sign descent: descend(loss, params) -> losses."""
 
     def run(loss: Callable[[Params], jax.Array], params: Params) -> list[float]:
         @jax.jit
         def step(params: Params) -> Any:
             value, gradients = jax.value_and_grad(loss)(params)
-            # The sign of the gradient: a step that no layer's scale can slow down.
+            # Sign descent: the step does not depend on the scale of a layer.
             moved = jax.tree.map(lambda p, g: p - 0.01 * jnp.sign(g), params, gradients)
             return value, moved
 

@@ -1,4 +1,4 @@
-"""Beam search: against all sequences there are, and against beam search in NumPy."""
+"""Beam search against exhaustive search and against a NumPy implementation."""
 
 import itertools
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def params(make: Make) -> Params:
 
 @pytest.fixture(scope="module")
 def log_probs(params: Params) -> list[Scored]:
-    """For each row the log-probability of every sequence of up to NEW tokens, from one forward."""
+    """Log-probability of every sequence of up to NEW tokens of each row, from one forward pass."""
     from tjx_nn import bind
 
     every = np.array(list(itertools.product(range(4), repeat=NEW)), np.int32)
@@ -60,7 +60,7 @@ def finished(sequence: tuple[int, ...]) -> bool:
 
 
 def by_hand(log_probs: Scored, beams: int, penalty: float) -> list[tuple[float, tuple[int, ...]]]:
-    """Beam search as the docstring tells it."""
+    """Beam search in NumPy, as documented."""
     alive: list[tuple[int, ...]] = [()]
     ended: list[tuple[float, tuple[int, ...]]] = []
     for length in range(1, NEW + 1):
@@ -82,7 +82,7 @@ def search(params: Params, beams: int, penalty: float) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.5, -1.0])
-def test_wide_beams_find_the_best_of_all_sequences(
+def test_wide_beams_equal_exhaustive_search(
     params: Params, log_probs: list[Scored], penalty: float
 ) -> None:
     tokens, scores = search(params, 28, penalty)
@@ -92,7 +92,7 @@ def test_wide_beams_find_the_best_of_all_sequences(
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_narrow_beams_are_beam_search(
+def test_narrow_beams_equal_numpy_beam_search(
     params: Params, log_probs: list[Scored], penalty: float
 ) -> None:
     tokens, scores = search(params, 2, penalty)
@@ -108,7 +108,7 @@ def check(
         assert tuple(found) == (*sequence, *[STOP] * (NEW - len(sequence)))
 
 
-def test_one_beam_is_greedy_and_gpt_has_beams_too(tiny: GPTConfig, make: Make) -> None:
+def test_one_beam_of_gpt_is_greedy_decoding(tiny: GPTConfig, make: Make) -> None:
     params = make(tiny)
     prompt = np.random.default_rng(1).integers(0, 23, (3, 7), np.int32)
     lengths = np.array([7, 1, 4], np.int32)
@@ -118,7 +118,7 @@ def test_one_beam_is_greedy_and_gpt_has_beams_too(tiny: GPTConfig, make: Make) -
 
 
 def test_errors_and_empty_results(params: Params) -> None:
-    with pytest.raises(ValueError, match="beams is 0") as error:
+    with pytest.raises(ValueError, match="beams: got 0") as error:
         beam_search(
             PAIR, params, START, ONES, beams=0, max_new_tokens=20, length_penalty=float("nan")
         )

@@ -1,4 +1,4 @@
-"""BERT: what padding, packing and order change and what they do not, and that it learns."""
+"""BERT: padding, packing, token order, losses, classification and training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -40,12 +40,12 @@ def test_padding_changes_nothing(params: Params, tokens: np.ndarray, run: Run) -
     expected = run(TINY, params, tokens, mask=MASK)
     other = np.where(MASK, tokens, (tokens + 7) % 23)
     np.testing.assert_allclose(run(TINY, params, other, mask=MASK)[MASK], expected[MASK], atol=1e-5)
-    # A shorter row is as if there were no padding; a full one as without a mask.
+    # A padded row equals the shorter row; a full row equals one without a mask.
     short = run(TINY, params, tokens[:1, :11])
     np.testing.assert_allclose(expected[:1, :11], short, atol=1e-5)
     plain = run(TINY, params, tokens)
     np.testing.assert_allclose(plain[1], expected[1], atol=1e-5)
-    assert np.abs(plain[0, :11] - short).max() > 1e-2  # the mask is what hides it
+    assert np.abs(plain[0, :11] - short).max() > 1e-2  # without a mask padding matters
 
 
 def test_a_row_of_padding_alone_is_finite(params: Params, tokens: np.ndarray, run: Run) -> None:
@@ -76,7 +76,7 @@ def test_losses_are_log_softmax_of_logits(params: Params, tokens: np.ndarray, ru
     np.testing.assert_allclose(jax.device_get(losses), expected * (labels != -100), atol=1e-5)
 
 
-def test_classes_are_told_by_the_first_token_and_all_that_it_sees(
+def test_class_logits_depend_on_the_first_token_and_the_tokens_that_it_attends_to(
     params: Params, tokens: np.ndarray
 ) -> None:
     @jax.jit
@@ -91,15 +91,13 @@ def test_classes_are_told_by_the_first_token_and_all_that_it_sees(
     np.testing.assert_allclose(changed[0], found[0], atol=1e-6)
     assert np.abs(changed[1] - found[1]).max() > 1e-4
 
-    with pytest.raises(ValueError, match="n_classes is None"):
+    with pytest.raises(ValueError, match="n_classes: got None"):
         abstract(dataclasses.replace(TINY, n_classes=None), lambda m: m.classify(tokens))
-    with pytest.raises(ValueError, match="the sequence is empty"):
+    with pytest.raises(ValueError, match="got an empty sequence"):
         abstract(TINY, lambda m: m.classify(tokens[:, :0]))
 
 
-def test_a_loop_over_layers_equals_them_unrolled(
-    params: Params, tokens: np.ndarray, run: Run
-) -> None:
+def test_scanned_layers_equal_unrolled_layers(params: Params, tokens: np.ndarray, run: Run) -> None:
     unrolled = run(dataclasses.replace(TINY, scan_layers=False), params, tokens)
     np.testing.assert_allclose(unrolled, run(TINY, params, tokens), atol=1e-5)
 
@@ -110,7 +108,7 @@ def test_learns_a_fixed_batch(
 ) -> None:
     labels = np.where(np.arange(16) % 3 == 0, tokens, -100)
     hidden = np.where(labels < 0, tokens, 3)
-    # A row of padding alone fills the batch up, and takes no part.
+    # A row of padding fills the batch and has no loss.
     hidden, labels = (np.pad(x, ((0, 1), (0, 0)), constant_values=-100) for x in (hidden, labels))
     mask = np.pad(MASK, ((0, 1), (0, 0)))
 
@@ -141,17 +139,19 @@ def abstract(config: BertConfig, call: Callable[[Bert], Any]) -> Any:
         return jax.eval_shape(build)
 
 
-def test_what_the_model_has_no_place_for_is_refused(tokens: np.ndarray) -> None:
+def test_invalid_inputs_raise(tokens: np.ndarray) -> None:
     long, types = np.zeros((1, 17), np.int32), np.full((2, 16), 2, np.int32)
-    with pytest.raises(ValueError, match="17 tokens and max_seq_len is 16"):
+    with pytest.raises(ValueError, match="17 tokens; expected at most max_seq_len 16"):
         abstract(TINY, lambda m: m(long))
-    with pytest.raises(ValueError, match="token types are from 2 to 2 and n_token_types is 2"):
+    with pytest.raises(
+        ValueError, match=r"token types: got values from 2 to 2;.*n_token_types is 2"
+    ):
         abstract(TINY, lambda m: m(tokens, token_types=types))
     with pytest.raises(ValueError, match="n_token_types is 0"):
         abstract(MODERN, lambda m: m(tokens, token_types=types))
-    with pytest.raises(ValueError, match="token ids are from 23 to 23"):
+    with pytest.raises(ValueError, match="token ids: got values from 23 to 23"):
         abstract(TINY, lambda m: m(np.full((1, 3), 23, np.int32)))
-    with pytest.raises(ValueError, match="pad_id is 30 and vocab_size is 23"):
+    with pytest.raises(ValueError, match=r"pad_id: got 30;.*vocab_size is 23"):
         dataclasses.replace(TINY, pad_id=30)
 
 

@@ -1,4 +1,4 @@
-"""Caches: a ring of slots gives the logits of the whole sequence, in the memory of a window."""
+"""KV cache: ring buffers give the logits of the whole sequence in the memory of a window."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tjx_nn.attention.kv_cache import (
     prefill_cache,
     select_rows,
     slot_positions,
-    write,
+    update_cache,
 )
 from tjx_nn.functional import Params
 from tjx_nn.generation.prompt import Prompt, read_prompt
@@ -26,7 +26,7 @@ Make = Callable[..., Params]
 LENGTHS = np.array([30, 1, 9], np.int32)
 
 
-def test_slots_hold_the_newest_position_that_falls_on_them() -> None:
+def test_slots_contain_their_newest_position() -> None:
     newest = np.array([0, 3, 4, 11], np.int32)
     found = np.asarray(jax.jit(slot_positions, static_argnums=1)(jax.device_put(newest), 4))
     expected = [[0, -3, -2, -1], [0, 1, 2, 3], [4, 1, 2, 3], [8, 9, 10, 11]]
@@ -38,7 +38,7 @@ def test_tokens_are_written_to_the_slots_of_their_positions() -> None:
     held = {"a": np.zeros((rows, 4, 3), np.float32), "b": np.zeros((rows, 6), np.float32)}
     new = {"a": np.ones((rows, 2, 3), np.float32), "b": np.full((rows, 2), 2, np.float32)}
     positions = 3 * np.arange(rows, dtype=np.int32)[:, None] + np.arange(2, dtype=np.int32)
-    found = jax.device_get(jax.jit(write)(*jax.device_put((held, new, positions))))
+    found = jax.device_get(jax.jit(update_cache)(*jax.device_put((held, new, positions))))
     for b in range(rows):
         for t in range(2):
             held["a"][b, positions[b, t] % 4], held["b"][b, positions[b, t] % 6] = 1, 2
@@ -46,7 +46,7 @@ def test_tokens_are_written_to_the_slots_of_their_positions() -> None:
         np.testing.assert_array_equal(found[name], expected)
 
 
-def test_a_prompt_s_last_tokens_are_kept() -> None:
+def test_the_last_tokens_of_a_prompt_are_cached() -> None:
     entries = {"x": np.tile(np.arange(8.0, dtype=np.float32), (2, 1))}
     keep = jax.jit(prefill_cache, static_argnums=2)
     on_device = jax.device_put((entries, np.array([7, 2], np.int32)))
@@ -57,7 +57,7 @@ def test_a_prompt_s_last_tokens_are_kept() -> None:
     np.testing.assert_array_equal(many, np.pad(entries["x"], ((0, 0), (0, 2))))
 
 
-def test_rows_share_the_source() -> None:
+def test_row_selection_leaves_source_entries_unchanged() -> None:
     x = np.arange(4.0, dtype=np.float32).reshape(2, 2)
     rows = np.array([1, 1], np.int32)
     cache = jax.jit(select_rows)(*jax.device_put(([{"self": {"k": x}, "cross": {"k": x}}], rows)))
@@ -65,8 +65,8 @@ def test_rows_share_the_source() -> None:
     np.testing.assert_array_equal(np.asarray(cache[0]["cross"]["k"]), x)
 
 
-def test_reading_all_slots_at_once_is_reading_them_by_runs() -> None:
-    """The one is what other platforms than CPUs do; positions stand for ragged rows."""
+def test_reading_all_slots_at_once_equals_reading_chunks() -> None:
+    """Platforms other than CPUs read all slots; positions differ between ragged rows."""
     rng = np.random.default_rng(0)
     q, k, v = (
         rng.normal(0, 1, shape).astype(np.float32)
@@ -86,7 +86,7 @@ def test_reading_all_slots_at_once_is_reading_them_by_runs() -> None:
     np.testing.assert_allclose(at_once, by_runs, atol=1e-5)
 
 
-# Windows that fill 16 slots, and have none to spare for several tokens at a time; and others.
+# Windows of exactly 16 slots, without a spare slot for several new tokens, and others.
 KINDS: dict[str, dict[str, Any]] = {
     "every third block global": {"window": 5, "global_every": 3, "n_layer": 3},
     "alibi": {"window": 5, "positions": "alibi", "attention_soft_cap": 4.0},
@@ -137,7 +137,7 @@ def test_memory_of_windowed_blocks_does_not_grow_with_the_sequence(tiny: GPTConf
     assert cache_slots(dataclasses.replace(config, window=None), 512) == (512, 512, 512)
 
 
-def test_generation_goes_on_far_beyond_the_window(tiny: GPTConfig, make: Make, run: Run) -> None:
+def test_generation_continues_far_beyond_the_window(tiny: GPTConfig, make: Make, run: Run) -> None:
     config = dataclasses.replace(tiny, max_seq_len=64, window=5, positions="rope")
     params = make(config)
     prompt = np.random.default_rng(1).integers(0, 23, (3, 30), np.int32)

@@ -1,4 +1,4 @@
-"""On GPUs caches grow while they fill: the same tokens, and no loop that waits for the device."""
+"""Growing caches (on GPUs): the same tokens, and no loop inside of a decoding step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tjx_nn.functional import Params
 from tjx_nn.generation import autoregressive, continuous_batching
 from tjx_nn.generation.decode_weights import make_decode_weights
 
-# The first row fills its bucket, so that the caches have no slot to spare when they grow.
+# The first row fills its bucket, so that caches have no spare slot when they grow.
 PROMPT = np.array([range(1, 17), [6, *[0] * 15]], np.int32)
 LENGTHS = np.array([16, 1], np.int32)
 NEW = 64
@@ -23,15 +23,15 @@ SIZES = (20, 40, 80)
 
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let caches of the CPU grow from few slots on."""
-    monkeypatch.setattr(caches, "_SMALLEST_GPU_CACHE", 20)
+    """Make caches grow on CPUs too, from few slots."""
+    monkeypatch.setattr(caches, "_MIN_GPU_SLOTS", 20)
     for module in (autoregressive, continuous_batching):
         monkeypatch.setattr(module, "params_platform", lambda _: "gpu")
 
 
 @pytest.fixture(scope="module")
 def config(tiny: GPTConfig) -> GPTConfig:
-    """A ring of 32 slots, which is cut short by the first size, and a block that keeps all."""
+    """A ring buffer of 32 slots, more than the first size, and a block without a window."""
     return dataclasses.replace(tiny, max_seq_len=80, window=30, global_every=2)
 
 
@@ -42,19 +42,19 @@ def params(config: GPTConfig, make: Callable[..., Params]) -> Params:
 
 @pytest.fixture(scope="module")
 def wanted(config: GPTConfig, params: Params) -> np.ndarray:
-    """The continuation from caches that have their full size from the start."""
+    """Generated tokens with caches of their final size."""
     arrays = jax.device_put((PROMPT, LENGTHS))
     return np.asarray(generate(config, params, *arrays, max_new_tokens=NEW))
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
-def test_generation_in_growing_caches_is_the_same(
+def test_growing_caches_do_not_change_generated_tokens(
     config: GPTConfig, params: Params, wanted: np.ndarray
 ) -> None:
     arrays = jax.device_put((PROMPT, LENGTHS))
     found, log_probs = generate(config, params, *arrays, max_new_tokens=NEW, return_log_probs=True)
     np.testing.assert_array_equal(np.asarray(found), wanted)
-    assert np.all(np.asarray(log_probs) < 0)  # no column was left out
+    assert np.all(np.asarray(log_probs) < 0)  # every column is written
     streamed = stream(config, params, *arrays, max_new_tokens=NEW, tokens_per_call=9)
     np.testing.assert_array_equal(np.stack(list(streamed), 1), wanted)
 
@@ -79,7 +79,7 @@ def test_slots_grow_with_the_longest_sequence(
 
 
 def test_a_decode_step_on_a_gpu_has_no_loop() -> None:
-    """Generation is one loop over tokens for each size of the cache; nothing within it loops."""
+    """Generation has one loop over tokens for each cache size, without loops inside."""
     config = GPTConfig(vocab_size=23, max_seq_len=4096, n_layer=2, n_head=4, n_kv_head=2, d_model=8)
     sizes = caches.cache_sizes(4096, "gpu")
     assert sizes == (1024, 2048, 4096)
@@ -98,5 +98,5 @@ def test_a_decode_step_on_a_gpu_has_no_loop() -> None:
         return text.count("stablehlo.while")
 
     assert loops("cuda", sizes) == len(sizes)
-    # On CPUs each layer's attention loops over what is filled.
+    # On CPUs the attention of each layer loops over filled slots.
     assert loops("cpu", (4096,)) > 1

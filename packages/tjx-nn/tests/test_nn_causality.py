@@ -1,4 +1,4 @@
-"""A logit depends on the tokens up to its own position, on all of them, and on nothing else."""
+"""Causality: a logit depends on exactly the tokens up to its own position."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Run = Callable[..., np.ndarray]
 T = 8
 SIZES: dict[str, Any] = {"vocab_size": T, "max_seq_len": T, "n_layer": 2, "n_head": 2, "d_model": 8}
 FULL = np.tri(T, dtype=bool)
-# Two blocks of a window of three look back over four tokens.
+# Two blocks with a window of three reach four previous tokens.
 BAND = FULL & ~np.tri(T, k=-5, dtype=bool)
 LATENT = LatentConfig(kv_dim=6, rope_dim=2)
 KINDS: dict[str, tuple[TransformerConfig, np.ndarray]] = {
@@ -67,7 +67,7 @@ def test_influence_is_lower_triangular(kind: str, make: Callable[..., Params]) -
     np.testing.assert_array_equal(grid > 0, expected)
 
 
-def test_rows_of_a_batch_do_not_see_each_other(
+def test_rows_of_a_batch_are_independent(
     tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
 ) -> None:
     together = run(tiny, params, tokens)

@@ -1,4 +1,4 @@
-"""Depth: loops, unrolled blocks and remat are one model; remat saves memory; 100 layers train."""
+"""Scan, unrolling and rematerialization: equal results, less memory, 100 layers."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from tjx_nn.layers import scan_layers
 
 Make = Callable[..., Params]
 
-# A dense block, one turn of a pattern of windows, and a block that is left over.
+# A dense block, one group of a pattern of windows, and a remaining block.
 PATTERN = GPTConfig(
     vocab_size=23, max_seq_len=16, n_layer=4, n_head=2, d_model=16, window=4, global_every=2,
     experts=ExpertsConfig(count=2, per_token=1, d_ff=8, first_layer=1, capacity_factor=None),
@@ -89,10 +89,10 @@ def test_the_default_unrolls_few_wide_blocks_on_cpus(
     assert scan_layers.uses_scan(config, count) == loop
 
 
-def test_what_gpus_get_computes_the_same(
+def test_the_gpu_code_path_computes_the_same(
     make: Make, tokens: jax.Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Unrolled blocks with dropout, GELU from its input, and logits that are kept."""
+    """Unrolled blocks with dropout, recomputed GELU, and materialized logits."""
     config = dataclasses.replace(PATTERN, dropout=0.2)
 
     def compute() -> Any:
@@ -124,7 +124,7 @@ def test_a_hundred_layers_train_under_remat(descend: Callable[..., list[float]])
     assert losses[0] > losses[10] > losses[-1]
 
 
-def test_remat_needs_less_memory_for_what_the_backward_pass_reads() -> None:
+def test_remat_reduces_the_memory_of_residuals() -> None:
     def memory(**options: Any) -> int:
         config = dataclasses.replace(DEEP, **options)
         with jax.transfer_guard("allow"):

@@ -1,4 +1,4 @@
-"""Masks of dropout: their rate, their independence, their gradient."""
+"""Dropout masks: rate, independence and gradient."""
 
 from functools import partial
 
@@ -6,22 +6,22 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn.layers.dropout import drop
+from tjx_nn.layers.dropout import dropout
 from tjx_nn.layout import SINGLE_DEVICE
 
-SHAPE = (8, 512, 30)  # features that are no multiple of the decisions of a block
+SHAPE = (8, 512, 30)  # the number of features is no multiple of those of a Threefry block
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_features_are_dropped_independently_at_the_rate(rate: float) -> None:
-    apply = jax.jit(lambda x, key: drop(x, rate, key, SINGLE_DEVICE))
+    apply = jax.jit(lambda x, key: dropout(x, rate, key, SINGLE_DEVICE))
     with jax.transfer_guard("allow"):
         keys = [jax.random.key(seed) for seed in (0, 1)]
     x = jax.device_put(np.ones(SHAPE, np.float32))
     y = np.asarray(apply(x, keys[0]))
     kept = y != 0
     np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-4)
-    # Of 4096 draws of each feature, within five standard deviations.
+    # 4096 samples of each feature, within five standard deviations.
     deviation = np.sqrt(rate * (1 - rate) / 4096)
     np.testing.assert_allclose(kept.reshape(4096, -1).mean(0), 1 - rate, atol=5 * deviation)
     centred = kept - kept.mean()
@@ -40,7 +40,7 @@ def test_features_are_dropped_independently_at_the_rate(rate: float) -> None:
 def test_the_gradient_drops_the_same_features() -> None:
     with jax.transfer_guard("allow"):
         key = jax.random.key(2)
-    dropped = partial(drop, rate=0.3, key=key, layout=SINGLE_DEVICE)
+    dropped = partial(dropout, rate=0.3, key=key, layout=SINGLE_DEVICE)
     x = jax.device_put(np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32))
 
     @jax.jit
@@ -49,5 +49,5 @@ def test_the_gradient_drops_the_same_features() -> None:
         return y, pull(x)[0]
 
     y, dx = jax.device_get(both(x))
-    np.testing.assert_array_equal(y, dx)  # it is linear
+    np.testing.assert_array_equal(y, dx)  # dropout is linear
     assert 0.6 < (y != 0).mean() < 0.8

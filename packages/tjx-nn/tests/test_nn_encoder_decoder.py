@@ -1,4 +1,4 @@
-"""The encoder-decoder: who sees whom, cached and not, packed and not, and that it learns."""
+"""Encoder-decoder: masks, decoding with a cache, packing, losses and training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -66,14 +66,14 @@ def test_padding_on_both_sides_changes_nothing(
     other = np.where(MASK, tokens, (tokens + 7) % 19)
     found = run(TINY, params, other_source, other, **masks)
     np.testing.assert_allclose(found[MASK], expected[MASK], atol=1e-5)
-    # Without the masks the first row would see its padding.
+    # Without masks the first row attends to its padding.
     seen = run(TINY, params, other_source, other) - run(TINY, params, source, tokens)
     assert np.abs(seen[0, :7]).max() > 1e-2
     plain = run(TINY, params, source, tokens)
     np.testing.assert_allclose(plain[1], expected[1], atol=1e-5)
 
 
-def test_a_source_of_padding_alone_is_not_read(
+def test_a_source_of_padding_is_ignored(
     params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     nothing = np.array([[False], [True]]).repeat(16, 1)
@@ -85,7 +85,7 @@ def test_a_source_of_padding_alone_is_not_read(
     assert np.abs(other[1] - found[1]).max() > 1e-2
 
 
-def test_targets_see_the_past_and_all_of_the_source(
+def test_targets_attend_to_the_past_and_the_whole_source(
     params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     expected = run(TINY, params, source, tokens)
@@ -99,13 +99,13 @@ def test_targets_see_the_past_and_all_of_the_source(
     assert np.abs(run(TINY, params, last, tokens) - expected).max((0, 2)).min() > 1e-4
 
 
-def test_one_side_alone_with_segments_is_refused(source: np.ndarray, tokens: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="give both or neither"):
+def test_segments_of_one_side_raise(source: np.ndarray, tokens: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected both or neither"):
         abstract(TINY, lambda m: m(source, tokens, segment_ids=tokens))
 
 
 @pytest.mark.parametrize("config", [TINY, MODERN], ids=["tiny", "modern"])
-def test_cached_equals_uncached(
+def test_decoding_with_a_cache_equals_the_forward_pass(
     config: EncoderDecoderConfig,
     make: Callable[..., Params],
     source: np.ndarray,
@@ -160,7 +160,7 @@ def test_losses_are_log_softmax_of_logits(
     np.testing.assert_allclose(jax.device_get(losses), expected * (labels != -100), atol=1e-5)
 
 
-def test_scaled_embeddings_are_a_larger_table(source: np.ndarray) -> None:
+def test_scaled_embeddings_equal_a_scaled_table(source: np.ndarray) -> None:
     @jax.jit
     def both(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         params = init(PLAIN, key)
@@ -173,7 +173,7 @@ def test_scaled_embeddings_are_a_larger_table(source: np.ndarray) -> None:
     np.testing.assert_allclose(scaled, larger, atol=1e-5)
 
 
-def test_a_loop_over_layers_equals_them_unrolled(
+def test_scanned_layers_equal_unrolled_layers(
     params: Params, source: np.ndarray, tokens: np.ndarray, run: Run
 ) -> None:
     unrolled = run(dataclasses.replace(TINY, scan_layers=False), params, source, tokens)
@@ -188,7 +188,7 @@ def test_learns_a_fixed_batch(
     tokens: np.ndarray,
     descend: Descend,
 ) -> None:
-    # The last row's source is padding alone: nothing is read of it.
+    # The source of the last row is only padding.
     source, tokens = (np.concatenate([x, x[:1]]) for x in (source, tokens))
     labels = np.where(np.concatenate([MASK, MASK[:1]]), np.roll(tokens, -1, 1), -100)
     source_mask = np.pad(SOURCE_MASK, ((0, 1), (0, 0)))
@@ -230,16 +230,16 @@ def abstract(config: EncoderDecoderConfig, call: Callable[[EncoderDecoder], Any]
         return jax.eval_shape(build)
 
 
-def test_what_the_model_has_no_place_for_is_refused(tokens: np.ndarray) -> None:
+def test_invalid_inputs_raise(tokens: np.ndarray) -> None:
     long, outside = np.zeros((1, 17), np.int32), np.full((2, 3), 20, np.int32)
-    with pytest.raises(ValueError, match="17 tokens and max_seq_len is 16"):
+    with pytest.raises(ValueError, match="17 tokens; expected at most max_seq_len 16"):
         abstract(TINY, lambda m: m(long, tokens[:1]))
-    with pytest.raises(ValueError, match="17 tokens and max_seq_len is 16"):
+    with pytest.raises(ValueError, match="17 tokens; expected at most max_seq_len 16"):
         abstract(TINY, lambda m: m(tokens[:1], long))
-    with pytest.raises(ValueError, match="token ids are from 20 to 20 and vocab_size is 19"):
-        abstract(TINY, lambda m: m(outside, tokens))  # in the target's vocabulary only
+    with pytest.raises(ValueError, match=r"token ids: got values from 20 to 20;.*vocab_size is 19"):
+        abstract(TINY, lambda m: m(outside, tokens))  # valid ids of the target only
     assert abstract(TINY, lambda m: m(tokens, outside)).shape == (2, 3, 23)
-    with pytest.raises(ValueError, match=r"stop_id is 40 and vocab_size is 23.*\nparallel_block"):
+    with pytest.raises(ValueError, match=r"stop_id: got 40;.*vocab_size is 23\nparallel_block"):
         dataclasses.replace(TINY, stop_id=40, parallel_block=True)
 
 

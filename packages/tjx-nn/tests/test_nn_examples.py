@@ -1,4 +1,4 @@
-"""The examples in the docstrings run and print what they say."""
+"""Doctests of all modules."""
 
 import doctest
 import importlib
@@ -18,12 +18,12 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_examples_of_a_module_run(module: str) -> None:
+def test_doctests(module: str) -> None:
     with jax.transfer_guard("allow"):
         result = doctest.testmod(importlib.import_module(module))
     assert result.attempted > 0
     assert result.failed == 0
 
 
-def test_there_are_examples() -> None:
+def test_modules_have_doctests() -> None:
     assert len(MODULES) > 10

@@ -36,12 +36,12 @@ def make_params(config: GPTConfig, seed: int = 0) -> Params:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def apply(config: GPTConfig, params: Params, x: jax.Array, drop: bool) -> Any:
-    return nnx.merge(abstract(config)[0], params)(x, drop=drop)
+def apply(config: GPTConfig, params: Params, x: jax.Array, drop_tokens: bool) -> Any:
+    return nnx.merge(abstract(config)[0], params)(x, drop_tokens=drop_tokens)
 
 
-def run(config: GPTConfig, params: Params, x: np.ndarray, drop: bool = True) -> Any:
-    return jax.device_get(apply(config, *jax.device_put((params, x)), drop))
+def run(config: GPTConfig, params: Params, x: np.ndarray, drop_tokens: bool = True) -> Any:
+    return jax.device_get(apply(config, *jax.device_put((params, x)), drop_tokens))
 
 
 def inputs(seed: int = 0) -> np.ndarray:
@@ -49,7 +49,7 @@ def inputs(seed: int = 0) -> np.ndarray:
 
 
 def all_experts(params: Params, x: Any, gated: bool) -> Any:
-    """What every expert makes of every token: [batch, tokens, experts, features]."""
+    """Output of every expert for every token: [batch, tokens, experts, features]."""
     up = jnp.einsum("btd,edf->btef", x, params["up"]["kernel"])
     if gated:
         up = jax.nn.silu(jnp.einsum("btd,edf->btef", x, params["gate"]["kernel"])) * up
@@ -65,7 +65,7 @@ def chosen_experts(params: Params, x: np.ndarray) -> np.ndarray:
 
 
 def dense(params: Params, x: jax.Array, chosen: np.ndarray, *, gated: bool, norm: bool) -> Any:
-    """All experts for each token, and those that it did not choose times 0."""
+    """Dense mixture: all experts for each token, with weight 0 for experts not chosen."""
     weights = jax.nn.softmax(x @ params["router"]["kernel"])
     weights = weights * (np.arange(4) == chosen[..., None]).any(-2)
     total = weights.sum(-1, keepdims=True) if norm else 1
@@ -75,7 +75,7 @@ def dense(params: Params, x: jax.Array, chosen: np.ndarray, *, gated: bool, norm
 @pytest.mark.parametrize(
     ("gated", "norm", "factor"), [(False, True, None), (True, False, None), (True, True, 4.0)]
 )
-def test_outputs_and_gradients_are_those_of_tokens_taken_one_by_one(
+def test_outputs_and_gradients_equal_a_loop_over_tokens(
     gated: bool, norm: bool, factor: float | None
 ) -> None:
     # A capacity of 4 times the share of 4 experts holds all tokens.
@@ -104,10 +104,10 @@ def test_outputs_and_gradients_are_those_of_tokens_taken_one_by_one(
     )
 
 
-def test_without_drops_is_no_capacity() -> None:
+def test_without_dropping_there_is_no_capacity() -> None:
     limited = variant(capacity_factor=0.5)
     params, x = make_params(limited), inputs()
-    y, aux_losses = run(limited, params, x, drop=False)
+    y, aux_losses = run(limited, params, x, drop_tokens=False)
     unlimited, _ = run(TINY, params, x)
     np.testing.assert_array_equal(y, unlimited)
     assert aux_losses["dropped"] == 0
@@ -115,8 +115,8 @@ def test_without_drops_is_no_capacity() -> None:
 
 
 def test_full_experts_drop_later_choices_and_later_tokens() -> None:
-    # Router: feature e of a token is its logit for expert e. Three tokens want expert 0 first,
-    # and token 1 wants expert 2 first and expert 0 second.
+    # Router: feature e of a token is its logit for expert e. Three tokens prefer expert 0,
+    # and token 1 prefers expert 2, then expert 0.
     config = variant(capacity_factor=0.75)  # of a share of 2 * 4 / 4 choices: 2 tokens an expert
     params = make_params(config)
     params["router"]["kernel"] = np.eye(8, 4, dtype=np.float32)
@@ -142,7 +142,7 @@ def test_dropped_tokens_do_not_depend_on_the_rest_of_the_batch() -> None:
     np.testing.assert_allclose(together[0], other[0], atol=1e-5)
 
 
-def test_measures_of_even_and_of_collapsed_routing() -> None:
+def test_aux_losses_of_balanced_and_collapsed_routing() -> None:
     config = variant(capacity_factor=1.0, per_token=1)
     params = make_params(config)
     params["router"]["kernel"] = np.eye(8, 4, dtype=np.float32)
@@ -190,7 +190,7 @@ def test_without_capacity_tokens_can_be_permuted() -> None:
     np.testing.assert_allclose(same["balance_loss"], aux_losses["balance_loss"], rtol=1e-5)
 
 
-def test_shared_experts_see_every_token() -> None:
+def test_shared_experts_process_every_token() -> None:
     config = variant(shared=2, capacity_factor=0.5)
     params, x = make_params(config), inputs()
     assert params["shared"]["up"]["kernel"].shape == (8, 12)
@@ -201,11 +201,11 @@ def test_shared_experts_see_every_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "drop"), [((2, 0, 8), True), ((0, 3, 8), False), ((1, 1, 8), True)]
+    ("shape", "drop_tokens"), [((2, 0, 8), True), ((0, 3, 8), False), ((1, 1, 8), True)]
 )
-def test_no_tokens_and_one_token(shape: tuple[int, int, int], drop: bool) -> None:
+def test_no_tokens_and_one_token(shape: tuple[int, int, int], drop_tokens: bool) -> None:
     config = variant(capacity_factor=0.1)
-    y, aux_losses = run(config, make_params(config), np.ones(shape, np.float32), drop)
+    y, aux_losses = run(config, make_params(config), np.ones(shape, np.float32), drop_tokens)
     assert y.shape == shape
     assert np.isfinite(y).all()
     assert all(np.isfinite(value) for value in aux_losses.values())

@@ -1,4 +1,4 @@
-"""Extreme inputs: every attention and every norm stays finite, and so do their derivatives."""
+"""Extreme inputs: attention layers and norms and their derivatives stay finite."""
 
 import dataclasses
 import functools
@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 
 from tjx_nn import GPTConfig, LatentConfig, SparseConfig
-from tjx_nn.attention.mha import TokenMetadata
 from tjx_nn.functional import Params
 from tjx_nn.layers.block import make_attention
 from tjx_nn.layers.norms import make_norm
@@ -29,7 +28,7 @@ KINDS: dict[str, GPTConfig] = {
     "sparse": dataclasses.replace(PLAIN, n_kv_head=2, sparse=SPARSE),
     "latent and sparse": dataclasses.replace(PLAIN, latent=LATENT, sparse=SPARSE),
 }
-# What queries and keys are made of, the indexer's too.
+# Projections of queries and keys, also of the indexer.
 LOUD = {"query", "query_up", "key", "key_up", "kv_down"}
 
 
@@ -62,16 +61,16 @@ def test_attention_of_queries_and_keys_times_100(kind: str, causal: bool) -> Non
     def compute(params: Params, x: jax.Array, dy: jax.Array) -> Any:
         def call(params: Params, x: jax.Array) -> Any:
             layer = nnx.merge(abstract(config, causal)[0], params)
-            out, entries, aux_losses = layer(x, TokenMetadata(jnp.arange(T)[None]))
+            out, entries, aux_losses = layer(x)
             return (out, aux_losses), entries
 
         (out, aux_losses), pullback, entries = jax.vjp(call, params, x, has_aux=True)
         gradients = pullback((dy, jax.tree.map(jnp.ones_like, aux_losses)))
         if not causal:
             return out, aux_losses, gradients
-        # The last token again, with those before it in a cache.
+        # The last token again, decoded with a cache.
         layer = nnx.merge(abstract(config)[0], params)
-        last, _ = layer.decode(x[:, -1:], entries, TokenMetadata(jnp.full((2, 1), T - 1)))
+        last, _ = layer.decode(x[:, -1:], entries, jnp.full((2, 1), T - 1))
         return out, aux_losses, gradients, last
 
     x, dy = np.random.default_rng(1).standard_normal((2, 2, T, 16)).astype(np.float32)
@@ -84,7 +83,7 @@ def test_attention_of_queries_and_keys_times_100(kind: str, causal: bool) -> Non
 
 
 @pytest.mark.parametrize("kind", ["plain", "latent", "sparse"])
-def test_dropped_weights_of_attention_are_right_on_average(kind: str) -> None:
+def test_attention_dropout_is_unbiased(kind: str) -> None:
     config = dataclasses.replace(KINDS[kind], attention_dropout=0.5)
     shapes: Params = nnx.to_pure_dict(abstract(config)[1])
     rng = np.random.default_rng(0)
@@ -93,10 +92,9 @@ def test_dropped_weights_of_attention_are_right_on_average(kind: str) -> None:
     @jax.jit
     def compute(params: Params, x: jax.Array, seed: jax.Array) -> Any:
         layer = nnx.merge(abstract(config)[0], params)
-        where = TokenMetadata(jnp.arange(T)[None])
         keys = jax.random.split(jax.random.key(seed), 1000)
-        each = jax.lax.map(lambda key: layer(x, where, dropout_key=key)[0], keys)
-        return layer(x, where)[0], each
+        each = jax.lax.map(lambda key: layer(x, dropout_key=key)[0], keys)
+        return layer(x)[0], each
 
     x = rng.standard_normal((2, T, 16)).astype(np.float32)
     plain, each = jax.device_get(compute(*jax.device_put((params, x, np.uint32(0)))))
@@ -105,25 +103,24 @@ def test_dropped_weights_of_attention_are_right_on_average(kind: str) -> None:
     assert np.all(np.abs(each.mean(0) - plain) < 5 * error)
 
 
-def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_gradient() -> None:
+def test_a_query_without_keys_has_zero_output_and_gradient() -> None:
     config = dataclasses.replace(PLAIN, positions="none")
     ids = np.repeat(np.array([[3], [5]], np.int32), T, 1)
 
     @jax.jit
-    def compute(params: Params, x: jax.Array, memory: jax.Array, ids: jax.Array) -> Any:
-        def call(params: Params, x: jax.Array, memory: jax.Array) -> jax.Array:
+    def compute(params: Params, x: jax.Array, encoded: jax.Array, ids: jax.Array) -> Any:
+        def call(params: Params, x: jax.Array, encoded: jax.Array) -> jax.Array:
             layer = nnx.merge(abstract(config, False)[0], params)
-            where = TokenMetadata(jnp.arange(T)[None], ids)
-            entries = layer.keys_values(memory, where)
-            out: jax.Array = layer.attend(x, where, entries, kv_segment_ids=ids * 0 + 3)
+            entries = layer.keys_values(encoded, None)
+            out: jax.Array = layer.attend(x, entries, None, ids, ids * 0 + 3)
             return out
 
-        out, pullback = jax.vjp(call, params, x, memory)
+        out, pullback = jax.vjp(call, params, x, encoded)
         return out, *pullback(jnp.ones_like(out))
 
-    x, memory = np.random.default_rng(1).standard_normal((2, 2, T, 16)).astype(np.float32)
+    x, encoded = np.random.default_rng(1).standard_normal((2, 2, T, 16)).astype(np.float32)
     params = make_params(config)
-    out, of_params, *of_inputs = jax.device_get(compute(*jax.device_put((params, x, memory, ids))))
+    out, of_params, *of_inputs = jax.device_get(compute(*jax.device_put((params, x, encoded, ids))))
     np.testing.assert_array_equal(out[1], np.tile(params["out"]["bias"], (T, 1)))
     assert np.abs(out[0] - out[1]).max() > 0.1
     for gradient in of_inputs:
@@ -153,7 +150,7 @@ def test_norms_of_nearly_constant_inputs(kind: Any, dtype: str) -> None:
     y, gradients = jax.device_get(compute(*jax.device_put((x, np.ones(16, np.float32)))))
     assert all(np.isfinite(leaf.astype(np.float32)).all() for leaf in (y, *gradients))
     y = y.astype(np.float32)
-    assert np.abs(y).max() < 4  # and noise is not blown up beyond what normalised features are
+    assert np.abs(y).max() < 4  # noise is not amplified beyond normalized features
     assert not y[0].any()
     np.testing.assert_allclose(y[1], 0 if kind == "layernorm" else 1, atol=1e-6)
 

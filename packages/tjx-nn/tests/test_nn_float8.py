@@ -1,4 +1,4 @@
-"""Products of 8-bit floats against the same products of rounded operands in float64."""
+"""FP8 products against float64 products of quantized operands."""
 
 import dataclasses
 import re
@@ -13,8 +13,7 @@ import pytest
 from tjx_nn import GPTConfig, bind, init
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.float8 import E4M3, E5M2, ScaledTensor, float8_matmul, quantize
-from tjx_nn.layers.matmul import ParamSharding
-from tjx_nn.layout import SINGLE_DEVICE
+from tjx_nn.layout import SINGLE_DEVICE, ParamSharding
 
 TINY = GPTConfig(vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, d_model=16, dtype="bfloat16")
 
@@ -34,9 +33,7 @@ def normal(*shape: int, seed: int, scale: float = 1.0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(E4M3, "float8_e4m3fn"), (E5M2, "float8_e5m2")])
-def test_a_tensor_is_rounded_with_a_power_of_two_whatever_its_magnitude(
-    dtype: Any, name: str
-) -> None:
+def test_quantization_scales_by_a_power_of_two_at_any_magnitude(dtype: Any, name: str) -> None:
     round_it = jax.jit(partial(quantize, dtype=dtype))
     for magnitude in (1e-30, 1e-6, 1.0, 3e4):
         x = normal(64, seed=0, scale=magnitude)
@@ -54,7 +51,7 @@ def test_a_tensor_is_rounded_with_a_power_of_two_whatever_its_magnitude(
         assert np.isnan(np.asarray(found.values).astype(np.float32)).any()
 
 
-def test_all_three_products_are_those_of_the_rounded_operands() -> None:
+def test_forward_and_gradients_equal_products_of_quantized_operands() -> None:
     x, w = normal(2, 5, 32, seed=0), normal(32, 16, seed=1, scale=0.02)
     dy = normal(2, 5, 16, seed=2, scale=1e-7)
 
@@ -71,7 +68,7 @@ def test_all_three_products_are_those_of_the_rounded_operands() -> None:
         np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-6 * np.abs(exact).max())
 
 
-def test_every_projection_of_a_block_and_nothing_else_is_a_product_of_8_bits() -> None:
+def test_exactly_the_projections_of_a_block_use_fp8() -> None:
     config = dataclasses.replace(TINY, float8=True, scan_layers=True)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
@@ -83,13 +80,13 @@ def test_every_projection_of_a_block_and_nothing_else_is_a_product_of_8_bits() -
         text = jax.jit(jax.value_and_grad(loss)).lower(params, tokens).as_text()
     products = re.findall(r"dot_general .*: \(tensor<(\S+)>, tensor<(\S+)>\)", text)
     kinds = [{each.rsplit("x", 1)[1] for each in pair} for pair in products]
-    # Query, key, value, output, up and down; the loop's body stands there once a pass.
+    # Query, key, value, output, up and down; the scan body occurs once in each pass.
     assert kinds.count({"f8E4M3FN"}) == 6
     assert kinds.count({"f8E4M3FN", "f8E5M2"}) == 12
     assert {"bf16"} in kinds  # the head
 
 
-def test_experts_are_refused() -> None:
+def test_experts_raise() -> None:
     experts = dataclasses.replace(TransformerConfig().experts, count=4)
-    with pytest.raises(ValueError, match=r"float8 is True and experts.count is 4"):
+    with pytest.raises(ValueError, match=r"float8: got True with experts.count 4"):
         GPTConfig(vocab_size=11, float8=True, experts=experts)

@@ -1,17 +1,20 @@
-"""Parameters as plain dicts: their paths, their logical axes, their initial values."""
+"""Parameters as plain dicts: paths, logical axes, validation, initial values, registry."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import tjx_nn
 from tjx_nn import GPTConfig, bind, init, logical_axes, stack_axes
-from tjx_nn.functional import Params
+from tjx_nn.functional import Params, param_shapes
 from tjx_nn.layout import Axes, Layout
 
 EXPECTED_PATHS = {
@@ -28,7 +31,7 @@ def paths(tree: Any) -> dict[str, Any]:
     return {".".join(key.key for key in path): leaf for path, leaf in flat}
 
 
-def test_paths_read_well_and_axes_are_named(tiny: GPTConfig, params: Params) -> None:
+def test_parameter_paths_and_logical_axes(tiny: GPTConfig, params: Params) -> None:
     arrays, axes = paths(params), paths(logical_axes(tiny))
     assert set(arrays) == set(axes) == EXPECTED_PATHS
     for path, names in axes.items():
@@ -36,7 +39,7 @@ def test_paths_read_well_and_axes_are_named(tiny: GPTConfig, params: Params) -> 
         assert (names[0] == "layers") == path.startswith("blocks."), path
 
 
-def test_what_follows_the_stack_axes_belongs_to_one_layer() -> None:
+def test_stack_axes_leave_the_parameters_of_one_layer() -> None:
     config = GPTConfig.preset("deepseek_small", bias=True)
     depths, axes = paths(stack_axes(config)), paths(logical_axes(config))
     assert set(depths) == set(axes)
@@ -45,13 +48,11 @@ def test_what_follows_the_stack_axes_belongs_to_one_layer() -> None:
         is_routed = axes[path][1:2] == ("expert",)
         assert depth == path.count("blocks.") + is_routed, path
         assert "layers" not in of_layer
-        # A matrix or a vector is left, a router's [embed, experts] among them.
+        # The rest is a matrix or a vector, also for a router [embed, experts].
         assert len(of_layer) == 1 + path.endswith(("kernel", "embedding")), path
 
 
-def test_bind_names_every_parameter_that_the_configuration_does_not_have(
-    tiny: GPTConfig, params: Params
-) -> None:
+def test_bind_lists_all_mismatched_parameters(tiny: GPTConfig, params: Params) -> None:
     wrong: Any = {**params, "blocks": {**params["blocks"]}}
     attention = dict(wrong["blocks"]["attention"])
     attention["dense"] = attention.pop("out")
@@ -71,18 +72,18 @@ def test_bind_names_every_parameter_that_the_configuration_does_not_have(
         "params blocks.attention.dense.bias: got shape [2, 24]; expected no such parameter",
         "params blocks.attention.dense.kernel: got shape [2, 24, 24]; expected no such parameter",
     ]
-    assert lines[-1].startswith("give the parameters that tjx_nn.init makes for this GPTConfig")
+    assert lines[-1].startswith("use the parameters from tjx_nn.init for this GPTConfig")
 
 
-def test_leaves_of_the_right_count_under_other_names_are_refused(
-    tiny: GPTConfig, params: Params
-) -> None:
+def test_renamed_parameters_raise(tiny: GPTConfig, params: Params) -> None:
     renamed = {f"x{i}": leaf for i, leaf in enumerate(params.values())}
     with pytest.raises(ValueError, match=r"params wte\.embedding: missing"):
-        jax.eval_shape(lambda params: bind(tiny, params).begin(np.zeros((1, 3), int)), renamed)
+        jax.eval_shape(
+            lambda params: bind(tiny, params).embed_tokens(np.zeros((1, 3), int)), renamed
+        )
 
 
-def test_bind_takes_every_kind_of_array_of_any_floating_point_dtype(
+def test_bind_accepts_all_kinds_of_arrays_of_any_floating_point_dtype(
     tiny: GPTConfig, params: Params
 ) -> None:
     params = jax.device_get(params)
@@ -120,13 +121,13 @@ def test_initial_values_are_those_of_gpt2(initial: Params) -> None:
             expected = 0.02 / 4 if residual else 0.02  # 4 = sqrt(2 * n_layer)
             assert abs(value.std() / expected - 1) < 0.05, path
             assert abs(value.mean()) < 0.1 * expected, path
-    # No two blocks start alike.
+    # Blocks have different initial values.
     kernels = values["blocks.mlp.up.kernel"].reshape(8, -1)
     assert np.abs(np.corrcoef(kernels) - np.eye(8)).max() < 0.05
 
 
 def make_sharding() -> Callable[[Sequence[str | None]], NamedSharding]:
-    """How a caller spreads arrays over a mesh by the names of their axes."""
+    """Layout that shards arrays over a mesh by their logical axes."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     mesh_axes = {
         "batch": "x",
@@ -138,7 +139,7 @@ def make_sharding() -> Callable[[Sequence[str | None]], NamedSharding]:
     }
 
     def sharding(names: Sequence[str | None]) -> NamedSharding:
-        if "batch" in names:  # takes the axis that the width would take
+        if "batch" in names:  # occupies the mesh axis of the width
             names = ("batch", *[None] * (len(names) - 1))
         spec = PartitionSpec(*(n and mesh_axes.get(n) for n in names))  # type: ignore[no-untyped-call]  # as jax is
         return NamedSharding(mesh, spec)
@@ -163,7 +164,7 @@ def test_initial_values_do_not_depend_on_the_sharding(config: GPTConfig, initial
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((initial, sharded)))
 
 
-def test_a_spread_model_computes_the_same_and_nothing_is_replicated_in_passing(
+def test_a_sharded_model_computes_the_same_without_replicating_arrays(
     config: GPTConfig, initial: Params, capfd: pytest.CaptureFixture[str]
 ) -> None:
     sharding = make_sharding()
@@ -194,3 +195,55 @@ def test_a_spread_model_computes_the_same_and_nothing_is_replicated_in_passing(
         *jax.device_get((whole, spread)),
     )
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideConfig(GPTConfig):
+    """Subclass of a registered configuration, without a model of its own."""
+
+    d_model: int = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyConfig:
+    features: int = 3
+
+
+class Toy(nnx.Module):
+    """User module: a stack of layers and a kernel with axes, and a bias without."""
+
+    def __init__(self, config: ToyConfig, *, rngs: nnx.Rngs) -> None:
+        kernel = jax.random.normal(rngs.params(), (2, config.features, 4))
+        axes = ("layers", "embed", "mlp")
+        self.kernel = nnx.Param(kernel, out_sharding=axes, eager_sharding=False)
+        self.bias = nnx.Param(jnp.zeros(4))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x @ self.kernel[1] + self.bias[...]
+
+
+def test_registered_models_and_subclasses_of_configurations() -> None:
+    config = WideConfig(vocab_size=11, max_seq_len=8, n_layer=2, n_head=2)
+    assert logical_axes(config)["wte"]["embedding"] == ("vocab", "embed")
+    assert tjx_nn.count_params(config) == sum(map(math.prod, param_shapes(config).values()))
+    with pytest.raises(ValueError, match=r"config: got a ToyConfig; .* tjx_nn\.register"):
+        logical_axes(ToyConfig())
+    tjx_nn.register(ToyConfig, Toy)
+    assert logical_axes(ToyConfig()) == {"kernel": ("layers", "embed", "mlp"), "bias": (None,)}
+    assert stack_axes(ToyConfig()) == {"kernel": 1, "bias": 0}
+    params = jax.jit(init, static_argnums=0)(ToyConfig(), jax.device_put(jax.random.key(0)))
+    out = jax.jit(lambda params: bind(ToyConfig(), params)(np.ones((1, 3), np.float32)))(params)
+    np.testing.assert_allclose(out, params["kernel"][1].sum(0)[None], rtol=1e-6)
+    with pytest.raises(ValueError, match="params bias: missing"):
+        bind(ToyConfig(), {"kernel": params["kernel"]})
+    with pytest.raises(ValueError, match="config_class: got ToyConfig, which is registered"):
+        tjx_nn.register(ToyConfig, nnx.Linear)
+    with pytest.raises(ValueError, match="not hashable"):
+        tjx_nn.register(dict, Toy)
+
+
+def test_flax_metadata_has_the_logical_axes(tiny: GPTConfig) -> None:
+    model = nnx.eval_shape(lambda: tjx_nn.GPT(tiny, rngs=nnx.Rngs(0)))
+    specs = nnx.to_pure_dict(nnx.get_partition_spec(nnx.state(model)))
+    axes = jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    assert axes == logical_axes(tiny)

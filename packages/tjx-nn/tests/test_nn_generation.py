@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing, rows are independent, a prompt's length is no shape."""
+"""Generation: equivalence to the forward pass, ragged prompts, sampling, streaming, errors."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def config(tiny: GPTConfig) -> GPTConfig:
 @pytest.fixture(scope="module")
 def params(config: GPTConfig, make: Make) -> Params:
     params = jax.device_get(make(config))
-    # Without strong positions a random model repeats one token, and no test could fail.
+    # Without strong positions a random model repeats one token, which tests nothing.
     params["wpe"]["embedding"] = 20 * params["wpe"]["embedding"]
     on_device: Params = jax.device_put(params)
     return on_device
@@ -47,7 +47,9 @@ def greedy_without_cache(
     return row[len(prompt) :]
 
 
-def test_cached_logits_equal_uncached(config: GPTConfig, params: Params, run: Run) -> None:
+def test_logits_with_a_cache_equal_the_forward_pass(
+    config: GPTConfig, params: Params, run: Run
+) -> None:
     tokens = np.random.default_rng(2).integers(0, 23, (2, 12), np.int32)
 
     @jax.jit
@@ -83,7 +85,7 @@ def test_ragged_prompts_equal_single_prompts_and_the_plain_model(
         assert together[row].tolist() == expected
 
 
-def test_what_lies_beyond_a_prompt_is_not_looked_at(
+def test_columns_after_a_prompt_are_ignored(
     config: GPTConfig, params: Params, prompts: np.ndarray
 ) -> None:
     other = prompts.copy()
@@ -121,7 +123,7 @@ def test_new_lengths_and_temperatures_within_a_bucket_do_not_compile(
     assert not compiled
 
 
-def test_after_the_stop_token_a_row_holds_nothing_else(
+def test_a_row_repeats_its_stop_token(
     config: GPTConfig, params: Params, prompts: np.ndarray
 ) -> None:
     free = np.asarray(generate(config, params, prompts, LENGTHS, max_new_tokens=6))
@@ -185,7 +187,7 @@ def test_rows_end_with_any_of_several_stop_tokens(
 SEVERAL: dict[str, Any] = {"temperature": 1.0, "top_k": 9, "top_p": 0.95, "min_p": 0.01}
 
 
-def test_a_row_s_samples_depend_on_its_seed_alone(
+def test_samples_of_a_row_depend_only_on_its_seed(
     config: GPTConfig, params: Params, prompts: np.ndarray
 ) -> None:
     def sample(rows: list[int], seeds: list[int]) -> np.ndarray:
@@ -199,7 +201,7 @@ def test_a_row_s_samples_depend_on_its_seed_alone(
     assert (sample([0, 1, 2], [6, 7, 8]) != together).any(1).all()
 
 
-def test_the_stream_has_the_same_tokens_and_ends_when_all_rows_have(
+def test_stream_yields_the_same_tokens_and_ends_with_the_last_row(
     config: GPTConfig, params: Params, prompts: np.ndarray
 ) -> None:
     seeds = np.arange(3)
@@ -218,7 +220,7 @@ def test_the_stream_has_the_same_tokens_and_ends_when_all_rows_have(
 def test_the_repetition_penalty_counts_prompt_and_continuation(
     config: GPTConfig, params: Params, prompts: np.ndarray, run: Run
 ) -> None:
-    penalty = 1e4  # no token comes twice while there are others
+    penalty = 1e4  # a token recurs only when no other is left
     given = (config, params, prompts, LENGTHS)
     new = np.asarray(generate(*given, max_new_tokens=11, repetition_penalty=penalty))
     for row, length in enumerate(LENGTHS):
@@ -233,7 +235,7 @@ def test_the_repetition_penalty_counts_prompt_and_continuation(
             assert tokens[t] == step.argmax()
 
 
-def test_log_probabilities_are_the_model_s_own(
+def test_log_probabilities_are_those_of_the_model(
     config: GPTConfig, params: Params, prompts: np.ndarray, run: Run
 ) -> None:
     options: Any = {"seeds": np.arange(3), "repetition_penalty": 1.3, **SEVERAL}
@@ -256,7 +258,7 @@ def test_log_probabilities_are_the_model_s_own(
         assert not log_probs[row, end:].any()
 
 
-def test_an_encoder_decoder_writes_what_its_plain_forward_says(make: Make) -> None:
+def test_encoder_decoder_generation_equals_its_forward_pass(make: Make) -> None:
     pair = EncoderDecoderConfig(
         vocab_size=23, source_vocab_size=7, max_seq_len=32, n_layer=2, n_encoder_layer=1,
         n_head=2, d_model=8, window=4,
@@ -280,21 +282,23 @@ def test_an_encoder_decoder_writes_what_its_plain_forward_says(make: Make) -> No
     expected = np.asarray(greedy(params, *jax.device_put((source, mask, targets))))
     for row, length in enumerate(lengths):
         np.testing.assert_array_equal(new[row], expected[row, length - 1 : length + 11])
-    with pytest.raises(ValueError, match="source is None"):
+    with pytest.raises(ValueError, match="source: got None"):
         generate(pair, params, start, lengths, max_new_tokens=2)
-    with pytest.raises(ValueError, match="source has 33 tokens and max_seq_len is 32"):
+    with pytest.raises(ValueError, match="source: got 33 tokens; expected at most max_seq_len 32"):
         generate(
             pair, params, start, lengths, max_new_tokens=2, source=np.zeros((2, 33), np.int32)
         )  # fmt: skip
-    with pytest.raises(ValueError, match="give a row for each prompt"):
+    with pytest.raises(ValueError, match="expected a row for each of the"):
         generate(pair, params, start, lengths, max_new_tokens=2, source=source[:1])
-    with pytest.raises(ValueError, match="source ids are from 7 to 7 and source_vocab_size is 7"):
+    with pytest.raises(
+        ValueError, match=r"source ids: got values from 7 to 7;.*source_vocab_size is 7"
+    ):
         generate(
             pair, params, start, lengths, max_new_tokens=2, source=np.full((2, 3), 7, np.int32)
         )
 
 
-def test_nothing_to_write_is_an_empty_result(
+def test_empty_requests_give_empty_results(
     config: GPTConfig, params: Params, prompts: np.ndarray
 ) -> None:
     assert generate(config, params, prompts, LENGTHS, max_new_tokens=0).shape == (3, 0)
@@ -306,7 +310,7 @@ def test_nothing_to_write_is_an_empty_result(
     assert list(stream(config, params, *none, max_new_tokens=4)) == []
 
 
-def test_everything_wrong_is_reported_at_once(
+def test_all_errors_are_in_one_exception(
     config: GPTConfig, params: Params, prompts: np.ndarray
 ) -> None:
     with pytest.raises(ValueError, match="prompt_lengths") as error:
@@ -316,27 +320,25 @@ def test_everything_wrong_is_reported_at_once(
         )  # fmt: skip
     with pytest.raises(TypeError, match="topk"):
         generate(config, params, prompts, LENGTHS, max_new_tokens=1, topk=4)  # type: ignore[call-overload]  # that is the test
-    with pytest.raises(ValueError, match="tokens_per_call is 0"):
+    with pytest.raises(ValueError, match="tokens_per_call: got 0"):
         stream(config, params, prompts, LENGTHS, max_new_tokens=1, tokens_per_call=0)
-    with pytest.raises(ValueError, match="no encoder"):
+    with pytest.raises(ValueError, match="without an encoder"):
         generate(config, params, prompts, LENGTHS, max_new_tokens=1, source=prompts)
     lines = str(error.value).splitlines()
     assert len(lines) == 4
-    assert "max_seq_len is 64" in lines[1]
+    assert "max_seq_len 64" in lines[1]
     wrong, length = np.array([[0, 99]], np.int32), np.array([2], np.int32)
-    with pytest.raises(ValueError, match="prompt ids are from 0 to 99"):
+    with pytest.raises(ValueError, match="prompt ids: got values from 0 to 99"):
         generate(config, params, wrong, length, max_new_tokens=1)
 
 
-def test_a_prompt_may_fill_the_model_to_its_last_position(
-    config: GPTConfig, params: Params
-) -> None:
+def test_prompt_and_continuation_may_fill_max_seq_len(config: GPTConfig, params: Params) -> None:
     prompt = np.ones((1, 60), np.int32)
     new = generate(config, params, prompt, np.array([60], np.int32), max_new_tokens=4)
     assert new.shape == (1, 4)
 
 
-def test_a_key_that_was_used_is_refused_in_debug_mode(config: GPTConfig, params: Params) -> None:
+def test_a_reused_key_raises_in_debug_mode(config: GPTConfig, params: Params) -> None:
     with jax.debug_key_reuse(True):
         key = jax.jit(jax.random.key, static_argnums=0)(3)
 

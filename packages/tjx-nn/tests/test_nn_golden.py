@@ -1,4 +1,4 @@
-"""Agreement with models as Hugging Face transformers computes them, read through `tjx_nn.hf`.
+"""Agreement with Hugging Face transformers on checkpoints loaded by `tjx_nn.hf`.
 
 The folders are made by `tools/golden/make_hf_golden.py`.
 """
@@ -18,7 +18,7 @@ from tjx_nn.functional import Params
 Golden = dict[str, np.ndarray]
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-# What each model is called with; the other arrays of golden.npz are what it should say.
+# Inputs of each model; the other arrays of golden.npz are expected outputs.
 ARGUMENTS = {
     "bert": (("tokens",), ("token_types", "mask")),
     "vit": (("images",), ()),
@@ -35,7 +35,7 @@ def golden(name: str) -> Golden:
     "name", ["llama", "llama3_rope", "mistral", "qwen3", "bert", "vit", "bart"]
 )
 def test_logits_agree_with_transformers(name: str) -> None:
-    config: Any  # each kind of configuration is bound to its own kind of model
+    config: Any  # the type of the model depends on the configuration
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
     names, keywords = ARGUMENTS.get(name, (("tokens",), ()))
@@ -47,7 +47,7 @@ def test_logits_agree_with_transformers(name: str) -> None:
         return found
 
     found = jax.device_get(logits(*jax.device_put((params, *arguments))))
-    # What is said at padding is nobody's business.
+    # Outputs at padding are undefined.
     seen = arrays["mask"] > 0 if "mask" in arrays else ...
     np.testing.assert_allclose(found[seen], arrays["logits"][seen], rtol=0, atol=1e-5)
 
@@ -76,6 +76,6 @@ def test_logits_loss_and_gradient_of_gpt2_agree_with_transformers(
     np.testing.assert_allclose(norm, arrays[f"{form}/gradient_norm"], rtol=1e-5)
 
 
-def test_the_two_forms_of_gelu_can_be_told_apart() -> None:
+def test_the_golden_values_distinguish_both_forms_of_gelu() -> None:
     arrays = golden("gpt2")
     assert np.abs(arrays["tanh/logits"] - arrays["erf/logits"]).max() > 1e-4

@@ -1,4 +1,4 @@
-"""The model as a whole: two ways to compute one thing agree, and its edges are well-behaved."""
+"""GPT: losses, dropout, precision, token ids and edge cases."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def test_dropout_is_a_function_of_its_key(
     first = run(config, params, tokens, dropout_key=one)
     np.testing.assert_array_equal(first, run(config, params, tokens, dropout_key=one))
     assert np.abs(first - run(config, params, tokens, dropout_key=two)).max() > 1e-2
-    # Without a key nothing is dropped.
+    # Without a key there is no dropout.
     np.testing.assert_array_equal(run(config, params, tokens), run(tiny, params, tokens))
 
 
@@ -63,7 +63,7 @@ def test_embeddings_and_sublayers_both_have_dropout(
     assert np.abs(jax.device_get(hidden(key)) - jax.device_get(hidden(None))).max() > 0.1, loud
 
 
-def test_half_precision_computes_in_half_and_keeps_float32(
+def test_half_precision_computation_has_float32_parameters_and_logits(
     tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
 ) -> None:
     config = dataclasses.replace(tiny, dtype="bfloat16")
@@ -87,17 +87,19 @@ def test_empty_sequence_gives_empty_results(tiny: GPTConfig, params: Params, run
     assert losses.shape == (2, 0)
 
 
-def test_too_long_a_sequence_names_both_lengths(tiny: GPTConfig, params: Params) -> None:
+def test_a_sequence_beyond_max_seq_len_raises(tiny: GPTConfig, params: Params) -> None:
     too_long = np.zeros((1, 17), np.int32)
-    with pytest.raises(ValueError, match="17 tokens and max_seq_len is 16"):
+    with pytest.raises(
+        ValueError, match="a sequence of 17 tokens; expected at most max_seq_len 16"
+    ):
         jax.jit(lambda p: bind(tiny, p)(too_long))(params)
 
 
 def test_ids_outside_the_vocabulary(tiny: GPTConfig, params: Params, run: Run) -> None:
     outside = np.array([[0, -3, tiny.vocab_size + 5]], np.int32)
-    with pytest.raises(ValueError, match="token ids are from -3 to 28 and vocab_size is 23"):
+    with pytest.raises(ValueError, match="token ids: got values from -3 to 28; expected 0 to 22"):
         bind(tiny, params)(outside)
-    # Compiled, they are clipped to the vocabulary.
+    # Compiled code clips ids to the vocabulary.
     clipped = np.clip(outside, 0, tiny.vocab_size - 1)
     np.testing.assert_array_equal(run(tiny, params, outside), run(tiny, params, clipped))
 
@@ -109,11 +111,11 @@ def test_labels_outside_the_vocabulary(tiny: GPTConfig, params: Params, tokens: 
     def losses(params: Params, labels: jax.Array | np.ndarray) -> jax.Array:
         return bind(tiny, params).losses(tokens, labels).tokens
 
-    with pytest.raises(ValueError, match="labels are from -3 to 23 and there are 23"):
+    with pytest.raises(ValueError, match="labels: got values from -3 to 23; expected 0 to 22"):
         jax.eval_shape(lambda params: losses(params, labels), params)
     compiled = jax.jit(losses)
     found = np.asarray(compiled(params, jax.device_put(labels)))
-    assert np.isnan(found[0, :2]).all()  # a loss that nobody overlooks
+    assert np.isnan(found[0, :2]).all()  # invalid labels are visible in the loss
     ignored = np.where((labels < 0) | (labels >= tiny.vocab_size), np.int32(-100), labels)
     expected = np.where(np.isnan(found), np.float32(0), found)
     np.testing.assert_array_equal(compiled(params, jax.device_put(ignored)), expected)
@@ -130,7 +132,7 @@ def test_extreme_weights_stay_finite(
     assert np.isfinite(run(tiny, {**params, "blocks": blocks}, tokens)).all()
 
 
-def test_ids_that_the_tokenizer_lacks_have_no_probability(
+def test_ids_from_tokenizer_size_on_have_probability_0(
     tiny: GPTConfig, params: Params, run: Callable[..., np.ndarray]
 ) -> None:
     masked = dataclasses.replace(tiny, tokenizer_size=9)
@@ -151,7 +153,7 @@ def test_ids_that_the_tokenizer_lacks_have_no_probability(
     expected = np.log(np.exp(logits[..., :9]).sum(-1)) - chosen
     np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
     assert not gradients["wte"]["embedding"][9:].any()
-    with pytest.raises(ValueError, match="tokenizer_size is 24 and vocab_size is 23"):
+    with pytest.raises(ValueError, match="tokenizer_size: got 24; expected 1 to vocab_size 23"):
         dataclasses.replace(tiny, tokenizer_size=24)
 
 
@@ -161,7 +163,7 @@ def test_embeddings_are_scaled_to_sinusoids(tiny: GPTConfig, params: Params) -> 
 
     @functools.partial(jax.jit, static_argnums=0)
     def stream(config: GPTConfig, params: Params, tokens: jax.Array) -> jax.Array:
-        return bind(config, params).begin(tokens)
+        return bind(config, params).embed_tokens(tokens)
 
     tokens = jax.device_put(np.array([[3, 5, 3]], np.int32))
     unscaled = dataclasses.replace(config, scale_embeddings=False)
@@ -172,14 +174,14 @@ def test_embeddings_are_scaled_to_sinusoids(tiny: GPTConfig, params: Params) -> 
     np.testing.assert_array_equal(*(stream(c, params, tokens) for c in (tiny, learned)))
 
 
-def test_ids_outside_the_tables_raise_inside_jit_where_that_is_asked_for(
+def test_check_ids_raises_inside_jit(
     tiny: GPTConfig, params: Params, run: Callable[..., np.ndarray]
 ) -> None:
     tokens = np.array([[1, 2, tiny.vocab_size]], np.int32)
     assert np.isfinite(run(tiny, params, tokens)).all()  # clipped, silently
     checked = dataclasses.replace(tiny, check_ids=True)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="token ids are from 1 to 23"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="token ids: got values from 1 to 23"):
         run(checked, params, tokens)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="positions are from 0 to 99"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="positions: got values from 0 to 99"):
         run(checked, params, tokens - 1, positions=np.array([[0, 1, 99]], np.int32))
     np.testing.assert_array_equal(run(checked, params, tokens - 1), run(tiny, params, tokens - 1))

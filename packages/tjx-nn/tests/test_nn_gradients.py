@@ -1,4 +1,4 @@
-"""Derivatives of whole models against finite differences in float64."""
+"""Gradients of whole models against finite differences in float64."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ MODELS: dict[str, TransformerConfig] = {
         **TEXT, **LLAMA, tied_head=False, qk_norm=True, layer_scale=0.5, window=5, remat="full",
         attention_soft_cap=3.0, logit_soft_cap=5.0,
     ),
-    # The indexer's choices do not move by a small step, and its own loss reaches nothing else.
+    # A small step does not change the selected keys; the indexer loss reaches only the indexer.
     "deepseek": GPTConfig(
         **TEXT, positions="rope", norm="rmsnorm", activation="geglu", bias=False,
         latent=LatentConfig(kv_dim=8, q_dim=12, rope_dim=4),
@@ -51,7 +51,7 @@ MODELS: dict[str, TransformerConfig] = {
 
 @pytest.fixture
 def _float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Models compute in float64 all that they compute in float32; annotations are not checked."""
+    """Replace float32 by float64 in models; jaxtyping checks are off."""
     jaxtyping.config.update("jaxtyping_disable", True)
     with jax.enable_x64(True):
         monkeypatch.setattr(jnp, "float32", jnp.float64)
@@ -103,7 +103,7 @@ def test_gradients_of_losses_against_finite_differences(
     gradients = jax.device_get(compute(jax.device_put(params))[1])
     rng, step = np.random.default_rng(2), 1e-6
     paths = [path for path, _ in jax.tree.flatten_with_path(params)[0]]
-    for only in (None, *paths):  # all parameters together, and each by itself
+    for only in (None, *paths):  # all parameters together, and each separately
         direction = jax.tree.map_with_path(
             lambda path, p, only=only: rng.standard_normal(p.shape) * (only in (None, path)), params
         )

@@ -1,4 +1,4 @@
-"""Reading and writing transformers' format: round trips, files of every form, and errors."""
+"""transformers checkpoints: round trips, variants of files and names, and errors."""
 
 import dataclasses
 import json
@@ -40,8 +40,8 @@ def change(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
     return copy
 
 
-def refused(call: Callable[[], Any]) -> str:
-    """Return what the ValueError says."""
+def error_of(call: Callable[[], Any]) -> str:
+    """Message of the ValueError that a call raises."""
     try:
         call()
     except ValueError as error:
@@ -67,7 +67,7 @@ def random_params(config: TransformerConfig) -> Params:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reading_writing_and_reading_again_is_bitwise(name: str, tmp_path: pathlib.Path) -> None:
+def test_load_save_load_is_bitwise_equal(name: str, tmp_path: pathlib.Path) -> None:
     read = hf.load(GOLDEN / name)
     hf.save(tmp_path / "whole", *read)
     assert_same(hf.load(tmp_path / "whole"), read)
@@ -85,18 +85,18 @@ def test_reading_writing_and_reading_again_is_bitwise(name: str, tmp_path: pathl
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_written_is_what_transformers_wrote(name: str, tmp_path: pathlib.Path) -> None:
+def test_saved_files_equal_those_of_transformers(name: str, tmp_path: pathlib.Path) -> None:
     hf.save(tmp_path, *hf.load(GOLDEN / name))
     theirs = load_file(GOLDEN / name / "model.safetensors")
     ours = load_file(tmp_path / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for key, x in theirs.items():
-        # BART never reads the first two rows of its tables of positions.
+        # The first two rows of BART's position tables are unused.
         first = 2 if key.endswith("embed_positions.weight") else 0
         np.testing.assert_array_equal(ours[key][first:], x[first:].astype(np.float32))
     before = json.loads((GOLDEN / name / "config.json").read_text())
     after = json.loads((tmp_path / "config.json").read_text())
-    # Ids of special tokens come with the tokenizer; that a model is float32 is our choice.
+    # Special tokens belong to the tokenizer; the dtype is an argument of save.
     skipped = {"bos_token_id", "eos_token_id", "dtype"}
     shared = (before.keys() & after.keys()) - skipped
     assert {key: before[key] for key in shared} == {key: after[key] for key in shared}
@@ -104,7 +104,7 @@ def test_what_is_written_is_what_transformers_wrote(name: str, tmp_path: pathlib
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", "bfloat16"), ("float16", "float16")])
-def test_short_types_are_written_rounded_and_read_as_float32(
+def test_half_precision_is_saved_rounded_and_loaded_as_float32(
     dtype: str, kind: str, tmp_path: pathlib.Path
 ) -> None:
     config = GPTConfig(vocab_size=11, max_seq_len=4, n_layer=1, n_head=2, d_model=4)
@@ -120,7 +120,7 @@ def test_short_types_are_written_rounded_and_read_as_float32(
     assert ml_dtypes.bfloat16 == np.dtype("bfloat16")
 
 
-def test_biases_and_padded_rows_change_nothing_when_written(tmp_path: pathlib.Path) -> None:
+def test_saved_zero_biases_and_omitted_padding_rows_change_nothing(tmp_path: pathlib.Path) -> None:
     config = GPTConfig(
         vocab_size=11, max_seq_len=4, n_layer=2, n_head=2, d_model=4, bias=False, vocab_multiple=8
     )
@@ -136,7 +136,7 @@ def test_biases_and_padded_rows_change_nothing_when_written(tmp_path: pathlib.Pa
     np.testing.assert_array_equal(found["ln_f"]["scale"], params["ln_f"]["scale"])
 
 
-def test_older_names_and_tied_copies_are_read(change: Callable[..., pathlib.Path]) -> None:
+def test_old_names_and_tied_copies_load(change: Callable[..., pathlib.Path]) -> None:
     def of_openai(weights: DecodeWeights) -> DecodeWeights:
         named = {name.removeprefix("transformer."): x for name, x in weights.items()}
         named["h.0.attn.bias"] = np.ones((1, 1, 16, 16), np.float32)
@@ -145,7 +145,7 @@ def test_older_names_and_tied_copies_are_read(change: Callable[..., pathlib.Path
     assert_same(hf.load(change("gpt2", of_openai)), hf.load(GOLDEN / "gpt2"))
 
 
-def test_older_names_of_bert_are_read(change: Callable[..., pathlib.Path]) -> None:
+def test_old_names_of_bert_load(change: Callable[..., pathlib.Path]) -> None:
     def of_google(weights: DecodeWeights) -> DecodeWeights:
         renamed = {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"): x
@@ -156,7 +156,7 @@ def test_older_names_of_bert_are_read(change: Callable[..., pathlib.Path]) -> No
     assert_same(hf.load(change("bert", of_google)), hf.load(GOLDEN / "bert"))
 
 
-def test_rope_is_read_as_transformers_4_wrote_it(change: Callable[..., pathlib.Path]) -> None:
+def test_rope_of_transformers_4_loads(change: Callable[..., pathlib.Path]) -> None:
     scaling = {
         "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 16,
     }  # fmt: skip
@@ -168,12 +168,12 @@ def test_rope_is_read_as_transformers_4_wrote_it(change: Callable[..., pathlib.P
     )
     config = hf.load(folder)[0]
     assert config.rope == expected
-    # JSON's whole numbers become what the fields are.
+    # JSON integers become floats for float fields.
     assert isinstance(config.attention_dropout, float)
     assert isinstance(config.rope.base, float)
 
 
-def test_windows_of_qwen3_that_follow_a_pattern_are_read(
+def test_window_patterns_of_qwen3_load(
     change: Callable[..., pathlib.Path],
 ) -> None:
     def windows(*kinds: str, **entries: Any) -> tuple[int | None, ...]:
@@ -186,146 +186,148 @@ def test_windows_of_qwen3_that_follow_a_pattern_are_read(
     assert windows("sliding", "sliding") == (5, 5)
     assert windows("sliding", "full") == (5, None)
     assert windows("full", "full") == (None, None)
-    assert "layer_types" in refused(lambda: windows("full", "sliding"))
+    assert "layer_types" in error_of(lambda: windows("full", "sliding"))
 
 
-def test_all_wrong_tensors_are_named_at_once(change: Callable[..., pathlib.Path]) -> None:
+def test_all_tensor_errors_are_in_one_exception(change: Callable[..., pathlib.Path]) -> None:
     def spoil(weights: DecodeWeights) -> DecodeWeights:
         del weights["transformer.ln_f.bias"]
         weights["transformer.wpe.weight"] = np.ones((17, 16), np.float32)
         return {**weights, "score.weight": np.ones((3, 16), np.float32)}
 
-    message = refused(lambda: hf.load(change("gpt2", spoil)))
-    assert "transformer.ln_f.bias is missing; its shape would be [16]" in message
-    assert "transformer.wpe.weight has shape [17, 16]; by config.json it is [16, 16]" in message
-    assert "score.weight is not a part of GPT2LMHeadModel; its shape is [3, 16]" in message
+    message = error_of(lambda: hf.load(change("gpt2", spoil)))
+    assert "transformer.ln_f.bias: missing; expected shape [16]" in message
+    assert "transformer.wpe.weight: got shape [17, 16]; expected [16, 16]" in message
+    assert "score.weight: got shape [3, 16]; expected no such tensor in GPT2LMHeadModel" in message
 
 
-def test_a_head_that_is_not_tied_though_it_should_is_refused(
+def test_an_untied_copy_of_a_tied_head_raises(
     change: Callable[..., pathlib.Path],
 ) -> None:
     def untie(weights: DecodeWeights) -> DecodeWeights:
         return {**weights, "lm_head.weight": weights["transformer.wte.weight"] + 1}
 
-    message = refused(lambda: hf.load(change("gpt2", untie)))
-    assert "lm_head.weight differs from transformer.wte.weight" in message
+    message = error_of(lambda: hf.load(change("gpt2", untie)))
+    assert "lm_head.weight: got other values than transformer.wte.weight" in message
 
 
 @pytest.mark.parametrize(
     ("name", "entries", "said"),
     [
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True: only"),
-        ("gpt2", {"activation_function": "mish"}, "activation_function is 'mish': only ["),
-        ("gpt2", {"n_head": 3}, "n_head must divide d_model"),
-        ("gpt2", {"model_type": "mamba"}, "model_type is 'mamba'"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "layer_idx: got True; expected False"),
+        ("gpt2", {"activation_function": "mish"}, "got 'mish'; expected one of ["),
+        ("gpt2", {"n_head": 3}, "d_model: got 16 with n_head 3"),
+        ("gpt2", {"model_type": "mamba"}, "model_type: got 'mamba'"),
         ("gpt2", {"architectures": ["GPT2ForTokenClassification"]}, "GPT2ForTokenClassification"),
-        ("llama", {"attention_bias": True}, "must be equal: we have one bias"),
-        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
-        ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope'"),
-        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "there is no factor"),
+        ("llama", {"attention_bias": True}, "as tjx has one bias"),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: got {'bits': 4}"),
+        ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type: got 'longrope'"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "factor: missing"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (
             "llama",
             {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}},
-            "mscale of rope_parameters is 0.7",
+            "rope_parameters.mscale: got 0.7",
         ),
-        ("qwen3", {"attention_bias": True}, "attention_bias is True: only False"),
-        ("bert", {"is_decoder": True}, "is_decoder is True"),
+        ("qwen3", {"attention_bias": True}, "attention_bias: got True; expected False"),
+        ("bert", {"is_decoder": True}, "is_decoder: got True"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type"),
-        ("vit", {"patch_size": [2, 4]}, "patch_size is [2, 4]: only squares"),
-        ("bart", {"decoder_ffn_dim": 8}, "must be equal: we have one d_ff"),
+        ("vit", {"patch_size": [2, 4]}, "patch_size: got [2, 4]; expected a square"),
+        ("bart", {"decoder_ffn_dim": 8}, "as tjx has one d_ff"),
     ],
 )  # fmt: skip
-def test_a_model_that_does_what_ours_does_not_is_refused_by_name(
+def test_unsupported_features_raise(
     name: str, entries: dict[str, Any], said: str, change: Callable[..., pathlib.Path]
 ) -> None:
-    assert said in refused(lambda: hf.load(change(name, **entries)))
+    assert said in error_of(lambda: hf.load(change(name, **entries)))
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (GPTConfig(window=4), ["GPT2LMHeadModel", "windows is (4,"]),
-        (GPTConfig(d_head=32, mup_base=64), ["d_head is 32", "mup_base is 64"]),
-        (GPTConfig(positions="alibi"), ["positions is 'alibi' and would be read back as 'learn"]),
+        (GPTConfig(window=4), ["GPT2LMHeadModel", "windows: got (4,"]),
+        (GPTConfig(d_head=32, mup_base=64), ["d_head: got 32", "mup_base: got 64"]),
+        (GPTConfig(positions="alibi"), ["positions: got 'alibi'; expected 'learn"]),
         (
             GPTConfig(
                 positions="rope", norm="rmsnorm", activation="swiglu", bias=False,
                 rope=RopeConfig(scaling="ntk", factor=2.0),
             ),
-            ["LlamaForCausalLM", "rope.scaling is 'ntk'"],
+            ["LlamaForCausalLM", "rope.scaling: got 'ntk'"],
         ),
-        (BertConfig(n_token_types=0), ["n_token_types is 0"]),
-        (BertConfig(n_classes=3), ["BertForMaskedLM", "n_classes is 3"]),
-        (BertConfig(activation="swiglu"), ["activation is 'swiglu'"]),
-        (ViTConfig(pool="mean"), ["ViTForImageClassification", "pool is 'mean'"]),
-        (EncoderDecoderConfig(), ["BartForConditionalGeneration", "positions is 'sinusoidal'"]),
+        (BertConfig(n_token_types=0), ["n_token_types: got 0"]),
+        (BertConfig(n_classes=3), ["BertForMaskedLM", "n_classes: got 3"]),
+        (BertConfig(activation="swiglu"), ["activation: got 'swiglu'"]),
+        (ViTConfig(pool="mean"), ["ViTForImageClassification", "pool: got 'mean'"]),
+        (EncoderDecoderConfig(), ["BartForConditionalGeneration", "positions: got 'sinusoidal'"]),
     ],
 )  # fmt: skip
-def test_a_model_that_transformers_has_no_place_for_is_refused_by_name(
+def test_models_that_transformers_cannot_represent_raise(
     config: TransformerConfig, said: list[str], tmp_path: pathlib.Path
 ) -> None:
-    message = refused(lambda: hf.save(tmp_path / "out", config, {}))
+    message = error_of(lambda: hf.save(tmp_path / "out", config, {}))
     assert all(words in message for words in said), message
     assert not (tmp_path / "out").exists()
 
 
-def test_wrong_parameters_and_arguments_are_refused(tmp_path: pathlib.Path) -> None:
+def test_invalid_parameters_and_arguments_raise(tmp_path: pathlib.Path) -> None:
     config = GPTConfig(vocab_size=11, max_seq_len=4, n_layer=1, n_head=2, d_model=4)
     params = random_params(config)
     wrong = {**params, "wpe": {"embedding": np.ones((5, 4))}, "extra": {"kernel": np.ones(1)}}
     del wrong["ln_f"]
-    message = refused(lambda: hf.save(tmp_path, config, wrong))
+    message = error_of(lambda: hf.save(tmp_path, config, wrong))
     assert "params wpe.embedding: got shape [5, 4]; expected [4, 4]" in message
     assert "params ln_f.scale: missing" in message
     assert "params extra.kernel: got shape" in message
-    assert "give one of" in refused(lambda: hf.save(tmp_path, config, params, dtype="int8"))
-    assert "above 0" in refused(lambda: hf.save(tmp_path, config, params, max_shard_bytes=0))
+    assert "dtype: got 'int8'" in error_of(lambda: hf.save(tmp_path, config, params, dtype="int8"))
+    assert "expected a positive number" in error_of(
+        lambda: hf.save(tmp_path, config, params, max_shard_bytes=0)
+    )
     params["wpe"]["embedding"][0] = 1e6
-    message = refused(lambda: hf.save(tmp_path / "large", config, params, dtype="float16"))
-    assert "transformer.wpe.weight has values up to 1e+06" in message
+    message = error_of(lambda: hf.save(tmp_path / "large", config, params, dtype="float16"))
+    assert "transformer.wpe.weight: got values up to 1e+06" in message
     hf.save(tmp_path / "twice", config, params)
-    message = refused(lambda: hf.save(tmp_path / "twice", config, params))
-    assert "has a model already (config.json, model.safetensors)" in message
+    message = error_of(lambda: hf.save(tmp_path / "twice", config, params))
+    assert "got a folder with a model (config.json, model.safetensors)" in message
 
 
-def test_a_pickle_is_never_read(tmp_path: pathlib.Path) -> None:
+def test_pickles_are_never_loaded(tmp_path: pathlib.Path) -> None:
     shutil.copy(GOLDEN / "gpt2" / "config.json", tmp_path)
-    assert "neither model.safetensors nor" in refused(lambda: hf.load(tmp_path))
+    assert "neither model.safetensors nor" in error_of(lambda: hf.load(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    message = refused(lambda: hf.load(tmp_path))
+    message = error_of(lambda: hf.load(tmp_path))
     assert "pytorch_model.bin" in message
     assert "save_pretrained" in message
 
 
-def test_damaged_and_missing_files_are_named(tmp_path: pathlib.Path) -> None:
+def test_damaged_and_missing_files_raise(tmp_path: pathlib.Path) -> None:
     read = hf.load(GOLDEN / "gpt2")
     hf.save(tmp_path / "shards", *read, max_shard_bytes=9000)
     first = sorted((tmp_path / "shards").glob("model-*"))[0]
     first.write_bytes(first.read_bytes()[:100])
-    assert f"{first} is missing or damaged" in refused(lambda: hf.load(tmp_path / "shards"))
+    assert f"{first} is missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
     first.unlink()
-    assert f"{first} is missing or damaged" in refused(lambda: hf.load(tmp_path / "shards"))
+    assert f"{first} is missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
     index = tmp_path / "shards" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
-    assert "files of its own folder" in refused(lambda: hf.load(tmp_path / "shards"))
+    assert "files of its own folder" in error_of(lambda: hf.load(tmp_path / "shards"))
     config = tmp_path / "shards" / "config.json"
     config.write_text("{")
-    assert f"{config} is no JSON" in refused(lambda: hf.load(tmp_path / "shards"))
+    assert f"{config} is no JSON" in error_of(lambda: hf.load(tmp_path / "shards"))
     config.write_text("[]")
-    assert "should hold an object" in refused(lambda: hf.load(tmp_path / "shards"))
+    assert "should hold an object" in error_of(lambda: hf.load(tmp_path / "shards"))
     config.unlink()
-    assert "has no config.json" in refused(lambda: hf.load(tmp_path / "shards"))
+    assert "has no config.json" in error_of(lambda: hf.load(tmp_path / "shards"))
 
 
-def test_quantised_tensors_are_refused(change: Callable[..., pathlib.Path]) -> None:
+def test_quantized_tensors_raise(change: Callable[..., pathlib.Path]) -> None:
     def quantise(weights: DecodeWeights) -> DecodeWeights:
         return {**weights, "transformer.wte.weight": np.ones((61, 16), np.int8)}
 
-    assert "transformer.wte.weight (I8)" in refused(lambda: hf.load(change("gpt2", quantise)))
+    assert "transformer.wte.weight (I8)" in error_of(lambda: hf.load(change("gpt2", quantise)))
 
 
-def test_a_hub_name_is_fetched_without_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_downloads_exclude_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     asked: list[dict[str, Any]] = []
@@ -341,7 +343,7 @@ def test_a_hub_name_is_fetched_without_pickles(monkeypatch: pytest.MonkeyPatch) 
     assert not any("bin" in pattern or pattern == "*" for pattern in asked[0]["allow_patterns"])
 
 
-def test_what_is_neither_here_nor_on_the_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_neither_local_nor_on_the_hub_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -349,22 +351,24 @@ def test_what_is_neither_here_nor_on_the_hub_is_said(monkeypatch: pytest.MonkeyP
         raise LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    message = refused(lambda: hf.load("owner/model"))
-    assert "owner/model is no folder here" in message
+    message = error_of(lambda: hf.load("owner/model"))
+    assert "got owner/model, which is not a local folder" in message
     assert "cannot be reached" in message
-    assert "no folder, and no name" in refused(lambda: hf.load("./nowhere/at/all"))
+    assert "expected a folder, or a name" in error_of(lambda: hf.load("./nowhere/at/all"))
     folder = GOLDEN / "gpt2"
-    assert "has no revision" in refused(lambda: hf.load(folder, revision="v1"))
+    assert "revision: got 'v1' for the local folder" in error_of(
+        lambda: hf.load(folder, revision="v1")
+    )
 
 
-def test_choices_of_training_do_not_stand_in_the_way(tmp_path: pathlib.Path) -> None:
+def test_training_fields_do_not_prevent_saving(tmp_path: pathlib.Path) -> None:
     config, params = hf.load(GOLDEN / "llama")
     trained = dataclasses.replace(config, dropout=0.3, dtype="bfloat16", remat="full")
     hf.save(tmp_path, trained, params)
     assert_same(hf.load(tmp_path), (config, params))
 
 
-def test_ids_that_the_tokenizer_lacks_are_not_written(tmp_path: pathlib.Path) -> None:
+def test_ids_from_tokenizer_size_on_are_not_saved(tmp_path: pathlib.Path) -> None:
     config = GPTConfig(
         vocab_size=11, tokenizer_size=7, max_seq_len=4, n_layer=1, n_head=2, d_model=4,
         scale_embeddings=False,

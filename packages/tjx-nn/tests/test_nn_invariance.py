@@ -1,4 +1,4 @@
-"""Of every model with every kind of attention: neighbours in a row and a batch change nothing."""
+"""All models and attention layers: independence of packed documents, padding and batch rows."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Make = Callable[..., Params]
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "d_model": 16}
 TEXT: dict[str, Any] = {**SIZES, "vocab_size": 19, "max_seq_len": 12}
-# Plain calls drop no token of any expert: the capacity is that of losses alone.
+# Calls without losses do not enforce the capacity of experts.
 CROWDED = ExpertsConfig(count=3, d_ff=8, capacity_factor=0.1)
 KINDS: dict[str, dict[str, Any]] = {
     "learned": {"positions": "learned", "n_kv_head": 2},
@@ -54,7 +54,7 @@ A, B, T = 7, 5, 12  # tokens of two documents, and of a row
 
 
 def rows(seed: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two documents in one row; and each in its own, with something else behind it."""
+    """Two documents in one row, and each in its own row followed by other tokens."""
     packed, *others = np.random.default_rng(seed).integers(0, 19, (3, T), np.int32)
     alone = [packed[:first], packed[first:]]
     tokens = [packed] + [
@@ -65,7 +65,7 @@ def rows(seed: int, first: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_segments(mask: np.ndarray, first: int, by_mask: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Segments of such rows, and their mask; or segments that say where padding is as well."""
+    """Segment ids of the rows, with a padding mask or with padding as a segment."""
     segments = np.full((3, T), 4, np.int32)
     segments[0, first:] = 1
     if by_mask:
@@ -76,7 +76,7 @@ def with_segments(mask: np.ndarray, first: int, by_mask: bool) -> tuple[np.ndarr
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_neither_documents_in_the_same_row_nor_padding_change_logits(
+def test_logits_do_not_depend_on_other_documents_or_padding(
     family: str, kind: str, make: Make, run: Run
 ) -> None:
     config = FAMILIES[family](**KINDS[kind])
@@ -93,7 +93,7 @@ def test_neither_documents_in_the_same_row_nor_padding_change_logits(
     packed, first, second = run(config, params, *texts, **inputs)
     np.testing.assert_allclose(packed[:A], first[:A], atol=2e-6, rtol=2e-6)
     np.testing.assert_allclose(packed[A:], second[:B], atol=2e-6, rtol=2e-6)
-    # As one document they are another.
+    # As a single document the logits differ.
     inputs |= {name: 0 * x for name, x in inputs.items() if name.endswith("segment_ids")}
     whole = run(config, params, *texts, **inputs)[0]
     assert np.abs(whole[A:] - packed[A:]).max() > 1e-3
@@ -104,7 +104,7 @@ PICTURES = ViTConfig(**SIZES, image_size=8, patch_size=2, channels=1, n_classes=
 
 
 @pytest.mark.parametrize("kind", ["sinusoids, experts", "all of them"])
-def test_images_of_a_batch_do_not_see_each_other_and_none_are_no_result(
+def test_images_of_a_batch_are_independent_and_an_empty_batch_works(
     kind: str, make: Make, run: Run
 ) -> None:
     config = dataclasses.replace(PICTURES, **KINDS[kind])
@@ -116,20 +116,20 @@ def test_images_of_a_batch_do_not_see_each_other_and_none_are_no_result(
     assert shape_of(config, (0, 8, 8, 1)) == (0, 5)
 
 
-def test_the_order_of_a_source_without_positions_does_not_matter(make: Make, run: Run) -> None:
+def test_source_order_does_not_matter_without_positions(make: Make, run: Run) -> None:
     config = EncoderDecoderConfig(**TEXT, positions="none", n_encoder_layer=2)
     params = make(config)
     source, tokens = np.random.default_rng(0).integers(0, 19, (2, 2, T), np.int32)
     order = np.random.default_rng(1).permutation(T)
     straight = run(config, params, source, tokens)
     np.testing.assert_allclose(run(config, params, source[:, order], tokens), straight, atol=1e-5)
-    # The target's order does, though only by what is before what.
+    # The order of the target matters.
     assert np.abs(run(config, params, source, tokens[:, order]) - straight).max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["alibi, latent", "rope, window", "all of them"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_gives_nothing(family: str, kind: str) -> None:
+def test_empty_inputs_give_empty_outputs(family: str, kind: str) -> None:
     config = FAMILIES[family](**KINDS[kind])
     for batch, length in ((2, 0), (0, 3)):
         assert shape_of(config, (batch, length)) == (batch, length, 19)
@@ -145,7 +145,7 @@ def shape_of(config: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "vit"])
-def test_losses_alone_drop_tokens_and_are_finite_without_any(family: str, make: Make) -> None:
+def test_only_losses_drop_tokens_and_empty_batches_are_finite(family: str, make: Make) -> None:
     kind = KINDS["all of them"]
     config: Any = (
         dataclasses.replace(PICTURES, **kind) if family == "vit" else FAMILIES[family](**kind)

@@ -1,4 +1,4 @@
-"""Latent attention against keys and values written out for every head, in float64."""
+"""Latent attention against explicit keys and values of every head, in float64."""
 
 import dataclasses
 import functools
@@ -10,15 +10,16 @@ import pytest
 from flax import nnx
 
 from tjx_nn import GPTConfig, LatentAttention, LatentConfig, RopeConfig, count_params
-from tjx_nn.attention.mha import KVCache, TokenMetadata
+from tjx_nn.attention.kv_cache import KVCache
 from tjx_nn.functional import Params
+from tjx_nn.inputs import TokenMetadata
 
 TINY = GPTConfig(
     n_layer=1, n_head=3, d_model=12, d_head=6, max_seq_len=16, positions="rope",
     latent=LatentConfig(kv_dim=5, rope_dim=4, v_dim=7),
     rope=RopeConfig(base=50.0, interleaved=True),
 )  # fmt: skip
-# Queries by a latent too, every bias, and what else changes the scores.
+# Latent queries, all biases, and all options that change scores.
 RICH = dataclasses.replace(
     TINY, positions="alibi", attention_soft_cap=2.0, norm="rmsnorm", mup_base=6,
     latent=dataclasses.replace(TINY.latent, q_dim=8),
@@ -43,10 +44,14 @@ def make_params(config: GPTConfig, seed: int = 0) -> Params:
 
 @functools.partial(jax.jit, static_argnames=("config", "window"))
 def apply(
-    config: GPTConfig, params: Params, x: jax.Array, where: TokenMetadata, window: int | None = None
+    config: GPTConfig,
+    params: Params,
+    x: jax.Array,
+    metadata: TokenMetadata,
+    window: int | None = None,
 ) -> tuple[jax.Array, KVCache]:
     layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, KVCache] = layer(x, where, window=window)[:2]
+    result: tuple[jax.Array, KVCache] = layer(x, *metadata, window=window)[:2]
     return result
 
 
@@ -56,11 +61,11 @@ def decode(
     params: Params,
     x: jax.Array,
     cache: KVCache,
-    where: TokenMetadata,
+    metadata: TokenMetadata,
     window: int | None = None,
 ) -> tuple[jax.Array, KVCache]:
     layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, where, window=window)
+    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, metadata.positions, window=window)
     return result
 
 
@@ -76,7 +81,7 @@ def at(batch: int = 2, start: int = 0, stop: int = T) -> TokenMetadata:
 
 
 def turned(x: np.ndarray, base: float) -> np.ndarray:
-    """Rotary positions of [tokens, features] by complex numbers: features 2i and 2i + 1 a pair."""
+    """RoPE of [tokens, features] by complex numbers, interleaved pairs."""
     tokens, dim = x.shape
     angles = np.arange(tokens)[:, None] * base ** -(np.arange(0, dim, 2) / dim)
     z = (x[:, 0::2] + 1j * x[:, 1::2]) * np.exp(1j * angles)
@@ -94,7 +99,7 @@ def normed(x: np.ndarray, p: Any, config: GPTConfig) -> np.ndarray:
 def oracle(
     config: GPTConfig, params: Params, x_BTD: np.ndarray, window: int | None = None
 ) -> np.ndarray:
-    """Every head of every row by itself, with all its keys and values."""
+    """Loop over rows and heads with explicit keys and values."""
     p = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     n, h, r, v = config.n_head, config.head_dim, config.latent.rope_dim, config.v_dim
     c = config.latent.kv_dim
@@ -132,7 +137,7 @@ def oracle(
 
 
 @pytest.mark.parametrize(("config", "window"), [(TINY, None), (RICH, 4)])
-def test_is_its_uncompressed_form(config: GPTConfig, window: int | None) -> None:
+def test_equals_explicit_multi_head_attention(config: GPTConfig, window: int | None) -> None:
     params, x = make_params(config), inputs()
     placed = jax.device_put((params, x, at()))
     out, entries = jax.device_get(apply(config, *placed, window=window))
@@ -149,7 +154,7 @@ def test_decoding_one_token_and_several_equals_the_full_pass(
 ) -> None:
     params, x = jax.device_put((make_params(config), inputs()))
     expected, entries = apply(config, params, x, at(), window=window)
-    # Slots beyond the tokens so far are full of something else.
+    # Unused slots contain garbage.
     cache = {
         name: jax.device_put(np.full((2, 12, entry.shape[2]), 9, np.float32))
         for name, entry in entries.items()
@@ -163,28 +168,30 @@ def test_decoding_one_token_and_several_equals_the_full_pass(
 
 def test_is_causal() -> None:
     params, x = jax.device_put((make_params(TINY), inputs(1)))
-    where = at(1)
+    metadata = at(1)
 
     @jax.jit
     def reach(x: jax.Array) -> jax.Array:
-        jacobian: jax.Array = jax.jacrev(lambda x: apply(TINY, params, x, where)[0].sum((0, 2)))(x)
+        jacobian: jax.Array = jax.jacrev(lambda x: apply(TINY, params, x, metadata)[0].sum((0, 2)))(
+            x
+        )
         return abs(jacobian[:, 0]).max(-1)
 
     seen = jax.device_get(reach(x)) > 0
     np.testing.assert_array_equal(seen, np.tri(T, dtype=bool))
 
 
-def test_documents_do_not_see_each_other() -> None:
+def test_packed_documents_are_independent() -> None:
     params, x = jax.device_put((make_params(TINY), inputs()))
     ids = np.repeat(np.array([[1, 2], [7, 3]], np.int32), 5, axis=1)
-    where = TokenMetadata(*jax.device_put((np.arange(T, dtype=np.int32)[None] % 5, ids)))
-    packed, _ = apply(TINY, params, x, where)
+    metadata = TokenMetadata(*jax.device_put((np.arange(T, dtype=np.int32)[None] % 5, ids)))
+    packed, _ = apply(TINY, params, x, metadata)
     second = jax.device_put((jax.device_get(x)[:, 5:], at(1, 0, 5)))
     alone, _ = apply(TINY, params, *second)
     np.testing.assert_allclose(jax.device_get(packed)[:, 5:], jax.device_get(alone), atol=1e-5)
 
 
-def test_parameters_are_as_many_as_the_formula_says() -> None:
+def test_parameter_count_equals_the_formula() -> None:
     for config in (TINY, RICH, dataclasses.replace(RICH, bias=False)):
         leaves = jax.tree.leaves(nnx.to_pure_dict(abstract(config)[1]))
         # What a model has beside attention does not depend on the latents.

@@ -11,12 +11,13 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU, TokenMetadata
+from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU
 from tjx_nn.functional import Params
 from tjx_nn.layers.activations import gelu_erf, gelu_tanh
-from tjx_nn.layers.matmul import ParamSharding, add_bias, expert_matmul, matmul
-from tjx_nn.layers.norms import _normalise
-from tjx_nn.layout import SINGLE_DEVICE
+from tjx_nn.layers.linear import add_bias, matmul
+from tjx_nn.layers.moe import expert_matmul
+from tjx_nn.layers.norms import _normalize
+from tjx_nn.layout import SINGLE_DEVICE, ParamSharding
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -40,8 +41,8 @@ def test_layer_norm_keeps_its_accuracy_far_from_zero(shift: float) -> None:
     np.testing.assert_allclose(np.asarray(found), exact, atol=2e-3 if shift else 2e-6)
 
 
-def test_layer_norm_of_bfloat16_is_as_exact_as_its_input_far_from_zero() -> None:
-    """The mean of squares, which takes one pass, loses less than bfloat16 has lost before."""
+def test_layer_norm_of_bfloat16_keeps_its_accuracy_far_from_zero() -> None:
+    """The cancellation of the one-pass variance is below the rounding of bfloat16."""
     x = (4 * normal(4, 768) + 300).astype(jnp.bfloat16)
     exact = x.astype(np.float64)
     exact = exact - exact.mean(-1, keepdims=True)
@@ -67,8 +68,8 @@ def test_layer_norm_without_bias_has_none() -> None:
 @pytest.mark.parametrize(
     ("centre", "has_bias"), [(True, True), (True, False), (False, False)], ids=str
 )
-def test_gradients_of_norms_are_those_of_the_formula(centre: bool, has_bias: bool) -> None:
-    # Their arguments are x, the scale and the bias.
+def test_gradients_of_norms_equal_those_of_the_definition(centre: bool, has_bias: bool) -> None:
+    # Arguments: x, scale and bias.
     def formula(x: Any, scale: Any, bias: Any) -> Any:
         y = x - x.mean(-1, keepdims=True) if centre else x
         y = y / jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 0.1) * scale[None, None]
@@ -82,7 +83,7 @@ def test_gradients_of_norms_are_those_of_the_formula(centre: bool, has_bias: boo
     inputs = jax.device_put((x, normal(8), normal(8, seed=2) if has_bias else None, dy))
 
     def ours(x: Any, scale: Any, bias: Any) -> Any:
-        return _normalise(x, scale, bias, 0.1, centre)
+        return _normalize(x, scale, bias, 0.1, centre)
 
     found, expected = (jax.jit(partial(both, f))(*inputs) for f in (ours, formula))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-6), found, expected)
@@ -120,7 +121,7 @@ def test_gradients_of_linear_layers_against_finite_differences(shape: tuple[int,
             check_grads(jax.jit(partial(function, kept)), arguments, 1, modes=["rev"], eps=1.0)  # type: ignore[no-untyped-call]  # as jax is
 
 
-def test_gradients_of_weights_are_summed_in_float32_whatever_the_computation() -> None:
+def test_weight_gradients_are_summed_in_float32_for_any_dtype() -> None:
     kept = ParamSharding(SINGLE_DEVICE, (None, None))
     x, dy = normal(4096, 8), normal(4096, 8, seed=1)
 
@@ -137,7 +138,7 @@ def test_gradients_of_weights_are_summed_in_float32_whatever_the_computation() -
     np.testing.assert_allclose(np.asarray(dw), exact, rtol=1e-4, atol=1e-3)
 
 
-def test_a_gate_is_that_of_the_layers_name_and_mlp_refuses_one() -> None:
+def test_gates_of_swiglu_and_geglu_and_mlp_raises_for_gated_activations() -> None:
     x = jax.device_put(normal(2, 3, 8))
 
     def output(activation: Any) -> np.ndarray:
@@ -158,7 +159,7 @@ def test_embedding_clips_ids_to_its_table() -> None:
     np.testing.assert_array_equal(rows[2], rows[3])
 
 
-def test_grouped_queries_equal_repeated_keys_and_values() -> None:
+def test_grouped_query_attention_equals_repeated_keys_and_values() -> None:
     grouped_config = GPTConfig(n_head=4, n_kv_head=2, d_model=16)
     grouped = make(lambda: Attention(grouped_config, rngs=nnx.Rngs(0)))
     full = make(lambda: Attention(GPTConfig(n_head=4, d_model=16), rngs=nnx.Rngs(0)))
@@ -173,8 +174,7 @@ def test_grouped_queries_equal_repeated_keys_and_values() -> None:
         biases = {"bias": jnp.zeros(16)}
         whole = {name: kernel | biases for name, kernel in repeated.items()}
         ungrouped = nnx.merge(nnx.graphdef(full), shared | whole)
-        where = TokenMetadata(jnp.arange(7)[None])
-        return nnx.merge(nnx.graphdef(grouped), shared)(x, where)[0], ungrouped(x, where)[0]
+        return nnx.merge(nnx.graphdef(grouped), shared)(x)[0], ungrouped(x)[0]
 
     found, expected = jax.device_get(outputs(shared, jax.device_put(normal(2, 7, 16))))
     np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -11,10 +11,10 @@ WIDTHS = (32, 256)
 
 
 def changes(width: int, base: int | None) -> dict[str, float]:
-    """Train with Adam for a few steps; give the root mean square of what that changed."""
+    """Train with Adam for a few steps; return the root mean square of the changes."""
     config = GPTConfig(
         vocab_size=64, max_seq_len=16, n_layer=2, n_head=4, d_model=width, mup_base=base,
-        attention_implementation="reference",  # the quickest to compile
+        attention_implementation="reference",  # compiles fastest
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, 64, (4, 16)).astype(np.int32)
 
@@ -54,7 +54,7 @@ def changes(width: int, base: int | None) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def growth() -> dict[str, dict[str, float]]:
-    """How many times more changes in the wide model than in the narrow one."""
+    """Ratio of the changes of the wide model to those of the narrow one."""
     found = {}
     for name, base in (("plain", None), ("mup", WIDTHS[0])):
         narrow, wide = (changes(width, base) for width in WIDTHS)

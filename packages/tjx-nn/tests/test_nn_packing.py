@@ -1,4 +1,4 @@
-"""Documents packed into one row are computed as if each were alone."""
+"""Packed documents are computed as separate rows."""
 
 import itertools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def test_packed_documents_equal_separate_calls(
     edges = [0, *sorted(borders), length]
     spans = list(itertools.pairwise(edges))
     segment_ids = np.zeros((1, length), np.int32)
-    # One document a row, padded on the right: a causal model does not see the padding.
+    # One document a row, padded on the right: a causal model ignores the padding.
     separate = np.zeros((5, length), np.int32)
     for row, (start, end) in enumerate(spans):
         segment_ids[:, start:end] = row + 1
@@ -36,7 +36,7 @@ def test_packed_documents_equal_separate_calls(
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
-def test_positions_given_by_hand_equal_those_counted(
+def test_explicit_positions_equal_default_positions(
     tiny: GPTConfig, params: Params, tokens: jax.Array, run: Run
 ) -> None:
     segment_ids = np.repeat(np.array([[5, 5, 5, 2], [1, 1, 1, 1]], np.int32), 4, axis=1)

@@ -1,4 +1,4 @@
-"""Weights that are recorded are those that the model computes with."""
+"""`attention_weights` returns the weights of the model's own forward pass."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def some_tokens(config: GPTConfig) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_are_shares_of_what_is_seen_and_give_the_models_logits(
+def test_weights_sum_to_one_over_visible_keys_and_give_the_logits(
     name: str,
     tiny: GPTConfig,
     make: Callable[..., Params],
@@ -47,7 +47,7 @@ def test_weights_are_shares_of_what_is_seen_and_give_the_models_logits(
     np.testing.assert_allclose(logits, run(config, params, tokens), atol=1e-5)
 
 
-def test_weights_of_the_first_layer_equal_numpys(tiny: GPTConfig, params: Params) -> None:
+def test_weights_of_the_first_layer_equal_numpy(tiny: GPTConfig, params: Params) -> None:
     tokens = some_tokens(tiny)
     weights, _ = jax.device_get(attention_weights(tiny, params, jax.device_put(tokens)))
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(params))
@@ -68,7 +68,7 @@ def test_weights_of_the_first_layer_equal_numpys(tiny: GPTConfig, params: Params
     np.testing.assert_allclose(weights[0], expected, atol=1e-6)
 
 
-def test_what_has_no_weights_is_refused(tiny: GPTConfig, params: Params) -> None:
+def test_sparse_attention_raises(tiny: GPTConfig, params: Params) -> None:
     sparse = dataclasses.replace(tiny, sparse=SparseConfig(top_k=4))
-    with pytest.raises(ValueError, match=r"sparse\.top_k is 4"):
+    with pytest.raises(ValueError, match=r"sparse\.top_k: got 4"):
         attention_weights(sparse, params, some_tokens(tiny))

@@ -1,4 +1,4 @@
-"""Positions against values by hand: rotary in both layouts, its scalings, sinusoids, ALiBi."""
+"""Position encodings against reference values: RoPE layouts and scalings, sinusoids, ALiBi."""
 
 import math
 
@@ -18,8 +18,8 @@ def turned(x: list[float], position: int, rope: RopeConfig) -> np.ndarray:
     return np.asarray(found).ravel()
 
 
-def test_pairs_side_by_side_and_in_two_halves() -> None:
-    # Base 100 and four features: the first pair turns by 1 radian a token, the second by 0.1.
+def test_interleaved_and_half_pairs() -> None:
+    # Base 100 and four features: the first pair rotates by 1 radian per token, the second by 0.1.
     fast, slow = (math.cos(3), math.sin(3)), (math.cos(0.3), math.sin(0.3))
     x = [2.0, 1.0, -1.0, 4.0]
 
@@ -32,12 +32,12 @@ def test_pairs_side_by_side_and_in_two_halves() -> None:
         rope = RopeConfig(base=100.0, interleaved=interleaved)
         np.testing.assert_allclose(turned(x, 3, rope), expected, atol=1e-6)
         np.testing.assert_array_equal(turned(x, 0, rope), x)
-        # Only the first features turn.
+        # Only the first features rotate.
         part = RopeConfig(base=100.0, interleaved=interleaved, dim=2)
         np.testing.assert_allclose(turned(x, 3, part), [*pair(2, 1, fast), -1, 4], atol=1e-6)
 
 
-def test_scores_depend_on_the_distance_alone() -> None:
+def test_scores_depend_only_on_the_distance() -> None:
     q, k = np.random.default_rng(0).standard_normal((2, 8)).tolist()
     for rope in (RopeConfig(), RopeConfig(interleaved=True)):
         near, far = (turned(q, p, rope) @ turned(k, p - 4, rope) for p in (5, 60))
@@ -52,21 +52,20 @@ PLAIN = 10000.0 ** -np.array([0, 0.25, 0.5, 0.75])
     [
         (RopeConfig(), PLAIN, 1.0),
         (RopeConfig(scaling="linear", factor=4.0), PLAIN / 4, 1.0),
-        # The fastest pair as before, the slowest as with "linear".
+        # The highest frequency is unchanged, the lowest as with "linear".
         (
             RopeConfig(scaling="ntk", factor=4.0),
             (10000.0 * 4 ** (8 / 6)) ** -np.array([0, 0.25, 0.5, 0.75]),
             1.0,
         ),
-        # In 1000 tokens the pairs turn 159, 15.9, 1.59 and 0.159 times: only the last two are
-        # slowed, and the last wholly; the third is (1.59 - 1) / (4 - 1) as it was.
+        # In 1000 tokens the pairs rotate 159, 15.9, 1.59 and 0.159 times: only the last two are
+        # scaled, the last fully; the third is interpolated with (1.59 - 1) / (4 - 1).
         (
             RopeConfig(scaling="llama3", factor=4.0, original_seq_len=1000),
             PLAIN * [1, 1, 0.25 + 0.75 * (10 / (2 * math.pi) - 1) / 3, 0.25],
             1.0,
         ),
-        # Pairs number 0.70 and 2.20 would turn 32 times and once: rounded outward, the ramp is
-        # from 0 to 3.
+        # Pairs 0.70 and 2.20 rotate 32 times and once: rounded outward, the ramp is from 0 to 3.
         (
             RopeConfig(scaling="yarn", factor=4.0, original_seq_len=1000),
             PLAIN * [1, 0.75, 0.5, 0.25],
@@ -83,14 +82,14 @@ def test_frequencies_of_each_scaling(rope: RopeConfig, expected: np.ndarray, fac
     np.testing.assert_allclose(turned(vector, 2, rope)[0], factor * math.cos(2 * expected[0]), 1e-5)
 
 
-def test_sinusoids_are_sines_and_then_cosines() -> None:
+def test_sinusoids_are_sines_followed_by_cosines() -> None:
     found = jax.jit(sinusoids, static_argnums=1)(jax.device_put(np.array([[0, 3]], np.int32)), 4)
     slow = 3 / 10000**0.5
     expected = [[0.0, 0.0, 1.0, 1.0], [math.sin(3), math.sin(slow), math.cos(3), math.cos(slow)]]
     np.testing.assert_allclose(np.asarray(found)[0], expected, atol=1e-6)
 
 
-def test_slopes_of_alibi_are_those_of_its_authors() -> None:
+def test_alibi_slopes_equal_the_reference_code() -> None:
     np.testing.assert_allclose(alibi_slopes(8), 2.0 ** -np.arange(1, 9))
-    # Those of four heads, and every other of those of eight.
+    # The slopes of four heads, and every other one of eight heads.
     np.testing.assert_allclose(alibi_slopes(6), 2.0 ** -np.array([2, 4, 6, 8, 1, 3]))

@@ -1,4 +1,4 @@
-"""From logits to a token: every filter against NumPy, and the draw against its distribution."""
+"""Sampling: filters against NumPy, and samples against their distribution."""
 
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +72,7 @@ def not_too_unlikely(p: np.ndarray, min_p: float) -> np.ndarray:
         ({"min_p": 0.0}, lambda p: p),
         ({"min_p": 0.2}, lambda p: not_too_unlikely(p, 0.2)),
         ({"min_p": 1.0}, lambda p: most_likely(p, 1)),
-        # In this order: top-p of what top-k left.
+        # top-p applies to what top-k keeps.
         (
             {"top_k": 8, "top_p": 0.7, "min_p": 0.1},
             lambda p: not_too_unlikely(nucleus(most_likely(p, 8), 0.7), 0.1),
@@ -80,7 +80,7 @@ def not_too_unlikely(p: np.ndarray, min_p: float) -> np.ndarray:
     ],
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_filters_keep_what_they_say(
+def test_filters_equal_numpy(
     options: dict[str, Any], oracle: Callable[[np.ndarray], np.ndarray], temperature: float
 ) -> None:
     expected = np.stack([oracle(softmax(row / temperature)) for row in LOGITS])
@@ -89,17 +89,17 @@ def test_filters_keep_what_they_say(
     np.testing.assert_allclose(p, expected, rtol=1e-4)
 
 
-def test_the_token_that_reaches_the_sum_is_kept() -> None:
+def test_top_p_keeps_the_token_that_reaches_the_sum() -> None:
     p = np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32))
     np.testing.assert_allclose(found(p, top_p=0.5)[0], [1, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(found(p, top_p=0.51)[0], [2 / 3, 1 / 3, 0, 0], atol=1e-6)
 
 
-def test_tokens_as_likely_as_the_last_kept_one_are_kept() -> None:
+def test_ties_with_the_last_kept_token_are_kept() -> None:
     np.testing.assert_allclose(found(np.zeros((1, 4), np.float32), top_k=2)[0], [0.25] * 4)
 
 
-def test_the_penalty_makes_tokens_less_likely_whatever_their_sign() -> None:
+def test_repetition_penalty_lowers_logits_of_both_signs() -> None:
     logits = np.array([[2.0, -2.0, 1.0, -1.0]], np.float32)
     seen = np.array([[True, True, False, False]])
     penalty = np.float32(4)
@@ -107,7 +107,7 @@ def test_the_penalty_makes_tokens_less_likely_whatever_their_sign() -> None:
     np.testing.assert_array_equal(np.asarray(lower), [[0.5, -8.0, 1.0, -1.0]])
 
 
-def test_draws_follow_the_distribution_and_greedy_takes_the_likeliest() -> None:
+def test_samples_follow_the_distribution_and_greedy_is_argmax() -> None:
     rows = 20_000
     many = np.broadcast_to(LOGITS[:1], (rows, 23))
     options: SamplingOptions = {"temperature": 0.8, "top_p": 0.95, "seeds": np.arange(rows) - 7}
@@ -120,14 +120,14 @@ def test_draws_follow_the_distribution_and_greedy_takes_the_likeliest() -> None:
     np.testing.assert_array_equal(np.asarray(greedy), LOGITS.argmax(1))
 
 
-def test_log_probabilities_are_those_of_the_softmax() -> None:
+def test_log_probabilities_equal_log_softmax() -> None:
     tokens = np.array([0, 5, 22, 7, 7], np.int32)
     log_probs = np.asarray(jax.jit(log_probs_of)(*jax.device_put((LOGITS, tokens))))
     expected = [np.log(softmax(row)[t]) for row, t in zip(LOGITS, tokens, strict=True)]
     np.testing.assert_allclose(log_probs, expected, rtol=1e-5)
 
 
-def test_everything_wrong_is_said() -> None:
+def test_all_errors_are_listed() -> None:
     options: SamplingOptions = {
         "temperature": -1.0, "top_k": 24, "top_p": 0.0, "min_p": 1.5, "repetition_penalty": 0.0,
         "seeds": np.array([1, 2**32]),

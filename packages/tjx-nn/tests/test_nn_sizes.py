@@ -1,4 +1,4 @@
-"""What models cost: published numbers, formulas, the compiler, and what is built agree."""
+"""Parameter counts and FLOPs: published numbers, formulas, XLA cost analysis and shapes."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_formula_counts_every_variant(name: str) -> None:
+def test_the_formula_equals_the_parameters_of_every_variant(name: str) -> None:
     assert count_params(VARIANTS[name]) == built_params(VARIANTS[name])
 
 
@@ -73,10 +73,10 @@ def test_flops_of_a_model_counted_by_hand() -> None:
     assert flops_per_token(config, 4) == 6 * (matrices + norms) + 12 * 1 * 4 * 2
 
 
-# Wide enough that what is no matrix product hardly counts, long enough that attention does.
+# Wide enough for matrix products to dominate, long enough for attention to matter.
 WIDE: dict[str, Any] = {
     "n_layer": 2, "n_head": 2, "d_model": 128, "scan_layers": False,
-    "attention_implementation": "reference",  # which computes nothing twice
+    "attention_implementation": "reference",  # recomputes nothing
 }  # fmt: skip
 LONG: dict[str, Any] = {**WIDE, "vocab_size": 90, "max_seq_len": 128}
 LATENT = LatentConfig(kv_dim=32, q_dim=48, rope_dim=32, v_dim=16)
@@ -87,7 +87,7 @@ COSTLY: dict[str, TransformerConfig] = {
         d_ff=200, tied_head=False,
     ),
     "latent": GPTConfig(**LONG, positions="rope", latent=LATENT),
-    # As many keys as there are: the others would be computed too, and then not be looked at.
+    # All keys: the reference computes masked scores too.
     "sparse": GPTConfig(
         **{**LONG, "attention_implementation": None}, remat="none",
         sparse=SparseConfig(top_k=128, n_head=8, head_dim=64),
@@ -106,7 +106,7 @@ def shape(*sizes: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_the_compiler_counts_as_many_operations_of_an_unrolled_model(name: str) -> None:
+def test_flops_equal_the_cost_analysis_of_xla(name: str) -> None:
     config: Any = COSTLY[name]
     text = shape(2, 128)
     data: tuple[Any, ...] = (text, text)
@@ -130,5 +130,5 @@ def test_the_compiler_counts_as_many_operations_of_an_unrolled_model(name: str) 
     assert analysis is not None
     tokens = 2 * (config.max_seq_len if name == "vit" else 128)
     ratio = analysis["flops"] / (tokens * flops_per_token(config, tokens // 2))
-    # The indexer gives no gradient to what it reads: a third of what the formula counts.
+    # No gradient flows to the input of the indexer: a third of the counted FLOPs.
     assert (0.95 if name == "sparse" else 1) <= ratio < 1.05, ratio

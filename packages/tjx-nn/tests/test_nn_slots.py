@@ -1,4 +1,4 @@
-"""Decoding in slots: a sequence's tokens are those that it has alone, whoever joins and leaves."""
+"""Continuous batching: the tokens of a sequence do not depend on the other slots."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tjx_nn import ContinuousBatcher, GPTConfig, generate
 from tjx_nn.functional import Params
 
 NEW = 6
-# Options of each sequence, and where in the batch it is; more sequences than slots.
+# Options of each sequence; there are more sequences than slots.
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"temperature": 1.0, "seed": 3},
@@ -27,21 +27,21 @@ PROMPTS = [[5], [1, 2, 3], [7] * 17, [4, 4], [9, 8, 7, 6], [2] * 20, [1, 2, 3]]
 
 @pytest.fixture(scope="module")
 def config(tiny: GPTConfig) -> GPTConfig:
-    # One block looks back over everything, the other's cache is a ring.
+    # One block without a window and one with a ring buffer.
     return dataclasses.replace(tiny, max_seq_len=64, window=4, global_every=2)
 
 
 @pytest.fixture(scope="module")
 def params(config: GPTConfig, make: Callable[..., Params]) -> Params:
     params = jax.device_get(make(config))
-    # Without strong positions a random model repeats one token, and no test could fail.
+    # Without strong positions a random model repeats one token, which tests nothing.
     params["wpe"]["embedding"] = 20 * params["wpe"]["embedding"]
     on_device: Params = jax.device_put(params)
     return on_device
 
 
 def alone(config: GPTConfig, params: Params, row: int) -> tuple[list[int], list[float]]:
-    # Numbers that do nothing, so that all of one kind share a program.
+    # Neutral values, so that all sequences share a program.
     neutral = {"top_k": 23, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
     options = {**neutral, **OPTIONS[row]}
     options.pop("log_probs", None)
@@ -60,7 +60,7 @@ def alone(config: GPTConfig, params: Params, row: int) -> tuple[list[int], list[
 
 
 def together(config: GPTConfig, params: Params) -> dict[int, list[Any]]:
-    """Let all sequences through three slots; they join and leave at different steps."""
+    """Generate all sequences with three slots; they join and leave at different steps."""
     decoder = ContinuousBatcher(config, params, slots=3, max_len=40)
     waiting = list(range(len(PROMPTS)))
     inside: dict[int, int] = {}
@@ -68,7 +68,7 @@ def together(config: GPTConfig, params: Params) -> dict[int, list[Any]]:
     turn = 0
     while waiting or inside:
         for slot in range(3):
-            # The third slot stays empty for two steps.
+            # The third slot is empty for two steps.
             if slot not in inside and waiting and (slot < 2 or turn >= 2):
                 row = waiting.pop(0)
                 inside[slot] = row
@@ -83,7 +83,7 @@ def together(config: GPTConfig, params: Params) -> dict[int, list[Any]]:
     return made
 
 
-def test_who_shares_the_batch_changes_nothing(config: GPTConfig, params: Params) -> None:
+def test_tokens_do_not_depend_on_other_sequences(config: GPTConfig, params: Params) -> None:
     found = together(config, params)
     for row, options in enumerate(OPTIONS):
         tokens, log_probs = alone(config, params, row)
@@ -100,8 +100,10 @@ def test_who_shares_the_batch_changes_nothing(config: GPTConfig, params: Params)
     assert len({tuple(int(each.token) for each in row) for row in found.values()}) > 4
 
 
-def test_one_program_steps_whatever_is_in_the_slots(config: GPTConfig, params: Params) -> None:
-    decoder = ContinuousBatcher(config, params, slots=3, max_len=40)  # compiled by the test before
+def test_decoding_steps_share_one_program(config: GPTConfig, params: Params) -> None:
+    decoder = ContinuousBatcher(
+        config, params, slots=3, max_len=40
+    )  # compiled by the previous test
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
@@ -113,14 +115,14 @@ def test_one_program_steps_whatever_is_in_the_slots(config: GPTConfig, params: P
     assert not compiled
 
 
-def test_a_sequence_may_fill_its_slot_and_no_more(config: GPTConfig, params: Params) -> None:
+def test_a_sequence_beyond_its_slot_raises(config: GPTConfig, params: Params) -> None:
     decoder = ContinuousBatcher(config, params, slots=3, max_len=40)
-    with pytest.raises(ValueError, match="a slot has room for 40") as error:
+    with pytest.raises(ValueError, match="at most 40, the size of a slot") as error:
         decoder.join(0, [1] * 38, max_new_tokens=3, temperature=-1.0, top_k=0, seed=2**40)
-    for part in ("temperature is -1.0", "top_k is 0", "seed is 1099511627776"):
+    for part in ("temperature: got -1.0", "top_k: got 0", "seed: got 1099511627776"):
         assert part in str(error.value)
     decoder.join(0, [1] * 37, max_new_tokens=3)
-    with pytest.raises(ValueError, match="slots is 0"):
+    with pytest.raises(ValueError, match="slots: got 0"):
         ContinuousBatcher(config, params, slots=0)
-    with pytest.raises(ValueError, match="max_len is 65: give 1 to max_seq_len, 64"):
+    with pytest.raises(ValueError, match="max_len: got 65; expected 1 to max_seq_len 64"):
         ContinuousBatcher(config, params, slots=1, max_len=65)

@@ -1,4 +1,4 @@
-"""Sparse attention against dense attention, and a NumPy oracle that picks keys by sorting."""
+"""Sparse attention against dense attention and a NumPy reference that sorts scores."""
 
 import dataclasses
 import functools
@@ -12,9 +12,11 @@ from flax import nnx
 
 from tjx_nn import GPTConfig, LatentConfig, RopeConfig, SparseConfig
 from tjx_nn.attention import sparse as sparse_attention
-from tjx_nn.attention.mha import AuxLosses, KVCache, TokenMetadata
+from tjx_nn.attention.kv_cache import KVCache
 from tjx_nn.functional import Params
+from tjx_nn.inputs import TokenMetadata
 from tjx_nn.layers.block import make_attention
+from tjx_nn.layers.scan_layers import AuxLosses
 
 T = 10
 PICKY = SparseConfig(top_k=3, n_head=2, head_dim=4)
@@ -52,14 +54,14 @@ def apply(
     config: GPTConfig,
     params: Params,
     x: jax.Array,
-    where: TokenMetadata,
+    metadata: TokenMetadata,
     window: int | None = None,
     chunk: int = 128,
 ) -> tuple[jax.Array, KVCache, AuxLosses]:
     layer = nnx.merge(abstract(config)[0], params)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_attention, "CHUNK", chunk)
-        result: tuple[jax.Array, KVCache, AuxLosses] = layer(x, where, window=window)
+        result: tuple[jax.Array, KVCache, AuxLosses] = layer(x, *metadata, window=window)
     return result
 
 
@@ -69,11 +71,11 @@ def decode(
     params: Params,
     x: jax.Array,
     cache: KVCache,
-    where: TokenMetadata,
+    metadata: TokenMetadata,
     window: int | None = None,
 ) -> tuple[jax.Array, KVCache]:
     layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, where, window=window)
+    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, metadata.positions, window=window)
     return result
 
 
@@ -89,7 +91,7 @@ def at(batch: int = 2, start: int = 0, stop: int = T) -> TokenMetadata:
 
 
 def documents() -> TokenMetadata:
-    """Two rows of two documents each, of different lengths; padding could be taken for one."""
+    """Two rows of two documents each, of different lengths."""
     ids = np.array([[0] * 6 + [2] * 4, [5] * 3 + [4] * 7], np.int32)
     starts = np.array([[*range(6), *range(4)], [*range(3), *range(7)]], np.int32)
     return TokenMetadata(*jax.device_put((starts, ids)))
@@ -116,7 +118,7 @@ def oracle(
     ids: np.ndarray,
     window: int | None,
 ) -> tuple[np.ndarray, float]:
-    """One query of one head after the other, in float64; ALiBi, soft cap, QK-norm, and no rope."""
+    """Loop over queries and heads in float64, with ALiBi, soft cap and QK-norm, without RoPE."""
     p = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     n, k, h = config.n_head, config.kv_heads, config.head_dim
     sparse, i = config.sparse, p["indexer"]
@@ -133,7 +135,7 @@ def oracle(
         for t in range(len(x)):
             seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t] and t - s < (window or T)]
             index_scores = {s: index_w[t] @ np.maximum(index_q[t] @ index_k[s], 0) for s in seen}
-            # Python's sort is stable: the first of equals.
+            # A stable sort: ties prefer the first key.
             picked = sorted(seen, key=lambda s: -index_scores[s])[: sparse.top_k]
             total, heads = np.zeros(len(picked)), []
             for head in range(n):
@@ -150,11 +152,11 @@ def oracle(
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_few_keys_are_those_that_the_oracle_picks(window: int | None) -> None:
-    params, x, where = make_params(RICH), inputs(), documents()
-    placed = jax.device_put((params, x, where))
+def test_top_k_attention_equals_the_numpy_reference(window: int | None) -> None:
+    params, x, metadata = make_params(RICH), inputs(), documents()
+    placed = jax.device_put((params, x, metadata))
     out, _, aux_losses = jax.device_get(apply(RICH, *placed, window=window))
-    expected, loss = oracle(RICH, params, x, np.asarray(where.segment_ids), window)
+    expected, loss = oracle(RICH, params, x, np.asarray(metadata.segment_ids), window)
     np.testing.assert_allclose(out, expected, atol=2e-5)
     np.testing.assert_allclose(aux_losses["indexer_loss"], loss, rtol=1e-4)
 
@@ -164,14 +166,14 @@ def gradients(
     config: GPTConfig,
     params: Params,
     x: jax.Array,
-    where: TokenMetadata,
+    metadata: TokenMetadata,
     window: int | None,
     chunk: int,
 ) -> Any:
-    """Output and loss, and the gradients of each to parameters and input."""
+    """Output and loss, and their gradients with respect to parameters and input."""
 
     def both(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        out, _, aux_losses = apply(config, params, x, where, window=window, chunk=chunk)
+        out, _, aux_losses = apply(config, params, x, metadata, window=window, chunk=chunk)
         return out, aux_losses.get("indexer_loss", jnp.zeros((), jnp.float32))
 
     (out, loss), pullback = jax.vjp(both, params, x)
@@ -189,7 +191,7 @@ def assert_close(found: Any, expected: Any, atol: float) -> None:
 
 
 @pytest.mark.parametrize("config", [RICH, LATENT], ids=["alibi", "latent"])
-def test_with_all_keys_it_is_dense_attention(config: GPTConfig) -> None:
+def test_with_all_keys_it_equals_dense_attention(config: GPTConfig) -> None:
     params = make_params(with_top_k(config, T))
     out, loss, of_out, _ = run_gradients(with_top_k(config, T), params, chunk=4)
     assert loss > 0.01
@@ -201,15 +203,15 @@ def test_with_all_keys_it_is_dense_attention(config: GPTConfig) -> None:
     assert_close(of_out, of_dense, 2e-5)
 
 
-def test_chunks_of_queries_cannot_be_told_apart_from_one() -> None:
+def test_chunked_queries_equal_one_chunk() -> None:
     # Chunks of 4, 4 and 2 rows, the last one padded.
     params = make_params(RICH)
     assert_close(run_gradients(RICH, params, 4), run_gradients(RICH, params, 128), 2e-5)
 
 
-# Those that other tests compile: few keys of ordinary attention, all keys of the latent one.
+# Configurations that other tests compile: top-k MHA and latent attention with all keys.
 @pytest.mark.parametrize("config", [RICH, with_top_k(LATENT, T)], ids=["alibi", "latent"])
-def test_indexer_learns_from_its_own_loss_alone_and_nothing_else_from_it(
+def test_only_the_indexer_loss_trains_the_indexer(
     config: GPTConfig,
 ) -> None:
     def largest(tree: Any) -> list[float]:
@@ -222,13 +224,13 @@ def test_indexer_learns_from_its_own_loss_alone_and_nothing_else_from_it(
     assert max(largest((by_loss, x_by_loss))) == 0
 
 
-def test_indexer_loss_falls_when_it_is_followed() -> None:
-    params, x, where = jax.device_put((make_params(TINY), inputs(), at()))
+def test_training_the_indexer_lowers_its_loss() -> None:
+    params, x, metadata = jax.device_put((make_params(TINY), inputs(), at()))
 
     @jax.jit
     def step(indexer: Params) -> Any:
         def loss(indexer: Params) -> jax.Array:
-            aux_losses = apply(TINY, params | {"indexer": indexer}, x, where)[2]
+            aux_losses = apply(TINY, params | {"indexer": indexer}, x, metadata)[2]
             value: jax.Array = aux_losses["indexer_loss"]
             return value
 
@@ -252,10 +254,10 @@ def test_decoding_one_token_and_several_equals_the_full_pass(
     config: GPTConfig, window: int | None
 ) -> None:
     params, x = jax.device_put((make_params(config), inputs()))
-    where = at()
-    expected, entries, _ = apply(config, params, x, where, window=window)
-    # Slots beyond the tokens so far are full of something else, which the indexer likes. The first
-    # tokens see fewer keys than are picked.
+    metadata = at()
+    expected, entries, _ = apply(config, params, x, metadata, window=window)
+    # Unused slots contain garbage with high indexer scores. The first tokens have fewer visible
+    # keys than top_k.
     cache = {
         name: jax.device_put(np.full((2, 12, *entry.shape[2:]), 9, np.float32))
         for name, entry in entries.items()

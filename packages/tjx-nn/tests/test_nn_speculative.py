@@ -1,4 +1,4 @@
-"""Speculative decoding: the target's tokens when greedy, its exact distribution when drawn."""
+"""Speculative decoding: the tokens of greedy decoding and the distribution of sampling."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tjx_nn.functional import Params
 Run = Callable[..., np.ndarray]
 Make = Callable[..., Params]
 SMALL = GPTConfig(vocab_size=5, max_seq_len=64, n_layer=1, n_head=2, d_model=8)
-# Blocks with a window, so that guesses which are not kept have to leave their ring as it was.
+# Windowed blocks: rejected proposals must not corrupt the ring buffer.
 TARGET = dataclasses.replace(SMALL, n_layer=2, window=5, global_every=2)
 LENGTHS = np.array([7, 1, 4], np.int32)
 PROMPTS = np.random.default_rng(1).integers(0, 5, (3, 7), np.int32)
@@ -23,7 +23,7 @@ PROMPTS = np.random.default_rng(1).integers(0, 5, (3, 7), np.int32)
 @pytest.fixture(scope="module")
 def models(make: Make) -> tuple[Params, Params]:
     params = jax.device_get(make(TARGET, 2))
-    # Without strong positions a random model repeats one token, and no test could fail.
+    # Without strong positions a random model repeats one token, which tests nothing.
     params["wpe"]["embedding"] = 8 * params["wpe"]["embedding"]
     return jax.device_put(params), make(SMALL, 3)
 
@@ -35,20 +35,20 @@ def speculate(models: tuple[Params, Params], *args: Any, **kwargs: Any) -> tuple
     return tokens, float(rate)
 
 
-def test_greedy_tokens_are_the_target_s(models: tuple[Params, Params]) -> None:
+def test_greedy_tokens_equal_those_of_the_target(models: tuple[Params, Params]) -> None:
     plain = np.asarray(generate(TARGET, models[0], PROMPTS, LENGTHS, max_new_tokens=40))
     assert min(len(set(row)) for row in plain.tolist()) > 2
     tokens, rate = speculate(models, PROMPTS, LENGTHS, max_new_tokens=40)
     np.testing.assert_array_equal(tokens, plain)
     assert 0 < rate < 1
-    # Rows end at different times, in the middle of what was kept.
+    # Rows end at different steps, in the middle of accepted proposals.
     stops = [int(plain[0, 5]), int(plain[1, 1])]
     stopped = generate(TARGET, models[0], PROMPTS, LENGTHS, max_new_tokens=40, stop_token=stops)
     tokens, _ = speculate(models, PROMPTS, LENGTHS, max_new_tokens=40, stop_token=stops)
     np.testing.assert_array_equal(tokens, np.asarray(stopped))
 
 
-def test_a_draft_that_is_the_target_is_always_right(models: tuple[Params, Params]) -> None:
+def test_all_proposals_of_an_identical_draft_are_accepted(models: tuple[Params, Params]) -> None:
     both = (TARGET, models[0])
     seeds = np.array([3, 4, 5])
     tokens, rate = jax.device_get(
@@ -56,7 +56,7 @@ def test_a_draft_that_is_the_target_is_always_right(models: tuple[Params, Params
             *both, *both, PROMPTS, LENGTHS, max_new_tokens=12, temperature=1.0, seeds=seeds
         )
     )
-    # All but rounding: guesses are made one by one, and read together.
+    # Up to rounding: the draft decodes one token at a time, the target several.
     assert tokens.shape == (3, 12)
     assert rate > 0.99
 
@@ -64,7 +64,7 @@ def test_a_draft_that_is_the_target_is_always_right(models: tuple[Params, Params
 @pytest.mark.parametrize(
     "filters", [pytest.param({}, marks=pytest.mark.slow), {"top_k": 3, "top_p": 0.9}]
 )
-def test_samples_have_the_target_s_distribution(
+def test_samples_have_the_distribution_of_the_target(
     models: tuple[Params, Params], run: Run, filters: dict[str, Any]
 ) -> None:
     rows, new, temperature = 8000, 3, 0.8
@@ -74,7 +74,7 @@ def test_samples_have_the_target_s_distribution(
         models, prompt, ones,
         max_new_tokens=new, draft_tokens=2, temperature=temperature, seeds=seeds, **filters,
     )  # fmt: skip
-    assert 0.2 < rate < 0.95  # both ways of choosing a token are taken
+    assert 0.2 < rate < 0.95  # both acceptance and resampling occur
     every = np.stack(np.meshgrid(*[np.arange(5)] * new, indexing="ij"), -1).reshape(-1, new)
     sequences = np.concatenate([np.full((125, 1), 3), every], 1).astype(np.int32)
     logits = run(TARGET, models[0], sequences)[:, :-1].astype(np.float64) / temperature
@@ -98,7 +98,7 @@ def test_samples_have_the_target_s_distribution(
     assert chi_square < degrees + 5 * np.sqrt(2 * degrees)
 
 
-def test_a_row_s_samples_depend_on_its_seed_alone(models: tuple[Params, Params]) -> None:
+def test_samples_of_a_row_depend_only_on_its_seed(models: tuple[Params, Params]) -> None:
     sampled = {"max_new_tokens": 12, "temperature": 1.0}
     all_rows, _ = speculate(models, PROMPTS, LENGTHS, seeds=np.array([8, 9, 10]), **sampled)
     order = [2, 0, 1]
@@ -108,9 +108,9 @@ def test_a_row_s_samples_depend_on_its_seed_alone(models: tuple[Params, Params])
     np.testing.assert_array_equal(moved, all_rows[order])
 
 
-def test_everything_wrong_is_reported_at_once(models: tuple[Params, Params]) -> None:
+def test_all_errors_are_in_one_exception(models: tuple[Params, Params]) -> None:
     draft = dataclasses.replace(SMALL, vocab_size=4, max_seq_len=32)
-    with pytest.raises(ValueError, match="the draft's vocab_size is 4") as error:
+    with pytest.raises(ValueError, match=r"draft_config\.vocab_size: got 4") as error:
         speculative_generate(
             TARGET, models[0], draft, models[1], PROMPTS, LENGTHS,
             max_new_tokens=4, draft_tokens=0, repetition_penalty=2.0, temperature=-1.0,
@@ -118,7 +118,7 @@ def test_everything_wrong_is_reported_at_once(models: tuple[Params, Params]) -> 
     assert len(str(error.value).splitlines()) == 5
 
 
-def test_nothing_to_write_is_an_empty_result(models: tuple[Params, Params]) -> None:
+def test_empty_requests_give_empty_results(models: tuple[Params, Params]) -> None:
     tokens, rate = speculate(models, PROMPTS, LENGTHS, max_new_tokens=0)
     assert tokens.shape == (3, 0)
     assert rate == 0

@@ -1,4 +1,4 @@
-"""Every choice of a decoder trains and generates; and no choice is forgotten here."""
+"""Every option of a decoder trains and generates, and the list of variants is complete."""
 
 import dataclasses
 from collections.abc import Callable
@@ -74,7 +74,7 @@ VARIANTS: dict[str, GPTConfig] = {
         ),
     ),
 }  # fmt: skip
-# What is not a choice between two ways to compute, or is chosen with another: rope's own limits.
+# Fields that are not an option of their own.
 LEFT_OUT = {"family", "low_freq_factor", "high_freq_factor"}
 
 
@@ -113,7 +113,7 @@ def test_a_variant_trains_and_generates(
     )
     assert new.shape == (2, 8)
     assert ((new >= 0) & (new < count)).all()
-    # With a cache, token by token, the model says what it says of the whole.
+    # Decoding with a cache equals the forward pass.
     whole = np.zeros((2, 14), np.int32)
     for row, length in enumerate(lengths):
         whole[row, : length + 8] = [*prompt[row, :length], *new[row]]
@@ -128,7 +128,7 @@ def test_a_variant_trains_and_generates(
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """Every value of a configuration and of those in it, by name."""
+    """Every value of a configuration and its nested configurations, by name."""
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
@@ -144,7 +144,7 @@ def hints_of(kind: Any) -> dict[str, Any]:
     return found
 
 
-def test_every_choice_is_among_the_variants() -> None:
+def test_variants_cover_every_option() -> None:
     chosen = [fields_of(config) for config in VARIANTS.values()]
     plain = fields_of(GPTConfig())
     for name, hint in hints_of(GPTConfig).items():
@@ -155,6 +155,6 @@ def test_every_choice_is_among_the_variants() -> None:
             assert values != {plain[name]}, name
 
 
-def test_the_readme_has_the_table_of_all_choices() -> None:
-    readme = Path(__file__).parents[1] / "README.md"
-    assert config_table() in readme.read_text(encoding="utf-8")
+def test_the_configuration_reference_is_current() -> None:
+    reference = Path(__file__).parents[1] / "CONFIG.md"
+    assert config_table() in reference.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""ViT: patches, pooling, sizes of images, and that it learns."""
+"""ViT: patches, pooling, image sizes, losses and training."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((2, 8, 12, 3)).astype(np.float32)
 
 
-def test_patches_are_squares_and_their_layer_is_a_convolution(images: np.ndarray) -> None:
+def test_the_patch_layer_equals_a_convolution(images: np.ndarray) -> None:
     kernel = np.random.default_rng(1).standard_normal((4 * 4 * 3, 16)).astype(np.float32)
 
     @jax.jit
@@ -49,7 +49,7 @@ def test_patches_are_squares_and_their_layer_is_a_convolution(images: np.ndarray
     np.testing.assert_allclose(multiplied, convolved, atol=1e-4)
 
 
-def test_without_positions_patches_may_be_anywhere(
+def test_without_positions_the_order_of_patches_does_not_matter(
     make: Callable[..., Params], params: Params, images: np.ndarray, run: Run
 ) -> None:
     mixed = np.concatenate([images[:, 4:, 4:8], images[:, :4, 8:], images[:, 4:, :4]], 2)
@@ -64,7 +64,7 @@ def test_without_positions_patches_may_be_anywhere(
     assert np.abs(run(TINY, params, mixed) - run(TINY, params, images)).max() > 1e-2
 
 
-def test_the_mean_over_equal_patches_is_that_of_one(
+def test_the_mean_over_equal_patches_equals_one_patch(
     make: Callable[..., Params], images: np.ndarray, run: Run
 ) -> None:
     params, patch = make(MEAN), images[:, :4, :4]
@@ -73,7 +73,7 @@ def test_the_mean_over_equal_patches_is_that_of_one(
 
 
 def test_losses_are_log_softmax_of_logits(params: Params, images: np.ndarray, run: Run) -> None:
-    config = dataclasses.replace(TINY, mup_base=8)  # logits are scaled, in both ways alike
+    config = dataclasses.replace(TINY, mup_base=8)  # logits are scaled in both computations
     labels = np.array([3, -100], np.int32)
     losses = jax.jit(lambda p, x, y: bind(config, p).losses(x, y).tokens)(
         params, *jax.device_put((images, labels))
@@ -83,9 +83,7 @@ def test_losses_are_log_softmax_of_logits(params: Params, images: np.ndarray, ru
     np.testing.assert_allclose(jax.device_get(losses), [-log_probs[0, 3], 0], atol=1e-5)
 
 
-def test_a_loop_over_layers_equals_them_unrolled(
-    params: Params, images: np.ndarray, run: Run
-) -> None:
+def test_scanned_layers_equal_unrolled_layers(params: Params, images: np.ndarray, run: Run) -> None:
     unrolled = run(dataclasses.replace(TINY, scan_layers=False), params, images)
     np.testing.assert_allclose(unrolled, run(TINY, params, images), atol=1e-5)
 
@@ -109,14 +107,14 @@ def test_dropout_is_a_function_of_its_key(params: Params, images: np.ndarray, ru
     assert np.abs(first - run(config, params, images, dropout_key=two)).max() > 1e-2
 
 
-def test_sizes_that_do_not_fit_are_named(params: Params, images: np.ndarray) -> None:
+def test_invalid_sizes_raise(params: Params, images: np.ndarray) -> None:
     with pytest.raises(
-        ValueError, match=r"image_size is \(30, 28\) and patch_size is 7.*\(28, 28\)"
+        ValueError, match=r"image_size: got \(30, 28\) with patch_size 7.*\(28, 28\)"
     ):
         ViTConfig.preset("vit_mnist", image_size=(30, 28))
-    with pytest.raises(ValueError, match=r"image_size is \(30, 0\): give a height and a width"):
+    with pytest.raises(ValueError, match=r"image_size: got \(30, 0\); expected height and width"):
         ViTConfig.preset("vit_mnist", image_size=(30, 0))
-    with pytest.raises(ValueError, match=r"images are \(12, 8, 3\).*\(8, 12, 3\)"):
+    with pytest.raises(ValueError, match=r"images: got .*\(12, 8, 3\).*\(8, 12, 3\)"):
         bind(TINY, params)(images.transpose(0, 2, 1, 3))
     with pytest.raises(ValueError, match="did you mean 'vit_mnist'"):
         ViTConfig.preset("vit_mnits")
@@ -146,5 +144,7 @@ def test_flops_of_an_image_counted_by_hand() -> None:
     blocks = 5 * (4 * 2 * 2 + 2 * 2 * 8 + 3 * 2)  # attention, MLP, norms; of five tokens
     image = 6 * (blocks + 4 * (4 * 2) + 2 * 3) + 5 * 12 * 1 * 5 * 2
     assert flops_per_token(config, 5) == image // 5
-    with pytest.raises(ValueError, match="an image has 5 tokens"):
+    with pytest.raises(
+        ValueError, match=r"seq_len: got .*; expected 5, the number of tokens of an image"
+    ):
         flops_per_token(config, 4)

@@ -1,4 +1,4 @@
-"""Weights for generation: views where that is possible, the same values everywhere."""
+"""Decoding weights: views on CPUs, equal tokens on all devices, casts."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -42,7 +42,7 @@ def test_views_outlive_the_donation_of_the_parameters(tiny: GPTConfig, make: Mak
         np.testing.assert_array_equal(block.mlp.up.kernel[...], kernel[i])
 
 
-def test_tokens_do_not_depend_on_where_the_parameters_lie(tiny: GPTConfig, make: Make) -> None:
+def test_tokens_do_not_depend_on_the_device_of_the_parameters(tiny: GPTConfig, make: Make) -> None:
     params = make(tiny)
     wanted = _continue(tiny, params)
     with jax.transfer_guard("allow"):
@@ -52,7 +52,7 @@ def test_tokens_do_not_depend_on_where_the_parameters_lie(tiny: GPTConfig, make:
     np.testing.assert_array_equal(_continue(tiny, jax.device_put(params, whole)), wanted)
 
 
-def test_matrices_are_cast_once_and_norms_stay(tiny: GPTConfig, make: Make) -> None:
+def test_matrices_are_cast_and_norms_are_not(tiny: GPTConfig, make: Make) -> None:
     config = replace(tiny, dtype="bfloat16")
     params = make(tiny)
     for i, block in enumerate(make_decode_weights(config, params).blocks):

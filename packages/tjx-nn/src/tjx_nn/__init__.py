@@ -1,4 +1,4 @@
-"""Transformer models in JAX: exact against their references, readable, and plain functions."""
+"""Transformer models in JAX: layers, GPT, BERT, ViT, encoder-decoder, generation and HF weights."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""What every model's configuration has: the choices of a block, and the depth.
+"""Base configuration of all models: sizes, layer types, training and execution options.
 
-Only the standard library is needed to read it.
+Importing it needs only the standard library.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What all models share; each model's configuration adds its own.
+    """Configuration fields that all models share; subclasses add those of a model.
 
     Attributes
     ----------
@@ -46,29 +46,30 @@ class TransformerConfig:
     max_seq_len
         Longest sequence in tokens.
     positions
-        How a model knows the order of tokens: "learned" or "sinusoidal" vectors added to the
-        embeddings, "rope" and "alibi" inside attention, or "none".
+        Position encoding: "learned" or "sinusoidal" embeddings, "rope" or "alibi" in attention, or
+        "none".
     rope
-        Rotary positions, for positions "rope".
+        Rotary position embeddings, for positions "rope".
     norm
         "layernorm", or "rmsnorm" (Zhang and Sennrich 2019).
     norm_position
-        "pre" normalises what a sublayer reads, "post" the residual stream after it.
+        "pre" normalizes the input of a sublayer, "post" the residual stream after it.
     norm_eps
         Added to the variance.
     bias
         Whether linear layers and norms have biases.
     activation
-        Of the MLP: GELU by GPT-2's tanh formula or exact, ReLU, its square, or a product with a
-        gate: "swiglu", "geglu" (Shazeer 2020).
+        Activation of the MLP: GELU (tanh approximation or exact), ReLU, squared ReLU, or gated:
+        "swiglu", "geglu" (Shazeer 2020).
     qk_norm
-        Whether queries and keys of each head are normalised (Dehghani et al. 2023).
+        Whether to normalize queries and keys of each head (Dehghani et al. 2023).
     attention_soft_cap
-        Bounds attention scores: soft_cap * tanh(score / soft_cap); None does not.
+        Bound of attention scores, soft_cap * tanh(score / soft_cap); None is unbounded.
     window
-        Tokens that attention looks back, the own one included; None is all.
+        Size of the sliding window of attention in tokens, the token itself included; None is
+        unlimited.
     global_every
-        Every this many-th block looks back over everything in spite of window; None is no block.
+        Every global_every-th block ignores the window; None is no block.
     latent
         Latent attention (MLA).
     sparse
@@ -76,46 +77,46 @@ class TransformerConfig:
     experts
         Mixture of experts.
     parallel_block
-        Whether attention and MLP read the same norm and add to the stream together (GPT-J).
+        Whether attention and MLP have the same input and are added in parallel (GPT-J).
     layer_scale
-        Initial value of a factor for each feature that a sublayer adds (Touvron et al. 2021,
-        "CaiT"); None has no factors.
+        Initial value of a trainable scale of each sublayer's output features (Touvron et al. 2021,
+        "CaiT"); None has no scale.
     dropout
-        Probability of dropping a feature of a sublayer's output while training.
+        Dropout rate of the output of sublayers.
     embedding_dropout
-        The same for embeddings; None is dropout.
+        Dropout rate of embeddings; None is dropout.
     attention_dropout
-        Probability of dropping an attention weight while training.
+        Dropout rate of attention weights.
     init_std
-        Standard deviation of initial weights; those that write to the residual stream have
+        Standard deviation of initial weights; projections to the residual stream use
         init_std / sqrt(2 * n_layer).
     mup_base
-        Width (d_model) that learning rate and init_std were tuned at; widths beyond it are scaled
-        so that they stay right (Yang et al. 2022, "Tensor Programs V"). None is no muP.
+        Base width (d_model) of muP, at which learning rate and init_std were tuned (Yang et al.
+        2022, "Tensor Programs V"). None disables muP.
     scan_layers
-        Whether blocks run as a compiled loop, which compiles fast, or unrolled; same parameters.
-        None unrolls up to 24 blocks on GPUs and, without remat and from d_model 128, up to 4 on
-        CPUs.
+        Whether blocks run in a scan, which compiles fast, or unrolled; same parameters. None
+        unrolls up to 24 blocks on GPUs, up to 4 on CPUs (without remat, d_model >= 128), and scans
+        otherwise.
     remat
-        What the backward pass computes again to save memory: "none", "full" (all of a block),
-        "attention" (all but attention's output), "dots" (all but matrix products).
+        Rematerialization in the backward pass: "none", "full" (whole blocks), "attention" (all but
+        the attention output), "dots" (all but matrix products).
     remat_every
-        Blocks that are computed again together: more need less memory for their inputs.
+        Blocks of a rematerialized region; larger regions save fewer block inputs.
     dtype
-        Floating-point type of the computation; parameters, norms, softmax and logits are float32.
+        Dtype of the computation; parameters, norms, softmax and logits are float32.
     float8
-        Whether the products of attention's projections and of the MLP take 8-bit floats (e4m3, for
-        gradients e5m2), scaled by the largest magnitude of each operand; all else has `dtype`.
+        Whether attention projections and the MLP multiply in FP8 (e4m3, gradients e5m2), with
+        per-tensor dynamic scaling.
     attention_implementation
-        Name of an implementation of tjx_kernels; None picks by platform.
+        Attention implementation of tjx_kernels; None selects by platform.
     check_ids
-        Whether token ids and positions outside their tables raise inside `jax.jit` too, for
-        debugging: each step then calls the host. Without it compiled code clips them silently.
+        Whether out-of-range token ids and positions raise inside of `jax.jit` too, by a host
+        callback in each step (for debugging). Otherwise compiled code clips them.
 
     Raises
     ------
     ValueError
-        Naming every field that is wrong, one a line.
+        With a line for each invalid field.
     """
 
     n_layer: int = 12
@@ -155,11 +156,11 @@ class TransformerConfig:
     check_ids: bool = False
 
     def __post_init__(self) -> None:
-        """Report everything that is wrong at once."""
+        """Raise ValueError with all errors of `validate`."""
         raise_problems(self.validate())
 
     def validate(self) -> list[str]:
-        """List what is wrong; a model's configuration adds its own."""
+        """Return the errors of this configuration, a line each; subclasses extend it."""
         sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
             "window", "global_every", "mup_base", "remat_every",
@@ -173,18 +174,20 @@ class TransformerConfig:
 
     def _bad_numbers(self) -> list[str]:
         problems = [
-            f"{name} is {value!r}: give a probability from 0 to below 1"
+            f"{name}: got {value!r}; expected a probability in [0, 1)"
             for name in ("dropout", "embedding_dropout", "attention_dropout")
             if (value := getattr(self, name)) is not None and not 0 <= value < 1
         ]
         positive = {"attention_soft_cap": 50, "layer_scale": 0.1, "init_std": 0.02}
         problems += [
-            f"{name} is {value!r}: give a number above 0, such as {example}"
+            f"{name}: got {value!r}; expected a positive number, such as {example}"
             for name, example in positive.items()
             if (value := getattr(self, name)) is not None and not value > 0
         ]
         if not 0 < self.norm_eps < 1:
-            problems.append(f"norm_eps is {self.norm_eps!r}: give a number above 0, such as 1e-5")
+            problems.append(
+                f"norm_eps: got {self.norm_eps!r}; expected a number in (0, 1), such as 1e-5"
+            )
         return problems
 
     def _bad_heads(self) -> list[str]:
@@ -192,49 +195,58 @@ class TransformerConfig:
         if self.d_head is None and self.d_model % self.n_head:
             near = max(1, round(self.d_model / self.n_head)) * self.n_head
             problems.append(
-                f"d_model is {self.d_model} and n_head is {self.n_head}: "
-                f"n_head must divide d_model; try d_model {near}, or give d_head"
+                f"d_model: got {self.d_model} with n_head {self.n_head}; expected a multiple of "
+                f"n_head; try d_model {near}, or set d_head"
             )
         if self.n_head % self.kv_heads:
             divisors = [k for k in range(1, min(self.n_head, 1024) + 1) if self.n_head % k == 0]
             problems.append(
-                f"n_head is {self.n_head} and n_kv_head is {self.kv_heads}: "
-                f"n_kv_head must divide n_head; try one of {divisors}"
+                f"n_kv_head: got {self.kv_heads} with n_head {self.n_head}; expected a divisor of "
+                f"n_head; use one of {divisors}"
             )
         rotary = self.positions == "rope" and self.latent.kv_dim is None
         if rotary and (self.rope.dim or self.head_dim) > self.head_dim:
             problems.append(
-                f"rope.dim is {self.rope.dim} and a head has {self.head_dim} features: give at "
-                f"most {self.head_dim}"
+                f"rope.dim: got {self.rope.dim}; expected at most {self.head_dim}, the features of "
+                "a "
+                "head"
             )
         elif rotary and self.rope.dim is None and self.head_dim % 2:
-            problems.append(f"a head has {self.head_dim} features: rope turns pairs, make it even")
+            problems.append(
+                f"d_head: got {self.head_dim}; expected an even number for positions 'rope'"
+            )
         if self.latent.kv_dim is not None and self.n_kv_head not in (None, self.n_head):
             problems.append(
-                f"n_kv_head is {self.n_kv_head} and latent.kv_dim is {self.latent.kv_dim}: latent "
-                "attention has keys for every head; leave n_kv_head out"
+                f"n_kv_head: got {self.n_kv_head} with latent.kv_dim {self.latent.kv_dim}; "
+                "expected "
+                "None, as latent attention has keys for every head; omit it"
             )
         if self.latent.kv_dim is not None and self.qk_norm:
             problems.append(
-                "qk_norm is True and latent.kv_dim is given: latent attention has norms of its "
-                "own; leave qk_norm out"
+                f"qk_norm: got True with latent.kv_dim {self.latent.kv_dim}; expected False, as "
+                "latent attention has its own norms; omit it"
             )
         if self.sparse.top_k is not None and self.attention_implementation is not None:
             problems.append(
-                f"attention_implementation is {self.attention_implementation!r} and sparse.top_k "
-                f"is {self.sparse.top_k}: sparse attention has one implementation; leave it out"
+                f"attention_implementation: got {self.attention_implementation!r} with "
+                "sparse.top_k "
+                f"{self.sparse.top_k}; expected None, as sparse attention has one implementation; "
+                "omit it"
             )
         if self.float8 and self.experts.count:
             problems.append(
-                f"float8 is True and experts.count is {self.experts.count}: got experts, whose "
-                "products have no 8-bit form; expected none; set float8 to False"
+                f"float8: got True with experts.count {self.experts.count}; expected False, as "
+                "expert "
+                "products have no FP8 implementation; omit it"
             )
         if self.parallel_block and self.norm_position == "post":
-            problems.append("parallel_block needs norm_position 'pre'")
+            problems.append(
+                "parallel_block: got True with norm_position 'post'; expected norm_position 'pre'"
+            )
         if self.experts.count and self.experts.first_layer >= self.n_layer:
             problems.append(
-                f"experts.first_layer is {self.experts.first_layer} and n_layer is {self.n_layer}: "
-                f"give at most {self.n_layer - 1}"
+                f"experts.first_layer: got {self.experts.first_layer} with n_layer {self.n_layer}; "
+                f"expected at most {self.n_layer - 1}"
             )
         return problems
 
@@ -250,13 +262,13 @@ class TransformerConfig:
 
     @property
     def v_dim(self) -> int:
-        """Features of a head's values: `head_dim`, or what latent attention says."""
+        """Features of a head's values: `head_dim`, or `latent.v_dim` of latent attention."""
         latent = self.latent
         return self.head_dim if latent.kv_dim is None else latent.v_dim or self.head_dim
 
     @property
     def gated(self) -> bool:
-        """Whether the MLP multiplies its hidden layer with a gate."""
+        """Whether the MLP is gated."""
         return self.activation in ("swiglu", "geglu")
 
     @property
@@ -273,44 +285,44 @@ class TransformerConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """The window of each block."""
+        """Attention window of each block."""
         every = self.global_every
         return tuple(
             None if every is not None and (layer + 1) % every == 0 else self.window
             for layer in range(self.n_layer)
         )
 
-    def pipeline_problems(self, parts: int) -> list[str]:
-        """Say why the blocks cannot be taken in so many equal parts, if they cannot."""
-        if self.n_layer % parts:
+    def pipeline_problems(self, stages: int) -> list[str]:
+        """Return why the blocks cannot be split into equal pipeline stages, if they cannot."""
+        if self.n_layer % stages:
             return [
-                f"n_layer is {self.n_layer} and a pipeline wants {parts} equal parts: give another "
-                "n_layer, or fewer parts"
+                f"n_layer: got {self.n_layer}; expected a multiple of {stages} pipeline stages; "
+                "change n_layer or the number of stages"
             ]
         if self.n_dense_layer:
             return [
-                f"experts.first_layer is {self.n_dense_layer}: a pipeline wants blocks that are "
-                "all of one kind; give 0"
+                f"experts.first_layer: got {self.n_dense_layer}; expected 0, as all blocks of a "
+                "pipeline have the same layers"
             ]
-        length = self.n_layer // parts
-        if self.windows != self.windows[:length] * parts:
+        length = self.n_layer // stages
+        if self.windows != self.windows[:length] * stages:
             return [
-                f"global_every is {self.global_every}: a pipeline of {parts} parts wants each "
-                f"{length} blocks to have the same windows; give a divisor of {length}"
+                f"global_every: got {self.global_every}; expected a divisor of {length}, as all "
+                f"{stages} pipeline stages have the same windows"
             ]
         return []
 
     @property
     def n_dense_layer(self) -> int:
-        """Number of blocks that have an MLP before those that have experts; 0 without experts."""
+        """Number of blocks with an MLP before those with experts; 0 without experts."""
         return self.experts.first_layer if self.experts.count else 0
 
     @property
     def drops(self) -> bool:
-        """Whether training drops anything, so that it needs a key."""
+        """Whether any dropout rate is positive, so that training needs a PRNG key."""
         return any((self.dropout, self.embedding_dropout, self.attention_dropout))
 
     @property
     def width_multiplier(self) -> float:
-        """How much wider than muP's base the model is; 1 without muP."""
+        """Ratio of the width to the base width of muP; 1 without muP."""
         return 1.0 if self.mup_base is None else self.d_model / self.mup_base

@@ -1,6 +1,6 @@
-"""The choices of a model as a table, made from the fields of its configuration.
+"""Reference tables of all configuration fields, in Markdown.
 
-`python -m tjx_nn.config_reference` prints the tables of the README.
+`python -m tjx_nn.config_reference` prints the tables of CONFIG.md.
 """
 
 import re
@@ -30,7 +30,7 @@ _TABLES: dict[str, tuple[type, str]] = {
 
 
 def config_table() -> str:
-    """Return every field of every configuration, in Markdown."""
+    """Format every field of every configuration as Markdown tables."""
     lines: list[str] = []
     for title, (kind, prefix) in _TABLES.items():
         lines += [f"**{title}**", "", "| field | values | default | |", "|---|---|---|---|"]
@@ -45,12 +45,12 @@ def config_table() -> str:
 
 
 def _is_own(kind: type, name: str) -> bool:
-    """Whether a field is told of in the class's own table."""
+    """Return whether a field belongs to the table of its class, not of a base or nested class."""
     hint = get_type_hints(kind)[name]
-    if is_dataclass(hint):  # it has a table of its own
+    if is_dataclass(hint):  # nested configurations have their own tables
         return False
-    inherited = kind is not TransformerConfig and name in TransformerConfig.__dataclass_fields__
-    return not inherited
+    derived = issubclass(kind, TransformerConfig) and kind is not TransformerConfig
+    return not (derived and name in TransformerConfig.__dataclass_fields__)
 
 
 def _values(hint: Any) -> str:
@@ -59,7 +59,7 @@ def _values(hint: Any) -> str:
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     if not kinds or get_origin(hint) is tuple:
         return (
-            "whole number"
+            "integer"
             if hint is int
             else {float: "number", bool: "true, false"}.get(
                 hint, "text" if hint is str else "height and width"
@@ -78,11 +78,11 @@ def _default(entry: "Field[Any]") -> str:
 
 
 def _about(kind: type, name: str) -> str:
-    """Return what the docstring says of a field."""
+    """Return the description of a field in the docstring of its class."""
     text = kind.__doc__ or ""
-    found = re.search(rf"^    {name}\n((?:        .*\n)+)", text, re.MULTILINE)
-    assert found is not None, f"{kind.__name__} says nothing of {name}"
-    return " ".join(found[1].split()).replace("|", "\\|")
+    match = re.search(rf"^    {name}\n((?:        .*\n)+)", text, re.MULTILINE)
+    assert match is not None, f"{kind.__name__} does not document {name}"
+    return " ".join(match[1].split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":

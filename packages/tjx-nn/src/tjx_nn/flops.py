@@ -1,7 +1,11 @@
-"""What a model costs, by formula: no model is built and JAX is not imported.
+"""Parameter counts and training FLOPs of models, by formula, without importing JAX.
 
-d is d_model, h the features of a head, n and k the numbers of query and key heads.
+Models of other configuration classes (`tjx_nn.register`) are counted from their parameter shapes.
+
+Names: d is d_model, h head_dim, n and k the numbers of query and key heads.
 """
+
+import math
 
 from tjx_nn.config import TransformerConfig
 from tjx_nn.models.bert_config import BertConfig
@@ -9,9 +13,11 @@ from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit_config import ViTConfig
 
+_BUILT_IN = (GPTConfig, BertConfig, ViTConfig, EncoderDecoderConfig)
+
 
 def count_params(config: TransformerConfig) -> int:
-    """Return the number of parameters of a model; a tied embedding counts once.
+    """Count the parameters of a model; a tied embedding counts once.
 
     Examples
     --------
@@ -20,39 +26,44 @@ def count_params(config: TransformerConfig) -> int:
     >>> count_params(ViTConfig.preset("vit_base"))
     86567656
     """
+    if type(config) not in _BUILT_IN:
+        return sum(math.prod(shape) for shape in _param_shapes(config))
     return _not_multiplied(config) + _multiplied(config, config.experts.count)
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
-    """Return the floating-point operations that training on one token takes, forward and backward.
+    """Compute the FLOPs of training on one token, forward and backward.
 
-    Six for each parameter that a token meets in a matrix product (the head is one; tables that are
-    looked up in are not; of the experts those that the token goes to), and for attention 6 for each
-    feature of queries and of values, head and visible token, of which causal masking is not
-    subtracted: for GPT-2 this is `6 * N + 12 * n_layer * seq_len * d_model`, the convention in
-    which MFU is usually quoted (Chowdhery et al. 2022, "PaLM", appendix B).
+    6 for each parameter in a matrix product with the token (including the head and the token's
+    experts, excluding embedding lookups), plus for attention 6 for each query and value feature,
+    head and visible token, without subtracting the causal mask. For GPT-2 this is
+    ``6 * N + 12 * n_layer * seq_len * d_model``, the usual convention of MFU (Chowdhery et al.
+    2022, "PaLM", appendix B).
 
-    BERT's are those of filling in hidden tokens. ViT's are those of an image, of which only some
-    tokens meet the first layer and the head, divided by its tokens. An encoder-decoder's are those
-    of a token of the target and one of the source.
+    A model of another configuration class counts 6 for each parameter of two or more axes. BERT
+    counts masked language modeling; ViT the FLOPs of an image divided by its tokens; an
+    encoder-decoder one target token and one source token.
 
     Parameters
     ----------
     config
-        The model.
+        Configuration of the model.
     seq_len
-        Tokens of a sequence; of source and target each. For ViT it is `max_seq_len`.
+        Sequence length in tokens; of an encoder-decoder, of source and target each; of ViT,
+        `max_seq_len`.
 
     Raises
     ------
     ValueError
-        If an image model is given another number of tokens than it has.
+        If `seq_len` of an image model differs from its number of tokens.
 
     Examples
     --------
     >>> flops_per_token(GPTConfig.preset("gpt2_small"), 1024)
     855166464
     """
+    if type(config) not in _BUILT_IN:
+        return 6 * sum(math.prod(shape) for shape in _param_shapes(config) if len(shape) > 1)
     met = _multiplied(config, config.experts.per_token)
     attention = sum(_attention_flops(config, seq_len, window) for window in config.windows)
     if isinstance(config, EncoderDecoderConfig):
@@ -62,7 +73,8 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     if isinstance(config, ViTConfig):
         if seq_len != config.max_seq_len:
             raise ValueError(
-                f"seq_len is {seq_len} and an image has {config.max_seq_len} tokens: give these"
+                f"seq_len: got {seq_len}; expected {config.max_seq_len}, the number of tokens of "
+                "an image"
             )
         rows, columns = config.patches
         patch, head = _patch(config), _linear(config, config.d_model, config.n_classes)
@@ -71,8 +83,14 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     return 6 * met + attention
 
 
+def _param_shapes(config: TransformerConfig) -> list[tuple[int, ...]]:
+    from tjx_nn.functional import param_shapes  # imports JAX
+
+    return list(param_shapes(config).values())
+
+
 def _not_multiplied(config: TransformerConfig) -> int:
-    """Count the parameters that no token meets in a matrix product while it is trained on."""
+    """Count the parameters outside of matrix products: lookup tables and unused heads."""
     d = config.d_model
     positions = config.max_seq_len * d if config.positions == "learned" else 0
     match config:
@@ -89,11 +107,11 @@ def _not_multiplied(config: TransformerConfig) -> int:
                 config.source_vocab_size or 0
             )
             return 2 * positions + tables * d
-    raise ValueError(f"config is a {type(config).__name__}: no model has it")
+    raise AssertionError(type(config))
 
 
 def _multiplied(config: TransformerConfig, experts: int) -> int:
-    """Count the parameters that tokens meet, with so many experts in blocks that have any."""
+    """Count the parameters of matrix products and norms, with `experts` experts in a MoE block."""
     d, norm = config.d_model, _norm(config, config.d_model)
     blocks = _blocks(config, experts) + (norm if config.norm_position == "pre" else 0)
     match config:
@@ -112,7 +130,7 @@ def _multiplied(config: TransformerConfig, experts: int) -> int:
             norms = 2 * norm if config.embedding_norm else 0
             bias = config.vocab_size if config.logit_bias else 0
             return blocks + encoder + config.n_layer * cross + norms + config.vocab_size * d + bias
-    raise ValueError(f"config is a {type(config).__name__}: no model has it")
+    raise AssertionError(type(config))
 
 
 def _patch(config: ViTConfig) -> int:
@@ -120,7 +138,7 @@ def _patch(config: ViTConfig) -> int:
 
 
 def _blocks(config: TransformerConfig, experts: int) -> int:
-    """Count the parameters of all blocks, with so many experts in those that have any."""
+    """Count the parameters of all blocks, with `experts` experts in each MoE block."""
     norms = (1 if config.parallel_block else 2) * _norm(config, config.d_model)
     scales = 0 if config.layer_scale is None else 2 * config.d_model
     each = norms + scales + _attention(config)
@@ -137,7 +155,7 @@ def _attention(config: TransformerConfig) -> int:
     if config.latent.kv_dim is not None:
         return _latent_attention(config, config.latent.kv_dim) + _indexer(config)
     kernels = 2 * _linear(config, d, n * h) + 2 * _linear(config, d, k * h)
-    kernels += (d - n * h) if config.bias else 0  # the output's bias has d features
+    kernels += (d - n * h) if config.bias else 0  # the output bias has d features
     return kernels + (2 * _norm(config, h) if config.qk_norm else 0) + _indexer(config)
 
 

@@ -1,12 +1,12 @@
-"""Models as functions of plain parameters: what a training step works with.
+"""Models as pure functions of parameters: `init`, `bind`, logical axes, and the model registry.
 
-Parameters are nested dicts of arrays. Inside `jax.jit`, `bind` makes a model of them again, which
-costs nothing at run time.
+Parameters are nested dicts of arrays. `bind` makes a model of them inside of `jax.jit`, at no cost
+at run time.
 """
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, overload
 
 import jax
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from tjx_nn.config import TransformerConfig
 from tjx_nn.layout import SINGLE_DEVICE, Layout, set_model_layout
 from tjx_nn.models.bert import Bert
 from tjx_nn.models.bert_config import BertConfig
@@ -27,12 +26,11 @@ from tjx_nn.models.vit_config import ViTConfig
 from tjx_nn.sub_configs import raise_problems
 
 Params = dict[str, Any]
-Given = Params | nnx.State[Any, Any]
+ParamTree = Params | nnx.State[Any, Any]
 LogicalAxes = dict[str, Any]
-Model = GPT | Bert | ViT | EncoderDecoder
 
-# Which model a configuration is of.
-_MODELS: dict[type[TransformerConfig], Any] = {
+# Model of each configuration class; `register` adds to it.
+_REGISTRY: dict[type, Callable[..., nnx.Module]] = {
     GPTConfig: GPT,
     BertConfig: Bert,
     ViTConfig: ViT,
@@ -40,17 +38,69 @@ _MODELS: dict[type[TransformerConfig], Any] = {
 }
 
 
-def init(config: TransformerConfig, key: Array) -> Params:
-    """Return initial parameters, a nested dict of float32 arrays.
+def register(config_class: type, model: Callable[..., nnx.Module]) -> None:
+    """Register the model of a configuration class for `init`, `bind` and `logical_axes`.
 
-    The values depend on the key alone: with `out_shardings` for any mesh they are the same.
+    A subclass of a registered configuration, such as your own subclass of `GPTConfig`, uses the
+    model of its nearest base class unless you register another one.
+
+    Parameters
+    ----------
+    config_class
+        Class of the configuration. Its instances must be hashable, as a frozen dataclass is.
+    model
+        A `flax.nnx.Module` class, or a function that makes a module: ``model(config, rngs=rngs)``.
+        Logical axes of its parameters come from flax's metadata,
+        ``nnx.Param(value, out_sharding=("embed", "mlp"), eager_sharding=False)``; parameters
+        without metadata are never sharded. A leading axis "layers" marks stacked layers. The
+        module may have no other variables, and PRNG streams of its layers are not available.
+
+    Raises
+    ------
+    ValueError
+        If the class is registered with another model, or its instances are not hashable.
+
+    Examples
+    --------
+    >>> import dataclasses
+    >>> from tjx_nn import bind, init, register
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class LinearConfig:
+    ...     features: int = 3
+    >>> register(LinearConfig, lambda c, rngs: nnx.Linear(c.features, 2, rngs=rngs))
+    >>> params = init(LinearConfig(), jax.random.key(0))
+    >>> bind(LinearConfig(), params)(jnp.ones((1, 3))).shape
+    (1, 2)
+    """
+    if config_class.__hash__ is None:
+        raise ValueError(
+            f"config_class: got {config_class.__name__}, whose instances are not hashable; "
+            "expected a hashable class; make it a frozen dataclass"
+        )
+    registered = _REGISTRY.setdefault(config_class, model)
+    if registered is not model:
+        raise ValueError(
+            f"config_class: got {config_class.__name__}, which is registered with {registered}; "
+            "expected a new class; register a subclass"
+        )
+
+
+def init(config: Hashable, key: Array) -> Params:
+    """Initialize the parameters of a model as a nested dict of float32 arrays.
+
+    The values depend only on the key: they are the same on any mesh (with `out_shardings`).
 
     Parameters
     ----------
     config
-        The model; a static argument of `jax.jit`.
+        Configuration of the model; a static argument of `jax.jit`.
     key
-        A key made by `jax.random.key`.
+        PRNG key from `jax.random.key`.
+
+    Raises
+    ------
+    ValueError
+        If no model is registered for the class of the configuration.
 
     Examples
     --------
@@ -61,53 +111,64 @@ def init(config: TransformerConfig, key: Array) -> Params:
     >>> params["blocks"]["attention"]["query"]["kernel"].shape
     (2, 4, 4)
     """
-    params: Params = nnx.to_pure_dict(nnx.state(_make(config, key)))
+    params: Params = nnx.to_pure_dict(nnx.state(_make(config, key), nnx.Param))
     return params
 
 
 @overload
 def bind(
-    config: GPTConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
+    config: GPTConfig, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> GPT: ...
 
 
 @overload
 def bind(
-    config: BertConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
+    config: BertConfig, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> Bert: ...
 
 
 @overload
 def bind(
-    config: ViTConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
+    config: ViTConfig, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
 ) -> ViT: ...
 
 
 @overload
 def bind(
-    config: EncoderDecoderConfig, params: Given, *, layout: Layout = ..., n_layer: int | None = ...
+    config: EncoderDecoderConfig,
+    params: ParamTree,
+    *,
+    layout: Layout = ...,
+    n_layer: int | None = ...,
 ) -> EncoderDecoder: ...
 
 
+@overload
 def bind(
-    config: TransformerConfig,
-    params: Given,
+    config: Hashable, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
+) -> Any: ...
+
+
+def bind(
+    config: Hashable,
+    params: ParamTree,
     *,
     layout: Layout = SINGLE_DEVICE,
     n_layer: int | None = None,
-) -> Model:
-    """Return the model that has these parameters; for use inside `jax.jit`.
+) -> Any:
+    """Make the model with the given parameters, inside of `jax.jit`.
 
     Parameters
     ----------
     config
-        The model.
+        Configuration of the model.
     params
-        What `init` returns: the same nested names and shapes, of any floating-point dtype.
+        Parameters with the names and shapes of `init`, of any floating-point dtype; a nested
+        dict or an `nnx.State`.
     layout
-        Where the arrays of the model lie; one device, unless it is told otherwise.
+        Layout of activations and parameters on a mesh; the default is a single device.
     n_layer
-        Blocks that the stacked parameters hold, for a stage of a pipeline; None is all of them.
+        Number of stacked blocks in `params`, for a pipeline stage; None is all blocks.
 
     Raises
     ------
@@ -126,32 +187,30 @@ def bind(
     """
     if isinstance(params, nnx.State):
         params = nnx.to_pure_dict(params)
-    # nnx.merge assigns leaves in the order of their sorted names, whatever the names are.
+    # Checked first: nnx.merge assigns leaves in the sorted order of their names, without a check.
     check_params(config, params, n_layer=n_layer)
-    model: Model = nnx.merge(_abstract(config)[0], params)
+    graph, _, rest = _abstract(config)
+    model = nnx.merge(graph, params, *rest)
     set_model_layout(model, layout)
     return model
 
 
-def check_params(config: TransformerConfig, params: Params, *, n_layer: int | None = None) -> None:
-    """Compare the names, shapes and dtypes of parameters with those of a configuration's model.
-
-    Works on arrays of any kind: NumPy, sharded, abstract (`jax.ShapeDtypeStruct`) and traced.
+def check_params(config: Hashable, params: Params, *, n_layer: int | None = None) -> None:
+    """Check the names, shapes and dtypes of parameters against a configuration.
 
     Parameters
     ----------
     config
-        The model.
+        Configuration of the model.
     params
-        Nested dicts of arrays. Any floating-point dtype is accepted: layers compute in
-        ``config.dtype``.
+        Nested dicts of arrays: NumPy, sharded, abstract (`jax.ShapeDtypeStruct`) or traced.
     n_layer
         As for `bind`.
 
     Raises
     ------
     ValueError
-        With a line for each parameter that is missing, unknown, or has another shape or a dtype
+        With a line for each parameter that is missing, unexpected, or has a wrong shape or a dtype
         that is not floating-point.
     """
     given = {
@@ -159,8 +218,9 @@ def check_params(config: TransformerConfig, params: Params, *, n_layer: int | No
     }
     expected = param_shapes(config)
     if n_layer is not None:
+        stacked = {path for path, axes in _param_axes(config).items() if axes[:1] == ("layers",)}
         expected = {
-            path: (n_layer, *shape[1:]) if _is_stacked(path.split(".")) else shape
+            path: (n_layer, *shape[1:]) if path in stacked else shape
             for path, shape in expected.items()
         }
     problems = []
@@ -170,39 +230,39 @@ def check_params(config: TransformerConfig, params: Params, *, n_layer: int | No
             continue
         found, dtype = _shape(given[path]), getattr(given[path], "dtype", None)
         if found != shape:
-            problems.append(f"params {path}: got {_shown(given[path])}; expected {list(shape)}")
+            problems.append(f"params {path}: got {_describe(given[path])}; expected {list(shape)}")
         elif dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             problems.append(f"params {path}: got dtype {dtype}; expected a floating-point dtype")
     problems += [
-        f"params {path}: got {_shown(given[path])}; expected no such parameter"
+        f"params {path}: got {_describe(given[path])}; expected no such parameter"
         for path in given
         if path not in expected
     ]
     if problems:
         problems.append(
-            f"give the parameters that tjx_nn.init makes for this {type(config).__name__}, or the "
-            "configuration that these were made with"
+            f"use the parameters from tjx_nn.init for this {type(config).__name__}, or the "
+            "configuration of the given parameters"
         )
     raise_problems(problems)
 
 
 @functools.lru_cache(maxsize=64)
-def param_shapes(config: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
-    """Return the shape of each parameter by its path joined by dots; makes no array."""
+def param_shapes(config: Hashable) -> Mapping[str, tuple[int, ...]]:
+    """Return the shape of each parameter by its dotted path, without allocating arrays."""
     flat = nnx.to_flat_state(_abstract(config)[1])
     return {".".join(map(str, path)): variable.get_value().shape for path, variable in flat}
 
 
-def logical_axes(config: TransformerConfig) -> LogicalAxes:
-    """Return the logical name of each axis of each parameter.
+def logical_axes(config: Hashable) -> LogicalAxes:
+    """Return the logical axes of each parameter, for sharding rules.
 
     Returns
     -------
     dict
-        Nested as the parameters are; a leaf is a tuple with a name for each axis, None for one that
-        is never divided. The names are "layers", "vocab", "position" (rows of the tables of
-        positions and of token types), "embed", "heads", "kv_heads", "head_dim", "mlp", "expert",
-        "latent" and "indexer".
+        Nested as the parameters; a leaf is a tuple with a name for each axis, None for an axis that
+        is never sharded. The names are "layers", "vocab", "position" (rows of position and
+        token-type tables), "embed", "heads", "kv_heads", "head_dim", "mlp", "expert", "latent" and
+        "indexer", and those of registered models.
 
     Examples
     --------
@@ -210,28 +270,26 @@ def logical_axes(config: TransformerConfig) -> LogicalAxes:
     >>> logical_axes(GPTConfig())["blocks"]["mlp"]["up"]["kernel"]
     ('layers', 'embed', 'mlp')
     """
-    _, state = _abstract(config)
-    axes: LogicalAxes = {}
-    for path, variable in nnx.to_flat_state(state):
-        *parents, leaf = map(str, path)
-        node = axes
+    nested: LogicalAxes = {}
+    for path, axes in _param_axes(config).items():
+        *parents, leaf = path.split(".")
+        node = nested
         for name in parents:
             node = node.setdefault(name, {})
-        stacked = ("layers",) if _is_stacked(parents) else ()
-        node[leaf] = (*stacked, *variable.get_metadata("logical_axes"))
-    return axes
+        node[leaf] = axes
+    return nested
 
 
-def stack_axes(config: TransformerConfig) -> dict[str, Any]:
-    """Return how many leading axes of each parameter stack layers, and experts within a layer.
+def stack_axes(config: Hashable) -> dict[str, Any]:
+    """Return the number of leading axes of each parameter that stack layers and experts.
 
-    What belongs to one layer is what follows these axes: optimizers that look at a whole matrix
-    (its norm, its singular values) look at each layer's by itself.
+    Optimizers that treat a parameter as a matrix (its norm, its singular values) apply to the
+    remaining axes, separately for each layer and expert.
 
     Returns
     -------
     dict
-        Nested as the parameters are; a leaf is an int.
+        Nested as the parameters; a leaf is an int.
 
     Examples
     --------
@@ -242,7 +300,7 @@ def stack_axes(config: TransformerConfig) -> dict[str, Any]:
     """
 
     def depth(axes: tuple[str | None, ...]) -> int:
-        # The last axis is what a parameter is about, even where it counts experts (a router's).
+        # The last axis is never a stack, even if it counts experts (that of a router).
         stacked = itertools.takewhile(lambda axis: axis in {"layers", "expert"}, axes[:-1])
         return len(list(stacked))
 
@@ -253,18 +311,42 @@ def stack_axes(config: TransformerConfig) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract(config: TransformerConfig) -> tuple[Any, Any]:
-    """Graph definition and abstract state: the model's shape, without any array."""
-    return nnx.split(nnx.eval_shape(lambda: _make(config, jax.random.key(0))))
+def _abstract(config: Hashable) -> tuple[Any, Any, list[Any]]:
+    """Return the graph definition, abstract parameters and abstract PRNG state of a model."""
+    model = nnx.eval_shape(lambda: _make(config, jax.random.key(0)))
+    graph, params, rng_state, other = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    if other:
+        raise ValueError(
+            f"config: got a {type(config).__name__} whose model has variables other than "
+            "parameters "
+            f"({', '.join('.'.join(map(str, path)) for path, _ in nnx.to_flat_state(other))}); "
+            "expected nnx.Param variables only; remove the others, such as batch statistics"
+        )
+    return graph, params, [rng_state] if rng_state else []
 
 
-def _is_stacked(path: Sequence[str]) -> bool:
-    """Tell whether a parameter has a leading axis for the layers."""
-    return any(name.endswith("blocks") for name in path)
+def _param_axes(config: Hashable) -> dict[str, tuple[str | None, ...]]:
+    """Return the logical axes of each parameter by its dotted path, from flax's metadata."""
+    axes = {}
+    for path, variable in nnx.to_flat_state(_abstract(config)[1]):
+        names = variable.get_metadata("out_sharding", None)
+        ndim = variable.get_value().ndim
+        axes[".".join(map(str, path))] = (None,) * ndim if names is None else tuple(names)
+    return axes
+
+
+def _make(config: Hashable, key: Array) -> nnx.Module:
+    for kind in type(config).__mro__:
+        if kind in _REGISTRY:
+            return _REGISTRY[kind](config, rngs=nnx.Rngs(key))
+    raise ValueError(
+        f"config: got a {type(config).__name__}; expected one of "
+        f"{[kind.__name__ for kind in _REGISTRY]} or a subclass; add it with tjx_nn.register"
+    )
 
 
 def _key_name(key: Any) -> str:
-    """Return what a key of a pytree's path is called; lists have numbers."""
+    """Return the name of a key in a pytree path; list elements are numbers."""
     for attribute in ("key", "idx", "name"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
@@ -276,15 +358,6 @@ def _shape(leaf: Any) -> tuple[int, ...] | None:
     return None if shape is None else tuple(shape)
 
 
-def _shown(leaf: Any) -> str:
+def _describe(leaf: Any) -> str:
     shape = _shape(leaf)
     return f"a {type(leaf).__name__}" if shape is None else f"shape {list(shape)}"
-
-
-def _make(config: TransformerConfig, key: Array) -> Model:
-    if type(config) not in _MODELS:
-        raise ValueError(
-            f"config is a {type(config).__name__}: give one of {[k.__name__ for k in _MODELS]}"
-        )
-    model: Model = _MODELS[type(config)](config, rngs=nnx.Rngs(key))
-    return model

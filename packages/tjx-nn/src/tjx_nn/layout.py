@@ -1,53 +1,57 @@
-"""Where the arrays of a model lie when it runs on several devices.
+"""Sharding hooks of a model: activations, parameters, attention, experts and token order.
 
-A model gives each dimension of what it computes with a logical name and knows of no mesh. Whoever
-has one derives from `Layout` and gives it to `bind`; `Layout` itself is that of one device.
+A model names the dimensions of its activations and parameters ("batch", "embed", "heads", ...) and
+knows no mesh. A subclass of `Layout` maps these names to a mesh; `bind(..., layout=...)` sets it.
 
-Axes in names: B batch, T time, S keys, N query heads, K key heads, H head_dim, V that of values
+Axes in names: B batch, T time, S keys, N query heads, K key heads, H head_dim, V value head_dim,
+D d_model, R rows of a table, G groups, E experts, C capacity.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tjx_kernels import embedding_lookup, flash_attention
 
-# A name for each dimension; None for one that is never divided.
+# A logical name for each dimension; None for a dimension that is never sharded.
 Axes = Sequence[str | None]
-Move = Callable[[Array], Array]
+# The residual stream between layers and inside of a layer (sequence parallelism shards "residual").
+RESIDUAL_AXES, SEQUENCE_AXES = ("batch", "residual", "embed"), ("batch", "seq", "embed")
 
 
 class Layout:
-    """One device: every array is whole, and nothing is done.
+    """Layout of a single device: no array is sharded. Subclass it to run a model on a mesh.
 
-    The logical axes of activations are "batch", "seq" (tokens within a layer), "residual" (tokens
-    of the stream between layers) and "embed" (features of the stream).
+    The logical axes of activations are "batch", "seq" (tokens inside of a layer), "residual"
+    (tokens of the residual stream between layers) and "embed" (features of the residual stream).
 
     Attributes
     ----------
     reduce_dtype : str
-        Type in which gradients of weights are summed over devices, and over the tokens of one.
+        Dtype in which weight gradients are summed over tokens and devices.
     token_shards : int
-        Devices that the tokens of a batch are divided over.
+        Number of shards of the batch and sequence dimensions together.
     """
 
     reduce_dtype: str = "float32"
     token_shards: int = 1
 
-    def place(self, x: Array, axes: Axes) -> Array:  # noqa: ARG002  of no use on one device
-        """Return an activation, lying as the names of its dimensions say."""
+    def place(self, x: Array, axes: Axes) -> Array:  # noqa: ARG002  one device: nothing to do
+        """Constrain the sharding of an activation to its logical axes."""
         return x
 
     def all_gathered(self, w: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
-        """Return a weight as products want it: whole where it is divided only to be kept."""
+        """All-gather a weight over the mesh axes that only shard its storage (FSDP)."""
         return w
 
     def reduce_scattered(self, dw: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
-        """Return the gradient of a weight, divided as the weight is kept."""
+        """Reduce-scatter the gradient of a weight to the sharding of its storage."""
         return dw
 
     def look_up(
@@ -56,12 +60,12 @@ class Layout:
         ids: Int[Array, "*any"],
         row_axis: str,  # noqa: ARG002  as above
     ) -> Float[Array, "*any D"]:
-        """Return rows of a table whose rows are named so; ids outside of it are clipped to it.
+        """Look up rows of an embedding table; ids outside of the table are clipped.
 
-        The gradient sums the rows of equal ids in one order on every platform.
+        The gradient sums the rows of equal ids in the same order on every platform.
         """
-        found: Array = embedding_lookup(table, ids)
-        return found
+        rows: Array = embedding_lookup(table, ids)
+        return rows
 
     def attend(
         self,
@@ -70,92 +74,127 @@ class Layout:
         v: Float[Array, "B S K V"],
         **options: Any,
     ) -> Float[Array, "B T N V"]:
-        """Run `tjx_kernels.flash_attention` with these options."""
+        """Compute attention with `tjx_kernels.flash_attention` and its options."""
         out = flash_attention(q, k, v, **options)
-        assert isinstance(out, Array)  # and no log-sum-exp with it
+        assert isinstance(out, Array)  # the log-sum-exp is not requested
         return out
 
     def to_experts(self, rows: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
-        """Return rows for experts, having moved them to where these are."""
+        """Dispatch rows to the devices of their experts (all-to-all)."""
         return rows
 
     def from_experts(self, rows: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
-        """Undo `to_experts`."""
+        """Combine rows from the devices of their experts: the inverse of `to_experts`."""
         return rows
 
     def reorder[A: Array | np.ndarray](self, x: A) -> A:
-        """Return [batch, tokens, ...] with the tokens in the order in which devices hold them."""
+        """Permute the tokens of [batch, tokens, ...] into device order (zigzag, for example)."""
         return x
 
     def restore(self, x: Array) -> Array:
-        """Undo `reorder`."""
+        """Permute the tokens of [batch, tokens, ...] back: the inverse of `reorder`."""
         return x
-
-    def reordered[T](self, tree: T) -> T:
-        """Return a pytree of arrays [batch, tokens, ...], each reordered."""
-        ordered: T = jax.tree.map(self.reorder, tree)
-        return ordered
 
 
 SINGLE_DEVICE = Layout()
 
 
+class ParamSharding(NamedTuple):
+    """Sharding of a weight inside of a custom derivative: a layout and the weight's logical axes.
+
+    Attributes
+    ----------
+    layout
+        Layout of the model.
+    axes
+        Logical axes of the weight.
+    """
+
+    layout: Layout
+    axes: tuple[str | None, ...]
+
+    def gather(self, w: Array, dtype: Any) -> Array:
+        """Cast a weight, then all-gather it."""
+        return self.layout.all_gathered(w.astype(dtype), self.axes)
+
+    def scatter(self, dw: Array, dtype: Any) -> Array:
+        """Reduce-scatter a weight gradient, then cast it."""
+        return self.layout.reduce_scattered(dw, self.axes).astype(dtype)
+
+    def sum_dtype(self, x: Array) -> Any:
+        """Return the dtype in which a weight gradient is summed over tokens and devices."""
+        return jnp.promote_types(x.dtype, self.layout.reduce_dtype)
+
+
 class ShardedModule(nnx.Module):
-    """A part of a model that asks the layout; `bind` sets it."""
+    """Module whose computation depends on the layout of the model, which `bind` sets."""
 
     layout: Layout = SINGLE_DEVICE
 
-    def table(self, w: nnx.Param[Array], axes: Axes) -> Array:
-        """Return a float32 weight as it is used, its gradient summed over devices in float32."""
-        return _used(self.layout, tuple(axes), w[...])
+    def gather(self, w: nnx.Param[Array], axes: Axes) -> Array:
+        """All-gather a float32 weight; its gradient is summed over devices in float32."""
+        return _gather_weight(ParamSharding(self.layout, tuple(axes)), w[...])
+
+
+def make_param(value: Array, axes: Axes) -> nnx.Param[Array]:
+    """Make a parameter with logical axes in flax's own metadata (`nnx.get_partition_spec`)."""
+    return nnx.Param(value, out_sharding=tuple(axes), eager_sharding=False)
 
 
 def set_model_layout(model: nnx.Module, layout: Layout) -> None:
-    """Give a layout to all parts of a model."""
+    """Set the layout of every `ShardedModule` of a model."""
     for _, module in nnx.iter_modules(model):
         if isinstance(module, ShardedModule):
             module.layout = layout
 
 
-# The stream between layers, and what a layer reads of it.
-RESIDUAL_AXES, SEQUENCE_AXES = ("batch", "residual", "embed"), ("batch", "seq", "embed")
-
-
 def gather_sequence(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """Gather the tokens of the stream that a layer works on; their gradients are scattered."""
-    return _moved(layout, RESIDUAL_AXES, SEQUENCE_AXES, x)
+    """All-gather the tokens of the residual stream; the gradient is reduce-scattered."""
+    return _constrain(layout, SEQUENCE_AXES, RESIDUAL_AXES, x)
 
 
 def scatter_sequence(layout: Layout, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """Scatter the tokens of a layer's output over the stream; their gradients are gathered."""
-    return _moved(layout, SEQUENCE_AXES, RESIDUAL_AXES, x)
+    """Reduce-scatter the tokens of a layer's output; the gradient is all-gathered."""
+    return _constrain(layout, RESIDUAL_AXES, SEQUENCE_AXES, x)
 
 
-def _moved(layout: Layout, here: Axes, there: Axes, x: Array) -> Array:
-    return _both_ways(lambda x: layout.place(x, there), lambda dx: layout.place(dx, here), x)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _constrain(layout: Layout, axes: Axes, gradient_axes: Axes, x: Array) -> Array:  # noqa: ARG001
+    return layout.place(x, axes)
 
 
-def _used(layout: Layout, axes: tuple[str | None, ...], w: Array) -> Array:
-    def reduce_scattered(dw: Array) -> Array:
-        # Summed first: else the compiler may divide what is summed by the features of `w`.
-        return layout.reduce_scattered(layout.all_gathered(dw, axes), axes)
-
-    return _both_ways(lambda w: layout.all_gathered(w, axes), reduce_scattered, w)
+def _constrain_forward(
+    layout: Layout, axes: Axes, gradient_axes: Axes, x: Array
+) -> tuple[Array, None]:
+    return _constrain(layout, axes, gradient_axes, x), None
 
 
-def _both_ways(there: Move, back: Move, x: Array) -> Array:
-    """Move an array, and its gradient in a way of its own."""
+def _constrain_backward(
+    layout: Layout,
+    axes: Axes,  # noqa: ARG001
+    gradient_axes: Axes,
+    _: None,
+    dx: Array,
+) -> tuple[Array]:
+    return (layout.place(dx, gradient_axes),)
 
-    @jax.custom_vjp
-    def move(x: Array) -> Array:
-        return there(x)
 
-    def forward(x: Array) -> tuple[Array, None]:
-        return there(x), None
+_constrain.defvjp(_constrain_forward, _constrain_backward)
 
-    def backward(_: None, dx: Array) -> tuple[Array]:
-        return (back(dx),)
 
-    move.defvjp(forward, backward)
-    moved: Array = move(x)
-    return moved
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gather_weight(sharding: ParamSharding, w: Array) -> Array:
+    return sharding.layout.all_gathered(w, sharding.axes)
+
+
+def _gather_weight_forward(sharding: ParamSharding, w: Array) -> tuple[Array, None]:
+    return _gather_weight(sharding, w), None
+
+
+def _gather_weight_backward(sharding: ParamSharding, _: None, dw: Array) -> tuple[Array]:
+    layout, axes = sharding
+    # All-reduce first: XLA may otherwise shard the partial sums by the features of the weight.
+    return (layout.reduce_scattered(layout.all_gathered(dw, axes), axes),)
+
+
+_gather_weight.defvjp(_gather_weight_forward, _gather_weight_backward)

@@ -1,4 +1,4 @@
-"""The output head of a language model, and what training minimises.
+"""Language-model head and losses: logits, cross-entropy, auxiliary losses.
 
 Axes in names: D d_model, V vocabulary.
 """
@@ -11,24 +11,24 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_kernels import linear_cross_entropy
-from tjx_nn.attention.mha import AuxLosses
 from tjx_nn.config import TransformerConfig
-from tjx_nn.tokens import IGNORED, check_labels
+from tjx_nn.inputs import IGNORE_INDEX, check_labels
+from tjx_nn.layers.scan_layers import AuxLosses
 
 
 class Losses(NamedTuple):
-    """What training minimises.
+    """Losses of a batch.
 
     Attributes
     ----------
     tokens
-        Cross-entropy of each label in nats, [batch, tokens] (of an image model [batch]); 0 where it
-        is ignored.
+        Cross-entropy of each label in nats, [batch, tokens] (of an image model [batch]); 0 for
+        ignored labels.
     penalty
-        Weighted losses of experts and indexer, to be added to the mean of `tokens`.
-    measures
-        Means over layers of what these report: "balance_loss", "router_z_loss", "indexer_loss", and
-        "dropped", the fraction of expert slots that were asked for and full.
+        Weighted sum of the auxiliary losses, to be added to the mean of `tokens`.
+    aux_losses
+        Auxiliary losses and statistics, averaged over layers: "balance_loss", "router_z_loss",
+        "indexer_loss", and "dropped", the fraction of expert choices over capacity.
     """
 
     tokens: Float32[Array, "*labels"]
@@ -36,13 +36,13 @@ class Losses(NamedTuple):
     aux_losses: AuxLosses
 
 
-def losses(
-    config: TransformerConfig, tokens: Float32[Array, "*labels"], reported: list[AuxLosses]
+def combine_losses(
+    config: TransformerConfig, tokens: Float32[Array, "*labels"], stack_losses: list[AuxLosses]
 ) -> Losses:
-    """Join the cross-entropies with what stacks of layers reported."""
-    names = sorted({name for each in reported for name in each})
+    """Combine the cross-entropy of each label with the auxiliary losses of each stack of layers."""
+    names = sorted({name for each in stack_losses for name in each})
     aux_losses = {
-        name: jnp.concatenate([each[name] for each in reported if name in each]).mean()
+        name: jnp.concatenate([each[name] for each in stack_losses if name in each]).mean()
         for name in names
     }
     weights = aux_loss_weights(config)
@@ -51,12 +51,55 @@ def losses(
 
 
 def aux_loss_weights(config: TransformerConfig) -> dict[str, float]:
-    """Return how much each measure that is a loss weighs."""
+    """Return the weight of each auxiliary loss in `Losses.penalty`."""
     return {
         "balance_loss": config.experts.balance_loss,
         "router_z_loss": config.experts.z_loss,
         "indexer_loss": config.sparse.loss,
     }
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch V"],
+    labels: Int[Array, "*batch"],
+    *,
+    ignore_index: int = IGNORE_INDEX,
+    z_loss: float = 0.0,
+) -> Float32[Array, "*batch"]:
+    """Compute the softmax cross-entropy of integer labels, optionally with z-loss.
+
+    For training with a large vocabulary prefer `tjx_kernels.linear_cross_entropy`, which does not
+    materialize the logits.
+
+    Parameters
+    ----------
+    logits
+        Unnormalized log-probabilities.
+    labels
+        Class of each position.
+    ignore_index
+        Label of positions whose loss is 0.
+    z_loss
+        Weight of the squared log-sum-exp of the logits, which keeps it near 0 (Chowdhery et al.
+        2022, "PaLM", section 5).
+
+    Returns
+    -------
+    Array
+        Loss of each label in nats, float32, not averaged.
+
+    Examples
+    --------
+    >>> from tjx_nn import cross_entropy
+    >>> logits, labels = jnp.zeros((3, 4)), jnp.array([0, 3, -100])
+    >>> print(cross_entropy(logits, labels, z_loss=1e-4).round(4))
+    [1.3865 1.3865 0.    ]
+    """
+    logits = logits.astype(jnp.float32)
+    is_valid = labels != ignore_index
+    lse = jax.nn.logsumexp(logits, -1)
+    target = jnp.take_along_axis(logits, jnp.where(is_valid, labels, 0)[..., None], -1)[..., 0]
+    return jnp.where(is_valid, lse - target + z_loss * jnp.square(lse), 0.0)
 
 
 def head_logits(
@@ -68,9 +111,22 @@ def head_logits(
     vocab_size: int | None = None,
     tokenizer_size: int | None = None,
 ) -> Float32[Array, "*any vocab"]:
-    """Multiply hidden vectors with a table, of which `vocab_size` rows count; float32 logits.
+    """Compute float32 logits of an output head.
 
-    Ids from `tokenizer_size` on are no tokens: their logits are -inf.
+    Parameters
+    ----------
+    x
+        Hidden states.
+    table_VD
+        Output embeddings.
+    bias
+        Added to the logits.
+    soft_cap
+        Bound of the logits, ``soft_cap * tanh(logits / soft_cap)``; None is unbounded.
+    vocab_size
+        Number of rows to use; None is all.
+    tokenizer_size
+        Ids from here on are not tokens: their logits are -inf. None is all.
     """
     y = jnp.einsum("...d,vd->...v", x, table_VD.astype(x.dtype), preferred_element_type=jnp.float32)
     y = y[..., :vocab_size]
@@ -84,7 +140,7 @@ def head_logits(
     return jnp.where(is_token, y, -jnp.inf)
 
 
-@jax.named_scope("loss")  # as profiles name it
+@jax.named_scope("loss")  # profiles group operations by this scope
 def head_losses(
     x: Float[Array, "*any D"],
     table_VD: Float[Array, "V D"],
@@ -95,23 +151,34 @@ def head_losses(
     vocab_size: int | None = None,
     token_shards: int = 1,
 ) -> Float32[Array, "*any"]:
-    """Return the cross-entropy of each label under `head_logits`.
+    """Compute the cross-entropy of labels from hidden states, without materializing all logits.
 
-    The logits are computed in chunks, or kept in the type of x on GPUs with enough memory. Where
-    the label is -100 the loss is 0. The table stays float32, so that its gradient is summed in
-    float32. `token_shards` is that of the layout. Raises ValueError outside `jax.jit` for labels
-    that the table has no row for.
+    Parameters
+    ----------
+    x, bias, soft_cap, vocab_size
+        As for `head_logits`.
+    table_VD
+        Output embeddings, float32: their gradient is summed in float32.
+    labels
+        Label of each hidden state; the loss of -100 is 0.
+    token_shards
+        As `Layout.token_shards`.
+
+    Raises
+    ------
+    ValueError
+        Outside of `jax.jit`, if a label has no row in the table.
     """
     check_labels(labels, vocab_size or len(table_VD))
-    tokens = linear_cross_entropy(
+    losses = linear_cross_entropy(
         x,
         table_VD,
         jnp.asarray(labels),
         bias=bias,
         soft_cap=soft_cap,
         vocab_size=vocab_size,
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         token_shards=token_shards,
     )
-    assert isinstance(tokens, Array)  # and no log-sum-exp with it
-    return tokens
+    assert isinstance(losses, Array)  # the log-sum-exp is not requested
+    return losses

@@ -1,7 +1,7 @@
-"""Maximal-update parametrisation: what an optimizer has to know of it.
+"""Learning rates of muP (maximal update parametrization).
 
-With `mup_base` the model scales its initial values (linear.py), its attention scores (attention.py)
-and its logits (gpt.py) by its width; what is left are the learning rates, which this file gives.
+With `mup_base` the model scales its initial values, attention scores and logits by its width; the
+optimizer scales the learning rate of each parameter.
 
 Yang et al. 2022, "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter
 Transfer", table 8.
@@ -14,25 +14,25 @@ import jax
 from tjx_nn.config import TransformerConfig
 from tjx_nn.functional import logical_axes
 
-# Logical axes that grow with the model's width.
+# Logical axes that grow with the width of the model.
 _WIDTHS = frozenset({"embed", "heads", "kv_heads", "mlp", "latent"})
 
 
 def learning_rate_scales(config: TransformerConfig) -> dict[str, Any]:
-    """Return a factor of the learning rate for each parameter, for Adam and what is like it.
+    """Return the learning-rate multiplier of each parameter, for Adam and similar optimizers.
 
-    Matrices from width to width learn base / width as fast; tables, norms and biases as fast as
-    ever. Without `mup_base` every factor is 1.
+    The multiplier of matrices whose two axes grow with the width is base / width, and 1 for
+    embeddings, norms and biases. Without `mup_base` every multiplier is 1.
 
     Parameters
     ----------
     config
-        The model.
+        Configuration of the model.
 
     Returns
     -------
     dict
-        Nested as the parameters are; a leaf is a float.
+        Nested as the parameters; a leaf is a float.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Parts of a model's configuration: positions, attention and experts of a kind; and its checks.
+"""Nested configurations of a model (RoPE, latent and sparse attention, experts) and field checks.
 
-Only the standard library is needed to read it.
+Importing it needs only the standard library.
 """
 
 import difflib
@@ -11,22 +11,22 @@ from typing import Any, Literal, get_args
 RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn"]
 
 
-# A file of somebody else's may have thousands; more are told when these are mended.
-_MOST_TOLD = 50
+# Limit of an error message; a malformed file can have thousands of errors.
+_MAX_PROBLEMS = 50
 
 
 def raise_problems(problems: list[str]) -> None:
-    """Raise ValueError with a line for each problem, if there are any; for the first, if many."""
-    more = len(problems) - _MOST_TOLD
+    """Raise ValueError with a line for each problem (the first 50), if there are any."""
+    more = len(problems) - _MAX_PROBLEMS
     if problems:
-        told = [*problems[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
-        raise ValueError("\n".join(told))
+        lines = [*problems[:_MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+        raise ValueError("\n".join(lines))
 
 
 def check_sizes(config: Any, *names: str, at_least: int = 1) -> list[str]:
-    """Name the fields that are no whole number of at least this size; None passes."""
+    """Return an error for each field that is not an integer >= `at_least`; None is valid."""
     return [
-        f"{name} is {size!r}: give a whole number of at least {at_least}"
+        f"{name}: got {size!r}; expected an integer of at least {at_least}"
         for name in names
         if (size := getattr(config, name)) is not None
         and (not isinstance(size, int) or isinstance(size, bool) or size < at_least)
@@ -34,59 +34,57 @@ def check_sizes(config: Any, *names: str, at_least: int = 1) -> list[str]:
 
 
 def check_tokenizer_size(given: int | None, vocab_size: int) -> list[str]:
-    """Name a number of ids that is not from 1 to the vocabulary's; None passes."""
+    """Return an error if a tokenizer size is not in [1, vocab_size]; None is valid."""
     if given is None or 1 <= given <= vocab_size:
         return []
-    return [
-        f"tokenizer_size is {given} and vocab_size is {vocab_size}: give 1 to {vocab_size}, or None"
-    ]
+    return [f"tokenizer_size: got {given}; expected 1 to vocab_size {vocab_size}, or None"]
 
 
 def check_choices(config: Any, **allowed: Any) -> list[str]:
-    """Name the fields that are not one of their literal type's values."""
+    """Return an error for each field that is not a value of its Literal type."""
     return [
-        f"{name} is {value!r}: give one of {list(get_args(kind))}"
+        f"{name}: got {value!r}; expected one of {list(get_args(kind))}"
         for name, kind in allowed.items()
         if (value := getattr(config, name)) not in get_args(kind)
     ]
 
 
 def preset_fields(name: str, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a preset; ValueError names all presets, and the nearest."""
+    """Return the fields of a preset; raise ValueError with a suggestion for an unknown name."""
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no model preset is named {name!r}: give one of {list(presets)}{hint}")
+        raise ValueError(f"preset: got {name!r}; expected one of {list(presets)}{hint}")
     return presets[name]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """Rotary positions (Su et al. 2021, "RoFormer"), and how to stretch them to longer contexts.
+    """Rotary position embeddings (Su et al. 2021, "RoFormer") with context extension.
 
     Attributes
     ----------
     base
-        The slowest pair of features turns once in about 2 * pi * base tokens.
+        Base of the frequencies; the longest wavelength is about 2 * pi * base tokens.
     dim
-        Features of a head that are turned, the first ones; None is all of them. Even.
+        Number of rotated features of a head, the first ones, even; None is all.
     interleaved
-        Whether features 2i and 2i + 1 are a pair (RoFormer), or i and i + dim / 2 (Llama).
+        Whether features 2i and 2i + 1 form a pair (RoFormer), or i and i + dim / 2 (Llama).
     scaling
-        How turning is slowed for contexts beyond original_seq_len: "linear" (Chen et al. 2023),
-        "ntk" (a larger base), "llama3" (Llama 3.1: only slow pairs), "yarn" (Peng et al. 2023).
+        Context extension beyond original_seq_len: "linear" (Chen et al. 2023), "ntk" (larger base),
+        "llama3" (Llama 3.1: low frequencies only) or "yarn" (Peng et al. 2023).
     factor
-        Longer by how much.
+        Factor of the context length.
     original_seq_len
-        Tokens that the model was trained with before; "llama3" and "yarn" need it.
+        Context length before the extension; required by "llama3" and "yarn".
     low_freq_factor
-        "llama3": pairs that turn fewer times than this in original_seq_len are slowed by factor.
+        "llama3": pairs with fewer rotations in original_seq_len are scaled by 1 / factor.
     high_freq_factor
-        "llama3": pairs that turn more often than this are not slowed; those between, partly.
+        "llama3": pairs with more rotations are unchanged; between both, interpolated.
     beta_fast
-        "yarn": pairs that turn more often than this in original_seq_len are not slowed.
+        "yarn": pairs with more rotations in original_seq_len are unchanged.
     beta_slow
-        "yarn": pairs that turn fewer times than this are slowed by factor; those between, partly.
+        "yarn": pairs with fewer rotations are scaled by 1 / factor; between both, interpolated.
     """
 
     base: float = 10000.0
@@ -101,39 +99,47 @@ class RopeConfig:
     beta_slow: float = 1.0
 
     def __post_init__(self) -> None:
-        """Report everything that is wrong at once."""
+        """Raise ValueError with a line for each invalid field."""
         problems = check_sizes(self, "dim", "original_seq_len")
         problems += check_choices(self, scaling=RopeScaling)
         if not problems and self.dim is not None and self.dim % 2:
-            problems.append(f"dim is {self.dim}: features turn in pairs, give an even number")
+            problems.append(f"dim: got {self.dim}; expected an even number")
         if not self.base > 1:
-            problems.append(f"base is {self.base!r}: give a number above 1, such as 10000")
+            problems.append(f"base: got {self.base!r}; expected a number above 1, such as 10000")
         if not self.factor >= 1:
-            problems.append(f"factor is {self.factor!r}: give 1 or more")
+            problems.append(f"factor: got {self.factor!r}; expected at least 1")
         if self.scaling in ("llama3", "yarn") and self.original_seq_len is None:
-            problems.append(f"scaling is {self.scaling!r}: it needs original_seq_len")
+            problems.append(
+                f"original_seq_len: got None; expected a length for scaling {self.scaling!r}; set "
+                "it"
+            )
         if not self.high_freq_factor > self.low_freq_factor > 0:
-            problems.append("high_freq_factor must be above low_freq_factor, and that above 0")
+            problems.append(
+                f"high_freq_factor: got {self.high_freq_factor} with low_freq_factor "
+                f"{self.low_freq_factor}; expected high_freq_factor > low_freq_factor > 0"
+            )
         if not self.beta_fast > self.beta_slow > 0:
-            problems.append("beta_fast must be above beta_slow, and that above 0")
+            problems.append(
+                f"beta_fast: got {self.beta_fast} with beta_slow {self.beta_slow}; expected "
+                "beta_fast > beta_slow > 0"
+            )
         raise_problems(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """Latent attention (MLA; DeepSeek-AI 2024, "DeepSeek-V2", section 2.1); off without kv_dim.
+    """Multi-head latent attention (MLA; DeepSeek-AI 2024, "DeepSeek-V2"); enabled by `kv_dim`.
 
     Attributes
     ----------
     kv_dim
-        Width of the latent that keys and values of all heads are made of, and that is cached; None
-        is ordinary attention.
+        Features of the cached latent of keys and values; None disables latent attention.
     q_dim
-        Width of the latent that queries are made of; None makes them of the residual stream.
+        Features of the latent of queries; None projects queries directly.
     rope_dim
-        Features of the rotary part of queries and of the one key that all heads share. Even.
+        Features of the rotary part of queries and of the key shared by all heads; even.
     v_dim
-        Features of a head's values; None is head_dim.
+        Features of the values of a head; None is head_dim.
     """
 
     kv_dim: int | None = None
@@ -142,27 +148,27 @@ class LatentConfig:
     v_dim: int | None = None
 
     def __post_init__(self) -> None:
-        """Report everything that is wrong at once."""
+        """Raise ValueError with a line for each invalid field."""
         problems = check_sizes(self, "kv_dim", "q_dim", "rope_dim", "v_dim")
         if not problems and self.rope_dim % 2:
-            problems.append(f"rope_dim is {self.rope_dim}: features turn in pairs, give it even")
+            problems.append(f"rope_dim: got {self.rope_dim}; expected an even number")
         raise_problems(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseConfig:
-    """Sparse attention (DSA; DeepSeek-AI 2025, "DeepSeek-V3.2"); off without top_k.
+    """Sparse attention (DSA; DeepSeek-AI 2025, "DeepSeek-V3.2"); enabled by `top_k`.
 
     Attributes
     ----------
     top_k
-        Keys that each query attends to, chosen by the indexer; None is all of them.
+        Number of keys that each query attends to, selected by the indexer; None is all.
     n_head
-        Heads of the indexer.
+        Number of indexer heads.
     head_dim
-        Features of an indexer's head. Even.
+        Features of an indexer head; even.
     loss
-        Weight of the loss that teaches the indexer the distribution of attention.
+        Weight of the indexer loss, which matches its scores to the attention weights.
     """
 
     top_k: int | None = None
@@ -171,12 +177,12 @@ class SparseConfig:
     loss: float = 1.0
 
     def __post_init__(self) -> None:
-        """Report everything that is wrong at once."""
+        """Raise ValueError with a line for each invalid field."""
         problems = check_sizes(self, "top_k", "n_head", "head_dim")
         if not problems and self.head_dim % 2:
-            problems.append(f"head_dim is {self.head_dim}: features turn in pairs, give it even")
+            problems.append(f"head_dim: got {self.head_dim}; expected an even number")
         if not self.loss >= 0:
-            problems.append(f"loss is {self.loss!r}: give a weight of at least 0")
+            problems.append(f"loss: got {self.loss!r}; expected a weight of at least 0")
         raise_problems(problems)
 
 
@@ -187,25 +193,24 @@ class ExpertsConfig:
     Attributes
     ----------
     count
-        Experts of a block; 0 is one MLP for all tokens.
+        Number of experts of a block; 0 uses an MLP.
     per_token
-        Experts that each token goes to.
+        Number of experts of each token.
     shared
-        Experts that every token goes to besides (DeepSeekMoE, Dai et al. 2024).
+        Number of shared experts, which process every token (DeepSeekMoE, Dai et al. 2024).
     d_ff
-        Width of an expert's hidden layer in features; None is the model's d_ff.
+        Width of the hidden layer of an expert; None is that of the MLP.
     first_layer
-        Blocks before this one have an MLP.
+        Index of the first block with experts; earlier blocks have an MLP.
     capacity_factor
-        An expert takes at most this many times its equal share of a sequence's tokens; what comes
-        later is dropped (the residual stream passes it on) and counted, in training alone. None
-        takes all.
+        Capacity of an expert in training, as a multiple of its equal share of a sequence's tokens.
+        Tokens over capacity skip the expert. None is unlimited.
     normalize
-        Whether the weights of a token's experts are scaled to sum to 1.
+        Whether to normalize the weights of a token's experts to a sum of 1.
     balance_loss
-        Weight of the loss that spreads tokens over experts.
+        Weight of the load-balancing loss.
     z_loss
-        Weight of the loss that keeps the router's logits small (Zoph et al. 2022, "ST-MoE").
+        Weight of the router z-loss (Zoph et al. 2022, "ST-MoE").
     """
 
     count: int = 0
@@ -219,20 +224,21 @@ class ExpertsConfig:
     z_loss: float = 1e-3
 
     def __post_init__(self) -> None:
-        """Report everything that is wrong at once."""
+        """Raise ValueError with a line for each invalid field."""
         problems = check_sizes(self, "count", "shared", "first_layer", at_least=0)
         problems += check_sizes(self, "per_token", "d_ff")
         if not problems and 0 < self.count < self.per_token:
             problems.append(
-                f"per_token is {self.per_token} and count is {self.count}: "
-                f"give at most {self.count}"
+                f"per_token: got {self.per_token}; expected at most {self.count}, the count of "
+                "experts"
             )
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             problems.append(
-                f"capacity_factor is {self.capacity_factor!r}: give more than 0, or none"
+                f"capacity_factor: got {self.capacity_factor!r}; expected a positive number, or "
+                "None"
             )
         problems += [
-            f"{name} is {getattr(self, name)!r}: give a weight of at least 0"
+            f"{name}: got {getattr(self, name)!r}; expected a weight of at least 0"
             for name in ("balance_loss", "z_loss")
             if not getattr(self, name) >= 0
         ]

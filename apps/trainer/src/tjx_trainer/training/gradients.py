@@ -82,7 +82,7 @@ def _pipelined(
     )
     length = model.n_layer // parts
     divided = _is_block_param(model)
-    # An abstract stand-in for the layers: `begin` and `finish` do not read them.
+    # Abstract blocks: `embed_tokens` and `token_losses` do not read them.
     abstract_layers = jax.eval_shape(lambda: tjx_nn.init(model, jax.random.key(0)))
 
     def network(outer: Any, layers: Any, n_layer: int | None = None) -> Any:
@@ -93,12 +93,12 @@ def _pipelined(
         return tjx_nn.bind(model, params, layout=layout, n_layer=n_layer)
 
     def begin(outer: Any, microbatch: Batch) -> jax.Array:
-        x: jax.Array = network(outer, abstract_layers).begin(**_inputs(microbatch))
+        x: jax.Array = network(outer, abstract_layers).embed_tokens(**_inputs(microbatch))
         return x
 
     def run_stage(layers: Any, first: jax.Array, x: jax.Array, microbatch: Batch) -> Any:
         bound = network(abstract_layers, layers, length)
-        x, [aux_losses] = bound.run_blocks(x, **_inputs(microbatch), part=LayerRange(first, length))
+        x, [aux_losses] = bound.run_blocks(x, **_inputs(microbatch), layers=LayerRange(first, length))
         count = _count(microbatch)
         sums = {name: count * each.sum() / model.n_layer for name, each in aux_losses.items()}
         weights = aux_loss_weights(model)
@@ -111,7 +111,7 @@ def _pipelined(
         labels = microbatch["labels"]
         if labels.ndim > 1:
             labels = take(layout.reorder(labels))
-        cross_entropy = network(outer, abstract_layers).finish(x, labels).sum()
+        cross_entropy = network(outer, abstract_layers).token_losses(x, labels).sum()
         return cross_entropy, ((labels != IGNORE_INDEX).sum(), {"loss": cross_entropy})
 
     def gradients(

@@ -1,8 +1,8 @@
-"""What each head of each layer looks at: attention weights, computed by the model itself.
+"""Attention weights of every layer and head of a decoder, for analysis.
 
-No fast attention ever holds the weights, so this is a model that runs slowly, with all of them in
-memory, layer by layer. It is the layout that computes them: whatever a layer hands to attention
-(turned, normalised, grouped, expanded from a latent) is what is recorded.
+Fast attention kernels never materialize the weights. A `Layout` whose `attend` computes dense
+attention records them from the exact queries and keys of each layer (after RoPE, QK-norm, GQA and
+latent projections).
 
 Axes in names: B batch, T time of queries, S keys, L layers, N query heads, K key heads, H head_dim,
 V that of values.
@@ -17,35 +17,36 @@ from jaxtyping import Array, Float, Float32, Int
 
 from tjx_kernels import attention_reference
 from tjx_nn.functional import Params, bind
+from tjx_nn.inputs import Ids, check_tokens
 from tjx_nn.layout import Layout
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.tokens import Ids, check_tokens
 
 
 def attention_weights(
     config: GPTConfig, params: Params, tokens: Ids
 ) -> tuple[Float32[Array, "L B N T S"], Float32[Array, "B T vocab"]]:
-    """Return the attention of each head, and the logits that the model computed with it.
+    """Compute the attention weights of every head and the logits of the same forward pass.
 
     Parameters
     ----------
     config
-        A decoder; with sparse attention there are no weights of all keys.
+        Configuration of a decoder without sparse attention.
     params
-        Its parameters.
+        Parameters of the model.
     tokens
-        Token ids [batch, time]; the memory is that of layers * batch * heads * time ** 2 weights.
+        Token ids, [batch, tokens]. Memory grows with layers * batch * heads * tokens ** 2.
 
     Returns
     -------
-    tuple
-        Weights [layers, batch, query heads, queries, keys]: those of a query sum to 1, and are 0
-        where it does not look. Logits [batch, time, vocabulary], as calling the model gives them.
+    weights : float32 [layers, batch, heads, tokens, tokens]
+        Attention weights; each query's weights sum to 1 and are 0 for masked keys.
+    logits : float32 [batch, tokens, vocabulary]
+        Logits as from calling the model.
 
     Raises
     ------
     ValueError
-        If the model has sparse attention, or the tokens do not fit it.
+        If the model has sparse attention, or the tokens are invalid for it.
 
     Examples
     --------
@@ -59,25 +60,25 @@ def attention_weights(
     """
     if config.sparse.top_k is not None:
         raise ValueError(
-            f"sparse.top_k is {config.sparse.top_k}: of sparse attention there are no weights of "
-            "all keys; give a model without it"
+            f"config.sparse.top_k: got {config.sparse.top_k}; expected None, as sparse attention "
+            "has no weights of all keys; use a model with dense attention"
         )
     check_tokens(config, tokens, None, vocab_size=config.vocab_size)
-    found: tuple[Array, Array] = _run(config, params, tokens)
-    return found
+    weights_and_logits: tuple[Array, Array] = _run(config, params, tokens)
+    return weights_and_logits
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(config: GPTConfig, params: Params, tokens: Int[Array, "B T"]) -> tuple[Array, Array]:
     recorder = _Recorder()
     model = bind(config, params, layout=recorder)
-    # One by one: within a compiled loop over layers nothing could be recorded.
+    # Unrolled: values cannot leave the body of a scan over layers by a side effect.
     x, _ = model.prefill(model.unstacked_blocks(), tokens)
     return jnp.stack(recorder.weights_BNTS), model.logits(x)
 
 
 class _Recorder(Layout):
-    """One device, where attention is dense and its weights are kept, a layer after the other."""
+    """Single-device layout that computes dense attention and records the weights of each layer."""
 
     def __init__(self) -> None:
         self.weights_BNTS: list[Array] = []
@@ -89,7 +90,7 @@ class _Recorder(Layout):
         v: Float[Array, "B S K V"],
         **options: Any,
     ) -> Float[Array, "B T N V"]:
-        """Attend to values that are one-hot by key, which gives the weights, and weigh `v`."""
+        """Compute weights as attention to one-hot values, record them, and apply them to `v`."""
         del options["implementation"]
         batch, keys, heads = v.shape[:3]
         one_hot = jnp.broadcast_to(jnp.eye(keys)[None, :, None], (batch, keys, heads, keys))

@@ -1,7 +1,7 @@
-"""The indexer of sparse attention: what each key is worth to each query, and which are picked.
+"""Indexer of sparse attention: a light scorer of keys, and the selection of the top-k keys.
 
-Axes in names: B batch, T time of queries, S keys, P keys that are picked for a query, D d_model,
-J heads of the indexer, I their features.
+Axes in names: B batch, T time of queries, S keys, P selected keys of a query, D d_model,
+J indexer heads, I indexer features.
 """
 
 import dataclasses
@@ -9,23 +9,30 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from tjx_nn.attention.mha import TokenMetadata
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.linear import linear
 from tjx_nn.layers.norms import make_norm
 from tjx_nn.layers.position_encoding import apply_rope
 
-# float32 stays float32 on every platform: the same keys are picked with and without a cache.
+# Full float32 precision on every platform: the same keys are selected with and without a cache.
 EXACT = jax.lax.Precision.HIGHEST
 
 
 class IndexerOutput(NamedTuple):
-    """What the indexer makes of tokens; [batch, queries or keys, ...].
+    """Indexer projections; the score of key s for query t is sum_j weight * relu(query . key).
 
-    Key s is worth sum_j weight[t, j] * relu(query[t, j] . key[s]) to query t.
+    Attributes
+    ----------
+    query
+        Queries of each indexer head.
+    weight
+        Weight of each indexer head.
+    key
+        Keys, shared by the heads.
     """
 
     query: Float[Array, "B T J I"]
@@ -34,10 +41,17 @@ class IndexerOutput(NamedTuple):
 
 
 class Indexer(nnx.Module):
-    """Says how much each key is worth to each query; DeepSeek-AI 2025, "DeepSeek-V3.2".
+    """Lightning indexer: scores keys for sparse attention (DeepSeek-AI 2025, "DeepSeek-V3.2").
 
-    It learns from its own loss alone: nothing of it reaches what it reads, and no other loss
-    reaches it.
+    The indexer is trained only by its own loss: gradients stop at its input, and the losses of the
+    model do not reach its parameters.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model; `config.sparse` configures the indexer.
+    rngs
+        Source of random initial values.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
@@ -52,36 +66,41 @@ class Indexer(nnx.Module):
         self.key_norm = make_norm(config, features, axis="head_dim")
 
     def __call__(
-        self, x: Float[Array, "B T D"], where: TokenMetadata, key: Float[Array, "B S I"]
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"] | None,
+        key: Float[Array, "B S I"],
     ) -> IndexerOutput:
-        """Return the index of queries `x`, with keys that may be those of other tokens."""
+        """Project queries of `x` and their head weights, to score `key` (a result of `keys`)."""
         x = jax.lax.stop_gradient(x)
-        shape = (*x.shape[:2], self.config.sparse.n_head, self.config.sparse.head_dim)
-        return IndexerOutput(
-            self._apply_rope(self.query(x).reshape(shape), where), self.weight(x), key
-        )
+        query = rearrange(self.query(x), "b t (j i) -> b t j i", i=self.config.sparse.head_dim)
+        return IndexerOutput(self._apply_rope(query, positions), self.weight(x), key)
 
-    def keys(self, x: Float[Array, "B S D"], where: TokenMetadata) -> Float[Array, "B S I"]:
-        """Return the keys of tokens."""
+    def keys(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None
+    ) -> Float[Array, "B S I"]:
+        """Project tokens to indexer keys."""
         key = self.key_norm(self.key(jax.lax.stop_gradient(x)))
-        return self._apply_rope(key[:, :, None], where)[:, :, 0]
+        return self._apply_rope(key[:, :, None], positions)[:, :, 0]
 
     def _apply_rope(
-        self, x: Float[Array, "B T J I"], where: TokenMetadata
+        self, x: Float[Array, "B T J I"], positions: Array | None
     ) -> Float[Array, "B T J I"]:
         if self.config.positions != "rope":
             return x
-        return apply_rope(x, where.positions, dataclasses.replace(self.config.rope, dim=None))
+        return apply_rope(x, positions, dataclasses.replace(self.config.rope, dim=None))
 
 
-def near(distance: Int[Array, "#B T S"], causal: bool, window: int | None) -> Bool[Array, "#B T S"]:
-    """Say which keys a query may see, by how far they lie before it."""
-    seen = distance >= 0 if causal else jnp.ones(distance.shape, bool)
-    return seen if window is None else seen & (distance < window)
+def visible_keys(
+    distance: Int[Array, "#B T S"], causal: bool, window: int | None
+) -> Bool[Array, "#B T S"]:
+    """Return the causal and sliding-window mask for distances (query index minus key index)."""
+    visible = distance >= 0 if causal else jnp.ones(distance.shape, bool)
+    return visible if window is None else visible & (distance < window)
 
 
 def index_scores(index: IndexerOutput) -> Float32[Array, "B T S"]:
-    """Return what each key is worth to each query."""
+    """Compute the indexer score of each key for each query."""
     scores_BJTS = jnp.einsum(
         "btji,bsi->bjts",
         index.query,
@@ -94,43 +113,45 @@ def index_scores(index: IndexerOutput) -> Float32[Array, "B T S"]:
 
 
 def select_top_k(
-    config: TransformerConfig, worth_BTS: Float32[Array, "B T S"], seen_BTS: Bool[Array, "#B T S"]
+    config: TransformerConfig,
+    scores_BTS: Float32[Array, "B T S"],
+    visible_BTS: Bool[Array, "#B T S"],
 ) -> Bool[Array, "B T S"]:
-    """Say which of the keys that a query may see are worth most to it, up to `top_k` of them."""
-    seen_BTS = jnp.broadcast_to(seen_BTS, worth_BTS.shape)
-    batch, tokens, keys = worth_BTS.shape
+    """Return the mask of the up to `top_k` visible keys with the highest indexer scores."""
+    visible_BTS = jnp.broadcast_to(visible_BTS, scores_BTS.shape)
+    batch, tokens, keys = scores_BTS.shape
     if config.sparse.top_k is None or config.sparse.top_k >= keys:
-        return seen_BTS
-    worth_BTS = jax.lax.stop_gradient(jnp.where(seen_BTS, worth_BTS, -jnp.inf))
-    best_BTP = jax.lax.top_k(worth_BTS, config.sparse.top_k)[1]
+        return visible_BTS
+    scores_BTS = jax.lax.stop_gradient(jnp.where(visible_BTS, scores_BTS, -jnp.inf))
+    top_BTP = jax.lax.top_k(scores_BTS, config.sparse.top_k)[1]
     rows, columns = jnp.arange(batch)[:, None, None], jnp.arange(tokens)[None, :, None]
-    nothing_BTS = jnp.zeros(worth_BTS.shape, bool)
-    # `top_k` returns each key once, so that no atomics are needed on GPUs.
-    picked_BTS = nothing_BTS.at[rows, columns, best_BTP].set(True, unique_indices=True)
-    return picked_BTS & seen_BTS
+    empty_BTS = jnp.zeros(scores_BTS.shape, bool)
+    # `top_k` returns each key once, so the scatter needs no atomics on GPUs.
+    selected_BTS = empty_BTS.at[rows, columns, top_BTP].set(True, unique_indices=True)
+    return selected_BTS & visible_BTS
 
 
 class SelectedKeys(NamedTuple):
-    """The keys that queries attend to.
+    """Keys of a KV cache that each query attends to.
 
     Attributes
     ----------
     slot
-        Of the cache.
-    seen
-        Whether a query may see the key: there can be fewer than are picked.
+        Slot of the key in the cache.
+    visible
+        Whether the query may attend to the key; a query can have fewer visible keys than P.
     distance
-        Position of the query less that of the key.
+        Position of the query minus position of the key.
     """
 
     slot: Int[Array, "B T P"]
-    seen: Bool[Array, "B T P"]
+    visible: Bool[Array, "B T P"]
     distance: Int[Array, "B T P"]
 
-    def of(self, held: Float[Array, "B S *any"]) -> Float[Array, "B T P *any"]:
-        """Return what a cache holds in the slots."""
-        rows = jnp.arange(held.shape[0])[:, None, None]
-        return held[rows, self.slot]
+    def gather(self, entries: Float[Array, "B S *any"]) -> Float[Array, "B T P *any"]:
+        """Gather the selected slots of a cache array."""
+        rows = jnp.arange(entries.shape[0])[:, None, None]
+        return entries[rows, self.slot]
 
 
 def select_cached_keys(
@@ -139,22 +160,23 @@ def select_cached_keys(
     positions: Int[Array, "B T"],
     window: int | None,
 ) -> SelectedKeys:
-    """Return what the newest tokens attend to in a cache that they are already in."""
+    """Select the top-k keys of a KV cache that already contains the new tokens."""
     slots = index.key.shape[1]
     distance_BTS = positions[:, :, None] - jnp.arange(slots)[None, None]
-    worth_BTS = jnp.where(near(distance_BTS, True, window), index_scores(index), -jnp.inf)
-    best_BTP, slot = jax.lax.top_k(worth_BTS, min(slots, config.sparse.top_k or slots))
-    return SelectedKeys(slot, best_BTP > -jnp.inf, positions[:, :, None] - slot)
+    visible_BTS = visible_keys(distance_BTS, True, window)
+    scores_BTS = jnp.where(visible_BTS, index_scores(index), -jnp.inf)
+    top_BTP, slot = jax.lax.top_k(scores_BTS, min(slots, config.sparse.top_k or slots))
+    return SelectedKeys(slot, top_BTP > -jnp.inf, positions[:, :, None] - slot)
 
 
 def kl_divergence(
     p_BTS: Float32[Array, "B T S"],
-    worth_BTS: Float32[Array, "B T S"],
-    picked_BTS: Bool[Array, "B T S"],
+    scores_BTS: Float32[Array, "B T S"],
+    selected_BTS: Bool[Array, "B T S"],
 ) -> Float32[Array, ""]:
-    """Return the sum over queries of KL(p || softmax of the worth of the keys picked)."""
-    # Not -inf: a query without keys would make NaN of it.
-    log_q_BTS = jax.nn.log_softmax(jnp.where(picked_BTS, worth_BTS, -1e30), -1)
-    some = picked_BTS & (p_BTS > 0)
-    log_p_BTS = jnp.log(jnp.where(some, p_BTS, 1))
-    return jnp.where(some, p_BTS * (log_p_BTS - log_q_BTS), 0).sum()
+    """Compute KL(p || softmax of the scores of the selected keys), summed over queries, in nats."""
+    # A finite mask value: -inf would give NaN for a query without keys.
+    log_q_BTS = jax.nn.log_softmax(jnp.where(selected_BTS, scores_BTS, -1e30), -1)
+    support = selected_BTS & (p_BTS > 0)
+    log_p_BTS = jnp.log(jnp.where(support, p_BTS, 1))
+    return jnp.where(support, p_BTS * (log_p_BTS - log_q_BTS), 0).sum()

@@ -1,8 +1,8 @@
-"""What blocks keep of the tokens so far, and in which slot of it a token lies.
+"""KV cache of a block: slots, ring buffers of windowed blocks, growth, and attention to a cache.
 
-The cache of a block is a dict of arrays [batch, slots, ...]. The token at position p lies in slot
-p % slots. Where there is a slot for every position that is slot p; a block that looks back over a
-window keeps little more than the window, and a new token takes the place of the oldest (a ring).
+The cache of a block is a dict of arrays [batch, slots, ...]. The token at position p is in slot
+p % slots. Without a window there is a slot for every position; a windowed block has a ring buffer
+little larger than its window, where a new token overwrites the oldest.
 
 Axes in names: B batch, T new tokens, S slots, N query heads, K key heads, G query heads that share
 a key head, H head_dim.
@@ -14,88 +14,91 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from tjx_kernels import decode_attention
 from tjx_nn.config import TransformerConfig
 
-# Slots of a ring are a multiple of this, so that rows of its arrays are aligned.
-_MULTIPLE = 16
-# So many slots are read at once, whether they are filled or not. More are read in a loop over runs
-# of them, which ends with the last that is filled. On GPUs the host would wait for the device in
-# every turn of such a loop: there all slots are read, and caches grow with what they hold.
-_AT_ONCE = {"cpu": 256, "tpu": 1024, "default": None}
-# Slots of a GPU's cache at first; it grows by doubling, and each size is a program of its own.
-_SMALLEST_GPU_CACHE = 1024
+# Slots of a ring buffer are a multiple of this, for aligned rows.
+_RING_MULTIPLE = 16
+# Largest cache whose slots are all read at once, filled or not. Larger caches are read in chunks,
+# in a loop that ends with the last filled slot. On GPUs each iteration of such a loop synchronizes
+# with the host: there all slots are read, and caches grow with their contents.
+_MAX_SLOTS_AT_ONCE = {"cpu": 256, "tpu": 1024, "default": None}
+# First size of a growing cache on GPUs; each further size doubles it and compiles a new program.
+_MIN_GPU_SLOTS = 1024
 
-# What a block keeps of each token: keys and values, or what they are made of.
+# Cache entries of a block by name, [batch, slots, ...]: keys and values, or their latents.
 KVCache = dict[str, Array]
 
 
 def cache_slots(config: TransformerConfig, slots: int, new: int = 1) -> tuple[int, ...]:
-    """Return the slots that each block's cache needs.
+    """Return the number of cache slots of each block.
 
     Parameters
     ----------
     config
-        The model.
+        Configuration of the model.
     slots
-        Slots of a block that looks back over everything.
+        Slots of a block without a window.
     new
-        Tokens that are written at once: the first of them sees its whole window, and so the last
-        must not take the place of what that begins with. As many may be taken back again.
+        Largest number of tokens written at once (and possibly reverted): the last of them must not
+        overwrite the start of the window of the first.
     """
-    # Sparse attention picks keys by their positions, which are slots.
+    # Sparse attention identifies the slot of a key with its position: no ring buffer.
     ring = config.sparse.top_k is None
     return tuple(
-        slots if window is None or not ring else min(slots, _round_up(window + new - 1))
+        slots
+        if window is None or not ring
+        else min(slots, -(-(window + new - 1) // _RING_MULTIPLE) * _RING_MULTIPLE)
         for window in config.windows
     )
 
 
 def slot_positions(newest_B: Int[Array, " B"], slots: int) -> Int[Array, "B S"]:
-    """Return the position of the token in each slot; below 0 where there is none yet."""
+    """Return the position of the token in each slot; negative for an empty slot."""
     slot_1S = jnp.arange(slots)[None]
     return newest_B[:, None] - (newest_B[:, None] - slot_1S) % slots
 
 
 def prefill_cache(entries: Any, lengths: Int[Array, " B"], slots: int) -> Any:
-    """Return a cache that holds the last tokens of each row's prompt.
+    """Make the cache of a block from the entries of a prompt.
 
     Parameters
     ----------
     entries
-        What a block keeps of each token, [batch, tokens, ...]; in an encoder-decoder "self", beside
-        what it keeps of the source, which stays as it is.
+        Cache entries of the prompt, [batch, tokens, ...]. Those of an encoder-decoder are nested:
+        "self" is converted, and "cross" (of the source) is unchanged.
     lengths
-        Tokens of each row's prompt; what `entries` holds beyond them is padding. It may stay in the
-        cache: decoding looks only at slots up to its own position, and writes each before it looks.
+        Number of prompt tokens of each row; later entries are padding. Padding may remain in the
+        cache, as decoding overwrites a slot before it reads it.
     slots
         Slots of the cache.
     """
     if "self" in entries:
         return {**entries, "self": prefill_cache(entries["self"], lengths, slots)}
 
-    def keep(entry: Array) -> Array:
-        tokens = entry.shape[1]
-        if tokens <= slots:
-            return jnp.pad(entry, ((0, 0), (0, slots - tokens)) + ((0, 0),) * (entry.ndim - 2))
+    def fit(entry: Array) -> Array:
+        if entry.shape[1] <= slots:
+            return _pad_slots(entry, slots)
         index_BS = jnp.maximum(slot_positions(lengths - 1, slots), 0)
-        return jnp.take_along_axis(entry, index_BS.reshape(*index_BS.shape, *_ones(entry, 2)), 1)
+        ones = (1,) * (entry.ndim - 2)
+        return jnp.take_along_axis(entry, index_BS.reshape(*index_BS.shape, *ones), 1)
 
-    return {name: keep(entry) for name, entry in entries.items()}
+    return {name: fit(entry) for name, entry in entries.items()}
 
 
 def cache_sizes(slots: int, platform: str) -> tuple[int, ...]:
-    """Return the slots that a cache has, one size after the other while it fills.
+    """Return the successive sizes of a growing cache, in slots.
 
     Parameters
     ----------
     slots
-        Slots of the full cache.
+        Final size.
     platform
-        Of the device, as JAX names it. A GPU's cache at most doubles; elsewhere there is one size,
-        since there only filled slots are read.
+        Platform of the device. On GPUs a size is at most twice the previous one; other platforms
+        read only filled slots and have a single size.
 
     Examples
     --------
@@ -103,33 +106,35 @@ def cache_sizes(slots: int, platform: str) -> tuple[int, ...]:
     ((1250, 2500, 5000), (5000,), (1500,))
     """
     sizes = [slots]
-    while platform not in ("cpu", "tpu") and sizes[0] >= 2 * _SMALLEST_GPU_CACHE:
+    while platform not in ("cpu", "tpu") and sizes[0] >= 2 * _MIN_GPU_SLOTS:
         sizes.insert(0, -(-sizes[0] // 2))
     return tuple(sizes)
 
 
-def grow(config: TransformerConfig, cache: list[Any], slots: int) -> list[Any]:
-    """Return a cache with room for `slots` tokens; those that it holds keep their slots.
+def grow_cache(config: TransformerConfig, cache: list[Any], slots: int) -> list[Any]:
+    """Grow the caches of all blocks to hold `slots` tokens; their entries keep their slots.
 
-    Nothing is copied where no block's cache changes its size. A ring must not have been filled past
-    its end before it grows: grow before the first token that has no slot of its own.
+    Caches that have their size already are not copied. A ring buffer must grow before it wraps
+    around, as its entries would change their slots.
     """
 
-    def wider(entries: Any, size: int) -> Any:
+    def resize(entries: Any, size: int) -> Any:
         if "self" in entries:
-            return {**entries, "self": wider(entries["self"], size)}
-        return {
-            name: jnp.pad(x, ((0, 0), (0, size - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
-            if x.shape[1] < size else x
-            for name, x in entries.items()
-        }  # fmt: skip
+            return {**entries, "self": resize(entries["self"], size)}
+        return {name: _pad_slots(x, size) for name, x in entries.items()}
 
     sizes = cache_slots(config, slots)
-    return [wider(entries, size) for entries, size in zip(cache, sizes, strict=True)]
+    return [resize(entries, size) for entries, size in zip(cache, sizes, strict=True)]
+
+
+def _pad_slots(x: Array, slots: int) -> Array:
+    if x.shape[1] >= slots:
+        return x
+    return jnp.pad(x, ((0, 0), (0, slots - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
 
 
 def select_rows(cache: list[Any], rows: Int[Array, " B"]) -> list[Any]:
-    """Return a cache whose row b is row `rows[b]` of the one given; rows share the source."""
+    """Gather rows of a cache: row b becomes row `rows[b]`; entries of the source do not move."""
 
     def select(path: tuple[Any, ...], x: Array) -> Array:
         return x if any(getattr(step, "key", None) == "cross" for step in path) else x[rows]
@@ -138,12 +143,12 @@ def select_rows(cache: list[Any], rows: Int[Array, " B"]) -> list[Any]:
     return selected
 
 
-def write(cache: KVCache, new: KVCache, positions_BT: Int[Array, "B T"]) -> KVCache:
-    """Return the cache with new tokens in the slots of their positions."""
+def update_cache(cache: KVCache, new: KVCache, positions_BT: Int[Array, "B T"]) -> KVCache:
+    """Write the entries of new tokens to the slots of their positions."""
     rows_B1 = jnp.arange(len(positions_BT))[:, None]
     return {
-        name: held.at[rows_B1, positions_BT % held.shape[1]].set(new[name].astype(held.dtype))
-        for name, held in cache.items()
+        name: x.at[rows_B1, positions_BT % x.shape[1]].set(new[name].astype(x.dtype))
+        for name, x in cache.items()
     }
 
 
@@ -158,24 +163,24 @@ def cached_attention(
     soft_cap: float | None = None,
     alibi_slopes: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N V"]:
-    """Attend from the newest tokens to those that a cache holds.
+    """Compute causal attention of the newest tokens to a KV cache.
 
     Parameters
     ----------
     q_BTNH
         Queries of the newest tokens.
     k_BSKH, v_BSKV
-        Keys and values, those of the newest tokens among them. Without a window there is a slot for
-        every position.
+        Keys and values of the cache, the newest tokens included. Without a window there is a slot
+        for every position.
     positions_BT
-        Positions of the newest tokens; those of a row follow each other.
+        Consecutive positions of the newest tokens.
     window, scale, soft_cap, alibi_slopes
         As for `tjx_kernels.flash_attention`.
 
     Returns
     -------
     Array
-        In q's dtype; softmax and sums are float32.
+        Output in the dtype of the queries; softmax and sums are float32.
     """
     scores: dict[str, Any] = {
         "scale": scale, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes,
@@ -184,17 +189,17 @@ def cached_attention(
     all_at_once: Callable[..., Array] = functools.partial(
         _all_at_once, window=window or slots, **scores
     )
-    by_runs: Callable[..., Array] = functools.partial(_by_runs, **scores)
+    in_chunks: Callable[..., Array] = functools.partial(_in_chunks, **scores)
     operands = (q_BTNH, k_BSKH, v_BSKV, positions_BT)
-    chosen: dict[str, Any] = {
-        platform: all_at_once if window is not None or most is None or slots <= most else by_runs
-        for platform, most in _AT_ONCE.items()
+    by_platform: dict[str, Any] = {
+        platform: all_at_once if window is not None or most is None or slots <= most else in_chunks
+        for platform, most in _MAX_SLOTS_AT_ONCE.items()
     }
-    out: Array = jax.lax.platform_dependent(*operands, **chosen)
+    out: Array = jax.lax.platform_dependent(*operands, **by_platform)
     return out
 
 
-def _by_runs(
+def _in_chunks(
     q_BTNH: Array, k_BSKH: Array, v_BSKV: Array, positions_BT: Array, **scores: Any
 ) -> Array:
     out: Array = decode_attention(q_BTNH, k_BSKH, v_BSKV, positions_BT[:, -1] + 1, **scores)
@@ -212,25 +217,25 @@ def _all_at_once(
     soft_cap: float | None,
     alibi_slopes: Array | None,
 ) -> Array:
-    batch, new, heads, dim = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(batch, new, kv_heads, heads // kv_heads, dim)
+    q_BTKGH = rearrange(q_BTNH, "b t (k g) h -> b t k g h", k=kv_heads)
     scores = scale * _scores(q_BTKGH, k_BSKH)
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    where_BS = slot_positions(positions_BT[:, -1], k_BSKH.shape[1])
-    back_BTS = positions_BT[:, :, None] - where_BS[:, None]
+    key_positions_BS = slot_positions(positions_BT[:, -1], k_BSKH.shape[1])
+    distance_BTS = positions_BT[:, :, None] - key_positions_BS[:, None]
     if alibi_slopes is not None:
-        slopes_KG = alibi_slopes.reshape(1, kv_heads, heads // kv_heads, 1, 1)
-        scores -= slopes_KG * back_BTS[:, None, None].astype(jnp.float32)
-    seen_BTS = (where_BS >= 0)[:, None] & (back_BTS >= 0) & (back_BTS < window)
-    weights = jax.nn.softmax(jnp.where(seen_BTS[:, None, None], scores, -jnp.inf), -1)
-    out = _weighted(weights.astype(v_BSKV.dtype), v_BSKV)
-    return out.reshape(batch, new, heads, -1).astype(q_BTNH.dtype)
+        slopes_1KG11 = rearrange(alibi_slopes, "(k g) -> 1 k g 1 1", k=kv_heads)
+        scores -= slopes_1KG11 * distance_BTS[:, None, None].astype(jnp.float32)
+    filled_B1S = (key_positions_BS >= 0)[:, None]
+    visible_BTS = filled_B1S & (distance_BTS >= 0) & (distance_BTS < window)
+    weights = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], scores, -jnp.inf), -1)
+    out = _weighted_sum(weights.astype(v_BSKV.dtype), v_BSKV)
+    return rearrange(out, "b t k g v -> b t (k g) v").astype(q_BTNH.dtype)
 
 
-# A product of one vector with the keys of its head is a sum where they lie; as a matrix product it
-# would have them transposed first, on CPUs. The results are float32.
+# The product of a single query with the keys of its head is an elementwise product and a sum: as a
+# matrix product XLA:CPU would transpose the keys first. The results are float32.
 _EXACT: dict[str, Any] = {
     "precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32,
 }  # fmt: skip
@@ -243,16 +248,8 @@ def _scores(q_BTKGH: Array, k_BSKH: Array) -> Array:
     return (q_B1KH * k).sum(-1).swapaxes(1, 2)[:, :, None, None]
 
 
-def _weighted(weights_BKGTS: Array, v_BSKV: Array) -> Array:
+def _weighted_sum(weights_BKGTS: Array, v_BSKV: Array) -> Array:
     if weights_BKGTS.shape[2] * weights_BKGTS.shape[3] > 1:
         return jnp.einsum("bkgts,bskv->btkgv", weights_BKGTS, v_BSKV, **_EXACT)
     weights_BSK = weights_BKGTS[:, :, 0, 0].swapaxes(1, 2).astype(jnp.float32)
     return (weights_BSK[..., None] * v_BSKV.astype(jnp.float32)).sum(1)[:, None, :, None]
-
-
-def _ones(x: Array, axes: int) -> tuple[int, ...]:
-    return (1,) * (x.ndim - axes)
-
-
-def _round_up(size: int) -> int:
-    return -(-size // _MULTIPLE) * _MULTIPLE

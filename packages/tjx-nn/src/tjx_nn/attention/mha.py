@@ -1,69 +1,49 @@
-"""Attention: every token gathers from others what it wants to know.
+"""Multi-head, grouped-query and multi-query attention.
 
-To change attention, begin here. `LatentAttention` and `SparseAttention`, beside this file, have the
-same three methods: calling it, `decode`, and what its cache holds.
+`LatentAttention` (mla.py) and `SparseAttention` (sparse.py) share the interface: call, `decode` and
+KV cache entries.
 
-Axes in names: B batch, T time, S keys (of a cache: its slots), D d_model, N query heads, K key
-heads, H head_dim.
+Axes in names: B batch, T time, S keys (of a cache: its slots), D d_model, N query heads,
+K key heads, H head_dim, F features of all heads.
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float, Int
 
-from tjx_nn.attention.kv_cache import KVCache as KVCache
-from tjx_nn.attention.kv_cache import cached_attention
-from tjx_nn.attention.kv_cache import write as write
+from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.linear import linear
 from tjx_nn.layers.norms import make_norm
 from tjx_nn.layers.position_encoding import alibi_slopes, apply_rope
+from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ShardedModule
-
-# Scalars that a layer reports of itself: losses of experts and indexer, tokens that were dropped.
-# Of a stack of layers they are arrays [layers].
-AuxLosses = dict[str, Float32[Array, "..."]]
-
-
-class TokenMetadata(NamedTuple):
-    """Positions and segments of tokens, an argument of `Attention` and `Block`.
-
-    Attributes
-    ----------
-    positions
-        Of each token, for rotary positions.
-    segment_ids
-        Tokens see only their own segment (document); None is one for all.
-    """
-
-    positions: Int[Array, "#B T"]
-    segment_ids: Int[Array, "B T"] | None = None
 
 
 class Attention(ShardedModule):
-    """Attention with as many key-value heads as the configuration says (MHA, GQA, MQA).
+    """Multi-head attention with `n_kv_head` key and value heads (MHA, GQA, MQA).
 
-    Query, key and value have a kernel each, so that each can be sharded by whole heads. Vaswani et
-    al. 2017, "Attention Is All You Need"; Ainslie et al. 2023, "GQA".
+    Query, key and value have separate kernels, so that each can be sharded by whole heads. Vaswani
+    et al. 2017, "Attention Is All You Need"; Ainslie et al. 2023, "GQA".
 
     Parameters
     ----------
     config
-        Sizes and choices.
+        Configuration of the model.
     causal
-        Whether tokens see only themselves and what comes before.
+        Whether a token attends only to itself and to earlier tokens.
     rngs
-        Source of the initial values.
+        Source of random initial values.
 
     Examples
     --------
-    >>> from tjx_nn import Attention, GPTConfig, Where
+    >>> from tjx_nn import Attention, GPTConfig
     >>> attention = Attention(GPTConfig(n_head=2, d_model=8), rngs=nnx.Rngs(0))
-    >>> out, cache, measures = attention(jnp.ones((1, 3, 8)), Where(jnp.arange(3)[None]))
+    >>> out, cache, _ = attention(jnp.ones((1, 3, 8)), positions=jnp.array([[0, 1, 0]]))
     >>> out.shape, cache["key"].shape
     ((1, 3, 8), (1, 3, 2, 4))
     """
@@ -82,62 +62,83 @@ class Attention(ShardedModule):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        where: TokenMetadata,
+        positions: Int[Array, "#B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
-        """Attend from each token to those that it may see.
+        """Compute self-attention.
 
         Parameters
         ----------
         x
-            What the tokens are asked about and answer with: the normalised residual stream.
-        where
-            Positions and segments.
+            Normalized residual stream.
+        positions
+            Position of each token for rotary embeddings; None counts from 0. Masks depend on the
+            order of tokens in the row, not on positions.
+        segment_ids
+            Tokens attend only within their own segment; None is a single segment.
         window
-            Tokens that are looked back, the own one included; None is all.
+            Size of the sliding window in tokens, the token itself included; None is unlimited.
         dropout_key
-            Drops attention weights, if the configuration wants that.
+            PRNG key of dropout of attention weights; None disables it.
 
         Returns
         -------
-        tuple
-            The output, what a cache keeps of these tokens, and measures (none here).
+        out
+            Output of the layer, same shape as `x`.
+        cache
+            KV cache entries of these tokens: "key" and "value".
+        aux_losses
+            Empty; sparse attention returns its indexer loss here.
         """
-        entries = self.keys_values(x, where)
-        out = self.attend(x, where, entries, window=window, dropout_key=dropout_key)
-        return out, entries, {}
+        cache = self.keys_values(x, positions)
+        out = self.attend(
+            x, cache, positions, segment_ids, segment_ids, window=window, dropout_key=dropout_key
+        )
+        return out, cache, {}
 
     def attend(
         self,
         x: Float[Array, "B T D"],
-        where: TokenMetadata,
-        entries: KVCache,
+        cache: KVCache,
+        positions: Int[Array, "#B T"] | None,
+        q_segment_ids: Int[Array, "B T"] | None,
+        kv_segment_ids: Int[Array, "B S"] | None,
         *,
-        kv_segment_ids: Int[Array, "B S"] | None = None,
         window: int | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B T D"]:
-        """Attend from tokens to keys and values, which may be those of other tokens."""
+        """Attend from `x` to keys and values, possibly of another sequence (cross attention).
+
+        Parameters
+        ----------
+        x, positions, window, dropout_key
+            As for calling the layer.
+        cache
+            Result of `keys_values`.
+        q_segment_ids, kv_segment_ids
+            Segment ids of the tokens of `x` and of the keys; a token attends only to keys of its
+            own segment. Both or neither.
+        """
         config = self.config
-        ids = where.segment_ids
-        drops = config.attention_dropout if dropout_key is not None else 0.0
-        q_BTNH = self.queries(x, where)
-        with jax.named_scope("attention"):  # as profiles name it
+        rate = config.attention_dropout if dropout_key is not None else 0.0
+        q_BTNH = self.queries(x, positions)
+        with jax.named_scope("attention"):  # profiles group operations by this scope
             out_BTNH = self.layout.attend(
                 q_BTNH,
-                entries["key"],
-                entries["value"],
+                cache["key"],
+                cache["value"],
                 causal=self.causal,
-                q_segment_ids=ids,
-                kv_segment_ids=ids if kv_segment_ids is None else kv_segment_ids,
+                q_segment_ids=q_segment_ids,
+                kv_segment_ids=kv_segment_ids,
                 window=window,
                 soft_cap=config.attention_soft_cap,
                 scale=attention_scale(config, config.head_dim),
-                alibi_slopes=slopes(config),
-                dropout_rate=drops,
-                dropout_key=dropout_key if drops else None,
+                alibi_slopes=model_alibi_slopes(config),
+                dropout_rate=rate,
+                dropout_key=dropout_key if rate else None,
                 implementation=config.attention_implementation,
             )
         return self.out(merge_heads(out_BTNH))
@@ -146,79 +147,84 @@ class Attention(ShardedModule):
         self,
         x: Float[Array, "B T D"],
         cache: KVCache,
-        where: TokenMetadata,
+        positions: Int[Array, "B T"],
         *,
         window: int | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Attend from new tokens to those of the cache, and to each other; causal.
+        """Attend causally from new tokens to the KV cache and to each other.
 
         Parameters
         ----------
         x
-            Normalised residual stream of the new tokens, one or a few a row.
+            Normalized residual stream of the new tokens, one or a few for each row.
         cache
-            The token at position p lies in slot p; with a window there may be fewer slots, and it
-            lies in slot p % slots. Slots beyond the new tokens are not looked at.
-        where
-            Positions [batch, new] of the new tokens: those of a row follow each other.
+            KV cache: the token at position p is in slot p, or in slot p % slots of the ring buffer
+            of a windowed layer. Slots after the new tokens are ignored.
+        positions
+            Consecutive positions of the new tokens, [batch, new tokens].
         window
             As for calling the layer.
 
         Returns
         -------
-        tuple
-            The output, and the cache with the new tokens in it.
+        out
+            Output of the layer, same shape as `x`.
+        cache
+            KV cache updated with the new tokens.
         """
         config = self.config
-        cache = write(cache, self.keys_values(x, where), where.positions)
-        q_BTNH, k_BSKH, v_BSKH = self.queries(x, where), cache["key"], cache["value"]
+        cache = update_cache(cache, self.keys_values(x, positions), positions)
         out_BTNH = cached_attention(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            where.positions,
+            self.queries(x, positions),
+            cache["key"],
+            cache["value"],
+            positions,
             window=window,
             soft_cap=config.attention_soft_cap,
             scale=attention_scale(config, config.head_dim),
-            alibi_slopes=slopes(config),
+            alibi_slopes=model_alibi_slopes(config),
         )
         return self.out(merge_heads(out_BTNH)), cache
 
-    def queries(self, x: Float[Array, "B T D"], where: TokenMetadata) -> Float[Array, "B T N H"]:
-        """Return the queries of tokens."""
-        q_BTNH = self._heads(self.query(x))
-        return self._apply_rope(
-            q_BTNH if self.query_norm is None else self.query_norm(q_BTNH), where
-        )
-
-    def keys_values(self, x: Float[Array, "B S D"], where: TokenMetadata) -> KVCache:
-        """Return the keys and values of tokens, each [batch, tokens, kv_heads, head_dim]."""
-        k_BSKH = self._heads(self.key(x))
-        k_BSKH = self._apply_rope(k_BSKH if self.key_norm is None else self.key_norm(k_BSKH), where)
-        return {"key": k_BSKH, "value": self._heads(self.value(x))}
-
-    def _apply_rope(
-        self, x: Float[Array, "B T N H"], where: TokenMetadata
+    def queries(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"] | None
     ) -> Float[Array, "B T N H"]:
-        if self.config.positions != "rope":
-            return x
-        return apply_rope(x, where.positions, self.config.rope)
+        """Project tokens to queries, normalized and rotated if the model does so."""
+        return self._norm_and_rotate(self.query(x), self.query_norm, positions)
 
-    def _heads(self, x: Float[Array, "B T F"]) -> Float[Array, "B T N H"]:
-        h = self.config.head_dim
-        return x.reshape(*x.shape[:2], x.shape[2] // h, h)
+    def keys_values(
+        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None
+    ) -> KVCache:
+        """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim]."""
+        k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions)
+        return {"key": k_BSKH, "value": split_heads(self.value(x), self.config.head_dim)}
+
+    def _norm_and_rotate(
+        self, x: Float[Array, "B T F"], norm: nnx.Module | None, positions: Array | None
+    ) -> Float[Array, "B T N H"]:
+        x_BTNH = split_heads(x, self.config.head_dim)
+        if norm is not None:
+            x_BTNH = norm(x_BTNH)
+        if self.config.positions != "rope":
+            return x_BTNH
+        return apply_rope(x_BTNH, positions, self.config.rope)
+
+
+def split_heads(x: Float[Array, "B T F"], head_dim: int) -> Float[Array, "B T N H"]:
+    """Split features into heads."""
+    return rearrange(x, "b t (n h) -> b t n h", h=head_dim)
 
 
 def merge_heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T F"]:
-    """Return the features of all heads side by side."""
-    return x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
+    """Concatenate the features of all heads."""
+    return rearrange(x, "b t n h -> b t (n h)")
 
 
 def attention_scale(config: TransformerConfig, head_dim: int) -> float:
-    """Return the factor of scores: 1 / sqrt(head_dim), and with muP 8 / head_dim, equal at 64."""
+    """Return the scale of attention scores: 1 / sqrt(head_dim), or 8 / head_dim with muP."""
     return 1 / math.sqrt(head_dim) if config.mup_base is None else 8 / head_dim
 
 
-def slopes(config: TransformerConfig) -> Float[Array, " N"] | None:
-    """Return ALiBi's slopes, if the configuration wants them."""
+def model_alibi_slopes(config: TransformerConfig) -> Float[Array, " N"] | None:
+    """Return the ALiBi slopes of a model, or None for other kinds of positions."""
     return jnp.asarray(alibi_slopes(config.n_head)) if config.positions == "alibi" else None

@@ -1,6 +1,6 @@
-"""Generation: a prompt's continuation, token by token, in one compiled loop.
+"""Autoregressive generation in one compiled loop (`generate`) or as a stream of tokens (`stream`).
 
-Axes in names: B batch, T time, V vocabulary.
+Axes in names: B batch, T time, V vocabulary, S stop tokens.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
-from tjx_nn.attention.kv_cache import cache_sizes, grow
+from tjx_nn.attention.kv_cache import cache_sizes, grow_cache
 from tjx_nn.functional import Params
 from tjx_nn.generation.decode_weights import DecodeWeights, bind_decode_weights, make_decode_weights
 from tjx_nn.generation.prompt import (
@@ -38,11 +38,23 @@ from tjx_nn.generation.sampling import (
     sample_tokens,
     stop_tokens,
 )
-from tjx_nn.tokens import Ids
+from tjx_nn.inputs import Ids
 
 
 class GenerationRequest(NamedTuple):
-    """What was asked for, on the device."""
+    """Arguments of a generation on the device.
+
+    Attributes
+    ----------
+    prompt
+        Padded prompts.
+    sampling
+        Sampling parameters.
+    stop
+        Stop tokens.
+    limit
+        Maximum number of new tokens.
+    """
 
     prompt: Prompt
     sampling: SamplingParams
@@ -51,7 +63,23 @@ class GenerationRequest(NamedTuple):
 
 
 class GenerationState(NamedTuple):
-    """Where generation is: `step` tokens are chosen, the last of them is not in the cache yet."""
+    """State of the decoding loop.
+
+    Attributes
+    ----------
+    step
+        Number of generated tokens.
+    token
+        Last token of each row; it is not in the KV cache yet.
+    log_prob
+        Log-probability of the last token, if requested.
+    done
+        Whether a row has generated a stop token.
+    seen
+        Tokens that occur in each row, for the repetition penalty.
+    cache
+        KV cache of each block.
+    """
 
     step: Int[Array, ""]
     token: Int[Array, " B"]
@@ -62,7 +90,7 @@ class GenerationState(NamedTuple):
 
 
 class GenerationOptions(SamplingOptions, PromptOptions, total=False):
-    """What else there is to be said: see `sampling.Options` and `prompt.Task`."""
+    """Optional arguments of `generate`: `SamplingOptions` and `PromptOptions`."""
 
 
 @overload
@@ -101,44 +129,42 @@ def generate(
     return_log_probs: bool = False,
     **arguments: Unpack[GenerationOptions],
 ) -> Int[Array, "B new"] | tuple[Int[Array, "B new"], Float32[Array, "B new"]]:
-    """Continue each prompt by up to `max_new_tokens` tokens; outside `jax.jit`.
+    """Generate up to `max_new_tokens` tokens after each prompt; call it outside of `jax.jit`.
 
-    Lengths are rounded up to powers of two, so that a new prompt length within a bucket runs the
-    program that is already compiled; so do new numbers in the options.
+    Prompt and continuation lengths are rounded up to powers of two. Other lengths in the same
+    bucket, and other values of numeric options, do not recompile.
 
     Parameters
     ----------
     config, params
-        The model.
+        Configuration and parameters of the model.
     prompt
-        Token ids, a row each, used as they are: a decoder that the trainer trained continues a
-        document after its end-of-text token (`tjx_data.Tokenizer.encode_prompt` puts it first). An
-        encoder-decoder's is the beginning of the target, at first its start token. What lies beyond
-        a row's length is not looked at.
+        Token ids, [batch, columns]; columns beyond a row's length are ignored. No special token is
+        added: decoders of the trainer expect the end-of-text token first
+        (`tjx_data.Tokenizer.encode_prompt` adds it), encoder-decoders their start token.
     prompt_lengths
-        Tokens of each prompt, at least 1.
+        Number of tokens of each prompt, at least 1, [batch].
     max_new_tokens
-        Length of the continuation in tokens.
+        Number of tokens to generate.
     return_log_probs
-        Also return how likely each token was.
+        Whether to return the log-probability of each token.
     **arguments
-        Of the choice of tokens: temperature (0, the default, is greedy), top_k, top_p, min_p,
-        repetition_penalty, and key or seeds (one for each row) or both, which decide the draws; see
-        `sampling.Options`. stop_token ends a row, or any of several; the rest of the row is filled
-        with it. source and source_mask are what an encoder-decoder reads.
+        Sampling options (`SamplingOptions`): temperature (0, the default, is greedy), top_k, top_p,
+        min_p, repetition_penalty, key and seeds. Prompt options (`PromptOptions`): stop_token, and
+        source and source_mask of an encoder-decoder.
 
     Returns
     -------
     tokens : int32 [batch, max_new_tokens]
-        The continuations without their prompts.
+        Generated tokens, without the prompts. After a stop token a row repeats it.
     log_probs : float32 [batch, max_new_tokens], only with `return_log_probs`
-        Natural logarithm of each token's probability under the model, before penalty, temperature
-        and filters; 0 for what fills a row behind its stop token.
+        Log-probability of each token under the model in nats, before penalty, temperature and
+        filters; 0 after a stop token.
 
     Raises
     ------
     ValueError
-        Naming everything that is wrong with the arguments, one a line.
+        If arguments are invalid, with a line for each error.
 
     Examples
     --------
@@ -181,22 +207,22 @@ def stream(
     tokens_per_call: int = 4,
     **arguments: Unpack[GenerationOptions],
 ) -> Iterator[np.ndarray]:
-    """Yield what `generate` returns while it is made: int32 [batch], one token of each row.
+    """Stream the tokens of `generate`: yield one token of each row at a time, int32 [batch].
 
-    Ends after `max_new_tokens`, or when every row has stopped.
+    The stream ends after `max_new_tokens` tokens, or when every row has generated a stop token.
 
     Parameters
     ----------
     config, params, prompt, prompt_lengths, max_new_tokens, **arguments
         As for `generate`.
     tokens_per_call
-        So many tokens are made by one call to the device, which makes the next ones while these are
-        read: fewer come sooner, more cost less.
+        Tokens that the device generates at a time, while the host reads the previous ones. Fewer
+        tokens lower the latency, more tokens raise the throughput.
 
     Raises
     ------
     ValueError
-        As `generate`; at the call, before the first token is asked for.
+        As `generate`, before the first token is requested.
 
     Examples
     --------
@@ -208,7 +234,7 @@ def stream(
     >>> len(list(stream(config, params, prompt, jnp.array([3]), max_new_tokens=5)))
     5
     """
-    problems = [f"tokens_per_call is {tokens_per_call}: give at least 1"]
+    problems = [f"tokens_per_call: got {tokens_per_call}; expected at least 1"]
     request = make_request(
         config, params, prompt, prompt_lengths, max_new_tokens, arguments,
         problems if tokens_per_call < 1 else (),
@@ -229,7 +255,13 @@ def make_request(
     arguments: GenerationOptions,
     problems: Sequence[str] = (),
 ) -> GenerationRequest:
-    """Check what was asked for, and put it beside the parameters."""
+    """Validate the arguments of a generation and transfer them to the devices of the parameters.
+
+    Raises
+    ------
+    ValueError
+        With a line for each error, those in `problems` last.
+    """
     check_option_names(arguments, GenerationOptions)
     rows = len(prompt)
     problems = [*check_sampling(config.vocab_size, rows, arguments), *problems]
@@ -247,7 +279,7 @@ def make_request(
 def _sizes(
     config: GenerativeConfig, params: Params, request: GenerationRequest, capacity: int
 ) -> tuple[int, ...]:
-    """Return the slots of the caches, one size after the other; the prompt fits into the first."""
+    """Return the successive cache sizes in slots; the first one holds the prompt."""
     width = request.prompt.tokens.shape[1]
     sizes = cache_sizes(min(width + capacity, config.max_seq_len), params_platform(params))
     return tuple(size for size in sizes[:-1] if size > width) + sizes[-1:]
@@ -265,15 +297,15 @@ def _generate(
 ) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
     model = bind_decode_weights(config, weights)
     first = _begin(model, weights.blocks, request, sizes[0], with_log_probs)
-    state, *rest = _go_on(model, weights.blocks, request, first, capacity - 1, sizes)
+    state, *rest = _continue(model, weights.blocks, request, first, capacity - 1, sizes)
     tokens, log_probs = jax.tree.map(
         lambda x, more: jnp.concatenate([x[:, None], more], 1),
         (first.token, first.log_prob),
         tuple(rest),
     )
-    # The rest of rows that have all stopped was not computed.
-    made = jnp.arange(capacity)[None] < state.step
-    return jnp.where(made, tokens, state.token[:, None]), log_probs
+    # The loop ends when all rows have stopped; fill the remaining columns.
+    generated = jnp.arange(capacity)[None] < state.step
+    return jnp.where(generated, tokens, state.token[:, None]), log_probs
 
 
 def _stream(
@@ -283,26 +315,28 @@ def _stream(
     sizes: tuple[int, ...],
     room: int,
 ) -> Iterator[np.ndarray]:
-    state, tokens, now = _stream_begin(weights, request, config=config, slots=sizes[0])
-    size, before = sizes[0], 0
-    filled = request.prompt.tokens.shape[1]  # slots, at most
+    state, tokens, device_step = _stream_begin(weights, request, config=config, slots=sizes[0])
+    size, yielded = sizes[0], 0
+    filled = request.prompt.tokens.shape[1]  # upper bound of the filled slots
     while True:
         filled += room
         if filled > size and size < sizes[-1]:
             size = next((each for each in sizes if each >= filled), sizes[-1])
-            state = _grown(state, config=config, slots=size)
-        # The device works on the next tokens while these are read.
-        state, coming, then = _stream_on(weights, request, state, config=config, room=room)
-        read, step = jax.device_get((tokens, now))
-        if step == before:
+            state = _grow(state, config=config, slots=size)
+        # Dispatch the next tokens before reading these: the device does not wait for the host.
+        state, next_tokens, next_step = _stream_continue(
+            weights, request, state, config=config, room=room
+        )
+        host_tokens, step = jax.device_get((tokens, device_step))
+        if step == yielded:
             return
-        yield from read.T[: step - before]
-        before, tokens, now = step, coming, then
+        yield from host_tokens.T[: step - yielded]
+        yielded, tokens, device_step = step, next_tokens, next_step
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
-def _grown(state: GenerationState, *, config: GenerativeConfig, slots: int) -> GenerationState:
-    return state._replace(cache=grow(config, state.cache, slots))
+def _grow(state: GenerationState, *, config: GenerativeConfig, slots: int) -> GenerationState:
+    return state._replace(cache=grow_cache(config, state.cache, slots))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots"))
@@ -315,7 +349,7 @@ def _stream_begin(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "room"), donate_argnames="state")
-def _stream_on(
+def _stream_continue(
     weights: DecodeWeights,
     request: GenerationRequest,
     state: GenerationState,
@@ -324,7 +358,7 @@ def _stream_on(
     room: int,
 ) -> tuple[GenerationState, Int[Array, "B room"], Int[Array, ""]]:
     model = bind_decode_weights(config, weights)
-    state, tokens, _ = _go_on(model, weights.blocks, request, state, room)
+    state, tokens, _ = _continue(model, weights.blocks, request, state, room)
     return state, tokens, state.step + 0
 
 
@@ -335,14 +369,14 @@ def _begin(
     slots: int,
     with_log_probs: bool,
 ) -> GenerationState:
-    """Read the prompt into a cache with `slots` slots, and choose each row's first token."""
+    """Prefill a cache of `slots` slots and choose the first token of each row."""
     tokens_BT, lengths_B = request.prompt.tokens, request.prompt.lengths
     logits_BV, cache = read_prompt(model, blocks, request.prompt, slots)
     seen_BV = None
     if request.sampling.repetition_penalty is not None:
         rows_B1 = jnp.arange(len(lengths_B))[:, None]
-        used_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
-        seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, tokens_BT].max(used_BT)
+        is_prompt_BT = jnp.arange(tokens_BT.shape[1])[None] < lengths_B[:, None]
+        seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B1, tokens_BT].max(is_prompt_BT)
     zeros_B = jnp.zeros_like(lengths_B)
     state = GenerationState(
         step=jnp.int32(0),
@@ -355,7 +389,7 @@ def _begin(
     return _choose(state, logits_BV, cache, request)
 
 
-def _go_on(
+def _continue(
     model: GenerativeModel,
     blocks: Any,
     request: GenerationRequest,
@@ -363,38 +397,39 @@ def _go_on(
     room: int,
     sizes: tuple[int, ...] = (),
 ) -> tuple[GenerationState, Int[Array, "B room"], Float32[Array, "B room"] | None]:
-    """Choose `room` more tokens, or fewer where that is enough; what is left of them is 0.
+    """Generate up to `room` more tokens; the columns of tokens that are not generated are 0.
 
-    With `sizes` the cache has each of them in turn, in a loop of its own: within a loop its size is
-    known to the compiler.
+    With `sizes` the cache grows through these sizes. Each has its own loop, as the state of a loop
+    has a static shape.
     """
     first, width = state.step, request.prompt.tokens.shape[1]
     end = jnp.minimum(first + room, request.limit)
 
-    def more(stop: Array, carry: tuple[GenerationState, Any]) -> Array:
-        going_on: Array = (carry[0].step < stop) & ~carry[0].done.all()
-        return going_on
+    def is_unfinished(stop: Array, carry: tuple[GenerationState, Any]) -> Array:
+        unfinished: Array = (carry[0].step < stop) & ~carry[0].done.all()
+        return unfinished
 
     def body(carry: tuple[GenerationState, Any]) -> tuple[GenerationState, Any]:
-        state, made = carry
+        state, outputs = carry
         positions_B1 = (request.prompt.lengths + state.step - 1)[:, None]
         logits_B1V, cache = model.decode(blocks, state.token[:, None], positions_B1, state.cache)
         column = state.step - first
         state = _choose(state, logits_B1V[:, 0], cache, request)
         new = (state.token, state.log_prob)
-        return state, jax.tree.map(lambda all_BT, x_B: all_BT.at[:, column].set(x_B), made, new)
+        return state, jax.tree.map(lambda y_BT, x_B: y_BT.at[:, column].set(x_B), outputs, new)
 
-    made = jax.tree.map(
+    outputs = jax.tree.map(
         lambda x_B: jnp.zeros((len(x_B), room), x_B.dtype), (state.token, state.log_prob)
     )
     for size in sizes[:-1]:
-        # At step s the token at position `width` + s - 1, at most, is written.
+        # Step s writes the token at position `width` + s - 1 or before.
         stop = jnp.minimum(end, size - width + 1)
-        state, made = jax.lax.while_loop(functools.partial(more, stop), body, (state, made))
+        loop = functools.partial(is_unfinished, stop)
+        state, outputs = jax.lax.while_loop(loop, body, (state, outputs))
         following = sizes[sizes.index(size) + 1]
-        state = state._replace(cache=grow(model.config, state.cache, following))
-    last = jax.lax.while_loop(functools.partial(more, end), body, (state, made))
-    state, (tokens, log_probs) = last
+        state = state._replace(cache=grow_cache(model.config, state.cache, following))
+    loop = functools.partial(is_unfinished, end)
+    state, (tokens, log_probs) = jax.lax.while_loop(loop, body, (state, outputs))
     return state, tokens, log_probs
 
 
@@ -404,7 +439,7 @@ def _choose(
     cache: list[Any],
     request: GenerationRequest,
 ) -> GenerationState:
-    """Choose the next token of each row; rows that are done repeat their last."""
+    """Choose the next token of each row; finished rows repeat their last token."""
     done_B = state.done
     chosen_B = sample_tokens(logits_BV, request.sampling, state.step, state.seen)
     token_B = jnp.where(done_B, state.token, chosen_B)

@@ -1,6 +1,6 @@
-"""Beam search: the likeliest continuations that a few at a time lead to.
+"""Beam search with a length penalty and early termination.
 
-Axes in names: B batch, K beams, V vocabulary, E tokens that end a row, T new tokens.
+Axes in names: B batch, K beams, V vocabulary, E stop tokens, T new tokens.
 """
 
 import functools
@@ -26,7 +26,7 @@ from tjx_nn.generation.prompt import (
     read_prompt,
 )
 from tjx_nn.generation.sampling import stop_tokens
-from tjx_nn.tokens import Ids
+from tjx_nn.inputs import Ids
 
 
 def beam_search(
@@ -40,43 +40,39 @@ def beam_search(
     length_penalty: float = 1.0,
     **task: Unpack[PromptOptions],
 ) -> tuple[Int[Array, "B K new"], Float32[Array, "B K"]]:
-    """Continue each prompt with the likeliest sequences found, the best first; outside `jax.jit`.
+    """Find the most probable continuations of each prompt by beam search; outside of `jax.jit`.
 
-    In each step the `beams` likeliest unfinished sequences of each row go on, by every token; those
-    that a stop token ends stand aside. The search ends when no unfinished one can become better
-    than the worst of those, or at the longest length.
+    Each step extends the `beams` best unfinished sequences of each row by every token; a stop token
+    moves a sequence to the finished ones. The search ends when no unfinished sequence can surpass
+    the worst finished one, or at the maximum length.
 
     Parameters
     ----------
     config, params
-        The model.
-    prompt
-        Token ids, a row each; an encoder-decoder's is the beginning of the target, at first its
-        start token.
-    prompt_lengths
-        Tokens of each prompt, at least 1.
+        Configuration and parameters of the model.
+    prompt, prompt_lengths
+        As for `generate`.
     beams
-        Sequences of each row.
+        Number of sequences of each row.
     max_new_tokens
-        Length of the longest continuation in tokens.
+        Maximum number of generated tokens.
     length_penalty
-        A sequence of n new tokens, the stop token included, has the score log p / n^length_penalty:
-        0 prefers short ones, and the larger, the longer.
+        Exponent of the score log p / n ** length_penalty of a sequence of n new tokens, the stop
+        token included. 0 favors short sequences; larger values favor longer ones.
     **task
-        stop_token ends a sequence, or any of several; the rest of it is filled with the same.
-        source and source_mask are what an encoder-decoder reads.
+        `PromptOptions`: stop_token, and source and source_mask of an encoder-decoder.
 
     Returns
     -------
     tokens : int32 [batch, beams, max_new_tokens]
-        The continuations without their prompts.
+        Generated tokens, best sequence first. After a stop token a sequence repeats it.
     scores : float32 [batch, beams]
-        Falling; -inf where there are fewer different sequences than beams.
+        Scores in descending order; -inf if there are fewer distinct sequences than beams.
 
     Raises
     ------
     ValueError
-        Naming everything that is wrong with the arguments, one a line.
+        If arguments are invalid, with a line for each error.
 
     Examples
     --------
@@ -92,9 +88,9 @@ def beam_search(
     check_option_names(task, PromptOptions)
     problems = []
     if beams < 1:
-        problems.append(f"beams is {beams}: give at least 1")
+        problems.append(f"beams: got {beams}; expected at least 1")
     if not np.isfinite(length_penalty):
-        problems.append(f"length_penalty is {length_penalty}: give a finite number")
+        problems.append(f"length_penalty: got {length_penalty}; expected a finite number")
     request = make_prompt(config, prompt, prompt_lengths, max_new_tokens, task, problems)
     numbers = (np.int32(max_new_tokens), np.float32(length_penalty))
     shape = (len(prompt), beams, max_new_tokens)
@@ -114,19 +110,19 @@ def beam_search(
     return jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=2), scores
 
 
-class _Found(NamedTuple):
-    """Sequences of new tokens, and how good they are."""
+class _Sequences(NamedTuple):
+    """Sequences of new tokens and their scores."""
 
     tokens: Int[Array, "B K T"]
     scores: Float32[Array, "B K"]
 
 
 class _State(NamedTuple):
-    """The sequences of `step` tokens that go on, by log-probability, and those that have ended."""
+    """State of the search: unfinished sequences by log-probability, and finished ones by score."""
 
     step: Int[Array, ""]
-    alive: _Found
-    ended: _Found
+    alive: _Sequences
+    finished: _Sequences
     cache: list[Any]
 
 
@@ -141,7 +137,7 @@ def _search(
     config: GenerativeConfig,
     beams: int,
     capacity: int,
-) -> _Found:
+) -> _Sequences:
     model: Any = bind_decode_weights(config, weights)
     batch = len(prompt.lengths)
     slots = min(prompt.tokens.shape[1] + capacity, config.max_seq_len)
@@ -153,19 +149,19 @@ def _search(
     def score(log_probs: Array, length: Array) -> Array:
         return log_probs / length.astype(jnp.float32) ** length_penalty
 
-    def more(state: _State) -> Array:
+    def is_unfinished(state: _State) -> Array:
         best_B = state.alive.scores.max(1)
-        reach_B = jnp.maximum(score(best_B, state.step), score(best_B, limit))
-        hope: Array = (reach_B > state.ended.scores.min(1)).any()
-        return (state.step < limit) & hope
+        bound_B = jnp.maximum(score(best_B, state.step), score(best_B, limit))
+        can_improve: Array = (bound_B > state.finished.scores.min(1)).any()
+        return (state.step < limit) & can_improve
 
     def body(state: _State) -> _State:
         last_BK = jax.lax.dynamic_index_in_dim(state.alive.tokens, state.step - 1, 2, False)
         positions = (starts + state.step - 1)[:, None]
         logits, cache = model.decode(weights.blocks, last_BK.reshape(-1, 1), positions, state.cache)
-        return grow(state._replace(cache=cache), logits.reshape(batch, beams, -1))
+        return extend(state._replace(cache=cache), logits.reshape(batch, beams, -1))
 
-    def grow(state: _State, logits_BKV: Array) -> _State:
+    def extend(state: _State, logits_BKV: Array) -> _State:
         step, alive = state.step, state.alive
         log_probs_BKV = alive.scores[:, :, None] + jax.nn.log_softmax(logits_BKV, -1)
         rest = jnp.arange(capacity).reshape(1, 1, 1, -1) >= step
@@ -173,7 +169,7 @@ def _search(
             rest, stop_E.reshape(1, 1, -1, 1), alive.tokens[:, :, None]
         ).reshape(batch, -1, capacity)
         ending_BKE = score(log_probs_BKV[:, :, stop_E], step + 1).reshape(batch, -1)
-        ended = _best(beams, state.ended, _Found(ending_BKET, ending_BKE))
+        finished = _best(beams, state.finished, _Sequences(ending_BKET, ending_BKE))
         log_probs_BKV = log_probs_BKV.at[:, :, stop_E].set(-jnp.inf)
         scores_BK, index_BK = jax.lax.top_k(log_probs_BKV.reshape(batch, -1), beams)
         parent_BK, token_BK = jnp.divmod(index_BK, logits_BKV.shape[2])
@@ -181,20 +177,20 @@ def _search(
         tokens_BKT = tokens_BKT.at[:, :, step].set(token_BK)
         rows_BK = parent_BK + beams * jnp.arange(batch)[:, None]
         cache = select_rows(state.cache, rows_BK.ravel())
-        return _State(step + 1, _Found(tokens_BKT, scores_BK), ended, cache)
+        return _State(step + 1, _Sequences(tokens_BKT, scores_BK), finished, cache)
 
-    nothing = _Found(
+    empty = _Sequences(
         jnp.zeros((batch, beams, capacity), jnp.int32), jnp.full((batch, beams), -jnp.inf)
     )
-    one = nothing._replace(scores=nothing.scores.at[:, 0].set(0))
-    state = grow(_State(jnp.int32(0), one, nothing, cache), logits_BKV)
-    state = jax.lax.while_loop(more, body, state)
+    initial = empty._replace(scores=empty.scores.at[:, 0].set(0))
+    state = extend(_State(jnp.int32(0), initial, empty, cache), logits_BKV)
+    state = jax.lax.while_loop(is_unfinished, body, state)
     alive = state.alive._replace(scores=score(state.alive.scores, state.step))
-    return _best(beams, state.ended, alive)
+    return _best(beams, state.finished, alive)
 
 
-def _best(count: int, a: _Found, b: _Found) -> _Found:
-    """Return the best of two sets of sequences, the best first; of equals those of `a`."""
+def _best(count: int, a: _Sequences, b: _Sequences) -> _Sequences:
+    """Merge two sets of sequences and keep the best, in descending order; ties prefer `a`."""
     tokens, scores = (jnp.concatenate(each, 1) for each in zip(a, b, strict=True))
     scores, index_BK = jax.lax.top_k(scores, count)
-    return _Found(jnp.take_along_axis(tokens, index_BK[:, :, None], 1), scores)
+    return _Sequences(jnp.take_along_axis(tokens, index_BK[:, :, None], 1), scores)

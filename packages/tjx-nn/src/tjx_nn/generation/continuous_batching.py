@@ -1,10 +1,10 @@
-"""Decoding in slots: sequences join and leave a batch of fixed shape between its steps.
+"""Continuous batching: sequences join and leave a batch of fixed shape between decoding steps.
 
-A server's batch: one program makes a token for each slot, whoever is in them, and one for each
-bucket of prompt lengths reads a prompt into a slot. What a sequence gets depends on its prompt, its
-options and its seed, never on who shares the batch.
+One compiled program decodes a token of every slot; one program for each bucket of prompt lengths
+prefills a slot. The tokens of a sequence depend only on its prompt, options and seed, not on the
+other sequences of the batch.
 
-Axes in names: B slots, T time, V vocabulary, K likeliest tokens.
+Axes in names: B slots, T time, V vocabulary, K top tokens.
 """
 
 import functools
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, UInt32
 
-from tjx_nn.attention.kv_cache import cache_sizes, grow
+from tjx_nn.attention.kv_cache import cache_sizes, grow_cache
 from tjx_nn.functional import Params
 from tjx_nn.generation.decode_weights import DecodeWeights, bind_decode_weights, make_decode_weights
 from tjx_nn.generation.prompt import (
@@ -41,23 +41,23 @@ from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.sub_configs import raise_problems
 
-# So many of the likeliest tokens are told of, where log-probabilities are asked for.
+# Number of top tokens that are returned with log-probabilities.
 N_TOP_LOG_PROBS = 5
 
 
 class SequenceOptions(TypedDict, total=False):
-    """What may be said of one sequence; numbers as in `sampling.Options`.
+    """Sampling options of one sequence, as in `SamplingOptions`.
 
     Attributes
     ----------
     temperature
-        0, the default, takes the likeliest token.
+        Temperature; 0, the default, is greedy decoding.
     top_k, top_p, min_p, repetition_penalty
-        None leaves the step out.
+        Filters and penalty; None disables a step.
     seed
-        An integer of 32 bits; 0 by default. `generate` with these `seeds` draws the same.
+        32-bit integer, 0 by default. `generate` with the same seed samples the same tokens.
     log_probs
-        Whether to tell how likely the tokens were.
+        Whether to compute log-probabilities.
     """
 
     temperature: float
@@ -70,7 +70,7 @@ class SequenceOptions(TypedDict, total=False):
 
 
 class BatchSamplingParams(NamedTuple):
-    """How each slot's tokens are chosen; as `sampling.Sampling`, with numbers that do nothing."""
+    """Sampling parameters of each slot, as `SamplingParams`; disabled steps have neutral values."""
 
     temperature: Float32[Array, " B"]
     top_k: Int[Array, " B"]
@@ -82,17 +82,18 @@ class BatchSamplingParams(NamedTuple):
 
 
 class SampledTokens(NamedTuple):
-    """A token of each slot (of one slot, after `join`), on the device.
+    """Sampled token of each slot (after `join`, of one slot), on the device.
 
     Attributes
     ----------
     token
-        Its id.
+        Token id.
     log_prob
-        Natural logarithm of its probability under the model, before penalty, temperature and
-        filters; 0 where no slot asked for it.
-    likeliest, likeliest_log_probs
-        The likeliest tokens in its place, and theirs; 0 where no slot asked.
+        Log-probability of the token under the model in nats, before penalty, temperature and
+        filters; 0 if no slot requests log-probabilities.
+    top_tokens, top_log_probs
+        Most probable tokens at this position and their log-probabilities; 0 if no slot requests
+        log-probabilities.
     """
 
     token: Int[Array, " B"]
@@ -102,40 +103,54 @@ class SampledTokens(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What lies in the slots: the newest token, which is not in the cache yet, and its position."""
+    """State of all slots.
+
+    Attributes
+    ----------
+    token, position
+        Last token of each slot, which is not in the KV cache yet, and its position.
+    draws
+        Number of generated tokens.
+    seen
+        Tokens that occur in each slot, for the repetition penalty.
+    params
+        Sampling parameters of each slot.
+    cache
+        KV cache of each block.
+    """
 
     token: Int[Array, " B"]
     position: Int[Array, " B"]
     draws: Int[Array, " B"]
     seen: Bool[Array, "B V"]
-    choices: BatchSamplingParams
+    params: BatchSamplingParams
     cache: list[Any]
 
 
 class ContinuousBatcher:
-    """A batch of slots, of which each writes a sequence of its own.
+    """Decoder with a fixed number of slots, each of which generates an independent sequence.
 
     Parameters
     ----------
     config, params
-        The model.
+        Configuration and parameters of the model.
     slots
-        Sequences at once, at least 1.
+        Number of concurrent sequences, at least 1.
     max_len
-        Tokens that a slot has room for, prompt and continuation; None is `max_seq_len`.
+        Maximum number of tokens of a slot, prompt and continuation; None is `max_seq_len`.
 
     Raises
     ------
     ValueError
-        If a size is not possible.
+        If `slots` or `max_len` is out of range.
 
     Examples
     --------
     >>> import jax
-    >>> from tjx_nn import GPTConfig, SlotDecoder, init
+    >>> from tjx_nn import GPTConfig, ContinuousBatcher, init
     >>> config = GPTConfig(vocab_size=11, max_seq_len=64, n_layer=1, n_head=2, d_model=4)
     >>> params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
-    >>> decoder = SlotDecoder(config, params, slots=2)
+    >>> decoder = ContinuousBatcher(config, params, slots=2)
     >>> first = decoder.join(1, [1, 2, 3], max_new_tokens=2)
     >>> second = decoder.step([False, True])
     >>> first.token.shape, second.token.shape
@@ -147,18 +162,20 @@ class ContinuousBatcher:
     ) -> None:
         self.slots = slots
         self.max_len = config.max_seq_len if max_len is None else max_len
-        problems = [] if slots >= 1 else [f"slots is {slots}: give at least 1"]
+        problems = [] if slots >= 1 else [f"slots: got {slots}; expected at least 1"]
         if not 1 <= self.max_len <= config.max_seq_len:
-            problems.append(f"max_len is {max_len}: give 1 to max_seq_len, {config.max_seq_len}")
+            problems.append(
+                f"max_len: got {max_len}; expected 1 to max_seq_len {config.max_seq_len}"
+            )
         raise_problems(problems)
         self.config = config
         self._weights = make_decode_weights(config, params)
-        self._beside = input_sharding(params)
-        # On GPUs the caches grow with the longest sequence so far.
+        self._sharding = input_sharding(params)
+        # On GPUs the KV caches grow with the longest sequence.
         self._sizes = cache_sizes(self.max_len, params_platform(params))
         self._size = self._sizes[0]
-        self._lengths = np.zeros(slots, np.int64)  # tokens in each slot's cache
-        self._state = jax.device_put(self._empty(), self._beside)
+        self._lengths = np.zeros(slots, np.int64)  # of the sequences in the KV cache
+        self._state = jax.device_put(self._empty(), self._sharding)
 
     def join(
         self,
@@ -168,56 +185,61 @@ class ContinuousBatcher:
         max_new_tokens: int,
         **options: Unpack[SequenceOptions],
     ) -> SampledTokens:
-        """Read a prompt into a slot; return its first token, that of one row.
+        """Prefill a slot with a prompt and sample its first token, without waiting for the device.
 
-        Nothing waits for the device. What was in the slot is forgotten.
+        The previous sequence of the slot is discarded.
 
         Parameters
         ----------
         slot
-            Which one, from 0.
+            Index of the slot.
         prompt
             Token ids, at least one.
         max_new_tokens
-            How many tokens will be asked for, at most; what is beyond the room is refused.
+            Maximum number of tokens that will be generated.
         **options
-            How the tokens are chosen.
+            Sampling options of the sequence.
+
+        Returns
+        -------
+        SampledTokens
+            First token, with a leading axis of size 1.
 
         Raises
         ------
         ValueError
-            Naming everything that is wrong, one a line.
+            If the prompt does not fit the slot or an option is invalid, with a line for each error.
         """
         assert 0 <= slot < self.slots, slot
-        read = self.check(prompt, max_new_tokens=max_new_tokens, **options)
+        padded = self.check(prompt, max_new_tokens=max_new_tokens, **options)
         self._lengths[slot] = len(prompt)
-        self._make_room()
+        self._ensure_capacity()
         request = jax.device_put(
-            (np.int32(slot), read, _choices(self.config, [options])), self._beside
+            (np.int32(slot), padded, _batch_params(self.config, [options])), self._sharding
         )
-        chosen: SampledTokens
-        self._state, chosen = _join(
+        sampled: SampledTokens
+        self._state, sampled = _join(
             self._weights, self._state, *request, config=self.config, max_len=self._size
         )
-        return chosen
+        return sampled
 
     def check(
         self, prompt: Sequence[int], *, max_new_tokens: int, **options: Unpack[SequenceOptions]
     ) -> Prompt:
-        """Refuse what `join` would refuse; return the prompt as NumPy arrays of a bucket's length.
+        """Validate the arguments of `join` and return the padded prompt, as NumPy arrays.
 
         Raises
         ------
         ValueError
-            Naming everything that is wrong, one a line.
+            As `join`.
         """
         check_option_names(options, SequenceOptions)
         length = len(prompt)
-        problems = _wrong(self.config, options)
+        problems = _check_options(self.config, options)
         if length + max_new_tokens > self.max_len:
             problems.append(
-                f"the prompt has {length} tokens and {max_new_tokens} new ones are asked for; a "
-                f"slot has room for {self.max_len}"
+                f"max_new_tokens: got {max_new_tokens} after a prompt of {length} tokens; expected "
+                f"a sum of at most {self.max_len}, the size of a slot"
             )
         return make_prompt(
             self.config,
@@ -229,30 +251,33 @@ class ContinuousBatcher:
         )
 
     def step(self, active: Sequence[bool] | np.ndarray) -> SampledTokens:
-        """Write one more token into each active slot; return a token of every slot.
-
-        Nothing waits for the device. Tokens of slots that are not active mean nothing.
+        """Decode one token of each active slot, without waiting for the device.
 
         Parameters
         ----------
         active
-            For each slot whether something is in it that is to go on.
+            Whether each slot contains an unfinished sequence.
+
+        Returns
+        -------
+        SampledTokens
+            Next token of each slot; undefined for inactive slots.
         """
         self._lengths = np.where(active, np.minimum(self._lengths + 1, self.max_len), 0)
-        self._make_room()
-        on_device = jax.device_put(np.asarray(active, bool), self._beside)
-        chosen: SampledTokens
-        self._state, chosen = _step(
+        self._ensure_capacity()
+        on_device = jax.device_put(np.asarray(active, bool), self._sharding)
+        sampled: SampledTokens
+        self._state, sampled = _step(
             self._weights, self._state, on_device, config=self.config, max_len=self._size
         )
-        return chosen
+        return sampled
 
-    def _make_room(self) -> None:
-        """Let the caches grow to the next size that holds every slot's tokens."""
+    def _ensure_capacity(self) -> None:
+        """Grow the KV caches to the next size that holds the longest sequence."""
         needed = self._lengths.max()
         if needed > self._size:
             self._size = next(size for size in self._sizes if size >= needed)
-            self._state = _grown(self._state, config=self.config, max_len=self._size)
+            self._state = _grow(self._state, config=self.config, max_len=self._size)
 
     def _empty(self) -> Any:
         config, slots = self.config, self.slots
@@ -265,11 +290,11 @@ class ContinuousBatcher:
         cache = jax.tree.map(lambda x: np.zeros((slots, *x.shape[1:]), x.dtype), row)
         zeros: Any = np.zeros(slots, np.int32)
         seen: Any = np.zeros((slots, config.vocab_size), bool)
-        return _State(zeros, zeros, zeros, seen, _choices(config, [{}] * slots), cache)
+        return _State(zeros, zeros, zeros, seen, _batch_params(config, [{}] * slots), cache)
 
 
-def _wrong(config: GPTConfig, options: SequenceOptions) -> list[str]:
-    """Say what is wrong with the options of one sequence, a line each."""
+def _check_options(config: GPTConfig, options: SequenceOptions) -> list[str]:
+    """List the errors in the options of one sequence."""
     numbers: Any = {
         name: x for name, x in options.items() if name in SamplingOptions.__annotations__
     }
@@ -277,11 +302,11 @@ def _wrong(config: GPTConfig, options: SequenceOptions) -> list[str]:
     seed = options.get("seed", 0)
     problems = check_sampling(config.vocab_size, 1, numbers)
     if not -(2**31) <= seed < 2**32:
-        problems.append(f"seed is {seed}: give an integer of 32 bits")
+        problems.append(f"seed: got {seed}; expected a 32-bit integer")
     return problems
 
 
-def _choices(config: GPTConfig, rows: Sequence[SequenceOptions]) -> BatchSamplingParams:
+def _batch_params(config: GPTConfig, rows: Sequence[SequenceOptions]) -> BatchSamplingParams:
     def numbers(name: str, default: Any, dtype: Any) -> Any:
         given = [row.get(name) for row in rows]
         return np.asarray([default if value is None else value for value in given], dtype)
@@ -301,14 +326,14 @@ def _choices(config: GPTConfig, rows: Sequence[SequenceOptions]) -> BatchSamplin
 def _read(
     weights: DecodeWeights, prompt: Prompt, *, config: GPTConfig, max_len: int
 ) -> tuple[Float32[Array, "B V"], list[Any]]:
-    """Return what `read_prompt` returns, with caches of a slot's size."""
+    """Prefill a KV cache of `max_len` slots, as `read_prompt`."""
     model: GPT = bind_decode_weights(config, weights)
     return read_prompt(model, weights.blocks, prompt, max_len)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len"))
-def _grown(state: _State, *, config: GPTConfig, max_len: int) -> _State:
-    return state._replace(cache=grow(config, state.cache, max_len))
+def _grow(state: _State, *, config: GPTConfig, max_len: int) -> _State:
+    return state._replace(cache=grow_cache(config, state.cache, max_len))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "max_len"), donate_argnames="state")
@@ -317,7 +342,7 @@ def _join(
     state: _State,
     slot: Int[Array, ""],
     prompt: Prompt,
-    choices: BatchSamplingParams,
+    params_B: BatchSamplingParams,
     *,
     config: GPTConfig,
     max_len: int,
@@ -326,9 +351,9 @@ def _join(
     used_1T = jnp.arange(prompt.tokens.shape[1])[None] < prompt.lengths[:, None]
     seen_1V = jnp.zeros(logits_1V.shape, bool).at[0, prompt.tokens[0]].max(used_1T[0])
     draws = jnp.zeros_like(prompt.lengths)
-    chosen = _choose(logits_1V, choices, draws, seen_1V)
+    chosen = _choose(logits_1V, params_B, draws, seen_1V)
     seen_1V = seen_1V.at[0, chosen.token].set(True)
-    row = _State(chosen.token, prompt.lengths, draws + 1, seen_1V, choices, cache)
+    row = _State(chosen.token, prompt.lengths, draws + 1, seen_1V, params_B, cache)
     return jax.tree.map(lambda held, new: held.at[slot].set(new[0]), state, row), chosen
 
 
@@ -342,41 +367,41 @@ def _step(
     max_len: int,
 ) -> tuple[_State, SampledTokens]:
     model: GPT = bind_decode_weights(config, weights)
-    # What is not active writes where the next prompt will lie, and looks back over nothing.
+    # Inactive slots overwrite position 0, which the next prompt overwrites again.
     position_B = jnp.where(active_B, jnp.minimum(state.position, max_len - 1), 0)
     logits_B1V, cache = model.decode(
         weights.blocks, state.token[:, None], position_B[:, None], state.cache
     )
-    chosen = _choose(logits_B1V[:, 0], state.choices, state.draws, state.seen)
+    chosen = _choose(logits_B1V[:, 0], state.params, state.draws, state.seen)
     rows_B = jnp.arange(len(active_B))
     return _State(
         chosen.token,
         position_B + active_B,
         state.draws + active_B,
         state.seen.at[rows_B, chosen.token].set(True),
-        state.choices,
+        state.params,
         cache,
     ), chosen
 
 
 def _choose(
     logits_BV: Float32[Array, "B V"],
-    choices: BatchSamplingParams,
+    params_B: BatchSamplingParams,
     draws_B: Int[Array, " B"],
     seen_BV: Bool[Array, "B V"],
 ) -> SampledTokens:
-    """Choose as `sampling.choose` does, each row by its own numbers."""
+    """Sample a token of each row, as `sample_tokens` with its own parameters."""
     penalised_BV = jax.vmap(apply_repetition_penalty)(
-        logits_BV[:, None], seen_BV[:, None], choices.repetition_penalty
+        logits_BV[:, None], seen_BV[:, None], params_B.repetition_penalty
     )[:, 0]
-    random_B = choices.temperature > 0
+    random_B = params_B.temperature > 0
     sampling = SamplingParams(
-        jnp.where(random_B, choices.temperature, 1), choices.top_k, choices.top_p, choices.min_p
+        jnp.where(random_B, params_B.temperature, 1), params_B.top_k, params_B.top_p, params_B.min_p
     )
-    filters_B = (choices.top_k < logits_BV.shape[1]) | (choices.top_p < 1) | (choices.min_p > 0)
+    filters_B = (params_B.top_k < logits_BV.shape[1]) | (params_B.top_p < 1) | (params_B.min_p > 0)
 
     def restricted(logits_BV: Array) -> Array:
-        # The sorting is most of what a choice costs: it is left out where nobody wants it.
+        # Sorting dominates the cost of sampling: skip it if no slot filters.
         scaled: Array = jax.lax.cond(
             (random_B & filters_B).any(),
             jax.vmap(lambda row, each: filter_logits(row[None], each)[0]),
@@ -387,27 +412,29 @@ def _choose(
         return scaled
 
     def drawn(logits_BV: Array) -> Array:
-        keys_B = row_keys(SamplingParams(seeds=choices.seed), draws_B)
+        keys_B = row_keys(SamplingParams(seeds=params_B.seed), draws_B)
         return jnp.where(random_B, sample_categorical(keys_B, restricted(logits_BV)), greedy_B)
 
     greedy_B = penalised_BV.argmax(-1).astype(jnp.int32)
     token_B = jax.lax.cond(random_B.any(), drawn, lambda _: greedy_B, penalised_BV)
-    return SampledTokens(token_B, *_likelihoods(logits_BV, token_B, choices.log_probs))
+    return SampledTokens(token_B, *_log_probs(logits_BV, token_B, params_B.log_probs))
 
 
-def _likelihoods(
-    logits_BV: Float32[Array, "B V"], token_B: Int[Array, " B"], asked_B: Bool[Array, " B"]
+def _log_probs(
+    logits_BV: Float32[Array, "B V"], token_B: Int[Array, " B"], requested_B: Bool[Array, " B"]
 ) -> tuple[Float32[Array, " B"], Int[Array, "B K"], Float32[Array, "B K"]]:
-    """Return how likely each token was, and the likeliest tokens; zeros where nobody asked."""
+    """Compute log-probabilities and top tokens; zeros if no slot requests them."""
     count = min(N_TOP_LOG_PROBS, logits_BV.shape[1])
 
-    def found(logits_BV: Array) -> Any:
-        log_p_BK, likeliest_BK = jax.lax.top_k(jax.nn.log_softmax(logits_BV, -1), count)
-        return log_probs_of(logits_BV, token_B), likeliest_BK.astype(jnp.int32), log_p_BK
+    def compute(logits_BV: Array) -> Any:
+        log_p_BK, top_BK = jax.lax.top_k(jax.nn.log_softmax(logits_BV, -1), count)
+        return log_probs_of(logits_BV, token_B), top_BK.astype(jnp.int32), log_p_BK
 
-    def nothing(logits_BV: Array) -> Any:
-        shapes = jax.eval_shape(found, logits_BV)
+    def zeros(logits_BV: Array) -> Any:
+        shapes = jax.eval_shape(compute, logits_BV)
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    likelihoods: tuple[Array, Array, Array] = jax.lax.cond(asked_B.any(), found, nothing, logits_BV)
-    return likelihoods
+    log_probs: tuple[Array, Array, Array] = jax.lax.cond(
+        requested_B.any(), compute, zeros, logits_BV
+    )
+    return log_probs

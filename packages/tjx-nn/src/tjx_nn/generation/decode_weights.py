@@ -1,7 +1,6 @@
-"""Weights as a loop over tokens reads them: cast once, and one block at a time.
+"""Weights for decoding: cast to the computation dtype and unstacked into blocks, once.
 
-In a training step the parameters of blocks are stacked; a slice of the stack would be copied in
-each turn of the loop, for every token.
+In a loop over tokens, slicing stacked parameters or casting them would copy them in every step.
 """
 
 import functools
@@ -17,14 +16,14 @@ from tjx_nn.models.gpt_config import GPTConfig
 
 
 class DecodeWeights(NamedTuple):
-    """The parameters, and beside them the blocks of what writes, one by one.
+    """Parameters and unstacked blocks of a model that generates.
 
     Attributes
     ----------
     params
-        As they were given: what is no block of the model is taken from them.
+        Parameters of the model; those outside of blocks are used.
     blocks
-        What `prefill` and `decode` of the model want.
+        Blocks for `prefill` and `decode`.
     """
 
     params: Params
@@ -32,10 +31,10 @@ class DecodeWeights(NamedTuple):
 
 
 def make_decode_weights(config: GPTConfig | EncoderDecoderConfig, params: Params) -> DecodeWeights:
-    """Return the weights of a model; outside `jax.jit`.
+    """Make the decoding weights of a model, outside of `jax.jit`.
 
-    On a CPU that needs to cast nothing the blocks are views: nothing is copied. As long as they
-    live, the parameters are not overwritten in place by a program that they are donated to.
+    On a CPU, parameters in the computation dtype are not copied: the blocks are views of them.
+    While the blocks are alive, donating the parameters to a program does not free their buffers.
     """
     if _needs_no_copy(config, params):
         host = bind(config, jax.device_get(params))
@@ -46,15 +45,12 @@ def make_decode_weights(config: GPTConfig | EncoderDecoderConfig, params: Params
 
 
 def bind_decode_weights(config: GPTConfig | EncoderDecoderConfig, weights: DecodeWeights) -> Any:
-    """Return the model of the weights, inside `jax.jit`; its stacked blocks are not to be used."""
+    """Make the model of decoding weights, inside of `jax.jit`; do not use its stacked blocks."""
     return bind(config, _cast(weights.params, config.dtype))
 
 
 def _cast(params: Params, dtype: str) -> Params:
-    """Cast once, before the loop, what each step would cast: kernels and tables, not norms.
-
-    Routers of experts are float32 whatever the computation is.
-    """
+    """Cast kernels and tables; norms, biases and the routers of experts stay float32."""
 
     def cast(path: tuple[Any, ...], p: Array) -> Array:
         *_, layer, name = (step.key for step in path)
@@ -82,6 +78,6 @@ def _needs_no_copy(config: GPTConfig | EncoderDecoderConfig, params: Params) -> 
 
 
 def _devices(params: Params) -> set[jax.Device]:
-    """Return where the parameters lie; NumPy arrays lie nowhere yet."""
+    """Return the devices of the parameters; NumPy arrays have none."""
     arrays = [p for p in jax.tree.leaves(params) if isinstance(p, jax.Array)]
     return set().union(*(p.sharding.device_set for p in arrays))

@@ -1,7 +1,6 @@
-"""Prompts: checked, padded to a bucket of lengths, and read into a cache.
+"""Prompts of generation: validation, padding to buckets of lengths, and prefill of the KV cache.
 
-A prompt is the beginning of the sequence that is to be continued; an encoder-decoder's is the
-beginning of the target, and there is a source.
+The prompt of an encoder-decoder is the beginning of the target, in addition to the source.
 
 Axes in names: B batch, T time, V vocabulary.
 """
@@ -15,37 +14,37 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int
 
-from tjx_nn.attention import kv_cache as caches
+from tjx_nn.attention.kv_cache import cache_slots, prefill_cache
 from tjx_nn.functional import Params
 from tjx_nn.generation.sampling import stop_tokens
+from tjx_nn.inputs import Ids, Mask, check_ids
 from tjx_nn.models.encoder_decoder import EncoderDecoder
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.sub_configs import raise_problems
-from tjx_nn.tokens import Ids, Mask, check_ids
 
-# What writes: their configurations, and the models.
+# Models that generate text, and their configurations.
 GenerativeConfig = GPTConfig | EncoderDecoderConfig
 GenerativeModel = GPT | EncoderDecoder
 
 Lengths = Int[Array | np.ndarray, " B"]
 
-# Shorter prompts and continuations share one compiled program.
-_SMALLEST_BUCKET = 16
+# Smallest bucket: shorter prompts and continuations share a compiled program.
+_MIN_BUCKET = 16
 
 
 class Prompt(NamedTuple):
-    """The prompts of a batch, padded.
+    """Padded prompts of a batch.
 
     Attributes
     ----------
     tokens
-        int32 [batch, bucket]; 0 beyond a row's length.
+        Token ids, int32 [batch, bucket]; padding is 0.
     lengths
-        Tokens of each row, int32 [batch].
+        Number of tokens of each row, int32 [batch].
     source, source_mask
-        The source of an encoder-decoder, int32 [batch, bucket], and bool, False where it is
+        Source of an encoder-decoder, int32 [batch, bucket], and its padding mask, bool, False for
         padding; None for GPT.
     """
 
@@ -56,15 +55,15 @@ class Prompt(NamedTuple):
 
 
 class PromptOptions(TypedDict, total=False):
-    """What there is to be written, beside the prompt.
+    """Options of generation besides sampling.
 
     Attributes
     ----------
     stop_token
-        A row ends with this token, or with any of these; the rest of it is filled with the same.
+        Token, or any of several tokens, that ends a row; the rest of the row repeats it.
     source, source_mask
-        Token ids that an encoder-decoder reads, and True or 1 where they are no padding; without a
-        mask none is.
+        Source token ids of an encoder-decoder and their padding mask (True or 1 for real tokens);
+        None is no padding.
     """
 
     stop_token: int | Sequence[int] | None
@@ -73,10 +72,10 @@ class PromptOptions(TypedDict, total=False):
 
 
 def check_option_names(given: Mapping[str, Any], known: type) -> None:
-    """Raise TypeError for names that a TypedDict does not have."""
+    """Raise TypeError for keyword arguments that the TypedDict `known` does not define."""
     names = known.__annotations__
     if unknown := [name for name in given if name not in names]:
-        raise TypeError(f"unexpected arguments {unknown}: there are {list(names)}")
+        raise TypeError(f"got unexpected keyword arguments {unknown}; expected {list(names)}")
 
 
 def make_prompt(
@@ -87,23 +86,23 @@ def make_prompt(
     task: PromptOptions,
     problems: list[str],
 ) -> Prompt:
-    """Return the prompts as NumPy arrays of a bucket's length.
+    """Validate prompts and pad them to a bucket, as NumPy arrays.
 
     Raises
     ------
     ValueError
-        Naming everything that is wrong, before the `problems` of other arguments.
+        With a line for each error, followed by the `problems` of other arguments.
     """
     tokens, lengths, source, mask = jax.device_get(
         (prompt, prompt_lengths, task.get("source"), task.get("source_mask"))
     )
     if source is not None and mask is None:
         mask = np.ones(source.shape, bool)
-    found = [
-        *_wrong_prompt(config, tokens, lengths, max_new_tokens, task.get("stop_token")),
-        *_wrong_source(config, len(tokens), source, mask),
+    own_problems = [
+        *_check_prompt(config, tokens, lengths, max_new_tokens, task.get("stop_token")),
+        *_check_source(config, len(tokens), source, mask),
     ]
-    raise_problems([*found, *problems])
+    raise_problems([*own_problems, *problems])
     longest = int(lengths.max(initial=1))
     used = np.arange(tokens.shape[1]) < lengths[:, None]
     check_ids("prompt ids", tokens[used], config.vocab_size, "vocab_size")
@@ -120,45 +119,51 @@ def make_prompt(
 def read_prompt(
     model: GenerativeModel, blocks: list[Any], prompt: Prompt, slots: int, new: int = 1
 ) -> tuple[Float32[Array, "B V"], list[Any]]:
-    """Return the logits after each row's last token, and a cache; inside `jax.jit`.
+    """Prefill the KV cache with prompts, inside of `jax.jit`.
 
     Parameters
     ----------
     model, blocks
-        The model, and its `unstacked_blocks()`.
+        Model and its `unstacked_blocks()`.
     prompt
-        The prompts.
+        Padded prompts.
     slots
-        Tokens, with the prompt's, that there must be room for.
+        Cache slots of a block without a window, for prompt and continuation.
     new
-        Tokens that are decoded at once.
+        Largest number of tokens of a decoding step.
+
+    Returns
+    -------
+    logits
+        Logits of the first new token of each row.
+    cache
+        KV cache of each block.
     """
-    kept: list[Any]
+    entries: list[Any]
     if isinstance(model, EncoderDecoder):
         assert prompt.source is not None
-        memory = model.encode(prompt.source, source_mask=prompt.source_mask)
-        hidden_BTD, kept = model.prefill(blocks, prompt.tokens, memory, prompt.source_mask)
+        encoded = model.encode(prompt.source, source_mask=prompt.source_mask)
+        hidden_BTD, entries = model.prefill(blocks, prompt.tokens, encoded, prompt.source_mask)
     else:
-        hidden_BTD, kept = model.prefill(blocks, prompt.tokens)
-    sizes = caches.cache_slots(model.config, slots, new)
+        hidden_BTD, entries = model.prefill(blocks, prompt.tokens)
+    sizes = cache_slots(model.config, slots, new)
     cache = [
-        caches.prefill_cache(entries, prompt.lengths, size)
-        for entries, size in zip(kept, sizes, strict=True)
+        prefill_cache(each, prompt.lengths, size) for each, size in zip(entries, sizes, strict=True)
     ]
     last_B11 = prompt.lengths[:, None, None] - 1
     return model.logits(jnp.take_along_axis(hidden_BTD, last_B11, axis=1))[:, 0], cache
 
 
 def bucket(length: int) -> int:
-    """Return the power of two, not too small, that a length is rounded up to."""
-    return max(_SMALLEST_BUCKET, 1 << (length - 1).bit_length())
+    """Round a length up to a power of two, at least 16."""
+    return max(_MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
 def input_sharding(params: Params) -> jax.sharding.Sharding | None:
-    """Return where inputs go: whole onto every device that holds parameters."""
+    """Return the sharding of inputs: replicated over the devices of the parameters."""
     leaf = jax.tree.leaves(params)[0]
     if not isinstance(leaf, jax.Array):
-        return None  # NumPy arrays go where JAX puts everything
+        return None  # NumPy arrays: the default device
     if isinstance(leaf.sharding, NamedSharding):
         whole = PartitionSpec()  # type: ignore[no-untyped-call]  # as jax is
         return NamedSharding(leaf.sharding.mesh, whole)
@@ -166,7 +171,7 @@ def input_sharding(params: Params) -> jax.sharding.Sharding | None:
 
 
 def params_platform(params: Params) -> str:
-    """Return the platform of the device that computes with these parameters."""
+    """Return the platform of the devices of the parameters."""
     leaf = jax.tree.leaves(params)[0]
     return (
         next(iter(leaf.devices())).platform
@@ -176,14 +181,14 @@ def params_platform(params: Params) -> str:
 
 
 def _padded(config: GenerativeConfig, x: np.ndarray, used: np.ndarray | None = None) -> np.ndarray:
-    """Pad rows to a bucket with zeros, which also stand where `used` is False."""
+    """Pad rows to a bucket with zeros; entries with `used` False become 0 too."""
     columns = max(min(bucket(x.shape[1]), config.max_seq_len), x.shape[1])
     out = np.zeros((len(x), columns), bool if x.dtype == bool else np.int32)
     out[:, : x.shape[1]] = x if used is None else np.where(used, x, 0)
     return out
 
 
-def _wrong_prompt(
+def _check_prompt(
     config: GenerativeConfig,
     tokens: np.ndarray,
     lengths: np.ndarray,
@@ -194,48 +199,49 @@ def _wrong_prompt(
     columns, longest = tokens.shape[1], int(lengths.max(initial=1))
     if len(lengths) != len(tokens):
         problems.append(
-            f"prompt has {len(tokens)} rows and prompt_lengths {len(lengths)}: give one for each"
+            f"prompt_lengths: got {len(lengths)}; expected one for each of the {len(tokens)} rows "
+            "of prompt"
         )
     if lengths.min(initial=1) < 1 or (len(lengths) and longest > columns):
         problems.append(
-            f"prompt_lengths are from {lengths.min()} to {longest} and prompt has {columns} "
-            f"columns: give lengths from 1 to {columns}"
+            f"prompt_lengths: got values from {lengths.min()} to {longest}; expected 1 to "
+            f"{columns}, the number of columns of prompt"
         )
     if new < 0:
-        problems.append(f"max_new_tokens is {new}: give 0 or more")
+        problems.append(f"max_new_tokens: got {new}; expected at least 0")
     elif longest + new > config.max_seq_len:
         problems.append(
-            f"the longest prompt has {longest} tokens, max_new_tokens is {new} and "
-            f"max_seq_len is {config.max_seq_len}: together they must not exceed max_seq_len"
+            f"max_new_tokens: got {new} after a prompt of {longest} tokens; expected a sum of at "
+            f"most max_seq_len {config.max_seq_len}; shorten the prompt or generate fewer tokens"
         )
     stops = stop_tokens(stop_token).tolist()
     if wrong := [stop for stop in stops if not 0 <= stop < config.vocab_size]:
         problems.append(
-            f"stop_token is {wrong} and vocab_size is {config.vocab_size}: give ids from 0 to "
-            f"{config.vocab_size - 1}"
+            f"stop_token: got {wrong}; expected ids from 0 to {config.vocab_size - 1}, as "
+            f"vocab_size is {config.vocab_size}"
         )
     return problems
 
 
-def _wrong_source(
+def _check_source(
     config: GenerativeConfig, rows: int, source: np.ndarray | None, mask: np.ndarray | None
 ) -> list[str]:
     if not isinstance(config, EncoderDecoderConfig):
         if source is None and mask is None:
             return []
-        return ["source or source_mask is given and the model has no encoder: leave them out"]
+        return ["source: got a source for a model without an encoder; expected None; omit it"]
     if source is None:
-        return ["source is None and the model is an encoder-decoder: give the ids that it reads"]
+        return ["source: got None for an encoder-decoder; expected source token ids; give them"]
     assert mask is not None
     problems = []
     if len(source) != rows or mask.shape != source.shape:
         problems.append(
-            f"prompt has {rows} rows, source is {list(source.shape)} and source_mask "
-            f"{list(mask.shape)}: give a row for each prompt, and a mask of the source's shape"
+            f"source: got shape {list(source.shape)} with a mask of shape {list(mask.shape)}; "
+            f"expected a row for each of the {rows} prompts, and a mask of the same shape"
         )
     if source.shape[1] > config.max_seq_len:
         problems.append(
-            f"source has {source.shape[1]} tokens and max_seq_len is {config.max_seq_len}: "
-            "give a shorter source"
+            f"source: got {source.shape[1]} tokens; expected at most max_seq_len "
+            f"{config.max_seq_len}; shorten the source"
         )
     return problems

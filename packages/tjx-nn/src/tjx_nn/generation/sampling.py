@@ -1,9 +1,9 @@
-"""From logits to a token: repetition penalty, temperature, filters, and the draw.
+"""Sampling of tokens from logits: repetition penalty, temperature, top-k, top-p and min-p.
 
-The order is: repetition penalty, temperature, top-k, top-p of what top-k left, min-p. All numbers
-are traced, so that new ones run the program that is compiled; None leaves a step out of it.
+The steps apply in this order; top-p applies to what top-k keeps. All numbers are traced, so new
+values do not recompile; None leaves a step out of the program.
 
-Axes in names: B batch (rows), V vocabulary.
+Axes in names: B batch (rows), V vocabulary, S stop tokens.
 """
 
 import math
@@ -19,19 +19,19 @@ Number = Float32[Array, ""]
 
 
 class SamplingOptions(TypedDict, total=False):
-    """What a caller may say of how tokens are chosen; `Sampling` explains the numbers.
+    """Sampling options of a caller; `SamplingParams` describes the numbers.
 
     Attributes
     ----------
     temperature
-        0, the default, takes the likeliest token (greedy).
+        Temperature; 0, the default, is greedy decoding.
     top_k, top_p, min_p, repetition_penalty
-        None leaves the step out.
+        Filters and penalty; None disables a step.
     key
-        Key of the draws.
+        PRNG key.
     seeds
-        An integer of 32 bits for each row; with the key it decides what the row draws. None is the
-        number of the row. Temperature above 0 needs seeds or a key.
+        32-bit integer for each row, which together with the key determines the row's samples. None
+        is the index of the row. A temperature above 0 needs seeds or a key.
     """
 
     temperature: float
@@ -44,27 +44,27 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class SamplingParams(NamedTuple):
-    """How a token is chosen.
+    """Sampling parameters as arrays.
 
     Attributes
     ----------
     temperature
-        Divides the logits; None takes the likeliest token (greedy), whatever the filters are.
+        Divisor of the logits; None is greedy decoding, which ignores the filters.
     top_k
-        Only this many likeliest tokens can be drawn, and those as likely as the last of them.
+        Number of most probable tokens to keep; ties with the last one are kept too.
     top_p
-        Only the smallest set of likeliest tokens whose probabilities sum to this, with the token
-        that reaches the sum (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration").
+        Keep the smallest set of most probable tokens whose probabilities reach this sum (Holtzman
+        et al. 2020, "The Curious Case of Neural Text Degeneration").
     min_p
-        Only tokens at least this many times as probable as the likeliest (Nguyen et al. 2024, "Min
+        Keep tokens with at least this fraction of the largest probability (Nguyen et al. 2024, "Min
         P Sampling").
     repetition_penalty
-        Positive logits of tokens that the row has are divided by it, negative ones multiplied
-        (Keskar et al. 2019, "CTRL", section 4.1).
+        Divisor of positive logits, and factor of negative logits, of tokens that already occur in
+        the row (Keskar et al. 2019, "CTRL", section 4.1).
     key
-        Of all rows' draws; None is key 0.
+        PRNG key of all rows; None is `jax.random.key(0)`.
     seeds
-        Of each row's draws, uint32 [batch].
+        Seed of each row, uint32 [batch].
     """
 
     temperature: Number | None = None
@@ -77,14 +77,17 @@ class SamplingParams(NamedTuple):
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
+        """Whether decoding is greedy."""
         return self.temperature is None
 
 
 def make_sampling(rows: int, options: SamplingOptions) -> SamplingParams:
-    """Return the options as NumPy scalars; greedy ones need no filters, no key and no seeds.
+    """Convert sampling options to NumPy scalars; greedy decoding drops filters, key and seeds.
 
-    With ``jax_debug_key_reuse`` a key that was used before raises `jax.errors.KeyReuseError`.
+    Raises
+    ------
+    jax.errors.KeyReuseError
+        With ``jax_debug_key_reuse``, if the key was used before.
     """
 
     def number(name: Literal["temperature", "top_p", "min_p", "repetition_penalty"]) -> Any:
@@ -96,7 +99,7 @@ def make_sampling(rows: int, options: SamplingOptions) -> SamplingParams:
         return SamplingParams(repetition_penalty=penalty)
     key = options.get("key")
     if jax.config.jax_debug_key_reuse and key is not None:
-        # Draws fold numbers into the key, which JAX does not count as its use.
+        # JAX does not count `fold_in` as a use of the key; drawing bits is one.
         with jax.transfer_guard("allow"):
             jax.random.bits(key)
     top_k = options.get("top_k")
@@ -107,33 +110,35 @@ def make_sampling(rows: int, options: SamplingOptions) -> SamplingParams:
 
 
 def check_sampling(vocab_size: int, rows: int, options: SamplingOptions) -> list[str]:
-    """Say what is wrong with the options, a line each."""
+    """List the errors in sampling options."""
     problems = []
     temperature = options.get("temperature", 0.0)
     if not 0 <= temperature < math.inf:
-        problems.append(f"temperature is {temperature}: give 0 (greedy) or more")
+        problems.append(
+            f"temperature: got {temperature}; expected 0 (greedy) or a finite positive number"
+        )
     elif temperature and options.get("key") is None and options.get("seeds") is None:
         problems.append(
-            f"temperature is {temperature} and key and seeds are None: give a key or seeds to "
-            "sample with"
+            f"temperature: got {temperature} without key and seeds; expected a key or seeds for "
+            "sampling; give one, or temperature 0"
         )
     top_k = options.get("top_k")
     if top_k is not None and not 1 <= top_k <= vocab_size:
-        problems.append(
-            f"top_k is {top_k} and vocab_size is {vocab_size}: give 1 to {vocab_size}, or None"
-        )
+        problems.append(f"top_k: got {top_k}; expected 1 to vocab_size {vocab_size}, or None")
     if (top_p := options.get("top_p")) is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p is {top_p}: give a probability above 0 and up to 1, or None")
+        problems.append(f"top_p: got {top_p}; expected a probability in (0, 1], or None")
     if (min_p := options.get("min_p")) is not None and not 0 <= min_p <= 1:
-        problems.append(f"min_p is {min_p}: give a share of the largest probability, 0 to 1")
+        problems.append(f"min_p: got {min_p}; expected a fraction in [0, 1], or None")
     penalty = options.get("repetition_penalty")
     if penalty is not None and not 0 < penalty < math.inf:
-        problems.append(f"repetition_penalty is {penalty}: give a number above 0; 1 does nothing")
+        problems.append(
+            f"repetition_penalty: got {penalty}; expected a finite positive number, or None"
+        )
     seeds = _seeds(options, rows)
     if seeds.shape != (rows,) or seeds.min(initial=0) < -(2**31) or seeds.max(initial=0) >= 2**32:
         problems.append(
-            f"seeds have the shape {list(seeds.shape)} and are from {seeds.min(initial=0)} to "
-            f"{seeds.max(initial=0)}: give {rows}, of 32 bits"
+            f"seeds: got shape {list(seeds.shape)} with values from {seeds.min(initial=0)} to "
+            f"{seeds.max(initial=0)}; expected shape [{rows}] of 32-bit integers"
         )
     return problems
 
@@ -143,24 +148,70 @@ def _seeds(options: SamplingOptions, rows: int) -> np.ndarray:
     return np.arange(rows) if seeds is None else np.asarray(jax.device_get(seeds), np.int64)
 
 
+def sample(
+    logits: Float32[Array, "B V"],
+    key: Array,
+    *,
+    temperature: float | Array = 1.0,
+    top_k: int | Array | None = None,
+    top_p: float | Array | None = None,
+    min_p: float | Array | None = None,
+) -> Int[Array, " B"]:
+    """Sample a token id from each row of logits.
+
+    Parameters
+    ----------
+    logits
+        Logits, float32 [batch, vocabulary].
+    key
+        PRNG key.
+    temperature
+        Positive divisor of the logits. For greedy decoding use ``logits.argmax(-1)``.
+    top_k, top_p, min_p
+        Filters as in `SamplingParams`; None disables a filter.
+
+    Returns
+    -------
+    Array
+        Token ids, int32 [batch].
+
+    Examples
+    --------
+    >>> from tjx_nn import sample
+    >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
+    >>> sample(logits, jax.random.key(0), temperature=0.7, top_k=1).tolist()
+    [0, 2]
+    """
+    numbers = [None if x is None else jnp.float32(x) for x in (temperature, top_p, min_p)]
+    temperature_, top_p_, min_p_ = numbers
+    k = None if top_k is None else jnp.int32(top_k)
+    filtered = filter_logits(logits, SamplingParams(temperature_, k, top_p_, min_p_))
+    return jax.random.categorical(key, filtered).astype(jnp.int32)
+
+
 def sample_tokens(
     logits_BV: Float32[Array, "B V"],
     sampling: SamplingParams,
     step: Int[Array, "..."],
     seen_BV: Bool[Array, "B V"] | None = None,
 ) -> Int[Array, " B"]:
-    """Return a token for each row, int32.
+    """Choose the next token of each row, greedily or by sampling.
 
     Parameters
     ----------
     logits_BV
-        The model's.
+        Logits of the model.
     sampling
-        How to choose.
+        Sampling parameters.
     step
-        Number of the draw, the same for all rows or one for each; each has a key of its own.
+        Index of the generated token, for all rows or for each; it is folded into the keys.
     seen_BV
-        Which tokens each row has, in prompt and continuation; for the repetition penalty.
+        Tokens that occur in each row (prompt and continuation), for the repetition penalty.
+
+    Returns
+    -------
+    Array
+        Token ids, int32 [batch].
     """
     if sampling.repetition_penalty is not None:
         assert seen_BV is not None
@@ -173,7 +224,7 @@ def sample_tokens(
 def apply_repetition_penalty(
     logits_BV: Float32[Array, "B V"], seen_BV: Bool[Array, "B V"], penalty: Number
 ) -> Float32[Array, "B V"]:
-    """Make tokens that a row has less likely."""
+    """Apply the repetition penalty to tokens that occur in a row."""
     lower_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     return jnp.where(seen_BV, lower_BV, logits_BV)
 
@@ -181,9 +232,9 @@ def apply_repetition_penalty(
 def filter_logits(
     logits_BV: Float32[Array, "B V"], sampling: SamplingParams
 ) -> Float32[Array, "B V"]:
-    """Return logits of the distribution to draw from: temperature and filters; -inf is never drawn.
+    """Apply temperature, top-k, top-p and min-p; logits of removed tokens become -inf.
 
-    Tokens that are as likely as the last one that is kept are kept too.
+    Ties with the least probable kept token are kept.
     """
     assert sampling.temperature is not None
     top_k, top_p, min_p = sampling.top_k, sampling.top_p, sampling.min_p
@@ -197,7 +248,7 @@ def filter_logits(
             kept_BV = jnp.broadcast_to(jnp.arange(logits_BV.shape[1])[None] < top_k, kept_BV.shape)
         if top_p is not None:
             p_BV = jax.nn.softmax(jnp.where(kept_BV, sorted_BV, -jnp.inf), -1)
-            # What comes before a token: with rounding, the sum may be above 1 before the last one.
+            # Sum of the preceding tokens; by rounding it can exceed 1 before the last token.
             kept_BV &= (jnp.cumsum(p_BV, -1) - p_BV < top_p) | (top_p >= 1)
         least_B1 = jnp.where(kept_BV, sorted_BV, jnp.inf).min(-1, keepdims=True)
     if min_p is not None:
@@ -208,14 +259,14 @@ def filter_logits(
 def probabilities(
     logits_BV: Float32[Array, "B V"], sampling: SamplingParams
 ) -> Float32[Array, "B V"]:
-    """Return the distribution that `choose` draws from, but for the repetition penalty."""
+    """Return the distribution of `sample_tokens`, without the repetition penalty."""
     if sampling.greedy:
         return jax.nn.one_hot(logits_BV.argmax(-1), logits_BV.shape[-1], dtype=jnp.float32)
     return jax.nn.softmax(filter_logits(logits_BV, sampling), -1)
 
 
 def row_keys(sampling: SamplingParams, step: Int[Array, "..."]) -> Key[Array, " B"]:
-    """Return a key for each row; it depends on key, the row's seed and the step alone."""
+    """Derive the PRNG key of each row from the key, the row's seed and the step."""
     assert sampling.seeds is not None
     key = jax.random.key(0) if sampling.key is None else sampling.key
     seeds_B, fold = sampling.seeds, jax.random.fold_in
@@ -227,25 +278,25 @@ def row_keys(sampling: SamplingParams, step: Int[Array, "..."]) -> Key[Array, " 
 def sample_categorical(
     keys_B: Key[Array, " B"], logits_BV: Float32[Array, "B V"]
 ) -> Int[Array, " B"]:
-    """Draw a token for each row, int32."""
+    """Sample from the softmax of each row with its own key; int32."""
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
 def log_probs_of(
     logits_BV: Float32[Array, "B V"], tokens_B: Int[Array, " B"]
 ) -> Float32[Array, " B"]:
-    """Return the natural logarithm of the probability that the logits give each row's token."""
+    """Compute the log-probability of each row's token, in nats."""
     chosen_B1 = jnp.take_along_axis(logits_BV, tokens_B[:, None], 1)
     return chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, -1)
 
 
 def matches_any(tokens_B: Int[Array, " B"], stop_S: Int[Array, " S"]) -> Bool[Array, " B"]:
-    """Return which tokens are among `stop_S`."""
+    """Return whether each token is one of `stop_S`."""
     return (tokens_B[:, None] == stop_S[None]).any(-1)
 
 
 def stop_tokens(stop_token: int | Sequence[int] | None) -> Any:
-    """Return the stop tokens as int32 [number]."""
+    """Convert one or several stop tokens to an int32 array [number of stop tokens]."""
     if stop_token is None:
         return np.zeros(0, np.int32)
     return np.atleast_1d(np.asarray(stop_token, np.int32))

@@ -1,12 +1,12 @@
-"""Speculative decoding: a small model guesses tokens, the large one reads them all at once.
+"""Speculative decoding: a draft model proposes tokens that the target model verifies in one pass.
 
-A guess x of the draft's distribution q is kept with probability min(1, p(x) / q(x)), where p is the
-target's distribution; the first one that is not is drawn anew from what p has more than q. What
-comes out has exactly the target's distribution. Leviathan et al. 2023, "Fast Inference from
+A proposal x from the draft distribution q is accepted with probability min(1, p(x) / q(x)), where p
+is the target distribution; the first rejected one is resampled from max(p - q, 0), normalized. The
+output has exactly the target distribution. Leviathan et al. 2023, "Fast Inference from
 Transformers via Speculative Decoding", algorithm 1; Chen et al. 2023, "Accelerating Large Language
 Model Decoding with Speculative Sampling".
 
-Axes in names: B batch, G guesses, V vocabulary, T new tokens.
+Axes in names: B batch, G proposals, V vocabulary, T new tokens.
 """
 
 import functools
@@ -28,7 +28,7 @@ from tjx_nn.generation.sampling import (
     row_keys,
     sample_tokens,
 )
-from tjx_nn.tokens import Ids
+from tjx_nn.inputs import Ids
 
 
 def speculative_generate(
@@ -43,33 +43,33 @@ def speculative_generate(
     draft_tokens: int = 4,
     **arguments: Unpack[GenerationOptions],
 ) -> tuple[Int[Array, "B new"], Float32[Array, ""]]:
-    """Continue each prompt as `generate` does, with a draft model's guesses; outside `jax.jit`.
+    """Generate as `generate`, faster by verifying the proposals of a draft model.
 
-    Greedy, the tokens are those of `generate`; drawn, they have the same distribution, filters
-    included, but are others.
+    Greedy decoding returns the tokens of `generate`. Sampling returns other tokens of the same
+    distribution, filters included.
 
     Parameters
     ----------
     config, params
-        The model, the target.
+        Target model.
     draft_config, draft_params
-        A smaller model with the same vocabulary.
+        Draft model: smaller, with the same vocabulary.
     prompt, prompt_lengths, max_new_tokens, **arguments
-        As for `generate`; there is no repetition_penalty.
+        As for `generate`, without repetition_penalty.
     draft_tokens
-        Guesses at a time.
+        Number of proposals for each pass of the target model.
 
     Returns
     -------
     tokens : int32 [batch, max_new_tokens]
-        As those of `generate`.
+        Generated tokens, as from `generate`.
     acceptance : float32 scalar
-        The fraction of guesses that were kept; 0 where there were none.
+        Fraction of accepted proposals; 0 without proposals.
 
     Raises
     ------
     ValueError
-        Naming everything that is wrong with the arguments, one a line.
+        If arguments are invalid, with a line for each error.
 
     Examples
     --------
@@ -86,19 +86,21 @@ def speculative_generate(
     """
     problems = []
     if draft_tokens < 1:
-        problems.append(f"draft_tokens is {draft_tokens}: give at least 1")
+        problems.append(f"draft_tokens: got {draft_tokens}; expected at least 1")
     if draft_config.vocab_size != config.vocab_size:
         problems.append(
-            f"the draft's vocab_size is {draft_config.vocab_size} and the target's "
-            f"{config.vocab_size}: give a draft with the same vocabulary"
+            f"draft_config.vocab_size: got {draft_config.vocab_size}; expected "
+            f"{config.vocab_size}, that of the target; use a draft model with the same vocabulary"
         )
     if draft_config.max_seq_len < config.max_seq_len:
         problems.append(
-            f"the draft's max_seq_len is {draft_config.max_seq_len} and the target's "
-            f"{config.max_seq_len}: give a draft for sequences as long"
+            f"draft_config.max_seq_len: got {draft_config.max_seq_len}; expected at least "
+            f"{config.max_seq_len}, that of the target; use a draft model for longer sequences"
         )
     if arguments.get("repetition_penalty") is not None:
-        problems.append("repetition_penalty is given: a draft's guesses have none, leave it out")
+        problems.append(
+            "repetition_penalty: got a number; expected None, as proposals have no penalty; omit it"
+        )
     request = make_request(
         config, params, prompt, prompt_lengths, max_new_tokens, arguments, problems
     )
@@ -111,31 +113,47 @@ def speculative_generate(
         request,
         configs=(config, draft_config),
         capacity=min(bucket(max_new_tokens), config.max_seq_len),
-        guesses=draft_tokens,
+        proposals=draft_tokens,
     )
     return jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=1), acceptance
 
 
 class _State(NamedTuple):
-    """Row b has chosen made[b] tokens; the last of them is in neither cache yet."""
+    """State of the decoding loop.
 
-    made: Int[Array, " B"]
+    Attributes
+    ----------
+    count
+        Number of generated tokens of each row.
+    last
+        Last token of each row; it is in neither KV cache yet.
+    done
+        Whether a row is finished.
+    tokens
+        Generated tokens.
+    caches
+        KV caches of target and draft.
+    accepted, proposed
+        Numbers of accepted and of all proposals.
+    """
+
+    count: Int[Array, " B"]
     last: Int[Array, " B"]
     done: Bool[Array, " B"]
     tokens: Int[Array, "B T"]
     caches: list[Any]
-    kept: Int[Array, ""]
-    guessed: Int[Array, ""]
+    accepted: Int[Array, ""]
+    proposed: Int[Array, ""]
 
 
-@functools.partial(jax.jit, static_argnames=("configs", "capacity", "guesses"))
+@functools.partial(jax.jit, static_argnames=("configs", "capacity", "proposals"))
 def _speculate(
     weights: tuple[DecodeWeights, DecodeWeights],
     request: GenerationRequest,
     *,
     configs: tuple[GenerativeConfig, GenerativeConfig],
     capacity: int,
-    guesses: int,
+    proposals: int,
 ) -> tuple[Int[Array, "B T"], Float32[Array, ""]]:
     models: list[Any] = [
         bind_decode_weights(config, each) for config, each in zip(configs, weights, strict=True)
@@ -143,68 +161,68 @@ def _speculate(
     target, draft = (each.blocks for each in weights)
     prompt, sampling = request.prompt, request.sampling
     lengths_B, batch = prompt.lengths, len(prompt.lengths)
-    # Guesses go beyond the end; what they write there is never read.
-    slots = prompt.tokens.shape[1] + capacity + guesses
+    # Proposals can exceed the end of a row; the entries that they write there are never read.
+    slots = prompt.tokens.shape[1] + capacity + proposals
     (logits_BV, cache), (_, draft_cache) = (
-        read_prompt(model, each.blocks, prompt, slots, new=guesses + 1)
+        read_prompt(model, each.blocks, prompt, slots, new=proposals + 1)
         for model, each in zip(models, weights, strict=True)
     )
-    step_G = jnp.arange(guesses + 1)
+    step_G = jnp.arange(proposals + 1)
 
-    def guess(state: _State, keys_BG: Key[Array, "B G"] | None) -> tuple[Any, Array, Array]:
-        """Return the draft's cache, guesses [B, G] and their distributions [B, G, V]."""
+    def propose(state: _State, keys_BG: Key[Array, "B G"] | None) -> tuple[Any, Array, Array]:
+        """Return the draft cache, proposals [B, G] and their distributions [B, G, V]."""
 
         def step(carry: tuple[Array, Any], index: Array) -> Any:
             token_B, cache = carry
-            positions_B1 = (lengths_B + state.made - 1 + index)[:, None]
+            positions_B1 = (lengths_B + state.count - 1 + index)[:, None]
             logits_B1V, cache = models[1].decode(draft, token_B[:, None], positions_B1, cache)
             q_BV = probabilities(logits_B1V[:, 0], sampling)
             token_B = _draw(q_BV, None if keys_BG is None else keys_BG[:, index])
             return (token_B, cache), (token_B, q_BV)
 
-        # The last guess is only read, so that the cache has it when all are kept.
+        # The extra step writes the last proposal to the cache, in case all are accepted.
         (_, cache), (x_GB, q_GBV) = jax.lax.scan(step, (state.last, state.caches[1]), step_G)
         return cache, x_GB.swapaxes(0, 1)[:, :-1], q_GBV.swapaxes(0, 1)[:, :-1]
 
-    def turn(state: _State) -> _State:
-        keys = None if sampling.greedy else _keys(sampling, state.made, guesses)
-        draft_cache, x_BG, q_BGV = guess(state, None if keys is None else keys[0])
+    def iterate(state: _State) -> _State:
+        keys = None if sampling.greedy else _keys(sampling, state.count, proposals)
+        draft_cache, x_BG, q_BGV = propose(state, None if keys is None else keys[0])
         read = jnp.concatenate([state.last[:, None], x_BG], 1)
-        positions = (lengths_B + state.made - 1)[:, None] + step_G[None]
+        positions = (lengths_B + state.count - 1)[:, None] + step_G[None]
         logits, cache = models[0].decode(target, read, positions, state.caches[0])
         p = probabilities(logits.reshape(-1, logits.shape[-1]), sampling).reshape(logits.shape)
-        new_BT, kept_B = _verify(x_BG, q_BGV, p, None if keys is None else keys[1:])
-        return _advance(state, request, new_BT, kept_B, [cache, draft_cache])
+        new_BT, accepted_B = _verify(x_BG, q_BGV, p, None if keys is None else keys[1:])
+        return _advance(state, request, new_BT, accepted_B, [cache, draft_cache])
 
-    def more(state: _State) -> Array:
-        going_on: Array = ~state.done.all()
-        return going_on
+    def is_unfinished(state: _State) -> Array:
+        unfinished: Array = ~state.done.all()
+        return unfinished
 
     first_B = sample_tokens(logits_BV, sampling, jnp.int32(0))
-    tokens_BT = jnp.zeros((batch, capacity + guesses + 1), jnp.int32).at[:, 0].set(first_B)
+    tokens_BT = jnp.zeros((batch, capacity + proposals + 1), jnp.int32).at[:, 0].set(first_B)
     count_B, zero = jnp.ones(batch, jnp.int32), jnp.int32(0)
     done_B = matches_any(first_B, request.stop) | (count_B >= request.limit)
     state = _State(count_B, first_B, done_B, tokens_BT, [cache, draft_cache], zero, zero)
-    state = jax.lax.while_loop(more, turn, state)
-    chosen_BT = jnp.arange(tokens_BT.shape[1])[None] < state.made[:, None]
+    state = jax.lax.while_loop(is_unfinished, iterate, state)
+    chosen_BT = jnp.arange(tokens_BT.shape[1])[None] < state.count[:, None]
     tokens_BT = jnp.where(chosen_BT, state.tokens, state.last[:, None])
-    return tokens_BT[:, :capacity], state.kept / jnp.maximum(state.guessed, 1)
+    return tokens_BT[:, :capacity], state.accepted / jnp.maximum(state.proposed, 1)
 
 
 def _advance(
-    state: _State, request: GenerationRequest, new_BT: Array, kept_B: Array, caches: list[Any]
+    state: _State, request: GenerationRequest, new_BT: Array, accepted_B: Array, caches: list[Any]
 ) -> _State:
-    """Take the guesses that were kept, and the token after them, up to the end of each row."""
+    """Append the accepted proposals and the token after them, up to the end of each row."""
     index_1T = jnp.arange(new_BT.shape[1])[None]
     stop_BT = (new_BT[:, :, None] == request.stop[None, None]).any(-1)
-    stop_BT &= index_1T <= kept_B[:, None]
-    until_stop_B = jnp.where(stop_BT.any(1), stop_BT.argmax(1), kept_B) + 1
-    taken_B = jnp.minimum(until_stop_B, request.limit - state.made)
-    taken_B = jnp.where(state.done, 0, taken_B)
-    # What is written beyond the taken ones is written again, or lies behind the row's end.
-    rows_B1 = jnp.arange(len(kept_B))[:, None]
-    tokens_BT = state.tokens.at[rows_B1, state.made[:, None] + index_1T].set(new_BT)
-    count_B = state.made + taken_B
+    stop_BT &= index_1T <= accepted_B[:, None]
+    until_stop_B = jnp.where(stop_BT.any(1), stop_BT.argmax(1), accepted_B) + 1
+    appended_B = jnp.minimum(until_stop_B, request.limit - state.count)
+    appended_B = jnp.where(state.done, 0, appended_B)
+    # Columns after the appended tokens are overwritten later, or are beyond the end of the row.
+    rows_B1 = jnp.arange(len(accepted_B))[:, None]
+    tokens_BT = state.tokens.at[rows_B1, state.count[:, None] + index_1T].set(new_BT)
+    count_B = state.count + appended_B
     last_B = jnp.take_along_axis(tokens_BT, count_B[:, None] - 1, 1)[:, 0]
     active_B = ~state.done
     return _State(
@@ -213,8 +231,8 @@ def _advance(
         state.done | matches_any(last_B, request.stop) | (count_B >= request.limit),
         tokens_BT,
         caches,
-        state.kept + jnp.sum(kept_B * active_B),
-        state.guessed + (new_BT.shape[1] - 1) * jnp.sum(active_B),
+        state.accepted + jnp.sum(accepted_B * active_B),
+        state.proposed + (new_BT.shape[1] - 1) * jnp.sum(active_B),
     )
 
 
@@ -224,39 +242,43 @@ def _verify(
     p_BTV: Float32[Array, "B T V"],
     keys: tuple[Array, Array] | None,
 ) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
-    """Return the guesses with a new token at the first that is not kept, and how many are kept.
+    """Return the proposals with a resampled token after the accepted ones, and their number.
 
-    `p_BTV` has one distribution more than there are guesses: that of the token after all of them.
+    `p_BTV` has one more distribution than there are proposals: that of the token after them.
     """
-    batch, guesses = x_BG.shape
+    batch, proposals = x_BG.shape
     p_BG, q_BG = (
         jnp.take_along_axis(d, x_BG[:, :, None], 2)[:, :, 0] for d in (p_BTV[:, :-1], q_BGV)
     )
     u_BG = jnp.zeros(x_BG.shape)  # greedy: p and q are 0 or 1
     if keys is not None:
-        u_BG = jax.vmap(lambda key: jax.random.uniform(key, (guesses,)))(keys[0])
-    kept_B = jnp.cumprod(u_BG * q_BG < p_BG, axis=1, dtype=jnp.int32).sum(1)
-    # After the last guess there is no q to take away.
+        u_BG = jax.vmap(lambda key: jax.random.uniform(key, (proposals,)))(keys[0])
+    accepted_B = jnp.cumprod(u_BG * q_BG < p_BG, axis=1, dtype=jnp.int32).sum(1)
+    # The token after all proposals has q = 0.
     q_BTV = jnp.pad(q_BGV, ((0, 0), (0, 1), (0, 0)))
-    p_BV, q_BV = (jnp.take_along_axis(d, kept_B[:, None, None], 1)[:, 0] for d in (p_BTV, q_BTV))
-    more_BV = jnp.maximum(p_BV - q_BV, 0)
-    # Nothing is left only where rounding has made p and q equal.
-    more_BV = jnp.where(more_BV.sum(1, keepdims=True) > 0, more_BV, p_BV)
-    token_B = _draw(more_BV, None if keys is None else keys[1])
+    p_BV, q_BV = (
+        jnp.take_along_axis(d, accepted_B[:, None, None], 1)[:, 0] for d in (p_BTV, q_BTV)
+    )
+    residual_BV = jnp.maximum(p_BV - q_BV, 0)
+    # The residual is 0 everywhere only if p equals q up to rounding.
+    residual_BV = jnp.where(residual_BV.sum(1, keepdims=True) > 0, residual_BV, p_BV)
+    token_B = _draw(residual_BV, None if keys is None else keys[1])
     new_BT = jnp.pad(x_BG, ((0, 0), (0, 1)))
-    return new_BT.at[jnp.arange(batch), kept_B].set(token_B), kept_B
+    return new_BT.at[jnp.arange(batch), accepted_B].set(token_B), accepted_B
 
 
 def _draw(p_BV: Float32[Array, "B V"], keys_B: Key[Array, " B"] | None) -> Int[Array, " B"]:
-    """Draw from distributions that need not sum to 1; without keys take the likeliest."""
+    """Sample from unnormalized distributions; without keys take the most probable token."""
     if keys_B is None:
         return p_BV.argmax(-1).astype(jnp.int32)
     return jax.vmap(jax.random.categorical)(keys_B, jnp.log(p_BV)).astype(jnp.int32)
 
 
 def _keys(
-    sampling: SamplingParams, count_B: Int[Array, " B"], guesses: int
+    sampling: SamplingParams, count_B: Int[Array, " B"], proposals: int
 ) -> tuple[Key[Array, "B G"], Key[Array, " B"], Key[Array, " B"]]:
-    """Return keys of each row's guesses, of keeping them, and of the token after them."""
-    keys_BK = jax.vmap(lambda key: jax.random.split(key, guesses + 3))(row_keys(sampling, count_B))
+    """Derive the PRNG keys of proposals, of their acceptance and of the token after them."""
+    keys_BK = jax.vmap(lambda key: jax.random.split(key, proposals + 3))(
+        row_keys(sampling, count_B)
+    )
     return keys_BK[:, 2:], keys_BK[:, 0], keys_BK[:, 1]

@@ -1,6 +1,6 @@
-"""Models in the format of Hugging Face transformers: read, written, fetched from the hub.
+"""Hugging Face transformers checkpoints: load, save and download from the hub.
 
-A folder holds a config.json and safetensors files. Needs the extra: `pip install 'tjx-nn[hf]'`.
+A checkpoint folder has a config.json and safetensors files. Requires `pip install 'tjx-nn[hf]'`.
 """
 
 from tjx_nn.hf.load_save import load as load

@@ -1,43 +1,43 @@
-"""The encoder-decoder as BART has it: `BartForConditionalGeneration`."""
+"""BART (`BartForConditionalGeneration`), an encoder-decoder."""
 
 from tjx_nn.hf.family import (
     PLAIN_ACTIVATIONS,
     FieldMapping,
     ModelFamily,
     TensorMapping,
-    after_rows,
     leading_axes,
     linear,
     norm,
+    offset_rows,
     same,
     tensor,
 )
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 
 
-def _attention(ours: str, theirs: str) -> list[TensorMapping]:
+def _attention(param: str, tensor_name: str) -> list[TensorMapping]:
     return [
-        *linear(f"{ours}.query", f"{theirs}.q_proj"),
-        *linear(f"{ours}.key", f"{theirs}.k_proj"),
-        *linear(f"{ours}.value", f"{theirs}.v_proj"),
-        *linear(f"{ours}.out", f"{theirs}.out_proj"),
+        *linear(f"{param}.query", f"{tensor_name}.q_proj"),
+        *linear(f"{param}.key", f"{tensor_name}.k_proj"),
+        *linear(f"{param}.value", f"{tensor_name}.v_proj"),
+        *linear(f"{param}.out", f"{tensor_name}.out_proj"),
     ]
 
 
-def _block(ours: str, theirs: str) -> list[TensorMapping]:
+def _block(param: str, tensor_name: str) -> list[TensorMapping]:
     return [
-        *_attention(f"{ours}.attention", f"{theirs}.self_attn"),
-        *norm(f"{ours}.ln_1", f"{theirs}.self_attn_layer_norm"),
-        *linear(f"{ours}.mlp.up", f"{theirs}.fc1"),
-        *linear(f"{ours}.mlp.down", f"{theirs}.fc2"),
-        *norm(f"{ours}.ln_2", f"{theirs}.final_layer_norm"),
+        *_attention(f"{param}.attention", f"{tensor_name}.self_attn"),
+        *norm(f"{param}.ln_1", f"{tensor_name}.self_attn_layer_norm"),
+        *linear(f"{param}.mlp.up", f"{tensor_name}.fc1"),
+        *linear(f"{param}.mlp.down", f"{tensor_name}.fc2"),
+        *norm(f"{param}.ln_2", f"{tensor_name}.final_layer_norm"),
     ]
 
 
-# BART counts positions from 2: the first two rows of its tables are never read.
-_POSITIONS = after_rows(2)
+# Positions of BART start at 2: the first two rows of its position tables are unused.
+_POSITIONS = offset_rows(2)
 _ENCODER, _DECODER = "model.encoder", "model.decoder"
-_ROWS = [
+_TENSORS = [
     *tensor("wte.embedding", "model.shared.weight"),
     *tensor("encoder_wpe.embedding", f"{_ENCODER}.embed_positions.weight", _POSITIONS),
     *norm("encoder_ln_e", f"{_ENCODER}.layernorm_embedding"),
@@ -64,7 +64,7 @@ BART = ModelFamily(
         "tied_head": True,
         "logit_bias": True,
     },
-    # Dropout inside the MLP and of whole layers, which we do not have, only matter for training.
+    # activation_dropout and layerdrop have no tjx field; they affect only training.
     fields=[
         same("vocab_size", "vocab_size", 50265),
         same("max_seq_len", "max_position_embeddings", 1024),
@@ -84,7 +84,7 @@ BART = ModelFamily(
     ],
     features={"tie_word_embeddings": True},
     fills={"bias": True, "logit_bias": True},
-    rows=lambda _: _ROWS,
+    tensors=lambda _: _TENSORS,
     tied=dict.fromkeys(
         [f"{_ENCODER}.embed_tokens.weight", f"{_DECODER}.embed_tokens.weight", "lm_head.weight"],
         "model.shared.weight",

@@ -1,4 +1,4 @@
-"""BERT with its head for hidden tokens: `BertForMaskedLM`."""
+"""BERT with the masked-language-model head (`BertForMaskedLM`)."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from tjx_nn.models.bert_config import BertConfig
 
 
 def _write_types(config: BertConfig) -> dict[str, Any]:
-    # It has at least one, whose vector is added to all tokens.
+    # transformers requires at least one token type.
     return {"type_vocab_size": max(1, config.n_token_types)}
 
 
 _LAYER = "bert.encoder.layer.{layer}"
 _TABLES = "bert.embeddings"
 _HEAD = "cls.predictions"
-_ROWS = [
+_TENSORS = [
     *tensor("wte.embedding", f"{_TABLES}.word_embeddings.weight"),
     *tensor("wpe.embedding", f"{_TABLES}.position_embeddings.weight"),
     *tensor("wtt.embedding", f"{_TABLES}.token_type_embeddings.weight"),
@@ -74,12 +74,12 @@ BERT = ModelFamily(
     },
     write_extra=_write_types,
     fills={"bias": True},
-    rows=lambda _: _ROWS,
+    tensors=lambda _: _TENSORS,
     tied={
         f"{_HEAD}.decoder.weight": f"{_TABLES}.word_embeddings.weight",
         f"{_HEAD}.decoder.bias": f"{_HEAD}.bias",
     },
-    # Heads of other tasks, which Google's weights on the hub have besides, and a constant.
+    # Heads of other tasks in the checkpoints of Google on the hub, and a constant buffer.
     ignored=[r"^bert\.pooler\.", r"^cls\.seq_relationship\.", r"\.position_ids$"],
     renamed=[(r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")],
 )

@@ -1,4 +1,4 @@
-"""Parameters: theirs as ours, and ours as theirs, by a family's table."""
+"""Conversion of parameters between transformers tensors and tjx, by the mappings of a family."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,77 +14,78 @@ from tjx_nn.hf.family import ModelFamily, TensorMapping
 from tjx_nn.hf.safetensors_folder import Shapes, Tensors
 from tjx_nn.sub_configs import raise_problems
 
-MOST_NAMED = 200
+# Limit of errors in a message.
+MAX_PROBLEMS = 200
 
 
 class _Slot(NamedTuple):
-    """A tensor of theirs: its row, the layer where there is one for each, and its shape."""
+    """Transformers tensor: its mapping, its layer (None if not per layer), and its shape."""
 
-    row: TensorMapping
+    mapping: TensorMapping
     layer: int | None
     shape: tuple[int, ...]
 
 
 def read_params(family: ModelFamily, config: TransformerConfig, tensors: Tensors) -> Params:
-    """Return our parameters, nested dicts of float32 NumPy arrays.
+    """Convert transformers tensors to tjx parameters, nested dicts of float32 NumPy arrays.
 
     Raises
     ------
     ValueError
-        Naming tensors that are missing, of another shape, or not a part of the model: all of them,
-        up to `MOST_NAMED`.
+        With a line for each tensor that is missing, unexpected or has a wrong shape, up to
+        `MAX_PROBLEMS`.
     """
-    ours = param_shapes(config)
-    slots = _slots(family, config, ours)
+    own = param_shapes(config)
+    slots = _slots(family, config, own)
     names = _names(family, tensors.shapes)
     copies = {name: of for name, of in family.tied.items() if name in names and name not in slots}
     problems = [
-        f"tensor {name} is missing; its shape would be {list(slot.shape)}"
+        f"tensor {name}: missing; expected shape {list(slot.shape)}"
         for name, slot in slots.items()
         if name not in names
     ]
     problems += [
-        f"tensor {name} is not a part of {family.architecture}; its shape is "
-        f"{list(tensors.shapes[names[name]])}"
+        f"tensor {name}: got shape {list(tensors.shapes[names[name]])}; expected no such tensor in "
+        f"{family.architecture}"
         for name in names
         if name not in slots and name not in copies
     ]
     problems += [
-        f"tensor {name} has shape {list(shape)}; by config.json it is {list(slot.shape)}"
+        f"tensor {name}: got shape {list(shape)}; expected {list(slot.shape)} from config.json"
         for name, slot in slots.items()
         if name in names and (shape := tensors.shapes[names[name]]) != slot.shape
     ]
     problems += [
-        f"tensor {name} differs from {of}, and by config.json they are one"
+        f"tensor {name}: got other values than {of}; expected equal ones, as config.json ties them"
         for name, of in copies.items()
         if of in names and not np.array_equal(tensors[names[name]], tensors[names[of]])
     ]
-    raise_problems(_cut(problems))
-    params = {path: np.empty(shape, np.float32) for path, shape in ours.items()}
+    raise_problems(_truncate(problems))
+    params = {path: np.empty(shape, np.float32) for path, shape in own.items()}
     for name, slot in slots.items():
-        parts = slot.row.layout.read(tensors[names[name]])
-        for path, part in zip(slot.row.ours, parts, strict=True):
+        parts = slot.mapping.transform.read(tensors[names[name]])
+        for path, part in zip(slot.mapping.params, parts, strict=True):
             params[path][... if slot.layer is None else slot.layer] = part
     nested: Params = unflatten_dict(params, sep=".")  # type: ignore[no-untyped-call]  # as flax is
     return nested
 
 
 def write_params(
-    family: ModelFamily, config: TransformerConfig, held: TransformerConfig, params: Params
+    family: ModelFamily, config: TransformerConfig, family_config: TransformerConfig, params: Params
 ) -> tuple[Shapes, Callable[[str], np.ndarray]]:
-    """Return the shapes of their tensors by name, and a function that makes the tensor of a name.
+    """Return the shapes of transformers tensors, and a function that computes a tensor by name.
 
     Parameters
     ----------
     family
-        What to write.
+        Family to save as.
     config
-        Our model.
-    held
-        The same as the family holds it: with biases, which become zeros, and without rows of tables
-        that only pad them.
+        Configuration of the tjx model.
+    family_config
+        The configuration in the form of the family: with biases, which become zeros, and without
+        padding rows of tables.
     params
-        Our parameters.
+        Parameters of the tjx model.
 
     Raises
     ------
@@ -92,27 +93,27 @@ def write_params(
         As `tjx_nn.functional.check_params`.
     """
     check_params(config, params)
-    ours = param_shapes(config)
+    own = param_shapes(config)
     given = {path: np.asarray(jax.device_get(leaf)) for path, leaf in _flat(params).items()}
-    theirs = param_shapes(held)
-    assert all(path.endswith("bias") for path in theirs.keys() - ours)
+    shapes = param_shapes(family_config)
+    assert all(path.endswith("bias") for path in shapes.keys() - own)
     whole = {
         path: given[path][: shape[0]] if path in given else np.zeros(shape, np.float32)
-        for path, shape in theirs.items()
+        for path, shape in shapes.items()
     }
-    slots = _slots(family, held, theirs)
+    slots = _slots(family, family_config, shapes)
 
     def tensor(name: str) -> np.ndarray:
-        row, layer, _ = slots[name]
-        parts = [whole[path] if layer is None else whole[path][layer] for path in row.ours]
-        return row.layout.write(parts)
+        mapping, layer, _ = slots[name]
+        parts = [whole[path] if layer is None else whole[path][layer] for path in mapping.params]
+        return mapping.transform.write(parts)
 
     return {name: slot.shape for name, slot in slots.items()}, tensor
 
 
-def _cut(problems: list[str]) -> list[str]:
-    more = len(problems) - MOST_NAMED
-    return problems if more <= 0 else [*problems[:MOST_NAMED], f"and {more} more"]
+def _truncate(problems: list[str]) -> list[str]:
+    more = len(problems) - MAX_PROBLEMS
+    return problems if more <= 0 else [*problems[:MAX_PROBLEMS], f"and {more} more"]
 
 
 def _flat(params: Params) -> dict[str, Any]:
@@ -121,27 +122,27 @@ def _flat(params: Params) -> dict[str, Any]:
 
 
 def _slots(
-    family: ModelFamily, config: TransformerConfig, ours: Mapping[str, tuple[int, ...]]
+    family: ModelFamily, config: TransformerConfig, own: Mapping[str, tuple[int, ...]]
 ) -> dict[str, _Slot]:
-    """Return every tensor of the family's model, by name."""
+    """Return every tensor of a model by name."""
     slots = {}
-    held: set[str] = set()
-    for row in family.rows(config):
-        if row.ours[0] not in ours:
+    mapped: set[str] = set()
+    for mapping in family.tensors(config):
+        if mapping.params[0] not in own:
             continue
-        assert not held & set(row.ours)
-        held |= set(row.ours)
-        shapes = [ours[path] for path in row.ours]
-        stacked = "{layer}" in row.theirs
-        shape = row.layout.shape([s[1:] if stacked else s for s in shapes])
+        assert not mapped & set(mapping.params)
+        mapped |= set(mapping.params)
+        shapes = [own[path] for path in mapping.params]
+        stacked = "{layer}" in mapping.tensor
+        shape = mapping.transform.shape([s[1:] if stacked else s for s in shapes])
         for layer in range(shapes[0][0]) if stacked else [None]:
-            slots[row.theirs.format(layer=layer)] = _Slot(row, layer, shape)
-    assert held == ours.keys(), held ^ ours.keys()
+            slots[mapping.tensor.format(layer=layer)] = _Slot(mapping, layer, shape)
+    assert mapped == own.keys(), mapped ^ own.keys()
     return slots
 
 
 def _names(family: ModelFamily, shapes: Shapes) -> dict[str, str]:
-    """Return the tensors that matter: today's name and the name in the folder."""
+    """Map current tensor names to the names in the checkpoint, without ignored tensors."""
     names = {}
     for found in shapes:
         name = found

@@ -1,7 +1,7 @@
-"""The tables that say how a family's configuration and tensors correspond to ours.
+"""Mappings between transformers models and tjx models: config fields and tensors of a family.
 
-Reading and writing use the same rows, so that no name stands in two places. A row applies where our
-model has the parameter: one table serves models with and without biases, tied and untied.
+Loading and saving use the same mappings. A tensor mapping applies if the tjx model has the
+parameter, so that one table serves models with and without biases or a tied head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,11 @@ from tjx_nn.config import TransformerConfig
 
 Json = Mapping[str, Any]
 
-# No model has more of anything that is one number; loops over heads or layers end soon enough.
+# Upper bounds of sizes and depths in config.json, so that a malformed file cannot cause long loops.
 LARGEST_SIZE = 1 << 24
 MOST_LAYERS = 4096
 
-# transformers' names of what the MLP does; the first of several is written.
+# transformers names of MLP activations; saving uses the first of several.
 PLAIN_ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -32,17 +32,17 @@ Shape = tuple[int, ...]
 
 
 class TensorTransform(NamedTuple):
-    """How parts of ours lie in one tensor of theirs.
+    """Conversion between a transformers tensor and the tjx parameters that it contains.
 
     Attributes
     ----------
     read
-        Their tensor -> our parts.
+        Converts the tensor to the parameters.
     write
-        The way back.
+        Converts the parameters to the tensor.
     shape
-        Shapes of our parts -> what `write` makes of them, without making it: what config.json asks
-        for may be larger than any memory.
+        Computes the shape of the tensor from those of the parameters, without allocating it: a
+        malformed config.json can describe tensors larger than memory.
     """
 
     read: Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -50,15 +50,15 @@ class TensorTransform(NamedTuple):
     shape: Callable[[Sequence[Shape]], Shape]
 
 
-SAME = TensorTransform(lambda x: [x], lambda parts: parts[0], lambda shapes: shapes[0])
-# PyTorch's linear layers are [out, in].
+IDENTITY = TensorTransform(lambda x: [x], lambda parts: parts[0], lambda shapes: shapes[0])
+# PyTorch linear layers have kernels [out, in].
 TRANSPOSED = TensorTransform(
     lambda x: [x.T], lambda parts: parts[0].T, lambda shapes: shapes[0][::-1]
 )
 
 
-def side_by_side(count: int) -> TensorTransform:
-    """Lay out parts of equal size beside each other along the last axis."""
+def concatenated(count: int) -> TensorTransform:
+    """Concatenate parameters of equal size along the last axis (fused QKV)."""
     return TensorTransform(
         lambda x: np.split(x, count, axis=-1),
         lambda parts: np.concatenate(parts, -1),
@@ -66,8 +66,8 @@ def side_by_side(count: int) -> TensorTransform:
     )
 
 
-def after_rows(count: int) -> TensorTransform:
-    """Put so many rows that nobody reads before ours."""
+def offset_rows(count: int) -> TensorTransform:
+    """Prepend unused rows to a table."""
 
     def write(parts: Sequence[np.ndarray]) -> np.ndarray:
         (x,) = parts
@@ -79,7 +79,7 @@ def after_rows(count: int) -> TensorTransform:
 
 
 def leading_axes(count: int) -> TensorTransform:
-    """Put so many axes of size 1 before ours."""
+    """Prepend axes of size 1."""
     return TensorTransform(
         lambda x: [x.reshape(x.shape[count:])],
         lambda parts: parts[0].reshape(*[1] * count, *parts[0].shape),
@@ -88,103 +88,103 @@ def leading_axes(count: int) -> TensorTransform:
 
 
 class TensorMapping(NamedTuple):
-    """A tensor of theirs and the parameters of ours that it holds.
+    """Mapping of a transformers tensor to the tjx parameters that it contains.
 
     Attributes
     ----------
-    ours
-        Paths of parameters, joined by dots; those of a stack have a leading axis "layers".
-    theirs
-        Name of the tensor, with "{layer}" where each layer has one.
-    layout
-        How one lies in the other.
+    params
+        Dotted paths of the parameters; stacked ones have a leading axis "layers".
+    tensor
+        Name of the tensor, with "{layer}" if each layer has one.
+    transform
+        Conversion between them.
     """
 
-    ours: tuple[str, ...]
-    theirs: str
-    layout: TensorTransform = SAME
+    params: tuple[str, ...]
+    tensor: str
+    transform: TensorTransform = IDENTITY
 
 
-def tensor(ours: str, theirs: str, layout: TensorTransform = SAME) -> list[TensorMapping]:
-    """Return the row of a single parameter."""
-    return [TensorMapping((ours,), theirs, layout)]
+def tensor(param: str, tensor: str, transform: TensorTransform = IDENTITY) -> list[TensorMapping]:
+    """Map a single parameter."""
+    return [TensorMapping((param,), tensor, transform)]
 
 
-def linear(ours: str, theirs: str) -> list[TensorMapping]:
-    """Return the rows of a linear layer: kernel and bias."""
+def linear(param: str, tensor: str) -> list[TensorMapping]:
+    """Map a linear layer: kernel and bias."""
     return [
-        TensorMapping((f"{ours}.kernel",), f"{theirs}.weight", TRANSPOSED),
-        TensorMapping((f"{ours}.bias",), f"{theirs}.bias"),
+        TensorMapping((f"{param}.kernel",), f"{tensor}.weight", TRANSPOSED),
+        TensorMapping((f"{param}.bias",), f"{tensor}.bias"),
     ]
 
 
-def norm(ours: str, theirs: str) -> list[TensorMapping]:
-    """Return the rows of a norm: scale and bias."""
+def norm(param: str, tensor: str) -> list[TensorMapping]:
+    """Map a norm: scale and bias."""
     return [
-        TensorMapping((f"{ours}.scale",), f"{theirs}.weight"),
-        TensorMapping((f"{ours}.bias",), f"{theirs}.bias"),
+        TensorMapping((f"{param}.scale",), f"{tensor}.weight"),
+        TensorMapping((f"{param}.bias",), f"{tensor}.bias"),
     ]
 
 
 class FieldMapping(NamedTuple):
-    """A field of our configuration and the same of theirs.
+    """Mapping of a tjx configuration field to keys of config.json.
 
     Attributes
     ----------
-    ours
-        Its name here.
-    theirs
-        Its names there, all with the same value.
+    field
+        Name of the tjx field.
+    keys
+        Keys of config.json, which must all have the same value.
     default
-        What theirs is where config.json leaves it out.
+        Value of a missing key.
     values
-        Their values, with ours of the same meaning; None where they are the same.
+        tjx value of each transformers value; None if they are equal.
     """
 
-    ours: str
-    theirs: tuple[str, ...]
+    field: str
+    keys: tuple[str, ...]
     default: Any
     values: Mapping[str, str] | None = None
 
 
-def same(ours: str, theirs: str, default: Any) -> FieldMapping:
-    """Return a field whose values are the same here and there."""
-    return FieldMapping(ours, (theirs,), default)
+def same(field: str, key: str, default: Any) -> FieldMapping:
+    """Map a field whose values are equal in both configurations."""
+    return FieldMapping(field, (key,), default)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFamily:
-    """Everything that is to be known of a family of transformers' models.
+    """Description of a family of transformers models.
 
     Attributes
     ----------
     model_type, architecture
-        What its config.json calls it.
+        Identification of the family in config.json.
     config
-        Our configuration's class.
+        tjx configuration class.
     constants
-        Fields of ours that are the same in all its models.
+        tjx fields with the same value for all models of the family.
     fields
-        Fields of ours that its config.json says.
+        Mappings of tjx fields to keys of config.json.
     features
-        Keys of its config.json that change what is computed in ways that we do not have, with the
-        value that we do have, which is also what they are if left out.
+        Keys of config.json for features that tjx lacks, with the only supported value, which is
+        also the default.
     read_extra
-        Fields of ours that take more than a name to find: config.json -> fields.
+        Computes further tjx fields from config.json.
     write_extra
-        The way back: our configuration -> entries of config.json.
+        Computes further entries of config.json from the tjx configuration.
     fills
-        Fields of ours that are set before writing: the family always has the biases that they add,
-        which are written as zeros, and never rows that only pad a table.
-    rows
-        Its tensors, of a configuration of ours.
+        tjx fields to set before saving: the family always has biases (saved as zeros), and never
+        padding rows of tables.
+    tensors
+        Returns the tensor mappings of a tjx configuration.
     tied
-        Tensors that older folders repeat, with those that they must equal; used where rows do not
-        ask for them.
+        Names of tensors that some checkpoints store twice, with the tensor that they must equal;
+        used if no mapping contains them.
     ignored
-        Patterns of names that are no weights of this model.
+        Patterns of tensor names that are not weights of the model.
     renamed
-        Patterns of older names and what they are now.
+        Patterns of old tensor names and their replacements.
     """
 
     model_type: str
@@ -196,7 +196,7 @@ class ModelFamily:
     read_extra: Callable[[Json], dict[str, Any]] = lambda _: {}
     write_extra: Callable[[Any], dict[str, Any]] = lambda _: {}
     fills: Mapping[str, Any] = field(default_factory=dict)
-    rows: Callable[[Any], Sequence[TensorMapping]]
+    tensors: Callable[[Any], Sequence[TensorMapping]]
     tied: Mapping[str, str] = field(default_factory=dict)
     ignored: Sequence[str] = ()
     renamed: Sequence[tuple[str, str]] = ()

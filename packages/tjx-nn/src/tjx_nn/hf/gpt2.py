@@ -1,4 +1,4 @@
-"""GPT-2: `GPT2LMHeadModel`, whose linear layers are [in, out], query, key and value in one."""
+"""GPT-2 (`GPT2LMHeadModel`): Conv1D kernels [in, out] and fused query, key and value."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from tjx_nn.hf.family import (
     FieldMapping,
     ModelFamily,
     TensorMapping,
+    concatenated,
     norm,
     same,
-    side_by_side,
     tensor,
 )
 from tjx_nn.models.gpt_config import GPTConfig
@@ -17,10 +17,10 @@ from tjx_nn.models.gpt_config import GPTConfig
 _QKV = tuple(f"blocks.attention.{name}" for name in ("query", "key", "value"))
 
 
-def _conv1d(ours: str, theirs: str) -> list[TensorMapping]:
+def _conv1d(param: str, tensor_name: str) -> list[TensorMapping]:
     return [
-        *tensor(f"{ours}.kernel", f"{theirs}.weight"),
-        *tensor(f"{ours}.bias", f"{theirs}.bias"),
+        *tensor(f"{param}.kernel", f"{tensor_name}.weight"),
+        *tensor(f"{param}.bias", f"{tensor_name}.bias"),
     ]
 
 
@@ -30,14 +30,14 @@ def _write_dropout(config: GPTConfig) -> dict[str, Any]:
 
 
 _BLOCK = "transformer.h.{layer}"
-_ROWS = [
+_TENSORS = [
     *tensor("wte.embedding", "transformer.wte.weight"),
     *tensor("wpe.embedding", "transformer.wpe.weight"),
     *norm("blocks.ln_1", f"{_BLOCK}.ln_1"),
     TensorMapping(
-        tuple(f"{p}.kernel" for p in _QKV), f"{_BLOCK}.attn.c_attn.weight", side_by_side(3)
+        tuple(f"{p}.kernel" for p in _QKV), f"{_BLOCK}.attn.c_attn.weight", concatenated(3)
     ),
-    TensorMapping(tuple(f"{p}.bias" for p in _QKV), f"{_BLOCK}.attn.c_attn.bias", side_by_side(3)),
+    TensorMapping(tuple(f"{p}.bias" for p in _QKV), f"{_BLOCK}.attn.c_attn.bias", concatenated(3)),
     *_conv1d("blocks.attention.out", f"{_BLOCK}.attn.c_proj"),
     *norm("blocks.ln_2", f"{_BLOCK}.ln_2"),
     *_conv1d("blocks.mlp.up", f"{_BLOCK}.mlp.c_fc"),
@@ -73,10 +73,10 @@ GPT2 = ModelFamily(
     },
     write_extra=_write_dropout,
     fills={"bias": True, "vocab_multiple": 1},
-    rows=lambda _: _ROWS,
+    tensors=lambda _: _TENSORS,
     tied={"lm_head.weight": "transformer.wte.weight"},
-    # The causal mask, which older versions stored.
+    # Causal masks that old transformers versions stored.
     ignored=[r"\.attn\.(masked_)?bias$"],
-    # OpenAI's weights on the hub are those of the model without its head.
+    # The checkpoints of OpenAI on the hub are of the model without a head.
     renamed=[(r"^(wte|wpe|h|ln_f)\.", r"transformer.\1.")],
 )

@@ -1,4 +1,4 @@
-"""Fetching a model from the Hugging Face hub: never a pickle, only what `load` reads."""
+"""Download of models from the Hugging Face hub, without pickle files."""
 
 import re
 from pathlib import Path
@@ -12,31 +12,32 @@ _WANTED = [
 
 
 def find(path_or_hub_name: str | Path, revision: str | None) -> Path:
-    """Return the folder of a model: the path itself, or the hub's cache after a download.
+    """Resolve a path or a hub name to a local folder, downloading the model if necessary.
 
     Raises
     ------
     ValueError
-        If there is no such folder and it cannot be fetched either.
+        If the folder does not exist and cannot be downloaded.
     """
     path, name = Path(path_or_hub_name), str(path_or_hub_name)
     if path.is_dir():
         if revision is not None:
             raise ValueError(
-                f"{name} is a folder, which has no revision {revision!r}: leave it out"
+                f"revision: got {revision!r} for the local folder {name}; expected None; omit it"
             )
         return path
     if path.exists() or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{name} is no folder, and no name on the Hugging Face hub such as owner/model"
+            f"path_or_hub_name: got {name}; expected a folder, or a name on the Hugging Face hub "
+            "such as owner/model"
         )
     try:
         import huggingface_hub
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise ValueError(
-            f"{name} is no folder here; to fetch it from the Hugging Face hub: "
-            "pip install 'tjx-nn[hf]'"
+            f"path_or_hub_name: got {name}, which is not a local folder; downloading from the "
+            "Hugging Face hub requires pip install 'tjx-nn[hf]'"
         ) from error
     try:
         return Path(
@@ -44,12 +45,13 @@ def find(path_or_hub_name: str | Path, revision: str | None) -> Path:
         )
     except LocalEntryNotFoundError as error:
         raise ValueError(
-            f"{name} is no folder here, is not in the hub's cache "
-            f"{huggingface_hub.constants.HF_HUB_CACHE}, and the hub cannot be reached: give a "
-            "folder with config.json and model.safetensors, or fetch it where there is a network"
+            f"path_or_hub_name: got {name}, which is not a local folder and not in the hub cache "
+            f"{huggingface_hub.constants.HF_HUB_CACHE}, and the hub cannot be reached; expected a "
+            "folder with config.json and model.safetensors, or a network connection"
         ) from error
     except HfHubHTTPError as error:
         at = "" if revision is None else f" at revision {revision}"
         raise ValueError(
-            f"{name} is no folder here, and the hub does not give it{at}: {error}"
+            f"path_or_hub_name: got {name}, which is not a local folder, and the hub returned an "
+            f"error{at}: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""Llama and those built like it: `LlamaForCausalLM`, `MistralForCausalLM`, `Qwen3ForCausalLM`."""
+"""Llama, Mistral and Qwen3 (`LlamaForCausalLM`, `MistralForCausalLM`, `Qwen3ForCausalLM`)."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.sub_configs import RopeConfig, RopeScaling, raise_problems
 
 _ACTIVATIONS = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
-# What transformers calls the kinds of scaling, and ours; and what it calls their numbers.
+# tjx scaling of each transformers rope type, and the transformers keys of its numbers.
 _SCALINGS: dict[str, RopeScaling] = {
     "default": "none",
     "linear": "linear",
@@ -36,77 +36,88 @@ _NUMBERS: dict[RopeScaling, dict[str, str]] = {
 _LARGEST_NUMBER = 1e15
 
 
-def read_rope(theirs: Json) -> dict[str, Any]:
-    """Return our rotary positions.
+def read_rope(config_json: Json) -> dict[str, Any]:
+    """Read the RoPE configuration.
 
-    transformers 5 has them in one entry, rope_parameters; before, rope_theta stood beside
-    rope_scaling, which named its kind "type".
+    transformers 5 stores it in rope_parameters; earlier versions in rope_theta and rope_scaling,
+    whose rope type could be named "type".
     """
-    places: tuple[Any, ...] = (theirs.get("rope_parameters"), theirs.get("rope_scaling"), {})
-    given = next(place for place in places if place is not None)
+    candidates: tuple[Any, ...] = (
+        config_json.get("rope_parameters"),
+        config_json.get("rope_scaling"),
+        {},
+    )
+    given = next(each for each in candidates if each is not None)
     if not isinstance(given, Mapping):
-        raise ValueError(f"rope_parameters is {str(given)[:60]}: give an object")
+        raise ValueError(f"rope_parameters: got {str(given)[:60]}; expected an object")
     kinds = (given.get("rope_type"), given.get("type"), "default")
     kind = next(kind for kind in kinds if kind is not None)
     if not isinstance(kind, str) or kind not in _SCALINGS:
-        raise ValueError(f"rope_type is {kind!r}: only {list(_SCALINGS)} can be read")
+        raise ValueError(f"rope_type: got {kind!r}; expected one of {list(_SCALINGS)}")
     names = _NUMBERS[_SCALINGS[kind]]
     numbers: dict[str, Any] = {
-        ours: _number(given, name) for ours, name in names.items() if given.get(name) is not None
+        field: _number(given, key) for field, key in names.items() if given.get(key) is not None
     }
     if "factor" in names and "factor" not in numbers:
-        raise ValueError(f"rope_type is {kind!r} and there is no factor")
+        raise ValueError(f"factor: missing; expected a number for rope_type {kind!r}")
     if "original_seq_len" in names:
-        length = numbers.pop("original_seq_len", theirs.get("max_position_embeddings", 0))
+        length = numbers.pop("original_seq_len", config_json.get("max_position_embeddings", 0))
         numbers["original_seq_len"] = int(length)
-    # Older folders have this one outside.
-    entire = {"partial_rotary_factor": theirs.get("partial_rotary_factor"), **given}
-    # What may be said besides, as it changes nothing. yarn's factor of queries and keys is ours.
-    harmless = {"truncate": True, "partial_rotary_factor": 1.0}
+    # Old checkpoints have this key at the top level.
+    options = {"partial_rotary_factor": config_json.get("partial_rotary_factor"), **given}
+    # Supported values of other keys: the defaults, and the attention factor that tjx computes.
+    supported = {"truncate": True, "partial_rotary_factor": 1.0}
     if kind == "yarn":
-        harmless["attention_factor"] = 0.1 * math.log(numbers.get("factor", 1.0)) + 1
+        supported["attention_factor"] = 0.1 * math.log(numbers.get("factor", 1.0)) + 1
     known = {"rope_type", "type", "rope_theta", *names.values()}
     raise_problems(
         [
-            f"{name} of rope_parameters is {value!r}: it cannot be read"
-            for name, value in entire.items()
-            if name not in known and value is not None and harmless.get(name) != value
+            f"rope_parameters.{name}: got {value!r}; expected no such key, which tjx does not "
+            "support"
+            for name, value in options.items()
+            if name not in known and value is not None and supported.get(name) != value
         ]
     )
-    holder = theirs if given.get("rope_theta") is None else given
-    base = 10000.0 if holder.get("rope_theta") is None else _number(holder, "rope_theta")
+    source = config_json if given.get("rope_theta") is None else given
+    base = 10000.0 if source.get("rope_theta") is None else _number(source, "rope_theta")
     return {"rope": RopeConfig(base=base, scaling=_SCALINGS[kind], **numbers)}
 
 
 def _number(given: Json, name: str) -> float:
     value = given[name]
     if type(value) not in (int, float) or not abs(value) < _LARGEST_NUMBER:
-        raise ValueError(f"{name} is {str(value)[:60]}: give a number below {_LARGEST_NUMBER:g}")
+        raise ValueError(
+            f"{name}: got {str(value)[:60]}; expected a number below {_LARGEST_NUMBER:g}"
+        )
     return float(value)
 
 
 def write_rope(config: GPTConfig) -> dict[str, Any]:
-    """Return the entry rope_parameters."""
+    """Return the rope_parameters entry of config.json."""
     rope = config.rope
-    kinds = (theirs for theirs, ours in _SCALINGS.items() if ours == rope.scaling)
+    kinds = (kind for kind, scaling in _SCALINGS.items() if scaling == rope.scaling)
     names = _NUMBERS.get(rope.scaling, {})
-    numbers = {theirs: getattr(rope, ours) for ours, theirs in names.items()}
+    numbers = {key: getattr(rope, field) for field, key in names.items()}
     kind = next(kinds, "default")
     return {"rope_parameters": {"rope_type": kind, "rope_theta": rope.base, **numbers}}
 
 
-def _read_layers(theirs: Json) -> dict[str, Any]:
-    """Return Qwen3's positions, and the windows of its layers where they follow our pattern."""
-    window, count = theirs.get("sliding_window"), theirs.get("num_hidden_layers", 32)
-    uses, first = theirs.get("use_sliding_window", False), theirs.get("max_window_layers", 28)
+def _read_layers(config_json: Json) -> dict[str, Any]:
+    """Read the RoPE configuration and the pattern of attention windows of Qwen3."""
+    window, count = config_json.get("sliding_window"), config_json.get("num_hidden_layers", 32)
+    uses, first = (
+        config_json.get("use_sliding_window", False),
+        config_json.get("max_window_layers", 28),
+    )
     window = window if uses else None
     wrong = (type(uses), type(first)) != (bool, int) or type(window) not in (int, NoneType)
     if wrong:
         raise ValueError(
-            f"use_sliding_window is {uses!r}, sliding_window {window!r}, max_window_layers "
-            f"{first!r}: give true or false, and whole numbers"
+            f"use_sliding_window: got {uses!r} with sliding_window {window!r} and "
+            "max_window_layers "
+            f"{first!r}; expected a boolean and integers"
         )
-    kinds = theirs.get("layer_types") or [
+    kinds = config_json.get("layer_types") or [
         "full_attention" if window is None or layer < first else "sliding_attention"
         for layer in range(count)
     ]
@@ -115,17 +126,19 @@ def _read_layers(theirs: Json) -> dict[str, Any]:
         or len(kinds) != count
         or not all(isinstance(kind, str) for kind in kinds)
     ):
-        raise ValueError(f"layer_types is {str(kinds)[:60]}: give the kind of each of {count}")
+        raise ValueError(
+            f"layer_types: got {str(kinds)[:60]}; expected a type for each of {count} layers"
+        )
     full = [kind == "full_attention" for kind in kinds]
-    rope = read_rope(theirs)
+    rope = read_rope(config_json)
     if all(full):
         return {"window": None, **rope}
     every = full.index(True) + 1 if True in full else None
     pattern = [every is not None and (layer + 1) % every == 0 for layer in range(count)]
     if window is None or full != pattern or set(kinds) - {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"layer_types is {str(kinds)[:200]} with sliding_window {window}: what can be read is "
-            "'sliding_attention', with every so many-th layer 'full_attention'"
+            f"layer_types: got {str(kinds)[:200]} with sliding_window {window}; expected "
+            "'sliding_attention', with 'full_attention' at a fixed interval"
         )
     return {"window": window, "global_every": every, **rope}
 
@@ -141,7 +154,7 @@ def _write_layers(config: GPTConfig) -> dict[str, Any]:
 
 
 _LAYER = "model.layers.{layer}"
-_ROWS = [
+_TENSORS = [
     *tensor("wte.embedding", "model.embed_tokens.weight"),
     *norm("blocks.ln_1", f"{_LAYER}.input_layernorm"),
     *linear("blocks.attention.query", f"{_LAYER}.self_attn.q_proj"),
@@ -170,9 +183,9 @@ _FIELDS = [
 _SHARED: dict[str, Any] = {
     "config": GPTConfig,
     "fills": {"vocab_multiple": 1},
-    "rows": lambda _: _ROWS,
+    "tensors": lambda _: _TENSORS,
     "tied": {"lm_head.weight": "model.embed_tokens.weight"},
-    # The speeds of rotary positions, which older versions stored.
+    # RoPE frequencies that old transformers versions stored.
     "ignored": [r"\.rotary_emb\.inv_freq$"],
 }
 _CONSTANTS = {"positions": "rope", "norm": "rmsnorm"}

@@ -1,4 +1,4 @@
-"""`load` and `save`: models in transformers' format, of every family that we have."""
+"""`load` and `save` of models in the format of Hugging Face transformers."""
 
 import dataclasses
 from pathlib import Path
@@ -17,35 +17,35 @@ from tjx_nn.hf.llama import LLAMA, MISTRAL, QWEN3
 from tjx_nn.hf.safetensors_folder import CONFIG, WRITABLE, Tensors, read_json, write_folder
 from tjx_nn.hf.vit import VIT
 
-# Where several can hold a model, the first is written.
+# Supported families; `save` uses the first one that can represent a model.
 FAMILIES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT, VIT, BART)
 
 
 def load(
     path_or_hub_name: str | Path, *, revision: str | None = None
 ) -> tuple[TransformerConfig, Params]:
-    """Read a model in transformers' format.
+    """Load the configuration and parameters of a transformers checkpoint.
 
     Parameters
     ----------
     path_or_hub_name
-        A folder with config.json and model.safetensors, or several such files and their index; or
-        a name on the Hugging Face hub, such as "openai-community/gpt2", which is downloaded to the
-        hub's cache.
+        Folder with config.json and model.safetensors (or shards with an index), or a name on the
+        Hugging Face hub, such as "openai-community/gpt2", which is downloaded to the hub cache.
     revision
         Branch, tag or commit on the hub.
 
     Returns
     -------
-    tuple
-        Our configuration, and parameters as those of `tjx_nn.init`: nested dicts of NumPy arrays,
-        float32 whatever the file's type.
+    config : TransformerConfig
+        Configuration of the model.
+    params : dict
+        Parameters as from `tjx_nn.init`, NumPy arrays of float32 for any stored dtype.
 
     Raises
     ------
     ValueError
-        If the model is of no family that we have, or does what we have not; if tensors are missing,
-        of another shape or not a part of it (all are named); or if the folder has only a pickle.
+        If the family or a feature of the model is not supported, tensors are missing, unexpected or
+        have wrong shapes (all are listed), or the folder has only pickle files.
 
     Examples
     --------
@@ -54,10 +54,10 @@ def load(
     >>> config = dataclasses.replace(config, dtype="bfloat16")  # doctest: +SKIP
     """
     folder = find(path_or_hub_name, revision)
-    theirs = read_json(folder / CONFIG)
+    config_json = read_json(folder / CONFIG)
     try:
-        family = _family_of(theirs)
-        config = read_config(family, theirs)
+        family = _family_of(config_json)
+        config = read_config(family, config_json)
         with Tensors(folder) as tensors:
             return config, read_params(family, config, tensors)
     except ValueError as error:
@@ -73,30 +73,30 @@ def save(
     max_shard_bytes: int = 5 * 10**9,
     dtype: str | None = None,
 ) -> None:
-    """Write a model in transformers' format, for its `from_pretrained` and our `load`.
+    """Save a model in the format of transformers, for `from_pretrained` and `tjx_nn.hf.load`.
 
-    Biases that a family has and the model has not are written as zeros, and table rows beyond
-    vocab_size, or tokenizer_size, are left out; both change no result. Ids of special tokens are
-    not known here, and written as none: they come with the tokenizer.
+    Biases that only the family has are saved as zeros, and table rows beyond vocab_size or
+    tokenizer_size are omitted; neither changes a result. Special tokens are saved as null, as they
+    belong to the tokenizer.
 
     Parameters
     ----------
     path
-        A folder, made if there is none. It may not have a model already.
+        Folder to create; an existing folder must not contain a model.
     config
-        The model.
+        Configuration of the model.
     params
-        Its parameters, nested as `tjx_nn.init` returns them.
+        Parameters of the model.
     max_shard_bytes
-        Tensors are spread over several files where one would be larger.
+        Maximum size of a safetensors file in bytes; larger models are sharded.
     dtype
-        Type of the tensors: "float32" (None is that), "bfloat16" or "float16".
+        Dtype of the tensors: "float32" (also None), "bfloat16" or "float16".
 
     Raises
     ------
     ValueError
-        If no family holds such a model (the fields are named), parameters do not fit the
-        configuration, or are too large for float16.
+        If no family can represent the model (the fields are listed), the parameters do not match
+        the configuration, or values overflow float16.
 
     Examples
     --------
@@ -111,14 +111,14 @@ def save(
     """
     dtype = "float32" if dtype is None else dtype
     if dtype not in WRITABLE:
-        raise ValueError(f"dtype is {dtype!r}: give one of {list(WRITABLE)}")
+        raise ValueError(f"dtype: got {dtype!r}; expected one of {list(WRITABLE)}")
     if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes is {max_shard_bytes}: give a number above 0")
-    family, held, theirs = _family_for(config)
-    shapes, tensor = write_params(family, config, held, params)
+        raise ValueError(f"max_shard_bytes: got {max_shard_bytes}; expected a positive number")
+    family, family_config, config_json = _family_for(config)
+    shapes, tensor = write_params(family, config, family_config, params)
     write_folder(
         Path(path),
-        {**theirs, "dtype": dtype},
+        {**config_json, "dtype": dtype},
         shapes,
         tensor,
         dtype=dtype,
@@ -126,44 +126,49 @@ def save(
     )
 
 
-def _family_of(theirs: Json) -> ModelFamily:
-    """Return the family that a config.json is of."""
-    kind, architectures = theirs.get("model_type"), theirs.get("architectures")
+def _family_of(config_json: Json) -> ModelFamily:
+    """Return the family of a config.json."""
+    kind, architectures = config_json.get("model_type"), config_json.get("architectures")
     for family in FAMILIES:
         given = [family.architecture] if architectures is None else architectures
         if kind == family.model_type and isinstance(given, list) and family.architecture in given:
             return family
     known = [f"{family.model_type} ({family.architecture})" for family in FAMILIES]
     raise ValueError(
-        f"model_type is {str(kind)[:60]!r} and architectures {str(architectures)[:60]}: what can "
-        f"be read is {', '.join(known)}"
+        f"model_type: got {str(kind)[:60]!r} with architectures {str(architectures)[:60]}; "
+        "expected "
+        f"one of {', '.join(known)}"
     )
 
 
 def _without_unused_ids(config: TransformerConfig) -> dict[str, Any]:
-    """Return the fields of a vocabulary that holds the tokenizer's ids alone."""
+    """Return the fields of a vocabulary without the ids that the tokenizer lacks."""
     size = getattr(config, "tokenizer_size", None)
     return {} if size is None else {"vocab_size": size, "tokenizer_size": None}
 
 
 def _family_for(config: TransformerConfig) -> tuple[ModelFamily, TransformerConfig, dict[str, Any]]:
-    """Return the first family that holds a model, the model as it holds it, and its config.json."""
+    """Return the first family that can represent a model, its configuration and config.json."""
     reasons = []
     for family in FAMILIES:
         if type(config) is not family.config:
             continue
         try:
-            held = dataclasses.replace(config, **family.fills, **_without_unused_ids(config))
-            return family, held, write_config(family, held)
+            family_config = dataclasses.replace(
+                config, **family.fills, **_without_unused_ids(config)
+            )
+            return family, family_config, write_config(family, family_config)
         except ValueError as error:
             reasons.append((str(error).splitlines(), family))
     if not reasons:
-        raise ValueError(f"transformers has no family for a {type(config).__name__}")
-    # The nearest is the one that lacks the least.
+        raise ValueError(
+            f"config: got a {type(config).__name__}; expected a GPT, BERT, ViT or BART model"
+        )
+    # Report the family with the fewest errors.
     problems, family = min(reasons, key=lambda reason: len(reason[0]))
     raise ValueError(
         "\n".join(
-            [f"transformers cannot hold this model; {family.architecture}, the nearest, because:"]
+            [f"config: no transformers family can represent this model; {family.architecture}:"]
             + [f"  {problem}" for problem in problems]
         )
     )

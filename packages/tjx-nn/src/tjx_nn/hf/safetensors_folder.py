@@ -1,4 +1,4 @@
-"""A transformers folder on disk: config.json, and tensors in one safetensors file or several."""
+"""Checkpoint folder of transformers: config.json and one or several safetensors files."""
 
 import json
 import re
@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# What files call the types that we read, and the NumPy types of those that we write.
+# Safetensors dtypes that are read, and NumPy dtypes that are written.
 READABLE = ("F32", "F16", "BF16")
 WRITABLE: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": jnp.bfloat16,
 }
-LARGEST_JSON = 16 << 20  # bytes; the index of a model of 91,000 tensors has 9 million
+LARGEST_JSON = 16 << 20  # bytes; the index of a model of 91,000 tensors has 9 MB
 LARGEST_HEADER = 16 << 20
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -29,23 +29,23 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Tensors:
-    """The tensors of a folder, read one at a time; a context manager that closes the files.
+    """Lazy reader of the tensors of a folder; a context manager.
 
     Parameters
     ----------
     folder
-        Where the files are.
+        Checkpoint folder.
 
     Attributes
     ----------
     shapes
-        Of every tensor by name.
+        Shape of every tensor by name.
 
     Raises
     ------
     ValueError
-        If there is no safetensors file, or one is missing or damaged, or tensors are not
-        floating-point numbers of 16 or 32 bits.
+        If there is no safetensors file, a file is missing or damaged, or a tensor has an
+        unsupported dtype.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -58,7 +58,9 @@ class Tensors:
             for name in file.keys():  # noqa: SIM118  not a dict
                 if name in self._opened:
                     self._files.close()
-                    raise ValueError(f"{path} holds tensor {name}, and so does another file")
+                    raise ValueError(
+                        f"{path}: got tensor {name}, which another file also has; expected it once"
+                    )
                 view = file.get_slice(name)
                 self._opened[name], self.shapes[name] = file, tuple(view.get_shape())
                 if view.get_dtype() not in READABLE:
@@ -66,12 +68,12 @@ class Tensors:
         if foreign:
             self._files.close()
             raise ValueError(
-                f"{folder}: tensors of types that cannot be read: {', '.join(foreign)}; "
-                f"give a model that is not quantised, of {', '.join(READABLE)}"
+                f"{folder}: got tensors of unsupported dtypes {', '.join(foreign)}; expected "
+                f"{', '.join(READABLE)}; use a model that is not quantized"
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Return a tensor in float32."""
+        """Read a tensor, converted to float32."""
         return np.asarray(self._opened[name].get_tensor(name)).astype(np.float32, copy=False)
 
     def __enter__(self) -> "Tensors":
@@ -93,32 +95,39 @@ class Tensors:
         except (OSError, ValueError, MemoryError, safetensors.SafetensorError) as error:
             self._files.close()
             raise ValueError(
-                f"{path} is missing or damaged ({error}): fetch or copy it again"
+                f"{path}: missing or damaged ({error}); download or copy it again"
             ) from error
 
 
 def import_safetensors() -> Any:
-    """Import safetensors, an extra of this package."""
+    """Import safetensors, a dependency of the extra `tjx-nn[hf]`."""
     try:
         import safetensors
         import safetensors.numpy
     except ImportError as error:
         raise ValueError(
-            "reading and writing transformers folders needs safetensors: pip install 'tjx-nn[hf]'"
+            "transformers checkpoints require safetensors: pip install 'tjx-nn[hf]'"
         ) from error
     return safetensors
 
 
 def _check_header(path: Path) -> None:
-    """Refuse a header that claims more bytes than there are, before they are asked for."""
+    """Check the size of the header before allocating it.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, or its header exceeds the file or the limit.
+    """
     if not path.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("no such file")
     size = path.stat().st_size
     with path.open("rb") as file:
         claimed = int.from_bytes(file.read(8), "little")
     if claimed > min(LARGEST_HEADER, size - 8):
         raise ValueError(
-            f"its header claims {claimed} bytes in a file of {size}; {LARGEST_HEADER} are allowed"
+            f"got a header of {claimed} bytes in a file of {size}; expected at most "
+            f"{LARGEST_HEADER}"
         )
 
 
@@ -132,38 +141,44 @@ def _files(folder: Path) -> list[Path]:
         if not names or len(names) < len({str(name) for name in listed}):
             foreign = sorted({str(name)[:60] for name in listed} - names)
             raise ValueError(
-                f"{folder / INDEX} should list safetensors files of its own folder and lists "
-                f"{foreign[:10]}"
+                f"{folder / INDEX}: got {foreign[:10]}; expected safetensors files of its folder"
             )
         return [folder / name for name in sorted(names)]
     if pickles := sorted(path.name for glob in _PICKLES for path in folder.glob(glob)):
         raise ValueError(
-            f"{folder} has {', '.join(pickles)} and no {WHOLE}: a pickle can run any program, so "
-            "it is not read. Convert it where PyTorch is installed: transformers' from_pretrained "
-            "reads it, and save_pretrained writes safetensors"
+            f"{folder}: got {', '.join(pickles)}; expected {WHOLE}, as a pickle can execute code; "
+            "convert it with from_pretrained and save_pretrained of transformers"
         )
-    raise ValueError(f"{folder} has neither {WHOLE} nor {INDEX}: give a folder of transformers")
+    raise ValueError(
+        f"{folder}: found neither {WHOLE} nor {INDEX}; expected a transformers checkpoint"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object, with each key once."""
+    """Read a JSON object without duplicate keys.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, larger than `LARGEST_JSON`, or not such an object.
+    """
     if not path.is_file():
-        raise ValueError(f"{path.parent} has no {path.name}: give a folder of transformers")
+        raise ValueError(f"{path.parent}: found no {path.name}; expected a transformers checkpoint")
     if (size := path.stat().st_size) > LARGEST_JSON:
-        raise ValueError(f"{path} has {size} bytes; such a file has {LARGEST_JSON} at most")
+        raise ValueError(f"{path}: got {size} bytes; expected at most {LARGEST_JSON}")
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_each_once)
+        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique_keys)
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path}: got invalid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} should hold an object and holds a {type(content).__name__}")
+        raise ValueError(f"{path}: got a {type(content).__name__}; expected an object")
     return content
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands there twice, and readers could take either")
+        raise ValueError("got a duplicate key; expected each key once")
     return found
 
 
@@ -176,24 +191,41 @@ def write_folder(
     dtype: str,
     max_shard_bytes: int,
 ) -> None:
-    """Write config.json and the tensors, in files of at most so many bytes if one may be split.
+    """Write config.json and the tensors, in shards of at most `max_shard_bytes`.
 
-    Tensors are asked for one after the other, and held one file at a time. config.json comes last:
-    without it the folder is no model.
+    Memory holds the tensors of one shard at a time. config.json is written last, so that an
+    interrupted save leaves no loadable folder.
+
+    Parameters
+    ----------
+    folder
+        Folder to create; an existing folder must not contain a model.
+    config
+        Content of config.json.
+    shapes
+        Shape of each tensor by name.
+    tensor
+        Computes a tensor by name.
+    dtype
+        A key of `WRITABLE`.
+    max_shard_bytes
+        Maximum size of a file; a single tensor is never split.
 
     Raises
     ------
     ValueError
-        If the folder has a model already.
+        If the folder contains a model, or a value overflows float16.
     """
-    held = sorted(
+    existing = sorted(
         path.name
         for path in folder.glob("*")
         if path.name == CONFIG or re.fullmatch(r"model.*\.safetensors(\.index\.json)?", path.name)
     )
-    if held:
+    if existing:
         raise ValueError(
-            f"{folder} has a model already ({', '.join(held)}): delete it or give another folder"
+            f"{folder}: got a folder with a model ({', '.join(existing)}); expected an empty one; "
+            "delete "
+            "the model or use another folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     kind = np.dtype(WRITABLE[dtype])
@@ -203,8 +235,8 @@ def write_folder(
     names = [WHOLE] if len(shards) == 1 else names
     save_file = import_safetensors().numpy.save_file
     for file, shard in zip(names, shards, strict=True):
-        # The library writes memory as it lies: a transposed array has to be laid out first.
-        arrays = {name: _laid_out(name, tensor(name), kind) for name in shard}
+        # save_file ignores strides: make transposed arrays contiguous.
+        arrays = {name: _contiguous(name, tensor(name), kind) for name in shard}
         save_file(arrays, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
@@ -213,14 +245,15 @@ def write_folder(
     _write_json(folder / CONFIG, config)
 
 
-def _laid_out(name: str, array: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
+def _contiguous(name: str, array: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
     try:
         with np.errstate(over="raise"):
             return np.ascontiguousarray(array, kind)
     except FloatingPointError as error:
         raise ValueError(
-            f"tensor {name} has values up to {np.abs(array).max():.3g}, too large for {kind}: "
-            "write bfloat16 or float32"
+            f"tensor {name}: got values up to {np.abs(array).max():.3g}, which overflow {kind}; "
+            "save "
+            "as bfloat16 or float32"
         ) from error
 
 

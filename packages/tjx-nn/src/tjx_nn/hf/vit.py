@@ -1,4 +1,4 @@
-"""ViT with its head for classes: `ViTForImageClassification`."""
+"""ViT with the image classification head (`ViTForImageClassification`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,24 +22,27 @@ from tjx_nn.hf.family import (
 from tjx_nn.models.vit_config import ViTConfig
 
 
-def _read_sizes(theirs: Json) -> dict[str, Any]:
-    """Return sizes, which are one number or two, and the number of classes, which are all named."""
-    height_width, patch = _pair(theirs, "image_size", 224), _pair(theirs, "patch_size", 16)
+def _read_sizes(config_json: Json) -> dict[str, Any]:
+    """Read the image and patch size (one number or a pair) and the number of classes."""
+    height_width, patch = (
+        _pair(config_json, "image_size", 224),
+        _pair(config_json, "patch_size", 16),
+    )
     if patch[0] != patch[1]:
-        raise ValueError(f"patch_size is {list(patch)}: only squares can be read")
-    names = theirs.get("id2label") or {}
+        raise ValueError(f"patch_size: got {list(patch)}; expected a square patch")
+    names = config_json.get("id2label") or {}
     if not isinstance(names, Mapping):
-        raise ValueError("id2label should hold the classes' names by their numbers")
-    classes = len(names) or theirs.get("num_labels", 2)
+        raise ValueError(f"id2label: got {str(names)[:60]}; expected an object of class names")
+    classes = len(names) or config_json.get("num_labels", 2)
     return {"image_size": height_width, "patch_size": patch[0], "n_classes": classes}
 
 
-def _pair(theirs: Json, key: str, default: int) -> tuple[int, int]:
-    size = theirs.get(key, default)
+def _pair(config_json: Json, key: str, default: int) -> tuple[int, int]:
+    size = config_json.get(key, default)
     match [size, size] if isinstance(size, int) else size:
         case [int(first), int(second)] if max(first, second) <= LARGEST_SIZE:
             return first, second
-    raise ValueError(f"{key} is {size!r}: only one whole number or two can be read")
+    raise ValueError(f"{key}: got {size!r}; expected one or two integers up to {LARGEST_SIZE}")
 
 
 def _write_sizes(config: ViTConfig) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def _write_sizes(config: ViTConfig) -> dict[str, Any]:
 
 
 def _convolution(config: ViTConfig) -> TensorTransform:
-    """Lay out the patches' kernel as a convolution's: [out, channel, row, column]."""
+    """Convert the patch kernel to that of a convolution, [out, channel, row, column]."""
     sides = (config.patch_size, config.patch_size, config.channels)
 
     def read(x: np.ndarray) -> list[np.ndarray]:
@@ -70,7 +73,7 @@ def _convolution(config: ViTConfig) -> TensorTransform:
 
 _LAYER = "vit.encoder.layer.{layer}"
 _PATCHES = "vit.embeddings.patch_embeddings.projection"
-_ROWS = [
+_TENSORS = [
     *tensor("patch.bias", f"{_PATCHES}.bias"),
     *tensor("cls", "vit.embeddings.cls_token", leading_axes(2)),
     *tensor("wpe.embedding", "vit.embeddings.position_embeddings", leading_axes(1)),
@@ -87,8 +90,8 @@ _ROWS = [
 ]
 
 
-def _rows(config: ViTConfig) -> list[TensorMapping]:
-    return [*tensor("patch.kernel", f"{_PATCHES}.weight", _convolution(config)), *_ROWS]
+def _tensors(config: ViTConfig) -> list[TensorMapping]:
+    return [*tensor("patch.kernel", f"{_PATCHES}.weight", _convolution(config)), *_TENSORS]
 
 
 VIT = ModelFamily(
@@ -118,7 +121,7 @@ VIT = ModelFamily(
     read_extra=_read_sizes,
     write_extra=_write_sizes,
     fills={"bias": True},
-    rows=_rows,
-    # A head of other tasks.
+    tensors=_tensors,
+    # The pooler, which the classification head does not use.
     ignored=[r"^vit\.pooler\."],
 )

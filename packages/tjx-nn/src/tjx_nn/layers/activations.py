@@ -1,9 +1,8 @@
-"""GELU with its derivative written out.
+"""Activation functions of MLPs, by name, and GELU with a closed-form derivative.
 
-Differentiating the formula step by step keeps several intermediate arrays for the backward pass;
-the closed form keeps one and shares the costly function with the forward pass. On GPUs, where
-memory bandwidth costs more than arithmetic, only the input is kept and the derivative is computed
-from it in the backward pass. Both modes of differentiation work.
+Automatic differentiation of GELU saves several intermediates; the closed form saves one and shares
+the erf or tanh with the forward pass. On GPUs, which are bound by memory bandwidth, only the input
+is saved and the derivative is recomputed. Forward and reverse mode work.
 
 Hendrycks and Gimpel 2016, "Gaussian Error Linear Units".
 """
@@ -21,7 +20,7 @@ _CUBIC = 0.044715
 
 
 def gelu_erf(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Return x times the standard normal's distribution function at x; computed in float32.
+    """Compute exact GELU: x times the standard normal distribution function at x, in float32.
 
     Examples
     --------
@@ -32,15 +31,21 @@ def gelu_erf(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 def gelu_tanh(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Return GPT-2's approximation of `gelu_erf`, with tanh; computed in float32."""
+    """Compute the tanh approximation of GELU that GPT-2 uses, in float32.
+
+    Examples
+    --------
+    >>> f"{gelu_tanh(jnp.array(1.0)):.4f}"
+    '0.8412'
+    """
     return _for_platform(_gelu_tanh)(x)
 
 
 def gelu_tanh_of_product(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Return `gelu_tanh` of a matrix product, with or without a bias, that is used nowhere else.
+    """Compute `gelu_tanh` of a matrix product (and bias) that has no other consumer.
 
-    XLA:GPU makes it an epilogue of the product, which cuBLASLt computes in float32 without another
-    pass over memory. Products of 8-bit floats have no such epilogue.
+    XLA:GPU fuses this form into the product as a cuBLASLt epilogue, computed in float32. FP8
+    products have no such epilogue.
     """
     return _for_platform(_gelu_tanh, gpu=_gelu_tanh_epilogue)(x)
 
@@ -48,10 +53,10 @@ def gelu_tanh_of_product(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
 def _for_platform(
     function: Callable[[Array], Array], *, gpu: Callable[[Array], Array] | None = None
 ) -> Callable[[Array], Array]:
-    """Return a function that keeps only its input for the backward pass on GPUs."""
+    """Make the function save only its input for the backward pass on GPUs."""
     if current_target().platform != "gpu":
         return function
-    # Without prevent_cse XLA merges both computations and keeps float32 intermediates.
+    # With prevent_cse=False XLA would merge both computations and save float32 intermediates.
     return jax.checkpoint(gpu or function)
 
 
@@ -67,7 +72,7 @@ def _gelu_tanh(x: Array) -> Array:
 
 @jax.custom_jvp
 def _gelu_tanh_epilogue(x: Array) -> Array:
-    """Return GELU in the form that XLA:GPU recognizes, which has the type of the product."""
+    """Compute GELU as XLA:GPU recognizes it as an epilogue, in the dtype of the product."""
     inner = math.sqrt(2 / math.pi) * (x + _CUBIC * (x * (x * x)))
     return x * (0.5 * (1 + jnp.tanh(inner)))
 

@@ -1,4 +1,4 @@
-"""A block: attention, then an MLP, each reading the residual stream and adding to it.
+"""Transformer block: attention and an MLP (or experts), each added to the residual stream.
 
 Axes in names: B batch, T time, D d_model.
 """
@@ -6,39 +6,41 @@ Axes in names: B batch, T time, D d_model.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from tjx_nn.attention.mha import Attention, AuxLosses, KVCache, TokenMetadata
+from tjx_nn.attention.kv_cache import KVCache
+from tjx_nn.attention.mha import Attention
 from tjx_nn.attention.mla import LatentAttention
 from tjx_nn.attention.sparse import SparseAttention
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.dropout import drop
+from tjx_nn.layers.dropout import dropout
 from tjx_nn.layers.mlp import make_mlp
 from tjx_nn.layers.moe import Experts
 from tjx_nn.layers.norms import LayerNorm, RMSNorm, make_norm
-from tjx_nn.layout import ShardedModule, gather_sequence, scatter_sequence
+from tjx_nn.layers.scan_layers import AuxLosses
+from tjx_nn.layout import ShardedModule, gather_sequence, make_param, scatter_sequence
 
 
 class Block(ShardedModule):
-    """Attention, and an MLP or experts.
+    """Transformer block with attention and an MLP or a mixture of experts.
 
     Parameters
     ----------
     config
-        Sizes and choices.
+        Configuration of the model.
     causal
-        Whether tokens see only themselves and what comes before.
+        Whether a token attends only to itself and to earlier tokens.
     experts
-        Whether there is a mixture of experts in place of the MLP.
+        Whether a mixture of experts replaces the MLP.
     rngs
-        Source of the initial values.
+        Source of random initial values.
 
     Examples
     --------
-    >>> from tjx_nn import Block, GPTConfig, Where
+    >>> from tjx_nn import Block, GPTConfig
     >>> block = Block(GPTConfig(n_head=2, d_model=8), rngs=nnx.Rngs(0))
-    >>> out, cache, measures = block(jnp.ones((1, 3, 8)), Where(jnp.arange(3)[None]))
-    >>> out.shape
+    >>> x, cache, aux_losses = block(jnp.ones((1, 3, 8)), segment_ids=jnp.array([[0, 0, 1]]))
+    >>> x.shape
     (1, 3, 8)
     """
 
@@ -60,45 +62,69 @@ class Block(ShardedModule):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        where: TokenMetadata,
+        positions: Int[Array, "#B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
         dropout_key: Array | None = None,
-        drop: bool = True,
+        drop_tokens: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
-        """Return the residual stream after this block, what a cache keeps, and the measures."""
-        keys = split(dropout_key, 3)
-        h = self.read(x, self.ln_1)
-        with jax.named_scope("attention_layer"):  # as profiles name it
-            attended, entries, aux_losses = self.attention(
-                h, where, window=window, dropout_key=keys[0]
+        """Apply the block to the residual stream.
+
+        Parameters
+        ----------
+        x
+            Residual stream.
+        positions, segment_ids, window
+            As for `Attention`.
+        dropout_key
+            PRNG key of dropout; None disables it.
+        drop_tokens
+            As for `Experts`.
+
+        Returns
+        -------
+        x
+            Residual stream after the block.
+        cache
+            KV cache entries of these tokens, as from `Attention`.
+        aux_losses
+            Auxiliary losses and statistics of the experts and of sparse attention.
+        """
+        attention_key, *residual_keys = split_key(dropout_key, 3)
+        h = self._sublayer_input(x, self.ln_1)
+        with jax.named_scope("attention_layer"):  # profiles group operations by this scope
+            y, cache, aux_losses = self.attention(
+                h, positions, segment_ids, window=window, dropout_key=attention_key
             )
-        x = self.add(x, attended, self.ln_1, self.scale_1, keys[1])
-        h = h if self.ln_2 is None else self.read(x, self.ln_2)
-        fed, more = self.feed(h, drop=drop)
-        return self.add(x, fed, self.ln_2, self.scale_2, keys[2]), entries, aux_losses | more
+        x = self._add(x, y, self.ln_1, self.scale_1, residual_keys[0])
+        h = h if self.ln_2 is None else self._sublayer_input(x, self.ln_2)
+        y, mlp_losses = self._mlp(h, drop_tokens=drop_tokens)
+        x = self._add(x, y, self.ln_2, self.scale_2, residual_keys[1])
+        return x, cache, aux_losses | mlp_losses
 
     def decode(
         self,
         x: Float[Array, "B T D"],
         cache: KVCache,
-        where: TokenMetadata,
+        positions: Int[Array, "B T"],
         *,
         window: int | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Advance by one or a few tokens a row, with this block's cache."""
-        h = self.read(x, self.ln_1)
-        attended, cache = self.attention.decode(h, cache, where, window=window)
-        x = self.add(x, attended, self.ln_1, self.scale_1)
-        h = h if self.ln_2 is None else self.read(x, self.ln_2)
-        return self.add(x, self.feed(h, drop=False)[0], self.ln_2, self.scale_2), cache
+        """Apply the block to new tokens with its KV cache; parameters as for `Attention.decode`."""
+        h = self._sublayer_input(x, self.ln_1)
+        y, cache = self.attention.decode(h, cache, positions, window=window)
+        x = self._add(x, y, self.ln_1, self.scale_1)
+        h = h if self.ln_2 is None else self._sublayer_input(x, self.ln_2)
+        return self._add(x, self._mlp(h, drop_tokens=False)[0], self.ln_2, self.scale_2), cache
 
-    def read(self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm) -> Float[Array, "B T D"]:
-        """Return what a sublayer reads of the residual stream."""
+    def _sublayer_input(
+        self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm
+    ) -> Float[Array, "B T D"]:
         return gather_sequence(self.layout, norm(x) if self.config.norm_position == "pre" else x)
 
-    @jax.named_scope("residual")  # as profiles and plans name it
-    def add(
+    @jax.named_scope("residual")  # profiles and the planner group operations by this scope
+    def _add(
         self,
         x: Float[Array, "B T D"],
         y: Float[Array, "B T D"],
@@ -106,25 +132,26 @@ class Block(ShardedModule):
         scale: nnx.Param[Array] | None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B T D"]:
-        """Return the residual stream with a sublayer's output `y` in it."""
+        """Add a sublayer's output `y` to the residual stream: layer scale, dropout, post-norm."""
         if scale is not None:
-            y = y * self.table(scale, ("embed",)).astype(y.dtype)[None, None]
+            y = y * self.gather(scale, ("embed",)).astype(y.dtype)[None, None]
         y = scatter_sequence(self.layout, y)
-        x = x + drop(y, self.config.dropout, dropout_key, self.layout)
+        x = x + dropout(y, self.config.dropout, dropout_key, self.layout)
         return norm(x) if norm is not None and self.config.norm_position == "post" else x
 
-    @jax.named_scope("mlp")  # as profiles name it
-    def feed(
-        self, h: Float[Array, "B T D"], *, drop: bool = True
+    @jax.named_scope("mlp")  # profiles group operations by this scope
+    def _mlp(
+        self, h: Float[Array, "B T D"], *, drop_tokens: bool
     ) -> tuple[Float[Array, "B T D"], AuxLosses]:
-        """Run the MLP or the experts; `drop` bounds how many tokens an expert takes."""
-        return self.mlp(h, drop=drop) if isinstance(self.mlp, Experts) else (self.mlp(h), {})
+        if isinstance(self.mlp, Experts):
+            return self.mlp(h, drop_tokens=drop_tokens)
+        return self.mlp(h), {}
 
 
 def make_attention(
     config: TransformerConfig, *, causal: bool = True, rngs: nnx.Rngs
 ) -> Attention | LatentAttention:
-    """Return the attention that the configuration asks for."""
+    """Make the attention layer of a model: multi-head, latent (MLA) or sparse (DSA)."""
     if config.latent.kv_dim is not None:
         return LatentAttention(config, causal=causal, rngs=rngs)
     kind = Attention if config.sparse.top_k is None else SparseAttention
@@ -132,13 +159,12 @@ def make_attention(
 
 
 def layer_scale(config: TransformerConfig) -> nnx.Param[Array] | None:
-    """Return the factors of a sublayer's output, if the configuration wants them."""
+    """Make the layer scale of a sublayer's output (`config.layer_scale`), or None without one."""
     if config.layer_scale is None:
         return None
-    factors = jnp.full(config.d_model, config.layer_scale, jnp.float32)
-    return nnx.Param(factors, logical_axes=("embed",))
+    return make_param(jnp.full(config.d_model, config.layer_scale, jnp.float32), ("embed",))
 
 
-def split(key: Array | None, count: int) -> list[Array | None]:
-    """Split a key that may be absent."""
+def split_key(key: Array | None, count: int) -> list[Array | None]:
+    """Split an optional PRNG key; None gives a list of None."""
     return [None] * count if key is None else list(jax.random.split(key, count))

@@ -1,4 +1,4 @@
-"""From tables to the residual stream: positions are added, and embeddings normalised and dropped.
+"""Embedding tables and the input embedding of a model: token, position, norm and dropout.
 
 Axes in names: B batch, T time, D d_model.
 """
@@ -6,18 +6,74 @@ Axes in names: B batch, T time, D d_model.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.dropout import drop
-from tjx_nn.layers.linear import Embedding
+from tjx_nn.layers.dropout import dropout
 from tjx_nn.layers.norms import LayerNorm, RMSNorm
 from tjx_nn.layers.position_encoding import sinusoids
-from tjx_nn.layout import RESIDUAL_AXES, Layout
+from tjx_nn.layout import RESIDUAL_AXES, Layout, ShardedModule, make_param
+
+
+class Embedding(ShardedModule):
+    """Float32 embedding table; ids outside of the table are clipped.
+
+    Parameters
+    ----------
+    num
+        Number of rows.
+    features
+        Features of a row.
+    axes
+        Logical axes of the table.
+    std
+        Standard deviation of the normal initializer.
+    rngs
+        Source of random initial values.
+
+    Examples
+    --------
+    >>> from tjx_nn import Embedding
+    >>> table = Embedding(100, 8, rngs=nnx.Rngs(0))
+    >>> table(jnp.array([[1, 2, 3]])).shape
+    (1, 3, 8)
+    """
+
+    def __init__(
+        self,
+        num: int,
+        features: int,
+        *,
+        axes: tuple[str, str] = ("vocab", "embed"),
+        std: float = 0.02,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.axes = axes
+        self.embedding = make_param(normal(std)(rngs.params(), (num, features), jnp.float32), axes)
+
+    @jax.named_scope("embedding")  # profiles and the planner group operations by this scope
+    def __call__(
+        self, ids: Int[Array, "*any"], rows: Float[Array, "rows D"] | None = None
+    ) -> Float[Array, "*any D"]:
+        """Look up the rows of `ids`, in float32.
+
+        Parameters
+        ----------
+        ids
+            Row numbers.
+        rows
+            Result of `rows()`, to share one all-gather of the table with a tied output head.
+        """
+        return self.layout.look_up(self.rows() if rows is None else rows, ids, self.axes[0])
+
+    def rows(self) -> Float[Array, "rows D"]:
+        """Return the table, all-gathered over the mesh axes that shard its features."""
+        return self.gather(self.embedding, self.axes)
 
 
 def position_table(config: TransformerConfig, *, rngs: nnx.Rngs) -> Embedding | None:
-    """Return the table of learned positions, if the configuration wants one."""
+    """Make the table of learned positions, or None for other kinds of positions."""
     if config.positions != "learned":
         return None
     return Embedding(
@@ -29,7 +85,7 @@ def position_table(config: TransformerConfig, *, rngs: nnx.Rngs) -> Embedding | 
     )
 
 
-@jax.named_scope("embedding")  # as profiles and plans name it
+@jax.named_scope("embedding")  # profiles and the planner group operations by this scope
 def embed(
     config: TransformerConfig,
     x: Float[Array, "B T D"],
@@ -40,28 +96,28 @@ def embed(
     dropout_key: Array | None = None,
     layout: Layout,
 ) -> Float[Array, "B T D"]:
-    """Return the residual stream before the first block, in the configuration's dtype.
+    """Add positions to token embeddings, then normalize, cast to `config.dtype` and drop out.
 
     Parameters
     ----------
     config
-        Sizes and choices.
+        Configuration of the model.
     x
-        What is known of each token but its position.
+        Token embeddings (or patches of an image), float32, in device order.
     positions
-        Of each token; None counts from 0 in every row.
+        Position of each token; None counts from 0 in every row.
     table
-        Learned positions.
+        Table of learned positions, if any.
     norm
-        Normalises the sum, before dropout.
+        Norm of the sum, if any.
     dropout_key
-        Drops features, if the configuration wants that.
+        PRNG key of dropout; None disables it.
     layout
-        Where the stream lies.
+        Layout of the model.
     """
     length = x.shape[1]
     if table is not None:
-        # The gradient of a slice needs no scatter.
+        # A slice: unlike a lookup, its gradient is no scatter.
         if positions is None:
             x = x + layout.reorder(table.rows()[None, :length])
         else:
@@ -74,4 +130,4 @@ def embed(
         x = norm(x)
     x = layout.place(x.astype(config.dtype), RESIDUAL_AXES)
     rate = config.dropout if config.embedding_dropout is None else config.embedding_dropout
-    return drop(x, rate, dropout_key, layout)
+    return dropout(x, rate, dropout_key, layout)

@@ -1,62 +1,72 @@
-"""The linear layer and the table of vectors, with their initial values and logical axes.
+"""Linear layer: initialization, logical axes, and a matrix product with sharded weights.
 
-Axes in names: B batch, T time, D d_model.
+The weight is cast and all-gathered in the forward pass and again in the backward pass; neither
+copy is a residual. Its gradient is summed in float32 (or `Layout.reduce_dtype`) over the tokens of
+all devices. Derivatives are reverse mode only.
+
+Axes in names: I input features, O output features.
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.float8 import float8_matmul
-from tjx_nn.layers.matmul import ParamSharding, add_bias, matmul
-from tjx_nn.layout import ShardedModule
+from tjx_nn.layout import ParamSharding, ShardedModule, make_param
 
 
 class Linear(ShardedModule):
-    """A matrix product, and a bias if there is one; float32 parameters.
+    """Linear layer with float32 parameters: ``x @ kernel + bias``.
 
     Parameters
     ----------
     shape
-        Features of input and output.
+        Number of input and output features.
     axes
-        Logical names of the kernel's axes.
+        Logical axes of the kernel; None for an axis that is never sharded.
     dtype
-        Type of the computation.
+        Dtype of the computation and of the output.
     std
-        Standard deviation of the kernel's initial values.
+        Standard deviation of the normal initializer of the kernel; the bias starts at 0.
     use_bias
-        Whether there is a bias; it begins at 0.
+        Whether to add a bias.
     rngs
-        Source of the initial values.
+        Source of random initial values.
     float8
-        Whether the product is one of 8-bit floats.
+        Whether to multiply in 8-bit floats (see `float8_matmul`).
+
+    Examples
+    --------
+    >>> from tjx_nn import Linear
+    >>> layer = Linear((8, 4), rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 8))).shape
+    (2, 4)
     """
 
     def __init__(
         self,
         shape: tuple[int, int],
         *,
-        axes: tuple[str | None, str | None],
-        dtype: str,
-        std: float,
-        use_bias: bool,
+        axes: tuple[str | None, str | None] = (None, None),
+        dtype: str = "float32",
+        std: float = 0.02,
+        use_bias: bool = True,
         rngs: nnx.Rngs,
         float8: bool = False,
     ) -> None:
         self.axes, self.dtype, self.float8 = axes, dtype, float8
-        kernel = normal(std)(rngs.params(), shape, jnp.float32)
-        self.kernel = nnx.Param(kernel, logical_axes=axes)
-        zeros = jnp.zeros(shape[1], jnp.float32)
-        self.bias = nnx.Param(zeros, logical_axes=axes[1:]) if use_bias else None
+        self.kernel = make_param(normal(std)(rngs.params(), shape, jnp.float32), axes)
+        self.bias = make_param(jnp.zeros(shape[1], jnp.float32), axes[1:]) if use_bias else None
 
     def __call__(self, x: Float[Array, "*any I"]) -> Float[Array, "*any O"]:
-        """Return the product, in the type of the computation."""
+        """Apply the layer to the last axis of `x`; the output has the layer's dtype."""
         x = x.astype(self.dtype)
         multiply = float8_matmul if self.float8 else matmul
         y: Array = multiply(ParamSharding(self.layout, self.axes), x, self.kernel[...])
@@ -75,26 +85,26 @@ def linear(
     bias: bool | None = None,
     float8: bool = True,
 ) -> Linear:
-    """Return a linear layer of the model.
+    """Make a `Linear` with the dtype, bias and initializer of a model.
 
     Parameters
     ----------
     config
-        The model.
+        Configuration of the model.
     axes
-        Logical names of the kernel's axes, input and output; None for one that is never divided.
+        Logical axes of the kernel, input and output; None for an axis that is never sharded.
     shape
-        Features of input and output.
+        Number of input and output features.
     rngs
-        Source of the initial values.
+        Source of random initial values.
     residual
-        Whether the output is added to the residual stream.
+        Whether the output is added to the residual stream, which scales down the initial values.
     bias
-        Whether there is a bias; None asks the configuration.
+        Whether to add a bias; None is `config.bias`.
     float8
-        Whether the product may be one of 8-bit floats, if the configuration has these.
+        Whether the layer follows `config.float8`; otherwise it never uses 8-bit floats.
     """
-    # Only what goes from width to width is scaled with it: other axes do not grow.
+    # muP scales only kernels whose two axes both grow with the width.
     std = config.init_std if None in axes else initial_std(config, residual=residual)
     return Linear(
         shape,
@@ -108,36 +118,84 @@ def linear(
 
 
 def initial_std(config: TransformerConfig, *, residual: bool) -> float:
-    """Return the standard deviation of a kernel's initial values.
+    """Return the standard deviation of the initializer of a kernel.
 
-    What writes to the residual stream is scaled down, as 2 * n_layer sublayers add up there
-    (GPT-2). Under muP the variance goes with 1 / width (Yang et al. 2022, table 8).
+    Kernels that write to the residual stream are divided by sqrt(2 * n_layer), the square root of
+    the number of sublayers (GPT-2). With muP the variance is proportional to 1 / width (Yang et al.
+    2022, table 8).
     """
     std = config.init_std / math.sqrt(config.width_multiplier)
     return std / math.sqrt(2 * config.n_layer) if residual else std
 
 
-class Embedding(ShardedModule):
-    """A table of vectors, looked up by id.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def matmul(
+    sharding: ParamSharding, x: Float[Array, "*any I"], w: Float[Array, "I O"]
+) -> Float[Array, "*any O"]:
+    """Multiply the last axis of `x` with the first axis of a sharded weight, in the dtype of `x`.
 
-    The lookup is in float32, so that gradients of frequent ids add up in float32. Ids outside the
-    table are clipped to it.
+    XLA for CPUs multiplies at half speed if the large operand is the transposed one, and fuses
+    transposed copies into the producer of an operand. On CPUs the weight gradient therefore
+    transposes the narrower operand, behind an optimization barrier.
     """
+    return x @ sharding.gather(w, x.dtype)
 
-    def __init__(
-        self, num: int, features: int, *, axes: tuple[str, str], std: float, rngs: nnx.Rngs
-    ) -> None:
-        table = normal(std)(rngs.params(), (num, features), jnp.float32)
-        self.axes = axes
-        self.embedding = nnx.Param(table, logical_axes=axes)
 
-    @jax.named_scope("embedding")  # as profiles and plans name it
-    def __call__(
-        self, ids: Int[Array, "*any"], rows: Float[Array, "rows D"] | None = None
-    ) -> Float[Array, "*any D"]:
-        """Return the rows of `ids`; `rows()` may be given, where it has other uses too."""
-        return self.layout.look_up(self.rows() if rows is None else rows, ids, self.axes[0])
+def _matmul_forward(
+    sharding: ParamSharding, x: Array, w: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return x @ sharding.gather(w, x.dtype), (x, w)
 
-    def rows(self) -> Float[Array, "rows D"]:
-        """Return all rows, their features gathered where they are spread over devices."""
-        return self.table(self.embedding, self.axes)
+
+def _matmul_backward(
+    sharding: ParamSharding, residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    x, w = residuals
+    dtype = sharding.sum_dtype(x)
+    dw: Array = jax.lax.platform_dependent(
+        x,
+        dy,
+        cpu=partial(_weight_gradient_cpu, dtype),
+        default=partial(_weight_gradient, dtype),
+    )
+    return dy @ sharding.gather(w, x.dtype).T, sharding.scatter(dw, w.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _weight_gradient(dtype: Any, x: Array, dy: Array) -> Array:
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=dtype)
+
+
+def _weight_gradient_cpu(dtype: Any, x: Array, dy: Array) -> Array:
+    x, dy = _materialize(x), _materialize(dy)
+    if x.shape[-1] <= dy.shape[-1]:
+        return _weight_gradient(dtype, x, dy)
+    return _materialize(_weight_gradient(dtype, dy, x)).T
+
+
+def _materialize(x: Array) -> Array:
+    y: Array = jax.lax.optimization_barrier(x)  # type: ignore[no-untyped-call]  # as jax is
+    return y
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def add_bias(
+    sharding: ParamSharding, y: Float[Array, "*any O"], b: Float[Array, " O"]
+) -> Float[Array, "*any O"]:
+    """Add a sharded bias to the last axis, in the dtype of `y`."""
+    return y + sharding.gather(b, y.dtype)[(None,) * (y.ndim - 1)]
+
+
+def _add_bias_forward(sharding: ParamSharding, y: Array, b: Array) -> tuple[Array, Array]:
+    return add_bias(sharding, y, b), b
+
+
+def _add_bias_backward(sharding: ParamSharding, b: Array, dy: Array) -> tuple[Array, Array]:
+    db = dy.sum(tuple(range(dy.ndim - 1)), dtype=sharding.sum_dtype(dy))
+    return dy, sharding.scatter(db, b.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)

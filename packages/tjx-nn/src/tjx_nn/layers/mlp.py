@@ -1,4 +1,4 @@
-"""The MLP of a block: two linear layers, or three with a gate.
+"""MLP of a block: two linear layers, or three with a gated activation (SwiGLU, GeGLU).
 
 Axes in names: B batch, T time, D d_model.
 """
@@ -14,6 +14,7 @@ from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.activations import gelu_erf, gelu_tanh, gelu_tanh_of_product
 from tjx_nn.layers.linear import linear
 
+# Activation functions by name; "swiglu" and "geglu" give the activation of the gate.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": gelu_tanh,
     "gelu_erf": gelu_erf,
@@ -25,12 +26,28 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class MLP(nnx.Module):
-    """Two linear layers with an activation between them.
+    """Two linear layers with an activation in between.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model: `d_model`, `d_ff`, `activation`, `bias`, `dtype`, `float8`.
+    d_ff
+        Width of the hidden layer; None is `config.ff_dim`.
+    rngs
+        Source of random initial values.
 
     Raises
     ------
     ValueError
-        If the configuration's activation is gated, which `SwiGLU` is.
+        If `config.activation` is gated; `SwiGLU` implements those.
+
+    Examples
+    --------
+    >>> from tjx_nn import MLP, TransformerConfig
+    >>> mlp = MLP(TransformerConfig(d_model=12, activation="relu"), rngs=nnx.Rngs(0))
+    >>> mlp(jnp.ones((1, 3, 12))).shape
+    (1, 3, 12)
     """
 
     def __init__(
@@ -38,8 +55,8 @@ class MLP(nnx.Module):
     ) -> None:
         if config.gated and not isinstance(self, SwiGLU):
             raise ValueError(
-                f"config.activation: got {config.activation!r} for MLP; expected gelu_tanh, "
-                "gelu_erf, relu or relu2, which have no gate; use SwiGLU"
+                f"config.activation: got {config.activation!r} for MLP; expected an activation "
+                "without a gate (gelu_tanh, gelu_erf, relu or relu2); use SwiGLU"
             )
         d, f = config.d_model, d_ff or config.ff_dim
         self.activation = ACTIVATIONS[config.activation]
@@ -49,16 +66,23 @@ class MLP(nnx.Module):
         self.down = linear(config, ("mlp", "embed"), (f, d), residual=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Return the transformed `x`."""
+        """Apply the MLP to the last axis of `x`."""
         y: Array = self.down(self.activation(self.up(x)))
         return y
 
 
 class SwiGLU(MLP):
-    """An MLP whose hidden layer is multiplied with a gate.
+    """Gated MLP, SwiGLU or GeGLU: ``down(activation(gate(x)) * up(x))``.
 
-    The gate is SiLU, or GELU where the configuration's activation is "geglu"; activations without a
-    gate do not change it. Shazeer 2020, "GLU Variants Improve Transformer".
+    The activation of the gate is GELU (tanh) if `config.activation` is "geglu", and SiLU for every
+    other value. Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for `MLP`.
+
+    Examples
+    --------
+    >>> from tjx_nn import SwiGLU, TransformerConfig
+    >>> mlp = SwiGLU(TransformerConfig(d_model=12, activation="geglu"), d_ff=16, rngs=nnx.Rngs(0))
+    >>> mlp(jnp.ones((1, 3, 12))).shape
+    (1, 3, 12)
     """
 
     def __init__(
@@ -71,11 +95,11 @@ class SwiGLU(MLP):
         self.gate = linear(config, ("embed", "mlp"), shape, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Return the transformed `x`."""
+        """Apply the MLP to the last axis of `x`."""
         y: Array = self.down(self.activation(self.gate(x)) * self.up(x))
         return y
 
 
 def make_mlp(config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs) -> MLP:
-    """Return the MLP that the configuration asks for; `d_ff` is the model's by default."""
+    """Make the MLP of a model: `SwiGLU` for gated activations, otherwise `MLP`."""
     return (SwiGLU if config.gated else MLP)(config, d_ff=d_ff, rngs=rngs)

@@ -1,79 +1,90 @@
-"""Mixture of experts: many MLPs, of which each token goes to a few.
+"""Mixture of experts: top-k router, capacity, and expert MLPs on tokens sorted by expert.
 
-Tokens are sorted by expert, so that each expert multiplies a dense matrix; nothing of the size
-tokens x experts x capacity exists. Rows move by gathers alone, backward too: sums of gradients have
-one order.
+Sorting lets each expert multiply a dense matrix, without an array of tokens x experts x capacity.
+Dispatch and combine are gathers in both directions, so gradients are summed in a fixed order.
 
-Axes in names: B batch, T time, D d_model, F hidden layer, E experts, K choices of a token, G groups
-of tokens that share a capacity, R rows that experts work on.
+Axes in names: B batch, T time, D d_model, F hidden features, E experts, K choices of a token,
+G groups of tokens that share a capacity, C capacity, R expert rows, I input and O output features.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Float32, Int
 
-from tjx_nn.attention.mha import AuxLosses
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.linear import initial_std
-from tjx_nn.layers.matmul import ParamSharding, expert_matmul
 from tjx_nn.layers.mlp import ACTIVATIONS, make_mlp
-from tjx_nn.layout import ShardedModule
+from tjx_nn.layers.scan_layers import AuxLosses
+from tjx_nn.layout import ParamSharding, ShardedModule, make_param
 
 
 class ExpertKernel(ShardedModule):
-    """A float32 kernel by itself: of each expert a matrix."""
+    """Float32 kernel of the router, or one matrix for each expert.
+
+    Parameters
+    ----------
+    shape
+        Shape of the kernel.
+    axes
+        Logical axes of the kernel.
+    std
+        Standard deviation of the normal initializer.
+    rngs
+        Source of random initial values.
+    """
 
     def __init__(
         self, shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, rngs: nnx.Rngs
     ) -> None:
-        values = normal(std)(rngs.params(), shape, jnp.float32)
         self.axes = axes
-        self.kernel = nnx.Param(values, logical_axes=axes)
+        self.kernel = make_param(normal(std)(rngs.params(), shape, jnp.float32), axes)
 
     def batched(self, x: Float[Array, "E G C I"]) -> Float[Array, "E G C O"]:
-        """Multiply each expert's rows with its matrix."""
+        """Multiply a fixed number of rows of each expert with its matrix."""
         y: Array = expert_matmul(ParamSharding(self.layout, self.axes), x, self.kernel[...])
         return y
 
-    def ragged(self, x: Float[Array, "R I"], filled: Int[Array, " E"]) -> Float[Array, "R O"]:
-        """Multiply rows that are sorted by expert, so many of each as `filled` says."""
-        w = self.table(self.kernel, self.axes).astype(x.dtype)
-        return jax.lax.ragged_dot(x, w, filled)
+    def ragged(self, x: Float[Array, "R I"], group_sizes: Int[Array, " E"]) -> Float[Array, "R O"]:
+        """Multiply rows sorted by expert, `group_sizes[e]` of expert e, with its matrix."""
+        w = self.gather(self.kernel, self.axes).astype(x.dtype)
+        return jax.lax.ragged_dot(x, w, group_sizes)
 
 
 class Dispatch(NamedTuple):
-    """Which row of the experts' work is which choice of a token; told in both directions.
+    """Assignment of token choices to expert rows, in both directions.
 
-    Choices are numbered in the order in which they are served: the first of all tokens, the second
-    of all tokens, and so on.
+    Choices are numbered in the order of service: first choices of all tokens, then second choices,
+    and so on.
 
     Attributes
     ----------
     choice
-        In each row, those of expert 0 first; the number of choices where a row is empty.
+        Choice in each row, rows of expert 0 first; the number of choices for an empty row.
     row
-        Of each choice; the number of rows where the choice is dropped.
-    filled
-        Number of choices of each expert, dropped or not.
+        Row of each choice; the number of rows for a dropped choice.
+    group_sizes
+        Number of choices of each expert, dropped ones included.
     """
 
     choice: Int[Array, " R"]
     row: Int[Array, "K T"]
-    filled: Int[Array, " E"]
+    group_sizes: Int[Array, " E"]
 
 
 class Experts(ShardedModule):
-    """Experts in place of an MLP: each token goes to the few that its router prefers.
+    """Mixture of experts that replaces the MLP of a block.
 
-    Each sequence is a group of its own: what is dropped does not depend on the others in the batch,
-    and groups can lie on different devices. In a group first choices come before second ones, and
-    earlier tokens before later ones.
+    Each sequence is a group with its own capacity: dropped tokens do not depend on the rest of the
+    batch, and groups can be on different devices. First choices take precedence over second ones,
+    and earlier tokens over later ones.
 
     Shazeer et al. 2017, "Outrageously Large Neural Networks"; Lepikhin et al. 2020, "GShard";
     shared experts: Dai et al. 2024, "DeepSeekMoE".
@@ -81,9 +92,9 @@ class Experts(ShardedModule):
     Parameters
     ----------
     config
-        Sizes and choices.
+        Configuration of the model; `config.experts` configures the experts.
     rngs
-        Source of the initial values.
+        Source of random initial values.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
@@ -100,83 +111,86 @@ class Experts(ShardedModule):
         self.shared = make_mlp(config, d_ff=shared * f, rngs=rngs) if shared else None
 
     def __call__(
-        self, x: Float[Array, "B T D"], *, drop: bool = True
+        self, x: Float[Array, "B T D"], *, drop_tokens: bool = True
     ) -> tuple[Float[Array, "B T D"], AuxLosses]:
-        """Return the weighted sum of what each token's experts make of it, and the measures.
+        """Route each token to its experts and sum their weighted outputs.
 
         Parameters
         ----------
         x
-            The normalised residual stream.
-        drop
-            Whether an expert takes no more than its capacity, `capacity_factor` times its equal
-            share of a sequence's tokens, rounded up. The rest is dropped, and adds 0.
+            Normalized residual stream.
+        drop_tokens
+            Whether to enforce the capacity of an expert, `capacity_factor` times its equal share of
+            a sequence's tokens, rounded up. Choices beyond it contribute 0.
 
         Returns
         -------
-        tuple
-            The output, and "balance_loss" (1 where choices and probabilities are spread evenly;
-            Fedus et al. 2021, "Switch Transformers", section 2.2), "router_z_loss" (mean square of
-            the router's log-sum-exp; Zoph et al. 2022, "ST-MoE", section 3.2), "dropped" (the
-            fraction of all choices whose expert was full).
+        y
+            Output, same shape and dtype as `x`.
+        aux_losses
+            "balance_loss" (1 for balanced load; Fedus et al. 2021, "Switch Transformers", section
+            2.2), "router_z_loss" (mean squared log-sum-exp of router logits; Zoph et al. 2022,
+            "ST-MoE", section 3.2) and "dropped" (fraction of choices over capacity).
         """
         experts = self.config.experts
         batch, tokens, d = x.shape
-        # Each sequence is whole, and in its order: first come, first served.
+        # Capacity is first come, first served: it needs whole sequences in their original order.
         x = self.layout.place(self.layout.restore(x), ("batch", None, "embed"))
         if x.size == 0:
             zero = jnp.zeros((), jnp.float32)
             return x, {"balance_loss": zero, "router_z_loss": zero, "dropped": zero}
-        factor = experts.capacity_factor if drop else None
+        factor = experts.capacity_factor if drop_tokens else None
         share = experts.per_token * tokens / experts.count
-        # A token has each expert once: no capacity needs to be larger than the number of tokens.
+        # A token chooses an expert at most once: no capacity exceeds the number of tokens.
         capacity = None if factor is None else min(math.ceil(factor * share), tokens)
         x_GTD = x.reshape(1, batch * tokens, d) if capacity is None else x
         weights_GTK, chosen_GTK, aux_losses = self._route(x_GTD)
-        plan = jax.vmap(lambda chosen: _plan(chosen, experts.count, capacity))(chosen_GTK)
-        rows_GRD = jax.vmap(_to_rows)(x_GTD, plan)
-        y_GRD = self._ragged(rows_GRD, plan) if capacity is None else self._batched(rows_GRD)
-        y_GKTD = jax.vmap(_from_rows)(y_GRD, plan)
-        y_GTD = (jnp.moveaxis(weights_GTK, -1, 1)[..., None] * y_GKTD).sum(1).astype(x.dtype)
-        y = y_GTD.reshape(x.shape)
+        dispatch = jax.vmap(lambda chosen: _dispatch(chosen, experts.count, capacity))(chosen_GTK)
+        rows_GRD = jax.vmap(_to_rows)(x_GTD, dispatch)
+        y_GRD = self._ragged(rows_GRD, dispatch) if capacity is None else self._batched(rows_GRD)
+        y_GKTD = jax.vmap(_from_rows)(y_GRD, dispatch)
+        weights_GKT1 = rearrange(weights_GTK, "g t k -> g k t 1")
+        y = (weights_GKT1 * y_GKTD).sum(1).astype(x.dtype).reshape(x.shape)
         y = y if self.shared is None else y + self.shared(x)
-        aux_losses["dropped"] = (plan.row == rows_GRD.shape[1]).astype(jnp.float32).mean()
+        is_dropped_GKT = dispatch.row == rows_GRD.shape[1]
+        aux_losses["dropped"] = is_dropped_GKT.astype(jnp.float32).mean()
         return self.layout.reorder(y), aux_losses
 
     def _route(
         self, x: Float[Array, "G T D"]
     ) -> tuple[Float32[Array, "G T K"], Int[Array, "G T K"], AuxLosses]:
-        """Return the weights and numbers of each token's experts, best first, and the losses."""
+        """Return the weights and ids of each token's experts, best first, and the router losses."""
         experts = self.config.experts
         logits = jnp.matmul(
             x.astype(jnp.float32),
-            self.router.table(self.router.kernel, self.router.axes),
+            self.router.gather(self.router.kernel, self.router.axes),
             precision=jax.lax.Precision.HIGHEST,
         )
         probabilities = jax.nn.softmax(logits, -1)
-        # The gradient of the values of `top_k` would be a scatter: they are selected instead.
+        # The gradient of the values of `top_k` is a scatter; that of a masked sum is not.
         chosen = jax.lax.top_k(jax.lax.stop_gradient(probabilities), experts.per_token)[1]
         is_chosen_GTKE = chosen[..., None] == jnp.arange(experts.count)[None, None, None]
         weights = jnp.where(is_chosen_GTKE, probabilities[..., None, :], 0).sum(-1)
         if experts.normalize:
             weights = weights / weights.sum(-1, keepdims=True)
-        asked = is_chosen_GTKE.sum((0, 1, 2)) / chosen.size
-        balance = experts.count * (asked * probabilities.mean((0, 1))).sum()
+        load = is_chosen_GTKE.sum((0, 1, 2)) / chosen.size
+        balance = experts.count * (load * probabilities.mean((0, 1))).sum()
         z_loss = jnp.square(jax.nn.logsumexp(logits, -1)).mean()
         return weights, chosen, {"balance_loss": balance, "router_z_loss": z_loss}
 
-    def _ragged(self, rows: Float[Array, "1 R D"], plan: Dispatch) -> Float[Array, "1 R D"]:
-        """Run the experts over rows without gaps, so many of each expert as chose it."""
-        return self._feed(rows[0], lambda kernel, x: kernel.ragged(x, plan.filled[0]))[None]
+    def _ragged(self, rows: Float[Array, "1 R D"], dispatch: Dispatch) -> Float[Array, "1 R D"]:
+        """Apply the experts without capacity: contiguous rows, any number of each expert."""
+        sizes = dispatch.group_sizes[0]
+        return self._mlp(rows[0], lambda kernel, x: kernel.ragged(x, sizes))[None]
 
     def _batched(self, rows: Float[Array, "G R D"]) -> Float[Array, "G R D"]:
-        """Run the experts over rows of which each expert has as many as its capacity."""
-        shape = (rows.shape[0], self.config.experts.count, -1, rows.shape[2])
-        rows_GECD = self.layout.to_experts(rows.reshape(shape))
-        y_EGCD = self._feed(jnp.moveaxis(rows_GECD, 1, 0), ExpertKernel.batched)
-        return self.layout.from_experts(jnp.moveaxis(y_EGCD, 0, 1)).reshape(rows.shape)
+        """Apply the experts with capacity: the same number of rows of each expert."""
+        rows_GECD = rearrange(rows, "g (e c) d -> g e c d", e=self.config.experts.count)
+        x_EGCD = rearrange(self.layout.to_experts(rows_GECD), "g e c d -> e g c d")
+        y_GECD = rearrange(self._mlp(x_EGCD, ExpertKernel.batched), "e g c d -> g e c d")
+        return rearrange(self.layout.from_experts(y_GECD), "g e c d -> g (e c) d")
 
-    def _feed(
+    def _mlp(
         self, x: Float[Array, "*rows D"], product: Callable[[ExpertKernel, Array], Array]
     ) -> Float[Array, "*rows D"]:
         activation = ACTIVATIONS[self.config.activation]
@@ -186,52 +200,88 @@ class Experts(ShardedModule):
         return product(self.down, activation(product(self.gate, x)) * hidden)
 
 
-def _plan(chosen: Int[Array, "T K"], count: int, capacity: int | None) -> Dispatch:
-    """Give each choice of each token a row; first choices first, and earlier tokens first."""
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def expert_matmul(
+    sharding: ParamSharding, x: Float[Array, "E G C I"], w: Float[Array, "E I O"]
+) -> Float[Array, "E G C O"]:
+    """Multiply the rows of each expert with its matrix, in the dtype of `x`.
+
+    As `tjx_nn.layers.linear.matmul`, the gradient of the weight is summed in float32.
+    """
+    return jnp.einsum("egci,eio->egco", x, sharding.gather(w, x.dtype))
+
+
+def _expert_matmul_forward(
+    sharding: ParamSharding, x: Array, w: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    return expert_matmul(sharding, x, w), (x, w)
+
+
+def _expert_matmul_backward(
+    sharding: ParamSharding, residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    x, w = residuals
+    dw = jnp.einsum("egci,egco->eio", x, dy, preferred_element_type=sharding.sum_dtype(x))
+    dx = jnp.einsum("egco,eio->egci", dy, sharding.gather(w, x.dtype))
+    return dx, sharding.scatter(dw, w.dtype)
+
+
+expert_matmul.defvjp(_expert_matmul_forward, _expert_matmul_backward)
+
+
+def _dispatch(chosen: Int[Array, "T K"], count: int, capacity: int | None) -> Dispatch:
+    """Assign each choice of each token to a row: first choices first, then by token."""
     tokens = chosen.shape[0]
-    expert = chosen.T.ravel()  # of each choice, in the order in which they are served
+    expert = chosen.T.ravel()  # of each choice, in the order of service
     order = jnp.argsort(expert, stable=True)
-    place = jnp.argsort(order)  # of each choice among those sorted by expert
-    filled = (expert[:, None] == jnp.arange(count)[None]).sum(0, dtype=jnp.int32)
+    rank = jnp.argsort(order)  # of each choice among all choices sorted by expert
+    group_sizes = (expert[:, None] == jnp.arange(count)[None]).sum(0, dtype=jnp.int32)
     if capacity is None:
-        return Dispatch(order, place.reshape(-1, tokens), filled)
-    start = jnp.cumsum(filled) - filled
-    rank = place - start[expert]
-    row = jnp.where(rank < capacity, expert * capacity + rank, count * capacity)
-    slot = jnp.arange(capacity)[None]
-    served = order[jnp.minimum(start[:, None] + slot, order.size - 1)]
-    choice = jnp.where(slot < filled[:, None], served, order.size)
-    return Dispatch(choice.ravel(), row.reshape(-1, tokens), filled)
+        return Dispatch(order, rank.reshape(-1, tokens), group_sizes)
+    start = jnp.cumsum(group_sizes) - group_sizes
+    slot = rank - start[expert]
+    row = jnp.where(slot < capacity, expert * capacity + slot, count * capacity)
+    slots = jnp.arange(capacity)[None]
+    served = order[jnp.minimum(start[:, None] + slots, order.size - 1)]
+    choice = jnp.where(slots < group_sizes[:, None], served, order.size)
+    return Dispatch(choice.ravel(), row.reshape(-1, tokens), group_sizes)
 
 
-def _to_rows(x: Float[Array, "T D"], plan: Dispatch) -> Float[Array, "R D"]:
-    choices, tokens = plan.row.size, plan.row.shape[1]
-    token = jnp.where(plan.choice < choices, plan.choice % tokens, tokens)
-    return _gather(x, token, plan.row)
+def _to_rows(x: Float[Array, "T D"], dispatch: Dispatch) -> Float[Array, "R D"]:
+    choices, tokens = dispatch.row.size, dispatch.row.shape[1]
+    token = jnp.where(dispatch.choice < choices, dispatch.choice % tokens, tokens)
+    return _gather(x, token, dispatch.row)
 
 
-def _from_rows(y: Float[Array, "R D"], plan: Dispatch) -> Float[Array, "K T D"]:
-    return _gather(y, plan.row.ravel(), plan.choice[None]).reshape(*plan.row.shape, y.shape[1])
+def _from_rows(y: Float[Array, "R D"], dispatch: Dispatch) -> Float[Array, "K T D"]:
+    rows = _gather(y, dispatch.row.ravel(), dispatch.choice[None])
+    return rows.reshape(*dispatch.row.shape, y.shape[1])
 
 
 @jax.custom_vjp
 def _gather(
-    x: Float[Array, "N D"], index: Int[Array, " M"], back: Int[Array, "K N"]
+    x: Float[Array, "N D"], index: Int[Array, " M"], inverse: Int[Array, "K N"]
 ) -> Float[Array, "M D"]:
-    """Return x[index], and 0 where the index is beyond x.
+    """Gather x[index], with 0 for an index beyond x; the derivative is a gather too.
 
-    The derivative is a gather too: `back` says for each row of x which rows of the result are
-    copies of it, and is beyond the result where there are fewer.
+    Parameters
+    ----------
+    x
+        Rows to gather from.
+    index
+        Row of x for each row of the result.
+    inverse
+        Rows of the result that copy each row of x, padded with indices beyond the result.
     """
-    return _gather_forward(x, index, back)[0]
+    return _gather_forward(x, index, inverse)[0]
 
 
-def _gather_forward(x: Array, index: Array, back: Array) -> tuple[Array, Array]:
-    return jnp.take(x, index, axis=0, mode="fill", fill_value=0), back
+def _gather_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Array]:
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0), inverse
 
 
-def _gather_backward(back: Array, dy: Array) -> tuple[Array, None, None]:
-    return jnp.take(dy, back, axis=0, mode="fill", fill_value=0).sum(0), None, None
+def _gather_backward(inverse: Array, dy: Array) -> tuple[Array, None, None]:
+    return jnp.take(dy, inverse, axis=0, mode="fill", fill_value=0).sum(0), None, None
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -1,63 +1,92 @@
-"""Normalisation of the last axis: LayerNorm and RMSNorm.
-
-Statistics are float32 whatever the input's dtype.
-"""
+"""LayerNorm and RMSNorm over the last axis, with float32 statistics and a fused backward pass."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from tjx_kernels.target import current_target
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layout import ShardedModule
+from tjx_nn.layout import ShardedModule, make_param
 
 
 class LayerNorm(ShardedModule):
-    """Normalise to mean 0 and variance 1, then scale and shift. Ba et al. 2016.
+    """Layer normalization (Ba et al. 2016) with float32 parameters and statistics.
 
-    The variance is that of the centred values, as the cheaper mean of squares cancels badly when
-    the mean is large; of bfloat16, which is coarser than what cancels, it is the cheaper one.
+    The variance of float32 inputs is computed from centered values, in two passes: the mean of
+    squares minus the squared mean cancels if the mean is large. bfloat16 inputs take one pass, as
+    their rounding exceeds the cancellation.
+
+    Parameters
+    ----------
+    features
+        Size of the last axis.
+    eps
+        Added to the variance.
+    bias
+        Whether to add a bias.
+    axis
+        Logical axis of the parameters.
+
+    Examples
+    --------
+    >>> from tjx_nn import LayerNorm
+    >>> print(LayerNorm(4)(jnp.array([[1.0, 1.0, 3.0, 3.0]])).round(2))
+    [[-1. -1.  1.  1.]]
     """
 
     def __init__(
         self, features: int, *, eps: float = 1e-5, bias: bool = True, axis: str = "embed"
     ) -> None:
         self.eps, self.axes = eps, (axis,)
-        self.scale = nnx.Param(jnp.ones(features, jnp.float32), logical_axes=(axis,))
-        shift = nnx.Param(jnp.zeros(features, jnp.float32), logical_axes=(axis,))
-        self.bias = shift if bias else None
+        self.scale = make_param(jnp.ones(features, jnp.float32), (axis,))
+        self.bias = make_param(jnp.zeros(features, jnp.float32), (axis,)) if bias else None
 
-    @jax.named_scope("norm")  # as profiles and plans name it
+    @jax.named_scope("norm")  # profiles and the planner group operations by this scope
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
-        """Return the normalised `x`, in its dtype."""
-        scale = self.table(self.scale, self.axes)
-        bias = None if self.bias is None else self.table(self.bias, self.axes)
-        y: Array = _normalise(x, scale, bias, self.eps, True)
+        """Normalize the last axis; the output has the dtype of `x`."""
+        scale = self.gather(self.scale, self.axes)
+        bias = None if self.bias is None else self.gather(self.bias, self.axes)
+        y: Array = _normalize(x, scale, bias, self.eps, True)
         return y
 
 
 class RMSNorm(ShardedModule):
-    """Divide by the root of the mean square, then scale. Zhang and Sennrich 2019."""
+    """Root mean square normalization (Zhang and Sennrich 2019), float32 parameters and statistics.
+
+    Parameters
+    ----------
+    features
+        Size of the last axis.
+    eps
+        Added to the mean square.
+    axis
+        Logical axis of the scale.
+
+    Examples
+    --------
+    >>> from tjx_nn import RMSNorm
+    >>> print(RMSNorm(2)(jnp.array([[3.0, 3.0]])).round(2))
+    [[1. 1.]]
+    """
 
     def __init__(self, features: int, *, eps: float = 1e-5, axis: str = "embed") -> None:
         self.eps, self.axes = eps, (axis,)
-        self.scale = nnx.Param(jnp.ones(features, jnp.float32), logical_axes=(axis,))
+        self.scale = make_param(jnp.ones(features, jnp.float32), (axis,))
 
-    @jax.named_scope("norm")  # as profiles and plans name it
+    @jax.named_scope("norm")  # profiles and the planner group operations by this scope
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
-        """Return the normalised `x`, in its dtype."""
-        scale = self.table(self.scale, self.axes)
-        y: Array = _normalise(x, scale, None, self.eps, False)
+        """Normalize the last axis; the output has the dtype of `x`."""
+        scale = self.gather(self.scale, self.axes)
+        y: Array = _normalize(x, scale, None, self.eps, False)
         return y
 
 
 def make_norm(
     config: TransformerConfig, features: int | None = None, *, axis: str = "embed"
 ) -> LayerNorm | RMSNorm:
-    """Return the norm that the configuration asks for, over the residual stream by default."""
+    """Make the norm of a model (`config.norm`), by default over the residual stream."""
     features = config.d_model if features is None else features
     if config.norm == "rmsnorm":
         return RMSNorm(features, eps=config.norm_eps, axis=axis)
@@ -65,7 +94,7 @@ def make_norm(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalise(
+def _normalize(
     x: Float[Array, "*any D"],
     scale: Float32[Array, " D"],
     bias: Float32[Array, " D"] | None,
@@ -75,69 +104,68 @@ def _normalise(
     return _forward(x, scale, bias, eps, centre)[0]
 
 
-# What the backward pass keeps: x, the scale, the bias, and of each row the sums that its mean and
-# its deviation follow from. The float32 arrays of x's size are computed again.
+# Residuals: x, scale, bias, and the sums of each row that determine its mean and variance. The
+# backward pass recomputes the float32 arrays of the size of x.
 type _NormResiduals = tuple[Array, Array, Array | None, tuple[Array, ...]]
 
 
 def _forward(
     x: Array, scale: Array, bias: Array | None, eps: float, centre: bool
 ) -> tuple[Array, _NormResiduals]:
-    sums = _computed(_sums(x, centre))
+    sums = _materialize(_row_sums(x, centre))
     lead = (1,) * (x.ndim - 1)
-    y = _standardised(x, sums, eps, centre)[0] * scale.reshape(*lead, -1)
+    y = _standardize(x, sums, eps, centre)[0] * scale.reshape(*lead, -1)
     if bias is not None:
         y = y + bias.reshape(*lead, -1)
     return y.astype(x.dtype), (x, scale, bias, sums)
 
 
-def _sums(x: Array, centre: bool) -> tuple[Array, ...]:
-    """Return the sum of squares of each row; with `centre` the sum, then that of the squares.
+def _row_sums(x: Array, centre: bool) -> tuple[Array, ...]:
+    """Return the sum of squares of each row; with `centre` the sum, then the sum of squares.
 
-    The squares are those of the distances to the mean, but of bfloat16 those of x: both sums then
-    take one pass. What the difference of squares loses in float32, mean**2 * 2**-24, is less than
-    what rounding to bfloat16 has done to the variance, about mean**2 * 2**-18.
+    The squares are of the centered values, or for bfloat16 of x itself, so that both sums take one
+    pass: the cancellation, mean**2 * 2**-24, is below the rounding error of bfloat16 inputs, about
+    mean**2 * 2**-18.
     """
     y = x.astype(jnp.float32)
     if not centre:
         return (jnp.square(y).sum(-1, keepdims=True),)
     total = y.sum(-1, keepdims=True)
-    if not _in_one_pass(x):
+    if not _uses_one_pass(x):
         y = y - total / x.shape[-1]
     return total, jnp.square(y).sum(-1, keepdims=True)
 
 
-def _in_one_pass(x: Array) -> bool:
+def _uses_one_pass(x: Array) -> bool:
     return bool(x.dtype == jnp.bfloat16)
 
 
-def _standardised(
+def _standardize(
     x: Array, sums: tuple[Array, ...], eps: float, centre: bool
 ) -> tuple[Array, Array]:
-    """Return the rows with mean 0 (with `centre`) and deviation 1, and 1 / their deviation."""
+    """Return rows of mean 0 (with `centre`) and variance 1, and 1 / their standard deviation."""
     y = x.astype(jnp.float32)
     variance = sums[-1] / x.shape[-1]
     if centre:
         mean = sums[0] / x.shape[-1]
-        if _in_one_pass(x):
+        if _uses_one_pass(x):
             variance = jnp.maximum(variance - jnp.square(mean), 0)
         y = y - mean
     inverse = jax.lax.rsqrt(variance + eps)
     return y * inverse, inverse
 
 
-def _computed[T](sums: T) -> T:
-    """Return sums over rows, on GPUs as arrays of their own.
+def _materialize[T](sums: T) -> T:
+    """Materialize row sums on GPUs, behind an optimization barrier.
 
-    Without the barrier XLA:GPU computes them again wherever they are used, in kernels that write
-    float32 arrays of x's size. What follows from them costs less than a kernel of its own. On CPUs
-    it gains nothing, and the collectives of a pipeline whose stream is divided over devices
-    deadlock behind it.
+    Without the barrier XLA:GPU recomputes the sums in every consumer, in kernels that write float32
+    arrays of the size of x. On CPUs the barrier gains nothing, and collectives of a pipeline with
+    sequence parallelism deadlock behind it.
     """
     if current_target().platform != "gpu":
         return sums
-    found: T = jax.lax.optimization_barrier(sums)  # type: ignore[no-untyped-call]  # as jax is
-    return found
+    barrier: T = jax.lax.optimization_barrier(sums)  # type: ignore[no-untyped-call]  # as jax is
+    return barrier
 
 
 def _backward(
@@ -146,12 +174,12 @@ def _backward(
     x, scale, bias, sums = residuals
     rows = tuple(range(x.ndim - 1))
     dy = dy.astype(jnp.float32)
-    normal, inverse = _standardised(x, sums, eps, centre)
+    normal, inverse = _standardize(x, sums, eps, centre)
     scaled = dy * scale.reshape((1,) * len(rows) + (-1,))
-    found = [(scaled * normal).sum(-1, keepdims=True)]
+    sums_dx = [(scaled * normal).sum(-1, keepdims=True)]
     if centre:
-        found.append(scaled.sum(-1, keepdims=True))
-    means = [each / x.shape[-1] for each in _computed(found)]
+        sums_dx.append(scaled.sum(-1, keepdims=True))
+    means = [each / x.shape[-1] for each in _materialize(sums_dx)]
     dx = scaled - normal * means[0]
     if centre:
         dx = dx - means[1]
@@ -159,4 +187,4 @@ def _backward(
     return dx, (dy * normal).sum(rows), None if bias is None else dy.sum(rows)
 
 
-_normalise.defvjp(_forward, _backward)
+_normalize.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""The configuration of BERT; only the standard library is needed to read it."""
+"""Configuration and presets of BERT; importing it needs only the standard library."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,28 +9,28 @@ from tjx_nn.sub_configs import check_sizes, check_tokenizer_size, preset_fields
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(TransformerConfig):
-    """Sizes and choices of an encoder; the defaults are BERT base.
+    """Configuration of a bidirectional encoder; the defaults are BERT base.
 
     Attributes
     ----------
     family
-        What kind of model this is.
+        Name of the model family.
     vocab_size
         Number of token ids.
     tokenizer_size
-        Number of ids that the tokenizer has, the mask's among them; the others, up to vocab_size,
-        have no probability: loss and logits leave them out. None is vocab_size.
+        Number of ids of the tokenizer, the mask token included. Ids from here to vocab_size have
+        probability 0 in loss and logits. None is vocab_size.
     n_token_types
-        Kinds of segments that a token may belong to (BERT's sentence A and B); 0 has no table.
+        Number of token types (sentence A and B); 0 has no table.
     pad_id
-        Token that fills rows up. The model does not look for it: `mask` says where padding is.
+        Padding token, for tokenizers; the model uses only `mask`.
     n_classes
-        Classes that `classify` tells apart; None is a model without a classification head.
+        Number of classes of `classify`; None has no classification head.
 
     Raises
     ------
     ValueError
-        Naming every field that is wrong, one a line.
+        With a line for each invalid field.
 
     Examples
     --------
@@ -50,20 +50,20 @@ class BertConfig(TransformerConfig):
     activation: Activation = "gelu_erf"
 
     def validate(self) -> list[str]:
-        """List the errors in the fields of this configuration."""
+        """Return the errors of this configuration, a line each."""
         problems = check_sizes(self, "vocab_size", "n_classes")
         problems += check_tokenizer_size(self.tokenizer_size, self.vocab_size)
         problems += check_sizes(self, "n_token_types", "pad_id", at_least=0)
         if not problems and self.pad_id >= self.vocab_size:
             problems.append(
-                f"pad_id is {self.pad_id} and vocab_size is {self.vocab_size}: "
-                f"give 0 to {self.vocab_size - 1}"
+                f"pad_id: got {self.pad_id}; expected 0 to {self.vocab_size - 1}, as vocab_size is "
+                f"{self.vocab_size}"
             )
         return [*problems, *super().validate()]
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "BertConfig":
-        """Return a published model's configuration, with fields replaced by `overrides`.
+        """Make the configuration of a published model, with fields replaced by `overrides`.
 
         Parameters
         ----------
@@ -75,7 +75,7 @@ class BertConfig(TransformerConfig):
         Raises
         ------
         ValueError
-            If there is no preset of this name; the message names the nearest.
+            If the preset is unknown; the message suggests the nearest name.
         """
         return cls(**{**preset_fields(name, _PRESETS), **overrides})
 

@@ -1,37 +1,45 @@
-"""The decoder: blocks that attend to the target so far, to the source, and then have the MLP.
+"""Decoder of the encoder-decoder: causal self-attention, cross attention and an MLP.
 
-Axes in names: B batch, T time, S tokens of the source, D d_model.
+Axes in names: B batch, T time, S source tokens, D d_model.
 """
 
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from tjx_nn.attention.mha import Attention, AuxLosses, KVCache, TokenMetadata
-from tjx_nn.layers.block import Block, layer_scale, split
+from tjx_nn.attention.kv_cache import KVCache
+from tjx_nn.attention.mha import Attention
+from tjx_nn.inputs import TokenMetadata
+from tjx_nn.layers.block import Block, layer_scale, split_key
 from tjx_nn.layers.norms import make_norm
-from tjx_nn.layers.scan_layers import Stack, layer_stacks, run_stacks, stacked, unstack_layers
+from tjx_nn.layers.scan_layers import (
+    AuxLosses,
+    Stack,
+    layer_stacks,
+    run_layers,
+    stack_layers,
+    unstack_layers,
+)
 from tjx_nn.layout import gather_sequence
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 
-# What a block's cache holds: "self", of the tokens so far, and "cross", keys and values of the
-# source ("key", "value") and the segment of each of its tokens ("segment_ids").
+# Cache of a decoder block: "self", entries of the target, and "cross", "key" and "value" of the
+# source with the segment of each source token ("segment_ids").
 BlockCache = dict[str, KVCache]
 
 
 class EncoderOutput(NamedTuple):
-    """What a decoder reads of the source.
+    """Encoder output that the decoder attends to.
 
     Attributes
     ----------
     x
-        The encoder's output.
+        Output of the encoder.
     segment_ids
-        Tokens of the target see only those of the source with their own segment; None is one
-        segment for both.
+        Segment of each source token; target tokens attend only to source tokens of their own
+        segment. None is a single segment.
     """
 
     x: Float[Array, "B S D"]
@@ -39,10 +47,11 @@ class EncoderOutput(NamedTuple):
 
 
 class DecoderBlock(Block):
-    """A causal block with cross attention between attention and MLP. Vaswani et al. 2017.
+    """Causal block with cross attention between self-attention and MLP (Vaswani et al. 2017).
 
-    Cross attention knows no positions: the order of the source is in the memory. It is ordinary
-    attention, without a window, also where self attention is latent or sparse.
+    Cross attention has no position encoding, as the encoder output contains the order of the
+    source. It is multi-head attention without a window even if self-attention is latent or sparse.
+    Parameters as for `Block`.
     """
 
     def __init__(
@@ -53,137 +62,167 @@ class DecoderBlock(Block):
         self.cross = Attention(config.cross, causal=False, rngs=rngs)
         self.scale_cross = layer_scale(config)
 
-    def __call__(  # type: ignore[override]  # a block of the decoder reads the memory too
+    def __call__(  # type: ignore[override]  # a decoder block takes the encoder output too
         self,
         x: Float[Array, "B T D"],
-        where: TokenMetadata,
-        memory: EncoderOutput,
+        metadata: TokenMetadata,
+        encoded: EncoderOutput,
         *,
         window: int | None = None,
         dropout_key: Array | None = None,
-        drop: bool = True,
+        drop_tokens: bool = True,
     ) -> tuple[Float[Array, "B T D"], BlockCache, AuxLosses]:
-        """Return the residual stream after this block, what a cache keeps, and the measures.
+        """Apply the block to the residual stream of the target.
 
-        The segments of `where` and `memory` are both given, or neither.
+        Parameters
+        ----------
+        x
+            Residual stream.
+        metadata
+            Positions and segment ids of the target.
+        encoded
+            Encoder output. It has segment ids if and only if `metadata` has.
+        window, dropout_key, drop_tokens
+            As for `Block`.
+
+        Returns
+        -------
+        x
+            Residual stream after the block.
+        cache
+            Entries of the block's cache.
+        aux_losses
+            Auxiliary losses of the block.
         """
-        keys = split(dropout_key, 5)
-        h = self.read(x, self.ln_1)
-        with jax.named_scope("attention_layer"):  # as profiles name it
-            attended, entries, aux_losses = self.attention(
-                h, where, window=window, dropout_key=keys[0]
+        keys = split_key(dropout_key, 5)
+        h = self._sublayer_input(x, self.ln_1)
+        with jax.named_scope("attention_layer"):  # profiles group operations by this scope
+            y, entries, aux_losses = self.attention(
+                h, *metadata, window=window, dropout_key=keys[0]
             )
-        x = self.add(x, attended, self.ln_1, self.scale_1, keys[1])
-        cross = self.cross_entries(memory)
-        x = self._cross(x, where, cross, keys[2], keys[3])
-        assert self.ln_2 is not None  # the configuration has no parallel block
-        fed, more = self.feed(self.read(x, self.ln_2), drop=drop)
-        x = self.add(x, fed, self.ln_2, self.scale_2, keys[4])
-        return x, {"self": entries, "cross": cross}, aux_losses | more
+        x = self._add(x, y, self.ln_1, self.scale_1, keys[1])
+        cross = self.cross_entries(encoded)
+        x = self._cross_attend(x, metadata.segment_ids, cross, keys[2], keys[3])
+        assert self.ln_2 is not None  # the configuration excludes parallel blocks
+        y, mlp_losses = self._mlp(self._sublayer_input(x, self.ln_2), drop_tokens=drop_tokens)
+        x = self._add(x, y, self.ln_2, self.scale_2, keys[4])
+        return x, {"self": entries, "cross": cross}, aux_losses | mlp_losses
 
-    def decode(  # type: ignore[override]  # its cache has keys of the source too
+    def decode(  # type: ignore[override]  # the cache contains keys of the source too
         self,
         x: Float[Array, "B T D"],
         cache: BlockCache,
-        where: TokenMetadata,
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
     ) -> tuple[Float[Array, "B T D"], BlockCache]:
-        """Advance by one or a few tokens a row, with this block's cache."""
-        h = self.read(x, self.ln_1)
-        attended, entries = self.attention.decode(h, cache["self"], where, window=window)
-        x = self.add(x, attended, self.ln_1, self.scale_1)
-        x = self._cross(x, where, cache["cross"])
-        assert self.ln_2 is not None  # the configuration has no parallel block
-        fed, _ = self.feed(self.read(x, self.ln_2), drop=False)
-        return self.add(x, fed, self.ln_2, self.scale_2), {**cache, "self": entries}
+        """Apply the block to new tokens with its cache; parameters as for `Attention.decode`."""
+        h = self._sublayer_input(x, self.ln_1)
+        y, entries = self.attention.decode(h, cache["self"], positions, window=window)
+        x = self._add(x, y, self.ln_1, self.scale_1)
+        x = self._cross_attend(x, segment_ids, cache["cross"])
+        assert self.ln_2 is not None  # the configuration excludes parallel blocks
+        y, _ = self._mlp(self._sublayer_input(x, self.ln_2), drop_tokens=False)
+        return self._add(x, y, self.ln_2, self.scale_2), {**cache, "self": entries}
 
-    def cross_entries(self, memory: EncoderOutput) -> KVCache:
-        """Return what cross attention reads of the source: it is the same for all targets."""
-        x = gather_sequence(self.layout, memory.x)
-        entries = self.cross.keys_values(x, TokenMetadata(jnp.arange(x.shape[1])[None]))
-        ids = memory.segment_ids
+    def cross_entries(self, encoded: EncoderOutput) -> KVCache:
+        """Compute the keys and values of cross attention, which all target tokens share."""
+        entries = self.cross.keys_values(gather_sequence(self.layout, encoded.x), None)
+        ids = encoded.segment_ids
         return entries if ids is None else {**entries, "segment_ids": ids}
 
-    def _cross(
+    def _cross_attend(
         self,
         x: Float[Array, "B T D"],
-        where: TokenMetadata,
+        segment_ids: Int[Array, "B T"] | None,
         entries: KVCache,
         weights_key: Array | None = None,
         output_key: Array | None = None,
     ) -> Float[Array, "B T D"]:
-        ids = entries.get("segment_ids")
-        assert (ids is None) == (where.segment_ids is None)
-        attended = self.cross.attend(
-            self.read(x, self.ln_cross),
-            where,
+        source_ids = entries.get("segment_ids")
+        assert (source_ids is None) == (segment_ids is None)
+        y = self.cross.attend(
+            self._sublayer_input(x, self.ln_cross),
             entries,
-            kv_segment_ids=ids,
+            None,
+            segment_ids,
+            source_ids,
             dropout_key=weights_key,
         )
-        return self.add(x, attended, self.ln_cross, self.scale_cross, output_key)
+        return self._add(x, y, self.ln_cross, self.scale_cross, output_key)
 
 
 class Decoder(nnx.Module):
-    """Decoder blocks, and where they are pre-norm a last norm.
+    """Stack of decoder blocks, with a final norm for pre-norm models.
 
     Parameters
     ----------
     config
-        Sizes and choices.
+        Configuration of the model.
     rngs
-        Source of the initial values.
+        Source of random initial values.
     """
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         dense, experts = config.n_dense_layer, config.experts.count > 0
-        self.dense_blocks = (
-            stacked(lambda r: DecoderBlock(config, rngs=r), dense, rngs) if dense else None
-        )
-        self.blocks = stacked(
-            lambda r: DecoderBlock(config, experts=experts, rngs=r), config.n_layer - dense, rngs
-        )
+
+        def make(experts: bool, count: int) -> DecoderBlock:
+            return stack_layers(
+                lambda r: DecoderBlock(config, experts=experts, rngs=r), count, rngs
+            )
+
+        self.dense_blocks = make(False, dense) if dense else None
+        self.blocks = make(experts, config.n_layer - dense)
         self.ln_f = make_norm(config) if config.norm_position == "pre" else None
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        where: TokenMetadata,
-        memory: EncoderOutput,
+        metadata: TokenMetadata,
+        encoded: EncoderOutput,
         *,
         dropout_keys: Array | None = None,
-        drop: bool = False,
+        drop_tokens: bool = False,
     ) -> tuple[Float[Array, "B T D"], list[AuxLosses]]:
-        """Return the normalised output of the last block, and what each stack reports.
+        """Apply the blocks and the final norm.
 
         Parameters
         ----------
         x
-            The residual stream before the first block.
-        where, memory
-            As for a block.
+            Residual stream before the first block.
+        metadata, encoded
+            As for `DecoderBlock`.
         dropout_keys
-            A key for each layer.
-        drop
-            Whether experts drop what is beyond their capacity.
+            PRNG key of each block; None disables dropout.
+        drop_tokens
+            Whether to enforce the capacity of experts.
+
+        Returns
+        -------
+        x
+            Input of the output head.
+        aux_losses
+            Auxiliary losses of each stack of blocks, arrays [layers].
         """
 
         def step(x: Array, layer: tuple[DecoderBlock, Array | None], window: int | None) -> Any:
             block, key = layer
-            x, _, aux_losses = block(x, where, memory, window=window, dropout_key=key, drop=drop)
+            x, _, aux_losses = block(
+                x, metadata, encoded, window=window, dropout_key=key, drop_tokens=drop_tokens
+            )
             return x, aux_losses
 
-        x, reported = run_stacks(self.config, step, x, self._stacks(), dropout_keys)
-        return self.normalised(x), reported
+        x, aux_losses = run_layers(self.config, step, x, self._stacks(), dropout_keys)
+        return self.final_norm(x), aux_losses
 
-    def normalised(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Return what the head reads of the last block's output."""
+    def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Normalize the output of the last block, if the model is pre-norm."""
         return x if self.ln_f is None else self.ln_f(x)
 
     def unstacked_blocks(self) -> list[DecoderBlock]:
-        """Return the blocks one by one."""
+        """Return the blocks as a list."""
         return unstack_layers(self._stacks())
 
     def _stacks(self) -> list[Stack]:

@@ -1,4 +1,4 @@
-"""The bidirectional stack of blocks that BERT, ViT and the encoder-decoder share.
+"""Bidirectional encoder of BERT, ViT and the encoder-decoder.
 
 Axes in names: B batch, T time, D d_model.
 """
@@ -8,70 +8,85 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from tjx_nn.attention.mha import AuxLosses, TokenMetadata
 from tjx_nn.config import TransformerConfig
+from tjx_nn.inputs import TokenMetadata
 from tjx_nn.layers.block import Block
 from tjx_nn.layers.norms import make_norm
-from tjx_nn.layers.scan_layers import LayerRange, layer_stacks, run_stacks, stacked
+from tjx_nn.layers.scan_layers import (
+    AuxLosses,
+    LayerRange,
+    layer_stacks,
+    run_layers,
+    stack_layers,
+)
 
 
 class Encoder(nnx.Module):
-    """Blocks in which tokens see all of their segment, and where they are pre-norm a last norm.
+    """Stack of bidirectional blocks, with a final norm for pre-norm models.
 
     Parameters
     ----------
     config
-        Sizes and choices.
+        Configuration of the model.
     rngs
-        Source of the initial values.
+        Source of random initial values.
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
         dense, experts = config.n_dense_layer, config.experts.count > 0
-        self.dense_blocks = (
-            stacked(lambda r: Block(config, causal=False, rngs=r), dense, rngs) if dense else None
-        )
-        self.blocks = stacked(
-            lambda r: Block(config, causal=False, experts=experts, rngs=r),
-            config.n_layer - dense,
-            rngs,
-        )
+
+        def make(experts: bool, count: int) -> Block:
+            return stack_layers(
+                lambda r: Block(config, causal=False, experts=experts, rngs=r), count, rngs
+            )
+
+        self.dense_blocks = make(False, dense) if dense else None
+        self.blocks = make(experts, config.n_layer - dense)
         self.ln_f = make_norm(config) if config.norm_position == "pre" else None
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        where: TokenMetadata,
+        metadata: TokenMetadata,
         *,
         dropout_keys: Array | None = None,
-        drop: bool = False,
-        part: LayerRange | None = None,
+        drop_tokens: bool = False,
+        layers: LayerRange | None = None,
     ) -> tuple[Float[Array, "B T D"], list[AuxLosses]]:
-        """Return the output of the last block, and what each stack of layers reports.
+        """Apply the blocks, without the final norm.
 
         Parameters
         ----------
         x
-            The residual stream before the first block.
-        where
-            Positions and segments.
+            Residual stream before the first block.
+        metadata
+            Positions and segment ids of the tokens.
         dropout_keys
-            A key for each layer.
-        drop
-            Whether experts drop what is beyond their capacity.
-        part
-            As for `run_stacks`.
+            PRNG key of each block; None disables dropout.
+        drop_tokens
+            Whether to enforce the capacity of experts.
+        layers
+            As for `run_layers`.
+
+        Returns
+        -------
+        x
+            Residual stream after the last block.
+        aux_losses
+            Auxiliary losses of each stack of blocks, arrays [layers].
         """
 
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
-            x, _, aux_losses = block(x, where, window=window, dropout_key=key, drop=drop)
+            x, _, aux_losses = block(
+                x, *metadata, window=window, dropout_key=key, drop_tokens=drop_tokens
+            )
             return x, aux_losses
 
         stacks = layer_stacks(self.config, self.dense_blocks, self.blocks)
-        return run_stacks(self.config, step, x, stacks, dropout_keys, part)
+        return run_layers(self.config, step, x, stacks, dropout_keys, layers)
 
-    def normalised(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Return what is read of the last block's output."""
+    def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Normalize the output of the last block, if the model is pre-norm."""
         return x if self.ln_f is None else self.ln_f(x)

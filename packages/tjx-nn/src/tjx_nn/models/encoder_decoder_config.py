@@ -1,4 +1,4 @@
-"""The configuration of the encoder-decoder; only the standard library is needed to read it."""
+"""Configuration and presets of the encoder-decoder; needs only the standard library."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,41 +10,41 @@ from tjx_nn.sub_configs import LatentConfig, SparseConfig, check_sizes, preset_f
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderDecoderConfig(TransformerConfig):
-    """Sizes and choices of an encoder and a decoder; the defaults are the base Transformer.
+    """Configuration of an encoder-decoder; the defaults are the base Transformer.
 
-    `n_layer` is the decoder's depth, and `max_seq_len` holds for source and target each. Fields of
-    attention hold for cross attention too, but for positions, window, latent and sparse.
+    `n_layer` is the depth of the decoder, and `max_seq_len` the limit of source and target each.
+    Attention fields apply to cross attention too, except positions, window, latent and sparse.
 
     Attributes
     ----------
     family
-        What kind of model this is.
+        Name of the model family.
     vocab_size
-        Number of token ids of the target.
+        Number of target token ids.
     source_vocab_size
-        Number of token ids of the source, which then has a table of its own; None: source and
-        target share vocabulary and table.
+        Number of source token ids, for a separate embedding table; None shares vocabulary and table
+        with the target.
     n_encoder_layer
-        Number of the encoder's blocks.
+        Number of encoder blocks.
     scale_embeddings
-        Whether embeddings of tokens are multiplied by sqrt(d_model).
+        Whether to multiply token embeddings by sqrt(d_model).
     embedding_norm
-        Whether embeddings are normalised before the first block (BART).
+        Whether to normalize embeddings before the first block (BART).
     tied_head
-        Whether the output head is the target's table of token embeddings.
+        Whether the output head shares the target token embeddings.
     logit_bias
         Whether the head has a bias.
     pad_id
-        Token that fills rows up. The model does not look for it: masks say where padding is.
+        Padding token, for tokenizers; the model uses only masks.
     start_id
-        Token that a target begins with.
+        First token of a target.
     stop_id
-        Token that a target ends with.
+        Last token of a target.
 
     Raises
     ------
     ValueError
-        Naming every field that is wrong, one a line.
+        With a line for each invalid field.
 
     Examples
     --------
@@ -71,26 +71,26 @@ class EncoderDecoderConfig(TransformerConfig):
     stop_id: int = 2
 
     def validate(self) -> list[str]:
-        """List the errors in the fields of this configuration."""
+        """Return the errors of this configuration, a line each."""
         problems = check_sizes(self, "vocab_size", "source_vocab_size", "n_encoder_layer")
         special = ("pad_id", "start_id", "stop_id")
         problems += check_sizes(self, *special, at_least=0)
         if not problems:
             problems += [
-                f"{name} is {value} and vocab_size is {self.vocab_size}: "
-                f"give 0 to {self.vocab_size - 1}"
+                f"{name}: got {value}; expected 0 to {self.vocab_size - 1}, as vocab_size is "
+                f"{self.vocab_size}"
                 for name in special
                 if (value := getattr(self, name)) >= self.vocab_size
             ]
             if self.experts.count and self.experts.first_layer >= self.n_encoder_layer:
                 problems.append(
-                    f"experts.first_layer is {self.experts.first_layer} and n_encoder_layer is "
-                    f"{self.n_encoder_layer}: give at most {self.n_encoder_layer - 1}"
+                    f"experts.first_layer: got {self.experts.first_layer} with n_encoder_layer "
+                    f"{self.n_encoder_layer}; expected at most {self.n_encoder_layer - 1}"
                 )
         if self.parallel_block:
             problems.append(
-                "parallel_block is True: a decoder's block has a cross attention between attention "
-                "and MLP; leave it out"
+                "parallel_block: got True; expected False, as decoder blocks have cross attention "
+                "between attention and MLP; omit it"
             )
         return [*problems, *super().validate()]
 
@@ -101,19 +101,19 @@ class EncoderDecoderConfig(TransformerConfig):
 
     @property
     def encoder(self) -> "EncoderDecoderConfig":
-        """The configuration with the encoder's depth."""
+        """Configuration of the encoder: the same with `n_encoder_layer` blocks."""
         return dataclasses.replace(self, n_layer=self.n_encoder_layer)
 
     @property
     def cross(self) -> "EncoderDecoderConfig":
-        """The configuration of cross attention, which is ordinary and knows no positions."""
+        """Configuration of cross attention: multi-head attention without positions."""
         return dataclasses.replace(
             self, positions="none", latent=LatentConfig(), sparse=SparseConfig()
         )
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "EncoderDecoderConfig":
-        """Return a known model's configuration, with fields replaced by `overrides`.
+        """Make the configuration of a preset, with fields replaced by `overrides`.
 
         Parameters
         ----------
@@ -125,13 +125,13 @@ class EncoderDecoderConfig(TransformerConfig):
         Raises
         ------
         ValueError
-            If there is no preset of this name; the message names the nearest.
+            If the preset is unknown; the message suggests the nearest name.
         """
         return cls(**{**preset_fields(name, _PRESETS), **overrides})
 
 
-# Vaswani et al. 2017, "Attention Is All You Need", table 3; seq2seq_toy is one of our own for byte
-# strings: 256 bytes after the three special tokens.
+# Vaswani et al. 2017, "Attention Is All You Need", table 3; seq2seq_toy is a small model for
+# byte strings: 256 bytes after three special tokens.
 _PRESETS: dict[str, dict[str, Any]] = {
     "transformer_base": {},
     "transformer_big": {"n_head": 16, "d_model": 1024},

@@ -1,4 +1,4 @@
-"""The configuration of GPT; only the standard library is needed to read it."""
+"""Configuration and presets of GPT; importing it needs only the standard library."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,32 +17,32 @@ from tjx_nn.sub_configs import (
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(TransformerConfig):
-    """Sizes and choices of a decoder-only transformer; the defaults are GPT-2 small.
+    """Configuration of a decoder-only transformer; the defaults are GPT-2 small.
 
     Attributes
     ----------
     family
-        What kind of model this is.
+        Name of the model family.
     vocab_size
-        Number of token ids.
+        Number of token ids of the embedding table and the head.
     tied_head
-        Whether the output head is the table of token embeddings.
+        Whether the output head shares the token embeddings.
     vocab_multiple
-        Rows of the token table are a multiple of this, so that it can be split among devices; rows
-        beyond vocab_size take no part in anything.
+        Multiple that the rows of the token table are padded to, for sharding; padding rows are
+        never used.
     scale_embeddings
-        Whether embeddings of tokens are multiplied by sqrt(d_model) where positions are
-        "sinusoidal", whose entries reach from -1 to 1 (Vaswani et al. 2017, section 3.4).
+        Whether to multiply token embeddings by sqrt(d_model) with "sinusoidal" positions (Vaswani
+        et al. 2017, section 3.4).
     tokenizer_size
-        Number of ids that the tokenizer has; the others, up to vocab_size, have no probability:
-        loss, logits and samples leave them out. None is vocab_size.
+        Number of ids of the tokenizer. Ids from here to vocab_size have probability 0 in loss,
+        logits and samples. None is vocab_size.
     logit_soft_cap
-        Bounds the logits: soft_cap * tanh(logit / soft_cap); None does not.
+        Bound of the logits, soft_cap * tanh(logit / soft_cap); None is unbounded.
 
     Raises
     ------
     ValueError
-        Naming every field that is wrong, one a line.
+        With a line for each invalid field.
 
     Examples
     --------
@@ -61,14 +61,16 @@ class GPTConfig(TransformerConfig):
     logit_soft_cap: float | None = None
 
     def validate(self) -> list[str]:
-        """List the errors in the fields of this configuration."""
+        """Return the errors of this configuration, a line each."""
         problems = [
             *check_sizes(self, "vocab_size", "vocab_multiple"),
             *check_tokenizer_size(self.tokenizer_size, self.vocab_size),
             *super().validate(),
         ]
         if self.logit_soft_cap is not None and not self.logit_soft_cap > 0:
-            problems.append(f"logit_soft_cap is {self.logit_soft_cap!r}: give a number above 0")
+            problems.append(
+                f"logit_soft_cap: got {self.logit_soft_cap!r}; expected a positive number, or None"
+            )
         return problems
 
     @property
@@ -78,7 +80,7 @@ class GPTConfig(TransformerConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "GPTConfig":
-        """Return a published model's configuration, with fields replaced by `overrides`.
+        """Make the configuration of a published model, with fields replaced by `overrides`.
 
         Parameters
         ----------
@@ -90,7 +92,7 @@ class GPTConfig(TransformerConfig):
         Raises
         ------
         ValueError
-            If there is no preset of this name; the message names the nearest.
+            If the preset is unknown; the message suggests the nearest name.
         """
         return cls(**{**preset_fields(name, _PRESETS), **overrides})
 
@@ -103,7 +105,7 @@ _LLAMA: dict[str, Any] = {
     "tied_head": False,
 }
 # GPT-2: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2. The
-# others have GPT-2 small's depth and width with the parts of Llama 3 and of DeepSeek-V3.2.
+# others have the depth and width of GPT-2 small with the layers of Llama 3 and DeepSeek-V3.2.
 _PRESETS: dict[str, dict[str, Any]] = {
     "gpt2_small": {"n_layer": 12, "n_head": 12, "d_model": 768},
     "gpt2_medium": {"n_layer": 24, "n_head": 16, "d_model": 1024},

@@ -1,4 +1,4 @@
-"""The configuration of ViT; only the standard library is needed to read it."""
+"""Configuration and presets of ViT; importing it needs only the standard library."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,29 +11,30 @@ Pool = Literal["class", "mean"]
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(TransformerConfig):
-    """Sizes and choices of a transformer on images; the defaults are ViT-B/16.
+    """Configuration of a vision transformer; the defaults are ViT-B/16.
 
     Attributes
     ----------
     family
-        What kind of model this is.
+        Name of the model family.
     image_size
         Height and width in pixels, or one number for both.
     patch_size
         Side of a patch in pixels; divides height and width.
     channels
-        Numbers of a pixel.
+        Number of channels of a pixel.
     n_classes
-        Classes that images are told apart by.
+        Number of image classes.
     pool
-        What the head reads: a "class" token before the patches, or the "mean" over the patches.
+        Input of the head: "class", a class token before the patches, or "mean", the average of the
+        patches.
     max_seq_len
-        Not to be given: the patches, and the class token.
+        Number of patches and class token; computed, not an argument.
 
     Raises
     ------
     ValueError
-        Naming every field that is wrong, one a line.
+        With a line for each invalid field.
 
     Examples
     --------
@@ -53,27 +54,27 @@ class ViTConfig(TransformerConfig):
     activation: Activation = "gelu_erf"
 
     def __post_init__(self) -> None:
-        """Report everything that is wrong at once, and count the tokens."""
+        """Validate the fields and compute `max_seq_len`."""
         super().__post_init__()
         rows, columns = self.patches
         count = rows * columns + (self.pool == "class")
-        object.__setattr__(self, "max_seq_len", count)  # frozen: this is how dataclasses do it
+        object.__setattr__(self, "max_seq_len", count)  # the dataclass is frozen
 
     def validate(self) -> list[str]:
-        """List the errors in the fields of this configuration."""
+        """Return the errors of this configuration, a line each."""
         problems = check_sizes(self, "patch_size", "channels", "n_classes")
         problems += check_choices(self, pool=Pool)
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             problems.append(
-                f"image_size is {self.image_size!r}: give a height and a width in pixels, "
-                "or one number for both"
+                f"image_size: got {self.image_size!r}; expected height and width in pixels, or one "
+                "number for both"
             )
         elif not problems and any(side % self.patch_size for side in sides):
             near = tuple(max(1, round(s / self.patch_size)) * self.patch_size for s in sides)
             problems.append(
-                f"image_size is {sides} and patch_size is {self.patch_size}: the patch must divide "
-                f"height and width; the nearest image_size is {near}"
+                f"image_size: got {sides} with patch_size {self.patch_size}; expected multiples of "
+                f"patch_size; the nearest image_size is {near}"
             )
         return [*problems, *super().validate()]
 
@@ -91,7 +92,7 @@ class ViTConfig(TransformerConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "ViTConfig":
-        """Return a known model's configuration, with fields replaced by `overrides`.
+        """Make the configuration of a preset, with fields replaced by `overrides`.
 
         Parameters
         ----------
@@ -103,13 +104,13 @@ class ViTConfig(TransformerConfig):
         Raises
         ------
         ValueError
-            If there is no preset of this name; the message names the nearest.
+            If the preset is unknown; the message suggests the nearest name.
         """
         return cls(**{**preset_fields(name, _PRESETS), **overrides})
 
 
-# Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", table 1; vit_mnist is one of our own
-# that a laptop trains in minutes.
+# Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", table 1; vit_mnist is a small model
+# for MNIST.
 _PRESETS: dict[str, dict[str, Any]] = {
     "vit_base": {"n_layer": 12, "n_head": 12, "d_model": 768},
     "vit_large": {"n_layer": 24, "n_head": 16, "d_model": 1024},
