@@ -1,4 +1,4 @@
-"""What every implementation of attention must do; each one inherits the whole of it."""
+"""Backend contract: tests that every attention backend inherits."""
 
 from dataclasses import dataclass, field
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""What attention must give: an oracle that is independent of the code under test.
+"""Attention oracle in NumPy float64, independent of the code under test.
 
 NumPy in float64, one head at a time, gradients by hand. Only which weights dropout keeps is asked
 of the package, as that is a definition.
@@ -13,7 +13,7 @@ from tjx_kernels.attention import dropout
 
 
 def oracle(inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """Give out, lse and the gradients of sum(out * dout) + sum(lse * dlse over live rows)."""
+    """Return out, lse and the gradients of sum(out * dout) + sum(lse * dlse over live rows)."""
     q, k, v, dout, dlse = (
         np.asarray(inputs[name], np.float64) for name in ("q", "k", "v", "dout", "dlse")
     )

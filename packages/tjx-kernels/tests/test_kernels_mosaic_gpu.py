@@ -44,7 +44,7 @@ class TestMosaicGpu(AttentionContract):
 
 @pytest.fixture
 def races(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Let the interpreter look for races, which it prints, and see that there were none."""
+    """Enable race detection in the interpreter and fail on reported races."""
     params = plgpu.InterpretGPUParams(detect_races=True)
     for module in (forward, dq, dkv):
         monkeypatch.setattr(module, "interpret_params", lambda _: params)

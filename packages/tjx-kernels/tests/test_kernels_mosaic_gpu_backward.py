@@ -30,7 +30,7 @@ def _allow_transfers() -> Iterator[None]:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let few rows make many steps, so that every stage is used again and again."""
+    """Use small blocks, so that few rows reuse every stage many times."""
     monkeypatch.setattr(backward, "block_sizes", lambda _: BlockSizes(16, 16, 2, 2))
 
 

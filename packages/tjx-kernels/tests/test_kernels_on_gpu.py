@@ -104,7 +104,7 @@ def plain_errors(name: str, head_dim: int, dtype: str) -> dict[str, float]:
 
 
 def seen_by(name: str, inputs: dict[str, Any]) -> tuple[Any, Any]:
-    """Give which pairs see each other [batch, q_len, kv_len], and what ALiBi adds to scores."""
+    """Return the attention mask [batch, q_len, kv_len] and the ALiBi term of the scores."""
     case = CASES[name]
     batch, q_len = inputs["q"].shape[:2]
     offsets = np.broadcast_to(inputs.get("q_offset", case.options.get("q_offset", 0)), (batch,))

@@ -128,7 +128,7 @@ def test_cross_attention(context: Any) -> None:
 
 @pytest.mark.parametrize("context", ["ring", "all_to_all"])
 def test_a_sequence_axis_of_size_1_changes_nothing(context: Any) -> None:
-    """What the ring has not, and the order, count only where there is a ring."""
+    """Options that the ring lacks, and the order, have no effect without a ring."""
     operands, cotangents = draw(dropout=True, bias=(2, 1))
     mesh = mesh_of(2, 1, 2)
     run = partial(sharded_flash_attention, mesh=mesh, context=context, order="zigzag", **SPREAD)

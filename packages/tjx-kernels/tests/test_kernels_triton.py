@@ -126,7 +126,7 @@ def test_block_sizes_are_powers_of_two_from_16_on() -> None:
 
 
 def test_results_vary_over_the_mesh_as_the_arrays_do() -> None:
-    """What shard_map checks, which the interpreter itself cannot pass: so it is only traced."""
+    """Check the varying mesh axes by tracing: the interpreter itself fails shard_map's check."""
     device = AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     auto = (jax.sharding.AxisType.Auto,)
     mesh = AbstractMesh((2,), ("data",), axis_types=auto, abstract_device=device)

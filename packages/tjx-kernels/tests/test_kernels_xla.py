@@ -164,7 +164,7 @@ def draw(*shape: int) -> dict[str, Any]:
 
 
 def differentiate(x: dict[str, Any], implementation: str, **options: Any) -> Any:
-    """Give the output, the LSE, and the gradients of q, k, v, and the bias if there is one."""
+    """Return the output, the LSE, and the gradients of q, k, v and the bias, if any."""
     x = dict(x)
     dout, qkv, bias = x.pop("dout"), [x.pop(name) for name in "qkv"], x.pop("bias", None)
     if "dropout_rate" in options:

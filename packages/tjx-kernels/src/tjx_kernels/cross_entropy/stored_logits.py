@@ -24,7 +24,7 @@ from tjx_kernels.cross_entropy.terms import (
 NO_LOGIT = -1e30
 
 # x, head, labels, lse, logits
-type _Residuals = tuple[jax.Array, Head, jax.Array, jax.Array, jax.Array]
+type _StoredResiduals = tuple[jax.Array, Head, jax.Array, jax.Array, jax.Array]
 
 
 def _logits(call: CrossEntropyCall, x: jax.Array, head: Head) -> jax.Array:
@@ -40,7 +40,7 @@ def _column(logits: jax.Array) -> jax.Array:
 
 def _forward(
     call: CrossEntropyCall, x: jax.Array, head: Head, labels: jax.Array
-) -> tuple[tuple[jax.Array, jax.Array], _Residuals]:
+) -> tuple[tuple[jax.Array, jax.Array], _StoredResiduals]:
     stored = _logits(call, x, head)
     logits = stored.astype(jnp.promote_types(x.dtype, jnp.float32))
     in_vocab = (labels >= 0) & (labels < call.vocab_size)
@@ -71,7 +71,7 @@ def _join_sums(a: _Sum, b: _Sum) -> _Sum:
 
 
 def _backward(
-    call: CrossEntropyCall, residuals: _Residuals, cotangents: tuple[jax.Array, jax.Array]
+    call: CrossEntropyCall, residuals: _StoredResiduals, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, Head, None]:
     x, head, labels, lse, stored = residuals
     logits = stored.astype(lse.dtype)
