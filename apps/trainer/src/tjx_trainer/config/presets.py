@@ -153,11 +153,11 @@ def suggest_names(name: str) -> list[str]:
 
     Examples
     --------
-    >>> nearest_names("model.n_layers")
+    >>> suggest_names("model.n_layers")
     ['model.n_layer']
-    >>> nearest_names("n_head")
+    >>> suggest_names("n_head")
     ['model.n_head']
-    >>> nearest_names("optimizer.lr")
+    >>> suggest_names("optimizer.lr")
     ['optimizer.learning_rate']
     """
     wanted = name.lower().replace("-", "_")
@@ -208,8 +208,8 @@ def _read_file(path: Path) -> tuple[str, str]:
     """Return the text of a preset file and "", or "" and the problem."""
     if path.is_dir():
         inside = path / "config.yaml"
-        example = inside if inside.exists() else "a .yaml file"
-        return "", f"expected a file, not a folder; give {example}"
+        instead = inside if inside.exists() else "a .yaml file"
+        return "", f"expected a file, not a folder; give {instead}"
     if path.is_fifo() and not path.is_relative_to("/dev"):
         return "", "expected a file, not a pipe, which could block forever"
     try:
