@@ -132,7 +132,7 @@ def read_head(text: str) -> dict[str, str]:
 
     Examples
     --------
-    >>> read_head("# What: a model\\n#   of text.\\n# Time: a minute.\\nmodel:\\n")
+    >>> read_head("# What: a model\n#   of text.\n# Time: a minute.\nmodel:\n")
     {'What': 'a model of text.', 'Time': 'a minute.'}
     """
     found: dict[str, str] = {}
@@ -156,7 +156,7 @@ def suggest_names(name: str) -> list[str]:
     >>> suggest_names("model.n_layers")
     ['model.n_layer']
     >>> suggest_names("n_head")
-    ['model.n_head']
+    ['model.n_head', 'model.sparse.n_head']
     >>> suggest_names("optimizer.lr")
     ['optimizer.learning_rate']
     """
