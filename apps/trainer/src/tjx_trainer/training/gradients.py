@@ -98,7 +98,9 @@ def _pipelined(
 
     def run_stage(layers: Any, first: jax.Array, x: jax.Array, microbatch: Batch) -> Any:
         bound = network(abstract_layers, layers, length)
-        x, [aux_losses] = bound.run_blocks(x, **_inputs(microbatch), layers=LayerRange(first, length))
+        x, [aux_losses] = bound.run_blocks(
+            x, **_inputs(microbatch), layers=LayerRange(first, length)
+        )
         count = _count(microbatch)
         sums = {name: count * each.sum() / model.n_layer for name, each in aux_losses.items()}
         weights = aux_loss_weights(model)
