@@ -305,26 +305,28 @@ def test_damaged_and_missing_files_raise(tmp_path: pathlib.Path) -> None:
     hf.save(tmp_path / "shards", *read, max_shard_bytes=9000)
     first = sorted((tmp_path / "shards").glob("model-*"))[0]
     first.write_bytes(first.read_bytes()[:100])
-    assert f"{first} is missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
+    assert f"{first}: missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
     first.unlink()
-    assert f"{first} is missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
+    assert f"{first}: missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
     index = tmp_path / "shards" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
-    assert "files of its own folder" in error_of(lambda: hf.load(tmp_path / "shards"))
+    assert "expected safetensors files of its folder" in error_of(
+        lambda: hf.load(tmp_path / "shards")
+    )
     config = tmp_path / "shards" / "config.json"
     config.write_text("{")
-    assert f"{config} is no JSON" in error_of(lambda: hf.load(tmp_path / "shards"))
+    assert f"{config}: got invalid JSON" in error_of(lambda: hf.load(tmp_path / "shards"))
     config.write_text("[]")
-    assert "should hold an object" in error_of(lambda: hf.load(tmp_path / "shards"))
+    assert "got a list; expected an object" in error_of(lambda: hf.load(tmp_path / "shards"))
     config.unlink()
-    assert "has no config.json" in error_of(lambda: hf.load(tmp_path / "shards"))
+    assert "found no config.json" in error_of(lambda: hf.load(tmp_path / "shards"))
 
 
 def test_quantized_tensors_raise(change: Callable[..., pathlib.Path]) -> None:
-    def quantise(weights: DecodeWeights) -> DecodeWeights:
+    def quantize(weights: DecodeWeights) -> DecodeWeights:
         return {**weights, "transformer.wte.weight": np.ones((61, 16), np.int8)}
 
-    assert "transformer.wte.weight (I8)" in error_of(lambda: hf.load(change("gpt2", quantise)))
+    assert "transformer.wte.weight (I8)" in error_of(lambda: hf.load(change("gpt2", quantize)))
 
 
 def test_hub_downloads_exclude_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
