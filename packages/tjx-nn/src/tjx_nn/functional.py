@@ -314,7 +314,8 @@ def stack_axes(config: Hashable) -> dict[str, Any]:
 def _abstract(config: Hashable) -> tuple[Any, Any, list[Any]]:
     """Return the graph definition, abstract parameters and abstract PRNG state of a model."""
     model = nnx.eval_shape(lambda: _make(config, jax.random.key(0)))
-    graph, params, rng_state, other = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    split: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    graph, params, rng_state, other = split
     if other:
         raise ValueError(
             f"config: got a {type(config).__name__} whose model has variables other than "

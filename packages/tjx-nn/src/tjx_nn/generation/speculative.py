@@ -123,7 +123,7 @@ class _State(NamedTuple):
 
     Attributes
     ----------
-    count
+    generated
         Number of generated tokens of each row.
     last
         Last token of each row; it is in neither KV cache yet.
@@ -137,7 +137,7 @@ class _State(NamedTuple):
         Numbers of accepted and of all proposals.
     """
 
-    count: Int[Array, " B"]
+    generated: Int[Array, " B"]
     last: Int[Array, " B"]
     done: Bool[Array, " B"]
     tokens: Int[Array, "B T"]
@@ -174,7 +174,7 @@ def _speculate(
 
         def step(carry: tuple[Array, Any], index: Array) -> Any:
             token_B, cache = carry
-            positions_B1 = (lengths_B + state.count - 1 + index)[:, None]
+            positions_B1 = (lengths_B + state.generated - 1 + index)[:, None]
             logits_B1V, cache = models[1].decode(draft, token_B[:, None], positions_B1, cache)
             q_BV = probabilities(logits_B1V[:, 0], sampling)
             token_B = _draw(q_BV, None if keys_BG is None else keys_BG[:, index])
@@ -185,10 +185,10 @@ def _speculate(
         return cache, x_GB.swapaxes(0, 1)[:, :-1], q_GBV.swapaxes(0, 1)[:, :-1]
 
     def iterate(state: _State) -> _State:
-        keys = None if sampling.greedy else _keys(sampling, state.count, proposals)
+        keys = None if sampling.greedy else _keys(sampling, state.generated, proposals)
         draft_cache, x_BG, q_BGV = propose(state, None if keys is None else keys[0])
         read = jnp.concatenate([state.last[:, None], x_BG], 1)
-        positions = (lengths_B + state.count - 1)[:, None] + step_G[None]
+        positions = (lengths_B + state.generated - 1)[:, None] + step_G[None]
         logits, cache = models[0].decode(target, read, positions, state.caches[0])
         p = probabilities(logits.reshape(-1, logits.shape[-1]), sampling).reshape(logits.shape)
         new_BT, accepted_B = _verify(x_BG, q_BGV, p, None if keys is None else keys[1:])
@@ -204,7 +204,7 @@ def _speculate(
     done_B = matches_any(first_B, request.stop) | (count_B >= request.limit)
     state = _State(count_B, first_B, done_B, tokens_BT, [cache, draft_cache], zero, zero)
     state = jax.lax.while_loop(is_unfinished, iterate, state)
-    chosen_BT = jnp.arange(tokens_BT.shape[1])[None] < state.count[:, None]
+    chosen_BT = jnp.arange(tokens_BT.shape[1])[None] < state.generated[:, None]
     tokens_BT = jnp.where(chosen_BT, state.tokens, state.last[:, None])
     return tokens_BT[:, :capacity], state.accepted / jnp.maximum(state.proposed, 1)
 
@@ -217,12 +217,12 @@ def _advance(
     stop_BT = (new_BT[:, :, None] == request.stop[None, None]).any(-1)
     stop_BT &= index_1T <= accepted_B[:, None]
     until_stop_B = jnp.where(stop_BT.any(1), stop_BT.argmax(1), accepted_B) + 1
-    appended_B = jnp.minimum(until_stop_B, request.limit - state.count)
+    appended_B = jnp.minimum(until_stop_B, request.limit - state.generated)
     appended_B = jnp.where(state.done, 0, appended_B)
     # Columns after the appended tokens are overwritten later, or are beyond the end of the row.
     rows_B1 = jnp.arange(len(accepted_B))[:, None]
-    tokens_BT = state.tokens.at[rows_B1, state.count[:, None] + index_1T].set(new_BT)
-    count_B = state.count + appended_B
+    tokens_BT = state.tokens.at[rows_B1, state.generated[:, None] + index_1T].set(new_BT)
+    count_B = state.generated + appended_B
     last_B = jnp.take_along_axis(tokens_BT, count_B[:, None] - 1, 1)[:, 0]
     active_B = ~state.done
     return _State(
