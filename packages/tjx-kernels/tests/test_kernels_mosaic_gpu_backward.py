@@ -127,7 +127,9 @@ def test_lowers_for_hopper(head_dim: int, changes: dict[str, Any]) -> None:
     call = _call(head_dim, **changes)
 
     def run(q: Any, k: Any, lse: Any, ids: Any, offset: Any) -> Any:
-        options: Any = {"q_segment_ids": ids[0], "kv_segment_ids": ids[1], "q_offset": offset}
+        options: Any = {"q_segment_ids": ids[0], "kv_segment_ids": ids[1]}
+        if offset is not None:
+            options["q_offset"] = offset
         operands = bind_arguments(q=q, k=k, v=k, **options)[1]
         return backward.backward(call, operands, BackwardInputs(q, lse, lse))[:3]
 
