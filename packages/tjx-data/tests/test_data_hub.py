@@ -254,7 +254,7 @@ def test_licence_is_shown_at_the_first_download_only(
     for _ in range(2):
         list(load_corpus("local"))
     shown = [record.getMessage() for record in caplog.records if "licence" in record.getMessage()]
-    assert shown == [f"corpus 'local' is fetched from {tmp_path / 'repo'}; its licence: none"]
+    assert shown == [f"corpus 'local' is downloaded from {tmp_path / 'repo'}; its licence: none"]
 
 
 def _download(url: str, content: bytes) -> DownloadCorpus:
