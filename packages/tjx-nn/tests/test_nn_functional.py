@@ -219,7 +219,8 @@ class Toy(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(4))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x @ self.kernel[1] + self.bias[...]
+        out: jax.Array = x @ self.kernel[1] + self.bias[...]
+        return out
 
 
 def test_registered_models_and_subclasses_of_configurations() -> None:

@@ -72,7 +72,7 @@ def register(config_class: type, model: Callable[..., nnx.Module]) -> None:
     >>> bind(LinearConfig(), params)(jnp.ones((1, 3))).shape
     (1, 2)
     """
-    if config_class.__hash__ is None:
+    if getattr(config_class, "__hash__", None) is None:
         raise ValueError(
             f"config_class: got {config_class.__name__}, whose instances are not hashable; "
             "expected a hashable class; make it a frozen dataclass"

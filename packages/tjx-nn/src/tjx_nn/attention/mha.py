@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.linear import linear
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.norms import LayerNorm, RMSNorm, make_norm
 from tjx_nn.layers.position_encoding import alibi_slopes, apply_rope
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ShardedModule
@@ -200,7 +200,7 @@ class Attention(ShardedModule):
         return {"key": k_BSKH, "value": split_heads(self.value(x), self.config.head_dim)}
 
     def _norm_and_rotate(
-        self, x: Float[Array, "B T F"], norm: nnx.Module | None, positions: Array | None
+        self, x: Float[Array, "B T F"], norm: LayerNorm | RMSNorm | None, positions: Array | None
     ) -> Float[Array, "B T N H"]:
         x_BTNH = split_heads(x, self.config.head_dim)
         if norm is not None:

@@ -122,13 +122,14 @@ def _run_stack(
     grouped = count // group * group
     scan = uses_scan(config, count)
 
-    def body(x: Array, layers: Any) -> tuple[Array, Any]:
+    def run_group(x: Array, layers: Any) -> tuple[Array, Any]:
         outputs = []
         for index, window in enumerate(windows[:group]):
             x, output = step(x, jax.tree.map(lambda p, i=index: p[i], layers), window)
             outputs.append(output)
         return x, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
+    body: Callable[..., Any] = run_group
     if config.remat != "none":
         # Inside of a scan XLA cannot merge the recomputation with the forward pass.
         policy = _REMAT_POLICIES[config.remat]
