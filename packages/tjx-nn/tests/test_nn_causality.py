@@ -54,7 +54,7 @@ def test_influence_is_lower_triangular(kind: str, make: Callable[..., Params]) -
             # Each position has a token of its own, whose row of the table is its input; as a head
             # the table stays.
             values = {**params, "wte": {"embedding": inputs}, "head": {"embedding": table}}
-            model: Any = bind(dataclasses.replace(config, tied_head=False), values)  # type: ignore[call-overload, call-arg]  # of each kind
+            model: Any = bind(dataclasses.replace(config, tied_head=False), values)  # type: ignore[call-arg]  # of each kind
             source = [jnp.zeros((1, 3), jnp.int32)] * isinstance(config, EncoderDecoderConfig)
             logits: jax.Array = model(*source, jnp.arange(T)[None])[0]
             return logits @ direction
