@@ -24,6 +24,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -37,6 +38,10 @@ for name, value in {
 }.items():
     jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
 
+
+# A busy machine may pause any example for long.
+hypothesis.settings.register_profile("tjx", deadline=None)
+hypothesis.settings.load_profile("tjx")
 
 # Tracing makes many objects and few cycles: with Python's threshold of 700, a twentieth to a tenth
 # of a test's CPU time is garbage collection.

@@ -309,7 +309,6 @@ def test_help_helps_beside_mistakes() -> None:
     assert "--model.n_layer" in help_text(["--help", "--config", "nope", "--zzz"])
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(leaves())))
 def test_a_right_name_is_its_own_nearest(name: str) -> None:
     assert suggest_names(name) == [name]
@@ -318,14 +317,13 @@ def test_a_right_name_is_its_own_nearest(name: str) -> None:
     assert own_name in leaves() or name in suggest_names(own_name)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.text(max_size=12) | st.sampled_from([f"--{n}" for n in leaves()]), max_size=6))
 def test_any_arguments_give_a_configuration_or_problems(words: list[str]) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(resolve(words), Config)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
 def test_any_text_as_a_preset_gives_values_or_problems(text: str) -> None:
     values, problems = presets._read_values(text, "x.yaml")

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_core import ConfigError
@@ -40,7 +40,6 @@ def test_the_names_that_scripts_rely_on_exist() -> None:
     assert names <= set(leaves())
 
 
-@settings(deadline=None)
 @given(batch=SIZES, limit=SIZES, shards=st.integers(1, 8))
 def test_pieces_are_equal_within_the_limit_and_as_few_as_can_be(
     batch: int, limit: int, shards: int

@@ -81,9 +81,7 @@ def as_flags(config: Config) -> list[str]:
     return [f"--{name}={format_value(value)}" for name, value in flatten(config).items()]
 
 
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
 @given(wanted=SOME_VALUES)
 @example(wanted=[("train.sample_prompt", "\x85 a \u2028 b \n\ufeff \u2029")])
 def test_a_configuration_survives_its_file_and_its_flags(

@@ -102,7 +102,7 @@ def test_a_checkpoint_with_the_name_of_another_step_is_reported(directory: Path)
     assert Checkpointer(directory).verify(3) == ["manifest.json: belongs to step 2"]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_any_changed_byte_of_the_manifest_is_reported(pristine: Path, data: st.DataObject) -> None:
     good = (pristine / "3" / manifest_file.MANIFEST_NAME).read_bytes()

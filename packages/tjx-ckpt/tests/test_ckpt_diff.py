@@ -173,7 +173,7 @@ def test_a_damaged_checkpoint_is_not_compared(
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_numbers_equal_numpy_for_any_chunks(data: st.DataObject) -> None:
     count = data.draw(st.integers(0, 7))
     numbers = st.lists(st.floats(-100, 100, width=16), min_size=count, max_size=count)

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -110,7 +110,6 @@ def test_the_newest_periodic_and_best_are_kept(tmp_path: Path) -> None:
     assert Checkpointer(tmp_path).metrics(20) == {"eval/loss": 1.0}
 
 
-@settings(deadline=None)
 @given(
     values=st.dictionaries(st.integers(0, 100), st.floats(), max_size=12),
     keep=st.integers(1, 4),

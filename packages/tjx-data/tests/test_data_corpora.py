@@ -4,7 +4,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_data import load_corpus, load_files
@@ -54,7 +54,6 @@ def test_python_docs_take_whole_definitions_and_skip_unreadable_files(
     st.lists(st.text(st.sampled_from("ab<|>eé\n"), max_size=30), min_size=1, max_size=5),
     st.integers(1, 9),
 )
-@settings(deadline=None)
 def test_separators_split_documents_wherever_blocks_end(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], block: int
 ) -> None:

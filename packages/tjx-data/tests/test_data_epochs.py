@@ -31,7 +31,7 @@ def _chi_square(counts: npt.NDArray[np.int64], freedom: int | None = None) -> fl
 
 
 @given(st.integers(1, 5000), seeds, st.integers(0, 2**40), st.sampled_from([1, 500, 1 << 16]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_each_epoch_has_each_offset_once(
     count: int, seed: int, epoch: int, chunk_size: int
 ) -> None:
@@ -103,7 +103,7 @@ def test_consecutive_offsets_are_uncorrelated(count: int) -> None:
     st.integers(0, 4),
     st.sampled_from([1, 7, 64, 1 << 16]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_offsets_equal_those_of_a_list_built_epoch_by_epoch(
     count: int, seed: int, row_indices: list[int], stride: int, slack: int, chunk_size: int
 ) -> None:
@@ -160,7 +160,7 @@ def test_splitmix64_is_a_bijection_that_changes_half_of_the_bits() -> None:
 
 
 @given(st.lists(words, min_size=1, max_size=4), st.lists(words, min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_keys_differ_where_the_numbers_do(one: list[int], other: list[int]) -> None:
     assert (derive_key(*one) == derive_key(*other)) == (one == other)
     assert derive_key(*one) != derive_key(*one, 0)
@@ -169,7 +169,7 @@ def test_keys_differ_where_the_numbers_do(one: list[int], other: list[int]) -> N
 @given(
     st.lists(st.integers(0, 2**62), min_size=1, max_size=20, unique=True), words, st.integers(1, 9)
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_random_words_depend_on_the_row_only(row_indices: list[int], seed: int, width: int) -> None:
     key = derive_key(seed)
     together = random_words(key, np.array(row_indices), width)

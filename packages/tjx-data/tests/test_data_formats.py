@@ -22,7 +22,7 @@ from tjx_data.corpora.files import FilePart, find_file_problems, find_files
 from tjx_data.corpora.formats import SEPARATOR, Format
 
 TEXTS = st.lists(st.text(st.sampled_from('ab<|>e" \\é🙂\r\n'), max_size=40), max_size=12)
-SMALL = settings(max_examples=40, deadline=None)
+SMALL = settings(max_examples=40)
 
 
 @pytest.fixture(autouse=True)

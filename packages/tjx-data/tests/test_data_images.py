@@ -79,7 +79,7 @@ def test_each_epoch_has_every_image_once_with_its_label_in_a_new_order(digits: I
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 10**9),

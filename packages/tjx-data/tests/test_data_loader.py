@@ -42,7 +42,7 @@ sizes = st.tuples(
 
 
 @given(sizes)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_epoch_has_every_label_once_after_its_own_token(
     tmp_path_factory: pytest.TempPathFactory, size: tuple[int, int, int, int, int]
 ) -> None:
@@ -126,7 +126,7 @@ def test_epochs_and_seeds_have_different_orders(counting: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=8))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_batch_is_a_function_of_seed_and_step(counting: Path, steps: list[int]) -> None:
     walked = TokenLoader(counting, seq_len=16, batch_size=12, seed=5)
     for step in steps:
@@ -136,7 +136,7 @@ def test_batch_is_a_function_of_seed_and_step(counting: Path, steps: list[int]) 
 
 
 @given(st.integers(0, 500), st.sampled_from([1, 2, 4, 8]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rows_of_processes_make_up_the_global_batch(counting: Path, step: int, n: int) -> None:
     alone = TokenLoader(counting, seq_len=16, batch_size=8, seed=5)
     together = [
@@ -150,7 +150,7 @@ def test_rows_of_processes_make_up_the_global_batch(counting: Path, step: int, n
 
 
 @given(sizes, st.sampled_from([1, 2]), st.none() | st.integers(1, 150))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_evaluation_visits_each_label_once(
     tmp_path_factory: pytest.TempPathFactory,
     size: tuple[int, int, int, int, int],

@@ -76,7 +76,7 @@ def test_special_tokens_are_neither_selected_nor_drawn(directory: Path) -> None:
     assert abs(letters / letters.mean() - 1).max() < 0.2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 10**9),

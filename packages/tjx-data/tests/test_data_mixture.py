@@ -64,7 +64,7 @@ shares = st.lists(st.integers(1, 60), min_size=1, max_size=9)
 
 
 @given(shares)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_corpus_deviates_from_its_share_by_a_full_row(counts: list[int]) -> None:
     period = sum(counts)
     taken = mixture_schedule(counts)[:, None] == np.arange(len(counts))
@@ -81,7 +81,7 @@ def test_no_corpus_deviates_from_its_share_by_a_full_row(counts: list[int]) -> N
     st.integers(0, 400),
     st.integers(0, 10**9),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_rows_of_each_corpus_come_in_order_without_a_gap(
     weights: dict[str, int], n_rows_read: int, far: int
 ) -> None:
@@ -120,7 +120,7 @@ def test_decimal_weights_are_exact() -> None:
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_weights_of_many_digits_are_rounded_to_the_maximum_period(weights: list[float]) -> None:
     counts = rows_per_period(dict(zip("abcdef", weights, strict=False)))
     assert sum(counts) <= MAX_PERIOD

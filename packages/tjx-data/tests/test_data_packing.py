@@ -25,7 +25,7 @@ def _documents(sizes: list[int]) -> list[str]:
 
 
 @given(lengths, st.integers(1, 24), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_label_occurs_once_in_its_own_document(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seq_len: int, has_eot: bool
 ) -> None:
@@ -60,7 +60,7 @@ def test_every_label_occurs_once_in_its_own_document(
 
 
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=80), st.integers(1, 30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_two_rows_fit_into_one(sizes: list[int], seq_len: int) -> None:
     lengths = np.array(sizes)
     packing = pack(np.cumsum(lengths), lengths, seq_len)

@@ -69,7 +69,7 @@ def _contents(directory: Path) -> dict[str, bytes]:
     st.integers(7, 60),
     st.sampled_from(["documents", "tail"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_set_has_every_document_once_between_end_of_text_tokens(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], shard_tokens: int, holdout: Holdout
 ) -> None:

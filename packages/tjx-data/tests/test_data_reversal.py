@@ -11,7 +11,7 @@ from tjx_data import ReversalLoader
 from tjx_data.loading.byte_reversal import END, FIRST_BYTE, START, decode
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(max_length=st.integers(1, 12), seed=st.integers(0, 2**64 - 1), step=st.integers(0, 10**6))
 def test_labels_are_the_string_backwards(max_length: int, seed: int, step: int) -> None:
     batch = ReversalLoader(max_length=max_length, batch_size=6, seed=seed).batch(step)
@@ -46,7 +46,7 @@ def test_splits_are_independent() -> None:
     assert train != validation
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 10**9),

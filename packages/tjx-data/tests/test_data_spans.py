@@ -53,7 +53,7 @@ def read_pair(loader: SpanLoader, source: np.ndarray, target: np.ndarray) -> lis
     return parts
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seq_len=st.integers(2, 90),
     rate=st.floats(0.01, 0.99),
@@ -116,7 +116,7 @@ def test_spans_are_uniform_and_have_the_mean_length(directory: Path) -> None:
     np.testing.assert_allclose(np.bincount(lengths)[1:5] / len(lengths), expected, atol=0.01)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 2**64 - 1),
     step=st.integers(0, 10**9),

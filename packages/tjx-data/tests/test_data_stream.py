@@ -76,7 +76,7 @@ def _equal(one: list[Batch], other: list[Batch]) -> bool:
     st.integers(1, 3),
     st.sampled_from([CHARACTERS, NO_EOT]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_rows_are_the_stream_of_a_prepared_set(
     texts: list[str], seq_len: int, epochs: int, tokenizer: Any
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_prepared_set_holds_the_same_tokens(tmp_path: Path) -> None:
     st.booleans(),
     st.integers(4, 15),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_restored_stream_returns_the_batches_that_would_have_followed(
     n_before: int, shuffle_buffer: int, epochs: int, is_resumable: bool, seq_len: int
 ) -> None:

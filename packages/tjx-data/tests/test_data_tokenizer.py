@@ -34,7 +34,7 @@ PLACES = [
 
 
 @given(st.text())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_round_trips_and_its_bytes_are_counted(text: str) -> None:
     for tokenizer in (BPE, BYTES):
         ids = tokenizer.encode(text)
@@ -47,7 +47,7 @@ MIXED = st.lists(st.binary(max_size=8) | st.text(max_size=8).map(str.encode)).ma
 
 
 @given(MIXED, st.integers(0, 3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_bytes_round_trip(data: bytes, n_cut: int) -> None:
     data = data[n_cut:]
     for tokenizer in (BPE, BYTES):
@@ -141,7 +141,6 @@ def test_an_endless_stream_is_encoded_in_bounded_memory() -> None:
 
 
 @given(st.text(min_size=1), st.data())
-@settings(deadline=None)
 def test_known_characters_round_trip(text: str, data: st.DataObject) -> None:
     tokenizer = char_tokenizer([text, text[::-1]])
     other = data.draw(st.text(st.sampled_from(sorted(set(text)))))
@@ -334,7 +333,7 @@ def test_gpt2_files_under_either_name_give_one_tokenizer(tmp_path: Path) -> None
     st.lists(st.sampled_from([*PLACES, " ", "\n", " \n", "a", "b.", "!", "é", "\t", "\u3000"])),
     st.integers(1, 12),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_segments_have_the_tokens_of_the_whole_text(parts: list[str], size: int) -> None:
     text = "".join(parts)
     pieces = list(split_at_token_boundaries(text, size))

@@ -115,7 +115,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     options=OPTIONS,
     seed=st.integers(0, 2**32 - 1),

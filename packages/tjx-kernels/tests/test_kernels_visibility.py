@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_kernels.attention.arguments import describe_call
@@ -59,7 +59,6 @@ sizes = {
 }
 
 
-@settings(deadline=None)
 @given(**sizes, first=st.integers(0, 69), rows=st.integers(1, 20))
 def test_blocks_of_keys(
     q_len: int,
@@ -81,7 +80,6 @@ def test_blocks_of_keys(
         check(found, seen(described, offset)[first : first + rows], block)
 
 
-@settings(deadline=None)
 @given(**sizes, first=st.integers(0, 69), keys=st.integers(1, 20))
 def test_blocks_of_rows(
     q_len: int,
@@ -103,7 +101,6 @@ def test_blocks_of_rows(
         check(found, seen(described, offset)[:, first : first + keys].T, block)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**20),
     lengths=st.sampled_from([(37, 26), (1, 40), (16, 3)]),

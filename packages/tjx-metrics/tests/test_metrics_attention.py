@@ -37,7 +37,7 @@ def slow_distances(weights: NDArray[Any]) -> NDArray[Any]:
     return shares
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 6), st.integers(0, 3), st.booleans())
 def test_distances_equal_a_loop(
     layers: int, heads: int, queries: int, cached: int, both_ways: bool

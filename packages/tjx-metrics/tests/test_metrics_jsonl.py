@@ -36,7 +36,7 @@ def run(path: Path, first: int, last: int, resume_step: int | None) -> None:
     tracker.finish()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_crashes_at_any_byte_leave_the_file_of_an_unbroken_run(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -62,7 +62,7 @@ def test_crashes_at_any_byte_leave_the_file_of_an_unbroken_run(
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_floats_round_trip_and_lines_are_strict_json(
     tmp_path_factory: pytest.TempPathFactory, value: float
 ) -> None:

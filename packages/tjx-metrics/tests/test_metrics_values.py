@@ -67,7 +67,7 @@ def by_hand(logits: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> list[
     return correct
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.booleans())
 def test_top_k_counts_equal_a_loop_with_ties_and_padding(seed: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -14,7 +14,7 @@ from tjx_nn.functional import Params
 Run = Callable[..., np.ndarray]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(borders=st.sets(st.integers(1, 15), max_size=4), seed=st.integers(0, 99))
 def test_packed_documents_equal_separate_calls(
     tiny: GPTConfig, params: Params, run: Run, borders: set[int], seed: int

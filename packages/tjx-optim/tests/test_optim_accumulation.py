@@ -79,7 +79,7 @@ def split(batch: Any, k: int) -> Any:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 2**16), data=st.data())
 def test_microbatches_with_unequal_counts_equal_one_large_batch(
     k: int, seed: int, data: Any

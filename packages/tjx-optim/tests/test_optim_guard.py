@@ -88,7 +88,7 @@ def guard_after(finite: Any, scales_loss: bool) -> Any:
     return jax.lax.scan(advance, init_guard(CONFIG, scales_loss=scales_loss), finite)[1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(finite=st.lists(st.booleans(), min_size=16, max_size=16))
 def test_the_scale_halves_to_its_minimum_and_doubles_after_finite_steps(finite: list[bool]) -> None:
     guards = jax.device_get(guard_after(jax.device_put(np.array(finite)), True))

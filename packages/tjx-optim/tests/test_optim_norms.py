@@ -11,7 +11,7 @@ from tjx_optim import global_norm, layer_norms
 
 
 @given(st.integers(0, 2**16))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_global_norm_is_the_norm_of_all_leaves_together(seed: int) -> None:
     rng = np.random.default_rng(seed)
     tree = {"a": rng.normal(size=(3, 4)), "b": {"c": rng.normal(size=5), "d": rng.normal(size=())}}

@@ -12,7 +12,7 @@ from tjx_optim import OptimizerConfig, make_optimizer
 from tjx_optim.muon import orthogonalize
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     shape=st.sampled_from([(4, 4), (3, 7), (9, 2), (2, 5, 3), (2, 3, 4, 4)]),
     seed=st.integers(0, 99),

@@ -183,7 +183,7 @@ def test_invalid_pieces_raise() -> None:
         assert wrong((5,), (factor,)).startswith(f"factors: got {factor}; expected [0, 1]")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(warmup=st.integers(0, 99), cooldown=st.integers(1, 100), max_steps=st.integers(100, 999))
 def test_equal_lengths_in_steps_and_fractions_give_equal_steps(
     warmup: int, cooldown: int, max_steps: int

@@ -124,7 +124,7 @@ def fields_of(draw: Any, name: str, max_steps: int, *, in_steps: bool) -> dict[s
 
 @pytest.mark.parametrize("in_steps", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), max_steps=st.integers(1, 200))
 def test_every_step_equals_the_closed_form(
     name: str, in_steps: bool, data: Any, max_steps: int
