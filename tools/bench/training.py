@@ -57,7 +57,7 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int, steps: int) -
         answers = {"tjx": workers["tjx"].ask("prepare", case=given, losses=LOSSES)}
         for mode in ("eager", "compile") if torch_python is not None else ():
             name = f"torch {mode}"
-            # Compiled by nobody before, as ours.
+            # An empty compilation cache, as for tjx.
             cache = {"TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "inductor")}
             command = [str(torch_python), str(HERE / "training_torch.py"), mode]
             workers[name] = Worker(command, cache)
