@@ -21,7 +21,7 @@ from tjx_trainer.training.train_state import TrainState
 TINY = """
 --model.n_layer=2 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
 --data.tokenizer=char --data.holdout=tail --train.max_steps=8 --train.batch_size=16
---train.eval_every=8 --train.sample_tokens=0 --train.accumulation=2
+--train.eval_every=8 --train.sample_tokens=0 --train.accumulation=2 --schedule.warmup_steps=50
 """.split()  # noqa: SIM905  a list of words reads worse
 
 
