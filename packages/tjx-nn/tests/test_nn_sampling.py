@@ -134,5 +134,5 @@ def test_all_errors_are_listed() -> None:
     }  # fmt: skip
     problems = check_sampling(23, 3, options)
     names = ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seeds"]
-    assert [problem.split()[0] for problem in problems] == names
-    assert "key and seeds are None" in check_sampling(23, 3, {"temperature": 1.0})[0]
+    assert [problem.split(":")[0] for problem in problems] == names
+    assert "without key and seeds" in check_sampling(23, 3, {"temperature": 1.0})[0]

@@ -33,7 +33,7 @@ def _restore_registries() -> Iterator[None]:
 
 def first_update(config: OptimizerConfig, optimizer: Any = None) -> dict[str, Any]:
     optimizer = make_optimizer(config) if optimizer is None else optimizer
-    params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2)}
+    params = {"kernel": np.full((2, 2), 2.0, np.float32), "bias": np.ones(2, np.float32)}
     gradients = jax.tree.map(lambda leaf: 0.1 * leaf, params)
     found: dict[str, Any] = jax.jit(
         lambda: optimizer.update(gradients, optimizer.init(params), params)[0]
