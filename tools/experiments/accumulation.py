@@ -1,4 +1,4 @@
-"""Accumulation: equality to the large batch in numbers, and the memory that it saves."""
+"""Compare gradient accumulation with one large batch: loss, gradient, memory and curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +38,7 @@ FLAGS: Flags = {
     "log.every": 10,
 }
 SMOKE: Flags = {"train.max_steps": 3, "train.eval_every": 2, "model.n_layer": 1, "log.every": 1}
-# The memory of GPT-2 small: its step is compiled, not run.
+# GPT-2 small, for memory: its step is compiled, not run.
 LARGE: Flags = {
     "model.n_layer": 12,
     "model.n_head": 12,
@@ -52,14 +52,14 @@ LARGE_PIECES = (1, 2, 4, 8)
 
 
 class Gradient(NamedTuple):
-    """Loss and gradient of a batch, as the trainer's step has them; float64 [parameters]."""
+    """Loss and gradient of a batch from the trainer's step; float64 [parameters]."""
 
     loss: float
     values: np.ndarray
 
 
 def measure(options: Options) -> Json:
-    """Compare gradients, compile for memory, and train with one piece and with four."""
+    """Compare gradients, compile for memory, and train with one and four microbatches."""
     jax.config.update("jax_platforms", "cpu")  # type: ignore[no-untyped-call]  # as jax is
     flags = {**FLAGS, **(SMOKE if options.smoke else {})}
     equality = compare_gradients(flags, range(options.seeds))
@@ -81,7 +81,7 @@ def measure(options: Options) -> Json:
 
 
 def losses_apart(one: Outcome, other: Outcome) -> Json:
-    """Return how far the losses of two runs of a seed are from each other, by step."""
+    """Return the difference of the losses of two runs with the same seed, by step."""
     assert one.seed == other.seed
     steps, first, _ = curve([one], "train/loss")
     _, second, _ = curve([other], "train/loss")
@@ -94,21 +94,21 @@ def losses_apart(one: Outcome, other: Outcome) -> Json:
 
 
 def open_job(flags: Flags, *, seed: int = 0) -> Job:
-    """Return the parts of a run, as the trainer makes them."""
+    """Build the model, optimizer, data and step of a run with the trainer."""
     config = parse(Run(arm="", flags=flags, seed=seed).words(Path("unused")))
     config, make_task = open_task(config, None)
     return build_job(config, make_task)
 
 
 def compare_gradients(flags: Flags, seeds: range) -> list[Json]:
-    """Return how far k pieces are from one, and how far the mean of their means would be."""
+    """Compare k microbatches, and the mean of their means, with one batch."""
     found = []
     jobs = {seed: open_job(flags, seed=seed) for seed in seeds}
     steps = {pieces: gradient_step(jobs[0], pieces) for pieces in PIECES}  # seeds share these
     for seed, job in jobs.items():
         batch = with_unequal_counts(job.task.train_data.batch(0), seed)
         start = job.initial_state()
-        # The gradient will lie where the optimizer's state is: parameters have its shape.
+        # The gradient replaces the optimizer state; parameters have its shape.
         state = jax.device_get(start._replace(opt_state=start.params))
 
         def step(
@@ -142,7 +142,7 @@ def compare_gradients(flags: Flags, seeds: range) -> list[Json]:
 
 
 def with_unequal_counts(batch: HostBatch, seed: int) -> dict[str, np.ndarray]:
-    """Leave of each row so many labels that some rows have few and some all."""
+    """Mask labels so that the number of labels per row varies from one to all."""
     rows, length = batch["labels"].shape
     counts = length ** np.random.default_rng(seed).uniform(size=rows)  # from 1 up, mostly few
     kept = np.arange(length)[None, :] < counts[:, None]
@@ -150,9 +150,9 @@ def with_unequal_counts(batch: HostBatch, seed: int) -> dict[str, np.ndarray]:
 
 
 def gradient_step(job: Job, pieces: int) -> TrainStep:
-    """Return the trainer's step with an "optimizer" that keeps the gradient and changes nothing.
+    """Return the trainer's step with an optimizer that stores the gradient and updates nothing.
 
-    Its state takes the place of the real optimizer's, which is dropped.
+    Its state replaces the state of the real optimizer.
     """
     keep = optax.GradientTransformation(
         lambda params: params,
@@ -179,7 +179,7 @@ def differences(found: Gradient, expected: Gradient) -> dict[str, float]:
 
 
 def compiled_memory(flags: Flags, pieces: int) -> Json:
-    """Return what XLA reserves for a step beside its arguments and results."""
+    """Return the temporary memory of a compiled step, without arguments and results."""
     job = open_job({**flags, "train.accumulation": pieces})
     rows = job.task.train_data.batch(0)
     shapes: Any = jax.eval_shape(lambda: rows)
@@ -194,14 +194,14 @@ def compiled_memory(flags: Flags, pieces: int) -> Json:
 
 
 def page(results: Json) -> Page:
-    """Tell what came out."""
+    """Build the page from the results."""
     flags, memory = results["flags"], results["memory"]
     worst = {pieces: worst_differences(results["equality"], pieces) for pieces in PIECES}
     bytes_of = {each["pieces"]: each["bytes"] for each in memory}
     counts = [each["tokens"] for each in results["equality"] if each["pieces"] == PIECES[-1]]
     gib = {pieces: f"{size / 2**30:.2f}" for pieces, size in bytes_of.items()}
     return Page(
-        title="Accumulation: the large batch in the memory of a small one",
+        title="Gradient accumulation: equivalence and memory",
         question=(
             "Do k microbatches with very unequal numbers of real tokens give the loss and the "
             "gradient of one large batch? What memory does that save?"
@@ -210,10 +210,10 @@ def page(results: Json) -> Page:
             f"Numbers: the trainer's own step (`tjx_trainer.training.train_step`), a GPT of "
             f"{flags['model.n_layer']} layers, {flags['model.d_model']} wide, float32, on "
             f"{flags['train.batch_size']} rows of {flags['data.seq_len']} tokens of `python-docs`, "
-            "of which each keeps a random number of labels, from one to all of them. In "
-            f"{PIECES[-1]} microbatches the fewest and most real tokens of one are "
-            f"{min(map(min, counts))} and {max(map(max, counts))}. Memory: what XLA reserves for "
-            f"the compiled step of GPT-2 small, {memory[0]['rows']} rows of 1024 tokens, beside "
+            "each with a random number of unmasked labels, from one to all. With "
+            f"{PIECES[-1]} microbatches, a microbatch has {min(map(min, counts))} to "
+            f"{max(map(max, counts))} real tokens. Memory: temporary memory of the compiled step "
+            f"of GPT-2 small, {memory[0]['rows']} rows of 1024 tokens, without "
             "parameters and optimizer state (compiled for the CPU, not run). Curves: "
             f"{flags['train.max_steps']} steps of training with `--train.accumulation` 1 and 4."
         ),
@@ -228,32 +228,31 @@ def page(results: Json) -> Page:
             for pieces in PIECES
         ],
         table_note=(
-            "Relative differences from the large batch, the largest over seeds; of the gradient "
-            "the L2 norm of the difference. The mean of the microbatches' means is what a simple "
-            "loop computes, and what the trainer does not."
+            "Relative difference from the large batch, maximum over seeds; for the gradient, the "
+            "L2 norm of the difference. A naive loop computes the mean of the microbatches' means; "
+            "the trainer weights microbatches by their number of real tokens."
         ),
         picture=(
             "Left: memory of the compiled step of GPT-2 small. Middle: training loss with one "
-            "microbatch and with four, the band is one standard deviation over seeds. Right: the "
-            "difference between the two, a colour for each seed; where it is zero is no dot."
+            "microbatch and with four; the band is one standard deviation over seeds. Right: the "
+            "difference between the two, one color per seed; differences of zero are not drawn."
         ),
         claims=_claims(results, worst, bytes_of),
         conclusions=[
-            "`--train.accumulation` changes memory and speed, not the result: a rate that is tuned "
-            "for a batch serves the same batch in pieces.",
-            "With unequal numbers of real tokens the mean of means is another gradient, by far "
-            "more than rounding.",
-            "Two runs that differ in rounding alone drift apart over many steps, as two machines "
-            "would; compare them with what a seed changes.",
+            "`--train.accumulation` changes memory and speed, not the result: a learning rate "
+            "tuned for a batch size also applies to the same batch size with accumulation.",
+            "With unequal numbers of real tokens, the mean of means differs from the gradient of "
+            "the large batch by far more than rounding.",
+            "Two runs that differ only in rounding diverge over many steps, as on two machines; "
+            "compare the difference with the standard deviation over seeds.",
         ],
         limits=[
-            "Some of the memory has the size of the parameters, "
-            f"{memory[0]['parameter_bytes'] / 2**30:.2f} GiB each: sums of gradients, updates. "
-            "Cutting the batch saves none of that; it saves activations.",
-            "Memory is what XLA plans for the CPU; on an accelerator the attention kernels differ, "
-            "and the figures with them.",
-            "Gradients are those of the initial parameters.",
-            "Speed is not measured here: small microbatches use an accelerator less well.",
+            "Accumulation reduces activation memory only. Gradient sums and updates have the size "
+            f"of the parameters, {memory[0]['parameter_bytes'] / 2**30:.2f} GiB each.",
+            "Memory is that planned by XLA for the CPU; on an accelerator the attention kernels, "
+            "and so the memory, differ.",
+            "Gradients are compared at the initial parameters only.",
+            "Speed is not measured: small microbatches reduce the utilization of an accelerator.",
         ],
     )
 
@@ -279,25 +278,25 @@ def _claims(results: Json, worst: Mapping[int, Any], bytes_of: Mapping[int, int]
     ratio = bytes_of[last] / bytes_of[1]
     return [
         Claim(
-            text="Loss and gradient of k microbatches are within 1e-6 of the large batch's, for "
-            "all k and seeds.",
+            text="Loss and gradient of k microbatches are within 1e-6 of those of the large batch, "
+            "for all k and seeds.",
             holds=max(gradient, loss) < 1e-6,
             figures=f"at most {loss:.1e} (loss) and {gradient:.1e} (gradient)",
         ),
         Claim(
-            text="The mean of means is off by more than 1 % of the gradient for every k above 1.",
+            text="The gradient of the mean of means is off by more than 1 % for every k above 1.",
             holds=wrong > 0.01,
             figures=f"by {100 * wrong:.0f} % or more",
         ),
         Claim(
-            text=f"{last} microbatches need less than half of the memory of one batch.",
+            text=f"{last} microbatches need less than half the memory of one batch.",
             holds=ratio < 1 / 2,
             figures=f"{bytes_of[last] / 2**30:.2f} against {bytes_of[1] / 2**30:.2f} GiB, "
             f"{100 * ratio:.0f} %",
         ),
         Claim(
-            text="After training, k = 4 differs from k = 1 by less than a standard deviation over "
-            "seeds, in every seed.",
+            text="After training, k = 4 differs from k = 1 by less than one standard deviation "
+            "over seeds, in every seed.",
             holds=apart < spread,
             figures=f"at most {apart:.1e} nats against {spread:.1e}; validation loss "
             f"{mean_sd(one, 4)} and {mean_sd(four, 4)}",
@@ -306,7 +305,7 @@ def _claims(results: Json, worst: Mapping[int, Any], bytes_of: Mapping[int, int]
 
 
 def draw(results: Json) -> Figure:
-    """Draw memory by k, the two curves, and their difference."""
+    """Draw memory over k, the two training curves, and their difference."""
     arms = by_arm(read_outcomes(results))
     figure, (memory, losses, apart) = panels(3, height=3.4)
     pieces = [str(each["pieces"]) for each in results["memory"]]
@@ -317,7 +316,7 @@ def draw(results: Json) -> Figure:
         steps, mean, spread = curve(outcomes, "train/loss")
         band(losses, steps, mean, spread, index=index, label=arm, dashed=bool(index))
     losses.legend(fontsize=9, edgecolor="none")
-    dress(losses, x="step", y="training loss, nats a token", title="Training loss")
+    dress(losses, x="step", y="training loss, nats per token", title="Training loss")
     for index, each in enumerate(results["apart"]):
         differences = np.array(each["train"])
         differs = differences > 0
@@ -325,7 +324,7 @@ def draw(results: Json) -> Figure:
             np.array(each["steps"])[differs], differences[differs], ".", color=color(index + 2)
         )
     apart.set_yscale("log")
-    dress(apart, x="step", y="difference of the losses, nats", title="k = 4 from k = 1")
+    dress(apart, x="step", y="difference of the losses, nats", title="k = 4 minus k = 1")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Arms of a comparison: runs that differ in their seed alone, and what they say together."""
+"""Statistics over the seeds of an arm: losses, standard deviations and claims."""
 
 import math
 import statistics
@@ -13,12 +13,12 @@ Numbers = NDArray[np.float64]
 
 
 def read_outcomes(results: Json, name: str = "runs") -> list[Outcome]:
-    """Return the runs that stand in the results."""
+    """Read the outcomes of runs from the results JSON."""
     return [Outcome(**record) for record in results[name]]
 
 
 def by_arm(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """Group runs by arm, in the order in which the arms come first."""
+    """Group runs by arm, in order of first appearance."""
     arms: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         arms.setdefault(outcome.arm, []).append(outcome)
@@ -26,17 +26,17 @@ def by_arm(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def final_losses(outcomes: Sequence[Outcome]) -> list[float]:
-    """Return the last validation loss of each run, by seed; NaN where a run did not finish."""
+    """Return the last validation loss of each run, by seed; NaN for a run that did not finish."""
     return [outcome.final_loss for outcome in sorted(outcomes, key=lambda each: each.seed)]
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Return the standard deviation of a sample; NaN, which exceeds nothing, of a single value."""
+    """Return the sample standard deviation; NaN for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def mean_sd(values: Sequence[float], digits: int = 3) -> str:
-    """Write a mean and the standard deviation of a sample beside it.
+    """Format the mean and the sample standard deviation of values.
 
     Examples
     --------
@@ -54,16 +54,17 @@ def mean_sd(values: Sequence[float], digits: int = 3) -> str:
 
 
 def lower(text: str, less: Sequence[float], more: Sequence[float], digits: int = 3) -> Claim:
-    """Claim that one arm's values are below another's in every seed.
+    """Claim that the values of one arm are lower than those of another for every seed.
 
     Parameters
     ----------
     text : str
-        The claim; it must say "in every seed".
+        Text of the claim; must contain "in every seed".
     less, more : sequence of float
-        A value for each seed, in the same order; NaN, a run that did not finish, bears nothing out.
+        One value per seed, in the same order. A NaN (a run that did not finish) makes the claim
+        fail.
     digits : int
-        Behind the point.
+        Decimal places of the figures.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def lower(text: str, less: Sequence[float], more: Sequence[float], digits: int =
 
 
 def curve(outcomes: Sequence[Outcome], metric: str) -> tuple[Numbers, Numbers, Numbers]:
-    """Return the steps that all runs reached, and a metric's mean and standard deviation there."""
+    """Return the steps common to all runs, and mean and standard deviation of a metric there."""
     records = [dict(outcome.curves.get(metric, ())) for outcome in outcomes]
     steps = sorted(set.intersection(*(set(record) for record in records)))
     values = np.array([[record[step] for step in steps] for record in records], np.float64)

@@ -1,4 +1,4 @@
-"""The command line that all experiments share: measure, write the JSON, make the page from it."""
+"""Command line shared by all experiments: measure, write the JSON, generate the page."""
 
 import argparse
 import datetime
@@ -24,14 +24,14 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says.
+    """Command-line options of an experiment.
 
     Attributes
     ----------
     seeds : int
-        Runs of each arm that is compared; seeds 0, 1, ...
+        Number of runs per arm; seeds 0, 1, ...
     smoke : bool
-        Whether sizes are so small that the command is tried and nothing is found out.
+        Whether to use tiny sizes that only test the command.
     """
 
     seeds: int
@@ -40,18 +40,18 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """An experiment: how it is measured, told and drawn.
+    """An experiment: functions that measure it, build its page and draw its figure.
 
     Attributes
     ----------
     name : str
-        Of its program, page, picture and JSON.
+        Stem of its program, page, figure and JSON.
     measure : callable
-        From the options to the results; may take minutes.
+        Maps the options to the results; may take minutes.
     page, draw : callable
-        From the results to the page, and to the picture.
+        Map the results to the page and to the figure.
     seeds : int
-        Where the command line does not say.
+        Default of --seeds.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Experiment:
 
 
 def main(experiment: Experiment, doc: str) -> None:
-    """Run an experiment's command line; `doc` is its program's docstring."""
+    """Parse the command line and run an experiment; `doc` is the docstring of its program."""
     given = _parse(experiment, doc)
     file = given.output / f"{experiment.name}.json"
     if not given.redraw:
@@ -71,7 +71,7 @@ def main(experiment: Experiment, doc: str) -> None:
         seconds = round(time.perf_counter() - started)
         given.output.mkdir(parents=True, exist_ok=True)
         write_json(file, {"about": about(experiment, given.seeds, seconds), **results})
-    # Read again, so that the page holds nothing that the file lacks.
+    # Read the file back, so that the page depends on the JSON alone.
     results = read_json(file)
     figure = experiment.draw(results)
     figure.savefig(file.with_suffix(".png"), dpi=150)
@@ -82,24 +82,28 @@ def main(experiment: Experiment, doc: str) -> None:
 
 def _parse(experiment: Experiment, doc: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=experiment.seeds, help="runs of each arm")
-    parser.add_argument("--output", type=Path, help=f"folder of the page; none is {OUTPUT}")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes; wants --output")
-    parser.add_argument("--redraw", action="store_true", help="make page and picture of the JSON")
+    parser.add_argument(
+        "--seeds", type=int, default=experiment.seeds, help="number of runs per arm"
+    )
+    parser.add_argument("--output", type=Path, help=f"output folder (default: {OUTPUT})")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes; requires --output")
+    parser.add_argument("--redraw", action="store_true", help="regenerate from the JSON")
     given = parser.parse_args()
     if given.seeds < 1:
-        parser.error(f"--seeds {given.seeds}: give at least 1")
+        parser.error(f"--seeds: got {given.seeds}; expected at least 1")
     if given.output is None:
         if given.smoke:
-            parser.error("--smoke finds nothing out: give --output FOLDER beside it")
+            parser.error("--smoke: got no --output; expected a folder for the test results")
         if not OUTPUT.is_dir():
-            parser.error(f"there is no {OUTPUT} here: start at the root, or give --output FOLDER")
+            parser.error(
+                f"no {OUTPUT} in this folder; run from the repository root or give --output"
+            )
         given.output = OUTPUT
     return given
 
 
 def about(experiment: Experiment, seeds: int, seconds: float) -> Json:
-    """Return what a result depends on beside the program."""
+    """Return the metadata of a run: command, date, machine, versions and duration."""
     packages = ("jax", "optax", *(f"tjx-{name}" for name in ("nn", "optim", "data")))
     command = f"./pants run tools/experiments/{experiment.name}.py"
     return {
@@ -128,9 +132,9 @@ def _version(package: str) -> str:
 
 
 def write_json(file: Path, results: Json) -> None:
-    """Write results, an entry of a list of records on a line of its own.
+    """Write results as JSON, with one line per record of a list.
 
-    Numbers have six digits; what is not finite is a string, since JSON has no form for it.
+    Numbers have six significant digits; non-finite numbers are strings, as JSON has none.
     """
     parts = []
     for name, value in results.items():
@@ -144,9 +148,9 @@ def write_json(file: Path, results: Json) -> None:
 
 
 def read_json(file: Path) -> Json:
-    """Read what `write_json` wrote."""
+    """Read a file written by `write_json`."""
     if not file.is_file():
-        sys.exit(f"{file} is not there: run without --redraw first")
+        sys.exit(f"--redraw: {file} not found; run without --redraw first")
     found: Json = _numbers(json.loads(file.read_text(encoding="utf-8")))
     return found
 

@@ -1,4 +1,4 @@
-"""Gradient explosion in a deep model, and its cure: clipping and layer scale."""
+"""Measure gradient explosion in a deep model, with and without clipping and layer scale."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from tjx_metrics.plotting.smoothing import moving_average
 
 CLIP_NORM = 0.1
 LAYER_SCALE = 0.1
-SMOOTHED = 20  # of so many parts of the run, each is averaged in the picture
+SMOOTHED = 20  # averaging windows of the loss curves in the figure
 FLAGS: Flags = {
     "data.corpus": "python-docs",
     "data.tokenizer": "char",
@@ -51,7 +51,7 @@ SMOKE: Flags = {"train.max_steps": 3, "train.eval_tokens": 200, "model.n_layer":
 
 
 def measure(options: Options) -> Json:
-    """Run the four arms of the deep model, and the shallow one without a cure."""
+    """Run the four arms of the deep model, and the shallow model with neither."""
     flags = {**FLAGS, **(SMOKE if options.smoke else {})}
     runs = [
         Run(arm=arm, flags={**flags, **change}, seed=seed)
@@ -62,12 +62,12 @@ def measure(options: Options) -> Json:
 
 
 def skipped(outcome: Outcome) -> int:
-    """Return how many steps were not finite; the guard skipped them."""
+    """Return the number of non-finite steps, which the guard skipped."""
     return round(outcome.curves["train/skipped"][-1][1])
 
 
 def first_skipped(outcome: Outcome) -> int | None:
-    """Return the first step that was not finite."""
+    """Return the first non-finite step."""
     return next((step for step, count in outcome.curves["train/skipped"] if count), None)
 
 
@@ -77,56 +77,57 @@ def largest(outcome: Outcome, metric: str) -> float:
 
 
 def page(results: Json) -> Page:
-    """Tell what came out."""
+    """Build the page from the results."""
     arms = by_arm(read_outcomes(results))
     flags = results["flags"]
     return Page(
-        title="Gradient explosion and its cure",
+        title="Gradient explosion: clipping and layer scale",
         question=(
-            "Does a deep model that diverges to numbers that are not finite train stably with "
-            "clipping and layer scale, at the same learning rate? Which of the two does it?"
+            "Do gradient clipping and layer scale stabilize a deep model that diverges to NaN or "
+            "Inf, at the same learning rate? Which of the two is sufficient?"
         ),
         setup=(
             f"A GPT of {flags['model.n_layer']} layers, {flags['model.d_model']} wide, with the "
-            "norm after each sublayer (`--model.norm_position post`, as the first transformer had "
-            f"it), on characters of `python-docs`: {flags['train.max_steps']} steps of "
+            "norm after each sublayer (`--model.norm_position post`, as in the original "
+            f"Transformer), on characters of `python-docs`: {flags['train.max_steps']} steps of "
             f"{flags['train.batch_size']} sequences of {flags['data.seq_len']}, SGD with momentum "
             f"{flags['optimizer.momentum']} at a constant rate of "
             f"{flags['optimizer.learning_rate']}, no warm-up. The arms turn on "
             f"`--optimizer.clip_norm {CLIP_NORM}` and `--model.layer_scale {LAYER_SCALE}`. A fifth "
-            "arm has 4 layers and neither. Steps that are not finite are skipped and counted by "
-            "the trainer; after 10 in a row it ends with exit code 3."
+            "arm has 4 layers and neither. The trainer skips and counts non-finite steps; after 10 "
+            "consecutive ones it ends with exit code 3."
         ),
-        columns=["arm", "steps not finite", "first at step", "exit codes", "largest loss",
+        columns=["arm", "non-finite steps", "first at step", "exit codes", "largest loss",
                  "largest gradient norm", "validation loss"],
         rows=[_row(arm, outcomes) for arm, outcomes in arms.items()],
         table_note=(
-            "By seed, separated by commas; the validation loss in nats a character, mean ± "
-            "standard deviation over seeds, where all seeds came to the end. Largest values are "
-            "the largest finite ones."
+            "One value per seed, separated by commas. Validation loss in nats per character: mean "
+            "± standard deviation over seeds, if all runs completed. Largest values are the "
+            "largest finite ones."
         ),
         picture=(
-            "Left and middle: training loss and norm of the gradient at each step, a line for each "
-            "seed; a cross is the last finite value of a run that the trainer ended. Right: the "
-            "training loss of the arms of which no run was ended, averaged over "
+            "Left and middle: training loss and gradient norm at each step, one line per "
+            "seed; a cross is the last finite value of a run that the trainer ended. Right: "
+            "training loss of the arms whose runs all completed, averaged over "
             f"{flags['train.max_steps'] // SMOOTHED} steps; bands are one standard deviation over "
             "seeds."
         ),
         claims=_claims(arms),
         conclusions=[
-            "The same depth, rate, seed and data, with and without the cure: what differs is the "
-            "two flags.",
-            "The trainer notices divergence by itself: steps that are not finite change nothing, "
-            "are counted in `train/skipped`, and end the run after `--guard.max_skipped` in a row.",
-            "Clipping bounds the length of a step and nothing else; whether it alone also lets the "
-            "deep model learn is what its validation loss says.",
+            "The arms of the deep model differ only in the two flags: depth, learning rate, seeds "
+            "and data are equal.",
+            "The trainer detects divergence: it skips non-finite steps, counts them in "
+            "`train/skipped`, and ends the run after `--guard.max_skipped` consecutive ones.",
+            "Clipping only bounds the norm of an update; the validation loss shows whether the "
+            "deep model also learns with clipping alone.",
         ],
         limits=[
-            "The rate was chosen so that the deep model diverges and one of 4 layers does not; at "
-            "half of it neither may diverge, and at twice of it both may.",
-            "The model is narrow and the run is short. Adam, warm-up and the norm before each "
-            "sublayer, which the presets have, each make explosion rarer; they were left out.",
-            "Characters with 32 of context: losses are far from what the text allows.",
+            "The learning rate was chosen so that the deep model diverges and the model of 4 "
+            "layers does not; at half the rate neither may diverge, and at twice the rate both "
+            "may.",
+            "The model is narrow and the run is short. The presets use Adam, warm-up and pre-norm, "
+            "each of which makes gradient explosion less likely; none is used here.",
+            "The context is 32 characters: the losses are far from the best possible ones.",
         ],
     )  # fmt: skip
 
@@ -152,28 +153,30 @@ def _claims(arms: Mapping[str, Sequence[Outcome]]) -> list[Claim]:
     spreads = {arm: deviation(final_losses(outcomes)) for arm, outcomes in arms.items()}
 
     def stays_finite(text: str, arm: str) -> Claim:
-        figures = f"steps that were not finite, by seed: {', '.join(map(str, counts[arm]))}"
+        figures = f"non-finite steps, by seed: {', '.join(map(str, counts[arm]))}"
         return Claim(text=text, holds=not any(counts[arm]), figures=figures)
 
     return [
         Claim(
-            text="Without clipping and layer scale the deep model diverges to non-finite in every "
-            "seed, and the trainer ends the run with exit code 3.",
+            text="Without clipping and layer scale, the deep model diverges to non-finite values "
+            "in every seed, and the trainer ends the run with exit code 3.",
             holds=all(counts["neither"]) and set(codes) == {3},
-            figures=f"steps that were not finite, by seed: {', '.join(map(str, counts['neither']))}"
+            figures=f"non-finite steps, by seed: {', '.join(map(str, counts['neither']))}"
             f"; exit codes {', '.join(map(str, codes))}",
         ),
         stays_finite("With both, every step of every seed is finite.", "both"),
-        stays_finite("Clipping alone is enough: every step of every seed is finite.", "clipping"),
         stays_finite(
-            "Layer scale alone is enough: every step of every seed is finite.", "layer scale"
+            "Clipping alone is sufficient: every step of every seed is finite.", "clipping"
         ),
         stays_finite(
-            "It is the depth: 4 layers at the same rate, with neither, stay finite in every seed.",
+            "Layer scale alone is sufficient: every step of every seed is finite.", "layer scale"
+        ),
+        stays_finite(
+            "Depth causes the divergence: with 4 layers and neither, every seed stays finite.",
             SHALLOW,
         ),
         lower(
-            "With both, the validation loss falls below that before training in every seed.",
+            "With both, the validation loss falls below its initial value in every seed.",
             final_losses(arms["both"]),
             [o.curves["eval/loss"][0][1] for o in arms["both"]],
         ),
@@ -183,7 +186,7 @@ def _claims(arms: Mapping[str, Sequence[Outcome]]) -> list[Claim]:
             final_losses(arms["clipping"]),
         ),
         Claim(
-            text="With both, seeds differ less in the end than with clipping alone.",
+            text="With both, the final loss varies less over seeds than with clipping alone.",
             holds=spreads["both"] < spreads["clipping"],
             figures=f"a standard deviation of {spreads['both']:.3f} nats against "
             f"{spreads['clipping']:.3f}",
@@ -212,9 +215,9 @@ def draw(results: Json) -> Figure:
     for axes in (losses, norms):
         axes.set_xscale("log")
         axes.set_yscale("log")
-    loss = "loss in nats a character"
+    loss = "loss in nats per character"
     dress(losses, x="step", y=loss, title="Training loss")
-    dress(norms, x="step", y="norm of the gradient", title="Gradient before clipping")
+    dress(norms, x="step", y="gradient norm", title="Gradient before clipping")
     dress(end, x="step", y=loss, title="Arms that stay finite")
     legend_below(figure, losses)
     return figure

@@ -1,4 +1,4 @@
-"""Optimizers, each at its own best learning rate."""
+"""Compare optimizers, each at its best learning rate of a sweep."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ FLAGS: Flags = {
     "log.every": 20,
 }
 SMOKE: Flags = {"train.max_steps": 3, "train.eval_every": 2, "model.n_layer": 1}
-# Around the best of a grid three times as coarse.
+# Centered on the best rate of a grid three times as coarse.
 RATES: Mapping[str, tuple[float, ...]] = {
     "sgd": (0.1, 0.2, 0.4, 0.8),
     "adam": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -33,7 +33,7 @@ RATES: Mapping[str, tuple[float, ...]] = {
 
 
 def measure(options: Options) -> Json:
-    """Tune every optimizer, and run each at its best."""
+    """Sweep the learning rate of every optimizer, and run each at its best rate."""
     flags = {**FLAGS, **(SMOKE if options.smoke else {})}
     arms = {name: {**flags, "optimizer.name": name} for name in RATES}
     rates = {name: each[:2] if options.smoke else each for name, each in RATES.items()}
@@ -41,31 +41,32 @@ def measure(options: Options) -> Json:
 
 
 def page(results: Json) -> Page:
-    """Tell what came out."""
+    """Build the page from the results."""
     flags = results["flags"]
     losses = {arm: final_losses(each) for arm, each in by_arm(read_outcomes(results)).items()}
     return Page(
-        title="Optimizers at their own best rates",
-        question="Which optimizer brings a small GPT furthest in the same number of steps?",
+        title="Optimizer comparison with tuned learning rates",
+        question="Which optimizer reaches the lowest loss of a small GPT after the same steps?",
         setup=(
             f"A GPT of {flags['model.n_layer']} layers, {flags['model.d_model']} wide, on "
             f"`python-docs` with a BPE vocabulary of {flags['data.vocab_size']}: "
             f"{flags['train.max_steps']} steps of {flags['train.batch_size']} sequences of "
             f"{flags['data.seq_len']} tokens, {flags['schedule.warmup_steps']} steps of warm-up "
-            "and a cosine, clipping by a global norm of 1. Each optimizer has the trainer's "
-            "defaults for everything but the rate, its weight decay included; muon's matrices go "
-            "by Newton-Schulz and the rest by AdamW. Rates, a factor of two apart around the best "
-            "of a coarser grid, were compared over two seeds, and the best run with "
-            f"{len(next(iter(losses.values())))} others."
+            "and cosine decay, gradient clipping at a global norm of 1. Each optimizer has the "
+            "trainer's defaults for everything but the learning rate, weight decay included; muon "
+            "updates matrices by Newton-Schulz and all other parameters by AdamW. The sweep "
+            "compares rates a factor of two apart, around the best of a coarser grid, over two "
+            "seeds. The best rate is then run with "
+            f"{len(next(iter(losses.values())))} other seeds."
         ),
         columns=tuning.COLUMNS,
         rows=tuning.rows(results),
         table_note=(
-            "Validation loss in nats a token after the last step: mean ± standard deviation over "
-            "other seeds at the best rate, and the mean over two seeds at each rate tried."
+            "Validation loss in nats per token after the last step: mean ± standard deviation over "
+            "the other seeds at the best rate, and mean over two seeds at each rate of the sweep."
         ),
         picture=(
-            "Left: validation loss at the end by learning rate. Right: validation loss over the "
+            "Left: final validation loss over the learning rate. Right: validation loss over the "
             "steps at the best rate; the band is one standard deviation over seeds."
         ),
         claims=[
@@ -83,19 +84,19 @@ def page(results: Json) -> Page:
             ),
         ],
         conclusions=[
-            f"From the lowest mean loss to the highest: {tuning.ranking(results)}.",
+            f"Arms by mean loss, lowest first: {tuning.ranking(results)}.",
             tuning.not_tuned(results),
-            "A rate of one optimizer is none for another: tune it where the optimizer is changed. "
-            "The left picture shows how wide each one's valley is.",
-            "Arms that lie within a standard deviation of each other are not told apart here.",
+            "The best learning rate depends on the optimizer: tune it again when you change the "
+            "optimizer. The left panel shows how sensitive each optimizer is.",
+            "Arms within one standard deviation of each other are not distinguishable here.",
         ],
         limits=[
-            "A model of this size after so few steps: what is fastest at the start need not be "
-            "lowest at the end, nor with more parameters.",
-            "The same number of steps, not the same time: a step of muon costs more.",
-            "LAMB and LARS-like methods are made for batches of thousands of sequences.",
-            "Only the rate was tuned. Weight decay and the betas have defaults, which suit some "
-            "more than others.",
+            "The model is small and the run short: the fastest optimizer here need not reach the "
+            "lowest loss in a longer run or with more parameters.",
+            "The number of steps is equal, not the time: a step of muon costs more.",
+            "LAMB and similar methods are designed for batches of thousands of sequences.",
+            "Only the learning rate is tuned. The defaults of weight decay and betas favor some "
+            "optimizers.",
         ],
     )  # fmt: skip
 

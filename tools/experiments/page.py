@@ -1,7 +1,7 @@
-"""Pages of experiments: claims that are computed, and the text around them.
+"""Markdown pages of experiments: text, a table, and claims evaluated on the results.
 
-A page is made from the results alone, as they stand in the JSON beside it: no figure in it is typed
-by hand, and a claim that a run does not bear out is printed as such.
+A page is generated from the results JSON alone, so no figure is typed by hand. A claim that the
+results do not support is printed as not holding.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from experiments.runs import Json
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A sentence that the results bear out or do not.
+    """A statement that the results support or contradict.
 
     Attributes
     ----------
     text : str
-        What is claimed, so that it can be wrong.
+        Falsifiable statement.
     holds : bool
-        Whether it is so in these results.
+        Whether the results support it.
     figures : str
-        The numbers that decided it.
+        The numbers that decide it.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Claim:
     figures: str
 
     def line(self) -> str:
-        """Return the claim as an item of a list.
+        """Return the claim as a Markdown list item.
 
         Examples
         --------
@@ -42,28 +42,28 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """What a reader is told of an experiment.
+    """Content of the page of an experiment.
 
     Attributes
     ----------
     title, question : str
-        What it is about, and what was asked.
+        Heading, and the question that the experiment answers.
     setup : str
-        What was run: model, text, budget.
+        Model, data and training budget.
     columns : sequence of str
-        Heads of the table; all but the first column are right-aligned.
+        Header cells of the table; all but the first column are right-aligned.
     rows : sequence of sequences of str
-        The table.
+        Body of the table.
     table_note : str
-        What the table's numbers are.
+        Units and statistics of the table.
     picture : str
-        What is to be seen in the picture.
+        Caption of the figure.
     claims : sequence of Claim
-        What came out.
+        Claims evaluated on the results.
     conclusions : sequence of str
-        What the reader may conclude.
+        Conclusions.
     limits : sequence of str
-        Where the sizes here are too small to conclude.
+        Limitations of the experiment.
     """
 
     title: str
@@ -79,16 +79,16 @@ class Page:
 
 
 def to_markdown(page: Page, name: str, about: Json) -> str:
-    """Return the page's text.
+    """Render a page as Markdown.
 
     Parameters
     ----------
     page : Page
         The content.
     name : str
-        Of the experiment: its program, picture and results are called so.
+        Name of the experiment: the stem of its program, figure and results.
     about : dict
-        Of the run: command, date, machine, versions, seconds.
+        Metadata of the run: command, date, machine, versions, seconds.
 
     Returns
     -------
@@ -98,31 +98,31 @@ def to_markdown(page: Page, name: str, about: Json) -> str:
     parts = [
         f"# {page.title}",
         page.question,
-        "## What was run",
+        "## Setup",
         page.setup,
         f"    {about['command']}",
-        "## What came out",
+        "## Results",
         table(page.columns, page.rows),
         page.table_note,
         f"![{page.picture}]({name}.png)",
         f"*{page.picture}*",
         "## Claims",
-        "Each is computed from the results of this run.",
+        "Each claim is evaluated on the results of this run.",
         "\n".join(claim.line() for claim in page.claims),
-        "## What the reader may conclude",
+        "## Conclusions",
         "\n".join(f"- {line}" for line in page.conclusions),
-        "## Where the sizes here are too small",
+        "## Limitations",
         "\n".join(f"- {line}" for line in page.limits),
-        "## This run",
+        "## Run details",
         f"{about['date']}, {about['seconds'] / 60:.1f} minutes on {about['machine']}; "
-        f"{about['versions']}. All figures stand in [{name}.json]({name}.json); "
-        f"`--redraw` makes page and picture from it again.",
+        f"{about['versions']}. The results are in [{name}.json]({name}.json); "
+        f"`--redraw` regenerates the page and the figure from them.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown.
+    """Render a Markdown table.
 
     Examples
     --------

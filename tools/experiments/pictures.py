@@ -1,4 +1,4 @@
-"""What the pictures of all experiments have in common; no global state of matplotlib."""
+"""Plotting helpers shared by all experiments; they use no global state of matplotlib."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ WIDTHS = {1: 6.4, 2: 8.0, 3: 10.0}
 
 
 def panels(count: int, *, height: float = 3.8) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many axes side by side."""
+    """Return a figure with `count` axes side by side."""
     figure = Figure(figsize=(WIDTHS[count], height), layout="constrained")
     grid = figure.subplots(1, count, squeeze=False)
     return figure, list(grid[0])
 
 
 def color(index: int) -> str:
-    """Return the colour of an arm, the same in all panels."""
+    """Return the color of an arm, the same in all panels."""
     return COLORS[index % len(COLORS)]
 
 
@@ -35,7 +35,7 @@ def band(
     label: str,
     dashed: bool = False,
 ) -> None:
-    """Draw a mean as a line and a standard deviation on either side as a band."""
+    """Draw a mean as a line with a band of one standard deviation on each side."""
     middle, width = np.asarray(mean), np.asarray(spread)
     style = "--" if dashed else "-"
     axes.plot(x, middle, color=color(index), linewidth=1.5, linestyle=style, label=label)
@@ -43,7 +43,7 @@ def band(
 
 
 def dress(axes: Axes, *, x: str, y: str, title: str) -> None:
-    """Label the axes."""
+    """Set labels, title and grid of the axes."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=11)
@@ -53,7 +53,7 @@ def dress(axes: Axes, *, x: str, y: str, title: str) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Put one legend for all panels below them, where it hides nothing."""
+    """Add one legend for all panels below the axes."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, edgecolor="none"
@@ -61,16 +61,16 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def zoom(axes: Axes, values: Sequence[ArrayLike], *, share: float = 0.85) -> None:
-    """Show the lower part of falling curves: the steep start says least.
+    """Limit the y-axis to the lower part of falling curves, without the steep start.
 
     Parameters
     ----------
     axes : Axes
-        What is zoomed.
+        Axes to zoom.
     values : sequence of arrays
-        Curves; the lowest point of all is the bottom.
+        Curves; the lowest point of all sets the lower limit.
     share : float
-        Part of all points that must be visible.
+        Fraction of all points that must be visible.
     """
     points = np.concatenate([np.ravel(np.asarray(curve, np.float64)) for curve in values])
     points = points[np.isfinite(points)]

@@ -1,4 +1,4 @@
-"""Position encodings: the loss at the training length and beyond it."""
+"""Compare position encodings: loss at the training length and beyond it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from tjx_eval.load_model import load_model
 
 SEQ_LEN = 64
 LONGEST = 4 * SEQ_LEN
-BIN = 8  # positions that a point of the picture is a mean of
+BIN = 8  # positions averaged per point of the figure
 POSITIONS = ("learned", "sinusoidal", "rope", "alibi", "none")
 FLAGS: Flags = {
     **SMALL_GPT,
@@ -40,7 +40,7 @@ SMOKE: Flags = {"train.max_steps": 4, "train.eval_every": 2, "model.n_layer": 1}
 
 
 def measure(options: Options) -> Json:
-    """Train every arm at the short length, and judge it at four times that."""
+    """Train every arm at `SEQ_LEN`, and evaluate it at four times that length."""
     flags = {**FLAGS, **(SMOKE if options.smoke else {})}
     runs = [
         Run(
@@ -56,13 +56,13 @@ def measure(options: Options) -> Json:
 
 
 def loss_by_position(run_dir: Path) -> Json:
-    """Return the mean loss at each position of held-out windows of the longest length.
+    """Return the mean loss at each position of held-out windows of `LONGEST` tokens.
 
-    Windows start every `SEQ_LEN` tokens: but for the ends of the text, each stretch of so many
-    positions is judged by the same tokens.
+    Windows start every `SEQ_LEN` tokens, so that every range of `SEQ_LEN` positions is evaluated
+    on the same tokens, except at the ends of the text.
     """
     trained = load_model(run_dir)
-    assert trained.config is not None  # it is a run
+    assert trained.config is not None  # a run directory has a configuration
     (folder,) = tjx_data.open_sets(trained.config.data).values()
     loader = tjx_data.TokenLoader(
         folder, split="validation", seq_len=LONGEST, batch_size=1, tokenizer=trained.tokenizer
@@ -81,13 +81,13 @@ def loss_by_position(run_dir: Path) -> Json:
 
 
 def stretches(losses: Numbers) -> dict[str, float]:
-    """Return the mean loss of the positions up to and beyond the training length."""
+    """Return the mean loss of each range of positions, within and beyond the training length."""
     ends = {"within": (0, SEQ_LEN), "x2": (SEQ_LEN, 2 * SEQ_LEN), "x4": (2 * SEQ_LEN, LONGEST)}
     return {name: float(losses[start:end].mean()) for name, (start, end) in ends.items()}
 
 
 def by_stretch(arms: Mapping[str, list[Outcome]]) -> dict[str, dict[str, list[float]]]:
-    """Return, of each arm, the loss of each stretch by seed."""
+    """Return the loss of each arm and position range, by seed."""
     found: dict[str, dict[str, list[float]]] = {}
     for arm, outcomes in arms.items():
         each = [stretches(np.array(o.extra["loss_by_position"])) for o in outcomes]
@@ -96,7 +96,7 @@ def by_stretch(arms: Mapping[str, list[Outcome]]) -> dict[str, dict[str, list[fl
 
 
 def page(results: Json) -> Page:
-    """Tell what came out."""
+    """Build the page from the results."""
     arms = by_arm(read_outcomes(results))
     parts = by_stretch(arms)
     flags = results["flags"]
@@ -112,8 +112,8 @@ def page(results: Json) -> Page:
     return Page(
         title="Position encodings: loss at and beyond the training length",
         question=(
-            "Which way to tell a decoder the order of its tokens gives the lowest loss at the "
-            "length that was trained on, and which still works on longer text?"
+            "Which position encoding has the lowest loss at the training length, and which "
+            "extrapolates to longer text?"
         ),
         setup=(
             f"A GPT of {flags['model.n_layer']} layers, {flags['model.d_model']} wide, "
@@ -121,24 +121,25 @@ def page(results: Json) -> Page:
             f"{flags['data.vocab_size']}: {flags['train.max_steps']} steps of "
             f"{flags['train.batch_size']} sequences of {SEQ_LEN} tokens, AdamW at "
             f"{flags['optimizer.learning_rate']} with warm-up and cosine, the same for all arms; "
-            f"{len(next(iter(arms.values())))} seeds. Afterwards each model read held-out windows "
-            f"of {LONGEST} tokens, a window starting every {SEQ_LEN}, so that all columns of the "
-            f"table but the first judge the same text. `max_seq_len` is {LONGEST} for all: the "
-            f"rows of the learned table beyond {SEQ_LEN} exist and were never trained. "
-            f"`init_std` is {flags['model.init_std']}: with the default 0.02 embeddings of tokens "
-            "are lost beside sinusoids, whose entries reach from -1 to 1."
+            f"{len(next(iter(arms.values())))} seeds. Each model is then evaluated on held-out "
+            f"windows of {LONGEST} tokens, one starting every {SEQ_LEN} tokens, so that all "
+            f"columns of the table but the first cover the same text. `max_seq_len` is {LONGEST} "
+            f"for all arms: the learned embeddings of positions beyond {SEQ_LEN} exist but are "
+            f"untrained. `init_std` is {flags['model.init_std']}: with the default of 0.02 the "
+            "token embeddings are negligible beside the sinusoids, which range from -1 to 1."
         ),
         columns=["positions", f"validation loss, T = {SEQ_LEN}", f"tokens 1 to {SEQ_LEN}",
                  f"{SEQ_LEN + 1} to {2 * SEQ_LEN}", f"{2 * SEQ_LEN + 1} to {LONGEST}"],
         rows=rows,
         table_note=(
-            "Nats a token, mean ± standard deviation over seeds. The first column is the trainer's "
-            f"own evaluation; the others are positions of the windows of {LONGEST}."
+            "Nats per token, mean ± standard deviation over seeds. The first column is the "
+            "trainer's own evaluation; the others are position ranges of the windows of "
+            f"{LONGEST} tokens."
         ),
         picture=(
-            f"Loss by position, each point the mean of {BIN} positions; bands are one standard "
+            f"Left: loss by position, averaged over {BIN} positions; bands are one standard "
             f"deviation over seeds; the dotted line is the training length. Right: the "
-            "same, cut where the arms that fail leave the others."
+            "same with a limited loss axis."
         ),
         claims=[
             *(
@@ -152,7 +153,7 @@ def page(results: Json) -> Page:
             ),
             lower(
                 "*alibi* has a lower loss beyond x2 than within the training length in "
-                "every seed: it bears the longer context.",
+                "every seed: it extrapolates to the longer context.",
                 parts["alibi"]["x4"],
                 parts["alibi"]["within"],
             ),
@@ -176,26 +177,26 @@ def page(results: Json) -> Page:
             ),
         ],
         conclusions=[
-            f"The lowest loss within the training length had **{best}**; see the claims for what "
-            "holds in every seed, and the standard deviations for how much a seed alone moves it.",
-            "Text longer than the training length needs an encoding for which the claims above say "
-            "so, or further training at the longer length. `model.rope.scaling` stretches rotary "
-            "positions; it was not used here.",
-            "Learned positions have no answer beyond the trained rows: rows that were never "
-            "trained are noise to the model.",
+            f"**{best}** has the lowest loss within the training length; see the claims for what "
+            "holds in every seed, and the standard deviations for the variation over seeds.",
+            "For text longer than the training length, use an encoding that extrapolates according "
+            "to the claims above, or train further at the longer length. `model.rope.scaling` "
+            "rescales rotary positions; it is not used here.",
+            "Learned position embeddings do not extrapolate: embeddings beyond the training length "
+            "keep their random initial values.",
         ],
         limits=[
-            "The model and the training length are tiny. Order of the arms at the training length "
-            "depends on size and on the length of training.",
-            "One learning rate serves all arms; it was not tuned for each.",
-            "Loss at later positions also falls because more context is there: only arms are to be "
-            "compared with each other, and each with itself with that in mind.",
+            "The model and the training length are tiny. The order of the arms at the training "
+            "length depends on model size and training duration.",
+            "All arms use the same learning rate; it is not tuned per arm.",
+            "Loss at later positions also falls because more context is available: compare arms "
+            "with each other at the same positions.",
         ],
     )  # fmt: skip
 
 
 def draw(results: Json) -> Figure:
-    """Draw the loss over positions."""
+    """Draw the loss over the position."""
     arms = by_arm(read_outcomes(results))
     figure, axes = panels(2)
     middles = np.arange(BIN / 2, LONGEST, BIN)
@@ -206,13 +207,13 @@ def draw(results: Json) -> Figure:
         spread = binned[arm].std(axis=0, ddof=1) if len(outcomes) > 1 else 0 * middles
         for each in axes:
             band(each, middles, binned[arm].mean(axis=0), spread, index=index, label=arm)
-    # Where arms fail, the others lie on each other: the second panel holds what all do at first.
+    # Arms that fail to extrapolate compress the y-axis; the second panel limits it.
     shown = np.concatenate([losses[:, 1 : SEQ_LEN // BIN].ravel() for losses in binned.values()])
     low, high = min(each.min() for each in binned.values()), shown.max()
     axes[1].set_ylim(low - 0.1 * (high - low), high + 0.4 * (high - low))
-    for each, title in zip(axes, ("All of it", "Its lower part"), strict=True):
+    for each, title in zip(axes, ("All arms", "Limited loss axis"), strict=True):
         each.axvline(SEQ_LEN, color="black", linestyle=":", linewidth=1)
-        dress(each, x="position in tokens", y="loss in nats a token", title=title)
+        dress(each, x="position in tokens", y="loss in nats per token", title=title)
         each.set_xticks(range(0, LONGEST + 1, SEQ_LEN))
     legend_below(figure, axes[0])
     return figure

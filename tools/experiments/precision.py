@@ -1,4 +1,4 @@
-"""Precision: bfloat16 and float16 against float32."""
+"""Compare training in bfloat16 and float16 with float32."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -26,12 +26,12 @@ FLAGS: Flags = {
 }
 SMOKE: Flags = {"train.max_steps": 4, "train.eval_every": 2, "model.n_layer": 1}
 PRECISIONS = ("fp32", "bf16", "fp16")
-# At the second, which learns faster, two runs that differ in rounding alone drift apart.
+# At the second, higher rate, two runs that differ only in rounding diverge from each other.
 CALM, FAST = 1e-3, 3e-3
 
 
 def measure(options: Options) -> Json:
-    """Train each precision at each rate with the same seeds."""
+    """Train with each precision at each learning rate with the same seeds."""
     flags = {**FLAGS, **(SMOKE if options.smoke else {})}
     runs = [
         Run(
@@ -40,7 +40,7 @@ def measure(options: Options) -> Json:
             seed=seed,
         )
         for seed in range(options.seeds)
-        for precision in reversed(PRECISIONS)  # the slowest first
+        for precision in reversed(PRECISIONS)  # slowest first
         for rate in (CALM, FAST)
     ]
     outcomes = sorted(run_all(runs), key=lambda o: (o.seed, ARMS.index(o.arm)))
@@ -48,7 +48,7 @@ def measure(options: Options) -> Json:
 
 
 def arm_of(precision: str, rate: float) -> str:
-    """Name an arm."""
+    """Return the name of the arm of a precision and a learning rate."""
     return f"{precision}, {rate:g}"
 
 
@@ -56,7 +56,7 @@ ARMS = [arm_of(precision, rate) for rate in (CALM, FAST) for precision in PRECIS
 
 
 def page(results: Json) -> Page:
-    """Tell what came out."""
+    """Build the page from the results."""
     flags = results["flags"]
     arms = by_arm(read_outcomes(results))
     losses = {arm: final_losses(outcomes) for arm, outcomes in arms.items()}
@@ -64,9 +64,9 @@ def page(results: Json) -> Page:
     fast = [arm_of(precision, FAST) for precision in PRECISIONS[1:]]
     largest = max(abs(each) for arm in fast for each in differences(losses, arm))
     return Page(
-        title="Precision: bf16 and fp16 against fp32",
+        title="Mixed precision: bf16 and fp16 compared with fp32",
         question=(
-            "Does training that computes in 16 bits end at the loss of float32, within "
+            "Does training in bf16 or fp16 reach the loss of float32 within "
             f"{100 * WITHIN:g} %?"
         ),
         setup=(
@@ -74,45 +74,45 @@ def page(results: Json) -> Page:
             f"`python-docs` with a BPE vocabulary of {flags['data.vocab_size']}: "
             f"{flags['train.max_steps']} steps of {flags['train.batch_size']} sequences of "
             f"{flags['data.seq_len']} tokens, AdamW at two peak rates, {CALM:g} and {FAST:g}, "
-            f"{seeds} seeds, which the arms share: the same initial parameters and the same "
-            "batches. `--train.precision` is the only difference. Parameters and optimizer state "
-            "are float32 in all arms; fp16 scales the loss, doubling the scale after "
-            f"{flags['guard.growth_interval']} finite steps and halving it where gradients "
+            f"{seeds} seeds. Arms share the seeds, and so the initial parameters and the batches; "
+            "`--train.precision` is the only difference. Parameters and optimizer state "
+            "are float32 in all arms; fp16 uses dynamic loss scaling, which doubles the scale "
+            f"after {flags['guard.growth_interval']} finite steps and halves it when gradients "
             "overflow."
         ),
-        columns=["precision, rate", "validation loss", "from fp32, mean", "from fp32, each seed",
-                 "steps skipped", "last loss scale"],
+        columns=["precision, rate", "validation loss", "difference, mean", "difference, by seed",
+                 "steps skipped", "final loss scale"],
         rows=[_row(arm, outcomes, losses) for arm, outcomes in arms.items()],
         table_note=(
-            "Validation loss in nats a token, mean ± standard deviation over seeds; differences in "
-            "per cent of the loss of fp32 at the same rate."
+            "Validation loss in nats per token, mean ± standard deviation over seeds; difference "
+            "from fp32 at the same learning rate, in percent."
         ),
         picture=(
-            "Difference of the validation loss from fp32 of the same seed over the steps, mean and "
-            f"standard deviation over seeds; dotted lines are ±{100 * WITHIN:g} %. Left: at the "
-            f"rate {CALM:g}. Right: at {FAST:g}."
+            "Difference of the validation loss from fp32 with the same seed over the steps: mean "
+            f"and standard deviation over seeds; dotted lines are ±{100 * WITHIN:g} %. Left: "
+            f"learning rate {CALM:g}. Right: {FAST:g}."
         ),
         claims=_claims(losses, arms),
         conclusions=[
-            f"At the rate {CALM:g} the runs of a seed stay together, and what 16 bits change can "
-            f"be measured. At {FAST:g} rounding may drive them apart, by up to "
-            f"{100 * largest:.2f} % here: that is the difference of two runs, such as two seeds "
-            "have, and says nothing of the precision.",
-            "bf16 needs no loss scale; fp16 does, and the trainer's finds its own.",
+            f"At the learning rate {CALM:g} runs with the same seed stay close, so the effect of "
+            f"precision is measurable. At {FAST:g} rounding differences grow over the run, to "
+            f"{100 * largest:.2f} % here: that is variation between runs, as between seeds, and "
+            "not an effect of precision.",
+            "bf16 needs no loss scaling; fp16 does, and the trainer adjusts the scale dynamically.",
         ],
         limits=[
-            "On a CPU 16 bits are emulated: nothing is said of speed or memory, and products are "
-            "summed as XLA's CPU compiler does it, not as tensor cores do.",
-            "A small model for a short time; large ones, trained for long, meet larger activations "
-            "and gradients, which is where fp16 overflows.",
-            f"{seeds} seeds bound a mean difference to about its standard deviation over the root "
-            "of that number.",
+            "The CPU emulates 16-bit types: speed and memory are not measured, and products are "
+            "accumulated as XLA does on CPUs, not as on tensor cores.",
+            "The model is small and the runs are short; larger models and longer runs have larger "
+            "activations and gradients, at which fp16 may overflow.",
+            f"With {seeds} seeds, the standard error of a mean difference is its standard "
+            f"deviation divided by the square root of {seeds}.",
         ],
     )  # fmt: skip
 
 
 def differences(losses: Mapping[str, Sequence[float]], arm: str) -> list[float]:
-    """Return the relative difference from fp32 at the same rate, of each seed."""
+    """Return the relative difference from fp32 at the same rate, by seed."""
     reference = losses["fp32, " + arm.partition(", ")[2]]
     return [a / b - 1 for a, b in zip(losses[arm], reference, strict=True)]
 
@@ -141,9 +141,9 @@ def _claims(
             found.append(
                 Claim(
                     text=f"{precision} at {rate:g}: the loss is within {100 * WITHIN:g} % of "
-                    "fp32's in every seed.",
+                    "that of fp32 in every seed.",
                     holds=worst < WITHIN,
-                    figures=f"{100 * mean:+.3f} % in the mean, at most {100 * worst:.3f} %",
+                    figures=f"{100 * mean:+.3f} % on average, at most {100 * worst:.3f} %",
                 )
             )
     calm = losses[arm_of("fp32", CALM)]
@@ -154,19 +154,21 @@ def _claims(
     return [
         *found,
         Claim(
-            text=f"At {CALM:g} another seed changes the loss of fp32 (one standard deviation) by "
-            "more than another precision does in any seed.",
+            text=f"At {CALM:g} the standard deviation of the fp32 loss over seeds exceeds the "
+            "difference between precisions in every seed.",
             holds=spread > largest,
             figures=f"{100 * spread:.3f} % against at most {100 * largest:.3f} %",
         ),
         Claim(
-            text="fp32 and bf16 skip no step.", holds=skipped == 0, figures=f"{skipped:.0f} skipped"
+            text="fp32 and bf16 skip no steps.",
+            holds=skipped == 0,
+            figures=f"{skipped:.0f} skipped",
         ),
     ]
 
 
 def draw(results: Json) -> Figure:
-    """Draw the differences from fp32 at each rate."""
+    """Draw the difference from fp32 over the steps at each rate."""
     arms = by_arm(read_outcomes(results))
     figure, axes = panels(2)
     for each, rate in zip(axes, (CALM, FAST), strict=True):
@@ -182,7 +184,7 @@ def draw(results: Json) -> Figure:
             band(each, steps, mean, deviation, index=index, label=precision, dashed=index > 1)
         for bound in (-100 * WITHIN, 100 * WITHIN):
             each.axhline(bound, color="black", linestyle=":", linewidth=1)
-        dress(each, x="step", y="difference from fp32 in %", title=f"At the rate {rate:g}")
+        dress(each, x="step", y="difference from fp32 in %", title=f"Learning rate {rate:g}")
     legend_below(figure, axes[0])
     return figure
 

@@ -1,8 +1,8 @@
-"""Runs of the trainer, several at once: from flags to curves.
+"""Run the trainer in parallel worker processes and return the metric curves.
 
-A run is what a user gets from the same flags: the trainer's own `main`, in a folder that is gone
-afterwards. Runs share a pool of processes, one to a core: models this small gain little from a
-second core, and two runs side by side bring more steps a second than one after the other.
+A run calls the `main` function of the trainer with a temporary run directory. The process pool has
+one process per core: models this small gain little from a second core, so two runs in parallel
+reach a higher total throughput than two in sequence.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from tjx_trainer.main import main
 Json = dict[str, Any]
 Flags = Mapping[str, str | int | float]
 
-# What is kept of metrics.jsonl: no rates, which are another machine's at another time.
+# Metrics to keep of metrics.jsonl; throughput is left out, as it depends on the machine.
 METRICS = ("train/loss", "train/grad_norm", "train/skipped", "train/loss_scale", "eval/loss")
-# What most experiments train: 500 steps of 16 sequences take a quarter of a minute on a core.
+# Default model and data: 500 steps of 16 sequences take about 15 seconds on one core.
 SMALL_GPT: Flags = {
     "data.corpus": "python-docs",
     "data.tokenizer": "bpe",
@@ -41,11 +41,11 @@ SMALL_GPT: Flags = {
     "model.n_head": 4,
     "model.d_model": 64,
 }
-USER_ERROR = 2  # the trainer's exit code for flags that it refuses
+USER_ERROR = 2  # exit code of the trainer for invalid flags
 
 
 class RunFailedError(RuntimeError):
-    """A run that ended as no experiment may; the message holds what it printed."""
+    """A run failed unexpectedly; the message contains its output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,14 @@ class Run:
     Attributes
     ----------
     arm : str
-        What is compared: runs of an arm differ in their seed alone.
+        Name of the configuration; runs of an arm differ only in the seed.
     flags : mapping from str to str, int or float
-        The trainer's, without the leading dashes; without run_dir and seed.
+        Trainer flags without leading dashes, except run_dir and seed.
     seed : int
-        Seed of the parameters and of the order of the data.
+        Seed of the parameters and of the data order.
     after : callable or None
-        From the run's folder to whatever else is measured, in the same process; a function of a
-        module, since it is sent to another process by its name.
+        Maps the run directory to additional measurements, in the worker process. Must be a
+        module-level function, as it is pickled by name.
     """
 
     arm: str
@@ -84,18 +84,18 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came out of a run.
+    """Result of a run.
 
     Attributes
     ----------
     arm, seed, flags
-        Of the run.
+        As in `Run`.
     exit_code : int
-        The trainer's: 0 is a run that made all its steps.
+        Exit code of the trainer; 0 if it completed all steps.
     curves : dict from str to list of (step, value)
-        Each of `METRICS`.
+        Curve of each metric of `METRICS`.
     extra : dict
-        What `Run.after` gave.
+        Return value of `Run.after`.
     seconds : float
         Wall time, compilation included.
     """
@@ -110,24 +110,24 @@ class Outcome:
 
     @property
     def final_loss(self) -> float:
-        """Validation loss after the last step in nats a token; NaN where there is none."""
+        """Validation loss after the last step in nats per token; NaN if there is none."""
         finished = self.exit_code == 0 and self.curves.get("eval/loss")
         return self.curves["eval/loss"][-1][1] if finished else float("nan")
 
     def as_json(self) -> Json:
-        """Return what is written beside the page."""
+        """Return the record for the results JSON."""
         return {**asdict(self), "seconds": round(self.seconds, 1)}
 
 
 def run_all(runs: Sequence[Run], *, workers: int | None = None) -> list[Outcome]:
-    """Run all, as many at once as there are cores, and tell on standard error how far they are.
+    """Run all runs in parallel, one per core, and report progress on standard error.
 
     Parameters
     ----------
     runs : sequence of Run
-        In any order; the longest first wastes least.
+        Runs to make; start the longest first to balance the load.
     workers : int or None
-        Runs at once; None is the number of cores.
+        Number of parallel runs; None means the number of cores.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def run_all(runs: Sequence[Run], *, workers: int | None = None) -> list[Outcome]
     Raises
     ------
     RunFailedError
-        When a run fails otherwise than by its exit code, or its flags are refused.
+        If a run raises an exception or its flags are invalid.
     """
     prepare_data(runs)
     started = time.perf_counter()
@@ -173,7 +173,7 @@ def run_one(run: Run) -> Outcome:
     Raises
     ------
     RunFailedError
-        As `run_all` does.
+        If the run raises an exception or its flags are invalid.
     """
     started = time.perf_counter()
     printed = io.StringIO()
@@ -198,9 +198,9 @@ def run_one(run: Run) -> Outcome:
 
 
 def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Turn records of metrics into a list of (step, value) for each metric that pages are made of.
+    """Convert records of metrics.jsonl to a list of (step, value) for each metric of `METRICS`.
 
-    Of the count of skipped steps only the changes are kept.
+    Only the changes of the count of skipped steps are kept.
 
     Examples
     --------
@@ -222,12 +222,12 @@ def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
 
 
 def prepare_data(runs: Sequence[Run]) -> None:
-    """Prepare the text once, before several processes want it; wrong flags are refused here.
+    """Prepare the corpus once before the workers start, and validate the flags.
 
     Raises
     ------
     SystemExit
-        With 2, when the trainer refuses flags.
+        With exit code 2, if flags are invalid.
     """
     configs = {parse(run.words(Path("unused"))).data for run in runs}
     for config in configs:
@@ -235,13 +235,13 @@ def prepare_data(runs: Sequence[Run]) -> None:
 
 
 def start_worker(cores: Any, compiled: str) -> None:
-    """Bind this worker to a core of its own, and let it keep what it compiles for the others.
+    """Pin this worker to one core and set the shared compilation cache.
 
-    On one core XLA makes no threads that wait for each other. Runs that differ in their seed alone
-    compile the same step, which takes longer than a short run.
+    On one core XLA starts no intra-op threads that would contend. Runs that differ only in the seed
+    share the compiled step; compiling takes longer than a short run.
     """
     core = cores.get()
-    if hasattr(os, "sched_setaffinity"):  # Linux alone has it; elsewhere runs are slower
+    if hasattr(os, "sched_setaffinity"):  # Linux only; without pinning runs are slower
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {allowed[core % len(allowed)]})
     for name, value in {
@@ -253,12 +253,12 @@ def start_worker(cores: Any, compiled: str) -> None:
 
 
 def describe(outcome: Outcome) -> str:
-    """Say in a few words how a run ended."""
+    """Return a short description of the end of a run."""
     if outcome.exit_code:
         return f"ended with exit code {outcome.exit_code}"
     return f"validation loss {outcome.final_loss:.4f}"
 
 
 def say(text: str) -> None:
-    """Tell how far the experiment is; standard output is for results."""
+    """Print a progress message to standard error."""
     print(text, file=sys.stderr, flush=True)

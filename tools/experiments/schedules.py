@@ -1,4 +1,4 @@
-"""Learning-rate schedules, each at its own best peak rate."""
+"""Compare learning-rate schedules, each at its best peak rate of a sweep."""
 
 from collections.abc import Mapping
 
@@ -33,7 +33,7 @@ RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
 
 def measure(options: Options) -> Json:
-    """Tune the peak rate of every schedule, and run each at its best."""
+    """Sweep the peak rate of every schedule, and run each at its best rate."""
     flags = {**FLAGS, **(SMOKE if options.smoke else {})}
     warmup = {"schedule.warmup_steps": 1 if options.smoke else WARMUP}
     arms = {name: {**flags, **warmup, **change} for name, change in ARMS.items()}
@@ -42,32 +42,33 @@ def measure(options: Options) -> Json:
 
 
 def page(results: Json) -> Page:
-    """Tell what came out."""
+    """Build the page from the results."""
     flags = results["flags"]
     losses = {arm: final_losses(each) for arm, each in by_arm(read_outcomes(results)).items()}
     return Page(
-        title="Schedules at their own best peak rates",
-        question="What does it bring to let the learning rate fall, and in which shape?",
+        title="Learning-rate schedules with tuned peak rates",
+        question="Does decaying the learning rate lower the loss, and which schedule is best?",
         setup=(
             f"A GPT of {flags['model.n_layer']} layers, {flags['model.d_model']} wide, on "
             f"`python-docs` with a BPE vocabulary of {flags['data.vocab_size']}: "
             f"{flags['train.max_steps']} steps of {flags['train.batch_size']} sequences of "
             f"{flags['data.seq_len']} tokens, AdamW. *none* is a constant rate without warm-up; "
             f"the others have {flags['schedule.warmup_steps']} steps of warm-up. *linear* and "
-            "*cosine* fall to a tenth of the peak; *hold* is warm-up, stable, decay: the peak, and "
-            "a fall in the last fifth; *inverse_sqrt* falls with the root of the step. Peaks were "
-            f"compared over two seeds, and the best run with "
-            f"{len(next(iter(losses.values())))} others."
+            "*cosine* decay to a tenth of the peak; *hold* is warm-up, stable, decay (WSD): the "
+            "peak rate, then decay in the last fifth; *inverse_sqrt* decays with the inverse "
+            "square root of the step. The sweep compares peak rates over two seeds. The best rate "
+            "is then run with "
+            f"{len(next(iter(losses.values())))} other seeds."
         ),
         columns=tuning.COLUMNS,
         rows=tuning.rows(results),
         table_note=(
-            "Validation loss in nats a token after the last step: mean ± standard deviation over "
-            "other seeds at the best peak, and the mean over two seeds at each peak tried."
+            "Validation loss in nats per token after the last step: mean ± standard deviation over "
+            "the other seeds at the best rate, and mean over two seeds at each rate of the sweep."
         ),
         picture=(
-            "Left: validation loss at the end by peak rate. Right: validation loss over the steps "
-            "at the best peak; the band is one standard deviation over seeds."
+            "Left: final validation loss over the peak rate. Right: validation loss over the steps "
+            "at the best rate; the band is one standard deviation over seeds."
         ),
         claims=[
             tuning.tuned_inside(results),
@@ -93,18 +94,20 @@ def page(results: Json) -> Page:
             ),
         ],
         conclusions=[
-            f"From the lowest mean loss to the highest: {tuning.ranking(results)}.",
+            f"Arms by mean loss, lowest first: {tuning.ranking(results)}.",
             tuning.not_tuned(results),
-            "Runs are to be compared at their ends, not on the way: a schedule that falls late is "
-            "not yet where it will be.",
-            "*hold* and *inverse_sqrt* need not know the end of the run beforehand (hold until its "
-            "fall begins); *linear* and *cosine* must.",
+            "Compare schedules at the last step only: the loss of a schedule that decays late is "
+            "higher before the decay.",
+            "*hold* (until its decay begins) and *inverse_sqrt* do not depend on the total number "
+            "of steps; *linear* and *cosine* do.",
         ],
         limits=[
-            "Short runs of a small model, of about half an epoch; without many steps at a low rate "
-            "differences between shapes are small.",
-            "Four peaks a schedule: a finer grid may move any arm by about what a seed does.",
-            "The fall of *hold* and the end of *linear* and *cosine* have the trainer's defaults.",
+            "The model is small and the runs cover about half an epoch; with few steps at a low "
+            "rate the differences between schedules are small.",
+            "The sweep has four peak rates per schedule; a finer grid may change the loss of an "
+            "arm by about as much as another seed.",
+            "The decay length of *hold* and the final rate of *linear* and *cosine* have the "
+            "trainer's defaults.",
         ],
     )
 

@@ -1,7 +1,7 @@
-"""A comparison of arms, each at its own best learning rate.
+"""Comparison of arms with a learning-rate sweep for each arm.
 
-Rates are compared over two seeds, since a single one may be lucky at a rate that is too high; the
-best of each arm then runs with seeds that did not choose it.
+The sweep uses two seeds, since one seed may converge by chance at a rate that is too high. The
+best rate of each arm is then evaluated with other seeds, to avoid selection bias.
 """
 
 import math
@@ -18,25 +18,25 @@ RATE = "optimizer.learning_rate"
 SWEEP_SEEDS = (0, 1)
 STABLE = 0.1  # nats
 
-COLUMNS = ("arm", "rates tried", "validation loss in the sweep", "best rate", "validation loss")
+COLUMNS = ("arm", "learning rates", "sweep validation loss", "best rate", "validation loss")
 
 
 def compare(arms: Mapping[str, Flags], rates: Mapping[str, Sequence[float]], seeds: int) -> Json:
-    """Sweep the rates of each arm, and run the best of each with seeds of its own.
+    """Sweep the learning rate of each arm, and evaluate the best rate with other seeds.
 
     Parameters
     ----------
     arms : dict from str to flags
-        What is compared.
+        Trainer flags of each arm.
     rates : dict from str to sequence of float
-        Learning rates of each arm.
+        Learning rates to sweep for each arm.
     seeds : int
-        Runs of each arm at its best rate.
+        Number of runs per arm at the best rate.
 
     Returns
     -------
     dict
-        "sweep" and "runs", of outcomes, and "best", the rate of each arm.
+        "sweep" and "runs": outcomes; "best": the best learning rate of each arm.
     """
     sweep = run_all([
         Run(arm=arm, flags={**flags, RATE: rate}, seed=seed)
@@ -59,7 +59,7 @@ def compare(arms: Mapping[str, Flags], rates: Mapping[str, Sequence[float]], see
 
 
 def loss_by_rate(outcomes: Sequence[Outcome]) -> dict[float, float]:
-    """Return an arm's mean validation loss at each rate; not finite where a run diverged."""
+    """Return the mean validation loss of an arm at each rate; non-finite if a run diverged."""
     losses: dict[float, list[float]] = {}
     for outcome in outcomes:
         losses.setdefault(float(outcome.flags[RATE]), []).append(outcome.final_loss)
@@ -67,13 +67,13 @@ def loss_by_rate(outcomes: Sequence[Outcome]) -> dict[float, float]:
 
 
 def best_rate(outcomes: Sequence[Outcome]) -> float:
-    """Return the rate with the lowest mean validation loss, of those at which no run diverged."""
+    """Return the rate with the lowest mean validation loss among those without divergence."""
     losses = loss_by_rate(outcomes)
     return min(losses, key=lambda rate: losses[rate] if math.isfinite(losses[rate]) else math.inf)
 
 
 def rows(results: Json) -> list[list[str]]:
-    """Return the table: each arm, its rates, and its loss at the best of them."""
+    """Return the table rows: arm, learning rates, sweep losses, best rate and its loss."""
     sweep, final = (by_arm(read_outcomes(results, name)) for name in ("sweep", "runs"))
     found = []
     for arm, outcomes in final.items():
@@ -90,55 +90,55 @@ def rows(results: Json) -> list[list[str]]:
 
 
 def at_end(results: Json) -> list[str]:
-    """Name the arms whose best rate stands at the end of those that were tried."""
+    """Return the arms whose best rate is at an end of the sweep range."""
     sweep = by_arm(read_outcomes(results, "sweep"))
     rates = {arm: loss_by_rate(outcomes) for arm, outcomes in sweep.items()}
     return [arm for arm in sweep if results["best"][arm] in (min(rates[arm]), max(rates[arm]))]
 
 
 def spreads(results: Json) -> dict[str, float]:
-    """Return, of each arm at its best rate, the standard deviation of its loss over seeds."""
+    """Return the standard deviation over seeds of the loss of each arm at its best rate."""
     arms = by_arm(read_outcomes(results))
     return {arm: deviation(final_losses(outcomes)) for arm, outcomes in arms.items()}
 
 
 def tuned_inside(results: Json) -> Claim:
-    """Claim that no arm's best rate stands at the end of those that were tried."""
+    """Claim that no best rate is at an end of the sweep range."""
     found = at_end(results)
     return Claim(
-        text="Every arm's best rate lies inside the range that was tried, not at its end.",
+        text="The best rate of every arm lies inside the sweep range, not at its end.",
         holds=not found,
         figures=f"at the end: {', '.join(found)}" if found else "none is at an end",
     )
 
 
 def stable(results: Json) -> Claim:
-    """Claim that no arm's best rate is at the edge of what other seeds bear."""
+    """Claim that the loss at the best rate varies little over seeds, for every arm."""
     found = spreads(results)
     widest = max(found, key=lambda arm: found[arm])
     return Claim(
-        text=f"At its best rate no arm's loss has a standard deviation of {STABLE:g} nats or more "
-        "over seeds.",
+        text="At the best rate, the loss of every arm has a standard deviation over seeds of less "
+        f"than {STABLE:g} nats.",
         holds=all(spread < STABLE for spread in found.values()),
-        figures=f"the largest is {widest}'s, {found[widest]:.3f}",
+        figures=f"largest: {widest}, {found[widest]:.3f}",
     )
 
 
 def not_tuned(results: Json) -> str:
-    """Say of which arms nothing may be concluded, since the sweep did not find their rate."""
+    """Return a sentence naming the arms whose best rate the sweep did not find."""
     wide = [arm for arm, spread in spreads(results).items() if not spread < STABLE]
     names = dict.fromkeys([*at_end(results), *wide])
     if not names:
-        return "Every arm is tuned as far as this grid goes."
+        return "Every arm is tuned to the resolution of this grid."
     return (
-        f"Not tuned by this sweep, and so not to be ranked: {', '.join(names)}. Its best rate was "
-        "at the end of the grid, or other seeds do not bear it; more seeds in the sweep, or a "
-        "longer warm-up, would be the next things to try."
+        f"Not tuned by this sweep, and not to be ranked: {', '.join(names)}. The best rate is at "
+        "an end of the grid, or the loss varies widely over seeds; a wider grid, more seeds in the "
+        "sweep or a longer warm-up may resolve it."
     )
 
 
 def ranking(results: Json) -> str:
-    """Name the arms from the lowest mean loss to the highest; those that diverged are left out."""
+    """Return the arms sorted by mean loss; arms that diverged are left out."""
     losses = {
         arm: sum(final_losses(outcomes)) / len(outcomes)
         for arm, outcomes in by_arm(read_outcomes(results)).items()
@@ -148,7 +148,7 @@ def ranking(results: Json) -> str:
 
 
 def draw(results: Json) -> Figure:
-    """Draw the loss against the rate, and the curves at the best rates."""
+    """Draw the loss over the learning rate, and the curves at the best rates."""
     sweep, final = (by_arm(read_outcomes(results, name)) for name in ("sweep", "runs"))
     figure, (rates, curves) = panels(2, height=4.2)
     losses, ends = [], []
@@ -171,8 +171,8 @@ def draw(results: Json) -> Figure:
     rates.xaxis.set_minor_formatter(NullFormatter())
     zoom(rates, losses, share=0.9)
     zoom(curves, ends, share=0.95)
-    loss = "validation loss in nats a token"
-    dress(rates, x="learning rate", y=loss, title="Sweep, two seeds (large: the best)")
+    loss = "validation loss in nats per token"
+    dress(rates, x="learning rate", y=loss, title="Sweep, two seeds (large marker: best)")
     dress(curves, x="step", y=loss, title="At the best rate, other seeds")
     legend_below(figure, curves)
     return figure
