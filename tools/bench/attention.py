@@ -1,11 +1,11 @@
-"""Measure attention, ours against JAX's own and torch's: one command, JSON, a table, a picture.
+"""Benchmark tjx attention against JAX and torch; print a table, write JSON and a figure.
 
     python tools/bench/attention.py [--torch-python PATH]
 
-wants an environment with jax, numpy and tjx-kernels (or PYTHONPATH=packages/tjx-kernels/src);
-matplotlib for the picture. JAX and torch run in worker processes, asked in turn, round after round:
-JAX, torch, JAX, torch. On a GPU the time is that of the kernels on the device, as the driver
-reports it to JAX's and torch's profilers; host-timed loops stand beside it.
+requires jax, numpy and tjx-kernels (or PYTHONPATH=packages/tjx-kernels/src), and matplotlib for the
+figure. JAX and torch run in worker processes, which are measured alternately in each round. On a
+GPU the time is the device time of the kernels from the profilers of JAX and torch; host-timed loops
+are reported too.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from gpu_slices import json_lines
 from turns import gpu_state, machine
 
 HERE = Path(__file__).resolve().parent
-PATIENCE = {"cpu": 900.0, "gpu": 90.0}  # seconds without a word, until a worker counts as hung
-# Seconds that each entry and pass is timed for in a round.
+PATIENCE = {"cpu": 900.0, "gpu": 90.0}  # seconds without output after which a worker is killed
+# Measuring time per entry, pass and round.
 SECONDS = {"cpu": 0.5, "gpu": 0.03}
 
 
 class Sides:
-    """The workers, and what is known of them."""
+    """Worker processes of both frameworks, and the entries excluded after failures."""
 
     def __init__(self, suite: Suite, torch_python: Path | None) -> None:
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -49,22 +49,22 @@ class Sides:
         self.excluded: dict[str, str] = {}
 
     def describe(self, suite: Suite) -> Json:
-        """Ask for versions; leave torch out where it cannot be had."""
+        """Query versions; drop torch if it is unavailable."""
         found: Json = {"jax": self.workers["jax"].describe()}
         if suite == "gpu" and found["jax"]["backend"] == "cpu":
             raise SystemExit("--suite gpu: JAX finds no GPU; install jax[cuda13], or --suite cpu")
         if "torch" not in self.workers:
-            print("torch is left out: give --torch-python, an interpreter that can import it")
+            print("torch is skipped: give --torch-python, an interpreter with torch")
             return found
         try:
             found["torch"] = self.workers["torch"].describe()
         except (WorkerError, OSError) as error:
-            print(f"torch is left out: {error}")
+            print(f"torch is skipped: {error}")
             del self.workers["torch"]
         return found
 
     def prepare(self, case: Case) -> list[Json]:
-        """Make all workers ready for a case."""
+        """Prepare a case in all workers."""
         return [entry for name in self.workers for entry in self._prepare(name, case)]
 
     def _prepare(self, name: str, case: Case) -> list[Json]:
@@ -77,12 +77,12 @@ class Sides:
                     return [{"name": name, "skipped": f"failed: {death}"}]
 
     def measure(self, case: Case, seconds: float, found: dict[str, Json]) -> None:
-        """Measure one round of a case on each side, adding to the entries in `found`."""
+        """Measure one round of a case in each worker; append times to the entries in `found`."""
         for name, worker in self.workers.items():
             try:
                 measured = worker.measure(seconds)
             except WorkerError as death:
-                # The rounds before stay; the others of this side can be measured again.
+                # Keep earlier rounds; the other entries of this worker can still be measured.
                 self._exclude(case, death)
                 if death.entry in found:
                     found[death.entry]["skipped"] = f"failed: {death}"
@@ -100,13 +100,13 @@ class Sides:
             self.excluded[death.entry] = f"failed at {case.name}: {death}"
 
     def stop(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         for worker in self.workers.values():
             worker.stop()
 
 
 def measure_case(sides: Sides, case: Case, *, rounds: int, seconds: float, until: float) -> Json:
-    """Measure one case, with fewer rounds where its time runs out, but at least two."""
+    """Measure one case for up to `rounds` rounds until the time limit, but at least two."""
     print(f"{case.name} ...", end=" ", flush=True)
     start = time.monotonic()
     entries = sides.prepare(case)
@@ -131,7 +131,7 @@ def measure_case(sides: Sides, case: Case, *, rounds: int, seconds: float, until
 
 
 def report(case: str, found: Json) -> None:
-    """Print a case as a line of JSON; an entry that failed fails it."""
+    """Print a case as a JSON line; its status is failed if any entry failed."""
     failed = [f"{k}: {v}" for k, v in found["left_out"].items() if v.startswith("failed")]
     json_lines.finish(
         case, "failed" if failed else "ok", **found, reason="; ".join(failed)[:500] or None
@@ -139,19 +139,19 @@ def report(case: str, found: Json) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=("cpu", "gpu"), help="default: gpu where there is one")
-    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
+    parser.add_argument("--suite", choices=("cpu", "gpu"), help="default: gpu if available")
+    parser.add_argument("--torch-python", type=Path, help="Python interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
-    parser.add_argument("--cases", default="", help="regular expression: only cases it finds")
-    parser.add_argument("--json-lines", action="store_true", help="print each case as it ends")
-    parser.add_argument("--minutes", type=float, help="fewer rounds after this; 7 on a GPU")
-    parser.add_argument("--output", type=Path, help="the JSON; the picture stands beside it")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to test the command")
+    parser.add_argument("--cases", default="", help="regular expression of case names to run")
+    parser.add_argument("--json-lines", action="store_true", help="print each case as a JSON line")
+    parser.add_argument("--minutes", type=float, help="time limit; default on a GPU: 7")
+    parser.add_argument("--output", type=Path, help="output JSON; the figure gets its name")
     given = parser.parse_args()
     if given.rounds < 1:
-        parser.error(f"--rounds is {given.rounds}; give 1 or more")
+        parser.error(f"--rounds: got {given.rounds}; expected at least 1")
     return given
 
 
@@ -162,7 +162,7 @@ def run(given: argparse.Namespace, suite: Suite) -> Json:
     end = time.monotonic() + 60 * minutes
     load = os.getloadavg()[0]
     if load > 0.1 * (os.cpu_count() or 1):
-        print(f"other programs are running (load average {load:.1f}): figures will be off")
+        print(f"other programs are running (load average {load:.1f}): times will be inaccurate")
     try:
         environment = machine() | sides.describe(suite)
         environment["device"] = environment["cpu"]
@@ -191,7 +191,7 @@ def run(given: argparse.Namespace, suite: Suite) -> Json:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the benchmark."""
     given = arguments()
     suite: Suite = given.suite or ("gpu" if gpu_state() else "cpu")
     result: dict[str, Any] = run(given, suite)
@@ -199,7 +199,7 @@ def main() -> None:
     result["goals"] = [goal._asdict() | {"verdict": goal.verdict} for goal in goals]
     for record in result["cases"]:
         print(*table(record), sep="\n")
-    print("\npeer/this: the best peer's time over this one's; more than 1 is faster.\n")
+    print("\npeer/this: time of the best peer divided by the time of this entry.\n")
     print(*(goal.line() for goal in goals), sep="\n")
     device = re.sub(r"[^a-z0-9]+", "-", result["environment"]["device"].lower()).strip("-")
     default = HERE / "results" / f"attention-{device}-{result['date'][:10]}.json"
@@ -207,7 +207,9 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
     picture = output.with_suffix(".png")
-    drawn = f" and {picture}" if draw(result, picture) else "; no picture: no matplotlib here"
+    drawn = (
+        f" and {picture}" if draw(result, picture) else "; no figure: matplotlib is not installed"
+    )
     print(f"\nwrote {output}{drawn}")
 
 

@@ -1,6 +1,7 @@
-"""What the attention benchmark measures: the cases of each suite, their work, the right answer.
+"""Cases of the attention benchmark: shapes, FLOPs, reference results and errors.
 
-Without JAX and torch: the parent and both workers read it, torch's perhaps with an older Python.
+Imports neither JAX nor torch: the parent and both workers import it, the torch worker possibly with
+an older Python.
 
 Axes: B batch, N heads, T query rows, S keys, D head_dim.
 """
@@ -18,8 +19,7 @@ Array = npt.NDArray[np.float64]
 
 PASSES: tuple[Pass, ...] = ("forward", "backward", "both")
 
-# Dense attention is left out where a float32 matrix of all scores is larger than this: it holds
-# several of them.
+# Skip dense attention if a float32 matrix of all scores exceeds this; it holds several of them.
 DENSE_LIMIT = {"cpu": 4 * 2**30, "gpu": 8 * 2**30}
 
 
@@ -30,7 +30,7 @@ class Case:
     Attributes
     ----------
     group
-        Cases of one group differ in `length` alone, and share a column of the picture.
+        Cases of a group differ only in `length` and share a column of the figure.
     """
 
     group: str
@@ -43,7 +43,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """One line that says it all."""
+        """One-line description of the shape."""
         mask = "causal" if self.causal else "full"
         return (
             f"B {self.batch}, T {self.length}, {self.heads} heads of {self.head_dim}, "
@@ -56,13 +56,13 @@ class Case:
         return 4 * self.batch * self.heads * self.length**2
 
     def flops(self, which: Pass) -> float:
-        """Work by the usual count: forward 4 B N T S D, half of it when causal; backward 2.5x."""
+        """FLOPs of a pass: forward 4 B N T S D, half of it when causal; backward 2.5x."""
         forward = 4 * self.batch * self.heads * self.length**2 * self.head_dim
         factor = {"forward": 1.0, "backward": 2.5, "both": 3.5}[which]
         return forward * factor * (0.5 if self.causal else 1.0)
 
     def small(self) -> "Case":
-        """Shrink it to a size at which float64 attention costs nothing."""
+        """Return a smaller case, for which float64 attention is cheap."""
         return replace(self, batch=2, length=min(self.length, 256), heads=2)
 
 
@@ -101,7 +101,7 @@ def cases(suite: Suite, *, quick: bool = False) -> list[Case]:
 
 
 def gpt2_medium() -> Case:
-    """Attention of GPT-2 medium at T 2048 and batch 16."""
+    """Return the attention case of GPT-2 medium at T 2048 and batch 16."""
     return Case(
         group="GPT-2 medium, 16 heads of 64",
         batch=16,
@@ -114,14 +114,14 @@ def gpt2_medium() -> Case:
 
 
 def small_inputs(case: Case) -> tuple[npt.NDArray[np.float32], ...]:
-    """Draw q, k, v and the output's gradient, [B, T, N, D]: the same in every process."""
+    """Draw q, k, v and the output gradient, [B, T, N, D], equal in every process."""
     shape = (case.batch, case.length, case.heads, case.head_dim)
     rng = np.random.default_rng(0)
     return tuple(rng.standard_normal(shape, dtype=np.float32) for _ in range(4))
 
 
 def oracle(case: Case, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
-    """Output and gradients of q, k, v in float64 by formula, [B, T, N, D]."""
+    """Compute output and gradients of q, k, v in float64, [B, T, N, D]."""
     q, k, v, dout = (x.swapaxes(1, 2) for x in (q, k, v, dout))  # [B, N, T, D]
     scores = q @ k.swapaxes(2, 3) * case.head_dim**-0.5
     if case.causal:
@@ -135,7 +135,7 @@ def oracle(case: Case, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array
 
 
 def errors(found: tuple[Array, ...], right: tuple[Array, ...]) -> dict[str, float]:
-    """Compare output and gradients: the error's norm over the answer's, and the largest error."""
+    """Return the relative L2 error and the largest error of output and gradients."""
     named = list(zip(("out", "dq", "dk", "dv"), found, right, strict=True))
     relative = {
         f"{name}_relative": float(np.linalg.norm(a - b) / np.linalg.norm(b)) for name, a, b in named
@@ -144,5 +144,5 @@ def errors(found: tuple[Array, ...], right: tuple[Array, ...]) -> dict[str, floa
 
 
 def iterations(seconds_each: float, seconds: float) -> int:
-    """Count the calls that fill about `seconds`: from 1 to 20."""
+    """Return the number of calls that take about `seconds`, from 1 to 20."""
     return max(1, min(20, math.ceil(seconds / max(seconds_each, 1e-9))))

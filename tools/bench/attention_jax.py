@@ -1,6 +1,6 @@
-"""The worker that measures JAX: `flash_attention` and `jax.nn.dot_product_attention`.
+"""Worker of the attention benchmark for JAX: tjx `flash_attention` and `jax.nn`.
 
-The parent, attention.py, starts it; it never imports torch.
+Started by attention.py; it never imports torch.
 """
 
 import gc
@@ -28,7 +28,7 @@ DENSE = ("tjx/reference", "jax.nn/xla")
 
 
 class Programs:
-    """The compiled programs of one entry at one shape, and their arguments."""
+    """Compiled programs of one entry at one shape, and their arguments."""
 
     def __init__(self, attention: Attention, case: Case) -> None:
         shape = (case.batch, case.length, case.heads, case.head_dim)
@@ -44,7 +44,7 @@ class Programs:
             out, pull = jax.vjp(attention, q, k, v)
             return out, pull(dout)
 
-        # The backward pass alone takes what the forward pass keeps as its arguments.
+        # The arguments of the backward pass alone are the residuals of the forward pass.
         def keep(q: jax.Array, k: jax.Array, v: jax.Array) -> list[jax.Array]:
             return jax.tree.leaves(jax.vjp(attention, q, k, v)[1])
 
@@ -62,12 +62,12 @@ class Programs:
         }
 
     def compile(self) -> None:
-        """Compile what was lowered; may run in a thread."""
+        """Compile the lowered programs; may run in a thread."""
         self.compiled = {name: lowered.compile() for name, lowered in self.lowered.items()}
         del self.lowered
 
     def start(self, q: jax.Array, k: jax.Array, v: jax.Array, dout: jax.Array) -> None:
-        """Keep the arguments and run all passes."""
+        """Store the arguments and warm up all passes."""
         self.inputs = q, k, v, dout
         self.seconds: dict[Pass, float] = {}
         for which in PASSES:
@@ -75,14 +75,14 @@ class Programs:
             self.seconds[which] = self.time(which, self.arguments(which), 1)["host"]
 
     def arguments(self, which: Pass) -> tuple[Any, ...]:
-        """Make a pass's arguments; what the forward pass keeps is too large to hold for long."""
+        """Return the arguments of a pass; residuals are recomputed to save memory."""
         q, k, v, dout = self.inputs
         if which == "forward":
             return q, k, v
         return self.inputs if which == "both" else (self.compiled["keep"](q, k, v), dout)
 
     def time(self, which: Pass, arguments: tuple[Any, ...], count: int) -> Json:
-        """Time a pass by the clocks of the host."""
+        """Time a pass by the host clocks."""
         latest: list[Any] = list(arguments)
 
         def call() -> None:
@@ -91,18 +91,18 @@ class Programs:
         return timed(call, lambda: jax.block_until_ready(latest), count)  # type: ignore[no-untyped-call]  # as jax is
 
     def device_time(self, which: Pass, arguments: tuple[Any, ...], count: int) -> Json:
-        """Sum the times of a pass's kernels, as the driver reports them: the median call."""
+        """Return the median over calls of the summed kernel time from the profiler."""
         try:
             measured: Any = profiler.measure(self.compiled[which], iterations=count)
             _, times = measured(*arguments)
         except RuntimeError as error:
             return {"device": None, "device_failed": first_line(error)}
         if times is None:
-            return {"device": None, "device_failed": "the profiler saw no kernel"}
+            return {"device": None, "device_failed": "the profiler recorded no kernel"}
         return {"device": float(np.median(times)) / 1e3}
 
     def memory(self) -> dict[str, int]:
-        """Bytes of temporary memory of each pass."""
+        """Return the temporary memory of each pass in bytes."""
         return {
             which: int(self.compiled[which].memory_analysis().temp_size_in_bytes)
             for which in PASSES
@@ -110,7 +110,7 @@ class Programs:
 
 
 class Jax:
-    """JAX's side of the benchmark."""
+    """JAX framework of the benchmark."""
 
     def __init__(self) -> None:
         self.platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
@@ -118,7 +118,7 @@ class Jax:
         self.errors: dict[tuple[str, Case], dict[str, float]] = {}
 
     def describe(self) -> Json:
-        """Name versions and the device."""
+        """Return versions and the device."""
         return {
             "python": sys.version.split()[0],
             "jax": jax.__version__,
@@ -144,7 +144,7 @@ class Jax:
                 except Exception as error:
                     skipped[name] = "failed: " + first_line(error)
                     waiting.pop(name, None)
-        progress("")  # a compiler that dies in a thread cannot be told from the others
+        progress("")  # a compiler crash in a thread cannot be attributed to an entry
         with ThreadPoolExecutor() as pool:
             compiling = {name: pool.submit(entry.compile) for name, entry in waiting.items()}
         shape = (case.batch, case.length, case.heads, case.head_dim)
@@ -161,7 +161,7 @@ class Jax:
         return [self._entry(name, skipped.get(name), case) for name in functions]
 
     def measure(self, seconds: float, progress: Progress) -> dict[str, dict[Pass, Json]]:
-        """Time all entries once."""
+        """Time all entries for one round."""
         found: dict[str, dict[Pass, Json]] = {}
         for name, entry in self.programs.items():
             progress(name)
@@ -176,12 +176,12 @@ class Jax:
         return found
 
     def release(self) -> None:
-        """Free the case's memory."""
+        """Free the memory of the case."""
         self.programs.clear()
         gc.collect()
 
     def _functions(self, case: Case, exclude: Mapping[str, str]) -> dict[str, Attention | str]:
-        """Name every entry, with its function or the reason why there is none."""
+        """Return the function of every entry, or the reason to skip it."""
         shape = (case.batch, case.length, case.heads, case.head_dim)
         x = jax.ShapeDtypeStruct(shape, jnp.dtype(case.dtype))  # type: ignore[no-untyped-call]  # as jax is
         found: dict[str, Attention | str] = {}
@@ -205,7 +205,7 @@ class Jax:
         return found | {name: reason for name, reason in exclude.items() if name in found}
 
     def _check(self, name: str, function: Attention, case: Case) -> None:
-        """Measure the error at a small size."""
+        """Measure the error against float64 at a small size."""
         small = case.small()
         if (name, small) in self.errors:
             return

@@ -1,4 +1,4 @@
-"""The benchmark's picture, drawn from its JSON: speed of each pass and memory, over the length."""
+"""Figure of the attention benchmark: speed of each pass and memory over the sequence length."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ TITLES: dict[Pass, str] = {
     "backward": "backward",
     "both": "forward + backward",
 }
-# Arguments of matplotlib for each entry.
+# Matplotlib arguments of each entry.
 type Styles = dict[str, dict[str, Any]]
 
 OURS = ("#d62728", "#ff7f0e", "#8c1c5a", "#e377c2", "#b5651d", "#f0b400")
@@ -21,7 +21,7 @@ PEERS = ("#1f77b4", "#2ca02c", "#17becf", "#7f7f7f", "#9467bd", "#555555")
 
 
 def draw(result: Json, path: Path) -> bool:
-    """Write the picture; False without matplotlib."""
+    """Write the figure; return False if matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -53,7 +53,7 @@ def draw(result: Json, path: Path) -> bool:
 
 
 def _styles(records: Sequence[Json]) -> Styles:
-    """Give each entry its colour: warm for ours, cool for peers."""
+    """Return the color of each entry: warm for tjx, cool for peers."""
     names = list(dict.fromkeys(name for record in records for name in entries(record)))
     ours = [name for name in names if is_ours(name)]
     peers = [name for name in names if not is_ours(name)]

@@ -1,6 +1,6 @@
-"""Numbers made of the benchmark's measurements: statistics, ratios, goals, and the printed table.
+"""Report of the attention benchmark: statistics, ratios, goals and the printed table.
 
-Everything is computed from the JSON that the benchmark writes; nothing here measures.
+Computed from the JSON of the benchmark; this module measures nothing.
 """
 
 import statistics
@@ -10,18 +10,18 @@ from typing import NamedTuple
 from attention_cases import PASSES, Case, Pass, gpt2_medium
 from attention_worker import Json
 
-# Kernels of our own for a GPU; the other implementations call what is compared with.
+# GPU kernels of tjx; the other implementations call the peers' kernels.
 KERNELS = ("tjx/mosaic_gpu", "tjx/triton")
 DENSE = "jax.nn/xla"
 CUDNN = ("jax.nn/cudnn", "torch/cudnn")
 
 
-# What a goal is judged by at one case, and whose it is; None where it was not measured.
+# Value of a goal at one case and its implementations; None if not measured.
 type Value = Callable[[Json], tuple[float, str] | None]
 
 
 class Spread(NamedTuple):
-    """Seconds of one call over the rounds."""
+    """Statistics over rounds of the seconds per call."""
 
     median: float
     least: float
@@ -34,9 +34,9 @@ class Goal(NamedTuple):
     Attributes
     ----------
     value
-        The worst of the cases that count, None where nothing was measured.
+        Worst value over the relevant cases; None if one was not measured.
     where
-        The case and the implementations that it comes from, or why there is none.
+        Case and implementations of the value, or the reason for its absence.
     """
 
     text: str
@@ -46,24 +46,24 @@ class Goal(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """In one word."""
+        """Verdict of the goal."""
         if self.value is None:
             return "not measured"
         return "reached" if self.value >= self.limit else "missed"
 
     def line(self) -> str:
-        """One line for the terminal."""
+        """Format the goal as one line for the terminal."""
         value = "" if self.value is None else f"{self.value:.3g} (at least {self.limit:g}), "
         return f"goal {self.text}: {self.verdict}: {value}{self.where}"
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarise the rounds."""
+    """Summarize values over the rounds."""
     return Spread(statistics.median(values), min(values), max(values))
 
 
 def clock(entry: Json) -> str:
-    """Name the clock that judges: the device's where every round and pass has it."""
+    """Return "device" if every round and pass has a device time, else "host"."""
     for name in ("device", "events"):
         rounds = [entry["times"][which] for which in PASSES]
         if all(times.get(name) is not None for each in rounds for times in each):
@@ -72,22 +72,22 @@ def clock(entry: Json) -> str:
 
 
 def seconds(entry: Json, which: Pass, by: str | None = None) -> Spread:
-    """Summarise one pass of an entry by its judging clock, or by another."""
+    """Summarize one pass of an entry by the clock of `clock`, or by `by`."""
     return spread([times[by or clock(entry)] for times in entry["times"][which]])
 
 
 def entries(record: Json) -> dict[str, Json]:
-    """Find the entries of a case that were measured."""
+    """Return the measured entries of a case."""
     return {entry["name"]: entry for entry in record["entries"] if entry.get("times")}
 
 
 def is_ours(name: str) -> bool:
-    """Tell ours from peers."""
+    """Return whether an entry is an implementation of tjx."""
     return name.startswith("tjx/")
 
 
 def best(record: Json, which: Pass, names: Callable[[str], bool]) -> tuple[str, float] | None:
-    """Find the fastest of some entries, by the median."""
+    """Return the entry with the lowest median time among those selected by `names`."""
     found = {
         name: seconds(entry, which).median for name, entry in entries(record).items() if names(name)
     }
@@ -95,7 +95,7 @@ def best(record: Json, which: Pass, names: Callable[[str], bool]) -> tuple[str, 
 
 
 def figures(record: Json) -> Json:
-    """Return one case's TFLOP/s by entry and pass, and the entries that were left out or failed."""
+    """Return one case's TFLOP/s by entry and pass, and the skipped or failed entries."""
     case = Case(**record["case"])
     speed = {
         name: {
@@ -117,7 +117,7 @@ def _worst(
     records: Sequence[Json],
     value: Value,
 ) -> Goal:
-    """Judge a goal by the worst of its cases; each of them must have been measured."""
+    """Evaluate a goal at its worst case; every case must have been measured."""
     if not records:
         return Goal(text, limit, None, "no such case in this run")
     found = []
@@ -131,7 +131,7 @@ def _worst(
 
 
 def _speed(which: Pass, ours: Sequence[str], peers: Sequence[str]) -> Value:
-    """Divide the best peer's time by our best."""
+    """Return the ratio of the best peer time to the best tjx time."""
 
     def value(record: Json) -> tuple[float, str] | None:
         mine = best(record, which, lambda name: name in ours)
@@ -142,7 +142,7 @@ def _speed(which: Pass, ours: Sequence[str], peers: Sequence[str]) -> Value:
 
 
 def _memory(which: Pass, ours: Sequence[str]) -> Value:
-    """Divide dense attention's temporary memory by that of the fastest of ours."""
+    """Return the ratio of dense temporary memory to that of the fastest tjx entry."""
 
     def value(record: Json) -> tuple[float, str] | None:
         mine = best(record, which, lambda name: name in ours)
@@ -156,7 +156,7 @@ def _memory(which: Pass, ours: Sequence[str]) -> Value:
 
 
 def _work(which: Pass, ours: Sequence[str]) -> Value:
-    """Compute TFLOP/s."""
+    """Return the TFLOP/s of the fastest entry."""
 
     def value(record: Json) -> tuple[float, str] | None:
         mine = best(record, which, lambda name: name in ours)
@@ -166,7 +166,7 @@ def _work(which: Pass, ours: Sequence[str]) -> Value:
 
 
 def gpu_goals(records: Sequence[Json]) -> list[Goal]:
-    """Judge the goals for a GPU: head dims 64 and 128, bfloat16, causal, 16k tokens."""
+    """Evaluate the goals for a GPU: head dims 64 and 128, bfloat16, causal, 16k tokens."""
     gpt2 = [r for r in records if Case(**r["case"]) == gpt2_medium()]
     sweep = {
         d: [r for r in records if r not in gpt2 and r["case"]["head_dim"] == d] for d in (64, 128)
@@ -189,7 +189,7 @@ def gpu_goals(records: Sequence[Json]) -> list[Goal]:
 
 
 def cpu_goals(records: Sequence[Json]) -> list[Goal]:
-    """Judge the goals for a CPU: "xla" against dense attention, 8 heads of 64."""
+    """Evaluate the goals for a CPU: "xla" against dense attention, 8 heads of 64."""
     ours = ("tjx/xla",)
     short, long = ([r for r in records if r["case"]["length"] == n] for n in (512, 8192))
     speed = _speed("both", ours, (DENSE,))
@@ -204,7 +204,7 @@ def cpu_goals(records: Sequence[Json]) -> list[Goal]:
 
 
 def table(record: Json) -> Iterator[str]:
-    """Print one case: a line for each entry and pass, then what was left out."""
+    """Yield the lines of one case: each entry and pass, then skipped entries."""
     case = Case(**record["case"])
     load = record["load_average"]
     yield f"\n{case.name}  ({record['rounds']} rounds, load average {load:.1f})"
@@ -218,7 +218,7 @@ def table(record: Json) -> Iterator[str]:
             yield _row(name, entry, which, case, peer)
     for entry in record["entries"]:
         if entry["skipped"]:
-            yield f"  {entry['name']:20}left out: {entry['skipped']}"
+            yield f"  {entry['name']:20}skipped: {entry['skipped']}"
 
 
 def _row(name: str, entry: Json, which: Pass, case: Case, peer: tuple[str, float] | None) -> str:

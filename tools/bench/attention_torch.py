@@ -1,7 +1,6 @@
-"""The worker that measures torch: `scaled_dot_product_attention`, one backend after the other.
+"""Worker of the attention benchmark for torch: backends of `scaled_dot_product_attention`.
 
-The parent, attention.py, starts it with an interpreter of its own; it never imports JAX, and is the
-only place where torch is imported.
+Started by attention.py with the interpreter of --torch-python; it never imports JAX.
 """
 
 import argparse
@@ -48,7 +47,7 @@ class Programs:
         return out, *torch.autograd.grad(out, self._qkv, self._dout)
 
     def call(self, which: Pass) -> Callable[[], Any]:
-        """Make the function that runs a pass."""
+        """Return a function that runs a pass."""
         if which == "forward":
             return self._forward
         if which == "both":
@@ -58,7 +57,7 @@ class Programs:
 
 
 class Torch:
-    """The side of torch in the benchmark."""
+    """Torch framework of the benchmark."""
 
     def __init__(self, suite: Suite) -> None:
         self.platform = suite
@@ -67,7 +66,7 @@ class Torch:
         self.errors: dict[tuple[str, Case], dict[str, float]] = {}
 
     def describe(self) -> Json:
-        """Name versions and the device."""
+        """Return versions and the device."""
         gpu = self.device == "cuda"
         return {
             "python": platform.python_version(),
@@ -106,7 +105,7 @@ class Torch:
         return entries
 
     def measure(self, seconds: float, progress: Progress) -> dict[str, dict[Pass, Json]]:
-        """Time all backends once."""
+        """Time all backends for one round."""
         found: dict[str, dict[Pass, Json]] = {}
         for name, entry in self.programs.items():
             progress(name)
@@ -118,12 +117,12 @@ class Torch:
                 if self.device == "cuda":
                     times["events"] = _event_time(call, count)
                     times["device"] = _kernel_time(call, count)
-                del call  # and what it keeps of the forward pass
+                del call  # frees the residuals of the forward pass
                 found[name][which] = times
         return found
 
     def release(self) -> None:
-        """Free the case's memory."""
+        """Free the memory of the case."""
         self.programs.clear()
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -143,7 +142,7 @@ class Torch:
         return entry
 
     def _temp_bytes(self, call: Callable[[], Any]) -> int | None:
-        """Count the most that was allocated beside what the call returns; None on a CPU."""
+        """Return the peak allocation of a call minus its results; None on a CPU."""
         if self.device != "cuda":
             return None
         torch.cuda.synchronize()
@@ -156,7 +155,7 @@ class Torch:
         return max(0, int(torch.cuda.max_memory_allocated() - before - returned))
 
     def _check(self, name: str, backend: Any, case: Case) -> None:
-        """Measure the error at a small size."""
+        """Measure the error against float64 at a small size."""
         small = case.small()
         if (name, small) in self.errors:
             return
@@ -175,7 +174,7 @@ class Torch:
 
 
 def _event_time(call: Callable[[], Any], count: int) -> float:
-    """Time calls by CUDA events: the median, in seconds."""
+    """Return the median time of a call by CUDA events, in seconds."""
     marks = [
         [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # before and after
         for _ in range(count)
@@ -189,7 +188,7 @@ def _event_time(call: Callable[[], Any], count: int) -> float:
 
 
 def _kernel_time(call: Callable[[], Any], count: int) -> float | None:
-    """Sum the times of a call's kernels, as torch's profiler reports them, in seconds."""
+    """Return the summed kernel time of a call from the torch profiler, in seconds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(count):
             call()

@@ -1,7 +1,7 @@
-"""Requests between the benchmark's parent and a worker process, one JSON line each.
+"""Worker processes of the attention benchmark, driven by requests of one JSON line each.
 
-A worker lives for the whole run, so that it compiles once; the parent asks one worker at a time,
-so that the other is idle while one is measured.
+A worker runs for the whole benchmark, so that it compiles once. The parent sends a request to one
+worker at a time, so that the other is idle during a measurement.
 """
 
 import json
@@ -23,28 +23,28 @@ Progress = Callable[[str], None]
 
 
 class Framework(Protocol):
-    """What a worker can do; `progress` is told the name of an entry before its code runs."""
+    """Interface of a worker; it calls `progress` with an entry's name before running its code."""
 
     def describe(self) -> Json:
-        """Name versions and devices."""
+        """Return versions and devices."""
 
     def prepare(self, case: Case, exclude: Mapping[str, str], progress: Progress) -> list[Json]:
-        """Compile and warm up each entry; say which are left out and why, their memory, error."""
+        """Compile and warm up each entry; return memory and error, or the reason to skip it."""
 
     def measure(self, seconds: float, progress: Progress) -> dict[str, dict[Pass, Json]]:
-        """Time each entry that was prepared: seconds of one call, by clock."""
+        """Time each prepared entry; return the seconds per call, by clock."""
 
     def release(self) -> None:
-        """Free the case's memory."""
+        """Free the memory of the case."""
 
 
 class WorkerError(Exception):
-    """A worker ended or hung.
+    """A worker process exited or timed out.
 
     Attributes
     ----------
     entry
-        What it was running.
+        Entry that was running.
     """
 
     def __init__(self, entry: str, reason: str) -> None:
@@ -58,7 +58,7 @@ class WorkerError(Exception):
 def serve(make: Callable[[], Framework]) -> None:
     """Answer requests from standard input until it ends."""
     with os.fdopen(os.dup(1), "w", buffering=1) as answers:
-        os.dup2(2, 1)  # what libraries print must not get between the answers
+        os.dup2(2, 1)  # output of libraries must not mix with the answers
 
         def answer(message: Json) -> None:
             answers.write(json.dumps(message) + "\n")
@@ -84,13 +84,13 @@ def serve(make: Callable[[], Framework]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Shorten an error's message to a line."""
+    """Return type and first line of the message of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {(lines or [''])[0][:200]}"
 
 
 def timed(call: Callable[[], object], wait: Callable[[], None], count: int) -> Json:
-    """Time `count` calls by the clocks of the host."""
+    """Time `count` calls by the host clocks."""
     wait()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
@@ -106,7 +106,7 @@ def timed(call: Callable[[], object], wait: Callable[[], None], count: int) -> J
 
 
 class Worker:
-    """A worker process, started when it is first asked, and again after it died."""
+    """Worker process, started at the first request and restarted after it exits."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], patience: float):
         self._command, self._environment = list(command), dict(environment)
@@ -136,7 +136,7 @@ class Worker:
         self._ask({"do": "release"})
 
     def stop(self) -> None:
-        """End the process."""
+        """Stop the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -181,7 +181,7 @@ class Worker:
         while b"\n" not in self._unread:
             ready, _, _ = select.select([process.stdout], [], [], self._patience)
             if not ready:
-                raise self._death(entry, f"gave no sign of life for {self._patience:.0f} s")
+                raise self._death(entry, f"gave no output for {self._patience:.0f} s")
             more = os.read(process.stdout.fileno(), 2**16)
             if not more:
                 raise self._death(entry, f"ended with status {process.wait()}")

@@ -1,10 +1,10 @@
-"""Measure greedy generation, ours against Hugging Face's and plain torch: one command, JSON.
+"""Benchmark greedy generation against Hugging Face transformers and torch; write JSON.
 
     python tools/bench/generation.py [--torch-python PATH] [--suite cpu|gpu]
 
-wants an environment with jax and the packages tjx-kernels and tjx-nn (or PYTHONPATH of their src).
-All sides have the same weights and prompt: in float32 their tokens must agree, or nothing is
-measured. They run in turn, round after round.
+requires jax, tjx-kernels and tjx-nn (or PYTHONPATH of their src). All implementations use the same
+weights and prompt; the benchmark fails if their tokens differ in float32. They are measured
+alternately in each round.
 """
 
 import argparse
@@ -21,8 +21,8 @@ HERE = Path(__file__).resolve().parent
 SMALL = {"sizes": [4096, 256, 4, 4, 256], "prompt": 16, "new": 100, "dtype": "float32"}
 GPT2_SMALL = {"sizes": [50257, 768, 12, 12, 1024], "prompt": 16, "new": 100, "dtype": "float32"}
 
-# vocab_size, d_model, n_layer, n_head, max_seq_len; tokens of a prompt and of its continuation;
-# goals in times the speed of Hugging Face's, or in tokens a second.
+# vocab_size, d_model, n_layer, n_head, max_seq_len; tokens of the prompt and of the completion;
+# goals as a speedup over Hugging Face transformers, or in tokens per second.
 CASES: dict[str, list[Json]] = {
     "cpu": [
         {"name": "4 layers, 256 wide, batch 1", **SMALL, "batch": 1, "goal_ratio": 2.5},
@@ -40,7 +40,7 @@ CASES: dict[str, list[Json]] = {
 
 
 def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
-    """Measure one case; its workers end with it, as several models may not fit at once."""
+    """Measure one case in new workers, as several models may not fit in memory."""
     print(f"{case['name']} ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         given = {**case, "weights": str(Path(folder) / "weights.npz")}
@@ -51,8 +51,8 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
             worker = Worker(command, {"HF_HUB_OFFLINE": "1"})
             try:
                 answers[kind] = worker.ask("prepare", case=given)
-            except WorkerError as end:  # transformers is not everywhere where torch is
-                print(f"  {kind} is left out: {end}")
+            except WorkerError as end:  # torch may be installed without transformers
+                print(f"  {kind} is skipped: {end}")
             else:
                 workers[kind] = worker
         found = {name: answer.pop("tokens") for name, answer in answers.items()}
@@ -77,7 +77,7 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
 
 
 def goals(record: Json) -> list[str]:
-    """Say for each goal whether it is met."""
+    """Return one line per goal: measured value, goal, met or missed."""
     sides = record["sides"]
     lines = []
     if "goal_ratio" in record and "transformers" in sides:
@@ -92,16 +92,16 @@ def goals(record: Json) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=tuple(CASES), default="cpu")
-    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
+    parser.add_argument("--torch-python", type=Path, help="Python interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cases", default="", help="regular expression: only cases it finds")
-    parser.add_argument("--output", type=Path, help="the JSON")
+    parser.add_argument("--cases", default="", help="regular expression of case names to run")
+    parser.add_argument("--output", type=Path, help="output JSON file")
     given = parser.parse_args()
     if given.rounds < 1:
-        parser.error(f"--rounds is {given.rounds}; give 1 or more")
+        parser.error(f"--rounds: got {given.rounds}; expected at least 1")
     start = machine()
     records = [
         measure(case, given.torch_python, rounds=given.rounds)
@@ -109,7 +109,7 @@ def main() -> None:
         if re.search(given.cases, case["name"])
     ]
     if not records:
-        parser.error(f"--cases {given.cases!r} finds none of the suite")
+        parser.error(f"--cases: got {given.cases!r}; expected a match in the suite")
     verdicts = [line for record in records for line in goals(record)]
     print(*verdicts, sep="\n")
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

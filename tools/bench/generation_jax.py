@@ -1,4 +1,4 @@
-"""Our side of the generation benchmark; see generation.py."""
+"""Worker of the generation benchmark for tjx; see generation.py."""
 
 import time
 from importlib.metadata import version
@@ -12,10 +12,10 @@ import tjx_nn
 
 
 class Generation:
-    """A model and prompts."""
+    """Model and prompts."""
 
     def prepare(self, case: Json) -> Json:
-        """Compile, and say which tokens come out."""
+        """Compile and generate once; return the tokens, times and versions."""
         vocab, width, layers, heads, length = case["sizes"]
         self._config = tjx_nn.GPTConfig(
             vocab_size=vocab, d_model=width, n_layer=layers, n_head=heads, max_seq_len=length,
@@ -45,7 +45,7 @@ class Generation:
         return np.asarray(tokens)
 
     def run(self, times: int) -> Json:
-        """Generate; seconds of each time."""
+        """Generate `times` times; return the seconds of each."""
         seconds = []
         for _ in range(times):
             start = time.perf_counter()

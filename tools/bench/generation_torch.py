@@ -1,6 +1,6 @@
-"""The other side of the generation benchmark; see generation.py.
+"""Worker of the generation benchmark for torch; see generation.py.
 
-Hugging Face's `generate`, or a loop of our own in plain torch with a cache of fixed size.
+Measures `generate` of Hugging Face transformers, or a torch loop with a static KV cache.
 """
 
 import sys
@@ -16,7 +16,7 @@ from turns import Json, serve
 
 
 class StaticCache:
-    """Greedy generation with our own GPT-2, keys and values written in place."""
+    """Greedy generation of a GPT-2 in torch with a static KV cache."""
 
     def __init__(self, case: Json, device: str, dtype: Any) -> None:
         self.model = GPT2(*case["sizes"])
@@ -29,7 +29,7 @@ class StaticCache:
         self.seen = torch.ones(slots, slots, dtype=torch.bool, device=device).tril()
 
     def __call__(self, prompt: Any, new: int) -> Any:
-        """Return the new tokens."""
+        """Generate and return the new tokens."""
         positions = torch.arange(prompt.shape[1], device=prompt.device)
         tokens = [self._step(prompt, positions)]
         for _ in range(new - 1):
@@ -59,7 +59,7 @@ class StaticCache:
 
 
 class Transformers:
-    """Hugging Face's GPT-2 and its `generate`."""
+    """Greedy generation with GPT-2 of Hugging Face transformers."""
 
     def __init__(self, case: Json, device: str, dtype: Any) -> None:
         import transformers  # type: ignore[import-not-found]  # pants: no-infer-dep
@@ -95,7 +95,7 @@ class Transformers:
                         theirs.copy_(torch.cat(parts, -1))
 
     def __call__(self, prompt: Any, new: int) -> Any:
-        """Return the new tokens."""
+        """Generate and return the new tokens."""
         tokens = self.model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0,
             max_new_tokens=new, min_new_tokens=new, eos_token_id=None,
@@ -104,7 +104,7 @@ class Transformers:
 
 
 class Generation:
-    """A model and prompts."""
+    """Model and prompts."""
 
     def __init__(self, kind: str) -> None:
         kinds: dict[str, Any] = {"transformers": Transformers, "static cache": StaticCache}
@@ -112,7 +112,7 @@ class Generation:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def prepare(self, case: Json) -> Json:
-        """Warm up, and say which tokens come out."""
+        """Warm up and return the generated tokens."""
         self._call = self._make(case, self._device, getattr(torch, case["dtype"]))
         rng = np.random.default_rng(0)
         shape = (case["batch"], case["prompt"])
@@ -132,7 +132,7 @@ class Generation:
             return self._call(self._prompt, self._new).tolist()
 
     def run(self, times: int) -> Json:
-        """Generate; seconds of each time."""
+        """Generate `times` times; return the seconds of each."""
         seconds = []
         for _ in range(times):
             start = time.perf_counter()

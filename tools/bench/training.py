@@ -1,11 +1,10 @@
-"""Measure a training step of GPT, ours against torch's, eager and compiled: one command, JSON.
+"""Benchmark a GPT training step against torch, eager and compiled; write JSON.
 
     python tools/bench/training.py [--torch-python PATH] [--suite cpu|gpu]
 
-wants an environment with jax and the packages tjx-kernels, tjx-nn, tjx-optim and tjx-trainer, whose
-settings for CPUs it measures (or PYTHONPATH of their src). Both sides start from the same weights
-and see the same tokens: their first losses must agree, or nothing is measured. They run in turn,
-round after round.
+requires jax, tjx-kernels, tjx-nn, tjx-optim and tjx-trainer (or PYTHONPATH of their src), and uses
+the CPU settings of the trainer. Both implementations start from the same weights and tokens; the
+benchmark fails if their first losses differ. They are measured alternately in each round.
 """
 
 import argparse
@@ -43,13 +42,13 @@ CASES: dict[str, list[Json]] = {
         },
     ],
 }  # fmt: skip
-LOSSES = 5  # first losses, which must agree
-# Of the losses, relative: rounding grows from step to step.
+LOSSES = 5  # number of first losses to compare
+# Relative tolerance of the losses; rounding errors grow over the steps.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def measure(case: Json, torch_python: Path | None, *, rounds: int, steps: int) -> Json:
-    """Measure one case; its workers end with it, as two models may not fit at once."""
+    """Measure one case in new workers, as two models may not fit in memory."""
     print(f"{case['name']} ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         given = {**case, "weights": str(Path(folder) / "weights.npz")}
@@ -97,7 +96,7 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int, steps: int) -
 
 
 def depth(*, rounds: int) -> Json:
-    """Measure what scan and remat do to memory, time and compilation."""
+    """Measure the effect of scan and remat on memory, step time and compile time."""
     print("scan, remat, 12 layers, 256 wide, T 256, batch 8 ...", flush=True)
     kinds: dict[str, Json] = {
         "scan": {},
@@ -128,14 +127,14 @@ def depth(*, rounds: int) -> Json:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--suite", choices=tuple(CASES), default="cpu")
-    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
+    parser.add_argument("--torch-python", type=Path, help="Python interpreter with torch")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4, help="steps of a side in a round")
-    parser.add_argument("--cases", default="", help="regular expression: only cases it finds")
-    parser.add_argument("--output", type=Path, help="the JSON")
+    parser.add_argument("--steps", type=int, default=4, help="steps per implementation and round")
+    parser.add_argument("--cases", default="", help="regular expression of case names to run")
+    parser.add_argument("--output", type=Path, help="output JSON file")
     given = parser.parse_args()
     start = machine()
     print(

@@ -1,4 +1,4 @@
-"""Our side of the training benchmark; see training.py."""
+"""Worker of the training benchmark for tjx; see training.py."""
 
 import time
 from importlib.metadata import version
@@ -16,10 +16,10 @@ from tjx_trainer.runtime.xla_flags import set_flags
 
 
 class Training:
-    """A model, its optimizer and a batch of tokens."""
+    """Model, optimizer and a batch of tokens."""
 
     def prepare(self, case: Json, losses: int) -> Json:
-        """Compile the step, take the first ones, and say what came of it."""
+        """Compile and run the first steps; return losses, times and versions."""
         vocab, width, layers, heads, length = case["sizes"]
         config = tjx_nn.GPTConfig(
             vocab_size=vocab, d_model=width, n_layer=layers, n_head=heads, max_seq_len=length,
@@ -66,7 +66,7 @@ class Training:
         return float(loss)
 
     def run(self, steps: int) -> Json:
-        """Take some steps; seconds of each."""
+        """Run training steps; return the seconds of each."""
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()
@@ -76,7 +76,7 @@ class Training:
 
 
 if __name__ == "__main__":
-    # What the trainer sets before its first step.
+    # The trainer applies these settings before its first step.
     set_flags()
     run_cpu_programs_inline()
     if jax.default_backend() == "cpu":

@@ -1,4 +1,4 @@
-"""torch's side of the training benchmark: GPT-2 as its users write it; see training.py."""
+"""Worker of the training benchmark for torch: GPT-2 in idiomatic torch; see training.py."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from turns import Json, serve
 
 
 class Block(nn.Module):  # type: ignore[misc]  # torch has no types here
-    """Attention and MLP of GPT-2."""
+    """Transformer block of GPT-2."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Block(nn.Module):  # type: ignore[misc]  # torch has no types here
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Any) -> Any:
-        """Return the residual stream after this block."""
+        """Apply attention and MLP to the residual stream."""
         batch, length, width = x.shape
         shape = (batch, length, self.heads, width // self.heads)
         q, k, v = (y.view(shape).transpose(1, 2) for y in self.qkv(self.ln_1(x)).chunk(3, -1))
@@ -43,7 +43,7 @@ class GPT2(nn.Module):  # type: ignore[misc]  # torch has no types here
         self.ln_f = nn.LayerNorm(width)
 
     def forward(self, tokens: Any, labels: Any) -> Any:
-        """Return the mean cross-entropy."""
+        """Compute the mean cross-entropy."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
@@ -51,7 +51,7 @@ class GPT2(nn.Module):  # type: ignore[misc]  # torch has no types here
         return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
 
     def load(self, path: str) -> None:
-        """Take the weights that the other side has written."""
+        """Load the weights written by the tjx worker."""
         given = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
         with torch.no_grad():
             self.wte.weight.copy_(given["wte.embedding"])
@@ -79,14 +79,14 @@ class GPT2(nn.Module):  # type: ignore[misc]  # torch has no types here
 
 
 class Training:
-    """A model, its optimizer and a batch of tokens."""
+    """Model, optimizer and a batch of tokens."""
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def prepare(self, case: Json, losses: int) -> Json:
-        """Compile the step, take the first ones, and say what came of it."""
+        """Compile and run the first steps; return losses, times and versions."""
         torch.set_float32_matmul_precision("high")
         model = GPT2(*case["sizes"])
         model.load(case["weights"])
@@ -129,7 +129,7 @@ class Training:
         return float(loss.item())
 
     def run(self, steps: int) -> Json:
-        """Take some steps; seconds of each."""
+        """Run training steps; return the seconds of each."""
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()

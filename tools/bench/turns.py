@@ -1,7 +1,7 @@
-"""Two programs measured in turn, so that what else the machine does falls on both alike.
+"""Worker processes for alternating measurements, so that background load affects all equally.
 
-A worker is a process that answers one JSON line with one JSON line, and lives for the whole run, so
-that it compiles once.
+A worker answers each JSON line with a JSON line. It runs for the whole benchmark, so that it
+compiles once.
 """
 
 import json
@@ -18,23 +18,23 @@ from typing import Any
 Json = dict[str, Any]
 
 
-# Vector and matrix instructions, of those that /proc/cpuinfo names.
+# Vector and matrix instruction sets to report from /proc/cpuinfo.
 FEATURES = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 
 
 class WorkerError(Exception):
-    """A worker ended before it answered; what it printed says why."""
+    """A worker process exited before answering; its output contains the reason."""
 
 
 class Worker:
-    """A process that is asked questions.
+    """Worker process that answers requests.
 
     Parameters
     ----------
     command
-        What to start.
+        Program and arguments.
     environment
-        Variables beside this process' own.
+        Environment variables in addition to those of this process.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -47,12 +47,12 @@ class Worker:
         )
 
     def ask(self, question: str, **values: Any) -> Json:
-        """Return the answer to a question.
+        """Send a request and return the answer.
 
         Raises
         ------
         WorkerError
-            If the process ended instead.
+            If the process exits before answering.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -65,7 +65,7 @@ class Worker:
         return answer
 
     def stop(self) -> int:
-        """End the process; return its status."""
+        """Stop the process; return its exit status."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -75,16 +75,16 @@ class Worker:
 
 
 def serve(answers: Mapping[str, Callable[..., Json]]) -> None:
-    """Answer questions from standard input until it ends; called in the worker."""
+    """Answer requests from standard input until end of file; call it in the worker."""
     with os.fdopen(os.dup(1), "w", buffering=1) as out:
-        os.dup2(2, 1)  # what libraries print must not get between the answers
+        os.dup2(2, 1)  # output of libraries must not mix with the answers
         for line in sys.stdin:
             values = json.loads(line)
             out.write(json.dumps(answers[values.pop("do")](**values)) + "\n")
 
 
 def summary(seconds: Sequence[float]) -> Json:
-    """Return median, least and most of some times, in milliseconds."""
+    """Return median, minimum and maximum of times, in milliseconds."""
     ms = [1000 * each for each in seconds]
     return {
         "median_ms": round(statistics.median(ms), 3),
@@ -102,7 +102,7 @@ def percentiles(seconds: Sequence[float]) -> Json:
 
 
 def machine() -> Json:
-    """Say what the benchmark runs on."""
+    """Return the CPU, its features, load and pinned cores of this machine."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.is_file() else ""
@@ -120,7 +120,7 @@ def machine() -> Json:
         "cpu": cpu,
         "cpu_features": [name for name in FEATURES if name in available],
         "cpus": os.cpu_count(),
-        # The CPUs that this process and its workers may run on.
+        # CPU affinity of this process, inherited by its workers.
         "pinned_cpus": sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else None,
         "gpu": gpu_state(),
         "system": platform.platform(),
@@ -130,7 +130,7 @@ def machine() -> Json:
 
 
 def gpu_state() -> dict[str, str]:
-    """Ask nvidia-smi for the first GPU's name, driver, clocks and temperature; {} without one."""
+    """Query nvidia-smi for name, driver, clocks and temperature of GPU 0; {} without a GPU."""
     fields = (
         "name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.draw",
         "power.limit", "temperature.gpu", "memory.total",
