@@ -1,13 +1,13 @@
 # ruff: noqa: F821  BUILD files know Pants' targets by name
-"""Macros for BUILD files: what each package and app of the repository consists of.
+"""Macros for BUILD files: targets of the packages and apps of the repository.
 
-Pants reads the import path of a target off the folder of its BUILD file: so `src` and `tests`
-each have one, of one line.
+Pants derives the import path of a target from the folder of its BUILD file: `src` and `tests`
+therefore each have a BUILD file of one line.
 """
 
 
 def tjx_package(name):
-    """Declare the wheel of a package or app, and what stands beside its sources."""
+    """Declare the wheel of a package or app and its metadata files."""
     files(name="meta", sources=["pyproject.toml", "*.md", "LICENSE"])
     python_distribution(
         name="wheel",
@@ -38,7 +38,7 @@ def tjx_tests(project, second_batch=(), **fields):
     """
     files(name="golden", sources=["golden/**/*"])
     python_test_utils(name="support", sources=["*.py", "!test_*.py", "!conftest.py"])
-    # mypy takes two conftest.py for the same module: it checks the one at the root.
+    # mypy treats two conftest.py as the same module, so it checks only the one at the root.
     python_test_utils(name="conftest", sources=["conftest.py"], skip_mypy=True)
     batches = {"tests": ["test_*.py", *["!" + name for name in second_batch]]}
     if second_batch:

@@ -1,6 +1,6 @@
-"""Load folders that tjx_nn.hf wrote into transformers: nothing missing or left over, same logits.
+"""Load folders saved by tjx_nn.hf with transformers; check the keys and compare the logits.
 
-write_saved.py makes the folders, in our environment. Run this in transformers' (see README.md):
+write_saved.py creates the folders. Run this script in the environment of transformers (README.md):
 
     python check_saved.py /tmp/saved
 """
@@ -17,7 +17,7 @@ CLASSES = {
     "vit": transformers.AutoModelForImageClassification,
     "bart": transformers.AutoModelForSeq2SeqLM,
 }
-# What our arguments are called there.
+# Names of the input arguments in transformers.
 NAMES = {
     "bert": {"tokens": "input_ids", "token_types": "token_type_ids", "mask": "attention_mask"},
     "bart": {
@@ -30,7 +30,7 @@ ATOL = 1e-5
 
 
 def check(folder: pathlib.Path) -> float:
-    """Return the largest difference of logits; AssertionError if keys are missing or left over."""
+    """Return the largest logit difference; AssertionError on missing or unexpected keys."""
     kind = transformers.AutoConfig.from_pretrained(folder).model_type
     found = CLASSES.get(kind, transformers.AutoModelForCausalLM).from_pretrained(
         folder, output_loading_info=True, attn_implementation="eager"
@@ -53,14 +53,15 @@ def check(folder: pathlib.Path) -> float:
 
 
 def main() -> None:
-    """Check every folder in the one that the command line names."""
+    """Check every model folder in the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=pathlib.Path)
     worst = 0.0
     for config in sorted(parser.parse_args().folders.glob("*/config.json")):
         worst = max(worst, difference := check(config.parent))
         print(
-            f"{config.parent.name}: no key missing or left over, logits differ by {difference:.1e}"
+            f"{config.parent.name}: no missing or unexpected keys, "
+            f"logits differ by {difference:.1e}"
         )
     assert 0 < worst < ATOL, worst
 

@@ -1,10 +1,10 @@
-"""Write the golden folders of tjx_nn.hf: tiny models as Hugging Face transformers computes them.
+"""Write the golden folders of tjx_nn.hf: tiny models with logits of Hugging Face transformers.
 
-For each model a folder with config.json and model.safetensors, as transformers writes them, and
-golden.npz with inputs and logits (float32); for GPT-2 also the mean loss of predicting each next
-token and the norm of its gradient, for both forms of GELU.
+Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with inputs
+and logits (float32); for GPT-2 also the mean next-token loss and its gradient norm, for both forms
+of GELU.
 
-Run it in an environment of its own (see README.md):
+Run it in a separate environment (see README.md):
 
     python make_hf_golden.py ../../packages/tjx-nn/tests/golden
 """
@@ -39,7 +39,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def fill(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """Give parameters values that no initialisation has: no bias is zero and no scale is one."""
+    """Randomize all parameters, so that no bias is zero and no scale is one."""
     generator = torch.Generator().manual_seed(0)
     tensors = dict(model.named_parameters())
     tensors |= {name: x for name, x in model.named_buffers() if name == "final_logits_bias"}
@@ -52,12 +52,12 @@ def fill(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
 
 
 def ids(seed: int, vocab: int = VOCAB, length: int = LENGTH) -> torch.Tensor:
-    """Return token ids."""
+    """Return random token ids."""
     return torch.randint(vocab, (BATCH, length), generator=torch.Generator().manual_seed(seed))
 
 
 def padded(length: int = LENGTH) -> torch.Tensor:
-    """Return the mask of a whole row and of one whose last tokens are padding."""
+    """Return the padding mask of one full row and one row padded at the end."""
     mask = torch.ones(BATCH, length, dtype=torch.long)
     mask[1, length // 2 + 1 :] = 0
     return mask
@@ -89,19 +89,19 @@ def gpt2() -> tuple[transformers.PreTrainedModel, Arrays]:
 
 
 def causal(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, Arrays]:
-    """Return a decoder of Llama's kind and its golden arrays."""
+    """Return a Llama-style decoder and its golden arrays."""
     config = transformers.AutoConfig.for_model(
         kind, vocab_size=VOCAB, num_key_value_heads=2, max_position_embeddings=LENGTH, **WIDTH,
         bos_token_id=0, eos_token_id=0, **fields,
     )  # fmt: skip
-    # Sliding windows need no other implementation; this one has them.
+    # The eager implementation supports sliding windows.
     model = fill(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
     tokens = ids(1)
     return model, arrays(tokens=tokens, logits=model(tokens).logits)
 
 
 def bert() -> tuple[transformers.PreTrainedModel, Arrays]:
-    """Return a BERT with its head for hidden tokens and its golden arrays, one row padded."""
+    """Return a BERT with its masked-LM head and its golden arrays, one row padded."""
     config = transformers.BertConfig(
         vocab_size=VOCAB, max_position_embeddings=LENGTH, **WIDTH, **NO_DROPOUT
     )
@@ -112,7 +112,7 @@ def bert() -> tuple[transformers.PreTrainedModel, Arrays]:
 
 
 def vit() -> tuple[transformers.PreTrainedModel, Arrays]:
-    """Return a ViT with its head for classes and its golden arrays; images are not square."""
+    """Return a ViT with its classification head and its golden arrays; images are not square."""
     config = transformers.ViTConfig(
         image_size=[8, 12], patch_size=4, num_channels=2, num_labels=5, **WIDTH
     )
@@ -150,7 +150,7 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
 
 
 def main() -> None:
-    """Make the folders in the one that the command line names."""
+    """Write the model folders to the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=pathlib.Path)
     output = parser.parse_args().output

@@ -1,11 +1,11 @@
-"""Write what tiktoken makes of text files and of hard strings with GPT-2's vocabulary.
+"""Write the GPT-2 token ids of tiktoken for text files and difficult strings.
 
-Run in an environment of its own (see README.md); nothing is downloaded:
+Run in a separate environment (see README.md); the script downloads nothing:
 
     python make_tiktoken_golden.py DATA ../../packages/tjx-data/tests/golden/tiktoken_gpt2.json
 
-DATA holds ``gpt2/encoder.json``, ``gpt2/vocab.bpe`` and text files in any folders. Of the ids of a
-file their number is written, and the SHA-256 of them as little-endian uint32.
+DATA holds ``gpt2/encoder.json``, ``gpt2/vocab.bpe`` and text files in any folders. The output has,
+for each file, the number of ids and their SHA-256 as little-endian uint32.
 """
 
 import argparse
@@ -49,7 +49,7 @@ STRINGS = [
 
 
 def load(folder: pathlib.Path) -> tiktoken.Encoding:
-    """Return tiktoken's GPT-2 with the vocabulary of a folder."""
+    """Load the GPT-2 encoding of tiktoken from the vocabulary in a folder."""
     ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(
         str(folder / "vocab.bpe"), str(folder / "encoder.json")
     )
@@ -72,7 +72,7 @@ def summary(ids: list[int]) -> dict[str, int | str]:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and write the golden file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("output", type=pathlib.Path)

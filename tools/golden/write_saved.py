@@ -1,4 +1,4 @@
-"""Write models of ours in transformers' format, with inputs and our logits, for check_saved.py.
+"""Save tjx models in Hugging Face format with inputs and logits, for check_saved.py.
 
 Run it with this repository's Python (JAX, no PyTorch):
 
@@ -33,7 +33,7 @@ LLAMA: dict[str, Any] = {
 }  # fmt: skip
 LONGER: dict[str, Any] = {"base": 500.0, "factor": 4.0, "original_seq_len": 8}
 
-# Everything that a family can hold, in few models.
+# Few models that cover all options of each family.
 MODELS: dict[str, TransformerConfig] = {
     "gpt2": GPTConfig(**TEXT),
     "gpt2_without_bias": GPTConfig(**TEXT, bias=False, activation="gelu_erf", vocab_multiple=16),
@@ -61,7 +61,7 @@ MODELS: dict[str, TransformerConfig] = {
 
 
 def inputs(config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Return what a model is called with; one row is padded where that is possible."""
+    """Return model inputs; one row is padded if the model supports padding."""
     rng = np.random.default_rng(1)
     if isinstance(config, ViTConfig):
         shape = (2, *config.height_width, config.channels)
@@ -79,13 +79,13 @@ def inputs(config: TransformerConfig) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(config: Any, params: Any, given: Any) -> jax.Array:
-    """Return the logits."""
+    """Compute the logits of a model."""
     found: jax.Array = bind(config, params)(**given)
     return found
 
 
 def main() -> None:
-    """Make the folders in the one that the command line names."""
+    """Write the model folders to the folder given on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("output", type=pathlib.Path)
     output = parser.parse_args().output
@@ -94,7 +94,7 @@ def main() -> None:
         start = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
         noise = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), start)  # noqa: B023  called here
         params = jax.tree.map(lambda x, y: np.asarray(x) + y, start, noise)
-        # Tiny files, so that there are several.
+        # A small shard size, so that there are several files.
         hf.save(output / name, config, params, max_shard_bytes=20_000)
         given = inputs(config)
         given["logits"] = np.asarray(logits(config, params, given))

@@ -3,7 +3,7 @@
 `python tools/kernels/compile_report.py` writes compile_report.json and compile_report.md beside
 this file, and fails if a kernel does not compile or spills registers. `--check` compares with the
 report there and writes nothing; `--only` replaces the rows of some targets; `--lower` stops before
-the compilers. All but `--lower` needs what tools/locks/compile.txt lists.
+the compilers. Without `--lower`, the packages of tools/locks/compile.txt are required.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TARGETS = [
     ("tpu", "v5e"),
     ("tpu", "v6e"),
 ]
-MINUTES = 40  # ample for any target, also on a busy machine
+MINUTES = 40  # time limit per target, sufficient on a loaded machine
 
 
 def wheel_folder(package: str, inner: str, needed: str) -> Path:
@@ -183,7 +183,7 @@ def write(report: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line, compile, and write or check the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only",
@@ -209,7 +209,9 @@ def main() -> None:
     if not chosen:
         parser.error(f"--only must be of {', '.join(':'.join(pair) for pair in TARGETS)}")
     if arguments.check and arguments.lower:
-        parser.error("--lower: the report holds what compilers say; leave out --check")
+        parser.error(
+            "--lower: got --check; expected one of them, as lowering gives no compiler figures"
+        )
     compile_one = partial(compile_target, case=arguments.case, lower=arguments.lower)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         reports = list(pool.map(compile_one, *zip(*chosen, strict=True)))

@@ -1,6 +1,6 @@
 """Lint, fix and format with a current ruff.
 
-The backend that Pants 2.17 ships calls `ruff FILES`, which a current ruff refuses, and knows no
+The backend of Pants 2.17 calls `ruff FILES`, which a current ruff rejects, and does not support
 `ruff format`. Its subsystem (options, lock file, configuration) is used here unchanged.
 """
 
@@ -87,7 +87,7 @@ async def run_ruff(run: RuffRun, ruff: Ruff) -> FallibleProcessResult:
 
 @rule(desc="Fix with ruff", level=LogLevel.DEBUG)
 async def ruff_fix(request: RuffFixRequest.Batch) -> FixResult:
-    # Findings that ruff cannot mend are `lint`'s to report.
+    # `lint` reports findings that ruff cannot fix.
     run = RuffRun(("check", "--fix", "--exit-zero"), request.snapshot)
     result = await Get(FallibleProcessResult, RuffRun, run)
     return await FixResult.create(request, result, strip_chroot_path=True)
@@ -95,7 +95,7 @@ async def ruff_fix(request: RuffFixRequest.Batch) -> FixResult:
 
 @rule(desc="Format with ruff", level=LogLevel.DEBUG)
 async def ruff_format(request: RuffFormatRequest.Batch) -> FmtResult:
-    # A file that does not parse stays as it is: `lint` reports it.
+    # Leave a file that does not parse unchanged; `lint` reports it.
     result = await Get(FallibleProcessResult, RuffRun, RuffRun(("format",), request.snapshot))
     return await FmtResult.create(request, result, strip_chroot_path=True)
 
