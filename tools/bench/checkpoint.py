@@ -1,11 +1,11 @@
-"""Measure checkpoints, ours against Orbax's: one command, JSON.
+"""Benchmark saving and restoring checkpoints against Orbax; write JSON.
 
     python tools/bench/checkpoint.py [--gigabytes 1.1] [--training]
 
-wants an environment with tjx-ckpt and orbax-checkpoint; with --training also tjx-nn and tjx-optim
-(or PYTHONPATH of their src). All sides save and restore the same state, in turn, round after round.
-Ours takes and checks a checksum of every byte and flushes to the disk; Orbax does neither. The
-ratios are medians of each round's own, since what the machine does changes from round to round.
+requires tjx-ckpt and orbax-checkpoint; with --training also tjx-nn and tjx-optim (or PYTHONPATH of
+their src). All implementations save and restore the same state, alternately in each round. tjx
+writes and verifies checksums and flushes to disk (fsync); Orbax does neither. Reported ratios are
+medians of the ratios of each round, as background load varies between rounds.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from turns import Json, Worker, machine, summary
 
 HERE = Path(__file__).resolve().parent
 SIDES = ("tjx", "orbax", "orbax uncompressed")
-# Of the trainer's preset gpt2_small, with the smallest batch that there is.
+# The trainer's preset gpt2_small with the smallest batch.
 MODEL = {"name": "GPT-2 small, T 1024, batch 1, float32", "sizes": [50257, 768, 12, 12, 1024],
          "batch": 1, "dtype": "float32", "weights": None}  # fmt: skip
 STEPS_A_SAVE = 100
 
 
 def saving(folder: Path, gigabytes: float, *, rounds: int) -> Json:
-    """Measure saves and restores of one state."""
+    """Measure saving and restoring a state."""
     workers = {
         side: Worker([sys.executable, str(HERE / "checkpoint_sides.py"), side], {})
         for side in SIDES
@@ -42,7 +42,7 @@ def saving(folder: Path, gigabytes: float, *, rounds: int) -> Json:
     for turn in range(rounds + 1):
         for side, worker in workers.items():
             seconds = worker.ask("save_and_restore", step=turn)
-            if turn:  # the first makes files and memory that later ones take over
+            if turn:  # the first round is a warm-up: later ones reuse its files and memory
                 for name, value in seconds.items():
                     times[side].setdefault(name, []).append(value)
     for worker in workers.values():
@@ -62,7 +62,7 @@ def saving(folder: Path, gigabytes: float, *, rounds: int) -> Json:
 
 
 def training(folder: Path, *, rounds: int, steps: int) -> Json:
-    """Measure how much longer steps take while a save is under way."""
+    """Measure the slowdown of training steps during a background save."""
     print(f"{MODEL['name']}, {steps} steps with a save and {steps} without ...", flush=True)
     worker = Worker([sys.executable, str(HERE / "checkpoint_training.py")], {})
     prepared = worker.ask("prepare", case=MODEL, folder=str(folder / "training"))
@@ -86,7 +86,7 @@ def training(folder: Path, *, rounds: int, steps: int) -> Json:
 
 
 def verdicts(saved: Json, trained: Json | None) -> list[str]:
-    """Say for each goal whether it is met."""
+    """Return one line per goal: measured value, goal, met or missed."""
     lines = []
 
     def judge(what: str, found: float, goal: float, *, least: bool) -> None:
@@ -107,17 +107,17 @@ def verdicts(saved: Json, trained: Json | None) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=1.1, help="size of the state")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--training", action="store_true", help="train GPT-2 small too")
     parser.add_argument("--steps", type=int, default=4, help="steps with a save, and without")
-    parser.add_argument("--folder", type=Path, help="on the disk to measure; a temporary one")
-    parser.add_argument("--output", type=Path, help="the JSON")
+    parser.add_argument("--folder", type=Path, help="folder on the disk to measure")
+    parser.add_argument("--output", type=Path, help="output JSON file")
     given = parser.parse_args()
     if min(given.rounds, given.steps) < 1 or given.gigabytes <= 0:
-        parser.error("--rounds, --steps and --gigabytes must be more than 0")
+        parser.error("--rounds, --steps and --gigabytes: expected more than 0")
     start = machine()
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         saved = saving(Path(name), given.gigabytes, rounds=given.rounds)

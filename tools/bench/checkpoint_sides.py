@@ -1,4 +1,4 @@
-"""Each side of the checkpoint benchmark, by its name as argument; see checkpoint.py."""
+"""Workers of the checkpoint benchmark, selected by name; see checkpoint.py."""
 
 import importlib
 import shutil
@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from turns import Json, serve
 
-# As parameters and two moments of a GPT are: few large leaves, stacked over layers.
+# Like parameters and two moments of a GPT: few large arrays, stacked over layers.
 LAYERS, WIDTH = 12, 768
 Restored = Callable[[], Any]
 
 
 def save_tjx(folder: Path, step: int, state: Any) -> tuple[float, Restored]:
-    """Save with tjx-ckpt; return the seconds that it blocked, and how to restore."""
+    """Save with tjx-ckpt; return the blocking seconds and a restore function."""
     import tjx_ckpt
 
     checkpointer = tjx_ckpt.Checkpointer(folder, keep=1)
@@ -34,7 +34,7 @@ def save_orbax(
     folder: Path, step: int, state: Any, *, compressed: bool = True
 ) -> tuple[float, Restored]:
     """Save with Orbax's API v1 and, if compressed, its defaults."""
-    ocp: Any = importlib.import_module("orbax.checkpoint").v1  # a peer, which nothing else needs
+    ocp: Any = importlib.import_module("orbax.checkpoint").v1  # optional peer dependency
     path = folder / str(step)
     context = ocp.Context()
     context.array.saving.use_compression = compressed
@@ -56,13 +56,13 @@ SAVES: dict[str, Callable[[Path, int, Any], tuple[float, Restored]]] = {
 
 
 class Side:
-    """A state that is saved and restored."""
+    """Worker that saves and restores a state."""
 
     def __init__(self, name: str) -> None:
         self._save = SAVES[name]
 
-    def prepare(self, folder: str, bytes: float) -> Json:  # noqa: A002  the question's name
-        """Make the state."""
+    def prepare(self, folder: str, bytes: float) -> Json:  # noqa: A002  name of the request field
+        """Create the state."""
         self._folder = Path(folder)
         self._folder.mkdir()
         shapes = {"qkv": (WIDTH, 3 * WIDTH), "out": (WIDTH, WIDTH), "up": (WIDTH, 4 * WIDTH),
@@ -85,7 +85,7 @@ class Side:
         }
 
     def save_and_restore(self, step: int) -> Json:
-        """Save and restore once; seconds. What comes back must be what went in."""
+        """Save and restore once; check equality and return the seconds."""
         begin = time.perf_counter()
         blocked, restore = self._save(self._folder, step, self._state)
         saved = time.perf_counter()

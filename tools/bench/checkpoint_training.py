@@ -1,4 +1,4 @@
-"""Training with and without saves in the background; see checkpoint.py."""
+"""Training with and without background saves; see checkpoint.py."""
 
 import time
 from pathlib import Path
@@ -10,22 +10,22 @@ import tjx_ckpt
 
 
 class SavingTraining(Training):
-    """Steps of a model, with a checkpoint at their start or none."""
+    """Training worker that optionally saves a checkpoint at the first step."""
 
     def prepare_saving(self, case: Json, folder: str) -> Json:
-        """Compile the step, and open the checkpoints."""
+        """Compile the step and create the checkpointer."""
         prepared = self.prepare(case, losses=2)
         self._checkpointer = tjx_ckpt.Checkpointer(Path(folder), keep=1)
         return {"compile_seconds": prepared["compile_seconds"], "device": prepared["device"]}
 
     def steps(self, steps: int, save: int | None) -> Json:
-        """Take steps, saving the state that they start from; seconds of all, and of the save."""
+        """Run steps with a save at the start; return the seconds of the steps and of the save."""
         begin = time.perf_counter()
         if save is not None:
             self._checkpointer.save(save, self._state)
         self.run(steps)
         seconds = time.perf_counter() - begin
-        self._checkpointer.wait()  # a save that outlives the steps is no saving of time
+        self._checkpointer.wait()  # count a save that outlasts the steps in full
         return {"seconds": max(seconds, time.perf_counter() - begin)}
 
 

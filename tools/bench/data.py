@@ -1,10 +1,10 @@
-"""Measure reading batches, ours against nanoGPT's way and Grain's: one command, JSON.
+"""Benchmark reading batches against nanoGPT and Grain; write JSON.
 
     python tools/bench/data.py [--peers-python PATH] [--training]
 
-wants an environment with tjx-data (or PYTHONPATH of its src); with --training also the trainer's.
-The other interpreter has torch and grain. All sides read the same 100 million tokens, shuffled, in
-turn, round after round. Sets of 10 billion tokens are files with holes.
+requires tjx-data (or PYTHONPATH of its src); with --training also tjx-trainer. --peers-python needs
+torch and grain. All implementations read the same 100 million tokens, shuffled, alternately in each
+round. Sets of 10 billion tokens are sparse files.
 """
 
 import argparse
@@ -23,11 +23,11 @@ N_TOKENS = 100_000_000
 MANY_TOKENS = 10_000_000_000
 SHARD_TOKENS = 1 << 27
 SEQ_LEN = 1024
-WAYS = ("nanogpt", "grain0", "grain2")  # Grain without and with threads: its best counts
+WAYS = ("nanogpt", "grain0", "grain2")  # Grain without and with threads; the faster one counts
 
 
 def reading(folder: Path, peers_python: Path | None, batch: int, *, rounds: int) -> Json:
-    """Measure batches of one size."""
+    """Measure the throughput for one batch size."""
     print(f"batches of {batch} x {SEQ_LEN + 1} ...", flush=True)
     file = str(folder / "tokens.bin")
     ours = Worker([sys.executable, str(HERE / "data_tjx.py")], {})
@@ -58,7 +58,7 @@ def reading(folder: Path, peers_python: Path | None, batch: int, *, rounds: int)
 
 
 def opening(folder: Path) -> Json:
-    """Measure opening a set of 10 billion tokens, and going on at step 10^6."""
+    """Measure opening a set of 10 billion tokens, and resuming at step 10^6."""
     maker = Worker([sys.executable, str(HERE / "data_tjx.py")], {})
     many = str(folder / "many")
     maker.ask(
@@ -75,21 +75,21 @@ def opening(folder: Path) -> Json:
 
 
 def training(folder: Path) -> Json:
-    """Measure the share of the preset quickstart's time that its steps wait for data."""
+    """Measure the fraction of step time that the preset quickstart waits for data."""
     run = folder / "run"
     command = [sys.executable, "-m", "tjx_trainer.main", "--config", "quickstart"]
     subprocess.run([*command, "--run_dir", str(run), "--train.max_steps", "500"], check=True)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     times = [{k: v for k, v in record.items() if k.startswith("time/")} for record in records]
     shares = [each["time/data_wait"] / sum(each.values()) for each in times if each]
-    # The first record holds compilation.
+    # The first record includes compilation.
     found = {"median": float(np.median(shares[1:])), "most": max(shares[1:]), "count": len(shares)}
     print(f"quickstart waits for data: {found}")
     return found
 
 
 def verdicts(records: list[Json], opened: Json, waited: Json | None) -> list[str]:
-    """Say for each goal whether it is met."""
+    """Return one line per goal: measured value, goal, met or missed."""
     lines = []
 
     def judge(what: str, found: float, goal: float, *, least: bool) -> None:
@@ -113,15 +113,15 @@ def verdicts(records: list[Json], opened: Json, waited: Json | None) -> list[str
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers-python", type=Path, help="interpreter with torch and grain")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--training", action="store_true", help="train the preset quickstart too")
-    parser.add_argument("--output", type=Path, help="the JSON")
+    parser.add_argument("--output", type=Path, help="output JSON file")
     given = parser.parse_args()
     if given.rounds < 1:
-        parser.error(f"--rounds is {given.rounds}; give 1 or more")
+        parser.error(f"--rounds: got {given.rounds}; expected at least 1")
     start = machine()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

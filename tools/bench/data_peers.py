@@ -1,4 +1,4 @@
-"""The other side of the data benchmark: nanoGPT's way and Grain's; see data.py."""
+"""Worker of the data benchmark for nanoGPT and Grain; see data.py."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from turns import Json, serve
 
 
 class NanoGPT:
-    """Random windows, one by one, as int64 tensors of torch: what nanoGPT's train.py does."""
+    """Random windows as int64 torch tensors, as in the train.py of nanoGPT."""
 
     def __init__(self, file: str, batch: int, seq_len: int) -> None:
         import torch  # type: ignore[import-not-found]  # pants: no-infer-dep
@@ -21,9 +21,9 @@ class NanoGPT:
         self.version = torch.__version__
 
     def __call__(self) -> Any:
-        """Return inputs and labels of a batch."""
+        """Read inputs and labels of a batch."""
         torch, length = self._torch, self._seq_len
-        data = np.memmap(self._file, np.uint16, "r")  # anew each time, against a leak of memory
+        data = np.memmap(self._file, np.uint16, "r")  # reopened to avoid a memory leak
         places = torch.randint(len(data) - length, (self._batch,)).tolist()
 
         def windows(ahead: int) -> Any:
@@ -34,7 +34,7 @@ class NanoGPT:
 
 
 class _Windows:
-    """A source of Grain's: the windows of a file of tokens."""
+    """Grain data source: windows of a token file."""
 
     def __init__(self, file: str, seq_len: int) -> None:
         self._data = np.asarray(np.memmap(file, np.uint16, "r"))
@@ -50,7 +50,7 @@ class _Windows:
 
 
 class Grain:
-    """A shuffled pipeline of Grain, with so many threads that read ahead; 0 is none."""
+    """Shuffled Grain pipeline with `threads` prefetch threads; 0 disables prefetching."""
 
     def __init__(self, file: str, batch: int, seq_len: int, threads: int) -> None:
         import grain  # type: ignore[import-not-found]  # pants: no-infer-dep
@@ -61,17 +61,17 @@ class Grain:
         self._batches = iter(windows.batch(batch).to_iter_dataset(options))
 
     def __call__(self) -> Any:
-        """Return inputs and labels of a batch."""
+        """Read inputs and labels of a batch."""
         return next(self._batches)
 
 
 class Reading:
-    """Reads batches in one way."""
+    """Worker that reads batches with one implementation."""
 
     _next: Callable[[], Any]
 
     def open(self, way: str, file: str, batch: int, seq_len: int) -> Json:
-        """Choose the way: nanogpt, or grain with a number of threads after it."""
+        """Select nanogpt, or grain followed by a number of threads."""
         if way == "nanogpt":
             reader: NanoGPT | Grain = NanoGPT(file, batch, seq_len)
         else:
@@ -82,7 +82,7 @@ class Reading:
         return {"versions": {way: reader.version, "python": sys.version.split()[0]}}
 
     def run(self, batches: int) -> Json:
-        """Read batches one after another; the seconds they took."""
+        """Read batches sequentially; return the seconds."""
         start = time.perf_counter()
         for _ in range(batches):
             self._next()

@@ -1,4 +1,4 @@
-"""tjx's side of the data benchmark: opening prepared sets and reading batches; see data.py."""
+"""Worker of the data benchmark for tjx: open prepared sets and read batches; see data.py."""
 
 import dataclasses
 import re
@@ -19,9 +19,9 @@ from tjx_data.prepared.index import (
 
 
 def make_set(folder: str, tokens_file: str | None, n_tokens: int, shard_tokens: int) -> Json:
-    """Make a set of the tokens in a file or, without one, of as many holes.
+    """Create a prepared set from a token file or, without one, from sparse files.
 
-    Its hashes are not right: nothing here compares them.
+    Its hashes are wrong; the benchmark does not verify them.
     """
     directory = Path(folder)
     prepare(["a text", "b text"], char_tokenizer(["abtex "]), directory, holdout="tail")
@@ -50,10 +50,10 @@ def make_set(folder: str, tokens_file: str | None, n_tokens: int, shard_tokens: 
 
 
 class Reading:
-    """Reads batches of one set."""
+    """Worker that reads batches of a prepared set."""
 
     def open(self, folder: str, batch: int, seq_len: int, step: int) -> Json:
-        """Open a set and read the batch of a step; the times of both, and the memory after."""
+        """Open a set and read the batch of a step; return both times and the peak memory."""
         before = _peak_mib()
         start = time.perf_counter()
         self._loader = TokenLoader(folder, seq_len=seq_len, batch_size=batch, seed=7)
@@ -71,7 +71,7 @@ class Reading:
         }
 
     def run(self, batches: int) -> Json:
-        """Read batches one after another; the seconds they took."""
+        """Read batches sequentially; return the seconds."""
         start = time.perf_counter()
         for step in range(self._step, self._step + batches):
             self._loader.batch(step)
@@ -80,7 +80,7 @@ class Reading:
 
 
 def _peak_mib() -> float:
-    """Return the most memory that this process has had resident, in MiB."""
+    """Return the peak resident memory of this process in MiB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return round(int(found[1]) / 1024, 1)

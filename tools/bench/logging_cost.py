@@ -1,12 +1,10 @@
-"""What logging costs, as a share of the time of a step of the quickstart.
+"""Measure the overhead of logging relative to the step time of the quickstart preset.
 
-The quickstart's step is run a few times in one process with each choice of trackers and each
-cadence; the choices take turns, and each keeps its median. What is measured is a step as the
-training loop makes it, records included: the step, its metrics on the host, and the record of one.
-Where other programs share the machine that says little: two more figures are the time that the
-calls alone take of the training thread, and the processor time of a step, all threads together.
-With `--waits` another device makes the step and the host only waits for it, as beside a GPU,
-and what trackers' threads take of the processors is not taken from the step.
+The step runs in one process with each choice of trackers and each cadence, alternately; the
+median of each is reported. A step includes the transfer of its metrics to the host and one record.
+Two figures are robust to background load: the time of the tracker calls in the training thread,
+and the CPU time of a step over all threads. `--waits` simulates a step on an accelerator: the host
+only waits, so the CPU time of tracker threads does not slow down the step.
 
     python tools/bench/logging_cost.py --out tools/bench/results
     python tools/bench/logging_cost.py --out tools/bench/results --waits 0.05
@@ -29,7 +27,7 @@ from record import record
 import tjx_metrics
 
 VOCABULARY = 2048  # of the quickstart's tokenizer
-STEPS = 20  # of a turn
+STEPS = 20  # per measurement
 EVERY = (1, 10)
 GOAL = 0.01  # at the default cadence
 CHOICES = ("jsonl", "all", "blocked")
@@ -37,7 +35,7 @@ CHOICES = ("jsonl", "all", "blocked")
 
 @contextmanager
 def opened(choice: str, folder: Path) -> Iterator[tjx_metrics.Tracker]:
-    """Open metrics.jsonl, which every run has, and beside it all trackers, or one that blocks."""
+    """Open metrics.jsonl alone, with all trackers, or with a tracker that blocks."""
     others: list[tjx_metrics.BackgroundTracker] = []
     release = threading.Event()
 
@@ -60,7 +58,7 @@ def opened(choice: str, folder: Path) -> Iterator[tjx_metrics.Tracker]:
 
 
 class Training:
-    """The quickstart's step on random tokens."""
+    """Training step of the quickstart preset on random tokens."""
 
     def __init__(self, flags: list[str]) -> None:
         import jax
@@ -83,26 +81,26 @@ class Training:
         self.step()
 
     def step(self) -> dict[str, float]:
-        """Make a step and return its numbers."""
+        """Run a step and return its metrics."""
         self._state, metrics = self._step(self._state, self._batch)
         values = self._get(metrics)
         return {f"train/{name}": float(value) for name, value in values.items()}
 
 
 class Waiting:
-    """A step of so many seconds in which this process has nothing to do."""
+    """Simulated step of `seconds` seconds on another device."""
 
     def __init__(self, flags: list[str], seconds: float) -> None:
         self._values, self._seconds = Training(flags).step(), seconds
 
     def step(self) -> dict[str, float]:
-        """Wait, and return the numbers of a step."""
+        """Wait for the step time and return metrics of a step."""
         time.sleep(self._seconds)
         return self._values
 
 
 def turn(training: Training | Waiting, tracker: tjx_metrics.Tracker, first: int, every: int) -> Any:
-    """Make some steps; return seconds of each, of each call, and processor seconds of all."""
+    """Run steps; return the seconds of each step and call, and the total CPU seconds."""
     seconds, calls = [], []
     worked = time.process_time()
     for step in range(first, first + STEPS):
@@ -117,11 +115,11 @@ def turn(training: Training | Waiting, tracker: tjx_metrics.Tracker, first: int,
 
 
 def main() -> None:
-    """Measure in turns, print and write the result; the goal is told, not asserted."""
+    """Measure alternately, print and write the results; the goal is reported, not enforced."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--waits", type=float, help="seconds of a step that another device makes")
+    parser.add_argument("--waits", type=float, help="seconds of a simulated step")
     parser.add_argument("flags", nargs="*", help="flags of the trainer, after --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -163,7 +161,7 @@ def measure(
                 name = f"{choice} every {every}"
                 with opened(choice, place / f"{choice}-{every}-{number}") as tracker:
                     if choice == "all":
-                        time.sleep(10)  # what is imported once is not a cost of each step
+                        time.sleep(10)  # exclude one-time imports from the measurement
                     of_steps, of_calls, worked = turn(training, tracker, 1, every)
                 seconds.setdefault(name, []).extend(of_steps)
                 calls.setdefault(name, []).extend(of_calls)

@@ -1,7 +1,7 @@
-"""Whether `plan` tells the memory that a GPU then needs: one step of GPT-2 small and medium.
+"""Compare the memory predicted by `trainer plan` with the GPU's peak, for GPT-2 small and medium.
 
-Needs an NVIDIA GPU. Planned is in a process of its own, as on a machine that has none; then the
-same step is run here, and the allocator is asked for its peak.
+Requires an NVIDIA GPU. The plan runs in a process that sees no GPU. The same step then runs on the
+GPU, and the allocator reports its peak.
 
     python tools/bench/plan_memory.py --chip h100 --out tools/bench/results
 """
@@ -23,7 +23,7 @@ GOAL = 0.10
 
 
 def planned(preset: str, chip: str) -> dict[str, Any]:
-    """Return what `trainer plan` writes, from a process that sees no GPU."""
+    """Return the output of `trainer plan` from a process that sees no GPU."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["plan", f"--config={preset}", *FLAGS, f"--chip={chip}", f"--out={folder}"]
         subprocess.run(
@@ -37,14 +37,14 @@ def planned(preset: str, chip: str) -> dict[str, Any]:
 
 
 def measured(preset: str) -> int:
-    """Return the peak of the device's memory over two steps, bytes; in a process of its own."""
+    """Return the peak device memory of two steps in bytes, measured in a subprocess."""
     words = [sys.executable, __file__, "--measure", preset]
     text = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return int(text.splitlines()[-1])
 
 
 def run_steps(preset: str) -> int:
-    """Make two steps on random tokens; return the allocator's peak, bytes."""
+    """Run two steps on random tokens; return the peak of the allocator in bytes."""
     import jax
     import numpy as np
 
@@ -66,12 +66,12 @@ def run_steps(preset: str) -> int:
     float(metrics["loss"])  # waits for the steps
     stats = device.memory_stats()
     if not stats:
-        raise SystemExit(f"{device.device_kind} does not tell its memory: this needs an NVIDIA GPU")
+        raise SystemExit(f"{device.device_kind} reports no memory statistics; run on an NVIDIA GPU")
     return int(stats["peak_bytes_in_use"])
 
 
 def main() -> None:
-    """Compare, print, and write the result."""
+    """Compare, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chip", default="h100")
     parser.add_argument("--out", type=Path)

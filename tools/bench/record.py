@@ -1,4 +1,4 @@
-"""A result of a benchmark as JSON: what was measured, when, with which versions, on what."""
+"""Benchmark results as JSON, with date, versions and machine."""
 
 import json
 import os
@@ -16,13 +16,13 @@ def record(folder: Path, name: str, *, packages: Sequence[str], **content: Any) 
     Parameters
     ----------
     folder : Path
-        As ``tools/bench/results``.
+        Output folder, such as ``tools/bench/results``.
     name : str
-        What was measured, and on what.
+        Name of the benchmark and the device.
     packages : sequence of str
-        Distributions whose versions matter.
+        Distributions whose versions are recorded.
     **content
-        The figures, as JSON.
+        Results, serializable as JSON.
     """
     result = {
         "date": date.today().isoformat(),

@@ -1,8 +1,8 @@
-"""How much time of a step virtual devices cost: 2 and 4 data-parallel CPU devices against one.
+"""Measure the overhead of data parallelism on 2 and 4 virtual CPU devices relative to one.
 
-All of them share the machine's cores, and the batch is the same: what is lost is what dividing the
-batch, and summing the gradients, costs. Each count of devices runs in a process of its own, as JAX
-fixes it at its start; the processes take turns, and each count keeps its best time.
+The devices share the cores and the global batch is constant, so the slowdown is the cost of
+sharding the batch and reducing the gradients. Each device count runs in a separate process, as JAX
+fixes it at startup; the processes alternate, and the best time of each counts.
 
     python tools/bench/scaling.py --out tools/bench/results
 """
@@ -37,7 +37,7 @@ VOCABULARY = 65
 
 
 def measure(count: int) -> dict[str, float]:
-    """Return seconds a step and the sum of gradients' bytes that a device sends, on `count`."""
+    """Return seconds per step and gradient bytes sent per device, on `count` devices."""
     os.environ["JAX_NUM_CPU_DEVICES"] = str(count)
     import jax
     import numpy as np
@@ -70,7 +70,7 @@ def measure(count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure in turns, print and write the result; the goals are told, not asserted."""
+    """Measure alternately, print and write the results; goals are reported, not enforced."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)

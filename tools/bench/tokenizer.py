@@ -1,12 +1,11 @@
-"""Measure encoding with GPT-2's vocabulary, and preparing a corpus with it: one command, JSON.
+"""Benchmark encoding and corpus preparation with the GPT-2 vocabulary; write JSON.
 
     python tools/bench/tokenizer.py --data DATA [--tiktoken-python PATH]
 
-wants an environment with tjx-data (or PYTHONPATH of its src), on Linux. DATA holds the folders
-``gpt2`` (encoder.json, vocab.bpe) and ``books`` (*.txt). All sides encode the same documents to the
-same ids, or nothing is measured; they run in turn, round after round. What `prepare` is compared
-with is the library's encoding alone, one thread in as many processes as there are cores, all at
-once, their rates summed.
+requires tjx-data (or PYTHONPATH of its src) on Linux. DATA has folders ``gpt2`` (encoder.json,
+vocab.bpe) and ``books`` (*.txt). All implementations encode the same documents, alternately in each
+round; the benchmark fails if their ids differ. The baseline of `prepare` is the summed throughput
+of the tokenizers library alone, in one single-threaded process per core.
 """
 
 import argparse
@@ -26,12 +25,12 @@ HERE = Path(__file__).resolve().parent
 OURS = str(HERE / "tokenizer_tjx.py")
 DOCUMENT_CHARACTERS = 4000
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-GOAL = 0.9  # of the summed rate, for prepare
-GROWTH = 1.1  # of the memory, where the corpus is four times as large
+GOAL = 0.9  # prepare: minimum fraction of the summed throughput
+GROWTH = 1.1  # maximum memory ratio for a corpus four times as large
 
 
 def documents_of(text: str) -> list[str]:
-    """Cut a text after paragraphs into documents of about `DOCUMENT_CHARACTERS`."""
+    """Split a text at paragraphs into documents of about `DOCUMENT_CHARACTERS`."""
     documents: list[str] = []
     start = 0
     while start < len(text):
@@ -45,7 +44,7 @@ def documents_of(text: str) -> list[str]:
 def encoding(
     gpt2: Path, documents: Path, name: str, tiktoken_python: Path | None, rounds: int
 ) -> Json:
-    """Measure the sides on some documents."""
+    """Measure the encoding throughput of all implementations."""
     print(f"{name} ...", flush=True)
     ways = ("tjx", "tokenizers", "tokenizers raw")
     workers = {way: Worker([sys.executable, OURS, way], {}) for way in ways}
@@ -76,7 +75,7 @@ def encoding(
 
 
 class Cores:
-    """The library alone: a process with one thread for each core, all working at once."""
+    """Baseline: the tokenizers library in one single-threaded process per core."""
 
     def __init__(self, gpt2: Path, documents: Path) -> None:
         count = os.cpu_count() or 1
@@ -90,20 +89,20 @@ class Cores:
         ]
 
     def rate(self) -> float:
-        """Return the sum of their rates in MB/s."""
+        """Return the summed throughput in MB/s."""
         with ThreadPoolExecutor(len(self._workers)) as pool:
             answers = list(pool.map(lambda worker: worker.ask("run"), self._workers))
         seconds: list[float] = [answer["seconds"][0] for answer in answers]
         return sum(n_bytes / time / 1e6 for n_bytes, time in zip(self._bytes, seconds, strict=True))
 
     def stop(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         for worker in self._workers:
             worker.stop()
 
 
 def write_corpus(documents: list[str], file: Path, n_bytes: int) -> None:
-    """Write documents again and again as JSON lines, until the file holds so many bytes."""
+    """Write documents repeatedly as JSON lines, until the file has `n_bytes` bytes."""
     n_written = 0
     with file.open("w", encoding="utf-8") as stream:
         for text in itertools.cycle(documents):
@@ -113,7 +112,7 @@ def write_corpus(documents: list[str], file: Path, n_bytes: int) -> None:
 
 
 def preparing(gpt2: Path, documents: Path, folder: Path, megabytes: int, rounds: int) -> Json:
-    """Measure prepare, in turn with encoding alone, on a corpus once and four times as large."""
+    """Measure prepare and the baseline alternately, on a corpus and one four times as large."""
     print(f"prepare, {megabytes} MB and {4 * megabytes} MB ...", flush=True)
     texts = json.loads(documents.read_text())
     files = [folder / f"corpus_{i}.jsonl" for i in range(4)]
@@ -127,7 +126,7 @@ def preparing(gpt2: Path, documents: Path, folder: Path, megabytes: int, rounds:
             worker = Worker([sys.executable, OURS, "tjx"], {})
             answer = worker.ask("prepare", gpt2=str(gpt2), corpus=[str(file) for file in corpus])
             worker.stop()
-            # What else the machine does changes while prepare runs: the rate is that around it.
+            # Background load varies: compare with the baseline before and after prepare.
             answer["encode_mb_per_sec"] = round((before + cores.rate()) / 2, 2)
             answer["mb_per_sec"] = round(answer["n_bytes"] / answer["seconds"][0] / 1e6, 2)
             answer["of_encode"] = round(answer["mb_per_sec"] / answer["encode_mb_per_sec"], 3)
@@ -154,11 +153,11 @@ def preparing(gpt2: Path, documents: Path, folder: Path, megabytes: int, rounds:
 
 
 def verdicts(prepared: Json) -> list[str]:
-    """Say for each goal whether it is met."""
+    """Return one line per goal: measured value, goal, met or missed."""
     small, large = prepared["of_encode"]["small"], prepared["of_encode"]["large"]
     growth = prepared["growth"]
     return [
-        # Of a small corpus, starting the processes takes a part of the time.
+        # For a small corpus, process startup takes a large part of the time.
         f"prepare, of the library's encoding alone on all cores: {large} (small: {small}) of "
         f"{GOAL}, {'met' if large >= GOAL else 'missed'}",
         f"its memory, where the corpus is four times as large: {growth} times, at most {GROWTH}, "
@@ -167,21 +166,21 @@ def verdicts(prepared: Json) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with gpt2 and books")
     parser.add_argument("--tiktoken-python", type=Path, help="interpreter that can import tiktoken")
     parser.add_argument("--megabytes", type=int, default=60, help="of text for prepare")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="the JSON")
+    parser.add_argument("--output", type=Path, help="output JSON file")
     given = parser.parse_args()
     if min(given.rounds, given.megabytes) < 1:
-        parser.error("--rounds and --megabytes: give 1 or more")
+        parser.error("--rounds and --megabytes: expected at least 1")
     start = machine()
     gpt2 = given.data / "gpt2"
     books = [file.read_text(encoding="utf-8") for file in sorted(given.data.glob("books/*.txt"))]
     if not books:
-        parser.error(f"--data is {given.data}; there are no books/*.txt in it")
+        parser.error(f"--data: got {given.data}; expected a folder with books/*.txt")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases = {

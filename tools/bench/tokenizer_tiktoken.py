@@ -1,4 +1,4 @@
-"""tiktoken's side of the tokenizer benchmark, in an environment of its own; see tokenizer.py."""
+"""Worker of the tokenizer benchmark for tiktoken; see tokenizer.py."""
 
 import array
 import hashlib
@@ -14,10 +14,10 @@ from turns import Json, serve
 
 
 class Encoding:
-    """Encodes documents with GPT-2's vocabulary, on as many threads as there are cores."""
+    """Worker that encodes documents with the GPT-2 vocabulary, one thread per core."""
 
     def open(self, gpt2: str, documents: str, part: int, parts: int) -> Json:
-        """Load the vocabulary and this process' share of the documents; encode it once."""
+        """Load the vocabulary and the documents of this process; encode them once."""
         self._texts = json.loads(Path(documents).read_text())[part::parts]
         self._gpt2 = tiktoken.Encoding(
             "gpt2",

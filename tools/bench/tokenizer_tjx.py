@@ -1,4 +1,4 @@
-"""tjx's side of the tokenizer benchmark, and the library's alone; see tokenizer.py."""
+"""Worker of the tokenizer benchmark for tjx and the tokenizers library; see tokenizer.py."""
 
 import array
 import hashlib
@@ -21,20 +21,20 @@ POLL_SECONDS = 0.02
 
 
 class Encoding:
-    """Encodes documents with GPT-2's vocabulary.
+    """Worker that encodes documents with the GPT-2 vocabulary.
 
     Parameters
     ----------
     way
-        "tjx"; "tokenizers", the library's fastest call, its ids as lists; "tokenizers raw", the
-        same without making lists.
+        "tjx"; "tokenizers", the fastest call of the library, with ids as lists; "tokenizers raw",
+        the same without making lists.
     """
 
     def __init__(self, way: str) -> None:
         self._way = way
 
     def open(self, gpt2: str, documents: str, part: int, parts: int) -> Json:
-        """Load the vocabulary and this process' share of the documents; encode it once."""
+        """Load the vocabulary and the documents of this process; encode them once."""
         texts: list[str] = json.loads(Path(documents).read_text())[part::parts]
         self._encode = self._encoder(Path(gpt2), texts)
         ids = [i for each in Tokenizer.load(gpt2).encode_batch(texts) for i in each]
@@ -62,12 +62,12 @@ class Encoding:
 
 
 def ids_hash(ids: list[int]) -> str:
-    """Return the same for the same ids."""
+    """Return a hash of token ids."""
     return hashlib.sha256(array.array("I", ids).tobytes()).hexdigest()
 
 
 def run_prepare(gpt2: str, corpus: list[str]) -> Json:
-    """Prepare a set from files; the time it took, and the most memory that each process had."""
+    """Prepare a set from files; return the time and the peak memory of each process."""
     tokenizer = Tokenizer.load(gpt2)
     with tempfile.TemporaryDirectory() as folder, _Memory() as memory:
         start = time.perf_counter()
@@ -85,7 +85,7 @@ def run_prepare(gpt2: str, corpus: list[str]) -> Json:
 
 
 class _Memory:
-    """Looks again and again at the most memory that this process and its children had."""
+    """Polls the peak resident memory of this process and its children."""
 
     def __init__(self) -> None:
         self.mib: dict[str, float] = {}
@@ -108,7 +108,7 @@ class _Memory:
             for process in ["self", *(child for some in children for child in some)]:
                 try:
                     status = Path(f"/proc/{process}/status").read_text()
-                except OSError:  # it has just ended
+                except OSError:  # the process has exited
                     continue
                 if found := re.search(r"VmHWM:\s+(\d+) kB", status):
                     self.mib[process] = int(found[1]) / 1024
