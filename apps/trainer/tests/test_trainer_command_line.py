@@ -241,8 +241,8 @@ def test_another_optimizer_ignores_the_numbers_of_the_presets_one(tmp_path: Path
 
 def test_lists_come_from_flags_and_presets(tmp_path: Path) -> None:
     pieces = ["--schedule.name=piecewise", "--schedule.factors=0.5,0.1"]
-    steps = resolve([*pieces, "--schedule.boundaries=100,200"]).schedule
-    assert steps.boundaries == (100, 200)
+    steps = resolve([*pieces, "--schedule.boundaries=200,400"]).schedule
+    assert steps.boundaries == (200, 400)
     assert all(isinstance(at, int) for at in steps.boundaries)
     assert resolve([*pieces, "--schedule.boundaries=0.5,0.8"]).schedule.boundaries == (0.5, 0.8)
     file = tmp_path / "mine.yaml"

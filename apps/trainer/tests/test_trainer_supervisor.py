@@ -273,7 +273,7 @@ def test_a_wrong_flag_is_reported_once_by_the_supervisor(tmp_path: Path) -> None
     )  # fmt: skip
     assert done.returncode == ExitCode.USER_ERROR
     assert done.stderr.count("model.n_layer?") == 1
-    assert done.stderr.count("watchdog: factor") == 1
+    assert done.stderr.count("watchdog.factor: got") == 1
     assert done.stderr.startswith("2 mistakes")
     assert not list(tmp_path.iterdir())
 

@@ -71,7 +71,7 @@ def test_texts_and_lists_are_separated_otherwise_than_numbers_and_choices() -> N
     assert separator_of("data.path") == separator_of("optimizer.groups") == ";"
     (axis,) = read_grid(
         ["--schedule.name=piecewise", "--schedule.factors=0.5,0.1;0.3,0.1",
-         "--schedule.boundaries=100,200"]
+         "--schedule.boundaries=200,400"]
     ).axes.items()  # fmt: skip
     assert axis == ("schedule.factors", ("0.5,0.1", "0.3,0.1"))
 

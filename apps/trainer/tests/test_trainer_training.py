@@ -276,7 +276,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
     with pytest.raises(SystemExit) as stop:
         run(words, tmp_path / "run", "--model.vocab_size=5")
     assert stop.value.code == 2
-    assert "model.vocab_size 5" in capsys.readouterr().err
+    assert "model.vocab_size: got 5" in capsys.readouterr().err
 
 
 def test_samples_continue_the_prompt_and_know_the_longest(job: Job) -> None:
@@ -314,7 +314,7 @@ def test_a_prompt_that_the_tokenizer_cannot_encode_is_dropped_before_training(
 ) -> None:
     config, _ = open_task(resolve([*words, "--train.sample_prompt=π"]))
     assert config.train.sample_prompt is None
-    assert "samples begin without train.sample_prompt 'π': text: got the" in capsys.readouterr().err
+    assert "samples start without train.sample_prompt 'π': text: got the" in capsys.readouterr().err
     assert open_task(resolve([*words, "--train.sample_prompt=1"]))[0].train.sample_prompt == "1"
 
 
