@@ -1,4 +1,4 @@
-"""Correctness and speed on a lent GPU, in four slices that each fit into one short command.
+"""Check correctness and measure speed on a GPU, in four slices of at most 9 minutes each.
 
     python tools/bench/gpu.py --download-wheels .wheels
     python tools/bench/gpu.py --slice 1 --wheels .wheels --output DIR
@@ -8,20 +8,20 @@
 slice 1  (at most 5 minutes) every attention implementation against float64, forward and backward,
          twice; 20 steps of the trainer
 slice 2  (9 minutes) the other tests of the kernels; the trainer by attention implementation, its
-         layers in a loop and unrolled; the attention benchmark against JAX's and torch's
-slice 3  (9 minutes) batch sizes, XLA flags, chunks of the head loss; GPT-2 by torch.compile
-slice 4  (9 minutes) repeats of the fastest run, resuming bit for bit, block sizes
+         layers scanned and unrolled; the attention benchmark against JAX and torch
+slice 3  (9 minutes) batch sizes, XLA flags, chunk sizes of the head loss; GPT-2 with torch.compile
+slice 4  (9 minutes) repeats of the fastest run, bitwise-equal resume, block sizes
 
 Slices 3 and 4 take the fastest run of the results given by --previous, else the trainer's defaults.
 --rehearse runs all slices, or the one given by --slice, on the CPU with tiny shapes.
 
 The first command needs the network: run it on your machine and copy the folder to the GPU machine,
-where --wheels installs the packages into a folder of their own. The interpreter there needs
-jax[cuda13], flax, optax and pytest; whatever is missing or too old is named before anything runs.
+where --wheels installs the packages into a separate folder. The interpreter there needs
+jax[cuda13], flax, optax and pytest; missing or outdated packages are reported first.
 
-Each slice writes three files into DIR: slice-N.jsonl has a line for each case, written as it ends;
-gpu-slice-N-DATE.json has the same with versions, machine and date, to be committed in
-tools/bench/results/; slice-N.tar.gz has the logs. The exit status is 0 if no case failed.
+Each slice writes three files into DIR: slice-N.jsonl with a line per completed case;
+gpu-slice-N-DATE.json with the same cases, versions, machine and date, to commit in
+tools/bench/results/; slice-N.tar.gz with the logs. The exit status is 0 if no case failed.
 """
 
 import argparse
@@ -49,9 +49,9 @@ from record import record
 from turns import Json, machine
 
 ROOT = Path(__file__).resolve().parents[2]
-RESERVE = 15.0  # seconds at the end of a slice for the archive
-LARGEST_LOG = 2**19  # bytes of each log that come back
-# Distributions whose versions are recorded where they are installed.
+RESERVE = 15.0  # seconds reserved for the archive at the end of a slice
+LARGEST_LOG = 2**19  # bytes kept of each log
+# Distributions whose versions are recorded if installed.
 VERSIONS = (
     "jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "flax", "optax", "numpy", "torch",
     "triton",
@@ -68,20 +68,20 @@ def prepare_environment(*, rehearse: bool, site: Path | None) -> None:
     os.environ["PYTHONUNBUFFERED"] = "1"
     if rehearse:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        # Compiling takes longer than running what is compiled.
+        # In a dry run, compilation takes longer than execution.
         quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
     if site is not None:
-        sys.path.insert(0, str(site))  # where importlib.metadata finds them
+        sys.path.insert(0, str(site))  # so that importlib.metadata finds them
 
 
 def probe(sizes: Sizes, torch_python: Path | None) -> tuple[Machine, Json]:
-    """Ask a process with JAX what this machine has.
+    """Query the hardware and software of this machine in a subprocess with JAX.
 
     Raises
     ------
     SystemExit
-        If JAX cannot be used, or sees no GPU in a slice that is not a rehearsal.
+        If JAX is unusable, or finds no GPU outside a rehearsal.
     """
     command = [sys.executable, "-m", "gpu_slices.probe"]
     seconds = 60 * sizes.patience
@@ -98,8 +98,8 @@ def probe(sizes: Sizes, torch_python: Path | None) -> tuple[Machine, Json]:
         trainer_flags=found.pop("trainer_flags"),
         peak_flops=found["peak_flops"],
         torch_python=None if torch is None else str(torch),
-        # Not one for each core: XLA compiles with several threads, and the first programs must be
-        # ready in time even where the last ones are not.
+        # Fewer than one per core: XLA compiles with several threads, and the first programs must
+        # finish early.
         processes=max(2, 3 * cores // 8),
     )
     return here, found
@@ -121,13 +121,13 @@ def run_slice(
     number : int
         1 to 4.
     sizes : Sizes
-        Of a GPU, or of a rehearsal.
+        Sizes for a GPU or for a rehearsal.
     here : Machine
-        What the slices need to know of the machine.
+        Hardware and software of the machine.
     about : dict
-        What the probe found, for the record.
+        Output of the probe, to be recorded.
     given : argparse.Namespace
-        The command line.
+        Parsed command line.
     start : float
         Time by `time.monotonic` at which the slice began.
     """
@@ -164,7 +164,7 @@ def run_slice(
 
 
 def archive(folder: Path, target: Path) -> None:
-    """Pack the logs and small files; of a long one its end."""
+    """Archive logs and small files; long files are truncated to their end."""
     for file in folder.rglob("*"):
         if file.is_file() and file.stat().st_size > LARGEST_LOG:
             file.write_bytes(file.read_bytes()[-LARGEST_LOG:])
@@ -172,7 +172,7 @@ def archive(folder: Path, target: Path) -> None:
 
 
 def cpu_seconds() -> float:
-    """Return the processor time of the processes that have ended."""
+    """Return the CPU time of child processes that have exited."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -206,13 +206,13 @@ def _is_installed(package: str) -> bool:
 
 
 def stop(number: int, _frame: FrameType | None) -> None:
-    """Handle a signal: end with all processes of the slice; what is recorded stays."""
+    """Handle a signal: kill all processes of the slice and exit; recorded cases are kept."""
     stop_all()
     os._exit(128 + number)
 
 
 def arguments() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -222,7 +222,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for the results")
     parser.add_argument("--wheels", type=Path, help="folder with the wheels to install")
     parser.add_argument("--previous", type=Path, nargs="+", default=[], help="results of slices")
-    parser.add_argument("--torch-python", type=Path, help="interpreter that can import torch")
+    parser.add_argument("--torch-python", type=Path, help="Python interpreter with torch")
     parser.add_argument(
         "--work", type=Path, help="folder for data, compiled programs and runs; ~/.cache/tjx/gpu"
     )
@@ -236,7 +236,7 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the slices."""
     start = time.monotonic()
     given = arguments()
     if given.download_wheels is not None:
@@ -246,7 +246,7 @@ def main() -> None:
         signal.signal(ending, stop)
     sizes = CPU if given.rehearse else GPU
     with tempfile.TemporaryDirectory() as scratch:
-        # A rehearsal leaves nothing behind; slices on one machine share what they compiled.
+        # A rehearsal uses a temporary folder; slices on one machine share the compilation cache.
         shared = Path.home() / ".cache" / "tjx" / "gpu"
         given.work = given.work or (Path(scratch) / "work" if given.rehearse else shared)
         given.work = given.work.resolve()

@@ -18,12 +18,12 @@ from gpu_slices.json_lines import begin, finish
 
 from tjx_kernels import chosen_implementation, flash_attention
 
-# Norm of the error over the norm of the result. Both are a few units in the last place of the
-# dtype: probabilities and their gradients are rounded to it before the products.
+# Relative L2 error: a few units in the last place of the dtype, as probabilities and their
+# gradients are rounded to it before the products.
 TOLERANCE = {"bfloat16": 1e-2, "float16": 2e-3, "float32": 2e-3}  # float32 is TF32 on a GPU
-# Largest error over the largest value: finds a few wrong rows that the norm would hide.
+# Largest error over the largest value: detects a few wrong rows, which the norm would hide.
 LARGEST = {"bfloat16": 3e-2, "float16": 6e-3, "float32": 6e-3}
-# Adds gradients in an order that may change from run to run without XLA's deterministic flag.
+# The summation order of gradients is nondeterministic without XLA's deterministic flag.
 NOT_DETERMINISTIC = {"cudnn"}
 
 
@@ -61,8 +61,8 @@ def check(case: Case, implementation: str, *, interpret: bool) -> dict[str, Any]
     Returns
     -------
     dict
-        "reason": what is wrong, or None; "same_bits": whether both runs agree; "worst": the
-        largest relative error; "errors": all of them; "compile_seconds".
+        "reason": description of the failure, or None; "same_bits": whether both runs agree;
+        "worst": the largest relative error; "errors": all of them; "compile_seconds".
     """
     drawn = [jnp.asarray(x, jnp.dtype(case.dtype)) for x in attention_cases.small_inputs(case)]
 
@@ -114,13 +114,13 @@ def refusal(case: Case, implementation: str, *, interpret: bool) -> str | None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--implementation", required=True)
     parser.add_argument("--cases", choices=("smoke", "rest"), default="smoke")
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a CPU")
     given = parser.parse_args()
-    # "xla" has nothing to interpret.
+    # "xla" has no interpret mode.
     interpret = jax.default_backend() == "cpu" and given.implementation != "xla"
     for case in cases(given.cases, tiny=given.tiny):
         begin(case.name)

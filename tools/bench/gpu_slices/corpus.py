@@ -2,9 +2,9 @@
 
     python -m gpu_slices.corpus FILE --vocabulary 50000 --tokens 3000000
 
-A lent machine has no network, hence no GPT-2 tokenizer. With the character tokenizer each character
-of this text is a token, so that embedding and head have the size of GPT-2's, and frequent tokens
-collide in the gradient of the embedding as they do in English.
+The GPU machine has no network, hence no GPT-2 tokenizer. With the character tokenizer each
+character of this text is a token, so that embedding and head have the size of GPT-2's, and frequent
+tokens collide in the gradient of the embedding as they do in English.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from gpu_slices.json_lines import begin, finish
 
-FIRST = 0x4E00  # CJK ideographs and what follows: one printable character each
+FIRST = 0x4E00  # CJK ideographs and following blocks: printable characters
 SURROGATES = range(0xD800, 0xE000)
 OFFSET = 10.0  # of Zipf-Mandelbrot: the most frequent token is about 1 % of the text
 
 
 def characters(count: int) -> np.ndarray:
-    """Return so many code points that are printable and no white space, uint32 [count]."""
+    """Return `count` printable code points without white space, uint32 [count]."""
     found: list[int] = []
     point = FIRST
     while len(found) < count:
@@ -35,11 +35,11 @@ def write(file: Path, *, vocabulary: int, tokens: int) -> None:
     Parameters
     ----------
     file : Path
-        Where to; UTF-8.
+        Output file, UTF-8.
     vocabulary : int
-        How many different characters there are.
+        Number of distinct characters.
     tokens : int
-        How many characters the text has.
+        Number of characters of the text.
     """
     weights = 1 / (np.arange(vocabulary) + OFFSET)
     drawn = np.random.default_rng(0).choice(vocabulary, size=tokens, p=weights / weights.sum())
@@ -48,7 +48,7 @@ def write(file: Path, *, vocabulary: int, tokens: int) -> None:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--vocabulary", type=int, required=True)

@@ -1,4 +1,4 @@
-"""Time the loss of GPT-2's head, forward and backward, over sizes of its chunks.
+"""Time the GPT-2 head loss, forward and backward, over chunk sizes.
 
 python -m gpu_slices.head_loss --tokens 32768
 """
@@ -21,7 +21,7 @@ ITERATIONS = 10
 def measure(
     chunk_size: int | None, x: jax.Array, w: jax.Array, labels: jax.Array
 ) -> dict[str, Any]:
-    """Compile and time both passes with one size of chunk; milliseconds and bytes."""
+    """Compile and time both passes with one chunk size; return milliseconds and bytes."""
 
     @jax.jit
     def both(x: jax.Array, w: jax.Array, labels: jax.Array) -> Any:
@@ -48,7 +48,7 @@ def measure(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--width", type=int, default=768)
@@ -64,7 +64,7 @@ def main() -> None:
         begin(case)
         try:
             finish(case, "ok", **measure(size, x, w, labels))
-        except Exception as error:  # out of memory among others
+        except Exception as error:  # such as out-of-memory
             finish(case, "failed", reason=f"{type(error).__name__}: {str(error)[:300]}")
 
 

@@ -1,4 +1,4 @@
-"""Lines of JSON by which a benchmark process reports its cases to the slice runner.
+"""JSON lines with which a benchmark process reports its cases to the slice runner.
 
 A process prints one line when a case begins and one when it ends, flushed, so that the runner knows
 which case was running when the process crashes, hangs or runs out of time.
@@ -12,7 +12,7 @@ Status = Literal["ok", "failed", "skipped"]
 
 
 def begin(case: str) -> None:
-    """Print that a case begins."""
+    """Print the start of a case."""
     _print({"begin": case})
 
 
@@ -24,15 +24,15 @@ def finish(case: str, status: Status, **figures: Any) -> None:
     case : str
         Name of the case.
     status : {"ok", "failed", "skipped"}
-        A skipped case has a figure "reason"; so has a failed one.
+        Skipped and failed cases have a figure "reason".
     **figures
-        What was measured, as JSON.
+        Measurements, serializable as JSON.
     """
     _print({"case": case, "status": status, **figures})
 
 
 def _print(content: Json) -> None:
-    # Begins a line: pytest among others may have written a part of one.
+    # Start a new line: other output, such as that of pytest, may have left a partial one.
     print(f"\n{json.dumps(content)}", flush=True)
 
 

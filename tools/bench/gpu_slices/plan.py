@@ -1,4 +1,4 @@
-"""The four slices: which processes run, in which order, and how long each stage may take."""
+"""Stages of the four slices: processes, their order and time limits."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from gpu_slices.programs import Machine, Programs, Run
 from gpu_slices.runner import Stage, Step
 from gpu_slices.sizes import Sizes
 
-# Seconds of a slice, its first checks and its archive included.
+# Seconds per slice, including initial checks and the archive.
 LIMITS = {1: 300.0, 2: 540.0, 3: 540.0, 4: 540.0}
 
 
@@ -23,7 +23,7 @@ class Plan:
     sizes, machine, work, keep
         As for `Programs`.
     winner : Run or None
-        Fastest run of the slices before, for slices 3 and 4; None takes the trainer's defaults.
+        Fastest run of earlier slices, for slices 3 and 4; None means the trainer's defaults.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Plan:
     ) -> None:
         self._sizes, self._machine = sizes, machine
         self._programs = Programs(sizes, machine, work=work, keep=keep)
-        # XLA times candidates while it compiles: here no other process disturbs that.
+        # XLA autotunes while compiling; run no other process meanwhile.
         self._alone = Programs(sizes, machine, work=work, keep=keep, compiled="compiled-alone")
         self._winner = winner or Run("default", (), sizes.batch, sizes.steps)
 
@@ -49,7 +49,7 @@ class Plan:
         ]
 
     def _first(self) -> list[Stage]:
-        """Smoke: attention of every implementation, and 20 steps of the trainer."""
+        """Smoke test: attention of every implementation, and 20 steps of the trainer."""
         programs, sizes = self._programs, self._sizes
         run = Run("default", (), sizes.smoke_batch, sizes.smoke_steps)
         compiling = programs.train(run, compile_only=True)
@@ -90,7 +90,7 @@ class Plan:
         ]
 
     def _third(self) -> list[Stage]:
-        """Batch sizes, XLA flags and head chunks of the trainer, and torch's step beside them."""
+        """Batch sizes, XLA flags and head chunk sizes of the trainer, and the step of torch."""
         programs, sizes, flags = self._programs, self._sizes, self._winner.flags
         runs = [Run("base", flags, sizes.batch, sizes.steps)]
         runs += [Run(f"batch-{n}", flags, n, sizes.steps) for n in sizes.other_batches]
@@ -107,7 +107,7 @@ class Plan:
         ]
 
     def _fourth(self) -> list[Stage]:
-        """Repeats of the fastest run, resuming bit for bit, and block sizes."""
+        """Repeats of the fastest run, bitwise-equal resume, and block sizes."""
         programs, winner, sizes = self._programs, self._winner, self._sizes
         runs = [
             Run(f"repeat-{n}", winner.flags, winner.batch, sizes.steps, winner.xla_flags)
@@ -119,20 +119,20 @@ class Plan:
             Stage("resume", [programs.resume(winner, deterministic=True)], 200.0),
             Stage("block sizes", [programs.tune(winner)], 150.0),
         ]
-        if not sizes.tiny:  # a CPU is deterministic without being told to be
+        if not sizes.tiny:  # CPUs are deterministic by default
             last = programs.resume(winner, deterministic=False)
             stages.append(Stage("resume with the defaults", [last], 200.0))
         return stages
 
     def _trainable(self) -> list[str]:
-        """Return the implementations whose kernels can train here, or "xla" where none can."""
+        """Return the implementations that support training here, or "xla" if none does."""
         reasons = self._machine.implementations
         return [name for name in reasons if reasons[name] is None and name != "xla"] or ["xla"]
 
     def _together(
         self, name: str, seconds: float, steps: Sequence[Step], others: Sequence[Step]
     ) -> Stage:
-        """Run steps of two kinds at the same time, taking turns where not all can begin."""
+        """Interleave steps of two kinds, to run in parallel."""
         mixed = [step for step in chain(*zip_longest(steps, others)) if step is not None]
         return Stage(name, mixed, seconds, parallel=self._machine.processes)
 

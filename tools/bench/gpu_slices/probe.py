@@ -1,8 +1,8 @@
-"""Print as JSON what JAX sees on this machine and which choices tjx offers there.
+"""Print the devices of JAX and the available tjx implementations as JSON.
 
     python -m gpu_slices.probe
 
-A process of its own, so that the slice runner never imports JAX.
+Runs in a separate process, so that the slice runner never imports JAX.
 """
 
 import json
@@ -18,10 +18,10 @@ from tjx_trainer.config.config_tree import leaves
 
 
 def implementations() -> dict[str, str | None]:
-    """Return the attention implementations for GPUs, and why one cannot train here, or None.
+    """Return the attention implementations for GPUs; the value is why training fails, or None.
 
     Describe a causal call of the shape of GPT-2 for a Hopper GPU and for the present device.
-    "reference" is left out: it needs the memory of all scores.
+    "reference" is excluded, as it stores all scores.
     """
     x = jax.ShapeDtypeStruct((2, 1024, 12, 64), jnp.bfloat16)  # type: ignore[no-untyped-call]  # as jax is
     call = describe_call(q=x, k=x, v=x, causal=True)

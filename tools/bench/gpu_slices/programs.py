@@ -1,4 +1,4 @@
-"""The processes of the slices: their commands, environments and time limits."""
+"""Commands, environments and time limits of the processes of the slices."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 @dataclass(frozen=True)
 class Machine:
-    """What the probe said of this machine; see `gpu_slices.probe`.
+    """Hardware and software of this machine; see `gpu_slices.probe`.
 
     Attributes
     ----------
     implementations
-        Attention implementations for GPUs in the order of tjx_kernels' table, and why one cannot
-        train here, or None.
+        Attention implementations for GPUs in the order of the tjx_kernels table; the value is why
+        one does not support training here, or None.
     trainer_flags
-        Names of the flags that the trainer has.
+        Names of the flags of the trainer.
     peak_flops
-        FLOP/s in bfloat16, None where unknown.
+        FLOP/s in bfloat16; None if unknown.
     torch_python
-        Interpreter that can import torch, or None.
+        Python interpreter with torch, or None.
     processes
-        How many processes may compile at the same time.
+        Maximum number of parallel compile processes.
     """
 
     implementations: Mapping[str, str | None]
@@ -47,11 +47,11 @@ class Run:
     Attributes
     ----------
     name
-        Names the case.
+        Name of the case.
     flags
         Flags of the trainer in addition to those of all runs.
     batch, steps
-        Sequences of a step, and steps.
+        Sequences per step, and number of steps.
     xla_flags
         Flags of XLA.
     """
@@ -69,15 +69,15 @@ class Programs:
     Parameters
     ----------
     sizes : Sizes
-        Of a GPU, or of a rehearsal.
+        Sizes for a GPU or for a rehearsal.
     machine : Machine
-        What is here.
+        Hardware and software of the machine.
     work : Path
-        Folder for everything that does not come back.
+        Folder for files that are not archived.
     keep : Path
-        Folder for files that come back in the archive.
+        Folder for files to archive.
     compiled : str
-        Name of the folder for compiled programs; processes that name the same one share them.
+        Name of the compilation cache folder; processes with the same name share it.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class Programs:
         ]
 
     def tests(self) -> list[Step]:
-        """Run the tests of the real kernels, a process for each implementation."""
+        """Run the kernel tests on the GPU, one process per implementation."""
         words = ["-p", "gpu_slices.pytest_cases", "-p", "no:faulthandler", "-m", "gpu"]
         words += ["-W", "default", "--tb=short", TESTS]
         environment = dict(SHARED)
         if not self.sizes.tiny:
-            # The settings that all tests share ask for the CPU and for quick compilation.
+            # Override the shared test settings, which select the CPU and fast compilation.
             environment |= {"JAX_PLATFORMS": "cuda,cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
         command = [sys.executable, "-m", "pytest", *words]
         return [
@@ -127,7 +127,7 @@ class Programs:
         ]
 
     def train(self, run: Run, *, compile_only: bool = False, seconds: float = 90.0) -> Step:
-        """Run the trainer and measure it, or compile its step for such a run alone."""
+        """Run and measure the trainer, or only compile its step."""
         name = f"compile-{run.name}" if compile_only else f"trainer-{run.name}"
         flags = self._flags()
         words = [f"--case={run.name}", f"--folder={self._work / 'runs'}", f"--keep={self._keep}"]
@@ -144,11 +144,11 @@ class Programs:
         return self._unless_missing(step, [*flags, *run.flags])
 
     def peer(self, *, compile_only: bool = False) -> Step:
-        """Measure torch's step of the same model."""
+        """Measure the training step of the same model in torch."""
         name = "compile-torch" if compile_only else "torch"
         python, sizes = self.machine.torch_python, self.sizes
         if python is None:
-            return Step(name, (), 0.0, skip="no interpreter can import torch; see --torch-python")
+            return Step(name, (), 0.0, skip="no interpreter has torch; see --torch-python")
         words = ["--case=torch-compile", f"--batch={sizes.batch}", f"--steps={sizes.steps}"]
         words += [f"--attention={sizes.attention}", "--sizes", *map(str, sizes.peer)]
         if self.machine.peak_flops is not None:
@@ -158,7 +158,7 @@ class Programs:
         return Step(name, command, 120.0, self._cache)
 
     def attention_benchmark(self) -> Step:
-        """Measure attention beside JAX's and torch's own."""
+        """Benchmark attention against JAX and torch."""
         output = self._keep / "attention.json"
         words = ["tools/bench/attention.py", "--json-lines", f"--output={output}"]
         words += self.sizes.attention_benchmark
@@ -167,7 +167,7 @@ class Programs:
         return Step("attention", [sys.executable, *words], 150.0)
 
     def head_loss(self) -> Step:
-        """Time the loss of the head over sizes of its chunks."""
+        """Time the head loss over chunk sizes."""
         return _module("head_loss", "head_loss", self.sizes.head_loss, 90.0)
 
     def resume(self, winner: Run, *, deterministic: bool) -> Step:
@@ -190,7 +190,7 @@ class Programs:
         return self._unless_missing(step, flags)
 
     def tune(self, winner: Run) -> Step:
-        """Tune the winner's kernel; the Mosaic kernel where the winner has no block sizes."""
+        """Tune the kernel of the winner, or the Mosaic kernel if the winner has no block sizes."""
         text = " ".join(winner.flags)
         name = "triton" if "attention_implementation=triton" in text else "mosaic_gpu"
         words = ["tools/kernels/tune.py", f"--implementation={name}", *self.sizes.tune]

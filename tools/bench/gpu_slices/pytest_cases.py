@@ -1,8 +1,8 @@
-"""A pytest plugin: each test is a case of `gpu_slices.json_lines`, with a time limit.
+"""Pytest plugin that reports each test as a case of `gpu_slices.json_lines`, with a time limit.
 
     python -m pytest -p gpu_slices.pytest_cases TESTS
 
-A test that exceeds its limit ends the process, as a kernel that hangs cannot be interrupted.
+A test that exceeds its limit ends the process, as a hanging kernel cannot be interrupted.
 """
 
 import faulthandler
@@ -10,25 +10,25 @@ import faulthandler
 import pytest
 from gpu_slices.json_lines import begin, finish
 
-SECONDS = 60.0  # of one test, compilation included
+SECONDS = 60.0  # per test, including compilation
 
 _reports: list[pytest.TestReport] = []
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Report that a test begins, and start its limit."""
+    """Report the start of a test and start its timer."""
     begin(_name(nodeid))
     _reports.clear()
     faulthandler.dump_traceback_later(SECONDS, exit=True)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep the outcome of set-up, call and tear-down."""
+    """Record the outcome of setup, call and teardown."""
     _reports.append(report)
 
 
 def pytest_runtest_logfinish(nodeid: str) -> None:
-    """Report how the test ended: the worst of its phases."""
+    """Report the outcome of the test: the worst of its phases."""
     faulthandler.cancel_dump_traceback_later()
     seconds = round(sum(report.duration for report in _reports), 2)
     for report in _reports:

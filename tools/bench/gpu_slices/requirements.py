@@ -1,7 +1,7 @@
-"""What a machine needs in order to run the slices: packages, their versions, disk, and wheels.
+"""Requirements of the GPU machine: packages, versions, disk space and wheels.
 
-The packages are those that the projects of this repository declare. Versions of the wheels to carry
-come from the lock file.
+The packages are declared by the projects of this repository. The lock file gives the versions of
+the wheels to download.
 """
 
 import re
@@ -17,7 +17,7 @@ CARRIED = (
     "annotated-types", "beartype", "docstring-parser", "pydantic", "pydantic-core",
     "typing-inspection",
 )  # fmt: skip
-# Needed by the slices beside what the projects declare: the tests of the kernels.
+# Required by the kernel tests in addition to the declared requirements.
 OTHERS = ("beartype", "jaxtyping>=0.3.0", "pytest")
 PROJECTS = (
     *(f"packages/tjx-{name}" for name in
@@ -33,7 +33,7 @@ _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?(.*)")
 
 
 def declared(root: Path) -> list[str]:
-    """Return the requirements that all projects declare, without extras and without each other."""
+    """Return the requirements declared by all projects, without extras and tjx packages."""
     found = set(OTHERS)
     for project in PROJECTS:
         content = tomllib.loads((root / project / "pyproject.toml").read_text())
@@ -42,7 +42,7 @@ def declared(root: Path) -> list[str]:
 
 
 def problem(requirement: str) -> str | None:
-    """Return why a requirement such as ``jax>=0.11.2,<0.12`` is not met here, or None."""
+    """Return why a requirement such as ``jax>=0.11.2,<0.12`` is not satisfied, or None."""
     match = _REQUIREMENT.fullmatch(requirement)
     assert match is not None
     name, bounds = match[1], match[2]
@@ -58,16 +58,16 @@ def problem(requirement: str) -> str | None:
 
 
 def check(root: Path, work: Path, *, disk: int = DISK) -> list[str]:
-    """Return everything that this machine lacks, a line each.
+    """Return one line per missing requirement of this machine.
 
     Parameters
     ----------
     root : Path
         The repository.
     work : Path
-        Folder in which the slices write; it exists.
+        Existing output folder of the slices.
     disk : int
-        Bytes that must be free there.
+        Required free bytes in that folder.
     """
     problems = [found for line in declared(root) if (found := problem(line)) is not None]
     free = shutil.disk_usage(work).free
@@ -77,14 +77,14 @@ def check(root: Path, work: Path, *, disk: int = DISK) -> list[str]:
 
 
 def pinned(root: Path) -> list[str]:
-    """Return the wheels to carry, as ``name==version`` of the lock file."""
+    """Return the wheels to download, as ``name==version`` of the lock file."""
     lock = (root / "tools" / "locks" / "cpu.txt").read_text()
     pins = dict(re.findall(r"^([a-z0-9._-]+)==(\S+)", lock, re.MULTILINE))
     return [f"{name}=={pins[name]}" for name in CARRIED]
 
 
 def download(root: Path, folder: Path) -> None:
-    """Download the wheels to carry, for CPython 3.12 on Linux x86-64, with pip.
+    """Download the wheels for CPython 3.12 on Linux x86-64, with pip.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def download(root: Path, folder: Path) -> None:
 
 
 def install(wheels: Path, target: Path) -> None:
-    """Install carried wheels into a folder for PYTHONPATH, without network and dependencies.
+    """Install downloaded wheels into a folder for PYTHONPATH, without network and dependencies.
 
     Raises
     ------

@@ -1,9 +1,9 @@
-"""Check that a run which is resumed, and one which is repeated, end in the same bits.
+"""Check that a resumed run and a repeated run are bitwise equal to the first run.
 
     python -m gpu_slices.resume_check --folder WORK --steps 20 [--must-agree] -- FLAGS
 
-FLAGS are flags of the trainer. A first run saves half-way. A copy of it that has this checkpoint
-alone is resumed, and a second run starts from the beginning.
+FLAGS are flags of the trainer. The first run saves a checkpoint half-way. A copy with only
+this checkpoint is resumed, and a second run starts from step 0.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from gpu_slices.trainer_run import TRAINER, read_records
 
 
 def train(run_dir: Path, flags: Sequence[str], steps: int) -> None:
-    """Run the trainer; leave this process with its exit status if it fails."""
+    """Run the trainer; exit with its status if it fails."""
     saves = [f"--checkpoint.every={steps // 2}", "--checkpoint.keep=2", "--log.every=1"]
     words = [f"--run_dir={run_dir}", f"--train.max_steps={steps}", f"--train.eval_every={steps}"]
     status = subprocess.run([*TRAINER, *flags, *words, *saves], cwd=run_dir.parent).returncode
@@ -36,7 +36,7 @@ def state_hashes(run_dir: Path, step: int) -> dict[str, str]:
 
 
 def differences(first: Path, other: Path, steps: int) -> list[str]:
-    """Name the array files that differ after the last step, and the first loss that does."""
+    """Return the array files that differ after the last step, and the first differing loss."""
     wanted, found = (state_hashes(run, steps) for run in (first, other))
     problems = [name for name in wanted if wanted[name] != found.get(name)]
     losses = {record["step"]: record["train/loss"] for record in read_records(first)}
@@ -47,11 +47,11 @@ def differences(first: Path, other: Path, steps: int) -> list[str]:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=20, help="even")
-    parser.add_argument("--must-agree", action="store_true", help="a difference is a failure")
+    parser.add_argument("--must-agree", action="store_true", help="fail on a difference")
     parser.add_argument("flags", nargs="+", help="flags of the trainer, after --")
     given = parser.parse_args()
     folder: Path = given.folder

@@ -1,7 +1,7 @@
-"""Run the processes of a slice within its time limit, and record each case as it ends.
+"""Run the processes of a slice within its time limit, and record each case.
 
-Every process has a limit of its own and a log of its own. A process that crashes, hangs or runs out
-of time fails the case that it was running; the other processes go on.
+Every process has its own time limit and log. If a process crashes, hangs or times out, its current
+case is recorded as failed; the other processes continue.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Step:
     Attributes
     ----------
     name
-        Names the process, its log and its cases.
+        Name of the process, its log and its cases.
     command
         Program and arguments; runs in the root of the repository.
     seconds
@@ -61,13 +61,13 @@ class Stage:
     Attributes
     ----------
     name
-        Printed as a heading.
+        Name of the stage.
     steps
-        In order of importance: the last ones are lost when time runs out.
+        Most important first, as the last steps are not started if time runs out.
     seconds
         Time limit of the stage.
     parallel
-        How many processes run at the same time. Stages that measure time have 1.
+        Number of parallel processes; 1 for stages that measure time.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Recorder:
     Parameters
     ----------
     file
-        The file; replaced.
+        Output file; overwritten.
     """
 
     def __init__(self, file: Path) -> None:
@@ -124,13 +124,13 @@ def run_stage(stage: Stage, *, root: Path, logs: Path, recorder: Recorder, deadl
     Parameters
     ----------
     stage : Stage
-        What to run.
+        Stage to run.
     root : Path
         Working directory of the processes.
     logs : Path
         Folder for the output of each process.
     recorder : Recorder
-        Told of each case that ends.
+        Receives each completed case.
     deadline : float
         Time by `time.monotonic` at which the slice ends.
     """
@@ -146,7 +146,7 @@ def run_stage(stage: Stage, *, root: Path, logs: Path, recorder: Recorder, deadl
 
 
 class _Process:
-    """One run of a step."""
+    """Process of a step."""
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
         self._step, self._recorder = step, recorder
@@ -173,7 +173,7 @@ class _Process:
                 stderr=subprocess.STDOUT,
                 cwd=root,
                 env={**os.environ, **step.environment},
-                process_group=0,  # its children end with it
+                process_group=0,  # so that its children can be killed with it
                 text=True,
                 errors="replace",
             )
@@ -186,7 +186,7 @@ class _Process:
                 reason = f"the process ended with status {status}" if status else ""
             except subprocess.TimeoutExpired:
                 reason = f"exceeded its limit of {seconds:.0f} s"
-            _kill_group(process.pid)  # what the process started and left behind, too
+            _kill_group(process.pid)  # includes remaining children
             process.wait()
             _running.discard(process.pid)
             reader.join(timeout=5.0)
@@ -233,7 +233,7 @@ class _Process:
 
 
 def stop_all() -> None:
-    """Kill all processes that are running; for the handler of a signal."""
+    """Kill all running processes; for use in a signal handler."""
     for group in list(_running):
         _kill_group(group)
 

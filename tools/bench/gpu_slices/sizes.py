@@ -1,9 +1,9 @@
-"""Shapes and limits of the slices: those of a GPU, and tiny ones that rehearse them on a CPU."""
+"""Shapes and limits of the slices: for a GPU, and tiny ones for a rehearsal on a CPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# One table of variants: XLA's flags whose effect on the step is measured, one by one.
+# XLA flags to measure, one variant at a time.
 XLA_FLAGS: Mapping[str, str] = {
     "no_triton_gemm": "--xla_gpu_enable_triton_gemm=false",
     "latency_hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
@@ -15,34 +15,34 @@ XLA_FLAGS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Everything in which a rehearsal differs from the slices on a GPU.
+    """Settings that differ between a rehearsal and a GPU.
 
     Attributes
     ----------
     tiny
         Whether processes use small shapes.
     patience
-        Factor of all time limits: a CPU that is shared may be many times slower than an idle one.
+        Factor of all time limits, as a shared CPU may be much slower than an idle one.
     model
-        Flags of the trainer that give the model.
+        Trainer flags of the model.
     peer
         The same model for torch: vocabulary, width, layers, heads, length.
     attention
         Backend of torch's attention, a name of `SDPBackend`.
     vocabulary, tokens
-        Of the synthetic corpus.
+        Sizes of the synthetic corpus.
     smoke_batch, batch, other_batches
-        Sequences of a step in slice 1, in the comparisons, and in slice 3.
+        Sequences per step in slice 1, in the comparisons, and in slice 3.
     smoke_steps, steps
-        Steps of a run in slice 1, and in the others.
+        Steps per run in slice 1, and in the other slices.
     xla_flags
         Variants of slice 3, by name.
     repeats
-        Runs of the fastest case in slice 4.
+        Number of repeats of the fastest case in slice 4.
     head_loss
         Arguments of `gpu_slices.head_loss`.
     resume_steps
-        Steps of the runs that are resumed.
+        Steps of the resumed runs.
     attention_benchmark
         Arguments of attention.py.
     tune
@@ -106,7 +106,7 @@ CPU = Sizes(
     other_batches=(4,),
     smoke_steps=20,
     steps=14,
-    # All at once: XLA ends a process that is given a flag which it does not know.
+    # XLA aborts a process on an unknown flag; check all flags together.
     xla_flags={"all_xla_flags": " ".join(XLA_FLAGS.values())},
     repeats=1,
     head_loss=("--tokens=64", "--width=32", "--vocabulary=768"),

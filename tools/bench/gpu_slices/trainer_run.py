@@ -1,10 +1,10 @@
-"""Run the trainer once and report throughput, MFU, step times, memory and costliest operations.
+"""Run the trainer and report throughput, MFU, step times, memory and top operations.
 
     python -m gpu_slices.trainer_run --case NAME --folder WORK --keep RESULTS --batch 32 \
         --varied=--model.scan_layers=false -- FLAGS
 
-FLAGS are flags of the trainer; those after --varied too, which tell this case from others. What is
-measured comes from the files of the run directory.
+FLAGS are trainer flags; --varied gives those that distinguish this case from others. The
+measurements are read from the files of the run directory.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from gpu_slices.json_lines import begin, finish
 from turns import percentiles
 
 TRAINER = [sys.executable, "-m", "tjx_trainer.main"]
-WARM_UP = 5  # steps that are not measured
-PROFILED = 5  # last steps, of which a trace is written
+WARM_UP = 5  # steps excluded from the measurement
+PROFILED = 5  # number of last steps to profile
 
 
 def recording_flags(run_dir: Path, *, steps: int, profile: bool) -> list[str]:
-    """Return the flags that say how long a run is and what it records."""
+    """Return the trainer flags for the number of steps, logging and profiling."""
     found = [f"--run_dir={run_dir}", f"--train.max_steps={steps}", "--log.every=1"]
     found += [f"--train.eval_every={steps}", f"--checkpoint.every={steps}"]
     if profile:
@@ -35,19 +35,19 @@ def recording_flags(run_dir: Path, *, steps: int, profile: bool) -> list[str]:
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the training records of a run, one for each step."""
+    """Return the training records of a run, one per step."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if "train/loss" in record]
 
 
 def step_seconds(record: dict[str, Any]) -> float:
-    """Return the time since the record before: that of one step, without evaluation and saves."""
+    """Return the time since the previous record: one step without evaluation and saves."""
     phases = ("time/data_wait", "time/dispatch", "time/device", "time/other")
     return float(sum(record[phase] for phase in phases))
 
 
 def measure(run_dir: Path, *, steps: int, profile: bool) -> dict[str, Any]:
-    """Read what a finished run measured.
+    """Read the measurements of a completed run.
 
     Parameters
     ----------
@@ -56,13 +56,13 @@ def measure(run_dir: Path, *, steps: int, profile: bool) -> dict[str, Any]:
     steps : int
         Steps of the run.
     profile : bool
-        Whether the last steps were profiled; these are not in the step times.
+        Whether the last steps were profiled; profiled steps are excluded from the step times.
 
     Returns
     -------
     dict
         "tokens_per_sec" by the median step, "mfu" or None, "step_time" percentiles, peaks of memory
-        [bytes], "compile_seconds", first and last loss [nats a token], "operations" and "shares".
+        [bytes], "compile_seconds", first and last loss [nats per token], "operations" and "shares".
     """
     records = read_records(run_dir)
     last = steps - PROFILED if profile else steps
@@ -70,7 +70,7 @@ def measure(run_dir: Path, *, steps: int, profile: bool) -> dict[str, Any]:
     times = percentiles([step_seconds(record) for record in measured])
     counts = [record["train/tokens"] for record in records]
     rate = 1e3 * (counts[1] - counts[0]) / times["p50_ms"]
-    # The trainer's MFU is proportional to its own rate: a mean over the last 50 steps.
+    # Rescale the trainer's MFU, which is a mean over the last 50 steps.
     end = measured[-1]
     mfu = end["train/mfu"] / end["train/tokens_per_sec"] * rate if "train/mfu" in end else None
     report = run_dir / "profile" / "report.json"
@@ -91,7 +91,7 @@ def measure(run_dir: Path, *, steps: int, profile: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", required=True, help="name of the case")
     parser.add_argument("--folder", type=Path, required=True, help="folder for the run directory")

@@ -1,8 +1,8 @@
-"""Measure GPT-2 as nanoGPT trains it: torch.compile, bf16 autocast, fused AdamW, cuDNN attention.
+"""Measure GPT-2 training as in nanoGPT: torch.compile, bf16 autocast, fused AdamW, cuDNN attention.
 
     python -m gpu_slices.training_peer --case NAME --batch 32 --steps 40
 
-Reports what `gpu_slices.trainer_run` reports of the trainer. It never imports JAX.
+Reports the same figures as `gpu_slices.trainer_run`. It never imports JAX.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from torch.nn import attention as sdpa  # type: ignore[import-not-found]  # pant
 from training_torch import GPT2
 from turns import percentiles
 
-WARM_UP = 5  # steps that are not measured
-TOP = 30  # operations that are reported
+WARM_UP = 5  # steps excluded from the measurement
+TOP = 30  # number of operations to report
 
 
 class Peer:
-    """A model, its optimizer and batches of random tokens."""
+    """Model, optimizer and batches of random tokens."""
 
     def __init__(self, sizes: list[int], batch: int, attention: str) -> None:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,7 +47,7 @@ class Peer:
         self._context = torch.autocast(self.device, dtype=torch.bfloat16)
 
     def step(self) -> Any:
-        """Take one step; return the loss, which may not be computed yet."""
+        """Run one step; return the loss without synchronizing."""
         rows = self._batches[self._step % len(self._batches)]
         self._step += 1
         backend = getattr(sdpa.SDPBackend, self._attention)
@@ -60,12 +60,12 @@ class Peer:
         return loss.detach()
 
     def wait(self) -> None:
-        """Wait for the device."""
+        """Synchronize with the device."""
         if self.device == "cuda":
             torch.cuda.synchronize()
 
     def times(self, steps: int) -> list[float]:
-        """Take steps and return the seconds of each, by CUDA events; on a CPU by the clock."""
+        """Run steps; return the seconds of each by CUDA events, or by the host clock on a CPU."""
         if self.device == "cpu":
             seconds = []
             for _ in range(steps):
@@ -82,14 +82,14 @@ class Peer:
         return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(marks)]
 
     def flops_per_token(self) -> float:
-        """6 N + 12 L d T, as tjx counts: N without the table of positions."""
+        """Return 6 N + 12 L d T, as in tjx; N excludes position embeddings."""
         _, width, layers, _, length = self._sizes
         parameters: int = sum(p.numel() for p in self.model.parameters())
         positions: int = self.model.wpe.weight.numel()
         return 6.0 * (parameters - positions) + 12.0 * layers * width * length
 
     def operations(self, steps: int = 3) -> list[dict[str, Any]]:
-        """Profile some steps; return the costliest kernels, or on a CPU the costliest calls."""
+        """Profile steps; return the kernels, or on a CPU the calls, with the highest total time."""
         activity = torch.profiler.ProfilerActivity
         kind = activity.CUDA if self.device == "cuda" else activity.CPU
         name = "self_device_time_total" if self.device == "cuda" else "self_cpu_time_total"
@@ -109,7 +109,7 @@ class Peer:
 
 
 def main() -> None:
-    """Run the command line."""
+    """Parse the command line and run the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", required=True)
     parser.add_argument("--batch", type=int, required=True)
