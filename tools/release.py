@@ -261,8 +261,8 @@ def test_wheel(project: Project, wheels: Path, words: Sequence[str]) -> None:
             copy2(ROOT / file, outside / file)
         here = outside / project.folder.relative_to(ROOT)
         copytree(project.folder / "tests", here / "tests")
-        for file in ("README.md", "CHANGELOG.md", "pyproject.toml"):
-            copy2(project.folder / file, here / file)
+        for file in (*project.folder.glob("*.md"), project.folder / "pyproject.toml"):
+            copy2(file, here)
         python = outside / "environment" / "bin" / "python"
         locks = ROOT / "tools" / "locks"
         uv("venv", "-q", "--python", sys.executable, python.parents[1])
