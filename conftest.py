@@ -33,7 +33,7 @@ for name, value in {
     "jax_num_cpu_devices": 8,
     # A forgotten axis is an error, not a silent broadcast.
     "jax_numpy_rank_promotion": "raise",
-    # A transfer that nobody asked for is an error: use jax.device_put and jax.device_get.
+    # An implicit transfer is an error: use jax.device_put and jax.device_get.
     "jax_transfer_guard": "disallow",
 }.items():
     jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
