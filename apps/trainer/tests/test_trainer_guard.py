@@ -21,7 +21,7 @@ from tjx_trainer.training.train_state import TrainState
 TINY = """
 --model.n_layer=2 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
 --data.tokenizer=char --data.holdout=tail --train.max_steps=8 --train.batch_size=16
---train.eval_every=8 --train.sample_tokens=0 --train.accumulation=2 --schedule.warmup_steps=50
+--train.eval_every=8 --train.sample_tokens=0 --train.accumulation=2
 """.split()  # noqa: SIM905  a list of words reads worse
 
 
@@ -40,12 +40,13 @@ def open_job(words: list[str], *more: str, learning_rate: str = "1e-2") -> Job:
 
 @pytest.fixture(scope="module")
 def plain(words: list[str]) -> Job:
-    return open_job(words, "--log.layer_norms_every=1")
+    return open_job(words, "--schedule.warmup_steps=50", "--log.layer_norms_every=1")
 
 
 @pytest.fixture(scope="module")
 def fp16(words: list[str]) -> Job:
-    return open_job(words, "--train.precision=fp16", "--guard.growth_interval=3")
+    scaling = ("--train.precision=fp16", "--guard.growth_interval=3")
+    return open_job(words, "--schedule.warmup_steps=50", *scaling)
 
 
 def step_of(job: Job, state: TrainState, step: int) -> tuple[TrainState, Any]:
