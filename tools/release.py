@@ -261,8 +261,8 @@ def test_wheel(project: Project, wheels: Path, words: Sequence[str]) -> None:
             copy2(ROOT / file, outside / file)
         here = outside / project.folder.relative_to(ROOT)
         copytree(project.folder / "tests", here / "tests")
-        for file in (*project.folder.glob("*.md"), project.folder / "pyproject.toml"):
-            copy2(file, here)
+        for page in (*project.folder.glob("*.md"), project.folder / "pyproject.toml"):
+            copy2(page, here)
         python = outside / "environment" / "bin" / "python"
         locks = ROOT / "tools" / "locks"
         uv("venv", "-q", "--python", sys.executable, python.parents[1])
