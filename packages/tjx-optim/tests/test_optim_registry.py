@@ -59,7 +59,7 @@ def test_a_registered_optimizer_has_decay_schedule_groups_and_its_settings() -> 
 
 def test_a_registered_optimizer_is_suggested() -> None:
     register_optimizer("signed", lambda _: optax.scale_by_sign())
-    with pytest.raises(ConfigError, match="adamw, .*, signed; did you mean signed"):
+    with pytest.raises(ConfigError, match=r"adamw, .*, signed; did you mean signed"):
         OptimizerConfig(name="singed")
 
 
