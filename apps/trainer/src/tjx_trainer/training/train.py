@@ -317,7 +317,7 @@ def describe_layers(job: Job) -> str:
     if how == "unrolled":
         return (
             f"{model.n_layer} blocks {how}, the default on this platform; "
-            "--model.scan_layers true compiles several times faster and runs slower"
+            "--model.scan_layers true compiles faster and runs slower"
         )
     return f"{model.n_layer} blocks {how}, the default for this platform and depth"
 
