@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from typing import NoReturn
 
-from tjx_ckpt.cli.terminal import printable
 from tjx_ckpt.errors import (
     AllCheckpointsCorruptError,
     CheckpointError,
@@ -20,7 +19,7 @@ from tjx_ckpt.errors import (
     UnreadableError,
     advice,
 )
-from tjx_core import ConfigError
+from tjx_core import ConfigError, printable
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError

@@ -25,7 +25,7 @@ class PreemptionSync:
 
     def __init__(self, local: SignalHandler) -> None:
         self._local = local
-        self._agreement = tjx_parallel.Consensus(3)
+        self._consensus = tjx_parallel.Consensus(3)
         self._save = False
         self.stop = 0
         self.failed = False
@@ -39,7 +39,7 @@ class PreemptionSync:
             Whether a failed save of this process ends the run.
         """
         vote = (self._local.stop, int(self._local.pop_save_request()), int(failed))
-        stop, save, lost = self._agreement.vote(vote)
+        stop, save, lost = self._consensus.vote(vote)
         self.stop = self.stop or stop
         self._save |= save > 0
         self.failed |= lost > 0

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import yaml
 
 import tjx_ckpt
-from tjx_ckpt.store.temporary_files import flush, make_folder
-from tjx_core import ConfigError, write_atomically
+from tjx_ckpt.store.temporary_files import make_folder
+from tjx_core import ConfigError, fsync_path, write_atomically
 from tjx_data.bounded_io import read_json_object
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.config_compat import incompatible_changes
@@ -309,7 +309,7 @@ def _make(path: Path, *, exist_ok: bool) -> None:
     try:
         make_folder(path.parent)
         path.mkdir(exist_ok=exist_ok)
-        flush(path.parent)
+        fsync_path(path.parent)
     except FileExistsError:
         raise
     except OSError as error:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 import tjx_parallel
-from tjx_ckpt.cli.terminal import printable
+from tjx_core import printable
 
 
 def log_info(text: str) -> None:

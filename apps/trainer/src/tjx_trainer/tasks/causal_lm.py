@@ -48,14 +48,7 @@ def _with_usable_prompt(config: Config, tokenizer: tjx_data.Tokenizer) -> Config
 class CausalLMTask(TextTask[Rows]):
     """Next-token prediction.
 
-    Parameters
-    ----------
-    config : Config
-        The resolved configuration.
-    text : TextData
-        The prepared text.
-    share : DataShard
-        The rows of this process.
+    Parameters as for `TextTask`.
     """
 
     def __init__(self, config: Config, text: TextData, share: DataShard) -> None:

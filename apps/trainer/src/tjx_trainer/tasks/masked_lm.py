@@ -43,14 +43,7 @@ def make_masked_loader(
 class MaskedLMTask(TextTask[tjx_data.MaskedLoader]):
     """Prediction of masked tokens (Devlin et al. 2018, "BERT", section 3.1).
 
-    Parameters
-    ----------
-    config : Config
-        The resolved configuration.
-    text : TextData
-        The prepared text.
-    share : DataShard
-        The rows of this process.
+    Parameters as for `TextTask`.
     """
 
     def __init__(self, config: Config, text: TextData, share: DataShard) -> None:

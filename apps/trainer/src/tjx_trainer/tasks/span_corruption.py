@@ -55,14 +55,7 @@ def make_span_loader(
 class SpanCorruptionTask(TextTask[tjx_data.SpanLoader]):
     """Generation of the spans removed from a text (Raffel et al. 2020, "T5", section 3.1.4).
 
-    Parameters
-    ----------
-    config : Config
-        The resolved configuration.
-    text : TextData
-        The prepared text.
-    share : DataShard
-        The rows of this process.
+    Parameters as for `TextTask`.
     """
 
     def __init__(self, config: Config, text: TextData, share: DataShard) -> None:

@@ -15,8 +15,7 @@ import tjx_data
 import tjx_metrics
 import tjx_nn
 import tjx_parallel
-from tjx_ckpt.cli.terminal import printable
-from tjx_core import ConfigError, problems_of
+from tjx_core import ConfigError, printable, problems_of
 from tjx_nn.layers.scan_layers import uses_scan
 from tjx_trainer.cli.progress_bar import DataProgressBar
 from tjx_trainer.config.run_config import Config, reads_text

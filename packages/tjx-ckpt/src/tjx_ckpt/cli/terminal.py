@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
-from tjx_core import printable as printable
-
 WIDTH = 100
 _SECONDS_BETWEEN = 0.1
 

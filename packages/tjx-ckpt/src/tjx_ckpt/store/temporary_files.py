@@ -14,8 +14,6 @@ from pathlib import Path
 
 from tjx_core import fsync_path
 
-flush = fsync_path  # the name that the trainer imports
-
 
 def make_folder(path: Path) -> None:
     """Create a folder and its missing parents, and flush their names to disk.
