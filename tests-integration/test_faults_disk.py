@@ -78,7 +78,7 @@ def test_run_stops_on_a_full_disk_and_resumes_with_free_space(
     small_disk.fill()
     run.open_gates(15)
     # Saving step 20 fails. The error is raised at the next step, not at the next save.
-    life.wait_until(lambda: life.process.poll() is not None or run.reached(23), "step 23")
+    life.wait_until(lambda: life.process.poll() is not None or run.at_gate(25), "the gate")
     run.open_gates(25)
     assert life.wait() == NOT_WRITTEN, life.printed
     assert records(run)[-1]["step"] < 30
@@ -105,7 +105,7 @@ def test_run_continues_on_a_full_disk_if_configured(
     life.wait_until(lambda: 10 in run.saved(), "step 10")
     small_disk.fill()
     run.open_gates(15, 25, 35)
-    life.wait_until(lambda: run.reached(43), "step 43")
+    life.wait_until(lambda: run.at_gate(45), "the gate")
     assert run.saved() == [10]
     assert run.unfinished() == []
     small_disk.empty()

@@ -33,7 +33,7 @@ def test_hanging_run_dumps_its_stacks_and_ends(new_run: NewRun, expected: Outcom
 def test_suspended_time_is_not_a_hang(new_run: NewRun, expected: Outcome) -> None:
     run = new_run(watchdog_min_seconds=4)
     life = run.with_fault("gates", 15).start()
-    life.wait_until(lambda: run.reached(13), "step 13")
+    life.wait_until(lambda: run.at_gate(15), "the gate")
     life.signal(signal.SIGSTOP)
     time.sleep(6)  # the test needs the time to pass
     run.open_gates(15, 25, 35, 45, 55)

@@ -69,7 +69,7 @@ def test_fp16_overflow_halves_the_loss_scale_which_is_resumed(new_run: NewRun) -
 
     parts = new_run("parts", **flags)
     life = parts.with_fault("gates", 15).start()
-    life.wait_until(lambda: parts.saved() == [10] and parts.reached(13), "step 13")
+    life.wait_until(lambda: parts.saved() == [10] and parts.at_gate(15), "the gate")
     life.kill()
     parts.finish()
     assert describe_difference(outcome(parts.run_dir), outcome(whole.run_dir)) == []

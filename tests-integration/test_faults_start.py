@@ -54,7 +54,7 @@ def test_second_run_in_the_same_directory_is_rejected_without_harm(
 ) -> None:
     run = new_run()
     first = run.with_fault("gates", 15).start()
-    first.wait_until(lambda: run.reached(13), "step 13")
+    first.wait_until(lambda: run.at_gate(15), "the gate")
     printed = run.finish(expected=USER_ERROR)
     assert f"process {first.process.pid} on" in printed
     assert "Traceback" not in printed

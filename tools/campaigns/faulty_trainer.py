@@ -101,11 +101,15 @@ def slow_disk(at: int) -> None:
 
 
 def gates(at: int) -> None:
-    """Wait for a file ``gate-STEP`` in the folder before every tenth step from this one."""
+    """Wait for a file ``gate-STEP`` in the folder before every tenth step from this one.
+
+    A file ``at-gate-STEP`` says that the run waits.
+    """
 
     def wait(state: Any) -> Any:
-        gate = Path(f"gate-{int(jax.device_get(state.step)) + 1}")
-        while not gate.exists():
+        coming = int(jax.device_get(state.step)) + 1
+        Path(f"at-gate-{coming}").touch()
+        while not Path(f"gate-{coming}").exists():
             time.sleep(0.01)
         return state
 

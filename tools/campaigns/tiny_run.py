@@ -221,13 +221,9 @@ class TinyRun:
         for step in steps:
             (self.folder / f"gate-{step}").touch()
 
-    def reached(self, step: int) -> bool:
-        """Return whether a step is recorded, which happens one step late."""
-        try:
-            lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return False
-        return any(line.startswith(f'{{"step": {step},') for line in lines)
+    def at_gate(self, step: int) -> bool:
+        """Return whether a run with the fault ``gates`` waits, or waited, before a step."""
+        return (self.folder / f"at-gate-{step}").exists()
 
     def saved(self) -> list[int]:
         """Return the steps of the existing checkpoints, ascending."""

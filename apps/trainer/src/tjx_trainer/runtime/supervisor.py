@@ -95,7 +95,7 @@ def _supervise(
         while True:
             attempt = _attempt(command, checkpoints, signals)
             _record(run, attempt)
-            if signals.stop or not EXIT_INFO[_known(attempt.exit_code)].again:
+            if signals.forwarded or not EXIT_INFO[_known(attempt.exit_code)].again:
                 return attempt.exit_code
             failed = [] if attempt.last_step > max(best, attempt.first_step) else [*failed, attempt]
             best = max(best, attempt.first_step, attempt.last_step)
@@ -116,11 +116,13 @@ class SignalForwarder:
     ----------
     stop : int
         The first stop signal; 0 without one.
+    forwarded : bool
+        Whether a child received it.
     """
 
     def __init__(self) -> None:
         self.stop = 0
-        self._forwarded = False  # whether the stop signal was forwarded
+        self.forwarded = False
         self._child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "SignalForwarder":
@@ -143,8 +145,8 @@ class SignalForwarder:
     def to(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
         """Forward signals to this process, first the one that arrived while it was starting."""
         self._child = child
-        if self.stop and not self._forwarded:  # a second SIGINT means something else
-            self._forwarded = True
+        if self.stop and not self.forwarded:  # a second SIGINT means something else
+            self.forwarded = True
             child.send_signal(self.stop)
         try:
             yield
@@ -156,7 +158,7 @@ class SignalForwarder:
             self.stop = number
             os.write(self._wake, b"x")
         if self._child is not None:
-            self._forwarded = self._forwarded or number == self.stop
+            self.forwarded = self.forwarded or number == self.stop
             self._child.send_signal(number)
 
 
