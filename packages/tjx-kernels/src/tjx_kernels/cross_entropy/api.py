@@ -16,8 +16,8 @@ from tjx_kernels.target import Platform, current_target
 # accumulation of x's gradient dominates.
 CHUNK_LOGITS: dict[Platform, int] = {"cpu": 2**20, "gpu": 2**28, "tpu": 2**20}
 MIN_ROWS = 1024
-# On GPUs the forward pass stores the logits for the backward pass up to this size per device.
-KEPT_LOGITS_BYTES = 4 * 2**30
+# The forward pass stores the logits for the backward pass up to this size per device.
+KEPT_LOGITS_BYTES: dict[Platform, int] = {"cpu": 2**27, "gpu": 2**32, "tpu": 0}
 # GPU matrix products are fast for a vocabulary that is a multiple of this; it is padded to one.
 # Below PADDED_FROM rows the padding would dominate.
 ROW_MULTIPLE = 128
@@ -113,9 +113,10 @@ def linear_cross_entropy(
         `MIN_ROWS` and the size that gives the platform's `CHUNK_LOGITS` logits.
     keep_logits
         Whether the forward pass stores all logits in x's dtype for the backward pass instead of
-        recomputing them in chunks. None stores them on GPUs, unless `chunk_size` is given or the
-        logits of a device exceed `KEPT_LOGITS_BYTES`. The softmax is computed from the stored
-        logits, which are bfloat16 for bfloat16 x.
+        recomputing them in chunks. None stores them on GPUs, and for float32 x on a single CPU
+        device, unless `chunk_size` is given or the logits of a device exceed the platform's
+        `KEPT_LOGITS_BYTES`. The softmax is computed from the stored logits, which are bfloat16 for
+        bfloat16 x.
     token_shards
         Number of devices that shard the tokens, to compute the logits per device.
 
@@ -165,10 +166,15 @@ def linear_cross_entropy(
     vocab_size = w.shape[0] if vocab_size is None else vocab_size
     platform = current_target().platform
     tokens = max(1, labels.size // token_shards)
+    pad = platform == "gpu" or bool(keep_logits)
     if keep_logits is None:
         kept_bytes = tokens * w.shape[0] * x.dtype.itemsize
-        keep_logits = platform == "gpu" and chunk_size is None and kept_bytes <= KEPT_LOGITS_BYTES
-    if keep_logits or platform == "gpu":
+        fits = chunk_size is None and kept_bytes <= KEPT_LOGITS_BYTES[platform]
+        # Several CPU devices share the memory of the process.
+        keep_logits = fits and (
+            platform != "cpu" or (x.dtype == jnp.float32 and jax.device_count() == 1)
+        )
+    if pad:
         w, bias = _padded(w), None if bias is None else _padded(bias)
     rows = w.shape[0]
     if chunk_size is None:

@@ -1,7 +1,9 @@
-"""Linear cross-entropy that stores the logits for the backward pass, for GPUs.
+"""Linear cross-entropy that stores the logits for the backward pass.
 
 One product computes all logits, and none is recomputed. They are stored in x's dtype, half the
 memory of float32 for bfloat16 x; log-sum-exp, loss and probabilities are computed in float32.
+XLA:CPU vectorizes only plain reductions, and a product that transposes its larger operand runs at
+half speed: the CPU path avoids both.
 
 Axes: N any number of token axes, D width, V rows of w.
 """
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tjx_kernels.attention.backends.xla_chunk import barrier
 from tjx_kernels.cross_entropy.terms import (
     CrossEntropyCall,
     Head,
@@ -19,6 +22,7 @@ from tjx_kernels.cross_entropy.terms import (
     token_loss,
     with_custom_vjp,
 )
+from tjx_kernels.target import current_target
 
 # Logit of padding rows: below every logit, and finite, so differences are never NaN.
 NO_LOGIT = -1e30
@@ -46,15 +50,19 @@ def _forward(
     in_vocab = (labels >= 0) & (labels < call.vocab_size)
     row = jnp.where(in_vocab, labels, 0)[..., None]
     target = jnp.take_along_axis(logits, row, axis=-1, mode="clip")[..., 0]
-    counts = _column(logits) < call.vocab_size
+    padded = call.vocab_size < logits.shape[-1]
+    counts = _column(logits) < call.vocab_size if padded else None
     total = jnp.sum(logits, axis=-1, where=counts) if call.label_smoothing else None
-    lse = _log_sum_exp(jnp.where(counts, logits, NO_LOGIT))
+    lse = _log_sum_exp(logits if counts is None else jnp.where(counts, logits, NO_LOGIT))
     loss = token_loss(call, labels, lse, jnp.where(in_vocab, target, jnp.nan), total)
     return (loss, lse), (x, head, labels, lse, stored)
 
 
 def _log_sum_exp(logits: jax.Array) -> jax.Array:
-    """Compute the log-sum-exp over the last axis in one pass over the logits."""
+    """Compute the log-sum-exp over the last axis; in one pass over the logits except on CPUs."""
+    if current_target().platform == "cpu":
+        top = jnp.max(logits, axis=-1)
+        return top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
     start = (jnp.full((), NO_LOGIT, logits.dtype), jnp.zeros((), logits.dtype))
     top, total = lax.reduce((logits, jnp.ones_like(logits)), start, _join_sums, (logits.ndim - 1,))
     lse: jax.Array = top + jnp.log(total)
@@ -82,7 +90,12 @@ def _backward(
     gradient = logits_gradient(call, labels, lse, cotangents, x.dtype)
     dlogits = gradient(logits, slope, labels[..., None] == _column(logits), counts)
     product = partial(jnp.einsum, preferred_element_type=lse.dtype)
-    dw = product("...V,...D->VD", dlogits, x)
+    if current_target().platform == "cpu":
+        # The barriers keep XLA from transposing dlogits instead of the small result.
+        dlogits = barrier(dlogits)
+        dw = barrier(product("...D,...V->DV", x, dlogits)).T
+    else:
+        dw = product("...V,...D->VD", dlogits, x)
     dhead = Head(dw.astype(head.w.dtype), None)
     if head.bias is not None:
         dbias = jnp.sum(dlogits, tuple(range(labels.ndim)), dtype=lse.dtype)
