@@ -43,6 +43,17 @@ def test_signal_during_training_finishes_and_saves_the_step(
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
+def test_stop_signal_ends_the_wait_for_a_batch(new_run: NewRun, expected: Outcome) -> None:
+    run = new_run(watchdog_heartbeat_seconds=0.01)
+    life = run.with_fault("hang", 15).start()
+    wait_for_phase(life, run, "train", 14)
+    life.signal(signal.SIGTERM)
+    assert life.wait() == TERMINATED
+    assert run.saved() == [10, 14]
+    run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
+
+
 def test_signal_during_compilation_finishes_and_saves_the_step(
     new_run: NewRun, expected: Outcome
 ) -> None:

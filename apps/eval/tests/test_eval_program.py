@@ -11,6 +11,7 @@ import pytest
 from eval_tiny_run import as_transformers, tiny_run
 
 import tjx_data
+import tjx_eval
 from tjx_data import byte_tokenizer
 from tjx_eval.load_model import load_model
 from tjx_eval.main import main
@@ -106,6 +107,12 @@ def test_command_line_errors_are_reported_before_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_the_version_is_printed_by_the_module() -> None:
+    command = [sys.executable, "-m", "tjx_eval", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == f"tjx-eval {tjx_eval.__version__}\n", done.stderr
 
 
 def test_a_corpus_is_scored_on_its_official_validation_split(

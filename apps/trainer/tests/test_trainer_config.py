@@ -145,6 +145,12 @@ def test_optimizers_and_schedules_that_do_not_go_with_the_rest_are_refused(
     assemble({**values, **free})
 
 
+def test_profiled_steps_must_be_steps_of_the_run() -> None:
+    with pytest.raises(ConfigError, match=r"profile.steps: got 9-11; .* train.max_steps=10"):
+        assemble({"profile.steps": "9-11", "train.max_steps": 10})
+    assemble({"profile.steps": "9-10", "train.max_steps": 10})
+
+
 @pytest.mark.parametrize("url", ["s3://key:secret@bucket/run", "s3://key:a@b@bucket/run"])
 def test_a_password_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(

@@ -52,6 +52,12 @@ def config_of(words: str) -> Config:
     return resolve(translate(["--nanogpt", *words.split()]).words)
 
 
+def test_help_lists_every_flag_of_nanogpt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--nanogpt", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert {f"--{name}" for name in FLAGS} <= set(printed.split())
+
+
 def problems_of(words: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         translate(["--nanogpt", *words.split()])

@@ -216,12 +216,12 @@ def test_the_text_can_be_in_another_field(folder: Path) -> None:
     by_text = load_files(folder / "*")
     assert list(by_text) == ["x", "y"]
     assert by_text.source["files_sha256"] != by_content.source["files_sha256"]
-    both = find_file_problems(folder / "*", text_field="body")
+    both = [str(each) for each in find_file_problems(folder / "*", text_field="body")]
     assert len(both) == 2
     assert "has no field 'body'; it has content, text" in both[0]
     assert "has no column 'body'; text_field must be one of nested, text, content" in both[1]
     (wrong,) = find_file_problems(folder / "b.parquet", text_field="number")
-    assert "column 'number' holds int64, not strings" in wrong
+    assert "column 'number' holds int64, not strings" in str(wrong)
 
 
 def test_file_of_another_format_than_its_name_is_rejected(folder: Path) -> None:
@@ -229,7 +229,7 @@ def test_file_of_another_format_than_its_name_is_rejected(folder: Path) -> None:
     (folder / "data.parquet").write_text("no table")
     (folder / "data.parquet.gz").write_bytes(gzip.compress(b"no table"))
     write_parquet(folder / "none.parquet", [])
-    array, data, packed, none = find_file_problems(folder / "*")
+    array, data, packed, none = map(str, find_file_problems(folder / "*"))
     assert "array.json: holds no JSON lines with text: line 1 begins an array" in array
     assert "one object per line" in array
     assert "data.parquet: not Parquet, or damaged" in data

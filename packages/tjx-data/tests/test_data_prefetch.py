@@ -81,6 +81,15 @@ def test_returned_results_are_not_kept_alive() -> None:
         release.set()
 
 
+def test_wait_reports_whether_a_result_is_ready() -> None:
+    release = threading.Event()
+    with Prefetcher(lambda _step: release.wait(60), first=0) as prefetcher:
+        assert not prefetcher.wait(0.01)
+        release.set()
+        assert prefetcher.wait(60)
+        assert prefetcher.get(0)
+
+
 def _fail_at_three(step: int) -> int:
     if step == 3:
         raise OSError("shard 7 is gone")

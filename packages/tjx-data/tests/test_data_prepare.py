@@ -264,9 +264,9 @@ def test_all_config_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert "did you mean python-docs" in str(error.value)
     config = DataConfig(path=str(tmp_path / "none.txt"), tokenizer="none.json")
     problems = find_problems(config)
-    assert len(problems) == 2
-    assert "none.txt" in problems[0]
-    assert "none.json" in problems[1]
+    assert [problem.path for problem in problems] == ["path", "tokenizer"]
+    assert "none.txt" in problems[0].message
+    assert "none.json" in problems[1].message
     assert find_problems(DataConfig()) == []
 
 

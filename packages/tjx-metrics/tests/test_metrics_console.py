@@ -107,6 +107,16 @@ def test_plain_lines_are_periodic_and_follow_evaluations() -> None:
     assert lines[-1] == "1000/1000  loss 3.000  eval 3.500  1.00M tok/s"
 
 
+def test_the_first_loss_is_printed_at_once() -> None:
+    console, stream = plain(Clock())
+    console.log({"eval/loss": 7.5}, step=0)
+    console.log({"train/loss": 7.0}, step=10)
+    console.log({"train/loss": 6.0}, step=20)
+    assert stream.getvalue().splitlines() == [
+        "   0/1000  eval 7.500", "  10/1000  loss 7.000  eval 7.500",
+    ]  # fmt: skip
+
+
 def test_notes_are_separate_lines() -> None:
     console, stream = plain(Clock())
     console.note("compiling [12 layers]")

@@ -13,6 +13,7 @@ from tjx_ckpt.errors import CheckpointError, UnreadableError, advice
 from tjx_core import CommandParser, ConfigError, printable, unknown_name
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
+from tjx_eval import __version__
 from tjx_eval.commands import attention, compare, export, generate, loss, nanogpt, serve, tasks
 from tjx_eval.errors import EvalError
 
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
         return 0 if words else EXIT_USER_ERROR
+    if words == ["--version"]:
+        sys.stdout.write(f"tjx-eval {__version__}\n")
+        return 0
     try:
         if nanogpt.FLAG in words:
             words = nanogpt.translate(words)

@@ -25,6 +25,7 @@ from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError
 from tjx_trainer.cli.arguments import parse_args
 from tjx_trainer.cli.command_line import exit_with_errors, format_errors, parse
+from tjx_trainer.cli.help_page import HELP_FLAGS, nanogpt_help_text
 from tjx_trainer.cli.nanogpt import translate
 from tjx_trainer.planning import parameter_table, plan_command
 from tjx_trainer.runtime.exit_codes import ExitCode, KernelError, NotFiniteError
@@ -85,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     connect()
     try:
         if translate.MODE in words:
+            if HELP_FLAGS & set(words):
+                sys.stdout.write(nanogpt_help_text())
+                return ExitCode.FINISHED
             words = _read_nanogpt(words)
         config = parse(words)
         flags = parse_args(words)

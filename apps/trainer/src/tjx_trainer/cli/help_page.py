@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from tjx_core import ConfigError, nearest_name
 from tjx_trainer.cli.arguments import COMMANDS, parse_args, resolve
+from tjx_trainer.cli.nanogpt.flags import FLAGS
 from tjx_trainer.cli.values import format_value, union_members
 from tjx_trainer.config.config_tree import Leaf, flatten, leaves
 from tjx_trainer.config.presets import DEFAULT_PRESET, load_preset, preset_names, section_names
@@ -68,6 +69,18 @@ def help_text(argv: Sequence[str] = ()) -> str:
     lines += ["", *_wrapped(
         "Values are text, numbers, true or false, none where listed, or comma-separated lists."
     )]  # fmt: skip
+    return _text(lines)
+
+
+def nanogpt_help_text() -> str:
+    """Return the help page of ``--nanogpt``: the flags of train.py and their defaults there."""
+    lines = [
+        "usage: trainer --nanogpt [config/FILE.py] [--batch_size=32] ... [--section.name VALUE]",
+        "",
+        *_wrapped("Flags of nanoGPT's train.py, with its defaults; flags of the trainer override."),
+    ]
+    for name, flag in FLAGS.items():
+        lines += _item(f"--{name}", f"{flag.about} [{flag.default}]")
     return _text(lines)
 
 

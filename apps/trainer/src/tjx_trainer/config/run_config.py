@@ -341,6 +341,16 @@ def _check_schedule_lengths(schedule: ScheduleConfig, train: TrainConfig) -> lis
     return []
 
 
+def _check_profile(profile: ProfileConfig, train: TrainConfig) -> list[Problem]:
+    if profile.range is None or profile.range[1] <= train.max_steps:
+        return []
+    message = (
+        f"got {profile.steps}; expected steps of the run, at most train.max_steps="
+        f"{train.max_steps}; give earlier steps or a larger --train.max_steps"
+    )
+    return [Problem("profile.steps", message, ("train.max_steps",))]
+
+
 def _check_mesh(
     data: DataConfig, model: ModelConfig, train: TrainConfig, mesh: MeshConfig
 ) -> list[Problem]:
@@ -373,5 +383,6 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("model", "optimizer"), _check_mup),
     (("optimizer", "schedule"), _check_schedule),
     (("schedule", "train"), _check_schedule_lengths),
+    (("profile", "train"), _check_profile),
     (("data", "model", "train", "mesh"), _check_mesh),
 )

@@ -1,5 +1,7 @@
 """Agreement of all processes on stop requests, save requests and failed saves."""
 
+import jax
+
 import tjx_parallel
 from tjx_trainer.runtime.signals import SignalHandler
 
@@ -43,6 +45,15 @@ class PreemptionSync:
         self.stop = self.stop or stop
         self._save |= save > 0
         self.failed |= lost > 0
+
+    def stops_waiting(self) -> bool:
+        """Return whether a stop signal ends a wait for a batch; `stop` is then set.
+
+        With several processes it does not: the others would wait for this one's next step.
+        """
+        if jax.process_count() == 1:
+            self.stop = self.stop or self._local.stop
+        return self.stop > 0
 
     def pop_save_request(self) -> bool:
         """Return whether a save was requested since the last call."""

@@ -100,6 +100,10 @@ def train_loop(
                 break
             watchdog.beat("train", step)
             with step_timer.during("data_wait"):
+                while not batches.wait(1.0) and not preemption.stops_waiting():
+                    pass
+                if preemption.stop:
+                    continue
                 batch = batches.get(step)
             with profiler.step(step + 1, wait=logger.flush):
                 with step_timer.during("dispatch"):

@@ -8,7 +8,7 @@ import jax
 import tjx_ckpt
 import tjx_data
 import tjx_metrics
-from tjx_core import ConfigError
+from tjx_core import ConfigError, Problem
 from tjx_trainer.config.config_compat import with_legacy_values
 from tjx_trainer.config.run_config import Config, reads_text
 from tjx_trainer.runtime.run_dir import RunDirectory
@@ -43,7 +43,10 @@ def find_backend() -> str:
 
 def check_requirements(config: Config) -> None:
     """Raise ConfigError if data or libraries that the run needs are missing."""
-    problems = tjx_data.find_problems(config.data) if reads_text(config) else []
+    found = tjx_data.find_problems(config.data) if reads_text(config) else []
+    problems: list[Problem | str] = [
+        problem.within("data") if problem.path else problem for problem in found
+    ]
     problems += check_host_memory(config, host_memory())
     if config.checkpoint.directory is not None:
         try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tjx_core import ConfigError, problems_of
+from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.corpora.decompression import read_blocks
 from tjx_data.corpora.documents import Documents, Malformed, Part
 from tjx_data.corpora.file_scan import ByteRange, FileStamp, NoTextError, check_unchanged, scan
@@ -147,12 +147,12 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     return Documents(source, parts, sum(one.n_bytes for one in opened))
 
 
-def find_file_problems(path: Paths, *, text_field: str = "text") -> list[str]:
-    """Return one line for each problem that `load_files` raises."""
+def find_file_problems(path: Paths, *, text_field: str = "text") -> list[Problem]:
+    """Return the problems that `load_files` raises."""
     try:
         load_files(path, text_field=text_field)
     except ValueError as error:
-        return [str(problem) for problem in problems_of(error)]
+        return list(problems_of(error))
     return []
 
 
@@ -165,12 +165,12 @@ def find_files(path: Paths) -> list[Path]:
         With one line for each pattern without a file.
     """
     found: dict[Path, None] = {}
-    problems = []
+    problems: list[Problem] = []
     for pattern in _patterns(path):
         try:
             found.update(dict.fromkeys(_match(pattern)))
         except ValueError as error:
-            problems.append(str(error))
+            problems += problems_of(error)
     if problems:
         raise ConfigError(problems)
     return list(found)
@@ -232,16 +232,18 @@ def _match(pattern: str) -> list[Path]:
     if literal.is_file():  # a file name may contain brackets
         return [literal]
     if literal.is_dir():
-        raise ValueError(
-            f"path: got {pattern!r}, which is a folder; expected files; give a pattern, such as "
+        message = (
+            f"got {pattern!r}, which is a folder; expected files; give a pattern, such as "
             f"'{pattern}/*.txt'"
         )
+        raise ConfigError([Problem("path", message)])
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  absolute patterns
     files = [file for file in found if file.is_file()]
     if not files:
         is_pattern = glob.has_magic(pattern)
         reason = "this pattern matches no file" if is_pattern else "no such file"
-        raise ValueError(f"path: got {pattern!r}; {reason} (working directory: {Path.cwd()})")
+        message = f"got {pattern!r}; {reason} (working directory: {Path.cwd()})"
+        raise ConfigError([Problem("path", message)])
     return files
 
 

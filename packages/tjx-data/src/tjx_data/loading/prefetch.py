@@ -53,6 +53,11 @@ class Prefetcher[T]:
         )
         self._thread.start()
 
+    def wait(self, seconds: float) -> bool:
+        """Wait for the next result or an error; return whether `get` would return at once."""
+        with self._changed:
+            return self._changed.wait_for(self._has_answer, seconds)
+
     def get(self, step: int) -> T:
         """Return the result of ``load(step)``; steps must be requested in order, each once.
 
@@ -66,7 +71,7 @@ class Prefetcher[T]:
         assert self._stop is None or step < self._stop, f"step {step} is beyond the last"
         with self._changed:
             assert not self._closed, "the Prefetcher is closed"
-            self._changed.wait_for(lambda: self._ready or self._error is not None)
+            self._changed.wait_for(self._has_answer)
             if not self._ready:
                 assert self._error is not None
                 raise self._error
@@ -91,6 +96,9 @@ class Prefetcher[T]:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _has_answer(self) -> bool:
+        return bool(self._ready) or self._error is not None
 
     def _run(self, first: int) -> None:
         step = first

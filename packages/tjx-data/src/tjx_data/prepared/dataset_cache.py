@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from tjx_core import Problem, problems_of
 from tjx_data.cache import default_cache_dir, locked
 from tjx_data.config import DataConfig
 from tjx_data.corpora.documents import Documents, Progress, training_texts
@@ -24,7 +25,7 @@ from tjx_data.tokenization.tokenizer import Tokenizer
 from tjx_data.tokenization.vocabulary import END_OF_TEXT_NAMES
 
 
-def find_problems(config: DataConfig) -> list[str]:
+def find_problems(config: DataConfig) -> list[Problem]:
     """Check that the files and the tokenizer of a config are usable, without network access.
 
     Reads the user's files at about disk speed, and a tokenizer given by path.
@@ -36,10 +37,10 @@ def find_problems(config: DataConfig) -> list[str]:
 
     Returns
     -------
-    list of str
-        One line for each problem.
+    list of Problem
+        Paths are relative to the config; problems with one file have none.
     """
-    problems = []
+    problems: list[Problem] = []
     for name in config.weights:
         if config.is_path(name):
             problems += find_file_problems(name, text_field=config.text_field)
@@ -48,7 +49,7 @@ def find_problems(config: DataConfig) -> list[str]:
         try:
             Tokenizer.load(kind)
         except ValueError as error:
-            problems.append(str(error))
+            problems += problems_of(error)
     return problems
 
 

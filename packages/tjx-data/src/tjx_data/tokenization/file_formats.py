@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
+from tjx_core import ConfigError, Problem
 from tjx_data.bounded_io import read_bounded
 from tjx_data.corpora import hub
 from tjx_data.tokenization.vocabulary import END_OF_TEXT_NAMES, make_special_tokens
@@ -40,10 +41,11 @@ def read_model(path: str | Path) -> tokenizers.Tokenizer:
         return _read_json(location)
     name = str(path)
     if not is_hub_name(name):
-        raise ValueError(
-            f"tokenizer: got {name!r}; no such file or folder; expected a tokenizer.json, a folder "
-            "that holds one or GPT-2's two files, or a name on the Hugging Face hub"
+        message = (
+            f"got {name!r}; no such file or folder; expected a tokenizer.json, a folder that holds "
+            "one or GPT-2's two files, or a name on the Hugging Face hub"
         )
+        raise ConfigError([Problem("tokenizer", message)])
     return _read_json(hub.download_tokenizer(name, HUB_ALIASES.get(name, (name,))))
 
 
@@ -53,10 +55,11 @@ def _read_folder(folder: Path) -> tokenizers.Tokenizer:
     for vocabulary, merges in GPT2_FILES:
         if (folder / vocabulary).is_file() and (folder / merges).is_file():
             return _read_gpt2(folder / vocabulary, folder / merges)
-    raise ValueError(
-        f"tokenizer: got {folder}; no tokenizer here; expected tokenizer.json, or encoder.json and "
-        "vocab.bpe, or vocab.json and merges.txt"
+    message = (
+        f"got {folder}; no tokenizer here; expected tokenizer.json, or encoder.json and vocab.bpe, "
+        "or vocab.json and merges.txt"
     )
+    raise ConfigError([Problem("tokenizer", message)])
 
 
 def _read_json(file: Path) -> tokenizers.Tokenizer:

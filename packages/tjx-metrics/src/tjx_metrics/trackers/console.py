@@ -86,7 +86,9 @@ class ConsoleTracker:
         """Do nothing: hyperparameters are not displayed."""
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Update the displayed metrics; redraw at once after an evaluation, else periodically.
+        """Update the displayed metrics; redraw periodically.
+
+        After an evaluation and at the first training loss it redraws at once.
 
         Parameters
         ----------
@@ -95,11 +97,12 @@ class ConsoleTracker:
         step : int
             Number of finished steps.
         """
+        first_loss = self._status.loss is None and "train/loss" in metrics
         for name, (field, kind) in _SHOWN.items():
             if name in metrics:
                 setattr(self._status, field, kind(as_number(name, metrics[name])))
         self._status.step = int(step)
-        self._draw(now="eval/loss" in metrics)
+        self._draw(now=first_loss or "eval/loss" in metrics)
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
         """Do nothing: histograms are not displayed."""

@@ -32,7 +32,7 @@ BASE_PRESET = "nanogpt"
 _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 # The trainer's own flags that are accepted too, besides names with a dot.
-_OWN = ("seed", "name", "run_dir", "supervise", "dry_run", "help")  # nanoGPT has eval_only
+_OWN = ("seed", "name", "run_dir", "supervise", "dry_run")  # nanoGPT has eval_only
 # Model sizes, which a checkpoint determines, and their field in the configuration.
 _SIZES = {
     "n_layer": "model.n_layer",

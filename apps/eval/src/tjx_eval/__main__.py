@@ -1,0 +1,7 @@
+"""`python -m tjx_eval`: the evaluation program."""
+
+import sys
+
+from tjx_eval.main import main
+
+sys.exit(main())
