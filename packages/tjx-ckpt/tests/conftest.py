@@ -1,4 +1,4 @@
-"""Fixtures of checkpoint directories; S3 needs moto and s3fs, which are not locked."""
+"""Fixtures of checkpoint directories; S3 needs moto and s3fs, which tools/locks/s3.txt locks."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     """Return a bucket of an S3 server in this process."""
-    reason = "S3 is tested where moto[server] and s3fs are installed"
+    reason = "needs s3fs and moto[server]: tools/locks/s3.txt; the nightly job runs it"
     pytest.importorskip("s3fs", reason=reason)
     server = pytest.importorskip("moto.server", reason=reason).ThreadedMotoServer(
         ip_address="127.0.0.1", port=0, verbose=False
