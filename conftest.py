@@ -5,7 +5,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Set before JAX is imported, and in the environment so that child processes inherit them.
@@ -58,6 +58,19 @@ def pytest_collection_finish() -> None:
 def _fixed_seeds() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  the legacy state is what forgetful code would use
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail tests that are skipped, or expected to fail, without a reason."""
+    report = yield
+    reason = getattr(report, "wasxfail", None)
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped").removeprefix(": ")
+    if reason in ("", "unconditional skip"):
+        report.outcome = "failed"
+        report.longrepr = "skipped or expected to fail without a reason: give reason=..."
+    return report
 
 
 # What JAX spends its time on, as `tools/profile_tests.py` names it.
