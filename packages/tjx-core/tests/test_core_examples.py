@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("module", ["command_line", "files", "problems", "suggestions", "text"])
+@pytest.mark.parametrize(
+    "module", ["command_line", "deprecation", "files", "problems", "suggestions", "text"]
+)
 def test_docstring_examples(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"tjx_core.{module}"))
     assert result.attempted > 0

@@ -1,9 +1,10 @@
-"""tjx-core: atomic file writes, configuration errors and command-line parsing.
+"""tjx-core: atomic file writes, configuration errors, command-line parsing and deprecation.
 
 Shared by the tjx packages and apps. Standard library only.
 """
 
 from tjx_core.command_line import CommandParser, one_of, whole_number
+from tjx_core.deprecation import deprecated_names
 from tjx_core.files import fsync_path, write_atomically
 from tjx_core.problems import ConfigError, Problem, problems_of
 from tjx_core.suggestions import did_you_mean, nearest_name, unknown_flag, unknown_name
@@ -15,6 +16,7 @@ __all__ = [
     "CommandParser",
     "ConfigError",
     "Problem",
+    "deprecated_names",
     "did_you_mean",
     "fsync_path",
     "nearest_name",
