@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 
 from tjx_metrics import (
+    CompositeTracker,
     Histogram,
     TensorboardTracker,
+    TrackedRun,
+    TrackerWarning,
     WandbTracker,
     check_trackers,
     open_trackers,
     read_metrics,
+    register_tracker,
 )
-from tjx_metrics.trackers import availability
+from tjx_metrics.trackers import availability, registration
 
 HISTOGRAM = "histograms/parameter/wte"
 COUNTS, EDGES = [2, 0, 3], [-1.0, 0.0, 1.0, 2.0]
@@ -322,3 +326,33 @@ def test_missing_libraries_are_reported_before_training(
     with pytest.raises(ValueError, match="did you mean trackio"):
         open_trackers(["trackoi"], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_registered_tracker_receives_records_and_is_recreated(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[TrackedRun] = []
+    logged: list[tuple[float, int]] = []
+
+    class Failing(CompositeTracker):
+        def log(self, metrics: Any, step: int) -> None:
+            if len(made) == 1:
+                raise OSError("connection lost")
+            logged.append((metrics["train/loss"], step))
+
+    def make(run: TrackedRun) -> Failing:
+        made.append(run)
+        return Failing([])
+
+    monkeypatch.setitem(registration.registered_trackers, "mine", CompositeTracker)  # removed after
+    register_tracker("mine", make)
+    (tracker,) = open_trackers(["mine"], tmp_path, resume_step=4)
+    tracker.log({"train/loss": 2.0}, 5)
+    with pytest.warns(TrackerWarning, match="connection lost"):
+        tracker.finish(timeout=60.0)
+    assert logged == [(2.0, 5)]
+    assert [(run.resume_step, run.recreated) for run in made] == [(4, False), (4, True)]
+    with pytest.raises(ValueError, match=r"trackio, mine; add it with .*register_tracker"):
+        check_trackers(["prometheus"])
+    with pytest.raises(ValueError, match="not built in"):
+        register_tracker("wandb", make)

@@ -95,7 +95,7 @@ def load_model(
     *,
     step: int | None = None,
     tokenizer: str | None = None,
-    families: tuple[str, ...] = DECODERS,
+    families: tuple[str, ...] | None = DECODERS,
 ) -> TrainedModel:
     """Load a model, sharded over all devices.
 
@@ -108,8 +108,8 @@ def load_model(
         Checkpoint step of a run; by default the newest valid one.
     tokenizer : str, optional
         File, directory or hub name of another tokenizer.
-    families : tuple of str
-        Accepted model families.
+    families : tuple of str or None
+        Accepted model families; None accepts all.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def load_model(
 
 
 def _load_run(
-    path: Path, step: int | None, tokenizer: str | None, families: tuple[str, ...]
+    path: Path, step: int | None, tokenizer: str | None, families: tuple[str, ...] | None
 ) -> TrainedModel:
     run = SavedRun(path)
     config = run.config
@@ -144,7 +144,9 @@ def _load_run(
         raise EvalError(
             f"{path}: there is no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
         )
-    text_tokenizer = _run_tokenizer(run, tokenizer)
+    # The task of another package may have no tokenizer.
+    of_text = config.model.family in DECODERS and (families is not None or config.task is None)
+    text_tokenizer = _run_tokenizer(run, tokenizer, required=of_text)
     mesh = tjx_parallel.make_mesh(MeshConfig())
     params, restored_step = run.load_params(mesh, step)
     return TrainedModel(
@@ -158,10 +160,12 @@ def _load_run(
     )
 
 
-def _run_tokenizer(run: SavedRun, given: str | None) -> tjx_data.Tokenizer | None:
+def _run_tokenizer(
+    run: SavedRun, given: str | None, *, required: bool
+) -> tjx_data.Tokenizer | None:
     """Load the tokenizer of a run; raises EvalError if it is not the one used in training."""
     if given is None and not run.tokenizer_file.is_file():
-        if run.config.model.family not in DECODERS:
+        if not required:
             return None
         raise EvalError(
             f"{run.path}: tokenizer.json is missing; give --tokenizer with the one that the model "
@@ -182,7 +186,7 @@ def _run_tokenizer(run: SavedRun, given: str | None) -> tjx_data.Tokenizer | Non
 
 
 def _load_transformers(
-    path: Path, tokenizer: str | None, families: tuple[str, ...]
+    path: Path, tokenizer: str | None, families: tuple[str, ...] | None
 ) -> TrainedModel:
     try:
         architecture, params = hf.load(path)
@@ -220,8 +224,8 @@ def _with_default_attention(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, attention_implementation=None)
 
 
-def _check_family(path: Path, family: str, families: tuple[str, ...]) -> None:
-    if family not in families:
+def _check_family(path: Path, family: str, families: tuple[str, ...] | None) -> None:
+    if families is not None and family not in families:
         raise EvalError(
             f"{path}: got a model of the family {family}; expected a decoder "
             f"({', '.join(families)}); `loss RUN_DIR` measures other families on the validation "

@@ -18,7 +18,7 @@ import tjx_nn
 import tjx_parallel
 from tjx_metrics import Evaluation
 from tjx_parallel.config import MeshConfig
-from tjx_trainer.config.run_config import Config, ModelConfig, reads_text
+from tjx_trainer.config.run_config import Config, ModelConfig, built_in_family, reads_text
 from tjx_trainer.runtime.allocator import retain_freed_memory
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.causal_lm import CausalLMTask
@@ -183,7 +183,8 @@ class SavedRun:
         rows = -(-(batch_size or config.train.batch_size) // mesh.size) * mesh.size
         shard = DataShard(rows, rows, *tjx_parallel.batch_process(mesh))
         task: Task
-        if config.model.family == "gpt":
+        is_decoder = config.task is None and built_in_family(config.model) == "gpt"
+        if is_decoder:
             assert tokenizer is not None
             task = CausalLMTask(config, self.prepared_text(tokenizer), shard)
         else:
@@ -191,7 +192,7 @@ class SavedRun:
             task = make_task(shard)
         step = make_eval_step(
             model,
-            ks=ks if config.model.family == "gpt" else task.accuracies,
+            ks=ks if is_decoder else task.accuracies,
             token_byte_lengths=task.token_byte_lengths,
             layout=model_layout(model, mesh),
         )

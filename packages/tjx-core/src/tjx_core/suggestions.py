@@ -55,7 +55,9 @@ def did_you_mean(given: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> 
     return f"; did you mean {nearest}?" if nearest else ""
 
 
-def unknown_name(path: str, given: str, allowed: Iterable[str]) -> Problem:
+def unknown_name(
+    path: str, given: str, allowed: Iterable[str], *, register: str | None = None
+) -> Problem:
     """Return the problem of a value that is none of the allowed names.
 
     Parameters
@@ -66,6 +68,8 @@ def unknown_name(path: str, given: str, allowed: Iterable[str]) -> Problem:
         The value.
     allowed : iterable of str
         All names that are allowed; the message lists them.
+    register : str, optional
+        Function that adds a name; the message names it if no allowed name is similar.
 
     Returns
     -------
@@ -76,9 +80,13 @@ def unknown_name(path: str, given: str, allowed: Iterable[str]) -> Problem:
     --------
     >>> print(unknown_name("optimizer.name", "adamm", ["adamw", "lion"]))
     optimizer.name: got 'adamm'; expected one of adamw, lion; did you mean adamw?
+    >>> print(unknown_name("task", "x", ["causal_lm"], register="tjx_trainer.register_task"))
+    task: got 'x'; expected one of causal_lm; add it with tjx_trainer.register_task
     """
     names = list(allowed)
     hint = did_you_mean(given, names)
+    if register and not hint:
+        hint = f"; add it with {register}"
     return Problem(path, f"got {given!r}; expected one of {', '.join(names)}{hint}")
 
 

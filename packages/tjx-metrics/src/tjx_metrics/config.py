@@ -4,9 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tjx_core import ConfigError, Problem, unknown_name
-
-# In addition to the console and metrics.jsonl, which every run has.
-TRACKERS = ("tensorboard", "wandb", "trackio")
+from tjx_metrics.trackers.registration import tracker_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +16,7 @@ class LogConfig:
     every
         Steps between two records of training metrics.
     trackers
-        Trackers in addition to metrics.jsonl and the console: tensorboard, wandb, trackio.
+        Trackers besides metrics.jsonl and the console: tensorboard, wandb, trackio, or registered.
     project
         Project name in wandb and trackio.
     layer_norms_every
@@ -55,9 +53,9 @@ class LogConfig:
             if (value := getattr(self, name)) is not None and value < 1
         ]
         problems += [
-            unknown_name("trackers", name, TRACKERS)
+            unknown_name("trackers", name, tracker_names(), register="tjx_metrics.register_tracker")
             for name in self.trackers
-            if name not in TRACKERS
+            if name not in tracker_names()
         ]
         if len(set(self.trackers)) < len(self.trackers):
             message = f"got {','.join(self.trackers)}; expected each name once"

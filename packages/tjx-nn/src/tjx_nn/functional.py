@@ -23,14 +23,14 @@ from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit import ViT
 from tjx_nn.models.vit_config import ViTConfig
+from tjx_nn.registry import registered_models
 from tjx_nn.sub_configs import raise_problems
 
 Params = dict[str, Any]
 ParamTree = Params | nnx.State[Any, Any]
 LogicalAxes = dict[str, Any]
 
-# Model of each configuration class; `register` adds to it.
-_REGISTRY: dict[type, Callable[..., nnx.Module]] = {
+_BUILT_IN: dict[type, Callable[..., nnx.Module]] = {
     GPTConfig: GPT,
     BertConfig: Bert,
     ViTConfig: ViT,
@@ -48,6 +48,8 @@ def register(config_class: type, model: Callable[..., nnx.Module]) -> None:
     ----------
     config_class
         Class of the configuration. Its instances must be hashable, as a frozen dataclass is.
+        The trainer selects a subclass of `TransformerConfig` by the default of its field `family`
+        (``--model.family NAME``).
     model
         A `flax.nnx.Module` class, or a function that makes a module: ``model(config, rngs=rngs)``.
         Logical axes of its parameters come from flax's metadata,
@@ -77,7 +79,7 @@ def register(config_class: type, model: Callable[..., nnx.Module]) -> None:
             f"config_class: got {config_class.__name__}, whose instances are not hashable; "
             "expected a hashable class; make it a frozen dataclass"
         )
-    registered = _REGISTRY.setdefault(config_class, model)
+    registered = _BUILT_IN.get(config_class) or registered_models.setdefault(config_class, model)
     if registered is not model:
         raise ValueError(
             f"config_class: got {config_class.__name__}, which is registered with {registered}; "
@@ -337,12 +339,14 @@ def _param_axes(config: Hashable) -> dict[str, tuple[str | None, ...]]:
 
 
 def _make(config: Hashable, key: Array) -> nnx.Module:
+    models = {**_BUILT_IN, **registered_models}
     for kind in type(config).__mro__:
-        if kind in _REGISTRY:
-            return _REGISTRY[kind](config, rngs=nnx.Rngs(key))
+        if kind in models:
+            model: nnx.Module = models[kind](config, rngs=nnx.Rngs(key))
+            return model
     raise ValueError(
         f"config: got a {type(config).__name__}; expected one of "
-        f"{[kind.__name__ for kind in _REGISTRY]} or a subclass; add it with tjx_nn.register"
+        f"{[kind.__name__ for kind in models]} or a subclass; add it with tjx_nn.register"
     )
 
 

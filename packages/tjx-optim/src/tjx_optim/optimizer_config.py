@@ -105,7 +105,9 @@ class OptimizerConfig:
         defaults = optimizer_defaults()
         problems = []
         if self.name not in defaults:
-            problems.append(unknown_name("name", self.name, defaults))
+            problems.append(
+                unknown_name("name", self.name, defaults, register="tjx_optim.register_optimizer")
+            )
         problems += _at_least_zero("learning_rate", self.learning_rate, "try 6e-4 for adamw")
         problems += _at_least_zero("weight_decay", self.weight_decay, "0 disables decay")
         for field in ("b1", "b2", "momentum", "ema_decay"):

@@ -228,7 +228,12 @@ def _decays(config: ScheduleConfig) -> bool:
 def _unknown_names(config: ScheduleConfig) -> list[Problem]:
     choices = {"name": schedule_names(), "cooldown_shape": get_args(CooldownShape)}
     return [
-        unknown_name(field, getattr(config, field), allowed)
+        unknown_name(
+            field,
+            getattr(config, field),
+            allowed,
+            register="tjx_optim.register_schedule" if field == "name" else None,
+        )
         for field, allowed in choices.items()
         if getattr(config, field) not in allowed
     ]

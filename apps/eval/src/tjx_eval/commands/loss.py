@@ -38,9 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     join_processes()
     windowed = arguments.window or arguments.stride or arguments.per_document
     of_text = bool(arguments.data or arguments.corpus or windowed)
-    families = DECODERS if of_text else (*DECODERS, "bert", "vit", "encoder_decoder")
     model = load_model(
-        arguments.model, step=arguments.step, tokenizer=arguments.tokenizer, families=families
+        arguments.model,
+        step=arguments.step,
+        tokenizer=arguments.tokenizer,
+        families=DECODERS if of_text else None,
     )
     results: dict[str, Any] = {"model": str(model.path)}
     if model.step is not None:
@@ -73,7 +75,8 @@ def _validation_loss(model: "TrainedModel", arguments: argparse.Namespace) -> di
             max_tokens=arguments.max_tokens,
             on_progress=on_progress,
         )
-    return {"text": ", ".join(model.config.data.weights), **metrics}
+    data = model.config.task or ", ".join(model.config.data.weights)
+    return {"text": data, **metrics}
 
 
 def _text_loss(model: "TrainedModel", arguments: argparse.Namespace) -> dict[str, Any]:

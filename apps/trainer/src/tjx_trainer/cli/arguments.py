@@ -1,5 +1,6 @@
 """Arguments of the trainer: parse flags, merge them with the preset, build the configuration."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from tjx_trainer.config.presets import (
 )
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.config.train_config import DTYPE_OF_PRECISION
+from tjx_trainer.extensions import FIELDS as EXTENSION_FIELDS
+from tjx_trainer.extensions import import_extensions
 
 COMMANDS: Mapping[str, str] = {
     "plan": "memory, time and scaling of a run, estimated without its hardware",
@@ -138,7 +141,7 @@ class ParsedArgs:
 
 def parse_args(argv: Sequence[str]) -> ParsedArgs:
     """Split a command line into flags and values: ``--a value``, ``--a=value``, bare ``--a``."""
-    words = ParsedArgs()
+    words = ParsedArgs(problems=list(import_extensions(_extension_values(argv))))
     seen: set[str] = set()
     rest = list(argv)
     while rest:
@@ -171,6 +174,16 @@ def parse_args(argv: Sequence[str]) -> ParsedArgs:
             words.values[name] = RawValue(value, f"--{name}")
         seen.add(name)
     return words
+
+
+def _extension_values(argv: Sequence[str]) -> dict[str, str]:
+    """Return the values that may name extensions; their modules can add flags."""
+    values = {}
+    for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        flag, has_equals, value = word.partition("=")
+        if flag.startswith("--") and flag[2:] in EXTENSION_FIELDS:
+            values[flag[2:]] = value if has_equals else following
+    return values
 
 
 def _is_flag(word: str) -> bool:

@@ -77,6 +77,8 @@ def expected(leaf: Leaf, written: str) -> str:
     if get_origin(core) is Literal:
         options = [format_value(option) for option in get_args(core)]
         hint = did_you_mean(written.lower(), options, cutoff=0.4)
+        if leaf.name == "model.family" and not hint:
+            hint = "; add it with tjx_nn.register and a subclass of TransformerConfig"
         none = " (none is allowed too)" if type(None) in choices else ""
         return f"one of {', '.join(options)}{hint}{none}"
     if core is bool:

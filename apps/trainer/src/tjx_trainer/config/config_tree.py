@@ -11,7 +11,9 @@ from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from tjx_core import ConfigError, Problem, problems_of
-from tjx_trainer.config.run_config import Config, check_sections
+from tjx_nn.config import TransformerConfig
+from tjx_nn.registry import registered_families
+from tjx_trainer.config.run_config import Config, ModelConfig, check_sections
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,22 @@ class Leaf:
     owner: type
 
 
-@cache
 def leaves() -> Mapping[str, Leaf]:
     """Return every value of the tree by dotted name, in definition order.
 
     A name that several families share appears once, with the type of the first family.
     """
+    return _leaves(_added_families())
+
+
+@cache
+def _leaves(added: tuple[type, ...]) -> Mapping[str, Leaf]:  # noqa: ARG001  read by `families`
     found: dict[str, Leaf] = {}
     for leaf in _walk(Config, ""):
         first = found.setdefault(leaf.name, leaf)
         if leaf.name.endswith(".family") and first is not leaf:
-            every = (*get_args(first.hint), *get_args(leaf.hint))
-            found[leaf.name] = replace(first, hint=Literal[every])
+            every = (*get_args(first.hint), leaf.default)
+            found[leaf.name] = first = replace(first, hint=Literal[every])
     return found
 
 
@@ -70,7 +76,19 @@ def _walk(owner: type, prefix: str) -> Iterator[Leaf]:
 def families(hint: Any) -> list[type]:
     """Return the dataclasses that a section can be; empty for a single value."""
     kinds: tuple[Any, ...] = get_args(hint) or (hint,)
+    if hint == ModelConfig:
+        kinds += _added_families()
     return [kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)]
+
+
+def _added_families() -> tuple[type, ...]:
+    """Return the model configurations of other packages that a run can select."""
+    built_in = {kind.family for kind in get_args(ModelConfig)}
+    return tuple(
+        kind
+        for family, kind in registered_families().items()
+        if family not in built_in and issubclass(kind, TransformerConfig)
+    )
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Presets: YAML files of values by dotted name, read with a line number for every mistake."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from tjx_core import nearest_name
+from tjx_trainer import extensions
 from tjx_trainer.config.config_tree import leaves
 
 DEFAULT_PRESET = "quickstart"
@@ -248,7 +249,10 @@ def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]
         return {}, [f"{label}:1: expected sections, such as `model:`, with `  name: value` below"]
     values: dict[str, RawValue] = {}
     problems: list[str] = []
-    for name, node in _entries(root, "", label, problems):
+    entries = list(_entries(root, "", label, problems))
+    if missing := _not_imported(entries, label):
+        return {}, missing  # keys of a model family that is not registered yet look unknown
+    for name, node in entries:
         where = f"{label}:{node.start_mark.line + 1}: {name}"
         if len(problems) >= MAX_PROBLEMS:
             problems.append(f"{where}: and more; fix these first")
@@ -273,6 +277,23 @@ def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]
     if any(key.value == PROVENANCE_KEYS[0] for key, _ in root.value):  # a run's config.yaml
         values = {**_legacy_values(values, label), **values}
     return values, problems
+
+
+def _not_imported(entries: Iterable[tuple[str, yaml.Node]], label: str) -> list[str]:
+    """Return the problem of a file that names extensions that are not imported, or nothing."""
+    found: dict[str, str] = {}
+    for name, node in entries:
+        if name in extensions.FIELDS and not isinstance(node, yaml.MappingNode):
+            value = node.value
+            raw = [item.value for item in value] if isinstance(value, list) else value
+            found |= {each: f"{name} {each}" for each in extensions.not_imported(raw)}
+    if not found:
+        return []
+    return [
+        f"{label}: got {', '.join(found.values())}; expected modules that are already imported, as "
+        "a file causes no import; set the environment variable "
+        f"{extensions.VARIABLE}={','.join(found)}"
+    ]
 
 
 def _legacy_values(values: Mapping[str, RawValue], label: str) -> dict[str, RawValue]:

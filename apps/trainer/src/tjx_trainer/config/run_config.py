@@ -6,10 +6,10 @@ Nothing here imports JAX, so mistakes are reported within a second.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from tjx_ckpt.config import CheckpointConfig
-from tjx_core import ConfigError, Problem, problems_of
+from tjx_core import ConfigError, Problem, problems_of, unknown_name
 from tjx_data.config import DataConfig
 from tjx_data.corpora.registry import OTHER_DATA
 from tjx_metrics.config import LogConfig, ProfileConfig
@@ -24,6 +24,7 @@ from tjx_parallel.config import DistributedConfig, MeshConfig
 from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_problems
 from tjx_trainer.config.train_config import DTYPE_OF_PRECISION, TrainConfig, next_multiple
 from tjx_trainer.config.watchdog_config import WatchdogConfig
+from tjx_trainer.extensions import registered_tasks
 
 # The first is the default family.
 ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
@@ -43,6 +44,9 @@ class Config:
         Name of the run, part of a new directory's name; by default the preset's name.
     seed
         Seed of initialization, data order, dropout and sampling.
+    task
+        Registered task, whose module is imported if the name has a dot (my_package.my_task); none:
+        that of the model family.
     model
         The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
@@ -77,6 +81,7 @@ class Config:
     run_dir: str | None = None
     name: str = "run"
     seed: int = 0
+    task: str | None = None
     model: ModelConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -196,12 +201,30 @@ def _check_seed(seed: int) -> list[Problem]:
     return [Problem("seed", f"got {seed}; expected [0, 2**32); give one such as 1")]
 
 
-def _check_data(data: DataConfig, model: ModelConfig) -> list[Problem]:
+def _check_task(task: str | None, model: ModelConfig) -> list[Problem]:
+    if task is None:
+        if built_in_family(model) is not None:
+            return []
+        message = f"got none with model.family {model.family}; expected a registered task; give one"
+        return [Problem("task", message, ("model.family",))]
+    if task in registered_tasks:
+        return []
+    register = "tjx_trainer.extensions.register_task"
+    return [unknown_name("task", task, ["none", *registered_tasks], register=register)]
+
+
+def built_in_family(model: ModelConfig) -> str | None:
+    """Return the family of tjx_nn that a model or its base class belongs to, or None."""
+    kinds = (kind for kind in get_args(ModelConfig) if isinstance(model, kind))
+    return next((kind.family for kind in kinds), None)
+
+
+def _check_data(task: str | None, data: DataConfig, model: ModelConfig) -> list[Problem]:
     """Check that the corpus is of the kind that the model family reads."""
-    if is_byte_reversal(data, model):
+    if task is not None or is_byte_reversal(data, model):
         return []
     related = ("model.family", "data.path")
-    if model.family != "vit":
+    if not isinstance(model, ViTConfig):
         if data.corpus not in OTHER_DATA or data.path is not None:
             return []
         message = (
@@ -229,7 +252,9 @@ _FAMILIES_OF_OPTION = {
 }  # fmt: skip
 
 
-def _check_data_options(data: DataConfig, model: ModelConfig) -> list[Problem]:
+def _check_data_options(task: str | None, data: DataConfig, model: ModelConfig) -> list[Problem]:
+    if task is not None:
+        return []
     default = DataConfig()
     return [
         Problem(
@@ -239,7 +264,7 @@ def _check_data_options(data: DataConfig, model: ModelConfig) -> list[Problem]:
             ("model.family",),
         )
         for name, families in _FAMILIES_OF_OPTION.items()
-        if getattr(data, name) != getattr(default, name) and model.family not in families
+        if getattr(data, name) != getattr(default, name) and built_in_family(model) not in families
     ]
 
 
@@ -254,9 +279,9 @@ def is_byte_reversal(data: DataConfig, model: ModelConfig) -> bool:
 
 
 def reads_text(config: "Config") -> bool:
-    """Return whether a run reads a text corpus."""
+    """Return whether a run reads a text corpus with a built-in task."""
     is_image = isinstance(config.model, ViTConfig)
-    return not is_image and not is_byte_reversal(config.data, config.model)
+    return config.task is None and not is_image and not is_byte_reversal(config.data, config.model)
 
 
 def _check_sequence_length(data: DataConfig, model: ModelConfig) -> list[Problem]:
@@ -375,8 +400,9 @@ def row_length(data: DataConfig, model: ModelConfig) -> int | None:
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("name",), _check_name),
     (("seed",), _check_seed),
-    (("data", "model"), _check_data),
-    (("data", "model"), _check_data_options),
+    (("task", "model"), _check_task),
+    (("task", "data", "model"), _check_data),
+    (("task", "data", "model"), _check_data_options),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),

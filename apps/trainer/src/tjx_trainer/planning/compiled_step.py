@@ -10,6 +10,7 @@ import numpy as np
 import tjx_parallel
 from tjx_nn.models.bert_config import BertConfig
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit_config import ViTConfig
 from tjx_parallel.planning.chips import Chip
 from tjx_parallel.planning.collectives import collectives
@@ -105,16 +106,17 @@ def plan_step(config: Config, chip: Chip, device_count: int) -> PlannedStep:
 
 def with_vocabulary(config: Config) -> tuple[Config, list[str]]:
     """Return the configuration with its tokenizer's vocabulary, and a note if it is assumed."""
-    if not config.train.vocab_from_tokenizer or isinstance(config.model, ViTConfig):
+    model = config.model
+    if not config.train.vocab_from_tokenizer:
         return config, []
     kind = config.data.tokenizer_kind
     size = {"gpt2": GPT2_VOCAB_SIZE, "bpe": config.data.vocab_size}.get(kind)
-    if size is None or isinstance(config.model, EncoderDecoderConfig):
-        assumed = f"assumed a vocabulary of {config.model.vocab_size} (it depends on the data)"
-        return config, [assumed]
-    return config.with_vocabulary(
-        size + isinstance(config.model, BertConfig)
-    ), []  # plus the mask token
+    if size is not None and isinstance(model, GPTConfig | BertConfig):
+        # BERT adds the mask token.
+        return config.with_vocabulary(size + isinstance(model, BertConfig)), []
+    if isinstance(model, GPTConfig | BertConfig | EncoderDecoderConfig):
+        return config, [f"assumed a vocabulary of {model.vocab_size} (it depends on the data)"]
+    return config, []
 
 
 def cpu_devices(count: int) -> list[jax.Device]:

@@ -1,9 +1,10 @@
-"""Task registry: opens the task of a run by model family and corpus."""
+"""Task registry: opens the task of a run by its name, or by model family and corpus."""
 
 from collections.abc import Callable
 
 import tjx_data
-from tjx_trainer.config.run_config import Config, is_byte_reversal
+from tjx_trainer.config.run_config import Config, built_in_family, is_byte_reversal
+from tjx_trainer.extensions import registered_tasks
 from tjx_trainer.tasks.byte_reversal import open_reversal
 from tjx_trainer.tasks.causal_lm import open_causal_lm
 from tjx_trainer.tasks.image_classification import open_image_classification
@@ -42,6 +43,11 @@ def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Open
     ValueError
         If the data do not fit the configuration.
     """
+    if config.task is not None:
+        opened: OpenedTask = registered_tasks[config.task](config, progress)
+        return opened
     if is_byte_reversal(config.data, config.model):
         return open_reversal(config, progress)
-    return _OPENERS[config.model.family](config, progress)
+    family = built_in_family(config.model)
+    assert family is not None
+    return _OPENERS[family](config, progress)

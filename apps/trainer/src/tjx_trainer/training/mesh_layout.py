@@ -12,7 +12,7 @@ import tjx_nn
 import tjx_parallel
 from tjx_kernels.sharded.ring_schedule import unzigzag, zigzag
 from tjx_nn.layout import SINGLE_DEVICE, Axes
-from tjx_trainer.config.run_config import ModelConfig
+from tjx_trainer.config.run_config import ModelConfig, built_in_family
 
 
 class MeshLayout(tjx_nn.Layout):
@@ -131,5 +131,5 @@ def make_layout(
     """Return the layout of a model on a mesh; `SINGLE_DEVICE` for a mesh of one device."""
     if mesh.size == 1:
         return SINGLE_DEVICE
-    causal = model.family in ("gpt", "encoder_decoder")
+    causal = built_in_family(model) in ("gpt", "encoder_decoder")
     return MeshLayout(mesh, rules, choices, zigzag=causal and choices.context_kind == "ring")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import jax
 
@@ -18,7 +19,7 @@ import tjx_parallel
 from tjx_core import ConfigError, printable, problems_of
 from tjx_nn.layers.scan_layers import uses_scan
 from tjx_trainer.cli.progress_bar import DataProgressBar
-from tjx_trainer.config.run_config import Config, reads_text
+from tjx_trainer.config.run_config import Config, ModelConfig, reads_text
 from tjx_trainer.planning.dry_run import print_dry_run
 from tjx_trainer.runtime.allocator import retain_freed_memory, run_cpu_programs_inline
 from tjx_trainer.runtime.attention_report import report_attention
@@ -299,7 +300,8 @@ def prepare(config: Config) -> Job:
         f"model          {tjx_nn.count_params(config.model):,} parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
     )
-    log_info(f"layers         {describe_layers(job)}")
+    if type(config.model) in get_args(ModelConfig):
+        log_info(f"layers         {describe_layers(job)}")
     log_info(f"training       {describe_training(job)}")
     if flags := os.environ.get("XLA_FLAGS"):
         log_info(f"XLA flags      {flags}")

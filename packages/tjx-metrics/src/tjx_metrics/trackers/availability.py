@@ -32,7 +32,11 @@ def check_trackers(names: Iterable[str]) -> None:
 trackio; did you mean tensorboard?
     """
     wanted = LogConfig(trackers=tuple(names)).trackers
-    missing = [name for name in wanted if importlib.util.find_spec(_MODULES[name]) is None]
+    missing = [
+        name
+        for name in wanted
+        if name in _MODULES and importlib.util.find_spec(_MODULES[name]) is None
+    ]
     if missing:
         libraries = ", ".join(_MODULES[name] for name in missing)
         message = (

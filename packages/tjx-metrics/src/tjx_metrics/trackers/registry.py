@@ -2,61 +2,39 @@
 
 import uuid
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from tjx_core import write_atomically
 from tjx_metrics.trackers.availability import check_trackers
 from tjx_metrics.trackers.background import BackgroundTracker
 from tjx_metrics.trackers.base import Tracker
+from tjx_metrics.trackers.registration import TrackedRun, registered_trackers
 from tjx_metrics.trackers.tensorboard import TensorboardTracker
 from tjx_metrics.trackers.trackio import TrackioTracker
 from tjx_metrics.trackers.wandb import WandbTracker
 
 
-class TrackedRun(NamedTuple):
-    """Run metadata that trackers need.
-
-    Attributes
-    ----------
-    directory : Path
-        Run directory; each tracker has its own folder in it.
-    name : str
-        Name of the run.
-    project : str
-        Project that the run belongs to.
-    resume_step : int or None
-        Step from which the run resumes; None or -1 for a new run.
-    """
-
-    directory: Path
-    name: str
-    project: str
-    resume_step: int | None
-
-
-def _tensorboard(run: TrackedRun, first: bool) -> Tracker:
+def _tensorboard(run: TrackedRun) -> Tracker:
     # A tracker recreated after a failure must not hide what it wrote before.
     return TensorboardTracker(
-        run.directory / "tensorboard", resume_step=run.resume_step if first else None
+        run.directory / "tensorboard", resume_step=None if run.recreated else run.resume_step
     )
 
 
-def _wandb(run: TrackedRun, first: bool) -> Tracker:
+def _wandb(run: TrackedRun) -> Tracker:
     return WandbTracker(
-        _run_id(run, "wandb", first), directory=run.directory, project=run.project, name=run.name
+        _run_id(run, "wandb"), directory=run.directory, project=run.project, name=run.name
     )
 
 
-def _trackio(run: TrackedRun, first: bool) -> Tracker:
-    return TrackioTracker(_run_id(run, "trackio", first), project=run.project, name=run.name)
+def _trackio(run: TrackedRun) -> Tracker:
+    return TrackioTracker(_run_id(run, "trackio"), project=run.project, name=run.name)
 
 
-def _run_id(run: TrackedRun, tracker: str, first: bool) -> str:
+def _run_id(run: TrackedRun, tracker: str) -> str:
     """Return the run id (32 hexadecimal digits) stored in the run directory, or store a new one."""
     path = run.directory / tracker / "run_id.txt"
-    is_new = first and (run.resume_step is None or run.resume_step < 0)
+    is_new = not run.recreated and (run.resume_step is None or run.resume_step < 0)
     if not is_new and path.exists():
         return path.read_text().strip()
     run_id = uuid.uuid4().hex
@@ -65,8 +43,8 @@ def _run_id(run: TrackedRun, tracker: str, first: bool) -> str:
     return run_id
 
 
-# To add a tracker: a line here, its name in `config.py`, its library in `availability.py`.
-_TRACKERS: dict[str, Callable[[TrackedRun, bool], Tracker]] = {
+# A built-in tracker: a line here, its name in `registration.py`, its library in `availability.py`.
+_TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
     "tensorboard": _tensorboard,
     "wandb": _wandb,
     "trackio": _trackio,
@@ -86,7 +64,7 @@ def open_trackers(
     Parameters
     ----------
     names : iterable of str
-        tensorboard, wandb, trackio.
+        tensorboard, wandb, trackio, and those of `register_tracker`.
     directory : str or Path
         Run directory.
     name : str or None
@@ -111,4 +89,9 @@ def open_trackers(
     check_trackers(names)
     directory = Path(directory).resolve()
     run = TrackedRun(directory, name or directory.name, project, resume_step)
-    return [BackgroundTracker(partial(_TRACKERS[each], run), each) for each in names]
+    return [BackgroundTracker(_maker(each, run), each) for each in names]
+
+
+def _maker(name: str, run: TrackedRun) -> Callable[[bool], Tracker]:
+    make = {**_TRACKERS, **registered_trackers}[name]
+    return lambda first: make(run._replace(recreated=not first))

@@ -1,0 +1,62 @@
+"""A package outside of tjx adds a model, an optimizer, a backend, a task and a tracker."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from campaigns.tiny_run import clean_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = Path(__file__).parent / "example_extension"
+FLAGS = {
+    "model.family": "example_extension.model",
+    "model.residual_scale": 0.5,  # a field of this family
+    "model.attention_implementation": "example_extension.attention",
+    "optimizer.name": "example_extension.optimizer",
+    "task": "example_extension.task",
+    "log.trackers": "example_extension.tracker",
+    "model.n_head": 2,
+    "model.d_model": 16,
+    "model.max_seq_len": 8,
+    "data.seq_len": 8,
+    "train.max_steps": 20,
+    "train.batch_size": 8,
+    "train.eval_every": 20,
+    "optimizer.learning_rate": 0.05,
+    "schedule.warmup_steps": 2,
+    "log.every": 10,
+}
+
+
+def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> None:
+    def run(module: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *words],
+            env={**clean_environment(tmp_path), **variables},
+            capture_output=True, text=True, check=False, cwd=tmp_path,
+        )  # fmt: skip
+
+    words = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
+    trained = run("tjx_trainer.main", *words, "--run_dir", "run")
+    assert trained.returncode == 0, trained.stderr
+    assert "example_extension.attention (requested by name)" in trained.stdout + trained.stderr
+    loss = re.search(r"counting loss +([\d.]+) nats", trained.stdout)
+    assert loss is not None, trained.stdout
+    assert float(loss[1]) < 1.0, "a constant guess has log(16) = 2.77"
+    lines = (tmp_path / "run" / "losses.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["1", "10", "20"]
+
+    refused = run("tjx_eval.main", "loss", "run")
+    assert refused.returncode == 2
+    assert "set the environment variable TJX_EXTENSIONS=example_extension." in refused.stderr
+    evaluated = run("tjx_eval.main", "loss", "run", TJX_EXTENSIONS="example_extension")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert re.search(rf"loss +{loss[1]}", evaluated.stdout)
+
+
+def test_code_of_the_guide_is_the_example() -> None:
+    guide = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"```python\n# example_extension/(\w+\.py)\n(.*?)```", guide, re.S))
+    files = {path.name: path.read_text(encoding="utf-8") for path in EXAMPLE.glob("*.py")}
+    assert blocks == files
