@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+import tjx_ckpt
 import tjx_nn
 from tjx_data import train_bpe
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.training.build import build_step_components
-from tjx_trainer.training.pretrained import check_pretrained, check_tokenizer
+from tjx_trainer.training.pretrained import check_pretrained, check_tokenizer, pretrained_params
 from tjx_trainer.training.train_state import initial_state
 
 THEIRS = GPTConfig(n_layer=2, n_head=2, d_model=8, max_seq_len=16, vocab_size=257)
@@ -95,3 +96,27 @@ def test_a_tokenizer_with_other_ids_is_refused_though_it_is_as_large(tmp_path: P
 def test_a_folder_without_a_model_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json"):
         check_pretrained(resolve([*FLAGS, f"--train.init_from={tmp_path}"]))
+
+
+@pytest.mark.parametrize("below", [("params", "params"), ("params",), ()])
+def test_parameters_of_an_orbax_checkpoint(below: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "orbax"
+    config = resolve([*FLAGS, f"--train.init_from=orbax:{path}"])
+    assert config.data.tokenizer == "byte"
+    with jax.transfer_guard("allow"):
+        params = jax.jit(tjx_nn.init, static_argnums=0)(config.model, jax.random.key(5))
+        expected = tree = jax.device_get(params)
+        for name in reversed(below):
+            tree = {name: tree}
+        if below:
+            tree["opt_state"] = {"mu": np.ones(3, np.float32)}
+        tjx_ckpt.write_orbax(path, tree)
+        check_pretrained(config)
+        jax.tree.map(np.testing.assert_array_equal, pretrained_params(config), expected)
+        model = replace(config.model, n_layer=3, bias=False)
+        with pytest.raises(ValueError, match="expected the parameters of the model") as caught:
+            check_pretrained(replace(config, model=model))
+    assert "params ln_f.bias: got shape [8]; expected no such parameter" in str(caught.value)
+    assert "blocks.attention.key.kernel: got shape [2, 8, 8]; expected [3, 8, 8]" in str(
+        caught.value
+    )

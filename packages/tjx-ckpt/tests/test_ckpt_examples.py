@@ -13,6 +13,7 @@ import pytest
         "cli.array_diff",
         "cli.key_paths",
         "cli.terminal",
+        "cli.safetensors_export",
         "leaf_spec",
         "retention",
         "pytree",

@@ -11,6 +11,9 @@ from .errors import NoCheckpointError as NoCheckpointError
 from .errors import SaveError as SaveError
 from .errors import StorageError as StorageError
 from .errors import UnreadableError as UnreadableError
+from .orbax_format import orbax_specs as orbax_specs
+from .orbax_format import read_orbax as read_orbax
+from .orbax_format import write_orbax as write_orbax
 from .store.backends import find_writer as find_writer
 from .store.backends import list_steps as list_steps
 from .writer import SaveReport as SaveReport

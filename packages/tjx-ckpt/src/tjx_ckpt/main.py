@@ -1,4 +1,4 @@
-"""The command ``tjx-ckpt``: list, verify, compare and export checkpoints."""
+"""The command ``tjx-ckpt``: list, verify, compare, export and import checkpoints."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from tjx_ckpt.cli.checkpoint_diff import bytes_to_compare, compare_checkpoints
 from tjx_ckpt.cli.command_line import make_parser, step_number
 from tjx_ckpt.cli.diff_report import difference_json, difference_text
 from tjx_ckpt.cli.listing import arrays_json, arrays_text, list_json, list_text
+from tjx_ckpt.cli.orbax_exchange import export_orbax, import_orbax
 from tjx_ckpt.cli.safetensors_export import export, plan_tensors
 from tjx_ckpt.cli.terminal import Progress, human_bytes
 from tjx_ckpt.cli.verify import bytes_to_verify, verify_json, verify_steps, verify_text
@@ -142,6 +143,11 @@ def _two_checkpoints(parsed: argparse.Namespace) -> tuple[Checkpoint, Checkpoint
 
 
 def _export(parsed: argparse.Namespace) -> int:
+    if parsed.format == "orbax" and parsed.separator != "/":
+        raise ValueError(
+            f"--separator: got {parsed.separator!r} with --format orbax; expected none, as Orbax "
+            "stores nested dicts; leave it out"
+        )
     storage = find_directory(parsed.directory)
     step = newest(storage) if parsed.step is None else parsed.step
     with Checkpoint(storage, step) as checkpoint:
@@ -151,14 +157,31 @@ def _export(parsed: argparse.Namespace) -> int:
         )
         total = sum(leaves[tensor.key].size_bytes for tensor in tensors)
         with Progress("exported", total) as progress:
-            paths = export(
-                checkpoint, tensors, parsed.out,
-                max_shard_bytes=parsed.max_shard_size, progress=progress,
-            )  # fmt: skip
+            if parsed.format == "orbax":
+                _use_cpu()
+                export_orbax(checkpoint, tensors, parsed.out, progress=progress)
+                paths = [parsed.out]
+            else:
+                paths = export(
+                    checkpoint, tensors, parsed.out,
+                    max_shard_bytes=parsed.max_shard_size, progress=progress,
+                )  # fmt: skip
     size = sum(tensor.spec.size_bytes for tensor in tensors)
     lines = [f"{checkpoint.name}: {len(tensors)} arrays, {human_bytes(size)}", *map(str, paths)]
     _show("\n".join(lines))
     return 0
+
+
+def _import(parsed: argparse.Namespace) -> int:
+    _use_cpu()
+    step, count = import_orbax(parsed.orbax, parsed.out, step=parsed.step, only=parsed.only)
+    _show(f"{parsed.out} step {step}: {count} arrays")
+    return 0
+
+
+def _use_cpu() -> None:
+    """Keep JAX, which Orbax imports, from starting an accelerator."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _print_error(error: Exception) -> None:
@@ -180,6 +203,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "diff": _diff,
     "export": _export,
+    "import": _import,
 }
 
 

@@ -38,6 +38,24 @@ def flatten(tree: Any) -> dict[str, Any]:
     return leaves
 
 
+def nested_dicts(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return leaves by key as nested dicts; the inverse of `flatten` for a tree of dicts.
+
+    Examples
+    --------
+    >>> nested_dicts({"params/w": 1, "step": 2})
+    {'params': {'w': 1}, 'step': 2}
+    """
+    tree: dict[str, Any] = {}
+    for key, leaf in leaves.items():
+        *parents, name = key.split("/")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[name] = leaf
+    return tree
+
+
 def describe(leaves: Mapping[str, Any]) -> dict[str, LeafSpec]:
     """Return shape and dtype of each leaf, for arrays and abstract arrays.
 

@@ -18,7 +18,7 @@ from tjx_trainer.config.presets import (
     suggest_names,
 )
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.config.train_config import DTYPE_OF_PRECISION
+from tjx_trainer.config.train_config import DTYPE_OF_PRECISION, ORBAX_PREFIX
 from tjx_trainer.extensions import FIELDS as EXTENSION_FIELDS
 from tjx_trainer.extensions import import_extensions
 
@@ -75,8 +75,9 @@ def _implied(layer: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
     if "train.precision" in layer:
         implied["model.dtype"] = DTYPE_OF_PRECISION[layer["train.precision"]]
         implied["model.float8"] = layer["train.precision"] == "fp8"
-    if layer.get("train.init_from") is not None:  # the weights need their own tokenizer
-        implied["data.tokenizer"] = layer["train.init_from"]
+    weights = layer.get("train.init_from")
+    if weights is not None and not weights.startswith(ORBAX_PREFIX):  # these have a tokenizer
+        implied["data.tokenizer"] = weights
     if "model.vocab_size" in layer:
         implied["train.vocab_from_tokenizer"] = False
     return implied

@@ -19,6 +19,8 @@ DTYPE_OF_PRECISION: Mapping[str, str] = {
 
 MAX_COUNT = 2**31 - 1
 
+ORBAX_PREFIX = "orbax:"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -36,8 +38,8 @@ class TrainConfig:
         Largest number of sequences per device and microbatch, without accumulation; none: all.
     init_from
         Pretrained weights: a folder in the format of Hugging Face transformers, or a name on its
-        hub such as openai-community/gpt2; its tokenizer is the default of data.tokenizer. none:
-        random initialization.
+        hub such as openai-community/gpt2; its tokenizer is the default of data.tokenizer. Or
+        orbax:PATH, an Orbax checkpoint with parameters of this model. none: random initialization.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
         fp8 is bf16 with 8-bit floats in the matrix products of attention projections and MLP.
@@ -110,6 +112,13 @@ class TrainConfig:
             )
         if self.precision not in get_args(Precision):
             yield unknown_name("precision", self.precision, get_args(Precision))
+
+    @property
+    def orbax_path(self) -> str | None:
+        """Path in ``init_from`` of the form orbax:PATH, else None."""
+        if self.init_from is None or not self.init_from.startswith(ORBAX_PREFIX):
+            return None
+        return self.init_from.removeprefix(ORBAX_PREFIX)
 
     def accumulation_for(self, shards: int, *, stages: int = 1, whole_rounds: bool = False) -> int:
         """Return the number of microbatches per step.

@@ -1,4 +1,4 @@
-"""Initialization from pretrained weights in the Hugging Face transformers format."""
+"""Initialization from pretrained weights: the transformers format, or an Orbax checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -12,6 +12,7 @@ import tjx_nn
 from tjx_core import ConfigError, Problem
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.training.pretrained_orbax import check_orbax, orbax_params
 
 # Fields that may differ from the pretrained model: training and implementation choices.
 _FREE = frozenset({
@@ -36,6 +37,9 @@ def check_pretrained(config: Config) -> None:
         Naming each value that differs, a line each; or why the weights cannot be read.
     """
     if config.train.init_from is None:
+        return
+    if (path := config.train.orbax_path) is not None:
+        check_orbax(path, config.model)
         return
     theirs, _ = _load(config.train.init_from)
     if problems := _differences(config.train.init_from, theirs, config.model):
@@ -65,6 +69,8 @@ def check_tokenizer(config: Config, tokenizer: tjx_data.Tokenizer) -> list[str]:
     name = config.train.init_from
     if name is None:
         return []
+    if config.train.orbax_path is not None:
+        return [f"train.init_from {name}: an Orbax checkpoint has no tokenizer to compare"]
     try:
         theirs = tjx_data.Tokenizer.load(name)
     except (ValueError, tjx_data.HubError) as error:
@@ -105,6 +111,8 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     """
     check_pretrained(config)
     assert config.train.init_from is not None
+    if (path := config.train.orbax_path) is not None:
+        return orbax_params(path)
     _, params = _load(config.train.init_from)
     _load.cache_clear()  # the weights are read once and are as large as the model
     tables = {name: dict(table) for name, table in params.items() if name in _ROWS}

@@ -21,13 +21,14 @@ step_number = whole_number(0)
 def make_parser() -> CommandParser:
     """Return the parser of all subcommands."""
     parser = CommandParser(
-        prog="tjx-ckpt", description="List, verify, compare and export checkpoints."
+        prog="tjx-ckpt", description="List, verify, compare, export and import checkpoints."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_ls(commands)
     _add_verify(commands)
     _add_diff(commands)
     _add_export(commands)
+    _add_import(commands)
     return parser
 
 
@@ -91,12 +92,22 @@ def _add_export(commands: Any) -> None:
     parser = _command(
         commands,
         "export",
-        "export arrays as safetensors",
-        "Verifies every byte that it reads; writes all files or none, and overwrites none. "
+        "export arrays as safetensors or for Orbax",
+        "Verifies every byte that it reads; writes all files or none, and overwrites none. The "
+        "format orbax holds all arrays in memory and imports JAX. "
         "Exit code: 0 written, 1 the checkpoint is damaged, 2 usage error.",
     )
     parser.add_argument("directory", metavar="DIR", help=_DIRECTORY)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument(
+        "--format", choices=("safetensors", "orbax"), default="safetensors", help="[safetensors]"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="FILE.safetensors, or a new folder for the format orbax",
+    )
     parser.add_argument("--step", type=step_number, help="step to export [the newest]")
     parser.add_argument(
         "--only",
@@ -114,6 +125,34 @@ def _add_export(commands: Any) -> None:
         default=_size("5GB"),
         metavar="SIZE",
         help="maximum file size; larger exports get several files and an index [5GB]",
+    )
+
+
+def _add_import(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "import",
+        "import an Orbax checkpoint",
+        "Reads arrays bit for bit into memory and saves them as a checkpoint. Imports JAX. "
+        "Exit code: 0 written, 2 usage error.",
+    )
+    parser.add_argument(
+        "orbax",
+        type=Path,
+        metavar="ORBAX_DIR",
+        help="folder of an Orbax checkpoint, of a step, or of all steps (the newest is imported)",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="checkpoint directory"
+    )
+    parser.add_argument(
+        "--step", type=step_number, help="step of the new checkpoint [that of ORBAX_DIR, or 0]"
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="KEY",
+        help="import arrays at or below a key such as params/params, without it in their names",
     )
 
 

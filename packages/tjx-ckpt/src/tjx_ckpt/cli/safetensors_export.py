@@ -51,11 +51,8 @@ def plan_tensors(
     ValueError
         If no leaf is selected, two names are equal, or safetensors lacks a dtype.
     """
-    prefix = only.strip("/")
     tensors = []
-    for key in below(leaves, prefix):
-        parts = key.split("/")
-        kept = parts[prefix.count("/") + 1 :] if prefix else parts
+    for key in below(leaves, only):
         saved = leaves[key]
         spec = LeafSpec(saved.shape, dtype if dtype and is_float(saved.dtype) else saved.dtype)
         if not is_known(spec.dtype):
@@ -63,9 +60,21 @@ def plan_tensors(
                 f"{key}: got dtype {spec.dtype}, which safetensors lacks; exclude it with --only, "
                 "or convert floating-point leaves with --dtype"
             )
-        tensors.append(ExportedTensor(separator.join(kept or parts[-1:]), key, spec))
+        tensors.append(ExportedTensor(name_below(key, only).replace("/", separator), key, spec))
     _check_unique(tensors, separator)
     return tensors
+
+
+def name_below(key: str, prefix: str) -> str:
+    """Return the part of a key below a prefix; its last part if the key is the prefix.
+
+    Examples
+    --------
+    >>> name_below("params/blocks/w", "params"), name_below("params/w", "params/w")
+    ('blocks/w', 'w')
+    """
+    prefix = prefix.strip("/")
+    return key.removeprefix(f"{prefix}/") if key != prefix else key.rpartition("/")[2]
 
 
 def export(
@@ -182,12 +191,13 @@ def _write_shard(
         file.write(render_header([(tensor.name, tensor.spec) for tensor in ordered], about))
         for tensor in ordered:
             array = checkpoint.leaf(tensor.key)
-            for chunk in chunks(as_bytes(_converted(tensor, array))):
+            for chunk in chunks(as_bytes(converted(tensor, array))):
                 file.write(chunk)
             progress(array.nbytes)
 
 
-def _converted(tensor: ExportedTensor, array: np.ndarray) -> np.ndarray:
+def converted(tensor: ExportedTensor, array: np.ndarray) -> np.ndarray:
+    """Return an array in the dtype of its export; raises ValueError if a value overflows."""
     dtype = np.dtype(tensor.spec.dtype)
     if array.dtype == dtype:
         return array

@@ -1,0 +1,157 @@
+"""Orbax checkpoints: write a pytree for programs that use Orbax, and read what they write.
+
+Orbax is imported by the functions, not by the module: it takes seconds and imports JAX.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tjx_ckpt.leaf_spec import LeafSpec
+from tjx_ckpt.pytree import describe, flatten
+
+_METADATA = "_METADATA"  # Orbax writes it into the folder of each pytree
+
+
+def write_orbax(path: str | Path, tree: Any) -> None:
+    """Write a pytree of arrays to a new Orbax checkpoint.
+
+    ``orbax.checkpoint.StandardCheckpointer().restore(path)`` reads it bit for bit.
+
+    Parameters
+    ----------
+    path
+        Folder of the checkpoint, which must not exist; Orbax renames it when it is complete.
+    tree
+        Pytree of numeric arrays in host memory or on devices.
+
+    Raises
+    ------
+    ValueError
+        If the folder exists, a leaf is not a numeric array or has no elements (which Orbax cannot
+        store), or Orbax is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "checkpoint"
+    >>> write_orbax(folder, {"params": {"w": np.ones(2, np.float32)}})
+    >>> read_orbax(folder)
+    {'params/w': array([1., 1.], dtype=float32)}
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise ValueError(f"path: got {path}, which exists; expected a new folder; delete it first")
+    specs = describe(flatten(tree))
+    empty = [key for key, spec in specs.items() if not spec.size_bytes]
+    if empty:
+        raise ValueError(
+            f"tree: got arrays without elements, {', '.join(empty)}; expected at least one element "
+            "in each, as Orbax stores no empty arrays; leave them out"
+        )
+    ocp = _import_orbax()
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, tree)
+
+
+def orbax_specs(path: str | Path) -> dict[str, LeafSpec]:
+    """Return shape and dtype of each array of an Orbax checkpoint, without reading arrays.
+
+    Parameters
+    ----------
+    path
+        Folder of a checkpoint; of one step of an ``orbax.checkpoint.CheckpointManager``, such as
+        MaxText's ``checkpoints/100/items`` or ``checkpoints/100``; or of all its steps, of which
+        the newest is taken.
+
+    Returns
+    -------
+    dict
+        By key, the names on the path to the leaf joined by ``/``: ``params/params/decoder/...``.
+        Empty nodes of the tree, such as None, have no key.
+
+    Raises
+    ------
+    ValueError
+        If the folder is not an Orbax checkpoint, has leaves that are not arrays (such as text), or
+        Orbax is not installed.
+    """
+    return describe(flatten(_metadata(find_orbax(path))))
+
+
+def read_orbax(path: str | Path, keys: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Read arrays of an Orbax checkpoint into host memory, with the bits that were saved.
+
+    Parameters
+    ----------
+    path
+        As for `orbax_specs`.
+    keys
+        Keys to read, of those that `orbax_specs` returns; None: all.
+
+    Returns
+    -------
+    dict
+        Arrays by key.
+
+    Raises
+    ------
+    ValueError
+        As `orbax_specs`, or if a key does not exist.
+    """
+    ocp = _import_orbax()
+    folder = find_orbax(path)
+    tree = _metadata(folder)
+    specs = describe(flatten(tree))
+    missing = sorted(set(keys or ()) - specs.keys())
+    if missing:
+        raise ValueError(f"keys: got {', '.join(missing)}; expected keys of {folder}")
+    wanted = specs.keys() if keys is None else set(keys)
+    templates = [
+        np.empty(spec.shape, spec.dtype) if key in wanted else ocp.PLACEHOLDER
+        for key, spec in specs.items()
+    ]
+    item = jax.tree.unflatten(jax.tree.structure(tree), templates)
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        restored = checkpointer.restore(folder, item=item, restore_args=arguments)
+    return {key: np.asarray(leaf) for key, leaf in flatten(restored).items() if key in wanted}
+
+
+def find_orbax(path: str | Path) -> Path:
+    """Return the folder of the pytree in an Orbax checkpoint; raises like `orbax_specs`."""
+    folder = Path(path).absolute()
+    if (folder / _METADATA).is_file():
+        return folder
+    below = [each for each in folder.iterdir() if each.is_dir()] if folder.is_dir() else []
+    steps = [int(each.name) for each in below if each.name.isdecimal()]
+    if steps:
+        return find_orbax(folder / str(max(steps)))
+    items = sorted(each for each in below if (each / _METADATA).is_file())
+    if len(items) == 1:
+        return items[0]
+    found = f"several pytrees ({', '.join(each.name for each in items)})" if items else "none"
+    raise ValueError(
+        f"path: got {folder} with {found}; expected the folder of one Orbax checkpoint, which has "
+        f"a file {_METADATA}; name it"
+    )
+
+
+def _metadata(folder: Path) -> Any:
+    ocp = _import_orbax()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return checkpointer.metadata(folder).item_metadata.tree
+
+
+def _import_orbax() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise ValueError(
+            f"Orbax cannot be imported ({error}); expected orbax-checkpoint; pip install "
+            "'tjx-ckpt[orbax]'"
+        ) from error
+    return orbax.checkpoint
