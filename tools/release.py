@@ -23,6 +23,7 @@ from email import message_from_bytes
 from pathlib import Path
 from shutil import copy2, copytree
 
+import api_diff
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -277,8 +278,50 @@ def test_wheel(project: Project, wheels: Path, words: Sequence[str]) -> None:
             raise ReleaseError(f"tests of {project.name} {project.version} failed with its wheel")
 
 
+def check_api(project: Project) -> None:
+    """Compare the public names of a package with those of its last release.
+
+    Versions follow Semantic Versioning: a breaking change needs a major release, and before 1.0 a
+    minor one.
+
+    Raises
+    ------
+    ReleaseError
+        If the version promises compatibility that the package does not keep, or a deprecated name
+        is past its last version.
+    """
+    if project.folder.parent.name != "packages":
+        return  # apps have commands and flags, no public names
+    if late := api_diff.overdue(project.init, project.version):
+        raise ReleaseError("; ".join(late))
+    tag = api_diff.last_tag(git("tag", "--list").split(), project.name, before=project.version)
+    if tag is None:
+        print(f"== {project.name}: no earlier tag to compare the public names with")
+        return
+    changes = api_diff.changes_since(ROOT, tag, project.folder) or []
+    print(f"== {project.name}: {len(changes)} breaking changes of public names since {tag}")
+    print("\n".join(changes))
+    if changes and not allows_breaking(tag.removeprefix(f"{project.name}-v"), project.version):
+        raise ReleaseError(
+            f"{project.name} {project.version}: breaks public names of {tag}; release a "
+            "higher level, or keep the old names with tjx_core.deprecated_names"
+        )
+
+
+def allows_breaking(old: str, new: str) -> bool:
+    """Return whether a version may break users of an older one.
+
+    >>> allows_breaking("0.2.0", "0.3.0"), allows_breaking("0.2.0", "0.2.1")
+    (True, False)
+    >>> allows_breaking("1.2.0", "1.3.0"), allows_breaking("1.2.0", "2.0.0")
+    (False, True)
+    """
+    before, after = Version(old), Version(new)
+    return after.major > before.major or (before.major == 0 and after.minor > before.minor)
+
+
 def check_release(projects: dict[str, Project], name: str, words: Sequence[str]) -> None:
-    """Build a package, check its wheel, and run its tests with newest and oldest siblings.
+    """Compare public names, build and check the wheel, test with newest and oldest siblings.
 
     Parameters
     ----------
@@ -295,6 +338,7 @@ def check_release(projects: dict[str, Project], name: str, words: Sequence[str])
         With the first thing that is wrong.
     """
     project, out = projects[name], ROOT / "dist" / name
+    check_api(project)
     wheel = build(project, out, sdist=True)
     if problems := wheel_problems(wheel):
         raise ReleaseError(f"{wheel.name}: " + "; ".join(problems))
