@@ -128,6 +128,7 @@ def test_throughput_axes_start_at_zero_and_show_mfu_if_recorded() -> None:
     rates, shares = figure.axes
     assert rates.get_ylim()[0] == shares.get_ylim()[0] == 0
     np.testing.assert_allclose(line(shares, "run")[1], 0.4)
+    assert shares.yaxis.get_major_formatter().format_ticks([0.2, 0.4]) == ["20.0%", "40.0%"]
     bare = run_of([{"step": 1, "train/tokens_per_sec": 5.0}])
     assert len(throughput_figure([bare], PlotOptions()).axes) == 1
     with pytest.raises(NoDataError, match="no record of train/tokens_per_sec"):

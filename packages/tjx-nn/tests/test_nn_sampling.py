@@ -95,6 +95,11 @@ def test_top_p_keeps_the_token_that_reaches_the_sum() -> None:
     np.testing.assert_allclose(found(p, top_p=0.51)[0], [2 / 3, 1 / 3, 0, 0], atol=1e-6)
 
 
+def test_top_p_of_one_keeps_tokens_after_which_rounding_exceeds_one() -> None:
+    logits = np.random.default_rng(0).normal(0, 4, (32, 64)).astype(np.float32)
+    assert (found(logits, top_p=1.0) > 0).all()
+
+
 def test_ties_with_the_last_kept_token_are_kept() -> None:
     np.testing.assert_allclose(found(np.zeros((1, 4), np.float32), top_k=2)[0], [0.25] * 4)
 
