@@ -34,7 +34,7 @@ def test_every_flag_in_a_guide_exists() -> None:
     named = {
         flag
         for guide in GUIDES
-        for flag in re.findall(r"--([a-z]+(?:\.[a-z_]+)+)", guide.read_text(encoding="utf-8"))
+        for flag in re.findall(r"--([a-z]+(?:\.[a-z0-9_]+)+)", guide.read_text(encoding="utf-8"))
     }
     assert len(named) > 5
     assert named <= set(leaves())
