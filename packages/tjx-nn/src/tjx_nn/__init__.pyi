@@ -4,6 +4,7 @@ from .attention.mha import Attention as Attention
 from .attention.mla import LatentAttention as LatentAttention
 from .attention.sparse import SparseAttention as SparseAttention
 from .config import TransformerConfig as TransformerConfig
+from .contrastive import info_nce as info_nce
 from .flops import count_params as count_params
 from .flops import flops_per_token as flops_per_token
 from .functional import bind as bind

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tjx_kernels.attention.arguments import Shaped, bind_arguments, describe_call
+from tjx_kernels.attention.mask_bias import MaskMod, mask_to_bias
 from tjx_kernels.attention.registry import choose_backend, select_backend
 from tjx_kernels.attention.types import AttentionCall
 
@@ -34,6 +35,7 @@ def flash_attention(
     k: jax.Array,
     v: jax.Array,
     *,
+    mask: jax.Array | MaskMod | None = ...,
     return_lse: Literal[False] = ...,
     **options: Unpack[AttentionOptions],
 ) -> jax.Array: ...
@@ -45,6 +47,7 @@ def flash_attention(
     k: jax.Array,
     v: jax.Array,
     *,
+    mask: jax.Array | MaskMod | None = ...,
     return_lse: Literal[True],
     **options: Unpack[AttentionOptions],
 ) -> tuple[jax.Array, jax.Array]: ...
@@ -63,6 +66,7 @@ def flash_attention(
     scale: float | None = None,
     q_offset: int | jax.Array = 0,
     bias: jax.Array | None = None,
+    mask: jax.Array | MaskMod | None = None,
     alibi_slopes: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -100,6 +104,11 @@ def flash_attention(
     bias : floating [batch or 1, heads or 1, q_len, kv_len]
         Added to the scores after the cap; differentiable. -inf masks a key. Its own memory is
         quadratic in the sequence length.
+    mask : bool [batch or 1, heads or 1, q_len or 1, kv_len or 1], or a function
+        True where a query attends to a key, besides the other masks. A function of (batch index,
+        head index, query position, key index), integer arrays that broadcast against each other,
+        returns such a mask. It becomes a bias and is stored whole; `causal`, `window` and segment
+        ids need no memory and skip masked blocks.
     alibi_slopes : floating [heads] or [batch, heads]
         slope * |query position - key position| is subtracted from the scores after the cap (Press
         et al., "Train Short, Test Long", 2022). Not differentiable.
@@ -149,7 +158,15 @@ def flash_attention(
     >>> out, lse = flash_attention(q, kv, kv, causal=True, return_lse=True)
     >>> out.shape, lse.shape
     ((2, 300, 8, 64), (2, 8, 300))
+
+    A mask function: prefixes of 100 tokens that are visible to all tokens.
+
+    >>> prefix = lambda batch, head, query, key: (key <= query) | (key < 100)
+    >>> flash_attention(q, kv, kv, mask=prefix).shape
+    (2, 300, 8, 64)
     """
+    if mask is not None:
+        bias = mask_to_bias(mask, q, k, q_offset=q_offset, bias=bias)
     call, operands = bind_arguments(
         q,
         k,
