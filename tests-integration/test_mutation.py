@@ -80,14 +80,15 @@ def write_tree(root: Path) -> None:
         "packages/tjx-a/src/tjx_a/unused.py": "STEPS = 3\n",
         "packages/tjx-a/tests/test_size.py": TEST,
         "packages/tjx-a/tests/test_public.py": "from tjx_a import half\nimport tjx_a.user\n",
-        "packages/tjx-a/tests/test_user.py": "import tjx_a.user\n",
+        "packages/tjx-a/tests/test_other.py": "import tjx_a.user\n",
+        "packages/tjx-a/tests/test_named_size.py": "import tjx_a.user\n",
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
 
 
-def test_nearest_tests_import_the_module_directly(tmp_path: Path) -> None:
+def test_nearest_tests_are_named_after_the_module_or_import_it_directly(tmp_path: Path) -> None:
     write_tree(tmp_path)
     graph = ImportGraph(tmp_path)
     source = tmp_path / "packages/tjx-a/src/tjx_a"
@@ -95,9 +96,9 @@ def test_nearest_tests_import_the_module_directly(tmp_path: Path) -> None:
     def nearest(module: str, limit: int = 9) -> list[str]:
         return [file.stem for file in graph.nearest_tests(source / module, limit)]
 
-    assert nearest("size.py") == ["test_size", "test_public", "test_user"]
+    assert nearest("size.py") == ["test_size", "test_named_size", "test_public", "test_other"]
     assert nearest("size.py", 1) == ["test_size"]
-    assert nearest("user.py") == ["test_user", "test_public"]
+    assert nearest("user.py") == ["test_named_size", "test_other", "test_public"]
     assert nearest("unused.py") == []
 
 

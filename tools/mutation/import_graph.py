@@ -68,8 +68,8 @@ class ImportGraph:
         Returns
         -------
         list of Path
-            Direct importers first; among those as near, tests of the same package first, then the
-            files that import least.
+            Tests of the same package that are named after the module first, then direct importers;
+            among those as near, tests of the same package, then the files that import least.
         """
         distances, queue = {module: 0}, deque([module])
         while queue:
@@ -81,6 +81,7 @@ class ImportGraph:
         found = [file for file in self.test_files if file in distances and _is_test(file)]
         found.sort(
             key=lambda file: (
+                self._project(file) != project or module.stem not in file.stem,
                 distances[file],
                 self._project(file) != project,
                 self._fan_out[file],
