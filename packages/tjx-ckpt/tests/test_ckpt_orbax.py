@@ -96,6 +96,7 @@ def test_reads_maxtext_trees(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     folder = maxtext(tmp_path / "checkpoints")
     for path in (folder, folder / "10", folder / "10" / "items"):
         arrays = read_orbax(path, ["step", "params/params/decoder/half"])
+        assert arrays.keys() == {"step", "params/params/decoder/half"}
         assert int(arrays["step"]) == 3
         assert_same_bits(arrays["params/params/decoder/half"], WEIGHTS["decoder"]["half"])
     specs = orbax_specs(folder)

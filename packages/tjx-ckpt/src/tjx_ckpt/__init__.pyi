@@ -16,6 +16,8 @@ from .orbax_format import read_orbax as read_orbax
 from .orbax_format import write_orbax as write_orbax
 from .store.backends import find_writer as find_writer
 from .store.backends import list_steps as list_steps
+from .tree_file import load_tree as load_tree
+from .tree_file import save_tree as save_tree
 from .writer import SaveReport as SaveReport
 
 __version__: str
