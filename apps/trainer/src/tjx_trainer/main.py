@@ -31,7 +31,7 @@ from tjx_trainer.planning import parameter_table, plan_command
 from tjx_trainer.runtime.exit_codes import ExitCode, KernelError, NotFiniteError
 from tjx_trainer.runtime.out_of_memory import explain, is_out_of_memory
 from tjx_trainer.runtime.supervisor_client import connect, send_exit_reason
-from tjx_trainer.runtime.xla_flags import request_determinism, set_flags
+from tjx_trainer.runtime.xla_flags import request_determinism, request_reproducibility, set_flags
 from tjx_trainer.sweep import sweep_command
 
 # Errors of a disk that is full, failing, read-only or gone, and of exhausted files or locks.
@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_flags()
         if config.train.deterministic:
             request_determinism()
+        if config.train.reproducible == "mesh":
+            request_reproducibility()
         # Import JAX, which takes seconds, only after the command line is valid.
         from tjx_trainer.training.train import train
 

@@ -37,10 +37,14 @@ class Layout:
         Dtype in which weight gradients are summed over tokens and devices.
     token_shards : int
         Number of shards of the batch and sequence dimensions together.
+    keep_logits : bool or None
+        Whether the output head stores all logits, as for `tjx_kernels.linear_cross_entropy`; None:
+        its default for the platform, dtype and number of devices.
     """
 
     reduce_dtype: str = "float32"
     token_shards: int = 1
+    keep_logits: bool | None = None
 
     def place(self, x: Array, axes: Axes) -> Array:  # noqa: ARG002  one device: nothing to do
         """Constrain the sharding of an activation to its logical axes."""

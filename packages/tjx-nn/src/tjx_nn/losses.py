@@ -150,6 +150,7 @@ def head_losses(
     soft_cap: float | None = None,
     vocab_size: int | None = None,
     token_shards: int = 1,
+    keep_logits: bool | None = None,
 ) -> Float32[Array, "*any"]:
     """Compute the cross-entropy of labels from hidden states, without materializing all logits.
 
@@ -161,8 +162,8 @@ def head_losses(
         Output embeddings, float32: their gradient is summed in float32.
     labels
         Label of each hidden state; the loss of -100 is 0.
-    token_shards
-        As `Layout.token_shards`.
+    token_shards, keep_logits
+        As for `Layout`.
 
     Raises
     ------
@@ -179,6 +180,7 @@ def head_losses(
         vocab_size=vocab_size,
         ignore_index=IGNORE_INDEX,
         token_shards=token_shards,
+        keep_logits=keep_logits,
     )
     assert isinstance(losses, Array)  # the log-sum-exp is not requested
     return losses

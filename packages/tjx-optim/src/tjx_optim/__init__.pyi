@@ -1,6 +1,8 @@
 from .accumulation import AccumulatedGradients as AccumulatedGradients
+from .accumulation import LossSum as LossSum
 from .accumulation import LossTotals as LossTotals
 from .accumulation import accumulate_gradients as accumulate_gradients
+from .accumulation import gradient_sums as gradient_sums
 from .accumulation import mean_gradients as mean_gradients
 from .accumulation import split_microbatches as split_microbatches
 from .guard import GuardState as GuardState

@@ -90,12 +90,53 @@ def accumulate_gradients(
     >>> float(out.loss), float(out.gradients), int(out.token_count)
     (3.0, 3.0, 3)
     """
-    k = _leading_size(microbatches)
     scale = jnp.float32(1) if loss_scale is None else loss_scale
+    gradients, totals = gradient_sums(loss_sum, params, microbatches, loss_scale=scale)
+    return mean_gradients(gradients, totals, loss_scale=scale)
+
+
+class LossTotals(NamedTuple):
+    """Sums over all microbatches.
+
+    Attributes
+    ----------
+    loss : float32 scalar
+        Sum of the token losses.
+    token_count : scalar
+        Number of real tokens.
+    sums : dict of float32 scalars
+        The other sums of the loss function.
+    """
+
+    loss: jax.Array
+    token_count: jax.Array
+    sums: dict[str, jax.Array]
+
+
+def gradient_sums(
+    loss_sum: LossSum, params: Any, microbatches: Any, *, loss_scale: jax.Array
+) -> tuple[Any, LossTotals]:
+    """Sum loss and gradients over k microbatches; `accumulate_gradients` without the division.
+
+    Parameters
+    ----------
+    loss_sum, params, microbatches
+        As for `accumulate_gradients`.
+    loss_scale : float32 scalar
+        Factor of the loss during differentiation.
+
+    Returns
+    -------
+    gradients : pytree like the parameters, at least float32
+        Gradient of the sum of the token losses times ``loss_scale``.
+    totals : LossTotals
+        Unscaled sums. `mean_gradients` divides both, also after adding those of other devices.
+    """
+    k = _leading_size(microbatches)
 
     def scaled(params: Any, microbatch: Any) -> tuple[jax.Array, Any]:
         loss, (count, sums) = loss_sum(params, microbatch)
-        return at_least_float32(loss) * scale, (loss, count, sums)
+        return at_least_float32(loss) * loss_scale, (loss, count, sums)
 
     gradient = jax.grad(scaled, has_aux=True)
 
@@ -116,25 +157,7 @@ def accumulate_gradients(
             zeros = jax.tree.map(lambda leaf: jnp.zeros_like(at_least_float32(leaf)), params)
         totals, scalars = jax.lax.scan(add_to, zeros, microbatches)
         scalars = jax.tree.map(jnp.sum, scalars)
-    return mean_gradients(totals, LossTotals(*scalars), loss_scale=scale)
-
-
-class LossTotals(NamedTuple):
-    """Sums over all microbatches.
-
-    Attributes
-    ----------
-    loss : float32 scalar
-        Sum of the token losses.
-    token_count : scalar
-        Number of real tokens.
-    sums : dict of float32 scalars
-        The other sums of the loss function.
-    """
-
-    loss: jax.Array
-    token_count: jax.Array
-    sums: dict[str, jax.Array]
+    return totals, LossTotals(*scalars)
 
 
 @jax.named_scope("gradients")

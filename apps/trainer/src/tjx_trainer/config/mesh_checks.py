@@ -50,6 +50,7 @@ def mesh_problems(
         _experts(model, sizes["expert"]),
         _stages(model, mesh, sizes["stage"]),
         _precision(train, mesh, sizes["stage"]),
+        _reproducible(train, mesh, sizes),
     )
     return [problem for check in checks for problem in check]
 
@@ -235,4 +236,44 @@ def _precision(train: TrainConfig, mesh: MeshConfig, stages: int) -> Iterator[Pr
             f"got fp8 with mesh.stage={stages}; expected 1 stage, as fp8 needs the scale of whole "
             "tensors; give --mesh.stage 1 or --train.precision bf16",
             ("mesh.stage",),
+        )
+
+
+# Why an axis changes bits: the reason of `_reproducible`.
+_OTHER_SUMS = {
+    "stage": "a pipeline adds the gradients of its stages in another order",
+    "context": "it splits the sums of attention over tokens",
+    "expert": "the capacity of an expert depends on the sequences that its devices hold",
+    "tensor": "it splits the sums of matrix products",
+}
+
+
+def _reproducible(
+    train: TrainConfig, mesh: MeshConfig, sizes: Mapping[str, int]
+) -> Iterator[Problem]:
+    if train.reproducible == "none":
+        return
+    related = ("train.reproducible",)
+    for axis, reason in _OTHER_SUMS.items():
+        if sizes[axis] > 1:
+            yield Problem(
+                f"mesh.{axis}",
+                f"got {sizes[axis]}; expected 1 with train.reproducible=mesh, as {reason}; give "
+                f"--mesh.{axis} 1, or --train.reproducible none",
+                related,
+            )
+    shards = sizes["data"] * sizes["fsdp"]
+    if train.virtual_shards % shards:
+        yield Problem(
+            "train.virtual_shards",
+            f"got {train.virtual_shards}; expected a multiple of mesh.data x mesh.fsdp = {shards}, "
+            f"as each device computes whole virtual shards; give a power of 2 for both",
+            ("mesh.data", "mesh.fsdp"),
+        )
+    if mesh.reduce_dtype != "float32":
+        yield Problem(
+            "mesh.reduce_dtype",
+            f"got {mesh.reduce_dtype}; expected float32 with train.reproducible=mesh, which adds "
+            "gradients in float32; leave it out",
+            related,
         )

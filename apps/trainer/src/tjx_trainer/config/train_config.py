@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from tjx_core import ConfigError, Problem, unknown_name
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
+Reproducible = Literal["none", "mesh"]
 
 DTYPE_OF_PRECISION: Mapping[str, str] = {
     "fp32": "float32",
@@ -46,6 +47,12 @@ class TrainConfig:
     deterministic
         Bit-identical runs on a GPU, by XLA's --xla_gpu_deterministic_ops: slower. CPUs and TPUs
         need no flag.
+    reproducible
+        mesh: bit-identical parameters on every mesh of data and fsdp devices, in any number of
+        processes; each device needs the memory of data parallelism. none: equal up to rounding.
+    virtual_shards
+        Equal parts of each microbatch whose gradients are added in a fixed order, in reproducible
+        mesh; a power of 2 that data x fsdp divides.
     eval_every
         Steps between two evaluations; the last step is always evaluated.
     eval_tokens
@@ -69,6 +76,8 @@ class TrainConfig:
     init_from: str | None = None
     precision: Precision = "fp32"
     deterministic: bool = False
+    reproducible: Reproducible = "none"
+    virtual_shards: int = 8
     eval_every: int = 250
     eval_tokens: int | None = None
     sample_tokens: int = 200
@@ -110,8 +119,12 @@ class TrainConfig:
             yield Problem(
                 "sample_temperature", f"got {temperature}; expected at least 0; 0 is greedy"
             )
-        if self.precision not in get_args(Precision):
-            yield unknown_name("precision", self.precision, get_args(Precision))
+        for name, kind in (("precision", Precision), ("reproducible", Reproducible)):
+            if getattr(self, name) not in get_args(kind):
+                yield unknown_name(name, getattr(self, name), get_args(kind))
+        shards = self.virtual_shards
+        if shards < 1 or shards & (shards - 1):
+            yield Problem("virtual_shards", f"got {shards}; expected a power of 2; give 8")
 
     @property
     def orbax_path(self) -> str | None:
@@ -123,7 +136,8 @@ class TrainConfig:
     def accumulation_for(self, shards: int, *, stages: int = 1, whole_rounds: bool = False) -> int:
         """Return the number of microbatches per step.
 
-        In a pipeline the default is four per stage, or as many as the batch allows.
+        In a pipeline the default is four per stage, or as many as the batch allows. In reproducible
+        mesh the number does not depend on the mesh: virtual shards take the place of its shards.
 
         Parameters
         ----------
@@ -146,12 +160,16 @@ class TrainConfig:
         >>> TrainConfig(batch_size=1, device_batch_size=12).accumulation_for(shards=1)
         1
         """
+        source, advice = "mesh data x fsdp x expert", "smaller mesh sizes"
+        if self.reproducible == "mesh":
+            shards, source = self.virtual_shards, "train.virtual_shards"
+            advice = "fewer --train.virtual_shards"
         unit = shards * (self.accumulation or 1)
         if self.batch_size % unit:
             factor = f" x accumulation {self.accumulation}" if self.accumulation else ""
             message = (
-                f"got {self.batch_size}; expected a multiple of {unit} (mesh data x fsdp x expert "
-                f"{shards}{factor}); give smaller mesh sizes or --train.batch_size "
+                f"got {self.batch_size}; expected a multiple of {unit} ({source} "
+                f"{shards}{factor}); give {advice} or --train.batch_size "
                 f"{next_multiple(self.batch_size, unit)}"
             )
             raise ConfigError([Problem("train.batch_size", message, ("train.accumulation",))])

@@ -6,6 +6,7 @@ XLA aborts on an unknown flag, and flags change between versions, so the tables 
 
 import importlib.util
 import os
+import platform
 import re
 from collections.abc import Mapping, MutableMapping
 from importlib import metadata
@@ -17,6 +18,9 @@ JAXLIB_VERSION = "0.11.2"
 # XLA then uses deterministic cuDNN algorithms, sorts instead of atomic additions, and the first
 # configuration of each autotuned kernel.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# LLVM fuses a product and a sum into one rounding where it finds both, which depends on the code
+# around them and so on the mesh. AVX has no such instruction.
+WITHOUT_FMA = "--xla_cpu_max_isa=AVX"
 
 type Platform = Literal["cpu", "gpu"]
 
@@ -88,23 +92,39 @@ def set_flags(
 def request_determinism(environment: MutableMapping[str, str] = os.environ) -> None:
     """Add XLA's flag for deterministic GPU operations to XLA_FLAGS, before JAX initializes.
 
-    It is appended because the last occurrence of a flag wins.
+    Raises
+    ------
+    ConfigError
+        If XLA_FLAGS names a file.
+    """
+    _append("--train.deterministic: got true", [DETERMINISTIC], environment)
+
+
+def request_reproducibility(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Add the flags of `train.reproducible mesh` to XLA_FLAGS, before JAX initializes.
 
     Raises
     ------
     ConfigError
         If XLA_FLAGS names a file.
     """
+    # XLA reads the name of an instruction set on x86 only.
+    flags = [WITHOUT_FMA] if platform.machine() in ("x86_64", "AMD64") else []
+    _append("--train.reproducible: got mesh", [*flags, DETERMINISTIC], environment)
+
+
+def _append(option: str, words: list[str], environment: MutableMapping[str, str]) -> None:
+    """Append flags to XLA_FLAGS: the last occurrence of a flag wins."""
     given = environment.get("XLA_FLAGS", "").strip()
     if _names_file(given):
         problem = (
-            f"--train.deterministic: got true with XLA_FLAGS={given!r}, the name of a file; "
-            f"expected flags there; add {DETERMINISTIC} to the file and leave the option out"
+            f"{option} with XLA_FLAGS={given!r}, the name of a file; expected flags there; add "
+            f"{' '.join(words)} to the file and leave the option out"
         )
         raise ConfigError([problem])
     flags = given.split()
-    if flags[-1:] != [DETERMINISTIC]:
-        environment["XLA_FLAGS"] = " ".join([*flags, DETERMINISTIC])
+    if flags[-len(words) :] != words:
+        environment["XLA_FLAGS"] = " ".join([*flags, *words])
 
 
 def expected_platform(environment: Mapping[str, str]) -> Platform:

@@ -20,6 +20,7 @@ from tjx_trainer.config.config_tree import flatten
 from tjx_trainer.config.run_config import Config, row_length
 from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.task import DataShard, Task, data_identity
+from tjx_trainer.training import reproducible
 from tjx_trainer.training.evaluation import EvalStep, evaluate, make_eval_step
 from tjx_trainer.training.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.training.mesh_layout import make_layout
@@ -226,7 +227,12 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
     rules = tjx_parallel.ShardingRules.of(config.mesh)
     layout = make_layout(config.model, mesh, rules, config.mesh)
     abstract = abstract_state(config, optimizer, mesh, rules)
-    gradients = make_gradients(config, mesh, layout, accumulation=accumulation)
+    choices: dict[str, Any] = {}
+    if config.train.reproducible == "mesh":
+        gradients = reproducible.make_gradients(config, mesh)
+        choices["wrap"] = partial(reproducible.on_each_device, mesh=mesh)
+    else:
+        gradients = make_gradients(config, mesh, layout, accumulation=accumulation)
     train_step = make_train_step(
         config,
         optimizer,
@@ -234,6 +240,7 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
         gradients=gradients,
         accumulation=accumulation,
         shardings=shardings_of(abstract),
+        **choices,
     )
     return StepComponents(mesh, layout, accumulation, optimizer, abstract, gradients, train_step)
 

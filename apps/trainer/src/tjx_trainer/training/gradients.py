@@ -41,7 +41,18 @@ def make_gradients(
     """
     if mesh.shape["stage"] > 1:
         return _pipelined(config, mesh, layout, accumulation)
-    model = config.model
+    loss_sum = make_loss_sum(config.model, layout)
+
+    def gradients(
+        params: Any, microbatches: Any, loss_scale: jax.Array | None
+    ) -> tjx_optim.AccumulatedGradients:
+        return tjx_optim.accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
+
+    return gradients
+
+
+def make_loss_sum(model: ModelConfig, layout: Layout) -> tjx_optim.LossSum:
+    """Return the differentiated function: from (params, microbatch) to sums over its labels."""
 
     def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
         network: Any = tjx_nn.bind(model, params, layout=layout)
@@ -53,12 +64,7 @@ def make_gradients(
         sums["loss"] = cross_entropy
         return cross_entropy + count * losses.penalty, (count, sums)
 
-    def gradients(
-        params: Any, microbatches: Any, loss_scale: jax.Array | None
-    ) -> tjx_optim.AccumulatedGradients:
-        return tjx_optim.accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
-
-    return gradients
+    return loss_sum
 
 
 def _inputs(microbatch: Batch) -> dict[str, jax.Array]:

@@ -26,6 +26,7 @@ def make_train_step(
     gradients: Gradients,
     accumulation: int,
     shardings: TrainState,
+    wrap: Callable[[TrainStep], TrainStep] = lambda update: update,
 ) -> TrainStep:
     """Return the jitted train step. It donates the input state.
 
@@ -43,6 +44,8 @@ def make_train_step(
         Microbatches per batch; the result equals that of one large batch.
     shardings : TrainState
         Sharding of each leaf of the state between two steps.
+    wrap : callable
+        From the function to jit to the same function, for example `reproducible.on_each_device`.
 
     Returns
     -------
@@ -60,7 +63,7 @@ def make_train_step(
 
     def gradients_of(state: TrainState, batch: Batch) -> tjx_optim.AccumulatedGradients:
         microbatches = dict(tjx_optim.split_microbatches(batch, accumulation))
-        labels = batch["labels"].size // accumulation
+        labels = config.train.batch_size // accumulation * math.prod(batch["labels"].shape[1:])
         # The loss scale applies to the mean; the differentiated loss is a sum over a microbatch.
         scale = state.guard.loss_scale / 2 ** int(math.log2(labels)) if scaled else None
         if model.drops:
@@ -70,9 +73,8 @@ def make_train_step(
             microbatches["key"] = jax.random.split(step_key, accumulation)
         return gradients(state.params, microbatches, scale)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        if config.mesh.offload != "none":
-            state = jax.device_put(state, on_device)
+    @wrap
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         total = gradients_of(state, batch)
         with jax.named_scope("optimizer"):
             grad_norm = tjx_optim.global_norm(total.gradients)
@@ -102,6 +104,11 @@ def make_train_step(
                 kind: tjx_optim.layer_norms(tree, stack_axes) for kind, tree in trees.items()
             }
         return TrainState(state.step + 1, params, opt_state, guard), metrics
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if config.mesh.offload != "none":
+            state = jax.device_put(state, on_device)
+        return update(state, batch)
 
     return jax.jit(
         train_step,

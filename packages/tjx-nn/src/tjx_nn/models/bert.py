@@ -178,6 +178,7 @@ class Bert(ShardedModule):
             bias=bias,
             vocab_size=self.config.tokenizer_size,
             token_shards=self.layout.token_shards,
+            keep_logits=self.layout.keep_logits,
         )
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

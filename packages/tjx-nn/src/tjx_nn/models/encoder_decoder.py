@@ -110,8 +110,14 @@ class EncoderDecoder(ShardedModule):
         table, bias = self._head_table()
         x = gather_sequence(self.layout, x) / self.config.width_multiplier
         labels = self.layout.reorder(labels)
-        shards = self.layout.token_shards
-        token_losses = head_losses(x, table, labels, bias=bias, token_shards=shards)
+        token_losses = head_losses(
+            x,
+            table,
+            labels,
+            bias=bias,
+            token_shards=self.layout.token_shards,
+            keep_logits=self.layout.keep_logits,
+        )
         return combine_losses(self.config, self.layout.restore(token_losses), stack_losses)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

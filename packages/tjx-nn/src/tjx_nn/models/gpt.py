@@ -209,6 +209,7 @@ class GPT(ShardedModule):
             soft_cap=self.config.logit_soft_cap,
             vocab_size=self.config.tokenizer_size or self.config.vocab_size,
             token_shards=self.layout.token_shards,
+            keep_logits=self.layout.keep_logits,
         )
 
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:
