@@ -116,6 +116,9 @@ def test_parameters_of_an_orbax_checkpoint(below: tuple[str, ...], tmp_path: Pat
         model = replace(config.model, n_layer=3, bias=False)
         with pytest.raises(ValueError, match="expected the parameters of the model") as caught:
             check_pretrained(replace(config, model=model))
+    missing = resolve([*FLAGS, f"--train.init_from=orbax:{tmp_path / 'missing'}"])
+    with pytest.raises(ValueError, match=r"train\.init_from: path: got .*missing, which holds no"):
+        check_pretrained(missing)
     assert "params ln_f.bias: got shape [8]; expected no such parameter" in str(caught.value)
     assert "blocks.attention.key.kernel: got shape [2, 8, 8]; expected [3, 8, 8]" in str(
         caught.value

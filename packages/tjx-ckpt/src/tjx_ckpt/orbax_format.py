@@ -133,10 +133,10 @@ def find_orbax(path: str | Path) -> Path:
     items = sorted(each for each in below if (each / _METADATA).is_file())
     if len(items) == 1:
         return items[0]
-    found = f"several pytrees ({', '.join(each.name for each in items)})" if items else "none"
+    found = f"the pytrees {', '.join(each.name for each in items)}" if items else "no pytree"
     raise ValueError(
-        f"path: got {folder} with {found}; expected the folder of one Orbax checkpoint, which has "
-        f"a file {_METADATA}; name it"
+        f"path: got {folder}, which holds {found}; expected the folder of one Orbax checkpoint, "
+        f"with a file {_METADATA}; name that folder"
     )
 
 

@@ -30,9 +30,13 @@ def check_orbax(path: str, model: ModelConfig) -> None:
     Raises
     ------
     ConfigError
-        Naming each parameter that is missing, unexpected or has another shape.
+        Naming each parameter that is missing, unexpected or has another shape; or why the
+        checkpoint cannot be read.
     """
-    specs = tjx_ckpt.orbax_specs(path)
+    try:
+        specs = tjx_ckpt.orbax_specs(path)
+    except ValueError as error:
+        raise ConfigError([Problem("train.init_from", str(error))]) from error
     keys = _param_keys(specs)
     params = {
         name: jax.ShapeDtypeStruct(specs[key].shape, specs[key].dtype)  # type: ignore[no-untyped-call]
