@@ -102,7 +102,8 @@ class Tree:
     def __init__(self, root: Path, seconds: float) -> None:
         self.root = root
         self.seconds = seconds
-        self._passes: dict[tuple[str, ...], bool] = {}
+        self._passes: dict[str, bool] = {}
+        self._slow: set[str] = set()
         folders = [*root.glob("packages/*/src"), *root.glob("apps/*/src"), root / "tools"]
         self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
 
@@ -125,17 +126,16 @@ class Tree:
 
     def passes(self, test: str) -> bool:
         """Return whether a test passes, or a test file can be imported, in this tree."""
-        words = [test] if "::" in test else ["--collect-only", test]
-        return self._passed(*words)
+        if test not in self._passes:
+            words = [test] if "::" in test else ["--collect-only", test]
+            self._passes[test] = self.pytest(*words)[0] in PASSED
+        return self._passes[test]
 
     def is_fast(self, file: str) -> bool:
-        """Return whether a test file ends within the time limit in this tree."""
-        return self._passed(file)
-
-    def _passed(self, *words: str) -> bool:
-        if words not in self._passes:
-            self._passes[words] = self.pytest(*words)[0] in PASSED
-        return self._passes[words]
+        """Return whether a test file ends within the time limit in this tree, now."""
+        if file not in self._slow and self.pytest(file)[0] not in PASSED:
+            self._slow.add(file)
+        return file not in self._slow
 
 
 def _limit_memory() -> None:
