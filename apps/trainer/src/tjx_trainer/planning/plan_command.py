@@ -24,7 +24,7 @@ from tjx_trainer.config.config_tree import Leaf, leaves
 from tjx_trainer.config.presets import RawValue
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.exit_codes import ExitCode
-from tjx_trainer.runtime.xla_flags import request_determinism, set_flags
+from tjx_trainer.runtime.xla_flags import request_determinism, request_reproducibility, set_flags
 
 _HELP = """\
 usage: trainer plan --chip NAME [--chips N] [--compute_efficiency X] [--out DIR]
@@ -101,6 +101,8 @@ def run(argv: Sequence[str]) -> int:
             set_flags("gpu")  # the flags of a run on this chip
             if config.train.deterministic:
                 request_determinism()
+            if config.train.reproducible == "mesh":
+                request_reproducibility()
         # These import JAX, which takes seconds.
         from tjx_parallel.planning.step_time import plan
         from tjx_trainer.planning.compiled_step import plan_step

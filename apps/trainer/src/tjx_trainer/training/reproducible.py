@@ -20,6 +20,7 @@ from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.training.gradients import Gradients, make_loss_sum
 
+_lax: Any = lax  # JAX gives no types for these functions
 # Mesh axes over which virtual shards are distributed, outer to inner.
 SHARD_AXES = ("data", "fsdp")
 
@@ -50,14 +51,11 @@ def on_each_device[F: Callable[..., Any]](update: F, *, mesh: Mesh) -> F:
 
     def isolated(state: Any, batch: Any) -> Any:
         # Barriers keep XLA from fusing the step with gathers and slices, which the mesh decides.
-        return lax.optimization_barrier(update(*lax.optimization_barrier((state, batch))))
+        return _lax.optimization_barrier(update(*_lax.optimization_barrier((state, batch))))
 
-    mapped: Any = jax.shard_map(
-        isolated,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec(SHARD_AXES)),
-        out_specs=PartitionSpec(),
-        check_vma=False,
+    whole, rows = PartitionSpec(), PartitionSpec(SHARD_AXES)  # type: ignore[no-untyped-call]
+    mapped: F = jax.shard_map(  # type: ignore[assignment]  # of the same signature
+        isolated, mesh=mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False
     )
     return mapped
 
@@ -90,12 +88,12 @@ def make_gradients(config: Config, mesh: Mesh) -> Gradients:
 
         def sums_of(index: jax.Array) -> Any:
             shard = _virtual_shard(microbatches, index, local_shards, first)
-            inputs = lax.optimization_barrier((params, shard, scale))
+            inputs = _lax.optimization_barrier((params, shard, scale))
             found = tjx_optim.gradient_sums(loss_sum, *inputs[:2], loss_scale=inputs[2])
-            return lax.optimization_barrier(found)
+            return _lax.optimization_barrier(found)
 
         local = local_tree_sum(sums_of, local_shards)
-        found, totals = lax.optimization_barrier(_tree_sum_over_devices(local, mesh))
+        found, totals = _lax.optimization_barrier(_tree_sum_over_devices(local, mesh))
         return tjx_optim.mean_gradients(found, totals, loss_scale=scale)
 
     return gradients
@@ -107,7 +105,8 @@ def _virtual_shard(microbatches: Any, index: jax.Array, count: int, first: jax.A
     def rows_of(x: jax.Array) -> jax.Array:
         k, rows = x.shape[:2]
         shards = x.reshape(k, count, rows // count, *x.shape[2:])
-        return lax.dynamic_index_in_dim(shards, index, axis=1, keepdims=False)
+        shard: jax.Array = lax.dynamic_index_in_dim(shards, index, axis=1, keepdims=False)
+        return shard
 
     shard = {name: rows_of(x) for name, x in microbatches.items() if name != "key"}
     if "key" in microbatches:
@@ -116,7 +115,6 @@ def _virtual_shard(microbatches: Any, index: jax.Array, count: int, first: jax.A
     return shard
 
 
-@jax.named_scope("gradients")
 def local_tree_sum(term: Callable[[jax.Array], Any], count: int) -> Any:
     """Add term(0) ... term(count - 1) in a balanced binary tree; `count` is a power of 2.
 
@@ -124,27 +122,31 @@ def local_tree_sum(term: Callable[[jax.Array], Any], count: int) -> Any:
     sibling. It is a loop for one term, too: the bound is hidden from XLA, which would inline it.
     """
     levels = count.bit_length() - 1
-    bound = lax.optimization_barrier(jnp.int32(count))
+    bound = _lax.optimization_barrier(jnp.int32(count))
 
     def add(carry: tuple[jax.Array, list[Any]]) -> tuple[jax.Array, list[Any]]:
         index, slots = carry
-        total, slots = term(index), list(slots)
-        carrying: jax.Array = jnp.bool_(True)
-        for level in range(levels + 1):
-            waits = carrying & (index >> level & 1 == 1)
-            store = carrying & ~waits
-            old = slots[level]
-            slots[level] = _select(store, total, old)
-            if level < levels:
-                total = _select(waits, jax.tree.map(jnp.add, old, total), total)
-            carrying = waits
-        return index + 1, slots
+        total = term(index)
+        with jax.named_scope("gradients"):  # the planner finds its operations by this name
+            return index + 1, _count_up(index, slots, total)
 
     shapes = jax.eval_shape(term, jnp.int32(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     start = (jnp.int32(0), [zeros for _ in range(levels + 1)])
     _, slots = lax.while_loop(lambda carry: carry[0] < bound, add, start)
     return slots[levels]
+
+
+def _count_up(index: jax.Array, slots: list[Any], total: Any) -> list[Any]:
+    """Add a term to the slots: the sums of the low bits that `index` has set are carried."""
+    slots = list(slots)
+    carrying: jax.Array = jnp.bool_(True)
+    for level, waiting in enumerate(slots):
+        is_set = carrying & (index >> level & 1 == 1)
+        slots[level] = _select(carrying & ~is_set, total, waiting)
+        total = _select(is_set, jax.tree.map(jnp.add, waiting, total), total)
+        carrying = is_set
+    return slots
 
 
 def _select(condition: jax.Array, chosen: Any, other: Any) -> Any:
@@ -163,7 +165,7 @@ def _tree_sum_over_devices(local: Any, mesh: Mesh) -> Any:
         size, distance = mesh.shape[axis], 1
         while distance < size:
             pairs = [(device, device ^ distance) for device in range(size)]
-            sibling = jax.tree.map(lambda x, a=axis, p=pairs: lax.ppermute(x, a, p), total)
+            sibling = jax.tree.map(lambda x, a=axis, p=pairs: _lax.ppermute(x, a, p), total)
             total = jax.tree.map(jnp.add, total, sibling)
             distance *= 2
     return total
