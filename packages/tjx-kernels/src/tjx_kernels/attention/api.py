@@ -207,8 +207,8 @@ def chosen_implementation(
 ) -> str:
     """Return the name of the backend that `flash_attention` selects for these arguments.
 
-    Computes nothing: `jax.ShapeDtypeStruct` may replace arrays. Raises what `flash_attention`
-    raises.
+    Computes nothing: `jax.ShapeDtypeStruct` may replace arrays. A mask is given as the `bias` that
+    `flash_attention` makes of it. Raises what `flash_attention` raises.
 
     Examples
     --------
