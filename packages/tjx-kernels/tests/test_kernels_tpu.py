@@ -118,6 +118,7 @@ def test_table_has_every_device_kind() -> None:
     for kernel in ("tpu", "tpu-float32"):
         rows = [row for row in TABLE if row.kernel == kernel]
         assert {row.architecture for row in rows if row.head_dim == 256} == {"interpret", *KINDS}
+        assert {row.head_dim for row in rows} == {128, 256}
         for sizes in (TABLE[row] for row in rows if row.architecture in KINDS):
             assert sizes.q % 128 == 0, sizes
             assert sizes.k % 128 == 0, sizes

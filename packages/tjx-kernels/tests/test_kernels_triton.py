@@ -120,6 +120,7 @@ def test_block_sizes_are_powers_of_two_from_16_on() -> None:
     rows = {row: sizes for row, sizes in TABLE.items() if row.kernel.startswith("triton")}
     assert len(rows) == 2 * 2 * 4 * (2 * 3 + 1)  # dtypes, causal, passes; GPUs and head_dims
     assert len({row._replace(head_dim=0) for row in rows}) == 2 * 2 * 4 * 3
+    assert {row.head_dim for row in rows} == {64, 128, 256}
     for sizes in rows.values():
         assert all(x >= 16 and x & (x - 1) == 0 for x in (sizes.q, sizes.k))
         assert sizes.warps in (4, 8)
