@@ -31,7 +31,7 @@ def test_an_old_name_warns_at_the_caller_with_the_new_name(module: types.ModuleT
         assert module.old == "the new value"
     assert Path(caught[0].filename) == Path(__file__)
     with pytest.warns(DeprecationWarning, match="use tjx_core") as caught:
-        from renaming import write  # type: ignore[import-not-found]
+        from renaming import write  # type: ignore[import-not-found]  # pants: no-infer-dep
     assert write.__name__ == "write_atomically"
     assert Path(caught[0].filename) == Path(__file__)
 
