@@ -90,7 +90,7 @@ def accumulate_gradients(
     >>> float(out.loss), float(out.gradients), int(out.token_count)
     (3.0, 3.0, 3)
     """
-    scale = jnp.float32(1) if loss_scale is None else loss_scale
+    scale = 1.0 if loss_scale is None else loss_scale
     gradients, totals = gradient_sums(loss_sum, params, microbatches, loss_scale=scale)
     return mean_gradients(gradients, totals, loss_scale=scale)
 
@@ -114,7 +114,7 @@ class LossTotals(NamedTuple):
 
 
 def gradient_sums(
-    loss_sum: LossSum, params: Any, microbatches: Any, *, loss_scale: jax.Array
+    loss_sum: LossSum, params: Any, microbatches: Any, *, loss_scale: jax.Array | float
 ) -> tuple[Any, LossTotals]:
     """Sum loss and gradients over k microbatches; `accumulate_gradients` without the division.
 
@@ -122,7 +122,7 @@ def gradient_sums(
     ----------
     loss_sum, params, microbatches
         As for `accumulate_gradients`.
-    loss_scale : float32 scalar
+    loss_scale : float32 scalar or float
         Factor of the loss during differentiation.
 
     Returns
