@@ -7,6 +7,7 @@ from .corpora.documents import Progress as Progress
 from .corpora.documents import Stage as Stage
 from .corpora.files import load_files as load_files
 from .corpora.hub import HubError as HubError
+from .corpora.registration import register_corpus as register_corpus
 from .corpora.registry import CORPORA as CORPORA
 from .corpora.registry import OTHER_DATA as OTHER_DATA
 from .corpora.registry import evaluation_corpus as evaluation_corpus

@@ -278,7 +278,13 @@ def find_corpus(name: str) -> Entry:
         message = f"got {name!r}, which holds no text: {OTHER_DATA[base]}; expected a text corpus"
         raise ConfigError([Problem("corpus", message)])
     if base not in CORPORA:
-        raise ConfigError([unknown_name("corpus", name, [*CORPORA, *OTHER_DATA])])
+        raise ConfigError(
+            [
+                unknown_name(
+                    "corpus", name, [*CORPORA, *OTHER_DATA], register="tjx_data.register_corpus"
+                )
+            ]
+        )
     entry = CORPORA[base]
     if not colon:
         return entry
