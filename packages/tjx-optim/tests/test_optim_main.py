@@ -98,7 +98,8 @@ def test_a_jump_is_vertical_for_long_runs(tmp_path: Path) -> None:
     # Only some of the 10^7 steps are plotted.
     config = ScheduleConfig(name="piecewise", boundaries=(5_000_003,), factors=(0.0,))
     run: Any = {"learning_rate": 1.0, "max_steps": 10**7}
-    plot_schedules({"jump": config}, tmp_path / "jump.png", **run)
+    # As TeX, the label would be an error.
+    plot_schedules({r"jump $\to$ 0 $\frac$": config}, tmp_path / "jump.png", **run)
     blue = (np.abs(pixels(tmp_path / "jump.png") - np.array([0, 114, 178])[None, None, :])).sum(-1)
     columns = np.flatnonzero((blue < 12).sum(axis=0) > 200)  # those that hold a long upright line
     assert 1 <= len(columns) <= 8
