@@ -50,7 +50,7 @@ def work(mode: str, mesh: list[str]) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(STEPS):
             state, _ = parts.train_step(state, batch)
-        jax.block_until_ready(state)
+        jax.block_until_ready(state)  # type: ignore[no-untyped-call]
         spans = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         return {name: seconds / STEPS for name, seconds in spans.items()}
 
