@@ -37,15 +37,17 @@ FLAGS = {
 
 def main(meshes: Sequence[Sequence[str]], flags: Sequence[str]) -> None:
     """Print the digests of the runs on `meshes`."""
-    runs, between = {}, None
+    runs: dict[str, str] = {}
+    between: Any = None
+    metrics: Any = None
     for index, mesh in enumerate(meshes):
         step = _Trainer([*flags, *(f"--mesh.{word}" for word in mesh)])
         runs[" ".join(mesh)] = digest(step.train(step.initial(), 0, STEPS))
         # The run that changes its mesh: steps 0 to 3, in turn on each mesh.
         first, last = (STEPS * at // len(meshes) for at in (index, index + 1))
         state = step.initial() if between is None else step.place(between)
-        between = jax.device_get(step.train(state, first, last))
-    sys.stdout.write(json.dumps({"runs": runs, "resumed": digest(between)}) + "\n")
+        between, metrics = jax.device_get(step.train(state, first, last, metrics))
+    sys.stdout.write(json.dumps({"runs": runs, "resumed": digest((between, metrics))}) + "\n")
 
 
 class _Trainer:
@@ -64,16 +66,16 @@ class _Trainer:
     def place(self, state: Any) -> Any:
         return jax.device_put(state, shardings_of(self._parts.abstract))
 
-    def train(self, state: Any, first: int, last: int) -> Any:
+    def train(self, state: Any, first: int, last: int, metrics: Any = None) -> Any:
         for step in range(first, last):
             rows = batch_of(self._config, step, packed=True)
             batch = tjx_parallel.shard_batch(self._parts.mesh, rows)
-            state, _ = self._parts.train_step(state, batch)
-        return state
+            state, metrics = self._parts.train_step(state, batch)
+        return state, metrics
 
 
 def digest(state: Any) -> str:
-    """Return a hash of all bits of a state."""
+    """Return a hash of all bits of a state and the metrics of its last step."""
     leaves = (np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.device_get(state)))
     return hashlib.sha256(b"".join(leaves)).hexdigest()
 

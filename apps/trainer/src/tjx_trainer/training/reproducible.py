@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
+import tjx_nn
 import tjx_optim
-from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.training.gradients import Gradients, make_loss_sum
 
@@ -25,7 +26,7 @@ _lax: Any = lax  # JAX gives no types for these functions
 SHARD_AXES = ("data", "fsdp")
 
 
-class VirtualShardLayout(Layout):
+class VirtualShardLayout(tjx_nn.Layout):
     """Layout of one device that leaves no choice to the number of devices.
 
     Parameters
@@ -50,14 +51,22 @@ def on_each_device[F: Callable[..., Any]](update: F, *, mesh: Mesh) -> F:
     """
 
     def isolated(state: Any, batch: Any) -> Any:
-        # Barriers keep XLA from fusing the step with gathers and slices, which the mesh decides.
-        return _lax.optimization_barrier(update(*_lax.optimization_barrier((state, batch))))
+        # Barriers keep XLA from fusing the step with gathers and slices, which the mesh decides. A
+        # gather also decides the memory layout of its result, and a reduction follows the layout.
+        state, batch = jax.tree.map(_row_major, _lax.optimization_barrier((state, batch)))
+        return jax.tree.map(_row_major, _lax.optimization_barrier(update(state, batch)))
 
     whole, rows = PartitionSpec(), PartitionSpec(SHARD_AXES)  # type: ignore[no-untyped-call]
     mapped: F = jax.shard_map(  # type: ignore[assignment]  # of the same signature
         isolated, mesh=mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False
     )
     return mapped
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    layout = Layout(tuple(range(x.ndim)))
+    constrained: jax.Array = with_layout_constraint(x, layout)  # type: ignore[no-untyped-call]
+    return constrained
 
 
 def make_gradients(config: Config, mesh: Mesh) -> Gradients:
