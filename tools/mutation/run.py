@@ -112,8 +112,9 @@ class Tree:
         command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", *words]
         with subprocess.Popen(
             command, cwd=self.root, env=self._environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_limit_memory,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
             try:
                 output, _ = process.communicate(timeout=self.seconds)
             except subprocess.TimeoutExpired:
@@ -136,10 +137,6 @@ class Tree:
         if file not in self._slow and self.pytest(file)[0] not in PASSED:
             self._slow.add(file)
         return file not in self._slow
-
-
-def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def _kill_group(leader: int) -> None:

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import reproducible_runs
 
 from tjx_core import ConfigError
 from tjx_trainer.cli.arguments import resolve
@@ -31,9 +31,8 @@ def trained(meshes: list[list[str]], *flags: str) -> dict[str, Any]:
         "JAX_NUM_CPU_DEVICES": "8",
     }
     request_reproducibility(environment)
-    program = Path(__file__).with_name("reproducible_runs.py")
     done = subprocess.run(
-        [sys.executable, str(program), json.dumps(meshes), *flags],
+        [sys.executable, reproducible_runs.__file__, json.dumps(meshes), *flags],
         env=environment,
         capture_output=True,
         text=True,

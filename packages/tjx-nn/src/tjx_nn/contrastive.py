@@ -10,8 +10,8 @@ from tjx_nn.losses import cross_entropy
 
 
 def info_nce(
-    queries_ND: Float[Array, "N D"],
-    keys_ND: Float[Array, "N D"],
+    queries_ND: Float[Array, "..."],
+    keys_ND: Float[Array, "..."],
     *,
     temperature: float | Float[Array, ""] = 0.07,
     symmetric: bool = False,
