@@ -69,8 +69,7 @@ def make_loss_sum(model: ModelConfig, layout: Layout) -> tjx_optim.LossSum:
 
 def _inputs(microbatch: Batch) -> dict[str, jax.Array]:
     """Return the model inputs of a microbatch: all entries but the labels."""
-    names = {"key": "dropout_key"}
-    return {names.get(name, name): x for name, x in microbatch.items() if name != "labels"}
+    return {name: x for name, x in microbatch.items() if name != "labels"}
 
 
 def _count(microbatch: Batch) -> jax.Array:

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from tjx_nn.binding import Params
 from tjx_nn.config import TransformerConfig
-from tjx_nn.functional import Params
 from tjx_nn.hf.bart import BART
 from tjx_nn.hf.bert import BERT
 from tjx_nn.hf.convert_config import read_config, write_config

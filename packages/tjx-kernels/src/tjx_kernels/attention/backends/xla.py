@@ -18,6 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tjx_kernels.attention.backend import (
+    AttentionBackend,
+    BackwardInputs,
+    Gradients,
+    with_custom_vjp,
+)
 from tjx_kernels.attention.backends.xla_chunk import (
     Chunk,
     ChunkBackwardInputs,
@@ -26,15 +32,7 @@ from tjx_kernels.attention.backends.xla_chunk import (
     barrier,
     forward_chunk,
 )
-from tjx_kernels.attention.custom_vjp import with_custom_vjp
-from tjx_kernels.attention.masks import key_blocks
-from tjx_kernels.attention.types import (
-    AttentionBackend,
-    AttentionCall,
-    BackwardInputs,
-    Gradients,
-    Operands,
-)
+from tjx_kernels.attention.call import AttentionCall, Operands
 
 # (carry, first row) -> (carry, results of one chunk, rows at axis 3).
 type Step = Callable[[Any, Index], tuple[Any, Any]]
@@ -102,12 +100,12 @@ def _keys_read(
         return 0, call.window + rows - 1
     if call.q_offset is None:
         return 0, call.kv_len
-    seen = key_blocks(call, call.q_offset + start, chunks * rows, 1)
-    assert isinstance(seen.start, int)
-    assert isinstance(seen.stop, int)
-    # A band of dead rows reads one key, which the mask hides.
-    first = min(seen.start, call.kv_len - 1)
-    return first, max(seen.stop - first, 1)
+    # Python integers: the range is static. A band of dead rows reads one key, which is masked.
+    position = call.q_offset + start
+    stop = min(call.kv_len, position + chunks * rows) if call.causal else call.kv_len
+    first = 0 if call.window is None else max(0, position - call.window + 1)
+    first = min(first, call.kv_len - 1)
+    return first, max(stop - first, 1)
 
 
 # --- layout ---------------------------------------------------------------------------------------

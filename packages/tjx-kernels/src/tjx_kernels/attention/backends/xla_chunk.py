@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.masks import make_mask
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall, make_mask
 
 type Index = int | jax.Array
 
