@@ -26,7 +26,6 @@ from mkdocs.config import load_config
 ROOT = Path(__file__).resolve().parents[1]
 STAGED = ROOT / "dist" / "docs-source"
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
-INLINE_LINK = re.compile(r"\[([^\]]+)\]\($")
 
 # Questions of newcomers: the page that the search must give first.
 QUESTIONS = {
@@ -101,7 +100,7 @@ def public_names(package: str) -> Iterator[tuple[str, griffe.Object | griffe.Ali
         yield name, exported.final_target if isinstance(exported, griffe.Alias) else exported
 
 
-def undocumented(name: str, target: griffe.Object | griffe.Alias) -> str | None:
+def undocumented(target: griffe.Object | griffe.Alias) -> str | None:
     """Return what the docstring of a public name lacks, or None."""
     if isinstance(target, griffe.Module):
         return None if target.docstring else "a docstring"
@@ -123,11 +122,12 @@ def write_reference(packages: list[str]) -> list[str]:
     for package in packages:
         names = sorted(public_names(package), key=lambda pair: pair[0].lower())
         for name, target in names:
-            lack = undocumented(name, target)
+            lack = undocumented(target)
             if lack and f"{package}.{name}" not in EXCEPTIONS:
                 problems.append(f"{package}.{name}: the docstring lacks {lack}")
         entries = "".join(f"\n::: {package}.{name}\n" for name, _ in names)
-        page = f"---\nsearch:\n  boost: 0.01\n---\n# {package}\n\n```python\nimport {package}\n```\n{entries}"
+        head = f"---\nsearch:\n  boost: 0.01\n---\n# {package}\n\n"
+        page = f"{head}```python\nimport {package}\n```\n{entries}"
         (STAGED / "reference" / f"{package}.md").write_text(page, encoding="utf-8")
         listed = ", ".join(f"[`{name}`]({package}.md#{package}.{name})" for name, _ in names)
         lines += [f"- [{package}]({package}.md): {listed}"]
