@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# (params, microbatch) -> (sum of the losses, (number of real tokens, other sums by name)), scalars.
 LossSum = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
+"""(params, microbatch) -> (sum of losses, (number of real tokens, other sums by name)), scalars."""
 
 
 class AccumulatedGradients(NamedTuple):

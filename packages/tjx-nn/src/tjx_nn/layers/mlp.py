@@ -123,6 +123,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swiglu": jax.nn.silu,
     "geglu": gelu_tanh,
 }
+"""Activation functions by name; gated ones name the function of the gate."""
 
 
 class MLP(nnx.Module):
