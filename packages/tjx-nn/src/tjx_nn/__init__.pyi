@@ -44,6 +44,7 @@ from .models.gpt_config import GPTConfig as GPTConfig
 from .models.vit import ViT as ViT
 from .models.vit_config import ViTConfig as ViTConfig
 from .mup import learning_rate_scales as learning_rate_scales
+from .pipeline import pipeline_parts as pipeline_parts
 from .sub_configs import ExpertsConfig as ExpertsConfig
 from .sub_configs import LatentConfig as LatentConfig
 from .sub_configs import RopeConfig as RopeConfig

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.backends.xla_chunk import barrier
+from tjx_kernels.attention.backends.xla import barrier
 from tjx_kernels.cross_entropy.stored_logits import (
     CrossEntropyCall,
     Head,

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.backends.xla_chunk import barrier
+from tjx_kernels.attention.backends.xla import barrier
 from tjx_kernels.target import current_target
 
 # --- call, token loss and its derivative ----------------------------------------------------------
