@@ -312,11 +312,16 @@ def stack_axes(config: Hashable) -> dict[str, Any]:
     return depths
 
 
+def abstract_model(config: Hashable) -> nnx.Module:
+    """Return the model of a configuration with abstract arrays."""
+    model: nnx.Module = nnx.eval_shape(lambda: _make(config, jax.random.key(0)))
+    return model
+
+
 @functools.lru_cache(maxsize=64)
 def _abstract(config: Hashable) -> tuple[Any, Any, list[Any]]:
     """Return the graph definition, abstract parameters and abstract PRNG state of a model."""
-    model = nnx.eval_shape(lambda: _make(config, jax.random.key(0)))
-    split: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    split: Any = nnx.split(abstract_model(config), nnx.Param, nnx.RngState, ...)
     graph, params, rng_state, other = split
     if other:
         raise ValueError(
