@@ -43,8 +43,12 @@ from .loading.mixture import MixtureLoader as MixtureLoader
 from .loading.prefetch import Prefetcher as Prefetcher
 from .loading.span_corruption import SpanLoader as SpanLoader
 from .loading.stream import StreamLoader as StreamLoader
+from .loading.token_files import largest_id as largest_id
 from .loading.token_loader import TokenLoader as TokenLoader
 from .loading.token_loader import batch_bytes as batch_bytes
+from .loading.token_splits import TokenFiles as TokenFiles
+from .loading.token_splits import find_token_files as find_token_files
+from .loading.token_splits import open_token_split as open_token_split
 from .prepared.dataset_cache import find_problems as find_problems
 from .prepared.dataset_cache import open_or_prepare as open_or_prepare
 from .prepared.dataset_cache import open_sets as open_sets
