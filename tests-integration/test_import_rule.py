@@ -48,7 +48,7 @@ def project_imports(project: Path) -> set[str]:
 
 
 def test_all_packages_are_found() -> None:
-    expected = {"core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics"}
+    expected = {"core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics", "rl"}
     assert {project.name.removeprefix("tjx-") for project in PACKAGES} == expected
 
 

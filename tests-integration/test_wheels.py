@@ -11,7 +11,7 @@ from release import wheel_problems
 from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ["ckpt", "core", "data", "kernels", "metrics", "nn", "optim", "parallel"]
+PACKAGES = ["ckpt", "core", "data", "kernels", "metrics", "nn", "optim", "parallel", "rl"]
 # Packages that tjx-kernels may install.
 ONLY_JAX = {"jax", "jaxlib", "ml-dtypes", "numpy", "opt-einsum", "scipy"}
 

@@ -9,6 +9,7 @@ not imported.
 
 import argparse
 import json
+import logging
 import os
 import re
 import shutil
@@ -88,14 +89,15 @@ def staged_text(page: str, pages: dict[str, Path]) -> str:
 
 
 def public_names(package: str) -> Iterator[tuple[str, griffe.Object | griffe.Alias]]:
-    """Yield the exported names of a package, read from its stub, with what they name."""
-    folder = ROOT / "packages" / package.replace("_", "-") / "src"
-    stub = (folder / package / "__init__.pyi").read_text(encoding="utf-8")
+    """Yield the exported names of a package with what they name."""
+    folder = ROOT / "packages" / package.replace("_", "-") / "src" / package
     sources = [str(path) for path in ROOT.glob("packages/*/src")]
     module = griffe.load(
         package, search_paths=sources, docstring_parser="numpy", resolve_aliases=True
     )
-    for name in re.findall(r" as (\w+)$", stub, re.MULTILINE):
+    stub = folder / "__init__.pyi"  # lazily imported names
+    names = re.findall(r" as (\w+)$", stub.read_text(), re.MULTILINE) if stub.exists() else ()
+    for name in names or sorted(map(str, module.exports or ())):
         exported = module[name]
         yield name, exported.final_target if isinstance(exported, griffe.Alias) else exported
 
@@ -180,6 +182,7 @@ def main() -> int:
     parser.add_argument("--site", type=Path, default=ROOT / "dist" / "docs", help="output folder")
     arguments = parser.parse_args()
     os.chdir(ROOT)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # those of MkDocs
     shutil.rmtree(STAGED, ignore_errors=True)
     images_only = shutil.ignore_patterns("*.md", "*.json", "BUILD", "jobs")
     shutil.copytree(ROOT / "docs", STAGED, ignore=images_only)
@@ -187,7 +190,7 @@ def main() -> int:
     for page in pages:
         (STAGED / page).parent.mkdir(parents=True, exist_ok=True)
         (STAGED / page).write_text(staged_text(page, pages), encoding="utf-8")
-    packages = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.pyi"))
+    packages = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
     problems = write_reference(packages)
     newest = (ROOT / "apps/trainer/src/tjx_trainer/__init__.py").read_text(encoding="utf-8")
     version = re.findall(r'^__version__ = "(\d+\.\d+)', newest, re.MULTILINE)[0]

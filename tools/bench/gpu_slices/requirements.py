@@ -21,7 +21,7 @@ CARRIED = (
 OTHERS = ("beartype", "jaxtyping>=0.3.0", "pytest")
 PROJECTS = (
     *(f"packages/tjx-{name}" for name in
-      ("core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics")),
+      ("core", "kernels", "nn", "optim", "parallel", "data", "ckpt", "metrics", "rl")),
     "apps/trainer",
 )  # fmt: skip
 TAGS = (

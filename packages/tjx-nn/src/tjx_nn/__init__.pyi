@@ -1,4 +1,5 @@
 from . import hf as hf
+from . import lora as lora
 from .attention.attention_maps import attention_weights as attention_weights
 from .attention.mha import Attention as Attention
 from .attention.mla import LatentAttention as LatentAttention
@@ -34,6 +35,7 @@ from .layers.norms import RMSNorm as RMSNorm
 from .layers.position_encoding import apply_rope as apply_rope
 from .layout import Layout as Layout
 from .logits import cross_entropy as cross_entropy
+from .lora_config import LoRAConfig as LoRAConfig
 from .losses import Losses as Losses
 from .models.bert import Bert as Bert
 from .models.bert_config import BertConfig as BertConfig

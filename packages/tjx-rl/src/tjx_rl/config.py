@@ -1,0 +1,120 @@
+"""Settings of reinforcement learning and preference optimization. Imports no JAX."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tjx_core import ConfigError, Problem, unknown_name
+
+AlgorithmName = Literal["grpo", "dr_grpo", "dapo", "reinforce_pp", "rloo"]
+PreferenceLoss = Literal["dpo", "ipo"]
+KLEstimator = Literal["k1", "k2", "k3"]
+VerifierName = Literal["numeric", "exact", "regex"]
+
+# Algorithms whose KL penalty is part of the loss; that of the others is part of the reward.
+_KL_IN_LOSS = ("grpo", "dr_grpo", "dapo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """Settings of the tasks grpo (samples and verifiers) and dpo (preference pairs).
+
+    Attributes
+    ----------
+    algorithm
+        Of task grpo: grpo, dr_grpo, dapo, reinforce_pp or rloo.
+    samples_per_prompt
+        Responses to each prompt of a batch; divides train.batch_size.
+    max_new_tokens
+        Largest length of a response [tokens], its end-of-text token included.
+    clip_low, clip_high
+        Ratios of probabilities are clipped to [1 - clip_low, 1 + clip_high]; clip_high none: 0.28
+        for dapo, else 0.2. With one update per rollout all ratios are 1.
+    updates_per_rollout
+        Updates on the samples of one rollout, each on a part of them. Saves fall on rollout
+        borders.
+    kl_coefficient
+        Weight of the divergence from the initial model in the loss; 0 keeps no reference model.
+    kl_estimator
+        Estimator of that divergence: k1, k2 or k3.
+    importance_cap
+        Largest weight of a token in the correction of differences between sampler and trainer;
+        none: no correction.
+    verifier
+        Reward of a response: numeric (its last number equals the answer), exact (the same text
+        without surrounding white space) or regex (the answer is a pattern that matches all of it).
+    eval_prompts
+        Held-out prompts per evaluation, answered greedily.
+    preference_loss
+        Of task dpo: dpo or ipo.
+    beta
+        Of task dpo: strength of the constraint to the reference model.
+    label_smoothing
+        Of preference_loss dpo: probability that a preference is wrong.
+
+    Raises
+    ------
+    ConfigError
+        With every invalid value.
+    """
+
+    algorithm: AlgorithmName = "grpo"
+    samples_per_prompt: int = 8
+    max_new_tokens: int = 32
+    clip_low: float = 0.2
+    clip_high: float | None = None
+    updates_per_rollout: int = 1
+    kl_coefficient: float = 0.0
+    kl_estimator: KLEstimator = "k3"
+    importance_cap: float | None = 2.0
+    verifier: VerifierName = "numeric"
+    eval_prompts: int = 200
+    preference_loss: PreferenceLoss = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            unknown_name(name, getattr(self, name), get_args(kind))
+            for name, kind in (
+                ("algorithm", AlgorithmName),
+                ("preference_loss", PreferenceLoss),
+                ("kl_estimator", KLEstimator),
+                ("verifier", VerifierName),
+            )
+            if getattr(self, name) not in get_args(kind)
+        ]
+        least = {
+            "samples_per_prompt": 2, "max_new_tokens": 1, "updates_per_rollout": 1,
+            "eval_prompts": 1,
+        }  # fmt: skip
+        problems += [
+            Problem(name, f"got {getattr(self, name)}; expected at least {minimum}")
+            for name, minimum in least.items()
+            if getattr(self, name) < minimum
+        ]
+        ranges = {
+            "clip_low": (0, 1), "clip_high": (0, math.inf), "kl_coefficient": (0, math.inf),
+            "importance_cap": (1, math.inf), "beta": (0, math.inf), "label_smoothing": (0, 0.5),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            positive = name == "beta"
+            if value is not None and not (low <= value < high and (value or not positive)):
+                rule = f"above {low}" if positive else f"at least {low}"
+                limit = "a finite number" if high == math.inf else f"below {high}"
+                problems.append(Problem(name, f"got {value}; expected {rule} and {limit}"))
+        if self.kl_coefficient and self.algorithm not in _KL_IN_LOSS:
+            message = (
+                f"got {self.kl_coefficient} with algorithm {self.algorithm}; expected 0, or one of "
+                f"{', '.join(_KL_IN_LOSS)}, whose penalty is part of the loss; change one of them"
+            )
+            problems.append(Problem("kl_coefficient", message, ("algorithm",)))
+        if self.label_smoothing and self.preference_loss != "dpo":
+            message = (
+                f"got {self.label_smoothing} with preference_loss {self.preference_loss}; expected "
+                "0, or preference_loss dpo; change one of them"
+            )
+            problems.append(Problem("label_smoothing", message, ("preference_loss",)))
+        if problems:
+            raise ConfigError(problems)
