@@ -13,7 +13,7 @@ from flax import nnx
 from tjx_nn import GPTConfig, LatentConfig, SparseConfig
 from tjx_nn.binding import Params
 from tjx_nn.layers.block import make_attention
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.make_layers import make_norm
 
 T = 10
 PLAIN = GPTConfig(n_layer=1, n_head=4, d_model=16, max_seq_len=16, positions="rope")

@@ -14,8 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.linear import linear
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.make_layers import linear, make_norm
 from tjx_nn.layers.position_encoding import apply_rope
 
 # Full float32 precision on every platform: the same keys are selected with and without a cache.

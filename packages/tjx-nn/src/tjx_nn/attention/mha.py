@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.linear import linear
-from tjx_nn.layers.norms import LayerNorm, RMSNorm, make_norm
+from tjx_nn.layers.make_layers import linear, make_norm
+from tjx_nn.layers.norms import LayerNorm, RMSNorm
 from tjx_nn.layers.position_encoding import alibi_slopes, apply_rope
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ShardedModule

@@ -20,8 +20,8 @@ from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.attention.mha import attention_scale, merge_heads, model_alibi_slopes, split_heads
 from tjx_nn.attention.sparse import attend_selected, sparse_attention
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.linear import Linear, linear
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.linear import Linear
+from tjx_nn.layers.make_layers import linear, make_norm
 from tjx_nn.layers.position_encoding import apply_rope
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ShardedModule

@@ -4,10 +4,10 @@ The weight is cast and all-gathered in the forward pass and again in the backwar
 copy is a residual. Its gradient is summed in float32 (or `Layout.reduce_dtype`) over the tokens of
 all devices. Derivatives are reverse mode only.
 
-Axes in names: I input features, O output features, R rank.
+Axes in names: I input features, O output features.
 """
 
-import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,8 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float
 
-from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.float8 import float8_matmul
-from tjx_nn.layout import Layout, ParamSharding, ShardedModule, make_param
+from tjx_nn.layout import ParamSharding, ShardedModule, make_param
 
 
 class Linear(ShardedModule):
@@ -50,8 +49,8 @@ class Linear(ShardedModule):
     (2, 4)
     """
 
-    # Set by `tjx_nn.lora.bind`.
-    adapter: "Adapter | None" = None
+    # A `tjx_nn.lora.adapter.Adapter`, set by `tjx_nn.lora.bind`: (x, output, kernel) -> output.
+    adapter: Callable[[Array, Array, Array], Array] | None = None
 
     def __init__(
         self,
@@ -78,115 +77,6 @@ class Linear(ShardedModule):
         if self.bias is not None:
             y = add_bias(ParamSharding(self.layout, self.axes[1:]), y, self.bias[...])
         return y
-
-
-class Adapter(ShardedModule):
-    """Low-rank adapter of a linear layer: LoRA, with a magnitude DoRA.
-
-    Hu et al. 2021, "LoRA"; Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation".
-
-    Parameters
-    ----------
-    a, b
-        Factors of the change of the kernel.
-    magnitude
-        Norm of the kernel of each output; None is LoRA.
-    scale
-        Factor of the change.
-    axes
-        Logical axes of the kernel.
-    layout
-        Layout of the model.
-    """
-
-    def __init__(
-        self,
-        a: Float[Array, "*layers I R"],
-        b: Float[Array, "*layers R O"],
-        magnitude: Float[Array, "*layers O"] | None = None,
-        *,
-        scale: float,
-        axes: tuple[str | None, str | None],
-        layout: Layout,
-    ) -> None:
-        self.a, self.b = nnx.Param(a), nnx.Param(b)
-        self.magnitude = None if magnitude is None else nnx.Param(magnitude)
-        self.scale, self.axes, self.layout = scale, axes, layout
-
-    def __call__(
-        self, x: Float[Array, "*any I"], y: Float[Array, "*any O"], kernel: Float[Array, "I O"]
-    ) -> Float[Array, "*any O"]:
-        """Adapt the output `y` of a layer without its bias.
-
-        The norm of DoRA is a constant in the derivative, as in the paper (section 4.3).
-        """
-        a, b = self.a[...], self.b[...]
-        low = matmul(ParamSharding(self.layout, (self.axes[0], None)), x, a)
-        y = y + self.scale * matmul(ParamSharding(self.layout, (None, self.axes[1])), low, b)
-        if self.magnitude is None:
-            return y
-        adapted = kernel.astype(jnp.float32) + self.scale * jnp.matmul(a, b, precision="highest")
-        factor: Array = self.magnitude[...] / jax.lax.stop_gradient(column_norms(adapted))
-        return y * factor.astype(y.dtype)[(None,) * (y.ndim - 1)]
-
-
-def column_norms(kernel: Float[Array, "*layers I O"]) -> Float[Array, "*layers O"]:
-    """Return the norm of the weights of each output, float32."""
-    norms: Array = jnp.linalg.norm(jnp.asarray(kernel, jnp.float32), axis=-2)
-    return norms
-
-
-def linear(
-    config: TransformerConfig,
-    axes: tuple[str | None, str | None],
-    shape: tuple[int, int],
-    *,
-    rngs: nnx.Rngs,
-    residual: bool = False,
-    bias: bool | None = None,
-    float8: bool = True,
-) -> Linear:
-    """Make a `Linear` with the dtype, bias and initializer of a model.
-
-    Parameters
-    ----------
-    config
-        Configuration of the model.
-    axes
-        Logical axes of the kernel, input and output; None for an axis that is never sharded.
-    shape
-        Number of input and output features.
-    rngs
-        Source of random initial values.
-    residual
-        Whether the output is added to the residual stream, which scales down the initial values.
-    bias
-        Whether to add a bias; None is `config.bias`.
-    float8
-        Whether the layer follows `config.float8`; otherwise it never uses 8-bit floats.
-    """
-    # muP scales only kernels whose two axes both grow with the width.
-    std = config.init_std if None in axes else initial_std(config, residual=residual)
-    return Linear(
-        shape,
-        axes=axes,
-        dtype=config.dtype,
-        std=std,
-        use_bias=config.bias if bias is None else bias,
-        rngs=rngs,
-        float8=config.float8 and float8,
-    )
-
-
-def initial_std(config: TransformerConfig, *, residual: bool) -> float:
-    """Return the standard deviation of the initializer of a kernel.
-
-    Kernels that write to the residual stream are divided by sqrt(2 * n_layer), the square root of
-    the number of sublayers (GPT-2). With muP the variance is proportional to 1 / width (Yang et al.
-    2022, table 8).
-    """
-    std = config.init_std / math.sqrt(config.width_multiplier)
-    return std / math.sqrt(2 * config.n_layer) if residual else std
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

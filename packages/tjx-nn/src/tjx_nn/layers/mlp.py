@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from tjx_kernels.target import current_target
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.linear import linear
+from tjx_nn.layers.make_layers import linear
 
 _CUBIC = 0.044715
 

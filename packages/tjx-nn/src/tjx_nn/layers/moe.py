@@ -20,7 +20,7 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.linear import initial_std
+from tjx_nn.layers.make_layers import initial_std
 from tjx_nn.layers.mlp import ACTIVATIONS, make_mlp
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ParamSharding, ShardedModule, make_param

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
 from tjx_kernels.target import current_target
-from tjx_nn.config import TransformerConfig
 from tjx_nn.layout import ShardedModule, make_param
 
 
@@ -81,16 +80,6 @@ class RMSNorm(ShardedModule):
         scale = self.gather(self.scale, self.axes)
         y: Array = _normalize(x, scale, None, self.eps, False)
         return y
-
-
-def make_norm(
-    config: TransformerConfig, features: int | None = None, *, axis: str = "embed"
-) -> LayerNorm | RMSNorm:
-    """Make the norm of a model (`config.norm`), by default over the residual stream."""
-    features = config.d_model if features is None else features
-    if config.norm == "rmsnorm":
-        return RMSNorm(features, eps=config.norm_eps, axis=axis)
-    return LayerNorm(features, eps=config.norm_eps, bias=config.bias, axis=axis)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

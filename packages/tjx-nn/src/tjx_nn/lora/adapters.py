@@ -21,8 +21,9 @@ from jaxtyping import Array, Float
 from tjx_nn import binding
 from tjx_nn.binding import Params
 from tjx_nn.functional import logical_axes as base_axes
-from tjx_nn.layers.linear import Adapter, Linear, column_norms
+from tjx_nn.layers.linear import Linear
 from tjx_nn.layout import SINGLE_DEVICE, Layout
+from tjx_nn.lora.adapter import Adapter, column_norms
 from tjx_nn.lora_config import LoRAConfig
 from tjx_nn.sub_configs import raise_problems
 

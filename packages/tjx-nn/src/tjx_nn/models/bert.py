@@ -17,9 +17,8 @@ from tjx_nn.inputs import Ids, TokenMetadata, lookup_positions, make_token_metad
 from tjx_nn.layers.block import split_key
 from tjx_nn.layers.dropout import dropout
 from tjx_nn.layers.embedding import Embedding, embed, position_table
-from tjx_nn.layers.linear import linear
+from tjx_nn.layers.make_layers import linear, make_norm
 from tjx_nn.layers.mlp import ACTIVATIONS
-from tjx_nn.layers.norms import make_norm
 from tjx_nn.layers.scan_layers import AuxLosses, LayerRange, split_layer_keys
 from tjx_nn.layout import ShardedModule, gather_sequence, make_param
 from tjx_nn.logits import head_logits

@@ -13,7 +13,7 @@ from tjx_nn.attention.kv_cache import KVCache
 from tjx_nn.attention.mha import Attention
 from tjx_nn.inputs import TokenMetadata
 from tjx_nn.layers.block import Block, layer_scale, split_key
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.make_layers import make_norm
 from tjx_nn.layers.scan_layers import (
     AuxLosses,
     Stack,

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from tjx_nn.config import TransformerConfig
 from tjx_nn.inputs import TokenMetadata
 from tjx_nn.layers.block import Block
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.make_layers import make_norm
 from tjx_nn.layers.scan_layers import (
     AuxLosses,
     LayerRange,

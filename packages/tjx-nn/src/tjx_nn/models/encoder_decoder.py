@@ -24,7 +24,7 @@ from tjx_nn.inputs import (
 )
 from tjx_nn.layers.block import split_key
 from tjx_nn.layers.embedding import Embedding, embed, position_table
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.make_layers import make_norm
 from tjx_nn.layers.scan_layers import AuxLosses, split_layer_keys
 from tjx_nn.layout import ShardedModule, gather_sequence, make_param
 from tjx_nn.logits import head_logits

@@ -27,7 +27,7 @@ from tjx_nn.inputs import (
 )
 from tjx_nn.layers.block import Block
 from tjx_nn.layers.embedding import Embedding, embed, position_table
-from tjx_nn.layers.norms import make_norm
+from tjx_nn.layers.make_layers import make_norm
 from tjx_nn.layers.scan_layers import (
     AuxLosses,
     LayerRange,

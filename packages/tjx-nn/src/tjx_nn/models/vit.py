@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.inputs import TokenMetadata
 from tjx_nn.layers.embedding import embed, position_table
-from tjx_nn.layers.linear import linear
+from tjx_nn.layers.make_layers import linear
 from tjx_nn.layers.scan_layers import AuxLosses, LayerRange, split_layer_keys
 from tjx_nn.layout import ShardedModule, gather_sequence, make_param
 from tjx_nn.losses import Losses, combine_losses, head_losses
