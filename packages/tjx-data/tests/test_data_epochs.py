@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data.loading import samplers
-from tjx_data.loading.samplers import EpochSampler, permute_indices
-from tjx_data.loading.stateless_rng import derive_key, random_words, splitmix64, to_unit_interval
+from tjx_data.loading.samplers import (
+    EpochSampler,
+    derive_key,
+    permute_indices,
+    random_words,
+    splitmix64,
+    to_unit_interval,
+)
 
 seeds = st.integers(0, 2**64 - 1)
 words = st.integers(0, 2**64 - 1)

@@ -16,7 +16,7 @@ from tjx_data.images.augmentation import Augmentation
 from tjx_data.images.image_set import Images
 from tjx_data.images.mnist import InMemoryImages
 from tjx_data.images.transforms import augment_images
-from tjx_data.loading.stateless_rng import derive_key
+from tjx_data.loading.samplers import derive_key
 
 COUNT = 11
 EVERYTHING = Augmentation(crop=2, flip=True, erase=0.5)

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tjx_nn import GPTConfig, LoRAConfig, bind, hf, init, logical_axes, lora
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TINY = GPTConfig(vocab_size=23, max_seq_len=16, n_layer=2, n_head=4, n_kv_head=2, d_model=24)

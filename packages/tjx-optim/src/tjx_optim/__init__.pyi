@@ -23,8 +23,8 @@ from .registry import register_optimizer as register_optimizer
 from .registry import register_schedule as register_schedule
 from .schedule_config import ScheduleConfig as ScheduleConfig
 from .schedule_config import ScheduleSteps as ScheduleSteps
+from .schedule_plot import learning_rates as learning_rates
 from .schedules import SCHEDULES as SCHEDULES
-from .schedules import learning_rates as learning_rates
 from .schedules import make_schedule as make_schedule
 
 __version__: str

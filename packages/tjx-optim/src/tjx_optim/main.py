@@ -126,7 +126,7 @@ def _table(
 ) -> list[str]:
     import numpy as np
 
-    from tjx_optim.schedules import learning_rates
+    from tjx_optim.schedule_plot import learning_rates
 
     width = max(map(len, (*configs, "schedule")))
     lines = [f"{'schedule':<{width}}  {'at':<14}  {'step':>10}  learning rate"]

@@ -1,12 +1,15 @@
-"""Plot of learning-rate schedules."""
+"""Learning rates of many steps, and plots of schedules."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 
 from tjx_optim.schedule_config import ScheduleConfig
-from tjx_optim.schedules import learning_rates
+from tjx_optim.schedules import make_schedule
 
 FORMATS = ("png", "pdf", "svg")
 _MAX_POINTS = 4000  # of a curve; more than the plot has columns, so jumps are vertical
@@ -80,3 +83,36 @@ def plot_schedules(
         text.set_parse_math(False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=200)
+
+
+def learning_rates(
+    config: ScheduleConfig,
+    *,
+    learning_rate: float,
+    max_steps: int,
+    steps: npt.NDArray[np.integer] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Compute the learning rates of many steps, for tables and plots.
+
+    Parameters
+    ----------
+    config, learning_rate, max_steps
+        As for `make_schedule`.
+    steps : integer array [n] or None
+        The steps, below 2**31; None: all steps of the run, 0 to ``max_steps - 1``.
+
+    Returns
+    -------
+    float32 array [n]
+        The rate of each step, bit for bit as in training.
+
+    Examples
+    --------
+    >>> config = ScheduleConfig(name="piecewise", boundaries=(0.5, 0.75), factors=(0.5, 0.25))
+    >>> print(learning_rates(config, learning_rate=4.0, max_steps=8))
+    [4. 4. 4. 4. 2. 2. 1. 1.]
+    """
+    schedule = make_schedule(config, learning_rate=learning_rate, max_steps=max_steps)
+    selected = np.arange(max_steps) if steps is None else steps
+    rates = jax.jit(jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32)))
+    return np.asarray(jax.device_get(rates(jax.device_put(selected.astype(np.int32)))))

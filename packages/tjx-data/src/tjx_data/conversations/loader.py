@@ -19,8 +19,7 @@ from tjx_data.conversations.records import Conversation
 from tjx_data.conversations.template import ChatTemplate
 from tjx_data.corpora.documents import Malformed, SplitName
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.samplers import EpochSampler, permute_indices
-from tjx_data.loading.stateless_rng import derive_key
+from tjx_data.loading.samplers import EpochSampler, derive_key, permute_indices
 from tjx_data.prepared.packing import Packing, pack
 from tjx_data.tokenization.tokenizer import Tokenizer
 

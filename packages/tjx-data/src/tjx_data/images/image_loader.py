@@ -12,8 +12,7 @@ from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 from tjx_data.images.image_set import Images, Indices
 from tjx_data.images.transforms import FloatImages, augment_images
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.samplers import EpochSampler
-from tjx_data.loading.stateless_rng import derive_key
+from tjx_data.loading.samplers import EpochSampler, derive_key
 
 _PURPOSE = int.from_bytes(b"images")
 

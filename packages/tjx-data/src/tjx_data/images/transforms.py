@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.images.augmentation import Augmentation
-from tjx_data.loading.stateless_rng import random_words, to_unit_interval
+from tjx_data.loading.samplers import random_words, to_unit_interval
 
 FloatImages = npt.NDArray[np.float32]
 
@@ -33,7 +33,7 @@ def augment_images(
     augmentation : Augmentation
         Selects and parameterizes the changes.
     key : uint64
-        From `stateless_rng.derive_key`.
+        From `samplers.derive_key`.
     row_indices : int64 [R]
         The changes of an image depend on its row index only.
     """

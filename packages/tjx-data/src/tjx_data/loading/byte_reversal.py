@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.stateless_rng import derive_key, random_words
+from tjx_data.loading.samplers import derive_key, random_words
 
 PADDING, START, END = 0, 1, 2
 FIRST_BYTE = 3

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from tjx_core import ConfigError
 from tjx_data.corpora.documents import is_empty
 from tjx_data.loading.base import Batch, validate_batching
-from tjx_data.loading.samplers import permute_indices
-from tjx_data.loading.stateless_rng import Words, derive_key
+from tjx_data.loading.samplers import Words, derive_key, permute_indices
 from tjx_data.loading.stream_source import CountingSource, StatefulSource, document_text
 from tjx_data.prepared.tokenize_parts import token_dtype
 from tjx_data.tokenization.tokenizer import Tokenizer
