@@ -1,5 +1,6 @@
 from .cache import default_cache_dir as default_cache_dir
 from .config import DataConfig as DataConfig
+from .corpora.document_limits import limit_documents as limit_documents
 from .corpora.documents import Documents as Documents
 from .corpora.documents import Malformed as Malformed
 from .corpora.documents import Part as Part

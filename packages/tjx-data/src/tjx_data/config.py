@@ -69,6 +69,13 @@ class DataConfig:
         corpus has one, documents for all other text.
     holdout_fraction : float
         Share of the text that is held out, between 0 and 1; ignored with official.
+    max_tokens : int or None
+        Most training tokens of each corpus, from its start. The rest is not read, except with
+        holdout tail.
+    max_documents : int or None
+        Most documents of each corpus, from its start; held-out ones count, official splits do not.
+    subset : float
+        Fraction of the documents of each corpus to use, chosen by their hash: 0.01 is part of 0.02.
     strict : bool
         Fail at a malformed record; by default it is counted, listed and left out.
     verify : bool
@@ -98,6 +105,9 @@ class DataConfig:
     vocab_size: int = 4096
     holdout: Literal["auto", "documents", "tail", "official"] = "auto"
     holdout_fraction: float = 0.1
+    max_tokens: int | None = None
+    max_documents: int | None = None
+    subset: float = 1.0
     strict: bool = False
     verify: bool = True
     cache_dir: str | None = None
@@ -151,8 +161,27 @@ class DataConfig:
         if not 0 < self.holdout_fraction < 1:
             message = f"got {self.holdout_fraction}; expected a number between 0 and 1, such as 0.1"
             problems.append(Problem("holdout_fraction", message))
+        for name, least in (("max_tokens", 3), ("max_documents", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                message = f"got {value}; expected at least {least}, or none for no limit"
+                problems.append(Problem(name, message))
+        if not 0 < self.subset <= 1:
+            message = f"got {self.subset}; expected above 0 and at most 1, such as 0.01"
+            problems.append(Problem("subset", message))
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def limits_documents(self) -> bool:
+        """Whether `subset` or `max_documents` is set."""
+        return self.subset < 1 or self.max_documents is not None
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        values = {"max_tokens": self.max_tokens, "max_documents": self.max_documents}
+        found: dict[str, float] = {n: value for n, value in values.items() if value is not None}
+        return found | ({"subset": self.subset} if self.subset < 1 else {})
 
     @property
     def weights(self) -> dict[str, float]:
