@@ -8,12 +8,12 @@ from typing import Literal, get_args
 from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.corpora.documents import Holdout
 from tjx_data.corpora.registry import (
-    CORPORA,
     OTHER_DATA,
     find_corpus,
     held_out_splits,
     is_corpus,
 )
+from tjx_data.corpora.text_template import record_fields
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 
 TOKEN_SUFFIXES = (".bin", ".npy")
@@ -28,17 +28,20 @@ class DataConfig:
     ----------
     corpus : str
         Name of a corpus (python-docs needs no network), or of one of its official splits, such as
-        wikitext-103:test; ignored if path is set. For models without text input: mnist and images
-        (path is their location), byte-reversal.
+        wikitext-103:test; or any dataset of the hub, whose rows are streamed:
+        hub:OWNER/NAME[:CONFIG][:SPLIT][@COMMIT]. Ignored if path is set. For models without text
+        input: mnist and images (path is their location), byte-reversal.
     path : str or None
-        Local text files: one, a pattern such as 'books/*.txt', or several separated by commas.
-        UTF-8 text, .jsonl or .parquet; all but .parquet also with .gz or .zst. Or token ids: a
-        .bin (as of nanoGPT) or .npy file with its val file beside it, or a folder with train.bin.
+        Local text files: one, a pattern such as 'books/*.txt', a folder, or several separated by
+        commas. UTF-8 text, .jsonl, .tar (WebDataset), also with .gz or .zst; .parquet, .arrow. Or
+        token ids: a .bin (as of nanoGPT) or .npy file with its val file beside it, or a folder with
+        train.bin.
     id_dtype : str
         Dtype of the ids in a .bin file: uint16, uint32, or auto (uint16, or uint32 for a vocabulary
         of more than 65,536 ids).
     text_field : str
-        Field of the text in records of .jsonl and .parquet.
+        Field of the text in records of files and of hub: datasets, or a template of several fields,
+        such as '{title}: {text}'.
     mixture : str or None
         Several corpora or paths with weights, such as 'fineweb-edu=0.8,books/*.txt=0.2'; replaces
         corpus and path.
@@ -137,6 +140,10 @@ class DataConfig:
             problems.append(Problem("windows", message, ("packing",)))
         if not self.text_field:
             problems.append(Problem("text_field", "got ''; expected the name of a field"))
+        try:
+            record_fields(self.text_field)
+        except ConfigError as error:
+            problems += error.problems
         if self.seq_len < 1:
             problems.append(Problem("seq_len", f"got {self.seq_len}; expected at least 1"))
         if not self.tokenizer:
@@ -220,9 +227,7 @@ class DataConfig:
         if self.tokenizer != "auto":
             return self.tokenizer
         kinds = {
-            "bpe"
-            if self.is_path(name) or not is_corpus(name)
-            else CORPORA[name.partition(":")[0]].tokenizer
+            "bpe" if self.is_path(name) or not is_corpus(name) else find_corpus(name).tokenizer
             for name in self.weights
         }
         return kinds.pop() if len(kinds) == 1 else "bpe"

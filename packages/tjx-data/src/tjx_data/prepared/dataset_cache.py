@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
@@ -179,14 +180,16 @@ class _Corpus:
         if config.is_path(name):
             files = load_files(name, text_field=config.text_field)
             return cls(name, files.source, files)
-        return cls(name, corpus_source(name), None)
+        return cls(name, corpus_source(name, text_field=config.text_field), None)
 
     def open(self, config: DataConfig) -> Documents:
         """Return the documents within the budget, downloading them if necessary."""
         documents = self.files
         if documents is None:
             is_official = config.holdout_of(self.name) == "official"
-            documents = load_corpus(self.name, with_validation=is_official)
+            documents = load_corpus(
+                self.name, text_field=config.text_field, with_validation=is_official
+            )
         if not config.limits_documents:
             return documents
         return limit_documents(documents, subset=config.subset, max_documents=config.max_documents)
@@ -202,7 +205,7 @@ class _Corpus:
         }
         settings |= config.budget
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        name = self.name.replace(":", "-") if self.files is None else "files"
+        name = re.sub(r"[^\w.-]+", "-", self.name) if self.files is None else "files"
         return f"{name}-{key}"
 
 
