@@ -23,7 +23,7 @@ from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
 
 # Locks of Pants' resolves and of the wheel builder.
-LOCKS = ("cpu", "pytest", "mypy", "ruff", "build")
+LOCKS = ("cpu", "pytest", "mypy", "ruff", "build", "docs")
 PARALLEL_DOWNLOADS = 12
 RANK = {tag: rank for rank, tag in enumerate(sys_tags())}
 

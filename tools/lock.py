@@ -27,7 +27,7 @@ DIGEST_PREFIX = "# input sha256: "
 # Lock file -> additional requirements.
 ACCELERATORS = {"cpu": (), "cuda13": ("jax[cuda13]",), "tpu": ("jax[tpu]",)}
 # Tools have separate environments.
-TOOLS = ("pytest", "mypy", "ruff", "build", "compile", "s3")
+TOOLS = ("pytest", "mypy", "ruff", "build", "compile", "docs", "s3")
 # Lock file -> locks that constrain its versions, if not the main lock only.
 CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu")}
 

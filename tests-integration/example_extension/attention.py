@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tjx_kernels import AttentionBackend, register_backend
-from tjx_kernels.attention.types import AttentionCall, Operands
+from tjx_kernels.attention.call import AttentionCall, Operands
 
 
 def supports(call: AttentionCall) -> str | None:

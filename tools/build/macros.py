@@ -30,11 +30,12 @@ def tjx_sources():
     resources(name="data", sources=["**/py.typed", "**/*.yaml", "**/*.txtpb"])
 
 
-def tjx_tests(project, second_batch=(), **fields):
+def tjx_tests(project, second_batch=(), dependencies=(), **fields):
     """Declare the tests of the package or app in folder `project`.
 
     The test files of a batch share a process: importing JAX and compiling cost more than the tests.
-    Where they take minutes, the files in `second_batch` run beside the others.
+    Where they take minutes, the files in `second_batch` run beside the others. `dependencies` are
+    targets that tests read besides those of the project.
     """
     files(name="golden", sources=["golden/**/*"])
     python_test_utils(name="support", sources=["*.py", "!test_*.py", "!conftest.py"])
@@ -47,7 +48,7 @@ def tjx_tests(project, second_batch=(), **fields):
         tjx_test_batch(
             name,
             sources=sources,
-            dependencies=[":golden", f"{project}:meta", f"{project}/src"],
+            dependencies=[":golden", f"{project}:meta", f"{project}/src", *dependencies],
             tag=f"{project}:{name}",
             **fields,
         )

@@ -31,7 +31,7 @@ def nan_gradient(at: int) -> None:
     def poisoned(loss: Any, params: Any, microbatches: Any, **options: Any) -> Any:
         total = accumulate(loss, params, microbatches, **options)
         # Dropout keys are a function of the step and identify it.
-        keys = microbatches["key"]
+        keys = microbatches["dropout_key"]
         of_the_step = jax.random.fold_in(jax.random.key(0), at)
         wanted = jax.random.split(of_the_step, keys.shape[0])
         hit = (jax.random.key_data(keys) == jax.random.key_data(wanted)).all()

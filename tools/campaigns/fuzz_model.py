@@ -28,7 +28,7 @@ from tjx_nn import (
     ViTConfig,
     hf,
 )
-from tjx_nn.functional import param_shapes
+from tjx_nn.binding import param_shapes
 
 _SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 2, "d_model": 8, "d_ff": 16}
 _LLAMA: dict[str, Any] = {

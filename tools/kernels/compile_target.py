@@ -25,7 +25,7 @@ from jax.extend.mlir import ir
 from jax.interpreters import mlir
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.attention.arguments import describe_call
+from tjx_kernels.attention.call import describe_call
 
 # XLA's GPU descriptions for ahead-of-time compilation; by path, as only tjx_kernels is imported.
 DESCRIPTIONS = Path(__file__).parents[2] / "packages/tjx-parallel/src/tjx_parallel/targets"

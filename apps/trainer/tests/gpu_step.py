@@ -52,7 +52,7 @@ _BLOCK = """
 # What chooses by platform when it is traced; attention is given by name.
 _ASK_FOR_THE_TARGET = (
     "tjx_nn.layers.scan_layers",
-    "tjx_nn.layers.activations",
+    "tjx_nn.layers.mlp",
     "tjx_kernels.cross_entropy.api",
 )
 

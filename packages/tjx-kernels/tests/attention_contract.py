@@ -11,7 +11,7 @@ import pytest
 from attention_oracle import oracle
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.attention.arguments import describe_call
+from tjx_kernels.attention.call import describe_call
 
 ARRAYS = ("q_segment_ids", "kv_segment_ids", "q_offset", "bias", "alibi_slopes", "dropout_key")
 

@@ -20,7 +20,7 @@ from tjx_kernels import (
     unregister_backend,
 )
 from tjx_kernels.attention.backends import xla
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

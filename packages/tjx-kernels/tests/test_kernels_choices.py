@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 
 from tjx_kernels import AttentionBackend, backends, flash_attention
-from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.backends import xla
+from tjx_kernels.attention.call import AttentionCall, Operands, describe_call
 from tjx_kernels.attention.diagnosis import compile_failure, explain_choice, next_choice
+from tjx_kernels.attention.registration import (
+    implementations_for,
+    register_backend,
+    unregister_backend,
+)
 from tjx_kernels.attention.registry import (
     Choice,
     UnsupportedCallError,
     choose_backend,
-    implementations_for,
     observe_choices,
-    register_backend,
-    unregister_backend,
 )
-from tjx_kernels.attention.types import PLAIN, AttentionCall, Operands
+from tjx_kernels.attention.support_table import PLAIN
 
 
 def on_gpu(architecture: str = "sm_90", **fields: Any) -> AttentionCall:

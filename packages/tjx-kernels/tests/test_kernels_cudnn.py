@@ -18,9 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.backends.cudnn import BACKEND
-from tjx_kernels.attention.types import AttentionCall, Operands
+from tjx_kernels.attention.call import AttentionCall, Operands, describe_call
 
 
 def shaped(*sizes: int, dtype: Any = jnp.bfloat16) -> Any:

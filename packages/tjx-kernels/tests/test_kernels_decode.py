@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.arguments import bind_arguments
-from tjx_kernels.attention.types import Operands
+from tjx_kernels.attention.call import Operands, bind_arguments
 from tjx_kernels.decode import RUN, _partial_results, decode_attention
 
 OPTIONS: dict[str, dict[str, Any]] = {

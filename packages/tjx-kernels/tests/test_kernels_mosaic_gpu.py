@@ -15,9 +15,8 @@ from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from tjx_kernels import flash_attention
-from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.backends.mosaic_gpu import backend, dkv, dq, forward
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall, describe_call
 
 
 @pytest.fixture(autouse=True)

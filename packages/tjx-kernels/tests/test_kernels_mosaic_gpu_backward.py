@@ -12,11 +12,10 @@ from attention_oracle import oracle
 from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from tjx_kernels.attention.arguments import bind_arguments
+from tjx_kernels.attention.backend import BackwardInputs, backward_inputs
 from tjx_kernels.attention.backends.mosaic_gpu import backward, dkv, dq
 from tjx_kernels.attention.block_sizes import BlockSizes
-from tjx_kernels.attention.custom_vjp import backward_inputs
-from tjx_kernels.attention.types import AttentionCall, BackwardInputs
+from tjx_kernels.attention.call import AttentionCall, bind_arguments
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_kernels.attention.arguments import describe_call
 from tjx_kernels.attention.backends.mosaic_gpu import tile_order as mosaic_gpu_grid
 from tjx_kernels.attention.backends.mosaic_gpu.tile_order import TileOrder, tile_order
+from tjx_kernels.attention.call import describe_call
 
 ORDERS = [TileOrder(5, 8, 3, True), TileOrder(4, 6, 6, False), TileOrder(1, 7, 2, True)]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gpu_stores import Store, replay
 
-from tjx_kernels.attention.arguments import bind_arguments, describe_call
+from tjx_kernels.attention.backend import BackwardInputs
 from tjx_kernels.attention.backends.mosaic_gpu import (
     backward as mosaic_gpu_backward,
 )
@@ -19,7 +19,7 @@ from tjx_kernels.attention.backends.mosaic_gpu import (
 from tjx_kernels.attention.backends.mosaic_gpu import (
     tile_order,
 )
-from tjx_kernels.attention.types import AttentionCall, BackwardInputs
+from tjx_kernels.attention.call import AttentionCall, bind_arguments, describe_call
 
 
 def _spec(dtype: Any, *shape: int) -> Any:

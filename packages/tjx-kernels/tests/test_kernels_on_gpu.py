@@ -17,7 +17,7 @@ from attention_contract import ARRAYS, Case, draw
 from attention_oracle import oracle
 
 from tjx_kernels import flash_attention, implementations_for
-from tjx_kernels.attention.arguments import describe_call
+from tjx_kernels.attention.call import describe_call
 from tjx_kernels.attention.registry import backends
 
 pytestmark = [

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tjx_kernels.attention.arguments import describe_call
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall, describe_call
 from tjx_kernels.sharded.ring_schedule import (
     Order,
     RingBlock,

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
 from tjx_kernels.attention import registry
-from tjx_kernels.attention.types import AttentionCall, Operands
+from tjx_kernels.attention.call import AttentionCall, Operands
 from tjx_kernels.sharded.api import sharded_flash_attention
 from tjx_kernels.sharded.ring_schedule import unzigzag, zigzag
 

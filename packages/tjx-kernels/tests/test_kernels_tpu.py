@@ -15,10 +15,10 @@ from attention_contract import CASES, AttentionContract, Case, assert_agrees, dr
 from attention_oracle import oracle
 from jax.experimental.pallas import tpu as pltpu
 
-from tjx_kernels.attention.arguments import bind_arguments, describe_call
+from tjx_kernels.attention.backend import BackwardInputs, Gradients
 from tjx_kernels.attention.backends.tpu.backend import BACKEND
 from tjx_kernels.attention.block_sizes import TABLE
-from tjx_kernels.attention.types import BackwardInputs, Gradients
+from tjx_kernels.attention.call import bind_arguments, describe_call
 
 KINDS = ("TPU v5 lite", "TPU v6 lite")
 

@@ -8,9 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tjx_kernels.attention.arguments import describe_call
+from tjx_kernels.attention.call import AttentionCall, describe_call
 from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks
-from tjx_kernels.attention.types import AttentionCall
 
 
 def call(q_len: int, kv_len: int, causal: bool, window: int | None) -> AttentionCall:

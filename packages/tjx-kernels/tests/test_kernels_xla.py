@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_kernels import flash_attention
 from tjx_kernels.attention.backends.xla import plan_bands
-from tjx_kernels.attention.types import PLAIN, AttentionCall
+from tjx_kernels.attention.call import AttentionCall
+from tjx_kernels.attention.support_table import PLAIN
 
 CALL = replace(
     PLAIN, batch=1, heads=1, kv_heads=1, head_dim=8, v_head_dim=8, dtype="float32", scale=1.0

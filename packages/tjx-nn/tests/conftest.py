@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import GPTConfig, TransformerConfig, bind, init
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 # Grouped-query attention; all sizes differ.
 TINY = GPTConfig(vocab_size=23, max_seq_len=16, n_layer=2, n_head=4, n_kv_head=2, d_model=24)

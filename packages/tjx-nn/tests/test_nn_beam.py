@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import EncoderDecoderConfig, GPTConfig, beam_search, generate
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 Make = Callable[..., Params]

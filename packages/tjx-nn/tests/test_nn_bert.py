@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import Bert, BertConfig, bind, count_params, init, logical_axes
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 Descend = Callable[..., list[float]]

@@ -18,7 +18,7 @@ from tjx_nn.attention.kv_cache import (
     slot_positions,
     update_cache,
 )
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.generation.prompt import Prompt, read_prompt
 
 Run = Callable[..., np.ndarray]

@@ -10,7 +10,7 @@ import pytest
 
 from tjx_nn import ContinuousBatcher, GPTConfig, generate, init, stream
 from tjx_nn.attention import kv_cache as caches
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.generation import autoregressive, continuous_batching
 from tjx_nn.generation.decode_weights import make_decode_weights
 

@@ -18,7 +18,7 @@ from tjx_nn import (
     TransformerConfig,
     bind,
 )
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tjx_kernels.target import Platform, Target
 from tjx_nn import ExpertsConfig, GPTConfig, bind, init
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.layers import scan_layers
 
 Make = Callable[..., Params]
@@ -106,7 +106,7 @@ def test_the_gpu_code_path_computes_the_same(
         expected = compute()
         for name in (
             "tjx_nn.layers.scan_layers",
-            "tjx_nn.layers.activations",
+            "tjx_nn.layers.mlp",
             "tjx_kernels.cross_entropy.api",
         ):
             module = importlib.import_module(name)

@@ -19,7 +19,7 @@ from tjx_nn import (
     logical_axes,
 )
 from tjx_nn.attention.kv_cache import prefill_cache
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 Descend = Callable[..., list[float]]

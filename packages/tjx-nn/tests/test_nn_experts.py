@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tjx_nn import Experts, ExpertsConfig, GPTConfig
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 ROUTED = ExpertsConfig(count=4, per_token=2, d_ff=6, capacity_factor=None)
 TINY = GPTConfig(n_layer=2, n_head=2, d_model=8, max_seq_len=16, experts=ROUTED)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from tjx_nn import GPTConfig, LatentConfig, SparseConfig
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.layers.block import make_attention
 from tjx_nn.layers.norms import make_norm
 

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import tjx_nn
 from tjx_nn import GPTConfig, bind, init, logical_axes, stack_axes
-from tjx_nn.functional import Params, param_shapes
+from tjx_nn.binding import Params, param_shapes
 from tjx_nn.layout import Axes, Layout
 
 EXPECTED_PATHS = {

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tjx_nn import GPTConfig, bind, hf
+from tjx_nn.binding import Params
 from tjx_nn.config import Activation
-from tjx_nn.functional import Params
 
 Golden = dict[str, np.ndarray]
 

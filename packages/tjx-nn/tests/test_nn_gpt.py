@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import GPTConfig, bind
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 

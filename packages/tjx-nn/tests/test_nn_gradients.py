@@ -22,7 +22,7 @@ from tjx_nn import (
     ViTConfig,
     bind,
 )
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 SIZES: dict[str, Any] = {"n_layer": 2, "n_head": 4, "d_model": 16}
 TEXT: dict[str, Any] = {**SIZES, "vocab_size": 19, "max_seq_len": 12}

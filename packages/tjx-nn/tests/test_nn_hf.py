@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tjx_nn import BertConfig, GPTConfig, RopeConfig, TransformerConfig, ViTConfig, hf
-from tjx_nn.functional import Params, param_shapes
+from tjx_nn.binding import Params, param_shapes
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tjx_nn import hf
-from tjx_nn.functional import param_shapes
+from tjx_nn.binding import param_shapes
 from tjx_nn.hf.convert_params import MAX_PROBLEMS
 from tjx_nn.hf.family import LARGEST_SIZE, MOST_LAYERS
 from tjx_nn.hf.load_save import FAMILIES

@@ -21,7 +21,7 @@ from tjx_nn import (
     bind,
     init,
 )
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 Make = Callable[..., Params]

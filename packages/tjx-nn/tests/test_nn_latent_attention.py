@@ -11,7 +11,7 @@ from flax import nnx
 
 from tjx_nn import GPTConfig, LatentAttention, LatentConfig, RopeConfig, count_params
 from tjx_nn.attention.kv_cache import KVCache
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.inputs import TokenMetadata
 
 TINY = GPTConfig(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import GPTConfig, bind, init, learning_rate_scales
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 WIDTHS = (32, 256)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_nn import GPTConfig
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 

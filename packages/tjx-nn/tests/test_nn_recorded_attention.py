@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import GPTConfig, LatentConfig, SparseConfig, attention_weights
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 MODELS: dict[str, dict[str, Any]] = {
     "learned positions, two key heads": {},

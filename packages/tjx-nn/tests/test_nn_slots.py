@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import ContinuousBatcher, GPTConfig, generate
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 NEW = 6
 # Options of each sequence; there are more sequences than slots.

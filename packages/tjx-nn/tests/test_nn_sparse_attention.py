@@ -13,7 +13,7 @@ from flax import nnx
 from tjx_nn import GPTConfig, LatentConfig, RopeConfig, SparseConfig
 from tjx_nn.attention import sparse as sparse_attention
 from tjx_nn.attention.kv_cache import KVCache
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.inputs import TokenMetadata
 from tjx_nn.layers.block import make_attention
 from tjx_nn.layers.scan_layers import AuxLosses

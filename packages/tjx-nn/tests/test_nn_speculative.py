@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import GPTConfig, generate, speculative_generate
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
 Make = Callable[..., Params]

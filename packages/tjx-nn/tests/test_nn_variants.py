@@ -19,8 +19,8 @@ from tjx_nn import (
     bind,
     generate,
 )
+from tjx_nn.binding import Params
 from tjx_nn.config_reference import config_table
-from tjx_nn.functional import Params
 
 SIZES: dict[str, Any] = {
     "vocab_size": 29, "max_seq_len": 32, "n_layer": 2, "n_head": 4, "d_model": 16,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tjx_nn import ViTConfig, bind, count_params, flops_per_token, init, logical_axes
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.models.vit import patches
 
 Run = Callable[..., np.ndarray]

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tjx_nn import GPTConfig, generate
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.generation.decode_weights import make_decode_weights
 
 Make = Callable[..., Params]

@@ -7,7 +7,7 @@ import pytest
 
 MODULES = (
     "accumulation guard muon norms optimizer_config optimizers param_averaging param_groups "
-    "param_paths registry schedule_config schedules"
+    "param_masks param_rules registry schedule_config schedules"
 )
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tjx_optim import decay_mask, path_strings
-from tjx_optim.param_paths import is_hidden_matrix
+from tjx_optim.param_rules import is_hidden_matrix
 
 KINDS = {
     "kernel": True,

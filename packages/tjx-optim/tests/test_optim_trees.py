@@ -14,7 +14,7 @@ from flax import nnx
 
 import tjx_optim
 from tjx_optim import OptimizerConfig, decay_mask, make_optimizer
-from tjx_optim.param_paths import leaves_by_path
+from tjx_optim.param_rules import leaves_by_path
 
 SHAPES = {
     "wte/embedding": (5, 4),

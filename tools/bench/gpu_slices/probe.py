@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 import tjx_metrics
 from tjx_kernels import implementations_for
-from tjx_kernels.attention.arguments import describe_call
+from tjx_kernels.attention.call import describe_call
 from tjx_trainer.config.config_tree import leaves
 
 

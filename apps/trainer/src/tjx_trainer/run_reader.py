@@ -131,6 +131,8 @@ class SavedRun:
         tokenizer : tjx_data.Tokenizer
             The run's tokenizer.
         """
+        if self.config.data.reads_tokens:
+            return TextData({}, tokenizer)
         pointer = self._directory.read_data_pointer()
         if pointer is not None and all(
             (folder / "index.json").is_file() for folder in pointer.folders.values()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from tjx_core import ConfigError, Problem, problems_of
@@ -14,6 +15,9 @@ from tjx_data.corpora.registry import (
     is_corpus,
 )
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
+
+TOKEN_SUFFIXES = (".bin", ".npy")
+"""Suffixes of files of token ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +32,11 @@ class DataConfig:
         (path is their location), byte-reversal.
     path : str or None
         Local text files: one, a pattern such as 'books/*.txt', or several separated by commas.
-        UTF-8 text, .jsonl or .parquet; all but .parquet also with .gz or .zst.
+        UTF-8 text, .jsonl or .parquet; all but .parquet also with .gz or .zst. Or token ids: a
+        .bin (as of nanoGPT) or .npy file with its val file beside it, or a folder with train.bin.
+    id_dtype : str
+        Dtype of the ids in a .bin file: uint16, uint32, or auto (uint16, or uint32 for a vocabulary
+        of more than 65,536 ids).
     text_field : str
         Field of the text in records of .jsonl and .parquet.
     mixture : str or None
@@ -51,7 +59,8 @@ class DataConfig:
         Random changes of training images.
     tokenizer : str
         bpe (trained on the training text), char, byte, gpt2 (from the hub), a tokenizer.json, a
-        folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others.
+        folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others. With
+        token ids as data the one that made them; bpe and auto mean none.
     vocab_size : int
         Vocabulary size of bpe; ignored with other tokenizers.
     holdout : str
@@ -76,6 +85,7 @@ class DataConfig:
 
     corpus: str = "python-docs"
     path: str | None = None
+    id_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     text_field: str = "text"
     mixture: str | None = None
     seq_len: int = 256
@@ -106,6 +116,7 @@ class DataConfig:
         for name, allowed in (
             ("packing", ("windows", "documents")),
             ("windows", ("shifted", "random", "aligned")),
+            ("id_dtype", ("auto", "uint16", "uint32")),
             ("holdout", ("auto", *get_args(Holdout))),
         ):
             if (value := getattr(self, name)) not in allowed:
@@ -150,6 +161,16 @@ class DataConfig:
             return {self.path or self.corpus: 1.0}
         found, _ = _parse_mixture(self.mixture)
         return found
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether `path` names token ids: a .bin or .npy file, or a folder with train.bin."""
+        if self.path is None or self.mixture is not None:
+            return False
+        path = Path(self.path).expanduser()
+        if path.suffix.lower() in TOKEN_SUFFIXES:
+            return True
+        return any((path / f"train{suffix}").is_file() for suffix in TOKEN_SUFFIXES)
 
     def is_path(self, name: str) -> bool:
         """Return whether a name in `weights` is a path; else it is a corpus."""
@@ -204,6 +225,9 @@ def _parse_mixture(mixture: str) -> tuple[dict[str, float], list[Problem]]:
 def _validate_mixture(mixture: str) -> list[Problem]:
     found, problems = _parse_mixture(mixture)
     for name in found:
+        if name.endswith(TOKEN_SUFFIXES):
+            message = f"got {name!r}; expected text; give files of token ids by data.path"
+            problems.append(Problem("mixture", message))
         # Names that look like paths are checked when the files are opened.
         if is_corpus(name) or not any(mark in name for mark in "/.*\\"):
             try:

@@ -1,4 +1,4 @@
-"""Command ``tjx-data``: prepare text for training, and inspect prepared sets."""
+"""Command ``tjx-data``: prepare text for training, inspect prepared sets, show conversations."""
 
 import sys
 import time
@@ -11,10 +11,16 @@ from typing import Any
 
 from tjx_core import CommandParser
 from tjx_data.config import DataConfig
+from tjx_data.conversations.config import ChatConfig
+from tjx_data.conversations.encoding import encode_conversation
+from tjx_data.conversations.reader import read_conversations
+from tjx_data.conversations.template import find_template
+from tjx_data.conversations.viewer import format_conversation
 from tjx_data.corpora.documents import Stage
 from tjx_data.corpora.registry import CORPORA
 from tjx_data.prepared.dataset_cache import open_sets
 from tjx_data.prepared.inspection import describe, draw_lengths, verify
+from tjx_data.tokenization.tokenizer import Tokenizer
 
 _DASK_TIMEOUT = 10.0  # seconds to connect to a scheduler
 
@@ -45,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _make_parser()
     parsed = parser.parse_args(arguments)
     try:
-        text = _prepare(parsed) if parsed.command == "prepare" else _inspect(parsed)
+        text = _COMMANDS[parsed.command](parsed)
     except ValueError as error:
         sys.stderr.write(f"tjx-data: {error}\n")
         return 2
@@ -78,6 +84,20 @@ def _make_parser() -> CommandParser:
     inspect.add_argument("--verify", action="store_true", help="compare all hashes")
     inspect.add_argument("--samples", type=int, default=3, help="documents to show")
     inspect.add_argument("--picture", type=Path, help="histogram of document lengths: .png, .svg")
+    show = commands.add_parser(
+        "show-chat",
+        help="show conversations as tokens",
+        description="Show the tokens of conversations: those that are trained on in green, or "
+        "between ⟦ and ⟧ if the output is no terminal.",
+    )
+    show.add_argument("path", help="conversations: .jsonl or .json, or a pattern")
+    show.add_argument("--tokenizer", required=True, help="tokenizer.json, a folder, or gpt2")
+    for field in fields(ChatConfig):
+        if isinstance(field.default, bool):
+            show.add_argument(f"--{field.name}", action="store_true")
+        else:
+            show.add_argument(f"--{field.name}", default=field.default)
+    show.add_argument("--count", type=int, default=3, help="conversations to show")
     return parser
 
 
@@ -143,6 +163,26 @@ def _inspect(parsed: Any) -> str:
         draw_lengths(parsed.directory, parsed.picture)
         lines.append(f"wrote {parsed.picture}")
     return "\n".join(lines)
+
+
+def _show_chat(parsed: Any) -> str:
+    config = ChatConfig(**{field.name: getattr(parsed, field.name) for field in fields(ChatConfig)})
+    conversations, malformed = read_conversations(parsed.path, config)
+    tokenizer = Tokenizer.load(parsed.tokenizer)
+    template = find_template(config, tokenizer, parsed.tokenizer)
+    lines = [f"{len(conversations):,} conversations, {len(malformed):,} malformed, {template.name}"]
+    for conversation in conversations[: parsed.count]:
+        try:
+            encoded = encode_conversation(template, tokenizer, conversation, turns=config.turns)
+        except ValueError as error:
+            raise ValueError(f"{conversation.location}: {error}") from error
+        n_tokens, n_answer = len(encoded.tokens), int(encoded.is_answer.sum())
+        lines.append(f"{conversation.location}: {n_tokens} tokens, {n_answer} trained on")
+        lines.append(format_conversation(encoded, tokenizer, color=sys.stdout.isatty()))
+    return "\n".join(lines)
+
+
+_COMMANDS = {"prepare": _prepare, "inspect": _inspect, "show-chat": _show_chat}
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from tjx_kernels.attention.api import dead_rows
-from tjx_kernels.attention.arguments import bind_arguments
-from tjx_kernels.attention.backends.xla_chunk import Chunk, Index, forward_chunk
-from tjx_kernels.attention.types import AttentionCall, Operands
+from tjx_kernels.attention.backends.xla import Chunk, Index, forward_chunk
+from tjx_kernels.attention.call import AttentionCall, Operands, bind_arguments
 
 # Keys per block: few enough to read little beyond the longest row, many enough to amortize the
 # loop.

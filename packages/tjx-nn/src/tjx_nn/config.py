@@ -292,6 +292,12 @@ class TransformerConfig:
             for layer in range(self.n_layer)
         )
 
+    @property
+    def stack_windows(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
+        """Attention windows of the first `n_dense_layer` blocks, and of the others."""
+        dense = self.n_dense_layer
+        return self.windows[:dense], self.windows[dense:]
+
     def pipeline_problems(self, stages: int) -> list[str]:
         """Return why the blocks cannot be split into equal pipeline stages, if they cannot."""
         if self.n_layer % stages:

@@ -6,7 +6,7 @@ Axes in names: N pairs, D features.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
 
-from tjx_nn.losses import cross_entropy
+from tjx_nn.logits import cross_entropy
 
 
 def info_nce(

@@ -84,7 +84,7 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
 
 
 def _param_shapes(config: TransformerConfig) -> list[tuple[int, ...]]:
-    from tjx_nn.functional import param_shapes  # imports JAX
+    from tjx_nn.binding import param_shapes  # imports JAX
 
     return list(param_shapes(config).values())
 

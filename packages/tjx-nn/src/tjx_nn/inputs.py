@@ -1,9 +1,10 @@
-"""Token inputs of models: type aliases, keyword arguments, validation and token metadata.
+"""Token inputs of models: type aliases, token metadata, and the arguments of decoders.
 
-Axes in names: B batch, T time, S source tokens.
+Axes in names: B batch, T time.
 """
 
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Mapping
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from tjx_nn.config import TransformerConfig
+from tjx_nn.id_checks import check_ids
 
 Ids = Int[Array | np.ndarray, "B T"]
-SourceIds = Int[Array | np.ndarray, "B S"]
 Positions = Int[Array | np.ndarray, "#B T"]
 Mask = Bool[Array | np.ndarray, "B T"] | Int[Array | np.ndarray, "B T"]
-SourceMask = Bool[Array | np.ndarray, "B S"] | Int[Array | np.ndarray, "B S"]
 
-# Label that the loss ignores.
-IGNORE_INDEX = -100
 # Segment id of padding tokens; documents never use it.
 _PADDING_SEGMENT = np.iinfo(np.int32).min
 
@@ -47,53 +45,6 @@ class GPTInputs(TypedDict, total=False):
     dropout_key: Array | None
 
 
-class TokenInputs(TypedDict, total=False):
-    """Keyword arguments of encoders, and of the target of an encoder-decoder.
-
-    Attributes
-    ----------
-    mask
-        Padding mask, [batch, tokens]: False or 0 for padding tokens, which no other token sees.
-    segment_ids
-        Document of each token in a packed row, [batch, tokens]. Tokens attend only within their
-        document; cross attention only to the same document of the source.
-    positions
-        Position of each token. None counts from 0, restarting at every segment.
-    dropout_key
-        PRNG key of this step's dropout; None disables dropout (evaluation).
-    """
-
-    mask: Mask | None
-    segment_ids: Ids | None
-    positions: Positions | None
-    dropout_key: Array | None
-
-
-class BertInputs(TokenInputs, total=False):
-    """Keyword arguments of BERT.
-
-    Attributes
-    ----------
-    token_types
-        Token type (sentence A or B) of each token, [batch, tokens]; None is type 0.
-    """
-
-    token_types: Ids | None
-
-
-class SourceInputs(TypedDict, total=False):
-    """Keyword arguments of the source of an encoder-decoder; see `TokenInputs`."""
-
-    source_mask: SourceMask | None
-    source_segment_ids: SourceIds | None
-    source_positions: Positions | None
-    dropout_key: Array | None
-
-
-class EncoderDecoderInputs(TokenInputs, SourceInputs, total=False):
-    """Keyword arguments of an encoder-decoder: those of its target and of its source."""
-
-
 def make_token_metadata(
     config: TransformerConfig,
     tokens: Ids,
@@ -117,7 +68,7 @@ def make_token_metadata(
 
 
 def lookup_positions(
-    inputs: GPTInputs | TokenInputs, metadata: TokenMetadata
+    inputs: Mapping[str, object], metadata: TokenMetadata
 ) -> Int[Array, "#B T"] | None:
     """Return the positions to look up in a table, or None if every row counts from 0."""
     is_default = inputs.get("positions") is None and inputs.get("segment_ids") is None
@@ -132,82 +83,19 @@ def check_tokens(
     Raises
     ------
     ValueError
-        If the sequence exceeds `max_seq_len`, or an id or position is out of range (see
-        `check_ids`).
+        If the sequence exceeds `max_seq_len`, or an id or position is out of range. Traced ids
+        are checked with ``config.check_ids`` only.
     """
     if tokens.shape[1] > config.max_seq_len:
         raise ValueError(
             f"tokens: got a sequence of {tokens.shape[1]} tokens; expected at most max_seq_len "
             f"{config.max_seq_len}; shorten the sequence or increase max_seq_len"
         )
-    traced = config.check_ids
-    check_ids("token ids", tokens, vocab_size, "vocab_size", traced=traced)
+    if config.check_ids or not isinstance(tokens, jax.core.Tracer):
+        check_ids("token ids", tokens, vocab_size, "vocab_size", traced=config.check_ids)
     if positions is not None:
-        check_ids("positions", positions, config.max_seq_len, "max_seq_len", traced=traced)
-
-
-def check_ids(
-    name: str,
-    ids: Int[Array | np.ndarray, "*any"],
-    limit: int,
-    limit_name: str,
-    *,
-    traced: bool = False,
-) -> None:
-    """Check that all ids are in [0, limit).
-
-    Parameters
-    ----------
-    name, limit_name
-        Names of the ids and of the limit in the error message.
-    ids
-        Token ids, token types or positions.
-    limit
-        Number of valid ids.
-    traced
-        Also check traced ids, by a callback at run time that raises a `JaxRuntimeError` with the
-        same message. By default traced ids are not checked.
-
-    Raises
-    ------
-    ValueError
-        If a concrete id is out of range.
-    """
-
-    def check(least: Any, largest: Any) -> None:
-        low, high = (int(np.asarray(value)) for value in (least, largest))
-        if low < 0 or high >= limit:
-            raise ValueError(
-                f"{name}: got values from {low} to {high}; expected 0 to {limit - 1} "
-                f"({limit_name} is {limit}); correct the ids or increase {limit_name}"
-            )
-
-    if ids.size == 0:
-        return
-    if not isinstance(ids, jax.core.Tracer):
-        values = np.asarray(jax.device_get(ids))
-        check(values.min(), values.max())
-    elif traced:
-        jax.debug.callback(check, ids.min(), ids.max())
-
-
-def check_labels(labels: Int[Array | np.ndarray, "*any"], count: int) -> None:
-    """Check that all labels are in [0, count) or -100; traced labels are not checked.
-
-    Raises
-    ------
-    ValueError
-        If a label is out of range.
-    """
-    if isinstance(labels, jax.core.Tracer):
-        return
-    values = np.asarray(jax.device_get(labels))
-    wrong = values[((values < 0) | (values >= count)) & (values != IGNORE_INDEX)]
-    if wrong.size:
-        raise ValueError(
-            f"labels: got values from {values.min()} to {values.max()}; expected 0 to "
-            f"{count - 1}, or {IGNORE_INDEX} to ignore a position; correct the labels"
-        )
+        limit = config.max_seq_len
+        check_ids("positions", positions, limit, "max_seq_len", traced=config.check_ids)
 
 
 def merge_mask(mask: Mask | None, segment_ids: Ids | None) -> Int[Array, "B T"] | None:

@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tjx_optim.norms import at_least_float32
-
-# (params, microbatch) -> (sum of the losses, (number of real tokens, other sums by name)), scalars.
 LossSum = Callable[[Any, Any], tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]]
+"""(params, microbatch) -> (sum of losses, (number of real tokens, other sums by name)), scalars."""
 
 
 class AccumulatedGradients(NamedTuple):
@@ -239,3 +237,8 @@ def _leading_size(tree: Any) -> int:
             "least 1; stack per-microbatch values such as dropout keys"
         )
     return int(sizes.pop())
+
+
+def at_least_float32(array: jax.Array) -> jax.Array:
+    """Widen an array that is narrower than float32, for sums of many small terms."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

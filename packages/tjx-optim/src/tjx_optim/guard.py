@@ -1,4 +1,4 @@
-"""Skipping of non-finite steps, and the dynamic loss scale of float16.
+"""Skipping of non-finite steps, with the gradient norm that shows them, and the loss scale of fp16.
 
 ``optax.apply_if_finite`` applies a non-finite update after too many consecutive ones and has no
 loss scale. Here a non-finite update is never applied; the training loop reads the count and stops.
@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from tjx_optim.accumulation import at_least_float32
 from tjx_optim.guard_config import GuardConfig
 
 
@@ -144,3 +146,26 @@ def select_finite(finite: jax.Array, new: Any, old: Any) -> Any:
         `new` or `old`.
     """
     return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Compute the L2 norm over all leaves together, in float32.
+
+    Parameters
+    ----------
+    tree : pytree of float arrays
+        Gradients, parameters or updates.
+
+    Returns
+    -------
+    float32 scalar
+        ``sqrt(sum of squares)``; narrower leaves are widened before they are squared.
+
+    Examples
+    --------
+    >>> import jax, numpy as np
+    >>> tree = jax.device_put({"a": np.array([3.0]), "b": np.array([[4.0]])})
+    >>> float(jax.jit(global_norm)(tree))
+    5.0
+    """
+    return jnp.asarray(optax.tree.norm(jax.tree.map(at_least_float32, tree)), jnp.float32)

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from tjx_core import ConfigError, Problem
-from tjx_optim.param_paths import leaves_by_path, map_with_path
-from tjx_optim.param_rules import ParameterRules
+from tjx_optim.param_rules import ParameterRules, leaves_by_path, map_with_path
 
 # Maximize the slope at 0: five iterations bring singular values from 1e-3 up to about 1, and all
 # of them between 0.7 and 1.2 (Jordan et al. 2024).

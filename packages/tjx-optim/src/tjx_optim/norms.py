@@ -1,35 +1,12 @@
-"""L2 norms of gradients, parameters and updates: global and per layer."""
+"""L2 norms of gradients, parameters and updates per layer."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from tjx_optim.param_paths import path_strings
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """Compute the L2 norm over all leaves together, in float32.
-
-    Parameters
-    ----------
-    tree : pytree of float arrays
-        Gradients, parameters or updates.
-
-    Returns
-    -------
-    float32 scalar
-        ``sqrt(sum of squares)``; narrower leaves are widened before they are squared.
-
-    Examples
-    --------
-    >>> import jax, numpy as np
-    >>> tree = jax.device_put({"a": np.array([3.0]), "b": np.array([[4.0]])})
-    >>> float(jax.jit(global_norm)(tree))
-    5.0
-    """
-    return jnp.asarray(optax.tree.norm(jax.tree.map(at_least_float32, tree)), jnp.float32)
+from tjx_optim.accumulation import at_least_float32
+from tjx_optim.param_masks import path_strings
 
 
 def layer_norms(tree: Any, stack_axes: Any = None) -> dict[str, jax.Array]:
@@ -64,8 +41,3 @@ def layer_norms(tree: Any, stack_axes: Any = None) -> dict[str, jax.Array]:
     paths = jax.tree.leaves(path_strings(tree))
     norms = jax.tree.leaves(jax.tree.map(norm, tree, depths))
     return {path: each.astype(jnp.float32) for path, each in zip(paths, norms, strict=True)}
-
-
-def at_least_float32(array: jax.Array) -> jax.Array:
-    """Widen an array that is narrower than float32, for sums of many small terms."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))

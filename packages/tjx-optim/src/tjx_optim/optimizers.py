@@ -16,8 +16,8 @@ from optax import contrib
 from tjx_optim.muon import scale_by_muon
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.param_averaging import average_parameters
-from tjx_optim.param_paths import map_with_path
-from tjx_optim.param_rules import ParameterRules
+from tjx_optim.param_checks import check_params
+from tjx_optim.param_rules import ParameterRules, add_weight_decay, map_with_path, update_by_path
 from tjx_optim.per_layer import per_layer
 from tjx_optim.registry import registered_optimizers
 
@@ -107,7 +107,7 @@ def make_optimizer(
         )
 
     def init(params: Any) -> Any:
-        rules.check(params)
+        check_params(rules, params)
         return optimizer.init(params)
 
     return optax.GradientTransformation(init, optimizer.update)
@@ -147,7 +147,9 @@ def _descent(
         optax.scale_by_learning_rate(rate),  # type: ignore[attr-defined]  # public, not re-exported
     ]
     if rules.scales_learning_rates:
-        stages.append(_by_path(lambda path, update, _: rules.learning_rate_scale(path) * update))
+        stages.append(
+            update_by_path(lambda path, update, _: rules.learning_rate_scale(path) * update)
+        )
     if config.name != "schedule_free_adamw":
         return optax.chain(*stages)
     # contrib.schedule_free counts steps from 1, schedules from 0.
@@ -160,7 +162,7 @@ def _descent(
 def _direction(config: OptimizerConfig, rules: ParameterRules) -> optax.GradientTransformation:
     if config.name in registered_optimizers:
         registered = registered_optimizers[config.name]
-        return optax.chain(registered.make_direction(config.settings), _decay(rules))
+        return optax.chain(registered.make_direction(config.settings), add_weight_decay(rules))
     return OPTIMIZERS[config.name](config.settings, rules)
 
 
@@ -195,28 +197,28 @@ def _sgd(settings: Settings, rules: ParameterRules) -> optax.GradientTransformat
     momentum = optax.identity()
     if settings["momentum"] > 0:
         momentum = optax.trace(settings["momentum"], nesterov=bool(settings["nesterov"]))
-    return optax.chain(momentum, _decay(rules))
+    return optax.chain(momentum, add_weight_decay(rules))
 
 
 def _adam(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """Adam with L2 regularization in the gradient; Kingma and Ba 2015, algorithm 1."""
-    return optax.chain(_decay(rules), _scale_by_adam(settings))
+    return optax.chain(add_weight_decay(rules), _scale_by_adam(settings))
 
 
 def _adamw(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """Adam with decoupled weight decay; Loshchilov and Hutter 2019, algorithm 2."""
-    return optax.chain(_scale_by_adam(settings), _decay(rules))
+    return optax.chain(_scale_by_adam(settings), add_weight_decay(rules))
 
 
 def _lamb(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """AdamW scaled to the norm of the layer's weights; You et al. 2020, algorithm 2."""
     trust_ratio = per_layer(optax.scale_by_trust_ratio(), rules.stack_axes)
-    return optax.chain(_scale_by_adam(settings), _decay(rules), trust_ratio)
+    return optax.chain(_scale_by_adam(settings), add_weight_decay(rules), trust_ratio)
 
 
 def _lion(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """Take the sign of a momentum; Chen et al. 2023, algorithm 2."""
-    return optax.chain(optax.scale_by_lion(settings["b1"], settings["b2"]), _decay(rules))
+    return optax.chain(optax.scale_by_lion(settings["b1"], settings["b2"]), add_weight_decay(rules))
 
 
 def _adafactor(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
@@ -235,12 +237,12 @@ def _adafactor(settings: Settings, rules: ParameterRules) -> optax.GradientTrans
     ]
     if settings["b1"] > 0:
         stages.append(optax.ema(settings["b1"], debias=False))
-    return optax.chain(*stages, _decay(rules))
+    return optax.chain(*stages, add_weight_decay(rules))
 
 
 def _muon(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """Orthogonal momentum for matrices, AdamW for the rest; Liu et al. 2025, section 2."""
-    return optax.chain(scale_by_muon(settings, rules), _decay(rules))
+    return optax.chain(scale_by_muon(settings, rules), add_weight_decay(rules))
 
 
 def _schedule_free_adamw(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
@@ -248,7 +250,7 @@ def _schedule_free_adamw(settings: Settings, rules: ParameterRules) -> optax.Gra
     scale = optax.scale_by_rms(
         settings["b2"], settings["eps"], eps_in_sqrt=False, bias_correction=True
     )
-    return optax.chain(scale, _decay(rules))
+    return optax.chain(scale, add_weight_decay(rules))
 
 
 OPTIMIZERS: Mapping[str, Direction] = {
@@ -266,17 +268,3 @@ OPTIMIZERS: Mapping[str, Direction] = {
 
 def _scale_by_adam(settings: Settings) -> optax.GradientTransformation:
     return optax.scale_by_adam(settings["b1"], settings["b2"], settings["eps"])
-
-
-def _decay(rules: ParameterRules) -> optax.GradientTransformation:
-    """Add to each parameter's update its weight decay times itself."""
-
-    def add(path: str, update: Any, param: Any) -> Any:
-        rate = rules.weight_decay(path, param.ndim)
-        return update + rate * param if rate else update
-
-    return _by_path(add)
-
-
-def _by_path(function: Callable[[str, Any, Any], Any]) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, params: map_with_path(function, updates, params))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from tjx_optim.param_paths import leaves_by_path, map_with_path
+from tjx_optim.param_rules import leaves_by_path, map_with_path
 
 
 class AverageState(NamedTuple):

@@ -4,12 +4,10 @@ Standard library only, so that the configuration is read without JAX.
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from tjx_core import ConfigError, Problem, did_you_mean
+from tjx_core import ConfigError, did_you_mean
 
 SETTINGS = ("frozen", "learning_rate_scale", "weight_decay")
 
@@ -45,6 +43,10 @@ class ParameterGroup:
         True
         """
         return fnmatchcase(path, self.pattern)
+
+
+# Of parameters that no pattern matches.
+NO_GROUP = ParameterGroup(pattern="*")
 
 
 def parse_group(text: str) -> ParameterGroup:
@@ -106,50 +108,6 @@ def parse_group(text: str) -> ParameterGroup:
         weight_decay=numbers.get("weight_decay"),
         frozen="frozen" in numbers,
     )
-
-
-def group_of(path: str, groups: Iterable[ParameterGroup]) -> ParameterGroup:
-    """Return the first group that matches a path, or a group without settings if none does."""
-    return next((group for group in groups if group.matches(path)), ParameterGroup(pattern="*"))
-
-
-def unused_groups(paths: Sequence[str], groups: Sequence[ParameterGroup]) -> list[Problem]:
-    """Return a problem for each group that applies to no parameter.
-
-    Parameters
-    ----------
-    paths : sequence of str
-        The paths of all parameters.
-    groups : sequence of ParameterGroup
-        In order of precedence.
-
-    Returns
-    -------
-    list of Problem
-        For patterns that match nothing, with the nearest paths, and for patterns whose matches
-        all belong to earlier groups.
-    """
-    problems = []
-    for number, group in enumerate(groups):
-        matched = [path for path in paths if group.matches(path)]
-        if not matched:
-            near = get_close_matches(group.pattern.replace("*", ""), paths, n=3, cutoff=0.0)
-            problems.append(
-                Problem(
-                    "groups",
-                    f"got the pattern {group.pattern!r}, which matches no parameter; expected a "
-                    f"match; the nearest paths are {', '.join(near)}",
-                )
-            )
-        elif all(any(g.matches(path) for g in groups[:number]) for path in matched):
-            problems.append(
-                Problem(
-                    "groups",
-                    f"got the pattern {group.pattern!r}, whose parameters all belong to earlier "
-                    "groups; expected some of its own; move it before them or remove it",
-                )
-            )
-    return problems
 
 
 def _number(text: str) -> float:

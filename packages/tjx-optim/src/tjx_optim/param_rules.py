@@ -1,25 +1,28 @@
-"""Settings of single parameters, looked up by path.
+"""Parameter paths such as ``blocks/attention/query/bias``, their roles, and settings by path.
 
-The lookup is by path and not by tree, since an optimizer of some of the parameters (those that are
-not frozen, muon's matrices) sees a tree with holes, and since the settings can be a dict where the
-parameters are an ``nnx.State``.
+A role is read from the path and, for names that frameworks use for more than one role, from the
+number of axes. It is not read from the number of axes alone: layers stacked for ``lax.scan`` have
+2-D biases [layers, features] and 3-D kernels.
+
+Settings are looked up by path and not by tree, since an optimizer of some of the parameters (those
+that are not frozen, muon's matrices) sees a tree with holes, and since the settings can be a dict
+where the parameters are an ``nnx.State``.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import optax
 
-from tjx_core import ConfigError, Problem
 from tjx_optim.optimizer_config import OptimizerConfig
-from tjx_optim.param_groups import ParameterGroup, group_of, unused_groups
-from tjx_optim.param_paths import decays, is_hidden_matrix, leaves_by_path, path_strings
+from tjx_optim.param_groups import NO_GROUP, ParameterGroup
 
 
 class ParameterRules:
     """Learning-rate factor, weight decay, group, stack axes and muon mask of each parameter.
+
+    `param_checks.check_params` checks that they fit the parameters.
 
     Parameters
     ----------
@@ -37,7 +40,7 @@ class ParameterRules:
         decay_mask: Any = None,
         muon_mask: Any = None,
     ) -> None:
-        self._groups = config.parameter_groups
+        self.groups = config.parameter_groups
         self._weight_decay = float(config.settings["weight_decay"])
         self._decay_embeddings = config.decay_embeddings
         trees = {
@@ -46,26 +49,29 @@ class ParameterRules:
             "decay_mask": decay_mask,
             "muon_mask": muon_mask,
         }
-        self._given = {
+        self.given = {
             name: leaves_by_path(tree) for name, tree in trees.items() if tree is not None
         }
 
     @property
     def freezes(self) -> bool:
         """Whether any group is frozen."""
-        return any(group.frozen for group in self._groups)
+        return any(group.frozen for group in self.groups)
 
     def group(self, path: str) -> ParameterGroup:
         """Return the group of a parameter."""
-        return group_of(path, self._groups)
+        for group in self.groups:
+            if group.matches(path):
+                return group
+        return NO_GROUP
 
     def weight_decay(self, path: str, axes: int) -> float:
         """Return the weight decay of a parameter of so many axes, per unit of learning rate."""
         of_group = self.group(path).weight_decay
         if of_group is not None:
             return of_group
-        if "decay_mask" in self._given:
-            decayed = bool(self._given["decay_mask"][path])
+        if "decay_mask" in self.given:
+            decayed = bool(self.given["decay_mask"][path])
         else:
             own_axes = axes - self.stack_axes(path)
             decayed = decays(path, own_axes, decay_embeddings=self._decay_embeddings)
@@ -74,85 +80,175 @@ class ParameterRules:
     def learning_rate_scale(self, path: str) -> Any:
         """Return the factor of a parameter's learning rate."""
         scale = self.group(path).learning_rate_scale
-        scales = self._given.get("learning_rate_scales")
+        scales = self.given.get("learning_rate_scales")
         return scale if scales is None else scale * scales[path]
 
     @property
     def scales_learning_rates(self) -> bool:
         """Whether the learning rate of any parameter has a factor."""
-        return "learning_rate_scales" in self._given or any(
-            group.learning_rate_scale != 1 for group in self._groups
+        return "learning_rate_scales" in self.given or any(
+            group.learning_rate_scale != 1 for group in self.groups
         )
 
     def stack_axes(self, path: str) -> int:
         """Return how many leading axes of a parameter stack layers and experts."""
-        stacked = self._given.get("stack_axes")
+        stacked = self.given.get("stack_axes")
         return 0 if stacked is None else int(stacked[path])
 
     def is_muon_matrix(self, path: str, axes: int) -> bool:
         """Return whether muon orthogonalizes the update of a parameter of so many axes."""
-        if "muon_mask" in self._given:
-            return bool(self._given["muon_mask"][path])
+        if "muon_mask" in self.given:
+            return bool(self.given["muon_mask"][path])
         return is_hidden_matrix(path, axes - self.stack_axes(path))
 
-    def check(self, params: Any) -> None:
-        """Check that the parameters and the trees given to the constructor fit together.
 
-        Raises
-        ------
-        ConfigError
-            If a parameter is narrower than float32, two have the same path, a tree does not have
-            the paths of the parameters, there are more stack axes than axes, or a group is unused.
-        """
-        leaves = leaves_by_path(params)
-        problems = [*_duplicate_paths(params), *_narrow(leaves)]
-        for name, given in self._given.items():
-            if given.keys() != leaves.keys():
-                odd = sorted(given.keys() ^ leaves.keys())
-                problems.append(
-                    Problem(
-                        name,
-                        f"got {len(odd)} paths that differ from those of the parameters, such as "
-                        f"{odd[0]}; expected a leaf for each parameter; build it from the "
-                        "parameters that are trained",
-                    )
-                )
-        if not problems:
-            problems = [
-                Problem(
-                    "stack_axes",
-                    f"got {self.stack_axes(path)} for {path} of shape {tuple(leaf.shape)}; "
-                    "expected the number of its leading axes that stack layers and experts",
-                )
-                for path, leaf in leaves.items()
-                if not 0 <= self.stack_axes(path) <= leaf.ndim
-            ]
-        problems += unused_groups(list(leaves), self._groups)
-        if problems:
-            raise ConfigError(problems)
+# Names of leaves in flax NNX and Linen, Haiku (w, b, offset, embeddings) and Equinox (weight).
+BIASES = ("bias", "offset")
 
 
-def _duplicate_paths(params: Any) -> list[Problem]:
-    counts = Counter(jax.tree.leaves(path_strings(params)))
-    return [
-        Problem("params", f"got {count} parameters with the path {path}; expected one; rename them")
-        for path, count in counts.items()
-        if count > 1
-    ]
+NORM_SCALES = ("scale",)
 
 
-def _narrow(leaves: Mapping[str, Any]) -> list[Problem]:
-    narrow = [
-        f"{path} ({leaf.dtype})"
-        for path, leaf in leaves.items()
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
-    ]
-    if not narrow:
-        return []
-    return [
-        Problem(
-            "params",
-            f"got {len(narrow)} narrower than float32, such as {narrow[0]}; expected float32; keep "
-            "parameters in float32 and cast them inside the model",
-        )
-    ]
+EMBEDDINGS = ("embedding", "embeddings", "cls")
+
+
+KERNELS = ("kernel",)
+
+
+# These name kernels, embedding tables and norm scales alike.
+WEIGHTS = ("w", "weight")
+
+
+HAIKU_BIAS = "b"
+
+
+# Names of modules.
+HEADS = ("head",)
+
+
+EMBEDDING_MODULES = ("embed", "embedding", "embeddings", "wte", "wpe")
+
+
+def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Map a function of (path, leaf, ...) over a tree and others with the same structure.
+
+    Examples
+    --------
+    >>> map_with_path(lambda path, a, b: f"{path} {a + b}", {"x": 1}, {"x": 2})
+    {'x': 'x 3'}
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(_text(path), *leaves), tree, *rest
+    )
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Return a dict from path to leaf, in the order of the tree.
+
+    Examples
+    --------
+    >>> leaves_by_path({"norm": {"scale": 1.0}})
+    {'norm/scale': 1.0}
+    """
+    return {_text(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def decays(path: str, axes: int, *, decay_embeddings: bool) -> bool:
+    """Return whether weight decay applies to a parameter; see `decay_mask`.
+
+    Parameters
+    ----------
+    path : str
+        Path of the parameter.
+    axes : int
+        Number of its axes, without those that stack layers.
+    decay_embeddings : bool
+        Whether decay applies to embedding tables.
+
+    Examples
+    --------
+    >>> decays("norm/weight", 1, decay_embeddings=True)
+    False
+    """
+    if is_kind(path, *BIASES, *NORM_SCALES) or _name(path) == HAIKU_BIAS:
+        return False
+    if _name(path) in WEIGHTS and axes < 2:
+        return False
+    return decay_embeddings or not _is_embedding(path)
+
+
+def is_kind(path: str, *kinds: str) -> bool:
+    """Return whether the last part of a path is one of some names, or ends in ``_`` and one.
+
+    Examples
+    --------
+    >>> is_kind("mlp/bias", "bias"), is_kind("qkv_bias", "bias"), is_kind("unbias", "bias")
+    (True, True, False)
+    >>> is_kind("blocks/scale_1", "scale")
+    True
+    """
+    name = _name(path)
+    return any(name == kind or name.endswith(f"_{kind}") for kind in kinds)
+
+
+def is_hidden_matrix(path: str, axes: int) -> bool:
+    """Return whether a parameter is the weight matrix of a hidden layer.
+
+    A ``kernel`` or ``*_kernel``, or a ``weight`` or ``w`` of two axes or more that is no embedding
+    table; in neither case of an output layer (``head``, ``*_head``).
+
+    Parameters
+    ----------
+    path : str
+        Path of the parameter.
+    axes : int
+        Number of its axes, without those that stack layers.
+
+    Examples
+    --------
+    >>> is_hidden_matrix("blocks/mlp/up/kernel", 2), is_hidden_matrix("head/kernel", 2)
+    (True, False)
+    >>> is_hidden_matrix("linear/w", 2), is_hidden_matrix("norm/weight", 1)
+    (True, False)
+    """
+    if is_kind(_module(path), *HEADS):
+        return False
+    return is_kind(path, *KERNELS) or (
+        _name(path) in WEIGHTS and axes >= 2 and not _is_embedding(path)
+    )
+
+
+def _is_embedding(path: str) -> bool:
+    return is_kind(path, *EMBEDDINGS) or (
+        _name(path) in WEIGHTS and is_kind(_module(path), *EMBEDDING_MODULES)
+    )
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2].rstrip("0123456789").removesuffix("_")
+
+
+def _module(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _text(path: Any) -> str:
+    # The array of an nnx.Variable is its attribute `value`; in nnx.to_pure_dict it is the leaf.
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def add_weight_decay(rules: ParameterRules) -> optax.GradientTransformation:
+    """Add to each parameter's update its weight decay times itself."""
+
+    def add(path: str, update: Any, param: Any) -> Any:
+        rate = rules.weight_decay(path, param.ndim)
+        return update + rate * param if rate else update
+
+    return update_by_path(add)
+
+
+def update_by_path(function: Callable[[str, Any, Any], Any]) -> optax.GradientTransformation:
+    """Map a function of (path, update, parameter) over the updates."""
+    return optax.stateless(lambda updates, params: map_with_path(function, updates, params))

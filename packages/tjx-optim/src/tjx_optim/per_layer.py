@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.param_paths import path_strings
+from tjx_optim.param_masks import path_strings
 
 
 def per_layer(

@@ -26,6 +26,7 @@ from .sharding.batches import shard_batch as shard_batch
 from .sharding.constraints import make_constraint as make_constraint
 from .sharding.embedding_lookup import look_up as look_up
 from .sharding.expert_all_to_all import expert_all_to_all as expert_all_to_all
+from .sharding.mesh_layout import MeshLayout as MeshLayout
 from .sharding.params import param_shardings as param_shardings
 from .sharding.params import replicated as replicated
 from .sharding.params import state_shardings as state_shardings

@@ -86,6 +86,10 @@ def load_texts(
         raise EvalError(str(error)) from error
     if model.run is None:
         raise EvalError(f"{model.path}: a Transformers model has no validation data; give --data")
+    if model.run.config.data.reads_tokens:
+        raise EvalError(
+            f"{model.path}: was trained on token ids, whose documents are unknown; give --data"
+        )
     name = ", ".join(model.run.config.data.weights)
     text = model.run.prepared_text(model.tokenizer)
     return EvalTexts(f"{name} (validation)", _validation_documents(text))

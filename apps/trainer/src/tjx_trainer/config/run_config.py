@@ -224,6 +224,12 @@ def _check_data(task: str | None, data: DataConfig, model: ModelConfig) -> list[
     if task is not None or is_byte_reversal(data, model):
         return []
     related = ("model.family", "data.path")
+    if data.reads_tokens and built_in_family(model) != "gpt":
+        message = (
+            f"got {data.path}, token ids; expected text or images for model.family {model.family}; "
+            "token ids are for model.family gpt"
+        )
+        return [Problem("data.path", message, ("model.family",))]
     if not isinstance(model, ViTConfig):
         if data.corpus not in OTHER_DATA or data.path is not None:
             return []
@@ -303,7 +309,7 @@ def _check_vocabulary(data: DataConfig, model: ModelConfig, train: TrainConfig) 
         return []
     # Sizes that are known without the tokenizer; `with_vocabulary` checks the actual size.
     known = {"gpt2": GPT2_VOCAB_SIZE, "bpe": data.vocab_size}
-    size = known.get(data.tokenizer_kind, 0)
+    size = 0 if data.reads_tokens else known.get(data.tokenizer_kind, 0)
     if train.vocab_from_tokenizer or model.vocab_size >= size:
         return []
     return [_vocabulary_too_small(model.vocab_size, size)]

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 import tjx_data
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_logging import log_info
-from tjx_trainer.tasks.base_task import TextTask
+from tjx_trainer.tasks.base_task import LoaderTask, TextTask
 from tjx_trainer.tasks.sampling import generate_text, max_new_tokens_for
 from tjx_trainer.tasks.task import DataShard, OpenedTask
 from tjx_trainer.tasks.text_data import (
@@ -20,12 +22,19 @@ from tjx_trainer.tasks.text_data import (
     make_token_loader,
     open_text,
 )
+from tjx_trainer.tasks.token_files import load_token_tokenizer, make_file_loader
 from tjx_trainer.training.pretrained import check_tokenizer
 
 
 def open_causal_lm(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
-    """Open the text of a decoder; the model's vocabulary is the tokenizer's."""
-    text = open_text(config, progress)
+    """Open the text or token files of a decoder; the model's vocabulary is the tokenizer's."""
+    if config.data.reads_tokens:
+        tokenizer = load_token_tokenizer(config)
+        if tokenizer is None:
+            return config, lambda share: TokenFilesTask(config, share)
+        text = TextData({}, tokenizer)
+    else:
+        text = open_text(config, progress)
     for note in check_tokenizer(config, text.tokenizer):
         log_info(f"note           {note}")
     config = _with_usable_prompt(fit_vocabulary(config, text.tokenizer.vocab_size), text.tokenizer)
@@ -110,3 +119,41 @@ class CausalLMTask(TextTask[Rows]):
         tokens = loader.read(1, n_labels).tolist()
         text = tokenizer.decode([token for token in tokens if token != tokenizer.eot_id]).encode()
         return 8 * len(lzma.compress(text, preset=9)) / len(text)
+
+
+class TokenFilesTask(LoaderTask[tjx_data.TokenLoader]):
+    """Next-token prediction on token files without a tokenizer.
+
+    Parameters
+    ----------
+    config : Config
+        The resolved configuration.
+    share : DataShard
+        The rows of this process.
+    """
+
+    def __init__(self, config: Config, share: DataShard) -> None:
+        super().__init__(
+            make_file_loader(config, share, "train", None),
+            make_file_loader(config, share, "validation", None),
+            eval_limit=config.train.eval_tokens,
+        )
+        # Lengths of 0: the perplexity of a token is known, its bytes are not.
+        assert isinstance(config.model, GPTConfig)
+        self.token_byte_lengths = np.zeros(config.model.vocab_size, np.int32)
+        self.accuracies = (1, 5, 10) if config.log.accuracies else ()
+
+    @property
+    def data_summary(self) -> str:
+        """Numbers of training and validation tokens."""
+        return (
+            f"{self.train_data.n_tokens:,} tokens to train on, "
+            f"{self.validation_data.n_tokens:,} held out, no tokenizer"
+        )
+
+    def final_report(self, _: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
+        """Return loss and perplexity."""
+        return [
+            f"validation loss  {metrics['loss']:.4f} nats a token, "
+            f"perplexity {metrics['perplexity']:.2f}"
+        ]

@@ -9,12 +9,16 @@ from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_logging import log_info
 from tjx_trainer.tasks.task import DataShard
+from tjx_trainer.tasks.token_files import make_file_loader
 
 Rows = tjx_data.TokenLoader | tjx_data.MixtureLoader
 
 
 class TextData(NamedTuple):
-    """Prepared text: a folder per corpus, and the tokenizer of all of them."""
+    """Prepared text: a folder per corpus, and the tokenizer of all of them.
+
+    Files of token ids have no folders.
+    """
 
     folders: dict[str, Path]
     tokenizer: tjx_data.Tokenizer
@@ -61,6 +65,8 @@ def make_token_loader(
     ValueError
         If a corpus is damaged or shorter than a row.
     """
+    if config.data.reads_tokens:
+        return make_file_loader(config, share, split, text.tokenizer)
     batch_size = share.batch_size if split == "train" else share.evaluation_batch_size
 
     def one(folder: Path, **processes: int) -> tjx_data.TokenLoader:

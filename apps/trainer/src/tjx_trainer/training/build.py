@@ -47,6 +47,8 @@ class Job:
         The data loaders and the final report.
     mesh : jax.sharding.Mesh
         The device mesh.
+    put : callable
+        Shards this process's rows of a batch over its devices.
     accumulation : int
         Microbatches per step.
     optimizer : optax.GradientTransformation
@@ -64,6 +66,7 @@ class Job:
     config: Config
     task: Task
     mesh: jax.sharding.Mesh
+    put: Callable[[Mapping[str, np.ndarray]], Batch]
     accumulation: int
     optimizer: optax.GradientTransformation
     abstract: TrainState
@@ -78,11 +81,6 @@ class Job:
     def eval_params(self, state: TrainState) -> dict[str, Any]:
         """Return the parameters to evaluate: the optimizer's average if it keeps one."""
         return eval_params(self.config, state.params, state.opt_state)
-
-    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
-        """Shard this process's rows of a batch over its devices."""
-        placed: Batch = tjx_parallel.shard_batch(self.mesh, batch)
-        return placed
 
     def evaluate(
         self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
@@ -155,6 +153,7 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
         config=config,
         task=task,
         mesh=parts.mesh,
+        put=partial(tjx_parallel.shard_batch, parts.mesh),
         accumulation=parts.accumulation,
         optimizer=parts.optimizer,
         abstract=parts.abstract,

@@ -11,9 +11,10 @@ import numpy as np
 import tjx_nn
 import tjx_optim
 from tjx_metrics import Evaluation, EvaluationSums
+from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import SINGLE_DEVICE, Layout
 from tjx_trainer.config.run_config import ModelConfig
-from tjx_trainer.training.gradients import IGNORE_INDEX, Batch
+from tjx_trainer.training.gradients import Batch
 
 
 class EvaluationInterruptedError(Exception):

@@ -10,17 +10,13 @@ import jax.numpy as jnp
 import tjx_nn
 import tjx_optim
 import tjx_parallel
-from tjx_nn.layers.scan_layers import LayerRange
+from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import RESIDUAL_AXES, Layout
-from tjx_nn.losses import aux_loss_weights
 from tjx_trainer.config.run_config import Config, ModelConfig
 
 Batch = Mapping[str, jax.Array]
 # (params, microbatches [k, ...], loss scale) -> means over the batch and their gradients.
 Gradients = Callable[[Any, Any, jax.Array | None], tjx_optim.AccumulatedGradients]
-
-# Labels with this value are ignored: they contribute neither loss nor count.
-IGNORE_INDEX = -100
 
 
 def make_gradients(
@@ -56,8 +52,8 @@ def make_loss_sum(model: ModelConfig, layout: Layout) -> tjx_optim.LossSum:
 
     def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
         network: Any = tjx_nn.bind(model, params, layout=layout)
-        losses = network.losses(**_inputs(microbatch), labels=microbatch["labels"])
-        count = _count(microbatch)
+        losses = network.losses(**microbatch)
+        count = (microbatch["labels"] != IGNORE_INDEX).sum()
         cross_entropy = losses.tokens.sum()
         # Penalties are means over tokens: as sums they weigh the same in microbatches of any size.
         sums = {name: count * value for name, value in losses.aux_losses.items()}
@@ -67,92 +63,29 @@ def make_loss_sum(model: ModelConfig, layout: Layout) -> tjx_optim.LossSum:
     return loss_sum
 
 
-def _inputs(microbatch: Batch) -> dict[str, jax.Array]:
-    """Return the model inputs of a microbatch: all entries but the labels."""
-    names = {"key": "dropout_key"}
-    return {names.get(name, name): x for name, x in microbatch.items() if name != "labels"}
-
-
-def _count(microbatch: Batch) -> jax.Array:
-    return (microbatch["labels"] != IGNORE_INDEX).sum()
-
-
 def _pipelined(
     config: Config, mesh: jax.sharding.Mesh, layout: Layout, accumulation: int
 ) -> Gradients:
     """Return the gradient function of a model whose blocks are divided among pipeline stages."""
-    model, choices = config.model, config.mesh
-    parts = mesh.shape["stage"] * choices.chunks_per_stage
+    stages, chunks = mesh.shape["stage"], config.mesh.chunks_per_stage
     schedule = tjx_parallel.make_pipeline_schedule(
-        choices.pipeline, mesh.shape["stage"], accumulation, choices.chunks_per_stage
+        config.mesh.pipeline, stages, accumulation, chunks
     )
-    length = model.n_layer // parts
-    divided = _is_block_param(model)
-    # Abstract blocks: `embed_tokens` and `token_losses` do not read them.
-    abstract_layers = jax.eval_shape(lambda: tjx_nn.init(model, jax.random.key(0)))
-
-    def network(outer: Any, layers: Any, n_layer: int | None = None) -> Any:
-        params = jax.tree.map(
-            lambda is_layers, a, b: b if is_layers else a, divided, outer, layers,
-            is_leaf=lambda node: node is None,
-        )  # fmt: skip
-        return tjx_nn.bind(model, params, layout=layout, n_layer=n_layer)
-
-    def begin(outer: Any, microbatch: Batch) -> jax.Array:
-        x: jax.Array = network(outer, abstract_layers).embed_tokens(**_inputs(microbatch))
-        return x
-
-    def run_stage(layers: Any, first: jax.Array, x: jax.Array, microbatch: Batch) -> Any:
-        bound = network(abstract_layers, layers, length)
-        x, [aux_losses] = bound.run_blocks(
-            x, **_inputs(microbatch), layers=LayerRange(first, length)
-        )
-        count = _count(microbatch)
-        sums = {name: count * each.sum() / model.n_layer for name, each in aux_losses.items()}
-        weights = aux_loss_weights(model)
-        terms = [weights[name] * value for name, value in sums.items() if name in weights]
-        return x, (sum(terms, start=jnp.zeros((), jnp.float32)), sums)
-
-    def finish(
-        outer: Any, x: jax.Array, microbatch: Batch, take: Callable[[jax.Array], jax.Array]
-    ) -> Any:
-        labels = microbatch["labels"]
-        if labels.ndim > 1:
-            labels = take(layout.reorder(labels))
-        cross_entropy = network(outer, abstract_layers).token_losses(x, labels).sum()
-        return cross_entropy, ((labels != IGNORE_INDEX).sum(), {"loss": cross_entropy})
+    parts = tjx_nn.pipeline_parts(config.model, layout, chunks=stages * chunks)
 
     def gradients(
         params: Any, microbatches: Any, loss_scale: jax.Array | None
     ) -> tjx_optim.AccumulatedGradients:
-        outer, layers = (
-            jax.tree.map(
-                lambda is_layers, x, w=which: x if is_layers == w else None, divided, params
-            )
-            for which in (False, True)
-        )
         scale = jnp.float32(1) if loss_scale is None else loss_scale
-        (of_outer, of_layers), scalars = tjx_parallel.pipeline_gradients(
-            begin, run_stage, finish, outer, layers, microbatches,
+        found, scalars = tjx_parallel.pipeline_gradients(
+            parts.begin, parts.run_stage, parts.finish, *parts.split(params), microbatches,
             mesh=mesh, schedule=schedule, loss_scale=scale,
             split_tokens=_can_split_tokens(microbatches, mesh), spec=_residual_spec(config, mesh),
         )  # fmt: skip
-        found = jax.tree.map(
-            lambda is_layers, a, b: b if is_layers else a, divided, of_outer, of_layers,
-            is_leaf=lambda node: node is None,
-        )  # fmt: skip
-        return tjx_optim.mean_gradients(found, tjx_optim.LossTotals(*scalars), loss_scale=scale)
+        totals = tjx_optim.LossTotals(*scalars)
+        return tjx_optim.mean_gradients(parts.merge(*found), totals, loss_scale=scale)
 
     return gradients
-
-
-def _is_block_param(model: ModelConfig) -> Any:
-    """Return a tree of bools: whether each parameter belongs to the stacked blocks."""
-    return jax.tree.map(
-        lambda axes: axes[:1] == ("layers",),
-        tjx_nn.logical_axes(model),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
 
 
 def _residual_spec(config: Config, mesh: jax.sharding.Mesh) -> jax.sharding.PartitionSpec:

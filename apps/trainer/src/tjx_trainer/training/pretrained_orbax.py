@@ -9,7 +9,7 @@ import numpy as np
 import tjx_ckpt
 from tjx_ckpt.pytree import nested_dicts
 from tjx_core import ConfigError, Problem
-from tjx_nn.functional import check_params
+from tjx_nn.binding import check_params
 from tjx_trainer.config.run_config import ModelConfig
 
 # Where the parameters can be in a checkpoint: in MaxText's and Linen's train states, in those of

@@ -117,10 +117,10 @@ def _virtual_shard(microbatches: Any, index: jax.Array, count: int, first: jax.A
         shard: jax.Array = lax.dynamic_index_in_dim(shards, index, axis=1, keepdims=False)
         return shard
 
-    shard = {name: rows_of(x) for name, x in microbatches.items() if name != "key"}
-    if "key" in microbatches:
+    shard = {name: rows_of(x) for name, x in microbatches.items() if name != "dropout_key"}
+    if "dropout_key" in microbatches:
         fold = jax.vmap(jax.random.fold_in, (0, None))
-        shard["key"] = fold(microbatches["key"], first + index)
+        shard["dropout_key"] = fold(microbatches["dropout_key"], first + index)
     return shard
 
 

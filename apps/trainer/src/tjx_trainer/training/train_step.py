@@ -57,8 +57,8 @@ def make_train_step(
         ``log.layer_norms_every``, "norms" holds norms by kind and parameter path. The batch holds
         the arguments of the model's `losses` method, among them "labels".
     """
-    model, scaled = config.model, scales_loss(config)
-    stack_axes = tjx_nn.stack_axes(model)
+    drops, scaled = config.model.drops, scales_loss(config)
+    stack_axes = tjx_nn.stack_axes(config.model)
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
 
     def gradients_of(state: TrainState, batch: Batch) -> tjx_optim.AccumulatedGradients:
@@ -66,11 +66,11 @@ def make_train_step(
         labels = config.train.batch_size // accumulation * math.prod(batch["labels"].shape[1:])
         # The loss scale applies to the mean; the differentiated loss is a sum over a microbatch.
         scale = state.guard.loss_scale / 2 ** int(math.log2(labels)) if scaled else None
-        if model.drops:
+        if drops:
             # Dropout key: a function of (seed, step). The parameters used another branch of the
             # seed.
             step_key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
-            microbatches["key"] = jax.random.split(step_key, accumulation)
+            microbatches["dropout_key"] = jax.random.split(step_key, accumulation)
         return gradients(state.params, microbatches, scale)
 
     @wrap

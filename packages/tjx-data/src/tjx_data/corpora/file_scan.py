@@ -9,10 +9,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tjx_core import write_atomically
 from tjx_data.cache import default_cache_dir
@@ -130,47 +130,65 @@ def scan(file: Path, form: Format) -> tuple[FileScan, FileStamp]:
         If it is empty or consists of white space.
     """
     before = file_stamp(file)
-    cache_file = _cache_file(file, form)
+    cache_file = scan_cache_file(file, *form, str(PART_BYTES), str(VERSION))
     if found := _load_cached(cache_file, before):
         return found, before
     found = _scan(file, form)
     if file_stamp(file) != before:
         raise ValueError(f"{file}: changed during the scan; wait until it is complete")
-    settled = time.time_ns() - before.mtime_ns > SETTLED_NS
-    if settled and before.size >= MIN_CACHED_BYTES:
-        _save_cached(cache_file, found, before)
+    _save_cached(cache_file, found, before)
     return found, before
-
-
-def _cache_file(file: Path, form: Format) -> Path:
-    key = "\n".join([str(file.absolute()), *form, str(PART_BYTES), str(VERSION)])
-    name = hashlib.sha256(os.fsencode(key)).hexdigest()
-    return default_cache_dir() / "scans" / f"{name[:32]}.json"
 
 
 def _load_cached(cache_file: Path, stamp: FileStamp) -> FileScan | None:
     """Return a cached scan if it is intact and the file is unchanged."""
+    found = load_cached(cache_file, stamp)
     try:
-        content = json.loads(cache_file.read_bytes())
-        digest = content.pop("digest")
-        if content["stamp"] != list(stamp) or digest != _digest(content):
+        if found is None:
             return None
-        found = content["scan"]
         byte_ranges = tuple(ByteRange(*byte_range) for byte_range in found["stretches"])
         return FileScan(found["sha256"], found["n_bytes"], byte_ranges)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None  # missing or damaged: the file is scanned again
+    except (LookupError, TypeError):
+        return None  # of another version: the file is scanned again
 
 
 def _save_cached(cache_file: Path, found: FileScan, stamp: FileStamp) -> None:
     fields = asdict(found)
     fields["stretches"] = fields.pop("byte_ranges")  # name in the files of version 1
-    content = {"scan": fields, "stamp": list(stamp)}
+    save_cached(cache_file, fields, stamp)
+
+
+def load_cached(cache_file: Path, stamp: FileStamp) -> dict[str, Any] | None:
+    """Return the fields that `save_cached` stored, if they are intact and of this stamp."""
+    try:
+        content = json.loads(cache_file.read_bytes())
+        digest = content.pop("digest")
+        if content["stamp"] != list(stamp) or digest != _digest(content):
+            return None
+        fields: dict[str, Any] = content["scan"]
+        return fields
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None  # missing or damaged: the file is scanned again
+
+
+def save_cached(cache_file: Path, fields: Mapping[str, Any], stamp: FileStamp) -> None:
+    """Store the result of a scan, if the file is large and its stamp is old enough to trust."""
+    settled = time.time_ns() - stamp.mtime_ns > SETTLED_NS
+    if not settled or stamp.size < MIN_CACHED_BYTES:
+        return
+    content = {"scan": dict(fields), "stamp": list(stamp)}
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(cache_file, json.dumps({**content, "digest": _digest(content)}))
     except OSError as error:
         _log.warning("%s: cannot cache the scan of a file: %s", cache_file, error.strerror)
+
+
+def scan_cache_file(file: Path, *settings: str) -> Path:
+    """Return the file that caches a scan of `file` with some settings."""
+    key = "\n".join([str(file.absolute()), *settings])
+    name = hashlib.sha256(os.fsencode(key)).hexdigest()
+    return default_cache_dir() / "scans" / f"{name[:32]}.json"
 
 
 def _digest(content: object) -> str:

@@ -171,7 +171,6 @@ _WIKIPEDIA_LICENCE = "CC BY-SA 3.0 and GFDL"
 _CRAWL_LICENCE = "ODC-By 1.0, and Common Crawl's terms of use"
 _WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
 
-# Each corpus is pinned by a hub commit, a SHA-256, or the Python version.
 CORPORA: dict[str, Entry] = {
     "python-docs": BundledCorpus(
         licence="Python Software Foundation License 2.0",
@@ -243,6 +242,7 @@ CORPORA: dict[str, Entry] = {
         streamed=True,
     ),
 }
+"""Built-in corpora by name, each pinned by a hub commit, a SHA-256, or the Python version."""
 
 OTHER_DATA = {
     "mnist": "images of digits; path is the folder of its four files, train-images-idx3-ubyte.gz "

@@ -1,4 +1,4 @@
-"""Reader of a split's token stream from its shards, with a named error for damaged files.
+"""Reader of a token stream from its files, with a named error for damaged files.
 
 Shards are read with ``pread``, not memory-mapped: access to a truncated or failing mapped file
 kills the process with SIGBUS, without an error message.
@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tjx_data.corpora.documents import SplitName
 from tjx_data.errors import DataError
 from tjx_data.prepared.index import HEADER_BYTES, FileEntry, Index
-from tjx_data.prepared.integrity import check_hash, check_size
+from tjx_data.prepared.integrity import PREPARE_AGAIN, check_hash, check_size
 
 Tokens = npt.NDArray[np.unsignedinteger]
 
@@ -32,17 +32,57 @@ class _FileStatus(NamedTuple):
     inode: int
 
 
+class ShardLayout(NamedTuple):
+    """Files of a token stream, and the position of the tokens in them.
+
+    Attributes
+    ----------
+    files : tuple[FileEntry, ...]
+        The shards in order.
+    n_tokens : int
+        Length of the stream.
+    shard_tokens : int
+        Tokens in every shard but the last.
+    dtype : numpy.dtype
+        Unsigned dtype of a stored token.
+    header_bytes : int
+        Bytes before the first token of a shard.
+    vocab_size : int
+        Ids are below it.
+    fix : str
+        What the user can do about a damaged shard, for error messages.
+    """
+
+    files: tuple[FileEntry, ...]
+    n_tokens: int
+    shard_tokens: int
+    dtype: np.dtype[Any]
+    header_bytes: int
+    vocab_size: int
+    fix: str = PREPARE_AGAIN
+
+
+def prepared_layout(index: Index, split: SplitName) -> ShardLayout:
+    """Return the layout of one split of a prepared set."""
+    return ShardLayout(
+        files=index.splits[split].shards,
+        n_tokens=index.splits[split].n_tokens,
+        shard_tokens=index.shard_tokens,
+        dtype=np.dtype(index.dtype).newbyteorder("<"),
+        header_bytes=HEADER_BYTES,
+        vocab_size=index.vocab_size,
+    )
+
+
 class ShardReader:
-    """Random access to the token stream of one split.
+    """Random access to a token stream in files.
 
     Parameters
     ----------
     directory : Path
-        A prepared set.
-    index : Index
-        Index of the set.
-    split : {"train", "validation"}
-        Split to read.
+        Folder of the files.
+    layout : ShardLayout
+        The files.
 
     Raises
     ------
@@ -50,11 +90,10 @@ class ShardReader:
         If a shard cannot be opened.
     """
 
-    def __init__(self, directory: Path, index: Index, split: SplitName) -> None:
-        self._directory, self._index = directory, index
-        self._n_tokens = index.splits[split].n_tokens
-        self.dtype = np.dtype(index.dtype).newbyteorder("<")
-        self._entries = index.splits[split].shards
+    def __init__(self, directory: Path, layout: ShardLayout) -> None:
+        self._directory, self._layout = directory, layout
+        self.dtype = layout.dtype
+        self._entries = layout.files
         self._files: list[int] = []
         weakref.finalize(self, _close, self._files)
         for entry in self._entries:
@@ -78,9 +117,9 @@ class ShardReader:
             If a shard is unreadable or holds an id beyond the vocabulary; the message names it.
         """
         size = width * self.dtype.itemsize
-        numbers, local = np.divmod(starts, self._index.shard_tokens)
-        if (local + width <= self._index.shard_tokens).all():
-            offsets = HEADER_BYTES + local * self.dtype.itemsize
+        numbers, local = np.divmod(starts, self._layout.shard_tokens)
+        if (local + width <= self._layout.shard_tokens).all():
+            offsets = self._layout.header_bytes + local * self.dtype.itemsize
             files, pread = self._files, os.pread
             try:
                 content = b"".join([
@@ -91,7 +130,7 @@ class ShardReader:
                 content = b""  # the slow path below names the file
             if len(content) == size * len(starts):
                 windows = np.frombuffer(content, self.dtype).reshape(len(starts), width)
-                if windows.max() < self._index.vocab_size:
+                if windows.max() < self._layout.vocab_size:
                     return windows
         return np.stack([self.read(start, width) for start in starts.tolist()])
 
@@ -103,11 +142,11 @@ class ShardReader:
         DataError
             If a shard is unreadable or holds an id beyond the vocabulary; the message names it.
         """
-        assert 0 <= start <= start + length <= self._n_tokens
+        assert 0 <= start <= start + length <= self._layout.n_tokens
         parts = []
         while length > 0:
-            number, local = divmod(start, self._index.shard_tokens)
-            part = self._read_shard(number, local, min(length, self._index.shard_tokens - local))
+            number, local = divmod(start, self._layout.shard_tokens)
+            part = self._read_shard(number, local, min(length, self._layout.shard_tokens - local))
             parts.append(part)
             start, length = start + len(part), length - len(part)
         return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, self.dtype)])
@@ -128,7 +167,7 @@ class ShardReader:
             return
         for number, entry in enumerate(self._entries):
             if (status := self._status(entry)) != self._statuses[number]:
-                check_hash(self._directory, entry)
+                check_hash(self._directory, entry, fix=self._layout.fix)
                 os.close(self._files[number])
                 self._files[number] = self._open(entry)
                 self._statuses[number] = status
@@ -137,7 +176,7 @@ class ShardReader:
     def _read_shard(self, number: int, local: int, length: int) -> Tokens:
         """Return `length` tokens of one shard from position `local` in it."""
         file = self._directory / self._entries[number].name
-        offset = HEADER_BYTES + local * self.dtype.itemsize
+        offset = self._layout.header_bytes + local * self.dtype.itemsize
         size = length * self.dtype.itemsize
         parts: list[bytes] = []
         while size > 0:  # one call reads at most 2 GiB
@@ -148,16 +187,17 @@ class ShardReader:
                     f"{file}: cannot be read at byte {offset} ({error.strerror}); check its disk"
                 ) from error
             if not part:
-                check_size(self._directory, self._entries[number])  # has the better message
-                raise DataError(f"{file}: ends at byte {offset}; prepare the data again")
+                # Its message is better.
+                check_size(self._directory, self._entries[number], fix=self._layout.fix)
+                raise DataError(f"{file}: ends at byte {offset}; {self._layout.fix}")
             parts.append(part)
             offset, size = offset + len(part), size - len(part)
         tokens = np.frombuffer(b"".join(parts), self.dtype)
-        if (largest := int(tokens.max())) >= self._index.vocab_size:
+        if (largest := int(tokens.max())) >= self._layout.vocab_size:
             raise DataError(
                 f"{file}: got token id {largest} between positions {local} and {local + length}; "
-                f"expected ids below {self._index.vocab_size}; the file is damaged: prepare the "
-                "data again"
+                f"expected ids below {self._layout.vocab_size}; the file is damaged: "
+                f"{self._layout.fix}"
             )
         return tokens
 

@@ -1,9 +1,8 @@
-"""Loader of token rows from a prepared set.
+"""Loader of token rows from a prepared set, an array or a token file.
 
 Names of array axes: R rows, T tokens per row.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,10 +13,10 @@ import numpy.typing as npt
 from tjx_data.corpora.documents import SplitName
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
 from tjx_data.loading.samplers import EpochSampler, IndependentSampler
-from tjx_data.loading.shard_reader import ShardReader
-from tjx_data.prepared.index import read_index
-from tjx_data.prepared.integrity import check_hash, check_hashes, check_shard, check_size
-from tjx_data.prepared.packing import Packing, open_packing
+from tjx_data.loading.token_arrays import open_tokens
+from tjx_data.loading.token_files import IdDtype
+from tjx_data.loading.token_source import PreparedSplit, TokenSource
+from tjx_data.prepared.packing import Packing
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 PackingKind = Literal["windows", "documents"]
@@ -25,7 +24,9 @@ WindowOrder = Literal["shifted", "random", "aligned"]
 
 
 class TokenLoader(Loader):
-    """Rows of tokens from a prepared set, with next-token labels.
+    """Rows of tokens from a prepared set, or from your own arrays and files (`from_tokens`).
+
+    Labels are the next tokens.
 
     With ``packing="windows"`` a row is a window of `seq_len` tokens of the split's token stream.
     `windows` selects where windows start:
@@ -48,8 +49,8 @@ class TokenLoader(Loader):
 
     Parameters
     ----------
-    directory : str or Path
-        A prepared set.
+    directory : str, Path or TokenSource
+        A prepared set, or another source of tokens (see `from_tokens`).
     split : {"train", "validation"}
         Split to read.
     seq_len : int
@@ -82,7 +83,7 @@ class TokenLoader(Loader):
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Path | TokenSource,
         *,
         split: SplitName = "train",
         seq_len: int,
@@ -111,27 +112,81 @@ class TokenLoader(Loader):
             process_count=process_count,
             problems=problems,
         )
-        self.directory = Path(directory)
-        self.index = read_index(directory)
         self.split, self.seq_len, self.packing = split, seq_len, packing
         self.windows = windows
-        self._split = self.index.splits[split]
-        self._check_files(tokenizer)
-        self._shards = ShardReader(self.directory, self.index, split)
+        if isinstance(directory, TokenSource):
+            self.source: TokenSource = directory
+        else:
+            self.source = PreparedSplit(directory, split, tokenizer)
+        self._tokens = self.source.reader
         self._packed: Packing | None = None
         self._n_labels = max(self.n_tokens - 1, 0)
         if packing == "documents":
-            self._packed = open_packing(self.directory, split, seq_len)
+            self._packed = self.source.packing(seq_len)
             self.rows_per_epoch = self._packed.n_rows
         else:
             whole, rest = divmod(self._n_labels, seq_len)
             self.rows_per_epoch = whole + (windows == "shifted" and whole > 0 and rest > 0)
         if self.rows_per_epoch < 1:
             raise ValueError(
-                f"seq_len: got {seq_len}; expected less than the {self.n_tokens} tokens of the "
-                f"{split} split of {self.directory}; choose a smaller seq_len or more text"
+                f"seq_len: got {seq_len}; expected less than the {self.n_tokens} tokens of "
+                f"{self.source.name}; choose a smaller seq_len or more text"
             )
         self._sampler = self._make_sampler()
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: npt.ArrayLike | str | Path,
+        *,
+        vocab_size: int,
+        id_dtype: IdDtype = "auto",
+        seq_len: int,
+        batch_size: int,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+        windows: WindowOrder = "shifted",
+    ) -> "TokenLoader":
+        """Return a loader of your own token ids: an array, a memmap, or a file.
+
+        Parameters
+        ----------
+        tokens : array of int, str or Path
+            Token ids [n_tokens] of any integer dtype, which are not copied; or the path of a
+            ``.npy`` file, or of a ``.bin`` file of raw uint16 or uint32, as nanoGPT's prepare.py
+            writes it, or with llm.c's header. A path is safer than a memmap: access to a memmap
+            of a truncated file kills the process.
+        vocab_size : int
+            Ids are below it; checked with every read.
+        id_dtype : {"auto", "uint16", "uint32"}
+            Dtype of a ``.bin`` file without a header; "auto" is uint16, or uint32 if the vocabulary
+            has more than 65,536 ids.
+        seq_len, batch_size, seed, process_index, process_count, windows
+            As of the class.
+
+        Raises
+        ------
+        ValueError
+            If an argument is invalid, or the file is damaged or of another format.
+
+        Examples
+        --------
+        >>> ids = np.arange(100)
+        >>> loader = TokenLoader.from_tokens(ids, vocab_size=100, seq_len=8, batch_size=4)
+        >>> batch = loader.batch(3)
+        >>> bool((batch["labels"] == batch["tokens"] + 1).all())
+        True
+        """
+        return cls(
+            open_tokens(tokens, vocab_size=vocab_size, id_dtype=id_dtype),
+            seq_len=seq_len,
+            batch_size=batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+            windows=windows,
+        )
 
     def _make_sampler(self) -> EpochSampler | IndependentSampler:
         """Return the sampler of packed rows by number, or of windows by their start."""
@@ -147,28 +202,26 @@ class TokenLoader(Loader):
     @property
     def n_tokens(self) -> int:
         """Number of tokens in the split."""
-        return self._split.n_tokens
+        return self.source.n_tokens
 
     @property
     def n_documents(self) -> int:
         """Number of documents in the split."""
-        return self._split.n_documents
+        return self.source.n_documents
 
     @property
     def n_text_bytes(self) -> int:
         """Number of bytes of UTF-8 text in the split."""
-        return self._split.n_text_bytes
+        return self.source.n_text_bytes
 
     @property
     def identity(self) -> Mapping[str, str]:
         """Everything that determines the content of a row, by name."""
-        hashes = "".join(shard.sha256 for shard in self._split.shards)
         # No entry means aligned windows, as in tjx-data 0.1.
         has_order = self.packing == "windows" and self.windows != "aligned"
         return {
             **({"windows": self.windows} if has_order else {}),
-            "tokens": hashlib.sha256(hashes.encode()).hexdigest(),
-            "tokenizer": self.index.tokenizer_fingerprint,
+            **self.source.identity,
             "split": self.split,
             "packing": self.packing,
             "seq_len": str(self.seq_len),
@@ -196,13 +249,13 @@ class TokenLoader(Loader):
         DataError
             If a shard is missing, changed or unreadable; the message names it.
         """
-        self._shards.check_unchanged()
+        self._tokens.check_unchanged()
         offsets = self._sampler.offsets(row_indices)
         if self._packed is not None:
             return self._packed_rows(self._packed, offsets)
         last = self._n_labels - self.seq_len
         starts = np.minimum(offsets, last)
-        windows = self._shards.windows(starts, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
+        windows = self._tokens.windows(starts, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
         tokens, labels = windows[:, :-1], windows[:, 1:]
         wrapped = np.flatnonzero(offsets > last).tolist()  # at most one per epoch
         if wrapped:
@@ -243,7 +296,7 @@ class TokenLoader(Loader):
 
     def read(self, start: int, length: int) -> npt.NDArray[np.unsignedinteger]:
         """Return tokens ``start`` to ``start + length - 1`` of the stream, across shards."""
-        return self._shards.read(start, length)
+        return self._tokens.read(start, length)
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield each label of the split once, in batches of one shape.
@@ -270,7 +323,7 @@ class TokenLoader(Loader):
         n_rows = -(-n_labels // self.seq_len)
         sampler = EpochSampler(self.rows_per_epoch, 0)
         for first in range(0, n_rows, self.batch_size):
-            self._shards.check_unchanged()
+            self._tokens.check_unchanged()
             numbers = first + self._local_rows
             if self._packed is None:
                 yield self._consecutive_windows(numbers, n_labels)
@@ -296,40 +349,17 @@ class TokenLoader(Loader):
 
     def document(self, number: int) -> npt.NDArray[np.unsignedinteger]:
         """Return the tokens of one document of the split, without end-of-text tokens."""
-        if not 0 <= number < self.n_documents:
-            raise ValueError(
-                f"number: got {number}; expected a document, 0 to {self.n_documents - 1}"
-            )
-        file = self.directory / self._split.starts.name
-        bounds = [*np.fromfile(file, "<u8", 2, offset=8 * number).tolist(), self.n_tokens]
-        start, end = bounds[:2]
-        end -= 0 if self.index.eot_id is None else 1
-        if not 0 <= start <= end < self.n_tokens:
-            check_hash(self.directory, self._split.starts)
-        return self.read(start, end - start)
+        return self.source.document(number)
 
     def verify(self) -> None:
-        """Compare the SHA-256 of every file of the split with the index.
+        """Compare the SHA-256 of every file of the tokens with its record.
 
         Raises
         ------
         DataError
             If a file differs; the message names the first one.
         """
-        check_hashes(self.directory, self.index.files(self.split))
-
-    def _check_files(self, tokenizer: Tokenizer | None) -> None:
-        for number in range(len(self._split.shards)):
-            check_shard(self.directory, self.index, self.split, number)
-        check_size(self.directory, self._split.starts)
-        check_hash(self.directory, self.index.tokenizer)
-        if tokenizer is not None and tokenizer.fingerprint != self.index.tokenizer_fingerprint:
-            raise ValueError(
-                f"tokenizer: got {tokenizer.fingerprint[:16]} ({tokenizer.vocab_size} tokens); "
-                f"expected the tokenizer that made {self.directory}, "
-                f"{self.index.tokenizer_fingerprint[:16]} ({self.index.vocab_size} tokens); load "
-                "it from that folder, or prepare the data again"
-            )
+        self.source.verify()
 
 
 def batch_bytes(labels: npt.NDArray[np.int32], token_byte_lengths: npt.NDArray[np.int32]) -> int:

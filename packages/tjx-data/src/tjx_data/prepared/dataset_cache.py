@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tjx_core import Problem, problems_of
+from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.cache import default_cache_dir, locked
 from tjx_data.config import DataConfig
 from tjx_data.corpora.documents import Documents, Progress, training_texts
 from tjx_data.corpora.files import find_file_problems, load_files
 from tjx_data.corpora.registry import corpus_source, load_corpus
+from tjx_data.loading.token_splits import token_file_problems
 from tjx_data.prepared.index import FORMAT
 from tjx_data.prepared.packing import open_packing
 from tjx_data.prepared.prepare import is_prepared, prepare, work_folder
@@ -41,8 +42,10 @@ def find_problems(config: DataConfig) -> list[Problem]:
         Paths are relative to the config; problems with one file have none.
     """
     problems: list[Problem] = []
+    if config.reads_tokens:
+        problems += token_file_problems(config)
     for name in config.weights:
-        if config.is_path(name):
+        if config.is_path(name) and not config.reads_tokens:
             problems += find_file_problems(name, text_field=config.text_field)
     kind = config.tokenizer_kind
     if kind not in ("bpe", "char", "byte") and not _comes_from_hub(kind):
@@ -121,6 +124,9 @@ def open_sets(
     ValueError
         If the text or the tokenizer is unusable.
     """
+    if config.reads_tokens:
+        message = f"got {config.path!r}, token ids; expected text; read them by TokenLoader"
+        raise ConfigError([Problem("path", message)])
     root = Path(cache_dir or config.cache_dir or default_cache_dir()).expanduser()
     corpora = {name: _Corpus.find(config, name) for name in config.weights}
     chosen = _choose_tokenizer(config, corpora)

@@ -18,9 +18,20 @@ from tjx_data.prepared.index import (
     shard_header,
 )
 
+PREPARE_AGAIN = "prepare the data again"
 
-def check_size(directory: Path, entry: FileEntry) -> None:
-    """Check that a file exists, is regular and has its size from the index.
+
+def check_size(directory: Path, entry: FileEntry, *, fix: str = PREPARE_AGAIN) -> None:
+    """Check that a file exists, is regular and has its recorded size.
+
+    Parameters
+    ----------
+    directory : Path
+        Folder of the file.
+    entry : FileEntry
+        Its name, size and hash.
+    fix : str
+        What the user can do, for the message.
 
     Raises
     ------
@@ -32,13 +43,13 @@ def check_size(directory: Path, entry: FileEntry) -> None:
         found = file.stat().st_size
         is_regular = file.is_file()  # reading a pipe would block
     except FileNotFoundError as error:
-        raise DataError(f"{file}: missing; prepare the data again") from error
+        raise DataError(f"{file}: missing; {fix}") from error
     except OSError as error:
         raise DataError(_unreadable(file, error)) from error
     if found != entry.n_bytes or not is_regular:
         raise DataError(
-            f"{file}: got {found} bytes; expected {entry.n_bytes} by the index; it is truncated or "
-            "from another set; prepare the data again"
+            f"{file}: got {found} bytes; expected {entry.n_bytes} as recorded; it is truncated or "
+            f"from another set; {fix}"
         )
 
 
@@ -101,15 +112,20 @@ def check_hashes(directory: Path, entries: list[FileEntry]) -> None:
             pass
 
 
-def check_hash(directory: Path, entry: FileEntry) -> None:
-    """Compare the size and SHA-256 of a file with the index.
+def check_hash(directory: Path, entry: FileEntry, *, fix: str = PREPARE_AGAIN) -> None:
+    """Compare the size and SHA-256 of a file with its record.
+
+    Parameters
+    ----------
+    directory, entry, fix
+        As of `check_size`.
 
     Raises
     ------
     DataError
         If they differ; the message names the file.
     """
-    check_size(directory, entry)
+    check_size(directory, entry, fix=fix)
     file = directory / entry.name
     try:
         with file.open("rb") as stream:
@@ -118,8 +134,8 @@ def check_hash(directory: Path, entry: FileEntry) -> None:
         raise DataError(_unreadable(file, error)) from error
     if found != entry.sha256:
         raise DataError(
-            f"{file}: SHA-256 is {found}; expected {entry.sha256} by the index; it is damaged or "
-            "from another set; prepare the data again"
+            f"{file}: SHA-256 is {found}; expected {entry.sha256} as recorded; it is damaged or "
+            f"from another set; {fix}"
         )
 
 

@@ -1,14 +1,13 @@
-"""Exact attention for every platform: `flash_attention` and `chosen_implementation`."""
+"""Exact attention for every platform: `flash_attention`."""
 
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
-from tjx_kernels.attention.arguments import Shaped, bind_arguments, describe_call
+from tjx_kernels.attention.call import AttentionCall, bind_arguments
 from tjx_kernels.attention.mask_bias import MaskMod, mask_to_bias
-from tjx_kernels.attention.registry import choose_backend, select_backend
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.registry import select_backend
 
 
 class AttentionOptions(TypedDict, total=False):
@@ -194,28 +193,3 @@ def dead_rows(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     """Return output 0 and LSE -inf, the results of a call whose rows attend to no key."""
     out = jnp.zeros((call.batch, call.q_len, call.heads, call.v_head_dim), call.dtype)
     return out, jnp.full((call.batch, call.heads, call.q_len), -jnp.inf, call.accumulator)
-
-
-def chosen_implementation(
-    q: Shaped,
-    k: Shaped,
-    v: Shaped,
-    *,
-    implementation: str | None = None,
-    return_lse: bool = False,
-    **options: Any,
-) -> str:
-    """Return the name of the backend that `flash_attention` selects for these arguments.
-
-    Computes nothing: `jax.ShapeDtypeStruct` may replace arrays. A mask is given as the `bias` that
-    `flash_attention` makes of it. Raises what `flash_attention` raises.
-
-    Examples
-    --------
-    >>> import jax, jax.numpy as jnp
-    >>> x = jax.ShapeDtypeStruct((1, 8, 4, 64), jnp.bfloat16)
-    >>> chosen_implementation(x, x, x, causal=True, implementation="reference")
-    'reference'
-    """
-    call = describe_call(q, k, v, return_lse=return_lse, **options)
-    return choose_backend(implementation, call)

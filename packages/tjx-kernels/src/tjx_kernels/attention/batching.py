@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from tjx_kernels.attention.types import AttentionCall, Backward, Forward, Gradients, Operands
+from tjx_kernels.attention.backend import Backward, Forward, Gradients
+from tjx_kernels.attention.call import AttentionCall, Operands
 
 
 def batched_forward(forward: Forward) -> Forward:

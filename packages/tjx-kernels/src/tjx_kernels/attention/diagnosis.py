@@ -5,8 +5,14 @@ from typing import Any
 
 import jax
 
-from tjx_kernels.attention.registry import Choice, backends
-from tjx_kernels.attention.types import PLAIN, AttentionCall, Operands
+from tjx_kernels.attention.call import (
+    AttentionCall,
+    Operands,
+    Shaped,
+    describe_call,
+)
+from tjx_kernels.attention.registry import Choice, backends, choose_backend
+from tjx_kernels.attention.support_table import PLAIN
 
 
 def explain_choice(choice: Choice) -> str:
@@ -14,7 +20,7 @@ def explain_choice(choice: Choice) -> str:
 
     Examples
     --------
-    >>> from tjx_kernels.attention.types import PLAIN
+    >>> from tjx_kernels.attention.support_table import PLAIN
     >>> explain_choice(Choice("xla", True, {"xla": None}, PLAIN))
     'xla (requested by name)'
     """
@@ -84,3 +90,28 @@ def _abstract(call: AttentionCall) -> tuple[Operands, Any]:
     if call.dropout_rate:
         operands = operands._replace(dropout_seed=shaped((call.batch, 2), "uint32"))
     return operands, shaped((*q.shape[:3], call.v_head_dim), call.dtype)
+
+
+def chosen_implementation(
+    q: Shaped,
+    k: Shaped,
+    v: Shaped,
+    *,
+    implementation: str | None = None,
+    return_lse: bool = False,
+    **options: Any,
+) -> str:
+    """Return the name of the backend that `flash_attention` selects for these arguments.
+
+    Computes nothing: `jax.ShapeDtypeStruct` may replace arrays. A mask is given as the `bias` that
+    `flash_attention` makes of it. Raises what `flash_attention` raises.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> x = jax.ShapeDtypeStruct((1, 8, 4, 64), jnp.bfloat16)
+    >>> chosen_implementation(x, x, x, causal=True, implementation="reference")
+    'reference'
+    """
+    call = describe_call(q, k, v, return_lse=return_lse, **options)
+    return choose_backend(implementation, call)

@@ -1,43 +1,20 @@
-"""Attention masks: elementwise, and as ranges of blocks to skip, to mask and to process unmasked.
+"""Attention masks as ranges of blocks to skip, to mask and to process unmasked.
 
-Query i has position offset + i and key j has position j. `make_mask` defines the mask; the block
-ranges let a kernel skip fully masked blocks and omit the mask of fully visible ones. All functions
-are integer and array arithmetic, valid in XLA programs and in Pallas kernels.
+Query i has position offset + i and key j has position j. `call.make_mask` defines the mask; the
+block ranges let a kernel skip fully masked blocks and omit the mask of fully visible ones. All
+functions are integer and array arithmetic, valid in XLA programs and in Pallas kernels.
 """
 
-from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall
 
 # Python's int or a traced int32 scalar.
 type Int = int | jax.Array
-
-
-def make_mask(
-    call: AttentionCall,
-    position: Any,
-    key: Any,
-    q_ids: jax.Array | None = None,
-    kv_ids: jax.Array | None = None,
-) -> jax.Array | None:
-    """Return the causal, window and segment mask, True where a query attends to a key.
-
-    None means that nothing is masked. Query positions, key indices and segment ids are arrays that
-    broadcast against each other. The caller masks keys past the end of the sequence.
-    """
-    masks = []
-    if call.causal:
-        masks.append(key <= position)
-    if call.window is not None:
-        masks.append(key > position - call.window)
-    if q_ids is not None and kv_ids is not None:
-        masks.append(q_ids == kv_ids)
-    return reduce(jnp.logical_and, masks) if masks else None
 
 
 class Blocks(NamedTuple):

@@ -1,4 +1,4 @@
-"""Registry of attention backends and the selection of one for a call."""
+"""Selection of an attention backend for a call; `registration` adds backends."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -6,14 +6,15 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import NamedTuple
 
+from tjx_kernels.attention.backend import AttentionBackend
 from tjx_kernels.attention.backends import cudnn, mosaic_gpu, reference, tpu, triton, xla
-from tjx_kernels.attention.types import AttentionBackend, AttentionCall
+from tjx_kernels.attention.call import AttentionCall
 
 # In order of preference: automatic selection takes the first backend that supports the call.
 # "cudnn" is first on NVIDIA GPUs: it is NVIDIA's own and the fastest one published. "triton"
 # supports every call that "mosaic_gpu" does and precedes it until that kernel has been measured on
 # a GPU. "xla" supports every call and precedes "reference", so dense attention is never a default.
-_BUILT_IN: Mapping[str, AttentionBackend] = MappingProxyType(
+BUILT_IN: Mapping[str, AttentionBackend] = MappingProxyType(
     {
         "cudnn": cudnn.BACKEND,
         "triton": triton.BACKEND,
@@ -57,11 +58,8 @@ class _Registry:
     def __init__(self, entries: Mapping[str, AttentionBackend]) -> None:
         self.entries = entries
 
-    def replace(self, entries: Mapping[str, AttentionBackend]) -> None:
-        self.entries = MappingProxyType(dict(entries))
 
-
-_registry = _Registry(_BUILT_IN)
+_registry = _Registry(BUILT_IN)
 _observer: ContextVar[Callable[[Choice], None] | None] = ContextVar("observer", default=None)
 
 
@@ -70,66 +68,9 @@ def backends() -> Mapping[str, AttentionBackend]:
     return _registry.entries
 
 
-def register_backend(name: str, backend: AttentionBackend, *, before: str | None = None) -> None:
-    """Add an attention backend to `flash_attention` and all functions built on it.
-
-    Parameters
-    ----------
-    name
-        Value of `implementation` that selects the backend.
-    backend
-        The functions that compute attention and state which calls they support.
-    before
-        Name of the backend that the new one precedes in automatic selection. None appends it:
-        then it runs only if requested by name, as "xla" before it supports every call.
-
-    Raises
-    ------
-    ValueError
-        If the name is empty or registered already, or `before` is not registered.
-
-    Examples
-    --------
-    >>> from tjx_kernels import flash_attention
-    >>> from tjx_kernels.attention.backends import xla
-    >>> import jax.numpy as jnp
-    >>> register_backend("double", xla.BACKEND._replace(
-    ...     run=lambda call, x: xla.BACKEND.run(call, x._replace(v=2 * x.v))))
-    >>> x = jnp.ones((1, 2, 1, 4))
-    >>> print(flash_attention(x, x, x, implementation="double")[0, 0, 0])
-    [2. 2. 2. 2.]
-    >>> unregister_backend("double")
-    """
-    entries = list(backends().items())
-    names = [key for key, _ in entries]
-    if not name or name in names:
-        raise ValueError(
-            f"name: got {name!r}; expected a new name, not one of {', '.join(names)}; choose "
-            "another, or call unregister_backend first"
-        )
-    if before is not None and before not in names:
-        raise ValueError(
-            f"before: got {before!r}; expected one of {', '.join(names)}, or None; correct the name"
-        )
-    entries.insert(len(names) if before is None else names.index(before), (name, backend))
-    _registry.replace(dict(entries))
-
-
-def unregister_backend(name: str) -> None:
-    """Remove a backend that `register_backend` added.
-
-    Raises
-    ------
-    ValueError
-        If the name is not registered, or belongs to a built-in backend.
-    """
-    if name in _BUILT_IN or name not in backends():
-        added = ", ".join(key for key in backends() if key not in _BUILT_IN) or "none yet"
-        raise ValueError(
-            f"name: got {name!r}; expected a backend added by register_backend ({added}); correct "
-            "the name"
-        )
-    _registry.replace({key: entry for key, entry in backends().items() if key != name})
+def set_backends(entries: Mapping[str, AttentionBackend]) -> None:
+    """Replace the registered backends, in order of preference."""
+    _registry.entries = MappingProxyType(dict(entries))
 
 
 @contextmanager
@@ -152,11 +93,6 @@ def observe_choices(observer: Callable[[Choice], None]) -> Iterator[None]:
         yield
     finally:
         _observer.reset(token)
-
-
-def implementations_for(call: AttentionCall) -> dict[str, str | None]:
-    """Return for each backend why it does not support a call, or None where it does."""
-    return {name: entry.supports(call) for name, entry in backends().items()}
 
 
 def select_backend(

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from tjx_kernels.attention.arguments import DTYPES
+from tjx_kernels.attention.backend import AttentionBackend
+from tjx_kernels.attention.call import DTYPES, AttentionCall
 from tjx_kernels.attention.registry import backends
-from tjx_kernels.attention.types import PLAIN, AttentionBackend, AttentionCall
 from tjx_kernels.target import Target
 
 _TARGETS = {
@@ -14,6 +14,31 @@ _TARGETS = {
     "NVIDIA Blackwell (sm_100)": Target("gpu", "sm_100"),
     "TPU": Target("tpu", "TPU v5 lite"),
 }
+
+# A causal call without further options. Every backend supports it on its own platforms.
+PLAIN = AttentionCall(
+    batch=2,
+    q_len=1024,
+    kv_len=1024,
+    heads=8,
+    kv_heads=8,
+    head_dim=64,
+    v_head_dim=64,
+    dtype="bfloat16",
+    causal=True,
+    window=None,
+    soft_cap=None,
+    scale=0.125,
+    dropout_rate=0.0,
+    segment_ids=False,
+    alibi=False,
+    bias=None,
+    q_offset=0,
+    return_lse=False,
+    platform="cpu",
+    architecture="",
+    interpret=False,
+)
 
 _FEATURES: dict[str, AttentionCall] = {
     **{dtype: replace(PLAIN, dtype=dtype) for dtype in DTYPES},

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tjx_kernels.cross_entropy.chunked import chunk_count, chunked_loss
-from tjx_kernels.cross_entropy.stored_logits import stored_logits_loss
-from tjx_kernels.cross_entropy.terms import CrossEntropyCall, Head
+from tjx_kernels.cross_entropy.stored_logits import CrossEntropyCall, Head, stored_logits_loss
 from tjx_kernels.target import Platform, current_target
 
 # Default logits per chunk. Small chunks fit a CPU's cache, which outweighs the cost of recomputing

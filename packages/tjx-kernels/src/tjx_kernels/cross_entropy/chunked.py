@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.backends.xla_chunk import barrier
-from tjx_kernels.cross_entropy.terms import (
+from tjx_kernels.attention.backends.xla import barrier
+from tjx_kernels.cross_entropy.stored_logits import (
     CrossEntropyCall,
     Head,
     logits_gradient,

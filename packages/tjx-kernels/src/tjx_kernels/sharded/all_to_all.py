@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.types import AttentionCall, Forward, Operands
+from tjx_kernels.attention.backend import Forward
+from tjx_kernels.attention.call import AttentionCall, Operands
 
 
 def exchanged_call(call: AttentionCall, parts: int) -> AttentionCall:

@@ -10,9 +10,9 @@ import jax
 from jax import lax
 
 from tjx_kernels.attention.api import dead_rows
-from tjx_kernels.attention.arguments import bind_arguments
+from tjx_kernels.attention.backend import AttentionBackend, Forward
+from tjx_kernels.attention.call import AttentionCall, bind_arguments
 from tjx_kernels.attention.registry import select_backend
-from tjx_kernels.attention.types import AttentionBackend, AttentionCall, Forward
 from tjx_kernels.sharded.ring_passes import Ring, attention_over, block_call
 from tjx_kernels.sharded.ring_schedule import Order, schedule
 

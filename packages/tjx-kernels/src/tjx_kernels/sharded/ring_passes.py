@@ -19,15 +19,14 @@ import numpy as np
 from jax import lax
 
 from tjx_kernels.attention.api import dead_rows
-from tjx_kernels.attention.custom_vjp import with_custom_vjp
-from tjx_kernels.attention.types import (
+from tjx_kernels.attention.backend import (
     AttentionBackend,
-    AttentionCall,
     BackwardInputs,
     Forward,
     Gradients,
-    Operands,
+    with_custom_vjp,
 )
+from tjx_kernels.attention.call import AttentionCall, Operands
 from tjx_kernels.sharded.ring_schedule import Order, RingBlock, RingSchedule, schedule
 
 # --- one block ------------------------------------------------------------------------------------

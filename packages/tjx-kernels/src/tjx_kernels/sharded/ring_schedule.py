@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall
 
 type Order = Literal["zigzag", "contiguous"]
 

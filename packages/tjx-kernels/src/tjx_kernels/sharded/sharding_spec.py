@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from tjx_kernels.attention.types import AttentionCall, Operands
+from tjx_kernels.attention.call import AttentionCall, Operands
 from tjx_kernels.sharded.ring_schedule import Order
 
 type Axes = str | tuple[str, ...]

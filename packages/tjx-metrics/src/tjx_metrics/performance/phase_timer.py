@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 PHASES = ("data_wait", "dispatch", "device", "evaluation", "checkpoint", "other")
+"""The phases of a training run; the metric `time/PHASE` has the seconds of each."""
 
 
 class PhaseTimer:

@@ -251,7 +251,13 @@ def plot_learning_rate(
     log_x: bool = False,
     log_y: bool = False,
 ) -> None:
-    """Plot the learning rate of one or several runs, as `plot_metric`."""
+    """Plot the learning rate of one or several runs.
+
+    Parameters
+    ----------
+    metrics_jsonl_paths, out_path, labels, title, x, log_x, log_y
+        As for `plot_metric`, as are the errors.
+    """
     plot_metric(
         metrics_jsonl_paths, "train/learning_rate", out_path,
         labels=labels, title=title, x=x, log_x=log_x, log_y=log_y,

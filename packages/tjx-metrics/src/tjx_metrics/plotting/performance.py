@@ -53,7 +53,10 @@ def plot_throughput(
 ) -> None:
     """Plot tokens per second, and MFU if recorded, of one or several runs.
 
-    The parameters and errors are those of `tjx_metrics.plot_metric`.
+    Parameters
+    ----------
+    metrics_jsonl_paths, out_path, labels, title, window, x, log_x
+        As for `tjx_metrics.plot_metric`, as are the errors.
     """
     out_path = check_output_path(out_path)
     runs = open_runs(metrics_jsonl_paths, labels)

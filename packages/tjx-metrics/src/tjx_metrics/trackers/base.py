@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol, SupportsFloat, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-# A Python, NumPy or JAX number. Reading a JAX scalar blocks on the device: log one step late.
 Scalar = SupportsFloat
+"""A Python, NumPy or JAX number. Reading a JAX scalar waits for the device: log one step late."""
 
 
 class Histogram(NamedTuple):

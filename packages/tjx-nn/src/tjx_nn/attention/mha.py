@@ -49,7 +49,7 @@ class Attention(ShardedModule):
     """
 
     def __init__(self, config: TransformerConfig, *, causal: bool = True, rngs: nnx.Rngs) -> None:
-        self.config, self.causal = config, causal
+        self.config, self.causal, self.head_dim = config, causal, config.head_dim
         d, h = config.d_model, config.head_dim
         n, k = config.n_head * h, config.kv_heads * h
         self.query = linear(config, ("embed", "heads"), (d, n), rngs=rngs)
@@ -135,7 +135,7 @@ class Attention(ShardedModule):
                 kv_segment_ids=kv_segment_ids,
                 window=window,
                 soft_cap=config.attention_soft_cap,
-                scale=attention_scale(config, config.head_dim),
+                scale=attention_scale(config, self.head_dim),
                 alibi_slopes=model_alibi_slopes(config),
                 dropout_rate=rate,
                 dropout_key=dropout_key if rate else None,
@@ -181,7 +181,7 @@ class Attention(ShardedModule):
             positions,
             window=window,
             soft_cap=config.attention_soft_cap,
-            scale=attention_scale(config, config.head_dim),
+            scale=attention_scale(config, self.head_dim),
             alibi_slopes=model_alibi_slopes(config),
         )
         return self.out(merge_heads(out_BTNH)), cache
@@ -197,12 +197,12 @@ class Attention(ShardedModule):
     ) -> KVCache:
         """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim]."""
         k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions)
-        return {"key": k_BSKH, "value": split_heads(self.value(x), self.config.head_dim)}
+        return {"key": k_BSKH, "value": split_heads(self.value(x), self.head_dim)}
 
     def _norm_and_rotate(
         self, x: Float[Array, "B T F"], norm: LayerNorm | RMSNorm | None, positions: Array | None
     ) -> Float[Array, "B T N H"]:
-        x_BTNH = split_heads(x, self.config.head_dim)
+        x_BTNH = split_heads(x, self.head_dim)
         if norm is not None:
             x_BTNH = norm(x_BTNH)
         if self.config.positions != "rope":

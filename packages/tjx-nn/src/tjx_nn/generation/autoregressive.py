@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int
 
 from tjx_nn.attention.kv_cache import cache_sizes, grow_cache
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.generation.decode_weights import DecodeWeights, bind_decode_weights, make_decode_weights
 from tjx_nn.generation.prompt import (
     GenerativeConfig,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from tjx_nn.functional import Params, bind
+from tjx_nn.binding import Params, bind
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt_config import GPTConfig
 

@@ -15,9 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int
 
 from tjx_nn.attention.kv_cache import cache_slots, prefill_cache
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.generation.sampling import stop_tokens
-from tjx_nn.inputs import Ids, Mask, check_ids
+from tjx_nn.id_checks import check_ids
+from tjx_nn.inputs import Ids, Mask
 from tjx_nn.models.encoder_decoder import EncoderDecoder
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt import GPT

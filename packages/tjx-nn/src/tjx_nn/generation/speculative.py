@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Key
 
-from tjx_nn.functional import Params
+from tjx_nn.binding import Params
 from tjx_nn.generation.autoregressive import GenerationOptions, GenerationRequest, make_request
 from tjx_nn.generation.decode_weights import DecodeWeights, bind_decode_weights, make_decode_weights
 from tjx_nn.generation.prompt import GenerativeConfig, Lengths, bucket, read_prompt

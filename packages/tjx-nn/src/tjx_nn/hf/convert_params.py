@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from tjx_nn.binding import Params, check_params, param_shapes
 from tjx_nn.config import TransformerConfig
-from tjx_nn.functional import Params, check_params, param_shapes
 from tjx_nn.hf.family import ModelFamily, TensorMapping
 from tjx_nn.hf.safetensors_folder import Shapes, Tensors
 from tjx_nn.sub_configs import raise_problems

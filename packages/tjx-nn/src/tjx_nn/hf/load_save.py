@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from tjx_nn.binding import Params
 from tjx_nn.config import TransformerConfig
-from tjx_nn.functional import Params
 from tjx_nn.hf.bart import BART
 from tjx_nn.hf.bert import BERT
 from tjx_nn.hf.convert_config import read_config, write_config
@@ -114,7 +114,7 @@ def save(
         raise ValueError(f"dtype: got {dtype!r}; expected one of {list(WRITABLE)}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes: got {max_shard_bytes}; expected a positive number")
-    family, family_config, config_json = _family_for(config)
+    family, family_config, config_json = family_for(config)
     shapes, tensor = write_params(family, config, family_config, params)
     write_folder(
         Path(path),
@@ -147,7 +147,7 @@ def _without_unused_ids(config: TransformerConfig) -> dict[str, Any]:
     return {} if size is None else {"vocab_size": size, "tokenizer_size": None}
 
 
-def _family_for(config: TransformerConfig) -> tuple[ModelFamily, TransformerConfig, dict[str, Any]]:
+def family_for(config: TransformerConfig) -> tuple[ModelFamily, TransformerConfig, dict[str, Any]]:
     """Return the first family that can represent a model, its configuration and config.json."""
     reasons = []
     for family in FAMILIES:

@@ -35,6 +35,8 @@ class Tensors:
     ----------
     folder
         Checkpoint folder.
+    file_name
+        File to read; None is model.safetensors, or the files that its index lists.
 
     Attributes
     ----------
@@ -48,12 +50,12 @@ class Tensors:
         unsupported dtype.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file_name: str | None = None) -> None:
         self._files = ExitStack()
         self._opened: dict[str, Any] = {}
         self.shapes: Shapes = {}
         foreign = []
-        for path in _files(folder):
+        for path in _files(folder) if file_name is None else [folder / file_name]:
             file = self._open(path)
             for name in file.keys():  # noqa: SIM118  not a dict
                 if name in self._opened:

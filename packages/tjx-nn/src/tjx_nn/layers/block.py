@@ -136,7 +136,9 @@ class Block(ShardedModule):
         if scale is not None:
             y = y * self.gather(scale, ("embed",)).astype(y.dtype)[None, None]
         y = scatter_sequence(self.layout, y)
-        x = x + dropout(y, self.config.dropout, dropout_key, self.layout)
+        if dropout_key is not None:
+            y = dropout(y, self.config.dropout, dropout_key, self.layout)
+        x = x + y
         return norm(x) if norm is not None and self.config.norm_position == "post" else x
 
     @jax.named_scope("mlp")  # profiles group operations by this scope

@@ -129,5 +129,7 @@ def embed(
     if norm is not None:
         x = norm(x)
     x = layout.place(x.astype(config.dtype), RESIDUAL_AXES)
+    if dropout_key is None:
+        return x
     rate = config.dropout if config.embedding_dropout is None else config.embedding_dropout
     return dropout(x, rate, dropout_key, layout)

@@ -21,7 +21,8 @@ AuxLosses = dict[str, Float32[Array, "..."]]
 # step(x, (block, dropout_key), window) -> (x, auxiliary losses of the block).
 Step = Callable[[Array, Any, int | None], tuple[Array, AuxLosses]]
 # Stacked blocks of one kind, and the attention window of each block.
-Stack = tuple[Any, tuple[int | None, ...]]
+Windows = tuple[int | None, ...]
+Stack = tuple[Any, Windows]
 
 # Deepest stack that GPUs unroll if `scan_layers` is None.
 MAX_UNROLLED_LAYERS_ON_GPU = 24
@@ -110,7 +111,7 @@ def _run_stack(
     step: Step,
     x: Float[Array, "B T D"],
     layers: Any,
-    windows: tuple[int | None, ...],
+    windows: Windows,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """Run stacked layers in groups, each the body of one scan iteration and one remat region."""
     count = len(windows)
@@ -209,11 +210,21 @@ def stack_layers[M](make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -
     return modules
 
 
-def layer_stacks(config: TransformerConfig, dense_blocks: Any, blocks: Any) -> list[Stack]:
-    """Return the stacks of a model in order: blocks with an MLP, then blocks with experts."""
-    windows, dense = config.windows, config.n_dense_layer
-    first = [] if dense_blocks is None else [(dense_blocks, windows[:dense])]
-    return [*first, (blocks, windows[dense:])]
+def layer_stacks(
+    stack_windows: tuple[Windows, Windows], dense_blocks: Any, blocks: Any
+) -> list[Stack]:
+    """Return the stacks of a model in order: blocks with an MLP, then blocks with experts.
+
+    Parameters
+    ----------
+    stack_windows
+        `TransformerConfig.stack_windows`.
+    dense_blocks, blocks
+        Stacked blocks; `dense_blocks` is None for a model with one stack.
+    """
+    dense_windows, windows = stack_windows
+    first = [] if dense_blocks is None else [(dense_blocks, dense_windows)]
+    return [*first, (blocks, windows)]
 
 
 def split_layer_keys(

@@ -12,14 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32
 
-from tjx_nn.inputs import (
-    BertInputs,
-    Ids,
-    TokenMetadata,
-    check_ids,
-    lookup_positions,
-    make_token_metadata,
-)
+from tjx_nn.id_checks import check_ids
+from tjx_nn.inputs import Ids, TokenMetadata, lookup_positions, make_token_metadata
 from tjx_nn.layers.block import split_key
 from tjx_nn.layers.dropout import dropout
 from tjx_nn.layers.embedding import Embedding, embed, position_table
@@ -28,9 +22,11 @@ from tjx_nn.layers.mlp import ACTIVATIONS
 from tjx_nn.layers.norms import make_norm
 from tjx_nn.layers.scan_layers import AuxLosses, LayerRange, split_layer_keys
 from tjx_nn.layout import ShardedModule, gather_sequence, make_param
-from tjx_nn.losses import Losses, combine_losses, head_logits, head_losses
+from tjx_nn.logits import head_logits
+from tjx_nn.losses import Losses, combine_losses, head_losses
 from tjx_nn.models.bert_config import BertConfig
 from tjx_nn.models.encoder import Encoder
+from tjx_nn.models.encoder_inputs import BertInputs
 
 
 class MLMHead(nnx.Module):

@@ -226,4 +226,4 @@ class Decoder(nnx.Module):
         return unstack_layers(self._stacks())
 
     def _stacks(self) -> list[Stack]:
-        return layer_stacks(self.config, self.dense_blocks, self.blocks)
+        return layer_stacks(self.config.stack_windows, self.dense_blocks, self.blocks)

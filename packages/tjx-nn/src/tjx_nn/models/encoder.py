@@ -84,7 +84,7 @@ class Encoder(nnx.Module):
             )
             return x, aux_losses
 
-        stacks = layer_stacks(self.config, self.dense_blocks, self.blocks)
+        stacks = layer_stacks(self.config.stack_windows, self.dense_blocks, self.blocks)
         return run_layers(self.config, step, x, stacks, dropout_keys, layers)
 
     def final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

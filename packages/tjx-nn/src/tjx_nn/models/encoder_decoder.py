@@ -15,11 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.inputs import (
-    EncoderDecoderInputs,
     Ids,
-    SourceIds,
-    SourceInputs,
-    SourceMask,
     TokenMetadata,
     check_tokens,
     default_positions,
@@ -31,10 +27,12 @@ from tjx_nn.layers.embedding import Embedding, embed, position_table
 from tjx_nn.layers.norms import make_norm
 from tjx_nn.layers.scan_layers import AuxLosses, split_layer_keys
 from tjx_nn.layout import ShardedModule, gather_sequence, make_param
-from tjx_nn.losses import Losses, combine_losses, head_logits, head_losses
+from tjx_nn.logits import head_logits
+from tjx_nn.losses import Losses, combine_losses, head_losses
 from tjx_nn.models.decoder import BlockCache, Decoder, DecoderBlock, EncoderOutput
 from tjx_nn.models.encoder import Encoder
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.encoder_inputs import EncoderDecoderInputs, SourceIds, SourceInputs, SourceMask
 
 
 class EncoderDecoder(ShardedModule):

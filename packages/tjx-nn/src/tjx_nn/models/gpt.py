@@ -39,7 +39,8 @@ from tjx_nn.layers.scan_layers import (
     unstack_layers,
 )
 from tjx_nn.layout import ShardedModule, gather_sequence
-from tjx_nn.losses import Losses, combine_losses, head_logits, head_losses
+from tjx_nn.logits import head_logits
+from tjx_nn.losses import Losses, combine_losses, head_losses
 from tjx_nn.models.gpt_config import GPTConfig
 
 
@@ -66,7 +67,8 @@ class GPT(ShardedModule):
     """
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
-        self.config = config
+        self.config, self.stack_windows = config, config.stack_windows
+        self.logit_scale = 1 / config.width_multiplier  # muP
         d, std = config.d_model, config.init_std
         self.wte = Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)
@@ -203,7 +205,7 @@ class GPT(ShardedModule):
     ) -> Float32[Array, "B T"]:
         """Compute the cross-entropy of each label from the output of the last block."""
         return head_losses(
-            gather_sequence(self.layout, self._final_norm(x)) * self._logit_scale,
+            gather_sequence(self.layout, self._final_norm(x)) * self.logit_scale,
             self._head_rows() if rows is None else rows,
             labels,
             soft_cap=self.config.logit_soft_cap,
@@ -215,7 +217,7 @@ class GPT(ShardedModule):
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:
         """Compute logits from hidden states (a result of `hidden`)."""
         return head_logits(
-            x * self._logit_scale,
+            x * self.logit_scale,
             self._head_rows(),
             soft_cap=self.config.logit_soft_cap,
             vocab_size=self.config.vocab_size,
@@ -300,7 +302,7 @@ class GPT(ShardedModule):
         return ordered
 
     def _stacks(self) -> list[Stack]:
-        return layer_stacks(self.config, self.dense_blocks, self.blocks)
+        return layer_stacks(self.stack_windows, self.dense_blocks, self.blocks)
 
     def _embed(
         self, tokens: Ids, positions: Array | None, key: Array | None, rows: Array | None = None
@@ -315,7 +317,3 @@ class GPT(ShardedModule):
 
     def _head_rows(self) -> Float[Array, "rows D"]:
         return (self.wte if self.head is None else self.head).rows()
-
-    @property
-    def _logit_scale(self) -> float:
-        return 1 / self.config.width_multiplier  # muP

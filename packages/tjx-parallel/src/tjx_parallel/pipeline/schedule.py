@@ -162,7 +162,16 @@ class PipelineSchedule:
 def make_pipeline_schedule(
     kind: str, stages: int, microbatches: int, chunks: int = 1
 ) -> PipelineSchedule:
-    """Create a pipeline schedule: gpipe, 1f1b or interleaved_1f1b.
+    """Create a pipeline schedule.
+
+    Parameters
+    ----------
+    kind : str
+        "gpipe", "1f1b" or "interleaved_1f1b".
+    stages, microbatches : int
+        Number of pipeline stages, and of microbatches per step.
+    chunks : int
+        Number of layer chunks of a stage; above 1 only with "interleaved_1f1b".
 
     Raises
     ------

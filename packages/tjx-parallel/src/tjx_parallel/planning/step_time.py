@@ -196,6 +196,15 @@ def scale_step(step: StepProfile, devices: int, *, strong: bool) -> StepProfile 
     the microbatches if possible. Payloads of weights are constant; those of activations, along the
     other axes, are proportional to the rows. If the profiled mesh has no data axis, the gradients
     of every microbatch are reduced along the new one.
+
+    Parameters
+    ----------
+    step : StepProfile
+        The profile of a compiled step.
+    devices : int
+        The number of devices to extrapolate to.
+    strong : bool
+        Whether the batch stays (strong scaling), or the rows per device (weak scaling).
     """
     factor = devices / step.devices
     shape, state = _resized(step.mesh_shape, devices)

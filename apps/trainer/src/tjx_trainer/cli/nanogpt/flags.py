@@ -21,6 +21,7 @@ GPT2_SIZES: Mapping[str, Mapping[str, int]] = {
 }
 INIT_FROM = ("scratch", "resume", *GPT2_SIZES)
 GPT2_CONTEXT = 1024  # tokens
+NANOGPT_VOCAB_SIZE = 50304  # of train.py for GPT-2's tokens: 50,257 rounded up to 64
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -87,8 +88,10 @@ FLAGS: Mapping[str, Flag] = {
     "dataset": Flag(
         "openwebtext",
         ("data.corpus", "data.path", "data.tokenizer", "data.holdout", "data.holdout_fraction",
-         "model.vocab_multiple"),
-        "`data/NAME/input.txt` if it exists, else the corpus of this name (`shakespeare`, "
+         "model.vocab_multiple", "model.vocab_size"),
+        "`data/NAME/train.bin` and `val.bin` if they exist (50,304 ids as in train.py; with a "
+        "`meta.pkl`, which is never read, give `--model.vocab_size`; for `_char` with an input.txt "
+        "the text), else `data/NAME/input.txt`, else the corpus of this name (`shakespeare`, "
         "`openwebtext`, or another of tjx); characters if the name ends in `_char`, otherwise "
         "GPT-2's tokens; the validation fraction is that of prepare.py",
     ),
@@ -219,6 +222,17 @@ def input_file(dataset: str) -> Path:
     return Path("data") / dataset / "input.txt"
 
 
+def has_token_files(dataset: str) -> bool:
+    """Return whether the train.bin and val.bin of prepare.py are read.
+
+    For characters the text is preferred: its characters need no meta.pkl.
+    """
+    folder, is_char = input_file(dataset).parent, dataset.endswith("_char")
+    if is_char and input_file(dataset).is_file():
+        return False
+    return all((folder / name).is_file() for name in ("train.bin", "val.bin"))
+
+
 def corpus_of(dataset: str) -> str:
     """Return the corpus name of a data set; the corpus need not exist."""
     return dataset.removesuffix("_char")
@@ -227,6 +241,16 @@ def corpus_of(dataset: str) -> str:
 def _data(values: Values) -> dict[str, Any]:
     dataset, path = values["dataset"], input_file(values["dataset"])
     is_char = dataset.endswith("_char")
+    if has_token_files(dataset):
+        tokens = {
+            "data.seq_len": values["block_size"],
+            "data.path": str(path.parent),
+            "data.tokenizer": "auto",
+            "model.vocab_multiple": 1,
+        }
+        # As in train.py: 50,304 without a meta.pkl, which is not read as it could run code.
+        has_meta = (path.parent / "meta.pkl").exists()
+        return tokens if has_meta else tokens | {"model.vocab_size": NANOGPT_VOCAB_SIZE}
     is_one_text = path.is_file() or corpus_of(dataset) == "shakespeare"
     found: dict[str, Any] = {
         "data.seq_len": values["block_size"],

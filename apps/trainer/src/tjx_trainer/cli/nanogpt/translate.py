@@ -18,6 +18,7 @@ from tjx_trainer.cli.nanogpt.flags import (
     PRECISIONS,
     corpus_of,
     from_config_values,
+    has_token_files,
     input_file,
     to_config_values,
 )
@@ -33,6 +34,8 @@ _CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 # The trainer's own flags that are accepted too, besides names with a dot.
 _OWN = ("seed", "name", "run_dir", "supervise", "dry_run")  # nanoGPT has eval_only
+# Fields of --dataset that do not apply if the data are given by the trainer's own flags.
+_FOLLOW_DATASET = ("data.path", "data.corpus", "model.vocab_size")
 # Model sizes, which a checkpoint determines, and their field in the configuration.
 _SIZES = {
     "n_layer": "model.n_layer",
@@ -221,7 +224,7 @@ def _start(read: _Read) -> tuple[list[str], list[str]]:
         raise ConfigError(problems)
     ours = to_config_values(values)
     if own_data:
-        ours = {n: v for n, v in ours.items() if n not in ("data.path", "data.corpus")}
+        ours = {n: v for n, v in ours.items() if n not in _FOLLOW_DATASET}
     notes = []
     if (gpt2 := values["init_from"]) in GPT2_SIZES:
         ours["model.vocab_size"] = GPT2_VOCAB_SIZE
@@ -242,7 +245,8 @@ def _check_start(values: Mapping[str, Any], own: Set[str], *, has_data: bool) ->
     """Return what a new run lacks, or would overwrite."""
     dataset, gpt2, folder = values["dataset"], values["init_from"], Path(values["out_dir"])
     problems = []
-    if not has_data and not input_file(dataset).is_file() and corpus_of(dataset) not in CORPORA:
+    has_data |= has_token_files(dataset) or input_file(dataset).is_file()
+    if not has_data and corpus_of(dataset) not in CORPORA:
         near = nearest_name(corpus_of(dataset), CORPORA)
         ending = "_char" if dataset.endswith("_char") else ""
         hint = f"; did you mean {near}{ending}?" if near else ""

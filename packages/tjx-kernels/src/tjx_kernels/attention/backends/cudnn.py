@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from tjx_kernels.attention.types import AttentionBackend, AttentionCall, Operands
+from tjx_kernels.attention.backend import AttentionBackend
+from tjx_kernels.attention.call import AttentionCall, Operands
 
 
 def _attend(call: AttentionCall, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -12,15 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.arguments import bind_arguments
-from tjx_kernels.attention.masks import make_mask
-from tjx_kernels.attention.types import (
-    AttentionBackend,
-    AttentionCall,
-    BackwardInputs,
-    Gradients,
-    Operands,
-)
+from tjx_kernels.attention.backend import AttentionBackend, BackwardInputs, Gradients
+from tjx_kernels.attention.call import AttentionCall, Operands, bind_arguments, make_mask
 
 
 def attention_reference(

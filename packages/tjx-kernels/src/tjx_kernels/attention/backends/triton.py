@@ -21,16 +21,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
-from tjx_kernels.attention.custom_vjp import with_custom_vjp
-from tjx_kernels.attention.masks import Blocks, key_blocks, make_mask, row_blocks, segment_blocks
-from tjx_kernels.attention.types import (
+from tjx_kernels.attention.backend import (
     AttentionBackend,
-    AttentionCall,
     BackwardInputs,
     Gradients,
-    Operands,
+    with_custom_vjp,
 )
+from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
+from tjx_kernels.attention.call import AttentionCall, Operands, make_mask
+from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks
 
 LOG2_E = math.log2(math.e)  # GPUs compute 2^x, not e^x: kernels hold scores in units of log 2
 ALL = slice(None)

@@ -3,11 +3,12 @@
 Query rows are processed in chunks, so scores exist for one chunk at a time (Rabe and Staats,
 "Self-attention does not need O(n^2) memory", 2021). Masked blocks are skipped: consecutive chunks
 form a few bands, and a causal band reads only the keys up to its last row; under a causal sliding
-window each chunk reads the keys of its window only.
+window each chunk reads the keys of its window only. The backward pass recomputes the weights from
+the log-sum-exp (Dao et al., "FlashAttention", 2022, algorithm 4).
 
-Axes: B batch, N heads, K key heads, G query heads that share a key head, T query rows, S keys, H
-head_dim, V head_dim of the values, D either of them. No step splits batch or heads, so both may be
-sharded.
+Axes: B batch, N heads, K key heads, G query heads that share a key head, T query rows, C rows of a
+chunk, S keys, W keys of a chunk, H head_dim, V head_dim of the values, D either of them. No step
+splits batch or heads, so both may be sharded.
 """
 
 from collections.abc import Callable
@@ -18,26 +19,163 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.backends.xla_chunk import (
-    Chunk,
-    ChunkBackwardInputs,
-    Index,
-    backward_chunk,
-    barrier,
-    forward_chunk,
-)
-from tjx_kernels.attention.custom_vjp import with_custom_vjp
-from tjx_kernels.attention.masks import key_blocks
-from tjx_kernels.attention.types import (
+from tjx_kernels.attention import dropout
+from tjx_kernels.attention.backend import (
     AttentionBackend,
-    AttentionCall,
     BackwardInputs,
     Gradients,
-    Operands,
+    with_custom_vjp,
 )
+from tjx_kernels.attention.call import AttentionCall, Operands, make_mask
 
+type Index = int | jax.Array
 # (carry, first row) -> (carry, results of one chunk, rows at axis 3).
 type Step = Callable[[Any, Index], tuple[Any, Any]]
+
+
+# --- one chunk ------------------------------------------------------------------------------------
+
+
+class Chunk(NamedTuple):
+    """Query rows, keys and values of a chunk, with the inputs of their mask, bias and dropout.
+
+    Attributes
+    ----------
+    q, k, v
+        [B, K, G, C, H], [B, K, W, H] and [B, K, W, V].
+    row, key
+        Index of the first query row, a scalar, and of the first key, a scalar or [B].
+    position
+        Position of the first query row: a scalar or [B].
+    q_ids, kv_ids
+        Segment ids [B, C] and [B, W], or None.
+    bias
+        [B or 1, N or 1, C, W], or None.
+    slopes
+        ALiBi slopes [B, K, G], or None.
+    seed
+        Dropout seeds [B, 2], or None.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    row: Index
+    key: Index
+    position: Index
+    q_ids: jax.Array | None = None
+    kv_ids: jax.Array | None = None
+    bias: jax.Array | None = None
+    slopes: jax.Array | None = None
+    seed: jax.Array | None = None
+
+
+def barrier[T](x: T) -> T:
+    """Return x unchanged; XLA neither fuses nor reorders operations across this point."""
+    return lax.optimization_barrier(x)  # type: ignore[no-any-return, no-untyped-call]  # as jax is
+
+
+def forward_chunk(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+    """Return output [B, K, G, C, V] and LSE [B, K, G, C] in the accumulator's dtype."""
+    scores, _ = _scores(call, chunk)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    top = jnp.where(top == -jnp.inf, 0.0, top)  # dead rows: the weights are exp(-inf - 0) = 0
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    dead = total == 0
+    total = jnp.where(dead, 1.0, total)
+    weights = _drop(call, _dropout_mask(call, chunk), weights)
+    out = _product(call, "BKGCW,BKWV->BKGCV", weights.astype(call.dtype), chunk.v)
+    lse = jnp.where(dead, -jnp.inf, top + jnp.log(total))
+    return out / total, lse[..., 0]
+
+
+def backward_chunk(call: AttentionCall, chunk: Chunk, rows: BackwardInputs) -> Gradients:
+    """Return the gradients of a chunk in the accumulator's dtype.
+
+    `rows` holds dout [B, K, G, C, V], and the LSE and delta of whole rows, [B, K, G, C]. The
+    gradients of k and v are transposed, [B, K, H, W] and [B, K, V, W].
+    """
+    scores, slope = _scores(call, chunk)
+    weights = barrier(jnp.exp(scores - rows.lse[..., None]))
+    kept = _dropout_mask(call, chunk)
+    dweights = _drop(call, kept, _product(call, "BKGCV,BKWV->BKGCW", rows.dout, chunk.v))
+    dscores = weights * (dweights - rows.delta[..., None])
+    dbias = None if chunk.bias is None else _bias_gradient(call, chunk.bias.shape, dscores)
+    dscores *= call.scale
+    if slope is not None:
+        dscores *= slope
+    # The barriers keep XLA:CPU from computing exp twice and from transposing the large operand of
+    # the last two products (half the speed) instead of their small results.
+    dscores = barrier(dscores.astype(call.dtype))
+    weights = _drop(call, kept, weights).astype(call.dtype)
+    dq = _product(call, "BKGCW,BKWH->BKGCH", dscores, chunk.k)
+    dk = _product(call, "BKGCH,BKGCW->BKHW", chunk.q, dscores)
+    dv = _product(call, "BKGCV,BKGCW->BKVW", rows.dout, weights)
+    dk, dv = barrier((dk, dv))
+    return Gradients(dq, dk, dv, dbias)
+
+
+def _product(call: AttentionCall, axes: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    # Exact float32 products: the defaults are TF32 on GPUs and bfloat16 on TPUs.
+    precision = lax.Precision.HIGHEST if call.dtype == "float32" else None
+    return jnp.einsum(axes, x, y, precision=precision, preferred_element_type=call.accumulator)
+
+
+def _scores(call: AttentionCall, chunk: Chunk) -> tuple[jax.Array, jax.Array | None]:
+    """Return masked scores [B, K, G, C, W] and the soft cap's derivative, None without a cap."""
+    scores = call.scale * _product(call, "BKGCH,BKWH->BKGCW", chunk.q, chunk.k)
+    slope = None
+    if call.soft_cap is not None:
+        capped = jnp.tanh(scores / call.soft_cap)
+        scores, slope = call.soft_cap * capped, 1 - capped * capped
+    # [B or 1, C, 1] and [B or 1, 1, W]
+    positions = jnp.reshape(chunk.position, (-1, 1, 1)) + jnp.arange(scores.shape[3])[None, :, None]
+    keys = jnp.reshape(chunk.key, (-1, 1, 1)) + jnp.arange(scores.shape[4])[None, None, :]
+    if chunk.slopes is not None:
+        distance = jnp.abs(positions - keys)[:, None, None].astype(scores.dtype)
+        scores -= chunk.slopes.astype(scores.dtype)[..., None, None] * distance
+    if chunk.bias is not None:
+        scores += _grouped(call, chunk.bias).astype(scores.dtype)
+    ids: list[jax.Array | None] = [None, None]
+    if chunk.q_ids is not None and chunk.kv_ids is not None:
+        ids = [chunk.q_ids[:, :, None], chunk.kv_ids[:, None, :]]
+    mask = make_mask(call, positions, keys, *ids)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
+    return scores, slope
+
+
+def _dropout_mask(call: AttentionCall, chunk: Chunk) -> jax.Array | None:
+    """Return the dropout mask, bool [B, K, G, C, W]: True keeps a weight; None without dropout."""
+    if chunk.seed is None:
+        return None
+    first, second = (chunk.seed[:, i].reshape(-1, 1, 1, 1, 1) for i in range(2))
+    heads = jnp.arange(call.heads).reshape(1, call.kv_heads, call.group, 1, 1)
+    rows = chunk.row + jnp.arange(chunk.q.shape[3]).reshape(1, 1, 1, -1, 1)
+    keys = jnp.reshape(chunk.key, (-1, 1, 1, 1, 1)) + jnp.arange(chunk.k.shape[2]).reshape(
+        1, 1, 1, 1, -1
+    )
+    # The barrier keeps XLA from recomputing the mask for each use.
+    kept: jax.Array = barrier(dropout.keep((first, second), heads, rows, keys, call.dropout_rate))
+    return kept
+
+
+def _drop(call: AttentionCall, kept: jax.Array | None, weights: jax.Array) -> jax.Array:
+    return weights if kept is None else jnp.where(kept, weights / (1 - call.dropout_rate), 0)
+
+
+def _grouped(call: AttentionCall, bias: jax.Array) -> jax.Array:
+    """[B or 1, N or 1, C, W] -> [B or 1, K or 1, G or 1, C, W]."""
+    groups = (1, 1) if bias.shape[1] == 1 else (call.kv_heads, call.group)
+    return bias.reshape(bias.shape[0], *groups, *bias.shape[2:])
+
+
+def _bias_gradient(call: AttentionCall, shape: tuple[int, ...], dscores: jax.Array) -> jax.Array:
+    """Sum [B, K, G, C, W] over the axes along which a bias of this shape was broadcast."""
+    dbias = dscores.reshape(call.batch, call.heads, *shape[2:])
+    shared = [axis for axis in (0, 1) if shape[axis] < dbias.shape[axis]]
+    return jnp.sum(dbias, shared, keepdims=True)
 
 
 # --- bands ----------------------------------------------------------------------------------------
@@ -102,15 +240,12 @@ def _keys_read(
         return 0, call.window + rows - 1
     if call.q_offset is None:
         return 0, call.kv_len
-    seen = key_blocks(call, call.q_offset + start, chunks * rows, 1)
-    assert isinstance(seen.start, int)
-    assert isinstance(seen.stop, int)
-    # A band of dead rows reads one key, which the mask hides.
-    first = min(seen.start, call.kv_len - 1)
-    return first, max(seen.stop - first, 1)
-
-
-# --- layout ---------------------------------------------------------------------------------------
+    # Python integers: the range is static. A band of dead rows reads one key, which is masked.
+    position = call.q_offset + start
+    stop = min(call.kv_len, position + chunks * rows) if call.causal else call.kv_len
+    first = 0 if call.window is None else max(0, position - call.window + 1)
+    first = min(first, call.kv_len - 1)
+    return first, max(stop - first, 1)
 
 
 def _heads_out(call: AttentionCall, x_BTND: jax.Array) -> jax.Array:
@@ -147,9 +282,6 @@ def _whole(call: AttentionCall, operands: Operands) -> Chunk:
     )
 
 
-# --- slicing --------------------------------------------------------------------------------------
-
-
 def _slice(x: jax.Array, first: Index, width: int, axis: int) -> jax.Array:
     """Slice `width` elements of an axis from `first`, a scalar or [B] (one per batch row)."""
     if jnp.ndim(first) == 0:
@@ -158,19 +290,15 @@ def _slice(x: jax.Array, first: Index, width: int, axis: int) -> jax.Array:
     return jax.vmap(cut)(x, first)
 
 
-def _update(total: jax.Array, part: jax.Array, first: Index, axis: int) -> jax.Array:
-    """Write `part` to the positions of `total` that `_slice` reads."""
-    put = lax.dynamic_update_slice_in_dim
-    if jnp.ndim(first) == 0:
-        return put(total, part, first, axis)
-    return jax.vmap(partial(put, axis=axis - 1))(total, part, first)
-
-
 def _add_at(total_BKDS: jax.Array, part_BKDW: jax.Array, first: Index) -> jax.Array:
     width = part_BKDW.shape[3]
     if width == total_BKDS.shape[3]:
         return total_BKDS + part_BKDW
-    return _update(total_BKDS, part_BKDW + _slice(total_BKDS, first, width, 3), first, 3)
+    part_BKDW += _slice(total_BKDS, first, width, 3)
+    if jnp.ndim(first) == 0:
+        return lax.dynamic_update_slice_in_dim(total_BKDS, part_BKDW, first, 3)
+    put = partial(lax.dynamic_update_slice_in_dim, axis=2)
+    return jax.vmap(put)(total_BKDS, part_BKDW, first)
 
 
 def _cut_keys(chunk: Chunk, first: Index, width: int) -> Chunk:
@@ -179,11 +307,6 @@ def _cut_keys(chunk: Chunk, first: Index, width: int) -> Chunk:
     k, v = (_slice(x, first, width, 2) for x in (chunk.k, chunk.v))
     ids = None if chunk.kv_ids is None else _slice(chunk.kv_ids, first, width, 1)
     return chunk._replace(k=k, v=v, kv_ids=ids, key=first)
-
-
-def _band(band: Band, whole: Chunk) -> Chunk:
-    """Slice the keys of a band, but not the bias: its copy would be large."""
-    return whole if band.slides else _cut_keys(whole, band.first_key, band.width)
 
 
 def _chunk(call: AttentionCall, band: Band, of_band: Chunk, start: Index) -> Chunk:
@@ -228,9 +351,11 @@ def _over_bands(
             done = (carry, results[-1], whole.q, whole.k, whole.v)
             carry, results[-1], q, k, v = barrier(done)
             whole = whole._replace(q=q, k=k, v=v)
-        bound = partial(step, band, _band(band, whole))
-        carry, of_band = _over_chunks(band, bound, carry)
-        results.append(of_band)
+        # Slice the keys of the band, but not the bias: its copy would be large.
+        of_band = whole if band.slides else _cut_keys(whole, band.first_key, band.width)
+        bound = partial(step, band, of_band)
+        carry, found = _over_chunks(band, bound, carry)
+        results.append(found)
     return carry, tuple(jnp.concatenate(parts, axis=3) for parts in zip(*results, strict=True))
 
 
@@ -246,12 +371,12 @@ def _forward(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Ar
 def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> Gradients:
     per_group = (call.batch, call.kv_heads, call.group, call.q_len)
     lse, delta = (x.reshape(per_group) for x in (rows.lse, rows.delta))
-    grouped = ChunkBackwardInputs(_heads_out(call, rows.dout), lse, delta)
+    grouped = BackwardInputs(_heads_out(call, rows.dout), lse, delta)
 
     def step(band: Band, of_band: Chunk, carry: Any, start: Index) -> tuple[Any, Any]:
         dk, dv, dbias = carry
         chunk = _chunk(call, band, of_band, start)
-        of_rows = ChunkBackwardInputs(*(_slice(x, start, band.rows, 3) for x in grouped))
+        of_rows = BackwardInputs(*(_slice(x, start, band.rows, 3) for x in grouped))
         found = backward_chunk(call, chunk, of_rows)
         dk, dv = _add_at(dk, found.k, chunk.key), _add_at(dv, found.v, chunk.key)
         if dbias is not None:

@@ -5,15 +5,14 @@ from importlib import metadata
 
 import jax
 
-from tjx_kernels.attention.batching import batched_backward, batched_forward
-from tjx_kernels.attention.custom_vjp import with_custom_vjp
-from tjx_kernels.attention.types import (
+from tjx_kernels.attention.backend import (
     AttentionBackend,
-    AttentionCall,
     BackwardInputs,
     Gradients,
-    Operands,
+    with_custom_vjp,
 )
+from tjx_kernels.attention.batching import batched_backward, batched_forward
+from tjx_kernels.attention.call import AttentionCall, Operands
 
 
 def supports(call: AttentionCall) -> str | None:

@@ -8,13 +8,14 @@ additions to dq needs 5. At equal product throughput that is at most 5/7 = 0.71 
 import jax
 import jax.numpy as jnp
 
+from tjx_kernels.attention.backend import BackwardInputs, Gradients
 from tjx_kernels.attention.backends.mosaic_gpu.dkv import dkv_kernel
 from tjx_kernels.attention.backends.mosaic_gpu.dq import dq_kernel
 from tjx_kernels.attention.backends.mosaic_gpu.pipeline import Inputs
 from tjx_kernels.attention.backends.mosaic_gpu.scores import LOG2_E, padded
 from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
+from tjx_kernels.attention.call import AttentionCall, Operands
 from tjx_kernels.attention.masks import segment_blocks
-from tjx_kernels.attention.types import AttentionCall, BackwardInputs, Gradients, Operands
 
 # Columns of dk and dv together that fit a warpgroup's registers besides the scores. For more, one
 # kernel computes dk and another one dv: 5 products per tile instead of 4.

@@ -47,8 +47,8 @@ from tjx_kernels.attention.backends.mosaic_gpu.scores import (
 )
 from tjx_kernels.attention.backends.mosaic_gpu.tile_order import TileOrder, tile_order
 from tjx_kernels.attention.block_sizes import BlockSizes
+from tjx_kernels.attention.call import AttentionCall
 from tjx_kernels.attention.masks import key_blocks
-from tjx_kernels.attention.types import AttentionCall
 
 
 class _Memory(NamedTuple):

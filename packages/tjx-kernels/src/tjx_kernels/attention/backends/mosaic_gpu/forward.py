@@ -63,8 +63,8 @@ from tjx_kernels.attention.backends.mosaic_gpu.scores import (
 )
 from tjx_kernels.attention.backends.mosaic_gpu.tile_order import PROCESSORS, TileOrder, tile_order
 from tjx_kernels.attention.block_sizes import BlockSizes, Row, block_sizes
+from tjx_kernels.attention.call import AttentionCall, Operands
 from tjx_kernels.attention.masks import key_blocks, segment_blocks
-from tjx_kernels.attention.types import AttentionCall, Operands
 
 plgpu: Any = mosaic_gpu  # JAX gives most of it no types
 

@@ -17,8 +17,8 @@ from jax.experimental.pallas import mosaic_gpu
 
 from tjx_kernels.attention.backends.mosaic_gpu.scores import COLUMNS, ROWS, base2, masked
 from tjx_kernels.attention.block_sizes import BlockSizes
+from tjx_kernels.attention.call import AttentionCall
 from tjx_kernels.attention.masks import key_blocks
-from tjx_kernels.attention.types import AttentionCall
 
 plgpu: Any = mosaic_gpu  # JAX gives most of it no types
 

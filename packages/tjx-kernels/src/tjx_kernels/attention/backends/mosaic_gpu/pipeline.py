@@ -10,8 +10,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from tjx_kernels.attention.call import AttentionCall
 from tjx_kernels.attention.masks import Blocks
-from tjx_kernels.attention.types import AttentionCall
 
 # Registers per thread of the compute and the copy warpgroups, for 2 and 3 compute warpgroups. The
 # total over warpgroups is at most 65536 / 128 = 512.

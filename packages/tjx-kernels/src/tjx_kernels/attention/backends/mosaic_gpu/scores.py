@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu
 
-from tjx_kernels.attention.masks import make_mask
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall, make_mask
 
 plgpu: Any = mosaic_gpu  # JAX gives most of it no types
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall
 
 # Part of the 50 MB of L2 of an H100 or H200: other operands and outputs pass through it too.
 L2_BYTES = 32 * 2**20

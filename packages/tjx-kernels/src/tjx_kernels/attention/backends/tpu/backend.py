@@ -9,19 +9,18 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from tjx_kernels.attention.backend import (
+    AttentionBackend,
+    BackwardInputs,
+    Gradients,
+    with_custom_vjp,
+)
 from tjx_kernels.attention.backends.tpu import backward, forward
 from tjx_kernels.attention.backends.tpu.scores import LANES, Arrays, Scalars, Tiling
 from tjx_kernels.attention.batching import batched_backward, batched_forward
 from tjx_kernels.attention.block_sizes import BlockSizes, Pass, Row, block_sizes
-from tjx_kernels.attention.custom_vjp import with_custom_vjp
+from tjx_kernels.attention.call import AttentionCall, Operands
 from tjx_kernels.attention.masks import segment_blocks
-from tjx_kernels.attention.types import (
-    AttentionBackend,
-    AttentionCall,
-    BackwardInputs,
-    Gradients,
-    Operands,
-)
 
 # Sublanes of a tile that holds for float32 and bfloat16 alike.
 _SUBLANES = 16

@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.masks import Blocks, Int, key_blocks, make_mask, row_blocks
-from tjx_kernels.attention.types import AttentionCall
+from tjx_kernels.attention.call import AttentionCall, make_mask
+from tjx_kernels.attention.masks import Blocks, Int, key_blocks, row_blocks
 
 LANES = 128
 # Below every visible score, and finite: a masked score minus this is still -inf.

@@ -1,18 +1,124 @@
-"""Validation of the arguments of an attention call."""
+"""An attention call: its static part, its arrays, its mask, and the validation of its arguments.
+
+`AttentionCall` is hashable, so a backend can decide from it alone whether it supports the call and
+can be compiled for it. `Operands` holds the arrays.
+"""
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.types import AttentionCall, Operands
-from tjx_kernels.target import current_target, deterministic_ops
+from tjx_kernels.target import Platform, current_target, deterministic_ops
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCall:
+    """Static part of an attention call: shapes, dtype, masks, options and target device.
+
+    Attributes
+    ----------
+    batch, q_len, kv_len, heads, kv_heads, head_dim, v_head_dim
+        Sizes of q [batch, q_len, heads, head_dim], k [batch, kv_len, kv_heads, head_dim] and
+        v [batch, kv_len, kv_heads, v_head_dim].
+    dtype
+        Name of the dtype of q, k and v.
+    causal, window, soft_cap, scale, dropout_rate
+        Arguments of `flash_attention`; `scale` is resolved to a number.
+    segment_ids, alibi
+        Whether the call has segment ids and ALiBi slopes.
+    bias
+        Sizes of the bias along batch and heads; None without a bias.
+    q_offset
+        Position of the first query; None if it is a traced array.
+    return_lse
+        Whether the caller requests the log-sum-exp (LSE) and may differentiate it.
+    platform, architecture
+        Target device, as in `target.Target`.
+    interpret
+        Whether to run a Pallas kernel in JAX's interpreter on the CPU.
+    deterministic
+        Whether XLA_FLAGS request bitwise reproducible results, as in `target.deterministic_ops`.
+    """
+
+    batch: int
+    q_len: int
+    kv_len: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+    dtype: str
+    causal: bool
+    window: int | None
+    soft_cap: float | None
+    scale: float
+    dropout_rate: float
+    segment_ids: bool
+    alibi: bool
+    bias: tuple[int, int] | None
+    q_offset: int | None
+    return_lse: bool
+    platform: Platform
+    architecture: str
+    interpret: bool
+    deterministic: bool = False
+
+    @property
+    def accumulator(self) -> jnp.dtype:
+        """Dtype of scores, softmax and LSE: float32, or float64 for float64 inputs."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether batch, q_len or kv_len is 0; such a call never reaches a backend."""
+        return self.batch == 0 or self.q_len == 0 or self.kv_len == 0
+
+    @property
+    def group(self) -> int:
+        """Query heads per key head: query head n attends to key head n // group."""
+        return self.heads // self.kv_heads
+
+
+class Operands(NamedTuple):
+    """Arrays of an attention call, validated, in the public layout; no axis has length 0.
+
+    Attributes
+    ----------
+    q, k, v
+        [batch, q_len, heads, head_dim], [batch, kv_len, kv_heads, head_dim] and
+        [batch, kv_len, kv_heads, v_head_dim] in the call's dtype.
+    q_segment_ids, kv_segment_ids
+        int32 [batch, q_len] and [batch, kv_len], or None.
+    q_offset
+        int32 [batch] if the call's `q_offset` is None, else None.
+    bias
+        Floating [batch or 1, heads or 1, q_len, kv_len], or None.
+    alibi_slopes
+        float32 [batch, heads], or None.
+    dropout_seed
+        uint32 [batch, 2], or None without dropout.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    q_segment_ids: jax.Array | None = None
+    kv_segment_ids: jax.Array | None = None
+    q_offset: jax.Array | None = None
+    bias: jax.Array | None = None
+    alibi_slopes: jax.Array | None = None
+    dropout_seed: jax.Array | None = None
+
 
 # Arrays, tracers or their specifications: validation reads shapes and dtypes only.
 Shaped = jax.Array | jax.ShapeDtypeStruct
+
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -264,3 +370,25 @@ def _dropout_problems(rate: float, key: Any) -> list[str]:
 def _raise_all(problems: list[str]) -> None:
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def make_mask(
+    call: AttentionCall,
+    position: Any,
+    key: Any,
+    q_ids: jax.Array | None = None,
+    kv_ids: jax.Array | None = None,
+) -> jax.Array | None:
+    """Return the causal, window and segment mask, True where a query attends to a key.
+
+    None means that nothing is masked. Query positions, key indices and segment ids are arrays that
+    broadcast against each other. The caller masks keys past the end of the sequence.
+    """
+    masks = []
+    if call.causal:
+        masks.append(key <= position)
+    if call.window is not None:
+        masks.append(key > position - call.window)
+    if q_ids is not None and kv_ids is not None:
+        masks.append(q_ids == kv_ids)
+    return reduce(jnp.logical_and, masks) if masks else None

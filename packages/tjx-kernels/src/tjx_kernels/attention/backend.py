@@ -1,16 +1,88 @@
-"""Custom reverse-mode derivative of an attention backend from its forward and backward pass.
+"""Interface of attention backends, and the derivative that all of them share.
 
-Adds what every kernel needs: the derivative with respect to the log-sum-exp, dead rows, and names
-for rematerialization policies.
+`with_custom_vjp` makes a differentiable backend from a forward and a backward pass. It adds what
+every kernel needs: the derivative with respect to the log-sum-exp, dead rows, and names for
+rematerialization policies.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from tjx_kernels.attention.types import AttentionCall, Backward, BackwardInputs, Forward, Operands
+from tjx_kernels.attention.call import AttentionCall, Operands
+from tjx_kernels.target import Platform
+
+
+class BackwardInputs(NamedTuple):
+    """Inputs of the backward pass for each query row, besides the operands.
+
+    Attributes
+    ----------
+    dout
+        [batch, q_len, heads, v_head_dim] in the call's dtype; 0 for dead rows.
+    lse
+        [batch, heads, q_len] in the accumulator's dtype, natural logarithm. 0 for dead rows: their
+        scores are all -inf, so exp(score - lse) is 0 and not NaN.
+    delta
+        [batch, heads, q_len] in the accumulator's dtype: rowsum(out * dout) - dlse.
+    """
+
+    dout: jax.Array
+    lse: jax.Array
+    delta: jax.Array
+
+
+class Gradients(NamedTuple):
+    """Gradients of q, k, v and the bias with their operands' shapes and dtypes.
+
+    `bias` is None if the call has no bias.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    bias: jax.Array | None
+
+
+# Returns out [batch, q_len, heads, v_head_dim] in the call's dtype and the LSE [batch, heads,
+# q_len] in the accumulator's dtype: 0 and -inf for rows that attend to no key.
+type Forward = Callable[[AttentionCall, Operands], tuple[jax.Array, jax.Array]]
+
+
+type Backward = Callable[[AttentionCall, Operands, BackwardInputs], Gradients]
+
+
+def supports_every_call(call: AttentionCall) -> str | None:
+    """Support every call, except a request to interpret a Pallas kernel."""
+    return "it is not a Pallas kernel: leave out interpret" if call.interpret else None
+
+
+class AttentionBackend(NamedTuple):
+    """One implementation of attention; `register_backend` adds one to `flash_attention`.
+
+    Attributes
+    ----------
+    run
+        Differentiable function of the call and its operands that returns the output and the LSE.
+        `with_custom_vjp` makes one from a forward and a backward pass.
+    supports
+        Returns None for a supported call, otherwise the reason, in words that complete
+        "implementation X cannot serve this call: ...". It sees shapes and options only.
+    backward
+        Backward pass that takes the LSE and delta of whole rows and a part of the keys, as ring
+        attention needs it; None if the backend has none.
+    platforms
+        Platforms on which automatic selection considers the backend ("cpu", "gpu", "tpu"); None
+        for all. A call with `interpret=True` ignores it.
+    """
+
+    run: Forward
+    supports: Callable[[AttentionCall], str | None] = supports_every_call
+    backward: Backward | None = None
+    platforms: tuple[Platform, ...] | None = None
 
 
 def backward_inputs(

@@ -1,0 +1,103 @@
+"""The batch path: source files that one train step of a dense GPT executes on one device.
+
+The path begins when a batch is requested and ends when the parameters are updated; it includes the
+tracing of the jitted step. A file is on the path if the body of one of its functions runs.
+"""
+
+import inspect
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import jax
+import pytest
+from small_text import flags_of_sheep
+
+import tjx_data
+from tjx_trainer.cli.arguments import resolve
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import build_job
+
+# The path may become shorter, not longer: lower these numbers when it does.
+MAX_FILES = 36
+MAX_LINES = 7000
+
+ARCHITECTURE = Path(__file__).resolve().parents[3] / "docs" / "architecture.md"
+
+# Sizes that no other test has, so that JAX has not traced these functions before.
+FLAGS = """
+--model.n_layer=3 --model.n_head=2 --model.d_model=20 --model.max_seq_len=13 --data.seq_len=13
+--data.tokenizer=char --data.holdout=tail --train.max_steps=2 --train.batch_size=3
+--train.sample_tokens=0 --mesh.data=1
+""".split()  # noqa: SIM905  a list of words reads worse
+
+
+@contextmanager
+def executed_files(files: list[Path]) -> Iterator[None]:
+    """Append the files of tjx whose functions run in this thread and in threads it starts."""
+    seen: dict[int, CodeType] = {}  # by identity: hashing code is slow
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event != "call" or id(code) in seen:
+            return
+        seen[id(code)] = code
+        # Code of modules and classes, which imports run, is not optimized.
+        is_function = code.co_flags & inspect.CO_OPTIMIZED and "<generic" not in code.co_name
+        if is_function and "/tjx_" in code.co_filename and "/src/" in code.co_filename:
+            file = Path(code.co_filename)
+            if file not in files:
+                files.append(file)
+
+    before = sys.getprofile()
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+        threading.setprofile(None)  # type: ignore[arg-type]  # typeshed lacks None
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of the path, in order of their first execution."""
+    files: list[Path] = []
+    device = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: device)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        config = resolve([*FLAGS, *flags_of_sheep(tmp_path_factory.mktemp("data"))])
+        job = build_job(*open_task(config))
+        state = job.initial_state()
+        with (
+            executed_files(files),
+            tjx_data.Prefetcher(lambda step: job.task.batch(step, job.put), first=0) as batches,
+        ):
+            job.train_step(state, batches.get(0))
+    return files
+
+
+def name_of(file: Path) -> str:
+    return "/".join(file.parts[file.parts.index("src") + 1 :])
+
+
+def test_the_batch_path_is_short(path: list[Path]) -> None:
+    lines = {name_of(file): len(file.read_text(encoding="utf-8").splitlines()) for file in path}
+    listing = "\n".join(f"{count:5} {name}" for name, count in lines.items())
+    total = f"{len(lines)} files, {sum(lines.values())} lines:\n{listing}"
+    assert len(lines) <= MAX_FILES, total
+    assert sum(lines.values()) <= MAX_LINES, total
+    assert max(lines.values()) <= 400, total
+
+
+def test_the_architecture_guide_lists_the_batch_path_in_order(path: list[Path]) -> None:
+    section = ARCHITECTURE.read_text(encoding="utf-8").split("## Batch path")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    listed = [name for row in rows for name in re.findall(r"\[`(tjx_\w+/[\w/]+\.py)`\]", row)]
+    assert listed == [name_of(file) for file in path]

@@ -1,0 +1,1 @@
+"""Conversations: readers, chat templates, loss masks, packing and a viewer."""

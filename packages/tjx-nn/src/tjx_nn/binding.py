@@ -1,0 +1,234 @@
+"""Models as pure functions of parameters: `bind`, and the check of the parameters.
+
+Parameters are nested dicts of arrays. `bind` makes a model of them inside of `jax.jit`, at no cost
+at run time.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from tjx_nn.layout import SINGLE_DEVICE, Layout, set_model_layout
+from tjx_nn.models.bert import Bert
+from tjx_nn.models.bert_config import BertConfig
+from tjx_nn.models.encoder_decoder import EncoderDecoder
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.gpt import GPT
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.vit import ViT
+from tjx_nn.models.vit_config import ViTConfig
+from tjx_nn.registry import registered_models
+from tjx_nn.sub_configs import raise_problems
+
+Params = dict[str, Any]
+
+
+ParamTree = Params | nnx.State[Any, Any]
+
+
+BUILT_IN_MODELS: dict[type, Callable[..., nnx.Module]] = {
+    GPTConfig: GPT,
+    BertConfig: Bert,
+    ViTConfig: ViT,
+    EncoderDecoderConfig: EncoderDecoder,
+}
+
+
+@overload
+def bind(
+    config: GPTConfig, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
+) -> GPT: ...
+
+
+@overload
+def bind(
+    config: BertConfig, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
+) -> Bert: ...
+
+
+@overload
+def bind(
+    config: ViTConfig, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
+) -> ViT: ...
+
+
+@overload
+def bind(
+    config: EncoderDecoderConfig,
+    params: ParamTree,
+    *,
+    layout: Layout = ...,
+    n_layer: int | None = ...,
+) -> EncoderDecoder: ...
+
+
+@overload
+def bind(
+    config: Hashable, params: ParamTree, *, layout: Layout = ..., n_layer: int | None = ...
+) -> Any: ...
+
+
+def bind(
+    config: Hashable,
+    params: ParamTree,
+    *,
+    layout: Layout = SINGLE_DEVICE,
+    n_layer: int | None = None,
+) -> Any:
+    """Make the model with the given parameters, inside of `jax.jit`.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model.
+    params
+        Parameters with the names and shapes of `init`, of any floating-point dtype; a nested
+        dict or an `nnx.State`.
+    layout
+        Layout of activations and parameters on a mesh; the default is a single device.
+    n_layer
+        Number of stacked blocks in `params`, for a pipeline stage; None is all blocks.
+
+    Raises
+    ------
+    ValueError
+        As `check_params`.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> from tjx_nn import GPTConfig, bind, init
+    >>> config = GPTConfig(vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, d_model=4)
+    >>> params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+    >>> logits = jax.jit(lambda params, tokens: bind(config, params)(tokens))
+    >>> logits(params, jnp.array([[1, 2, 3]])).shape
+    (1, 3, 11)
+    """
+    if isinstance(params, nnx.State):
+        params = nnx.to_pure_dict(params)
+    # Checked first: nnx.merge assigns leaves in the sorted order of their names, without a check.
+    check_params(config, params, n_layer=n_layer)
+    graph, _, rest = abstract_model(config)
+    model = nnx.merge(graph, params, *rest)
+    set_model_layout(model, layout)
+    return model
+
+
+def check_params(config: Hashable, params: Params, *, n_layer: int | None = None) -> None:
+    """Check the names, shapes and dtypes of parameters against a configuration.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model.
+    params
+        Nested dicts of arrays: NumPy, sharded, abstract (`jax.ShapeDtypeStruct`) or traced.
+    n_layer
+        As for `bind`.
+
+    Raises
+    ------
+    ValueError
+        With a line for each parameter that is missing, unexpected, or has a wrong shape or a dtype
+        that is not floating-point.
+    """
+    given = {
+        ".".join(map(_key_name, path)): leaf for path, leaf in jax.tree.flatten_with_path(params)[0]
+    }
+    expected = param_shapes(config)
+    if n_layer is not None:
+        stacked = {path for path, axes in param_axes(config).items() if axes[:1] == ("layers",)}
+        expected = {
+            path: (n_layer, *shape[1:]) if path in stacked else shape
+            for path, shape in expected.items()
+        }
+    problems = []
+    for path, shape in expected.items():
+        if path not in given:
+            problems.append(f"params {path}: missing; expected shape {list(shape)}")
+            continue
+        found, dtype = _shape(given[path]), getattr(given[path], "dtype", None)
+        if found != shape:
+            problems.append(f"params {path}: got {_describe(given[path])}; expected {list(shape)}")
+        elif dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            problems.append(f"params {path}: got dtype {dtype}; expected a floating-point dtype")
+    problems += [
+        f"params {path}: got {_describe(given[path])}; expected no such parameter"
+        for path in given
+        if path not in expected
+    ]
+    if problems:
+        problems.append(
+            f"use the parameters from tjx_nn.init for this {type(config).__name__}, or the "
+            "configuration of the given parameters"
+        )
+        raise_problems(problems)
+
+
+@functools.lru_cache(maxsize=64)
+def param_shapes(config: Hashable) -> Mapping[str, tuple[int, ...]]:
+    """Return the shape of each parameter by its dotted path, without allocating arrays."""
+    flat = nnx.to_flat_state(abstract_model(config)[1])
+    return {".".join(map(str, path)): variable.get_value().shape for path, variable in flat}
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_model(config: Hashable) -> tuple[Any, Any, list[Any]]:
+    """Return the graph definition, abstract parameters and abstract PRNG state of a model."""
+    model = nnx.eval_shape(lambda: make_model(config, jax.random.key(0)))
+    split: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    graph, params, rng_state, other = split
+    if other:
+        raise ValueError(
+            f"config: got a {type(config).__name__} whose model has variables other than "
+            "parameters "
+            f"({', '.join('.'.join(map(str, path)) for path, _ in nnx.to_flat_state(other))}); "
+            "expected nnx.Param variables only; remove the others, such as batch statistics"
+        )
+    return graph, params, [rng_state] if rng_state else []
+
+
+def param_axes(config: Hashable) -> dict[str, tuple[str | None, ...]]:
+    """Return the logical axes of each parameter by its dotted path, from flax's metadata."""
+    axes = {}
+    for path, variable in nnx.to_flat_state(abstract_model(config)[1]):
+        names = variable.get_metadata("out_sharding", None)
+        ndim = variable.get_value().ndim
+        axes[".".join(map(str, path))] = (None,) * ndim if names is None else tuple(names)
+    return axes
+
+
+def make_model(config: Hashable, key: Array) -> nnx.Module:
+    """Make the model that is registered for a configuration or its nearest base class."""
+    models = {**BUILT_IN_MODELS, **registered_models}
+    for kind in type(config).__mro__:
+        if kind in models:
+            model: nnx.Module = models[kind](config, rngs=nnx.Rngs(key))
+            return model
+    raise ValueError(
+        f"config: got a {type(config).__name__}; expected one of "
+        f"{[kind.__name__ for kind in models]} or a subclass; add it with tjx_nn.register"
+    )
+
+
+def _key_name(key: Any) -> str:
+    """Return the name of a key in a pytree path; list elements are numbers."""
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _shape(leaf: Any) -> tuple[int, ...] | None:
+    shape = getattr(leaf, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _describe(leaf: Any) -> str:
+    shape = _shape(leaf)
+    return f"a {type(leaf).__name__}" if shape is None else f"shape {list(shape)}"

@@ -1,0 +1,207 @@
+"""Build the documentation site and check it.
+
+`./pants run tools/docs.py` collects the pages of docs/, the READMEs of packages and apps and a
+reference page of each package's public names, builds dist/docs/VERSION with MkDocs, and fails on
+broken links, pages outside the navigation, public names without documentation, and questions of
+`QUESTIONS` that the search does not answer with the expected page first. The sources are parsed,
+not imported.
+"""
+
+import argparse
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import griffe
+import yaml
+from lunr import lunr
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGED = ROOT / "dist" / "docs-source"
+LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+
+# Questions of newcomers: the page that the search must give first.
+QUESTIONS = {
+    "fine-tune": "fine_tuning.html",
+    "resume after preemption": "checkpoint_resume.html",
+    "add a model": "extending.html",
+    "use my own tokens": "data.html",
+    "loss is NaN": "troubleshooting.html",
+    "what fits on my GPU memory": "performance.html",
+    "log to W&B": "metrics.html",
+    "export to Hugging Face": "evaluation.html",
+    "shard over 8 GPUs": "distributed_training.html",
+    "write a custom attention mask": "attention_kernels.html",
+}
+# Public names whose docstring lacks what `undocumented` looks for, with the reason.
+EXCEPTIONS: dict[str, str] = {}
+
+
+def page_sources() -> dict[str, Path]:
+    """Return page path -> Markdown file of the repository."""
+    pages = {path.relative_to(ROOT / "docs").as_posix(): path for path in ROOT.glob("docs/**/*.md")}
+    pages["experiments/index.md"] = pages.pop("experiments/README.md")
+    for readme in [*ROOT.glob("packages/*/README.md"), *ROOT.glob("apps/*/README.md")]:
+        pages[f"packages/{readme.parent.name}.md"] = readme
+    pages["contributing.md"] = ROOT / "CONTRIBUTING.md"
+    pages["security.md"] = ROOT / "SECURITY.md"
+    return pages
+
+
+def staged_text(page: str, pages: dict[str, Path]) -> str:
+    """Return a page with its links between repository files as links between pages.
+
+    A link to a file or folder which is no page becomes its text.
+
+    Raises
+    ------
+    ValueError
+        If a link leads to a file that does not exist.
+    """
+    source = pages[page]
+    page_of = {path: name for name, path in pages.items()}
+
+    def rewrite(match: re.Match[str]) -> str:
+        target = match[2]
+        if "://" in target or target.startswith("mailto:"):
+            return match[0]
+        path = (source.parent / target).resolve()
+        if not path.exists():
+            raise ValueError(f"{source.relative_to(ROOT)}: link to {target}, which does not exist")
+        path = path / "README.md" if (path / "README.md") in page_of else path
+        linked = page_of.get(path)
+        if linked is None and path.is_relative_to(ROOT / "docs") and path.suffix == ".png":
+            linked = path.relative_to(ROOT / "docs").as_posix()
+        if linked is None:
+            return "](#outside)"
+        return match[1] + os.path.relpath(linked, Path(page).parent) + match[3]
+
+    text = LINK.sub(rewrite, source.read_text(encoding="utf-8"))
+    return re.sub(r"\[([^\]]+)\]\(#outside\)", r"\1", text)
+
+
+def public_names(package: str) -> Iterator[tuple[str, griffe.Object | griffe.Alias]]:
+    """Yield the exported names of a package with what they name."""
+    folder = ROOT / "packages" / package.replace("_", "-") / "src" / package
+    sources = [str(path) for path in ROOT.glob("packages/*/src")]
+    module = griffe.load(
+        package, search_paths=sources, docstring_parser="numpy", resolve_aliases=True
+    )
+    stub = folder / "__init__.pyi"  # lazily imported names
+    names = re.findall(r" as (\w+)$", stub.read_text(), re.MULTILINE) if stub.exists() else ()
+    for name in names or sorted(map(str, module.exports or ())):
+        exported = module[name]
+        yield name, exported.final_target if isinstance(exported, griffe.Alias) else exported
+
+
+def undocumented(target: griffe.Object | griffe.Alias) -> str | None:
+    """Return what the docstring of a public name lacks, or None."""
+    if isinstance(target, griffe.Module):
+        return None if target.docstring else "a docstring"
+    if target.docstring is None:
+        return "a docstring"
+    if isinstance(target, griffe.Function):
+        taken = [p.name for p in target.parameters if p.name not in ("self", "cls")]
+        sections = {section.kind.value for section in target.docstring.parsed}
+        if len(taken) > 1 and "parameters" not in sections:
+            return "the section Parameters"
+    return None
+
+
+def write_reference(packages: list[str]) -> list[str]:
+    """Write a page of the public names of each package; return what they lack."""
+    problems = []
+    (STAGED / "reference").mkdir(parents=True)
+    lines = ["# API reference", "", "The public names of each package:", ""]
+    for package in packages:
+        names = sorted(public_names(package), key=lambda pair: pair[0].lower())
+        for name, target in names:
+            lack = undocumented(target)
+            if lack and f"{package}.{name}" not in EXCEPTIONS:
+                problems.append(f"{package}.{name}: the docstring lacks {lack}")
+        entries = "".join(f"\n::: {package}.{name}\n" for name, _ in names)
+        head = f"---\nsearch:\n  boost: 0.01\n---\n# {package}\n\n"
+        page = f"{head}```python\nimport {package}\n```\n{entries}"
+        (STAGED / "reference" / f"{package}.md").write_text(page, encoding="utf-8")
+        listed = ", ".join(f"[`{name}`]({package}.md#{package}.{name})" for name, _ in names)
+        lines += [f"- [{package}]({package}.md): {listed}"]
+    (STAGED / "reference" / "index.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return problems
+
+
+def navigation(nav: list[Any]) -> list[Any]:
+    """Replace the folders in a navigation by their pages."""
+
+    def expand(item: Any) -> Any:
+        ((title, content),) = item.items()
+        if isinstance(content, str) and not content.endswith(".md"):
+            pages = sorted(path.name for path in (STAGED / content).glob("*.md"))
+            first = [name for name in ("index.md",) if name in pages]
+            rest = [name for name in pages if name != "index.md"]
+            return {title: [f"{content}/{name}" for name in [*first, *rest]]}
+        return item
+
+    return [expand(item) for item in nav]
+
+
+def search(site: Path) -> list[str]:
+    """Return the questions that the search index does not answer with the expected page first."""
+    entries = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    fields = [{"field_name": "title", "boost": 1000}, "text"]
+    weighted = [(entry, {"boost": entry.get("boost", 1)}) for entry in entries]
+    index = lunr(ref="location", fields=fields, documents=weighted)
+    problems = []
+    for question, page in QUESTIONS.items():
+        hits = [hit["ref"] for hit in index.search(question)]
+        if not hits or hits[0].partition("#")[0] != page:
+            problems.append(f"search {question!r}: got {hits[:3]}; expected {page} first")
+    return problems
+
+
+def write_versions(site: Path, version: str) -> None:
+    """Add a version to versions.json, newest first, and lead the root of the site to the newest."""
+    file = site / "versions.json"
+    known = json.loads(file.read_text()) if file.exists() else []
+    names = sorted({version, *(entry["version"] for entry in known)}, reverse=True)
+    file.write_text(json.dumps([{"version": n, "title": n, "aliases": []} for n in names]))
+    redirect = f'<meta http-equiv="refresh" content="0; url={names[0]}/index.html">\n'
+    (site / "index.html").write_text(redirect)
+
+
+def main() -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--site", type=Path, default=ROOT / "dist" / "docs", help="output folder")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # those of MkDocs
+    shutil.rmtree(STAGED, ignore_errors=True)
+    images_only = shutil.ignore_patterns("*.md", "*.json", "BUILD", "jobs")
+    shutil.copytree(ROOT / "docs", STAGED, ignore=images_only)
+    pages = page_sources()
+    for page in pages:
+        (STAGED / page).parent.mkdir(parents=True, exist_ok=True)
+        (STAGED / page).write_text(staged_text(page, pages), encoding="utf-8")
+    packages = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
+    problems = write_reference(packages)
+    newest = (ROOT / "apps/trainer/src/tjx_trainer/__init__.py").read_text(encoding="utf-8")
+    version = re.findall(r'^__version__ = "(\d+\.\d+)', newest, re.MULTILINE)[0]
+    nav = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    site = arguments.site / version
+    build(load_config("mkdocs.yml", docs_dir=str(STAGED), site_dir=str(site), nav=nav))
+    write_versions(arguments.site, version)
+    problems += search(site)
+    print("\n".join(problems) or f"documentation: {site.resolve()}/index.html")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
