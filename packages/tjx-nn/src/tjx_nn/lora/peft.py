@@ -298,7 +298,7 @@ def _read_config(folder: Path, given: Mapping[str, Any]) -> LoRAConfig:
         ]
     )
     rank, alpha = given.get("r"), given.get("lora_alpha")
-    if type(rank) is not int or type(alpha) not in (int, float) or rank < 1:
+    if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise ValueError(f"{folder}: got r {rank!r} and lora_alpha {alpha!r}; expected numbers")
     factor = rank**0.5 if given.get("use_rslora") else 1.0
     return LoRAConfig(rank=rank, alpha=float(alpha) * factor)
