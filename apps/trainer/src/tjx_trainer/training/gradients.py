@@ -16,8 +16,9 @@ from tjx_nn.losses import aux_loss_weights
 from tjx_trainer.config.run_config import Config, ModelConfig
 
 Batch = Mapping[str, jax.Array]
-# (params, microbatches [k, ...], loss scale) -> means over the batch and their gradients.
-Gradients = Callable[[Any, Any, jax.Array | None], tjx_optim.AccumulatedGradients]
+# (params, microbatches [k, ...], loss scale, base or None) -> means over the batch and their
+# gradients. With low-rank adapters, params are the adapters and base the model's parameters.
+Gradients = Callable[[Any, Any, jax.Array | None, Any], tjx_optim.AccumulatedGradients]
 
 # Labels with this value are ignored: they contribute neither loss nor count.
 IGNORE_INDEX = -100
@@ -41,21 +42,28 @@ def make_gradients(
     """
     if mesh.shape["stage"] > 1:
         return _pipelined(config, mesh, layout, accumulation)
-    loss_sum = make_loss_sum(config.model, layout)
 
     def gradients(
-        params: Any, microbatches: Any, loss_scale: jax.Array | None
+        params: Any, microbatches: Any, loss_scale: jax.Array | None, base: Any
     ) -> tjx_optim.AccumulatedGradients:
+        loss_sum = make_loss_sum(config, layout, base)
         return tjx_optim.accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
 
     return gradients
 
 
-def make_loss_sum(model: ModelConfig, layout: Layout) -> tjx_optim.LossSum:
+def bind_trained(config: Config, params: Any, base: Any, layout: Layout) -> Any:
+    """Make the model of the trained parameters: all of them, or adapters of `base`."""
+    if base is None:
+        return tjx_nn.bind(config.model, params, layout=layout)
+    return tjx_nn.lora.bind(config.model, config.lora, base, params, layout=layout)
+
+
+def make_loss_sum(config: Config, layout: Layout, base: Any = None) -> tjx_optim.LossSum:
     """Return the differentiated function: from (params, microbatch) to sums over its labels."""
 
     def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
-        network: Any = tjx_nn.bind(model, params, layout=layout)
+        network = bind_trained(config, params, base, layout)
         losses = network.losses(**_inputs(microbatch), labels=microbatch["labels"])
         count = _count(microbatch)
         cross_entropy = losses.tokens.sum()
@@ -123,8 +131,9 @@ def _pipelined(
         return cross_entropy, ((labels != IGNORE_INDEX).sum(), {"loss": cross_entropy})
 
     def gradients(
-        params: Any, microbatches: Any, loss_scale: jax.Array | None
+        params: Any, microbatches: Any, loss_scale: jax.Array | None, base: Any
     ) -> tjx_optim.AccumulatedGradients:
+        assert base is None  # the configuration refuses adapters with stages
         outer, layers = (
             jax.tree.map(
                 lambda is_layers, x, w=which: x if is_layers == w else None, divided, params
