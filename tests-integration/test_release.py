@@ -28,7 +28,7 @@ def copy_projects(folder: Path) -> dict[str, release.Project]:
 
 def test_examples() -> None:
     assert doctest.testmod(release).failed == 0
-    assert len(PROJECTS) == 10
+    assert len(PROJECTS) == 11
 
 
 @pytest.mark.parametrize("project", PROJECTS.values(), ids=lambda project: project.name)

@@ -28,7 +28,7 @@ def test_the_script_is_short_and_imports_no_app() -> None:
 def test_the_script_trains_as_one_device_does() -> None:
     names: dict[str, Any] = {}
     with jax.transfer_guard("allow"):
-        exec(compile(script(), str(GUIDE), "exec"), names)  # noqa: S102  our own guide
+        exec(compile(script(), str(GUIDE), "exec"), names)  # noqa: S102  the guide's own code
         model, batch = names["model"], jax.device_get(names["batch"])
         params = jax.jit(tjx_nn.init, static_argnums=0)(model, jax.random.key(0))
         alone = jax.jit(lambda params: tjx_nn.bind(model, params).losses(**batch).tokens.mean())

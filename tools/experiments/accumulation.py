@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 
 import tjx_nn
 import tjx_optim
+from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import SINGLE_DEVICE
 from tjx_trainer.cli.command_line import parse
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.task import HostBatch
 from tjx_trainer.training.build import Job, build_job
-from tjx_trainer.training.gradients import IGNORE_INDEX, make_gradients
+from tjx_trainer.training.gradients import make_gradients
 from tjx_trainer.training.train_state import TrainState, shardings_of
 from tjx_trainer.training.train_step import TrainStep, make_train_step
 

@@ -61,7 +61,7 @@ def executed_files(files: list[Path]) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(before)
-        threading.setprofile(None)  # type: ignore[arg-type]  # typeshed lacks None
+        threading.setprofile(None)
 
 
 @pytest.fixture(scope="module")

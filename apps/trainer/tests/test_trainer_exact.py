@@ -6,17 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from job_runs import last_state, life
 from process_harness import records
 
-import tjx_ckpt
 import tjx_data
 from tjx_trainer.cli.arguments import resolve
-from tjx_trainer.runtime.run_dir import RunDirectory
-from tjx_trainer.runtime.signals import SignalHandler
-from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.tasks.registry import open_task
-from tjx_trainer.training.build import Job, build_job
-from tjx_trainer.training.train import run_job
+from tjx_trainer.training.build import build_job
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -45,28 +41,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*TINY, f"--data.path={text}", f"--data.cache_dir={folder / 'cache'}"]
 
 
-def life(job: Job, path: Path, *, end: int | None = None) -> int:
-    """Train to the end, or until a stop signal before a step."""
-    path.mkdir(exist_ok=True)
-    beat = Watchdog.beat
-    with SignalHandler() as signal_handler, pytest.MonkeyPatch.context() as patch:
-
-        def stop_there(self: Watchdog, phase: str, step: int) -> None:
-            if (phase, step) == ("train", (end or 0) - 1):
-                signal_handler.stop = 15
-            beat(self, phase, step)
-
-        patch.setattr(Watchdog, "beat", stop_there)
-        return run_job(job, RunDirectory(path), signal_handler)
-
-
-def last_state(job: Job, path: Path) -> dict[str, bytes]:
-    with tjx_ckpt.Checkpointer(path / "checkpoints") as checkpointer:
-        state = checkpointer.restore(job.abstract, step=14)
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state))
-    return {jax.tree_util.keystr(key): np.asarray(leaf).tobytes() for key, leaf in leaves}
-
-
 @pytest.mark.parametrize(
     ("kind", "half"),
     # Stopped at an evaluation, and between two.
@@ -86,7 +60,7 @@ def test_two_halves_are_the_whole_bit_for_bit(
     assert life(job, path, end=half) == 143
     assert life(job, path) == 0
     assert records(path) == records(tmp_path / "whole")
-    assert last_state(job, path) == last_state(job, tmp_path / "whole")
+    assert last_state(job, path, 14) == last_state(job, tmp_path / "whole", 14)
     found = [line for line in records(tmp_path / "whole") if "train/loss" in line]
     if kind == "fp16":
         scales = [line["train/loss_scale"] for line in found]

@@ -97,7 +97,7 @@ def test_evaluation_goes_through_the_stages_too() -> None:
 
         def through(params: Any, batch: Any, parts: StepComponents = found.parts) -> Any:
             microbatches = tjx_optim.split_microbatches(batch, parts.accumulation)
-            return parts.gradients(params, microbatches, None)
+            return parts.gradients(params, microbatches, None, None)
 
         step = make_eval_step(
             found.config.model,

@@ -114,7 +114,7 @@ def test_parts_of_parquet_are_its_column(
         patch.setattr("tjx_data.corpora.parquet.PART_BYTES", part)
         documents = load_files(file)
     assert records_of(documents) == [
-        Malformed(str(file), row, "'text' is null") if text is None else text
+        Malformed(str(file), row, "field 'text' holds null, not a string") if text is None else text
         for row, text in enumerate(texts, 1)
     ]
     if part == 1:

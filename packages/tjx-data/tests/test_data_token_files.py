@@ -222,6 +222,7 @@ def test_splits_are_the_files_of_prepare_py_or_the_end_of_one_file(tmp_path: Pat
 
     assert lengths(path=str(tmp_path)) == [4000, 500]
     assert lengths(path=str(train)) == [4000, 500]
+    assert lengths(path=str(train), max_tokens=300) == [300, 500]
     tail = DataConfig(path=str(train), holdout="tail", holdout_fraction=0.25)
     files = find_token_files(tail)
     assert files is not None
@@ -254,6 +255,8 @@ def test_settings_that_need_text_are_problems(tmp_path: Path) -> None:
     assert "without val.bin or validation.bin beside it" in problems(path=path)
     write_bin(tmp_path / "val.bin")
     assert "packing: got 'documents'" in problems(path=path, packing="documents")
+    assert "max_documents: got 3 with token ids" in problems(path=path, max_documents=3)
+    assert "subset: got 0.5 with token ids" in problems(path=path, subset=0.5)
     assert "tokenizer: got 'char'" in problems(path=path, tokenizer="char")
     assert "no such file" in problems(path=f"{path}/none.bin").lower()
     write_npy(tmp_path / "train.npy")

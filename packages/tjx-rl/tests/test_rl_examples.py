@@ -6,7 +6,9 @@ import importlib
 import jax
 import pytest
 
-MODULES = "advantages kl policy_gradient preference"
+MODULES = (
+    "advantages kl policy_gradient preference verifiers.json_schema verifiers.text verifiers.verify"
+)
 
 
 @pytest.mark.parametrize("module", MODULES.split())

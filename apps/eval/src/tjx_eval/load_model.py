@@ -67,6 +67,22 @@ class TrainedModel:
         assert isinstance(self.architecture, GPTConfig)
         return self.architecture
 
+    def chat_template(self) -> tjx_data.ChatTemplate:
+        """Load the chat template in the model's directory.
+
+        Raises
+        ------
+        EvalError
+            If there is none, or it is malformed.
+        """
+        try:
+            return tjx_data.ChatTemplate.load(self.path)
+        except ValueError as error:
+            raise EvalError(
+                f"--chat: {_one_line(error)}; a run of --task sft has one, as have chat models of "
+                "Transformers"
+            ) from error
+
     @property
     def tokenizer(self) -> tjx_data.Tokenizer:
         """Tokenizer of a text model."""

@@ -95,6 +95,8 @@ class SavedRun:
     ) -> tuple[dict[str, Any], int]:
         """Load the parameters for evaluation: the optimizer's average if it keeps one.
 
+        Adapters are merged into the model's parameters.
+
         Parameters
         ----------
         mesh : jax.sharding.Mesh
@@ -112,16 +114,42 @@ class SavedRun:
         tjx_ckpt.CheckpointError
             If the checkpoint is damaged.
         """
+        restored = self._restore(mesh, step, with_base=True)
+        params = eval_params(
+            self.config, restored["params"], restored.get("opt_state"), restored.get("base")
+        )
+        return params, int(jax.device_get(restored["step"]))
+
+    def load_adapters(
+        self, mesh: jax.sharding.Mesh, step: int | None = None
+    ) -> tuple[dict[str, Any], int]:
+        """Load the adapters of a run with ``lora.rank``; as `load_params`, without merging.
+
+        Raises
+        ------
+        ValueError
+            If the run has no adapters.
+        """
+        if self.config.lora.rank is None:
+            raise ValueError(
+                f"{self.path}: got a run without adapters; expected one with --lora.rank"
+            )
+        restored = self._restore(mesh, step, with_base=False)
+        adapters = eval_params(self.config, restored["params"], restored.get("opt_state"))
+        return adapters, int(jax.device_get(restored["step"]))
+
+    def _restore(self, mesh: jax.sharding.Mesh, step: int | None, *, with_base: bool) -> Any:
+        """Read the parts of a checkpoint that evaluation needs."""
         _, optimizer = make_update_rule(self.config)
         abstract = abstract_state(self.config, optimizer, mesh, tjx_parallel.ShardingRules())
         # The optimizer state, twice the size of the parameters, is read only for its average.
         wanted = {"step": abstract.step, "params": abstract.params}
         if self.config.optimizer.averages:
             wanted["opt_state"] = abstract.opt_state
+        if with_base and abstract.base is not None:
+            wanted["base"] = abstract.base
         location = self._directory.checkpoint_location(self.config)
-        restored = tjx_ckpt.Checkpointer(location).restore(wanted, step, partial=True)
-        params = eval_params(self.config, restored["params"], restored.get("opt_state"))
-        return params, int(jax.device_get(restored["step"]))
+        return tjx_ckpt.Checkpointer(location).restore(wanted, step, partial=True)
 
     def prepared_text(self, tokenizer: tjx_data.Tokenizer) -> TextData:
         """Return the prepared text of the run, preparing it again if the cache is gone.

@@ -18,6 +18,7 @@ from .conversations.records import parse_conversation as parse_conversation
 from .conversations.records import parse_preference as parse_preference
 from .conversations.template import ChatTemplate as ChatTemplate
 from .conversations.template import find_template as find_template
+from .corpora.document_limits import limit_documents as limit_documents
 from .corpora.documents import Documents as Documents
 from .corpora.documents import Malformed as Malformed
 from .corpora.documents import Part as Part

@@ -8,12 +8,12 @@ from typing import Literal, get_args
 from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.corpora.documents import Holdout
 from tjx_data.corpora.registry import (
-    CORPORA,
     OTHER_DATA,
     find_corpus,
     held_out_splits,
     is_corpus,
 )
+from tjx_data.corpora.text_template import record_fields
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 
 TOKEN_SUFFIXES = (".bin", ".npy")
@@ -28,17 +28,20 @@ class DataConfig:
     ----------
     corpus : str
         Name of a corpus (python-docs needs no network), or of one of its official splits, such as
-        wikitext-103:test; ignored if path is set. For models without text input: mnist and images
-        (path is their location), byte-reversal.
+        wikitext-103:test; or any dataset of the hub, whose rows are streamed:
+        hub:OWNER/NAME[:CONFIG][:SPLIT][@COMMIT]. Ignored if path is set. For models without text
+        input: mnist and images (path is their location), byte-reversal.
     path : str or None
-        Local text files: one, a pattern such as 'books/*.txt', or several separated by commas.
-        UTF-8 text, .jsonl or .parquet; all but .parquet also with .gz or .zst. Or token ids: a
-        .bin (as of nanoGPT) or .npy file with its val file beside it, or a folder with train.bin.
+        Local text files: one, a pattern such as 'books/*.txt', a folder, or several separated by
+        commas. UTF-8 text, .jsonl, .tar (WebDataset), also with .gz or .zst; .parquet, .arrow. Or
+        token ids: a .bin (as of nanoGPT) or .npy file with its val file beside it, or a folder with
+        train.bin.
     id_dtype : str
         Dtype of the ids in a .bin file: uint16, uint32, or auto (uint16, or uint32 for a vocabulary
         of more than 65,536 ids).
     text_field : str
-        Field of the text in records of .jsonl and .parquet.
+        Field of the text in records of files and of hub: datasets, or a template of several fields,
+        such as '{title}: {text}'.
     mixture : str or None
         Several corpora or paths with weights, such as 'fineweb-edu=0.8,books/*.txt=0.2'; replaces
         corpus and path.
@@ -69,6 +72,13 @@ class DataConfig:
         corpus has one, documents for all other text.
     holdout_fraction : float
         Share of the text that is held out, between 0 and 1; ignored with official.
+    max_tokens : int or None
+        Most training tokens of each corpus, from its start. The rest is not read, except with
+        holdout tail.
+    max_documents : int or None
+        Most documents of each corpus, from its start; held-out ones count, official splits do not.
+    subset : float
+        Fraction of the documents of each corpus to use, chosen by their hash: 0.01 is part of 0.02.
     strict : bool
         Fail at a malformed record; by default it is counted, listed and left out.
     verify : bool
@@ -98,6 +108,9 @@ class DataConfig:
     vocab_size: int = 4096
     holdout: Literal["auto", "documents", "tail", "official"] = "auto"
     holdout_fraction: float = 0.1
+    max_tokens: int | None = None
+    max_documents: int | None = None
+    subset: float = 1.0
     strict: bool = False
     verify: bool = True
     cache_dir: str | None = None
@@ -127,6 +140,10 @@ class DataConfig:
             problems.append(Problem("windows", message, ("packing",)))
         if not self.text_field:
             problems.append(Problem("text_field", "got ''; expected the name of a field"))
+        try:
+            record_fields(self.text_field)
+        except ConfigError as error:
+            problems += error.problems
         if self.seq_len < 1:
             problems.append(Problem("seq_len", f"got {self.seq_len}; expected at least 1"))
         if not self.tokenizer:
@@ -151,8 +168,27 @@ class DataConfig:
         if not 0 < self.holdout_fraction < 1:
             message = f"got {self.holdout_fraction}; expected a number between 0 and 1, such as 0.1"
             problems.append(Problem("holdout_fraction", message))
+        for name, least in (("max_tokens", 3), ("max_documents", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                message = f"got {value}; expected at least {least}, or none for no limit"
+                problems.append(Problem(name, message))
+        if not 0 < self.subset <= 1:
+            message = f"got {self.subset}; expected above 0 and at most 1, such as 0.01"
+            problems.append(Problem("subset", message))
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def limits_documents(self) -> bool:
+        """Whether `subset` or `max_documents` is set."""
+        return self.subset < 1 or self.max_documents is not None
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        values = {"max_tokens": self.max_tokens, "max_documents": self.max_documents}
+        found: dict[str, float] = {n: value for n, value in values.items() if value is not None}
+        return found | ({"subset": self.subset} if self.subset < 1 else {})
 
     @property
     def weights(self) -> dict[str, float]:
@@ -191,9 +227,7 @@ class DataConfig:
         if self.tokenizer != "auto":
             return self.tokenizer
         kinds = {
-            "bpe"
-            if self.is_path(name) or not is_corpus(name)
-            else CORPORA[name.partition(":")[0]].tokenizer
+            "bpe" if self.is_path(name) or not is_corpus(name) else find_corpus(name).tokenizer
             for name in self.weights
         }
         return kinds.pop() if len(kinds) == 1 else "bpe"

@@ -35,6 +35,9 @@ _HELP = {
     "vocab_size": "vocabulary size of bpe",
     "holdout": "auto, official, documents or tail",
     "holdout_fraction": "share held out",
+    "max_tokens": "most training tokens of each corpus",
+    "max_documents": "most documents of each corpus",
+    "subset": "fraction of the documents, by their hash",
     "strict": "fail at a malformed record",
     "cache_dir": "folder of prepared sets",
 }
@@ -72,7 +75,9 @@ def _make_parser() -> CommandParser:
         if isinstance(field.default, bool):
             prepare.add_argument(f"--{field.name}", action="store_true", help=_HELP[field.name])
             continue
-        kind = str if field.default is None else type(field.default)
+        kind: type = str if field.default is None else type(field.default)
+        if field.name.startswith("max_"):
+            kind = int
         prepare.add_argument(
             f"--{field.name}", type=kind, default=field.default, help=_HELP[field.name]
         )

@@ -17,3 +17,6 @@ from .preference import ipo_loss as ipo_loss
 from .preference import kto_loss as kto_loss
 from .preference import kto_reference_point as kto_reference_point
 from .preference import sequence_log_probs as sequence_log_probs
+from .verifiers.verify import VERIFIERS as VERIFIERS
+from .verifiers.verify import Verdict as Verdict
+from .verifiers.verify import verify as verify

@@ -9,7 +9,7 @@ from tjx_core import ConfigError, Problem, unknown_name
 AlgorithmName = Literal["grpo", "dr_grpo", "dapo", "reinforce_pp", "rloo"]
 PreferenceLoss = Literal["dpo", "ipo"]
 KLEstimator = Literal["k1", "k2", "k3"]
-VerifierName = Literal["numeric", "exact", "regex"]
+VerifierName = Literal["numeric", "exact", "regex", "json_schema", "unit_tests"]
 
 # Algorithms whose KL penalty is part of the loss; that of the others is part of the reward.
 _KL_IN_LOSS = ("grpo", "dr_grpo", "dapo")
@@ -42,7 +42,9 @@ class RLConfig:
         none: no correction.
     verifier
         Reward of a response: numeric (its last number equals the answer), exact (the same text
-        without surrounding white space) or regex (the answer is a pattern that matches all of it).
+        without surrounding white space), regex (the answer is a pattern that matches all of it),
+        json_schema (the answer is a schema), unit_tests (the answer is a Python program that runs
+        after the response, in a process with limits and without network).
     eval_prompts
         Held-out prompts per evaluation, answered greedily.
     preference_loss

@@ -1,4 +1,4 @@
-"""`export`: write the model in Hugging Face Transformers or ONNX format."""
+"""`export`: write the model in Hugging Face Transformers or ONNX format, or its adapters."""
 
 import argparse
 import sys
@@ -10,7 +10,7 @@ from tjx_eval.commands.arguments import add_model, positive
 from tjx_eval.errors import EvalError
 
 _DEFAULT_LENGTH = 128
-FORMATS = ("hf", "onnx")
+FORMATS = ("hf", "onnx", "peft")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -19,7 +19,12 @@ def add_arguments(parser: CommandParser) -> None:
     add = parser.add_argument
     add_model(parser)
     add("out", metavar="OUT", help="a new or empty directory")
-    add("--format", choices=FORMATS, default="hf", help="default hf")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="hf",
+        help="peft: the adapters of a run with --lora.rank; default hf",
+    )
     add("--dtype", choices=DTYPES, help="dtype of hf tensors; default float32")
     add("--batch", type=positive, help="batch size of the ONNX model; default 1")
     add("--length", type=positive, help="tokens per row in ONNX; default 128 or max_seq_len")
@@ -37,6 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
         tokenizer=arguments.tokenizer,
         families=("gpt", "bert", "vit", "encoder_decoder"),
     )
+    if arguments.format == "peft":
+        from tjx_eval.export.peft import export_adapters
+
+        with new_folder(out) as folder:
+            files = export_adapters(model, folder)
+        sys.stdout.write(f"{model.name} -> {out}: {', '.join(files)}\n")
+        return 0
     if arguments.format == "hf":
         from tjx_eval.export.hf import export_transformers
 
@@ -61,10 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, out: Path) -> None:
-    unused = ("dtype",) if arguments.format == "onnx" else ("batch", "length")
+    unused = {"hf": ("batch", "length"), "onnx": ("dtype",), "peft": ("dtype", "batch", "length")}
     problems = [
         Problem(f"--{name}", f"not used with --format {arguments.format}; leave it out")
-        for name in unused
+        for name in unused[arguments.format]
         if getattr(arguments, name) is not None
     ]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -22,6 +22,7 @@ def add_arguments(parser: CommandParser) -> None:
     add("--prompt", help="text to continue (default: none)")
     add("--prompt_file", metavar="FILE", help="read the prompt from this file; - is standard input")
     add("--interactive", action="store_true", help="converse; Ctrl-C ends an answer")
+    add("--chat", action="store_true", help="answer --prompt with the model's chat template")
     add("--samples", type=positive, default=1, help="number of completions; default 1")
     add("--max_new_tokens", type=positive, default=50, help="tokens of each; default 50")
     add("--temperature", type=float, default=0.8, help="0 is greedy; default 0.8")
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.interactive:
             from tjx_eval.generation.conversation import chat
 
-            chat(model, prompt, stops=arguments.stop, params=params)
+            template = model.chat_template() if arguments.chat else None
+            chat(model, prompt, stops=arguments.stop, params=params, template=template)
         else:
             _generate(model, prompt, params, arguments)
     except ValueError as error:
@@ -63,22 +65,29 @@ def _generate(
     model: "TrainedModel", prompt: str, params: "SamplingParams", arguments: argparse.Namespace
 ) -> None:
     """Stream the first completion, then print the others, which are generated with it."""
+    from tjx_data import encode_chat_prompt
     from tjx_eval.generation.completions import CompletionStream
 
-    tokens = model.tokenizer.encode_prompt(prompt)
+    stops, shown = list(arguments.stop), prompt
+    if arguments.chat:
+        messages = [{"role": "user", "content": prompt}]
+        tokens = encode_chat_prompt(model.chat_template(), model.tokenizer, messages)
+        stops, shown = [*stops, *model.tokenizer.special_tokens], ""
+    else:
+        tokens = model.tokenizer.encode_prompt(prompt)
     longest = model.gpt.max_seq_len
     if len(tokens) + params["max_new_tokens"] > longest:
         sys.stderr.write(
             f"note: the model's max_seq_len is {longest} tokens; beyond it each token is "
             f"predicted from the last {longest - 1}\n"
         )
-    stream = CompletionStream(model, tokens, stops=arguments.stop, **params)
-    sys.stdout.write(prompt)
+    stream = CompletionStream(model, tokens, stops=stops, **params)
+    sys.stdout.write(shown)
     for piece in stream:
         sys.stdout.write(piece)
         sys.stdout.flush()
     for completion in stream.completions[1:]:
-        sys.stdout.write(f"\n----\n{prompt}{completion.text}")
+        sys.stdout.write(f"\n----\n{shown}{completion.text}")
     sys.stdout.write("\n")
     if arguments.json:
         record = {

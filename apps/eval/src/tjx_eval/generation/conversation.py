@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
+from tjx_data import ChatTemplate, encode_chat_prompt
 from tjx_eval.errors import EvalError
 from tjx_eval.generation.completions import CompletionStream
 from tjx_eval.load_model import TrainedModel
@@ -16,24 +17,28 @@ def chat(
     *,
     stops: Sequence[str],
     params: SamplingParams,
+    template: ChatTemplate | None = None,
     read_line: Callable[[str], str] = input,
     write: Callable[[str], None] | None = None,
 ) -> int:
     """Converse with a model until end of input (Ctrl-D).
 
     A base model has no roles: the user's line, a newline and the answer are appended to one text,
-    which is the context of the next answer. Ctrl-C ends an answer; its text so far is kept.
+    which is the context of the next answer. With a template, lines and answers are messages. Ctrl-C
+    ends an answer; its text so far is kept.
 
     Parameters
     ----------
     model : TrainedModel
         A decoder.
     prompt : str
-        Text before the first line; may be empty.
+        Text before the first line, with a template the system message; may be empty.
     stops : sequence of str
         Stop texts of an answer; an end-of-text token ends it too.
     params : SamplingParams
         Sampling parameters; the seed is incremented for each answer.
+    template : ChatTemplate, optional
+        Chat template; special tokens of the tokenizer end an answer.
     read_line : callable
         Reads a line after showing a prompt.
     write : callable, optional
@@ -52,7 +57,12 @@ def chat(
     write = _print if write is None else write
     with suppress(ImportError):
         import readline  # noqa: F401  enables line editing and history
-    context = ChatContext(model, params["max_new_tokens"], prompt)
+    context: ChatContext | TemplateContext
+    if template is None:
+        context = ChatContext(model, params["max_new_tokens"], prompt)
+    else:
+        context = TemplateContext(model, params["max_new_tokens"], prompt, template)
+        stops = [*stops, *model.tokenizer.special_tokens]
     turns = 0
     while True:
         try:
@@ -123,12 +133,7 @@ class ChatContext:
         self._tokenizer = model.tokenizer
         eot = self._tokenizer.eot_id
         self._prefix = [] if eot is None else [eot]
-        self._max_tokens = model.gpt.max_seq_len - room - len(self._prefix)
-        if self._max_tokens < 1:
-            raise EvalError(
-                f"--max_new_tokens: got {room}, which leaves no room for a question; the model's "
-                f"max_seq_len is {model.gpt.max_seq_len}; give {max(model.gpt.max_seq_len // 2, 1)}"
-            )
+        self._max_tokens = _room_for_question(model, room) - len(self._prefix)
         encoded = self._tokenizer.encode_prompt(prompt) if prompt else []
         self._history = encoded[len(self._prefix) :]
 
@@ -149,3 +154,66 @@ class ChatContext:
             return ""
         del self._history[:excess]
         return f"dropped the oldest {excess} tokens; the context has {self._max_tokens}"
+
+
+class TemplateContext:
+    """The newest messages of a conversation that leave room for an answer.
+
+    Parameters
+    ----------
+    model : TrainedModel
+        Its `max_seq_len` limits the context.
+    room : int
+        Tokens reserved for an answer.
+    system : str
+        The system message; may be empty.
+    template : ChatTemplate
+        The chat template.
+    """
+
+    def __init__(self, model: TrainedModel, room: int, system: str, template: ChatTemplate) -> None:
+        self._tokenizer, self._template = model.tokenizer, template
+        self._max_tokens = _room_for_question(model, room)
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._messages: list[dict[str, str]] = []
+
+    @property
+    def tokens(self) -> list[int]:
+        """The messages and the start of an answer."""
+        messages = self._system + self._messages
+        return encode_chat_prompt(self._template, self._tokenizer, messages)
+
+    def add(self, text: str, *, by_model: bool = False) -> str:
+        """Append a message; return a note if old messages were dropped, else "".
+
+        Raises
+        ------
+        ValueError
+            If the message is too long, contains a special token, or the template rejects it.
+        """
+        role = "assistant" if by_model else "user"
+        before = list(self._messages)
+        self._messages.append({"role": role, "content": text.strip()})
+        if by_model:
+            return ""
+        try:
+            while (excess := len(self.tokens) - self._max_tokens) > 0:
+                if len(self._messages) < 3:
+                    raise ValueError(f"the message has {excess} tokens too many")
+                del self._messages[:2]
+        except ValueError:
+            self._messages = before
+            raise
+        dropped = len(before) + 1 - len(self._messages)
+        return f"dropped the oldest {dropped} messages" if dropped else ""
+
+
+def _room_for_question(model: TrainedModel, room: int) -> int:
+    """Return the tokens that an answer of `room` tokens leaves; raise EvalError if none."""
+    left = model.gpt.max_seq_len - room
+    if left < 2:
+        raise EvalError(
+            f"--max_new_tokens: got {room}, which leaves no room for a question; the model's "
+            f"max_seq_len is {model.gpt.max_seq_len}; give {max(model.gpt.max_seq_len // 2, 1)}"
+        )
+    return left

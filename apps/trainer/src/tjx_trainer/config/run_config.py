@@ -11,8 +11,10 @@ from typing import Any, get_args
 from tjx_ckpt.config import CheckpointConfig
 from tjx_core import ConfigError, Problem, problems_of, unknown_name
 from tjx_data.config import DataConfig
+from tjx_data.conversations.config import ChatConfig
 from tjx_data.corpora.registry import OTHER_DATA
 from tjx_metrics.config import LogConfig, ProfileConfig
+from tjx_nn.lora_config import LoRAConfig
 from tjx_nn.models.bert_config import BertConfig
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt_config import GPTConfig
@@ -31,6 +33,9 @@ ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
 
 GPT2_VOCAB_SIZE = 50257
 
+# Built-in tasks that ``task`` selects; the others follow from the model family.
+NAMED_TASKS = ("sft",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -45,12 +50,17 @@ class Config:
     seed
         Seed of initialization, data order, dropout and sampling.
     task
-        Registered task, whose module is imported if the name has a dot (my_package.my_task); none:
-        that of the model family.
+        sft: supervised fine-tuning on the conversations of data.path. Or a registered task, whose
+        module is imported if the name has a dot (my_package.my_task). none: that of the model
+        family.
     model
         The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
         The data and how they are read.
+    chat
+        Reading and rendering of conversations, for the task sft.
+    lora
+        Low-rank adapters: with lora.rank only they are trained.
     train
         Training length, batch size and precision.
     optimizer
@@ -84,6 +94,8 @@ class Config:
     task: str | None = None
     model: ModelConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -207,10 +219,12 @@ def _check_task(task: str | None, model: ModelConfig) -> list[Problem]:
             return []
         message = f"got none with model.family {model.family}; expected a registered task; give one"
         return [Problem("task", message, ("model.family",))]
-    if task in registered_tasks:
+    if task in registered_tasks or task in NAMED_TASKS:
         return []
     register = "tjx_trainer.extensions.register_task"
-    return [unknown_name("task", task, ["none", *registered_tasks], register=register)]
+    return [
+        unknown_name("task", task, ["none", *NAMED_TASKS, *registered_tasks], register=register)
+    ]
 
 
 def built_in_family(model: ModelConfig) -> str | None:
@@ -288,6 +302,61 @@ def reads_text(config: "Config") -> bool:
     """Return whether a run reads a text corpus with a built-in task."""
     is_image = isinstance(config.model, ViTConfig)
     return config.task is None and not is_image and not is_byte_reversal(config.data, config.model)
+
+
+def _check_conversations(
+    task: str | None, data: DataConfig, chat: ChatConfig, model: ModelConfig
+) -> list[Problem]:
+    """Check the sections that the task sft reads, and that no other task has its options."""
+    if task not in NAMED_TASKS:
+        if task is not None or chat == ChatConfig():
+            return []
+        message = "got one with task none; expected --task sft; give it, or leave --chat.* out"
+        return [Problem("chat", message, ("task",))]
+    problems = []
+    if built_in_family(model) != "gpt":
+        message = f"got {model.family} with task {task}; expected gpt; leave it out"
+        problems.append(Problem("model.family", message, ("task",)))
+    if data.path is None:
+        message = f"got none with task {task}; expected conversations: --data.path FILE.jsonl"
+        problems.append(Problem("data.path", message, ("task",)))
+    if data.tokenizer_kind in ("bpe", "char"):
+        message = (
+            f"got {data.tokenizer} with task {task}; expected a trained tokenizer: a "
+            "tokenizer.json, a folder, gpt2 or byte; that of --train.init_from is the default"
+        )
+        problems.append(Problem("data.tokenizer", message, ("task",)))
+    for name in ("mixture", "packing", "windows", "holdout"):
+        if getattr(data, name) != getattr(DataConfig(), name):
+            message = f"got {getattr(data, name)} with task {task}, which ignores it; leave it out"
+            problems.append(Problem(f"data.{name}", message, ("task",)))
+    return problems
+
+
+def _check_lora(
+    lora: LoRAConfig, model: ModelConfig, train: TrainConfig, mesh: MeshConfig
+) -> list[Problem]:
+    """Check the options that adapters do not support."""
+    if lora.rank is None:
+        unused = [name for name in ("alpha", "targets", "dora")
+                  if getattr(lora, name) != getattr(LoRAConfig(), name)]  # fmt: skip
+        message = "got one without lora.rank; expected both; give --lora.rank 8"
+        return [Problem(f"lora.{name}", message, ("lora.rank",)) for name in unused]
+    refused = {
+        "mesh.stage": (mesh.stage, 1),
+        "train.reproducible": (train.reproducible, "none"),
+        "model.mup_base": (model.mup_base, None),
+    }
+    return [
+        Problem(
+            name,
+            f"got {given} with lora.rank {lora.rank}; expected "
+            f"{'none' if value is None else value}; leave it out",
+            ("lora.rank",),
+        )
+        for name, (given, value) in refused.items()
+        if given != value
+    ]
 
 
 def _check_sequence_length(data: DataConfig, model: ModelConfig) -> list[Problem]:
@@ -409,6 +478,8 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "model"), _check_task),
     (("task", "data", "model"), _check_data),
     (("task", "data", "model"), _check_data_options),
+    (("task", "data", "chat", "model"), _check_conversations),
+    (("lora", "model", "train", "mesh"), _check_lora),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),

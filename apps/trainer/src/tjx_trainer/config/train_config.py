@@ -38,9 +38,10 @@ class TrainConfig:
     device_batch_size
         Largest number of sequences per device and microbatch, without accumulation; none: all.
     init_from
-        Pretrained weights: a folder in the format of Hugging Face transformers, or a name on its
-        hub such as openai-community/gpt2; its tokenizer is the default of data.tokenizer. Or
-        orbax:PATH, an Orbax checkpoint with parameters of this model. none: random initialization.
+        Pretrained weights: a run directory, a folder in the format of Hugging Face transformers, or
+        a name on its hub such as openai-community/gpt2; its tokenizer is the default of
+        data.tokenizer. Or orbax:PATH, an Orbax checkpoint with parameters of this model. none:
+        random initialization.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
         fp8 is bf16 with 8-bit floats in the matrix products of attention projections and MLP.

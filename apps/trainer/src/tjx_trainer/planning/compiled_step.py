@@ -215,7 +215,7 @@ def _figures(
     wide = 4 if config.mesh.reduce_dtype == "float32" else 2
     return StepProfile(
         mesh_shape=shape,
-        parameters=bytes_on_device(params),
+        parameters=bytes_on_device((params, parts.abstract.base)),
         optimizer=bytes_on_device(parts.abstract.opt_state),
         batch=bytes_on_device(abstract_batch(config, parts.mesh)),
         temporaries=found.temp_size_in_bytes + fresh,

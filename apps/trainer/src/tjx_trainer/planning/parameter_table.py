@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
         # These import JAX.
         from tjx_trainer.planning.compiled_step import cpu_devices, with_vocabulary
         from tjx_trainer.training.build import build_step_components
-        from tjx_trainer.training.train_state import bytes_on_device
+        from tjx_trainer.training.train_state import bytes_on_device, trained_axes
 
         config, notes = with_vocabulary(config)
         try:
@@ -62,25 +62,29 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(problems_of(error)) from error
     except ConfigError as error:
         exit_with_errors(error)
-    found = list(rows(config.model, parts.abstract.params))
+    import tjx_nn
+
+    state = parts.abstract
+    found = list(rows(trained_axes(config), state.params))
+    if state.base is not None:
+        found += rows(tjx_nn.logical_axes(config.model), state.base)
     lines = [*text(found), "", *notes]
     lines += [
         f"{sum(math.prod(row.shape) for row in found):,} parameters on {count} devices; bytes per "
-        f"device: {bytes_on_device(parts.abstract.params):,} of parameters, "
-        f"{bytes_on_device(parts.abstract.opt_state):,} of optimizer state"
+        f"device: {bytes_on_device((state.params, state.base)):,} of parameters, "
+        f"{bytes_on_device(state.opt_state):,} of optimizer state"
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     return ExitCode.FINISHED
 
 
-def rows(model: Any, params: Any) -> Iterator[ParameterRow]:
-    """Yield a row per parameter of an abstract parameter tree."""
+def rows(logical_axes: Any, params: Any) -> Iterator[ParameterRow]:
+    """Yield a row per parameter of an abstract tree with these logical axes."""
     import jax
 
-    import tjx_nn
     from tjx_trainer.training.train_state import bytes_on_device
 
-    axes = dict(jax.tree_util.tree_leaves_with_path(tjx_nn.logical_axes(model), is_leaf=_is_axes))
+    axes = dict(jax.tree_util.tree_leaves_with_path(logical_axes, is_leaf=_is_axes))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         spec = [*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec))]
         yield ParameterRow(

@@ -81,7 +81,9 @@ def measure(job: Job, *, strict: bool = False) -> StepMemory:
         Whether to raise compiler errors other than out-of-memory; otherwise the temporaries are
         unknown then.
     """
-    params, opt_state = (bytes_on_device(t) for t in (job.abstract.params, job.abstract.opt_state))
+    state = job.abstract
+    trained, opt_state = bytes_on_device(state.params), bytes_on_device(state.opt_state)
+    params = trained + bytes_on_device(state.base)
     batch = step = None
     # Compiling needs all processes; compiling without memory may fail again.
     if jax.process_count() == 1:
@@ -98,9 +100,9 @@ def measure(job: Job, *, strict: bool = False) -> StepMemory:
     return StepMemory(
         params=params,
         opt_state=opt_state,
-        gradients=params,
+        gradients=trained,
         batch=batch,
-        temporaries=None if step is None else max(step.temp_size_in_bytes - params, 0),
+        temporaries=None if step is None else max(step.temp_size_in_bytes - trained, 0),
         capacity=_host_share() if on_host else (device.memory_stats() or {}).get("bytes_limit"),
         on_host=on_host,
     )

@@ -9,6 +9,7 @@ from tjx_trainer.tasks.byte_reversal import open_reversal
 from tjx_trainer.tasks.causal_lm import open_causal_lm
 from tjx_trainer.tasks.image_classification import open_image_classification
 from tjx_trainer.tasks.masked_lm import open_masked_lm
+from tjx_trainer.tasks.sft import open_sft
 from tjx_trainer.tasks.span_corruption import open_span_corruption
 from tjx_trainer.tasks.task import OpenedTask
 
@@ -18,6 +19,8 @@ _OPENERS: dict[str, Callable[..., OpenedTask]] = {
     "vit": open_image_classification,
     "encoder_decoder": open_span_corruption,
 }
+# The keys are `NAMED_TASKS` of the configuration.
+_NAMED: dict[str, Callable[..., OpenedTask]] = {"sft": open_sft}
 
 
 def open_task(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
@@ -44,7 +47,7 @@ def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Open
         If the data do not fit the configuration.
     """
     if config.task is not None:
-        opened: OpenedTask = registered_tasks[config.task](config, progress)
+        opened: OpenedTask = {**registered_tasks, **_NAMED}[config.task](config, progress)
         return opened
     if is_byte_reversal(config.data, config.model):
         return open_reversal(config, progress)

@@ -31,6 +31,7 @@ from tjx_trainer.training.train_state import (
     eval_params,
     initial_state,
     shardings_of,
+    trained_stack_axes,
 )
 from tjx_trainer.training.train_step import TrainStep, make_train_step
 
@@ -80,7 +81,7 @@ class Job:
 
     def eval_params(self, state: TrainState) -> dict[str, Any]:
         """Return the parameters to evaluate: the optimizer's average if it keeps one."""
-        return eval_params(self.config, state.params, state.opt_state)
+        return eval_params(self.config, state.params, state.opt_state, state.base)
 
     def evaluate(
         self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
@@ -112,7 +113,7 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
         config.optimizer,
         schedule,
         learning_rate_scales=scales,
-        stack_axes=tjx_nn.stack_axes(config.model),
+        stack_axes=trained_stack_axes(config),
     )
     return schedule, optimizer
 
@@ -145,7 +146,7 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
 
         def pipeline_means(params: Any, batch: Batch) -> tjx_optim.AccumulatedGradients:
             microbatches = tjx_optim.split_microbatches(batch, parts.accumulation)
-            return parts.gradients(params, microbatches, None)
+            return parts.gradients(params, microbatches, None, None)
 
     task = make_task(DataShard(batch_size, evaluated, process_index, process_count))
     _check_row_lengths(config, parts.mesh, task)
@@ -159,7 +160,7 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
         abstract=parts.abstract,
         train_step=tjx_metrics.watch_recompiles(parts.train_step, "the training step"),
         weight_histograms=jax.jit(
-            partial(tjx_metrics.weight_histograms, stack_axes=tjx_nn.stack_axes(config.model))
+            partial(tjx_metrics.weight_histograms, stack_axes=trained_stack_axes(config))
         ),
         eval_step=make_eval_step(
             config.model,

@@ -12,11 +12,12 @@ import tjx_optim
 import tjx_parallel
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import RESIDUAL_AXES, Layout
-from tjx_trainer.config.run_config import Config, ModelConfig
+from tjx_trainer.config.run_config import Config
 
 Batch = Mapping[str, jax.Array]
-# (params, microbatches [k, ...], loss scale) -> means over the batch and their gradients.
-Gradients = Callable[[Any, Any, jax.Array | None], tjx_optim.AccumulatedGradients]
+# (params, microbatches [k, ...], loss scale, base or None) -> means over the batch and their
+# gradients. With low-rank adapters, params are the adapters and base the model's parameters.
+Gradients = Callable[[Any, Any, jax.Array | None, Any], tjx_optim.AccumulatedGradients]
 
 
 def make_gradients(
@@ -37,21 +38,28 @@ def make_gradients(
     """
     if mesh.shape["stage"] > 1:
         return _pipelined(config, mesh, layout, accumulation)
-    loss_sum = make_loss_sum(config.model, layout)
 
     def gradients(
-        params: Any, microbatches: Any, loss_scale: jax.Array | None
+        params: Any, microbatches: Any, loss_scale: jax.Array | None, base: Any
     ) -> tjx_optim.AccumulatedGradients:
+        loss_sum = make_loss_sum(config, layout, base)
         return tjx_optim.accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
 
     return gradients
 
 
-def make_loss_sum(model: ModelConfig, layout: Layout) -> tjx_optim.LossSum:
+def bind_trained(config: Config, params: Any, base: Any, layout: Layout) -> Any:
+    """Make the model of the trained parameters: all of them, or adapters of `base`."""
+    if base is None:
+        return tjx_nn.bind(config.model, params, layout=layout)
+    return tjx_nn.lora.bind(config.model, config.lora, base, params, layout=layout)
+
+
+def make_loss_sum(config: Config, layout: Layout, base: Any = None) -> tjx_optim.LossSum:
     """Return the differentiated function: from (params, microbatch) to sums over its labels."""
 
     def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
-        network: Any = tjx_nn.bind(model, params, layout=layout)
+        network = bind_trained(config, params, base, layout)
         losses = network.losses(**microbatch)
         count = (microbatch["labels"] != IGNORE_INDEX).sum()
         cross_entropy = losses.tokens.sum()
@@ -74,8 +82,9 @@ def _pipelined(
     parts = tjx_nn.pipeline_parts(config.model, layout, chunks=stages * chunks)
 
     def gradients(
-        params: Any, microbatches: Any, loss_scale: jax.Array | None
+        params: Any, microbatches: Any, loss_scale: jax.Array | None, base: Any
     ) -> tjx_optim.AccumulatedGradients:
+        assert base is None  # the configuration refuses adapters with stages
         scale = jnp.float32(1) if loss_scale is None else loss_scale
         found, scalars = tjx_parallel.pipeline_gradients(
             parts.begin, parts.run_stage, parts.finish, *parts.split(params), microbatches,

@@ -1,17 +1,22 @@
-"""Initialization from pretrained weights: the transformers format, or an Orbax checkpoint."""
+"""Initialization from pretrained weights: the transformers format, a run, an Orbax checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 import tjx_data
 import tjx_nn
+import tjx_parallel
 from tjx_core import ConfigError, Problem
 from tjx_nn.models.gpt_config import GPTConfig
+from tjx_parallel.config import MeshConfig
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.training.pretrained_orbax import check_orbax, orbax_params
 
 # Fields that may differ from the pretrained model: training and implementation choices.
@@ -137,7 +142,18 @@ def _fit(table: np.ndarray, rows: int) -> np.ndarray:
 
 @cache
 def _load(name: str) -> tuple[Any, dict[str, Any]]:
-    return tjx_nn.hf.load(name)
+    if not RunDirectory(Path(name)).config.is_file():
+        return tjx_nn.hf.load(name)
+    from tjx_trainer.run_reader import SavedRun  # it imports the modules that import this one
+
+    run = SavedRun(Path(name))
+    if not run.steps():
+        raise ValueError(
+            f"train.init_from: got the run {name} without a checkpoint; expected a trained one"
+        )
+    mesh = tjx_parallel.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    params, _ = run.load_params(mesh)
+    return run.config.model, jax.device_get(params)
 
 
 def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:

@@ -86,12 +86,13 @@ def make_gradients(config: Config, mesh: Mesh) -> Gradients:
         dropout key of a virtual shard is a function of its microbatch's key and its index.
     """
     layout = VirtualShardLayout(mesh.devices.flat[0].platform)
-    loss_sum = make_loss_sum(config.model, layout)
+    loss_sum = make_loss_sum(config, layout)
     local_shards = config.train.virtual_shards // mesh.size
 
     def gradients(
-        params: Any, microbatches: Any, loss_scale: jax.Array | None
+        params: Any, microbatches: Any, loss_scale: jax.Array | None, base: Any
     ) -> tjx_optim.AccumulatedGradients:
+        assert base is None  # the configuration refuses adapters in reproducible mode
         scale = jnp.float32(1) if loss_scale is None else loss_scale
         first = lax.axis_index(SHARD_AXES) * local_shards
 

@@ -1,6 +1,7 @@
 """Top level of a training run: initialize, prepare data, build, train and report."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -300,6 +301,9 @@ def prepare(config: Config) -> Job:
         f"model          {tjx_nn.count_params(config.model):,} parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
     )
+    if config.lora.rank is not None:
+        trained = sum(math.prod(x.shape) for x in jax.tree.leaves(job.abstract.params))
+        log_info(f"adapters       {trained:,} parameters are trained ({config.lora.targets})")
     if type(config.model) in get_args(ModelConfig):
         log_info(f"layers         {describe_layers(job)}")
     log_info(f"training       {describe_training(job)}")
@@ -358,5 +362,8 @@ def report_results(manager: RunManager, state: TrainState) -> None:
         f"metrics          {run.metrics}",
     ]
     if job.config.model.family == "gpt":
-        lines.append(f"generate text    ./pants run apps/eval -- generate {run.path} --prompt TEXT")
+        chat = " --chat" if job.config.task == "sft" else ""
+        lines.append(
+            f"generate text    ./pants run apps/eval -- generate {run.path}{chat} --prompt TEXT"
+        )
     sys.stdout.write(printable("\n".join(["", *lines]) + "\n"))

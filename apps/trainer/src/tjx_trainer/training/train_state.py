@@ -13,6 +13,9 @@ import tjx_parallel
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.training.pretrained import pretrained_params
 
+# Branch of the seed beyond the last step.
+_ADAPTERS = 2**32 - 1
+
 
 class TrainState(NamedTuple):
     """State of training as a plain pytree.
@@ -29,12 +32,16 @@ class TrainState(NamedTuple):
         The optimizer's state.
     guard : tjx_optim.GuardState
         Counts of skipped steps, and the loss scale.
+    base : nested dict of float32 arrays or None
+        With ``lora.rank`` the model's parameters, which stay as they are; `params` are the
+        adapters.
     """
 
     step: jax.Array
     params: dict[str, Any]
     opt_state: optax.OptState
     guard: tjx_optim.GuardState
+    base: dict[str, Any] | None = None
 
 
 def scales_loss(config: Config) -> bool:
@@ -43,17 +50,36 @@ def scales_loss(config: Config) -> bool:
 
 
 def eval_params(
-    config: Config, params: dict[str, Any], opt_state: optax.OptState
+    config: Config,
+    params: dict[str, Any],
+    opt_state: optax.OptState,
+    base: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the parameters for evaluation, sampling and export.
+    """Return the model's parameters for evaluation, sampling and export.
 
     These are the average that the optimizer keeps with ``ema_decay`` or in schedule-free training;
-    otherwise `params` itself, not a copy.
+    otherwise `params` itself, not a copy. Adapters are merged into a copy of `base`.
     """
-    if not config.optimizer.averages:
+    if config.optimizer.averages:
+        params = jax.jit(tjx_optim.evaluation_params)(opt_state, params)
+    if base is None:
         return params
-    average: dict[str, Any] = jax.jit(tjx_optim.evaluation_params)(opt_state, params)
-    return average
+    merged: dict[str, Any] = jax.jit(tjx_nn.lora.merge, static_argnums=2)(base, params, config.lora)
+    return merged
+
+
+def trained_axes(config: Config) -> dict[str, Any]:
+    """Return the logical axes of each trained parameter."""
+    if config.lora.rank is None:
+        return tjx_nn.logical_axes(config.model)
+    return tjx_nn.lora.logical_axes(config.model, config.lora)
+
+
+def trained_stack_axes(config: Config) -> dict[str, Any]:
+    """Return the number of leading axes of each trained parameter that stack layers."""
+    if config.lora.rank is None:
+        return tjx_nn.stack_axes(config.model)
+    return tjx_nn.lora.stack_axes(config.model, config.lora)
 
 
 def abstract_state(
@@ -70,14 +96,20 @@ def abstract_state(
         If the mesh does not divide a dimension of a parameter; the message names both.
     """
     shapes = jax.eval_shape(lambda: _initial_state(config, optimizer))
-    axes = tjx_nn.logical_axes(config.model)
-    params = sharded = tjx_parallel.param_shardings(mesh, rules, axes, shapes.params)
-    if config.mesh.zero < 3:
-        params = tjx_parallel.param_shardings(
-            mesh, rules, axes, shapes.params, without=tjx_parallel.STORAGE_AXES
-        )
+    axes = trained_axes(config)
+    sharded = tjx_parallel.param_shardings(mesh, rules, axes, shapes.params)
+    without = tjx_parallel.STORAGE_AXES if config.mesh.zero < 3 else ()
+
+    def stored(axes: Any, shapes: Any) -> Any:
+        return tjx_parallel.param_shardings(mesh, rules, axes, shapes, without=without)
+
     # ZeRO stage 1 and above: the optimizer state is sharded even where parameters are not.
-    shardings: TrainState = tjx_parallel.state_shardings(shapes, sharded)._replace(params=params)
+    shardings: TrainState = tjx_parallel.state_shardings(shapes, sharded)._replace(
+        params=stored(axes, shapes.params),
+        base=None
+        if shapes.base is None
+        else stored(tjx_nn.logical_axes(config.model), shapes.base),
+    )
     if config.mesh.offload == "optimizer":
         on_host = jax.tree.map(_on_host, shapes.opt_state, shardings.opt_state)
         shardings = shardings._replace(opt_state=on_host)
@@ -119,7 +151,8 @@ def initial_state(
     """
     shardings = shardings_of(abstract)
     if config.train.init_from is not None:
-        params = jax.device_put(pretrained_params(config), shardings.params)
+        of_model = shardings.params if shardings.base is None else shardings.base
+        params = jax.device_put(pretrained_params(config), of_model)
         begin = jax.jit(
             lambda params: _state_of(config, optimizer, params), out_shardings=shardings
         )
@@ -138,4 +171,8 @@ def _state_of(
     config: Config, optimizer: optax.GradientTransformation, params: dict[str, Any]
 ) -> TrainState:
     guard = tjx_optim.init_guard(config.guard, scales_loss=scales_loss(config))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guard)
+    base = None
+    if config.lora.rank is not None:
+        key = jax.random.fold_in(jax.random.key(config.seed), _ADAPTERS)
+        base, params = params, tjx_nn.lora.init(config.model, config.lora, key, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guard, base)

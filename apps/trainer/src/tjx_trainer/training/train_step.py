@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import tjx_nn
 import tjx_optim
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.training.gradients import Batch, Gradients
-from tjx_trainer.training.train_state import TrainState, scales_loss
+from tjx_trainer.training.train_state import TrainState, scales_loss, trained_stack_axes
 
 Metrics = dict[str, Any]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -58,7 +57,7 @@ def make_train_step(
         the arguments of the model's `losses` method, among them "labels".
     """
     drops, scaled = config.model.drops, scales_loss(config)
-    stack_axes = tjx_nn.stack_axes(config.model)
+    stack_axes = trained_stack_axes(config)
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings)
 
     def gradients_of(state: TrainState, batch: Batch) -> tjx_optim.AccumulatedGradients:
@@ -71,7 +70,7 @@ def make_train_step(
             # seed.
             step_key = jax.random.fold_in(jax.random.key(config.seed), state.step + 1)
             microbatches["dropout_key"] = jax.random.split(step_key, accumulation)
-        return gradients(state.params, microbatches, scale)
+        return gradients(state.params, microbatches, scale, state.base)
 
     @wrap
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -103,7 +102,7 @@ def make_train_step(
             metrics["norms"] = {
                 kind: tjx_optim.layer_norms(tree, stack_axes) for kind, tree in trees.items()
             }
-        return TrainState(state.step + 1, params, opt_state, guard), metrics
+        return TrainState(state.step + 1, params, opt_state, guard, state.base), metrics
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if config.mesh.offload != "none":

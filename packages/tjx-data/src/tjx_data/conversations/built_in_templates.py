@@ -1,6 +1,7 @@
 """Built-in chat templates: "tjx" with special tokens, and "plain" for any tokenizer."""
 
-CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
+END_OF_TURN = "<|end|>"
+CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", END_OF_TURN)
 """Special tokens of the template "tjx": one starts each message by role, the last ends it."""
 
 _CALLS = (

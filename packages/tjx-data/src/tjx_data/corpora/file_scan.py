@@ -67,7 +67,7 @@ class FileScan:
     n_bytes : int
         Number of unpacked bytes.
     byte_ranges : tuple[ByteRange, ...]
-        Ranges of the parts in order; one for a compressed file and for Parquet.
+        Ranges of the parts in order; one for a file that cannot be cut.
     """
 
     sha256: str
@@ -247,9 +247,8 @@ class _PartCutter:
 
     def __init__(self, form: Format) -> None:
         self.n_bytes = 0
-        marks = {"text": SEPARATOR_BYTES, "JSON lines": b"\n", "Parquet": b""}
-        self._separator = marks[form.kind]
-        self._cuts = form.can_be_cut and self._separator != b""
+        self._separator = SEPARATOR_BYTES if form.kind == "text" else b"\n"
+        self._cuts = form.can_be_cut
         self._counts_lines = form.kind == "JSON lines"
         self._starts = [(0, 1)]  # byte of each part, and number of the line that starts there
         self._n_lines = 0

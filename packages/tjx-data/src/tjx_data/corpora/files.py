@@ -1,4 +1,4 @@
-"""Corpora from local files: text, JSON lines and Parquet, by path or pattern."""
+"""Corpora from local files: text, JSON lines, Parquet, Arrow and tar, by path or pattern."""
 
 import glob
 import hashlib
@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from tjx_core import ConfigError, Problem, problems_of
+from tjx_data.corpora.containers import read_arrow, read_tar
 from tjx_data.corpora.decompression import read_blocks
 from tjx_data.corpora.documents import Documents, Malformed, Part
 from tjx_data.corpora.file_scan import ByteRange, FileStamp, NoTextError, check_unchanged, scan
@@ -16,6 +17,7 @@ from tjx_data.corpora.formats import (
     BEGINS_ARRAY,
     Format,
     format_of,
+    is_corpus_file,
     split_at_separators,
     split_lines,
     texts_of_records,
@@ -27,12 +29,14 @@ _log = logging.getLogger(__name__)
 CHECKED_RECORDS = 100
 """Records at the start of a file, of which at least one must hold text."""
 
+_UNITS = {"JSON lines": "line", "Arrow": "row", "tar": "member"}
+
 Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
 class FilePart:
-    """A byte range of a text or JSON lines file, or all of a compressed one.
+    """A byte range of a text or JSON lines file, or all of a file that cannot be cut.
 
     Attributes
     ----------
@@ -74,6 +78,10 @@ class FilePart:
             If the file is damaged, or changed since it was scanned.
         """
         check_unchanged(self.file, self.stamp)
+        if self.form.kind == "tar":
+            return read_tar(self.file, self.form, self.text_field)
+        if self.form.kind == "Arrow":
+            return read_arrow(self.file, self.text_field)
         start, end, line = self.byte_range
         if self.form.can_be_cut:
             blocks = read_blocks(self.file, self.form.compression, start, end)
@@ -88,10 +96,12 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     """Open local files as documents.
 
     The file name determines the format. ``.jsonl``, ``.ndjson`` and ``.json`` are JSON lines: one
-    object per line with the text in a field. ``.parquet`` has the text in a column. All other files
-    are UTF-8 text: one document, or several separated by ``<|endoftext|>``, whose adjacent newlines
-    belong to the separator. Line endings are kept. All but Parquet may be compressed, with ``.gz``
-    or ``.zst`` appended to the name.
+    object per line with the text in a field. ``.parquet`` and ``.arrow`` have the text in a column.
+    ``.tar`` archives (WebDataset) have documents in ``.txt`` members and records in ``.json``
+    members; they are never extracted. All other files are UTF-8 text: one document, or several
+    separated by ``<|endoftext|>``, whose adjacent newlines belong to the separator. Line endings
+    are kept. All but Parquet and Arrow may be compressed, with ``.gz`` or ``.zst`` appended to the
+    name.
 
     Records without text are returned as `Malformed`. Of several files, those of white space only
     are left out with a warning.
@@ -99,10 +109,11 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     Parameters
     ----------
     path : str, Path or sequence of them
-        A file, a pattern such as ``"books/**/*.txt"``, or several, also separated by commas. Files
-        of a pattern are sorted by path; a file that several patterns match is read once.
+        A file, a pattern such as ``"books/**/*.txt"``, a folder (all its files of these formats
+        and ``.md``, also in folders below), or several, also separated by commas. Files of a
+        pattern are sorted by path; a file that several patterns match is read once.
     text_field : str
-        Field or column of the text.
+        Field or column of the text, or a template of several: ``"{title}: {text}"``.
 
     Raises
     ------
@@ -186,8 +197,8 @@ class _OpenedFile:
 def _open(file: Path, text_field: str) -> _OpenedFile:
     file = file.absolute()  # worker processes may have another working directory
     form = format_of(file)
-    if form.kind == "Parquet" and form.compression != "none":
-        raise ValueError(f"{file}: Parquet must not be compressed as a whole; unpack the file")
+    if form.kind in ("Parquet", "Arrow") and form.compression != "none":
+        raise ValueError(f"{file}: {form.kind} must not be compressed as a whole; unpack the file")
     found, stamp = scan(file, form)
     identity = _identity(form, found.sha256, text_field)
     if form.kind == "Parquet":
@@ -198,7 +209,7 @@ def _open(file: Path, text_field: str) -> _OpenedFile:
         for byte_range in found.byte_ranges:
             yield FilePart(file, form, stamp, found.sha256, text_field, byte_range)
 
-    if form.kind == "JSON lines":
+    if form.kind != "text":
         _check_records(next(parts()))
     return _OpenedFile(identity, found.n_bytes, parts)
 
@@ -206,14 +217,19 @@ def _open(file: Path, text_field: str) -> _OpenedFile:
 def _check_records(part: FilePart) -> None:
     """Check that the first records of a file include text in the field."""
     records = list(islice(part.read(), CHECKED_RECORDS))
+    if part.form.kind in ("Arrow", "tar") and not records:
+        raise ValueError(
+            f"{part.file}: holds no text; expected rows, or members with names in .txt or .json"
+        )
     first = next(iter(records), "")
     if isinstance(first, str):
         return
     # The last element of an array over many lines has no comma and may look like a record.
     if first.reason == BEGINS_ARRAY or all(isinstance(record, Malformed) for record in records):
         raise ValueError(
-            f"{part.file}: holds no JSON lines with text: line {first.line} {first.reason}; "
-            f"expected one object per line with text in the field text_field={part.text_field!r}"
+            f"{part.file}: holds no {part.form.kind} with text: line {first.line} {first.reason}; "
+            f"expected one object per {_UNITS[part.form.kind]} with text in the field "
+            f"text_field={part.text_field!r}"
         )
 
 
@@ -232,9 +248,14 @@ def _match(pattern: str) -> list[Path]:
     if literal.is_file():  # a file name may contain brackets
         return [literal]
     if literal.is_dir():
+        found = sorted(file for file in literal.rglob("*") if is_corpus_file(file))
+        files = [file for file in found if file.is_file() and not _is_hidden(file, literal)]
+        if files:
+            return files
         message = (
-            f"got {pattern!r}, which is a folder; expected files; give a pattern, such as "
-            f"'{pattern}/*.txt'"
+            f"got {pattern!r}, a folder without text; expected files in .txt, .md, .jsonl, "
+            ".parquet, .arrow or .tar in it; give a pattern for other names, such as "
+            f"'{pattern}/*'"
         )
         raise ConfigError([Problem("path", message)])
     found = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207  absolute patterns
@@ -245,6 +266,10 @@ def _match(pattern: str) -> list[Path]:
         message = f"got {pattern!r}; {reason} (working directory: {Path.cwd()})"
         raise ConfigError([Problem("path", message)])
     return files
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(name.startswith(".") for name in file.relative_to(folder).parts)
 
 
 def _identity(form: Format, sha256: str, text_field: str) -> str:

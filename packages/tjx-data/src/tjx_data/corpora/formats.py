@@ -7,13 +7,14 @@ from typing import Literal, NamedTuple
 
 from tjx_data.corpora.decompression import Compression
 from tjx_data.corpora.documents import Malformed
+from tjx_data.corpora.text_template import record_text, type_name
 
 SEPARATOR = "<|endoftext|>"
 SEPARATOR_BYTES = SEPARATOR.encode()
 
 BEGINS_ARRAY = "begins an array that does not end in its line"
 
-Kind = Literal["text", "JSON lines", "Parquet"]
+Kind = Literal["text", "JSON lines", "Parquet", "Arrow", "tar"]
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _KINDS: dict[str, Kind] = {
@@ -21,7 +22,10 @@ _KINDS: dict[str, Kind] = {
     ".ndjson": "JSON lines",
     ".json": "JSON lines",
     ".parquet": "Parquet",
+    ".arrow": "Arrow",
+    ".tar": "tar",
 }
+_TEXT_SUFFIXES = (".txt", ".md")
 
 
 class Format(NamedTuple):
@@ -33,7 +37,7 @@ class Format(NamedTuple):
     @property
     def can_be_cut(self) -> bool:
         """Whether byte ranges of the file can be read independently."""
-        return self.compression == "none"
+        return self.compression == "none" and self.kind in ("text", "JSON lines")
 
 
 def format_of(file: Path) -> Format:
@@ -49,6 +53,14 @@ def format_of(file: Path) -> Format:
     if suffixes and suffixes[-1] in _COMPRESSIONS:
         compression = _COMPRESSIONS[suffixes.pop()]
     return Format(_KINDS.get(suffixes[-1], "text") if suffixes else "text", compression)
+
+
+def is_corpus_file(file: Path) -> bool:
+    """Return whether a file of a folder is read: whether its suffix is that of a format."""
+    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
+    if suffixes and suffixes[-1] in _COMPRESSIONS:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] in (*_KINDS, *_TEXT_SUFFIXES)
 
 
 def split_at_separators(blocks: Iterable[bytes], *, after_separator: bool) -> Iterator[str]:
@@ -104,7 +116,7 @@ def texts_of_records(
     lines : Iterable[bytes]
         The lines.
     text_field : str
-        Field of the text.
+        Text of a record, as of `record_fields`.
     file : str
         File name in malformed records.
     first_line : int
@@ -129,32 +141,5 @@ def _parse_record(line: bytes, text_field: str) -> str:
         reason = BEGINS_ARRAY if line.lstrip().startswith(b"[") else f"not JSON: {error}"
         raise ValueError(reason) from error
     if not isinstance(record, dict):
-        raise ValueError(f"holds {_TYPES[type(record)]}, not an object")
-    if text_field not in record:
-        raise ValueError(f"has no field {text_field!r}; it has {', '.join(record) or 'none'}")
-    text = record[text_field]
-    if not isinstance(text, str):
-        raise ValueError(f"field {text_field!r} holds {_TYPES[type(text)]}, not a string")
-    if not _is_unicode(text):
-        raise ValueError(f"field {text_field!r} holds a lone surrogate")
-    return text
-
-
-_TYPES = {
-    dict: "an object",
-    list: "an array",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "null",
-}
-
-
-def _is_unicode(text: str) -> bool:
-    r"""Return whether a string has UTF-8; JSON can hold lone surrogates such as ``"\ud800"``."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        raise ValueError(f"holds {type_name(record)}, not an object")
+    return record_text(record, text_field)

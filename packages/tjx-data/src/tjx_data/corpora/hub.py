@@ -8,17 +8,20 @@ error is raised within seconds.
 import hashlib
 import logging
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tjx_core import did_you_mean, write_atomically
 from tjx_data.cache import default_cache_dir
 from tjx_data.corpora.documents import Malformed
+from tjx_data.corpora.text_template import record_text
 
 PROBE_SECONDS = 4.0
 MAX_DOWNLOAD_BYTES = 256 << 20
@@ -109,13 +112,53 @@ def show_licence(name: str, licence: str, source: str) -> None:
     """
     notice = f"corpus {name!r} is downloaded from {source}; its licence: {licence}"
     digest = hashlib.sha256(notice.encode()).hexdigest()
-    shown = default_cache_dir() / "licences" / f"{name}-{digest[:12]}.txt"
+    shown = default_cache_dir() / "licences" / f"{re.sub(r'[^\w.-]+', '-', name)}-{digest[:12]}.txt"
     if shown.exists():
         return
     _log.warning("%s", notice)
     with suppress(OSError):  # a read-only cache shows it again
         shown.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(shown, notice)
+
+
+@cache
+def latest_commit(name: str, repo: str) -> str:
+    """Return the newest commit of a dataset on the hub; the same one for the whole process.
+
+    Parameters
+    ----------
+    name : str
+        Name of the corpus in error messages.
+    repo : str
+        Name on the hub.
+
+    Raises
+    ------
+    HubError
+        If the hub is unreachable.
+    ValueError
+        If the hub has no such dataset, or the ``hub`` extra is not installed.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    except ImportError as error:
+        raise ValueError(
+            f"corpus {name!r} needs the extra: pip install 'tjx-data[hub]'. {CORPUS_ALTERNATIVES}"
+        ) from error
+    if problem := _why_unreachable(endpoint()):
+        raise HubError(
+            f"corpus {name!r} names no commit, and {problem}; give @COMMIT (40 hexadecimal digits) "
+            f"of a cached one. {CORPUS_ALTERNATIVES}"
+        )
+    try:
+        commit = str(huggingface_hub.HfApi(endpoint=endpoint()).dataset_info(repo).sha)
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise ValueError(f"corpus: got {name!r}; the hub has no such dataset: {error}") from error
+    _log.warning(
+        "corpus %r is at commit %s; add @%s to use the same text later", name, commit, commit
+    )
+    return commit
 
 
 def load_rows(
@@ -197,7 +240,7 @@ def read_texts(name: str, repo: str, rows: Any, field: str) -> Iterator[str | Ma
     rows : datasets.Dataset or datasets.IterableDataset
         The rows.
     field : str
-        Field of the text.
+        Text of a row, as of `record_fields`.
 
     Raises
     ------
@@ -207,12 +250,12 @@ def read_texts(name: str, repo: str, rows: Any, field: str) -> Iterator[str | Ma
     number = 0
     try:
         for number, row in enumerate(rows, 1):
-            text = row[field]
-            if isinstance(text, str):
-                yield text
+            try:
+                text = record_text(row, field)
+            except ValueError as error:
+                yield Malformed(repo, number, str(error))
             else:
-                found = "null" if text is None else f"a {type(text).__name__}"
-                yield Malformed(repo, number, f"field {field!r} holds {found}, not a string")
+                yield text
     except OSError as error:
         raise HubError(
             f"corpus {name!r} ({repo}): reading stopped after {number} rows: {error}. Start again "

@@ -9,6 +9,7 @@ from typing import Any
 from tjx_data.bounded_io import check_unpacked
 from tjx_data.corpora.documents import Malformed
 from tjx_data.corpora.file_scan import PART_BYTES, FileScan, FileStamp, check_unchanged
+from tjx_data.corpora.text_template import record_fields, record_text
 
 MAX_BATCH_ROWS = 256
 BATCH_BYTES = 16 << 20
@@ -59,30 +60,34 @@ class ParquetPart:
         groups = list(range(self.first_group, self.end_group))
         row, unpacked = self.first_row, 0
         # A dictionary column holds a repeated text once, which bounds the memory.
-        with _opened(self.file, read_dictionary=[self.text_field]) as opened:
+        columns = list(record_fields(self.text_field))
+        with _opened(self.file, read_dictionary=columns) as opened:
             batches = opened.iter_batches(
                 _batch_rows(opened, groups, self.text_field),
                 row_groups=groups,
-                columns=[self.text_field],
+                columns=columns,
                 use_threads=False,
             )
             for batch in batches:
-                for value in batch.column(0):
-                    text = self._to_text(value, row)
+                by_name = [batch.column(name) for name in columns]
+                for values in zip(*by_name, strict=True):
+                    text = self._to_text(dict(zip(columns, values, strict=True)), row)
                     unpacked += len(text) if isinstance(text, str) else 0
                     check_unpacked(self.file, unpacked, self.stamp.size)
                     yield text
                     row += 1
 
-    def _to_text(self, value: Any, row: int) -> str | Malformed:
+    def _to_text(self, values: dict[str, Any], row: int) -> str | Malformed:
+        name = self.text_field
         try:
-            text = value.as_py()
+            record = {}
+            for name, value in values.items():
+                record[name] = value.as_py()
+            return record_text(record, self.text_field)
         except UnicodeDecodeError:
-            return Malformed(str(self.file), row, f"{self.text_field!r} is not UTF-8")
-        if text is None:
-            return Malformed(str(self.file), row, f"{self.text_field!r} is null")
-        assert isinstance(text, str)
-        return text
+            return Malformed(str(self.file), row, f"{name!r} is not UTF-8")
+        except ValueError as error:
+            return Malformed(str(self.file), row, str(error))
 
 
 def parquet_parts(
@@ -111,15 +116,16 @@ def parquet_parts(
         a decompression bomb, or the ``parquet`` extra is not installed.
     """
     with _opened(file) as opened:
-        column = _find_column(file, opened, text_field)
+        columns = _find_columns(file, opened, text_field)
         meta = opened.metadata
         parts: list[ParquetPart] = []
         first_group, first_row, row, size, n_bytes = 0, 1, 1, 0, 0
         for group in range(meta.num_row_groups):
             group_meta = meta.row_group(group)
             row += group_meta.num_rows
-            claimed = group_meta.column(column).total_uncompressed_size
-            if group_meta.num_rows < 0 or claimed < 0:
+            sizes = [group_meta.column(column).total_uncompressed_size for column in columns]
+            claimed = sum(sizes)
+            if group_meta.num_rows < 0 or min(sizes) < 0:
                 raise ValueError(f"{file}: damaged: row group {group} has a negative size")
             size += claimed
             check_unpacked(file, n_bytes + size, stamp.size)
@@ -138,27 +144,34 @@ def parquet_parts(
 
 def _batch_rows(opened: Any, groups: list[int], text_field: str) -> int:
     """Return the number of rows per batch: fewer for long texts."""
-    column = _column_index(opened, text_field)
+    columns = [_column_index(opened, name) for name in record_fields(text_field)]
     metas = [opened.metadata.row_group(group) for group in groups]
     rows: int = sum(meta.num_rows for meta in metas)
-    size: int = sum(meta.column(column).total_uncompressed_size for meta in metas)
+    size: int = sum(
+        meta.column(column).total_uncompressed_size for meta in metas for column in columns
+    )
     return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES * rows // max(1, size)))
 
 
-def _find_column(file: Path, opened: Any, text_field: str) -> int:
+def _find_columns(file: Path, opened: Any, text_field: str) -> list[int]:
+    """Return the indices of the columns of the text, which have strings (or numbers)."""
     import pyarrow.types as types
 
-    names = opened.schema_arrow.names
-    if text_field not in names:
-        raise ValueError(
-            f"{file}: has no column {text_field!r}; text_field must be one of {', '.join(names)}"
-        )
-    kind = opened.schema_arrow.field(text_field).type
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-        raise ValueError(f"{file}: column {text_field!r} holds {kind}, not strings")
-    return _column_index(opened, text_field)
+    names, fields = opened.schema_arrow.names, record_fields(text_field)
+    for name in fields:
+        if name not in names:
+            raise ValueError(
+                f"{file}: has no column {name!r}; text_field must be one of {', '.join(names)}"
+            )
+        kind = opened.schema_arrow.field(name).type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        is_number = types.is_integer(kind) or types.is_floating(kind)
+        if is_number and fields != (text_field,):
+            continue
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+            raise ValueError(f"{file}: column {name!r} holds {kind}, not strings")
+    return [_column_index(opened, name) for name in fields]
 
 
 def _column_index(opened: Any, text_field: str) -> int:

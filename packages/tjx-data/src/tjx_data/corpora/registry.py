@@ -11,6 +11,7 @@ from tjx_data.cache import default_cache_dir
 from tjx_data.corpora import hub, python_docs
 from tjx_data.corpora.documents import Documents, Malformed
 from tjx_data.corpora.files import load_files
+from tjx_data.corpora.text_template import record_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class HubCorpus:
     revision : str or None
         The commit, 40 hexadecimal digits; None for a local folder only.
     field : str
-        Field of the text.
+        Field of the text, or a template, as of `record_fields`.
     streamed : bool
         Whether rows are streamed, for datasets too large to download.
     join : Callable or None
@@ -127,11 +128,14 @@ class HubCorpus:
         )
         # The fields of streamed JSON lines are known from the first row only.
         fields = rows.column_names or list(next(iter(rows), {}))
-        if self.field not in fields:
-            raise ValueError(
-                f"{self.repo}: has no field {self.field!r}; expected one of {', '.join(fields)}"
-            )
-        column = rows.select_columns([self.field])
+        needed = record_fields(self.field)
+        for field in needed:
+            if field not in fields:
+                raise ValueError(
+                    f"{self.repo}: has no field {field!r}; expected one of {', '.join(fields)}; "
+                    "give --data.text_field"
+                )
+        column = rows.select_columns(list(needed))
 
         def read() -> Iterator[str | Malformed]:
             texts = hub.read_texts(name, self.repo, column, self.field)
@@ -142,6 +146,11 @@ class HubCorpus:
 
 Entry = BundledCorpus | DownloadCorpus | HubCorpus
 
+HUB_PREFIX = "hub"
+_SPLITS = ("train", "validation", "test")
+_HUB_NAME = re.compile(
+    r"hub:(\w[\w.-]*(?:/\w[\w.-]*)?)(?::([\w.-]+))?(?::([\w.-]+))?(?:@([0-9a-f]{40}))?"
+)
 _TITLE = re.compile(r" = (?!=).*(?<!=) = \n?")
 
 
@@ -256,7 +265,44 @@ OTHER_DATA = {
 
 def is_corpus(name: str) -> bool:
     """Return whether a name, optionally with a split as in ``wikitext-2:test``, is a corpus."""
-    return name.partition(":")[0] in CORPORA
+    return name.partition(":")[0] in (*CORPORA, HUB_PREFIX)
+
+
+def parse_hub_name(name: str) -> HubCorpus:
+    """Return the entry of a dataset named ``hub:OWNER/NAME[:CONFIG][:SPLIT][@COMMIT]``.
+
+    A single part after the name is a split if it is train, validation or test; else a
+    configuration.
+
+    Raises
+    ------
+    ConfigError
+        If the name has another form.
+
+    Examples
+    --------
+    >>> entry = parse_hub_name("hub:allenai/c4:en:validation")
+    >>> entry.repo, entry.config, entry.split, entry.revision
+    ('allenai/c4', 'en', 'validation', None)
+    """
+    found = _HUB_NAME.fullmatch(name)
+    if found is None:
+        message = (
+            f"got {name!r}; expected hub:OWNER/NAME[:CONFIG][:SPLIT][@COMMIT], with a commit of 40 "
+            "hexadecimal digits, such as hub:allenai/c4:en:train"
+        )
+        raise ConfigError([Problem("corpus", message)])
+    repo, first, second, revision = found.groups()
+    config, split = (None, first) if first in _SPLITS and second is None else (first, second)
+    return HubCorpus(
+        licence="see the page of the dataset",
+        tokenizer="gpt2",
+        repo=repo,
+        revision=revision,
+        config=config,
+        split=split or "train",
+        streamed=True,
+    )
 
 
 def find_corpus(name: str) -> Entry:
@@ -265,7 +311,8 @@ def find_corpus(name: str) -> Entry:
     Parameters
     ----------
     name : str
-        A key of `CORPORA`, optionally with an official split: ``wikitext-103:validation``.
+        A key of `CORPORA`, optionally with an official split: ``wikitext-103:validation``; or a
+        dataset of the hub, as of `parse_hub_name`.
 
     Raises
     ------
@@ -274,6 +321,8 @@ def find_corpus(name: str) -> Entry:
         split.
     """
     base, colon, split = name.partition(":")
+    if base == HUB_PREFIX:
+        return parse_hub_name(name)
     if base in OTHER_DATA:
         message = f"got {name!r}, which holds no text: {OTHER_DATA[base]}; expected a text corpus"
         raise ConfigError([Problem("corpus", message)])
@@ -318,19 +367,38 @@ def evaluation_corpus(name: str) -> str:
     return f"{name}:{splits[0]}" if splits else name
 
 
-def corpus_source(name: str) -> dict[str, str]:
-    """Return the description of a corpus that is stored in prepared sets, without opening it."""
+def corpus_source(name: str, *, text_field: str = "text") -> dict[str, str]:
+    """Return the description of a corpus that is stored in prepared sets, without opening it.
+
+    Parameters
+    ----------
+    name, text_field : str
+        As of `load_corpus`.
+    """
+    entry = _entry(name, text_field)
+    field = {"text_field": text_field} if name.startswith(f"{HUB_PREFIX}:") else {}
+    return {"corpus": name, "licence": entry.licence, **entry.source(), **field}
+
+
+def _entry(name: str, text_field: str) -> Entry:
+    """Return the entry of a corpus; a dataset of the hub with its field and its commit."""
     entry = find_corpus(name)
-    return {"corpus": name, "licence": entry.licence, **entry.source()}
+    if not name.startswith(f"{HUB_PREFIX}:"):
+        return entry
+    assert isinstance(entry, HubCorpus)
+    commit = entry.revision or hub.latest_commit(name, entry.repo)
+    return replace(entry, field=text_field, revision=commit)
 
 
-def load_corpus(name: str, *, with_validation: bool = False) -> Documents:
+def load_corpus(name: str, *, text_field: str = "text", with_validation: bool = False) -> Documents:
     """Open a corpus by name.
 
     Parameters
     ----------
     name : str
         As of `find_corpus`; without a split the training text.
+    text_field : str
+        Field or template of the text, for ``hub:`` names; other corpora have their own.
     with_validation : bool
         Whether to open the official validation split too, as ``held_out``.
 
@@ -341,7 +409,8 @@ def load_corpus(name: str, *, with_validation: bool = False) -> Documents:
     ValueError
         If the name is unknown.
     """
-    documents = find_corpus(name).open(name, corpus_source(name))
+    source = corpus_source(name, text_field=text_field)
+    documents = _entry(name, text_field).open(name, source)
     if not with_validation:
         return documents
     held_out = load_corpus(f"{name}:validation")

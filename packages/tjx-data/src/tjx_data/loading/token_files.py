@@ -48,6 +48,8 @@ class FileTokens(TokenSource):
         Dtype of a ``.bin`` file without a header.
     keep : tuple of float
         Start and end of the part of the file to read, as fractions of its tokens.
+    max_tokens : int or None
+        Most tokens to read of this part.
     use_cache : bool
         Whether the hash of an earlier scan is used while size and time of the file are the same.
 
@@ -64,12 +66,14 @@ class FileTokens(TokenSource):
         vocab_size: int,
         id_dtype: IdDtype = "auto",
         keep: tuple[float, float] = (0.0, 1.0),
+        max_tokens: int | None = None,
         use_cache: bool = True,
     ) -> None:
         file = file.expanduser().absolute()
         self._file, self._stamp, self._use_cache = file, file_stamp(file), use_cache
         self._form = _read_form(file, id_dtype, vocab_size)
         first, end = (int(self._form.n_tokens * fraction) for fraction in keep)
+        end = end if max_tokens is None else min(end, first + max_tokens)
         self.name, self.n_tokens, self._first = str(file), end - first, first
         self._layout = ShardLayout(
             files=(FileEntry(name=file.name, n_bytes=self._stamp.size, sha256=""),),

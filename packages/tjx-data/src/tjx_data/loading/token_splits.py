@@ -87,6 +87,16 @@ def find_token_files(config: DataConfig) -> TokenFiles | None:
         if getattr(config, name) == value:
             message = f"got {value!r} with token ids in data.path; expected {what}; leave it out"
             problems.append(Problem(name, message, ("path",)))
+    problems += [
+        Problem(
+            name,
+            f"got {getattr(config, name)} with token ids in data.path, whose documents are "
+            "unknown; expected none; give data.max_tokens",
+            ("path",),
+        )
+        for name in ("max_documents", "subset")
+        if name in config.budget
+    ]
     try:
         files = _find(config.path, holdout=config.holdout)
     except ConfigError as error:
@@ -140,5 +150,6 @@ def open_token_split(
         vocab_size=vocab_size,
         id_dtype=config.id_dtype,
         keep=keep,
+        max_tokens=config.max_tokens if split == "train" else None,
         use_cache=not config.verify,
     )

@@ -17,6 +17,7 @@ from tjx_data.prepared.index import (
     write_index,
 )
 from tjx_data.prepared.shard_writer import SplitWriter
+from tjx_data.prepared.token_budget import cut_tokens
 from tjx_data.prepared.tokenize_parts import SPLITS, PartRecord, read_tokens, token_dtype
 from tjx_data.tokenization.tokenizer import Tokenizer
 
@@ -28,6 +29,7 @@ class PrepareSettings(NamedTuple):
     holdout_fraction: float
     shard_tokens: int
     strict: bool
+    max_tokens: int | None = None
 
 
 def part_file(work: Path, number: int) -> Path:
@@ -37,7 +39,7 @@ def part_file(work: Path, number: int) -> Path:
 
 def assemble(
     work: Path,
-    records: list[PartRecord],
+    records: Mapping[int, PartRecord],
     source: Mapping[str, str],
     tokenizer: Tokenizer,
     settings: PrepareSettings,
@@ -48,8 +50,8 @@ def assemble(
     ----------
     work : Path
         Work folder with the tokenizer and a `part_file` for each record.
-    records : list of PartRecord
-        Records of all parts, in the order of the corpus.
+    records : Mapping[int, PartRecord]
+        Records of the parts by their number, in the order of the corpus.
     source : Mapping
         Description of the corpus.
     tokenizer : Tokenizer
@@ -67,7 +69,8 @@ def assemble(
     splits = {
         split: _write_split(work, folder, split, records, tokenizer, settings) for split in SPLITS
     }
-    _check_splits(splits, records, settings)
+    found = list(records.values())
+    _check_splits(splits, found, settings)
     index = Index(
         dtype=token_dtype(tokenizer).name,
         shard_tokens=settings.shard_tokens,
@@ -77,9 +80,9 @@ def assemble(
         tokenizer=_write(folder / TOKENIZER_FILE, (work / TOKENIZER_FILE).read_bytes()),
         holdout=settings.holdout,
         holdout_fraction=settings.holdout_fraction,
-        n_empty_documents=sum(record.n_empty for record in records),
-        n_malformed=sum(record.n_malformed for record in records),
-        malformed=_write_malformed(folder, records),
+        n_empty_documents=sum(record.n_empty for record in found),
+        n_malformed=sum(record.n_malformed for record in found),
+        malformed=_write_malformed(folder, found),
         source=dict(source),
         splits=splits,
     )
@@ -91,7 +94,7 @@ def _write_split(
     work: Path,
     folder: Path,
     split: SplitName,
-    records: list[PartRecord],
+    records: Mapping[int, PartRecord],
     tokenizer: Tokenizer,
     settings: PrepareSettings,
 ) -> SplitIndex:
@@ -104,9 +107,15 @@ def _write_split(
         tokenizer_fingerprint=tokenizer.fingerprint,
     )
     try:
-        for number, record in enumerate(records):
+        n_eot = 0 if tokenizer.eot_id is None else 1  # before the first document
+        for number, record in records.items():
             tokens, lengths = read_tokens(part_file(work, number), split)
-            writer.add(tokens, lengths, n_text_bytes=record.n_text_bytes[split])
+            n_text_bytes = record.n_text_bytes[split]
+            if split == "train" and settings.max_tokens is not None:
+                room = settings.max_tokens - max(writer.n_tokens, n_eot)
+                if len(tokens) > room:
+                    tokens, lengths, n_text_bytes = cut_tokens(tokens, lengths, room, tokenizer)
+            writer.add(tokens, lengths, n_text_bytes=n_text_bytes)
         return writer.close()
     except BaseException:
         writer.abort()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
@@ -12,6 +13,7 @@ from pathlib import Path
 from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.cache import default_cache_dir, locked
 from tjx_data.config import DataConfig
+from tjx_data.corpora.document_limits import limit_documents
 from tjx_data.corpora.documents import Documents, Progress, training_texts
 from tjx_data.corpora.files import find_file_problems, load_files
 from tjx_data.corpora.registry import corpus_source, load_corpus
@@ -24,6 +26,9 @@ from tjx_data.tokenization.builders import byte_tokenizer, char_tokenizer, train
 from tjx_data.tokenization.file_formats import is_hub_name
 from tjx_data.tokenization.tokenizer import Tokenizer
 from tjx_data.tokenization.vocabulary import END_OF_TEXT_NAMES
+
+BUDGET_CHARACTERS_PER_TOKEN = 8
+"""With a budget of tokens, BPE is trained on this many characters for each of them."""
 
 
 def find_problems(config: DataConfig) -> list[Problem]:
@@ -148,6 +153,7 @@ def open_sets(
                     holdout=config.holdout_of(name),
                     holdout_fraction=config.holdout_fraction,
                     strict=config.strict,
+                    max_tokens=config.max_tokens,
                     executor=executor,
                     in_flight=in_flight,
                     progress=progress,
@@ -171,17 +177,22 @@ class _Corpus:
 
     @classmethod
     def find(cls, config: DataConfig, name: str) -> "_Corpus":
-        if not config.is_path(name):
-            return cls(name, corpus_source(name), None)
-        files = load_files(name, text_field=config.text_field)
-        return cls(name, files.source, files)
+        if config.is_path(name):
+            files = load_files(name, text_field=config.text_field)
+            return cls(name, files.source, files)
+        return cls(name, corpus_source(name, text_field=config.text_field), None)
 
     def open(self, config: DataConfig) -> Documents:
-        """Return the documents, downloading them if necessary."""
-        if self.files is not None:
-            return self.files
-        is_official = config.holdout_of(self.name) == "official"
-        return load_corpus(self.name, with_validation=is_official)
+        """Return the documents within the budget, downloading them if necessary."""
+        documents = self.files
+        if documents is None:
+            is_official = config.holdout_of(self.name) == "official"
+            documents = load_corpus(
+                self.name, text_field=config.text_field, with_validation=is_official
+            )
+        if not config.limits_documents:
+            return documents
+        return limit_documents(documents, subset=config.subset, max_documents=config.max_documents)
 
     def folder(self, config: DataConfig, chosen: "_TokenizerChoice") -> str:
         """Return the folder name of the prepared set."""
@@ -192,8 +203,9 @@ class _Corpus:
             "holdout": config.holdout_of(self.name),
             "holdout_fraction": config.holdout_fraction,
         }
+        settings |= config.budget
         key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        name = self.name.replace(":", "-") if self.files is None else "files"
+        name = re.sub(r"[^\w.-]+", "-", self.name) if self.files is None else "files"
         return f"{name}-{key}"
 
 
@@ -207,6 +219,8 @@ def _choose_tokenizer(config: DataConfig, corpora: Mapping[str, _Corpus]) -> _To
     kind = config.tokenizer_kind
     if kind in ("bpe", "char"):
         identity = f"bpe {config.vocab_size}" if kind == "bpe" else "char"
+        if len(corpora) > 1 and config.budget:
+            identity += f" within {json.dumps(config.budget)}"
         if len(corpora) > 1:  # trained on all of them
             identity += f" of {json.dumps([dict(corpus.source) for corpus in corpora.values()])}"
         return _TokenizerChoice(identity)
@@ -249,7 +263,16 @@ def _training_texts(config: DataConfig, corpora: Mapping[str, _Corpus]) -> Itera
     """Yield the training texts of all corpora; BPE merges must not see held-out text."""
     for corpus in corpora.values():
         holdout = config.holdout_of(corpus.name)
-        yield from training_texts(corpus.open(config), holdout, config.holdout_fraction)
+        texts = training_texts(corpus.open(config), holdout, config.holdout_fraction)
+        if config.max_tokens is None:
+            yield from texts
+            continue
+        n_left = config.max_tokens * BUDGET_CHARACTERS_PER_TOKEN
+        for text in texts:
+            yield text[:n_left]
+            n_left -= len(text)
+            if n_left <= 0:
+                break
 
 
 def _comes_from_hub(kind: str) -> bool:

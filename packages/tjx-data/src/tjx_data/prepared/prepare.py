@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import get_args
@@ -24,6 +25,7 @@ from tjx_data.corpora.documents import (
 from tjx_data.prepared.assembly import PrepareSettings, assemble, part_file
 from tjx_data.prepared.executors import SerialExecutor, available_cpus, process_pool
 from tjx_data.prepared.index import FORMAT, INDEX_FILE, TOKENIZER_FILE, Index, read_index
+from tjx_data.prepared.token_budget import TokenBudget
 from tjx_data.prepared.tokenize_parts import (
     PartRecord,
     PartTask,
@@ -49,6 +51,7 @@ def prepare(
     holdout_fraction: float = 0.1,
     shard_tokens: int = SHARD_TOKENS,
     strict: bool = False,
+    max_tokens: int | None = None,
     executor: Executor | None = None,
     in_flight: int | None = None,
     progress: Progress | None = None,
@@ -77,6 +80,9 @@ def prepare(
         Tokens per shard.
     strict : bool
         Whether a malformed record is an error; else it is counted and listed.
+    max_tokens : int, optional
+        Most training tokens: those at the start of the corpus, whose last document may be cut. The
+        rest of the corpus is not read, except with "tail".
     executor : concurrent.futures.Executor, optional
         Runs the parts, on processes or on other machines that reach `out_dir` and the corpus by the
         same paths. By default one process per core, if there is more than one part.
@@ -105,7 +111,7 @@ def prepare(
     ...             holdout_fraction=0.4).splits["train"].n_documents
     1
     """
-    settings = PrepareSettings(holdout, holdout_fraction, shard_tokens, strict)
+    settings = PrepareSettings(holdout, holdout_fraction, shard_tokens, strict, max_tokens)
     out_dir = Path(out_dir).absolute()
     _check(settings, out_dir)
     if not isinstance(documents, Documents):
@@ -115,12 +121,16 @@ def prepare(
             "holdout: got 'official' for documents without held_out; expected a corpus that has an "
             "official validation split; choose documents or tail"
         )
+    if max_tokens is not None:
+        source = {**documents.source, "max_tokens": str(max_tokens)}
+        documents = replace(documents, source=source)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with locked(out_dir.with_name(f".{out_dir.name}.lock")):
         _check(settings, out_dir)  # another process may have finished while this one waited
         work = work_folder(out_dir)
         _begin(work, documents.source, tokenizer, settings)
-        parts = iter(_parts(documents, settings))
+        budget = TokenBudget(max_tokens, holdout)
+        parts = iter(_parts(documents, settings, budget))
         first = list(islice(parts, 2))
         chosen: AbstractContextManager[Executor] = nullcontext(executor or SerialExecutor())
         if executor is None and len(first) > 1:
@@ -128,7 +138,9 @@ def prepare(
         try:
             with chosen as workers:
                 n_in_flight = in_flight or 2 * available_cpus()
-                scheduler = _PartScheduler(workers, n_in_flight, documents.n_bytes, progress)
+                scheduler = _PartScheduler(
+                    workers, n_in_flight, budget, documents.n_bytes, progress
+                )
                 records = scheduler.tokenize(chain(first, parts), documents, work, settings)
             index = assemble(work, records, documents.source, tokenizer, settings)
         except ValueError:  # other documents or settings are needed: nothing to resume
@@ -164,6 +176,8 @@ def _check(settings: PrepareSettings, out_dir: Path) -> None:
         problems.append(
             f"holdout_fraction: got {settings.holdout_fraction}; expected a number between 0 and 1"
         )
+    if settings.max_tokens is not None and settings.max_tokens < 3:
+        problems.append(f"max_tokens: got {settings.max_tokens}; expected at least 3")
     if settings.shard_tokens < 1:
         problems.append(f"shard_tokens: got {settings.shard_tokens}; expected at least 1")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
@@ -174,9 +188,13 @@ def _check(settings: PrepareSettings, out_dir: Path) -> None:
         raise ConfigError(problems)
 
 
-def _parts(documents: Documents, settings: PrepareSettings) -> Iterator[tuple[Part, SplitName]]:
-    """Yield all parts with their split, which has a meaning for holdout "official" only."""
+def _parts(
+    documents: Documents, settings: PrepareSettings, budget: TokenBudget
+) -> Iterator[tuple[Part, SplitName]]:
+    """Yield the needed parts with their split, which has a meaning for holdout "official" only."""
     for part in documents.parts():
+        if budget.reached:
+            break
         yield part, "train"
     if settings.holdout == "official":
         assert documents.held_out is not None
@@ -227,12 +245,17 @@ class _PartScheduler:
     """Submit parts to an executor, a bounded number at a time."""
 
     def __init__(
-        self, executor: Executor, in_flight: int, n_bytes: int | None, progress: Progress | None
+        self,
+        executor: Executor,
+        in_flight: int,
+        budget: TokenBudget,
+        n_bytes: int | None,
+        progress: Progress | None,
     ):
-        self._executor, self._in_flight = executor, in_flight
+        self._executor, self._in_flight, self._budget = executor, in_flight, budget
         self._n_bytes, self._progress = n_bytes, progress
         self._done_bytes = self._done_tokens = 0
-        self._pending: dict[Future[PartRecord], int] = {}
+        self._pending: dict[Future[PartRecord], tuple[int, SplitName]] = {}
         self._records: dict[int, PartRecord] = {}
 
     def tokenize(
@@ -241,19 +264,25 @@ class _PartScheduler:
         documents: Documents,
         work: Path,
         settings: PrepareSettings,
-    ) -> list[PartRecord]:
-        """Tokenize all parts into the work folder and return their records in order."""
+    ) -> dict[int, PartRecord]:
+        """Tokenize the needed parts into the work folder; return their records in order."""
+        splits: dict[int, SplitName] = {}
         for number, task in enumerate(self._tasks(parts, documents, work, settings)):
+            splits[number] = task.split
             found = read_record(task.file)
             if found is not None and found.identity == part_identity(task):
-                self._finish(number, found)
+                self._finish(number, task.split, found)
                 continue
             while len(self._pending) >= self._in_flight:
                 self._collect()
-            self._pending[self._executor.submit(tokenize_part, task)] = number
+            self._pending[self._executor.submit(tokenize_part, task)] = number, task.split
         while self._pending:
             self._collect()
-        return [record for _, record in sorted(self._records.items())]
+        return {
+            number: record
+            for number, record in sorted(self._records.items())
+            if self._budget.needs(number, splits[number])
+        }
 
     def _tasks(
         self,
@@ -268,7 +297,9 @@ class _PartScheduler:
             before = accumulate(counts, initial=0)
             with_counts = (
                 (part, split, n_train - n)
-                for (part, split), n in zip(_parts(documents, settings), before, strict=False)
+                for (part, split), n in zip(
+                    _parts(documents, settings, self._budget), before, strict=False
+                )
             )
         else:
             with_counts = ((part, split, 0) for part, split in parts)
@@ -287,10 +318,11 @@ class _PartScheduler:
     def _collect(self) -> None:
         done, _ = wait(self._pending, return_when=FIRST_COMPLETED)
         for future in done:
-            self._finish(self._pending.pop(future), future.result())
+            self._finish(*self._pending.pop(future), future.result())
 
-    def _finish(self, number: int, record: PartRecord) -> None:
+    def _finish(self, number: int, split: SplitName, record: PartRecord) -> None:
         self._records[number] = record
+        self._budget.add(number, split, record)
         self._done_bytes += sum(record.n_text_bytes.values())
         self._done_tokens += record.n_tokens
         if self._progress is not None:

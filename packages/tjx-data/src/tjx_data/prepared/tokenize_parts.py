@@ -77,8 +77,8 @@ class PartRecord:
         Identity of the part and its split, from `part_identity`.
     n_text_bytes : dict
         Bytes of text in UTF-8, by split.
-    n_tokens : int
-        Tokens of both splits.
+    n_tokens, n_train_tokens : int
+        Tokens of both splits, and of the training split.
     n_empty : int
         Documents of white space only.
     n_malformed : int
@@ -90,6 +90,7 @@ class PartRecord:
     identity: str
     n_text_bytes: dict[str, int]
     n_tokens: int
+    n_train_tokens: int
     n_empty: int
     n_malformed: int
     malformed: list[tuple[str, int, str]]
@@ -130,6 +131,7 @@ def tokenize_part(task: PartTask) -> PartRecord:
         identity=part_identity(task),
         n_text_bytes={split: writer.n_text_bytes for split, writer in writers.items()},
         n_tokens=sum(writer.n_tokens for writer in writers.values()),
+        n_train_tokens=writers["train"].n_tokens,
         n_empty=reader.n_empty,
         n_malformed=reader.n_malformed,
         malformed=[(entry.file, entry.line, entry.reason) for entry in reader.malformed],

@@ -297,7 +297,8 @@ def _read_config(folder: Path, given: Mapping[str, Any]) -> LoRAConfig:
             if name in given and given[name] not in allowed
         ]
     )
-    rank, alpha = given.get("r"), given.get("lora_alpha")
+    rank: Any = given.get("r")
+    alpha: Any = given.get("lora_alpha")
     if type(rank) is not int or type(alpha) not in (int, float) or rank < 1:
         raise ValueError(f"{folder}: got r {rank!r} and lora_alpha {alpha!r}; expected numbers")
     factor = rank**0.5 if given.get("use_rslora") else 1.0
@@ -308,14 +309,15 @@ def _scale_of(given: Mapping[str, Any], module: str, rank: int) -> float:
     """Return the scale of a module's adapter, with PEFT's patterns of alpha."""
     patterns: Any = given.get("alpha_pattern") or {}
     alpha: Any = given["lora_alpha"]
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else [(patterns, None)]:
+    entries: list[Any] = list(patterns.items()) if isinstance(patterns, dict) else [(patterns, "")]
+    for pattern, value in entries:
         if not _NAME.fullmatch(str(pattern)) or type(value) not in (int, float):
             raise ValueError(
                 f"alpha_pattern: got {str(pattern)[:60]!r}: {value!r}; expected names of modules, "
                 "not regular expressions, with numbers"
             )
         if module == pattern or module.endswith(f".{pattern}"):
-            alpha = value
+            alpha = float(value)
     return float(alpha) / (rank**0.5 if given.get("use_rslora") else rank)
 
 

@@ -1,0 +1,1 @@
+"""Verifiers: rewards of responses that a program can check."""
