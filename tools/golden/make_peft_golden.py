@@ -63,7 +63,7 @@ def check(golden: pathlib.Path, saved: pathlib.Path) -> float:
     for name, (base, _) in CASES.items():
         model = transformers.AutoModelForCausalLM.from_pretrained(golden / base)
         model = peft.PeftModel.from_pretrained(model, saved / name)
-        arrays = np.load(golden / name / "golden.npz")
+        arrays = np.load(golden / name / "golden.npz", allow_pickle=False)
         found = logits(model, torch.from_numpy(arrays["tokens"]))
         difference = float(np.abs(found - arrays["logits"]).max())
         print(f"{name}: largest difference {difference:.2g}")
