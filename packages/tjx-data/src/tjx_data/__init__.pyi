@@ -44,6 +44,8 @@ from .loading.mixture import MixtureLoader as MixtureLoader
 from .loading.prefetch import Prefetcher as Prefetcher
 from .loading.span_corruption import SpanLoader as SpanLoader
 from .loading.stream import StreamLoader as StreamLoader
+from .loading.stream_rows import StreamRows as StreamRows
+from .loading.stream_rows import open_stream as open_stream
 from .loading.token_files import largest_id as largest_id
 from .loading.token_loader import TokenLoader as TokenLoader
 from .loading.token_loader import batch_bytes as batch_bytes

@@ -1,7 +1,7 @@
 """Configuration of training data: corpus, tokenizer, holdout and rows."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,6 +16,8 @@ from tjx_data.corpora.registry import (
 from tjx_data.corpora.text_template import record_fields
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 
+STREAM_SAMPLE_TOKENS = 2_000_000
+"""Training tokens at the start of a stream that are prepared, with the held-out text there."""
 TOKEN_SUFFIXES = (".bin", ".npy")
 """Suffixes of files of token ids."""
 
@@ -79,6 +81,12 @@ class DataConfig:
         Most documents of each corpus, from its start; held-out ones count, official splits do not.
     subset : float
         Fraction of the documents of each corpus to use, chosen by their hash: 0.01 is part of 0.02.
+    stream : bool
+        Tokenize the training text while training, without a copy on disk. Only its start is
+        prepared, for the tokenizer and the validation split. Batches then depend on the number of
+        processes.
+    shuffle_buffer : int
+        Rows that a stream shuffles together; up to twice as many are in memory.
     strict : bool
         Fail at a malformed record; by default it is counted, listed and left out.
     verify : bool
@@ -111,6 +119,8 @@ class DataConfig:
     max_tokens: int | None = None
     max_documents: int | None = None
     subset: float = 1.0
+    stream: bool = False
+    shuffle_buffer: int = 1024
     strict: bool = False
     verify: bool = True
     cache_dir: str | None = None
@@ -175,8 +185,37 @@ class DataConfig:
         if not 0 < self.subset <= 1:
             message = f"got {self.subset}; expected above 0 and at most 1, such as 0.01"
             problems.append(Problem("subset", message))
+        if self.shuffle_buffer < 0:
+            message = f"got {self.shuffle_buffer}; expected 0 (keeps the order) or more"
+            problems.append(Problem("shuffle_buffer", message))
+        if self.stream:
+            problems += self._stream_problems()
         if problems:
             raise ConfigError(problems)
+
+    def _stream_problems(self) -> list[Problem]:
+        """Return the settings that need a prepared set."""
+        default = DataConfig()
+        needed = {
+            "packing": "windows", "windows": "shifted", "max_tokens": "none; give max_documents"
+        }  # fmt: skip
+        problems = [
+            Problem(name, f"got {value} with stream; expected {rule}; leave it out", ("stream",))
+            for name, rule in needed.items()
+            if (value := getattr(self, name)) != getattr(default, name)
+        ]
+        if self.holdout == "tail":
+            message = "got 'tail' with stream, whose end is unknown; expected documents or official"
+            problems.append(Problem("holdout", message, ("stream",)))
+        if self.reads_tokens:
+            message = f"got {self.path!r}, token ids, with stream; expected text; leave stream out"
+            problems.append(Problem("stream", message, ("path",)))
+        return problems
+
+    @property
+    def stream_sample(self) -> "DataConfig":
+        """The config of the prepared start of a stream: its tokenizer and validation split."""
+        return replace(self, stream=False, max_tokens=STREAM_SAMPLE_TOKENS)
 
     @property
     def limits_documents(self) -> bool:

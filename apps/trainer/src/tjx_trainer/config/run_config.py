@@ -268,7 +268,7 @@ _TEXT_FAMILIES = ("gpt", "bert", "encoder_decoder")
 # Data options that only some model families use.
 _FAMILIES_OF_OPTION = {
     "whole_words": ("bert",), "resize": ("vit",), "augment": ("vit",),
-    "mixture": _TEXT_FAMILIES, "packing": _TEXT_FAMILIES,
+    "stream": ("gpt",), "mixture": _TEXT_FAMILIES, "packing": _TEXT_FAMILIES,
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from tjx_trainer.tasks.text_data import (
     TextData,
     count_tokens,
     fit_vocabulary,
-    make_token_loader,
+    make_language_model_loader,
     open_text,
 )
 from tjx_trainer.tasks.token_files import load_token_tokenizer, make_file_loader
@@ -61,7 +61,7 @@ class CausalLMTask(TextTask[Rows]):
     """
 
     def __init__(self, config: Config, text: TextData, share: DataShard) -> None:
-        super().__init__(config, text, share, make_token_loader)
+        super().__init__(config, text, share, make_language_model_loader)
         # Accuracies need all logits; the loss does not.
         self.accuracies = (1, 5, 10) if config.log.accuracies else ()
         self.token_byte_lengths = text.tokenizer.token_byte_lengths
@@ -69,8 +69,11 @@ class CausalLMTask(TextTask[Rows]):
     @property
     def data_summary(self) -> str:
         """Numbers of training and validation tokens, and the vocabulary size."""
+        tokens = f"{count_tokens(self.train_data):,} tokens"
+        if self.config.data.stream:
+            tokens = f"a stream of {', '.join(self.config.data.weights)}"
         return (
-            f"{count_tokens(self.train_data):,} tokens to train on, "
+            f"{tokens} to train on, "
             f"{count_tokens(self.validation_data):,} held out, "
             f"vocabulary {self.tokenizer.vocab_size:,}"
         )
@@ -113,7 +116,7 @@ class CausalLMTask(TextTask[Rows]):
         None if the evaluated text is not contiguous. xz has not seen the training text.
         """
         loader, tokenizer = self.validation_data, self.tokenizer
-        if isinstance(loader, tjx_data.MixtureLoader) or loader.packing != "windows":
+        if not isinstance(loader, tjx_data.TokenLoader) or loader.packing != "windows":
             return None
         n_labels = min(loader.n_tokens - 1, self.config.train.eval_tokens or loader.n_tokens)
         tokens = loader.read(1, n_labels).tolist()

@@ -11,7 +11,8 @@ from tjx_trainer.runtime.run_logging import log_info
 from tjx_trainer.tasks.task import DataShard
 from tjx_trainer.tasks.token_files import make_file_loader
 
-Rows = tjx_data.TokenLoader | tjx_data.MixtureLoader
+PreparedRows = tjx_data.TokenLoader | tjx_data.MixtureLoader
+Rows = PreparedRows | tjx_data.StreamRows
 
 
 class TextData(NamedTuple):
@@ -25,7 +26,7 @@ class TextData(NamedTuple):
 
 
 def open_text(config: Config, progress: tjx_data.Progress | None = None) -> TextData:
-    """Return the prepared text; prepare it first if necessary.
+    """Return the prepared text, of a stream its start; prepare it first if necessary.
 
     Raises
     ------
@@ -34,7 +35,8 @@ def open_text(config: Config, progress: tjx_data.Progress | None = None) -> Text
     ValueError
         If the text cannot be used or is damaged.
     """
-    folders = tjx_data.open_sets(config.data, progress=progress)
+    data = config.data.stream_sample if config.data.stream else config.data
+    folders = tjx_data.open_sets(data, progress=progress)
     if config.data.verify:
         for folder in folders.values():
             tjx_data.verify(folder)
@@ -57,7 +59,7 @@ def fit_vocabulary(config: Config, n_ids: int) -> Config:
 
 def make_token_loader(
     config: Config, text: TextData, share: DataShard, split: Literal["train", "validation"]
-) -> Rows:
+) -> PreparedRows:
     """Return the loader of a split: of one corpus, or of a weighted mixture.
 
     Raises
@@ -94,7 +96,29 @@ def make_token_loader(
     )
 
 
+def make_language_model_loader(
+    config: Config, text: TextData, share: DataShard, split: Literal["train", "validation"]
+) -> Rows:
+    """Return the loader of a split; with ``data.stream`` training text is tokenized on access.
+
+    Raises
+    ------
+    ValueError
+        As `make_token_loader`.
+    """
+    if config.data.stream and split == "train":
+        return tjx_data.open_stream(
+            config.data,
+            text.tokenizer,
+            batch_size=share.batch_size,
+            seed=config.seed,
+            process_index=share.process_index,
+            process_count=share.process_count,
+        )
+    return make_token_loader(config, text, share, split)
+
+
 def count_tokens(rows: Rows) -> int:
-    """Return the number of tokens of all corpora that a loader reads."""
-    loaders = [rows] if isinstance(rows, tjx_data.TokenLoader) else rows.loaders.values()
+    """Return the number of tokens of all corpora that a loader reads; 0 for streams."""
+    loaders = rows.loaders.values() if isinstance(rows, tjx_data.MixtureLoader) else [rows]
     return sum(loader.n_tokens for loader in loaders if isinstance(loader, tjx_data.TokenLoader))

@@ -157,7 +157,22 @@ class StreamLoader:
         ValueError
             If a document is no text, or a pass has none.
         """
-        n_rows = self.batch_size // self.process_count
+        windows_BT = self.next_rows(self.batch_size // self.process_count)
+        return {"tokens": windows_BT[:, :-1], "labels": windows_BT[:, 1:]}
+
+    @property
+    def row(self) -> int:
+        """Number of rows that this process has read."""
+        return self._row
+
+    def next_rows(self, n_rows: int) -> npt.NDArray[np.int32]:
+        """Return this process's next rows as windows, int32 [n_rows, seq_len + 1].
+
+        Raises
+        ------
+        EOFError, ValueError
+            As `next_batch`.
+        """
         rows = np.empty((n_rows, self.seq_len + 1), self._dtype)
         for i in range(n_rows):
             window = self._next_row()
@@ -167,8 +182,11 @@ class StreamLoader:
                     f"{self._epochs}); give more epochs, or epochs=None for an endless stream"
                 )
             rows[i] = window
-        windows_BT = rows.astype(np.int32)
-        return {"tokens": windows_BT[:, :-1], "labels": windows_BT[:, 1:]}
+        return rows.astype(np.int32)
+
+    def restart(self) -> None:
+        """Continue from the first row."""
+        self._seek(_Position(copy.deepcopy(self._source_start), 0, 0, 0), row=0)
 
     def state(self) -> dict[str, Any]:
         """Return the state from which `restore` continues after the last batch.

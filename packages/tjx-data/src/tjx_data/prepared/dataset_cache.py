@@ -167,6 +167,19 @@ def open_sets(
     return folders
 
 
+def corpus_documents(config: DataConfig) -> dict[str, Documents]:
+    """Return the documents of each corpus and path of a config, within its budget of documents.
+
+    Raises
+    ------
+    HubError
+        If a corpus is neither in the cache nor reachable.
+    ValueError
+        If the text is unusable.
+    """
+    return {name: _Corpus.find(config, name).open(config) for name in config.weights}
+
+
 @dataclass(frozen=True)
 class _Corpus:
     """A named corpus, not opened yet, or local files, already scanned."""
