@@ -31,7 +31,7 @@ class DataConfig:
     corpus : str
         Name of a corpus (python-docs needs no network), or of one of its official splits, such as
         wikitext-103:test; or any dataset of the hub, whose rows are streamed:
-        hub:OWNER/NAME[:CONFIG][:SPLIT][@COMMIT]. Ignored if path is set. For models without text
+        `hub:OWNER/NAME[:CONFIG][:SPLIT][@COMMIT]`. Ignored if path is set. For models without text
         input: mnist and images (path is their location), byte-reversal.
     path : str or None
         Local text files: one, a pattern such as 'books/*.txt', a folder, or several separated by
