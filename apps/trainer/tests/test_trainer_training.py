@@ -1,6 +1,7 @@
 """Training in this process: steps, evaluations and whole runs."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
@@ -39,6 +40,7 @@ from tjx_trainer.training.gradients import Batch
 from tjx_trainer.training.loop import train_loop
 from tjx_trainer.training.metrics_logger import MetricsLogger
 from tjx_trainer.training.step_timer import Elapsed, StepTimer
+from tjx_trainer.training.train_state import TrainState
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -206,6 +208,28 @@ def test_the_fraction_of_time_waiting_for_data_is_reported(job: Job, tmp_path: P
     assert np.median(slow) > 0.6
     assert np.median(quick) < 0.3
     assert no_thread_is_left()
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_steps_are_counted_when_their_programs_end(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inline: bool
+) -> None:
+    events = []
+    step, record = job.train_step, StepTimer.record_step
+
+    def recorded_step(state: TrainState, batch: Batch) -> Any:
+        events.append("run")
+        return step(state, batch)
+
+    def recorded_count(timer: StepTimer, tokens: int) -> None:
+        events.append("count")
+        record(timer, tokens)
+
+    monkeypatch.setattr("tjx_trainer.training.loop.programs_run_inline", lambda: inline)
+    monkeypatch.setattr(StepTimer, "record_step", recorded_count)
+    loop(dataclasses.replace(job, train_step=recorded_step), tmp_path / "run", lambda _: None)
+    assert events[:4] == (["run", "count"] * 2 if inline else ["run", "run", "count", "run"])
+    assert events.count("count") == events.count("run") == job.config.train.max_steps
 
 
 def test_an_error_while_loading_a_batch_ends_the_run(job: Job, tmp_path: Path) -> None:

@@ -43,3 +43,9 @@ def run_cpu_programs_inline() -> None:
     """
     if _ASYNC_DISPATCH.upper() not in os.environ:
         jax.config.update(_ASYNC_DISPATCH, False)  # type: ignore[no-untyped-call]  # as jax is
+
+
+def programs_run_inline() -> bool:
+    """Return whether a program has ended when its call returns, as on CPUs in `train`."""
+    asynchronous: bool = jax.config.read(_ASYNC_DISPATCH)  # type: ignore[no-untyped-call]
+    return jax.default_backend() == "cpu" and not asynchronous

@@ -6,6 +6,7 @@ import jax
 
 import tjx_data
 import tjx_metrics
+from tjx_trainer.runtime.allocator import programs_run_inline
 from tjx_trainer.runtime.preemption import PreemptionSync
 from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.training.build import Job
@@ -36,7 +37,8 @@ def train_loop(
     state : TrainState
         The initial state; its buffers are donated.
     logger : MetricsLogger
-        Reads the metrics of each step one step late, so that the devices never wait for the host.
+        Reads the metrics of each step one step late, so that the devices never wait for the host;
+        where programs run inline, at once, so that throughput counts the step when it ends.
     saver : CheckpointSaver
         Saves in the background.
     preemption : PreemptionSync
@@ -65,6 +67,7 @@ def train_loop(
     eval_hooks = EvalHooks(job, logger, saver, preemption, watchdog)
     first = step = int(jax.device_get(state.step))
     owed = evaluation_pending
+    inline = programs_run_inline()
     # Do not save during a streak of non-finite steps: a bad checkpoint would displace a good one. A
     # save that becomes due then is deferred to the end of the streak.
     deferred = int(jax.device_get(state.guard.skipped_in_a_row)) > 0
@@ -111,6 +114,8 @@ def train_loop(
                 step += 1
                 spreads = eval_hooks.weights(step, state.params)
                 logger.record_step(step, metrics_on_device, spreads=spreads)
+                if inline:
+                    logger.flush()
             saver.poll(step)
             preemption.poll(failed=saver.failed)
             owed = eval_hooks.due(step)
