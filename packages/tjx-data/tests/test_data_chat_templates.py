@@ -166,7 +166,9 @@ def test_names_of_special_tokens_in_messages_are_refused() -> None:
         )
 
 
-def test_templates_are_found_by_name_folder_and_tokenizer(tmp_path: Path) -> None:
+def test_templates_are_found_by_name_folder_and_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, chat = byte_tokenizer(), byte_tokenizer(("<|endoftext|>", *CHAT_TOKENS))
     assert find_template(ChatConfig(), plain, tmp_path).name == "plain"
     assert find_template(ChatConfig(), chat, tmp_path).name == "tjx"
@@ -176,6 +178,10 @@ def test_templates_are_found_by_name_folder_and_tokenizer(tmp_path: Path) -> Non
     assert find_template(ChatConfig(), plain, tmp_path).render(CHAT) == "<s>!"
     ChatTemplate("{{ eos_token }}?", {"eos_token": "</s>"}).save(tmp_path)
     assert find_template(ChatConfig(), plain, tmp_path).render(CHAT) == "</s>?"
+    plain.save(tmp_path / "tokenizer.json")
+    assert find_template(ChatConfig(), plain, tmp_path / "tokenizer.json").render(CHAT) == "</s>?"
+    monkeypatch.chdir(tmp_path)  # a name on the hub is no path
+    assert find_template(ChatConfig(), plain, "gpt2").name == "plain"
     with pytest.raises(ValueError, match=r"got tjx with a tokenizer without <\|system\|>"):
         find_template(ChatConfig(template="tjx"), plain)
     with pytest.raises(ValueError, match=r"template: got .*missing; expected a Jinja file"):

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -69,9 +68,7 @@ def open_chat(config: Config) -> tuple[tjx_data.Tokenizer, tjx_data.ChatTemplate
         tokenizer = tjx_data.byte_tokenizer(("<|endoftext|>", *tjx_data.CHAT_TOKENS))
     else:
         tokenizer = tjx_data.Tokenizer.load(kind)
-    path = Path(kind).expanduser()
-    folder = path if path.is_dir() else path.parent
-    return tokenizer, tjx_data.find_template(config.chat, tokenizer, folder)
+    return tokenizer, tjx_data.find_template(config.chat, tokenizer, kind)
 
 
 class SFTTask(LoaderTask[tjx_data.ConversationLoader]):

@@ -342,7 +342,7 @@ class ChatTemplate:
 
 
 def find_template(
-    config: ChatConfig, tokenizer: Tokenizer, folder: str | Path | None = None
+    config: ChatConfig, tokenizer: Tokenizer, location: str | Path | None = None
 ) -> ChatTemplate:
     """Return the chat template that a configuration selects.
 
@@ -352,8 +352,9 @@ def find_template(
         `template` and `date` are used.
     tokenizer : Tokenizer
         The tokenizer of the model.
-    folder : str or Path, optional
-        Folder of the tokenizer, for the template "auto".
+    location : str or Path, optional
+        Folder or file of the tokenizer, for the template "auto"; the template of a name on the hub
+        is not downloaded.
 
     Raises
     ------
@@ -366,8 +367,11 @@ def find_template(
         return ChatTemplate.built_in(name, tokenizer)
     if name != "auto":
         return ChatTemplate.load(name, date=date)
-    if folder is not None and Path(folder).is_dir() and _has_template(Path(folder)):
-        return ChatTemplate.load(folder, date=date)
+    if location is not None:
+        path = Path(location).expanduser()
+        folder = path.parent if path.is_file() else path
+        if folder.is_dir() and _has_template(folder):
+            return ChatTemplate.load(folder, date=date)
     has_tokens = all(token in tokenizer.special_tokens for token in CHAT_TOKENS)
     return ChatTemplate.built_in("tjx" if has_tokens else "plain", tokenizer)
 
