@@ -51,6 +51,8 @@ ALLOWED = {
         "tokenizer.json of a tokenizer given by name",
     ("packages/tjx-data/src/tjx_data/corpora/hub.py", "fetches: datasets"):
         "rows of a dataset pinned by commit; the library executes none of its code",
+    ("packages/tjx-data/src/tjx_data/corpora/containers.py", "unpacks: tarfile"):
+        "members are read in memory, of bounded size; nothing is extracted",
     ("packages/tjx-data/src/tjx_data/images/hf_datasets.py", "fetches: datasets"):
         "as above, of images",
     ("packages/tjx-data/src/tjx_data/main.py", "fetches: distributed"):

@@ -207,8 +207,11 @@ class SavedRun:
         Evaluation, and float
             Sums over the validation data, and seconds without compilation.
         """
+        data = self.config.data  # the training documents of a stream are not opened
         config = dataclasses.replace(
-            self.config, train=dataclasses.replace(self.config.train, eval_tokens=max_tokens)
+            self.config,
+            train=dataclasses.replace(self.config.train, eval_tokens=max_tokens),
+            data=data.stream_sample if data.stream else data,
         )
         rows = -(-(batch_size or config.train.batch_size) // mesh.size) * mesh.size
         shard = DataShard(rows, rows, *tjx_parallel.batch_process(mesh))

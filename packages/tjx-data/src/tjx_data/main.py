@@ -25,9 +25,9 @@ from tjx_data.tokenization.tokenizer import Tokenizer
 _DASK_TIMEOUT = 10.0  # seconds to connect to a scheduler
 
 _HELP = {
-    "corpus": ", ".join(CORPORA),
-    "path": "local files: text, .jsonl, .parquet, each but the last also .gz or .zst",
-    "text_field": "field of the text in .jsonl and .parquet",
+    "corpus": f"{', '.join(CORPORA)}, or hub:OWNER/NAME[:CONFIG][:SPLIT][@COMMIT]",
+    "path": "local files or folders: text, .jsonl, .tar, also .gz or .zst; .parquet, .arrow",
+    "text_field": "field of the text in records, or a template such as '{title}: {text}'",
     "mixture": "several corpora: NAME_OR_PATH=WEIGHT,...",
     "seq_len": "tokens per row with --packing documents",
     "packing": "windows or documents",
