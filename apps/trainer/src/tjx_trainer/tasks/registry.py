@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import tjx_data
-from tjx_trainer.config.run_config import Config, built_in_family, is_byte_reversal
+from tjx_trainer.config.run_config import RL_TASKS, Config, built_in_family, is_byte_reversal
 from tjx_trainer.extensions import registered_tasks
 from tjx_trainer.tasks.byte_reversal import open_reversal
 from tjx_trainer.tasks.causal_lm import open_causal_lm
@@ -43,6 +43,10 @@ def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Open
     ValueError
         If the data do not fit the configuration.
     """
+    if config.task in RL_TASKS:
+        from tjx_trainer.rl.open_rl import open_rl
+
+        return open_rl(config)
     if config.task is not None:
         opened: OpenedTask = registered_tasks[config.task](config, progress)
         return opened

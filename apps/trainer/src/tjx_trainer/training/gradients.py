@@ -12,7 +12,7 @@ import tjx_optim
 import tjx_parallel
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import RESIDUAL_AXES, Layout
-from tjx_trainer.config.run_config import Config, ModelConfig
+from tjx_trainer.config.run_config import RL_TASKS, Config, ModelConfig
 
 Batch = Mapping[str, jax.Array]
 # (params, microbatches [k, ...], loss scale) -> means over the batch and their gradients.
@@ -37,7 +37,12 @@ def make_gradients(
     """
     if mesh.shape["stage"] > 1:
         return _pipelined(config, mesh, layout, accumulation)
-    loss_sum = make_loss_sum(config.model, layout)
+    if config.task in RL_TASKS:
+        from tjx_trainer.rl.objectives import make_response_loss_sum
+
+        loss_sum = make_response_loss_sum(config, layout)
+    else:
+        loss_sum = make_loss_sum(config.model, layout)
 
     def gradients(
         params: Any, microbatches: Any, loss_scale: jax.Array | None
