@@ -29,17 +29,15 @@ class RLConfig:
         Largest length of a response [tokens], its end-of-text token included.
     clip_low, clip_high
         Ratios of probabilities are clipped to [1 - clip_low, 1 + clip_high]; clip_high none: 0.28
-        for dapo, else 0.2. With one update per rollout all ratios are 1.
-    updates_per_rollout
-        Updates on the samples of one rollout, each on a part of them. Saves fall on rollout
-        borders.
+        for dapo, else 0.2. Each rollout serves one update, so ratios differ from 1 only by the
+        numerics of sampler and trainer (importance_cap).
     kl_coefficient
         Weight of the divergence from the initial model in the loss; 0 keeps no reference model.
     kl_estimator
         Estimator of that divergence: k1, k2 or k3.
     importance_cap
-        Largest weight of a token in the correction of differences between sampler and trainer;
-        none: no correction.
+        Largest weight of a token in the correction of differences between the log-probabilities of
+        sampler and trainer; none: the clipped ratio is relative to the sampler instead.
     verifier
         Reward of a response: numeric (its last number equals the answer), exact (the same text
         without surrounding white space), regex (the answer is a pattern that matches all of it),
@@ -65,7 +63,6 @@ class RLConfig:
     max_new_tokens: int = 32
     clip_low: float = 0.2
     clip_high: float | None = None
-    updates_per_rollout: int = 1
     kl_coefficient: float = 0.0
     kl_estimator: KLEstimator = "k3"
     importance_cap: float | None = 2.0
@@ -87,9 +84,7 @@ class RLConfig:
             if getattr(self, name) not in get_args(kind)
         ]
         least = {
-            "samples_per_prompt": 2, "max_new_tokens": 1, "updates_per_rollout": 1,
-            "eval_prompts": 1,
-        }  # fmt: skip
+            "samples_per_prompt": 2, "max_new_tokens": 1, "eval_prompts": 1}  # fmt: skip
         problems += [
             Problem(name, f"got {getattr(self, name)}; expected at least {minimum}")
             for name, minimum in least.items()

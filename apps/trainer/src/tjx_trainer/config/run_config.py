@@ -23,6 +23,7 @@ from tjx_optim.guard_config import GuardConfig
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import DistributedConfig, MeshConfig
+from tjx_rl.config import RLConfig
 from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_problems
 from tjx_trainer.config.train_config import DTYPE_OF_PRECISION, TrainConfig, next_multiple
 from tjx_trainer.config.watchdog_config import WatchdogConfig
@@ -33,8 +34,10 @@ ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
 
 GPT2_VOCAB_SIZE = 50257
 
+# Tasks whose loss is a function of the log-probabilities of responses.
+RL_TASKS = ("grpo", "dpo")
 # Built-in tasks that ``task`` selects; the others follow from the model family.
-NAMED_TASKS = ("sft",)
+NAMED_TASKS = ("sft", *RL_TASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +53,9 @@ class Config:
     seed
         Seed of initialization, data order, dropout and sampling.
     task
-        sft: supervised fine-tuning on the conversations of data.path. Or a registered task, whose
-        module is imported if the name has a dot (my_package.my_task). none: that of the model
-        family.
+        sft (supervised fine-tuning on the conversations of data.path), grpo (reinforcement learning
+        with verifiable rewards), dpo (preference pairs), or a registered task, whose module is
+        imported if the name has a dot (my_package.my_task); none: that of the model family.
     model
         The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
@@ -67,6 +70,8 @@ class Config:
         The optimizer.
     schedule
         The learning-rate schedule.
+    rl
+        Settings of the tasks grpo and dpo.
     guard
         Handling of non-finite steps, and fp16 loss scaling.
     mesh
@@ -99,6 +104,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -219,7 +225,7 @@ def _check_task(task: str | None, model: ModelConfig) -> list[Problem]:
             return []
         message = f"got none with model.family {model.family}; expected a registered task; give one"
         return [Problem("task", message, ("model.family",))]
-    if task in registered_tasks or task in NAMED_TASKS:
+    if task in (*NAMED_TASKS, *registered_tasks):
         return []
     register = "tjx_trainer.extensions.register_task"
     return [
@@ -308,10 +314,13 @@ def _check_conversations(
     task: str | None, data: DataConfig, chat: ChatConfig, model: ModelConfig
 ) -> list[Problem]:
     """Check the sections that the task sft reads, and that no other task has its options."""
-    if task not in NAMED_TASKS:
-        if task is not None or chat == ChatConfig():
+    if task != "sft":
+        if chat == ChatConfig() or (task is not None and task not in RL_TASKS):
             return []
-        message = "got one with task none; expected --task sft; give it, or leave --chat.* out"
+        message = (
+            f"got one with task {task or 'none'}; expected --task sft; give it, or leave --chat.* "
+            "out"
+        )
         return [Problem("chat", message, ("task",))]
     problems = []
     if built_in_family(model) != "gpt":
@@ -334,7 +343,7 @@ def _check_conversations(
 
 
 def _check_lora(
-    lora: LoRAConfig, model: ModelConfig, train: TrainConfig, mesh: MeshConfig
+    task: str | None, lora: LoRAConfig, model: ModelConfig, train: TrainConfig, mesh: MeshConfig
 ) -> list[Problem]:
     """Check the options that adapters do not support."""
     if lora.rank is None:
@@ -343,6 +352,7 @@ def _check_lora(
         message = "got one without lora.rank; expected both; give --lora.rank 8"
         return [Problem(f"lora.{name}", message, ("lora.rank",)) for name in unused]
     refused = {
+        "task": (task if task in RL_TASKS else None, None),
         "mesh.stage": (mesh.stage, 1),
         "train.reproducible": (train.reproducible, "none"),
         "model.mup_base": (model.mup_base, None),
@@ -472,6 +482,54 @@ def row_length(data: DataConfig, model: ModelConfig) -> int | None:
     return None if isinstance(model, EncoderDecoderConfig) else data.seq_len
 
 
+def _check_rl(
+    task: str | None, rl: RLConfig, data: DataConfig, model: ModelConfig, train: TrainConfig,
+    mesh: MeshConfig,
+) -> list[Problem]:  # fmt: skip
+    """Check that the settings of a run fit the tasks grpo and dpo."""
+    if task not in RL_TASKS:
+        if rl == RLConfig():
+            return []
+        message = (
+            f"got settings with task {task or 'none'}; expected task {' or '.join(RL_TASKS)}; give "
+            "--task or leave them out"
+        )
+        return [Problem("rl", message, ("task",))]
+    rules = {
+        ("model.family", model.family): "gpt",
+        ("mesh.stage", mesh.stage): 1,
+        ("mesh.context", mesh.context): 1,
+        ("train.reproducible", train.reproducible): "none",
+    }
+    problems = [
+        Problem(name, f"got {value} with task {task}; expected {rule}; leave it out", ("task",))
+        for (name, value), rule in rules.items()
+        if value != rule
+    ]
+    if data.path is None and (task != "grpo" or data.corpus != "arithmetic"):
+        keys = "prompt and answer" if task == "grpo" else "prompt, chosen and rejected"
+        builtin = ", or --data.corpus arithmetic" if task == "grpo" else ""
+        message = f"got none with task {task}; expected a .jsonl file with {keys} a line{builtin}"
+        problems.append(Problem("data.path", message, ("task",)))
+    if train.init_from is None and (task == "dpo" or data.path is not None):
+        message = f"got none with task {task}; expected the model to start from; give a folder"
+        problems.append(Problem("train.init_from", message, ("task",)))
+    if task == "grpo" and train.batch_size % rl.samples_per_prompt:
+        message = (
+            f"got {train.batch_size}; expected a multiple of rl.samples_per_prompt="
+            f"{rl.samples_per_prompt}; give --train.batch_size "
+            f"{next_multiple(train.batch_size, rl.samples_per_prompt)}"
+        )
+        problems.append(Problem("train.batch_size", message, ("rl.samples_per_prompt",)))
+    if task == "grpo" and rl.max_new_tokens >= data.seq_len:
+        message = (
+            f"got {rl.max_new_tokens}; expected fewer than data.seq_len={data.seq_len}, the tokens "
+            "of prompt and response; give a longer --data.seq_len"
+        )
+        problems.append(Problem("rl.max_new_tokens", message, ("data.seq_len",)))
+    return problems
+
+
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("name",), _check_name),
     (("seed",), _check_seed),
@@ -479,7 +537,8 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data", "model"), _check_data),
     (("task", "data", "model"), _check_data_options),
     (("task", "data", "chat", "model"), _check_conversations),
-    (("lora", "model", "train", "mesh"), _check_lora),
+    (("task", "lora", "model", "train", "mesh"), _check_lora),
+    (("task", "rl", "data", "model", "train", "mesh"), _check_rl),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),

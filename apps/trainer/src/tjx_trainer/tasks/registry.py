@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import tjx_data
-from tjx_trainer.config.run_config import Config, built_in_family, is_byte_reversal
+from tjx_trainer.config.run_config import RL_TASKS, Config, built_in_family, is_byte_reversal
 from tjx_trainer.extensions import registered_tasks
 from tjx_trainer.tasks.byte_reversal import open_reversal
 from tjx_trainer.tasks.causal_lm import open_causal_lm
@@ -19,8 +19,6 @@ _OPENERS: dict[str, Callable[..., OpenedTask]] = {
     "vit": open_image_classification,
     "encoder_decoder": open_span_corruption,
 }
-# The keys are `NAMED_TASKS` of the configuration.
-_NAMED: dict[str, Callable[..., OpenedTask]] = {"sft": open_sft}
 
 
 def open_task(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:
@@ -46,8 +44,14 @@ def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Open
     ValueError
         If the data do not fit the configuration.
     """
+    if config.task in RL_TASKS:
+        from tjx_trainer.rl.open_rl import open_rl
+
+        return open_rl(config)
+    if config.task == "sft":
+        return open_sft(config, progress)
     if config.task is not None:
-        opened: OpenedTask = {**registered_tasks, **_NAMED}[config.task](config, progress)
+        opened: OpenedTask = registered_tasks[config.task](config, progress)
         return opened
     if is_byte_reversal(config.data, config.model):
         return open_reversal(config, progress)

@@ -79,6 +79,14 @@ class Task(Protocol):
         """Return the final metrics and samples as lines."""
 
 
+@runtime_checkable
+class ResponseEvaluator(Protocol):
+    """A task that evaluates generated responses besides the validation loss."""
+
+    def evaluate_responses(self, params: dict[str, Any], /) -> Mapping[str, float]:
+        """Answer held-out prompts and return metrics by name, such as the accuracy."""
+
+
 def data_identity(task: Task) -> dict[str, str]:
     """Return everything that determines the batches of a run, by name; saved with checkpoints."""
     data = task.train_data

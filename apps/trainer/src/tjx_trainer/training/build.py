@@ -17,7 +17,7 @@ import tjx_optim
 import tjx_parallel
 from tjx_nn.layout import Layout
 from tjx_trainer.config.config_tree import flatten
-from tjx_trainer.config.run_config import Config, row_length
+from tjx_trainer.config.run_config import RL_TASKS, Config, row_length
 from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.task import DataShard, Task, data_identity
 from tjx_trainer.training import reproducible
@@ -35,6 +35,9 @@ from tjx_trainer.training.train_state import (
 )
 from tjx_trainer.training.train_step import TrainStep, make_train_step
 
+# (step, batch of the task, parameters) -> batch of the train step, and metrics of the batch.
+CompleteBatch = Callable[[int, Batch, Any], tuple[Batch, Mapping[str, float]]]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -48,6 +51,9 @@ class Job:
         The data loaders and the final report.
     mesh : jax.sharding.Mesh
         The device mesh.
+    complete_batch : callable or None
+        From (step, batch of the task, params) to the batch of the train step and more metrics, for
+        tasks whose batches depend on the parameters; None for others.
     put : callable
         Shards this process's rows of a batch over its devices.
     accumulation : int
@@ -74,6 +80,7 @@ class Job:
     train_step: TrainStep
     weight_histograms: Callable[[dict[str, Any]], dict[str, Any]]
     eval_step: EvalStep
+    complete_batch: CompleteBatch | None = None
 
     def initial_state(self) -> TrainState:
         """Initialize the state of step 0, sharded over the mesh."""
@@ -169,7 +176,20 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
             layout=parts.layout,
             pipeline_means=pipeline_means,
         ),
+        complete_batch=_make_complete_batch(config, task, parts),
     )
+
+
+def _make_complete_batch(
+    config: Config, task: Task, parts: "StepComponents"
+) -> CompleteBatch | None:
+    """Return the function that samples and scores responses; None for tasks without."""
+    if config.task not in RL_TASKS:
+        return None
+    from tjx_trainer.rl.scoring import Scorer, make_complete_batch
+
+    shardings = shardings_of(parts.abstract).params
+    return make_complete_batch(config, task, Scorer(config, parts.layout, shardings), parts.mesh)
 
 
 def _check_offload(config: Config) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from tjx_trainer.runtime.preemption import PreemptionSync
 from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.tasks.task import ResponseEvaluator
 from tjx_trainer.training.build import Job
 from tjx_trainer.training.checkpointing import CheckpointSaver
 from tjx_trainer.training.evaluation import EvaluationInterruptedError
@@ -66,6 +67,9 @@ class EvalHooks:
             evaluate = partial(self._job.evaluate, params, partial(self._before_batch, step))
             if (metrics := self._logger.evaluate(step, evaluate)) is None:
                 return None
+            if isinstance(task := self._job.task, ResponseEvaluator):
+                answers = partial(task.evaluate_responses, params)
+                metrics = {**metrics, **self._logger.evaluate_responses(step, answers)}
         if self._sample_due(step):
             self._watchdog.beat("sample", step)
             self._logger.sample(step, partial(self._job.task.sample, params))

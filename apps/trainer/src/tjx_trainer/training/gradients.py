@@ -12,7 +12,7 @@ import tjx_optim
 import tjx_parallel
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import RESIDUAL_AXES, Layout
-from tjx_trainer.config.run_config import Config
+from tjx_trainer.config.run_config import RL_TASKS, Config
 
 Batch = Mapping[str, jax.Array]
 # (params, microbatches [k, ...], loss scale, base or None) -> means over the batch and their
@@ -38,11 +38,15 @@ def make_gradients(
     """
     if mesh.shape["stage"] > 1:
         return _pipelined(config, mesh, layout, accumulation)
+    if config.task in RL_TASKS:
+        from tjx_trainer.rl.objectives import make_response_loss_sum as make_sum
+    else:
+        make_sum = make_loss_sum
 
     def gradients(
         params: Any, microbatches: Any, loss_scale: jax.Array | None, base: Any
     ) -> tjx_optim.AccumulatedGradients:
-        loss_sum = make_loss_sum(config, layout, base)
+        loss_sum = make_sum(config, layout, base)
         return tjx_optim.accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
 
     return gradients

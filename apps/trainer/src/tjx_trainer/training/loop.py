@@ -108,12 +108,15 @@ def train_loop(
                 if preemption.stop:
                     continue
                 batch = batches.get(step)
+                completed: Mapping[str, float] = {}
+                if job.complete_batch is not None:
+                    batch, completed = job.complete_batch(step, batch, state.params)
             with profiler.step(step + 1, wait=logger.flush):
                 with step_timer.during("dispatch"):
                     state, metrics_on_device = job.train_step(state, batch)
                 step += 1
                 spreads = eval_hooks.weights(step, state.params)
-                logger.record_step(step, metrics_on_device, spreads=spreads)
+                logger.record_step(step, {**metrics_on_device, **completed}, spreads=spreads)
                 if inline:
                     logger.flush()
             saver.poll(step)

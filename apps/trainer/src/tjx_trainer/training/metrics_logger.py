@@ -152,6 +152,15 @@ class MetricsLogger:
         self._tracker.log(metrics, step)
         return metrics
 
+    def evaluate_responses(
+        self, step: int, run: Callable[[], Mapping[str, float]]
+    ) -> Mapping[str, float]:
+        """Evaluate and log the responses to held-out prompts; return the metrics by name."""
+        with self.step_timer.paused("evaluation"):
+            metrics = {f"eval/{name}": value for name, value in run().items()}
+        self._tracker.log(metrics, step)
+        return metrics
+
     def sample(self, step: int, write: Callable[[], str | None]) -> None:
         """Generate and log a text sample."""
         self.flush()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tjx_core import ConfigError, Problem, unknown_name
 from tjx_data.cache import default_cache_dir
-from tjx_data.corpora import hub, python_docs
+from tjx_data.corpora import arithmetic, hub, python_docs
 from tjx_data.corpora.documents import Documents, Malformed
 from tjx_data.corpora.files import load_files
 from tjx_data.corpora.text_template import record_fields
@@ -186,6 +186,12 @@ CORPORA: dict[str, Entry] = {
         tokenizer="bpe",
         read=python_docs.documents,
         describe=python_docs.source,
+    ),
+    "arithmetic": BundledCorpus(
+        licence="public domain",
+        tokenizer="bpe",
+        read=arithmetic.documents,
+        describe=arithmetic.source,
     ),
     "shakespeare": DownloadCorpus(
         licence="public domain",

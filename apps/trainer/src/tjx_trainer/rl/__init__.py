@@ -1,0 +1,1 @@
+"""Reinforcement learning and preference optimization: the tasks grpo and dpo."""

@@ -1,0 +1,215 @@
+"""Task grpo: reinforcement learning with verifiable rewards."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+import tjx_data
+import tjx_rl
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.rl.examples import Example, Split, encode_row, make_example_loaders, make_row
+from tjx_trainer.rl.rollouts import Rollouts, sample_responses
+from tjx_trainer.runtime.run_dir import RunDirectory
+from tjx_trainer.tasks.base_task import LoaderTask
+from tjx_trainer.tasks.task import DataShard, PutBatch
+from tjx_trainer.training.gradients import Batch
+
+_SHOWN = 6  # responses in a sample
+
+
+class GRPOTask(LoaderTask[tjx_data.Loader]):
+    """Prompts whose responses a verifier rewards.
+
+    Parameters
+    ----------
+    config : Config
+        The resolved configuration.
+    tokenizer : tjx_data.Tokenizer
+        That of the model.
+    examples : mapping
+        Prompts and answers of both splits.
+    facts : mapping of str to str
+        What else determines the run, such as the reference model.
+    share : DataShard
+        The rows of this process.
+
+    Raises
+    ------
+    ValueError
+        If a prompt leaves no room for a response in ``data.seq_len``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: tjx_data.Tokenizer,
+        examples: Mapping[Split, list[Example]],
+        facts: Mapping[str, str],
+        share: DataShard,
+    ) -> None:
+        self.config, self.tokenizer, self._examples = config, tokenizer, examples
+        self._prompts: dict[Split, list[list[int]]] = {
+            split: [tokenizer.encode_prompt(each.prompt) for each in some]
+            for split, some in examples.items()
+        }
+        room = config.data.seq_len + 1 - config.rl.max_new_tokens
+        longest = max(len(prompt) for some in self._prompts.values() for prompt in some)
+        if longest > room:
+            raise ValueError(
+                f"data.seq_len: got {config.data.seq_len} with a prompt of {longest} tokens; "
+                f"expected at least {longest + config.rl.max_new_tokens - 1} with "
+                f"rl.max_new_tokens={config.rl.max_new_tokens}; give a longer --data.seq_len"
+            )
+        held_out = zip(self._prompts["validation"], examples["validation"], strict=True)
+        rows = [
+            encode_row(tokenizer, prompt, each.texts[0], config.data.seq_len)
+            for prompt, each in held_out
+        ]
+        super().__init__(
+            *make_example_loaders(
+                examples, rows, facts, share, seed=config.seed,
+                batch_size=share.batch_size // config.rl.samples_per_prompt,
+            ),
+            eval_limit=config.train.eval_tokens,
+        )  # fmt: skip
+
+    @property
+    def data_summary(self) -> str:
+        """Numbers of prompts, and the verifier."""
+        train, held_out = (len(some) for some in self._examples.values())
+        return (
+            f"{train:,} prompts to train on, {held_out:,} held out, "
+            f"rewarded by the verifier {self.config.rl.verifier}"
+        )
+
+    def batch(self, step: int, put: PutBatch) -> Batch:  # noqa: ARG002  stays on the host
+        """Return the indices of the prompts of a step, on the host; `roll_out` samples."""
+        return cast(Batch, self.train_data.batch(step))
+
+    def roll_out(
+        self, step: int, chosen: np.ndarray, params: Any
+    ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+        """Sample and reward responses to prompts.
+
+        Parameters
+        ----------
+        step : int
+            The training step.
+        chosen : int64 [P]
+            Indices of the prompts.
+        params : nested dict of arrays
+            The current parameters.
+
+        Returns
+        -------
+        dict of arrays
+            The batch without the trainer's log-probabilities, B = P * samples_per_prompt rows; see
+            `objectives.make_grpo`.
+        dict of float
+            Metrics by name.
+        """
+        rl, length = self.config.rl, self.config.data.seq_len
+        indices = np.repeat(chosen, rl.samples_per_prompt).tolist()
+        prompts = [self._prompts["train"][i] for i in indices]
+        sampled = self._sample(prompts, params, step=step)
+        verdicts = self._verify("train", indices, sampled)
+        rewards = np.array([verdict.score for verdict in verdicts], np.float32)
+        pairs = zip(prompts, sampled.tokens, strict=True)
+        rows = [make_row(prompt, response, length) for prompt, response in pairs]
+        tokens, labels = (np.stack(arrays) for arrays in zip(*rows, strict=True))
+        log_probs = np.zeros(labels.shape, np.float32)
+        for row, prompt, values in zip(log_probs, prompts, sampled.log_probs, strict=True):
+            row[len(prompt) - 1 : len(prompt) - 1 + len(values)] = values
+        mask = labels >= 0
+        weights = tjx_rl.token_weights(
+            mask, tjx_rl.ALGORITHMS[rl.algorithm].aggregation, max_length=rl.max_new_tokens
+        )
+        batch = {
+            "tokens": tokens,
+            "labels": labels,
+            "advantages": advantages_of(rl, rewards)[:, None],
+            "weights": weights * np.float32(mask.sum()),
+            "sampler_log_probs": log_probs,
+        }
+        lengths = mask.sum(1)
+        ended = [self.tokenizer.eot_id in response for response in sampled.tokens]
+        groups = rewards.reshape(-1, rl.samples_per_prompt)
+        return batch, {
+            "reward": float(rewards.mean()),
+            "reward_deviation": float(rewards.std()),
+            "pass_rate": float((rewards == 1).mean()),
+            "informative_groups": float((groups.std(1) > 0).mean()),
+            "response_length": float(lengths.mean()),
+            "truncated": 1 - float(np.mean(ended)),
+            "verifier_failures": float(sum(v.failure is not None for v in verdicts)),
+        }
+
+    def evaluate_responses(self, params: dict[str, Any], /) -> dict[str, float]:
+        """Answer held-out prompts greedily; return accuracy and mean length."""
+        _, sampled, verdicts = self._answer_held_out(params, self.config.rl.eval_prompts)
+        return {
+            "accuracy": float(np.mean([verdict.score for verdict in verdicts])),
+            "response_length": float(np.mean([len(each) for each in sampled.tokens])),
+        }
+
+    def sample(self, params: dict[str, Any], /) -> str | None:
+        """Return some held-out prompts with greedy responses and their rewards."""
+        indices, sampled, verdicts = self._answer_held_out(params, _SHOWN)
+        prompts = [self._examples["validation"][i].prompt for i in indices]
+        texts = map(self._text, sampled.tokens)
+        return "\n".join(
+            f"{prompt}{text}  reward {verdict.score:g}"
+            for prompt, text, verdict in zip(prompts, texts, verdicts, strict=True)
+        )
+
+    def record(self, run: RunDirectory) -> None:
+        """Write the tokenizer to the run directory."""
+        self.tokenizer.save(run.tokenizer)
+
+    def final_report(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
+        """Return accuracy on held-out prompts, loss of the answers, and samples."""
+        found = self.evaluate_responses(params)
+        return [
+            "samples", "--------", str(self.sample(params)), "--------",
+            f"accuracy         {found['accuracy']:.2%} of the held-out prompts, greedily",
+            f"validation loss  {metrics['loss']:.4f} nats a token of the answers",
+        ]  # fmt: skip
+
+    def _answer_held_out(
+        self, params: Any, count: int
+    ) -> tuple[list[int], Rollouts, list[tjx_rl.Verdict]]:
+        prompts = self._prompts["validation"][:count]
+        indices = list(range(len(prompts)))
+        sampled = self._sample(prompts, params, step=0, greedy=True)
+        return indices, sampled, self._verify("validation", indices, sampled)
+
+    def _sample(
+        self, prompts: list[list[int]], params: Any, *, step: int, greedy: bool = False
+    ) -> Rollouts:
+        config = self.config
+        assert isinstance(config.model, GPTConfig)
+        return sample_responses(
+            config.model, params, prompts, max_new_tokens=config.rl.max_new_tokens,
+            stop_token=self.tokenizer.eot_id, seed=config.seed, step=step, greedy=greedy,
+        )  # fmt: skip
+
+    def _verify(self, split: Split, indices: list[int], sampled: Rollouts) -> list[tjx_rl.Verdict]:
+        answers = [self._examples[split][i].texts[0] for i in indices]
+        return tjx_rl.verify(self.config.rl.verifier, [*map(self._text, sampled.tokens)], answers)
+
+    def _text(self, response: list[int]) -> str:
+        return self.tokenizer.decode([i for i in response if i != self.tokenizer.eot_id])
+
+
+def advantages_of(rl: tjx_rl.RLConfig, rewards: np.ndarray) -> np.ndarray:
+    """Return the advantages of an algorithm, float32 [B]."""
+    kind, size = tjx_rl.ALGORITHMS[rl.algorithm].advantages, rl.samples_per_prompt
+    if kind == "leave_one_out":
+        found = tjx_rl.leave_one_out_advantages(rewards, size)
+    elif kind == "whitened":
+        found = tjx_rl.whiten(rewards, np.ones(rewards.shape, bool))
+    else:
+        found = tjx_rl.group_advantages(rewards, size, scale=kind == "group_scaled")
+    return np.asarray(found, np.float32)

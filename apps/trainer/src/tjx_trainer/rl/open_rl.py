@@ -1,0 +1,60 @@
+"""Opening of the tasks grpo and dpo."""
+
+import hashlib
+
+import jax
+import numpy as np
+
+import tjx_data
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.rl.dpo_task import DPOTask
+from tjx_trainer.rl.examples import read_examples
+from tjx_trainer.rl.grpo_task import GRPOTask
+from tjx_trainer.tasks.task import OpenedTask
+from tjx_trainer.tasks.text_data import fit_vocabulary
+from tjx_trainer.training.pretrained import pretrained_params
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def open_rl(config: Config) -> OpenedTask:
+    """Read the examples of a run of task grpo or dpo; the tokenizer is that of ``train.init_from``.
+
+    Without ``train.init_from`` the tokenizer has the characters of the corpus arithmetic.
+
+    Raises
+    ------
+    ValueError
+        If the data do not fit the configuration, or several processes take part.
+    """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"task: got {config.task} in {jax.process_count()} processes; expected one; start one "
+            "process with all devices"
+        )
+    keys = ("answer",) if config.task == "grpo" else ("chosen", "rejected")
+    examples = read_examples(config, keys)
+    tokenizer = open_tokenizer(config)
+    facts = {"tokenizer": tokenizer.fingerprint}
+    config = fit_vocabulary(config, tokenizer.vocab_size)
+    if config.task == "dpo" or config.rl.kl_coefficient:
+        facts["reference"] = reference_fingerprint(config)
+    make = GRPOTask if config.task == "grpo" else DPOTask
+    return config, lambda share: make(config, tokenizer, examples, facts, share)
+
+
+def open_tokenizer(config: Config) -> tjx_data.Tokenizer:
+    """Return the tokenizer of the initial model; without one a tokenizer of digits and signs."""
+    if config.train.init_from is not None:
+        return tjx_data.Tokenizer.load(config.train.init_from)
+    return tjx_data.char_tokenizer(["0123456789+="], (END_OF_TEXT,))
+
+
+def reference_fingerprint(config: Config) -> str:
+    """Return the SHA-256 of the initial parameters: a resumed run must rebuild the same ones."""
+    if config.train.init_from is None:
+        return f"initialization with seed {config.seed}"
+    hasher = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(pretrained_params(config)):
+        hasher.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return hasher.hexdigest()

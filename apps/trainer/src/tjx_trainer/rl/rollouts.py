@@ -1,0 +1,85 @@
+"""Rollouts: several sampled responses to each prompt, as a function of (seed, step, parameters)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import tjx_nn
+from tjx_nn.models.gpt_config import GPTConfig
+
+# Branch of the seed, so that sampling and initialization are independent.
+_PURPOSE = 0x726C
+
+
+class Rollouts(NamedTuple):
+    """Sampled responses, on the host.
+
+    Attributes
+    ----------
+    tokens : list of list of int
+        Tokens of each response, with the end-of-text token if it was sampled.
+    log_probs : list of float32 arrays
+        Log-probability of each token under the sampler [nats].
+    """
+
+    tokens: list[list[int]]
+    log_probs: list[np.ndarray]
+
+
+def sample_responses(
+    model: GPTConfig,
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_token: int | None,
+    seed: int,
+    step: int,
+    greedy: bool = False,
+) -> Rollouts:
+    """Sample a response to each prompt at temperature 1; repeat a prompt for several samples.
+
+    The parameters are those of the trainer on its mesh; nothing is copied to the host.
+
+    Parameters
+    ----------
+    model : GPTConfig
+        The model.
+    params : nested dict of arrays
+        Its parameters.
+    prompts : sequence of token sequences
+        The prompts; each row has random numbers of its own.
+    max_new_tokens : int
+        Largest length of a response [tokens].
+    stop_token : int or None
+        Token that ends a response.
+    seed, step : int
+        The responses are a function of both and of the parameters.
+    greedy : bool
+        Whether to choose the most probable tokens instead.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = np.zeros((len(prompts), int(lengths.max())), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    key = _key(*jax.device_put((np.uint32(seed), np.uint32(step))))
+    chosen: dict[str, Any] = {} if greedy else {"temperature": 1.0, "key": key}
+    tokens, log_probs = jax.device_get(
+        tjx_nn.generate(
+            model, params, padded, lengths, max_new_tokens=max_new_tokens,
+            return_log_probs=True, stop_token=stop_token, **chosen,
+        )
+    )  # fmt: skip
+    is_end = tokens == (-1 if stop_token is None else stop_token)
+    counts = np.where(is_end.any(1), is_end.argmax(1) + 1, max_new_tokens)
+    return Rollouts(
+        [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)],
+        [row[:count] for row, count in zip(log_probs, counts, strict=True)],
+    )
+
+
+@jax.jit
+def _key(seed: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PURPOSE), step)

@@ -1,0 +1,97 @@
+"""Completion of batches by the current and the reference parameters."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import tjx_nn
+import tjx_parallel
+from tjx_nn.layout import Layout
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.rl.grpo_task import GRPOTask
+from tjx_trainer.rl.objectives import response_log_probs
+from tjx_trainer.tasks.task import Task
+from tjx_trainer.training.build import CompleteBatch
+from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.pretrained import pretrained_params
+
+
+class Scorer:
+    """Log-probabilities of responses under the policy and under the frozen initial model.
+
+    Parameters
+    ----------
+    config : Config
+        The resolved configuration.
+    layout : Layout
+        The sharding of the model on the mesh.
+    shardings : nested dict of jax.sharding.Sharding
+        Sharding of each parameter.
+
+    Attributes
+    ----------
+    log_probs : callable
+        From (params, batch) to float32 [rows, ...] log-probabilities of the labels, jitted.
+    """
+
+    def __init__(self, config: Config, layout: Layout, shardings: Any) -> None:
+        self._config, self._shardings = config, shardings
+
+        @jax.jit
+        def log_probs(params: Any, batch: Batch) -> jax.Array:
+            return response_log_probs(config, layout, params, batch)[0]
+
+        self.log_probs = log_probs
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """The initial parameters of the run; a resumed run rebuilds the same bits."""
+        if self._config.train.init_from is not None:
+            return jax.device_put(pretrained_params(self._config), self._shardings)
+        config = self._config
+        make = jax.jit(
+            lambda: tjx_nn.init(config.model, jax.random.key(config.seed)),
+            out_shardings=self._shardings,
+        )
+        return make()
+
+
+def make_complete_batch(
+    config: Config, task: Task, scorer: Scorer, mesh: jax.sharding.Mesh
+) -> CompleteBatch:
+    """Return the function that completes a batch of the task: a function of (seed, step, params).
+
+    For dpo it adds the log-probabilities of the reference model. For grpo it samples responses,
+    scores them, and adds the log-probabilities of the trainer.
+    """
+
+    def complete_dpo(
+        step: int,  # noqa: ARG001  of the signature
+        batch: Batch,
+        params: Any,  # noqa: ARG001  of the signature
+    ) -> tuple[Batch, Mapping[str, float]]:
+        return {
+            **batch,
+            "reference_log_probs": scorer.log_probs(scorer.reference, _inputs(batch)),
+        }, {}
+
+    def complete_grpo(step: int, prompts: Batch, params: Any) -> tuple[Batch, Mapping[str, float]]:
+        assert isinstance(task, GRPOTask)
+        host, metrics = task.roll_out(step, np.asarray(prompts["example"]), params)
+        batch: Batch = tjx_parallel.shard_batch(mesh, host)
+        old = scorer.log_probs(params, _inputs(batch))
+        completed = {**batch, "old_log_probs": old}
+        if config.rl.kl_coefficient:
+            completed["reference_log_probs"] = scorer.log_probs(scorer.reference, _inputs(batch))
+        gap = np.abs(jax.device_get(old) - host["sampler_log_probs"])
+        labels = np.sum(host["labels"] >= 0)
+        return completed, {**metrics, "gap_max": float(gap.max()), "gap_mean": gap.sum() / labels}
+
+    return complete_grpo if config.task == "grpo" else complete_dpo
+
+
+def _inputs(batch: Batch) -> dict[str, jax.Array]:
+    return {name: batch[name] for name in ("tokens", "labels")}

@@ -1,0 +1,271 @@
+"""Tasks grpo and dpo: losses, metrics, exact resume, data and messages."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from process_harness import records, run_attempt
+
+import tjx_ckpt
+import tjx_nn
+import tjx_rl
+from tjx_trainer.cli.arguments import resolve
+from tjx_trainer.rl import grpo_task
+from tjx_trainer.rl.open_rl import open_tokenizer
+from tjx_trainer.rl.rollouts import sample_responses
+from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.tasks.registry import open_task
+from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.train_state import TrainState
+
+STEPS = 4
+TINY = """
+--model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=32 --data.seq_len=14
+--train.batch_size=8 --train.accumulation=2 --train.max_steps=4 --train.eval_every=4
+--train.eval_tokens=100 --optimizer.learning_rate=1e-2 --log.every=1 --checkpoint.every=2
+--mesh.data=1
+""".split()  # noqa: SIM905  a list of words reads worse
+GRPO = """
+--task=grpo --data.corpus=arithmetic --rl.max_new_tokens=4 --rl.samples_per_prompt=4
+--rl.kl_coefficient=0.1 --rl.eval_prompts=8
+""".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def grpo(monkeypatch_module: pytest.MonkeyPatch) -> Job:
+    # An untrained model is never right: reward short responses, so that there are advantages.
+    monkeypatch_module.setitem(
+        vars(tjx_rl), "verify",
+        lambda _, responses, answers: [
+            tjx_rl.Verdict(float(sum(map(ord, text)) % 2), None if answer else "none")
+            for text, answer in zip(responses, answers, strict=True)
+        ],
+    )  # fmt: skip
+    return build(*TINY, *GRPO)
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def build(*words: str) -> Job:
+    device = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: device)
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        return build_job(*open_task(resolve([*words])))
+
+
+@pytest.fixture(scope="module")
+def whole(grpo: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_attempt(grpo, path) == 0
+    return path
+
+
+def final_bits(job: Job, path: Path) -> list[bytes]:
+    with tjx_ckpt.Checkpointer(path / "checkpoints") as checkpointer:
+        state = checkpointer.restore(job.abstract, step=STEPS)
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(jax.device_get(state))]
+
+
+def completed(job: Job, step: int, state: TrainState) -> Any:
+    assert job.complete_batch is not None
+    return job.complete_batch(step, job.task.batch(step, job.put), state.params)
+
+
+def log_probs_by_logits(job: Job, params: Any, tokens: Any, labels: Any) -> Any:
+    """Return log-probabilities [rows, T] by the logits, which training never makes."""
+    model: Any = tjx_nn.bind(job.config.model, params)
+    logits = model(tokens)
+    return jnp.take_along_axis(
+        jax.nn.log_softmax(logits, -1), jnp.maximum(labels, 0)[..., None], -1
+    )[..., 0]
+
+
+class Killed(BaseException):
+    """Ends a process without warning."""
+
+
+def kill(*_: object) -> Any:
+    raise Killed
+
+
+@pytest.mark.parametrize("moment", ["before the rollout", "in the rollout", "in the save"])
+def test_a_run_that_dies_resumes_bit_for_bit(
+    moment: str, grpo: Job, whole: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "in the rollout":
+            calls = iter(range(STEPS))
+            sample = sample_responses
+            patch.setattr(
+                grpo_task, "sample_responses",
+                lambda *a, **k: kill() if not k["greedy"] and next(calls) == 3 else sample(*a, **k),
+            )  # fmt: skip
+        else:
+            beat = ("save", STEPS) if moment == "in the save" else ("train", 3)
+            patch.setattr(Watchdog, "beat", lambda _, *now: kill() if now == beat else None)
+        with pytest.raises(Killed):
+            run_attempt(grpo, path)
+    assert tjx_ckpt.list_steps(path / "checkpoints") == [2]
+    assert run_attempt(grpo, path) == 0
+    assert final_bits(grpo, path) == final_bits(grpo, whole)
+    assert records(path)[-1] == records(whole)[-1]
+
+
+def test_the_metrics_of_a_run_describe_its_rollouts(grpo: Job, whole: Path) -> None:
+    lines = [line for line in records(whole) if "train/reward" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    for line in lines:
+        assert 0 <= line["train/pass_rate"] <= 1
+        assert 1 <= line["train/response_length"] <= grpo.config.rl.max_new_tokens
+        assert 0 < line["train/entropy"] < 3  # nats; 14 tokens
+        assert line["train/clip_fraction"] == 0
+        assert 0 <= line["train/gap_mean"] <= line["train/gap_max"] < 1e-4
+        assert line["train/verifier_failures"] == 0
+    assert lines[0]["train/kl"] == pytest.approx(0, abs=1e-6)  # the policy is the reference
+    assert lines[-1]["train/kl"] > 1e-6
+    assert {"eval/accuracy", "eval/response_length"} <= set(records(whole)[-1])
+
+
+def test_the_trainer_minimizes_the_loss_of_grpo(grpo: Job) -> None:
+    state = grpo.initial_state()
+    batch, _ = completed(grpo, 0, state)
+    given: Any = jax.device_get(batch)
+    assert np.any(given["advantages"] != 0)
+    noise = 0.3 * np.random.default_rng(0).standard_normal(given["labels"].shape)
+    noisy = {"old_log_probs": noise, "reference_log_probs": -noise, "sampler_log_probs": noise / 2}
+    for name, change in noisy.items():
+        given[name] = (given[name] + change).astype(np.float32)
+
+    def loss(params: Any, given: Any) -> Any:
+        log_probs = log_probs_by_logits(grpo, params, given["tokens"], given["labels"])
+        return tjx_rl.policy_loss(
+            "grpo", log_probs, given["old_log_probs"], given["advantages"], given["labels"] >= 0,
+            reference_log_probs=given["reference_log_probs"], kl_coefficient=0.1,
+            importance_weights=tjx_rl.truncated_importance_weights(
+                given["old_log_probs"], given["sampler_log_probs"], cap=2.0
+            ),
+        )  # fmt: skip
+
+    on_device = jax.device_put(given)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.params, on_device)
+    norm = np.sqrt(sum(np.vdot(g, g) for g in jax.tree.leaves(jax.device_get(gradient))))
+    _, metrics = grpo.train_step(state, grpo.put(given))
+    found: Any = jax.device_get(metrics)
+    np.testing.assert_allclose(found["loss"], jax.device_get(value), rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
+    assert found["clip_fraction"] > 0
+    assert found["tokens"] == np.sum(given["labels"] >= 0)
+
+
+def test_rollouts_are_a_function_of_seed_step_and_parameters(grpo: Job) -> None:
+    state = grpo.initial_state()
+    first, again, other = (jax.device_get(completed(grpo, step, state)[0]) for step in (1, 1, 2))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name])
+    assert np.any(first["tokens"] != other["tokens"])
+    tokens, labels, sampled = (np.asarray(first[n]) for n in ("tokens", "labels", "weights"))
+    mask = labels >= 0
+    inner = mask[:, :-1] & mask[:, 1:]  # the last label of a row is no input
+    np.testing.assert_array_equal(labels[:, :-1][inner], tokens[:, 1:][inner])
+    assert len(np.unique(tokens[:4, :7], axis=0)) == 1  # one prompt, four samples
+    assert not sampled[~mask].any()
+
+
+@pytest.fixture(scope="module")
+def dpo(grpo: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("dpo")
+    params = jax.device_get(grpo.initial_state().params)
+    tjx_nn.hf.save(folder / "model", grpo.config.model, params)
+    open_tokenizer(grpo.config).save(folder / "model" / "tokenizer.json")
+    pairs = [
+        {"prompt": f"{n}+{n}=", "chosen": str(2 * n), "rejected": "=" * (1 + n % 3)}
+        for n in range(10, 60)
+    ]
+    file = folder / "pairs.jsonl"
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = ["--task=dpo", f"--data.path={file}", f"--train.init_from={folder / 'model'}"]
+    return build(*TINY, *words)
+
+
+def test_dpo_learns_the_preferences_from_the_reference(dpo: Job, tmp_path: Path) -> None:
+    assert run_attempt(dpo, tmp_path / "run") == 0
+    lines = [line for line in records(tmp_path / "run") if "train/loss" in line]
+    assert lines[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-5)  # policy and reference
+    assert lines[0]["train/reward_margin"] == pytest.approx(0, abs=1e-5)
+    assert lines[-1]["train/loss"] < np.log(2) - 0.001
+    assert lines[-1]["train/reward_margin"] > 0
+    assert lines[-1]["train/reward_accuracy"] > 0.5
+
+
+def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
+    state = dpo.initial_state()
+    batch, _ = completed(dpo, 0, state)
+    given: Any = jax.device_get(batch)
+    rows, (b, two, t) = given["labels"].reshape(-1, 14), given["labels"].shape
+    assert (b, two, t) == (8, 2, 14)
+
+    def loss(params: Any, given: Any) -> Any:
+        labels = given["labels"].reshape(rows.shape)
+        found = log_probs_by_logits(dpo, params, given["tokens"].reshape(rows.shape), labels)
+        policy = tjx_rl.sequence_log_probs(found, labels >= 0).reshape(8, 2)
+        old = tjx_rl.sequence_log_probs(given["reference_log_probs"], given["labels"] >= 0)
+        return tjx_rl.dpo_loss(policy[:, 0], policy[:, 1], old[:, 0], old[:, 1], beta=0.1).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(state.params, jax.device_put(given))
+    norm = np.sqrt(sum(np.vdot(g, g) for g in jax.tree.leaves(jax.device_get(gradient))))
+    _, metrics = dpo.train_step(state, batch)
+    found: Any = jax.device_get(metrics)
+    np.testing.assert_allclose(found["loss"], jax.device_get(value), rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rl.beta=0.2"], "rl: got settings with task none; expected task grpo or dpo"),
+        ([*GRPO, "--train.batch_size=6"], "train.batch_size: got 6; expected a multiple of"),
+        ([*GRPO, "--data.seq_len=4"], "rl.max_new_tokens: got 4; expected fewer than"),
+        ([*GRPO, "--mesh.stage=2"], "mesh.stage: got 2 with task grpo; expected 1"),
+        (["--task=dpo"], "data.path: got none with task dpo; expected a .jsonl file"),
+        (["--task=dpo"], "train.init_from: got none with task dpo"),
+        (["--task=gpro"], "task: got 'gpro'; expected one of none, grpo, dpo"),
+    ],
+)
+def test_settings_that_do_not_fit_the_task_are_named(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {word.partition("=")[0]: word for word in [*TINY, *words]}
+    with pytest.raises((SystemExit, ValueError)) as error:
+        resolve([*given.values()])
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "examples.jsonl:2: got no JSON"),
+        ('{"prompt": "1+1="}', "examples.jsonl:2: got ['prompt']; expected an object with"),
+        ('{"prompt": "1+1=", "answer": 2}', "the strings prompt, answer"),
+        ('{"prompt": "1+1=1+1=1+1=", "answer": "2"}', "data.seq_len: got 14 with a prompt of 13"),
+    ],
+)
+def test_malformed_examples_are_named_with_their_line(
+    line: str, message: str, dpo: Job, tmp_path: Path
+) -> None:
+    file = tmp_path / "examples.jsonl"
+    good = [json.dumps({"prompt": f"{n}+1=", "answer": "1"}) for n in range(40)]
+    file.write_text("\n".join([good[0], line, *good[1:]]))
+    words = [f"--data.path={file}", f"--train.init_from={dpo.config.train.init_from}"]
+    with pytest.raises(ValueError, match="got") as error:
+        build(*TINY, *GRPO, *words)
+    assert message in str(error.value)
