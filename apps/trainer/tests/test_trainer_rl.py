@@ -238,7 +238,9 @@ def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
         ([*GRPO, "--mesh.stage=2"], "mesh.stage: got 2 with task grpo; expected 1"),
         (["--task=dpo"], "data.path: got none with task dpo; expected a .jsonl file"),
         (["--task=dpo"], "train.init_from: got none with task dpo"),
-        (["--task=gpro"], "task: got 'gpro'; expected one of none, grpo, dpo"),
+        (["--task=gpro"], "task: got 'gpro'; expected one of none, sft, grpo, dpo"),
+        ([*GRPO, "--lora.rank=4"], "task: got grpo with lora.rank 4; expected none"),
+        ([*GRPO, "--chat.template=tjx"], "chat: got one with task grpo; expected --task sft"),
     ],
 )
 def test_settings_that_do_not_fit_the_task_are_named(
