@@ -27,10 +27,11 @@ class RLConfig:
         Responses to each prompt of a batch; divides train.batch_size.
     max_new_tokens
         Largest length of a response [tokens], its end-of-text token included.
-    clip_low, clip_high
-        Ratios of probabilities are clipped to [1 - clip_low, 1 + clip_high]; clip_high none: 0.28
-        for dapo, else 0.2. Each rollout serves one update, so ratios differ from 1 only by the
-        numerics of sampler and trainer (importance_cap).
+    clip_low
+        Ratios of probabilities are clipped to at least 1 - clip_low. Each rollout serves one
+        update, so ratios differ from 1 only by the numerics of sampler and trainer.
+    clip_high
+        Ratios are clipped to at most 1 + clip_high; none: 0.28 for dapo, else 0.2.
     kl_coefficient
         Weight of the divergence from the initial model in the loss; 0 keeps no reference model.
     kl_estimator

@@ -27,7 +27,12 @@ def kl_k1(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
 def kl_k2(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
     """Return half the squared log-ratio: biased, of low variance, never negative.
 
-    Arguments and result as for `kl_k1`. As a loss it has the expected gradient of the divergence.
+    As a loss it has the expected gradient of the divergence.
+
+    Parameters
+    ----------
+    log_probs, reference_log_probs
+        As for `kl_k1`, as is the result.
     """
     return jnp.square(log_probs - reference_log_probs) / 2
 
@@ -35,7 +40,12 @@ def kl_k2(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
 def kl_k3(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
     """Return ``exp(-k1) - 1 + k1``: unbiased, of low variance, never negative.
 
-    Arguments and result as for `kl_k1`. GRPO uses this estimator (Shao et al. 2024, equation 4).
+    GRPO uses this estimator (Shao et al. 2024, equation 4).
+
+    Parameters
+    ----------
+    log_probs, reference_log_probs
+        As for `kl_k1`, as is the result.
 
     Examples
     --------

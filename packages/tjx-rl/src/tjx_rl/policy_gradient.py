@@ -49,6 +49,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
     # Ahmadian et al. 2024, "Back to Basics: Revisiting REINFORCE-Style Optimization", equation 8.
     "rloo": Algorithm("leave_one_out", "sequence_sum", 0.2),
 }
+"""The algorithms by name."""
 
 
 class PolicyLosses(NamedTuple):

@@ -120,7 +120,13 @@ def read_conversations(
 def read_preferences(
     path: Paths, config: ChatConfig | None = None
 ) -> tuple[list[PreferencePair], list[Malformed]]:
-    """Read preference pairs: records with "chosen" and "rejected"; as `read_conversations`."""
+    """Read preference pairs: records with "chosen" and "rejected".
+
+    Parameters
+    ----------
+    path, config
+        As for `read_conversations`, as are the result and the errors.
+    """
     config = config or ChatConfig()
 
     def parse(value: Any, location: str) -> PreferencePair:

@@ -147,6 +147,13 @@ def check_token_file(file: Path, id_dtype: IdDtype = "auto") -> None:
 def largest_id(file: Path, id_dtype: IdDtype = "auto") -> int:
     """Return the largest token id of a file.
 
+    Parameters
+    ----------
+    file : Path
+        A .bin or .npy file, as for `TokenLoader.from_tokens`.
+    id_dtype : {"uint16", "uint32", "auto"}
+        Dtype of the ids of a raw file.
+
     Raises
     ------
     ValueError

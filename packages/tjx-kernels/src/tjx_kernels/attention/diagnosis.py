@@ -103,8 +103,13 @@ def chosen_implementation(
 ) -> str:
     """Return the name of the backend that `flash_attention` selects for these arguments.
 
-    Computes nothing: `jax.ShapeDtypeStruct` may replace arrays. A mask is given as the `bias` that
-    `flash_attention` makes of it. Raises what `flash_attention` raises.
+    Computes nothing.
+
+    Parameters
+    ----------
+    q, k, v, implementation, return_lse, **options
+        As for `flash_attention`, as are the errors; `jax.ShapeDtypeStruct` may replace arrays. A
+        mask is given as the `bias` that `flash_attention` makes of it.
 
     Examples
     --------

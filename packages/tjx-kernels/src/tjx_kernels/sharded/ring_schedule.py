@@ -51,6 +51,11 @@ def zigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) -> A
 def unzigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) -> A:
     """Invert `zigzag`: permute a global sequence from zigzag to natural order.
 
+    Parameters
+    ----------
+    x, axis_size, axis
+        As for `zigzag`.
+
     Examples
     --------
     >>> import numpy as np
@@ -64,6 +69,13 @@ def zigzag_positions(length: int, axis_size: int) -> np.ndarray:
     """Return the positions of a global sequence in zigzag order, int32 [length].
 
     Position embeddings need them, sharded as the sequence.
+
+    Parameters
+    ----------
+    length : int
+        Tokens of the sequence; a multiple of twice `axis_size`.
+    axis_size : int
+        Number of devices along the sequence.
 
     Examples
     --------

@@ -17,6 +17,7 @@ VERIFIERS: Mapping[str, Verifier] = {
     "json_schema": matches_schema,
     "unit_tests": passes_tests,
 }
+"""Built-in verifiers by name: functions from (response, answer) to whether it passes."""
 
 
 class Verdict(NamedTuple):

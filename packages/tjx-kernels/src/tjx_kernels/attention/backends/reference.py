@@ -22,8 +22,12 @@ def attention_reference(
     """Compute dense attention, the reference for `flash_attention`.
 
     Differentiable in forward and reverse mode, to any order; float64 inputs are computed in
-    float64. Arguments, results and errors are those of `flash_attention` without `implementation`
-    and `interpret`.
+    float64.
+
+    Parameters
+    ----------
+    q, k, v, return_lse, **options
+        As for `flash_attention`, without `implementation` and `interpret`; results and errors too.
 
     Examples
     --------
