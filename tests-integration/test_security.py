@@ -88,7 +88,6 @@ ALLOWED = {
     ("tools/campaigns/fork_server.py", "socket.socket"): "as above",
     ("tools/campaigns/meshes.py", "socket.socket"):
         "closed before use: finds a free port of the loopback interface",
-    ("tools/golden/make_peft_golden.py", "np.load without allow_pickle=False"): "as check_saved.py",
     ("tools/api_diff.py", "unpacks: tarfile"):
         "`git archive` of a revision of this repository, extracted with the data filter",
     ("tools/campaigns/fuzz_config.py", "yaml.load"): "its loader makes texts and nothing else",
