@@ -44,6 +44,7 @@ def register(config_class: type, model: Callable[..., nnx.Module]) -> None:
     Examples
     --------
     >>> import dataclasses
+    >>> import jax.numpy as jnp
     >>> from tjx_nn import bind, init, register
     >>> @dataclasses.dataclass(frozen=True)
     ... class LinearConfig:
