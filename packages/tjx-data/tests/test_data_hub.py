@@ -64,8 +64,8 @@ def test_every_corpus_is_pinned_and_names_its_licence() -> None:
     for name in _BUILT_IN & CORPORA.keys():  # other tests register corpora
         entry, source = CORPORA[name], corpus_source(name)
         assert len(source["licence"]) > 5
-        pin = source.get("revision") or source.get("sha256") or source["python"]
-        assert re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}|\w+ 3\.\S+", pin), name
+        [pin] = [source[k] for k in ("revision", "sha256", "python", "additions") if k in source]
+        assert re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}|\w+ 3\.\S+|1", pin), name
         assert entry.tokenizer in ("bpe", "gpt2")
     large = {
         name for name, entry in CORPORA.items() if isinstance(entry, HubCorpus) and entry.streamed
