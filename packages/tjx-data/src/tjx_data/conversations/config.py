@@ -47,7 +47,7 @@ class ChatConfig:
     turns: Turns = "all"
     truncation: Truncation = "error"
     skip_malformed: bool = False
-    ignore_keys: str = ""
+    ignore_keys: str | None = None
     date: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +58,9 @@ class ChatConfig:
             )
             if (value := getattr(self, name)) not in get_args(kind)
         ]  # fmt: skip
+        if self.ignore_keys is not None and not self.ignored:
+            message = f"got {self.ignore_keys!r}; expected names such as source,weight, or none"
+            problems.append(Problem("ignore_keys", message))
         if not self.template:
             problems.append(Problem("template", "got ''; expected auto, tjx, plain or a path"))
         if self.date is not None:
@@ -72,4 +75,6 @@ class ChatConfig:
     @property
     def ignored(self) -> frozenset[str]:
         """The names in `ignore_keys`."""
-        return frozenset(name.strip() for name in self.ignore_keys.split(",") if name.strip())
+        return frozenset(
+            name.strip() for name in (self.ignore_keys or "").split(",") if name.strip()
+        )
