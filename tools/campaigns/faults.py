@@ -161,7 +161,9 @@ class Campaign:
         if problems:
             place = f"{operation}, call {fault.place} ({name}), {what}"
             stays = ", and from then on" if fault.stays else ""
-            self.found.failures.append(f"{place}{stays}: " + "; ".join(problems))
+            failure = f"{place}{stays}: " + "; ".join(problems)
+            self.found.failures.append(failure)
+            print(f"case {sum(self.found.cases.values())}: {failure}", flush=True)
 
     def _judge(self, operation: str, fault: Fault, code: int) -> list[str]:
         printed = self._printed.read_text(errors="replace")
@@ -338,7 +340,7 @@ def main() -> int:
         seconds = time.monotonic() - begin
     codes = ", ".join(f"{code}: {count}" for code, count in sorted(found.codes.items()))
     print(f"{found.cases.total()} cases in {seconds:.0f} s; exit codes {codes}")
-    print("\n".join([f"{len(found.failures)} failures", *found.failures]))
+    print(f"{len(found.failures)} failures")
     if arguments.output:
         arguments.output.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n")
     return 1 if found.failures else 0

@@ -1,8 +1,10 @@
 """transformers checkpoints: round trips, variants of files and names, and errors."""
 
 import dataclasses
+import errno
 import json
 import pathlib
+import resource
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -289,6 +291,18 @@ def test_invalid_parameters_and_arguments_raise(tmp_path: pathlib.Path) -> None:
     hf.save(tmp_path / "twice", config, params)
     message = error_of(lambda: hf.save(tmp_path / "twice", config, params))
     assert "got a folder with a model (config.json, model.safetensors)" in message
+
+
+def test_a_file_that_cannot_be_written_raises_os_error(tmp_path: pathlib.Path) -> None:
+    read = hf.load(GOLDEN / "gpt2")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors") as caught:
+            hf.save(tmp_path / "model", *read)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_pickles_are_never_loaded(tmp_path: pathlib.Path) -> None:

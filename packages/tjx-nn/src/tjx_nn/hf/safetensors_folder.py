@@ -1,6 +1,7 @@
 """Checkpoint folder of transformers: config.json and one or several safetensors files."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -217,6 +218,8 @@ def write_folder(
     ------
     ValueError
         If the folder contains a model, or a value overflows float16.
+    OSError
+        If a file cannot be written.
     """
     existing = sorted(
         path.name
@@ -235,16 +238,34 @@ def write_folder(
     shards = _shards(sizes, max_shard_bytes)
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     names = [WHOLE] if len(shards) == 1 else names
-    save_file = import_safetensors().numpy.save_file
     for file, shard in zip(names, shards, strict=True):
-        # save_file ignores strides: make transposed arrays contiguous.
+        # The library ignores strides: make transposed arrays contiguous.
         arrays = {name: _contiguous(name, tensor(name), kind) for name in shard}
-        save_file(arrays, folder / file, metadata={"format": "pt"})
+        save_tensors(folder / file, arrays)
     if len(shards) > 1:
         where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         _write_json(folder / INDEX, index)
     _write_json(folder / CONFIG, config)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write contiguous arrays as a safetensors file that transformers and PEFT read.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    safetensors = import_safetensors()
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:
+        # The library reports an error of the operating system in its text only.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def _contiguous(name: str, array: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:

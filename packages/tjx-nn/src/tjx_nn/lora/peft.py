@@ -14,7 +14,7 @@ from tjx_nn.binding import param_shapes
 from tjx_nn.config import TransformerConfig
 from tjx_nn.hf.family import TensorMapping
 from tjx_nn.hf.load_save import family_for
-from tjx_nn.hf.safetensors_folder import Tensors, import_safetensors, read_json
+from tjx_nn.hf.safetensors_folder import Tensors, read_json, save_tensors
 from tjx_nn.lora.adapters import Adapters, check_adapters, linear_layers
 from tjx_nn.lora_config import LoRAConfig
 from tjx_nn.sub_configs import raise_problems
@@ -85,11 +85,8 @@ def save(path: str | Path, config: TransformerConfig, lora: LoRAConfig, adapters
             tensors[f"{name}.lora_magnitude_vector"] = np.concatenate(magnitude)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    import_safetensors().numpy.save_file(
-        {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+    save_tensors(folder / WEIGHTS, arrays)
     content = json.dumps(_config_json(config, lora, ranks), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(content + "\n", encoding="utf-8")
 
