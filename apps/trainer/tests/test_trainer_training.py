@@ -36,11 +36,10 @@ from tjx_trainer.tasks.task import PutBatch
 from tjx_trainer.training.build import Job, build_job
 from tjx_trainer.training.checkpointing import CheckpointSaver
 from tjx_trainer.training.evaluation import evaluate, make_eval_step
-from tjx_trainer.training.gradients import Batch
 from tjx_trainer.training.loop import train_loop
 from tjx_trainer.training.metrics_logger import MetricsLogger
 from tjx_trainer.training.step_timer import Elapsed, StepTimer
-from tjx_trainer.training.train_state import TrainState
+from tjx_trainer.training.train_state import Batch, TrainState
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -230,6 +229,18 @@ def test_steps_are_counted_when_their_programs_end(
     loop(dataclasses.replace(job, train_step=recorded_step), tmp_path / "run", lambda _: None)
     assert events[:4] == (["run", "count"] * 2 if inline else ["run", "run", "count", "run"])
     assert events.count("count") == events.count("run") == job.config.train.max_steps
+
+
+def test_a_recompiled_step_is_reported(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batch(step: int, put: PutBatch) -> Batch:
+        rows = job.task.train_data.batch(step)
+        return put({name: x[:, :8] if step == 2 else x for name, x in rows.items()})
+
+    monkeypatch.setattr(job.task, "batch", batch)
+    with pytest.warns(tjx_metrics.RecompileWarning, match="the training step was compiled again"):
+        loop(job, tmp_path / "run", lambda _: None)
 
 
 def test_an_error_while_loading_a_batch_ends_the_run(job: Job, tmp_path: Path) -> None:

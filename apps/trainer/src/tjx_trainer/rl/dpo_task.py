@@ -11,7 +11,7 @@ from tjx_trainer.rl.examples import Example, Split, encode_row, make_example_loa
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
 from tjx_trainer.tasks.task import DataShard, PutBatch
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 
 class DPOTask(LoaderTask[tjx_data.Loader]):

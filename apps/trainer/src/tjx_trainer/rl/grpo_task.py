@@ -14,7 +14,7 @@ from tjx_trainer.rl.rollouts import Rollouts, sample_responses
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
 from tjx_trainer.tasks.task import DataShard, PutBatch
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 _SHOWN = 6  # responses in a sample
 

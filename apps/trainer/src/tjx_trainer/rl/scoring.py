@@ -15,8 +15,8 @@ from tjx_trainer.rl.grpo_task import GRPOTask
 from tjx_trainer.rl.objectives import response_log_probs
 from tjx_trainer.tasks.task import Task
 from tjx_trainer.training.build import CompleteBatch
-from tjx_trainer.training.gradients import Batch
 from tjx_trainer.training.pretrained import pretrained_params
+from tjx_trainer.training.train_state import Batch
 
 
 class Scorer:

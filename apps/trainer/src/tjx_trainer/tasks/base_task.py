@@ -12,7 +12,7 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.task import DataShard, PutBatch
 from tjx_trainer.tasks.text_data import TextData
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 
 class LoaderTask[L: tjx_data.Loader](ABC):

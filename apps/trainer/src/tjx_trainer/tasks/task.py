@@ -13,7 +13,7 @@ import numpy as np
 import tjx_data
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 HostBatch = Mapping[str, np.ndarray]
 PutBatch = Callable[[HostBatch], Batch]

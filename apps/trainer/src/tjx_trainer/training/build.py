@@ -22,10 +22,10 @@ from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.task import DataShard, Task, data_identity
 from tjx_trainer.training import reproducible
 from tjx_trainer.training.evaluation import EvalStep, evaluate, make_eval_step
-from tjx_trainer.training.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.training.mesh_layout import make_layout
 from tjx_trainer.training.pretrained import check_pretrained
 from tjx_trainer.training.train_state import (
+    Batch,
     TrainState,
     abstract_state,
     eval_params,
@@ -33,7 +33,7 @@ from tjx_trainer.training.train_state import (
     shardings_of,
     trained_stack_axes,
 )
-from tjx_trainer.training.train_step import TrainStep, make_train_step
+from tjx_trainer.training.train_step import Gradients, TrainStep, make_gradients, make_train_step
 
 # (step, batch of the task, parameters) -> batch of the train step, and metrics of the batch.
 CompleteBatch = Callable[[int, Batch, Any], tuple[Batch, Mapping[str, float]]]
@@ -165,7 +165,7 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
         accumulation=parts.accumulation,
         optimizer=parts.optimizer,
         abstract=parts.abstract,
-        train_step=tjx_metrics.watch_recompiles(parts.train_step, "the training step"),
+        train_step=parts.train_step,
         weight_histograms=jax.jit(
             partial(tjx_metrics.weight_histograms, stack_axes=trained_stack_axes(config))
         ),
