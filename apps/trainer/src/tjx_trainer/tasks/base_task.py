@@ -49,10 +49,6 @@ class LoaderTask[L: tjx_data.Loader](ABC):
     def data_summary(self) -> str:
         """One-line description of the training data."""
 
-    def batch(self, step: int, put: PutBatch) -> Batch:
-        """Return the training batch of a step, on the devices."""
-        return put(self.train_data.batch(step))
-
     def evaluation_batches(self, put: PutBatch) -> Iterator[Batch]:
         """Yield validation batches on the devices, up to `eval_limit`."""
         return map(put, self.validation_data.evaluation_batches(self.eval_limit))

@@ -1,6 +1,7 @@
 """Training loop: load, step, evaluate, save."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -13,7 +14,7 @@ from tjx_trainer.training.build import Job
 from tjx_trainer.training.checkpointing import CheckpointSaver
 from tjx_trainer.training.eval_hooks import EvalHooks
 from tjx_trainer.training.metrics_logger import MetricsLogger
-from tjx_trainer.training.train_state import Batch, TrainState
+from tjx_trainer.training.train_state import TrainState
 
 
 def train_loop(
@@ -72,9 +73,12 @@ def train_loop(
     # save that becomes due then is deferred to the end of the streak.
     deferred = int(jax.device_get(state.guard.skipped_in_a_row)) > 0
 
-    def load(step: int) -> Batch:
+    def load(step: int) -> Any:
+        rows = job.task.train_data.batch(step)
+        if job.complete_batch is not None:
+            return rows
         with jax.transfer_guard("disallow"):  # the guard is thread-local
-            return job.task.batch(step, job.put)
+            return job.put(rows)
 
     with (
         jax.transfer_guard("disallow"),
