@@ -17,7 +17,8 @@ import tjx_optim
 import tjx_parallel
 from tjx_nn.layout import Layout
 from tjx_trainer.config.config_tree import flatten
-from tjx_trainer.config.run_config import RL_TASKS, Config, row_length
+from tjx_trainer.config.run_config import Config, row_length
+from tjx_trainer.config.task_checks import RL_TASKS
 from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.task import DataShard, HostBatch, Task, data_identity
 from tjx_trainer.training import reproducible

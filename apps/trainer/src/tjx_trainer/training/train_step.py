@@ -12,7 +12,8 @@ import tjx_nn
 import tjx_optim
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import Layout
-from tjx_trainer.config.run_config import RL_TASKS, Config
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.config.task_checks import RL_TASKS
 from tjx_trainer.training.train_state import Batch, TrainState, scales_loss, trained_stack_axes
 
 Metrics = dict[str, Any]
