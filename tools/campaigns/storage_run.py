@@ -31,8 +31,7 @@ from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training import train
 from tjx_trainer.training.build import Job, build_job
-from tjx_trainer.training.gradients import Batch
-from tjx_trainer.training.train_state import TrainState
+from tjx_trainer.training.train_state import Batch, TrainState
 
 STEPS = 6
 _FLAGS = {

@@ -22,9 +22,8 @@ from tjx_trainer.cli.command_line import parse
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.task import HostBatch
 from tjx_trainer.training.build import Job, build_job
-from tjx_trainer.training.gradients import make_gradients
 from tjx_trainer.training.train_state import TrainState, shardings_of
-from tjx_trainer.training.train_step import TrainStep, make_train_step
+from tjx_trainer.training.train_step import TrainStep, make_gradients, make_train_step
 
 PIECES = (1, 2, 3, 4, 8)
 FLAGS: Flags = {

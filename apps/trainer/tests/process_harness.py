@@ -19,9 +19,8 @@ from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.signals import SignalHandler, StopSignal
 from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.training.build import Job
-from tjx_trainer.training.gradients import Batch
 from tjx_trainer.training.train import run_job
-from tjx_trainer.training.train_state import TrainState
+from tjx_trainer.training.train_state import Batch, TrainState
 
 OF_THE_CLOCK = ("train/tokens_per_sec", "train/hours", "time/", "memory/", "compile/")
 

@@ -13,7 +13,7 @@ import tjx_trainer.main as program
 from tjx_kernels import flash_attention
 from tjx_kernels.attention.backends import xla
 from tjx_kernels.attention.call import AttentionCall, Operands
-from tjx_kernels.attention.registration import register_backend, unregister_backend
+from tjx_kernels.attention.registry import register_backend, unregister_backend
 from tjx_kernels.target import deterministic_ops
 from tjx_trainer.runtime.attention_report import report_attention
 from tjx_trainer.runtime.exit_codes import ExitCode, KernelError

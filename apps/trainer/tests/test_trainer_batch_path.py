@@ -77,7 +77,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         state = job.initial_state()
         with (
             executed_files(files),
-            tjx_data.Prefetcher(lambda step: job.task.batch(step, job.put), first=0) as batches,
+            tjx_data.Prefetcher(
+                lambda step: job.put(job.task.train_data.batch(step)), first=0
+            ) as batches,
         ):
             job.train_step(state, batches.get(0))
     return files

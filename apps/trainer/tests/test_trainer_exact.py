@@ -81,7 +81,8 @@ def test_another_mesh_trains_on_the_same_rows_and_finds_the_same_losses(
         job = build_job(*open_task(resolve([*words, *mesh])))
         if name == "one":
             assert life(job, tmp_path / "begun", end=6) == 143
-        rows.append([jax.device_get(job.task.batch(step, job.put)) for step in range(6, 9)])
+        steps = map(job.task.train_data.batch, range(6, 9))
+        rows.append([jax.device_get(job.put(batch)) for batch in steps])
         shutil.copytree(tmp_path / "begun", tmp_path / name)
         assert life(job, tmp_path / name) == 0
         found.append(records(tmp_path / name))

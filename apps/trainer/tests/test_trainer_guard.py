@@ -50,7 +50,7 @@ def fp16(words: list[str]) -> Job:
 
 
 def step_of(job: Job, state: TrainState, step: int) -> tuple[TrainState, Any]:
-    return job.train_step(state, job.task.batch(step, job.put))
+    return job.train_step(state, job.put(job.task.train_data.batch(step)))
 
 
 def with_nan(state: TrainState) -> TrainState:

@@ -231,11 +231,3 @@ def test_a_dry_run_reports_the_run_and_writes_nothing(
     # Mistakes are reported as by the run itself.
     with pytest.raises(SystemExit):
         program.main([*given, "--dry_run", "--mesh.data=3"])
-
-
-def test_a_recompiled_step_is_reported(job: Job) -> None:
-    state = job.initial_state()
-    rows = job.task.train_data.batch(0)
-    state, _ = job.train_step(state, job.put(rows))
-    with pytest.warns(tjx_metrics.RecompileWarning, match="the training step was compiled again"):
-        job.train_step(state, job.put({name: array[:, :8] for name, array in rows.items()}))

@@ -77,7 +77,7 @@ def final_bits(job: Job, path: Path) -> list[bytes]:
 
 def completed(job: Job, step: int, state: TrainState) -> Any:
     assert job.complete_batch is not None
-    return job.complete_batch(step, job.task.batch(step, job.put), state.params)
+    return job.complete_batch(step, job.task.train_data.batch(step), state.params)
 
 
 def log_probs_by_logits(job: Job, params: Any, tokens: Any, labels: Any) -> Any:

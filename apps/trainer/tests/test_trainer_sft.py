@@ -33,8 +33,8 @@ from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.sft import SFTTask
 from tjx_trainer.tasks.task import DataShard
 from tjx_trainer.training.build import Job, build_job, build_step_components
-from tjx_trainer.training.gradients import make_loss_sum
 from tjx_trainer.training.pretrained import pretrained_params
+from tjx_trainer.training.train_step import make_loss_sum
 
 TINY = """
 --task=sft --model.n_layer=2 --model.n_head=2 --model.d_model=16 --model.max_seq_len=64

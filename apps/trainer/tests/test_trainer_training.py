@@ -32,15 +32,14 @@ from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.tasks.causal_lm import CausalLMTask
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.sampling import generate_text, max_new_tokens_for
-from tjx_trainer.tasks.task import PutBatch
+from tjx_trainer.tasks.task import HostBatch
 from tjx_trainer.training.build import Job, build_job
 from tjx_trainer.training.checkpointing import CheckpointSaver
 from tjx_trainer.training.evaluation import evaluate, make_eval_step
-from tjx_trainer.training.gradients import Batch
 from tjx_trainer.training.loop import train_loop
 from tjx_trainer.training.metrics_logger import MetricsLogger
 from tjx_trainer.training.step_timer import Elapsed, StepTimer
-from tjx_trainer.training.train_state import TrainState
+from tjx_trainer.training.train_state import Batch, TrainState
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -81,7 +80,7 @@ def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
         state = job.initial_state()
         losses = []
         for step in range(8):
-            state, metrics = job.train_step(state, job.task.batch(step, job.put))
+            state, metrics = job.train_step(state, job.put(job.task.train_data.batch(step)))
             losses.append(float(jax.device_get(metrics["loss"])))
         finals.append(jax.device_get(state.params))
         assert losses[-1] < losses[0] - 0.2
@@ -159,11 +158,11 @@ def test_a_run_resumed_is_the_same_run(
 def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[float]:
     """Run the loop on batches that something is done before; return the shares of waiting."""
     folder.mkdir()
-    batch = job.task.batch
+    batch = job.task.train_data.batch
 
-    def batch_after(step: int, put: PutBatch) -> Batch:
+    def batch_after(step: int) -> HostBatch:
         before_batch(step)
-        return batch(step, put)
+        return batch(step)
 
     tracker = tjx_metrics.JsonlTracker(folder / "metrics.jsonl")
     step_timer = StepTimer(job.config, job.mesh, start_step=0, elapsed=Elapsed())
@@ -175,7 +174,7 @@ def loop(job: Job, folder: Path, before_batch: Callable[[int], object]) -> list[
         contextlib.ExitStack() as stack,
     ):
         stack.callback(tracker.finish)
-        patch.setattr(job.task, "batch", batch_after)
+        patch.setattr(job.task.train_data, "batch", batch_after)
         train_loop(
             job,
             job.initial_state(),
@@ -230,6 +229,19 @@ def test_steps_are_counted_when_their_programs_end(
     loop(dataclasses.replace(job, train_step=recorded_step), tmp_path / "run", lambda _: None)
     assert events[:4] == (["run", "count"] * 2 if inline else ["run", "run", "count", "run"])
     assert events.count("count") == events.count("run") == job.config.train.max_steps
+
+
+def test_a_recompiled_step_is_reported(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = job.task.train_data.batch
+
+    def batch(step: int) -> HostBatch:
+        return {name: x[:, :8] if step == 2 else x for name, x in whole(step).items()}
+
+    monkeypatch.setattr(job.task.train_data, "batch", batch)
+    with pytest.warns(tjx_metrics.RecompileWarning, match="the training step was compiled again"):
+        loop(job, tmp_path / "run", lambda _: None)
 
 
 def test_an_error_while_loading_a_batch_ends_the_run(job: Job, tmp_path: Path) -> None:

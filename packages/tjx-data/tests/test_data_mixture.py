@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.mixture import MixtureLoader
-from tjx_data.loading.mixture_schedule import MAX_PERIOD, mixture_schedule, rows_per_period
+from tjx_data.loading.mixture import (
+    MAX_PERIOD,
+    MixtureLoader,
+    mixture_schedule,
+    rows_per_period,
+)
 
 
 class Counting(Loader):

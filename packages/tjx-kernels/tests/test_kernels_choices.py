@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from tjx_kernels import AttentionBackend, backends, flash_attention
-from tjx_kernels.attention.backends import xla
-from tjx_kernels.attention.call import AttentionCall, Operands, describe_call
-from tjx_kernels.attention.diagnosis import compile_failure, explain_choice, next_choice
-from tjx_kernels.attention.registration import (
-    implementations_for,
-    register_backend,
-    unregister_backend,
-)
-from tjx_kernels.attention.registry import (
+from tjx_kernels.attention.api import (
     Choice,
     UnsupportedCallError,
     choose_backend,
     observe_choices,
+)
+from tjx_kernels.attention.backends import xla
+from tjx_kernels.attention.call import AttentionCall, Operands, describe_call
+from tjx_kernels.attention.diagnosis import compile_failure, explain_choice, next_choice
+from tjx_kernels.attention.registry import (
+    implementations_for,
+    register_backend,
+    unregister_backend,
 )
 from tjx_kernels.attention.support_table import PLAIN
 

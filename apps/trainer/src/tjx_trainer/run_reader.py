@@ -17,8 +17,9 @@ import tjx_data
 import tjx_nn
 import tjx_parallel
 from tjx_metrics import Evaluation
+from tjx_nn.models.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
-from tjx_trainer.config.run_config import Config, ModelConfig, built_in_family, reads_text
+from tjx_trainer.config.run_config import Config, ModelConfig, reads_text
 from tjx_trainer.runtime.allocator import retain_freed_memory
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.causal_lm import CausalLMTask
@@ -216,7 +217,7 @@ class SavedRun:
         rows = -(-(batch_size or config.train.batch_size) // mesh.size) * mesh.size
         shard = DataShard(rows, rows, *tjx_parallel.batch_process(mesh))
         task: Task
-        is_decoder = config.task is None and built_in_family(config.model) == "gpt"
+        is_decoder = config.task is None and isinstance(config.model, GPTConfig)
         if is_decoder:
             assert tokenizer is not None
             task = CausalLMTask(config, self.prepared_text(tokenizer), shard)

@@ -15,10 +15,10 @@ from tjx_kernels.attention.backends.reference import attention_reference as atte
 from tjx_kernels.attention.call import AttentionCall as AttentionCall
 from tjx_kernels.attention.call import Operands as Operands
 from tjx_kernels.attention.diagnosis import chosen_implementation as chosen_implementation
-from tjx_kernels.attention.registration import implementations_for as implementations_for
-from tjx_kernels.attention.registration import register_backend as register_backend
-from tjx_kernels.attention.registration import unregister_backend as unregister_backend
 from tjx_kernels.attention.registry import backends as backends
+from tjx_kernels.attention.registry import implementations_for as implementations_for
+from tjx_kernels.attention.registry import register_backend as register_backend
+from tjx_kernels.attention.registry import unregister_backend as unregister_backend
 from tjx_kernels.attention.support_table import support_table as support_table
 from tjx_kernels.cross_entropy.api import linear_cross_entropy as linear_cross_entropy
 from tjx_kernels.decode import decode_attention as decode_attention

@@ -6,13 +6,12 @@ Nothing here imports JAX, so mistakes are reported within a second.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from tjx_ckpt.config import CheckpointConfig
-from tjx_core import ConfigError, Problem, problems_of, unknown_name
+from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.config import DataConfig
 from tjx_data.conversations.config import ChatConfig
-from tjx_data.corpora.registry import OTHER_DATA
 from tjx_metrics.config import LogConfig, ProfileConfig
 from tjx_nn.lora_config import LoRAConfig
 from tjx_nn.models.bert_config import BertConfig
@@ -25,19 +24,22 @@ from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import DistributedConfig, MeshConfig
 from tjx_rl.config import RLConfig
 from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_problems
+from tjx_trainer.config.task_checks import (
+    check_conversations,
+    check_data,
+    check_data_options,
+    check_lora,
+    check_rl,
+    check_task,
+    is_byte_reversal,
+)
 from tjx_trainer.config.train_config import DTYPE_OF_PRECISION, TrainConfig, next_multiple
 from tjx_trainer.config.watchdog_config import WatchdogConfig
-from tjx_trainer.extensions import registered_tasks
 
 # The first is the default family.
 ModelConfig = GPTConfig | BertConfig | ViTConfig | EncoderDecoderConfig
 
 GPT2_VOCAB_SIZE = 50257
-
-# Tasks whose loss is a function of the log-probabilities of responses.
-RL_TASKS = ("grpo", "dpo")
-# Built-in tasks that ``task`` selects; the others follow from the model family.
-NAMED_TASKS = ("sft", *RL_TASKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,154 +221,10 @@ def _check_seed(seed: int) -> list[Problem]:
     return [Problem("seed", f"got {seed}; expected [0, 2**32); give one such as 1")]
 
 
-def _check_task(task: str | None, model: ModelConfig) -> list[Problem]:
-    if task is None:
-        if built_in_family(model) is not None:
-            return []
-        message = f"got none with model.family {model.family}; expected a registered task; give one"
-        return [Problem("task", message, ("model.family",))]
-    if task in (*NAMED_TASKS, *registered_tasks):
-        return []
-    register = "tjx_trainer.extensions.register_task"
-    return [
-        unknown_name("task", task, ["none", *NAMED_TASKS, *registered_tasks], register=register)
-    ]
-
-
-def built_in_family(model: ModelConfig) -> str | None:
-    """Return the family of tjx_nn that a model or its base class belongs to, or None."""
-    kinds = (kind for kind in get_args(ModelConfig) if isinstance(model, kind))
-    return next((kind.family for kind in kinds), None)
-
-
-def _check_data(task: str | None, data: DataConfig, model: ModelConfig) -> list[Problem]:
-    """Check that the corpus is of the kind that the model family reads."""
-    if task is not None or is_byte_reversal(data, model):
-        return []
-    related = ("model.family", "data.path")
-    if data.reads_tokens and built_in_family(model) != "gpt":
-        message = (
-            f"got {data.path}, token ids; expected text or images for model.family {model.family}; "
-            "token ids are for model.family gpt"
-        )
-        return [Problem("data.path", message, ("model.family",))]
-    if not isinstance(model, ViTConfig):
-        if data.corpus not in OTHER_DATA or data.path is not None:
-            return []
-        message = (
-            f"got {data.corpus} ({OTHER_DATA[data.corpus]}); expected text for model.family "
-            f"{model.family}; give a text corpus"
-        )
-    elif data.corpus not in ("images", "mnist"):
-        message = (
-            f"got {data.corpus}; expected images for model.family vit; give --data.corpus images "
-            f"({OTHER_DATA['images']})"
-        )
-    elif data.path is None:
-        message = f"got none; give --data.path FOLDER ({OTHER_DATA[data.corpus]})"
-        return [Problem("data.path", message, ("data.corpus",))]
-    else:
-        return []
-    return [Problem("data.corpus", message, related)]
-
-
-_TEXT_FAMILIES = ("gpt", "bert", "encoder_decoder")
-# Data options that only some model families use.
-_FAMILIES_OF_OPTION = {
-    "whole_words": ("bert",), "resize": ("vit",), "augment": ("vit",),
-    "stream": ("gpt",), "mixture": _TEXT_FAMILIES, "packing": _TEXT_FAMILIES,
-}  # fmt: skip
-
-
-def _check_data_options(task: str | None, data: DataConfig, model: ModelConfig) -> list[Problem]:
-    if task is not None:
-        return []
-    default = DataConfig()
-    return [
-        Problem(
-            f"data.{name}",
-            f"got {getattr(data, name)} with model.family {model.family}; expected "
-            f"{' or '.join(families)}; leave it out",
-            ("model.family",),
-        )
-        for name, families in _FAMILIES_OF_OPTION.items()
-        if getattr(data, name) != getattr(default, name) and built_in_family(model) not in families
-    ]
-
-
-def is_byte_reversal(data: DataConfig, model: ModelConfig) -> bool:
-    """Return whether a run trains on the synthetic byte-reversal task."""
-    return (
-        isinstance(model, EncoderDecoderConfig)
-        and data.corpus == "byte-reversal"
-        and data.path is None
-        and data.mixture is None
-    )
-
-
 def reads_text(config: "Config") -> bool:
     """Return whether a run reads a text corpus with a built-in task."""
     is_image = isinstance(config.model, ViTConfig)
     return config.task is None and not is_image and not is_byte_reversal(config.data, config.model)
-
-
-def _check_conversations(
-    task: str | None, data: DataConfig, chat: ChatConfig, model: ModelConfig
-) -> list[Problem]:
-    """Check the sections that the task sft reads, and that no other task has its options."""
-    if task != "sft":
-        if chat == ChatConfig() or (task is not None and task not in RL_TASKS):
-            return []
-        message = (
-            f"got one with task {task or 'none'}; expected --task sft; give it, or leave --chat.* "
-            "out"
-        )
-        return [Problem("chat", message, ("task",))]
-    problems = []
-    if built_in_family(model) != "gpt":
-        message = f"got {model.family} with task {task}; expected gpt; leave it out"
-        problems.append(Problem("model.family", message, ("task",)))
-    if data.path is None:
-        message = f"got none with task {task}; expected conversations: --data.path FILE.jsonl"
-        problems.append(Problem("data.path", message, ("task",)))
-    if data.tokenizer_kind in ("bpe", "char"):
-        message = (
-            f"got {data.tokenizer} with task {task}; expected a trained tokenizer: a "
-            "tokenizer.json, a folder, gpt2 or byte; that of --train.init_from is the default"
-        )
-        problems.append(Problem("data.tokenizer", message, ("task",)))
-    for name in ("mixture", "packing", "windows", "holdout"):
-        if getattr(data, name) != getattr(DataConfig(), name):
-            message = f"got {getattr(data, name)} with task {task}, which ignores it; leave it out"
-            problems.append(Problem(f"data.{name}", message, ("task",)))
-    return problems
-
-
-def _check_lora(
-    task: str | None, lora: LoRAConfig, model: ModelConfig, train: TrainConfig, mesh: MeshConfig
-) -> list[Problem]:
-    """Check the options that adapters do not support."""
-    if lora.rank is None:
-        unused = [name for name in ("alpha", "targets", "dora")
-                  if getattr(lora, name) != getattr(LoRAConfig(), name)]  # fmt: skip
-        message = "got one without lora.rank; expected both; give --lora.rank 8"
-        return [Problem(f"lora.{name}", message, ("lora.rank",)) for name in unused]
-    refused = {
-        "task": (task if task in RL_TASKS else None, None),
-        "mesh.stage": (mesh.stage, 1),
-        "train.reproducible": (train.reproducible, "none"),
-        "model.mup_base": (model.mup_base, None),
-    }
-    return [
-        Problem(
-            name,
-            f"got {given} with lora.rank {lora.rank}; expected "
-            f"{'none' if value is None else value}; leave it out",
-            ("lora.rank",),
-        )
-        for name, (given, value) in refused.items()
-        if given != value
-    ]
 
 
 def _check_sequence_length(data: DataConfig, model: ModelConfig) -> list[Problem]:
@@ -482,63 +340,15 @@ def row_length(data: DataConfig, model: ModelConfig) -> int | None:
     return None if isinstance(model, EncoderDecoderConfig) else data.seq_len
 
 
-def _check_rl(
-    task: str | None, rl: RLConfig, data: DataConfig, model: ModelConfig, train: TrainConfig,
-    mesh: MeshConfig,
-) -> list[Problem]:  # fmt: skip
-    """Check that the settings of a run fit the tasks grpo and dpo."""
-    if task not in RL_TASKS:
-        if rl == RLConfig():
-            return []
-        message = (
-            f"got settings with task {task or 'none'}; expected task {' or '.join(RL_TASKS)}; give "
-            "--task or leave them out"
-        )
-        return [Problem("rl", message, ("task",))]
-    rules = {
-        ("model.family", model.family): "gpt",
-        ("mesh.stage", mesh.stage): 1,
-        ("mesh.context", mesh.context): 1,
-        ("train.reproducible", train.reproducible): "none",
-    }
-    problems = [
-        Problem(name, f"got {value} with task {task}; expected {rule}; leave it out", ("task",))
-        for (name, value), rule in rules.items()
-        if value != rule
-    ]
-    if data.path is None and (task != "grpo" or data.corpus != "arithmetic"):
-        keys = "prompt and answer" if task == "grpo" else "prompt, chosen and rejected"
-        builtin = ", or --data.corpus arithmetic" if task == "grpo" else ""
-        message = f"got none with task {task}; expected a .jsonl file with {keys} a line{builtin}"
-        problems.append(Problem("data.path", message, ("task",)))
-    if train.init_from is None and (task == "dpo" or data.path is not None):
-        message = f"got none with task {task}; expected the model to start from; give a folder"
-        problems.append(Problem("train.init_from", message, ("task",)))
-    if task == "grpo" and train.batch_size % rl.samples_per_prompt:
-        message = (
-            f"got {train.batch_size}; expected a multiple of rl.samples_per_prompt="
-            f"{rl.samples_per_prompt}; give --train.batch_size "
-            f"{next_multiple(train.batch_size, rl.samples_per_prompt)}"
-        )
-        problems.append(Problem("train.batch_size", message, ("rl.samples_per_prompt",)))
-    if task == "grpo" and rl.max_new_tokens >= data.seq_len:
-        message = (
-            f"got {rl.max_new_tokens}; expected fewer than data.seq_len={data.seq_len}, the tokens "
-            "of prompt and response; give a longer --data.seq_len"
-        )
-        problems.append(Problem("rl.max_new_tokens", message, ("data.seq_len",)))
-    return problems
-
-
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("name",), _check_name),
     (("seed",), _check_seed),
-    (("task", "model"), _check_task),
-    (("task", "data", "model"), _check_data),
-    (("task", "data", "model"), _check_data_options),
-    (("task", "data", "chat", "model"), _check_conversations),
-    (("task", "lora", "model", "train", "mesh"), _check_lora),
-    (("task", "rl", "data", "model", "train", "mesh"), _check_rl),
+    (("task", "model"), check_task),
+    (("task", "data", "model"), check_data),
+    (("task", "data", "model"), check_data_options),
+    (("task", "data", "chat", "model"), check_conversations),
+    (("task", "lora", "model", "train", "mesh"), check_lora),
+    (("task", "rl", "data", "model", "train", "mesh"), check_rl),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),

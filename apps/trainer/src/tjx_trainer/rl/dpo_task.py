@@ -10,8 +10,7 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.rl.examples import Example, Split, encode_row, make_example_loaders
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
-from tjx_trainer.tasks.task import DataShard, PutBatch
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.tasks.task import DataShard
 
 
 class DPOTask(LoaderTask[tjx_data.Loader]):
@@ -63,13 +62,12 @@ class DPOTask(LoaderTask[tjx_data.Loader]):
         """Numbers of pairs."""
         return "{:,} pairs to train on, {:,} held out".format(*self._counts)
 
-    def batch(self, step: int, put: PutBatch) -> Batch:
-        """Return the pairs of a step, on the devices; see `objectives.make_dpo`."""
-        chosen = self.train_data.batch(step)["example"]
+    def pairs(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the pairs with indices `chosen`, int64 [P]; see `objectives.make_dpo`."""
         labels = self._labels[chosen]
         # The loss is divided by the number of labels of the batch, and shall be a mean over pairs.
         weights = np.full(len(chosen), np.sum(labels >= 0) / len(chosen), np.float32)
-        return put({"tokens": self._tokens[chosen], "labels": labels, "weights": weights})
+        return {"tokens": self._tokens[chosen], "labels": labels, "weights": weights}
 
     def record(self, run: RunDirectory) -> None:
         """Write the tokenizer to the run directory."""

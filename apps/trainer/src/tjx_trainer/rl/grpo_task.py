@@ -1,7 +1,7 @@
 """Task grpo: reinforcement learning with verifiable rewards."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,7 @@ from tjx_trainer.rl.examples import Example, Split, encode_row, make_example_loa
 from tjx_trainer.rl.rollouts import Rollouts, sample_responses
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
-from tjx_trainer.tasks.task import DataShard, PutBatch
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.tasks.task import DataShard
 
 _SHOWN = 6  # responses in a sample
 
@@ -83,10 +82,6 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             f"{train:,} prompts to train on, {held_out:,} held out, "
             f"rewarded by the verifier {self.config.rl.verifier}"
         )
-
-    def batch(self, step: int, put: PutBatch) -> Batch:  # noqa: ARG002  stays on the host
-        """Return the indices of the prompts of a step, on the host; `roll_out` samples."""
-        return cast(Batch, self.train_data.batch(step))
 
     def roll_out(
         self, step: int, chosen: np.ndarray, params: Any

@@ -16,7 +16,7 @@ import tjx_rl
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 # (log-probabilities of the labels, mask of the responses, batch) -> sum of losses, other sums.
 Objective = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]]

@@ -11,12 +11,13 @@ import tjx_nn
 import tjx_parallel
 from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.rl.dpo_task import DPOTask
 from tjx_trainer.rl.grpo_task import GRPOTask
 from tjx_trainer.rl.objectives import response_log_probs
-from tjx_trainer.tasks.task import Task
+from tjx_trainer.tasks.task import HostBatch, Task
 from tjx_trainer.training.build import CompleteBatch
-from tjx_trainer.training.gradients import Batch
 from tjx_trainer.training.pretrained import pretrained_params
+from tjx_trainer.training.train_state import Batch
 
 
 class Scorer:
@@ -62,25 +63,27 @@ class Scorer:
 def make_complete_batch(
     config: Config, task: Task, scorer: Scorer, mesh: jax.sharding.Mesh
 ) -> CompleteBatch:
-    """Return the function that completes a batch of the task: a function of (seed, step, params).
+    """Return the function that makes a batch of the task: a function of (seed, step, params).
 
-    For dpo it adds the log-probabilities of the reference model. For grpo it samples responses,
-    scores them, and adds the log-probabilities of the trainer.
+    For dpo the batch holds pairs with the log-probabilities of the reference model. For grpo it
+    samples responses, scores them, and adds the log-probabilities of the trainer.
     """
 
     def complete_dpo(
         step: int,  # noqa: ARG001  of the signature
-        batch: Batch,
+        rows: HostBatch,
         params: Any,  # noqa: ARG001  of the signature
     ) -> tuple[Batch, Mapping[str, float]]:
+        assert isinstance(task, DPOTask)
+        batch = tjx_parallel.shard_batch(mesh, task.pairs(rows["example"]))
         return {
             **batch,
             "reference_log_probs": scorer.log_probs(scorer.reference, _inputs(batch)),
         }, {}
 
-    def complete_grpo(step: int, prompts: Batch, params: Any) -> tuple[Batch, Mapping[str, float]]:
+    def complete_grpo(step: int, rows: HostBatch, params: Any) -> tuple[Batch, Mapping[str, float]]:
         assert isinstance(task, GRPOTask)
-        host, metrics = task.roll_out(step, np.asarray(prompts["example"]), params)
+        host, metrics = task.roll_out(step, rows["example"], params)
         batch: Batch = tjx_parallel.shard_batch(mesh, host)
         old = scorer.log_probs(params, _inputs(batch))
         completed = {**batch, "old_log_probs": old}

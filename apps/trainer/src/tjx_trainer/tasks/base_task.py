@@ -12,7 +12,7 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.task import DataShard, PutBatch
 from tjx_trainer.tasks.text_data import TextData
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 
 class LoaderTask[L: tjx_data.Loader](ABC):
@@ -48,10 +48,6 @@ class LoaderTask[L: tjx_data.Loader](ABC):
     @abstractmethod
     def data_summary(self) -> str:
         """One-line description of the training data."""
-
-    def batch(self, step: int, put: PutBatch) -> Batch:
-        """Return the training batch of a step, on the devices."""
-        return put(self.train_data.batch(step))
 
     def evaluation_batches(self, put: PutBatch) -> Iterator[Batch]:
         """Yield validation batches on the devices, up to `eval_limit`."""

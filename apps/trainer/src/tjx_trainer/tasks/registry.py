@@ -3,7 +3,12 @@
 from collections.abc import Callable
 
 import tjx_data
-from tjx_trainer.config.run_config import RL_TASKS, Config, built_in_family, is_byte_reversal
+from tjx_nn.models.bert_config import BertConfig
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.vit_config import ViTConfig
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.config.task_checks import RL_TASKS, is_byte_reversal
 from tjx_trainer.extensions import registered_tasks
 from tjx_trainer.tasks.byte_reversal import open_reversal
 from tjx_trainer.tasks.causal_lm import open_causal_lm
@@ -13,11 +18,11 @@ from tjx_trainer.tasks.sft import open_sft
 from tjx_trainer.tasks.span_corruption import open_span_corruption
 from tjx_trainer.tasks.task import OpenedTask
 
-_OPENERS: dict[str, Callable[..., OpenedTask]] = {
-    "gpt": open_causal_lm,
-    "bert": open_masked_lm,
-    "vit": open_image_classification,
-    "encoder_decoder": open_span_corruption,
+_OPENERS: dict[type, Callable[..., OpenedTask]] = {
+    GPTConfig: open_causal_lm,
+    BertConfig: open_masked_lm,
+    ViTConfig: open_image_classification,
+    EncoderDecoderConfig: open_span_corruption,
 }
 
 
@@ -55,6 +60,5 @@ def open_task(config: Config, progress: tjx_data.Progress | None = None) -> Open
         return opened
     if is_byte_reversal(config.data, config.model):
         return open_reversal(config, progress)
-    family = built_in_family(config.model)
-    assert family is not None
-    return _OPENERS[family](config, progress)
+    open_family = next(each for kind, each in _OPENERS.items() if isinstance(config.model, kind))
+    return open_family(config, progress)

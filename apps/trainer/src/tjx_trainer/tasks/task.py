@@ -1,7 +1,8 @@
 """`Task` protocol: the data of a run and the report of its final evaluation.
 
-A batch holds the arguments of the model's `losses` method by name, so the train step is the same
-for all tasks.
+A batch of `train_data` holds the arguments of the model's `losses` method by name, so the train
+step is the same for all tasks. `Job.complete_batch` makes the batches of other tasks from their
+rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 import tjx_data
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 HostBatch = Mapping[str, np.ndarray]
 PutBatch = Callable[[HostBatch], Batch]
@@ -62,9 +63,6 @@ class Task(Protocol):
     @property
     def data_summary(self) -> str:
         """One-line description of the training data."""
-
-    def batch(self, step: int, put: PutBatch) -> Batch:
-        """Return the batch of a step on the devices; a function of (seed, step)."""
 
     def evaluation_batches(self, put: PutBatch) -> Iterator[Batch]:
         """Yield validation batches on the devices; labels of -100 are ignored."""

@@ -17,15 +17,16 @@ import tjx_optim
 import tjx_parallel
 from tjx_nn.layout import Layout
 from tjx_trainer.config.config_tree import flatten
-from tjx_trainer.config.run_config import RL_TASKS, Config, row_length
+from tjx_trainer.config.run_config import Config, row_length
+from tjx_trainer.config.task_checks import RL_TASKS
 from tjx_trainer.runtime import provenance
-from tjx_trainer.tasks.task import DataShard, Task, data_identity
+from tjx_trainer.tasks.task import DataShard, HostBatch, Task, data_identity
 from tjx_trainer.training import reproducible
 from tjx_trainer.training.evaluation import EvalStep, evaluate, make_eval_step
-from tjx_trainer.training.gradients import Batch, Gradients, make_gradients
 from tjx_trainer.training.mesh_layout import make_layout
 from tjx_trainer.training.pretrained import check_pretrained
 from tjx_trainer.training.train_state import (
+    Batch,
     TrainState,
     abstract_state,
     eval_params,
@@ -33,10 +34,10 @@ from tjx_trainer.training.train_state import (
     shardings_of,
     trained_stack_axes,
 )
-from tjx_trainer.training.train_step import TrainStep, make_train_step
+from tjx_trainer.training.train_step import Gradients, TrainStep, make_gradients, make_train_step
 
-# (step, batch of the task, parameters) -> batch of the train step, and metrics of the batch.
-CompleteBatch = Callable[[int, Batch, Any], tuple[Batch, Mapping[str, float]]]
+# (step, rows of `Task.train_data`, parameters) -> batch of the train step, and its metrics.
+CompleteBatch = Callable[[int, HostBatch, Any], tuple[Batch, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Job:
     mesh : jax.sharding.Mesh
         The device mesh.
     complete_batch : callable or None
-        From (step, batch of the task, params) to the batch of the train step and more metrics, for
-        tasks whose batches depend on the parameters; None for others.
+        From (step, rows of the task, params) to the batch of the train step and more metrics, for
+        tasks whose batches depend on parameters; None for others, whose rows are the batch.
     put : callable
         Shards this process's rows of a batch over its devices.
     accumulation : int
@@ -165,7 +166,7 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
         accumulation=parts.accumulation,
         optimizer=parts.optimizer,
         abstract=parts.abstract,
-        train_step=tjx_metrics.watch_recompiles(parts.train_step, "the training step"),
+        train_step=parts.train_step,
         weight_histograms=jax.jit(
             partial(tjx_metrics.weight_histograms, stack_axes=trained_stack_axes(config))
         ),

@@ -14,7 +14,7 @@ from tjx_metrics import Evaluation, EvaluationSums
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import SINGLE_DEVICE, Layout
 from tjx_trainer.config.run_config import ModelConfig
-from tjx_trainer.training.gradients import Batch
+from tjx_trainer.training.train_state import Batch
 
 
 class EvaluationInterruptedError(Exception):

@@ -1,6 +1,7 @@
 """Training loop: load, step, evaluate, save."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -12,7 +13,6 @@ from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.training.build import Job
 from tjx_trainer.training.checkpointing import CheckpointSaver
 from tjx_trainer.training.eval_hooks import EvalHooks
-from tjx_trainer.training.gradients import Batch
 from tjx_trainer.training.metrics_logger import MetricsLogger
 from tjx_trainer.training.train_state import TrainState
 
@@ -64,6 +64,7 @@ def train_loop(
     """
     max_steps, save_every = job.config.train.max_steps, job.config.checkpoint.every
     step_timer = logger.step_timer
+    train_step = tjx_metrics.watch_recompiles(job.train_step, "the training step")
     eval_hooks = EvalHooks(job, logger, saver, preemption, watchdog)
     first = step = int(jax.device_get(state.step))
     owed = evaluation_pending
@@ -72,9 +73,12 @@ def train_loop(
     # save that becomes due then is deferred to the end of the streak.
     deferred = int(jax.device_get(state.guard.skipped_in_a_row)) > 0
 
-    def load(step: int) -> Batch:
+    def load(step: int) -> Any:
+        rows = job.task.train_data.batch(step)
+        if job.complete_batch is not None:
+            return rows
         with jax.transfer_guard("disallow"):  # the guard is thread-local
-            return job.task.batch(step, job.put)
+            return job.put(rows)
 
     with (
         jax.transfer_guard("disallow"),
@@ -113,7 +117,7 @@ def train_loop(
                     batch, completed = job.complete_batch(step, batch, state.params)
             with profiler.step(step + 1, wait=logger.flush):
                 with step_timer.during("dispatch"):
-                    state, metrics_on_device = job.train_step(state, batch)
+                    state, metrics_on_device = train_step(state, batch)
                 step += 1
                 spreads = eval_hooks.weights(step, state.params)
                 logger.record_step(step, {**metrics_on_device, **completed}, spreads=spreads)

@@ -6,7 +6,9 @@ import tjx_kernels
 import tjx_nn
 import tjx_parallel
 from tjx_nn.layout import SINGLE_DEVICE
-from tjx_trainer.config.run_config import ModelConfig, built_in_family
+from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.gpt_config import GPTConfig
+from tjx_trainer.config.run_config import ModelConfig
 
 
 class ModelLayout(tjx_parallel.MeshLayout, tjx_nn.Layout):
@@ -22,7 +24,7 @@ def make_layout(
     """Return the layout of a model on a mesh; `SINGLE_DEVICE` for a mesh of one device."""
     if mesh.size == 1:
         return SINGLE_DEVICE
-    causal = built_in_family(model) in ("gpt", "encoder_decoder")
+    causal = isinstance(model, GPTConfig | EncoderDecoderConfig)
     balanced = causal and choices.context_kind == "ring"
     # XLA's gradient of a gather is a scatter with atomics on GPUs.
     on_gpus = mesh.devices.flat[0].platform not in ("cpu", "tpu")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 import tjx_nn
 import tjx_optim
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.training.gradients import Gradients, make_loss_sum
+from tjx_trainer.training.train_step import Gradients, make_loss_sum
 
 _lax: Any = lax  # JAX gives no types for these functions
 # Mesh axes over which virtual shards are distributed, outer to inner.
@@ -82,7 +82,7 @@ def make_gradients(config: Config, mesh: Mesh) -> Gradients:
     Returns
     -------
     callable
-        As `gradients.make_gradients` returns it; microbatches hold the rows of the device. The
+        As `train_step.make_gradients` returns it; microbatches hold the rows of the device. The
         dropout key of a virtual shard is a function of its microbatch's key and its index.
     """
     layout = VirtualShardLayout(mesh.devices.flat[0].platform)

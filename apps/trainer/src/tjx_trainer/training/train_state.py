@@ -1,6 +1,7 @@
 """Train state: step, parameters, optimizer state and non-finite guard."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import tjx_parallel
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.training.pretrained import pretrained_params
 
+# Arrays [rows, ...] by name, on the devices: the arguments of the model's `losses` method.
+Batch = Mapping[str, jax.Array]
 # Branch of the seed beyond the last step.
 _ADAPTERS = 2**32 - 1
 

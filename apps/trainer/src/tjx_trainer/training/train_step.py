@@ -1,4 +1,4 @@
-"""Train step: a jitted function from (state, batch) to (state, metrics)."""
+"""Train step: a jitted function from (state, batch) to (state, metrics), and its gradients."""
 
 import math
 from collections.abc import Callable
@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import tjx_nn
 import tjx_optim
+from tjx_nn.id_checks import IGNORE_INDEX
+from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.training.gradients import Batch, Gradients
-from tjx_trainer.training.train_state import TrainState, scales_loss, trained_stack_axes
+from tjx_trainer.config.task_checks import RL_TASKS
+from tjx_trainer.training.train_state import Batch, TrainState, scales_loss, trained_stack_axes
 
 Metrics = dict[str, Any]
+# (params, microbatches [k, ...], loss scale, base or None) -> means over the batch and their
+# gradients. With low-rank adapters, params are the adapters and base the model's parameters.
+Gradients = Callable[[Any, Any, jax.Array | None, Any], tjx_optim.AccumulatedGradients]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -114,3 +120,60 @@ def make_train_step(
         donate_argnums=0,
         out_shardings=(shardings, shardings.step),  # metrics are replicated, as is the step
     )
+
+
+def make_gradients(
+    config: Config, mesh: jax.sharding.Mesh, layout: Layout, *, accumulation: int
+) -> Gradients:
+    """Return the function that computes the mean loss of a batch and its gradients.
+
+    Parameters
+    ----------
+    config : Config
+        Resolved.
+    mesh : jax.sharding.Mesh
+        The device mesh; with several stages the microbatches are pipelined.
+    layout : Layout
+        The sharding of the model on the mesh.
+    accumulation : int
+        Microbatches in a batch.
+    """
+    if mesh.shape["stage"] > 1:
+        from tjx_trainer.training.pipeline_gradients import make_pipeline_gradients
+
+        return make_pipeline_gradients(config, mesh, layout, accumulation)
+    if config.task in RL_TASKS:
+        from tjx_trainer.rl.objectives import make_response_loss_sum as make_sum
+    else:
+        make_sum = make_loss_sum
+
+    def gradients(
+        params: Any, microbatches: Any, loss_scale: jax.Array | None, base: Any
+    ) -> tjx_optim.AccumulatedGradients:
+        loss_sum = make_sum(config, layout, base)
+        return tjx_optim.accumulate_gradients(loss_sum, params, microbatches, loss_scale=loss_scale)
+
+    return gradients
+
+
+def bind_trained(config: Config, params: Any, base: Any, layout: Layout) -> Any:
+    """Make the model of the trained parameters: all of them, or adapters of `base`."""
+    if base is None:
+        return tjx_nn.bind(config.model, params, layout=layout)
+    return tjx_nn.lora.bind(config.model, config.lora, base, params, layout=layout)
+
+
+def make_loss_sum(config: Config, layout: Layout, base: Any = None) -> tjx_optim.LossSum:
+    """Return the differentiated function: from (params, microbatch) to sums over its labels."""
+
+    def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
+        network = bind_trained(config, params, base, layout)
+        losses = network.losses(**microbatch)
+        count = (microbatch["labels"] != IGNORE_INDEX).sum()
+        cross_entropy = losses.tokens.sum()
+        # Penalties are means over tokens: as sums they weigh the same in microbatches of any size.
+        sums = {name: count * value for name, value in losses.aux_losses.items()}
+        sums["loss"] = cross_entropy
+        return cross_entropy + count * losses.penalty, (count, sums)
+
+    return loss_sum

@@ -4,7 +4,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 WIDTH = 100
 _SECONDS_BETWEEN = 0.1
@@ -133,12 +132,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.clear()
 
     def clear(self) -> None:

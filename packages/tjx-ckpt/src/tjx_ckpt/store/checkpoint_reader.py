@@ -3,7 +3,6 @@
 import contextlib
 import threading
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,12 +61,7 @@ class CheckpointReader:
     def __enter__(self) -> "CheckpointReader":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
     def leaf(self, key: str) -> np.ndarray:

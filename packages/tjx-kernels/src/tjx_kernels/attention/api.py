@@ -1,13 +1,17 @@
-"""Exact attention for every platform: `flash_attention`."""
+"""Exact attention for every platform, `flash_attention`, and the selection of its backend."""
 
-from typing import Literal, TypedDict, Unpack, overload
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
+from tjx_kernels.attention.backend import AttentionBackend
 from tjx_kernels.attention.call import AttentionCall, bind_arguments
 from tjx_kernels.attention.mask_bias import MaskMod, mask_to_bias
-from tjx_kernels.attention.registry import select_backend
+from tjx_kernels.attention.registry import REGISTRY
 
 
 class AttentionOptions(TypedDict, total=False):
@@ -193,3 +197,118 @@ def dead_rows(call: AttentionCall) -> tuple[jax.Array, jax.Array]:
     """Return output 0 and LSE -inf, the results of a call whose rows attend to no key."""
     out = jnp.zeros((call.batch, call.q_len, call.heads, call.v_head_dim), call.dtype)
     return out, jnp.full((call.batch, call.heads, call.q_len), -jnp.inf, call.accumulator)
+
+
+def select_backend(
+    name: str | None,
+    call: AttentionCall,
+    supports: Callable[[AttentionBackend], str | None] | None = None,
+) -> AttentionBackend:
+    """Return the backend that `choose_backend` names, and notify `observe_choices` of it."""
+    chosen = choose_backend(name, call, supports)
+    if observer := _observer.get():
+        reason = supports or (lambda entry: entry.supports(call))
+        reasons = {key: reason(entry) for key, entry in REGISTRY.entries.items()}
+        observer(Choice(chosen, name is not None, reasons, call))
+    return REGISTRY.entries[chosen]
+
+
+def choose_backend(
+    name: str | None,
+    call: AttentionCall,
+    supports: Callable[[AttentionBackend], str | None] | None = None,
+) -> str:
+    """Return the name of the backend that runs a call.
+
+    Parameters
+    ----------
+    name
+        Backend requested by the caller; None selects the first that supports the call.
+    call
+        The call on one device.
+    supports
+        Support test of a backend; None is the backend's own test of `call`. Ring attention tests
+        all calls of its schedule.
+
+    Raises
+    ------
+    ValueError
+        If no backend has the name, or none supports the call.
+    UnsupportedCallError
+        If the requested backend does not support the call.
+    """
+    entries = REGISTRY.entries
+    reason = supports or (lambda entry: entry.supports(call))
+    if name is None:
+        for key, entry in entries.items():
+            on_platform = entry.platforms is None or call.platform in entry.platforms
+            if (on_platform or call.interpret) and reason(entry) is None:
+                return key
+        # Reached only with interpret: "xla" supports every other call.
+        reasons = "; ".join(f"{key}: {reason(entry)}" for key, entry in entries.items())
+        raise ValueError(
+            f"interpret: got True; expected a call that a Pallas kernel supports ({reasons}); "
+            "leave out interpret"
+        )
+    if name not in entries:
+        raise ValueError(
+            f"implementation: got {name!r}; expected one of {', '.join(entries)}, or None for "
+            "automatic selection; correct the name, or add it with register_backend"
+        )
+    if (refusal := reason(entries[name])) is not None:
+        raise UnsupportedCallError(
+            f"implementation {name!r} cannot serve this call: {refusal}; "
+            "change that, or give implementation=None to choose automatically"
+        )
+    return name
+
+
+class UnsupportedCallError(ValueError):
+    """The backend that the caller requested by name does not support the call."""
+
+
+class Choice(NamedTuple):
+    """Backend selected for an attention call, with the reasons against the others.
+
+    Attributes
+    ----------
+    name
+        A key of `backends()`.
+    by_name
+        Whether the caller requested it by name.
+    reasons
+        For each backend, in order of preference, the reason why it does not support the call, or
+        None.
+    call
+        The call on one device of the mesh.
+    """
+
+    name: str
+    by_name: bool
+    reasons: Mapping[str, str | None]
+    call: AttentionCall
+
+
+_observer: ContextVar[Callable[[Choice], None] | None] = ContextVar("observer", default=None)
+
+
+@contextmanager
+def observe_choices(observer: Callable[[Choice], None]) -> Iterator[None]:
+    """Call `observer` with each backend selection made in the block, while JAX traces.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from tjx_kernels import flash_attention
+    >>> x = jnp.ones((1, 8, 4, 16))
+    >>> names = []
+    >>> with observe_choices(lambda choice: names.append(choice.name)):
+    ...     out = flash_attention(x, x, x, implementation="reference")
+    >>> names
+    ['reference']
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)

@@ -13,10 +13,9 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh
 
 from tjx_kernels.attention import dropout
-from tjx_kernels.attention.api import AttentionOptions, dead_rows
+from tjx_kernels.attention.api import AttentionOptions, dead_rows, select_backend
 from tjx_kernels.attention.backend import Forward
 from tjx_kernels.attention.call import AttentionCall, Operands, bind_arguments
-from tjx_kernels.attention.registry import select_backend
 from tjx_kernels.sharded.all_to_all import exchanged_call, with_all_to_all
 from tjx_kernels.sharded.ring import ring_over
 from tjx_kernels.sharded.ring_schedule import Order

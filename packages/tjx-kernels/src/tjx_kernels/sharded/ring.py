@@ -9,10 +9,9 @@ from typing import Literal, TypedDict, Unpack, get_args, overload
 import jax
 from jax import lax
 
-from tjx_kernels.attention.api import dead_rows
+from tjx_kernels.attention.api import dead_rows, select_backend
 from tjx_kernels.attention.backend import AttentionBackend, Forward
 from tjx_kernels.attention.call import AttentionCall, bind_arguments
-from tjx_kernels.attention.registry import select_backend
 from tjx_kernels.sharded.ring_passes import Ring, attention_over, block_call
 from tjx_kernels.sharded.ring_schedule import Order, schedule
 

@@ -1,8 +1,7 @@
-"""Plot the loss, the learning rate or any other metric of one or several runs."""
+"""Curves of the loss, the learning rate or any other metric of one or several runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,11 @@ from numpy.typing import NDArray
 from tjx_metrics.plotting.run_data import (
     X_LABELS,
     NoDataError,
-    Paths,
     RunData,
     RunDataError,
     Series,
     XAxis,
     nearest,
-    open_runs,
 )
 from tjx_metrics.plotting.smoothing import moving_average
 from tjx_metrics.plotting.style import (
@@ -27,13 +24,11 @@ from tjx_metrics.plotting.style import (
     INK,
     MARKERS,
     TICK,
-    check_output_path,
     format_axes,
     legend,
     limit_y,
     line_style,
     new_figure,
-    save,
     scale,
 )
 
@@ -57,7 +52,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """Axes and smoothing of curves: see `plot_metric` for the fields."""
+    """Axes and smoothing of curves; the fields are those of `plot_files.CurveOptions`."""
 
     x: XAxis = "steps"
     window: int | None = None
@@ -81,52 +76,8 @@ class PlotOptions:
         axes.margins(x=0.02)
 
 
-def plot_loss(
-    metrics_jsonl_paths: Paths,
-    out_path: str | Path,
-    *,
-    labels: Sequence[str] | None = None,
-    title: str | None = None,
-    window: int | None = None,
-    x: XAxis = "steps",
-    log_x: bool = False,
-    log_y: bool = False,
-) -> None:
-    """Plot the training and evaluation loss of one or several runs.
-
-    Parameters
-    ----------
-    metrics_jsonl_paths : path or sequence of paths
-        Files written by `JsonlTracker`, or run directories with a ``metrics.jsonl``.
-    out_path : path
-        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
-    labels : sequence of str or None
-        Name of each run; None uses the names of the directories.
-    title : str or None
-        Title; None is the name of a single run, or "Loss".
-    window : int or None
-        Number of records in the centered moving average of the training loss; None is 1/25 of the
-        records, 1 disables smoothing.
-    x : "steps", "tokens" or "hours"
-        Quantity of the x axis.
-    log_x, log_y : bool
-        Whether the axis is logarithmic.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file does not exist.
-    ValueError
-        If a file has neither ``train/loss`` nor ``eval/loss``, or no values for the x axis, if the
-        number of labels is not the number of runs, or if the file format is unknown.
-    """
-    out_path = check_output_path(out_path)
-    runs = open_runs(metrics_jsonl_paths, labels)
-    save(loss_figure(runs, PlotOptions(x, window, log_x, log_y), title), out_path)
-
-
 def loss_figure(runs: Sequence[RunData], options: PlotOptions, title: str | None = None) -> Figure:
-    """Return the figure of `plot_loss`."""
+    """Draw the training and evaluation loss."""
     figure = new_figure(3.2 + (0.17 * len(runs) if len(runs) > 1 else 0))
     axes = figure.add_subplot()
     seen: list[NDArray[Any]] = []
@@ -202,72 +153,10 @@ def _draw_evaluation(
     )
 
 
-def plot_metric(
-    metrics_jsonl_paths: Paths,
-    metric: str,
-    out_path: str | Path,
-    *,
-    labels: Sequence[str] | None = None,
-    title: str | None = None,
-    window: int | None = 1,
-    x: XAxis = "steps",
-    log_x: bool = False,
-    log_y: bool = False,
-) -> None:
-    """Plot one metric of one or several runs.
-
-    Parameters
-    ----------
-    metrics_jsonl_paths, out_path, labels, x, log_x, log_y
-        As in `plot_loss`.
-    metric : str
-        Name of the metric, such as ``train/grad_norm``.
-    title : str or None
-        Title; None is the metric, with the name of a single run.
-    window : int or None
-        Number of records in the centered moving average; None is 1/25 of the records, 1 disables
-        smoothing.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file does not exist.
-    ValueError
-        If no run has the metric, if a run has no values for the x axis, if the number of labels is
-        not the number of runs, or if the file format is unknown.
-    """
-    out_path = check_output_path(out_path)
-    runs = open_runs(metrics_jsonl_paths, labels)
-    save(metric_figure(runs, metric, PlotOptions(x, window, log_x, log_y), title), out_path)
-
-
-def plot_learning_rate(
-    metrics_jsonl_paths: Paths,
-    out_path: str | Path,
-    *,
-    labels: Sequence[str] | None = None,
-    title: str | None = None,
-    x: XAxis = "steps",
-    log_x: bool = False,
-    log_y: bool = False,
-) -> None:
-    """Plot the learning rate of one or several runs.
-
-    Parameters
-    ----------
-    metrics_jsonl_paths, out_path, labels, title, x, log_x, log_y
-        As for `plot_metric`, as are the errors.
-    """
-    plot_metric(
-        metrics_jsonl_paths, "train/learning_rate", out_path,
-        labels=labels, title=title, x=x, log_x=log_x, log_y=log_y,
-    )  # fmt: skip
-
-
 def metric_figure(
     runs: Sequence[RunData], metric: str, options: PlotOptions, title: str | None = None
 ) -> Figure:
-    """Return the figure of `plot_metric`."""
+    """Draw one metric."""
     check_metric(runs, metric)
     figure = new_figure(2.6 + (0.17 * len(runs) if len(runs) > 1 else 0))
     axes = figure.add_subplot()

@@ -1,7 +1,6 @@
-"""Plot histograms of weights, gradients or updates over the steps of a run."""
+"""Figure of histograms of weights, gradients or updates over the steps of a run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,13 @@ from tjx_metrics.plotting.run_data import (
     RunDataError,
     XAxis,
     nearest,
-    open_run,
 )
 from tjx_metrics.plotting.style import (
     INK,
     LABEL,
     TITLE,
-    check_output_path,
     new_figure,
     printable,
-    save,
     short_number,
 )
 
@@ -38,48 +34,13 @@ _BINS = 80
 _QUANTILES = (0.05, 0.5, 0.95)
 
 
-def plot_histograms(
-    metrics_jsonl_path: str | Path,
-    out_path: str | Path,
-    *,
-    names: Sequence[str] | None = None,
-    title: str | None = None,
-    x: XAxis = "steps",
-) -> None:
-    """Plot histograms over the steps as heat maps, with the 5th, 50th and 95th percentiles.
-
-    Parameters
-    ----------
-    metrics_jsonl_path : path
-        A file written by `JsonlTracker`, or a run directory with a ``metrics.jsonl``.
-    out_path : path
-        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
-    names : sequence of str or None
-        Histograms, such as ``histograms/parameter/blocks/mlp/up/kernel/3``; None selects the first
-        and last layer of the largest parameters, at most 12.
-    title : str or None
-        Title; None is the number of histograms and the name of the run.
-    x : "steps", "tokens" or "hours"
-        Quantity of the x axis.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If the run lacks the histograms or values for the x axis, or if the file format is unknown.
-    """
-    out_path = check_output_path(out_path)
-    save(histograms_figure(open_run(metrics_jsonl_path), names, x, title), out_path)
-
-
 def histograms_figure(
     run: RunData,
     names: Sequence[str] | None = None,
     x: XAxis = "steps",
     title: str | None = None,
 ) -> Figure:
-    """Return the figure of `plot_histograms`."""
+    """Draw histograms as heat maps, with the 5th, 50th and 95th percentiles."""
     found = run.objects(_PREFIX)
     if not found:
         raise NoDataError(f"{run.path} has no histograms")

@@ -1,6 +1,5 @@
-"""Plot the norms of gradients, parameters or updates of each layer."""
+"""Figure of the norms of gradients, parameters or updates of each layer."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
@@ -17,18 +16,14 @@ from tjx_metrics.plotting.run_data import (
     NoDataError,
     RunData,
     RunDataError,
-    XAxis,
     nearest,
-    open_run,
 )
 from tjx_metrics.plotting.style import (
     INK,
     LABEL,
     TICK,
-    check_output_path,
     format_axes,
     new_figure,
-    save,
     scale,
     short_number,
 )
@@ -36,48 +31,6 @@ from tjx_metrics.plotting.style import (
 Kind = Literal["gradient", "parameter", "update"]
 _NAMED = 8  # largest number of layers in the legend; with more, the color encodes the depth
 _COLORS = "viridis"
-
-
-def plot_layer_norms(
-    metrics_jsonl_path: str | Path,
-    out_path: str | Path,
-    *,
-    kind: Kind = "gradient",
-    parameter: str | None = None,
-    title: str | None = None,
-    x: XAxis = "steps",
-    log_x: bool = False,
-) -> None:
-    """Plot the norms of each layer over the steps, as lines and as a heat map.
-
-    Parameters
-    ----------
-    metrics_jsonl_path : path
-        A file written by `JsonlTracker`, or a run directory with a ``metrics.jsonl``.
-    out_path : path
-        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
-    kind : "gradient", "parameter" or "update"
-        Which norms.
-    parameter : str or None
-        Path of one parameter, such as ``blocks/mlp/up/kernel``; None combines all parameters of a
-        layer (root of the sum of squares).
-    title : str or None
-        Title; None is the kind of norms and the name of the run.
-    x : "steps", "tokens" or "hours"
-        Quantity of the x axis.
-    log_x : bool
-        Whether the x axis is logarithmic.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If the run lacks the norms or values for the x axis, or if the file format is unknown.
-    """
-    out_path = check_output_path(out_path)
-    run = open_run(metrics_jsonl_path)
-    save(layer_norms_figure(run, PlotOptions(x, log_x=log_x), kind, parameter, title), out_path)
 
 
 def layer_norms(
@@ -153,7 +106,7 @@ def layer_norms_figure(
     parameter: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Return the figure of `plot_layer_norms`."""
+    """Draw the norms of each layer over the steps, as lines and as a heat map."""
     steps, norms = layer_norms(run, kind, parameter)
     x = run.along(steps, options.x)
     if options.log_x:

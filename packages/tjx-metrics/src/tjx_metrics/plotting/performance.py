@@ -1,7 +1,6 @@
-"""Plot throughput and the time per phase of runs."""
+"""Figures of throughput and of the time per phase of runs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,12 @@ from tjx_metrics.plotting.curves import PlotOptions, draw_metric, title_of
 from tjx_metrics.plotting.run_data import (
     X_LABELS,
     NoDataError,
-    Paths,
     RunData,
-    XAxis,
-    open_run,
-    open_runs,
 )
 from tjx_metrics.plotting.style import (
-    check_output_path,
     format_axes,
     legend,
     new_figure,
-    save,
     scale,
 )
 
@@ -41,32 +34,10 @@ PHASE_STYLES = {
 _BINS = 60
 
 
-def plot_throughput(
-    metrics_jsonl_paths: Paths,
-    out_path: str | Path,
-    *,
-    labels: Sequence[str] | None = None,
-    title: str | None = None,
-    window: int | None = 1,
-    x: XAxis = "steps",
-    log_x: bool = False,
-) -> None:
-    """Plot tokens per second, and MFU if recorded, of one or several runs.
-
-    Parameters
-    ----------
-    metrics_jsonl_paths, out_path, labels, title, window, x, log_x
-        As for `tjx_metrics.plot_metric`, as are the errors.
-    """
-    out_path = check_output_path(out_path)
-    runs = open_runs(metrics_jsonl_paths, labels)
-    save(throughput_figure(runs, PlotOptions(x, window, log_x), title), out_path)
-
-
 def throughput_figure(
     runs: Sequence[RunData], options: PlotOptions, title: str | None = None
 ) -> Figure:
-    """Return the figure of `plot_throughput`."""
+    """Draw tokens per second, and MFU if recorded."""
     metrics = [
         name
         for name in ("train/tokens_per_sec", "train/mfu")
@@ -99,40 +70,6 @@ def throughput_figure(
     return figure
 
 
-def plot_time_split(
-    metrics_jsonl_path: str | Path,
-    out_path: str | Path,
-    *,
-    title: str | None = None,
-    x: XAxis = "steps",
-) -> None:
-    """Plot the fraction of time in each phase as stacked areas.
-
-    More than 60 records are merged into 60 bins. The legend shows the fractions of the whole run.
-
-    Parameters
-    ----------
-    metrics_jsonl_path : path
-        A file written by `JsonlTracker`, or a run directory with a ``metrics.jsonl``.
-    out_path : path
-        Output file, replaced atomically; ``.png``, ``.pdf`` or ``.svg``.
-    title : str or None
-        Title; None is "Time" and the name of the run.
-    x : "steps", "tokens" or "hours"
-        Quantity of the x axis.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file does not exist.
-    ValueError
-        If the run has no ``time/...`` records or no values for the x axis, or if the file format is
-        unknown.
-    """
-    out_path = check_output_path(out_path)
-    save(time_split_figure(open_run(metrics_jsonl_path), PlotOptions(x), title), out_path)
-
-
 def time_split(run: RunData) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """Collect the time that a run spent in each phase.
 
@@ -158,7 +95,10 @@ def time_split(run: RunData) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
 
 
 def time_split_figure(run: RunData, options: PlotOptions, title: str | None = None) -> Figure:
-    """Return the figure of `plot_time_split`."""
+    """Draw the fraction of time in each phase as stacked areas.
+
+    More than 60 records are merged into 60 bins. The legend shows the fractions of the whole run.
+    """
     steps, seconds = time_split(run)
     ends = np.unique(np.linspace(0, steps.size, min(steps.size, _BINS) + 1).astype(int))
     sums = np.array([np.add.reduceat(values, ends[:-1]) for values in seconds.values()])
