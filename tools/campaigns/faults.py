@@ -18,7 +18,6 @@ Needs Linux and a C compiler (cc).
 
 import argparse
 import collections
-import dataclasses
 import errno
 import hashlib
 import json
@@ -302,24 +301,34 @@ def run_in_child(work: Callable[[], int], printed: Path) -> int:
     printed
         File for the output of the child.
     """
+    return wait_for_child(start_child(work, printed))
+
+
+def start_child(work: Callable[[], int], printed: Path) -> int:
+    """Start a function in a forked child as `run_in_child` does; return the process ID."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # children start no JAX computation
         child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.dup2(descriptor, 1)
-            os.dup2(descriptor, 2)
-            code = work()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    if child != 0:
+        return child
+    code = 1
+    try:
+        descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        code = work()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait_for_child(child: int) -> int:
+    """Wait for a forked child; return its exit code, or minus the number of its signal."""
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 
@@ -342,7 +351,7 @@ def main() -> int:
     print(f"{found.cases.total()} cases in {seconds:.0f} s; exit codes {codes}")
     print(f"{len(found.failures)} failures")
     if arguments.output:
-        arguments.output.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n")
+        arguments.output.write_text(json.dumps(vars(found), indent=2) + "\n")
     return 1 if found.failures else 0
 
 

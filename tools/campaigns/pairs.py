@@ -2,48 +2,39 @@
 
     ./pants run tools/campaigns/pairs.py -- --seed 1 --pairs 200 [--output FILE]
 
-Two processes with different seeds, learning rates, widths or texts start in the same new directory
-within a random interval. One must finish with the leaves, metrics, configuration and files of the
-same run alone; the other must end with exit code 2 and no traceback.
+Two processes with different settings start in the same new directory within a random interval.
+`storage_run` lists which parts of these programs are real. One must finish with the leaves,
+metrics, configuration and files of the same run alone; the other must end with exit code 2 and no
+traceback.
 """
 
 import argparse
 import collections
-import datetime
 import json
-import os
-import platform
 import random
 import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from campaigns.fork_server import ForkServer
-from campaigns.outcome import Outcome, describe_difference, outcome
-from campaigns.tiny_run import (
-    TINY,
-    TRAINER_MODULES,
-    TinyRun,
-    clean_environment,
-    write_text,
-)
+from campaigns.faults import run_in_child, start_child, wait_for_child
+from campaigns.storage_run import StorageRun
+from campaigns.tiny_run import Flags
 
 from tjx_trainer.runtime.exit_codes import ExitCode
 
-KINDS = {
+KINDS: dict[str, Flags] = {
     "plain": {},
     "seed": {"seed": 7},
-    "rate": {"optimizer_learning_rate": 1e-3},
-    "width": {"model_d_model": 16},
-    "text": {"data_path": "other.txt"},
-}  # fmt: skip
-"""Flags by which the runs of a pair differ."""
-
-_LONGEST_DELAY = 2.0  # seconds; a run alone takes about as long
+    "rate": {"optimizer.learning_rate": 1e-3},
+    "high rate": {"optimizer.learning_rate": 1e-2},
+    "dropout": {"model.dropout": 0.2},
+}
+"""Flags by which the runs of a pair differ; none resumes another."""
 
 
 @dataclass
@@ -54,92 +45,79 @@ class Found:
     failures: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Outcome and configuration of a run alone."""
+class Campaign:
+    """Pairs of runs, compared with each run alone.
 
-    outcome: Outcome
-    config: str
+    Parameters
+    ----------
+    folder
+        Working folder.
+    seed
+        Selects the kinds and the intervals.
+    """
 
-    @classmethod
-    def read(cls, run: TinyRun) -> "Reference":
-        """Read a finished run; its folder is left out of the configuration."""
-        config = (run.run_dir / "config.yaml").read_text().replace(str(run.folder), "")
-        return cls(outcome(run.run_dir), config)
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder = folder
+        self._draw = random.Random(seed)  # noqa: S311  moments, not secrets
+        self._program = StorageRun(folder)
+        self.found = Found()
+        self._alone: dict[str, Any] = {}
+        begin = time.monotonic()
+        for kind in KINDS:
+            run, printed = folder / "run", folder / "printed"
+            code = run_in_child(partial(self._train, kind, run), printed)
+            if code != 0:
+                raise AssertionError(printed.read_text())
+            self._alone[kind] = self._result(run)
+            shutil.rmtree(run)
+        self._seconds = (time.monotonic() - begin) / len(KINDS)
 
+    def run(self, pairs: int) -> Found:
+        """Run a number of pairs."""
+        for number in range(pairs):
+            kinds = self._draw.sample(sorted(KINDS), 2)
+            problems = self._race(kinds, self._draw.choice((0, 0.05, 1)))
+            self.found.failures += [
+                f"pair {number}, {' and '.join(kinds)}: {line}" for line in problems
+            ]
+            shutil.rmtree(self._folder / "run", ignore_errors=True)
+            if (number + 1) % 50 == 0:
+                print(f"{number + 1} pairs, {len(self.found.failures)} failures", flush=True)
+        return self.found
 
-def campaign(run: TinyRun, *, seed: int, pairs: int) -> Found:
-    """Run each kind alone, then random pairs of kinds in one directory."""
-    found = Found()
-    references = {}
-    for kind, flags in KINDS.items():
-        alone = _prepared(run, f"alone-{kind}", **flags)
-        alone.finish()
-        references[kind] = Reference.read(alone)
-    draw = random.Random(seed)  # noqa: S311  moments, not secrets
-    for number in range(pairs):
-        kinds = draw.sample(sorted(KINDS), 2)
-        problems = race(run, f"pair-{number}", kinds, draw, references, found)
-        found.failures += [f"pair {number}, {' and '.join(kinds)}: {line}" for line in problems]
-        if (number + 1) % 10 == 0:
-            print(f"{number + 1} pairs, {len(found.failures)} failures", flush=True)
-    return found
+    def _race(self, kinds: list[str], longest: float) -> list[str]:
+        """Start two kinds within `longest` times the time of a run; return the problems found."""
+        run = self._folder / "run"
+        files = [self._folder / "first", self._folder / "second"]
+        children = []
+        for kind, file in zip(kinds, files, strict=True):
+            children.append(start_child(partial(self._train, kind, run), file))
+            time.sleep(self._draw.uniform(0, longest * self._seconds))
+        codes = [wait_for_child(child) for child in children]
+        printed = [file.read_text() for file in files]
+        problems = [f"a traceback:\n{text[-2000:]}" for text in printed if "Traceback" in text]
+        if sorted(codes) != [ExitCode.FINISHED, ExitCode.USER_ERROR]:
+            last = "".join(text[-1000:] for text in printed)
+            return [*problems, f"exit codes are {codes}:\n{last}"]
+        place = codes.index(ExitCode.FINISHED)
+        self.found.winners[f"{kinds[place]}, started {('first', 'second')[place]}"] += 1
+        result, alone = self._result(run), self._alone[kinds[place]]
+        return problems + [
+            f"{name} is {str(result[name])[:300]} and should be {str(alone[name])[:300]}"
+            for name in alone
+            if result[name] != alone[name]
+        ]
 
+    def _train(self, kind: str, run: Path) -> int:
+        return self._program.train(run, KINDS[kind])
 
-def race(
-    run: TinyRun,
-    name: str,
-    kinds: list[str],
-    draw: random.Random,
-    references: dict[str, Reference],
-    found: Found,
-) -> list[str]:
-    """Start two kinds in one new directory; return the problems found."""
-    here = _prepared(run, name)
-    first = here.elsewhere(here.folder, **KINDS[kinds[0]]).start()
-    time.sleep(draw.choice((0.0, 0.05, 0.5, 1.0)) * draw.uniform(0, _LONGEST_DELAY))
-    second = here.elsewhere(here.folder, **KINDS[kinds[1]]).start()
-    codes = [first.wait(), second.wait()]
-    problems = [
-        f"traceback:\n{each.printed[-2000:]}"
-        for each in (first, second)
-        if "Traceback" in each.printed
-    ]
-    if sorted(codes) != [ExitCode.FINISHED, ExitCode.USER_ERROR]:
-        return [*problems, f"exit codes {codes}:\n{first.printed[-1000:]}{second.printed[-1000:]}"]
-    place = codes.index(ExitCode.FINISHED)
-    found.winners[f"{kinds[place]}, started {('first', 'second')[place]}"] += 1
-    result, expected = Reference.read(here), references[kinds[place]]
-    problems += describe_difference(result.outcome, expected.outcome)
-    if result.config != expected.config:
-        problems.append("config.yaml is not that of the winner")
-    if not problems:
-        shutil.rmtree(here.folder)
-    return problems
-
-
-def _prepared(run: TinyRun, name: str, **flags: str | float) -> TinyRun:
-    """Return the run in a subfolder, with both texts."""
-    here = run.elsewhere(run.folder / name, **flags)
-    here.folder.mkdir(parents=True)
-    write_text(here.folder / "rhyme.txt", lines=400)
-    write_text(here.folder / "other.txt", lines=401)
-    return here
-
-
-def report(found: Found, *, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Return the content of the results file."""
-    return {
-        "about": {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "seconds": round(seconds),
-        },
-        "seed": options.seed,
-        "pairs": options.pairs,
-        "winners": found.winners,
-        "failures": found.failures,
-    }
+    def _result(self, run: Path) -> dict[str, Any]:
+        places = (run, run / "checkpoints")
+        return {
+            **self._program.outcome(run),
+            "config": (run / "config.yaml").read_text(),
+            "files": sorted(str(path) for place in places for path in place.iterdir()),
+        }
 
 
 def main() -> int:
@@ -149,25 +127,14 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--output", type=Path, help="a JSON file for the results")
     options = parser.parse_args()
-    folder, begin = Path(tempfile.mkdtemp(prefix="pairs-")), time.monotonic()
-    flags = {
-        **TINY, "data.path": "rhyme.txt", "train.max_steps": 20, "checkpoint.every": 5,
-    }  # fmt: skip
-    run = TinyRun(folder=folder, environment=clean_environment(folder / "home"), flags=flags)
-    server = ForkServer(run.environment, TRAINER_MODULES)
-    try:
-        found = campaign(replace(run, server=server), seed=options.seed, pairs=options.pairs)
-    finally:
-        server.stop()
-    text = json.dumps(report(found, options=options, seconds=time.monotonic() - begin), indent=2)
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text + "\n")
-    if found.failures:
-        print(f"failed pairs are in {folder}", file=sys.stderr)
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    with tempfile.TemporaryDirectory(prefix="pairs-") as folder:
+        begin = time.monotonic()
+        found = Campaign(Path(folder), options.seed).run(options.pairs)
+        print(f"{options.pairs} pairs in {time.monotonic() - begin:.0f} s")
+    print("\n".join([f"{len(found.failures)} failures", *found.failures]))
+    if options.output:
+        options.output.write_text(json.dumps(vars(found), indent=2) + "\n")
+    return 1 if found.failures else 0
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 Command line, run directory, lock, checkpoints, metrics, run manager and exit codes are the real
 ones. Only the training step and the evaluation are replaced by NumPy arithmetic, so that nothing is
-compiled and a run takes a tenth of a second. They are functions of state and batch, so that an
-incorrectly resumed run has other results.
+compiled and a run takes a tenth of a second. They are functions of state, batch and learning rate,
+so that an incorrectly resumed run has other results.
 """
 
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -67,9 +68,11 @@ class StorageJob(Job):
         return tjx_metrics.Evaluation(loss_sum=total, tokens=10, text_bytes=10)
 
 
-def _step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+def _step(
+    learning_rate: float, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, Any]]:
     seen = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in batch.values()))
-    number = np.float32(int.from_bytes(seen.digest()[:3], "big") / 2**24)
+    number = np.float32(int.from_bytes(seen.digest()[:3], "big") / 2**24 + learning_rate)
     params, opt_state = jax.tree.map(
         lambda leaf: leaf * leaf.dtype.type(0.5) + number.astype(leaf.dtype),
         (state.params, state.opt_state),
@@ -100,7 +103,7 @@ class StorageRun:
         real = build_job(*open_task(resolve(_words(flags))))
         abstract = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), real.abstract)
         fields = {field.name: getattr(real, field.name) for field in dataclasses.fields(real)}
-        self._job = StorageJob(**{**fields, "abstract": abstract, "train_step": _step})
+        self._job = StorageJob(**{**fields, "abstract": abstract})
         revision, versions = provenance.git_revision(), provenance.versions()
         mock.patch.multiple(
             provenance, git_revision=lambda: revision, versions=lambda: versions
@@ -136,7 +139,8 @@ class StorageRun:
     def _prepare(self, config: Any) -> Job:
         model: Any = self._job.config.model
         resolved = config.with_vocabulary(model.vocab_size)
-        return dataclasses.replace(self._job, config=resolved)
+        step = partial(_step, config.optimizer.learning_rate)
+        return dataclasses.replace(self._job, config=resolved, train_step=step)
 
     def _evaluate(self, arguments: Any) -> int:
         model = load_model.load_model(arguments.model)
