@@ -1,9 +1,10 @@
-"""Import rule: siblings that a package may import; no package imports an app.
+"""Import rule: siblings that a package may import; no package imports an app, no import cycle.
 
 tjx_nn may import tjx_kernels. All packages but these two may import tjx_core.
 """
 
 import ast
+import graphlib
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -96,6 +97,37 @@ def test_declared_dependencies_match_imports(project: Path) -> None:
     assert imported - declared == set(), "imported, but not declared in pyproject.toml"
     unused = {canonicalize_name(requirement.name) for requirement in needed} - imported
     assert unused == set(), "declared in pyproject.toml, but nowhere imported"
+
+
+def imports_at_start(source: str) -> set[str]:
+    """Return the modules, and names in them, that run when a module is imported."""
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
+def test_no_modules_import_each_other(project: Path) -> None:
+    files = {
+        ".".join(file.relative_to(project / "src").with_suffix("").parts): file
+        for file in (project / "src").rglob("*.py")
+    }
+    graph = {
+        name: (imports_at_start(file.read_text()) & files.keys()) - {name}
+        for name, file in files.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
+def test_no_folder_has_more_than_18_modules(project: Path) -> None:
+    for folder in {file.parent for file in (project / "src").rglob("*.py")}:
+        modules = [file for file in folder.glob("*.py") if file.name != "__init__.py"]
+        assert len(modules) <= 18, f"{folder}: group them in folders, or merge some"
 
 
 def test_lazy_public_names_exist() -> None:

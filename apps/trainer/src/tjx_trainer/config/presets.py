@@ -24,9 +24,7 @@ FIELDS_WITH_CHANGED_DEFAULTS = (
     "data.windows", "data.holdout", "model.scale_embeddings", "model.tokenizer_size"
 )  # fmt: skip
 
-# Named parts of the comment at the head of each shipped preset: model, data, duration, results. #
-# bytes; a preset is a page of text, and PyYAML takes a second for these -- # bytes; PyYAML needs
-# about a second for these
+# Named parts of the comment at the head of each shipped preset: model, data, duration, results.
 HEAD = ("What", "Data", "Time", "Reaches")
 _HEAD_LINE = re.compile(r"# ([A-Z][a-z]+): (.+)")
 

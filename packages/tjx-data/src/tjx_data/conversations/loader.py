@@ -7,7 +7,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,9 @@ from tjx_data.conversations.reader import report_malformed
 from tjx_data.conversations.records import Conversation
 from tjx_data.conversations.template import ChatTemplate
 from tjx_data.corpora.documents import Malformed, SplitName
-from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
+from tjx_data.loading.base import IGNORED_LABEL, Batch, Batching, Loader, RowIndices
 from tjx_data.loading.samplers import EpochSampler, derive_key, permute_indices
-from tjx_data.prepared.packing import Packing, pack
+from tjx_data.prepared.packing import Packing, pack, packed_rows
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -212,8 +212,8 @@ class ConversationLoader(Loader):
         The conversations of the split, of at most ``seq_len + 1`` tokens each.
     seq_len : int
         Tokens per row.
-    batch_size, seed, process_index, process_count
-        As of `Loader`.
+    **batching
+        batch_size, seed, process_index and process_count, as of `Loader`.
 
     Raises
     ------
@@ -233,10 +233,7 @@ class ConversationLoader(Loader):
         conversations: EncodedConversations,
         *,
         seq_len: int,
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        **batching: Unpack[Batching],
     ) -> None:
         lengths = np.diff(conversations.starts) - 1  # the last token is only a label
         problems = []
@@ -247,18 +244,12 @@ class ConversationLoader(Loader):
                 f"seq_len: got {seq_len} with conversations of {lengths.min() + 1} to "
                 f"{lengths.max() + 1} tokens; expected 2 to seq_len + 1; truncate them"
             )
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-            problems=problems,
-        )
+        super().__init__(problems=problems, **batching)
         self.conversations, self.seq_len = conversations, seq_len
         self._lengths = lengths
         self._pack_epoch = lru_cache(maxsize=2)(self._pack)
         self.rows_per_epoch = self._pack_epoch(0).n_rows
-        self._sampler = EpochSampler(self.rows_per_epoch, seed)
+        self._sampler = EpochSampler(self.rows_per_epoch, self.seed)
 
     @property
     def n_tokens(self) -> int:
@@ -299,33 +290,18 @@ class ConversationLoader(Loader):
             ``tokens``, ``labels``, ``segment_ids`` (from 1) and ``positions``, int32 [R, seq_len];
             padding has token 0, label -100 and segment 0.
         """
-        numbers = self._sampler.offsets(row_indices)
-        return self._rows((row_indices // self.rows_per_epoch).tolist(), numbers.tolist())
+        numbers = self._sampler.offsets(row_indices).tolist()
+        epochs = (row_indices // self.rows_per_epoch).tolist()
+        places = [(self._pack_epoch(epoch), n) for epoch, n in zip(epochs, numbers, strict=True)]
+        return packed_rows(places, self.seq_len, self._chunk)
 
-    def _rows(self, epochs: Sequence[int], numbers: Sequence[int | None]) -> Batch:
-        """Return rows by epoch and number within its packing; None is a row of padding."""
-        shape = (len(numbers), self.seq_len)
-        tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
-        labels = np.full(shape, IGNORED_LABEL, np.int32)
-        for row, (epoch, number) in enumerate(zip(epochs, numbers, strict=True)):
-            if number is None:
-                continue
-            packing = self._pack_epoch(epoch)
-            column = 0
-            chunks = range(packing.rows[number], packing.rows[number + 1])
-            for segment, chunk in enumerate(chunks, start=1):
-                start, length = int(packing.starts[chunk]), int(packing.lengths[chunk])
-                columns = slice(column, column + length)
-                stream = self.conversations.tokens[start : start + length + 1]
-                is_answer = self.conversations.is_answer[start + 1 : start + length + 1]
-                tokens[row, columns] = stream[:-1]
-                labels[row, columns] = np.where(is_answer, stream[1:], IGNORED_LABEL)
-                segments[row, columns] = segment
-                positions[row, columns] = np.arange(length)
-                column += length
-        return {
-            "tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions
-        }  # fmt: skip
+    def _chunk(
+        self, start: int, length: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Return the tokens and labels of a packed conversation."""
+        stream = self.conversations.tokens[start : start + length + 1]
+        is_answer = self.conversations.is_answer[start + 1 : start + length + 1]
+        return stream[:-1], np.where(is_answer, stream[1:], IGNORED_LABEL)
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Yield each conversation once, as `rows`; `limit` is the most tokens of rows."""
@@ -334,7 +310,8 @@ class ConversationLoader(Loader):
             n_rows = min(n_rows, -(-limit // self.seq_len))
         # Packing sorts rows by length: a limit reads a sample of all.
         order = EpochSampler(self.rows_per_epoch, 0).offsets(np.arange(self.rows_per_epoch))
+        packing = self._pack_epoch(0)
         for first in range(0, n_rows, self.batch_size):
             numbers = (first + self._local_rows).tolist()
-            chosen = [int(order[number]) if number < n_rows else None for number in numbers]
-            yield self._rows([0] * len(chosen), chosen)
+            places = [(packing, int(order[n])) if n < n_rows else None for n in numbers]
+            yield packed_rows(places, self.seq_len, self._chunk)

@@ -4,14 +4,14 @@ Names of array axes: R rows, H height, W width, C channels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
 from tjx_data.images.image_set import Images, Indices
 from tjx_data.images.transforms import FloatImages, augment_images
-from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
+from tjx_data.loading.base import IGNORED_LABEL, Batch, Batching, Loader, RowIndices
 from tjx_data.loading.samplers import EpochSampler, derive_key
 
 _PURPOSE = int.from_bytes(b"images")
@@ -29,14 +29,14 @@ class ImageLoader(Loader):
         From `open_images`.
     split : {"train", "validation"}
         Split to read.
-    batch_size, seed, process_index, process_count : int
-        As of `Loader`.
     mean, std : sequence of float, optional
         One number per channel, in units of pixel / 255. By default those of the training images,
         for both splits; large sets are sampled (`STATISTICS_BYTES`).
     augmentation : Augmentation
         Random changes of the images of `rows`, drawn anew in each epoch. `evaluation_batches` does
         not augment.
+    **batching
+        batch_size, seed, process_index and process_count, as of `Loader`.
 
     Raises
     ------
@@ -49,13 +49,10 @@ class ImageLoader(Loader):
         images: Images,
         *,
         split: Literal["train", "validation"] = "train",
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         augmentation: Augmentation = NO_AUGMENTATION,
+        **batching: Unpack[Batching],
     ) -> None:
         problems = []
         if split not in ("train", "validation"):
@@ -73,18 +70,12 @@ class ImageLoader(Loader):
                 f"std: got {list(std)}; expected numbers above 0; a channel that is constant over "
                 "the training images needs std="
             )
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-            problems=problems,
-        )
+        super().__init__(problems=problems, **batching)
         self.images, self.split, self.augmentation = images, split, augmentation
         self.mean, self.std = tuple(mean), tuple(std)
         self._set = images.train if split == "train" else images.validation
-        self._key = derive_key(seed, _PURPOSE)
-        self._sampler = EpochSampler(self.n_images, seed)
+        self._key = derive_key(self.seed, _PURPOSE)
+        self._sampler = EpochSampler(self.n_images, self.seed)
 
     @property
     def n_images(self) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,15 @@ IGNORED_LABEL = -100
 RowIndices = npt.NDArray[np.int64]
 # Arrays [rows, ...] by name; the names are the argument names of the models' losses.
 Batch = dict[str, npt.NDArray[Any]]
+
+
+class Batching(TypedDict, total=False):
+    """Arguments of all loaders; see `Loader`."""
+
+    batch_size: Required[int]
+    seed: int
+    process_index: int
+    process_count: int
 
 
 class Loader(ABC):

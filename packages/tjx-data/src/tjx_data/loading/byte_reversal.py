@@ -4,12 +4,12 @@ Names of array axes: R rows, S bytes of a string, T = S + 1 tokens of its revers
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
+from tjx_data.loading.base import IGNORED_LABEL, Batch, Batching, Loader, RowIndices
 from tjx_data.loading.samplers import derive_key, random_words
 
 PADDING, START, END = 0, 1, 2
@@ -29,8 +29,8 @@ class ReversalLoader(Loader):
         Bytes of the longest string; lengths are uniform over 1 to this.
     split : {"train", "validation"}
         Selects one of two independent random streams; validation has `validation_strings` strings.
-    batch_size, seed, process_index, process_count : int
-        As of `Loader`.
+    **batching
+        batch_size, seed, process_index and process_count, as of `Loader`.
 
     Raises
     ------
@@ -45,25 +45,16 @@ class ReversalLoader(Loader):
         *,
         max_length: int,
         split: Literal["train", "validation"] = "train",
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        **batching: Unpack[Batching],
     ) -> None:
         problems = []
         if max_length < 1:
             problems.append(f"max_length: got {max_length}; expected at least 1 byte")
         if split not in _SPLITS:
             problems.append(f"split: got {split!r}; expected train or validation")
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-            problems=problems,
-        )
+        super().__init__(problems=problems, **batching)
         self.max_length, self.split = max_length, split
-        self._key = derive_key(seed, _PURPOSE, _SPLITS[split])
+        self._key = derive_key(self.seed, _PURPOSE, _SPLITS[split])
 
     @property
     def identity(self) -> Mapping[str, str]:

@@ -5,18 +5,19 @@ Names of array axes: R rows, T tokens per row.
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
-from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
+from tjx_data.loading.base import IGNORED_LABEL, Batch, Batching, Loader, RowIndices
 from tjx_data.loading.samplers import EpochSampler, IndependentSampler
+from tjx_data.loading.shard_reader import Tokens
 from tjx_data.loading.token_arrays import open_tokens
 from tjx_data.loading.token_files import IdDtype
 from tjx_data.loading.token_source import PreparedSplit, TokenSource
-from tjx_data.prepared.packing import Packing
+from tjx_data.prepared.packing import Packing, packed_rows
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 PackingKind = Literal["windows", "documents"]
@@ -55,14 +56,14 @@ class TokenLoader(Loader):
         Split to read.
     seq_len : int
         Tokens per row.
-    batch_size, seed, process_index, process_count
-        As of `Loader`.
     packing : {"windows", "documents"}
         Content of a row.
     windows : {"shifted", "random", "aligned"}
         Window starts; ignored with packing "documents".
     tokenizer : Tokenizer, optional
         The tokenizer that the caller will use; it must be the one that made the set.
+    **batching
+        batch_size, seed, process_index and process_count, as of `Loader`.
 
     Raises
     ------
@@ -87,14 +88,11 @@ class TokenLoader(Loader):
         *,
         split: SplitName = "train",
         seq_len: int,
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
         packing: PackingKind = "windows",
         windows: WindowOrder = "shifted",
         tokenizer: Tokenizer | None = None,
-    ):
+        **batching: Unpack[Batching],
+    ) -> None:
         problems = []
         if seq_len < 1:
             problems.append(f"seq_len: got {seq_len}; expected at least 1")
@@ -105,13 +103,7 @@ class TokenLoader(Loader):
         ):
             if value not in allowed:
                 problems.append(f"{name}: got {value!r}; expected one of {', '.join(allowed)}")
-        super().__init__(
-            batch_size=batch_size,
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
-            problems=problems,
-        )
+        super().__init__(problems=problems, **batching)
         self.split, self.seq_len, self.packing = split, seq_len, packing
         self.windows = windows
         if isinstance(directory, TokenSource):
@@ -142,11 +134,8 @@ class TokenLoader(Loader):
         vocab_size: int,
         id_dtype: IdDtype = "auto",
         seq_len: int,
-        batch_size: int,
-        seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
         windows: WindowOrder = "shifted",
+        **batching: Unpack[Batching],
     ) -> "TokenLoader":
         """Return a loader of your own token ids: an array, a memmap, or a file.
 
@@ -162,7 +151,7 @@ class TokenLoader(Loader):
         id_dtype : {"auto", "uint16", "uint32"}
             Dtype of a ``.bin`` file without a header; "auto" is uint16, or uint32 if the vocabulary
             has more than 65,536 ids.
-        seq_len, batch_size, seed, process_index, process_count, windows
+        seq_len, windows, **batching
             As of the class.
 
         Raises
@@ -181,11 +170,8 @@ class TokenLoader(Loader):
         return cls(
             open_tokens(tokens, vocab_size=vocab_size, id_dtype=id_dtype),
             seq_len=seq_len,
-            batch_size=batch_size,
-            seed=seed,
-            process_index=process_index,
-            process_count=process_count,
             windows=windows,
+            **batching,
         )
 
     def _make_sampler(self) -> EpochSampler | IndependentSampler:
@@ -252,7 +238,8 @@ class TokenLoader(Loader):
         self._tokens.check_unchanged()
         offsets = self._sampler.offsets(row_indices)
         if self._packed is not None:
-            return self._packed_rows(self._packed, offsets)
+            places = [(self._packed, number) for number in offsets.tolist()]
+            return packed_rows(places, self.seq_len, self._chunk)
         last = self._n_labels - self.seq_len
         starts = np.minimum(offsets, last)
         windows = self._tokens.windows(starts, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
@@ -274,25 +261,10 @@ class TokenLoader(Loader):
         )
         return tokens, labels
 
-    def _packed_rows(self, packed: Packing, row_numbers: RowIndices) -> Batch:
-        """Return packed rows by their number within the packing."""
-        shape = (len(row_numbers), self.seq_len)
-        tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
-        labels = np.full(shape, IGNORED_LABEL, np.int32)
-        for row, number in enumerate(row_numbers):
-            column = 0
-            chunks = range(packed.rows[number], packed.rows[number + 1])
-            for segment, chunk in enumerate(chunks, start=1):
-                length = int(packed.lengths[chunk])
-                stream = self.read(int(packed.starts[chunk]), length + 1)
-                columns = slice(column, column + length)
-                tokens[row, columns], labels[row, columns] = stream[:-1], stream[1:]
-                segments[row, columns] = segment
-                positions[row, columns] = np.arange(length)
-                column += length
-        return {
-            "tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions
-        }  # fmt: skip
+    def _chunk(self, start: int, length: int) -> tuple[Tokens, Tokens]:
+        """Return the tokens and labels of a packed chunk."""
+        stream = self.read(start, length + 1)
+        return stream[:-1], stream[1:]
 
     def read(self, start: int, length: int) -> npt.NDArray[np.unsignedinteger]:
         """Return tokens ``start`` to ``start + length - 1`` of the stream, across shards."""
@@ -328,11 +300,12 @@ class TokenLoader(Loader):
             if self._packed is None:
                 yield self._consecutive_windows(numbers, n_labels)
                 continue
-            offsets = sampler.offsets(np.minimum(numbers, n_rows - 1))
-            batch = self._packed_rows(self._packed, offsets)
-            for name, values in batch.items():
-                values[numbers >= n_rows] = IGNORED_LABEL if name == "labels" else 0
-            yield batch
+            offsets = sampler.offsets(np.minimum(numbers, n_rows - 1)).tolist()
+            places = [
+                (self._packed, offset) if number < n_rows else None
+                for number, offset in zip(numbers, offsets, strict=True)
+            ]
+            yield packed_rows(places, self.seq_len, self._chunk)
 
     def _consecutive_windows(self, numbers: RowIndices, n_labels: int) -> Batch:
         """Return non-overlapping windows by number; padded beyond the first `n_labels` labels."""

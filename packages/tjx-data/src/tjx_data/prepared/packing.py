@@ -6,13 +6,15 @@ Best-fit decreasing: each document, longest first, goes to the row with the leas
 and a rest, which is packed like a document.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
+from tjx_data.loading.base import IGNORED_LABEL, Batch
 from tjx_data.prepared.index import Index, read_index
 from tjx_data.prepared.integrity import check_hash, read_starts
 from tjx_data.prepared.npz import read_arrays, write_arrays
@@ -41,6 +43,48 @@ class Packing(NamedTuple):
     def n_rows(self) -> int:
         """Number of rows per epoch."""
         return len(self.rows) - 1
+
+
+def packed_rows(
+    places: Sequence[tuple[Packing, int] | None],
+    seq_len: int,
+    read: Callable[[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]],
+) -> Batch:
+    """Return rows of packed chunks, each chunk a segment with its own positions.
+
+    Parameters
+    ----------
+    places : sequence of (Packing, int) or None, one per row
+        Packing of a row and the row's number in it; None is a row of padding.
+    seq_len : int
+        Tokens per row.
+    read : callable
+        From the start and length of a chunk to its tokens and labels, [length] each.
+
+    Returns
+    -------
+    dict
+        ``tokens``, ``labels``, ``segment_ids`` (from 1) and ``positions``, int32 [rows, seq_len];
+        padding has token 0, label -100 and segment 0.
+    """
+    shape = (len(places), seq_len)
+    tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
+    labels = np.full(shape, IGNORED_LABEL, np.int32)
+    for row, place in enumerate(places):
+        if place is None:
+            continue
+        packing, number = place
+        column = 0
+        chunks = range(packing.rows[number], packing.rows[number + 1])
+        for segment, chunk in enumerate(chunks, start=1):
+            length = int(packing.lengths[chunk])
+            columns = slice(column, column + length)
+            found = read(int(packing.starts[chunk]), length)
+            tokens[row, columns], labels[row, columns] = found
+            segments[row, columns] = segment
+            positions[row, columns] = np.arange(length)
+            column += length
+    return {"tokens": tokens, "labels": labels, "segment_ids": segments, "positions": positions}
 
 
 def packing_file(directory: Path, split: SplitName, seq_len: int) -> Path:

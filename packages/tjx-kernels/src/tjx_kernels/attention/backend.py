@@ -130,9 +130,6 @@ def with_custom_vjp(forward: Forward, backward: Backward) -> Forward:
         (call, operands, backward inputs) -> gradients.
     """
 
-    def attend(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]:
-        return forward(call, operands)
-
     def attend_forward(call: AttentionCall, operands: Operands) -> Any:
         out, lse = forward(call, operands)
         # A remat policy that saves both names skips the forward pass in the backward pass.
@@ -147,7 +144,7 @@ def with_custom_vjp(forward: Forward, backward: Backward) -> Forward:
         no_grads = Operands(*(None for _ in operands))  # type: ignore[arg-type]
         return (no_grads._replace(q=grads.q, k=grads.k, v=grads.v, bias=grads.bias),)
 
-    attention = jax.custom_vjp(attend, nondiff_argnums=(0,))
+    attention = jax.custom_vjp(forward, nondiff_argnums=(0,))
     attention.defvjp(attend_forward, attend_backward)
     # Compiled even if the caller is not: otherwise JAX dispatches every operation by itself.
     compiled = jax.jit(attention, static_argnums=0, inline=True)

@@ -5,7 +5,7 @@ can be compiled for it. `Operands` holds the arrays.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
@@ -243,48 +243,46 @@ def _names(devices: Iterable[jax.Device]) -> str:
     return ", ".join(sorted(map(str, devices)))
 
 
-def _shape_problems(q: Shaped, k: Shaped, v: Shaped) -> list[str]:
-    problems = []
+def _shape_problems(q: Shaped, k: Shaped, v: Shaped) -> Iterator[str]:
     heads, kv_heads = q.shape[2], k.shape[2]
     if k.shape[:3] != v.shape[:3]:
-        problems.append(
+        yield (
             f"v: got shape {v.shape} with k {k.shape}; expected the same axes except the last, "
             "head_dim; correct one of them"
         )
     if k.shape[0] != q.shape[0]:
-        problems.append(
+        yield (
             f"k: got batch {k.shape[0]} with q {q.shape[0]}; expected the same; correct one of them"
         )
     if k.shape[3] != q.shape[3]:
-        problems.append(
+        yield (
             f"k: got head_dim {k.shape[3]} with q {q.shape[3]}; expected the same; correct one of "
             "them"
         )
     if q.shape[3] < 1 or v.shape[3] < 1:
-        problems.append("head_dim: got 0; expected 1 or more; correct the last axis of q, k and v")
+        yield "head_dim: got 0; expected 1 or more; correct the last axis of q, k and v"
     if heads < 1 or kv_heads < 1 or heads % kv_heads:
-        problems.append(
+        yield (
             f"q: got {heads} heads with {kv_heads} in k; expected a multiple of kv_heads, both 1 "
             "or more; correct one of them"
         )
     dtypes = [jnp.dtype(x.dtype).name for x in (q, k, v)]
     if len(set(dtypes)) > 1 or dtypes[0] not in DTYPES:
-        problems.append(
+        yield (
             f"q, k, v: got dtypes {', '.join(dtypes)}; expected one of {', '.join(DTYPES)} for all "
             "three; cast them first"
         )
-    return problems
 
 
 def _segment_problems(
     q: Shaped, k: Shaped, q_segment_ids: Shaped | None, kv_segment_ids: Shaped | None
-) -> list[str]:
+) -> Iterator[str]:
     if (q_segment_ids is None) != (kv_segment_ids is None):
         given, missing = ("kv_segment_ids", "q_segment_ids")
         if kv_segment_ids is None:
             given, missing = missing, given
-        return [f"{missing}: got None with {given}; expected both or neither; give both"]
-    problems = []
+        yield f"{missing}: got None with {given}; expected both or neither; give both"
+        return
     for name, ids, x in (
         ("q_segment_ids", q_segment_ids, q),
         ("kv_segment_ids", kv_segment_ids, k),
@@ -292,44 +290,40 @@ def _segment_problems(
         if ids is None:
             continue
         if ids.shape != x.shape[:2]:
-            problems.append(
+            yield (
                 f"{name}: got shape {ids.shape}; expected [batch, length] {x.shape[:2]}; reshape it"
             )
         if not jnp.issubdtype(ids.dtype, jnp.integer):
-            problems.append(f"{name}: got {ids.dtype}; expected integers; cast it to int32")
-    return problems
+            yield f"{name}: got {ids.dtype}; expected integers; cast it to int32"
 
 
-def _score_problems(window: int | None, soft_cap: float | None, scale: float | None) -> list[str]:
-    problems = []
+def _score_problems(
+    window: int | None, soft_cap: float | None, scale: float | None
+) -> Iterator[str]:
     if window is not None and window < 1:
-        problems.append(
+        yield (
             f"window: got {window}; expected the number of keys that a query attends to, its own "
             "included; give 1 or more, or None"
         )
     if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
-        problems.append(
-            f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
-        )
+        yield f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
     if scale is not None and not math.isfinite(scale):
-        problems.append(
-            f"scale: got {scale}; expected a finite number; give None for 1 / sqrt(head_dim)"
-        )
-    return problems
+        yield f"scale: got {scale}; expected a finite number; give None for 1 / sqrt(head_dim)"
 
 
-def _bias_problems(q: Shaped, k: Shaped, bias: Shaped | None, slopes: Shaped | None) -> list[str]:
-    problems = []
+def _bias_problems(
+    q: Shaped, k: Shaped, bias: Shaped | None, slopes: Shaped | None
+) -> Iterator[str]:
     batch, q_len, heads, _ = q.shape
     if bias is not None:
         allowed = [{1, batch}, {1, heads}, {q_len}, {k.shape[1]}]
         if bias.ndim != 4 or any(n not in a for n, a in zip(bias.shape, allowed, strict=True)):
-            problems.append(
+            yield (
                 f"bias: got shape {bias.shape}; expected [batch or 1, heads or 1, q_len, kv_len], "
                 f"[{batch} or 1, {heads} or 1, {q_len}, {k.shape[1]}]; reshape it"
             )
         if not jnp.issubdtype(bias.dtype, jnp.floating):
-            problems.append(
+            yield (
                 f"bias: got {bias.dtype}; expected a floating dtype; for a boolean mask give "
                 "jnp.where(mask, 0.0, -jnp.inf)"
             )
@@ -337,34 +331,30 @@ def _bias_problems(q: Shaped, k: Shaped, bias: Shaped | None, slopes: Shaped | N
         slopes.shape not in ((heads,), (batch, heads))
         or not jnp.issubdtype(slopes.dtype, jnp.floating)
     ):
-        problems.append(
+        yield (
             f"alibi_slopes: got {slopes.dtype}{list(slopes.shape)}; expected floating [heads] or "
             f"[batch, heads], [{heads}] or [{batch}, {heads}]; reshape or cast it"
         )
-    return problems
 
 
-def _offset_problems(q: Shaped, offset: Any) -> list[str]:
-    if isinstance(offset, int) or (
+def _offset_problems(q: Shaped, offset: Any) -> Iterator[str]:
+    if not isinstance(offset, int) and not (
         offset.shape in ((), (q.shape[0],)) and jnp.issubdtype(offset.dtype, jnp.integer)
     ):
-        return []
-    return [
-        f"q_offset: got {offset.dtype}{list(offset.shape)}; expected an int, an int32 scalar or "
-        f"int32 [batch], [{q.shape[0]}]; reshape or cast it"
-    ]
+        yield (
+            f"q_offset: got {offset.dtype}{list(offset.shape)}; expected an int, an int32 scalar "
+            f"or int32 [batch], [{q.shape[0]}]; reshape or cast it"
+        )
 
 
-def _dropout_problems(rate: float, key: Any) -> list[str]:
-    problems = []
+def _dropout_problems(rate: float, key: Any) -> Iterator[str]:
     if not 0 <= rate < 1:
-        problems.append(f"dropout_rate: got {rate}; expected 0 <= rate < 1; correct it")
+        yield f"dropout_rate: got {rate}; expected 0 <= rate < 1; correct it"
     if rate > 0 and key is None:
-        problems.append(
+        yield (
             f"dropout_key: got None with dropout_rate {rate}; expected a PRNG key; give "
             "jax.random.key(seed), or dropout_rate=0.0"
         )
-    return problems
 
 
 def _raise_all(problems: list[str]) -> None:

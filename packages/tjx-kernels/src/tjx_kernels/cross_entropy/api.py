@@ -1,6 +1,7 @@
 """Fused output projection and cross-entropy of a language model: `linear_cross_entropy`."""
 
 import math
+from collections.abc import Iterator
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax
@@ -155,10 +156,9 @@ def linear_cross_entropy(
      [0.     0.     0.    ]]
     """
     problems = [
-        *_array_problems(x, w, labels, bias),
-        *_vocab_problems(w, vocab_size),
-        *_option_problems(z_loss, label_smoothing, soft_cap, chunk_size),
-        *_keep_problems(keep_logits, chunk_size, token_shards),
+        *_array_problems(x, w, labels, bias, vocab_size),
+        *_number_problems(z_loss, label_smoothing, soft_cap, token_shards),
+        *_chunk_problems(chunk_size, keep_logits),
     ]
     if problems:
         raise ValueError("\n".join(problems))
@@ -199,73 +199,59 @@ def _padded(rows: jax.Array) -> jax.Array:
 
 
 def _array_problems(
-    x: jax.Array, w: jax.Array, labels: jax.Array, bias: jax.Array | None
-) -> list[str]:
-    problems = []
+    x: jax.Array,
+    w: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None,
+    vocab_size: int | None,
+) -> Iterator[str]:
     if x.ndim < 1 or w.ndim != 2 or w.shape[1:] != x.shape[-1:] or 0 in w.shape:
-        problems.append(
+        yield (
             f"x, w: got shapes {x.shape} and {w.shape}; expected [..., d_model] and "
             "[vocab, d_model], no axis of w 0; correct one of them"
         )
     elif labels.shape != x.shape[:-1]:
-        problems.append(
+        yield (
             f"labels: got shape {labels.shape}; expected x's without the last axis, "
             f"{x.shape[:-1]}; reshape them"
         )
     if bias is not None and bias.shape != w.shape[:1]:
-        problems.append(
+        yield (
             f"bias: got shape {bias.shape}; expected one number per row of w, {w.shape[:1]}; "
             "reshape it"
         )
-    problems += [
-        f"{name}: got {array.dtype}; expected a floating dtype; cast it first"
-        for name, array in (("x", x), ("w", w), ("bias", bias))
-        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating)
-    ]
+    for name, array in (("x", x), ("w", w), ("bias", bias)):
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
+            yield f"{name}: got {array.dtype}; expected a floating dtype; cast it first"
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        problems.append(f"labels: got {labels.dtype}; expected integers; cast them to int32")
-    return problems
+        yield f"labels: got {labels.dtype}; expected integers; cast them to int32"
+    if vocab_size is not None and not (w.ndim and 1 <= vocab_size <= w.shape[0]):
+        yield f"vocab_size: got {vocab_size} with w {w.shape}; expected 1 to w's rows; correct it"
 
 
-def _vocab_problems(w: jax.Array, vocab_size: int | None) -> list[str]:
-    if vocab_size is None or (w.ndim and 1 <= vocab_size <= w.shape[0]):
-        return []
-    return [f"vocab_size: got {vocab_size} with w {w.shape}; expected 1 to w's rows; correct it"]
-
-
-def _option_problems(
-    z_loss: float, label_smoothing: float, soft_cap: float | None, chunk_size: int | None
-) -> list[str]:
-    problems = []
+def _number_problems(
+    z_loss: float, label_smoothing: float, soft_cap: float | None, token_shards: int
+) -> Iterator[str]:
     if not (math.isfinite(z_loss) and z_loss >= 0):
-        problems.append(f"z_loss: got {z_loss}; expected a finite number >= 0; give 1e-4 or 0")
+        yield f"z_loss: got {z_loss}; expected a finite number >= 0; give 1e-4 or 0"
     if not 0 <= label_smoothing <= 1:
-        problems.append(
-            f"label_smoothing: got {label_smoothing}; expected a number from 0 to 1; correct it"
-        )
+        yield f"label_smoothing: got {label_smoothing}; expected a number from 0 to 1; correct it"
     if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
-        problems.append(
-            f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
-        )
-    if chunk_size is not None and chunk_size < 1:
-        problems.append(
-            f"chunk_size: got {chunk_size}; expected a number of rows of w; give 1 or more, or None"
-        )
-    return problems
-
-
-def _keep_problems(
-    keep_logits: bool | None, chunk_size: int | None, token_shards: int
-) -> list[str]:
-    problems = []
-    if keep_logits and chunk_size is not None:
-        problems.append(
-            f"keep_logits: got True with chunk_size {chunk_size}; expected one of them, as stored "
-            "logits are not computed in chunks; leave out chunk_size"
-        )
+        yield f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
     if token_shards < 1:
-        problems.append(
+        yield (
             f"token_shards: got {token_shards}; expected 1 or more; give the number of devices "
             "that shard the tokens"
         )
-    return problems
+
+
+def _chunk_problems(chunk_size: int | None, keep_logits: bool | None) -> Iterator[str]:
+    if chunk_size is not None and chunk_size < 1:
+        yield (
+            f"chunk_size: got {chunk_size}; expected a number of rows of w; give 1 or more, or None"
+        )
+    if keep_logits and chunk_size is not None:
+        yield (
+            f"keep_logits: got True with chunk_size {chunk_size}; expected one of them, as stored "
+            "logits are not computed in chunks; leave out chunk_size"
+        )
