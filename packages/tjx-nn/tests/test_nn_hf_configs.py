@@ -22,6 +22,7 @@ from tjx_nn.hf.family import ModelFamily
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONFIGS = json.loads((GOLDEN / "configs.json").read_text())
+LENGTH = 16  # tokens of a golden input
 ATOL = 1e-3  # of recorded logits; the mutations change them by more
 
 
@@ -93,7 +94,7 @@ def test_mutated_configs_that_load_have_the_logits_of_transformers(tmp_path: pat
             config, params = hf.load(folder)
         except ValueError:
             continue
-        if mutation["logits"] is None:
+        if mutation["logits"] is None or config.max_seq_len < LENGTH:
             continue
         with np.load(GOLDEN / mutation["model"] / "golden.npz") as file:
             tokens = file["tokens"]
