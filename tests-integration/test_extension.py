@@ -1,4 +1,4 @@
-"""A package outside of tjx adds a model, an optimizer, a backend, a task and a tracker."""
+"""A package outside of tjx adds models, an optimizer, a backend, a task and a tracker."""
 
 import re
 import subprocess
@@ -53,6 +53,38 @@ def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> No
     evaluated = run("tjx_eval.main", "loss", "run", TJX_EXTENSIONS="example_extension")
     assert evaluated.returncode == 0, evaluated.stderr
     assert re.search(rf"loss +{loss[1]}", evaluated.stdout)
+
+
+# A model of the example's Hugging Face family is saved and loaded.
+SAVE_AND_LOAD = """
+import json, pathlib, sys
+import jax, numpy as np
+from tjx_nn import GPTConfig, hf, init
+folder = pathlib.Path(sys.argv[1])
+config = GPTConfig(
+    vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, n_kv_head=1, d_model=8, d_ff=12, bias=False,
+    positions="rope", norm="rmsnorm", activation="relu2", tied_head=False,
+)
+params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+hf.save(folder, config, params)
+assert json.loads((folder / "config.json").read_text())["architectures"] == ["ArceeForCausalLM"]
+loaded = hf.load(folder)
+assert loaded[0] == config, loaded[0]
+jax.tree.map(np.testing.assert_array_equal, loaded[1], params)
+"""
+
+
+def test_hugging_face_family_of_the_example_saves_and_loads(tmp_path: Path) -> None:
+    def run(words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", f"{words}\n{SAVE_AND_LOAD}", str(tmp_path / "saved")],
+            env=clean_environment(tmp_path), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    refused = run("")
+    assert "no transformers family can represent this model" in refused.stderr
+    saved = run("import example_extension.hf_family")
+    assert saved.returncode == 0, saved.stderr
 
 
 def test_code_of_the_guide_is_the_example() -> None:

@@ -1,8 +1,8 @@
 """Write the golden folders of tjx_nn.hf: tiny models with logits of Hugging Face transformers.
 
 Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with inputs
-and logits (float32); for GPT-2 also the mean next-token loss and its gradient norm, for both forms
-of GELU.
+and logits (float32); for decoders also the mean next-token loss and the norm of its gradient, and
+the tokens of greedy generation; for GPT-2 both forms of GELU.
 
 Run it in a separate environment (see README.md):
 
@@ -19,6 +19,8 @@ import torch
 import transformers
 
 VOCAB, LENGTH, BATCH = 61, 16, 2
+# Greedy generation: longer than the windows and the RoPE lengths of the models.
+PROMPT, NEW = 4, 32
 WIDTH = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -34,18 +36,26 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8,
 }
+YARN = {
+    "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8,
+    "beta_fast": 16.0, "beta_slow": 2.0,
+}  # fmt: skip
+DUAL = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
 
 Arrays = dict[str, np.ndarray]
 
 
-def fill(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """Randomize all parameters, so that no bias is zero and no scale is one."""
+def fill(model: transformers.PreTrainedModel, scale: float = 1.0) -> transformers.PreTrainedModel:
+    """Randomize all parameters, so that no bias is zero; the scales of norms are around `scale`."""
     generator = torch.Generator().manual_seed(0)
     tensors = dict(model.named_parameters())
     tensors |= {name: x for name, x in model.named_buffers() if name == "final_logits_bias"}
     for name, parameter in sorted(tensors.items()):
         is_scale = parameter.ndim == 1 and name.endswith("weight")
-        values = torch.randn(parameter.shape, generator=generator) * 0.3 + float(is_scale)
+        values = torch.randn(parameter.shape, generator=generator) * 0.3 + scale * is_scale
         # Multiples of 1/64 up to 4 are exact in bfloat16 and float16 too.
         parameter.data = torch.round(values * 64) / 64
     return model.eval()
@@ -89,15 +99,32 @@ def gpt2() -> tuple[transformers.PreTrainedModel, Arrays]:
 
 
 def causal(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, Arrays]:
-    """Return a Llama-style decoder and its golden arrays."""
+    """Return a Llama-style decoder and its golden arrays; the weights are stored as bfloat16."""
+    sizes = {"num_key_value_heads": 2, "max_position_embeddings": PROMPT + NEW, **WIDTH}
+    if kind == "gpt_neox":  # only multi-head attention
+        del sizes["num_key_value_heads"]
+    ids_of_tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
     config = transformers.AutoConfig.for_model(
-        kind, vocab_size=VOCAB, num_key_value_heads=2, max_position_embeddings=LENGTH, **WIDTH,
-        bos_token_id=0, eos_token_id=0, **fields,
-    )  # fmt: skip
-    # The eager implementation supports sliding windows.
-    model = fill(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager"))
+        kind, **{"vocab_size": VOCAB, **sizes, **ids_of_tokens, **fields}
+    )
+    # The eager implementation supports sliding windows and soft caps.
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    fill(model, scale=0.0 if kind.startswith("gemma") else 1.0)  # norms of Gemma add 1
     tokens = ids(1)
-    return model, arrays(tokens=tokens, logits=model(tokens).logits)
+    output = model(tokens, labels=tokens)
+    output.loss.backward()
+    squares = [x.grad.double().square().sum() for x in model.parameters() if x.grad is not None]
+    greedy = model.generate(
+        tokens[:, :PROMPT], max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    found = arrays(
+        tokens=tokens,
+        logits=output.logits,
+        loss=output.loss,
+        gradient_norm=torch.stack(squares).sum().sqrt(),
+        greedy=greedy[:, PROMPT:],
+    )
+    return model.to(torch.bfloat16), found
 
 
 def bert() -> tuple[transformers.PreTrainedModel, Arrays]:
@@ -109,6 +136,20 @@ def bert() -> tuple[transformers.PreTrainedModel, Arrays]:
     tokens, types, mask = ids(1), ids(2, 2), padded()
     logits = model(tokens, attention_mask=mask, token_type_ids=types).logits
     return model, arrays(tokens=tokens, token_types=types, mask=mask, logits=logits)
+
+
+def roberta() -> tuple[transformers.PreTrainedModel, Arrays]:
+    """Return a RoBERTa with its masked-LM head and its golden arrays, one row padded."""
+    config = transformers.RobertaConfig(
+        vocab_size=VOCAB, max_position_embeddings=LENGTH + 2, type_vocab_size=1, pad_token_id=1,
+        **WIDTH, **NO_DROPOUT,
+    )  # fmt: skip
+    model = fill(transformers.RobertaForMaskedLM(config))
+    mask = padded()
+    # No token is the padding id, as RoBERTa derives positions from it.
+    tokens = torch.where(mask > 0, ids(1).clamp(min=2), 1)
+    logits = model(tokens, attention_mask=mask).logits
+    return model.to(torch.bfloat16), arrays(tokens=tokens, mask=mask, logits=logits)
 
 
 def vit() -> tuple[transformers.PreTrainedModel, Arrays]:
@@ -143,7 +184,42 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     "llama3_rope": lambda: causal("llama", rope_parameters=LLAMA3, tie_word_embeddings=True),
     "mistral": lambda: causal("mistral", sliding_window=5, tie_word_embeddings=True),
     "qwen3": lambda: causal("qwen3", head_dim=6, tie_word_embeddings=True),
+    "qwen2": lambda: causal("qwen2", rope_parameters=YARN, tie_word_embeddings=True),
+    "gemma": lambda: causal("gemma", head_dim=6),
+    "gemma2": lambda: causal(
+        "gemma2",
+        head_dim=6,
+        query_pre_attn_scalar=9,
+        sliding_window=5,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=30.0,
+    ),
+    "gemma3": lambda: causal(
+        "gemma3_text",
+        head_dim=6,
+        query_pre_attn_scalar=9,
+        sliding_window=5,
+        sliding_window_pattern=2,
+        rope_parameters=DUAL,
+    ),
+    "olmo2": lambda: causal("olmo2"),
+    "phi3": lambda: causal(
+        "phi3",
+        sliding_window=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    ),
+    "mixtral": lambda: causal("mixtral", num_local_experts=4, sliding_window=5),
+    "qwen3_moe": lambda: causal(
+        "qwen3_moe", head_dim=6, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20
+    ),
+    "gpt_neox": lambda: causal(
+        "gpt_neox",
+        num_attention_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    ),
+    "starcoder2": lambda: causal("starcoder2", sliding_window=5),
     "bert": bert,
+    "roberta": roberta,
     "vit": vit,
     "bart": bart,
 }
@@ -153,8 +229,11 @@ def main() -> None:
     """Write the model folders to the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=pathlib.Path)
-    output = parser.parse_args().output
-    for name, make in MODELS.items():
+    parser.add_argument("names", nargs="*", help="models to write; default all")
+    arguments = parser.parse_args()
+    output = arguments.output
+    for name in arguments.names or MODELS:
+        make = MODELS[name]
         folder = output / name
         shutil.rmtree(folder, ignore_errors=True)
         model, found = make()

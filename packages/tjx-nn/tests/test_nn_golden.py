@@ -4,6 +4,8 @@ The folders are made by `tools/golden/make_hf_golden.py`.
 """
 
 import dataclasses
+import functools
+import json
 import pathlib
 from typing import Any
 
@@ -11,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind, hf
+from tjx_nn import GPTConfig, bind, generate, hf
 from tjx_nn.binding import Params
 from tjx_nn.config import Activation
+from tjx_nn.hf.families import BUILT_IN
 
 Golden = dict[str, np.ndarray]
 
@@ -22,8 +25,13 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 ARGUMENTS = {
     "bert": (("tokens",), ("token_types", "mask")),
     "vit": (("images",), ()),
+    "roberta": (("tokens",), ("mask",)),
     "bart": (("source", "tokens"), ("source_mask",)),
 }
+DECODERS = [
+    "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2",
+    "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2",
+]  # fmt: skip
 
 
 def golden(name: str) -> Golden:
@@ -31,14 +39,70 @@ def golden(name: str) -> Golden:
         return dict(file)
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "llama3_rope", "mistral", "qwen3", "bert", "vit", "bart"]
-)
+def test_every_family_has_golden_results() -> None:
+    found = {}
+    for path in GOLDEN.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        found[config["model_type"], *config["architectures"]] = path.parent.name
+    families = {(family.model_type, family.architecture): family for family in BUILT_IN}
+    assert families.keys() == found.keys()
+    for key, family in families.items():
+        tested = [*DECODERS, "gpt2"] if family.config is GPTConfig else ARGUMENTS
+        assert found[key] in tested
+
+
+def partly_slow(*fast: str) -> list[Any]:
+    """Parameters of a test of all decoders that runs nightly except for a few."""
+    return [pytest.param(x, marks=[] if x in fast else pytest.mark.slow) for x in DECODERS]
+
+
+def loss_and_logits(config: Any, params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    model = bind(config, params)
+    x, _ = model.run_blocks(model.embed_tokens(tokens), tokens, drop_tokens=False)
+    return model.token_losses(x[:, :-1], tokens[:, 1:]).mean(), model.logits(model.ln_f(x))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_and_loss_of_decoders_agree_with_transformers(name: str) -> None:
+    config, params = hf.load(GOLDEN / name)
+    arrays = golden(name)
+    compute = jax.jit(functools.partial(loss_and_logits, config))
+    loss, logits = jax.device_get(compute(*jax.device_put((params, arrays["tokens"]))))
+    np.testing.assert_allclose(logits, arrays["logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", partly_slow("gemma3", "olmo2", "gpt_neox"))
+def test_gradients_of_decoders_agree_with_transformers(name: str) -> None:
+    config, params = hf.load(GOLDEN / name)
+    arrays = golden(name)
+
+    @jax.jit
+    def compute(params: Params, tokens: jax.Array) -> Any:
+        gradients = jax.grad(lambda p: loss_and_logits(config, p, tokens)[0])(params)
+        squares = jax.tree.map(lambda g: (g * g).sum(), gradients)
+        return sum(jax.tree.leaves(squares)) ** 0.5
+
+    norm = jax.device_get(compute(*jax.device_put((params, arrays["tokens"]))))
+    np.testing.assert_allclose(norm, arrays["gradient_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", partly_slow("gemma3", "mixtral"))
+def test_greedy_tokens_of_decoders_agree_with_transformers(name: str) -> None:
+    config, params = hf.load(GOLDEN / name)
+    arrays = golden(name)
+    assert isinstance(config, GPTConfig)
+    given = jax.device_put((params, arrays["tokens"][:, :4], np.array([4, 4], np.int32)))
+    tokens = generate(config, *given, max_new_tokens=32, temperature=0.0)
+    np.testing.assert_array_equal(tokens, arrays["greedy"])
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_logits_agree_with_transformers(name: str) -> None:
     config: Any  # the type of the model depends on the configuration
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
-    names, keywords = ARGUMENTS.get(name, (("tokens",), ()))
+    names, keywords = ARGUMENTS[name]
     arguments = tuple(arrays[name] for name in names), {name: arrays[name] for name in keywords}
 
     @jax.jit

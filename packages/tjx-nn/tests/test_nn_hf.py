@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import pathlib
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -17,10 +18,15 @@ from safetensors.numpy import load_file, save_file
 
 from tjx_nn import BertConfig, GPTConfig, RopeConfig, TransformerConfig, ViTConfig, hf
 from tjx_nn.binding import Params, param_shapes
+from tjx_nn.flops import count_params
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
-NAMES = ["gpt2", "llama", "llama3_rope", "mistral", "qwen3", "bert", "vit", "bart"]
+NAMES = [
+    "gpt2", "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
+    "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "bert", "roberta", "vit",
+    "bart",
+]  # fmt: skip
 
 DecodeWeights = dict[str, np.ndarray]
 
@@ -71,6 +77,7 @@ def random_params(config: TransformerConfig) -> Params:
 @pytest.mark.parametrize("name", NAMES)
 def test_load_save_load_is_bitwise_equal(name: str, tmp_path: pathlib.Path) -> None:
     read = hf.load(GOLDEN / name)
+    assert count_params(read[0]) == sum(x.size for x in jax.tree.leaves(read[1]))
     hf.save(tmp_path / "whole", *read)
     assert_same(hf.load(tmp_path / "whole"), read)
     assert not (tmp_path / "whole" / "model.safetensors.index.json").exists()
@@ -88,18 +95,19 @@ def test_load_save_load_is_bitwise_equal(name: str, tmp_path: pathlib.Path) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_files_equal_those_of_transformers(name: str, tmp_path: pathlib.Path) -> None:
-    hf.save(tmp_path, *hf.load(GOLDEN / name))
+    before = json.loads((GOLDEN / name / "config.json").read_text())
+    hf.save(tmp_path, *hf.load(GOLDEN / name), model_type=before["model_type"])
     theirs = load_file(GOLDEN / name / "model.safetensors")
     ours = load_file(tmp_path / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for key, x in theirs.items():
-        # The first two rows of BART's position tables are unused.
-        first = 2 if key.endswith("embed_positions.weight") else 0
+        # The first two rows of the position tables of BART and RoBERTa are unused.
+        first = 2 if re.search("embed_positions|roberta.*position_embeddings", key) else 0
         np.testing.assert_array_equal(ours[key][first:], x[first:].astype(np.float32))
-    before = json.loads((GOLDEN / name / "config.json").read_text())
     after = json.loads((tmp_path / "config.json").read_text())
     # Special tokens belong to the tokenizer; the dtype is an argument of save.
     skipped = {"bos_token_id", "eos_token_id", "dtype"}
+    skipped |= {"head_dim"} if before.get("head_dim") is None else set()
     shared = (before.keys() & after.keys()) - skipped
     assert {key: before[key] for key in shared} == {key: after[key] for key in shared}
     assert {"architectures", "model_type"} <= shared

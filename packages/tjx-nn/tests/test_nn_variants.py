@@ -53,6 +53,16 @@ VARIANTS: dict[str, GPTConfig] = {
         **SIZES, positions="rope", activation="gelu_erf", d_head=8, d_ff=24, init_std=0.1,
         mup_base=8, remat="dots", attention_implementation="reference",
         rope=RopeConfig(interleaved=True, scaling="linear", factor=2.0, dim=4),
+        parallel_block=True, parallel_norm="separate",
+    ),
+    "Gemma 3": GPTConfig(
+        **SIZES, positions="rope", norm="rmsnorm", norm_unit_offset=True, norm_position="sandwich",
+        activation="geglu", bias=False, qk_norm=True, attention_scale=0.4, embedding_scale=4.0,
+        window=4, global_every=2, rope=RopeConfig(base=1000.0, local_base=10.0),
+    ),
+    "OLMo 2 with biases of queries": GPTConfig(
+        **SIZES, positions="rope", norm="rmsnorm", norm_position="output", activation="swiglu",
+        bias=False, qkv_bias=True, n_kv_head=2, qk_norm=True, qk_norm_features="all",
     ),
     "latent attention": GPTConfig(
         **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),

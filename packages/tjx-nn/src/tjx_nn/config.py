@@ -17,7 +17,9 @@ from tjx_nn.sub_configs import (
 )
 
 Norm = Literal["layernorm", "rmsnorm"]
-NormPosition = Literal["pre", "post"]
+NormPosition = Literal["pre", "post", "output", "sandwich"]
+ParallelNorm = Literal["shared", "separate"]
+QKNormFeatures = Literal["head", "all"]
 Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 Activation = Literal["gelu_tanh", "gelu_erf", "relu", "relu2", "swiglu", "geglu"]
 Remat = Literal["none", "full", "attention", "dots"]
@@ -53,16 +55,25 @@ class TransformerConfig:
     norm
         "layernorm", or "rmsnorm" (Zhang and Sennrich 2019).
     norm_position
-        "pre" normalizes the input of a sublayer, "post" the residual stream after it.
+        "pre" normalizes the input of a sublayer, "post" the residual stream after it, "output" the
+        output of a sublayer (OLMo 2), "sandwich" its input and its output (Gemma 2).
     norm_eps
         Added to the variance.
+    norm_unit_offset
+        Whether the scale of an RMSNorm is 1 plus its parameter, which starts at 0 (Gemma).
     bias
         Whether linear layers and norms have biases.
+    qkv_bias
+        Whether the projections to queries, keys and values have biases; None is bias.
     activation
         Activation of the MLP: GELU (tanh approximation or exact), ReLU, squared ReLU, or gated:
         "swiglu", "geglu" (Shazeer 2020).
     qk_norm
-        Whether to normalize queries and keys of each head (Dehghani et al. 2023).
+        Whether to normalize queries and keys (Dehghani et al. 2023).
+    qk_norm_features
+        Features that qk_norm normalizes together: those of a "head", or "all" (OLMo 2).
+    attention_scale
+        Factor of attention scores; None is 1 / sqrt(d_head), or 8 / d_head with muP.
     attention_soft_cap
         Bound of attention scores, soft_cap * tanh(score / soft_cap); None is unbounded.
     window
@@ -77,7 +88,10 @@ class TransformerConfig:
     experts
         Mixture of experts.
     parallel_block
-        Whether attention and MLP have the same input and are added in parallel (GPT-J).
+        Whether attention and MLP read the same residual stream and are added in parallel (GPT-J).
+    parallel_norm
+        Whether attention and MLP of a parallel block have one norm, "shared", or each its own,
+        "separate" (GPT-NeoX).
     layer_scale
         Initial value of a trainable scale of each sublayer's output features (Touvron et al. 2021,
         "CaiT"); None has no scale.
@@ -131,9 +145,13 @@ class TransformerConfig:
     norm: Norm = "layernorm"
     norm_position: NormPosition = "pre"
     norm_eps: float = 1e-5
+    norm_unit_offset: bool = False
     bias: bool = True
+    qkv_bias: bool | None = None
     activation: Activation = "gelu_tanh"
     qk_norm: bool = False
+    qk_norm_features: QKNormFeatures = "head"
+    attention_scale: float | None = None
     attention_soft_cap: float | None = None
     window: int | None = None
     global_every: int | None = None
@@ -141,6 +159,7 @@ class TransformerConfig:
     sparse: SparseConfig = field(default_factory=SparseConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     parallel_block: bool = False
+    parallel_norm: ParallelNorm = "shared"
     layer_scale: float | None = None
     dropout: float = 0.0
     embedding_dropout: float | None = None
@@ -168,7 +187,7 @@ class TransformerConfig:
         choices = check_choices(
             self,
             positions=Positions, norm=Norm, norm_position=NormPosition, activation=Activation,
-            remat=Remat, dtype=Dtype,
+            remat=Remat, dtype=Dtype, parallel_norm=ParallelNorm, qk_norm_features=QKNormFeatures,
         )  # fmt: skip
         return [*sizes, *choices, *self._bad_numbers(), *([] if sizes else self._bad_heads())]
 
@@ -178,7 +197,10 @@ class TransformerConfig:
             for name in ("dropout", "embedding_dropout", "attention_dropout")
             if (value := getattr(self, name)) is not None and not 0 <= value < 1
         ]
-        positive = {"attention_soft_cap": 50, "layer_scale": 0.1, "init_std": 0.02}
+        positive = {
+            "attention_soft_cap": 50, "attention_scale": 0.125, "layer_scale": 0.1,
+            "init_std": 0.02,
+        }  # fmt: skip
         problems += [
             f"{name}: got {value!r}; expected a positive number, such as {example}"
             for name, example in positive.items()
@@ -239,9 +261,29 @@ class TransformerConfig:
                 "expert "
                 "products have no FP8 implementation; omit it"
             )
-        if self.parallel_block and self.norm_position == "post":
+        if self.parallel_block and self.norm_position != "pre":
             problems.append(
-                "parallel_block: got True with norm_position 'post'; expected norm_position 'pre'"
+                f"parallel_block: got True with norm_position {self.norm_position!r}; expected "
+                "norm_position 'pre'"
+            )
+        if self.norm_unit_offset and self.norm != "rmsnorm":
+            problems.append(
+                f"norm_unit_offset: got True with norm {self.norm!r}; expected norm 'rmsnorm'"
+            )
+        if self.attention_scale is not None and self.mup_base is not None:
+            problems.append(
+                f"attention_scale: got {self.attention_scale!r} with mup_base {self.mup_base}; "
+                "expected None, as muP sets the scale; omit it"
+            )
+        if self.latent.kv_dim is not None and self.rope.local_base is not None:
+            problems.append(
+                f"rope.local_base: got {self.rope.local_base} with latent.kv_dim "
+                f"{self.latent.kv_dim}; expected None, as latent attention has one base; omit it"
+            )
+        if self.latent.kv_dim is not None and self.qkv_bias is not None:
+            problems.append(
+                f"qkv_bias: got {self.qkv_bias} with latent.kv_dim {self.latent.kv_dim}; expected "
+                "None, as latent attention has no such projections; omit it"
             )
         if self.experts.count and self.experts.first_layer >= self.n_layer:
             problems.append(
@@ -265,6 +307,16 @@ class TransformerConfig:
         """Features of a head's values: `head_dim`, or `latent.v_dim` of latent attention."""
         latent = self.latent
         return self.head_dim if latent.kv_dim is None else latent.v_dim or self.head_dim
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases, `qkv_bias` resolved."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether the output of the last block is normalized once more."""
+        return self.norm_position != "post"
 
     @property
     def gated(self) -> bool:

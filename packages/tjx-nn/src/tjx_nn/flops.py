@@ -113,7 +113,7 @@ def _not_multiplied(config: TransformerConfig) -> int:
 def _multiplied(config: TransformerConfig, experts: int) -> int:
     """Count the parameters of matrix products and norms, with `experts` experts in a MoE block."""
     d, norm = config.d_model, _norm(config, config.d_model)
-    blocks = _blocks(config, experts) + (norm if config.norm_position == "pre" else 0)
+    blocks = _blocks(config, experts) + (norm if config.has_final_norm else 0)
     match config:
         case GPTConfig():
             return blocks + config.vocab_rows * d
@@ -125,7 +125,7 @@ def _multiplied(config: TransformerConfig, experts: int) -> int:
             return blocks + _patch(config) + _linear(config, d, config.n_classes)
         case EncoderDecoderConfig():
             encoder = _blocks(config.encoder, experts)
-            encoder += norm if config.norm_position == "pre" else 0
+            encoder += norm if config.has_final_norm else 0
             cross = _attention(config.cross) + norm + (0 if config.layer_scale is None else d)
             norms = 2 * norm if config.embedding_norm else 0
             bias = config.vocab_size if config.logit_bias else 0
@@ -139,7 +139,9 @@ def _patch(config: ViTConfig) -> int:
 
 def _blocks(config: TransformerConfig, experts: int) -> int:
     """Count the parameters of all blocks, with `experts` experts in each MoE block."""
-    norms = (1 if config.parallel_block else 2) * _norm(config, config.d_model)
+    shared = config.parallel_block and config.parallel_norm == "shared"
+    per_block = 4 if config.norm_position == "sandwich" else 1 if shared else 2
+    norms = per_block * _norm(config, config.d_model)
     scales = 0 if config.layer_scale is None else 2 * config.d_model
     each = norms + scales + _attention(config)
     dense = config.n_dense_layer if config.experts.count else config.n_layer
@@ -154,9 +156,11 @@ def _attention(config: TransformerConfig) -> int:
     d, h, n, k = config.d_model, config.head_dim, config.n_head, config.kv_heads
     if config.latent.kv_dim is not None:
         return _latent_attention(config, config.latent.kv_dim) + _indexer(config)
-    kernels = 2 * _linear(config, d, n * h) + 2 * _linear(config, d, k * h)
-    kernels += (d - n * h) if config.bias else 0  # the output bias has d features
-    return kernels + (2 * _norm(config, h) if config.qk_norm else 0) + _indexer(config)
+    kernels = d * (n + 2 * k) * h + _linear(config, n * h, d)
+    kernels += (n + 2 * k) * h if config.has_qkv_bias else 0
+    normalized = (n * h, k * h) if config.qk_norm_features == "all" else (h, h)
+    norms = sum(_norm(config, features) for features in normalized) if config.qk_norm else 0
+    return kernels + norms + _indexer(config)
 
 
 def _latent_attention(config: TransformerConfig, kv_dim: int) -> int:

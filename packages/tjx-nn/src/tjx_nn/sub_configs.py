@@ -5,7 +5,7 @@ Importing it needs only the standard library.
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn"]
@@ -68,6 +68,9 @@ class RopeConfig:
         Base of the frequencies; the longest wavelength is about 2 * pi * base tokens.
     dim
         Number of rotated features of a head, the first ones, even; None is all.
+    local_base
+        Base in blocks with a window, where positions are never scaled (Gemma 3); None is base, with
+        the scaling of the other blocks.
     interleaved
         Whether features 2i and 2i + 1 form a pair (RoFormer), or i and i + dim / 2 (Llama).
     scaling
@@ -89,6 +92,7 @@ class RopeConfig:
 
     base: float = 10000.0
     dim: int | None = None
+    local_base: float | None = None
     interleaved: bool = False
     scaling: RopeScaling = "none"
     factor: float = 1.0
@@ -104,8 +108,11 @@ class RopeConfig:
         problems += check_choices(self, scaling=RopeScaling)
         if not problems and self.dim is not None and self.dim % 2:
             problems.append(f"dim: got {self.dim}; expected an even number")
-        if not self.base > 1:
-            problems.append(f"base: got {self.base!r}; expected a number above 1, such as 10000")
+        problems += [
+            f"{name}: got {value!r}; expected a number above 1, such as 10000"
+            for name in ("base", "local_base")
+            if (value := getattr(self, name)) is not None and not value > 1
+        ]
         if not self.factor >= 1:
             problems.append(f"factor: got {self.factor!r}; expected at least 1")
         if self.scaling in ("llama3", "yarn") and self.original_seq_len is None:
@@ -124,6 +131,12 @@ class RopeConfig:
                 "beta_fast > beta_slow > 0"
             )
         raise_problems(problems)
+
+    def of_window(self, window: int | None) -> "RopeConfig":
+        """Return the embeddings of a block with a window (None: without one)."""
+        if window is None or self.local_base is None:
+            return self
+        return replace(self, base=self.local_base, local_base=None, scaling="none", factor=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

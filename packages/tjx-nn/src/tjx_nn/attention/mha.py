@@ -52,12 +52,13 @@ class Attention(ShardedModule):
         self.config, self.causal, self.head_dim = config, causal, config.head_dim
         d, h = config.d_model, config.head_dim
         n, k = config.n_head * h, config.kv_heads * h
-        self.query = linear(config, ("embed", "heads"), (d, n), rngs=rngs)
-        self.key = linear(config, ("embed", "kv_heads"), (d, k), rngs=rngs)
-        self.value = linear(config, ("embed", "kv_heads"), (d, k), rngs=rngs)
+        bias = config.has_qkv_bias
+        self.query = linear(config, ("embed", "heads"), (d, n), rngs=rngs, bias=bias)
+        self.key = linear(config, ("embed", "kv_heads"), (d, k), rngs=rngs, bias=bias)
+        self.value = linear(config, ("embed", "kv_heads"), (d, k), rngs=rngs, bias=bias)
         self.out = linear(config, ("heads", "embed"), (n, d), residual=True, rngs=rngs)
-        self.query_norm = make_norm(config, h, axis="head_dim") if config.qk_norm else None
-        self.key_norm = make_norm(config, h, axis="head_dim") if config.qk_norm else None
+        self.query_norm = self._make_norm(n, "heads")
+        self.key_norm = self._make_norm(k, "kv_heads")
 
     def __call__(
         self,
@@ -93,7 +94,7 @@ class Attention(ShardedModule):
         aux_losses
             Empty; sparse attention returns its indexer loss here.
         """
-        cache = self.keys_values(x, positions)
+        cache = self.keys_values(x, positions, window=window)
         out = self.attend(
             x, cache, positions, segment_ids, segment_ids, window=window, dropout_key=dropout_key
         )
@@ -124,7 +125,7 @@ class Attention(ShardedModule):
         """
         config = self.config
         rate = config.attention_dropout if dropout_key is not None else 0.0
-        q_BTNH = self.queries(x, positions)
+        q_BTNH = self.queries(x, positions, window=window)
         with jax.named_scope("attention"):  # profiles group operations by this scope
             out_BTNH = self.layout.attend(
                 q_BTNH,
@@ -173,9 +174,10 @@ class Attention(ShardedModule):
             KV cache updated with the new tokens.
         """
         config = self.config
-        cache = update_cache(cache, self.keys_values(x, positions), positions)
+        entries = self.keys_values(x, positions, window=window)
+        cache = update_cache(cache, entries, positions)
         out_BTNH = cached_attention(
-            self.queries(x, positions),
+            self.queries(x, positions, window=window),
             cache["key"],
             cache["value"],
             positions,
@@ -187,27 +189,50 @@ class Attention(ShardedModule):
         return self.out(merge_heads(out_BTNH)), cache
 
     def queries(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"] | None
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "#B T"] | None,
+        *,
+        window: int | None = None,
     ) -> Float[Array, "B T N H"]:
         """Project tokens to queries, normalized and rotated if the model does so."""
-        return self._norm_and_rotate(self.query(x), self.query_norm, positions)
+        return self._norm_and_rotate(self.query(x), self.query_norm, positions, window)
 
     def keys_values(
-        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "#B S"] | None,
+        *,
+        window: int | None = None,
     ) -> KVCache:
         """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim]."""
-        k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions)
+        k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions, window)
         return {"key": k_BSKH, "value": split_heads(self.value(x), self.head_dim)}
 
+    def _make_norm(self, features: int, axis: str) -> LayerNorm | RMSNorm | None:
+        """Make the norm of queries or keys, of one head or of the features of all heads."""
+        if not self.config.qk_norm:
+            return None
+        if self.config.qk_norm_features == "all":
+            return make_norm(self.config, features, axis=axis)
+        return make_norm(self.config, self.head_dim, axis="head_dim")
+
     def _norm_and_rotate(
-        self, x: Float[Array, "B T F"], norm: LayerNorm | RMSNorm | None, positions: Array | None
+        self,
+        x: Float[Array, "B T F"],
+        norm: LayerNorm | RMSNorm | None,
+        positions: Array | None,
+        window: int | None,
     ) -> Float[Array, "B T N H"]:
+        over_all = self.config.qk_norm_features == "all"
+        if norm is not None and over_all:
+            x = norm(x)
         x_BTNH = split_heads(x, self.head_dim)
-        if norm is not None:
+        if norm is not None and not over_all:
             x_BTNH = norm(x_BTNH)
         if self.config.positions != "rope":
             return x_BTNH
-        return apply_rope(x_BTNH, positions, self.config.rope)
+        return apply_rope(x_BTNH, positions, self.config.rope.of_window(window))
 
 
 def split_heads(x: Float[Array, "B T F"], head_dim: int) -> Float[Array, "B T N H"]:
@@ -221,7 +246,9 @@ def merge_heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T F"]:
 
 
 def attention_scale(config: TransformerConfig, head_dim: int) -> float:
-    """Return the scale of attention scores: 1 / sqrt(head_dim), or 8 / head_dim with muP."""
+    """Return the scale of attention scores, `config.attention_scale` resolved."""
+    if config.attention_scale is not None:
+        return config.attention_scale
     return 1 / math.sqrt(head_dim) if config.mup_base is None else 8 / head_dim
 
 

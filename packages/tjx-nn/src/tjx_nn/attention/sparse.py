@@ -65,10 +65,10 @@ class SparseAttention(Attention):
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
         """Compute sparse self-attention: as `Attention`, with the losses of `sparse_attention`."""
-        cache = self.keys_values(x, positions)
+        cache = self.keys_values(x, positions, window=window)
         out_BTNH, aux_losses = sparse_attention(
             self.config,
-            self.queries(x, positions),
+            self.queries(x, positions, window=window),
             cache["key"],
             cache["value"],
             self.indexer(x, positions, cache["index_key"]),
@@ -88,12 +88,13 @@ class SparseAttention(Attention):
         window: int | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Decode as `Attention.decode`, reading only the selected keys and values."""
-        cache = update_cache(cache, self.keys_values(x, positions), positions)
+        entries = self.keys_values(x, positions, window=window)
+        cache = update_cache(cache, entries, positions)
         index = self.indexer(x, positions, cache["index_key"])
         selected = select_cached_keys(self.config, index, positions, window)
         out_BTNH = attend_selected(
             self.config,
-            self.queries(x, positions),
+            self.queries(x, positions, window=window),
             selected.gather(cache["key"]),
             selected.gather(cache["value"]),
             selected,
@@ -102,10 +103,14 @@ class SparseAttention(Attention):
         return self.out(merge_heads(out_BTNH)), cache
 
     def keys_values(
-        self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None
+        self,
+        x: Float[Array, "B S D"],
+        positions: Int[Array, "#B S"] | None,
+        *,
+        window: int | None = None,
     ) -> KVCache:
         """Project tokens to the entries of the KV cache: "key", "value" and "index_key"."""
-        entries = super().keys_values(x, positions)
+        entries = super().keys_values(x, positions, window=window)
         return entries | {"index_key": self.indexer.keys(x, positions)}
 
 

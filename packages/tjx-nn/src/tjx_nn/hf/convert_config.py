@@ -2,11 +2,21 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
+from operator import attrgetter
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from tjx_nn.config import TransformerConfig
-from tjx_nn.hf.family import LARGEST_SIZE, MOST_LAYERS, FieldMapping, Json, ModelFamily
+from tjx_nn.hf.family import (
+    LARGEST_SIZE,
+    MOST_LAYERS,
+    REQUIRED_VALUES,
+    UNUSED_KEYS,
+    FieldMapping,
+    Json,
+    ModelFamily,
+)
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.sub_configs import raise_problems
 
@@ -16,11 +26,14 @@ _RESOLVED = {
     "n_kv_head": "kv_heads",
     "d_ff": "ff_dim",
     "image_size": "height_width",
+    "qkv_bias": "has_qkv_bias",
+    "experts.d_ff": "expert_dim",
 }
 # Fields that affect training or execution, but not the function that a model computes.
 _TRAINING_FIELDS = {
     "dropout", "embedding_dropout", "attention_dropout", "init_std", "scan_layers", "remat",
     "remat_every", "dtype", "attention_implementation", "check_ids", "vocab_multiple",
+    "experts.capacity_factor", "experts.balance_loss", "experts.z_loss",
 }  # fmt: skip
 
 
@@ -30,13 +43,20 @@ def read_config(family: ModelFamily, config_json: Json) -> TransformerConfig:
     Raises
     ------
     ValueError
-        With a line for each unsupported or invalid entry.
+        With a line for each unsupported, invalid or unknown entry.
     """
-    features = {"quantization_config": None, **family.features}
-    problems = [
+    features = {**REQUIRED_VALUES, **family.legacy, **family.features}
+    config_json, problems = _current_keys(family, config_json)
+    problems += [
         f"{key}: got {config_json[key]!r}; expected {value!r}, as tjx supports no other value"
         for key, value in features.items()
-        if key in config_json and config_json[key] != value
+        # null, false and empty values are equivalent.
+        if key in config_json and config_json[key] != value and (config_json[key] or value)
+    ]
+    problems += [
+        f"{key}: got {str(config_json[key])[:60]}; expected no such key, which tjx does not know "
+        "for this family; delete it if it does not change the computation"
+        for key in config_json.keys() - _known_keys(family)
     ]
     fields: dict[str, Any] = dict(family.constants)
     before = len(problems)
@@ -45,13 +65,51 @@ def read_config(family: ModelFamily, config_json: Json) -> TransformerConfig:
             fields[field.field] = _read_field(field, config_json, family.config)
         except ValueError as error:
             problems.append(str(error))
-    if len(problems) == before:  # read_extra relies on valid fields
+    defaults = {key: field.default for field in family.fields for key in field.keys}
+    config_json = {**defaults, **config_json}
+    for computed in family.computed if len(problems) == before else ():  # relies on valid fields
         try:
-            fields |= family.read_extra(config_json)
+            fields |= computed.read(config_json)
         except ValueError as error:
             problems.append(str(error))
     raise_problems([f"{family.architecture}: {problem}" for problem in problems])
-    return family.config(**fields)
+    return _make(family.config, fields.items())
+
+
+def _current_keys(family: ModelFamily, config_json: Json) -> tuple[Json, list[str]]:
+    """Rename old keys of config.json; also return errors."""
+    renamed = dict(config_json)
+    problems = []
+    for old, key in family.aliases.items():
+        if old in renamed:
+            value = renamed.pop(old)
+            if renamed.setdefault(key, value) != value:
+                problems.append(
+                    f"{old}: got {str(value)[:60]} with {key} {str(renamed[key])[:60]}; expected "
+                    "one of both"
+                )
+    return renamed, problems
+
+
+def _known_keys(family: ModelFamily) -> set[str]:
+    keys = {*UNUSED_KEYS, *REQUIRED_VALUES, *family.legacy, *family.features, *family.unused_keys}
+    keys.update(*(field.keys for field in family.fields))
+    keys.update(*(computed.keys for computed in family.computed))
+    return keys
+
+
+def _make(kind: type[TransformerConfig], fields: Iterable[tuple[str, Any]]) -> TransformerConfig:
+    """Make a configuration from fields by name; those of a nested one have dotted names."""
+    flat: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in fields:
+        head, _, rest = name.partition(".")
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        else:
+            flat[name] = value
+    hints = get_type_hints(kind)
+    return kind(**flat, **{name: hints[name](**parts) for name, parts in nested.items()})
 
 
 def _read_field(field: FieldMapping, config_json: Json, kind: type[TransformerConfig]) -> Any:
@@ -86,7 +144,11 @@ _NAMES = {
 
 def _kinds(kind: type[TransformerConfig], field: str) -> tuple[type, ...]:
     """Return the types of a field: one type, or the members of a union."""
-    hint = get_type_hints(kind)[field]
+    *parents, name = field.split(".")
+    owner: Any = kind
+    for parent in parents:
+        owner = get_type_hints(owner)[parent]
+    hint = get_type_hints(owner)[name]
     return get_args(hint) or (hint,)
 
 
@@ -114,15 +176,18 @@ def write_config(family: ModelFamily, config: TransformerConfig) -> dict[str, An
         **family.features,
     }
     for field in family.fields:
-        value = getattr(config, _RESOLVED.get(field.field, field.field))
+        if field.default is None and attrgetter(field.field)(config) is None:
+            continue  # a missing key also means None
+        value = attrgetter(_RESOLVED.get(field.field, field.field))(config)
         if field.values is not None:
             names = (name for name, tjx_value in field.values.items() if tjx_value == value)
             value = next(names, field.default)
         config_json |= dict.fromkeys(field.keys, value)
-    config_json |= family.write_extra(config)
+    for computed in family.computed:
+        config_json |= computed.write(config)
     # A field cannot be represented if reading the result back gives another value.
-    wanted = _functional_fields(config)
-    restored = _functional_fields(read_config(family, config_json))
+    wanted = functional_fields(config)
+    restored = functional_fields(read_config(family, config_json))
     raise_problems(
         [
             f"{name}: got {value!r}; expected {restored[name]!r}, the only value of this family"
@@ -133,10 +198,13 @@ def write_config(family: ModelFamily, config: TransformerConfig) -> dict[str, An
     return config_json
 
 
-def _functional_fields(config: TransformerConfig) -> dict[str, Any]:
+def functional_fields(config: TransformerConfig) -> dict[str, Any]:
     """Return the fields that determine the function of a model, resolved to a canonical form."""
     excluded = {*_TRAINING_FIELDS, "window", "global_every"}
     excluded |= {"rope"} if config.positions != "rope" else set()
+    excluded |= {"rope.local_base"} if not any(config.windows) else set()
+    excluded |= {"parallel_norm"} if not config.parallel_block else set()
+    excluded |= {"qk_norm_features"} if not config.qk_norm else set()
     if isinstance(config, GPTConfig) and config.positions != "sinusoidal":
         excluded.add("scale_embeddings")
     functional: dict[str, Any] = {}
@@ -145,8 +213,14 @@ def _functional_fields(config: TransformerConfig) -> dict[str, Any]:
         if field.name in excluded:
             continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            parts = dataclasses.asdict(value)
-            functional |= {f"{field.name}.{name}": part for name, part in parts.items()}
+            names = [f"{field.name}.{part.name}" for part in dataclasses.fields(value)]
+            if field.name == "experts" and not config.experts.count:
+                names = ["experts.count"]
+            functional |= {
+                name: attrgetter(_RESOLVED.get(name, name))(config)
+                for name in names
+                if name not in excluded
+            }
         else:
             functional[field.name] = value
     return {**functional, "windows": config.windows}

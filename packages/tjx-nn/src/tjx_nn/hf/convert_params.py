@@ -1,5 +1,6 @@
 """Conversion of parameters between transformers tensors and tjx, by the mappings of a family."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,10 +20,10 @@ MAX_PROBLEMS = 200
 
 
 class _Slot(NamedTuple):
-    """Transformers tensor: its mapping, its layer (None if not per layer), and its shape."""
+    """Transformers tensor: its mapping, its place in stacked parameters (layer and expert)."""
 
     mapping: TensorMapping
-    layer: int | None
+    place: tuple[int, ...]
     shape: tuple[int, ...]
 
 
@@ -65,7 +66,7 @@ def read_params(family: ModelFamily, config: TransformerConfig, tensors: Tensors
     for name, slot in slots.items():
         parts = slot.mapping.transform.read(tensors[names[name]])
         for path, part in zip(slot.mapping.params, parts, strict=True):
-            params[path][... if slot.layer is None else slot.layer] = part
+            params[path][slot.place or ...] = part
     nested: Params = unflatten_dict(params, sep=".")  # type: ignore[no-untyped-call]  # as flax is
     return nested
 
@@ -104,8 +105,8 @@ def write_params(
     slots = _slots(family, family_config, shapes)
 
     def tensor(name: str) -> np.ndarray:
-        mapping, layer, _ = slots[name]
-        parts = [whole[path] if layer is None else whole[path][layer] for path in mapping.params]
+        mapping, place, _ = slots[name]
+        parts = [whole[path][place or ...] for path in mapping.params]
         return mapping.transform.write(parts)
 
     return {name: slot.shape for name, slot in slots.items()}, tensor
@@ -133,10 +134,14 @@ def _slots(
         assert not mapped & set(mapping.params)
         mapped |= set(mapping.params)
         shapes = [own[path] for path in mapping.params]
-        stacked = "{layer}" in mapping.tensor
-        shape = mapping.transform.shape([s[1:] if stacked else s for s in shapes])
-        for layer in range(shapes[0][0]) if stacked else [None]:
-            slots[mapping.tensor.format(layer=layer)] = _Slot(mapping, layer, shape)
+        count = sum(f"{{{axis}}}" in mapping.tensor for axis in ("layer", "expert"))
+        shape = mapping.transform.shape([s[count:] for s in shapes])
+        # The blocks with experts follow those without.
+        first = config.n_dense_layer if mapping.params[0].startswith("blocks.") else 0
+        for place in itertools.product(*map(range, shapes[0][:count])):
+            layer, expert = (*place, 0, 0)[:2]
+            name = mapping.tensor.format(layer=first + layer, expert=expert)
+            slots[name] = _Slot(mapping, place, shape)
     assert mapped == own.keys(), mapped ^ own.keys()
     return slots
 

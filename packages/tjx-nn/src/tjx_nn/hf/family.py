@@ -2,6 +2,8 @@
 
 Loading and saving use the same mappings. A tensor mapping applies if the tjx model has the
 parameter, so that one table serves models with and without biases or a tied head.
+
+A family is a `ModelFamily`; `tjx_nn.hf.register` adds one from another package.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,30 @@ PLAIN_ACTIVATIONS = {
     "relu2": "relu2",
 }
 
+
+# Keys of any config.json that do not change the computation: files, tokens, outputs, training,
+# heads of other tasks, and the options of text generation that old versions stored.
+UNUSED_KEYS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled",
+    "_name_or_path", "architectures", "attn_implementation", "auto_map", "bad_words_ids",
+    "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout",
+    "cls_token_id", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
+    "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "gradient_checkpointing", "id2label", "is_encoder_decoder", "label2id",
+    "length_penalty", "max_length", "min_length", "model_type", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_labels", "num_return_sequences", "output_attentions",
+    "output_hidden_states", "output_past", "output_scores", "pad_token_id", "prefix",
+    "pretraining_tp", "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params",
+    "temperature", "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype",
+    "torchscript", "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version",
+    "use_bfloat16", "use_cache",
+})  # fmt: skip
+# Keys of any config.json with the only supported value.
+REQUIRED_VALUES: Json = {
+    "quantization_config": None, "pruned_heads": {}, "tie_encoder_decoder": False,
+}  # fmt: skip
 
 Shape = tuple[int, ...]
 
@@ -66,6 +92,16 @@ def concatenated(count: int) -> TensorTransform:
     )
 
 
+def fused_linear(sizes: Sequence[int]) -> TensorTransform:
+    """Concatenate the outputs of linear layers: kernels [in, size], stored [sum of sizes, in]."""
+    borders = np.cumsum(sizes)[:-1]
+    return TensorTransform(
+        lambda x: np.split(x.T, borders, axis=-1),
+        lambda parts: np.concatenate(parts, -1).T,
+        lambda shapes: (sum(shape[-1] for shape in shapes), *shapes[0][-2::-1]),
+    )
+
+
 def offset_rows(count: int) -> TensorTransform:
     """Prepend unused rows to a table."""
 
@@ -95,7 +131,8 @@ class TensorMapping(NamedTuple):
     params
         Dotted paths of the parameters; stacked ones have a leading axis "layers".
     tensor
-        Name of the tensor, with "{layer}" if each layer has one.
+        Name of the tensor, with "{layer}" if each layer has one, and "{expert}" if each expert has
+        one.
     transform
         Conversion between them.
     """
@@ -132,7 +169,7 @@ class FieldMapping(NamedTuple):
     Attributes
     ----------
     field
-        Name of the tjx field.
+        Name of the tjx field; of a nested configuration with a dot, such as "experts.count".
     keys
         Keys of config.json, which must all have the same value.
     default
@@ -153,6 +190,25 @@ def same(field: str, key: str, default: Any) -> FieldMapping:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComputedFields:
+    """Conversion of tjx configuration fields that do not correspond to one key of config.json.
+
+    Attributes
+    ----------
+    keys
+        Keys of config.json that `read` uses.
+    read
+        Computes tjx fields from config.json.
+    write
+        Computes entries of config.json from the tjx configuration.
+    """
+
+    keys: Sequence[str] = ()
+    read: Callable[[Json], dict[str, Any]] = lambda _: {}
+    write: Callable[[Any], dict[str, Any]] = lambda _: {}
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFamily:
     """Description of a family of transformers models.
 
@@ -166,13 +222,18 @@ class ModelFamily:
         tjx fields with the same value for all models of the family.
     fields
         Mappings of tjx fields to keys of config.json.
+    computed
+        Conversions of further fields, such as `tjx_nn.hf.rope.rope`.
     features
         Keys of config.json for features that tjx lacks, with the only supported value, which is
         also the default.
-    read_extra
-        Computes further tjx fields from config.json.
-    write_extra
-        Computes further entries of config.json from the tjx configuration.
+    legacy
+        As features, of keys that current transformers versions do not write; `save` omits them.
+    unused_keys
+        Keys of config.json that do not change the computation, besides `UNUSED_KEYS`. Every other
+        key that the family does not list raises.
+    aliases
+        Old keys of config.json and the current ones.
     fills
         tjx fields to set before saving: the family always has biases (saved as zeros), and never
         padding rows of tables.
@@ -192,9 +253,11 @@ class ModelFamily:
     config: type[TransformerConfig]
     constants: Mapping[str, Any]
     fields: Sequence[FieldMapping]
+    computed: Sequence[ComputedFields] = ()
     features: Mapping[str, Any] = field(default_factory=dict)
-    read_extra: Callable[[Json], dict[str, Any]] = lambda _: {}
-    write_extra: Callable[[Any], dict[str, Any]] = lambda _: {}
+    legacy: Mapping[str, Any] = field(default_factory=dict)
+    unused_keys: Sequence[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
     fills: Mapping[str, Any] = field(default_factory=dict)
     tensors: Callable[[Any], Sequence[TensorMapping]]
     tied: Mapping[str, str] = field(default_factory=dict)

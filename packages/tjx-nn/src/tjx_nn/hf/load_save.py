@@ -6,19 +6,12 @@ from typing import Any
 
 from tjx_nn.binding import Params
 from tjx_nn.config import TransformerConfig
-from tjx_nn.hf.bart import BART
-from tjx_nn.hf.bert import BERT
 from tjx_nn.hf.convert_config import read_config, write_config
 from tjx_nn.hf.convert_params import read_params, write_params
+from tjx_nn.hf.families import all_families
 from tjx_nn.hf.family import Json, ModelFamily
-from tjx_nn.hf.gpt2 import GPT2
 from tjx_nn.hf.hub import find
-from tjx_nn.hf.llama import LLAMA, MISTRAL, QWEN3
 from tjx_nn.hf.safetensors_folder import CONFIG, WRITABLE, Tensors, read_json, write_folder
-from tjx_nn.hf.vit import VIT
-
-# Supported families; `save` uses the first one that can represent a model.
-FAMILIES = (GPT2, LLAMA, MISTRAL, QWEN3, BERT, VIT, BART)
 
 
 def load(
@@ -72,6 +65,7 @@ def save(
     *,
     max_shard_bytes: int = 5 * 10**9,
     dtype: str | None = None,
+    model_type: str | None = None,
 ) -> None:
     """Save a model in the format of transformers, for `from_pretrained` and `tjx_nn.hf.load`.
 
@@ -91,12 +85,14 @@ def save(
         Maximum size of a safetensors file in bytes; larger models are sharded.
     dtype
         Dtype of the tensors: "float32" (also None), "bfloat16" or "float16".
+    model_type
+        Family to save as, such as "phi3"; None is the first one that can represent the model.
 
     Raises
     ------
     ValueError
-        If no family can represent the model (the fields are listed), the parameters do not match
-        the configuration, or values overflow float16.
+        If no family, or not the requested one, can represent the model (the fields are listed),
+        the parameters do not match the configuration, or values overflow float16.
 
     Examples
     --------
@@ -114,7 +110,7 @@ def save(
         raise ValueError(f"dtype: got {dtype!r}; expected one of {list(WRITABLE)}")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes: got {max_shard_bytes}; expected a positive number")
-    family, family_config, config_json = family_for(config)
+    family, family_config, config_json = family_for(config, model_type)
     shapes, tensor = write_params(family, config, family_config, params)
     write_folder(
         Path(path),
@@ -129,11 +125,11 @@ def save(
 def _family_of(config_json: Json) -> ModelFamily:
     """Return the family of a config.json."""
     kind, architectures = config_json.get("model_type"), config_json.get("architectures")
-    for family in FAMILIES:
+    for family in all_families():
         given = [family.architecture] if architectures is None else architectures
         if kind == family.model_type and isinstance(given, list) and family.architecture in given:
             return family
-    known = [f"{family.model_type} ({family.architecture})" for family in FAMILIES]
+    known = [f"{family.model_type} ({family.architecture})" for family in all_families()]
     raise ValueError(
         f"model_type: got {str(kind)[:60]!r} with architectures {str(architectures)[:60]}; "
         "expected "
@@ -147,11 +143,24 @@ def _without_unused_ids(config: TransformerConfig) -> dict[str, Any]:
     return {} if size is None else {"vocab_size": size, "tokenizer_size": None}
 
 
-def family_for(config: TransformerConfig) -> tuple[ModelFamily, TransformerConfig, dict[str, Any]]:
-    """Return the first family that can represent a model, its configuration and config.json."""
+def family_for(
+    config: TransformerConfig, model_type: str | None = None
+) -> tuple[ModelFamily, TransformerConfig, dict[str, Any]]:
+    """Return the first family that can represent a model, its configuration and config.json.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model.
+    model_type
+        model_type of the family; None is any.
+    """
+    known = {family.model_type for family in all_families()}
+    if model_type is not None and model_type not in known:
+        raise ValueError(f"model_type: got {model_type!r}; expected one of {sorted(known)}")
     reasons = []
-    for family in FAMILIES:
-        if type(config) is not family.config:
+    for family in all_families():
+        if type(config) is not family.config or model_type not in (None, family.model_type):
             continue
         try:
             family_config = dataclasses.replace(
@@ -161,8 +170,10 @@ def family_for(config: TransformerConfig) -> tuple[ModelFamily, TransformerConfi
         except ValueError as error:
             reasons.append((str(error).splitlines(), family))
     if not reasons:
+        kinds = {family.config.__name__ for family in all_families()}
         raise ValueError(
-            f"config: got a {type(config).__name__}; expected a GPT, BERT, ViT or BART model"
+            f"config: got a {type(config).__name__} for model_type {model_type}; expected one of "
+            f"{sorted(kinds)}, or the class of a family that `tjx_nn.hf.register` adds"
         )
     # Report the family with the fewest errors.
     problems, family = min(reasons, key=lambda reason: len(reason[0]))

@@ -56,7 +56,11 @@ class Block(ShardedModule):
         self.config = config
         self.ln_1 = make_norm(config)
         self.attention = make_attention(config, causal=causal, rngs=rngs)
-        self.ln_2 = None if config.parallel_block else make_norm(config)
+        shared = config.parallel_block and config.parallel_norm == "shared"
+        self.ln_2 = None if shared else make_norm(config)
+        sandwich = config.norm_position == "sandwich"
+        self.ln_1_out = make_norm(config) if sandwich else None
+        self.ln_2_out = make_norm(config) if sandwich else None
         self.mlp = Experts(config, rngs=rngs) if experts else make_mlp(config, rngs=rngs)
         self.scale_1, self.scale_2 = layer_scale(config), layer_scale(config)
 
@@ -98,10 +102,9 @@ class Block(ShardedModule):
             y, cache, aux_losses = self.attention(
                 h, positions, segment_ids, window=window, dropout_key=attention_key
             )
-        x = self._add(x, y, self.ln_1, self.scale_1, residual_keys[0])
-        h = h if self.ln_2 is None else self._sublayer_input(x, self.ln_2)
-        y, mlp_losses = self._mlp(h, drop_tokens=drop_tokens)
-        x = self._add(x, y, self.ln_2, self.scale_2, residual_keys[1])
+        before, x = x, self._add(x, y, self.ln_1, self.scale_1, residual_keys[0], self.ln_1_out)
+        y, mlp_losses = self._mlp(self._mlp_input(before, x, h), drop_tokens=drop_tokens)
+        x = self._add(x, y, self.ln_2, self.scale_2, residual_keys[1], self.ln_2_out)
         return x, cache, aux_losses | mlp_losses
 
     def decode(
@@ -115,14 +118,23 @@ class Block(ShardedModule):
         """Apply the block to new tokens with its KV cache; parameters as for `Attention.decode`."""
         h = self._sublayer_input(x, self.ln_1)
         y, cache = self.attention.decode(h, cache, positions, window=window)
-        x = self._add(x, y, self.ln_1, self.scale_1)
-        h = h if self.ln_2 is None else self._sublayer_input(x, self.ln_2)
-        return self._add(x, self._mlp(h, drop_tokens=False)[0], self.ln_2, self.scale_2), cache
+        before, x = x, self._add(x, y, self.ln_1, self.scale_1, None, self.ln_1_out)
+        y, _ = self._mlp(self._mlp_input(before, x, h), drop_tokens=False)
+        return self._add(x, y, self.ln_2, self.scale_2, None, self.ln_2_out), cache
 
     def _sublayer_input(
         self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm
     ) -> Float[Array, "B T D"]:
-        return gather_sequence(self.layout, norm(x) if self.config.norm_position == "pre" else x)
+        normalized = self.config.norm_position in ("pre", "sandwich")
+        return gather_sequence(self.layout, norm(x) if normalized else x)
+
+    def _mlp_input(
+        self, before: Float[Array, "B T D"], after: Float[Array, "B T D"], h: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """Return the MLP's input from the stream before and after attention, whose input is `h`."""
+        if self.ln_2 is None:
+            return h
+        return self._sublayer_input(before if self.config.parallel_block else after, self.ln_2)
 
     @jax.named_scope("residual")  # profiles and the planner group operations by this scope
     def _add(
@@ -132,11 +144,16 @@ class Block(ShardedModule):
         norm: LayerNorm | RMSNorm | None,
         scale: nnx.Param[Array] | None,
         dropout_key: Array | None = None,
+        out_norm: LayerNorm | RMSNorm | None = None,
     ) -> Float[Array, "B T D"]:
-        """Add a sublayer's output `y` to the residual stream: layer scale, dropout, post-norm."""
+        """Add a sublayer's output `y` to the residual stream: norms, layer scale and dropout."""
+        y = scatter_sequence(self.layout, y)
+        if self.config.norm_position == "output":
+            out_norm = norm
+        if out_norm is not None:
+            y = out_norm(y)
         if scale is not None:
             y = y * self.gather(scale, ("embed",)).astype(y.dtype)[None, None]
-        y = scatter_sequence(self.layout, y)
         if dropout_key is not None:
             y = dropout(y, self.config.dropout, dropout_key, self.layout)
         x = x + y

@@ -68,5 +68,6 @@ def make_norm(
     """Make the norm of a model (`config.norm`), by default over the residual stream."""
     features = config.d_model if features is None else features
     if config.norm == "rmsnorm":
-        return RMSNorm(features, eps=config.norm_eps, axis=axis)
+        offset = 1.0 if config.norm_unit_offset else 0.0
+        return RMSNorm(features, eps=config.norm_eps, axis=axis, offset=offset)
     return LayerNorm(features, eps=config.norm_eps, bias=config.bias, axis=axis)

@@ -62,6 +62,8 @@ class RMSNorm(ShardedModule):
         Added to the mean square.
     axis
         Logical axis of the scale.
+    offset
+        Added to the scale parameter, which starts at 1 - offset.
 
     Examples
     --------
@@ -70,14 +72,18 @@ class RMSNorm(ShardedModule):
     [[1. 1.]]
     """
 
-    def __init__(self, features: int, *, eps: float = 1e-5, axis: str = "embed") -> None:
-        self.eps, self.axes = eps, (axis,)
-        self.scale = make_param(jnp.ones(features, jnp.float32), (axis,))
+    def __init__(
+        self, features: int, *, eps: float = 1e-5, axis: str = "embed", offset: float = 0.0
+    ) -> None:
+        self.eps, self.axes, self.offset = eps, (axis,), offset
+        self.scale = make_param(jnp.full(features, 1 - offset, jnp.float32), (axis,))
 
     @jax.named_scope("norm")  # profiles and the planner group operations by this scope
     def __call__(self, x: Float[Array, "*any D"]) -> Float[Array, "*any D"]:
         """Normalize the last axis; the output has the dtype of `x`."""
         scale = self.gather(self.scale, self.axes)
+        if self.offset:
+            scale = scale + self.offset
         y: Array = _normalize(x, scale, None, self.eps, False)
         return y
 

@@ -175,7 +175,7 @@ class Decoder(nnx.Module):
 
         self.dense_blocks = make(False, dense) if dense else None
         self.blocks = make(experts, config.n_layer - dense)
-        self.ln_f = make_norm(config) if config.norm_position == "pre" else None
+        self.ln_f = make_norm(config) if config.has_final_norm else None
 
     def __call__(
         self,

@@ -92,6 +92,11 @@ class EncoderDecoderConfig(TransformerConfig):
                 "parallel_block: got True; expected False, as decoder blocks have cross attention "
                 "between attention and MLP; omit it"
             )
+        if self.norm_position not in ("pre", "post"):
+            problems.append(
+                f"norm_position: got {self.norm_position!r}; expected 'pre' or 'post', as cross "
+                "attention has one norm"
+            )
         return [*problems, *super().validate()]
 
     @property

@@ -75,7 +75,7 @@ class GPT(ShardedModule):
         dense = config.n_dense_layer
         self.dense_blocks = self._make_blocks(dense, False, rngs) if dense else None
         self.blocks = self._make_blocks(config.n_layer - dense, config.experts.count > 0, rngs)
-        self.ln_f = make_norm(config) if config.norm_position == "pre" else None
+        self.ln_f = make_norm(config) if config.has_final_norm else None
         self.head = (
             None if config.tied_head else Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         )
@@ -310,6 +310,8 @@ class GPT(ShardedModule):
         x = self.wte(jnp.asarray(tokens), rows)
         if self.config.positions == "sinusoidal" and self.config.scale_embeddings:
             x = math.sqrt(self.config.d_model) * x
+        if self.config.embedding_scale is not None:
+            x = self.config.embedding_scale * x
         return embed(self.config, x, positions, self.wpe, dropout_key=key, layout=self.layout)
 
     def _final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:

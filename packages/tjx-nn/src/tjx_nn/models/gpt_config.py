@@ -33,6 +33,8 @@ class GPTConfig(TransformerConfig):
     scale_embeddings
         Whether to multiply token embeddings by sqrt(d_model) with "sinusoidal" positions (Vaswani
         et al. 2017, section 3.4).
+    embedding_scale
+        Factor of token embeddings, sqrt(d_model) in Gemma; None is 1.
     tokenizer_size
         Number of ids of the tokenizer. Ids from here to vocab_size have probability 0 in loss,
         logits and samples. None is vocab_size.
@@ -57,6 +59,7 @@ class GPTConfig(TransformerConfig):
     tied_head: bool = True
     vocab_multiple: int = 1
     scale_embeddings: bool = True
+    embedding_scale: float | None = None
     tokenizer_size: int | None = None
     logit_soft_cap: float | None = None
 
@@ -67,10 +70,11 @@ class GPTConfig(TransformerConfig):
             *check_tokenizer_size(self.tokenizer_size, self.vocab_size),
             *super().validate(),
         ]
-        if self.logit_soft_cap is not None and not self.logit_soft_cap > 0:
-            problems.append(
-                f"logit_soft_cap: got {self.logit_soft_cap!r}; expected a positive number, or None"
-            )
+        problems += [
+            f"{name}: got {value!r}; expected a positive number, or None"
+            for name in ("logit_soft_cap", "embedding_scale")
+            if (value := getattr(self, name)) is not None and not value > 0
+        ]
         return problems
 
     @property

@@ -4,6 +4,7 @@ from typing import Any
 
 from tjx_nn.hf.family import (
     PLAIN_ACTIVATIONS,
+    ComputedFields,
     FieldMapping,
     ModelFamily,
     TensorMapping,
@@ -71,7 +72,16 @@ GPT2 = ModelFamily(
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
-    write_extra=_write_dropout,
+    legacy={"reorder_and_upcast_attn": False},
+    computed=[ComputedFields(write=_write_dropout)],
+    unused_keys=[
+        "n_ctx",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+    ],
     fills={"bias": True, "vocab_multiple": 1},
     tensors=lambda _: _TENSORS,
     tied={"lm_head.weight": "transformer.wte.weight"},

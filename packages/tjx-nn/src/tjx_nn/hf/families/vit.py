@@ -8,6 +8,7 @@ import numpy as np
 from tjx_nn.hf.family import (
     LARGEST_SIZE,
     PLAIN_ACTIVATIONS,
+    ComputedFields,
     FieldMapping,
     Json,
     ModelFamily,
@@ -118,8 +119,14 @@ VIT = ModelFamily(
         same("init_std", "initializer_range", 0.02),
     ],
     features={"qkv_bias": True},
-    read_extra=_read_sizes,
-    write_extra=_write_sizes,
+    computed=[
+        ComputedFields(
+            keys=["image_size", "patch_size", "id2label", "num_labels"],
+            read=_read_sizes,
+            write=_write_sizes,
+        )
+    ],
+    unused_keys=["encoder_stride", "pooler_act", "pooler_output_size"],
     fills={"bias": True},
     tensors=_tensors,
     # The pooler, which the classification head does not use.

@@ -1,0 +1,52 @@
+"""Registry of transformers families; each module of this folder describes one or a few."""
+
+from tjx_nn.hf.families.bart import BART
+from tjx_nn.hf.families.bert import BERT, ROBERTA
+from tjx_nn.hf.families.gemma import GEMMA, GEMMA2, GEMMA3
+from tjx_nn.hf.families.gpt2 import GPT2
+from tjx_nn.hf.families.gpt_neox import GPT_NEOX
+from tjx_nn.hf.families.llama import LLAMA, MISTRAL
+from tjx_nn.hf.families.mixtral import MIXTRAL
+from tjx_nn.hf.families.olmo2 import OLMO2
+from tjx_nn.hf.families.phi3 import PHI3
+from tjx_nn.hf.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from tjx_nn.hf.families.starcoder2 import STARCODER2
+from tjx_nn.hf.families.vit import VIT
+from tjx_nn.hf.family import ModelFamily
+
+# Families of this package; `save` uses the first one that can represent a model.
+BUILT_IN = (
+    GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
+    GPT_NEOX, STARCODER2, BERT, ROBERTA, VIT, BART,
+)  # fmt: skip
+_REGISTERED: list[ModelFamily] = []
+
+
+def register(family: ModelFamily) -> ModelFamily:
+    """Register a family of another package for `load` and `save`, and return it.
+
+    Parameters
+    ----------
+    family
+        Description of the family. `save` tries registered families after the built-in ones.
+
+    Raises
+    ------
+    ValueError
+        If another family has the same model_type and architecture.
+    """
+    for known in all_families():
+        same = (known.model_type, known.architecture) == (family.model_type, family.architecture)
+        if same and known is not family:
+            raise ValueError(
+                f"family: got {family.model_type} ({family.architecture}), which is registered; "
+                "expected another model_type or architecture"
+            )
+    if family not in all_families():
+        _REGISTERED.append(family)
+    return family
+
+
+def all_families() -> tuple[ModelFamily, ...]:
+    """Return the built-in and the registered families."""
+    return (*BUILT_IN, *_REGISTERED)

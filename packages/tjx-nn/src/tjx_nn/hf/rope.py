@@ -1,0 +1,184 @@
+"""Conversion of rotary position embeddings between config.json of transformers and tjx."""
+
+import math
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+from tjx_nn.config import TransformerConfig
+from tjx_nn.hf.family import ComputedFields, Json
+from tjx_nn.sub_configs import RopeConfig, RopeScaling, raise_problems
+
+# tjx scaling of each transformers rope type, and the transformers keys of its numbers.
+_SCALINGS: dict[str, RopeScaling] = {
+    "default": "none",
+    "linear": "linear",
+    "llama3": "llama3",
+    "yarn": "yarn",
+}
+_NUMBERS: dict[RopeScaling, dict[str, str]] = {
+    "none": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_seq_len": "original_max_position_embeddings",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_seq_len": "original_max_position_embeddings",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+    },
+}
+_LARGEST_NUMBER = 1e15
+# Keys of transformers 5, and those of earlier versions.
+_KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+
+
+def rope(
+    *, base: float = 10000.0, rotary: float | None = None, types: Collection[str] = tuple(_SCALINGS)
+) -> ComputedFields:
+    """Convert the RoPE configuration of a family.
+
+    transformers 5 stores it in rope_parameters; earlier versions in rope_theta and rope_scaling,
+    whose rope type could be named "type".
+
+    Parameters
+    ----------
+    base
+        Base of a config.json without one.
+    rotary
+        Fraction of rotated features of a config.json without one; None for a family that always
+        rotates all.
+    types
+        Supported values of rope_type.
+    """
+    read = partial(_read_rope, base=base, rotary=rotary, types=types)
+    return ComputedFields(keys=_KEYS, read=read, write=partial(_write_rope, rotary=rotary))
+
+
+def dual_rope(*, base: float, local_base: float) -> ComputedFields:
+    """Convert the RoPE configurations of blocks without and with a window (Gemma 3).
+
+    transformers 5 stores each in rope_parameters; earlier versions in rope_theta, rope_scaling and
+    rope_local_base_freq.
+
+    Parameters
+    ----------
+    base, local_base
+        Bases of a config.json without them.
+    """
+    full, local = "full_attention", "sliding_attention"
+
+    def read(config_json: Json) -> dict[str, Any]:
+        given = config_json.get("rope_parameters") or {}
+        if not isinstance(given, Mapping) or given.keys() - {full, local}:
+            raise ValueError(f"rope_parameters: got {str(given)[:60]}; expected {full} and {local}")
+        every = {key: value for key, value in config_json.items() if key != "rope_parameters"}
+        of_full = every | {"rope_parameters": given.get(full)}
+        of_local = {
+            "rope_parameters": given.get(local),
+            "rope_theta": config_json.get("rope_local_base_freq"),
+        }
+        fields = _read_rope(of_full, base=base)
+        found: RopeConfig = _read_rope(of_local, base=local_base)["rope"]
+        if found != RopeConfig(base=found.base):
+            raise ValueError(f"rope_parameters.{local}: got {given[local]}; expected no scaling")
+        values = {name: getattr(fields["rope"], name) for name in fields["rope"].__dict__}
+        return {"rope": RopeConfig(**values | {"local_base": found.base})}
+
+    def write(config: TransformerConfig) -> dict[str, Any]:
+        every = _write_rope(config)["rope_parameters"]
+        theta = config.rope.local_base or config.rope.base
+        return {
+            "rope_parameters": {full: every, local: {"rope_type": "default", "rope_theta": theta}}
+        }
+
+    return ComputedFields(keys=(*_KEYS, "rope_local_base_freq"), read=read, write=write)
+
+
+def _read_rope(
+    config_json: Json,
+    *,
+    base: float,
+    rotary: float | None = None,
+    types: Collection[str] = tuple(_SCALINGS),
+) -> dict[str, Any]:
+    present = [
+        value
+        for key in ("rope_parameters", "rope_scaling")
+        if (value := config_json.get(key)) is not None
+    ]
+    if len(present) == 2 and present[0] != present[1]:
+        raise ValueError(
+            f"rope_scaling: got {str(present[1])[:60]} with rope_parameters; expected one of both"
+        )
+    given = present[0] if present else {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"rope_parameters: got {str(given)[:60]}; expected an object")
+    kinds = (given.get("rope_type"), given.get("type"), "default")
+    kind = next(kind for kind in kinds if kind is not None)
+    if not isinstance(kind, str) or kind not in types:
+        raise ValueError(f"rope_type: got {kind!r}; expected one of {list(types)}")
+    names = _NUMBERS[_SCALINGS[kind]]
+    numbers: dict[str, Any] = {
+        field: _number(given, key) for field, key in names.items() if given.get(key) is not None
+    }
+    if "factor" in names and "factor" not in numbers:
+        raise ValueError(f"factor: missing; expected a number for rope_type {kind!r}")
+    if "original_seq_len" in names:
+        length = numbers.pop("original_seq_len", config_json.get("max_position_embeddings", 0))
+        numbers["original_seq_len"] = int(length)
+    # Old checkpoints have this key at the top level.
+    options = {"partial_rotary_factor": config_json.get("partial_rotary_factor"), **given}
+    # Supported values of other keys: the defaults, and the attention factor that tjx computes.
+    supported = {"truncate": True, "partial_rotary_factor": 1.0}
+    if kind == "yarn":
+        supported["attention_factor"] = 0.1 * math.log(numbers.get("factor", 1.0)) + 1
+    known = {"rope_type", "type", "rope_theta", *names.values()}
+    if rotary is not None:
+        known.add("partial_rotary_factor")
+        numbers["dim"] = _rotary_dim(config_json, options, rotary)
+    raise_problems(
+        [
+            f"rope_parameters.{name}: got {value!r}; expected no such key, which tjx does not "
+            "support"
+            for name, value in options.items()
+            if name not in known and value is not None and supported.get(name) != value
+        ]
+    )
+    source = config_json if given.get("rope_theta") is None else given
+    base = base if source.get("rope_theta") is None else _number(source, "rope_theta")
+    return {"rope": RopeConfig(base=base, scaling=_SCALINGS[kind], **numbers)}
+
+
+def _rotary_dim(config_json: Json, options: Json, rotary: float) -> int | None:
+    """Return the number of rotated features of a head; None for all."""
+    if options.get("partial_rotary_factor") is not None:
+        rotary = _number(options, "partial_rotary_factor")
+    head_dim = config_json.get("head_dim")
+    head_dim = head_dim or config_json["hidden_size"] // (config_json["num_attention_heads"] or 1)
+    dim = int(head_dim * rotary)
+    return None if dim == head_dim else dim
+
+
+def _number(given: Json, name: str) -> float:
+    value = given[name]
+    if type(value) not in (int, float) or not abs(value) < _LARGEST_NUMBER:
+        raise ValueError(
+            f"{name}: got {str(value)[:60]}; expected a number below {_LARGEST_NUMBER:g}"
+        )
+    return float(value)
+
+
+def _write_rope(config: TransformerConfig, *, rotary: float | None = None) -> dict[str, Any]:
+    given = config.rope
+    kinds = (kind for kind, scaling in _SCALINGS.items() if scaling == given.scaling)
+    names = _NUMBERS.get(given.scaling, {})
+    numbers = {key: getattr(given, field) for field, key in names.items()}
+    if rotary is not None:
+        numbers["partial_rotary_factor"] = (given.dim or config.head_dim) / config.head_dim
+    kind = next(kinds, "default")
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": given.base, **numbers}}

@@ -1,0 +1,136 @@
+"""config.json of transformers: default values, unknown keys and mutations.
+
+`tools/golden/make_hf_mutations.py` writes configs.json.
+"""
+
+import functools
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tjx_nn import bind, hf
+from tjx_nn.binding import Params
+from tjx_nn.hf.convert_config import functional_fields, read_config
+from tjx_nn.hf.decoder import decoder
+from tjx_nn.hf.families import BUILT_IN, all_families, register
+from tjx_nn.hf.family import ModelFamily
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CONFIGS = json.loads((GOLDEN / "configs.json").read_text())
+LENGTH = 16  # tokens of a golden input
+ATOL = 1e-3  # of recorded logits; the mutations change them by more
+
+
+def config_of(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((GOLDEN / name / "config.json").read_text())
+    return config
+
+
+def family_of(config: dict[str, Any]) -> ModelFamily:
+    return next(family for family in BUILT_IN if family.model_type == config["model_type"])
+
+
+def mutated(mutation: dict[str, Any]) -> dict[str, Any]:
+    entries = config_of(mutation["model"]) | mutation["set"]
+    return {key: value for key, value in entries.items() if key not in mutation["drop"]}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def last_logits(config: Any, params: Params, tokens: jax.Array) -> jax.Array:
+    found: jax.Array = bind(config, params)(tokens)[:, -1, ::16].ravel()
+    return found
+
+
+@pytest.mark.parametrize("family", BUILT_IN, ids=lambda family: family.model_type)
+def test_missing_keys_have_the_defaults_of_transformers(family: ModelFamily) -> None:
+    whole = CONFIGS["defaults"][family.model_type]
+    empty = {key: whole[key] for key in ("model_type", "architectures")}
+    missing, given = read_config(family, empty), read_config(family, whole)
+    assert functional_fields(missing) == functional_fields(given)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz")))
+def test_unknown_keys_raise(name: str) -> None:
+    if not (GOLDEN / name / "config.json").exists():  # an adapter
+        return
+    config = config_of(name)
+    with pytest.raises(ValueError, match=r"residual_gain: got 0\.5; expected no such key"):
+        read_config(family_of(config), config | {"residual_gain": 0.5})
+
+
+def test_mutated_configs_that_read_as_the_same_model_have_the_same_logits() -> None:
+    base, compared = {}, 0
+    for mutation in CONFIGS["mutations"]:
+        name, entries = mutation["model"], mutated(mutation)
+        if name not in base:
+            with np.load(GOLDEN / name / "golden.npz") as file:
+                logits = file["logits"][:, -1, ::16].ravel()
+            original = config_of(name)
+            base[name] = functional_fields(read_config(family_of(original), original)), logits
+        try:
+            config = read_config(family_of(entries), entries)
+        except ValueError:
+            continue
+        fields, logits = base[name]
+        if mutation["logits"] is not None and functional_fields(config) == fields:
+            compared += 1
+            np.testing.assert_allclose(mutation["logits"], logits, atol=ATOL, err_msg=str(mutation))
+    assert compared > 40
+
+
+@pytest.mark.slow
+def test_mutated_configs_that_load_have_the_logits_of_transformers(tmp_path: pathlib.Path) -> None:
+    compared = 0
+    for number, mutation in enumerate(CONFIGS["mutations"]):
+        folder = tmp_path / str(number)
+        shutil.copytree(GOLDEN / mutation["model"], folder)
+        (folder / "config.json").write_text(json.dumps(mutated(mutation)))
+        try:
+            config, params = hf.load(folder)
+        except ValueError:
+            continue
+        if mutation["logits"] is None or config.max_seq_len < LENGTH:
+            continue
+        with np.load(GOLDEN / mutation["model"] / "golden.npz") as file:
+            tokens = file["tokens"]
+        found = jax.device_get(last_logits(config, *jax.device_put((params, tokens))))
+        np.testing.assert_allclose(found, mutation["logits"], atol=ATOL, err_msg=str(mutation))
+        compared += 1
+    assert compared > 60
+
+
+def test_registered_families_load_and_their_names_are_unique() -> None:
+    mine = decoder("own_llama", "OwnLlamaForCausalLM", defaults={"d_model": 64})
+    assert register(mine) is register(mine)
+    assert all_families().count(mine) == 1
+    assert read_config(mine, {"model_type": "own_llama"}).d_model == 64
+    with pytest.raises(ValueError, match="family: got llama"):
+        register(decoder("llama", "LlamaForCausalLM"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "entries", "told"),
+    [
+        ("qwen3_moe", {"num_experts": 4, "num_local_experts": 8}, "num_experts: got 4 with"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("phi3", {"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type: got 'su'"),
+        ("phi3", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type: got 'yarn'"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: got 0"),
+        ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}, "expected full_attention"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("starcoder2", {"use_bias": False}, "use_bias: got False"),
+        ("roberta", {"max_position_embeddings": 2}, "max_position_embeddings: got 2"),
+        ("llama", {"rope_scaling": {"type": "default"}, "rope_parameters": {}}, "one of both"),
+    ],
+)  # fmt: skip
+def test_unsupported_values_raise(model_type: str, entries: dict[str, Any], told: str) -> None:
+    family = family_of({"model_type": model_type})
+    with pytest.raises(ValueError, match=told):
+        read_config(family, {"model_type": model_type, **entries})
