@@ -1,10 +1,10 @@
 """Build the documentation site and check it.
 
-`./pants run tools/docs.py` collects the pages of docs/, the READMEs of packages and apps and a
-reference page of each package's public names, builds dist/docs/VERSION with MkDocs, and fails on
-broken links, pages outside the navigation, public names without documentation, and questions of
-`QUESTIONS` that the search does not answer with the expected page first. The sources are parsed,
-not imported.
+`./pants run tools/docs.py` collects the pages of docs/, the READMEs of packages and apps, the
+scripts of examples/ and a reference page of each package's public names, builds dist/docs/VERSION
+with MkDocs, and fails on broken links, pages outside the navigation, public names without
+documentation, and questions of `QUESTIONS` that the search does not answer with the expected page
+first. The sources are parsed, not imported.
 """
 
 import argparse
@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGED = ROOT / "dist" / "docs-source"
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
+# Front matter of pages that the search lists after the guides.
+LAST_IN_SEARCH = "---\nsearch:\n  boost: 0.01\n---\n"
 # Questions of newcomers: the page that the search must give first.
 QUESTIONS = {
     "fine-tune": "fine_tuning.html",
@@ -46,9 +48,12 @@ EXCEPTIONS: dict[str, str] = {}
 
 
 def page_sources() -> dict[str, Path]:
-    """Return page path -> Markdown file of the repository."""
+    """Return page path -> Markdown file, or script of examples/, of the repository."""
     pages = {path.relative_to(ROOT / "docs").as_posix(): path for path in ROOT.glob("docs/**/*.md")}
     pages["experiments/index.md"] = pages.pop("experiments/README.md")
+    pages["examples/index.md"] = pages.pop("examples.md")
+    for script in ROOT.glob("examples/*.py"):
+        pages[f"examples/{script.stem}.md"] = script
     for readme in [*ROOT.glob("packages/*/README.md"), *ROOT.glob("apps/*/README.md")]:
         pages[f"packages/{readme.parent.name}.md"] = readme
     pages["contributing.md"] = ROOT / "CONTRIBUTING.md"
@@ -67,6 +72,9 @@ def staged_text(page: str, pages: dict[str, Path]) -> str:
         If a link leads to a file that does not exist.
     """
     source = pages[page]
+    if source.suffix == ".py":
+        code = source.read_text(encoding="utf-8")
+        return f"{LAST_IN_SEARCH}# {source.name}\n\n```python\n{code}```\n"
     page_of = {path: name for name, path in pages.items()}
 
     def rewrite(match: re.Match[str]) -> str:
@@ -128,7 +136,7 @@ def write_reference(packages: list[str]) -> list[str]:
             if lack and f"{package}.{name}" not in EXCEPTIONS:
                 problems.append(f"{package}.{name}: the docstring lacks {lack}")
         entries = "".join(f"\n::: {package}.{name}\n" for name, _ in names)
-        head = f"---\nsearch:\n  boost: 0.01\n---\n# {package}\n\n"
+        head = f"{LAST_IN_SEARCH}# {package}\n\n"
         page = f"{head}```python\nimport {package}\n```\n{entries}"
         (STAGED / "reference" / f"{package}.md").write_text(page, encoding="utf-8")
         listed = ", ".join(f"[`{name}`]({package}.md#{package}.{name})" for name, _ in names)
