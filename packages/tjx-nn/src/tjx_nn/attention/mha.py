@@ -121,6 +121,11 @@ class Attention(ShardedModule):
         q_segment_ids, kv_segment_ids
             Segment ids of the tokens of `x` and of the keys; a token attends only to keys of its
             own segment. Both or neither.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            Output of the layer, in the dtype of `x`.
         """
         config = self.config
         rate = config.attention_dropout if dropout_key is not None else 0.0
@@ -189,13 +194,39 @@ class Attention(ShardedModule):
     def queries(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"] | None
     ) -> Float[Array, "B T N H"]:
-        """Project tokens to queries, normalized and rotated if the model does so."""
+        """Project tokens to queries, normalized and rotated if the model does so.
+
+        Parameters
+        ----------
+        x
+            Inputs of the layer, [batch, tokens, d_model].
+        positions
+            Position of each token, [batch or 1, tokens]; None without rotation.
+
+        Returns
+        -------
+        array [batch, tokens, heads, head_dim]
+            The queries.
+        """
         return self._norm_and_rotate(self.query(x), self.query_norm, positions)
 
     def keys_values(
         self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None
     ) -> KVCache:
-        """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim]."""
+        """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim].
+
+        Parameters
+        ----------
+        x
+            Inputs of the layer, [batch, tokens, d_model].
+        positions
+            Position of each token, [batch or 1, tokens]; None without rotation.
+
+        Returns
+        -------
+        dict
+            The arrays "key" and "value".
+        """
         k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions)
         return {"key": k_BSKH, "value": split_heads(self.value(x), self.head_dim)}
 

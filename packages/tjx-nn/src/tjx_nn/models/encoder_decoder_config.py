@@ -122,6 +122,11 @@ class EncoderDecoderConfig(TransformerConfig):
         **overrides
             Fields of `EncoderDecoderConfig`.
 
+        Returns
+        -------
+        EncoderDecoderConfig
+            The configuration.
+
         Raises
         ------
         ValueError

@@ -89,6 +89,11 @@ class GPTConfig(TransformerConfig):
         **overrides
             Fields of `GPTConfig`.
 
+        Returns
+        -------
+        GPTConfig
+            The configuration.
+
         Raises
         ------
         ValueError
