@@ -3,12 +3,14 @@
 `./pants run tools/docs.py` collects the pages of docs/, the READMEs of packages and apps, the
 scripts of examples/ and a reference page of each package's public names, builds dist/docs/VERSION
 with MkDocs, and fails on broken links, pages outside the navigation, docstrings of public names
-that do not match their signatures, and questions of `QUESTIONS` that the search does not answer
-with the expected page first. The sources are parsed, not imported.
+that do not match their signatures, misspellings, and questions of `QUESTIONS` that the search does
+not answer with the expected page first. The sources are parsed, not imported.
 """
 
 import argparse
+import contextlib
 import fnmatch
+import io
 import json
 import logging
 import os
@@ -21,6 +23,7 @@ from typing import Any
 
 import griffe
 import yaml
+from codespell_lib import main as codespell
 from docstring_check import docstring_problems
 from lunr import lunr
 from mkdocs.commands.build import build
@@ -172,6 +175,14 @@ def search(site: Path) -> list[str]:
     return problems
 
 
+def misspellings() -> list[str]:
+    """Return `file:line: word ==> correction` for documentation, docstrings and comments."""
+    pages = [str(path.relative_to(ROOT)) for path in ROOT.glob("*.md")]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        codespell("docs", "packages", "apps", "examples", *pages)  # settings: pyproject.toml
+    return printed.getvalue().splitlines()
+
+
 def write_versions(site: Path, version: str) -> None:
     """Add a version to versions.json, newest first, and lead the root of the site to the newest."""
     file = site / "versions.json"
@@ -204,7 +215,7 @@ def main() -> int:
     site = arguments.site / version
     build(load_config("mkdocs.yml", docs_dir=str(STAGED), site_dir=str(site), nav=nav))
     write_versions(arguments.site, version)
-    problems += search(site)
+    problems += search(site) + misspellings()
     print("\n".join(problems) or f"documentation: {site.resolve()}/index.html")
     return 1 if problems else 0
 
