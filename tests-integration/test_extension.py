@@ -8,37 +8,18 @@ from pathlib import Path
 from campaigns.tiny_run import clean_environment
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLE = Path(__file__).parent / "example_extension"
-FLAGS = {
-    "model.family": "example_extension.model",
-    "model.residual_scale": 0.5,  # a field of this family
-    "model.attention_implementation": "example_extension.attention",
-    "optimizer.name": "example_extension.optimizer",
-    "task": "example_extension.task",
-    "log.trackers": "example_extension.tracker",
-    "model.n_head": 2,
-    "model.d_model": 16,
-    "model.max_seq_len": 8,
-    "data.seq_len": 8,
-    "train.max_steps": 20,
-    "train.batch_size": 8,
-    "train.eval_every": 20,
-    "optimizer.learning_rate": 0.05,
-    "schedule.warmup_steps": 2,
-    "log.every": 10,
-}
+EXAMPLE = ROOT / "examples" / "example_extension"
 
 
 def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> None:
-    def run(module: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", module, *words],
+            [sys.executable, *words],
             env={**clean_environment(tmp_path), **variables},
             capture_output=True, text=True, check=False, cwd=tmp_path,
         )  # fmt: skip
 
-    words = [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
-    trained = run("tjx_trainer.main", *words, "--run_dir", "run")
+    trained = run(str(EXAMPLE.parent / "custom_task.py"), "--run_dir", "run")
     assert trained.returncode == 0, trained.stderr
     assert "example_extension.attention (requested by name)" in trained.stdout + trained.stderr
     loss = re.search(r"counting loss +([\d.]+) nats", trained.stdout)
@@ -47,10 +28,10 @@ def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> No
     lines = (tmp_path / "run" / "losses.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["1", "10", "20"]
 
-    refused = run("tjx_eval.main", "loss", "run")
+    refused = run("-m", "tjx_eval.main", "loss", "run")
     assert refused.returncode == 2
     assert "set the environment variable TJX_EXTENSIONS=example_extension." in refused.stderr
-    evaluated = run("tjx_eval.main", "loss", "run", TJX_EXTENSIONS="example_extension")
+    evaluated = run("-m", "tjx_eval.main", "loss", "run", TJX_EXTENSIONS="example_extension")
     assert evaluated.returncode == 0, evaluated.stderr
     assert re.search(rf"loss +{loss[1]}", evaluated.stdout)
 

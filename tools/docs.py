@@ -1,25 +1,30 @@
 """Build the documentation site and check it.
 
-`./pants run tools/docs.py` collects the pages of docs/, the READMEs of packages and apps and a
-reference page of each package's public names, builds dist/docs/VERSION with MkDocs, and fails on
-broken links, pages outside the navigation, public names without documentation, and questions of
-`QUESTIONS` that the search does not answer with the expected page first. The sources are parsed,
-not imported.
+`./pants run tools/docs.py` collects the pages of docs/, the READMEs of packages and apps, the
+scripts of examples/ and a reference page of each package's public names, builds dist/docs/VERSION
+with MkDocs, and fails on broken links, pages outside the navigation, docstrings of public names
+that do not match their signatures, misspellings, and questions of `QUESTIONS` that the search does
+not answer with the expected page first. The sources are parsed, not imported.
 """
 
 import argparse
+import contextlib
+import fnmatch
+import io
 import json
 import logging
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import griffe
 import yaml
+from codespell_lib import main as codespell
+from docstring_check import docstring_problems
 from lunr import lunr
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -28,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGED = ROOT / "dist" / "docs-source"
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
+# Front matter of pages that the search lists after the guides.
+LAST_IN_SEARCH = "---\nsearch:\n  boost: 0.01\n---\n"
 # Questions of newcomers: the page that the search must give first.
 QUESTIONS = {
     "fine-tune": "fine_tuning.html",
@@ -41,14 +48,20 @@ QUESTIONS = {
     "shard over 8 GPUs": "distributed_training.html",
     "write a custom attention mask": "attention_kernels.html",
 }
-# Public names whose docstring lacks what `undocumented` looks for, with the reason.
-EXCEPTIONS: dict[str, str] = {}
+# Patterns of public names whose docstrings are not compared with their signatures, with the reason.
+EXCEPTIONS = {
+    "tjx_metrics.*?Tracker.*": "methods of the protocol `Tracker`, which documents them",
+    "tjx_parallel.MeshLayout.*": "methods of the interface `tjx_nn.Layout`, which documents them",
+}
 
 
 def page_sources() -> dict[str, Path]:
-    """Return page path -> Markdown file of the repository."""
+    """Return page path -> Markdown file, or script of examples/, of the repository."""
     pages = {path.relative_to(ROOT / "docs").as_posix(): path for path in ROOT.glob("docs/**/*.md")}
     pages["experiments/index.md"] = pages.pop("experiments/README.md")
+    pages["examples/index.md"] = pages.pop("examples.md")
+    for script in ROOT.glob("examples/*.py"):
+        pages[f"examples/{script.stem}.md"] = script
     for readme in [*ROOT.glob("packages/*/README.md"), *ROOT.glob("apps/*/README.md")]:
         pages[f"packages/{readme.parent.name}.md"] = readme
     pages["contributing.md"] = ROOT / "CONTRIBUTING.md"
@@ -67,6 +80,9 @@ def staged_text(page: str, pages: dict[str, Path]) -> str:
         If a link leads to a file that does not exist.
     """
     source = pages[page]
+    if source.suffix == ".py":
+        code = source.read_text(encoding="utf-8")
+        return f"{LAST_IN_SEARCH}# {source.name}\n\n```python\n{code}```\n"
     page_of = {path: name for name, path in pages.items()}
 
     def rewrite(match: re.Match[str]) -> str:
@@ -102,18 +118,13 @@ def public_names(package: str) -> Iterator[tuple[str, griffe.Object | griffe.Ali
         yield name, exported.final_target if isinstance(exported, griffe.Alias) else exported
 
 
-def undocumented(target: griffe.Object | griffe.Alias) -> str | None:
-    """Return what the docstring of a public name lacks, or None."""
-    if isinstance(target, griffe.Module):
-        return None if target.docstring else "a docstring"
-    if target.docstring is None:
-        return "a docstring"
-    if isinstance(target, griffe.Function):
-        taken = [p.name for p in target.parameters if p.name not in ("self", "cls")]
-        sections = {section.kind.value for section in target.docstring.parsed}
-        if len(taken) > 1 and "parameters" not in sections:
-            return "the section Parameters"
-    return None
+def unexcepted(problems: Iterable[str]) -> list[str]:
+    """Leave out the problems of names in `EXCEPTIONS`."""
+    return [
+        problem
+        for problem in problems
+        if not any(fnmatch.fnmatch(problem.partition(":")[0], name) for name in EXCEPTIONS)
+    ]
 
 
 def write_reference(packages: list[str]) -> list[str]:
@@ -124,11 +135,9 @@ def write_reference(packages: list[str]) -> list[str]:
     for package in packages:
         names = sorted(public_names(package), key=lambda pair: pair[0].lower())
         for name, target in names:
-            lack = undocumented(target)
-            if lack and f"{package}.{name}" not in EXCEPTIONS:
-                problems.append(f"{package}.{name}: the docstring lacks {lack}")
+            problems += unexcepted(docstring_problems(f"{package}.{name}", target))
         entries = "".join(f"\n::: {package}.{name}\n" for name, _ in names)
-        head = f"---\nsearch:\n  boost: 0.01\n---\n# {package}\n\n"
+        head = f"{LAST_IN_SEARCH}# {package}\n\n"
         page = f"{head}```python\nimport {package}\n```\n{entries}"
         (STAGED / "reference" / f"{package}.md").write_text(page, encoding="utf-8")
         listed = ", ".join(f"[`{name}`]({package}.md#{package}.{name})" for name, _ in names)
@@ -166,6 +175,14 @@ def search(site: Path) -> list[str]:
     return problems
 
 
+def misspellings() -> list[str]:
+    """Return `file:line: word ==> correction` for documentation, docstrings and comments."""
+    pages = [str(path.relative_to(ROOT)) for path in ROOT.glob("*.md")]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        codespell("docs", "packages", "apps", "examples", *pages)  # settings: pyproject.toml
+    return printed.getvalue().splitlines()
+
+
 def write_versions(site: Path, version: str) -> None:
     """Add a version to versions.json, newest first, and lead the root of the site to the newest."""
     file = site / "versions.json"
@@ -198,7 +215,7 @@ def main() -> int:
     site = arguments.site / version
     build(load_config("mkdocs.yml", docs_dir=str(STAGED), site_dir=str(site), nav=nav))
     write_versions(arguments.site, version)
-    problems += search(site)
+    problems += search(site) + misspellings()
     print("\n".join(problems) or f"documentation: {site.resolve()}/index.html")
     return 1 if problems else 0
 

@@ -279,6 +279,16 @@ class Checkpointer:
     def verify(self, step: int) -> list[str]:
         """Read every byte of a checkpoint; return a line for each bad file.
 
+        Parameters
+        ----------
+        step
+            Step of the checkpoint.
+
+        Returns
+        -------
+        list of str
+            The lines; empty if the checkpoint is intact.
+
         Raises
         ------
         NoCheckpointError
@@ -290,6 +300,16 @@ class Checkpointer:
     def metadata(self, step: int) -> dict[str, Any]:
         """Return the metadata of a checkpoint.
 
+        Parameters
+        ----------
+        step
+            Step of the checkpoint.
+
+        Returns
+        -------
+        dict
+            The argument `metadata` of `save`.
+
         Raises
         ------
         NoCheckpointError
@@ -300,11 +320,33 @@ class Checkpointer:
         return self.manifest(step).metadata
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Return the metrics of a checkpoint; raises like `metadata`."""
+        """Return the metrics of a checkpoint; raises like `metadata`.
+
+        Parameters
+        ----------
+        step
+            Step of the checkpoint.
+
+        Returns
+        -------
+        dict
+            The argument `metrics` of `save`.
+        """
         return self.manifest(step).metrics
 
     def manifest(self, step: int) -> manifest_file.Manifest:
-        """Return the manifest of a checkpoint; raises like `metadata`."""
+        """Return the manifest of a checkpoint; raises like `metadata`.
+
+        Parameters
+        ----------
+        step
+            Step of the checkpoint.
+
+        Returns
+        -------
+        Manifest
+            Shape, dtype and pieces of each leaf, checksums and versions.
+        """
         return require_manifest(self._storage, step)
 
     def prune(self) -> None:
@@ -327,6 +369,11 @@ class Checkpointer:
 
     def discard_after(self, step: int) -> list[int]:
         """Delete the checkpoints of larger steps, before a run repeats them.
+
+        Parameters
+        ----------
+        step
+            The largest step to keep.
 
         Returns
         -------

@@ -63,6 +63,11 @@ class CorruptCheckpointError(CheckpointError):
 class AllCheckpointsCorruptError(CheckpointError):
     """All checkpoints are damaged; starting from scratch would lose the run.
 
+    Parameters
+    ----------
+    message
+        The message.
+
     Attributes
     ----------
     problems
@@ -81,6 +86,11 @@ class MismatchError(CheckpointError, ValueError):
 
 class SaveError(CheckpointError):
     """A background save failed.
+
+    Parameters
+    ----------
+    cause
+        The error of the save.
 
     Attributes
     ----------

@@ -73,6 +73,11 @@ def load_tree(path: str | Path, like: Any = None) -> Any:
         Pytree with the structure of the saved one, whose leaves are not read: the loaded leaves
         are put into its nodes.
 
+    Returns
+    -------
+    pytree
+        The tree, with arrays of the stored dtypes.
+
     Raises
     ------
     NoCheckpointError

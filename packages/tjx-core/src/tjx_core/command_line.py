@@ -21,6 +21,8 @@ class CommandParser(argparse.ArgumentParser):
 
     Parameters
     ----------
+    problems : list of Problem, optional
+        Where mistakes are collected; subcommands share the list of their parser.
     **options
         As for `argparse.ArgumentParser`.
 
@@ -45,7 +47,20 @@ class CommandParser(argparse.ArgumentParser):
         self._command_prog = self.prog  # of the subcommand that was read last
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
-        """Add an argument as argparse does; errors of ``type`` and ``choices`` are collected."""
+        """Add an argument as argparse does; errors of ``type`` and ``choices`` are collected.
+
+        Parameters
+        ----------
+        *names : str
+            Flags, or the name of a positional argument.
+        **options
+            As of `argparse.ArgumentParser.add_argument`.
+
+        Returns
+        -------
+        argparse.Action
+            The argument.
+        """
         if (choices := options.pop("choices", None)) is not None:
             options["type"] = one_of(choices)
             options.setdefault("metavar", "{" + ",".join(choices) + "}")
@@ -55,7 +70,18 @@ class CommandParser(argparse.ArgumentParser):
         return super().add_argument(*names, **options)
 
     def add_subparsers(self, **options: Any) -> Any:
-        """Add subcommands, whose parsers are `CommandParser` too."""
+        """Add subcommands, whose parsers are `CommandParser` too.
+
+        Parameters
+        ----------
+        **options
+            As of `argparse.ArgumentParser.add_subparsers`.
+
+        Returns
+        -------
+        object
+            Its `add_parser` adds a subcommand.
+        """
         options.setdefault("parser_class", partial(CommandParser, problems=self._problems))
         self._commands = super().add_subparsers(**options)
         return self._commands
@@ -97,7 +123,20 @@ class CommandParser(argparse.ArgumentParser):
         return arguments
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse a command line; print all mistakes and exit with code 2 if there are any."""
+        """Parse a command line; print all mistakes and exit with code 2 if there are any.
+
+        Parameters
+        ----------
+        args : sequence of str, optional
+            The command line; by default that of the process.
+        namespace : None
+            Unused; give defaults to `add_argument`.
+
+        Returns
+        -------
+        argparse.Namespace
+            Values by argument.
+        """
         assert namespace is None, "give defaults to add_argument"
         try:
             return self.read(args)
@@ -117,7 +156,13 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, "".join(lines) + f"`{self._command_prog} --help` lists every flag.\n")
 
     def error(self, message: str) -> NoReturn:
-        """Stop parsing; argparse calls this for mistakes after which it cannot continue."""
+        """Stop parsing; argparse calls this for mistakes after which it cannot continue.
+
+        Parameters
+        ----------
+        message : str
+            The mistake, as argparse words it.
+        """
         raise _StoppedError(Problem("", message.removeprefix("argument ")))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -158,6 +203,16 @@ class _StoppedError(Exception):
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     """Return a converter for ``type=`` that accepts the given words only.
 
+    Parameters
+    ----------
+    choices : sequence of str
+        The words.
+
+    Returns
+    -------
+    callable
+        Returns the word, or raises ValueError with the nearest one.
+
     Examples
     --------
     >>> one_of(["float32", "bfloat16"])("bfloat61")
@@ -175,6 +230,16 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 def whole_number(least: int) -> Callable[[str], int]:
     """Return a converter for ``type=`` that accepts whole numbers of at least `least`.
+
+    Parameters
+    ----------
+    least : int
+        The smallest number.
+
+    Returns
+    -------
+    callable
+        Converts a text to int, or raises ValueError.
 
     Examples
     --------

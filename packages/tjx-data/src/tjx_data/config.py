@@ -248,11 +248,33 @@ class DataConfig:
         return any((path / f"train{suffix}").is_file() for suffix in TOKEN_SUFFIXES)
 
     def is_path(self, name: str) -> bool:
-        """Return whether a name in `weights` is a path; else it is a corpus."""
+        """Return whether a name in `weights` is a path; else it is a corpus.
+
+        Parameters
+        ----------
+        name : str
+            A name in `weights`.
+
+        Returns
+        -------
+        bool
+            True for local files.
+        """
         return not is_corpus(name) if self.mixture is not None else self.path is not None
 
     def holdout_of(self, name: str) -> Holdout:
-        """Return the holdout of a corpus or path in `weights`, with ``auto`` resolved."""
+        """Return the holdout of a corpus or path in `weights`, with ``auto`` resolved.
+
+        Parameters
+        ----------
+        name : str
+            A name in `weights`.
+
+        Returns
+        -------
+        Holdout
+            "official", "documents" or "tail".
+        """
         if self.holdout != "auto":
             return self.holdout
         return "official" if self._has_official(name) else "documents"

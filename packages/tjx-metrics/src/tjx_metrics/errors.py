@@ -6,6 +6,11 @@ from pathlib import Path
 class RecordError(OSError):
     """Raised when a metrics file cannot be written, for example on a full disk.
 
+    Parameters
+    ----------
+    cause : OSError
+        The error of the operating system.
+
     Attributes
     ----------
     path : Path

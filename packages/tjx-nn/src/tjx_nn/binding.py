@@ -94,6 +94,11 @@ def bind(
     n_layer
         Number of stacked blocks in `params`, for a pipeline stage; None is all blocks.
 
+    Returns
+    -------
+    flax.nnx.Module
+        The model; its parameters are those given.
+
     Raises
     ------
     ValueError

@@ -351,7 +351,18 @@ class TransformerConfig:
         return self.windows[:dense], self.windows[dense:]
 
     def pipeline_problems(self, stages: int) -> list[str]:
-        """Return why the blocks cannot be split into equal pipeline stages, if they cannot."""
+        """Return why the blocks cannot be split into equal pipeline stages, if they cannot.
+
+        Parameters
+        ----------
+        stages
+            Number of stages.
+
+        Returns
+        -------
+        list of str
+            A line for each reason; empty if the blocks can be split.
+        """
         if self.n_layer % stages:
             return [
                 f"n_layer: got {self.n_layer}; expected a multiple of {stages} pipeline stages; "

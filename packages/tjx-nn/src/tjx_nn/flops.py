@@ -19,6 +19,16 @@ _BUILT_IN = (GPTConfig, BertConfig, ViTConfig, EncoderDecoderConfig)
 def count_params(config: TransformerConfig) -> int:
     """Count the parameters of a model; a tied embedding counts once.
 
+    Parameters
+    ----------
+    config
+        Configuration of the model.
+
+    Returns
+    -------
+    int
+        Number of parameters.
+
     Examples
     --------
     >>> count_params(GPTConfig.preset("gpt2_small"))
@@ -51,6 +61,11 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     seq_len
         Sequence length in tokens; of an encoder-decoder, of source and target each; of ViT,
         `max_seq_len`.
+
+    Returns
+    -------
+    int
+        FLOPs.
 
     Raises
     ------

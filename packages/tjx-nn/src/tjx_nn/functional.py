@@ -81,6 +81,11 @@ def init(config: Hashable, key: Array) -> Params:
     key
         PRNG key from `jax.random.key`.
 
+    Returns
+    -------
+    dict
+        Nested; blocks are stacked along a leading axis.
+
     Raises
     ------
     ValueError
@@ -101,6 +106,11 @@ def init(config: Hashable, key: Array) -> Params:
 
 def logical_axes(config: Hashable) -> LogicalAxes:
     """Return the logical axes of each parameter, for sharding rules.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model.
 
     Returns
     -------
@@ -131,6 +141,11 @@ def stack_axes(config: Hashable) -> dict[str, Any]:
 
     Optimizers that treat a parameter as a matrix (its norm, its singular values) apply to the
     remaining axes, separately for each layer and expert.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model.
 
     Returns
     -------

@@ -47,15 +47,54 @@ class Layout:
     keep_logits: bool | None = None
 
     def place(self, x: Array, axes: Axes) -> Array:  # noqa: ARG002  one device: nothing to do
-        """Constrain the sharding of an activation to its logical axes."""
+        """Constrain the sharding of an activation to its logical axes.
+
+        Parameters
+        ----------
+        x
+            The activation.
+        axes
+            A logical axis, or None, for each dimension.
+
+        Returns
+        -------
+        array
+            `x`, with that sharding.
+        """
         return x
 
     def all_gathered(self, w: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
-        """All-gather a weight over the mesh axes that only shard its storage (FSDP)."""
+        """All-gather a weight over the mesh axes that only shard its storage (FSDP).
+
+        Parameters
+        ----------
+        w
+            The weight.
+        axes
+            A logical axis, or None, for each dimension.
+
+        Returns
+        -------
+        array
+            The weight without the sharding of its storage.
+        """
         return w
 
     def reduce_scattered(self, dw: Array, axes: Axes) -> Array:  # noqa: ARG002  as above
-        """Reduce-scatter the gradient of a weight to the sharding of its storage."""
+        """Reduce-scatter the gradient of a weight to the sharding of its storage.
+
+        Parameters
+        ----------
+        dw
+            The gradient.
+        axes
+            A logical axis, or None, for each dimension.
+
+        Returns
+        -------
+        array
+            The sum of the gradients, sharded as the stored weight.
+        """
         return dw
 
     def look_up(
@@ -67,6 +106,20 @@ class Layout:
         """Look up rows of an embedding table; ids outside of the table are clipped.
 
         The gradient sums the rows of equal ids in the same order on every platform.
+
+        Parameters
+        ----------
+        table
+            Embedding table, [rows, d_model].
+        ids
+            Row numbers of any shape.
+        row_axis
+            Logical axis of the rows, such as "vocab".
+
+        Returns
+        -------
+        array [..., d_model]
+            The rows.
         """
         rows: Array = embedding_lookup(table, ids)
         return rows
@@ -78,25 +131,80 @@ class Layout:
         v: Float[Array, "B S K V"],
         **options: Any,
     ) -> Float[Array, "B T N V"]:
-        """Compute attention with `tjx_kernels.flash_attention` and its options."""
+        """Compute attention with `tjx_kernels.flash_attention` and its options.
+
+        Parameters
+        ----------
+        q, k, v, **options
+            As for `tjx_kernels.flash_attention`.
+
+        Returns
+        -------
+        array [batch, tokens, heads, value_dim]
+            Output of the attention.
+        """
         out = flash_attention(q, k, v, **options)
         assert isinstance(out, Array)  # the log-sum-exp is not requested
         return out
 
     def to_experts(self, rows: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
-        """Dispatch rows to the devices of their experts (all-to-all)."""
+        """Dispatch rows to the devices of their experts (all-to-all).
+
+        Parameters
+        ----------
+        rows
+            Inputs of the experts, [groups, experts, capacity, d_model].
+
+        Returns
+        -------
+        array
+            The same rows, sharded over experts.
+        """
         return rows
 
     def from_experts(self, rows: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
-        """Combine rows from the devices of their experts: the inverse of `to_experts`."""
+        """Combine rows from the devices of their experts: the inverse of `to_experts`.
+
+        Parameters
+        ----------
+        rows
+            Outputs of the experts, [groups, experts, capacity, d_model].
+
+        Returns
+        -------
+        array
+            The same rows, sharded over groups.
+        """
         return rows
 
     def reorder[A: Array | np.ndarray](self, x: A) -> A:
-        """Permute the tokens of [batch, tokens, ...] into device order (zigzag, for example)."""
+        """Permute the tokens of [batch, tokens, ...] into device order (zigzag, for example).
+
+        Parameters
+        ----------
+        x
+            Array or pytree with the axes [batch, tokens, ...].
+
+        Returns
+        -------
+        array or pytree
+            `x` with permuted tokens.
+        """
         return x
 
     def restore(self, x: Array) -> Array:
-        """Permute the tokens of [batch, tokens, ...] back: the inverse of `reorder`."""
+        """Permute the tokens of [batch, tokens, ...] back: the inverse of `reorder`.
+
+        Parameters
+        ----------
+        x
+            Array [batch, tokens, ...] in device order.
+
+        Returns
+        -------
+        array
+            `x` in natural order.
+        """
         return x
 
 

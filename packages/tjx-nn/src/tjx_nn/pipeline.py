@@ -57,6 +57,11 @@ def pipeline_parts(
     chunks
         Number of equal parts of the blocks: stages times chunks per stage.
 
+    Returns
+    -------
+    PipelineParts
+        Functions for `tjx_parallel.pipeline_gradients`, and the split of the parameters.
+
     Examples
     --------
     >>> from tjx_nn import GPTConfig

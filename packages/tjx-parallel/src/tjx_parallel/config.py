@@ -102,6 +102,16 @@ class MeshConfig:
     def axis_sizes(self, device_count: int) -> dict[str, int]:
         """Return the size of each axis on ``device_count`` devices, with -1 resolved.
 
+        Parameters
+        ----------
+        device_count
+            Number of devices.
+
+        Returns
+        -------
+        dict
+            Size by name of the axis, outer to inner.
+
         Raises
         ------
         ValueError

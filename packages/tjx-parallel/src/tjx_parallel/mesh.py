@@ -27,6 +27,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices
         Devices of the mesh; None is every device of every process.
 
+    Returns
+    -------
+    jax.sharding.Mesh
+        The mesh.
+
     Raises
     ------
     ValueError

@@ -33,6 +33,11 @@ def kl_k2(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
     ----------
     log_probs, reference_log_probs
         As for `kl_k1`, as is the result.
+
+    Returns
+    -------
+    jax.Array
+        As of `kl_k1`.
     """
     return jnp.square(log_probs - reference_log_probs) / 2
 
@@ -46,6 +51,11 @@ def kl_k3(log_probs: jax.Array, reference_log_probs: jax.Array) -> jax.Array:
     ----------
     log_probs, reference_log_probs
         As for `kl_k1`, as is the result.
+
+    Returns
+    -------
+    jax.Array
+        As of `kl_k1`.
 
     Examples
     --------

@@ -25,10 +25,31 @@ def find_writer(directory: str | Path) -> str | None:
     """Return the process that saves into a local directory, as "process 123 on host", or None.
 
     None for object stores, where only watching the lease for two periods could tell.
+
+    Parameters
+    ----------
+    directory
+        Checkpoint directory, or its URL.
+
+    Returns
+    -------
+    str or None
+        Name of the process that holds the lock.
     """
     return None if is_remote(directory) else open_storage(directory).lock.holder()
 
 
 def list_steps(directory: str | Path) -> list[int]:
-    """Return the steps of a directory that have a complete checkpoint, ascending."""
+    """Return the steps of a directory that have a complete checkpoint, ascending.
+
+    Parameters
+    ----------
+    directory
+        Checkpoint directory, or its URL.
+
+    Returns
+    -------
+    list of int
+        The steps.
+    """
     return open_storage(directory).steps()

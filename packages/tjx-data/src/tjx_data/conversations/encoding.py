@@ -51,6 +51,11 @@ def encode_conversation(
     turns : {"all", "last"}
         Assistant messages in the mask.
 
+    Returns
+    -------
+    EncodedConversation
+        Token ids, and which of them the assistant generates.
+
     Raises
     ------
     ValueError
@@ -105,6 +110,11 @@ def encode_chat_prompt(
         The messages, the last one not by the assistant.
     tools : sequence of dict
         JSON schemas of the tools.
+
+    Returns
+    -------
+    list of int
+        Token ids, which end where the answer starts.
 
     Raises
     ------

@@ -47,7 +47,18 @@ class EncodedConversations(NamedTuple):
 
     @classmethod
     def of(cls, encoded: Sequence[EncodedConversation]) -> "EncodedConversations":
-        """Concatenate conversations."""
+        """Concatenate conversations.
+
+        Parameters
+        ----------
+        encoded : sequence of EncodedConversation
+            The conversations.
+
+        Returns
+        -------
+        EncodedConversations
+            Their tokens and masks in one array each.
+        """
         lengths = [len(each.tokens) for each in encoded]
         return cls(
             np.concatenate([np.zeros(0, np.int32), *(each.tokens for each in encoded)]),
@@ -177,6 +188,11 @@ def split_conversations(
         The conversations.
     holdout_fraction : float
         Share that is held out.
+
+    Returns
+    -------
+    dict
+        Lists of conversations by split, "train" and "validation".
 
     Raises
     ------

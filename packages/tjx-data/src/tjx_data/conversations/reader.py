@@ -56,6 +56,11 @@ def read_records(path: Paths) -> Iterator[Record | Malformed]:
         A file, a pattern such as ``"chats/*.jsonl"``, or several, also separated by commas; JSON
         lines may have ``.gz`` or ``.zst`` appended.
 
+    Yields
+    ------
+    Record or Malformed
+        A record with its location, or why a line is none.
+
     Raises
     ------
     ValueError
@@ -126,6 +131,13 @@ def read_preferences(
     ----------
     path, config
         As for `read_conversations`, as are the result and the errors.
+
+    Returns
+    -------
+    pairs : list of PreferencePair
+        The pairs, in the order of the files.
+    malformed : list of Malformed
+        Records that were left out, with file and line.
     """
     config = config or ChatConfig()
 

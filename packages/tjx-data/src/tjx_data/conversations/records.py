@@ -99,6 +99,11 @@ def parse_conversation(
     location : str
         Place of the record, stored in the conversation.
 
+    Returns
+    -------
+    Conversation
+        Messages and tools.
+
     Raises
     ------
     ValueError
@@ -148,6 +153,11 @@ def parse_preference(
     ----------
     record, ignored, location
         As of `parse_conversation`.
+
+    Returns
+    -------
+    PreferencePair
+        The common prompt and both answers.
 
     Raises
     ------

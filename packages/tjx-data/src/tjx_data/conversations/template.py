@@ -90,6 +90,11 @@ class ChatTemplate:
         tokenizer : Tokenizer, optional
             Its end-of-text token is used.
 
+        Returns
+        -------
+        ChatTemplate
+            The template.
+
         Raises
         ------
         ValueError
@@ -127,6 +132,11 @@ class ChatTemplate:
         date : date, optional
             As of the class.
 
+        Returns
+        -------
+        ChatTemplate
+            The template.
+
         Raises
         ------
         ValueError
@@ -153,7 +163,13 @@ class ChatTemplate:
         return cls(source, _named_tokens(config), date=date, name=str(file))
 
     def save(self, folder: Path) -> None:
-        """Write chat_template.jinja and tokenizer_config.json, for `load` and for transformers."""
+        """Write chat_template.jinja and tokenizer_config.json, for `load` and for transformers.
+
+        Parameters
+        ----------
+        folder : Path
+            An existing folder.
+        """
         (folder / TEMPLATE_FILE).write_text(self.source, encoding="utf-8")
         (folder / CONFIG_FILE).write_text(
             json.dumps(self.special_tokens, indent=2, sort_keys=True) + "\n", encoding="utf-8"
@@ -179,6 +195,11 @@ class ChatTemplate:
             Whether to append the start of an answer by the assistant.
         **variables
             Further variables of the template, such as ``enable_thinking``.
+
+        Returns
+        -------
+        str
+            The text, with the names of special tokens.
 
         Raises
         ------
@@ -207,6 +228,13 @@ class ChatTemplate:
             As of `render`.
         turns : {"all", "last"}
             Messages of the assistant to locate.
+
+        Returns
+        -------
+        text : str
+            The rendered conversation.
+        spans : list of (int, int)
+            Start and end of each generated part, in characters of the text.
 
         Raises
         ------
@@ -355,6 +383,11 @@ def find_template(
     location : str or Path, optional
         Folder or file of the tokenizer, for the template "auto"; the template of a name on the hub
         is not downloaded.
+
+    Returns
+    -------
+    ChatTemplate
+        The template.
 
     Raises
     ------

@@ -34,6 +34,11 @@ def limit_documents(
         The first documents of the subset are kept, at most this many; those of white space only do
         not count. They are read in this process to count them.
 
+    Returns
+    -------
+    Documents
+        The remaining documents.
+
     Raises
     ------
     ValueError

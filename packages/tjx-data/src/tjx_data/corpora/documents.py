@@ -144,6 +144,11 @@ class Documents:
             Starts a new pass over the documents.
         source, n_bytes
             As of the class.
+
+        Returns
+        -------
+        Documents
+            The documents.
         """
         return cls(source, lambda: cut_into_parts(read()), n_bytes)
 

@@ -115,6 +115,11 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     text_field : str
         Field or column of the text, or a template of several: ``"{title}: {text}"``.
 
+    Returns
+    -------
+    Documents
+        The documents, in the order of the sorted files.
+
     Raises
     ------
     ValueError

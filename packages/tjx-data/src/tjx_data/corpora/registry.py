@@ -362,6 +362,16 @@ def evaluation_corpus(name: str) -> str:
     This is the official validation split, else the official test split. Names of corpora without
     either, and names with a split, are returned unchanged.
 
+    Parameters
+    ----------
+    name : str
+        Name of a corpus, as for `load_corpus`.
+
+    Returns
+    -------
+    str
+        Name of a corpus with a split.
+
     Examples
     --------
     >>> evaluation_corpus("wikitext-103"), evaluation_corpus("wikitext-103:train")
@@ -407,6 +417,11 @@ def load_corpus(name: str, *, text_field: str = "text", with_validation: bool = 
         Field or template of the text, for ``hub:`` names; other corpora have their own.
     with_validation : bool
         Whether to open the official validation split too, as ``held_out``.
+
+    Returns
+    -------
+    Documents
+        The documents.
 
     Raises
     ------

@@ -111,7 +111,18 @@ class MixtureLoader(Loader):
         return found
 
     def rows_by_corpus(self, row_index: int) -> dict[str, int]:
-        """Count the rows of each corpus before a row of the mixture."""
+        """Count the rows of each corpus before a row of the mixture.
+
+        Parameters
+        ----------
+        row_index : int
+            Row of the mixture, counted over all epochs.
+
+        Returns
+        -------
+        dict of str to int
+            Number of rows by corpus; their sum is `row_index`.
+        """
         periods, position = divmod(row_index, self.period)
         inside = np.bincount(self._schedule[:position], minlength=len(self.counts)).tolist()
         return {
@@ -123,6 +134,16 @@ class MixtureLoader(Loader):
         """Return the epochs of each corpus that were completed before a row of the mixture.
 
         Corpora whose loader has no ``rows_per_epoch`` are left out.
+
+        Parameters
+        ----------
+        row_index : int
+            Row of the mixture, counted over all epochs.
+
+        Returns
+        -------
+        dict of str to float
+            Completed epochs by corpus.
         """
         sizes = {name: getattr(self.loaders[name], "rows_per_epoch", None) for name in self.counts}
         return {
@@ -157,6 +178,11 @@ class MixtureLoader(Loader):
         ----------
         limit : int, optional
             Limit for each corpus, in the unit of its loader.
+
+        Yields
+        ------
+        name, batch : str, dict
+            Name of the corpus, and a batch of its held-out rows.
         """
         for name, loader in self.loaders.items():
             for batch in self._local_batches(_evaluation_rows(loader, limit)):

@@ -54,12 +54,33 @@ class Prefetcher[T]:
         self._thread.start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the next result or an error; return whether `get` would return at once."""
+        """Wait for the next result or an error; return whether `get` would return at once.
+
+        Parameters
+        ----------
+        seconds : float
+            Time limit.
+
+        Returns
+        -------
+        bool
+            False if the time ran out.
+        """
         with self._changed:
             return self._changed.wait_for(self._has_answer, seconds)
 
     def get(self, step: int) -> T:
         """Return the result of ``load(step)``; steps must be requested in order, each once.
+
+        Parameters
+        ----------
+        step : int
+            The step after that of the previous call.
+
+        Returns
+        -------
+        object
+            What ``load(step)`` returned.
 
         Raises
         ------

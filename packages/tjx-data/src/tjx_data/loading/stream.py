@@ -168,6 +168,16 @@ class StreamLoader:
     def next_rows(self, n_rows: int) -> npt.NDArray[np.int32]:
         """Return this process's next rows as windows, int32 [n_rows, seq_len + 1].
 
+        Parameters
+        ----------
+        n_rows : int
+            Number of rows.
+
+        Returns
+        -------
+        int32 array [n_rows, seq_len + 1]
+            Tokens of a row, and the label of the last one.
+
         Raises
         ------
         EOFError, ValueError

@@ -238,6 +238,11 @@ def open_stream(
     process_index, process_count : int
         Each process reads its own documents, and ``batch_size / process_count`` rows of a batch.
 
+    Returns
+    -------
+    StreamRows or MixtureLoader
+        A loader; of a mixture, one `StreamRows` for each corpus.
+
     Raises
     ------
     HubError

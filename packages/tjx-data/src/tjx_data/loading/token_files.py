@@ -154,6 +154,11 @@ def largest_id(file: Path, id_dtype: IdDtype = "auto") -> int:
     id_dtype : {"uint16", "uint32", "auto"}
         Dtype of the ids of a raw file.
 
+    Returns
+    -------
+    int
+        The largest id.
+
     Raises
     ------
     ValueError

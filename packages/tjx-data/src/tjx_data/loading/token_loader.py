@@ -154,6 +154,11 @@ class TokenLoader(Loader):
         seq_len, windows, **batching
             As of the class.
 
+        Returns
+        -------
+        TokenLoader
+            The loader.
+
         Raises
         ------
         ValueError
@@ -267,7 +272,20 @@ class TokenLoader(Loader):
         return stream[:-1], stream[1:]
 
     def read(self, start: int, length: int) -> npt.NDArray[np.unsignedinteger]:
-        """Return tokens ``start`` to ``start + length - 1`` of the stream, across shards."""
+        """Return tokens ``start`` to ``start + length - 1`` of the stream, across shards.
+
+        Parameters
+        ----------
+        start : int
+            First token, from 0.
+        length : int
+            Number of tokens.
+
+        Returns
+        -------
+        uint16 or uint32 array [length]
+            The tokens.
+        """
         return self._tokens.read(start, length)
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
@@ -321,7 +339,18 @@ class TokenLoader(Loader):
         return {"tokens": tokens, "labels": labels}
 
     def document(self, number: int) -> npt.NDArray[np.unsignedinteger]:
-        """Return the tokens of one document of the split, without end-of-text tokens."""
+        """Return the tokens of one document of the split, without end-of-text tokens.
+
+        Parameters
+        ----------
+        number : int
+            Number of the document in the split, from 0.
+
+        Returns
+        -------
+        uint16 or uint32 array [tokens]
+            The tokens.
+        """
         return self.source.document(number)
 
     def verify(self) -> None:
@@ -344,6 +373,11 @@ def batch_bytes(labels: npt.NDArray[np.int32], token_byte_lengths: npt.NDArray[n
         Token ids; -100 is ignored.
     token_byte_lengths : int32 [vocab_size]
         `Tokenizer.token_byte_lengths`.
+
+    Returns
+    -------
+    int
+        Number of bytes of UTF-8.
 
     Examples
     --------

@@ -71,6 +71,16 @@ def _find(path: str, *, holdout: str) -> TokenFiles | None:
 def find_token_files(config: DataConfig) -> TokenFiles | None:
     """Return the token files of a config, or None if its data are no token files.
 
+    Parameters
+    ----------
+    config : DataConfig
+        `path` may name a folder with ``train.bin``, or a ``.bin`` or ``.npy`` file.
+
+    Returns
+    -------
+    TokenFiles or None
+        Paths of the training and validation tokens.
+
     Raises
     ------
     ConfigError
@@ -133,6 +143,11 @@ def open_token_split(
         The split.
     vocab_size : int
         Ids are below it.
+
+    Returns
+    -------
+    FileTokens
+        The tokens, a source for `TokenLoader`.
 
     Raises
     ------

@@ -78,6 +78,11 @@ def open_or_prepare(
     cache_dir, executor, in_flight, progress
         As of `open_sets`.
 
+    Returns
+    -------
+    Path
+        The folder.
+
     Raises
     ------
     ValueError

@@ -134,7 +134,18 @@ class Index:
         return 2 if self.dtype == "uint16" else 4
 
     def files(self, split: SplitName | None = None) -> list[FileEntry]:
-        """List the files of one split or of all, with those shared by all splits."""
+        """List the files of one split or of all, with those shared by all splits.
+
+        Parameters
+        ----------
+        split : {"train", "validation"}, optional
+            None lists the files of both.
+
+        Returns
+        -------
+        list of FileEntry
+            Entries of the index.
+        """
         chosen = self.splits.values() if split is None else [self.splits[split]]
         shared = [self.tokenizer, *([] if self.malformed is None else [self.malformed])]
         return shared + [entry for part in chosen for entry in (*part.shards, part.starts)]
@@ -170,6 +181,11 @@ def read_index(directory: str | Path) -> Index:
     ----------
     directory : str or Path
         The set.
+
+    Returns
+    -------
+    Index
+        The index.
 
     Raises
     ------

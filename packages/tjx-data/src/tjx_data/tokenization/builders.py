@@ -43,6 +43,11 @@ def train_bpe(
     progress : Progress, optional
         Called with the bytes of text read.
 
+    Returns
+    -------
+    Tokenizer
+        A byte-level tokenizer.
+
     Raises
     ------
     ValueError
@@ -106,6 +111,11 @@ def byte_tokenizer(special_tokens: Sequence[str] = END_OF_TEXT_NAMES[:1]) -> Tok
     special_tokens : Sequence[str]
         Tokens that no text encodes to.
 
+    Returns
+    -------
+    Tokenizer
+        A byte-level tokenizer without merges.
+
     Raises
     ------
     ValueError
@@ -140,6 +150,11 @@ def char_tokenizer(texts: Iterable[str], special_tokens: Sequence[str] = ()) -> 
         Read once.
     special_tokens : Sequence[str]
         For example ``("<|endoftext|>",)`` for a corpus of several documents.
+
+    Returns
+    -------
+    Tokenizer
+        A tokenizer of single characters.
 
     Raises
     ------

@@ -81,6 +81,11 @@ class Tokenizer:
             ``vocab.bpe``, or ``vocab.json`` and ``merges.txt``; or a name on the hub such as
             ``"gpt2"``, which is searched in the local cache first.
 
+        Returns
+        -------
+        Tokenizer
+            The tokenizer.
+
         Raises
         ------
         ValueError
@@ -99,6 +104,11 @@ class Tokenizer:
             Any text without lone surrogates, which have no UTF-8.
         allowed_special : Collection[str]
             Names of special tokens that are encoded to their id where the text contains them.
+
+        Returns
+        -------
+        list of int
+            Token ids.
 
         Raises
         ------
@@ -125,7 +135,18 @@ class Tokenizer:
         return first
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode several texts in parallel; as `encode_iterable`, in a list."""
+        """Encode several texts in parallel; as `encode_iterable`, in a list.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The texts.
+
+        Returns
+        -------
+        list of list of int
+            Token ids of each text.
+        """
         return list(self.encode_iterable(texts))
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[list[int]]:
@@ -172,6 +193,16 @@ class Tokenizer:
 
         Valid UTF-8 is encoded as text; any other byte becomes the token of that byte.
 
+        Parameters
+        ----------
+        data : bytes
+            Any bytes.
+
+        Returns
+        -------
+        list of int
+            Token ids.
+
         Raises
         ------
         ValueError
@@ -197,6 +228,16 @@ class Tokenizer:
     def decode_bytes(self, ids: Ids) -> bytes:
         """Decode token ids to bytes; special tokens are decoded to their names.
 
+        Parameters
+        ----------
+        ids : sequence or array of int
+            Token ids.
+
+        Returns
+        -------
+        bytes
+            The bytes that the tokens stand for.
+
         Raises
         ------
         ValueError
@@ -209,6 +250,16 @@ class Tokenizer:
         """Decode token ids to text; special tokens are decoded to their names.
 
         Bytes that are not UTF-8 (an incomplete character) become U+FFFD.
+
+        Parameters
+        ----------
+        ids : sequence or array of int
+            Token ids.
+
+        Returns
+        -------
+        str
+            The text.
 
         Raises
         ------
@@ -254,6 +305,16 @@ class Tokenizer:
         In training every document follows an end-of-text token, so that a prompt, the start of a
         document, does too. Without an end-of-text token an empty prompt becomes a newline, or token
         0 if the vocabulary has no newline.
+
+        Parameters
+        ----------
+        text : str
+            The prompt; may be empty.
+
+        Returns
+        -------
+        list of int
+            Token ids, at least one.
 
         Raises
         ------

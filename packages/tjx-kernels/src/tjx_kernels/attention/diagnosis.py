@@ -112,6 +112,11 @@ def chosen_implementation(
         As for `flash_attention`, as are the errors; `jax.ShapeDtypeStruct` may replace arrays. A
         mask is given as the `bias` that `flash_attention` makes of it.
 
+    Returns
+    -------
+    str
+        Name of the backend.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp

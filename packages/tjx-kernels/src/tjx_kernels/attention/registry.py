@@ -85,6 +85,11 @@ def register_backend(name: str, backend: AttentionBackend, *, before: str | None
 def unregister_backend(name: str) -> None:
     """Remove a backend that `register_backend` added.
 
+    Parameters
+    ----------
+    name
+        Name of the backend.
+
     Raises
     ------
     ValueError
@@ -102,5 +107,16 @@ def unregister_backend(name: str) -> None:
 
 
 def implementations_for(call: AttentionCall) -> dict[str, str | None]:
-    """Return for each backend why it does not support a call, or None where it does."""
+    """Return for each backend why it does not support a call, or None where it does.
+
+    Parameters
+    ----------
+    call
+        Static part of a call: shapes, dtype, masks and target device.
+
+    Returns
+    -------
+    dict
+        Reason, or None, by name of the backend, in the order of selection.
+    """
     return {name: entry.supports(call) for name, entry in backends().items()}

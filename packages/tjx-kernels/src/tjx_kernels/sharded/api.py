@@ -86,7 +86,7 @@ def sharded_flash_attention(
 
     Parameters
     ----------
-    q, k, v, return_lse, options
+    q, k, v, return_lse, **options
         As in `flash_attention`.
     mesh
         The device mesh. Inside a `jax.shard_map` over some of its axes, as for pipeline stages,

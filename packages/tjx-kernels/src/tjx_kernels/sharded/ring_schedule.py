@@ -56,6 +56,11 @@ def unzigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) ->
     x, axis_size, axis
         As for `zigzag`.
 
+    Returns
+    -------
+    array
+        `x` in natural order.
+
     Examples
     --------
     >>> import numpy as np
@@ -76,6 +81,11 @@ def zigzag_positions(length: int, axis_size: int) -> np.ndarray:
         Tokens of the sequence; a multiple of twice `axis_size`.
     axis_size : int
         Number of devices along the sequence.
+
+    Returns
+    -------
+    int32 array [length]
+        Position of each token in zigzag order.
 
     Examples
     --------

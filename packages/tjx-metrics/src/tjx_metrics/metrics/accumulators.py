@@ -70,6 +70,11 @@ class EvaluationSums(NamedTuple):
             Values of k for which top-k accuracy is counted.
         of_text : bool
             Whether to count bytes of text.
+
+        Returns
+        -------
+        EvaluationSums
+            Sums on the device.
         """
         return EvaluationSums(
             losses=FloatSum.zero(),

@@ -72,7 +72,18 @@ class IntSum(NamedTuple):
 
     @staticmethod
     def zero(shape: tuple[int, ...] = ()) -> "IntSum":
-        """Return zero sums of the given shape."""
+        """Return zero sums of the given shape.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of the sums.
+
+        Returns
+        -------
+        IntSum
+            Sums on the device.
+        """
         zero = jnp.zeros(shape, jnp.uint32)
         return IntSum(zero, zero)
 
@@ -83,6 +94,11 @@ class IntSum(NamedTuple):
         ----------
         counts : int array [...]
             Non-negative counts, of the shape of the sums.
+
+        Returns
+        -------
+        IntSum
+            The new sums.
         """
         low = self.low + counts.astype(jnp.uint32)
         carry = low < self.low  # the uint32 addition overflowed

@@ -25,6 +25,11 @@ class DocumentSums:
     text_bytes : int64 array [n_documents]
         UTF-8 bytes of the labels.
 
+    Raises
+    ------
+    ValueError
+        If the number of documents is negative.
+
     Examples
     --------
     >>> sums = DocumentSums(2)
@@ -84,7 +89,18 @@ class DocumentSums:
             np.add.at(self.text_bytes, index, text_bytes[counted].astype(np.int64))
 
     def evaluation(self, document: int) -> Evaluation:
-        """Return the sums of one document."""
+        """Return the sums of one document.
+
+        Parameters
+        ----------
+        document : int
+            Number of the document, from 0.
+
+        Returns
+        -------
+        Evaluation
+            Its loss, tokens and bytes.
+        """
         return Evaluation(
             loss_sum=float(self.loss_sums[document]),
             tokens=int(self.tokens[document]),

@@ -53,6 +53,16 @@ class PhaseTimer:
     def during(self, phase: str) -> Iterator[None]:
         """Count the time inside the ``with`` block to `phase` instead of the enclosing phase.
 
+        Parameters
+        ----------
+        phase : str
+            One of `PHASES`.
+
+        Yields
+        ------
+        None
+            The context.
+
         Raises
         ------
         ValueError

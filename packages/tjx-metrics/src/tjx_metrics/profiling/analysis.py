@@ -67,7 +67,18 @@ class ProfileReport(NamedTuple):
     shares: Mapping[str, float]
 
     def text(self, count: int = 10) -> str:
-        """Format the shares and the `count` most expensive operations in lines of 80 columns."""
+        """Format the shares and the `count` most expensive operations in lines of 80 columns.
+
+        Parameters
+        ----------
+        count : int
+            Number of operations.
+
+        Returns
+        -------
+        str
+            The lines.
+        """
         shares = [f"{kind} {self.shares[kind]:.1%}" for kind in KINDS]
         lines = [
             f"time by kind   {', '.join(shares[:4])},",
@@ -89,6 +100,11 @@ class ProfileReport(NamedTuple):
         ----------
         count : int
             Number of operations listed, with the fields of `Operation`.
+
+        Returns
+        -------
+        str
+            One JSON object.
         """
         operations = [each._asdict() for each in self.operations[:count]]
         content = {"seconds": self.seconds, "shares": dict(self.shares), "operations": operations}

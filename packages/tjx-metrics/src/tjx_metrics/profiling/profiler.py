@@ -65,6 +65,11 @@ class Profiler:
         wait : callable
             Blocks until all previous steps have finished; called before the first traced step and
             after the last one.
+
+        Yields
+        ------
+        None
+            The context.
         """
         if self._steps is None or self.done or not self._steps[0] <= step <= self._steps[1]:
             yield

@@ -30,19 +30,55 @@ class Tracker(Protocol):
     """Receives the records of a run. With several processes, only process 0 has trackers."""
 
     def log_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Record the run's hyperparameters, once, before the first step."""
+        """Record the run's hyperparameters, once, before the first step.
+
+        Parameters
+        ----------
+        hyperparameters : mapping
+            Values by dotted name.
+        """
 
     def log(self, metrics: Mapping[str, Scalar], step: int) -> None:
-        """Record named metrics, such as ``train/loss``, after `step` steps."""
+        """Record named metrics, such as ``train/loss``, after `step` steps.
+
+        Parameters
+        ----------
+        metrics : mapping of str to number
+            Numbers by name.
+        step : int
+            Number of finished steps.
+        """
 
     def log_histograms(self, histograms: Mapping[str, Histogram], step: int) -> None:
-        """Record named histograms, such as ``histograms/parameter/wte/embedding``."""
+        """Record named histograms, such as ``histograms/parameter/wte/embedding``.
+
+        Parameters
+        ----------
+        histograms : mapping of str to Histogram
+            Counts and bin edges by name.
+        step : int
+            Number of finished steps.
+        """
 
     def log_texts(self, texts: Mapping[str, str], step: int) -> None:
-        """Record named texts, such as ``samples/text``."""
+        """Record named texts, such as ``samples/text``.
+
+        Parameters
+        ----------
+        texts : mapping of str to str
+            Texts by name.
+        step : int
+            Number of finished steps.
+        """
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """Record the final results, once, after the last step."""
+        """Record the final results, once, after the last step.
+
+        Parameters
+        ----------
+        summary : mapping
+            Results by name.
+        """
 
     def finish(self) -> None:
         """Write everything and close the tracker. Idempotent; logging afterwards is an error."""

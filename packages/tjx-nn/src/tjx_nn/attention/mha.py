@@ -122,6 +122,11 @@ class Attention(ShardedModule):
         q_segment_ids, kv_segment_ids
             Segment ids of the tokens of `x` and of the keys; a token attends only to keys of its
             own segment. Both or neither.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            Output of the layer, in the dtype of `x`.
         """
         config = self.config
         rate = config.attention_dropout if dropout_key is not None else 0.0
@@ -195,7 +200,22 @@ class Attention(ShardedModule):
         *,
         window: int | None = None,
     ) -> Float[Array, "B T N H"]:
-        """Project tokens to queries, normalized and rotated if the model does so."""
+        """Project tokens to queries, normalized and rotated if the model does so.
+
+        Parameters
+        ----------
+        x
+            Inputs of the layer, [batch, tokens, d_model].
+        positions
+            Position of each token, [batch or 1, tokens]; None without rotation.
+        window
+            Window of the layer, which selects the base of the rotation.
+
+        Returns
+        -------
+        array [batch, tokens, heads, head_dim]
+            The queries.
+        """
         return self._norm_and_rotate(self.query(x), self.query_norm, positions, window)
 
     def keys_values(
@@ -205,7 +225,22 @@ class Attention(ShardedModule):
         *,
         window: int | None = None,
     ) -> KVCache:
-        """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim]."""
+        """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim].
+
+        Parameters
+        ----------
+        x
+            Inputs of the layer, [batch, tokens, d_model].
+        positions
+            Position of each token, [batch or 1, tokens]; None without rotation.
+        window
+            Window of the layer, which selects the base of the rotation.
+
+        Returns
+        -------
+        dict
+            The arrays "key" and "value".
+        """
         k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions, window)
         return {"key": k_BSKH, "value": split_heads(self.value(x), self.head_dim)}
 

@@ -132,6 +132,18 @@ class LatentAttention(ShardedModule):
 
         The up-projections are absorbed: q . (W c) is (W^T q) . c, and a sum of values is the value
         of a sum of latents. The latent serves as the single key and value head.
+
+        Parameters
+        ----------
+        x, cache, positions, window
+            As for `Attention.decode`; the cache holds latents and rotary keys.
+
+        Returns
+        -------
+        out : array [batch, tokens, d_model]
+            Output of the layer.
+        cache : dict
+            The KV cache with the new tokens.
         """
         config = self.config
         cache = update_cache(cache, self.keys_values(x, positions), positions)
@@ -166,7 +178,18 @@ class LatentAttention(ShardedModule):
     def queries(
         self, x: Float[Array, "B T D"], positions: Int[Array, "#B T"] | None
     ) -> Float[Array, "B T N F"]:
-        """Project tokens to queries; the rotary part is the last `rope_dim` features of a head."""
+        """Project tokens to queries; the rotary part is the last `rope_dim` features of a head.
+
+        Parameters
+        ----------
+        x, positions
+            As for `Attention.queries`.
+
+        Returns
+        -------
+        array [batch, tokens, heads, nope_dim + rope_dim]
+            The queries.
+        """
         config = self.config
         if config.latent.q_dim is None:
             q = self.query(x)
@@ -179,7 +202,18 @@ class LatentAttention(ShardedModule):
     def keys_values(
         self, x: Float[Array, "B S D"], positions: Int[Array, "#B S"] | None
     ) -> KVCache:
-        """Project tokens to the entries of the KV cache."""
+        """Project tokens to the entries of the KV cache.
+
+        Parameters
+        ----------
+        x, positions
+            As for `Attention.keys_values`.
+
+        Returns
+        -------
+        dict
+            Latents and rotary keys of the tokens.
+        """
         latent_BSC, rope_key_BSR = jnp.split(self.kv_down(x), [self.kv_dim], -1)
         entries = {
             "latent": self.kv_norm(latent_BSC),

@@ -42,6 +42,11 @@ class SparseAttention(Attention):
     A query with fewer visible keys attends to all of them. Ties (scores that the ReLU of every
     indexer head cuts off) select the first keys. Parameters as for `Attention`.
 
+    Parameters
+    ----------
+    config, causal, rngs
+        As for `Attention`; `config.sparse` must be set.
+
     Examples
     --------
     >>> from tjx_nn import GPTConfig, SparseAttention, SparseConfig

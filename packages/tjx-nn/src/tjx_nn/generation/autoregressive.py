@@ -219,6 +219,11 @@ def stream(
         Tokens that the device generates at a time, while the host reads the previous ones. Fewer
         tokens lower the latency, more tokens raise the throughput.
 
+    Yields
+    ------
+    int32 array [batch]
+        The next token of each row; a finished row repeats its stop token.
+
     Raises
     ------
     ValueError

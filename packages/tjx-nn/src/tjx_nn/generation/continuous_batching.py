@@ -228,6 +228,16 @@ class ContinuousBatcher:
     ) -> Prompt:
         """Validate the arguments of `join` and return the padded prompt, as NumPy arrays.
 
+        Parameters
+        ----------
+        prompt, max_new_tokens, **options
+            As for `join`.
+
+        Returns
+        -------
+        Prompt
+            Tokens and length of the prompt, padded to its bucket.
+
         Raises
         ------
         ValueError

@@ -115,7 +115,20 @@ class Block(ShardedModule):
         *,
         window: int | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Apply the block to new tokens with its KV cache; parameters as for `Attention.decode`."""
+        """Apply the block to new tokens with its KV cache; parameters as for `Attention.decode`.
+
+        Parameters
+        ----------
+        x, cache, positions, window
+            As for `Attention.decode`.
+
+        Returns
+        -------
+        x : array [batch, tokens, d_model]
+            Residual stream after the block.
+        cache : dict
+            The KV cache with the new tokens.
+        """
         h = self._sublayer_input(x, self.ln_1)
         y, cache = self.attention.decode(h, cache, positions, window=window)
         before, x = x, self._add(x, y, self.ln_1, self.scale_1, None, self.ln_1_out)

@@ -35,6 +35,11 @@ def dropout(
     layout
         Layout of the model, for the order of tokens.
 
+    Returns
+    -------
+    array
+        Of the shape and dtype of `x`.
+
     Examples
     --------
     >>> from tjx_nn import dropout

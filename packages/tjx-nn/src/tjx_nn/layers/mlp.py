@@ -25,6 +25,16 @@ _CUBIC = 0.044715
 def gelu_erf(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """Compute exact GELU: x times the standard normal distribution function at x, in float32.
 
+    Parameters
+    ----------
+    x
+        Values of any shape and floating-point dtype.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of `x`.
+
     Examples
     --------
     >>> print(gelu_erf(jnp.array([-1.0, 0.0, 1.0])))
@@ -35,6 +45,16 @@ def gelu_erf(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 def gelu_tanh(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """Compute the tanh approximation of GELU that GPT-2 uses, in float32.
+
+    Parameters
+    ----------
+    x
+        Values of any shape and floating-point dtype.
+
+    Returns
+    -------
+    array
+        Of the shape and dtype of `x`.
 
     Examples
     --------
@@ -177,6 +197,11 @@ class SwiGLU(MLP):
 
     The activation of the gate is GELU (tanh) if `config.activation` is "geglu", and SiLU for every
     other value. Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for `MLP`.
+
+    Parameters
+    ----------
+    config, d_ff, rngs
+        As for `MLP`.
 
     Examples
     --------

@@ -118,6 +118,11 @@ class Bert(ShardedModule):
             As for calling the model.
         labels
             Original ids of masked tokens; the loss of -100 is 0.
+
+        Returns
+        -------
+        Losses
+            Loss of each label in nats, float32 [batch, tokens], and auxiliary losses.
         """
         rows = self.wte.rows()  # gathered once for the embedding and the head
         x = self.embed_tokens(tokens, rows, **inputs)
@@ -131,7 +136,18 @@ class Bert(ShardedModule):
         rows: Float[Array, "V D"] | None = None,
         **inputs: Unpack[BertInputs],
     ) -> Float[Array, "B T D"]:
-        """Compute the residual stream before the first block, as `GPT.embed_tokens`."""
+        """Compute the residual stream before the first block, as `GPT.embed_tokens`.
+
+        Parameters
+        ----------
+        tokens, rows, **inputs
+            As for `GPT.embed_tokens` and calling the model.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            The residual stream.
+        """
         _, last = split_layer_keys(self.config, inputs.get("dropout_key"))
         return embed(
             self.config,
@@ -152,7 +168,20 @@ class Bert(ShardedModule):
         drop_tokens: bool = True,
         **inputs: Unpack[BertInputs],
     ) -> tuple[Float[Array, "B T D"], list[AuxLosses]]:
-        """Apply the blocks to the residual stream, as `GPT.run_blocks`."""
+        """Apply the blocks to the residual stream, as `GPT.run_blocks`.
+
+        Parameters
+        ----------
+        x, tokens, layers, drop_tokens, **inputs
+            As for `GPT.run_blocks`.
+
+        Returns
+        -------
+        x : array [batch, tokens, d_model]
+            The residual stream after the blocks.
+        aux_losses : list of AuxLosses
+            Auxiliary losses of each block.
+        """
         keys, _ = split_layer_keys(self.config, inputs.get("dropout_key"))
         metadata = self._metadata(tokens, inputs)
         return self.encoder(x, metadata, dropout_keys=keys, drop_tokens=drop_tokens, layers=layers)
@@ -163,7 +192,22 @@ class Bert(ShardedModule):
         labels: Ids,
         rows: Float[Array, "V D"] | None = None,
     ) -> Float32[Array, "B T"]:
-        """Compute the cross-entropy of each label from the output of the last block."""
+        """Compute the cross-entropy of each label from the output of the last block.
+
+        Parameters
+        ----------
+        x
+            Output of the last block, [batch, tokens, d_model].
+        labels
+            Original ids of masked tokens, [batch, tokens]; the loss of -100 is 0.
+        rows
+            The gathered token table, as for `embed_tokens`.
+
+        Returns
+        -------
+        float32 array [batch, tokens]
+            Losses in nats.
+        """
         table, bias = self._head_table(rows)
         x = gather_sequence(self.layout, self.encoder.final_norm(x))
         return head_losses(
@@ -177,13 +221,35 @@ class Bert(ShardedModule):
         )
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
-        """Compute logits from hidden states (a result of `hidden`)."""
+        """Compute logits from hidden states (a result of `hidden`).
+
+        Parameters
+        ----------
+        x
+            Hidden states, [batch, tokens, d_model].
+
+        Returns
+        -------
+        float32 array [batch, tokens, vocab_size]
+            Logits of the masked-language-model head.
+        """
         table, bias = self._head_table()
         size = self.config.tokenizer_size
         return head_logits(self._head_input(x), table, bias=bias, tokenizer_size=size)
 
     def hidden(self, tokens: Ids, **inputs: Unpack[BertInputs]) -> Float[Array, "B T D"]:
-        """Compute the output of the last block; parameters as for calling the model."""
+        """Compute the output of the last block; parameters as for calling the model.
+
+        Parameters
+        ----------
+        tokens, **inputs
+            As for calling the model.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            Hidden states.
+        """
         x = self.embed_tokens(tokens, **inputs)
         x, _ = self.run_blocks(x, tokens, drop_tokens=False, **inputs)
         return self.layout.restore(self.encoder.final_norm(x))
@@ -195,6 +261,11 @@ class Bert(ShardedModule):
         ----------
         tokens, **inputs
             As for calling the model.
+
+        Returns
+        -------
+        float32 array [batch, classes]
+            Logits.
 
         Raises
         ------

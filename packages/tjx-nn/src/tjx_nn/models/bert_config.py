@@ -72,6 +72,11 @@ class BertConfig(TransformerConfig):
         **overrides
             Fields of `BertConfig`.
 
+        Returns
+        -------
+        BertConfig
+            The configuration.
+
         Raises
         ------
         ValueError

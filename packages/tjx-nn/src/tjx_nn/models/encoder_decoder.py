@@ -103,6 +103,11 @@ class EncoderDecoder(ShardedModule):
             As for calling the model.
         labels
             Target token ids to predict; the loss of -100 is 0.
+
+        Returns
+        -------
+        Losses
+            Loss of each label in nats, float32 [batch, tokens], and auxiliary losses.
         """
         x, stack_losses = self._forward(source, tokens, inputs, drop_tokens=True)
         table, bias = self._head_table()
@@ -119,12 +124,34 @@ class EncoderDecoder(ShardedModule):
         return combine_losses(self.config, self.layout.restore(token_losses), stack_losses)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:
-        """Compute logits from the hidden states of the target."""
+        """Compute logits from the hidden states of the target.
+
+        Parameters
+        ----------
+        x
+            Hidden states, [batch, tokens, d_model].
+
+        Returns
+        -------
+        float32 array [batch, tokens, vocab_size]
+            Logits.
+        """
         table, bias = self._head_table()
         return head_logits(x / self.config.width_multiplier, table, bias=bias)
 
     def encode(self, source: SourceIds, **inputs: Unpack[SourceInputs]) -> Float[Array, "B S D"]:
-        """Compute the output of the encoder; parameters as for calling the model."""
+        """Compute the output of the encoder; parameters as for calling the model.
+
+        Parameters
+        ----------
+        source, **inputs
+            As for calling the model.
+
+        Returns
+        -------
+        array [batch, source tokens, d_model]
+            Normalized output of the last block of the encoder.
+        """
         encoded, _ = self._encode(source, inputs, inputs.get("dropout_key"), drop_tokens=False)
         return self.layout.restore(encoded.x)
 
@@ -177,7 +204,20 @@ class EncoderDecoder(ShardedModule):
         positions: Int[Array, "B T"],
         cache: list[BlockCache],
     ) -> tuple[Float32[Array, "B T V"], list[BlockCache]]:
-        """Decode one or a few new target tokens of each row, as `GPT.decode`."""
+        """Decode one or a few new target tokens of each row, as `GPT.decode`.
+
+        Parameters
+        ----------
+        blocks, tokens, positions, cache
+            As for `GPT.decode`.
+
+        Returns
+        -------
+        logits : float32 array [batch, tokens, vocab_size]
+            Logits of the new tokens.
+        cache : list
+            The caches of the blocks, with the new tokens.
+        """
         segment_ids = jnp.zeros(tokens.shape, jnp.int32)
         x = self._embed(tokens, positions, None)
         new_cache = []

@@ -127,6 +127,11 @@ class EncoderDecoderConfig(TransformerConfig):
         **overrides
             Fields of `EncoderDecoderConfig`.
 
+        Returns
+        -------
+        EncoderDecoderConfig
+            The configuration.
+
         Raises
         ------
         ValueError

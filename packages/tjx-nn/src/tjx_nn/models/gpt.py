@@ -132,6 +132,11 @@ class GPT(ShardedModule):
             As for calling the model.
         labels
             Token ids to predict, [batch, tokens]; the loss of -100 is 0.
+
+        Returns
+        -------
+        Losses
+            Loss of each label in nats, float32 [batch, tokens], and auxiliary losses.
         """
         # Gather the tied table once: its gradient is also reduced once.
         rows = self.wte.rows() if self.head is None else None
@@ -150,6 +155,18 @@ class GPT(ShardedModule):
 
         A pipeline splits `losses` into `embed_tokens`, `run_blocks` and `token_losses`. `rows` is
         the gathered token table, to share it between the first and the last.
+
+        Parameters
+        ----------
+        tokens, **inputs
+            As for calling the model.
+        rows
+            The gathered token table, [vocab_size, d_model]; None gathers it.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            The residual stream.
         """
         metadata = self._metadata(tokens, inputs)
         tokens = self.layout.reorder(jnp.asarray(tokens))
@@ -203,7 +220,22 @@ class GPT(ShardedModule):
         labels: Ids,
         rows: Float[Array, "V D"] | None = None,
     ) -> Float32[Array, "B T"]:
-        """Compute the cross-entropy of each label from the output of the last block."""
+        """Compute the cross-entropy of each label from the output of the last block.
+
+        Parameters
+        ----------
+        x
+            Output of the last block, [batch, tokens, d_model], tokens in device order.
+        labels
+            Token ids to predict, [batch, tokens]; the loss of -100 is 0.
+        rows
+            The gathered token table, as for `embed_tokens`.
+
+        Returns
+        -------
+        float32 array [batch, tokens]
+            Losses in nats.
+        """
         return head_losses(
             gather_sequence(self.layout, self._final_norm(x)) * self.logit_scale,
             self._head_rows() if rows is None else rows,
@@ -215,7 +247,18 @@ class GPT(ShardedModule):
         )
 
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:
-        """Compute logits from hidden states (a result of `hidden`)."""
+        """Compute logits from hidden states (a result of `hidden`).
+
+        Parameters
+        ----------
+        x
+            Hidden states, [..., d_model].
+
+        Returns
+        -------
+        float32 array [..., vocab_size]
+            Logits.
+        """
         return head_logits(
             x * self.logit_scale,
             self._head_rows(),
@@ -225,7 +268,18 @@ class GPT(ShardedModule):
         )
 
     def hidden(self, tokens: Ids, **inputs: Unpack[GPTInputs]) -> Float[Array, "B T D"]:
-        """Compute the normalized output of the last block; parameters as for calling the model."""
+        """Compute the normalized output of the last block; parameters as for calling the model.
+
+        Parameters
+        ----------
+        tokens, **inputs
+            As for calling the model.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            Hidden states.
+        """
         x = self.embed_tokens(tokens, **inputs)
         x, _ = self.run_blocks(x, tokens, drop_tokens=False, **inputs)
         return self.layout.restore(self._final_norm(x))

@@ -93,6 +93,11 @@ class GPTConfig(TransformerConfig):
         **overrides
             Fields of `GPTConfig`.
 
+        Returns
+        -------
+        GPTConfig
+            The configuration.
+
         Raises
         ------
         ValueError

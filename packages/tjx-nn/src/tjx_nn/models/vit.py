@@ -87,6 +87,11 @@ class ViT(ShardedModule):
             As for calling the model.
         labels
             Class of each image; the loss of -100 is 0.
+
+        Returns
+        -------
+        Losses
+            Loss of each image in nats, float32 [batch], and auxiliary losses.
         """
         x = self.embed_tokens(images, dropout_key=dropout_key)
         x, stack_losses = self.run_blocks(x, images, dropout_key=dropout_key)
@@ -95,7 +100,23 @@ class ViT(ShardedModule):
     def embed_tokens(
         self, images: Images, *, dropout_key: Array | None = None
     ) -> Float[Array, "B T D"]:
-        """Compute the residual stream of patches and class token before the first block."""
+        """Compute the residual stream of patches and class token before the first block.
+
+        Parameters
+        ----------
+        images, dropout_key
+            As for calling the model.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            The residual stream.
+
+        Raises
+        ------
+        ValueError
+            If the images do not have the size and channels of the model.
+        """
         config = self.config
         expected = (*config.height_width, config.channels)
         if images.shape[1:] != expected:
@@ -119,7 +140,22 @@ class ViT(ShardedModule):
         drop_tokens: bool = True,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], list[AuxLosses]]:
-        """Apply the blocks to the residual stream, as `GPT.run_blocks`."""
+        """Apply the blocks to the residual stream, as `GPT.run_blocks`.
+
+        Parameters
+        ----------
+        x, layers, drop_tokens
+            As for `GPT.run_blocks`.
+        images, dropout_key
+            As for calling the model.
+
+        Returns
+        -------
+        x : array [batch, tokens, d_model]
+            The residual stream after the blocks.
+        aux_losses : list of AuxLosses
+            Auxiliary losses of each block.
+        """
         keys, _ = split_layer_keys(self.config, dropout_key)
         metadata = TokenMetadata(jnp.arange(x.shape[1])[None])
         return self.encoder(x, metadata, dropout_keys=keys, drop_tokens=drop_tokens, layers=layers)
@@ -127,7 +163,20 @@ class ViT(ShardedModule):
     def token_losses(
         self, x: Float[Array, "B T D"], labels: Int[Array | np.ndarray, " B"]
     ) -> Float32[Array, " B"]:
-        """Compute the cross-entropy of each label from the output of the last block."""
+        """Compute the cross-entropy of each label from the output of the last block.
+
+        Parameters
+        ----------
+        x
+            Output of the last block, [batch, tokens, d_model].
+        labels
+            Class of each image, [batch]; the loss of -100 is 0.
+
+        Returns
+        -------
+        float32 array [batch]
+            Losses in nats.
+        """
         bias = self.head.bias
         return head_losses(
             self._pool(x) / self.config.width_multiplier,
@@ -137,7 +186,18 @@ class ViT(ShardedModule):
         )
 
     def pooled(self, images: Images, *, dropout_key: Array | None = None) -> Float[Array, "B D"]:
-        """Compute the pooled features of images; parameters as for calling the model."""
+        """Compute the pooled features of images; parameters as for calling the model.
+
+        Parameters
+        ----------
+        images, dropout_key
+            As for calling the model.
+
+        Returns
+        -------
+        array [batch, d_model]
+            Features.
+        """
         x = self.embed_tokens(images, dropout_key=dropout_key)
         x, _ = self.run_blocks(x, images, dropout_key=dropout_key, drop_tokens=False)
         return self._pool(x)

@@ -101,6 +101,11 @@ class ViTConfig(TransformerConfig):
         **overrides
             Fields of `ViTConfig`.
 
+        Returns
+        -------
+        ViTConfig
+            The configuration.
+
         Raises
         ------
         ValueError

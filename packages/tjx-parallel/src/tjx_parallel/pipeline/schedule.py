@@ -112,6 +112,16 @@ class PipelineSchedule:
     def layers_per_chunk(self, layers: int) -> int:
         """Return the number of layers per chunk.
 
+        Parameters
+        ----------
+        layers
+            Number of layers of the model.
+
+        Returns
+        -------
+        int
+            Layers of each chunk.
+
         Raises
         ------
         ValueError
@@ -172,6 +182,11 @@ def make_pipeline_schedule(
         Number of pipeline stages, and of microbatches per step.
     chunks : int
         Number of layer chunks of a stage; above 1 only with "interleaved_1f1b".
+
+    Returns
+    -------
+    PipelineSchedule
+        The schedule.
 
     Raises
     ------

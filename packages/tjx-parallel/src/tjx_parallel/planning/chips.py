@@ -83,6 +83,11 @@ class Chip(NamedTuple):
             the rate of bf16, and to bf16 on TPUs.
         exact
             Whether float32 is not rounded (``jax.default_matmul_precision("highest")``).
+
+        Returns
+        -------
+        float
+            FLOP/s.
         """
         if dtype.startswith(("f8", "s8", "u8")):
             return self.float8_flops
@@ -126,7 +131,23 @@ CHIPS: Mapping[str, Chip] = MappingProxyType({chip.name: chip for chip in (
 
 
 def find_chip(name: str) -> Chip:
-    """Return the chip with a name; raise ValueError with the nearest name if there is none."""
+    """Return the chip with a name; raise ValueError with the nearest name if there is none.
+
+    Parameters
+    ----------
+    name
+        Name in `CHIPS`, such as "h100".
+
+    Returns
+    -------
+    Chip
+        Peaks, memory and bandwidths of the chip.
+
+    Raises
+    ------
+    ValueError
+        If there is none, with the nearest name.
+    """
     if (chip := CHIPS.get(name.lower())) is not None:
         return chip
     near = difflib.get_close_matches(name.lower(), CHIPS, n=1, cutoff=0.4)

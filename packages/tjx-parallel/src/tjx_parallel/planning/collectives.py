@@ -66,6 +66,11 @@ def collectives(hlo: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
     mesh_shape
         Size by axis, outer to inner (``mesh.shape``).
 
+    Returns
+    -------
+    list of Collective
+        Kind, bytes, mesh axes and number of executions of each.
+
     Raises
     ------
     ValueError

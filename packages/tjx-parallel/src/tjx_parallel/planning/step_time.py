@@ -155,6 +155,11 @@ def plan(step: StepProfile, chip: Chip, *, compute_efficiency: float | None = No
         Assumed share of the chip's peak FLOP/s. None uses the time of the compiled program, or
         without one the chip's published share.
 
+    Returns
+    -------
+    Plan
+        Memory in bytes and time in seconds.
+
     Raises
     ------
     ValueError
@@ -205,6 +210,11 @@ def scale_step(step: StepProfile, devices: int, *, strong: bool) -> StepProfile 
         The number of devices to extrapolate to.
     strong : bool
         Whether the batch stays (strong scaling), or the rows per device (weak scaling).
+
+    Returns
+    -------
+    StepProfile or None
+        The extrapolated profile.
     """
     factor = devices / step.devices
     shape, state = _resized(step.mesh_shape, devices)

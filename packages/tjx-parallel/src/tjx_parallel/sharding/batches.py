@@ -14,7 +14,18 @@ _BATCH_AXES = DEFAULT_RULES["batch"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a batch [rows, ...]: rows over data, fsdp and expert."""
+    """Return the sharding of a batch [rows, ...]: rows over data, fsdp and expert.
+
+    Parameters
+    ----------
+    mesh
+        The device mesh.
+
+    Returns
+    -------
+    NamedSharding
+        The sharding.
+    """
     spec = PartitionSpec(_BATCH_AXES)  # type: ignore[no-untyped-call]  # JAX gives no types
     return NamedSharding(mesh, spec)
 
@@ -24,6 +35,16 @@ def batch_process(mesh: Mesh) -> tuple[int, int]:
 
     These are ``jax.process_index()`` and ``jax.process_count()``, unless an axis that replicates
     rows (tensor, for example) spans processes: then processes with the same rows share an index.
+
+    Parameters
+    ----------
+    mesh
+        The device mesh.
+
+    Returns
+    -------
+    tuple of int
+        Index and count.
 
     Raises
     ------

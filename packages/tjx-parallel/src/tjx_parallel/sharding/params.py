@@ -97,6 +97,11 @@ def state_shardings(abstract_state: Any, params_shardings: Any) -> Any:
     -------
     Any
         A pytree of NamedShardings like the state.
+
+    Raises
+    ------
+    ValueError
+        If `params_shardings` is empty.
     """
     by_path = {
         _parts(path): sharding
@@ -121,7 +126,18 @@ def state_shardings(abstract_state: Any, params_shardings: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array that is replicated on every device."""
+    """Return the sharding of an array that is replicated on every device.
+
+    Parameters
+    ----------
+    mesh
+        The device mesh.
+
+    Returns
+    -------
+    NamedSharding
+        The sharding.
+    """
     spec = PartitionSpec()  # type: ignore[no-untyped-call]  # JAX gives no types
     return NamedSharding(mesh, spec)
 

@@ -74,12 +74,33 @@ class ShardingRules:
 
     @classmethod
     def of(cls, config: MeshConfig) -> "ShardingRules":
-        """Return the rules of a mesh config: its rows and its sequence parallelism."""
+        """Return the rules of a mesh config: its rows and its sequence parallelism.
+
+        Parameters
+        ----------
+        config
+            `rules` and `sequence_parallel` are used.
+
+        Returns
+        -------
+        ShardingRules
+            The rules.
+        """
         residual = {} if config.sequence_parallel else {"residual": DEFAULT_RULES["seq"]}
         return cls({**residual, **config.rows()})
 
     def mesh_axes(self, logical_axis: str) -> tuple[str, ...]:
         """Return the mesh axes that shard a logical axis.
+
+        Parameters
+        ----------
+        logical_axis
+            Name of the axis, such as "embed".
+
+        Returns
+        -------
+        tuple of str
+            Mesh axes, outer to inner; empty for an axis that is never sharded.
 
         Raises
         ------
@@ -121,6 +142,11 @@ class ShardingRules:
             Name of the array in messages.
         without
             Mesh axes to ignore: `STORAGE_AXES` for a gathered weight.
+
+        Returns
+        -------
+        PartitionSpec
+            Mesh axes by dimension.
 
         Raises
         ------

@@ -29,6 +29,11 @@ def attention_reference(
     q, k, v, return_lse, **options
         As for `flash_attention`, without `implementation` and `interpret`; results and errors too.
 
+    Returns
+    -------
+    jax.Array or tuple of jax.Array
+        As of `flash_attention`: the output, and the log-sum-exp with `return_lse`.
+
     Examples
     --------
     >>> import jax.numpy as jnp
