@@ -1,5 +1,6 @@
 """Tasks grpo and dpo: losses, metrics, exact resume, data and messages."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from process_harness import records, run_attempt
 import tjx_ckpt
 import tjx_nn
 import tjx_rl
+from tjx_data import CHAT_TOKENS, ChatTemplate, Conversation, byte_tokenizer, encode_conversation
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.rl import grpo_task
 from tjx_trainer.rl.open_rl import open_tokenizer
+from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import sample_responses
 from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.tasks.registry import open_task
@@ -31,7 +34,7 @@ TINY = """
 """.split()  # noqa: SIM905  a list of words reads worse
 GRPO = """
 --task=grpo --data.corpus=arithmetic --rl.max_new_tokens=4 --rl.samples_per_prompt=4
---rl.kl_coefficient=0.1 --rl.eval_prompts=8
+--rl.kl_coefficient=0.1 --rl.eval_prompts=8 --rl.eval_samples=3
 """.split()  # noqa: SIM905
 
 
@@ -104,11 +107,11 @@ def test_a_run_that_dies_resumes_bit_for_bit(
     path = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         if moment == "in the rollout":
-            calls = iter(range(STEPS))
+            calls = iter(range(3 + STEPS))  # an evaluation draws three times first
             sample = sample_responses
             patch.setattr(
                 grpo_task, "sample_responses",
-                lambda *a, **k: kill() if not k["greedy"] and next(calls) == 3 else sample(*a, **k),
+                lambda *a, **k: kill() if not k["greedy"] and next(calls) == 6 else sample(*a, **k),
             )  # fmt: skip
         else:
             beat = ("save", STEPS) if moment == "in the save" else ("train", 3)
@@ -133,7 +136,9 @@ def test_the_metrics_of_a_run_describe_its_rollouts(grpo: Job, whole: Path) -> N
         assert line["train/verifier_failures"] == 0
     assert lines[0]["train/kl"] == pytest.approx(0, abs=1e-6)  # the policy is the reference
     assert lines[-1]["train/kl"] > 1e-6
-    assert {"eval/accuracy", "eval/response_length"} <= set(records(whole)[-1])
+    last = records(whole)[-1]
+    assert {"eval/accuracy", "eval/response_length"} <= set(last)
+    assert 0 <= last["eval/pass_at_1"] <= last["eval/pass_at_3"] <= 3 * last["eval/pass_at_1"]
 
 
 def test_the_trainer_minimizes_the_loss_of_grpo(grpo: Job) -> None:
@@ -165,6 +170,57 @@ def test_the_trainer_minimizes_the_loss_of_grpo(grpo: Job) -> None:
     np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
     assert found["clip_fraction"] > 0
     assert found["tokens"] == np.sum(given["labels"] >= 0)
+
+
+def test_updates_on_a_rollout_keep_the_policy_that_sampled(grpo: Job) -> None:
+    constant = ["--schedule.name=constant", "--schedule.warmup_steps=0"]
+    twice = build(*TINY, *GRPO, *constant, "--rl.epochs=2")
+    once = build(*TINY, *GRPO, *constant)
+    batch, _ = completed(once, 0, once.initial_state())
+    expected, _ = once.train_step(once.initial_state(), batch)
+    expected, last = once.train_step(expected, batch)
+    found, metrics = twice.train_step(twice.initial_state(), batch)
+    for one, other in zip(*map(jax.tree.leaves, (found.params, expected.params)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert int(jax.device_get(found.step)) == 1
+    counts: Any = jax.device_get((metrics["tokens"], last["tokens"], metrics["clip_fraction"]))
+    assert counts[0] == 2 * counts[1]
+    assert counts[2] > 0  # the second update is far from the sampling policy
+
+
+def test_minibatches_have_the_loss_of_the_batch_as_their_mean(grpo: Job) -> None:
+    generator = np.random.default_rng(0)
+    mask = np.arange(10) < generator.integers(1, 10, (12, 1))
+    losses = generator.standard_normal(mask.shape)
+    equal = np.repeat([False, True, True], 4)  # the first group teaches nothing
+    for skip in (False, True):
+        rl = dataclasses.replace(grpo.config.rl, minibatches=3, skip_equal_groups=skip)
+        weights = grpo_task.weights_of(rl, mask, equal)
+        parts = [(weights * losses)[part::3].sum() / mask[part::3].sum() for part in range(3)]
+        of_rows = (losses * mask).sum(1) / mask.sum(1)
+        expected = of_rows[equal].mean() if skip else of_rows.mean()
+        np.testing.assert_allclose(np.mean(parts), expected, rtol=1e-5)
+    assert not grpo_task.weights_of(rl, mask, np.zeros(12, bool)).any()
+
+
+@pytest.mark.parametrize("template", ["tjx", "plain"])
+def test_a_chat_prompt_and_response_are_the_tokens_of_fine_tuning(
+    template: str, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer(("<|endoftext|>", *CHAT_TOKENS))
+    ChatTemplate.built_in(template, tokenizer).save(tmp_path)
+    words = [*TINY, *GRPO, "--rl.chat=true", f"--train.init_from={tmp_path}"]
+    form = PromptFormat.of(resolve(words), tokenizer)
+    prompt, response = form.encode_prompt("1+1?"), form.encode_response("1+1?", "2")
+    messages = ({"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"})
+    tokens, is_answer = encode_conversation(
+        ChatTemplate.load(tmp_path), tokenizer, Conversation(messages)
+    )
+    assert [*prompt, *response] == tokens[: np.flatnonzero(is_answer)[-1] + 1].tolist()
+    assert tokenizer.decode([form.stop_token or 0]) == (
+        "<|end|>" if template == "tjx" else "<|endoftext|>"
+    )
+    assert form.decode_response(response).strip() == "2"
 
 
 def test_rollouts_are_a_function_of_seed_step_and_parameters(grpo: Job) -> None:
@@ -240,6 +296,10 @@ def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
         (["--task=dpo"], "train.init_from: got none with task dpo"),
         (["--task=gpro"], "task: got 'gpro'; expected one of none, sft, grpo, dpo"),
         ([*GRPO, "--lora.rank=4"], "task: got grpo with lora.rank 4; expected none"),
+        ([*GRPO, "--rl.minibatches=3"], "train.batch_size: got 8; expected a multiple of"),
+        ([*GRPO, "--rl.minibatches=8"], "rl.minibatches=8 times train.accumulation"),
+        ([*GRPO, "--rl.chat=true"], "rl.chat: got true with task grpo and train.init_from None"),
+        (["--task=dpo", "--rl.epochs=2"], "rl.minibatches: got 2 updates with task dpo"),
         ([*GRPO, "--chat.template=tjx"], "chat: got one with task grpo; expected --task sft"),
     ],
 )

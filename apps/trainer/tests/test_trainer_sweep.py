@@ -28,6 +28,7 @@ class FakeTrainer:
     def __init__(self) -> None:
         self.made: list[str] = []
         self.fails: dict[str, int] = {}
+        self.unsaved: set[str] = set()
 
     def __call__(self, words: Sequence[str]) -> int:
         config = resolve(words)
@@ -43,6 +44,8 @@ class FakeTrainer:
         run.metrics.write_text(
             "".join(json.dumps({"step": step, "eval/loss": v}) + "\n" for step, v in records)
         )
+        if run.path.name not in self.unsaved:
+            (run.checkpoints / str(config.train.max_steps)).mkdir(parents=True)
         return 0
 
 
@@ -118,6 +121,22 @@ def test_a_sweep_resumes_and_reports_the_best_first(
     with pytest.raises(SystemExit):
         sweep_command.run([*words, "--seed=3"], launch=trainer)
     assert "holds another sweep" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_last_save_is_not_finished(tmp_path: Path) -> None:
+    name = "learning_rate=1e-3,batch_size=8"
+    trainer = FakeTrainer()
+    trainer.unsaved = {name}
+    words = [*GRID, f"--sweep.dir={tmp_path / 's'}"]
+    assert sweep_command.run(words, launch=trainer) == 0
+    made: list[str] = []
+
+    def launch(words: Sequence[str]) -> int:
+        made.append(Path(resolve(words).run_dir or "").name)
+        return 0
+
+    assert sweep_command.run(words, launch=launch) == 0
+    assert made == [name]
 
 
 def test_a_sweep_stops_with_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

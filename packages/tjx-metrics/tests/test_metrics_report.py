@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from tjx_metrics.main import main
 from tjx_metrics.plotting.run_data import open_run
 from tjx_metrics.report.comparison import cell, differences
+from tjx_metrics.report.page import pipeline_page
 from tjx_metrics.report.summary import config_of, environment_of, summarize, warnings_of
 
 EVIL = "</pre><script>alert('x')</script><img src=http://example.org/a.png onerror=\"go()\">"
@@ -109,6 +111,19 @@ def test_the_page_has_all_sections_and_valid_references(page_text: str) -> None:
                  "Evaluation loss 4.200 at first, 2.200 at best (step 100).", "25.0%",
                  "No problems found", "No records: Parameter norms by layer"):  # fmt: skip
         assert text in page.words
+
+
+def test_a_page_of_several_runs_has_the_sections_of_each(tmp_path: Path) -> None:
+    stages = [open_run(write_run(tmp_path / name)) for name in ("one", "two")]
+    rewards = [{**record, "train/reward": 0.5} for record in stages[1].records]
+    page = Page(pipeline_page("both", [stages[0], replace(stages[1], records=rewards)]))
+    assert len(set(page.ids)) == len(page.ids)
+    for number in (1, 2):
+        assert {f"stage{number}-{name}" for name in ("summary", "curves", "samples")} <= {*page.ids}
+    assert ("stage1-responses" in page.ids, "stage2-responses" in page.ids) == (False, True)
+    assert page.tags.count("script") == 1
+    used = {each[1:] for each in page.loads if each.startswith("#")}
+    assert {"stage1-summary", "stage2-summary"} <= used <= set(page.ids)
 
 
 def test_hover_data_has_the_values_of_curves(page_text: str) -> None:

@@ -1,4 +1,4 @@
-"""Entry point of the trainer: train, plan, parameters, sweep."""
+"""Entry point of the trainer: train, plan, parameters, sweep, pipeline."""
 
 import errno
 import os
@@ -27,6 +27,7 @@ from tjx_trainer.cli.arguments import parse_args
 from tjx_trainer.cli.command_line import exit_with_errors, format_errors, parse
 from tjx_trainer.cli.help_page import HELP_FLAGS, nanogpt_help_text
 from tjx_trainer.cli.nanogpt import translate
+from tjx_trainer.pipeline import pipeline_command
 from tjx_trainer.planning import parameter_table, plan_command
 from tjx_trainer.runtime.exit_codes import ExitCode, KernelError, NotFiniteError
 from tjx_trainer.runtime.out_of_memory import explain, is_out_of_memory
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan_command.run,
     "parameters": parameter_table.run,
     "sweep": sweep_command.run,
+    "pipeline": pipeline_command.run,
 }
 
 # The first matching class decides.

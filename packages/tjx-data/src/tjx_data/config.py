@@ -68,6 +68,9 @@ class DataConfig:
         token ids as data the one that made them; bpe and auto mean none.
     vocab_size : int
         Vocabulary size of bpe; ignored with other tokenizers.
+    chat_tokens : bool
+        Give the tokenizers bpe and char the special tokens of the chat template tjx, for a model
+        that is fine-tuned on conversations.
     holdout : str
         Validation split: official (that of the corpus), documents (by the hash of each document),
         tail (the end of the text, for a corpus of one long document), or auto: official where the
@@ -114,6 +117,7 @@ class DataConfig:
     augment: Augmentation = NO_AUGMENTATION
     tokenizer: str = "bpe"
     vocab_size: int = 4096
+    chat_tokens: bool = False
     holdout: Literal["auto", "documents", "tail", "official"] = "auto"
     holdout_fraction: float = 0.1
     max_tokens: int | None = None
@@ -159,6 +163,11 @@ class DataConfig:
         if not self.tokenizer:
             message = "got ''; expected bpe, char, byte, gpt2, auto or a path"
             problems.append(Problem("tokenizer", message))
+        if self.chat_tokens and self.tokenizer_kind not in ("bpe", "char"):
+            message = (
+                f"got true with tokenizer {self.tokenizer}; expected bpe or char; leave it out"
+            )
+            problems.append(Problem("chat_tokens", message, ("tokenizer",)))
         if self.tokenizer_kind == "bpe" and self.vocab_size < 257:
             message = (
                 f"got {self.vocab_size}; expected at least 257 with tokenizer bpe (256 bytes and "

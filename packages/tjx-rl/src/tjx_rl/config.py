@@ -27,9 +27,16 @@ class RLConfig:
         Responses to each prompt of a batch; divides train.batch_size.
     max_new_tokens
         Largest length of a response [tokens], its end-of-text token included.
+    minibatches
+        Parts of the batch of responses, with an update for each; divides train.batch_size.
+    epochs
+        Passes over the batch of responses.
+    skip_equal_groups
+        Leave prompts out of the loss whose responses all have the same reward (the first half of
+        dynamic sampling in DAPO); otherwise they count in its mean with a gradient of 0.
     clip_low
-        Ratios of probabilities are clipped to at least 1 - clip_low. Each rollout serves one
-        update, so ratios differ from 1 only by the numerics of sampler and trainer.
+        Ratios of probabilities are clipped to at least 1 - clip_low. In the first update after a
+        rollout they differ from 1 only by the numerics of sampler and trainer.
     clip_high
         Ratios are clipped to at most 1 + clip_high; none: 0.28 for dapo, else 0.2.
     kl_coefficient
@@ -44,8 +51,13 @@ class RLConfig:
         without surrounding white space), regex (the answer is a pattern that matches all of it),
         json_schema (the answer is a schema), unit_tests (the answer is a Python program that runs
         after the response, in a process with limits and without network).
+    chat
+        Make each prompt a message of the user, by the chat template of the initial model, whose end
+        of turn then ends a response.
     eval_prompts
         Held-out prompts per evaluation, answered greedily.
+    eval_samples
+        Responses to each held-out prompt that are sampled to estimate pass@k; 0 samples none.
     preference_loss
         Of task dpo: dpo or ipo.
     beta
@@ -62,13 +74,18 @@ class RLConfig:
     algorithm: AlgorithmName = "grpo"
     samples_per_prompt: int = 8
     max_new_tokens: int = 32
+    minibatches: int = 1
+    epochs: int = 1
+    skip_equal_groups: bool = False
     clip_low: float = 0.2
     clip_high: float | None = None
     kl_coefficient: float = 0.0
     kl_estimator: KLEstimator = "k3"
     importance_cap: float | None = 2.0
     verifier: VerifierName = "numeric"
+    chat: bool = False
     eval_prompts: int = 200
+    eval_samples: int = 0
     preference_loss: PreferenceLoss = "dpo"
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -85,7 +102,9 @@ class RLConfig:
             if getattr(self, name) not in get_args(kind)
         ]
         least = {
-            "samples_per_prompt": 2, "max_new_tokens": 1, "eval_prompts": 1}  # fmt: skip
+            "samples_per_prompt": 2, "max_new_tokens": 1, "minibatches": 1, "epochs": 1,
+            "eval_prompts": 1, "eval_samples": 0,
+        }  # fmt: skip
         problems += [
             Problem(name, f"got {getattr(self, name)}; expected at least {minimum}")
             for name, minimum in least.items()
@@ -116,3 +135,8 @@ class RLConfig:
             problems.append(Problem("label_smoothing", message, ("preference_loss",)))
         if problems:
             raise ConfigError(problems)
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimizer updates on each batch of responses."""
+        return self.minibatches * self.epochs

@@ -101,8 +101,8 @@ def load_preset(name_or_path: str) -> Preset:
         Mistakes are in its ``problems``; none is raised.
     """
     path = Path(name_or_path)
-    if path.suffix in {".yaml", ".yml"} or path.name != name_or_path:
-        text, problem = _read_file(path)
+    if is_preset_path(name_or_path):
+        text, problem = read_preset_file(path)
         label = name_or_path
     elif name_or_path in preset_names():
         folder = resources.files("tjx_trainer") / "configs"
@@ -114,6 +114,12 @@ def load_preset(name_or_path: str) -> Preset:
         return Preset(path.stem, "", {}, {}, [f"--config: got {name_or_path}; {problem}"])
     values, problems = _read_values(text, label)
     return Preset(path.stem, describe(text), read_head(text), values, problems)
+
+
+def is_preset_path(name_or_path: str) -> bool:
+    """Return whether a value of ``--config`` is a path; else it is a name."""
+    path = Path(name_or_path)
+    return path.suffix in {".yaml", ".yml"} or path.name != name_or_path
 
 
 def describe(text: str) -> str:
@@ -203,7 +209,7 @@ def _unknown_preset(name: str) -> str:
     return f"--config: got {name}; expected a path or one of {', '.join(preset_names())}{hint}"
 
 
-def _read_file(path: Path) -> tuple[str, str]:
+def read_preset_file(path: Path) -> tuple[str, str]:
     """Return the text of a preset file and "", or "" and the problem."""
     if path.is_dir():
         inside = path / "config.yaml"
@@ -228,23 +234,34 @@ def _read_file(path: Path) -> tuple[str, str]:
         return "", f"the file cannot be read ({error})"
 
 
-def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]:
-    """Parse YAML into values by dotted name, and the mistakes in it."""
+def compose(text: str, label: str) -> tuple[yaml.MappingNode | None, list[str]]:
+    """Parse YAML into the node of its mapping, None if there is none, and the mistakes in it."""
     # Compose nodes instead of loading objects: nodes have line numbers, show repeated keys, and
     # keep text such as 6e-4 and `on`, which PyYAML would convert. Nothing is constructed from them.
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        return {}, [
+        return None, [
             f"{label}:{line}: not YAML ({error.problem}): write `section:`, then `  name: value`"
         ]
     except (yaml.YAMLError, RecursionError) as error:
-        return {}, [f"{label}: not YAML ({str(error).splitlines()[0]}): save it as plain text"]
+        return None, [f"{label}: not YAML ({str(error).splitlines()[0]}): save it as plain text"]
     if root is None:
-        return {}, []
+        return None, []
     if not isinstance(root, yaml.MappingNode) or root.tag not in _PLAIN_TAGS:
-        return {}, [f"{label}:1: expected sections, such as `model:`, with `  name: value` below"]
+        return None, [f"{label}:1: expected sections, such as `model:`, with `  name: value` below"]
+    return root, []
+
+
+def _read_values(text: str, label: str) -> tuple[dict[str, RawValue], list[str]]:
+    """Parse YAML into values by dotted name, and the mistakes in it."""
+    root, problems = compose(text, label)
+    return ({}, problems) if root is None else values_of(root, label)
+
+
+def values_of(root: yaml.MappingNode, label: str) -> tuple[dict[str, RawValue], list[str]]:
+    """Return the values of a mapping by dotted name, and the mistakes in it."""
     values: dict[str, RawValue] = {}
     problems: list[str] = []
     entries = list(_entries(root, "", label, problems))

@@ -124,8 +124,11 @@ def check_conversations(
     if not isinstance(model, GPTConfig):
         message = f"got {model.family} with task {task}; expected gpt; leave it out"
         problems.append(Problem("model.family", message, ("task",)))
-    if data.path is None:
-        message = f"got none with task {task}; expected conversations: --data.path FILE.jsonl"
+    if data.path is None and data.corpus != "tiny-chat":
+        message = (
+            f"got none with task {task}; expected conversations: --data.path FILE.jsonl, or "
+            "--data.corpus tiny-chat"
+        )
         problems.append(Problem("data.path", message, ("task",)))
     if data.tokenizer_kind in ("bpe", "char"):
         message = (
@@ -191,21 +194,33 @@ def check_rl(
         for (name, value), rule in rules.items()
         if value != rule
     ]
-    if data.path is None and (task != "grpo" or data.corpus != "arithmetic"):
+    if data.path is None and (task != "grpo" or data.corpus not in ("arithmetic", "tiny-chat")):
         keys = "prompt and answer" if task == "grpo" else "prompt, chosen and rejected"
-        builtin = ", or --data.corpus arithmetic" if task == "grpo" else ""
+        builtin = ", or --data.corpus arithmetic or tiny-chat" if task == "grpo" else ""
         message = f"got none with task {task}; expected a .jsonl file with {keys} a line{builtin}"
         problems.append(Problem("data.path", message, ("task",)))
     if train.init_from is None and (task == "dpo" or data.path is not None):
         message = f"got none with task {task}; expected the model to start from; give a folder"
         problems.append(Problem("train.init_from", message, ("task",)))
-    if task == "grpo" and train.batch_size % rl.samples_per_prompt:
+    if rl.chat and (task != "grpo" or train.init_from is None):
         message = (
-            f"got {train.batch_size}; expected a multiple of rl.samples_per_prompt="
-            f"{rl.samples_per_prompt}; give --train.batch_size "
-            f"{next_multiple(train.batch_size, rl.samples_per_prompt)}"
+            f"got true with task {task} and train.init_from {train.init_from}; expected task grpo "
+            "and a model with a chat template; change one of them"
         )
-        problems.append(Problem("train.batch_size", message, ("rl.samples_per_prompt",)))
+        problems.append(Problem("rl.chat", message, ("task", "train.init_from")))
+    divisors = {"rl.samples_per_prompt": rl.samples_per_prompt, "rl.minibatches": rl.minibatches}
+    for name, divisor in divisors.items() if task == "grpo" else ():
+        multiple = divisor * (train.accumulation or 1 if name == "rl.minibatches" else 1)
+        if train.batch_size % multiple:
+            message = (
+                f"got {train.batch_size}; expected a multiple of {name}={divisor}"
+                f"{'' if multiple == divisor else ' times train.accumulation'}; give "
+                f"--train.batch_size {next_multiple(train.batch_size, multiple)}"
+            )
+            problems.append(Problem("train.batch_size", message, (name,)))
+    if task != "grpo" and rl.updates_per_rollout > 1:
+        message = f"got {rl.updates_per_rollout} updates with task {task}; expected 1; leave it out"
+        problems.append(Problem("rl.minibatches", message, ("task", "rl.epochs")))
     if task == "grpo" and rl.max_new_tokens >= data.seq_len:
         message = (
             f"got {rl.max_new_tokens}; expected fewer than data.seq_len={data.seq_len}, the tokens "

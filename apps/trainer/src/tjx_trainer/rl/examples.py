@@ -12,6 +12,7 @@ import numpy as np
 import tjx_data
 from tjx_data.corpora.arithmetic import addition_problems
 from tjx_data.corpora.documents import assign_split
+from tjx_data.corpora.tiny_chat import question_problems
 from tjx_data.loading.base import IGNORED_LABEL
 from tjx_data.loading.samplers import derive_key
 from tjx_trainer.config.run_config import Config
@@ -34,7 +35,7 @@ def read_examples(config: Config, keys: Sequence[str]) -> dict[Split, list[Examp
     Parameters
     ----------
     config : Config
-        ``data.path``, else the corpus arithmetic.
+        ``data.path``, else the corpus arithmetic or tiny-chat.
     keys : sequence of str
         Keys of each line besides "prompt".
 
@@ -45,8 +46,9 @@ def read_examples(config: Config, keys: Sequence[str]) -> dict[Split, list[Examp
     """
     if config.data.path is None:
         splits: tuple[Split, Split] = ("train", "validation")
+        problems = question_problems if config.data.corpus == "tiny-chat" else addition_problems
         return {
-            split: [Example(each.prompt, (each.answer,)) for each in addition_problems(split)]
+            split: [Example(each.prompt, (each.answer,)) for each in problems(split)]
             for split in splits
         }
     found: dict[Split, list[Example]] = {"train": [], "validation": []}

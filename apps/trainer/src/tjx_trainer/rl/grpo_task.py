@@ -9,7 +9,8 @@ import tjx_data
 import tjx_rl
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.rl.examples import Example, Split, encode_row, make_example_loaders, make_row
+from tjx_trainer.rl.examples import Example, Split, make_example_loaders, make_row
+from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import Rollouts, sample_responses
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
@@ -25,8 +26,8 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
     ----------
     config : Config
         The resolved configuration.
-    tokenizer : tjx_data.Tokenizer
-        That of the model.
+    form : PromptFormat
+        Encoding of prompts and responses.
     examples : mapping
         Prompts and answers of both splits.
     facts : mapping of str to str
@@ -43,14 +44,14 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
     def __init__(
         self,
         config: Config,
-        tokenizer: tjx_data.Tokenizer,
+        form: PromptFormat,
         examples: Mapping[Split, list[Example]],
         facts: Mapping[str, str],
         share: DataShard,
     ) -> None:
-        self.config, self.tokenizer, self._examples = config, tokenizer, examples
+        self.config, self.form, self._examples = config, form, examples
         self._prompts: dict[Split, list[list[int]]] = {
-            split: [tokenizer.encode_prompt(each.prompt) for each in some]
+            split: [form.encode_prompt(each.prompt) for each in some]
             for split, some in examples.items()
         }
         room = config.data.seq_len + 1 - config.rl.max_new_tokens
@@ -63,7 +64,7 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             )
         held_out = zip(self._prompts["validation"], examples["validation"], strict=True)
         rows = [
-            encode_row(tokenizer, prompt, each.texts[0], config.data.seq_len)
+            make_row(prompt, form.encode_response(each.prompt, each.texts[0]), config.data.seq_len)
             for prompt, each in held_out
         ]
         super().__init__(
@@ -118,50 +119,64 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         for row, prompt, values in zip(log_probs, prompts, sampled.log_probs, strict=True):
             row[len(prompt) - 1 : len(prompt) - 1 + len(values)] = values
         mask = labels >= 0
-        weights = tjx_rl.token_weights(
-            mask, tjx_rl.ALGORITHMS[rl.algorithm].aggregation, max_length=rl.max_new_tokens
-        )
+        groups = rewards.reshape(-1, rl.samples_per_prompt)
+        is_informative = groups.std(1) > 0
         batch = {
             "tokens": tokens,
             "labels": labels,
             "advantages": advantages_of(rl, rewards)[:, None],
-            "weights": weights * np.float32(mask.sum()),
+            "weights": weights_of(rl, mask, np.repeat(is_informative, rl.samples_per_prompt)),
             "sampler_log_probs": log_probs,
         }
         lengths = mask.sum(1)
-        ended = [self.tokenizer.eot_id in response for response in sampled.tokens]
-        groups = rewards.reshape(-1, rl.samples_per_prompt)
+        ended = [self.form.stop_token in response for response in sampled.tokens]
         return batch, {
             "reward": float(rewards.mean()),
             "reward_deviation": float(rewards.std()),
             "pass_rate": float((rewards == 1).mean()),
-            "informative_groups": float((groups.std(1) > 0).mean()),
+            "informative_groups": float(is_informative.mean()),
             "response_length": float(lengths.mean()),
             "truncated": 1 - float(np.mean(ended)),
             "verifier_failures": float(sum(v.failure is not None for v in verdicts)),
         }
 
     def evaluate_responses(self, params: dict[str, Any], /) -> dict[str, float]:
-        """Answer held-out prompts greedily; return accuracy and mean length."""
-        _, sampled, verdicts = self._answer_held_out(params, self.config.rl.eval_prompts)
-        return {
+        """Answer held-out prompts; return the metrics of the responses.
+
+        These are the accuracy and mean length of greedy responses, and with ``rl.eval_samples`` k
+        the shares of the prompts that one and at least one of k sampled responses pass.
+        """
+        count, k = self.config.rl.eval_prompts, self.config.rl.eval_samples
+        _, sampled, verdicts = self._answer_held_out(params, count)
+        metrics = {
             "accuracy": float(np.mean([verdict.score for verdict in verdicts])),
             "response_length": float(np.mean([len(each) for each in sampled.tokens])),
         }
+        if k:
+            passed = np.array([
+                [verdict.score == 1 for verdict in self._answer_held_out(params, count, draw)[2]]
+                for draw in range(k)
+            ])  # fmt: skip
+            metrics |= {"pass_at_1": float(passed.mean())}
+            metrics |= {f"pass_at_{k}": float(passed.any(0).mean())}
+        return metrics
 
     def sample(self, params: dict[str, Any], /) -> str | None:
         """Return some held-out prompts with greedy responses and their rewards."""
         indices, sampled, verdicts = self._answer_held_out(params, _SHOWN)
         prompts = [self._examples["validation"][i].prompt for i in indices]
-        texts = map(self._text, sampled.tokens)
+        texts = map(self.form.decode_response, sampled.tokens)
+        space = "" if self.form.template is None else " "
         return "\n".join(
-            f"{prompt}{text}  reward {verdict.score:g}"
+            f"{prompt}{space}{text}  reward {verdict.score:g}"
             for prompt, text, verdict in zip(prompts, texts, verdicts, strict=True)
         )
 
     def record(self, run: RunDirectory) -> None:
-        """Write the tokenizer to the run directory."""
-        self.tokenizer.save(run.tokenizer)
+        """Write the tokenizer and the chat template to the run directory."""
+        self.form.tokenizer.save(run.tokenizer)
+        if self.form.template is not None:
+            self.form.template.save(run.path)
 
     def final_report(self, params: dict[str, Any], metrics: Mapping[str, float], /) -> list[str]:
         """Return accuracy on held-out prompts, loss of the answers, and samples."""
@@ -173,11 +188,12 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         ]  # fmt: skip
 
     def _answer_held_out(
-        self, params: Any, count: int
+        self, params: Any, count: int, draw: int | None = None
     ) -> tuple[list[int], Rollouts, list[tjx_rl.Verdict]]:
+        """Answer the first held-out prompts greedily, or sample the responses of a draw."""
         prompts = self._prompts["validation"][:count]
         indices = list(range(len(prompts)))
-        sampled = self._sample(prompts, params, step=0, greedy=True)
+        sampled = self._sample(prompts, params, step=draw or 0, greedy=draw is None)
         return indices, sampled, self._verify("validation", indices, sampled)
 
     def _sample(
@@ -187,15 +203,38 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         assert isinstance(config.model, GPTConfig)
         return sample_responses(
             config.model, params, prompts, max_new_tokens=config.rl.max_new_tokens,
-            stop_token=self.tokenizer.eot_id, seed=config.seed, step=step, greedy=greedy,
+            stop_token=self.form.stop_token, seed=config.seed, step=step, greedy=greedy,
         )  # fmt: skip
 
     def _verify(self, split: Split, indices: list[int], sampled: Rollouts) -> list[tjx_rl.Verdict]:
         answers = [self._examples[split][i].texts[0] for i in indices]
-        return tjx_rl.verify(self.config.rl.verifier, [*map(self._text, sampled.tokens)], answers)
+        texts = [*map(self.form.decode_response, sampled.tokens)]
+        return tjx_rl.verify(self.config.rl.verifier, texts, answers)
 
-    def _text(self, response: list[int]) -> str:
-        return self.tokenizer.decode([i for i in response if i != self.tokenizer.eot_id])
+
+def weights_of(rl: tjx_rl.RLConfig, mask: np.ndarray, is_informative: np.ndarray) -> np.ndarray:
+    """Return the weight of each token times the number of labels of its minibatch, float32 [B, T].
+
+    Parameters
+    ----------
+    rl : RLConfig
+        The settings.
+    mask : bool [B, T]
+        True for tokens of the responses.
+    is_informative : bool [B]
+        Whether the rewards of a response's group differ.
+    """
+    kept = is_informative if rl.skip_equal_groups else np.ones_like(is_informative)
+    weights = np.zeros(mask.shape, np.float32)
+    if kept.any():
+        weights[kept] = tjx_rl.token_weights(
+            mask[kept], tjx_rl.ALGORITHMS[rl.algorithm].aggregation, max_length=rl.max_new_tokens
+        )
+    # The loss of a minibatch is divided by its labels; the mean over minibatches is the loss.
+    for part in range(rl.minibatches):
+        rows = slice(part, None, rl.minibatches)
+        weights[rows] *= rl.minibatches * mask[rows].sum()
+    return weights
 
 
 def advantages_of(rl: tjx_rl.RLConfig, rewards: np.ndarray) -> np.ndarray:

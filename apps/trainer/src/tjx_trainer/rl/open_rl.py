@@ -6,10 +6,12 @@ import jax
 import numpy as np
 
 import tjx_data
+from tjx_data.corpora.tiny_chat import documents as generated_text
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.rl.dpo_task import DPOTask
 from tjx_trainer.rl.examples import read_examples
 from tjx_trainer.rl.grpo_task import GRPOTask
+from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.tasks.task import OpenedTask
 from tjx_trainer.tasks.text_data import fit_vocabulary
 from tjx_trainer.training.pretrained import pretrained_params
@@ -20,7 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 def open_rl(config: Config) -> OpenedTask:
     """Read the examples of a run of task grpo or dpo; the tokenizer is that of ``train.init_from``.
 
-    Without ``train.init_from`` the tokenizer has the characters of the corpus arithmetic.
+    Without ``train.init_from`` the tokenizer has the characters of the corpus.
 
     Raises
     ------
@@ -39,14 +41,20 @@ def open_rl(config: Config) -> OpenedTask:
     config = fit_vocabulary(config, tokenizer.vocab_size)
     if config.task == "dpo" or config.rl.kl_coefficient:
         facts["reference"] = reference_fingerprint(config)
-    make = GRPOTask if config.task == "grpo" else DPOTask
-    return config, lambda share: make(config, tokenizer, examples, facts, share)
+    if config.task == "dpo":
+        return config, lambda share: DPOTask(config, tokenizer, examples, facts, share)
+    form = PromptFormat.of(config, tokenizer)
+    if form.template is not None:
+        facts["template"] = hashlib.sha256(form.template.source.encode()).hexdigest()
+    return config, lambda share: GRPOTask(config, form, examples, facts, share)
 
 
 def open_tokenizer(config: Config) -> tjx_data.Tokenizer:
     """Return the tokenizer of the initial model; without one a tokenizer of digits and signs."""
     if config.train.init_from is not None:
         return tjx_data.Tokenizer.load(config.train.init_from)
+    if config.data.corpus == "tiny-chat":
+        return tjx_data.char_tokenizer(generated_text(), (END_OF_TEXT, *tjx_data.CHAT_TOKENS))
     return tjx_data.char_tokenizer(["0123456789+="], (END_OF_TEXT,))
 
 

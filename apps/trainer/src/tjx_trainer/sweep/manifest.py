@@ -1,11 +1,11 @@
 """Manifest of a sweep: the command line, axes and runs, in ``sweep.json``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tjx_core import ConfigError
+from tjx_core import ConfigError, write_atomically
 from tjx_data.bounded_io import read_json_object
 from tjx_trainer.cli.arguments import parse_args
 from tjx_trainer.sweep.grid import Grid
@@ -15,13 +15,15 @@ _MOST_BYTES = 16 << 20
 
 
 def write_manifest(folder: Path, grid: Grid, words: Sequence[str]) -> None:
-    """Write the manifest.
+    """Write the manifest of a sweep, or of a pipeline: a grid without axes.
 
     Raises
     ------
     ConfigError
-        If the folder holds another sweep or other files, or cannot be written.
+        If the folder holds another sweep, other stages or other files, or cannot be written.
     """
+    kind = "sweep" if grid.axes else "pipeline"
+    flag = f"--{kind}.dir"
     entry: dict[str, Any] = {
         "words": list(words),
         "axes": {name: list(values) for name, values in grid.axes.items()},
@@ -32,18 +34,39 @@ def write_manifest(folder: Path, grid: Grid, words: Sequence[str]) -> None:
         before = read_manifest(folder)
         if before["axes"].keys() != entry["axes"].keys() or _fixed(before) != _fixed(entry):
             raise ConfigError([
-                f"--sweep.dir {folder}: holds another sweep ({' '.join(before['words'])}); give "
-                "another --sweep.dir, or the same flags (swept values may differ)"
+                f"{flag} {folder}: holds another {kind} ({' '.join(before['words'])}); give "
+                f"another {flag}, or the same flags (swept values may differ)"
             ])  # fmt: skip
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError([f"--sweep.dir {folder}: holds other files; give another --sweep.dir"])
+        if changed := [] if grid.axes else _changed_stages(before["runs"], entry["runs"]):
+            raise ConfigError([
+                f"{flag} {folder}: holds other stages; give them unchanged, or another {flag}:\n"
+                + "\n".join(changed)
+            ])  # fmt: skip
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ConfigError([f"{flag} {folder}: holds other files; give another {flag}"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+        write_atomically(file, json.dumps(entry, indent=2) + "\n")
     except OSError as error:
         raise ConfigError([
-            f"--sweep.dir {folder}: cannot be written ({error.strerror}); give another"
+            f"{flag} {folder}: cannot be written ({error.strerror}); give another"
         ]) from None  # fmt: skip
+
+
+def _changed_stages(
+    before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return a line for each difference between the stages of two pipelines."""
+    names = [[each["name"] for each in runs] for runs in (before, now)]
+    if names[0] != names[1]:
+        return [f"stages {', '.join(names[0])} there, {', '.join(names[1])} here"]
+    return [
+        f"{old['name']}: {key}: {old['settings'].get(key, 'unset')} there, "
+        f"{new['settings'].get(key, 'unset')} here"
+        for old, new in zip(before, now, strict=True)
+        for key in sorted(old["settings"].keys() | new["settings"].keys())
+        if old["settings"].get(key) != new["settings"].get(key)
+    ]
 
 
 def _fixed(entry: dict[str, Any]) -> dict[str, str]:

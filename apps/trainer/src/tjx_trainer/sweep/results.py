@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tjx_ckpt
 import tjx_metrics
 from tjx_core import ConfigError
 from tjx_trainer.runtime.run_dir import RunDirectory
@@ -49,12 +50,14 @@ class Result:
 
 
 def is_finished(place: Path) -> bool:
-    """Return whether a run has completed and evaluated its last step."""
+    """Return whether a run has evaluated and saved its last step."""
     run = RunDirectory(place)
     if not run.config.exists() or not run.metrics.exists():
         return False
-    last = run.read_config().train.max_steps
-    return any(
+    config = run.read_config()
+    last = config.train.max_steps
+    # The evaluation is recorded before the checkpoint is saved.
+    return last in tjx_ckpt.list_steps(run.checkpoint_location(config)) and any(
         record["step"] >= last and "eval/loss" in record
         for record in tjx_metrics.read_metrics(run.metrics)
     )

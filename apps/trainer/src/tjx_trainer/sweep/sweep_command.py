@@ -1,23 +1,18 @@
 """``trainer sweep``: train a grid of configurations and compare the results."""
 
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from tjx_core import ConfigError
 from tjx_trainer.cli.command_line import exit_with_errors
 from tjx_trainer.planning.plan_command import command_help, read_command_flags, split_command_flags
 from tjx_trainer.runtime.exit_codes import ExitCode
-from tjx_trainer.sweep.grid import SweepRun, read_grid
+from tjx_trainer.sweep.grid import read_grid
+from tjx_trainer.sweep.launch import Launch, launch_run, run_all
 from tjx_trainer.sweep.manifest import write_manifest
-
-_PROGRAM = (sys.executable, "-m", "tjx_trainer.main")
 
 _HELP = """\
 usage: trainer sweep [--config NAME_OR_PATH] --section.name VALUE,VALUE,... ... [--sweep.dir DIR]
@@ -57,8 +52,6 @@ class SweepFlags:
 
 _PREFIX, _SUMMARY = "sweep.", "summary"
 
-Launch = Callable[[Sequence[str]], int]
-
 
 def run(argv: Sequence[str], *, launch: Launch | None = None) -> int:
     """Train the runs of a sweep, or write them as a SLURM array.
@@ -97,7 +90,7 @@ def run(argv: Sequence[str], *, launch: Launch | None = None) -> int:
         from tjx_trainer.sweep.slurm import write_array
 
         return write_array(folder, grid, options=flags.options, submit=flags.submit)
-    code, failed = _run_all(folder, grid.combinations, launch or _launch)
+    code, failed = run_all(folder, grid.combinations, launch or launch_run, command="sweep")
     from tjx_trainer.sweep.report import report
 
     try:
@@ -134,53 +127,3 @@ def _summarize(folder: Path, metric: str) -> int:
 
     report(folder, metric=metric)
     return ExitCode.FINISHED
-
-
-def _run_all(
-    folder: Path, combinations: Sequence[SweepRun], launch: Launch
-) -> tuple[int, dict[str, int]]:
-    """Train each unfinished run; a failed run does not stop the others.
-
-    Returns
-    -------
-    tuple
-        The exit code, and the exit codes of failed runs by name.
-    """
-    from tjx_trainer.sweep.results import is_finished
-
-    failed: dict[str, int] = {}
-    for number, each in enumerate(combinations, 1):
-        place = folder / each.name
-        head = f"sweep          {number} of {len(combinations)}: {each.name}"
-        if is_finished(place):
-            sys.stderr.write(f"{head}, already finished\n")
-            continue
-        sys.stderr.write(f"{head}\n")
-        code = launch([*each.words, f"--run_dir={place}"])
-        if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-            sys.stderr.write("sweep          stopped; run the same command to continue\n")
-            return code, failed
-        if code:
-            sys.stderr.write(f"sweep          {each.name} failed with exit code {code}\n")
-            failed[each.name] = code
-    return next(iter(failed.values()), ExitCode.FINISHED), failed
-
-
-def _launch(words: Sequence[str]) -> int:
-    """Train a run in a new process, forwarding stop signals to it."""
-    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
-    with subprocess.Popen([*_PROGRAM, *words], env={**os.environ, "PYTHONPATH": path}) as process:
-
-        def pass_on(number: int, frame: FrameType | None) -> None:
-            assert frame is None or frame
-            # The terminal sends Ctrl-C to the run as well.
-            if number != signal.SIGINT:
-                process.send_signal(number)
-
-        before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return code if code >= 0 else 128 - code

@@ -9,6 +9,7 @@ import jax
 import tjx_data
 import tjx_nn
 from tjx_data.corpora.documents import SplitName
+from tjx_data.corpora.tiny_chat import conversations as generated_conversations
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
@@ -31,13 +32,16 @@ class ChatData(NamedTuple):
 
 
 def open_sft(config: Config, progress: tjx_data.Progress | None = None) -> OpenedTask:  # noqa: ARG001
-    """Read, render and encode the conversations of ``data.path``."""
+    """Read, render and encode the conversations of ``data.path``, else those of tiny-chat."""
     tokenizer, template = open_chat(config)
     for note in check_tokenizer(config, tokenizer):
         log_info(f"note           {note}")
     config = fit_vocabulary(config, tokenizer.vocab_size)
-    assert config.data.path is not None
-    conversations, malformed = tjx_data.read_conversations(config.data.path, config.chat)
+    malformed: list[tjx_data.Malformed] = []
+    if config.data.path is None:
+        conversations = generated_conversations()[: config.data.max_documents]
+    else:
+        conversations, malformed = tjx_data.read_conversations(config.data.path, config.chat)
     encoded, left_out = tjx_data.encode_conversations(
         conversations, template, tokenizer, config.chat, seq_len=config.data.seq_len
     )

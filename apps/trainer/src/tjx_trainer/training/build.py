@@ -117,9 +117,11 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
     scales = None
     if config.model.mup_base is not None:
         scales = tjx_nn.learning_rate_scales(config.model)
+    # The updates of a rollout share the learning rate of their step.
+    updates = config.rl.updates_per_rollout
     optimizer = tjx_optim.make_optimizer(
         config.optimizer,
-        schedule,
+        schedule if updates == 1 else lambda count: schedule(count // updates),
         learning_rate_scales=scales,
         stack_axes=trained_stack_axes(config),
     )
@@ -254,6 +256,10 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
         choices["wrap"] = partial(reproducible.on_each_device, mesh=mesh)
     else:
         gradients = make_gradients(config, mesh, layout, accumulation=accumulation)
+    if config.rl.updates_per_rollout > 1:
+        from tjx_trainer.rl.rollout_updates import make_rollout_updates
+
+        choices["wrap"] = partial(make_rollout_updates, rl=config.rl)
     train_step = make_train_step(
         config,
         optimizer,

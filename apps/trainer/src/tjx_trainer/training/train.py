@@ -362,7 +362,7 @@ def report_results(manager: RunManager, state: TrainState) -> None:
         f"metrics          {run.metrics}",
     ]
     if job.config.model.family == "gpt":
-        chat = " --chat" if job.config.task == "sft" else ""
+        chat = " --chat" if job.config.task == "sft" or job.config.rl.chat else ""
         lines.append(
             f"generate text    ./pants run apps/eval -- generate {run.path}{chat} --prompt TEXT"
         )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tjx_core import ConfigError, Problem, unknown_name
 from tjx_data.cache import default_cache_dir
-from tjx_data.corpora import arithmetic, hub, python_docs
+from tjx_data.corpora import arithmetic, hub, python_docs, tiny_chat
 from tjx_data.corpora.documents import Documents, Malformed
 from tjx_data.corpora.files import load_files
 from tjx_data.corpora.text_template import record_fields
@@ -192,6 +192,12 @@ CORPORA: dict[str, Entry] = {
         tokenizer="bpe",
         read=arithmetic.documents,
         describe=arithmetic.source,
+    ),
+    "tiny-chat": BundledCorpus(
+        licence="public domain",
+        tokenizer="bpe",
+        read=tiny_chat.documents,
+        describe=tiny_chat.source,
     ),
     "shakespeare": DownloadCorpus(
         licence="public domain",

@@ -13,6 +13,7 @@ from pathlib import Path
 from tjx_core import ConfigError, Problem, problems_of
 from tjx_data.cache import default_cache_dir, locked
 from tjx_data.config import DataConfig
+from tjx_data.conversations.built_in_templates import CHAT_TOKENS
 from tjx_data.corpora.document_limits import limit_documents
 from tjx_data.corpora.documents import Documents, Progress, training_texts
 from tjx_data.corpora.files import find_file_problems, load_files
@@ -237,6 +238,8 @@ def _choose_tokenizer(config: DataConfig, corpora: Mapping[str, _Corpus]) -> _To
     kind = config.tokenizer_kind
     if kind in ("bpe", "char"):
         identity = f"bpe {config.vocab_size}" if kind == "bpe" else "char"
+        if config.chat_tokens:
+            identity += " with chat tokens"
         if len(corpora) > 1 and config.budget:
             identity += f" within {json.dumps(config.budget)}"
         if len(corpora) > 1:  # trained on all of them
@@ -266,15 +269,22 @@ def _make_tokenizer(
     kind = config.tokenizer_kind
     if kind == "byte":
         return byte_tokenizer()
+    chat_tokens = CHAT_TOKENS if config.chat_tokens else ()
     if kind == "char":
         # The alphabet is that of the whole text, as in nanoGPT. One long text needs no separator.
         texts = (
             text for corpus in corpora.values() for text in corpus.open(config).with_held_out()
         )
-        return char_tokenizer(texts, () if config.holdout == "tail" else END_OF_TEXT_NAMES[:1])
+        separator = () if config.holdout == "tail" else END_OF_TEXT_NAMES[:1]
+        return char_tokenizer(texts, (*separator, *chat_tokens))
     if kind != "bpe":
         return Tokenizer.load(kind)
-    return train_bpe(_training_texts(config, corpora), config.vocab_size, progress=progress)
+    return train_bpe(
+        _training_texts(config, corpora),
+        config.vocab_size,
+        (END_OF_TEXT_NAMES[0], *chat_tokens),
+        progress=progress,
+    )
 
 
 def _training_texts(config: DataConfig, corpora: Mapping[str, _Corpus]) -> Iterator[str]:

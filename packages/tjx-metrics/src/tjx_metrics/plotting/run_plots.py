@@ -51,6 +51,8 @@ def run_plots(runs: Sequence[RunData], options: PlotOptions) -> Iterator[Plot]:
     yield Plot("loss", "Loss", lambda: loss_figure(runs, options, title_of(runs, "Loss")))
     yield Plot("learning_rate", "Learning rate", lambda: metric("train/learning_rate", raw))
     yield Plot("grad_norm", "Gradient norm", lambda: metric("train/grad_norm", options))
+    yield Plot("reward", "Reward", lambda: metric("train/reward", options))
+    yield Plot("accuracy", "Accuracy of held-out responses", lambda: metric("eval/accuracy", raw))
     yield Plot("throughput", "Throughput", lambda: throughput_figure(runs, raw))
     for run in runs:
         prefix = "" if len(runs) == 1 else f"{run.name.replace('/', '_')}_"

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -22,8 +22,10 @@ from tjx_metrics.report.summary import (
 )
 
 # Section of the page -> names of its plots.
+_OPTIONAL = ("Responses",)  # sections that are left out without a plot
 _SECTIONS = {
     "Curves": ("loss", "learning_rate", "grad_norm"),
+    "Responses": ("reward", "accuracy"),
     "Speed": ("throughput", "time_split"),
     "Layers": ("norms_gradient", "norms_parameter", "norms_update"),
     "Histograms": ("histograms",),
@@ -51,16 +53,55 @@ def report_page(run: RunData) -> str:
     RunDataError
         If the hyperparameters or summary file is damaged.
     """
+    return _page(run.name, _sections(run))
+
+
+def pipeline_page(title: str, stages: Sequence[RunData]) -> str:
+    """Return one HTML report of several runs that started from each other.
+
+    Parameters
+    ----------
+    title : str
+        Title of the page.
+    stages : sequence of RunData
+        The runs, in order.
+
+    Returns
+    -------
+    str
+        HTML, as of `report_page`; the element ids of run n start with stageN-.
+
+    Raises
+    ------
+    RunDataError
+        As `report_page`.
+    """
+    links = "".join(
+        f"<li><a href='#stage{number}-summary'>{escape(stage.name)}</a></li>"
+        for number, stage in enumerate(stages, 1)
+    )
+    head = f"<header><h1>{escape(title)}</h1><ol>{links}</ol></header>"
+    sections = (
+        section
+        for number, stage in enumerate(stages, 1)
+        for section in _sections(stage, f"stage{number}-")
+    )
+    return _page(title, [head, *sections])
+
+
+def _sections(run: RunData, prefix: str = "") -> Iterator[str]:
+    """Yield the sections of a run; all element ids start with `prefix`."""
     summary = summarize(run)
-    sections = [
-        _summary(run, summary),
-        *_charts(run),
-        _samples(run),
-        _settings(run),
-        _table("Environment", environment_of(run), "metrics.hyperparameters.json"),
-        _table("Results", flat(run.beside("summary")), "metrics.summary.json"),
-        _last_values(run),
-    ]
+    yield _summary(run, summary, prefix)
+    yield from _charts(run, prefix)
+    yield _samples(run, prefix)
+    yield _settings(run, prefix)
+    yield _table("Environment", environment_of(run), "metrics.hyperparameters.json", prefix)
+    yield _table("Results", flat(run.beside("summary")), "metrics.summary.json", prefix)
+    yield _last_values(run, prefix)
+
+
+def _page(title: str, sections: Iterable[str]) -> str:
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
@@ -70,13 +111,13 @@ def report_page(run: RunData) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.name)}</title>\n<style>{CSS}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style></head>\n<body>\n"
         + "\n".join(sections)
         + f"\n<script>{SCRIPT}</script>\n</body></html>\n"
     )
 
 
-def _summary(run: RunData, summary: RunSummary) -> str:
+def _summary(run: RunData, summary: RunSummary, prefix: str) -> str:
     warnings = warnings_of(run, summary)
     progress = [f"step {summary.steps:,}"]
     if summary.tokens is not None:
@@ -89,7 +130,7 @@ def _summary(run: RunData, summary: RunSummary) -> str:
     return (
         f"<header><h1>{escape(run.name)}</h1>"
         f"<p class='soft'>{escape(', '.join(progress))}</p></header>"
-        f"\n<section id='summary'><h2>Summary</h2><div class='tiles'>{''.join(tiles)}</div>"
+        f"\n<section id='{prefix}summary'><h2>Summary</h2><div class='tiles'>{''.join(tiles)}</div>"
         "</section>"
     )
 
@@ -140,7 +181,7 @@ def _tile(title: str, verdict: str, facts: Mapping[str, str]) -> str:
     return f"<div class='card'><h3>{title}</h3>{verdict}<dl>{rows}</dl></div>"
 
 
-def _charts(run: RunData) -> Iterator[str]:
+def _charts(run: RunData, prefix: str) -> Iterator[str]:
     """Yield the sections of plots, each with a list of the plots that have no records."""
     plots = {plot.name: plot for plot in run_plots([run], PlotOptions())}
     for title, names in _SECTIONS.items():
@@ -148,20 +189,23 @@ def _charts(run: RunData) -> Iterator[str]:
         for name in names:
             plot = plots[name]
             try:
-                svg = inline_svg(plot.draw(), f"{plot.heading} of {run.name}", f"chart-{name}")
+                heading = f"{plot.heading} of {run.name}"
+                svg = inline_svg(plot.draw(), heading, f"{prefix}chart-{name}")
             except NoDataError:
                 missing.append(plot.heading)
                 continue
             wide = " wide" if name == "histograms" else ""
             drawn.append(f"<div class='card{wide}'>{svg}</div>")
+        if not drawn and title in _OPTIONAL:
+            continue
         note = f"<p class='soft'>No records: {', '.join(missing)}.</p>" if missing else ""
         yield (
-            f"<section id='{title.lower()}'><h2>{title}</h2>{note}"
+            f"<section id='{prefix}{title.lower()}'><h2>{title}</h2>{note}"
             f"<div class='charts'>{''.join(drawn)}</div></section>"
         )
 
 
-def _samples(run: RunData) -> str:
+def _samples(run: RunData, prefix: str) -> str:
     texts = [
         (step, name, str(content["text"]))
         for name, points in run.objects("").items()
@@ -176,31 +220,33 @@ def _samples(run: RunData) -> str:
             f"<details{shown}><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
         )
     inside = "".join(parts) or "<p class='soft'>The run recorded no texts.</p>"
-    return f"<section id='samples'><h2>Samples</h2><div class='card'>{inside}</div></section>"
+    return (
+        f"<section id='{prefix}samples'><h2>Samples</h2><div class='card'>{inside}</div></section>"
+    )
 
 
-def _settings(run: RunData) -> str:
+def _settings(run: RunData, prefix: str) -> str:
     settings = config_of(run)
     yaml = run.path.parent / "config.yaml"
     if settings or not yaml.is_file():
-        return _table("Config", settings, "metrics.hyperparameters.json")
+        return _table("Config", settings, "metrics.hyperparameters.json", prefix)
     text = escape(yaml.read_text(encoding="utf-8", errors="replace"))
     return (
-        "<section id='config'><h2>Config</h2><div class='card'><details>"
+        f"<section id='{prefix}config'><h2>Config</h2><div class='card'><details>"
         f"<summary>config.yaml</summary><pre>{text}</pre></details></div></section>"
     )
 
 
-def _last_values(run: RunData) -> str:
+def _last_values(run: RunData, prefix: str) -> str:
     values = {
         name: f"{series[1][-1]:.6g} at step {series[0][-1]:,.0f}"
         for name in run.names
         if not name.startswith("norms/") and (series := run.series(name))[0].size
     }
-    return _table("Last values", values, run.path.name)
+    return _table("Last values", values, run.path.name, prefix)
 
 
-def _table(title: str, rows: Mapping[str, Any], source: str) -> str:
+def _table(title: str, rows: Mapping[str, Any], source: str, prefix: str) -> str:
     """Return a section with a collapsed, searchable table of names and values."""
     cells = "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>"
@@ -213,7 +259,7 @@ def _table(title: str, rows: Mapping[str, Any], source: str) -> str:
         if rows
         else f"<p class='soft'>Nothing is recorded in {escape(source)}.</p>"
     )
-    anchor = title.lower().replace(" ", "-")
+    anchor = prefix + title.lower().replace(" ", "-")
     return f"<section id='{anchor}'><h2>{title}</h2><div class='card'>{inside}</div></section>"
 
 
