@@ -3,8 +3,6 @@
 Importing it needs only the standard library.
 """
 
-import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -47,15 +45,6 @@ def check_choices(config: Any, **allowed: Any) -> list[str]:
         for name, kind in allowed.items()
         if (value := getattr(config, name)) not in get_args(kind)
     ]
-
-
-def preset_fields(name: str, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the fields of a preset; raise ValueError with a suggestion for an unknown name."""
-    if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"preset: got {name!r}; expected one of {list(presets)}{hint}")
-    return presets[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,17 +21,7 @@ from tjx_optim.schedule_config import (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        The command line; by default that of the process.
-
-    Returns
-    -------
-    int
-        Exit code 0.
+    """Run the command with the given arguments, by default those of the process; return 0.
 
     Raises
     ------

@@ -1,18 +1,19 @@
 """Text generation from a prompt."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 
 import tjx_data
 import tjx_nn
+from tjx_nn.generation.sampling import FilterOptions
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.tasks.text_stream import decode_text
 
 
-class SamplingParams(TypedDict, total=False):
+class SamplingParams(FilterOptions, total=False):
     """Number, length and sampling parameters of generated texts, as in `tjx_nn.generate`.
 
     Attributes
@@ -21,23 +22,12 @@ class SamplingParams(TypedDict, total=False):
         Number of continuations.
     max_new_tokens : int
         Length of each [tokens].
-    temperature : float
-        0 for greedy decoding.
-    top_k : int or None
-        Sample from the k most probable tokens; None for all.
-    top_p, min_p, repetition_penalty : float or None
-        None disables the filter.
     seed : int
         Seed of all samples.
     """
 
     samples: int
     max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
     seed: int
 
 

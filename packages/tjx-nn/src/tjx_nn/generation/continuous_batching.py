@@ -9,7 +9,7 @@ Axes in names: B slots, T time, V vocabulary, K top tokens.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from tjx_nn.generation.prompt import (
     read_prompt,
 )
 from tjx_nn.generation.sampling import (
+    FilterOptions,
     SamplingOptions,
     SamplingParams,
     apply_repetition_penalty,
@@ -45,26 +46,17 @@ from tjx_nn.sub_configs import raise_problems
 N_TOP_LOG_PROBS = 5
 
 
-class SequenceOptions(TypedDict, total=False):
-    """Sampling options of one sequence, as in `SamplingOptions`.
+class SequenceOptions(FilterOptions, total=False):
+    """Sampling options of one sequence.
 
     Attributes
     ----------
-    temperature
-        Temperature; 0, the default, is greedy decoding.
-    top_k, top_p, min_p, repetition_penalty
-        Filters and penalty; None disables a step.
     seed
         32-bit integer, 0 by default. `generate` with the same seed samples the same tokens.
     log_probs
         Whether to compute log-probabilities.
     """
 
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float | None
     seed: int
     log_probs: bool
 

@@ -18,20 +18,15 @@ from jaxtyping import Array, Bool, Float32, Int, Key, UInt32
 Number = Float32[Array, ""]
 
 
-class SamplingOptions(TypedDict, total=False):
-    """Sampling options of a caller; `SamplingParams` describes the numbers.
+class FilterOptions(TypedDict, total=False):
+    """Options of the distribution from which tokens are sampled.
 
     Attributes
     ----------
     temperature
         Temperature; 0, the default, is greedy decoding.
     top_k, top_p, min_p, repetition_penalty
-        Filters and penalty; None disables a step.
-    key
-        PRNG key.
-    seeds
-        32-bit integer for each row, which together with the key determines the row's samples. None
-        is the index of the row. A temperature above 0 needs seeds or a key.
+        Filters and penalty, as of `SamplingParams`; None disables a step.
     """
 
     temperature: float
@@ -39,6 +34,20 @@ class SamplingOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+
+
+class SamplingOptions(FilterOptions, total=False):
+    """Sampling options of a caller.
+
+    Attributes
+    ----------
+    key
+        PRNG key.
+    seeds
+        32-bit integer for each row, which together with the key determines the row's samples. None
+        is the index of the row. A temperature above 0 needs seeds or a key.
+    """
+
     key: Array | None
     seeds: Int[Array | np.ndarray, " B"] | None
 

@@ -1,14 +1,15 @@
 """Configuration and presets of BERT; importing it needs only the standard library."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tjx_nn.config import Activation, NormPosition, TransformerConfig
-from tjx_nn.sub_configs import check_sizes, check_tokenizer_size, preset_fields
+from tjx_nn.models.presets import Presets
+from tjx_nn.sub_configs import check_sizes, check_tokenizer_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig(TransformerConfig):
+class BertConfig(TransformerConfig, Presets):
     """Configuration of a bidirectional encoder; the defaults are BERT base.
 
     Attributes
@@ -61,32 +62,9 @@ class BertConfig(TransformerConfig):
             )
         return [*problems, *super().validate()]
 
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "BertConfig":
-        """Make the configuration of a published model, with fields replaced by `overrides`.
-
-        Parameters
-        ----------
-        name
-            One of bert_base, bert_large.
-        **overrides
-            Fields of `BertConfig`.
-
-        Returns
-        -------
-        BertConfig
-            The configuration.
-
-        Raises
-        ------
-        ValueError
-            If the preset is unknown; the message suggests the nearest name.
-        """
-        return cls(**{**preset_fields(name, _PRESETS), **overrides})
-
 
 # Devlin et al. 2018, "BERT", section 3.
-_PRESETS: dict[str, dict[str, Any]] = {
+BertConfig.PRESETS = {
     "bert_base": {"n_layer": 12, "n_head": 12, "d_model": 768},
     "bert_large": {"n_layer": 24, "n_head": 16, "d_model": 1024},
 }

@@ -2,14 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tjx_nn.config import Activation, NormPosition, Positions, TransformerConfig
-from tjx_nn.sub_configs import LatentConfig, SparseConfig, check_sizes, preset_fields
+from tjx_nn.models.presets import Presets
+from tjx_nn.sub_configs import LatentConfig, SparseConfig, check_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderDecoderConfig(TransformerConfig):
+class EncoderDecoderConfig(TransformerConfig, Presets):
     """Configuration of an encoder-decoder; the defaults are the base Transformer.
 
     `n_layer` is the depth of the decoder, and `max_seq_len` the limit of source and target each.
@@ -116,33 +117,10 @@ class EncoderDecoderConfig(TransformerConfig):
             self, positions="none", latent=LatentConfig(), sparse=SparseConfig()
         )
 
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "EncoderDecoderConfig":
-        """Make the configuration of a preset, with fields replaced by `overrides`.
-
-        Parameters
-        ----------
-        name
-            One of transformer_base, transformer_big, seq2seq_toy.
-        **overrides
-            Fields of `EncoderDecoderConfig`.
-
-        Returns
-        -------
-        EncoderDecoderConfig
-            The configuration.
-
-        Raises
-        ------
-        ValueError
-            If the preset is unknown; the message suggests the nearest name.
-        """
-        return cls(**{**preset_fields(name, _PRESETS), **overrides})
-
 
 # Vaswani et al. 2017, "Attention Is All You Need", table 3; seq2seq_toy is a small model for
 # byte strings: 256 bytes after three special tokens.
-_PRESETS: dict[str, dict[str, Any]] = {
+EncoderDecoderConfig.PRESETS = {
     "transformer_base": {},
     "transformer_big": {"n_head": 16, "d_model": 1024},
     "seq2seq_toy": {

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tjx_nn.config import TransformerConfig
+from tjx_nn.models.presets import Presets
 from tjx_nn.sub_configs import (
     ExpertsConfig,
     LatentConfig,
@@ -11,12 +12,11 @@ from tjx_nn.sub_configs import (
     SparseConfig,
     check_sizes,
     check_tokenizer_size,
-    preset_fields,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig(TransformerConfig):
+class GPTConfig(TransformerConfig, Presets):
     """Configuration of a decoder-only transformer; the defaults are GPT-2 small.
 
     Attributes
@@ -82,29 +82,6 @@ class GPTConfig(TransformerConfig):
         """Rows of the token table: `vocab_size` rounded up to `vocab_multiple`."""
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "GPTConfig":
-        """Make the configuration of a published model, with fields replaced by `overrides`.
-
-        Parameters
-        ----------
-        name
-            One of gpt2_small, gpt2_medium, gpt2_large, gpt2_xl, llama_small, deepseek_small.
-        **overrides
-            Fields of `GPTConfig`.
-
-        Returns
-        -------
-        GPTConfig
-            The configuration.
-
-        Raises
-        ------
-        ValueError
-            If the preset is unknown; the message suggests the nearest name.
-        """
-        return cls(**{**preset_fields(name, _PRESETS), **overrides})
-
 
 _LLAMA: dict[str, Any] = {
     "positions": "rope",
@@ -115,7 +92,7 @@ _LLAMA: dict[str, Any] = {
 }
 # GPT-2: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", table 2. The
 # others have the depth and width of GPT-2 small with the layers of Llama 3 and DeepSeek-V3.2.
-_PRESETS: dict[str, dict[str, Any]] = {
+GPTConfig.PRESETS = {
     "gpt2_small": {"n_layer": 12, "n_head": 12, "d_model": 768},
     "gpt2_medium": {"n_layer": 24, "n_head": 16, "d_model": 1024},
     "gpt2_large": {"n_layer": 36, "n_head": 20, "d_model": 1280},

@@ -1,16 +1,17 @@
 """Configuration and presets of ViT; importing it needs only the standard library."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from tjx_nn.config import Activation, TransformerConfig
-from tjx_nn.sub_configs import check_choices, check_sizes, preset_fields
+from tjx_nn.models.presets import Presets
+from tjx_nn.sub_configs import check_choices, check_sizes
 
 Pool = Literal["class", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(TransformerConfig):
+class ViTConfig(TransformerConfig, Presets):
     """Configuration of a vision transformer; the defaults are ViT-B/16.
 
     Attributes
@@ -90,33 +91,10 @@ class ViTConfig(TransformerConfig):
         height, width = self.height_width
         return height // self.patch_size, width // self.patch_size
 
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> "ViTConfig":
-        """Make the configuration of a preset, with fields replaced by `overrides`.
-
-        Parameters
-        ----------
-        name
-            One of vit_base, vit_large, vit_mnist.
-        **overrides
-            Fields of `ViTConfig`.
-
-        Returns
-        -------
-        ViTConfig
-            The configuration.
-
-        Raises
-        ------
-        ValueError
-            If the preset is unknown; the message suggests the nearest name.
-        """
-        return cls(**{**preset_fields(name, _PRESETS), **overrides})
-
 
 # Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", table 1; vit_mnist is a small model
 # for MNIST.
-_PRESETS: dict[str, dict[str, Any]] = {
+ViTConfig.PRESETS = {
     "vit_base": {"n_layer": 12, "n_head": 12, "d_model": 768},
     "vit_large": {"n_layer": 24, "n_head": 16, "d_model": 1024},
     "vit_mnist": {
