@@ -1,10 +1,10 @@
 """Build the documentation site and check it.
 
-`./pants run tools/docs.py` collects the pages of docs/, the READMEs of packages and apps, the
-scripts of examples/ and a reference page of each package's public names, builds dist/docs/VERSION
-with MkDocs, and fails on broken links, pages outside the navigation, docstrings of public names
-that do not match their signatures, misspellings, and questions of `QUESTIONS` that the search does
-not answer with the expected page first. The sources are parsed, not imported.
+`./pants run tools/docs.py` collects the pages and notebooks of docs/, the READMEs of packages and
+apps, the scripts of examples/ and a reference page of each package's public names, builds
+dist/docs/VERSION with MkDocs, and fails on broken links, pages outside the navigation, docstrings
+of public names that do not match their signatures, misspellings, and questions of `QUESTIONS` that
+the search does not answer with the expected page first. The sources are parsed, not imported.
 """
 
 import argparse
@@ -56,12 +56,15 @@ EXCEPTIONS = {
 
 
 def page_sources() -> dict[str, Path]:
-    """Return page path -> Markdown file, or script of examples/, of the repository."""
+    """Return page path -> Markdown file, notebook, or script of examples/, of the repository."""
     pages = {path.relative_to(ROOT / "docs").as_posix(): path for path in ROOT.glob("docs/**/*.md")}
     pages["experiments/index.md"] = pages.pop("experiments/README.md")
     pages["examples/index.md"] = pages.pop("examples.md")
+    pages["notebooks/index.md"] = pages.pop("notebooks.md")
     for script in ROOT.glob("examples/*.py"):
         pages[f"examples/{script.stem}.md"] = script
+    for notebook in ROOT.glob("docs/notebooks/*.ipynb"):
+        pages[f"notebooks/{notebook.stem}.md"] = notebook
     for readme in [*ROOT.glob("packages/*/README.md"), *ROOT.glob("apps/*/README.md")]:
         pages[f"packages/{readme.parent.name}.md"] = readme
     pages["contributing.md"] = ROOT / "CONTRIBUTING.md"
@@ -80,14 +83,16 @@ def staged_text(page: str, pages: dict[str, Path]) -> str:
         If a link leads to a file that does not exist.
     """
     source = pages[page]
+    text = source.read_text(encoding="utf-8")
     if source.suffix == ".py":
-        code = source.read_text(encoding="utf-8")
-        return f"{LAST_IN_SEARCH}# {source.name}\n\n```python\n{code}```\n"
+        return f"{LAST_IN_SEARCH}# {source.name}\n\n```python\n{text}```\n"
+    if source.suffix == ".ipynb":
+        text = LAST_IN_SEARCH + notebook_text(json.loads(text))
     page_of = {path: name for name, path in pages.items()}
 
     def rewrite(match: re.Match[str]) -> str:
         target = match[2]
-        if "://" in target or target.startswith("mailto:"):
+        if "://" in target or target.startswith(("mailto:", "data:")):
             return match[0]
         path = (source.parent / target).resolve()
         if not path.exists():
@@ -100,8 +105,21 @@ def staged_text(page: str, pages: dict[str, Path]) -> str:
             return "](#outside)"
         return match[1] + os.path.relpath(linked, Path(page).parent) + match[3]
 
-    text = LINK.sub(rewrite, source.read_text(encoding="utf-8"))
-    return re.sub(r"\[([^\]]+)\]\(#outside\)", r"\1", text)
+    return re.sub(r"\[([^\]]+)\]\(#outside\)", r"\1", LINK.sub(rewrite, text))
+
+
+def notebook_text(notebook: dict[str, Any]) -> str:
+    """Return a notebook with its stored outputs as Markdown."""
+    parts = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                parts.append("```text\n" + "".join(output["text"]).rstrip() + "\n```")
+            else:
+                parts.append(f"![figure](data:image/png;base64,{output['data']['image/png']})")
+    return "\n\n".join(parts) + "\n"
 
 
 def public_names(package: str) -> Iterator[tuple[str, griffe.Object | griffe.Alias]]:
@@ -201,7 +219,7 @@ def main() -> int:
     os.chdir(ROOT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # those of MkDocs
     shutil.rmtree(STAGED, ignore_errors=True)
-    images_only = shutil.ignore_patterns("*.md", "*.json", "BUILD", "jobs")
+    images_only = shutil.ignore_patterns("*.md", "*.json", "*.ipynb", "BUILD", "jobs")
     shutil.copytree(ROOT / "docs", STAGED, ignore=images_only)
     pages = page_sources()
     for page in pages:
