@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 import tjx_optim
 import tjx_rl
-from tjx_trainer.training.gradients import Batch
-from tjx_trainer.training.train_state import TrainState
+from tjx_trainer.training.train_state import Batch, TrainState
 from tjx_trainer.training.train_step import Metrics, TrainStep
 
 _SUMS = ("tokens",)
