@@ -6,6 +6,7 @@ Run it with this repository's Python (JAX, no PyTorch):
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from tjx_nn import (
     BertConfig,
     EncoderDecoderConfig,
+    ExpertsConfig,
     GPTConfig,
     RopeConfig,
     TransformerConfig,
@@ -31,6 +33,12 @@ LLAMA: dict[str, Any] = {
     **TEXT, "n_kv_head": 2, "positions": "rope", "norm": "rmsnorm", "activation": "swiglu",
     "bias": False, "tied_head": False,
 }  # fmt: skip
+GEMMA: dict[str, Any] = {
+    **LLAMA, "activation": "geglu", "tied_head": True, "embedding_scale": 4.0, "d_head": 6,
+}  # fmt: skip
+OFFSET: dict[str, Any] = {"norm_unit_offset": True}
+SANDWICH: dict[str, Any] = {**OFFSET, "norm_position": "sandwich"}
+EXPERTS = ExpertsConfig(count=4, per_token=2, capacity_factor=None)
 LONGER: dict[str, Any] = {"base": 500.0, "factor": 4.0, "original_seq_len": 8}
 
 # Few models that cover all options of each family.
@@ -46,6 +54,28 @@ MODELS: dict[str, TransformerConfig] = {
     "mistral": GPTConfig(**{**LLAMA, "tied_head": True}, window=5),
     "qwen3": GPTConfig(**LLAMA, qk_norm=True, d_head=8),
     "qwen3_windows": GPTConfig(**LLAMA, qk_norm=True, window=5, global_every=2),
+    "qwen2": GPTConfig(**LLAMA, qkv_bias=True, d_head=8),
+    "gemma": GPTConfig(**GEMMA, **OFFSET),
+    "gemma2": GPTConfig(
+        **GEMMA, **SANDWICH, window=5, global_every=2, logit_soft_cap=30.0,
+        attention_soft_cap=5.0, attention_scale=0.5,
+    ),
+    "gemma3": GPTConfig(
+        **GEMMA, **SANDWICH, qk_norm=True, window=5, global_every=2,
+        rope=RopeConfig(base=500.0, local_base=50.0, scaling="linear", factor=2.0),
+    ),
+    "olmo2": GPTConfig(**LLAMA, norm_position="output", qk_norm=True, qk_norm_features="all"),
+    "phi3": GPTConfig(**LLAMA, window=5, rope=RopeConfig(dim=2)),
+    "mixtral": GPTConfig(**LLAMA, experts=EXPERTS),
+    "qwen3_moe": GPTConfig(
+        **LLAMA, qk_norm=True, experts=dataclasses.replace(EXPERTS, d_ff=12, normalize=False)
+    ),
+    "gpt_neox": GPTConfig(
+        **TEXT, positions="rope", rope=RopeConfig(dim=2), activation="gelu_erf", tied_head=False,
+        parallel_block=True, parallel_norm="separate",
+    ),
+    "gpt_neox_sequential": GPTConfig(**TEXT, positions="rope", tied_head=False),
+    "starcoder2": GPTConfig(**TEXT, n_kv_head=2, positions="rope", window=5),
     "bert": BertConfig(**TEXT),
     "bert_without_bias": BertConfig(**TEXT, bias=False, activation="gelu_tanh"),
     "vit": ViTConfig(**SIZES, image_size=(8, 12), patch_size=4, channels=2, n_classes=5),

@@ -309,6 +309,11 @@ class TransformerConfig:
         return self.head_dim if latent.kv_dim is None else latent.v_dim or self.head_dim
 
     @property
+    def embedding_dropout_rate(self) -> float:
+        """Dropout rate of embeddings, `embedding_dropout` resolved."""
+        return self.dropout if self.embedding_dropout is None else self.embedding_dropout
+
+    @property
     def has_qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases, `qkv_bias` resolved."""
         return self.bias if self.qkv_bias is None else self.qkv_bias

@@ -27,6 +27,7 @@ _RESOLVED = {
     "d_ff": "ff_dim",
     "image_size": "height_width",
     "qkv_bias": "has_qkv_bias",
+    "embedding_dropout": "embedding_dropout_rate",
     "experts.d_ff": "expert_dim",
 }
 # Fields that affect training or execution, but not the function that a model computes.
@@ -173,6 +174,7 @@ def write_config(family: ModelFamily, config: TransformerConfig) -> dict[str, An
         # Special tokens belong to the tokenizer; None overrides the defaults of the family.
         "bos_token_id": None,
         "eos_token_id": None,
+        "pad_token_id": None,
         **family.features,
     }
     for field in family.fields:

@@ -131,5 +131,4 @@ def embed(
     x = layout.place(x.astype(config.dtype), RESIDUAL_AXES)
     if dropout_key is None:
         return x
-    rate = config.dropout if config.embedding_dropout is None else config.embedding_dropout
-    return dropout(x, rate, dropout_key, layout)
+    return dropout(x, config.embedding_dropout_rate, dropout_key, layout)

@@ -1,10 +1,7 @@
 """GPT-2 (`GPT2LMHeadModel`): Conv1D kernels [in, out] and fused query, key and value."""
 
-from typing import Any
-
 from tjx_nn.hf.family import (
     PLAIN_ACTIVATIONS,
-    ComputedFields,
     FieldMapping,
     ModelFamily,
     TensorMapping,
@@ -23,11 +20,6 @@ def _conv1d(param: str, tensor_name: str) -> list[TensorMapping]:
         *tensor(f"{param}.kernel", f"{tensor_name}.weight"),
         *tensor(f"{param}.bias", f"{tensor_name}.bias"),
     ]
-
-
-def _write_dropout(config: GPTConfig) -> dict[str, Any]:
-    rate = config.embedding_dropout
-    return {"embd_pdrop": config.dropout if rate is None else rate}
 
 
 _BLOCK = "transformer.h.{layer}"
@@ -73,7 +65,6 @@ GPT2 = ModelFamily(
         "add_cross_attention": False,
     },
     legacy={"reorder_and_upcast_attn": False},
-    computed=[ComputedFields(write=_write_dropout)],
     unused_keys=[
         "n_ctx",
         "summary_activation",
