@@ -69,6 +69,8 @@ ALLOWED = {
         "sends records if --log.trackers names it; it manages its own key",
     ("packages/tjx-metrics/src/tjx_metrics/trackers/trackio.py", "fetches: trackio"):
         "writes to a local database, if --log.trackers names it",
+    ("tools/notebooks.py", "compile"): "cells of the repository's own notebooks",
+    ("tools/notebooks.py", "exec"): "as above",
     ("apps/eval/src/tjx_eval/serving/server.py", "listens: uvicorn"):
         "`serve`: on loopback, on other addresses only with a key",
     ("apps/eval/src/tjx_eval/serving/server.py", "socket.create_server"): "as above",
