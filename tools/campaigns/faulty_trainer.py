@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import tjx_data
 import tjx_optim
 from tjx_trainer.main import main
-from tjx_trainer.tasks import base_task
 from tjx_trainer.training import build
 from tjx_trainer.training import train_step as step
 
@@ -143,13 +143,13 @@ def _before_step(due: Callable[[int], bool], change: Callable[[Any], Any]) -> No
 
 def _before_batch(happen: Callable[[int], None]) -> None:
     """Call a function before the batch of a step is read."""
-    batch = base_task.LoaderTask.batch
+    batch = tjx_data.Loader.batch
 
-    def faulty(self: Any, step: int, put: Any) -> Any:
+    def faulty(self: Any, step: int) -> Any:
         happen(step + 1)
-        return batch(self, step, put)
+        return batch(self, step)
 
-    setattr(base_task.LoaderTask, "batch", faulty)  # noqa: B010  mypy knows it as a method
+    setattr(tjx_data.Loader, "batch", faulty)  # noqa: B010  mypy knows it as a method
 
 
 FAULTS: Mapping[str, Callable[[int], None]] = {
