@@ -141,11 +141,11 @@ def test_a_failed_stage_ends_the_pipeline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", pipeline_names())
 def test_the_shipped_pipelines_are_valid(name: str) -> None:
-    grid = read_pipeline(name, ["--seed=3"], None)
+    grid = read_pipeline(name, ["--seed=3", "--supervise"], None)
     first, second, *_ = grid.combinations
     assert not any(word.startswith("--train.init_from") for word in first.words)
     assert f"--train.init_from=runs/pipeline-{name}/{first.name}" in second.words
-    assert all("--seed=3" in each.words for each in grid.combinations)
+    assert all({"--seed=3", "--supervise"} <= {*each.words} for each in grid.combinations)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,7 @@ def test_mistakes_in_a_list_of_stages_are_named_before_anything_starts(
         ([], "--config: got none; expected one path, or one of tiny_chat"),
         (["--config=tiny_caht"], "got tiny_caht; expected a path or one of tiny_chat"),
         (["--config=tiny_chat", "--run_dir=x"], "--run_dir: every stage has its own"),
+        (["--config=tiny_chat", "--dry_run"], "--dry_run: got true; a pipeline trains"),
         (["--config=tiny_chat", "--pipeline.dri=x"], "did you mean --pipeline.dir?"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tjx_metrics.main import main
+from tjx_metrics.plotting.curves import PlotOptions, metric_figure
 from tjx_metrics.plotting.run_data import open_run
 from tjx_metrics.report.comparison import cell, differences
 from tjx_metrics.report.page import pipeline_page
@@ -124,6 +125,15 @@ def test_a_page_of_several_runs_has_the_sections_of_each(tmp_path: Path) -> None
     assert page.tags.count("script") == 1
     used = {each[1:] for each in page.loads if each.startswith("#")}
     assert {"stage1-summary", "stage2-summary"} <= used <= set(page.ids)
+
+
+def test_the_plot_of_an_accuracy_shows_all_values(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path / "run"))
+    values = [0.02, *(0.9 + 0.001 * i for i in range(10))]
+    records = [{**r, "eval/accuracy": v} for r, v in zip(run.records, values, strict=True)]
+    figure = metric_figure([replace(run, records=records)], "eval/accuracy", PlotOptions())
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.02 < max(values) < high
 
 
 def test_hover_data_has_the_values_of_curves(page_text: str) -> None:

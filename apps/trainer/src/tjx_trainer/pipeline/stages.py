@@ -86,6 +86,12 @@ def read_pipeline(name_or_path: str, flags: Sequence[str], folder: Path | None) 
         for name in ("name", *_REFUSED)
         if name in words.values
     ]
+    problems += [
+        f"--{name}: got true; a pipeline trains; give it to the run of one stage"
+        for name in ("dry_run", "eval_only")
+        if getattr(words, name)
+    ]
+    program_flags = ["--supervise"] if words.supervise else []
     given = {name: _written(value) for name, value in words.values.items()}
     stages, mistakes = _read_stages(name_or_path)
     if problems := [*problems, *mistakes]:
@@ -97,7 +103,7 @@ def read_pipeline(name_or_path: str, flags: Sequence[str], folder: Path | None) 
         flags_of_run = {**settings, "name": stage.name}
         if before is not None:
             flags_of_run["train.init_from"] = str(place / before)
-        runs.append(SweepRun(stage.name, settings, tuple(_words(flags_of_run))))
+        runs.append(SweepRun(stage.name, settings, (*_words(flags_of_run), *program_flags)))
         before = stage.name
     configs = _resolve(runs)
     return Grid({}, tuple(runs), replace(configs[0], name=Path(name_or_path).stem))

@@ -153,6 +153,10 @@ def _draw_evaluation(
     )
 
 
+# Metrics without outliers, whose first value may be far from all others.
+_BOUNDED = ("train/reward", "train/pass_rate", "eval/accuracy")
+
+
 def metric_figure(
     runs: Sequence[RunData], metric: str, options: PlotOptions, title: str | None = None
 ) -> Figure:
@@ -165,7 +169,7 @@ def metric_figure(
     options.format_axes(axes, title=title or title_of(runs, label), y=label)
     if metric == "train/learning_rate":
         axes.set_ylim(bottom=None if options.log_y else 0)
-    elif seen and (cut := limit_y(axes, seen, log=options.log_y)):
+    elif metric not in _BOUNDED and seen and (cut := limit_y(axes, seen, log=options.log_y)):
         axes.text(
             0.99, 0.97, cut, transform=axes.transAxes, ha="right", va="top", fontsize=TICK,
             color=INK, bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
