@@ -122,7 +122,18 @@ class RopeConfig:
         raise_problems(problems)
 
     def of_window(self, window: int | None) -> "RopeConfig":
-        """Return the embeddings of a block with a window (None: without one)."""
+        """Return the embeddings of a block.
+
+        Parameters
+        ----------
+        window
+            Window of the block in tokens; None is attention without a window.
+
+        Returns
+        -------
+        RopeConfig
+            With `local_base` as the base if the block has a window.
+        """
         if window is None or self.local_base is None:
             return self
         return replace(self, base=self.local_base, local_base=None, scaling="none", factor=1.0)

@@ -104,14 +104,26 @@ def plot_metric(
 def plot_learning_rate(
     metrics_jsonl_paths: Paths, out_path: str | Path, **options: Unpack[MetricOptions]
 ) -> None:
-    """Plot the learning rate of one or several runs; parameters as for `plot_metric`."""
+    """Plot the learning rate of one or several runs.
+
+    Parameters
+    ----------
+    metrics_jsonl_paths, out_path, **options
+        As for `plot_metric`, as are the errors.
+    """
     plot_metric(metrics_jsonl_paths, "train/learning_rate", out_path, **options)
 
 
 def plot_throughput(
     metrics_jsonl_paths: Paths, out_path: str | Path, **options: Unpack[CurveOptions]
 ) -> None:
-    """Plot tokens per second, and MFU if recorded; parameters as for `plot_metric`."""
+    """Plot tokens per second, and MFU if recorded.
+
+    Parameters
+    ----------
+    metrics_jsonl_paths, out_path, **options
+        As for `plot_metric`, as are the errors.
+    """
     given: Any = {"window": 1, **options}
     _plot_curves(metrics_jsonl_paths, out_path, throughput_figure, log_y=False, **given)
 
