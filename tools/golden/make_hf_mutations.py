@@ -109,12 +109,18 @@ def main() -> None:
         made.architectures = config["architectures"]
         defaults[config["model_type"]] = made.to_dict()
     pool = INVENTED | LEGACY
-    decoders = [name for name in configs if "greedy" in np.load(golden / name / "golden.npz")]
+    decoders = [
+        name
+        for name in configs
+        if "greedy" in np.load(golden / name / "golden.npz", allow_pickle=False)
+    ]
     for name in decoders:
         pool |= {key: value for key, value in configs[name].items() if key not in pool}
     mutations = []
     for name in decoders:
-        tokens = torch.from_numpy(np.load(golden / name / "golden.npz")["tokens"]).long()
+        tokens = torch.from_numpy(
+            np.load(golden / name / "golden.npz", allow_pickle=False)["tokens"]
+        ).long()
         random_ = random.Random(name)  # noqa: S311  no secret
         for _ in range(PER_MODEL):
             entries, dropped = mutate(configs[name], pool, random_)
