@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,9 +222,9 @@ def test_tokenizer_is_trained_without_held_out_text(
     seen: list[str] = []
     train_bpe = tjx_data.train_bpe
 
-    def spy(texts: Iterable[str], vocab_size: int, progress: None) -> Tokenizer:
+    def spy(texts: Iterable[str], vocab_size: int, **choices: Any) -> Tokenizer:
         seen.extend(texts)
-        return train_bpe(seen, vocab_size, progress=progress)
+        return train_bpe(seen, vocab_size, **choices)
 
     documents = Documents.of(lambda: DOCUMENTS, {})
     monkeypatch.setattr("tjx_data.prepared.dataset_cache.load_corpus", lambda _, **__: documents)

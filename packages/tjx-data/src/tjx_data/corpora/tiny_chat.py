@@ -41,8 +41,8 @@ def question_problems(split: SplitName) -> list[Problem]:
 
     Examples
     --------
-    >>> question_problems("validation")[:2]
-    [Problem(prompt='What is 27+31?', answer='58'), Problem(prompt='16+84=?', answer='100')]
+    >>> question_problems("validation")[0]
+    Problem(prompt='99+94=?', answer='193')
     """
     return [Problem(_ask(each.prompt), each.answer) for each in addition_problems(split)]
 
@@ -57,6 +57,8 @@ def conversations() -> list[Conversation]:
     --------
     >>> for message in conversations()[1].messages:
     ...     print(message["role"], message["content"])
+    user What is 38+24?
+    assistant 63
     """
     return [
         Conversation(_messages(each.prompt, int(each.answer)), location=f"tiny-chat:{number}")

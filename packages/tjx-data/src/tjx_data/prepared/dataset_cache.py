@@ -282,7 +282,7 @@ def _make_tokenizer(
     return train_bpe(
         _training_texts(config, corpora),
         config.vocab_size,
-        (END_OF_TEXT_NAMES[0], *chat_tokens),
+        special_tokens=(END_OF_TEXT_NAMES[0], *chat_tokens),
         progress=progress,
     )
 
