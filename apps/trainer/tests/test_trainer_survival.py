@@ -52,6 +52,10 @@ TINY = """
 """.split()  # noqa: SIM905  a list of words reads worse
 
 
+# `with_fault` compiles the operations that damage a state in a step that the loop watches.
+pytestmark = pytest.mark.filterwarnings("ignore:the training step was compiled again")
+
+
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*TINY, *flags_of_sheep(tmp_path_factory.mktemp("data"))]

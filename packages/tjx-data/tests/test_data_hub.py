@@ -64,7 +64,8 @@ def test_every_corpus_is_pinned_and_names_its_licence() -> None:
     for name in _BUILT_IN & CORPORA.keys():  # other tests register corpora
         entry, source = CORPORA[name], corpus_source(name)
         assert len(source["licence"]) > 5
-        [pin] = [source[k] for k in ("revision", "sha256", "python", "additions") if k in source]
+        pins = ("revision", "sha256", "python", "additions", "tiny-chat")
+        [pin] = [source[key] for key in pins if key in source]
         assert re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}|\w+ 3\.\S+|1", pin), name
         assert entry.tokenizer in ("bpe", "gpt2")
     large = {

@@ -149,7 +149,9 @@ def fields_of(config: Any) -> dict[str, Any]:
 
 def hints_of(kind: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
+    hints = get_type_hints(kind)
+    for name in (entry.name for entry in dataclasses.fields(kind)):  # class variables have hints
+        hint = hints[name]
         found |= hints_of(hint) if dataclasses.is_dataclass(hint) else {name: hint}
     return found
 
