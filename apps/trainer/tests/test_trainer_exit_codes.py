@@ -31,6 +31,7 @@ ERRORS = [
     (tjx_ckpt.SaveError(7, FULL), 5),
     (tjx_ckpt.ClaimError("run/checkpoints", OSError(errno.ENOLCK, "No locks available")), 5),
     (OSError(errno.EMFILE, "Too many open files"), 5),
+    (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 5000), 2),
     (tjx_ckpt.UnreadableError("run/checkpoints/3", OSError(errno.EIO, "I/O error")), 11),
     (tjx_metrics.RecordError(Path("metrics.jsonl"), PermissionError(13, "not ours")), 5),
     (FULL, 5),

@@ -205,6 +205,10 @@ def test_file_that_changes_during_a_run_is_a_data_error(
         loader.batch(3)
 
 
+def test_a_path_that_is_too_long_for_a_file_names_no_tokens() -> None:
+    assert not DataConfig(path="a" * 5000).reads_tokens
+
+
 def test_splits_are_the_files_of_prepare_py_or_the_end_of_one_file(tmp_path: Path) -> None:
     train, val = write_bin(tmp_path / "train.bin"), write_bin(tmp_path / "val.bin", IDS[:500])
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(_Bomb(str(tmp_path / "boom"))))

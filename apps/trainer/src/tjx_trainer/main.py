@@ -139,6 +139,8 @@ def code_of(error: BaseException) -> ExitCode:
         return ExitCode.OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
         return ExitCode.NOT_WRITTEN
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ExitCode.USER_ERROR  # tjx's own file names are short
     return next((code for kind, code in _CODES if isinstance(error, kind)), ExitCode.UNEXPECTED)
 
 

@@ -18,6 +18,7 @@ _ADVICE = {
     errno.ENOSYS: _NO_LOCKS,
     errno.EOPNOTSUPP: _NO_LOCKS,
     errno.ELOOP: "remove this link or special file, which tjx did not create",
+    errno.ENAMETOOLONG: "use a shorter path",
     errno.EEXIST: "remove this link or file: a folder is required there",
     errno.ENOTDIR: "remove this file: a folder is required there",
     errno.EIO: "check the disk and the kernel's log (dmesg)",

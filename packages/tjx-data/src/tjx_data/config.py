@@ -254,7 +254,10 @@ class DataConfig:
         path = Path(self.path).expanduser()
         if path.suffix.lower() in TOKEN_SUFFIXES:
             return True
-        return any((path / f"train{suffix}").is_file() for suffix in TOKEN_SUFFIXES)
+        try:
+            return any((path / f"train{suffix}").is_file() for suffix in TOKEN_SUFFIXES)
+        except OSError:  # the name is too long, or not readable: opening it reports that
+            return False
 
     def is_path(self, name: str) -> bool:
         """Return whether a name in `weights` is a path; else it is a corpus.
