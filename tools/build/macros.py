@@ -27,7 +27,7 @@ def tjx_app(name, entry_point):
 def tjx_sources():
     """Declare the sources of a package or app."""
     python_sources(sources=["**/*.py", "**/*.pyi"], dependencies=[":data"])
-    resources(name="data", sources=["**/py.typed", "**/*.yaml", "**/*.txtpb"])
+    resources(name="data", sources=["**/py.typed", "**/*.yaml", "**/*.txtpb", "**/page/*"])
 
 
 def tjx_tests(project, second_batch=(), dependencies=(), **fields):

@@ -10,68 +10,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import jax
-import numpy as np
 import openai
 import pytest
-import uvicorn
+from tiny_server import Served
 
 from tjx_data import byte_tokenizer
 from tjx_eval.serving import connections
-from tjx_eval.serving.app import Service
-from tjx_eval.serving.engine import Engine
-from tjx_nn import GPTConfig, init
 
 TOKENIZER = byte_tokenizer()
-CONFIG = GPTConfig(vocab_size=TOKENIZER.vocab_size, max_seq_len=64, n_layer=1, n_head=2, d_model=16)
 LONG = 40
-
-
-def make_params() -> dict[str, Any]:
-    """Return parameters whose texts vary, so that mixed-up requests are detected."""
-    with jax.transfer_guard("allow"):
-        params = jax.device_get(jax.jit(init, static_argnums=0)(CONFIG, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    found: dict[str, Any] = jax.tree.map(
-        lambda x: (x + 0.3 * rng.standard_normal(x.shape)).astype(np.float32), params
-    )
-    return found
-
-
-class Served:
-    """A real server on a free port, in a thread."""
-
-    def __init__(self, slots: int = 4, **options: Any) -> None:
-        waiting = options.pop("max_waiting", 64)
-        self.engine = Engine(CONFIG, make_params(), slots=slots, max_waiting=waiting)
-        self.engine.start()
-        service = Service("tiny", self.engine, TOKENIZER, **options)
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        config = uvicorn.Config(
-            service.app(), log_level="warning", lifespan="off", http=connections.LimitedProtocol
-        )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, args=([self.socket],), daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.engine.stop(0.0)
-        self.engine.join(30.0)
-        self.thread.join(30)
-        self.socket.close()
-        assert not self.thread.is_alive()
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60, **options
-        )
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    found = Served()
+    found = Served(TOKENIZER)
     yield found
     found.stop()
 
@@ -309,7 +261,7 @@ def wait_until(true: Any) -> None:
 
 
 def test_a_disconnect_frees_the_slot_and_a_full_queue_rejects() -> None:
-    served = Served(slots=1, max_waiting=2, api_key="secret key")
+    served = Served(TOKENIZER, slots=1, max_waiting=2, api_key="secret key")
     # Block the steps, so that requests are still running when the test checks them.
     gate = threading.Event()
     step = served.engine.decoder.step
@@ -352,7 +304,7 @@ def test_a_disconnect_frees_the_slot_and_a_full_queue_rejects() -> None:
 
 
 def test_stopping_ends_running_requests_within_the_grace_period() -> None:
-    served = Served(slots=1)
+    served = Served(TOKENIZER, slots=1)
     gate = threading.Event()
     step = served.engine.decoder.step
 

@@ -1,6 +1,7 @@
 """Load a trained model: a run of the trainer, or a Hugging Face Transformers model directory."""
 
 import dataclasses
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import tjx_data
 import tjx_nn
 import tjx_parallel
+from tjx_data.conversations.template import has_template
 from tjx_eval.errors import EvalError
 from tjx_eval.resolve import resolve_model
 from tjx_nn import hf
@@ -67,20 +69,32 @@ class TrainedModel:
         assert isinstance(self.architecture, GPTConfig)
         return self.architecture
 
-    def chat_template(self) -> tjx_data.ChatTemplate:
-        """Load the chat template in the model's directory.
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model's directory has a chat template."""
+        return has_template(self.path)
+
+    def chat_template(self, location: str | None = None) -> tjx_data.ChatTemplate:
+        """Load the chat template of the model; a template that prints the date prints today's.
+
+        Parameters
+        ----------
+        location : str, optional
+            Another template: a file, a folder, or the name of a built-in one.
 
         Raises
         ------
         EvalError
             If there is none, or it is malformed.
         """
+        today = datetime.date.today().isoformat()
+        config = tjx_data.ChatConfig(template=location or str(self.path), date=today)
         try:
-            return tjx_data.ChatTemplate.load(self.path)
+            return tjx_data.find_template(config, self.tokenizer)
         except ValueError as error:
             raise EvalError(
-                f"--chat: {_one_line(error)}; a run of --task sft has one, as have chat models of "
-                "Transformers"
+                f"{'--chat_template' if location else '--chat'}: {_one_line(error)}; a run of "
+                "--task sft has one, as have chat models of Transformers"
             ) from error
 
     @property

@@ -1,4 +1,4 @@
-"""`serve`: an OpenAI-compatible HTTP endpoint with continuous batching."""
+"""`serve`: an OpenAI-compatible HTTP endpoint with continuous batching, and a chat page."""
 
 import argparse
 import os
@@ -17,6 +17,11 @@ def add_arguments(parser: CommandParser) -> None:
     add = parser.add_argument
     add_model(parser)
     add("--name", help="model name in the API (default: the directory's name)")
+    add(
+        "--chat_template", metavar="TEMPLATE",
+        help="a file or folder of Hugging Face, tjx or plain (default: the model's; without one "
+        "conversations are transcripts, for base models)",
+    )  # fmt: skip
     add("--host", default="127.0.0.1", help="default 127.0.0.1; any other needs --api_key")
     add("--port", type=whole_number(0), default=8000, help="default 8000; 0 is any free port")
     add("--api_key", help=f"required of clients (or set {KEY_VARIABLE}, which `ps` does not show)")
@@ -54,7 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
         except ValueError as error:
             raise EvalError(f"--slots or --max_len: {error}") from error
         name = arguments.name or model.path.resolve().name
-        service = Service(name, engine, model.tokenizer, key, arguments.max_body_bytes)
+        template = None
+        if arguments.chat_template or model.has_chat_template:
+            template = model.chat_template(arguments.chat_template)
+        service = Service(name, engine, model.tokenizer, template, key, arguments.max_body_bytes)
         return serve(service, listening, grace=arguments.grace)
 
 

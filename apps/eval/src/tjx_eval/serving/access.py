@@ -17,19 +17,13 @@ _BODY_SECONDS = 30
 def check_access(request: Request, api_key: str | None) -> None:
     """Require the API key, or without one, a Host header that names this machine.
 
-    A web page can reach the loopback address under its own name (DNS rebinding), which then is in
-    the Host header.
-
     Raises
     ------
     APIError
         401 or 403.
     """
+    check_host(request, api_key)
     if api_key is None:
-        host = request.headers.get("host", "")
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        if name.strip("[]").lower() not in LOOPBACK:
-            raise APIError(403, f"this server answers on loopback alone, not as {host[:60]!r}")
         return
     given = request.headers.get("authorization", "")
     scheme, _, key = given.partition(" ")
@@ -39,6 +33,23 @@ def check_access(request: Request, api_key: str | None) -> None:
             401, "the API key is missing or wrong: send Authorization: Bearer KEY",
             code="invalid_api_key",
         )  # fmt: skip
+
+
+def check_host(request: Request, api_key: str | None) -> None:
+    """Require a Host header that names this machine, if the server has no API key.
+
+    A web page can reach the loopback address under its own name (DNS rebinding), which then is in
+    the Host header.
+
+    Raises
+    ------
+    APIError
+        403.
+    """
+    host = request.headers.get("host", "")
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    if api_key is None and name.strip("[]").lower() not in LOOPBACK:
+        raise APIError(403, f"this server answers on loopback alone, not as {host[:60]!r}")
 
 
 async def read_json(request: Request, max_bytes: int) -> Any:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,12 +15,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 import tjx_data
-from tjx_eval.serving.access import check_access, read_json
+from tjx_eval.serving.access import check_access, check_host, read_json
+from tjx_eval.serving.chat import ChatPrompts
+from tjx_eval.serving.chat_page import PAGE_FILES, page_response
 from tjx_eval.serving.engine import Engine
 from tjx_eval.serving.errors import APIError
 from tjx_eval.serving.requests import CompletionRequest, parse_chat, parse_completion
 from tjx_eval.serving.responses import ChatFormat, CompletionFormat, ResponseFormat
-from tjx_eval.serving.streaming import Chunk, CompletionStreams
+from tjx_eval.serving.streaming import Chunk, CompletionStreams, merged
 
 _CLIENT_CLOSED = 499  # de facto status for a client that disconnected
 
@@ -36,6 +39,8 @@ class Service:
         Generates the tokens.
     tokenizer : tjx_data.Tokenizer
         The model's tokenizer.
+    template : tjx_data.ChatTemplate or None
+        Chat template of the model; None for a base model.
     api_key : str or None
         Required key; None accepts all requests from this machine.
     max_body_bytes : int
@@ -45,17 +50,25 @@ class Service:
     name: str
     engine: Engine
     tokenizer: tjx_data.Tokenizer
+    template: tjx_data.ChatTemplate | None = None
     api_key: str | None = None
     max_body_bytes: int = 1 << 20
+
+    @cached_property
+    def chat_prompts(self) -> ChatPrompts:
+        """Converts messages to prompts."""
+        return ChatPrompts(self.tokenizer, self.template)
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
+            Route("/", self.page),
             Route("/health", self.health),
             Route("/v1/models", self.models),
             Route("/v1/models/{model:path}", self.models),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            *(Route(f"/{file}", self.page) for file in PAGE_FILES),
         ]
         handlers: dict[Any, Any] = {
             APIError: lambda _request, error: error.response(),
@@ -68,6 +81,11 @@ class Service:
         """Return the engine's status and load; needs no key."""
         state = self.engine.state()
         return JSONResponse(state, 200 if state["status"] == "ok" else 503)
+
+    async def page(self, request: Request) -> Response:
+        """Return a file of the chat page; needs no key, which the page asks for."""
+        check_host(request, self.api_key)
+        return page_response(request.url.path)
 
     async def models(self, request: Request) -> Response:
         """Return the model."""
@@ -98,8 +116,12 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         """Complete a conversation."""
+
+        def parse(body: Any, model: str) -> CompletionRequest:
+            return parse_chat(body, model, self.chat_prompts)
+
         return await self._respond(
-            request, parse_chat, lambda parsed: ChatFormat(self.name, parsed), strip=True
+            request, parse, lambda parsed: ChatFormat(self.name, parsed), strip=True
         )
 
     async def _respond(
@@ -111,11 +133,14 @@ class Service:
         strip: bool = False,
     ) -> Response:
         check_access(request, self.api_key)
-        parsed = parse(await read_json(request, self.max_body_bytes), self.name)
-        # Encode in a thread: a long prompt would block the event loop.
-        streams = await asyncio.to_thread(
-            CompletionStreams, self.engine, self.tokenizer, parsed, strip=strip
-        )
+        body = await read_json(request, self.max_body_bytes)
+
+        def prepare() -> tuple[CompletionRequest, CompletionStreams]:
+            parsed = parse(body, self.name)
+            return parsed, CompletionStreams(self.engine, self.tokenizer, parsed, strip=strip)
+
+        # In a thread: rendering and encoding a long prompt would block the event loop.
+        parsed, streams = await asyncio.to_thread(prepare)
         streams.submit()
         response_format = make_format(parsed)
         if parsed.stream:
@@ -128,15 +153,12 @@ class Service:
 
 async def _collect(streams: CompletionStreams) -> list[Chunk]:
     """Merge the chunks of each completion."""
-    merged: dict[int, Chunk] = {}
+    completions: dict[int, Chunk] = {}
     async for chunk in streams:
         if chunk.error is not None:
             raise _engine_error(chunk.error)
-        completion = merged.setdefault(chunk.index, Chunk(chunk.index))
-        completion.text += chunk.text
-        completion.tokens += chunk.tokens
-        completion.finish_reason = chunk.finish_reason
-    return [merged[index] for index in sorted(merged)]
+        completions[chunk.index] = merged(completions.get(chunk.index), chunk)
+    return [completions[index] for index in sorted(completions)]
 
 
 async def _events(
@@ -151,7 +173,9 @@ async def _events(
             if chunk.error is not None:
                 yield _event(_engine_error(chunk.error).body())
                 return
-            yield _event(response_format.chunk(chunk))
+            event = response_format.chunk(chunk)
+            if event is not None:
+                yield _event(event)
         if include_usage:
             yield _event(response_format.usage_chunk(_usage(streams)))
         yield "data: [DONE]\n\n"

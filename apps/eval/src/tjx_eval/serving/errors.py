@@ -41,3 +41,8 @@ class APIError(Exception):
         """Return the HTTP response."""
         headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
         return JSONResponse(self.body(), self.status, headers.get(self.status))
+
+
+def invalid(name: str, problem: str) -> APIError:
+    """Return the error for an invalid field of a request."""
+    return APIError(400, f"{name}: {problem}", param=name)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tjx_core import did_you_mean
-from tjx_eval.serving.errors import APIError
+from tjx_eval.serving.chat import ChatPrompts, parse_messages, parse_tools
+from tjx_eval.serving.errors import APIError, invalid
+from tjx_eval.serving.tool_calls import Notation
 from tjx_nn.generation.continuous_batching import N_TOP_LOG_PROBS, SequenceOptions
 
 DEFAULT_MAX_TOKENS = 16
@@ -34,9 +36,10 @@ _SHARED = {
     "stop", "seed", "stream", "stream_options", "logprobs",
 }  # fmt: skip
 _COMPLETION = _SHARED | {"prompt", "echo", "best_of"}
-_CHAT = _SHARED | {"messages", "max_completion_tokens", "top_logprobs"}
-# Chat template: a base model was not trained on roles.
-ROLES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
+_CHAT = _SHARED | {
+    "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice",
+    "parallel_tool_calls",
+}  # fmt: skip
 
 Prompt = str | list[int]
 
@@ -63,6 +66,8 @@ class CompletionRequest:
         Whether to stream chunks, to end the stream with token counts, and to repeat the prompt.
     logprobs : int or None
         Number of top log-probabilities per token; None returns no log-probabilities.
+    tool_notation : str or None
+        How calls of tools are written in the completion; None does not look for any.
     """
 
     prompts: list[Prompt]
@@ -75,6 +80,7 @@ class CompletionRequest:
     include_usage: bool
     logprobs: int | None
     echo: bool = False
+    tool_notation: Notation | None = None
 
 
 def parse_completion(body: Any, model: str) -> CompletionRequest:
@@ -89,10 +95,10 @@ def parse_completion(body: Any, model: str) -> CompletionRequest:
     logprobs = _int(fields, "logprobs", None, 0, N_TOP_LOG_PROBS)
     echo = _bool(fields, "echo")
     if echo and logprobs is not None:
-        raise _invalid("logprobs", "not supported with echo; leave out one")
+        raise invalid("logprobs", "not supported with echo; leave out one")
     n = _int(fields, "n", 1, 1, MAX_CHOICES)
     if fields.get("best_of") not in (None, n):
-        raise _invalid("best_of", f"got {fields['best_of']}; expected n, {n}, or no value")
+        raise invalid("best_of", f"got {fields['best_of']}; expected n, {n}, or no value")
     max_tokens = _int(fields, "max_tokens", DEFAULT_MAX_TOKENS, 1)
     return CompletionRequest(
         prompts=_prompts(fields.get("prompt", "")), max_tokens=max_tokens, echo=echo,
@@ -100,7 +106,7 @@ def parse_completion(body: Any, model: str) -> CompletionRequest:
     )  # fmt: skip
 
 
-def parse_chat(body: Any, model: str) -> CompletionRequest:
+def parse_chat(body: Any, model: str, prompts: ChatPrompts) -> CompletionRequest:
     """Parse the body of `/v1/chat/completions`.
 
     Raises
@@ -112,13 +118,17 @@ def parse_chat(body: Any, model: str) -> CompletionRequest:
     top = _int(fields, "top_logprobs", 0, 0, N_TOP_LOG_PROBS)
     logprobs = _bool(fields, "logprobs")
     if top and not logprobs:
-        raise _invalid("top_logprobs", "needs logprobs: true")
+        raise invalid("top_logprobs", "needs logprobs: true")
     new = _int(fields, "max_completion_tokens", _int(fields, "max_tokens", None, 1), 1)
     shared = _shared(fields, top if logprobs else None)
-    turns = [f"\n\n{name}:" for name in dict.fromkeys(ROLES.values())]
-    shared["stops"] = [*shared["stops"], *turns]
+    shared["stops"] = [*shared["stops"], *prompts.stops]
+    messages = parse_messages(fields.get("messages"))
+    tools = parse_tools(fields.get("tools"), fields.get("tool_choice"), prompts)
     return CompletionRequest(
-        prompts=[_conversation(fields.get("messages"))], max_tokens=new, **shared
+        prompts=[prompts.encode(messages, tools)],
+        max_tokens=new,
+        tool_notation=prompts.notation if tools else None,
+        **shared,
     )
 
 
@@ -134,9 +144,9 @@ def _shared(fields: Mapping[str, Any], logprobs: int | None) -> dict[str, Any]:
     stream = _bool(fields, "stream")
     stream_options = fields.get("stream_options")
     if stream_options is not None and (not isinstance(stream_options, dict) or not stream):
-        raise _invalid("stream_options", "expected an object, and only with stream: true")
+        raise invalid("stream_options", "expected an object, and only with stream: true")
     if unknown := set(stream_options or {}) - {"include_usage", "include_obfuscation"}:
-        raise _invalid("stream_options", f"got {sorted(unknown)}; expected include_usage")
+        raise invalid("stream_options", f"got {sorted(unknown)}; expected include_usage")
     seed = _int(fields, "seed", None)
     return {
         "n": _int(fields, "n", 1, 1, MAX_CHOICES),
@@ -153,10 +163,10 @@ def _check_fields(body: Any, known: set[str], model: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise APIError(400, "the body is not a JSON object")
     for name, value in body.items():
-        if name in _NO_EFFECT and value not in _NO_EFFECT[name]:
-            raise _invalid(name, f"got {_short(value)}, which is not supported; leave it out")
+        if name in _NO_EFFECT.keys() - known and value not in _NO_EFFECT[name]:
+            raise invalid(name, f"got {_short(value)}, which is not supported; leave it out")
         if name not in known | _IGNORED | _NO_EFFECT.keys():
-            raise _invalid(name[:60], f"unknown field{did_you_mean(name, sorted(known))}")
+            raise invalid(name[:60], f"unknown field{did_you_mean(name, sorted(known))}")
     if body.get("model", model) != model:
         raise APIError(
             404,
@@ -176,44 +186,25 @@ def _prompts(given: Any) -> list[Prompt]:
         and all(isinstance(x, str) or _are_tokens(x) for x in given)
     ):
         return given
-    raise _invalid("prompt", "expected a text, token ids, or a list of either, not empty")
+    raise invalid("prompt", "expected a text, token ids, or a list of either, not empty")
 
 
 def _are_tokens(given: Any) -> bool:
     if not (isinstance(given, list) and given and all(type(x) is int for x in given)):
         return False
     if not all(0 <= x <= _MAX_TOKEN_ID for x in given):
-        raise _invalid("prompt", "got a number that is no token of this model")
+        raise invalid("prompt", "got a number that is no token of this model")
     return True
-
-
-def _conversation(messages: Any) -> str:
-    if not isinstance(messages, list) or not messages:
-        raise _invalid("messages", "expected a list of at least one message")
-    return "".join(map(_message, messages)) + "Assistant:"
-
-
-def _message(message: Any) -> str:
-    role = message.get("role") if isinstance(message, dict) else None
-    if not isinstance(role, str) or role not in ROLES:
-        raise _invalid("messages", f"expected objects with a role: one of {', '.join(ROLES)}")
-    content = message.get("content")
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    given = [part.get("text") for part in parts if isinstance(part, dict)]
-    texts = [text for text in given if isinstance(text, str)]
-    if len(texts) < len(parts):
-        raise _invalid("messages", "expected content that is a text, or parts of type text")
-    return f"{ROLES[role]}: {''.join(texts)}\n\n"
 
 
 def _stops(given: Any) -> list[str]:
     stops = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(stops, list) or not all(isinstance(x, str) and x for x in stops):
-        raise _invalid("stop", "expected a text or a list of texts, none of them empty")
+        raise invalid("stop", "expected a text or a list of texts, none of them empty")
     if len(stops) > MAX_STOPS:
-        raise _invalid("stop", f"got {len(stops)} texts; expected at most {MAX_STOPS}")
+        raise invalid("stop", f"got {len(stops)} texts; expected at most {MAX_STOPS}")
     if (longest := max(map(len, stops), default=0)) > MAX_STOP_CHARACTERS:
-        raise _invalid(
+        raise invalid(
             "stop", f"got {longest} characters; expected at most {MAX_STOP_CHARACTERS} per text"
         )
     return stops
@@ -231,7 +222,7 @@ def _int(
         return default
     if type(value) is not int or not least <= value <= most:
         bound = f"of at least {least}" if most == 2**63 - 1 else f"from {least} to {most}"
-        raise _invalid(name, f"got {_short(value)}; expected a whole number {bound}")
+        raise invalid(name, f"got {_short(value)}; expected a whole number {bound}")
     return value
 
 
@@ -240,19 +231,15 @@ def _float(fields: Mapping[str, Any], name: str, default: Any, least: float, mos
     if value is None:
         return default
     if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
-        raise _invalid(name, f"got {_short(value)}; expected a number from {least:g} to {most:g}")
+        raise invalid(name, f"got {_short(value)}; expected a number from {least:g} to {most:g}")
     return float(value)
 
 
 def _bool(fields: Mapping[str, Any], name: str) -> bool:
     value = fields.get(name)
     if value not in (None, True, False) or type(value) is int:
-        raise _invalid(name, f"got {_short(value)}; expected true or false")
+        raise invalid(name, f"got {_short(value)}; expected true or false")
     return bool(value)
-
-
-def _invalid(name: str, problem: str) -> APIError:
-    return APIError(400, f"{name}: {problem}", param=name)
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tjx_eval.serving.requests import CompletionRequest
-from tjx_eval.serving.streaming import Chunk, TokenLogProbs
+from tjx_eval.serving.streaming import Chunk, TokenLogProbs, merged
+from tjx_eval.serving.tool_calls import split_tool_calls
 
 Json = dict[str, Any]
 
@@ -17,8 +18,8 @@ class ResponseFormat(Protocol):
     def complete(self, chunks: Sequence[Chunk], usage: Json) -> Json:
         """Return the complete response, from one chunk per completion."""
 
-    def chunk(self, chunk: Chunk) -> Json:
-        """Return one streamed event."""
+    def chunk(self, chunk: Chunk) -> Json | None:
+        """Return one streamed event; None if the chunk is held back."""
 
     def usage_chunk(self, usage: Json) -> Json:
         """Return the last streamed event, with the token counts."""
@@ -65,36 +66,60 @@ class ChatFormat:
         self._head = _head("chatcmpl", "chat.completion", model)
         self._chunk_head = {**self._head, "object": "chat.completion.chunk"}
         self._started: set[int] = set()
+        self._held: dict[int, Chunk] = {}
 
     def complete(self, chunks: Sequence[Chunk], usage: Json) -> Json:
         """Return the complete response, from one chunk per completion."""
         choices = [
             {
                 "index": chunk.index,
-                "message": {"role": "assistant", "content": chunk.text, "refusal": None},
-                **self._common_fields(chunk),
+                "message": {"role": "assistant", "refusal": None, **message},
+                **self._common_fields(chunk, message),
             }
             for chunk in chunks
+            for message in [self._message(chunk)]
         ]
         return {**self._head, "choices": choices, "usage": usage}
 
-    def chunk(self, chunk: Chunk) -> Json:
-        """Return one streamed event."""
+    def chunk(self, chunk: Chunk) -> Json | None:
+        """Return one streamed event; None if the chunk is held back.
+
+        An answer that may contain calls of tools is held back until it has ended.
+        """
+        if self._request.tool_notation is not None:
+            chunk = self._held[chunk.index] = merged(self._held.get(chunk.index), chunk)
+            if chunk.finish_reason is None:
+                return None
         role = {} if chunk.index in self._started else {"role": "assistant"}
         self._started.add(chunk.index)
-        delta = {**role, "content": chunk.text}
-        choice = {"index": chunk.index, "delta": delta, **self._common_fields(chunk)}
+        message = self._message(chunk)
+        for number, call in enumerate(message.get("tool_calls", [])):
+            call["index"] = number
+        choice = {
+            "index": chunk.index, "delta": {**role, **message},
+            **self._common_fields(chunk, message),
+        }  # fmt: skip
         return {**self._chunk_head, "choices": [choice]}
 
     def usage_chunk(self, usage: Json) -> Json:
         """Return the last streamed event, with the token counts."""
         return {**self._chunk_head, "choices": [], "usage": usage}
 
-    def _common_fields(self, chunk: Chunk) -> Json:
+    def _message(self, chunk: Chunk) -> Json:
+        """Return the content of an answer, and its calls of tools if there are any."""
+        if self._request.tool_notation is None:
+            return {"content": chunk.text}
+        content, calls = split_tool_calls(chunk.text, self._request.tool_notation)
+        if not calls:
+            return {"content": content}
+        return {"content": content or None, "tool_calls": [call.to_json() for call in calls]}
+
+    def _common_fields(self, chunk: Chunk, message: Json) -> Json:
         logprobs = None
         if self._request.logprobs is not None:
             logprobs = {"content": list(map(_token_entry, chunk.tokens)), "refusal": None}
-        return {"logprobs": logprobs, "finish_reason": chunk.finish_reason}
+        reason = "tool_calls" if "tool_calls" in message else chunk.finish_reason
+        return {"logprobs": logprobs, "finish_reason": reason}
 
 
 def _head(prefix: str, kind: str, model: str) -> Json:

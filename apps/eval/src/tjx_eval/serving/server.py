@@ -53,7 +53,8 @@ def serve(service: Service, listening: socket.socket, *, grace: float) -> int:
     service.engine.start()
     host, port = listening.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"serving {service.name} at http://{address}:{port}/v1 (Ctrl-C stops)\n")
+    url = f"http://{address}:{port}"
+    sys.stdout.write(f"serving {service.name} at {url}/v1, chat page {url} (Ctrl-C stops)\n")
     sys.stdout.flush()
     try:
         server.run(sockets=[listening])

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import tjx_data
@@ -51,6 +51,13 @@ class Chunk:
     tokens: list[TokenLogProbs] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
+
+
+def merged(before: Chunk | None, chunk: Chunk) -> Chunk:
+    """Return one chunk for the text of several."""
+    if before is None:
+        return chunk
+    return replace(chunk, text=before.text + chunk.text, tokens=[*before.tokens, *chunk.tokens])
 
 
 class CompletionStreams:

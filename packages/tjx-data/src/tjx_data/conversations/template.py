@@ -403,13 +403,15 @@ def find_template(
     if location is not None:
         path = Path(location).expanduser()
         folder = path.parent if path.is_file() else path
-        if folder.is_dir() and _has_template(folder):
+        if folder.is_dir() and has_template(folder):
             return ChatTemplate.load(folder, date=date)
     has_tokens = all(token in tokenizer.special_tokens for token in CHAT_TOKENS)
     return ChatTemplate.built_in("tjx" if has_tokens else "plain", tokenizer)
 
 
-def _has_template(folder: Path) -> bool:
+def has_template(folder: Path) -> bool:
+    """Return whether a folder has a chat template."""
+    """Return whether a folder has a chat template."""
     if (folder / TEMPLATE_FILE).is_file():
         return True
     file = folder / CONFIG_FILE
