@@ -138,7 +138,7 @@ def kill_and_resume(run: TinyRun, draw: random.Random) -> tuple[list[str], Outco
     return [*names, mesh.name], finish(run, mesh)
 
 
-def campaign(run: TinyRun, meshes: list[Mesh], *, seed: int, sequences: int) -> Found:
+def campaign(run: TinyRun, meshes: list[Mesh], *, seed: int, sequences: range) -> Found:
     """Compare a run on all meshes, then random sequences of meshes, with the first mesh."""
     found, expected = Found(), None
     for number, mesh in enumerate(meshes):
@@ -147,7 +147,7 @@ def campaign(run: TinyRun, meshes: list[Mesh], *, seed: int, sequences: int) -> 
         expected = expected or training_outcome(here)
         print(f"{mesh.name}: {len(found.failures)} failures", flush=True)
     assert expected is not None
-    for number in range(sequences):
+    for number in sequences:
         here = _prepared(run, f"sequence-{number}")
         draw = random.Random(f"{seed} {number}")  # noqa: S311  moments, not secrets
         names, result = kill_and_resume(here, draw)
@@ -183,6 +183,7 @@ def report(found: Found, *, options: argparse.Namespace, seconds: float) -> dict
         },
         "seed": options.seed,
         "steps": options.steps,
+        "first_sequence": options.first,
         "meshes": found.meshes,
         "sequences": found.sequences,
         "failures": found.failures,
@@ -195,6 +196,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--sequences", type=int, default=20, help="runs killed and resumed")
+    parser.add_argument("--first", type=int, default=0, help="number of the first of them")
     parser.add_argument("--every", type=int, default=1, help="take every n-th mesh of the table")
     parser.add_argument("--output", type=Path, help="a JSON file for the results")
     options = parser.parse_args()
@@ -202,7 +204,8 @@ def main() -> int:
     flags = {**FLAGS, "train.max_steps": options.steps}
     run = TinyRun(folder=folder, environment=clean_environment(folder / "home"), flags=flags)
     meshes = list(table())[:: options.every]
-    found = campaign(run, meshes, seed=options.seed, sequences=options.sequences)
+    sequences = range(options.first, options.first + options.sequences)
+    found = campaign(run, meshes, seed=options.seed, sequences=sequences)
     results = report(found, options=options, seconds=time.monotonic() - begin)
     text = json.dumps(results, indent=2) + "\n"
     print(text, end="")
