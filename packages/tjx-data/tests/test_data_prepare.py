@@ -298,6 +298,8 @@ def test_command_prepares_and_inspects(
     assert "the cat sat on the mat" in shown
     assert main(["inspect", str(tmp_path)]) == 2
     assert "no prepared data here" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "\x1b[31m")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
     assert main(["prepare", "--corpus", "wikitext"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert main(["prepare", *options, "--dask", "tcp://127.0.0.1:9"]) == 2
