@@ -3,6 +3,7 @@
 import datetime
 import doctest
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ def test_examples() -> None:
 def test_every_project_can_be_released(project: release.Project) -> None:
     assert Version(project.version) >= Version("0.2.0")
     assert (project.folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    pyproject = tomllib.loads((project.folder / "pyproject.toml").read_text())
+    assert pyproject["project"]["requires-python"] == ">=3.12"  # pip names an older Python by it
     assert "\n## [Unreleased]\n" in (project.folder / "CHANGELOG.md").read_text()
     for sibling in project.siblings():
         assert [bound.operator for bound in sibling.specifier] == ["~="]

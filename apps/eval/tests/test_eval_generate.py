@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from eval_tiny_run import tiny_run
 
+from tjx_eval.commands import nanogpt
 from tjx_eval.errors import EvalError
 from tjx_eval.generation.completions import CompletionStream
 from tjx_eval.generation.conversation import chat
@@ -164,6 +165,13 @@ def test_flags_of_sample_py_are_translated(
     assert "did you mean num_samples?" in errors
     assert "--top_k: its value is missing" in errors
     assert "--init_from: got gpt2; expected resume" in errors
+
+
+def test_help_lists_every_flag_of_sample_py(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--nanogpt", "--help"], ["generate", "--nanogpt", "-h"]):
+        assert main(words) == 0
+        printed = capsys.readouterr().out
+        assert {f"--{name}" for name in nanogpt._DEFAULTS} <= set(printed.split())
 
 
 @pytest.mark.parametrize(

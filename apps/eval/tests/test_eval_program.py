@@ -13,9 +13,11 @@ from eval_tiny_run import as_transformers, tiny_run
 import tjx_data
 import tjx_eval
 from tjx_data import byte_tokenizer
+from tjx_eval.commands.tables import print_rows
 from tjx_eval.load_model import load_model
 from tjx_eval.main import main
 from tjx_eval.scoring.eval_data import load_texts
+from tjx_eval.scoring.score import Metric
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,18 @@ def test_the_version_is_printed_by_the_module() -> None:
     command = [sys.executable, "-m", "tjx_eval", "--version"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == f"tjx-eval {tjx_eval.__version__}\n", done.stderr
+
+
+def test_piped_tables_have_all_digits_and_no_control_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row: dict[str, Metric] = {f"quantity_{k}": 1234567 + k for k in range(9)}
+    print_rows([{"name": "a long text " * 9, **row}])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split()[-9:] == [f"{value:,}" for value in row.values()]
+    assert "quantity 8" in lines[-2]
+    assert main(["loss", "no\x1b[31mrun"]) == 2
+    assert "no\\x1b[31mrun: no such directory" in capsys.readouterr().err
 
 
 def test_a_corpus_is_scored_on_its_official_validation_split(

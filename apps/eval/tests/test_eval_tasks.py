@@ -159,6 +159,16 @@ def test_local_tasks_run_without_a_network(
     assert "sheep_choice" in capsys.readouterr().out
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 
+    def disconnected(**_: Any) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lm_eval.simple_evaluate", disconnected)
+        assert main([*words, "--tasks", "sheep_choice"]) == 2
+    error = capsys.readouterr().err
+    assert "--tasks sheep_choice: the data of a task cannot be downloaded" in error
+    assert "connect to the hub" in error
+
     # Reading the tasks of the harness takes seconds.
     class LocalTasks(TaskManager):  # type: ignore[misc]  # untyped
         def __init__(self, include_path: str, include_defaults: bool) -> None:

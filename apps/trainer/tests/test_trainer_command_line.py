@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,37 @@ def test_a_refusal_loads_nothing_heavy() -> None:
     assert not HEAVY & set(modules)
 
 
+def test_versions_and_missing_files_are_reported_before_jax_is_imported(tmp_path: Path) -> None:
+    script = (
+        "import contextlib, io, json, sys\n"
+        "from tjx_trainer import __version__, main\n"
+        "def call(*words):\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out, \\\n"
+        "            contextlib.redirect_stderr(out):\n"
+        "        try: main.main(words)\n"
+        "        except SystemExit as end: return end.code, out.getvalue()\n"
+        "told = call('--version'), call('--data.path', 'gone.txt', '--data.tokenizer=byte')\n"
+        "print(json.dumps([*told, __version__, 'jax' in sys.modules]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment["JAX_PLATFORMS"] = "cpu"
+
+    def run(*words: str) -> str:
+        return subprocess.run(
+            [sys.executable, *words], env=environment, capture_output=True, text=True, check=True,
+            cwd=tmp_path,
+        ).stdout  # fmt: skip
+
+    versions, missing, own, has_jax = json.loads(run("-c", script))
+    assert versions[0] == 0
+    assert f"tjx-trainer    {own}\n" in versions[1]
+    assert f"jax            {metadata.version('jax')}\n" in versions[1]
+    assert missing[0] == 2
+    assert "data.path: got 'gone.txt'; no such file" in missing[1]
+    assert not has_jax
+    assert run("-m", "tjx_trainer", "--version") == versions[1]
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -116,6 +148,7 @@ def test_a_refusal_loads_nothing_heavy() -> None:
         (["--n_layers", "4"], "did you mean --model.n_layer?"),
         (["--lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
         (["--optimizer.lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
+        (["--optimizer.warmup", "4"], "did you mean --schedule.warmup_steps"),
         (["--every", "4"], "did you mean --checkpoint.every or --log.every?"),
         (["--Train.Max-Steps", "4"], "did you mean --train.max_steps?"),
         (["--modle.n_head", "4"], "did you mean --model.n_head?"),

@@ -17,9 +17,14 @@ import tjx_data
 import tjx_metrics
 import tjx_trainer.main as program
 from tjx_core import ConfigError
+from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.exit_codes import EXIT_INFO, ExitCode, KernelError, NotFiniteError, table
 from tjx_trainer.runtime.out_of_memory import OutOfMemoryError
+from tjx_trainer.runtime.run_dir import RunDirectory
+from tjx_trainer.runtime.run_logging import log_info
+from tjx_trainer.training import preflight
+from tjx_trainer.training.train import draw_loss
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 ERRORS = [
@@ -64,14 +69,19 @@ def test_errors_that_users_meet_are_one_message_and_a_code(
     train_raises: Callable[[BaseException], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    error.add_note("a note that helps")
+    error.add_note("a note that helps\x1b[31m")
     train_raises(error)
     assert program.main([]) == code
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert str(error).splitlines()[0] in printed
-    assert "a note that helps" in printed
+    assert "a note that helps\\x1b[31m" in printed  # no control characters on the terminal
     assert "Traceback" not in printed
+
+
+def test_control_characters_of_names_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    log_info("run directory  \x1b[31mred")
+    assert capsys.readouterr().err == "run directory  \\x1b[31mred\n"
 
 
 def test_an_unexpected_error_keeps_its_traceback(
@@ -114,6 +124,43 @@ def test_ctrl_c_is_no_traceback_at_any_moment() -> None:
     assert done.returncode == ExitCode.INTERRUPTED == 128 + signal.SIGINT
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("interrupted")
+
+
+def test_all_missing_requirements_are_reported_before_data_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("text")
+    words = ["--data.path", str(text), "--checkpoint.directory", "s3://bucket/run"]
+
+    def need_s3fs(_: str) -> list[int]:
+        raise ImportError("install s3fs")
+
+    monkeypatch.setattr(tjx_ckpt, "list_steps", need_s3fs)
+    monkeypatch.setattr(preflight, "host_memory", lambda: 2**30)
+    config = resolve([*words, "--train.batch_size", "20000000"])
+    with pytest.raises(ConfigError) as caught:
+        preflight.check_requirements(config)
+    batch, checkpoints = (str(problem) for problem in caught.value.problems)
+    assert batch.startswith("train.batch_size: got 20,000,000, whose batches")
+    assert checkpoints == "--checkpoint.directory s3://bucket/run: install s3fs"
+
+
+def test_a_platform_without_devices_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> str:
+        raise RuntimeError("Unable to initialize backend 'cuda'")
+
+    monkeypatch.setattr(jax, "default_backend", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(ConfigError, match=r"JAX_PLATFORMS: got cuda; .* set JAX_PLATFORMS=cpu"):
+        preflight.find_backend()
+
+
+def test_a_loss_curve_that_cannot_be_drawn_is_reported(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text("no records")
+    assert draw_loss(run).startswith("none: ")
+    assert draw_loss(RunDirectory(tmp_path / "gone")).startswith("none: FileNotFoundError")
 
 
 def test_the_table_has_every_code() -> None:

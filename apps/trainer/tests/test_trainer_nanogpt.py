@@ -76,6 +76,7 @@ def test_the_published_cpu_flags_give_the_published_setting() -> None:
     assert optimizer.decay_embeddings
     assert (config.data.corpus, config.data.tokenizer) == ("shakespeare", "char")
     assert (config.data.holdout, config.data.holdout_fraction) == ("tail", 0.1)
+    assert config.data.windows == "random"
     assert config.run_dir == "out-shakespeare-char"
     # The data set stands for its config file.
     assert config_of(PUBLISHED.replace("config/train_", "--dataset=").replace(".py", "")) == config

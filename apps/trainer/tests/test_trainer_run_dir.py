@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import jax
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
@@ -145,6 +146,18 @@ def test_the_file_holds_versions_and_revision(run_path: str) -> None:
 
 def test_versions_of_a_checkout_are_those_of_the_packages() -> None:
     assert provenance.versions()["tjx-nn"] == tjx_nn.__version__
+
+
+def test_processes_compare_settings_seeds_and_versions() -> None:
+    words = ["--distributed.num_processes=2", "--distributed.coordinator=127.0.0.1:1"]
+    first, other = (
+        provenance.shared_settings(resolve([*words, f"--distributed.process_id={index}", *more]))
+        for index, more in enumerate([[], ["--seed=7", "--checkpoint.every=9", "--data.path=x"]])
+    )
+    assert first["version of jax"] == jax.__version__
+    differing = {name for name in first.keys() | other.keys() if first[name] != other[name]}
+    # Paths may differ: the data themselves are compared.
+    assert differing == {"seed", "checkpoint.every"}
 
 
 def test_the_revision_and_whether_it_is_clean(

@@ -41,6 +41,7 @@ from tjx_trainer.runtime.exit_codes import NotFiniteError
 from tjx_trainer.runtime.signals import SignalHandler, StopSignal
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.run_manager import RunManager
 from tjx_trainer.training.train_state import TrainState, shardings_of
 
 TINY = """
@@ -355,6 +356,18 @@ def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(
     with at("train", 6, send(signal.SIGTERM)), at("save", 7, lambda: found.extend(steps(path))):
         assert run_attempt(often, path) == 143
     assert found[:2] == [5, 6]
+
+
+def test_a_summary_that_cannot_be_written_does_not_fail_a_saved_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager = object.__new__(RunManager)  # no more of it is used
+    manager.summary = {"loss": 1.0}
+    (tmp_path / "metrics.summary.json" / "in the way").mkdir(parents=True)
+    tracker = tjx_metrics.JsonlTracker(tmp_path / "metrics.jsonl")
+    manager._log_summary(tracker)
+    tracker.finish()
+    assert "the summary cannot be written: " in capsys.readouterr().err
 
 
 def test_a_failed_save_ends_the_run_and_the_next_attempt_resumes(

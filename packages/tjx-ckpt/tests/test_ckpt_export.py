@@ -207,6 +207,15 @@ def test_a_full_disk_raises_and_leaves_no_file(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_the_next_export_deletes_what_a_killed_one_left(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    left, mine = tmp_path / "w.safetensors.4194305.tmp", tmp_path / "w.safetensors.tmp"
+    left.write_bytes(b"part of an export")
+    mine.write_text("another program's")
+    assert call(run, "--out", out) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, mine.name}
+
+
 def test_files_appear_together_at_the_end_and_one_array_is_in_memory_at_a_time(
     tmp_path: Path,
 ) -> None:

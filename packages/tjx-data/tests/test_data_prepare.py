@@ -28,7 +28,13 @@ from tjx_data import (
     prepare,
     read_index,
 )
-from tjx_data.corpora.documents import Holdout, SplitName, Stage
+from tjx_data.corpora.documents import (
+    Holdout,
+    SplitName,
+    Stage,
+    assign_split,
+    fraction_of_few,
+)
 from tjx_data.main import main
 
 EOT = "<|endoftext|>"
@@ -234,6 +240,30 @@ def test_tokenizer_is_trained_without_held_out_text(
     assert seen == expected
 
 
+def test_one_of_a_few_files_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text for text in map("sheep {} of a few".format, range(60))
+             if assign_split(text, 0.1) == "train"][:26]  # fmt: skip
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    seen: list[str] = []
+    train_bpe = tjx_data.train_bpe
+
+    def spy(texts: Iterable[str], vocab_size: int, **choices: Any) -> Tokenizer:
+        seen.extend(texts)
+        return train_bpe(seen, vocab_size, **choices)
+
+    monkeypatch.setattr("tjx_data.prepared.dataset_cache.train_bpe", spy)
+    config = DataConfig(path=f"{tmp_path}/*.txt", vocab_size=260)
+    folder = open_or_prepare(config, tmp_path / "cache")
+    counts = read_index(folder).splits
+    assert (counts["train"].n_documents, counts["validation"].n_documents) == (25, 1)
+    loader = TokenLoader(folder, split="validation", seq_len=4, batch_size=1)
+    held_out = Tokenizer.load(folder).decode(loader.document(0))
+    assert sorted([*seen, held_out]) == sorted(texts)
+    assert fraction_of_few(texts * 12, 0.1) == 0.1
+    assert fraction_of_few(texts[:9], 0.1) == 0.1  # less than one document
+
+
 def test_of_two_concurrent_calls_one_prepares_and_one_waits(
     text_file: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +328,8 @@ def test_command_prepares_and_inspects(
     assert "the cat sat on the mat" in shown
     assert main(["inspect", str(tmp_path)]) == 2
     assert "no prepared data here" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "\x1b[31m")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
     assert main(["prepare", "--corpus", "wikitext"]) == 2
     assert "did you mean" in capsys.readouterr().err
     assert main(["prepare", *options, "--dask", "tcp://127.0.0.1:9"]) == 2

@@ -239,6 +239,7 @@ def test_plot_writes_available_plots_and_reports_missing_ones(
 
 MISTAKES = [
     (["plot", "{tmp}/missing"], "there is no such run directory"),
+    (["plot", "{tmp}/a\x1b[31m"], "a\\x1b[31m: there is no such run directory"),
     (["plot", "{tmp}/runn"], "did you mean {tmp}/run?"),
     (["plot", "{tmp}"], "no run folder (runs in it: damaged, empty, run)"),
     (["report", "{tmp}/empty"], "holds no record yet"),

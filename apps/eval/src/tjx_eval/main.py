@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"tjx-eval {__version__}\n")
         return 0
     try:
+        if nanogpt.FLAG in words and {"-h", "--help"} & set(words):
+            sys.stdout.write(nanogpt.help_text())
+            return 0
         if nanogpt.FLAG in words:
             words = nanogpt.translate(words)
         command, arguments = parse(words)

@@ -24,7 +24,7 @@ from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_metrics.errors import RecordError
 from tjx_trainer.cli.arguments import parse_args
-from tjx_trainer.cli.command_line import exit_with_errors, format_errors, parse
+from tjx_trainer.cli.command_line import check_paths, exit_with_errors, format_errors, parse
 from tjx_trainer.cli.help_page import HELP_FLAGS, nanogpt_help_text
 from tjx_trainer.cli.nanogpt import translate
 from tjx_trainer.pipeline import pipeline_command
@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return ExitCode.FINISHED
             words = _read_nanogpt(words)
         config = parse(words)
+        check_paths(config)
         flags = parse_args(words)
         if flags.supervise and not (flags.dry_run or flags.eval_only):
             from tjx_trainer.runtime.supervisor import supervise

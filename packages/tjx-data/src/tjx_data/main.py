@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from tjx_core import CommandParser
+from tjx_core import CommandParser, printable
 from tjx_data.config import DataConfig
 from tjx_data.conversations.config import ChatConfig
 from tjx_data.conversations.encoding import encode_conversation
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         text = _COMMANDS[parsed.command](parsed)
     except ValueError as error:
-        sys.stderr.write(f"tjx-data: {error}\n")
+        sys.stderr.write(printable(f"tjx-data: {error}\n"))
         return 2
     sys.stdout.write(text + "\n")
     return 0

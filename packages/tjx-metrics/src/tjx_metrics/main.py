@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tjx_core import CommandParser, ConfigError, whole_number, write_atomically
+from tjx_core import CommandParser, ConfigError, printable, whole_number, write_atomically
 
 if TYPE_CHECKING:
     from tjx_metrics.plotting.run_data import RunData
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parser().read(argv)
     except ConfigError as error:
-        sys.stderr.write("".join(f"error: {problem}\n" for problem in error.problems))
+        sys.stderr.write(printable("".join(f"error: {problem}\n" for problem in error.problems)))
         return EXIT_USER_ERROR
     # Imported late, so that command-line errors are reported before NumPy is imported, and wrong
     # paths before matplotlib is imported.
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = write_plots if arguments.command == "plot" else compare_runs
         return command(open_runs(arguments.runs), arguments)
     except (RunDataError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         return EXIT_USER_ERROR
 
 

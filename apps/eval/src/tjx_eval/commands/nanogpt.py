@@ -16,6 +16,16 @@ _DEFAULTS: Mapping[str, str] = {
     "max_new_tokens": "500", "temperature": "0.8", "top_k": "200", "seed": "1337", "device": "",
     "dtype": "", "compile": "",
 }  # fmt: skip
+_MEANINGS: Mapping[str, str] = {
+    "out_dir": "a run directory or a Transformers model directory",
+    "init_from": "resume only; give a Transformers model directory as --out_dir",
+    "start": "the prompt, or FILE:NAME to read it from a file",
+    "num_samples": "samples to draw", "max_new_tokens": "tokens of each sample",
+    "temperature": "temperature of the softmax; 0 is greedy",
+    "top_k": "sample from this many most probable tokens", "seed": "seed of the samples",
+    "device": "cpu or cuda; by default JAX decides", "dtype": "no effect",
+    "compile": "no effect: tjx always compiles",
+}  # fmt: skip
 _GENERATE_FLAGS: Mapping[str, str] = {
     "num_samples": "samples", "max_new_tokens": "max_new_tokens", "temperature": "temperature",
     "top_k": "top_k", "seed": "seed",
@@ -71,6 +81,22 @@ def translate(words: Sequence[str]) -> list[str]:
     prompt = f"--prompt_file={file}" if is_file else f"--prompt={values['start']}"
     flags = [f"--{ours}={values[theirs]}" for theirs, ours in _GENERATE_FLAGS.items()]
     return ["generate", values["out_dir"], prompt, *flags]
+
+
+def help_text() -> str:
+    """Return the help page of `FLAG`: sample.py's flags with their defaults.
+
+    Examples
+    --------
+    >>> print(help_text().splitlines()[0])
+    usage: eval --nanogpt --out_dir=DIR [--flag=value] ...
+    """
+    lines = [
+        f"  --{name:<16}{_MEANINGS[name]}" + (f" [{value!r}]" if value else "")
+        for name, value in _DEFAULTS.items()
+    ]
+    head = ["usage: eval --nanogpt --out_dir=DIR [--flag=value] ...", "", "Flags of sample.py:"]
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def _unquoted(text: str) -> str:

@@ -23,7 +23,8 @@ def print_metrics(metrics: Mapping[str, Metric]) -> None:
 def print_rows(rows: Sequence[Mapping[str, Metric]], *, title: str | None = None) -> None:
     """Print one row per line, at most 20 rows, and the number of omitted rows.
 
-    The longest text column is truncated to the width of the terminal.
+    The longest text column is truncated to the width of the terminal. In a file or pipe, numbers
+    are never truncated.
     """
     console = Console()
     cells = [
@@ -37,6 +38,8 @@ def print_rows(rows: Sequence[Mapping[str, Metric]], *, title: str | None = None
         longest = max(text_columns, key=lambda n: widths[n])
         excess = sum(widths.values()) + 2 * len(names) - console.width
         widths[longest] = max(widths[longest] - max(excess, 0), _MIN_TEXT_WIDTH)
+    if not console.is_terminal:
+        console.width = max(console.width, sum(widths.values()) + 2 * len(names))
     table = Table(box=None, pad_edge=False)
     for name in names:
         table.add_column(

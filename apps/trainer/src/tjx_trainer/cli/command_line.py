@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from tjx_core import ConfigError, printable
+from tjx_core import ConfigError, Problem, printable, problems_of
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.cli.help_page import HELP_FLAGS, help_text
-from tjx_trainer.config.run_config import Config
+from tjx_trainer.config.run_config import Config, reads_text
 from tjx_trainer.runtime.exit_codes import ExitCode
 from tjx_trainer.runtime.provenance import versions
 
@@ -42,6 +43,27 @@ def parse(argv: Sequence[str]) -> Config:
         return resolve(argv)
     except ConfigError as error:
         exit_with_errors(error)
+
+
+def check_paths(config: Config) -> None:
+    """Raise ConfigError for text files that do not exist, before JAX is imported.
+
+    The content of the files is checked later, by `tjx_data.find_problems`.
+    """
+    from tjx_data.corpora.files import find_files  # it imports NumPy
+
+    names = [name for name in config.data.weights if config.data.is_path(name)]
+    problems: list[Problem] = []
+    for name in names if reads_text(config) else ():
+        try:
+            if not Path(name).expanduser().exists():
+                find_files(name)
+        except OSError:
+            continue  # such as a path that is too long: opening it reports that
+        except ValueError as error:
+            problems += [problem.within("data") for problem in problems_of(error)]
+    if problems:
+        raise ConfigError(problems)
 
 
 def exit_with_errors(error: ConfigError) -> NoReturn:

@@ -181,7 +181,7 @@ def suggest_names(name: str) -> list[str]:
     ]
     if section and initials:
         return initials
-    if "." in wanted and whole:
+    if "." in wanted and whole and nearest_name(own_name, [whole.rpartition(".")[2]]):
         return [whole]
     if own_name in by_own_name:
         return sorted(by_own_name[own_name], key=lambda leaf: leaf.count("."))

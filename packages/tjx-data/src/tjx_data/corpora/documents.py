@@ -1,8 +1,10 @@
 """Documents of a corpus in re-readable parts, and their division into splits."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 Holdout = Literal["documents", "tail", "official"]
@@ -10,6 +12,9 @@ SplitName = Literal["train", "validation"]
 
 PART_CHARACTERS = 1 << 21
 """Approximate size of the parts made by `cut_into_parts`."""
+
+FEW_DOCUMENTS = 300
+"""With more documents, a tenth of which is held out by hash, none is held out once in 10^13."""
 
 
 class Stage(NamedTuple):
@@ -186,10 +191,36 @@ def assign_split(text: str, holdout_fraction: float) -> SplitName:
     holdout_fraction : float
         Probability of "validation".
     """
-    # A document with lone surrogates gets a split too; the tokenizer raises the error.
+    return "validation" if _hash(text) < holdout_fraction * 2**64 else "train"
+
+
+def fraction_of_few(documents: Iterable[str], holdout_fraction: float) -> float:
+    """Return a fraction that holds out a document, also of a few that `assign_split` all trains on.
+
+    Parameters
+    ----------
+    documents : iterable of str
+        The corpus; only its first documents are read.
+    holdout_fraction : float
+        As of `assign_split`.
+
+    Returns
+    -------
+    float
+        The given fraction if it holds out a document, if it is less than one document, or if there
+        are more than `FEW_DOCUMENTS`; else the least that holds out the document of the least hash.
+    """
+    few = list(islice((text for text in documents if not is_empty(text)), FEW_DOCUMENTS + 1))
+    if len(few) > FEW_DOCUMENTS or len(few) * holdout_fraction < 1:
+        return holdout_fraction
+    least = min(map(_hash, few))
+    return max(holdout_fraction, math.nextafter((least + 1) / 2**64, 1))
+
+
+def _hash(text: str) -> int:
+    # A document with lone surrogates has a hash too; the tokenizer raises the error.
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-    number = int.from_bytes(digest[:8], "big")
-    return "validation" if number < holdout_fraction * 2**64 else "train"
+    return int.from_bytes(digest[:8], "big")
 
 
 def count_training_characters(n_characters: int, holdout_fraction: float) -> int:

@@ -15,7 +15,7 @@ from tjx_data.cache import default_cache_dir, locked
 from tjx_data.config import DataConfig
 from tjx_data.conversations.built_in_templates import CHAT_TOKENS
 from tjx_data.corpora.document_limits import limit_documents
-from tjx_data.corpora.documents import Documents, Progress, training_texts
+from tjx_data.corpora.documents import Documents, Progress, fraction_of_few, training_texts
 from tjx_data.corpora.files import find_file_problems, load_files
 from tjx_data.corpora.registry import corpus_source, load_corpus
 from tjx_data.loading.token_splits import token_file_problems
@@ -157,7 +157,7 @@ def open_sets(
                     tokenizer,
                     folder,
                     holdout=config.holdout_of(name),
-                    holdout_fraction=config.holdout_fraction,
+                    holdout_fraction=corpora[name].holdout_fraction(config),
                     strict=config.strict,
                     max_tokens=config.max_tokens,
                     executor=executor,
@@ -212,6 +212,12 @@ class _Corpus:
         if not config.limits_documents:
             return documents
         return limit_documents(documents, subset=config.subset, max_documents=config.max_documents)
+
+    def holdout_fraction(self, config: DataConfig) -> float:
+        """Return the fraction that is held out: of a few files, at least one document."""
+        if self.files is None or config.holdout_of(self.name) != "documents":
+            return config.holdout_fraction
+        return fraction_of_few(self.open(config), config.holdout_fraction)
 
     def folder(self, config: DataConfig, chosen: "_TokenizerChoice") -> str:
         """Return the folder name of the prepared set."""
@@ -291,7 +297,7 @@ def _training_texts(config: DataConfig, corpora: Mapping[str, _Corpus]) -> Itera
     """Yield the training texts of all corpora; BPE merges must not see held-out text."""
     for corpus in corpora.values():
         holdout = config.holdout_of(corpus.name)
-        texts = training_texts(corpus.open(config), holdout, config.holdout_fraction)
+        texts = training_texts(corpus.open(config), holdout, corpus.holdout_fraction(config))
         if config.max_tokens is None:
             yield from texts
             continue

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tjx_core import did_you_mean
+from tjx_core import did_you_mean, printable
 from tjx_metrics.trackers.jsonl import read_metrics
 
 _MOST_BYTES = 64 << 20
@@ -171,7 +171,7 @@ def open_run(path: str | Path, name: str | None = None) -> RunData:
         raise RunDataError(str(error)) from error
     if not records:
         raise RunDataError(f"{file} holds no record yet: wait for the first, or give another run")
-    return RunData(_run_name(file) if name is None else name, file, records)
+    return RunData(printable(_run_name(file) if name is None else name), file, records)
 
 
 def open_runs(paths: Paths, labels: Sequence[str] | None = None) -> list[RunData]:

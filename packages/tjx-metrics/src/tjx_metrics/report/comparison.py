@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from tjx_core import printable
 from tjx_metrics.plotting.run_data import RunData
 from tjx_metrics.report.summary import RunSummary, config_of, summarize
 
@@ -90,5 +91,5 @@ def difference_table(runs: Sequence[RunData]) -> Table:
     for run in runs:
         table.add_column(Text(run.name), overflow="fold")
     for name, values in differences(runs).items():
-        table.add_row(Text(name), *(Text("-" if v is None else str(v)) for v in values))
+        table.add_row(Text(name), *(Text("-" if v is None else printable(str(v))) for v in values))
     return table
