@@ -2,10 +2,10 @@
 
 Run: `python examples/custom_task.py` with tjx-trainer installed, or
 `./pants run examples/custom_task.py`. The package `example_extension` beside this script adds a
-model family, a task, an attention backend, an optimizer and a tracker (docs/extending.md explains
-its code); a name with a dot imports the module that registers it. It prints the trainer's report
-with the loss of the task, which is near 0 once the model counts. Flags are added:
-`python examples/custom_task.py --train.max_steps 50 --run_dir runs/counting`.
+model family, a task, an attention backend, an optimizer, a schedule, a metric and a tracker
+(docs/extending.md explains its code); a name with a dot imports the module that registers it. It
+prints the trainer's report with the loss of the task, which is near 0 once the model counts. Flags
+are added: `python examples/custom_task.py --train.max_steps 50 --run_dir runs/counting`.
 """
 
 import sys
@@ -18,7 +18,9 @@ FLAGS = {
     "model.attention_implementation": "example_extension.attention",
     "optimizer.name": "example_extension.optimizer",
     "task": "example_extension.task",
+    "schedule.name": "example_extension.schedule",
     "log.trackers": "example_extension.tracker",
+    "log.metrics": "example_extension.metric",
     "model.n_head": 2,
     "model.d_model": 16,
     "model.max_seq_len": 8,

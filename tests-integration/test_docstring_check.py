@@ -1,9 +1,33 @@
-"""The build of the documentation finds docstrings that do not match their signatures."""
+"""Docstrings match their signatures; elementary pieces have examples of at most three lines."""
 
+import doctest
+import operator
 from pathlib import Path
 
 import griffe
+import pytest
 from docstring_check import docstring_problems
+
+import tjx_ckpt
+import tjx_data
+import tjx_kernels
+import tjx_nn
+import tjx_optim
+
+# Pieces of a training program that users call on their own, by package.
+ELEMENTARY = {
+    tjx_ckpt: "save_tree",
+    tjx_data: "TokenLoader.from_tokens",
+    tjx_kernels: "flash_attention linear_cross_entropy",
+    tjx_nn: "Attention Block LayerNorm Linear MLP RMSNorm SwiGLU apply_rope cross_entropy gelu_erf "
+    "gelu_tanh info_nce sample",
+    tjx_optim: "global_norm make_schedule",
+}
+PIECES = [
+    pytest.param(operator.attrgetter(name)(package), id=name)
+    for package, names in ELEMENTARY.items()
+    for name in names.split()
+]
 
 GOOD = '''
 from dataclasses import dataclass
@@ -101,3 +125,15 @@ def test_every_difference_is_found(tmp_path: Path) -> None:
         assert old in GOOD
         found = problems(tmp_path, GOOD.replace(old, new))
         assert expected in found, (expected, found)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_an_elementary_piece_takes_three_lines(piece: object) -> None:
+    """Examples are separated by prose; imports do not count. The tests of each package run them."""
+    lines = [0]
+    for part in doctest.DocTestParser().parse(piece.__doc__ or ""):
+        if isinstance(part, str):
+            lines += [0] if part.strip() else []
+        elif not part.source.startswith(("import ", "from ")):
+            lines[-1] += part.source.count("\n")
+    assert 1 <= max(lines) <= 3, lines

@@ -1,5 +1,6 @@
-"""A package outside of tjx adds models, an optimizer, a backend, a task and a tracker."""
+"""A package outside of tjx adds models, an optimizer, a backend, a task and the rest."""
 
+import json
 import re
 import subprocess
 import sys
@@ -25,6 +26,9 @@ def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> No
     loss = re.search(r"counting loss +([\d.]+) nats", trained.stdout)
     assert loss is not None, trained.stdout
     assert float(loss[1]) < 1.0, "a constant guess has log(16) = 2.77"
+    records = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    entropy = [x["eval/example_extension.metric"] for x in records if "eval/loss" in x][-1]
+    assert 0 < entropy < 1.0, "that of a constant guess is log(16) = 2.77"
     lines = (tmp_path / "run" / "losses.txt").read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["1", "10", "20"]
 
@@ -34,6 +38,7 @@ def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> No
     evaluated = run("-m", "tjx_eval.main", "loss", "run", TJX_EXTENSIONS="example_extension")
     assert evaluated.returncode == 0, evaluated.stderr
     assert re.search(rf"loss +{loss[1]}", evaluated.stdout)
+    assert f"{entropy:.4f}" in evaluated.stdout
 
 
 # A model of the example's Hugging Face family is saved and loaded.
@@ -66,6 +71,22 @@ def test_hugging_face_family_of_the_example_saves_and_loads(tmp_path: Path) -> N
     assert "no transformers family can represent this model" in refused.stderr
     saved = run("import example_extension.hf_family")
     assert saved.returncode == 0, saved.stderr
+
+
+READ_CORPUS = """
+from tjx_trainer.cli.arguments import resolve
+from tjx_data import load_corpus
+config = resolve(["--data.corpus", "example_extension.corpus"])
+assert list(load_corpus(config.data.corpus))[101] == "1+1=2"
+"""
+
+
+def test_flag_names_the_corpus_of_the_example(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", READ_CORPUS],
+        env=clean_environment(tmp_path), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_code_of_the_guide_is_the_example() -> None:

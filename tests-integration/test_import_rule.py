@@ -75,6 +75,19 @@ def test_no_torch_and_no_tensorflow(project: Path) -> None:
     assert not project_imports(project) & {"torch", "tensorflow"}
 
 
+def test_private_jax_is_imported_for_its_coordination_service_only() -> None:
+    """JAX 0.11.2 has no public barrier or key-value store without device collectives."""
+    found = {
+        (file.name, node.module, *(alias.name for alias in node.names))
+        for folder in ("packages", "apps")
+        for file in ROOT.glob(f"{folder}/*/src/**/*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and "jax._src" in (node.module or "")
+    }
+    module = ("jax._src", "distributed")
+    assert found == {("multihost.py", *module), ("consistency.py", *module)}
+
+
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
 def test_declared_dependencies_match_imports(project: Path) -> None:
     metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]

@@ -1,5 +1,25 @@
 """Example of extensions of tjx: importing it registers all of them; docs/extending.md explains."""
 
-from example_extension import attention, hf_family, model, optimizer, task, tracker
+from example_extension import (
+    attention,
+    corpus,
+    hf_family,
+    metric,
+    model,
+    optimizer,
+    schedule,
+    task,
+    tracker,
+)
 
-__all__ = ["attention", "hf_family", "model", "optimizer", "task", "tracker"]
+__all__ = [
+    "attention",
+    "corpus",
+    "hf_family",
+    "metric",
+    "model",
+    "optimizer",
+    "schedule",
+    "task",
+    "tracker",
+]

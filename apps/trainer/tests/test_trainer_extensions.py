@@ -82,6 +82,7 @@ def test_errors_name_the_known_names_and_the_register_function(
         "optimizer.name": "tjx_optim.register_optimizer",
         "schedule.name": "tjx_optim.register_schedule",
         "log.trackers": "tjx_metrics.register_tracker",
+        "log.metrics": "tjx_metrics.register_metric",
     }.items():
         assert f"; add it with {register}" in problems(f"--{flag}", "outside.empty"), flag
     monkeypatch.setenv("TJX_EXTENSIONS", "nowhere")

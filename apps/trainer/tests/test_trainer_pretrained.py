@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_the_weights_are_the_folders_and_tables_are_fitted(folder: Path) -> None
     np.testing.assert_array_equal(ours["wte"]["embedding"][:257], theirs["wte"]["embedding"])
     assert not ours["wte"]["embedding"][257:].any()
     np.testing.assert_array_equal(ours["wpe"]["embedding"], theirs["wpe"]["embedding"][:8])
-    jax.tree.map(np.testing.assert_array_equal, ours["blocks"], theirs["blocks"])
+    chex.assert_trees_all_equal(ours["blocks"], theirs["blocks"], strict=True)
     assert int(jax.device_get(state.step)) == 0
 
 
@@ -112,7 +113,7 @@ def test_parameters_of_an_orbax_checkpoint(below: tuple[str, ...], tmp_path: Pat
             tree["opt_state"] = {"mu": np.ones(3, np.float32)}
         tjx_ckpt.write_orbax(path, tree)
         check_pretrained(config)
-        jax.tree.map(np.testing.assert_array_equal, pretrained_params(config), expected)
+        chex.assert_trees_all_equal(pretrained_params(config), expected, strict=True)
         model = replace(config.model, n_layer=3, bias=False)
         with pytest.raises(ValueError, match="expected the parameters of the model") as caught:
             check_pretrained(replace(config, model=model))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -86,7 +87,7 @@ def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
         assert losses[-1] < losses[0] - 0.2
         assert int(jax.device_get(state.step)) == 8
         assert int(jax.device_get(metrics["tokens"])) == 16 * 16
-    jax.tree.map(np.testing.assert_array_equal, *finals)
+    chex.assert_trees_all_equal(*finals, strict=True)
 
 
 def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:

@@ -4,11 +4,23 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tjx_metrics import DocumentSums, Evaluation, EvaluationSums, FloatSum, IntSum, cross_entropy
+from tjx_core import ConfigError
+from tjx_metrics import (
+    DocumentSums,
+    Evaluation,
+    EvaluationSums,
+    FloatSum,
+    IntSum,
+    LogConfig,
+    cross_entropy,
+    register_metric,
+)
+from tjx_metrics.metrics import registration
 
 TOKENS, LENGTH, VOCAB, KS = 700, 16, 23, (1, 5, 10)
 
@@ -166,3 +178,37 @@ def test_documents_have_separate_sums() -> None:
         sums.add(np.array([2, 5]), np.zeros(2))
     with pytest.raises(ValueError, match=r"losses: got shape \(3,\)"):
         sums.add(np.array([2, 2]), np.zeros(3))
+
+
+def test_registered_metrics_are_means_over_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("own.gap", "own.mean"):
+        monkeypatch.setitem(registration.registered_metrics, name, min)  # removed after
+    # NaN where a label is ignored must not count.
+    register_metric("own.gap", lambda logits, labels: logits.max(-1) + jnp.sqrt(1.0 + labels))
+    register_metric("own.mean", lambda logits, _: logits.mean())
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 4, VOCAB)).astype(np.float32)
+    labels = np.where(rng.random((6, 4)) < 0.3, -100, rng.integers(0, VOCAB, (6, 4)))
+    want = (logits.max(-1) + np.sqrt(1.0 + np.maximum(labels, 0)))[labels >= 0].mean()
+    for rows in (6, 2):
+        sums = jax.jit(lambda: EvaluationSums.zero(metrics=("own.gap",)))()
+        for start in range(0, 6, rows):
+            batch = jax.device_put((logits[start : start + rows], labels[start : start + rows]))
+            sums = jax.jit(lambda s, x, y: s.plus(cross_entropy(x, y), y, logits=x))(sums, *batch)
+        found = sums.on_host().metrics()
+        assert found.keys() == {"loss", "own.gap"}
+        np.testing.assert_allclose(found["own.gap"], want, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"own\.gap need them"):
+        sums.plus(batch[1], batch[1])
+    sums = jax.jit(lambda: EvaluationSums.zero(metrics=("own.mean",)))()
+    with pytest.raises(ValueError, match=r"own.mean: got values of shape \(\); expected \(2, 4\)"):
+        jax.jit(lambda s, x, y: s.plus(y, y, logits=x))(sums, *batch)
+
+    assert LogConfig(metrics=("own.gap",)).metrics == ("own.gap",)
+    with pytest.raises(ConfigError, match=r"did you mean own\.gap"):
+        LogConfig(metrics=("own.gapp",))
+    with pytest.raises(ConfigError, match=r"metrics: got .*; expected each name once"):
+        LogConfig(metrics=("own.gap", "own.gap"))
+    for name in ("loss", "top5_accuracy", "a,b", ""):
+        with pytest.raises(ConfigError, match="not built in"):
+            register_metric(name, lambda logits, _: logits)

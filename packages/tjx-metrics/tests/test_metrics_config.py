@@ -61,6 +61,7 @@ def test_config_has_no_heavy_imports() -> None:
         "trackers.availability",
         "trackers.base",
         "trackers.jsonl",
+        "metrics.registration",
         "trackers.registration",
         "trackers.status_line",
     ],

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -161,7 +162,7 @@ def test_initial_values_do_not_depend_on_the_sharding(config: GPTConfig, initial
             config, jax.random.key(3)
         )
     assert not sharded["wte"]["embedding"].sharding.is_fully_replicated
-    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((initial, sharded)))
+    chex.assert_trees_all_equal(*jax.device_get((initial, sharded)), strict=True)
 
 
 def test_a_sharded_model_computes_the_same_without_replicating_arrays(

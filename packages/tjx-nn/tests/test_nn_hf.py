@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import ml_dtypes
 import numpy as np
@@ -59,7 +60,7 @@ def error_of(call: Callable[[], Any]) -> str:
 
 def assert_same(a: tuple[TransformerConfig, Params], b: tuple[TransformerConfig, Params]) -> None:
     assert a[0] == b[0]
-    jax.tree.map(np.testing.assert_array_equal, a[1], b[1])
+    chex.assert_trees_all_equal(a[1], b[1], strict=True)
 
 
 def random_params(config: TransformerConfig) -> Params:
@@ -122,8 +123,8 @@ def test_half_precision_is_saved_rounded_and_loaded_as_float32(
     hf.save(tmp_path, config, params, dtype=dtype)
     _, found = hf.load(tmp_path)
     rounded = jax.tree.map(lambda x: x.astype(np.dtype(kind)).astype(np.float32), params)
-    jax.tree.map(np.testing.assert_array_equal, found, rounded)
-    assert {x.dtype for x in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+    chex.assert_trees_all_equal(found, rounded, strict=True)
+    chex.assert_type(jax.tree.leaves(found), np.float32)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == dtype
     tensors = load_file(tmp_path / "model.safetensors")
     assert {x.dtype for x in tensors.values()} == {np.dtype(kind)}

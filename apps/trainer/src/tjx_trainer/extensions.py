@@ -24,6 +24,8 @@ FIELDS = (
     "optimizer.name",
     "schedule.name",
     "log.trackers",
+    "log.metrics",
+    "data.corpus",
 )
 
 registered_tasks: dict[str, Callable[..., Any]] = {}

@@ -227,6 +227,7 @@ class SavedRun:
         step = make_eval_step(
             model,
             ks=ks if is_decoder else task.accuracies,
+            metrics=config.log.metrics,
             token_byte_lengths=task.token_byte_lengths,
             layout=model_layout(model, mesh),
         )

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 
@@ -23,7 +23,7 @@ from tjx_ckpt.errors import (
     StorageError,
 )
 from tjx_ckpt.host_staging import stage
-from tjx_ckpt.leaf_spec import differences
+from tjx_ckpt.leaf_spec import LeafSpec, differences
 from tjx_ckpt.lookup import require, require_manifest
 from tjx_ckpt.pytree import describe, flatten
 from tjx_ckpt.restore_fallback import quarantine_damaged, read_newest, read_step
@@ -33,6 +33,7 @@ from tjx_ckpt.store.backends import open_storage
 from tjx_ckpt.store.checkpoint_reader import CheckpointReader
 from tjx_ckpt.store.verification import problems
 from tjx_ckpt.writer import PendingCheckpoint, SaveReport, write_checkpoint
+from tjx_core import ConfigError, unknown_name
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +58,10 @@ class Checkpointer:
         Number of best checkpoints to keep.
     best_metric, best_mode
         Name of the metric that ranks checkpoints; whether "min" or "max" is best.
+    format
+        "tjx": safetensors files with checksums. "orbax": the files of Orbax, for programs that
+        read them; one process, a local folder, no empty arrays and no `verify` or `manifest`,
+        since Orbax stores no checksums. Needs the extra ``orbax``.
 
     Attributes
     ----------
@@ -66,7 +71,7 @@ class Checkpointer:
     Raises
     ------
     ConfigError
-        If a number is out of range.
+        If a number is out of range, or the format is unknown or not possible here.
 
     Examples
     --------
@@ -81,6 +86,18 @@ class Checkpointer:
     [0. 1. 2.] 10 {'seed': 1}
     """
 
+    def __new__(cls, *_: Any, format: Literal["tjx", "orbax"] = "tjx", **__: Any) -> Self:  # noqa: A002
+        """Return an instance of the class of the format."""
+        if format not in ("tjx", "orbax"):
+            raise ConfigError([unknown_name("format", format, ("tjx", "orbax"))])
+        chosen: Any = cls
+        if format == "orbax":
+            from tjx_ckpt.orbax_checkpointer import OrbaxCheckpointer  # derives from this class
+
+            chosen = OrbaxCheckpointer
+        instance: Self = super().__new__(chosen)
+        return instance
+
     def __init__(
         self,
         directory: str | Path,
@@ -90,12 +107,14 @@ class Checkpointer:
         keep_best: int = 0,
         best_metric: str = "eval/loss",
         best_mode: Literal["min", "max"] = "min",
+        format: Literal["tjx", "orbax"] = "tjx",  # noqa: A002
     ) -> None:
+        del format  # `__new__` chose the class
         retention = Retention(
             keep=keep, every=keep_every, best=keep_best, metric=best_metric, mode=best_mode
         )
         self._storage = open_storage(directory)
-        self._pruner = Pruner(self._storage, retention)
+        self._pruner = Pruner(self._storage, retention, self._stored_metrics)
         self._thread: threading.Thread | None = None
         self._error: SaveError | None = None
         self._saves = 0
@@ -157,11 +176,14 @@ class Checkpointer:
         except ClaimError as error:
             raise SaveError(step, error) from error
         self._check_step(step)
-        pending = PendingCheckpoint(step, specs, stage(leaves), plain, values, before_commit)
+        pending = PendingCheckpoint(step, specs, (), plain, values, before_commit)
+        if self._saves == 0:
+            self._check_format()
+        write = self._stage(state, pending)
         self._saves += 1
         blocking = time.perf_counter() - begin
         self._thread = threading.Thread(
-            target=self._finish, args=(pending, begin, blocking, prune), name=f"save-{step}"
+            target=self._finish, args=(write, pending, begin, blocking, prune), name=f"save-{step}"
         )
         self._thread.start()
 
@@ -252,14 +274,14 @@ class Checkpointer:
         abstract = flatten(abstract_state)
         wanted = describe(abstract)
 
-        def read(step: int) -> dict[str, Any]:
-            content = manifest_file.read(self._storage, step)
-            lines = differences(wanted, content.leaves, partial=partial, cast=cast)
+        def check(step: int, saved: Mapping[str, LeafSpec]) -> None:
+            lines = differences(wanted, saved, partial=partial, cast=cast)
             if lines:
                 header = f"checkpoint of step {step} does not fit the requested state:"
                 raise MismatchError("\n".join([header, *lines]))
-            with CheckpointReader(self._storage, step, content) as reader:
-                return restore_leaves(reader, abstract)
+
+        def read(step: int) -> dict[str, Any]:
+            return self._read(step, abstract, check)
 
         if step is None:
             leaves, self._skipped = read_newest(self._storage, read)
@@ -426,6 +448,14 @@ class Checkpointer:
                 "save a larger step, or use another directory to branch from an older checkpoint"
             )
 
+    def _check_format(self) -> None:
+        latest = self.latest_step()
+        if latest is not None and manifest_file.is_orbax(self._storage, latest):
+            raise ValueError(
+                f"format: got 'tjx', and {self._storage} holds checkpoints of Orbax; expected "
+                "another directory; use another one, or format='orbax'"
+            )
+
     def _take_lock(self) -> None:
         """Lock the directory on process 0, or confirm the lock; all processes agree on the result.
 
@@ -472,13 +502,44 @@ class Checkpointer:
         except OSError as error:
             _log.warning("leftovers in %s cannot be deleted now: %s", self._storage, error)
 
+    def _stage(self, state: Any, pending: PendingCheckpoint) -> Callable[[], int]:
+        """Copy a state to host memory; return the function that writes it and returns its size."""
+        pending = pending._replace(pieces=stage(flatten(state)))
+        return lambda: write_checkpoint(
+            self._storage, pending, name=f"{self._saves} {pending.step}"
+        )
+
+    def _read(
+        self,
+        step: int,
+        abstract: Mapping[str, Any],
+        check: Callable[[int, Mapping[str, LeafSpec]], None],
+    ) -> dict[str, Any]:
+        """Read the leaves of a step; `check` raises if they do not fit the requested ones."""
+        content = manifest_file.read(self._storage, step)
+        check(step, content.leaves)
+        with CheckpointReader(self._storage, step, content) as reader:
+            return restore_leaves(reader, abstract)
+
+    def _stored_metrics(self, step: int) -> Mapping[str, float]:
+        """Return the metrics of a checkpoint; none if it is damaged."""
+        try:
+            return manifest_file.read(self._storage, step).metrics
+        except manifest_file.ManifestError:
+            return {}  # it can be one of the newest, not one of the best
+
     def _finish(
-        self, pending: PendingCheckpoint, begin: float, blocking: float, prune: bool
+        self,
+        write: Callable[[], int],
+        pending: PendingCheckpoint,
+        begin: float,
+        blocking: float,
+        prune: bool,
     ) -> None:
         """Write the checkpoint in a thread; keep an error for the next call."""
         step = pending.step
         try:
-            size = write_checkpoint(self._storage, pending, name=f"{self._saves} {step}")
+            size = write()
             self.last_save = SaveReport(step, blocking, time.perf_counter() - begin, size)
             self._pruner.remember(step, pending.metrics)
             if prune:

@@ -64,7 +64,7 @@ def _place(leaf: Any, parts: dict[Box, np.ndarray]) -> Any:
     shape = tuple(leaf.shape)
     make_array: Any = jax.make_array_from_callback  # JAX gives no types
     with jax.transfer_guard_host_to_device("allow"):  # an explicit transfer
-        return make_array(shape, _sharding(leaf), lambda index: parts[_box(index, shape)])
+        return make_array(shape, sharding_of(leaf), lambda index: parts[_box(index, shape)])
 
 
 def _boxes(leaf: Any) -> list[Box]:
@@ -72,7 +72,7 @@ def _boxes(leaf: Any) -> list[Box]:
     shape = tuple(leaf.shape)
     if isinstance(leaf, np.ndarray | np.generic):
         return [Box((0,) * len(shape), shape)]
-    indices: Any = _sharding(leaf).addressable_devices_indices_map(shape).values()
+    indices: Any = sharding_of(leaf).addressable_devices_indices_map(shape).values()
     return [_box(index, shape) for index in indices]
 
 
@@ -83,7 +83,8 @@ def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     )
 
 
-def _sharding(leaf: Any) -> jax.sharding.Sharding:
+def sharding_of(leaf: Any) -> jax.sharding.Sharding:
+    """Return the sharding of an abstract leaf; the default device if it has none."""
     return leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 

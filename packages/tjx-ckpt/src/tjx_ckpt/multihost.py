@@ -2,6 +2,8 @@
 
 import jax
 import numpy as np
+
+# Public JAX has no barrier without a device collective, which a thread must not start.
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
@@ -23,7 +25,6 @@ def barrier(name: str) -> None:
         Unique among all barriers of these processes.
     """
     if jax.process_count() > 1:
-        # JAX's public barrier runs a device collective, which a thread must not start.
         client = distributed.global_state.client
         assert client is not None
         client.wait_at_barrier(f"tjx-ckpt:{name}", _BARRIER_MS)

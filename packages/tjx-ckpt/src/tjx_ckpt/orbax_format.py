@@ -3,13 +3,14 @@
 Orbax is imported by the functions, not by the module: it takes seconds and imports JAX.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from tjx_ckpt.device_placement import sharding_of
 from tjx_ckpt.leaf_spec import LeafSpec
 from tjx_ckpt.pytree import describe, flatten
 
@@ -45,16 +46,20 @@ def write_orbax(path: str | Path, tree: Any) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise ValueError(f"path: got {path}, which exists; expected a new folder; delete it first")
-    specs = describe(flatten(tree))
+    check_not_empty(describe(flatten(tree)))
+    ocp = import_orbax()
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, tree)
+
+
+def check_not_empty(specs: Mapping[str, LeafSpec]) -> None:
+    """Check that each array has an element; raise ValueError with the keys of those without."""
     empty = [key for key, spec in specs.items() if not spec.size_bytes]
     if empty:
         raise ValueError(
             f"tree: got arrays without elements, {', '.join(empty)}; expected at least one element "
             "in each, as Orbax stores no empty arrays; leave them out"
         )
-    ocp = _import_orbax()
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        checkpointer.save(path, tree)
 
 
 def orbax_specs(path: str | Path) -> dict[str, LeafSpec]:
@@ -102,23 +107,53 @@ def read_orbax(path: str | Path, keys: Collection[str] | None = None) -> dict[st
     ValueError
         As `orbax_specs`, or if a key does not exist.
     """
-    ocp = _import_orbax()
+    specs = orbax_specs(path)
+    wanted = specs.keys() if keys is None else keys
+    missing = sorted(set(wanted) - specs.keys())
+    if missing:
+        raise ValueError(f"keys: got {', '.join(missing)}; expected keys of {find_orbax(path)}")
+    return read_leaves(path, {key: np.empty(specs[key].shape, specs[key].dtype) for key in wanted})
+
+
+def read_leaves(path: str | Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """Read leaves of an Orbax checkpoint with the dtypes and shardings of abstract leaves.
+
+    Parameters
+    ----------
+    path
+        As for `orbax_specs`.
+    abstract
+        By existing key, an array or abstract array of the stored shape: for a NumPy array a NumPy
+        array is returned, and a leaf without sharding is placed on the default device.
+
+    Returns
+    -------
+    dict
+        The leaves by key.
+    """
+    ocp = import_orbax()
+
+    def argument(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray | np.generic):
+            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+        return ocp.ArrayRestoreArgs(dtype=leaf.dtype, sharding=sharding_of(leaf))
+
     folder = find_orbax(path)
     tree = _metadata(folder)
-    specs = describe(flatten(tree))
-    missing = sorted(set(keys or ()) - specs.keys())
-    if missing:
-        raise ValueError(f"keys: got {', '.join(missing)}; expected keys of {folder}")
-    wanted = specs.keys() if keys is None else set(keys)
-    templates = [
-        np.empty(spec.shape, spec.dtype) if key in wanted else ocp.PLACEHOLDER
-        for key, spec in specs.items()
-    ]
-    item = jax.tree.unflatten(jax.tree.structure(tree), templates)
-    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    structure: Any = jax.tree.structure(tree)  # JAX gives no types
+    keys = list(flatten(tree))
+    item = structure.unflatten([abstract.get(key, ocp.PLACEHOLDER) for key in keys])
+    arguments = structure.unflatten(
+        [argument(abstract[key]) if key in abstract else ocp.RestoreArgs() for key in keys]
+    )
     with ocp.PyTreeCheckpointer() as checkpointer:
-        restored = checkpointer.restore(folder, item=item, restore_args=arguments)
-    return {key: np.asarray(leaf) for key, leaf in flatten(restored).items() if key in wanted}
+        restored = flatten(checkpointer.restore(folder, item=item, restore_args=arguments))
+    return {
+        key: np.asarray(restored[key])
+        if isinstance(leaf, np.ndarray | np.generic)
+        else restored[key]
+        for key, leaf in abstract.items()
+    }
 
 
 def find_orbax(path: str | Path) -> Path:
@@ -141,12 +176,13 @@ def find_orbax(path: str | Path) -> Path:
 
 
 def _metadata(folder: Path) -> Any:
-    ocp = _import_orbax()
+    ocp = import_orbax()
     with ocp.PyTreeCheckpointer() as checkpointer:
         return checkpointer.metadata(folder).item_metadata.tree
 
 
-def _import_orbax() -> Any:
+def import_orbax() -> Any:
+    """Return the module ``orbax.checkpoint``; raise ValueError if it cannot be imported."""
     try:
         import orbax.checkpoint
     except ImportError as error:

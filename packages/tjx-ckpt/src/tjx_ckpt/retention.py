@@ -1,12 +1,10 @@
 """Retention policy of checkpoints, and deletion of those that it does not keep."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tjx_ckpt.store.manifest import ManifestError
-from tjx_ckpt.store.manifest import read as read_manifest
 from tjx_ckpt.store.storage import Storage
 from tjx_core import ConfigError, Problem, unknown_name
 
@@ -92,10 +90,17 @@ class Pruner:
         The checkpoints; locked while any is deleted.
     retention
         Which checkpoints to keep.
+    read_metrics
+        Returns the metrics of the checkpoint of a step.
     """
 
-    def __init__(self, storage: Storage, retention: Retention) -> None:
-        self._storage, self._retention = storage, retention
+    def __init__(
+        self,
+        storage: Storage,
+        retention: Retention,
+        read_metrics: Callable[[int], Mapping[str, float]],
+    ) -> None:
+        self._storage, self._retention, self._read_metrics = storage, retention, read_metrics
         self._metrics: dict[int, Mapping[str, float]] = {}
 
     def remember(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -116,8 +121,5 @@ class Pruner:
 
     def _metrics_of(self, step: int) -> Mapping[str, float]:
         if step not in self._metrics:
-            try:
-                self._metrics[step] = read_manifest(self._storage, step).metrics
-            except ManifestError:
-                self._metrics[step] = {}  # it can be one of the newest, not one of the best
+            self._metrics[step] = self._read_metrics(step)
         return self._metrics[step]

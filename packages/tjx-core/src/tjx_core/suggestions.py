@@ -87,7 +87,8 @@ def unknown_name(
     hint = did_you_mean(given, names)
     if register and not hint:
         hint = f"; add it with {register}"
-    return Problem(path, f"got {given!r}; expected one of {', '.join(names)}{hint}")
+    expected = f"one of {', '.join(names)}" if names else "a registered name"
+    return Problem(path, f"got {given!r}; expected {expected}{hint}")
 
 
 def unknown_flag(flag: str, known: Iterable[str]) -> Problem:

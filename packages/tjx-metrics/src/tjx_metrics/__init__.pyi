@@ -12,6 +12,7 @@ from .metrics.per_document import DocumentSums as DocumentSums
 from .metrics.perplexity import bits_per_byte as bits_per_byte
 from .metrics.perplexity import bits_per_token as bits_per_token
 from .metrics.perplexity import perplexity as perplexity
+from .metrics.registration import register_metric as register_metric
 from .metrics.top_k import top_k_accuracy as top_k_accuracy
 from .metrics.top_k import top_k_correct as top_k_correct
 from .metrics.weight_histograms import named_histograms as named_histograms

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from tjx_core import ConfigError, Problem, unknown_name
+from tjx_metrics.metrics.registration import registered_metrics
 from tjx_metrics.trackers.registration import tracker_names
 
 
@@ -27,6 +28,8 @@ class LogConfig:
         Steps between two generated text samples; none: only at the end of training.
     accuracies
         Whether text evaluations compute top-1, 5 and 10 accuracy, which needs all logits.
+    metrics
+        Registered metrics that evaluations compute, which needs all logits.
 
     Raises
     ------
@@ -41,6 +44,7 @@ class LogConfig:
     histograms_every: int | None = None
     samples_every: int | None = None
     accuracies: bool = False
+    metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -57,9 +61,18 @@ class LogConfig:
             for name in self.trackers
             if name not in tracker_names()
         ]
-        if len(set(self.trackers)) < len(self.trackers):
-            message = f"got {','.join(self.trackers)}; expected each name once"
-            problems.append(Problem("trackers", message))
+        problems += [
+            unknown_name(
+                "metrics", name, registered_metrics, register="tjx_metrics.register_metric"
+            )
+            for name in self.metrics
+            if name not in registered_metrics
+        ]
+        problems += [
+            Problem(field, f"got {','.join(names)}; expected each name once")
+            for field, names in (("trackers", self.trackers), ("metrics", self.metrics))
+            if len(set(names)) < len(names)
+        ]
         if not self.project:
             problems.append(Problem("project", "got ''; expected a name, such as tjx"))
         if problems:

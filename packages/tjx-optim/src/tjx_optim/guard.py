@@ -167,5 +167,11 @@ def global_norm(tree: Any) -> jax.Array:
     >>> tree = jax.device_put({"a": np.array([3.0]), "b": np.array([[4.0]])})
     >>> float(jax.jit(global_norm)(tree))
     5.0
+
+    Clipping alone is that of optax:
+
+    >>> clip = jax.jit(optax.clip_by_global_norm(1.0).update)
+    >>> print(clip(tree, optax.EmptyState())[0]["b"].round(1))
+    [[0.8]]
     """
     return jnp.asarray(optax.tree.norm(jax.tree.map(at_least_float32, tree)), jnp.float32)

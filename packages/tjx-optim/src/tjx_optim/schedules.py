@@ -152,11 +152,9 @@ def make_schedule(
     --------
     >>> import jax, numpy as np
     >>> from tjx_optim import ScheduleConfig, make_schedule
-    >>> rate = make_schedule(
-    ...     ScheduleConfig(name="linear", warmup_steps=3), learning_rate=1.0, max_steps=13
-    ... )
-    >>> steps = jax.device_put(np.array([0, 2, 3, 8, 13, 99]))
-    >>> print(np.asarray(jax.jit(jax.vmap(rate))(steps)).round(3))
+    >>> cosine = ScheduleConfig(name="cosine", warmup_steps=3)
+    >>> rate = jax.jit(jax.vmap(make_schedule(cosine, learning_rate=1.0, max_steps=13)))
+    >>> print(np.asarray(rate(jax.device_put(np.array([0, 2, 3, 8, 13, 99])))).round(3))
     [0.25 0.75 1.   0.55 0.1  0.1 ]
     """
     if not (math.isfinite(learning_rate) and learning_rate >= 0):

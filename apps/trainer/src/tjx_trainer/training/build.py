@@ -175,6 +175,7 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
         eval_step=make_eval_step(
             config.model,
             ks=task.accuracies,
+            metrics=config.log.metrics,
             token_byte_lengths=task.token_byte_lengths,
             layout=parts.layout,
             pipeline_means=pipeline_means,

@@ -41,15 +41,17 @@ def make_eval_step(
     model: ModelConfig,
     *,
     ks: tuple[int, ...] = (),
+    metrics: tuple[str, ...] = (),
     token_byte_lengths: np.ndarray | None = None,
     layout: Layout = SINGLE_DEVICE,
     pipeline_means: Callable[[Any, Batch], tjx_optim.AccumulatedGradients] | None = None,
 ) -> EvalStep:
     """Return the jitted functions that accumulate losses and accuracies.
 
-    Accuracies (`ks`) need the logits; the loss does not. A decoder is evaluated with teacher
-    forcing, so a row whose argmax predictions are all correct is the row that greedy decoding would
-    generate. All sums are computed on the devices, because no process holds all rows of a batch.
+    Accuracies (`ks`) and registered metrics need the logits; the loss does not. A decoder is
+    evaluated with teacher forcing, so a row whose argmax predictions are all correct is the row
+    that greedy decoding would generate. All sums are computed on the devices, because no process
+    holds all rows of a batch.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def make_eval_step(
         The model.
     ks : tuple of int
         Values of k for top-k accuracy.
+    metrics : tuple of str
+        Names of registered metrics.
     token_byte_lengths : int32 [vocab_size] or None
         Length of each token's text [bytes]; None if labels are not text tokens.
     layout : Layout
@@ -76,7 +80,10 @@ def make_eval_step(
 
     @functools.cache  # one compilation per sharding
     def zeros(sharding: jax.sharding.Sharding) -> Callable[[], EvaluationSums]:
-        return jax.jit(lambda: EvaluationSums.zero(ks=ks, of_text=of_text), out_shardings=sharding)
+        return jax.jit(
+            lambda: EvaluationSums.zero(ks=ks, of_text=of_text, metrics=metrics),
+            out_shardings=sharding,
+        )
 
     @jax.jit
     def add(sums: EvaluationSums, params: Any, batch: Batch) -> EvaluationSums:
@@ -87,7 +94,7 @@ def make_eval_step(
         else:
             losses = pipeline_means(params, batch).means["loss"] * (labels != IGNORE_INDEX).sum()
         logits = None
-        if ks:
+        if ks or metrics:
             logits = network(**{name: x for name, x in batch.items() if name != "labels"})
         return sums.plus(
             losses,

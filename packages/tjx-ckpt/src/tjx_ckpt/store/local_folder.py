@@ -1,7 +1,7 @@
 """Checkpoints in a local or shared folder, with crash-safe renames.
 
 ``12``                a complete checkpoint of step 12
-``12.tmp``            a save in progress, or the leftover of a killed one
+``12.tmp``            a save in progress, or the leftover of a killed one; Orbax appends to the name
 ``12.discarded.tmp``  a checkpoint that is being deleted
 ``12.corrupt``        a damaged checkpoint, kept for inspection
 """
@@ -21,7 +21,7 @@ from tjx_ckpt.store.temporary_files import make_folder
 from tjx_ckpt.store.writer_lock import WriterLock
 from tjx_core import fsync_path
 
-_LEFTOVER = re.compile(r"\d+(\.discarded)?\.tmp")
+_LEFTOVER = re.compile(r"\d+(\.discarded)?\.tmp(\.orbax-checkpoint-tmp.*)?")
 _QUARANTINED = re.compile(r"(\d+)\.corrupt(\.\d+)?")
 
 

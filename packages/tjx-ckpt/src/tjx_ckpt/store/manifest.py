@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from tjx_ckpt.errors import StorageError
 from tjx_ckpt.leaf_spec import LeafSpec, is_number
 from tjx_ckpt.store.checksum import checksum
 from tjx_ckpt.store.storage import Storage, WrongFileError
 from tjx_ckpt.store.tensor_file import Piece, StoredPiece, TensorFile
 
 MANIFEST_NAME = "manifest.json"
+_ORBAX_METADATA_NAME = "_CHECKPOINT_METADATA"  # Orbax writes it into the folder of each step
 _FORMAT = "tjx-ckpt/2"
 # 100,000 pieces of arrays take about 15 MB as text and ten times as much as Python objects.
 _MAX_BYTES = 64 << 20
@@ -112,13 +114,23 @@ def read(storage: Storage, step: int) -> Manifest:
             text = bytearray(file.size)
             file.read_into(0, memoryview(text))
     except FileNotFoundError:
-        raise ManifestError("missing") from None
+        hint = "; it is a checkpoint of Orbax: use Checkpointer(..., format='orbax')"
+        raise ManifestError(f"missing{hint if is_orbax(storage, step) else ''}") from None
     except WrongFileError as error:
         raise ManifestError(f"unreadable ({error})") from None
     manifest = parse(bytes(text))
     if manifest.step != step:
         raise ManifestError(f"belongs to step {manifest.step}")
     return manifest
+
+
+def is_orbax(storage: Storage, step: int) -> bool:
+    """Return whether Orbax wrote the checkpoint of a step; False if that cannot be read now."""
+    try:
+        with storage.open(step, _ORBAX_METADATA_NAME):
+            return True
+    except (OSError, StorageError):
+        return False
 
 
 def parse(text: bytes) -> Manifest:

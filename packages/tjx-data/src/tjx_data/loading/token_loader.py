@@ -166,8 +166,7 @@ class TokenLoader(Loader):
 
         Examples
         --------
-        >>> ids = np.arange(100)
-        >>> loader = TokenLoader.from_tokens(ids, vocab_size=100, seq_len=8, batch_size=4)
+        >>> loader = TokenLoader.from_tokens(np.arange(99), vocab_size=99, seq_len=8, batch_size=4)
         >>> batch = loader.batch(3)
         >>> bool((batch["labels"] == batch["tokens"] + 1).all())
         True

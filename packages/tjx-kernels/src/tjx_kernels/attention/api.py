@@ -156,8 +156,7 @@ def flash_attention(
     Examples
     --------
     >>> import jax.numpy as jnp
-    >>> q = jnp.ones((2, 300, 8, 64))
-    >>> kv = jnp.ones((2, 300, 2, 64))
+    >>> q, kv = jnp.ones((2, 300, 8, 64)), jnp.ones((2, 300, 2, 64))
     >>> out, lse = flash_attention(q, kv, kv, causal=True, return_lse=True)
     >>> out.shape, lse.shape
     ((2, 300, 8, 64), (2, 8, 300))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from tjx_metrics.metrics.compensated_sum import FloatSum, IntSum
 from tjx_metrics.metrics.perplexity import bits_per_byte, bits_per_token, perplexity
+from tjx_metrics.metrics.registration import registered_metrics
 from tjx_metrics.metrics.top_k import top_k_correct
 
 
@@ -36,6 +37,8 @@ class EvaluationSums(NamedTuple):
     rows, exact_rows : IntSum
         Rows with at least one label, and rows whose every label has the highest logit. Counted only
         if `correct` is not empty and labels have a row axis.
+    registered : dict
+        Name -> `FloatSum` of the values of a registered metric.
 
     Examples
     --------
@@ -59,9 +62,12 @@ class EvaluationSums(NamedTuple):
     text_bytes: IntSum | None
     rows: IntSum
     exact_rows: IntSum
+    registered: dict[str, FloatSum]
 
     @staticmethod
-    def zero(*, ks: tuple[int, ...] = (), of_text: bool = False) -> "EvaluationSums":
+    def zero(
+        *, ks: tuple[int, ...] = (), of_text: bool = False, metrics: tuple[str, ...] = ()
+    ) -> "EvaluationSums":
         """Return zero sums. Call it under ``jax.jit`` if a transfer guard is active.
 
         Parameters
@@ -70,6 +76,8 @@ class EvaluationSums(NamedTuple):
             Values of k for which top-k accuracy is counted.
         of_text : bool
             Whether to count bytes of text.
+        metrics : tuple of str
+            Names given to `register_metric`.
 
         Returns
         -------
@@ -83,6 +91,7 @@ class EvaluationSums(NamedTuple):
             text_bytes=IntSum.zero() if of_text else None,
             rows=IntSum.zero(),
             exact_rows=IntSum.zero(),
+            registered={name: FloatSum.zero() for name in metrics},
         )
 
     def plus(
@@ -103,7 +112,7 @@ class EvaluationSums(NamedTuple):
         labels : int array [...] or [rows, labels]
             Targets; positions equal to `ignore_index` are not counted.
         logits : float array [..., vocab], optional
-            Required if `correct` is not empty.
+            Required if `correct` or `registered` is not empty.
         token_byte_lengths : int array [vocab], optional
             Bytes of each token; required if `text_bytes` is counted. One batch must hold fewer
             than 2**31 bytes.
@@ -118,10 +127,13 @@ class EvaluationSums(NamedTuple):
         Raises
         ------
         ValueError
-            If `logits` or `token_byte_lengths` is required and missing.
+            If `logits` or `token_byte_lengths` is required and missing, or a registered metric
+            returns another shape than that of the labels.
         """
         if self.correct and logits is None:
             raise ValueError(f"logits=None: accuracies for k of {sorted(self.correct)} need them")
+        if self.registered and logits is None:
+            raise ValueError(f"logits=None: the metrics {', '.join(self.registered)} need them")
         if self.text_bytes is not None and token_byte_lengths is None:
             raise ValueError(
                 "token_byte_lengths=None: text_bytes is counted; pass the bytes of each token"
@@ -148,6 +160,15 @@ class EvaluationSums(NamedTuple):
                     rows=self.rows.plus(has_label.sum()),
                     exact_rows=self.exact_rows.plus((has_label & ~missed.any(-1)).sum()),
                 )
+        for name, total in self.registered.items():
+            values = registered_metrics[name](logits, labels)
+            if values.shape != labels.shape:
+                raise ValueError(
+                    f"{name}: got values of shape {values.shape}; expected {labels.shape}, one for "
+                    "each label; change the function given to register_metric"
+                )
+            added = total.plus(jnp.where(counted, values, 0))
+            new = new._replace(registered={**new.registered, name: added})
         return new
 
     def on_host(self) -> "Evaluation":
@@ -163,6 +184,7 @@ class EvaluationSums(NamedTuple):
             correct={k: count.on_host()[0] for k, count in sorted(sums.correct.items())},
             exact_rows=exact_rows,
             rows=rows,
+            registered={name: total.on_host() for name, total in sums.registered.items()},
         )
 
 
@@ -183,6 +205,8 @@ class Evaluation:
     exact_rows, rows : int
         Rows whose every label has the highest logit, and rows with at least one label; 0 if
         accuracies were not counted or labels have no row axis.
+    registered : dict
+        Name -> sum of the values of a registered metric.
     """
 
     loss_sum: float
@@ -191,6 +215,7 @@ class Evaluation:
     correct: Mapping[int, int] = field(default_factory=dict)
     exact_rows: int = 0
     rows: int = 0
+    registered: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Compute mean loss, perplexity, bits per token and byte, and accuracies.
@@ -200,7 +225,7 @@ class Evaluation:
         dict
             "loss" [nats per label]; for text also "perplexity", "bits_per_token" and, if
             `text_bytes` is positive, "bits_per_byte"; "top{k}_accuracy" [fraction of labels];
-            "exact_match" [fraction of rows].
+            "exact_match" [fraction of rows]; the mean of each registered metric by its name.
 
         Raises
         ------
@@ -219,4 +244,4 @@ class Evaluation:
             metrics[f"top{k}_accuracy"] = count / self.tokens
         if self.rows:
             metrics["exact_match"] = self.exact_rows / self.rows
-        return metrics
+        return metrics | {name: total / self.tokens for name, total in self.registered.items()}

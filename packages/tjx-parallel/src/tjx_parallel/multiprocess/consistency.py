@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+
+# Public JAX exchanges values by device collectives only, which time out while a process prepares
+# data.
 from jax._src import distributed
 
 _TIMEOUT_MS = 3_600_000  # preparing data in one process may take hours
