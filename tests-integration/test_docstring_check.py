@@ -4,6 +4,7 @@ from pathlib import Path
 
 import griffe
 from docstring_check import docstring_problems
+from docstring_groups import ParameterGroups
 
 GOOD = '''
 from dataclasses import dataclass
@@ -101,3 +102,21 @@ def test_every_difference_is_found(tmp_path: Path) -> None:
         assert old in GOOD
         found = problems(tmp_path, GOOD.replace(old, new))
         assert expected in found, (expected, found)
+
+
+def test_each_parameter_of_a_group_has_its_own_type(tmp_path: Path) -> None:
+    (tmp_path / "grouped.py").write_text(
+        'def f(a: int, b: str, *c: float) -> None:\n    """Do.\n\n    Parameters\n    ----------\n'
+        '    a, b, *c\n        Values.\n    """\n'
+    )
+    module = griffe.load(
+        "grouped",
+        search_paths=[str(tmp_path)],
+        docstring_parser="numpy",
+        extensions=griffe.load_extensions(ParameterGroups),
+    )
+    (section,) = [
+        section for section in module["f"].docstring.parsed if section.kind.value == "parameters"
+    ]
+    types = [(each.name, str(each.annotation), each.description) for each in section.value]
+    assert types == [("a", "int", "Values."), ("b", "str", "Values."), ("*c", "float", "Values.")]

@@ -25,6 +25,7 @@ import griffe
 import yaml
 from codespell_lib import main as codespell
 from docstring_check import docstring_problems
+from docstring_groups import ParameterGroups
 from lunr import lunr
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -127,7 +128,11 @@ def public_names(package: str) -> Iterator[tuple[str, griffe.Object | griffe.Ali
     folder = ROOT / "packages" / package.replace("_", "-") / "src" / package
     sources = [str(path) for path in ROOT.glob("packages/*/src")]
     module = griffe.load(
-        package, search_paths=sources, docstring_parser="numpy", resolve_aliases=True
+        package,
+        search_paths=sources,
+        docstring_parser="numpy",
+        extensions=griffe.load_extensions(ParameterGroups),
+        resolve_aliases=True,
     )
     stub = folder / "__init__.pyi"  # lazily imported names
     names = re.findall(r" as (\w+)$", stub.read_text(), re.MULTILINE) if stub.exists() else ()
