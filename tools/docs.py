@@ -48,6 +48,21 @@ QUESTIONS = {
     "export to Hugging Face": "evaluation.html",
     "shard over 8 GPUs": "distributed_training.html",
     "write a custom attention mask": "attention_kernels.html",
+    # The same by other words.
+    "fine-tuning": "fine_tuning.html",
+    "callback": "extending.html",
+    "barrier": "distributed_training.html",
+    "preemption": "checkpoint_resume.html",
+    "checkpoint": "checkpoint_resume.html",
+    "distributed": "distributed_training.html",
+    "OOM": "troubleshooting.html",
+    "out of memory": "troubleshooting.html",
+    # Pages by the names of the project's requirements.
+    "quickstart": "quickstart.html",
+    "flash attention": "attention_kernels.html",
+    "API reference": "reference/index.html",
+    "speedrun benchmark": "speedrun.html",
+    "PyTorch to JAX": "torch_to_jax.html",
 }
 # Patterns of public names whose docstrings are not compared with their signatures, with the reason.
 EXCEPTIONS = {
