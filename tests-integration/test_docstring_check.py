@@ -7,6 +7,7 @@ from pathlib import Path
 import griffe
 import pytest
 from docstring_check import docstring_problems
+from docstring_groups import ParameterGroups
 
 import tjx_ckpt
 import tjx_data
@@ -137,3 +138,21 @@ def test_an_elementary_piece_takes_three_lines(piece: object) -> None:
         elif not part.source.startswith(("import ", "from ")):
             lines[-1] += part.source.count("\n")
     assert 1 <= max(lines) <= 3, lines
+
+
+def test_each_parameter_of_a_group_has_its_own_type(tmp_path: Path) -> None:
+    (tmp_path / "grouped.py").write_text(
+        'def f(a: int, b: str, *c: float) -> None:\n    """Do.\n\n    Parameters\n    ----------\n'
+        '    a, b, *c\n        Values.\n    """\n'
+    )
+    module = griffe.load(
+        "grouped",
+        search_paths=[str(tmp_path)],
+        docstring_parser="numpy",
+        extensions=griffe.load_extensions(ParameterGroups),
+    )
+    (section,) = [
+        section for section in module["f"].docstring.parsed if section.kind.value == "parameters"
+    ]
+    types = [(each.name, str(each.annotation), each.description) for each in section.value]
+    assert types == [("a", "int", "Values."), ("b", "str", "Values."), ("*c", "float", "Values.")]

@@ -25,6 +25,7 @@ import griffe
 import yaml
 from codespell_lib import main as codespell
 from docstring_check import docstring_problems
+from docstring_groups import ParameterGroups
 from lunr import lunr
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -47,6 +48,21 @@ QUESTIONS = {
     "export to Hugging Face": "evaluation.html",
     "shard over 8 GPUs": "distributed_training.html",
     "write a custom attention mask": "attention_kernels.html",
+    # The same by other words.
+    "fine-tuning": "fine_tuning.html",
+    "callback": "extending.html",
+    "barrier": "distributed_training.html",
+    "preemption": "checkpoint_resume.html",
+    "checkpoint": "checkpoint_resume.html",
+    "distributed": "distributed_training.html",
+    "OOM": "troubleshooting.html",
+    "out of memory": "troubleshooting.html",
+    # Pages by the names of the project's requirements.
+    "quickstart": "quickstart.html",
+    "flash attention": "attention_kernels.html",
+    "API reference": "reference/index.html",
+    "speedrun benchmark": "speedrun.html",
+    "PyTorch to JAX": "torch_to_jax.html",
 }
 # Patterns of public names whose docstrings are not compared with their signatures, with the reason.
 EXCEPTIONS = {
@@ -127,7 +143,11 @@ def public_names(package: str) -> Iterator[tuple[str, griffe.Object | griffe.Ali
     folder = ROOT / "packages" / package.replace("_", "-") / "src" / package
     sources = [str(path) for path in ROOT.glob("packages/*/src")]
     module = griffe.load(
-        package, search_paths=sources, docstring_parser="numpy", resolve_aliases=True
+        package,
+        search_paths=sources,
+        docstring_parser="numpy",
+        extensions=griffe.load_extensions(ParameterGroups),
+        resolve_aliases=True,
     )
     stub = folder / "__init__.pyi"  # lazily imported names
     names = re.findall(r" as (\w+)$", stub.read_text(), re.MULTILINE) if stub.exists() else ()

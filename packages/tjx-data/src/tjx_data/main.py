@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0, or 2 after a usage error.
     """
-    parser = _make_parser()
+    parser = make_parser()
     parsed = parser.parse_args(arguments)
     try:
         text = _COMMANDS[parsed.command](parsed)
@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _make_parser() -> CommandParser:
+def make_parser() -> CommandParser:
+    """Make the command-line parser."""
     parser = CommandParser(prog="tjx-data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser(
