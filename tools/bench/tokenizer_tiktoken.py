@@ -7,14 +7,17 @@ import os
 import time
 from pathlib import Path
 
-import tiktoken  # type: ignore[import-not-found]  # pants: no-infer-dep
-import tiktoken.load  # type: ignore[import-not-found]  # pants: no-infer-dep
-import tiktoken_ext.openai_public as published  # type: ignore[import-not-found]  # pants: no-infer-dep
+import tiktoken
+import tiktoken.load
+import tiktoken_ext.openai_public as published
 from turns import Json, serve
 
 
 class Encoding:
-    """Worker that encodes documents with the GPT-2 vocabulary, one thread per core."""
+    """Worker that encodes documents with the GPT-2 vocabulary, one thread per core.
+
+    RAYON_NUM_THREADS sets the number of threads, as in the tokenizers library.
+    """
 
     def open(self, gpt2: str, documents: str, part: int, parts: int) -> Json:
         """Load the vocabulary and the documents of this process; encode them once."""
@@ -36,7 +39,7 @@ class Encoding:
         }
 
     def _encode(self) -> list[list[int]]:
-        n_threads = os.cpu_count() or 1
+        n_threads = int(os.environ.get("RAYON_NUM_THREADS", os.cpu_count() or 1))
         ids: list[list[int]] = self._gpt2.encode_ordinary_batch(self._texts, num_threads=n_threads)
         return ids
 

@@ -15,9 +15,9 @@ import json
 import pathlib
 import sys
 
-import tiktoken  # type: ignore[import-not-found]  # pants: no-infer-dep
-import tiktoken.load  # type: ignore[import-not-found]  # pants: no-infer-dep
-import tiktoken_ext.openai_public as published  # type: ignore[import-not-found]  # pants: no-infer-dep
+import tiktoken
+import tiktoken.load
+import tiktoken_ext.openai_public as published
 
 END = published.ENDOFTEXT
 STRINGS = [

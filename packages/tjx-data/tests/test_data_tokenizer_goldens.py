@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import Tokenizer
+from tjx_data.tokenization.tokenizer import Backend
 
 DATA = Path(os.environ.get("TJX_TEST_DATA", "."))
 GOLDEN: dict[str, Any] = json.loads(
@@ -28,8 +29,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @cache
-def _gpt2() -> Tokenizer:
-    return Tokenizer.load(DATA / "gpt2")
+def _gpt2(backend: Backend = "auto") -> Tokenizer:
+    return Tokenizer.load(DATA / "gpt2").with_backend(backend)
 
 
 @pytest.mark.parametrize("most_tokens", [200_000, pytest.param(2**31, marks=pytest.mark.slow)])
@@ -61,6 +62,7 @@ def test_every_file_has_tiktokens_ids(most_tokens: int) -> None:
 def test_hard_strings_have_tiktokens_ids(string: dict[str, Any]) -> None:
     text, ids = string["text"], string["ids"]
     assert _gpt2().encode(text) == ids
+    assert _gpt2("tokenizers").encode(text) == ids
     assert _gpt2().encode_bytes(text.encode("utf-8")) == ids
     assert _gpt2().decode(ids) == text
 

@@ -1,4 +1,4 @@
-"""Command ``tjx-data``: prepare text for training, inspect prepared sets, show conversations."""
+"""Command ``tjx-data``: clean and prepare text, inspect prepared sets, show conversations."""
 
 import sys
 import time
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tjx_core import CommandParser, printable
+from tjx_data.cleaning.clean import HTML_FILE, CleanConfig, clean
 from tjx_data.config import DataConfig
 from tjx_data.conversations.config import ChatConfig
 from tjx_data.conversations.encoding import encode_conversation
@@ -17,7 +18,8 @@ from tjx_data.conversations.reader import read_conversations
 from tjx_data.conversations.template import find_template
 from tjx_data.conversations.viewer import format_conversation
 from tjx_data.corpora.documents import Stage
-from tjx_data.corpora.registry import CORPORA
+from tjx_data.corpora.files import load_files
+from tjx_data.corpora.registry import CORPORA, load_corpus
 from tjx_data.prepared.dataset_cache import open_sets
 from tjx_data.prepared.inspection import describe, draw_lengths, verify
 from tjx_data.tokenization.tokenizer import Tokenizer
@@ -83,6 +85,32 @@ def make_parser() -> CommandParser:
             f"--{field.name}", type=kind, default=field.default, help=_HELP[field.name]
         )
     prepare.add_argument("--dask", metavar="ADDRESS", help="Dask scheduler that runs the work")
+    cleaning = commands.add_parser(
+        "clean",
+        help="drop bad and repeated documents",
+        description="Write the good documents of a corpus as JSON lines, with a report.",
+    )
+    cleaning.add_argument("directory", type=Path, help="output folder")
+    for name in ("corpus", "path", "text_field"):
+        cleaning.add_argument(f"--{name}", help=_HELP[name])
+    defaults = CleanConfig()
+    cleaning.add_argument(
+        "--rules",
+        default=",".join(defaults.rules),
+        help="quality rules: gopher, c4, fineweb, single ones, or none",
+    )
+    cleaning.add_argument(
+        "--masks", default=",".join(defaults.masks), help="email, ip, phone, or none"
+    )
+    cleaning.add_argument(
+        "--near_duplicates",
+        default=str(defaults.near_duplicates),
+        help="smallest similarity, or none",
+    )
+    cleaning.add_argument(
+        "--evaluation", help="files of evaluation texts to remove from the corpus"
+    )
+    cleaning.add_argument("--dask", metavar="ADDRESS", help="Dask scheduler that runs the work")
     inspect = commands.add_parser(
         "inspect", help="describe a prepared set", description="Describe a prepared set."
     )
@@ -112,6 +140,46 @@ def _prepare(parsed: Any) -> str:
     with _dask(parsed.dask) as (executor, in_flight):
         sets = open_sets(config, executor=executor, in_flight=in_flight, progress=_ProgressLine())
     return "\n".join(f"{directory}\n{describe(directory)}" for directory in sets.values())
+
+
+def _clean(parsed: Any) -> str:
+    if (parsed.corpus is None) == (parsed.path is None):
+        raise ValueError("--corpus, --path: got both or none; expected one of them")
+    near: float | None = None
+    if parsed.near_duplicates != "none":
+        try:
+            near = float(parsed.near_duplicates)
+        except ValueError as error:
+            raise ValueError(
+                f"--near_duplicates: got {parsed.near_duplicates!r}; expected a number or none"
+            ) from error
+    config = CleanConfig(
+        rules=_names(parsed.rules), masks=_names(parsed.masks), near_duplicates=near
+    )
+    field = parsed.text_field or "text"
+    if parsed.corpus is not None:
+        documents = load_corpus(parsed.corpus, text_field=field)
+    else:
+        documents = load_files(parsed.path, text_field=field)
+    evaluation = () if parsed.evaluation is None else load_files(parsed.evaluation)
+    with _dask(parsed.dask) as (executor, in_flight):
+        report = clean(
+            documents,
+            parsed.directory,
+            config,
+            evaluation=evaluation,
+            executor=executor,
+            in_flight=in_flight,
+            progress=_ProgressLine(),
+        )
+    lines = [f"{'rule':<24}{'documents':>12}{'bytes':>16}"]
+    for name, found in {**report["dropped"], "kept": report["kept"]}.items():
+        lines.append(f"{name:<24}{found['documents']:>12,}{found['bytes']:>16,}")
+    return "\n".join([*lines, f"wrote {parsed.directory / HTML_FILE}"])
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return () if text == "none" else tuple(text.split(","))
 
 
 @contextmanager
@@ -188,7 +256,7 @@ def _show_chat(parsed: Any) -> str:
     return "\n".join(lines)
 
 
-_COMMANDS = {"prepare": _prepare, "inspect": _inspect, "show-chat": _show_chat}
+_COMMANDS = {"clean": _clean, "prepare": _prepare, "inspect": _inspect, "show-chat": _show_chat}
 
 
 if __name__ == "__main__":

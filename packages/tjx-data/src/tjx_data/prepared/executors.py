@@ -1,9 +1,10 @@
-"""Executors that tokenize the parts of a corpus: this process, or a pool of processes."""
+"""Executors that process the parts of a corpus: this process, or a pool of processes."""
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -46,6 +47,35 @@ def process_pool() -> Iterator[Executor]:
             'at import: move the call below if __name__ == "__main__":, or give executor='
         )
         raise
+
+
+def run_in_order[T, R](
+    executor: Executor, call: Callable[[T], R], tasks: Iterable[tuple[T, R | None]], in_flight: int
+) -> Iterator[R]:
+    """Call a function for each task, a bounded number at a time; yield results in order.
+
+    Parameters
+    ----------
+    executor : Executor
+        Runs the calls.
+    call : Callable
+        The function.
+    tasks : Iterable
+        Pairs of argument and result, where the result is None if it is not known yet.
+    in_flight : int
+        Tasks submitted at a time.
+    """
+    pending: deque[Future[R]] = deque()
+    for task, known in tasks:
+        if known is None:
+            pending.append(executor.submit(call, task))
+        else:
+            pending.append(Future())
+            pending[-1].set_result(known)
+        if len(pending) >= in_flight:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _initialize() -> None:

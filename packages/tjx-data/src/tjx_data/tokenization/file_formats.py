@@ -1,7 +1,7 @@
 """Loading of stored tokenizers: tokenizer.json, GPT-2's two files, the Hugging Face hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,11 @@ import tokenizers
 from tjx_core import ConfigError, Problem
 from tjx_data.bounded_io import read_bounded
 from tjx_data.corpora import hub
-from tjx_data.tokenization.vocabulary import END_OF_TEXT_NAMES, make_special_tokens
+from tjx_data.tokenization.vocabulary import (
+    BYTE_CHARACTERS,
+    END_OF_TEXT_NAMES,
+    make_special_tokens,
+)
 
 # GPT-2's own two files, and Hugging Face's names for the same.
 GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
@@ -74,10 +78,29 @@ def _read_gpt2(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:
             read_bounded(file, MAX_FILE_BYTES)
         model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
         inner = _checked(tokenizers.Tokenizer(model))
+    known = [name for name in END_OF_TEXT_NAMES if inner.token_to_id(name) is not None]
+    return _split_as_gpt2(inner, known)
+
+
+def make_gpt2(
+    vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], special_tokens: Sequence[str]
+) -> tokenizers.Tokenizer:
+    """Make a model from a vocabulary in memory; see `Tokenizer.from_vocab`."""
+    with _as_value_error("vocab, merges: got a vocabulary that has no model"):
+        pairs = [(left, right) for left, right in merges]
+        model = tokenizers.models.BPE(vocab=dict(vocab), merges=pairs)
+        inner = _checked(tokenizers.Tokenizer(model))
+    texts = {*BYTE_CHARACTERS, *(left + right for left, right in pairs)}
+    make_special_tokens(special_tokens, texts)
+    return _split_as_gpt2(inner, special_tokens)
+
+
+def _split_as_gpt2(
+    inner: tokenizers.Tokenizer, special_tokens: Sequence[str]
+) -> tokenizers.Tokenizer:
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
-    known = [name for name in END_OF_TEXT_NAMES if inner.token_to_id(name) is not None]
-    inner.add_special_tokens(make_special_tokens(known, ()))
+    inner.add_special_tokens(make_special_tokens(special_tokens, ()))
     return inner
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 SEGMENT_CHARACTERS = 1 << 11
-"""Smallest segment; longer texts are encoded more slowly."""
+"""Smallest segment by default; `tokenizers` encodes longer texts more slowly."""
 BATCH_CHARACTERS = 1 << 18
 """Characters encoded at once; bounds the memory."""
 _SEGMENT_OVERHEAD = 64  # memory of a segment besides its text, in characters
@@ -59,21 +59,21 @@ def split_at_token_boundaries(text: str, size: int = SEGMENT_CHARACTERS) -> Iter
         yield text[start:]
 
 
-def segment_batches(texts: Iterable[str], *, may_split: bool) -> Iterator[list[TextSegment]]:
+def segment_batches(texts: Iterable[str], segment_size: int | None) -> Iterator[list[TextSegment]]:
     """Group texts into batches of about `BATCH_CHARACTERS`, reading lazily.
 
     Parameters
     ----------
     texts : Iterable[str]
         Read once.
-    may_split : bool
-        Whether to split long texts; else a segment is a text.
+    segment_size : int or None
+        Minimum length of the segments of a long text; None if texts cannot be split.
     """
     batch: list[TextSegment] = []
     cost = 0
     for text in texts:
         n_left = len(text)
-        for segment in split_at_token_boundaries(text) if may_split else (text,):
+        for segment in split_at_token_boundaries(text, segment_size) if segment_size else (text,):
             n_left -= len(segment)
             batch.append(TextSegment(segment, n_left == 0))
             cost += len(segment) + _SEGMENT_OVERHEAD

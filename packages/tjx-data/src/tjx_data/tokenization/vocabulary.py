@@ -67,11 +67,12 @@ def token_byte_strings(
         if i in added:
             texts[i] = added[i].content.encode("utf-8")
         else:
-            texts[i] = _decode_byte_characters(token) if byte_level else token.encode()
+            texts[i] = decode_byte_characters(token) if byte_level else token.encode()
     return texts
 
 
-def _decode_byte_characters(token: str) -> bytes:
+def decode_byte_characters(token: str) -> bytes:
+    """Return the bytes of a token of a byte-level vocabulary."""
     try:
         return bytes(map(_BYTES.__getitem__, token))
     except KeyError as error:

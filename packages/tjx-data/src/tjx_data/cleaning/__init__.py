@@ -1,0 +1,1 @@
+"""Cleaning of text corpora: duplicates, quality rules, decontamination and masks."""

@@ -1,0 +1,54 @@
+"""Decontamination: overlap of documents with evaluation texts in n-grams of words.
+
+As for GPT-3 (Brown et al. 2020, appendix C), texts are compared in lower case without punctuation,
+by 13-grams. Shorter evaluation texts are compared as a whole.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from tjx_data.cleaning.words import Hashes, ngram_hashes, normalized_words, word_hashes
+
+NGRAM_WORDS = 13
+MIN_WORDS = 5
+"""Shorter evaluation texts, such as "Yes.", are not searched: they occur by chance."""
+
+
+def index_evaluation_texts(texts: Iterable[str]) -> tuple[dict[int, Hashes], int]:
+    """Return the sorted n-gram hashes of evaluation texts by n, and the number of short texts.
+
+    Parameters
+    ----------
+    texts : Iterable[str]
+        Evaluation texts.
+    """
+    found: dict[int, list[Hashes]] = {}
+    n_short = 0
+    for text in texts:
+        hashes = word_hashes(normalized_words(text))
+        if len(hashes) < MIN_WORDS:
+            n_short += 1
+            continue
+        n = min(len(hashes), NGRAM_WORDS)
+        found.setdefault(n, []).append(np.unique(ngram_hashes(hashes, n)))
+    return {n: np.unique(np.concatenate(some)) for n, some in sorted(found.items())}, n_short
+
+
+def is_contaminated(words: Hashes, index: Mapping[int, Hashes]) -> bool:
+    """Return whether a document has an n-gram of an evaluation text.
+
+    Parameters
+    ----------
+    words : array
+        Hashes of the document's words, uint64 [words].
+    index : Mapping
+        From `index_evaluation_texts`.
+    """
+    for n, known in index.items():
+        hashes = ngram_hashes(words, n)
+        places = np.searchsorted(known, hashes)
+        places[places == len(known)] = 0
+        if (known[places] == hashes).any():
+            return True
+    return False
