@@ -107,8 +107,8 @@ def clean(
     corpus), ``report.json`` and ``report.html``. They are a deterministic function of documents and
     settings, independent of the executor. Finished parts are kept in a work folder beside `out_dir`
     until all is written, so that a repeated call resumes after a kill. Parts are cleaned in
-    parallel; this process then searches duplicates, with about 50 bytes of memory per document, and
-    768 bytes of a memory-mapped file.
+    parallel; this process then searches duplicates, in memory proportional to the number of
+    documents and a memory-mapped file of 768 bytes per document.
 
     Parameters
     ----------
