@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tiktoken
 import tiktoken.load
-import tiktoken_ext.openai_public as published
+import tiktoken_ext.openai_public as published  # pants: no-infer-dep
 from turns import Json, serve
 
 
