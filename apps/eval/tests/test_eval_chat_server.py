@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,6 +206,8 @@ def browser_page(url: str, folder: Path) -> Iterator[Callable[[str], Any]]:
                 assert "exceptionDetails" not in answer, answer
                 return answer["result"].get("value")
 
+            while evaluate("document.readyState + location.href") != f"complete{url}":
+                time.sleep(0.05)  # the first page is empty
             yield evaluate
     finally:
         browser.terminate()
@@ -216,7 +219,6 @@ SEND = """
   const until = async (ready) => {
     while (!ready()) await new Promise((resolve) => setTimeout(resolve, 20));
   };
-  await until(() => document.readyState === "complete");
   document.getElementById("max_tokens").value = 6;
   document.getElementById("seed").value = 1;
   document.getElementById("input").value = QUESTION;
