@@ -122,8 +122,8 @@ def test_versions_and_missing_files_are_reported_before_jax_is_imported(tmp_path
         "told = call('--version'), call('--data.path', 'gone.txt', '--data.tokenizer=byte')\n"
         "print(json.dumps([*told, __version__, 'jax' in sys.modules]))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    environment["JAX_PLATFORMS"] = "cpu"
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
 
     def run(*words: str) -> str:
         return subprocess.run(
