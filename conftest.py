@@ -35,6 +35,8 @@ for name, value in {
     "jax_numpy_rank_promotion": "raise",
     # An implicit transfer is an error: use jax.device_put and jax.device_get.
     "jax_transfer_guard": "disallow",
+    # A random key that is consumed twice is an error; a test that repeats a draw clones its key.
+    "jax_debug_key_reuse": True,
 }.items():
     jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
 

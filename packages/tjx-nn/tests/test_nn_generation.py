@@ -11,6 +11,7 @@ import pytest
 
 from tjx_nn import EncoderDecoderConfig, GPTConfig, bind, generate, stream
 from tjx_nn.binding import Params
+from tjx_nn.layers.scan_layers import clone_key
 
 Run = Callable[..., np.ndarray]
 Make = Callable[..., Params]
@@ -112,7 +113,7 @@ def test_new_lengths_and_temperatures_within_a_bucket_do_not_compile(
         lengths = np.minimum(LENGTHS, length)
         generate(
             config, params, prompts[:, :length], lengths,
-            max_new_tokens=6, temperature=temperature, key=key,
+            max_new_tokens=6, temperature=temperature, key=clone_key(key),
         )  # fmt: skip
 
     sample(7, 1.0)
@@ -143,6 +144,7 @@ def test_sampling_follows_the_key_and_top_1_is_greedy(
         one, two = jax.random.key(1), jax.random.key(2)
 
     def sample(key: jax.Array | None, **kwargs: Any) -> np.ndarray:
+        key = None if key is None else clone_key(key)
         return np.asarray(
             generate(
                 config, params, prompts, LENGTHS, max_new_tokens=6, key=key, **kwargs

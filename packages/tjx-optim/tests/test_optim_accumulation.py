@@ -18,7 +18,9 @@ def loss_sum(params: Any, batch: Any) -> Any:
     """A token model: embed, mix, drop out by a key per row, and score the labels >= 0."""
     x_BTD = params["embedding"][batch["tokens"]]
     x_BTD = jnp.tanh(x_BTD @ params["kernel"] + params["bias"][None, None, :])
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.8, x_BTD.shape[1:]))(batch["key"])
+    # As data: the same batch is computed several times, and each key may be used once.
+    keys = jax.random.wrap_key_data(batch["key"])
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.8, x_BTD.shape[1:]))(keys)
     logits_BTV = jnp.where(keep, x_BTD / 0.8, 0.0) @ params["embedding"].T
     real_BT = batch["labels"] >= 0
     labels_BT = jnp.where(real_BT, batch["labels"], 0)
@@ -60,7 +62,7 @@ def make_problem(seed: int, real_tokens: Any) -> Any:
     batch = {"tokens": rng.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32), "labels": labels}
     params, batch = jax.device_put((params, batch))
     with jax.transfer_guard("allow"):
-        batch["key"] = jax.random.split(jax.random.key(seed), ROWS)
+        batch["key"] = jax.random.key_data(jax.random.split(jax.random.key(seed), ROWS))
     return params, batch
 
 

@@ -29,6 +29,7 @@ from tjx_nn.generation.sampling import (
     sample_tokens,
 )
 from tjx_nn.inputs import Ids
+from tjx_nn.layers.scan_layers import clone_key
 
 
 def speculative_generate(
@@ -172,16 +173,20 @@ def _speculate(
     def propose(state: _State, keys_BG: Key[Array, "B G"] | None) -> tuple[Any, Array, Array]:
         """Return the draft cache, proposals [B, G] and their distributions [B, G, V]."""
 
-        def step(carry: tuple[Array, Any], index: Array) -> Any:
+        def step(carry: tuple[Array, Any], of_step: tuple[Array, Array | None]) -> Any:
             token_B, cache = carry
+            index, keys_B = of_step
             positions_B1 = (lengths_B + state.generated - 1 + index)[:, None]
             logits_B1V, cache = models[1].decode(draft, token_B[:, None], positions_B1, cache)
             q_BV = probabilities(logits_B1V[:, 0], sampling)
-            token_B = _draw(q_BV, None if keys_BG is None else keys_BG[:, index])
+            token_B = _draw(q_BV, keys_B)
             return (token_B, cache), (token_B, q_BV)
 
         # The extra step writes the last proposal to the cache, in case all are accepted.
-        (_, cache), (x_GB, q_GBV) = jax.lax.scan(step, (state.last, state.caches[1]), step_G)
+        keys_GB = None if keys_BG is None else clone_key(keys_BG.swapaxes(0, 1))
+        (_, cache), (x_GB, q_GBV) = jax.lax.scan(
+            step, (state.last, state.caches[1]), (step_G, keys_GB)
+        )
         return cache, x_GB.swapaxes(0, 1)[:, :-1], q_GBV.swapaxes(0, 1)[:, :-1]
 
     def iterate(state: _State) -> _State:

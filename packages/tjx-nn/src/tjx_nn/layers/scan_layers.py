@@ -126,7 +126,7 @@ def _run_stack(
     def run_group(x: Array, layers: Any) -> tuple[Array, Any]:
         outputs = []
         for index, window in enumerate(windows[:group]):
-            x, output = step(x, jax.tree.map(lambda p, i=index: p[i], layers), window)
+            x, output = step(x, _layer(layers, index), window)
             outputs.append(output)
         return x, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
 
@@ -170,11 +170,25 @@ def uses_scan(config: TransformerConfig, count: int) -> bool:
     return platform != "cpu" or config.remat != "none" or not (few and wide)
 
 
+def _layer(stacked: Any, index: int) -> Any:
+    """Return one layer of stacked parameters and keys.
+
+    Keys are cloned, as the backward pass of remat takes the key of a layer once more.
+    """
+
+    def take(p: Array) -> Array:
+        if jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
+            p = clone_key(p)
+        return p[index]
+
+    return jax.tree.map(take, stacked)
+
+
 @jax.custom_vjp
 def _split(stacked: Any) -> list[Any]:
     """Split the leading axis into a list; the gradient is a single stack, no sum of scatters."""
     count = jax.tree.leaves(stacked)[0].shape[0]
-    return [jax.tree.map(lambda p, i=index: p[i], stacked) for index in range(count)]
+    return [_layer(stacked, index) for index in range(count)]
 
 
 def _split_forward(stacked: Any) -> tuple[list[Any], None]:
@@ -230,8 +244,18 @@ def layer_stacks(
 def split_layer_keys(
     config: TransformerConfig, key: Array | None
 ) -> tuple[Array | None, Array | None]:
-    """Split an optional PRNG key into one key for each block, and one for the embeddings."""
+    """Split an optional PRNG key into one key for each block, and one for the embeddings.
+
+    Embeddings and blocks are called separately and split the same key; each uses its own part.
+    """
     if key is None:
         return None, None
-    keys = jax.random.split(key, config.n_layer + 1)
+    keys = jax.random.split(clone_key(key), config.n_layer + 1)
     return keys[:-1], keys[-1]
+
+
+def clone_key(key: Array) -> Array:
+    """Return a copy of PRNG keys that counts as unused; `jax.random.clone` has no derivative."""
+    data = jax.random.key_data(key)
+    copy: Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+    return copy
