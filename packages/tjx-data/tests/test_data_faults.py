@@ -32,7 +32,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("wanted", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wanted", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_preparation_resumes_after_kills_at_any_moment(
     expected: Path, tmp_path: Path, wanted: int
 ) -> None:

@@ -58,6 +58,35 @@ CASES = {
 }
 
 
+# Parameters of the contract's tests, and the values whose ideas other values have too. An
+# interpreted kernel takes seconds for each: only the nightly job runs those.
+PARAMETERS: dict[str, tuple[Any, ...]] = {
+    "name": tuple(CASES),
+    "head_dim": (64, 80, 96, 128, 256),
+    "lengths": ((0, 5), (5, 0), (0, 0), (1, 1), (1, 5), (5, 1)),
+    "half": ("bfloat16", "float16"),
+}
+REPEATED: dict[str, set[Any]] = {
+    "name": {"plain", "causal", "causal-long", "window-over-chunks", "segments", "bias-of-heads"},
+    "head_dim": {64, 96, 128},
+    "lengths": {(1, 5), (5, 1)},
+    "half": {"float16"},
+}
+
+
+# Head dimensions and dtypes for which kernels are lowered, without running them.
+LOWERED = [
+    (64, "bfloat16"), (80, "float32"), (128, "bfloat16"), (256, "float32"),
+    *(
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in [
+            (64, "float32"), (80, "bfloat16"), (96, "bfloat16"), (96, "float32"),
+            (128, "float32"), (256, "bfloat16"),
+        ]
+    ),
+]  # fmt: skip
+
+
 def draw(seed: int, case: Case, head_dim: int, dtype: str = "float32") -> dict[str, Any]:
     """Random inputs and cotangents of a case, rounded to its dtype."""
     rng = np.random.default_rng(seed)
@@ -137,6 +166,18 @@ class AttentionContract:
     draws: ClassVar[int] = 20
     refuses: ClassVar[frozenset[str]] = frozenset()  # cases and dtypes that it says it cannot serve
 
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        for name in PARAMETERS.keys() & set(metafunc.fixturenames):
+            values = [
+                pytest.param(
+                    value,
+                    marks=pytest.mark.slow if self.interpret and value in REPEATED[name] else (),
+                    id="-".join(map(str, value)) if isinstance(value, tuple) else str(value),
+                )
+                for value in PARAMETERS[name]
+            ]
+            metafunc.parametrize(name, values)
+
     def draw(self, seed: int, case: Case, dtype: str | None = None) -> dict[str, Any]:
         return draw(seed, case, self.head_dim, dtype or self.dtype)
 
@@ -156,7 +197,6 @@ class AttentionContract:
     def check(self, inputs: dict[str, Any], **options: Any) -> None:
         assert_agrees(self.compute(inputs, **options), oracle(inputs, **options), self.tolerance)
 
-    @pytest.mark.parametrize("name", CASES)
     def test_agrees_with_oracle(self, name: str) -> None:
         case = CASES[name]
         inputs = self.draw(1, case)
@@ -168,7 +208,6 @@ class AttentionContract:
         if reason is None:
             self.check(inputs, **case.options)
 
-    @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
     def test_head_dims(self, head_dim: int) -> None:
         case = Case((1, 70, 81, 2, 1), {"causal": True, "q_offset": 11})
         self.check(draw(2, case, head_dim, self.dtype), **case.options)
@@ -193,9 +232,8 @@ class AttentionContract:
             case = Case((2, 1, 400, 4, 2), offset=(offset, offset // 2))
             self.check(self.draw(5, case), causal=True, window=20)
 
-    @pytest.mark.parametrize(("q_len", "kv_len"), [(0, 5), (5, 0), (0, 0), (1, 1), (1, 5), (5, 1)])
-    def test_shortest_lengths(self, q_len: int, kv_len: int) -> None:
-        self.check(self.draw(6, Case((2, q_len, kv_len, 4, 2))), causal=True)
+    def test_shortest_lengths(self, lengths: tuple[int, int]) -> None:
+        self.check(self.draw(6, Case((2, *lengths, 4, 2))), causal=True)
 
     def test_causality_is_exact(self) -> None:
         """The gradient of one row's output is zero for all later keys, bit for bit."""
@@ -242,13 +280,12 @@ class AttentionContract:
         for name, x in self.compute(inputs).items():
             np.testing.assert_array_equal(clean[name], x)
 
-    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-    def test_half_precision_is_as_exact_as_plain_xla(self, dtype: str) -> None:
-        inputs = self.draw(10, Case((2, 140, 140, 4, 2)), dtype)
+    def test_half_precision_is_as_exact_as_plain_xla(self, half: str) -> None:
+        inputs = self.draw(10, Case((2, 140, 140, 4, 2)), half)
         inputs["dlse"][:] = 0  # the plain computation has no LSE to differentiate
         found, wanted = self.compute(inputs, causal=True), oracle(inputs, causal=True)
         for name, x in found.items():
-            assert x.dtype == ("float32" if name == "lse" else dtype), name
+            assert x.dtype == ("float32" if name == "lse" else half), name
         np.testing.assert_allclose(found["lse"], wanted["lse"], atol=max(1e-5, self.tolerance / 8))
         for name, theirs in _plain(inputs).items():
             error, allowed = (

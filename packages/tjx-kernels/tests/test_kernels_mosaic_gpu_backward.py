@@ -54,7 +54,7 @@ def _gradients(inputs: dict[str, Any], **options: Any) -> tuple[dict[str, Any], 
 @pytest.mark.parametrize(
     "case",
     [
-        Case((1, 70, 70, 2, 1), {"causal": True}),
+        pytest.param(Case((1, 70, 70, 2, 1), {"causal": True}), marks=pytest.mark.slow),
         Case((1, 64, 72, 2, 1), {"causal": True, "window": 20, "q_offset": 3}),
         Case((2, 40, 50, 1, 1), {"window": 9, "soft_cap": 2.0}, segments=3, offset=(-5, 12)),
         Case((1, 1, 1, 2, 1), {"scale": -0.3}),
@@ -117,8 +117,14 @@ def _call(head_dim: int, **changes: Any) -> AttentionCall:
         (64, {}),
         pytest.param(80, {"window": 100}, marks=pytest.mark.slow),
         pytest.param(96, {"soft_cap": 30.0, "dtype": "float16"}, marks=pytest.mark.slow),
-        (128, {"window": 100, "segment_ids": True, "q_offset": None}),
-        (256, {"window": 100, "segment_ids": True, "q_offset": None, "soft_cap": 30.0}),
+        # `test_kernels_mosaic_gpu.py` lowers the backward pass of these too.
+        *(
+            pytest.param(head_dim, changes, marks=pytest.mark.slow)
+            for head_dim, changes in [
+                (128, {"window": 100, "segment_ids": True, "q_offset": None}),
+                (256, {"window": 100, "segment_ids": True, "q_offset": None, "soft_cap": 30.0}),
+            ]
+        ),
     ],
 )
 def test_lowers_for_hopper(head_dim: int, changes: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_contract import CASES, AttentionContract, assert_agrees
+from attention_contract import CASES, LOWERED, AttentionContract, assert_agrees
 from attention_oracle import oracle
 from jax.experimental.pallas import triton as plt
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
@@ -84,8 +84,7 @@ lowers = pytest.mark.filterwarnings(
 
 
 @lowers
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize(("head_dim", "dtype"), LOWERED)
 def test_lowers_for_every_head_dim(head_dim: int, dtype: str) -> None:
     for kind in ("NVIDIA A100", "NVIDIA H100"):
         text = lower(kind, head_dim, dtype, PLAIN)

@@ -170,7 +170,9 @@ def port_that_jax_may_choose() -> int:
     raise AssertionError("every port is taken")
 
 
-@pytest.mark.parametrize("of_cluster", [slurm, open_mpi, told])
+@pytest.mark.parametrize(
+    "of_cluster", [slurm, pytest.param(open_mpi, marks=pytest.mark.slow), told]
+)
 def test_two_processes_find_each_other(of_cluster: Callable[[int, int], dict[str, str]]) -> None:
     port = port_that_jax_may_choose()
     with together(JOIN, [[], []], lambda index: of_cluster(index, port)) as processes:

@@ -32,7 +32,8 @@ def zigzag[A: (jax.Array, np.ndarray)](x: A, axis_size: int, axis: int = 1) -> A
 
     Returns
     -------
-    The permuted array, with x's shape and dtype.
+    array
+        The permuted array, with the shape and dtype of `x`.
 
     Raises
     ------
