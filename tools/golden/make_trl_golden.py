@@ -1,22 +1,24 @@
-"""Write the golden losses of tjx_rl: DPO, GRPO, Dr. GRPO and DAPO of TRL on random logits.
+"""Write golden losses: SFT, DPO, GRPO, Dr. GRPO and DAPO of TRL on random logits.
 
-The file holds logits, token ids and masks of responses, the other arguments, and TRL's loss and its
-gradient with respect to the logits, float64.
+Each file holds logits, token ids and masks of responses, the other arguments, and TRL's loss and
+its gradient with respect to the logits, float64: `trl.npz` for tjx-rl, and `trl_sft.npz` for the
+loss of fine-tuning, which tjx-nn computes.
 
 Run it in a separate environment with trl (see README.md):
 
-    python make_trl_golden.py ../../packages/tjx-rl/tests/golden
+    python make_trl_golden.py ../../packages
 """
 
 import argparse
 import collections
 import pathlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from trl import DPOTrainer, GRPOTrainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 ROWS, TOKENS, VOCAB = 6, 5, 11
 LENGTHS = (5, 2, 4, 1, 3, 5)
@@ -30,6 +32,7 @@ class Accelerator:
     device = torch.device("cpu")
     num_processes = 1
     sync_gradients = False
+    parallelism_config = None
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Return the tensor itself."""
@@ -100,8 +103,26 @@ def dpo(logits: torch.Tensor, given: dict[str, torch.Tensor]) -> Any:
     return DPOTrainer._compute_loss(trainer, model, inputs, False)
 
 
+def sft(logits: torch.Tensor, given: dict[str, torch.Tensor]) -> Any:
+    """Return the loss that TRL's SFTTrainer computes; the mask selects the labels."""
+    log_probs = log_probs_of(logits, given["ids"]) * given["mask"]
+    zeros = torch.zeros(ROWS, TOKENS, dtype=torch.float64)
+
+    def model(**_: Any) -> Any:
+        return SimpleNamespace(
+            log_probs=log_probs, label_mask=given["mask"], entropy=zeros, is_top1=zeros.bool()
+        )
+
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=False), accelerator=Accelerator(), aux_loss_enabled=False,
+        compute_loss_func=None, label_smoother=None, _total_train_tokens=0, _metrics=no_metrics(),
+        args=SimpleNamespace(loss_type="nll", average_tokens_across_devices=False),
+    )  # fmt: skip
+    return SFTTrainer.compute_loss(trainer, model, {"input_ids": given["ids"]})
+
+
 def main() -> None:
-    """Write trl.npz to the given folder."""
+    """Write the files below the given folder of packages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path)
     folder = parser.parse_args().folder
@@ -118,22 +139,39 @@ def main() -> None:
         "ids": ids, "mask": mask, "advantages": normal(ROWS),
         "old": near + 0.4 * normal(ROWS, TOKENS), "reference": near + 0.4 * normal(ROWS, TOKENS),
     }  # fmt: skip
-    found = {"logits": logits, **given}
-    losses = {
-        "dpo": lambda x: dpo(x, given),
-        **{
-            f"{kind}_kl" if beta else kind: lambda x, k=kind, b=beta: grpo(k, x, given, b)
-            for kind in ("grpo", "dr_grpo", "dapo")
-            for beta in (0.0, BETA)
+    write(
+        folder / "tjx-rl" / "tests" / "golden" / "trl.npz",
+        {"logits": logits, **given},
+        {
+            "dpo": lambda x: dpo(x, given),
+            **{
+                f"{kind}_kl" if beta else kind: lambda x, k=kind, b=beta: grpo(k, x, given, b)
+                for kind in ("grpo", "dr_grpo", "dapo")
+                for beta in (0.0, BETA)
+            },
         },
-    }
+    )
+    write(
+        folder / "tjx-nn" / "tests" / "golden" / "trl_sft.npz",
+        {"logits": logits, "ids": ids, "mask": mask},
+        {"sft": lambda x: sft(x, given)},
+    )
+
+
+def write(
+    path: pathlib.Path,
+    given: dict[str, torch.Tensor],
+    losses: dict[str, Callable[[torch.Tensor], Any]],
+) -> None:
+    """Write arrays, and losses with their gradients with respect to the logits."""
+    found = dict(given)
     for name, loss in losses.items():
-        x = logits.clone().requires_grad_()
+        x = given["logits"].clone().requires_grad_()
         value = loss(x)
         value.backward()
         found |= {f"{name}_loss": value.detach(), f"{name}_gradient": x.grad}
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "trl.npz", **{name: array.numpy() for name, array in found.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{name: array.numpy() for name, array in found.items()})
 
 
 if __name__ == "__main__":

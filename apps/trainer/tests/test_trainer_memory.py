@@ -133,4 +133,18 @@ def test_batches_that_no_memory_holds_are_refused_before_they_are_prepared() -> 
     assert "need 28.6 GiB" in problem
     assert "give at most 16,777,216" in problem
     assert check_host_memory(config, 29 * 2**30) == []
+    # A CPU holds the activations as well: the inputs of 4 blocks of 128 float32 numbers.
+    small = resolve([
+        *("--train.batch_size", "20000000", "--data.seq_len", "16"),
+        *("--model.n_layer", "4", "--model.d_model", "128"),
+    ])  # fmt: skip
+    assert check_host_memory(small, 24 * 2**30) == []
+    (problem,) = check_host_memory(small, 24 * 2**30, on_cpu=True)
+    assert "activations (rows of 16 tokens) need 610.4 GiB" in problem
+    assert "give at most 786,432, or a larger --train.accumulation" in problem
+    halves = resolve([
+        *("--train.batch_size", "1500000", "--data.seq_len", "16", "--train.accumulation", "2"),
+        *("--model.n_layer", "4", "--model.d_model", "128"),
+    ])  # fmt: skip
+    assert check_host_memory(halves, 24 * 2**30, on_cpu=True) == []
     assert host_memory() > 2**28

@@ -29,7 +29,7 @@ from tjx_trainer.cli.help_page import HELP_FLAGS, nanogpt_help_text
 from tjx_trainer.cli.nanogpt import translate
 from tjx_trainer.pipeline import pipeline_command
 from tjx_trainer.planning import parameter_table, plan_command
-from tjx_trainer.runtime.exit_codes import ExitCode, KernelError, NotFiniteError
+from tjx_trainer.runtime.exit_codes import ExactError, ExitCode, KernelError, NotFiniteError
 from tjx_trainer.runtime.out_of_memory import explain, is_out_of_memory
 from tjx_trainer.runtime.supervisor_client import connect, send_exit_reason
 from tjx_trainer.runtime.xla_flags import request_determinism, request_reproducibility, set_flags
@@ -63,6 +63,7 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (CheckpointError, ExitCode.USER_ERROR),
     (NotFiniteError, ExitCode.NOT_FINITE),
     (KernelError, ExitCode.KERNEL_FAILED),
+    (ExactError, ExitCode.USER_ERROR),
     (KeyboardInterrupt, ExitCode.INTERRUPTED),
 )
 

@@ -17,6 +17,7 @@ from .generation.autoregressive import generate as generate
 from .generation.autoregressive import stream as stream
 from .generation.beam_search import beam_search as beam_search
 from .generation.continuous_batching import ContinuousBatcher as ContinuousBatcher
+from .generation.exact import generate_exact as generate_exact
 from .generation.sampling import sample as sample
 from .generation.speculative import speculative_generate as speculative_generate
 from .inputs import TokenMetadata as TokenMetadata

@@ -46,6 +46,11 @@ class RLConfig:
     importance_cap
         Largest weight of a token in the correction of differences between the log-probabilities of
         sampler and trainer; none: the clipped ratio is relative to the sampler instead.
+    exact
+        Compute the log-probabilities of the trainer and of the initial model by the program that
+        samples, so that those of sampler and trainer are the same bits and the ratio of their
+        probabilities is 1; with one update per rollout. Gradients are those of the training
+        forward pass.
     verifier
         Reward of a response: numeric (its last number equals the answer), exact (the same text
         without surrounding white space), regex (the answer is a pattern that matches all of it),
@@ -82,6 +87,7 @@ class RLConfig:
     kl_coefficient: float = 0.0
     kl_estimator: KLEstimator = "k3"
     importance_cap: float | None = 2.0
+    exact: bool = False
     verifier: VerifierName = "numeric"
     chat: bool = False
     eval_prompts: int = 200
@@ -127,6 +133,13 @@ class RLConfig:
                 f"{', '.join(_KL_IN_LOSS)}, whose penalty is part of the loss; change one of them"
             )
             problems.append(Problem("kl_coefficient", message, ("algorithm",)))
+        if self.exact and self.updates_per_rollout > 1:
+            message = (
+                f"got true with {self.updates_per_rollout} updates on each rollout; expected one, "
+                "as later updates have other parameters than the sampler; give minibatches 1 and "
+                "epochs 1, or leave it out"
+            )
+            problems.append(Problem("exact", message, ("minibatches", "epochs")))
         if self.label_smoothing and self.preference_loss != "dpo":
             message = (
                 f"got {self.label_smoothing} with preference_loss {self.preference_loss}; expected "

@@ -347,7 +347,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data", "model"), check_data),
     (("task", "data", "model"), check_data_options),
     (("task", "data", "chat", "model"), check_conversations),
-    (("task", "lora", "model", "train", "mesh"), check_lora),
+    (("lora", "model", "train", "mesh"), check_lora),
     (("task", "rl", "data", "model", "train", "mesh"), check_rl),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),

@@ -144,7 +144,7 @@ def check_conversations(
 
 
 def check_lora(
-    task: str | None, lora: LoRAConfig, model: "ModelConfig", train: TrainConfig, mesh: MeshConfig
+    lora: LoRAConfig, model: "ModelConfig", train: TrainConfig, mesh: MeshConfig
 ) -> list[Problem]:
     """Check the options that adapters do not support."""
     if lora.rank is None:
@@ -153,7 +153,6 @@ def check_lora(
         message = "got one without lora.rank; expected both; give --lora.rank 8"
         return [Problem(f"lora.{name}", message, ("lora.rank",)) for name in unused]
     refused = {
-        "task": (task if task in RL_TASKS else None, None),
         "mesh.stage": (mesh.stage, 1),
         "train.reproducible": (train.reproducible, "none"),
         "model.mup_base": (model.mup_base, None),

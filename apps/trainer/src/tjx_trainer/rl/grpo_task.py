@@ -11,7 +11,7 @@ from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.rl.examples import Example, Split, make_example_loaders, make_row
 from tjx_trainer.rl.prompt_format import PromptFormat
-from tjx_trainer.rl.rollouts import Rollouts, sample_responses
+from tjx_trainer.rl.rollouts import Rollouts, sample_responses, score_responses
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
 from tjx_trainer.tasks.task import DataShard
@@ -204,6 +204,15 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         return sample_responses(
             config.model, params, prompts, max_new_tokens=config.rl.max_new_tokens,
             stop_token=self.form.stop_token, seed=config.seed, step=step, greedy=greedy,
+            exact_columns=config.data.seq_len if config.rl.exact and not greedy else None,
+        )  # fmt: skip
+
+    def score_exactly(self, params: Any, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities of rows by the program that samples, float32 [B, T]."""
+        assert isinstance(self.config.model, GPTConfig)
+        return score_responses(
+            self.config.model, params, tokens, labels,
+            max_new_tokens=self.config.rl.max_new_tokens, stop_token=self.form.stop_token,
         )  # fmt: skip
 
     def _verify(self, split: Split, indices: list[int], sampled: Rollouts) -> list[tjx_rl.Verdict]:

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-import tjx_nn
 import tjx_optim
 import tjx_rl
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.training.train_state import Batch
+from tjx_trainer.training.train_step import bind_trained
 
 # (log-probabilities of the labels, mask of the responses, batch) -> sum of losses, other sums.
 Objective = Callable[[jax.Array, jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]]
@@ -27,14 +27,13 @@ MODEL_INPUTS = ("tokens", "labels", "dropout_key")
 def make_response_loss_sum(config: Config, layout: Layout, base: Any = None) -> tjx_optim.LossSum:
     """Return the differentiated function: from (params, microbatch) to sums over its labels.
 
-    The configuration refuses adapters, so `base` is None. The sums are divided by the number of
-    labels of the batch; the task scales its weights accordingly.
+    The sums are divided by the number of labels of the batch; the task scales its weights
+    accordingly. With adapters, `base` holds the frozen parameters.
     """
-    assert base is None
     objective = make_grpo(config.rl) if config.task == "grpo" else make_dpo(config.rl)
 
     def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
-        log_probs, penalty = response_log_probs(config, layout, params, microbatch)
+        log_probs, penalty = response_log_probs(config, layout, params, microbatch, base)
         mask = microbatch["labels"] != IGNORE_INDEX
         loss, sums = objective(log_probs, mask, microbatch)
         return loss + mask.sum() * penalty, (mask.sum(), {"loss": loss, **sums})
@@ -43,7 +42,7 @@ def make_response_loss_sum(config: Config, layout: Layout, base: Any = None) -> 
 
 
 def response_log_probs(
-    config: Config, layout: Layout, params: Any, batch: Batch
+    config: Config, layout: Layout, params: Any, batch: Batch, base: Any = None
 ) -> tuple[jax.Array, jax.Array]:
     """Compute the log-probability of each label, without materializing all logits.
 
@@ -52,9 +51,11 @@ def response_log_probs(
     config, layout
         The run, and the sharding of the model.
     params : nested dict of arrays
-        The model's parameters.
+        The trained parameters: those of the model, or adapters of `base`.
     batch : Batch
         ``tokens`` and ``labels``, int32 [..., T].
+    base : nested dict of arrays, optional
+        The frozen parameters of a run with adapters.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def response_log_probs(
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
     shape = batch["labels"].shape
     rows = {name: inputs[name].reshape(-1, shape[-1]) for name in ("tokens", "labels")}
-    network: Any = tjx_nn.bind(config.model, params, layout=layout)
+    network = bind_trained(config, params, base, layout)
     losses = network.losses(**{**inputs, **rows})
     return -losses.tokens.reshape(shape), losses.penalty
 
@@ -76,7 +77,9 @@ def make_grpo(rl: tjx_rl.RLConfig) -> Objective:
 
     The batch holds, [B, T] or [B, 1]: ``advantages``; ``weights``, the weight of each token times
     the number of labels in the batch; ``old_log_probs`` of the trainer and ``sampler_log_probs``
-    before the update; ``reference_log_probs`` with a KL penalty.
+    before the update; ``reference_log_probs`` with a KL penalty. With `rl.exact` the values of the
+    log-probabilities are the old ones, as the parameters are the same, and their derivatives those
+    of the training forward pass; "forward_gap" is the mean difference of the two.
     """
     algorithm = tjx_rl.ALGORITHMS[rl.algorithm]
     clip_high = algorithm.clip_high if rl.clip_high is None else rl.clip_high
@@ -85,6 +88,9 @@ def make_grpo(rl: tjx_rl.RLConfig) -> Objective:
         log_probs: jax.Array, mask: jax.Array, batch: Batch
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         old, sampler = batch["old_log_probs"], batch["sampler_log_probs"]
+        forward_gap = jnp.where(mask, jnp.abs(log_probs - old), 0).sum()
+        if rl.exact:
+            log_probs = _with_value(log_probs, old)
         importance: jax.Array | float = 1.0
         if rl.importance_cap is None:
             old = sampler
@@ -107,11 +113,25 @@ def make_grpo(rl: tjx_rl.RLConfig) -> Objective:
             "entropy": -jnp.where(mask, log_probs, 0).sum(),
             "clip_fraction": (found.clipped & mask).sum().astype(jnp.float32),
         }
+        if rl.exact:
+            sums["forward_gap"] = forward_gap
         if "reference_log_probs" in batch:
             sums["kl"] = jnp.where(mask, found.kl, 0).sum()
         return loss, sums
 
     return objective
+
+
+@jax.custom_jvp
+def _with_value(x: jax.Array, value: jax.Array) -> jax.Array:
+    """Return `value` with the derivative of `x`."""
+    del x
+    return value
+
+
+@_with_value.defjvp
+def _(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return primals[1], tangents[0]
 
 
 def make_dpo(rl: tjx_rl.RLConfig) -> Objective:

@@ -11,6 +11,8 @@ from tjx_nn.models.gpt_config import GPTConfig
 
 # Branch of the seed, so that sampling and initialization are independent.
 _PURPOSE = 0x726C
+# Rows of the program that samples and scores exactly.
+_TILE = 32
 
 
 class Rollouts(NamedTuple):
@@ -38,6 +40,7 @@ def sample_responses(
     seed: int,
     step: int,
     greedy: bool = False,
+    exact_columns: int | None = None,
 ) -> Rollouts:
     """Sample a response to each prompt at temperature 1; repeat a prompt for several samples.
 
@@ -59,25 +62,84 @@ def sample_responses(
         The responses are a function of both and of the parameters.
     greedy : bool
         Whether to choose the most probable tokens instead.
+    exact_columns : int, optional
+        Columns of prompts for `score_responses`, which then repeats the bits of the
+        log-probabilities; by default it may not.
     """
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    padded = np.zeros((len(prompts), int(lengths.max())), np.int32)
-    for row, prompt in zip(padded, prompts, strict=True):
-        row[: len(prompt)] = prompt
+    padded, lengths = _pad(prompts, exact_columns)
     key = _key(*jax.device_put((np.uint32(seed), np.uint32(step))))
     chosen: dict[str, Any] = {} if greedy else {"temperature": 1.0, "key": key}
-    tokens, log_probs = jax.device_get(
-        tjx_nn.generate(
+    if exact_columns is not None:
+        tokens, log_probs = tjx_nn.generate_exact(
             model, params, padded, lengths, max_new_tokens=max_new_tokens,
-            return_log_probs=True, stop_token=stop_token, **chosen,
-        )
-    )  # fmt: skip
+            stop_token=stop_token, tile=_TILE, **chosen,
+        )  # fmt: skip
+    else:
+        tokens, log_probs = jax.device_get(
+            tjx_nn.generate(
+                model, params, padded, lengths, max_new_tokens=max_new_tokens,
+                return_log_probs=True, stop_token=stop_token, **chosen,
+            )
+        )  # fmt: skip
     is_end = tokens == (-1 if stop_token is None else stop_token)
     counts = np.where(is_end.any(1), is_end.argmax(1) + 1, max_new_tokens)
     return Rollouts(
         [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)],
         [row[:count] for row, count in zip(log_probs, counts, strict=True)],
     )
+
+
+def score_responses(
+    model: GPTConfig,
+    params: Any,
+    tokens: np.ndarray,
+    labels: np.ndarray,
+    *,
+    max_new_tokens: int,
+    stop_token: int | None,
+) -> np.ndarray:
+    """Compute the log-probabilities of responses by the program that samples with `exact_columns`.
+
+    Parameters
+    ----------
+    model : GPTConfig
+        The model.
+    params : nested dict of arrays
+        Its parameters.
+    tokens, labels : int32 [rows, T]
+        Rows of `examples.make_row`; the prompts were sampled with T as `exact_columns`.
+    max_new_tokens, stop_token
+        As for `sample_responses`.
+
+    Returns
+    -------
+    float32 [rows, T]
+        Log-probabilities of the labels [nats]; 0 for ignored labels.
+    """
+    mask = labels >= 0
+    starts, counts = mask.argmax(1), mask.sum(1)
+    prompts = [row[: start + 1].tolist() for row, start in zip(tokens, starts, strict=True)]
+    padded, lengths = _pad(prompts, tokens.shape[1])
+    responses = np.zeros((len(tokens), max_new_tokens), np.int32)
+    is_token = np.arange(max_new_tokens)[None] < counts[:, None]
+    responses[is_token] = labels[mask]
+    key = _key(*jax.device_put((np.uint32(0), np.uint32(0))))  # the program of sampling has one
+    _, log_probs = tjx_nn.generate_exact(
+        model, params, padded, lengths, max_new_tokens=max_new_tokens, responses=responses,
+        stop_token=stop_token, tile=_TILE, temperature=1.0, key=key,
+    )  # fmt: skip
+    found = np.zeros(labels.shape, np.float32)
+    found[mask] = log_probs[is_token]
+    return found
+
+
+def _pad(prompts: Sequence[Sequence[int]], columns: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the prompts as rows of `columns` tokens, by default as long as the longest."""
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    padded = np.zeros((len(prompts), columns or int(lengths.max())), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return padded, lengths
 
 
 @jax.jit

@@ -14,10 +14,11 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.rl.dpo_task import DPOTask
 from tjx_trainer.rl.grpo_task import GRPOTask
 from tjx_trainer.rl.objectives import response_log_probs
+from tjx_trainer.runtime.exit_codes import ExactError
 from tjx_trainer.tasks.task import HostBatch, Task
 from tjx_trainer.training.build import CompleteBatch
 from tjx_trainer.training.pretrained import pretrained_params
-from tjx_trainer.training.train_state import Batch
+from tjx_trainer.training.train_state import Batch, TrainState, model_params
 
 
 class Scorer:
@@ -35,20 +36,24 @@ class Scorer:
     Attributes
     ----------
     log_probs : callable
-        From (params, batch) to float32 [rows, ...] log-probabilities of the labels, jitted.
+        From (params, batch, base) to float32 [rows, ...] log-probabilities of the labels, jitted.
     """
 
     def __init__(self, config: Config, layout: Layout, shardings: Any) -> None:
         self._config, self._shardings = config, shardings
 
         @jax.jit
-        def log_probs(params: Any, batch: Batch) -> jax.Array:
-            return response_log_probs(config, layout, params, batch)[0]
+        def log_probs(params: Any, batch: Batch, base: Any = None) -> jax.Array:
+            return response_log_probs(config, layout, params, batch, base)[0]
 
         self.log_probs = log_probs
 
+    def reference(self, state: TrainState) -> Any:
+        """Return the initial parameters: the base of adapters, else those of step 0."""
+        return self._initial if state.base is None else state.base
+
     @functools.cached_property
-    def reference(self) -> Any:
+    def _initial(self) -> Any:
         """The initial parameters of the run; a resumed run rebuilds the same bits."""
         if self._config.train.init_from is not None:
             return jax.device_put(pretrained_params(self._config), self._shardings)
@@ -63,7 +68,7 @@ class Scorer:
 def make_complete_batch(
     config: Config, task: Task, scorer: Scorer, mesh: jax.sharding.Mesh
 ) -> CompleteBatch:
-    """Return the function that makes a batch of the task: a function of (seed, step, params).
+    """Return the function that makes a batch of the task: a function of (seed, step, state).
 
     For dpo the batch holds pairs with the log-probabilities of the reference model. For grpo it
     samples responses, scores them, and adds the log-probabilities of the trainer.
@@ -72,24 +77,43 @@ def make_complete_batch(
     def complete_dpo(
         step: int,  # noqa: ARG001  of the signature
         rows: HostBatch,
-        params: Any,  # noqa: ARG001  of the signature
+        state: TrainState,
     ) -> tuple[Batch, Mapping[str, float]]:
         assert isinstance(task, DPOTask)
         batch = tjx_parallel.shard_batch(mesh, task.pairs(rows["example"]))
-        return {
-            **batch,
-            "reference_log_probs": scorer.log_probs(scorer.reference, _inputs(batch)),
-        }, {}
+        reference = scorer.log_probs(scorer.reference(state), _inputs(batch))
+        return {**batch, "reference_log_probs": reference}, {}
 
-    def complete_grpo(step: int, rows: HostBatch, params: Any) -> tuple[Batch, Mapping[str, float]]:
+    def complete_grpo(
+        step: int, rows: HostBatch, state: TrainState
+    ) -> tuple[Batch, Mapping[str, float]]:
         assert isinstance(task, GRPOTask)
-        host, metrics = task.roll_out(step, rows["example"], params)
+        policy = model_params(config, state.params, state.base)
+        host, metrics = task.roll_out(step, rows["example"], policy)
         batch: Batch = tjx_parallel.shard_batch(mesh, host)
-        old = scorer.log_probs(params, _inputs(batch))
+
+        def exact(params: Any) -> jax.Array:
+            found = task.score_exactly(params, host["tokens"], host["labels"])
+            placed: Batch = tjx_parallel.shard_batch(mesh, {"log_probs": found})
+            return placed["log_probs"]
+
+        if config.rl.exact:
+            old = exact(policy)
+        else:
+            old = scorer.log_probs(state.params, _inputs(batch), state.base)
         completed = {**batch, "old_log_probs": old}
         if config.rl.kl_coefficient:
-            completed["reference_log_probs"] = scorer.log_probs(scorer.reference, _inputs(batch))
+            reference = scorer.reference(state)
+            completed["reference_log_probs"] = (
+                exact(reference) if config.rl.exact else scorer.log_probs(reference, _inputs(batch))
+            )
         gap = np.abs(jax.device_get(old) - host["sampler_log_probs"])
+        if config.rl.exact and gap.any():
+            raise ExactError(
+                f"rl.exact: the log-probabilities of sampler and trainer differ by up to "
+                f"{gap.max()} at step {step + 1}: this platform's program does not treat all rows "
+                "of a batch alike; leave --rl.exact out, and --rl.importance_cap corrects for it"
+            )
         labels = np.sum(host["labels"] >= 0)
         return completed, {**metrics, "gap_max": float(gap.max()), "gap_mean": gap.sum() / labels}
 

@@ -133,6 +133,10 @@ class KernelError(RuntimeError):
     """The attention kernel failed to compile or to run; the message names the flag to set."""
 
 
+class ExactError(RuntimeError):
+    """Sampler and trainer differ although the run requires equal bits."""
+
+
 class NotFiniteError(RuntimeError):
     """Too many consecutive steps had a non-finite loss or gradients.
 

@@ -36,8 +36,8 @@ from tjx_trainer.training.train_state import (
 )
 from tjx_trainer.training.train_step import Gradients, TrainStep, make_gradients, make_train_step
 
-# (step, rows of `Task.train_data`, parameters) -> batch of the train step, and its metrics.
-CompleteBatch = Callable[[int, HostBatch, Any], tuple[Batch, Mapping[str, float]]]
+# (step, rows of `Task.train_data`, state) -> batch of the train step, and its metrics.
+CompleteBatch = Callable[[int, HostBatch, TrainState], tuple[Batch, Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Job:
     mesh : jax.sharding.Mesh
         The device mesh.
     complete_batch : callable or None
-        From (step, rows of the task, params) to the batch of the train step and more metrics, for
+        From (step, rows of the task, state) to the batch of the train step and more metrics, for
         tasks whose batches depend on parameters; None for others, whose rows are the batch.
     put : callable
         Shards this process's rows of a batch over its devices.

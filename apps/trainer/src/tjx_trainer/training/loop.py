@@ -114,7 +114,7 @@ def train_loop(
                 batch = batches.get(step)
                 completed: Mapping[str, float] = {}
                 if job.complete_batch is not None:
-                    batch, completed = job.complete_batch(step, batch, state.params)
+                    batch, completed = job.complete_batch(step, batch, state)
             with profiler.step(step + 1, wait=logger.flush):
                 with step_timer.during("dispatch"):
                     state, metrics_on_device = train_step(state, batch)

@@ -47,7 +47,8 @@ def check_requirements(config: Config) -> None:
     problems: list[Problem | str] = [
         problem.within("data") if problem.path else problem for problem in found
     ]
-    problems += check_host_memory(config, host_memory())
+    on_cpu = jax.default_backend() == "cpu"
+    problems += check_host_memory(config, host_memory(), on_cpu=on_cpu)
     if config.checkpoint.directory is not None:
         try:
             tjx_ckpt.list_steps(config.checkpoint.directory)
@@ -61,20 +62,40 @@ def check_requirements(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def check_host_memory(config: Config, memory: int) -> list[str]:
-    """Return a problem if batches do not fit into the host's memory [bytes]."""
+def check_host_memory(config: Config, memory: int, *, on_cpu: bool = False) -> list[str]:
+    """Return a problem if a batch does not fit into the host's memory.
+
+    Parameters
+    ----------
+    config : Config
+        The configuration of a run.
+    memory : int
+        Memory of the host [bytes].
+    on_cpu : bool
+        Whether the host computes the training step, so that its memory holds the activations too.
+        Counted are the inputs of each block, which the backward pass needs with every setting.
+    """
     if not reads_text(config):
         return []
-    rows = config.train.batch_size // jax.process_count()
-    needed = rows * config.data.seq_len * BYTES_PER_TOKEN * BATCHES_IN_FLIGHT
+    train, model = config.train, config.model
+    rows, row_bytes = train.batch_size, config.data.seq_len * BYTES_PER_TOKEN * BATCHES_IN_FLIGHT
+    held, remedy = "batches", ""
+    needed = rows // jax.process_count() * row_bytes
+    if needed <= memory and on_cpu:
+        item_bytes = 4 if train.precision == "fp32" else 2
+        row_bytes = config.data.seq_len * model.d_model * model.n_layer * item_bytes
+        rows //= train.accumulation or 1
+        if train.device_batch_size:
+            rows = min(rows, train.device_batch_size * jax.device_count())
+        held, remedy = "activations", ", or a larger --train.accumulation"
+        needed = rows // jax.process_count() * row_bytes
     if needed <= memory:
         return []
-    most = memory // (config.data.seq_len * BYTES_PER_TOKEN * BATCHES_IN_FLIGHT)
+    most = memory // row_bytes * jax.process_count()
     return [
-        f"train.batch_size: got {config.train.batch_size:,}, whose batches (rows of "
-        f"{config.data.seq_len} tokens) need {needed / 2**30:,.1f} GiB of memory in each process; "
-        f"expected less than the {memory / 2**30:,.1f} GiB of this machine; give at most "
-        f"{most * jax.process_count():,}"
+        f"train.batch_size: got {train.batch_size:,}, whose {held} (rows of {config.data.seq_len} "
+        f"tokens) need {needed / 2**30:,.1f} GiB of memory in each process; expected less than the "
+        f"{memory / 2**30:,.1f} GiB of this machine; give at most {most:,}{remedy}"
     ]
 
 

@@ -65,6 +65,13 @@ def eval_params(
     """
     if config.optimizer.averages:
         params = jax.jit(tjx_optim.evaluation_params)(opt_state, params)
+    return model_params(config, params, base)
+
+
+def model_params(
+    config: Config, params: dict[str, Any], base: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return the parameters of the model: `params`, or adapters merged into a copy of `base`."""
     if base is None:
         return params
     merged: dict[str, Any] = jax.jit(tjx_nn.lora.merge, static_argnums=2)(base, params, config.lora)

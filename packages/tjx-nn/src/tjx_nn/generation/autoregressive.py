@@ -54,12 +54,16 @@ class GenerationRequest(NamedTuple):
         Stop tokens.
     limit
         Maximum number of new tokens.
+    given
+        Tokens to choose instead of sampled ones, from the first new token on; -1 where none is
+        given.
     """
 
     prompt: Prompt
     sampling: SamplingParams
     stop: Int[Array, " S"]
     limit: Int[Array, ""]
+    given: Int[Array, "B new"] | None = None
 
 
 class GenerationState(NamedTuple):
@@ -181,14 +185,11 @@ def generate(
     if 0 in shape:
         tokens, log_probs = jax.device_put((np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
         return (tokens, log_probs) if return_log_probs else tokens
-    capacity = min(bucket(max_new_tokens), config.max_seq_len)
-    weights = make_decode_weights(config, params)
-    tokens, log_probs = _generate(
-        weights,
+    tokens, log_probs = run_request(
+        config,
+        make_decode_weights(config, params),
         request,
-        config=config,
-        capacity=capacity,
-        sizes=_sizes(config, params, request, capacity),
+        capacity=new_capacity(config, max_new_tokens),
         with_log_probs=return_log_probs,
     )
     tokens = jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=1)
@@ -246,8 +247,7 @@ def stream(
     )  # fmt: skip
     if 0 in (len(prompt), max_new_tokens):
         return iter(())
-    capacity = min(bucket(max_new_tokens), config.max_seq_len)
-    sizes = _sizes(config, params, request, capacity)
+    sizes = _sizes(config, params, request, new_capacity(config, max_new_tokens))
     return _stream(config, make_decode_weights(config, params), request, sizes, tokens_per_call)
 
 
@@ -259,8 +259,13 @@ def make_request(
     max_new_tokens: int,
     arguments: GenerationOptions,
     problems: Sequence[str] = (),
+    *,
+    columns: int = 1,
+    given: np.ndarray | None = None,
 ) -> GenerationRequest:
     """Validate the arguments of a generation and transfer them to the devices of the parameters.
+
+    The prompts are padded to the bucket of at least `columns` tokens.
 
     Raises
     ------
@@ -271,18 +276,46 @@ def make_request(
     rows = len(prompt)
     problems = [*check_sampling(config.vocab_size, rows, arguments), *problems]
     limit: Any = np.int32(max_new_tokens)
+    tokens: Any = given
     request = GenerationRequest(
-        make_prompt(config, prompt, prompt_lengths, max_new_tokens, arguments, problems),
+        make_prompt(config, prompt, prompt_lengths, max_new_tokens, arguments, problems, columns),
         make_sampling(rows, arguments),
         stop_tokens(arguments.get("stop_token")),
         limit,
+        tokens,
     )
     on_device: GenerationRequest = jax.device_put(request, input_sharding(params))
     return on_device
 
 
+def new_capacity(config: GenerativeConfig, max_new_tokens: int) -> int:
+    """Return the number of new tokens that the program of a request has room for."""
+    return min(bucket(max_new_tokens), config.max_seq_len)
+
+
+def run_request(
+    config: GenerativeConfig,
+    weights: DecodeWeights,
+    request: GenerationRequest,
+    *,
+    capacity: int,
+    with_log_probs: bool,
+) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
+    """Generate `capacity` columns of tokens, and their log-probabilities if requested."""
+    sizes = _sizes(config, weights, request, capacity)
+    tokens, log_probs = _generate(
+        weights,
+        request,
+        config=config,
+        capacity=capacity,
+        sizes=sizes,
+        with_log_probs=with_log_probs,
+    )
+    return tokens, log_probs
+
+
 def _sizes(
-    config: GenerativeConfig, params: Params, request: GenerationRequest, capacity: int
+    config: GenerativeConfig, params: Any, request: GenerationRequest, capacity: int
 ) -> tuple[int, ...]:
     """Return the successive cache sizes in slots; the first one holds the prompt."""
     width = request.prompt.tokens.shape[1]
@@ -447,6 +480,9 @@ def _choose(
     """Choose the next token of each row; finished rows repeat their last token."""
     done_B = state.done
     chosen_B = sample_tokens(logits_BV, request.sampling, state.step, state.seen)
+    if request.given is not None:
+        given_B = jax.lax.dynamic_index_in_dim(request.given, state.step, axis=1, keepdims=False)
+        chosen_B = jnp.where(given_B < 0, chosen_B, given_B)
     token_B = jnp.where(done_B, state.token, chosen_B)
     log_prob_B, seen_BV = state.log_prob, state.seen
     if log_prob_B is not None:

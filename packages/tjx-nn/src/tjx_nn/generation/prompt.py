@@ -86,8 +86,9 @@ def make_prompt(
     max_new_tokens: int,
     task: PromptOptions,
     problems: list[str],
+    columns: int = 1,
 ) -> Prompt:
-    """Validate prompts and pad them to a bucket, as NumPy arrays.
+    """Validate prompts and pad them to the bucket of at least `columns` tokens, as NumPy arrays.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def make_prompt(
         *_check_source(config, len(tokens), source, mask),
     ]
     raise_problems([*own_problems, *problems])
-    longest = int(lengths.max(initial=1))
+    longest = max(int(lengths.max(initial=1)), min(columns, tokens.shape[1]))
     used = np.arange(tokens.shape[1]) < lengths[:, None]
     check_ids("prompt ids", tokens[used], config.vocab_size, "vocab_size")
     padded: Any = _padded(config, tokens[:, :longest], used[:, :longest])
@@ -171,8 +172,8 @@ def input_sharding(params: Params) -> jax.sharding.Sharding | None:
     return leaf.sharding
 
 
-def params_platform(params: Params) -> str:
-    """Return the platform of the devices of the parameters."""
+def params_platform(params: Any) -> str:
+    """Return the platform of the devices of parameters, or of weights made from them."""
     leaf = jax.tree.leaves(params)[0]
     return (
         next(iter(leaf.devices())).platform
