@@ -1,4 +1,8 @@
-"""Fixtures of the fault tests: an undisturbed reference run, and copies and variations of it."""
+"""Fixtures of the fault tests: undisturbed reference runs, and copies and variations of them.
+
+Faults of storage, signals, data and exit codes disturb a run with NumPy computations
+(`campaigns.numpy_trainer`); the fixtures whose names contain ``compiled`` are real runs.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,26 +13,49 @@ from typing import Any
 import pytest
 from campaigns.fork_server import ForkServer
 from campaigns.outcome import Outcome, outcome
-from campaigns.tiny_run import TINY, TRAINER_MODULES, TinyRun, clean_environment, write_text
+from campaigns.tiny_run import (
+    NUMPY_TRAINER,
+    TINY,
+    TRAINER_MODULES,
+    TinyRun,
+    clean_environment,
+    write_text,
+)
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRun]:
-    """A completed run of 60 steps with a checkpoint every 10; runs derived from it are forked.
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRun]:
+    """A run of 60 steps with a checkpoint every 10, not started; its processes are forked."""
+    text = tmp_path_factory.mktemp("text") / "rhyme.txt"
+    write_text(text, lines=400)
+    environment = clean_environment(tmp_path_factory.mktemp("home"))
+    server = ForkServer(environment, TRAINER_MODULES)
+    yield TinyRun(
+        folder=tmp_path_factory.mktemp("compiled"),
+        environment=environment,
+        flags={**TINY, "data.path": str(text)},
+        server=server,
+    )
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def expected_compiled(compiled: TinyRun) -> Outcome:
+    """Outcome of the undisturbed real run."""
+    compiled.finish()
+    return outcome(compiled.run_dir)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(compiled: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """The same run with NumPy computations, completed.
 
     It starts a new interpreter, so that its string hashes differ from those of forked runs.
     """
-    text = tmp_path_factory.mktemp("text") / "rhyme.txt"
-    write_text(text, lines=400)
-    run = TinyRun(
-        folder=tmp_path_factory.mktemp("undisturbed"),
-        environment=clean_environment(tmp_path_factory.mktemp("home")),
-        flags={**TINY, "data.path": str(text)},
-    )
-    run.finish()
-    server = ForkServer(run.environment, TRAINER_MODULES)
-    yield replace(run, server=server)
-    server.stop()
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = replace(compiled, folder=folder, module=(NUMPY_TRAINER,))
+    replace(run, server=None).finish()
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +70,16 @@ def new_run(undisturbed: TinyRun, tmp_path: Path) -> Callable[..., TinyRun]:
 
     def begin(name: str = "disturbed", **flags: Any) -> TinyRun:
         return undisturbed.elsewhere(tmp_path / name, **flags)
+
+    return begin
+
+
+@pytest.fixture
+def new_compiled_run(compiled: TinyRun, tmp_path: Path) -> Callable[..., TinyRun]:
+    """Return a function that creates the real run in a new folder, optionally with other flags."""
+
+    def begin(name: str = "disturbed", **flags: Any) -> TinyRun:
+        return compiled.elsewhere(tmp_path / name, **flags)
 
     return begin
 

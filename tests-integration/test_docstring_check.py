@@ -99,6 +99,14 @@ BROKEN = {
     "    ValueError\n        If x": "    TypeError\n        If x",
     "    size, depth\n": "    size\n",
     '    """Forget.\n\n': '    "".join([])\n    """Forget.\n\n',
+    "        Factors.\n": "",
+    "        The product.\n": "",
+    "        If x is negative.\n": "",
+    "    Returns\n    -------\n    float": "    Result\n    ------\n    float",
+    "    name\n        What to forget.\n": (
+        "    name\n        What to forget.\n\n    Notes\n    -----\n    One.\n\n"
+        "    Raises\n    ------\n    OSError\n        Never.\n"
+    ),
 }
 EXPECTED = [
     "sample.scale: Parameters without factor",
@@ -107,6 +115,11 @@ EXPECTED = [
     "sample.scale: no section Raises with ValueError",
     "sample.Base: Parameters without depth",
     "sample.forget: no docstring",
+    "sample.scale: Parameters without a description of factor",
+    "sample.scale: Returns without a description of float",
+    "sample.scale: Raises without a description of ValueError",
+    "sample.scale: unknown section Result",
+    "sample.forget: sections in the order Parameters, Notes, Raises",
 ]
 
 

@@ -41,49 +41,39 @@ def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> No
     assert f"{entropy:.4f}" in evaluated.stdout
 
 
-# A model of the example's Hugging Face family is saved and loaded.
-SAVE_AND_LOAD = """
+# A model of the example's Hugging Face family is saved and loaded; its flag names the corpus.
+SAVE_LOAD_AND_READ = """
 import json, pathlib, sys
 import jax, numpy as np
+from tjx_data import load_corpus
 from tjx_nn import GPTConfig, hf, init
+from tjx_trainer.cli.arguments import resolve
 folder = pathlib.Path(sys.argv[1])
 config = GPTConfig(
     vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, n_kv_head=1, d_model=8, d_ff=12, bias=False,
     positions="rope", norm="rmsnorm", activation="relu2", tied_head=False,
 )
 params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+try:
+    hf.save(folder, config, params)
+except ValueError as error:
+    assert "no transformers family can represent this model" in str(error), error
+else:
+    raise AssertionError("saved without the family")
+import example_extension.hf_family
 hf.save(folder, config, params)
 assert json.loads((folder / "config.json").read_text())["architectures"] == ["ArceeForCausalLM"]
 loaded = hf.load(folder)
 assert loaded[0] == config, loaded[0]
 jax.tree.map(np.testing.assert_array_equal, loaded[1], params)
+of_corpus = resolve(["--data.corpus", "example_extension.corpus"])
+assert list(load_corpus(of_corpus.data.corpus))[101] == "1+1=2"
 """
 
 
-def test_hugging_face_family_of_the_example_saves_and_loads(tmp_path: Path) -> None:
-    def run(words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", f"{words}\n{SAVE_AND_LOAD}", str(tmp_path / "saved")],
-            env=clean_environment(tmp_path), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    refused = run("")
-    assert "no transformers family can represent this model" in refused.stderr
-    saved = run("import example_extension.hf_family")
-    assert saved.returncode == 0, saved.stderr
-
-
-READ_CORPUS = """
-from tjx_trainer.cli.arguments import resolve
-from tjx_data import load_corpus
-config = resolve(["--data.corpus", "example_extension.corpus"])
-assert list(load_corpus(config.data.corpus))[101] == "1+1=2"
-"""
-
-
-def test_flag_names_the_corpus_of_the_example(tmp_path: Path) -> None:
+def test_corpus_and_hugging_face_family_of_the_example(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", READ_CORPUS],
+        [sys.executable, "-c", SAVE_LOAD_AND_READ, str(tmp_path / "saved")],
         env=clean_environment(tmp_path), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

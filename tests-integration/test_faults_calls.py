@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not has_compiler(), reason="the shim needs a C c
 
 @pytest.mark.parametrize(
     ("campaign", "words"),
-    [(faults, ["--seed", "7", "--cases", "18"]), (power, ["--seed", "7", "--states", "8"])],
+    [(faults, ["--seed", "7", "--cases", "12"]), (power, ["--seed", "7", "--states", "8"])],
 )
 def test_failing_calls_lose_nothing(campaign: ModuleType, words: list[str], tmp_path: Path) -> None:
     path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)

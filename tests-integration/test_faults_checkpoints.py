@@ -32,7 +32,7 @@ def test_run_killed_at_random_moments_matches_the_undisturbed_run(
 ) -> None:
     flags = {**undisturbed.flags, "data.path": "rhyme.txt", "data.cache_dir": "prepared"}
     reference = kills.Reference(
-        replace(undisturbed, flags=flags), expected, seconds=6.0, save_seconds=0.02
+        replace(undisturbed, flags=flags), expected, seconds=1.0, save_seconds=0.02
     )
     campaign = kills.Campaign({"sample": reference}, seed=7, kills=4, folder=tmp_path)
     found = campaign.run()

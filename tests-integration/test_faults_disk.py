@@ -26,15 +26,11 @@ LEFT_BYTES = 100_000
 class SmallDisk:
     """A tmpfs over a run directory in a separate mount namespace, without privileges.
 
-    Programs enter it by `nsenter`; other processes access it through ``/proc`` of the keeper.
+    The programs of the run enter it; other processes access it through ``/proc`` of the keeper.
     """
 
     def __init__(self, run: TinyRun, keeper: int) -> None:
-        namespaces = (f"--target={keeper}", "--user", "--mount", "--preserve-credentials")
-        # Entering keeps the working directory of the namespace that is left.
-        here = f"--wd={run.folder}"
-        root = Path(f"/proc/{keeper}/root")
-        self.run = replace(run, prefix=("nsenter", *namespaces, here), root=root)
+        self.run = replace(run, neighbour=keeper, root=Path(f"/proc/{keeper}/root"))
         self._ballast = self.run.run_dir / "ballast"
 
     def fill(self) -> None:
@@ -127,7 +123,7 @@ def test_run_stops_at_the_file_size_limit_with_its_checkpoints(
     run.open_gates(15)
     assert life.wait() == TERMINATED
     steps = run.saved()
-    limited = replace(run, prefix=("prlimit", "--fsize=150000"))
+    limited = replace(run, limits={"RLIMIT_FSIZE": 150_000})
     assert os.strerror(errno.EFBIG) in limited.finish(expected=NOT_WRITTEN)
     assert run.saved() == steps
     assert run.unfinished() == []

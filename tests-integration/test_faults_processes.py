@@ -77,9 +77,9 @@ def wait_for_another_checkpoint(run: TinyRun, life: RunProcess) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(undisturbed: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+def whole(compiled: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """An undisturbed run of one process."""
-    run = undisturbed.elsewhere(tmp_path_factory.mktemp("whole"), **SMALLER)
+    run = compiled.elsewhere(tmp_path_factory.mktemp("whole"), **SMALLER)
     finish(run, 1)
     return run
 
@@ -124,9 +124,9 @@ def lose_one(run: TinyRun, count: int, number: signal.Signals) -> None:
 
 
 def test_sigterm_with_four_and_kill_with_two_processes_resume_exactly(
-    new_run: NewRun, whole: TinyRun
+    new_compiled_run: NewRun, whole: TinyRun
 ) -> None:
-    run = new_run(**SMALLER)
+    run = new_compiled_run(**SMALLER)
     stop_one(run, 4)
     lose_one(run, 2, signal.SIGKILL)
     finish(run, 1)
@@ -134,8 +134,8 @@ def test_sigterm_with_four_and_kill_with_two_processes_resume_exactly(
 
 
 @pytest.mark.slow
-def test_unresponsive_process_ends_the_others(new_run: NewRun, whole: TinyRun) -> None:
-    run = new_run(**SMALLER)
+def test_unresponsive_process_ends_the_others(new_compiled_run: NewRun, whole: TinyRun) -> None:
+    run = new_compiled_run(**SMALLER)
     lose_one(run, 4, signal.SIGSTOP)
     lose_one(run, 4, signal.SIGKILL)
     finish(run, 4)
@@ -143,8 +143,10 @@ def test_unresponsive_process_ends_the_others(new_run: NewRun, whole: TinyRun) -
 
 
 @pytest.mark.slow
-def test_each_process_is_restarted_by_its_supervisor(new_run: NewRun, whole: TinyRun) -> None:
-    run = new_run(**SMALLER)
+def test_each_process_is_restarted_by_its_supervisor(
+    new_compiled_run: NewRun, whole: TinyRun
+) -> None:
+    run = new_compiled_run(**SMALLER)
     supervised = dataclasses.replace(run, module=(*run.module, "--supervise"))
     with together(supervised, 2) as lives:
         wait_for_another_checkpoint(run, lives[0])
@@ -157,10 +159,10 @@ def test_each_process_is_restarted_by_its_supervisor(new_run: NewRun, whole: Tin
 
 @pytest.mark.parametrize("devices", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_fewer_devices_resume_with_the_batches_of_eight(
-    new_run: NewRun, whole: TinyRun, devices: int
+    new_compiled_run: NewRun, whole: TinyRun, devices: int
 ) -> None:
     mesh = {"mesh_data": 1, "mesh_fsdp": devices, "mesh_tensor": 1}
-    run = new_run(**{**SMALLER, **mesh})
+    run = new_compiled_run(**{**SMALLER, **mesh})
     shutil.copytree(whole.run_dir, run.run_dir)
     for step in run.saved()[1:]:  # the last checkpoint of eight devices
         shutil.rmtree(run.checkpoints / str(step))

@@ -55,9 +55,9 @@ def test_stop_signal_ends_the_wait_for_a_batch(new_run: NewRun, expected: Outcom
 
 
 def test_signal_during_compilation_finishes_and_saves_the_step(
-    new_run: NewRun, expected: Outcome
+    new_compiled_run: NewRun, expected_compiled: Outcome
 ) -> None:
-    run = new_run(watchdog_heartbeat_seconds=0.01)
+    run = new_compiled_run(watchdog_heartbeat_seconds=0.01)
     # Nothing is compiled yet, so that compilation takes seconds.
     life = run.start(JAX_ENABLE_COMPILATION_CACHE="false")
     wait_for_phase(life, run, "train", 0)
@@ -65,24 +65,20 @@ def test_signal_during_compilation_finishes_and_saves_the_step(
     assert life.wait() == TERMINATED
     assert run.saved() == [1]
     run.finish()
-    assert describe_difference(outcome(run.run_dir), expected) == []
+    assert describe_difference(outcome(run.run_dir), expected_compiled) == []
 
 
-def test_interrupted_evaluation_is_repeated_on_resume(new_run: NewRun) -> None:
-    # A large validation split makes an evaluation as long as many steps.
-    flags = {"data_holdout_fraction": 0.7, "train_max_steps": 30, "train_batch_size": 2}
-    whole = new_run("whole", **flags)
-    whole.finish()
-    run = new_run(**flags, watchdog_heartbeat_seconds=0.01)
-    life = run.start()
+def test_interrupted_evaluation_is_repeated_on_resume(new_run: NewRun, expected: Outcome) -> None:
+    run = new_run(watchdog_heartbeat_seconds=0.01)
+    life = run.with_fault("held_evaluation", 25).start()
     wait_for_phase(life, run, "evaluate", 25)
     life.signal(signal.SIGTERM)
+    run.open_gates("evaluation")
     assert life.wait() == TERMINATED
     assert run.saved()[-1] == 25
     assert (25, "eval/loss") not in numbers(run.run_dir), "it was made to its end"
     run.finish()
-    found, wanted = outcome(run.run_dir), outcome(whole.run_dir)
-    assert (found.leaves, found.numbers) == (wanted.leaves, wanted.numbers)
+    assert describe_difference(outcome(run.run_dir), expected) == []
 
 
 def test_repeated_signals_during_saving_do_not_interrupt_it(

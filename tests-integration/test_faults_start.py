@@ -15,9 +15,9 @@ USER_ERROR = 2
 
 
 def test_all_configuration_problems_are_reported_before_jax_is_imported(
-    new_run: NewRun,
+    new_compiled_run: NewRun,
 ) -> None:
-    run = new_run(
+    run = new_compiled_run(
         train_max_step=5, train_batch_size=9, model_n_head="three", schedule_name="cosin",
         optimizer_learning_rate=-1,
     )  # fmt: skip
@@ -47,6 +47,14 @@ def test_resuming_with_other_data_is_rejected(copy_of_finished: Callable[..., Ti
         assert "Traceback" not in printed
         assert "data" in printed
     assert sorted(run.run_dir.rglob("*")) == before
+
+
+def test_restart_of_a_finished_run_does_nothing(
+    copy_of_finished: Callable[..., TinyRun], expected: Outcome
+) -> None:
+    run = copy_of_finished()
+    run.finish()
+    assert describe_difference(outcome(run.run_dir), expected) == []
 
 
 def test_second_run_in_the_same_directory_is_rejected_without_harm(

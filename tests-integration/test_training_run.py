@@ -127,19 +127,7 @@ def test_stopped_run_resumes_exactly(
     assert steps == sorted(set(steps))
 
 
-def test_restart_of_a_finished_run_does_nothing(
-    finished: tuple[Path, str], words: list[str], environment: dict[str, str], tmp_path: Path
-) -> None:
-    run_dir, _ = finished
-    before = losses(run_dir)
-    done = subprocess.run(
-        [*words, "--run_dir", str(run_dir)],
-        env=environment, capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert losses(run_dir) == before
-
-
+@pytest.mark.slow  # `test_trainer_run_dir.py` and `test_faults_start.py` have other configurations
 def test_another_config_is_rejected(
     finished: tuple[Path, str], words: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -156,26 +144,22 @@ def test_eval_reproduces_the_logged_validation_loss(
     finished: tuple[Path, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
     run_dir, _ = finished
-    figures = {}
-    for batch_size in (3, 8):
-        report = tmp_path / f"{batch_size}.json"
-        command = [
-            *EVAL, "loss", str(run_dir), "--json", str(report), "--batch_size", str(batch_size)
-        ]  # fmt: skip
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
-        )
-        assert done.returncode == 0, done.stderr
-        assert "perplexity" in done.stdout
-        figures[batch_size] = json.loads(report.read_text())
+    report = tmp_path / "loss.json"
+    # Not the batch size of the run; `test_eval_program.py` has others.
+    command = [*EVAL, "loss", str(run_dir), "--json", str(report), "--batch_size", "3"]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout
+    found = json.loads(report.read_text())
     last = [record for record in records(run_dir) if "eval/loss" in record][-1]
-    for found in figures.values():
-        assert found["loss"] == pytest.approx(last["eval/loss"], rel=1e-5)
-        assert found["bits_per_byte"] == pytest.approx(last["eval/bits_per_byte"], rel=1e-5)
-        assert 0 < found["top1_accuracy"] <= found["top5_accuracy"] <= found["top10_accuracy"] <= 1
-    assert figures[3]["tokens"] == figures[8]["tokens"]
+    assert found["loss"] == pytest.approx(last["eval/loss"], rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(last["eval/bits_per_byte"], rel=1e-5)
+    assert 0 < found["top1_accuracy"] <= found["top5_accuracy"] <= found["top10_accuracy"] <= 1
 
 
+@pytest.mark.slow  # `test_eval_generate.py` generates texts twice too
 def test_eval_generates_the_same_text_for_the_same_seed(
     finished: tuple[Path, str], environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -192,6 +176,7 @@ def test_eval_generates_the_same_text_for_the_same_seed(
     assert texts[0].startswith("3 and ")
 
 
+@pytest.mark.slow  # `test_eval_program.py` has the same in its process
 def test_eval_reports_invalid_folders(environment: dict[str, str], tmp_path: Path) -> None:
     done = subprocess.run(
         [*EVAL, "loss", str(tmp_path)],

@@ -4,12 +4,14 @@ Faults that cannot be injected from outside the process, such as a NaN gradient,
 the functions of the trainer. AT_STEP is the number of a training step, from 1.
 """
 
+import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +19,9 @@ import numpy as np
 
 import tjx_data
 import tjx_optim
-from tjx_trainer.main import main
-from tjx_trainer.training import build
-from tjx_trainer.training import train_step as step
+from tjx_trainer import main as program
+from tjx_trainer.training import train
+from tjx_trainer.training.build import Job
 
 DAY = 86400.0
 
@@ -116,6 +118,27 @@ def gates(at: int) -> None:
     _before_step(lambda step: step >= at and (step - at) % 10 == 0, wait)
 
 
+def held_evaluation(at: int) -> None:
+    """Wait for a file ``gate-evaluation`` within each evaluation from a step on."""
+    begun = False
+
+    def begin(state: Any) -> Any:
+        nonlocal begun
+        begun = True
+        return state
+
+    def hold(job: Job) -> Job:
+        def add(sums: Any, params: Any, batch: Any) -> Any:
+            while begun and not Path("gate-evaluation").exists():
+                time.sleep(0.01)
+            return job.eval_step.add(sums, params, batch)
+
+        return replace(job, eval_step=job.eval_step._replace(add=add))
+
+    _before_step(lambda step: step == at, begin)
+    _change_job(hold)
+
+
 def _with_nan(state: Any) -> Any:
     leaf = state.params["ln_f"]["scale"]
     scale = np.array(jax.device_get(leaf))
@@ -126,19 +149,22 @@ def _with_nan(state: Any) -> Any:
 
 def _before_step(due: Callable[[int], bool], change: Callable[[Any], Any]) -> None:
     """Change the state before the given steps."""
-    make = step.make_train_step
 
-    def make_faulty(*arguments: Any, **options: Any) -> Any:
-        train_step = make(*arguments, **options)
-
+    def change_step(job: Job) -> Job:
         def faulty(state: Any, batch: Any) -> Any:
             if due(int(jax.device_get(state.step)) + 1):
                 state = change(state)
-            return train_step(state, batch)
+            return job.train_step(state, batch)
 
-        return faulty
+        return replace(job, train_step=faulty)
 
-    vars(build)["make_train_step"] = make_faulty
+    _change_job(change_step)
+
+
+def _change_job(change: Callable[[Job], Job]) -> None:
+    """Change the job after it is built, in addition to earlier changes."""
+    build: Callable[..., Job] = vars(train)["build_job"]
+    vars(train)["build_job"] = lambda *arguments: change(build(*arguments))
 
 
 def _before_batch(happen: Callable[[int], None]) -> None:
@@ -163,11 +189,26 @@ FAULTS: Mapping[str, Callable[[int], None]] = {
         worker,
         slow_disk,
         gates,
+        held_evaluation,
     )
 }
 
+
+def run_faulty(words: Sequence[str]) -> NoReturn:
+    """Inject the faults of the first arguments and run the trainer with the others."""
+    faults, sys.argv[1:] = split_words(words)
+    for fault, at in itertools.batched(faults, 2):
+        FAULTS[fault](int(at))
+    program.run()
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into those of the faults and those of the trainer."""
+    end = 0
+    while words[end] in FAULTS:
+        end += 2
+    return list(words[:end]), list(words[end:])
+
+
 if __name__ == "__main__":
-    words = sys.argv[1:]
-    while words[0] in FAULTS:
-        FAULTS[words.pop(0)](int(words.pop(0)))
-    sys.exit(main(words))
+    run_faulty(sys.argv[1:])

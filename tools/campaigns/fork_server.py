@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -97,9 +98,32 @@ class ForkServer:
             )
 
     def start(
-        self, arguments: Sequence[str], environment: Mapping[str, str], folder: Path, output: Path
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        output: Path,
+        *,
+        neighbour: int | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> ForkedProcess:
-        """Start ``python -m`` with these arguments; its output is appended to a file."""
+        """Start a program.
+
+        Parameters
+        ----------
+        arguments
+            The arguments of ``python -m``.
+        environment
+            All variables of the program.
+        folder
+            Its working directory.
+        output
+            Existing file to which its output is appended.
+        neighbour
+            ID of a process whose user and mount namespaces it enters.
+        limits
+            Resource limits, by name in `resource`, such as ``RLIMIT_FSIZE``.
+        """
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(self._address)
         request = {
@@ -107,6 +131,8 @@ class ForkServer:
             "environment": dict(environment),
             "folder": str(folder),
             "output": str(output),
+            "neighbour": neighbour,
+            "limits": dict(limits or {}),
         }
         connection.sendall(json.dumps(request).encode() + b"\n")
         return ForkedProcess(connection)
@@ -152,6 +178,12 @@ def _become(request: dict[str, Any]) -> None:
     }
     os.environ.clear()
     os.environ.update(request["environment"])
+    for name, limit in request["limits"].items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+    if request["neighbour"] is not None:
+        for namespace, kind in (("user", os.CLONE_NEWUSER), ("mnt", os.CLONE_NEWNS)):
+            with Path(f"/proc/{request['neighbour']}/ns/{namespace}").open("rb") as file:
+                os.setns(file.fileno(), kind)
     os.chdir(request["folder"])
     output = os.open(request["output"], os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,12 @@ TRAINER_MODULES = (
     "tjx_trainer.training.train",
     "tjx_metrics.plotting.curves",
     "campaigns.faulty_trainer",
+    "campaigns.numpy_trainer",
 )
+# Programs with the trainer's arguments; the last two take faults before them.
+TRAINER = "tjx_trainer.main"
+NUMPY_TRAINER = "campaigns.numpy_trainer"
+_FAULTY_TRAINER = "campaigns.faulty_trainer"
 
 # Timeout of every wait; only a hanging run reaches it.
 DEADLINE_SECONDS = 180.0
@@ -71,13 +76,14 @@ class RunProcess:
         self.process: subprocess.Popen[bytes] | ForkedProcess
         # Output goes to a file, since a full pipe would block the process.
         with self._printed.open("xb") as file:
-            if run.server and not run.prefix:
+            if run.server:
                 self.process = run.server.start(
-                    run.arguments, environment, run.folder, self._printed
-                )
+                    run.arguments, environment, run.folder, self._printed,
+                    neighbour=run.neighbour, limits=run.limits,
+                )  # fmt: skip
             else:
                 self.process = subprocess.Popen(
-                    [*run.prefix, sys.executable, "-m", *run.arguments],
+                    [sys.executable, "-m", *run.arguments],
                     env=dict(environment),
                     cwd=run.folder,
                     stdout=file,
@@ -153,21 +159,22 @@ class TinyRun:
         Flags of the trainer without dashes, including ``data.path``.
     module
         Python module to run, with arguments that precede the flags.
-    prefix
-        Wrapper command, such as one that limits resources.
     root
         Path at which this process sees the root of the run's file system.
     server
-        Fork server for processes without a prefix; None starts new interpreters.
+        Fork server; None starts new interpreters.
+    neighbour, limits
+        Namespaces and resource limits of processes of the server; see `ForkServer.start`.
     """
 
     folder: Path
     environment: Mapping[str, str]
     flags: Flags
-    module: tuple[str, ...] = ("tjx_trainer.main",)
-    prefix: tuple[str, ...] = ()
+    module: tuple[str, ...] = (TRAINER,)
     root: Path = Path("/")
     server: ForkServer | None = None
+    neighbour: int | None = None
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def run_dir(self) -> Path:
@@ -211,12 +218,10 @@ class TinyRun:
 
     def with_fault(self, fault: str, at: int) -> "TinyRun":
         """Return this run with an additional fault of `campaigns.faulty_trainer` at a step."""
-        faulty = ("campaigns.faulty_trainer",)
-        return replace(
-            self, module=(*(self.module if len(self.module) > 1 else faulty), fault, str(at))
-        )
+        module = self.module if self.module[0] != TRAINER else (_FAULTY_TRAINER,)
+        return replace(self, module=(*module, fault, str(at)))
 
-    def open_gates(self, *steps: int) -> None:
+    def open_gates(self, *steps: int | str) -> None:
         """Let a run with the fault ``gates`` proceed to these steps."""
         for step in steps:
             (self.folder / f"gate-{step}").touch()
