@@ -5,6 +5,7 @@ are parsed by griffe, not imported.
 """
 
 import ast
+import re
 import textwrap
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -13,6 +14,13 @@ import griffe
 
 # Annotations of functions without a result.
 NOTHING = {"None", "NoReturn", "Never"}
+HEADING = re.compile(r"^(\w[\w ]*)\n-{3,}$", re.MULTILINE)
+# The order of sections in numpydoc's format.
+ORDER = (
+    "Parameters", "Attributes", "Methods", "Returns", "Yields", "Other Parameters", "Raises",
+    "Warns", "See Also", "Notes", "References", "Examples",
+)  # fmt: skip
+DESCRIBED = ("parameters", "attributes", "returns", "yields", "raises")
 
 
 def docstring_problems(name: str, target: griffe.Object | griffe.Alias) -> Iterator[str]:
@@ -47,6 +55,7 @@ def _class_problems(target: griffe.Class) -> Iterator[str]:
         yield "no docstring"
         return
     sections = _sections(target.docstring)
+    yield from _section_problems(target.docstring, sections)
     parameters, attributes = _names(sections, "parameters"), _names(sections, "attributes")
     if "dataclass" in target.labels:  # fields of base classes are described there
         inherited = {name for base in target.mro() for name in base.members}
@@ -64,12 +73,26 @@ def _function_problems(function: griffe.Function) -> Iterator[str]:
         yield "no docstring"
         return
     sections = _sections(function.docstring)
+    yield from _section_problems(function.docstring, sections)
     taken = _taken(function)
     yield from _difference(taken, _names(sections, "parameters"))
     returned = str(function.returns) if function.returns is not None else "None"
     if returned not in NOTHING and taken and not sections.keys() & {"returns", "yields"}:
         yield "no section Returns or Yields"
     yield from _raise_problems(function, sections)
+
+
+def _section_problems(docstring: griffe.Docstring, sections: dict[str, Any]) -> Iterator[str]:
+    headings = HEADING.findall(docstring.value)
+    if unknown := [heading for heading in headings if heading not in ORDER]:
+        yield f"unknown section {', '.join(unknown)}"
+    elif headings != sorted(set(headings), key=ORDER.index):
+        yield f"sections in the order {', '.join(headings)}"
+    for kind in DESCRIBED:
+        for each in sections.get(kind, ()):
+            if not each.description.strip():
+                entry = getattr(each, "name", "") or each.annotation
+                yield f"{kind.capitalize()} without a description of {entry}"
 
 
 def _raise_problems(function: griffe.Function, sections: dict[str, Any]) -> Iterator[str]:

@@ -51,6 +51,11 @@ class JsonlTracker:
     max_kept : int
         Maximum number of buffered lines; beyond that, the oldest are dropped with a warning.
 
+    Attributes
+    ----------
+    logged_bytes : int
+        Size of the file once all logged lines, including buffered ones, are written.
+
     Raises
     ------
     ValueError
@@ -75,11 +80,6 @@ class JsonlTracker:
     >>> read_metrics(path)
     [{'step': 10, 'train/loss': 3.5}]
     >>> folder.cleanup()
-
-    Attributes
-    ----------
-    logged_bytes : int
-        Size of the file once all logged lines, including buffered ones, are written.
     """
 
     def __init__(
