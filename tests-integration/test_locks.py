@@ -31,10 +31,17 @@ def test_locks_agree_on_versions() -> None:
         return dict(re.findall(r"^([a-z0-9][^\s;\\=]*)==([^\s;\\]+)", text, flags=re.MULTILINE))
 
     machines = {**versions("tpu"), **versions("cuda13"), **versions("cpu")}
-    for name in lock_inputs():
+    for name in lock_inputs().keys() - {"pip"}:
         own = versions(name)
         shared = own.keys() & machines.keys()
         assert {x: own[x] for x in shared} == {x: machines[x] for x in shared}, name
+
+
+def test_pip_lock_is_that_of_the_pex_version() -> None:
+    """Without the pip that this pex requires, nothing is installed on a new machine."""
+    found = re.search(r"^pex_version=(\S+)", (LOCKS.parents[1] / "pants").read_text(), re.MULTILINE)
+    assert found is not None
+    assert f"pex {found[1]} " in (LOCKS / "pip.in").read_text().splitlines()[0]
 
 
 def test_changed_dependency_makes_the_locks_stale(monkeypatch: pytest.MonkeyPatch) -> None:

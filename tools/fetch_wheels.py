@@ -22,8 +22,8 @@ from urllib.request import urlopen
 from packaging.tags import sys_tags
 from packaging.utils import parse_wheel_filename
 
-# Locks of Pants' resolves and of the wheel builder.
-LOCKS = ("cpu", "pytest", "mypy", "ruff", "build", "docs")
+# Locks of Pants' resolves, of the wheel builder, and of the pip that pex installs first.
+LOCKS = ("cpu", "pytest", "mypy", "ruff", "build", "docs", "pip")
 PARALLEL_DOWNLOADS = 12
 RANK = {tag: rank for rank, tag in enumerate(sys_tags())}
 

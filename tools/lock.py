@@ -27,9 +27,9 @@ DIGEST_PREFIX = "# input sha256: "
 # Lock file -> additional requirements.
 ACCELERATORS = {"cpu": (), "cuda13": ("jax[cuda13]",), "tpu": ("jax[tpu]",)}
 # Tools have separate environments.
-TOOLS = ("pytest", "mypy", "ruff", "build", "compile", "docs", "s3")
+TOOLS = ("pytest", "mypy", "ruff", "build", "compile", "docs", "s3", "pip")
 # Lock file -> locks that constrain its versions, if not the main lock only.
-CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu")}
+CONSTRAINTS: dict[str, tuple[str, ...]] = {"compile": ("cpu", "cuda13", "tpu"), "pip": ()}
 
 
 def read_requirements(path: Path) -> list[str]:
