@@ -104,7 +104,7 @@ def test_several_axes_and_none() -> None:
     given = jax.device_put(operands, sharding(mesh))
     for axes in (("data", "tensor"), "data", ()):
         function = partial(sharded_flash_attention, mesh=mesh, batch_axes=axes, **options)
-        key = jax.random.clone(given["dropout_key"])
+        key = jax.random.clone(given["dropout_key"])  # type: ignore[no-untyped-call]
         found = jax.device_get(jax.jit(function)(**{**given, "dropout_key": key}))
         np.testing.assert_allclose(found, jax.device_get(wanted), rtol=0, atol=1e-5)
 
