@@ -103,12 +103,34 @@ def newton_schulz(x: Array) -> Array:
     return x
 
 
+# Five polynomials a x + b x^3 + c x^5; Amsel et al. 2025, listing of "The Polar Express".
+A = (8.28721201814563, 4.107059111542203, 3.9486908534822946, 3.3184196573706015, 2.300652019954817)
+B = (-23.595886519098837, -2.9478499167379106, -2.908902115962949, -2.488488024314874,
+     -1.6689039845747493)  # fmt: skip
+C = (17.300387312530933, 0.5448431082926601, 0.5518191394370137, 0.51004894012372,
+     0.4188073119525673)  # fmt: skip
+
+
+def polar_express(x: Array) -> Array:
+    u, values, v = np.linalg.svd(x / np.linalg.norm(x), full_matrices=False)
+    for a, b, c in zip(A, B, C, strict=True):
+        values = a * values + b * values**3 + c * values**5
+    return (u * values) @ v
+
+
 def muon(layer: Layer, g: Array, t: int, s: Settings) -> Array:
     if not layer.is_matrix:
         return adamw(layer, g, t, s)
     m = layer.moment("m", s["momentum"], g, 1.0)
-    step = newton_schulz(g + s["momentum"] * m if s["nesterov"] else m)
-    return 0.2 * np.sqrt(max(g.shape)) * step + layer.decay * layer.weights
+    step = g + s["momentum"] * m if s["nesterov"] else m
+    step = polar_express(step) if s.get("polar_express") else newton_schulz(step)
+    if rate := s.get("neuron_b2"):  # an [in, out]; Li et al. 2025, algorithm 1
+        neurons = layer.moment("neurons", rate, (step**2).mean(0), 1 - rate)
+        step = step / np.sqrt(neurons)
+        step = 0.2 * np.sqrt(step.size) * step / np.linalg.norm(step)
+    else:
+        step = 0.2 * np.sqrt(max(g.shape)) * step
+    return step + layer.decay * layer.weights
 
 
 def schedule_free_adamw(layer: Layer, g: Array, t: int, s: Settings) -> Array:

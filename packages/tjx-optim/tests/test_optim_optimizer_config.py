@@ -40,6 +40,8 @@ def test_all_problems_of_an_optimizer_are_reported_together() -> None:
             {"name": "sgd", "nesterov": True, "momentum": 0.0},
             "nesterov: got True; .* without momentum",
         ),
+        ({"name": "adam", "cautious_decay": True}, "cautious_decay: got True; .* use adamw"),
+        ({"polar_express": True}, "polar_express: got True; .* adamw does not use it"),
         ({"name": "schedule_free_adamw", "b1": 0.0}, "b1: got 0.0; .* divides by it"),
         ({"name": "schedule_free_adamw", "ema_decay": 0.9}, "averages the parameters itself"),
         ({"name": "adafactor", "b2": 0.0}, "b2: got 0.0; .* adafactor's decay rate"),

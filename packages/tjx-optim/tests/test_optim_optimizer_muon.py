@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_optim import OptimizerConfig, make_optimizer
-from tjx_optim.muon import orthogonalize
+from tjx_optim.muon import POLAR_EXPRESS, orthogonalize
 
 
 @settings(max_examples=10)
@@ -35,6 +35,17 @@ def test_singular_values_move_near_one_and_vectors_are_kept(
     assert (diagonal > 0.6).all()
     assert (diagonal < 1.3).all()
     np.testing.assert_allclose(u * diagonal[..., None, :] @ v.swapaxes(-1, -2), got, atol=1e-4)
+
+
+def test_polar_express_is_optimal_after_each_polynomial() -> None:
+    # The optimal odd polynomial for an interval maps it to one symmetric around 1.
+    values = np.logspace(-3, 0, 100_001)
+    for a, b, c in POLAR_EXPRESS:
+        values = a * values + b * values**3 + c * values**5
+        assert 1 - values.min() == pytest.approx(values.max() - 1, rel=1e-4)
+    matrix = np.diag([1.0, 0.3, 0.01, 2e-3]).astype(np.float32)
+    flat = jax.jit(lambda x: orthogonalize(x, POLAR_EXPRESS))(jax.device_put(matrix))
+    assert (abs(np.diag(np.asarray(flat)) - 1) < 0.125).all()
 
 
 def test_a_zero_matrix_stays_zero() -> None:

@@ -78,6 +78,7 @@ def test_a_hundred_updates_equal_the_reference(name: Any) -> None:
         ("sgd", {"nesterov": True, "momentum": 0.8}),
         ("sgd", {"momentum": 0.0}),
         ("muon", {"nesterov": False, "momentum": 0.9, "b1": 0.8, "b2": 0.9, "eps": 1e-3}),
+        ("muon", {"polar_express": True, "neuron_b2": 0.9}),
         ("adafactor", {"b1": 0.7, "b2": 0.6, "eps": 1e-4}),
         ("adamw", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
         ("adam", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
@@ -119,6 +120,23 @@ def test_only_the_decaying_parameters_shrink_when_there_is_no_gradient() -> None
             np.testing.assert_allclose(got[path][-1], before * 0.95**UPDATES, rtol=1e-5)
         else:
             np.testing.assert_array_equal(got[path][-1], before)
+
+
+def test_cautious_decay_leaves_out_entries_that_the_update_moves_away_from_zero() -> None:
+    params, gradients = problem()
+
+    def after_one_step(**options: Any) -> dict[str, Any]:
+        config = OptimizerConfig(learning_rate=0.01, **options)
+        return run(make_optimizer(config), params, gradients[:1])[0]
+
+    none, all_entries = after_one_step(weight_decay=0.0), after_one_step(weight_decay=0.5)
+    cautious = after_one_step(weight_decay=0.5, cautious_decay=True)
+    for path, before in params.items():
+        shrinks = (before - none[path][0]) * before >= 0
+        expected = np.where(shrinks, all_entries[path][0], none[path][0])
+        np.testing.assert_array_equal(cautious[path][0], expected, err_msg=path)
+    kernel = params["blocks/dense/kernel"]
+    assert 0.2 < np.mean((kernel - none["blocks/dense/kernel"][0]) * kernel > 0) < 0.8
 
 
 # How many arrays of a parameter's own shape an optimizer keeps for each kernel of a layer.

@@ -6,7 +6,7 @@ momentum, which neither source does, and keeps its coefficients in the state; th
 ``optax.trace`` with the Newton-Schulz iteration instead.
 """
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,17 @@ from tjx_optim.param_rules import ParameterRules, leaves_by_path, map_with_path
 
 # Maximize the slope at 0: five iterations bring singular values from 1e-3 up to about 1, and all
 # of them between 0.7 and 1.2 (Jordan et al. 2024).
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ITERATIONS = 5
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+# Each polynomial is the optimal one for the interval of singular values that those before it leave
+# of [1e-3, 1]; the last leaves [0.87, 1.13] (Amsel et al. 2025, "The Polar Express: Optimal Matrix
+# Sign Methods and Their Application to the Muon Algorithm").
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
 
 # An orthogonal [in, out] has the root mean square 1 / sqrt(max(in, out)); AdamW's updates have 0.2
 # to 0.4. With this target one learning rate and decay serve both (Liu et al. 2025, section 2.2).
@@ -37,7 +46,8 @@ def scale_by_muon(
     Parameters
     ----------
     settings : dict
-        ``momentum`` and ``nesterov`` of the matrices; ``b1``, ``b2`` and ``eps`` of AdamW.
+        ``momentum``, ``nesterov``, ``polar_express`` and ``neuron_b2`` of the matrices; ``b1``,
+        ``b2`` and ``eps`` of AdamW.
     rules : ParameterRules
         Which parameters are matrices, and how many of their axes stack layers.
 
@@ -77,7 +87,10 @@ def scale_by_muon(
         {
             "matrix": optax.chain(
                 optax.trace(settings["momentum"], nesterov=bool(settings["nesterov"])),
-                optax.stateless(lambda updates, _: jax.tree.map(_orthogonal_update, updates)),
+                _orthogonal_updates(
+                    POLAR_EXPRESS if settings["polar_express"] else NEWTON_SCHULZ,
+                    settings["neuron_b2"],
+                ),
             ),
             "adamw": optax.scale_by_adam(settings["b1"], settings["b2"], settings["eps"]),
         },
@@ -85,13 +98,18 @@ def scale_by_muon(
     )
 
 
-def orthogonalize(matrices: jax.Array) -> jax.Array:
-    """Move the singular values of matrices close to 1 by Newton-Schulz iteration.
+def orthogonalize(
+    matrices: jax.Array, coefficients: Sequence[tuple[float, float, float]] = NEWTON_SCHULZ
+) -> jax.Array:
+    """Move the singular values of matrices close to 1 by odd polynomials of the matrix.
 
     Parameters
     ----------
     matrices : float array [..., rows, columns]
         Each matrix is treated separately.
+    coefficients : sequence of (a, b, c)
+        Maps a singular value x to ``a x + b x^3 + c x^5``, one after the other: `NEWTON_SCHULZ` or
+        `POLAR_EXPRESS`.
 
     Returns
     -------
@@ -110,13 +128,49 @@ def orthogonalize(matrices: jax.Array) -> jax.Array:
     # The iteration commutes with transposition, and the product over the long side is smaller.
     x: jax.Array = matrices.mT if rows > columns else matrices
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
-    a, b, c = COEFFICIENTS
-    for _ in range(ITERATIONS):
+    for a, b, c in coefficients:
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
     return x.mT if rows > columns else x
 
 
-def _orthogonal_update(momentum: jax.Array) -> jax.Array:
-    rms_to_one = math.sqrt(max(momentum.shape[-2:]))
-    return orthogonalize(momentum) * (UPDATE_RMS * rms_to_one)
+def _orthogonal_updates(
+    coefficients: Sequence[tuple[float, float, float]], neuron_b2: float
+) -> optax.GradientTransformation:
+    """Orthogonalize matrices [..., in, out] and scale them to `UPDATE_RMS`.
+
+    With `neuron_b2`, each output is divided by the root of the moving mean of its squares: NorMuon,
+    Li et al. 2025, "NorMuon: Making Muon more efficient and scalable", algorithm 1.
+    """
+
+    def init(params: Any) -> Any:
+        if not neuron_b2:
+            return optax.EmptyState()
+        return jax.tree.map(lambda p: jnp.zeros_like(p[..., :1, :]), params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        del params
+        orthogonal = jax.tree.map(lambda m: orthogonalize(m, coefficients), updates)
+        if not neuron_b2:
+            return jax.tree.map(_with_full_rank_rms, orthogonal), state
+        state = jax.tree.map(
+            lambda v, x: neuron_b2 * v + (1 - neuron_b2) * jnp.mean(x**2, axis=-2, keepdims=True),
+            state,
+            orthogonal,
+        )
+        return jax.tree.map(
+            lambda x, v: _with_rms(x / (jnp.sqrt(v) + 1e-8)), orthogonal, state
+        ), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _with_full_rank_rms(orthogonal: jax.Array) -> jax.Array:
+    """Scale orthogonal matrices by the factor that gives those of full rank `UPDATE_RMS`."""
+    return orthogonal * (UPDATE_RMS * max(orthogonal.shape[-2:]) ** 0.5)
+
+
+def _with_rms(matrices: jax.Array) -> jax.Array:
+    """Scale each matrix to `UPDATE_RMS`; a zero matrix stays zero."""
+    rms = jnp.sqrt(jnp.mean(matrices**2, axis=(-2, -1), keepdims=True))
+    return matrices * (UPDATE_RMS / (rms + 1e-7))

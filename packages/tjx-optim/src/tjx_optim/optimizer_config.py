@@ -31,6 +31,8 @@ DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
     "muon": {
         "momentum": 0.95,
         "nesterov": True,
+        "polar_express": False,
+        "neuron_b2": 0.0,
         "b1": 0.9,
         "b2": 0.95,
         "eps": 1e-8,
@@ -64,6 +66,12 @@ class OptimizerConfig:
         Momentum of sgd and of muon's matrices, in [0, 1).
     nesterov
         Whether that momentum is Nesterov's.
+    polar_express
+        Whether muon's polynomials are those of Polar Express, which are more accurate.
+    neuron_b2
+        Decay rate of a second moment of each neuron of muon (NorMuon), in [0, 1); 0: none.
+    cautious_decay
+        Whether to decay only the entries that the update shrinks too; not for adam.
     clip_norm
         Maximum global L2 norm of the gradient; larger ones are scaled to it; None: no clipping.
     clip_value
@@ -93,6 +101,9 @@ class OptimizerConfig:
     eps: float | None = None
     momentum: float | None = None
     nesterov: bool | None = None
+    polar_express: bool | None = None
+    neuron_b2: float | None = None
+    cautious_decay: bool = False
     clip_norm: float | None = 1.0
     clip_value: float | None = None
     clip_adaptive: float | None = None
@@ -110,7 +121,7 @@ class OptimizerConfig:
             )
         problems += _at_least_zero("learning_rate", self.learning_rate, "try 6e-4 for adamw")
         problems += _at_least_zero("weight_decay", self.weight_decay, "0 disables decay")
-        for field in ("b1", "b2", "momentum", "ema_decay"):
+        for field in ("b1", "b2", "momentum", "neuron_b2", "ema_decay"):
             problems += _fraction(field, getattr(self, field))
         problems += _above_zero("eps", self.eps, "try 1e-8")
         problems += _above_zero("clip_norm", self.clip_norm, "None disables clipping")
@@ -162,7 +173,15 @@ class OptimizerConfig:
                 "leave it out",
                 ("name",),
             )
-            for field in ("b1", "b2", "eps", "momentum", "nesterov")
+            for field in (
+                "b1",
+                "b2",
+                "eps",
+                "momentum",
+                "nesterov",
+                "polar_express",
+                "neuron_b2",
+            )
             if field not in defaults[self.name] and getattr(self, field) is not None
         ]
 
@@ -206,6 +225,15 @@ class OptimizerConfig:
                     ("momentum",),
                 )
             )
+        if self.cautious_decay and self.name == "adam":
+            problems.append(
+                Problem(
+                    "cautious_decay",
+                    "got True; expected False, since adam's decay is part of the gradient; use "
+                    "adamw, or leave it out",
+                    ("name",),
+                )
+            )
         return problems
 
     def _check_moment_dtype(self) -> list[Problem]:
@@ -225,7 +253,8 @@ class OptimizerConfig:
                     ("name",),
                 )
             ]
-        rates = {field: self.settings.get(field, 0.0) for field in ("b1", "b2", "momentum")}
+        fields = ("b1", "b2", "momentum", "neuron_b2")
+        rates = {field: self.settings.get(field, 0.0) for field in fields}
         return [
             Problem(
                 "moment_dtype",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tjx_optim.optimizer_config import OptimizerConfig
@@ -43,6 +44,7 @@ class ParameterRules:
         self.groups = config.parameter_groups
         self._weight_decay = float(config.settings["weight_decay"])
         self._decay_embeddings = config.decay_embeddings
+        self.cautious_decay = config.cautious_decay
         trees = {
             "learning_rate_scales": learning_rate_scales,
             "stack_axes": stack_axes,
@@ -240,11 +242,19 @@ def _text(path: Any) -> str:
 
 
 def add_weight_decay(rules: ParameterRules) -> optax.GradientTransformation:
-    """Add to each parameter's update its weight decay times itself."""
+    """Add to each parameter's update its weight decay times itself.
+
+    Cautious decay leaves out the entries that the update, which is subtracted, moves away from 0:
+    Chen et al. 2025, "Cautious Weight Decay".
+    """
 
     def add(path: str, update: Any, param: Any) -> Any:
         rate = rules.weight_decay(path, param.ndim)
-        return update + rate * param if rate else update
+        if not rate:
+            return update
+        if rules.cautious_decay:
+            return update + rate * jnp.where(update * param >= 0, param, 0)
+        return update + rate * param
 
     return update_by_path(add)
 

@@ -87,7 +87,16 @@ def _implied(layer: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
 _DEPENDENT_FIELDS: Mapping[str, tuple[str, ...]] = {
     "optimizer.name": tuple(
         f"optimizer.{field}"
-        for field in ("weight_decay", "b1", "b2", "eps", "momentum", "nesterov")
+        for field in (
+            "weight_decay",
+            "b1",
+            "b2",
+            "eps",
+            "momentum",
+            "nesterov",
+            "polar_express",
+            "neuron_b2",
+        )
     ),
     "schedule.name": tuple(f"schedule.{field}" for field in SCHEDULES_BY_FIELD),
 }
