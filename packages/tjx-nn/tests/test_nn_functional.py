@@ -103,11 +103,15 @@ def config(tiny: GPTConfig) -> GPTConfig:
     return dataclasses.replace(tiny, d_model=64, vocab_size=500, n_layer=8)
 
 
-@pytest.fixture(scope="module")
-def initial(config: GPTConfig) -> Params:
+def initial_values(config: GPTConfig) -> Params:
     with jax.transfer_guard("allow"):
         values: Params = jax.jit(init, static_argnums=0)(config, jax.random.key(3))
     return values
+
+
+@pytest.fixture(scope="module")
+def initial(config: GPTConfig) -> Params:
+    return initial_values(config)
 
 
 def test_initial_values_are_those_of_gpt2(initial: Params) -> None:
@@ -125,6 +129,16 @@ def test_initial_values_are_those_of_gpt2(initial: Params) -> None:
     # Blocks have different initial values.
     kernels = values["blocks.mlp.up.kernel"].reshape(8, -1)
     assert np.abs(np.corrcoef(kernels) - np.eye(8)).max() < 0.05
+
+
+def test_zero_init_residual_changes_only_projections_to_the_residual_stream(
+    config: GPTConfig, initial: Params
+) -> None:
+    changed = dataclasses.replace(config, zero_init_residual=True)
+    values = paths(jax.device_get(initial_values(changed)))
+    for path, value in paths(jax.device_get(initial)).items():
+        residual = path.endswith(("out.kernel", "down.kernel"))
+        np.testing.assert_array_equal(values[path], 0 * value if residual else value, err_msg=path)
 
 
 def make_sharding() -> Callable[[Sequence[str | None]], NamedSharding]:

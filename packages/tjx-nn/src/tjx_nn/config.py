@@ -104,6 +104,9 @@ class TransformerConfig:
     init_std
         Standard deviation of initial weights; projections to the residual stream use
         init_std / sqrt(2 * n_layer).
+    zero_init_residual
+        Whether projections to the residual stream start at 0 instead (Zhang et al. 2019, "Fixup
+        Initialization").
     mup_base
         Base width (d_model) of muP, at which learning rate and init_std were tuned (Yang et al.
         2022, "Tensor Programs V"). None disables muP.
@@ -165,6 +168,7 @@ class TransformerConfig:
     embedding_dropout: float | None = None
     attention_dropout: float = 0.0
     init_std: float = 0.02
+    zero_init_residual: bool = False
     mup_base: int | None = None
     scan_layers: bool | None = None
     remat: Remat = "none"

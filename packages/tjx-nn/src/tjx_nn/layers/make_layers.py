@@ -55,9 +55,11 @@ def initial_std(config: TransformerConfig, *, residual: bool) -> float:
     """Return the standard deviation of the initializer of a kernel.
 
     Kernels that write to the residual stream are divided by sqrt(2 * n_layer), the square root of
-    the number of sublayers (GPT-2). With muP the variance is proportional to 1 / width (Yang et al.
-    2022, table 8).
+    the number of sublayers (GPT-2), or are 0 with `zero_init_residual`. With muP the variance is
+    proportional to 1 / width (Yang et al. 2022, table 8).
     """
+    if residual and config.zero_init_residual:
+        return 0.0
     std = config.init_std / math.sqrt(config.width_multiplier)
     return std / math.sqrt(2 * config.n_layer) if residual else std
 
