@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from experiments import arms, command, tuning
 from experiments.page import Claim, Page, table, to_markdown
-from experiments.runs import Outcome, Run, RunFailedError, run_one
+from experiments.runs import Outcome, Run, RunFailedError, read_journal, run_all, run_one
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "experiments"
@@ -140,6 +141,34 @@ def test_run_returns_the_curves_of_the_trainer(tiny: dict[str, Any]) -> None:
     assert [step for step, _ in found.curves["train/loss"]] == [1, 2]
     assert found.final_loss == found.curves["eval/loss"][-1][1]
     assert found.final_loss < math.log(128)
+
+
+def test_journal_saves_finished_runs(tiny: dict[str, Any], tmp_path: Path) -> None:
+    runs = [Run(arm="a", flags=tiny, seed=seed) for seed in (0, 1)]
+    done = [
+        Outcome(arm="a", seed=seed, flags=tiny, exit_code=0, curves={}, seconds=1.0)
+        for seed in (0, 1)
+    ]
+    journal = tmp_path / "x.runs.jsonl"
+    assert read_journal(journal, runs) == {}
+    journal.write_text("".join(json.dumps(each.as_json()) + "\n" for each in done))
+    assert run_all(runs, journal=journal) == done  # without a run of the trainer
+    with journal.open("a") as file:
+        file.write('{"arm": "a", "se')  # killed while it wrote
+    other = Run(arm="a", flags={**tiny, "data.seq_len": 4}, seed=0)
+    assert read_journal(journal, [runs[1], other]) == {0: done[1]}
+
+
+def test_p_value_is_that_of_the_sign_flip_test() -> None:
+    less = [1.0] * 10
+    assert arms.paired_p_value(less, [2.0] * 10) == 2**-10
+    assert arms.paired_p_value([2.0] * 10, less) == 1.0
+    rng = np.random.default_rng(0)
+    more = less + rng.normal(0.3, 0.5, 10)
+    drawn = rng.choice((-1, 1), (200_000, 10)) @ (more - less)
+    share = (drawn >= (more - less).sum()).mean()
+    assert arms.paired_p_value(less, more) == pytest.approx(share, abs=2e-3)
+    assert arms.paired_p_value(less, [math.nan] * 10) == 1.0
 
 
 def test_invalid_flags_end_the_experiment(tiny: dict[str, Any]) -> None:

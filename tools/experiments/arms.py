@@ -1,5 +1,6 @@
 """Statistics over the seeds of an arm: losses, standard deviations and claims."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -76,6 +77,25 @@ def lower(text: str, less: Sequence[float], more: Sequence[float], digits: int =
         holds=all(a < b for a, b in zip(less, more, strict=True)),
         figures=f"{mean_sd(less, digits)} against {mean_sd(more, digits)}",
     )
+
+
+def paired_p_value(less: Sequence[float], more: Sequence[float]) -> float:
+    """Return the one-sided p-value of the paired differences `less` - `more`.
+
+    The exact sign-flip test (Fisher 1935): the share of all assignments of signs to the
+    differences whose mean is at most that found. 1 if a value is not finite.
+
+    Examples
+    --------
+    >>> paired_p_value([1.0, 2.0, 3.0], [1.5, 2.5, 3.1])
+    0.125
+    """
+    differences = np.array(less) - np.array(more)
+    if not np.isfinite(differences).all():
+        return 1.0
+    signs = np.array(list(itertools.product((1, -1), repeat=len(differences))))
+    sums = signs @ np.abs(differences)
+    return float(np.mean(sums <= differences.sum() + 1e-12))
 
 
 def curve(outcomes: Sequence[Outcome], metric: str) -> tuple[Numbers, Numbers, Numbers]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.page import Page, to_markdown
-from experiments.runs import Json, say
+from experiments.runs import Flags, Json, say
 from matplotlib.figure import Figure
 
 OUTPUT = Path("docs/experiments")
@@ -32,10 +33,16 @@ class Options:
         Number of runs per arm; seeds 0, 1, ...
     smoke : bool
         Whether to use tiny sizes that only test the command.
+    data : mapping from str to str
+        Trainer flags of the text, for an experiment that needs one.
+    journal : Path
+        File of finished runs, from which an interrupted experiment continues.
     """
 
     seeds: int
     smoke: bool
+    data: Flags
+    journal: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,8 @@ class Experiment:
         Map the results to the page and to the figure.
     seeds : int
         Default of --seeds.
+    needs_data : bool
+        Whether it trains on the text of --data.path.
     """
 
     name: str
@@ -59,6 +68,7 @@ class Experiment:
     page: Callable[[Json], Page]
     draw: Callable[[Json], Figure]
     seeds: int = 3
+    needs_data: bool = False
 
 
 def main(experiment: Experiment, doc: str) -> None:
@@ -67,10 +77,15 @@ def main(experiment: Experiment, doc: str) -> None:
     file = given.output / f"{experiment.name}.json"
     if not given.redraw:
         started = time.perf_counter()
-        results = experiment.measure(Options(seeds=given.seeds, smoke=given.smoke))
-        seconds = round(time.perf_counter() - started)
+        data = {"data.path": given.data_path} if experiment.needs_data else {}
+        journal = file.with_suffix(".runs.jsonl")
         given.output.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"about": about(experiment, given.seeds, seconds), **results})
+        results = experiment.measure(
+            Options(seeds=given.seeds, smoke=given.smoke, data=data, journal=journal)
+        )
+        seconds = round(time.perf_counter() - started)
+        write_json(file, {"about": about(experiment, given, seconds), **results})
+        journal.unlink(missing_ok=True)
     # Read the file back, so that the page depends on the JSON alone.
     results = read_json(file)
     figure = experiment.draw(results)
@@ -85,12 +100,16 @@ def _parse(experiment: Experiment, doc: str) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=experiment.seeds, help="number of runs per arm"
     )
+    if experiment.needs_data:
+        parser.add_argument("--data.path", dest="data_path", help="text files, as for the trainer")
     parser.add_argument("--output", type=Path, help=f"output folder (default: {OUTPUT})")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; requires --output")
     parser.add_argument("--redraw", action="store_true", help="regenerate from the JSON")
     given = parser.parse_args()
     if given.seeds < 1:
         parser.error(f"--seeds: got {given.seeds}; expected at least 1")
+    if experiment.needs_data and not (given.data_path or given.redraw):
+        parser.error("--data.path: got none; expected text files, such as 'books/*.txt'")
     if given.output is None:
         if given.smoke:
             parser.error("--smoke: got no --output; expected a folder for the test results")
@@ -102,12 +121,15 @@ def _parse(experiment: Experiment, doc: str) -> argparse.Namespace:
     return given
 
 
-def about(experiment: Experiment, seeds: int, seconds: float) -> Json:
+def about(experiment: Experiment, given: argparse.Namespace, seconds: float) -> Json:
     """Return the metadata of a run: command, date, machine, versions and duration."""
     packages = ("jax", "optax", *(f"tjx-{name}" for name in ("nn", "optim", "data")))
-    command = f"./pants run tools/experiments/{experiment.name}.py"
+    words = [f"./pants run tools/experiments/{experiment.name}.py"]
+    flags = [] if given.seeds == experiment.seeds else [f"--seeds {given.seeds}"]
+    if experiment.needs_data:
+        flags.append(f"--data.path {shlex.quote(given.data_path)}")
     return {
-        "command": command + (f" -- --seeds {seeds}" if seeds != experiment.seeds else ""),
+        "command": " ".join([*words, *(["--"] if flags else []), *flags]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": seconds,
         "machine": f"{os.cpu_count()} cores of {_processor()}",

@@ -7,6 +7,7 @@ reach a higher total throughput than two in sequence.
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import sys
@@ -119,7 +120,9 @@ class Outcome:
         return {**asdict(self), "seconds": round(self.seconds, 1)}
 
 
-def run_all(runs: Sequence[Run], *, workers: int | None = None) -> list[Outcome]:
+def run_all(
+    runs: Sequence[Run], *, workers: int | None = None, journal: Path | None = None
+) -> list[Outcome]:
     """Run all runs in parallel, one per core, and report progress on standard error.
 
     Parameters
@@ -128,6 +131,8 @@ def run_all(runs: Sequence[Run], *, workers: int | None = None) -> list[Outcome]
         Runs to make; start the longest first to balance the load.
     workers : int or None
         Number of parallel runs; None means the number of cores.
+    journal : Path or None
+        File of finished runs: those in it are not run again, and new ones are appended.
 
     Returns
     -------
@@ -139,24 +144,33 @@ def run_all(runs: Sequence[Run], *, workers: int | None = None) -> list[Outcome]
     RunFailedError
         If a run raises an exception or its flags are invalid.
     """
+    outcomes = read_journal(journal, runs)
+    if len(outcomes) == len(runs):
+        return [outcomes[index] for index in range(len(runs))]
     prepare_data(runs)
     started = time.perf_counter()
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
-    workers = min(workers or os.cpu_count() or 1, len(runs))
+    workers = min(workers or os.cpu_count() or 1, len(runs) - len(outcomes))
     for core in range(workers):
         cores.put(core)
-    outcomes: dict[int, Outcome] = {}
     with (
         tempfile.TemporaryDirectory(prefix="tjx-compiled-") as compiled,
         ProcessPoolExecutor(
             workers, mp_context=context, initializer=start_worker, initargs=(cores, compiled)
         ) as pool,
     ):
-        futures = {pool.submit(run_one, run): index for index, run in enumerate(runs)}
+        futures = {
+            pool.submit(run_one, run): index
+            for index, run in enumerate(runs)
+            if index not in outcomes
+        }
         try:
             for future in as_completed(futures):
                 found = outcomes[futures[future]] = future.result()
+                if journal is not None:
+                    with journal.open("a") as file:
+                        file.write(json.dumps(found.as_json()) + "\n")
                 say(
                     f"[{len(outcomes)}/{len(runs)}, {time.perf_counter() - started:.0f} s] "
                     f"{found.arm}, seed {found.seed}: {describe(found)}, {found.seconds:.0f} s"
@@ -165,6 +179,22 @@ def run_all(runs: Sequence[Run], *, workers: int | None = None) -> list[Outcome]
             pool.shutdown(cancel_futures=True)
             raise
     return [outcomes[index] for index in range(len(runs))]
+
+
+def read_journal(journal: Path | None, runs: Sequence[Run]) -> dict[int, Outcome]:
+    """Return the outcomes of the runs, by index, that a journal has; a torn last line is ignored.
+
+    Compared are arm, seed and flags.
+    """
+    if journal is None or not journal.is_file():
+        return {}
+    found = {}
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            outcome = Outcome(**json.loads(line))
+            found[outcome.arm, outcome.seed, *sorted(outcome.flags.items())] = outcome
+    keys = [(run.arm, run.seed, *sorted(run.flags.items())) for run in runs]
+    return {index: found[key] for index, key in enumerate(keys) if key in found}
 
 
 def run_one(run: Run) -> Outcome:
