@@ -33,7 +33,8 @@ def test_page_names_its_command_and_matches_its_json(name: str) -> None:
     experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
     assert experiment.name == name
     text = (PAGES / f"{name}.md").read_text()
-    assert f"    ./pants run tools/experiments/{name}.py\n" in text
+    given = "" if experiment.text_flag is None else " -- --data.path 'books/*.txt'"
+    assert f"    ./pants run tools/experiments/{name}.py{given}\n" in text
     assert (PAGES / f"{name}.png").stat().st_size > 10_000
     results = command.read_json(PAGES / f"{name}.json")
     assert to_markdown(experiment.page(results), name, results["about"]) == text

@@ -59,8 +59,8 @@ class Experiment:
         Map the results to the page and to the figure.
     seeds : int
         Default of --seeds.
-    needs_data : bool
-        Whether it trains on the text of --data.path.
+    text_flag : str or None
+        Flag of the text that it trains on, passed to the trainer; none: it has a corpus.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Experiment:
     page: Callable[[Json], Page]
     draw: Callable[[Json], Figure]
     seeds: int = 3
-    needs_data: bool = False
+    text_flag: str | None = None
 
 
 def main(experiment: Experiment, doc: str) -> None:
@@ -77,7 +77,9 @@ def main(experiment: Experiment, doc: str) -> None:
     file = given.output / f"{experiment.name}.json"
     if not given.redraw:
         started = time.perf_counter()
-        data = {"data.path": given.data_path} if experiment.needs_data else {}
+        data = {}
+        if experiment.text_flag is not None:
+            data[experiment.text_flag.removeprefix("--")] = given.text
         journal = file.with_suffix(".runs.jsonl")
         given.output.mkdir(parents=True, exist_ok=True)
         results = experiment.measure(
@@ -100,16 +102,16 @@ def _parse(experiment: Experiment, doc: str) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=experiment.seeds, help="number of runs per arm"
     )
-    if experiment.needs_data:
-        parser.add_argument("--data.path", dest="data_path", help="text files, as for the trainer")
+    if experiment.text_flag is not None:
+        parser.add_argument(experiment.text_flag, dest="text", help="as for the trainer")
     parser.add_argument("--output", type=Path, help=f"output folder (default: {OUTPUT})")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes; requires --output")
     parser.add_argument("--redraw", action="store_true", help="regenerate from the JSON")
     given = parser.parse_args()
     if given.seeds < 1:
         parser.error(f"--seeds: got {given.seeds}; expected at least 1")
-    if experiment.needs_data and not (given.data_path or given.redraw):
-        parser.error("--data.path: got none; expected text files, such as 'books/*.txt'")
+    if experiment.text_flag is not None and not (given.text or given.redraw):
+        parser.error(f"{experiment.text_flag}: got none; expected files, such as 'books/*.txt'")
     if given.output is None:
         if given.smoke:
             parser.error("--smoke: got no --output; expected a folder for the test results")
@@ -126,8 +128,8 @@ def about(experiment: Experiment, given: argparse.Namespace, seconds: float) -> 
     packages = ("jax", "optax", *(f"tjx-{name}" for name in ("nn", "optim", "data")))
     words = [f"./pants run tools/experiments/{experiment.name}.py"]
     flags = [] if given.seeds == experiment.seeds else [f"--seeds {given.seeds}"]
-    if experiment.needs_data:
-        flags.append(f"--data.path {shlex.quote(given.data_path)}")
+    if experiment.text_flag is not None:
+        flags.append(f"{experiment.text_flag} {shlex.quote(given.text)}")
     return {
         "command": " ".join([*words, *(["--"] if flags else []), *flags]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
