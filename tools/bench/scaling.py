@@ -24,6 +24,7 @@ GOALS = {2: 0.90, 4: 0.85}
 STEPS = 6
 FLAGS = [
     "--config=shakespeare_char",
+    "--optimizer.name=adamw",
     "--data.seq_len=256",
     "--model.max_seq_len=256",
     "--model.n_layer=6",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.page import Page, to_markdown
-from experiments.runs import Flags, Json, say
+from experiments.runs import Flags, Json, say, seconds_before
 from matplotlib.figure import Figure
 
 OUTPUT = Path("docs/experiments")
@@ -76,11 +76,11 @@ def main(experiment: Experiment, doc: str) -> None:
     given = _parse(experiment, doc)
     file = given.output / f"{experiment.name}.json"
     if not given.redraw:
-        started = time.perf_counter()
         data = {}
         if experiment.text_flag is not None:
             data[experiment.text_flag.removeprefix("--")] = given.text
         journal = file.with_suffix(".runs.jsonl")
+        started = time.perf_counter() - seconds_before(journal)
         given.output.mkdir(parents=True, exist_ok=True)
         results = experiment.measure(
             Options(seeds=given.seeds, smoke=given.smoke, data=data, journal=journal)

@@ -1,4 +1,4 @@
-"""Train with a recipe for half of the steps in which a tuned AdamW reaches its final loss."""
+"""Train with a recipe for fewer steps than a tuned AdamW takes to the same loss."""
 
 from collections.abc import Mapping, Sequence
 
@@ -37,7 +37,8 @@ FLAGS: Flags = {
 }
 SMOKE: Flags = {"train.max_steps": 4, "train.eval_every": 2, "model.n_layer": 1}
 BASELINE, RECIPE = "adamw", "recipe"
-RATES = {BASELINE: (5e-4, 1e-3, 2e-3, 4e-3), RECIPE: (5e-3, 1e-2, 2e-2, 4e-2)}
+SHARE = 0.4  # of the baseline's steps
+RATES = {BASELINE: (5e-4, 1e-3, 2e-3, 4e-3), RECIPE: (2.5e-3, 5e-3, 1e-2, 2e-2)}
 # Settings of the baseline, each kept if it lowers the mean loss of the sweep, in this order.
 TUNED: tuple[Flags, ...] = (
     {"schedule.name": "linear", "schedule.final_fraction": 0},
@@ -70,8 +71,8 @@ CHANGES: Flags = {
 def measure(options: Options) -> Json:
     """Tune AdamW and the recipe's learning rate, and run both with other seeds."""
     flags = {**FLAGS, **options.data, **(SMOKE if options.smoke else {})}
-    half = int(flags["train.max_steps"]) // 2
-    recipe = {**flags, **CHANGES, "train.max_steps": half}
+    steps = round(SHARE * int(flags["train.max_steps"]))
+    recipe = {**flags, **CHANGES, "train.max_steps": steps}
     rates = {arm: tried[:2] if options.smoke else tried for arm, tried in RATES.items()}
     baseline, tuned = tune({**flags, **WARMUP}, rates[BASELINE], options)
     sweep = run_all(
@@ -141,10 +142,10 @@ def page(results: Json) -> Page:
     changed = ", ".join(f"`--{name} {value}`" for name, value in CHANGES.items())
     kept = ", ".join(_words(each["change"]) for each in results["tuned"] if each["kept"])
     return Page(
-        title="A recipe that reaches tuned AdamW's loss in half of the steps",
+        title="A recipe that takes fewer steps than a tuned AdamW to the same loss",
         question=(
-            "Do the improvements of current speed runs together halve the steps to the loss of a "
-            "tuned AdamW?"
+            "Do the improvements of current speed runs together take less than half of the steps "
+            "of a tuned AdamW to the same loss?"
         ),
         setup=(
             f"A GPT of {flags['model.n_layer']} layers, {flags['model.d_model']} wide (1.2 million "

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -182,19 +182,30 @@ def run_all(
 
 
 def read_journal(journal: Path | None, runs: Sequence[Run]) -> dict[int, Outcome]:
-    """Return the outcomes of the runs, by index, that a journal has; a torn last line is ignored.
+    """Return the outcomes of the runs, by index, that a journal has.
 
     Compared are arm, seed and flags.
     """
-    if journal is None or not journal.is_file():
-        return {}
-    found = {}
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            outcome = Outcome(**json.loads(line))
-            found[outcome.arm, outcome.seed, *sorted(outcome.flags.items())] = outcome
+    found = {
+        (outcome.arm, outcome.seed, *sorted(outcome.flags.items())): outcome
+        for outcome in _finished(journal)
+    }
     keys = [(run.arm, run.seed, *sorted(run.flags.items())) for run in runs]
     return {index: found[key] for index, key in enumerate(keys) if key in found}
+
+
+def seconds_before(journal: Path) -> float:
+    """Return the seconds that the finished runs of a journal took, with one run per core."""
+    return sum(outcome.seconds for outcome in _finished(journal)) / (os.cpu_count() or 1)
+
+
+def _finished(journal: Path | None) -> Iterator[Outcome]:
+    """Read a journal; a torn last line is ignored."""
+    if journal is None or not journal.is_file():
+        return
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield Outcome(**json.loads(line))
 
 
 def run_one(run: Run) -> Outcome:
