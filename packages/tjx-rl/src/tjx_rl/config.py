@@ -17,7 +17,7 @@ _KL_IN_LOSS = ("grpo", "dr_grpo", "dapo")
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig:
-    """Settings of the tasks grpo (samples and verifiers) and dpo (preference pairs).
+    """Settings of the tasks grpo (samples and verifiers), dpo (pairs) and kto (single responses).
 
     Attributes
     ----------
@@ -66,9 +66,14 @@ class RLConfig:
     preference_loss
         Of task dpo: dpo or ipo.
     beta
-        Of task dpo: strength of the constraint to the reference model.
+        Of the tasks dpo and kto: strength of the constraint to the reference model.
     label_smoothing
         Of preference_loss dpo: probability that a preference is wrong.
+    desirable_weight
+        Of task kto: weight of the loss of desirable responses. The paper advises weights whose
+        products with the numbers of the responses have a ratio from 1 to 4/3.
+    undesirable_weight
+        Of task kto: weight of the loss of undesirable responses.
 
     Raises
     ------
@@ -95,6 +100,8 @@ class RLConfig:
     preference_loss: PreferenceLoss = "dpo"
     beta: float = 0.1
     label_smoothing: float = 0.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
         problems = [
@@ -119,10 +126,11 @@ class RLConfig:
         ranges = {
             "clip_low": (0, 1), "clip_high": (0, math.inf), "kl_coefficient": (0, math.inf),
             "importance_cap": (1, math.inf), "beta": (0, math.inf), "label_smoothing": (0, 0.5),
+            "desirable_weight": (0, math.inf), "undesirable_weight": (0, math.inf),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            positive = name == "beta"
+            positive = name == "beta" or name.endswith("desirable_weight")
             if value is not None and not (low <= value < high and (value or not positive)):
                 rule = f"above {low}" if positive else f"at least {low}"
                 limit = "a finite number" if high == math.inf else f"below {high}"

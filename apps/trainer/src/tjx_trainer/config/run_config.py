@@ -56,8 +56,9 @@ class Config:
         Seed of initialization, data order, dropout and sampling.
     task
         sft (supervised fine-tuning on the conversations of data.path), grpo (reinforcement learning
-        with verifiable rewards), dpo (preference pairs), or a registered task, whose module is
-        imported if the name has a dot (my_package.my_task); none: that of the model family.
+        with verifiable rewards), dpo (preference pairs), kto (single responses, desirable or not),
+        or a registered task, whose module is imported if the name has a dot (my_package.my_task);
+        none: that of the model family.
     model
         The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
@@ -73,7 +74,7 @@ class Config:
     schedule
         The learning-rate schedule.
     rl
-        Settings of the tasks grpo and dpo.
+        Settings of the tasks grpo, dpo and kto.
     guard
         Handling of non-finite steps, and fp16 loss scaling.
     mesh

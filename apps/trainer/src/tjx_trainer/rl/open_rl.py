@@ -1,4 +1,4 @@
-"""Opening of the tasks grpo and dpo."""
+"""Opening of the tasks grpo, dpo and kto."""
 
 import hashlib
 
@@ -8,9 +8,9 @@ import numpy as np
 import tjx_data
 from tjx_data.corpora.tiny_chat import documents as generated_text
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.rl.dpo_task import DPOTask
 from tjx_trainer.rl.examples import read_examples
 from tjx_trainer.rl.grpo_task import GRPOTask
+from tjx_trainer.rl.preference_tasks import DPOTask, KTOTask
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.tasks.task import OpenedTask
 from tjx_trainer.tasks.text_data import fit_vocabulary
@@ -20,7 +20,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def open_rl(config: Config) -> OpenedTask:
-    """Read the examples of a run of task grpo or dpo; the tokenizer is that of ``train.init_from``.
+    """Read the examples of a run; the tokenizer is that of ``train.init_from``.
 
     Without ``train.init_from`` the tokenizer has the characters of the corpus.
 
@@ -34,15 +34,16 @@ def open_rl(config: Config) -> OpenedTask:
             f"task: got {config.task} in {jax.process_count()} processes; expected one; start one "
             "process with all devices"
         )
-    keys = ("answer",) if config.task == "grpo" else ("chosen", "rejected")
-    examples = read_examples(config, keys)
+    examples = read_examples(config)
     tokenizer = open_tokenizer(config)
     facts = {"tokenizer": tokenizer.fingerprint}
     config = fit_vocabulary(config, tokenizer.vocab_size)
-    if config.task == "dpo" or config.rl.kl_coefficient:
+    if config.task != "grpo" or config.rl.kl_coefficient:
         facts["reference"] = reference_fingerprint(config)
     if config.task == "dpo":
         return config, lambda share: DPOTask(config, tokenizer, examples, facts, share)
+    if config.task == "kto":
+        return config, lambda share: KTOTask(config, tokenizer, examples, facts, share)
     form = PromptFormat.of(config, tokenizer)
     if form.template is not None:
         facts["template"] = hashlib.sha256(form.template.source.encode()).hexdigest()
