@@ -69,12 +69,9 @@ def read_examples(config: Config) -> dict[Split, list[Example]]:
             for split in splits
         }
     found: dict[Split, list[Example]] = {"train": [], "validation": []}
-    with Path(config.data.path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                example = _parse(line, KEYS[str(config.task)], f"{config.data.path}:{number}")
-                split = assign_split(example.prompt, config.data.holdout_fraction)
-                found[split].append(example)
+    for example in _read_lines(Path(config.data.path), KEYS[str(config.task)]):
+        split = assign_split(example.prompt, config.data.holdout_fraction)
+        found[split].append(example)
     for name, examples in found.items():
         if not examples:
             raise ValueError(
@@ -84,9 +81,34 @@ def read_examples(config: Config) -> dict[Split, list[Example]]:
     return found
 
 
-def _parse(line: str, keys: Mapping[str, type], where: str) -> Example:
+def read_prompts(path: Path) -> list[Example]:
+    """Return the prompts and answers of a file, in the format of the task grpo.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.jsonl`` file.
+
+    Raises
+    ------
+    ValueError
+        If a line is not a JSON object with prompt and answer, or there is none.
+    """
+    if found := list(_read_lines(path, KEYS["grpo"])):
+        return found
+    raise ValueError(f"{path}: got no line; expected at least one with prompt and answer")
+
+
+def _read_lines(path: Path, keys: Mapping[str, type]) -> Iterator[Example]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _parse(line, keys, f"{path}:{number}")
+
+
+def _parse(line: bytes, keys: Mapping[str, type], where: str) -> Example:
     try:
-        record: Any = json.loads(line)
+        record: Any = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: got no JSON ({error}); expected an object a line") from error
     kinds = {"prompt": str, **keys}
