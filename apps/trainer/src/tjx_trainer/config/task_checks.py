@@ -13,6 +13,7 @@ from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit_config import ViTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_rl.config import RLConfig
+from tjx_trainer.config.distill_config import DistillConfig
 from tjx_trainer.config.train_config import TrainConfig, next_multiple
 from tjx_trainer.extensions import registered_tasks
 
@@ -172,6 +173,30 @@ def check_lora(
         for name, (given, value) in refused.items()
         if given != value
     ]
+
+
+def check_distill(
+    task: str | None, distill: DistillConfig, model: "ModelConfig", train: TrainConfig,
+    mesh: MeshConfig,
+) -> list[Problem]:  # fmt: skip
+    """Check that the settings of a run fit a teacher."""
+    if distill.teacher is None:
+        return []
+    rules = {
+        ("model.family", model.family): "gpt",
+        ("mesh.stage", mesh.stage): 1,
+        ("train.reproducible", train.reproducible): "none",
+    }
+    problems = [
+        Problem(name, f"got {value} with distill.teacher; expected {rule}; leave one of them out",
+                ("distill.teacher",))
+        for (name, value), rule in rules.items()
+        if value != rule
+    ]  # fmt: skip
+    if task not in (None, "sft"):
+        message = f"got {task} with distill.teacher; expected none or sft; leave one of them out"
+        problems.append(Problem("task", message, ("distill.teacher",)))
+    return problems
 
 
 def check_rl(

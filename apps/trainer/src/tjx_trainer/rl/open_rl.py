@@ -3,7 +3,6 @@
 import hashlib
 
 import jax
-import numpy as np
 
 import tjx_data
 from tjx_data.corpora.tiny_chat import documents as generated_text
@@ -14,7 +13,7 @@ from tjx_trainer.rl.preference_tasks import DPOTask, KTOTask
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.tasks.task import OpenedTask
 from tjx_trainer.tasks.text_data import fit_vocabulary
-from tjx_trainer.training.pretrained import pretrained_params
+from tjx_trainer.training.pretrained import params_digest, pretrained_params
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -63,7 +62,4 @@ def reference_fingerprint(config: Config) -> str:
     """Return the SHA-256 of the initial parameters: a resumed run must rebuild the same ones."""
     if config.train.init_from is None:
         return f"initialization with seed {config.seed}"
-    hasher = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(pretrained_params(config)):
-        hasher.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    return hasher.hexdigest()
+    return params_digest(pretrained_params(config))
