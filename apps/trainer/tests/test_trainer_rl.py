@@ -1,9 +1,10 @@
 """Tasks grpo, dpo and kto: losses, metrics, exact resume, data and messages."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,18 @@ from process_harness import records, run_attempt
 import tjx_ckpt
 import tjx_nn
 import tjx_rl
-from tjx_data import CHAT_TOKENS, ChatTemplate, Conversation, byte_tokenizer, encode_conversation
+from tjx_data import (
+    CHAT_TOKENS,
+    ChatTemplate,
+    Conversation,
+    byte_tokenizer,
+    char_tokenizer,
+    encode_chat_prompt,
+    encode_conversation,
+)
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.rl import grpo_task, preference_tasks, rollouts
+from tjx_trainer.rl.episodes import run_episodes
 from tjx_trainer.rl.examples import make_row
 from tjx_trainer.rl.open_rl import open_tokenizer
 from tjx_trainer.rl.preference_tasks import KTOTask
@@ -82,6 +92,89 @@ def whole_kto(kto: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Digits:
+    """Answers responses with text, up to three turns; remembers both."""
+
+    episodes: ClassVar[list[list[str]]] = []
+
+    def __init__(self, prompt: str, answer: str) -> None:
+        assert answer.isdecimal()
+        self.texts = [prompt]
+        self.episodes.append(self.texts)
+
+    def step(self, response: str) -> tjx_rl.EnvironmentStep:
+        number = len(self.texts) // 2
+        observation = None if "+" in response else f"={number}+"
+        self.texts += [response, observation or ""]
+        return tjx_rl.EnvironmentStep(observation, sum(map(ord, response)) % 2 / 2)
+
+
+LONGER = [word for word in TINY if "seq_len=14" not in word] + ["--data.seq_len=28"]
+
+
+@pytest.fixture(scope="module")
+def turns(monkeypatch_module: pytest.MonkeyPatch) -> Job:
+    monkeypatch_module.setitem(tjx_rl.registered_environments, "digits", Digits)
+    return build(*LONGER, *GRPO, "--rl.environment=digits", "--rl.max_turns=3")
+
+
+@pytest.fixture(scope="module")
+def whole_turns(turns: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_attempt(turns, path) == 0
+    return path
+
+
+def test_observations_are_read_and_not_trained_on(turns: Job, whole_turns: Path) -> None:
+    Digits.episodes.clear()
+    batch, metrics = completed(turns, 0, turns.initial_state())
+    given: Any = jax.device_get(batch)
+    tokenizer = turns.task.form.tokenizer  # type: ignore[attr-defined]
+    assert len(Digits.episodes) == len(given["tokens"]) == 8
+    for row, (prompt, *texts) in enumerate(Digits.episodes):
+        ids: list[int] = tokenizer.encode_prompt(prompt)
+        is_sampled: list[bool] = []
+        first = len(ids)
+        # The observation after the last response is not in the row.
+        for number, text in enumerate(texts[:-1]):
+            end = [tokenizer.eot_id] if number % 2 == 0 and len(text) < 4 else []
+            ids += [*tokenizer.encode(text), *end]
+            is_sampled += [number % 2 == 0] * (len(ids) - first - len(is_sampled))
+        assert given["tokens"][row][: len(ids) - 1].tolist() == ids[:-1]
+        wanted = np.full(28, -100)
+        wanted[first - 1 : len(ids) - 1] = np.where(is_sampled, ids[first:], -100)
+        assert given["labels"][row].tolist() == wanted.tolist()
+    ignored = given["labels"] < 0
+    assert not given["weights"][ignored].any()
+    assert not given["sampler_log_probs"][ignored].any()
+    # The trainer computes the log-probabilities of later turns from the same contexts.
+    assert metrics["gap_max"] < 1e-4
+    assert 1 < metrics["turns"] <= 3
+    rewards = [
+        sum(sum(map(ord, text)) % 2 / 2 for text in texts[1::2]) for texts in Digits.episodes
+    ]
+    assert metrics["reward"] == pytest.approx(np.mean(rewards))
+    lines = [line for line in records(whole_turns) if "train/turns" in line]
+    assert len(lines) == STEPS
+    assert max(line["train/gap_max"] for line in lines) < 1e-4
+
+
+def test_episodes_end_before_a_context_that_is_too_long() -> None:
+    class Talks:
+        def step(self, _: str) -> tjx_rl.EnvironmentStep:
+            return tjx_rl.EnvironmentStep("=" * 3, 1.0)
+
+    form = PromptFormat(char_tokenizer(["0123456789+="], ()), None, None)
+
+    def sample(contexts: Any, _: int) -> rollouts.Rollouts:
+        assert max(map(len, contexts)) <= 14
+        return rollouts.Rollouts([[1, 2]] * 2, [np.zeros(2, np.float32)] * 2)
+
+    prompts = [[1] * 4, [1] * 10]
+    found = run_episodes(form, prompts, [Talks()] * 2, sample, max_turns=9, max_context=14)
+    assert [(each.turns, each.score, len(each.tokens)) for each in found] == [(3, 3, 12), (1, 1, 2)]
+
+
 def final_bits(job: Job, path: Path) -> list[bytes]:
     with tjx_ckpt.Checkpointer(path / "checkpoints") as checkpointer:
         state = checkpointer.restore(job.abstract, step=STEPS)
@@ -117,6 +210,7 @@ def kill(*_: object) -> Any:
         ("grpo", "in the rollout"),
         ("grpo", "in the save"),
         ("kto", "before the step"),
+        ("turns", "in the rollout"),
     ],
 )
 def test_a_run_that_dies_resumes_bit_for_bit(
@@ -127,11 +221,12 @@ def test_a_run_that_dies_resumes_bit_for_bit(
     path = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         if moment == "in the rollout":
-            calls = iter(range(3 + STEPS))  # an evaluation draws three times first
-            sample = sample_responses
+            calls = itertools.count()  # an evaluation draws three times first
+            sample, last = sample_responses, 2 if task == "turns" else 0
             patch.setattr(
                 grpo_task, "sample_responses",
-                lambda *a, **k: kill() if not k["greedy"] and next(calls) == 6 else sample(*a, **k),
+                lambda *a, **k: kill()
+                if not k["greedy"] and k["turn"] == last and next(calls) == 6 else sample(*a, **k),
             )  # fmt: skip
         else:
             beat = ("save", STEPS) if moment == "in the save" else ("train", 3)
@@ -283,6 +378,9 @@ def test_a_chat_prompt_and_response_are_the_tokens_of_fine_tuning(
         "<|end|>" if template == "tjx" else "<|endoftext|>"
     )
     assert form.decode_response(response).strip() == "2"
+    turns = [*messages, {"role": "user", "content": "=2"}]
+    expected = encode_chat_prompt(ChatTemplate.load(tmp_path), tokenizer, turns)
+    assert [*prompt, *response, *form.encode_observation("=2")] == expected
 
 
 def test_rollouts_are_a_function_of_seed_step_and_parameters(grpo: Job) -> None:
@@ -503,6 +601,15 @@ def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
         ([*GRPO, "--rl.minibatches=8"], "rl.minibatches=8 times train.accumulation"),
         ([*GRPO, "--rl.chat=true"], "rl.chat: got true with task grpo and train.init_from None"),
         (["--task=dpo", "--rl.epochs=2"], "rl.minibatches: got 2 updates with task dpo"),
+        (
+            [*GRPO, "--rl.environment=calc"],
+            "environment: got 'calc'; expected one of none, calculator",
+        ),
+        ([*GRPO, "--rl.max_turns=2"], "rl.max_turns: got 2 without environment; expected both"),
+        (
+            [*GRPO, "--rl.environment=calculator", "--rl.exact=true"],
+            "rl.exact: got true with an env",
+        ),
         ([*GRPO, "--chat.template=tjx"], "chat: got one with task grpo; expected --task sft"),
     ],
 )
