@@ -50,6 +50,30 @@ def test_the_command_answers_with_the_template(
     assert "a run of --task sft has one" in capsys.readouterr().err
 
 
+def test_pass_at_k_samples_answers_with_the_template(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, found = tmp_path / "prompts.jsonl", tmp_path / "found.json"
+    file.write_text('{"prompt": "1+1?", "answer": "2"}\n')
+    seen: list[Any] = []
+
+    def complete_all(_: object, requests: list[Any], *, slots: int) -> list[str]:
+        assert slots == len(requests)
+        seen.extend(requests)
+        return ["3", "It is 2", "2"]
+
+    monkeypatch.setattr("tjx_eval.generation.batch.complete_all", complete_all)
+    words = ["--samples", "3", "--k", "1,3", "--max_new_tokens", "3", "--chat"]
+    prompts = ["--prompts", str(file), "--json", str(found)]
+    assert main(["pass_at_k", str(run), *prompts, *words]) == 0
+    record = json.loads(found.read_text())
+    assert (record["pass_at_1"], record["pass_at_3"]) == (pytest.approx(2 / 3), 1)
+    decoded = {load_model(run).tokenizer.decode(each.prompt) for each in seen}
+    assert decoded == {"<|endoftext|><|user|>1+1?<|end|><|assistant|>"}
+    assert "<|end|>" in seen[0].stops
+    assert len({each.options["seed"] for each in seen}) == 3
+
+
 def test_messages_are_the_context_of_the_next_answer(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ import tjx_parallel
 from tjx_data import byte_tokenizer, char_tokenizer
 from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
-from tjx_eval.scoring.bootstrap import paired_difference
+from tjx_eval.scoring.bootstrap import estimate_mean
 from tjx_eval.scoring.comparison import compare
 from tjx_eval.scoring.encoding import encode
 from tjx_eval.scoring.eval_data import Document
@@ -182,10 +182,10 @@ def test_a_table_of_documents_is_written(
     assert total / found["tokens"] == pytest.approx(found["loss"])
 
 
-def test_paired_difference_has_the_expected_standard_error() -> None:
+def test_an_estimated_mean_has_the_expected_standard_error() -> None:
     rng = np.random.default_rng(0)
     differences, sizes = rng.normal(0.5, 2, 400), np.full(400, 10)
-    found = paired_difference(differences, sizes)
+    found = estimate_mean(differences, sizes)
     assert found is not None
     expected = differences.std(ddof=1) / np.sqrt(400) / 10
     assert found.mean == pytest.approx(differences.mean() / 10)
@@ -194,10 +194,10 @@ def test_paired_difference_has_the_expected_standard_error() -> None:
     assert found.high == pytest.approx(found.mean + 1.96 * expected, abs=0.1 * expected)
     # Differences proportional to the sizes have no variance.
     sizes = rng.integers(1, 100, 30)
-    exact = paired_difference(np.asarray(0.25 * sizes, np.float64), sizes)
+    exact = estimate_mean(np.asarray(0.25 * sizes, np.float64), sizes)
     assert exact is not None
     assert exact.standard_error == pytest.approx(0, abs=1e-12)
-    assert paired_difference(differences[:1], sizes[:1]) is None
+    assert estimate_mean(differences[:1], sizes[:1]) is None
 
 
 def test_two_checkpoints_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

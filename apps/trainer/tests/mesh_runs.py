@@ -77,7 +77,8 @@ def _run(words: tuple[tuple[str, object], ...], packed: bool) -> Run:
 
         def batch(step: int) -> dict[str, jax.Array]:
             rows = batch_of(config, step % 2, packed=packed)
-            return tjx_parallel.shard_batch(parts.mesh, rows)
+            teacher = {} if parts.teacher is None else {"teacher": parts.teacher.params}
+            return {**tjx_parallel.shard_batch(parts.mesh, rows), **teacher}
 
         lowered: Any = parts.train_step
         compiled = lowered.lower(state, batch(0)).compile()

@@ -71,7 +71,7 @@ def test_errors_name_the_known_names_and_the_register_function(
 ) -> None:
     register_task("sorting", lambda config, _: (config, None))
     said = problems("--task", "outside.empty")
-    expected = "expected one of none, sft, grpo, dpo, sorting; add it with "
+    expected = "expected one of none, sft, grpo, dpo, kto, sorting; add it with "
     assert f"task: got 'outside.empty'; {expected}" in said
     assert "register_task" in said
     assert "did you mean sorting?" in problems("--task", "sortin")

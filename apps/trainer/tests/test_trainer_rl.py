@@ -1,9 +1,10 @@
-"""Tasks grpo and dpo: losses, metrics, exact resume, data and messages."""
+"""Tasks grpo, dpo and kto: losses, metrics, exact resume, data and messages."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,21 @@ from process_harness import records, run_attempt
 import tjx_ckpt
 import tjx_nn
 import tjx_rl
-from tjx_data import CHAT_TOKENS, ChatTemplate, Conversation, byte_tokenizer, encode_conversation
+from tjx_data import (
+    CHAT_TOKENS,
+    ChatTemplate,
+    Conversation,
+    byte_tokenizer,
+    char_tokenizer,
+    encode_chat_prompt,
+    encode_conversation,
+)
 from tjx_trainer.cli.arguments import resolve
-from tjx_trainer.rl import grpo_task, rollouts
+from tjx_trainer.rl import grpo_task, preference_tasks, rollouts
+from tjx_trainer.rl.episodes import run_episodes
+from tjx_trainer.rl.examples import make_row
 from tjx_trainer.rl.open_rl import open_tokenizer
+from tjx_trainer.rl.preference_tasks import KTOTask
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import sample_responses
 from tjx_trainer.runtime.exit_codes import ExactError
@@ -73,6 +85,96 @@ def whole(grpo: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def whole_kto(kto: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_attempt(kto, path) == 0
+    return path
+
+
+class Digits:
+    """Answers responses with text, up to three turns; remembers both."""
+
+    episodes: ClassVar[list[list[str]]] = []
+
+    def __init__(self, prompt: str, answer: str) -> None:
+        assert answer.isdecimal()
+        self.texts = [prompt]
+        self.episodes.append(self.texts)
+
+    def step(self, response: str) -> tjx_rl.EnvironmentStep:
+        number = len(self.texts) // 2
+        observation = None if "+" in response else f"={number}+"
+        self.texts += [response, observation or ""]
+        return tjx_rl.EnvironmentStep(observation, sum(map(ord, response)) % 2 / 2)
+
+
+LONGER = [word for word in TINY if "seq_len=14" not in word] + ["--data.seq_len=28"]
+
+
+@pytest.fixture(scope="module")
+def turns(monkeypatch_module: pytest.MonkeyPatch) -> Job:
+    monkeypatch_module.setitem(tjx_rl.registered_environments, "digits", Digits)
+    return build(*LONGER, *GRPO, "--rl.environment=digits", "--rl.max_turns=3")
+
+
+@pytest.fixture(scope="module")
+def whole_turns(turns: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_attempt(turns, path) == 0
+    return path
+
+
+def test_observations_are_read_and_not_trained_on(turns: Job, whole_turns: Path) -> None:
+    Digits.episodes.clear()
+    batch, metrics = completed(turns, 0, turns.initial_state())
+    given: Any = jax.device_get(batch)
+    tokenizer = turns.task.form.tokenizer  # type: ignore[attr-defined]
+    assert len(Digits.episodes) == len(given["tokens"]) == 8
+    for row, (prompt, *texts) in enumerate(Digits.episodes):
+        ids: list[int] = tokenizer.encode_prompt(prompt)
+        is_sampled: list[bool] = []
+        first = len(ids)
+        # The observation after the last response is not in the row.
+        for number, text in enumerate(texts[:-1]):
+            end = [tokenizer.eot_id] if number % 2 == 0 and len(text) < 4 else []
+            ids += [*tokenizer.encode(text), *end]
+            is_sampled += [number % 2 == 0] * (len(ids) - first - len(is_sampled))
+        assert given["tokens"][row][: len(ids) - 1].tolist() == ids[:-1]
+        wanted = np.full(28, -100)
+        wanted[first - 1 : len(ids) - 1] = np.where(is_sampled, ids[first:], -100)
+        assert given["labels"][row].tolist() == wanted.tolist()
+    ignored = given["labels"] < 0
+    assert not given["weights"][ignored].any()
+    assert not given["sampler_log_probs"][ignored].any()
+    # The trainer computes the log-probabilities of later turns from the same contexts.
+    assert metrics["gap_max"] < 1e-4
+    assert 1 < metrics["turns"] <= 3
+    rewards = [
+        sum(sum(map(ord, text)) % 2 / 2 for text in texts[1::2]) for texts in Digits.episodes
+    ]
+    assert metrics["reward"] == pytest.approx(np.mean(rewards))
+    lines = [line for line in records(whole_turns) if "train/turns" in line]
+    assert len(lines) == STEPS
+    assert max(line["train/gap_max"] for line in lines) < 1e-4
+
+
+def test_episodes_end_before_a_context_that_is_too_long() -> None:
+    class Talks:
+        def step(self, _: str) -> tjx_rl.EnvironmentStep:
+            return tjx_rl.EnvironmentStep("=" * 3, 1.0)
+
+    form = PromptFormat(char_tokenizer(["0123456789+="], ()), None, None)
+
+    def sample(contexts: Any, _: int) -> rollouts.Rollouts:
+        assert max(map(len, contexts)) <= 14
+        return rollouts.Rollouts([[1, 2]] * 2, [np.zeros(2, np.float32)] * 2)
+
+    prompts = [[1] * 4, [1] * 10]
+    found = run_episodes(form, prompts, [Talks()] * 2, sample, max_turns=9, max_context=14)
+    assert [(each.turns, each.score, len(each.tokens)) for each in found] == [(3, 3, 12), (1, 1, 2)]
+
+
 def final_bits(job: Job, path: Path) -> list[bytes]:
     with tjx_ckpt.Checkpointer(path / "checkpoints") as checkpointer:
         state = checkpointer.restore(job.abstract, step=STEPS)
@@ -101,27 +203,39 @@ def kill(*_: object) -> Any:
     raise Killed
 
 
-@pytest.mark.parametrize("moment", ["before the rollout", "in the rollout", "in the save"])
+@pytest.mark.parametrize(
+    ("task", "moment"),
+    [
+        ("grpo", "before the rollout"),
+        ("grpo", "in the rollout"),
+        ("grpo", "in the save"),
+        ("kto", "before the step"),
+        ("turns", "in the rollout"),
+    ],
+)
 def test_a_run_that_dies_resumes_bit_for_bit(
-    moment: str, grpo: Job, whole: Path, tmp_path: Path
+    task: str, moment: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    job: Job = request.getfixturevalue(task)
+    whole: Path = request.getfixturevalue("whole" if task == "grpo" else f"whole_{task}")
     path = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         if moment == "in the rollout":
-            calls = iter(range(3 + STEPS))  # an evaluation draws three times first
-            sample = sample_responses
+            calls = itertools.count()  # an evaluation draws three times first
+            sample, last = sample_responses, 2 if task == "turns" else 0
             patch.setattr(
                 grpo_task, "sample_responses",
-                lambda *a, **k: kill() if not k["greedy"] and next(calls) == 6 else sample(*a, **k),
+                lambda *a, **k: kill()
+                if not k["greedy"] and k["turn"] == last and next(calls) == 6 else sample(*a, **k),
             )  # fmt: skip
         else:
             beat = ("save", STEPS) if moment == "in the save" else ("train", 3)
             patch.setattr(Watchdog, "beat", lambda _, *now: kill() if now == beat else None)
         with pytest.raises(Killed):
-            run_attempt(grpo, path)
+            run_attempt(job, path)
     assert tjx_ckpt.list_steps(path / "checkpoints") == [2]
-    assert run_attempt(grpo, path) == 0
-    assert final_bits(grpo, path) == final_bits(grpo, whole)
+    assert run_attempt(job, path) == 0
+    assert final_bits(job, path) == final_bits(job, whole)
     assert records(path)[-1] == records(whole)[-1]
 
 
@@ -264,6 +378,9 @@ def test_a_chat_prompt_and_response_are_the_tokens_of_fine_tuning(
         "<|end|>" if template == "tjx" else "<|endoftext|>"
     )
     assert form.decode_response(response).strip() == "2"
+    turns = [*messages, {"role": "user", "content": "=2"}]
+    expected = encode_chat_prompt(ChatTemplate.load(tmp_path), tokenizer, turns)
+    assert [*prompt, *response, *form.encode_observation("=2")] == expected
 
 
 def test_rollouts_are_a_function_of_seed_step_and_parameters(grpo: Job) -> None:
@@ -304,6 +421,108 @@ def test_dpo_learns_the_preferences_from_the_reference(dpo: Job, tmp_path: Path)
     assert lines[-1]["train/loss"] < np.log(2) - 0.001
     assert lines[-1]["train/reward_margin"] > 0
     assert lines[-1]["train/reward_accuracy"] > 0.5
+
+
+KTO = ["--task=kto", "--rl.desirable_weight=1.5", "--rl.undesirable_weight=0.5"]
+
+
+@pytest.fixture(scope="module")
+def kto(dpo: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    responses = [
+        {"prompt": f"{n}+{n}=", "completion": str(2 * n) if n % 3 else "=" * (1 + n % 4),
+         "label": bool(n % 3)}
+        for n in range(10, 60)
+    ]  # fmt: skip
+    file = tmp_path_factory.mktemp("kto") / "responses.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in responses))
+    words = [f"--data.path={file}", f"--train.init_from={dpo.config.train.init_from}"]
+    return build(*TINY, *KTO, *words)
+
+
+def test_kto_learns_which_responses_are_desirable(kto: Job, whole_kto: Path) -> None:
+    lines = [line for line in records(whole_kto) if "train/loss" in line]
+    assert isinstance(kto.task, KTOTask)
+    batch, _ = kto.task.responses(kto.task.train_data.batch(0)["example"])
+    desirable = batch["desirable"].mean()
+    # Policy and reference are equal: each value is 1/2.
+    expected = (1.5 * desirable + 0.5 * (1 - desirable)) / 2
+    assert lines[0]["train/loss"] == pytest.approx(expected, abs=1e-5)
+    assert lines[0]["train/kl"] == pytest.approx(0, abs=1e-5)
+    assert lines[-1]["train/reward_desirable"] > lines[-1]["train/reward_undesirable"]
+    assert lines[-1]["train/reward_desirable"] > 0
+
+
+def test_the_trainer_minimizes_the_loss_of_kto(kto: Job) -> None:
+    state = kto.initial_state()
+    rng = np.random.default_rng(1)
+    noisy = jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32),
+        jax.device_get(state.params),
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+    state = state._replace(params=jax.device_put(noisy, shardings))
+    batch, _ = completed(kto, 0, state)
+    given: Any = jax.device_get(batch)
+    labels, good = given["labels"], given["desirable"]
+    assert labels.shape == (8, 14)
+    assert 0 < good.sum() < 8
+    # Each prompt with the response of the next row.
+    other = {"tokens": np.zeros((8, 14), np.int32), "labels": np.full((8, 14), -100, np.int32)}
+    for row in range(8):
+        prompt = given["tokens"][row, : np.argmax(labels[row] >= 0) + 1].tolist()
+        response = labels[(row + 1) % 8]
+        ids = [*prompt, *response[response >= 0].tolist()]
+        other["tokens"][row, : len(ids) - 1] = ids[:-1]
+        other["labels"][row, len(prompt) - 1 : len(ids) - 1] = ids[len(prompt) :]
+    initial = kto.initial_state().params
+
+    def sums(params: Any, tokens: Any, labels: Any) -> Any:
+        found = log_probs_by_logits(kto, params, tokens, labels)
+        return jnp.where(labels >= 0, found, 0).sum(-1)
+
+    def loss(params: Any, initial: Any, given: Any, other: Any) -> Any:
+        kl = (sums(params, **other) - sums(initial, **other)).mean()
+        inputs = (given["tokens"], given["labels"])
+        gain = 0.1 * (
+            sums(params, *inputs)
+            - sums(initial, *inputs)
+            - jax.lax.stop_gradient(jnp.maximum(kl, 0))
+        )
+        good = given["desirable"]
+        return jnp.where(good, 1.5 * jax.nn.sigmoid(-gain), 0.5 * jax.nn.sigmoid(gain)).mean(), kl
+
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, kl), gradient = compiled(
+        state.params, initial, jax.device_put(given), jax.device_put(other)
+    )
+    norm = np.sqrt(sum(np.vdot(g, g) for g in jax.tree.leaves(jax.device_get(gradient))))
+    assert jax.device_get(kl) > 0.01
+    _, metrics = kto.train_step(state, batch)
+    found: Any = jax.device_get(metrics)
+    np.testing.assert_allclose(found["kl"], jax.device_get(kl), rtol=1e-4)
+    np.testing.assert_allclose(found["loss"], jax.device_get(value), rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
+
+
+def test_kto_means_over_the_kinds_and_long_unrelated_responses(kto: Job) -> None:
+    assert isinstance(kto.task, KTOTask)
+    everything, _ = kto.task.responses(np.arange(40))
+    labels = everything["desirable"]
+    for chosen in (np.arange(8), np.flatnonzero(labels)[:8]):
+        batch, unrelated = kto.task.responses(chosen)
+        total, kinds = np.sum(batch["labels"] >= 0), batch["kind_weights"]
+        rewards = np.arange(8.0)
+        for column, kind in enumerate((labels[chosen], ~labels[chosen])):
+            expected = rewards[kind].mean() if kind.any() else np.nan
+            np.testing.assert_allclose(
+                (kinds[:, column] * rewards).sum() / total, expected, rtol=1e-6
+            )
+        assert unrelated["labels"].shape == (8, 14)
+    long, short = [1] * 10, [2] * 10
+    rows = [make_row(long, [3], 14), make_row([4], short, 14)]
+    cut = preference_tasks._unrelated(*(np.stack(each) for each in zip(*rows, strict=True)))
+    assert cut["labels"][0].tolist() == [-100] * 9 + [2] * 5
+    assert cut["labels"][1].tolist() == [3] + [-100] * 13
 
 
 @pytest.mark.parametrize("exact", ["false", "true"])
@@ -365,17 +584,32 @@ def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rl.beta=0.2"], "rl: got settings with task none; expected task grpo or dpo"),
+        (["--rl.beta=0.2"], "rl: got settings with task none; expected task grpo, dpo or kto"),
         ([*GRPO, "--train.batch_size=6"], "train.batch_size: got 6; expected a multiple of"),
         ([*GRPO, "--data.seq_len=4"], "rl.max_new_tokens: got 4; expected fewer than"),
         ([*GRPO, "--mesh.stage=2"], "mesh.stage: got 2 with task grpo; expected 1"),
         (["--task=dpo"], "data.path: got none with task dpo; expected a .jsonl file"),
         (["--task=dpo"], "train.init_from: got none with task dpo"),
-        (["--task=gpro"], "task: got 'gpro'; expected one of none, sft, grpo, dpo"),
+        (["--task=kto"], "with prompt, completion and label a line"),
+        (
+            [*KTO, "--train.batch_size=1", "--train.accumulation=1"],
+            "train.batch_size: got 1 with task kto; expected at least 2",
+        ),
+        ([*KTO, "--rl.desirable_weight=0"], "rl.desirable_weight: got 0.0; expected above 0"),
+        (["--task=gpro"], "task: got 'gpro'; expected one of none, sft, grpo, dpo, kto"),
         ([*GRPO, "--rl.minibatches=3"], "train.batch_size: got 8; expected a multiple of"),
         ([*GRPO, "--rl.minibatches=8"], "rl.minibatches=8 times train.accumulation"),
         ([*GRPO, "--rl.chat=true"], "rl.chat: got true with task grpo and train.init_from None"),
         (["--task=dpo", "--rl.epochs=2"], "rl.minibatches: got 2 updates with task dpo"),
+        (
+            [*GRPO, "--rl.environment=calc"],
+            "environment: got 'calc'; expected one of none, calculator",
+        ),
+        ([*GRPO, "--rl.max_turns=2"], "rl.max_turns: got 2 without environment; expected both"),
+        (
+            [*GRPO, "--rl.environment=calculator", "--rl.exact=true"],
+            "rl.exact: got true with an env",
+        ),
         ([*GRPO, "--chat.template=tjx"], "chat: got one with task grpo; expected --task sft"),
     ],
 )
@@ -389,21 +623,38 @@ def test_settings_that_do_not_fit_the_task_are_named(
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("task", "line", "message"),
     [
-        ("{", "examples.jsonl:2: got no JSON"),
-        ('{"prompt": "1+1="}', "examples.jsonl:2: got ['prompt']; expected an object with"),
-        ('{"prompt": "1+1=", "answer": 2}', "the strings prompt, answer"),
-        ('{"prompt": "1+1=1+1=1+1=", "answer": "2"}', "data.seq_len: got 14 with a prompt of 13"),
+        ("grpo", "{", "examples.jsonl:2: got no JSON"),
+        ("grpo", '{"prompt": "1+1="}', "examples.jsonl:2: got ['prompt']; expected an object with"),
+        ("grpo", '{"prompt": "1+1=", "answer": 2}', "the strings prompt, answer; correct"),
+        (
+            "grpo",
+            '{"prompt": "1+1=1+1=1+1=", "answer": "2"}',
+            "data.seq_len: got 14 with a prompt of 13",
+        ),
+        ("kto", '{"prompt": "1", "completion": "2"}', "examples.jsonl:2: got ['completion', 'pro"),
+        (
+            "kto",
+            '{"prompt": "1", "completion": "2", "label": 1}',
+            "the strings prompt, completion and true or false as label; correct the line",
+        ),
+        (
+            "kto",
+            '{"prompt": "2+2+2+2=", "completion": "1+1=1+1=", "label": false}',
+            "data.seq_len: got 14; expected at least 17",
+        ),
+        ("kto", "", "desirable ones in both and undesirable ones to train on"),
     ],
 )
 def test_malformed_examples_are_named_with_their_line(
-    line: str, message: str, dpo: Job, tmp_path: Path
+    task: str, line: str, message: str, dpo: Job, tmp_path: Path
 ) -> None:
+    good = {"answer": "1"} if task == "grpo" else {"completion": "1", "label": True}
+    lines = [json.dumps({"prompt": f"{n}+1=", **good}) for n in range(40)]
     file = tmp_path / "examples.jsonl"
-    good = [json.dumps({"prompt": f"{n}+1=", "answer": "1"}) for n in range(40)]
-    file.write_text("\n".join([good[0], line, *good[1:]]))
+    file.write_text("\n".join([lines[0], line, *lines[1:]]))
     words = [f"--data.path={file}", f"--train.init_from={dpo.config.train.init_from}"]
     with pytest.raises(ValueError, match="got") as error:
-        build(*TINY, *GRPO, *words)
+        build(*TINY, *(GRPO if task == "grpo" else KTO), *words)
     assert message in str(error.value)

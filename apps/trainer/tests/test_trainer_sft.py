@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on conversations, and low-rank adapters of a trained run."""
+"""Supervised fine-tuning on conversations, low-rank adapters and distillation of a trained run."""
 
 import json
 from dataclasses import replace
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,12 +29,14 @@ from tjx_data import (
 from tjx_nn.layout import SINGLE_DEVICE
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.cli.arguments import resolve
+from tjx_trainer.config.config_compat import incompatible_changes
 from tjx_trainer.run_reader import SavedRun
+from tjx_trainer.runtime.memory_report import measure
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.sft import SFTTask
 from tjx_trainer.tasks.task import DataShard
 from tjx_trainer.training.build import Job, build_job, build_step_components
-from tjx_trainer.training.pretrained import pretrained_params
+from tjx_trainer.training.pretrained import load_pretrained, pretrained_params
 from tjx_trainer.training.train_step import make_loss_sum
 
 TINY = """
@@ -240,6 +243,144 @@ def test_adapters_on_a_mesh_train_as_on_one_device() -> None:
     assert_the_same_run(found._replace(initial=expected.initial), expected)
 
 
+DISTILL = """
+--model.n_layer=1 --model.d_model=8 --train.batch_size=16 --train.accumulation=2
+--checkpoint.every=3 --distill.temperature=2 --distill.weight=0.7
+""".split()  # noqa: SIM905  a list of words reads worse
+
+
+@pytest.fixture(scope="module")
+def distilled(flags: list[str], trained: Path) -> Job:
+    names = {word.split("=")[0] for word in DISTILL}
+    kept = [word for word in flags if word.split("=")[0] not in names]
+    of_teacher = ["--data.tokenizer=byte", f"--distill.teacher={trained}"]
+    return build_job(*open_task(resolve([*kept, *DISTILL, *of_teacher])))
+
+
+def test_distillation_resumes_bit_for_bit_with_the_same_teacher(
+    distilled: Job, trained: Path, tmp_path: Path
+) -> None:
+    job, whole, halves = distilled, tmp_path / "whole", tmp_path / "halves"
+    assert life(job, whole) == 0
+    assert life(job, halves, end=4) == 143
+    assert life(job, halves) == 0
+    expected = last_state(job, whole, 6)
+    assert last_state(job, halves, 6) == expected
+    # A checkpoint has the student only, and config.yaml the digest of the teacher.
+    assert not any("teacher" in path for path in expected)
+    n_params = len(jax.tree.leaves(job.abstract.params))
+    assert sum(path.startswith(".params") for path in expected) == n_params
+    write_config(job, whole)
+    saved = SavedRun(whole).config
+    digest = saved.distill.teacher_sha256
+    assert digest is not None
+    assert len(digest) == 64
+    lines = (whole / "metrics.jsonl").read_text().splitlines()
+    found = [line for line in map(json.loads, lines) if "train/teacher_kl" in line]
+    assert found[-1]["train/teacher_kl"] < found[0]["train/teacher_kl"]
+    assert found[0]["train/loss"] == pytest.approx(
+        0.3 * found[0]["train/cross_entropy"] + 0.7 * 4 * found[0]["train/teacher_kl"]
+    )
+    # The same command resumes; another teacher is another run.
+    wanted = replace(saved, distill=replace(saved.distill, teacher_sha256=None))
+    assert not incompatible_changes(saved, wanted, steps_done=6)
+    changes: list[Any] = [{"teacher_sha256": "0" * 64}, {"teacher": str(tmp_path)}]
+    for change in changes:
+        other = replace(saved, distill=replace(saved.distill, **change))
+        (line,) = incompatible_changes(saved, other, steps_done=6)
+        assert line.startswith(f"distill.{next(iter(change))}: got")
+    wrong = replace(saved, distill=replace(saved.distill, teacher_sha256="0" * 64))
+    with pytest.raises(ValueError, match=f"got {trained} with the SHA-256 {digest}; expected 0000"):
+        open_task(wrong)
+
+
+def test_the_trainer_minimizes_the_loss_of_distillation(distilled: Job, trained: Path) -> None:
+    job, state = distilled, distilled.initial_state()
+    assert job.complete_batch is not None
+    rows = job.task.train_data.batch(0)
+    batch, _ = job.complete_batch(0, rows, state)
+    config, params = load_pretrained(str(trained))
+    inputs = {name: rows[name] for name in ("tokens", "positions", "segment_ids")}
+    labels = rows["labels"]
+
+    @jax.jit
+    def logits(student: Any, teacher: Any, inputs: Any) -> Any:
+        models = tjx_nn.bind(job.config.model, student), tjx_nn.bind(config, teacher)
+        return tuple(model(**inputs) for model in models)
+
+    # In float64, from all logits.
+    on_device = jax.device_put((jax.device_get(state.params), params, inputs))
+    found: Any = jax.device_get(logits(*on_device))
+    z, y = (np.asarray(each, np.float64) for each in found)
+    log_p, log_q, log_1 = (
+        each - np.log(np.exp(each).sum(-1, keepdims=True)) for each in (z / 2, y / 2, z)
+    )
+    mask = labels >= 0
+    kl = (np.exp(log_q) * (log_q - log_p)).sum(-1)[mask].mean()
+    picked = np.take_along_axis(log_1, np.maximum(labels, 0)[..., None], -1)[..., 0]
+    cross_entropy = -picked[mask].mean()
+
+    @jax.jit
+    def gradient(student: Any, teacher: Any, inputs: Any, labels: Any) -> Any:
+        def loss(student: Any) -> Any:
+            z, y = logits(student, teacher, inputs)
+            log_p, log_q = jax.nn.log_softmax(z / 2), jax.nn.log_softmax(y / 2)
+            kl = (jnp.exp(log_q) * (log_q - log_p)).sum(-1)
+            mask = labels >= 0
+            losses = 0.3 * tjx_nn.cross_entropy(z, labels) + 0.7 * 4 * kl
+            return jnp.where(mask, losses, 0).sum() / mask.sum()
+
+        return jax.grad(loss)(student)
+
+    expected = jax.device_get(gradient(*on_device, *jax.device_put([labels])))
+    norm = np.sqrt(sum(np.vdot(g, g) for g in jax.tree.leaves(expected)))
+    _, metrics = job.train_step(state, batch)
+    found = jax.device_get(metrics)
+    np.testing.assert_allclose(found["teacher_kl"], kl, rtol=1e-4)
+    np.testing.assert_allclose(found["cross_entropy"], cross_entropy, rtol=1e-5)
+    np.testing.assert_allclose(found["loss"], 0.3 * cross_entropy + 0.7 * 4 * kl, rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
+    assert measure(job, strict=True).params > measure(replace(job, teacher=None)).params
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data.seq_len=65", "--model.max_seq_len=65"], "at most 64, the max_seq_len of distill"),
+        (["--data.tokenizer=OTHER"], "with the tokenizer .* give --data.tokenizer"),
+        (["--model.vocab_size=300", "--model.tokenizer_size=280"], "a vocabulary of 262; expected"),
+        (["--distill.teacher=EMPTY"], "got a run without a checkpoint"),
+    ],
+)
+def test_teachers_that_do_not_fit_are_refused(
+    more: list[str], message: str, flags: list[str], trained: Path, tmp_path: Path
+) -> None:
+    words = [*flags, "--data.tokenizer=byte", f"--distill.teacher={trained}"]
+    if "EMPTY" in more[0]:
+        write_config(build_job(*open_task(resolve(words[:-1]))), tmp_path)
+    byte_tokenizer(("<|endoftext|>", *CHAT_TOKENS, "<|new|>")).save(tmp_path / "other.json")
+    changed = [
+        word.replace("OTHER", str(tmp_path / "other.json")).replace("EMPTY", str(tmp_path))
+        for word in more
+    ]
+    names = {word.split("=")[0] for word in more}
+    kept = [word for word in words if word.split("=")[0] not in names]
+    with pytest.raises(ValueError, match=message):
+        open_task(resolve([*kept, *changed]))
+
+
+@pytest.mark.slow
+def test_distillation_on_a_mesh_trains_as_on_one_device(tmp_path: Path) -> None:
+    model = GPTConfig(n_layer=2, n_head=2, d_model=16, max_seq_len=32, vocab_size=64)
+    with jax.transfer_guard("allow"):
+        params = jax.jit(lambda: tjx_nn.init(model, jax.random.key(1)))()
+        tjx_nn.hf.save(tmp_path, model, jax.device_get(params))
+    flags: Flags = {"distill.teacher": tmp_path, "distill.temperature": 2}
+    expected = run(flags, packed=True)
+    for mesh in ({"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "context": 2}):
+        assert_the_same_run(run(flags, mesh, packed=True), expected)
+
+
 def test_optimizer_state_of_gpt2_small_adapters_is_small() -> None:
     def size(tree: Any) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -270,6 +411,12 @@ def test_optimizer_state_of_gpt2_small_adapters_is_small() -> None:
         (["--lora.rank=2", "--train.reproducible=mesh"], r"train\.reproducible: got mesh with"),
         (["--lora.rank=2", "--mesh.stage=2"], r"mesh\.stage: got 2 with lora\.rank 2; expected 1"),
         (["--lora.rank=2", "--model.mup_base=64"], r"model\.mup_base: got 64 with lora"),
+        (["--distill.weight=0.2"], r"distill\.weight: got one without teacher; expected both"),
+        (["--distill.teacher=x", "--distill.weight=0"], r"distill\.weight: got 0\.0; expected abo"),
+        (["--distill.teacher=x", "--distill.temperature=0"], r"distill\.temperature: got 0\.0"),
+        (["--distill.teacher=x", "--mesh.stage=2"], r"mesh\.stage: got 2 with distill\.teacher"),
+        (["--distill.teacher=x", "--task=grpo"], "task: got grpo with distill"),
+        (["--distill.teacher=x", "--model.family=bert"], r"model\.family: got bert with distill"),
     ],
 )  # fmt: skip
 def test_contradictions_are_reported_before_jax_is_imported(

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 MODULES = (
-    "advantages kl policy_gradient preference verifiers.json_schema verifiers.text verifiers.verify"
+    "advantages environments kl policy_gradient preference verifiers.json_schema verifiers.text "
+    "verifiers.verify"
 )
 
 

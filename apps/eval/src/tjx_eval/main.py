@@ -14,7 +14,17 @@ from tjx_core import CommandParser, ConfigError, printable, unknown_name
 from tjx_data.corpora.hub import HubError
 from tjx_data.errors import DataError
 from tjx_eval import __version__
-from tjx_eval.commands import attention, compare, export, generate, loss, nanogpt, serve, tasks
+from tjx_eval.commands import (
+    attention,
+    compare,
+    export,
+    generate,
+    loss,
+    nanogpt,
+    pass_at_k,
+    serve,
+    tasks,
+)
 from tjx_eval.errors import EvalError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -22,6 +32,7 @@ COMMANDS: dict[str, ModuleType] = {
     "compare": compare,
     "attention": attention,
     "generate": generate,
+    "pass_at_k": pass_at_k,
     "tasks": tasks,
     "export": export,
     "serve": serve,

@@ -26,6 +26,7 @@ FIELDS = (
     "log.trackers",
     "log.metrics",
     "data.corpus",
+    "rl.environment",
 )
 
 registered_tasks: dict[str, Callable[..., Any]] = {}

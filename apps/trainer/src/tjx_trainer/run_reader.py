@@ -20,6 +20,7 @@ from tjx_metrics import Evaluation
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.config.run_config import Config, ModelConfig, reads_text
+from tjx_trainer.rl.examples import Example, read_prompts
 from tjx_trainer.runtime.allocator import retain_freed_memory
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.causal_lm import CausalLMTask
@@ -35,6 +36,7 @@ from tjx_trainer.training.train_state import abstract_state, eval_params
 
 __all__ = [
     "Config",
+    "Example",
     "ModelConfig",
     "SamplingParams",
     "SavedRun",
@@ -43,6 +45,7 @@ __all__ = [
     "decode_text",
     "generation_inputs",
     "model_layout",
+    "read_prompts",
     "reads_text",
     "retain_freed_memory",
 ]

@@ -6,6 +6,7 @@
   `ring_attention` for one sequence sharded over devices, inside `jax.shard_map`.
 - `decode_attention`: attention of new queries to a KV cache.
 - `linear_cross_entropy`: output projection and cross-entropy without the logits of all tokens.
+- `linear_kl_divergence`: the divergence of two models' next tokens in the same way.
 - `embedding_lookup`: table lookup with a deterministic gradient.
 """
 
@@ -21,6 +22,7 @@ from tjx_kernels.attention.registry import register_backend as register_backend
 from tjx_kernels.attention.registry import unregister_backend as unregister_backend
 from tjx_kernels.attention.support_table import support_table as support_table
 from tjx_kernels.cross_entropy.api import linear_cross_entropy as linear_cross_entropy
+from tjx_kernels.cross_entropy.divergence import linear_kl_divergence as linear_kl_divergence
 from tjx_kernels.decode import decode_attention as decode_attention
 from tjx_kernels.embedding import embedding_lookup as embedding_lookup
 from tjx_kernels.sharded.api import sharded_flash_attention as sharded_flash_attention
@@ -43,6 +45,7 @@ __all__ = [
     "flash_attention",
     "implementations_for",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "register_backend",
     "ring_attention",
     "sharded_flash_attention",

@@ -3,6 +3,11 @@ from .advantages import leave_one_out_advantages as leave_one_out_advantages
 from .advantages import penalized_returns as penalized_returns
 from .advantages import whiten as whiten
 from .config import RLConfig as RLConfig
+from .environments import Environment as Environment
+from .environments import EnvironmentStep as EnvironmentStep
+from .environments import register_environment as register_environment
+from .environments import registered_environments as registered_environments
+from .environments import take_step as take_step
 from .kl import kl_k1 as kl_k1
 from .kl import kl_k2 as kl_k2
 from .kl import kl_k3 as kl_k3

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tjx_core import ConfigError, Problem, unknown_name
+from tjx_rl.environments import registered_environments
 
 AlgorithmName = Literal["grpo", "dr_grpo", "dapo", "reinforce_pp", "rloo"]
 PreferenceLoss = Literal["dpo", "ipo"]
@@ -17,7 +18,7 @@ _KL_IN_LOSS = ("grpo", "dr_grpo", "dapo")
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig:
-    """Settings of the tasks grpo (samples and verifiers) and dpo (preference pairs).
+    """Settings of the tasks grpo (samples and verifiers), dpo (pairs) and kto (single responses).
 
     Attributes
     ----------
@@ -56,6 +57,12 @@ class RLConfig:
         without surrounding white space), regex (the answer is a pattern that matches all of it),
         json_schema (the answer is a schema), unit_tests (the answer is a Python program that runs
         after the response, in a process with limits and without network).
+    environment
+        Environment of episodes with several turns: calculator, or a registered one, whose module is
+        imported if the name has a dot; its rewards replace those of the verifier. none: a prompt
+        has one response.
+    max_turns
+        Largest number of responses of an episode.
     chat
         Make each prompt a message of the user, by the chat template of the initial model, whose end
         of turn then ends a response.
@@ -66,9 +73,14 @@ class RLConfig:
     preference_loss
         Of task dpo: dpo or ipo.
     beta
-        Of task dpo: strength of the constraint to the reference model.
+        Of the tasks dpo and kto: strength of the constraint to the reference model.
     label_smoothing
         Of preference_loss dpo: probability that a preference is wrong.
+    desirable_weight
+        Of task kto: weight of the loss of desirable responses. The paper advises weights whose
+        products with the numbers of the responses have a ratio from 1 to 4/3.
+    undesirable_weight
+        Of task kto: weight of the loss of undesirable responses.
 
     Raises
     ------
@@ -89,12 +101,16 @@ class RLConfig:
     importance_cap: float | None = 2.0
     exact: bool = False
     verifier: VerifierName = "numeric"
+    environment: str | None = None
+    max_turns: int = 4
     chat: bool = False
     eval_prompts: int = 200
     eval_samples: int = 0
     preference_loss: PreferenceLoss = "dpo"
     beta: float = 0.1
     label_smoothing: float = 0.0
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
         problems = [
@@ -109,7 +125,7 @@ class RLConfig:
         ]
         least = {
             "samples_per_prompt": 2, "max_new_tokens": 1, "minibatches": 1, "epochs": 1,
-            "eval_prompts": 1, "eval_samples": 0,
+            "eval_prompts": 1, "eval_samples": 0, "max_turns": 1,
         }  # fmt: skip
         problems += [
             Problem(name, f"got {getattr(self, name)}; expected at least {minimum}")
@@ -119,10 +135,11 @@ class RLConfig:
         ranges = {
             "clip_low": (0, 1), "clip_high": (0, math.inf), "kl_coefficient": (0, math.inf),
             "importance_cap": (1, math.inf), "beta": (0, math.inf), "label_smoothing": (0, 0.5),
+            "desirable_weight": (0, math.inf), "undesirable_weight": (0, math.inf),
         }  # fmt: skip
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            positive = name == "beta"
+            positive = name == "beta" or name.endswith("desirable_weight")
             if value is not None and not (low <= value < high and (value or not positive)):
                 rule = f"above {low}" if positive else f"at least {low}"
                 limit = "a finite number" if high == math.inf else f"below {high}"
@@ -140,6 +157,20 @@ class RLConfig:
                 "epochs 1, or leave it out"
             )
             problems.append(Problem("exact", message, ("minibatches", "epochs")))
+        if self.environment is None:
+            if self.max_turns != type(self).max_turns:
+                message = f"got {self.max_turns} without environment; expected both; give one"
+                problems.append(Problem("max_turns", message, ("environment",)))
+        elif self.environment not in registered_environments:
+            register = "tjx_rl.register_environment"
+            known = ["none", *registered_environments]
+            problems.append(unknown_name("environment", self.environment, known, register=register))
+        elif self.exact:
+            message = (
+                "got true with an environment; expected responses without observations; leave one "
+                "of them out"
+            )
+            problems.append(Problem("exact", message, ("environment",)))
         if self.label_smoothing and self.preference_loss != "dpo":
             message = (
                 f"got {self.label_smoothing} with preference_loss {self.preference_loss}; expected "

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 import tjx_data
 from tjx_eval.errors import EvalError
-from tjx_eval.scoring.bootstrap import Difference, paired_difference
+from tjx_eval.scoring.bootstrap import Estimate, estimate_mean
 from tjx_eval.scoring.text_loss import TextLoss
 from tjx_metrics import bits_per_byte
 
@@ -30,8 +30,8 @@ class Comparison:
         Tokens or bytes of each document.
     losses_a, losses_b : float64 [documents]
         Sum of losses of each document, nats or bits.
-    difference : Difference or None
-        Difference of the mean losses; None if there is too little text.
+    difference : Estimate or None
+        Difference of the mean losses, B - A; None if there is too little text.
     over : str
         Units that the error is computed over: documents, or blocks of a single document.
     """
@@ -42,7 +42,7 @@ class Comparison:
     sizes: NDArray[np.int64]
     losses_a: NDArray[np.float64]
     losses_b: NDArray[np.float64]
-    difference: Difference | None
+    difference: Estimate | None
     over: str
 
     @property
@@ -123,7 +123,7 @@ def compare(a: TextLoss, b: TextLoss, *, same_tokenizer: bool) -> Comparison:
     if len(sizes) == 1 and same_tokenizer:
         over, differences, weights = _blocks(a, b)
     return Comparison(
-        a, b, unit, sizes, losses_a, losses_b, paired_difference(differences, weights), over
+        a, b, unit, sizes, losses_a, losses_b, estimate_mean(differences, weights), over
     )
 
 

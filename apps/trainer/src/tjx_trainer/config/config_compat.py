@@ -89,6 +89,8 @@ def incompatible_changes(saved: Config, wanted: Config, *, steps_done: int) -> l
     }
     if saved.train.vocab_from_tokenizer and wanted.train.vocab_from_tokenizer:
         ignored.add("model.vocab_size")  # the tokenizer's, which is in the run directory
+    if wanted.distill.teacher_sha256 is None and wanted.distill.teacher is not None:
+        ignored.add("distill.teacher_sha256")  # not computed yet
     before, now = flatten(saved), flatten(wanted)
     lines = {
         name: f"{name}: got {format_value(now[name])}; expected {format_value(before[name])}"

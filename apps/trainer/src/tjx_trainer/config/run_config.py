@@ -23,11 +23,13 @@ from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.schedule_config import ScheduleConfig
 from tjx_parallel.config import DistributedConfig, MeshConfig
 from tjx_rl.config import RLConfig
+from tjx_trainer.config.distill_config import DistillConfig
 from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_problems
 from tjx_trainer.config.task_checks import (
     check_conversations,
     check_data,
     check_data_options,
+    check_distill,
     check_lora,
     check_rl,
     check_task,
@@ -56,8 +58,9 @@ class Config:
         Seed of initialization, data order, dropout and sampling.
     task
         sft (supervised fine-tuning on the conversations of data.path), grpo (reinforcement learning
-        with verifiable rewards), dpo (preference pairs), or a registered task, whose module is
-        imported if the name has a dot (my_package.my_task); none: that of the model family.
+        with verifiable rewards), dpo (preference pairs), kto (single responses, desirable or not),
+        or a registered task, whose module is imported if the name has a dot (my_package.my_task);
+        none: that of the model family.
     model
         The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
@@ -72,8 +75,10 @@ class Config:
         The optimizer.
     schedule
         The learning-rate schedule.
+    distill
+        Distillation from a teacher, of decoders on text or conversations.
     rl
-        Settings of the tasks grpo and dpo.
+        Settings of the tasks grpo, dpo and kto.
     guard
         Handling of non-finite steps, and fp16 loss scaling.
     mesh
@@ -106,6 +111,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     rl: RLConfig = field(default_factory=RLConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -348,6 +354,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data", "model"), check_data_options),
     (("task", "data", "chat", "model"), check_conversations),
     (("lora", "model", "train", "mesh"), check_lora),
+    (("task", "distill", "model", "train", "mesh"), check_distill),
     (("task", "rl", "data", "model", "train", "mesh"), check_rl),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),

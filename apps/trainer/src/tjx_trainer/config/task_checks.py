@@ -13,6 +13,7 @@ from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit_config import ViTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_rl.config import RLConfig
+from tjx_trainer.config.distill_config import DistillConfig
 from tjx_trainer.config.train_config import TrainConfig, next_multiple
 from tjx_trainer.extensions import registered_tasks
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from tjx_trainer.config.run_config import ModelConfig
 
 # Tasks whose loss is a function of the log-probabilities of responses.
-RL_TASKS = ("grpo", "dpo")
+RL_TASKS = ("grpo", "dpo", "kto")
+_KEYS = {  # of a line of ``data.path``
+    "grpo": "prompt and answer",
+    "dpo": "prompt, chosen and rejected",
+    "kto": "prompt, completion and label",
+}
 # Built-in tasks that ``task`` selects; the others follow from the model family.
 NAMED_TASKS = ("sft", *RL_TASKS)
 # Families with a task of their own; subclasses read the same data.
@@ -169,17 +175,41 @@ def check_lora(
     ]
 
 
+def check_distill(
+    task: str | None, distill: DistillConfig, model: "ModelConfig", train: TrainConfig,
+    mesh: MeshConfig,
+) -> list[Problem]:  # fmt: skip
+    """Check that the settings of a run fit a teacher."""
+    if distill.teacher is None:
+        return []
+    rules = {
+        ("model.family", model.family): "gpt",
+        ("mesh.stage", mesh.stage): 1,
+        ("train.reproducible", train.reproducible): "none",
+    }
+    problems = [
+        Problem(name, f"got {value} with distill.teacher; expected {rule}; leave one of them out",
+                ("distill.teacher",))
+        for (name, value), rule in rules.items()
+        if value != rule
+    ]  # fmt: skip
+    if task not in (None, "sft"):
+        message = f"got {task} with distill.teacher; expected none or sft; leave one of them out"
+        problems.append(Problem("task", message, ("distill.teacher",)))
+    return problems
+
+
 def check_rl(
     task: str | None, rl: RLConfig, data: DataConfig, model: "ModelConfig", train: TrainConfig,
     mesh: MeshConfig,
 ) -> list[Problem]:  # fmt: skip
-    """Check that the settings of a run fit the tasks grpo and dpo."""
+    """Check that the settings of a run fit the tasks grpo, dpo and kto."""
     if task not in RL_TASKS:
         if rl == RLConfig():
             return []
         message = (
-            f"got settings with task {task or 'none'}; expected task {' or '.join(RL_TASKS)}; give "
-            "--task or leave them out"
+            f"got settings with task {task or 'none'}; expected task {', '.join(RL_TASKS[:-1])} or "
+            f"{RL_TASKS[-1]}; give --task or leave them out"
         )
         return [Problem("rl", message, ("task",))]
     rules = {
@@ -194,11 +224,11 @@ def check_rl(
         if value != rule
     ]
     if data.path is None and (task != "grpo" or data.corpus not in ("arithmetic", "tiny-chat")):
-        keys = "prompt and answer" if task == "grpo" else "prompt, chosen and rejected"
+        keys = _KEYS[task]
         builtin = ", or --data.corpus arithmetic or tiny-chat" if task == "grpo" else ""
         message = f"got none with task {task}; expected a .jsonl file with {keys} a line{builtin}"
         problems.append(Problem("data.path", message, ("task",)))
-    if train.init_from is None and (task == "dpo" or data.path is not None):
+    if train.init_from is None and (task != "grpo" or data.path is not None):
         message = f"got none with task {task}; expected the model to start from; give a folder"
         problems.append(Problem("train.init_from", message, ("task",)))
     if rl.chat and (task != "grpo" or train.init_from is None):
@@ -220,6 +250,12 @@ def check_rl(
     if task != "grpo" and rl.updates_per_rollout > 1:
         message = f"got {rl.updates_per_rollout} updates with task {task}; expected 1; leave it out"
         problems.append(Problem("rl.minibatches", message, ("task", "rl.epochs")))
+    if task == "kto" and train.batch_size < 2:
+        message = (
+            f"got {train.batch_size} with task kto; expected at least 2, as the reference point is "
+            "of the responses to other prompts of the batch; give a larger --train.batch_size"
+        )
+        problems.append(Problem("train.batch_size", message, ("task",)))
     if task == "grpo" and rl.max_new_tokens >= data.seq_len:
         message = (
             f"got {rl.max_new_tokens}; expected fewer than data.seq_len={data.seq_len}, the tokens "

@@ -17,6 +17,7 @@ from tjx_parallel.planning.collectives import collectives
 from tjx_parallel.planning.step_time import StepProfile
 from tjx_parallel.roofline import Estimate, assumptions_for, estimate
 from tjx_trainer.config.run_config import GPT2_VOCAB_SIZE, Config
+from tjx_trainer.distillation.teacher import teacher_inputs
 from tjx_trainer.planning.topology import TargetUnavailableError, topology_devices
 from tjx_trainer.training.build import StepComponents, build_step_components
 from tjx_trainer.training.step_timer import model_flops
@@ -168,7 +169,8 @@ def lower_step(config: Config, devices: Sequence[jax.Device]) -> tuple[StepCompo
     with jax.default_device(devices[0]):  # kernels are selected for it
         parts = build_step_components(config, devices)
         jitted: Any = parts.train_step
-        return parts, jitted.lower(parts.abstract, abstract_batch(config, parts.mesh))
+        batch = {**abstract_batch(config, parts.mesh), **teacher_inputs(parts.teacher)}
+        return parts, jitted.lower(parts.abstract, batch)
 
 
 def _compile(
@@ -215,7 +217,7 @@ def _figures(
     wide = 4 if config.mesh.reduce_dtype == "float32" else 2
     return StepProfile(
         mesh_shape=shape,
-        parameters=bytes_on_device((params, parts.abstract.base)),
+        parameters=bytes_on_device((params, parts.abstract.base, teacher_inputs(parts.teacher))),
         optimizer=bytes_on_device(parts.abstract.opt_state),
         batch=bytes_on_device(abstract_batch(config, parts.mesh)),
         temporaries=found.temp_size_in_bytes + fresh,

@@ -1,1 +1,1 @@
-"""Reinforcement learning and preference optimization: the tasks grpo and dpo."""
+"""Reinforcement learning and preference optimization: the tasks grpo, dpo and kto."""

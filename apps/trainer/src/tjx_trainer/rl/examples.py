@@ -23,26 +23,43 @@ _PURPOSE = int.from_bytes(b"examples")
 
 
 class Example(NamedTuple):
-    """A prompt, and the texts that belong to it: an answer, or a chosen and a rejected response."""
+    """A prompt, and what belongs to it.
+
+    Attributes
+    ----------
+    prompt : str
+        The prompt.
+    texts : tuple of str
+        An answer, a chosen and a rejected response, or a completion.
+    label : bool or None
+        Whether the completion is desirable; None for the other kinds.
+    """
 
     prompt: str
     texts: tuple[str, ...]
+    label: bool | None = None
 
 
-def read_examples(config: Config, keys: Sequence[str]) -> dict[Split, list[Example]]:
+# Keys of each line besides "prompt", and the types of their values.
+KEYS: Mapping[str, Mapping[str, type]] = {
+    "grpo": {"answer": str},
+    "dpo": {"chosen": str, "rejected": str},
+    "kto": {"completion": str, "label": bool},
+}
+
+
+def read_examples(config: Config) -> dict[Split, list[Example]]:
     """Return the examples of both splits; those of a file are divided by a hash of their prompt.
 
     Parameters
     ----------
     config : Config
         ``data.path``, else the corpus arithmetic or tiny-chat.
-    keys : sequence of str
-        Keys of each line besides "prompt".
 
     Raises
     ------
     ValueError
-        If a line is not a JSON object with these strings, or a split is empty.
+        If a line is not a JSON object with the `KEYS` of the task, or a split is empty.
     """
     if config.data.path is None:
         splits: tuple[Split, Split] = ("train", "validation")
@@ -52,12 +69,9 @@ def read_examples(config: Config, keys: Sequence[str]) -> dict[Split, list[Examp
             for split in splits
         }
     found: dict[Split, list[Example]] = {"train": [], "validation": []}
-    with Path(config.data.path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                example = _parse(line, keys, f"{config.data.path}:{number}")
-                split = assign_split(example.prompt, config.data.holdout_fraction)
-                found[split].append(example)
+    for example in _read_lines(Path(config.data.path), KEYS[str(config.task)]):
+        split = assign_split(example.prompt, config.data.holdout_fraction)
+        found[split].append(example)
     for name, examples in found.items():
         if not examples:
             raise ValueError(
@@ -67,19 +81,48 @@ def read_examples(config: Config, keys: Sequence[str]) -> dict[Split, list[Examp
     return found
 
 
-def _parse(line: str, keys: Sequence[str], where: str) -> Example:
+def read_prompts(path: Path) -> list[Example]:
+    """Return the prompts and answers of a file, in the format of the task grpo.
+
+    Parameters
+    ----------
+    path : Path
+        A ``.jsonl`` file.
+
+    Raises
+    ------
+    ValueError
+        If a line is not a JSON object with prompt and answer, or there is none.
+    """
+    if found := list(_read_lines(path, KEYS["grpo"])):
+        return found
+    raise ValueError(f"{path}: got no line; expected at least one with prompt and answer")
+
+
+def _read_lines(path: Path, keys: Mapping[str, type]) -> Iterator[Example]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _parse(line, keys, f"{path}:{number}")
+
+
+def _parse(line: bytes, keys: Mapping[str, type], where: str) -> Example:
     try:
-        record: Any = json.loads(line)
+        record: Any = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: got no JSON ({error}); expected an object a line") from error
-    names = ["prompt", *keys]
-    if not isinstance(record, dict) or any(not isinstance(record.get(n), str) for n in names):
+    kinds = {"prompt": str, **keys}
+    texts, flags = ([n for n in kinds if kinds[n] is kind] for kind in (str, bool))
+    if not isinstance(record, dict) or any(
+        not isinstance(record.get(name), kind) for name, kind in kinds.items()
+    ):
         given = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise ValueError(
-            f"{where}: got {given}; expected an object with the strings {', '.join(names)}; "
-            "correct the line"
+            f"{where}: got {given}; expected an object with the strings {', '.join(texts)}"
+            f"{''.join(f' and true or false as {name}' for name in flags)}; correct the line"
         )
-    return Example(record["prompt"], tuple(record[key] for key in keys))
+    label = record[flags[0]] if flags else None
+    return Example(record["prompt"], tuple(record[name] for name in texts[1:]), label)
 
 
 def encode_row(
@@ -143,7 +186,9 @@ class ExampleLoader(tjx_data.Loader):
 
     @functools.cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.examples).encode()).hexdigest()
+        # Without label as before there was one, so that older runs resume.
+        values = [each[: 2 if each.label is None else 3] for each in self.examples]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
     @property
     def identity(self) -> Mapping[str, str]:

@@ -1,14 +1,16 @@
 """Task grpo: reinforcement learning with verifiable rewards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 import tjx_data
 import tjx_rl
+from tjx_data.loading.base import IGNORED_LABEL
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.rl.episodes import Episode, run_episodes
 from tjx_trainer.rl.examples import Example, Split, make_example_loaders, make_row
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import Rollouts, sample_responses, score_responses
@@ -80,9 +82,15 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         """Numbers of prompts, and the verifier."""
         train, held_out = (len(some) for some in self._examples.values())
         return (
-            f"{train:,} prompts to train on, {held_out:,} held out, "
-            f"rewarded by the verifier {self.config.rl.verifier}"
+            f"{train:,} prompts to train on, {held_out:,} held out, rewarded by the {self._judge}"
         )
+
+    @property
+    def _judge(self) -> str:
+        rl = self.config.rl
+        if rl.environment is None:
+            return f"verifier {rl.verifier}"
+        return f"environment {rl.environment} in at most {rl.max_turns} turns"
 
     def roll_out(
         self, step: int, chosen: np.ndarray, params: Any
@@ -109,15 +117,16 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         rl, length = self.config.rl, self.config.data.seq_len
         indices = np.repeat(chosen, rl.samples_per_prompt).tolist()
         prompts = [self._prompts["train"][i] for i in indices]
-        sampled = self._sample(prompts, params, step=step)
-        verdicts = self._verify("train", indices, sampled)
-        rewards = np.array([verdict.score for verdict in verdicts], np.float32)
-        pairs = zip(prompts, sampled.tokens, strict=True)
-        rows = [make_row(prompt, response, length) for prompt, response in pairs]
+        episodes = self._respond("train", indices, params, step=step)
+        rewards = np.array([episode.score for episode in episodes], np.float32)
+        pairs = [*zip(prompts, episodes, strict=True)]
+        rows = [make_row(prompt, episode.tokens, length) for prompt, episode in pairs]
         tokens, labels = (np.stack(arrays) for arrays in zip(*rows, strict=True))
         log_probs = np.zeros(labels.shape, np.float32)
-        for row, prompt, values in zip(log_probs, prompts, sampled.log_probs, strict=True):
-            row[len(prompt) - 1 : len(prompt) - 1 + len(values)] = values
+        for label, row, (prompt, episode) in zip(labels, log_probs, pairs, strict=True):
+            part = slice(len(prompt) - 1, len(prompt) - 1 + len(episode.tokens))
+            row[part] = episode.log_probs
+            label[part][~np.array(episode.is_sampled)] = IGNORED_LABEL
         mask = labels >= 0
         groups = rewards.reshape(-1, rl.samples_per_prompt)
         is_informative = groups.std(1) > 0
@@ -129,16 +138,18 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             "sampler_log_probs": log_probs,
         }
         lengths = mask.sum(1)
-        ended = [self.form.stop_token in response for response in sampled.tokens]
-        return batch, {
+        metrics = {
             "reward": float(rewards.mean()),
             "reward_deviation": float(rewards.std()),
             "pass_rate": float((rewards == 1).mean()),
             "informative_groups": float(is_informative.mean()),
             "response_length": float(lengths.mean()),
-            "truncated": 1 - float(np.mean(ended)),
-            "verifier_failures": float(sum(v.failure is not None for v in verdicts)),
+            "truncated": 1 - float(np.mean([episode.ended for episode in episodes])),
+            "verifier_failures": float(sum(each.failure is not None for each in episodes)),
         }
+        if rl.environment is not None:
+            metrics["turns"] = float(np.mean([episode.turns for episode in episodes]))
+        return batch, metrics
 
     def evaluate_responses(self, params: dict[str, Any], /) -> dict[str, float]:
         """Answer held-out prompts; return the metrics of the responses.
@@ -147,14 +158,14 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         the shares of the prompts that one and at least one of k sampled responses pass.
         """
         count, k = self.config.rl.eval_prompts, self.config.rl.eval_samples
-        _, sampled, verdicts = self._answer_held_out(params, count)
+        episodes = self._answer_held_out(params, count)
         metrics = {
-            "accuracy": float(np.mean([verdict.score for verdict in verdicts])),
-            "response_length": float(np.mean([len(each) for each in sampled.tokens])),
+            "accuracy": float(np.mean([episode.score for episode in episodes])),
+            "response_length": float(np.mean([sum(each.is_sampled) for each in episodes])),
         }
         if k:
             passed = np.array([
-                [verdict.score == 1 for verdict in self._answer_held_out(params, count, draw)[2]]
+                [episode.score == 1 for episode in self._answer_held_out(params, count, draw)]
                 for draw in range(k)
             ])  # fmt: skip
             metrics |= {"pass_at_1": float(passed.mean())}
@@ -163,13 +174,12 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
 
     def sample(self, params: dict[str, Any], /) -> str | None:
         """Return some held-out prompts with greedy responses and their rewards."""
-        indices, sampled, verdicts = self._answer_held_out(params, _SHOWN)
-        prompts = [self._examples["validation"][i].prompt for i in indices]
-        texts = map(self.form.decode_response, sampled.tokens)
+        episodes = self._answer_held_out(params, _SHOWN)
+        prompts = [each.prompt for each in self._examples["validation"][: len(episodes)]]
         space = "" if self.form.template is None else " "
         return "\n".join(
-            f"{prompt}{space}{text}  reward {verdict.score:g}"
-            for prompt, text, verdict in zip(prompts, texts, verdicts, strict=True)
+            f"{prompt}{space}{self.form.decode_response(each.tokens)}  reward {each.score:g}"
+            for prompt, each in zip(prompts, episodes, strict=True)
         )
 
     def record(self, run: RunDirectory) -> None:
@@ -187,25 +197,43 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             f"validation loss  {metrics['loss']:.4f} nats a token of the answers",
         ]  # fmt: skip
 
-    def _answer_held_out(
-        self, params: Any, count: int, draw: int | None = None
-    ) -> tuple[list[int], Rollouts, list[tjx_rl.Verdict]]:
+    def _answer_held_out(self, params: Any, count: int, draw: int | None = None) -> list[Episode]:
         """Answer the first held-out prompts greedily, or sample the responses of a draw."""
-        prompts = self._prompts["validation"][:count]
-        indices = list(range(len(prompts)))
-        sampled = self._sample(prompts, params, step=draw or 0, greedy=draw is None)
-        return indices, sampled, self._verify("validation", indices, sampled)
+        indices = list(range(len(self._prompts["validation"][:count])))
+        return self._respond("validation", indices, params, step=draw or 0, greedy=draw is None)
 
-    def _sample(
-        self, prompts: list[list[int]], params: Any, *, step: int, greedy: bool = False
-    ) -> Rollouts:
-        config = self.config
+    def _respond(
+        self, split: Split, indices: list[int], params: Any, *, step: int, greedy: bool = False
+    ) -> list[Episode]:
+        """Sample and score the episodes of prompts."""
+        config, rl = self.config, self.config.rl
         assert isinstance(config.model, GPTConfig)
-        return sample_responses(
-            config.model, params, prompts, max_new_tokens=config.rl.max_new_tokens,
-            stop_token=self.form.stop_token, seed=config.seed, step=step, greedy=greedy,
-            exact_columns=config.data.seq_len if config.rl.exact and not greedy else None,
-        )  # fmt: skip
+        model, examples = config.model, [self._examples[split][i] for i in indices]
+        make = None if rl.environment is None else tjx_rl.registered_environments[rl.environment]
+        max_context = config.data.seq_len + 1 - rl.max_new_tokens
+
+        def sample(contexts: Sequence[Sequence[int]], turn: int) -> Rollouts:
+            return sample_responses(
+                model, params, contexts, max_new_tokens=rl.max_new_tokens,
+                stop_token=self.form.stop_token, seed=config.seed, step=step, turn=turn,
+                greedy=greedy, columns=None if make is None else max_context,
+                exact_columns=config.data.seq_len if rl.exact and not greedy else None,
+            )  # fmt: skip
+
+        episodes = run_episodes(
+            self.form,
+            [self._prompts[split][i] for i in indices],
+            [make and make(each.prompt, each.texts[0]) for each in examples],
+            sample,
+            max_turns=1 if make is None else rl.max_turns,
+            max_context=max_context,
+        )
+        if make is None:
+            texts = [self.form.decode_response(episode.tokens) for episode in episodes]
+            verdicts = tjx_rl.verify(rl.verifier, texts, [each.texts[0] for each in examples])
+            for episode, verdict in zip(episodes, verdicts, strict=True):
+                episode.score, episode.failure = verdict
+        return episodes
 
     def score_exactly(self, params: Any, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the log-probabilities of rows by the program that samples, float32 [B, T]."""
@@ -214,11 +242,6 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             self.config.model, params, tokens, labels,
             max_new_tokens=self.config.rl.max_new_tokens, stop_token=self.form.stop_token,
         )  # fmt: skip
-
-    def _verify(self, split: Split, indices: list[int], sampled: Rollouts) -> list[tjx_rl.Verdict]:
-        answers = [self._examples[split][i].texts[0] for i in indices]
-        texts = [*map(self.form.decode_response, sampled.tokens)]
-        return tjx_rl.verify(self.config.rl.verifier, texts, answers)
 
 
 def weights_of(rl: tjx_rl.RLConfig, mask: np.ndarray, is_informative: np.ndarray) -> np.ndarray:
@@ -237,8 +260,9 @@ def weights_of(rl: tjx_rl.RLConfig, mask: np.ndarray, is_informative: np.ndarray
     weights = np.zeros(mask.shape, np.float32)
     if kept.any():
         weights[kept] = tjx_rl.token_weights(
-            mask[kept], tjx_rl.ALGORITHMS[rl.algorithm].aggregation, max_length=rl.max_new_tokens
-        )
+            mask[kept], tjx_rl.ALGORITHMS[rl.algorithm].aggregation,
+            max_length=rl.max_new_tokens * (1 if rl.environment is None else rl.max_turns),
+        )  # fmt: skip
     # The loss of a minibatch is divided by its labels; the mean over minibatches is the loss.
     for part in range(rl.minibatches):
         rows = slice(part, None, rl.minibatches)

@@ -1,10 +1,10 @@
-"""Losses of the tasks grpo and dpo as functions of the log-probabilities of responses.
+"""Losses of the tasks grpo, dpo and kto as functions of the log-probabilities of responses.
 
 A batch of these tasks holds the inputs of the model, "tokens" and "labels" (-100 outside of the
 responses), and arrays of the objective, [rows, ...].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ def make_response_loss_sum(config: Config, layout: Layout, base: Any = None) -> 
     The sums are divided by the number of labels of the batch; the task scales its weights
     accordingly. With adapters, `base` holds the frozen parameters.
     """
-    objective = make_grpo(config.rl) if config.task == "grpo" else make_dpo(config.rl)
+    objective = _OBJECTIVES[str(config.task)](config.rl)
 
     def loss_sum(params: Any, microbatch: Batch) -> tuple[jax.Array, Any]:
         log_probs, penalty = response_log_probs(config, layout, params, microbatch, base)
@@ -164,3 +164,44 @@ def make_dpo(rl: tjx_rl.RLConfig) -> Objective:
         return (weights * losses).sum(), sums
 
     return objective
+
+
+def make_kto(rl: tjx_rl.RLConfig) -> Objective:
+    """Return the loss on single responses.
+
+    The batch holds ``desirable``, bool [B]; ``reference_log_probs`` [B, T]; ``reference_points``
+    [B], the same number in all rows; ``weights`` [B], the number of labels per response of the
+    batch; and ``kind_weights`` [B, 2], the same for means over the desirable and over the
+    undesirable responses, 0 in rows of the other kind.
+    """
+
+    def objective(
+        log_probs: jax.Array, mask: jax.Array, batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        policy = tjx_rl.sequence_log_probs(log_probs, mask)
+        reference = tjx_rl.sequence_log_probs(batch["reference_log_probs"], mask)
+        losses = tjx_rl.kto_loss(
+            policy,
+            reference,
+            batch["desirable"],
+            batch["reference_points"],
+            beta=rl.beta,
+            desirable_weight=rl.desirable_weight,
+            undesirable_weight=rl.undesirable_weight,
+        )
+        weights = batch["weights"]
+        rewards = (batch["kind_weights"] * (rl.beta * (policy - reference))[:, None]).sum(0)
+        return (weights * losses).sum(), {
+            "reward_desirable": rewards[0],
+            "reward_undesirable": rewards[1],
+            "kl": (weights * batch["reference_points"]).sum(),
+        }
+
+    return objective
+
+
+_OBJECTIVES: Mapping[str, Callable[[tjx_rl.RLConfig], Objective]] = {
+    "grpo": make_grpo,
+    "dpo": make_dpo,
+    "kto": make_kto,
+}

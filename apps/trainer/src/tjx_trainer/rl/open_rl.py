@@ -1,26 +1,25 @@
-"""Opening of the tasks grpo and dpo."""
+"""Opening of the tasks grpo, dpo and kto."""
 
 import hashlib
 
 import jax
-import numpy as np
 
 import tjx_data
 from tjx_data.corpora.tiny_chat import documents as generated_text
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.rl.dpo_task import DPOTask
 from tjx_trainer.rl.examples import read_examples
 from tjx_trainer.rl.grpo_task import GRPOTask
+from tjx_trainer.rl.preference_tasks import DPOTask, KTOTask
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.tasks.task import OpenedTask
 from tjx_trainer.tasks.text_data import fit_vocabulary
-from tjx_trainer.training.pretrained import pretrained_params
+from tjx_trainer.training.pretrained import params_digest, pretrained_params
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def open_rl(config: Config) -> OpenedTask:
-    """Read the examples of a run of task grpo or dpo; the tokenizer is that of ``train.init_from``.
+    """Read the examples of a run; the tokenizer is that of ``train.init_from``.
 
     Without ``train.init_from`` the tokenizer has the characters of the corpus.
 
@@ -34,15 +33,16 @@ def open_rl(config: Config) -> OpenedTask:
             f"task: got {config.task} in {jax.process_count()} processes; expected one; start one "
             "process with all devices"
         )
-    keys = ("answer",) if config.task == "grpo" else ("chosen", "rejected")
-    examples = read_examples(config, keys)
+    examples = read_examples(config)
     tokenizer = open_tokenizer(config)
     facts = {"tokenizer": tokenizer.fingerprint}
     config = fit_vocabulary(config, tokenizer.vocab_size)
-    if config.task == "dpo" or config.rl.kl_coefficient:
+    if config.task != "grpo" or config.rl.kl_coefficient:
         facts["reference"] = reference_fingerprint(config)
     if config.task == "dpo":
         return config, lambda share: DPOTask(config, tokenizer, examples, facts, share)
+    if config.task == "kto":
+        return config, lambda share: KTOTask(config, tokenizer, examples, facts, share)
     form = PromptFormat.of(config, tokenizer)
     if form.template is not None:
         facts["template"] = hashlib.sha256(form.template.source.encode()).hexdigest()
@@ -62,7 +62,4 @@ def reference_fingerprint(config: Config) -> str:
     """Return the SHA-256 of the initial parameters: a resumed run must rebuild the same ones."""
     if config.train.init_from is None:
         return f"initialization with seed {config.seed}"
-    hasher = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(pretrained_params(config)):
-        hasher.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    return hasher.hexdigest()
+    return params_digest(pretrained_params(config))

@@ -51,6 +51,29 @@ class PromptFormat(NamedTuple):
         answer: list[int] = encoded.tokens[encoded.is_answer].tolist()
         return answer
 
+    def encode_observation(self, text: str) -> list[int]:
+        """Return the tokens between a response and the next one.
+
+        With a chat template the observation is a message of the user.
+
+        Raises
+        ------
+        ValueError
+            If the tokenizer cannot encode it, or the template changes earlier messages.
+        """
+        if self.template is None:
+            return self.tokenizer.encode(text)
+        before = [*self.encode_prompt("0"), *self.encode_response("0", "0")]
+        roles = (("user", "0"), ("assistant", "0"), ("user", text))
+        messages = [{"role": role, "content": content} for role, content in roles]
+        tokens = tjx_data.encode_chat_prompt(self.template, self.tokenizer, messages)
+        if tokens[: len(before)] != before:
+            raise ValueError(
+                f"chat.template: got {self.template.name}, which changes earlier messages; "
+                "expected one that appends to them"
+            )
+        return tokens[len(before) :]
+
     def decode_response(self, response: list[int]) -> str:
         """Return the text of sampled tokens, without the end."""
         return self.tokenizer.decode([i for i in response if i != self.stop_token])

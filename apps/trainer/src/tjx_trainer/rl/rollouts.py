@@ -39,7 +39,9 @@ def sample_responses(
     stop_token: int | None,
     seed: int,
     step: int,
+    turn: int = 0,
     greedy: bool = False,
+    columns: int | None = None,
     exact_columns: int | None = None,
 ) -> Rollouts:
     """Sample a response to each prompt at temperature 1; repeat a prompt for several samples.
@@ -58,16 +60,20 @@ def sample_responses(
         Largest length of a response [tokens].
     stop_token : int or None
         Token that ends a response.
-    seed, step : int
-        The responses are a function of both and of the parameters.
+    seed, step, turn : int
+        The responses are a function of these and of the parameters.
     greedy : bool
         Whether to choose the most probable tokens instead.
+    columns : int, optional
+        Length that prompts are padded to; by default that of the longest.
     exact_columns : int, optional
         Columns of prompts for `score_responses`, which then repeats the bits of the
         log-probabilities; by default it may not.
     """
-    padded, lengths = _pad(prompts, exact_columns)
+    padded, lengths = _pad(prompts, exact_columns or columns)
     key = _key(*jax.device_put((np.uint32(seed), np.uint32(step))))
+    if turn:
+        key = jax.jit(jax.random.fold_in)(key, jax.device_put(np.uint32(turn)))
     chosen: dict[str, Any] = {} if greedy else {"temperature": 1.0, "key": key}
     if exact_columns is not None:
         tokens, log_probs = tjx_nn.generate_exact(

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import tjx_nn
 import tjx_parallel
+import tjx_rl
 from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
-from tjx_trainer.rl.dpo_task import DPOTask
 from tjx_trainer.rl.grpo_task import GRPOTask
 from tjx_trainer.rl.objectives import response_log_probs
+from tjx_trainer.rl.preference_tasks import DPOTask, KTOTask
 from tjx_trainer.runtime.exit_codes import ExactError
 from tjx_trainer.tasks.task import HostBatch, Task
 from tjx_trainer.training.build import CompleteBatch
@@ -70,8 +72,9 @@ def make_complete_batch(
 ) -> CompleteBatch:
     """Return the function that makes a batch of the task: a function of (seed, step, state).
 
-    For dpo the batch holds pairs with the log-probabilities of the reference model. For grpo it
-    samples responses, scores them, and adds the log-probabilities of the trainer.
+    For dpo and kto the batch holds responses with the log-probabilities of the reference model, for
+    kto also the reference point of the whole batch. For grpo it samples responses, scores them, and
+    adds the log-probabilities of the trainer.
     """
 
     def complete_dpo(
@@ -83,6 +86,24 @@ def make_complete_batch(
         batch = tjx_parallel.shard_batch(mesh, task.pairs(rows["example"]))
         reference = scorer.log_probs(scorer.reference(state), _inputs(batch))
         return {**batch, "reference_log_probs": reference}, {}
+
+    def complete_kto(
+        step: int,  # noqa: ARG001  of the signature
+        rows: HostBatch,
+        state: TrainState,
+    ) -> tuple[Batch, Mapping[str, float]]:
+        assert isinstance(task, KTOTask)
+        batch, unrelated = (
+            tjx_parallel.shard_batch(mesh, part) for part in task.responses(rows["example"])
+        )
+        reference = scorer.reference(state)
+        points = _reference_points(
+            scorer.log_probs(state.params, unrelated, state.base),
+            scorer.log_probs(reference, unrelated),
+            unrelated["labels"],
+        )
+        log_probs = scorer.log_probs(reference, _inputs(batch))
+        return {**batch, "reference_log_probs": log_probs, "reference_points": points}, {}
 
     def complete_grpo(
         step: int, rows: HostBatch, state: TrainState
@@ -117,7 +138,14 @@ def make_complete_batch(
         labels = np.sum(host["labels"] >= 0)
         return completed, {**metrics, "gap_max": float(gap.max()), "gap_mean": gap.sum() / labels}
 
-    return complete_grpo if config.task == "grpo" else complete_dpo
+    return {"grpo": complete_grpo, "dpo": complete_dpo, "kto": complete_kto}[str(config.task)]
+
+
+@jax.jit
+def _reference_points(log_probs: jax.Array, reference: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the reference point of KTO of unrelated responses [B, T], in each row: float32 [B]."""
+    sums = (tjx_rl.sequence_log_probs(each, labels >= 0) for each in (log_probs, reference))
+    return jnp.broadcast_to(tjx_rl.kto_reference_point(*sums), len(labels))
 
 
 def _inputs(batch: Batch) -> dict[str, jax.Array]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 import tjx_parallel
+from tjx_trainer.distillation.teacher import teacher_inputs
 from tjx_trainer.runtime.out_of_memory import OutOfMemoryError, headline, is_out_of_memory
 from tjx_trainer.training.build import Job
 from tjx_trainer.training.train_state import bytes_on_device
@@ -83,7 +84,8 @@ def measure(job: Job, *, strict: bool = False) -> StepMemory:
     """
     state = job.abstract
     trained, opt_state = bytes_on_device(state.params), bytes_on_device(state.opt_state)
-    params = trained + bytes_on_device(state.base)
+    frozen = teacher_inputs(job.teacher)
+    params = trained + bytes_on_device((state.base, frozen))
     batch = step = None
     # Compiling needs all processes; compiling without memory may fail again.
     if jax.process_count() == 1:
@@ -91,7 +93,7 @@ def measure(job: Job, *, strict: bool = False) -> StepMemory:
             shapes = _abstract_batch(job.mesh, job.task.train_data.batch(0))
             batch = bytes_on_device(shapes)
             jitted: Any = job.train_step
-            step = jitted.lower(job.abstract, shapes).compile().memory_analysis()
+            step = jitted.lower(job.abstract, {**shapes, **frozen}).compile().memory_analysis()
         except Exception as error:
             if strict and not is_out_of_memory(error):
                 raise

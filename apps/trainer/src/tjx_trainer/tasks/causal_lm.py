@@ -10,6 +10,7 @@ import numpy as np
 import tjx_data
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.distillation.teacher import with_teacher
 from tjx_trainer.runtime.run_logging import log_info
 from tjx_trainer.tasks.base_task import LoaderTask, TextTask
 from tjx_trainer.tasks.sampling import generate_text, max_new_tokens_for
@@ -31,13 +32,15 @@ def open_causal_lm(config: Config, progress: tjx_data.Progress | None = None) ->
     if config.data.reads_tokens:
         tokenizer = load_token_tokenizer(config)
         if tokenizer is None:
+            with_teacher(config, None)
             return config, lambda share: TokenFilesTask(config, share)
         text = TextData({}, tokenizer)
     else:
         text = open_text(config, progress)
     for note in check_tokenizer(config, text.tokenizer):
         log_info(f"note           {note}")
-    config = _with_usable_prompt(fit_vocabulary(config, text.tokenizer.vocab_size), text.tokenizer)
+    config = fit_vocabulary(config, text.tokenizer.vocab_size)
+    config = _with_usable_prompt(with_teacher(config, text.tokenizer), text.tokenizer)
     return config, lambda share: CausalLMTask(config, text, share)
 
 

@@ -12,6 +12,7 @@ from tjx_data.corpora.documents import SplitName
 from tjx_data.corpora.tiny_chat import conversations as generated_conversations
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.distillation.teacher import with_teacher
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.run_logging import log_info
 from tjx_trainer.tasks.base_task import LoaderTask
@@ -36,7 +37,7 @@ def open_sft(config: Config, progress: tjx_data.Progress | None = None) -> Opene
     tokenizer, template = open_chat(config)
     for note in check_tokenizer(config, tokenizer):
         log_info(f"note           {note}")
-    config = fit_vocabulary(config, tokenizer.vocab_size)
+    config = with_teacher(fit_vocabulary(config, tokenizer.vocab_size), tokenizer)
     malformed: list[tjx_data.Malformed] = []
     if config.data.path is None:
         conversations = generated_conversations()[: config.data.max_documents]

@@ -19,6 +19,8 @@ from tjx_nn.layout import Layout
 from tjx_trainer.config.config_tree import flatten
 from tjx_trainer.config.run_config import Config, row_length
 from tjx_trainer.config.task_checks import RL_TASKS
+from tjx_trainer.distillation.gradients import make_distillation_gradients, with_teacher_input
+from tjx_trainer.distillation.teacher import Teacher
 from tjx_trainer.runtime import provenance
 from tjx_trainer.tasks.task import DataShard, HostBatch, Task, data_identity
 from tjx_trainer.training import reproducible
@@ -69,6 +71,8 @@ class Job:
         From params to a histogram per parameter, jitted.
     eval_step : EvalStep
         Accumulates evaluation sums over batches, jitted.
+    teacher : Teacher or None
+        With distillation, the teacher, whose parameters are part of each batch.
     """
 
     config: Config
@@ -82,6 +86,7 @@ class Job:
     weight_histograms: Callable[[dict[str, Any]], dict[str, Any]]
     eval_step: EvalStep
     complete_batch: CompleteBatch | None = None
+    teacher: Teacher | None = None
 
     def initial_state(self) -> TrainState:
         """Initialize the state of step 0, sharded over the mesh."""
@@ -181,13 +186,16 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
             pipeline_means=pipeline_means,
         ),
         complete_batch=_make_complete_batch(config, task, parts),
+        teacher=parts.teacher,
     )
 
 
 def _make_complete_batch(
     config: Config, task: Task, parts: "StepComponents"
 ) -> CompleteBatch | None:
-    """Return the function that samples and scores responses; None for tasks without."""
+    """Return the function that adds to the rows of a batch; None if they are the batch."""
+    if parts.teacher is not None:
+        return parts.teacher.complete
     if config.task not in RL_TASKS:
         return None
     from tjx_trainer.rl.scoring import Scorer, make_complete_batch
@@ -227,6 +235,7 @@ class StepComponents(NamedTuple):
     abstract: TrainState
     gradients: Gradients
     train_step: TrainStep
+    teacher: Teacher | None
 
 
 def build_step_components(config: Config, devices: Sequence[jax.Device]) -> StepComponents:
@@ -251,10 +260,14 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
     rules = tjx_parallel.ShardingRules.of(config.mesh)
     layout = make_layout(config.model, mesh, rules, config.mesh)
     abstract = abstract_state(config, optimizer, mesh, rules)
+    teacher = None if config.distill.teacher is None else Teacher(config, mesh)
     choices: dict[str, Any] = {}
     if config.train.reproducible == "mesh":
         gradients = reproducible.make_gradients(config, mesh)
         choices["wrap"] = partial(reproducible.on_each_device, mesh=mesh)
+    elif teacher is not None:
+        gradients = make_distillation_gradients(config, layout, teacher)
+        choices["wrap"] = with_teacher_input
     else:
         gradients = make_gradients(config, mesh, layout, accumulation=accumulation)
     if config.rl.updates_per_rollout > 1:
@@ -270,7 +283,9 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
         shardings=shardings_of(abstract),
         **choices,
     )
-    return StepComponents(mesh, layout, accumulation, optimizer, abstract, gradients, train_step)
+    return StepComponents(
+        mesh, layout, accumulation, optimizer, abstract, gradients, train_step, teacher
+    )
 
 
 def run_metadata(job: Job) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Initialization from pretrained weights: the transformers format, a run, an Orbax checkpoint."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -28,6 +29,48 @@ _FREE = frozenset({
 })  # fmt: skip
 
 
+@cache
+def load_pretrained(name: str) -> tuple[Any, dict[str, Any]]:
+    """Return the configuration and parameters of a trained model.
+
+    Parameters
+    ----------
+    name : str
+        A run directory, a folder in the format of Hugging Face transformers, or a name on its hub.
+
+    Returns
+    -------
+    model configuration, and nested dict of arrays
+        The parameters are on the host. Both stay in memory until ``load_pretrained.cache_clear``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or the run has no checkpoint.
+    """
+    if not RunDirectory(Path(name)).config.is_file():
+        return tjx_nn.hf.load(name)
+    from tjx_trainer.run_reader import SavedRun  # it imports the modules that import this one
+
+    run = SavedRun(Path(name))
+    if not run.steps():
+        raise ValueError(
+            f"{name}: got a run without a checkpoint; expected a trained one; give another one to "
+            "train.init_from or distill.teacher"
+        )
+    mesh = tjx_parallel.make_mesh(MeshConfig(), jax.local_devices()[:1])
+    params, _ = run.load_params(mesh)
+    return run.config.model, jax.device_get(params)
+
+
+def params_digest(params: Any, prefix: str = "") -> str:
+    """Return the SHA-256 of parameters with their names, after a text."""
+    hasher = hashlib.sha256(prefix.encode())
+    for path, leaf in jax.tree.leaves_with_path(params):
+        hasher.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return hasher.hexdigest()
+
+
 def check_pretrained(config: Config) -> None:
     """Raise if the model's architecture differs from that of ``train.init_from``.
 
@@ -46,7 +89,7 @@ def check_pretrained(config: Config) -> None:
     if (path := config.train.orbax_path) is not None:
         check_orbax(path, config.model)
         return
-    theirs, _ = _load(config.train.init_from)
+    theirs, _ = load_pretrained(config.train.init_from)
     if problems := _differences(config.train.init_from, theirs, config.model):
         raise ConfigError(problems)
 
@@ -118,8 +161,8 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     assert config.train.init_from is not None
     if (path := config.train.orbax_path) is not None:
         return orbax_params(path)
-    _, params = _load(config.train.init_from)
-    _load.cache_clear()  # the weights are read once and are as large as the model
+    _, params = load_pretrained(config.train.init_from)
+    load_pretrained.cache_clear()  # the weights are read once and are as large as the model
     tables = {name: dict(table) for name, table in params.items() if name in _ROWS}
     for name, table in tables.items():
         for key, rows in table.items():
@@ -138,22 +181,6 @@ def _fit(table: np.ndarray, rows: int) -> np.ndarray:
     """Truncate a table to `rows` rows, or pad it with rows of zeros."""
     missing = max(0, rows - len(table))
     return np.pad(table[:rows], ((0, missing), (0, 0)))
-
-
-@cache
-def _load(name: str) -> tuple[Any, dict[str, Any]]:
-    if not RunDirectory(Path(name)).config.is_file():
-        return tjx_nn.hf.load(name)
-    from tjx_trainer.run_reader import SavedRun  # it imports the modules that import this one
-
-    run = SavedRun(Path(name))
-    if not run.steps():
-        raise ValueError(
-            f"train.init_from: got the run {name} without a checkpoint; expected a trained one"
-        )
-    mesh = tjx_parallel.make_mesh(MeshConfig(), jax.local_devices()[:1])
-    params, _ = run.load_params(mesh)
-    return run.config.model, jax.device_get(params)
 
 
 def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:

@@ -82,7 +82,9 @@ def _in_vocab(call: CrossEntropyCall, rows: int, index: jax.Array | int, size: i
     return jnp.where(index == call.chunks, tail, row_C * call.chunks + index) < call.vocab_size
 
 
-def _logits(x: jax.Array, head: Head, soft_cap: float | None) -> tuple[jax.Array, jax.Array | None]:
+def capped_logits(
+    x: jax.Array, head: Head, soft_cap: float | None
+) -> tuple[jax.Array, jax.Array | None]:
     """Return logits [N, C] and the derivative of the soft cap, None without a cap."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     logits = jnp.einsum("...D,CD->...C", x, head.w.astype(x.dtype), preferred_element_type=dtype)
@@ -105,7 +107,7 @@ def _forward(
     rows = chunks.w.shape[0]
 
     def step(sums: Sums, index: jax.Array | int, chunk: Head) -> Sums:
-        logits, _ = _logits(x, chunk, call.soft_cap)
+        logits, _ = capped_logits(x, chunk, call.soft_cap)
         row = _row_in_chunk(call, labels, rows, index)
         # A comparison, not a gather: with sharded rows of w each device compares its own rows.
         is_target = row[..., None] == jnp.arange(chunk.w.shape[0])[(None,) * row.ndim]
@@ -185,7 +187,7 @@ def _derivative(
     rows = head.w.shape[0] // call.chunks
 
     def derivative(index: jax.Array | int, chunk: Head) -> jax.Array:
-        logits, slope = _logits(x, chunk, call.soft_cap)
+        logits, slope = capped_logits(x, chunk, call.soft_cap)
         row = _row_in_chunk(call, labels, rows, index)
         hit = row[..., None] == lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         padded = call.vocab_size < head.w.shape[0]
