@@ -127,7 +127,8 @@ def test_cautious_decay_leaves_out_entries_that_the_update_moves_away_from_zero(
 
     def after_one_step(**options: Any) -> dict[str, Any]:
         config = OptimizerConfig(learning_rate=0.01, **options)
-        return run(make_optimizer(config), params, gradients[:1])[0]
+        found: dict[str, Any] = run(make_optimizer(config), params, gradients[:1])[0]
+        return found
 
     none, all_entries = after_one_step(weight_decay=0.0), after_one_step(weight_decay=0.5)
     cautious = after_one_step(weight_decay=0.5, cautious_decay=True)

@@ -173,4 +173,5 @@ def _with_full_rank_rms(orthogonal: jax.Array) -> jax.Array:
 def _with_rms(matrices: jax.Array) -> jax.Array:
     """Scale each matrix to `UPDATE_RMS`; a zero matrix stays zero."""
     rms = jnp.sqrt(jnp.mean(matrices**2, axis=(-2, -1), keepdims=True))
-    return matrices * (UPDATE_RMS / (rms + 1e-7))
+    scaled: jax.Array = matrices * (UPDATE_RMS / (rms + 1e-7))
+    return scaled
