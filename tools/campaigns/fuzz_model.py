@@ -131,7 +131,8 @@ class ModelFolder(Kind):
     def check(self, folder: Path) -> None:
         """Load the model; an accepted one, saved again, must have the tensors of the files."""
         config, params = hf.load(folder / "model")
-        hf.save(folder / "again", config, params)
+        theirs = json.loads((folder / "model" / "config.json").read_bytes())
+        hf.save(folder / "again", config, params, model_type=theirs["model_type"])
         header, body = split((folder / "again" / "model.safetensors").read_bytes())
         written = _tensors(header, body)
         read: dict[str, Any] = {}
@@ -143,7 +144,6 @@ class ModelFolder(Kind):
         for name in common:
             assert written[name].shape == read[name].shape, name
             assert np.array_equal(written[name], read[name], equal_nan=True), name
-        theirs = json.loads((folder / "model" / "config.json").read_bytes())
         ours = json.loads((folder / "again" / "config.json").read_bytes())
         pads = isinstance(config, BertConfig | EncoderDecoderConfig)
         unused = _NOT_COMPUTED | (set() if pads else {"pad_token_id"})

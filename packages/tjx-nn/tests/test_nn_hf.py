@@ -329,6 +329,11 @@ def test_damaged_and_missing_files_raise(tmp_path: pathlib.Path) -> None:
     first = sorted((tmp_path / "shards").glob("model-*"))[0]
     first.write_bytes(first.read_bytes()[:100])
     assert f"{first}: missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
+    header = json.dumps("a" * 100_000).encode()
+    first.write_bytes(len(header).to_bytes(8, "little") + header)
+    message = error_of(lambda: hf.load(tmp_path / "shards"))
+    assert f"{first}: missing or damaged" in message
+    assert len(message) < 1000
     first.unlink()
     assert f"{first}: missing or damaged" in error_of(lambda: hf.load(tmp_path / "shards"))
     index = tmp_path / "shards" / "model.safetensors.index.json"

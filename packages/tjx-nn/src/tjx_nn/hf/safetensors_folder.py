@@ -22,6 +22,7 @@ WRITABLE: dict[str, Any] = {
 }
 LARGEST_JSON = 16 << 20  # bytes; the index of a model of 91,000 tensors has 9 MB
 LARGEST_HEADER = 16 << 20
+MAX_REASON = 300  # characters; safetensors quotes a whole invalid value
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 _FILE_NAME = re.compile(r"[^/\\\0]+\.safetensors")
@@ -98,7 +99,7 @@ class Tensors:
         except (OSError, ValueError, MemoryError, safetensors.SafetensorError) as error:
             self._files.close()
             raise ValueError(
-                f"{path}: missing or damaged ({error}); download or copy it again"
+                f"{path}: missing or damaged ({str(error)[:MAX_REASON]}); download or copy it again"
             ) from error
 
 
