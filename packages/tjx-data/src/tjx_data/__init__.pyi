@@ -54,6 +54,8 @@ from .loading.token_loader import batch_bytes as batch_bytes
 from .loading.token_splits import TokenFiles as TokenFiles
 from .loading.token_splits import find_token_files as find_token_files
 from .loading.token_splits import open_token_split as open_token_split
+from .mixtures.mixture_weights import limit_epochs as limit_epochs
+from .mixtures.mixture_weights import temperature_weights as temperature_weights
 from .prepared.dataset_cache import find_problems as find_problems
 from .prepared.dataset_cache import open_or_prepare as open_or_prepare
 from .prepared.dataset_cache import open_sets as open_sets
