@@ -22,7 +22,7 @@ from pathlib import Path
 from turns import Json, machine
 
 from tjx_data import clean
-from tjx_data.cleaning.clean import CleanConfig
+from tjx_data.cleaning.clean_config import CleanConfig
 from tjx_data.prepared.executors import SerialExecutor
 
 HERE = Path(__file__).resolve().parent

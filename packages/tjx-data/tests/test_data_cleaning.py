@@ -11,7 +11,7 @@ import pytest
 
 from tjx_data import Documents, clean
 from tjx_data.cleaning import clean_parts
-from tjx_data.cleaning.clean import CleanConfig
+from tjx_data.cleaning.clean_config import CleanConfig
 from tjx_data.cleaning.contamination import index_evaluation_texts, is_contaminated
 from tjx_data.cleaning.rules import MASKS, RULES, Measures, find_rules
 from tjx_data.cleaning.words import ngram_hashes, normalized_words, word_hashes

@@ -1,6 +1,7 @@
 from .cache import default_cache_dir as default_cache_dir
-from .cleaning.clean import CleanConfig as CleanConfig
 from .cleaning.clean import clean as clean
+from .cleaning.clean_config import CleanConfig as CleanConfig
+from .cleaning.scores import scored_text as scored_text
 from .config import DataConfig as DataConfig
 from .conversations.built_in_templates import CHAT_TOKENS as CHAT_TOKENS
 from .conversations.config import ChatConfig as ChatConfig
