@@ -97,14 +97,13 @@ def clean_part(task: CleanTask) -> CleanRecord:
         text = unscored.encode("utf-8", "replace").decode()
         size = len(text.encode())
         n_bytes += size
-        words = word_hashes(normalized_words(text))
-        reason = "malformed" if text != unscored else drop_reason(text, words, score)
+        reason = "malformed" if text != unscored else drop_reason(text, score)
         if reason is not None:
             add_dropped(dropped, reason, size, text)
             continue
         digests.append(hashlib.sha256(text.encode()).digest()[:16])
         if task.config.near_duplicates is not None:
-            signatures.append(signature(words)[None])
+            signatures.append(signature(word_hashes(normalized_words(text)))[None])
         for mask in masks:
             text, count = mask.pattern.subn(mask.replacement, text)
             masked[mask.name] += count
@@ -129,15 +128,15 @@ def clean_part(task: CleanTask) -> CleanRecord:
     return record
 
 
-def _drop_reasons(task: CleanTask) -> Callable[[str, Hashes, float | None], str | None]:
-    """Return the function from a text, its words and its score to a reason to drop it, or None."""
+def _drop_reasons(task: CleanTask) -> Callable[[str, float | None], str | None]:
+    """Return the function from a text and its score to a reason to drop it, or None."""
     config, rules = task.config, find_rules(task.config.rules)
     evaluation = {} if task.evaluation is None else _load_evaluation(task.evaluation)
     identify = None
     if config.language_identifier is not None:
         identify = find_identifier(config.language_identifier)
 
-    def drop_reason(text: str, words: Hashes, score: float | None) -> str | None:
+    def drop_reason(text: str, score: float | None) -> str | None:
         if is_empty(text):
             return "empty"
         if score is not None and math.isnan(score):
@@ -148,7 +147,7 @@ def _drop_reasons(task: CleanTask) -> Callable[[str, Hashes, float | None], str 
             text, identify, config.languages, config.min_language_score
         ):
             return "language"
-        if is_contaminated(words, evaluation):
+        if is_contaminated(text, evaluation):
             return "contaminated"
         measures = Measures(text)
         return next((rule.name for rule in rules if not rule.keeps(measures)), None)
