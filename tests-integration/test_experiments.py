@@ -15,7 +15,8 @@ from experiments.runs import Outcome, Run, RunFailedError, run_one
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "experiments"
 NAMES = (
-    "accumulation", "gradient_explosion", "optimizers", "positions", "precision", "schedules",
+    "accumulation", "gradient_explosion", "mixtures", "optimizers", "positions", "precision",
+    "schedules", "vocabulary_size",
 )  # fmt: skip
 TEXT = "the wall is high and the wall is long\n" * 200
 

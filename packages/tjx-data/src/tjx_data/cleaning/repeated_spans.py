@@ -9,8 +9,8 @@ Windows are compared by rolling hashes of 128 bits, in two passes over the parts
    windows around the positions found there, a few more than the repeated ones, are hashed whole and
    grouped.
 
-Memory is about 34 / n bytes for each byte of text (n = 200: 17 %), 50 bytes for each repeated byte,
-and 50 for each byte of the largest document.
+Memory is about 70 / n bytes for each byte of text (n = 200: 35 %), 50 bytes for each repeated byte,
+and 50 for each byte of the largest part.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -75,11 +75,9 @@ def find_repeated_spans(parts: Callable[[], Iterable[Texts]], n: int) -> Positio
     [[13, 18]]
     """
     width = n // 2
-    blocks = [_block_hashes(part, width) for part in parts()]
-    known, counts = np.unique(np.concatenate([_NONE, *blocks]), return_counts=True)
-    if not len(known):
+    index = _Index(np.concatenate([_NONE, *(_block_hashes(part, width) for part in parts())]))
+    if not len(index):
         return np.zeros((0, 2), np.int64)
-    index = _Index(known, counts > 1)
     found: list[tuple[Positions, Hashes, Hashes]] = []
     offset = 0
     for part in parts():
@@ -133,18 +131,22 @@ class _Index:
 
     Parameters
     ----------
-    known : array
-        Sorted, uint64 [blocks].
-    is_repeated : array
-        Whether more than one block has the hash, bool [blocks].
+    hashes : array
+        Of all blocks, uint64 [blocks]; sorted in place.
     """
 
-    def __init__(self, known: Hashes, is_repeated: npt.NDArray[np.bool_]) -> None:
-        self._known, self._is_repeated = known, is_repeated
-        bits = max(len(known) - 1, 1).bit_length() + 3
+    def __init__(self, hashes: Hashes) -> None:
+        hashes.sort()
+        first = np.flatnonzero(np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)])
+        self._known = hashes[first]
+        self._is_repeated = np.diff(first, append=len(hashes)) > 1
+        bits = max(len(hashes) - 1, 1).bit_length() + 2
         self._shift = np.uint64(64 - bits)
         self._may_hold = np.zeros(1 << bits, bool)  # most hashes are not searched
-        self._may_hold[known >> self._shift] = True
+        self._may_hold[self._known >> self._shift] = True
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def find(
         self, hashes: Hashes, is_block: npt.NDArray[np.bool_], allowed: npt.NDArray[np.bool_]
