@@ -106,7 +106,7 @@ def find_near_duplicates(
     n_found = sum(copy not in kept for copy in copies)
     n_false = sum(document not in kept for document in documents)
     recall = {
-        str(fraction): round(
+        f"{100 * fraction:g} %": round(
             sum(copy not in kept for copy in copies[k :: len(fractions)])
             / len(copies[k :: len(fractions)]),
             4,

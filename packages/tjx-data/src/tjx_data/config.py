@@ -58,7 +58,7 @@ class DataConfig:
         proportional to the size, and more favors small corpora. The mixture has names only then.
     max_epochs : float or None
         Most times that a run repeats a corpus of the mixture; the others get the rest in proportion
-        to their weights. Of more than 4 epochs a run learns little (Muennighoff et al. 2023).
+        to their weights. 4 epochs are nearly as good as new text (Muennighoff et al. 2023).
     curriculum : str or None
         Other weights from given steps on, such as '1000:web=0.5,books=0.5;9000:books=1'. Corpora
         that an entry leaves out are not read; validation has the weights of the last.

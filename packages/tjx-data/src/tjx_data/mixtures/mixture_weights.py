@@ -67,8 +67,8 @@ def limit_epochs(
 
     The other corpora get the rows that such a corpus lacks, in proportion to their weights. The
     limit is that of the whole run: what the first weights use is missing in the later ones. Up to
-    4 epochs of a text are nearly as good as new text, and more than 16 are nearly worthless
-    (Muennighoff et al. 2023, "Scaling data-constrained language models", arXiv:2305.16264); with
+    4 epochs of a text are nearly as good as new text; with more, the gain falls to zero
+    (Muennighoff et al. 2023, "Scaling data-constrained language models", arXiv:2305.16264). With
     equal weights this is UniMax (Chung et al. 2023, arXiv:2304.09151).
 
     Parameters
