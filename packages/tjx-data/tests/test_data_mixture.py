@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tjx_data.config import DataConfig
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
+from tjx_data.loading.masked_lm import MaskedLoader
 from tjx_data.loading.mixture import MixtureLoader
+from tjx_data.loading.token_loader import TokenLoader
 from tjx_data.mixtures.mixture_weights import (
     MAX_PERIOD,
     limit_epochs,
@@ -271,6 +273,28 @@ def test_incompatible_loaders_are_named(other: Counting, message: str) -> None:
         MixtureLoader({"a": Counting(0), "b": other}, {"a": 1, "b": 1}, batch_size=1)
     fits = {"a": Counting(0), "b": Counting(1, tokenizer=None)}
     MixtureLoader(fits, {"a": 1, "b": 1}, batch_size=1)
+
+
+def test_masked_rows_of_a_mixture_are_evaluated_by_corpus() -> None:
+    settings_ = {"vocab_size": 50, "seq_len": 8, "batch_size": 4}
+    tokens = {name: np.arange(100) * step % 40 for name, step in (("a", 3), ("b", 7))}
+    loaders = {
+        name: TokenLoader.from_tokens(each, **settings_)  # type: ignore[arg-type]
+        for name, each in tokens.items()
+    }
+    masking: dict[str, Any] = {"mask_id": 49, "vocab_size": 50, "seed": 3}
+    mixed = MaskedLoader(MixtureLoader(loaders, {"a": 1, "b": 2}, batch_size=4), **masking)
+    found = list(mixed.evaluation_batches_by_corpus())
+    for name, loader in loaders.items():
+        alone = list(MaskedLoader(loader, **masking).evaluation_batches())
+        own = [batch for corpus, batch in found if corpus == name]
+        assert len(own) == len(alone)
+        for a, b in zip(own, alone, strict=True):
+            is_text = (b["labels"] != IGNORED_LABEL) | (b["tokens"] != 0)
+            np.testing.assert_array_equal(a["labels"], b["labels"])
+            np.testing.assert_array_equal(a["tokens"][is_text], b["tokens"][is_text])
+    # One corpus is no mixture.
+    assert list(MaskedLoader(loaders["a"], **masking).evaluation_batches_by_corpus()) == []
 
 
 CURRICULUM: dict[int, dict[str, float]] = {
