@@ -20,19 +20,20 @@ from tjx_trainer.tasks.task import DataShard
 from tjx_trainer.tasks.text_data import TextData, make_token_loader
 
 DATA = "TJX_TEST_DATA"
-STEPS, CHANGE = 800, 500
+STEPS, CHANGE = 400, 250
 FLAGS: Flags = {
     **{name: value for name, value in SMALL_GPT.items() if name != "data.corpus"},
     "data.vocab_size": 1024,
     "data.holdout": "tail",
+    "model.n_layer": 2,
     "train.max_steps": STEPS,
     "train.batch_size": 16,
-    "train.eval_every": 100,
-    "train.eval_tokens": 80_000,
+    "train.eval_every": 50,
+    "train.eval_tokens": 16_000,
     "train.sample_tokens": 0,
     "optimizer.learning_rate": 4e-3,
     "optimizer.b2": 0.99,
-    "schedule.warmup_steps": 60,
+    "schedule.warmup_steps": 40,
     "checkpoint.every": 1_000_000,
     "log.every": 50,
 }
@@ -247,7 +248,7 @@ def draw(results: Json) -> Figure:
     return figure
 
 
-EXPERIMENT = Experiment(name="mixtures", measure=measure, page=page, draw=draw)
+EXPERIMENT = Experiment(name="mixtures", measure=measure, page=page, draw=draw, seeds=2)
 
 if __name__ == "__main__":
     main(EXPERIMENT, __doc__)

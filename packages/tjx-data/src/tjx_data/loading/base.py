@@ -130,22 +130,9 @@ class Loader(ABC):
             the same number of batches.
         """
 
-    def evaluation_batches_by_corpus(
-        self,
-        limit: int | None = None,  # noqa: ARG002  for mixtures
-    ) -> Iterator[tuple[str, Batch]]:
-        """Yield the held-out rows of a mixture by corpus; nothing of a loader of one corpus.
-
-        Parameters
-        ----------
-        limit : int, optional
-            Most units of each corpus, as of `evaluation_batches`.
-
-        Yields
-        ------
-        name, batch : str, dict
-            Name of the corpus, and a batch of its held-out rows; one corpus after another.
-        """
+    def evaluation_batches_by_corpus(self, limit: int | None = None) -> Iterator[tuple[str, Batch]]:
+        """Yield held-out rows by corpus (`MixtureLoader`); nothing of a loader of one corpus."""
+        del limit
         yield from ()
 
 
