@@ -16,8 +16,8 @@ from experiments.runs import Outcome, Run, RunFailedError, read_journal, run_all
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "experiments"
 NAMES = (
-    "accumulation", "gradient_explosion", "optimizers", "positions", "precision", "recipe",
-    "schedules",
+    "accumulation", "gradient_explosion", "mixtures", "optimizers", "positions", "precision",
+    "recipe", "schedules", "vocabulary_size",
 )  # fmt: skip
 TEXT = "the wall is high and the wall is long\n" * 200
 

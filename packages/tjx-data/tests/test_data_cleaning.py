@@ -11,7 +11,7 @@ import pytest
 
 from tjx_data import Documents, clean
 from tjx_data.cleaning import clean_parts
-from tjx_data.cleaning.clean import CleanConfig
+from tjx_data.cleaning.clean_config import CleanConfig
 from tjx_data.cleaning.contamination import index_evaluation_texts, is_contaminated
 from tjx_data.cleaning.rules import MASKS, RULES, Measures, find_rules
 from tjx_data.cleaning.words import ngram_hashes, normalized_words, word_hashes
@@ -93,17 +93,19 @@ def test_exact_duplicates_keep_the_first(tmp_path: Path) -> None:
 
 def test_planted_evaluation_texts_are_removed(tmp_path: Path) -> None:
     evaluation = [_document(60), _document(13), _document(7), "yes no"]
+    evaluation.append("Who didn't, in the U.S., see it's no war?")
     documents = [_document() for _ in range(40)]
     upper = [evaluation[0].upper().replace(" ", ", "), evaluation[1], f"({evaluation[2]})"]
+    upper.append("who didnt in the US see its no war")
     planted = [f"{_document(30)} {text}\n{_document(30)}" for text in upper]
     report = clean([*planted, *documents], tmp_path / "out", NO_RULES, evaluation=evaluation)
-    assert report["dropped"]["contaminated"]["documents"] == 3
+    assert report["dropped"]["contaminated"]["documents"] == 4
     assert report["short_evaluation_texts"] == 1
     assert _kept(tmp_path / "out") == documents
     index, _ = index_evaluation_texts([evaluation[0]])
     twelve, thirteen = (" ".join(evaluation[0].split()[5 : 5 + n]) for n in (12, 13))
-    assert not is_contaminated(word_hashes(normalized_words(twelve)), index)
-    assert is_contaminated(word_hashes(normalized_words(thirteen)), index)
+    assert not is_contaminated(twelve, index)
+    assert is_contaminated(thirteen, index)
 
 
 def test_ngrams_depend_on_the_order_of_words_only() -> None:
@@ -202,14 +204,15 @@ def test_stopped_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
 
 def test_dask_gives_the_bytes_of_processes(tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    clean(_corpus(), tmp_path / "processes", NO_RULES)
+    config = CleanConfig(rules=(), masks=(), repeated_spans=64)
+    clean(_corpus(), tmp_path / "processes", config)
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        clean(_corpus(), tmp_path / "dask", NO_RULES, executor=client.get_executor())
+        clean(_corpus(), tmp_path / "dask", config, executor=client.get_executor())
     assert _contents(tmp_path / "dask") == _contents(tmp_path / "processes")
     report = json.loads((tmp_path / "dask" / "report.json").read_text())
     dropped = {name: found["documents"] for name, found in report["dropped"].items()}

@@ -1,6 +1,7 @@
 """Mixtures: exact shares after any number of rows, and rows that depend on their index only."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,12 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tjx_data.config import DataConfig
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.mixture import (
+from tjx_data.loading.masked_lm import MaskedLoader
+from tjx_data.loading.mixture import MixtureLoader
+from tjx_data.loading.token_loader import TokenLoader
+from tjx_data.mixtures.mixture_weights import (
     MAX_PERIOD,
-    MixtureLoader,
+    limit_epochs,
     mixture_schedule,
     rows_per_period,
+    temperature_weights,
 )
 
 
@@ -231,15 +237,16 @@ def test_proportional_evaluation_ends_with_the_first_exhausted_corpus(
 def test_invalid_arguments_are_all_reported() -> None:
     loaders = {"a": Counting(0), "b": Counting(1), "c": Counting(2)}
     with pytest.raises(ValueError, match="weights") as error:
-        MixtureLoader(loaders, {"a": -1, "b": math.nan, "d": 0}, batch_size=1)
+        MixtureLoader(loaders, {"a": -1, "b": math.nan, "d": 0}, changes={-1: {}}, batch_size=1)
     message = str(error.value)
-    assert len(message.splitlines()) == 5
+    assert len(message.splitlines()) == 6
     for part in (
         "a=-1",
         "b=nan",
         "d=0",
         "got none for 'c'",
         "got 'd'; expected names of loaders: a, b, c",
+        "changes: got {} at step -1",
     ):
         assert part in message
     with pytest.raises(ValueError, match="expected at least one"):
@@ -266,3 +273,137 @@ def test_incompatible_loaders_are_named(other: Counting, message: str) -> None:
         MixtureLoader({"a": Counting(0), "b": other}, {"a": 1, "b": 1}, batch_size=1)
     fits = {"a": Counting(0), "b": Counting(1, tokenizer=None)}
     MixtureLoader(fits, {"a": 1, "b": 1}, batch_size=1)
+
+
+def test_masked_rows_of_a_mixture_are_evaluated_by_corpus() -> None:
+    settings_ = {"vocab_size": 50, "seq_len": 8, "batch_size": 4}
+    tokens = {name: np.arange(100) * step % 40 for name, step in (("a", 3), ("b", 7))}
+    loaders = {
+        name: TokenLoader.from_tokens(each, **settings_)  # type: ignore[arg-type]
+        for name, each in tokens.items()
+    }
+    masking: dict[str, Any] = {"mask_id": 49, "vocab_size": 50, "seed": 3}
+    mixed = MaskedLoader(MixtureLoader(loaders, {"a": 1, "b": 2}, batch_size=4), **masking)
+    found = list(mixed.evaluation_batches_by_corpus())
+    for name, loader in loaders.items():
+        alone = list(MaskedLoader(loader, **masking).evaluation_batches())
+        own = [batch for corpus, batch in found if corpus == name]
+        assert len(own) == len(alone)
+        for a, b in zip(own, alone, strict=True):
+            is_text = (b["labels"] != IGNORED_LABEL) | (b["tokens"] != 0)
+            np.testing.assert_array_equal(a["labels"], b["labels"])
+            np.testing.assert_array_equal(a["tokens"][is_text], b["tokens"][is_text])
+    # One corpus is no mixture.
+    assert list(MaskedLoader(loaders["a"], **masking).evaluation_batches_by_corpus()) == []
+
+
+CURRICULUM: dict[int, dict[str, float]] = {
+    0: {"a": 3, "b": 1}, 5: {"b": 1}, 9: {"a": 0.2, "b": 0.3, "c": 0.5},
+}  # fmt: skip
+
+
+def curriculum(**settings: Any) -> MixtureLoader:
+    loaders = {name: Counting(number) for number, name in enumerate("abc")}
+    changes = {step: weights for step, weights in CURRICULUM.items() if step}
+    return MixtureLoader(
+        loaders, CURRICULUM[0], changes=changes, **{"batch_size": 8, **settings}
+    )  # fmt: skip
+
+
+def test_a_curriculum_changes_shares_at_its_steps_and_continues_the_rows() -> None:
+    loader = curriculum()
+    rows = loader.rows(np.arange(20 * 8))
+    corpora, numbers = rows["labels"][:, 0], rows["tokens"][:, 0]
+    counts = [np.bincount(corpora[8 * a : 8 * b], minlength=3).tolist() for a, b in
+              ((0, 5), (5, 9), (9, 19))]  # fmt: skip
+    assert counts == [[30, 10, 0], [0, 32, 0], [16, 24, 40]]
+    for corpus in range(3):  # none is skipped, none is read twice
+        own = numbers[corpora == corpus]
+        assert own.tolist() == list(range(len(own)))
+    assert loader.rows_by_corpus(19 * 8) == {"a": 46, "b": 66, "c": 40}
+    # A step depends on its number only, in any order and in any division among processes.
+    for step in (13, 4, 5, 8, 9, 0):
+        whole = curriculum().batch(step)
+        np.testing.assert_array_equal(whole["tokens"][:, 0], numbers[8 * step : 8 * step + 8])
+        parts = [curriculum(process_index=i, process_count=2).batch(step) for i in range(2)]
+        for key, array in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), array)
+    assert loader.identity["a/share"] == "3 of 4; from row 40 0 of 1; from row 72 2 of 10"
+    assert loader.fingerprint != mixture({"a": 3, "b": 1}).fingerprint
+    # Evaluation has the last weights at every step.
+    rows_read = [batch["tokens"][batch["labels"] >= 0] for batch in loader.evaluation_batches(30)]
+    assert np.bincount(np.concatenate(rows_read)).tolist() == [6, 9, 15]
+
+
+def test_temperature_weights_are_powers_of_sizes() -> None:
+    sizes = {"a": 1, "b": 16, "c": 81}
+    assert temperature_weights(sizes, 1)["c"] == pytest.approx(81 / 98)
+    for name, weight in temperature_weights(sizes, 4).items():
+        assert weight == pytest.approx(sizes[name] ** 0.25 / 6)
+    assert temperature_weights(sizes, 1e9)["a"] == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="temperature: got 0; expected a number above 0"):
+        temperature_weights(sizes, 0)
+    with pytest.raises(ValueError, match="sizes: got none for d"):
+        temperature_weights({"d": 0}, 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(1, 200)), min_size=1, max_size=5),
+    st.integers(1, 60),
+)
+@settings(max_examples=50)
+def test_no_corpus_is_repeated_beyond_the_limit(
+    given_: list[tuple[int, int]], n_steps: int
+) -> None:
+    weights = dict(zip("abcde", (float(weight) for weight, _ in given_), strict=False))
+    sizes = dict(zip("abcde", (size for _, size in given_), strict=False))
+    n_rows, limits = 8 * n_steps, {name: 2.5 * size for name, size in sizes.items()}
+    by_step: dict[int, dict[str, float]] = {0: weights, 7: weights}
+    arguments: dict[str, Any] = {"n_steps": n_steps, "batch_size": 8, "max_epochs": 2.5}
+    if sum(int(limit) for limit in limits.values()) < n_rows:
+        with pytest.raises(ValueError, match=r"max_epochs: got 2.5; expected text for the"):
+            limit_epochs(by_step, sizes, **arguments)
+        return
+    found = limit_epochs(by_step, sizes, **arguments)
+    loader = MixtureLoader(
+        {name: Counting(i) for i, name in enumerate(weights)},
+        found[0], changes={7: found[7]}, batch_size=8,
+    )  # fmt: skip
+    rows = loader.rows_by_corpus(n_rows)
+    assert all(rows[name] <= limits[name] for name in rows)
+    # Corpora below the limit keep their proportions: one row of rounding for each change.
+    free = [name for name in rows if rows[name] < int(limits[name]) - 2]
+    for a in free:
+        for b in free:
+            assert abs(rows[a] / weights[a] - rows[b] / weights[b]) <= 4 / min(weights.values())
+
+
+def test_configured_mixtures_have_weights_by_step() -> None:
+    config = DataConfig(mixture="a.txt=3,b.txt=1", curriculum="5:b.txt=1; 9:a.txt=1,c.txt=1")
+    assert config.weights == {"a.txt": 3, "b.txt": 1, "c.txt": 0}
+    assert list(config.weights_by_step) == [0, 5, 9]
+    assert DataConfig(mixture="a.txt, b.txt", mixture_temperature=3).weights == {
+        "a.txt": 1, "b.txt": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixture_temperature": 3}, "mixture: got 'a.txt=3'; expected NAME without a weight"),
+        ({"mixture_temperature": 0}, "mixture_temperature: got 0; expected a number above 0"),
+        ({"mixture": None, "max_epochs": 4}, "max_epochs: got a value without a mixture"),
+        ({"curriculum": "9:b.txt=1;9:a.txt=1"}, "curriculum: got '9:a.txt=1'; expected STEP:"),
+        ({"curriculum": "0:b.txt=1"}, "expected STEP:NAME=WEIGHT,... with ascending steps above 0"),
+        ({"curriculum": "9:b.txt"}, "curriculum: got 'b.txt'; expected NAME=WEIGHT"),
+        ({"curriculum": "9:c.bin=1"}, "curriculum: got 'c.bin'; expected text"),
+        (
+            {"curriculum": "9:b.txt=1", "mixture_temperature": 3},
+            "curriculum: got weights of steps with mixture_temperature",
+        ),
+        ({"stream": True, "max_epochs": 3}, "max_epochs: got 3 with stream"),
+    ],
+)
+def test_invalid_mixtures_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DataConfig(**{"mixture": "a.txt=3,b.txt=1", **changes})

@@ -51,7 +51,8 @@ def write_sources(folder: Path) -> str:
 def opened(folder: Path, process_index: int = 0, **changes: Any) -> Any:
     settings: dict[str, Any] = {
         "mixture": write_sources(folder), "tokenizer": "byte", "seq_len": 12, "stream": True,
-        "shuffle_buffer": 7, "cache_dir": str(folder / "cache"), **changes,
+        "shuffle_buffer": 7, "cache_dir": str(folder / "cache"),
+        "curriculum": f"20:{folder}/b.jsonl=1;40:{folder}/a.txt=1,{folder}/b.jsonl=1", **changes,
     }  # fmt: skip
     count = settings.pop("process_count", 1)
     return open_stream(
@@ -113,7 +114,8 @@ def test_recorded_states_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_processes_read_disjoint_training_documents_only(tmp_path: Path) -> None:
-    config = {"mixture": None, "path": f"{tmp_path}/a.txt", "shuffle_buffer": 0}
+    path = f"{tmp_path}/a.txt"
+    config = {"mixture": None, "curriculum": None, "path": path, "shuffle_buffer": 0}
     found: list[set[str]] = []
     for process in range(2):
         loader = opened(tmp_path, process, process_count=2, **config)

@@ -1,6 +1,7 @@
 from .cache import default_cache_dir as default_cache_dir
-from .cleaning.clean import CleanConfig as CleanConfig
 from .cleaning.clean import clean as clean
+from .cleaning.clean_config import CleanConfig as CleanConfig
+from .cleaning.scores import scored_text as scored_text
 from .config import DataConfig as DataConfig
 from .conversations.built_in_templates import CHAT_TOKENS as CHAT_TOKENS
 from .conversations.config import ChatConfig as ChatConfig
@@ -54,6 +55,8 @@ from .loading.token_loader import batch_bytes as batch_bytes
 from .loading.token_splits import TokenFiles as TokenFiles
 from .loading.token_splits import find_token_files as find_token_files
 from .loading.token_splits import open_token_split as open_token_split
+from .mixtures.mixture_weights import limit_epochs as limit_epochs
+from .mixtures.mixture_weights import temperature_weights as temperature_weights
 from .prepared.dataset_cache import find_problems as find_problems
 from .prepared.dataset_cache import open_or_prepare as open_or_prepare
 from .prepared.dataset_cache import open_sets as open_sets

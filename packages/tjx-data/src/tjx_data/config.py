@@ -15,6 +15,12 @@ from tjx_data.corpora.registry import (
 )
 from tjx_data.corpora.text_template import record_fields
 from tjx_data.images.augmentation import NO_AUGMENTATION, Augmentation
+from tjx_data.mixtures.mixture_config import (
+    Weights,
+    parse_curriculum,
+    parse_mixture,
+    validate_names,
+)
 
 STREAM_SAMPLE_TOKENS = 2_000_000
 """Training tokens at the start of a stream that are prepared, with the held-out text there."""
@@ -47,6 +53,15 @@ class DataConfig:
     mixture : str or None
         Several corpora or paths with weights, such as 'fineweb-edu=0.8,books/*.txt=0.2'; replaces
         corpus and path.
+    mixture_temperature : float or None
+        Weights from sizes: with T, a corpus of n training tokens has the weight n**(1/T); 1 is
+        proportional to the size, and more favors small corpora. The mixture has names only then.
+    max_epochs : float or None
+        Most times that a run repeats a corpus of the mixture; the others get the rest in proportion
+        to their weights. 4 epochs are nearly as good as new text (Muennighoff et al. 2023).
+    curriculum : str or None
+        Other weights from given steps on, such as '1000:web=0.5,books=0.5;9000:books=1'. Corpora
+        that an entry leaves out are not read; validation has the weights of the last.
     seq_len : int
         Tokens per row; with byte-reversal the bytes of the longest string.
     packing : str
@@ -109,6 +124,9 @@ class DataConfig:
     id_dtype: Literal["auto", "uint16", "uint32"] = "auto"
     text_field: str = "text"
     mixture: str | None = None
+    mixture_temperature: float | None = None
+    max_epochs: float | None = None
+    curriculum: str | None = None
     seq_len: int = 256
     packing: Literal["windows", "documents"] = "windows"
     windows: Literal["shifted", "random", "aligned"] = "shifted"
@@ -138,8 +156,7 @@ class DataConfig:
                 problems += problems_of(error)
         if self.path is not None and not self.path:
             problems.append(Problem("path", "got ''; expected a file or a pattern; leave it out"))
-        if self.mixture is not None:
-            problems += _validate_mixture(self.mixture)
+        problems += self._mixture_problems()
         for name, allowed in (
             ("packing", ("windows", "documents")),
             ("windows", ("shifted", "random", "aligned")),
@@ -206,7 +223,8 @@ class DataConfig:
         """Return the settings that need a prepared set."""
         default = DataConfig()
         needed = {
-            "packing": "windows", "windows": "shifted", "max_tokens": "none; give max_documents"
+            "packing": "windows", "windows": "shifted", "max_tokens": "none; give max_documents",
+            "mixture_temperature": "weights, as sizes are unknown", "max_epochs": "none",
         }  # fmt: skip
         problems = [
             Problem(name, f"got {value} with stream; expected {rule}; leave it out", ("stream",))
@@ -220,6 +238,33 @@ class DataConfig:
             message = f"got {self.path!r}, token ids, with stream; expected text; leave stream out"
             problems.append(Problem("stream", message, ("path",)))
         return problems
+
+    def _mixture_problems(self) -> list[Problem]:
+        """Return what is wrong with the mixture and the settings that need one."""
+        problems = []
+        for name in ("mixture_temperature", "max_epochs"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                message = f"got {value}; expected a number above 0, or none"
+                problems.append(Problem(name, message))
+        if self.mixture is None:
+            message = "got a value without a mixture; expected both; give mixture, or leave it out"
+            for name in ("mixture_temperature", "max_epochs", "curriculum"):
+                if getattr(self, name) is not None:
+                    problems.append(Problem(name, message, ("mixture",)))
+            return problems
+        if self.mixture_temperature is not None and self.curriculum is not None:
+            message = "got weights of steps with mixture_temperature; expected one of them"
+            problems.append(Problem("curriculum", message, ("mixture_temperature",)))
+        _, wrong = parse_mixture(self.mixture, weighted=self.mixture_temperature is None)
+        problems += wrong
+        if self.curriculum is not None:
+            problems += parse_curriculum(self.curriculum)[1]
+        settings = {
+            name: "mixture" if step == 0 else "curriculum"
+            for step, weights in reversed(self.weights_by_step.items())
+            for name in weights
+        }
+        return problems + validate_names(settings, TOKEN_SUFFIXES)
 
     @property
     def stream_sample(self) -> "DataConfig":
@@ -239,12 +284,20 @@ class DataConfig:
         return found | ({"subset": self.subset} if self.subset < 1 else {})
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each corpus and path to train on."""
+    def weights(self) -> Weights:
+        """Weight of each corpus and path at step 0; 0 for those that a curriculum adds later."""
+        by_step = self.weights_by_step
+        return {name: by_step[0].get(name, 0.0) for each in by_step.values() for name in each}
+
+    @property
+    def weights_by_step(self) -> dict[int, Weights]:
+        """Weights by the step from which they hold, in the order of the steps."""
         if self.mixture is None:
-            return {self.path or self.corpus: 1.0}
-        found, _ = _parse_mixture(self.mixture)
-        return found
+            return {0: {self.path or self.corpus: 1.0}}
+        weights, _ = parse_mixture(self.mixture, weighted=self.mixture_temperature is None)
+        if self.curriculum is None:
+            return {0: weights}
+        return {0: weights, **parse_curriculum(self.curriculum)[0]}
 
     @property
     def reads_tokens(self) -> bool:
@@ -304,41 +357,3 @@ class DataConfig:
             for name in self.weights
         }
         return kinds.pop() if len(kinds) == 1 else "bpe"
-
-
-def _parse_mixture(mixture: str) -> tuple[dict[str, float], list[Problem]]:
-    """Return the weights of a mixture, and a problem for each invalid entry."""
-    found: dict[str, float] = {}
-    problems = []
-    for entry in mixture.split(","):
-        name, equals, weight = (part.strip() for part in entry.rpartition("="))
-        try:
-            number = float(weight)
-        except ValueError:
-            number = math.nan
-        if not (equals and name and math.isfinite(number) and number > 0):
-            message = (
-                f"got {entry!r}; expected NAME=WEIGHT with a weight above 0, such as "
-                "'fineweb-edu=0.8,books/*.txt=0.2'"
-            )
-            problems.append(Problem("mixture", message))
-        elif name in found:
-            problems.append(Problem("mixture", f"got {name!r} twice; expected one weight"))
-        else:
-            found[name] = number
-    return found, problems
-
-
-def _validate_mixture(mixture: str) -> list[Problem]:
-    found, problems = _parse_mixture(mixture)
-    for name in found:
-        if name.endswith(TOKEN_SUFFIXES):
-            message = f"got {name!r}; expected text; give files of token ids by data.path"
-            problems.append(Problem("mixture", message))
-        # Names that look like paths are checked when the files are opened.
-        if is_corpus(name) or not any(mark in name for mark in "/.*\\"):
-            try:
-                find_corpus(name)
-            except ValueError as error:
-                problems += [Problem("mixture", each.message) for each in problems_of(error)]
-    return problems

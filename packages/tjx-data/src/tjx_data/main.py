@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tjx_core import CommandParser, printable
-from tjx_data.cleaning.clean import HTML_FILE, CleanConfig, clean
+from tjx_data.cleaning.clean import HTML_FILE, clean
+from tjx_data.cleaning.clean_config import CleanConfig
+from tjx_data.cleaning.scores import scored_text
 from tjx_data.config import DataConfig
 from tjx_data.conversations.config import ChatConfig
 from tjx_data.conversations.encoding import encode_conversation
@@ -108,6 +110,23 @@ def make_parser() -> CommandParser:
         help="smallest similarity, or none",
     )
     cleaning.add_argument(
+        "--repeated_spans", type=int, metavar="BYTES", help="shortest repeated span to remove"
+    )
+    cleaning.add_argument("--languages", default="none", help="languages to keep, or none for all")
+    cleaning.add_argument(
+        "--language_identifier",
+        metavar="MODULE:FUNCTION",
+        help="function from a text to (language, probability)",
+    )
+    cleaning.add_argument(
+        "--min_language_score",
+        type=float,
+        default=defaults.min_language_score,
+        help="smallest probability of the language",
+    )
+    cleaning.add_argument("--score_column", metavar="NAME", help="field of the score in records")
+    cleaning.add_argument("--min_score", type=float, help="smallest score of a document")
+    cleaning.add_argument(
         "--evaluation", help="files of evaluation texts to remove from the corpus"
     )
     cleaning.add_argument("--dask", metavar="ADDRESS", help="Dask scheduler that runs the work")
@@ -154,13 +173,32 @@ def _clean(parsed: Any) -> str:
                 f"--near_duplicates: got {parsed.near_duplicates!r}; expected a number or none"
             ) from error
     config = CleanConfig(
-        rules=_names(parsed.rules), masks=_names(parsed.masks), near_duplicates=near
+        rules=_names(parsed.rules),
+        masks=_names(parsed.masks),
+        min_score=parsed.min_score,
+        languages=_names(parsed.languages),
+        language_identifier=parsed.language_identifier,
+        min_language_score=parsed.min_language_score,
+        near_duplicates=near,
+        repeated_spans=parsed.repeated_spans,
     )
     field = parsed.text_field or "text"
+    if (parsed.score_column is None) != (parsed.min_score is None):
+        raise ValueError(
+            f"--score_column, --min_score: got {parsed.score_column} and {parsed.min_score}; "
+            "expected both or none"
+        )
+    if parsed.score_column is not None:
+        field = scored_text(field, parsed.score_column)
     if parsed.corpus is not None:
         documents = load_corpus(parsed.corpus, text_field=field)
     else:
         documents = load_files(parsed.path, text_field=field)
+    if parsed.score_column is not None and "text_field" not in documents.source:
+        raise ValueError(
+            f"--score_column: got {parsed.score_column} with text; expected records, such as "
+            ".jsonl or .parquet files"
+        )
     evaluation = () if parsed.evaluation is None else load_files(parsed.evaluation)
     with _dask(parsed.dask) as (executor, in_flight):
         report = clean(
@@ -175,6 +213,9 @@ def _clean(parsed: Any) -> str:
     lines = [f"{'rule':<24}{'documents':>12}{'bytes':>16}"]
     for name, found in {**report["dropped"], "kept": report["kept"]}.items():
         lines.append(f"{name:<24}{found['documents']:>12,}{found['bytes']:>16,}")
+    cut = report["cut"]
+    if cut["spans"]:
+        lines.append(f"{cut['spans']:,} repeated spans removed, {cut['bytes']:,} bytes")
     return "\n".join([*lines, f"wrote {parsed.directory / HTML_FILE}"])
 
 

@@ -53,6 +53,14 @@ class LoaderTask[L: tjx_data.Loader](ABC):
         """Yield validation batches on the devices, up to `eval_limit`."""
         return map(put, self.validation_data.evaluation_batches(self.eval_limit))
 
+    def evaluation_batches_by_corpus(self, put: PutBatch) -> Iterator[tuple[str, Batch]]:
+        """Yield validation batches by corpus of a mixture; `eval_limit` is divided among them."""
+        data, limit = self.validation_data, self.eval_limit
+        if limit is not None:
+            limit = max(limit // max(len(self.folders), 1), 1)
+        for name, batch in data.evaluation_batches_by_corpus(limit):
+            yield name, put(batch)
+
     def sample(self, params: dict[str, Any], /) -> str | None:  # noqa: ARG002  for subclasses
         """Return None: by default a task generates no samples."""
         return None

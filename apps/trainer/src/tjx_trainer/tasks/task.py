@@ -85,6 +85,14 @@ class ResponseEvaluator(Protocol):
         """Answer held-out prompts and return metrics by name, such as the accuracy."""
 
 
+@runtime_checkable
+class CorpusEvaluator(Protocol):
+    """A task that evaluates each corpus of a mixture besides the mixture."""
+
+    def evaluation_batches_by_corpus(self, put: PutBatch) -> Iterator[tuple[str, Batch]]:
+        """Yield validation batches with the name of their corpus, one corpus after another."""
+
+
 def data_identity(task: Task) -> dict[str, str]:
     """Return everything that determines the batches of a run, by name; saved with checkpoints."""
     data = task.train_data

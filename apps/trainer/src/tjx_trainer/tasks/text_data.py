@@ -1,9 +1,12 @@
 """Prepared text of a run, and loaders of its rows."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tjx_data
+from tjx_data.corpora.documents import SplitName
+from tjx_data.loading.transformed_loader import TransformedLoader
 from tjx_nn.models.bert_config import BertConfig
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config
@@ -65,13 +68,13 @@ def make_token_loader(
     Raises
     ------
     ValueError
-        If a corpus is damaged or shorter than a row.
+        If a corpus is damaged or shorter than a row, or too small for ``data.max_epochs``.
     """
     if config.data.reads_tokens:
         return make_file_loader(config, share, split, text.tokenizer)
     batch_size = share.batch_size if split == "train" else share.evaluation_batch_size
 
-    def one(folder: Path, **processes: int) -> tjx_data.TokenLoader:
+    def one(folder: Path, split: SplitName, **processes: int) -> tjx_data.TokenLoader:
         return tjx_data.TokenLoader(
             folder,
             split=split,
@@ -87,13 +90,51 @@ def make_token_loader(
     processes = {"process_index": share.process_index, "process_count": share.process_count}
     if config.data.mixture is None:
         (folder,) = text.folders.values()
-        return one(folder, **processes)
+        return one(folder, split, **processes)
+    loaders = {name: one(folder, split) for name, folder in text.folders.items()}
+    by_step: Mapping[int, Mapping[str, float]] = config.data.weights_by_step
+    if config.data.mixture_temperature is not None or config.data.max_epochs is not None:
+        by_step = _weigh(config, {name: one(each, "train") for name, each in text.folders.items()})
     return tjx_data.MixtureLoader(
-        {name: one(folder) for name, folder in text.folders.items()},
-        config.data.weights,
+        loaders,
+        by_step[0],
+        changes={step: weights for step, weights in by_step.items() if step},
         batch_size=batch_size,
         **processes,
     )
+
+
+def _weigh(
+    config: Config, loaders: Mapping[str, tjx_data.TokenLoader]
+) -> Mapping[int, Mapping[str, float]]:
+    """Return the weights of a mixture by step, from the sizes of its training splits."""
+    data, by_step = config.data, config.data.weights_by_step
+    if data.mixture_temperature is not None:
+        sizes = {name: loader.n_tokens for name, loader in loaders.items()}
+        by_step = {0: tjx_data.temperature_weights(sizes, data.mixture_temperature)}
+    if data.max_epochs is None:
+        return by_step
+    return tjx_data.limit_epochs(
+        by_step,
+        {name: loader.rows_per_epoch for name, loader in loaders.items()},
+        n_steps=config.train.max_steps,
+        batch_size=config.train.batch_size,
+        max_epochs=data.max_epochs,
+    )
+
+
+def format_mixture(rows: tjx_data.Loader, config: Config) -> str | None:
+    """Return the share and the epochs of each corpus of a mixture in a run; else None."""
+    mixture = rows.loader if isinstance(rows, TransformedLoader) else rows
+    if not isinstance(mixture, tjx_data.MixtureLoader):
+        return None
+    n_rows = config.train.max_steps * mixture.batch_size
+    epochs = mixture.epochs_by_corpus(n_rows)
+    found = []
+    for name, count in mixture.rows_by_corpus(n_rows).items():
+        repeated = f" ({epochs[name]:.2f} epochs)" if name in epochs else ""
+        found.append(f"{name} {count / n_rows:.1%}{repeated}")
+    return ", ".join(found)
 
 
 def make_language_model_loader(

@@ -1,6 +1,7 @@
 """Construction of a training job: mesh, optimizer, train state, train step and evaluation."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from tjx_trainer.config.task_checks import RL_TASKS
 from tjx_trainer.distillation.gradients import make_distillation_gradients, with_teacher_input
 from tjx_trainer.distillation.teacher import Teacher
 from tjx_trainer.runtime import provenance
-from tjx_trainer.tasks.task import DataShard, HostBatch, Task, data_identity
+from tjx_trainer.tasks.task import CorpusEvaluator, DataShard, HostBatch, Task, data_identity
 from tjx_trainer.training import reproducible
 from tjx_trainer.training.evaluation import EvalStep, evaluate, make_eval_step
 from tjx_trainer.training.mesh_layout import make_layout
@@ -110,6 +111,33 @@ class Job:
         """
         batches = self.task.evaluation_batches(self.put)
         return evaluate(self.eval_step, params, batches, before_batch=before_batch)
+
+    def evaluate_corpora(
+        self, params: dict[str, Any], before_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, tjx_metrics.Evaluation]:
+        """Evaluate on each corpus of a mixture, up to an equal part of ``train.eval_tokens``.
+
+        Parameters
+        ----------
+        params, before_batch
+            As of `evaluate`.
+
+        Returns
+        -------
+        dict
+            Evaluations by corpus; empty if the data are no mixture.
+        """
+        if not isinstance(self.task, CorpusEvaluator):
+            return {}
+        batches = itertools.groupby(
+            self.task.evaluation_batches_by_corpus(self.put), key=lambda item: item[0]
+        )
+        return {
+            name: evaluate(
+                self.eval_step, params, (batch for _, batch in group), before_batch=before_batch
+            )
+            for name, group in batches
+        }
 
 
 def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:

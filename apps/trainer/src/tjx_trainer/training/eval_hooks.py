@@ -64,8 +64,13 @@ class EvalHooks:
         """
         params, metrics = self._job.eval_params(state), None
         if self._evaluation_due(step):
-            evaluate = partial(self._job.evaluate, params, partial(self._before_batch, step))
-            if (metrics := self._logger.evaluate(step, evaluate)) is None:
+            before = partial(self._before_batch, step)
+            metrics = self._logger.evaluate(
+                step,
+                partial(self._job.evaluate, params, before),
+                partial(self._job.evaluate_corpora, params, before),
+            )
+            if metrics is None:
                 return None
             if isinstance(task := self._job.task, ResponseEvaluator):
                 answers = partial(task.evaluate_responses, params)

@@ -14,6 +14,7 @@ from tjx_trainer.training.train_step import Metrics
 
 PARAMETER_HISTOGRAMS = "histograms/parameter"
 SAMPLE_TEXT = "samples/text"
+_CORPUS_METRICS = ("loss", "bits_per_byte")
 
 
 class MetricsLogger:
@@ -122,7 +123,10 @@ class MetricsLogger:
             raise NotFiniteError(step, in_a_row)
 
     def evaluate(
-        self, step: int, run: Callable[[], tjx_metrics.Evaluation]
+        self,
+        step: int,
+        run: Callable[[], tjx_metrics.Evaluation],
+        run_by_corpus: Callable[[], Mapping[str, tjx_metrics.Evaluation]],
     ) -> Mapping[str, float] | None:
         """Run and log an evaluation; its time does not count towards throughput.
 
@@ -130,8 +134,8 @@ class MetricsLogger:
         ----------
         step : int
             Number of updates made.
-        run : callable
-            Evaluates, or raises `EvaluationInterruptedError`.
+        run, run_by_corpus : callable
+            Evaluate all data and each corpus of a mixture, or raise `EvaluationInterruptedError`.
 
         Returns
         -------
@@ -141,14 +145,18 @@ class MetricsLogger:
         self.flush()
         try:
             with self.step_timer.paused("evaluation"):
-                self.last_evaluation = run()
+                evaluation, by_corpus = run(), run_by_corpus()
         except EvaluationInterruptedError:
             return None
+        self.last_evaluation = evaluation
         found = self.last_evaluation.metrics()
         self.best_loss = min(
             found["loss"], found["loss"] if self.best_loss is None else self.best_loss
         )
         metrics = {f"eval/{name}": value for name, value in found.items()}
+        for corpus, evaluation in by_corpus.items():
+            values = evaluation.metrics()
+            metrics |= {f"eval/{n}/{corpus}": values[n] for n in _CORPUS_METRICS if n in values}
         self._tracker.log(metrics, step)
         return metrics
 

@@ -34,6 +34,7 @@ from tjx_trainer.runtime.signals import SignalHandler, StopSignal
 from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.task import data_identity
+from tjx_trainer.tasks.text_data import format_mixture
 from tjx_trainer.training.build import Job, build_job
 from tjx_trainer.training.preflight import (
     apply_legacy_values,
@@ -297,6 +298,8 @@ def prepare(config: Config) -> Job:
     except ValueError as error:
         raise ConfigError(problems_of(error)) from error
     log_info(f"data           {job.task.data_summary}")
+    if (mixture := format_mixture(job.task.train_data, job.config)) is not None:
+        log_info(f"mixture        {mixture}")
     log_info(
         f"model          {tjx_nn.count_params(config.model):,} parameters on "
         f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tjx_core import ConfigError, fsync_path, problems_of, write_atomically
+from tjx_core import fsync_path, write_atomically
 from tjx_data.cache import locked
+from tjx_data.cleaning.clean_config import CleanConfig
 from tjx_data.cleaning.clean_parts import (
     EXAMPLE_CHARACTERS,
     N_EXAMPLES,
@@ -28,10 +29,19 @@ from tjx_data.cleaning.clean_parts import (
     read_clean_record,
 )
 from tjx_data.cleaning.contamination import index_evaluation_texts
+from tjx_data.cleaning.language import find_identifier
 from tjx_data.cleaning.near_duplicates import N_VALUES, check_installed, first_of_cluster
+from tjx_data.cleaning.repeated_spans import Texts, cut_spans, find_repeated_spans
 from tjx_data.cleaning.report import format_report
-from tjx_data.cleaning.rules import RULES, find_masks, find_rules
-from tjx_data.corpora.documents import Documents, Part, Progress, Stage, cut_into_parts
+from tjx_data.cleaning.rules import RULES
+from tjx_data.corpora.documents import (
+    Documents,
+    Part,
+    Progress,
+    Stage,
+    cut_into_parts,
+    is_empty,
+)
 from tjx_data.prepared.executors import (
     SerialExecutor,
     available_cpus,
@@ -44,51 +54,7 @@ DOCUMENTS_FILE = "documents.jsonl"
 REPORT_FILE = "report.json"
 HTML_FILE = "report.html"
 _PLAN_FILE = "plan.json"
-_FORMAT = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class CleanConfig:
-    """Settings of `clean`.
-
-    Attributes
-    ----------
-    rules : tuple of str
-        Quality rules or groups of them: gopher, c4, fineweb, or single names from
-        `tjx_data.cleaning.rules.RULES`.
-    masks : tuple of str
-        Personal data to mask: email, ip, phone.
-    exact_duplicates : bool
-        Drop documents that an earlier one equals.
-    near_duplicates : float or None
-        Drop documents whose estimated Jaccard similarity (pairs of words) with an earlier one is at
-        least this; None keeps them. Needs the extra ``near-duplicates``.
-
-    Raises
-    ------
-    ConfigError
-        With every invalid value.
-    """
-
-    rules: tuple[str, ...] = ("gopher", "c4", "fineweb")
-    masks: tuple[str, ...] = ("email", "ip")
-    exact_duplicates: bool = True
-    near_duplicates: float | None = 0.3
-
-    def __post_init__(self) -> None:
-        problems: list[Any] = []
-        for find, names in ((find_rules, self.rules), (find_masks, self.masks)):
-            try:
-                find(names)
-            except ValueError as error:
-                problems += problems_of(error)
-        if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
-            problems.append(
-                f"near_duplicates: got {self.near_duplicates}; expected above 0 and at most 1, "
-                "such as 0.3"
-            )
-        if problems:
-            raise ConfigError(problems)
+_FORMAT = 2
 
 
 def clean(
@@ -108,12 +74,14 @@ def clean(
     settings, independent of the executor. Finished parts are kept in a work folder beside `out_dir`
     until all is written, so that a repeated call resumes after a kill. Parts are cleaned in
     parallel; this process then searches duplicates, in memory proportional to the number of
-    documents and a memory-mapped file of 768 bytes per document.
+    documents and a memory-mapped file of 768 bytes per document, and repeated spans, in the memory
+    that `repeated_spans` states.
 
     Parameters
     ----------
     documents : Documents or Iterable[str]
-        Whole documents, for example `load_files`.
+        Whole documents, for example `load_files`. With a `min_score` each begins with a line of
+        its score, as ``text_field=scored_text("text", column)`` gives it.
     out_dir : str or Path
         A folder that is missing or empty.
     config : CleanConfig, optional
@@ -132,7 +100,8 @@ def clean(
     Raises
     ------
     ValueError
-        If `out_dir` is not empty, or the extra for near-duplicates is not installed.
+        If `out_dir` is not empty, the extra for near-duplicates is not installed, or there is no
+        such function to identify languages.
 
     Examples
     --------
@@ -146,6 +115,8 @@ def clean(
     out_dir = Path(out_dir).absolute()
     if config.near_duplicates is not None:
         check_installed()
+    if config.language_identifier is not None:
+        find_identifier(config.language_identifier)
     if not isinstance(documents, Documents):
         texts = documents
         documents = Documents({}, lambda: cut_into_parts(texts))
@@ -200,10 +171,8 @@ def _tasks(
         yield CleanTask(
             part=part,
             file=work / f"part_{number:06d}.npz",
-            rules=tuple(rule.name for rule in find_rules(config.rules)),
-            masks=tuple(mask.name for mask in find_masks(config.masks)),
+            config=config,
             evaluation=evaluation,
-            with_signatures=config.near_duplicates is not None,
         )
 
 
@@ -259,34 +228,77 @@ def _write(
 ) -> dict[str, Any]:
     """Write the kept documents; return their counts and those of the dropped ones by reason."""
     reasons = _duplicates(work, files, config)
+    spans = _repeated_spans(files, reasons, config)
     dropped = dict(record.dropped)
-    n_kept = n_bytes = number = 0
-    kept: list[str] = []
+    kept, cut = Counter[str](), Counter[str]()
+    examples: list[str] = []
+    cut_examples: list[str] = []
     with (work / "out" / DOCUMENTS_FILE).open("w", encoding="utf-8") as out:
-        for file in files:
-            for text in kept_texts(read_arrays(file)):
-                size = len(text.encode())
-                if reason := reasons[number]:
-                    name = ("", "exact-duplicate", "near-duplicate")[reason]
-                    add_dropped(dropped, name, size, text)
-                else:
-                    out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                    n_kept, n_bytes = n_kept + 1, n_bytes + size
-                    kept = kept if len(kept) == N_EXAMPLES else [*kept, text[:EXAMPLE_CHARACTERS]]
-                number += 1
+        for number, (whole, text, removed) in enumerate(_cut_texts(files, spans)):
+            name = ("", "exact-duplicate", "near-duplicate")[reasons[number]]
+            if name or is_empty(text):
+                add_dropped(dropped, name or "repeated", len(whole.encode()), whole)
+                continue
+            out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+            size = len(text.encode())
+            kept.update(documents=1, bytes=size)
+            cut.update(
+                documents=bool(removed), spans=len(removed), bytes=len(whole.encode()) - size
+            )
+            examples += [text[:EXAMPLE_CHARACTERS]][: N_EXAMPLES - len(examples)]
+            shown = (span[:EXAMPLE_CHARACTERS] for span in removed)
+            cut_examples += islice(shown, N_EXAMPLES - len(cut_examples))
     fsync_path(work / "out" / DOCUMENTS_FILE)
-    order = ["malformed", "empty", "contaminated", *(rule.name for rule in RULES)]
-    order += ["exact-duplicate", "near-duplicate"]
+    order = ["malformed", "empty", "score", "language", "contaminated"]
+    order += [*(rule.name for rule in RULES), "exact-duplicate", "near-duplicate", "repeated"]
     return {
         "read": {"documents": record.n_documents, "bytes": record.n_bytes},
-        "kept": {"documents": n_kept, "bytes": n_bytes, "examples": kept},
+        "kept": {**_counts(kept, "documents", "bytes"), "examples": examples},
         "dropped": {
             reason: dict(zip(("documents", "bytes", "examples"), dropped[reason], strict=True))
             for reason in order
             if reason in dropped
         },
         "masked": record.masked,
+        "cut": {**_counts(cut, "documents", "spans", "bytes"), "examples": cut_examples},
     }
+
+
+def _counts(counter: Counter[str], *names: str) -> dict[str, int]:
+    return {name: counter[name] for name in names}
+
+
+def _cut_texts(
+    files: list[Path], spans: npt.NDArray[np.int64]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each document whole and without its repeated spans, and these spans."""
+    position = 0
+    for file in files:
+        for whole in kept_texts(read_arrays(file)):
+            content = whole.encode()
+            first, last = np.searchsorted(spans[:, 0], (position, position + len(content)))
+            own = spans[first:last] - position
+            position += len(content)
+            removed = [content[start:end].decode(errors="ignore") for start, end in own.tolist()]
+            yield whole, cut_spans(content, own).decode() if removed else whole, removed
+
+
+def _repeated_spans(
+    files: list[Path], reasons: npt.NDArray[np.int8], config: CleanConfig
+) -> npt.NDArray[np.int64]:
+    """Return the spans to remove, in the text of all files one after another, int64 [spans, 2]."""
+    if config.repeated_spans is None:
+        return np.zeros((0, 2), np.int64)
+
+    def parts() -> Iterator[Texts]:
+        first = 0
+        for file in files:
+            arrays = read_arrays(file)
+            last = first + len(arrays["lengths"])
+            yield Texts(arrays["text"], arrays["lengths"], reasons[first:last] == 0)
+            first = last
+
+    return find_repeated_spans(parts, config.repeated_spans)
 
 
 def _duplicates(work: Path, files: list[Path], config: CleanConfig) -> npt.NDArray[np.int8]:

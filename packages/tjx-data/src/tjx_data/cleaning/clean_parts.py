@@ -2,17 +2,21 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from tjx_data.cleaning.clean_config import CleanConfig
 from tjx_data.cleaning.contamination import is_contaminated
+from tjx_data.cleaning.language import find_identifier, is_in_languages
 from tjx_data.cleaning.near_duplicates import N_VALUES, signature
-from tjx_data.cleaning.rules import MASKS, RULES, Measures
+from tjx_data.cleaning.rules import Measures, find_masks, find_rules
+from tjx_data.cleaning.scores import split_score
 from tjx_data.cleaning.words import Hashes, normalized_words, word_hashes
 from tjx_data.corpora.documents import Malformed, Part, is_empty
 from tjx_data.prepared.npz import Arrays, read_arrays, write_arrays
@@ -31,20 +35,16 @@ class CleanTask:
         Documents to clean.
     file : Path
         Output file.
-    rules, masks : tuple of str
-        Names of the rules and masks.
+    config : CleanConfig
+        Settings.
     evaluation : Path or None
         File of the n-grams of evaluation texts, whose name has their hash.
-    with_signatures : bool
-        Whether near-duplicates are searched.
     """
 
     part: Part
     file: Path
-    rules: tuple[str, ...]
-    masks: tuple[str, ...]
+    config: CleanConfig
     evaluation: Path | None
-    with_signatures: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +78,8 @@ def clean_part(task: CleanTask) -> CleanRecord:
     CleanRecord
         Counts of the part.
     """
-    rules = [rule for rule in RULES if rule.name in task.rules]
-    masks = [mask for mask in MASKS if mask.name in task.masks]
-    evaluation = {} if task.evaluation is None else _load_evaluation(task.evaluation)
+    drop_reason = _drop_reasons(task)
+    masks = find_masks(task.config.masks)
     dropped: dict[str, tuple[int, int, list[str]]] = {}
     masked: Counter[str] = Counter()
     texts, digests, signatures = [], [], [np.zeros((0, N_VALUES), np.uint32)]
@@ -91,26 +90,20 @@ def clean_part(task: CleanTask) -> CleanRecord:
             location = f"{document.file}, line {document.line}: {document.reason}"
             add_dropped(dropped, "malformed", 0, location)
             continue
+        score, unscored = None, document
+        if task.config.min_score is not None:
+            score, unscored = split_score(document)
         # A lone surrogate has no UTF-8 and becomes "?".
-        text = document.encode("utf-8", "replace").decode()
+        text = unscored.encode("utf-8", "replace").decode()
         size = len(text.encode())
         n_bytes += size
-        words = word_hashes(normalized_words(text))
-        measures = Measures(text)
-        if text != document:
-            reason: str | None = "malformed"
-        elif is_empty(text):
-            reason = "empty"
-        elif is_contaminated(words, evaluation):
-            reason = "contaminated"
-        else:
-            reason = next((rule.name for rule in rules if not rule.keeps(measures)), None)
+        reason = "malformed" if text != unscored else drop_reason(text, score)
         if reason is not None:
             add_dropped(dropped, reason, size, text)
             continue
         digests.append(hashlib.sha256(text.encode()).digest()[:16])
-        if task.with_signatures:
-            signatures.append(signature(words)[None])
+        if task.config.near_duplicates is not None:
+            signatures.append(signature(word_hashes(normalized_words(text)))[None])
         for mask in masks:
             text, count = mask.pattern.subn(mask.replacement, text)
             masked[mask.name] += count
@@ -133,6 +126,33 @@ def clean_part(task: CleanTask) -> CleanRecord:
         },
     )
     return record
+
+
+def _drop_reasons(task: CleanTask) -> Callable[[str, float | None], str | None]:
+    """Return the function from a text and its score to a reason to drop it, or None."""
+    config, rules = task.config, find_rules(task.config.rules)
+    evaluation = {} if task.evaluation is None else _load_evaluation(task.evaluation)
+    identify = None
+    if config.language_identifier is not None:
+        identify = find_identifier(config.language_identifier)
+
+    def drop_reason(text: str, score: float | None) -> str | None:
+        if is_empty(text):
+            return "empty"
+        if score is not None and math.isnan(score):
+            return "malformed"
+        if score is not None and config.min_score is not None and score < config.min_score:
+            return "score"
+        if identify is not None and not is_in_languages(
+            text, identify, config.languages, config.min_language_score
+        ):
+            return "language"
+        if is_contaminated(text, evaluation):
+            return "contaminated"
+        measures = Measures(text)
+        return next((rule.name for rule in rules if not rule.keeps(measures)), None)
+
+    return drop_reason
 
 
 def add_dropped(

@@ -41,6 +41,10 @@ def format_report(report: dict[str, Any]) -> str:
     for name, found in {"kept": report["kept"], **report["dropped"]}.items():
         examples.append(f"<h3>{escape(name)}</h3>")
         examples += [f"<pre>{escape(text)}</pre>" for text in found["examples"]]
+    cut = report["cut"]
+    if cut["spans"]:
+        examples.append("<h3>repeated spans</h3>")
+        examples += [f"<pre>{escape(text)}</pre>" for text in cut["examples"]]
     masked = ", ".join(f"{escape(name)} {count:,}" for name, count in report["masked"].items())
     source = ", ".join(f"{escape(k)}: {escape(v)}" for k, v in report["source"].items())
     return "\n".join(
@@ -49,7 +53,8 @@ def format_report(report: dict[str, Any]) -> str:
             f"<title>Cleaned corpus</title><style>{_STYLE}</style></head><body>",
             f"<h1>Cleaned corpus</h1><p>{source}</p>",
             f"<p>{read['documents']:,} documents of {read['bytes']:,} bytes read.",
-            f"Masked: {masked or 'nothing'}.</p>",
+            f"Masked: {masked or 'nothing'}. Repeated spans removed: {cut['spans']:,} of "
+            f"{cut['bytes']:,} bytes in {cut['documents']:,} documents.</p>",
             "<table><tr><th>Rule</th><th>Kept if</th><th>Documents</th><th>Bytes</th></tr>",
             *rows,
             "</table><h2>Examples</h2>",

@@ -1,10 +1,7 @@
-"""Mixture of several corpora in one stream of batches, in fixed proportions."""
+"""Mixture of several corpora in one stream of batches, in exact proportions."""
 
-import heapq
 import math
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
-from fractions import Fraction
 from itertools import islice
 
 import numpy as np
@@ -12,9 +9,7 @@ import numpy.typing as npt
 
 from tjx_core import ConfigError
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-
-MAX_PERIOD = 100_000
-"""Rows after which a schedule repeats at the latest."""
+from tjx_data.mixtures.mixture_weights import Weights, mixture_schedule, rows_per_period
 
 ArrayLayout = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -24,7 +19,8 @@ class MixtureLoader(Loader):
 
     The schedule is deterministic and periodic (see `mixture_schedule`): after any number of rows,
     the rows of each corpus differ from its exact share by less than one. The rows of a corpus come
-    in its loader's own order, so that each corpus has its own epochs.
+    in its loader's own order, so that each corpus has its own epochs. Weights may change at given
+    steps (a curriculum); the rows of a corpus continue then, and the step is still the only state.
 
     Parameters
     ----------
@@ -35,6 +31,9 @@ class MixtureLoader(Loader):
         A weight above 0 for each name; they need not add up to 1. Their decimal representation is
         taken as exact: 0.3 and 0.7 are 3 and 7 rows of 10. Periods longer than 100,000 rows are
         rounded to 100,000.
+    changes : Mapping[int, Mapping[str, float]], optional
+        Other weights by the step from which they hold. Corpora without a weight are not read;
+        each must have one at some step. Evaluation has the proportions of the last weights.
     batch_size, process_index, process_count
         As of `Loader`. There is no seed, since the schedule is not random.
 
@@ -43,13 +42,28 @@ class MixtureLoader(Loader):
     ValueError
         If names or weights do not match, an argument is invalid, or the loaders differ in
         tokenizer, row length, or names, shapes and dtypes of their arrays.
+
+    Examples
+    --------
+    >>> from tjx_data import TokenLoader
+    >>> settings = {"vocab_size": 9, "seq_len": 4, "batch_size": 1}
+    >>> loaders = {
+    ...     name: TokenLoader.from_tokens(np.full(40, i), **settings)
+    ...     for i, name in enumerate(("web", "books"))
+    ... }
+    >>> mixture = MixtureLoader(
+    ...     loaders, {"web": 3, "books": 1}, changes={2: {"books": 1}}, batch_size=4
+    ... )
+    >>> [mixture.batch(step)["tokens"][:, 0].tolist() for step in (1, 2)]
+    [[0, 1, 0, 0], [1, 1, 1, 1]]
     """
 
     def __init__(
         self,
         loaders: Mapping[str, Loader],
-        weights: Mapping[str, int | float],
+        weights: Weights,
         *,
+        changes: Mapping[int, Weights] | None = None,
         batch_size: int,
         process_index: int = 0,
         process_count: int = 1,
@@ -57,26 +71,26 @@ class MixtureLoader(Loader):
         super().__init__(
             batch_size=batch_size, process_index=process_index, process_count=process_count
         )
-        if problems := [*_validate_weights(loaders, weights), *_validate_loaders(loaders)]:
+        by_step = {0: weights, **(changes or {})}
+        if problems := [*_validate_weights(loaders, by_step), *_validate_loaders(loaders)]:
             raise ConfigError(problems)
         self.loaders = {name: loaders[name] for name in sorted(loaders)}
         self.seq_len: int | None = getattr(next(iter(self.loaders.values())), "seq_len", None)
-        counts = rows_per_period({name: weights[name] for name in self.loaders})
-        self.counts = dict(zip(self.loaders, counts, strict=True))
-        self.period = sum(counts)
-        self._schedule = mixture_schedule(counts)  # [period], indices of loaders
-        self._row_of_corpus = np.empty(self.period, np.int64)  # number within corpus and period
-        for corpus, count in enumerate(counts):
-            self._row_of_corpus[self._schedule == corpus] = np.arange(count)
+        self._phases: list[_Phase] = []
+        for step in sorted(by_step):
+            first = step * batch_size
+            before = self._phases[-1].count_rows(first) if self._phases else 0
+            self._phases.append(_Phase(first, before, list(self.loaders), by_step[step]))
+        self._starts = np.array([phase.first for phase in self._phases])
         self._layout = self._common_layout()
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Identity entries of each corpus's loader, prefixed with its name, and its share."""
+        """Identity entries of each corpus's loader, prefixed with its name, and its shares."""
         found: dict[str, str] = {}
-        for name, loader in self.loaders.items():
+        for corpus, (name, loader) in enumerate(self.loaders.items()):
             found |= {f"{name}/{key}": value for key, value in loader.identity.items()}
-            found[f"{name}/share"] = f"{self.counts[name]} of {self.period}"
+            found[f"{name}/share"] = "; ".join(phase.share(corpus) for phase in self._phases)
             if "tokenizer" in loader.identity:
                 found["tokenizer"] = loader.identity["tokenizer"]
         return found
@@ -94,8 +108,11 @@ class MixtureLoader(Loader):
         dict
             Arrays [R, ...], as the loaders of the corpora return.
         """
-        periods, positions = np.divmod(row_indices, self.period)
-        corpora, within = self._schedule[positions], self._row_of_corpus[positions]
+        corpora, corpus_rows = np.empty_like(row_indices), np.empty_like(row_indices)
+        phases = np.searchsorted(self._starts, row_indices, side="right") - 1
+        for number in np.unique(phases):
+            mine = phases == number
+            corpora[mine], corpus_rows[mine] = self._phases[number].locate(row_indices[mine])
         found = {
             key: np.empty((len(row_indices), *shape), dtype)
             for key, (shape, dtype) in self._layout.items()
@@ -104,7 +121,7 @@ class MixtureLoader(Loader):
             mine = np.flatnonzero(corpora == corpus)
             if not len(mine):
                 continue
-            rows = loader.rows(periods[mine] * self.counts[name] + within[mine])
+            rows = loader.rows(corpus_rows[mine])
             assert _layout_of(rows) == self._layout, f"{name} changed the layout of its rows"
             for key, array in rows.items():
                 found[key][mine] = array
@@ -123,12 +140,8 @@ class MixtureLoader(Loader):
         dict of str to int
             Number of rows by corpus; their sum is `row_index`.
         """
-        periods, position = divmod(row_index, self.period)
-        inside = np.bincount(self._schedule[:position], minlength=len(self.counts)).tolist()
-        return {
-            name: periods * count + extra
-            for (name, count), extra in zip(self.counts.items(), inside, strict=True)
-        }
+        phase = self._phases[np.searchsorted(self._starts, row_index, side="right") - 1]
+        return dict(zip(self.loaders, phase.count_rows(row_index).tolist(), strict=True))
 
     def epochs_by_corpus(self, row_index: int) -> dict[str, float]:
         """Return the epochs of each corpus that were completed before a row of the mixture.
@@ -145,7 +158,7 @@ class MixtureLoader(Loader):
         dict of str to float
             Completed epochs by corpus.
         """
-        sizes = {name: getattr(self.loaders[name], "rows_per_epoch", None) for name in self.counts}
+        sizes = {name: getattr(each, "rows_per_epoch", None) for name, each in self.loaders.items()}
         return {
             name: n_rows / size
             for name, n_rows in self.rows_by_corpus(row_index).items()
@@ -153,7 +166,7 @@ class MixtureLoader(Loader):
         }
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """Yield held-out rows of all corpora in the proportions of the mixture.
+        """Yield held-out rows of all corpora in the proportions of the mixture's last weights.
 
         The mean loss over them is the loss of the mixture. Iteration ends when the next corpus of
         the schedule has no more rows, since other rows would change the proportions.
@@ -190,9 +203,10 @@ class MixtureLoader(Loader):
 
     def _mixed_evaluation_rows(self, limit: int | None) -> Iterator[Batch]:
         streams = [_evaluation_rows(loader, None) for loader in self.loaders.values()]
+        schedule = self._phases[-1].schedule
         n_labels, row_index = 0, 0
         while limit is None or n_labels < limit:
-            row = next(streams[self._schedule[row_index % self.period]], None)
+            row = next(streams[schedule[row_index % len(schedule)]], None)
             if row is None:
                 return
             n_labels += int(np.count_nonzero(row["labels"] != IGNORED_LABEL))
@@ -225,6 +239,54 @@ class MixtureLoader(Loader):
         return common
 
 
+class _Phase:
+    """Rows of a mixture from `first` until the weights change.
+
+    Parameters
+    ----------
+    first : int
+        First row.
+    before : int or int64 [corpora]
+        Rows of each corpus before it.
+    names : list of str
+        The corpora.
+    weights : mapping
+        Weights of some of them.
+    """
+
+    def __init__(
+        self, first: int, before: int | npt.NDArray[np.int64], names: list[str], weights: Weights
+    ) -> None:
+        self.first = first
+        present = np.array([i for i, name in enumerate(names) if name in weights])
+        counts = rows_per_period({names[i]: weights[names[i]] for i in present})
+        self.schedule = present[mixture_schedule(counts)]  # [period], indices of corpora
+        self._counts = np.zeros(len(names), np.int64)
+        self._counts[present] = counts
+        self._before = np.zeros(len(names), np.int64) + before
+        self._row_of_corpus = np.empty(len(self.schedule), np.int64)  # within corpus and period
+        for corpus, count in zip(present, counts, strict=True):
+            self._row_of_corpus[self.schedule == corpus] = np.arange(count)
+
+    def share(self, corpus: int) -> str:
+        """Return the rows per period of a corpus, and the first row if it is not 0."""
+        begin = f"from row {self.first} " if self.first else ""
+        return f"{begin}{self._counts[corpus]} of {len(self.schedule)}"
+
+    def locate(self, rows: RowIndices) -> tuple[RowIndices, RowIndices]:
+        """Return the corpus of each row of the mixture, and the row of that corpus."""
+        periods, positions = np.divmod(rows - self.first, len(self.schedule))
+        corpora = self.schedule[positions]
+        within = periods * self._counts[corpora] + self._row_of_corpus[positions]
+        return corpora, self._before[corpora] + within
+
+    def count_rows(self, row: int) -> npt.NDArray[np.int64]:
+        """Count the rows of each corpus before a row of the mixture, int64 [corpora]."""
+        periods, position = divmod(row - self.first, len(self.schedule))
+        inside = np.bincount(self.schedule[:position], minlength=len(self._counts))
+        return self._before + periods * self._counts + inside
+
+
 def _evaluation_rows(loader: Loader, limit: int | None) -> Iterator[Batch]:
     """Yield a loader's held-out rows [1, ...], those without a label left out."""
     for batch in loader.evaluation_batches(limit):
@@ -244,20 +306,25 @@ def _format_layout(layout: ArrayLayout) -> str:
 
 
 def _validate_weights(
-    loaders: Mapping[str, Loader], weights: Mapping[str, int | float]
+    loaders: Mapping[str, Loader], by_step: Mapping[int, Weights]
 ) -> Iterator[str]:
     if not loaders:
         yield "loaders: got none; expected at least one"
-    for name in loaders.keys() - weights.keys():
+    for name in loaders.keys() - {name for weights in by_step.values() for name in weights}:
         yield f"weights: got none for {name!r}; expected a number above 0"
-    for name in weights.keys() - loaders.keys():
-        yield f"weights: got {name!r}; expected names of loaders: {', '.join(sorted(loaders))}"
-    for name, weight in weights.items():
-        if not (weight > 0 and math.isfinite(weight)):
-            yield (
-                f"weights: got {name}={weight}; expected a finite number above 0; leave the corpus "
-                "out instead"
-            )
+    for step, weights in by_step.items():
+        if step < 0 or not weights:
+            yield f"changes: got {dict(weights)} at step {step}; expected weights, a step above 0"
+        setting = "weights" if step == 0 else f"changes at step {step}"
+        for name in weights.keys() - loaders.keys():
+            expected = ", ".join(sorted(loaders))
+            yield f"{setting}: got {name!r}; expected names of loaders: {expected}"
+        for name, weight in weights.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                yield (
+                    f"{setting}: got {name}={weight}; expected a finite number above 0; leave the "
+                    "corpus out instead"
+                )
 
 
 def _validate_loaders(loaders: Mapping[str, Loader]) -> Iterator[str]:
@@ -280,87 +347,3 @@ def _validate_loaders(loaders: Mapping[str, Loader]) -> Iterator[str]:
                     f"loaders: got {name!r} with {setting} {str(value)[:16]}; expected that of "
                     f"{first!r}, {str(expected)[:16]}"
                 )
-
-
-def rows_per_period(weights: Mapping[str, int | float]) -> list[int]:
-    """Convert weights to whole numbers of rows per period.
-
-    The numbers are exact if their sum is at most `MAX_PERIOD`. Otherwise they are rounded to that
-    sum by the largest-remainder method.
-
-    Parameters
-    ----------
-    weights : mapping
-        Weight above 0 of each corpus; their decimal representation is taken as exact.
-
-    Returns
-    -------
-    list of int
-        Rows of each corpus, in the order of `weights`.
-
-    Raises
-    ------
-    ValueError
-        If rounding leaves a corpus without a row.
-
-    Examples
-    --------
-    >>> rows_per_period({"books": 0.3, "code": 0.6, "web": 0.1})
-    [3, 6, 1]
-    """
-    exact = [Fraction(Decimal(str(float(weight)))) for weight in weights.values()]
-    shares = [weight / sum(exact) for weight in exact]
-    period = math.lcm(*(share.denominator for share in shares))
-    if period <= MAX_PERIOD:
-        return [int(share * period) for share in shares]
-    counts = [math.floor(share * MAX_PERIOD) for share in shares]
-    remainders = [share * MAX_PERIOD - count for share, count in zip(shares, counts, strict=True)]
-    by_remainder = sorted(range(len(counts)), key=lambda i: -remainders[i])
-    for i in by_remainder[: MAX_PERIOD - sum(counts)]:
-        counts[i] += 1
-    if absent := [name for name, count in zip(weights, counts, strict=True) if count == 0]:
-        raise ValueError(
-            f"weights: got less than one row of {MAX_PERIOD:,} for {', '.join(absent)}; give a "
-            "larger weight, or leave the corpus out"
-        )
-    return counts
-
-
-def mixture_schedule(counts: list[int]) -> npt.NDArray[np.int64]:
-    """Interleave corpora so that no corpus's row count deviates from its share by a full row.
-
-    Tijdeman 1980, "The chairman assignment problem" (Discrete Mathematics 32): for k corpora a
-    schedule exists that never deviates by more than 1 - 1 / (2k - 2) rows. This bound gives an
-    earliest and a latest position for each row of each corpus. Filling each position with the
-    available row of the earliest deadline finds a schedule whenever one exists.
-
-    Parameters
-    ----------
-    counts : list of int
-        Rows per period of each corpus, above 0.
-
-    Returns
-    -------
-    int64 [sum of counts]
-        Index of the corpus of each row of the period.
-
-    Examples
-    --------
-    >>> mixture_schedule([3, 1]).tolist()
-    [0, 0, 1, 0]
-    """
-    period, parts = sum(counts), max(2 * len(counts) - 2, 2)
-    released: list[list[tuple[int, int]]] = [[] for _ in range(period)]
-    for corpus, count in enumerate(counts):
-        for k in range(count):  # row k of the corpus is between these positions, both included
-            earliest = -(-(parts * k + 1) * period // (parts * count)) - 1
-            latest = (parts * (k + 1) - 1) * period // (parts * count)
-            released[earliest].append((latest, corpus))
-    schedule = np.empty(period, np.int64)
-    available: list[tuple[int, int]] = []
-    for position, rows in enumerate(released):
-        for row in rows:
-            heapq.heappush(available, row)
-        latest, schedule[position] = heapq.heappop(available)
-        assert latest >= position
-    return schedule

@@ -228,7 +228,7 @@ def open_stream(
     Parameters
     ----------
     config : DataConfig
-        One corpus, or a mixture, whose weights hold for each process.
+        One corpus, or a mixture, whose weights and curriculum hold for each process.
     tokenizer : Tokenizer
         Encodes the documents.
     batch_size : int
@@ -273,7 +273,8 @@ def open_stream(
         )
     if config.mixture is None:
         return next(iter(loaders.values()))
-    return MixtureLoader(loaders, config.weights, batch_size=rows)
+    by_step = config.weights_by_step
+    return MixtureLoader(loaders, by_step.pop(0), changes=by_step, batch_size=rows)
 
 
 def _is_training(config: DataConfig, name: str, text: str) -> bool:

@@ -1,6 +1,7 @@
 """Loaders that transform the rows of another loader."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tjx_data.loading.base import Batch, Loader, RowIndices
@@ -43,6 +44,19 @@ class TransformedLoader(Loader):
         """
         for number, batch in enumerate(self.loader.evaluation_batches(limit)):
             yield self.transform(batch, number * self.batch_size + self._local_rows)
+
+    def evaluation_batches_by_corpus(self, limit: int | None = None) -> Iterator[tuple[str, Batch]]:
+        """Yield the split by corpus, as the source does, transformed in the same way on every pass.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Most tokens of source text to read of each corpus.
+        """
+        n_seen: Counter[str] = Counter()
+        for name, batch in self.loader.evaluation_batches_by_corpus(limit):
+            yield name, self.transform(batch, n_seen[name] * self.batch_size + self._local_rows)
+            n_seen[name] += 1
 
     @abstractmethod
     def transform(self, batch: Batch, row_indices: RowIndices) -> Batch:

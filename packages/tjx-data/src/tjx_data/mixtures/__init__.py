@@ -1,0 +1,1 @@
+"""Mixtures of corpora: their settings as text, and their weights."""
