@@ -5,7 +5,7 @@ import pytest
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.presets import HEAD, load_preset, preset_names
 
-MEASURED = {"quickstart", "shakespeare_char", "vit_mnist", "seq2seq_toy"}
+MEASURED = {"quickstart", "speedrun_cpu", "shakespeare_char", "vit_mnist", "seq2seq_toy"}
 WANTED = {
     *MEASURED,
     *("tinystories_speedrun", "wikitext103_gpt2_small", "llama_small", "deepseek_small"),
