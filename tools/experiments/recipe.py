@@ -15,17 +15,12 @@ from experiments.arms import (
 from experiments.command import Experiment, Options, main
 from experiments.page import Claim, Page
 from experiments.pictures import band, dress, legend_below, panels, zoom
-from experiments.runs import Flags, Json, Run, run_all, say
+from experiments.runs import SMALL_GPT, Flags, Json, Run, run_all, say
 from matplotlib.figure import Figure
 
 FLAGS: Flags = {
+    **{name: value for name, value in SMALL_GPT.items() if name != "data.corpus"},
     "data.holdout": "tail",
-    "data.tokenizer": "bpe",
-    "data.vocab_size": 512,
-    "data.seq_len": 64,
-    "model.max_seq_len": 64,
-    "model.n_layer": 4,
-    "model.n_head": 4,
     "model.d_model": 160,
     "train.max_steps": 400,
     "train.batch_size": 16,

@@ -43,6 +43,9 @@ DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
 }
 """Settings that each built-in optimizer uses, with their defaults."""
 
+SETTINGS = tuple(dict.fromkeys(field for used in DEFAULTS.values() for field in used))
+"""Fields of `OptimizerConfig` whose defaults are those of the optimizer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -173,15 +176,7 @@ class OptimizerConfig:
                 "leave it out",
                 ("name",),
             )
-            for field in (
-                "b1",
-                "b2",
-                "eps",
-                "momentum",
-                "nesterov",
-                "polar_express",
-                "neuron_b2",
-            )
+            for field in SETTINGS
             if field not in defaults[self.name] and getattr(self, field) is not None
         ]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tjx_core import ConfigError, Problem, nearest_name
+from tjx_optim.optimizer_config import SETTINGS
 from tjx_optim.schedule_config import SCHEDULES_BY_FIELD
 from tjx_trainer.cli.values import convert, expected, union_members
 from tjx_trainer.config.config_tree import Leaf, assemble, leaves, without
@@ -85,19 +86,7 @@ def _implied(layer: Mapping[str, Any], below: Mapping[str, Any]) -> dict[str, An
 
 
 _DEPENDENT_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "optimizer.name": tuple(
-        f"optimizer.{field}"
-        for field in (
-            "weight_decay",
-            "b1",
-            "b2",
-            "eps",
-            "momentum",
-            "nesterov",
-            "polar_express",
-            "neuron_b2",
-        )
-    ),
+    "optimizer.name": tuple(f"optimizer.{field}" for field in SETTINGS),
     "schedule.name": tuple(f"schedule.{field}" for field in SCHEDULES_BY_FIELD),
 }
 
