@@ -102,8 +102,8 @@ def test_run_continues_on_a_full_disk_if_configured(
     small_disk.fill()
     run.open_gates(15, 25, 35)
     life.wait_until(lambda: run.at_gate(45), "the gate")
+    life.wait_until(lambda: run.unfinished() == [], "the end of the save of step 40")
     assert run.saved() == [10]
-    assert run.unfinished() == []
     small_disk.empty()
     run.open_gates(45, 55)
     assert life.wait() == 0, life.printed

@@ -59,6 +59,7 @@ VARIANTS: dict[str, GPTConfig] = {
         **SIZES, positions="rope", norm="rmsnorm", norm_unit_offset=True, norm_position="sandwich",
         activation="geglu", bias=False, qk_norm=True, attention_scale=0.4, embedding_scale=4.0,
         window=4, global_every=2, rope=RopeConfig(base=1000.0, local_base=10.0),
+        zero_init_residual=True,
     ),
     "OLMo 2 with biases of queries": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", norm_position="output", activation="swiglu",

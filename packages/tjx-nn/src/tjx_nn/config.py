@@ -105,8 +105,7 @@ class TransformerConfig:
         Standard deviation of initial weights; projections to the residual stream use
         init_std / sqrt(2 * n_layer).
     zero_init_residual
-        Whether projections to the residual stream start at 0 instead (Zhang et al. 2019, "Fixup
-        Initialization").
+        Whether projections to the residual stream start at 0 instead (Zhang et al. 2019, "Fixup").
     mup_base
         Base width (d_model) of muP, at which learning rate and init_std were tuned (Yang et al.
         2022, "Tensor Programs V"). None disables muP.
@@ -234,8 +233,7 @@ class TransformerConfig:
         if rotary and (self.rope.dim or self.head_dim) > self.head_dim:
             problems.append(
                 f"rope.dim: got {self.rope.dim}; expected at most {self.head_dim}, the features of "
-                "a "
-                "head"
+                "a head"
             )
         elif rotary and self.rope.dim is None and self.head_dim % 2:
             problems.append(
@@ -244,8 +242,7 @@ class TransformerConfig:
         if self.latent.kv_dim is not None and self.n_kv_head not in (None, self.n_head):
             problems.append(
                 f"n_kv_head: got {self.n_kv_head} with latent.kv_dim {self.latent.kv_dim}; "
-                "expected "
-                "None, as latent attention has keys for every head; omit it"
+                "expected None, as latent attention has keys for every head; omit it"
             )
         if self.latent.kv_dim is not None and self.qk_norm:
             problems.append(
@@ -254,16 +251,14 @@ class TransformerConfig:
             )
         if self.sparse.top_k is not None and self.attention_implementation is not None:
             problems.append(
-                f"attention_implementation: got {self.attention_implementation!r} with "
-                "sparse.top_k "
-                f"{self.sparse.top_k}; expected None, as sparse attention has one implementation; "
+                f"attention_implementation: got {self.attention_implementation!r} with sparse.top_k"
+                f" {self.sparse.top_k}; expected None, as sparse attention has one implementation; "
                 "omit it"
             )
         if self.float8 and self.experts.count:
             problems.append(
                 f"float8: got True with experts.count {self.experts.count}; expected False, as "
-                "expert "
-                "products have no FP8 implementation; omit it"
+                "expert products have no FP8 implementation; omit it"
             )
         if self.parallel_block and self.norm_position != "pre":
             problems.append(

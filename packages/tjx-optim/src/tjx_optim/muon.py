@@ -6,6 +6,7 @@ momentum, which neither source does, and keeps its coefficients in the state; th
 ``optax.trace`` with the Newton-Schulz iteration instead.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,7 +168,7 @@ def _orthogonal_updates(
 
 def _with_full_rank_rms(orthogonal: jax.Array) -> jax.Array:
     """Scale orthogonal matrices by the factor that gives those of full rank `UPDATE_RMS`."""
-    return orthogonal * (UPDATE_RMS * max(orthogonal.shape[-2:]) ** 0.5)
+    return orthogonal * (UPDATE_RMS * math.sqrt(max(orthogonal.shape[-2:])))
 
 
 def _with_rms(matrices: jax.Array) -> jax.Array:

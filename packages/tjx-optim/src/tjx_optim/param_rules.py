@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from tjx_optim.optimizer_config import OptimizerConfig
@@ -242,19 +241,12 @@ def _text(path: Any) -> str:
 
 
 def add_weight_decay(rules: ParameterRules) -> optax.GradientTransformation:
-    """Add to each parameter's update its weight decay times itself.
-
-    Cautious decay leaves out the entries that the update, which is subtracted, moves away from 0:
-    Chen et al. 2025, "Cautious Weight Decay".
-    """
+    """Add each parameter's decay; cautious: where the update shrinks it (Chen et al. 2025)."""
 
     def add(path: str, update: Any, param: Any) -> Any:
         rate = rules.weight_decay(path, param.ndim)
-        if not rate:
-            return update
-        if rules.cautious_decay:
-            return update + rate * jnp.where(update * param >= 0, param, 0)
-        return update + rate * param
+        decayed = param * (update * param >= 0) if rules.cautious_decay else param
+        return update + rate * decayed if rate else update
 
     return update_by_path(add)
 
