@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import tjx_data
+from tjx_data.loading.transformed_loader import TransformedLoader
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.task import DataShard, PutBatch
@@ -56,6 +57,8 @@ class LoaderTask[L: tjx_data.Loader](ABC):
     def evaluation_batches_by_corpus(self, put: PutBatch) -> Iterator[tuple[str, Batch]]:
         """Yield validation batches by corpus of a mixture; `eval_limit` is divided among them."""
         data, limit = self.validation_data, self.eval_limit
+        if not isinstance(data, tjx_data.MixtureLoader | TransformedLoader):
+            return
         if limit is not None:
             limit = max(limit // max(len(self.folders), 1), 1)
         for name, batch in data.evaluation_batches_by_corpus(limit):

@@ -13,6 +13,11 @@ def scored_text(text_field: str, column: str) -> str:
     column : str
         Field of the score.
 
+    Returns
+    -------
+    str
+        The template, for the field of the text of a corpus.
+
     Examples
     --------
     >>> scored_text("text", "quality")

@@ -130,11 +130,6 @@ class Loader(ABC):
             the same number of batches.
         """
 
-    def evaluation_batches_by_corpus(self, limit: int | None = None) -> Iterator[tuple[str, Batch]]:
-        """Yield held-out rows by corpus (`MixtureLoader`); nothing of a loader of one corpus."""
-        del limit
-        yield from ()
-
 
 def validate_batching(
     batch_size: int, seed: int, process_index: int, process_count: int

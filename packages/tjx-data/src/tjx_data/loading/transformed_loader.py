@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from tjx_data.loading.base import Batch, Loader, RowIndices
+from tjx_data.loading.mixture import MixtureLoader
 
 
 class TransformedLoader(Loader):
@@ -46,13 +47,20 @@ class TransformedLoader(Loader):
             yield self.transform(batch, number * self.batch_size + self._local_rows)
 
     def evaluation_batches_by_corpus(self, limit: int | None = None) -> Iterator[tuple[str, Batch]]:
-        """Yield the split by corpus, as the source does, transformed in the same way on every pass.
+        """Yield the split by corpus of a mixture, transformed in the same way on every pass.
 
         Parameters
         ----------
         limit : int, optional
             Most tokens of source text to read of each corpus.
+
+        Yields
+        ------
+        name, batch : str, dict
+            As of the mixture; nothing if the source is not one.
         """
+        if not isinstance(self.loader, MixtureLoader):
+            return
         n_seen: Counter[str] = Counter()
         for name, batch in self.loader.evaluation_batches_by_corpus(limit):
             yield name, self.transform(batch, n_seen[name] * self.batch_size + self._local_rows)
