@@ -66,6 +66,12 @@ def test_files_cause_no_import(package: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve(["--config", str(file)]).task == "outside.task"
 
 
+def test_value_of_another_type_in_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("log: {metrics: [[a.b]]}")
+    with pytest.raises(ConfigError, match=r"log\.metrics: expected one value"):
+        resolve(["--config", str(tmp_path / "x.yaml")])
+
+
 def test_errors_name_the_known_names_and_the_register_function(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

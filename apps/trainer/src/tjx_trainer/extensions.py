@@ -95,13 +95,14 @@ def import_extensions(values: Mapping[str, str]) -> list[Problem]:
     return problems
 
 
-def not_imported(raw: str | list[str] | None) -> list[str]:
-    """Return the modules that a value of one of `FIELDS` names and that are not imported."""
+def not_imported(raw: Any) -> list[str]:
+    """Return the modules that a value of `FIELDS`, of any type, names and that are not imported."""
     return [module for module in _modules(raw if isinstance(raw, list) else [raw])
             if module not in sys.modules]  # fmt: skip
 
 
-def _modules(values: Iterable[str | None]) -> list[str]:
+def _modules(values: Iterable[Any]) -> list[str]:
     """Return the names with a dot in values, which may be comma-separated lists."""
-    names = [name.strip() for value in values if value for name in re.split("[,;]", value)]
+    texts = (value for value in values if isinstance(value, str))
+    names = [name.strip() for text in texts for name in re.split("[,;]", text)]
     return [name for name in names if _DOTTED.fullmatch(name)]
