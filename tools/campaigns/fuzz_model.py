@@ -148,7 +148,8 @@ class ModelFolder(Kind):
         pads = isinstance(config, BertConfig | EncoderDecoderConfig)
         unused = _NOT_COMPUTED | (set() if pads else {"pad_token_id"})
         for key in theirs.keys() & ours.keys() - unused:
-            assert theirs[key] == ours[key], f"{key}: {theirs[key]!r} was read as {ours[key]!r}"
+            is_same = theirs[key] == ours[key] or (theirs[key] is None and ours[key] is False)
+            assert is_same, f"{key}: {theirs[key]!r} was read as {ours[key]!r}"
 
 
 # Fields that change no result, or have another location in older folders.
