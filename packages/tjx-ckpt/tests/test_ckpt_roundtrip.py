@@ -142,6 +142,16 @@ def test_mismatches_are_listed_by_leaf(tmp_path: Path) -> None:
     ]
 
 
+def test_of_many_mismatches_the_first_are_listed(tmp_path: Path) -> None:
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(4, {f"x{i}": np.zeros(1) for i in range(1234)})
+        with pytest.raises(MismatchError) as caught:
+            checkpointer.restore({})
+    _, *lines = str(caught.value).splitlines()
+    assert len(lines) == 101
+    assert lines[-1] == "... and 1,134 more differences"
+
+
 def test_invalid_arguments_raise_before_anything_is_written(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with Checkpointer(directory) as checkpointer:

@@ -35,6 +35,9 @@ from tjx_ckpt.store.verification import problems
 from tjx_ckpt.writer import PendingCheckpoint, SaveReport, write_checkpoint
 from tjx_core import ConfigError, unknown_name
 
+MAX_DIFFERENCES = 100
+"""Differences between a checkpoint and the requested state that an error lists."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -266,7 +269,7 @@ class Checkpointer:
         AllCheckpointsCorruptError
             If ``step`` is None and every checkpoint is damaged.
         MismatchError
-            If keys, shapes or dtypes differ; lists all differences.
+            If keys, shapes or dtypes differ; lists the first 100 differences and their number.
         UnreadableError
             If a checkpoint cannot be read after several attempts. Nothing is renamed.
         """
@@ -278,7 +281,9 @@ class Checkpointer:
             lines = differences(wanted, saved, partial=partial, cast=cast)
             if lines:
                 header = f"checkpoint of step {step} does not fit the requested state:"
-                raise MismatchError("\n".join([header, *lines]))
+                rest = len(lines) - MAX_DIFFERENCES
+                more = [f"... and {rest:,} more differences"] if rest > 0 else []
+                raise MismatchError("\n".join([header, *lines[:MAX_DIFFERENCES], *more]))
 
         def read(step: int) -> dict[str, Any]:
             return self._read(step, abstract, check)
