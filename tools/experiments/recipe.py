@@ -192,6 +192,7 @@ def page(results: Json) -> Page:
             "The model is small and the runs are short; at other scales the ratio differs.",
             "A step of the recipe costs more than one of AdamW: the column of seconds includes it.",
             "AdamW is tuned one setting after the other, not jointly.",
+            *results.get("notes", ()),
         ],
     )  # fmt: skip
 
