@@ -3,8 +3,8 @@
     python tools/bench/generation.py [--torch-python PATH] [--suite cpu|gpu]
 
 requires jax, tjx-kernels and tjx-nn (or PYTHONPATH of their src). All implementations use the same
-weights and prompt; the benchmark fails if their tokens differ in float32. They are measured
-alternately in each round.
+weights and prompt; the benchmark fails if their tokens differ in float32. "tjx int8" has the same
+weights quantized by `tjx_nn.quantize`. All are measured alternately in each round.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from turns import Json, Worker, WorkerError, machine, summary
 
 HERE = Path(__file__).resolve().parent
+INT8 = "tjx int8"
 SMALL = {"sizes": [4096, 256, 4, 4, 256], "prompt": 16, "new": 100, "dtype": "float32"}
 GPT2_SMALL = {"sizes": [50257, 768, 12, 12, 1024], "prompt": 16, "new": 100, "dtype": "float32"}
 
@@ -44,8 +45,12 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
     print(f"{case['name']} ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         given = {**case, "weights": str(Path(folder) / "weights.npz")}
-        workers = {"tjx": Worker([sys.executable, str(HERE / "generation_jax.py")], {})}
-        answers = {"tjx": workers["tjx"].ask("prepare", case=given)}
+        own = [sys.executable, str(HERE / "generation_jax.py")]
+        workers = {name: Worker(own, {}) for name in ("tjx", INT8)}
+        answers = {
+            name: worker.ask("prepare", case={**given, "int8": name == INT8})
+            for name, worker in workers.items()
+        }
         for kind in ("transformers", "static cache") if torch_python is not None else ():
             command = [str(torch_python), str(HERE / "generation_torch.py"), kind]
             worker = Worker(command, {"HF_HUB_OFFLINE": "1"})
@@ -56,6 +61,7 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
             else:
                 workers[kind] = worker
         found = {name: answer.pop("tokens") for name, answer in answers.items()}
+        found.pop(INT8)
         if case["dtype"] == "float32" and any(x != found["tjx"] for x in found.values()):
             sys.exit(f"the tokens differ: {found}")
         seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -80,6 +86,10 @@ def goals(record: Json) -> list[str]:
     """Return one line per goal: measured value, goal, met or missed."""
     sides = record["sides"]
     lines = []
+    if record["dtype"] == "float32":
+        ratio = round(1 / sides[INT8]["speed_of_tjx"], 2)
+        verdict = "met" if ratio > 1 else "missed"
+        lines.append(f"{record['name']}: int8 {ratio}x float32 of above 1x, {verdict}")
     if "goal_ratio" in record and "transformers" in sides:
         found = sides["transformers"]["speed_of_tjx"]
         verdict = "met" if found >= record["goal_ratio"] else "missed"

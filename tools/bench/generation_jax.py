@@ -22,9 +22,14 @@ class Generation:
             dtype=case["dtype"],
         )  # fmt: skip
         self._params = jax.jit(tjx_nn.init, static_argnums=0)(self._config, jax.random.key(0))
-        flat = jax.tree.leaves_with_path(self._params)
-        arrays: dict[str, Any] = {".".join(k.key for k in path): np.asarray(p) for path, p in flat}
-        np.savez(case["weights"], **arrays)
+        if case["int8"]:
+            self._params = jax.jit(tjx_nn.quantize, static_argnums=0)(self._config, self._params)
+        else:
+            flat = jax.tree.leaves_with_path(self._params)
+            arrays: dict[str, Any] = {
+                ".".join(k.key for k in path): np.asarray(p) for path, p in flat
+            }
+            np.savez(case["weights"], **arrays)
         rng = np.random.default_rng(0)
         self._prompt = rng.integers(0, vocab, (case["batch"], case["prompt"]), np.int32)
         self._lengths = np.full(case["batch"], case["prompt"], np.int32)

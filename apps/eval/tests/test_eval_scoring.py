@@ -154,14 +154,17 @@ def test_documents_are_concatenated_or_scored_separately(of_bytes: TrainedModel)
 
 def test_validation_text_is_scored_as_in_training(tmp_path: Path) -> None:
     found = []
-    for words in ([], ["--window", "16"], ["--window", "16", "--stride", "4"]):
+    int8 = ["--quantization", "int8"]
+    for words in ([], ["--window", "16"], ["--window", "16", "--stride", "4"], int8):
         assert main(["loss", str(tiny_run()), "--json", str(tmp_path / "a.json"), *words]) == 0
         found.append(json.loads((tmp_path / "a.json").read_text()))
-    training, windows, overlapping = found
+    training, windows, overlapping, quantized = found
     for name in ("loss", "bits_per_byte", "tokens", "text_bytes", "top5_accuracy"):
         assert windows[name] == pytest.approx(training[name], rel=1e-6)
     assert overlapping["tokens"] == training["tokens"]
     assert overlapping["loss"] != pytest.approx(training["loss"], rel=1e-4)
+    assert quantized["loss"] == pytest.approx(training["loss"], rel=1e-2)
+    assert quantized["loss"] != pytest.approx(training["loss"], rel=1e-6)
 
 
 def test_a_table_of_documents_is_written(

@@ -128,8 +128,8 @@ def batch_of(config: Config, step: int, *, packed: bool) -> dict[str, np.ndarray
     return batch
 
 
-def assert_the_same_run(found: Run, expected: Run) -> None:
-    """Compare losses, initial values and gradients."""
+def assert_the_same_run(found: Run, expected: Run, *, bound: float = 5e-6) -> None:
+    """Compare losses, initial values, and gradients to a relative error below `bound`."""
     np.testing.assert_allclose(found.losses, expected.losses, atol=1e-5, rtol=0)
     assert len(set(expected.losses)) == STEPS  # it learns
     for name, gradient in expected.gradients.items():
@@ -137,7 +137,7 @@ def assert_the_same_run(found: Run, expected: Run) -> None:
         # The gradient of a key's bias is 0 but for rounding.
         size = max(np.linalg.norm(gradient), 1e-4)
         off = np.linalg.norm(found.gradients[name] - gradient) / size
-        assert off < 5e-6, (name, off)
+        assert off < bound, (name, off)
 
 
 def bytes_by_path(tree: Any, keep: Callable[[str], bool] = lambda _: True) -> dict[str, set[int]]:

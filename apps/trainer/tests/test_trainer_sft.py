@@ -45,7 +45,9 @@ TINY = """
 --train.eval_every=3 --train.sample_tokens=3 --train.sample_prompt=1+1? --log.every=1
 --optimizer.learning_rate=1e-2 --schedule.warmup_steps=0 --checkpoint.every=100
 """.split()  # noqa: SIM905  a list of words reads worse
-LOW_RANK = ["--lora.rank=2", "--lora.targets=attention.*,mlp.up", "--checkpoint.every=3"]
+LOW_RANK = """
+--lora.rank=2 --lora.targets=attention.*,mlp.up --lora.base_dtype=int8 --checkpoint.every=3
+""".split()  # noqa: SIM905  a list of words reads worse
 
 
 def conversations(n: int) -> list[dict[str, Any]]:
@@ -194,7 +196,9 @@ def test_adapters_resume_bit_for_bit_and_the_base_does_not_change(
     leaves = jax.tree_util.tree_leaves_with_path(before)
     first = {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
     base = [path for path in whole if path.startswith(".base")]
-    assert len(base) == len(jax.tree.leaves(tjx_nn.logical_axes(job.config.model), is_leaf=is_axes))
+    axes = tjx_nn.lora.base_axes(job.config.model, job.config.lora)
+    assert len(base) == len(jax.tree.leaves(axes, is_leaf=is_axes))
+    assert sum(path.endswith(".values") for path in base) == 6
     assert all(whole[path] == first[path] for path in base)
     adapters = [path for path in whole if path.startswith(".params")]
     assert len(adapters) == 2 * 5
@@ -206,8 +210,9 @@ def test_adapters_resume_bit_for_bit_and_the_base_does_not_change(
     merged, step = saved.load_params(job.mesh)
     assert step == 6
     kernels = jax.device_get(merged)["blocks"]["mlp"]
+    int8 = before.base["blocks"]["mlp"]
     changed = [
-        not np.array_equal(kernels[name]["kernel"], before.base["blocks"]["mlp"][name]["kernel"])
+        not np.array_equal(kernels[name]["kernel"], int8[name]["kernel"].astype(np.float32))
         for name in ("up", "down")
     ]
     assert changed == [True, False]
@@ -233,14 +238,17 @@ LORA: Flags = {"lora.rank": 2, "lora.dora": "true", "optimizer.learning_rate": 1
 
 
 @pytest.mark.slow
-def test_adapters_on_a_mesh_train_as_on_one_device() -> None:
+@pytest.mark.parametrize(("base_dtype", "bound"), [("float32", 5e-6), ("int8", 5e-5)])
+def test_adapters_on_a_mesh_train_as_on_one_device(base_dtype: str, bound: float) -> None:
+    """On CPUs inputs of int8 kernels are rounded, which amplifies differences of the last bit."""
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
-    found, expected = run(LORA, mesh, packed=True), run(LORA, packed=True)
+    flags = {**LORA, "lora.base_dtype": base_dtype}
+    found, expected = run(flags, mesh, packed=True), run(flags, packed=True)
     # The magnitudes of DoRA are norms, summed in another order on a mesh.
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found.initial, expected.initial
     )
-    assert_the_same_run(found._replace(initial=expected.initial), expected)
+    assert_the_same_run(found._replace(initial=expected.initial), expected, bound=bound)
 
 
 DISTILL = """
@@ -386,12 +394,21 @@ def test_optimizer_state_of_gpt2_small_adapters_is_small() -> None:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
     flags = ["--config=gpt2_small", "--mesh.data=1", "--train.batch_size=1"]
-    full, low = (
+    lora = "--lora.rank=8"
+    full, low, int8, bfloat16 = (
         build_step_components(resolve([*flags, *more]), jax.devices()[:1]).abstract
-        for more in ([], ["--lora.rank=8"])
+        for more in (
+            [],
+            [lora],
+            [lora, "--lora.base_dtype=int8"],
+            [lora, "--lora.base_dtype=bfloat16"],
+        )
     )
     assert size(low.params) + size(low.opt_state) <= 0.03 * size(full.opt_state)
     assert size(low.base) == size(full.params)
+    assert size(bfloat16.base) == size(full.params) / 2
+    n_weights = 12 * 12 * 768**2  # of the kernels in blocks, 3 bytes less each
+    assert size(full.params) - size(int8.base) == pytest.approx(3 * n_weights, rel=1e-2)
 
 
 @pytest.mark.parametrize(

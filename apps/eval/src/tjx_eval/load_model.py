@@ -32,8 +32,8 @@ class TrainedModel:
         Model directory.
     architecture : GPTConfig, BertConfig, ViTConfig or EncoderDecoderConfig
         Model config.
-    params : nested dict of float32 arrays
-        Parameters.
+    params : nested dict of arrays
+        Parameters, float32; int8 kernels if they were quantized.
     mesh : jax.sharding.Mesh
         Devices of the parameters.
     text_tokenizer : tjx_data.Tokenizer or None
@@ -126,6 +126,7 @@ def load_model(
     step: int | None = None,
     tokenizer: str | None = None,
     families: tuple[str, ...] | None = DECODERS,
+    quantization: str | None = None,
 ) -> TrainedModel:
     """Load a model, sharded over all devices.
 
@@ -140,6 +141,8 @@ def load_model(
         File, directory or hub name of another tokenizer.
     families : tuple of str or None
         Accepted model families; None accepts all.
+    quantization : str, optional
+        "int8" rounds the kernels of the blocks (`tjx_nn.quantize`).
 
     Raises
     ------
@@ -152,10 +155,15 @@ def load_model(
     if jax.default_backend() == "cpu":
         retain_freed_memory()
     if resolved.is_run:
-        return _load_run(resolved.path, step, tokenizer, families)
-    if step is not None:
+        model = _load_run(resolved.path, step, tokenizer, families)
+    elif step is not None:
         raise EvalError(f"--step: got {step}; {path} is a Transformers model without steps")
-    return _load_transformers(resolved.path, tokenizer, families)
+    else:
+        model = _load_transformers(resolved.path, tokenizer, families)
+    if quantization is None:
+        return model
+    params = jax.jit(tjx_nn.quantize, static_argnums=0)(model.architecture, model.params)
+    return dataclasses.replace(model, params=params)
 
 
 def _load_run(

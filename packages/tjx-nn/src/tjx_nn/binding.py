@@ -22,6 +22,7 @@ from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit import ViT
 from tjx_nn.models.vit_config import ViTConfig
+from tjx_nn.quantization.int8 import Int8Kernel
 from tjx_nn.registry import registered_models
 from tjx_nn.sub_configs import raise_problems
 
@@ -142,9 +143,8 @@ def check_params(config: Hashable, params: Params, *, n_layer: int | None = None
         With a line for each parameter that is missing, unexpected, or has a wrong shape or a dtype
         that is not floating-point.
     """
-    given = {
-        ".".join(map(_key_name, path)): leaf for path, leaf in jax.tree.flatten_with_path(params)[0]
-    }
+    leaves = jax.tree.leaves_with_path(params, is_leaf=lambda node: isinstance(node, Int8Kernel))
+    given = {".".join(map(_key_name, path)): leaf for path, leaf in leaves}
     expected = param_shapes(config)
     if n_layer is not None:
         stacked = {path for path, axes in param_axes(config).items() if axes[:1] == ("layers",)}

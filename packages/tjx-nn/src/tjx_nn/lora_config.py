@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from tjx_nn.sub_configs import check_sizes, raise_problems
+from tjx_nn.sub_configs import check_choices, check_sizes, raise_problems
+
+BaseDtype = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,9 @@ class LoRAConfig:
         "blocks.attention.*" or "query,value". A pattern matches a path or its end.
     dora
         Whether to train the norm of each output's weights separately (DoRA).
+    base_dtype
+        Dtype of the parameters that are not trained: float32, bfloat16, or int8 (the kernels of
+        linear layers in blocks, see `quantize`; the rest float32).
 
     Raises
     ------
@@ -34,9 +40,10 @@ class LoRAConfig:
     alpha: float = 16.0
     targets: str = "*"
     dora: bool = False
+    base_dtype: BaseDtype = "float32"
 
     def __post_init__(self) -> None:
-        problems = check_sizes(self, "rank")
+        problems = check_sizes(self, "rank") + check_choices(self, base_dtype=BaseDtype)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             problems.append(f"alpha: got {self.alpha}; expected a finite number above 0")
         if not self.patterns:

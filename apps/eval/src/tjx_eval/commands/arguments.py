@@ -1,9 +1,14 @@
 """Command-line arguments that several commands share."""
 
+import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tjx_core import CommandParser, whole_number
 from tjx_eval.resolve import resolve_model
+
+if TYPE_CHECKING:
+    from tjx_eval.load_model import TrainedModel
 
 positive = whole_number(1)
 
@@ -21,8 +26,8 @@ def plot_file(text: str) -> str:
     return text
 
 
-def add_model(parser: CommandParser) -> None:
-    """Add the model directory, ``--step`` and ``--tokenizer``."""
+def add_model(parser: CommandParser, *, quantization: bool = True) -> None:
+    """Add the model directory, ``--step`` and ``--tokenizer``, and ``--quantization`` if wanted."""
     parser.add_argument(
         "model",
         type=model_directory,
@@ -31,6 +36,22 @@ def add_model(parser: CommandParser) -> None:
     parser.add_argument("--step", type=positive, help="checkpoint step (default: the newest)")
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="file, directory or hub name of the model's tokenizer"
+    )
+    if quantization:
+        parser.add_argument(
+            "--quantization", choices=("int8",), help="round the weights of the blocks to int8"
+        )
+
+
+def load(arguments: argparse.Namespace) -> "TrainedModel":
+    """Load the decoder that the arguments of `add_model` name."""
+    from tjx_eval.load_model import load_model
+
+    return load_model(
+        arguments.model,
+        step=arguments.step,
+        tokenizer=arguments.tokenizer,
+        quantization=arguments.quantization,
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `attention`."""
-    add_model(parser)
+    add_model(parser, quantization=False)
     parser.add_argument("--prompt", metavar="TEXT", help="the input text")
     parser.add_argument("--file", metavar="FILE", help="file with the input text")
     parser.add_argument(

@@ -17,7 +17,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `export`."""
     add = parser.add_argument
-    add_model(parser)
+    add_model(parser, quantization=False)
     add("out", metavar="OUT", help="a new or empty directory")
     add(
         "--format",

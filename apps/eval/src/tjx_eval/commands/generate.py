@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tjx_core import CommandParser
-from tjx_eval.commands.arguments import add_model, positive
+from tjx_eval.commands.arguments import add_model, load, positive
 from tjx_eval.errors import EvalError
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _read_prompt(arguments)
     if arguments.interactive and (arguments.samples > 1 or arguments.json):
         raise EvalError("--interactive: not supported with --samples or --json; leave them out")
-    from tjx_eval.load_model import load_model
 
-    model = load_model(arguments.model, step=arguments.step, tokenizer=arguments.tokenizer)
+    model = load(arguments)
     names = (
         "samples", "max_new_tokens", "temperature", "top_k", "top_p", "min_p",
         "repetition_penalty", "seed",

@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         step=arguments.step,
         tokenizer=arguments.tokenizer,
         families=DECODERS if of_text else None,
+        quantization=arguments.quantization,
     )
     results: dict[str, Any] = {"model": str(model.path)}
     if model.step is not None:

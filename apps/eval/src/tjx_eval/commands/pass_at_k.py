@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tjx_core import CommandParser, whole_number
-from tjx_eval.commands.arguments import add_model, positive
+from tjx_eval.commands.arguments import add_model, load, positive
 from tjx_eval.errors import EvalError
 from tjx_rl.config import VerifierName
 
@@ -57,7 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
     import tjx_rl
     from tjx_eval.commands.tables import print_metrics
     from tjx_eval.generation.batch import complete_all
-    from tjx_eval.load_model import load_model
     from tjx_eval.scoring.pass_at_k import estimate_pass_at_k
     from tjx_trainer.run_reader import read_prompts
 
@@ -65,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         examples = read_prompts(Path(arguments.prompts))[: arguments.limit]
     except ValueError as error:
         raise EvalError(f"--prompts: {error}") from error
-    model = load_model(arguments.model, step=arguments.step, tokenizer=arguments.tokenizer)
+    model = load(arguments)
     template = model.chat_template() if arguments.chat else None
     requests = [
         request

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from tjx_core import CommandParser, ConfigError, Problem, whole_number
-from tjx_eval.commands.arguments import add_model, positive
+from tjx_eval.commands.arguments import add_model, load, positive
 from tjx_eval.errors import EvalError
 
 KEY_VARIABLE = "TJX_API_KEY"
@@ -42,12 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise EvalError(
             f"serving needs Starlette and uvicorn ({error}): pip install 'tjx-eval[serve]'"
         ) from error
-    from tjx_eval.load_model import load_model
     from tjx_eval.serving.app import Service
     from tjx_eval.serving.engine import Engine
 
     with open_socket(arguments.host, arguments.port) as listening:
-        model = load_model(arguments.model, step=arguments.step, tokenizer=arguments.tokenizer)
+        model = load(arguments)
         try:
             engine = Engine(
                 model.gpt,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tjx_core import CommandParser, ConfigError, Problem, did_you_mean, whole_number
-from tjx_eval.commands.arguments import add_model, positive
+from tjx_eval.commands.arguments import add_model, load, positive
 from tjx_eval.errors import EvalError
 
 _TASK_NAME = re.compile(r"^(?:task|group|tag):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
@@ -46,7 +46,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise EvalError(
             f"tasks need lm-evaluation-harness ({error}): pip install 'tjx-eval[tasks]'"
         ) from error
-    from tjx_eval.load_model import load_model
     from tjx_eval.scoring.lm_harness import HarnessModel
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         include_path=arguments.include_path, include_defaults=not set(names) <= set(local)
     )
     _check_names(names, manager.all_tasks)
-    model = load_model(arguments.model, step=arguments.step, tokenizer=arguments.tokenizer)
+    model = load(arguments)
     harness = HarnessModel(model, batch_size=arguments.batch_size)
     try:
         results = lm_eval.simple_evaluate(

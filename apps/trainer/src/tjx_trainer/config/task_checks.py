@@ -154,7 +154,7 @@ def check_lora(
 ) -> list[Problem]:
     """Check the options that adapters do not support."""
     if lora.rank is None:
-        unused = [name for name in ("alpha", "targets", "dora")
+        unused = [name for name in ("alpha", "targets", "dora", "base_dtype")
                   if getattr(lora, name) != getattr(LoRAConfig(), name)]  # fmt: skip
         message = "got one without lora.rank; expected both; give --lora.rank 8"
         return [Problem(f"lora.{name}", message, ("lora.rank",)) for name in unused]

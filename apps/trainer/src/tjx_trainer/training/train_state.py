@@ -35,9 +35,9 @@ class TrainState(NamedTuple):
         The optimizer's state.
     guard : tjx_optim.GuardState
         Counts of skipped steps, and the loss scale.
-    base : nested dict of float32 arrays or None
-        With ``lora.rank`` the model's parameters, which stay as they are; `params` are the
-        adapters.
+    base : nested dict of arrays or None
+        With ``lora.rank`` the model's parameters in ``lora.base_dtype``, which stay as they are;
+        `params` are the adapters.
     """
 
     step: jax.Array
@@ -118,7 +118,7 @@ def abstract_state(
         params=stored(axes, shapes.params),
         base=None
         if shapes.base is None
-        else stored(tjx_nn.logical_axes(config.model), shapes.base),
+        else stored(tjx_nn.lora.base_axes(config.model, config.lora), shapes.base),
     )
     if config.mesh.offload == "optimizer":
         on_host = jax.tree.map(_on_host, shapes.opt_state, shardings.opt_state)
@@ -161,7 +161,7 @@ def initial_state(
     """
     shardings = shardings_of(abstract)
     if config.train.init_from is not None:
-        of_model = shardings.params if shardings.base is None else shardings.base
+        of_model = shardings.params if shardings.base is None else _of_arrays(shardings.base)
         params = jax.device_put(pretrained_params(config), of_model)
         begin = jax.jit(
             lambda params: _state_of(config, optimizer, params), out_shardings=shardings
@@ -171,6 +171,15 @@ def initial_state(
     make = jax.jit(lambda: _initial_state(config, optimizer), out_shardings=shardings)
     state: TrainState = make()
     return state
+
+
+def _of_arrays(base: Any) -> Any:
+    """Return the shardings of a model from those of the base of adapters, which can be int8."""
+
+    def is_int8(node: Any) -> bool:
+        return isinstance(node, tjx_nn.Int8Kernel)
+
+    return jax.tree.map(lambda s: s.values if is_int8(s) else s, base, is_leaf=is_int8)
 
 
 def _initial_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
@@ -184,5 +193,6 @@ def _state_of(
     base = None
     if config.lora.rank is not None:
         key = jax.random.fold_in(jax.random.key(config.seed), _ADAPTERS)
-        base, params = params, tjx_nn.lora.init(config.model, config.lora, key, params)
+        base = tjx_nn.lora.base_params(config.model, config.lora, params)
+        params = tjx_nn.lora.init(config.model, config.lora, key, base)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), guard, base)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from tjx_nn.binding import Params, bind
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.quantization.int8 import is_int8
 
 
 class DecodeWeights(NamedTuple):
@@ -52,12 +52,12 @@ def bind_decode_weights(config: GPTConfig | EncoderDecoderConfig, weights: Decod
 def _cast(params: Params, dtype: str) -> Params:
     """Cast kernels and tables; norms, biases and the routers of experts stay float32."""
 
-    def cast(path: tuple[Any, ...], p: Array) -> Array:
+    def cast(path: tuple[Any, ...], p: Any) -> Any:
         *_, layer, name = (step.key for step in path)
-        matrix = name in ("kernel", "embedding") and layer != "router"
+        matrix = name in ("kernel", "embedding") and layer != "router" and not is_int8(p)
         return p.astype(dtype) if matrix else p
 
-    cast_params: Params = jax.tree.map_with_path(cast, params)
+    cast_params: Params = jax.tree.map_with_path(cast, params, is_leaf=is_int8)
     return cast_params
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from tjx_nn.layers.float8 import float8_matmul
 from tjx_nn.layout import ParamSharding, ShardedModule, make_param
+from tjx_nn.quantization.int8 import Int8Kernel, int8_matmul
 
 
 class Linear(ShardedModule):
@@ -70,10 +71,12 @@ class Linear(ShardedModule):
     def __call__(self, x: Float[Array, "*any I"]) -> Float[Array, "*any O"]:
         """Apply the layer to the last axis of `x`; the output has the layer's dtype."""
         x = x.astype(self.dtype)
+        kernel: Any = self.kernel[...]
         multiply = float8_matmul if self.float8 else matmul
-        y: Array = multiply(ParamSharding(self.layout, self.axes), x, self.kernel[...])
+        multiply = int8_matmul if isinstance(kernel, Int8Kernel) else multiply
+        y: Array = multiply(ParamSharding(self.layout, self.axes), x, kernel)
         if self.adapter is not None:
-            y = self.adapter(x, y, self.kernel[...])
+            y = self.adapter(x, y, kernel)
         if self.bias is not None:
             y = add_bias(ParamSharding(self.layout, self.axes[1:]), y, self.bias[...])
         return y
@@ -104,10 +107,7 @@ def _matmul_backward(
     x, w = residuals
     dtype = sharding.sum_dtype(x)
     dw: Array = jax.lax.platform_dependent(
-        x,
-        dy,
-        cpu=partial(_weight_gradient_cpu, dtype),
-        default=partial(_weight_gradient, dtype),
+        x, dy, cpu=partial(_weight_gradient_cpu, dtype), default=partial(_weight_gradient, dtype)
     )
     return dy @ sharding.gather(w, x.dtype).T, sharding.scatter(dw, w.dtype)
 

@@ -3,6 +3,8 @@
 The parameters of the model stay as they are; adapters are a second, small tree of parameters.
 """
 
+from tjx_nn.lora.adapters import base_axes as base_axes
+from tjx_nn.lora.adapters import base_params as base_params
 from tjx_nn.lora.adapters import bind as bind
 from tjx_nn.lora.adapters import init as init
 from tjx_nn.lora.adapters import logical_axes as logical_axes

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from tjx_nn.layers.linear import matmul
 from tjx_nn.layout import Layout, ParamSharding, ShardedModule
+from tjx_nn.quantization.int8 import Int8Kernel
 
 
 class Adapter(ShardedModule):
@@ -46,7 +47,10 @@ class Adapter(ShardedModule):
         self.scale, self.axes, self.layout = scale, axes, layout
 
     def __call__(
-        self, x: Float[Array, "*any I"], y: Float[Array, "*any O"], kernel: Float[Array, "I O"]
+        self,
+        x: Float[Array, "*any I"],
+        y: Float[Array, "*any O"],
+        kernel: Float[Array, "I O"] | Int8Kernel,
     ) -> Float[Array, "*any O"]:
         """Adapt the output `y` of a layer without its bias.
 
@@ -62,7 +66,7 @@ class Adapter(ShardedModule):
         return y * factor.astype(y.dtype)[(None,) * (y.ndim - 1)]
 
 
-def column_norms(kernel: Float[Array, "*layers I O"]) -> Float[Array, "*layers O"]:
+def column_norms(kernel: Float[Array, "*layers I O"] | Int8Kernel) -> Float[Array, "*layers O"]:
     """Return the norm of the weights of each output, float32."""
-    norms: Array = jnp.linalg.norm(jnp.asarray(kernel, jnp.float32), axis=-2)
+    norms: Array = jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
     return norms

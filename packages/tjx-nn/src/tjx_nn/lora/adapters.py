@@ -8,8 +8,8 @@ Axes in names: I input features, O output features, R rank.
 
 from collections.abc import Callable, Hashable, Mapping
 from fnmatch import fnmatchcase
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +20,17 @@ from jaxtyping import Array, Float
 
 from tjx_nn import binding
 from tjx_nn.binding import Params
-from tjx_nn.functional import logical_axes as base_axes
+from tjx_nn.functional import logical_axes as model_axes
 from tjx_nn.layers.linear import Linear
 from tjx_nn.layout import SINGLE_DEVICE, Layout
 from tjx_nn.lora.adapter import Adapter, column_norms
 from tjx_nn.lora_config import LoRAConfig
+from tjx_nn.quantization.int8 import dequantize
+from tjx_nn.quantization.linear_layers import LinearLayer, linear_layers
+from tjx_nn.quantization.params import quantize, quantized_axes
 from tjx_nn.sub_configs import raise_problems
 
 Adapters = dict[str, Any]
-
-
-class LinearLayer(NamedTuple):
-    """Shape and logical axes of a linear layer's kernel; leading ones stack layers."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
 
 
 def init(config: Hashable, lora: LoRAConfig, key: Array, params: Params | None = None) -> Adapters:
@@ -143,6 +139,32 @@ def bind(
     return model
 
 
+def base_params(config: Hashable, lora: LoRAConfig, params: Params) -> Params:
+    """Return the parameters of the model in `lora.base_dtype`, as the base of adapters.
+
+    Parameters
+    ----------
+    config, lora
+        As of `bind`.
+    params
+        Parameters of the model.
+
+    Raises
+    ------
+    ValueError
+        As `tjx_nn.quantize`.
+    """
+    if lora.base_dtype == "int8":
+        return quantize(config, params)
+    base: Params = jax.tree.map(lambda p: p.astype(lora.base_dtype), params)
+    return base
+
+
+def base_axes(config: Hashable, lora: LoRAConfig) -> dict[str, Any]:
+    """Return the logical axes of each array of `base_params`."""
+    return quantized_axes(config) if lora.base_dtype == "int8" else model_axes(config)
+
+
 def merge(params: Params, adapters: Adapters, lora: LoRAConfig) -> Params:
     """Return the parameters with the adapters added to the kernels, in the dtype of the kernels.
 
@@ -228,22 +250,6 @@ def targets(config: Hashable, lora: LoRAConfig) -> dict[str, LinearLayer]:
     }
 
 
-@lru_cache(maxsize=64)
-def linear_layers(config: Hashable) -> Mapping[str, LinearLayer]:
-    """Return every linear layer of a model by dotted path."""
-    model = nnx.eval_shape(lambda: binding.make_model(config, jax.random.key(0)))
-    shapes, axes = binding.param_shapes(config), _flatten(base_axes(config))
-    paths = [
-        ".".join(map(str, path))
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, Linear)
-    ]
-    return {
-        path: LinearLayer(shapes[f"{path}.kernel"], axes[f"{path}.kernel"])
-        for path in sorted(paths)
-    }
-
-
 def check_adapters(config: Hashable, lora: LoRAConfig, adapters: Adapters) -> None:
     """Check the paths and shapes of adapters; their ranks can differ from `lora.rank`.
 
@@ -282,12 +288,12 @@ def _delta(adapter: Mapping[str, Array], lora: LoRAConfig) -> Float[Array, "*lay
 def _map_kernels(
     change: Callable[[Array, Mapping[str, Array]], Array], params: Params, adapters: Adapters
 ) -> Params:
-    flat = _flatten(params)
+    flat = _flatten(dequantize(params))
     flat_adapters = _flatten(adapters)
     for path in {path.rpartition(".")[0] for path in flat_adapters}:
         names = ("a", "b", "magnitude")
         adapter = {n: x for n in names if (x := flat_adapters.get(f"{path}.{n}")) is not None}
-        kernel = jnp.asarray(flat[f"{path}.kernel"])
+        kernel = flat[f"{path}.kernel"]
         flat[f"{path}.kernel"] = change(kernel, adapter).astype(kernel.dtype)
     return _unflatten(flat)
 

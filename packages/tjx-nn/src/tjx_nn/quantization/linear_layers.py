@@ -1,0 +1,34 @@
+"""Linear layers of a model by name: what adapters and quantization apply to."""
+
+from collections.abc import Hashable, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from tjx_nn.binding import make_model, param_axes, param_shapes
+from tjx_nn.layers.linear import Linear
+
+
+class LinearLayer(NamedTuple):
+    """Shape and logical axes of a linear layer's kernel; leading ones stack layers."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+
+
+@lru_cache(maxsize=64)
+def linear_layers(config: Hashable) -> Mapping[str, LinearLayer]:
+    """Return every linear layer of a model by dotted path."""
+    model = nnx.eval_shape(lambda: make_model(config, jax.random.key(0)))
+    shapes, axes = param_shapes(config), param_axes(config)
+    paths = [
+        ".".join(map(str, path))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, Linear)
+    ]
+    return {
+        path: LinearLayer(shapes[f"{path}.kernel"], axes[f"{path}.kernel"])
+        for path in sorted(paths)
+    }
