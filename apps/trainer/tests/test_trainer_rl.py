@@ -1,6 +1,7 @@
 """Tasks grpo, dpo and kto: losses, metrics, exact resume, data and messages."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -32,7 +33,9 @@ from tjx_trainer.rl.open_rl import open_tokenizer
 from tjx_trainer.rl.preference_tasks import KTOTask
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import sample_responses
+from tjx_trainer.run_reader import SavedRun
 from tjx_trainer.runtime.exit_codes import ExactError
+from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.watchdog import Watchdog
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import Job, build_job
@@ -254,6 +257,33 @@ def test_the_metrics_of_a_run_describe_its_rollouts(grpo: Job, whole: Path) -> N
     last = records(whole)[-1]
     assert {"eval/accuracy", "eval/response_length"} <= set(last)
     assert 0 <= last["eval/pass_at_1"] <= last["eval/pass_at_3"] <= 3 * last["eval/pass_at_1"]
+
+
+def test_a_teacher_gives_each_token_an_advantage(grpo: Job, whole: Path) -> None:
+    run = RunDirectory(whole)
+    run.write_config(grpo.config)
+    grpo.task.record(run)
+    words = [*TINY, *GRPO, "--seed=5"]
+    alone, job = (
+        build(*words, *more)
+        for more in ([], [f"--distill.teacher={whole}", "--distill.weight=0.75"])
+    )
+    state = job.initial_state()
+    (rewarded, _), (batch, metrics) = (completed(each, 0, state) for each in (alone, job))
+    teacher, _ = SavedRun(whole).load_params(job.mesh)
+    log_probs = jax.jit(functools.partial(log_probs_by_logits, job))
+    inputs = (batch["tokens"], batch["labels"])
+    of_teacher, of_student, given, advantages = jax.device_get((
+        log_probs(teacher, *inputs), log_probs(state.params, *inputs), batch, rewarded["advantages"]
+    ))  # fmt: skip
+    mask = given["labels"] >= 0
+    difference = np.where(mask, of_teacher - of_student, 0)
+    assert np.ptp(difference[mask]) > 1e-2
+    expected = 0.25 * advantages + 0.75 * difference
+    np.testing.assert_allclose(given["advantages"], expected, atol=1e-5)
+    assert metrics["teacher_kl"] == pytest.approx(-difference[mask].mean(), abs=1e-6)
+    _, found = job.train_step(state, batch)
+    assert np.isfinite(jax.device_get(found)["grad_norm"])
 
 
 def test_the_trainer_minimizes_the_loss_of_grpo(grpo: Job) -> None:
@@ -609,6 +639,14 @@ def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
         (
             [*GRPO, "--rl.environment=calculator", "--rl.exact=true"],
             "rl.exact: got true with an env",
+        ),
+        (
+            [*GRPO, "--distill.teacher=x", "--distill.temperature=2"],
+            "distill.temperature: got 2.0 with task grpo; expected 1",
+        ),
+        (
+            [*GRPO, "--distill.teacher=x", "--rl.skip_equal_groups=true"],
+            "rl.skip_equal_groups: got True with distill.teacher",
         ),
         ([*GRPO, "--chat.template=tjx"], "chat: got one with task grpo; expected --task sft"),
     ],

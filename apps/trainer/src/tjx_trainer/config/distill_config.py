@@ -13,6 +13,11 @@ class DistillConfig:
     KL is the divergence of the student's distribution of each next token from the teacher's (Hinton
     et al. 2015, "Distilling the Knowledge in a Neural Network"), at the positions of the labels.
 
+    In task grpo the responses of the student are compared with the teacher: the advantage of a
+    token is (1 - weight) * advantage of its reward + weight * (log-probability under the teacher -
+    log-probability under the student), the policy gradient of the reverse KL of each token (Gu et
+    al. 2023, "MiniLLM"; Agarwal et al. 2023, "On-Policy Distillation of Language Models").
+
     Attributes
     ----------
     teacher

@@ -354,7 +354,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("task", "data", "model"), check_data_options),
     (("task", "data", "chat", "model"), check_conversations),
     (("lora", "model", "train", "mesh"), check_lora),
-    (("task", "distill", "model", "train", "mesh"), check_distill),
+    (("task", "distill", "rl", "model", "train", "mesh"), check_distill),
     (("task", "rl", "data", "model", "train", "mesh"), check_rl),
     (("data", "model"), _check_sequence_length),
     (("data", "model", "train"), _check_vocabulary),

@@ -176,8 +176,8 @@ def check_lora(
 
 
 def check_distill(
-    task: str | None, distill: DistillConfig, model: "ModelConfig", train: TrainConfig,
-    mesh: MeshConfig,
+    task: str | None, distill: DistillConfig, rl: RLConfig, model: "ModelConfig",
+    train: TrainConfig, mesh: MeshConfig,
 ) -> list[Problem]:  # fmt: skip
     """Check that the settings of a run fit a teacher."""
     if distill.teacher is None:
@@ -193,9 +193,15 @@ def check_distill(
         for (name, value), rule in rules.items()
         if value != rule
     ]  # fmt: skip
-    if task not in (None, "sft"):
-        message = f"got {task} with distill.teacher; expected none or sft; leave one of them out"
+    if task not in (None, "sft", "grpo"):
+        message = f"got {task} with distill.teacher; expected none, sft or grpo; leave one out"
         problems.append(Problem("task", message, ("distill.teacher",)))
+    if task == "grpo" and distill.temperature != 1:
+        message = f"got {distill.temperature} with task grpo; expected 1; leave it out"
+        problems.append(Problem("distill.temperature", message, ("task",)))
+    if task == "grpo" and rl.skip_equal_groups:
+        message = "got True with distill.teacher, which compares all responses; expected False"
+        problems.append(Problem("rl.skip_equal_groups", message, ("distill.teacher",)))
     return problems
 
 

@@ -125,6 +125,19 @@ class Teacher:
         load_pretrained.cache_clear()  # the host does not need them any more
         return jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
 
+    def log_probs(self, batch: Batch) -> jax.Array:
+        """Return the log-probabilities of the labels of rows, float32 [B, T] in nats."""
+        return self._log_probs(self.params, {name: batch[name] for name in ("tokens", "labels")})
+
+    @functools.cached_property
+    def _log_probs(self) -> Any:
+        @jax.jit
+        def log_probs(params: Any, inputs: Batch) -> jax.Array:
+            network = tjx_nn.bind(self.model, params, layout=self.layout)
+            return -network.losses(**inputs).tokens
+
+        return log_probs
+
     def complete(
         self,
         step: int,  # noqa: ARG002  of the signature

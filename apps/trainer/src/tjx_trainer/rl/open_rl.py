@@ -7,6 +7,7 @@ import jax
 import tjx_data
 from tjx_data.corpora.tiny_chat import documents as generated_text
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.distillation.teacher import with_teacher
 from tjx_trainer.rl.examples import read_examples
 from tjx_trainer.rl.grpo_task import GRPOTask
 from tjx_trainer.rl.preference_tasks import DPOTask, KTOTask
@@ -36,7 +37,7 @@ def open_rl(config: Config) -> OpenedTask:
     examples = read_examples(config)
     tokenizer = open_tokenizer(config)
     facts = {"tokenizer": tokenizer.fingerprint}
-    config = fit_vocabulary(config, tokenizer.vocab_size)
+    config = with_teacher(fit_vocabulary(config, tokenizer.vocab_size), tokenizer)
     if config.task != "grpo" or config.rl.kl_coefficient:
         facts["reference"] = reference_fingerprint(config)
     if config.task == "dpo":

@@ -13,6 +13,7 @@ import tjx_parallel
 import tjx_rl
 from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.distillation.teacher import Teacher
 from tjx_trainer.rl.grpo_task import GRPOTask
 from tjx_trainer.rl.objectives import response_log_probs
 from tjx_trainer.rl.preference_tasks import DPOTask, KTOTask
@@ -68,13 +69,18 @@ class Scorer:
 
 
 def make_complete_batch(
-    config: Config, task: Task, scorer: Scorer, mesh: jax.sharding.Mesh
+    config: Config,
+    task: Task,
+    scorer: Scorer,
+    mesh: jax.sharding.Mesh,
+    teacher: Teacher | None = None,
 ) -> CompleteBatch:
     """Return the function that makes a batch of the task: a function of (seed, step, state).
 
     For dpo and kto the batch holds responses with the log-probabilities of the reference model, for
     kto also the reference point of the whole batch. For grpo it samples responses, scores them, and
-    adds the log-probabilities of the trainer.
+    adds the log-probabilities of the trainer; with a teacher the advantages are those of
+    `DistillConfig`.
     """
 
     def complete_dpo(
@@ -128,6 +134,10 @@ def make_complete_batch(
             completed["reference_log_probs"] = (
                 exact(reference) if config.rl.exact else scorer.log_probs(reference, _inputs(batch))
             )
+        if teacher is not None:
+            given = (batch["advantages"], old, teacher.log_probs(batch), batch["labels"])
+            completed["advantages"], divergence = _compared(*given, weight=config.distill.weight)
+            metrics = {**metrics, "teacher_kl": float(jax.device_get(divergence))}
         gap = np.abs(jax.device_get(old) - host["sampler_log_probs"])
         if config.rl.exact and gap.any():
             raise ExactError(
@@ -146,6 +156,17 @@ def _reference_points(log_probs: jax.Array, reference: jax.Array, labels: jax.Ar
     """Return the reference point of KTO of unrelated responses [B, T], in each row: float32 [B]."""
     sums = (tjx_rl.sequence_log_probs(each, labels >= 0) for each in (log_probs, reference))
     return jnp.broadcast_to(tjx_rl.kto_reference_point(*sums), len(labels))
+
+
+@functools.partial(jax.jit, static_argnames="weight")
+def _compared(
+    advantages: jax.Array, log_probs: jax.Array, teacher: jax.Array, labels: jax.Array, *,
+    weight: float,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Return the advantages of tokens with a teacher, and the mean estimate of the reverse KL."""
+    difference = jnp.where(labels >= 0, teacher - log_probs, 0)
+    mixed = (1 - weight) * advantages + weight * difference
+    return mixed, -difference.sum() / (labels >= 0).sum()
 
 
 def _inputs(batch: Batch) -> dict[str, jax.Array]:

@@ -222,14 +222,13 @@ def _make_complete_batch(
     config: Config, task: Task, parts: "StepComponents"
 ) -> CompleteBatch | None:
     """Return the function that adds to the rows of a batch; None if they are the batch."""
-    if parts.teacher is not None:
-        return parts.teacher.complete
     if config.task not in RL_TASKS:
-        return None
+        return None if parts.teacher is None else parts.teacher.complete
     from tjx_trainer.rl.scoring import Scorer, make_complete_batch
 
     shardings = shardings_of(parts.abstract).params
-    return make_complete_batch(config, task, Scorer(config, parts.layout, shardings), parts.mesh)
+    scorer = Scorer(config, parts.layout, shardings)
+    return make_complete_batch(config, task, scorer, parts.mesh, parts.teacher)
 
 
 def _check_offload(config: Config) -> None:
@@ -293,7 +292,7 @@ def build_step_components(config: Config, devices: Sequence[jax.Device]) -> Step
     if config.train.reproducible == "mesh":
         gradients = reproducible.make_gradients(config, mesh)
         choices["wrap"] = partial(reproducible.on_each_device, mesh=mesh)
-    elif teacher is not None:
+    elif teacher is not None and config.task not in RL_TASKS:
         gradients = make_distillation_gradients(config, layout, teacher)
         choices["wrap"] = with_teacher_input
     else:
