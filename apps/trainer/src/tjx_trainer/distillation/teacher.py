@@ -127,7 +127,9 @@ class Teacher:
 
     def log_probs(self, batch: Batch) -> jax.Array:
         """Return the log-probabilities of the labels of rows, float32 [B, T] in nats."""
-        return self._log_probs(self.params, {name: batch[name] for name in ("tokens", "labels")})
+        inputs = {name: batch[name] for name in ("tokens", "labels")}
+        found: jax.Array = self._log_probs(self.params, inputs)
+        return found
 
     @functools.cached_property
     def _log_probs(self) -> Any:
