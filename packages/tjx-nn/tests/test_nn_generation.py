@@ -11,6 +11,8 @@ import pytest
 
 from tjx_nn import EncoderDecoderConfig, GPTConfig, bind, generate, stream
 from tjx_nn.binding import Params
+from tjx_nn.generation import autoregressive
+from tjx_nn.generation.prompt import Prompt, read_prompt
 from tjx_nn.layers.scan_layers import clone_key
 
 Run = Callable[..., np.ndarray]
@@ -84,6 +86,26 @@ def test_ragged_prompts_equal_single_prompts_and_the_plain_model(
         np.testing.assert_array_equal(together[row], np.asarray(single)[0])
         expected = greedy_without_cache(config, params, alone[0], 6, run)
         assert together[row].tolist() == expected
+
+
+def test_samples_of_a_prompt_share_its_prefill(
+    config: GPTConfig, params: Params, prompts: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_read = []
+
+    def read(model: Any, blocks: Any, prompt: Prompt, slots: int) -> Any:
+        rows_read.append(len(prompt.tokens))
+        return read_prompt(model, blocks, prompt, slots)
+
+    monkeypatch.setattr(autoregressive, "read_prompt", read)
+    options: Any = {"max_new_tokens": 6, "temperature": 1.0, "seeds": np.arange(len(prompts) * 3)}
+    shared = np.asarray(generate(config, params, prompts, LENGTHS, samples=3, **options))
+    repeated = [np.repeat(x, 3, axis=0) for x in (prompts, LENGTHS)]
+    np.testing.assert_array_equal(shared, generate(config, params, *repeated, **options))
+    assert len({tuple(row) for row in shared[:3].tolist()}) == 3
+    assert rows_read == [len(prompts), 3 * len(prompts)]
+    with pytest.raises(ValueError, match="samples: got 0; expected at least 1"):
+        generate(config, params, prompts, LENGTHS, samples=0, max_new_tokens=6)
 
 
 def test_columns_after_a_prompt_are_ignored(

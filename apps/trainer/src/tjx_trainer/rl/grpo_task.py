@@ -117,7 +117,8 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         rl, length = self.config.rl, self.config.data.seq_len
         indices = np.repeat(chosen, rl.samples_per_prompt).tolist()
         prompts = [self._prompts["train"][i] for i in indices]
-        episodes = self._respond("train", indices, params, step=step)
+        samples = rl.samples_per_prompt
+        episodes = self._respond("train", indices, params, step=step, samples=samples)
         rewards = np.array([episode.score for episode in episodes], np.float32)
         pairs = [*zip(prompts, episodes, strict=True)]
         rows = [make_row(prompt, episode.tokens, length) for prompt, episode in pairs]
@@ -203,9 +204,16 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
         return self._respond("validation", indices, params, step=draw or 0, greedy=draw is None)
 
     def _respond(
-        self, split: Split, indices: list[int], params: Any, *, step: int, greedy: bool = False
+        self,
+        split: Split,
+        indices: list[int],
+        params: Any,
+        *,
+        step: int,
+        greedy: bool = False,
+        samples: int = 1,
     ) -> list[Episode]:
-        """Sample and score the episodes of prompts."""
+        """Sample and score the episodes of prompts, of which `samples` in a row are equal."""
         config, rl = self.config, self.config.rl
         assert isinstance(config.model, GPTConfig)
         model, examples = config.model, [self._examples[split][i] for i in indices]
@@ -216,7 +224,8 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             return sample_responses(
                 model, params, contexts, max_new_tokens=rl.max_new_tokens,
                 stop_token=self.form.stop_token, seed=config.seed, step=step, turn=turn,
-                greedy=greedy, columns=None if make is None else max_context,
+                greedy=greedy, samples=1 if turn else samples,
+                columns=None if make is None else max_context,
                 exact_columns=config.data.seq_len if rl.exact and not greedy else None,
             )  # fmt: skip
 

@@ -41,10 +41,11 @@ def sample_responses(
     step: int,
     turn: int = 0,
     greedy: bool = False,
+    samples: int = 1,
     columns: int | None = None,
     exact_columns: int | None = None,
 ) -> Rollouts:
-    """Sample a response to each prompt at temperature 1; repeat a prompt for several samples.
+    """Sample responses to each prompt at temperature 1.
 
     The parameters are those of the trainer on its mesh; nothing is copied to the host.
 
@@ -64,6 +65,9 @@ def sample_responses(
         The responses are a function of these and of the parameters.
     greedy : bool
         Whether to choose the most probable tokens instead.
+    samples : int, optional
+        Equal rows next to each other in `prompts`, which share one reading of their prompt; by
+        default 1.
     columns : int, optional
         Length that prompts are padded to; by default that of the longest.
     exact_columns : int, optional
@@ -83,8 +87,9 @@ def sample_responses(
     else:
         tokens, log_probs = jax.device_get(
             tjx_nn.generate(
-                model, params, padded, lengths, max_new_tokens=max_new_tokens,
-                return_log_probs=True, stop_token=stop_token, **chosen,
+                model, params, padded[::samples], lengths[::samples], samples=samples,
+                max_new_tokens=max_new_tokens, return_log_probs=True, stop_token=stop_token,
+                **chosen,
             )
         )  # fmt: skip
     is_end = tokens == (-1 if stop_token is None else stop_token)

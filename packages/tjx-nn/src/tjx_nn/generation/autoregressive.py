@@ -105,9 +105,10 @@ def generate(
     prompt_lengths: Lengths,
     *,
     max_new_tokens: int,
+    samples: int = ...,
     return_log_probs: Literal[False] = ...,
     **arguments: Unpack[GenerationOptions],
-) -> Int[Array, "B new"]: ...
+) -> Int[Array, "rows new"]: ...
 
 
 @overload
@@ -118,9 +119,10 @@ def generate(
     prompt_lengths: Lengths,
     *,
     max_new_tokens: int,
+    samples: int = ...,
     return_log_probs: Literal[True],
     **arguments: Unpack[GenerationOptions],
-) -> tuple[Int[Array, "B new"], Float32[Array, "B new"]]: ...
+) -> tuple[Int[Array, "rows new"], Float32[Array, "rows new"]]: ...
 
 
 def generate(
@@ -130,9 +132,10 @@ def generate(
     prompt_lengths: Lengths,
     *,
     max_new_tokens: int,
+    samples: int = 1,
     return_log_probs: bool = False,
     **arguments: Unpack[GenerationOptions],
-) -> Int[Array, "B new"] | tuple[Int[Array, "B new"], Float32[Array, "B new"]]:
+) -> Int[Array, "rows new"] | tuple[Int[Array, "rows new"], Float32[Array, "rows new"]]:
     """Generate up to `max_new_tokens` tokens after each prompt; call it outside of `jax.jit`.
 
     Prompt and continuation lengths are rounded up to powers of two. Other lengths in the same
@@ -150,6 +153,9 @@ def generate(
         Number of tokens of each prompt, at least 1, [batch].
     max_new_tokens
         Number of tokens to generate.
+    samples
+        Rows of each prompt, next to each other: the prompt is read once, and its KV cache repeated.
+        Seeds are those of the rows.
     return_log_probs
         Whether to return the log-probability of each token.
     **arguments
@@ -159,9 +165,9 @@ def generate(
 
     Returns
     -------
-    tokens : int32 [batch, max_new_tokens]
+    tokens : int32 [batch * samples, max_new_tokens]
         Generated tokens, without the prompts. After a stop token a row repeats it.
-    log_probs : float32 [batch, max_new_tokens], only with `return_log_probs`
+    log_probs : float32 [batch * samples, max_new_tokens], only with `return_log_probs`
         Log-probability of each token under the model in nats, before penalty, temperature and
         filters; 0 after a stop token.
 
@@ -180,7 +186,12 @@ def generate(
     >>> generate(config, params, prompt, jnp.array([3, 1]), max_new_tokens=5).shape
     (2, 5)
     """
-    request = make_request(config, params, prompt, prompt_lengths, max_new_tokens, arguments)
+    problems = [f"samples: got {samples}; expected at least 1"] if samples < 1 else []
+    if samples > 1:
+        prompt, prompt_lengths, arguments = _repeated(prompt, prompt_lengths, arguments, samples)
+    request = make_request(
+        config, params, prompt, prompt_lengths, max_new_tokens, arguments, problems
+    )
     shape = (len(prompt), max_new_tokens)
     if 0 in shape:
         tokens, log_probs = jax.device_put((np.zeros(shape, np.int32), np.zeros(shape, np.float32)))
@@ -191,6 +202,7 @@ def generate(
         request,
         capacity=new_capacity(config, max_new_tokens),
         with_log_probs=return_log_probs,
+        samples=samples,
     )
     tokens = jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=1)
     if log_probs is None:
@@ -300,8 +312,12 @@ def run_request(
     *,
     capacity: int,
     with_log_probs: bool,
+    samples: int = 1,
 ) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
-    """Generate `capacity` columns of tokens, and their log-probabilities if requested."""
+    """Generate `capacity` columns of tokens, and their log-probabilities if requested.
+
+    Every `samples` rows of the request have the same prompt.
+    """
     sizes = _sizes(config, weights, request, capacity)
     tokens, log_probs = _generate(
         weights,
@@ -310,8 +326,22 @@ def run_request(
         capacity=capacity,
         sizes=sizes,
         with_log_probs=with_log_probs,
+        samples=samples,
     )
     return tokens, log_probs
+
+
+def _repeated(
+    prompt: Any, prompt_lengths: Any, arguments: GenerationOptions, samples: int
+) -> tuple[Any, Any, GenerationOptions]:
+    """Return the inputs of each prompt `samples` times, on the host."""
+    names = [name for name in ("source", "source_mask") if arguments.get(name) is not None]
+    given = (prompt, prompt_lengths, {name: arguments[name] for name in names})  # type: ignore[literal-required]
+    prompt, prompt_lengths, sources = jax.tree.map(
+        lambda x: np.repeat(x, samples, axis=0), jax.device_get(given)
+    )
+    options: Any = {**arguments, **sources}
+    return prompt, prompt_lengths, options
 
 
 def _sizes(
@@ -323,7 +353,9 @@ def _sizes(
     return tuple(size for size in sizes[:-1] if size > width) + sizes[-1:]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "sizes", "with_log_probs"))
+@functools.partial(
+    jax.jit, static_argnames=("config", "capacity", "sizes", "with_log_probs", "samples")
+)
 def _generate(
     weights: DecodeWeights,
     request: GenerationRequest,
@@ -332,9 +364,10 @@ def _generate(
     capacity: int,
     sizes: tuple[int, ...],
     with_log_probs: bool,
+    samples: int,
 ) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
     model = bind_decode_weights(config, weights)
-    first = _begin(model, weights.blocks, request, sizes[0], with_log_probs)
+    first = _begin(model, weights.blocks, request, sizes[0], with_log_probs, samples)
     state, *rest = _continue(model, weights.blocks, request, first, capacity - 1, sizes)
     tokens, log_probs = jax.tree.map(
         lambda x, more: jnp.concatenate([x[:, None], more], 1),
@@ -406,10 +439,14 @@ def _begin(
     request: GenerationRequest,
     slots: int,
     with_log_probs: bool,
+    samples: int = 1,
 ) -> GenerationState:
     """Prefill a cache of `slots` slots and choose the first token of each row."""
     tokens_BT, lengths_B = request.prompt.tokens, request.prompt.lengths
-    logits_BV, cache = read_prompt(model, blocks, request.prompt, slots)
+    prompts = jax.tree.map(lambda x: x[::samples], request.prompt)
+    logits_BV, cache = jax.tree.map(
+        lambda x: jnp.repeat(x, samples, axis=0), read_prompt(model, blocks, prompts, slots)
+    )
     seen_BV = None
     if request.sampling.repetition_penalty is not None:
         rows_B1 = jnp.arange(len(lengths_B))[:, None]
