@@ -7,6 +7,7 @@ import pathlib
 import re
 import resource
 import shutil
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tjx_nn import BertConfig, GPTConfig, RopeConfig, TransformerConfig, ViTConfig, hf
+from tjx_nn import BertConfig, GPTConfig, RopeConfig, TransformerConfig, ViTConfig, hf, init
 from tjx_nn.binding import Params, param_shapes
 from tjx_nn.flops import count_params
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
@@ -145,6 +146,35 @@ def test_saved_zero_biases_and_omitted_padding_rows_change_nothing(tmp_path: pat
     assert not found["blocks"]["attention"]["query"].pop("bias").any()
     assert not found["ln_f"].pop("bias").any()
     np.testing.assert_array_equal(found["ln_f"]["scale"], params["ln_f"]["scale"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "phi3"])
+def test_parameters_load_onto_a_mesh_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused tensors (GPT-2, Phi-3) and experts (Mixtral) too."""
+    mesh = jax.make_mesh((2,), ("model",), devices=jax.devices()[:2])
+    over_last = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def shardings(config: TransformerConfig) -> Any:
+        shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+        return jax.tree.map(lambda x: over_last if x.ndim == 2 else whole, shapes)
+
+    config, expected = hf.load(GOLDEN / name)
+    assert hf.load_config(GOLDEN / name) == config
+    held: list[weakref.ref[Any]] = []
+    largest = []
+    put = jax.device_put
+
+    def counted(value: np.ndarray, sharding: Any) -> jax.Array:
+        held.append(weakref.ref(value))
+        largest.append(sum(each() is not None for each in held))
+        return put(value, sharding, may_alias=False)
+
+    monkeypatch.setattr(jax, "device_put", counted)
+    _, found = hf.load(GOLDEN / name, shardings=shardings)
+    chex.assert_trees_all_equal(jax.device_get(found), expected)
+    assert found["wte"]["embedding"].sharding == over_last
+    assert max(largest) <= 3  # query, key and value of a fused tensor
 
 
 def test_old_names_and_tied_copies_load(change: Callable[..., pathlib.Path]) -> None:

@@ -227,7 +227,7 @@ def _load_transformers(
     path: Path, tokenizer: str | None, families: tuple[str, ...] | None
 ) -> TrainedModel:
     try:
-        architecture, params = hf.load(path)
+        architecture = hf.load_config(path)
     except ValueError as error:
         raise EvalError(_one_line(error)) from error
     assert isinstance(architecture, ModelConfig)
@@ -248,10 +248,14 @@ def _load_transformers(
         tjx_nn.logical_axes(architecture),
         jax.eval_shape(lambda: tjx_nn.init(architecture, jax.random.key(0))),
     )
+    try:
+        _, params = hf.load(path, shardings=lambda _: shardings)
+    except ValueError as error:
+        raise EvalError(_one_line(error)) from error
     return TrainedModel(
         path=path,
         architecture=_with_default_attention(architecture),
-        params=jax.device_put(params, shardings),
+        params=params,
         mesh=mesh,
         text_tokenizer=text_tokenizer,
     )

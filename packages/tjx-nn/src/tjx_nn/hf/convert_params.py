@@ -19,7 +19,7 @@ from tjx_nn.sub_configs import raise_problems
 MAX_PROBLEMS = 200
 
 
-class _Slot(NamedTuple):
+class Slot(NamedTuple):
     """Transformers tensor: its mapping, its place in stacked parameters (layer and expert)."""
 
     mapping: TensorMapping
@@ -27,8 +27,23 @@ class _Slot(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_params(family: ModelFamily, config: TransformerConfig, tensors: Tensors) -> Params:
-    """Convert transformers tensors to tjx parameters, nested dicts of float32 NumPy arrays.
+def read_params(
+    family: ModelFamily,
+    config: TransformerConfig,
+    tensors: Tensors,
+    put: Callable[[str, np.ndarray], Any] = lambda _, x: x,
+) -> Params:
+    """Convert transformers tensors to tjx parameters, nested dicts of float32 arrays.
+
+    Parameters
+    ----------
+    family, config
+        The family and the configuration of the model.
+    tensors
+        The checkpoint; each tensor is read once.
+    put
+        From the dotted path of a parameter and its value to the result; the value is released
+        before the parameters of the next tensors are read.
 
     Raises
     ------
@@ -37,7 +52,44 @@ def read_params(family: ModelFamily, config: TransformerConfig, tensors: Tensors
         `MAX_PROBLEMS`.
     """
     own = param_shapes(config)
-    slots = _slots(family, config, own)
+    slots = tensor_slots(family, config, own)
+    names = check_tensors(family, tensors, slots)
+    params: dict[str, Any] = {}
+    # The tensors of a mapping are those of all layers and experts; they follow each other.
+    for mapping, places in itertools.groupby(slots.items(), lambda item: item[1].mapping):
+        stored = {slot.place: names[name] for name, slot in places}
+        parts = _read_mapping(mapping, stored, tensors, own)
+        while parts:
+            path = mapping.params[len(parts) - 1]
+            params[path] = put(path, parts.pop())
+    nested: Params = unflatten_dict(params, sep=".")  # type: ignore[no-untyped-call]  # as flax is
+    return nested
+
+
+def _read_mapping(
+    mapping: TensorMapping,
+    stored: Mapping[tuple[int, ...], str],
+    tensors: Tensors,
+    own: Mapping[str, tuple[int, ...]],
+) -> list[np.ndarray]:
+    """Read the parameters of a mapping from the stored tensor of each layer and expert."""
+    parts = [np.empty(own[path], np.float32) for path in mapping.params]
+    for place, name in stored.items():
+        for part, value in zip(parts, mapping.transform.read(tensors[name]), strict=True):
+            part[place or ...] = value
+    return parts
+
+
+def check_tensors(
+    family: ModelFamily, tensors: Tensors, slots: Mapping[str, Slot]
+) -> dict[str, str]:
+    """Compare the tensors of a checkpoint with those of a model; return their stored names.
+
+    Raises
+    ------
+    ValueError
+        As `read_params`.
+    """
     names = _names(family, tensors.shapes)
     copies = {name: of for name, of in family.tied.items() if name in names and name not in slots}
     problems = [
@@ -62,13 +114,7 @@ def read_params(family: ModelFamily, config: TransformerConfig, tensors: Tensors
         if of in names and not np.array_equal(tensors[names[name]], tensors[names[of]])
     ]
     raise_problems(_truncate(problems))
-    params = {path: np.empty(shape, np.float32) for path, shape in own.items()}
-    for name, slot in slots.items():
-        parts = slot.mapping.transform.read(tensors[names[name]])
-        for path, part in zip(slot.mapping.params, parts, strict=True):
-            params[path][slot.place or ...] = part
-    nested: Params = unflatten_dict(params, sep=".")  # type: ignore[no-untyped-call]  # as flax is
-    return nested
+    return names
 
 
 def write_params(
@@ -102,7 +148,7 @@ def write_params(
         path: given[path][: shape[0]] if path in given else np.zeros(shape, np.float32)
         for path, shape in shapes.items()
     }
-    slots = _slots(family, family_config, shapes)
+    slots = tensor_slots(family, family_config, shapes)
 
     def tensor(name: str) -> np.ndarray:
         mapping, place, _ = slots[name]
@@ -122,9 +168,9 @@ def _flat(params: Params) -> dict[str, Any]:
     return flat
 
 
-def _slots(
+def tensor_slots(
     family: ModelFamily, config: TransformerConfig, own: Mapping[str, tuple[int, ...]]
-) -> dict[str, _Slot]:
+) -> dict[str, Slot]:
     """Return every tensor of a model by name."""
     slots = {}
     mapped: set[str] = set()
@@ -141,7 +187,7 @@ def _slots(
         for place in itertools.product(*map(range, shapes[0][:count])):
             layer, expert = (*place, 0, 0)[:2]
             name = mapping.tensor.format(layer=first + layer, expert=expert)
-            slots[name] = _Slot(mapping, place, shape)
+            slots[name] = Slot(mapping, place, shape)
     assert mapped == own.keys(), mapped ^ own.keys()
     return slots
 

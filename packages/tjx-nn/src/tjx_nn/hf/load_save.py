@@ -1,8 +1,12 @@
 """`load` and `save` of models in the format of Hugging Face transformers."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from tjx_nn.binding import Params
 from tjx_nn.config import TransformerConfig
@@ -15,7 +19,10 @@ from tjx_nn.hf.safetensors_folder import CONFIG, WRITABLE, Tensors, read_json, w
 
 
 def load(
-    path_or_hub_name: str | Path, *, revision: str | None = None
+    path_or_hub_name: str | Path,
+    *,
+    revision: str | None = None,
+    shardings: Callable[[TransformerConfig], Any] | None = None,
 ) -> tuple[TransformerConfig, Params]:
     """Load the configuration and parameters of a transformers checkpoint.
 
@@ -26,13 +33,18 @@ def load(
         Hugging Face hub, such as "openai-community/gpt2", which is downloaded to the hub cache.
     revision
         Branch, tag or commit on the hub.
+    shardings
+        From the configuration to the sharding of each parameter, nested as from `tjx_nn.init`. Each
+        parameter is transferred to its devices before the next one is read, so that the host holds
+        one parameter (of all layers), or those of fused tensors, at a time.
 
     Returns
     -------
     config : TransformerConfig
         Configuration of the model.
     params : dict
-        Parameters as from `tjx_nn.init`, NumPy arrays of float32 for any stored dtype.
+        Parameters as from `tjx_nn.init`, float32 for any stored dtype: NumPy arrays, or with
+        `shardings` arrays on its devices.
 
     Raises
     ------
@@ -47,15 +59,47 @@ def load(
     >>> config = dataclasses.replace(config, dtype="bfloat16")  # doctest: +SKIP
     """
     folder = find(path_or_hub_name, revision)
-    config_json = read_json(folder / CONFIG)
     try:
-        family = _family_of(config_json)
-        config = read_config(family, config_json)
+        family, config = _read_config(folder)
         with Tensors(folder) as tensors:
-            return config, read_params(family, config, tensors)
+            if shardings is None:
+                return config, read_params(family, config, tensors)
+            return config, read_params(family, config, tensors, _transfer(shardings(config)))
     except ValueError as error:
         error.add_note(f"while reading {folder}")
         raise
+
+
+def load_config(path_or_hub_name: str | Path, *, revision: str | None = None) -> TransformerConfig:
+    """Load the configuration of a transformers checkpoint, without its parameters.
+
+    Parameters
+    ----------
+    path_or_hub_name, revision
+        As for `load`; the files of a hub name are all downloaded.
+
+    Raises
+    ------
+    ValueError
+        If the family or a feature of the model is not supported.
+
+    Examples
+    --------
+    >>> load_config("openai-community/gpt2").n_layer  # doctest: +SKIP
+    12
+    """
+    folder = find(path_or_hub_name, revision)
+    try:
+        return _read_config(folder)[1]
+    except ValueError as error:
+        error.add_note(f"while reading {folder}")
+        raise
+
+
+def _read_config(folder: Path) -> tuple[ModelFamily, TransformerConfig]:
+    config_json = read_json(folder / CONFIG)
+    family = _family_of(config_json)
+    return family, read_config(family, config_json)
 
 
 def save(
@@ -120,6 +164,20 @@ def save(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
     )
+
+
+def _transfer(shardings: Any) -> Callable[[str, np.ndarray], jax.Array]:
+    """Return the function that transfers a parameter to its devices and waits for it."""
+    by_path = {
+        jax.tree_util.keystr(path, simple=True, separator="."): sharding
+        for path, sharding in jax.tree.leaves_with_path(shardings)
+    }
+
+    def put(path: str, value: np.ndarray) -> jax.Array:
+        array: jax.Array = jax.device_put(value, by_path[path])
+        return array.block_until_ready()
+
+    return put
 
 
 def _family_of(config_json: Json) -> ModelFamily:
