@@ -58,7 +58,8 @@ def shardings(config: Any) -> Any:
         axes: list[str | None] = [None] * len(shape.shape)
         if len(axes) > 1 and shape.shape[-1] % DEVICES == 0:
             axes[-1] = "fsdp"
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        spec = jax.sharding.PartitionSpec(*axes)  # type: ignore[no-untyped-call]  # as jax is
+        return jax.sharding.NamedSharding(mesh, spec)
 
     shapes = jax.eval_shape(lambda: tjx_nn.init(config, jax.random.key(0)))
     return jax.tree.map(shard, shapes)
@@ -80,7 +81,9 @@ def load(folder: Path, way: str) -> dict[str, float]:
         _, params = hf.load(folder, shardings=shardings)
     else:
         config, on_host = hf.load(folder)
-        params = jax.block_until_ready(jax.device_put(on_host, shardings(config)))
+        params = jax.device_put(on_host, shardings(config))
+    for leaf in jax.tree.leaves(params):
+        leaf.block_until_ready()
     seconds = time.perf_counter() - start
     done.set()
     watcher.join()
