@@ -17,6 +17,7 @@ from tjx_eval import __version__
 from tjx_eval.commands import (
     attention,
     compare,
+    doctor,
     export,
     generate,
     loss,
@@ -35,6 +36,7 @@ COMMANDS: dict[str, ModuleType] = {
     "pass_at_k": pass_at_k,
     "tasks": tasks,
     "export": export,
+    "doctor": doctor,
     "serve": serve,
 }
 

@@ -9,6 +9,7 @@ from .config import TransformerConfig as TransformerConfig
 from .contrastive import info_nce as info_nce
 from .distillation import DistillationLosses as DistillationLosses
 from .distillation import distillation_losses as distillation_losses
+from .flops import cache_bytes as cache_bytes
 from .flops import count_params as count_params
 from .flops import flops_per_token as flops_per_token
 from .functional import init as init

@@ -1,4 +1,6 @@
-"""Parameter counts and training FLOPs of models, by formula, without importing JAX.
+"""Parameter counts, training FLOPs and cache sizes of models.
+
+Counts and FLOPs are formulas, which need no JAX.
 
 Models of other configuration classes (`tjx_nn.register`) are counted from their parameter shapes.
 
@@ -6,6 +8,7 @@ Names: d is d_model, h head_dim, n and k the numbers of query and key heads.
 """
 
 import math
+from typing import Any
 
 from tjx_nn.config import TransformerConfig
 from tjx_nn.models.bert_config import BertConfig
@@ -39,6 +42,47 @@ def count_params(config: TransformerConfig) -> int:
     if type(config) not in _BUILT_IN:
         return sum(math.prod(shape) for shape in _param_shapes(config))
     return _not_multiplied(config) + _multiplied(config, config.experts.count)
+
+
+def cache_bytes(config: GPTConfig, tokens: int) -> int:
+    """Compute the size of the KV cache of one sequence, from the shapes that `generate` uses.
+
+    Parameters
+    ----------
+    config
+        Configuration of a decoder; its `dtype` is that of the cache.
+    tokens
+        Length of the sequence [tokens]. Blocks with a window keep that many tokens.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> cache_bytes(GPTConfig.preset("gpt2_small"), 1024) == 2 * 12 * 768 * 4 * 1024
+    True
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from tjx_nn.attention.kv_cache import cache_slots
+    from tjx_nn.binding import bind
+    from tjx_nn.functional import init
+
+    def entries() -> list[Any]:
+        model = bind(config, init(config, jax.random.key(0)))
+        cache: list[Any] = model.prefill(model.unstacked_blocks(), jnp.zeros((1, 1), jnp.int32))[1]
+        return cache
+
+    per_token = [
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(block))
+        for block in jax.eval_shape(entries)
+    ]
+    return sum(
+        size * slots for size, slots in zip(per_token, cache_slots(config, tokens), strict=True)
+    )
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int) -> int:

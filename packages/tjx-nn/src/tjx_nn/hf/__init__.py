@@ -5,6 +5,8 @@ Requires `pip install 'tjx-nn[hf]'`.
 """
 
 from tjx_nn.hf.families import register as register
+from tjx_nn.hf.inspection import Inspection as Inspection
+from tjx_nn.hf.inspection import inspect as inspect
 from tjx_nn.hf.load_save import load as load
 from tjx_nn.hf.load_save import load_config as load_config
 from tjx_nn.hf.load_save import save as save

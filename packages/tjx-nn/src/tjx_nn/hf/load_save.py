@@ -59,8 +59,9 @@ def load(
     >>> config = dataclasses.replace(config, dtype="bfloat16")  # doctest: +SKIP
     """
     folder = find(path_or_hub_name, revision)
+    config_json = read_json(folder / CONFIG)
     try:
-        family, config = _read_config(folder)
+        family, config = read_family_config(config_json)
         with Tensors(folder) as tensors:
             if shardings is None:
                 return config, read_params(family, config, tensors)
@@ -90,14 +91,20 @@ def load_config(path_or_hub_name: str | Path, *, revision: str | None = None) ->
     """
     folder = find(path_or_hub_name, revision)
     try:
-        return _read_config(folder)[1]
+        return read_family_config(read_json(folder / CONFIG))[1]
     except ValueError as error:
         error.add_note(f"while reading {folder}")
         raise
 
 
-def _read_config(folder: Path) -> tuple[ModelFamily, TransformerConfig]:
-    config_json = read_json(folder / CONFIG)
+def read_family_config(config_json: Json) -> tuple[ModelFamily, TransformerConfig]:
+    """Return the family of a config.json and the configuration of the model.
+
+    Raises
+    ------
+    ValueError
+        As `load_config`.
+    """
     family = _family_of(config_json)
     return family, read_config(family, config_json)
 

@@ -103,6 +103,11 @@ class Tensors:
             ) from error
 
 
+def has_weights(folder: Path) -> bool:
+    """Return whether a folder has weights in any format, or their index."""
+    return any(any(folder.glob(glob)) for glob in ("*.safetensors", INDEX, *_PICKLES))
+
+
 def import_safetensors() -> Any:
     """Import safetensors, a dependency of the extra `tjx-nn[hf]`."""
     try:
