@@ -394,6 +394,72 @@ def test_quantized_tensors_raise(change: Callable[..., pathlib.Path]) -> None:
     assert "transformer.wte.weight (I8)" in error_of(lambda: hf.load(change("gpt2", quantize)))
 
 
+def fp8(weights: DecodeWeights, block: tuple[int, int]) -> tuple[bytes, DecodeWeights]:
+    """Return a safetensors file with block-scaled FP8 matrices, and the values that it stores."""
+    stored: dict[str, tuple[str, np.ndarray]] = {}
+    values = {}
+    for name, x in ((name, x.astype(np.float32)) for name, x in weights.items()):
+        if x.ndim != 2 or "proj" not in name:
+            stored[name], values[name] = ("F32", x), x
+            continue
+        y = np.zeros_like(x)
+        scales = np.zeros([-(-n // b) for n, b in zip(x.shape, block, strict=True)], np.float32)
+        for row, column in np.ndindex(scales.shape):
+            part = tuple(
+                slice(i * b, (i + 1) * b) for i, b in zip((row, column), block, strict=True)
+            )
+            scales[row, column] = np.abs(x[part]).max() / 448
+            y[part] = x[part] / scales[row, column]
+        e4m3 = y.astype(ml_dtypes.float8_e4m3fn)
+        stored[name], stored[f"{name}_scale_inv"] = ("F8_E4M3", e4m3), ("F32", scales)
+        values[name] = np.zeros_like(x)
+        for (row, column), scale in np.ndenumerate(scales):
+            part = tuple(
+                slice(i * b, (i + 1) * b) for i, b in zip((row, column), block, strict=True)
+            )
+            values[name][part] = e4m3[part].astype(np.float32) * scale
+    header, data = {}, b""
+    for name, (dtype, x) in stored.items():
+        end = len(data) + x.nbytes
+        header[name] = {"dtype": dtype, "shape": list(x.shape), "data_offsets": [len(data), end]}
+        data += x.tobytes()
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data, values
+
+
+def test_fp8_matrices_are_multiplied_with_the_scales_of_their_blocks(
+    change: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    quantization = {
+        "quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [16, 12],
+        "activation_scheme": "dynamic",
+    }  # fmt: skip
+    folder = change("llama", quantization_config=quantization)
+    data, values = fp8(load_file(folder / "model.safetensors"), (16, 12))
+    (folder / "model.safetensors").write_bytes(data)
+    config, found = hf.load(folder)
+    plain = shutil.copytree(GOLDEN / "llama", tmp_path / "plain")
+    save_file(values, plain / "model.safetensors")
+    expected_config, expected = hf.load(plain)
+    assert config == expected_config
+    chex.assert_trees_all_equal(found, expected)
+    assert np.any(
+        found["blocks"]["mlp"]["up"]["kernel"]
+        != hf.load(GOLDEN / "llama")[1]["blocks"]["mlp"]["up"]["kernel"]
+    )
+    assert hf.inspect(folder).problems == ()
+
+    wrong = {**quantization, "weight_block_size": [16, 11]}
+    config_json = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config_json, "quantization_config": wrong}))
+    assert "_scale_inv: got shape" in error_of(lambda: hf.load(folder))
+    (folder / "config.json").write_text(json.dumps({**config_json, "quantization_config": None}))
+    assert "F8_E4M3" in error_of(lambda: hf.load(folder))
+    other = {**quantization, "fmt": "e5m2"}
+    (folder / "config.json").write_text(json.dumps({**config_json, "quantization_config": other}))
+    assert "quantization_config: got" in error_of(lambda: hf.load(folder))
+
+
 def test_hub_downloads_exclude_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

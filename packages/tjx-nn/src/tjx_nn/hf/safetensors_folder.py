@@ -12,6 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from tjx_nn.hf.block_fp8 import DTYPE as FP8
+from tjx_nn.hf.block_fp8 import SCALE_SUFFIX, Block, dequantize, read_values, scales_shape
+from tjx_nn.sub_configs import raise_problems
+
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # Safetensors dtypes that are read, and NumPy dtypes that are written.
 READABLE = ("F32", "F16", "BF16")
@@ -39,22 +43,27 @@ class Tensors:
         Checkpoint folder.
     file_name
         File to read; None is model.safetensors, or the files that its index lists.
+    block
+        Rows and columns of the blocks of FP8 matrices; None allows no FP8.
 
     Attributes
     ----------
     shapes
-        Shape of every tensor by name.
+        Shape of every tensor by name, without the scales of FP8 matrices.
 
     Raises
     ------
     ValueError
-        If there is no safetensors file, a file is missing or damaged, or a tensor has an
-        unsupported dtype.
+        If there is no safetensors file, a file is missing or damaged, a tensor has an unsupported
+        dtype, or an FP8 matrix has no scales.
     """
 
-    def __init__(self, folder: Path, file_name: str | None = None) -> None:
-        self._files = ExitStack()
+    def __init__(
+        self, folder: Path, file_name: str | None = None, *, block: Block | None = None
+    ) -> None:
+        self._files, self._block = ExitStack(), block
         self._opened: dict[str, Any] = {}
+        self._fp8: dict[str, Path] = {}
         self.shapes: Shapes = {}
         foreign = []
         for path in _files(folder) if file_name is None else [folder / file_name]:
@@ -67,7 +76,9 @@ class Tensors:
                     )
                 view = file.get_slice(name)
                 self._opened[name], self.shapes[name] = file, tuple(view.get_shape())
-                if view.get_dtype() not in READABLE:
+                if view.get_dtype() == FP8 and block is not None:
+                    self._fp8[name] = path
+                elif view.get_dtype() not in READABLE:
                     foreign.append(f"{name} ({view.get_dtype()})")
         if foreign:
             self._files.close()
@@ -75,9 +86,30 @@ class Tensors:
                 f"{folder}: got tensors of unsupported dtypes {', '.join(foreign)}; expected "
                 f"{', '.join(READABLE)}; use a model that is not quantized"
             )
+        self._check_scales(folder)
+
+    def _check_scales(self, folder: Path) -> None:
+        """Remove the scales from the shapes; raise if those of a matrix are missing."""
+        problems = []
+        for name in self._fp8:
+            scales = self.shapes.pop(f"{name}{SCALE_SUFFIX}", None)
+            assert self._block is not None
+            expected = scales_shape(self.shapes[name], self._block)
+            if len(self.shapes[name]) != len(expected) or scales != expected:
+                problems.append(
+                    f"{folder}: tensor {name}{SCALE_SUFFIX}: got shape {scales}; expected "
+                    f"{expected} for an FP8 matrix {self.shapes[name]} in blocks of {self._block}"
+                )
+        if problems:
+            self._files.close()
+            raise_problems(problems)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read a tensor, converted to float32."""
+        if name in self._fp8:
+            assert self._block is not None
+            scales = self._opened[f"{name}{SCALE_SUFFIX}"].get_tensor(f"{name}{SCALE_SUFFIX}")
+            return dequantize(read_values(self._fp8[name], name), np.float32(scales), self._block)
         return np.asarray(self._opened[name].get_tensor(name)).astype(np.float32, copy=False)
 
     def __enter__(self) -> "Tensors":
