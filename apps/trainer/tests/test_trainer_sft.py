@@ -30,6 +30,7 @@ from tjx_nn.layout import SINGLE_DEVICE
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.config_compat import incompatible_changes
+from tjx_trainer.distillation.teacher import describe_model
 from tjx_trainer.run_reader import SavedRun
 from tjx_trainer.runtime.memory_report import measure
 from tjx_trainer.tasks.registry import open_task
@@ -300,6 +301,13 @@ def test_distillation_resumes_bit_for_bit_with_the_same_teacher(
     wrong = replace(saved, distill=replace(saved.distill, teacher_sha256="0" * 64))
     with pytest.raises(ValueError, match=f"got {trained} with the SHA-256 {digest}; expected 0000"):
         open_task(wrong)
+
+
+def test_the_digest_of_a_teacher_has_no_default_values() -> None:
+    """So it stays the same when a later version adds a field to the configuration."""
+    model = GPTConfig(n_layer=3, rope=tjx_nn.RopeConfig(base=5.0))
+    assert describe_model(model) == """[("['n_layer']", 3), ("['rope']['base']", 5.0)]"""
+    assert describe_model(GPTConfig()) == "[]"
 
 
 def test_the_trainer_minimizes_the_loss_of_distillation(distilled: Job, trained: Path) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
@@ -72,13 +72,26 @@ def with_teacher(config: Config, tokenizer: tjx_data.Tokenizer | None) -> Config
             f"data.seq_len: got {config.data.seq_len}; expected at most {teacher.max_seq_len}, the "
             f"max_seq_len of distill.teacher {name}; give a shorter --data.seq_len"
         )
-    digest = params_digest(params, repr(teacher))
+    digest = params_digest(params, describe_model(teacher))
     if config.distill.teacher_sha256 not in (None, digest):
         raise ValueError(
             f"distill.teacher: got {name} with the SHA-256 {digest}; expected "
             f"{config.distill.teacher_sha256}; restore the teacher, or start another run"
         )
     return replace(config, distill=replace(config.distill, teacher_sha256=digest))
+
+
+def describe_model(model: GPTConfig) -> str:
+    """Return the values that differ from the defaults: new fields do not change the text."""
+    given, default = (
+        dict(jax.tree.leaves_with_path(asdict(each), is_leaf=lambda node: node is None))
+        for each in (model, GPTConfig())
+    )
+    return repr([
+        (jax.tree_util.keystr(path), value)
+        for path, value in given.items()
+        if path not in default or value != default[path]
+    ])  # fmt: skip
 
 
 class Teacher:
