@@ -40,6 +40,13 @@ YARN = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8,
     "beta_fast": 16.0, "beta_slow": 2.0,
 }  # fmt: skip
+# Queries and keys are scaled in place of their rotary parts.
+DEEPSEEK_YARN = {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}
+DEEPSEEK: dict[str, object] = {
+    "num_key_value_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 8, "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4, "v_head_dim": 5, "moe_intermediate_size": 20, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1,
+}  # fmt: skip
 DUAL = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -52,7 +59,8 @@ def fill(model: transformers.PreTrainedModel, scale: float = 1.0) -> transformer
     """Randomize all parameters, so that no bias is zero; the scales of norms are around `scale`."""
     generator = torch.Generator().manual_seed(0)
     tensors = dict(model.named_parameters())
-    tensors |= {name: x for name, x in model.named_buffers() if name == "final_logits_bias"}
+    buffers = ("final_logits_bias", "e_score_correction_bias")
+    tensors |= {name: x for name, x in model.named_buffers() if name.endswith(buffers)}
     for name, parameter in sorted(tensors.items()):
         is_scale = parameter.ndim == 1 and name.endswith("weight")
         values = torch.randn(parameter.shape, generator=generator) * 0.3 + scale * is_scale
@@ -218,6 +226,14 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     ),
     "starcoder2": lambda: causal("starcoder2", sliding_window=5),
+    "deepseek_v2": lambda: causal(
+        "deepseek_v2",
+        **{**DEEPSEEK, "q_lora_rank": None},
+        topk_method="group_limited_greedy",
+        routed_scaling_factor=1.5,
+        rope_parameters={**DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    ),
+    "deepseek_v3": lambda: causal("deepseek_v3", **DEEPSEEK, rope_parameters=DEEPSEEK_YARN),
     "bert": bert,
     "roberta": roberta,
     "vit": vit,

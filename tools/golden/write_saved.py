@@ -19,6 +19,7 @@ from tjx_nn import (
     EncoderDecoderConfig,
     ExpertsConfig,
     GPTConfig,
+    LatentConfig,
     RopeConfig,
     TransformerConfig,
     ViTConfig,
@@ -26,6 +27,7 @@ from tjx_nn import (
     hf,
     init,
 )
+from tjx_nn.hf.rope import yarn_scale
 
 SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "d_model": 16, "d_ff": 24}
 TEXT: dict[str, Any] = {**SIZES, "vocab_size": 61, "max_seq_len": 16}
@@ -39,6 +41,19 @@ GEMMA: dict[str, Any] = {
 OFFSET: dict[str, Any] = {"norm_unit_offset": True}
 SANDWICH: dict[str, Any] = {**OFFSET, "norm_position": "sandwich"}
 EXPERTS = ExpertsConfig(count=4, per_token=2, capacity_factor=None)
+# The latent attention and the routers of DeepSeek-V2 and V3.
+LATENT: dict[str, Any] = {
+    **LLAMA, "n_kv_head": None, "norm_eps": 1e-6, "d_head": 6,
+    "latent": LatentConfig(kv_dim=8, rope_dim=4, v_dim=5),
+}  # fmt: skip
+V2 = ExpertsConfig(
+    count=4, per_token=2, capacity_factor=None, shared=2, d_ff=12, first_layer=1, normalize=False,
+    weight_scale=1.5,
+)  # fmt: skip
+V3 = dataclasses.replace(
+    V2, count=8, per_token=3, shared=1, scores="sigmoid", choice_bias=True, groups=4,
+    groups_per_token=2, normalize=True,
+)  # fmt: skip
 LONGER: dict[str, Any] = {"base": 500.0, "factor": 4.0, "original_seq_len": 8}
 
 # Few models that cover all options of each family.
@@ -75,6 +90,21 @@ MODELS: dict[str, TransformerConfig] = {
         parallel_block=True, parallel_norm="separate",
     ),
     "gpt_neox_sequential": GPTConfig(**TEXT, positions="rope", tied_head=False),
+    "deepseek_v2": GPTConfig(**LATENT, experts=V2, rope=RopeConfig(interleaved=True)),
+    "deepseek_v2_groups": GPTConfig(
+        **LATENT, rope=RopeConfig(interleaved=True),
+        experts=dataclasses.replace(V2, groups=2, group_top_k=1),
+    ),
+    "deepseek_v3": GPTConfig(
+        **{**LATENT, "latent": LatentConfig(kv_dim=8, q_dim=12, rope_dim=4)}, experts=V3
+    ),
+    "deepseek_v3_yarn": GPTConfig(
+        **LATENT, experts=V3, attention_scale=yarn_scale(4.0) ** 2 / 10**0.5,
+        rope=RopeConfig(scaling="yarn", attention_factor=1.0, interleaved=True, **LONGER),
+    ),
+    "llama_attention_factor": GPTConfig(
+        **LLAMA, rope=RopeConfig(scaling="yarn", attention_factor=1.1, **LONGER)
+    ),
     "starcoder2": GPTConfig(**TEXT, n_kv_head=2, positions="rope", window=5),
     "bert": BertConfig(**TEXT),
     "bert_without_bias": BertConfig(**TEXT, bias=False, activation="gelu_tanh"),

@@ -24,6 +24,11 @@ EXPERTS: Flags = {
     "model.experts.count": 4, "model.experts.capacity_factor": 1.0, "model.experts.d_ff": 32,
     "model.experts.balance_loss": 0.01, "optimizer.learning_rate": 1e-3,
 }  # fmt: skip
+GROUPS: Flags = {
+    **EXPERTS, "model.experts.count": 8, "model.experts.scores": "sigmoid",
+    "model.experts.choice_bias": "true", "model.experts.groups": 4,
+    "model.experts.groups_per_token": 2,
+}  # fmt: skip
 FEATURES: Flags = {"model.dropout": 0.2}
 PARAMETER_HISTOGRAMS: Flags = {**FEATURES, "model.attention_dropout": 0.2}
 CONTEXT: Flags = {"fsdp": 2, "context": 2, "tensor": 2}
@@ -53,6 +58,7 @@ def nightly(*case: Flags) -> Any:
         ({**LLAMA, **FEATURES}, CONTEXT),
         nightly({**LLAMA, **PARAMETER_HISTOGRAMS}, {**CONTEXT, "context_kind": "all_to_all"}),
         (EXPERTS, {"expert": 2, "context": 2, "tensor": 2}),
+        nightly(GROUPS, {"expert": 2, "fsdp": 2, "tensor": 2}),
         nightly(PIPELINE, {"stage": 4, "data": 2, "pipeline": "gpipe"}),
         nightly(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}),
         ({**PIPELINE, **FEATURES}, {"stage": 2, "pipeline": "interleaved_1f1b", "tensor": 2}),

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,81 @@ def test_outputs_and_gradients_equal_a_loop_over_tokens(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
         *jax.device_get((ours(*placed), expected(*placed))),
     )
+
+
+GROUPED = ExpertsConfig(
+    count=8, per_token=3, d_ff=6, capacity_factor=None, scores="sigmoid", choice_bias=True,
+    groups=4, groups_per_token=2, weight_scale=2.5,
+)  # fmt: skip
+
+
+def grouped_weights(scores: np.ndarray, biased: np.ndarray, best: int) -> np.ndarray:
+    """Weights of 8 experts in 4 groups: 3 experts of the 2 groups with the best sums."""
+    sums = [np.sort(biased[2 * g : 2 * g + 2])[-best:].sum() for g in range(4)]
+    groups = sorted(range(4), key=lambda g: -sums[g])[:2]
+    allowed = [expert for expert in range(8) if expert // 2 in groups]
+    chosen = sorted(allowed, key=lambda expert: -biased[expert])[:3]
+    return np.where(np.isin(np.arange(8), chosen), scores, 0)
+
+
+@pytest.mark.parametrize(
+    ("best", "scores", "normalize"), [(2, "sigmoid", True), (1, "softmax", False)]
+)
+def test_groups_of_experts_equal_a_loop_and_the_bias_learns_to_balance(
+    best: int, scores: Literal["softmax", "sigmoid"], normalize: bool
+) -> None:
+    experts = dataclasses.replace(GROUPED, group_top_k=best, scores=scores, normalize=normalize)
+    config = dataclasses.replace(TINY, experts=experts)
+    params, x = make_params(config), inputs()
+
+    @jax.jit
+    def compute(params: Params, x: jax.Array) -> Any:
+        def outputs(bias: jax.Array) -> Any:
+            y, aux_losses = apply(config, params | {"choice_bias": bias}, x, True)
+            return y, aux_losses["balance_loss"]
+
+        both, pullback = jax.vjp(outputs, params["choice_bias"])
+        zero, one = jnp.zeros_like(both[0]), jnp.ones(())
+        return (
+            both,
+            pullback((zero + 1, 0 * one)),
+            pullback((zero, one)),
+            all_experts(params, x, False),
+        )
+
+    (y, balance), of_output, of_balance, made = jax.device_get(
+        compute(*jax.device_put((params, x)))
+    )
+    logits = x.astype(np.float64) @ params["router"]["kernel"]
+    own = 1 / (1 + np.exp(-logits))
+    shares = own / own.sum(-1, keepdims=True)
+    if scores == "softmax":
+        own = shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    biased = own + params["choice_bias"]
+    weights = np.zeros_like(own)
+    for token in np.ndindex(x.shape[:2]):
+        weights[token] = grouped_weights(own[token], biased[token], best)
+    load = 8 * (weights > 0).mean((0, 1)) / 3
+    np.testing.assert_allclose(balance, (load * shares.mean((0, 1))).sum(), rtol=1e-5)
+    weights = 2.5 * weights / (weights.sum(-1, keepdims=True) if normalize else 1)
+    np.testing.assert_allclose(y, np.einsum("bte,bted->btd", weights, made), atol=2e-4)
+    np.testing.assert_array_equal(of_output[0], 0)
+    np.testing.assert_allclose(of_balance[0], load - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"groups": 3}, "groups: got 3; expected a divisor of count 8"),
+        ({"groups_per_token": 5}, "groups_per_token: got 5 .* at most 4"),
+        ({"group_top_k": 3}, "group_top_k: got 3 .* at most 2"),
+        ({"per_token": 5}, "per_token: got 5 with count 8 and groups 4; expected at most 4"),
+        ({"weight_scale": 0.0}, "weight_scale: got 0.0"),
+    ],
+)
+def test_invalid_groups_raise(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(GROUPED, **fields)
 
 
 def test_without_dropping_there_is_no_capacity() -> None:

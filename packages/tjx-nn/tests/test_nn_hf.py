@@ -29,8 +29,8 @@ from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = [
     "gpt2", "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
-    "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "bert", "roberta", "vit",
-    "bart",
+    "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "deepseek_v2", "deepseek_v3",
+    "bert", "roberta", "vit", "bart",
 ]  # fmt: skip
 
 DecodeWeights = dict[str, np.ndarray]
@@ -274,8 +274,8 @@ def test_an_untied_copy_of_a_tied_head_raises(
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}},
-            "rope_parameters.mscale: got 0.7",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+            "rope_parameters.truncate: got False",
         ),
         ("qwen3", {"attention_bias": True}, "attention_bias: got True; expected False"),
         ("bert", {"is_decoder": True}, "is_decoder: got True"),

@@ -23,6 +23,8 @@ from tjx_nn.hf.family import ModelFamily
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CONFIGS = json.loads((GOLDEN / "configs.json").read_text())
 LENGTH = 16  # tokens of a golden input
+# Keys without a default that works.
+REQUIRED = {"deepseek_v2": {"num_experts_per_tok": 6}}
 ATOL = 1e-3  # of recorded logits; the mutations change them by more
 
 
@@ -48,8 +50,9 @@ def last_logits(config: Any, params: Params, tokens: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("family", BUILT_IN, ids=lambda family: family.model_type)
 def test_missing_keys_have_the_defaults_of_transformers(family: ModelFamily) -> None:
-    whole = CONFIGS["defaults"][family.model_type]
-    empty = {key: whole[key] for key in ("model_type", "architectures")}
+    required = REQUIRED.get(family.model_type, {})
+    whole = {**CONFIGS["defaults"][family.model_type], **required}
+    empty = {key: whole[key] for key in ("model_type", "architectures", *required)}
     missing, given = read_config(family, empty), read_config(family, whole)
     assert functional_fields(missing) == functional_fields(given)
 
@@ -125,6 +128,13 @@ def test_registered_families_load_and_their_names_are_unique() -> None:
         ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern"),
         ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types"),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("deepseek_v3", {"n_shared_experts": 0}, "n_shared_experts: got 0; expected at least 1"),
+        ("deepseek_v3", {"head_dim": 128}, "head_dim: got 128; expected 64"),
+        ("deepseek_v3", {"rope_interleave": None}, "rope_interleave: got None"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func: got 'softmax'"),
+        ("deepseek_v2", {"num_experts_per_tok": 6, "topk_method": "noaux_tc"}, "topk_method: got"),
+        ("deepseek_v2", {"num_experts_per_tok": 6, "topk_method": "group_limited_greedy"},
+         "n_group, topk_group: got"),
         ("starcoder2", {"use_bias": False}, "use_bias: got False"),
         ("roberta", {"max_position_embeddings": 2}, "max_position_embeddings: got 2"),
         ("llama", {"rope_scaling": {"type": "default"}, "rope_parameters": {}}, "one of both"),

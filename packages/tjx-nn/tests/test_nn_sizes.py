@@ -38,7 +38,7 @@ VARIANTS = {
     "llama": GPTConfig.preset("llama_small"),
     "sparse, a dense block, experts": GPTConfig(
         **SMALL, n_layer=3, norm_position="post", sparse=SparseConfig(top_k=2, head_dim=6),
-        experts=ExpertsConfig(count=3, shared=2, d_ff=5, first_layer=1),
+        experts=ExpertsConfig(count=3, shared=2, d_ff=5, first_layer=1, choice_bias=True),
     ),
     "deepseek": GPTConfig.preset("deepseek_small"),
     "experts of both stacks": EncoderDecoderConfig(

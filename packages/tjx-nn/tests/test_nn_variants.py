@@ -73,9 +73,13 @@ VARIANTS: dict[str, GPTConfig] = {
         **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", bias=False,
         latent=LatentConfig(kv_dim=8, q_dim=12, rope_dim=4),
         sparse=SparseConfig(top_k=4, n_head=2, head_dim=4, loss=0.5),
-        experts=ExpertsConfig(count=4, per_token=1, shared=1, d_ff=8, first_layer=1),
+        experts=ExpertsConfig(
+            count=4, per_token=1, shared=1, d_ff=8, first_layer=1, scores="sigmoid",
+            choice_bias=True, groups=4, groups_per_token=2, group_top_k=1, weight_scale=2.5,
+        ),
         rope=RopeConfig(
             scaling="yarn", factor=2.0, original_seq_len=16, beta_fast=4.0, beta_slow=0.5,
+            attention_factor=1.0,
         ),
     ),
     "experts and sparse attention": GPTConfig(

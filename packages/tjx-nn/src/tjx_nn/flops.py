@@ -251,7 +251,8 @@ def _mlp(config: TransformerConfig, d_ff: int) -> int:
 def _experts(config: TransformerConfig, count: int) -> int:
     experts, d = config.experts, config.d_model
     matrices = 3 if config.gated else 2
-    routed = d * experts.count + count * matrices * d * config.expert_dim
+    router = (d + experts.choice_bias) * experts.count
+    routed = router + count * matrices * d * config.expert_dim
     shared = _mlp(config, experts.shared * config.expert_dim) if experts.shared else 0
     return routed + shared
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn"]
+ExpertScores = Literal["softmax", "sigmoid"]
 
 
 # Limit of an error message; a malformed file can have thousands of errors.
@@ -77,6 +78,8 @@ class RopeConfig:
         "yarn": pairs with more rotations in original_seq_len are unchanged.
     beta_slow
         "yarn": pairs with fewer rotations are scaled by 1 / factor; between both, interpolated.
+    attention_factor
+        "yarn": factor of rotated queries and keys; None is 0.1 * ln(factor) + 1.
     """
 
     base: float = 10000.0
@@ -90,6 +93,7 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    attention_factor: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError with a line for each invalid field."""
@@ -104,6 +108,11 @@ class RopeConfig:
         ]
         if not self.factor >= 1:
             problems.append(f"factor: got {self.factor!r}; expected at least 1")
+        if self.attention_factor is not None and not self.attention_factor > 0:
+            problems.append(
+                f"attention_factor: got {self.attention_factor!r}; expected a positive number, or "
+                "None"
+            )
         if self.scaling in ("llama3", "yarn") and self.original_seq_len is None:
             problems.append(
                 f"original_seq_len: got None; expected a length for scaling {self.scaling!r}; set "
@@ -218,8 +227,24 @@ class ExpertsConfig:
     capacity_factor
         Capacity of an expert in training, as a multiple of its equal share of a sequence's tokens.
         Tokens over capacity skip the expert. None is unlimited.
+    scores
+        Scores of the router: "softmax" over the experts, or "sigmoid" of each (DeepSeek-AI 2024,
+        "DeepSeek-V3", section 2.1.2).
+    choice_bias
+        Whether each expert has a bias that is added to its score for the choice only. The gradient
+        of the load-balancing loss lowers the bias of an overloaded expert (Wang et al. 2024,
+        "Auxiliary-Loss-Free Load Balancing").
+    groups
+        Number of groups of equally many, consecutive experts.
+    groups_per_token
+        Number of groups with the best scores, among whose experts a token chooses (DeepSeek-V2).
+    group_top_k
+        Number of best experts of a group whose scores sum to the score of the group: 1 in
+        DeepSeek-V2, 2 in DeepSeek-V3.
     normalize
         Whether to normalize the weights of a token's experts to a sum of 1.
+    weight_scale
+        Factor of the weights of a token's experts, after `normalize`.
     balance_loss
         Weight of the load-balancing loss.
     z_loss
@@ -232,19 +257,23 @@ class ExpertsConfig:
     d_ff: int | None = None
     first_layer: int = 0
     capacity_factor: float | None = 1.25
+    scores: ExpertScores = "softmax"
+    choice_bias: bool = False
+    groups: int = 1
+    groups_per_token: int = 1
+    group_top_k: int = 2
     normalize: bool = True
+    weight_scale: float = 1.0
     balance_loss: float = 0.01
     z_loss: float = 1e-3
 
     def __post_init__(self) -> None:
         """Raise ValueError with a line for each invalid field."""
         problems = check_sizes(self, "count", "shared", "first_layer", at_least=0)
-        problems += check_sizes(self, "per_token", "d_ff")
-        if not problems and 0 < self.count < self.per_token:
-            problems.append(
-                f"per_token: got {self.per_token}; expected at most {self.count}, the count of "
-                "experts"
-            )
+        problems += check_sizes(self, "per_token", "d_ff", "groups", "groups_per_token")
+        problems += check_sizes(self, "group_top_k") + check_choices(self, scores=ExpertScores)
+        if not problems and self.count:
+            problems += self._bad_groups()
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             problems.append(
                 f"capacity_factor: got {self.capacity_factor!r}; expected a positive number, or "
@@ -255,4 +284,20 @@ class ExpertsConfig:
             for name in ("balance_loss", "z_loss")
             if not getattr(self, name) >= 0
         ]
+        if not self.weight_scale > 0:
+            problems.append(f"weight_scale: got {self.weight_scale!r}; expected a positive number")
         raise_problems(problems)
+
+    def _bad_groups(self) -> list[str]:
+        """Return an error for each number that the groups of experts cannot have."""
+        if self.count % self.groups:
+            return [f"groups: got {self.groups}; expected a divisor of count {self.count}"]
+        size = self.count // self.groups
+        most = {"groups_per_token": self.groups, "per_token": self.groups_per_token * size}
+        most |= {"group_top_k": size} if self.groups > 1 else {}
+        return [
+            f"{name}: got {getattr(self, name)} with count {self.count} and groups {self.groups}; "
+            f"expected at most {limit}"
+            for name, limit in most.items()
+            if getattr(self, name) > limit
+        ]

@@ -221,6 +221,8 @@ UNITS: Mapping[str, str] = {
     "model.experts.count": "experts",
     "model.experts.per_token": "experts",
     "model.experts.shared": "experts",
+    "model.experts.group_top_k": "experts",
+    "model.experts.groups_per_token": "groups",
     "model.vocab_size": "token ids",
     "model.source_vocab_size": "token ids",
     "model.tokenizer_size": "token ids",

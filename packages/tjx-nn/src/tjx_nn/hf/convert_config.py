@@ -29,6 +29,7 @@ _RESOLVED = {
     "qkv_bias": "has_qkv_bias",
     "embedding_dropout": "embedding_dropout_rate",
     "experts.d_ff": "expert_dim",
+    "latent.v_dim": "v_dim",
 }
 # Fields that affect training or execution, but not the function that a model computes.
 _TRAINING_FIELDS = {
@@ -207,6 +208,7 @@ def functional_fields(config: TransformerConfig) -> dict[str, Any]:
     excluded |= {"rope.local_base"} if not any(config.windows) else set()
     excluded |= {"parallel_norm"} if not config.parallel_block else set()
     excluded |= {"qk_norm_features"} if not config.qk_norm else set()
+    excluded |= {"experts.group_top_k"} if config.experts.groups == 1 else set()
     if isinstance(config, GPTConfig) and config.positions != "sinusoidal":
         excluded.add("scale_embeddings")
     functional: dict[str, Any] = {}

@@ -19,9 +19,7 @@ def expert_fields(*, count: int, per_token: int) -> list[FieldMapping]:
     ]
 
 
-def expert_tensors(
-    layer: str, *, gate: str, up: str, down: str
-) -> Callable[[Any], Sequence[TensorMapping]]:
+def gated_experts(layer: str, *, gate: str, up: str, down: str) -> list[TensorMapping]:
     """Map gated experts and their router, a tensor for each matrix of each expert.
 
     Parameters
@@ -32,11 +30,17 @@ def expert_tensors(
         Names of the matrices of an expert.
     """
     expert = f"{LAYER}.{layer}.experts.{{expert}}"
-    mappings = [
+    return [
         *tensor("blocks.mlp.router.kernel", f"{LAYER}.{layer}.gate.weight", TRANSPOSED),
         *tensor("blocks.mlp.gate.kernel", f"{expert}.{gate}.weight", TRANSPOSED),
         *tensor("blocks.mlp.up.kernel", f"{expert}.{up}.weight", TRANSPOSED),
         *tensor("blocks.mlp.down.kernel", f"{expert}.{down}.weight", TRANSPOSED),
     ]
-    tensors = decoder_tensors(mlp=mappings)
+
+
+def expert_tensors(
+    layer: str, *, gate: str, up: str, down: str
+) -> Callable[[Any], Sequence[TensorMapping]]:
+    """Return the tensor mappings of a decoder with `gated_experts` in each block."""
+    tensors = decoder_tensors(mlp=gated_experts(layer, gate=gate, up=up, down=down))
     return lambda _: tensors

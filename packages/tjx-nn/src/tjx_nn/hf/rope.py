@@ -30,8 +30,11 @@ _NUMBERS: dict[RopeScaling, dict[str, str]] = {
         "original_seq_len": "original_max_position_embeddings",
         "beta_fast": "beta_fast",
         "beta_slow": "beta_slow",
+        "attention_factor": "attention_factor",
     },
 }
+# Keys of YaRN from which transformers computes a missing attention_factor.
+_MSCALES = ("mscale", "mscale_all_dim")
 _LARGEST_NUMBER = 1e15
 # Keys of transformers 5, and those of earlier versions.
 _KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
@@ -133,11 +136,12 @@ def _read_rope(
         numbers["original_seq_len"] = int(length)
     # Old checkpoints have this key at the top level.
     options = {"partial_rotary_factor": config_json.get("partial_rotary_factor"), **given}
-    # Supported values of other keys: the defaults, and the attention factor that tjx computes.
+    # Supported values of other keys: the defaults.
     supported = {"truncate": True, "partial_rotary_factor": 1.0}
-    if kind == "yarn":
-        supported["attention_factor"] = 0.1 * math.log(numbers.get("factor", 1.0)) + 1
     known = {"rope_type", "type", "rope_theta", *names.values()}
+    if kind == "yarn":
+        known.update(_MSCALES)
+        numbers["attention_factor"] = _attention_factor(given, numbers)
     if rotary is not None:
         known.add("partial_rotary_factor")
         numbers["dim"] = _rotary_dim(config_json, options, rotary)
@@ -152,6 +156,29 @@ def _read_rope(
     source = config_json if given.get("rope_theta") is None else given
     base = base if source.get("rope_theta") is None else _number(source, "rope_theta")
     return {"rope": RopeConfig(base=base, scaling=_SCALINGS[kind], **numbers)}
+
+
+def _attention_factor(given: Json, numbers: Mapping[str, float]) -> float | None:
+    """Return the factor of rotated queries and keys of YaRN; None for tjx's default."""
+    default = yarn_scale(numbers["factor"])
+    factor = numbers.get("attention_factor", default)
+    if "attention_factor" not in numbers and all(given.get(key) for key in _MSCALES):
+        of_rotary, of_all = (yarn_scale(numbers["factor"], _number(given, key)) for key in _MSCALES)
+        factor = of_rotary / of_all
+    return None if factor == default else factor
+
+
+def yarn_scale(factor: float, weight: float = 1.0) -> float:
+    """Return YaRN's scale of queries and keys for a factor of the context length.
+
+    Parameters
+    ----------
+    factor
+        Factor of the context length; below 1 it counts as 1.
+    weight
+        mscale or mscale_all_dim of config.json (DeepSeek); 1 is the scale of the paper.
+    """
+    return 0.1 * weight * math.log(max(factor, 1)) + 1
 
 
 def _rotary_dim(config_json: Json, options: Json, rotary: float) -> int | None:
@@ -177,7 +204,9 @@ def _write_rope(config: TransformerConfig, *, rotary: float | None = None) -> di
     given = config.rope
     kinds = (kind for kind, scaling in _SCALINGS.items() if scaling == given.scaling)
     names = _NUMBERS.get(given.scaling, {})
-    numbers = {key: getattr(given, field) for field, key in names.items()}
+    numbers = {
+        key: value for field, key in names.items() if (value := getattr(given, field)) is not None
+    }
     if rotary is not None:
         numbers["partial_rotary_factor"] = (given.dim or config.head_dim) / config.head_dim
     kind = next(kinds, "default")

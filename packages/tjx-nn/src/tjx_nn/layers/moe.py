@@ -4,7 +4,8 @@ Sorting lets each expert multiply a dense matrix, without an array of tokens x e
 Dispatch and combine are gathers in both directions, so gradients are summed in a fixed order.
 
 Axes in names: B batch, T time, D d_model, F hidden features, E experts, K choices of a token,
-G groups of tokens that share a capacity, C capacity, R expert rows, I input and O output features.
+G groups of tokens that share a capacity, C capacity, R expert rows, N groups of experts, I input
+and O output features.
 """
 
 import math
@@ -24,6 +25,10 @@ from tjx_nn.layers.make_layers import initial_std
 from tjx_nn.layers.mlp import ACTIVATIONS, make_mlp
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ParamSharding, ShardedModule, make_param
+from tjx_nn.sub_configs import ExpertsConfig
+
+# Keeps sums of weights positive if all sigmoids underflow; it changes no larger sum.
+_SMALLEST = 1e-20
 
 
 class ExpertKernel(ShardedModule):
@@ -87,7 +92,8 @@ class Experts(ShardedModule):
     and earlier tokens over later ones.
 
     Shazeer et al. 2017, "Outrageously Large Neural Networks"; Lepikhin et al. 2020, "GShard";
-    shared experts: Dai et al. 2024, "DeepSeekMoE".
+    shared experts: Dai et al. 2024, "DeepSeekMoE"; sigmoid scores and groups: DeepSeek-AI 2024,
+    "DeepSeek-V3", section 2.1.2.
 
     Parameters
     ----------
@@ -104,6 +110,8 @@ class Experts(ShardedModule):
         down_std = initial_std(config, residual=True)
         up, down = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
         self.router = ExpertKernel((d, count), ("embed", "expert"), std=std, rngs=rngs)
+        bias = jnp.zeros(count, jnp.float32)
+        self.choice_bias = make_param(bias, ("expert",)) if config.experts.choice_bias else None
         self.up = ExpertKernel((count, d, f), up, std=std, rngs=rngs)
         self.gate = ExpertKernel((count, d, f), up, std=std, rngs=rngs) if config.gated else None
         self.down = ExpertKernel((count, f, d), down, std=down_std, rngs=rngs)
@@ -129,8 +137,9 @@ class Experts(ShardedModule):
             Output, same shape and dtype as `x`.
         aux_losses
             "balance_loss" (1 for balanced load; Fedus et al. 2021, "Switch Transformers", section
-            2.2), "router_z_loss" (mean squared log-sum-exp of router logits; Zoph et al. 2022,
-            "ST-MoE", section 3.2) and "dropped" (fraction of choices over capacity).
+            2.2, with sigmoid scores divided by their sum), "router_z_loss" (mean squared
+            log-sum-exp of router logits; Zoph et al. 2022, "ST-MoE", section 3.2) and "dropped"
+            (fraction of choices over capacity).
         """
         experts = self.config.experts
         batch, tokens, d = x.shape
@@ -166,15 +175,25 @@ class Experts(ShardedModule):
             self.router.gather(self.router.kernel, self.router.axes),
             precision=jax.lax.Precision.HIGHEST,
         )
-        probabilities = jax.nn.softmax(logits, -1)
+        scores = jax.nn.softmax(logits, -1)
+        probabilities = scores
+        if experts.scores == "sigmoid":
+            scores = jax.nn.sigmoid(logits)
+            probabilities = scores / (scores.sum(-1, keepdims=True) + _SMALLEST)
+        bias_E = None if self.choice_bias is None else self.gather(self.choice_bias, ("expert",))
         # The gradient of the values of `top_k` is a scatter; that of a masked sum is not.
-        chosen = jax.lax.top_k(jax.lax.stop_gradient(probabilities), experts.per_token)[1]
+        choice_scores = _choice_scores(experts, jax.lax.stop_gradient(scores), bias_E)
+        chosen = jax.lax.top_k(choice_scores, experts.per_token)[1]
         is_chosen_GTKE = chosen[..., None] == jnp.arange(experts.count)[None, None, None]
-        weights = jnp.where(is_chosen_GTKE, probabilities[..., None, :], 0).sum(-1)
+        weights = jnp.where(is_chosen_GTKE, scores[..., None, :], 0).sum(-1)
         if experts.normalize:
-            weights = weights / weights.sum(-1, keepdims=True)
+            weights = weights / (weights.sum(-1, keepdims=True) + _SMALLEST)
+        if experts.weight_scale != 1:
+            weights = weights * experts.weight_scale
         load = is_chosen_GTKE.sum((0, 1, 2)) / chosen.size
         balance = experts.count * (load * probabilities.mean((0, 1))).sum()
+        if bias_E is not None:  # adds 0, with the excess load as the gradient of the bias
+            balance += ((experts.count * load - 1) * (bias_E - jax.lax.stop_gradient(bias_E))).sum()
         z_loss = jnp.square(jax.nn.logsumexp(logits, -1)).mean()
         return weights, chosen, {"balance_loss": balance, "router_z_loss": z_loss}
 
@@ -198,6 +217,22 @@ class Experts(ShardedModule):
         if self.gate is None:
             return product(self.down, activation(hidden))
         return product(self.down, activation(product(self.gate, x)) * hidden)
+
+
+def _choice_scores(
+    experts: ExpertsConfig, scores: Float32[Array, "G T E"], bias: Float32[Array, " E"] | None
+) -> Float32[Array, "G T E"]:
+    """Return the scores by which tokens choose experts, -inf outside of their best groups."""
+    if bias is not None:
+        scores = scores + jax.lax.stop_gradient(bias)[None, None]
+    if experts.groups_per_token == experts.groups:
+        return scores
+    scores_GTNE = rearrange(scores, "g t (n e) -> g t n e", n=experts.groups)
+    group_scores_GTN = jax.lax.top_k(scores_GTNE, experts.group_top_k)[0].sum(-1)
+    best = jax.lax.top_k(group_scores_GTN, experts.groups_per_token)[1]
+    is_best_GTN = (best[..., None] == jnp.arange(experts.groups)[None, None, None]).any(2)
+    allowed = jnp.where(is_best_GTN[..., None], scores_GTNE, -jnp.inf)
+    return rearrange(allowed, "g t n e -> g t (n e)")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

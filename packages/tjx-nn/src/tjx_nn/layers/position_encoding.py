@@ -97,7 +97,7 @@ def rope_frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
         high = min(math.ceil(pair_with_rotations(rope.beta_slow)), dim - 1)
         ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0, 1)
         mixed = ramp * slow + (1 - ramp) * plain
-        return mixed.astype(np.float32), 0.1 * math.log(rope.factor) + 1
+        return mixed.astype(np.float32), rope.attention_factor or 0.1 * math.log(rope.factor) + 1
     return plain.astype(np.float32), 1.0
 
 

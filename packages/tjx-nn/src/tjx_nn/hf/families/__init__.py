@@ -2,6 +2,7 @@
 
 from tjx_nn.hf.families.bart import BART
 from tjx_nn.hf.families.bert import BERT, ROBERTA
+from tjx_nn.hf.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from tjx_nn.hf.families.gemma import GEMMA, GEMMA2, GEMMA3
 from tjx_nn.hf.families.gpt2 import GPT2
 from tjx_nn.hf.families.gpt_neox import GPT_NEOX
@@ -17,7 +18,7 @@ from tjx_nn.hf.family import ModelFamily
 # Families of this package; `save` uses the first one that can represent a model.
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
-    GPT_NEOX, STARCODER2, BERT, ROBERTA, VIT, BART,
+    GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, BERT, ROBERTA, VIT, BART,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 
