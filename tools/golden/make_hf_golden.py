@@ -234,6 +234,7 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
         rope_parameters={**DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
     ),
     "deepseek_v3": lambda: causal("deepseek_v3", **DEEPSEEK, rope_parameters=DEEPSEEK_YARN),
+    "smollm3": lambda: causal("smollm3", no_rope_layer_interval=2, rope_parameters=YARN),
     "bert": bert,
     "roberta": roberta,
     "vit": vit,

@@ -102,6 +102,7 @@ MODELS: dict[str, TransformerConfig] = {
         **LATENT, experts=V3, attention_scale=yarn_scale(4.0) ** 2 / 10**0.5,
         rope=RopeConfig(scaling="yarn", attention_factor=1.0, interleaved=True, **LONGER),
     ),
+    "smollm3": GPTConfig(**LLAMA, nope_every=2),
     "llama_attention_factor": GPTConfig(
         **LLAMA, rope=RopeConfig(scaling="yarn", attention_factor=1.1, **LONGER)
     ),

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from tjx_nn import GPTConfig
+from tjx_nn import GPTConfig, LatentConfig
 
 
 def test_all_errors_are_in_one_exception() -> None:
@@ -33,6 +34,18 @@ def test_indivisible_sizes_are_reported_with_a_fix() -> None:
         GPTConfig(d_model=100)
     with pytest.raises(ValueError, match=r"n_kv_head: got 5.*one of \[1, 2, 3, 4, 6, 12\]"):
         GPTConfig(n_kv_head=5)
+
+
+def test_blocks_without_rotary_embeddings_have_no_window() -> None:
+    rotary: dict[str, Any] = {"positions": "rope", "n_layer": 4, "max_seq_len": 64}
+    assert GPTConfig(**rotary, nope_every=2).windows == (None, 64, None, 64)
+    assert GPTConfig(**rotary, nope_every=4, global_every=3, window=8).windows == (8, 8, None, 64)
+    others: list[dict[str, Any]] = [{"positions": "alibi"}, {"latent": LatentConfig(kv_dim=8)}]
+    for fields in others:
+        with pytest.raises(ValueError, match="nope_every: got 2; expected None"):
+            GPTConfig(**{**rotary, **fields}, nope_every=2)
+    with pytest.raises(ValueError, match="window: got 64, which is max_seq_len"):
+        GPTConfig(**rotary, nope_every=2, window=64)
 
 
 def test_presets_take_overrides_and_suggest_the_nearest_name() -> None:

@@ -61,9 +61,10 @@ VARIANTS: dict[str, GPTConfig] = {
         window=4, global_every=2, rope=RopeConfig(base=1000.0, local_base=10.0),
         zero_init_residual=True,
     ),
-    "OLMo 2 with biases of queries": GPTConfig(
+    "OLMo 2 with biases of queries, blocks without positions": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", norm_position="output", activation="swiglu",
-        bias=False, qkv_bias=True, n_kv_head=2, qk_norm=True, qk_norm_features="all",
+        bias=False, qkv_bias=True, n_kv_head=2, qk_norm=True, qk_norm_features="all", window=4,
+        nope_every=2,
     ),
     "latent attention": GPTConfig(
         **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),

@@ -81,6 +81,9 @@ class TransformerConfig:
         unlimited.
     global_every
         Every global_every-th block ignores the window; None is no block.
+    nope_every
+        Every nope_every-th block has no rotary embeddings and ignores the window (NoPE, Kazemnejad
+        et al. 2023; SmolLM3); None is no block.
     latent
         Latent attention (MLA).
     sparse
@@ -157,6 +160,7 @@ class TransformerConfig:
     attention_soft_cap: float | None = None
     window: int | None = None
     global_every: int | None = None
+    nope_every: int | None = None
     latent: LatentConfig = field(default_factory=LatentConfig)
     sparse: SparseConfig = field(default_factory=SparseConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
@@ -185,7 +189,7 @@ class TransformerConfig:
         """Return the errors of this configuration, a line each; subclasses extend it."""
         sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
-            "window", "global_every", "mup_base", "remat_every",
+            "window", "global_every", "nope_every", "mup_base", "remat_every",
         )  # fmt: skip
         choices = check_choices(
             self,
@@ -279,6 +283,17 @@ class TransformerConfig:
                 f"rope.local_base: got {self.rope.local_base} with latent.kv_dim "
                 f"{self.latent.kv_dim}; expected None, as latent attention has one base; omit it"
             )
+        latent, sparse = self.latent.kv_dim is not None, self.sparse.top_k is not None
+        if self.nope_every is not None and (self.positions != "rope" or latent or sparse):
+            problems.append(
+                f"nope_every: got {self.nope_every}; expected None without positions 'rope', with "
+                "latent.kv_dim and with sparse.top_k, whose blocks have the same positions; omit it"
+            )
+        if self.nope_every is not None and self.window == self.max_seq_len:
+            problems.append(
+                f"window: got {self.window}, which is max_seq_len, with nope_every "
+                f"{self.nope_every}; expected a smaller window, or None"
+            )
         if self.latent.kv_dim is not None and self.qkv_bias is not None:
             problems.append(
                 f"qkv_bias: got {self.qkv_bias} with latent.kv_dim {self.latent.kv_dim}; expected "
@@ -341,12 +356,26 @@ class TransformerConfig:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Attention window of each block."""
-        every = self.global_every
-        return tuple(
-            None if every is not None and (layer + 1) % every == 0 else self.window
-            for layer in range(self.n_layer)
-        )
+        """Attention window of each block; `max_seq_len` for a block without rotary embeddings."""
+
+        def window(number: int) -> int | None:
+            if self.nope_every is not None and number % self.nope_every == 0:
+                return self.max_seq_len
+            is_global = self.global_every is not None and number % self.global_every == 0
+            return None if is_global else self.window
+
+        return tuple(window(number) for number in range(1, self.n_layer + 1))
+
+    def block_rope(self, window: int | None) -> RopeConfig | None:
+        """Return the rotary embeddings of a block with positions "rope"; None if it has none.
+
+        Parameters
+        ----------
+        window
+            Window of the block in tokens, an element of `windows`.
+        """
+        no_rope = self.nope_every is not None and window == self.max_seq_len
+        return None if no_rope else self.rope.of_window(window)
 
     @property
     def stack_windows(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
@@ -380,8 +409,8 @@ class TransformerConfig:
         length = self.n_layer // stages
         if self.windows != self.windows[:length] * stages:
             return [
-                f"global_every: got {self.global_every}; expected a divisor of {length}, as all "
-                f"{stages} pipeline stages have the same windows"
+                f"global_every: got {self.global_every} and nope_every {self.nope_every}; expected "
+                f"divisors of {length}, as all {stages} pipeline stages have the same windows"
             ]
         return []
 

@@ -216,6 +216,7 @@ UNITS: Mapping[str, str] = {
     "model.attention_soft_cap": "nats",
     "model.logit_soft_cap": "nats",
     "model.global_every": "blocks",
+    "model.nope_every": "blocks",
     "model.remat_every": "blocks",
     "model.experts.first_layer": "blocks",
     "model.experts.count": "experts",

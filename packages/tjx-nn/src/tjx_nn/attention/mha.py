@@ -265,9 +265,8 @@ class Attention(ShardedModule):
         x_BTNH = split_heads(x, self.head_dim)
         if norm is not None and not over_all:
             x_BTNH = norm(x_BTNH)
-        if self.config.positions != "rope":
-            return x_BTNH
-        return apply_rope(x_BTNH, positions, self.config.rope.of_window(window))
+        rope = self.config.block_rope(window) if self.config.positions == "rope" else None
+        return x_BTNH if rope is None else apply_rope(x_BTNH, positions, rope)
 
 
 def split_heads(x: Float[Array, "B T F"], head_dim: int) -> Float[Array, "B T N H"]:

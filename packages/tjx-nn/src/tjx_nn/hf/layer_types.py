@@ -33,6 +33,13 @@ def _read_window(config_json: Json, optional: bool, default: int | None) -> int 
     return window
 
 
+def fixed_interval(selected: Sequence[bool]) -> tuple[int | None, bool]:
+    """Return n if every n-th layer is selected, None if none is, and whether one of both holds."""
+    every = selected.index(True) + 1 if True in selected else None
+    pattern = [every is not None and (i + 1) % every == 0 for i in range(len(selected))]
+    return every, list(selected) == pattern
+
+
 def layer_windows(
     is_full: Callable[[Json, int], bool],
     *,
@@ -77,9 +84,8 @@ def layer_windows(
         full = [kind == FULL for kind in kinds]
         if all(full):
             return {"window": None}
-        every = full.index(True) + 1 if True in full else None
-        pattern = [every is not None and (layer + 1) % every == 0 for layer in range(count)]
-        if window is None or full != pattern or set(kinds) - {FULL, SLIDING}:
+        every, regular = fixed_interval(full)
+        if window is None or not regular or set(kinds) - {FULL, SLIDING}:
             raise ValueError(
                 f"layer_types: got {str(kinds)[:200]} with sliding_window {window}; expected "
                 f"{SLIDING!r}, with {FULL!r} at a fixed interval"

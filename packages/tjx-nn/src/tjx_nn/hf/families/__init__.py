@@ -11,6 +11,7 @@ from tjx_nn.hf.families.mixtral import MIXTRAL
 from tjx_nn.hf.families.olmo2 import OLMO2
 from tjx_nn.hf.families.phi3 import PHI3
 from tjx_nn.hf.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from tjx_nn.hf.families.smollm3 import SMOLLM3
 from tjx_nn.hf.families.starcoder2 import STARCODER2
 from tjx_nn.hf.families.vit import VIT
 from tjx_nn.hf.family import ModelFamily
@@ -18,7 +19,7 @@ from tjx_nn.hf.family import ModelFamily
 # Families of this package; `save` uses the first one that can represent a model.
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
-    GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, BERT, ROBERTA, VIT, BART,
+    GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, BERT, ROBERTA, VIT, BART,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 
