@@ -235,6 +235,17 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     ),
     "deepseek_v3": lambda: causal("deepseek_v3", **DEEPSEEK, rope_parameters=DEEPSEEK_YARN),
     "smollm3": lambda: causal("smollm3", no_rope_layer_interval=2, rope_parameters=YARN),
+    "granite": lambda: causal(
+        "granite",
+        embedding_multiplier=1.5,
+        attention_multiplier=0.25,
+        residual_multiplier=0.75,
+        logits_scaling=3.0,
+    ),
+    "cohere": lambda: causal("cohere", logit_scale=0.5),
+    "cohere2": lambda: causal(
+        "cohere2", logit_scale=0.5, sliding_window=5, sliding_window_pattern=2
+    ),
     "bert": bert,
     "roberta": roberta,
     "vit": vit,

@@ -38,6 +38,10 @@ LLAMA: dict[str, Any] = {
 GEMMA: dict[str, Any] = {
     **LLAMA, "activation": "geglu", "tied_head": True, "embedding_scale": 4.0, "d_head": 6,
 }  # fmt: skip
+COHERE: dict[str, Any] = {
+    **LLAMA, "norm": "layernorm", "parallel_block": True, "logit_scale": 0.25,
+    "rope": RopeConfig(interleaved=True),
+}  # fmt: skip
 OFFSET: dict[str, Any] = {"norm_unit_offset": True}
 SANDWICH: dict[str, Any] = {**OFFSET, "norm_position": "sandwich"}
 EXPERTS = ExpertsConfig(count=4, per_token=2, capacity_factor=None)
@@ -103,6 +107,11 @@ MODELS: dict[str, TransformerConfig] = {
         rope=RopeConfig(scaling="yarn", attention_factor=1.0, interleaved=True, **LONGER),
     ),
     "smollm3": GPTConfig(**LLAMA, nope_every=2),
+    "granite": GPTConfig(
+        **LLAMA, embedding_scale=12.0, residual_scale=0.22, logit_scale=1 / 13, attention_scale=0.1
+    ),
+    "cohere": GPTConfig(**COHERE),
+    "cohere2": GPTConfig(**COHERE, nope_every=2, window=5),
     "llama_attention_factor": GPTConfig(
         **LLAMA, rope=RopeConfig(scaling="yarn", attention_factor=1.1, **LONGER)
     ),

@@ -32,7 +32,8 @@ VARIANTS: dict[str, GPTConfig] = {
     ),
     "Llama": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", n_kv_head=2, bias=False,
-        tied_head=False, qk_norm=True, vocab_multiple=8, norm_eps=1e-6,
+        tied_head=False, qk_norm=True, vocab_multiple=8, norm_eps=1e-6, residual_scale=0.5,
+        logit_scale=2.0,
         rope=RopeConfig(base=100.0, scaling="llama3", factor=2.0, original_seq_len=16),
     ),
     "windows, ALiBi, caps, one key head, parallel": GPTConfig(

@@ -95,6 +95,8 @@ class TransformerConfig:
     parallel_norm
         Whether attention and MLP of a parallel block have one norm, "shared", or each its own,
         "separate" (GPT-NeoX).
+    residual_scale
+        Factor of the output of each sublayer in the residual stream (Granite).
     layer_scale
         Initial value of a trainable scale of each sublayer's output features (Touvron et al. 2021,
         "CaiT"); None has no scale.
@@ -166,6 +168,7 @@ class TransformerConfig:
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     parallel_block: bool = False
     parallel_norm: ParallelNorm = "shared"
+    residual_scale: float = 1.0
     layer_scale: float | None = None
     dropout: float = 0.0
     embedding_dropout: float | None = None
@@ -206,7 +209,7 @@ class TransformerConfig:
         ]
         positive = {
             "attention_soft_cap": 50, "attention_scale": 0.125, "layer_scale": 0.1,
-            "init_std": 0.02,
+            "residual_scale": 1, "init_std": 0.02,
         }  # fmt: skip
         problems += [
             f"{name}: got {value!r}; expected a positive number, such as {example}"

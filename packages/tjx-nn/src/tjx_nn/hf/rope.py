@@ -41,7 +41,11 @@ _KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor
 
 
 def rope(
-    *, base: float = 10000.0, rotary: float | None = None, types: Collection[str] = tuple(_SCALINGS)
+    *,
+    base: float = 10000.0,
+    rotary: float | None = None,
+    types: Collection[str] = tuple(_SCALINGS),
+    interleaved: bool = False,
 ) -> ComputedFields:
     """Convert the RoPE configuration of a family.
 
@@ -57,8 +61,10 @@ def rope(
         rotates all.
     types
         Supported values of rope_type.
+    interleaved
+        Whether a pair of rotated features is side by side.
     """
-    read = partial(_read_rope, base=base, rotary=rotary, types=types)
+    read = partial(_read_rope, base=base, rotary=rotary, types=types, interleaved=interleaved)
     return ComputedFields(keys=_KEYS, read=read, write=partial(_write_rope, rotary=rotary))
 
 
@@ -108,6 +114,7 @@ def _read_rope(
     base: float,
     rotary: float | None = None,
     types: Collection[str] = tuple(_SCALINGS),
+    interleaved: bool = False,
 ) -> dict[str, Any]:
     present = [
         value
@@ -155,7 +162,8 @@ def _read_rope(
     )
     source = config_json if given.get("rope_theta") is None else given
     base = base if source.get("rope_theta") is None else _number(source, "rope_theta")
-    return {"rope": RopeConfig(base=base, scaling=_SCALINGS[kind], **numbers)}
+    scaling = _SCALINGS[kind]
+    return {"rope": RopeConfig(base=base, scaling=scaling, interleaved=interleaved, **numbers)}
 
 
 def _attention_factor(given: Json, numbers: Mapping[str, float]) -> float | None:
@@ -185,10 +193,16 @@ def _rotary_dim(config_json: Json, options: Json, rotary: float) -> int | None:
     """Return the number of rotated features of a head; None for all."""
     if options.get("partial_rotary_factor") is not None:
         rotary = _number(options, "partial_rotary_factor")
-    head_dim = config_json.get("head_dim")
-    head_dim = head_dim or config_json["hidden_size"] // (config_json["num_attention_heads"] or 1)
+    head_dim = head_features(config_json)
     dim = int(head_dim * rotary)
     return None if dim == head_dim else dim
+
+
+def head_features(config_json: Json) -> int:
+    """Return the number of features of a head; 0 or less for sizes that are invalid."""
+    given: int | None = config_json.get("head_dim")
+    heads: int = config_json["num_attention_heads"] or 1
+    return given or config_json["hidden_size"] // heads
 
 
 def _number(given: Json, name: str) -> float:

@@ -169,6 +169,7 @@ class Block(ShardedModule):
             y = y * self.gather(scale, ("embed",)).astype(y.dtype)[None, None]
         if dropout_key is not None:
             y = dropout(y, self.config.dropout, dropout_key, self.layout)
+        y = y if self.config.residual_scale == 1 else self.config.residual_scale * y
         x = x + y
         return norm(x) if norm is not None and self.config.norm_position == "post" else x
 

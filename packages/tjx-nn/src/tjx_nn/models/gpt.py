@@ -68,7 +68,7 @@ class GPT(ShardedModule):
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs) -> None:
         self.config, self.stack_windows = config, config.stack_windows
-        self.logit_scale = 1 / config.width_multiplier  # muP
+        self.logit_scale = config.logit_scale / config.width_multiplier  # muP
         d, std = config.d_model, config.init_std
         self.wte = Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)

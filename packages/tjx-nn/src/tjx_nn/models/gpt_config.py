@@ -38,6 +38,8 @@ class GPTConfig(TransformerConfig, Presets):
     tokenizer_size
         Number of ids of the tokenizer. Ids from here to vocab_size have probability 0 in loss,
         logits and samples. None is vocab_size.
+    logit_scale
+        Factor of the logits, before `logit_soft_cap` (Cohere, Granite).
     logit_soft_cap
         Bound of the logits, soft_cap * tanh(logit / soft_cap); None is unbounded.
 
@@ -61,6 +63,7 @@ class GPTConfig(TransformerConfig, Presets):
     scale_embeddings: bool = True
     embedding_scale: float | None = None
     tokenizer_size: int | None = None
+    logit_scale: float = 1.0
     logit_soft_cap: float | None = None
 
     def validate(self) -> list[str]:
@@ -75,6 +78,8 @@ class GPTConfig(TransformerConfig, Presets):
             for name in ("logit_soft_cap", "embedding_scale")
             if (value := getattr(self, name)) is not None and not value > 0
         ]
+        if not self.logit_scale > 0:
+            problems.append(f"logit_scale: got {self.logit_scale!r}; expected a positive number")
         return problems
 
     @property

@@ -2,10 +2,12 @@
 
 from tjx_nn.hf.families.bart import BART
 from tjx_nn.hf.families.bert import BERT, ROBERTA
+from tjx_nn.hf.families.cohere import COHERE, COHERE2
 from tjx_nn.hf.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from tjx_nn.hf.families.gemma import GEMMA, GEMMA2, GEMMA3
 from tjx_nn.hf.families.gpt2 import GPT2
 from tjx_nn.hf.families.gpt_neox import GPT_NEOX
+from tjx_nn.hf.families.granite import GRANITE
 from tjx_nn.hf.families.llama import LLAMA, MISTRAL
 from tjx_nn.hf.families.mixtral import MIXTRAL
 from tjx_nn.hf.families.olmo2 import OLMO2
@@ -19,7 +21,8 @@ from tjx_nn.hf.family import ModelFamily
 # Families of this package; `save` uses the first one that can represent a model.
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
-    GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, BERT, ROBERTA, VIT, BART,
+    GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2,
+    BERT, ROBERTA, VIT, BART,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 
