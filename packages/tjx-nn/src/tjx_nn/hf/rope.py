@@ -134,7 +134,7 @@ def _read_rope(
         raise ValueError(f"rope_type: got {kind!r}; expected one of {list(types)}")
     names = _NUMBERS[_SCALINGS[kind]]
     numbers: dict[str, Any] = {
-        field: _number(given, key) for field, key in names.items() if given.get(key) is not None
+        field: read_number(given, key) for field, key in names.items() if given.get(key) is not None
     }
     if "factor" in names and "factor" not in numbers:
         raise ValueError(f"factor: missing; expected a number for rope_type {kind!r}")
@@ -161,7 +161,7 @@ def _read_rope(
         ]
     )
     source = config_json if given.get("rope_theta") is None else given
-    base = base if source.get("rope_theta") is None else _number(source, "rope_theta")
+    base = base if source.get("rope_theta") is None else read_number(source, "rope_theta")
     scaling = _SCALINGS[kind]
     return {"rope": RopeConfig(base=base, scaling=scaling, interleaved=interleaved, **numbers)}
 
@@ -171,7 +171,9 @@ def _attention_factor(given: Json, numbers: Mapping[str, float]) -> float | None
     default = yarn_scale(numbers["factor"])
     factor = numbers.get("attention_factor", default)
     if "attention_factor" not in numbers and all(given.get(key) for key in _MSCALES):
-        of_rotary, of_all = (yarn_scale(numbers["factor"], _number(given, key)) for key in _MSCALES)
+        of_rotary, of_all = (
+            yarn_scale(numbers["factor"], read_number(given, key)) for key in _MSCALES
+        )
         factor = of_rotary / of_all
     return None if factor == default else factor
 
@@ -192,20 +194,27 @@ def yarn_scale(factor: float, weight: float = 1.0) -> float:
 def _rotary_dim(config_json: Json, options: Json, rotary: float) -> int | None:
     """Return the number of rotated features of a head; None for all."""
     if options.get("partial_rotary_factor") is not None:
-        rotary = _number(options, "partial_rotary_factor")
+        rotary = read_number(options, "partial_rotary_factor")
     head_dim = head_features(config_json)
     dim = int(head_dim * rotary)
     return None if dim == head_dim else dim
 
 
 def head_features(config_json: Json) -> int:
-    """Return the number of features of a head; 0 or less for sizes that are invalid."""
+    """Return the number of features of a head; 0 if the sizes are invalid."""
     given: int | None = config_json.get("head_dim")
     heads: int = config_json["num_attention_heads"] or 1
     return given or config_json["hidden_size"] // heads
 
 
-def _number(given: Json, name: str) -> float:
+def read_number(given: Json, name: str) -> float:
+    """Return a number of an object of config.json.
+
+    Raises
+    ------
+    ValueError
+        If the value is no number, or too large.
+    """
     value = given[name]
     if type(value) not in (int, float) or not abs(value) < _LARGEST_NUMBER:
         raise ValueError(

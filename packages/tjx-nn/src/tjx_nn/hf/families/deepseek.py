@@ -20,7 +20,7 @@ from tjx_nn.hf.family import (
     same,
     tensor,
 )
-from tjx_nn.hf.rope import rope, yarn_scale
+from tjx_nn.hf.rope import read_number, rope, yarn_scale
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.sub_configs import raise_problems
 
@@ -70,30 +70,36 @@ def _keys_values_by_head(heads: int, head_dim: int) -> TensorTransform:
     return TensorTransform(read, write, lambda shapes: (sum(s[1] for s in shapes), shapes[0][0]))
 
 
-def _check_sizes(config_json: Json) -> dict[str, Any]:
-    """Raise for sizes that tjx or transformers does not support; compute no field."""
-    problems = [
-        f"{name}: got {config_json[name]!r}; expected at least 1"
-        for name in ("kv_lora_rank", "v_head_dim", "n_routed_experts", "n_shared_experts")
-        if not config_json[name]
-    ]
+def _check_sizes(config_json: Json) -> None:
+    """Raise for sizes that tjx or transformers does not support."""
+    sizes = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "kv_lora_rank",
+             "n_routed_experts", "n_shared_experts")  # fmt: skip
+    raise_problems(
+        [
+            f"{name}: got {config_json[name]!r}; expected at least 1"
+            for name in sizes
+            if not config_json[name]
+        ]
+    )
     rotary = config_json["qk_rope_head_dim"]
     derived = {"head_dim": rotary, "qk_head_dim": rotary + config_json["qk_nope_head_dim"]}
-    problems += [
-        f"{name}: got {str(config_json[name])[:60]}; expected {size}, by the sizes of "
-        "qk_rope_head_dim and qk_nope_head_dim"
-        for name, size in derived.items()
-        if config_json.get(name, size) != size
-    ]
-    raise_problems(problems)
-    return {}
+    raise_problems(
+        [
+            f"{name}: got {str(config_json[name])[:60]}; expected {size}, by the sizes of "
+            "qk_rope_head_dim and qk_nope_head_dim"
+            for name, size in derived.items()
+            if config_json.get(name, size) != size
+        ]
+    )
 
 
-def _read_rope(config_json: Json) -> dict[str, Any]:
+def _read_attention(config_json: Json) -> dict[str, Any]:
     """Read rotary embeddings; with YaRN, mscale_all_dim scales queries and keys."""
+    _check_sizes(config_json)
     found = _ROPE.read(config_json)["rope"]
     given = config_json.get("rope_parameters") or config_json.get("rope_scaling") or {}
-    scale = yarn_scale(found.factor, float(given.get("mscale_all_dim") or 0))
+    weight = read_number(given, "mscale_all_dim") if given.get("mscale_all_dim") else 0.0
+    scale = yarn_scale(found.factor, weight)
     size = config_json["qk_nope_head_dim"] + config_json["qk_rope_head_dim"]
     interleaved = config_json.get("rope_interleave", True)
     if type(interleaved) is not bool:
@@ -104,7 +110,7 @@ def _read_rope(config_json: Json) -> dict[str, Any]:
     }
 
 
-def _write_rope(config: GPTConfig) -> dict[str, Any]:
+def _write_attention(config: GPTConfig) -> dict[str, Any]:
     entries = _ROPE.write(config)
     scale, of_yarn = config.attention_scale, yarn_scale(config.rope.factor)
     if scale is not None and config.rope.scaling == "yarn" and of_yarn > 1:
@@ -150,8 +156,7 @@ def _write_groups(config: GPTConfig) -> dict[str, Any]:
 
 
 _ROPE = rope()
-_ROPE_KEYS = list(_ROPE.keys)
-_SIZES = ComputedFields(keys=["head_dim", "qk_head_dim"], read=_check_sizes)
+_ATTENTION_KEYS = [*_ROPE.keys, "head_dim", "qk_head_dim"]
 _CONSTANTS: dict[str, Any] = {"norm_eps": 1e-6, **EXPERT_CONSTANTS}
 _FIELDS = [
     same("d_head", "qk_nope_head_dim", 128),
@@ -185,8 +190,7 @@ DEEPSEEK_V2 = decoder(
         same("experts.weight_scale", "routed_scaling_factor", 1.0),
     ],
     computed=[
-        _SIZES,
-        ComputedFields(keys=_ROPE_KEYS, read=_read_rope, write=_write_rope),
+        ComputedFields(keys=_ATTENTION_KEYS, read=_read_attention, write=_write_attention),
         ComputedFields(
             keys=["topk_method", "n_group", "topk_group"], read=_read_groups, write=_write_groups
         ),
@@ -220,12 +224,11 @@ DEEPSEEK_V3 = decoder(
         same("experts.groups_per_token", "topk_group", 4),
     ],
     computed=[
-        _SIZES,
         ComputedFields(
-            keys=[*_ROPE_KEYS, "rope_interleave"],
-            read=_read_rope,
+            keys=[*_ATTENTION_KEYS, "rope_interleave"],
+            read=_read_attention,
             write=lambda config: {
-                **_write_rope(config), "rope_interleave": config.rope.interleaved,
+                **_write_attention(config), "rope_interleave": config.rope.interleaved,
             },
         ),
     ],

@@ -5,17 +5,18 @@ from typing import Any
 
 from tjx_nn.hf.decoder import HEAD_DIM, decoder
 from tjx_nn.hf.family import ComputedFields, FieldMapping, Json, same
-from tjx_nn.hf.rope import head_features, rope
+from tjx_nn.hf.rope import head_features, read_number, rope
 from tjx_nn.models.gpt_config import GPTConfig
 
 _KEYS = ("embedding_multiplier", "attention_multiplier", "logits_scaling")
+_SMALLEST = 1e-6
 
 
 def _read_factors(config_json: Json) -> dict[str, Any]:
-    factors = [config_json.get(key, 1.0) for key in _KEYS]
-    if any(type(factor) not in (int, float) or not 0 < factor < math.inf for factor in factors):
-        raise ValueError(f"{', '.join(_KEYS)}: got {factors}; expected positive numbers")
-    embeddings, scores, logits = map(float, factors)
+    factors = [read_number(config_json, key) if key in config_json else 1.0 for key in _KEYS]
+    if min(factors) < _SMALLEST:
+        raise ValueError(f"{', '.join(_KEYS)}: got {factors}; expected at least {_SMALLEST}")
+    embeddings, scores, logits = factors
     default = 1 / math.sqrt(head_features(config_json) or 1)
     return {
         "embedding_scale": None if embeddings == 1 else embeddings,
