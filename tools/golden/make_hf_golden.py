@@ -246,6 +246,12 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     "cohere2": lambda: causal(
         "cohere2", logit_scale=0.5, sliding_window=5, sliding_window_pattern=2
     ),
+    "olmo3": lambda: causal(
+        "olmo3",
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={**DUAL, "full_attention": YARN},
+    ),
     "bert": bert,
     "roberta": roberta,
     "vit": vit,

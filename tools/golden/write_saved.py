@@ -84,6 +84,10 @@ MODELS: dict[str, TransformerConfig] = {
         rope=RopeConfig(base=500.0, local_base=50.0, scaling="linear", factor=2.0),
     ),
     "olmo2": GPTConfig(**LLAMA, norm_position="output", qk_norm=True, qk_norm_features="all"),
+    "olmo3": GPTConfig(
+        **LLAMA, norm_position="output", qk_norm=True, qk_norm_features="all", window=5,
+        global_every=2, rope=RopeConfig(scaling="yarn", local_base=500.0, **LONGER),
+    ),
     "phi3": GPTConfig(**LLAMA, window=5, rope=RopeConfig(dim=2)),
     "mixtral": GPTConfig(**LLAMA, experts=EXPERTS),
     "qwen3_moe": GPTConfig(

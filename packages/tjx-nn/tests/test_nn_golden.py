@@ -31,7 +31,7 @@ ARGUMENTS = {
 DECODERS = [
     "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2",
     "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2",
-    "deepseek_v2", "deepseek_v3", "smollm3", "granite", "cohere", "cohere2",
+    "deepseek_v2", "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3",
 ]  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_logits_and_loss_of_decoders_agree_with_transformers(name: str) -> None:
     np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", partly_slow("gemma3", "olmo2", "gpt_neox"))
+@pytest.mark.parametrize("name", partly_slow("gemma3", "olmo2", "gpt_neox", "deepseek_v3"))
 def test_gradients_of_decoders_agree_with_transformers(name: str) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)

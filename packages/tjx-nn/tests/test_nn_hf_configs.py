@@ -144,6 +144,7 @@ def test_registered_families_load_and_their_names_are_unique() -> None:
         ("granite", {"logits_scaling": 0}, "logits_scaling: got"),
         ("cohere", {"use_qk_norm": True}, "use_qk_norm: got True"),
         ("cohere2", {"sliding_window": None}, "layer_types: got"),
+        ("olmo3", {"rope_local_base_freq": 1e4}, "rope_local_base_freq: got"),
         ("starcoder2", {"use_bias": False}, "use_bias: got False"),
         ("roberta", {"max_position_embeddings": 2}, "max_position_embeddings: got 2"),
         ("llama", {"rope_scaling": {"type": "default"}, "rope_parameters": {}}, "one of both"),

@@ -68,16 +68,18 @@ def rope(
     return ComputedFields(keys=_KEYS, read=read, write=partial(_write_rope, rotary=rotary))
 
 
-def dual_rope(*, base: float, local_base: float) -> ComputedFields:
-    """Convert the RoPE configurations of blocks without and with a window (Gemma 3).
+def dual_rope(*, base: float, local_base: float, local_key: str | None) -> ComputedFields:
+    """Convert the RoPE configurations of blocks without and with a window (Gemma 3, OLMo 3).
 
     transformers 5 stores each in rope_parameters; earlier versions in rope_theta, rope_scaling and
-    rope_local_base_freq.
+    a key of the family.
 
     Parameters
     ----------
     base, local_base
         Bases of a config.json without them.
+    local_key
+        Key of earlier versions of the base of blocks with a window; None if there was none.
     """
     full, local = "full_attention", "sliding_attention"
 
@@ -89,7 +91,7 @@ def dual_rope(*, base: float, local_base: float) -> ComputedFields:
         of_full = every | {"rope_parameters": given.get(full)}
         of_local = {
             "rope_parameters": given.get(local),
-            "rope_theta": config_json.get("rope_local_base_freq"),
+            "rope_theta": config_json.get(local_key) if local_key else None,
         }
         fields = _read_rope(of_full, base=base)
         found: RopeConfig = _read_rope(of_local, base=local_base)["rope"]
@@ -105,7 +107,8 @@ def dual_rope(*, base: float, local_base: float) -> ComputedFields:
             "rope_parameters": {full: every, local: {"rope_type": "default", "rope_theta": theta}}
         }
 
-    return ComputedFields(keys=(*_KEYS, "rope_local_base_freq"), read=read, write=write)
+    keys = (*_KEYS, local_key) if local_key else _KEYS
+    return ComputedFields(keys=keys, read=read, write=write)
 
 
 def _read_rope(

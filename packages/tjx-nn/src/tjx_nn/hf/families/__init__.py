@@ -10,7 +10,7 @@ from tjx_nn.hf.families.gpt_neox import GPT_NEOX
 from tjx_nn.hf.families.granite import GRANITE
 from tjx_nn.hf.families.llama import LLAMA, MISTRAL
 from tjx_nn.hf.families.mixtral import MIXTRAL
-from tjx_nn.hf.families.olmo2 import OLMO2
+from tjx_nn.hf.families.olmo import OLMO2, OLMO3
 from tjx_nn.hf.families.phi3 import PHI3
 from tjx_nn.hf.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from tjx_nn.hf.families.smollm3 import SMOLLM3
@@ -21,7 +21,7 @@ from tjx_nn.hf.family import ModelFamily
 # Families of this package; `save` uses the first one that can represent a model.
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
-    GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2,
+    GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2, OLMO3,
     BERT, ROBERTA, VIT, BART,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []

@@ -91,7 +91,8 @@ GEMMA3 = decoder(
     defaults={**_SIZES, "vocab_size": 262208, "max_seq_len": 131072},
     fields=_caps(None, None),
     computed=[
-        dual_rope(base=1e6, local_base=1e4), _EMBEDDING_SCALE, _SCALE,
+        dual_rope(base=1e6, local_base=1e4, local_key="rope_local_base_freq"),
+        _EMBEDDING_SCALE, _SCALE,
         layer_windows(
             lambda json, layer: (layer + 1) % json.get("sliding_window_pattern", 6) == 0,
             keys=["sliding_window_pattern"],
