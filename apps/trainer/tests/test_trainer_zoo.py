@@ -18,8 +18,10 @@ LATENT: Flags = {
 }  # fmt: skip
 ZOO: dict[str, Flags] = {
     "latent attention, experts and shared ones after a dense block": {
-        **LATENT, "model.experts.count": 4, "model.experts.per_token": 2, "model.experts.shared": 1,
+        **LATENT, "model.experts.count": 8, "model.experts.per_token": 2, "model.experts.shared": 1,
         "model.experts.d_ff": 32, "model.experts.first_layer": 1, "optimizer.learning_rate": 1e-3,
+        "model.experts.scores": "sigmoid", "model.experts.choice_bias": "true",
+        "model.experts.groups": 4, "model.experts.groups_per_token": 2,
     },
     "sparse attention, windows, one key head": {
         "model.sparse.top_k": 8, "model.n_kv_head": 1, "model.positions": "alibi",

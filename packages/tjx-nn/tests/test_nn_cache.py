@@ -80,10 +80,17 @@ def test_reading_all_slots_at_once_equals_reading_chunks() -> None:
     def both(q: Any, k: Any, v: Any, positions: Any, slopes: Any) -> Any:
         given: dict[str, Any] = {"scale": 0.3, "soft_cap": 5.0, "alibi_slopes": slopes}
         whole = cached_attention(q, k, v, positions, window=300, **given)
-        return whole, cached_attention(q, k, v, positions, window=None, **given)
+        # The last query 7 positions later, in a full ring buffer.
+        later = (q[2:, 1:], jnp.roll(k[2:], 7, 1), jnp.roll(v[2:], 7, 1), positions[2:, 1:] + 7)
+        ring = cached_attention(*later, window=300, **given)
+        # A window larger than the cache hides nothing.
+        runs = [cached_attention(q, k, v, positions, window=w, **given) for w in (None, 301)]
+        return whole, ring, *runs
 
-    at_once, by_runs = jax.device_get(both(*on_device))
-    np.testing.assert_allclose(at_once, by_runs, atol=1e-5)
+    at_once, ring, *by_runs = jax.device_get(both(*on_device))
+    np.testing.assert_allclose(at_once, by_runs[0], atol=1e-5)
+    np.testing.assert_allclose(ring, at_once[2:, 1:], atol=1e-5)
+    np.testing.assert_array_equal(*by_runs)
 
 
 # Windows of exactly 16 slots, without a spare slot for several new tokens, and others.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tjx_nn import GPTConfig, LatentConfig
+from tjx_nn import EncoderDecoderConfig, GPTConfig, LatentConfig
 
 
 def test_all_errors_are_in_one_exception() -> None:
@@ -40,6 +40,7 @@ def test_blocks_without_rotary_embeddings_have_no_window() -> None:
     rotary: dict[str, Any] = {"positions": "rope", "n_layer": 4, "max_seq_len": 64}
     assert GPTConfig(**rotary, nope_every=2).windows == (None, 64, None, 64)
     assert GPTConfig(**rotary, nope_every=4, global_every=3, window=8).windows == (8, 8, None, 64)
+    assert EncoderDecoderConfig(**rotary, nope_every=2).cross.positions == "none"
     others: list[dict[str, Any]] = [{"positions": "alibi"}, {"latent": LatentConfig(kv_dim=8)}]
     for fields in others:
         with pytest.raises(ValueError, match="nope_every: got 2; expected None"):

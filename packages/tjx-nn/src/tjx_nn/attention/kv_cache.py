@@ -186,7 +186,7 @@ def cached_attention(
         "scale": scale, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes,
     }  # fmt: skip
     slots = k_BSKH.shape[1]
-    if window is not None and window >= slots:  # then the cache has a slot for every position
+    if window is not None and window > slots:  # no ring buffer: a slot for every position
         window = None
     all_at_once: Callable[..., Array] = functools.partial(
         _all_at_once, window=window or slots, **scores

@@ -114,7 +114,7 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
     def cross(self) -> "EncoderDecoderConfig":
         """Configuration of cross attention: multi-head attention without positions."""
         return dataclasses.replace(
-            self, positions="none", latent=LatentConfig(), sparse=SparseConfig()
+            self, positions="none", nope_every=None, latent=LatentConfig(), sparse=SparseConfig()
         )
 
 
