@@ -57,7 +57,8 @@ def dequantize(values: np.ndarray, scales: np.ndarray, block: Block) -> np.ndarr
     """Multiply each block of a matrix with its scale; the last blocks can be smaller."""
     rows, columns = values.shape
     factors = scales.repeat(block[0], axis=0)[:rows].repeat(block[1], axis=1)[:, :columns]
-    return values * factors
+    product: np.ndarray = values * factors
+    return product
 
 
 def scales_shape(shape: tuple[int, ...], block: Block) -> tuple[int, ...]:

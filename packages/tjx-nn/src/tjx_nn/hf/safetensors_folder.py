@@ -108,8 +108,9 @@ class Tensors:
         """Read a tensor, converted to float32."""
         if name in self._fp8:
             assert self._block is not None
-            scales = self._opened[f"{name}{SCALE_SUFFIX}"].get_tensor(f"{name}{SCALE_SUFFIX}")
-            return dequantize(read_values(self._fp8[name], name), np.float32(scales), self._block)
+            of_blocks = f"{name}{SCALE_SUFFIX}"
+            scales = np.asarray(self._opened[of_blocks].get_tensor(of_blocks), np.float32)
+            return dequantize(read_values(self._fp8[name], name), scales, self._block)
         return np.asarray(self._opened[name].get_tensor(name)).astype(np.float32, copy=False)
 
     def __enter__(self) -> "Tensors":
