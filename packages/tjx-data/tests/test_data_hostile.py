@@ -19,6 +19,7 @@ import pytest
 from tjx_data import Tokenizer, TokenLoader, byte_tokenizer, char_tokenizer, prepare, read_idx
 from tjx_data.bounded_io import MAX_UNPACK_RATIO, MIN_UNPACK_LIMIT_BYTES, read_json_object
 from tjx_data.corpora.files import load_files
+from tjx_data.errors import DataError
 from tjx_data.prepared.index import MAX_INDEX_BYTES, read_index
 from tjx_data.prepared.inspection import describe, document_lengths
 from tjx_data.prepared.npz import read_arrays
@@ -291,6 +292,10 @@ def changed_tokenizer(tmp_path: Path, change: Change) -> Path:
         (lambda t: t["model"]["vocab"].update(x=2**32 - 1), f"at most {MAX_VOCAB_SIZE - 1}"),
         (lambda t: (t["model"]["vocab"].clear(), t["added_tokens"].clear()), "no token"),
         (lambda t: t["model"].update(type="a" * 10**5), "not a tokenizer.json"),
+        (
+            lambda t: t["model"].update({"unk_token": "[UNK]"}),
+            r"got unk_token '\[UNK\]', which has no id",
+        ),
     ],
 )
 def test_tokenizer_with_excessive_ids_is_rejected(
@@ -301,6 +306,16 @@ def test_tokenizer_with_excessive_ids_is_rejected(
         Tokenizer.load(file)
     assert str(file) in str(error.value)
     assert len(str(error.value)) < 2000
+
+
+def test_a_prepared_set_with_another_tokenizer_is_named(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = char_tokenizer(["a"], ("<|endoftext|>",))
+    monkeypatch.setattr(Tokenizer, "load", lambda _: other)
+    with pytest.raises(DataError, match=r"training document 0: ids: got \[") as error:
+        describe(prepared)
+    assert str(prepared) in str(error.value)
 
 
 def test_tokenizer_without_the_operation_raises_value_error(tmp_path: Path) -> None:

@@ -270,6 +270,7 @@ def test_an_untied_copy_of_a_tied_head_raises(
         ("gpt2", {"architectures": ["GPT2ForTokenClassification"]}, "GPT2ForTokenClassification"),
         ("llama", {"attention_bias": True}, "as tjx has one bias"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: got {'bits': 4}"),
+        ("qwen3", {"attention_bias": {}}, "attention_bias: got {}; expected False"),
         ("llama", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type: got 'longrope'"),
         ("llama", {"rope_parameters": {"rope_type": "linear"}}, "factor: missing"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

@@ -112,8 +112,10 @@ def test_unused_groups_raise_with_the_nearest_paths() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("wte/*", "expected a path pattern, a colon and settings"),
-        (": frozen", "expected a path pattern, a colon and settings"),
+        ("wte/*", "expected a path pattern, a colon and 1 to 3 settings"),
+        (": frozen", "expected a path pattern, a colon and 1 to 3 settings"),
+        ("a: " + "x " * 9999, "expected a path pattern, a colon and 1 to 3 settings"),
+        ("a: " + "x" * 9999, "got 'x{200}' in 'a: x{197}'; expected frozen"),
         ("a: learning_rate=2", "got 'learning_rate=2' in .*; did you mean learning_rate_scale"),
         ("a: lr=2", "got 'lr=2' in .*; expected frozen, learning_rate_scale"),
         ("a: frozen=yes", "got 'frozen=yes' in .*; did you mean frozen"),

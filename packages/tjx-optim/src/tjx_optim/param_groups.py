@@ -45,6 +45,7 @@ class ParameterGroup:
         return fnmatchcase(path, self.pattern)
 
 
+_MAX_QUOTED = 200  # characters of a text in a message
 # Of parameters that no pattern matches.
 NO_GROUP = ParameterGroup(pattern="*")
 
@@ -76,10 +77,11 @@ def parse_group(text: str) -> ParameterGroup:
     """
     pattern, _, rest = (part.strip() for part in text.partition(":"))
     words = rest.split()
-    if not (pattern and words):
+    text = text[:_MAX_QUOTED]
+    if not (pattern and 0 < len(words) <= len(SETTINGS)):
         raise ConfigError([
-            f"got {text!r}; expected a path pattern, a colon and settings; write "
-            "'wte/*: learning_rate_scale=0.1 weight_decay=0' or 'wte/*: frozen'"
+            f"got {text!r}; expected a path pattern, a colon and 1 to {len(SETTINGS)} settings; "
+            "write 'wte/*: learning_rate_scale=0.1 weight_decay=0' or 'wte/*: frozen'"
         ])  # fmt: skip
     numbers: dict[str, float] = {}
     problems = []
@@ -87,14 +89,14 @@ def parse_group(text: str) -> ParameterGroup:
         name, has_value, value = word.partition("=")
         if name not in SETTINGS or (name == "frozen" and has_value):
             problems.append(
-                f"got {word!r} in {text!r}; expected {', '.join(SETTINGS)}"
+                f"got {word[:_MAX_QUOTED]!r} in {text!r}; expected {', '.join(SETTINGS)}"
                 f"{did_you_mean(name, SETTINGS)}"
             )
         elif name in numbers:
             problems.append(f"got {name} twice in {text!r}; expected it once; keep one")
         else:
             numbers[name] = 1.0 if name == "frozen" else _number(value)
-            problems += _out_of_range(text, word, name, numbers[name])
+            problems += _out_of_range(text, word[:_MAX_QUOTED], name, numbers[name])
     if "frozen" in numbers and len(numbers) > 1:
         problems.append(
             f"got {text!r}; expected frozen alone, since frozen parameters have no rate and no "

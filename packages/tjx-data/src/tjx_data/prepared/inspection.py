@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
+from tjx_data.errors import DataError
 from tjx_data.loading.token_loader import TokenLoader
 from tjx_data.prepared.index import Index, read_index
 from tjx_data.prepared.integrity import check_hashes, check_size, read_starts
@@ -57,7 +58,10 @@ def describe(directory: str | Path, *, samples: int = 1, characters: int = 200) 
     loader, tokenizer = TokenLoader(directory, seq_len=1, batch_size=1), Tokenizer.load(directory)
     for sample in range(min(samples, loader.n_documents)):
         number = sample * loader.n_documents // samples
-        text = tokenizer.decode(loader.document(number)[:characters])[:characters]
+        try:
+            text = tokenizer.decode(loader.document(number)[:characters])[:characters]
+        except ValueError as error:
+            raise DataError(f"{directory}: training document {number}: {error}") from error
         lines.append(f"start of training document {number}: {text!r}")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """Loading of stored tokenizers: tokenizer.json, GPT-2's two files, the Hugging Face hub."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,12 @@ def _checked(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
         raise ValueError("it has no token")
     if max(ids) >= MAX_VOCAB_SIZE:
         raise ValueError(f"got id {max(ids)}; expected at most {MAX_VOCAB_SIZE - 1}")
+    unknown = getattr(inner.model, "unk_token", None)
+    # With merges an unused name is common: GPT-2's is empty.
+    if unknown and inner.token_to_id(unknown) is None:
+        model = json.loads(inner.to_str())["model"]
+        if model["type"] == "BPE" and not model["merges"]:
+            raise ValueError(f"got unk_token {unknown!r}, which has no id; expected one in vocab")
     return inner
 
 

@@ -52,8 +52,7 @@ def read_config(family: ModelFamily, config_json: Json) -> TransformerConfig:
     problems += [
         f"{key}: got {config_json[key]!r}; expected {value!r}, as tjx supports no other value"
         for key, value in features.items()
-        # null, false and empty values are equivalent.
-        if key in config_json and config_json[key] != value and (config_json[key] or value)
+        if key in config_json and not _equivalent(config_json[key], value)
     ]
     problems += [
         f"{key}: got {str(config_json[key])[:60]}; expected no such key, which tjx does not know "
@@ -76,6 +75,11 @@ def read_config(family: ModelFamily, config_json: Json) -> TransformerConfig:
             problems.append(str(error))
     raise_problems([f"{family.architecture}: {problem}" for problem in problems])
     return _make(family.config, fields.items())
+
+
+def _equivalent(given: Any, expected: Any) -> bool:
+    """Return whether values are equal; null stands for false and empty values, and these for it."""
+    return bool(given == expected or (None in (given, expected) and not (given or expected)))
 
 
 def _current_keys(family: ModelFamily, config_json: Json) -> tuple[Json, list[str]]:
