@@ -10,16 +10,24 @@ RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn"]
 ExpertScores = Literal["softmax", "sigmoid"]
 
 
-# Limit of an error message; a malformed file can have thousands of errors.
+# Limits of an error message; a malformed file can have thousands of errors, and huge values.
 _MAX_PROBLEMS = 50
+_MAX_CHARACTERS = 2000
 
 
 def raise_problems(problems: list[str]) -> None:
-    """Raise ValueError with a line for each problem (the first 50), if there are any."""
+    """Raise ValueError with a line for each problem (the first 50), if there are any.
+
+    The middle of a line of more than 2,000 characters is left out.
+    """
     more = len(problems) - _MAX_PROBLEMS
     if problems:
-        lines = [*problems[:_MAX_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
-        raise ValueError("\n".join(lines))
+        half = _MAX_CHARACTERS // 2
+        lines = [
+            line if len(line) <= _MAX_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
+            for line in problems[:_MAX_PROBLEMS]
+        ]
+        raise ValueError("\n".join([*lines, *([f"and {more} more"] if more > 0 else [])]))
 
 
 def check_sizes(config: Any, *names: str, at_least: int = 1) -> list[str]:
