@@ -440,7 +440,7 @@ def test_optimizer_state_of_gpt2_small_adapters_is_small() -> None:
         (["--distill.teacher=x", "--distill.weight=0"], r"distill\.weight: got 0\.0; expected abo"),
         (["--distill.teacher=x", "--distill.temperature=0"], r"distill\.temperature: got 0\.0"),
         (["--distill.teacher=x", "--mesh.stage=2"], r"mesh\.stage: got 2 with distill\.teacher"),
-        (["--distill.teacher=x", "--task=grpo"], "task: got grpo with distill"),
+        (["--distill.teacher=x", "--task=dpo"], "task: got dpo with distill"),
         (["--distill.teacher=x", "--model.family=bert"], r"model\.family: got bert with distill"),
     ],
 )  # fmt: skip

@@ -93,6 +93,7 @@ def test_a_decode_step_on_a_gpu_has_no_loop() -> None:
         traced: Any = autoregressive._generate.trace(
             make_decode_weights(config, params), request, config=config, capacity=4000, sizes=sizes,
             with_log_probs=False,
+            samples=1,
         )  # fmt: skip
         text: str = traced.lower(lowering_platforms=(platform,)).as_text()
         return text.count("stablehlo.while")

@@ -376,6 +376,11 @@ class TransformerConfig:
         ----------
         window
             Window of the block in tokens, an element of `windows`.
+
+        Returns
+        -------
+        RopeConfig or None
+            `rope`, with `local_base` as its base in a block with a window.
         """
         no_rope = self.nope_every is not None and window == self.max_seq_len
         return None if no_rope else self.rope.of_window(window)

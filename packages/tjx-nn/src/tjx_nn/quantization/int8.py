@@ -56,7 +56,18 @@ class Int8Kernel:
         return Int8Kernel(self.values[index], self.scale[index])
 
     def astype(self, dtype: Any) -> Float[Array, "*layers I O"]:
-        """Return the kernel as an array."""
+        """Return the kernel as an array.
+
+        Parameters
+        ----------
+        dtype
+            Dtype of the array.
+
+        Returns
+        -------
+        array [*layers, I, O]
+            ``values * scale``.
+        """
         kernel: Array = (self.values * self.scale[..., None, :]).astype(dtype)
         return kernel
 
@@ -75,7 +86,27 @@ def quantize_kernel(w: Float[Array, "*layers I O"]) -> Int8Kernel:
 
 
 def dequantize(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with float32 arrays in place of int8 kernels."""
+    """Return the parameters with float32 arrays in place of int8 kernels.
+
+    Parameters
+    ----------
+    params
+        Parameters from `tjx_nn.quantize`.
+
+    Returns
+    -------
+    dict
+        Parameters as from `tjx_nn.init`.
+
+    Examples
+    --------
+    >>> import jax
+    >>> from tjx_nn import GPTConfig, dequantize, init, quantize
+    >>> config = GPTConfig(vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, d_model=4)
+    >>> params = dequantize(quantize(config, init(config, jax.random.key(0))))
+    >>> params["blocks"]["mlp"]["up"]["kernel"].dtype
+    dtype('float32')
+    """
     dense: dict[str, Any] = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if isinstance(leaf, Int8Kernel) else leaf,
         params,
