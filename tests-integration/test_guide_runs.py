@@ -16,7 +16,7 @@ SMALL = {
     "--model.n_layer": "1", "--model.d_model": "32", "--model.n_head": "2", "--data.seq_len": "32",
     "--model.max_seq_len": "32", "--data.path": "text.txt", "--data.vocab_size": "270",
     "--train.max_steps": "3", "--train.batch_size": "8", "--train.sample_tokens": "0",
-    "--data.cache_dir": "cache", "--data.holdout": "tail",
+    "--data.cache_dir": "cache",
 }  # fmt: skip
 PROGRAMS = {"trainer": tjx_trainer.main.main, "eval": tjx_eval.main.main}
 

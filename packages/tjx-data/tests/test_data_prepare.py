@@ -264,6 +264,30 @@ def test_one_of_a_few_files_is_held_out(tmp_path: Path, monkeypatch: pytest.Monk
     assert fraction_of_few(texts[:9], 0.1) == 0.1  # less than one document
 
 
+@pytest.mark.parametrize(
+    ("sides", "holdout"),
+    [(["train"], "tail"), (["train"] * 9, "tail"), (["train"] * 2 + ["validation"], "documents")],
+)
+def test_the_end_of_a_few_files_is_held_out_if_no_whole_document_is(
+    sides: list[str], holdout: str, tmp_path: Path
+) -> None:
+    text = "".join(f"sheep {n} of many\n" for n in range(50))
+    candidates = [f"{number} {text}" for number in range(100)]
+    for number, side in enumerate(sides):
+        found = next(one for one in candidates if assign_split(one, 0.1) == side)
+        candidates.remove(found)
+        (tmp_path / f"{number}.txt").write_text(found)
+    config = DataConfig(path=f"{tmp_path}/*.txt", tokenizer="byte")
+    index = read_index(open_or_prepare(config, tmp_path / "cache"))
+    assert index.holdout == holdout
+    if holdout == "tail":
+        counts = {name: split.n_tokens for name, split in index.splits.items()}
+        assert counts["validation"] == pytest.approx(sum(counts.values()) / 10, rel=0.05)
+        by_document = replace(config, holdout="documents")
+        with pytest.raises(ValueError, match=r"choose 'tail'|expected 'tail'"):
+            open_or_prepare(by_document, tmp_path / "cache")
+
+
 def test_of_two_concurrent_calls_one_prepares_and_one_waits(
     text_file: Path, tmp_path: Path
 ) -> None:

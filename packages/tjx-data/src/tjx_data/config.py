@@ -88,8 +88,9 @@ class DataConfig:
         that is fine-tuned on conversations.
     holdout : str
         Validation split: official (that of the corpus), documents (by the hash of each document),
-        tail (the end of the text, for a corpus of one long document), or auto: official where the
-        corpus has one, documents for all other text.
+        tail (the end of the text, for one or a few long documents), or auto: official where the
+        corpus has one, tail for a few files of which documents would hold out none, documents for
+        all other text.
     holdout_fraction : float
         Share of the text that is held out, between 0 and 1; ignored with official.
     max_tokens : int or None
@@ -328,7 +329,9 @@ class DataConfig:
         return not is_corpus(name) if self.mixture is not None else self.path is not None
 
     def holdout_of(self, name: str) -> Holdout:
-        """Return the holdout of a corpus or path in `weights`, with ``auto`` resolved.
+        """Return the holdout of a corpus or path in `weights`, with ``auto`` resolved by its name.
+
+        `open_sets` replaces "documents" by "tail" for a few files of which none would be held out.
 
         Parameters
         ----------

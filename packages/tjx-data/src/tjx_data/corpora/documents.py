@@ -194,6 +194,30 @@ def assign_split(text: str, holdout_fraction: float) -> SplitName:
     return "validation" if _hash(text) < holdout_fraction * 2**64 else "train"
 
 
+def has_both_splits(documents: Iterable[str], holdout_fraction: float) -> bool:
+    """Return whether splitting by document leaves documents for both splits.
+
+    Parameters
+    ----------
+    documents : iterable of str
+        The corpus; read until the answer is known.
+    holdout_fraction : float
+        As of `assign_split`.
+
+    Returns
+    -------
+    bool
+        False if the corpus is less than one held-out document and `assign_split` gives all of its
+        documents the same split.
+    """
+    splits = set()
+    for n_documents, text in enumerate((text for text in documents if not is_empty(text)), start=1):
+        splits.add(assign_split(text, holdout_fraction))
+        if len(splits) == 2 or n_documents * holdout_fraction >= 1:
+            return True
+    return False
+
+
 def fraction_of_few(documents: Iterable[str], holdout_fraction: float) -> float:
     """Return a fraction that holds out a document, also of a few that `assign_split` all trains on.
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tjx_core import ConfigError, Problem, problems_of
@@ -15,7 +15,14 @@ from tjx_data.cache import default_cache_dir, locked
 from tjx_data.config import DataConfig
 from tjx_data.conversations.built_in_templates import CHAT_TOKENS
 from tjx_data.corpora.document_limits import limit_documents
-from tjx_data.corpora.documents import Documents, Progress, fraction_of_few, training_texts
+from tjx_data.corpora.documents import (
+    Documents,
+    Holdout,
+    Progress,
+    fraction_of_few,
+    has_both_splits,
+    training_texts,
+)
 from tjx_data.corpora.files import find_file_problems, load_files
 from tjx_data.corpora.registry import corpus_source, load_corpus
 from tjx_data.loading.token_splits import token_file_problems
@@ -156,7 +163,7 @@ def open_sets(
                     corpora[name].open(config),
                     tokenizer,
                     folder,
-                    holdout=config.holdout_of(name),
+                    holdout=corpora[name].holdout,
                     holdout_fraction=corpora[name].holdout_fraction(config),
                     strict=config.strict,
                     max_tokens=config.max_tokens,
@@ -193,21 +200,29 @@ class _Corpus:
     name: str
     source: Mapping[str, str]
     files: Documents | None
+    holdout: Holdout
 
     @classmethod
     def find(cls, config: DataConfig, name: str) -> "_Corpus":
-        if config.is_path(name):
-            files = load_files(name, text_field=config.text_field)
-            return cls(name, files.source, files)
-        return cls(name, corpus_source(name, text_field=config.text_field), None)
+        holdout = config.holdout_of(name)
+        if not config.is_path(name):
+            return cls(name, corpus_source(name, text_field=config.text_field), None, holdout)
+        files = load_files(name, text_field=config.text_field)
+        corpus = cls(name, files.source, files, holdout)
+        if config.holdout != "auto" or config.stream:
+            return corpus
+        if has_both_splits(corpus.open(config), config.holdout_fraction):
+            return corpus
+        return replace(corpus, holdout="tail")
 
     def open(self, config: DataConfig) -> Documents:
         """Return the documents within the budget, downloading them if necessary."""
         documents = self.files
         if documents is None:
-            is_official = config.holdout_of(self.name) == "official"
             documents = load_corpus(
-                self.name, text_field=config.text_field, with_validation=is_official
+                self.name,
+                text_field=config.text_field,
+                with_validation=self.holdout == "official",
             )
         if not config.limits_documents:
             return documents
@@ -215,7 +230,7 @@ class _Corpus:
 
     def holdout_fraction(self, config: DataConfig) -> float:
         """Return the fraction that is held out: of a few files, at least one document."""
-        if self.files is None or config.holdout_of(self.name) != "documents":
+        if self.files is None or self.holdout != "documents":
             return config.holdout_fraction
         return fraction_of_few(self.open(config), config.holdout_fraction)
 
@@ -225,7 +240,7 @@ class _Corpus:
             "format": FORMAT,
             "source": {name: value for name, value in self.source.items() if name != "path"},
             "tokenizer": chosen.identity,
-            "holdout": config.holdout_of(self.name),
+            "holdout": self.holdout,
             "holdout_fraction": config.holdout_fraction,
         }
         settings |= config.budget
@@ -296,8 +311,7 @@ def _make_tokenizer(
 def _training_texts(config: DataConfig, corpora: Mapping[str, _Corpus]) -> Iterator[str]:
     """Yield the training texts of all corpora; BPE merges must not see held-out text."""
     for corpus in corpora.values():
-        holdout = config.holdout_of(corpus.name)
-        texts = training_texts(corpus.open(config), holdout, corpus.holdout_fraction(config))
+        texts = training_texts(corpus.open(config), corpus.holdout, corpus.holdout_fraction(config))
         if config.max_tokens is None:
             yield from texts
             continue
