@@ -5,11 +5,13 @@ apps, the scripts of examples/ and a reference page of each package's public nam
 dist/docs/VERSION with MkDocs, and fails on broken links, pages outside the navigation, docstrings
 of public names that do not match their signatures, misspellings, and questions of `QUESTIONS` that
 the search does not answer with the expected page first. The sources are parsed, not imported.
+A site is not built again while no file of the repository changes.
 """
 
 import argparse
 import contextlib
 import fnmatch
+import hashlib
 import io
 import json
 import logging
@@ -34,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGED = ROOT / "dist" / "docs-source"
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
+FOLDERS = (".github", "apps", "docs", "examples", "packages", "tests-integration", "tools")
 # Front matter of pages that the search lists after the guides.
 LAST_IN_SEARCH = "---\nsearch:\n  boost: 0.01\n---\n"
 # Questions of newcomers: the page that the search must give first.
@@ -69,6 +72,17 @@ EXCEPTIONS = {
     "tjx_metrics.*?Tracker.*": "methods of the protocol `Tracker`, which documents them",
     "tjx_parallel.MeshLayout.*": "methods of the interface `tjx_nn.Layout`, which documents them",
 }
+
+
+def inputs_digest() -> str:
+    """Return the SHA-256 of the names and contents of the repository's files."""
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    digests = (
+        f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        for path in sorted([*files, *ROOT.glob("*")])
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def page_sources() -> dict[str, Path]:
@@ -238,6 +252,14 @@ def main() -> int:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # those of MkDocs
+    newest = (ROOT / "apps/trainer/src/tjx_trainer/__init__.py").read_text(encoding="utf-8")
+    version = re.findall(r'^__version__ = "(\d+\.\d+)', newest, re.MULTILINE)[0]
+    site = arguments.site / version
+    digest, built = inputs_digest(), site / "inputs.sha256"
+    done = f"documentation: {site.resolve()}/index.html"
+    if built.is_file() and built.read_text() == digest:
+        print(f"{done} (unchanged)")
+        return 0
     shutil.rmtree(STAGED, ignore_errors=True)
     images_only = shutil.ignore_patterns("*.md", "*.json", "*.ipynb", "BUILD", "jobs")
     shutil.copytree(ROOT / "docs", STAGED, ignore=images_only)
@@ -247,14 +269,13 @@ def main() -> int:
         (STAGED / page).write_text(staged_text(page, pages), encoding="utf-8")
     packages = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
     problems = write_reference(packages)
-    newest = (ROOT / "apps/trainer/src/tjx_trainer/__init__.py").read_text(encoding="utf-8")
-    version = re.findall(r'^__version__ = "(\d+\.\d+)', newest, re.MULTILINE)[0]
     nav = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    site = arguments.site / version
     build(load_config("mkdocs.yml", docs_dir=str(STAGED), site_dir=str(site), nav=nav))
     write_versions(arguments.site, version)
     problems += search(site) + misspellings()
-    print("\n".join(problems) or f"documentation: {site.resolve()}/index.html")
+    print("\n".join(problems) or done)
+    if not problems:
+        built.write_text(digest)
     return 1 if problems else 0
 
 
