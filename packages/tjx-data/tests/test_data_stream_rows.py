@@ -144,6 +144,25 @@ def test_sample_prepares_only_the_start_and_its_held_out_text(
         assert assign_split(TOKENIZER.decode(held_out.document(number)), 0.1) == "validation"
 
 
+def test_stream_leaves_out_what_the_sample_holds_out_of_a_few_files(tmp_path: Path) -> None:
+    training = [text for text in TEXTS if assign_split(text, 0.1) == "train"][:12]
+    for number, text in enumerate(training):
+        (tmp_path / f"{number}.txt").write_text(text)
+    config = DataConfig(
+        path=f"{tmp_path}/*.txt", tokenizer="byte", stream=True, seq_len=8, shuffle_buffer=1,
+        cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    (folder,) = open_sets(config.stream_sample).values()
+    sample = TokenLoader(folder, split="validation", seq_len=4, batch_size=1)
+    held_out = TOKENIZER.decode(sample.document(0))
+    assert sample.n_documents == 1
+    assert held_out in training
+    stream = open_stream(config, TOKENIZER, batch_size=1, seed=0)
+    read = TOKENIZER.decode(np.concatenate([stream.batch(n)["tokens"][0] for n in range(200)]))
+    assert held_out not in read
+    assert all(text in read for text in training if text != held_out)
+
+
 class Flaky:
     """Documents whose reading fails at some positions, some times each."""
 

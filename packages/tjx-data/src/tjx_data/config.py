@@ -89,8 +89,8 @@ class DataConfig:
     holdout : str
         Validation split: official (that of the corpus), documents (by the hash of each document),
         tail (the end of the text, for one or a few long documents), or auto: official where the
-        corpus has one, tail for a few files of which documents would hold out none, documents for
-        all other text.
+        corpus has one, tail for a few files of which documents would hold out none (without
+        stream and max_tokens), documents for all other text.
     holdout_fraction : float
         Share of the text that is held out, between 0 and 1; ignored with official.
     max_tokens : int or None

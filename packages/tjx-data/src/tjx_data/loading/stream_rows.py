@@ -20,13 +20,13 @@ from tjx_core import ConfigError, write_atomically
 from tjx_data.bounded_io import read_json_object
 from tjx_data.cache import default_cache_dir
 from tjx_data.config import DataConfig
-from tjx_data.corpora.documents import Documents, assign_split
+from tjx_data.corpora.documents import Documents, Holdout, assign_split
 from tjx_data.errors import DataError
 from tjx_data.loading.base import Batch, Loader, RowIndices
 from tjx_data.loading.document_stream import DocumentSource
 from tjx_data.loading.mixture import MixtureLoader
 from tjx_data.loading.stream import StreamLoader
-from tjx_data.prepared.dataset_cache import corpus_documents
+from tjx_data.prepared.dataset_cache import open_training_documents
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 SAVE_SECONDS = 5.0
@@ -256,13 +256,12 @@ def open_stream(
     rows = batch_size // process_count
     index_dir = Path(config.cache_dir or default_cache_dir()).expanduser() / "streams"
     loaders = {}
-    for name, documents in corpus_documents(config).items():
+    for name, (documents, holdout, fraction) in open_training_documents(config).items():
+        keep = partial(_is_training, holdout, fraction)
         loaders[name] = StreamRows(
-            DocumentSource(
-                documents, name, keep=partial(_is_training, config, name), strict=config.strict
-            ),
+            DocumentSource(documents, name, keep=keep, strict=config.strict),
             tokenizer,
-            source=_description(config, name, documents),
+            source=_description(documents, holdout, fraction),
             seq_len=config.seq_len,
             batch_size=rows,
             seed=seed,
@@ -277,15 +276,12 @@ def open_stream(
     return MixtureLoader(loaders, by_step.pop(0), changes=by_step, batch_size=rows)
 
 
-def _is_training(config: DataConfig, name: str, text: str) -> bool:
-    if config.holdout_of(name) == "official":
-        return True
-    return assign_split(text, config.holdout_fraction) == "train"
+def _is_training(holdout: Holdout, holdout_fraction: float, text: str) -> bool:
+    return holdout == "official" or assign_split(text, holdout_fraction) == "train"
 
 
-def _description(config: DataConfig, name: str, documents: Documents) -> dict[str, str]:
+def _description(documents: Documents, holdout: Holdout, holdout_fraction: float) -> dict[str, str]:
     """Return what determines the training documents; the place of files does not."""
     source = {key: value for key, value in documents.source.items() if key != "path"}
-    holdout = config.holdout_of(name)
-    fraction = "" if holdout == "official" else f" {config.holdout_fraction}"
+    fraction = "" if holdout == "official" else f" {holdout_fraction}"
     return {**source, "holdout": f"{holdout}{fraction}"}

@@ -180,8 +180,10 @@ def open_sets(
     return folders
 
 
-def corpus_documents(config: DataConfig) -> dict[str, Documents]:
-    """Return the documents of each corpus and path of a config, within its budget of documents.
+def open_training_documents(config: DataConfig) -> dict[str, tuple[Documents, Holdout, float]]:
+    """Return the documents of each corpus and path, with the holdout and fraction that split them.
+
+    They are within the config's budget of documents, and split as the sets of `open_sets` are.
 
     Raises
     ------
@@ -190,7 +192,11 @@ def corpus_documents(config: DataConfig) -> dict[str, Documents]:
     ValueError
         If the text is unusable.
     """
-    return {name: _Corpus.find(config, name).open(config) for name in config.weights}
+    corpora = {name: _Corpus.find(config, name) for name in config.weights}
+    return {
+        name: (corpus.open(config), corpus.holdout, corpus.holdout_fraction(config))
+        for name, corpus in corpora.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -209,7 +215,8 @@ class _Corpus:
             return cls(name, corpus_source(name, text_field=config.text_field), None, holdout)
         files = load_files(name, text_field=config.text_field)
         corpus = cls(name, files.source, files, holdout)
-        if config.holdout != "auto" or config.stream:
+        is_whole = config.max_tokens is None and not config.stream  # otherwise the end is unknown
+        if config.holdout != "auto" or not is_whole:
             return corpus
         if has_both_splits(corpus.open(config), config.holdout_fraction):
             return corpus
