@@ -4,7 +4,8 @@
 
 requires tjx-data (or PYTHONPATH of its src); with --training also tjx-trainer. --peers-python needs
 torch and grain. All implementations read the same 100 million tokens, shuffled, alternately in each
-round. Sets of 10 billion tokens are sparse files.
+round. Sets of 10 billion tokens are sparse files. Streams of 50 and 500 MB must need the same
+memory; with --training, the preset quickstart trains on a stream and on a prepared set in turn.
 """
 
 import argparse
@@ -74,21 +75,65 @@ def opening(folder: Path) -> Json:
     return found
 
 
-def training(folder: Path) -> Json:
-    """Measure the fraction of step time that the preset quickstart waits for data."""
-    run = folder / "run"
-    command = [sys.executable, "-m", "tjx_trainer.main", "--config", "quickstart"]
-    subprocess.run([*command, "--run_dir", str(run), "--train.max_steps", "500"], check=True)
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    times = [{k: v for k, v in record.items() if k.startswith("time/")} for record in records]
-    shares = [each["time/data_wait"] / sum(each.values()) for each in times if each]
-    # The first record includes compilation.
-    found = {"median": float(np.median(shares[1:])), "most": max(shares[1:]), "count": len(shares)}
-    print(f"quickstart waits for data: {found}")
+def streaming(folder: Path) -> Json:
+    """Measure speed and peak memory of streams of 50 and 500 MB, read once."""
+    words = np.array([f"word{n}" for n in range(1000)])
+    draw, found = np.random.default_rng(0), {}
+    text = "\n".join(json.dumps({"text": " ".join(draw.choice(words, 800))}) for _ in range(2000))
+    for copies in (4, 40):
+        file = folder / f"stream-{copies}.jsonl"
+        file.write_text(f"{text}\n" * copies)
+        worker = Worker([sys.executable, str(HERE / "data_tjx.py")], {})
+        n_tokens = int(0.85 * file.stat().st_size)  # a tenth is held out
+        found[f"{copies} copies"] = worker.ask(
+            "stream", file=str(file), cache=str(folder / "cache"), n_tokens=n_tokens
+        )
+        worker.stop()
+        print(f"stream of {file.stat().st_size:,} bytes: {found[f'{copies} copies']}", flush=True)
     return found
 
 
-def verdicts(records: list[Json], opened: Json, waited: Json | None) -> list[str]:
+def training(folder: Path, *, rounds: int) -> Json:
+    """Measure the preset quickstart, alternately with a prepared set and with a stream.
+
+    Returns
+    -------
+    dict
+        For each, the median seconds between two records of the log, and the fraction of the time
+        that the step waits for data.
+    """
+    seconds: dict[str, list[float]] = {"prepared": [], "streamed": []}
+    shares: dict[str, list[float]] = {"prepared": [], "streamed": []}
+    for number in range(rounds):
+        for name in seconds:
+            run = folder / f"{name}-{number}"
+            command = [sys.executable, "-m", "tjx_trainer.main", "--config", "quickstart"]
+            command += ["--run_dir", str(run), "--train.max_steps", "300"]
+            command += ["--data.cache_dir", str(folder / "cache")]
+            command += ["--data.stream", str(name == "streamed").lower()]
+            subprocess.run(command, check=True)
+            records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+            times = [{k: v for k, v in each.items() if k.startswith("time/")} for each in records]
+            # The first record includes compilation.
+            times = [each for each in times if each][1:]
+            seconds[name] += [sum(each.values()) for each in times]
+            shares[name] += [each["time/data_wait"] / sum(each.values()) for each in times]
+    found: Json = {
+        name: {
+            "median_seconds": float(np.median(seconds[name])),
+            "data_wait": float(np.median(shares[name])),
+            "most_data_wait": max(shares[name]),
+            "records": len(seconds[name]),
+        }
+        for name in seconds
+    }
+    speeds = found["prepared"]["median_seconds"] / found["streamed"]["median_seconds"]
+    found["speed_of_streamed"] = round(speeds, 3)
+    print(f"quickstart: {found}", flush=True)
+    return found
+
+
+def verdicts(records: list[Json], opened: Json, streamed: Json, trained: Json | None) -> list[str]:
     """Return one line per goal: measured value, goal, met or missed."""
     lines = []
 
@@ -107,8 +152,14 @@ def verdicts(records: list[Json], opened: Json, waited: Json | None) -> list[str
     judge("resuming at step 10^6, seconds", late["first_batch_seconds"], 0.05, least=False)
     judge("opening 10 billion tokens, seconds", first["open_seconds"], 1.0, least=False)
     judge("memory after it, MiB", first["mib"], 200.0, least=False)
-    if waited is not None:
-        judge("share of quickstart's time, waiting", waited["median"], 0.01, least=False)
+    ratio = round(streamed["40 copies"]["mib"] / streamed["4 copies"]["mib"], 3)
+    judge("memory of a stream of 10 times the text, ratio", ratio, 1.15, least=False)
+    if trained is not None:
+        prepared, stream = trained["prepared"], trained["streamed"]
+        judge("quickstart, share of waiting", prepared["data_wait"], 0.01, least=False)
+        judge("quickstart streamed, share of waiting", stream["data_wait"], 0.02, least=False)
+        ratio = trained["speed_of_streamed"]
+        judge("quickstart streamed, times the speed of prepared", ratio, 0.9, least=True)
     return lines
 
 
@@ -141,13 +192,14 @@ def main() -> None:
             reading(folder, given.peers_python, batch, rounds=given.rounds) for batch in (12, 32)
         ]
         opened = opening(folder)
-        waited = training(folder) if given.training else None
-    lines = verdicts(records, opened, waited)
+        streamed = streaming(folder)
+        trained = training(folder, rounds=given.rounds) if given.training else None
+    lines = verdicts(records, opened, streamed, trained)
     print(*lines, sep="\n")
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     result = {
         "date": date, "machine": start, "reading": records, "opening": opened,
-        "training": waited, "goals": lines,
+        "streaming": streamed, "training": trained, "goals": lines,
     }  # fmt: skip
     output = given.output or HERE / "results" / f"data-cpu-{date[:10]}.json"
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 from turns import Json, serve
 
-from tjx_data import TokenLoader, char_tokenizer, prepare
+from tjx_data import (
+    DataConfig,
+    TokenLoader,
+    byte_tokenizer,
+    char_tokenizer,
+    open_stream,
+    prepare,
+)
 from tjx_data.prepared.index import (
     HEADER_BYTES,
     FileEntry,
@@ -79,6 +86,19 @@ class Reading:
         return {"seconds": [(time.perf_counter() - start) / batches]}
 
 
+def read_stream(file: str, cache: str, n_tokens: int) -> Json:
+    """Read a stream of a JSONL file; return bytes (tokens) per second and the peak memory."""
+    config = DataConfig(
+        path=file, tokenizer="byte", stream=True, seq_len=256, cache_dir=cache, holdout="documents"
+    )
+    loader = open_stream(config, byte_tokenizer(), batch_size=16, seed=7)
+    steps, start = n_tokens // (16 * 256), time.perf_counter()
+    for step in range(steps):
+        loader.batch(step)
+    seconds = time.perf_counter() - start
+    return {"tokens_per_sec": round(16 * 256 * steps / seconds), "mib": _peak_mib()}
+
+
 def _peak_mib() -> float:
     """Return the peak resident memory of this process in MiB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -88,4 +108,4 @@ def _peak_mib() -> float:
 
 if __name__ == "__main__":
     reading = Reading()
-    serve({"make": make_set, "open": reading.open, "run": reading.run})
+    serve({"make": make_set, "open": reading.open, "run": reading.run, "stream": read_stream})

@@ -1,11 +1,13 @@
 """Kill campaign: training runs killed at random moments must match an undisturbed run.
 
     ./pants run tools/campaigns/kills.py -- --seed 1 --kills 200 [--workers 2] [--output FILE]
+    ./pants run tools/campaigns/kills.py -- --seed 1 --kills 50 --workers 1 --stream
 
 A run is killed by ``kill -9`` and restarted until it finishes. Then every leaf of its last
 checkpoint, every logged number and its file names are compared with those of the same run without
 kills. Some moments are uniform over the lifetime of a process, startup included; others are aimed
-at saves. The files on disk after a kill show which phase it hit.
+at saves. The files on disk after a kill show which phase it hit. With --stream the runs read a
+mixture of three streams, in two processes that are killed together.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from campaigns.meshes import Mesh, start
 from campaigns.outcome import Outcome, describe_difference, outcome
 from campaigns.tiny_run import (
     TINY,
@@ -52,7 +55,17 @@ KINDS: Mapping[str, Flags] = {
         "optimizer.ema_decay": 0.9,
     },
 }  # fmt: skip
+# The runs of --stream: their states are recorded every few seconds.
+STREAMS: Mapping[str, Flags] = {
+    "stream of 3 sources, 2 processes": {
+        **_COMMON, "data.mixture": "rhymes.jsonl=0.5,songs.jsonl=0.3,plays.jsonl=0.2",
+        "data.stream": "true", "data.shuffle_buffer": 64, "data.holdout": "documents",
+        "data.tokenizer": "byte", "train.max_steps": 200, "checkpoint.every": 10,
+    },
+}  # fmt: skip
 MOMENTS = ("start-up", "training", "saving", "deleting an old step", "ending")
+ONE_DEVICE = Mesh(devices=1, axis="data", zero=3, processes=1)
+TWO_PROCESSES = Mesh(devices=2, axis="data", zero=3, processes=2)
 AIMED = 0.4  # share of the kills that are aimed at a save
 MOST_LIVES = 200  # limit of restarts; beyond it a run makes no progress
 
@@ -90,12 +103,15 @@ class Reference:
         Lifetime of its process with a warm compilation cache.
     save_seconds
         Duration of a save.
+    mesh
+        The mesh of the runs.
     """
 
     run: TinyRun
     expected: Outcome
     seconds: float
     save_seconds: float
+    mesh: Mesh = ONE_DEVICE
 
 
 class Campaign:
@@ -147,14 +163,15 @@ class Campaign:
         try:
             for _ in range(MOST_LIVES):
                 before = _trained(run)
-                life = run.start()
-                if not _kill_at_random(life, run, reference, draw):
+                processes = start(run, reference.mesh)
+                if not _kill_at_random(processes, run, reference, draw):
                     break
                 self._count(_moment(run, before))
             else:
                 raise AssertionError(f"no end after {MOST_LIVES} lives")
-            if life.process.returncode != 0:
-                raise AssertionError(f"ended with {life.process.returncode}:\n{life.printed}")
+            codes = [process.wait() for process in processes]
+            if any(codes):
+                raise AssertionError(f"ended with {codes}:\n{processes[0].printed}")
             difference = describe_difference(outcome(run.run_dir), reference.expected)
             if difference:
                 raise AssertionError("; ".join(difference))
@@ -174,7 +191,7 @@ class Campaign:
             print(f"{done} kills, {len(self.found.failures)} failures", flush=True)
 
 
-def refer(flags: Flags, folder: Path, environment: Mapping[str, str]) -> Reference:
+def refer(flags: Flags, folder: Path, environment: Mapping[str, str], mesh: Mesh) -> Reference:
     """Finish a run twice without kills: the first compiles, the second is timed."""
     first, again = (
         TinyRun(folder=folder / name, environment=environment, flags=flags)
@@ -182,24 +199,27 @@ def refer(flags: Flags, folder: Path, environment: Mapping[str, str]) -> Referen
     )
     for run in (first, again):
         write_data(run.folder)
-    first.finish()
-    begin = time.monotonic()
-    life = again.start()
-    save_seconds = _time_saves(life, again)
-    if life.wait() != 0:
-        raise AssertionError(life.printed)
-    seconds = time.monotonic() - begin
+    for run in (first, again):
+        begin = time.monotonic()
+        processes = start(run, mesh)
+        save_seconds = _time_saves(processes[0], run)
+        codes = [process.wait() for process in processes]
+        if any(codes):
+            raise AssertionError(processes[0].printed)
+        seconds = time.monotonic() - begin
     expected = outcome(first.run_dir)
     if difference := describe_difference(outcome(again.run_dir), expected):
         raise AssertionError(f"two undisturbed runs differ: {difference}")
-    return Reference(first, expected, seconds, save_seconds)
+    return Reference(first, expected, seconds, save_seconds, mesh)
 
 
 def write_data(folder: Path) -> None:
-    """Write the texts of `KINDS`."""
+    """Write the texts of `KINDS` and `STREAMS`."""
     folder.mkdir(parents=True)
     write_text(folder / "rhyme.txt", lines=400)
     write_documents(folder / "rhymes.jsonl", count=400)
+    write_documents(folder / "songs.jsonl", count=300, word="river")
+    write_documents(folder / "plays.jsonl", count=200, word="curtain")
 
 
 def _time_saves(life: RunProcess, run: TinyRun) -> float:
@@ -218,15 +238,15 @@ def _time_saves(life: RunProcess, run: TinyRun) -> float:
 
 
 def _kill_at_random(
-    life: RunProcess, run: TinyRun, reference: Reference, draw: random.Random
+    processes: list[RunProcess], run: TinyRun, reference: Reference, draw: random.Random
 ) -> bool:
-    """Kill a process at a random moment or during a save; return False if it ended first."""
+    """Kill a run at a random moment or during a save; return False if it ended first."""
     aimed, begin = draw.random() < AIMED, time.monotonic()
     moment = draw.uniform(0, reference.seconds)
     saves, into = draw.randint(1, 5), draw.uniform(0, 1.2 * reference.save_seconds)
     seen: set[str] = set(run.unfinished())  # leftovers of the previous process
     first = len(seen)
-    while life.process.poll() is None:
+    while processes[0].process.poll() is None:
         if aimed:
             seen |= set(run.unfinished())
             due = len(seen) - first >= saves
@@ -235,9 +255,11 @@ def _kill_at_random(
         if due:
             if aimed:
                 time.sleep(into)
-            life.process.kill()
+            for process in processes:
+                process.process.kill()
             # It may have finished in the meantime.
-            return life.process.wait() < 0
+            codes = [process.process.wait() for process in processes]
+            return min(codes) < 0
         time.sleep(0.001)
     return False
 
@@ -283,13 +305,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=200, help="at least so many")
     parser.add_argument("--workers", type=int, default=2, help="runs beside each other")
+    parser.add_argument("--stream", action="store_true", help="runs on streams in two processes")
     parser.add_argument("--output", type=Path, help="a JSON file for the results")
     options = parser.parse_args()
     folder, begin = Path(tempfile.mkdtemp(prefix="kills-")), time.monotonic()
     environment = clean_environment(folder / "home")
     references = {}
-    for number, (kind, flags) in enumerate(KINDS.items()):
-        references[kind] = refer(flags, folder / f"reference-{number}", environment)
+    kinds, mesh = (STREAMS, TWO_PROCESSES) if options.stream else (KINDS, ONE_DEVICE)
+    for number, (kind, flags) in enumerate(kinds.items()):
+        references[kind] = refer(flags, folder / f"reference-{number}", environment, mesh)
         times = (references[kind].seconds, 1000 * references[kind].save_seconds)
         print("{}: a life of {:.1f} s, saves of {:.0f} ms".format(kind, *times), flush=True)
     campaign = Campaign(references, seed=options.seed, kills=options.kills, folder=folder)

@@ -284,7 +284,7 @@ def write_text(path: Path, *, lines: int) -> None:
     path.write_text("".join(rhyme))
 
 
-def write_documents(path: Path, *, count: int) -> None:
+def write_documents(path: Path, *, count: int, word: str = "wall") -> None:
     """Write a rhyme as documents of different lengths, for packing."""
-    texts = (f"{n % 10} and {'over ' * (n % 7)}the wall they run" for n in range(count))
+    texts = (f"{n % 10} and {'over ' * (n % 7)}the {word} they run" for n in range(count))
     path.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
