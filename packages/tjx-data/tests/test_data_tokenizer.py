@@ -305,7 +305,7 @@ def test_invalid_tokenizer_files_are_named(tmp_path: Path) -> None:
 def test_byte_lengths_need_a_byte_or_character_tokenizer() -> None:
     word_piece = tokenizers.Tokenizer(tokenizers.models.WordPiece({"a": 0}, unk_token="a"))  # noqa: S106  not a secret
     word_piece.decoder = tokenizers.decoders.WordPiece()
-    with pytest.raises(ValueError, match="byte-level or character"):
+    with pytest.raises(ValueError, match="expected a byte-level, character"):
         _ = Tokenizer(word_piece).token_byte_lengths
 
 

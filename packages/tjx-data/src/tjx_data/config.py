@@ -79,7 +79,7 @@ class DataConfig:
         Random changes of training images.
     tokenizer : str
         bpe (trained on the training text), char, byte, gpt2 (from the hub), a tokenizer.json, a
-        folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others. With
+        SentencePiece .model, a folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others. With
         token ids as data the one that made them; bpe and auto mean none.
     vocab_size : int
         Vocabulary size of bpe; ignored with other tokenizers.

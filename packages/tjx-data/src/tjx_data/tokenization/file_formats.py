@@ -1,4 +1,4 @@
-"""Loading of stored tokenizers: tokenizer.json, GPT-2's two files, the Hugging Face hub."""
+"""Loading of stored tokenizers: tokenizer.json, SentencePiece, GPT-2's files, the hub."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import tokenizers
 from tjx_core import ConfigError, Problem
 from tjx_data.bounded_io import read_bounded
 from tjx_data.corpora import hub
+from tjx_data.tokenization import sentencepiece
 from tjx_data.tokenization.vocabulary import (
     BYTE_CHARACTERS,
     END_OF_TEXT_NAMES,
@@ -19,6 +20,7 @@ from tjx_data.tokenization.vocabulary import (
 
 # GPT-2's own two files, and Hugging Face's names for the same.
 GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 HUB_ALIASES = {"gpt2": ("openai-community/gpt2", "gpt2")}
 MAX_FILE_BYTES = 64 << 20
 """Largest file that is read; a vocabulary of 262,144 tokens has 33 million bytes."""
@@ -31,7 +33,9 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 def is_hub_name(path: str) -> bool:
     """Return whether a path that does not exist can be a name on the hub."""
-    return bool(_HUB_NAME.fullmatch(path)) and not path.endswith((".json", ".bpe", ".txt"))
+    return bool(_HUB_NAME.fullmatch(path)) and not path.endswith(
+        (".json", ".bpe", ".txt", ".model")
+    )
 
 
 def read_model(path: str | Path) -> tokenizers.Tokenizer:
@@ -43,12 +47,15 @@ def read_model(path: str | Path) -> tokenizers.Tokenizer:
         for vocabulary, merges in GPT2_FILES:
             if location.name in (vocabulary, merges):
                 return _read_gpt2(location.with_name(vocabulary), location.with_name(merges))
+        if location.suffix == ".model":
+            return _read_sentencepiece(location)
         return _read_json(location)
     name = str(path)
     if not is_hub_name(name):
         message = (
-            f"got {name!r}; no such file or folder; expected a tokenizer.json, a folder that holds "
-            "one or GPT-2's two files, or a name on the Hugging Face hub"
+            f"got {name!r}; no such file or folder; expected a tokenizer.json or a "
+            "tokenizer.model, a folder that holds one or GPT-2's two files, or a name on the "
+            "Hugging Face hub"
         )
         raise ConfigError([Problem("tokenizer", message)])
     return _read_json(hub.download_tokenizer(name, HUB_ALIASES.get(name, (name,))))
@@ -60,9 +67,12 @@ def _read_folder(folder: Path) -> tokenizers.Tokenizer:
     for vocabulary, merges in GPT2_FILES:
         if (folder / vocabulary).is_file() and (folder / merges).is_file():
             return _read_gpt2(folder / vocabulary, folder / merges)
+    for name in SENTENCEPIECE_FILES:
+        if (folder / name).is_file():
+            return _read_sentencepiece(folder / name)
     message = (
         f"got {folder}; no tokenizer here; expected tokenizer.json, or encoder.json and vocab.bpe, "
-        "or vocab.json and merges.txt"
+        "or vocab.json and merges.txt, or tokenizer.model"
     )
     raise ConfigError([Problem("tokenizer", message)])
 
@@ -71,6 +81,11 @@ def _read_json(file: Path) -> tokenizers.Tokenizer:
     with _as_value_error(f"{file}: not a tokenizer.json"):
         content = read_bounded(file, MAX_FILE_BYTES).decode()
         return _checked(tokenizers.Tokenizer.from_str(content))
+
+
+def _read_sentencepiece(file: Path) -> tokenizers.Tokenizer:
+    with _as_value_error(f"{file}: not a SentencePiece model"):
+        return _checked(sentencepiece.parse_model(read_bounded(file, MAX_FILE_BYTES)))
 
 
 def _read_gpt2(vocabulary: Path, merges: Path) -> tokenizers.Tokenizer:

@@ -48,6 +48,8 @@ from tjx_data.tokenization.vocabulary import (
 # Decoding with "surrogateescape" maps bytes that are not UTF-8 to these.
 _NOT_UTF8 = re.compile("([\udc80-\udcff]+)")
 
+_NONCHARACTER = "\U0010ffff"
+
 Ids = Iterable[int] | npt.NDArray[np.integer]
 Backend = Literal["auto", "tiktoken", "tokenizers"]
 
@@ -153,9 +155,10 @@ class Tokenizer:
         Parameters
         ----------
         path : str or Path
-            A ``tokenizer.json``; a folder that holds one, or GPT-2's ``encoder.json`` and
-            ``vocab.bpe``, or ``vocab.json`` and ``merges.txt``; or a name on the hub such as
-            ``"gpt2"``, which is searched in the local cache first.
+            A ``tokenizer.json``; a SentencePiece ``.model`` (Unigram or BPE); a folder that holds
+            one, or GPT-2's ``encoder.json`` and ``vocab.bpe``, or ``vocab.json`` and
+            ``merges.txt``; or a name on the hub such as ``"gpt2"``, which is searched in the local
+            cache first.
 
         Returns
         -------
@@ -280,12 +283,25 @@ class Tokenizer:
             if self._tiktoken is not None:
                 return self._tiktoken.encode(segments)
             # The fast form omits the character offsets (up to 10x).
-            encoded = self._inner.encode_batch_fast(segments, add_special_tokens=False)
+            encoded = self._ordinary.encode_batch_fast(segments, add_special_tokens=False)
             return [encoding.ids for encoding in encoded]
         except (TypeError, UnicodeEncodeError) as error:
             raise ValueError(LONE_SURROGATE) from error
         except BaseException as error:
             raise _wrap_error("encode a text", error) from error
+
+    @cached_property
+    def _ordinary(self) -> tokenizers.Tokenizer:
+        """The model for ordinary text, in which a Unigram model does not find special tokens."""
+        if self._json["model"]["type"] != "Unigram" or not self.special_tokens:
+            return self._inner
+        description = json.loads(self._inner.to_str())
+        for entry in description["model"]["vocab"]:
+            if entry[0] in self.special_tokens:
+                entry[0] = _NONCHARACTER + entry[0]
+        added = description["added_tokens"]
+        description["added_tokens"] = [one for one in added if not one["special"]]
+        return tokenizers.Tokenizer.from_str(json.dumps(description))
 
     @cached_property
     def _tiktoken(self) -> TiktokenEncoder | None:
@@ -556,8 +572,9 @@ class Tokenizer:
     def token_byte_lengths(self) -> npt.NDArray[np.int32]:
         """Bytes of UTF-8 text of each token, int32 [vocab_size]; 0 for special tokens.
 
-        Their sum over labels (`tjx_data.batch_bytes`) is the denominator of bits per byte. Raises
-        ValueError for a tokenizer that is neither byte-level nor of characters.
+        Their sum over labels (`tjx_data.batch_bytes`) is the denominator of bits per byte. The text
+        is that after normalization; the space that SentencePiece adds before a text counts. Raises
+        ValueError for a tokenizer that is not byte-level, of characters or SentencePiece's.
         """
         lengths = np.array([len(text or b"") for text in self._byte_strings], np.int32)
         lengths[list(self.special_tokens.values())] = 0

@@ -1,7 +1,9 @@
 """Properties of vocabulary tokens: their bytes, and whether they start a word."""
 
+import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import tokenizers
@@ -11,6 +13,7 @@ from tjx_core import ConfigError
 N_BYTES = 256
 END_OF_TEXT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>")
 """Names of the token between two documents; the first that a vocabulary has is used."""
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 # In scripts without spaces each character counts as a word, as in BERT for Chinese.
 _UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA ", "THAI ", "LAO ", "KHMER ", "MYANMAR ")
 
@@ -29,7 +32,7 @@ _BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 
 def is_byte_level(description: Mapping[str, Any]) -> bool:
     """Return whether the tokens of a ``tokenizer.json`` are bytes."""
-    return _decodes_by(description, "ByteLevel")
+    return any(step["type"] == "ByteLevel" for step in _decoder_steps(description))
 
 
 def token_byte_strings(
@@ -52,23 +55,44 @@ def token_byte_strings(
     Raises
     ------
     ValueError
-        If the tokenizer is neither byte-level nor of characters: its tokens have no fixed text.
+        If the tokenizer is not byte-level, of characters or SentencePiece's: its tokens have no
+        fixed text.
     """
-    byte_level = is_byte_level(description)
-    if not byte_level and not _decodes_by(description, "Fuse"):
-        raise ValueError(
-            f"tokenizer: got one that decodes with {description['decoder']}; expected a byte-level "
-            "or character tokenizer, whose tokens have fixed bytes"
-        )
+    to_bytes: Callable[[str], bytes] = partial(_decode_piece, _decoder_steps(description))
+    added = {}
+    if is_byte_level(description):
+        to_bytes, added = decode_byte_characters, inner.get_added_tokens_decoder()
     ids = inner.get_vocab(with_added_tokens=True)
-    added = inner.get_added_tokens_decoder()
     texts: list[bytes | None] = [None] * (1 + max(ids.values()))
     for token, i in ids.items():
         if i in added:
             texts[i] = added[i].content.encode("utf-8")
         else:
-            texts[i] = decode_byte_characters(token) if byte_level else token.encode()
+            texts[i] = to_bytes(token)
     return texts
+
+
+def _decode_piece(steps: Sequence[Mapping[str, Any]], token: str) -> bytes:
+    """Return the bytes of a token by the steps of a decoder.
+
+    Steps at the ends of a text are left out: a SentencePiece text begins with an added space.
+    """
+    for step in steps:
+        match step:
+            case {"type": "ByteFallback"} if _BYTE_PIECE.fullmatch(token):
+                return bytes([int(token[3:5], 16)])
+            case {"type": "Replace", "pattern": {"String": old}, "content": new}:
+                token = token.replace(old, new)
+            case {"type": "Metaspace", "replacement": space}:
+                token = token.replace(space, " ")
+            case {"type": "Fuse" | "Strip" | "ByteFallback"}:
+                pass
+            case _:
+                raise ValueError(
+                    f"tokenizer: got one that decodes with {step}; expected a byte-level, "
+                    "character or SentencePiece tokenizer, whose tokens have fixed bytes"
+                )
+    return token.encode()
 
 
 def decode_byte_characters(token: str) -> bytes:
@@ -170,8 +194,7 @@ def make_special_tokens(
     return [tokenizers.AddedToken(name, special=True, normalized=False) for name in names]
 
 
-def _decodes_by(description: Mapping[str, Any], kind: str) -> bool:
-    decoder = description["decoder"]
-    if decoder is None:
-        return False
-    return any(step["type"] == kind for step in decoder.get("decoders", [decoder]))
+def _decoder_steps(description: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    decoder: Mapping[str, Any] = description["decoder"] or {"type": None}
+    steps: Sequence[Mapping[str, Any]] = decoder.get("decoders", [decoder])
+    return steps
