@@ -51,6 +51,8 @@ ALLOWED = {
         "tokenizer.json of a tokenizer given by name",
     ("packages/tjx-data/src/tjx_data/corpora/hub.py", "fetches: datasets"):
         "rows of a dataset pinned by commit; the library executes none of its code",
+    ("packages/tjx-data/src/tjx_data/corpora/remote.py", "fetches: fsspec"):
+        "text at a URL that data.path names, parsed as a local file is",
     ("packages/tjx-data/src/tjx_data/corpora/containers.py", "unpacks: tarfile"):
         "members are read in memory, of bounded size; nothing is extracted",
     ("packages/tjx-data/src/tjx_data/images/hf_datasets.py", "fetches: datasets"):

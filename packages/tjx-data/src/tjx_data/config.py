@@ -41,8 +41,9 @@ class DataConfig:
         input: mnist and images (path is their location), byte-reversal.
     path : str or None
         Local text files: one, a pattern such as 'books/*.txt', a folder, or several separated by
-        commas. UTF-8 text, .jsonl, .tar (WebDataset), also with .gz or .zst; .parquet, .arrow. Or
-        token ids: a .bin (as of nanoGPT) or .npy file with its val file beside it, or a folder with
+        commas. UTF-8 text, .jsonl, .tar (WebDataset), also with .gz or .zst; .parquet, .arrow.
+        URLs of object stores (s3://bucket/*.jsonl) are downloaded into the cache first. Or token
+        ids: a .bin (as of nanoGPT) or .npy file with its val file beside it, or a folder with
         train.bin.
     id_dtype : str
         Dtype of the ids in a .bin file: uint16, uint32, or auto (uint16, or uint32 for a vocabulary
@@ -79,8 +80,8 @@ class DataConfig:
         Random changes of training images.
     tokenizer : str
         bpe (trained on the training text), char, byte, gpt2 (from the hub), a tokenizer.json, a
-        SentencePiece .model, a folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe for all others. With
-        token ids as data the one that made them; bpe and auto mean none.
+        SentencePiece .model, a folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe
+        for all others. With token ids as data the one that made them; bpe and auto mean none.
     vocab_size : int
         Vocabulary size of bpe; ignored with other tokenizers.
     chat_tokens : bool

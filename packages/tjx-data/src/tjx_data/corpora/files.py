@@ -1,4 +1,4 @@
-"""Corpora from local files: text, JSON lines, Parquet, Arrow and tar, by path or pattern."""
+"""Corpora from files: text, JSON lines, Parquet, Arrow and tar, by path or pattern."""
 
 import glob
 import hashlib
@@ -22,7 +22,9 @@ from tjx_data.corpora.formats import (
     split_lines,
     texts_of_records,
 )
+from tjx_data.corpora.hub import HubError
 from tjx_data.corpora.parquet import parquet_parts
+from tjx_data.corpora.remote import download, is_url
 
 _log = logging.getLogger(__name__)
 
@@ -111,7 +113,8 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     path : str, Path or sequence of them
         A file, a pattern such as ``"books/**/*.txt"``, a folder (all its files of these formats
         and ``.md``, also in folders below), or several, also separated by commas. Files of a
-        pattern are sorted by path; a file that several patterns match is read once.
+        pattern are sorted by path; a file that several patterns match is read once. URLs that
+        fsspec knows (``s3://bucket/*.jsonl``) are downloaded into `default_cache_dir`.
     text_field : str
         Field or column of the text, or a template of several: ``"{title}: {text}"``.
 
@@ -185,6 +188,8 @@ def find_files(path: Paths) -> list[Path]:
     for pattern in _patterns(path):
         try:
             found.update(dict.fromkeys(_match(pattern)))
+        except HubError:
+            raise
         except ValueError as error:
             problems += problems_of(error)
     if problems:
@@ -245,10 +250,16 @@ def _patterns(path: Paths) -> list[str]:
     if Path(whole).is_file():  # a file name may contain commas
         return [whole]
     patterns = [pattern.strip() for pattern in str(path).split(",")]
-    return [str(Path(pattern).expanduser()) for pattern in patterns if pattern]
+    return [
+        pattern if is_url(pattern) else str(Path(pattern).expanduser())
+        for pattern in patterns
+        if pattern
+    ]
 
 
 def _match(pattern: str) -> list[Path]:
+    if is_url(pattern):
+        return download(pattern)
     literal = Path(pattern)
     if literal.is_file():  # a file name may contain brackets
         return [literal]
