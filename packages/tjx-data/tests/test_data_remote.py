@@ -71,6 +71,9 @@ def test_errors_of_urls_name_the_fix(store: Any, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="nothing:// needs: pip install 'tjx-data"):
         load_files("nothing://bucket/file.txt")
 
+    with pytest.raises(ConfigError, match="a chain of URLs; expected one"):
+        load_files("memory://books::file:///etc/passwd")
+
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("403 Forbidden")
 

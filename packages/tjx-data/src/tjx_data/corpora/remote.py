@@ -47,6 +47,9 @@ def download(url: str) -> list[Path]:
     HubError
         If the server is unreachable or refuses.
     """
+    if "::" in url:
+        message = f"got {url!r}, a chain of URLs; expected one, such as s3://bucket/*.jsonl"
+        raise ConfigError([Problem("path", message)])
     try:
         import fsspec
 
