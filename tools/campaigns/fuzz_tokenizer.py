@@ -1,6 +1,7 @@
-"""Fuzzing of tokenizer.json files."""
+"""Fuzzing of tokenizer.json files and SentencePiece models."""
 
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -47,8 +48,23 @@ def _unigram() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _sentence_piece(model_type: int) -> bytes:
+    """Return a model of Protocol Buffers fields: pieces, then the specification of the trainer."""
+
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    pieces = [("<unk>", 2), ("</s>", 3), ("<x>", 4), ("<0x0A>", 6)]
+    pieces += [(text, 1) for text in ("▁", "t", "h", "e", "he", "the", "▁the", "f", "o", "x")]
+    model = b"".join(
+        field(1, field(1, text.encode()) + b"\x15" + struct.pack("<f", -i) + bytes([0x18, kind]))
+        for i, (text, kind) in enumerate(pieces)
+    )
+    return model + field(2, bytes([0x18, model_type])) + field(3, field(1, b"identity"))
+
+
 class TokenizerFile(Kind):
-    """Fuzz kind: an untrusted tokenizer.json."""
+    """Fuzz kind: an untrusted tokenizer.json or tokenizer.model."""
 
     name = "tokenizer"
 
@@ -60,6 +76,7 @@ class TokenizerFile(Kind):
             char_tokenizer([_TEXT], ("<|endoftext|>",)),
             train_bpe(texts, 268),
         ]
+        self._models = [_sentence_piece(model_type) for model_type in (1, 2)]
         self._trees = [_word_piece(), _unigram()]
         for tokenizer in made:
             tokenizer.save(scratch / "made.json")
@@ -67,6 +84,12 @@ class TokenizerFile(Kind):
 
     def build(self, steps: Sequence[Random], folder: Path) -> None:
         """Write a tokenizer and mutate its tree or bytes."""
+        if steps and steps[0].random() < 0.2:
+            model = steps[0].choice(self._models)
+            for step in steps[1:]:
+                model = mutate_bytes(model, step)
+            (folder / "tokenizer.model").write_bytes(model)
+            return
         file = folder / "tokenizer.json"
         tree: Any = self._trees[-1]
         if steps:
