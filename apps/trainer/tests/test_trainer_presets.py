@@ -8,7 +8,8 @@ from tjx_trainer.config.presets import HEAD, load_preset, preset_names
 MEASURED = {"quickstart", "speedrun_cpu", "shakespeare_char", "vit_mnist", "seq2seq_toy"}
 WANTED = {
     *MEASURED,
-    *("tinystories_speedrun", "wikitext103_gpt2_small", "llama_small", "deepseek_small"),
+    *("tinystories_speedrun", "wikitext103_gpt2_small", "wikipedia_gpt2_small"),
+    *("llama_small", "deepseek_small"),
     *("gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl", "bert_base", "nanogpt"),
 }
 
