@@ -46,11 +46,19 @@ SOURCES = ("names.txt", "shakespeare.txt", "tinystories_2M.txt", "books/war_and_
 SMOKE_SOURCES = ("tiny-chat", "python-docs")
 BY_SIZE, TEMPERATURE, EQUAL = "by size", "T = 3.3", "equal"
 LIMIT = 0.4
-LIMITED, CURRICULUM = f"equal, {LIMIT} epochs", "curriculum"
+LIMITED, CURRICULUM, DOREMI = f"equal, {LIMIT} epochs", "curriculum", "DoReMi"
+ROUNDS = 4
+"""Rounds of the proxy model whose excess loss determines the weights of DoReMi."""
+RATE = 2.0
+"""Step size of the exponentiated gradient in the weights, per nat of excess loss."""
+SMOOTHING = 1e-3
+"""Share of equal weights that is mixed in after each round."""
 
 
-def arms_of(sources: tuple[str, ...], change: int) -> Mapping[str, Flags]:
-    """Return the flags of each arm."""
+def arms_of(
+    sources: tuple[str, ...], change: int, weights: Mapping[str, float]
+) -> Mapping[str, Flags]:
+    """Return the flags of each arm; `weights` are those of DoReMi."""
     names, equal = ",".join(sources), ",".join(f"{name}=1" for name in sources)
     return {
         BY_SIZE: {"data.mixture": names, "data.mixture_temperature": 1},
@@ -58,7 +66,52 @@ def arms_of(sources: tuple[str, ...], change: int) -> Mapping[str, Flags]:
         EQUAL: {"data.mixture": equal},
         LIMITED: {"data.mixture": equal, "data.max_epochs": LIMIT},
         CURRICULUM: {"data.mixture": equal, "data.curriculum": f"{change}:{sources[-1]}=1"},
+        DOREMI: {"data.mixture": _as_flag(weights)},
     }
+
+
+def _as_flag(weights: Mapping[str, float]) -> str:
+    return ",".join(f"{name}={weight:.4f}" for name, weight in weights.items())
+
+
+def doremi_rounds(flags: Flags, sources: tuple[str, ...], n_rounds: int) -> list[dict[str, float]]:
+    """Return the weights of each round; their mean is the result.
+
+    A reference model is trained on weights by size, a proxy model on the weights of the rounds, of
+    which the first are equal. After a round, sources whose validation loss exceeds that of the
+    reference get more weight (Xie et al. 2023, arXiv:2305.10429, with rounds in place of steps and
+    models of the same size).
+    """
+    length = int(flags["train.max_steps"]) // n_rounds
+    common: Flags = {**flags, "train.eval_every": length, "schedule.name": "constant"}
+
+    def train(rounds_trained: int, own: Flags) -> Json:
+        run = {**common, "train.max_steps": rounds_trained * length, **own}
+        (outcome,) = run_all([Run(arm=DOREMI, flags=run, seed=0, after=losses_by_source)])
+        return outcome.extra
+
+    by_size: Flags = {"data.mixture": ",".join(sources), "data.mixture_temperature": 1}
+    reference = train(n_rounds, by_size)
+    rounds = [dict.fromkeys(sources, 1 / len(sources))]
+    for done in range(1, n_rounds):
+        later = [f"{n * length}:{_as_flag(rounds[n])}" for n in range(1, done)]
+        own: dict[str, str] = {"data.mixture": _as_flag(rounds[0])}
+        if later:
+            own["data.curriculum"] = ";".join(later)
+        proxy, step = train(done, own), done * length
+        scaled = {
+            name: rounds[-1][name] * np.exp(RATE * max(_loss_at(proxy[name], step)
+                                                       - _loss_at(reference[name], step), 0.0))
+            for name in sources
+        }  # fmt: skip
+        total = sum(scaled.values())
+        equal = SMOOTHING / len(sources)
+        rounds.append({n: float((1 - SMOOTHING) * s / total + equal) for n, s in scaled.items()})
+    return rounds
+
+
+def _loss_at(measured: Json, step: int) -> float:
+    return float(dict(measured["loss"])[step])
 
 
 def measure(options: Options) -> Json:
@@ -68,16 +121,20 @@ def measure(options: Options) -> Json:
     flags = {**FLAGS, **(SMOKE if options.smoke else {})}
     sources = SMOKE_SOURCES if options.smoke else SOURCES
     change = 2 if options.smoke else CHANGE
-    runs = [
-        Run(arm=arm, flags={**flags, **own}, seed=seed, after=losses_by_source)
-        for seed in range(options.seeds)
-        for arm, own in arms_of(sources, change).items()
-    ]
     # Names of sources are paths, relative to their folder.
     with contextlib.chdir("." if options.smoke else os.environ[DATA]):
-        outcomes = run_all(runs)
-    found = [outcome.as_json() for outcome in outcomes]
-    return {"flags": flags, "sources": list(sources), "change": change, "runs": found}
+        rounds = doremi_rounds(flags, sources, 2 if options.smoke else ROUNDS)
+        weights = {name: float(np.mean([each[name] for each in rounds])) for name in sources}
+        runs = [
+            Run(arm=arm, flags={**flags, **own}, seed=seed, after=losses_by_source)
+            for seed in range(options.seeds)
+            for arm, own in arms_of(sources, change, weights).items()
+        ]
+        found = [outcome.as_json() for outcome in run_all(runs)]
+    return {
+        "flags": flags, "sources": list(sources), "change": change, "doremi_rounds": rounds,
+        "runs": found,
+    }  # fmt: skip
 
 
 def losses_by_source(run_dir: Path) -> Json:
@@ -169,6 +226,15 @@ def claims_of(results: Json, arms: Mapping[str, list[Outcome]]) -> list[Claim]:
         )
         for source in sources[:-1]
     ]
+    means = {arm: np.mean(list(losses[arm].values()), axis=0).tolist() for arm in losses}
+    claims.append(
+        lower(
+            f"The mean loss of the sources with *{DOREMI}* is below that of *{BY_SIZE}* in every "
+            "seed.",
+            means[DOREMI],
+            means[BY_SIZE],
+        )
+    )
     return claims
 
 
@@ -200,7 +266,10 @@ def page(results: Json) -> Page:
             f"{flags['optimizer.learning_rate']} with warm-up and cosine, the same for all arms; "
             f"{len(next(iter(arms.values())))} seeds. *{BY_SIZE}* and *{TEMPERATURE}* set "
             f"`data.mixture_temperature`, *{LIMITED}* `data.max_epochs`; *{CURRICULUM}* is *"
-            f"{EQUAL}* until step {change} and reads only {_name(sources[-1])} then. The last "
+            f"{EQUAL}* until step {change} and reads only {_name(sources[-1])} then. *{DOREMI}* "
+            f"has the mean weights of {ROUNDS} rounds of a proxy model: after each, a source gets "
+            "more weight the more its loss exceeds that of a model trained by size (Xie et al. "
+            "2023, with rounds in place of steps and a proxy of the same size). The last "
             f"tenth of each source is held out. The texts are read from the folder `{DATA}`."
         ),
         columns=["weights", *map(_name, sources), "mixture"],
@@ -229,6 +298,8 @@ def page(results: Json) -> Page:
             "The model is small and the runs are short, less than an epoch of every source, with "
             f"few seeds; the best temperature depends on that. The limit of {LIMIT} epochs is low "
             "so that it takes effect here; 4 are common.",
+            f"The rounds of *{DOREMI}* use one seed and the validation losses that the arms are "
+            "compared by; its cost is not counted.",
             "One learning rate for all arms; it decays while the curriculum reads its last source.",
             "Losses per token depend on the vocabulary, which is the same for all arms here.",
         ],
