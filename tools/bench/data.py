@@ -99,10 +99,10 @@ def training(folder: Path, *, rounds: int) -> Json:
     Returns
     -------
     dict
-        For each, the median seconds between two records of the log, and the fraction of the time
-        that the step waits for data.
+        For each, the median seconds between two records of the log in each round, and the fraction
+        of the time that the step waits for data; the speed is the median ratio over rounds.
     """
-    seconds: dict[str, list[float]] = {"prepared": [], "streamed": []}
+    seconds: dict[str, list[float]] = {"prepared": [], "streamed": []}  # medians of the rounds
     shares: dict[str, list[float]] = {"prepared": [], "streamed": []}
     for number in range(rounds):
         for name in seconds:
@@ -116,19 +116,19 @@ def training(folder: Path, *, rounds: int) -> Json:
             times = [{k: v for k, v in each.items() if k.startswith("time/")} for each in records]
             # The first record includes compilation.
             times = [each for each in times if each][1:]
-            seconds[name] += [sum(each.values()) for each in times]
+            seconds[name].append(float(np.median([sum(each.values()) for each in times])))
             shares[name] += [each["time/data_wait"] / sum(each.values()) for each in times]
     found: Json = {
         name: {
-            "median_seconds": float(np.median(seconds[name])),
+            "seconds_by_round": seconds[name],
             "data_wait": float(np.median(shares[name])),
             "most_data_wait": max(shares[name]),
-            "records": len(seconds[name]),
+            "records": len(shares[name]),
         }
         for name in seconds
     }
-    speeds = found["prepared"]["median_seconds"] / found["streamed"]["median_seconds"]
-    found["speed_of_streamed"] = round(speeds, 3)
+    speeds = np.divide(seconds["prepared"], seconds["streamed"])
+    found["speed_of_streamed"] = round(float(np.median(speeds)), 3)
     print(f"quickstart: {found}", flush=True)
     return found
 
