@@ -282,16 +282,17 @@ def _moment(run: TinyRun, before: int) -> str:
     return "training" if _trained(run) != before else "start-up"
 
 
-def report(found: Found, *, seed: int, seconds: float) -> dict[str, Any]:
+def report(found: Found, *, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Return the content of the results file."""
+    stream = " --stream" if options.stream else ""
     return {
         "about": {
-            "command": f"./pants run tools/campaigns/kills.py -- --seed {seed}",
+            "command": f"./pants run tools/campaigns/kills.py -- --seed {options.seed}{stream}",
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "seconds": round(seconds),
         },
-        "seed": seed,
+        "seed": options.seed,
         "kills": found.moments.total(),
         "by_moment": {moment: found.moments[moment] for moment in MOMENTS},
         "runs_ended_and_compared": dict(found.runs),
@@ -318,7 +319,7 @@ def main() -> int:
         print("{}: a life of {:.1f} s, saves of {:.0f} ms".format(kind, *times), flush=True)
     campaign = Campaign(references, seed=options.seed, kills=options.kills, folder=folder)
     found = campaign.run(options.workers)
-    results = report(found, seed=options.seed, seconds=time.monotonic() - begin)
+    results = report(found, options=options, seconds=time.monotonic() - begin)
     text = json.dumps(results, indent=2) + "\n"
     print(text, end="")
     if options.output is not None:
