@@ -158,6 +158,21 @@ PANTS, PEX = "pantsbuild.pants==2.17.1", "pex==2.98.4"
 ALL = [PANTS, PEX, "uv", "wheels"]
 
 
+def test_an_invocation_during_another_one_runs_without_the_daemon(machine: Machine) -> None:
+    assert machine.run("test", "::")[0] == 0
+    (client,) = machine.cache.glob("client-*.pid")
+    ended = int(client.read_text())
+    assert "PANTS_CONCURRENT" not in machine.seen["env"]
+    client.write_text(f"{os.getpid()}\n")  # a process that runs
+    assert machine.run("test", "::")[0] == 0
+    assert machine.seen["env"]["PANTS_CONCURRENT"] == "true"
+    assert client.read_text() == f"{os.getpid()}\n"
+    client.write_text(f"{ended}\n")
+    assert machine.run("test", "::")[0] == 0
+    assert "PANTS_CONCURRENT" not in machine.seen["env"]
+    assert int(client.read_text()) != ended
+
+
 def test_arguments_and_exit_code_pass_unchanged(machine: Machine) -> None:
     arguments = ["test", "a b::", "", "*", "--x=$HOME 'q' \"r\"", "--", "-v", "two\nlines"]
     for _ in ("cold", "warm"):
