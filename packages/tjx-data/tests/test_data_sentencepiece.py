@@ -88,6 +88,7 @@ def test_damaged_models_are_named(tmp_path: Path) -> None:
         (b"\xff" * 20, "too many bytes"),
         (b"\x08\x01", "is a number"),
         (whole.replace(b"\x18\x02", b"\x18\x03"), "."),
+        (whole + b"\x1a\x06\x12\x04\x00\x00\x80\xc0", "character map is truncated"),
     ):
         file.write_bytes(data)
         with pytest.raises(ValueError, match=f"spiece.model: not a SentencePiece model.*{reason}"):

@@ -105,7 +105,11 @@ def _add_text_steps(
     own = [piece.text for piece in pieces if piece.kind == Kind.USER_DEFINED]
     steps: list[Any] = []
     if characters := spec.get(_CHARACTER_MAP):
-        steps.append(normalizers.Precompiled(_message(characters)))
+        table = _message(characters)
+        # The library aborts the process if the table is shorter than its first number says.
+        if int.from_bytes(table[:4], "little") > len(table) - 4:
+            raise ValueError("its character map is truncated")
+        steps.append(normalizers.Precompiled(table))
     if spec.get(_REMOVES_SPACES, 1):
         ends, gaps = tokenizers.Regex(f"^ +|[ {SPACE}]+$"), tokenizers.Regex(" {2,}")
         steps += [normalizers.Replace(ends, ""), normalizers.Replace(gaps, " ")]
