@@ -5,7 +5,9 @@
 
 import datetime
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,30 @@ def test_templates_are_found_by_name_folder_and_tokenizer(
         find_template(ChatConfig(template="tjx"), plain)
     with pytest.raises(ValueError, match=r"template: got .*missing; expected a Jinja file"):
         find_template(ChatConfig(template=str(tmp_path / "missing")), plain)
+
+
+def test_threads_render_independently() -> None:
+    """As in a chat server: the text of one conversation may not appear in another."""
+    barrier = threading.Barrier(2)
+
+    class Message(dict[str, str]):
+        def __getitem__(self, key: str) -> str:
+            barrier.wait(30)  # both threads are rendering now
+            return super().__getitem__(key)
+
+    template = ChatTemplate(
+        "{% for m in messages %}{{ m.role }}:{% generation %}{{ m.content }}{% endgeneration %};"
+        "{% endfor %}"
+    )
+
+    def render(name: str) -> tuple[str, list[tuple[int, int]]]:
+        message = Message(role="assistant", content=name)
+        text, spans = template.render_spans([message, message])
+        return text, [(span.start, span.end) for span in spans]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(render, ["a", "bcd"]))
+    assert found == [
+        ("assistant:a;assistant:a;", [(10, 11), (22, 23)]),
+        ("assistant:bcd;assistant:bcd;", [(10, 13), (24, 27)]),
+    ]

@@ -8,6 +8,8 @@ import datetime
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +36,30 @@ class Span(NamedTuple):
     end: int
 
 
+class _Rendered(NamedTuple):
+    text: str
+    spans: list[Span]  # of {% generation %}
+
+
+@dataclass
+class _Progress:
+    """Progress of one rendering."""
+
+    n_characters: int = 0
+    spans: list[Span] = field(default_factory=list)
+
+
+# Of each thread: a server renders the conversations of several users at once.
+_progress: ContextVar[_Progress] = ContextVar("_progress")
+
+
 class ChatTemplate:
     """A chat template: from messages to the text that a model reads.
 
     It is rendered as by ``apply_chat_template`` of transformers 5: white space around blocks is
     trimmed, and ``raise_exception``, ``tojson``, ``strftime_now``, loop controls and
     ``{% generation %}`` are available. Jinja's random functions are not, as data must be
-    reproducible.
+    reproducible. One template can render in several threads at once.
 
     Parameters
     ----------
@@ -75,8 +94,6 @@ class ChatTemplate:
     ) -> None:
         self.source, self.special_tokens = source, dict(special_tokens or {})
         self.date, self.name = date, name
-        self._spans: list[Span] | None = None
-        self._blocks: list[str] = []
         _ = self._template  # errors of the syntax are raised here
 
     @classmethod
@@ -207,7 +224,7 @@ class ChatTemplate:
             If the template raises an error, accesses what the sandbox forbids, or its output is too
             long.
         """
-        return self._render(messages, tools, add_generation_prompt, variables)
+        return self._render(messages, tools, add_generation_prompt, variables).text
 
     def render_spans(
         self,
@@ -244,26 +261,20 @@ class ChatTemplate:
         """
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         wanted = answers if turns == "all" else answers[-1:]
+        text, spans = self._render(messages, tools, False, {})
         if self._marks_spans:
-            self._spans, self._blocks = [], []
-            try:
-                text = self._render(messages, tools, False, {})
-                spans = self._spans
-            finally:
-                self._spans = None
             if len(spans) != len(answers):
                 raise ValueError(
                     f"the {self.name} marks {len(spans)} generations; expected one for each of "
                     f"{len(answers)} assistant messages"
                 )
             return text, spans if turns == "all" else spans[-1:]
-        text = self._render(messages, tools, False, {})
         spans = []
         for i in wanted:
-            before = self._render(messages[:i], tools, True, {})
+            before = self.render(messages[:i], tools=tools, add_generation_prompt=True)
             until = text
             if i + 1 < len(messages):
-                until = self._render(messages[: i + 1], tools, False, {})
+                until = self.render(messages[: i + 1], tools=tools)
             if not (until.startswith(before) and text.startswith(until)):
                 advice = "; train on the last message only (turns: last)" if turns == "all" else ""
                 raise ValueError(
@@ -284,7 +295,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
-    ) -> str:
+    ) -> "_Rendered":
         values = {
             **self.special_tokens,
             "messages": list(messages),
@@ -293,19 +304,22 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
             **variables,
         }
-        self._blocks = []
-        n_characters = 0
+        blocks: list[str] = []
+        progress = _Progress()
+        token = _progress.set(progress)
         try:
             for block in self._template.generate(**values):
-                self._blocks.append(block)
-                n_characters += len(block)
-                if n_characters > MAX_RENDERED_CHARACTERS:
+                blocks.append(block)
+                progress.n_characters += len(block)
+                if progress.n_characters > MAX_RENDERED_CHARACTERS:
                     raise ValueError(f"rendered more than {MAX_RENDERED_CHARACTERS} characters")
         except Exception as error:  # the template can raise anything
             raise ValueError(
                 f"the {self.name} rejects the messages: {str(error) or type(error).__name__}"
             ) from error
-        return "".join(self._blocks)
+        finally:
+            _progress.reset(token)
+        return _Rendered("".join(blocks), progress.spans)
 
     @cached_property
     def _template(self) -> Any:
@@ -315,7 +329,6 @@ class ChatTemplate:
             import jinja2.sandbox
         except ImportError as error:
             raise ValueError("chat templates need: pip install 'tjx-data[chat]'") from error
-        owner = self
 
         class Generation(jinja2.ext.Extension):
             """The tag ``{% generation %}``, which records where its content is."""
@@ -330,7 +343,9 @@ class ChatTemplate:
 
             def _record(self, caller: Any) -> str:
                 content: str = caller()
-                owner._record_span(content)
+                progress = _progress.get()
+                start = progress.n_characters
+                progress.spans.append(Span(start, start + len(content)))
                 return content
 
         class Namespace(jinja2.utils.Namespace):
@@ -357,11 +372,6 @@ class ChatTemplate:
             return environment.from_string(self.source)
         except (jinja2.TemplateError, RecursionError) as error:
             raise ValueError(f"template: got {self.name}, which is no template: {error}") from error
-
-    def _record_span(self, content: str) -> None:
-        if self._spans is not None:
-            start = sum(map(len, self._blocks))
-            self._spans.append(Span(start, start + len(content)))
 
     def _strftime(self, form: str) -> str:
         if self.date is None:
