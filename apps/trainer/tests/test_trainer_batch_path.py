@@ -24,8 +24,8 @@ from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import build_job
 
 # The path may become shorter, not longer: lower these numbers when it does.
-MAX_FILES = 31
-MAX_LINES = 6850
+MAX_FILES = 30
+MAX_LINES = 6710
 
 ARCHITECTURE = Path(__file__).resolve().parents[3] / "docs" / "architecture.md"
 

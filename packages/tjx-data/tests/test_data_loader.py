@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import TokenLoader, batch_bytes, char_tokenizer, prepare, train_bpe
+from tjx_data.loading import token_loader
 
 EOT = "<|endoftext|>"
 ALPHABET = "".join(chr(0x4E00 + i) for i in range(3000))
@@ -179,6 +181,40 @@ def test_evaluation_visits_each_label_once(
     last = n_tokens - 1 if max_tokens is None else min(max_tokens, n_tokens - 1)
     assert sorted(seen) == list(range(1, last + 1))
     assert len(n_batches) == 1
+
+
+@pytest.mark.parametrize("limit_seconds", [0.0, 3600.0], ids=["slow-disk", "fast-disk"])
+def test_batches_in_any_order_are_the_rows_of_their_step(
+    limit_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of consecutive steps are read together, unless the disk is slow."""
+    monkeypatch.setattr(token_loader, "_MAX_BLOCK_SECONDS", limit_seconds)
+    monkeypatch.setattr(token_loader, "_MAX_BLOCK_BYTES", 1000)
+    tokens = np.arange(1000, dtype=np.uint16)
+    loader = TokenLoader.from_tokens(
+        tokens, vocab_size=1000, seq_len=9, batch_size=4, process_index=1, process_count=2
+    )
+    steps_read = []
+    windows = loader.source.reader.windows
+
+    def count(starts: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.unsignedinteger]:
+        steps_read.append(len(starts) // 2)
+        return windows(starts, width)
+
+    monkeypatch.setattr(loader.source.reader, "windows", count)
+    n_wrapped = 0
+    for step in [*range(100), 7, 8, 9, 3, 500, 501]:
+        batch = loader.batch(step)
+        rows = np.arange(4 * step + 2, 4 * step + 4)
+        expected = TokenLoader.from_tokens(tokens, vocab_size=1000, seq_len=9, batch_size=4)
+        for name, array in expected.rows(rows).items():
+            np.testing.assert_array_equal(batch[name], array, err_msg=f"{name} of step {step}")
+        n_wrapped += int((np.diff(batch["tokens"]) < 0).any())
+    assert n_wrapped
+    if limit_seconds:  # 40 bytes a step, so that at most 25 fit
+        assert steps_read == [1, 2, 4, 8, 16, 25, 25, 25, 1, 2, 1, 1, 2]
+    else:
+        assert set(steps_read) == {1}
 
 
 def test_batch_bytes_add_up_to_the_bytes_of_the_text(tmp_path: Path) -> None:

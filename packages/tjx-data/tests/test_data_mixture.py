@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tjx_data.config import DataConfig
 from tjx_data.loading.base import IGNORED_LABEL, Batch, Loader, RowIndices
-from tjx_data.loading.masked_lm import MaskedLoader
 from tjx_data.loading.mixture import MixtureLoader
 from tjx_data.loading.token_loader import TokenLoader
 from tjx_data.mixtures.mixture_weights import (
@@ -22,6 +21,7 @@ from tjx_data.mixtures.mixture_weights import (
     rows_per_period,
     temperature_weights,
 )
+from tjx_data.transforms.masked_lm import MaskedLoader
 
 
 class Counting(Loader):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import ReversalLoader
-from tjx_data.loading.byte_reversal import END, FIRST_BYTE, START, decode
+from tjx_data.transforms.byte_reversal import END, FIRST_BYTE, START, decode
 
 
 @settings(max_examples=20)

@@ -14,7 +14,7 @@ import pytest
 from words import SHARD_TOKENS, TOKENIZER, prepare_words
 
 from tjx_data import DataError, TokenLoader
-from tjx_data.loading import shard_reader
+from tjx_data.loading import shard_reader, token_loader
 
 DEADLINE = 120.0  # seconds before a waiting test fails
 
@@ -128,6 +128,28 @@ def test_ids_beyond_the_vocabulary_are_rejected(
     with pytest.raises(DataError, match=r"train_00001\.bin: got token id"):  # noqa: PT012  one is it
         for step in range(loader.rows_per_epoch // 16 + 1):
             loader.batch(step)
+
+
+def test_damage_is_reported_at_the_step_that_reads_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of later steps are read with those of a step, but do not make it fail."""
+    monkeypatch.setattr(shard_reader, "_CHECK_INTERVAL", 3600.0)
+    monkeypatch.setattr(token_loader, "_MAX_BLOCK_SECONDS", 3600.0)
+    loader = TokenLoader(directory, seq_len=64, batch_size=2)
+    os.truncate(directory / "train_00001.bin", 10_000)
+
+    def fails(read: Callable[[], object]) -> bool:
+        try:
+            read()
+        except DataError:
+            return True
+        return False
+
+    steps = range(100)
+    expected = [fails(lambda: loader.rows(np.arange(2 * i, 2 * i + 2))) for i in steps]  # noqa: B023  called here
+    assert [fails(lambda: loader.batch(i)) for i in steps] == expected  # noqa: B023  called here
+    assert 0 < sum(expected) < 100
 
 
 def test_bytes_appended_to_a_shard_are_not_read(

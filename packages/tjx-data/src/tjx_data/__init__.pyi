@@ -41,17 +41,14 @@ from .images.image_set import Images as Images
 from .images.mnist import read_idx as read_idx
 from .images.open_images import open_images as open_images
 from .loading.base import Loader as Loader
-from .loading.byte_reversal import ReversalLoader as ReversalLoader
-from .loading.masked_lm import MaskedLoader as MaskedLoader
+from .loading.evaluation_rows import batch_bytes as batch_bytes
 from .loading.mixture import MixtureLoader as MixtureLoader
 from .loading.prefetch import Prefetcher as Prefetcher
-from .loading.span_corruption import SpanLoader as SpanLoader
 from .loading.stream import StreamLoader as StreamLoader
 from .loading.stream_rows import StreamRows as StreamRows
 from .loading.stream_rows import open_stream as open_stream
 from .loading.token_files import largest_id as largest_id
 from .loading.token_loader import TokenLoader as TokenLoader
-from .loading.token_loader import batch_bytes as batch_bytes
 from .loading.token_splits import TokenFiles as TokenFiles
 from .loading.token_splits import find_token_files as find_token_files
 from .loading.token_splits import open_token_split as open_token_split
@@ -69,5 +66,8 @@ from .tokenization.builders import byte_tokenizer as byte_tokenizer
 from .tokenization.builders import char_tokenizer as char_tokenizer
 from .tokenization.builders import train_bpe as train_bpe
 from .tokenization.tokenizer import Tokenizer as Tokenizer
+from .transforms.byte_reversal import ReversalLoader as ReversalLoader
+from .transforms.masked_lm import MaskedLoader as MaskedLoader
+from .transforms.span_corruption import SpanLoader as SpanLoader
 
 __version__: str

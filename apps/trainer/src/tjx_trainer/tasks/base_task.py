@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import tjx_data
-from tjx_data.loading.transformed_loader import TransformedLoader
+from tjx_data.transforms.transformed_loader import TransformedLoader
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.task import DataShard, PutBatch

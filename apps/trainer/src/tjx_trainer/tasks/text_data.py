@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import tjx_data
 from tjx_data.corpora.documents import SplitName
-from tjx_data.loading.transformed_loader import TransformedLoader
+from tjx_data.transforms.transformed_loader import TransformedLoader
 from tjx_nn.models.bert_config import BertConfig
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.config.run_config import Config

@@ -3,25 +3,43 @@
 Names of array axes: R rows, T tokens per row.
 """
 
+import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Literal, Unpack, get_args
+from typing import Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
-from tjx_data.loading.base import IGNORED_LABEL, Batch, Batching, Loader, RowIndices
+from tjx_data.errors import DataError
+from tjx_data.loading.base import Batch, Batching, Loader, RowIndices
+from tjx_data.loading.evaluation_rows import evaluation_batches
 from tjx_data.loading.samplers import EpochSampler, IndependentSampler
 from tjx_data.loading.shard_reader import Tokens
 from tjx_data.loading.token_arrays import open_tokens
 from tjx_data.loading.token_files import IdDtype
-from tjx_data.loading.token_source import PreparedSplit, TokenSource
+from tjx_data.loading.token_source import PreparedSplit, TokenSource, read_chunk
 from tjx_data.prepared.packing import Packing, packed_rows
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 PackingKind = Literal["windows", "documents"]
 WindowOrder = Literal["shifted", "random", "aligned"]
+
+# Windows of several steps are read together up to this size, unless reading takes longer than this:
+# on a slow disk, a step should not wait for the windows of later ones.
+_MAX_BLOCK_BYTES = 1 << 20
+_MAX_BLOCK_SECONDS = 2e-3
+
+
+class _Block(NamedTuple):
+    """Windows of consecutive steps."""
+
+    first_step: int
+    offsets: npt.NDArray[np.int64]  # [steps, R]
+    windows: Tokens  # [steps, R, T + 1]
+    fast: bool
 
 
 class TokenLoader(Loader):
@@ -125,6 +143,7 @@ class TokenLoader(Loader):
                 f"{self.source.name}; choose a smaller seq_len or more text"
             )
         self._sampler = self._make_sampler()
+        self._block: _Block | None = None
 
     @classmethod
     def from_tokens(
@@ -243,15 +262,65 @@ class TokenLoader(Loader):
         offsets = self._sampler.offsets(row_indices)
         if self._packed is not None:
             places = [(self._packed, number) for number in offsets.tolist()]
-            return packed_rows(places, self.seq_len, self._chunk)
-        last = self._n_labels - self.seq_len
-        starts = np.minimum(offsets, last)
-        windows = self._tokens.windows(starts, self.seq_len + 1).astype(np.int32)  # [R, T + 1]
+            return packed_rows(places, self.seq_len, partial(read_chunk, self._tokens))
+        return self._windows_batch(offsets, self._windows(offsets))
+
+    def batch(self, step: int) -> Batch:
+        """Return this process's rows of a batch, as `rows`; reads windows of several steps at once.
+
+        Parameters
+        ----------
+        step : int
+            Training step, from 0.
+
+        Returns
+        -------
+        dict
+            Arrays [batch_size / process_count, ...].
+        """
+        if self._packed is not None:
+            return super().batch(step)
+        assert step >= 0
+        self._tokens.check_unchanged()
+        block = self._block
+        if block is None or not 0 <= step - block.first_step < len(block.offsets):
+            try:
+                block = self._read_block(step, self._steps_to_read(step))
+            except DataError:  # perhaps in a later step
+                block = self._read_block(step, 1)
+            self._block = block
+        number = step - block.first_step
+        return self._windows_batch(block.offsets[number], block.windows[number])
+
+    def _steps_to_read(self, step: int) -> int:
+        """Return the steps to read together: more while they come in order and the disk is fast."""
+        block = self._block
+        if block is None or not block.fast or step != block.first_step + len(block.offsets):
+            return 1
+        limit: int = _MAX_BLOCK_BYTES // block.windows[0].nbytes
+        return max(1, min(2 * len(block.offsets), limit))
+
+    def _read_block(self, step: int, n_steps: int) -> _Block:
+        start = time.perf_counter()
+        steps = np.arange(step, step + n_steps)[:, None]
+        rows = steps * self.batch_size + self._local_rows
+        offsets = self._sampler.offsets(rows.ravel())
+        windows = self._windows(offsets).reshape(*rows.shape, -1)
+        fast = time.perf_counter() - start < _MAX_BLOCK_SECONDS
+        return _Block(step, offsets.reshape(rows.shape), windows, fast)
+
+    def _windows(self, offsets: npt.NDArray[np.int64]) -> Tokens:
+        """Return the tokens of windows [R, T + 1]; a window that wraps around is not complete."""
+        starts = np.minimum(offsets, self._n_labels - self.seq_len)
+        return self._tokens.windows(starts, self.seq_len + 1)
+
+    def _windows_batch(self, offsets: npt.NDArray[np.int64], windows: Tokens) -> Batch:
+        windows = windows.astype(np.int32)
         tokens, labels = windows[:, :-1], windows[:, 1:]
-        wrapped = np.flatnonzero(offsets > last).tolist()  # at most one per epoch
-        if wrapped:
+        last = self._n_labels - self.seq_len
+        if offsets.max() > last:  # at most one row per epoch
             tokens, labels = tokens.copy(), labels.copy()
-            for row in wrapped:
+            for row in np.flatnonzero(offsets > last).tolist():
                 tokens[row], labels[row] = self._wrapped_window(int(offsets[row]))
         return {"tokens": tokens, "labels": labels}
 
@@ -264,11 +333,6 @@ class TokenLoader(Loader):
             for cut in (slice(None, -1), slice(1, None))
         )
         return tokens, labels
-
-    def _chunk(self, start: int, length: int) -> tuple[Tokens, Tokens]:
-        """Return the tokens and labels of a packed chunk."""
-        stream = self.read(start, length + 1)
-        return stream[:-1], stream[1:]
 
     def read(self, start: int, length: int) -> npt.NDArray[np.unsignedinteger]:
         """Return tokens ``start`` to ``start + length - 1`` of the stream, across shards.
@@ -304,38 +368,10 @@ class TokenLoader(Loader):
             As `rows` returns. Beyond the end labels are -100 and tokens 0; every process gets the
             same number of batches.
         """
-        n_labels = self.n_tokens - 1
-        if self._packed is not None:
-            n_labels = self._packed.n_rows * self.seq_len
-        if limit is not None:
-            n_labels = min(n_labels, limit)
-        n_rows = -(-n_labels // self.seq_len)
-        sampler = EpochSampler(self.rows_per_epoch, 0)
-        for first in range(0, n_rows, self.batch_size):
-            self._tokens.check_unchanged()
-            numbers = first + self._local_rows
-            if self._packed is None:
-                yield self._consecutive_windows(numbers, n_labels)
-                continue
-            offsets = sampler.offsets(np.minimum(numbers, n_rows - 1)).tolist()
-            places = [
-                (self._packed, offset) if number < n_rows else None
-                for number, offset in zip(numbers, offsets, strict=True)
-            ]
-            yield packed_rows(places, self.seq_len, self._chunk)
-
-    def _consecutive_windows(self, numbers: RowIndices, n_labels: int) -> Batch:
-        """Return non-overlapping windows by number; padded beyond the first `n_labels` labels."""
-        tokens = np.zeros((len(numbers), self.seq_len), np.int32)
-        labels = np.full_like(tokens, IGNORED_LABEL)
-        for row, window in enumerate(numbers.tolist()):
-            start = window * self.seq_len
-            length = min(self.seq_len, n_labels - start)
-            if length > 0:
-                stream = self.read(start, length + 1)
-                tokens[row, :length] = stream[:-1]
-                labels[row, :length] = stream[1:]
-        return {"tokens": tokens, "labels": labels}
+        return evaluation_batches(
+            self.source.reader, self._packed, limit, n_labels=self._n_labels, seq_len=self.seq_len,
+            batch_size=self.batch_size, local_rows=self._local_rows,
+        )  # fmt: skip
 
     def document(self, number: int) -> npt.NDArray[np.unsignedinteger]:
         """Return the tokens of one document of the split, without end-of-text tokens.
@@ -361,27 +397,3 @@ class TokenLoader(Loader):
             If a file differs; the message names the first one.
         """
         self.source.verify()
-
-
-def batch_bytes(labels: npt.NDArray[np.int32], token_byte_lengths: npt.NDArray[np.int32]) -> int:
-    """Count the bytes of text that the labels of a batch stand for, to compute bits per byte.
-
-    Parameters
-    ----------
-    labels : int32 array
-        Token ids; -100 is ignored.
-    token_byte_lengths : int32 [vocab_size]
-        `Tokenizer.token_byte_lengths`.
-
-    Returns
-    -------
-    int
-        Number of bytes of UTF-8.
-
-    Examples
-    --------
-    >>> lengths = np.array([0, 1, 3], np.int32)
-    >>> batch_bytes(np.array([[1, 2], [0, -100]], np.int32), lengths)
-    4
-    """
-    return int(token_byte_lengths[labels[labels != IGNORED_LABEL]].sum(dtype=np.int64))

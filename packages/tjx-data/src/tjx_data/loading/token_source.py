@@ -31,6 +31,12 @@ class TokenReader(Protocol):
         """Check that the tokens did not change."""
 
 
+def read_chunk(reader: TokenReader, start: int, length: int) -> tuple[Tokens, Tokens]:
+    """Return `length` consecutive tokens, and their labels: the next tokens."""
+    stream = reader.read(start, length + 1)
+    return stream[:-1], stream[1:]
+
+
 class TokenSource(ABC):
     """A stream of token ids with random access.
 

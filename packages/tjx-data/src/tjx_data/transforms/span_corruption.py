@@ -18,7 +18,7 @@ from tjx_data.loading.base import IGNORED_LABEL, Batch, RowIndices
 from tjx_data.loading.mixture import MixtureLoader
 from tjx_data.loading.samplers import Words, derive_key, random_words
 from tjx_data.loading.token_loader import TokenLoader
-from tjx_data.loading.transformed_loader import TransformedLoader
+from tjx_data.transforms.transformed_loader import TransformedLoader
 
 _PURPOSE = int.from_bytes(b"spans")
 

@@ -13,7 +13,7 @@ from tjx_data.loading.base import IGNORED_LABEL, Batch, RowIndices
 from tjx_data.loading.mixture import MixtureLoader
 from tjx_data.loading.samplers import derive_key, random_words, to_unit_interval
 from tjx_data.loading.token_loader import TokenLoader
-from tjx_data.loading.transformed_loader import TransformedLoader
+from tjx_data.transforms.transformed_loader import TransformedLoader
 
 MASKED_SHARE, REPLACED_SHARE = 0.8, 0.1
 """Shares of the selected tokens that become the mask token, or a random token."""

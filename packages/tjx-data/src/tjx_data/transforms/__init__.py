@@ -1,0 +1,1 @@
+"""Loaders that transform the rows of another loader."""
