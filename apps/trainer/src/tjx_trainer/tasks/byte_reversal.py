@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tjx_data
-from tjx_data.loading import byte_reversal
+from tjx_data.transforms import byte_reversal
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.tasks.base_task import LoaderTask, make_loaders
 from tjx_trainer.tasks.special_tokens import with_special_tokens
