@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_data import Tokenizer, byte_tokenizer, train_bpe
-from tjx_data.tokenization import tiktoken_backend
+from tjx_data.tokenization import text_splitting
 from tjx_data.tokenization.tiktoken_backend import find_obstacle
 from tjx_data.tokenization.vocabulary import BYTE_CHARACTERS
 
@@ -52,10 +52,18 @@ def test_identity_of_a_tokenizer_does_not_depend_on_the_backend() -> None:
     assert [copy.backend for copy in copies] == ["tiktoken", "tokenizers"]
 
 
-def test_long_texts_are_encoded_on_threads_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiktoken_backend, "available_cpus", lambda: 3)
+@pytest.mark.parametrize("batch", [text_splitting.BATCH_CHARACTERS, 1000])
+def test_long_texts_are_encoded_on_threads_in_order(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch is divided among the threads; of several, each thread encodes the next one."""
     texts = [WORDS[i:] * k for i, k in enumerate((1, 300, 0, 9, 150))]
-    assert BPE.encode_batch(texts) == [PLAIN.encode(text) for text in texts]
+    expected = [PLAIN.encode(text) for text in texts]
+    monkeypatch.setattr(text_splitting, "available_cpus", lambda: 3)
+    monkeypatch.setattr(text_splitting, "BATCH_CHARACTERS", batch)
+    assert BPE.encode_batch(texts) == expected
+    with pytest.raises(ValueError, match="lone surrogate"):
+        BPE.encode_batch([*texts, "a\ud800"])
 
 
 @pytest.mark.parametrize(

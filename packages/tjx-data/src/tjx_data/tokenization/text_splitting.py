@@ -6,9 +6,15 @@ there changes neither token ids nor the pair counts of BPE training. It allows p
 one long document in bounded memory.
 """
 
+import itertools
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
+
+from tjx_data.prepared.executors import available_cpus
 
 SEGMENT_CHARACTERS = 1 << 11
 """Smallest segment by default; `tokenizers` encodes longer texts more slowly."""
@@ -82,6 +88,44 @@ def segment_batches(texts: Iterable[str], segment_size: int | None) -> Iterator[
                 batch, cost = [], 0
     if batch:
         yield batch
+
+
+def encode_batches(
+    encode: Callable[[list[TextSegment], int], list[list[int]]],
+    batches: Iterator[list[TextSegment]],
+) -> Iterator[tuple[list[TextSegment], list[list[int]]]]:
+    """Encode batches of segments, each core the next one, while their results are used.
+
+    TOKENIZERS_PARALLELISM=false limits it to one core, as it does in `tokenizers`.
+
+    Parameters
+    ----------
+    encode : callable
+        From the segments of a batch, and a number of threads, to their ids.
+    batches : Iterator of list of TextSegment
+        Read one ahead for each core.
+
+    Yields
+    ------
+    segments, ids
+        Each batch in order, with its result.
+    """
+    first = list(itertools.islice(batches, 2))
+    one_core = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0", "off")
+    n_threads = 1 if one_core else available_cpus()
+    if n_threads == 1 or len(first) < 2:
+        for batch in itertools.chain(first, batches):
+            yield batch, encode(batch, n_threads)
+        return
+    waiting: deque[tuple[list[TextSegment], Future[list[list[int]]]]] = deque()
+    with ThreadPoolExecutor(n_threads) as pool:
+        for batch in itertools.chain(first, batches):
+            waiting.append((batch, pool.submit(encode, batch, 1)))
+            if len(waiting) > n_threads:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
 
 
 def splits_before_space(description: Mapping[str, Any]) -> bool:

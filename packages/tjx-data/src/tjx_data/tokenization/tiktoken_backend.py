@@ -6,14 +6,12 @@ pairs only. `merges_are_determined_by_tokens` has the condition under which both
 
 import importlib.metadata
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import tokenizers
 
-from tjx_data.prepared.executors import available_cpus
 from tjx_data.tokenization.text_splitting import splits_before_space
 from tjx_data.tokenization.vocabulary import BYTE_CHARACTERS, decode_byte_characters
 
@@ -48,17 +46,13 @@ class TiktokenEncoder:
             "tjx", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
         )
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode texts; raise UnicodeEncodeError for a lone surrogate.
-
-        TOKENIZERS_PARALLELISM=false limits it to one core, as it does in `tokenizers`.
-        """
+    def encode(self, texts: Sequence[str], n_threads: int) -> list[list[int]]:
+        """Encode texts; raise UnicodeEncodeError for a lone surrogate."""
         for text in texts:
             if not text.isascii():
                 text.encode("utf-8")  # tiktoken replaces lone surrogates
-        n_threads = min(available_cpus(), len(texts))
-        one_core = os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0", "off")
-        if one_core or n_threads < 2 or sum(map(len, texts)) < _MIN_PARALLEL_CHARACTERS:
+        n_threads = min(n_threads, len(texts))
+        if n_threads < 2 or sum(map(len, texts)) < _MIN_PARALLEL_CHARACTERS:
             return self._encode(texts)
         ids: list[list[int]] = [[]] * len(texts)
         with ThreadPoolExecutor(n_threads) as pool:

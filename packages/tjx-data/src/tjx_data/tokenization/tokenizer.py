@@ -25,6 +25,8 @@ from tjx_data.tokenization.file_formats import (
 from tjx_data.tokenization.text_splitting import (
     LONE_SURROGATE,
     SEGMENT_CHARACTERS,
+    TextSegment,
+    encode_batches,
     segment_batches,
     splits_before_space,
 )
@@ -220,7 +222,7 @@ class Tokenizer:
         Parameters
         ----------
         texts : Iterable[str]
-            Read once, about 300,000 characters ahead.
+            Read once, about 300,000 characters for each core ahead.
         allowed_special : Collection[str]
             As of `encode`.
 
@@ -266,8 +268,8 @@ class Tokenizer:
         pending: list[list[int]] = []  # ids of the segments of an unfinished text
         size = SEGMENT_CHARACTERS if self._tiktoken is None else TIKTOKEN_SEGMENT_CHARACTERS
         segment_size = size if self.always_splits_before_space else None
-        for batch in segment_batches(texts, segment_size):
-            encoded = self._encode_segments([segment.text for segment in batch])
+        batches = segment_batches(texts, segment_size)
+        for batch, encoded in encode_batches(self._encode_segments, batches):
             for segment, ids in zip(batch, encoded, strict=True):
                 if self._unknown_id is not None and self._unknown_id in ids:
                     known = self.vocabulary.keys() - self.special_tokens.keys()
@@ -278,12 +280,13 @@ class Tokenizer:
                     pending = []
         assert not pending
 
-    def _encode_segments(self, segments: list[str]) -> list[list[int]]:
+    def _encode_segments(self, segments: list[TextSegment], n_threads: int) -> list[list[int]]:
+        texts = [segment.text for segment in segments]
         try:
             if self._tiktoken is not None:
-                return self._tiktoken.encode(segments)
+                return self._tiktoken.encode(texts, n_threads)
             # The fast form omits the character offsets (up to 10x).
-            encoded = self._ordinary.encode_batch_fast(segments, add_special_tokens=False)
+            encoded = self._ordinary.encode_batch_fast(texts, add_special_tokens=False)
             return [encoding.ids for encoding in encoded]
         except (TypeError, UnicodeEncodeError) as error:
             raise ValueError(LONE_SURROGATE) from error
