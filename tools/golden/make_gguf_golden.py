@@ -3,11 +3,10 @@
 For each file: its SHA-256, the ids of the texts, 24 greedy tokens after a prompt, the log
 probabilities of the first and the last of them, and a rendered chat template.
 
-Run it in a separate environment (see README.md), with `pip install xllamacpp==2026.10.11549`, after
-`gguf_models.py` has written the files in this repository's environment:
+It reads the files that `apps/eval/tests/gguf_models.py` writes. Run it in a separate environment (see
+README.md), with `pip install xllamacpp==2026.10.11549`:
 
-    PYTHONPATH=... python ../../apps/eval/tests/gguf_models.py /tmp/gguf
-    /tmp/golden/bin/python make_gguf_golden.py /tmp/gguf ../../apps/eval/tests/golden
+    python make_gguf_golden.py /tmp/gguf ../../apps/eval/tests/golden
 """
 
 import argparse

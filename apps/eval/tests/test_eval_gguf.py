@@ -217,6 +217,7 @@ LLAMA = CASES["qwen3"].fields | {"qk_norm": False}
         ({"rope": RopeConfig(scaling="yarn", factor=2.0, original_seq_len=64)}, ["rope.scaling"]),
         ({"rope": RopeConfig(dim=16)}, ["rope.dim"]),
         ({"nope_every": 2}, ["windows", "nope_every"]),
+        ({"qk_norm": True, "window": 8}, ["windows"]),
     ],
 )
 def test_models_that_llama_cpp_lacks_are_refused(
