@@ -1,10 +1,10 @@
 """Write what llama.cpp computes with exported models: apps/eval/tests/golden/gguf.npz.
 
 For each file: its SHA-256, the ids of the texts, 24 greedy tokens after a prompt, the log
-probabilities of the first and the last of them, and a rendered chat template.
+probabilities of the first and the last of them, and the ids of a conversation.
 
-It reads the files that `apps/eval/tests/gguf_models.py` writes. Run it in a separate environment (see
-README.md), with `pip install xllamacpp==2026.10.11549`:
+It reads the files that `apps/eval/tests/gguf_models.py` writes. Run it in a separate environment
+(see README.md), with `pip install xllamacpp==2026.10.11549`:
 
     python make_gguf_golden.py /tmp/gguf ../../apps/eval/tests/golden
 """
@@ -44,7 +44,12 @@ def golden(file: pathlib.Path, texts: list[str], messages: list[dict[str, str]])
         connection.request("POST", path, json.dumps(content), headers)
         return json.load(connection.getresponse())
 
-    ids = [post("/tokenize", content=text, add_special=True)["tokens"] for text in texts]
+    def tokenize(text: str, **options: Any) -> list[int]:
+        ids: list[int] = post("/tokenize", content=text, add_special=True, **options)["tokens"]
+        return ids
+
+    ids = [tokenize(text, parse_special=False) for text in texts]
+    chat = post("/apply-template", messages=messages)["prompt"]
     tokens = ids[0][:PROMPT]
     positions, rows, margins = [], [], []
     for position in range(PROMPT - 1, PROMPT - 1 + NEW):
@@ -68,7 +73,7 @@ def golden(file: pathlib.Path, texts: list[str], messages: list[dict[str, str]])
         "tokens": np.array(tokens, np.int32),
         "positions": np.array([positions[0], positions[-1]], np.int32),
         "logprobs": np.array([rows[0], rows[-1]]),
-        "chat": post("/apply-template", messages=messages)["prompt"],
+        "chat": np.array(tokenize(chat, parse_special=True), np.int32),
         **{f"text_{i}": np.array(found, np.int32) for i, found in enumerate(ids)},
     }
 

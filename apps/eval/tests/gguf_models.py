@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tokenizers
 
-from tjx_data import Tokenizer, byte_tokenizer
+from tjx_data import CHAT_TOKENS, ChatTemplate, Tokenizer, byte_tokenizer
 from tjx_eval.export.gguf import export_gguf
 from tjx_eval.export.gguf_file import Dtype
 from tjx_eval.export.gguf_tokenizer import SPLITTINGS
@@ -33,20 +33,18 @@ MESSAGES = [
     {"role": "assistant", "content": "more"},
     {"role": "user", "content": "13"},
 ]
-END, TURN = "<|endoftext|>", "<|end|>"
 _LLAMA: dict[str, Any] = {
     "n_layer": 2, "n_head": 4, "n_kv_head": 2, "d_model": 64, "d_ff": 96, "max_seq_len": 128,
     "positions": "rope", "norm": "rmsnorm", "activation": "swiglu", "bias": False,
 }  # fmt: skip
 _LLAMA3_ROPE = RopeConfig(base=1000.0, scaling="llama3", factor=4.0, original_seq_len=32)
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message.role }}|>{% generation %}{{ message.content }}"
-    "<|end|>{% endgeneration %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 class Case(NamedTuple):
-    """An exported model: fields of its config, its splitting of words, and the stored dtype."""
+    """An exported model: fields of its config, its splitting of words, and the stored dtype.
+
+    The last one is the name of a built-in chat template.
+    """
 
     fields: dict[str, Any]
     splitting: str
@@ -55,17 +53,16 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "llama": Case(
-        {**_LLAMA, "rope": _LLAMA3_ROPE, "tied_head": False}, "llama-bpe", "f16", TEMPLATE
-    ),
+    "llama": Case({**_LLAMA, "rope": _LLAMA3_ROPE, "tied_head": False}, "llama-bpe", "f16", "tjx"),
     "llama_bias": Case(
-        {**_LLAMA, "bias": True, "tokenizer_size": 451, "tied_head": False}, "gpt-2", "f32"
+        {**_LLAMA, "bias": True, "tokenizer_size": 455, "tied_head": False}, "gpt-2", "f32"
     ),
     "llama_q8_0": Case({**_LLAMA, "d_ff": 80, "tied_head": False}, "smollm", "q8_0"),
     "qwen2": Case(
         {**_LLAMA, "qkv_bias": True, "rope": RopeConfig(scaling="linear", factor=2.0)},
         "qwen2",
         "f16",
+        "plain",
     ),
     "qwen3": Case({**_LLAMA, "qk_norm": True, "d_head": 32, "tied_head": False}, "qwen2", "f16"),
     "gpt2": Case({"n_layer": 2, "n_head": 4, "d_model": 64, "max_seq_len": 128}, "bytes", "f16"),
@@ -73,7 +70,7 @@ CASES = {
 
 
 def make_tokenizer(splitting: str) -> Tokenizer:
-    """Return a tokenizer of 451 ids with merges across words, so that each splitting matters.
+    """Return a tokenizer of 455 ids with merges across words, so that each splitting matters.
 
     The splitting "bytes" is the tokenizer of 256 bytes.
     """
@@ -90,7 +87,7 @@ def make_tokenizer(splitting: str) -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator([text[i:] for text in TEXTS for i in range(0, 20, 3)] * 2, trainer)
-    inner.add_special_tokens([END, TURN])
+    inner.add_special_tokens(["<|endoftext|>", *CHAT_TOKENS])
     description = json.loads(inner.to_str())
     steps, ignore_merges = SPLITTINGS[splitting]
     steps = [
@@ -123,15 +120,16 @@ def make_params(config: GPTConfig) -> dict[str, Any]:
 def make_model(case: Case, folder: Path) -> TrainedModel:
     """Return a model; its chat template is written to the folder."""
     config = GPTConfig(**{"vocab_size": 480, **case.fields})
+    tokenizer = make_tokenizer(case.splitting)
     if case.template is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "chat_template.jinja").write_text(case.template)
+        ChatTemplate.built_in(case.template, tokenizer).save(folder)
     return TrainedModel(
         path=folder,
         architecture=config,
         params=make_params(config),
         mesh=jax.sharding.Mesh(jax.devices()[:1], "data"),
-        text_tokenizer=make_tokenizer(case.splitting),
+        text_tokenizer=tokenizer,
     )
 
 

@@ -16,7 +16,7 @@ import tokenizers
 from eval_tiny_run import tiny_run
 from gguf_models import CASES, MESSAGES, TEXTS, export, make_model, make_tokenizer
 
-from tjx_data import Tokenizer, byte_tokenizer, char_tokenizer
+from tjx_data import CHAT_TOKENS, Tokenizer, byte_tokenizer, char_tokenizer
 from tjx_eval.errors import EvalError
 from tjx_eval.export import gguf
 from tjx_eval.export.gguf_file import Dtype
@@ -48,7 +48,9 @@ def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
     for i, text in enumerate(TEXTS):
         assert model.tokenizer.encode_prompt(text) == golden[f"text_{i}"].tolist()
     if model.has_chat_template:
-        assert model.chat_template().render(MESSAGES, add_generation_prompt=True) == golden["chat"]
+        chat = model.chat_template().render(MESSAGES, add_generation_prompt=True)
+        ids = model.tokenizer.encode(chat, model.tokenizer.special_tokens)
+        assert ids == golden["chat"].tolist()
     tokens, logprobs = golden["tokens"], golden["logprobs"]
     found = log_probabilities(model.gpt, model.params, tokens[:-1])[:, : logprobs.shape[1]]
     dtype, difference = CASES[name].dtype, found[golden["positions"]] - logprobs
@@ -131,8 +133,9 @@ def test_stored_values_are_the_parameters(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, values, 0, atol, err_msg=name)
     assert metadata["general.file_type"] == 7
     assert metadata["llama.rope.dimension_count"] == 16
-    assert metadata["tokenizer.ggml.tokens"][449:452] == ["<|endoftext|>", "<|end|>", "[PAD451]"]
-    assert metadata["tokenizer.ggml.token_type"][448:452] == [1, 3, 3, 5]
+    names = ["<|endoftext|>", *CHAT_TOKENS, "[PAD455]"]
+    assert metadata["tokenizer.ggml.tokens"][449:456] == names
+    assert metadata["tokenizer.ggml.token_type"][448:456] == [1, *[3] * 6, 5]
     assert metadata["tokenizer.ggml.add_bos_token"] is True
     ends = [metadata[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos")]
     assert ends == [449, 449]
