@@ -54,6 +54,11 @@ def tokenizer_metadata(
     template : tjx_data.ChatTemplate or None
         Chat template of the model.
 
+    Returns
+    -------
+    dict
+        Values by key.
+
     Raises
     ------
     EvalError
@@ -94,7 +99,7 @@ def tokenizer_metadata(
     }
     keys |= {f"tokenizer.ggml.{key}_token_id": i for key, i in ids.items() if i is not None}
     if template is not None:
-        # llama.cpp's Jinja has no block of the generation, which only training uses.
+        # The tag of the generation is an extension of Jinja, which only training uses.
         blocks = re.compile(r"(\{%-?\s*)(end)?generation(\s*-?%\})")
         keys["tokenizer.chat_template"] = blocks.sub(
             lambda found: f"{found[1]}{'endif' if found[2] else 'if true'}{found[3]}",
