@@ -68,7 +68,10 @@ PLACEHOLDERS = {
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 PANTS_GOALS = {"test", "lint", "fmt", "fix", "check", "package"}
 # Programs that are not part of tjx; their arguments are not checked.
-OTHER_PROGRAMS = ("bash", "cd", "curl", "export", "pre-commit", "pytest")
+OTHER_PROGRAMS = (
+    "bash", "cd", "curl", "export", "llama-completion", "llama-server", "ollama", "pre-commit",
+    "pytest",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ ALLOWED = {
     ("apps/eval/src/tjx_eval/commands/tasks.py", "fetches: lm_eval"):
         "data of the given tasks; none for local tasks",
     ("apps/eval/src/tjx_eval/scoring/lm_harness.py", "fetches: lm_eval"): "as above",
+    ("tools/golden/make_gguf_golden.py", "fetches: http"):
+        "the server of llama.cpp that the script starts on this machine",
     ("tools/fetch_wheels.py", "fetches: urllib.request"):
         "files of the package index, whose SHA-256 the locks hold",
     ("tools/campaigns/fork_server.py", "listens"):

@@ -1,31 +1,42 @@
-"""`export`: write the model in Hugging Face Transformers or ONNX format, or its adapters."""
+"""`export`: write the model in Hugging Face Transformers, ONNX or GGUF format, or its adapters."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from tjx_ckpt.store.temporary_files import new_folder
+from tjx_ckpt.store.temporary_files import new_file, new_folder
 from tjx_core import CommandParser, ConfigError, Problem
 from tjx_eval.commands.arguments import add_model, positive
 from tjx_eval.errors import EvalError
 
 _DEFAULT_LENGTH = 128
-FORMATS = ("hf", "onnx", "peft")
-DTYPES = ("float32", "bfloat16", "float16")
+# Formats, and the dtypes of those that have a choice.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "hf": ("float32", "bfloat16", "float16"),
+    "onnx": (),
+    "peft": (),
+    "gguf": ("f16", "q8_0", "f32"),
+}
+_SUFFIX = ".gguf"
 
 
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `export`."""
     add = parser.add_argument
     add_model(parser, quantization=False)
-    add("out", metavar="OUT", help="a new or empty directory")
+    add("out", metavar="OUT", help="a new or empty directory; a new file of --format gguf")
     add(
         "--format",
         choices=FORMATS,
         default="hf",
-        help="peft: the adapters of a run with --lora.rank; default hf",
+        help="gguf: a file of llama.cpp; peft: the adapters of a run with --lora.rank; default hf",
     )
-    add("--dtype", choices=DTYPES, help="dtype of hf tensors; default float32")
+    add(
+        "--dtype",
+        choices=[dtype for dtypes in FORMATS.values() for dtype in dtypes],
+        help="dtype of tensors of hf (default float32) and of matrices of gguf (f16, q8_0 or f32; "
+        "default f16)",
+    )
     add("--batch", type=positive, help="batch size of the ONNX model; default 1")
     add("--length", type=positive, help="tokens per row in ONNX; default 128 or max_seq_len")
 
@@ -36,12 +47,23 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments, out)
     from tjx_eval.load_model import load_model
 
+    decoders = ("gpt",)
     model = load_model(
         arguments.model,
         step=arguments.step,
         tokenizer=arguments.tokenizer,
-        families=("gpt", "bert", "vit", "encoder_decoder"),
+        families=decoders
+        if arguments.format == "gguf"
+        else (*decoders, "bert", "vit", "encoder_decoder"),
     )
+    if arguments.format == "gguf":
+        from tjx_eval.export.gguf import export_gguf
+
+        with new_file(out) as file:
+            name = export_gguf(model, file, dtype=arguments.dtype or "f16")
+        size = out.stat().st_size
+        sys.stdout.write(f"{model.name} -> {out}: {size:,} bytes, architecture {name}\n")
+        return 0
     if arguments.format == "peft":
         from tjx_eval.export.peft import export_adapters
 
@@ -73,15 +95,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace, out: Path) -> None:
-    unused = {"hf": ("batch", "length"), "onnx": ("dtype",), "peft": ("dtype", "batch", "length")}
+    shape = ("batch", "length")
+    unused = {"hf": shape, "onnx": ("dtype",), "peft": ("dtype", *shape), "gguf": shape}
     problems = [
         Problem(f"--{name}", f"not used with --format {arguments.format}; leave it out")
         for name in unused[arguments.format]
         if getattr(arguments, name) is not None
     ]
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    dtypes = FORMATS[arguments.format]
+    if dtypes and arguments.dtype not in (None, *dtypes):
         problems.append(
-            Problem("OUT", f"got {out}, which exists; expected a new or empty directory")
+            Problem(
+                "--dtype",
+                f"got {arguments.dtype} with --format {arguments.format}; expected one of "
+                f"{', '.join(dtypes)}",
+            )
         )
+    if arguments.format == "gguf":
+        expected = None if out.suffix == _SUFFIX and not out.exists() else f"a new {_SUFFIX} file"
+    else:
+        empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+        expected = None if empty else "a new or empty directory"
+    if expected is not None:
+        exists = ", which exists" if out.exists() else ""
+        problems.append(Problem("OUT", f"got {out}{exists}; expected {expected}"))
     if problems:
         raise ConfigError(problems)

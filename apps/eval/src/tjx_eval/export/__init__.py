@@ -1,1 +1,1 @@
-"""Export of models to the Hugging Face Transformers and ONNX formats."""
+"""Export of models to the Hugging Face Transformers, ONNX and GGUF formats."""

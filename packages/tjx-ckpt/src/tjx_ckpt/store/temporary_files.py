@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tjx_core import fsync_path
 
@@ -89,4 +90,39 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         os.close(descriptor)
+    fsync_path(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file that is renamed to ``path`` when the context ends without error.
+
+    Parameters
+    ----------
+    path
+        The file; an existing one is replaced.
+
+    Yields
+    ------
+    BinaryIO
+        The temporary file, open for writing; it is deleted after an error.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("xb") as file:
+            hold(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_path(path.parent)

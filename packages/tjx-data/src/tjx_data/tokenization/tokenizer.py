@@ -498,12 +498,28 @@ class Tokenizer:
             Add a post-processor with which those libraries prepend the end-of-text token to a text,
             as `encode_prompt` does. A post-processor that already adds tokens is kept.
         """
+        write_atomically(Path(path), self.to_json(begins_prompts=begins_prompts))
+
+    def to_json(self, *, begins_prompts: bool = False) -> str:
+        """Return the content of ``tokenizer.json``.
+
+        Parameters
+        ----------
+        begins_prompts : bool
+            As of `save`.
+
+        Returns
+        -------
+        str
+            JSON.
+        """
         inner = self._inner
         adds_tokens = bool(inner.encode("", add_special_tokens=True).ids)
         if begins_prompts and self.eot_id is not None and not adds_tokens:
             inner = tokenizers.Tokenizer.from_str(inner.to_str())
             inner.post_processor = self._eot_post_processor()
-        write_atomically(Path(path), inner.to_str())
+        content: str = inner.to_str()
+        return content
 
     def _eot_post_processor(self) -> Any:
         number = self.eot_id

@@ -122,6 +122,8 @@ def write_params(
 ) -> tuple[Shapes, Callable[[str], np.ndarray]]:
     """Return the shapes of transformers tensors, and a function that computes a tensor by name.
 
+    The function transfers the layer of a tensor to the host, not the parameters of all layers.
+
     Parameters
     ----------
     family
@@ -141,21 +143,35 @@ def write_params(
     """
     check_params(config, params)
     own = param_shapes(config)
-    given = {path: np.asarray(jax.device_get(leaf)) for path, leaf in _flat(params).items()}
+    given = _flat(params)
     shapes = param_shapes(family_config)
     assert all(path.endswith("bias") for path in shapes.keys() - own)
-    whole = {
-        path: given[path][: shape[0]] if path in given else np.zeros(shape, np.float32)
-        for path, shape in shapes.items()
-    }
     slots = tensor_slots(family, family_config, shapes)
+
+    def part(path: str, place: tuple[int, ...]) -> np.ndarray:
+        if path not in given:
+            return np.zeros(shapes[path][len(place) :], np.float32)
+        value = _to_host(given[path], place)
+        return value if place else value[: shapes[path][0]]
 
     def tensor(name: str) -> np.ndarray:
         mapping, place, _ = slots[name]
-        parts = [whole[path][place or ...] for path in mapping.params]
-        return mapping.transform.write(parts)
+        return mapping.transform.write([part(path, place) for path in mapping.params])
 
     return {name: slot.shape for name, slot in slots.items()}, tensor
+
+
+def _to_host(leaf: Any, place: tuple[int, ...]) -> np.ndarray:
+    """Return an element of a stacked parameter; an empty place is the whole parameter."""
+    if not place or not isinstance(leaf, jax.Array):
+        return np.asarray(jax.device_get(leaf))[place or ...]
+    with jax.transfer_guard("allow"):  # of the place
+        return np.asarray(_element(leaf, place))
+
+
+@jax.jit
+def _element(leaf: jax.Array, place: tuple[int, ...]) -> jax.Array:
+    return leaf[place]  # one program for all layers
 
 
 def _truncate(problems: list[str]) -> list[str]:
