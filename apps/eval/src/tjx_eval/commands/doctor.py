@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _DTYPES: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
 # Float32 parameters, gradients and both moments of AdamW.
 _TRAINING_BYTES = 16
+# Of float32 logits, as a share of their standard deviation.
+_MAX_LOGIT_DIFFERENCE = 1e-3
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -25,6 +27,12 @@ def add_arguments(parser: CommandParser) -> None:
     add("model", help="a Hugging Face Transformers model directory, or a name on the hub")
     add("--context", type=positive, help="tokens of a sequence (default: the longest supported)")
     add("--memory", type=float, metavar="GB", help="memory of a device: also print what fits it")
+    add(
+        "--transformers",
+        metavar="PYTHON",
+        help="also compare the logits with those of Transformers: a Python that has transformers "
+        "and torch",
+    )
     add("--json", metavar="FILE", help="also write the results to this file")
 
 
@@ -42,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise EvalError(str(error)) from error
     results = report(found, context=arguments.context, memory=arguments.memory)
     problems = results.pop("problems")
+    if arguments.transformers is not None and not problems:
+        results["logits"], logit_problems = _compare_logits(arguments.model, arguments.transformers)
+        problems += logit_problems
     print_metrics(results)
     sys.stdout.write("".join(f"{problem}\n" for problem in problems))
     if arguments.json:
@@ -102,6 +113,20 @@ def _sizes(
             fit = int((memory * 1e9 - weights[dtype]) // size)
             lines[f"sequences that fit, {dtype}"] = max(fit, 0)
     return lines
+
+
+def _compare_logits(model: str, python: str) -> tuple[str, list[str]]:
+    """Return a line of the report, and a problem if the logits differ."""
+    from tjx_eval.scoring.transformers_logits import compare_logits
+    from tjx_nn import hf
+    from tjx_nn.hf.hub import find
+
+    found = compare_logits(find(model, None), *hf.load(model), python)
+    line = f"{found.difference:.2g} from Transformers {found.version} (std {found.std:.2g})"
+    if found.difference <= _MAX_LOGIT_DIFFERENCE * found.std:  # not if one is NaN
+        return line, []
+    expected = f"expected at most {_MAX_LOGIT_DIFFERENCE * found.std:.2g}"
+    return line, [f"logits: got {line}; {expected}; report it with config.json"]
 
 
 def _size(size: int) -> str:
