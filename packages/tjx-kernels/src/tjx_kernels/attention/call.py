@@ -37,7 +37,7 @@ class AttentionCall:
     q_offset
         Position of the first query; None if it is a traced array.
     return_lse
-        Whether the log-sum-exp (LSE), which may be differentiated, is requested or needed for sinks.
+        Whether the caller requests the log-sum-exp (LSE) or sinks need it; it is differentiable.
     platform, architecture
         Target device, as in `target.Target`.
     interpret

@@ -134,7 +134,12 @@ def _gelu_tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
     return value, slope * tangents[0]
 
 
-# Activation functions by name; "swiglu" and "geglu" give the activation of the gate.
+def _steep_silu(x: Array) -> Array:
+    """Multiply x by sigmoid(1.702 x), the sigmoid approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+# Activation functions by name; "swiglu", "geglu" and so on give the activation of the gate.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": gelu_tanh,
     "gelu_erf": gelu_erf,
@@ -142,8 +147,27 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "swiglu": jax.nn.silu,
     "geglu": gelu_tanh,
+    "clamped_swiglu": _steep_silu,
 }
 """Activation functions by name; gated ones name the function of the gate."""
+
+
+def apply_gate(
+    config: TransformerConfig, gate: Float[Array, "*any"], up: Float[Array, "*any"]
+) -> Float[Array, "*any"]:
+    """Compute the hidden layer of a gated MLP: the activation of the gate times the other input.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model; an activation without a gate stands for "swiglu".
+    gate, up
+        Outputs of the two matrices that read the input of the MLP.
+    """
+    if config.activation == "clamped_swiglu":
+        limit = config.swiglu_limit
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit) + 1
+    return ACTIVATIONS[config.activation if config.gated else "swiglu"](gate) * up
 
 
 class MLP(nnx.Module):
@@ -196,7 +220,10 @@ class SwiGLU(MLP):
     """Gated MLP, SwiGLU or GeGLU: ``down(activation(gate(x)) * up(x))``.
 
     The activation of the gate is GELU (tanh) if `config.activation` is "geglu", and SiLU for every
-    other value. Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for `MLP`.
+    other value but "clamped_swiglu": that bounds both inputs by `config.swiglu_limit`, adds 1 to
+    ``up(x)``, and its gate is the sigmoid approximation of GELU (OpenAI 2025, "gpt-oss-120b &
+    gpt-oss-20b Model Card"). Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for
+    `MLP`.
 
     Parameters
     ----------
@@ -215,14 +242,13 @@ class SwiGLU(MLP):
         self, config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs
     ) -> None:
         super().__init__(config, d_ff=d_ff, rngs=rngs)
-        if not config.gated:
-            self.activation = ACTIVATIONS["swiglu"]
+        self.config = config
         shape = (config.d_model, d_ff or config.ff_dim)
         self.gate = linear(config, ("embed", "mlp"), shape, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Apply the MLP to the last axis of `x`."""
-        y: Array = self.down(self.activation(self.gate(x)) * self.up(x))
+        y: Array = self.down(apply_gate(self.config, self.gate(x), self.up(x)))
         return y
 
 
