@@ -482,7 +482,8 @@ def test_fp8_matrices_are_multiplied_with_the_scales_of_their_blocks(
 def e2m1(code: int) -> float:
     """Value of a 4-bit float: sign, two bits of the exponent and one of the mantissa."""
     exponent, half = code // 2 % 4, code % 2 / 2
-    return (-1) ** (code // 8) * (half if exponent == 0 else 2 ** (exponent - 1) * (1 + half))
+    size = half if exponent == 0 else 2.0 ** (exponent - 1) * (1 + half)
+    return -size if code >= 8 else size
 
 
 def test_mxfp4_experts_are_multiplied_with_the_powers_of_their_blocks(
@@ -503,7 +504,7 @@ def test_mxfp4_experts_are_multiplied_with_the_powers_of_their_blocks(
         codes = rng.integers(0, 16, (experts, outputs, inputs))
         powers = rng.integers(120, 130, (experts, outputs, inputs // 32))
         for e, o, i in np.ndindex(codes.shape):
-            values[name][e, i, o] = e2m1(codes[e, o, i]) * 2.0 ** (powers[e, o, i // 32] - 127)
+            values[name][e, i, o] = e2m1(int(codes[e, o, i])) * 2.0 ** (powers[e, o, i // 32] - 127)
         pairs = codes[..., ::2] + 16 * codes[..., 1::2]
         stored[f"{name}_blocks"] = pairs.reshape(*powers.shape, 16).astype(np.uint8)
         stored[f"{name}_scales"] = powers.astype(np.uint8)

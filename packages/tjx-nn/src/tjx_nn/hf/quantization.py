@@ -11,8 +11,8 @@ Quantization = Block | Literal["mxfp4"]
 _KEY = "quantization_config"
 # Entries that do not change the stored weights. The activations of transformers are rounded to FP8,
 # those of tjx are not.
-_IGNORED = {"dequantize", "modules_to_not_convert", "quant_method"}
-_IGNORED_FP8 = {*_IGNORED, "activation_scheme", "fmt", "weight_block_size"}
+_IGNORED = {"dequantize", "modules_to_not_convert"}
+_IGNORED_FP8 = {*_IGNORED, "activation_scheme", "fmt"}
 
 
 def split_quantization(config_json: Json) -> tuple[Json, Quantization | None]:
@@ -20,15 +20,18 @@ def split_quantization(config_json: Json) -> tuple[Json, Quantization | None]:
 
     Any other quantization stays in config.json, which no family accepts.
     """
-    given = config_json.get(_KEY)
     rest = {key: value for key, value in config_json.items() if key != _KEY}
-    match given:
-        case {"quant_method": "mxfp4"} if not given.keys() - _IGNORED:
+    match config_json.get(_KEY):
+        case {"quant_method": "mxfp4", **others} if not others.keys() - _IGNORED:
             return rest, "mxfp4"
-        case {"quant_method": "fp8", "weight_block_size": [int(rows), int(columns)]} if (
+        case {
+            "quant_method": "fp8",
+            "weight_block_size": [int(rows), int(columns)],
+            **others,
+        } if (
             min(rows, columns) > 0
-            and given.get("fmt", "e4m3") == "e4m3"
-            and not given.keys() - _IGNORED_FP8
+            and others.get("fmt", "e4m3") == "e4m3"
+            and not others.keys() - _IGNORED_FP8
         ):
             return rest, (rows, columns)
     return config_json, None
