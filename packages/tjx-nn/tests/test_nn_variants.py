@@ -70,6 +70,7 @@ VARIANTS: dict[str, GPTConfig] = {
     "gpt-oss": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="clamped_swiglu", swiglu_limit=2.0,
         n_kv_head=2, window=4, global_every=2, attention_sinks=True, tied_head=False,
+        remat="attention",
         experts=ExpertsConfig(count=4, d_ff=8, use_bias=True),
         rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=16, truncate=False),
     ),

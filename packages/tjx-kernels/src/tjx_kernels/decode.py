@@ -144,7 +144,8 @@ def decode_attention(
         return_lse=return_lse,
     )
     out, lse = dead_rows(call) if call.is_empty else _decode(call, operands)
-    out = apply_sinks(out, lse, sinks)
+    if sinks is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

@@ -196,7 +196,8 @@ def flash_attention(
     )
     backend = select_backend(implementation, call)
     out, lse = dead_rows(call) if call.is_empty else backend.run(call, operands)
-    out = apply_sinks(out, lse, sinks)
+    if sinks is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

@@ -17,7 +17,7 @@ def apply_sinks(out_BTNV: jax.Array, lse_BNT: jax.Array, sinks_N: jax.Array | No
     out_BTNV, lse_BNT
         Output and log-sum-exp of attention without sinks.
     sinks_N
-        As for `flash_attention`, validated; None returns the output unchanged.
+        As for `flash_attention`, validated.
 
     Returns
     -------
@@ -36,7 +36,5 @@ def apply_sinks(out_BTNV: jax.Array, lse_BNT: jax.Array, sinks_N: jax.Array | No
     >>> print(apply_sinks(out, lse, jnp.array([0.0, -jnp.inf])).ravel())
     [0.5 1. ]
     """
-    if sinks_N is None:
-        return out_BTNV
     share_BNT = jax.nn.sigmoid(lse_BNT - sinks_N.astype(lse_BNT.dtype)[None, :, None])
     return (out_BTNV * share_BNT.swapaxes(1, 2)[..., None]).astype(out_BTNV.dtype)

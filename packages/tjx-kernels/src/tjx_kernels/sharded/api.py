@@ -163,7 +163,8 @@ def sharded_flash_attention(
         out_specs=spread.output_specs(),
         check_vma=False,  # kernels do not declare over which axes their results vary
     )(operands)
-    out = apply_sinks(out, lse, options.get("sinks"))
+    if (sinks := options.get("sinks")) is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

@@ -44,7 +44,8 @@ def attention_reference(
     (1, 3, 4, 8)
     """
     out, lse = _run(*bind_arguments(q, k, v, return_lse=return_lse, **options))
-    out = apply_sinks(out, lse, options.get("sinks"))
+    if (sinks := options.get("sinks")) is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 
