@@ -13,8 +13,9 @@ from jax.test_util import check_grads
 
 from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU
 from tjx_nn.binding import Params
+from tjx_nn.layers.gated_mlp import apply_gate
 from tjx_nn.layers.linear import add_bias, matmul
-from tjx_nn.layers.mlp import apply_gate, gelu_erf, gelu_tanh
+from tjx_nn.layers.mlp import gelu_erf, gelu_tanh
 from tjx_nn.layers.moe import expert_matmul
 from tjx_nn.layers.norms import _normalize
 from tjx_nn.layout import SINGLE_DEVICE, ParamSharding

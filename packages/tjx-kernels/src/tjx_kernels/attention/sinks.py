@@ -9,7 +9,7 @@ Axes: B batch, T query length, N heads, V head_dim of the values.
 import jax
 
 
-def apply_sinks(out_BTNV: jax.Array, lse_BNT: jax.Array, sinks_N: jax.Array | None) -> jax.Array:
+def apply_sinks(out_BTNV: jax.Array, lse_BNT: jax.Array, sinks_N: jax.Array) -> jax.Array:
     """Scale the output of attention without sinks by the weight that the sinks leave to the keys.
 
     Parameters

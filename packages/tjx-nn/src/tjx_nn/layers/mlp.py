@@ -1,4 +1,4 @@
-"""MLP of a block, with or without a gate, and its activations: GELU with a closed-form derivative.
+"""MLP of a block and its activations: GELU with a closed-form derivative.
 
 Automatic differentiation of GELU saves several intermediates; the closed form saves one and shares
 the erf or tanh with the forward pass. On GPUs, which are bound by memory bandwidth, only the input
@@ -152,24 +152,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 """Activation functions by name; gated ones name the function of the gate."""
 
 
-def apply_gate(
-    config: TransformerConfig, gate: Float[Array, "*any"], up: Float[Array, "*any"]
-) -> Float[Array, "*any"]:
-    """Compute the hidden layer of a gated MLP: the activation of the gate times the other input.
-
-    Parameters
-    ----------
-    config
-        Configuration of the model; an activation without a gate stands for "swiglu".
-    gate, up
-        Outputs of the two matrices that read the input of the MLP.
-    """
-    if config.activation == "clamped_swiglu":
-        limit = config.swiglu_limit
-        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit) + 1
-    return ACTIVATIONS[config.activation if config.gated else "swiglu"](gate) * up
-
-
 class MLP(nnx.Module):
     """Two linear layers with an activation in between.
 
@@ -198,7 +180,7 @@ class MLP(nnx.Module):
     def __init__(
         self, config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs
     ) -> None:
-        if config.gated and not isinstance(self, SwiGLU):
+        if config.gated and type(self) is MLP:
             raise ValueError(
                 f"config.activation: got {config.activation!r} for MLP; expected an activation "
                 "without a gate (gelu_tanh, gelu_erf, relu or relu2); use SwiGLU"
@@ -214,44 +196,3 @@ class MLP(nnx.Module):
         """Apply the MLP to the last axis of `x`."""
         y: Array = self.down(self.activation(self.up(x)))
         return y
-
-
-class SwiGLU(MLP):
-    """Gated MLP, SwiGLU or GeGLU: ``down(activation(gate(x)) * up(x))``.
-
-    The activation of the gate is GELU (tanh) if `config.activation` is "geglu", and SiLU for every
-    other value but "clamped_swiglu": that bounds both inputs by `config.swiglu_limit`, adds 1 to
-    ``up(x)``, and its gate is the sigmoid approximation of GELU (OpenAI 2025, "gpt-oss-120b &
-    gpt-oss-20b Model Card"). Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for
-    `MLP`.
-
-    Parameters
-    ----------
-    config, d_ff, rngs
-        As for `MLP`.
-
-    Examples
-    --------
-    >>> from tjx_nn import SwiGLU, TransformerConfig
-    >>> mlp = SwiGLU(TransformerConfig(d_model=12, activation="geglu"), d_ff=16, rngs=nnx.Rngs(0))
-    >>> mlp(jnp.ones((1, 3, 12))).shape
-    (1, 3, 12)
-    """
-
-    def __init__(
-        self, config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs
-    ) -> None:
-        super().__init__(config, d_ff=d_ff, rngs=rngs)
-        self.config = config
-        shape = (config.d_model, d_ff or config.ff_dim)
-        self.gate = linear(config, ("embed", "mlp"), shape, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Apply the MLP to the last axis of `x`."""
-        y: Array = self.down(apply_gate(self.config, self.gate(x), self.up(x)))
-        return y
-
-
-def make_mlp(config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs) -> MLP:
-    """Make the MLP of a model: `SwiGLU` for gated activations, otherwise `MLP`."""
-    return (SwiGLU if config.gated else MLP)(config, d_ff=d_ff, rngs=rngs)

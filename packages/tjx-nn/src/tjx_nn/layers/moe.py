@@ -21,8 +21,9 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.config import TransformerConfig
+from tjx_nn.layers.gated_mlp import apply_gate, make_mlp
 from tjx_nn.layers.make_layers import initial_std
-from tjx_nn.layers.mlp import ACTIVATIONS, apply_gate, make_mlp
+from tjx_nn.layers.mlp import ACTIVATIONS
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ParamSharding, ShardedModule, make_param
 from tjx_nn.sub_configs import ExpertsConfig
