@@ -252,6 +252,15 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
         layer_types=["sliding_attention", "full_attention"],
         rope_parameters={**DUAL, "full_attention": YARN},
     ),
+    "gpt_oss": lambda: causal(
+        "gpt_oss",
+        head_dim=6,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=5,
+        swiglu_limit=1.5,  # bounds many of the inputs
+        rope_parameters={**YARN, "beta_fast": 1.0, "beta_slow": 0.1, "truncate": False},
+    ),
     "bert": bert,
     "roberta": roberta,
     "vit": vit,

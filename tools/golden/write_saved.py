@@ -116,6 +116,12 @@ MODELS: dict[str, TransformerConfig] = {
     ),
     "cohere": GPTConfig(**COHERE),
     "cohere2": GPTConfig(**COHERE, nope_every=2, window=5),
+    "gpt_oss": GPTConfig(
+        **{**LLAMA, "bias": True, "activation": "clamped_swiglu"}, attention_sinks=True, window=5,
+        global_every=2, d_head=6, swiglu_limit=1.5,
+        experts=dataclasses.replace(EXPERTS, use_bias=True),
+        rope=RopeConfig(scaling="yarn", truncate=False, beta_fast=1.0, beta_slow=0.1, **LONGER),
+    ),
     "llama_attention_factor": GPTConfig(
         **LLAMA, rope=RopeConfig(scaling="yarn", attention_factor=1.1, **LONGER)
     ),

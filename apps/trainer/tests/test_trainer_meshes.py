@@ -23,6 +23,7 @@ LLAMA: Flags = {
 EXPERTS: Flags = {
     "model.experts.count": 4, "model.experts.capacity_factor": 1.0, "model.experts.d_ff": 32,
     "model.experts.balance_loss": 0.01, "optimizer.learning_rate": 1e-3,
+    "model.experts.use_bias": "true", "model.attention_sinks": "true",
 }  # fmt: skip
 GROUPS: Flags = {
     **EXPERTS, "model.experts.count": 8, "model.experts.scores": "sigmoid",

@@ -47,6 +47,7 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "bias-shape": (Q, KV, KV, {"bias": shaped(2, 3, 6, 5)}, r"\[2 or 1, 4 or 1, 6, 5\]"),
     "bias-dtype": (Q, KV, KV, {"bias": shaped(1, 1, 6, 5, dtype=bool)}, "bias: got bool"),
     "slopes": (Q, KV, KV, {"alibi_slopes": shaped(2)}, r"alibi_slopes: got float32\[2\]"),
+    "sinks": (Q, KV, KV, {"sinks": shaped(2)}, r"sinks: got float32\[2\]; .* \[heads\], \[4\]"),
     "dropout-rate": (Q, KV, KV, {"dropout_rate": 1.0}, "dropout_rate: got 1.0"),
     "dropout-key": (Q, KV, KV, {"dropout_rate": 0.1}, "dropout_key: got None"),
     "one-sided-ids": (

@@ -15,7 +15,7 @@ from tjx_kernels.decode import RUN, _partial_results, decode_attention
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "window": {"window": 20},
+    "window": {"window": 20, "sinks": True},
     "window-over-runs": {"window": RUN + 30, "soft_cap": 1.5, "scale": 0.7, "alibi": True},
 }
 
@@ -35,16 +35,19 @@ def draw(
 @cache
 def compiled(which: str, options: tuple[Any, ...]) -> Any:
     given = dict(options)
-    alibi = given.pop("alibi", False)
+    alibi, has_sinks = given.pop("alibi", False), given.pop("sinks", False)
 
     def run(x: dict[str, Any], lengths: Any) -> Any:
         heads = x["q"].shape[2]
         slopes = 2.0 ** -jnp.arange(1.0, heads + 1) if alibi else None
+        sinks = jnp.linspace(-2, 3, heads) if has_sinks else None
         call: Any = partial(decode_attention, lengths=lengths)
         if which != "decode":
             offset = lengths - x["q"].shape[1]
             call = partial(flash_attention, causal=True, q_offset=offset, implementation=which)
-        return call(x["q"], x["k"], x["v"], return_lse=True, alibi_slopes=slopes, **given)
+        return call(
+            x["q"], x["k"], x["v"], return_lse=True, alibi_slopes=slopes, sinks=sinks, **given
+        )
 
     return jax.jit(run)
 

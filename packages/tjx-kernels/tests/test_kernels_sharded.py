@@ -41,6 +41,8 @@ def draw(heads: int, kv_heads: int, **arrays: Any) -> tuple[dict[str, Any], tupl
         operands["bias"] = normal(*arrays["bias"], 24, 30)
     if "alibi" in arrays:
         operands["alibi_slopes"] = np.abs(normal(*arrays["alibi"]))
+    if "sinks" in arrays:
+        operands["sinks"] = normal(heads)
     if "segments" in arrays:
         for name, length in (("q_segment_ids", 24), ("kv_segment_ids", 30)):
             operands[name] = np.sort(rng.integers(0, 3, (4, length)), 1).astype(np.int32)
@@ -53,10 +55,11 @@ def draw(heads: int, kv_heads: int, **arrays: Any) -> tuple[dict[str, Any], tupl
 
 
 def results(function: Any, mesh: Mesh, operands: Any, cotangents: Any, **options: Any) -> Any:
-    """Output, LSE, and the gradients of q, k, v and the bias through both."""
+    """Output, LSE, and the gradients of q, k, v, the bias and the sinks through both."""
 
     def run(operands: dict[str, Any], cotangents: Any) -> Any:
-        wanted = {name: operands[name] for name in ("q", "k", "v", "bias") if name in operands}
+        names = ("q", "k", "v", "bias", "sinks")
+        wanted = {name: operands[name] for name in names if name in operands}
 
         def of_floats(given: dict[str, Any]) -> Any:
             return function(**{**operands, **given}, return_lse=True, **options)
@@ -79,7 +82,7 @@ def results(function: Any, mesh: Mesh, operands: Any, cotangents: Any, **options
             {"bias": (1, 8), "alibi": (8,), "segments": True, "offsets": True},
             {"causal": True, "soft_cap": 2.0},
         ),
-        ((2, 2), 4, 1, {"bias": (4, 1), "alibi": (4, 4)}, {}),
+        ((2, 2), 4, 1, {"bias": (4, 1), "alibi": (4, 4), "sinks": True}, {}),
         ((4, 1), 2, 1, {"dropout": True}, {"dropout_rate": 0.2}),
     ],
 )

@@ -46,6 +46,8 @@ def draw(
         operands["bias"] = normal(*arrays["bias"], q_len, kv_len)
     if "alibi" in arrays:
         operands["alibi_slopes"] = np.abs(normal(heads))
+    if "sinks" in arrays:
+        operands["sinks"] = normal(heads)
     if "dropout" in arrays:
         with jax.transfer_guard("allow"):
             operands["dropout_key"] = jax.random.key(1)
@@ -53,10 +55,11 @@ def draw(
 
 
 def results(function: Any, mesh: Mesh, operands: Any, cotangents: Any, **options: Any) -> Any:
-    """Output, LSE, and the gradients of q, k, v and the bias through both."""
+    """Output, LSE, and the gradients of q, k, v, the bias and the sinks through both."""
 
     def run(operands: dict[str, Any], cotangents: Any) -> Any:
-        wanted = {name: operands[name] for name in ("q", "k", "v", "bias") if name in operands}
+        names = ("q", "k", "v", "bias", "sinks")
+        wanted = {name: operands[name] for name in names if name in operands}
 
         def of_floats(given: dict[str, Any]) -> Any:
             return function(**{**operands, **given}, return_lse=True, **FAST, **options)
@@ -117,8 +120,8 @@ def test_all_to_all_supports_options_that_the_ring_lacks() -> None:
 
 @pytest.mark.parametrize("context", ["ring", "all_to_all"])
 def test_cross_attention(context: Any) -> None:
-    """Other keys than queries; several axes at once for the tokens."""
-    operands, cotangents = draw(8, 4, 16, 24)
+    """Other keys than queries, and sinks; several axes at once for the tokens."""
+    operands, cotangents = draw(8, 4, 16, 24, sinks=True)
     mesh = mesh_of(2, 2, 2)
     axes: Any = {"seq_axes": ("data", "context"), "head_axes": "tensor"}
     run = partial(sharded_flash_attention, mesh=mesh, context=context, **axes)

@@ -73,12 +73,12 @@ def test_reading_all_slots_at_once_equals_reading_chunks() -> None:
         for shape in ((3, 2, 4, 8), (3, 300, 2, 8), (3, 300, 2, 6))
     )
     positions = np.array([[0, 1], [254, 255], [298, 299]], np.int32)
-    slopes = np.array([0.5, 0.1, 0.02, 0.0], np.float32)
-    on_device = jax.device_put((q, k, v, positions, slopes))
+    slopes, sinks = np.array([[0.5, 0.1, 0.02, 0.0], [-1, 0, 2, 4]], np.float32)
+    on_device = jax.device_put((q, k, v, positions, {"alibi_slopes": slopes, "sinks": sinks}))
 
     @jax.jit
-    def both(q: Any, k: Any, v: Any, positions: Any, slopes: Any) -> Any:
-        given: dict[str, Any] = {"scale": 0.3, "soft_cap": 5.0, "alibi_slopes": slopes}
+    def both(q: Any, k: Any, v: Any, positions: Any, of_heads: Any) -> Any:
+        given: dict[str, Any] = {"scale": 0.3, "soft_cap": 5.0, **of_heads}
         whole = cached_attention(q, k, v, positions, window=300, **given)
         # The last query 7 positions later, in a full ring buffer.
         later = (q[2:, 1:], jnp.roll(k[2:], 7, 1), jnp.roll(v[2:], 7, 1), positions[2:, 1:] + 7)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tjx_nn import EncoderDecoderConfig, GPTConfig, LatentConfig
+from tjx_nn import EncoderDecoderConfig, GPTConfig, LatentConfig, SparseConfig
 
 
 def test_all_errors_are_in_one_exception() -> None:
@@ -47,6 +47,15 @@ def test_blocks_without_rotary_embeddings_have_no_window() -> None:
             GPTConfig(**{**rotary, **fields}, nope_every=2)
     with pytest.raises(ValueError, match="window: got 64, which is max_seq_len"):
         GPTConfig(**rotary, nope_every=2, window=64)
+
+
+def test_latent_and_sparse_attention_have_no_sinks() -> None:
+    others: list[dict[str, Any]] = [
+        {"latent": LatentConfig(kv_dim=8)}, {"sparse": SparseConfig(top_k=4)}
+    ]  # fmt: skip
+    for fields in others:
+        with pytest.raises(ValueError, match="attention_sinks: got True; expected False"):
+            GPTConfig(**fields, attention_sinks=True)
 
 
 def test_presets_take_overrides_and_suggest_the_nearest_name() -> None:

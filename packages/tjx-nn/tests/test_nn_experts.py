@@ -50,37 +50,50 @@ def inputs(seed: int = 0) -> np.ndarray:
 
 def all_experts(params: Params, x: Any, gated: bool) -> Any:
     """Output of every expert for every token: [batch, tokens, experts, features]."""
-    up = jnp.einsum("btd,edf->btef", x, params["up"]["kernel"])
+    up = jnp.einsum("btd,edf->btef", x, params["up"]["kernel"]) + bias_of(params["up"])
     if gated:
-        up = jax.nn.silu(jnp.einsum("btd,edf->btef", x, params["gate"]["kernel"])) * up
+        gate = jnp.einsum("btd,edf->btef", x, params["gate"]["kernel"]) + bias_of(params["gate"])
+        up = jax.nn.silu(gate) * up
     else:
         up = jax.nn.gelu(up, approximate=True)
-    return jnp.einsum("btef,efd->bted", up, params["down"]["kernel"])
+    return jnp.einsum("btef,efd->bted", up, params["down"]["kernel"]) + bias_of(params["down"])
+
+
+def bias_of(layer: Params) -> Any:
+    """Bias with axes for batch and tokens."""
+    bias = layer.get("bias")
+    return 0 if bias is None else bias[None, None]
 
 
 def chosen_experts(params: Params, x: np.ndarray) -> np.ndarray:
     """Two experts of each token, best first."""
-    logits = x.astype(np.float64) @ params["router"]["kernel"]
+    logits = x.astype(np.float64) @ params["router"]["kernel"] + bias_of(params["router"])
     return np.argsort(-logits, -1)[..., :2]
 
 
 def dense(params: Params, x: jax.Array, chosen: np.ndarray, *, gated: bool, norm: bool) -> Any:
     """Dense mixture: all experts for each token, with weight 0 for experts not chosen."""
-    weights = jax.nn.softmax(x @ params["router"]["kernel"])
+    weights = jax.nn.softmax(x @ params["router"]["kernel"] + bias_of(params["router"]))
     weights = weights * (np.arange(4) == chosen[..., None]).any(-2)
     total = weights.sum(-1, keepdims=True) if norm else 1
     return jnp.einsum("bte,bted->btd", weights / total, all_experts(params, x, gated))
 
 
 @pytest.mark.parametrize(
-    ("gated", "norm", "factor"), [(False, True, None), (True, False, None), (True, True, 4.0)]
+    ("gated", "norm", "factor", "biases"),
+    [
+        (False, True, None, False),
+        (True, False, None, True),
+        (True, True, 4.0, False),
+        (True, True, 4.0, True),
+    ],
 )
 def test_outputs_and_gradients_equal_a_loop_over_tokens(
-    gated: bool, norm: bool, factor: float | None
+    gated: bool, norm: bool, factor: float | None, biases: bool
 ) -> None:
     # A capacity of 4 times the share of 4 experts holds all tokens.
     config = dataclasses.replace(
-        variant(normalize=norm, capacity_factor=factor),
+        variant(normalize=norm, capacity_factor=factor, use_bias=biases),
         activation="swiglu" if gated else "gelu_tanh",
     )
     params, x, dy = make_params(config), inputs(), inputs(seed=1)

@@ -32,6 +32,7 @@ DECODERS = [
     "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2",
     "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2",
     "deepseek_v2", "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3",
+    "gpt_oss",
 ]  # fmt: skip
 
 
@@ -73,7 +74,9 @@ def test_logits_and_loss_of_decoders_agree_with_transformers(name: str) -> None:
     np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", partly_slow("gemma3", "olmo2", "gpt_neox", "deepseek_v3"))
+@pytest.mark.parametrize(
+    "name", partly_slow("gemma3", "olmo2", "gpt_neox", "deepseek_v3", "gpt_oss")
+)
 def test_gradients_of_decoders_agree_with_transformers(name: str) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
@@ -88,7 +91,7 @@ def test_gradients_of_decoders_agree_with_transformers(name: str) -> None:
     np.testing.assert_allclose(norm, arrays["gradient_norm"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", partly_slow("gemma3", "mixtral"))
+@pytest.mark.parametrize("name", partly_slow("gemma3", "mixtral", "gpt_oss"))
 def test_greedy_tokens_of_decoders_agree_with_transformers(name: str) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)

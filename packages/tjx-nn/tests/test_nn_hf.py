@@ -18,7 +18,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tjx_nn import BertConfig, GPTConfig, RopeConfig, TransformerConfig, ViTConfig, hf, init
+from tjx_nn import (
+    BertConfig,
+    ExpertsConfig,
+    GPTConfig,
+    RopeConfig,
+    TransformerConfig,
+    ViTConfig,
+    hf,
+    init,
+)
 from tjx_nn.binding import Params, param_shapes
 from tjx_nn.flops import count_params
 from tjx_nn.hf.convert_params import read_params
@@ -30,8 +39,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = [
     "gpt2", "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
     "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "deepseek_v2",
-    "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3", "bert", "roberta", "vit",
-    "bart",
+    "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3", "gpt_oss", "bert", "roberta",
+    "vit", "bart",
 ]  # fmt: skip
 
 DecodeWeights = dict[str, np.ndarray]
@@ -277,7 +286,12 @@ def test_an_untied_copy_of_a_tied_head_raises(
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": None}},
+            "truncate: got None; expected a boolean",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "truncate": False}},
             "rope_parameters.truncate: got False",
         ),
         ("qwen3", {"attention_bias": True}, "attention_bias: got True; expected False"),
@@ -463,6 +477,63 @@ def test_fp8_matrices_are_multiplied_with_the_scales_of_their_blocks(
     other = {**quantization, "fmt": "e5m2"}
     (folder / "config.json").write_text(json.dumps({**config_json, "quantization_config": other}))
     assert "quantization_config: got" in error_of(lambda: hf.load(folder))
+
+
+def e2m1(code: int) -> float:
+    """Value of a 4-bit float: sign, two bits of the exponent and one of the mantissa."""
+    exponent, half = code // 2 % 4, code % 2 / 2
+    size = half if exponent == 0 else 2.0 ** (exponent - 1) * (1 + half)
+    return -size if code >= 8 else size
+
+
+def test_mxfp4_experts_are_multiplied_with_the_powers_of_their_blocks(
+    tmp_path: pathlib.Path,
+) -> None:
+    config = GPTConfig(
+        vocab_size=11, max_seq_len=8, n_layer=1, n_head=2, d_model=64, d_ff=32, positions="rope",
+        norm="rmsnorm", activation="clamped_swiglu", attention_sinks=True, tied_head=False,
+        experts=ExpertsConfig(count=2, capacity_factor=None, use_bias=True),
+    )  # fmt: skip
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    hf.save(plain, config, random_params(config))
+    values = load_file(plain / "model.safetensors")
+    stored, rng = dict(values), np.random.default_rng(0)
+    for name in [name for name in values if name.endswith("_proj")]:
+        stored.pop(name)
+        experts, inputs, outputs = values[name].shape
+        codes = rng.integers(0, 16, (experts, outputs, inputs))
+        powers = rng.integers(120, 130, (experts, outputs, inputs // 32))
+        for e, o, i in np.ndindex(codes.shape):
+            values[name][e, i, o] = e2m1(int(codes[e, o, i])) * 2.0 ** (powers[e, o, i // 32] - 127)
+        pairs = codes[..., ::2] + 16 * codes[..., 1::2]
+        stored[f"{name}_blocks"] = pairs.reshape(*powers.shape, 16).astype(np.uint8)
+        stored[f"{name}_scales"] = powers.astype(np.uint8)
+    shutil.copytree(plain, packed)
+    save_file(values, plain / "model.safetensors")
+    save_file(stored, packed / "model.safetensors")
+    config_json = json.loads((plain / "config.json").read_text())
+    quantization = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+
+    def write(quantization: Any) -> None:
+        entries = {**config_json, "quantization_config": quantization}
+        (packed / "config.json").write_text(json.dumps(entries))
+
+    write(quantization)
+    assert_same(hf.load(packed), hf.load(plain))
+    assert hf.inspect(packed).problems == ()
+    write(None)
+    assert "down_proj_blocks (U8)" in error_of(lambda: hf.load(packed))
+    write({**quantization, "bits": 4})
+    assert "quantization_config: got" in error_of(lambda: hf.load(packed))
+    write(quantization)
+    down = "model.layers.0.mlp.experts.down_proj"
+    without = {name: x for name, x in stored.items() if name != f"{down}_scales"}
+    both = {**stored, down: values[down]}
+    for wrong in (without, both):
+        save_file(wrong, packed / "model.safetensors")
+        assert f"tensor {down}_blocks: got shape (2, 64, 1, 16)" in error_of(
+            lambda: hf.load(packed)
+        )
 
 
 def test_hub_downloads_exclude_pickles(monkeypatch: pytest.MonkeyPatch) -> None:

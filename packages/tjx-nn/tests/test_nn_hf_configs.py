@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn import bind, hf
+from tjx_nn import bind, count_params, hf
 from tjx_nn.binding import Params
 from tjx_nn.hf.convert_config import functional_fields, read_config
 from tjx_nn.hf.decoder import decoder
@@ -55,6 +55,23 @@ def test_missing_keys_have_the_defaults_of_transformers(family: ModelFamily) -> 
     empty = {key: whole[key] for key in ("model_type", "architectures", *required)}
     missing, given = read_config(family, empty), read_config(family, whole)
     assert functional_fields(missing) == functional_fields(given)
+
+
+def test_the_releases_of_gpt_oss_have_the_published_sizes() -> None:
+    """OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card", table 1."""
+    scaling = {
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+        "original_max_position_embeddings": 4096,
+    }  # fmt: skip
+    entries = {"model_type": "gpt_oss", "experts_per_token": 4, "initial_context_length": 4096}
+    entries |= {"rope_theta": 150000, "rope_scaling": scaling, "router_aux_loss_coef": 0.9}
+    family = family_of(entries)
+    large = read_config(family, entries)
+    small = read_config(family, {**entries, "num_hidden_layers": 24, "num_local_experts": 32})
+    sizes = [round(count_params(config) / 1e9, 2) for config in (large, small)]
+    assert sizes == [116.83, 20.91]
+    missing = read_config(family, {"model_type": "gpt_oss"})
+    assert functional_fields(large) == functional_fields(missing)
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz")))
@@ -145,6 +162,8 @@ def test_registered_families_load_and_their_names_are_unique() -> None:
         ("cohere", {"use_qk_norm": True}, "use_qk_norm: got True"),
         ("cohere2", {"sliding_window": None}, "layer_types: got"),
         ("olmo3", {"rope_local_base_freq": 1e4}, "rope_local_base_freq: got"),
+        ("gpt_oss", {"swiglu_alpha": 1.0}, "swiglu_alpha: got 1.0; expected 1.702"),
+        ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act: got 'gelu'"),
         ("starcoder2", {"use_bias": False}, "use_bias: got False"),
         ("roberta", {"max_position_embeddings": 2}, "max_position_embeddings: got 2"),
         ("llama", {"rope_scaling": {"type": "default"}, "rope_parameters": {}}, "one of both"),

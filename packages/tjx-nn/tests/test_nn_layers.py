@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 
 from tjx_nn import MLP, Attention, Embedding, GPTConfig, LayerNorm, SwiGLU
 from tjx_nn.binding import Params
+from tjx_nn.layers.gated_mlp import apply_gate
 from tjx_nn.layers.linear import add_bias, matmul
 from tjx_nn.layers.mlp import gelu_erf, gelu_tanh
 from tjx_nn.layers.moe import expert_matmul
@@ -150,6 +151,15 @@ def test_gates_of_swiglu_and_geglu_and_mlp_raises_for_gated_activations() -> Non
     assert abs(output("geglu") - output("swiglu")).max() > 1e-6
     with pytest.raises(ValueError, match=r"activation: got 'swiglu' for MLP; .* use SwiGLU"):
         make(lambda: MLP(GPTConfig(activation="swiglu"), rngs=nnx.Rngs(0)))
+
+
+def test_clamped_swiglu_equals_numpy() -> None:
+    gate, up = (np.linspace(-9, 9, 37, dtype=np.float32)[::step] for step in (1, -1))
+    config = GPTConfig(activation="clamped_swiglu", swiglu_limit=4.0)
+    found = jax.jit(partial(apply_gate, config))(*jax.device_put((gate, up)))
+    below = np.minimum(gate.astype(np.float64), 4)
+    expected = (np.clip(up, -4, 4) + 1) * below / (1 + np.exp(-1.702 * below))
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_embedding_clips_ids_to_its_table() -> None:

@@ -71,8 +71,14 @@ PLAIN = 10000.0 ** -np.array([0, 0.25, 0.5, 0.75])
             PLAIN * [1, 0.75, 0.5, 0.25],
             0.1 * math.log(4) + 1,
         ),
+        # Without rounding the ramp is from 0.6967 to 2.2018.
+        (
+            RopeConfig(scaling="yarn", factor=4.0, original_seq_len=1000, truncate=False),
+            PLAIN * [1, 1 - 0.75 * 0.201528, 1 - 0.75 * 0.865914, 0.25],
+            0.1 * math.log(4) + 1,
+        ),
     ],
-    ids=["none", "linear", "ntk", "llama3", "yarn"],
+    ids=["none", "linear", "ntk", "llama3", "yarn", "yarn-not-rounded"],
 )
 def test_frequencies_of_each_scaling(rope: RopeConfig, expected: np.ndarray, factor: float) -> None:
     found, scale = rope_frequencies(rope, 8)

@@ -41,6 +41,10 @@ VARIANTS = {
         experts=ExpertsConfig(count=3, shared=2, d_ff=5, first_layer=1, choice_bias=True),
     ),
     "deepseek": GPTConfig.preset("deepseek_small"),
+    "sinks, experts with biases": GPTConfig(
+        **SMALL, n_layer=2, attention_sinks=True, activation="clamped_swiglu",
+        experts=ExpertsConfig(count=3, d_ff=5, use_bias=True),
+    ),
     "experts of both stacks": EncoderDecoderConfig(
         **SMALL, n_layer=2, n_encoder_layer=3, layer_scale=0.1,
         experts=ExpertsConfig(count=3, first_layer=1), latent=LatentConfig(kv_dim=3, rope_dim=2),

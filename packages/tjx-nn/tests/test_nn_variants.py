@@ -67,6 +67,13 @@ VARIANTS: dict[str, GPTConfig] = {
         bias=False, qkv_bias=True, n_kv_head=2, qk_norm=True, qk_norm_features="all", window=4,
         nope_every=2,
     ),
+    "gpt-oss": GPTConfig(
+        **SIZES, positions="rope", norm="rmsnorm", activation="clamped_swiglu", swiglu_limit=2.0,
+        n_kv_head=2, window=4, global_every=2, attention_sinks=True, tied_head=False,
+        remat="attention",
+        experts=ExpertsConfig(count=4, d_ff=8, use_bias=True),
+        rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=16, truncate=False),
+    ),
     "latent attention": GPTConfig(
         **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),
         rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16",

@@ -19,6 +19,7 @@ from jax import lax
 from tjx_kernels.attention.api import dead_rows
 from tjx_kernels.attention.backends.xla import Chunk, Index, forward_chunk
 from tjx_kernels.attention.call import AttentionCall, Operands, bind_arguments
+from tjx_kernels.attention.sinks import apply_sinks
 
 # Keys per block: few enough to read little beyond the longest row, many enough to amortize the
 # loop.
@@ -40,6 +41,7 @@ def decode_attention(
     soft_cap: float | None = ...,
     scale: float | None = ...,
     alibi_slopes: jax.Array | None = ...,
+    sinks: jax.Array | None = ...,
 ) -> jax.Array: ...
 
 
@@ -55,6 +57,7 @@ def decode_attention(
     soft_cap: float | None = ...,
     scale: float | None = ...,
     alibi_slopes: jax.Array | None = ...,
+    sinks: jax.Array | None = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -68,6 +71,7 @@ def decode_attention(
     soft_cap: float | None = None,
     scale: float | None = None,
     alibi_slopes: jax.Array | None = None,
+    sinks: jax.Array | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Compute causal attention of new queries to a KV cache with a length per batch row.
@@ -90,7 +94,7 @@ def decode_attention(
     lengths : integers [batch]
         Filled keys of each row, from 0 (an idle row) to max_len. Entries beyond them must be finite
         and do not affect the result.
-    window, soft_cap, scale, alibi_slopes
+    window, soft_cap, scale, alibi_slopes, sinks
         As for `flash_attention`.
     return_lse
         Also return the log-sum-exp.
@@ -136,9 +140,12 @@ def decode_attention(
         scale=scale,
         q_offset=lengths,  # the position after the last query
         alibi_slopes=alibi_slopes,
+        sinks=sinks,
         return_lse=return_lse,
     )
     out, lse = dead_rows(call) if call.is_empty else _decode(call, operands)
+    if sinks is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

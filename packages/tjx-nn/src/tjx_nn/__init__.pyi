@@ -27,10 +27,10 @@ from .inputs import TokenMetadata as TokenMetadata
 from .layers.block import Block as Block
 from .layers.dropout import dropout as dropout
 from .layers.embedding import Embedding as Embedding
+from .layers.gated_mlp import SwiGLU as SwiGLU
 from .layers.linear import Linear as Linear
 from .layers.mlp import ACTIVATIONS as ACTIVATIONS
 from .layers.mlp import MLP as MLP
-from .layers.mlp import SwiGLU as SwiGLU
 from .layers.mlp import gelu_erf as gelu_erf
 from .layers.mlp import gelu_tanh as gelu_tanh
 from .layers.moe import Experts as Experts

@@ -21,7 +21,9 @@ NormPosition = Literal["pre", "post", "output", "sandwich"]
 ParallelNorm = Literal["shared", "separate"]
 QKNormFeatures = Literal["head", "all"]
 Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
-Activation = Literal["gelu_tanh", "gelu_erf", "relu", "relu2", "swiglu", "geglu"]
+Activation = Literal[
+    "gelu_tanh", "gelu_erf", "relu", "relu2", "swiglu", "geglu", "clamped_swiglu"
+]  # fmt: skip
 Remat = Literal["none", "full", "attention", "dots"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -67,7 +69,9 @@ class TransformerConfig:
         Whether the projections to queries, keys and values have biases; None is bias.
     activation
         Activation of the MLP: GELU (tanh approximation or exact), ReLU, squared ReLU, or gated:
-        "swiglu", "geglu" (Shazeer 2020).
+        "swiglu", "geglu" (Shazeer 2020), "clamped_swiglu" (gpt-oss, OpenAI 2025).
+    swiglu_limit
+        Bound of the inputs of "clamped_swiglu": of the gate from above, of the other on both sides.
     qk_norm
         Whether to normalize queries and keys (Dehghani et al. 2023).
     qk_norm_features
@@ -76,6 +80,9 @@ class TransformerConfig:
         Factor of attention scores; None is 1 / sqrt(d_head), or 8 / d_head with muP.
     attention_soft_cap
         Bound of attention scores, soft_cap * tanh(score / soft_cap); None is unbounded.
+    attention_sinks
+        Whether each head has a trainable logit, 0 at first, that joins the denominator of the
+        softmax (gpt-oss; Xiao et al. 2023, "Attention Sinks").
     window
         Size of the sliding window of attention in tokens, the token itself included; None is
         unlimited.
@@ -156,10 +163,12 @@ class TransformerConfig:
     bias: bool = True
     qkv_bias: bool | None = None
     activation: Activation = "gelu_tanh"
+    swiglu_limit: float = 7.0
     qk_norm: bool = False
     qk_norm_features: QKNormFeatures = "head"
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
+    attention_sinks: bool = False
     window: int | None = None
     global_every: int | None = None
     nope_every: int | None = None
@@ -209,7 +218,7 @@ class TransformerConfig:
         ]
         positive = {
             "attention_soft_cap": 50, "attention_scale": 0.125, "layer_scale": 0.1,
-            "residual_scale": 1, "init_std": 0.02,
+            "residual_scale": 1, "init_std": 0.02, "swiglu_limit": 7,
         }  # fmt: skip
         problems += [
             f"{name}: got {value!r}; expected a positive number, such as {example}"
@@ -297,6 +306,11 @@ class TransformerConfig:
                 f"window: got {self.window}, which is max_seq_len, with nope_every "
                 f"{self.nope_every}; expected a smaller window, or None"
             )
+        if self.attention_sinks and (latent or sparse):
+            problems.append(
+                "attention_sinks: got True; expected False with latent.kv_dim and with "
+                "sparse.top_k, whose attention has no sinks; omit it"
+            )
         if self.latent.kv_dim is not None and self.qkv_bias is not None:
             problems.append(
                 f"qkv_bias: got {self.qkv_bias} with latent.kv_dim {self.latent.kv_dim}; expected "
@@ -343,7 +357,7 @@ class TransformerConfig:
     @property
     def gated(self) -> bool:
         """Whether the MLP is gated."""
-        return self.activation in ("swiglu", "geglu")
+        return self.activation in ("swiglu", "geglu", "clamped_swiglu")
 
     @property
     def ff_dim(self) -> int:

@@ -219,7 +219,8 @@ def _attention(config: TransformerConfig) -> int:
     kernels += (n + 2 * k) * h if config.has_qkv_bias else 0
     normalized = (n * h, k * h) if config.qk_norm_features == "all" else (h, h)
     norms = sum(_norm(config, features) for features in normalized) if config.qk_norm else 0
-    return kernels + norms + _indexer(config)
+    sinks = n if config.attention_sinks else 0
+    return kernels + norms + sinks + _indexer(config)
 
 
 def _latent_attention(config: TransformerConfig, kv_dim: int) -> int:
@@ -250,9 +251,10 @@ def _mlp(config: TransformerConfig, d_ff: int) -> int:
 
 def _experts(config: TransformerConfig, count: int) -> int:
     experts, d = config.experts, config.d_model
-    matrices = 3 if config.gated else 2
-    router = (d + experts.choice_bias) * experts.count
-    routed = router + count * matrices * d * config.expert_dim
+    ups, f = 2 if config.gated else 1, config.expert_dim
+    router = (d + experts.choice_bias + experts.use_bias) * experts.count
+    biases = ups * f + d if experts.use_bias else 0
+    routed = router + count * ((ups + 1) * d * f + biases)
     shared = _mlp(config, experts.shared * config.expert_dim) if experts.shared else 0
     return routed + shared
 

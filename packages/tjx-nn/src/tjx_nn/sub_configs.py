@@ -88,6 +88,8 @@ class RopeConfig:
         "yarn": pairs with fewer rotations are scaled by 1 / factor; between both, interpolated.
     attention_factor
         "yarn": factor of rotated queries and keys; None is 0.1 * ln(factor) + 1.
+    truncate
+        "yarn": whether the interpolation between both starts and ends at whole pairs.
     """
 
     base: float = 10000.0
@@ -102,6 +104,7 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         """Raise ValueError with a line for each invalid field."""
@@ -235,6 +238,9 @@ class ExpertsConfig:
     capacity_factor
         Capacity of an expert in training, as a multiple of its equal share of a sequence's tokens.
         Tokens over capacity skip the expert. None is unlimited.
+    use_bias
+        Whether the router and the matrices of the experts have biases (gpt-oss); shared experts
+        follow the bias of the model.
     scores
         Scores of the router: "softmax" over the experts, or "sigmoid" of each (DeepSeek-AI 2024,
         "DeepSeek-V3", section 2.1.2).
@@ -265,6 +271,7 @@ class ExpertsConfig:
     d_ff: int | None = None
     first_layer: int = 0
     capacity_factor: float | None = 1.25
+    use_bias: bool = False
     scores: ExpertScores = "softmax"
     choice_bias: bool = False
     groups: int = 1

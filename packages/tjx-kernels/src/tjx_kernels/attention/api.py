@@ -12,6 +12,7 @@ from tjx_kernels.attention.backend import AttentionBackend
 from tjx_kernels.attention.call import AttentionCall, bind_arguments
 from tjx_kernels.attention.mask_bias import MaskMod, mask_to_bias
 from tjx_kernels.attention.registry import REGISTRY
+from tjx_kernels.attention.sinks import apply_sinks
 
 
 class AttentionOptions(TypedDict, total=False):
@@ -26,6 +27,7 @@ class AttentionOptions(TypedDict, total=False):
     q_offset: int | jax.Array
     bias: jax.Array | None
     alibi_slopes: jax.Array | None
+    sinks: jax.Array | None
     dropout_rate: float
     dropout_key: jax.Array | None
     implementation: str | None
@@ -71,6 +73,7 @@ def flash_attention(
     bias: jax.Array | None = None,
     mask: jax.Array | MaskMod | None = None,
     alibi_slopes: jax.Array | None = None,
+    sinks: jax.Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
     return_lse: bool = False,
@@ -115,6 +118,9 @@ def flash_attention(
     alibi_slopes : floating [heads] or [batch, heads]
         slope * |query position - key position| is subtracted from the scores after the cap (Press
         et al., "Train Short, Test Long", 2022). Not differentiable.
+    sinks : floating [heads]
+        Logit of each head that joins the denominator of the softmax, as a key with the value 0
+        would; differentiable. Does not affect the LSE, which the backend has to support.
     dropout_rate
         Probability that a softmax weight is set to 0; the others are multiplied by
         1 / (1 - dropout_rate). Does not affect the LSE.
@@ -182,6 +188,7 @@ def flash_attention(
         q_offset=q_offset,
         bias=bias,
         alibi_slopes=alibi_slopes,
+        sinks=sinks,
         dropout_rate=dropout_rate,
         dropout_key=dropout_key,
         return_lse=return_lse,
@@ -189,6 +196,8 @@ def flash_attention(
     )
     backend = select_backend(implementation, call)
     out, lse = dead_rows(call) if call.is_empty else backend.run(call, operands)
+    if sinks is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

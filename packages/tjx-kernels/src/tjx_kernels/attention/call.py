@@ -37,7 +37,7 @@ class AttentionCall:
     q_offset
         Position of the first query; None if it is a traced array.
     return_lse
-        Whether the caller requests the log-sum-exp (LSE) and may differentiate it.
+        Whether the caller requests the log-sum-exp (LSE) or sinks need it; it is differentiable.
     platform, architecture
         Target device, as in `target.Target`.
     interpret
@@ -161,6 +161,7 @@ def describe_call(
     q_offset: Any = 0,
     bias: Any = None,
     alibi_slopes: Any = None,
+    sinks: Any = None,
     dropout_rate: float = 0.0,
     dropout_key: Any = None,
     return_lse: bool = False,
@@ -190,6 +191,7 @@ def describe_call(
             *_segment_problems(q, k, q_segment_ids, kv_segment_ids),
             *_score_problems(window, soft_cap, scale),
             *_bias_problems(q, k, bias, alibi_slopes),
+            *_sink_problems(q, sinks),
             *_offset_problems(q, q_offset),
             *_dropout_problems(dropout_rate, dropout_key),
         ]
@@ -215,7 +217,7 @@ def describe_call(
         alibi=alibi_slopes is not None,
         bias=None if bias is None else bias.shape[:2],
         q_offset=q_offset if isinstance(q_offset, int) else None,
-        return_lse=return_lse,
+        return_lse=return_lse or sinks is not None,
         platform=target.platform,
         architecture=target.architecture,
         interpret=interpret,
@@ -334,6 +336,17 @@ def _bias_problems(
         yield (
             f"alibi_slopes: got {slopes.dtype}{list(slopes.shape)}; expected floating [heads] or "
             f"[batch, heads], [{heads}] or [{batch}, {heads}]; reshape or cast it"
+        )
+
+
+def _sink_problems(q: Shaped, sinks: Shaped | None) -> Iterator[str]:
+    heads = q.shape[2]
+    if sinks is not None and not (
+        sinks.shape == (heads,) and jnp.issubdtype(sinks.dtype, jnp.floating)
+    ):
+        yield (
+            f"sinks: got {sinks.dtype}{list(sinks.shape)}; expected floating [heads], [{heads}]; "
+            "reshape or cast it"
         )
 
 

@@ -16,6 +16,7 @@ from tjx_kernels.attention import dropout
 from tjx_kernels.attention.api import AttentionOptions, dead_rows, select_backend
 from tjx_kernels.attention.backend import Forward
 from tjx_kernels.attention.call import AttentionCall, Operands, bind_arguments
+from tjx_kernels.attention.sinks import apply_sinks
 from tjx_kernels.sharded.all_to_all import exchanged_call, with_all_to_all
 from tjx_kernels.sharded.ring import ring_over
 from tjx_kernels.sharded.ring_schedule import Order
@@ -162,6 +163,8 @@ def sharded_flash_attention(
         out_specs=spread.output_specs(),
         check_vma=False,  # kernels do not declare over which axes their results vary
     )(operands)
+    if (sinks := options.get("sinks")) is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

@@ -39,7 +39,8 @@ def attention_weights(
     Returns
     -------
     weights : float32 [layers, batch, heads, tokens, tokens]
-        Attention weights; each query's weights sum to 1 and are 0 for masked keys.
+        Attention weights; each query's weights sum to 1, with attention sinks to less, and are 0
+        for masked keys.
     logits : float32 [batch, tokens, vocabulary]
         Logits as from calling the model.
 

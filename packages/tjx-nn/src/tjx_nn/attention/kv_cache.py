@@ -162,6 +162,7 @@ def cached_attention(
     scale: float,
     soft_cap: float | None = None,
     alibi_slopes: Float[Array, " N"] | None = None,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N V"]:
     """Compute causal attention of the newest tokens to a KV cache.
 
@@ -174,7 +175,7 @@ def cached_attention(
         for every position.
     positions_BT
         Consecutive positions of the newest tokens.
-    window, scale, soft_cap, alibi_slopes
+    window, scale, soft_cap, alibi_slopes, sinks
         As for `tjx_kernels.flash_attention`.
 
     Returns
@@ -183,7 +184,7 @@ def cached_attention(
         Output in the dtype of the queries; softmax and sums are float32.
     """
     scores: dict[str, Any] = {
-        "scale": scale, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes,
+        "scale": scale, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes, "sinks": sinks,
     }  # fmt: skip
     slots = k_BSKH.shape[1]
     if window is not None and window > slots:  # no ring buffer: a slot for every position
@@ -218,6 +219,7 @@ def _all_at_once(
     scale: float,
     soft_cap: float | None,
     alibi_slopes: Array | None,
+    sinks: Array | None,
 ) -> Array:
     kv_heads = k_BSKH.shape[2]
     q_BTKGH = rearrange(q_BTNH, "b t (k g) h -> b t k g h", k=kv_heads)
@@ -231,7 +233,11 @@ def _all_at_once(
         scores -= slopes_1KG11 * distance_BTS[:, None, None].astype(jnp.float32)
     filled_B1S = (key_positions_BS >= 0)[:, None]
     visible_BTS = filled_B1S & (distance_BTS >= 0) & (distance_BTS < window)
-    weights = jax.nn.softmax(jnp.where(visible_BTS[:, None, None], scores, -jnp.inf), -1)
+    scores = jnp.where(visible_BTS[:, None, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, -1)
+    if sinks is not None:
+        sinks_1KG11 = rearrange(sinks, "(k g) -> 1 k g 1 1", k=kv_heads)
+        weights *= jax.nn.sigmoid(jax.nn.logsumexp(scores, -1, keepdims=True) - sinks_1KG11)
     out = _weighted_sum(weights.astype(v_BSKV.dtype), v_BSKV)
     return rearrange(out, "b t k g v -> b t (k g) v").astype(q_BTNH.dtype)
 

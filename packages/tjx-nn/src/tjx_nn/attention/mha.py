@@ -21,7 +21,7 @@ from tjx_nn.layers.make_layers import linear, make_norm
 from tjx_nn.layers.norms import LayerNorm, RMSNorm
 from tjx_nn.layers.position_encoding import alibi_slopes, apply_rope
 from tjx_nn.layers.scan_layers import AuxLosses
-from tjx_nn.layout import ShardedModule
+from tjx_nn.layout import ShardedModule, make_param
 
 
 class Attention(ShardedModule):
@@ -59,6 +59,8 @@ class Attention(ShardedModule):
         self.out = linear(config, ("heads", "embed"), (n, d), residual=True, rngs=rngs)
         self.query_norm = self._make_norm(n, "heads")
         self.key_norm = self._make_norm(k, "kv_heads")
+        sinks = jnp.zeros(config.n_head, jnp.float32)
+        self.sink_bias = make_param(sinks, ("heads",)) if config.attention_sinks else None
 
     def __call__(
         self,
@@ -143,6 +145,7 @@ class Attention(ShardedModule):
                 soft_cap=config.attention_soft_cap,
                 scale=attention_scale(config, self.head_dim),
                 alibi_slopes=model_alibi_slopes(config),
+                sinks=self._sinks(),
                 dropout_rate=rate,
                 dropout_key=dropout_key if rate else None,
                 implementation=config.attention_implementation,
@@ -190,6 +193,7 @@ class Attention(ShardedModule):
             soft_cap=config.attention_soft_cap,
             scale=attention_scale(config, self.head_dim),
             alibi_slopes=model_alibi_slopes(config),
+            sinks=self._sinks(),
         )
         return self.out(merge_heads(out_BTNH)), cache
 
@@ -243,6 +247,9 @@ class Attention(ShardedModule):
         """
         k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions, window)
         return {"key": k_BSKH, "value": split_heads(self.value(x), self.head_dim)}
+
+    def _sinks(self) -> Float[Array, " N"] | None:
+        return None if self.sink_bias is None else self.gather(self.sink_bias, ("heads",))
 
     def _make_norm(self, features: int, axis: str) -> LayerNorm | RMSNorm | None:
         """Make the norm of queries or keys, of one head or of the features of all heads."""

@@ -11,35 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tjx_nn.hf.family import Json
-
 DTYPE, SCALE_SUFFIX = "F8_E4M3", "_scale_inv"
-_KEY = "quantization_config"
-# Entries that do not change the stored weights. The activations of transformers are rounded to FP8,
-# those of tjx are not.
-_IGNORED = {
-    "activation_scheme", "dequantize", "modules_to_not_convert", "quant_method", "fmt",
-    "weight_block_size",
-}  # fmt: skip
 
 Block = tuple[int, int]
-
-
-def split_quantization(config_json: Json) -> tuple[Json, Block | None]:
-    """Return config.json without its FP8 quantization, and the size of the blocks, if any.
-
-    Any other quantization stays in config.json, which no family accepts.
-    """
-    given = config_json.get(_KEY)
-    if not isinstance(given, dict) or given.get("quant_method") != "fp8":
-        return config_json, None
-    if given.get("fmt", "e4m3") != "e4m3" or given.keys() - _IGNORED:
-        return config_json, None
-    match given.get("weight_block_size"):
-        case [int(rows), int(columns)] if min(rows, columns) > 0:
-            rest = {key: value for key, value in config_json.items() if key != _KEY}
-            return rest, (rows, columns)
-    return config_json, None
 
 
 def read_values(path: Path, name: str) -> np.ndarray:

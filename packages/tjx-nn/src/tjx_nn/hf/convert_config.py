@@ -212,6 +212,7 @@ def functional_fields(config: TransformerConfig) -> dict[str, Any]:
     excluded |= {"rope.local_base"} if not any(config.windows) else set()
     excluded |= {"parallel_norm"} if not config.parallel_block else set()
     excluded |= {"qk_norm_features"} if not config.qk_norm else set()
+    excluded |= {"swiglu_limit"} if config.activation != "clamped_swiglu" else set()
     excluded |= {"experts.group_top_k"} if config.experts.groups == 1 else set()
     if isinstance(config, GPTConfig) and config.positions != "sinusoidal":
         excluded.add("scale_embeddings")

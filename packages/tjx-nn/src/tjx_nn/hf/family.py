@@ -92,6 +92,15 @@ def concatenated(count: int) -> TensorTransform:
     )
 
 
+def interleaved(count: int) -> TensorTransform:
+    """Interleave parameters of equal size along the last axis."""
+    return TensorTransform(
+        lambda x: [x[..., i::count] for i in range(count)],
+        lambda parts: np.stack(parts, -1).reshape(*parts[0].shape[:-1], -1),
+        lambda shapes: (*shapes[0][:-1], sum(shape[-1] for shape in shapes)),
+    )
+
+
 def fused_linear(sizes: Sequence[int]) -> TensorTransform:
     """Concatenate the outputs of linear layers: kernels [in, size], stored [sum of sizes, in]."""
     borders = np.cumsum(sizes)[:-1]

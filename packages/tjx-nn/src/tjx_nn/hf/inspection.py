@@ -68,9 +68,9 @@ def inspect(path_or_hub_name: str | Path, *, revision: str | None = None) -> Ins
     )
     config, problems = None, []
     try:
-        family, config, block = read_family_config(config_json)
+        family, config, quantization = read_family_config(config_json)
         if has_weights(folder):
-            with Tensors(folder, block=block) as tensors:
+            with Tensors(folder, quantization=quantization) as tensors:
                 check_tensors(family, tensors, tensor_slots(family, config, param_shapes(config)))
     except ValueError as error:
         problems = str(error).splitlines()

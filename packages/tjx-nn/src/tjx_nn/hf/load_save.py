@@ -10,12 +10,12 @@ import numpy as np
 
 from tjx_nn.binding import Params
 from tjx_nn.config import TransformerConfig
-from tjx_nn.hf.block_fp8 import Block, split_quantization
 from tjx_nn.hf.convert_config import read_config, write_config
 from tjx_nn.hf.convert_params import read_params, write_params
 from tjx_nn.hf.families import all_families
 from tjx_nn.hf.family import Json, ModelFamily
 from tjx_nn.hf.hub import find
+from tjx_nn.hf.quantization import Quantization, split_quantization
 from tjx_nn.hf.safetensors_folder import CONFIG, WRITABLE, Tensors, read_json, write_folder
 
 
@@ -62,8 +62,8 @@ def load(
     folder = find(path_or_hub_name, revision)
     config_json = read_json(folder / CONFIG)
     try:
-        family, config, block = read_family_config(config_json)
-        with Tensors(folder, block=block) as tensors:
+        family, config, quantization = read_family_config(config_json)
+        with Tensors(folder, quantization=quantization) as tensors:
             if shardings is None:
                 return config, read_params(family, config, tensors)
             return config, read_params(family, config, tensors, _transfer(shardings(config)))
@@ -100,17 +100,17 @@ def load_config(path_or_hub_name: str | Path, *, revision: str | None = None) ->
 
 def read_family_config(
     config_json: Json,
-) -> tuple[ModelFamily, TransformerConfig, Block | None]:
-    """Return the family of a config.json, the configuration of the model and its FP8 blocks.
+) -> tuple[ModelFamily, TransformerConfig, Quantization | None]:
+    """Return the family of a config.json, the configuration of the model and its quantization.
 
     Raises
     ------
     ValueError
         As `load_config`.
     """
-    config_json, block = split_quantization(config_json)
+    config_json, quantization = split_quantization(config_json)
     family = _family_of(config_json)
-    return family, read_config(family, config_json), block
+    return family, read_config(family, config_json), quantization
 
 
 def save(

@@ -150,8 +150,11 @@ def _read_rope(
     supported = {"truncate": True, "partial_rotary_factor": 1.0}
     known = {"rope_type", "type", "rope_theta", *names.values()}
     if kind == "yarn":
-        known.update(_MSCALES)
+        known.update(_MSCALES, ["truncate"])
         numbers["attention_factor"] = _attention_factor(given, numbers)
+        numbers["truncate"] = given.get("truncate", True)
+        if type(numbers["truncate"]) is not bool:
+            raise ValueError(f"truncate: got {str(given['truncate'])[:60]}; expected a boolean")
     if rotary is not None:
         known.add("partial_rotary_factor")
         numbers["dim"] = _rotary_dim(config_json, options, rotary)
@@ -233,6 +236,8 @@ def _write_rope(config: TransformerConfig, *, rotary: float | None = None) -> di
     numbers = {
         key: value for field, key in names.items() if (value := getattr(given, field)) is not None
     }
+    if given.scaling == "yarn" and not given.truncate:
+        numbers["truncate"] = False
     if rotary is not None:
         numbers["partial_rotary_factor"] = (given.dim or config.head_dim) / config.head_dim
     kind = next(kinds, "default")

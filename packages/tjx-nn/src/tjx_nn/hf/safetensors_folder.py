@@ -12,8 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tjx_nn.hf.block_fp8 import DTYPE as FP8
-from tjx_nn.hf.block_fp8 import SCALE_SUFFIX, Block, dequantize, read_values, scales_shape
+from tjx_nn.hf import block_fp8, mxfp4
+from tjx_nn.hf.quantization import Quantization
 from tjx_nn.sub_configs import raise_problems
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -43,29 +43,35 @@ class Tensors:
         Checkpoint folder.
     file_name
         File to read; None is model.safetensors, or the files that its index lists.
-    block
-        Rows and columns of the blocks of FP8 matrices; None allows no FP8.
+    quantization
+        Quantization of the checkpoint; None allows neither FP8 nor MXFP4.
 
     Attributes
     ----------
     shapes
-        Shape of every tensor by name, without the scales of FP8 matrices.
+        Shape of every tensor by name, quantized ones as dequantized, without their scales.
 
     Raises
     ------
     ValueError
         If there is no safetensors file, a file is missing or damaged, a tensor has an unsupported
-        dtype, or an FP8 matrix has no scales.
+        dtype, or a quantized matrix has no scales.
     """
 
     def __init__(
-        self, folder: Path, file_name: str | None = None, *, block: Block | None = None
+        self,
+        folder: Path,
+        file_name: str | None = None,
+        *,
+        quantization: Quantization | None = None,
     ) -> None:
-        self._files, self._block = ExitStack(), block
+        self._files, self._quantization = ExitStack(), quantization
         self._opened: dict[str, Any] = {}
         self._fp8: dict[str, Path] = {}
+        self._mxfp4: set[str] = set()
         self.shapes: Shapes = {}
-        foreign = []
+        foreign: list[str] = []
+        parts: set[str] = set()
         for path in _files(folder) if file_name is None else [folder / file_name]:
             file = self._open(path)
             for name in file.keys():  # noqa: SIM118  not a dict
@@ -76,42 +82,72 @@ class Tensors:
                     )
                 view = file.get_slice(name)
                 self._opened[name], self.shapes[name] = file, tuple(view.get_shape())
-                if view.get_dtype() == FP8 and block is not None:
+                dtype = view.get_dtype()
+                if dtype == block_fp8.DTYPE and isinstance(quantization, tuple):
                     self._fp8[name] = path
-                elif view.get_dtype() not in READABLE:
-                    foreign.append(f"{name} ({view.get_dtype()})")
+                elif quantization == "mxfp4" and mxfp4.is_part(name, dtype):
+                    parts.add(name)
+                elif dtype not in READABLE:
+                    foreign.append(f"{name} ({dtype})")
         if foreign:
             self._files.close()
             raise ValueError(
                 f"{folder}: got tensors of unsupported dtypes {', '.join(foreign)}; expected "
                 f"{', '.join(READABLE)}; use a model that is not quantized"
             )
-        self._check_scales(folder)
-
-    def _check_scales(self, folder: Path) -> None:
-        """Remove the scales from the shapes; raise if those of a matrix are missing."""
-        problems = []
-        for name in self._fp8:
-            scales = self.shapes.pop(f"{name}{SCALE_SUFFIX}", None)
-            assert self._block is not None
-            expected = scales_shape(self.shapes[name], self._block)
-            if len(self.shapes[name]) != len(expected) or scales != expected:
-                problems.append(
-                    f"{folder}: tensor {name}{SCALE_SUFFIX}: got shape {scales}; expected "
-                    f"{expected} for an FP8 matrix {self.shapes[name]} in blocks of {self._block}"
-                )
+        problems = [*self._fp8_problems(), *self._mxfp4_problems(parts)]
         if problems:
             self._files.close()
-            raise_problems(problems)
+            raise_problems([f"{folder}: {problem}" for problem in problems])
+
+    def _fp8_problems(self) -> list[str]:
+        """Remove the scales of FP8 matrices from the shapes; return an error for each wrong one."""
+        problems = []
+        for name in self._fp8:
+            assert isinstance(self._quantization, tuple)
+            scales = self.shapes.pop(f"{name}{block_fp8.SCALE_SUFFIX}", None)
+            expected = block_fp8.scales_shape(self.shapes[name], self._quantization)
+            if len(self.shapes[name]) != len(expected) or scales != expected:
+                problems.append(
+                    f"tensor {name}{block_fp8.SCALE_SUFFIX}: got shape {scales}; expected "
+                    f"{expected} for an FP8 matrix {self.shapes[name]} in blocks of "
+                    f"{self._quantization}"
+                )
+        return problems
+
+    def _mxfp4_problems(self, parts: set[str]) -> list[str]:
+        """Replace blocks and scales by their matrices; return an error for those without."""
+        problems = []
+        for blocks in (name for name in sorted(parts) if name.endswith(mxfp4.BLOCKS_SUFFIX)):
+            name = blocks.removesuffix(mxfp4.BLOCKS_SUFFIX)
+            scales = f"{name}{mxfp4.SCALES_SUFFIX}"
+            shape = self.shapes.pop(blocks)
+            of_scales = self.shapes.pop(scales) if scales in parts else None
+            if not mxfp4.fits(shape, of_scales) or name in self.shapes:
+                problems.append(
+                    f"tensor {blocks}: got shape {shape}, and {of_scales} of {scales} (U8); "
+                    "expected [experts, outputs, blocks, 16] and its first three axes, and no "
+                    f"tensor {name}"
+                )
+                continue
+            self._mxfp4.add(name)
+            self.shapes[name] = mxfp4.matrices_shape(shape)
+        return problems
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read a tensor, converted to float32."""
         if name in self._fp8:
-            assert self._block is not None
-            of_blocks = f"{name}{SCALE_SUFFIX}"
-            scales = np.asarray(self._opened[of_blocks].get_tensor(of_blocks), np.float32)
-            return dequantize(read_values(self._fp8[name], name), scales, self._block)
-        return np.asarray(self._opened[name].get_tensor(name)).astype(np.float32, copy=False)
+            assert isinstance(self._quantization, tuple)
+            scales = self._read(f"{name}{block_fp8.SCALE_SUFFIX}").astype(np.float32)
+            values = block_fp8.read_values(self._fp8[name], name)
+            return block_fp8.dequantize(values, scales, self._quantization)
+        if name in self._mxfp4:
+            suffixes = (mxfp4.BLOCKS_SUFFIX, mxfp4.SCALES_SUFFIX)
+            return mxfp4.dequantize(*(self._read(f"{name}{suffix}") for suffix in suffixes))
+        return self._read(name).astype(np.float32, copy=False)
+
+    def _read(self, name: str) -> np.ndarray:
+        return np.asarray(self._opened[name].get_tensor(name))
 
     def __enter__(self) -> "Tensors":
         return self

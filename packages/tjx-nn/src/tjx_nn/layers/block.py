@@ -14,8 +14,8 @@ from tjx_nn.attention.mla import LatentAttention
 from tjx_nn.attention.sparse import SparseAttention
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.dropout import dropout
+from tjx_nn.layers.gated_mlp import make_mlp
 from tjx_nn.layers.make_layers import make_norm
-from tjx_nn.layers.mlp import make_mlp
 from tjx_nn.layers.moe import Experts
 from tjx_nn.layers.norms import LayerNorm, RMSNorm
 from tjx_nn.layers.scan_layers import AuxLosses

@@ -21,8 +21,9 @@ from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.config import TransformerConfig
+from tjx_nn.layers.gated_mlp import apply_gate, make_mlp
 from tjx_nn.layers.make_layers import initial_std
-from tjx_nn.layers.mlp import ACTIVATIONS, make_mlp
+from tjx_nn.layers.mlp import ACTIVATIONS
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ParamSharding, ShardedModule, make_param
 from tjx_nn.sub_configs import ExpertsConfig
@@ -32,7 +33,7 @@ _SMALLEST = 1e-20
 
 
 class ExpertKernel(ShardedModule):
-    """Float32 kernel of the router, or one matrix for each expert.
+    """Float32 kernel and bias of the router, or one of both for each expert.
 
     Parameters
     ----------
@@ -41,26 +42,43 @@ class ExpertKernel(ShardedModule):
     axes
         Logical axes of the kernel.
     std
-        Standard deviation of the normal initializer.
+        Standard deviation of the normal initializer of the kernel; the bias starts at 0.
+    bias
+        Whether to add a bias.
     rngs
         Source of random initial values.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], axes: tuple[str, ...], *, std: float, rngs: nnx.Rngs
+        self,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        *,
+        std: float,
+        bias: bool,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.axes = axes
+        self.axes, self.bias_axes = axes, (*axes[:-2], axes[-1])
         self.kernel = make_param(normal(std)(rngs.params(), shape, jnp.float32), axes)
+        zeros = jnp.zeros((*shape[:-2], shape[-1]), jnp.float32)
+        self.bias = make_param(zeros, self.bias_axes) if bias else None
 
     def batched(self, x: Float[Array, "E G C I"]) -> Float[Array, "E G C O"]:
         """Multiply a fixed number of rows of each expert with its matrix."""
         y: Array = expert_matmul(ParamSharding(self.layout, self.axes), x, self.kernel[...])
-        return y
+        if self.bias is None:
+            return y
+        return y + self.gather(self.bias, self.bias_axes).astype(y.dtype)[:, None, None]
 
     def ragged(self, x: Float[Array, "R I"], group_sizes: Int[Array, " E"]) -> Float[Array, "R O"]:
         """Multiply rows sorted by expert, `group_sizes[e]` of expert e, with its matrix."""
         w = self.gather(self.kernel, self.axes).astype(x.dtype)
-        return jax.lax.ragged_dot(x, w, group_sizes)
+        y = jax.lax.ragged_dot(x, w, group_sizes)
+        if self.bias is None:
+            return y
+        # As a product, the gradient of the bias is summed in a fixed order.
+        b_E1O = self.gather(self.bias, self.bias_axes).astype(y.dtype)[:, None]
+        return y + jax.lax.ragged_dot(jnp.ones_like(x[:, :1]), b_E1O, group_sizes)
 
 
 class Dispatch(NamedTuple):
@@ -109,12 +127,13 @@ class Experts(ShardedModule):
         std = initial_std(config, residual=False)
         down_std = initial_std(config, residual=True)
         up, down = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-        self.router = ExpertKernel((d, count), ("embed", "expert"), std=std, rngs=rngs)
-        bias = jnp.zeros(count, jnp.float32)
-        self.choice_bias = make_param(bias, ("expert",)) if config.experts.choice_bias else None
-        self.up = ExpertKernel((count, d, f), up, std=std, rngs=rngs)
-        self.gate = ExpertKernel((count, d, f), up, std=std, rngs=rngs) if config.gated else None
-        self.down = ExpertKernel((count, f, d), down, std=down_std, rngs=rngs)
+        bias = config.experts.use_bias
+        self.router = ExpertKernel((d, count), ("embed", "expert"), std=std, bias=bias, rngs=rngs)
+        zeros = jnp.zeros(count, jnp.float32)
+        self.choice_bias = make_param(zeros, ("expert",)) if config.experts.choice_bias else None
+        inner = partial(ExpertKernel, (count, d, f), up, std=std, bias=bias, rngs=rngs)
+        self.up, self.gate = inner(), inner() if config.gated else None
+        self.down = ExpertKernel((count, f, d), down, std=down_std, bias=bias, rngs=rngs)
         shared = config.experts.shared
         self.shared = make_mlp(config, d_ff=shared * f, rngs=rngs) if shared else None
 
@@ -175,6 +194,8 @@ class Experts(ShardedModule):
             self.router.gather(self.router.kernel, self.router.axes),
             precision=jax.lax.Precision.HIGHEST,
         )
+        if self.router.bias is not None:
+            logits += self.router.gather(self.router.bias, self.router.bias_axes)[None, None]
         scores = jax.nn.softmax(logits, -1)
         probabilities = scores
         if experts.scores == "sigmoid":
@@ -212,11 +233,10 @@ class Experts(ShardedModule):
     def _mlp(
         self, x: Float[Array, "*rows D"], product: Callable[[ExpertKernel, Array], Array]
     ) -> Float[Array, "*rows D"]:
-        activation = ACTIVATIONS[self.config.activation]
         hidden = product(self.up, x)
         if self.gate is None:
-            return product(self.down, activation(hidden))
-        return product(self.down, activation(product(self.gate, x)) * hidden)
+            return product(self.down, ACTIVATIONS[self.config.activation](hidden))
+        return product(self.down, apply_gate(self.config, product(self.gate, x), hidden))
 
 
 def _choice_scores(

@@ -93,8 +93,10 @@ def rope_frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
             tokens = rope.original_seq_len / (rotations * 2 * math.pi)  # type: ignore[operator]
             return dim * math.log(tokens) / (2 * math.log(base))
 
-        low = max(math.floor(pair_with_rotations(rope.beta_fast)), 0)
-        high = min(math.ceil(pair_with_rotations(rope.beta_slow)), dim - 1)
+        low, high = pair_with_rotations(rope.beta_fast), pair_with_rotations(rope.beta_slow)
+        if rope.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
         ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0, 1)
         mixed = ramp * slow + (1 - ramp) * plain
         return mixed.astype(np.float32), rope.attention_factor or 0.1 * math.log(rope.factor) + 1

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from tjx_kernels.attention import dropout
 from tjx_kernels.attention.backend import AttentionBackend, BackwardInputs, Gradients
 from tjx_kernels.attention.call import AttentionCall, Operands, bind_arguments, make_mask
+from tjx_kernels.attention.sinks import apply_sinks
 
 
 def attention_reference(
@@ -43,6 +44,8 @@ def attention_reference(
     (1, 3, 4, 8)
     """
     out, lse = _run(*bind_arguments(q, k, v, return_lse=return_lse, **options))
+    if (sinks := options.get("sinks")) is not None:
+        out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 

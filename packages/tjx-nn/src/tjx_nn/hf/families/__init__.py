@@ -7,6 +7,7 @@ from tjx_nn.hf.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from tjx_nn.hf.families.gemma import GEMMA, GEMMA2, GEMMA3
 from tjx_nn.hf.families.gpt2 import GPT2
 from tjx_nn.hf.families.gpt_neox import GPT_NEOX
+from tjx_nn.hf.families.gpt_oss import GPT_OSS
 from tjx_nn.hf.families.granite import GRANITE
 from tjx_nn.hf.families.llama import LLAMA, MISTRAL
 from tjx_nn.hf.families.mixtral import MIXTRAL
@@ -22,7 +23,7 @@ from tjx_nn.hf.family import ModelFamily
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
     GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2, OLMO3,
-    BERT, ROBERTA, VIT, BART,
+    GPT_OSS, BERT, ROBERTA, VIT, BART,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 
