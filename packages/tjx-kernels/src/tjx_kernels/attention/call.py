@@ -28,7 +28,7 @@ class AttentionCall:
         v [batch, kv_len, kv_heads, v_head_dim].
     dtype
         Name of the dtype of q, k and v.
-    causal, window, soft_cap, scale, dropout_rate
+    causal, window, symmetric_window, soft_cap, scale, dropout_rate
         Arguments of `flash_attention`; `scale` is resolved to a number.
     segment_ids, alibi
         Whether the call has segment ids and ALiBi slopes.
@@ -68,6 +68,7 @@ class AttentionCall:
     architecture: str
     interpret: bool
     deterministic: bool = False
+    symmetric_window: bool = False
 
     @property
     def accumulator(self) -> jnp.dtype:
@@ -78,6 +79,13 @@ class AttentionCall:
     def is_empty(self) -> bool:
         """Whether batch, q_len or kv_len is 0; such a call never reaches a backend."""
         return self.batch == 0 or self.q_len == 0 or self.kv_len == 0
+
+    @property
+    def lookahead(self) -> int | None:
+        """Number of keys after its own position that a query attends to; None is unlimited."""
+        if self.causal:
+            return 0
+        return self.window - 1 if self.symmetric_window and self.window is not None else None
 
     @property
     def group(self) -> int:
@@ -156,6 +164,7 @@ def describe_call(
     q_segment_ids: Any = None,
     kv_segment_ids: Any = None,
     window: int | None = None,
+    symmetric_window: bool = False,
     soft_cap: float | None = None,
     scale: float | None = None,
     q_offset: Any = 0,
@@ -189,6 +198,7 @@ def describe_call(
             *_shape_problems(q, k, v),
             *_segment_problems(q, k, q_segment_ids, kv_segment_ids),
             *_score_problems(window, soft_cap, scale),
+            *_symmetry_problems(causal, window, symmetric_window),
             *_bias_problems(q, k, bias, alibi_slopes),
             *_offset_problems(q, q_offset),
             *_dropout_problems(dropout_rate, dropout_key),
@@ -208,6 +218,7 @@ def describe_call(
         dtype=jnp.dtype(q.dtype).name,
         causal=causal,
         window=window,
+        symmetric_window=symmetric_window,
         soft_cap=soft_cap,
         scale=head_dim**-0.5 if scale is None else float(scale),
         dropout_rate=float(dropout_rate),
@@ -311,6 +322,14 @@ def _score_problems(
         yield f"scale: got {scale}; expected a finite number; give None for 1 / sqrt(head_dim)"
 
 
+def _symmetry_problems(causal: bool, window: int | None, symmetric: bool) -> Iterator[str]:
+    if symmetric and (causal or window is None):
+        yield (
+            f"symmetric_window: got True with causal {causal} and window {window}; expected a "
+            "window without a causal mask; leave it out"
+        )
+
+
 def _bias_problems(
     q: Shaped, k: Shaped, bias: Shaped | None, slopes: Shaped | None
 ) -> Iterator[str]:
@@ -379,6 +398,8 @@ def make_mask(
         masks.append(key <= position)
     if call.window is not None:
         masks.append(key > position - call.window)
+        if call.symmetric_window:
+            masks.append(key < position + call.window)
     if q_ids is not None and kv_ids is not None:
         masks.append(q_ids == kv_ids)
     return reduce(jnp.logical_and, masks) if masks else None
