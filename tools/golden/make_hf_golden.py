@@ -160,6 +160,33 @@ def roberta() -> tuple[transformers.PreTrainedModel, Arrays]:
     return model.to(torch.bfloat16), arrays(tokens=tokens, mask=mask, logits=logits)
 
 
+def modernbert() -> tuple[transformers.PreTrainedModel, Arrays]:
+    """Return a ModernBERT with its masked-LM head and its golden arrays, one row padded."""
+    config = transformers.ModernBertConfig(
+        vocab_size=VOCAB, max_position_embeddings=LENGTH, local_attention=6, pad_token_id=0,
+        rope_parameters={**DUAL, "full_attention": {"rope_type": "default", "rope_theta": 5000.0}},
+        **{**WIDTH, "num_hidden_layers": 5},
+        **dict.fromkeys(["bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"]),
+    )  # fmt: skip
+    model = transformers.AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    fill(model)
+    # No token is the padding id, whose embedding has no gradient in PyTorch.
+    mask, tokens, labels = padded(), ids(1).clamp(min=1), ids(2)
+    labels[mask * (torch.arange(LENGTH) % 3) == 0] = -100
+    output = model(tokens, attention_mask=mask, labels=labels)
+    output.loss.backward()
+    squares = [x.grad.double().square().sum() for x in model.parameters()]
+    found = arrays(
+        tokens=tokens,
+        mask=mask,
+        labels=labels,
+        logits=output.logits,
+        loss=output.loss,
+        gradient_norm=torch.stack(squares).sum().sqrt(),
+    )
+    return model.to(torch.bfloat16), found
+
+
 def vit() -> tuple[transformers.PreTrainedModel, Arrays]:
     """Return a ViT with its classification head and its golden arrays; images are not square."""
     config = transformers.ViTConfig(
@@ -254,6 +281,7 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     ),
     "bert": bert,
     "roberta": roberta,
+    "modernbert": modernbert,
     "vit": vit,
     "bart": bart,
 }

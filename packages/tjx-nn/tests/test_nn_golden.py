@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind, generate, hf
+from tjx_nn import BertConfig, GPTConfig, bind, generate, hf
 from tjx_nn.binding import Params
 from tjx_nn.config import Activation
 from tjx_nn.hf.families import BUILT_IN
@@ -26,6 +26,7 @@ ARGUMENTS = {
     "bert": (("tokens",), ("token_types", "mask")),
     "vit": (("images",), ()),
     "roberta": (("tokens",), ("mask",)),
+    "modernbert": (("tokens",), ("mask",)),
     "bart": (("source", "tokens"), ("source_mask",)),
 }
 DECODERS = [
@@ -115,6 +116,27 @@ def test_logits_agree_with_transformers(name: str) -> None:
     # Outputs at padding are undefined.
     seen = arrays["mask"] > 0 if "mask" in arrays else ...
     np.testing.assert_allclose(found[seen], arrays["logits"][seen], rtol=0, atol=1e-5)
+
+
+def test_masked_lm_loss_and_gradient_of_modernbert_agree_with_transformers() -> None:
+    config, params = hf.load(GOLDEN / "modernbert")
+    assert isinstance(config, BertConfig)
+    arrays = golden("modernbert")
+
+    @jax.jit
+    def compute(params: Params, tokens: jax.Array, labels: jax.Array, mask: jax.Array) -> Any:
+        def loss(params: Params) -> jax.Array:
+            losses = bind(config, params).losses(tokens, labels, mask=mask).tokens
+            return losses.sum() / (labels >= 0).sum()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        squares = jax.tree.map(lambda g: (g * g).sum(), gradients)
+        return value, sum(jax.tree.leaves(squares)) ** 0.5
+
+    given = params, *(arrays[name] for name in ("tokens", "labels", "mask"))
+    loss, norm = jax.device_get(compute(*jax.device_put(given)))
+    np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(norm, arrays["gradient_norm"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("form", "gelu"), [("tanh", "gelu_tanh"), ("erf", "gelu_erf")])

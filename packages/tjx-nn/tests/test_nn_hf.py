@@ -30,8 +30,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = [
     "gpt2", "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
     "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "deepseek_v2",
-    "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3", "bert", "roberta", "vit",
-    "bart",
+    "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3", "bert", "roberta",
+    "modernbert", "vit", "bart",
 ]  # fmt: skip
 
 DecodeWeights = dict[str, np.ndarray]

@@ -134,7 +134,7 @@ def _gelu_tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
     return value, slope * tangents[0]
 
 
-# Activation functions by name; "swiglu" and "geglu" give the activation of the gate.
+# Activation functions by name; gated ones ("swiglu", ...) give the activation of the gate.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": gelu_tanh,
     "gelu_erf": gelu_erf,
@@ -142,6 +142,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "swiglu": jax.nn.silu,
     "geglu": gelu_tanh,
+    "geglu_erf": gelu_erf,
 }
 """Activation functions by name; gated ones name the function of the gate."""
 
@@ -195,8 +196,9 @@ class MLP(nnx.Module):
 class SwiGLU(MLP):
     """Gated MLP, SwiGLU or GeGLU: ``down(activation(gate(x)) * up(x))``.
 
-    The activation of the gate is GELU (tanh) if `config.activation` is "geglu", and SiLU for every
-    other value. Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for `MLP`.
+    The activation of the gate is GELU (tanh) if `config.activation` is "geglu", the exact GELU if
+    it is "geglu_erf", and SiLU for every other value. Shazeer 2020, "GLU Variants Improve
+    Transformer". Parameters as for `MLP`.
 
     Parameters
     ----------

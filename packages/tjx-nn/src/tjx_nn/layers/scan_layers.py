@@ -224,10 +224,41 @@ def stack_layers[M](make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -
     return modules
 
 
+def stack_blocks[M](
+    config: TransformerConfig, make: Callable[..., M], rngs: nnx.Rngs
+) -> tuple[M | None, M]:
+    """Make the blocks of a model in one or two stacks, as for `layer_stacks`.
+
+    Parameters
+    ----------
+    config
+        Configuration of the model; its `n_leading_layer` first blocks are a stack of their own.
+    make
+        Makes a block, with the arguments `experts`, `attention_norm` and `rngs` of `Block`.
+    rngs
+        Source of random initial values.
+
+    Returns
+    -------
+    dense_blocks
+        The leading blocks, which have no experts; None if there are none.
+    blocks
+        The other blocks.
+    """
+    leading, experts = config.n_leading_layer, config.experts.count > 0
+    first = None
+    if leading:
+        first = stack_layers(
+            lambda r: make(attention_norm=config.first_norm, rngs=r), leading, rngs
+        )
+    rest = config.n_layer - leading
+    return first, stack_layers(lambda r: make(experts=experts, rngs=r), rest, rngs)
+
+
 def layer_stacks(
     stack_windows: tuple[Windows, Windows], dense_blocks: Any, blocks: Any
 ) -> list[Stack]:
-    """Return the stacks of a model in order: blocks with an MLP, then blocks with experts.
+    """Return the stacks of a model in order: its leading blocks, if they differ, then the others.
 
     Parameters
     ----------

@@ -27,6 +27,8 @@ class BertConfig(TransformerConfig, Presets):
         Padding token, for tokenizers; the model uses only `mask`.
     n_classes
         Number of classes of `classify`; None has no classification head.
+    logit_bias
+        Whether the masked-language-model head has a bias; None is bias.
 
     Raises
     ------
@@ -46,6 +48,7 @@ class BertConfig(TransformerConfig, Presets):
     n_token_types: int = 2
     pad_id: int = 0
     n_classes: int | None = None
+    logit_bias: bool | None = None
     norm_position: NormPosition = "post"
     norm_eps: float = 1e-12
     activation: Activation = "gelu_erf"
@@ -61,6 +64,11 @@ class BertConfig(TransformerConfig, Presets):
                 f"{self.vocab_size}"
             )
         return [*problems, *super().validate()]
+
+    @property
+    def has_logit_bias(self) -> bool:
+        """Whether the head has a bias, `logit_bias` resolved."""
+        return self.bias if self.logit_bias is None else self.logit_bias
 
 
 # Devlin et al. 2018, "BERT", section 3.
