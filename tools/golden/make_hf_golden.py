@@ -2,7 +2,7 @@
 
 Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with inputs
 and logits (float32); for decoders also the mean next-token loss and the norm of its gradient, and
-the tokens of greedy generation; for GPT-2 both forms of GELU.
+the tokens of greedy generation; for ModernBERT that of masked tokens; for GPT-2 both forms of GELU.
 
 Run it in a separate environment (see README.md):
 

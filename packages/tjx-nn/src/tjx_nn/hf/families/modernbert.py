@@ -125,6 +125,8 @@ MODERNBERT = ModelFamily(
         same("pad_id", "pad_token_id", 50283),
     ],
     computed=[
+        # Special tokens belong to the tokenizer.
+        ComputedFields(write=lambda _: {"cls_token_id": None, "sep_token_id": None}),
         ComputedFields(keys=_ROPE.keys, read=_read_rope, write=_ROPE.write),
         ComputedFields(
             keys=["local_attention", "layer_types", "global_attn_every_n_layers"],
