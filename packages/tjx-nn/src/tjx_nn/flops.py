@@ -272,9 +272,10 @@ def _norm(config: TransformerConfig, features: int) -> int:
 def _attention_flops(
     config: TransformerConfig, seq_len: int, window: int | None, *, causal: bool = False
 ) -> int:
+    reach = window or seq_len
     if window is not None and config.symmetric_window and not causal:
-        window = 2 * window - 1
-    sparse, seen = config.sparse, min(seq_len, window or seq_len)
+        reach = 2 * reach - 1
+    sparse, seen = config.sparse, min(seq_len, reach)
     indexer = 6 * seen * sparse.n_head * sparse.head_dim if sparse.top_k is not None else 0
     seen = min(seen, sparse.top_k or seen)
     query_dim = config.head_dim

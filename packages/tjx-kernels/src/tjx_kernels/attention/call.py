@@ -197,8 +197,7 @@ def describe_call(
             *_device_problems({"q": q, "k": k, "v": v, "bias": bias}),
             *_shape_problems(q, k, v),
             *_segment_problems(q, k, q_segment_ids, kv_segment_ids),
-            *_score_problems(window, soft_cap, scale),
-            *_symmetry_problems(causal, window, symmetric_window),
+            *_score_problems(causal, window, symmetric_window, soft_cap, scale),
             *_bias_problems(q, k, bias, alibi_slopes),
             *_offset_problems(q, q_offset),
             *_dropout_problems(dropout_rate, dropout_key),
@@ -309,25 +308,19 @@ def _segment_problems(
 
 
 def _score_problems(
-    window: int | None, soft_cap: float | None, scale: float | None
+    causal: bool, window: int | None, symmetric: bool, soft_cap: float | None, scale: float | None
 ) -> Iterator[str]:
     if window is not None and window < 1:
         yield (
             f"window: got {window}; expected the number of keys that a query attends to, its own "
             "included; give 1 or more, or None"
         )
+    if symmetric and (causal or window is None):
+        yield "symmetric_window: got True; expected a window without a causal mask; leave it out"
     if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
         yield f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
     if scale is not None and not math.isfinite(scale):
         yield f"scale: got {scale}; expected a finite number; give None for 1 / sqrt(head_dim)"
-
-
-def _symmetry_problems(causal: bool, window: int | None, symmetric: bool) -> Iterator[str]:
-    if symmetric and (causal or window is None):
-        yield (
-            f"symmetric_window: got True with causal {causal} and window {window}; expected a "
-            "window without a causal mask; leave it out"
-        )
 
 
 def _bias_problems(

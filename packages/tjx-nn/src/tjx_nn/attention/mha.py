@@ -81,8 +81,7 @@ class Attention(ShardedModule):
         segment_ids
             Tokens attend only within their own segment; None is a single segment.
         window
-            Size of the sliding window in tokens, the token itself included; None is unlimited. It
-            ends after the token too with `config.symmetric_window`, unless attention is causal.
+            Size of the sliding window in tokens, the token itself included; None is unlimited.
         dropout_key
             PRNG key of dropout of attention weights; None disables it.
 
@@ -141,7 +140,7 @@ class Attention(ShardedModule):
                 q_segment_ids=q_segment_ids,
                 kv_segment_ids=kv_segment_ids,
                 window=window,
-                symmetric_window=has_symmetric_window(config, window, causal=self.causal),
+                symmetric_window=config.symmetric_window and bool(window) and not self.causal,
                 soft_cap=config.attention_soft_cap,
                 scale=attention_scale(config, self.head_dim),
                 alibi_slopes=model_alibi_slopes(config),
@@ -279,11 +278,6 @@ def split_heads(x: Float[Array, "B T F"], head_dim: int) -> Float[Array, "B T N 
 def merge_heads(x: Float[Array, "B T N H"]) -> Float[Array, "B T F"]:
     """Concatenate the features of all heads."""
     return rearrange(x, "b t n h -> b t (n h)")
-
-
-def has_symmetric_window(config: TransformerConfig, window: int | None, *, causal: bool) -> bool:
-    """Return whether attention masks the tokens after its window, besides those before it."""
-    return config.symmetric_window and window is not None and not causal
 
 
 def attention_scale(config: TransformerConfig, head_dim: int) -> float:

@@ -17,13 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from tjx_nn.attention.indexer import Indexer, select_cached_keys
 from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
-from tjx_nn.attention.mha import (
-    attention_scale,
-    has_symmetric_window,
-    merge_heads,
-    model_alibi_slopes,
-    split_heads,
-)
+from tjx_nn.attention.mha import attention_scale, merge_heads, model_alibi_slopes, split_heads
 from tjx_nn.attention.sparse import attend_selected, sparse_attention
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.linear import Linear
@@ -117,7 +111,7 @@ class LatentAttention(ShardedModule):
                 q_segment_ids=segment_ids,
                 kv_segment_ids=segment_ids,
                 window=window,
-                symmetric_window=has_symmetric_window(config, window, causal=self.causal),
+                symmetric_window=config.symmetric_window and bool(window) and not self.causal,
                 soft_cap=config.attention_soft_cap,
                 scale=attention_scale(config, q_BTNF.shape[3]),
                 alibi_slopes=model_alibi_slopes(config),

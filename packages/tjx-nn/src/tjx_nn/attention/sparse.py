@@ -28,13 +28,7 @@ from tjx_nn.attention.indexer import (
     visible_keys,
 )
 from tjx_nn.attention.kv_cache import KVCache, update_cache
-from tjx_nn.attention.mha import (
-    Attention,
-    attention_scale,
-    has_symmetric_window,
-    merge_heads,
-    model_alibi_slopes,
-)
+from tjx_nn.attention.mha import Attention, attention_scale, merge_heads, model_alibi_slopes
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.scan_layers import AuxLosses
 
@@ -157,7 +151,7 @@ def sparse_attention(
     rows = -(-tokens // count)
     weights_key = dropout_key if config.attention_dropout else None
     keys = None if weights_key is None else jax.random.split(weights_key, count)
-    symmetric = has_symmetric_window(config, window, causal=causal)
+    symmetric = config.symmetric_window and not causal
 
     def chunked(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, count * rows - tokens)) + ((0, 0),) * (x.ndim - 2))

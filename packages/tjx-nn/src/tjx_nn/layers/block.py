@@ -141,8 +141,8 @@ class Block(ShardedModule):
     def _sublayer_input(
         self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm | None
     ) -> Float[Array, "B T D"]:
-        normalized = norm is not None and self.config.norm_position in ("pre", "sandwich")
-        return gather_sequence(self.layout, norm(x) if normalized else x)
+        first = self.config.norm_position in ("pre", "sandwich")
+        return gather_sequence(self.layout, norm(x) if first and norm is not None else x)
 
     def _mlp_input(
         self, before: Float[Array, "B T D"], after: Float[Array, "B T D"], h: Float[Array, "B T D"]

@@ -196,9 +196,8 @@ class MLP(nnx.Module):
 class SwiGLU(MLP):
     """Gated MLP, SwiGLU or GeGLU: ``down(activation(gate(x)) * up(x))``.
 
-    The activation of the gate is GELU (tanh) if `config.activation` is "geglu", the exact GELU if
-    it is "geglu_erf", and SiLU for every other value. Shazeer 2020, "GLU Variants Improve
-    Transformer". Parameters as for `MLP`.
+    The gate has the activation of `config.activation`, and SiLU for a value without a gate. Shazeer
+    2020, "GLU Variants Improve Transformer". Parameters as for `MLP`.
 
     Parameters
     ----------

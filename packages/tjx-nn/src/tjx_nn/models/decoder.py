@@ -20,9 +20,8 @@ from tjx_nn.layers.scan_layers import (
     Stack,
     layer_stacks,
     run_layers,
-    stack_blocks,
-    unstack_layers,
 )
+from tjx_nn.layers.stack_blocks import stack_blocks, unstack_layers
 from tjx_nn.layout import gather_sequence
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 

@@ -18,8 +18,8 @@ from tjx_nn.layers.scan_layers import (
     LayerRange,
     layer_stacks,
     run_layers,
-    stack_blocks,
 )
+from tjx_nn.layers.stack_blocks import stack_blocks
 
 
 class Encoder(nnx.Module):

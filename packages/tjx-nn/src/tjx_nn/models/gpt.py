@@ -36,9 +36,8 @@ from tjx_nn.layers.scan_layers import (
     layer_stacks,
     run_layers,
     split_layer_keys,
-    stack_blocks,
-    unstack_layers,
 )
+from tjx_nn.layers.stack_blocks import stack_blocks, unstack_layers
 from tjx_nn.layout import ShardedModule, gather_sequence
 from tjx_nn.logits import head_logits
 from tjx_nn.losses import Losses, combine_losses, head_losses
@@ -48,9 +47,8 @@ from tjx_nn.models.gpt_config import GPTConfig
 class GPT(ShardedModule):
     """Decoder-only transformer.
 
-    The parameters of the blocks are stacked along a leading axis "layers". If the first blocks have
-    an MLP and the others experts, or the first block has no norm for its attention, they form two
-    stacks.
+    The parameters of the blocks are stacked along a leading axis "layers". First blocks with other
+    layers, such as an MLP before blocks with experts, form a stack of their own.
 
     Parameters
     ----------

@@ -224,9 +224,8 @@ def plan_bands(call: AttentionCall) -> list[Band]:
 
 
 def _slides(call: AttentionCall) -> bool:
-    if call.lookahead is None or call.window is None:
-        return False
-    if call.window + call.lookahead + CHUNK > call.kv_len:
+    window, ahead = call.window, call.lookahead
+    if window is None or ahead is None or window + ahead + CHUNK > call.kv_len:
         return False
     # With one window per batch row, slicing a shared bias would copy it for each row. Its memory is
     # quadratic anyway, so read all keys.
@@ -237,17 +236,14 @@ def _keys_read(
     call: AttentionCall, start: int, chunks: int, rows: int, slides: bool
 ) -> tuple[int, int]:
     """Return the first key and the number of keys that a band reads."""
-    if slides:
-        assert call.window is not None
-        assert call.lookahead is not None
-        return 0, call.window + call.lookahead + rows - 1
+    if slides:  # then neither the window nor the lookahead is unlimited
+        return 0, (call.window or 0) + (call.lookahead or 0) + rows - 1
     if call.q_offset is None:
         return 0, call.kv_len
     # Python integers: the range is static. A band of dead rows reads one key, which is masked.
     position = call.q_offset + start
-    stop = call.kv_len
-    if call.lookahead is not None:
-        stop = min(stop, position + chunks * rows + call.lookahead)
+    end = position + chunks * rows
+    stop = call.kv_len if call.lookahead is None else min(call.kv_len, end + call.lookahead)
     first = 0 if call.window is None else max(0, position - call.window + 1)
     first = min(first, call.kv_len - 1)
     return first, max(stop - first, 1)
