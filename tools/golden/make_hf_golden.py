@@ -2,7 +2,8 @@
 
 Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with inputs
 and logits (float32); for decoders also the mean next-token loss and the norm of its gradient, and
-the tokens of greedy generation; for ModernBERT that of masked tokens; for GPT-2 both forms of GELU.
+the tokens of greedy generation, and the logits of the model loaded in bfloat16, as the uint16 of
+their bits; for ModernBERT the loss of masked tokens; for GPT-2 both forms of GELU.
 
 Run it in a separate environment (see README.md):
 
@@ -133,6 +134,17 @@ def causal(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, A
         greedy=greedy[:, PROMPT:],
     )
     return model.to(torch.bfloat16), found
+
+
+def bfloat16_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
+    """Return the bits of the logits of a saved decoder that computes in bfloat16."""
+    # Loaded, not cast: `to` would round the frequencies of rotary embeddings too.
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(tokens).long()).logits
+    return logits.to(torch.bfloat16).view(torch.uint16).numpy()
 
 
 def bert() -> tuple[transformers.PreTrainedModel, Arrays]:
@@ -302,6 +314,8 @@ def main() -> None:
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         (folder / "model.safetensors").chmod(0o644)
+        if name == "gpt2" or "greedy" in found:
+            found["bfloat16_logits"] = bfloat16_logits(folder, found["tokens"])
         np.savez_compressed(folder / "golden.npz", **found)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size} bytes, {sorted(found)}")
