@@ -14,12 +14,14 @@ import transformers
 
 CLASSES = {
     "bert": transformers.AutoModelForMaskedLM,
+    "modernbert": transformers.AutoModelForMaskedLM,
     "vit": transformers.AutoModelForImageClassification,
     "bart": transformers.AutoModelForSeq2SeqLM,
 }
 # Names of the input arguments in transformers.
 NAMES = {
     "bert": {"tokens": "input_ids", "token_types": "token_type_ids", "mask": "attention_mask"},
+    "modernbert": {"tokens": "input_ids", "mask": "attention_mask"},
     "bart": {
         "source": "input_ids",
         "source_mask": "attention_mask",
@@ -47,7 +49,7 @@ def check(folder: pathlib.Path) -> float:
         given = {names[name]: torch.from_numpy(x).long() for name, x in ours.items()}
     with torch.no_grad():
         difference = (model.eval()(**given).logits - logits).abs()
-    if kind == "bert":  # outputs at padding are undefined
+    if kind in ("bert", "modernbert"):  # outputs at padding are undefined
         difference = difference[given["attention_mask"] > 0]
     return difference.max().item()
 

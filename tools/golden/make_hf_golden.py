@@ -2,7 +2,8 @@
 
 Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with inputs
 and logits (float32); for decoders also the mean next-token loss and the norm of its gradient, and
-the tokens of greedy generation; for GPT-2 both forms of GELU.
+the tokens of greedy generation, and the logits of the model loaded in bfloat16, as the uint16 of
+their bits; for ModernBERT the loss of masked tokens; for GPT-2 both forms of GELU.
 
 Run it in a separate environment (see README.md):
 
@@ -135,6 +136,17 @@ def causal(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, A
     return model.to(torch.bfloat16), found
 
 
+def bfloat16_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
+    """Return the bits of the logits of a saved decoder that computes in bfloat16."""
+    # Loaded, not cast: `to` would round the frequencies of rotary embeddings too.
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(tokens).long()).logits
+    return logits.to(torch.bfloat16).view(torch.uint16).numpy()
+
+
 def bert() -> tuple[transformers.PreTrainedModel, Arrays]:
     """Return a BERT with its masked-LM head and its golden arrays, one row padded."""
     config = transformers.BertConfig(
@@ -158,6 +170,33 @@ def roberta() -> tuple[transformers.PreTrainedModel, Arrays]:
     tokens = torch.where(mask > 0, ids(1).clamp(min=2), 1)
     logits = model(tokens, attention_mask=mask).logits
     return model.to(torch.bfloat16), arrays(tokens=tokens, mask=mask, logits=logits)
+
+
+def modernbert() -> tuple[transformers.PreTrainedModel, Arrays]:
+    """Return a ModernBERT with its masked-LM head and its golden arrays, one row padded."""
+    config = transformers.ModernBertConfig(
+        vocab_size=VOCAB, max_position_embeddings=LENGTH, local_attention=6, pad_token_id=0,
+        rope_parameters={**DUAL, "full_attention": {"rope_type": "default", "rope_theta": 5000.0}},
+        **{**WIDTH, "num_hidden_layers": 5},
+        **dict.fromkeys(["bos_token_id", "cls_token_id", "eos_token_id", "sep_token_id"]),
+    )  # fmt: skip
+    model = transformers.AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    fill(model)
+    # No token is the padding id, whose embedding has no gradient in PyTorch.
+    mask, tokens, labels = padded(), ids(1).clamp(min=1), ids(2)
+    labels[mask * (torch.arange(LENGTH) % 3) == 0] = -100
+    output = model(tokens, attention_mask=mask, labels=labels)
+    output.loss.backward()
+    squares = [x.grad.double().square().sum() for x in model.parameters()]
+    found = arrays(
+        tokens=tokens,
+        mask=mask,
+        labels=labels,
+        logits=output.logits,
+        loss=output.loss,
+        gradient_norm=torch.stack(squares).sum().sqrt(),
+    )
+    return model.to(torch.bfloat16), found
 
 
 def vit() -> tuple[transformers.PreTrainedModel, Arrays]:
@@ -263,6 +302,7 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     ),
     "bert": bert,
     "roberta": roberta,
+    "modernbert": modernbert,
     "vit": vit,
     "bart": bart,
 }
@@ -283,6 +323,8 @@ def main() -> None:
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         (folder / "model.safetensors").chmod(0o644)
+        if name == "gpt2" or "greedy" in found:
+            found["bfloat16_logits"] = bfloat16_logits(folder, found["tokens"])
         np.savez_compressed(folder / "golden.npz", **found)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size} bytes, {sorted(found)}")

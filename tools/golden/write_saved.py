@@ -44,6 +44,11 @@ COHERE: dict[str, Any] = {
 }  # fmt: skip
 OFFSET: dict[str, Any] = {"norm_unit_offset": True}
 SANDWICH: dict[str, Any] = {**OFFSET, "norm_position": "sandwich"}
+MODERNBERT: dict[str, Any] = {
+    **TEXT, "positions": "rope", "rope": RopeConfig(base=500.0, local_base=50.0),
+    "norm_position": "pre", "first_norm": False, "activation": "geglu_erf", "bias": False,
+    "logit_bias": True, "n_token_types": 0, "norm_eps": 1e-5,
+}  # fmt: skip
 EXPERTS = ExpertsConfig(count=4, per_token=2, capacity_factor=None)
 # The latent attention and the routers of DeepSeek-V2 and V3.
 LATENT: dict[str, Any] = {
@@ -128,6 +133,11 @@ MODELS: dict[str, TransformerConfig] = {
     "starcoder2": GPTConfig(**TEXT, n_kv_head=2, positions="rope", window=5),
     "bert": BertConfig(**TEXT),
     "bert_without_bias": BertConfig(**TEXT, bias=False, activation="gelu_tanh"),
+    "modernbert": BertConfig(**MODERNBERT, window=4, symmetric_window=True, global_every=2),
+    "modernbert_biases": BertConfig(
+        **MODERNBERT | {"bias": True, "logit_bias": False, "activation": "swiglu"},
+        window=3, symmetric_window=True, global_every=2, global_first=True,
+    ),
     "vit": ViTConfig(**SIZES, image_size=(8, 12), patch_size=4, channels=2, n_classes=5),
     "vit_square": ViTConfig(**SIZES, image_size=8, patch_size=4, channels=1, n_classes=2),
     "bart": EncoderDecoderConfig(
@@ -151,7 +161,8 @@ def inputs(config: TransformerConfig) -> dict[str, np.ndarray]:
     mask[1, 9:] = 0
     if isinstance(config, BertConfig):
         types = rng.integers(0, 2, (2, 16), dtype=np.int32)
-        return {"tokens": tokens, "token_types": types, "mask": mask}
+        given = {"token_types": types} if config.n_token_types else {}
+        return {"tokens": tokens, **given, "mask": mask}
     if isinstance(config, EncoderDecoderConfig):
         return {"source": tokens, "source_mask": mask, "tokens": tokens[:, ::2]}
     return {"tokens": tokens}

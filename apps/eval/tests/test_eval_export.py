@@ -80,6 +80,12 @@ def test_onnx_runtime_computes_the_model_s_logits(
     assert [name for name, value in before.items() if vars(jnp)[name] is not value] == []
 
 
+def test_onnx_inputs_of_encoders_have_the_token_types_of_the_model() -> None:
+    assert list(onnx.example_inputs(BertConfig(), 1, 4)) == ["tokens", "token_types", "mask"]
+    modern = BertConfig.preset("modernbert_base")
+    assert list(onnx.example_inputs(modern, 1, 4)) == ["tokens", "mask"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -33,6 +33,14 @@ ZOO: dict[str, Flags] = {
         "model.attention_soft_cap": 50, "model.remat": "full", "model.scan_layers": "false",
     },
     "bert": {"config": "bert_base", "train.precision": "fp32", "model.d_ff": 64},
+    "local and global attention on both sides": {
+        "config": "bert_base", "train.precision": "fp32", "model.n_layer": 4, "model.d_ff": 64,
+        "model.positions": "rope", "model.rope.local_base": 100, "model.norm_position": "pre",
+        "model.first_norm": "false", "model.activation": "geglu_erf", "model.bias": "false",
+        "model.logit_bias": "true", "model.window": 5, "model.symmetric_window": "true",
+        "model.global_every": 3, "model.global_first": "true", "model.n_token_types": 0,
+        "model.remat": "full",
+    },
     "vit": {
         "config": "vit_mnist", "data.path": "images", "model.d_ff": 64, "train.precision": "fp32",
         "mesh.sequence_parallel": "false", "model.max_seq_len": None, "data.seq_len": None,
@@ -44,7 +52,12 @@ ZOO: dict[str, Flags] = {
 
 
 # These divide nothing that the others do not divide.
-NIGHTLY = ("bert", "vit", "parallel blocks, scaled layers, soft caps")
+NIGHTLY = (
+    "bert",
+    "local and global attention on both sides",
+    "vit",
+    "parallel blocks, scaled layers, soft caps",
+)
 
 
 @pytest.mark.parametrize(

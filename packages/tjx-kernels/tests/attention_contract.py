@@ -42,6 +42,7 @@ CASES = {
     "window-within-chunk": Case((1, 300, 300, 2, 1), {"causal": True, "window": 7}),
     "window-over-chunks": Case((1, 300, 300, 2, 1), {"causal": True, "window": 250}),
     "window-two-sided": Case((1, 200, 200, 2, 1), {"window": 20}),
+    "window-symmetric": Case((1, 300, 300, 2, 1), {"window": 20, "symmetric_window": True}),
     "window-past-all-keys": Case((1, 200, 20, 2, 1), {"window": 5, "q_offset": 10}),
     "soft-cap-and-scale": Case((2, 37, 37, 4, 1), {"soft_cap": 1.5, "scale": 0.7}),
     "segments": Case((2, 150, 170, 2, 1), segments=5),

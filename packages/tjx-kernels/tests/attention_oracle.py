@@ -67,6 +67,8 @@ def _seen(inputs: dict[str, Any], b: int, options: dict[str, Any]) -> tuple[Any,
         sees &= distance >= 0
     if options.get("window") is not None:
         sees &= distance < options["window"]
+        if options.get("symmetric_window"):
+            sees &= distance > -options["window"]
     if "q_segment_ids" in inputs:
         sees &= np.equal.outer(inputs["q_segment_ids"][b], inputs["kv_segment_ids"][b])
     return distance, sees

@@ -41,6 +41,7 @@ MISTAKES: dict[str, tuple[Any, ...]] = {
     "dtypes": (shaped(2, 6, 4, 8, dtype=np.float16), KV, KV, {}, "float16, float32, float32"),
     "integers": (*[shaped(2, 5, 2, 8, dtype=np.int32)] * 3, {}, "int32, int32, int32"),
     "window": (Q, KV, KV, {"window": 0}, "window: got 0"),
+    "symmetric": (Q, KV, KV, {"symmetric_window": True}, "symmetric_window: got True"),
     "soft_cap": (Q, KV, KV, {"soft_cap": -1.0}, "soft_cap: got -1.0"),
     "scale": (Q, KV, KV, {"scale": float("nan")}, "scale: got nan"),
     "q_offset": (Q, KV, KV, {"q_offset": shaped(3, dtype=np.int32)}, r"q_offset: got int32\[3\]"),

@@ -113,6 +113,7 @@ def assert_equal(found: Any, wanted: Any, tolerance: float) -> None:
         (3, "zigzag", {"causal": True, "window": 25}),
         (4, "contiguous", {"causal": True, "window": 25}),
         (2, "contiguous", {"window": 30}),
+        (3, "zigzag", {"window": 20, "symmetric_window": True}),
     ],
 )
 def test_ring_equals_attention_on_the_global_sequence(

@@ -21,9 +21,11 @@ from tjx_kernels.sharded.ring_schedule import (
 )
 
 
-def held_by_a_device(length: int, causal: bool = True, window: int | None = None) -> AttentionCall:
+def held_by_a_device(
+    length: int, causal: bool = True, window: int | None = None, symmetric: bool = False
+) -> AttentionCall:
     x = jax.ShapeDtypeStruct((1, length, 1, 8), np.float32)  # type: ignore[no-untyped-call]
-    return describe_call(q=x, k=x, v=x, causal=causal, window=window)
+    return describe_call(q=x, k=x, v=x, causal=causal, window=window, symmetric_window=symmetric)
 
 
 def positions(order: Order, size: int, device: int, length: int) -> Any:
@@ -31,7 +33,7 @@ def positions(order: Order, size: int, device: int, length: int) -> Any:
     return (zigzag(whole, size, axis=0) if order == "zigzag" else whole).reshape(size, -1)[device]
 
 
-def pairs_of(block: RingBlock) -> Any:
+def pairs_of(block: RingBlock, symmetric: bool = False) -> Any:
     """Return the mask of the attention call of a block."""
     i = block.offset + np.arange(block.rows[1] - block.rows[0])[:, None]
     j = np.arange(block.keys[1] - block.keys[0])[None, :]
@@ -40,6 +42,8 @@ def pairs_of(block: RingBlock) -> Any:
         seen &= j <= i
     if block.window is not None:
         seen &= j > i - block.window
+        if symmetric:
+            seen &= j < i + block.window
     return seen
 
 
@@ -47,14 +51,15 @@ def pairs_of(block: RingBlock) -> Any:
     size=st.integers(1, 6),
     half=st.integers(1, 4),
     order=st.sampled_from(["zigzag", "contiguous"]),
-    causal=st.booleans(),
+    mask=st.sampled_from(["none", "causal", "symmetric"]),
     window=st.none() | st.integers(1, 60),
 )
 def test_every_visible_pair_is_computed_once_and_no_other(
-    size: int, half: int, order: Order, causal: bool, window: int | None
+    size: int, half: int, order: Order, mask: str, window: int | None
 ) -> None:
-    length = 2 * half
-    plan = schedule(held_by_a_device(length, causal, window), order, size)
+    length, causal = 2 * half, mask == "causal"
+    symmetric = mask == "symmetric" and window is not None
+    plan = schedule(held_by_a_device(length, causal, window, symmetric), order, size)
     count = np.zeros((size * length, size * length), int)
     for step, row in enumerate(plan.table):
         for device, case in enumerate(row):
@@ -62,13 +67,15 @@ def test_every_visible_pair_is_computed_once_and_no_other(
             keys = positions(order, size, (device - step) % size, length)
             for part in plan.cases[case]:
                 cell = np.ix_(queries[slice(*part.rows)], keys[slice(*part.keys)])
-                count[cell] += pairs_of(part)
+                count[cell] += pairs_of(part, symmetric)
     distance = np.subtract.outer(np.arange(size * length), np.arange(size * length))
     wanted = np.ones(distance.shape, bool)
     if causal:
         wanted &= distance >= 0
     if window is not None:
         wanted &= distance < window
+        if symmetric:
+            wanted &= distance > -window
     np.testing.assert_array_equal(count, wanted)
 
 

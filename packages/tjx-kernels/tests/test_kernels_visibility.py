@@ -12,10 +12,13 @@ from tjx_kernels.attention.call import AttentionCall, describe_call
 from tjx_kernels.attention.masks import Blocks, key_blocks, row_blocks, segment_blocks
 
 
-def call(q_len: int, kv_len: int, causal: bool, window: int | None) -> AttentionCall:
+def call(q_len: int, kv_len: int, mask: str, window: int | None) -> AttentionCall:
     one = jax.ShapeDtypeStruct((1, 1, 1, 8), np.float32)  # type: ignore[no-untyped-call]
     plain = describe_call(q=one, k=one, v=one)
-    return replace(plain, q_len=q_len, kv_len=kv_len, causal=causal, window=window)
+    sizes = replace(plain, q_len=q_len, kv_len=kv_len, window=window)
+    return replace(
+        sizes, causal=mask == "causal", symmetric_window=mask == "symmetric" and window is not None
+    )
 
 
 def seen(described: AttentionCall, offset: int) -> Any:
@@ -25,6 +28,8 @@ def seen(described: AttentionCall, offset: int) -> Any:
         sees &= distance >= 0
     if described.window is not None:
         sees &= distance < described.window
+        if described.symmetric_window:
+            sees &= distance > -described.window
     return sees
 
 
@@ -51,7 +56,7 @@ sizes = {
     "q_len": st.integers(1, 70),
     "kv_len": st.integers(1, 70),
     "offset": st.integers(-90, 90),
-    "causal": st.booleans(),
+    "mask": st.sampled_from(["none", "causal", "symmetric"]),
     "window": st.none() | st.integers(1, 80),
     "block": st.sampled_from([1, 4, 16]),
     "traced": st.booleans(),
@@ -63,7 +68,7 @@ def test_blocks_of_keys(
     q_len: int,
     kv_len: int,
     offset: int,
-    causal: bool,
+    mask: str,
     window: int | None,
     block: int,
     traced: bool,
@@ -72,7 +77,7 @@ def test_blocks_of_keys(
 ) -> None:
     first = min(first, q_len - 1)
     rows = min(rows, q_len - first)
-    described = call(q_len, kv_len, causal, window)
+    described = call(q_len, kv_len, mask, window)
     with jax.transfer_guard("allow"), jax.disable_jit():
         position: Any = np.int32(offset + first) if traced else offset + first
         found = key_blocks(described, jax.device_put(position) if traced else position, rows, block)
@@ -84,7 +89,7 @@ def test_blocks_of_rows(
     q_len: int,
     kv_len: int,
     offset: int,
-    causal: bool,
+    mask: str,
     window: int | None,
     block: int,
     traced: bool,
@@ -93,7 +98,7 @@ def test_blocks_of_rows(
 ) -> None:
     first = min(first, kv_len - 1)
     keys = min(keys, kv_len - first)
-    described = call(q_len, kv_len, causal, window)
+    described = call(q_len, kv_len, mask, window)
     with jax.transfer_guard("allow"), jax.disable_jit():
         start: Any = jax.device_put(np.int32(offset)) if traced else offset
         found = row_blocks(described, start, first, keys, block)

@@ -29,15 +29,17 @@ CALL = replace(
     q_len=st.integers(1, 1500),
     kv_len=st.integers(1, 1500),
     q_offset=st.none() | st.integers(-1600, 1600),
-    causal=st.booleans(),
+    mask=st.sampled_from(["none", "causal", "symmetric"]),
     window=st.none() | st.integers(1, 1600),
 )
 def test_bands_cover_every_row_once_and_its_visible_keys(
-    q_len: int, kv_len: int, q_offset: int | None, causal: bool, window: int | None
+    q_len: int, kv_len: int, q_offset: int | None, mask: str, window: int | None
 ) -> None:
-    call = replace(CALL, q_len=q_len, kv_len=kv_len, q_offset=q_offset)
+    call = replace(CALL, q_len=q_len, kv_len=kv_len, q_offset=q_offset, window=window)
+    symmetric = mask == "symmetric" and window is not None
+    call = replace(call, causal=mask == "causal", symmetric_window=symmetric)
     next_row = 0
-    for band in plan_bands(replace(call, causal=causal, window=window)):
+    for band in plan_bands(call):
         assert band.start == next_row
         next_row += band.chunks * band.rows
         assert band.first_key >= 0
@@ -48,7 +50,10 @@ def test_bands_cover_every_row_once_and_its_visible_keys(
             first = row + (kv_len // 2 if q_offset is None else q_offset)
             last = first + band.rows - 1
             seen_from = 0 if window is None else max(0, first - window + 1)
-            seen_to = min(kv_len, last + 1) if causal else kv_len
+            seen_to = min(kv_len, last + 1) if mask == "causal" else kv_len
+            if symmetric:
+                assert window is not None
+                seen_to = min(kv_len, last + window)
             if seen_from >= seen_to:
                 continue
             read_from = band.first_key
@@ -74,6 +79,8 @@ def test_masked_blocks_are_not_computed() -> None:
     assert work(long) <= 0.57 * 8192**2
     assert work(replace(long, window=256)) <= 8192 * (256 + 128)
     assert work(replace(long, window=256, q_offset=None)) <= 8192 * (256 + 128)
+    symmetric = replace(long, causal=False, window=256, symmetric_window=True)
+    assert work(symmetric) <= 8192 * (2 * 256 + 128)
     assert work(replace(CALL, q_len=1, kv_len=8192, window=256, q_offset=None)) <= 256
 
 

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_nn import Bert, BertConfig, bind, count_params, init, logical_axes
+from tjx_nn import (
+    Bert,
+    BertConfig,
+    GPTConfig,
+    RopeConfig,
+    bind,
+    count_params,
+    init,
+    logical_axes,
+)
 from tjx_nn.binding import Params
 
 Run = Callable[..., np.ndarray]
@@ -22,7 +31,16 @@ MODERN = dataclasses.replace(
     TINY, positions="rope", norm="rmsnorm", norm_position="pre", activation="swiglu", bias=False,
     n_token_types=0, n_classes=None,
 )  # fmt: skip
+LOCAL = dataclasses.replace(
+    MODERN, n_layer=4, norm="layernorm", first_norm=False, activation="geglu_erf", logit_bias=True,
+    rope=RopeConfig(base=1000.0, local_base=10.0), window=3, symmetric_window=True,
+    global_every=3, global_first=True,
+)  # fmt: skip
 LENGTHS = np.array([[11], [16]])
+# Parameters of BertForMaskedLM and ModernBertForMaskedLM of transformers.
+HUGGING_FACE = {
+    "bert_base": 109_514_298, "modernbert_base": 149_655_232, "modernbert_large": 395_881_664,
+}  # fmt: skip
 MASK = np.arange(16)[None] < LENGTHS
 
 
@@ -97,12 +115,53 @@ def test_class_logits_depend_on_the_first_token_and_the_tokens_that_it_attends_t
         abstract(TINY, lambda m: m.classify(tokens[:, :0]))
 
 
-def test_scanned_layers_equal_unrolled_layers(params: Params, tokens: np.ndarray, run: Run) -> None:
-    unrolled = run(dataclasses.replace(TINY, scan_layers=False), params, tokens)
-    np.testing.assert_allclose(unrolled, run(TINY, params, tokens), atol=1e-5)
+@pytest.mark.parametrize("config", [TINY, LOCAL], ids=["bert", "local"])
+def test_scanned_layers_equal_unrolled_layers(
+    config: BertConfig, make: Callable[..., Params], tokens: np.ndarray, run: Run
+) -> None:
+    params = make(config)
+    unrolled = run(dataclasses.replace(config, scan_layers=False), params, tokens)
+    np.testing.assert_allclose(unrolled, run(config, params, tokens), atol=1e-5)
 
 
-@pytest.mark.parametrize("config", [TINY, MODERN], ids=["bert", "modern"])
+def test_a_symmetric_window_ends_on_both_sides(
+    make: Callable[..., Params], tokens: np.ndarray, run: Run
+) -> None:
+    other = tokens.copy()
+    other[:, 8] = (other[:, 8] + 1) % 23
+
+    def changed(**fields: Any) -> list[int]:
+        config = dataclasses.replace(LOCAL, n_layer=2, **fields)
+        params = make(config)
+        difference = np.abs(run(config, params, other) - run(config, params, tokens))
+        return [int(i) for i in np.flatnonzero(difference.max((0, 2)) > 1e-6)]
+
+    # Two blocks of two tokens to each side; a window alone bounds the tokens before.
+    assert changed(global_every=None) == list(range(4, 13))
+    assert changed(global_every=None, symmetric_window=False) == list(range(13))
+    assert changed() == list(range(16))  # the first block is global
+    assert LOCAL.windows == (None, 3, 3, None)
+    with pytest.raises(ValueError, match="symmetric_window: got True with window None"):
+        dataclasses.replace(LOCAL, window=None)
+    with pytest.raises(ValueError, match="symmetric_window: got True; expected False"):
+        GPTConfig(window=4, symmetric_window=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"norm_position": "post"}, "first_norm: got False with norm_position 'post'"),
+        ({"n_layer": 1}, "first_norm: got False with n_layer 1"),
+    ],
+)
+def test_models_without_a_first_norm_are_checked(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(LOCAL, **fields)
+    (problem,) = LOCAL.pipeline_problems(2)
+    assert problem.startswith("first_norm: got False")
+
+
+@pytest.mark.parametrize("config", [TINY, MODERN, LOCAL], ids=["bert", "modern", "local"])
 def test_learns_a_fixed_batch(
     config: BertConfig, make: Callable[..., Params], tokens: np.ndarray, descend: Descend
 ) -> None:
@@ -163,15 +222,16 @@ def test_half_precision_gives_float32_logits(tokens: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [TINY, MODERN, BertConfig.preset("bert_base")],
-    ids=["tiny", "modern", "bert_base"],
+    [TINY, MODERN, LOCAL, *map(BertConfig.preset, HUGGING_FACE)],
+    ids=["tiny", "modern", "local", *HUGGING_FACE],
 )
 def test_parameters_are_counted_by_formula_and_have_named_axes(config: BertConfig) -> None:
     with jax.transfer_guard("allow"):
         shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     assert count_params(config) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    if config == BertConfig.preset("bert_base"):
-        assert count_params(config) == 109_514_298  # of Hugging Face's BertForMaskedLM
+    for name, count in HUGGING_FACE.items():
+        if config == BertConfig.preset(name):
+            assert count_params(config) == count
     axes = logical_axes(config)
     jax.tree.map(
         lambda names, leaf: np.testing.assert_equal(len(names), leaf.ndim),

@@ -7,13 +7,14 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind, generate, hf
+from tjx_nn import BertConfig, GPTConfig, bind, generate, hf
 from tjx_nn.binding import Params
 from tjx_nn.config import Activation
 from tjx_nn.hf.families import BUILT_IN
@@ -26,8 +27,10 @@ ARGUMENTS = {
     "bert": (("tokens",), ("token_types", "mask")),
     "vit": (("images",), ()),
     "roberta": (("tokens",), ("mask",)),
+    "modernbert": (("tokens",), ("mask",)),
     "bart": (("source", "tokens"), ("source_mask",)),
 }
+HALF: Literal["bfloat16"] = "bfloat16"
 DECODERS = [
     "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2",
     "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2",
@@ -53,9 +56,9 @@ def test_every_family_has_golden_results() -> None:
         assert found[key] in tested
 
 
-def partly_slow(*fast: str) -> list[Any]:
+def partly_slow(*fast: str, of: Sequence[str] = DECODERS) -> list[Any]:
     """Parameters of a test of all decoders that runs nightly except for a few."""
-    return [pytest.param(x, marks=[] if x in fast else pytest.mark.slow) for x in DECODERS]
+    return [pytest.param(x, marks=[] if x in fast else pytest.mark.slow) for x in of]
 
 
 def loss_and_logits(config: Any, params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -91,6 +94,25 @@ def test_gradients_of_decoders_agree_with_transformers(name: str) -> None:
     np.testing.assert_allclose(norm, arrays["gradient_norm"], rtol=1e-5)
 
 
+# Largest root mean square error of bfloat16 logits, as a multiple of that of transformers.
+MOST_BFLOAT16_ERROR = 1.5
+
+
+@pytest.mark.parametrize(
+    "name", partly_slow("gemma3", "mixtral", "gpt_oss", of=["gpt2", *DECODERS])
+)
+def test_bfloat16_logits_of_decoders_are_as_exact_as_those_of_transformers(name: str) -> None:
+    config, params = hf.load(GOLDEN / name)
+    arrays = golden(name)
+    compute = jax.jit(functools.partial(loss_and_logits, dataclasses.replace(config, dtype=HALF)))
+    _, found = jax.device_get(compute(*jax.device_put((params, arrays["tokens"]))))
+    theirs = arrays["bfloat16_logits"].view(HALF).astype(np.float32)
+    exact = arrays["tanh/logits" if name == "gpt2" else "logits"]
+    ours, allowed = (np.square(x - exact).mean() ** 0.5 for x in (found, theirs))
+    assert ours <= MOST_BFLOAT16_ERROR * allowed
+    assert ours > 1e-3  # it computes in bfloat16
+
+
 @pytest.mark.parametrize("name", partly_slow("gemma3", "mixtral", "gpt_oss"))
 def test_greedy_tokens_of_decoders_agree_with_transformers(name: str) -> None:
     config, params = hf.load(GOLDEN / name)
@@ -118,6 +140,27 @@ def test_logits_agree_with_transformers(name: str) -> None:
     # Outputs at padding are undefined.
     seen = arrays["mask"] > 0 if "mask" in arrays else ...
     np.testing.assert_allclose(found[seen], arrays["logits"][seen], rtol=0, atol=1e-5)
+
+
+def test_masked_lm_loss_and_gradient_of_modernbert_agree_with_transformers() -> None:
+    config, params = hf.load(GOLDEN / "modernbert")
+    assert isinstance(config, BertConfig)
+    arrays = golden("modernbert")
+
+    @jax.jit
+    def compute(params: Params, tokens: jax.Array, labels: jax.Array, mask: jax.Array) -> Any:
+        def loss(params: Params) -> jax.Array:
+            losses = bind(config, params).losses(tokens, labels, mask=mask).tokens
+            return losses.sum() / (labels >= 0).sum()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        squares = jax.tree.map(lambda g: (g * g).sum(), gradients)
+        return value, sum(jax.tree.leaves(squares)) ** 0.5
+
+    given = params, *(arrays[name] for name in ("tokens", "labels", "mask"))
+    loss, norm = jax.device_get(compute(*jax.device_put(given)))
+    np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(norm, arrays["gradient_norm"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("form", "gelu"), [("tanh", "gelu_tanh"), ("erf", "gelu_erf")])

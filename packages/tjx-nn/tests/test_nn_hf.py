@@ -30,6 +30,7 @@ from tjx_nn import (
 )
 from tjx_nn.binding import Params, param_shapes
 from tjx_nn.flops import count_params
+from tjx_nn.hf.convert_config import functional_fields, read_config
 from tjx_nn.hf.convert_params import read_params
 from tjx_nn.hf.families import all_families
 from tjx_nn.hf.safetensors_folder import Tensors
@@ -40,7 +41,7 @@ NAMES = [
     "gpt2", "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
     "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "deepseek_v2",
     "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3", "gpt_oss", "bert", "roberta",
-    "vit", "bart",
+    "modernbert", "vit", "bart",
 ]  # fmt: skip
 
 DecodeWeights = dict[str, np.ndarray]
@@ -231,6 +232,45 @@ def test_rope_of_transformers_4_loads(change: Callable[..., pathlib.Path]) -> No
     assert isinstance(config.rope.base, float)
 
 
+def test_config_of_the_first_release_of_modernbert_loads(
+    change: Callable[..., pathlib.Path],
+) -> None:
+    folder = change("modernbert")
+    path = folder / "config.json"
+    entries = json.loads(path.read_text())
+    del entries["layer_types"], entries["rope_parameters"]
+    entries |= {
+        "global_attn_every_n_layers": 3, "global_rope_theta": 5000.0, "local_rope_theta": 100.0,
+        "layer_norm_eps": 1e-05, "position_embedding_type": "absolute", "reference_compile": None,
+    }  # fmt: skip
+    path.write_text(json.dumps(entries))
+    assert_same(hf.load(folder), hf.load(GOLDEN / "modernbert"))
+
+
+def test_presets_of_modernbert_are_the_models_of_transformers() -> None:
+    config = BertConfig.preset("modernbert_base")
+    family = next(each for each in all_families() if each.model_type == "modernbert")
+    default = read_config(family, {"model_type": "modernbert"})
+    assert functional_fields(default) == functional_fields(config)
+
+
+def test_window_patterns_of_modernbert_load(change: Callable[..., pathlib.Path]) -> None:
+    def windows(*kinds: str) -> tuple[int | None, ...]:
+        folder = change("modernbert", layer_types=[f"{kind}_attention" for kind in kinds])
+        found = hf.load_config(folder)
+        shutil.rmtree(folder)
+        assert found.symmetric_window == any(found.windows)
+        return found.windows
+
+    full, local = "full", "sliding"
+    assert windows(full, local, local, full, local) == (None, 4, 4, None, 4)
+    assert windows(local, full, local, full, local) == (4, None, 4, None, 4)
+    assert windows(full, local, local, local, local) == (None, 4, 4, 4, 4)
+    assert windows(*[local] * 5) == (4,) * 5
+    assert windows(*[full] * 5) == (None,) * 5
+    assert "layer_types" in error_of(lambda: windows(full, local, local, full, full))
+
+
 def test_window_patterns_of_qwen3_load(
     change: Callable[..., pathlib.Path],
 ) -> None:
@@ -325,6 +365,10 @@ def test_unsupported_features_raise(
         (BertConfig(n_token_types=0), ["n_token_types: got 0"]),
         (BertConfig(n_classes=3), ["BertForMaskedLM", "n_classes: got 3"]),
         (BertConfig(activation="swiglu"), ["activation: got 'swiglu'"]),
+        (
+            BertConfig.preset("modernbert_base", symmetric_window=False),
+            ["ModernBertForMaskedLM", "symmetric_window: got False"],
+        ),
         (ViTConfig(pool="mean"), ["ViTForImageClassification", "pool: got 'mean'"]),
         (EncoderDecoderConfig(), ["BartForConditionalGeneration", "positions: got 'sinusoidal'"]),
     ],

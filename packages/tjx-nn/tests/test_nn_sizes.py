@@ -1,5 +1,6 @@
 """Parameter counts and FLOPs: published numbers, formulas, XLA cost analysis and shapes."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -45,6 +46,9 @@ VARIANTS = {
         **SMALL, n_layer=2, attention_sinks=True, activation="clamped_swiglu",
         experts=ExpertsConfig(count=3, d_ff=5, use_bias=True),
     ),
+    "no first norm, a bias of the head alone": BertConfig(
+        **SMALL, n_layer=3, norm_position="pre", first_norm=False, bias=False, logit_bias=True,
+    ),
     "experts of both stacks": EncoderDecoderConfig(
         **SMALL, n_layer=2, n_encoder_layer=3, layer_scale=0.1,
         experts=ExpertsConfig(count=3, first_layer=1), latent=LatentConfig(kv_dim=3, rope_dim=2),
@@ -75,6 +79,14 @@ def test_flops_of_a_model_counted_by_hand() -> None:
     matrices = 4 * 2 * 2 + 2 * 2 * 8 + 3 * 2  # attention, MLP, head
     norms = 3 * 2
     assert flops_per_token(config, 4) == 6 * (matrices + norms) + 12 * 1 * 4 * 2
+
+
+def test_flops_of_a_symmetric_window_count_both_sides() -> None:
+    one_sided = BertConfig(**{**SMALL, "max_seq_len": 32}, n_layer=3, window=5, global_every=3)
+    symmetric = dataclasses.replace(one_sided, symmetric_window=True)
+    added = flops_per_token(symmetric, 32) - flops_per_token(one_sided, 32)
+    assert added == 2 * 12 * 4 * 8  # two local blocks, four more tokens, d_model features
+    assert flops_per_token(symmetric, 6) - flops_per_token(one_sided, 6) == 2 * 12 * 8
 
 
 # Wide enough for matrix products to dominate, long enough for attention to matter.

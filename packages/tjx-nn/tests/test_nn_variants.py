@@ -28,7 +28,7 @@ SIZES: dict[str, Any] = {
 
 VARIANTS: dict[str, GPTConfig] = {
     "GPT-2 with every dropout": GPTConfig(
-        **SIZES, dropout=0.1, embedding_dropout=0.2, attention_dropout=0.1
+        **SIZES, dropout=0.1, embedding_dropout=0.2, attention_dropout=0.1, first_norm=False
     ),
     "Llama": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", n_kv_head=2, bias=False,
@@ -37,8 +37,9 @@ VARIANTS: dict[str, GPTConfig] = {
         rope=RopeConfig(base=100.0, scaling="llama3", factor=2.0, original_seq_len=16),
     ),
     "windows, ALiBi, caps, one key head, parallel": GPTConfig(
-        **{**SIZES, "n_layer": 3}, positions="alibi", activation="geglu", n_kv_head=1, window=4,
-        global_every=2, parallel_block=True, attention_soft_cap=20.0, logit_soft_cap=15.0,
+        **{**SIZES, "n_layer": 3}, positions="alibi", activation="geglu_erf", n_kv_head=1, window=4,
+        global_every=2, global_first=True, parallel_block=True, attention_soft_cap=20.0,
+        logit_soft_cap=15.0,
     ),
     "post-norm, sinusoids, layer scale": GPTConfig(
         **SIZES, positions="sinusoidal", scale_embeddings=False, norm_position="post",
@@ -98,8 +99,8 @@ VARIANTS: dict[str, GPTConfig] = {
         ),
     ),
 }  # fmt: skip
-# Fields that are not an option of their own.
-LEFT_OUT = {"family", "low_freq_factor", "high_freq_factor"}
+# Fields that are not an option of their own, or of encoders alone (tested in test_nn_bert.py).
+LEFT_OUT = {"family", "low_freq_factor", "high_freq_factor", "symmetric_window"}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

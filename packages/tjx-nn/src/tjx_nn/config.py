@@ -22,7 +22,7 @@ ParallelNorm = Literal["shared", "separate"]
 QKNormFeatures = Literal["head", "all"]
 Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 Activation = Literal[
-    "gelu_tanh", "gelu_erf", "relu", "relu2", "swiglu", "geglu", "clamped_swiglu"
+    "gelu_tanh", "gelu_erf", "relu", "relu2", "swiglu", "geglu", "geglu_erf", "clamped_swiglu"
 ]  # fmt: skip
 Remat = Literal["none", "full", "attention", "dots"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -61,6 +61,9 @@ class TransformerConfig:
         output of a sublayer (OLMo 2), "sandwich" its input and its output (Gemma 2).
     norm_eps
         Added to the variance.
+    first_norm
+        Whether the first block normalizes the input of its attention; False reads the embeddings
+        as they are, which BERT models have normalized (ModernBERT).
     norm_unit_offset
         Whether the scale of an RMSNorm is 1 plus its parameter, which starts at 0 (Gemma).
     bias
@@ -69,7 +72,8 @@ class TransformerConfig:
         Whether the projections to queries, keys and values have biases; None is bias.
     activation
         Activation of the MLP: GELU (tanh approximation or exact), ReLU, squared ReLU, or gated:
-        "swiglu", "geglu" (Shazeer 2020), "clamped_swiglu" (gpt-oss, OpenAI 2025).
+        "swiglu", "geglu" (Shazeer 2020), "geglu_erf" with the exact GELU (ModernBERT),
+        "clamped_swiglu" (gpt-oss, OpenAI 2025).
     swiglu_limit
         Bound of the inputs of "clamped_swiglu": of the gate from above, of the other on both sides.
     qk_norm
@@ -86,8 +90,13 @@ class TransformerConfig:
     window
         Size of the sliding window of attention in tokens, the token itself included; None is
         unlimited.
+    symmetric_window
+        Whether the window of bidirectional attention ends as many tokens after the token as it
+        starts before; otherwise all later tokens are visible.
     global_every
         Every global_every-th block ignores the window; None is no block.
+    global_first
+        Whether the first of every global_every blocks ignores the window, not the last.
     nope_every
         Every nope_every-th block has no rotary embeddings and ignores the window (NoPE, Kazemnejad
         et al. 2023; SmolLM3); None is no block.
@@ -159,6 +168,7 @@ class TransformerConfig:
     norm: Norm = "layernorm"
     norm_position: NormPosition = "pre"
     norm_eps: float = 1e-5
+    first_norm: bool = True
     norm_unit_offset: bool = False
     bias: bool = True
     qkv_bias: bool | None = None
@@ -170,7 +180,9 @@ class TransformerConfig:
     attention_soft_cap: float | None = None
     attention_sinks: bool = False
     window: int | None = None
+    symmetric_window: bool = False
     global_every: int | None = None
+    global_first: bool = False
     nope_every: int | None = None
     latent: LatentConfig = field(default_factory=LatentConfig)
     sparse: SparseConfig = field(default_factory=SparseConfig)
@@ -285,6 +297,23 @@ class TransformerConfig:
             problems.append(
                 f"norm_unit_offset: got True with norm {self.norm!r}; expected norm 'rmsnorm'"
             )
+        if not self.first_norm and (
+            self.norm_position != "pre" or self.parallel_block or self.experts.count
+        ):
+            problems.append(
+                f"first_norm: got False with norm_position {self.norm_position!r}, parallel_block "
+                f"{self.parallel_block} and experts.count {self.experts.count}; expected True, or "
+                "'pre', False and 0"
+            )
+        if not self.first_norm and self.n_layer < 2:
+            problems.append(
+                f"first_norm: got False with n_layer {self.n_layer}; expected at least 2 blocks"
+            )
+        if self.symmetric_window and self.window is None:
+            problems.append(
+                "symmetric_window: got True with window None; expected a window; set it, or omit "
+                "symmetric_window"
+            )
         if self.attention_scale is not None and self.mup_base is not None:
             problems.append(
                 f"attention_scale: got {self.attention_scale!r} with mup_base {self.mup_base}; "
@@ -357,7 +386,7 @@ class TransformerConfig:
     @property
     def gated(self) -> bool:
         """Whether the MLP is gated."""
-        return self.activation in ("swiglu", "geglu", "clamped_swiglu")
+        return self.activation in ("swiglu", "geglu", "geglu_erf", "clamped_swiglu")
 
     @property
     def ff_dim(self) -> int:
@@ -378,7 +407,8 @@ class TransformerConfig:
         def window(number: int) -> int | None:
             if self.nope_every is not None and number % self.nope_every == 0:
                 return self.max_seq_len
-            is_global = self.global_every is not None and number % self.global_every == 0
+            every = self.global_every
+            is_global = every is not None and (number - self.global_first) % every == 0
             return None if is_global else self.window
 
         return tuple(window(number) for number in range(1, self.n_layer + 1))
@@ -401,9 +431,9 @@ class TransformerConfig:
 
     @property
     def stack_windows(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-        """Attention windows of the first `n_dense_layer` blocks, and of the others."""
-        dense = self.n_dense_layer
-        return self.windows[:dense], self.windows[dense:]
+        """Attention windows of the first `n_leading_layer` blocks, and of the others."""
+        leading = self.n_leading_layer
+        return self.windows[:leading], self.windows[leading:]
 
     def pipeline_problems(self, stages: int) -> list[str]:
         """Return why the blocks cannot be split into equal pipeline stages, if they cannot.
@@ -423,11 +453,11 @@ class TransformerConfig:
                 f"n_layer: got {self.n_layer}; expected a multiple of {stages} pipeline stages; "
                 "change n_layer or the number of stages"
             ]
-        if self.n_dense_layer:
-            return [
-                f"experts.first_layer: got {self.n_dense_layer}; expected 0, as all blocks of a "
-                "pipeline have the same layers"
-            ]
+        if self.n_leading_layer:
+            got = "first_norm: got False; expected True"
+            if self.experts.count:
+                got = f"experts.first_layer: got {self.n_leading_layer}; expected 0"
+            return [f"{got}, as all blocks of a pipeline have the same layers"]
         length = self.n_layer // stages
         if self.windows != self.windows[:length] * stages:
             return [
@@ -437,9 +467,12 @@ class TransformerConfig:
         return []
 
     @property
-    def n_dense_layer(self) -> int:
-        """Number of blocks with an MLP before those with experts; 0 without experts."""
-        return self.experts.first_layer if self.experts.count else 0
+    def n_leading_layer(self) -> int:
+        """Number of first blocks in a stack of their own, whose layers differ from the others.
+
+        Blocks with an MLP before those with experts, or one without `first_norm`.
+        """
+        return self.experts.first_layer if self.experts.count else int(not self.first_norm)
 
     @property
     def drops(self) -> bool:

@@ -124,7 +124,10 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     if type(config) not in _BUILT_IN:
         return 6 * sum(math.prod(shape) for shape in _param_shapes(config) if len(shape) > 1)
     met = _multiplied(config, config.experts.per_token)
-    attention = sum(_attention_flops(config, seq_len, window) for window in config.windows)
+    causal = isinstance(config, GPTConfig | EncoderDecoderConfig)
+    attention = sum(
+        _attention_flops(config, seq_len, window, causal=causal) for window in config.windows
+    )
     if isinstance(config, EncoderDecoderConfig):
         encoder = config.encoder
         attention += sum(_attention_flops(encoder, seq_len, window) for window in encoder.windows)
@@ -177,9 +180,8 @@ def _multiplied(config: TransformerConfig, experts: int) -> int:
         case GPTConfig():
             return blocks + config.vocab_rows * d
         case BertConfig():
-            return (
-                blocks + norm + _linear(config, d, d) + norm + _linear(config, d, config.vocab_size)
-            )
+            bias = config.vocab_size if config.has_logit_bias else 0
+            return blocks + 2 * norm + _linear(config, d, d) + config.vocab_size * d + bias
         case ViTConfig():
             return blocks + _patch(config) + _linear(config, d, config.n_classes)
         case EncoderDecoderConfig():
@@ -203,9 +205,11 @@ def _blocks(config: TransformerConfig, experts: int) -> int:
     norms = per_block * _norm(config, config.d_model)
     scales = 0 if config.layer_scale is None else 2 * config.d_model
     each = norms + scales + _attention(config)
-    dense = config.n_dense_layer if config.experts.count else config.n_layer
+    dense = config.experts.first_layer if config.experts.count else config.n_layer
+    first = 0 if config.first_norm else _norm(config, config.d_model)
     return (
         config.n_layer * each
+        - first
         + dense * _mlp(config, config.ff_dim)
         + (config.n_layer - dense) * _experts(config, experts)
     )
@@ -267,8 +271,13 @@ def _norm(config: TransformerConfig, features: int) -> int:
     return features * (2 if config.bias and config.norm == "layernorm" else 1)
 
 
-def _attention_flops(config: TransformerConfig, seq_len: int, window: int | None) -> int:
-    sparse, seen = config.sparse, min(seq_len, window or seq_len)
+def _attention_flops(
+    config: TransformerConfig, seq_len: int, window: int | None, *, causal: bool = False
+) -> int:
+    reach = window or seq_len
+    if window is not None and config.symmetric_window and not causal:
+        reach = 2 * reach - 1
+    sparse, seen = config.sparse, min(seq_len, reach)
     indexer = 6 * seen * sparse.n_head * sparse.head_dim if sparse.top_k is not None else 0
     seen = min(seen, sparse.top_k or seen)
     query_dim = config.head_dim

@@ -114,7 +114,8 @@ def example_inputs(config: TransformerConfig, batch: int, length: int) -> dict[s
     mask = np.ones((batch, length), np.int32)
     mask[-1, length - length // 4 :] = 0
     if isinstance(config, BertConfig):
-        return {"tokens": tokens, "token_types": np.zeros_like(tokens), "mask": mask}
+        types = {"token_types": np.zeros_like(tokens)} if config.n_token_types else {}
+        return {"tokens": tokens, **types, "mask": mask}
     if isinstance(config, EncoderDecoderConfig):
         return {"source": tokens, "source_mask": mask, "tokens": tokens}
     return {"tokens": tokens}

@@ -22,6 +22,7 @@ class AttentionOptions(TypedDict, total=False):
     q_segment_ids: jax.Array | None
     kv_segment_ids: jax.Array | None
     window: int | None
+    symmetric_window: bool
     soft_cap: float | None
     scale: float | None
     q_offset: int | jax.Array
@@ -67,6 +68,7 @@ def flash_attention(
     q_segment_ids: jax.Array | None = None,
     kv_segment_ids: jax.Array | None = None,
     window: int | None = None,
+    symmetric_window: bool = False,
     soft_cap: float | None = None,
     scale: float | None = None,
     q_offset: int | jax.Array = 0,
@@ -100,6 +102,8 @@ def flash_attention(
     window
         Mask keys before position p - window + 1 of a query at position p. With `causal` that
         leaves the last `window` keys, its own included; without, later keys stay visible.
+    symmetric_window
+        Mask keys after position p + window - 1 too (bidirectional local attention).
     soft_cap
         Scores s become soft_cap * tanh(s / soft_cap).
     scale
@@ -183,6 +187,7 @@ def flash_attention(
         q_segment_ids=q_segment_ids,
         kv_segment_ids=kv_segment_ids,
         window=window,
+        symmetric_window=symmetric_window,
         soft_cap=soft_cap,
         scale=scale,
         q_offset=q_offset,

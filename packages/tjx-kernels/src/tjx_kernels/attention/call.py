@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from tjx_kernels.attention import dropout
+from tjx_kernels.attention.sinks import sink_problems
 from tjx_kernels.target import Platform, current_target, deterministic_ops
 
 
@@ -28,7 +29,7 @@ class AttentionCall:
         v [batch, kv_len, kv_heads, v_head_dim].
     dtype
         Name of the dtype of q, k and v.
-    causal, window, soft_cap, scale, dropout_rate
+    causal, window, symmetric_window, soft_cap, scale, dropout_rate
         Arguments of `flash_attention`; `scale` is resolved to a number.
     segment_ids, alibi
         Whether the call has segment ids and ALiBi slopes.
@@ -68,6 +69,7 @@ class AttentionCall:
     architecture: str
     interpret: bool
     deterministic: bool = False
+    symmetric_window: bool = False
 
     @property
     def accumulator(self) -> jnp.dtype:
@@ -78,6 +80,13 @@ class AttentionCall:
     def is_empty(self) -> bool:
         """Whether batch, q_len or kv_len is 0; such a call never reaches a backend."""
         return self.batch == 0 or self.q_len == 0 or self.kv_len == 0
+
+    @property
+    def lookahead(self) -> int | None:
+        """Number of keys after its own position that a query attends to; None is unlimited."""
+        if self.causal:
+            return 0
+        return self.window - 1 if self.symmetric_window and self.window is not None else None
 
     @property
     def group(self) -> int:
@@ -118,8 +127,6 @@ class Operands(NamedTuple):
 
 # Arrays, tracers or their specifications: validation reads shapes and dtypes only.
 Shaped = jax.Array | jax.ShapeDtypeStruct
-
-
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -156,6 +163,7 @@ def describe_call(
     q_segment_ids: Any = None,
     kv_segment_ids: Any = None,
     window: int | None = None,
+    symmetric_window: bool = False,
     soft_cap: float | None = None,
     scale: float | None = None,
     q_offset: Any = 0,
@@ -189,9 +197,9 @@ def describe_call(
             *_device_problems({"q": q, "k": k, "v": v, "bias": bias}),
             *_shape_problems(q, k, v),
             *_segment_problems(q, k, q_segment_ids, kv_segment_ids),
-            *_score_problems(window, soft_cap, scale),
+            *_score_problems(causal, window, symmetric_window, soft_cap, scale),
             *_bias_problems(q, k, bias, alibi_slopes),
-            *_sink_problems(q, sinks),
+            *(() if sinks is None else sink_problems(q, sinks)),
             *_offset_problems(q, q_offset),
             *_dropout_problems(dropout_rate, dropout_key),
         ]
@@ -210,6 +218,7 @@ def describe_call(
         dtype=jnp.dtype(q.dtype).name,
         causal=causal,
         window=window,
+        symmetric_window=symmetric_window,
         soft_cap=soft_cap,
         scale=head_dim**-0.5 if scale is None else float(scale),
         dropout_rate=float(dropout_rate),
@@ -300,13 +309,15 @@ def _segment_problems(
 
 
 def _score_problems(
-    window: int | None, soft_cap: float | None, scale: float | None
+    causal: bool, window: int | None, symmetric: bool, soft_cap: float | None, scale: float | None
 ) -> Iterator[str]:
     if window is not None and window < 1:
         yield (
             f"window: got {window}; expected the number of keys that a query attends to, its own "
             "included; give 1 or more, or None"
         )
+    if symmetric and (causal or window is None):
+        yield "symmetric_window: got True; expected a window without a causal mask; leave it out"
     if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
         yield f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
     if scale is not None and not math.isfinite(scale):
@@ -336,17 +347,6 @@ def _bias_problems(
         yield (
             f"alibi_slopes: got {slopes.dtype}{list(slopes.shape)}; expected floating [heads] or "
             f"[batch, heads], [{heads}] or [{batch}, {heads}]; reshape or cast it"
-        )
-
-
-def _sink_problems(q: Shaped, sinks: Shaped | None) -> Iterator[str]:
-    heads = q.shape[2]
-    if sinks is not None and not (
-        sinks.shape == (heads,) and jnp.issubdtype(sinks.dtype, jnp.floating)
-    ):
-        yield (
-            f"sinks: got {sinks.dtype}{list(sinks.shape)}; expected floating [heads], [{heads}]; "
-            "reshape or cast it"
         )
 
 
@@ -392,6 +392,8 @@ def make_mask(
         masks.append(key <= position)
     if call.window is not None:
         masks.append(key > position - call.window)
+        if call.symmetric_window:
+            masks.append(key < position + call.window)
     if q_ids is not None and kv_ids is not None:
         masks.append(q_ids == kv_ids)
     return reduce(jnp.logical_and, masks) if masks else None

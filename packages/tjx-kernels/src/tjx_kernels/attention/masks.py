@@ -35,9 +35,9 @@ def key_blocks(call: AttentionCall, position: Int, rows: int, block: int) -> Blo
     last = position + rows - 1
     # Keys visible to some row, and keys visible to all rows.
     start, full_start, full_stop, stop = _whole(call.kv_len)
-    if call.causal:
-        stop = _minimum(stop, last + 1)
-        full_stop = _minimum(full_stop, position + 1)
+    if call.lookahead is not None:
+        stop = _minimum(stop, last + (1 + call.lookahead))
+        full_stop = _minimum(full_stop, position + (1 + call.lookahead))
     if call.window is not None:
         start = _maximum(start, position - call.window + 1)
         full_start = _maximum(full_start, last - call.window + 1)
@@ -52,9 +52,9 @@ def row_blocks(call: AttentionCall, offset: Int, first_key: Int, keys: int, bloc
     """
     last_key = first_key + keys - 1
     start, full_start, full_stop, stop = _whole(call.q_len)
-    if call.causal:
-        start = _maximum(start, first_key - offset)
-        full_start = _maximum(full_start, last_key - offset)
+    if call.lookahead is not None:
+        start = _maximum(start, first_key - call.lookahead - offset)
+        full_start = _maximum(full_start, last_key - call.lookahead - offset)
     if call.window is not None:
         stop = _minimum(stop, last_key + call.window - offset)
         full_stop = _minimum(full_stop, first_key + call.window - offset)

@@ -52,6 +52,7 @@ _FEATURES: dict[str, AttentionCall] = {
     "q_offset known when it runs": replace(PLAIN, q_offset=None),
     "segment ids": replace(PLAIN, segment_ids=True),
     "sliding window": replace(PLAIN, window=256),
+    "symmetric sliding window": replace(PLAIN, causal=False, window=256, symmetric_window=True),
     "soft cap": replace(PLAIN, soft_cap=30.0),
     "grouped heads (GQA, MQA)": replace(PLAIN, kv_heads=2),
     "lengths 1 and odd": replace(PLAIN, q_len=1, kv_len=1001),

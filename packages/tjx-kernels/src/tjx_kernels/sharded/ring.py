@@ -24,6 +24,7 @@ class RingOptions(TypedDict, total=False):
     q_segment_ids: jax.Array | None
     kv_segment_ids: jax.Array | None
     window: int | None
+    symmetric_window: bool
     soft_cap: float | None
     scale: float | None
     implementation: str | None
@@ -65,6 +66,7 @@ def ring_attention(
     q_segment_ids: jax.Array | None = None,
     kv_segment_ids: jax.Array | None = None,
     window: int | None = None,
+    symmetric_window: bool = False,
     soft_cap: float | None = None,
     scale: float | None = None,
     return_lse: bool = False,
@@ -91,7 +93,7 @@ def ring_attention(
         "zigzag": the sequence was permuted with `zigzag` before sharding, which balances the load
         under a causal mask. "contiguous": device r holds the r-th part; faster with a causal window
         much shorter than the sequence, and equivalent without a causal mask.
-    causal, window, soft_cap, scale, return_lse, interpret
+    causal, window, symmetric_window, soft_cap, scale, return_lse, interpret
         As in `flash_attention`; positions refer to the global sequence.
     q_segment_ids, kv_segment_ids : integers [batch, q_len], [batch, kv_len]
         Segment ids of this device's tokens; both or neither.
@@ -137,6 +139,7 @@ def ring_attention(
         q_segment_ids=q_segment_ids,
         kv_segment_ids=kv_segment_ids,
         window=window,
+        symmetric_window=symmetric_window,
         soft_cap=soft_cap,
         scale=scale,
         return_lse=return_lse,

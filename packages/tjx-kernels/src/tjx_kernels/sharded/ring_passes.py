@@ -58,6 +58,7 @@ def block_call(call: AttentionCall, block: RingBlock) -> AttentionCall:
         kv_len=block.keys[1] - block.keys[0],
         causal=block.causal,
         window=block.window,
+        symmetric_window=call.symmetric_window and block.window is not None,
         q_offset=block.offset,
         return_lse=True,
     )

@@ -194,7 +194,8 @@ def _window_blocks(
     for i, of_rows in enumerate(chunks[0]):
         for j, of_keys in enumerate(chunks[1]):
             offset = (of_rows - of_keys) * length
-            nearest, farthest = offset - length + 1, offset + length - 1
+            distance = abs(offset) if call.symmetric_window else offset
+            nearest, farthest = distance - length + 1, distance + length - 1
             if nearest >= window or (call.causal and offset < 0):
                 continue
             rows = (i * length, (i + 1) * length)

@@ -91,11 +91,14 @@ class Indexer(nnx.Module):
 
 
 def visible_keys(
-    distance: Int[Array, "#B T S"], causal: bool, window: int | None
+    distance: Int[Array, "#B T S"], causal: bool, window: int | None, *, symmetric: bool = False
 ) -> Bool[Array, "#B T S"]:
     """Return the causal and sliding-window mask for distances (query index minus key index)."""
     visible = distance >= 0 if causal else jnp.ones(distance.shape, bool)
-    return visible if window is None else visible & (distance < window)
+    if window is None:
+        return visible
+    visible = visible & (distance < window)
+    return visible & (distance > -window) if symmetric else visible
 
 
 def index_scores(index: IndexerOutput) -> Float32[Array, "B T S"]:

@@ -142,6 +142,7 @@ class Attention(ShardedModule):
                 q_segment_ids=q_segment_ids,
                 kv_segment_ids=kv_segment_ids,
                 window=window,
+                symmetric_window=config.symmetric_window and bool(window) and not self.causal,
                 soft_cap=config.attention_soft_cap,
                 scale=attention_scale(config, self.head_dim),
                 alibi_slopes=model_alibi_slopes(config),

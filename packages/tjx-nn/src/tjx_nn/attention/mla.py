@@ -111,6 +111,7 @@ class LatentAttention(ShardedModule):
                 q_segment_ids=segment_ids,
                 kv_segment_ids=segment_ids,
                 window=window,
+                symmetric_window=config.symmetric_window and bool(window) and not self.causal,
                 soft_cap=config.attention_soft_cap,
                 scale=attention_scale(config, q_BTNF.shape[3]),
                 alibi_slopes=model_alibi_slopes(config),

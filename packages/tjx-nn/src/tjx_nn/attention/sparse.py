@@ -151,6 +151,7 @@ def sparse_attention(
     rows = -(-tokens // count)
     weights_key = dropout_key if config.attention_dropout else None
     keys = None if weights_key is None else jax.random.split(weights_key, count)
+    symmetric = config.symmetric_window and not causal
 
     def chunked(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, count * rows - tokens)) + ((0, 0),) * (x.ndim - 2))
@@ -162,7 +163,8 @@ def sparse_attention(
         number, q, query, weight, q_segment_ids, key = chunk
         row = number * rows + jnp.arange(rows)
         distance_1TS = row[None, :, None] - jnp.arange(tokens)[None, None]
-        visible_BTS = visible_keys(distance_1TS, causal, window) & (row < tokens)[None, :, None]
+        visible_BTS = visible_keys(distance_1TS, causal, window, symmetric=symmetric)
+        visible_BTS = visible_BTS & (row < tokens)[None, :, None]
         if segment_ids is not None:
             visible_BTS = visible_BTS & (q_segment_ids[:, :, None] == segment_ids[:, None])
         scores_BTS = index_scores(IndexerOutput(query, weight, index.key))

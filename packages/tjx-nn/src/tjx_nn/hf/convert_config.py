@@ -27,6 +27,7 @@ _RESOLVED = {
     "d_ff": "ff_dim",
     "image_size": "height_width",
     "qkv_bias": "has_qkv_bias",
+    "logit_bias": "has_logit_bias",
     "embedding_dropout": "embedding_dropout_rate",
     "experts.d_ff": "expert_dim",
     "latent.v_dim": "v_dim",
@@ -207,9 +208,9 @@ def write_config(family: ModelFamily, config: TransformerConfig) -> dict[str, An
 
 def functional_fields(config: TransformerConfig) -> dict[str, Any]:
     """Return the fields that determine the function of a model, resolved to a canonical form."""
-    excluded = {*_TRAINING_FIELDS, "window", "global_every"}
+    excluded = {*_TRAINING_FIELDS, "window", "global_every", "global_first"}
     excluded |= {"rope"} if config.positions != "rope" else set()
-    excluded |= {"rope.local_base"} if not any(config.windows) else set()
+    excluded |= {"rope.local_base", "symmetric_window"} if not any(config.windows) else set()
     excluded |= {"parallel_norm"} if not config.parallel_block else set()
     excluded |= {"qk_norm_features"} if not config.qk_norm else set()
     excluded |= {"swiglu_limit"} if config.activation != "clamped_swiglu" else set()

@@ -198,8 +198,8 @@ def tensor_slots(
         shapes = [own[path] for path in mapping.params]
         count = sum(f"{{{axis}}}" in mapping.tensor for axis in ("layer", "expert"))
         shape = mapping.transform.shape([s[count:] for s in shapes])
-        # The blocks with experts follow those without.
-        first = config.n_dense_layer if mapping.params[0].startswith("blocks.") else 0
+        # The blocks of the last stack follow the leading ones.
+        first = config.n_leading_layer if "blocks" in mapping.params[0].split(".") else 0
         for place in itertools.product(*map(range, shapes[0][:count])):
             layer, expert = (*place, 0, 0)[:2]
             name = mapping.tensor.format(layer=first + layer, expert=expert)

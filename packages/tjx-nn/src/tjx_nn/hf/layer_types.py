@@ -46,6 +46,7 @@ def layer_windows(
     keys: Sequence[str] = (),
     optional: bool = False,
     default: int | None = None,
+    global_first: bool = False,
 ) -> ComputedFields:
     """Convert attention windows that blocks have by type, with full ones at a fixed interval.
 
@@ -59,6 +60,8 @@ def layer_windows(
         Whether the key use_sliding_window, false by default, enables the windows (Qwen).
     default
         Window of a config.json without sliding_window.
+    global_first
+        Whether the family can have the full block first in every interval, `global_first`.
     """
 
     def read(config_json: Json) -> dict[str, Any]:
@@ -85,12 +88,16 @@ def layer_windows(
         if all(full):
             return {"window": None}
         every, regular = fixed_interval(full)
+        first = global_first and not regular and full[0]
+        if first:  # the full blocks after the first one are at the end of an interval again
+            every, regular = fixed_interval(full[1:])
+            every = every or count
         if window is None or not regular or set(kinds) - {FULL, SLIDING}:
             raise ValueError(
                 f"layer_types: got {str(kinds)[:200]} with sliding_window {window}; expected "
                 f"{SLIDING!r}, with {FULL!r} at a fixed interval"
             )
-        return {"window": window, "global_every": every}
+        return {"window": window, "global_every": every, "global_first": first}
 
     def write(config: TransformerConfig) -> dict[str, Any]:
         window = next((window for window in config.windows if window is not None), None)

@@ -1,7 +1,7 @@
 """Conversion of rotary position embeddings between config.json of transformers and tjx."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,7 +68,9 @@ def rope(
     return ComputedFields(keys=_KEYS, read=read, write=partial(_write_rope, rotary=rotary))
 
 
-def dual_rope(*, base: float, local_base: float, local_key: str | None) -> ComputedFields:
+def dual_rope(
+    *, base: float, local_base: float, local_key: str | None, keys: Sequence[str] = _KEYS
+) -> ComputedFields:
     """Convert the RoPE configurations of blocks without and with a window (Gemma 3, OLMo 3).
 
     transformers 5 stores each in rope_parameters; earlier versions in rope_theta, rope_scaling and
@@ -80,6 +82,8 @@ def dual_rope(*, base: float, local_base: float, local_key: str | None) -> Compu
         Bases of a config.json without them.
     local_key
         Key of earlier versions of the base of blocks with a window; None if there was none.
+    keys
+        Keys of the other blocks.
     """
     full, local = "full_attention", "sliding_attention"
 
@@ -107,8 +111,8 @@ def dual_rope(*, base: float, local_base: float, local_key: str | None) -> Compu
             "rope_parameters": {full: every, local: {"rope_type": "default", "rope_theta": theta}}
         }
 
-    keys = (*_KEYS, local_key) if local_key else _KEYS
-    return ComputedFields(keys=keys, read=read, write=write)
+    all_keys = (*keys, local_key) if local_key else keys
+    return ComputedFields(keys=all_keys, read=read, write=write)
 
 
 def _read_rope(

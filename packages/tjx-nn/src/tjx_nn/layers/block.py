@@ -33,6 +33,8 @@ class Block(ShardedModule):
         Whether a token attends only to itself and to earlier tokens.
     experts
         Whether a mixture of experts replaces the MLP.
+    attention_norm
+        Whether the block has a norm for its attention.
     rngs
         Source of random initial values.
 
@@ -51,10 +53,11 @@ class Block(ShardedModule):
         *,
         causal: bool = True,
         experts: bool = False,
+        attention_norm: bool = True,
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
-        self.ln_1 = make_norm(config)
+        self.ln_1 = make_norm(config) if attention_norm else None
         self.attention = make_attention(config, causal=causal, rngs=rngs)
         shared = config.parallel_block and config.parallel_norm == "shared"
         self.ln_2 = None if shared else make_norm(config)
@@ -136,10 +139,10 @@ class Block(ShardedModule):
         return self._add(x, y, self.ln_2, self.scale_2, None, self.ln_2_out), cache
 
     def _sublayer_input(
-        self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm
+        self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm | None
     ) -> Float[Array, "B T D"]:
-        normalized = self.config.norm_position in ("pre", "sandwich")
-        return gather_sequence(self.layout, norm(x) if normalized else x)
+        first = self.config.norm_position in ("pre", "sandwich")
+        return gather_sequence(self.layout, norm(x) if first and norm is not None else x)
 
     def _mlp_input(
         self, before: Float[Array, "B T D"], after: Float[Array, "B T D"], h: Float[Array, "B T D"]

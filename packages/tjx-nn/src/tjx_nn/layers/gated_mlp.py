@@ -33,11 +33,10 @@ def apply_gate(
 class SwiGLU(MLP):
     """Gated MLP, SwiGLU or GeGLU: ``down(activation(gate(x)) * up(x))``.
 
-    The activation of the gate is GELU (tanh) if `config.activation` is "geglu", and SiLU for every
-    other value but "clamped_swiglu": that bounds both inputs by `config.swiglu_limit`, adds 1 to
-    ``up(x)``, and its gate is the sigmoid approximation of GELU (OpenAI 2025, "gpt-oss-120b &
-    gpt-oss-20b Model Card"). Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for
-    `MLP`.
+    The gate has the activation of `config.activation`, and SiLU for a value without a gate.
+    "clamped_swiglu" bounds both inputs by `config.swiglu_limit`, adds 1 to ``up(x)``, and its gate
+    is the sigmoid approximation of GELU (OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card").
+    Shazeer 2020, "GLU Variants Improve Transformer". Parameters as for `MLP`.
 
     Parameters
     ----------

@@ -139,7 +139,7 @@ def _steep_silu(x: Array) -> Array:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
-# Activation functions by name; "swiglu", "geglu" and so on give the activation of the gate.
+# Activation functions by name; gated ones ("swiglu", ...) give the activation of the gate.
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": gelu_tanh,
     "gelu_erf": gelu_erf,
@@ -147,6 +147,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
     "swiglu": jax.nn.silu,
     "geglu": gelu_tanh,
+    "geglu_erf": gelu_erf,
     "clamped_swiglu": _steep_silu,
 }
 """Activation functions by name; gated ones name the function of the gate."""

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_kernels.target import current_target
@@ -208,26 +207,10 @@ def _stack_cotangents(*each: Array) -> Any:
 _split.defvjp(_split_forward, _split_backward)
 
 
-def unstack_layers(stacks: list[Stack]) -> list[Any]:
-    """Return the blocks of all stacks as a list."""
-    return [
-        jax.tree.map(lambda p, i=index: p[i], layers)
-        for layers, windows in stacks
-        for index in range(len(windows))
-    ]
-
-
-def stack_layers[M](make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
-    """Make `count` modules of one kind with stacked parameters, whose first axis is "layers"."""
-    stack = nnx.vmap(make, transform_metadata={nnx.PARTITION_NAME: "layers"})
-    modules: M = stack(rngs.split(count))
-    return modules
-
-
 def layer_stacks(
     stack_windows: tuple[Windows, Windows], dense_blocks: Any, blocks: Any
 ) -> list[Stack]:
-    """Return the stacks of a model in order: blocks with an MLP, then blocks with experts.
+    """Return the stacks of a model in order: its leading blocks, if they differ, then the others.
 
     Parameters
     ----------

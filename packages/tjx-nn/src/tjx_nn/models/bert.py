@@ -45,7 +45,7 @@ class MLMHead(nnx.Module):
         self.dense = linear(config, ("embed", "mlp"), (d, d), float8=False, rngs=rngs)
         self.norm = make_norm(config)
         zeros = jnp.zeros(config.vocab_size, jnp.float32)
-        self.bias = make_param(zeros, ("vocab",)) if config.bias else None
+        self.bias = make_param(zeros, ("vocab",)) if config.has_logit_bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Transform hidden states to the input of the token table."""

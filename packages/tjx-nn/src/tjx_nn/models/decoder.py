@@ -3,6 +3,7 @@
 Axes in names: B batch, T time, S source tokens, D d_model.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +20,8 @@ from tjx_nn.layers.scan_layers import (
     Stack,
     layer_stacks,
     run_layers,
-    stack_layers,
-    unstack_layers,
 )
+from tjx_nn.layers.stack_blocks import stack_blocks, unstack_layers
 from tjx_nn.layout import gather_sequence
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 
@@ -54,10 +54,8 @@ class DecoderBlock(Block):
     Parameters as for `Block`.
     """
 
-    def __init__(
-        self, config: EncoderDecoderConfig, *, experts: bool = False, rngs: nnx.Rngs
-    ) -> None:
-        super().__init__(config, experts=experts, rngs=rngs)
+    def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs, **options: bool) -> None:
+        super().__init__(config, rngs=rngs, **options)
         self.ln_cross = make_norm(config)
         self.cross = Attention(config.cross, causal=False, rngs=rngs)
         self.scale_cross = layer_scale(config)
@@ -166,15 +164,8 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: EncoderDecoderConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        dense, experts = config.n_dense_layer, config.experts.count > 0
-
-        def make(experts: bool, count: int) -> DecoderBlock:
-            return stack_layers(
-                lambda r: DecoderBlock(config, experts=experts, rngs=r), count, rngs
-            )
-
-        self.dense_blocks = make(False, dense) if dense else None
-        self.blocks = make(experts, config.n_layer - dense)
+        make = partial(DecoderBlock, config)
+        self.dense_blocks, self.blocks = stack_blocks(config, make, rngs)
         self.ln_f = make_norm(config) if config.has_final_norm else None
 
     def __call__(

@@ -3,6 +3,7 @@
 Axes in names: B batch, T time, D d_model.
 """
 
+from functools import partial
 from typing import Any
 
 from flax import nnx
@@ -17,8 +18,8 @@ from tjx_nn.layers.scan_layers import (
     LayerRange,
     layer_stacks,
     run_layers,
-    stack_layers,
 )
+from tjx_nn.layers.stack_blocks import stack_blocks
 
 
 class Encoder(nnx.Module):
@@ -34,15 +35,8 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
-        dense, experts = config.n_dense_layer, config.experts.count > 0
-
-        def make(experts: bool, count: int) -> Block:
-            return stack_layers(
-                lambda r: Block(config, causal=False, experts=experts, rngs=r), count, rngs
-            )
-
-        self.dense_blocks = make(False, dense) if dense else None
-        self.blocks = make(experts, config.n_layer - dense)
+        make = partial(Block, config, causal=False)
+        self.dense_blocks, self.blocks = stack_blocks(config, make, rngs)
         self.ln_f = make_norm(config) if config.has_final_norm else None
 
     def __call__(

@@ -106,6 +106,11 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
         return self.vocab_size if self.source_vocab_size is None else self.source_vocab_size
 
     @property
+    def has_logit_bias(self) -> bool:
+        """Whether the head has a bias: `logit_bias`, as in the configuration of BERT."""
+        return self.logit_bias
+
+    @property
     def encoder(self) -> "EncoderDecoderConfig":
         """Configuration of the encoder: the same with `n_encoder_layer` blocks."""
         return dataclasses.replace(self, n_layer=self.n_encoder_layer)

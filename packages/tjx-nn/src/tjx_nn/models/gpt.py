@@ -7,6 +7,7 @@ Axes in names: B batch, T time, D d_model, V vocabulary.
 """
 
 import math
+from functools import partial
 from typing import Any, Unpack
 
 import jax
@@ -35,9 +36,8 @@ from tjx_nn.layers.scan_layers import (
     layer_stacks,
     run_layers,
     split_layer_keys,
-    stack_layers,
-    unstack_layers,
 )
+from tjx_nn.layers.stack_blocks import stack_blocks, unstack_layers
 from tjx_nn.layout import ShardedModule, gather_sequence
 from tjx_nn.logits import head_logits
 from tjx_nn.losses import Losses, combine_losses, head_losses
@@ -47,8 +47,8 @@ from tjx_nn.models.gpt_config import GPTConfig
 class GPT(ShardedModule):
     """Decoder-only transformer.
 
-    The parameters of the blocks are stacked along a leading axis "layers". If the first blocks have
-    an MLP and the others experts, they form two stacks.
+    The parameters of the blocks are stacked along a leading axis "layers". First blocks with other
+    layers, such as an MLP before blocks with experts, form a stack of their own.
 
     Parameters
     ----------
@@ -72,16 +72,11 @@ class GPT(ShardedModule):
         d, std = config.d_model, config.init_std
         self.wte = Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)
-        dense = config.n_dense_layer
-        self.dense_blocks = self._make_blocks(dense, False, rngs) if dense else None
-        self.blocks = self._make_blocks(config.n_layer - dense, config.experts.count > 0, rngs)
+        self.dense_blocks, self.blocks = stack_blocks(config, partial(Block, config), rngs)
         self.ln_f = make_norm(config) if config.has_final_norm else None
         self.head = (
             None if config.tied_head else Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         )
-
-    def _make_blocks(self, count: int, experts: bool, rngs: nnx.Rngs) -> Block:
-        return stack_layers(lambda r: Block(self.config, experts=experts, rngs=r), count, rngs)
 
     def __call__(
         self,

@@ -78,6 +78,10 @@ class GPTConfig(TransformerConfig, Presets):
             for name in ("logit_soft_cap", "embedding_scale")
             if (value := getattr(self, name)) is not None and not value > 0
         ]
+        if self.symmetric_window:
+            problems.append(
+                "symmetric_window: got True; expected False, as attention is causal; omit it"
+            )
         if not self.logit_scale > 0:
             problems.append(f"logit_scale: got {self.logit_scale!r}; expected a positive number")
         return problems

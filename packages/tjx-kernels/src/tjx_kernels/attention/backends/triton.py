@@ -209,7 +209,7 @@ def _sweep_keys(p: _Program, i: Any, rows: Any, step: Any, carry: Any) -> Any:
         return step(tile, *_load_keys(p, tile.keys, inside=not masked), carry)
 
     blocks = key_blocks(call, p.offset + rows.start, p.sizes.q, size)
-    ends = (call.window is not None, call.causal or call.kv_len % size > 0)
+    ends = (call.window is not None, call.lookahead is not None or call.kv_len % size > 0)
     return _sweep(p, (i, p.arrays.keys_start, p.arrays.keys_stop), blocks, ends, with_keys, carry)
 
 
@@ -273,7 +273,7 @@ def _dkv_kernel(p: _Program, dk: _Array, dv: _Array) -> None:
             return k_sum, carry[1] + _dot(weights.astype(v.dtype), dout)
 
         blocks = row_blocks(call, head.offset, keys.start, p.sizes.k, size)
-        ends = (call.causal, call.window is not None or call.q_len % size > 0)
+        ends = (call.lookahead is not None, call.window is not None or call.q_len % size > 0)
         return _sweep(head, (j, p.arrays.rows_start, p.arrays.rows_stop), blocks, ends, step, carry)
 
     sums = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v))

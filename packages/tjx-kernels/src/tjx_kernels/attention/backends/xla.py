@@ -2,9 +2,9 @@
 
 Query rows are processed in chunks, so scores exist for one chunk at a time (Rabe and Staats,
 "Self-attention does not need O(n^2) memory", 2021). Masked blocks are skipped: consecutive chunks
-form a few bands, and a causal band reads only the keys up to its last row; under a causal sliding
-window each chunk reads the keys of its window only. The backward pass recomputes the weights from
-the log-sum-exp (Dao et al., "FlashAttention", 2022, algorithm 4).
+form a few bands, and a causal band reads only the keys up to its last row; under a causal or
+symmetric sliding window each chunk reads the keys of its window only. The backward pass recomputes
+the weights from the log-sum-exp (Dao et al., "FlashAttention", 2022, algorithm 4).
 
 Axes: B batch, N heads, K key heads, G query heads that share a key head, T query rows, C rows of a
 chunk, S keys, W keys of a chunk, H head_dim, V head_dim of the values, D either of them. No step
@@ -224,7 +224,8 @@ def plan_bands(call: AttentionCall) -> list[Band]:
 
 
 def _slides(call: AttentionCall) -> bool:
-    if not call.causal or call.window is None or call.window + CHUNK > call.kv_len:
+    window, ahead = call.window, call.lookahead
+    if window is None or ahead is None or window + ahead + CHUNK > call.kv_len:
         return False
     # With one window per batch row, slicing a shared bias would copy it for each row. Its memory is
     # quadratic anyway, so read all keys.
@@ -235,14 +236,14 @@ def _keys_read(
     call: AttentionCall, start: int, chunks: int, rows: int, slides: bool
 ) -> tuple[int, int]:
     """Return the first key and the number of keys that a band reads."""
-    if slides:
-        assert call.window is not None
-        return 0, call.window + rows - 1
+    if slides:  # then neither the window nor the lookahead is unlimited
+        return 0, (call.window or 0) + (call.lookahead or 0) + rows - 1
     if call.q_offset is None:
         return 0, call.kv_len
     # Python integers: the range is static. A band of dead rows reads one key, which is masked.
     position = call.q_offset + start
-    stop = min(call.kv_len, position + chunks * rows) if call.causal else call.kv_len
+    end = position + chunks * rows
+    stop = call.kv_len if call.lookahead is None else min(call.kv_len, end + call.lookahead)
     first = 0 if call.window is None else max(0, position - call.window + 1)
     first = min(first, call.kv_len - 1)
     return first, max(stop - first, 1)

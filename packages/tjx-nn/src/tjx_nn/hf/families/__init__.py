@@ -11,6 +11,7 @@ from tjx_nn.hf.families.gpt_oss import GPT_OSS
 from tjx_nn.hf.families.granite import GRANITE
 from tjx_nn.hf.families.llama import LLAMA, MISTRAL
 from tjx_nn.hf.families.mixtral import MIXTRAL
+from tjx_nn.hf.families.modernbert import MODERNBERT
 from tjx_nn.hf.families.olmo import OLMO2, OLMO3
 from tjx_nn.hf.families.phi3 import PHI3
 from tjx_nn.hf.families.qwen import QWEN2, QWEN3, QWEN3_MOE
@@ -23,7 +24,7 @@ from tjx_nn.hf.family import ModelFamily
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
     GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2, OLMO3,
-    GPT_OSS, BERT, ROBERTA, VIT, BART,
+    GPT_OSS, BERT, ROBERTA, MODERNBERT, VIT, BART,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 

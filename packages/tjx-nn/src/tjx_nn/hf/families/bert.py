@@ -93,7 +93,7 @@ BERT = ModelFamily(
         "pooler_size_per_head",
         "pooler_type",
     ],
-    fills={"bias": True},
+    fills={"bias": True, "logit_bias": True},
     tensors=lambda _: _TENSORS,
     tied={
         f"{_HEAD}.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -148,7 +148,7 @@ ROBERTA = ModelFamily(
     ],
     features=_FEATURES,
     legacy={"position_embedding_type": "absolute"},
-    fills={"bias": True},
+    fills={"bias": True, "logit_bias": True},
     tensors=_roberta_tensors,
     tied={
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",

@@ -161,7 +161,7 @@ def _body(
     rows = row_blocks(call, offset, first_key, keys, sizes.q)
     # Rows past the end need no mask: q, dout, lse and delta are 0 there, and so are their
     # contributions. Keys past the end are separate rows of the result, which are dropped.
-    partly = (call.causal, call.window is not None)
+    partly = (call.lookahead is not None, call.window is not None)
     visits = spans(call, rows, inputs.ranges, (batch, index), partly)
     work = _Work(batch, kv_head, first_key, offset, visits)
     split_warpgroups(

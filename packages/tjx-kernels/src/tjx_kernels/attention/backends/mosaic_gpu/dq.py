@@ -149,7 +149,7 @@ def _body(
     first_row = index * rows
     position = first_position(call, inputs.offset, batch) + first_row
     blocks = key_blocks(call, position, rows, sizes.k)
-    partly = (call.window is not None, call.causal or call.kv_len % sizes.k != 0)
+    partly = (call.window is not None, call.lookahead is not None or call.kv_len % sizes.k != 0)
     visits = spans(call, blocks, inputs.ranges, (batch, index), partly)
     work = _Work(batch, head, lax.div(head, jnp.int32(call.group)), first_row, visits)
     split_warpgroups(

@@ -160,9 +160,10 @@ class Consumer:
         state = self.first(masks=placed or call.segment_ids or call.kv_len % keys != 0)
         if call.segment_ids:
             return self.loop(1, number, state, masks=True)
-        if call.causal:  # otherwise only the last block can have keys past the end
+        ends = call.lookahead is not None  # otherwise only the last block can have masked keys
+        if ends:
             state = self.loop(1, left, state, masks=True)
-        state = self.loop(left if call.causal else 1, right, state, masks=False)
+        state = self.loop(left if ends else 1, right, state, masks=False)
         if call.window is not None:
             state = self.loop(right, number, state, masks=True)
         return state

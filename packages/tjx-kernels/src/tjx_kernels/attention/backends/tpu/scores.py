@@ -136,9 +136,10 @@ class Tiling:
         return self.masks_rows or self.call.kv_len % self.block_k > 0
 
     def _steps(self, blocks: int, width: int, block: int) -> int:
-        if not self.call.causal or self.call.window is None:
+        window, lookahead = self.call.window, self.call.lookahead
+        if window is None or lookahead is None:
             return blocks
-        seen = width + self.call.window - 1  # consecutive, starting anywhere in a block
+        seen = width + window - 1 + lookahead  # consecutive, starting anywhere in a block
         return min(blocks, (seen - 2) // block + 2)
 
 
