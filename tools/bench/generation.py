@@ -22,12 +22,22 @@ INT8 = "tjx int8"
 SMALL = {"sizes": [4096, 256, 4, 4, 256], "prompt": 16, "new": 100, "dtype": "float32"}
 GPT2_SMALL = {"sizes": [50257, 768, 12, 12, 1024], "prompt": 16, "new": 100, "dtype": "float32"}
 
-# vocab_size, d_model, n_layer, n_head, max_seq_len; tokens of the prompt and of the completion;
-# goals as a speedup over Hugging Face transformers, or in tokens per second.
+# The shape of stories15M, the smallest Llama of llama2.c.
+LLAMA = {
+    "sizes": [32000, 288, 6, 6, 256], "prompt": 16, "new": 100, "dtype": "float32",
+    "options": {
+        "norm": "rmsnorm", "positions": "rope", "activation": "swiglu", "d_ff": 768, "bias": False,
+    },
+}  # fmt: skip
+
+# vocab_size, d_model, n_layer, n_head, max_seq_len; other fields of `GPTConfig`; tokens of the
+# prompt and of the completion; goals as a speedup over Hugging Face transformers, or in tokens per
+# second.
 CASES: dict[str, list[Json]] = {
     "cpu": [
         {"name": "4 layers, 256 wide, batch 1", **SMALL, "batch": 1, "goal_ratio": 2.5},
         {"name": "4 layers, 256 wide, batch 8", **SMALL, "batch": 8},
+        {"name": "Llama, 15M parameters, batch 1", **LLAMA, "batch": 1, "goal_ratio": 2.5},
         {"name": "GPT-2 small, batch 1", **GPT2_SMALL, "batch": 1, "goal_ratio": 1.8},
     ],
     "gpu": [
@@ -44,14 +54,16 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
     """Measure one case in new workers, as several models may not fit in memory."""
     print(f"{case['name']} ...", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        given = {**case, "weights": str(Path(folder) / "weights.npz")}
+        given = {**case, "weights": str(Path(folder) / "weights.npz"), "saved": f"{folder}/saved"}
         own = [sys.executable, str(HERE / "generation_jax.py")]
         workers = {name: Worker(own, {}) for name in ("tjx", INT8)}
         answers = {
             name: worker.ask("prepare", case={**given, "int8": name == INT8})
             for name, worker in workers.items()
         }
-        for kind in ("transformers", "static cache") if torch_python is not None else ():
+        # The torch loop knows GPT-2 only.
+        kinds = ["transformers"] if "options" in case else ["transformers", "static cache"]
+        for kind in kinds if torch_python is not None else ():
             command = [str(torch_python), str(HERE / "generation_torch.py"), kind]
             worker = Worker(command, {"HF_HUB_OFFLINE": "1"})
             try:

@@ -9,6 +9,7 @@ import numpy as np
 from turns import Json, serve
 
 import tjx_nn
+import tjx_nn.hf
 
 
 class Generation:
@@ -19,7 +20,7 @@ class Generation:
         vocab, width, layers, heads, length = case["sizes"]
         self._config = tjx_nn.GPTConfig(
             vocab_size=vocab, d_model=width, n_layer=layers, n_head=heads, max_seq_len=length,
-            dtype=case["dtype"],
+            dtype=case["dtype"], **case.get("options", {}),
         )  # fmt: skip
         self._params = jax.jit(tjx_nn.init, static_argnums=0)(self._config, jax.random.key(0))
         if case["int8"]:
@@ -30,6 +31,7 @@ class Generation:
                 ".".join(k.key for k in path): np.asarray(p) for path, p in flat
             }
             np.savez(case["weights"], **arrays)
+            tjx_nn.hf.save(case["saved"], self._config, jax.device_get(self._params))
         rng = np.random.default_rng(0)
         self._prompt = rng.integers(0, vocab, (case["batch"], case["prompt"]), np.int32)
         self._lengths = np.full(case["batch"], case["prompt"], np.int32)

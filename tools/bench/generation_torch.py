@@ -59,40 +59,13 @@ class StaticCache:
 
 
 class Transformers:
-    """Greedy generation with GPT-2 of Hugging Face transformers."""
+    """Greedy generation with Hugging Face transformers."""
 
     def __init__(self, case: Json, device: str, dtype: Any) -> None:
         import transformers  # type: ignore[import-not-found]  # pants: no-infer-dep
 
-        vocab, width, layers, heads, length = case["sizes"]
-        config = transformers.GPT2Config(
-            vocab_size=vocab, n_positions=length, n_embd=width, n_layer=layers, n_head=heads,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        self.model = transformers.GPT2LMHeadModel(config)
-        self._load({k: torch.from_numpy(v) for k, v in np.load(case["weights"]).items()})
-        self.model.to(device, dtype).eval()
-
-    def _load(self, given: dict[str, Any]) -> None:
-        body = self.model.transformer
-        with torch.no_grad():
-            body.wte.weight.copy_(given["wte.embedding"])
-            body.wpe.weight.copy_(given["wpe.embedding"])
-            body.ln_f.weight.copy_(given["ln_f.scale"])
-            body.ln_f.bias.copy_(given["ln_f.bias"])
-            for layer, block in enumerate(body.h):
-                for norm in ("ln_1", "ln_2"):
-                    getattr(block, norm).weight.copy_(given[f"blocks.{norm}.scale"][layer])
-                    getattr(block, norm).bias.copy_(given[f"blocks.{norm}.bias"][layer])
-                for linear, names in (
-                    (block.attn.c_attn, [f"attention.{x}" for x in ("query", "key", "value")]),
-                    (block.attn.c_proj, ["attention.out"]),
-                    (block.mlp.c_fc, ["mlp.up"]),
-                    (block.mlp.c_proj, ["mlp.down"]),
-                ):
-                    for ours, theirs in (("kernel", linear.weight), ("bias", linear.bias)):
-                        parts = [given[f"blocks.{name}.{ours}"][layer] for name in names]
-                        theirs.copy_(torch.cat(parts, -1))
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        self.model = load(case["saved"], dtype=dtype).to(device).eval()
 
     def __call__(self, prompt: Any, new: int) -> Any:
         """Generate and return the new tokens."""
