@@ -168,14 +168,19 @@ def _change_job(change: Callable[[Job], Job]) -> None:
 
 
 def _before_batch(happen: Callable[[int], None]) -> None:
-    """Call a function before the batch of a step is read."""
-    batch = tjx_data.Loader.batch
+    """Call a function before the batch of a step is read, at least once."""
 
-    def faulty(self: Any, step: int) -> Any:
-        happen(step + 1)
-        return batch(self, step)
+    def add(loader: type[tjx_data.Loader]) -> None:
+        batch = loader.batch
 
-    setattr(tjx_data.Loader, "batch", faulty)  # noqa: B010  mypy knows it as a method
+        def faulty(self: Any, step: int) -> Any:
+            happen(step + 1)
+            return batch(self, step)
+
+        setattr(loader, "batch", faulty)  # noqa: B010  mypy knows it as a method
+
+    for loader in (tjx_data.Loader, tjx_data.TokenLoader):  # both define it
+        add(loader)
 
 
 FAULTS: Mapping[str, Callable[[int], None]] = {

@@ -170,7 +170,7 @@ def _to_host(leaf: Any, place: tuple[int, ...]) -> np.ndarray:
 
 
 @jax.jit
-def _element(leaf: jax.Array, place: tuple[int, ...]) -> jax.Array:
+def _element(leaf: jax.Array, place: tuple[Any, ...]) -> jax.Array:
     return leaf[place]  # one program for all layers
 
 
