@@ -100,7 +100,6 @@ ALLOWED = {
     ("tools/bench/training_torch.py", "np.load without allow_pickle=False"):
         "NumPy's default is the same, and the file is the benchmark's own",
     ("tools/golden/check_saved.py", "np.load without allow_pickle=False"): "as above",
-    ("tools/bench/generation_torch.py", "np.load without allow_pickle=False"): "as above",
 }  # fmt: skip
 SOURCES = [
     path
