@@ -1,23 +1,23 @@
-"""Registry of transformers families; each module of this folder describes one or a few."""
+"""Registry of transformers families; each module of the folders describes one or a few."""
 
-from tjx_nn.hf.families.bart import BART
-from tjx_nn.hf.families.bert import BERT, ROBERTA
-from tjx_nn.hf.families.cohere import COHERE, COHERE2
-from tjx_nn.hf.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
-from tjx_nn.hf.families.gemma import GEMMA, GEMMA2, GEMMA3
-from tjx_nn.hf.families.gpt2 import GPT2
-from tjx_nn.hf.families.gpt_neox import GPT_NEOX
-from tjx_nn.hf.families.gpt_oss import GPT_OSS
-from tjx_nn.hf.families.granite import GRANITE
-from tjx_nn.hf.families.llama import LLAMA, MISTRAL
-from tjx_nn.hf.families.mixtral import MIXTRAL
-from tjx_nn.hf.families.modernbert import MODERNBERT
-from tjx_nn.hf.families.olmo import OLMO2, OLMO3
-from tjx_nn.hf.families.phi3 import PHI3
-from tjx_nn.hf.families.qwen import QWEN2, QWEN3, QWEN3_MOE
-from tjx_nn.hf.families.smollm3 import SMOLLM3
-from tjx_nn.hf.families.starcoder2 import STARCODER2
-from tjx_nn.hf.families.vit import VIT
+from tjx_nn.hf.families.decoders.cohere import COHERE, COHERE2
+from tjx_nn.hf.families.decoders.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from tjx_nn.hf.families.decoders.gemma import GEMMA, GEMMA2, GEMMA3
+from tjx_nn.hf.families.decoders.gpt2 import GPT2
+from tjx_nn.hf.families.decoders.gpt_neox import GPT_NEOX
+from tjx_nn.hf.families.decoders.gpt_oss import GPT_OSS
+from tjx_nn.hf.families.decoders.granite import GRANITE
+from tjx_nn.hf.families.decoders.llama import LLAMA, MISTRAL
+from tjx_nn.hf.families.decoders.mixtral import MIXTRAL
+from tjx_nn.hf.families.decoders.olmo import OLMO2, OLMO3
+from tjx_nn.hf.families.decoders.phi3 import PHI3
+from tjx_nn.hf.families.decoders.qwen import QWEN2, QWEN3, QWEN3_MOE
+from tjx_nn.hf.families.decoders.smollm3 import SMOLLM3
+from tjx_nn.hf.families.decoders.starcoder2 import STARCODER2
+from tjx_nn.hf.families.encoder_decoders.bart import BART
+from tjx_nn.hf.families.encoders.bert import BERT, ROBERTA
+from tjx_nn.hf.families.encoders.modernbert import MODERNBERT
+from tjx_nn.hf.families.encoders.vit import VIT
 from tjx_nn.hf.family import ModelFamily
 
 # Families of this package; `save` uses the first one that can represent a model.
