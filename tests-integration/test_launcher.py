@@ -21,8 +21,8 @@ import pytest
 LAUNCHER = Path(os.environ.get("TJX_LAUNCHER") or Path(__file__).resolve().parents[1] / "pants")
 
 # Programs that the launcher may call besides the interpreters; its PATH has no others.
-TOOLS = ["awk", "cat", "cksum", "cp", "df", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed"]
-TOOLS += ["sh", "sleep", "tail", "tr", "uname"]
+TOOLS = ["awk", "cat", "cksum", "cp", "cut", "df", "dirname", "grep", "head", "mkdir", "mv", "rm"]
+TOOLS += ["sed", "sh", "sha256sum", "sleep", "tail", "tr", "uname"]
 
 STUB = r"""#!/bin/sh
 install() {
@@ -200,6 +200,13 @@ def test_pants_gets_the_pex_that_was_built_and_the_interpreter(machine: Machine)
     assert env["PATH"] == f"{machine.env['PATH']}:{elsewhere}/.pyenv/versions/3.12.1/bin"
     assert env["OTHER"] == "z"
     assert not {"PYTHONPATH", "PYTHONHOME"} & set(env)
+
+
+def test_mypys_cache_of_the_checkout_exists(machine: Machine) -> None:
+    machine.run("check")
+    checkout = hashlib.sha256(bytes(machine.checkout)).hexdigest()
+    caches = machine.home / ".cache" / "pants" / "named_caches"
+    assert (caches / "mypy_cache" / checkout / "3.12").is_dir()
 
 
 def test_current_folder_stays_inside_the_checkout(machine: Machine) -> None:
