@@ -5,7 +5,7 @@ apps, the scripts of examples/ and a reference page of each package's public nam
 dist/docs/VERSION with MkDocs, and fails on broken links, pages outside the navigation, docstrings
 of public names that do not match their signatures, misspellings, and questions of `QUESTIONS` that
 the search does not answer with the expected page first. The sources are parsed, not imported.
-A site is not built again while no file of the repository changes.
+A site is not built again while nothing that it depends on changes; spelling is always checked.
 """
 
 import argparse
@@ -37,6 +37,16 @@ STAGED = ROOT / "dist" / "docs-source"
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 FOLDERS = (".github", "apps", "docs", "examples", "packages", "tests-integration", "tools")
+# Folders and patterns of files.
+SOURCES = (
+    "docs",
+    "examples",
+    "packages",
+    "*.md",
+    "mkdocs.yml",
+    "tools/doc*.py",
+    "tools/locks/docs.txt",
+)
 # Front matter of pages that the search lists after the guides.
 LAST_IN_SEARCH = "---\nsearch:\n  boost: 0.01\n---\n"
 # Questions of newcomers: the page that the search must give first.
@@ -75,14 +85,27 @@ EXCEPTIONS = {
 
 
 def inputs_digest() -> str:
-    """Return the SHA-256 of the names and contents of the repository's files."""
+    """Return the SHA-256 of what the site depends on.
+
+    These are the names of the repository's files, since pages link to them, and the contents of
+    those that `SOURCES` names.
+    """
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
-    digests = (
-        f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+    names = {
+        path.relative_to(ROOT): path
         for path in sorted([*files, *ROOT.glob("*")])
         if path.is_file() and "__pycache__" not in path.parts
+    }
+    digests = (
+        f"{name} {hashlib.sha256(path.read_bytes()).hexdigest() if is_source(name) else ''}\n"
+        for name, path in names.items()
     )
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def is_source(name: Path) -> bool:
+    """Return whether the site depends on the contents of a file of the repository."""
+    return any(name.is_relative_to(source) or name.match(source) for source in SOURCES)
 
 
 def page_sources() -> dict[str, Path]:
@@ -245,6 +268,24 @@ def write_versions(site: Path, version: str) -> None:
     (site / "index.html").write_text(redirect)
 
 
+def build_site(root: Path, version: str) -> list[str]:
+    """Build the site of a version below the folder of all versions; return its problems."""
+    shutil.rmtree(STAGED, ignore_errors=True)
+    images_only = shutil.ignore_patterns("*.md", "*.json", "*.ipynb", "BUILD", "jobs")
+    shutil.copytree(ROOT / "docs", STAGED, ignore=images_only)
+    pages = page_sources()
+    for page in pages:
+        (STAGED / page).parent.mkdir(parents=True, exist_ok=True)
+        (STAGED / page).write_text(staged_text(page, pages), encoding="utf-8")
+    packages = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
+    problems = write_reference(packages)
+    nav = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    site = root / version
+    build(load_config("mkdocs.yml", docs_dir=str(STAGED), site_dir=str(site), nav=nav))
+    write_versions(root, version)
+    return problems + search(site)
+
+
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -256,26 +297,13 @@ def main() -> int:
     version = re.findall(r'^__version__ = "(\d+\.\d+)', newest, re.MULTILINE)[0]
     site = arguments.site / version
     digest, built = inputs_digest(), site / "inputs.sha256"
-    done = f"documentation: {site.resolve()}/index.html"
-    if built.is_file() and built.read_text() == digest:
-        print(f"{done} (unchanged)")
-        return 0
-    shutil.rmtree(STAGED, ignore_errors=True)
-    images_only = shutil.ignore_patterns("*.md", "*.json", "*.ipynb", "BUILD", "jobs")
-    shutil.copytree(ROOT / "docs", STAGED, ignore=images_only)
-    pages = page_sources()
-    for page in pages:
-        (STAGED / page).parent.mkdir(parents=True, exist_ok=True)
-        (STAGED / page).write_text(staged_text(page, pages), encoding="utf-8")
-    packages = sorted(path.parent.name for path in ROOT.glob("packages/*/src/*/__init__.py"))
-    problems = write_reference(packages)
-    nav = navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    build(load_config("mkdocs.yml", docs_dir=str(STAGED), site_dir=str(site), nav=nav))
-    write_versions(arguments.site, version)
-    problems += search(site) + misspellings()
-    print("\n".join(problems) or done)
-    if not problems:
+    is_built = built.is_file() and built.read_text() == digest
+    site_problems = [] if is_built else build_site(arguments.site, version)
+    if not site_problems:
         built.write_text(digest)
+    problems = site_problems + misspellings()
+    done = f"documentation: {site.resolve()}/index.html{' (unchanged)' * is_built}"
+    print("\n".join(problems) or done)
     return 1 if problems else 0
 
 
