@@ -202,6 +202,9 @@ def test_values_that_overflow_are_an_error(tmp_path: Path) -> None:
     for dtype in dtypes:
         with pytest.raises(EvalError, match=r"blk.1.ffn_up.weight: got values up to 1e\+07"):
             gguf.export_gguf(model, io.BytesIO(), dtype=dtype)
+    model.params["blocks"]["mlp"]["up"]["kernel"][1, 3, 5] = np.nan
+    with pytest.raises(EvalError, match=r"ffn_up\.weight: got 1 values"):
+        gguf.export_gguf(model, io.BytesIO(), dtype="f32")
 
 
 LLAMA = CASES["qwen3"].fields | {"qk_norm": False}

@@ -65,7 +65,7 @@ def write_gguf(
     Raises
     ------
     ValueError
-        If a value overflows the dtype of its tensor.
+        If a value is not finite or overflows the dtype of its tensor.
     OSError
         If the file cannot be written.
 
@@ -90,6 +90,11 @@ def write_gguf(
         array = read(name)
         assert array.shape == shape, (name, array.shape, shape)
         flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+        if not np.isfinite(flat).all():
+            raise ValueError(
+                f"tensor {name}: got {np.sum(~np.isfinite(flat))} values that are infinite or NaN; "
+                "expected finite ones; export an earlier checkpoint"
+            )
         for start in range(0, len(flat), _CHUNK):
             try:
                 file.write(encode(flat[start : start + _CHUNK], dtype).data)
@@ -109,7 +114,7 @@ def encode(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     Parameters
     ----------
     values : float32 [N]
-        Values; N is a multiple of 32 for q8_0.
+        Finite values; N is a multiple of 32 for q8_0.
     dtype : {"f32", "f16", "q8_0"}
         The dtype.
 
@@ -121,7 +126,7 @@ def encode(values: np.ndarray, dtype: Dtype) -> np.ndarray:
     Raises
     ------
     FloatingPointError
-        If a value, or the scale of a block, overflows float16 or is NaN.
+        If a value, or the scale of a block, overflows float16.
 
     Examples
     --------
