@@ -295,7 +295,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
-    ) -> "_Rendered":
+    ) -> _Rendered:
         values = {
             **self.special_tokens,
             "messages": list(messages),

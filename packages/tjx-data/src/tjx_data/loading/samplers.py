@@ -139,7 +139,8 @@ class EpochSampler:
         return found
 
     def _chunk(self, epoch: int, chunk: int) -> Offsets:
-        if (epoch, chunk) not in self._chunks:
+        offsets = self._chunks.get((epoch, chunk))
+        if offsets is None:
             start = chunk * _CHUNK_SIZE
             numbers = np.arange(start, min(start + _CHUNK_SIZE, self.count), dtype=np.uint64)
             key = derive_key(self._seed, epoch)
@@ -151,7 +152,7 @@ class EpochSampler:
             self._chunks[epoch, chunk] = offsets
             if len(self._chunks) > _CACHED_CHUNKS:
                 self._chunks.popitem(last=False)
-        return self._chunks[epoch, chunk]
+        return offsets
 
 
 class IndependentSampler:

@@ -39,7 +39,7 @@ class _Block(NamedTuple):
     first_step: int
     offsets: npt.NDArray[np.int64]  # [steps, R]
     windows: Tokens  # [steps, R, T + 1]
-    fast: bool
+    fast: bool  # whether the read was so short that the next block may be larger
 
 
 class TokenLoader(Loader):
