@@ -349,6 +349,20 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
         swiglu_limit=1.5,  # bounds many of the inputs
         rope_parameters={**YARN, "beta_fast": 1.0, "beta_slow": 0.1, "truncate": False},
     ),
+    # Blocks with and without experts and rotary embeddings, in all four combinations.
+    "llama4": lambda: causal(
+        "llama4_text",
+        num_hidden_layers=6,
+        head_dim=6,
+        intermediate_size_mlp=20,
+        num_local_experts=4,
+        interleave_moe_layer_step=2,
+        no_rope_layer_interval=3,
+        attention_chunk_size=5,
+        floor_scale=4,
+        attn_scale=0.5,
+        rope_parameters=LLAMA3,
+    ),
     "bert": bert,
     "roberta": roberta,
     "modernbert": modernbert,

@@ -37,7 +37,7 @@ DECODERS = [
     "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2",
     "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2",
     "deepseek_v2", "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3",
-    "gpt_oss",
+    "gpt_oss", "llama4",
 ]  # fmt: skip
 
 
