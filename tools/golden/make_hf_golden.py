@@ -1,9 +1,10 @@
 """Write the golden folders of tjx_nn.hf: tiny models with logits of Hugging Face transformers.
 
-Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with inputs
-and logits (float32); for decoders also the mean next-token loss and the norm of its gradient, and
-the tokens of greedy generation, and the logits of the model loaded in bfloat16, as the uint16 of
-their bits; for ModernBERT the loss of masked tokens; for GPT-2 both forms of GELU.
+Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with
+inputs, logits (float32), the loss of the training task and the norm of its gradient, and the logits
+of the model loaded in bfloat16, as the uint16 of their bits; of models that generate also the
+tokens of greedy generation; for GPT-2 both forms of GELU. `golden_table.py` prints how tjx deviates
+from them.
 
 Run it in a separate environment (see README.md):
 
@@ -53,12 +54,24 @@ DUAL = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
 }
 
+# Input arguments of transformers.
+INPUTS = {
+    "tokens": "input_ids", "token_types": "token_type_ids", "mask": "attention_mask",
+    "images": "pixel_values",
+}  # fmt: skip
+SEQ2SEQ_INPUTS = {
+    "source": "input_ids", "source_mask": "attention_mask", "tokens": "decoder_input_ids",
+}  # fmt: skip
+
 Arrays = dict[str, np.ndarray]
 
 
 def fill(model: transformers.PreTrainedModel, scale: float = 1.0) -> transformers.PreTrainedModel:
     """Randomize all parameters, so that no bias is zero; the scales of norms are around `scale`."""
     generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # otherwise the row has no gradient
     tensors = dict(model.named_parameters())
     buffers = ("final_logits_bias", "e_score_correction_bias")
     tensors |= {name: x for name, x in model.named_buffers() if name.endswith(buffers)}
@@ -88,6 +101,24 @@ def arrays(**tensors: torch.Tensor) -> Arrays:
     return {k: x.astype(np.int32) if x.dtype == np.int64 else x for k, x in found.items()}
 
 
+def masked_labels(mask: torch.Tensor) -> torch.Tensor:
+    """Return random labels of two thirds of the unpadded tokens, -100 elsewhere."""
+    labels = ids(2)
+    labels[mask * (torch.arange(LENGTH) % 3) == 0] = -100
+    return labels
+
+
+def results(
+    model: transformers.PreTrainedModel, output: transformers.utils.ModelOutput
+) -> dict[str, torch.Tensor]:
+    """Return the logits and the loss of a model, and the norm of the gradient of the loss."""
+    output.loss.backward()
+    tensors = [*model.parameters(), *model.buffers()]
+    squares = [x.grad.double().square().sum() for x in tensors if x.grad is not None]
+    norm = torch.stack(squares).sum().sqrt()
+    return {"logits": output.logits, "loss": output.loss, "gradient_norm": norm}
+
+
 def gpt2() -> tuple[transformers.PreTrainedModel, Arrays]:
     """Return a GPT-2 and its golden arrays."""
     tokens = ids(1)
@@ -99,11 +130,9 @@ def gpt2() -> tuple[transformers.PreTrainedModel, Arrays]:
             bos_token_id=0, eos_token_id=0,
         )  # fmt: skip
         model = fill(transformers.GPT2LMHeadModel(config))
-        output = model(tokens, labels=tokens)
-        output.loss.backward()
-        squares = [parameter.grad.double().square().sum() for parameter in model.parameters()]
-        found[f"{form}/logits"], found[f"{form}/loss"] = output.logits, output.loss
-        found[f"{form}/gradient_norm"] = torch.stack(squares).sum().sqrt()
+        of_form = results(model, model(tokens, labels=tokens))
+        found |= {f"{form}/{name}": x for name, x in of_form.items()}
+    found["greedy"] = greedy(model, tokens[:, :PROMPT], LENGTH - PROMPT)[:, PROMPT:]
     return model, arrays(**found)
 
 
@@ -120,30 +149,39 @@ def causal(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, A
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     fill(model, scale=0.0 if kind.startswith("gemma") else 1.0)  # norms of Gemma add 1
     tokens = ids(1)
-    output = model(tokens, labels=tokens)
-    output.loss.backward()
-    squares = [x.grad.double().square().sum() for x in model.parameters() if x.grad is not None]
-    greedy = model.generate(
-        tokens[:, :PROMPT], max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
     found = arrays(
         tokens=tokens,
-        logits=output.logits,
-        loss=output.loss,
-        gradient_norm=torch.stack(squares).sum().sqrt(),
-        greedy=greedy[:, PROMPT:],
+        **results(model, model(tokens, labels=tokens)),
+        greedy=greedy(model, tokens[:, :PROMPT], NEW)[:, PROMPT:],
     )
     return model.to(torch.bfloat16), found
 
 
-def bfloat16_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
-    """Return the bits of the logits of a saved decoder that computes in bfloat16."""
+def greedy(
+    model: transformers.PreTrainedModel, tokens: torch.Tensor, new: int, **inputs: object
+) -> torch.Tensor:
+    """Return the tokens of greedy generation, without an end of text."""
+    return model.generate(
+        tokens, max_new_tokens=new, do_sample=False, num_beams=1, eos_token_id=None,
+        forced_eos_token_id=None, pad_token_id=0, **inputs,
+    )  # fmt: skip
+
+
+def bfloat16_logits(
+    kind: type[transformers.PreTrainedModel], folder: pathlib.Path, found: Arrays
+) -> np.ndarray:
+    """Return the bits of the logits of a saved model that computes in bfloat16."""
     # Loaded, not cast: `to` would round the frequencies of rotary embeddings too.
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = kind.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager"
     )
+    names = SEQ2SEQ_INPUTS if "source" in found else INPUTS
+    given = {name: torch.from_numpy(found[own]) for own, name in names.items() if own in found}
+    given = {k: x if x.is_floating_point() else x.long() for k, x in given.items()}
+    if "images" in found:
+        given["pixel_values"] = given["pixel_values"].permute(0, 3, 1, 2).to(torch.bfloat16)
     with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(tokens).long()).logits
+        logits = model.eval()(**given).logits
     return logits.to(torch.bfloat16).view(torch.uint16).numpy()
 
 
@@ -154,8 +192,10 @@ def bert() -> tuple[transformers.PreTrainedModel, Arrays]:
     )
     model = fill(transformers.BertForMaskedLM(config))
     tokens, types, mask = ids(1), ids(2, 2), padded()
-    logits = model(tokens, attention_mask=mask, token_type_ids=types).logits
-    return model, arrays(tokens=tokens, token_types=types, mask=mask, logits=logits)
+    labels = masked_labels(mask)
+    output = model(tokens, attention_mask=mask, token_type_ids=types, labels=labels)
+    found = {"tokens": tokens, "token_types": types, "mask": mask, "labels": labels}
+    return model, arrays(**found, **results(model, output))
 
 
 def roberta() -> tuple[transformers.PreTrainedModel, Arrays]:
@@ -168,8 +208,10 @@ def roberta() -> tuple[transformers.PreTrainedModel, Arrays]:
     mask = padded()
     # No token is the padding id, as RoBERTa derives positions from it.
     tokens = torch.where(mask > 0, ids(1).clamp(min=2), 1)
-    logits = model(tokens, attention_mask=mask).logits
-    return model.to(torch.bfloat16), arrays(tokens=tokens, mask=mask, logits=logits)
+    labels = masked_labels(mask)
+    output = model(tokens, attention_mask=mask, labels=labels)
+    found = arrays(tokens=tokens, mask=mask, labels=labels, **results(model, output))
+    return model.to(torch.bfloat16), found
 
 
 def modernbert() -> tuple[transformers.PreTrainedModel, Arrays]:
@@ -182,20 +224,10 @@ def modernbert() -> tuple[transformers.PreTrainedModel, Arrays]:
     )  # fmt: skip
     model = transformers.AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
     fill(model)
-    # No token is the padding id, whose embedding has no gradient in PyTorch.
-    mask, tokens, labels = padded(), ids(1).clamp(min=1), ids(2)
-    labels[mask * (torch.arange(LENGTH) % 3) == 0] = -100
+    mask, tokens = padded(), ids(1).clamp(min=1)
+    labels = masked_labels(mask)
     output = model(tokens, attention_mask=mask, labels=labels)
-    output.loss.backward()
-    squares = [x.grad.double().square().sum() for x in model.parameters()]
-    found = arrays(
-        tokens=tokens,
-        mask=mask,
-        labels=labels,
-        logits=output.logits,
-        loss=output.loss,
-        gradient_norm=torch.stack(squares).sum().sqrt(),
-    )
+    found = arrays(tokens=tokens, mask=mask, labels=labels, **results(model, output))
     return model.to(torch.bfloat16), found
 
 
@@ -207,7 +239,12 @@ def vit() -> tuple[transformers.PreTrainedModel, Arrays]:
     model = fill(transformers.ViTForImageClassification(config))
     shape = (BATCH, 2, 8, 12)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    found = arrays(images=images.permute(0, 2, 3, 1), logits=model(images).logits)
+    labels = torch.tensor([3, 1])
+    found = arrays(
+        images=images.permute(0, 2, 3, 1),
+        labels=labels,
+        **results(model, model(images, labels=labels)),
+    )
     return model.to(torch.float16), found
 
 
@@ -220,8 +257,20 @@ def bart() -> tuple[transformers.PreTrainedModel, Arrays]:
     )  # fmt: skip
     model = fill(transformers.BartForConditionalGeneration(config))
     source, mask, tokens = ids(1), padded(), ids(2, length=LENGTH // 2)
-    logits = model(source, attention_mask=mask, decoder_input_ids=tokens).logits
-    found = arrays(source=source, source_mask=mask, tokens=tokens, logits=logits)
+    labels = ids(3, length=LENGTH // 2)
+    labels[1, -3:] = -100
+    model.final_logits_bias.requires_grad_()  # a buffer in transformers, a parameter in tjx
+    output = model(source, attention_mask=mask, decoder_input_ids=tokens, labels=labels)
+    found = arrays(
+        source=source,
+        source_mask=mask,
+        tokens=tokens,
+        labels=labels,
+        **results(model, output),
+        # The first token is decoder_start_token_id.
+        greedy=greedy(model, source, LENGTH - 1, attention_mask=mask)[:, 1:],
+    )
+    model.final_logits_bias.requires_grad_(False)
     return model.to(torch.bfloat16), found
 
 
@@ -300,6 +349,20 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
         swiglu_limit=1.5,  # bounds many of the inputs
         rope_parameters={**YARN, "beta_fast": 1.0, "beta_slow": 0.1, "truncate": False},
     ),
+    # Blocks with and without experts and rotary embeddings, in all four combinations.
+    "llama4": lambda: causal(
+        "llama4_text",
+        num_hidden_layers=6,
+        head_dim=6,
+        intermediate_size_mlp=20,
+        num_local_experts=4,
+        interleave_moe_layer_step=2,
+        no_rope_layer_interval=3,
+        attention_chunk_size=5,
+        floor_scale=4,
+        attn_scale=0.5,
+        rope_parameters=LLAMA3,
+    ),
     "bert": bert,
     "roberta": roberta,
     "modernbert": modernbert,
@@ -323,8 +386,7 @@ def main() -> None:
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         (folder / "model.safetensors").chmod(0o644)
-        if name == "gpt2" or "greedy" in found:
-            found["bfloat16_logits"] = bfloat16_logits(folder, found["tokens"])
+        found["bfloat16_logits"] = bfloat16_logits(type(model), folder, found)
         np.savez_compressed(folder / "golden.npz", **found)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size} bytes, {sorted(found)}")

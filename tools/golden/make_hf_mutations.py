@@ -3,6 +3,7 @@
 The golden folders of make_hf_golden.py must exist. Each mutation changes, drops or adds entries of
 a folder's config.json; its result is a few logits of the model that transformers loads from it, or
 null if transformers fails to load it or finds missing, unexpected or mismatched tensors.
+With names of models only theirs are written, and the others kept.
 
 Run it in a separate environment (see README.md):
 
@@ -97,7 +98,9 @@ def main() -> None:
     """Write configs.json to the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("golden", type=pathlib.Path)
-    golden = parser.parse_args().golden
+    parser.add_argument("names", nargs="*", help="models to write; default all")
+    arguments = parser.parse_args()
+    golden = arguments.golden
     transformers.logging.set_verbosity_error()
     configs = {
         path.parent.name: json.loads(path.read_text())
@@ -108,16 +111,21 @@ def main() -> None:
         made = transformers.AutoConfig.for_model(config["model_type"])
         made.architectures = config["architectures"]
         defaults[config["model_type"]] = made.to_dict()
+    kept: dict[str, Any] = {"defaults": {}, "mutations": []}
+    if arguments.names:
+        kept = json.loads((golden / "configs.json").read_text())
+        named = {configs[name]["model_type"] for name in arguments.names}
+        defaults = kept["defaults"] | {kind: defaults[kind] for kind in sorted(named)}
     pool = INVENTED | LEGACY
-    decoders = [
-        name
-        for name in configs
-        if "greedy" in np.load(golden / name / "golden.npz", allow_pickle=False)
-    ]
+    decoders = []
+    for name in configs:
+        results = np.load(golden / name / "golden.npz", allow_pickle=False)
+        if {"greedy", "logits"} <= {*results} and "source" not in results:  # not GPT-2
+            decoders.append(name)
     for name in decoders:
         pool |= {key: value for key, value in configs[name].items() if key not in pool}
-    mutations = []
-    for name in decoders:
+    mutations = [each for each in kept["mutations"] if each["model"] not in arguments.names]
+    for name in arguments.names or decoders:
         tokens = torch.from_numpy(
             np.load(golden / name / "golden.npz", allow_pickle=False)["tokens"]
         ).long()

@@ -63,6 +63,13 @@ V3 = dataclasses.replace(
     V2, count=8, per_token=3, shared=1, scores="sigmoid", choice_bias=True, groups=4,
     groups_per_token=2, normalize=True,
 )  # fmt: skip
+LLAMA4: dict[str, Any] = {
+    **LLAMA, "n_layer": 4, "d_head": 6, "rope": RopeConfig(interleaved=True), "nope_every": 4,
+}  # fmt: skip
+LLAMA4_EXPERTS = ExpertsConfig(
+    count=4, per_token=1, shared=1, d_ff=12, capacity_factor=None, scores="sigmoid",
+    normalize=False, scale_inputs=True,
+)  # fmt: skip
 LONGER: dict[str, Any] = {"base": 500.0, "factor": 4.0, "original_seq_len": 8}
 
 # Few models that cover all options of each family.
@@ -126,6 +133,13 @@ MODELS: dict[str, TransformerConfig] = {
         global_every=2, d_head=6, swiglu_limit=1.5,
         experts=dataclasses.replace(EXPERTS, use_bias=True),
         rope=RopeConfig(scaling="yarn", truncate=False, beta_fast=1.0, beta_slow=0.1, **LONGER),
+    ),
+    "llama4": GPTConfig(
+        **LLAMA4, experts=LLAMA4_EXPERTS, window=5, chunked_window=True, nope_temperature=0.5,
+        nope_temperature_length=4, qk_norm=True, qk_norm_position="after_rope",
+    ),
+    "llama4_dense_blocks": GPTConfig(
+        **LLAMA4, experts=dataclasses.replace(LLAMA4_EXPERTS, every=2, per_token=2)
     ),
     "llama_attention_factor": GPTConfig(
         **LLAMA, rope=RopeConfig(scaling="yarn", attention_factor=1.1, **LONGER)

@@ -30,6 +30,13 @@ GROUPS: Flags = {
     "model.experts.choice_bias": "true", "model.experts.groups": 4,
     "model.experts.groups_per_token": 2,
 }  # fmt: skip
+# Chunks that documents and shards of tokens divide, and stacks of blocks in turn.
+LLAMA4: Flags = {
+    **EXPERTS, **LLAMA, "model.experts.every": 2, "model.experts.scale_inputs": "true",
+    "model.window": 6, "model.chunked_window": "true", "model.qk_norm": "true",
+    "model.qk_norm_position": "after_rope", "model.nope_every": 2, "model.nope_temperature": 0.5,
+    "model.nope_temperature_length": 3,
+}  # fmt: skip
 FEATURES: Flags = {"model.dropout": 0.2}
 PARAMETER_HISTOGRAMS: Flags = {**FEATURES, "model.attention_dropout": 0.2}
 CONTEXT: Flags = {"fsdp": 2, "context": 2, "tensor": 2}
@@ -60,6 +67,7 @@ def nightly(*case: Flags) -> Any:
         nightly({**LLAMA, **PARAMETER_HISTOGRAMS}, {**CONTEXT, "context_kind": "all_to_all"}),
         (EXPERTS, {"expert": 2, "context": 2, "tensor": 2}),
         nightly(GROUPS, {"expert": 2, "fsdp": 2, "tensor": 2}),
+        nightly(LLAMA4, {"expert": 2, "context": 2, "fsdp": 2}),
         nightly(PIPELINE, {"stage": 4, "data": 2, "pipeline": "gpipe"}),
         nightly(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}),
         ({**PIPELINE, **FEATURES}, {"stage": 2, "pipeline": "interleaved_1f1b", "tensor": 2}),

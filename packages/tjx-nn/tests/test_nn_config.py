@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tjx_nn import EncoderDecoderConfig, GPTConfig, LatentConfig, SparseConfig
+from tjx_nn import EncoderDecoderConfig, ExpertsConfig, GPTConfig, LatentConfig, SparseConfig
 
 
 def test_all_errors_are_in_one_exception() -> None:
@@ -56,6 +56,30 @@ def test_latent_and_sparse_attention_have_no_sinks() -> None:
     for fields in others:
         with pytest.raises(ValueError, match="attention_sinks: got True; expected False"):
             GPTConfig(**fields, attention_sinks=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"chunked_window": True}, "chunked_window: got True; expected False without window"),
+        ({"nope_temperature": 0.1}, "nope_temperature: got 0.1 with nope_every None"),
+        ({"nope_temperature": -1.0}, "nope_temperature: got -1.0; expected at least 0"),
+        ({"qk_norm_position": "after_rope"}, "qk_norm_position: got 'after_rope'"),
+        ({"experts": ExpertsConfig(count=2, every=5)}, "experts.every: got 5 with n_layer 12"),
+        ({"experts": ExpertsConfig(count=2, every=2, first_layer=1)}, "experts.first_layer 1"),
+    ],
+)
+def test_options_of_llama4_need_others(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        GPTConfig(**fields)
+
+
+def test_blocks_with_experts_at_an_interval_are_numbered_in_order() -> None:
+    config = GPTConfig(n_layer=6, experts=ExpertsConfig(count=2, every=3), window=4, global_every=2)
+    assert config.stack_windows == ((4, None), (4,), (None, 4), (None,))
+    assert [config.block_number(index, leading=True) for index in range(4)] == [0, 1, 3, 4]
+    assert [config.block_number(index, leading=False) for index in range(2)] == [2, 5]
+    assert "experts.every: got 3; expected 1" in config.pipeline_problems(2)[0]
 
 
 def test_presets_take_overrides_and_suggest_the_nearest_name() -> None:

@@ -117,6 +117,38 @@ def test_outputs_and_gradients_equal_a_loop_over_tokens(
     )
 
 
+@pytest.mark.parametrize("factor", [None, 4.0])
+def test_weights_of_inputs_equal_a_loop_over_experts(factor: float | None) -> None:
+    config = variant(
+        scale_inputs=True, normalize=False, scores="sigmoid", capacity_factor=factor, use_bias=True
+    )
+    params, x, dy = make_params(config), inputs(), inputs(seed=1)
+    is_chosen = (np.arange(4) == chosen_experts(params, x)[..., None]).any(-2)
+
+    @jax.jit
+    def ours(params: Params, x: jax.Array) -> Any:
+        out, pullback = jax.vjp(lambda p, x: apply(config, p, x, True)[0], params, x)
+        return out, pullback(jnp.asarray(dy))
+
+    @jax.jit
+    def expected(params: Params, x: jax.Array) -> Any:
+        def loop(params: Params, x: jax.Array) -> Any:
+            weights = jax.nn.sigmoid(x @ params["router"]["kernel"] + bias_of(params["router"]))
+            of_expert = [
+                all_experts(params, weights[..., e, None] * x, False)[..., e, :] for e in range(4)
+            ]
+            return jnp.einsum("bte,btej->btj", is_chosen, jnp.stack(of_expert, 2))
+
+        out, pullback = jax.vjp(loop, params, x)
+        return out, pullback(jnp.asarray(dy))
+
+    placed = jax.device_put((params, x))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4),
+        *jax.device_get((ours(*placed), expected(*placed))),
+    )
+
+
 GROUPED = ExpertsConfig(
     count=8, per_token=3, d_ff=6, capacity_factor=None, scores="sigmoid", choice_bias=True,
     groups=4, groups_per_token=2, weight_scale=2.5,

@@ -46,6 +46,10 @@ VARIANTS = {
         **SMALL, n_layer=2, attention_sinks=True, activation="clamped_swiglu",
         experts=ExpertsConfig(count=3, d_ff=5, use_bias=True),
     ),
+    "experts in every other block, a norm without a scale": GPTConfig(
+        **SMALL, n_layer=4, d_head=2, positions="rope", qk_norm=True, qk_norm_position="after_rope",
+        experts=ExpertsConfig(count=3, d_ff=5, shared=1, every=2),
+    ),
     "no first norm, a bias of the head alone": BertConfig(
         **SMALL, n_layer=3, norm_position="pre", first_norm=False, bias=False, logit_bias=True,
     ),

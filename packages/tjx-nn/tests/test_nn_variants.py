@@ -75,6 +75,16 @@ VARIANTS: dict[str, GPTConfig] = {
         experts=ExpertsConfig(count=4, d_ff=8, use_bias=True),
         rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=16, truncate=False),
     ),
+    "Llama 4": GPTConfig(
+        **{**SIZES, "n_layer": 4}, positions="rope", norm="rmsnorm", activation="swiglu",
+        bias=False, n_kv_head=2, tied_head=False, qk_norm=True, qk_norm_position="after_rope",
+        window=5, chunked_window=True, nope_every=4, nope_temperature=0.5,
+        nope_temperature_length=3, d_ff=24, rope=RopeConfig(interleaved=True),
+        experts=ExpertsConfig(
+            count=4, per_token=1, shared=1, d_ff=8, every=2, scores="sigmoid", normalize=False,
+            scale_inputs=True,
+        ),
+    ),
     "latent attention": GPTConfig(
         **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),
         rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16",

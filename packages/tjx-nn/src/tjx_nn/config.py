@@ -20,6 +20,7 @@ Norm = Literal["layernorm", "rmsnorm"]
 NormPosition = Literal["pre", "post", "output", "sandwich"]
 ParallelNorm = Literal["shared", "separate"]
 QKNormFeatures = Literal["head", "all"]
+QKNormPosition = Literal["before_rope", "after_rope"]
 Positions = Literal["learned", "sinusoidal", "rope", "alibi", "none"]
 Activation = Literal[
     "gelu_tanh", "gelu_erf", "relu", "relu2", "swiglu", "geglu", "geglu_erf", "clamped_swiglu"
@@ -80,6 +81,9 @@ class TransformerConfig:
         Whether to normalize queries and keys (Dehghani et al. 2023).
     qk_norm_features
         Features that qk_norm normalizes together: those of a "head", or "all" (OLMo 2).
+    qk_norm_position
+        "before_rope", or "after_rope": rotated queries and keys are divided by their root mean
+        square, without a trainable scale and only in blocks with rotary embeddings (Llama 4).
     attention_scale
         Factor of attention scores; None is 1 / sqrt(d_head), or 8 / d_head with muP.
     attention_soft_cap
@@ -93,6 +97,9 @@ class TransformerConfig:
     symmetric_window
         Whether the window of bidirectional attention ends as many tokens after the token as it
         starts before; otherwise all later tokens are visible.
+    chunked_window
+        Whether the window is a chunk: a token attends only to tokens of its own chunk of `window`
+        consecutive positions, from the start of its document (Llama 4).
     global_every
         Every global_every-th block ignores the window; None is no block.
     global_first
@@ -100,6 +107,12 @@ class TransformerConfig:
     nope_every
         Every nope_every-th block has no rotary embeddings and ignores the window (NoPE, Kazemnejad
         et al. 2023; SmolLM3); None is no block.
+    nope_temperature
+        Scale of queries by their position in blocks without rotary embeddings: the query at
+        position p is multiplied by 1 + nope_temperature * log(1 + (p + 1) //
+        nope_temperature_length) (Nakanishi 2025, "Scalable-Softmax"; Llama 4).
+    nope_temperature_length
+        Number of positions with the same scale, tokens.
     latent
         Latent attention (MLA).
     sparse
@@ -176,14 +189,18 @@ class TransformerConfig:
     swiglu_limit: float = 7.0
     qk_norm: bool = False
     qk_norm_features: QKNormFeatures = "head"
+    qk_norm_position: QKNormPosition = "before_rope"
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     attention_sinks: bool = False
     window: int | None = None
     symmetric_window: bool = False
+    chunked_window: bool = False
     global_every: int | None = None
     global_first: bool = False
     nope_every: int | None = None
+    nope_temperature: float = 0.0
+    nope_temperature_length: int = 8192
     latent: LatentConfig = field(default_factory=LatentConfig)
     sparse: SparseConfig = field(default_factory=SparseConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
@@ -213,12 +230,14 @@ class TransformerConfig:
         """Return the errors of this configuration, a line each; subclasses extend it."""
         sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
-            "window", "global_every", "nope_every", "mup_base", "remat_every",
+            "window", "global_every", "nope_every", "nope_temperature_length", "mup_base",
+            "remat_every",
         )  # fmt: skip
         choices = check_choices(
             self,
             positions=Positions, norm=Norm, norm_position=NormPosition, activation=Activation,
             remat=Remat, dtype=Dtype, parallel_norm=ParallelNorm, qk_norm_features=QKNormFeatures,
+            qk_norm_position=QKNormPosition,
         )  # fmt: skip
         return [*sizes, *choices, *self._bad_numbers(), *([] if sizes else self._bad_heads())]
 
@@ -237,6 +256,10 @@ class TransformerConfig:
             for name, example in positive.items()
             if (value := getattr(self, name)) is not None and not value > 0
         ]
+        if not self.nope_temperature >= 0:
+            problems.append(
+                f"nope_temperature: got {self.nope_temperature!r}; expected at least 0, such as 0.1"
+            )
         if not 0 < self.norm_eps < 1:
             problems.append(
                 f"norm_eps: got {self.norm_eps!r}; expected a number in (0, 1), such as 1e-5"
@@ -335,6 +358,25 @@ class TransformerConfig:
                 f"window: got {self.window}, which is max_seq_len, with nope_every "
                 f"{self.nope_every}; expected a smaller window, or None"
             )
+        if self.nope_temperature and self.nope_every is None:
+            problems.append(
+                f"nope_temperature: got {self.nope_temperature} with nope_every None; expected 0; "
+                "set nope_every, or omit it"
+            )
+        if self.qk_norm_position == "after_rope" and (
+            not self.qk_norm or self.positions != "rope" or self.qk_norm_features == "all"
+        ):
+            problems.append(
+                "qk_norm_position: got 'after_rope'; expected 'before_rope' without qk_norm, "
+                "without positions 'rope' and with qk_norm_features 'all'"
+            )
+        if self.chunked_window and (
+            self.window is None or self.symmetric_window or latent or sparse
+        ):
+            problems.append(
+                "chunked_window: got True; expected False without window, with symmetric_window, "
+                "with latent.kv_dim and with sparse.top_k; omit it"
+            )
         if self.attention_sinks and (latent or sparse):
             problems.append(
                 "attention_sinks: got True; expected False with latent.kv_dim and with "
@@ -349,6 +391,12 @@ class TransformerConfig:
             problems.append(
                 f"experts.first_layer: got {self.experts.first_layer} with n_layer {self.n_layer}; "
                 f"expected at most {self.n_layer - 1}"
+            )
+        every = self.experts.every
+        if self.experts.count and every > 1 and (self.n_layer % every or self.experts.first_layer):
+            problems.append(
+                f"experts.every: got {every} with n_layer {self.n_layer} and experts.first_layer "
+                f"{self.experts.first_layer}; expected a divisor of n_layer, and first_layer 0"
             )
         return problems
 
@@ -430,10 +478,38 @@ class TransformerConfig:
         return None if no_rope else self.rope.of_window(window)
 
     @property
-    def stack_windows(self) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
-        """Attention windows of the first `n_leading_layer` blocks, and of the others."""
+    def stack_windows(self) -> tuple[tuple[int | None, ...], ...]:
+        """Attention windows of the first `n_leading_layer` blocks, and of the others.
+
+        With `experts.every` the windows of the blocks before each one with experts, and its own.
+        """
+        every, windows = self.experts.every, self.windows
+        if self.experts.count and every > 1:
+            ends = range(every, self.n_layer + 1, every)
+            pairs = [(windows[end - every : end - 1], windows[end - 1 : end]) for end in ends]
+            return tuple(part for pair in pairs for part in pair)
         leading = self.n_leading_layer
-        return self.windows[:leading], self.windows[leading:]
+        return windows[:leading], windows[leading:]
+
+    def block_number(self, index: int, *, leading: bool) -> int:
+        """Return which block of the model a block of a stack is, counted from 0.
+
+        Parameters
+        ----------
+        index
+            Index of the block in its stack.
+        leading
+            Whether it is the stack of `n_leading_layer` blocks.
+
+        Returns
+        -------
+        int
+            Number of the block.
+        """
+        every = self.experts.every
+        if not self.experts.count or every == 1:
+            return index if leading else self.n_leading_layer + index
+        return index + index // (every - 1) if leading else (index + 1) * every - 1
 
     def pipeline_problems(self, stages: int) -> list[str]:
         """Return why the blocks cannot be split into equal pipeline stages, if they cannot.
@@ -455,7 +531,9 @@ class TransformerConfig:
             ]
         if self.n_leading_layer:
             got = "first_norm: got False; expected True"
-            if self.experts.count:
+            if self.experts.count and self.experts.every > 1:
+                got = f"experts.every: got {self.experts.every}; expected 1"
+            elif self.experts.count:
                 got = f"experts.first_layer: got {self.n_leading_layer}; expected 0"
             return [f"{got}, as all blocks of a pipeline have the same layers"]
         length = self.n_layer // stages
@@ -468,11 +546,15 @@ class TransformerConfig:
 
     @property
     def n_leading_layer(self) -> int:
-        """Number of first blocks in a stack of their own, whose layers differ from the others.
+        """Number of blocks in a stack of their own, whose layers differ from the others.
 
-        Blocks with an MLP before those with experts, or one without `first_norm`.
+        Blocks with an MLP before or between those with experts, or one without `first_norm`.
         """
-        return self.experts.first_layer if self.experts.count else int(not self.first_norm)
+        if not self.experts.count:
+            return int(not self.first_norm)
+        if self.experts.every > 1:
+            return self.n_layer - self.n_layer // self.experts.every
+        return self.experts.first_layer
 
     @property
     def drops(self) -> bool:

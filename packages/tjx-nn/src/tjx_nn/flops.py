@@ -205,7 +205,7 @@ def _blocks(config: TransformerConfig, experts: int) -> int:
     norms = per_block * _norm(config, config.d_model)
     scales = 0 if config.layer_scale is None else 2 * config.d_model
     each = norms + scales + _attention(config)
-    dense = config.experts.first_layer if config.experts.count else config.n_layer
+    dense = config.n_leading_layer if config.experts.count else config.n_layer
     first = 0 if config.first_norm else _norm(config, config.d_model)
     return (
         config.n_layer * each
@@ -222,7 +222,8 @@ def _attention(config: TransformerConfig) -> int:
     kernels = d * (n + 2 * k) * h + _linear(config, n * h, d)
     kernels += (n + 2 * k) * h if config.has_qkv_bias else 0
     normalized = (n * h, k * h) if config.qk_norm_features == "all" else (h, h)
-    norms = sum(_norm(config, features) for features in normalized) if config.qk_norm else 0
+    trained = config.qk_norm and config.qk_norm_position == "before_rope"
+    norms = sum(_norm(config, features) for features in normalized) if trained else 0
     sinks = n if config.attention_sinks else 0
     return kernels + norms + sinks + _indexer(config)
 

@@ -235,6 +235,9 @@ class ExpertsConfig:
         Width of the hidden layer of an expert; None is that of the MLP.
     first_layer
         Index of the first block with experts; earlier blocks have an MLP.
+    every
+        Every every-th block has experts, and the others an MLP (Llama 4 Maverick); such blocks run
+        unrolled.
     capacity_factor
         Capacity of an expert in training, as a multiple of its equal share of a sequence's tokens.
         Tokens over capacity skip the expert. None is unlimited.
@@ -259,6 +262,8 @@ class ExpertsConfig:
         Whether to normalize the weights of a token's experts to a sum of 1.
     weight_scale
         Factor of the weights of a token's experts, after `normalize`.
+    scale_inputs
+        Whether the weights multiply the inputs of a token's experts, not their outputs (Llama 4).
     balance_loss
         Weight of the load-balancing loss.
     z_loss
@@ -270,6 +275,7 @@ class ExpertsConfig:
     shared: int = 0
     d_ff: int | None = None
     first_layer: int = 0
+    every: int = 1
     capacity_factor: float | None = 1.25
     use_bias: bool = False
     scores: ExpertScores = "softmax"
@@ -279,13 +285,14 @@ class ExpertsConfig:
     group_top_k: int = 2
     normalize: bool = True
     weight_scale: float = 1.0
+    scale_inputs: bool = False
     balance_loss: float = 0.01
     z_loss: float = 1e-3
 
     def __post_init__(self) -> None:
         """Raise ValueError with a line for each invalid field."""
         problems = check_sizes(self, "count", "shared", "first_layer", at_least=0)
-        problems += check_sizes(self, "per_token", "d_ff", "groups", "groups_per_token")
+        problems += check_sizes(self, "per_token", "d_ff", "every", "groups", "groups_per_token")
         problems += check_sizes(self, "group_top_k") + check_choices(self, scores=ExpertScores)
         if not problems and self.count:
             problems += self._bad_groups()

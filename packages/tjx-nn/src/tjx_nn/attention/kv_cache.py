@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from tjx_kernels import decode_attention
+from tjx_nn.attention.chunks import is_in_chunk
 from tjx_nn.config import TransformerConfig
 
 # Slots of a ring buffer are a multiple of this, for aligned rows.
@@ -159,6 +160,7 @@ def cached_attention(
     positions_BT: Int[Array, "B T"],
     *,
     window: int | None,
+    chunked_window: bool = False,
     scale: float,
     soft_cap: float | None = None,
     alibi_slopes: Float[Array, " N"] | None = None,
@@ -175,6 +177,8 @@ def cached_attention(
         for every position.
     positions_BT
         Consecutive positions of the newest tokens.
+    chunked_window
+        Whether the window is a chunk, as `TransformerConfig.chunked_window`.
     window, scale, soft_cap, alibi_slopes, sinks
         As for `tjx_kernels.flash_attention`.
 
@@ -187,10 +191,14 @@ def cached_attention(
         "scale": scale, "soft_cap": soft_cap, "alibi_slopes": alibi_slopes, "sinks": sinks,
     }  # fmt: skip
     slots = k_BSKH.shape[1]
-    if window is not None and window > slots:  # no ring buffer: a slot for every position
+    # No ring buffer: a slot for every position, and all positions in the first chunk.
+    if window is not None and window > slots:
         window = None
     all_at_once: Callable[..., Array] = functools.partial(
-        _all_at_once, window=window or slots, **scores
+        _all_at_once,
+        window=window or slots,
+        chunked_window=chunked_window and window is not None,
+        **scores,
     )
     in_chunks: Callable[..., Array] = functools.partial(_in_chunks, **scores)
     operands = (q_BTNH, k_BSKH, v_BSKV, positions_BT)
@@ -216,6 +224,7 @@ def _all_at_once(
     positions_BT: Array,
     *,
     window: int,
+    chunked_window: bool,
     scale: float,
     soft_cap: float | None,
     alibi_slopes: Array | None,
@@ -233,6 +242,8 @@ def _all_at_once(
         scores -= slopes_1KG11 * distance_BTS[:, None, None].astype(jnp.float32)
     filled_B1S = (key_positions_BS >= 0)[:, None]
     visible_BTS = filled_B1S & (distance_BTS >= 0) & (distance_BTS < window)
+    if chunked_window:
+        visible_BTS &= is_in_chunk(distance_BTS, positions_BT, window)
     scores = jnp.where(visible_BTS[:, None, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, -1)
     if sinks is not None:

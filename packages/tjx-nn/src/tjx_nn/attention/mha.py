@@ -15,11 +15,13 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from tjx_nn.attention.chunks import chunk_segments
 from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
+from tjx_nn.attention.rotation import rotate, scale_by_position
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.make_layers import linear, make_norm
 from tjx_nn.layers.norms import LayerNorm, RMSNorm
-from tjx_nn.layers.position_encoding import alibi_slopes, apply_rope
+from tjx_nn.layers.position_encoding import alibi_slopes
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ShardedModule, make_param
 
@@ -97,6 +99,8 @@ class Attention(ShardedModule):
             Empty; sparse attention returns its indexer loss here.
         """
         cache = self.keys_values(x, positions, window=window)
+        if self.config.chunked_window and window is not None:
+            segment_ids = chunk_segments(self.config, positions, segment_ids, window, x.shape)
         out = self.attend(
             x, cache, positions, segment_ids, segment_ids, window=window, dropout_key=dropout_key
         )
@@ -191,6 +195,7 @@ class Attention(ShardedModule):
             cache["value"],
             positions,
             window=window,
+            chunked_window=config.chunked_window,
             soft_cap=config.attention_soft_cap,
             scale=attention_scale(config, self.head_dim),
             alibi_slopes=model_alibi_slopes(config),
@@ -214,14 +219,17 @@ class Attention(ShardedModule):
         positions
             Position of each token, [batch or 1, tokens]; None without rotation.
         window
-            Window of the layer, which selects the base of the rotation.
+            Window of the layer, which selects its rotation.
 
         Returns
         -------
         array [batch, tokens, heads, head_dim]
             The queries.
         """
-        return self._norm_and_rotate(self.query(x), self.query_norm, positions, window)
+        q_BTNH = self._norm_and_rotate(self.query(x), self.query_norm, positions, window)
+        if self.config.nope_temperature:
+            return scale_by_position(self.config, q_BTNH, positions, window)
+        return q_BTNH
 
     def keys_values(
         self,
@@ -234,12 +242,8 @@ class Attention(ShardedModule):
 
         Parameters
         ----------
-        x
-            Inputs of the layer, [batch, tokens, d_model].
-        positions
-            Position of each token, [batch or 1, tokens]; None without rotation.
-        window
-            Window of the layer, which selects the base of the rotation.
+        x, positions, window
+            As for `queries`.
 
         Returns
         -------
@@ -254,7 +258,7 @@ class Attention(ShardedModule):
 
     def _make_norm(self, features: int, axis: str) -> LayerNorm | RMSNorm | None:
         """Make the norm of queries or keys, of one head or of the features of all heads."""
-        if not self.config.qk_norm:
+        if not self.config.qk_norm or self.config.qk_norm_position == "after_rope":
             return None
         if self.config.qk_norm_features == "all":
             return make_norm(self.config, features, axis=axis)
@@ -274,7 +278,7 @@ class Attention(ShardedModule):
         if norm is not None and not over_all:
             x_BTNH = norm(x_BTNH)
         rope = self.config.block_rope(window) if self.config.positions == "rope" else None
-        return x_BTNH if rope is None else apply_rope(x_BTNH, positions, rope)
+        return x_BTNH if rope is None else rotate(self.config, x_BTNH, positions, rope)
 
 
 def split_heads(x: Float[Array, "B T F"], head_dim: int) -> Float[Array, "B T N H"]:

@@ -53,8 +53,8 @@ def _cast(params: Params, dtype: str) -> Params:
     """Cast kernels and tables; norms, biases and the routers of experts stay float32."""
 
     def cast(path: tuple[Any, ...], p: Any) -> Any:
-        *_, layer, name = (step.key for step in path)
-        matrix = name in ("kernel", "embedding") and layer != "router" and not is_int8(p)
+        *layers, name = (step.key for step in path)
+        matrix = name in ("kernel", "embedding") and layers[-1] != "router" and not is_int8(p)
         return p.astype(dtype) if matrix else p
 
     cast_params: Params = jax.tree.map_with_path(cast, params, is_leaf=is_int8)

@@ -212,6 +212,8 @@ def functional_fields(config: TransformerConfig) -> dict[str, Any]:
     excluded |= {"rope"} if config.positions != "rope" else set()
     excluded |= {"rope.local_base", "symmetric_window"} if not any(config.windows) else set()
     excluded |= {"parallel_norm"} if not config.parallel_block else set()
+    excluded |= {"chunked_window"} if config.window is None else set()
+    excluded |= {"nope_temperature_length"} if not config.nope_temperature else set()
     excluded |= {"qk_norm_features"} if not config.qk_norm else set()
     excluded |= {"swiglu_limit"} if config.activation != "clamped_swiglu" else set()
     excluded |= {"experts.group_top_k"} if config.experts.groups == 1 else set()

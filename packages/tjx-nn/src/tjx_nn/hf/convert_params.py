@@ -198,11 +198,11 @@ def tensor_slots(
         shapes = [own[path] for path in mapping.params]
         count = sum(f"{{{axis}}}" in mapping.tensor for axis in ("layer", "expert"))
         shape = mapping.transform.shape([s[count:] for s in shapes])
-        # The blocks of the last stack follow the leading ones.
-        first = config.n_leading_layer if "blocks" in mapping.params[0].split(".") else 0
+        is_stacked = "blocks" in mapping.params[0].split(".")
         for place in itertools.product(*map(range, shapes[0][:count])):
             layer, expert = (*place, 0, 0)[:2]
-            name = mapping.tensor.format(layer=first + layer, expert=expert)
+            number = config.block_number(layer, leading=not is_stacked)
+            name = mapping.tensor.format(layer=number, expert=expert)
             slots[name] = Slot(mapping, place, shape)
     assert mapped == own.keys(), mapped ^ own.keys()
     return slots

@@ -175,6 +175,10 @@ class Experts(ShardedModule):
         weights_GTK, chosen_GTK, aux_losses = self._route(x_GTD)
         dispatch = jax.vmap(lambda chosen: _dispatch(chosen, experts.count, capacity))(chosen_GTK)
         rows_GRD = jax.vmap(_to_rows)(x_GTD, dispatch)
+        if experts.scale_inputs:
+            scales_GR1 = jax.vmap(_row_weights)(weights_GTK, dispatch)
+            rows_GRD = (scales_GR1 * rows_GRD).astype(x.dtype)
+            weights_GTK = jnp.ones_like(weights_GTK)
         y_GRD = self._ragged(rows_GRD, dispatch) if capacity is None else self._batched(rows_GRD)
         y_GKTD = jax.vmap(_from_rows)(y_GRD, dispatch)
         weights_GKT1 = rearrange(weights_GTK, "g t k -> g k t 1")
@@ -306,6 +310,11 @@ def _to_rows(x: Float[Array, "T D"], dispatch: Dispatch) -> Float[Array, "R D"]:
     choices, tokens = dispatch.row.size, dispatch.row.shape[1]
     token = jnp.where(dispatch.choice < choices, dispatch.choice % tokens, tokens)
     return _gather(x, token, dispatch.row)
+
+
+def _row_weights(weights: Float32[Array, "T K"], dispatch: Dispatch) -> Float32[Array, "R 1"]:
+    """Return the weight of the choice in each row, 0 for an empty row."""
+    return _gather(weights.T.reshape(-1, 1), dispatch.choice, dispatch.row.reshape(1, -1))
 
 
 def _from_rows(y: Float[Array, "R D"], dispatch: Dispatch) -> Float[Array, "K T D"]:

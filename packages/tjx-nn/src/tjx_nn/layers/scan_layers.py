@@ -175,7 +175,7 @@ def _layer(stacked: Any, index: int) -> Any:
     Keys are cloned, as the backward pass of remat takes the key of a layer once more.
     """
 
-    def take(p: Array) -> Array:
+    def take(p: Array | np.ndarray) -> Any:
         if jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
             p = clone_key(p)
         return p[index]
@@ -207,9 +207,7 @@ def _stack_cotangents(*each: Array) -> Any:
 _split.defvjp(_split_forward, _split_backward)
 
 
-def layer_stacks(
-    stack_windows: tuple[Windows, Windows], dense_blocks: Any, blocks: Any
-) -> list[Stack]:
+def layer_stacks(stack_windows: tuple[Windows, ...], dense_blocks: Any, blocks: Any) -> list[Stack]:
     """Return the stacks of a model in order: its leading blocks, if they differ, then the others.
 
     Parameters
@@ -217,11 +215,21 @@ def layer_stacks(
     stack_windows
         `TransformerConfig.stack_windows`.
     dense_blocks, blocks
-        Stacked blocks; `dense_blocks` is None for a model with one stack.
+        Stacked blocks; `dense_blocks`, also those between experts, is None for a model without.
     """
+    if (count := len(stack_windows) // 2) > 1:
+        pairs = zip(_split_groups(dense_blocks, count), _split_groups(blocks, count), strict=True)
+        return list(zip((stack for pair in pairs for stack in pair), stack_windows, strict=True))
     dense_windows, windows = stack_windows
     first = [] if dense_blocks is None else [(dense_blocks, dense_windows)]
     return [*first, (blocks, windows)]
+
+
+def _split_groups(stacked: Any, count: int) -> list[Any]:
+    groups = jax.tree.map(lambda p: p.reshape(count, -1, *p.shape[1:]), stacked)
+    if isinstance(jax.tree.leaves(groups)[0], np.ndarray):  # views
+        return [_layer(groups, index) for index in range(count)]
+    return _split(groups)
 
 
 def split_layer_keys(

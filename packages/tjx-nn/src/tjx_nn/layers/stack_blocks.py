@@ -18,7 +18,7 @@ def stack_blocks[M](
     Parameters
     ----------
     config
-        Configuration of the model; its `n_leading_layer` first blocks are a stack of their own.
+        Configuration of the model; `n_leading_layer` of its blocks are a stack of their own.
     make
         Makes a block, with the arguments `experts`, `attention_norm` and `rngs` of `Block`.
     rngs
@@ -27,7 +27,7 @@ def stack_blocks[M](
     Returns
     -------
     dense_blocks
-        The leading blocks, which have no experts; None if there are none.
+        The leading blocks, or those between blocks with experts; None if there are none.
     blocks
         The other blocks.
     """

@@ -88,6 +88,11 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
                     f"experts.first_layer: got {self.experts.first_layer} with n_encoder_layer "
                     f"{self.n_encoder_layer}; expected at most {self.n_encoder_layer - 1}"
                 )
+            if self.experts.count and self.n_encoder_layer % self.experts.every:
+                problems.append(
+                    f"experts.every: got {self.experts.every} with n_encoder_layer "
+                    f"{self.n_encoder_layer}; expected a divisor of it"
+                )
         if self.parallel_block:
             problems.append(
                 "parallel_block: got True; expected False, as decoder blocks have cross attention "

@@ -8,6 +8,7 @@ from tjx_nn.hf.families.decoders.gpt_neox import GPT_NEOX
 from tjx_nn.hf.families.decoders.gpt_oss import GPT_OSS
 from tjx_nn.hf.families.decoders.granite import GRANITE
 from tjx_nn.hf.families.decoders.llama import LLAMA, MISTRAL
+from tjx_nn.hf.families.decoders.llama4 import LLAMA4
 from tjx_nn.hf.families.decoders.mixtral import MIXTRAL
 from tjx_nn.hf.families.decoders.olmo import OLMO2, OLMO3
 from tjx_nn.hf.families.decoders.phi3 import PHI3
@@ -24,7 +25,7 @@ from tjx_nn.hf.family import ModelFamily
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
     GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2, OLMO3,
-    GPT_OSS, BERT, ROBERTA, MODERNBERT, VIT, BART,
+    GPT_OSS, LLAMA4, BERT, ROBERTA, MODERNBERT, VIT, BART,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 
