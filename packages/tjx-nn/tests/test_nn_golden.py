@@ -30,6 +30,11 @@ ARGUMENTS = {
     "modernbert": (("tokens",), ("mask",)),
     "bart": (("source", "tokens"), ("source_mask",)),
 }
+# `test_nn_vision_golden.py` tests them.
+VISION = [
+    "dinov2", "dinov2_backbone", "dinov2_registers", "dinov2_registers_backbone", "siglip",
+    "siglip_vision",
+]  # fmt: skip
 HALF: Literal["bfloat16"] = "bfloat16"
 DECODERS = [
     "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2",
@@ -52,7 +57,7 @@ def test_every_family_has_golden_results() -> None:
     families = {(family.model_type, family.architecture): family for family in BUILT_IN}
     assert families.keys() == found.keys()
     for key, family in families.items():
-        tested = [*DECODERS, "gpt2"] if family.config is GPTConfig else ARGUMENTS
+        tested = [*DECODERS, "gpt2"] if family.config is GPTConfig else [*ARGUMENTS, *VISION]
         assert found[key] in tested
 
 

@@ -41,7 +41,8 @@ NAMES = [
     "gpt2", "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
     "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "deepseek_v2",
     "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3", "gpt_oss", "bert", "roberta",
-    "modernbert", "vit", "bart",
+    "modernbert", "vit", "bart", "dinov2", "dinov2_backbone", "dinov2_registers",
+    "dinov2_registers_backbone", "siglip", "siglip_vision",
 ]  # fmt: skip
 
 DecodeWeights = dict[str, np.ndarray]
@@ -369,7 +370,12 @@ def test_unsupported_features_raise(
             BertConfig.preset("modernbert_base", symmetric_window=False),
             ["ModernBertForMaskedLM", "symmetric_window: got False"],
         ),
-        (ViTConfig(pool="mean"), ["ViTForImageClassification", "pool: got 'mean'"]),
+        (ViTConfig(pool="mean", image_size=(32, 48)), ["image_size: got [32, 48]"]),
+        (ViTConfig(n_registers=2), ["ViTForImageClassification", "n_registers: got 2"]),
+        (
+            ViTConfig(pool="class_mean", layer_scale=1.0, mask_token=True, d_ff=770),
+            ["Dinov2ForImageClassification", "d_ff: got 770; expected 768"],
+        ),
         (EncoderDecoderConfig(), ["BartForConditionalGeneration", "positions: got 'sinusoidal'"]),
     ],
 )  # fmt: skip
