@@ -4,7 +4,7 @@ Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words". With the options of `V
 vision encoders of DINOv2 (Oquab et al. 2023) and SigLIP (Zhai et al. 2023).
 
 Axes in names: B batch, H height, W width (both in pixels), C channels, T tokens, P patches,
-D d_model, F features of a pooled image.
+S tokens with registers, D d_model, F features of a pooled image.
 """
 
 import jax.numpy as jnp
@@ -77,8 +77,9 @@ class ViT(ShardedModule):
         ValueError
             If the images have another size, or the model has no head.
         """
+        head = self._head()
         x = self.pooled(images, dropout_key=dropout_key)
-        y: Array = self._head()(x / self.config.width_multiplier).astype(jnp.float32)
+        y: Array = head(x / self.config.width_multiplier).astype(jnp.float32)
         return y
 
     def losses(
@@ -145,30 +146,36 @@ class ViT(ShardedModule):
                 f"images: got (height, width, channels) {images.shape[1:]}; expected {expected}; "
                 "resize the images or set config.image_size"
             )
+        if mask is not None and self.mask_token is None:
+            raise ValueError(
+                "mask: got one for a model without a mask token; expected None; omit it, or set "
+                "config.mask_token"
+            )
         _, key = split_layer_keys(config, dropout_key)
         if config.crop:
             height, width = (count * config.patch_size for count in config.patches)
             images = images[:, :height, :width]
         x = self.patch(patches(jnp.asarray(images), config.patch_size)).astype(jnp.float32)
-        if mask is not None:
-            if self.mask_token is None:
-                raise ValueError(
-                    "mask: got one for a model without a mask token; expected None; omit it, or "
-                    "set config.mask_token"
-                )
+        if mask is not None and self.mask_token is not None:
             x = jnp.where(jnp.asarray(mask)[..., None], self.gather(self.mask_token, ("embed",)), x)
         if self.cls is not None:
             cls_D = self.gather(self.cls, ("embed",))
             x = jnp.concatenate([jnp.broadcast_to(cls_D, (x.shape[0], 1, config.d_model)), x], 1)
         table = self.wpe
         if self.registers is not None:
-            if table is not None:  # registers have no position
-                x, table = x + table.rows()[None], None
-            registers = self.gather(self.registers, (None, "embed"))
-            registers = jnp.broadcast_to(registers[None], (x.shape[0], *registers.shape))
-            first = int(config.has_class_token)
-            x = jnp.concatenate([x[:, :first], registers, x[:, first:]], 1)
+            x, table = self._insert_registers(self.registers, x), None
         return embed(config, x, None, table, dropout_key=key, layout=self.layout)
+
+    def _insert_registers(
+        self, registers: nnx.Param[Array], x: Float[Array, "B T D"]
+    ) -> Float[Array, "B S D"]:
+        """Add positions, then insert the registers, which have none, after the class token."""
+        if self.wpe is not None:
+            x = x + self.wpe.rows()[None]
+        rows_RD = self.gather(registers, (None, "embed"))
+        rows = jnp.broadcast_to(rows_RD, (x.shape[0], *rows_RD.shape))
+        first = int(self.config.has_class_token)
+        return jnp.concatenate([x[:, :first], rows, x[:, first:]], 1)
 
     def run_blocks(
         self,
