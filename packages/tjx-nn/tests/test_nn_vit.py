@@ -132,7 +132,8 @@ def map_of(x: np.ndarray, params: Params) -> np.ndarray:
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), jax.device_get(params))
 
     def dense(x: np.ndarray, layer: dict[str, np.ndarray]) -> np.ndarray:
-        return x @ layer["kernel"] + layer["bias"]
+        y: np.ndarray = x @ layer["kernel"] + layer["bias"]
+        return y
 
     query = dense(p["probe"], p["attention"]["query"]).reshape(2, 8)
     key, value = (dense(x, p["attention"][name]).reshape(2, -1, 2, 8) for name in ("key", "value"))
@@ -142,7 +143,8 @@ def map_of(x: np.ndarray, params: Params) -> np.ndarray:
     h = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
     h = dense(h * p["norm"]["scale"] + p["norm"]["bias"], p["mlp"]["up"])
     gelu = 0.5 * h * (1 + np.tanh((2 / np.pi) ** 0.5 * (h + 0.044715 * h**3)))
-    return y + dense(gelu, p["mlp"]["down"])
+    pooled: np.ndarray = y + dense(gelu, p["mlp"]["down"])
+    return pooled
 
 
 def test_masked_patches_are_replaced_by_the_mask_token(
