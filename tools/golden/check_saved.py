@@ -17,6 +17,12 @@ CLASSES = {
     "modernbert": transformers.AutoModelForMaskedLM,
     "vit": transformers.AutoModelForImageClassification,
     "bart": transformers.AutoModelForSeq2SeqLM,
+    "siglip": transformers.SiglipForImageClassification,
+    "siglip_vision_model": transformers.SiglipVisionModel,
+    "Dinov2Model": transformers.Dinov2Model,
+    "Dinov2WithRegistersModel": transformers.Dinov2WithRegistersModel,
+    "dinov2": transformers.AutoModelForImageClassification,
+    "dinov2_with_registers": transformers.AutoModelForImageClassification,
 }
 # Names of the input arguments in transformers.
 NAMES = {
@@ -33,8 +39,11 @@ ATOL = 1e-5
 
 def check(folder: pathlib.Path) -> float:
     """Return the largest logit difference; AssertionError on missing or unexpected keys."""
-    kind = transformers.AutoConfig.from_pretrained(folder).model_type
-    found = CLASSES.get(kind, transformers.AutoModelForCausalLM).from_pretrained(
+    config = transformers.AutoConfig.from_pretrained(folder)
+    kind = config.model_type
+    # Models without a head have the model_type of those with one.
+    model_class = CLASSES.get(kind, transformers.AutoModelForCausalLM)
+    found = CLASSES.get(config.architectures[0], model_class).from_pretrained(
         folder, output_loading_info=True, attn_implementation="eager"
     )
     model, info = found
@@ -42,13 +51,15 @@ def check(folder: pathlib.Path) -> float:
     with np.load(folder / "ours.npz") as file:
         ours = dict(file)
     logits = torch.from_numpy(ours.pop("logits"))
-    if kind == "vit":
+    if "images" in ours:
         given = {"pixel_values": torch.from_numpy(ours["images"]).permute(0, 3, 1, 2)}
     else:
         names = NAMES.get(kind, {"tokens": "input_ids"})
         given = {names[name]: torch.from_numpy(x).long() for name, x in ours.items()}
     with torch.no_grad():
-        difference = (model.eval()(**given).logits - logits).abs()
+        output = model.eval()(**given)
+        expected = output.logits if "logits" in output else output.last_hidden_state
+        difference = (expected - logits).abs()
     if kind in ("bert", "modernbert"):  # outputs at padding are undefined
         difference = difference[given["attention_mask"] > 0]
     return difference.max().item()

@@ -3,7 +3,8 @@
 Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with
 inputs, logits (float32), the loss of the training task and the norm of its gradient, and the logits
 of the model loaded in bfloat16, as the uint16 of their bits; of models that generate also the
-tokens of greedy generation; for GPT-2 both forms of GELU. `golden_table.py` prints how tjx deviates
+tokens of greedy generation; for GPT-2 both forms of GELU; of vision encoders without a head the
+features of all tokens and pooled ones in place of logits. `golden_table.py` prints how tjx deviates
 from them.
 
 Run it in a separate environment (see README.md):
@@ -248,6 +249,46 @@ def vit() -> tuple[transformers.PreTrainedModel, Arrays]:
     return model.to(torch.float16), found
 
 
+def vision(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, Arrays]:
+    """Return a vision encoder, with its head or without one, and its golden arrays."""
+    # Enough images that the error of bfloat16 is no accident.
+    count, side = 8, 12
+    sizes = {"image_size": side, "patch_size": 4, "num_channels": 2, **WIDTH, **fields}
+    if "Dinov2" in kind:  # the width of its MLP is a multiple of hidden_size
+        del sizes["intermediate_size"]
+    config_class = kind.removesuffix("ForImageClassification").removesuffix("Model") + "Config"
+    config: dict[str, object] = sizes
+    if config_class == "SiglipConfig":
+        config = {"vision_config": sizes, "num_labels": 5}
+    elif kind.endswith("Classification"):
+        config["num_labels"] = 5
+    made = getattr(transformers, config_class)(**config)
+    model = fill(getattr(transformers, kind)._from_config(made, attn_implementation="eager"))
+    generator = torch.Generator().manual_seed(1)
+    images = torch.round(torch.randn((count, 2, side, side), generator=generator) * 16) / 16
+    found = {"images": images.permute(0, 2, 3, 1)}
+    given: dict[str, torch.Tensor] = {}
+    if kind.endswith("Classification"):
+        labels = torch.arange(count) % 5
+        output = model(images, labels=labels)
+        output.loss.backward()
+        squares = [x.grad.double().square().sum() for x in model.parameters() if x.grad is not None]
+        found |= {"labels": labels, "loss": output.loss}
+        found["gradient_norm"] = torch.stack(squares).sum().sqrt()
+        names = {"logits": "logits"}
+    else:
+        if "Dinov2" in kind:
+            given = {"bool_masked_pos": torch.rand((count, 9), generator=generator) < 0.4}
+            found["mask"] = given["bool_masked_pos"]
+        names = {"features": "last_hidden_state", "pooled": "pooler_output"}
+    output = model(images, **given)
+    half = model.to(torch.bfloat16)(images, **given)
+    for name, attribute in names.items():
+        found[name] = getattr(output, attribute)
+        found[f"bfloat16_{name}"] = getattr(half, attribute).view(torch.uint16)
+    return model, arrays(**found)
+
+
 def bart() -> tuple[transformers.PreTrainedModel, Arrays]:
     """Return a BART and its golden arrays, one source padded; the decoder has fewer layers."""
     config = transformers.BartConfig(
@@ -367,6 +408,14 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     "roberta": roberta,
     "modernbert": modernbert,
     "vit": vit,
+    "dinov2": lambda: vision("Dinov2ForImageClassification", use_swiglu_ffn=True, mlp_ratio=3),
+    "dinov2_backbone": lambda: vision("Dinov2Model", qkv_bias=False, mlp_ratio=2),
+    "dinov2_registers": lambda: vision("Dinov2WithRegistersForImageClassification"),
+    "dinov2_registers_backbone": lambda: vision(
+        "Dinov2WithRegistersModel", num_register_tokens=2, use_swiglu_ffn=True
+    ),
+    "siglip": lambda: vision("SiglipForImageClassification", vision_use_head=False),
+    "siglip_vision": lambda: vision("SiglipVisionModel"),
     "bart": bart,
 }
 

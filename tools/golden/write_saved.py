@@ -49,6 +49,8 @@ MODERNBERT: dict[str, Any] = {
     "norm_position": "pre", "first_norm": False, "activation": "geglu_erf", "bias": False,
     "logit_bias": True, "n_token_types": 0, "norm_eps": 1e-5,
 }  # fmt: skip
+SIGLIP: dict[str, Any] = {**SIZES, "image_size": 12, "patch_size": 4, "channels": 2}
+DINOV2: dict[str, Any] = {**SIGLIP, "d_ff": 48, "layer_scale": 0.5}
 EXPERTS = ExpertsConfig(count=4, per_token=2, capacity_factor=None)
 # The latent attention and the routers of DeepSeek-V2 and V3.
 LATENT: dict[str, Any] = {
@@ -154,6 +156,23 @@ MODELS: dict[str, TransformerConfig] = {
     ),
     "vit": ViTConfig(**SIZES, image_size=(8, 12), patch_size=4, channels=2, n_classes=5),
     "vit_square": ViTConfig(**SIZES, image_size=8, patch_size=4, channels=1, n_classes=2),
+    "dinov2": ViTConfig(**DINOV2, pool="class_mean", n_classes=5, mask_token=True),
+    "dinov2_swiglu": ViTConfig(
+        **{**DINOV2, "d_ff": 48, "activation": "swiglu"}, pool="class_mean", n_classes=5, bias=False
+    ),
+    "dinov2_backbone": ViTConfig(**DINOV2, n_classes=None, activation="relu", qkv_bias=False),
+    "dinov2_registers": ViTConfig(
+        **DINOV2, pool="class_mean", n_classes=5, mask_token=True, n_registers=3
+    ),
+    "dinov2_registers_backbone": ViTConfig(
+        **DINOV2, n_classes=None, mask_token=True, n_registers=1, activation="gelu_tanh"
+    ),
+    "siglip": ViTConfig(**SIGLIP, pool="mean", n_classes=5),
+    "siglip_vision": ViTConfig(**SIGLIP, pool="map", n_classes=None, activation="gelu_tanh"),
+    "siglip_vision_cropped": ViTConfig(
+        **{**SIGLIP, "image_size": 11}, pool="map", n_classes=None, crop=True, bias=False
+    ),
+    "siglip_vision_without_head": ViTConfig(**SIGLIP, pool="mean", n_classes=None),
     "bart": EncoderDecoderConfig(
         **TEXT, n_encoder_layer=2, positions="learned", embedding_norm=True, logit_bias=True
     ),
@@ -184,8 +203,12 @@ def inputs(config: TransformerConfig) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(config: Any, params: Any, given: Any) -> jax.Array:
-    """Compute the logits of a model."""
-    found: jax.Array = bind(config, params)(**given)
+    """Compute the logits of a model, or the features of one without a head."""
+    model = bind(config, params)
+    if isinstance(config, ViTConfig) and config.n_classes is None:
+        features: jax.Array = model.features(**given)
+        return features
+    found: jax.Array = model(**given)
     return found
 
 

@@ -115,6 +115,7 @@ def batch_of(config: Config, step: int, *, packed: bool) -> dict[str, np.ndarray
     if isinstance(model, ViTConfig):
         shape = (ROWS, *model.height_width, model.channels)
         images = rng.standard_normal(shape).astype(np.float32)
+        assert model.n_classes is not None
         return {"images": images, "labels": rng.integers(0, model.n_classes, ROWS, np.int32)}
     tokens = rng.integers(0, VOCAB, (ROWS, TOKENS + 1), np.int32)
     labels = np.where(rng.random((ROWS, TOKENS)) < 0.1, -100, tokens[:, 1:]).astype(np.int32)

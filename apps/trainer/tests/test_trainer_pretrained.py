@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -13,6 +14,7 @@ import tjx_ckpt
 import tjx_nn
 from tjx_data import train_bpe
 from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.vit_config import ViTConfig
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.training.build import build_step_components
 from tjx_trainer.training.pretrained import check_pretrained, check_tokenizer, pretrained_params
@@ -124,3 +126,71 @@ def test_parameters_of_an_orbax_checkpoint(below: tuple[str, ...], tmp_path: Pat
     assert "blocks.attention.key.kernel: got shape [2, 8, 8]; expected [3, 8, 8]" in str(
         caught.value
     )
+
+
+IMAGES = [
+    *("--config=vit_mnist", "--data.path=images", "--model.image_size=8", "--model.patch_size=4"),
+    *("--model.n_layer=1", "--model.n_head=2", "--model.d_model=8", "--model.n_classes=3"),
+    *("--mesh.data=1", "--train.batch_size=2"),
+]
+ENCODER = ViTConfig(image_size=8, patch_size=4, channels=1, n_layer=1, n_head=2, d_model=8)
+DINOV2: dict[str, Any] = {"layer_scale": 1.0, "mask_token": True}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "pool"),
+    [
+        (replace(ENCODER, **DINOV2, pool="class_mean", n_classes=5), "class_mean"),
+        (replace(ENCODER, **DINOV2, pool="class", n_classes=None), "class_mean"),
+        (replace(ENCODER, pool="map", n_classes=None), "map"),
+        (replace(ENCODER, pool="map", n_classes=None), "mean"),
+    ],
+    ids=["DINOv2", "DINOv2 without a head", "SigLIP", "SigLIP, mean"],
+)
+def test_a_vision_encoder_trains_with_a_new_head(
+    theirs: ViTConfig, pool: str, tmp_path: Path
+) -> None:
+    with jax.transfer_guard("allow"):
+        params = jax.device_get(jax.jit(tjx_nn.init, static_argnums=0)(theirs, jax.random.key(3)))
+        tjx_nn.hf.save(tmp_path / "model", theirs, params)
+    given = [f"--model.{name}={str(x).lower()}" for name, x in DINOV2.items() if theirs.layer_scale]
+    words = [*IMAGES, *given, f"--model.pool={pool}", f"--train.init_from={tmp_path / 'model'}"]
+    with pytest.raises(ValueError, match=r"give --train\.new_head true") as caught:
+        check_pretrained(resolve(words))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1 + (pool != theirs.pool)
+    assert lines[-1].startswith(f"model.n_classes: got 3; expected {theirs.n_classes}")
+    config = resolve([*words, "--train.new_head=true"])
+    parts = build_step_components(config, jax.devices()[:1])
+    with jax.transfer_guard("allow"):
+        state = initial_state(config, parts.optimizer, parts.abstract)
+    ours = jax.device_get(state.params)
+    head = ours.pop("head")
+    assert head["kernel"].shape == (16 if pool == "class_mean" else 8, 3)
+    assert head["kernel"].std() > 0.01
+    chex.assert_trees_all_equal(ours, {name: params[name] for name in ours}, strict=True)
+
+
+def test_a_vision_encoder_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with jax.transfer_guard("allow"):
+        params = jax.device_get(jax.jit(tjx_nn.init, static_argnums=0)(ENCODER, jax.random.key(3)))
+        tjx_nn.hf.save(tmp_path / "model", ENCODER, params)
+    start = [*IMAGES, f"--train.init_from={tmp_path / 'model'}"]
+    check_pretrained(resolve(["--model.n_classes=1000" if "n_classes" in x else x for x in start]))
+    with pytest.raises(ValueError, match="pool") as caught:
+        check_pretrained(
+            resolve([*start, "--train.new_head=true", "--model.pool=mean", "--model.bias=false"])
+        )
+    lines = sorted(str(caught.value).splitlines())
+    assert lines[0].endswith("give --model.bias true")
+    assert lines[1].endswith("give --model.pool class")
+    assert len(lines) == 2
+    for weights in ("None", "orbax:x"):
+        with pytest.raises(ValueError, match=rf"train\.new_head: got true with .* {weights}"):
+            resolve([*IMAGES, "--train.new_head=true", f"--train.init_from={weights.lower()}"])
+
+
+def test_only_vision_encoders_have_a_new_head(folder: Path) -> None:
+    config = resolve([*FLAGS, f"--train.init_from={folder}", "--train.new_head=true"])
+    with pytest.raises(ValueError, match=r"train\.new_head: got true with model\.family gpt"):
+        check_pretrained(config)

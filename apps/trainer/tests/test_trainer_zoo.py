@@ -45,6 +45,15 @@ ZOO: dict[str, Flags] = {
         "config": "vit_mnist", "data.path": "images", "model.d_ff": 64, "train.precision": "fp32",
         "mesh.sequence_parallel": "false", "model.max_seq_len": None, "data.seq_len": None,
     },
+    "vit with registers": {
+        "config": "vit_mnist", "data.path": "images", "model.d_ff": 64, "train.precision": "fp32",
+        "mesh.sequence_parallel": "false", "model.max_seq_len": None, "data.seq_len": None,
+        "model.pool": "class_mean", "model.n_registers": 3, "model.layer_scale": 0.5,
+    },
+    "vit with a probe": {
+        "config": "vit_mnist", "data.path": "images", "model.d_ff": 64, "train.precision": "fp32",
+        "model.max_seq_len": None, "data.seq_len": None, "model.pool": "map",
+    },
     "encoder_decoder": {
         "config": "seq2seq_toy", "data.seq_len": 31, "model.d_ff": 64, "model.vocab_size": 64,
     },
@@ -56,6 +65,8 @@ NIGHTLY = (
     "bert",
     "local and global attention on both sides",
     "vit",
+    "vit with registers",
+    "vit with a probe",
     "parallel blocks, scaled layers, soft caps",
 )
 

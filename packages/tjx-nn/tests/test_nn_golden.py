@@ -28,10 +28,15 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bert": (("tokens",), ("token_types", "mask")),
     "vit": (("images",), ()),
+    "dinov2": (("images",), ()),
+    "dinov2_registers": (("images",), ()),
+    "siglip": (("images",), ()),
     "roberta": (("tokens",), ("mask",)),
     "modernbert": (("tokens",), ("mask",)),
     "bart": (("source", "tokens"), ("source_mask",)),
 }
+# Vision encoders without a head, which `test_nn_vision_golden.py` tests.
+BACKBONES = ["dinov2_backbone", "dinov2_registers_backbone", "siglip_vision"]
 HALF: Literal["bfloat16"] = "bfloat16"
 DECODERS = [
     "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo2",
@@ -59,12 +64,15 @@ def test_every_family_has_golden_results() -> None:
     for key, family in families.items():
         name = found[key]
         columns = {"logits", "loss", "gradient_norm", "bfloat16_logits"}
-        if family.config in (GPTConfig, EncoderDecoderConfig):
+        if name in BACKBONES:
+            columns = {"features", "pooled", "bfloat16_features", "bfloat16_pooled"}
+        elif family.config in (GPTConfig, EncoderDecoderConfig):
             columns.add("greedy")
             assert name in GENERATIVE
         given = {array.removeprefix("tanh/") for array in golden(name)}
         assert columns <= given, f"{name}: got {sorted(given)}; expected {sorted(columns)}"
-        assert name in [*DECODERS, "gpt2"] if family.config is GPTConfig else name in ARGUMENTS
+        others = [*ARGUMENTS, *BACKBONES]
+        assert name in [*DECODERS, "gpt2"] if family.config is GPTConfig else name in others
 
 
 def partly_slow(*fast: str, of: Sequence[str]) -> list[Any]:

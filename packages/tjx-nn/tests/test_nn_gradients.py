@@ -43,6 +43,9 @@ MODELS: dict[str, TransformerConfig] = {
     ),
     "bert": BertConfig(**TEXT),
     "vit": ViTConfig(**SIZES, image_size=8, patch_size=4, channels=1, n_classes=19),
+    "vit, probe": ViTConfig(
+        **SIZES, image_size=8, patch_size=4, channels=1, n_classes=19, pool="map", n_registers=2
+    ),
     "encoder-decoder": EncoderDecoderConfig(
         **TEXT, positions="alibi", n_encoder_layer=1, embedding_norm=True, logit_bias=True
     ),
@@ -69,7 +72,7 @@ def inputs_of(name: str) -> tuple[tuple[np.ndarray, ...], dict[str, np.ndarray]]
     match name:
         case "bert":
             return (text, labels), {"mask": mask, "segment_ids": segments}
-        case "vit":
+        case "vit" | "vit, probe":
             return (rng.standard_normal((2, 8, 8, 1)), labels[:, 0]), {}
         case "encoder-decoder":
             return (source, text, labels), {"source_mask": mask}

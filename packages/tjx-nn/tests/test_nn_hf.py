@@ -367,7 +367,12 @@ def test_unsupported_features_raise(
             BertConfig.preset("modernbert_base", symmetric_window=False),
             ["ModernBertForMaskedLM", "symmetric_window: got False"],
         ),
-        (ViTConfig(pool="mean"), ["ViTForImageClassification", "pool: got 'mean'"]),
+        (ViTConfig(pool="mean", image_size=(32, 48)), ["image_size: got [32, 48]"]),
+        (ViTConfig(n_registers=2), ["ViTForImageClassification", "n_registers: got 2"]),
+        (
+            ViTConfig(pool="class_mean", layer_scale=1.0, mask_token=True, d_ff=770),
+            ["Dinov2ForImageClassification", "d_ff: got 770; expected 768"],
+        ),
         (EncoderDecoderConfig(), ["BartForConditionalGeneration", "positions: got 'sinusoidal'"]),
     ],
 )  # fmt: skip

@@ -117,6 +117,13 @@ COSTLY: dict[str, TransformerConfig] = {
     ),
     "bert": BertConfig(**LONG),
     "vit": ViTConfig(**WIDE, image_size=44, patch_size=4, channels=3, n_classes=50),
+    "vit, registers": ViTConfig(
+        **WIDE, image_size=44, patch_size=4, channels=3, n_classes=50, pool="class_mean",
+        n_registers=4, mask_token=True,
+    ),
+    "vit, probe": ViTConfig(
+        **WIDE, image_size=44, patch_size=4, channels=3, n_classes=50, pool="map"
+    ),
     "encoder-decoder": EncoderDecoderConfig(**LONG, n_encoder_layer=1),
 }  # fmt: skip
 
@@ -130,7 +137,7 @@ def test_flops_equal_the_cost_analysis_of_xla(name: str) -> None:
     config: Any = COSTLY[name]
     text = shape(2, 128)
     data: tuple[Any, ...] = (text, text)
-    if name == "vit":
+    if isinstance(config, ViTConfig):
         data = (shape(2, 44, 44, 3, dtype=np.float32), shape(2))
     if name == "encoder-decoder":
         data = (text, *data)
@@ -148,7 +155,7 @@ def test_flops_equal_the_cost_analysis_of_xla(name: str) -> None:
         params = jax.eval_shape(lambda: init(config, jax.random.key(0)))
         analysis = step.lower(params, data).cost_analysis()
     assert analysis is not None
-    tokens = 2 * (config.max_seq_len if name == "vit" else 128)
+    tokens = 2 * (config.max_seq_len if isinstance(config, ViTConfig) else 128)
     ratio = analysis["flops"] / (tokens * flops_per_token(config, tokens // 2))
     # No gradient flows to the input of the indexer: a third of the counted FLOPs.
     assert (0.95 if name == "sparse" else 1) <= ratio < 1.05, ratio

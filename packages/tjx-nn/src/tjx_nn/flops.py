@@ -138,10 +138,7 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
                 f"seq_len: got {seq_len}; expected {config.max_seq_len}, the number of tokens of "
                 "an image"
             )
-        rows, columns = config.patches
-        patch, head = _patch(config), _linear(config, config.d_model, config.n_classes)
-        missed = patch * (seq_len - rows * columns) + head * (seq_len - 1)
-        return (6 * (met * seq_len - missed)) // seq_len + attention
+        return (6 * met * seq_len - _not_of_image(config)) // seq_len + attention
     return 6 * met + attention
 
 
@@ -163,7 +160,9 @@ def _not_multiplied(config: TransformerConfig) -> int:
             pooler = 0 if classes is None else _linear(config, d, d) + _linear(config, d, classes)
             return positions + types + pooler
         case ViTConfig():
-            return positions + (d if config.pool == "class" else 0)
+            if config.positions == "learned":
+                positions -= config.n_registers * d
+            return positions + (config.n_prefix + config.mask_token + (config.pool == "map")) * d
         case EncoderDecoderConfig():
             tables = (0 if config.tied_head else config.vocab_size) + (
                 config.source_vocab_size or 0
@@ -183,7 +182,8 @@ def _multiplied(config: TransformerConfig, experts: int) -> int:
             bias = config.vocab_size if config.has_logit_bias else 0
             return blocks + 2 * norm + _linear(config, d, d) + config.vocab_size * d + bias
         case ViTConfig():
-            return blocks + _patch(config) + _linear(config, d, config.n_classes)
+            pool = _attention_pool(config) if config.pool == "map" else 0
+            return blocks + _patch(config) + pool + _head(config)
         case EncoderDecoderConfig():
             encoder = _blocks(config.encoder, experts)
             encoder += norm if config.has_final_norm else 0
@@ -196,6 +196,28 @@ def _multiplied(config: TransformerConfig, experts: int) -> int:
 
 def _patch(config: ViTConfig) -> int:
     return _linear(config, config.patch_size**2 * config.channels, config.d_model)
+
+
+def _head(config: ViTConfig) -> int:
+    return 0 if config.n_classes is None else _linear(config, config.pooled_dim, config.n_classes)
+
+
+def _attention_pool(config: ViTConfig) -> int:
+    norm = _norm(config, config.d_model)
+    return _attention(config.probe) + norm + _mlp(config, config.ff_dim)
+
+
+def _not_of_image(config: ViTConfig) -> int:
+    """Count the FLOPs of tokens that layers outside of the blocks do not see, of an image."""
+    rows, columns = config.patches
+    missed = _patch(config) * config.n_prefix + _head(config) * (config.max_seq_len - 1)
+    if config.pool != "map":
+        return 6 * missed
+    # The probe attends to the patches: only their keys and values are computed for each of them.
+    keys = 2 * config.d_model * config.kv_heads * config.head_dim
+    keys += 2 * config.kv_heads * config.head_dim if config.has_qkv_bias else 0
+    missed += (_attention_pool(config) - keys) * (config.max_seq_len - 1) + keys * config.n_prefix
+    return 6 * missed - _attention_flops(config.probe, rows * columns, None)
 
 
 def _blocks(config: TransformerConfig, experts: int) -> int:

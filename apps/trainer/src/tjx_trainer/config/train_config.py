@@ -42,6 +42,9 @@ class TrainConfig:
         a name on its hub such as openai-community/gpt2; its tokenizer is the default of
         data.tokenizer. Or orbax:PATH, an Orbax checkpoint with parameters of this model. none:
         random initialization.
+    new_head
+        Whether the head of a ViT starts anew, for other classes than those of init_from; its
+        pooling may differ too.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
         fp8 is bf16 with 8-bit floats in the matrix products of attention projections and MLP.
@@ -75,6 +78,7 @@ class TrainConfig:
     accumulation: int | None = None
     device_batch_size: int | None = None
     init_from: str | None = None
+    new_head: bool = False
     precision: Precision = "fp32"
     deterministic: bool = False
     reproducible: Reproducible = "none"
@@ -123,6 +127,12 @@ class TrainConfig:
         for name, kind in (("precision", Precision), ("reproducible", Reproducible)):
             if getattr(self, name) not in get_args(kind):
                 yield unknown_name(name, getattr(self, name), get_args(kind))
+        if self.new_head and (self.init_from is None or self.orbax_path is not None):
+            message = (
+                f"got true with init_from {self.init_from}; expected a folder in the format of "
+                "Hugging Face transformers, or a run; leave it out"
+            )
+            yield Problem("new_head", message, ("init_from",))
         shards = self.virtual_shards
         if shards < 1 or shards & (shards - 1):
             yield Problem("virtual_shards", f"got {shards}; expected a power of 2; give 8")

@@ -40,7 +40,7 @@ def open_image_classification(config: Config, _: tjx_data.Progress | None = None
             f"--model.channels {images.channels}"
         )
         problems.append(Problem("model.channels", message))
-    if model.n_classes < images.n_classes:
+    if (model.n_classes or 0) < images.n_classes:
         message = (
             f"got {model.n_classes}; expected at least {images.n_classes}, the labels of "
             f"{config.data.path}; give --model.n_classes {images.n_classes}"

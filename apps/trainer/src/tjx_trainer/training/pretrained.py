@@ -15,6 +15,7 @@ import tjx_nn
 import tjx_parallel
 from tjx_core import ConfigError, Problem
 from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.vit_config import ViTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.runtime.run_dir import RunDirectory
@@ -90,7 +91,7 @@ def check_pretrained(config: Config) -> None:
         check_orbax(path, config.model)
         return
     theirs, _ = load_pretrained(config.train.init_from)
-    if problems := _differences(config.train.init_from, theirs, config.model):
+    if problems := _differences(config, theirs):
         raise ConfigError(problems)
 
 
@@ -145,7 +146,8 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     """Return the pretrained weights in the run's own parameter layout.
 
     Token tables are padded with rows of zeros to ``model.vocab_multiple``; the model masks these
-    rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT.
+    rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT. With
+    ``train.new_head`` the head of a ViT has its initial values.
 
     Returns
     -------
@@ -163,11 +165,22 @@ def pretrained_params(config: Config) -> dict[str, Any]:
         return orbax_params(path)
     _, params = load_pretrained(config.train.init_from)
     load_pretrained.cache_clear()  # the weights are read once and are as large as the model
+    if isinstance(config.model, ViTConfig):
+        return _with_new_head(config, params) if config.train.new_head else params
     tables = {name: dict(table) for name, table in params.items() if name in _ROWS}
     for name, table in tables.items():
         for key, rows in table.items():
             table[key] = _fit(np.asarray(rows), _ROWS[name](config.model))
     return {**params, **tables}
+
+
+def _with_new_head(config: Config, params: dict[str, Any]) -> dict[str, Any]:
+    """Return pretrained parameters with the initial values of the head and of new pooling."""
+    init = jax.jit(tjx_nn.init, static_argnums=0)
+    fresh = jax.device_get(init(config.model, jax.random.key(config.seed)))
+    return {
+        name: fresh[name] if name == "head" else params.get(name, fresh[name]) for name in fresh
+    }
 
 
 _ROWS: Mapping[str, Any] = {
@@ -183,21 +196,19 @@ def _fit(table: np.ndarray, rows: int) -> np.ndarray:
     return np.pad(table[:rows], ((0, missing), (0, 0)))
 
 
-def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:
-    source = f"train.init_from {name}"
-    if type(theirs) is not type(ours) or not isinstance(ours, GPTConfig):
-        message = f"got {ours.family}; expected the family {theirs.family} of {source}, and gpt"
+def _differences(config: Config, theirs: Any) -> list[Problem]:
+    ours, new_head = config.model, config.train.new_head
+    source = f"train.init_from {config.train.init_from}"
+    if type(theirs) is not type(ours) or not isinstance(ours, GPTConfig | ViTConfig):
+        message = f"got {ours.family}; expected the family {theirs.family} of {source}: gpt or vit"
         return [Problem("model.family", message)]
+    if new_head and not isinstance(ours, ViTConfig):
+        message = f"got true with model.family {ours.family}; expected vit; leave it out"
+        return [Problem("train.new_head", message, ("model.family",))]
     expected, given = _flat(theirs), _flat(ours)
-    problems = [
-        Problem(
-            f"model.{field}",
-            f"got {given[field]}; expected {expected[field]}, that of {source}; give "
-            f"--model.{field} {_flag_value(expected[field])}",
-        )
-        for field in expected
-        if field not in _FREE and field != "vocab_size" and expected[field] != given[field]
-    ]
+    if isinstance(ours, ViTConfig):
+        return _image_differences(source, expected, given, new_head=new_head)
+    problems = _other_values(source, expected, given, free=frozenset({"vocab_size"}))
     if theirs.vocab_size != ours.vocab_size:
         message = (
             f"got one of {ours.vocab_size} tokens; expected {theirs.vocab_size}, those of "
@@ -213,6 +224,39 @@ def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:
     return problems
 
 
+def _image_differences(
+    source: str, expected: dict[str, Any], given: dict[str, Any], *, new_head: bool
+) -> list[Problem]:
+    """Compare ViTs: with a new head classes and pooling may differ, but not the class token."""
+    free = {"n_classes"}
+    if new_head and ("class" in expected["pool"]) == ("class" in given["pool"]):
+        free.add("pool")
+    problems = _other_values(source, expected, given, free=frozenset(free))
+    classes = expected["n_classes"]
+    if not new_head and given["n_classes"] != classes:
+        same = "" if classes is None else f", or --model.n_classes {classes}"
+        message = (
+            f"got {given['n_classes']}; expected {classes}, that of {source}; give "
+            f"--train.new_head true to train a new head{same}"
+        )
+        problems.append(Problem("model.n_classes", message, ("train.new_head",)))
+    return problems
+
+
+def _other_values(
+    source: str, expected: dict[str, Any], given: dict[str, Any], *, free: frozenset[str]
+) -> list[Problem]:
+    return [
+        Problem(
+            f"model.{field}",
+            f"got {given[field]}; expected {expected[field]}, that of {source}; give "
+            f"--model.{field} {_flag_value(expected[field])}",
+        )
+        for field in expected
+        if field not in _FREE | free and expected[field] != given[field]
+    ]
+
+
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Return the values of a configuration by dotted name, with derived defaults resolved."""
     found: dict[str, Any] = {}
@@ -224,8 +268,12 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
             found[prefix + entry.name] = value
     if not prefix:  # None means a value derived from others: compare the derived values
         found |= {"n_kv_head": config.kv_heads, "d_head": config.head_dim, "d_ff": config.ff_dim}
+        found["qkv_bias"] = None if config.has_qkv_bias == config.bias else config.has_qkv_bias
+        found |= {"image_size": config.height_width} if isinstance(config, ViTConfig) else {}
     return found
 
 
 def _flag_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return "none" if value is None else str(value).lower()

@@ -72,17 +72,14 @@ class Embedding(ShardedModule):
         return self.gather(self.embedding, self.axes)
 
 
-def position_table(config: TransformerConfig, *, rngs: nnx.Rngs) -> Embedding | None:
-    """Make the table of learned positions, or None for other kinds of positions."""
+def position_table(
+    config: TransformerConfig, *, rows: int | None = None, rngs: nnx.Rngs
+) -> Embedding | None:
+    """Make a table of learned positions, by default `max_seq_len`; None without learned ones."""
     if config.positions != "learned":
         return None
-    return Embedding(
-        config.max_seq_len,
-        config.d_model,
-        axes=("position", "embed"),
-        std=config.init_std,
-        rngs=rngs,
-    )
+    shape, axes = (rows or config.max_seq_len, config.d_model), ("position", "embed")
+    return Embedding(*shape, axes=axes, std=config.init_std, rngs=rngs)
 
 
 @jax.named_scope("embedding")  # profiles and the planner group operations by this scope

@@ -17,7 +17,14 @@ from tjx_nn.hf.families.decoders.smollm3 import SMOLLM3
 from tjx_nn.hf.families.decoders.starcoder2 import STARCODER2
 from tjx_nn.hf.families.encoder_decoders.bart import BART
 from tjx_nn.hf.families.encoders.bert import BERT, ROBERTA
+from tjx_nn.hf.families.encoders.dinov2 import (
+    DINOV2,
+    DINOV2_BACKBONE,
+    DINOV2_REGISTERS,
+    DINOV2_REGISTERS_BACKBONE,
+)
 from tjx_nn.hf.families.encoders.modernbert import MODERNBERT
+from tjx_nn.hf.families.encoders.siglip import SIGLIP, SIGLIP_VISION
 from tjx_nn.hf.families.encoders.vit import VIT
 from tjx_nn.hf.family import ModelFamily
 
@@ -26,6 +33,7 @@ BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
     GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2, OLMO3,
     GPT_OSS, LLAMA4, BERT, ROBERTA, MODERNBERT, VIT, BART,
+    DINOV2, DINOV2_BACKBONE, DINOV2_REGISTERS, DINOV2_REGISTERS_BACKBONE, SIGLIP, SIGLIP_VISION,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 

@@ -1,19 +1,11 @@
 """ViT with the image classification head (`ViTForImageClassification`)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-
+from tjx_nn.hf.families.encoders.images import CLASSES, image_sizes, patch_kernel
 from tjx_nn.hf.family import (
-    LARGEST_SIZE,
     PLAIN_ACTIVATIONS,
-    ComputedFields,
     FieldMapping,
-    Json,
     ModelFamily,
     TensorMapping,
-    TensorTransform,
     leading_axes,
     linear,
     norm,
@@ -21,56 +13,6 @@ from tjx_nn.hf.family import (
     tensor,
 )
 from tjx_nn.models.vit_config import ViTConfig
-
-
-def _read_sizes(config_json: Json) -> dict[str, Any]:
-    """Read the image and patch size (one number or a pair) and the number of classes."""
-    height_width, patch = (
-        _pair(config_json, "image_size", 224),
-        _pair(config_json, "patch_size", 16),
-    )
-    if patch[0] != patch[1]:
-        raise ValueError(f"patch_size: got {list(patch)}; expected a square patch")
-    names = config_json.get("id2label") or {}
-    if not isinstance(names, Mapping):
-        raise ValueError(f"id2label: got {str(names)[:60]}; expected an object of class names")
-    classes = len(names) or config_json.get("num_labels", 2)
-    return {"image_size": height_width, "patch_size": patch[0], "n_classes": classes}
-
-
-def _pair(config_json: Json, key: str, default: int) -> tuple[int, int]:
-    size = config_json.get(key, default)
-    match [size, size] if isinstance(size, int) else size:
-        case [int(first), int(second)] if max(first, second) <= LARGEST_SIZE:
-            return first, second
-    raise ValueError(f"{key}: got {size!r}; expected one or two integers up to {LARGEST_SIZE}")
-
-
-def _write_sizes(config: ViTConfig) -> dict[str, Any]:
-    height, width = config.height_width
-    names = [f"LABEL_{index}" for index in range(config.n_classes)]
-    return {
-        "image_size": height if height == width else [height, width],
-        "patch_size": config.patch_size,
-        "id2label": {str(index): name for index, name in enumerate(names)},
-        "label2id": {name: index for index, name in enumerate(names)},
-    }
-
-
-def _convolution(config: ViTConfig) -> TensorTransform:
-    """Convert the patch kernel to that of a convolution, [out, channel, row, column]."""
-    sides = (config.patch_size, config.patch_size, config.channels)
-
-    def read(x: np.ndarray) -> list[np.ndarray]:
-        return [x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])]
-
-    def write(parts: Sequence[np.ndarray]) -> np.ndarray:
-        (x,) = parts
-        return x.reshape(*sides, x.shape[1]).transpose(3, 2, 0, 1)
-
-    side, _, channels = sides
-    return TensorTransform(read, write, lambda shapes: (shapes[0][1], channels, side, side))
-
 
 _LAYER = "vit.encoder.layer.{layer}"
 _PATCHES = "vit.embeddings.patch_embeddings.projection"
@@ -92,7 +34,7 @@ _TENSORS = [
 
 
 def _tensors(config: ViTConfig) -> list[TensorMapping]:
-    return [*tensor("patch.kernel", f"{_PATCHES}.weight", _convolution(config)), *_TENSORS]
+    return [*tensor("patch.kernel", f"{_PATCHES}.weight", patch_kernel(config)), *_TENSORS]
 
 
 VIT = ModelFamily(
@@ -105,6 +47,8 @@ VIT = ModelFamily(
         "norm_position": "pre",
         "bias": True,
         "pool": "class",
+        "n_registers": 0,
+        "mask_token": False,
     },
     fields=[
         same("channels", "num_channels", 3),
@@ -119,13 +63,7 @@ VIT = ModelFamily(
         same("init_std", "initializer_range", 0.02),
     ],
     features={"qkv_bias": True},
-    computed=[
-        ComputedFields(
-            keys=["image_size", "patch_size", "id2label", "num_labels"],
-            read=_read_sizes,
-            write=_write_sizes,
-        )
-    ],
+    computed=[image_sizes(16), CLASSES],
     unused_keys=["encoder_stride", "pooler_act", "pooler_output_size"],
     fills={"bias": True},
     tensors=_tensors,
