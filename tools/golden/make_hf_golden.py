@@ -1,9 +1,10 @@
 """Write the golden folders of tjx_nn.hf: tiny models with logits of Hugging Face transformers.
 
 Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with inputs
-and logits (float32); for decoders also the mean next-token loss and the norm of its gradient, and
-the tokens of greedy generation, and the logits of the model loaded in bfloat16, as the uint16 of
-their bits; for ModernBERT the loss of masked tokens; for GPT-2 both forms of GELU.
+and logits (float32); for decoders and T5 also the mean next-token loss and the norm of its
+gradient, and the tokens of greedy generation, and the logits of the model loaded in bfloat16, as
+the uint16 of their bits; for ModernBERT the loss of masked tokens; for GPT-2 both forms of GELU;
+for T5 the buckets of distances.
 
 Run it in a separate environment (see README.md):
 
@@ -136,14 +137,20 @@ def causal(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, A
     return model.to(torch.bfloat16), found
 
 
-def bfloat16_logits(folder: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
-    """Return the bits of the logits of a saved decoder that computes in bfloat16."""
+def bfloat16_logits(folder: pathlib.Path, found: Arrays) -> np.ndarray:
+    """Return the bits of the logits of a saved model that computes in bfloat16."""
+    given = {"input_ids": found["tokens"]}
+    kind = transformers.AutoModelForCausalLM
+    if "source" in found:
+        kind = transformers.AutoModelForSeq2SeqLM
+        given = {"input_ids": found["source"], "attention_mask": found["source_mask"]}
+        given |= {"decoder_input_ids": found["tokens"]}
     # Loaded, not cast: `to` would round the frequencies of rotary embeddings too.
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = kind.from_pretrained(
         folder, dtype=torch.bfloat16, attn_implementation="eager", experts_implementation="eager"
     )
     with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(tokens).long()).logits
+        logits = model.eval()(**{k: torch.from_numpy(x).long() for k, x in given.items()}).logits
     return logits.to(torch.bfloat16).view(torch.uint16).numpy()
 
 
@@ -222,6 +229,48 @@ def bart() -> tuple[transformers.PreTrainedModel, Arrays]:
     source, mask, tokens = ids(1), padded(), ids(2, length=LENGTH // 2)
     logits = model(source, attention_mask=mask, decoder_input_ids=tokens).logits
     found = arrays(source=source, source_mask=mask, tokens=tokens, logits=logits)
+    return model.to(torch.bfloat16), found
+
+
+def t5(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, Arrays]:
+    """Return a T5 or mT5 and its golden arrays, one source padded, longer than the last bucket."""
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=VOCAB, d_model=16, d_kv=6, d_ff=24, num_layers=3, num_decoder_layers=2,
+        num_heads=4, relative_attention_num_buckets=8, relative_attention_max_distance=12,
+        dropout_rate=0.0, decoder_start_token_id=0, **fields,
+    )  # fmt: skip
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    if kind == "mt5" or "tie_word_embeddings" in fields:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, 16))
+    fill(model)
+    # A larger bias, so that greedy tokens change with the position; smaller logits, whose rounding
+    # error in transformers is then far below 1e-5.
+    for name, parameter in model.named_parameters():
+        parameter.data *= 2 if "relative" in name else 0.25 if "lm_head" in name else 1
+    source, mask, labels = ids(1), padded(), ids(2)
+    labels[:, ::5] = -100
+    given = {"input_ids": source, "attention_mask": mask}
+    output = model(**given, labels=labels)
+    output.loss.backward()
+    squares = [x.grad.double().square().sum() for x in model.parameters()]
+    greedy = model.generate(**given, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+    found = arrays(
+        source=source,
+        source_mask=mask,
+        tokens=model.prepare_decoder_input_ids_from_labels(labels),
+        labels=labels,
+        logits=output.logits,
+        loss=output.loss,
+        gradient_norm=torch.stack(squares).sum().sqrt(),
+        greedy=greedy[:, 1:],
+    )
+    if kind == "t5" and not fields:  # sizes of the releases, and others
+        attention = model.encoder.block[0].layer[0].SelfAttention
+        for sizes in [(32, 128), (8, 12), (10, 33)]:
+            for both in (False, True):
+                distances = torch.arange(-150, 151)
+                buckets = attention._relative_position_bucket(distances, both, *sizes)
+                found["/".join(map(str, ("buckets", *sizes, int(both))))] = buckets.numpy()
     return model.to(torch.bfloat16), found
 
 
@@ -305,6 +354,9 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     "modernbert": modernbert,
     "vit": vit,
     "bart": bart,
+    "t5": lambda: t5("t5"),
+    "t5_v1_1": lambda: t5("t5", feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": lambda: t5("mt5"),
 }
 
 
@@ -324,7 +376,7 @@ def main() -> None:
         (folder / "generation_config.json").unlink(missing_ok=True)
         (folder / "model.safetensors").chmod(0o644)
         if name == "gpt2" or "greedy" in found:
-            found["bfloat16_logits"] = bfloat16_logits(folder, found["tokens"])
+            found["bfloat16_logits"] = bfloat16_logits(folder, found)
         np.savez_compressed(folder / "golden.npz", **found)
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder}: {size} bytes, {sorted(found)}")

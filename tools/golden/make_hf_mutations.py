@@ -76,16 +76,19 @@ def mutate(
             return {key: pool[key]}, []
 
 
-def logits(folder: pathlib.Path, tokens: torch.Tensor) -> list[float] | None:
+def logits(folder: pathlib.Path, inputs: dict[str, torch.Tensor]) -> list[float] | None:
     """Return logits of the last position of the model in a folder, or None if it does not load."""
+    kind = transformers.AutoModelForCausalLM
+    if "decoder_input_ids" in inputs:
+        kind = transformers.AutoModelForSeq2SeqLM
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
         )
         if any(info.values()):
             return None
         with torch.no_grad():
-            found = model.eval()(tokens).logits[:, -1, ::16].flatten()
+            found = model.eval()(**inputs).logits[:, -1, ::16].flatten()
     except Exception as error:
         print(f"  {type(error).__name__}: {str(error)[:80]}")
         return None
@@ -97,7 +100,9 @@ def main() -> None:
     """Write configs.json to the folder given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("golden", type=pathlib.Path)
-    golden = parser.parse_args().golden
+    parser.add_argument("names", nargs="*", help="folders whose rows to write anew; default all")
+    arguments = parser.parse_args()
+    golden = arguments.golden
     transformers.logging.set_verbosity_error()
     configs = {
         path.parent.name: json.loads(path.read_text())
@@ -108,19 +113,27 @@ def main() -> None:
         made = transformers.AutoConfig.for_model(config["model_type"])
         made.architectures = config["architectures"]
         defaults[config["model_type"]] = made.to_dict()
-    pool = INVENTED | LEGACY
-    decoders = [
-        name
-        for name in configs
-        if "greedy" in np.load(golden / name / "golden.npz", allow_pickle=False)
-    ]
-    for name in decoders:
+    inputs: dict[str, dict[str, torch.Tensor]] = {}
+    for name in configs:
+        with np.load(golden / name / "golden.npz", allow_pickle=False) as file:
+            if "greedy" in file:
+                keys = {"source": "input_ids", "source_mask": "attention_mask"}
+                keys["tokens"] = "decoder_input_ids" if "source" in file else "input_ids"
+                inputs[name] = {
+                    key: torch.from_numpy(file[own]).long()
+                    for own, key in keys.items()
+                    if own in file
+                }
+    # Decoders and encoder-decoders have mutations by the keys of their own kind.
+    pools = [INVENTED | LEGACY, INVENTED | LEGACY]
+    for name, given in inputs.items():
+        pool = pools["decoder_input_ids" in given]
         pool |= {key: value for key, value in configs[name].items() if key not in pool}
-    mutations = []
-    for name in decoders:
-        tokens = torch.from_numpy(
-            np.load(golden / name / "golden.npz", allow_pickle=False)["tokens"]
-        ).long()
+    written = golden / "configs.json"
+    kept = json.loads(written.read_text())["mutations"] if arguments.names else []
+    mutations = [each for each in kept if each["model"] not in arguments.names]
+    for name in arguments.names or inputs:
+        pool = pools["decoder_input_ids" in inputs[name]]
         random_ = random.Random(name)  # noqa: S311  no secret
         for _ in range(PER_MODEL):
             entries, dropped = mutate(configs[name], pool, random_)
@@ -129,14 +142,14 @@ def main() -> None:
                 shutil.copytree(golden / name, folder)
                 changed = {k: v for k, v in configs[name].items() if k not in dropped} | entries
                 (folder / "config.json").write_text(json.dumps(changed))
-                found = logits(folder, tokens)
+                found = logits(folder, inputs[name])
             mutation = {"model": name, "set": entries, "drop": dropped, "logits": found}
             print(json.dumps(mutation)[:160])
             mutations.append(mutation)
     lines = ",\n".join(json.dumps(mutation) for mutation in mutations)
     rows = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in defaults.items())
     text = f'{{"defaults": {{\n{rows}\n}},\n"mutations": [\n{lines}\n]}}\n'
-    (golden / "configs.json").write_text(text)
+    written.write_text(text)
     print(len(mutations), "mutations,", sum(x["logits"] is not None for x in mutations), "load")
 
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn import BertConfig, GPTConfig, bind, generate, hf
+from tjx_nn import BertConfig, EncoderDecoderConfig, GPTConfig, bind, generate, hf
 from tjx_nn.binding import Params
 from tjx_nn.config import Activation
 from tjx_nn.hf.families import BUILT_IN
@@ -29,6 +29,7 @@ ARGUMENTS = {
     "roberta": (("tokens",), ("mask",)),
     "modernbert": (("tokens",), ("mask",)),
     "bart": (("source", "tokens"), ("source_mask",)),
+    **dict.fromkeys(["t5", "t5_v1_1", "mt5"], (("source", "tokens"), ("source_mask",))),
 }
 HALF: Literal["bfloat16"] = "bfloat16"
 DECODERS = [
@@ -45,10 +46,10 @@ def golden(name: str) -> Golden:
 
 
 def test_every_family_has_golden_results() -> None:
-    found = {}
+    found: dict[tuple[str, ...], str] = {}
     for path in GOLDEN.glob("*/config.json"):
         config = json.loads(path.read_text())
-        found[config["model_type"], *config["architectures"]] = path.parent.name
+        found.setdefault((config["model_type"], *config["architectures"]), path.parent.name)
     families = {(family.model_type, family.architecture): family for family in BUILT_IN}
     assert families.keys() == found.keys()
     for key, family in families.items():
@@ -98,6 +99,14 @@ def test_gradients_of_decoders_agree_with_transformers(name: str) -> None:
 MOST_BFLOAT16_ERROR = 1.5
 
 
+def check_bfloat16(found: np.ndarray, theirs: np.ndarray, exact: np.ndarray) -> None:
+    """Compare the error of bfloat16 logits with that of transformers' (stored as uint16)."""
+    errors = found - exact, theirs.view(HALF).astype(np.float32) - exact
+    ours, allowed = (np.square(error).mean() ** 0.5 for error in errors)
+    assert ours <= MOST_BFLOAT16_ERROR * allowed
+    assert ours > 1e-3  # it computes in bfloat16
+
+
 @pytest.mark.parametrize(
     "name", partly_slow("gemma3", "mixtral", "gpt_oss", of=["gpt2", *DECODERS])
 )
@@ -106,11 +115,8 @@ def test_bfloat16_logits_of_decoders_are_as_exact_as_those_of_transformers(name:
     arrays = golden(name)
     compute = jax.jit(functools.partial(loss_and_logits, dataclasses.replace(config, dtype=HALF)))
     _, found = jax.device_get(compute(*jax.device_put((params, arrays["tokens"]))))
-    theirs = arrays["bfloat16_logits"].view(HALF).astype(np.float32)
     exact = arrays["tanh/logits" if name == "gpt2" else "logits"]
-    ours, allowed = (np.square(x - exact).mean() ** 0.5 for x in (found, theirs))
-    assert ours <= MOST_BFLOAT16_ERROR * allowed
-    assert ours > 1e-3  # it computes in bfloat16
+    check_bfloat16(found, arrays["bfloat16_logits"], exact)
 
 
 @pytest.mark.parametrize("name", partly_slow("gemma3", "mixtral", "gpt_oss"))
@@ -140,6 +146,40 @@ def test_logits_agree_with_transformers(name: str) -> None:
     # Outputs at padding are undefined.
     seen = arrays["mask"] > 0 if "mask" in arrays else ...
     np.testing.assert_allclose(found[seen], arrays["logits"][seen], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", partly_slow("t5", "t5_v1_1", of=["t5", "t5_v1_1", "mt5"]))
+def test_loss_gradient_and_greedy_tokens_of_t5_agree_with_transformers(name: str) -> None:
+    config, params = hf.load(GOLDEN / name)
+    assert isinstance(config, EncoderDecoderConfig)
+    arrays = golden(name)
+
+    @jax.jit
+    def compute(params: Params, arrays: Golden) -> Any:
+        given, mask = (arrays["source"], arrays["tokens"]), arrays["source_mask"]
+
+        def loss(params: Params) -> jax.Array:
+            losses = bind(config, params).losses(*given, arrays["labels"], source_mask=mask).tokens
+            return losses.sum() / (arrays["labels"] >= 0).sum()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        squares = jax.tree.map(lambda g: (g * g).sum(), gradients)
+        half = bind(dataclasses.replace(config, dtype=HALF), params)(*given, source_mask=mask)
+        return value, sum(jax.tree.leaves(squares)) ** 0.5, half
+
+    inputs = {key: arrays[key] for key in ("source", "source_mask", "tokens", "labels")}
+    loss, norm, half = jax.device_get(compute(*jax.device_put((params, inputs))))
+    np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(norm, arrays["gradient_norm"], rtol=1e-5)
+    check_bfloat16(half, arrays["bfloat16_logits"], arrays["logits"])
+
+    prompt = np.full((2, 1), config.start_id, np.int32), np.ones(2, np.int32)
+    given = jax.device_put((params, *prompt))
+    source, mask = arrays["source"], arrays["source_mask"]
+    tokens = generate(
+        config, *given, max_new_tokens=32, temperature=0.0, source=source, source_mask=mask
+    )
+    np.testing.assert_array_equal(tokens, arrays["greedy"])
 
 
 def test_masked_lm_loss_and_gradient_of_modernbert_agree_with_transformers() -> None:

@@ -15,6 +15,7 @@ from tjx_nn.hf.families.decoders.qwen import QWEN2, QWEN3, QWEN3_MOE
 from tjx_nn.hf.families.decoders.smollm3 import SMOLLM3
 from tjx_nn.hf.families.decoders.starcoder2 import STARCODER2
 from tjx_nn.hf.families.encoder_decoders.bart import BART
+from tjx_nn.hf.families.encoder_decoders.t5 import MT5, T5
 from tjx_nn.hf.families.encoders.bert import BERT, ROBERTA
 from tjx_nn.hf.families.encoders.modernbert import MODERNBERT
 from tjx_nn.hf.families.encoders.vit import VIT
@@ -24,7 +25,7 @@ from tjx_nn.hf.family import ModelFamily
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
     GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2, OLMO3,
-    GPT_OSS, BERT, ROBERTA, MODERNBERT, VIT, BART,
+    GPT_OSS, BERT, ROBERTA, MODERNBERT, VIT, BART, T5, MT5,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
 
