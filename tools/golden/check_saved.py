@@ -23,16 +23,15 @@ CLASSES = {
     "Dinov2WithRegistersModel": transformers.Dinov2WithRegistersModel,
     "dinov2": transformers.AutoModelForImageClassification,
     "dinov2_with_registers": transformers.AutoModelForImageClassification,
+    "t5": transformers.AutoModelForSeq2SeqLM,
 }
+SEQ2SEQ = {"source": "input_ids", "source_mask": "attention_mask", "tokens": "decoder_input_ids"}
 # Names of the input arguments in transformers.
 NAMES = {
     "bert": {"tokens": "input_ids", "token_types": "token_type_ids", "mask": "attention_mask"},
     "modernbert": {"tokens": "input_ids", "mask": "attention_mask"},
-    "bart": {
-        "source": "input_ids",
-        "source_mask": "attention_mask",
-        "tokens": "decoder_input_ids",
-    },
+    "bart": SEQ2SEQ,
+    "t5": SEQ2SEQ,
 }
 ATOL = 1e-5
 

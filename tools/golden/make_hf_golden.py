@@ -3,9 +3,9 @@
 Each folder has config.json and model.safetensors, saved by transformers, and golden.npz with
 inputs, logits (float32), the loss of the training task and the norm of its gradient, and the logits
 of the model loaded in bfloat16, as the uint16 of their bits; of models that generate also the
-tokens of greedy generation; for GPT-2 both forms of GELU; of vision encoders without a head the
-features of all tokens and pooled ones in place of logits. `golden_table.py` prints how tjx deviates
-from them.
+tokens of greedy generation; for GPT-2 both forms of GELU; for T5 the buckets of distances; of
+vision encoders without a head the features of all tokens and pooled ones in place of logits.
+`golden_table.py` prints how tjx deviates from them.
 
 Run it in a separate environment (see README.md):
 
@@ -315,6 +315,42 @@ def bart() -> tuple[transformers.PreTrainedModel, Arrays]:
     return model.to(torch.bfloat16), found
 
 
+def t5(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, Arrays]:
+    """Return a T5 or mT5 and its golden arrays, one source padded, longer than the last bucket."""
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=VOCAB, d_model=16, d_kv=6, d_ff=24, num_layers=3, num_decoder_layers=2,
+        num_heads=4, relative_attention_num_buckets=8, relative_attention_max_distance=12,
+        dropout_rate=0.0, decoder_start_token_id=0, **fields,
+    )  # fmt: skip
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    if kind == "mt5" or "tie_word_embeddings" in fields:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(VOCAB, 16))
+    fill(model)
+    # A larger bias, so that greedy tokens change with the position; smaller logits, whose rounding
+    # error in transformers is then far below 1e-5.
+    for name, parameter in model.named_parameters():
+        parameter.data *= 2 if "relative" in name else 0.25 if "lm_head" in name else 1
+    source, mask, labels = ids(1), padded(), ids(2)
+    labels[:, ::5] = -100
+    given = {"input_ids": source, "attention_mask": mask}
+    found = arrays(
+        source=source,
+        source_mask=mask,
+        tokens=model.prepare_decoder_input_ids_from_labels(labels),
+        labels=labels,
+        **results(model, model(**given, labels=labels)),
+        greedy=greedy(model, source, NEW, attention_mask=mask)[:, 1:],
+    )
+    if kind == "t5" and not fields:  # sizes of the releases, and others
+        attention = model.encoder.block[0].layer[0].SelfAttention
+        for sizes in [(32, 128), (8, 12), (10, 33)]:
+            for both in (False, True):
+                distances = torch.arange(-150, 151)
+                buckets = attention._relative_position_bucket(distances, both, *sizes)
+                found["/".join(map(str, ("buckets", *sizes, int(both))))] = buckets.numpy()
+    return model.to(torch.bfloat16), found
+
+
 MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     "gpt2": gpt2,
     "llama": lambda: causal("llama"),
@@ -417,6 +453,9 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
     "siglip": lambda: vision("SiglipForImageClassification", vision_use_head=False),
     "siglip_vision": lambda: vision("SiglipVisionModel"),
     "bart": bart,
+    "t5": lambda: t5("t5"),
+    "t5_v1_1": lambda: t5("t5", feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": lambda: t5("mt5"),
 }
 
 

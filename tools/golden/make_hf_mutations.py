@@ -23,6 +23,8 @@ import torch
 import transformers
 
 PER_MODEL = 15
+# Names of the arguments of encoder-decoders in transformers.
+SEQ2SEQ = {"source": "input_ids", "source_mask": "attention_mask", "tokens": "decoder_input_ids"}
 # Values of strings, besides those of the model itself.
 STRINGS = ["gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu", "full_attention"]
 ROPE_ENTRIES: dict[str, Any] = {
@@ -77,16 +79,19 @@ def mutate(
             return {key: pool[key]}, []
 
 
-def logits(folder: pathlib.Path, tokens: torch.Tensor) -> list[float] | None:
+def logits(folder: pathlib.Path, inputs: dict[str, torch.Tensor]) -> list[float] | None:
     """Return logits of the last position of the model in a folder, or None if it does not load."""
+    kind = transformers.AutoModelForCausalLM
+    if "decoder_input_ids" in inputs:
+        kind = transformers.AutoModelForSeq2SeqLM
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
         )
         if any(info.values()):
             return None
         with torch.no_grad():
-            found = model.eval()(tokens).logits[:, -1, ::16].flatten()
+            found = model.eval()(**inputs).logits[:, -1, ::16].flatten()
     except Exception as error:
         print(f"  {type(error).__name__}: {str(error)[:80]}")
         return None
@@ -116,19 +121,22 @@ def main() -> None:
         kept = json.loads((golden / "configs.json").read_text())
         named = {configs[name]["model_type"] for name in arguments.names}
         defaults = kept["defaults"] | {kind: defaults[kind] for kind in sorted(named)}
-    pool = INVENTED | LEGACY
-    decoders = []
+    inputs: dict[str, dict[str, torch.Tensor]] = {}
     for name in configs:
-        results = np.load(golden / name / "golden.npz", allow_pickle=False)
-        if {"greedy", "logits"} <= {*results} and "source" not in results:  # not GPT-2
-            decoders.append(name)
-    for name in decoders:
+        with np.load(golden / name / "golden.npz", allow_pickle=False) as file:
+            if {"greedy", "logits"} <= {*file}:  # not GPT-2
+                names = SEQ2SEQ if "source" in file else {"tokens": "input_ids"}
+                inputs[name] = {
+                    key: torch.from_numpy(file[own]).long() for own, key in names.items()
+                }
+    # Decoders and encoder-decoders have mutations by the keys of their own kind.
+    pools = [INVENTED | LEGACY, INVENTED | LEGACY]
+    for name, given in inputs.items():
+        pool = pools["decoder_input_ids" in given]
         pool |= {key: value for key, value in configs[name].items() if key not in pool}
     mutations = [each for each in kept["mutations"] if each["model"] not in arguments.names]
-    for name in arguments.names or decoders:
-        tokens = torch.from_numpy(
-            np.load(golden / name / "golden.npz", allow_pickle=False)["tokens"]
-        ).long()
+    for name in arguments.names or inputs:
+        pool = pools["decoder_input_ids" in inputs[name]]
         random_ = random.Random(name)  # noqa: S311  no secret
         for _ in range(PER_MODEL):
             entries, dropped = mutate(configs[name], pool, random_)
@@ -137,7 +145,7 @@ def main() -> None:
                 shutil.copytree(golden / name, folder)
                 changed = {k: v for k, v in configs[name].items() if k not in dropped} | entries
                 (folder / "config.json").write_text(json.dumps(changed))
-                found = logits(folder, tokens)
+                found = logits(folder, inputs[name])
             mutation = {"model": name, "set": entries, "drop": dropped, "logits": found}
             print(json.dumps(mutation)[:160])
             mutations.append(mutation)

@@ -51,6 +51,11 @@ MODERNBERT: dict[str, Any] = {
 }  # fmt: skip
 SIGLIP: dict[str, Any] = {**SIZES, "image_size": 12, "patch_size": 4, "channels": 2}
 DINOV2: dict[str, Any] = {**SIGLIP, "d_ff": 48, "layer_scale": 0.5}
+T5: dict[str, Any] = {
+    **TEXT, "n_encoder_layer": 2, "d_head": 6, "positions": "none", "norm": "rmsnorm",
+    "norm_position": "pre", "bias": False, "attention_scale": 1.0, "scale_embeddings": False,
+    "relative_buckets": 8, "relative_max_distance": 12,
+}  # fmt: skip
 EXPERTS = ExpertsConfig(count=4, per_token=2, capacity_factor=None)
 # The latent attention and the routers of DeepSeek-V2 and V3.
 LATENT: dict[str, Any] = {
@@ -179,6 +184,11 @@ MODELS: dict[str, TransformerConfig] = {
     "bart_without_bias": EncoderDecoderConfig(
         **TEXT, n_encoder_layer=2, positions="learned", embedding_norm=True, bias=False,
         scale_embeddings=False, activation="gelu_erf",
+    ),
+    "t5": EncoderDecoderConfig(**T5, activation="relu", logit_scale=0.25),
+    "t5_swiglu": EncoderDecoderConfig(**T5, activation="swiglu", tied_head=False),
+    "t5_scaled_head": EncoderDecoderConfig(
+        **T5, activation="gelu_erf", tied_head=False, logit_scale=0.25
     ),
 }  # fmt: skip
 

@@ -56,6 +56,7 @@ ZOO: dict[str, Flags] = {
     },
     "encoder_decoder": {
         "config": "seq2seq_toy", "data.seq_len": 31, "model.d_ff": 64, "model.vocab_size": 64,
+        "model.relative_buckets": 8,
     },
 }  # fmt: skip
 
@@ -104,6 +105,14 @@ def test_what_a_mesh_does_not_divide_is_reported_with_both_numbers(words: str, t
     with pytest.raises(ConfigError) as caught:
         resolve(["--config=gpt2_small", *words.split()])
     assert told in str(caught.value)
+
+
+def test_ring_attention_without_a_bias_of_scores_is_reported() -> None:
+    words = ["--config=seq2seq_toy", "--mesh.context=2", "--model.relative_buckets=8"]
+    with pytest.raises(
+        ConfigError, match="got ring with model.relative_buckets=8; expected all_to"
+    ):
+        resolve(words)
 
 
 def test_checks_that_need_data_and_devices_precede_compilation(

@@ -12,6 +12,7 @@ import pytest
 from tjx_nn import (
     EncoderDecoder,
     EncoderDecoderConfig,
+    LatentConfig,
     bind,
     count_params,
     flops_per_token,
@@ -28,7 +29,7 @@ Descend = Callable[..., list[float]]
 TINY = EncoderDecoderConfig(
     vocab_size=23, source_vocab_size=19, max_seq_len=16, n_layer=2, n_encoder_layer=1, n_head=4,
     n_kv_head=2, d_model=24, positions="learned", embedding_norm=True, logit_bias=True,
-    tied_head=False,
+    logit_scale=1.5, relative_buckets=6, relative_max_distance=9, tied_head=False,
 )  # fmt: skip
 MODERN = EncoderDecoderConfig(
     vocab_size=23, max_seq_len=16, n_layer=1, n_encoder_layer=2, n_head=4, d_model=24,
@@ -241,6 +242,13 @@ def test_invalid_inputs_raise(tokens: np.ndarray) -> None:
     assert abstract(TINY, lambda m: m(tokens, outside)).shape == (2, 3, 23)
     with pytest.raises(ValueError, match=r"stop_id: got 40;.*vocab_size is 23\nparallel_block"):
         dataclasses.replace(TINY, stop_id=40, parallel_block=True)
+    with pytest.raises(
+        ValueError, match=r"even number.*\nrelative_max_distance: got 2.*\n.*latent"
+    ):
+        dataclasses.replace(
+            TINY, n_kv_head=None, relative_buckets=5, relative_max_distance=2,
+            latent=LatentConfig(kv_dim=8, rope_dim=2),
+        )  # fmt: skip
 
 
 def test_half_precision_gives_float32_logits(source: np.ndarray, tokens: np.ndarray) -> None:

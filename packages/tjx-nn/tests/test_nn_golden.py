@@ -24,6 +24,7 @@ Golden = dict[str, np.ndarray]
 Record = Callable[[str, object], None]
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+SEQ2SEQ = ["bart", "t5", "t5_v1_1", "mt5"]
 # Positional and keyword arguments of each model that is no decoder.
 ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "bert": (("tokens",), ("token_types", "mask")),
@@ -33,7 +34,7 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "siglip": (("images",), ()),
     "roberta": (("tokens",), ("mask",)),
     "modernbert": (("tokens",), ("mask",)),
-    "bart": (("source", "tokens"), ("source_mask",)),
+    **dict.fromkeys(SEQ2SEQ, (("source", "tokens"), ("source_mask",))),
 }
 # Vision encoders without a head, which `test_nn_vision_golden.py` tests.
 BACKBONES = ["dinov2_backbone", "dinov2_registers_backbone", "siglip_vision"]
@@ -51,7 +52,7 @@ def golden(name: str) -> Golden:
         return dict(file)
 
 
-GENERATIVE = ["gpt2", *DECODERS, "bart"]
+GENERATIVE = ["gpt2", *DECODERS, *SEQ2SEQ]
 
 
 def test_every_family_has_golden_results() -> None:
@@ -127,7 +128,7 @@ def test_logits_and_loss_agree_with_transformers(name: str, record_property: Rec
 @pytest.mark.parametrize(
     "name",
     partly_slow(
-        "gemma3", "olmo2", "gpt_neox", "deepseek_v3", "gpt_oss", "modernbert", "bart",
+        "gemma3", "olmo2", "gpt_neox", "deepseek_v3", "gpt_oss", "modernbert", "bart", "t5_v1_1",
         of=[*DECODERS, *ARGUMENTS],
     ),
 )  # fmt: skip
@@ -171,7 +172,9 @@ def test_bfloat16_logits_are_as_exact_as_those_of_transformers(
     assert ours > 1e-3  # it computes in bfloat16
 
 
-@pytest.mark.parametrize("name", partly_slow("gemma3", "mixtral", "gpt_oss", "bart", of=GENERATIVE))
+@pytest.mark.parametrize(
+    "name", partly_slow("gemma3", "mixtral", "gpt_oss", "bart", "t5", of=GENERATIVE)
+)
 def test_greedy_tokens_agree_with_transformers(name: str, record_property: Record) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)

@@ -47,7 +47,8 @@ MODELS: dict[str, TransformerConfig] = {
         **SIZES, image_size=8, patch_size=4, channels=1, n_classes=19, pool="map", n_registers=2
     ),
     "encoder-decoder": EncoderDecoderConfig(
-        **TEXT, positions="alibi", n_encoder_layer=1, embedding_norm=True, logit_bias=True
+        **TEXT, positions="alibi", n_encoder_layer=1, embedding_norm=True, logit_bias=True,
+        relative_buckets=6, relative_max_distance=9, logit_scale=0.5,
     ),
 }  # fmt: skip
 

@@ -43,8 +43,10 @@ def mutated(mutation: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def last_logits(config: Any, params: Params, tokens: jax.Array) -> jax.Array:
-    found: jax.Array = bind(config, params)(tokens)[:, -1, ::16].ravel()
+def last_logits(config: Any, params: Params, inputs: dict[str, jax.Array]) -> jax.Array:
+    texts = [inputs[name] for name in ("source", "tokens") if name in inputs]
+    masks = {name: inputs[name] for name in ("source_mask",) if name in inputs}
+    found: jax.Array = bind(config, params)(*texts, **masks)[:, -1, ::16].ravel()
     return found
 
 
@@ -117,8 +119,8 @@ def test_mutated_configs_that_load_have_the_logits_of_transformers(tmp_path: pat
         if mutation["logits"] is None or config.max_seq_len < LENGTH:
             continue
         with np.load(GOLDEN / mutation["model"] / "golden.npz") as file:
-            tokens = file["tokens"]
-        found = jax.device_get(last_logits(config, *jax.device_put((params, tokens))))
+            inputs = {x: file[x] for x in ("source", "source_mask", "tokens") if x in file}
+        found = jax.device_get(last_logits(config, *jax.device_put((params, inputs))))
         np.testing.assert_allclose(found, mutation["logits"], atol=ATOL, err_msg=str(mutation))
         compared += 1
     assert compared > 60

@@ -48,8 +48,11 @@ KINDS: dict[str, dict[str, Any]] = {
 FAMILIES: dict[str, Callable[..., TransformerConfig]] = {
     "gpt": lambda **kind: GPTConfig(**TEXT, **kind),
     "bert": lambda **kind: BertConfig(**TEXT, **kind),
-    "encoder-decoder": lambda **kind: EncoderDecoderConfig(**TEXT, **kind, n_encoder_layer=2),
-}
+    "encoder-decoder": lambda **kind: EncoderDecoderConfig(
+        **TEXT, **kind, n_encoder_layer=2,
+        relative_buckets=None if kind.keys() & {"latent", "sparse"} else 6,
+    ),
+}  # fmt: skip
 A, B, T = 7, 5, 12  # tokens of two documents, and of a row
 
 

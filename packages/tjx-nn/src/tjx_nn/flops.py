@@ -167,7 +167,8 @@ def _not_multiplied(config: TransformerConfig) -> int:
             tables = (0 if config.tied_head else config.vocab_size) + (
                 config.source_vocab_size or 0
             )
-            return 2 * positions + tables * d
+            biases = 2 * (config.relative_buckets or 0) * config.n_head
+            return 2 * positions + tables * d + biases
     raise AssertionError(type(config))
 
 

@@ -177,6 +177,7 @@ def _context(
     for name, value in (
         ("model.attention_dropout", model.attention_dropout or None),
         ("model.positions", "alibi" if model.positions == "alibi" else None),
+        ("model.relative_buckets", getattr(model, "relative_buckets", None)),
     ):
         if value is not None:
             yield Problem(

@@ -163,6 +163,7 @@ def cached_attention(
     chunked_window: bool = False,
     scale: float,
     soft_cap: float | None = None,
+    bias: Float[Array, "B N T S"] | None = None,
     alibi_slopes: Float[Array, " N"] | None = None,
     sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B T N V"]:
@@ -181,6 +182,8 @@ def cached_attention(
         Whether the window is a chunk, as `TransformerConfig.chunked_window`.
     window, scale, soft_cap, alibi_slopes, sinks
         As for `tjx_kernels.flash_attention`.
+    bias
+        Added to the scores of each new token and slot; all slots are then read at once.
 
     Returns
     -------
@@ -198,10 +201,13 @@ def cached_attention(
         _all_at_once,
         window=window or slots,
         chunked_window=chunked_window and window is not None,
+        bias=bias,
         **scores,
     )
     in_chunks: Callable[..., Array] = functools.partial(_in_chunks, **scores)
     operands = (q_BTNH, k_BSKH, v_BSKV, positions_BT)
+    if bias is not None:
+        return all_at_once(*operands)
     by_platform: dict[str, Any] = {
         platform: all_at_once if window is not None or most is None or slots <= most else in_chunks
         for platform, most in _MAX_SLOTS_AT_ONCE.items()
@@ -227,6 +233,7 @@ def _all_at_once(
     chunked_window: bool,
     scale: float,
     soft_cap: float | None,
+    bias: Array | None,
     alibi_slopes: Array | None,
     sinks: Array | None,
 ) -> Array:
@@ -235,6 +242,8 @@ def _all_at_once(
     scores = scale * _scores(q_BTKGH, k_BSKH)
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
+    if bias is not None:
+        scores += rearrange(bias, "b (k g) t s -> b k g t s", k=kv_heads)
     key_positions_BS = slot_positions(positions_BT[:, -1], k_BSKH.shape[1])
     distance_BTS = positions_BT[:, :, None] - key_positions_BS[:, None]
     if alibi_slopes is not None:

@@ -71,6 +71,7 @@ class Attention(ShardedModule):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
+        bias: Float[Array, "#B N T S"] | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
         """Compute self-attention.
@@ -86,6 +87,8 @@ class Attention(ShardedModule):
             Tokens attend only within their own segment; None is a single segment.
         window
             Size of the sliding window in tokens, the token itself included; None is unlimited.
+        bias
+            Added to the scores of queries and keys; None is 0.
         dropout_key
             PRNG key of dropout of attention weights; None disables it.
 
@@ -102,8 +105,9 @@ class Attention(ShardedModule):
         if self.config.chunked_window and window is not None:
             segment_ids = chunk_segments(self.config, positions, segment_ids, window, x.shape)
         out = self.attend(
-            x, cache, positions, segment_ids, segment_ids, window=window, dropout_key=dropout_key
-        )
+            x, cache, positions, segment_ids, segment_ids,
+            window=window, bias=bias, dropout_key=dropout_key,
+        )  # fmt: skip
         return out, cache, {}
 
     def attend(
@@ -115,13 +119,14 @@ class Attention(ShardedModule):
         kv_segment_ids: Int[Array, "B S"] | None,
         *,
         window: int | None = None,
+        bias: Float[Array, "#B N T S"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "B T D"]:
         """Attend from `x` to keys and values, possibly of another sequence (cross attention).
 
         Parameters
         ----------
-        x, positions, window, dropout_key
+        x, positions, window, bias, dropout_key
             As for calling the layer.
         cache
             Result of `keys_values`.
@@ -149,6 +154,7 @@ class Attention(ShardedModule):
                 symmetric_window=config.symmetric_window and bool(window) and not self.causal,
                 soft_cap=config.attention_soft_cap,
                 scale=attention_scale(config, self.head_dim),
+                bias=bias,
                 alibi_slopes=model_alibi_slopes(config),
                 sinks=self._sinks(),
                 dropout_rate=rate,
@@ -164,6 +170,7 @@ class Attention(ShardedModule):
         positions: Int[Array, "B T"],
         *,
         window: int | None = None,
+        bias: Float[Array, "B N T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Attend causally from new tokens to the KV cache and to each other.
 
@@ -176,8 +183,8 @@ class Attention(ShardedModule):
             of a windowed layer. Slots after the new tokens are ignored.
         positions
             Consecutive positions of the new tokens, [batch, new tokens].
-        window
-            As for calling the layer.
+        window, bias
+            As for calling the layer; the keys of the bias are the slots of the cache.
 
         Returns
         -------
@@ -198,6 +205,7 @@ class Attention(ShardedModule):
             chunked_window=config.chunked_window,
             soft_cap=config.attention_soft_cap,
             scale=attention_scale(config, self.head_dim),
+            bias=bias,
             alibi_slopes=model_alibi_slopes(config),
             sinks=self._sinks(),
         )

@@ -78,9 +78,10 @@ class LatentAttention(ShardedModule):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
+        bias: Float[Array, "#B N T S"] | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
-        """Compute latent self-attention; parameters as for `Attention`.
+        """Compute latent self-attention without a bias of scores; parameters as for `Attention`.
 
         Returns
         -------
@@ -91,6 +92,7 @@ class LatentAttention(ShardedModule):
         aux_losses
             As from `sparse_attention` with an indexer, otherwise empty.
         """
+        assert bias is None  # the configuration excludes it
         config = self.config
         cache = self.keys_values(x, positions)
         q_BTNF, (k_BSNF, v_BSNV) = self.queries(x, positions), self._expand(cache)
@@ -128,6 +130,7 @@ class LatentAttention(ShardedModule):
         positions: Int[Array, "B T"],
         *,
         window: int | None = None,
+        bias: Float[Array, "B N T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Attend from new tokens to the KV cache; parameters and result as `Attention.decode`.
 
@@ -136,8 +139,8 @@ class LatentAttention(ShardedModule):
 
         Parameters
         ----------
-        x, cache, positions, window
-            As for `Attention.decode`; the cache holds latents and rotary keys.
+        x, cache, positions, window, bias
+            As for `Attention.decode`; the cache holds latents and rotary keys, and bias is None.
 
         Returns
         -------
@@ -146,6 +149,7 @@ class LatentAttention(ShardedModule):
         cache : dict
             The KV cache with the new tokens.
         """
+        assert bias is None  # the configuration excludes it
         config = self.config
         cache = update_cache(cache, self.keys_values(x, positions), positions)
         q_BTNF = self.queries(x, positions)

@@ -67,9 +67,11 @@ class SparseAttention(Attention):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
+        bias: Float[Array, "#B N T S"] | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
-        """Compute sparse self-attention: as `Attention`, with the losses of `sparse_attention`."""
+        """Compute sparse self-attention without a bias; see `Attention` and `sparse_attention`."""
+        assert bias is None  # the configuration excludes it
         cache = self.keys_values(x, positions, window=window)
         out_BTNH, aux_losses = sparse_attention(
             self.config,
@@ -91,8 +93,10 @@ class SparseAttention(Attention):
         positions: Int[Array, "B T"],
         *,
         window: int | None = None,
+        bias: Float[Array, "B N T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Decode as `Attention.decode`, reading only the selected keys and values."""
+        assert bias is None  # the configuration excludes it
         entries = self.keys_values(x, positions, window=window)
         cache = update_cache(cache, entries, positions)
         index = self.indexer(x, positions, cache["index_key"])

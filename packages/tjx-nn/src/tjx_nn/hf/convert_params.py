@@ -1,5 +1,6 @@
 """Conversion of parameters between transformers tensors and tjx, by the mappings of a family."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -78,6 +79,26 @@ def _read_mapping(
         for part, value in zip(parts, mapping.transform.read(tensors[name]), strict=True):
             part[place or ...] = value
     return parts
+
+
+def resolve_head[C: TransformerConfig](family: ModelFamily, config: C, tensors: Tensors) -> C:
+    """Return the configuration with the `tied_head` of a checkpoint, if its tensors decide it.
+
+    Parameters
+    ----------
+    family, config
+        The family and the configuration that config.json describes.
+    tensors
+        The checkpoint.
+    """
+    head = family.untied_head
+    if head is None:
+        return config
+    names = _names(family, tensors.shapes)
+    stored = [tensors[names[name]] for name in (head, family.tied[head]) if name in names]
+    untied = head in names and not (len(stored) == 2 and np.array_equal(stored[0], stored[1]))
+    fields: dict[str, Any] = {"tied_head": not untied}
+    return dataclasses.replace(config, **fields)
 
 
 def check_tensors(

@@ -251,6 +251,9 @@ class ModelFamily:
     tied
         Names of tensors that some checkpoints store twice, with the tensor that they must equal;
         used if no mapping contains them.
+    untied_head
+        Name of the tensor of the output head, if this tensor decides `tied_head` and not
+        config.json: a head with other values than the tied tensor is untied. None: config.json.
     ignored
         Patterns of tensor names that are not weights of the model.
     renamed
@@ -270,5 +273,6 @@ class ModelFamily:
     fills: Mapping[str, Any] = field(default_factory=dict)
     tensors: Callable[[Any], Sequence[TensorMapping]]
     tied: Mapping[str, str] = field(default_factory=dict)
+    untied_head: str | None = None
     ignored: Sequence[str] = ()
     renamed: Sequence[tuple[str, str]] = ()

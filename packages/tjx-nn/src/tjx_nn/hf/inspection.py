@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tjx_nn.binding import param_shapes
 from tjx_nn.config import TransformerConfig
-from tjx_nn.hf.convert_params import check_tensors, tensor_slots
+from tjx_nn.hf.convert_params import check_tensors, resolve_head, tensor_slots
 from tjx_nn.hf.hub import find
 from tjx_nn.hf.load_save import read_family_config
 from tjx_nn.hf.safetensors_folder import CONFIG, Tensors, has_weights, read_json
@@ -71,6 +71,7 @@ def inspect(path_or_hub_name: str | Path, *, revision: str | None = None) -> Ins
         family, config, quantization = read_family_config(config_json)
         if has_weights(folder):
             with Tensors(folder, quantization=quantization) as tensors:
+                config = resolve_head(family, config, tensors)
                 check_tensors(family, tensors, tensor_slots(family, config, param_shapes(config)))
     except ValueError as error:
         problems = str(error).splitlines()

@@ -11,12 +11,19 @@ import numpy as np
 from tjx_nn.binding import Params
 from tjx_nn.config import TransformerConfig
 from tjx_nn.hf.convert_config import read_config, write_config
-from tjx_nn.hf.convert_params import read_params, write_params
+from tjx_nn.hf.convert_params import read_params, resolve_head, write_params
 from tjx_nn.hf.families import all_families
 from tjx_nn.hf.family import Json, ModelFamily
 from tjx_nn.hf.hub import find
 from tjx_nn.hf.quantization import Quantization, split_quantization
-from tjx_nn.hf.safetensors_folder import CONFIG, WRITABLE, Tensors, read_json, write_folder
+from tjx_nn.hf.safetensors_folder import (
+    CONFIG,
+    WRITABLE,
+    Tensors,
+    has_weights,
+    read_json,
+    write_folder,
+)
 
 
 def load(
@@ -64,6 +71,7 @@ def load(
     try:
         family, config, quantization = read_family_config(config_json)
         with Tensors(folder, quantization=quantization) as tensors:
+            config = resolve_head(family, config, tensors)
             if shardings is None:
                 return config, read_params(family, config, tensors)
             return config, read_params(family, config, tensors, _transfer(shardings(config)))
@@ -74,6 +82,8 @@ def load(
 
 def load_config(path_or_hub_name: str | Path, *, revision: str | None = None) -> TransformerConfig:
     """Load the configuration of a transformers checkpoint, without its parameters.
+
+    Weights are read only if they decide whether the head is tied (T5).
 
     Parameters
     ----------
@@ -92,7 +102,11 @@ def load_config(path_or_hub_name: str | Path, *, revision: str | None = None) ->
     """
     folder = find(path_or_hub_name, revision)
     try:
-        return read_family_config(read_json(folder / CONFIG))[1]
+        family, config, quantization = read_family_config(read_json(folder / CONFIG))
+        if family.untied_head is None or not has_weights(folder):
+            return config
+        with Tensors(folder, quantization=quantization) as tensors:
+            return resolve_head(family, config, tensors)
     except ValueError as error:
         error.add_note(f"while reading {folder}")
         raise

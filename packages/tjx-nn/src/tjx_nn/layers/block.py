@@ -1,6 +1,6 @@
 """Transformer block: attention and an MLP (or experts), each added to the residual stream.
 
-Axes in names: B batch, T time, D d_model.
+Axes in names: B batch, T time, D d_model, N query heads.
 """
 
 import jax
@@ -74,6 +74,7 @@ class Block(ShardedModule):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
+        bias: Float[Array, "#B N T T"] | None = None,
         dropout_key: Array | None = None,
         drop_tokens: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
@@ -83,7 +84,7 @@ class Block(ShardedModule):
         ----------
         x
             Residual stream.
-        positions, segment_ids, window
+        positions, segment_ids, window, bias
             As for `Attention`.
         dropout_key
             PRNG key of dropout; None disables it.
@@ -103,7 +104,7 @@ class Block(ShardedModule):
         h = self._sublayer_input(x, self.ln_1)
         with jax.named_scope("attention_layer"):  # profiles group operations by this scope
             y, cache, aux_losses = self.attention(
-                h, positions, segment_ids, window=window, dropout_key=attention_key
+                h, positions, segment_ids, window=window, bias=bias, dropout_key=attention_key
             )
         before, x = x, self._add(x, y, self.ln_1, self.scale_1, residual_keys[0], self.ln_1_out)
         y, mlp_losses = self._mlp(self._mlp_input(before, x, h), drop_tokens=drop_tokens)

@@ -1,6 +1,6 @@
 """Decoder of the encoder-decoder: causal self-attention, cross attention and an MLP.
 
-Axes in names: B batch, T time, S source tokens, D d_model.
+Axes in names: B batch, T time, S source tokens (of a cache: its slots), D d_model, N query heads.
 """
 
 from functools import partial
@@ -67,6 +67,7 @@ class DecoderBlock(Block):
         encoded: EncoderOutput,
         *,
         window: int | None = None,
+        bias: Float[Array, "#B N T T"] | None = None,
         dropout_key: Array | None = None,
         drop_tokens: bool = True,
     ) -> tuple[Float[Array, "B T D"], BlockCache, AuxLosses]:
@@ -80,8 +81,8 @@ class DecoderBlock(Block):
             Positions and segment ids of the target.
         encoded
             Encoder output. It has segment ids if and only if `metadata` has.
-        window, dropout_key, drop_tokens
-            As for `Block`.
+        window, bias, dropout_key, drop_tokens
+            As for `Block`; cross attention has no bias.
 
         Returns
         -------
@@ -96,7 +97,7 @@ class DecoderBlock(Block):
         h = self._sublayer_input(x, self.ln_1)
         with jax.named_scope("attention_layer"):  # profiles group operations by this scope
             y, entries, aux_losses = self.attention(
-                h, *metadata, window=window, dropout_key=keys[0]
+                h, *metadata, window=window, bias=bias, dropout_key=keys[0]
             )
         x = self._add(x, y, self.ln_1, self.scale_1, keys[1])
         cross = self.cross_entries(encoded)
@@ -114,10 +115,11 @@ class DecoderBlock(Block):
         segment_ids: Int[Array, "B T"] | None = None,
         *,
         window: int | None = None,
+        bias: Float[Array, "B N T S"] | None = None,
     ) -> tuple[Float[Array, "B T D"], BlockCache]:
         """Apply the block to new tokens with its cache; parameters as for `Attention.decode`."""
         h = self._sublayer_input(x, self.ln_1)
-        y, entries = self.attention.decode(h, cache["self"], positions, window=window)
+        y, entries = self.attention.decode(h, cache["self"], positions, window=window, bias=bias)
         x = self._add(x, y, self.ln_1, self.scale_1)
         x = self._cross_attend(x, segment_ids, cache["cross"])
         assert self.ln_2 is not None  # the configuration excludes parallel blocks
@@ -174,6 +176,7 @@ class Decoder(nnx.Module):
         metadata: TokenMetadata,
         encoded: EncoderOutput,
         *,
+        bias: Float[Array, "#B N T T"] | None = None,
         dropout_keys: Array | None = None,
         drop_tokens: bool = False,
     ) -> tuple[Float[Array, "B T D"], list[AuxLosses]]:
@@ -183,7 +186,7 @@ class Decoder(nnx.Module):
         ----------
         x
             Residual stream before the first block.
-        metadata, encoded
+        metadata, encoded, bias
             As for `DecoderBlock`.
         dropout_keys
             PRNG key of each block; None disables dropout.
@@ -201,8 +204,9 @@ class Decoder(nnx.Module):
         def step(x: Array, layer: tuple[DecoderBlock, Array | None], window: int | None) -> Any:
             block, key = layer
             x, _, aux_losses = block(
-                x, metadata, encoded, window=window, dropout_key=key, drop_tokens=drop_tokens
-            )
+                x, metadata, encoded,
+                window=window, bias=bias, dropout_key=key, drop_tokens=drop_tokens,
+            )  # fmt: skip
             return x, aux_losses
 
         x, aux_losses = run_layers(self.config, step, x, self._stacks(), dropout_keys)

@@ -1,6 +1,6 @@
 """Bidirectional encoder of BERT, ViT and the encoder-decoder.
 
-Axes in names: B batch, T time, D d_model.
+Axes in names: B batch, T time, D d_model, N query heads.
 """
 
 from functools import partial
@@ -44,6 +44,7 @@ class Encoder(nnx.Module):
         x: Float[Array, "B T D"],
         metadata: TokenMetadata,
         *,
+        bias: Float[Array, "#B N T T"] | None = None,
         dropout_keys: Array | None = None,
         drop_tokens: bool = False,
         layers: LayerRange | None = None,
@@ -56,6 +57,8 @@ class Encoder(nnx.Module):
             Residual stream before the first block.
         metadata
             Positions and segment ids of the tokens.
+        bias
+            Bias of the scores of all blocks, as for `Attention`.
         dropout_keys
             PRNG key of each block; None disables dropout.
         drop_tokens
@@ -74,7 +77,7 @@ class Encoder(nnx.Module):
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
             x, _, aux_losses = block(
-                x, *metadata, window=window, dropout_key=key, drop_tokens=drop_tokens
+                x, *metadata, window=window, bias=bias, dropout_key=key, drop_tokens=drop_tokens
             )
             return x, aux_losses
 

@@ -1,7 +1,7 @@
 """Encoder-decoder transformer for sequence-to-sequence tasks.
 
 Vaswani et al. 2017, "Attention Is All You Need"; with `embedding_norm` and learned positions it is
-BART (Lewis et al. 2019).
+BART (Lewis et al. 2019), with `relative_buckets` T5 (Raffel et al. 2019).
 
 Axes in names: B batch, S source tokens, T target tokens, D d_model, V vocabulary.
 """
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
+from tjx_nn.attention.kv_cache import slot_positions
 from tjx_nn.inputs import (
     Ids,
+    Positions,
     TokenMetadata,
     check_tokens,
     default_positions,
@@ -25,6 +27,7 @@ from tjx_nn.inputs import (
 from tjx_nn.layers.block import split_key
 from tjx_nn.layers.embedding import Embedding, embed, position_table
 from tjx_nn.layers.make_layers import make_norm
+from tjx_nn.layers.relative_bias import RelativeBias
 from tjx_nn.layers.scan_layers import AuxLosses, split_layer_keys
 from tjx_nn.layout import ShardedModule, gather_sequence, make_param
 from tjx_nn.logits import head_logits
@@ -56,6 +59,8 @@ class EncoderDecoder(ShardedModule):
         self.encoder_wte = None if config.source_vocab_size is None else table(config.source_vocab)
         self.encoder_wpe = position_table(config, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)
+        self.encoder_relative_bias = self._make_relative_bias(causal=False, rngs=rngs)
+        self.relative_bias = self._make_relative_bias(causal=True, rngs=rngs)
         self.encoder_ln_e = make_norm(config) if config.embedding_norm else None
         self.ln_e = make_norm(config) if config.embedding_norm else None
         self.encoder = Encoder(config.encoder, rngs=rngs)
@@ -63,6 +68,7 @@ class EncoderDecoder(ShardedModule):
         self.head = None if config.tied_head else table(config.vocab_size)
         zeros = jnp.zeros(config.vocab_size, jnp.float32)
         self.head_bias = make_param(zeros, ("vocab",)) if config.logit_bias else None
+        self._head_divisor = config.width_multiplier / config.logit_scale  # muP
 
     def __call__(
         self, source: SourceIds, tokens: Ids, **inputs: Unpack[EncoderDecoderInputs]
@@ -111,7 +117,7 @@ class EncoderDecoder(ShardedModule):
         """
         x, stack_losses = self._forward(source, tokens, inputs, drop_tokens=True)
         table, bias = self._head_table()
-        x = gather_sequence(self.layout, x) / self.config.width_multiplier
+        x = gather_sequence(self.layout, x) / self._head_divisor
         labels = self.layout.reorder(labels)
         token_losses = head_losses(
             x,
@@ -137,7 +143,7 @@ class EncoderDecoder(ShardedModule):
             Logits.
         """
         table, bias = self._head_table()
-        return head_logits(x / self.config.width_multiplier, table, bias=bias)
+        return head_logits(x / self._head_divisor, table, bias=bias)
 
     def encode(self, source: SourceIds, **inputs: Unpack[SourceInputs]) -> Float[Array, "B S D"]:
         """Compute the output of the encoder; parameters as for calling the model.
@@ -192,8 +198,9 @@ class EncoderDecoder(ShardedModule):
         source_ids = merge_mask(source_mask, jnp.zeros(encoded.shape[:2], jnp.int32))
         output = EncoderOutput(encoded, source_ids)
         x, cache = self._embed(tokens, metadata.positions, None), []
+        bias = self._score_bias(self.relative_bias, metadata, metadata.positions)
         for block, window in zip(blocks, self.config.windows, strict=True):
-            x, entries, _ = block(x, metadata, output, window=window, drop_tokens=False)
+            x, entries, _ = block(x, metadata, output, window=window, bias=bias, drop_tokens=False)
             cache.append(entries)
         return self.decoder.final_norm(x), cache
 
@@ -222,7 +229,11 @@ class EncoderDecoder(ShardedModule):
         x = self._embed(tokens, positions, None)
         new_cache = []
         for block, window, entries in zip(blocks, self.config.windows, cache, strict=True):
-            x, entries = block.decode(x, entries, positions, segment_ids, window=window)
+            bias = None
+            if self.relative_bias is not None:  # XLA computes equal ones once
+                slots = slot_positions(positions[:, -1], entries["self"]["key"].shape[1])
+                bias = self.relative_bias(positions, slots)
+            x, entries = block.decode(x, entries, positions, segment_ids, window=window, bias=bias)
             new_cache.append(entries)
         return self.logits(self.decoder.final_norm(x)), new_cache
 
@@ -255,8 +266,9 @@ class EncoderDecoder(ShardedModule):
         metadata = jax.tree.map(self.layout.reorder, metadata)
         ordered = self.layout.reorder(jnp.asarray(tokens))
         x = self._embed(ordered, metadata.positions, embedding_key)
+        bias = self._score_bias(self.relative_bias, metadata, inputs.get("positions"))
         x, decoder_losses = self.decoder(
-            x, metadata, encoded, dropout_keys=keys, drop_tokens=drop_tokens
+            x, metadata, encoded, bias=bias, dropout_keys=keys, drop_tokens=drop_tokens
         )
         return x, [*encoder_losses, *decoder_losses]
 
@@ -285,8 +297,36 @@ class EncoderDecoder(ShardedModule):
             dropout_key=embedding_key,
             layout=self.layout,
         )
-        x, aux_losses = self.encoder(x, metadata, dropout_keys=keys, drop_tokens=drop_tokens)
+        given = inputs.get("source_positions")
+        bias = self._score_bias(self.encoder_relative_bias, metadata, given)
+        x, aux_losses = self.encoder(
+            x, metadata, bias=bias, dropout_keys=keys, drop_tokens=drop_tokens
+        )
         return EncoderOutput(self.encoder.final_norm(x), metadata.segment_ids), aux_losses
+
+    def _make_relative_bias(self, *, causal: bool, rngs: nnx.Rngs) -> RelativeBias | None:
+        config = self.config
+        if config.relative_buckets is None:
+            return None
+        return RelativeBias(
+            config.n_head, config.relative_buckets, config.relative_max_distance,
+            causal=causal, std=config.init_std, rngs=rngs,
+        )  # fmt: skip
+
+    def _score_bias(
+        self, relative_bias: RelativeBias | None, metadata: TokenMetadata, given: Positions | None
+    ) -> Float32[Array, "#B N T T"] | None:
+        """Return the bias of the scores of self-attention, if the model has one.
+
+        Without `given` positions it is one for all rows, of the order of their tokens: within a
+        segment, differences in order equal those of positions.
+        """
+        if relative_bias is None:
+            return None
+        positions = metadata.positions
+        if given is None:
+            positions = self.layout.reorder(jnp.arange(positions.shape[1])[None])
+        return relative_bias(positions, positions)
 
     def _embed(
         self, tokens: Ids, positions: Int[Array, "#B T"], key: Array | None

@@ -14,7 +14,8 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
     """Configuration of an encoder-decoder; the defaults are the base Transformer.
 
     `n_layer` is the depth of the decoder, and `max_seq_len` the limit of source and target each.
-    Attention fields apply to cross attention too, except positions, window, latent and sparse.
+    Attention fields apply to cross attention too, except positions, relative_buckets, window,
+    latent and sparse.
 
     Attributes
     ----------
@@ -35,6 +36,14 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
         Whether the output head shares the target token embeddings.
     logit_bias
         Whether the head has a bias.
+    logit_scale
+        Factor of the logits, before their bias: 1 / sqrt(d_model) in T5 with a tied head.
+    relative_buckets
+        Number of buckets of relative positions in self-attention, even; each head adds a learned
+        bias to the scores of a bucket, the same in all blocks (T5). None has no such bias.
+    relative_max_distance
+        Distance in tokens from which on all positions share the last bucket; up to it the buckets
+        grow logarithmically.
     pad_id
         Padding token, for tokenizers; the model uses only masks.
     start_id
@@ -67,6 +76,9 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
     embedding_norm: bool = False
     tied_head: bool = True
     logit_bias: bool = False
+    logit_scale: float = 1.0
+    relative_buckets: int | None = None
+    relative_max_distance: int = 128
     pad_id: int = 0
     start_id: int = 1
     stop_id: int = 2
@@ -103,7 +115,31 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
                 f"norm_position: got {self.norm_position!r}; expected 'pre' or 'post', as cross "
                 "attention has one norm"
             )
-        return [*problems, *super().validate()]
+        if not self.logit_scale > 0:
+            problems.append(f"logit_scale: got {self.logit_scale!r}; expected a positive number")
+        return [*problems, *self._bad_buckets(), *super().validate()]
+
+    def _bad_buckets(self) -> list[str]:
+        problems = check_sizes(self, "relative_buckets", "relative_max_distance")
+        if problems or self.relative_buckets is None:
+            return problems
+        if self.relative_buckets < 4 or self.relative_buckets % 2:
+            problems.append(
+                f"relative_buckets: got {self.relative_buckets}; expected an even number of at "
+                "least 4, or None"
+            )
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            problems.append(
+                f"relative_max_distance: got {self.relative_max_distance} with relative_buckets "
+                f"{self.relative_buckets}; expected more than half of the buckets, as each of "
+                "these is for one distance; increase it"
+            )
+        if self.latent.kv_dim is not None or self.sparse.top_k is not None:
+            problems.append(
+                f"relative_buckets: got {self.relative_buckets}; expected None with latent.kv_dim "
+                "and with sparse.top_k, whose attention has no bias of scores; omit it"
+            )
+        return problems
 
     @property
     def source_vocab(self) -> int:
@@ -124,8 +160,9 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
     def cross(self) -> "EncoderDecoderConfig":
         """Configuration of cross attention: multi-head attention without positions."""
         return dataclasses.replace(
-            self, positions="none", nope_every=None, latent=LatentConfig(), sparse=SparseConfig()
-        )
+            self, positions="none", nope_every=None, relative_buckets=None, latent=LatentConfig(),
+            sparse=SparseConfig(),
+        )  # fmt: skip
 
 
 # Vaswani et al. 2017, "Attention Is All You Need", table 3; seq2seq_toy is a small model for

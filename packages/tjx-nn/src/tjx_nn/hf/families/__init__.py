@@ -16,6 +16,7 @@ from tjx_nn.hf.families.decoders.qwen import QWEN2, QWEN3, QWEN3_MOE
 from tjx_nn.hf.families.decoders.smollm3 import SMOLLM3
 from tjx_nn.hf.families.decoders.starcoder2 import STARCODER2
 from tjx_nn.hf.families.encoder_decoders.bart import BART
+from tjx_nn.hf.families.encoder_decoders.t5 import MT5, T5
 from tjx_nn.hf.families.encoders.bert import BERT, ROBERTA
 from tjx_nn.hf.families.encoders.dinov2 import (
     DINOV2,
@@ -32,7 +33,7 @@ from tjx_nn.hf.family import ModelFamily
 BUILT_IN = (
     GPT2, LLAMA, MISTRAL, QWEN3, QWEN2, GEMMA, GEMMA2, GEMMA3, OLMO2, PHI3, MIXTRAL, QWEN3_MOE,
     GPT_NEOX, STARCODER2, DEEPSEEK_V2, DEEPSEEK_V3, SMOLLM3, GRANITE, COHERE, COHERE2, OLMO3,
-    GPT_OSS, LLAMA4, BERT, ROBERTA, MODERNBERT, VIT, BART,
+    GPT_OSS, LLAMA4, BERT, ROBERTA, MODERNBERT, VIT, BART, T5, MT5,
     DINOV2, DINOV2_BACKBONE, DINOV2_REGISTERS, DINOV2_REGISTERS_BACKBONE, SIGLIP, SIGLIP_VISION,
 )  # fmt: skip
 _REGISTERED: list[ModelFamily] = []
