@@ -98,6 +98,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "every third block global": {"window": 5, "global_every": 3, "n_layer": 3},
     "alibi": {"window": 5, "positions": "alibi", "attention_soft_cap": 4.0},
     "rope": {"window": 16, "positions": "rope", "qk_norm": True},
+    "chunks": {
+        "window": 7, "chunked_window": True, "positions": "rope", "nope_every": 2,
+        "nope_temperature": 0.5, "nope_temperature_length": 4,
+    },
     "latent": {
         "window": 16, "n_kv_head": None, "positions": "rope",
         "latent": LatentConfig(kv_dim=8, rope_dim=4),
@@ -105,7 +109,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "new"), [(kind, 1) for kind in KINDS] + [("rope", 3)])
+@pytest.mark.parametrize(
+    ("kind", "new"), [(kind, 1) for kind in KINDS] + [("rope", 3), ("chunks", 3)]
+)
 def test_windowed_decoding_of_ragged_rows_equals_the_plain_model(
     tiny: GPTConfig, make: Make, run: Run, kind: str, new: int
 ) -> None:

@@ -179,7 +179,8 @@ def test_greedy_tokens_agree_with_transformers(name: str, record_property: Recor
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
     rows, new = arrays["greedy"].shape
-    prompt, sources = arrays["tokens"][:, :4], {}
+    prompt = arrays["tokens"][:, :4]
+    sources: dict[str, Any] = {}
     if isinstance(config, EncoderDecoderConfig):
         prompt = np.full((rows, 1), config.start_id, np.int32)
         sources = {each: arrays[each] for each in ("source", "source_mask")}

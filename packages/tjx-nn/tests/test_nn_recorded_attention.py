@@ -17,6 +17,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "positions": "alibi", "window": 3, "global_every": 2, "attention_soft_cap": 5.0,
     },
     "rotary, normalised": {"positions": "rope", "qk_norm": True},
+    "chunks": {"positions": "rope", "window": 4, "chunked_window": True},
     "sinks": {"attention_sinks": True},
     "latent": {
         "positions": "rope", "n_kv_head": None, "latent": LatentConfig(kv_dim=8, rope_dim=4),
@@ -46,6 +47,8 @@ def test_weights_sum_to_one_over_visible_keys_and_sinks_and_give_the_logits(
     distance = np.arange(9)[:, None] - np.arange(9)
     for layer, window in enumerate(config.windows):
         unseen = (distance < 0) | (distance >= (window or 9))
+        if config.chunked_window:
+            unseen |= np.arange(9)[:, None] // 4 != np.arange(9) // 4
         assert (weights[layer][..., unseen] == 0).all()
         assert (weights[layer][..., ~unseen] > 0).all()
     np.testing.assert_allclose(logits, run(config, params, tokens), atol=1e-5)

@@ -175,7 +175,7 @@ def _layer(stacked: Any, index: int) -> Any:
     Keys are cloned, as the backward pass of remat takes the key of a layer once more.
     """
 
-    def take(p: Array | np.ndarray) -> Any:
+    def take(p: Any) -> Any:
         if jnp.issubdtype(p.dtype, jax.dtypes.prng_key):
             p = clone_key(p)
         return p[index]
