@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tjx_nn import ViTConfig, bind, count_params, hf
+from tjx_nn import ViTConfig, bind, count_params, hf, resize_positions
 from tjx_nn.binding import Params
 from tjx_nn.hf.convert_config import functional_fields, read_config
 from tjx_nn.hf.families.encoders.dinov2 import DINOV2_BACKBONE
@@ -74,6 +74,29 @@ def test_outputs_loss_and_gradient_agree_with_transformers(name: str) -> None:
     if training is not None:
         np.testing.assert_allclose(training[0], arrays["loss"], rtol=0, atol=1e-5)
         np.testing.assert_allclose(training[1], arrays["gradient_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_features_of_images_of_another_size_agree_with_transformers(name: str) -> None:
+    config, params = hf.load(GOLDEN / name)
+    assert isinstance(config, ViTConfig)
+    arrays = golden(name)
+    antialias = config.n_registers > 0
+    resized, wide = resize_positions(config, params, (8, 20), antialias=antialias)
+
+    @jax.jit
+    def features(params: Params, images: jax.Array) -> jax.Array:
+        return bind(resized, params).features(images)
+
+    found = jax.device_get(features(*jax.device_put((wide, arrays["wide_images"]))))
+    np.testing.assert_allclose(found, arrays["wide_features"], rtol=0, atol=1e-5)
+    _, same = resize_positions(config, params, 12, antialias=antialias)
+    chex.assert_trees_all_close(same, params, atol=1e-6)
+
+
+def test_only_learned_positions_are_resized() -> None:
+    with pytest.raises(ValueError, match=r"config\.positions: got 'none'; expected 'learned'"):
+        resize_positions(ViTConfig(positions="none"), {}, 32)
 
 
 def test_names_of_the_hub_load(tmp_path: pathlib.Path) -> None:

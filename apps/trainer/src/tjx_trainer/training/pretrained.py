@@ -208,6 +208,7 @@ def _differences(config: Config, theirs: Any) -> list[Problem]:
     expected, given = _flat(theirs), _flat(ours)
     if isinstance(ours, ViTConfig):
         return _image_differences(source, expected, given, new_head=new_head)
+    assert isinstance(ours, GPTConfig)
     problems = _other_values(source, expected, given, free=frozenset({"vocab_size"}))
     if theirs.vocab_size != ours.vocab_size:
         message = (
