@@ -4,8 +4,8 @@ Each folder has config.json and model.safetensors, saved by transformers, and go
 inputs, logits (float32), the loss of the training task and the norm of its gradient, and the logits
 of the model loaded in bfloat16, as the uint16 of their bits; of models that generate also the
 tokens of greedy generation; for GPT-2 both forms of GELU; for T5 the buckets of distances; of
-vision encoders without a head the features of all tokens and pooled ones in place of logits.
-`golden_table.py` prints how tjx deviates from them.
+vision encoders without a head the features of all tokens and pooled ones in place of logits, also
+of images of another size. `golden_table.py` prints how tjx deviates from them.
 
 Run it in a separate environment (see README.md):
 
@@ -281,6 +281,11 @@ def vision(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, A
             given = {"bool_masked_pos": torch.rand((count, 9), generator=generator) < 0.4}
             found["mask"] = given["bool_masked_pos"]
         names = {"features": "last_hidden_state", "pooled": "pooler_output"}
+        # Other sizes, of which one side shrinks and the other grows.
+        wide = torch.round(torch.randn((2, 2, 8, 20), generator=generator) * 16) / 16
+        option = {"interpolate_pos_encoding": True} if "Siglip" in kind else {}
+        found["wide_images"] = wide.permute(0, 2, 3, 1)
+        found["wide_features"] = model(wide, **option).last_hidden_state
     output = model(images, **given)
     half = model.to(torch.bfloat16)(images, **given)
     for name, attribute in names.items():

@@ -185,6 +185,9 @@ def test_a_vision_encoder_of_another_kind_is_refused(tmp_path: Path) -> None:
     assert lines[0].endswith("give --model.bias true")
     assert lines[1].endswith("give --model.pool class")
     assert len(lines) == 2
+    larger = [x.replace("size=8", "size=12") for x in start]
+    with pytest.raises(ValueError, match=r"give --model\.image_size 8,8, or weights of"):
+        check_pretrained(resolve([*larger, "--train.new_head=true"]))
     for weights in ("None", "orbax:x"):
         with pytest.raises(ValueError, match=rf"train\.new_head: got true with .* {weights}"):
             resolve([*IMAGES, "--train.new_head=true", f"--train.init_from={weights.lower()}"])

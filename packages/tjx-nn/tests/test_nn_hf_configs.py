@@ -187,6 +187,7 @@ def test_registered_families_load_and_their_names_are_unique() -> None:
         ("dinov2", {"mlp_ratio": 4.5}, "mlp_ratio: got 4.5; expected a positive integer"),
         ("dinov2", {"use_swiglu_ffn": None}, "use_swiglu_ffn: got None; expected a boolean"),
         ("dinov2", {"hidden_act": "mish"}, "hidden_act: got 'mish'; expected one of"),
+        ("dinov2", {"hidden_act": ["gelu"]}, r"hidden_act: got \['gelu'\]; expected one of"),
         ("dinov2", {"num_register_tokens": 4}, "num_register_tokens: got 4; expected no such key"),
         ("siglip", {"vision_config": [1]}, r"vision_config: got \[1\]; expected an object"),
         ("siglip", {"vision_config": {"model_type": "clip"}}, "vision_config.model_type: got clip"),

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tjx_nn import ViTConfig, bind, count_params, hf
+from tjx_nn import ViTConfig, bind, count_params, hf, resize_positions
 from tjx_nn.binding import Params
 from tjx_nn.hf.convert_config import functional_fields, read_config
 from tjx_nn.hf.families.encoders.dinov2 import DINOV2_BACKBONE
@@ -60,6 +60,29 @@ def test_features_agree_with_transformers(name: str, record_property: Record) ->
         error, allowed = (np.square(x - arrays[key]).mean() ** 0.5 for x in (ours, theirs))
         record_property(f"{name}: bfloat16", f"{error / allowed:.2f}")
         assert 1e-4 < error <= MOST_BFLOAT16_ERROR * allowed, (key, error, allowed)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_features_of_images_of_another_size_agree_with_transformers(name: str) -> None:
+    config, params = hf.load(GOLDEN / name)
+    assert isinstance(config, ViTConfig)
+    arrays = golden(name)
+    antialias = config.n_registers > 0
+    resized, wide = resize_positions(config, params, (8, 20), antialias=antialias)
+
+    @jax.jit
+    def features(params: Params, images: jax.Array) -> jax.Array:
+        return bind(resized, params).features(images)
+
+    found = jax.device_get(features(*jax.device_put((wide, arrays["wide_images"]))))
+    np.testing.assert_allclose(found, arrays["wide_features"], rtol=0, atol=1e-5)
+    _, same = resize_positions(config, params, 12, antialias=antialias)
+    chex.assert_trees_all_close(same, params, atol=1e-6)
+
+
+def test_only_learned_positions_are_resized() -> None:
+    with pytest.raises(ValueError, match=r"config\.positions: got 'none'; expected 'learned'"):
+        resize_positions(ViTConfig(positions="none"), {}, 32)
 
 
 def test_names_of_the_hub_load(tmp_path: pathlib.Path) -> None:

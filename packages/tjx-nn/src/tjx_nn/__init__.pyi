@@ -47,6 +47,7 @@ from .models.encoder_decoder import EncoderDecoder as EncoderDecoder
 from .models.encoder_decoder_config import EncoderDecoderConfig as EncoderDecoderConfig
 from .models.gpt import GPT as GPT
 from .models.gpt_config import GPTConfig as GPTConfig
+from .models.resize_positions import resize_positions as resize_positions
 from .models.vit import ViT as ViT
 from .models.vit_config import ViTConfig as ViTConfig
 from .mup import learning_rate_scales as learning_rate_scales

@@ -209,9 +209,9 @@ def _differences(config: Config, theirs: Any) -> list[Problem]:
     if isinstance(ours, ViTConfig):
         return _image_differences(source, expected, given, new_head=new_head)
     problems = _other_values(source, expected, given, free=frozenset({"vocab_size"}))
-    if theirs.vocab_size != ours.vocab_size:
+    if (size := expected["vocab_size"]) != ours.vocab_size:
         message = (
-            f"got one of {ours.vocab_size} tokens; expected {theirs.vocab_size}, those of "
+            f"got one of {ours.vocab_size} tokens; expected {size}, those of "
             f"{source}; give --data.tokenizer the model's own (gpt2, or the folder of the model)"
         )
         problems.append(Problem("data.tokenizer", message))
@@ -228,10 +228,17 @@ def _image_differences(
     source: str, expected: dict[str, Any], given: dict[str, Any], *, new_head: bool
 ) -> list[Problem]:
     """Compare ViTs: with a new head classes and pooling may differ, but not the class token."""
-    free = {"n_classes"}
+    free = {"n_classes", "image_size"}
     if new_head and ("class" in expected["pool"]) == ("class" in given["pool"]):
         free.add("pool")
     problems = _other_values(source, expected, given, free=frozenset(free))
+    size = expected["image_size"]
+    if given["image_size"] != size:
+        message = (
+            f"got {given['image_size']}; expected {size}, that of {source}; give "
+            f"--model.image_size {_flag_value(size)}, or weights of `tjx_nn.resize_positions`"
+        )
+        problems.append(Problem("model.image_size", message))
     classes = expected["n_classes"]
     if not new_head and given["n_classes"] != classes:
         same = "" if classes is None else f", or --model.n_classes {classes}"

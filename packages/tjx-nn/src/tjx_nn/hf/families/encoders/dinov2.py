@@ -32,7 +32,7 @@ def _read_mlp(config_json: Json) -> dict[str, Any]:
     if swiglu:
         return {"activation": "swiglu", "d_ff": (int(features * 2 / 3) + 7) // 8 * 8}
     name = config_json.get("hidden_act", "gelu")
-    if name not in PLAIN_ACTIVATIONS:
+    if not isinstance(name, str) or name not in PLAIN_ACTIVATIONS:
         raise ValueError(f"hidden_act: got {name!r}; expected one of {list(PLAIN_ACTIVATIONS)}")
     return {"activation": PLAIN_ACTIVATIONS[name], "d_ff": features}
 
