@@ -183,7 +183,8 @@ def sparse_attention(
                 config, q, k_BSKH, v_BSKV, visible_BTS, distance_1TS, scale, key, sinks
             )
             return sums, out
-        scores_BTS = index_scores(IndexerOutput(*query_and_weight, index.key))
+        query, weight = query_and_weight
+        scores_BTS = index_scores(IndexerOutput(query, weight, index.key))
         selected_BTS = select_top_k(config, scores_BTS, visible_BTS)
         out, p_BTS = _attend(config, q, k_BSKH, v_BSKV, selected_BTS, distance_1TS, scale, key)
         loss = sums[0] + kl_divergence(jax.lax.stop_gradient(p_BTS), scores_BTS, selected_BTS)
