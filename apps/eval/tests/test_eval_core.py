@@ -169,7 +169,8 @@ def test_core_is_the_mean_of_the_centered_accuracies(
     assert [row["task"] for row in found["table"]] == [f"{kind}_task" for kind in KINDS]
     assert [row["examples"] for row in found["table"]] == [4, 4, 4]
     centered = [
-        (row["accuracy"] - row["baseline"]) / (1 - row["baseline"]) for row in found["table"]
+        (row["accuracy"] - row["random_accuracy"]) / (1 - row["random_accuracy"])
+        for row in found["table"]
     ]
     assert found["core"] == pytest.approx(np.mean(centered))
     assert "core" in capsys.readouterr().out

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         {
             "task": task.label, "type": task.kind, "shots": task.num_fewshot,
             "examples": result.examples, "accuracy": result.accuracy,
-            "baseline": 0.01 * task.baseline, "centered": result.centered,
+            "random_accuracy": 0.01 * task.baseline, "centered": result.centered,
         }
         for task, result in zip(tasks, results, strict=True)
     ]  # fmt: skip
@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None:
         summary["limit"] = arguments.limit
     summary |= {"truncated_contexts": scorer.truncated, "core": core_metric(results)}
-    print_rows(rows, max_rows=len(rows))
+    shown = [{name: value for name, value in row.items() if name != "type"} for row in rows]
+    print_rows(shown, max_rows=len(rows))
     print_metrics(summary)
     if arguments.json:
         record = {**summary, "table": rows}

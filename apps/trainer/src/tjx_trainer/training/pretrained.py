@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -90,7 +90,7 @@ def check_pretrained(config: Config) -> None:
         check_orbax(path, config.model)
         return
     theirs, _ = load_pretrained(config.train.init_from)
-    if problems := _differences(config.train.init_from, theirs, config.model):
+    if problems := _differences(config, theirs):
         raise ConfigError(problems)
 
 
@@ -145,7 +145,8 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     """Return the pretrained weights in the run's own parameter layout.
 
     Token tables are padded with rows of zeros to ``model.vocab_multiple``; the model masks these
-    rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT.
+    rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT. Rows of new tokens
+    are those of ``train.new_tokens``.
 
     Returns
     -------
@@ -161,12 +162,14 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     assert config.train.init_from is not None
     if (path := config.train.orbax_path) is not None:
         return orbax_params(path)
-    _, params = load_pretrained(config.train.init_from)
+    theirs, params = load_pretrained(config.train.init_from)
     load_pretrained.cache_clear()  # the weights are read once and are as large as the model
     tables = {name: dict(table) for name, table in params.items() if name in _ROWS}
     for name, table in tables.items():
         for key, rows in table.items():
             table[key] = _fit(np.asarray(rows), _ROWS[name](config.model))
+            if name in _TOKEN_TABLES:
+                _fill_new_tokens(config, theirs, name, table[key])
     return {**params, **tables}
 
 
@@ -177,13 +180,30 @@ _ROWS: Mapping[str, Any] = {
 }
 
 
+_TOKEN_TABLES = ("wte", "head")
+
+
+def _fill_new_tokens(config: Config, theirs: Any, name: str, table: np.ndarray) -> None:
+    """Initialize the rows of token ids that the pretrained model's tokenizer does not have."""
+    first = theirs.tokenizer_size or theirs.vocab_size
+    model: Any = config.model
+    last = max(first, model.tokenizer_size or model.vocab_size)
+    if config.train.new_tokens == "mean":
+        table[first:last] = table[:first].mean(0, dtype=np.float64)
+    elif config.train.new_tokens == "random":
+        rng = np.random.default_rng([config.seed, _TOKEN_TABLES.index(name)])
+        shape = (last - first, table.shape[1])
+        table[first:last] = model.init_std * rng.standard_normal(shape)
+
+
 def _fit(table: np.ndarray, rows: int) -> np.ndarray:
     """Truncate a table to `rows` rows, or pad it with rows of zeros."""
     missing = max(0, rows - len(table))
     return np.pad(table[:rows], ((0, missing), (0, 0)))
 
 
-def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:
+def _differences(config: Config, theirs: Any) -> list[Problem]:
+    name, ours = config.train.init_from, cast(Any, config.model)
     source = f"train.init_from {name}"
     if type(theirs) is not type(ours) or not isinstance(ours, GPTConfig):
         message = f"got {ours.family}; expected the family {theirs.family} of {source}, and gpt"
@@ -198,11 +218,14 @@ def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:
         for field in expected
         if field not in _FREE and field != "vocab_size" and expected[field] != given[field]
     ]
-    if theirs.vocab_size != ours.vocab_size:
+    extended = config.train.new_tokens != "error" and theirs.vocab_size < ours.vocab_size
+    if theirs.vocab_size != ours.vocab_size and not extended:
         message = (
             f"got one of {ours.vocab_size} tokens; expected {theirs.vocab_size}, those of "
             f"{source}; give --data.tokenizer the model's own (gpt2, or the folder of the model)"
         )
+        if theirs.vocab_size < ours.vocab_size:
+            message += ", or --train.new_tokens mean to add the others"
         problems.append(Problem("data.tokenizer", message))
     if theirs.max_seq_len < ours.max_seq_len:
         message = (

@@ -210,6 +210,8 @@ class LatentAttention(ShardedModule):
             latent = self.query_down(x)
             q = self.query_up(latent if self.query_norm is None else self.query_norm(latent))
         q_BTNF = split_heads(q, config.head_dim + config.latent.rope_dim)
+        if not config.latent.rope_dim:  # programs that read ONNX reject empty arrays
+            return q_BTNF
         q_BTNH, q_BTNR = jnp.split(q_BTNF, [config.head_dim], -1)
         return jnp.concatenate([q_BTNH, self._apply_rope(q_BTNR, positions)], -1)
 
@@ -242,8 +244,10 @@ class LatentAttention(ShardedModule):
         latent, rope_key_BSR = cache["latent"], cache["rope_key"]
         heads = (*latent.shape[:2], self.config.n_head)
         k_BSNH = split_heads(self.key_up(latent), self.config.head_dim)
-        k_BSNR = jnp.broadcast_to(rope_key_BSR[:, :, None], (*heads, rope_key_BSR.shape[2]))
         v_BSNV = split_heads(self.value_up(latent), self.config.v_dim)
+        if not rope_key_BSR.shape[2]:
+            return k_BSNH, v_BSNV
+        k_BSNR = jnp.broadcast_to(rope_key_BSR[:, :, None], (*heads, rope_key_BSR.shape[2]))
         return jnp.concatenate([k_BSNH, k_BSNR], -1), v_BSNV
 
     def _absorb(self, q_BTNF: Float[Array, "B T N F"]) -> Float[Array, "B T N C"]:
