@@ -7,16 +7,19 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import tjx_ckpt
 import tjx_nn
+from tjx_core import ConfigError
 from tjx_data import train_bpe
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit_config import ViTConfig
 from tjx_trainer.cli.arguments import resolve
-from tjx_trainer.training.build import build_step_components
+from tjx_trainer.config.run_config import Config
+from tjx_trainer.training.build import build_step_components, make_update_rule
 from tjx_trainer.training.pretrained import check_pretrained, check_tokenizer, pretrained_params
 from tjx_trainer.training.train_state import initial_state
 
@@ -64,6 +67,80 @@ def test_another_shape_is_reported_with_the_flags_that_fix_it(folder: Path) -> N
     assert problems[1].endswith("give --model.bias true")
     assert "data.tokenizer: got one of 300 tokens; expected 257" in problems[2]
     assert "give --model.max_seq_len 16" in problems[3]
+
+
+def extended(folder: Path, rows: str) -> Config:
+    flags = [flag for flag in FLAGS if "vocab_size" not in flag]
+    more = [f"--train.init_from={folder}", f"--train.new_tokens={rows}"]
+    return resolve([*flags, "--model.vocab_size=261", *more])
+
+
+def test_rows_of_new_tokens_are_the_mean_or_random(folder: Path) -> None:
+    _, theirs = tjx_nn.hf.load(folder)
+    old = theirs["wte"]["embedding"]
+    for rows in ("mean", "random"):
+        table = pretrained_params(extended(folder, rows))["wte"]["embedding"]
+        np.testing.assert_array_equal(table[:257], old)
+        assert not table[261:].any()
+        if rows == "mean":
+            np.testing.assert_allclose(table[257:261], np.tile(old.mean(0), (4, 1)), rtol=1e-5)
+        else:
+            assert 0.01 < table[257:261].std() < 0.04
+    with pytest.raises(ValueError, match="expected 257, those of") as caught:
+        check_pretrained(extended(folder, "error"))
+    assert "--train.new_tokens mean" in str(caught.value)
+    config = extended(folder, "mean")
+    assert isinstance(config.model, GPTConfig)
+    smaller = replace(config, model=replace(config.model, vocab_size=200))
+    with pytest.raises(ValueError, match="expected 257, those of"):
+        check_pretrained(smaller)
+
+
+def test_frozen_blocks_do_not_move_and_the_others_move_by_their_rates() -> None:
+    flags = [flag for flag in FLAGS if "n_layer" not in flag]
+    flags += ["--optimizer.name=sgd", "--optimizer.momentum=0", "--optimizer.weight_decay=0.1"]
+    flags += ["--schedule.warmup_steps=0", "--model.n_layer=3"]
+    config = resolve([*flags, "--train.freeze_layers=1", "--train.layer_decay=0.5"])
+    schedule, optimizer = make_update_rule(config)
+    with jax.transfer_guard("allow"):
+        params = jax.jit(tjx_nn.init, static_argnums=0)(config.model, jax.random.key(0))
+
+        @jax.jit
+        def updates_of(params: Any) -> Any:
+            gradients = jax.tree.map(jnp.ones_like, params)
+            return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+        updates = jax.device_get(updates_of(params))
+        rate, params = np.asarray(schedule(0)), jax.device_get(params)
+    # The gradients of frozen blocks do not count in the norm, to which the others are clipped.
+    moved = sum(leaf.size for leaf in jax.tree.leaves(params))
+    moved -= sum(leaf[0].size for leaf in jax.tree.leaves(params["blocks"]))
+    step = -rate / moved**0.5
+    assert step < 0
+    for name in ("kernel", "bias"):
+        leaf, param = (tree["blocks"]["mlp"]["up"][name] for tree in (updates, params))
+        decay = -rate * 0.1 * param if name == "kernel" else 0 * param
+        assert not leaf[0].any()
+        np.testing.assert_allclose(leaf[1], (step + decay[1]) / 4, rtol=1e-5)
+        np.testing.assert_allclose(leaf[2], (step + decay[2]) / 2, rtol=1e-5)
+    decay = -rate * 0.1 * params["wte"]["embedding"]
+    np.testing.assert_allclose(updates["wte"]["embedding"], (step + decay) / 16, rtol=1e-4)
+    np.testing.assert_allclose(updates["ln_f"]["scale"], step, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train.freeze_layers=3"], "train.freeze_layers: got 3; expected at most model.n_layer"),
+        (["--train.layer_decay=0"], "train.layer_decay: got 0.0; expected (0, 1]"),
+        (["--train.layer_decay=0.9", "--lora.rank=2"], "train.layer_decay: got 0.9 with"),
+        (["--train.new_tokens=mean"], "train.new_tokens: got mean without init_from"),
+    ],
+)
+def test_layer_rates_that_do_not_fit_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve([*FLAGS, *flags])
+    assert message in str(caught.value)
 
 
 def test_the_tokenizer_is_the_folders_unless_another_is_given(folder: Path) -> None:

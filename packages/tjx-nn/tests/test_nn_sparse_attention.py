@@ -28,10 +28,13 @@ LATENT = dataclasses.replace(
     TINY, n_kv_head=None, latent=LatentConfig(kv_dim=5, rope_dim=2, v_dim=3)
 )
 RICH = dataclasses.replace(TINY, positions="alibi", attention_soft_cap=2.0, qk_norm=True)
+# The attention scores of each head select its keys.
+BY_SCORE = dataclasses.replace(RICH, sparse=SparseConfig(top_k=3, indexer=False))
+SINKS = dataclasses.replace(TINY, attention_sinks=True, sparse=SparseConfig(top_k=T, indexer=False))
 
 
 def with_top_k(config: GPTConfig, top_k: int | None) -> GPTConfig:
-    return dataclasses.replace(config, sparse=dataclasses.replace(PICKY, top_k=top_k))
+    return dataclasses.replace(config, sparse=dataclasses.replace(config.sparse, top_k=top_k))
 
 
 @functools.cache
@@ -121,7 +124,7 @@ def oracle(
     """Loop over queries and heads in float64, with ALiBi, soft cap and QK-norm, without RoPE."""
     p = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     n, k, h = config.n_head, config.kv_heads, config.head_dim
-    sparse, i = config.sparse, p["indexer"]
+    sparse, i = config.sparse, p.get("indexer")
     outs, losses = np.zeros(x_BTD.shape), []
     for b, x in enumerate(x_BTD.astype(np.float64)):
         q, keys, values = (
@@ -129,36 +132,42 @@ def oracle(
             for name in ("query", "key", "value")
         )
         q, keys = norm(q, p["query_norm"]), norm(keys, p["key_norm"])
-        index_q = (x @ i["query"]["kernel"]).reshape(len(x), sparse.n_head, -1)
-        index_k = norm(x @ i["key"]["kernel"], i["key_norm"])
-        index_w = x @ i["weight"]["kernel"]
+        if i is not None:
+            index_q = (x @ i["query"]["kernel"]).reshape(len(x), sparse.n_head, -1)
+            index_k = norm(x @ i["key"]["kernel"], i["key_norm"])
+            index_w = x @ i["weight"]["kernel"]
         for t in range(len(x)):
             seen = [s for s in range(t + 1) if ids[b, s] == ids[b, t] and t - s < (window or T)]
-            index_scores = {s: index_w[t] @ np.maximum(index_q[t] @ index_k[s], 0) for s in seen}
-            # A stable sort: ties prefer the first key.
-            picked = sorted(seen, key=lambda s: -index_scores[s])[: sparse.top_k]
-            total, heads = np.zeros(len(picked)), []
+            scores = np.empty((n, T))
             for head in range(n):
-                s = keys[picked, head // (n // k)] @ q[t, head] / np.sqrt(h)
+                s = keys[:, head // (n // k)] @ q[t, head] / np.sqrt(h)
                 cap = config.attention_soft_cap
                 s = s if cap is None else cap * np.tanh(s / cap)
-                weights = softmax(s - 2.0 ** (-8 / n * (head + 1)) * (t - np.array(picked)))
-                total += weights / n
-                heads.append(weights @ values[picked, head // (n // k)])
+                scores[head] = s - 2.0 ** (-8 / n * (head + 1)) * (t - np.arange(T))
+            rank = scores
+            if i is not None:
+                rank = np.tile(index_w[t] @ np.maximum(index_q[t] @ index_k.T, 0), (n, 1))
+            # A stable sort: ties prefer the first key.
+            picked = [sorted(seen, key=lambda s: -by[s])[: sparse.top_k] for by in rank]
+            weights = [softmax(scores[head, keep]) for head, keep in enumerate(picked)]
+            heads = [w @ values[picked[j], j // (n // k)] for j, w in enumerate(weights)]
             outs[b, t] = np.concatenate(heads) @ p["out"]["kernel"] + p["out"]["bias"]
-            guess = softmax(np.array([index_scores[s] for s in picked]))
-            losses.append((total * np.log(total / guess)).sum())
-    return outs, float(np.mean(losses))
+            if i is not None:
+                total, guess = np.mean(weights, 0), softmax(rank[0, picked[0]])
+                losses.append((total * np.log(total / guess)).sum())
+    return outs, float(np.mean(losses)) if losses else 0.0
 
 
+@pytest.mark.parametrize("config", [RICH, BY_SCORE], ids=["indexer", "scores"])
 @pytest.mark.parametrize("window", [None, 4])
-def test_top_k_attention_equals_the_numpy_reference(window: int | None) -> None:
-    params, x, metadata = make_params(RICH), inputs(), documents()
+def test_top_k_attention_equals_the_numpy_reference(config: GPTConfig, window: int | None) -> None:
+    params, x, metadata = make_params(config), inputs(), documents()
     placed = jax.device_put((params, x, metadata))
-    out, _, aux_losses = jax.device_get(apply(RICH, *placed, window=window))
-    expected, loss = oracle(RICH, params, x, np.asarray(metadata.segment_ids), window)
+    out, _, aux_losses = jax.device_get(apply(config, *placed, window=window))
+    expected, loss = oracle(config, params, x, np.asarray(metadata.segment_ids), window)
     np.testing.assert_allclose(out, expected, atol=2e-5)
-    np.testing.assert_allclose(aux_losses["indexer_loss"], loss, rtol=1e-4)
+    assert list(aux_losses) == (["indexer_loss"] if config is RICH else [])
+    np.testing.assert_allclose(aux_losses.get("indexer_loss", 0), loss, rtol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
@@ -201,6 +210,19 @@ def test_with_all_keys_it_equals_dense_attention(config: GPTConfig) -> None:
     dense, _, of_dense, _ = run_gradients(with_top_k(config, None), params, chunk=4)
     np.testing.assert_allclose(out, dense, atol=1e-6)
     assert_close(of_out, of_dense, 2e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SINKS, dataclasses.replace(LATENT, sparse=SINKS.sparse)],
+    ids=["sinks", "latent"],
+)
+def test_without_an_indexer_all_keys_equal_dense_attention(config: GPTConfig) -> None:
+    params = make_params(config)
+    found = run_gradients(config, params, chunk=4)
+    dense = run_gradients(with_top_k(config, None), params, chunk=4)
+    np.testing.assert_allclose(found[0], dense[0], atol=1e-6)
+    assert_close(found[2], dense[2], 2e-5)
 
 
 def test_chunked_queries_equal_one_chunk() -> None:
@@ -247,9 +269,12 @@ def test_training_the_indexer_lowers_its_loss() -> None:
 
 @pytest.mark.parametrize(
     ("config", "window"),
-    [(RICH, 6), (LATENT, None)],
-    ids=["alibi", "latent"],
-)
+    [
+        (RICH, 6), (LATENT, None), (BY_SCORE, 6), (with_top_k(SINKS, 3), None),
+        (dataclasses.replace(LATENT, sparse=BY_SCORE.sparse), None),
+    ],
+    ids=["alibi", "latent", "scores", "scores, sinks", "scores, latent"],
+)  # fmt: skip
 def test_decoding_one_token_and_several_equals_the_full_pass(
     config: GPTConfig, window: int | None
 ) -> None:

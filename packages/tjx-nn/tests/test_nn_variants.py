@@ -73,6 +73,7 @@ VARIANTS: dict[str, GPTConfig] = {
         n_kv_head=2, window=4, global_every=2, attention_sinks=True, tied_head=False,
         remat="attention",
         experts=ExpertsConfig(count=4, d_ff=8, use_bias=True),
+        sparse=SparseConfig(top_k=3, indexer=False),
         rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=16, truncate=False),
     ),
     "Llama 4": GPTConfig(
@@ -86,7 +87,8 @@ VARIANTS: dict[str, GPTConfig] = {
         ),
     ),
     "latent attention": GPTConfig(
-        **SIZES, positions="rope", latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6),
+        **SIZES, positions="rope",
+        latent=LatentConfig(kv_dim=8, rope_dim=4, v_dim=6, rope_heads=2, use_norm=False),
         rope=RopeConfig(scaling="ntk", factor=2.0), dtype="bfloat16",
     ),
     "DeepSeek": GPTConfig(

@@ -12,6 +12,7 @@ import tjx_data
 import tjx_nn
 import tjx_parallel
 from tjx_data.conversations.template import has_template
+from tjx_eval.convert_attention import AttentionOptions, convert_attention
 from tjx_eval.errors import EvalError
 from tjx_eval.resolve import resolve_model
 from tjx_nn import hf
@@ -126,6 +127,7 @@ def load_model(
     step: int | None = None,
     tokenizer: str | None = None,
     families: tuple[str, ...] | None = DECODERS,
+    attention: AttentionOptions | None = None,
     quantization: str | None = None,
 ) -> TrainedModel:
     """Load a model, sharded over all devices.
@@ -141,6 +143,8 @@ def load_model(
         File, directory or hub name of another tokenizer.
     families : tuple of str or None
         Accepted model families; None accepts all.
+    attention : AttentionOptions, optional
+        Changes of a decoder's attention, before `quantization`.
     quantization : str, optional
         "int8" rounds the kernels of the blocks (`tjx_nn.quantize`).
 
@@ -160,6 +164,8 @@ def load_model(
         raise EvalError(f"--step: got {step}; {path} is a Transformers model without steps")
     else:
         model = _load_transformers(resolved.path, tokenizer, families)
+    if attention is not None:
+        model = convert_attention(model, attention)
     if quantization is None:
         return model
     params = jax.jit(tjx_nn.quantize, static_argnums=0)(model.architecture, model.params)

@@ -17,6 +17,7 @@ from tjx_eval import __version__
 from tjx_eval.commands import (
     attention,
     compare,
+    core,
     doctor,
     export,
     generate,
@@ -35,6 +36,7 @@ COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
     "pass_at_k": pass_at_k,
     "tasks": tasks,
+    "core": core,
     "export": export,
     "doctor": doctor,
     "serve": serve,

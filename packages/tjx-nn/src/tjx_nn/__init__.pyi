@@ -1,6 +1,7 @@
 from . import hf as hf
 from . import lora as lora
 from .attention.attention_maps import attention_weights as attention_weights
+from .attention.latent_conversion import to_latent_attention as to_latent_attention
 from .attention.mha import Attention as Attention
 from .attention.mla import LatentAttention as LatentAttention
 from .attention.sparse import SparseAttention as SparseAttention

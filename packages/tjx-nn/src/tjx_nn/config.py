@@ -70,7 +70,8 @@ class TransformerConfig:
     bias
         Whether linear layers and norms have biases.
     qkv_bias
-        Whether the projections to queries, keys and values have biases; None is bias.
+        Whether the projections to queries, keys and values (and their latents) have biases; None
+        is bias.
     activation
         Activation of the MLP: GELU (tanh approximation or exact), ReLU, squared ReLU, or gated:
         "swiglu", "geglu" (Shazeer 2020), "geglu_erf" with the exact GELU (ModernBERT),
@@ -116,7 +117,7 @@ class TransformerConfig:
     latent
         Latent attention (MLA).
     sparse
-        Sparse attention (DSA).
+        Sparse attention (DSA, or top-k).
     experts
         Mixture of experts.
     parallel_block
@@ -347,11 +348,13 @@ class TransformerConfig:
                 f"rope.local_base: got {self.rope.local_base} with latent.kv_dim "
                 f"{self.latent.kv_dim}; expected None, as latent attention has one base; omit it"
             )
-        latent, sparse = self.latent.kv_dim is not None, self.sparse.top_k is not None
+        latent = self.latent.kv_dim is not None
+        sparse = self.sparse.top_k is not None and self.sparse.indexer
         if self.nope_every is not None and (self.positions != "rope" or latent or sparse):
             problems.append(
                 f"nope_every: got {self.nope_every}; expected None without positions 'rope', with "
-                "latent.kv_dim and with sparse.top_k, whose blocks have the same positions; omit it"
+                "latent.kv_dim and with an indexer of sparse.top_k, whose blocks have the same "
+                "positions; omit it"
             )
         if self.nope_every is not None and self.window == self.max_seq_len:
             problems.append(
@@ -379,14 +382,11 @@ class TransformerConfig:
             )
         if self.attention_sinks and (latent or sparse):
             problems.append(
-                "attention_sinks: got True; expected False with latent.kv_dim and with "
-                "sparse.top_k, whose attention has no sinks; omit it"
+                "attention_sinks: got True; expected False with latent.kv_dim and with an indexer "
+                "of sparse.top_k, whose attention has no sinks; omit it"
             )
-        if self.latent.kv_dim is not None and self.qkv_bias is not None:
-            problems.append(
-                f"qkv_bias: got {self.qkv_bias} with latent.kv_dim {self.latent.kv_dim}; expected "
-                "None, as latent attention has no such projections; omit it"
-            )
+        if latent and self.positions == "rope" and not self.latent.rope_dim:
+            problems.append("latent.rope_dim: got 0; expected at least 2 for positions 'rope'")
         if self.experts.count and self.experts.first_layer >= self.n_layer:
             problems.append(
                 f"experts.first_layer: got {self.experts.first_layer} with n_layer {self.n_layer}; "

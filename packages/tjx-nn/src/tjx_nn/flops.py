@@ -253,20 +253,24 @@ def _attention(config: TransformerConfig) -> int:
 
 def _latent_attention(config: TransformerConfig, kv_dim: int) -> int:
     latent, d, n = config.latent, config.d_model, config.n_head
-    query_dim = n * (config.head_dim + latent.rope_dim)
+    query_dim, up_dim = (
+        n * (config.head_dim + latent.rope_dim),
+        n * (config.head_dim + config.v_dim),
+    )
+    shapes = [(d, kv_dim + latent.rope_dim), (kv_dim, up_dim)]
     if latent.q_dim is None:
-        queries = _linear(config, d, query_dim)
+        shapes.append((d, query_dim))
     else:
-        queries = _linear(config, d, latent.q_dim) + _norm(config, latent.q_dim)
-        queries += _linear(config, latent.q_dim, query_dim)
-    down = _linear(config, d, kv_dim + latent.rope_dim) + _norm(config, kv_dim)
-    up = _linear(config, kv_dim, n * config.head_dim) + _linear(config, kv_dim, n * config.v_dim)
-    return queries + down + up + _linear(config, n * config.v_dim, d)
+        shapes += [(d, latent.q_dim), (latent.q_dim, query_dim)]
+    kernels = sum((fan_in + config.has_qkv_bias) * fan_out for fan_in, fan_out in shapes)
+    normalized = (kv_dim, latent.q_dim or 0) if latent.use_norm else ()
+    norms = sum(_norm(config, features) for features in normalized)
+    return kernels + norms + _linear(config, n * config.v_dim, d)
 
 
 def _indexer(config: TransformerConfig) -> int:
     sparse = config.sparse
-    if sparse.top_k is None:
+    if sparse.top_k is None or not sparse.indexer:
         return 0
     features = sparse.n_head * sparse.head_dim + sparse.head_dim + sparse.n_head
     return config.d_model * features + _norm(config, sparse.head_dim)
@@ -302,9 +306,12 @@ def _attention_flops(
     if window is not None and config.symmetric_window and not causal:
         reach = 2 * reach - 1
     sparse, seen = config.sparse, min(seq_len, reach)
-    indexer = 6 * seen * sparse.n_head * sparse.head_dim if sparse.top_k is not None else 0
-    seen = min(seen, sparse.top_k or seen)
+    selected = min(seen, sparse.top_k or seen)
     query_dim = config.head_dim
     if config.latent.kv_dim is not None:
         query_dim += config.latent.rope_dim
-    return indexer + 6 * seen * config.n_head * (query_dim + config.v_dim)
+    if sparse.top_k is not None and sparse.indexer:
+        scores = sparse.n_head * sparse.head_dim * seen + config.n_head * query_dim * selected
+    else:
+        scores = config.n_head * query_dim * seen
+    return 6 * (scores + config.n_head * config.v_dim * selected)

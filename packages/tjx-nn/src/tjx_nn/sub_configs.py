@@ -170,21 +170,33 @@ class LatentConfig:
     q_dim
         Features of the latent of queries; None projects queries directly.
     rope_dim
-        Features of the rotary part of queries and of the key shared by all heads; even.
+        Features of the rotary part of queries and of the key shared by all heads; even. 0 has no
+        rotary part, for other positions than "rope".
+    rope_heads
+        Number of groups of rope_dim / rope_heads features, each with all frequencies; above 1 in
+        converted models (`tjx_nn.to_latent_attention`).
     v_dim
         Features of the values of a head; None is head_dim.
+    use_norm
+        Whether latents are normalized; False in converted models.
     """
 
     kv_dim: int | None = None
     q_dim: int | None = None
     rope_dim: int = 64
+    rope_heads: int = 1
     v_dim: int | None = None
+    use_norm: bool = True
 
     def __post_init__(self) -> None:
         """Raise ValueError with a line for each invalid field."""
-        problems = check_sizes(self, "kv_dim", "q_dim", "rope_dim", "v_dim")
-        if not problems and self.rope_dim % 2:
-            problems.append(f"rope_dim: got {self.rope_dim}; expected an even number")
+        problems = check_sizes(self, "kv_dim", "q_dim", "rope_heads", "v_dim")
+        problems += check_sizes(self, "rope_dim", at_least=0)
+        if not problems and self.rope_dim % (2 * self.rope_heads):
+            expected = "an even number"
+            if self.rope_heads > 1:
+                expected = f"a multiple of 2 * rope_heads, {2 * self.rope_heads}"
+            problems.append(f"rope_dim: got {self.rope_dim}; expected {expected}")
         raise_problems(problems)
 
 
@@ -195,7 +207,11 @@ class SparseConfig:
     Attributes
     ----------
     top_k
-        Number of keys that each query attends to, selected by the indexer; None is all.
+        Number of keys that each query attends to; None is all.
+    indexer
+        Whether a trained indexer selects the keys of all heads; False selects the keys of each head
+        by its attention scores, without parameters (Gupta et al. 2021, "Memory-efficient
+        Transformers via Top-k Attention").
     n_head
         Number of indexer heads.
     head_dim
@@ -205,6 +221,7 @@ class SparseConfig:
     """
 
     top_k: int | None = None
+    indexer: bool = True
     n_head: int = 4
     head_dim: int = 64
     loss: float = 1.0

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
@@ -47,7 +48,7 @@ def make_optimizer(
         Optimizer and its settings.
     schedule : callable, float or None
         Learning rate by step, such as from `make_schedule`; None: ``config.learning_rate``.
-    learning_rate_scales : pytree of floats like the parameters, optional
+    learning_rate_scales : pytree of floats, or arrays that broadcast, like the parameters, optional
         Factor of the learning rate of each parameter (muP), also of its weight decay.
     stack_axes : pytree of ints like the parameters, optional
         How many leading axes of each parameter stack layers (and experts): 1 for [layers, in, out]
@@ -94,7 +95,7 @@ def make_optimizer(
     rules = ParameterRules(config, learning_rate_scales, stack_axes, decay_mask, muon_mask)
     rate = config.learning_rate if schedule is None else schedule
     # Clipping comes first, so that the moments are those of the clipped gradient.
-    stages = [*_clipping(config, rules), _descent(config, rules, rate)]
+    stages = [*_frozen_layers(rules), *_clipping(config, rules), _descent(config, rules, rate)]
     if config.ema_decay is not None:
         stages.append(average_parameters(config.ema_decay))
     optimizer = optax.chain(*stages)
@@ -111,6 +112,17 @@ def make_optimizer(
         return optimizer.init(params)
 
     return optax.GradientTransformation(init, optimizer.update)
+
+
+def _frozen_layers(rules: ParameterRules) -> list[optax.GradientTransformation]:
+    """Set the gradients of stacked layers to 0 whose learning-rate scale is 0.
+
+    They do not count in the global norm then.
+    """
+    scales = rules.given.get("learning_rate_scales", {})
+    if all(np.all(scale) for scale in scales.values()):
+        return []
+    return [update_by_path(lambda path, g, _: jnp.where(scales[path] != 0, g, 0).astype(g.dtype))]
 
 
 def _clipping(config: OptimizerConfig, rules: ParameterRules) -> list[optax.GradientTransformation]:

@@ -8,6 +8,7 @@ from tjx_core import CommandParser, whole_number
 from tjx_eval.resolve import resolve_model
 
 if TYPE_CHECKING:
+    from tjx_eval.convert_attention import AttentionOptions
     from tjx_eval.load_model import TrainedModel
 
 positive = whole_number(1)
@@ -27,7 +28,7 @@ def plot_file(text: str) -> str:
 
 
 def add_model(parser: CommandParser, *, quantization: bool = True) -> None:
-    """Add the model directory, ``--step`` and ``--tokenizer``, and ``--quantization`` if wanted."""
+    """Add the model directory and the arguments that change it, ``--quantization`` if wanted."""
     parser.add_argument(
         "model",
         type=model_directory,
@@ -37,10 +38,29 @@ def add_model(parser: CommandParser, *, quantization: bool = True) -> None:
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="file, directory or hub name of the model's tokenizer"
     )
+    parser.add_argument(
+        "--use_mla", type=positive, metavar="RANK",
+        help="convert a decoder's attention to latent attention (MLA) of this rank, by SVD",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mla_rope_heads", type=positive, metavar="N",
+        help="of --use_mla: mixed key heads that keep rotary embeddings (default: all, exact)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sparse_top_k", type=positive, metavar="K",
+        help="attend to the K keys with the highest scores, of each query and head",
+    )  # fmt: skip
     if quantization:
         parser.add_argument(
             "--quantization", choices=("int8",), help="round the weights of the blocks to int8"
         )
+
+
+def attention_options(arguments: argparse.Namespace) -> "AttentionOptions":
+    """Return the changes of attention among the arguments of `add_model`."""
+    from tjx_eval.convert_attention import AttentionOptions
+
+    return AttentionOptions(arguments.use_mla, arguments.mla_rope_heads, arguments.sparse_top_k)
 
 
 def load(arguments: argparse.Namespace) -> "TrainedModel":
@@ -51,7 +71,8 @@ def load(arguments: argparse.Namespace) -> "TrainedModel":
         arguments.model,
         step=arguments.step,
         tokenizer=arguments.tokenizer,
-        quantization=arguments.quantization,
+        attention=attention_options(arguments),
+        quantization=getattr(arguments, "quantization", None),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tjx_core import CommandParser
-from tjx_eval.commands.arguments import add_model
+from tjx_eval.commands.arguments import add_model, load
 from tjx_eval.errors import EvalError
 
 if TYPE_CHECKING:
@@ -32,9 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     import tjx_metrics
-    from tjx_eval.load_model import load_model
 
-    model = load_model(arguments.model, step=arguments.step, tokenizer=arguments.tokenizer)
+    model = load(arguments)
     tokens, weights = attention_weights(model, text)
     pieces = [model.tokenizer.decode([token]) for token in tokens.tolist()]
     distances = tjx_metrics.attention_distances(weights)

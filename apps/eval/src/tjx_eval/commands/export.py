@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tjx_ckpt.store.temporary_files import new_file, new_folder
 from tjx_core import CommandParser, ConfigError, Problem
-from tjx_eval.commands.arguments import add_model, positive
+from tjx_eval.commands.arguments import add_model, attention_options, positive
 from tjx_eval.errors import EvalError
 
 _DEFAULT_LENGTH = 128
@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         families=decoders
         if arguments.format == "gguf"
         else (*decoders, "bert", "vit", "encoder_decoder"),
+        attention=attention_options(arguments),
     )
     if arguments.format == "gguf":
         from tjx_eval.export.gguf import export_gguf
@@ -96,7 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace, out: Path) -> None:
     shape = ("batch", "length")
-    unused = {"hf": shape, "onnx": ("dtype",), "peft": ("dtype", *shape), "gguf": shape}
+    changes = ("use_mla", "sparse_top_k")  # of the model, which adapters do not fit then
+    unused = {"hf": shape, "onnx": ("dtype",), "peft": ("dtype", *shape, *changes), "gguf": shape}
     problems = [
         Problem(f"--{name}", f"not used with --format {arguments.format}; leave it out")
         for name in unused[arguments.format]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tjx_core import CommandParser
-from tjx_eval.commands.arguments import add_model, add_text
+from tjx_eval.commands.arguments import add_model, add_text, attention_options
 from tjx_eval.errors import EvalError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the metrics, and write them to the requested files."""
     if arguments.csv and not arguments.per_document:
         raise EvalError("--csv: got no table of documents to write; give --per_document too")
+    import tjx_nn
     import tjx_parallel
     from tjx_eval.commands.tables import print_metrics, print_rows
     from tjx_eval.load_model import DECODERS, join_processes, load_model
@@ -43,11 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
         step=arguments.step,
         tokenizer=arguments.tokenizer,
         families=DECODERS if of_text else None,
+        attention=attention_options(arguments),
         quantization=arguments.quantization,
     )
     results: dict[str, Any] = {"model": str(model.path)}
     if model.step is not None:
         results["step"] = model.step
+    if arguments.use_mla is not None:
+        results["kv_cache_bytes_per_token"] = tjx_nn.cache_bytes(model.gpt, 1)
     results |= _text_loss(model, arguments) if of_text else _validation_loss(model, arguments)
     if not tjx_parallel.is_main():
         return 0

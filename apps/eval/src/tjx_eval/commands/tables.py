@@ -20,16 +20,17 @@ def print_metrics(metrics: Mapping[str, Metric]) -> None:
     Console().print(table)
 
 
-def print_rows(rows: Sequence[Mapping[str, Metric]], *, title: str | None = None) -> None:
-    """Print one row per line, at most 20 rows, and the number of omitted rows.
+def print_rows(
+    rows: Sequence[Mapping[str, Metric]], *, title: str | None = None, max_rows: int = _MAX_ROWS
+) -> None:
+    """Print one row per line, at most `max_rows`, and the number of omitted rows.
 
     The longest text column is truncated to the width of the terminal. In a file or pipe, numbers
     are never truncated.
     """
     console = Console()
     cells = [
-        {name: format_metric(name, value) for name, value in row.items()}
-        for row in rows[:_MAX_ROWS]
+        {name: format_metric(name, value) for name, value in row.items()} for row in rows[:max_rows]
     ]
     names = list(dict.fromkeys(name for row in cells for name in row))
     widths = {n: max(len(n), *(len(row.get(n, "")) for row in cells)) for n in names}
@@ -52,8 +53,8 @@ def print_rows(rows: Sequence[Mapping[str, Metric]], *, title: str | None = None
     if title:
         console.print(Text(title))
     console.print(table)
-    if len(rows) > _MAX_ROWS:
-        console.print(f"... and {len(rows) - _MAX_ROWS:,} more: --json FILE holds all")
+    if len(rows) > max_rows:
+        console.print(f"... and {len(rows) - max_rows:,} more: --json FILE holds all")
 
 
 def format_metric(name: str, value: Metric) -> str:

@@ -175,6 +175,30 @@ def check_lora(
     ]
 
 
+def check_layer_rates(lora: LoRAConfig, model: "ModelConfig", train: TrainConfig) -> list[Problem]:
+    """Check that layer-wise learning rates fit the model."""
+    rates = {"freeze_layers": (train.freeze_layers, 0), "layer_decay": (train.layer_decay, 1)}
+    rule = None
+    if model.family != "gpt":
+        rule = "a decoder"
+    elif lora.rank is not None:
+        rule = "no adapters, whose base is not trained"
+    problems = [
+        Problem(
+            f"train.{name}",
+            f"got {value} with model.family {model.family} and lora.rank {lora.rank}; expected "
+            f"{rule}; leave it out",
+            ("model.family", "lora.rank"),
+        )
+        for name, (value, default) in rates.items()
+        if rule is not None and value != default
+    ]
+    if train.freeze_layers > model.n_layer:
+        message = f"got {train.freeze_layers}; expected at most model.n_layer, {model.n_layer}"
+        problems.append(Problem("train.freeze_layers", message, ("model.n_layer",)))
+    return problems
+
+
 def check_distill(
     task: str | None, distill: DistillConfig, rl: RLConfig, model: "ModelConfig",
     train: TrainConfig, mesh: MeshConfig,

@@ -9,6 +9,7 @@ from tjx_core import ConfigError, Problem, unknown_name
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8"]
 Reproducible = Literal["none", "mesh"]
+NewTokens = Literal["error", "mean", "random"]
 
 DTYPE_OF_PRECISION: Mapping[str, str] = {
     "fp32": "float32",
@@ -45,6 +46,13 @@ class TrainConfig:
     new_head
         Whether the head of a ViT starts anew, for other classes than those of init_from; its
         pooling may differ too.
+    new_tokens
+        Rows of token ids that init_from lacks: "mean" of its rows, or "random" as without
+        init_from; "error" refuses a larger vocabulary.
+    freeze_layers
+        Number of first blocks of a decoder that are not trained.
+    layer_decay
+        Factor of the learning rate from each block of a decoder to the one before; 1: equal rates.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
         fp8 is bf16 with 8-bit floats in the matrix products of attention projections and MLP.
@@ -79,6 +87,9 @@ class TrainConfig:
     device_batch_size: int | None = None
     init_from: str | None = None
     new_head: bool = False
+    new_tokens: NewTokens = "error"
+    freeze_layers: int = 0
+    layer_decay: float = 1.0
     precision: Precision = "fp32"
     deterministic: bool = False
     reproducible: Reproducible = "none"
@@ -110,8 +121,9 @@ class TrainConfig:
     def _check_counts(self) -> Iterator[Problem]:
         required = ("max_steps", "batch_size", "eval_every")
         optional = ("accumulation", "device_batch_size", "eval_tokens", "sample_top_k")
-        for name in (*required, *optional, "sample_tokens"):
-            value, least = getattr(self, name), 0 if name == "sample_tokens" else 1
+        zero = ("sample_tokens", "freeze_layers")
+        for name in (*required, *optional, *zero):
+            value, least = getattr(self, name), 0 if name in zero else 1
             if value is not None and not least <= value <= MAX_COUNT:
                 rule = f"at least {least}" if value < least else f"at most {MAX_COUNT}"
                 yield Problem(
@@ -119,12 +131,20 @@ class TrainConfig:
                 )
 
     def _check_choices(self) -> Iterator[Problem]:
+        if self.new_tokens in ("mean", "random") and self.init_from is None:
+            message = f"got {self.new_tokens} without init_from; expected both; give init_from"
+            yield Problem("new_tokens", message, ("init_from",))
+        if not 0 < self.layer_decay <= 1:
+            yield Problem("layer_decay", f"got {self.layer_decay}; expected (0, 1], such as 0.9")
         temperature = self.sample_temperature
         if not (math.isfinite(temperature) and temperature >= 0):
             yield Problem(
                 "sample_temperature", f"got {temperature}; expected at least 0; 0 is greedy"
             )
-        for name, kind in (("precision", Precision), ("reproducible", Reproducible)):
+        choices = (
+            ("precision", Precision), ("reproducible", Reproducible), ("new_tokens", NewTokens),
+        )  # fmt: skip
+        for name, kind in choices:
             if getattr(self, name) not in get_args(kind):
                 yield unknown_name(name, getattr(self, name), get_args(kind))
         if self.new_head and (self.init_from is None or self.orbax_path is not None):

@@ -147,9 +147,11 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
         learning_rate=config.optimizer.learning_rate,
         max_steps=config.train.max_steps,
     )
-    scales = None
-    if config.model.mup_base is not None:
-        scales = tjx_nn.learning_rate_scales(config.model)
+    scales, train = None, config.train
+    if config.model.mup_base is not None or train.layer_decay != 1 or train.freeze_layers:
+        scales = tjx_nn.learning_rate_scales(
+            config.model, layer_decay=train.layer_decay, freeze_layers=train.freeze_layers
+        )
     # The updates of a rollout share the learning rate of their step.
     updates = config.rl.updates_per_rollout
     optimizer = tjx_optim.make_optimizer(

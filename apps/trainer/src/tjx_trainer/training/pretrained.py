@@ -146,8 +146,9 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     """Return the pretrained weights in the run's own parameter layout.
 
     Token tables are padded with rows of zeros to ``model.vocab_multiple``; the model masks these
-    rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT. With
-    ``train.new_head`` the head of a ViT has its initial values.
+    rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT. Rows of new tokens
+    are those of ``train.new_tokens``. With ``train.new_head`` the head of a ViT has its initial
+    values.
 
     Returns
     -------
@@ -163,7 +164,7 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     assert config.train.init_from is not None
     if (path := config.train.orbax_path) is not None:
         return orbax_params(path)
-    _, params = load_pretrained(config.train.init_from)
+    theirs, params = load_pretrained(config.train.init_from)
     load_pretrained.cache_clear()  # the weights are read once and are as large as the model
     if isinstance(config.model, ViTConfig):
         return _with_new_head(config, params) if config.train.new_head else params
@@ -171,6 +172,8 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     for name, table in tables.items():
         for key, rows in table.items():
             table[key] = _fit(np.asarray(rows), _ROWS[name](config.model))
+            if name in _TOKEN_TABLES:
+                _fill_new_tokens(config, theirs, name, table[key])
     return {**params, **tables}
 
 
@@ -188,6 +191,22 @@ _ROWS: Mapping[str, Any] = {
     "head": lambda model: model.vocab_rows,
     "wpe": lambda model: model.max_seq_len,
 }
+
+
+_TOKEN_TABLES = ("wte", "head")
+
+
+def _fill_new_tokens(config: Config, theirs: Any, name: str, table: np.ndarray) -> None:
+    """Initialize the rows of token ids that the pretrained model's tokenizer does not have."""
+    first = theirs.tokenizer_size or theirs.vocab_size
+    model: Any = config.model
+    last = max(first, model.tokenizer_size or model.vocab_size)
+    if config.train.new_tokens == "mean":
+        table[first:last] = table[:first].mean(0, dtype=np.float64)
+    elif config.train.new_tokens == "random":
+        rng = np.random.default_rng([config.seed, _TOKEN_TABLES.index(name)])
+        shape = (last - first, table.shape[1])
+        table[first:last] = model.init_std * rng.standard_normal(shape)
 
 
 def _fit(table: np.ndarray, rows: int) -> np.ndarray:
@@ -209,11 +228,15 @@ def _differences(config: Config, theirs: Any) -> list[Problem]:
     if isinstance(ours, ViTConfig):
         return _image_differences(source, expected, given, new_head=new_head)
     problems = _other_values(source, expected, given, free=frozenset({"vocab_size"}))
-    if (size := expected["vocab_size"]) != ours.vocab_size:
+    size = expected["vocab_size"]
+    extended = config.train.new_tokens != "error" and size < ours.vocab_size
+    if size != ours.vocab_size and not extended:
         message = (
             f"got one of {ours.vocab_size} tokens; expected {size}, those of "
             f"{source}; give --data.tokenizer the model's own (gpt2, or the folder of the model)"
         )
+        if size < ours.vocab_size:
+            message += ", or --train.new_tokens mean to add the others"
         problems.append(Problem("data.tokenizer", message))
     if theirs.max_seq_len < ours.max_seq_len:
         message = (

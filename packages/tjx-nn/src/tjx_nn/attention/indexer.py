@@ -116,21 +116,19 @@ def index_scores(index: IndexerOutput) -> Float32[Array, "B T S"]:
 
 def select_top_k(
     config: TransformerConfig,
-    scores_BTS: Float32[Array, "B T S"],
-    visible_BTS: Bool[Array, "#B T S"],
-) -> Bool[Array, "B T S"]:
-    """Return the mask of the up to `top_k` visible keys with the highest indexer scores."""
-    visible_BTS = jnp.broadcast_to(visible_BTS, scores_BTS.shape)
-    batch, tokens, keys = scores_BTS.shape
-    if config.sparse.top_k is None or config.sparse.top_k >= keys:
-        return visible_BTS
-    scores_BTS = jax.lax.stop_gradient(jnp.where(visible_BTS, scores_BTS, -jnp.inf))
-    top_BTP = jax.lax.top_k(scores_BTS, config.sparse.top_k)[1]
-    rows, columns = jnp.arange(batch)[:, None, None], jnp.arange(tokens)[None, :, None]
-    empty_BTS = jnp.zeros(scores_BTS.shape, bool)
+    scores: Float32[Array, "*rows S"],
+    visible: Bool[Array, "*#rows S"],
+) -> Bool[Array, "*rows S"]:
+    """Return the mask of the up to `top_k` visible keys with the highest scores."""
+    visible = jnp.broadcast_to(visible, scores.shape)
+    if config.sparse.top_k is None or config.sparse.top_k >= scores.shape[-1]:
+        return visible
+    scores = jax.lax.stop_gradient(jnp.where(visible, scores, -jnp.inf))
+    top = jax.lax.top_k(scores, config.sparse.top_k)[1]
+    rows = jnp.ogrid[tuple(slice(size) for size in (*scores.shape[:-1], 1))][:-1]
     # `top_k` returns each key once, so the scatter needs no atomics on GPUs.
-    selected_BTS = empty_BTS.at[rows, columns, top_BTP].set(True, unique_indices=True)
-    return selected_BTS & visible_BTS
+    selected = jnp.zeros(scores.shape, bool).at[(*rows, top)].set(True, unique_indices=True)
+    return selected & visible
 
 
 class SelectedKeys(NamedTuple):

@@ -8,6 +8,7 @@ C latent, F features.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,11 @@ from jaxtyping import Array, Float, Int
 from tjx_nn.attention.indexer import Indexer, select_cached_keys
 from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.attention.mha import attention_scale, merge_heads, model_alibi_slopes, split_heads
-from tjx_nn.attention.sparse import attend_selected, sparse_attention
+from tjx_nn.attention.sparse import attend_selected, attend_top_k, sparse_attention
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.linear import Linear
 from tjx_nn.layers.make_layers import linear, make_norm
+from tjx_nn.layers.norms import LayerNorm, RMSNorm
 from tjx_nn.layers.position_encoding import apply_rope
 from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import ShardedModule
@@ -31,7 +33,8 @@ class LatentAttention(ShardedModule):
     """Multi-head latent attention (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1).
 
     Queries and keys concatenate two parts: one from the latent, without positions, and a rotary one
-    from the residual stream. With `sparse.top_k` an indexer selects the keys, as in DeepSeek-V3.2.
+    from the residual stream. With `sparse.top_k` an indexer selects the keys, as in DeepSeek-V3.2,
+    or the attention scores.
 
     Parameters
     ----------
@@ -57,19 +60,21 @@ class LatentAttention(ShardedModule):
         self.config, self.causal, self.kv_dim = config, causal, latent.kv_dim
         d, n, c = config.d_model, config.n_head, latent.kv_dim
         q_dim = n * (config.head_dim + latent.rope_dim)
+        project = partial(linear, config, rngs=rngs, bias=config.has_qkv_bias)
         if latent.q_dim is None:
-            self.query = linear(config, ("embed", "heads"), (d, q_dim), rngs=rngs)
+            self.query = project(("embed", "heads"), (d, q_dim))
         else:
-            self.query_down = linear(config, ("embed", "latent"), (d, latent.q_dim), rngs=rngs)
-            self.query_norm = make_norm(config, latent.q_dim, axis="latent")
-            self.query_up = linear(config, ("latent", "heads"), (latent.q_dim, q_dim), rngs=rngs)
-        self.kv_down = linear(config, ("embed", "latent"), (d, c + latent.rope_dim), rngs=rngs)
-        self.kv_norm = make_norm(config, c, axis="latent")
-        self.key_up = linear(config, ("latent", "heads"), (c, n * config.head_dim), rngs=rngs)
-        self.value_up = linear(config, ("latent", "heads"), (c, n * config.v_dim), rngs=rngs)
+            self.query_down = project(("embed", "latent"), (d, latent.q_dim))
+            self.query_norm = self._make_norm(latent.q_dim)
+            self.query_up = project(("latent", "heads"), (latent.q_dim, q_dim))
+        self.kv_down = project(("embed", "latent"), (d, c + latent.rope_dim))
+        self.kv_norm = self._make_norm(c)
+        self.key_up = project(("latent", "heads"), (c, n * config.head_dim))
+        self.value_up = project(("latent", "heads"), (c, n * config.v_dim))
         out = (n * config.v_dim, d)
         self.out = linear(config, ("heads", "embed"), out, residual=True, rngs=rngs)
-        self.indexer = None if config.sparse.top_k is None else Indexer(config, rngs=rngs)
+        indexed = config.sparse.top_k is not None and config.sparse.indexer
+        self.indexer = Indexer(config, rngs=rngs) if indexed else None
 
     def __call__(
         self,
@@ -96,8 +101,9 @@ class LatentAttention(ShardedModule):
         config = self.config
         cache = self.keys_values(x, positions)
         q_BTNF, (k_BSNF, v_BSNV) = self.queries(x, positions), self._expand(cache)
-        if self.indexer is not None:
-            index = self.indexer(x, positions, cache["index_key"])
+        if config.sparse.top_k is not None:
+            indexer = self.indexer
+            index = None if indexer is None else indexer(x, positions, cache["index_key"])
             out_BTNV, aux_losses = sparse_attention(
                 config, q_BTNF, k_BSNF, v_BSNV, index, segment_ids,
                 causal=self.causal, window=window, dropout_key=dropout_key,
@@ -155,7 +161,7 @@ class LatentAttention(ShardedModule):
         q_BTNF = self.queries(x, positions)
         scale = attention_scale(config, q_BTNF.shape[3])
         q_BTNC = self._absorb(q_BTNF)
-        if self.indexer is None:
+        if config.sparse.top_k is None:
             latent_BTNC = cached_attention(
                 q_BTNC,
                 self._shared_key(cache["latent"], cache["rope_key"]),
@@ -166,6 +172,12 @@ class LatentAttention(ShardedModule):
                 scale=scale,
                 alibi_slopes=model_alibi_slopes(config),
             )
+        elif self.indexer is None:
+            k_BS1C = self._shared_key(cache["latent"], cache["rope_key"])
+            latent_BTNC = attend_top_k(
+                config, q_BTNC, k_BS1C, cache["latent"][:, :, None], positions,
+                window=window, scale=scale,
+            )  # fmt: skip
         else:
             index = self.indexer(x, positions, cache["index_key"])
             selected = select_cached_keys(config, index, positions, window)
@@ -199,8 +211,11 @@ class LatentAttention(ShardedModule):
         if config.latent.q_dim is None:
             q = self.query(x)
         else:
-            q = self.query_up(self.query_norm(self.query_down(x)))
+            latent = self.query_down(x)
+            q = self.query_up(latent if self.query_norm is None else self.query_norm(latent))
         q_BTNF = split_heads(q, config.head_dim + config.latent.rope_dim)
+        if not config.latent.rope_dim:  # programs that read ONNX reject empty arrays
+            return q_BTNF
         q_BTNH, q_BTNR = jnp.split(q_BTNF, [config.head_dim], -1)
         return jnp.concatenate([q_BTNH, self._apply_rope(q_BTNR, positions)], -1)
 
@@ -221,7 +236,7 @@ class LatentAttention(ShardedModule):
         """
         latent_BSC, rope_key_BSR = jnp.split(self.kv_down(x), [self.kv_dim], -1)
         entries = {
-            "latent": self.kv_norm(latent_BSC),
+            "latent": latent_BSC if self.kv_norm is None else self.kv_norm(latent_BSC),
             "rope_key": self._apply_rope(rope_key_BSR[:, :, None], positions)[:, :, 0],
         }
         if self.indexer is not None:
@@ -233,8 +248,10 @@ class LatentAttention(ShardedModule):
         latent, rope_key_BSR = cache["latent"], cache["rope_key"]
         heads = (*latent.shape[:2], self.config.n_head)
         k_BSNH = split_heads(self.key_up(latent), self.config.head_dim)
-        k_BSNR = jnp.broadcast_to(rope_key_BSR[:, :, None], (*heads, rope_key_BSR.shape[2]))
         v_BSNV = split_heads(self.value_up(latent), self.config.v_dim)
+        if not rope_key_BSR.shape[2]:
+            return k_BSNH, v_BSNV
+        k_BSNR = jnp.broadcast_to(rope_key_BSR[:, :, None], (*heads, rope_key_BSR.shape[2]))
         return jnp.concatenate([k_BSNH, k_BSNR], -1), v_BSNV
 
     def _absorb(self, q_BTNF: Float[Array, "B T N F"]) -> Float[Array, "B T N C"]:
@@ -265,4 +282,12 @@ class LatentAttention(ShardedModule):
     ) -> Float[Array, "B T N R"]:
         if self.config.positions != "rope":
             return x
-        return apply_rope(x, positions, dataclasses.replace(self.config.rope, dim=None))
+        groups = self.config.latent.rope_heads
+        by_group = rearrange(x, "b t n (g r) -> b t (n g) r", g=groups)
+        rotated = apply_rope(by_group, positions, dataclasses.replace(self.config.rope, dim=None))
+        return rearrange(rotated, "b t (n g) r -> b t n (g r)", g=groups)
+
+    def _make_norm(self, features: int) -> LayerNorm | RMSNorm | None:
+        return (
+            make_norm(self.config, features, axis="latent") if self.config.latent.use_norm else None
+        )
