@@ -4,7 +4,7 @@ Each folder has config.json and model.safetensors, saved by transformers, and go
 and logits (float32); for decoders and T5 also the mean next-token loss and the norm of its
 gradient, and the tokens of greedy generation, and the logits of the model loaded in bfloat16, as
 the uint16 of their bits; for ModernBERT the loss of masked tokens; for GPT-2 both forms of GELU;
-for T5 the buckets of distances.
+for T5 the buckets of distances; for LongRoPE results up to and beyond the original length.
 
 Run it in a separate environment (see README.md):
 
@@ -135,6 +135,35 @@ def causal(kind: str, **fields: object) -> tuple[transformers.PreTrainedModel, A
         greedy=greedy[:, PROMPT:],
     )
     return model.to(torch.bfloat16), found
+
+
+def longrope() -> tuple[transformers.PreTrainedModel, Arrays]:
+    """Return a Phi-3 with LongRoPE, and results up to and beyond its original length."""
+    original = LENGTH // 2
+    rope = {
+        "rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.5,
+        "short_factor": [1.25, 1.5], "long_factor": [3.5, 4.5],
+    }  # fmt: skip
+    sizes = {**WIDTH, "num_key_value_heads": 1, "max_position_embeddings": PROMPT + NEW}
+    sizes |= {"num_attention_heads": 2, "original_max_position_embeddings": original}
+    config = transformers.Phi3Config(
+        vocab_size=VOCAB, **sizes, rope_parameters=rope, bos_token_id=0, eos_token_id=0,
+        pad_token_id=None,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    fill(model)
+    tokens, found = ids(1), {}
+    for name, prompt, new in (
+        ("short", PROMPT, original - PROMPT),
+        ("long", original + 1, NEW // 2),
+    ):
+        greedy = model.generate(
+            tokens[:, :prompt], max_new_tokens=new, do_sample=False, eos_token_id=None,
+            pad_token_id=0,
+        )  # fmt: skip
+        found[f"{name}/greedy"] = greedy[:, prompt:]
+    found |= {"short/logits": model(tokens[:, :original]).logits, "logits": model(tokens).logits}
+    return model.to(torch.bfloat16), arrays(tokens=tokens, **found)
 
 
 def bfloat16_logits(folder: pathlib.Path, found: Arrays) -> np.ndarray:
@@ -304,6 +333,7 @@ MODELS: dict[str, Callable[[], tuple[transformers.PreTrainedModel, Arrays]]] = {
         sliding_window=5,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
     ),
+    "phi3_longrope": longrope,
     "mixtral": lambda: causal("mixtral", num_local_experts=4, sliding_window=5),
     "qwen3_moe": lambda: causal(
         "qwen3_moe", head_dim=6, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20

@@ -99,7 +99,7 @@ def test_what_a_mesh_does_not_divide_is_reported_with_both_numbers(words: str, t
 def test_ring_attention_without_a_bias_of_scores_is_reported() -> None:
     words = ["--config=seq2seq_toy", "--mesh.context=2", "--model.relative_buckets=8"]
     with pytest.raises(
-        ConfigError, match="got ring with model.relative_buckets=8; expected all_to"
+        ConfigError, match=r"got ring with model\.relative_buckets=8; expected all_to"
     ):
         resolve(words)
 

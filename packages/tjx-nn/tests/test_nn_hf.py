@@ -41,7 +41,7 @@ NAMES = [
     "gpt2", "llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3",
     "olmo2", "phi3", "mixtral", "qwen3_moe", "gpt_neox", "starcoder2", "deepseek_v2",
     "deepseek_v3", "smollm3", "granite", "cohere", "cohere2", "olmo3", "gpt_oss", "bert", "roberta",
-    "modernbert", "vit", "bart", "t5", "t5_v1_1", "mt5",
+    "modernbert", "vit", "bart", "t5", "t5_v1_1", "mt5", "phi3_longrope",
 ]  # fmt: skip
 
 DecodeWeights = dict[str, np.ndarray]

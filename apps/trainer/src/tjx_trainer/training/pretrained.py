@@ -204,10 +204,10 @@ def _differences(name: str, theirs: Any, ours: Any) -> list[Problem]:
             f"{source}; give --data.tokenizer the model's own (gpt2, or the folder of the model)"
         )
         problems.append(Problem("data.tokenizer", message))
-    if theirs.max_seq_len < ours.max_seq_len:
+    if theirs.longest_seq_len < ours.max_seq_len:
         message = (
-            f"got {ours.max_seq_len}; expected at most {theirs.max_seq_len}, that of {source}; "
-            f"give --model.max_seq_len {theirs.max_seq_len} and at most this --data.seq_len"
+            f"got {ours.max_seq_len}; expected at most {theirs.longest_seq_len}, that of {source}; "
+            f"give --model.max_seq_len {theirs.longest_seq_len} and at most this --data.seq_len"
         )
         problems.append(Problem("model.max_seq_len", message))
     return problems
