@@ -56,14 +56,17 @@ GENERATIVE = ["gpt2", *DECODERS, *SEQ2SEQ]
 
 
 def test_every_family_has_golden_results() -> None:
-    found = {}
-    for path in GOLDEN.glob("*/config.json"):
+    found: dict[tuple[str, ...], list[str]] = {}
+    for path in sorted(GOLDEN.glob("*/config.json")):
         config = json.loads(path.read_text())
-        found[config["model_type"], *config["architectures"]] = path.parent.name
+        found.setdefault((config["model_type"], *config["architectures"]), []).append(
+            path.parent.name
+        )
     families = {(family.model_type, family.architecture): family for family in BUILT_IN}
     assert families.keys() == found.keys()
     for key, family in families.items():
-        name = found[key]
+        of_kind = [*DECODERS, "gpt2"] if family.config is GPTConfig else [*ARGUMENTS, *BACKBONES]
+        name = next(each for each in found[key] if each in of_kind)
         columns = {"logits", "loss", "gradient_norm", "bfloat16_logits"}
         if name in BACKBONES:
             columns = {"features", "pooled", "bfloat16_features", "bfloat16_pooled"}
@@ -72,8 +75,6 @@ def test_every_family_has_golden_results() -> None:
             assert name in GENERATIVE
         given = {array.removeprefix("tanh/") for array in golden(name)}
         assert columns <= given, f"{name}: got {sorted(given)}; expected {sorted(columns)}"
-        others = [*ARGUMENTS, *BACKBONES]
-        assert name in [*DECODERS, "gpt2"] if family.config is GPTConfig else name in others
 
 
 def partly_slow(*fast: str, of: Sequence[str]) -> list[Any]:
@@ -150,6 +151,30 @@ def test_gradients_agree_with_transformers(name: str, record_property: Record) -
 
 # Largest root mean square error of bfloat16 logits, as a multiple of that of transformers.
 MOST_BFLOAT16_ERROR = 1.5
+
+
+@pytest.mark.parametrize(("kind", "length"), [("short", 8), ("long", 36)])
+def test_longrope_agrees_with_transformers_up_to_and_beyond_the_original_length(
+    kind: str, length: int
+) -> None:
+    read, params = hf.load(GOLDEN / "phi3_longrope")
+    assert isinstance(read, GPTConfig)
+    assert (read.max_seq_len, read.longest_seq_len) == (8, 36)
+    config = dataclasses.replace(read, max_seq_len=length)
+    arrays = golden("phi3_longrope")
+    run = functools.partial(loss_and_logits, config, "phi3_longrope", jax.device_put(params))
+    tokens, expected = arrays["tokens"], arrays["logits"]
+    if kind == "short":
+        tokens, expected = tokens[:, :8], arrays["short/logits"]
+        with pytest.raises(ValueError, match="16 tokens; expected at most max_seq_len 8"):
+            run(jax.device_put({"tokens": arrays["tokens"]}))
+    _, found = jax.device_get(run(jax.device_put({"tokens": tokens})))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    greedy = arrays[f"{kind}/greedy"]
+    start = {"short": 4, "long": 9}[kind]
+    given = jax.device_put((params, tokens[:, :start], np.array([start, start], np.int32)))
+    new = generate(config, *given, max_new_tokens=greedy.shape[1], temperature=0.0)
+    np.testing.assert_array_equal(new, greedy)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 `tools/golden/make_hf_mutations.py` writes configs.json.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -15,7 +16,7 @@ import pytest
 
 from tjx_nn import bind, count_params, hf
 from tjx_nn.binding import Params
-from tjx_nn.hf.convert_config import functional_fields, read_config
+from tjx_nn.hf.convert_config import functional_fields, read_config, write_config
 from tjx_nn.hf.decoder import decoder
 from tjx_nn.hf.families import BUILT_IN, all_families, register
 from tjx_nn.hf.family import ModelFamily
@@ -26,6 +27,9 @@ LENGTH = 16  # tokens of a golden input
 # Keys without a default that works.
 REQUIRED = {"deepseek_v2": {"num_experts_per_tok": 6}}
 ATOL = 1e-3  # of recorded logits; the mutations change them by more
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -126,6 +130,25 @@ def test_mutated_configs_that_load_have_the_logits_of_transformers(tmp_path: pat
     assert compared > 60
 
 
+def test_rope_of_phi_4_mini_reads_as_published() -> None:
+    """Microsoft 2025, "Phi-4-Mini Technical Report": 128K tokens, partial rotary embeddings."""
+    entries = {
+        "model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "sliding_window": 262144,
+        "partial_rotary_factor": 0.75, "rope_theta": 10000.0,
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+        "rope_scaling": LONGROPE,
+    }  # fmt: skip
+    config = read_config(family_of(entries), entries)
+    assert (config.max_seq_len, config.longest_seq_len, config.rope.dim) == (4096, 131072, 96)
+    assert config.rope.factor == 32
+    written = write_config(family_of(entries), config)
+    assert written["max_position_embeddings"] == 131072
+    assert written["original_max_position_embeddings"] == 4096
+    longer = dataclasses.replace(config, max_seq_len=131072)
+    assert write_config(family_of(entries), longer) == written
+
+
 def test_registered_families_load_and_their_names_are_unique() -> None:
     mine = decoder("own_llama", "OwnLlamaForCausalLM", defaults={"d_model": 64})
     assert register(mine) is register(mine)
@@ -140,7 +163,12 @@ def test_registered_families_load_and_their_names_are_unique() -> None:
     [
         ("qwen3_moe", {"num_experts": 4, "num_local_experts": 8}, "num_experts: got 4 with"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
-        ("phi3", {"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_type: got 'su'"),
+        ("phi3", {"rope_scaling": {"type": "su"}}, "short_factor: got None; expected a list"),
+        ("phi3", {"rope_scaling": LONGROPE | {"short_factor": [1.0] * 3}}, "expected 48, half of"),
+        ("phi3", {"rope_scaling": LONGROPE | {"long_factor": [0.0] * 48}}, "expected a positive"),
+        ("phi3", {"rope_scaling": LONGROPE | {"original_max_position_embeddings": 8}},
+         "original_max_position_embeddings: got 4096, and 8 in rope_parameters"),
+        ("llama", {"rope_scaling": LONGROPE}, "rope_type: got 'longrope'"),
         ("phi3", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type: got 'yarn'"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar: got 0"),
         ("gemma3_text", {"rope_parameters": {"rope_type": "default"}}, "expected full_attention"),

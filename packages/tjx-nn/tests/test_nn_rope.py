@@ -1,12 +1,13 @@
 """Position encodings against reference values: RoPE layouts and scalings, sinusoids, ALiBi."""
 
+import dataclasses
 import math
 
 import jax
 import numpy as np
 import pytest
 
-from tjx_nn import RopeConfig, apply_rope
+from tjx_nn import GPTConfig, RopeConfig, apply_rope
 from tjx_nn.layers.position_encoding import alibi_slopes, rope_frequencies, sinusoids
 
 
@@ -77,8 +78,19 @@ PLAIN = 10000.0 ** -np.array([0, 0.25, 0.5, 0.75])
             PLAIN * [1, 1 - 0.75 * 0.201528, 1 - 0.75 * 0.865914, 0.25],
             0.1 * math.log(4) + 1,
         ),
+        (
+            RopeConfig(
+                scaling="longrope",
+                factor=100.0,
+                original_seq_len=10,
+                short_factors=(1.0, 1.25, 1.5, 2.0),
+                long_factors=(3.0, 4.0, 5.0, 6.0),
+            ),
+            PLAIN / [1, 1.25, 1.5, 2],
+            math.sqrt(3),
+        ),
     ],
-    ids=["none", "linear", "ntk", "llama3", "yarn", "yarn-not-rounded"],
+    ids=["none", "linear", "ntk", "llama3", "yarn", "yarn-not-rounded", "longrope"],
 )
 def test_frequencies_of_each_scaling(rope: RopeConfig, expected: np.ndarray, factor: float) -> None:
     found, scale = rope_frequencies(rope, 8)
@@ -86,6 +98,21 @@ def test_frequencies_of_each_scaling(rope: RopeConfig, expected: np.ndarray, fac
     assert scale == factor
     vector = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     np.testing.assert_allclose(turned(vector, 2, rope)[0], factor * math.cos(2 * expected[0]), 1e-5)
+
+
+def test_longrope_has_the_factors_of_the_longest_sequence() -> None:
+    rope = RopeConfig(
+        scaling="longrope", factor=2.0, original_seq_len=16, short_factors=(1.0, 1.5),
+        long_factors=(2.0, 4.0),
+    )  # fmt: skip
+    config = GPTConfig(n_head=1, d_model=4, positions="rope", rope=rope, max_seq_len=16)
+    assert config.block_rope(None) == rope
+    longer = dataclasses.replace(config, max_seq_len=17)
+    assert longer.block_rope(None) == dataclasses.replace(rope, short_factors=(2.0, 4.0))
+    with pytest.raises(ValueError, match=r"rope.short_factors: got 2 numbers; expected 4, half"):
+        dataclasses.replace(config, d_model=8)
+    with pytest.raises(ValueError, match=r"long_factors: got \(\); expected a positive number"):
+        dataclasses.replace(rope, long_factors=())
 
 
 def test_sinusoids_are_sines_followed_by_cosines() -> None:

@@ -67,6 +67,10 @@ VARIANTS: dict[str, GPTConfig] = {
         **SIZES, positions="rope", norm="rmsnorm", norm_position="output", activation="swiglu",
         bias=False, qkv_bias=True, n_kv_head=2, qk_norm=True, qk_norm_features="all", window=4,
         nope_every=2,
+        rope=RopeConfig(
+            scaling="longrope", factor=2.0, original_seq_len=16, short_factors=(1.0, 1.5),
+            long_factors=(2.0, 4.0),
+        ),
     ),
     "gpt-oss": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="clamped_swiglu", swiglu_limit=2.0,

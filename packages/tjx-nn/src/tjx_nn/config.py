@@ -291,6 +291,8 @@ class TransformerConfig:
             problems.append(
                 f"d_head: got {self.head_dim}; expected an even number for positions 'rope'"
             )
+        if self.positions == "rope" and self.rope.scaling == "longrope":
+            problems += self._bad_longrope()
         if self.latent.kv_dim is not None and self.n_kv_head not in (None, self.n_head):
             problems.append(
                 f"n_kv_head: got {self.n_kv_head} with latent.kv_dim {self.latent.kv_dim}; "
@@ -400,6 +402,19 @@ class TransformerConfig:
             )
         return problems
 
+    def _bad_longrope(self) -> list[str]:
+        if self.latent.kv_dim is not None or self.sparse.top_k is not None:
+            return [
+                "rope.scaling: got 'longrope'; expected another with latent.kv_dim and with "
+                "sparse.top_k, whose rotated features are not those of a head"
+            ]
+        pairs = (self.rope.dim or self.head_dim) // 2
+        return [
+            f"rope.{name}: got {count} numbers; expected {pairs}, half of the rotated features"
+            for name in ("short_factors", "long_factors")
+            if (count := len(getattr(self.rope, name))) != pairs
+        ]
+
     @property
     def head_dim(self) -> int:
         """Features of one head, `d_head` resolved."""
@@ -472,10 +487,19 @@ class TransformerConfig:
         Returns
         -------
         RopeConfig or None
-            `rope`, with `local_base` as its base in a block with a window.
+            `rope`, with `local_base` as its base in a block with a window, and the factors of
+            `max_seq_len`.
         """
         no_rope = self.nope_every is not None and window == self.max_seq_len
-        return None if no_rope else self.rope.of_window(window)
+        return None if no_rope else self.rope.of_window(window).of_length(self.max_seq_len)
+
+    @property
+    def longest_seq_len(self) -> int:
+        """Largest `max_seq_len` for the parameters of this model: "longrope" can extend it."""
+        if self.positions != "rope" or self.rope.scaling != "longrope":
+            return self.max_seq_len
+        assert self.rope.original_seq_len is not None
+        return max(self.max_seq_len, round(self.rope.factor * self.rope.original_seq_len))
 
     @property
     def stack_windows(self) -> tuple[tuple[int | None, ...], ...]:

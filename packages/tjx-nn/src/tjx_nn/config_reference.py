@@ -56,6 +56,8 @@ def _is_own(kind: type, name: str) -> bool:
 def _values(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return ", ".join(str(value) for value in get_args(hint))
+    if hint == tuple[float, ...]:
+        return "numbers"
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     if not kinds or get_origin(hint) is tuple:
         return (
@@ -72,8 +74,8 @@ def _values(hint: Any) -> str:
 
 def _default(entry: "Field[Any]") -> str:
     assert entry.default is not MISSING
-    shown = {None: "none", True: "true", False: "false"}
-    known = entry.default is None or isinstance(entry.default, bool)
+    shown = {None: "none", True: "true", False: "false", (): "none"}
+    known = entry.default is None or isinstance(entry.default, bool | tuple)
     return shown[entry.default] if known else str(entry.default)
 
 

@@ -6,7 +6,7 @@ Importing it needs only the standard library.
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn"]
+RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn", "longrope"]
 ExpertScores = Literal["softmax", "sigmoid"]
 
 
@@ -73,11 +73,12 @@ class RopeConfig:
         Whether features 2i and 2i + 1 form a pair (RoFormer), or i and i + dim / 2 (Llama).
     scaling
         Context extension beyond original_seq_len: "linear" (Chen et al. 2023), "ntk" (larger base),
-        "llama3" (Llama 3.1: low frequencies only) or "yarn" (Peng et al. 2023).
+        "llama3" (Llama 3.1: low frequencies only), "yarn" (Peng et al. 2023) or "longrope" (a
+        divisor of each frequency, Ding et al. 2024).
     factor
-        Factor of the context length.
+        Factor of the context length; with "longrope" for the default of attention_factor only.
     original_seq_len
-        Context length before the extension; required by "llama3" and "yarn".
+        Context length before the extension; required by "llama3", "yarn" and "longrope".
     low_freq_factor
         "llama3": pairs with fewer rotations in original_seq_len are scaled by 1 / factor.
     high_freq_factor
@@ -87,9 +88,16 @@ class RopeConfig:
     beta_slow
         "yarn": pairs with fewer rotations are scaled by 1 / factor; between both, interpolated.
     attention_factor
-        "yarn": factor of rotated queries and keys; None is 0.1 * ln(factor) + 1.
+        "yarn" and "longrope": factor of rotated queries and keys; None is 0.1 * ln(factor) + 1, or
+        sqrt(1 + ln(factor) / ln(original_seq_len)).
     truncate
         "yarn": whether the interpolation between both starts and ends at whole pairs.
+    short_factors
+        "longrope": divisor of the frequency of each pair of a model whose max_seq_len is at most
+        original_seq_len.
+    long_factors
+        The same of a model with a larger max_seq_len, for sequences of any length: keys in a cache
+        must not change when a sequence becomes longer.
     """
 
     base: float = 10000.0
@@ -105,6 +113,8 @@ class RopeConfig:
     beta_slow: float = 1.0
     attention_factor: float | None = None
     truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError with a line for each invalid field."""
@@ -124,7 +134,7 @@ class RopeConfig:
                 f"attention_factor: got {self.attention_factor!r}; expected a positive number, or "
                 "None"
             )
-        if self.scaling in ("llama3", "yarn") and self.original_seq_len is None:
+        if self.scaling in ("llama3", "yarn", "longrope") and self.original_seq_len is None:
             problems.append(
                 f"original_seq_len: got None; expected a length for scaling {self.scaling!r}; set "
                 "it"
@@ -139,7 +149,32 @@ class RopeConfig:
                 f"beta_fast: got {self.beta_fast} with beta_slow {self.beta_slow}; expected "
                 "beta_fast > beta_slow > 0"
             )
+        if self.scaling == "longrope":
+            problems += check_sizes(self, "original_seq_len", at_least=2)
+            problems += [
+                f"{name}: got {factors}; expected a positive number for each pair of features"
+                for name in ("short_factors", "long_factors")
+                if not (factors := getattr(self, name)) or not min(factors) > 0
+            ]
         raise_problems(problems)
+
+    def of_length(self, max_seq_len: int) -> "RopeConfig":
+        """Return the embeddings of a model for sequences of at most `max_seq_len` tokens.
+
+        Parameters
+        ----------
+        max_seq_len
+            `TransformerConfig.max_seq_len`.
+
+        Returns
+        -------
+        RopeConfig
+            With scaling "longrope" and a length above `original_seq_len`, `long_factors` in place
+            of `short_factors`; otherwise unchanged.
+        """
+        if self.scaling != "longrope" or max_seq_len <= (self.original_seq_len or 0):
+            return self
+        return replace(self, short_factors=self.long_factors)
 
     def of_window(self, window: int | None) -> "RopeConfig":
         """Return the embeddings of a block.

@@ -212,6 +212,7 @@ UNITS: Mapping[str, str] = {
     "model.max_seq_len": "tokens",
     "model.window": "tokens",
     "model.rope.original_seq_len": "tokens",
+    "model.relative_max_distance": "tokens",
     "model.sparse.top_k": "tokens",
     "model.attention_soft_cap": "nats",
     "model.logit_soft_cap": "nats",

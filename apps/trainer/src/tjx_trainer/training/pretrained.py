@@ -238,10 +238,10 @@ def _differences(config: Config, theirs: Any) -> list[Problem]:
         if size < ours.vocab_size:
             message += ", or --train.new_tokens mean to add the others"
         problems.append(Problem("data.tokenizer", message))
-    if theirs.max_seq_len < ours.max_seq_len:
+    if theirs.longest_seq_len < ours.max_seq_len:
         message = (
-            f"got {ours.max_seq_len}; expected at most {theirs.max_seq_len}, that of {source}; "
-            f"give --model.max_seq_len {theirs.max_seq_len} and at most this --data.seq_len"
+            f"got {ours.max_seq_len}; expected at most {theirs.longest_seq_len}, that of {source}; "
+            f"give --model.max_seq_len {theirs.longest_seq_len} and at most this --data.seq_len"
         )
         problems.append(Problem("model.max_seq_len", message))
     return problems

@@ -211,6 +211,9 @@ def functional_fields(config: TransformerConfig) -> dict[str, Any]:
     excluded = {*_TRAINING_FIELDS, "window", "global_every", "global_first"}
     excluded |= {"rope"} if config.positions != "rope" else set()
     excluded |= {"rope.local_base", "symmetric_window"} if not any(config.windows) else set()
+    # The lengths of "longrope" are in `rope`; transformers chooses its factors by the sequence.
+    longrope = config.positions == "rope" and config.rope.scaling == "longrope"
+    excluded |= {"max_seq_len"} if longrope else set()
     excluded |= {"parallel_norm"} if not config.parallel_block else set()
     excluded |= {"chunked_window"} if config.window is None else set()
     excluded |= {"nope_temperature_length"} if not config.nope_temperature else set()

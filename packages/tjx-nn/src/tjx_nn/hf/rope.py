@@ -15,7 +15,10 @@ _SCALINGS: dict[str, RopeScaling] = {
     "linear": "linear",
     "llama3": "llama3",
     "yarn": "yarn",
+    "longrope": "longrope",
+    "su": "longrope",
 }
+_COMMON = ("default", "linear", "llama3", "yarn")
 _NUMBERS: dict[RopeScaling, dict[str, str]] = {
     "none": {},
     "linear": {"factor": "factor"},
@@ -32,7 +35,13 @@ _NUMBERS: dict[RopeScaling, dict[str, str]] = {
         "beta_slow": "beta_slow",
         "attention_factor": "attention_factor",
     },
+    "longrope": {
+        "factor": "factor",
+        "original_seq_len": "original_max_position_embeddings",
+        "attention_factor": "attention_factor",
+    },
 }
+_LISTS = {"short_factors": "short_factor", "long_factors": "long_factor"}
 # Keys of YaRN from which transformers computes a missing attention_factor.
 _MSCALES = ("mscale", "mscale_all_dim")
 _LARGEST_NUMBER = 1e15
@@ -44,7 +53,7 @@ def rope(
     *,
     base: float = 10000.0,
     rotary: float | None = None,
-    types: Collection[str] = tuple(_SCALINGS),
+    types: Collection[str] = _COMMON,
     interleaved: bool = False,
 ) -> ComputedFields:
     """Convert the RoPE configuration of a family.
@@ -120,7 +129,7 @@ def _read_rope(
     *,
     base: float,
     rotary: float | None = None,
-    types: Collection[str] = tuple(_SCALINGS),
+    types: Collection[str] = _COMMON,
     interleaved: bool = False,
 ) -> dict[str, Any]:
     present = [
@@ -143,7 +152,8 @@ def _read_rope(
     numbers: dict[str, Any] = {
         field: read_number(given, key) for field, key in names.items() if given.get(key) is not None
     }
-    if "factor" in names and "factor" not in numbers:
+    longrope = _SCALINGS[kind] == "longrope"
+    if "factor" in names and "factor" not in numbers and not longrope:
         raise ValueError(f"factor: missing; expected a number for rope_type {kind!r}")
     if "original_seq_len" in names:
         length = numbers.pop("original_seq_len", config_json.get("max_position_embeddings", 0))
@@ -159,6 +169,9 @@ def _read_rope(
         numbers["truncate"] = given.get("truncate", True)
         if type(numbers["truncate"]) is not bool:
             raise ValueError(f"truncate: got {str(given['truncate'])[:60]}; expected a boolean")
+    if longrope:
+        known.update(_LISTS.values())
+        numbers |= {field: _read_numbers(given, key) for field, key in _LISTS.items()}
     if rotary is not None:
         known.add("partial_rotary_factor")
         numbers["dim"] = _rotary_dim(config_json, options, rotary)
@@ -233,15 +246,25 @@ def read_number(given: Json, name: str) -> float:
     return float(value)
 
 
+def _read_numbers(given: Json, name: str) -> tuple[float, ...]:
+    """Return the numbers of a list of config.json."""
+    values = given.get(name)
+    if not isinstance(values, list):
+        raise ValueError(f"{name}: got {str(values)[:60]}; expected a list of numbers")
+    return tuple(read_number({name: value}, name) for value in values)
+
+
 def _write_rope(config: TransformerConfig, *, rotary: float | None = None) -> dict[str, Any]:
     given = config.rope
     kinds = (kind for kind, scaling in _SCALINGS.items() if scaling == given.scaling)
     names = _NUMBERS.get(given.scaling, {})
-    numbers = {
+    numbers: dict[str, Any] = {
         key: value for field, key in names.items() if (value := getattr(given, field)) is not None
     }
     if given.scaling == "yarn" and not given.truncate:
         numbers["truncate"] = False
+    if given.scaling == "longrope":
+        numbers |= {key: list(getattr(given, field)) for field, key in _LISTS.items()}
     if rotary is not None:
         numbers["partial_rotary_factor"] = (given.dim or config.head_dim) / config.head_dim
     kind = next(kinds, "default")

@@ -70,7 +70,7 @@ def rope_frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     frequencies : float32 [dim / 2]
         Radians per token.
     scale : float
-        Factor of queries and keys: 1 except for YaRN, whose factor sharpens attention.
+        Factor of queries and keys: 1 except for YaRN and LongRoPE, whose factor sharpens attention.
     """
     exponent = np.arange(0, dim, 2, dtype=np.float64) / dim
     base = rope.base
@@ -100,6 +100,11 @@ def rope_frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
         ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0, 1)
         mixed = ramp * slow + (1 - ramp) * plain
         return mixed.astype(np.float32), rope.attention_factor or 0.1 * math.log(rope.factor) + 1
+    if rope.scaling == "longrope":
+        assert rope.original_seq_len is not None
+        scale = math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_seq_len))
+        frequencies = plain / np.asarray(rope.short_factors)
+        return frequencies.astype(np.float32), rope.attention_factor or scale
     return plain.astype(np.float32), 1.0
 
 
