@@ -241,7 +241,7 @@ def _attend(
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKV: Float[Array, "B S K V"],
-    visible_BTS: Bool[Array, "B T S"],
+    visible_BTS: Bool[Array, "#B T S"],
     distance_BTS: Int[Array, "#B T S"],
     scale: float,
     dropout_key: Array | None = None,
