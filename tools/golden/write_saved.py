@@ -108,6 +108,11 @@ MODELS: dict[str, TransformerConfig] = {
         global_every=2, rope=RopeConfig(scaling="yarn", local_base=500.0, **LONGER),
     ),
     "phi3": GPTConfig(**LLAMA, window=5, rope=RopeConfig(dim=2)),
+    "phi3_longrope": GPTConfig(
+        **LLAMA, rope=RopeConfig(
+            scaling="longrope", short_factors=(1.0, 1.5), long_factors=(2.0, 3.0), **LONGER
+        ),
+    ),
     "mixtral": GPTConfig(**LLAMA, experts=EXPERTS),
     "qwen3_moe": GPTConfig(
         **LLAMA, qk_norm=True, experts=dataclasses.replace(EXPERTS, d_ff=12, normalize=False)
