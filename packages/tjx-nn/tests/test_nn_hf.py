@@ -215,6 +215,34 @@ def test_old_names_of_bert_load(change: Callable[..., pathlib.Path]) -> None:
     assert_same(hf.load(change("bert", of_google)), hf.load(GOLDEN / "bert"))
 
 
+def test_the_tensors_of_a_t5_decide_whether_its_head_is_tied(
+    change: Callable[..., pathlib.Path],
+) -> None:
+    tied, unused = (
+        "shared.weight",
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias",
+    )
+
+    def of_google(weights: DecodeWeights) -> DecodeWeights:
+        copies = dict.fromkeys(
+            ["lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"],
+            weights[tied],
+        )
+        return {**weights, **copies, f"{unused}.weight": np.ones((8, 4), np.float32)}
+
+    old = {"tie_word_embeddings": None, "scale_decoder_outputs": None, "n_positions": 512}
+    folder = change("t5", of_google)
+    path = folder / "config.json"
+    entries = json.loads(path.read_text()) | old
+    path.write_text(json.dumps({key: value for key, value in entries.items() if value is not None}))
+    assert_same(hf.load(folder), hf.load(GOLDEN / "t5"))
+    for name, is_tied in (("t5", True), ("t5_v1_1", False), ("mt5", False)):
+        config = hf.load_config(GOLDEN / name)
+        assert isinstance(config, EncoderDecoderConfig)
+        assert config.tied_head == is_tied
+        assert hf.inspect(GOLDEN / name).problems == ()
+
+
 def test_rope_of_transformers_4_loads(change: Callable[..., pathlib.Path]) -> None:
     scaling = {
         "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 16,
