@@ -128,6 +128,20 @@ def test_frozen_blocks_do_not_move_and_the_others_move_by_their_rates() -> None:
     np.testing.assert_allclose(updates["ln_f"]["scale"], step, rtol=1e-5)
 
 
+def test_a_model_with_latents_without_norms_starts_from_converted_weights(folder: Path) -> None:
+    latent = ["--model.latent.kv_dim=3", "--model.latent.use_norm=false"]
+    config = resolve([*FLAGS, f"--train.init_from={folder}", *latent, "--model.latent.rope_dim=0"])
+    _, expected = tjx_nn.to_latent_attention(THEIRS, tjx_nn.hf.load(folder)[1], 3)
+    chex.assert_trees_all_equal(pretrained_params(config)["blocks"], expected["blocks"])
+    config = resolve([*FLAGS, f"--train.init_from={folder}", *latent])
+    with pytest.raises(ConfigError, match=r"give --model\.latent\.rope_dim 0"):
+        check_pretrained(config)
+    many = ["--model.latent.kv_dim=9", "--model.latent.use_norm=false"]
+    config = resolve([*FLAGS, f"--train.init_from={folder}", *many])
+    with pytest.raises(ConfigError, match=r"model\.latent: of .* expected 1 to 8"):
+        check_pretrained(config)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -64,6 +64,28 @@ def load_pretrained(name: str) -> tuple[Any, dict[str, Any]]:
     return run.config.model, jax.device_get(params)
 
 
+def _load_converted(config: Config) -> tuple[Any, dict[str, Any]]:
+    """Load the weights of ``train.init_from``, converted for a model with latents without norms."""
+    name, ours = config.train.init_from, config.model
+    assert name is not None
+    theirs, params = load_pretrained(name)
+    rank = ours.latent.kv_dim
+    if rank is None or ours.latent.use_norm or theirs.latent.kv_dim is not None:
+        return theirs, params
+    return _as_latent(name, rank, ours.latent.rope_heads if theirs.positions == "rope" else None)
+
+
+@cache
+def _as_latent(name: str, rank: int, rope_heads: int | None) -> tuple[Any, dict[str, Any]]:
+    try:
+        return tjx_nn.to_latent_attention(*load_pretrained(name), rank, rope_heads=rope_heads)
+    except ValueError as error:
+        message = "; ".join(str(error).splitlines())
+        raise ConfigError(
+            [Problem("model.latent", f"of train.init_from {name}: {message}")]
+        ) from error
+
+
 def params_digest(params: Any, prefix: str = "") -> str:
     """Return the SHA-256 of parameters with their names, after a text."""
     hasher = hashlib.sha256(prefix.encode())
@@ -90,7 +112,7 @@ def check_pretrained(config: Config) -> None:
     if (path := config.train.orbax_path) is not None:
         check_orbax(path, config.model)
         return
-    theirs, _ = load_pretrained(config.train.init_from)
+    theirs, _ = _load_converted(config)
     if problems := _differences(config, theirs):
         raise ConfigError(problems)
 
@@ -164,8 +186,10 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     assert config.train.init_from is not None
     if (path := config.train.orbax_path) is not None:
         return orbax_params(path)
-    theirs, params = load_pretrained(config.train.init_from)
-    load_pretrained.cache_clear()  # the weights are read once and are as large as the model
+    theirs, params = _load_converted(config)
+    # The weights are read once and are as large as the model.
+    load_pretrained.cache_clear()
+    _as_latent.cache_clear()
     if isinstance(config.model, ViTConfig):
         return _with_new_head(config, params) if config.train.new_head else params
     tables = {name: dict(table) for name, table in params.items() if name in _ROWS}
