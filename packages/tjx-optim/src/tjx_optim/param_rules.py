@@ -30,6 +30,8 @@ class ParameterRules:
         Weight decay, its exceptions, and the groups.
     learning_rate_scales, stack_axes, decay_mask, muon_mask : pytree, optional
         As for `make_optimizer`.
+    weight_decay_scales, eps_scales : pytree, optional
+        As for `make_optimizer`.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class ParameterRules:
         stack_axes: Any = None,
         decay_mask: Any = None,
         muon_mask: Any = None,
+        weight_decay_scales: Any = None,
+        eps_scales: Any = None,
     ) -> None:
         self.groups = config.parameter_groups
         self._weight_decay = float(config.settings["weight_decay"])
@@ -49,6 +53,8 @@ class ParameterRules:
             "stack_axes": stack_axes,
             "decay_mask": decay_mask,
             "muon_mask": muon_mask,
+            "weight_decay_scales": weight_decay_scales,
+            "eps_scales": eps_scales,
         }
         self.given = {
             name: leaves_by_path(tree) for name, tree in trees.items() if tree is not None
@@ -68,15 +74,16 @@ class ParameterRules:
 
     def weight_decay(self, path: str, axes: int) -> float:
         """Return the weight decay of a parameter of so many axes, per unit of learning rate."""
+        scale = self.given.get("weight_decay_scales", {}).get(path, 1.0)
         of_group = self.group(path).weight_decay
         if of_group is not None:
-            return of_group
+            return scale * of_group
         if "decay_mask" in self.given:
             decayed = bool(self.given["decay_mask"][path])
         else:
             own_axes = axes - self.stack_axes(path)
             decayed = decays(path, own_axes, decay_embeddings=self._decay_embeddings)
-        return self._weight_decay if decayed else 0.0
+        return scale * self._weight_decay if decayed else 0.0
 
     def learning_rate_scale(self, path: str) -> Any:
         """Return the factor of a parameter's learning rate."""

@@ -202,6 +202,7 @@ UNITS: Mapping[str, str] = {
     "model.d_head": "features",
     "model.d_ff": "features",
     "model.mup_base": "features",
+    "model.mup_base_depth": "blocks",
     "model.rope.dim": "features",
     "model.latent.kv_dim": "features",
     "model.latent.q_dim": "features",

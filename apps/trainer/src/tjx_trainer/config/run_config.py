@@ -283,18 +283,25 @@ def _check_precision(model: ModelConfig, train: TrainConfig) -> list[Problem]:
     ]
 
 
-# muP's learning-rate factors assume updates whose size does not depend on the gradient's.
-_MUP_OPTIMIZERS = ("adam", "adamw", "lion", "schedule_free_adamw")
+# muP's learning-rate factors assume updates whose size does not depend on the gradient's, and
+# CompleteP's weight decay is decoupled from the gradient.
+_MUP_OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
+    "mup_base": ("adam", "adamw", "lion", "schedule_free_adamw"),
+    "mup_base_depth": ("adamw", "lion", "schedule_free_adamw"),
+}
 
 
 def _check_mup(model: ModelConfig, optimizer: OptimizerConfig) -> list[Problem]:
-    if model.mup_base is None or optimizer.name in _MUP_OPTIMIZERS:
-        return []
-    message = (
-        f"got {model.mup_base} with optimizer.name {optimizer.name}; expected one of "
-        f"{', '.join(_MUP_OPTIMIZERS)}; change the optimizer or leave model.mup_base out"
-    )
-    return [Problem("model.mup_base", message, ("optimizer.name",))]
+    return [
+        Problem(
+            f"model.{name}",
+            f"got {getattr(model, name)} with optimizer.name {optimizer.name}; expected one of "
+            f"{', '.join(expected)}; change the optimizer or leave model.{name} out",
+            ("optimizer.name",),
+        )
+        for name, expected in _MUP_OPTIMIZERS.items()
+        if getattr(model, name) is not None and optimizer.name not in expected
+    ]
 
 
 def _check_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig) -> list[Problem]:

@@ -147,16 +147,20 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
         learning_rate=config.optimizer.learning_rate,
         max_steps=config.train.max_steps,
     )
-    scales = None
-    if config.model.mup_base is not None:
-        scales = tjx_nn.learning_rate_scales(config.model)
+    model = config.model
+    scales: dict[str, Any] = {}
+    if model.mup_base is not None:
+        scales["learning_rate_scales"] = tjx_nn.learning_rate_scales(model)
+    if model.mup_base_depth is not None:
+        scales["weight_decay_scales"] = tjx_nn.weight_decay_scales(model)
+        scales["eps_scales"] = tjx_nn.eps_scales(model)
     # The updates of a rollout share the learning rate of their step.
     updates = config.rl.updates_per_rollout
     optimizer = tjx_optim.make_optimizer(
         config.optimizer,
         schedule if updates == 1 else lambda count: schedule(count // updates),
-        learning_rate_scales=scales,
         stack_axes=trained_stack_axes(config),
+        **scales,
     )
     return schedule, optimizer
 
