@@ -193,6 +193,11 @@ def _lines_of(owner: type) -> dict[str, str]:
 
 
 UNITS: Mapping[str, str] = {
+    "scale.depth": "blocks",
+    "scale.flops": "FLOPs",
+    "scale.tokens_per_parameter": "tokens",
+    "scale.width_per_layer": "features",
+    "scale.head_size": "features",
     "model.n_layer": "blocks",
     "model.n_encoder_layer": "blocks",
     "model.n_head": "heads",

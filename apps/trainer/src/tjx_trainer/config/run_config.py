@@ -25,6 +25,7 @@ from tjx_parallel.config import DistributedConfig, MeshConfig
 from tjx_rl.config import RLConfig
 from tjx_trainer.config.distill_config import DistillConfig
 from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_problems
+from tjx_trainer.config.scale_config import ScaleConfig
 from tjx_trainer.config.task_checks import (
     check_conversations,
     check_data,
@@ -61,6 +62,8 @@ class Config:
         with verifiable rewards), dpo (preference pairs), kto (single responses, desirable or not),
         or a registered task, whose module is imported if the name has a dot (my_package.my_task);
         none: that of the model family.
+    scale
+        The dial: one number that sets model, batch, length and optimizer.
     model
         The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
@@ -104,6 +107,7 @@ class Config:
     name: str = "run"
     seed: int = 0
     task: str | None = None
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     model: ModelConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
@@ -304,6 +308,17 @@ def _check_mup(model: ModelConfig, optimizer: OptimizerConfig) -> list[Problem]:
     ]
 
 
+def _check_scale(scale: ScaleConfig, model: ModelConfig) -> list[Problem]:
+    if not scale.is_set or isinstance(model, GPTConfig):
+        return []
+    name = "depth" if scale.flops is None else "flops"
+    message = (
+        f"got {getattr(scale, name)} with model.family {model.family}; expected gpt, for which the "
+        f"rules are; leave scale.{name} out, or give --model.family gpt"
+    )
+    return [Problem(f"scale.{name}", message, ("model.family",))]
+
+
 def _check_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig) -> list[Problem]:
     if optimizer.name != "schedule_free_adamw" or schedule.name == "constant":
         return []
@@ -367,6 +382,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),
     (("model", "optimizer"), _check_mup),
+    (("scale", "model"), _check_scale),
     (("optimizer", "schedule"), _check_schedule),
     (("schedule", "train"), _check_schedule_lengths),
     (("profile", "train"), _check_profile),
