@@ -149,7 +149,7 @@ def test_scales_of_epsilon_and_of_weight_decay(name: str) -> None:
     )
     plain = replace(scaled, eps=eps / 4, weight_decay=decay * 3)
     params, gradients = problem({"dense/kernel": (4, 3)})
-    trees = {
+    trees: Any = {
         "weight_decay_scales": nest({"dense/kernel": 3.0}),
         "eps_scales": nest({"dense/kernel": 0.25}),
     }

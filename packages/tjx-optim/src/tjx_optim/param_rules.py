@@ -74,7 +74,7 @@ class ParameterRules:
 
     def weight_decay(self, path: str, axes: int) -> float:
         """Return the weight decay of a parameter of so many axes, per unit of learning rate."""
-        scale = self.given.get("weight_decay_scales", {}).get(path, 1.0)
+        scale = float(self.given.get("weight_decay_scales", {}).get(path, 1.0))
         of_group = self.group(path).weight_decay
         if of_group is not None:
             return scale * of_group

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "memory, time and scaling of a run, estimated without its hardware",
     "parameters": "table of parameters with their sharding over the mesh",
     "sweep": "train a grid of hyperparameters and compare the results",
+    "predict": "predict the loss of a larger run from small ones, with an interval",
     "pipeline": "train a list of stages, each from the result of the one before",
 }
 """Subcommands of the trainer, with a line of help each."""

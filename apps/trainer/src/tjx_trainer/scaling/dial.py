@@ -100,15 +100,17 @@ def _depth(scale: ScaleConfig, values: Values) -> int:
         assert scale.depth is not None
         return scale.depth
 
+    flops = scale.flops
+
     def distance(depth: int) -> float:
         params = 12 * depth * _width(scale, {"model.n_layer": depth}) ** 2
-        return abs(math.log(6 * scale.tokens_per_parameter * params**2 / scale.flops))
+        return abs(math.log(6 * scale.tokens_per_parameter * params**2 / flops))
 
     return min(range(1, MAX_DEPTH + 1), key=distance)
 
 
 def _width(scale: ScaleConfig, values: Values) -> int:
-    heads = -(-scale.width_per_layer * values["model.n_layer"] // scale.head_size)
+    heads: int = -(-scale.width_per_layer * values["model.n_layer"] // scale.head_size)
     return heads * scale.head_size
 
 
@@ -123,7 +125,7 @@ def _best_batch(scale: ScaleConfig, values: Values) -> float:
 
 
 def _batch(scale: ScaleConfig, values: Values) -> int:
-    sequences = _best_batch(scale, values) / values["data.seq_len"]
+    sequences: float = _best_batch(scale, values) / values["data.seq_len"]
     return 8 * round(sequences / 8) if sequences >= 16 else max(1, round(sequences))
 
 
