@@ -61,6 +61,8 @@ def test_the_interval_contains_the_loss_as_often_as_it_says() -> None:
 def test_too_few_runs_and_bad_losses_are_refused() -> None:
     with pytest.raises(ConfigError, match="got 3 different runs; expected at least 4 for the 3"):
         fit_law(FLOPS[[0, 1, 2, 2]], np.ones(4))
+    with pytest.raises(ConfigError, match="got 4 runs; expected at least 5"):
+        predict_loss(FLOPS[:4], loss_of(FLOPS[:4, 0]), TARGET)
     with pytest.raises(ConfigError, match="expected positive numbers"):
         fit_law(FLOPS, np.array([1, 2, 3, 4, 5, np.nan]))
 
@@ -85,7 +87,8 @@ def test_small_runs_have_at_most_a_tenth_of_the_flops() -> None:
         (["--scale.depth=3"], "--scale.depth: got 3 with small runs of 2 sizes"),
         (["--scale.depth=8", "--run_dir=x"], "--run_dir: every run has its own"),
         (["--scale.flops=1e15", "--train.max_steps=9", "--train.batch_size=1"], "no flags that f"),
-        (["--predict.runs=9", "--scale.depth=8"], "--predict.runs: got 9; expected 4 to 8; try 6"),
+        (["--predict.runs=9"], "--predict.runs: got 9 with law compute; expected 5 to 8; try 7"),
+        (["--predict.law=parametric"], "got 6 with law parametric; expected 7 to 8; try 7"),
         (["--predict.confidence=2"], "--predict.confidence: got 2.0; expected (0, 1)"),
     ],
 )
@@ -161,12 +164,12 @@ def test_a_prediction_is_written_before_the_large_run_and_resumes(
 def test_runs_of_a_tiny_dial_are_trained_and_predicted(tmp_path: Path) -> None:
     words = [
         "--scale.depth=6", "--scale.width_per_layer=4", "--scale.head_size=4",
-        "--scale.tokens_per_parameter=4", "--data.seq_len=16", "--model.max_seq_len=16",
+        "--scale.tokens_per_parameter=0.2", "--data.seq_len=16", "--model.max_seq_len=16",
         "--data.tokenizer=char", "--train.sample_tokens=0", "--train.eval_every=1000000",
         *flags_of_sheep(tmp_path),
     ]  # fmt: skip
     folder = tmp_path / "p"
-    argv = [*words, f"--predict.dir={folder}", "--predict.runs=4", "--then"]
+    argv = [*words, f"--predict.dir={folder}", "--predict.runs=5", "--then"]
     assert predict_command.run(argv) == 0
     entry = json.loads((folder / "prediction.json").read_text())
     assert 0 < entry["low"] < entry["loss"] < entry["high"]

@@ -13,7 +13,8 @@ changes those that follow from it. Sources:
   table 3), of the parameters of the blocks, 12 n_layer d_model^2 (Kaplan et al. 2020, section 2.1).
 - Batch: 0.0306 D^0.383 sequences of 2048 tokens for D tokens, below the critical batch size, which
   grows with D as well and not with the model (Bergsma et al. 2025, "Power Lines: Scaling Laws for
-  Weight Decay and Batch Size in LLM Pre-training").
+  Weight Decay and Batch Size in LLM Pre-training"). Their runs have 2e9 tokens and more; below
+  6e7 the batch gives 1000 steps (docs/scaling.md has the measurement).
 - Learning rate: the tuned value, times the square root of the batch over that of the rule (Malladi
   et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms").
 - Weight decay: AdamW averages updates over 1 / (learning rate x decay) steps. In units of the run
@@ -36,6 +37,7 @@ Values = Mapping[str, Any]
 
 # The model at which the learning rate was tuned: the dial at depth 4.
 BASE_WIDTH, BASE_DEPTH, BASE_RATE = 256, 4, 4e-3
+MIN_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def _heads(scale: ScaleConfig, values: Values) -> int:
 
 def _best_batch(scale: ScaleConfig, values: Values) -> float:
     """Return the batch with the lowest loss [tokens]."""
-    return float(2048 * 0.0306 * training_tokens(scale, values) ** 0.383)
+    tokens = training_tokens(scale, values)
+    return float(min(2048 * 0.0306 * tokens**0.383, tokens / MIN_STEPS))
 
 
 def _batch(scale: ScaleConfig, values: Values) -> int:
@@ -171,7 +174,7 @@ RULES: Sequence[Rule] = (
     Rule("model.d_ff", _constant(None), "4 x d_model; gated: 2/3 of that"),
     Rule("model.mup_base", _constant(BASE_WIDTH), "muP from the base width (Yang 2022)"),
     Rule("model.mup_base_depth", _constant(BASE_DEPTH), "CompleteP from the base depth (Dey 2025)"),
-    Rule("train.batch_size", _batch, "0.0306 D^0.383 x 2048 tokens (Bergsma 2025)"),
+    Rule("train.batch_size", _batch, "0.0306 D^0.383 x 2048 tokens (Bergsma 2025) or 1000 steps"),
     Rule("train.max_steps", _steps, "scale.tokens_per_parameter, or FLOPs / 6N (Hoffmann 2022)"),
     Rule("optimizer.name", _constant("adamw"), "the optimizer of the rules below"),
     Rule("optimizer.learning_rate", _rate, "4e-3 x sqrt(batch / batch by rule) (Malladi 2022)"),

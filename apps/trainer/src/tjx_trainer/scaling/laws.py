@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 EXPONENTS = (0.02, 1.5)  # range of the exponents
 HUBER = 3e-3  # differences of log L above this count linearly
 MIN_NOISE = 1e-3  # least standard deviation of log L between runs: that of seeds is not less
+MIN_FREEDOM = 2  # runs more than parameters of the law, for an interval
 _GRID, _REFINEMENTS, _REWEIGHTINGS = 40, 3, 3
 _AT_ONCE = 20_000  # fits in memory at a time
 
@@ -173,7 +174,7 @@ def predict_loss(
     Raises
     ------
     ConfigError
-        As from `fit_law`.
+        As from `fit_law`, and if the runs do not determine the noise.
 
     Examples
     --------
@@ -186,6 +187,11 @@ def predict_loss(
     law = fit_law(features, losses)
     rng = np.random.default_rng(seed)
     freedom = len(losses) - 1 - 2 * features.shape[1]
+    if freedom < MIN_FREEDOM:
+        raise ConfigError([
+            f"predict: got {len(losses)} runs; expected at least "
+            f"{len(losses) - freedom + MIN_FREEDOM}, as fewer do not determine an interval"
+        ])  # fmt: skip
     noise = law.noise * np.sqrt(freedom / rng.chisquare(freedom, samples))
     drawn = law.loss(features) * np.exp(noise[:, None] * rng.normal(size=(samples, len(losses))))
     scales = np.array(law.scales)

@@ -14,7 +14,7 @@ from tjx_trainer.cli.arguments import parse_args, resolve
 from tjx_trainer.cli.command_line import exit_with_errors
 from tjx_trainer.planning.plan_command import command_help, read_command_flags, split_command_flags
 from tjx_trainer.runtime.exit_codes import ExitCode
-from tjx_trainer.scaling.small_runs import MAX_RUNS, MIN_SIZES, read_small_runs, size_of
+from tjx_trainer.scaling.small_runs import MAX_RUNS, MIN_RUNS, read_small_runs, size_of
 from tjx_trainer.sweep.grid import Grid, SweepRun
 from tjx_trainer.sweep.launch import Launch, launch_run, run_all
 from tjx_trainer.sweep.manifest import write_manifest
@@ -44,9 +44,10 @@ class PredictFlags:
     dir
         Folder of the prediction, with a folder per run; none: runs/predict-NAME, by the preset.
     runs
-        Number of small runs, 4 to 8.
+        Number of small runs, 5 to 8.
     law
-        compute: a term of the training FLOPs; parametric: a term of parameters and one of tokens.
+        compute: a term of the training FLOPs; parametric: a term of parameters and one of tokens,
+        which needs 7 runs.
     confidence
         Probability of the interval.
     """
@@ -115,9 +116,11 @@ def _read_flags(argv: Sequence[str]) -> tuple[PredictFlags, list[str], bool]:
     names = [_PREFIX + field.name for field in fields(PredictFlags)]
     own, others, problems = split_command_flags(rest, names)
     flags = PredictFlags(**read_command_flags(own, PredictFlags, problems, prefix=_PREFIX))
-    if not MIN_SIZES <= flags.runs <= MAX_RUNS:
+    fewest = MIN_RUNS if flags.law == "compute" else MIN_RUNS + 2
+    if not fewest <= flags.runs <= MAX_RUNS:
         problems.append(
-            f"--{_PREFIX}runs: got {flags.runs}; expected {MIN_SIZES} to {MAX_RUNS}; try 6"
+            f"--{_PREFIX}runs: got {flags.runs} with law {flags.law}; expected {fewest} to "
+            f"{MAX_RUNS}; try 7"
         )
     if not 0 < flags.confidence < 1:
         problems.append(f"--{_PREFIX}confidence: got {flags.confidence}; expected (0, 1); try 0.95")

@@ -11,7 +11,7 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.scaling.dial import block_params
 from tjx_trainer.sweep.grid import Grid, SweepRun
 
-MAX_RUNS = 8
+MIN_RUNS, MAX_RUNS = 5, 8
 MIN_SIZES = 4  # one more than the parameters of a law over FLOPs
 RATIO = 10.0  # of the FLOPs of the large run to those of the largest small run, at least
 FLOPS_STEP = 2.0  # between small runs of a dial of FLOPs
