@@ -77,7 +77,11 @@ def test_small_runs_have_at_most_a_tenth_of_the_flops() -> None:
     assert max(size.flops for size in sizes) <= target.flops / 10
     grid, _ = read_small_runs(["--scale.flops=1e15", "--data.seq_len=64"], 4)
     flops = [size_of(resolve(each.words)).flops for each in grid.combinations]
-    assert flops == pytest.approx([1.25e13, 2.5e13, 5e13, 1e14], rel=0.02)
+    assert flops == pytest.approx([1e15 / 12 / 2**k for k in (3, 2, 1, 0)], rel=0.02)
+    grid, _ = read_small_runs(["--scale.depth=8", "--data.seq_len=64"], 7, vary_tokens=True)
+    assert [tuple(each.settings.values()) for each in grid.combinations] == [
+        *[(depth, ratio) for depth in "234" for ratio in ("5", "20")], ("5", "20"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -89,6 +93,7 @@ def test_small_runs_have_at_most_a_tenth_of_the_flops() -> None:
         (["--scale.flops=1e15", "--train.max_steps=9", "--train.batch_size=1"], "no flags that f"),
         (["--predict.runs=9"], "--predict.runs: got 9 with law compute; expected 5 to 8; try 7"),
         (["--predict.law=parametric"], "got 6 with law parametric; expected 7 to 8; try 7"),
+        (["--predict.law=parametric", "--predict.runs=7", "--scale.flops=1e15"], "no choice of th"),
         (["--predict.confidence=2"], "--predict.confidence: got 2.0; expected (0, 1)"),
     ],
 )

@@ -47,7 +47,7 @@ class PredictFlags:
         Number of small runs, 5 to 8.
     law
         compute: a term of the training FLOPs; parametric: a term of parameters and one of tokens,
-        which needs 7 runs.
+        which needs 7 runs, half of them with a quarter of the tokens per parameter.
     confidence
         Probability of the interval.
     """
@@ -85,7 +85,7 @@ def run(argv: Sequence[str], *, launch: Launch | None = None) -> int:
         return ExitCode.FINISHED
     try:
         flags, rest, then = _read_flags(argv)
-        grid, large = read_small_runs(rest, flags.runs)
+        grid, large = read_small_runs(rest, flags.runs, vary_tokens=flags.law == "parametric")
         folder = Path(flags.dir or Path("runs") / f"predict-{grid.config.name}")
         sys.stderr.write(_plan(grid))
         if parse_args(rest).dry_run:

@@ -14,7 +14,8 @@ from tjx_trainer.sweep.grid import Grid, SweepRun
 MIN_RUNS, MAX_RUNS = 5, 8
 MIN_SIZES = 4  # one more than the parameters of a law over FLOPs
 RATIO = 10.0  # of the FLOPs of the large run to those of the largest small run, at least
-FLOPS_STEP = 2.0  # between small runs of a dial of FLOPs
+FLOPS_MARGIN, FLOPS_STEP = 1.2, 2.0  # of a dial of FLOPs: below the ratio, and between small runs
+TOKENS_STEP = 4.0  # between the two numbers of tokens per parameter of a law of both
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,14 @@ def size_of(config: Config) -> Size:
     return Size(block_params(values), steps * batch * values["data.seq_len"])
 
 
-def read_small_runs(argv: Sequence[str], count: int) -> tuple[Grid, SweepRun]:
+def read_small_runs(
+    argv: Sequence[str], count: int, *, vary_tokens: bool = False
+) -> tuple[Grid, SweepRun]:
     """Return the small runs, and the large one, which the command line describes.
 
     With ``--scale.depth`` the small runs have the largest depths with at most a tenth of the FLOPs,
     and other seeds of the smallest ones if there are fewer depths than runs; with
-    ``--scale.flops``, a tenth of the FLOPs, a 20th, a 40th and so on.
+    ``--scale.flops``, a twelfth of the FLOPs, a 24th, a 48th and so on.
 
     Parameters
     ----------
@@ -64,6 +67,9 @@ def read_small_runs(argv: Sequence[str], count: int) -> tuple[Grid, SweepRun]:
         The flags of the large run.
     count : int
         Number of small runs.
+    vary_tokens : bool
+        Whether half of the runs have a quarter of the tokens per parameter instead, which a law of
+        parameters and tokens needs.
 
     Raises
     ------
@@ -80,19 +86,24 @@ def read_small_runs(argv: Sequence[str], count: int) -> tuple[Grid, SweepRun]:
         )
     if "run_dir" in words.values:
         problems.append("--run_dir: every run has its own; give --predict.dir instead")
+    if vary_tokens and config.scale.flops is not None:
+        problems.append(
+            f"--predict.law: got parametric with --scale.flops {config.scale.flops:g}, which "
+            "leaves no choice of the tokens; expected compute, or --scale.depth"
+        )
     if problems:
         raise ConfigError(problems)
     name = "scale.depth" if config.scale.flops is None else "scale.flops"
     largest = size_of(config).flops / RATIO
     settings: list[dict[str, str]] = []
     if config.scale.flops is not None:
-        sizes = [f"{config.scale.flops / RATIO / FLOPS_STEP**k:.6g}" for k in range(count)]
-        settings = [{name: size} for size in reversed(sizes)]
+        first = config.scale.flops / RATIO / FLOPS_MARGIN
+        settings = [{name: f"{first / FLOPS_STEP**k:.6g}"} for k in reversed(range(count))]
     else:
-        settings = _depths(words.argv, config, largest, count)
+        settings = _depths(words.argv, config, largest, count, vary_tokens=vary_tokens)
     runs = [_run(words.argv(**each), each) for each in settings]
     own = [size_of(resolve(each.words)) for each in runs]
-    if len(set(own)) < MIN_SIZES or max(size.flops for size in own) > 1.1 * largest:
+    if len(set(own)) < MIN_SIZES or max(size.flops for size in own) > largest:
         raise ConfigError([
             f"--{name}: got {_written(config)} with small runs of {len(set(own))} sizes and up to "
             f"{max((size.flops for size in own), default=0):.3g} FLOPs; expected at least "
@@ -109,17 +120,24 @@ def _written(config: Config) -> str:
     return f"{scale.flops:.6g}" if scale.flops is not None else str(scale.depth)
 
 
-def _depths(make_words: Any, config: Config, largest: float, count: int) -> list[dict[str, str]]:
-    """Return depths and seeds of the small runs, by their size."""
+def _depths(
+    make_words: Any, config: Config, largest: float, count: int, *, vary_tokens: bool
+) -> list[dict[str, str]]:
+    """Return the settings of the small runs, by their depth."""
     assert config.scale.depth is not None
     depths: list[int] = []
     for depth in range(config.scale.depth - 1, 0, -1):
         small = resolve(make_words(**{"scale.depth": str(depth)}))
-        if len(depths) < count and size_of(small).flops <= largest:
-            depths.insert(0, depth)
-    seeds = range(-(-count // len(depths)) if depths else 0)
-    runs = [(depth, config.seed + seed) for seed in seeds for depth in depths]
-    return [{"scale.depth": str(depth), "seed": str(seed)} for depth, seed in sorted(runs[:count])]
+        if len(depths) < (-(-count // 2) if vary_tokens else count):
+            depths += [depth] if size_of(small).flops <= largest else []
+    depths.reverse()
+    if vary_tokens:
+        ratio = config.scale.tokens_per_parameter
+        name, values = "scale.tokens_per_parameter", [ratio, ratio / TOKENS_STEP]
+    else:
+        name, values = "seed", [config.seed + k for k in range(count)]
+    runs = [(depth, value) for value in values for depth in depths][:count]
+    return [{"scale.depth": str(depth), name: f"{value:g}"} for depth, value in sorted(runs)]
 
 
 def _run(words: Sequence[str], settings: dict[str, str]) -> SweepRun:
