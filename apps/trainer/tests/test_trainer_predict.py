@@ -70,7 +70,7 @@ def test_too_few_runs_and_bad_losses_are_refused() -> None:
 def test_small_runs_have_at_most_a_tenth_of_the_flops() -> None:
     grid, large = read_small_runs(PREDICT, 6)
     sizes = [size_of(resolve(each.words)) for each in grid.combinations]
-    assert [each.settings["scale.depth"] for each in grid.combinations] == ["1", "1", *"2345"]
+    assert [each.settings["scale.depth"] for each in grid.combinations] == [*"223345"]
     assert grid.combinations[1].settings["seed"] == "1"
     target = size_of(resolve(large.words))
     assert target == size_of(grid.config)
@@ -139,12 +139,12 @@ def test_a_prediction_is_written_before_the_large_run_and_resumes(
     assert predict_command.run([*words, "--dry_run"], launch=trainer) == 0
     assert not trainer.made
     assert not folder.exists()
-    trainer.fails = {"depth=3,seed=0"}
+    trainer.fails = {"depth=4,seed=0"}
     assert predict_command.run(words, launch=trainer) == 1
     assert not (folder / "prediction.json").exists()
     trainer.fails = {"depth=8"}
     assert predict_command.run([*words, "--then"], launch=trainer) == 1  # the large run fails
-    assert trainer.made.count("depth=1,seed=0") == 1
+    assert trainer.made.count("depth=2,seed=0") == 1
     first = json.loads((folder / "prediction.json").read_text())
     assert first["low"] < first["loss"] < first["high"]
     assert "measured" not in first

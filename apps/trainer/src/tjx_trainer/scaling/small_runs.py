@@ -15,6 +15,7 @@ MIN_RUNS, MAX_RUNS = 5, 8
 MIN_SIZES = 4  # one more than the parameters of a law over FLOPs
 RATIO = 10.0  # of the FLOPs of the large run to those of the largest small run, at least
 FLOPS_MARGIN, FLOPS_STEP = 1.2, 2.0  # of a dial of FLOPs: below the ratio, and between small runs
+SPAN = 1000.0  # of the FLOPs of the small runs, if that leaves enough depths
 TOKENS_STEP = 4.0  # between the two numbers of tokens per parameter of a law of both
 
 
@@ -125,12 +126,14 @@ def _depths(
 ) -> list[dict[str, str]]:
     """Return the settings of the small runs, by their depth."""
     assert config.scale.depth is not None
-    depths: list[int] = []
+    most = -(-count // 2) if vary_tokens else count
+    flops: dict[int, float] = {}  # by depth, descending
     for depth in range(config.scale.depth - 1, 0, -1):
-        small = resolve(make_words(**{"scale.depth": str(depth)}))
-        if len(depths) < (-(-count // 2) if vary_tokens else count):
-            depths += [depth] if size_of(small).flops <= largest else []
-    depths.reverse()
+        size = size_of(resolve(make_words(**{"scale.depth": str(depth)})))
+        tiny = len(flops) >= MIN_SIZES and size.flops < max(flops.values()) / SPAN
+        if size.flops <= largest and len(flops) < most and not tiny:
+            flops[depth] = size.flops
+    depths = sorted(flops)
     if vary_tokens:
         ratio = config.scale.tokens_per_parameter
         name, values = "scale.tokens_per_parameter", [ratio, ratio / TOKENS_STEP]
