@@ -10,8 +10,8 @@ from campaigns.faults import ERRNOS
 from tjx_trainer.cli.nanogpt import flags
 from tjx_trainer.config.config_tree import leaves
 from tjx_trainer.pipeline.pipeline_command import PipelineFlags
-from tjx_trainer.scaling.predict_command import PredictFlags
 from tjx_trainer.runtime.exit_codes import table
+from tjx_trainer.scaling.predict_command import PredictFlags
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
