@@ -41,6 +41,7 @@ from tjx_trainer.planning.plan_command import (
     read_flags,
     split_command_flags,
 )
+from tjx_trainer.scaling import predict_command
 from tjx_trainer.sweep.grid import read_grid
 from tjx_trainer.sweep.sweep_command import SweepFlags
 
@@ -199,6 +200,9 @@ def _check_train(words: Sequence[str]) -> None:
         _, of_runs, problems = split_command_flags(rest, [*own, "summary"])
         assert not problems, problems
         read_grid(of_runs)
+    elif first == "predict":
+        dry = [word for word in rest if word != "--dry_run"]
+        assert predict_command.run([*dry, "--dry_run"]) == 0
     elif first == "pipeline":
         assert pipeline_command.run(rest, launch=lambda _: 1) == 1, "the first stage was to start"
     elif translate.MODE in words:

@@ -11,6 +11,7 @@ from tjx_trainer.cli.nanogpt import flags
 from tjx_trainer.config.config_tree import leaves
 from tjx_trainer.pipeline.pipeline_command import PipelineFlags
 from tjx_trainer.runtime.exit_codes import table
+from tjx_trainer.scaling.predict_command import PredictFlags
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -39,7 +40,8 @@ def test_every_flag_in_a_guide_exists() -> None:
         for flag in re.findall(r"--([a-z]+(?:\.[a-z0-9_]+)+)", guide.read_text(encoding="utf-8"))
     }
     assert len(named) > 5
-    own = {f"pipeline.{field.name}" for field in fields(PipelineFlags)}
+    commands = {"pipeline": PipelineFlags, "predict": PredictFlags}
+    own = {f"{name}.{field.name}" for name, kind in commands.items() for field in fields(kind)}
     assert named <= set(leaves()) | own
 
 

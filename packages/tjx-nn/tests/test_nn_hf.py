@@ -386,6 +386,7 @@ def test_unsupported_features_raise(
     [
         (GPTConfig(window=4), ["GPT2LMHeadModel", "windows: got (4,"]),
         (GPTConfig(d_head=32, mup_base=64), ["d_head: got 32", "mup_base: got 64"]),
+        (GPTConfig(mup_base_depth=4), ["mup_base_depth: got 4"]),
         (GPTConfig(positions="alibi"), ["positions: got 'alibi'; expected 'learn"]),
         (
             GPTConfig(

@@ -1,73 +1,127 @@
-"""muP: what a step changes in each layer does not depend on the width (the coordinate check)."""
+"""muP and CompleteP: the scale of activations depends neither on the width nor on the depth.
+
+The coordinate check of Yang et al. 2022 (appendix D.1), over the depth as in Dey et al. 2025
+(figure 7): root mean squares at initialization and after 10 steps of AdamW.
+"""
+
+import dataclasses
+from functools import cache
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind, init, learning_rate_scales
+from tjx_nn import GPTConfig, bind, eps_scales, init, learning_rate_scales, weight_decay_scales
 from tjx_nn.binding import Params
 
-WIDTHS = (32, 256)
+STEPS, RATE, EPS, DECAY = 10, 2e-3, 1e-8, 0.1
+WIDTH, HEADS, DEPTH = 16, 2, 2
+BASE = GPTConfig(
+    vocab_size=64, max_seq_len=16, n_layer=DEPTH, n_head=HEADS, d_model=WIDTH, init_std=0.03,
+    mup_base=WIDTH, mup_base_depth=DEPTH, tied_head=False, scan_layers=True,
+    attention_implementation="reference",  # compiles fastest
+)  # fmt: skip
+STANDARD = dataclasses.replace(BASE, mup_base=None, mup_base_depth=None)
 
 
-def changes(width: int, base: int | None) -> dict[str, float]:
-    """Train with Adam for a few steps; return the root mean square of the changes."""
-    config = GPTConfig(
-        vocab_size=64, max_seq_len=16, n_layer=2, n_head=4, d_model=width, mup_base=base,
-        attention_implementation="reference",  # compiles fastest
-    )  # fmt: skip
-    tokens = np.random.default_rng(0).integers(0, 64, (4, 16)).astype(np.int32)
+def sized(config: GPTConfig, width: int, depth: int) -> GPTConfig:
+    """Return a model that is wider and deeper by these factors, with heads of the same size."""
+    return dataclasses.replace(
+        config, d_model=width * WIDTH, n_head=width * HEADS, n_layer=depth * DEPTH
+    )
 
-    @jax.jit
-    def outputs(params: Params) -> dict[str, jax.Array]:
+
+@cache
+def coordinates(config: GPTConfig) -> dict[str, float]:
+    """Train with AdamW; return the root mean squares of activations and of their changes."""
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 16)).astype(np.int32)
+    scales = [f(config) for f in (learning_rate_scales, weight_decay_scales, eps_scales)]
+
+    def measure(params: Params) -> tuple[jax.Array, jax.Array]:
         model = bind(config, params)
-        hidden = model.hidden(tokens)
-        return {"hidden": hidden, "logits": model.logits(hidden)}
+        stream, _ = model.run_blocks(model.embed_tokens(tokens), tokens)
+        return stream, model(tokens)
+
+    def loss(params: Params) -> jax.Array:
+        return bind(config, params).losses(tokens, tokens[:, ::-1]).tokens.mean()
+
+    def adamw(p: Any, m: Any, v: Any, t: Any, rate: float, decay: float, eps: float) -> Any:
+        step = m / (1 - 0.9**t) / (jnp.sqrt(v / (1 - 0.95**t)) + eps * EPS)
+        return p - RATE * rate * (step + decay * DECAY * p)
 
     @jax.jit
-    def gradients(params: Params) -> Params:
-        def loss(params: Params) -> jax.Array:
-            return bind(config, params).losses(tokens, tokens[:, ::-1]).tokens.mean()
+    def run(key: jax.Array) -> dict[str, jax.Array]:
+        def body(carry: Any, t: jax.Array) -> Any:
+            params, m, v = carry
+            g = jax.grad(loss)(params)
+            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+            v = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g * g, v, g)
+            params = jax.tree.map(lambda p, m, v, *s: adamw(p, m, v, t, *s), params, m, v, *scales)
+            return (params, m, v), None
 
-        found: Params = jax.grad(loss)(params)
-        return found
-
-    def adam(p: np.ndarray, rate: float, g: tuple[np.ndarray, ...]) -> np.ndarray:
-        n, first, second = len(g), 0 * p, 0 * p
-        for each in g:
-            first, second = 0.9 * first + 0.1 * each, 0.95 * second + 0.05 * each * each
-        return p - rate * (first / (1 - 0.9**n)) / (np.sqrt(second / (1 - 0.95**n)) + 1e-12)
+        first = init(config, key)
+        zeros = jax.tree.map(jnp.zeros_like, first)
+        (last, *_), _ = jax.lax.scan(body, (first, zeros, zeros), jnp.arange(1.0, STEPS + 1))
+        (stream, logits), (trained_stream, trained_logits) = measure(first), measure(last)
+        found = {
+            "stream at init": stream,
+            "stream after training": trained_stream,
+            "change of the stream": trained_stream - stream,
+            "change of the logits": trained_logits - logits,
+        }
+        return {name: jnp.sqrt(jnp.square(x).mean()) for name, x in found.items()}
 
     with jax.transfer_guard("allow"):
-        params = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
-    trained, history = params, []
-    for _ in range(3):
-        history.append(jax.device_get(gradients(trained)))
-        trained = jax.tree.map(
-            lambda p, scale, *g: adam(p, 0.02 * scale, g),
-            jax.device_get(trained), learning_rate_scales(config), *history,
-        )  # fmt: skip
-        trained = jax.device_put(trained)
-    before, after = jax.device_get((outputs(params), outputs(trained)))
-    return {name: float(((after[name] - before[name]) ** 2).mean() ** 0.5) for name in before}
+        found = jax.device_get(run(jax.random.key(0)))
+    return {name: float(value) for name, value in found.items()}
 
 
-@pytest.fixture(scope="module")
-def growth() -> dict[str, dict[str, float]]:
-    """Ratio of the changes of the wide model to those of the narrow one."""
-    found = {}
-    for name, base in (("plain", None), ("mup", WIDTHS[0])):
-        narrow, wide = (changes(width, base) for width in WIDTHS)
-        found[name] = {part: wide[part] / narrow[part] for part in wide}
-    return found
+def growth(config: GPTConfig, width: int, depth: int) -> dict[str, float]:
+    """Return the ratios to the model of base size."""
+    base = coordinates(config)
+    return {
+        name: value / base[name] for name, value in coordinates(sized(config, width, depth)).items()
+    }
 
 
-def test_coordinate_check(growth: dict[str, dict[str, float]]) -> None:
-    assert growth["plain"]["logits"] > 3
-    assert 0.5 < growth["mup"]["logits"] < 2
-    assert 0.5 < growth["mup"]["hidden"] < 2
+@pytest.mark.parametrize(
+    ("width", "depth"),
+    [
+        (4, 1),
+        (1, 16),
+        pytest.param(16, 1, marks=pytest.mark.slow),
+        pytest.param(1, 4, marks=pytest.mark.slow),
+    ],
+)
+def test_coordinate_check(width: int, depth: int) -> None:
+    ratios = growth(BASE, width, depth)
+    logits = ratios.pop("change of the logits")
+    assert all(1 / 1.2 < ratio < 1.2 for ratio in ratios.values()), ratios
+    assert 0.5 < logits < 2  # random initial rows of the head have a share that tends to 0
 
 
-def test_without_a_base_nothing_is_scaled() -> None:
-    scales = learning_rate_scales(GPTConfig(n_layer=1, n_head=2, d_model=8, vocab_size=9))
-    assert set(jax.tree.leaves(scales)) == {1.0}
+@pytest.mark.parametrize(("width", "depth", "least"), [(4, 1, 2), (1, 16, 4)])
+def test_standard_parametrization_fails_the_check(width: int, depth: int, least: float) -> None:
+    assert growth(STANDARD, width, depth)["change of the stream"] > least
+
+
+def test_scales_of_a_block_and_of_the_embedding() -> None:
+    config = sized(BASE, width=4, depth=8)
+    up, table = ("blocks", "mlp", "up"), ("wte", "embedding")
+
+    def at(tree: Any, *path: str) -> Any:
+        for name in path:
+            tree = tree[name]
+        return tree
+
+    rate, decay, eps = (f(config) for f in (learning_rate_scales, weight_decay_scales, eps_scales))
+    assert [at(tree, *up, "kernel") for tree in (rate, decay, eps)] == [1 / 4, 4, 1 / 32]
+    assert [at(tree, *up, "bias") for tree in (rate, decay, eps)] == [1, 1, 1 / 32]
+    assert [at(tree, *table) for tree in (rate, decay, eps)] == [1, 1, 1 / 4]
+
+
+@pytest.mark.parametrize("scales", [learning_rate_scales, weight_decay_scales, eps_scales])
+def test_without_a_base_nothing_is_scaled(scales: Any) -> None:
+    assert set(jax.tree.leaves(scales(STANDARD))) == {1.0}

@@ -53,7 +53,7 @@ VARIANTS: dict[str, GPTConfig] = {
     ),
     "pairs side by side, muP": GPTConfig(
         **SIZES, positions="rope", activation="gelu_erf", d_head=8, d_ff=24, init_std=0.1,
-        mup_base=8, remat="dots", attention_implementation="reference",
+        mup_base=8, mup_base_depth=1, remat="dots", attention_implementation="reference",
         rope=RopeConfig(interleaved=True, scaling="linear", factor=2.0, dim=4),
         parallel_block=True, parallel_norm="separate",
     ),

@@ -1,5 +1,6 @@
 """Parameter groups: parsing, precedence, frozen parameters and unused groups."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -137,3 +138,23 @@ def test_invalid_groups_raise(text: str, message: str) -> None:
 def test_a_duplicate_pattern_raises() -> None:
     with pytest.raises(ValueError, match=r"groups: got the pattern 'a/\*' twice"):
         OptimizerConfig(groups=("a/*: frozen", "a/*: weight_decay=0"))
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "schedule_free_adamw"])
+def test_scales_of_epsilon_and_of_weight_decay(name: str) -> None:
+    """A parameter with scales is updated as one with these values and without scales."""
+    eps, decay = 0.1, 0.2
+    scaled = OptimizerConfig(
+        name=name, learning_rate=0.01, eps=eps, weight_decay=decay, clip_norm=None
+    )
+    plain = replace(scaled, eps=eps / 4, weight_decay=decay * 3)
+    params, gradients = problem({"dense/kernel": (4, 3)})
+    trees: Any = {
+        "weight_decay_scales": nest({"dense/kernel": 3.0}),
+        "eps_scales": nest({"dense/kernel": 0.25}),
+    }
+    got, _, _ = run(make_optimizer(scaled, **trees), params, gradients[:5])
+    want, _, _ = run(make_optimizer(plain), params, gradients[:5])
+    unscaled, _, _ = run(make_optimizer(scaled), params, gradients[:5])
+    np.testing.assert_allclose(got["dense/kernel"], want["dense/kernel"], rtol=1e-5)
+    assert np.abs(got["dense/kernel"] - unscaled["dense/kernel"]).max() > 1e-3

@@ -1,4 +1,4 @@
-"""Entry point of the trainer: train, plan, parameters, sweep, pipeline."""
+"""Entry point of the trainer: train, plan, parameters, sweep, predict, pipeline."""
 
 import errno
 import os
@@ -33,6 +33,7 @@ from tjx_trainer.runtime.exit_codes import ExactError, ExitCode, KernelError, No
 from tjx_trainer.runtime.out_of_memory import explain, is_out_of_memory
 from tjx_trainer.runtime.supervisor_client import connect, send_exit_reason
 from tjx_trainer.runtime.xla_flags import request_determinism, request_reproducibility, set_flags
+from tjx_trainer.scaling import predict_command
 from tjx_trainer.sweep import sweep_command
 
 # Errors of a disk that is full, failing, read-only or gone, and of exhausted files or locks.
@@ -46,6 +47,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": plan_command.run,
     "parameters": parameter_table.run,
     "sweep": sweep_command.run,
+    "predict": predict_command.run,
     "pipeline": pipeline_command.run,
 }
 

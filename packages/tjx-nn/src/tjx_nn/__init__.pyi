@@ -51,7 +51,9 @@ from .models.gpt_config import GPTConfig as GPTConfig
 from .models.resize_positions import resize_positions as resize_positions
 from .models.vit import ViT as ViT
 from .models.vit_config import ViTConfig as ViTConfig
+from .mup import eps_scales as eps_scales
 from .mup import learning_rate_scales as learning_rate_scales
+from .mup import weight_decay_scales as weight_decay_scales
 from .pipeline import pipeline_parts as pipeline_parts
 from .quantization.int8 import Int8Kernel as Int8Kernel
 from .quantization.int8 import dequantize as dequantize

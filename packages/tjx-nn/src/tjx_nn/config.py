@@ -138,12 +138,15 @@ class TransformerConfig:
         Dropout rate of attention weights.
     init_std
         Standard deviation of initial weights; projections to the residual stream use
-        init_std / sqrt(2 * n_layer).
+        init_std / sqrt(2 * n_layer), with mup_base_depth as n_layer if it is set.
     zero_init_residual
         Whether projections to the residual stream start at 0 instead (Zhang et al. 2019, "Fixup").
     mup_base
         Base width (d_model) of muP, at which learning rate and init_std were tuned (Yang et al.
         2022, "Tensor Programs V"). None disables muP.
+    mup_base_depth
+        Base depth (n_layer) of CompleteP, at which the optimizer's values were tuned (Dey et al.
+        2025): sublayers are scaled by base / n_layer. None disables it.
     scan_layers
         Whether blocks run in a scan, which compiles fast, or unrolled; same parameters. None
         unrolls up to 24 blocks on GPUs, up to 4 on CPUs (without remat, d_model >= 128), and scans
@@ -215,6 +218,7 @@ class TransformerConfig:
     init_std: float = 0.02
     zero_init_residual: bool = False
     mup_base: int | None = None
+    mup_base_depth: int | None = None
     scan_layers: bool | None = None
     remat: Remat = "none"
     remat_every: int = 1
@@ -232,7 +236,7 @@ class TransformerConfig:
         sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
             "window", "global_every", "nope_every", "nope_temperature_length", "mup_base",
-            "remat_every",
+            "mup_base_depth", "remat_every",
         )  # fmt: skip
         choices = check_choices(
             self,
@@ -589,3 +593,8 @@ class TransformerConfig:
     def width_multiplier(self) -> float:
         """Ratio of the width to the base width of muP; 1 without muP."""
         return 1.0 if self.mup_base is None else self.d_model / self.mup_base
+
+    @property
+    def depth_multiplier(self) -> float:
+        """Ratio of the depth to the base depth of CompleteP; 1 without it."""
+        return 1.0 if self.mup_base_depth is None else self.n_layer / self.mup_base_depth

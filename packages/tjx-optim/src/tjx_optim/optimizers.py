@@ -34,6 +34,8 @@ def make_optimizer(
     stack_axes: Any = None,
     decay_mask: Any = None,
     muon_mask: Any = None,
+    weight_decay_scales: Any = None,
+    eps_scales: Any = None,
 ) -> optax.GradientTransformation:
     """Make the transformation from gradients to parameter updates.
 
@@ -58,6 +60,11 @@ def make_optimizer(
         Which parameters weight decay applies to; None: by path.
     muon_mask : pytree of bools like the parameters, optional
         Which parameters muon orthogonalizes; None: by path.
+    weight_decay_scales : pytree of floats like the parameters, optional
+        Factor of the weight decay of each parameter, besides that of its learning rate (CompleteP).
+    eps_scales : pytree of floats like the parameters, optional
+        Factor of ``eps`` of each parameter (CompleteP), for adam, adamw, lamb and
+        schedule_free_adamw.
 
     Returns
     -------
@@ -92,7 +99,15 @@ def make_optimizer(
     >>> print(first_update()["dense"]["bias"].round(3))
     [-0.1 -0.1]
     """
-    rules = ParameterRules(config, learning_rate_scales, stack_axes, decay_mask, muon_mask)
+    trees = {
+        "learning_rate_scales": learning_rate_scales,
+        "stack_axes": stack_axes,
+        "decay_mask": decay_mask,
+        "muon_mask": muon_mask,
+        "weight_decay_scales": weight_decay_scales,
+        "eps_scales": eps_scales,
+    }
+    rules = ParameterRules(config, trees)
     rate = config.learning_rate if schedule is None else schedule
     # Clipping comes first, so that the moments are those of the clipped gradient.
     stages = [*_frozen_layers(rules), *_clipping(config, rules), _descent(config, rules, rate)]
@@ -214,18 +229,18 @@ def _sgd(settings: Settings, rules: ParameterRules) -> optax.GradientTransformat
 
 def _adam(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """Adam with L2 regularization in the gradient; Kingma and Ba 2015, algorithm 1."""
-    return optax.chain(add_weight_decay(rules), _scale_by_adam(settings))
+    return optax.chain(add_weight_decay(rules), _scale_by_adam(settings, rules))
 
 
 def _adamw(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """Adam with decoupled weight decay; Loshchilov and Hutter 2019, algorithm 2."""
-    return optax.chain(_scale_by_adam(settings), add_weight_decay(rules))
+    return optax.chain(_scale_by_adam(settings, rules), add_weight_decay(rules))
 
 
 def _lamb(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """AdamW scaled to the norm of the layer's weights; You et al. 2020, algorithm 2."""
     trust_ratio = per_layer(optax.scale_by_trust_ratio(), rules.stack_axes)
-    return optax.chain(_scale_by_adam(settings), add_weight_decay(rules), trust_ratio)
+    return optax.chain(_scale_by_adam(settings, rules), add_weight_decay(rules), trust_ratio)
 
 
 def _lion(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
@@ -262,7 +277,7 @@ def _schedule_free_adamw(settings: Settings, rules: ParameterRules) -> optax.Gra
     scale = optax.scale_by_rms(
         settings["b2"], settings["eps"], eps_in_sqrt=False, bias_correction=True
     )
-    return optax.chain(scale, add_weight_decay(rules))
+    return optax.chain(_with_eps_scales(scale, rules), add_weight_decay(rules))
 
 
 OPTIMIZERS: Mapping[str, Direction] = {
@@ -278,5 +293,18 @@ OPTIMIZERS: Mapping[str, Direction] = {
 """The built-in update directions by name; `register_optimizer` adds others."""
 
 
-def _scale_by_adam(settings: Settings) -> optax.GradientTransformation:
-    return optax.scale_by_adam(settings["b1"], settings["b2"], settings["eps"])
+def _scale_by_adam(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(settings["b1"], settings["b2"], settings["eps"])
+    return _with_eps_scales(adam, rules)
+
+
+def _with_eps_scales(
+    direction: optax.GradientTransformation, rules: ParameterRules
+) -> optax.GradientTransformation:
+    """Multiply the ``eps`` of each parameter by its factor.
+
+    The direction m / (sqrt(v) + scale * eps) of a gradient g is m / (sqrt(v) + eps) of g / scale.
+    """
+    if (scales := rules.given.get("eps_scales")) is None:
+        return direction
+    return optax.chain(update_by_path(lambda path, g, _: g / scales[path]), direction)

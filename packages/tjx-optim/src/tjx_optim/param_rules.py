@@ -9,7 +9,7 @@ that are not frozen, muon's matrices) sees a tree with holes, and since the sett
 where the parameters are an ``nnx.State``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,28 +28,16 @@ class ParameterRules:
     ----------
     config : OptimizerConfig
         Weight decay, its exceptions, and the groups.
-    learning_rate_scales, stack_axes, decay_mask, muon_mask : pytree, optional
-        As for `make_optimizer`.
+    trees : mapping of str to pytree
+        `learning_rate_scales`, `stack_axes` and the other trees of `make_optimizer`, by name; None
+        for its default.
     """
 
-    def __init__(
-        self,
-        config: OptimizerConfig,
-        learning_rate_scales: Any = None,
-        stack_axes: Any = None,
-        decay_mask: Any = None,
-        muon_mask: Any = None,
-    ) -> None:
+    def __init__(self, config: OptimizerConfig, trees: Mapping[str, Any]) -> None:
         self.groups = config.parameter_groups
         self._weight_decay = float(config.settings["weight_decay"])
         self._decay_embeddings = config.decay_embeddings
         self.cautious_decay = config.cautious_decay
-        trees = {
-            "learning_rate_scales": learning_rate_scales,
-            "stack_axes": stack_axes,
-            "decay_mask": decay_mask,
-            "muon_mask": muon_mask,
-        }
         self.given = {
             name: leaves_by_path(tree) for name, tree in trees.items() if tree is not None
         }
@@ -68,15 +56,16 @@ class ParameterRules:
 
     def weight_decay(self, path: str, axes: int) -> float:
         """Return the weight decay of a parameter of so many axes, per unit of learning rate."""
+        scale = float(self.given.get("weight_decay_scales", {}).get(path, 1.0))
         of_group = self.group(path).weight_decay
         if of_group is not None:
-            return of_group
+            return scale * of_group
         if "decay_mask" in self.given:
             decayed = bool(self.given["decay_mask"][path])
         else:
             own_axes = axes - self.stack_axes(path)
             decayed = decays(path, own_axes, decay_embeddings=self._decay_embeddings)
-        return self._weight_decay if decayed else 0.0
+        return scale * self._weight_decay if decayed else 0.0
 
     def learning_rate_scale(self, path: str) -> Any:
         """Return the factor of a parameter's learning rate."""
@@ -105,28 +94,14 @@ class ParameterRules:
 
 # Names of leaves in flax NNX and Linen, Haiku (w, b, offset, embeddings) and Equinox (weight).
 BIASES = ("bias", "offset")
-
-
 NORM_SCALES = ("scale",)
-
-
 EMBEDDINGS = ("embedding", "embeddings", "cls")
-
-
 KERNELS = ("kernel",)
-
-
 # These name kernels, embedding tables and norm scales alike.
 WEIGHTS = ("w", "weight")
-
-
 HAIKU_BIAS = "b"
-
-
 # Names of modules.
 HEADS = ("head",)
-
-
 EMBEDDING_MODULES = ("embed", "embedding", "embeddings", "wte", "wpe")
 
 

@@ -22,11 +22,13 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.config.train_config import DTYPE_OF_PRECISION, ORBAX_PREFIX
 from tjx_trainer.extensions import FIELDS as EXTENSION_FIELDS
 from tjx_trainer.extensions import import_extensions
+from tjx_trainer.scaling.dial import with_dial
 
 COMMANDS: Mapping[str, str] = {
     "plan": "memory, time and scaling of a run, estimated without its hardware",
     "parameters": "table of parameters with their sharding over the mesh",
     "sweep": "train a grid of hyperparameters and compare the results",
+    "predict": "predict the loss of a larger run from small ones, with an interval",
     "pipeline": "train a list of stages, each from the result of the one before",
 }
 """Subcommands of the trainer, with a line of help each."""
@@ -43,7 +45,7 @@ def resolve(argv: Sequence[str]) -> Config:
     words = parse_args(argv)
     preset = load_preset(words.config)
     problems: list[Problem | str] = [*preset.problems, *words.problems]
-    values: dict[str, Any] = {"name": preset.name}
+    layers: list[dict[str, Any]] = []
     unread: set[str] = set()
     for layer, lost in ((preset.values, set()), (words.values, words.unread)):
         converted: dict[str, Any] = {}
@@ -54,7 +56,10 @@ def resolve(argv: Sequence[str]) -> Config:
                 problems.append(str(error))
         # A value that could not be read must not be checked by its default.
         unread = (unread | layer.keys() | lost) - converted.keys()
-        values |= {**_implied(converted, values), **converted}
+        layers.append(converted)
+    values: dict[str, Any] = {"name": preset.name}
+    for each in with_dial(layers):
+        values |= {**_implied(each, values), **each}
     try:
         config = assemble(values)
     except ConfigError as error:

@@ -193,6 +193,11 @@ def _lines_of(owner: type) -> dict[str, str]:
 
 
 UNITS: Mapping[str, str] = {
+    "scale.depth": "blocks",
+    "scale.flops": "FLOPs",
+    "scale.tokens_per_parameter": "tokens",
+    "scale.width_per_layer": "features",
+    "scale.head_size": "features",
     "model.n_layer": "blocks",
     "model.n_encoder_layer": "blocks",
     "model.n_head": "heads",
@@ -202,6 +207,7 @@ UNITS: Mapping[str, str] = {
     "model.d_head": "features",
     "model.d_ff": "features",
     "model.mup_base": "features",
+    "model.mup_base_depth": "blocks",
     "model.rope.dim": "features",
     "model.latent.kv_dim": "features",
     "model.latent.q_dim": "features",

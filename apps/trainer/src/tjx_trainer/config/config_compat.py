@@ -31,7 +31,10 @@ CHANGEABLE_FIELDS = frozenset({
     "model.attention_implementation",
     "model.check_ids",
 })  # fmt: skip
-CHANGEABLE_SECTIONS = ("log.", "profile.", "checkpoint.", "mesh.", "distributed.", "watchdog.")
+CHANGEABLE_SECTIONS = (
+    "log.", "profile.", "checkpoint.", "mesh.", "distributed.", "watchdog.",
+    "scale.",  # the values that it sets are compared
+)  # fmt: skip
 # A different directory has no checkpoints, so the run would silently start again.
 FIXED_FIELDS = frozenset({"checkpoint.directory"})
 

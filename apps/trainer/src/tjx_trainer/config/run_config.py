@@ -25,6 +25,7 @@ from tjx_parallel.config import DistributedConfig, MeshConfig
 from tjx_rl.config import RLConfig
 from tjx_trainer.config.distill_config import DistillConfig
 from tjx_trainer.config.mesh_checks import batch_shards, known_axis_sizes, mesh_problems
+from tjx_trainer.config.scale_config import ScaleConfig
 from tjx_trainer.config.task_checks import (
     check_conversations,
     check_data,
@@ -62,6 +63,8 @@ class Config:
         with verifiable rewards), dpo (preference pairs), kto (single responses, desirable or not),
         or a registered task, whose module is imported if the name has a dot (my_package.my_task);
         none: that of the model family.
+    scale
+        The dial: one number that sets model, batch, length and optimizer.
     model
         The model; its fields depend on its family (gpt, bert, vit, encoder_decoder).
     data
@@ -105,6 +108,7 @@ class Config:
     name: str = "run"
     seed: int = 0
     task: str | None = None
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     model: ModelConfig = field(default_factory=GPTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     chat: ChatConfig = field(default_factory=ChatConfig)
@@ -284,18 +288,36 @@ def _check_precision(model: ModelConfig, train: TrainConfig) -> list[Problem]:
     ]
 
 
-# muP's learning-rate factors assume updates whose size does not depend on the gradient's.
-_MUP_OPTIMIZERS = ("adam", "adamw", "lion", "schedule_free_adamw")
+# muP's learning-rate factors assume updates whose size does not depend on the gradient's, and
+# CompleteP's weight decay is decoupled from the gradient.
+_MUP_OPTIMIZERS: Mapping[str, tuple[str, ...]] = {
+    "mup_base": ("adam", "adamw", "lion", "schedule_free_adamw"),
+    "mup_base_depth": ("adamw", "lion", "schedule_free_adamw"),
+}
 
 
 def _check_mup(model: ModelConfig, optimizer: OptimizerConfig) -> list[Problem]:
-    if model.mup_base is None or optimizer.name in _MUP_OPTIMIZERS:
+    return [
+        Problem(
+            f"model.{name}",
+            f"got {getattr(model, name)} with optimizer.name {optimizer.name}; expected one of "
+            f"{', '.join(expected)}; change the optimizer or leave model.{name} out",
+            ("optimizer.name",),
+        )
+        for name, expected in _MUP_OPTIMIZERS.items()
+        if getattr(model, name) is not None and optimizer.name not in expected
+    ]
+
+
+def _check_scale(scale: ScaleConfig, model: ModelConfig) -> list[Problem]:
+    if not scale.is_set or isinstance(model, GPTConfig):
         return []
+    name = "depth" if scale.flops is None else "flops"
     message = (
-        f"got {model.mup_base} with optimizer.name {optimizer.name}; expected one of "
-        f"{', '.join(_MUP_OPTIMIZERS)}; change the optimizer or leave model.mup_base out"
+        f"got {getattr(scale, name)} with model.family {model.family}; expected gpt, for which the "
+        f"rules are; leave scale.{name} out, or give --model.family gpt"
     )
-    return [Problem("model.mup_base", message, ("optimizer.name",))]
+    return [Problem(f"scale.{name}", message, ("model.family",))]
 
 
 def _check_schedule(optimizer: OptimizerConfig, schedule: ScheduleConfig) -> list[Problem]:
@@ -362,6 +384,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[..., list[Problem]]], ...] = (
     (("data", "model", "train"), _check_vocabulary),
     (("model", "train"), _check_precision),
     (("model", "optimizer"), _check_mup),
+    (("scale", "model"), _check_scale),
     (("optimizer", "schedule"), _check_schedule),
     (("schedule", "train"), _check_schedule_lengths),
     (("profile", "train"), _check_profile),

@@ -10,6 +10,7 @@ from tjx_parallel.roofline import report, to_json
 from tjx_trainer.config.run_config import Config
 from tjx_trainer.planning.compiled_step import PlannedStep
 from tjx_trainer.runtime.memory_report import format_bytes
+from tjx_trainer.scaling.dial import describe_dial
 
 DEVICES = tuple(2**n for n in range(11))
 MAX_GPU_FRACTION = 0.92  # the rest is for the driver and NCCL
@@ -33,6 +34,7 @@ def page(config: Config, found: Plan, planned: PlannedStep) -> str:
         f"{config.name} on {step.devices} {chip.name} ({sizes or 'one device'}), "
         f"{step.sequences:,} sequences a step in {step.microbatches} microbatches",
         *(f"  ({note})" for note in planned.notes),
+        *describe_dial(config),
         "",
         "Memory per device:",
         *(f"  {name:<58}{format_bytes(size):>10}" for name, size in memory_rows(step)),

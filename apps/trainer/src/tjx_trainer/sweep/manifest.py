@@ -14,15 +14,28 @@ SWEEP_FILE = "sweep.json"
 _MOST_BYTES = 16 << 20
 
 
-def write_manifest(folder: Path, grid: Grid, words: Sequence[str]) -> None:
+def write_manifest(
+    folder: Path, grid: Grid, words: Sequence[str], *, kind: str | None = None
+) -> None:
     """Write the manifest of a sweep, or of a pipeline: a grid without axes.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the runs.
+    grid : Grid
+        The runs.
+    words : sequence of str
+        The command line of the runs.
+    kind : str, optional
+        The subcommand, whose flag ``--KIND.dir`` messages name; by default sweep or pipeline.
 
     Raises
     ------
     ConfigError
         If the folder holds another sweep, other stages or other files, or cannot be written.
     """
-    kind = "sweep" if grid.axes else "pipeline"
+    kind = kind or ("sweep" if grid.axes else "pipeline")
     flag = f"--{kind}.dir"
     entry: dict[str, Any] = {
         "words": list(words),

@@ -147,18 +147,22 @@ def make_update_rule(config: Config) -> tuple[optax.Schedule, optax.GradientTran
         learning_rate=config.optimizer.learning_rate,
         max_steps=config.train.max_steps,
     )
-    scales, train = None, config.train
-    if config.model.mup_base is not None or train.layer_decay != 1 or train.freeze_layers:
-        scales = tjx_nn.learning_rate_scales(
-            config.model, layer_decay=train.layer_decay, freeze_layers=train.freeze_layers
+    model, train = config.model, config.train
+    scales: dict[str, Any] = {}
+    if model.mup_base is not None or train.layer_decay != 1 or train.freeze_layers:
+        scales["learning_rate_scales"] = tjx_nn.learning_rate_scales(
+            model, layer_decay=train.layer_decay, freeze_layers=train.freeze_layers
         )
+    if model.mup_base_depth is not None:
+        scales["weight_decay_scales"] = tjx_nn.weight_decay_scales(model)
+        scales["eps_scales"] = tjx_nn.eps_scales(model)
     # The updates of a rollout share the learning rate of their step.
     updates = config.rl.updates_per_rollout
     optimizer = tjx_optim.make_optimizer(
         config.optimizer,
         schedule if updates == 1 else lambda count: schedule(count // updates),
-        learning_rate_scales=scales,
         stack_axes=trained_stack_axes(config),
+        **scales,
     )
     return schedule, optimizer
 

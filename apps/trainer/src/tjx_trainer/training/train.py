@@ -32,6 +32,7 @@ from tjx_trainer.runtime.run_dir import RunDirectory, check_run, make_run_dir, o
 from tjx_trainer.runtime.run_logging import log_info, plain_warnings
 from tjx_trainer.runtime.signals import SignalHandler, StopSignal
 from tjx_trainer.runtime.watchdog import Watchdog
+from tjx_trainer.scaling.dial import describe_dial
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.task import data_identity
 from tjx_trainer.tasks.text_data import format_mixture
@@ -310,6 +311,8 @@ def prepare(config: Config) -> Job:
     if type(config.model) in get_args(ModelConfig):
         log_info(f"layers         {describe_layers(job)}")
     log_info(f"training       {describe_training(job)}")
+    for line in describe_dial(config):
+        log_info(line)
     if flags := os.environ.get("XLA_FLAGS"):
         log_info(f"XLA flags      {flags}")
     return job

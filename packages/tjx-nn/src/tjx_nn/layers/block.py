@@ -66,6 +66,7 @@ class Block(ShardedModule):
         self.ln_2_out = make_norm(config) if sandwich else None
         self.mlp = Experts(config, rngs=rngs) if experts else make_mlp(config, rngs=rngs)
         self.scale_1, self.scale_2 = layer_scale(config), layer_scale(config)
+        self.residual_scale = config.residual_scale / config.depth_multiplier  # CompleteP
 
     def __call__(
         self,
@@ -173,7 +174,7 @@ class Block(ShardedModule):
             y = y * self.gather(scale, ("embed",)).astype(y.dtype)[None, None]
         if dropout_key is not None:
             y = dropout(y, self.config.dropout, dropout_key, self.layout)
-        y = y if self.config.residual_scale == 1 else self.config.residual_scale * y
+        y = y if self.residual_scale == 1 else self.residual_scale * y
         x = x + y
         return norm(x) if norm is not None and self.config.norm_position == "post" else x
 

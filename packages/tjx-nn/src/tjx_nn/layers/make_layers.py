@@ -56,12 +56,14 @@ def initial_std(config: TransformerConfig, *, residual: bool) -> float:
 
     Kernels that write to the residual stream are divided by sqrt(2 * n_layer), the square root of
     the number of sublayers (GPT-2), or are 0 with `zero_init_residual`. With muP the variance is
-    proportional to 1 / width (Yang et al. 2022, table 8).
+    proportional to 1 / width (Yang et al. 2022, table 8). With CompleteP it does not depend on the
+    depth, as the multiplier of the sublayers does (Dey et al. 2025, table 1).
     """
     if residual and config.zero_init_residual:
         return 0.0
     std = config.init_std / math.sqrt(config.width_multiplier)
-    return std / math.sqrt(2 * config.n_layer) if residual else std
+    depth = config.mup_base_depth or config.n_layer
+    return std / math.sqrt(2 * depth) if residual else std
 
 
 def make_norm(

@@ -1,0 +1,1 @@
+"""Scaling: the dial, laws of the loss, and predictions of larger runs."""
