@@ -61,7 +61,12 @@ def test_latent_and_sparse_attention_have_no_sinks() -> None:
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
+        ({"global_first": True}, "global_first: got True with global_every None"),
         ({"chunked_window": True}, "chunked_window: got True; expected False without window"),
+        (
+            {"chunked_window": True, "window": 4, "sparse": SparseConfig(top_k=2, indexer=False)},
+            "chunked_window: got True; expected False",
+        ),
         ({"nope_temperature": 0.1}, "nope_temperature: got 0.1 with nope_every None"),
         ({"nope_temperature": -1.0}, "nope_temperature: got -1.0; expected at least 0"),
         ({"qk_norm_position": "after_rope"}, "qk_norm_position: got 'after_rope'"),
@@ -69,7 +74,7 @@ def test_latent_and_sparse_attention_have_no_sinks() -> None:
         ({"experts": ExpertsConfig(count=2, every=2, first_layer=1)}, "experts.first_layer 1"),
     ],
 )
-def test_options_of_llama4_need_others(fields: dict[str, Any], told: str) -> None:
+def test_options_need_others(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         GPTConfig(**fields)
 

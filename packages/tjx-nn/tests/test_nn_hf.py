@@ -29,12 +29,12 @@ from tjx_nn import (
     init,
 )
 from tjx_nn.binding import Params, param_shapes
-from tjx_nn.flops import count_params
 from tjx_nn.hf.convert_config import functional_fields, read_config
 from tjx_nn.hf.convert_params import read_params
 from tjx_nn.hf.families import all_families
 from tjx_nn.hf.safetensors_folder import Tensors
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
+from tjx_nn.models.flops import count_params
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 NAMES = sorted(path.parent.name for path in GOLDEN.glob("*/config.json"))

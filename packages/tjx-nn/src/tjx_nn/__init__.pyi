@@ -10,9 +10,6 @@ from .config import TransformerConfig as TransformerConfig
 from .contrastive import info_nce as info_nce
 from .distillation import DistillationLosses as DistillationLosses
 from .distillation import distillation_losses as distillation_losses
-from .flops import cache_bytes as cache_bytes
-from .flops import count_params as count_params
-from .flops import flops_per_token as flops_per_token
 from .functional import init as init
 from .functional import logical_axes as logical_axes
 from .functional import register as register
@@ -46,6 +43,9 @@ from .models.bert import Bert as Bert
 from .models.bert_config import BertConfig as BertConfig
 from .models.encoder_decoder import EncoderDecoder as EncoderDecoder
 from .models.encoder_decoder_config import EncoderDecoderConfig as EncoderDecoderConfig
+from .models.flops import cache_bytes as cache_bytes
+from .models.flops import count_params as count_params
+from .models.flops import flops_per_token as flops_per_token
 from .models.gpt import GPT as GPT
 from .models.gpt_config import GPTConfig as GPTConfig
 from .models.resize_positions import resize_positions as resize_positions
