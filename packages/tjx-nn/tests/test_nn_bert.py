@@ -137,8 +137,9 @@ def test_a_symmetric_window_ends_on_both_sides(
         return [int(i) for i in np.flatnonzero(difference.max((0, 2)) > 1e-6)]
 
     # Two blocks of two tokens to each side; a window alone bounds the tokens before.
-    assert changed(global_every=None) == list(range(4, 13))
-    assert changed(global_every=None, symmetric_window=False) == list(range(13))
+    local: dict[str, Any] = {"global_every": None, "global_first": False}
+    assert changed(**local) == list(range(4, 13))
+    assert changed(**local, symmetric_window=False) == list(range(13))
     assert changed() == list(range(16))  # the first block is global
     assert LOCAL.windows == (None, 3, 3, None)
     with pytest.raises(ValueError, match="symmetric_window: got True with window None"):
