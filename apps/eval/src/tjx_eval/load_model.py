@@ -33,7 +33,7 @@ class TrainedModel:
     architecture : GPTConfig, BertConfig, ViTConfig or EncoderDecoderConfig
         Model config.
     params : nested dict of arrays
-        Parameters, float32; int8 kernels if they were quantized.
+        Parameters, float32; int8 or int4 kernels if they were quantized.
     mesh : jax.sharding.Mesh
         Devices of the parameters.
     text_tokenizer : tjx_data.Tokenizer or None
@@ -142,7 +142,7 @@ def load_model(
     families : tuple of str or None
         Accepted model families; None accepts all.
     quantization : str, optional
-        "int8" rounds the kernels of the blocks (`tjx_nn.quantize`).
+        "int8" or "int4" rounds the kernels of the blocks (`tjx_nn.quantize`).
 
     Raises
     ------
@@ -162,7 +162,8 @@ def load_model(
         model = _load_transformers(resolved.path, tokenizer, families)
     if quantization is None:
         return model
-    params = jax.jit(tjx_nn.quantize, static_argnums=0)(model.architecture, model.params)
+    quantize = jax.jit(tjx_nn.quantize, static_argnums=(0, 2))
+    params = quantize(model.architecture, model.params, quantization)
     return dataclasses.replace(model, params=params)
 
 

@@ -39,7 +39,9 @@ def add_model(parser: CommandParser, *, quantization: bool = True) -> None:
     )
     if quantization:
         parser.add_argument(
-            "--quantization", choices=("int8",), help="round the weights of the blocks to int8"
+            "--quantization",
+            choices=("int8", "int4"),
+            help="round the weights of the blocks to int8 or int4",
         )
 
 
