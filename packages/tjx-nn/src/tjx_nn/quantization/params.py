@@ -15,7 +15,7 @@ from tjx_nn.functional import logical_axes
 from tjx_nn.quantization.int4 import int4_axes, quantize_int4
 from tjx_nn.quantization.int8 import int8_axes, quantize_int8
 from tjx_nn.quantization.kernels import QuantizedKernel
-from tjx_nn.quantization.linear_layers import linear_layers
+from tjx_nn.quantization.linear_layers import block_kernels
 
 _QUANTIZE: dict[str, Callable[[Any], QuantizedKernel]] = {
     "int8": quantize_int8,
@@ -79,11 +79,7 @@ def _map_kernels(
     change: Callable[[Any], QuantizedKernel], config: Hashable, tree: dict[str, Any]
 ) -> dict[str, Any]:
     """Replace the leaves that stand for kernels of linear layers in stacked blocks."""
-    kernels = {
-        f"{path}.kernel"
-        for path, layer in linear_layers(config).items()
-        if layer.axes[0] == "layers"
-    }
+    kernels = block_kernels(config)
     if not kernels:
         raise ValueError(
             f"config: got a {type(config).__name__} without linear layers in stacked blocks; "
