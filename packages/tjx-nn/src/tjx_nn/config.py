@@ -26,6 +26,7 @@ Activation = Literal[
 ]  # fmt: skip
 Remat = Literal["none", "full", "attention", "dots"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+KVCacheDtype = Literal["model", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,9 @@ class TransformerConfig:
         Blocks of a rematerialized region; larger regions save fewer block inputs.
     dtype
         Dtype of the computation; parameters, norms, softmax and logits are float32.
+    kv_cache_dtype
+        Dtype of the keys and values that generation caches: that of the "model", or "int8" with a
+        scale for each token and head.
     float8
         Whether attention projections and the MLP multiply in FP8 (e4m3, gradients e5m2), with
         per-tensor dynamic scaling.
@@ -201,6 +205,7 @@ class TransformerConfig:
     remat: Remat = "none"
     remat_every: int = 1
     dtype: Dtype = "float32"
+    kv_cache_dtype: KVCacheDtype = "model"
     float8: bool = False
     attention_implementation: str | None = None
     check_ids: bool = False
@@ -219,6 +224,7 @@ class TransformerConfig:
             self,
             positions=Positions, norm=Norm, norm_position=NormPosition, activation=Activation,
             remat=Remat, dtype=Dtype, parallel_norm=ParallelNorm, qk_norm_features=QKNormFeatures,
+            kv_cache_dtype=KVCacheDtype,
         )  # fmt: skip
         return [*sizes, *choices, *self._bad_numbers(), *([] if sizes else self._bad_heads())]
 
@@ -325,6 +331,11 @@ class TransformerConfig:
                 f"{self.latent.kv_dim}; expected None, as latent attention has one base; omit it"
             )
         latent, sparse = self.latent.kv_dim is not None, self.sparse.top_k is not None
+        if self.kv_cache_dtype == "int8" and (latent or sparse):
+            problems.append(
+                "kv_cache_dtype: got 'int8' with latent.kv_dim or sparse.top_k; expected 'model', "
+                "as the entries of latent and sparse attention have no int8 form; omit it"
+            )
         if self.nope_every is not None and (self.positions != "rope" or latent or sparse):
             problems.append(
                 f"nope_every: got {self.nope_every}; expected None without positions 'rope', with "
