@@ -127,6 +127,7 @@ def load_model(
     tokenizer: str | None = None,
     families: tuple[str, ...] | None = DECODERS,
     quantization: str | None = None,
+    kv_cache: str = "model",
 ) -> TrainedModel:
     """Load a model, sharded over all devices.
 
@@ -143,11 +144,13 @@ def load_model(
         Accepted model families; None accepts all.
     quantization : str, optional
         "int8" or "int4" rounds the kernels of the blocks (`tjx_nn.quantize`).
+    kv_cache : str
+        "int8" rounds cached keys and values (`GPTConfig.kv_cache_dtype`).
 
     Raises
     ------
     EvalError
-        If there is no such model.
+        If there is no such model, or its attention has no int8 cache.
     tjx_ckpt.CheckpointError
         If its checkpoints are damaged.
     """
@@ -160,11 +163,17 @@ def load_model(
         raise EvalError(f"--step: got {step}; {path} is a Transformers model without steps")
     else:
         model = _load_transformers(resolved.path, tokenizer, families)
-    if quantization is None:
+    if quantization is not None:
+        quantize = jax.jit(tjx_nn.quantize, static_argnums=(0, 2))
+        params = quantize(model.architecture, model.params, quantization)
+        model = dataclasses.replace(model, params=params)
+    if kv_cache == "model":
         return model
-    quantize = jax.jit(tjx_nn.quantize, static_argnums=(0, 2))
-    params = quantize(model.architecture, model.params, quantization)
-    return dataclasses.replace(model, params=params)
+    try:
+        architecture = dataclasses.replace(model.architecture, kv_cache_dtype=kv_cache)
+    except ValueError as error:
+        raise EvalError(f"--kv_cache: {error}") from error
+    return dataclasses.replace(model, architecture=architecture)
 
 
 def _load_run(

@@ -45,8 +45,17 @@ def add_model(parser: CommandParser, *, quantization: bool = True) -> None:
         )
 
 
+def add_generator(parser: CommandParser) -> None:
+    """Add the arguments of `add_model`, and ``--kv_cache``."""
+    add_model(parser)
+    parser.add_argument(
+        "--kv_cache", choices=("model", "int8"), default="model",
+        help="dtype of cached keys and values: the model's (default), or int8",
+    )  # fmt: skip
+
+
 def load(arguments: argparse.Namespace) -> "TrainedModel":
-    """Load the decoder that the arguments of `add_model` name."""
+    """Load the decoder that the arguments of `add_generator` name."""
     from tjx_eval.load_model import load_model
 
     return load_model(
@@ -54,6 +63,7 @@ def load(arguments: argparse.Namespace) -> "TrainedModel":
         step=arguments.step,
         tokenizer=arguments.tokenizer,
         quantization=arguments.quantization,
+        kv_cache=arguments.kv_cache,
     )
 
 
