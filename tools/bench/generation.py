@@ -3,8 +3,8 @@
     python tools/bench/generation.py [--torch-python PATH] [--suite cpu|gpu]
 
 requires jax, tjx-kernels and tjx-nn (or PYTHONPATH of their src). All implementations use the same
-weights and prompt; the benchmark fails if their tokens differ in float32. "tjx int8" has the same
-weights quantized by `tjx_nn.quantize`. All are measured alternately in each round.
+weights and prompt; the benchmark fails if their tokens differ in float32. "tjx int8" and "tjx int4"
+have the same weights quantized by `tjx_nn.quantize`. All are measured alternately in each round.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from pathlib import Path
 from turns import Json, Worker, WorkerError, machine, summary
 
 HERE = Path(__file__).resolve().parent
-INT8 = "tjx int8"
+# Sides with quantized weights, and their dtype.
+QUANTIZED = {"tjx int8": "int8", "tjx int4": "int4"}
 SMALL = {"sizes": [4096, 256, 4, 4, 256], "prompt": 16, "new": 100, "dtype": "float32"}
 GPT2_SMALL = {"sizes": [50257, 768, 12, 12, 1024], "prompt": 16, "new": 100, "dtype": "float32"}
 
@@ -56,9 +57,9 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
     with tempfile.TemporaryDirectory() as folder:
         given = {**case, "weights": str(Path(folder) / "weights.npz"), "saved": f"{folder}/saved"}
         own = [sys.executable, str(HERE / "generation_jax.py")]
-        workers = {name: Worker(own, {}) for name in ("tjx", INT8)}
+        workers = {name: Worker(own, {}) for name in ("tjx", *QUANTIZED)}
         answers = {
-            name: worker.ask("prepare", case={**given, "int8": name == INT8})
+            name: worker.ask("prepare", case={**given, "quantized": QUANTIZED.get(name)})
             for name, worker in workers.items()
         }
         # The torch loop knows GPT-2 only.
@@ -73,8 +74,8 @@ def measure(case: Json, torch_python: Path | None, *, rounds: int) -> Json:
             else:
                 workers[kind] = worker
         found = {name: answer.pop("tokens") for name, answer in answers.items()}
-        found.pop(INT8)
-        if case["dtype"] == "float32" and any(x != found["tjx"] for x in found.values()):
+        exact = [x for name, x in found.items() if name not in QUANTIZED]
+        if case["dtype"] == "float32" and any(x != found["tjx"] for x in exact):
             sys.exit(f"the tokens differ: {found}")
         seconds: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(rounds):
@@ -98,10 +99,10 @@ def goals(record: Json) -> list[str]:
     """Return one line per goal: measured value, goal, met or missed."""
     sides = record["sides"]
     lines = []
-    if record["dtype"] == "float32":
-        ratio = round(1 / sides[INT8]["speed_of_tjx"], 2)
+    for name, dtype in QUANTIZED.items() if record["dtype"] == "float32" else ():
+        ratio = round(1 / sides[name]["speed_of_tjx"], 2)
         verdict = "met" if ratio > 1 else "missed"
-        lines.append(f"{record['name']}: int8 {ratio}x float32 of above 1x, {verdict}")
+        lines.append(f"{record['name']}: {dtype} {ratio}x float32 of above 1x, {verdict}")
     if "goal_ratio" in record and "transformers" in sides:
         found = sides["transformers"]["speed_of_tjx"]
         verdict = "met" if found >= record["goal_ratio"] else "missed"

@@ -23,8 +23,9 @@ class Generation:
             dtype=case["dtype"], **case.get("options", {}),
         )  # fmt: skip
         self._params = jax.jit(tjx_nn.init, static_argnums=0)(self._config, jax.random.key(0))
-        if case["int8"]:
-            self._params = jax.jit(tjx_nn.quantize, static_argnums=0)(self._config, self._params)
+        if case["quantized"] is not None:
+            quantize = jax.jit(tjx_nn.quantize, static_argnums=(0, 2))
+            self._params = quantize(self._config, self._params, case["quantized"])
         else:
             flat = jax.tree.leaves_with_path(self._params)
             arrays: dict[str, Any] = {

@@ -57,7 +57,7 @@ def test_the_command_prints_samples_and_writes_json(
     capsys.readouterr()  # of the training run, if this is its first test
     found = tmp_path / "found.json"
     more = ["--prompt_file", str(prompt), "--json", str(found), "--top_p", "0.9", "--seed", "4"]
-    assert main([*words, *more, "--quantization", "int8"]) == 0
+    assert main([*words, *more, "--quantization", "int4", "--kv_cache", "int8"]) == 0
     record = json.loads(found.read_text())
     texts = [each["text"] for each in record["samples"]]
     assert capsys.readouterr().out == f"12 {texts[0]}\n----\n12 {texts[1]}\n"

@@ -239,7 +239,9 @@ LORA: Flags = {"lora.rank": 2, "lora.dora": "true", "optimizer.learning_rate": 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base_dtype", "bound"), [("float32", 5e-6), ("int8", 5e-5)])
+@pytest.mark.parametrize(
+    ("base_dtype", "bound"), [("float32", 5e-6), ("int8", 5e-5), ("int4", 5e-5)]
+)
 def test_adapters_on_a_mesh_train_as_on_one_device(base_dtype: str, bound: float) -> None:
     """On CPUs inputs of int8 kernels are rounded, which amplifies differences of the last bit."""
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}

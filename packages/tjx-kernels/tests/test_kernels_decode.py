@@ -45,9 +45,11 @@ def compiled(which: str, options: tuple[Any, ...]) -> Any:
         if which != "decode":
             offset = lengths - x["q"].shape[1]
             call = partial(flash_attention, causal=True, q_offset=offset, implementation=which)
+        scales = {name: x[name] for name in ("k_scale", "v_scale") if name in x}
         return call(
-            x["q"], x["k"], x["v"], return_lse=True, alibi_slopes=slopes, sinks=sinks, **given
-        )
+            x["q"], x["k"], x["v"], return_lse=True, alibi_slopes=slopes, sinks=sinks,
+            **given, **scales,
+        )  # fmt: skip
 
     return jax.jit(run)
 
@@ -84,6 +86,28 @@ def test_caches_shorter_and_longer_than_a_block(max_len: int) -> None:
     pairs = (run(which, inputs, lengths) for which in ("decode", "reference"))
     for a, b in zip(*pairs, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "window"])
+def test_int8_caches_are_those_of_their_products_with_the_scales(name: str) -> None:
+    rng, inputs = np.random.default_rng(7), draw(3, RUN + 44)
+    held, plain = {"q": inputs["q"]}, {"q": inputs["q"]}
+    for x in "kv":
+        held[x] = rng.integers(-127, 128, inputs[x].shape, np.int8)
+        held[f"{x}_scale"] = rng.uniform(0.005, 0.02, held[x].shape[:3]).astype(np.float32)
+        plain[x] = held[x] * held[f"{x}_scale"][..., None]
+    lengths = (0, 3, RUN, RUN + 1, RUN + 44)
+    pairs = (run("decode", given, lengths, **OPTIONS[name]) for given in (held, plain))
+    for a, b in zip(*pairs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6, rtol=2e-6)
+    wrong: list[dict[str, Any]] = [
+        {name: x for name, x in held.items() if name != "v_scale"},
+        {**plain, "k_scale": held["k_scale"]},
+        {**held, "k_scale": held["k_scale"][..., None]},
+    ]
+    for given in wrong:
+        with pytest.raises(ValueError, match=r"[kv]_scale: got .*expected"):
+            run("decode", given, lengths)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -49,7 +49,7 @@ VARIANTS: dict[str, GPTConfig] = {
     "no positions, unrolled, 8-bit floats": GPTConfig(
         **SIZES, positions="none", activation="relu", scan_layers=False, remat="attention",
         dtype="bfloat16", float8=True,
-        tokenizer_size=27, check_ids=True,
+        tokenizer_size=27, check_ids=True, kv_cache_dtype="int8",
     ),
     "pairs side by side, muP": GPTConfig(
         **SIZES, positions="rope", activation="gelu_erf", d_head=8, d_ff=24, init_std=0.1,

@@ -16,6 +16,7 @@ from tjx_eval.convert_attention import AttentionOptions, convert_attention
 from tjx_eval.errors import EvalError
 from tjx_eval.resolve import resolve_model
 from tjx_nn import hf
+from tjx_nn.config import KVCacheDtype
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_parallel.config import MeshConfig
 from tjx_trainer.run_reader import Config, ModelConfig, SavedRun, retain_freed_memory
@@ -34,7 +35,7 @@ class TrainedModel:
     architecture : GPTConfig, BertConfig, ViTConfig or EncoderDecoderConfig
         Model config.
     params : nested dict of arrays
-        Parameters, float32; int8 kernels if they were quantized.
+        Parameters, float32; int8 or int4 kernels if they were quantized.
     mesh : jax.sharding.Mesh
         Devices of the parameters.
     text_tokenizer : tjx_data.Tokenizer or None
@@ -129,6 +130,7 @@ def load_model(
     families: tuple[str, ...] | None = DECODERS,
     attention: AttentionOptions | None = None,
     quantization: str | None = None,
+    kv_cache: KVCacheDtype = "model",
 ) -> TrainedModel:
     """Load a model, sharded over all devices.
 
@@ -146,12 +148,14 @@ def load_model(
     attention : AttentionOptions, optional
         Changes of a decoder's attention, before `quantization`.
     quantization : str, optional
-        "int8" rounds the kernels of the blocks (`tjx_nn.quantize`).
+        "int8" or "int4" rounds the kernels of the blocks (`tjx_nn.quantize`).
+    kv_cache : str
+        "int8" rounds cached keys and values (`GPTConfig.kv_cache_dtype`).
 
     Raises
     ------
     EvalError
-        If there is no such model.
+        If there is no such model, or its attention has no int8 cache.
     tjx_ckpt.CheckpointError
         If its checkpoints are damaged.
     """
@@ -166,10 +170,17 @@ def load_model(
         model = _load_transformers(resolved.path, tokenizer, families)
     if attention is not None:
         model = convert_attention(model, attention)
-    if quantization is None:
+    if quantization is not None:
+        quantize = jax.jit(tjx_nn.quantize, static_argnums=(0, 2))
+        params = quantize(model.architecture, model.params, quantization)
+        model = dataclasses.replace(model, params=params)
+    if kv_cache == "model":
         return model
-    params = jax.jit(tjx_nn.quantize, static_argnums=0)(model.architecture, model.params)
-    return dataclasses.replace(model, params=params)
+    try:
+        architecture = dataclasses.replace(model.architecture, kv_cache_dtype=kv_cache)
+    except ValueError as error:
+        raise EvalError(f"--kv_cache: {error}") from error
+    return dataclasses.replace(model, architecture=architecture)
 
 
 def _load_run(

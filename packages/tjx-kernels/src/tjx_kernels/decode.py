@@ -27,6 +27,8 @@ RUN = 256
 
 # Output [B, K, G, T, V] and LSE [B, K, G, T] over the keys so far.
 type Partial = tuple[jax.Array, jax.Array]
+# Factors of int8 keys and values [B, S, K].
+type Scales = tuple[jax.Array, jax.Array] | None
 
 
 @overload
@@ -42,6 +44,8 @@ def decode_attention(
     scale: float | None = ...,
     alibi_slopes: jax.Array | None = ...,
     sinks: jax.Array | None = ...,
+    k_scale: jax.Array | None = ...,
+    v_scale: jax.Array | None = ...,
 ) -> jax.Array: ...
 
 
@@ -58,6 +62,8 @@ def decode_attention(
     scale: float | None = ...,
     alibi_slopes: jax.Array | None = ...,
     sinks: jax.Array | None = ...,
+    k_scale: jax.Array | None = ...,
+    v_scale: jax.Array | None = ...,
 ) -> tuple[jax.Array, jax.Array]: ...
 
 
@@ -72,6 +78,8 @@ def decode_attention(
     scale: float | None = None,
     alibi_slopes: jax.Array | None = None,
     sinks: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
     return_lse: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Compute causal attention of new queries to a KV cache with a length per batch row.
@@ -89,13 +97,16 @@ def decode_attention(
     q : [batch, new, heads, head_dim]
         Queries of the last tokens, one or a few: float32, bfloat16 or float16.
     k_cache, v_cache : [batch, max_len, kv_heads, head_dim]
-        Keys and values of the same dtype, including those of the new tokens. `heads` is a multiple
-        of `kv_heads`. The head_dim of v_cache may differ from that of k_cache; the output has it.
+        Keys and values of the dtype of q, or int8, including those of the new tokens. `heads` is a
+        multiple of `kv_heads`. The head_dim of v_cache may differ from that of k_cache; the output
+        has it.
     lengths : integers [batch]
         Filled keys of each row, from 0 (an idle row) to max_len. Entries beyond them must be finite
         and do not affect the result.
     window, soft_cap, scale, alibi_slopes, sinks
         As for `flash_attention`.
+    k_scale, v_scale : float32 [batch, max_len, kv_heads]
+        Factors of int8 keys and values; both or neither.
     return_lse
         Also return the log-sum-exp.
 
@@ -130,10 +141,14 @@ def decode_attention(
             f"lengths: got {lengths.dtype}{list(lengths.shape)}; expected int32 [batch], "
             f"{list(q.shape[:1])}; reshape or cast it"
         )
+    scales = None if k_scale is None or v_scale is None else (k_scale, v_scale)
+    _check_scales(k_cache, v_cache, k_scale, v_scale)
+    # The call is that of keys and values in the dtype of the queries.
+    k, v = (x if scales is None else _as_dtype(x, q.dtype) for x in (k_cache, v_cache))
     call, operands = bind_arguments(
         q,
-        k_cache,
-        v_cache,
+        k,
+        v,
         causal=True,
         window=window,
         soft_cap=soft_cap,
@@ -143,24 +158,52 @@ def decode_attention(
         sinks=sinks,
         return_lse=return_lse,
     )
-    out, lse = dead_rows(call) if call.is_empty else _decode(call, operands)
+    operands = operands._replace(k=k_cache, v=v_cache)
+    out, lse = dead_rows(call) if call.is_empty else _decode(call, operands, scales)
     if sinks is not None:
         out = apply_sinks(out, lse, sinks)
     return (out, lse) if return_lse else out
 
 
+def _as_dtype(x: jax.Array, dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, dtype)  # type: ignore[no-untyped-call]  # as jax is
+
+
+def _check_scales(
+    k: jax.Array, v: jax.Array, k_scale: jax.Array | None, v_scale: jax.Array | None
+) -> None:
+    """Raise ValueError for int8 caches without scales, or scales that do not fit."""
+    problems = []
+    for name, x, scale in (("k", k, k_scale), ("v", v, v_scale)):
+        got = "None" if scale is None else f"{scale.dtype}{list(scale.shape)}"
+        wanted = f"float32{list(x.shape[:3])}" if x.dtype == jnp.int8 else "None"
+        if got != wanted:
+            problems.append(
+                f"{name}_scale: got {got} for {name} {x.dtype}{list(x.shape)}; expected {wanted}; "
+                "int8 caches need both scales, others none"
+            )
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
 @partial(jax.jit, static_argnums=0, inline=True)
-def _decode(call: AttentionCall, operands: Operands) -> Partial:
+def _decode(call: AttentionCall, operands: Operands, scales: Scales) -> Partial:
     by_runs = partial(_partial_results, call, at_once=False)
     # A program lowered for one platform contains that platform's branch only.
     out, lse = lax.platform_dependent(
-        operands, cpu=by_runs, tpu=by_runs, default=partial(_partial_results, call, at_once=True)
+        operands,
+        scales,
+        cpu=by_runs,
+        tpu=by_runs,
+        default=partial(_partial_results, call, at_once=True),
     )
     out = out.transpose(0, 3, 1, 2, 4).reshape(*operands.q.shape[:3], call.v_head_dim)
     return out.astype(call.dtype), lse.reshape(call.batch, call.heads, call.q_len)
 
 
-def _partial_results(call: AttentionCall, operands: Operands, *, at_once: bool) -> Partial:
+def _partial_results(
+    call: AttentionCall, operands: Operands, scales: Scales = None, *, at_once: bool
+) -> Partial:
     """Attend to all keys, in blocks of `RUN` keys or at once."""
     assert operands.q_offset is not None
     lengths_B = operands.q_offset
@@ -182,6 +225,11 @@ def _partial_results(call: AttentionCall, operands: Operands, *, at_once: bool) 
             lax.dynamic_slice_in_dim(x, first, width, 1).swapaxes(1, 2)
             for x in (operands.k, operands.v)
         )
+        if scales is not None:
+            factors = (lax.dynamic_slice_in_dim(x, first, width, 1).mT for x in scales)
+            k, v = (
+                (x * f[..., None]).astype(call.dtype) for x, f in zip((k, v), factors, strict=True)
+            )
         found = forward_chunk(call, newest._replace(k=k, v=v, key=first))
         return found if before is None else _merge(before, found)
 

@@ -55,8 +55,9 @@ from .mup import eps_scales as eps_scales
 from .mup import learning_rate_scales as learning_rate_scales
 from .mup import weight_decay_scales as weight_decay_scales
 from .pipeline import pipeline_parts as pipeline_parts
+from .quantization.int4 import Int4Kernel as Int4Kernel
 from .quantization.int8 import Int8Kernel as Int8Kernel
-from .quantization.int8 import dequantize as dequantize
+from .quantization.kernels import dequantize as dequantize
 from .quantization.params import quantize as quantize
 from .sub_configs import ExpertsConfig as ExpertsConfig
 from .sub_configs import LatentConfig as LatentConfig

@@ -22,7 +22,7 @@ from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit import ViT
 from tjx_nn.models.vit_config import ViTConfig
-from tjx_nn.quantization.int8 import Int8Kernel
+from tjx_nn.quantization.kernels import QuantizedKernel
 from tjx_nn.registry import registered_models
 from tjx_nn.sub_configs import raise_problems
 
@@ -143,7 +143,7 @@ def check_params(config: Hashable, params: Params, *, n_layer: int | None = None
         With a line for each parameter that is missing, unexpected, or has a wrong shape or a dtype
         that is not floating-point.
     """
-    leaves = jax.tree.leaves_with_path(params, is_leaf=lambda node: isinstance(node, Int8Kernel))
+    leaves = jax.tree.leaves_with_path(params, is_leaf=lambda x: isinstance(x, QuantizedKernel))
     given = {".".join(map(_key_name, path)): leaf for path, leaf in leaves}
     expected = param_shapes(config)
     if n_layer is not None:

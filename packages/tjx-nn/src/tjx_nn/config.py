@@ -28,6 +28,7 @@ Activation = Literal[
 ]  # fmt: skip
 Remat = Literal["none", "full", "attention", "dots"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+KVCacheDtype = Literal["model", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,9 @@ class TransformerConfig:
         Blocks of a rematerialized region; larger regions save fewer block inputs.
     dtype
         Dtype of the computation; parameters, norms, softmax and logits are float32.
+    kv_cache_dtype
+        Dtype of the keys and values that generation caches: that of the "model", or "int8" with a
+        scale for each token and head.
     float8
         Whether attention projections and the MLP multiply in FP8 (e4m3, gradients e5m2), with
         per-tensor dynamic scaling.
@@ -224,6 +228,7 @@ class TransformerConfig:
     remat: Remat = "none"
     remat_every: int = 1
     dtype: Dtype = "float32"
+    kv_cache_dtype: KVCacheDtype = "model"
     float8: bool = False
     attention_implementation: str | None = None
     check_ids: bool = False
@@ -243,7 +248,7 @@ class TransformerConfig:
             self,
             positions=Positions, norm=Norm, norm_position=NormPosition, activation=Activation,
             remat=Remat, dtype=Dtype, parallel_norm=ParallelNorm, qk_norm_features=QKNormFeatures,
-            qk_norm_position=QKNormPosition,
+            qk_norm_position=QKNormPosition, kv_cache_dtype=KVCacheDtype,
         )  # fmt: skip
         problems = [*sizes, *choices, *number_problems(self)]
         return problems if sizes else [*problems, *field_problems(self)]

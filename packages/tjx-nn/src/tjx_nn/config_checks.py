@@ -137,6 +137,11 @@ def _check_latent_and_sparse(config: "TransformerConfig") -> list[str]:
             f" {config.sparse.top_k}; expected None, as sparse attention has one implementation; "
             "omit it"
         )
+    if config.kv_cache_dtype == "int8" and (latent or config.sparse.top_k):
+        problems.append(
+            "kv_cache_dtype: got 'int8' with latent.kv_dim or sparse.top_k; expected 'model', as "
+            "the entries of latent and sparse attention have no int8 form; omit it"
+        )
     if config.attention_sinks and (latent or sparse):
         problems.append(
             "attention_sinks: got True; expected False with latent.kv_dim and with an indexer "

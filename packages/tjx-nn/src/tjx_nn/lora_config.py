@@ -6,7 +6,7 @@ from typing import Literal
 
 from tjx_nn.sub_configs import check_choices, check_sizes, raise_problems
 
-BaseDtype = Literal["float32", "bfloat16", "int8"]
+BaseDtype = Literal["float32", "bfloat16", "int8", "int4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class LoRAConfig:
     dora
         Whether to train the norm of each output's weights separately (DoRA).
     base_dtype
-        Dtype of the parameters that are not trained: float32, bfloat16, or int8 (the kernels of
-        linear layers in blocks, see `quantize`; the rest float32).
+        Dtype of the parameters that are not trained: float32, bfloat16, or int8 or int4 (the
+        kernels of linear layers in blocks, see `quantize`; the rest float32).
 
     Raises
     ------

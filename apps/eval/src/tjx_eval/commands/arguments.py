@@ -52,7 +52,9 @@ def add_model(parser: CommandParser, *, quantization: bool = True) -> None:
     )  # fmt: skip
     if quantization:
         parser.add_argument(
-            "--quantization", choices=("int8",), help="round the weights of the blocks to int8"
+            "--quantization",
+            choices=("int8", "int4"),
+            help="round the weights of the blocks to int8 or int4",
         )
 
 
@@ -63,8 +65,17 @@ def attention_options(arguments: argparse.Namespace) -> "AttentionOptions":
     return AttentionOptions(arguments.use_mla, arguments.mla_rope_heads, arguments.sparse_top_k)
 
 
+def add_generator(parser: CommandParser) -> None:
+    """Add the arguments of `add_model`, and ``--kv_cache``."""
+    add_model(parser)
+    parser.add_argument(
+        "--kv_cache", choices=("model", "int8"), default="model",
+        help="dtype of cached keys and values: the model's (default), or int8",
+    )  # fmt: skip
+
+
 def load(arguments: argparse.Namespace) -> "TrainedModel":
-    """Load the decoder that the arguments of `add_model` name."""
+    """Load the decoder that the arguments of `add_generator` name."""
     from tjx_eval.load_model import load_model
 
     return load_model(
@@ -73,6 +84,7 @@ def load(arguments: argparse.Namespace) -> "TrainedModel":
         tokenizer=arguments.tokenizer,
         attention=attention_options(arguments),
         quantization=getattr(arguments, "quantization", None),
+        kv_cache=getattr(arguments, "kv_cache", "model"),
     )
 
 

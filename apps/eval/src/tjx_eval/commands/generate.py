@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tjx_core import CommandParser
-from tjx_eval.commands.arguments import add_model, load, positive
+from tjx_eval.commands.arguments import add_generator, load, positive
 from tjx_eval.errors import EvalError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `generate`."""
     add = parser.add_argument
-    add_model(parser)
+    add_generator(parser)
     add("--prompt", help="text to continue (default: none)")
     add("--prompt_file", metavar="FILE", help="read the prompt from this file; - is standard input")
     add("--interactive", action="store_true", help="converse; Ctrl-C ends an answer")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tjx_core import CommandParser, whole_number
-from tjx_eval.commands.arguments import add_model, load, positive
+from tjx_eval.commands.arguments import add_generator, load, positive
 from tjx_eval.errors import EvalError
 from tjx_rl.config import VerifierName
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `pass_at_k`."""
     add = parser.add_argument
-    add_model(parser)
+    add_generator(parser)
     add(
         "--prompts", required=True, metavar="FILE",
         help="JSON lines with the strings prompt and answer, as of the trainer's task grpo",

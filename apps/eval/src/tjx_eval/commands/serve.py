@@ -4,7 +4,7 @@ import argparse
 import os
 
 from tjx_core import CommandParser, ConfigError, Problem, whole_number
-from tjx_eval.commands.arguments import add_model, load, positive
+from tjx_eval.commands.arguments import add_generator, load, positive
 from tjx_eval.errors import EvalError
 
 KEY_VARIABLE = "TJX_API_KEY"
@@ -15,7 +15,7 @@ _LAST_PORT = 65535
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `serve`."""
     add = parser.add_argument
-    add_model(parser)
+    add_generator(parser)
     add("--name", help="model name in the API (default: the directory's name)")
     add(
         "--chat_template", metavar="TEMPLATE",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tjx_core import CommandParser, ConfigError, Problem, did_you_mean, whole_number
-from tjx_eval.commands.arguments import add_model, load, positive
+from tjx_eval.commands.arguments import add_generator, load, positive
 from tjx_eval.errors import EvalError
 
 _TASK_NAME = re.compile(r"^(?:task|group|tag):\s*[\"']?([^\s\"'#]+)", re.MULTILINE)
@@ -21,7 +21,7 @@ _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE")
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `tasks`."""
     add = parser.add_argument
-    add_model(parser)
+    add_generator(parser)
     add("--tasks", required=True, metavar="NAME,...", help="tasks or groups of the harness")
     add("--include_path", metavar="DIR", help="your own YAML tasks; on their own, they run offline")
     add("--limit", type=positive, help="at most this many documents per task")

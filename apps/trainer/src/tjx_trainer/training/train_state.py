@@ -174,12 +174,12 @@ def initial_state(
 
 
 def _of_arrays(base: Any) -> Any:
-    """Return the shardings of a model from those of the base of adapters, which can be int8."""
+    """Return the shardings of a model from those of the base of adapters, maybe quantized."""
 
-    def is_int8(node: Any) -> bool:
-        return isinstance(node, tjx_nn.Int8Kernel)
+    def is_quantized(node: Any) -> bool:
+        return isinstance(node, tjx_nn.Int8Kernel | tjx_nn.Int4Kernel)
 
-    return jax.tree.map(lambda s: s.values if is_int8(s) else s, base, is_leaf=is_int8)
+    return jax.tree.map(lambda s: s.values if is_quantized(s) else s, base, is_leaf=is_quantized)
 
 
 def _initial_state(config: Config, optimizer: optax.GradientTransformation) -> TrainState:

@@ -1,8 +1,8 @@
 """KV cache of a block: slots, ring buffers of windowed blocks, growth, and attention to a cache.
 
-The cache of a block is a dict of arrays [batch, slots, ...]. The token at position p is in slot
-p % slots. Without a window there is a slot for every position; a windowed block has a ring buffer
-little larger than its window, where a new token overwrites the oldest.
+The cache of a block is a dict of arrays [batch, slots, ...] or `Int8Entries`. The token at position
+p is in slot p % slots. Without a window there is a slot for every position; a windowed block has a
+ring buffer little larger than its window, where a new token overwrites the oldest.
 
 Axes in names: B batch, T new tokens, S slots, N query heads, K key heads, G query heads that share
 a key head, H head_dim.
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from tjx_kernels import decode_attention
 from tjx_nn.attention.chunks import is_in_chunk
+from tjx_nn.attention.int8_entries import Int8Entries, quantize_entries
 from tjx_nn.config import TransformerConfig
 
 # Slots of a ring buffer are a multiple of this, for aligned rows.
@@ -31,7 +32,7 @@ _MAX_SLOTS_AT_ONCE = {"cpu": 256, "tpu": 1024, "default": None}
 _MIN_GPU_SLOTS = 1024
 
 # Cache entries of a block by name, [batch, slots, ...]: keys and values, or their latents.
-KVCache = dict[str, Array]
+KVCache = dict[str, Any]
 
 
 def cache_slots(config: TransformerConfig, slots: int, new: int = 1) -> tuple[int, ...]:
@@ -63,6 +64,13 @@ def slot_positions(newest_B: Int[Array, " B"], slots: int) -> Int[Array, "B S"]:
     return newest_B[:, None] - (newest_B[:, None] - slot_1S) % slots
 
 
+def quantize_cache(entries: Any) -> Any:
+    """Round the keys and values of a block to int8, not those of an encoder's output ("cross")."""
+    if "self" in entries:
+        return {**entries, "self": quantize_cache(entries["self"])}
+    return {name: quantize_entries(x) for name, x in entries.items()}
+
+
 def prefill_cache(entries: Any, lengths: Int[Array, " B"], slots: int) -> Any:
     """Make the cache of a block from the entries of a prompt.
 
@@ -87,7 +95,7 @@ def prefill_cache(entries: Any, lengths: Int[Array, " B"], slots: int) -> Any:
         ones = (1,) * (entry.ndim - 2)
         return jnp.take_along_axis(entry, index_BS.reshape(*index_BS.shape, *ones), 1)
 
-    return {name: fit(entry) for name, entry in entries.items()}
+    return jax.tree.map(fit, entries)
 
 
 def cache_sizes(slots: int, platform: str) -> tuple[int, ...]:
@@ -122,7 +130,7 @@ def grow_cache(config: TransformerConfig, cache: list[Any], slots: int) -> list[
     def resize(entries: Any, size: int) -> Any:
         if "self" in entries:
             return {**entries, "self": resize(entries["self"], size)}
-        return {name: _pad_slots(x, size) for name, x in entries.items()}
+        return jax.tree.map(lambda x: _pad_slots(x, size), entries)
 
     sizes = cache_slots(config, slots)
     return [resize(entries, size) for entries, size in zip(cache, sizes, strict=True)]
@@ -147,16 +155,20 @@ def select_rows(cache: list[Any], rows: Int[Array, " B"]) -> list[Any]:
 def update_cache(cache: KVCache, new: KVCache, positions_BT: Int[Array, "B T"]) -> KVCache:
     """Write the entries of new tokens to the slots of their positions."""
     rows_B1 = jnp.arange(len(positions_BT))[:, None]
-    return {
-        name: x.at[rows_B1, positions_BT % x.shape[1]].set(new[name].astype(x.dtype))
+    new = {
+        name: quantize_entries(new[name]) if isinstance(x, Int8Entries) else new[name]
         for name, x in cache.items()
     }
+    updated: KVCache = jax.tree.map(
+        lambda x, y: x.at[rows_B1, positions_BT % x.shape[1]].set(y.astype(x.dtype)), cache, new
+    )
+    return updated
 
 
 def cached_attention(
     q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKV: Float[Array, "B S K V"],
+    k_BSKH: Float[Array, "B S K H"] | Int8Entries,
+    v_BSKV: Float[Array, "B S K V"] | Int8Entries,
     positions_BT: Int[Array, "B T"],
     *,
     window: int | None,
@@ -216,17 +228,30 @@ def cached_attention(
     return out
 
 
+def _values_and_scale(entries: Array | Int8Entries) -> tuple[Array, Array | None]:
+    if isinstance(entries, Int8Entries):
+        return entries.values, entries.scale
+    return entries, None
+
+
 def _in_chunks(
-    q_BTNH: Array, k_BSKH: Array, v_BSKV: Array, positions_BT: Array, **scores: Any
+    q_BTNH: Array,
+    k_BSKH: Array | Int8Entries,
+    v_BSKV: Array | Int8Entries,
+    positions_BT: Array,
+    **scores: Any,
 ) -> Array:
-    out: Array = decode_attention(q_BTNH, k_BSKH, v_BSKV, positions_BT[:, -1] + 1, **scores)
+    (k_BSKH, k_scale), (v_BSKV, v_scale) = map(_values_and_scale, (k_BSKH, v_BSKV))
+    out: Array = decode_attention(
+        q_BTNH, k_BSKH, v_BSKV, positions_BT[:, -1] + 1, k_scale=k_scale, v_scale=v_scale, **scores
+    )
     return out
 
 
 def _all_at_once(
     q_BTNH: Array,
-    k_BSKH: Array,
-    v_BSKV: Array,
+    k_BSKH: Array | Int8Entries,
+    v_BSKV: Array | Int8Entries,
     positions_BT: Array,
     *,
     window: int,
@@ -237,9 +262,12 @@ def _all_at_once(
     alibi_slopes: Array | None,
     sinks: Array | None,
 ) -> Array:
+    (k_BSKH, k_scale), (v_BSKV, v_scale) = map(_values_and_scale, (k_BSKH, v_BSKV))
     kv_heads = k_BSKH.shape[2]
     q_BTKGH = rearrange(q_BTNH, "b t (k g) h -> b t k g h", k=kv_heads)
-    scores = scale * _scores(q_BTKGH, k_BSKH)
+    scores = scale * _scores(q_BTKGH, k_BSKH.astype(q_BTNH.dtype))
+    if k_scale is not None:
+        scores *= rearrange(k_scale, "b s k -> b k 1 1 s")
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
     if bias is not None:
@@ -258,7 +286,9 @@ def _all_at_once(
     if sinks is not None:
         sinks_1KG11 = rearrange(sinks, "(k g) -> 1 k g 1 1", k=kv_heads)
         weights *= jax.nn.sigmoid(jax.nn.logsumexp(scores, -1, keepdims=True) - sinks_1KG11)
-    out = _weighted_sum(weights.astype(v_BSKV.dtype), v_BSKV)
+    if v_scale is not None:
+        weights *= rearrange(v_scale, "b s k -> b k 1 1 s")
+    out = _weighted_sum(weights.astype(q_BTNH.dtype), v_BSKV.astype(q_BTNH.dtype))
     return rearrange(out, "b t k g v -> b t (k g) v").astype(q_BTNH.dtype)
 
 

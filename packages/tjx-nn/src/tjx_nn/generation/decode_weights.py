@@ -12,7 +12,7 @@ import numpy as np
 from tjx_nn.binding import Params, bind
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.quantization.int8 import is_int8
+from tjx_nn.quantization.kernels import is_quantized
 
 
 class DecodeWeights(NamedTuple):
@@ -54,10 +54,10 @@ def _cast(params: Params, dtype: str) -> Params:
 
     def cast(path: tuple[Any, ...], p: Any) -> Any:
         *layers, name = (step.key for step in path)
-        matrix = name in ("kernel", "embedding") and layers[-1] != "router" and not is_int8(p)
+        matrix = name in ("kernel", "embedding") and layers[-1] != "router" and not is_quantized(p)
         return p.astype(dtype) if matrix else p
 
-    cast_params: Params = jax.tree.map_with_path(cast, params, is_leaf=is_int8)
+    cast_params: Params = jax.tree.map_with_path(cast, params, is_leaf=is_quantized)
     return cast_params
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int
 
-from tjx_nn.attention.kv_cache import cache_slots, prefill_cache
+from tjx_nn.attention.kv_cache import cache_slots, prefill_cache, quantize_cache
 from tjx_nn.binding import Params
 from tjx_nn.generation.sampling import stop_tokens
 from tjx_nn.id_checks import check_ids
@@ -148,6 +148,8 @@ def read_prompt(
         hidden_BTD, entries = model.prefill(blocks, prompt.tokens, encoded, prompt.source_mask)
     else:
         hidden_BTD, entries = model.prefill(blocks, prompt.tokens)
+    if model.config.kv_cache_dtype == "int8":
+        entries = [quantize_cache(each) for each in entries]
     sizes = cache_slots(model.config, slots, new)
     cache = [
         prefill_cache(each, prompt.lengths, size) for each, size in zip(entries, sizes, strict=True)

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tjx_nn.binding import Params, check_params, param_shapes
 from tjx_nn.config import TransformerConfig
 from tjx_nn.hf.family import ModelFamily, TensorMapping
+from tjx_nn.hf.int_groups import IntGroups, int4_kernel
 from tjx_nn.hf.safetensors_folder import Shapes, Tensors
+from tjx_nn.quantization.int4 import Int4Kernel
+from tjx_nn.quantization.linear_layers import block_kernels
 from tjx_nn.sub_configs import raise_problems
 
 # Limit of errors in a message.
@@ -33,6 +37,8 @@ def read_params(
     config: TransformerConfig,
     tensors: Tensors,
     put: Callable[[str, np.ndarray], Any] = lambda _, x: x,
+    *,
+    int_groups: IntGroups | None = None,
 ) -> Params:
     """Convert transformers tensors to tjx parameters, nested dicts of float32 arrays.
 
@@ -45,21 +51,30 @@ def read_params(
     put
         From the dotted path of a parameter and its value to the result; the value is released
         before the parameters of the next tensors are read.
+    int_groups
+        Quantization of the matrices to keep as int4 kernels: those of linear layers in blocks that
+        are quantized in all layers. None dequantizes them.
 
     Raises
     ------
     ValueError
         With a line for each tensor that is missing, unexpected or has a wrong shape, up to
-        `MAX_PROBLEMS`.
+        `MAX_PROBLEMS`; or if matrices to keep have no form as int4 kernels.
     """
     own = param_shapes(config)
     slots = tensor_slots(family, config, own)
     names = check_tensors(family, tensors, slots)
+    kernels = block_kernels(config)
     params: dict[str, Any] = {}
     # The tensors of a mapping are those of all layers and experts; they follow each other.
     for mapping, places in itertools.groupby(slots.items(), lambda item: item[1].mapping):
         stored = {slot.place: names[name] for name, slot in places}
-        parts = _read_mapping(mapping, stored, tensors, own)
+        read = partial(_read_mapping, mapping, stored, own=own)
+        parts: list[Any] = read(tensors.__getitem__)
+        quantized = tensors.int_groups.issuperset(stored.values())
+        if int_groups is not None and quantized and kernels.issuperset(mapping.params):
+            fields = [read(partial(_field, tensors, i)) for i in range(3)]
+            parts = _int4_kernels(int_groups, fields, parts)
         while parts:
             path = mapping.params[len(parts) - 1]
             params[path] = put(path, parts.pop())
@@ -70,13 +85,13 @@ def read_params(
 def _read_mapping(
     mapping: TensorMapping,
     stored: Mapping[tuple[int, ...], str],
-    tensors: Tensors,
+    read: Callable[[str], np.ndarray],
     own: Mapping[str, tuple[int, ...]],
 ) -> list[np.ndarray]:
     """Read the parameters of a mapping from the stored tensor of each layer and expert."""
     parts = [np.empty(own[path], np.float32) for path in mapping.params]
     for place, name in stored.items():
-        for part, value in zip(parts, mapping.transform.read(tensors[name]), strict=True):
+        for part, value in zip(parts, mapping.transform.read(read(name)), strict=True):
             part[place or ...] = value
     return parts
 
@@ -101,6 +116,31 @@ def resolve_head[C: TransformerConfig](family: ModelFamily, config: C, tensors: 
     return dataclasses.replace(config, **fields)
 
 
+def _field(tensors: Tensors, number: int, name: str) -> np.ndarray:
+    return tensors.int_matrix(name).fields()[number]
+
+
+def _int4_kernels(
+    int_groups: IntGroups, fields: list[list[np.ndarray]], dense: list[np.ndarray]
+) -> list[Int4Kernel]:
+    """Make the kernels of a mapping from the fields of its matrices; compare dequantized ones."""
+    kernels = []
+    for values, scales, zeros, expected in zip(*fields, dense, strict=True):
+        if not np.array_equal((values - zeros) * scales, expected):
+            raise ValueError(
+                "dequantize: got False for a family that changes the values of a quantized matrix; "
+                "expected one that permutes them; omit it"
+            )
+        kernels.append(int4_kernel(int_groups, values, scales, zeros))
+    return kernels
+
+
+def _is_zero_bias(tensors: Tensors, name: str) -> bool:
+    """Return whether a tensor is the bias 0 that AutoGPTQ adds to layers without one."""
+    matrix = f"{name.removesuffix('bias')}weight"
+    return name.endswith(".bias") and matrix in tensors.int_groups and not tensors[name].any()
+
+
 def check_tensors(
     family: ModelFamily, tensors: Tensors, slots: Mapping[str, Slot]
 ) -> dict[str, str]:
@@ -122,7 +162,7 @@ def check_tensors(
         f"tensor {name}: got shape {list(tensors.shapes[names[name]])}; expected no such tensor in "
         f"{family.architecture}"
         for name in names
-        if name not in slots and name not in copies
+        if name not in slots and name not in copies and not _is_zero_bias(tensors, names[name])
     ]
     problems += [
         f"tensor {name}: got shape {list(shape)}; expected {list(slot.shape)} from config.json"

@@ -15,6 +15,7 @@ from tjx_nn.hf.convert_params import read_params, resolve_head, write_params
 from tjx_nn.hf.families import all_families
 from tjx_nn.hf.family import Json, ModelFamily
 from tjx_nn.hf.hub import find
+from tjx_nn.hf.int_groups import IntGroups
 from tjx_nn.hf.quantization import Quantization, split_quantization
 from tjx_nn.hf.safetensors_folder import (
     CONFIG,
@@ -31,6 +32,7 @@ def load(
     *,
     revision: str | None = None,
     shardings: Callable[[TransformerConfig], Any] | None = None,
+    dequantize: bool = True,
 ) -> tuple[TransformerConfig, Params]:
     """Load the configuration and parameters of a transformers checkpoint.
 
@@ -45,6 +47,10 @@ def load(
         From the configuration to the sharding of each parameter, nested as from `tjx_nn.init`. Each
         parameter is transferred to its devices before the next one is read, so that the host holds
         one parameter (of all layers), or those of fused tensors, at a time.
+    dequantize
+        Whether the result has no quantized kernels. False keeps the matrices of 4-bit GPTQ and AWQ
+        checkpoints without activation order as `Int4Kernel`, as from `quantize`: those of linear
+        layers in blocks, if they are quantized in all layers.
 
     Returns
     -------
@@ -52,13 +58,14 @@ def load(
         Configuration of the model.
     params : dict
         Parameters as from `tjx_nn.init`, float32 for any stored dtype: NumPy arrays, or with
-        `shardings` arrays on its devices.
+        `shardings` arrays on its devices. Block-scaled FP8, MXFP4, GPTQ and AWQ are dequantized.
 
     Raises
     ------
     ValueError
         If the family or a feature of the model is not supported, tensors are missing, unexpected or
-        have wrong shapes (all are listed), or the folder has only pickle files.
+        have wrong shapes (all are listed), the folder has only pickle files, or its matrices cannot
+        be kept as `dequantize` requests.
 
     Examples
     --------
@@ -72,6 +79,9 @@ def load(
         family, config, quantization = read_family_config(config_json)
         with Tensors(folder, quantization=quantization) as tensors:
             config = resolve_head(family, config, tensors)
+            if not dequantize:
+                groups = _kept_groups(quantization, shardings)
+                return config, read_params(family, config, tensors, int_groups=groups)
             if shardings is None:
                 return config, read_params(family, config, tensors)
             return config, read_params(family, config, tensors, _transfer(shardings(config)))
@@ -189,6 +199,20 @@ def save(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
     )
+
+
+def _kept_groups(quantization: Quantization | None, shardings: Any) -> IntGroups:
+    """Return the quantization of matrices that are not dequantized, or raise."""
+    if not isinstance(quantization, IntGroups):
+        raise ValueError(
+            "dequantize: got False for a checkpoint without GPTQ or AWQ matrices; expected True; "
+            "omit it, and quantize the parameters with tjx_nn.quantize"
+        )
+    if shardings is not None:
+        raise ValueError(
+            "dequantize: got False with shardings; expected one of them; transfer the result"
+        )
+    return quantization
 
 
 def _transfer(shardings: Any) -> Callable[[str, np.ndarray], jax.Array]:

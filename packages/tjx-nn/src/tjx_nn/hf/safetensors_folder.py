@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from tjx_nn.hf import block_fp8, mxfp4
+from tjx_nn.hf import block_fp8, int_groups, mxfp4
+from tjx_nn.hf.int_groups import IntGroups
 from tjx_nn.hf.quantization import Quantization
 from tjx_nn.sub_configs import raise_problems
 
@@ -44,12 +45,14 @@ class Tensors:
     file_name
         File to read; None is model.safetensors, or the files that its index lists.
     quantization
-        Quantization of the checkpoint; None allows neither FP8 nor MXFP4.
+        Quantization of the checkpoint; None allows only unquantized tensors.
 
     Attributes
     ----------
     shapes
         Shape of every tensor by name, quantized ones as dequantized, without their scales.
+    int_groups
+        Names of the matrices in the groups of GPTQ and AWQ.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class Tensors:
         self._opened: dict[str, Any] = {}
         self._fp8: dict[str, Path] = {}
         self._mxfp4: set[str] = set()
+        self.int_groups: set[str] = set()
         self.shapes: Shapes = {}
         foreign: list[str] = []
         parts: set[str] = set()
@@ -85,7 +89,9 @@ class Tensors:
                 dtype = view.get_dtype()
                 if dtype == block_fp8.DTYPE and isinstance(quantization, tuple):
                     self._fp8[name] = path
-                elif quantization == "mxfp4" and mxfp4.is_part(name, dtype):
+                elif (quantization == "mxfp4" and mxfp4.is_part(name, dtype)) or (
+                    isinstance(quantization, IntGroups) and dtype == int_groups.DTYPE
+                ):
                     parts.add(name)
                 elif dtype not in READABLE:
                     foreign.append(f"{name} ({dtype})")
@@ -96,6 +102,9 @@ class Tensors:
                 f"{', '.join(READABLE)}; use a model that is not quantized"
             )
         problems = [*self._fp8_problems(), *self._mxfp4_problems(parts)]
+        if isinstance(quantization, IntGroups):
+            self.int_groups, of_groups = int_groups.replace_parts(quantization, self.shapes, parts)
+            problems += of_groups
         if problems:
             self._files.close()
             raise_problems([f"{folder}: {problem}" for problem in problems])
@@ -134,8 +143,19 @@ class Tensors:
             self.shapes[name] = mxfp4.matrices_shape(shape)
         return problems
 
+    def int_matrix(self, name: str) -> int_groups.Matrix:
+        """Read a matrix of `int_groups`, which is not dequantized."""
+        assert isinstance(self._quantization, IntGroups)
+        layer = name.removesuffix(".weight")
+        found = {s: f"{layer}{s}" for s in int_groups.SUFFIXES if f"{layer}{s}" in self._opened}
+        return int_groups.unpack(
+            self._quantization, {suffix: self._read(part) for suffix, part in found.items()}
+        )
+
     def __getitem__(self, name: str) -> np.ndarray:
         """Read a tensor, converted to float32."""
+        if name in self.int_groups:
+            return self.int_matrix(name).dequantized()
         if name in self._fp8:
             assert isinstance(self._quantization, tuple)
             scales = self._read(f"{name}{block_fp8.SCALE_SUFFIX}").astype(np.float32)

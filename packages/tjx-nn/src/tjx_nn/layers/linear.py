@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from tjx_nn.layers.float8 import float8_matmul
 from tjx_nn.layout import ParamSharding, ShardedModule, make_param
-from tjx_nn.quantization.int8 import Int8Kernel, int8_matmul
+from tjx_nn.quantization.kernels import QuantizedKernel, quantized_matmul
 
 
 class Linear(ShardedModule):
@@ -73,7 +73,7 @@ class Linear(ShardedModule):
         x = x.astype(self.dtype)
         kernel: Any = self.kernel[...]
         multiply = float8_matmul if self.float8 else matmul
-        multiply = int8_matmul if isinstance(kernel, Int8Kernel) else multiply
+        multiply = quantized_matmul if isinstance(kernel, QuantizedKernel) else multiply
         y: Array = multiply(ParamSharding(self.layout, self.axes), x, kernel)
         if self.adapter is not None:
             y = self.adapter(x, y, kernel)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from tjx_nn.layers.linear import matmul
 from tjx_nn.layout import Layout, ParamSharding, ShardedModule
-from tjx_nn.quantization.int8 import Int8Kernel
+from tjx_nn.quantization.kernels import QuantizedKernel
 
 
 class Adapter(ShardedModule):
@@ -50,7 +50,7 @@ class Adapter(ShardedModule):
         self,
         x: Float[Array, "*any I"],
         y: Float[Array, "*any O"],
-        kernel: Float[Array, "I O"] | Int8Kernel,
+        kernel: Float[Array, "I O"] | QuantizedKernel,
     ) -> Float[Array, "*any O"]:
         """Adapt the output `y` of a layer without its bias.
 
@@ -66,7 +66,9 @@ class Adapter(ShardedModule):
         return y * factor.astype(y.dtype)[(None,) * (y.ndim - 1)]
 
 
-def column_norms(kernel: Float[Array, "*layers I O"] | Int8Kernel) -> Float[Array, "*layers O"]:
+def column_norms(
+    kernel: Float[Array, "*layers I O"] | QuantizedKernel,
+) -> Float[Array, "*layers O"]:
     """Return the norm of the weights of each output, float32."""
     norms: Array = jnp.linalg.norm(kernel.astype(jnp.float32), axis=-2)
     return norms

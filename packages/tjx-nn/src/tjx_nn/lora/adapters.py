@@ -25,7 +25,7 @@ from tjx_nn.layers.linear import Linear
 from tjx_nn.layout import SINGLE_DEVICE, Layout
 from tjx_nn.lora.adapter import Adapter, column_norms
 from tjx_nn.lora_config import LoRAConfig
-from tjx_nn.quantization.int8 import dequantize
+from tjx_nn.quantization.kernels import dequantize
 from tjx_nn.quantization.linear_layers import LinearLayer, linear_layers
 from tjx_nn.quantization.params import quantize, quantized_axes
 from tjx_nn.sub_configs import raise_problems
@@ -154,15 +154,17 @@ def base_params(config: Hashable, lora: LoRAConfig, params: Params) -> Params:
     ValueError
         As `tjx_nn.quantize`.
     """
-    if lora.base_dtype == "int8":
-        return quantize(config, params)
+    if lora.base_dtype in ("int8", "int4"):
+        return quantize(config, params, lora.base_dtype)
     base: Params = jax.tree.map(lambda p: p.astype(lora.base_dtype), params)
     return base
 
 
 def base_axes(config: Hashable, lora: LoRAConfig) -> dict[str, Any]:
     """Return the logical axes of each array of `base_params`."""
-    return quantized_axes(config) if lora.base_dtype == "int8" else model_axes(config)
+    if lora.base_dtype in ("int8", "int4"):
+        return quantized_axes(config, lora.base_dtype)
+    return model_axes(config)
 
 
 def merge(params: Params, adapters: Adapters, lora: LoRAConfig) -> Params:

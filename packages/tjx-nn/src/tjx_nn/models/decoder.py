@@ -107,7 +107,7 @@ class DecoderBlock(Block):
         x = self._add(x, y, self.ln_2, self.scale_2, keys[4])
         return x, {"self": entries, "cross": cross}, aux_losses | mlp_losses
 
-    def decode(  # type: ignore[override]  # the cache contains keys of the source too
+    def decode(
         self,
         x: Float[Array, "B T D"],
         cache: BlockCache,

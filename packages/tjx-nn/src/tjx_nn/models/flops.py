@@ -50,7 +50,7 @@ def cache_bytes(config: GPTConfig, tokens: int) -> int:
     Parameters
     ----------
     config
-        Configuration of a decoder; its `dtype` is that of the cache.
+        Configuration of a decoder, whose `dtype` and `kv_cache_dtype` give that of the cache.
     tokens
         Length of the sequence [tokens]. Blocks with a window keep that many tokens.
 
@@ -67,14 +67,14 @@ def cache_bytes(config: GPTConfig, tokens: int) -> int:
     import jax
     import jax.numpy as jnp
 
-    from tjx_nn.attention.kv_cache import cache_slots
+    from tjx_nn.attention.kv_cache import cache_slots, quantize_cache
     from tjx_nn.binding import bind
     from tjx_nn.functional import init
 
     def entries() -> list[Any]:
         model = bind(config, init(config, jax.random.key(0)))
         cache: list[Any] = model.prefill(model.unstacked_blocks(), jnp.zeros((1, 1), jnp.int32))[1]
-        return cache
+        return [quantize_cache(x) for x in cache] if config.kv_cache_dtype == "int8" else cache
 
     per_token = [
         sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(block))

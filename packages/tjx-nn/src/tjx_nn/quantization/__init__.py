@@ -1,1 +1,1 @@
-"""Int8 weights: the kernel and its product, and the quantization of a model's parameters."""
+"""Int8 and int4 weights: kernels and their products, and the quantization of a model."""

@@ -8,12 +8,11 @@ Axes in names: I input features, O output features.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int8
 
 from tjx_nn.layout import ParamSharding
 
@@ -71,13 +70,20 @@ class Int8Kernel:
         kernel: Array = (self.values * self.scale[..., None, :]).astype(dtype)
         return kernel
 
+    def gathered(self, sharding: ParamSharding) -> "Int8Kernel":
+        """All-gather the kernel of a single layer, as `ParamSharding.gather`."""
+        layout, axes = sharding
+        return Int8Kernel(
+            layout.all_gathered(self.values, axes), layout.all_gathered(self.scale, axes[1:])
+        )
 
-def is_int8(node: Any) -> bool:
-    """Return whether a node of a tree is an int8 kernel; for ``is_leaf=``."""
-    return isinstance(node, Int8Kernel)
+    def product(self, x: Float[Array, "*any I"]) -> Float32[Array, "*any O"]:
+        """Multiply the last axis of `x` with the kernel of a single layer."""
+        y: Array = jax.lax.platform_dependent(x, self, cpu=_two_products, default=_one_product)
+        return y
 
 
-def quantize_kernel(w: Float[Array, "*layers I O"]) -> Int8Kernel:
+def quantize_int8(w: Float[Array, "*layers I O"]) -> Int8Kernel:
     """Round a kernel to the nearest of 255 multiples of each output's largest weight / 127."""
     w = w.astype(jnp.float32)
     largest = jnp.abs(w).max(-2)
@@ -85,70 +91,29 @@ def quantize_kernel(w: Float[Array, "*layers I O"]) -> Int8Kernel:
     return Int8Kernel(jnp.round(w / scale[..., None, :]).astype(jnp.int8), scale)
 
 
-def dequantize(params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with float32 arrays in place of int8 kernels.
-
-    Parameters
-    ----------
-    params
-        Parameters from `tjx_nn.quantize`.
-
-    Returns
-    -------
-    dict
-        Parameters as from `tjx_nn.init`.
-
-    Examples
-    --------
-    >>> import jax
-    >>> from tjx_nn import GPTConfig, dequantize, init, quantize
-    >>> config = GPTConfig(vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, d_model=4)
-    >>> params = dequantize(quantize(config, init(config, jax.random.key(0))))
-    >>> params["blocks"]["mlp"]["up"]["kernel"].dtype
-    dtype('float32')
-    """
-    dense: dict[str, Any] = jax.tree.map(
-        lambda leaf: leaf.astype(jnp.float32) if isinstance(leaf, Int8Kernel) else leaf,
-        params,
-        is_leaf=is_int8,
-    )
-    return dense
+def int8_axes(axes: tuple[str | None, ...]) -> Int8Kernel:
+    """Return the logical axes of the arrays of a kernel from those of the kernel."""
+    return Int8Kernel(axes, (*axes[:-2], axes[-1]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def int8_matmul(
-    sharding: ParamSharding, x: Float[Array, "*any I"], w: Int8Kernel
-) -> Float[Array, "*any O"]:
-    """Multiply with an int8 kernel, which has no gradient; otherwise as `linear.matmul`.
-
-    Parameters
-    ----------
-    sharding
-        Sharding of the weight.
-    x
-        Input; the result has its dtype.
-    w
-        Kernel of a single layer.
-    """
-    w = _gathered(sharding, w)
-    y: Array = jax.lax.platform_dependent(x, w, cpu=_two_products, default=_one_product)
-    return y.astype(x.dtype)
+def split_input(
+    x: Float[Array, "*any I"],
+) -> tuple[Int8[Array, "2 *any I"], Float32[Array, "*any 1"]]:
+    """Split an input into two int8 parts and the unit of each row, for `join_products`."""
+    x = x.astype(jnp.float32)
+    largest = jnp.abs(x).max(-1, keepdims=True)
+    unit = jnp.where(largest > 0, largest / _MAX, 1.0)
+    steps = x / unit
+    coarse = jnp.round(steps)
+    fine = jnp.round((steps - coarse) * _FINE_STEPS)
+    return jnp.stack([coarse, fine]).astype(jnp.int8), unit
 
 
-def _forward(sharding: ParamSharding, x: Array, w: Int8Kernel) -> tuple[Array, Int8Kernel]:
-    return int8_matmul(sharding, x, w), w
-
-
-def _backward(sharding: ParamSharding, w: Int8Kernel, dy: Array) -> tuple[Array, None]:
-    return dy @ _gathered(sharding, w).astype(dy.dtype).T, None
-
-
-int8_matmul.defvjp(_forward, _backward)
-
-
-def _gathered(sharding: ParamSharding, w: Int8Kernel) -> Int8Kernel:
-    layout, axes = sharding
-    return Int8Kernel(layout.all_gathered(w.values, axes), layout.all_gathered(w.scale, axes[1:]))
+def join_products(
+    y: Float32[Array, "2 *any O"], unit: Float32[Array, "*any 1"]
+) -> Float32[Array, "*any O"]:
+    """Return the product of an input from those of its two parts."""
+    return (y[0] + y[1] / _FINE_STEPS) * unit
 
 
 def _one_product(x: Array, w: Int8Kernel) -> Float32[Array, "*any O"]:
@@ -157,16 +122,9 @@ def _one_product(x: Array, w: Int8Kernel) -> Float32[Array, "*any O"]:
 
 
 def _two_products(x: Array, w: Int8Kernel) -> Float32[Array, "*any O"]:
-    x = x.astype(jnp.float32)
-    largest = jnp.abs(x).max(-1, keepdims=True)
-    unit = jnp.where(largest > 0, largest / _MAX, 1.0)
-    steps = x / unit
-    coarse = jnp.round(steps)
-    fine = jnp.round((steps - coarse) * _FINE_STEPS)
-    y = jnp.matmul(
-        jnp.stack([coarse, fine]).astype(jnp.int8), w.values, preferred_element_type=jnp.int32
-    ).astype(jnp.float32)
-    y = (y[0] + y[1] / _FINE_STEPS) * unit
+    parts, unit = split_input(x)
+    y = jnp.matmul(parts, w.values, preferred_element_type=jnp.int32).astype(jnp.float32)
+    y = join_products(y, unit)
     return y * _per_output(w.scale, y)
 
 

@@ -32,3 +32,9 @@ def linear_layers(config: Hashable) -> Mapping[str, LinearLayer]:
         path: LinearLayer(shapes[f"{path}.kernel"], axes[f"{path}.kernel"])
         for path in sorted(paths)
     }
+
+
+def block_kernels(config: Hashable) -> frozenset[str]:
+    """Return the dotted paths of the kernels of linear layers in stacked blocks."""
+    layers = linear_layers(config).items()
+    return frozenset(f"{path}.kernel" for path, layer in layers if layer.axes[0] == "layers")
