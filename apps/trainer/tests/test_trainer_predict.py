@@ -94,6 +94,7 @@ def test_small_runs_have_at_most_a_tenth_of_the_flops() -> None:
         (["--predict.runs=9"], "--predict.runs: got 9 with law compute; expected 5 to 8; try 7"),
         (["--predict.law=parametric"], "got 6 with law parametric; expected 7 to 8; try 7"),
         (["--predict.law=parametric", "--predict.runs=7", "--scale.flops=1e15"], "no choice of th"),
+        (["--scale.depth=8", "--eval_only"], "--eval_only: got true; expected it without predict"),
         (["--predict.confidence=2"], "--predict.confidence: got 2.0; expected (0, 1)"),
     ],
 )

@@ -87,6 +87,11 @@ def read_small_runs(
         )
     if "run_dir" in words.values:
         problems.append("--run_dir: every run has its own; give --predict.dir instead")
+    problems += [
+        f"--{flag}: got true; expected it without predict; leave it out"
+        for flag in ("supervise", "eval_only")
+        if getattr(words, flag)
+    ]
     if vary_tokens and config.scale.flops is not None:
         problems.append(
             f"--predict.law: got parametric with --scale.flops {config.scale.flops:g}, which "
