@@ -93,7 +93,7 @@ def test_half_of_the_runs_of_a_law_of_parameters_and_tokens_have_fewer_tokens() 
         ([], "--scale.depth: got none; expected the size of the run to predict"),
         (
             ["--scale.depth=8", "--train.max_steps=9", "--train.batch_size=1"],
-            "got 6 with 1 different",
+            "got 6 with 1 diff",
         ),
         (["--scale.depth=8", "--run_dir=x"], "--run_dir: every run has its own"),
         (["--predict.runs=9"], "--predict.runs: got 9 with law compute; expected 5 to 8; try 7"),
