@@ -102,7 +102,7 @@ def _depth(scale: ScaleConfig, values: Values) -> int:
         assert scale.depth is not None
         return scale.depth
     depth = (_params_of_flops(scale) / (12 * scale.width_per_layer**2)) ** (1 / 3)
-    return min(max(1, round(depth)), MAX_DEPTH)
+    return int(min(max(1, round(depth)), MAX_DEPTH))
 
 
 def _width(scale: ScaleConfig, values: Values) -> int:
@@ -215,7 +215,7 @@ def with_dial(layers: Sequence[Values]) -> list[Values]:
     --------
     >>> _, dial, flags = with_dial([{"train.max_steps": 7}, {"scale.depth": 2}])
     >>> dial["model.d_model"], dial["train.max_steps"]
-    (128, 286)
+    (128, 960)
     """
     turned = [
         at for at, layer in enumerate(layers) if {"scale.depth", "scale.flops"} & layer.keys()
