@@ -67,33 +67,38 @@ def test_too_few_runs_and_bad_losses_are_refused() -> None:
         fit_law(FLOPS, np.array([1, 2, 3, 4, 5, np.nan]))
 
 
-def test_small_runs_have_at_most_a_tenth_of_the_flops() -> None:
-    grid, large = read_small_runs(PREDICT, 6)
-    sizes = [size_of(resolve(each.words)) for each in grid.combinations]
-    assert [each.settings["scale.depth"] for each in grid.combinations] == [*"223345"]
-    assert grid.combinations[1].settings["seed"] == "1"
+@pytest.mark.parametrize("dial", ["--scale.depth=8", "--scale.flops=1e15"])
+def test_small_runs_have_at_most_a_tenth_of_the_flops(dial: str) -> None:
+    grid, large = read_small_runs([dial, "--data.seq_len=64", "--seed=3"], 6)
     target = size_of(resolve(large.words))
     assert target == size_of(grid.config)
-    assert max(size.flops for size in sizes) <= target.flops / 10
-    grid, _ = read_small_runs(["--scale.flops=1e15", "--data.seq_len=64"], 4)
-    flops = [size_of(resolve(each.words)).flops for each in grid.combinations]
-    assert flops == pytest.approx([1e15 / 12 / 2**k for k in (3, 2, 1, 0)], rel=0.02)
-    grid, _ = read_small_runs(["--scale.depth=8", "--data.seq_len=64"], 7, vary_tokens=True)
-    assert [tuple(each.settings.values()) for each in grid.combinations] == [
-        *[(depth, ratio) for depth in "234" for ratio in ("5", "20")], ("5", "20"),
-    ]  # fmt: skip
+    configs = [resolve(each.words) for each in grid.combinations]
+    flops = [size_of(config).flops for config in configs]
+    assert flops == pytest.approx([target.flops / 12 / 2**k for k in range(5, -1, -1)], rel=0.02)
+    assert {config.seed for config in configs} == {3}
+
+
+def test_half_of_the_runs_of_a_law_of_parameters_and_tokens_have_fewer_tokens() -> None:
+    words = ["--scale.flops=1e14", "--scale.width_per_layer=16", "--scale.head_size=16"]
+    grid, _ = read_small_runs(words, 8, vary_tokens=True)
+    sizes = [size_of(resolve(each.words)) for each in grid.combinations]
+    ratios = [size.tokens / size.params for size in sizes]
+    # Widths are whole heads.
+    assert all(2 < more / fewer < 8 for more, fewer in zip(ratios[::2], ratios[1::2], strict=True))
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ([], "--scale.depth: got none; expected the size of the run to predict"),
-        (["--scale.depth=3"], "--scale.depth: got 3 with small runs of 2 sizes"),
+        (
+            ["--scale.depth=8", "--train.max_steps=9", "--train.batch_size=1"],
+            "got 6 with 1 diff",
+        ),
         (["--scale.depth=8", "--run_dir=x"], "--run_dir: every run has its own"),
-        (["--scale.flops=1e15", "--train.max_steps=9", "--train.batch_size=1"], "no flags that f"),
         (["--predict.runs=9"], "--predict.runs: got 9 with law compute; expected 5 to 8; try 7"),
         (["--predict.law=parametric"], "got 6 with law parametric; expected 7 to 8; try 7"),
-        (["--predict.law=parametric", "--predict.runs=7", "--scale.flops=1e15"], "no choice of th"),
+        (["--scale.depth=8", "--eval_only"], "--eval_only: got true; expected it without predict"),
         (["--predict.confidence=2"], "--predict.confidence: got 2.0; expected (0, 1)"),
     ],
 )
@@ -136,15 +141,16 @@ def test_a_prediction_is_written_before_the_large_run_and_resumes(
     folder = tmp_path / "p"
     words = [*PREDICT, f"--predict.dir={folder}"]
     trainer = FakeTrainer()
+    names = [each.name for each in read_small_runs(PREDICT, 6)[0].combinations]
     assert predict_command.run([*words, "--dry_run"], launch=trainer) == 0
     assert not trainer.made
     assert not folder.exists()
-    trainer.fails = {"depth=4,seed=0"}
+    trainer.fails = {names[3]}
     assert predict_command.run(words, launch=trainer) == 1
     assert not (folder / "prediction.json").exists()
-    trainer.fails = {"depth=8"}
+    trainer.fails = {"large,depth=8"}
     assert predict_command.run([*words, "--then"], launch=trainer) == 1  # the large run fails
-    assert trainer.made.count("depth=2,seed=0") == 1
+    assert trainer.made.count(names[0]) == 1
     first = json.loads((folder / "prediction.json").read_text())
     assert first["low"] < first["loss"] < first["high"]
     assert "measured" not in first

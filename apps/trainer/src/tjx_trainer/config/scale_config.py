@@ -20,8 +20,8 @@ class ScaleConfig:
     depth
         Blocks, from which the other values follow; none: no dial, or that of flops.
     flops
-        Training FLOPs, 6 x parameters x tokens; the depth is the nearest with tokens_per_parameter,
-        and the tokens spend the FLOPs exactly; none: no dial, or that of depth.
+        Training FLOPs, 6 x parameters x tokens; depth and width are the nearest with
+        tokens_per_parameter, and the tokens spend the FLOPs; none: no dial, or that of depth.
     tokens_per_parameter
         Training tokens per parameter of the blocks.
     width_per_layer

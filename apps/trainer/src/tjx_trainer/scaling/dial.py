@@ -101,19 +101,25 @@ def _depth(scale: ScaleConfig, values: Values) -> int:
     if scale.flops is None:
         assert scale.depth is not None
         return scale.depth
-
-    flops = scale.flops
-
-    def distance(depth: int) -> float:
-        params = 12 * depth * _width(scale, {"model.n_layer": depth}) ** 2
-        return abs(math.log(6 * scale.tokens_per_parameter * params**2 / flops))
-
-    return min(range(1, MAX_DEPTH + 1), key=distance)
+    depth = (_params_of_flops(scale) / (12 * scale.width_per_layer**2)) ** (1 / 3)
+    return int(min(max(1, round(depth)), MAX_DEPTH))
 
 
 def _width(scale: ScaleConfig, values: Values) -> int:
-    heads: int = -(-scale.width_per_layer * values["model.n_layer"] // scale.head_size)
-    return heads * scale.head_size
+    if scale.flops is None:
+        return scale.head_size * -(-scale.width_per_layer * _layers(values) // scale.head_size)
+    width = math.sqrt(_params_of_flops(scale) / (12 * _layers(values)))
+    return scale.head_size * max(1, round(width / scale.head_size))
+
+
+def _params_of_flops(scale: ScaleConfig) -> float:
+    """Return the parameters of the blocks that spend the FLOPs on their training tokens."""
+    assert scale.flops is not None
+    return math.sqrt(scale.flops / (6 * scale.tokens_per_parameter))
+
+
+def _layers(values: Values) -> int:
+    return int(values["model.n_layer"])
 
 
 def _heads(scale: ScaleConfig, values: Values) -> int:
@@ -167,7 +173,11 @@ def _constant(value: Any) -> Callable[[ScaleConfig, Values], Any]:
 
 RULES: Sequence[Rule] = (
     Rule("model.n_layer", _depth, "the dial"),
-    Rule("model.d_model", _width, "scale.width_per_layer x n_layer, in whole heads (Kaplan 2020)"),
+    Rule(
+        "model.d_model",
+        _width,
+        "scale.width_per_layer x n_layer or of the FLOPs, in whole heads",
+    ),
     Rule("model.n_head", _heads, "d_model / scale.head_size"),
     Rule("model.d_head", _constant(None), "d_model / n_head"),
     Rule("model.n_kv_head", _constant(None), "n_head"),
@@ -205,7 +215,7 @@ def with_dial(layers: Sequence[Values]) -> list[Values]:
     --------
     >>> _, dial, flags = with_dial([{"train.max_steps": 7}, {"scale.depth": 2}])
     >>> dial["model.d_model"], dial["train.max_steps"]
-    (128, 286)
+    (128, 960)
     """
     turned = [
         at for at, layer in enumerate(layers) if {"scale.depth", "scale.flops"} & layer.keys()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tjx_core import ConfigError
 from tjx_trainer.cli.arguments import parse_args, resolve
@@ -12,10 +11,9 @@ from tjx_trainer.scaling.dial import block_params
 from tjx_trainer.sweep.grid import Grid, SweepRun
 
 MIN_RUNS, MAX_RUNS = 5, 8
-MIN_SIZES = 4  # one more than the parameters of a law over FLOPs
 RATIO = 10.0  # of the FLOPs of the large run to those of the largest small run, at least
-FLOPS_MARGIN, FLOPS_STEP = 1.2, 2.0  # of a dial of FLOPs: below the ratio, and between small runs
-SPAN = 1000.0  # of the FLOPs of the small runs, if that leaves enough depths
+MARGIN = 1.2  # of the largest small run below that ratio, as sizes and steps are whole numbers
+STEP = 2.0  # between the FLOPs of small runs
 TOKENS_STEP = 4.0  # between the two numbers of tokens per parameter of a law of both
 
 
@@ -58,9 +56,7 @@ def read_small_runs(
 ) -> tuple[Grid, SweepRun]:
     """Return the small runs, and the large one, which the command line describes.
 
-    With ``--scale.depth`` the small runs have the largest depths with at most a tenth of the FLOPs,
-    and other seeds of the smallest ones if there are fewer depths than runs; with
-    ``--scale.flops``, a twelfth of the FLOPs, a 24th, a 48th and so on.
+    The small runs have a twelfth of its FLOPs, a 24th, a 48th and so on.
 
     Parameters
     ----------
@@ -87,60 +83,38 @@ def read_small_runs(
         )
     if "run_dir" in words.values:
         problems.append("--run_dir: every run has its own; give --predict.dir instead")
-    if vary_tokens and config.scale.flops is not None:
-        problems.append(
-            f"--predict.law: got parametric with --scale.flops {config.scale.flops:g}, which "
-            "leaves no choice of the tokens; expected compute, or --scale.depth"
-        )
+    problems += [
+        f"--{flag}: got true; expected it without predict; leave it out"
+        for flag in ("supervise", "eval_only")
+        if getattr(words, flag)
+    ]
     if problems:
         raise ConfigError(problems)
-    name = "scale.depth" if config.scale.flops is None else "scale.flops"
-    largest = size_of(config).flops / RATIO
-    settings: list[dict[str, str]] = []
-    if config.scale.flops is not None:
-        first = config.scale.flops / RATIO / FLOPS_MARGIN
-        settings = [{name: f"{first / FLOPS_STEP**k:.6g}"} for k in reversed(range(count))]
-    else:
-        settings = _depths(words.argv, config, largest, count, vary_tokens=vary_tokens)
-    runs = [_run(words.argv(**each), each) for each in settings]
-    own = [size_of(resolve(each.words)) for each in runs]
-    if len(set(own)) < MIN_SIZES or max(size.flops for size in own) > largest:
-        raise ConfigError([
-            f"--{name}: got {_written(config)} with small runs of {len(set(own))} sizes and up to "
-            f"{max((size.flops for size in own), default=0):.3g} FLOPs; expected at least "
-            f"{MIN_SIZES} sizes, of at most a tenth of its FLOPs each; give a larger --{name}, and "
-            "no flags that fix size and length"
-        ])  # fmt: skip
-    axes = {axis: tuple(dict.fromkeys(each[axis] for each in settings)) for axis in settings[0]}
-    large = _run(words.argv(), {name: _written(config)})
-    return Grid(axes, tuple(runs), config), large
-
-
-def _written(config: Config) -> str:
-    scale = config.scale
-    return f"{scale.flops:.6g}" if scale.flops is not None else str(scale.depth)
-
-
-def _depths(
-    make_words: Any, config: Config, largest: float, count: int, *, vary_tokens: bool
-) -> list[dict[str, str]]:
-    """Return the settings of the small runs, by their depth."""
-    assert config.scale.depth is not None
-    most = -(-count // 2) if vary_tokens else count
-    flops: dict[int, float] = {}  # by depth, descending
-    for depth in range(config.scale.depth - 1, 0, -1):
-        size = size_of(resolve(make_words(**{"scale.depth": str(depth)})))
-        tiny = len(flops) >= MIN_SIZES and size.flops < max(flops.values()) / SPAN
-        if size.flops <= largest and len(flops) < most and not tiny:
-            flops[depth] = size.flops
-    depths = sorted(flops)
+    target = size_of(config).flops
+    first = target / RATIO / MARGIN
     if vary_tokens:
         ratio = config.scale.tokens_per_parameter
-        name, values = "scale.tokens_per_parameter", [ratio, ratio / TOKENS_STEP]
+        name, values = "scale.tokens_per_parameter", [ratio / TOKENS_STEP, ratio]
     else:
-        name, values = "seed", [config.seed + k for k in range(count)]
-    runs = [(depth, value) for value in values for depth in depths][:count]
-    return [{"scale.depth": str(depth), name: f"{value:g}"} for depth, value in sorted(runs)]
+        name, values = "seed", [config.seed]
+    flops = [first / STEP**k for k in range(-(-count // len(values)))]
+    settings = [
+        {"scale.flops": f"{each:.4g}", name: f"{value:g}"} for each in flops for value in values
+    ][:count]
+    settings.reverse()
+    runs = [_run(words.argv(**{"scale.depth": "none"}, **each), each) for each in settings]
+    own = [size_of(resolve(each.words)) for each in runs]
+    if len(set(own)) < count or max(size.flops for size in own) > target / RATIO:
+        raise ConfigError([
+            f"--predict.runs: got {count} with {len(set(own))} different sizes of up to "
+            f"{max(size.flops for size in own):.3g} FLOPs; expected {count}, of at most a tenth of "
+            f"the {target:.3g} FLOPs of the run to predict; give a larger --scale.depth or "
+            "--scale.flops, and no flags that fix size or length"
+        ])  # fmt: skip
+    axes = {axis: tuple(dict.fromkeys(each[axis] for each in settings)) for axis in settings[0]}
+    scale = config.scale
+    turned = f"flops={scale.flops:.4g}" if scale.flops is not None else f"depth={scale.depth}"
+    return Grid(axes, tuple(runs), config), SweepRun(f"large,{turned}", {}, tuple(words.argv()))
 
 
 def _run(words: Sequence[str], settings: dict[str, str]) -> SweepRun:
