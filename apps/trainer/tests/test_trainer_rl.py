@@ -174,7 +174,9 @@ def test_episodes_end_before_a_context_that_is_too_long() -> None:
         return rollouts.Rollouts([[1, 2]] * 2, [np.zeros(2, np.float32)] * 2)
 
     prompts = [[1] * 4, [1] * 10]
-    found = run_episodes(form, prompts, [Talks()] * 2, sample, max_turns=9, max_context=14)
+    found = run_episodes(
+        form, prompts, dict.fromkeys(range(2), Talks()), sample, max_turns=9, max_context=14
+    )
     assert [(each.turns, each.score, len(each.tokens)) for each in found] == [(3, 3, 12), (1, 1, 2)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from tjx_nn import ContinuousBatcher, GPTConfig, generate, init, stream
 from tjx_nn.attention import kv_cache as caches
 from tjx_nn.binding import Params
-from tjx_nn.generation import autoregressive, continuous_batching
+from tjx_nn.generation import autoregressive, continuous_batching, decoding_loop
 from tjx_nn.generation.decode_weights import make_decode_weights
 
 # The first row fills its bucket, so that caches have no spare slot when they grow.
@@ -25,7 +25,7 @@ SIZES = (20, 40, 80)
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make caches grow on CPUs too, from few slots."""
     monkeypatch.setattr(caches, "_MIN_GPU_SLOTS", 20)
-    for module in (autoregressive, continuous_batching):
+    for module in (decoding_loop, continuous_batching):
         monkeypatch.setattr(module, "params_platform", lambda _: "gpu")
 
 
@@ -85,7 +85,7 @@ def test_a_decode_step_on_a_gpu_has_no_loop() -> None:
     assert sizes == (1024, 2048, 4096)
     shapes: Any = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     params = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
-    request = autoregressive.make_request(
+    request = decoding_loop.make_request(
         config, params, PROMPT, LENGTHS, 4000, {"temperature": 1.0, "top_k": 5, "seeds": LENGTHS}
     )
 

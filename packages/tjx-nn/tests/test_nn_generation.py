@@ -11,7 +11,7 @@ import pytest
 
 from tjx_nn import EncoderDecoderConfig, GPTConfig, bind, generate, stream
 from tjx_nn.binding import Params
-from tjx_nn.generation import autoregressive
+from tjx_nn.generation import decoding_loop
 from tjx_nn.generation.prompt import Prompt, read_prompt
 from tjx_nn.layers.scan_layers import clone_key
 
@@ -97,7 +97,7 @@ def test_samples_of_a_prompt_share_its_prefill(
         rows_read.append(len(prompt.tokens))
         return read_prompt(model, blocks, prompt, slots)
 
-    monkeypatch.setattr(autoregressive, "read_prompt", read)
+    monkeypatch.setattr(decoding_loop, "read_prompt", read)
     options: Any = {"max_new_tokens": 6, "temperature": 1.0, "seeds": np.arange(len(prompts) * 3)}
     shared = np.asarray(generate(config, params, prompts, LENGTHS, samples=3, **options))
     repeated = [np.repeat(x, 3, axis=0) for x in (prompts, LENGTHS)]

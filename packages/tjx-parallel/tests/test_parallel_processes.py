@@ -300,7 +300,7 @@ import json
 import sys
 import jax
 jax.config.update("jax_num_cpu_devices", 1)
-from tjx_parallel import check_equal_across_processes, initialize
+from tjx_parallel import check_equal_across_processes, exchange, initialize
 from tjx_parallel.config import DistributedConfig
 
 index, port = (int(argument) for argument in sys.argv[1:])
@@ -311,14 +311,18 @@ check_equal_across_processes("versions", {"jax": jax.__version__})
 try:
     check_equal_across_processes("configuration", {"seed": 1, "learning_rate": [0.1, 0.2][index]})
 except ValueError as error:
-    print("result", json.dumps(str(error)), flush=True)
+    message = str(error)
+values = [exchange([[index, 0.1 * index, None, "é" * 9 * index]]), exchange(index)]
+print("result", json.dumps([message, values]), flush=True)
 """
 
 
-def test_different_values_between_processes_raise() -> None:
+def test_processes_compare_and_exchange_values() -> None:
     port = str(free_port())
     with together(COMPARE, [[str(index), port] for index in range(2)], lambda _: {}) as processes:
         one, other = (result_of(process) for process in processes)
     assert one == other
-    assert one.startswith("learning_rate: got 0.1 in process 0 and 0.2 in process 1; expected")
-    assert "seed" not in one
+    message, values = one
+    assert message.startswith("learning_rate: got 0.1 in process 0 and 0.2 in process 1; expected")
+    assert "seed" not in message
+    assert values == [[[[0, 0.0, None, ""]], [[1, 0.1, None, 9 * "é"]]], [0, 1]]

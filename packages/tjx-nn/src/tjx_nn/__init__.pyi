@@ -15,12 +15,12 @@ from .functional import logical_axes as logical_axes
 from .functional import register as register
 from .functional import stack_axes as stack_axes
 from .generation.autoregressive import generate as generate
-from .generation.autoregressive import stream as stream
 from .generation.beam_search import beam_search as beam_search
 from .generation.continuous_batching import ContinuousBatcher as ContinuousBatcher
 from .generation.exact import generate_exact as generate_exact
 from .generation.sampling import sample as sample
 from .generation.speculative import speculative_generate as speculative_generate
+from .generation.streaming import stream as stream
 from .inputs import TokenMetadata as TokenMetadata
 from .layers.block import Block as Block
 from .layers.dropout import dropout as dropout

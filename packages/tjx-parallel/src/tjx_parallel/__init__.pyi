@@ -4,6 +4,7 @@ from .config import MeshConfig as MeshConfig
 from .mesh import make_mesh as make_mesh
 from .multiprocess.consensus import Consensus as Consensus
 from .multiprocess.consistency import check_equal_across_processes as check_equal_across_processes
+from .multiprocess.exchange import exchange as exchange
 from .multiprocess.startup import barrier as barrier
 from .multiprocess.startup import initialize as initialize
 from .multiprocess.startup import is_main as is_main

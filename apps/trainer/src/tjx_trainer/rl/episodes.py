@@ -1,11 +1,13 @@
 """Episodes: the responses to a prompt, and the observations of an environment between them."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import tjx_rl
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import Rollouts
+from tjx_trainer.rl.row_exchange import compute_rows
 
 # (contexts, turn) -> a response to each.
 SampleTurn = Callable[[Sequence[Sequence[int]], int], Rollouts]
@@ -59,7 +61,7 @@ class Episode:
 def run_episodes(
     form: PromptFormat,
     prompts: Sequence[Sequence[int]],
-    environments: Sequence[tjx_rl.Environment | None],
+    environments: Mapping[int, tjx_rl.Environment] | None,
     sample: SampleTurn,
     *,
     max_turns: int,
@@ -75,8 +77,9 @@ def run_episodes(
         Encoding of responses and observations.
     prompts : sequence of token sequences
         The prompts.
-    environments : sequence of Environment or None
-        The environment of each episode; None: it has one response, which is not scored here.
+    environments : mapping of int to Environment, or None
+        The environments of `own_rows`, which run in this process; all processes get their rewards
+        and observations. None: an episode has one response, which is not scored here.
     sample : callable
         From contexts and the number of the turn to responses.
     max_turns : int
@@ -96,36 +99,57 @@ def run_episodes(
             tokens = sampled.tokens[i]
             ended = form.stop_token in tokens
             episodes[i].add_response(tokens, sampled.log_probs[i].tolist(), ended=ended)
+        if environments is None:
+            break
+        steps = compute_rows(
+            len(prompts),
+            functools.partial(_take_steps, form, environments, sampled.tokens, {*active}),
+        )
         last = turn + 1 == max_turns
         active = [
             i
             for i in active
-            if (environment := environments[i]) is not None
-            and _continues(
-                form, episodes[i], environment, sampled.tokens[i],
-                room=0 if last else max_context - len(prompts[i]),
+            if _continues(
+                form, episodes[i], *steps[i], room=0 if last else max_context - len(prompts[i])
             )
-        ]  # fmt: skip
+        ]
         if not active:
             break
     return episodes
 
 
+def _take_steps(
+    form: PromptFormat,
+    environments: Mapping[int, tjx_rl.Environment],
+    responses: Sequence[list[int]],
+    active: Set[int],
+    rows: range,
+) -> list[tuple[float, str | None, str | None] | None]:
+    """Return reward, observation and failure of the active rows; None for the others."""
+
+    def take(row: int) -> tuple[float, str | None, str | None]:
+        response = form.decode_response(responses[row])
+        step, failure = tjx_rl.take_step(environments[row], response)
+        return float(step.reward), step.observation, failure
+
+    return [take(row) if row in active else None for row in rows]
+
+
 def _continues(
     form: PromptFormat,
     episode: Episode,
-    environment: tjx_rl.Environment,
-    response: list[int],
+    reward: float,
+    observation: str | None,
+    failure: str | None,
     *,
     room: int,
 ) -> bool:
-    """Let the environment answer a response; return whether the episode goes on."""
-    step, episode.failure = tjx_rl.take_step(environment, form.decode_response(response))
-    episode.score += step.reward
-    if step.observation is None:
+    """Add the answer of an environment to an episode; return whether it goes on."""
+    episode.score, episode.failure = episode.score + reward, failure
+    if observation is None:
         return False
     try:
-        tokens = form.encode_observation(step.observation)
+        tokens = form.encode_observation(observation)
     except ValueError as error:  # such as characters that the tokenizer does not have
         episode.failure = f"observation: {error}"[:200]
         return False

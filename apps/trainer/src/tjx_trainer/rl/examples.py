@@ -168,7 +168,7 @@ class ExampleLoader(tjx_data.Loader):
         Rows that `evaluation_batches` yields; may be empty.
     facts : mapping of str to str
         What else determines the rows, such as the tokenizer.
-    batch_size, seed
+    batch_size, seed, process_index, process_count
         As of `tjx_data.Loader`.
     """
 
@@ -180,8 +180,15 @@ class ExampleLoader(tjx_data.Loader):
         *,
         batch_size: int,
         seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
     ) -> None:
-        super().__init__(batch_size=batch_size, seed=seed)
+        super().__init__(
+            batch_size=batch_size,
+            seed=seed,
+            process_index=process_index,
+            process_count=process_count,
+        )
         self.examples, self._rows, self._facts = examples, validation_rows, facts
 
     @functools.cached_property
@@ -217,9 +224,10 @@ class ExampleLoader(tjx_data.Loader):
             part = rows[first : first + self.batch_size]
             padding = [(part[0][0], np.full_like(part[0][1], IGNORED_LABEL))]
             part = part + padding * (self.batch_size - len(part))
+            local = [part[row] for row in self._local_rows]
             yield {
-                "tokens": np.stack([t for t, _ in part]),
-                "labels": np.stack([y for _, y in part]),
+                "tokens": np.stack([t for t, _ in local]),
+                "labels": np.stack([y for _, y in local]),
             }
 
 
@@ -232,10 +240,19 @@ def make_example_loaders(
     batch_size: int,
     seed: int,
 ) -> tuple[ExampleLoader, ExampleLoader]:
-    """Return the loaders of both splits; `rows` are those of the validation split."""
+    """Return the loaders of both splits; `rows` are those of the validation split.
+
+    Every process reads all training examples of a step: means and groups are of the whole batch.
+    """
     return (
         ExampleLoader(examples["train"], [], facts, batch_size=batch_size, seed=seed),
         ExampleLoader(
-            examples["validation"], rows, facts, batch_size=share.evaluation_batch_size, seed=seed
+            examples["validation"],
+            rows,
+            facts,
+            batch_size=share.evaluation_batch_size,
+            seed=seed,
+            process_index=share.process_index,
+            process_count=share.process_count,
         ),
     )

@@ -14,6 +14,7 @@ from tjx_trainer.rl.episodes import Episode, run_episodes
 from tjx_trainer.rl.examples import Example, Split, make_example_loaders, make_row
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import Rollouts, sample_responses, score_responses
+from tjx_trainer.rl.row_exchange import compute_rows, own_rows
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
 from tjx_trainer.tasks.task import DataShard
@@ -95,7 +96,7 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
     def roll_out(
         self, step: int, chosen: np.ndarray, params: Any
     ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """Sample and reward responses to prompts.
+        """Sample and reward responses to prompts; the result is the same in all processes.
 
         Parameters
         ----------
@@ -229,19 +230,29 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
                 exact_columns=config.data.seq_len if rl.exact and not greedy else None,
             )  # fmt: skip
 
+        environments = None
+        if make is not None:
+            environments = {
+                i: make(examples[i].prompt, examples[i].texts[0]) for i in own_rows(len(examples))
+            }
         episodes = run_episodes(
             self.form,
             [self._prompts[split][i] for i in indices],
-            [make and make(each.prompt, each.texts[0]) for each in examples],
+            environments,
             sample,
-            max_turns=1 if make is None else rl.max_turns,
+            max_turns=rl.max_turns,
             max_context=max_context,
         )
         if make is None:
-            texts = [self.form.decode_response(episode.tokens) for episode in episodes]
-            verdicts = tjx_rl.verify(rl.verifier, texts, [each.texts[0] for each in examples])
-            for episode, verdict in zip(episodes, verdicts, strict=True):
-                episode.score, episode.failure = verdict
+
+            def verify(rows: range) -> list[tjx_rl.Verdict]:
+                texts = [self.form.decode_response(episodes[row].tokens) for row in rows]
+                answers = [examples[row].texts[0] for row in rows]
+                return tjx_rl.verify(rl.verifier, texts, answers)
+
+            verdicts = compute_rows(len(episodes), verify)
+            for episode, (score, failure) in zip(episodes, verdicts, strict=True):
+                episode.score, episode.failure = score, failure
         return episodes
 
     def score_exactly(self, params: Any, tokens: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 import hashlib
 
-import jax
-
 import tjx_data
 from tjx_data.corpora.tiny_chat import documents as generated_text
 from tjx_trainer.config.run_config import Config
@@ -27,13 +25,8 @@ def open_rl(config: Config) -> OpenedTask:
     Raises
     ------
     ValueError
-        If the data do not fit the configuration, or several processes take part.
+        If the data do not fit the configuration.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"task: got {config.task} in {jax.process_count()} processes; expected one; start one "
-            "process with all devices"
-        )
     examples = read_examples(config)
     tokenizer = open_tokenizer(config)
     facts = {"tokenizer": tokenizer.fingerprint}

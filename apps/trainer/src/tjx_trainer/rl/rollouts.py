@@ -1,5 +1,6 @@
 """Rollouts: several sampled responses to each prompt, as a function of (seed, step, parameters)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import jax
 import numpy as np
 
 import tjx_nn
+import tjx_parallel
+from tjx_nn.generation.prompt import row_shards
 from tjx_nn.models.gpt_config import GPTConfig
 
 # Branch of the seed, so that sampling and initialization are independent.
@@ -45,9 +48,10 @@ def sample_responses(
     columns: int | None = None,
     exact_columns: int | None = None,
 ) -> Rollouts:
-    """Sample responses to each prompt at temperature 1.
+    """Sample responses to each prompt at temperature 1, in all processes.
 
-    The parameters are those of the trainer on its mesh; nothing is copied to the host.
+    The parameters are those of the trainer on its mesh, which samples with them as they are
+    sharded; rows are divided over data, fsdp and expert. Each process gets all responses.
 
     Parameters
     ----------
@@ -74,24 +78,29 @@ def sample_responses(
         Columns of prompts for `score_responses`, which then repeats the bits of the
         log-probabilities; by default it may not.
     """
+    sharding, parts = _row_sharding(params)
+    count = len(prompts)
+    # Groups of samples stay whole.
+    prompts = [*prompts, *[prompts[0]] * (-count % math.lcm(samples, parts))]
     padded, lengths = _pad(prompts, exact_columns or columns)
     key = _key(*jax.device_put((np.uint32(seed), np.uint32(step))))
     if turn:
         key = jax.jit(jax.random.fold_in)(key, jax.device_put(np.uint32(turn)))
     chosen: dict[str, Any] = {} if greedy else {"temperature": 1.0, "key": key}
+    chosen |= {"stop_token": stop_token, "sharding": sharding}
     if exact_columns is not None:
         tokens, log_probs = tjx_nn.generate_exact(
             model, params, padded, lengths, max_new_tokens=max_new_tokens,
-            stop_token=stop_token, tile=_TILE, **chosen,
+            tile=math.lcm(_TILE, parts), **chosen,
         )  # fmt: skip
     else:
         tokens, log_probs = jax.device_get(
             tjx_nn.generate(
                 model, params, padded[::samples], lengths[::samples], samples=samples,
-                max_new_tokens=max_new_tokens, return_log_probs=True, stop_token=stop_token,
-                **chosen,
+                max_new_tokens=max_new_tokens, return_log_probs=True, **chosen,
             )
         )  # fmt: skip
+    tokens, log_probs = tokens[:count], log_probs[:count]
     is_end = tokens == (-1 if stop_token is None else stop_token)
     counts = np.where(is_end.any(1), is_end.argmax(1) + 1, max_new_tokens)
     return Rollouts(
@@ -135,13 +144,24 @@ def score_responses(
     is_token = np.arange(max_new_tokens)[None] < counts[:, None]
     responses[is_token] = labels[mask]
     key = _key(*jax.device_put((np.uint32(0), np.uint32(0))))  # the program of sampling has one
+    sharding, parts = _row_sharding(params)
     _, log_probs = tjx_nn.generate_exact(
         model, params, padded, lengths, max_new_tokens=max_new_tokens, responses=responses,
-        stop_token=stop_token, tile=_TILE, temperature=1.0, key=key,
+        stop_token=stop_token, tile=math.lcm(_TILE, parts), temperature=1.0, key=key,
+        sharding=sharding,
     )  # fmt: skip
     found = np.zeros(labels.shape, np.float32)
     found[mask] = log_probs[is_token]
     return found
+
+
+def _row_sharding(params: Any) -> tuple[jax.sharding.NamedSharding | None, int]:
+    """Return the sharding of rows on the mesh of the parameters, and the number of its parts."""
+    mesh = jax.tree.leaves(params)[0].sharding.mesh
+    if mesh.size == 1:
+        return None, 1
+    sharding = tjx_parallel.batch_sharding(mesh)
+    return sharding, row_shards(sharding)
 
 
 def _pad(prompts: Sequence[Sequence[int]], columns: int | None) -> tuple[np.ndarray, np.ndarray]:

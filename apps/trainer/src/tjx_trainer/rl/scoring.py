@@ -77,11 +77,20 @@ def make_complete_batch(
 ) -> CompleteBatch:
     """Return the function that makes a batch of the task: a function of (seed, step, state).
 
+    All processes make the whole batch on their hosts, and place their own rows on their devices.
+
     For dpo and kto the batch holds responses with the log-probabilities of the reference model, for
     kto also the reference point of the whole batch. For grpo it samples responses, scores them, and
     adds the log-probabilities of the trainer; with a teacher the advantages are those of
     `DistillConfig`.
     """
+    index, count = tjx_parallel.batch_process(mesh)
+
+    def place(rows: HostBatch) -> Batch:
+        placed: Batch = tjx_parallel.shard_batch(
+            mesh, {name: np.array_split(each, count)[index] for name, each in rows.items()}
+        )
+        return placed
 
     def complete_dpo(
         step: int,  # noqa: ARG001  of the signature
@@ -89,7 +98,7 @@ def make_complete_batch(
         state: TrainState,
     ) -> tuple[Batch, Mapping[str, float]]:
         assert isinstance(task, DPOTask)
-        batch = tjx_parallel.shard_batch(mesh, task.pairs(rows["example"]))
+        batch = place(task.pairs(rows["example"]))
         reference = scorer.log_probs(scorer.reference(state), _inputs(batch))
         return {**batch, "reference_log_probs": reference}, {}
 
@@ -99,9 +108,7 @@ def make_complete_batch(
         state: TrainState,
     ) -> tuple[Batch, Mapping[str, float]]:
         assert isinstance(task, KTOTask)
-        batch, unrelated = (
-            tjx_parallel.shard_batch(mesh, part) for part in task.responses(rows["example"])
-        )
+        batch, unrelated = map(place, task.responses(rows["example"]))
         reference = scorer.reference(state)
         points = _reference_points(
             scorer.log_probs(state.params, unrelated, state.base),
@@ -117,12 +124,11 @@ def make_complete_batch(
         assert isinstance(task, GRPOTask)
         policy = model_params(config, state.params, state.base)
         host, metrics = task.roll_out(step, rows["example"], policy)
-        batch: Batch = tjx_parallel.shard_batch(mesh, host)
+        batch = place(host)
 
         def exact(params: Any) -> jax.Array:
             found = task.score_exactly(params, host["tokens"], host["labels"])
-            placed: Batch = tjx_parallel.shard_batch(mesh, {"log_probs": found})
-            return placed["log_probs"]
+            return place({"log_probs": found})["log_probs"]
 
         if config.rl.exact:
             old = exact(policy)
@@ -138,7 +144,8 @@ def make_complete_batch(
             given = (batch["advantages"], old, teacher.log_probs(batch), batch["labels"])
             completed["advantages"], divergence = _compared(*given, weight=config.distill.weight)
             metrics = {**metrics, "teacher_kl": float(jax.device_get(divergence))}
-        gap = np.abs(jax.device_get(old) - host["sampler_log_probs"])
+        whole = jax.device_get(jax.device_put(old, tjx_parallel.replicated(mesh)))
+        gap = np.abs(whole - host["sampler_log_probs"])
         if config.rl.exact and gap.any():
             raise ExactError(
                 f"rl.exact: the log-probabilities of sampler and trainer differ by up to "

@@ -12,13 +12,9 @@ import numpy as np
 from jaxtyping import Int
 
 from tjx_nn.binding import Params
-from tjx_nn.generation.autoregressive import (
-    GenerationOptions,
-    make_request,
-    new_capacity,
-    run_request,
-)
+from tjx_nn.generation.autoregressive import run_request
 from tjx_nn.generation.decode_weights import make_decode_weights
+from tjx_nn.generation.decoding_loop import GenerationOptions, make_request, new_capacity
 from tjx_nn.generation.prompt import GenerativeConfig, Lengths
 from tjx_nn.inputs import Ids
 

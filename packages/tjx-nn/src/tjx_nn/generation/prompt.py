@@ -5,6 +5,7 @@ The prompt of an encoder-decoder is the beginning of the target, in addition to 
 Axes in names: B batch, T time, V vocabulary.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -163,15 +164,49 @@ def bucket(length: int) -> int:
     return max(_MIN_BUCKET, 1 << (length - 1).bit_length())
 
 
-def input_sharding(params: Params) -> jax.sharding.Sharding | None:
-    """Return the sharding of inputs: replicated over the devices of the parameters."""
+def input_sharding(params: Params | NamedSharding) -> jax.sharding.Sharding | None:
+    """Return the sharding of inputs: replicated over all devices of the parameters."""
     leaf = jax.tree.leaves(params)[0]
-    if not isinstance(leaf, jax.Array):
-        return None  # NumPy arrays: the default device
-    if isinstance(leaf.sharding, NamedSharding):
+    sharding = leaf.sharding if isinstance(leaf, jax.Array) else leaf
+    if isinstance(sharding, NamedSharding):
         whole = PartitionSpec()  # type: ignore[no-untyped-call]  # as jax is
-        return NamedSharding(leaf.sharding.mesh, whole)
-    return leaf.sharding
+        return NamedSharding(sharding.mesh, whole)
+    return sharding if isinstance(leaf, jax.Array) else None  # NumPy arrays: the default device
+
+
+def row_shards(sharding: NamedSharding) -> int:
+    """Return the number of parts into which a sharding divides rows."""
+    axes = sharding.spec[0] if len(sharding.spec) else None
+    names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+    return math.prod(sharding.mesh.shape[name] for name in names)
+
+
+def put_on_devices[T](inputs: T, shardings: T | None) -> T:
+    """Transfer inputs, which are the same in all processes, to the devices of their shardings.
+
+    Parameters
+    ----------
+    inputs
+        Tree of NumPy arrays and PRNG keys.
+    shardings
+        Their shardings, a prefix of the tree; None is the default device.
+    """
+
+    def put(x: Any, sharding: jax.sharding.Sharding) -> Any:
+        if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+            return jax.device_put(x, sharding)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(x), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        host = np.asarray(jax.device_get(x))
+        # `jax.device_put` would compare the arrays of all processes each time.
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if shardings is None:
+        return jax.device_put(inputs)
+    with jax.transfer_guard_host_to_device("allow"):  # intended transfers
+        placed: T = jax.tree.map(put, inputs, jax.tree.broadcast(shardings, inputs))
+    return placed
 
 
 def params_platform(params: Any) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Key
 
 from tjx_nn.binding import Params
-from tjx_nn.generation.autoregressive import GenerationOptions, GenerationRequest, make_request
 from tjx_nn.generation.decode_weights import DecodeWeights, bind_decode_weights, make_decode_weights
+from tjx_nn.generation.decoding_loop import GenerationOptions, GenerationRequest, make_request
 from tjx_nn.generation.prompt import GenerativeConfig, Lengths, bucket, read_prompt
 from tjx_nn.generation.sampling import (
     SamplingParams,
