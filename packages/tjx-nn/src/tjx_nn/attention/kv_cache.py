@@ -154,14 +154,16 @@ def select_rows(cache: list[Any], rows: Int[Array, " B"]) -> list[Any]:
 
 def update_cache(cache: KVCache, new: KVCache, positions_BT: Int[Array, "B T"]) -> KVCache:
     """Write the entries of new tokens to the slots of their positions."""
-    rows_B1 = jnp.arange(len(positions_BT))[:, None]
     new = {
         name: quantize_entries(new[name]) if isinstance(x, Int8Entries) else new[name]
         for name, x in cache.items()
     }
-    updated: KVCache = jax.tree.map(
-        lambda x, y: x.at[rows_B1, positions_BT % x.shape[1]].set(y.astype(x.dtype)), cache, new
-    )
+
+    def write(x_S: Array, new_T: Array, positions_T: Array) -> Array:
+        return x_S.at[positions_T % x_S.shape[0]].set(new_T.astype(x_S.dtype))
+
+    # By rows: on a mesh that shards them each device writes its own.
+    updated: KVCache = jax.tree.map(lambda x, y: jax.vmap(write)(x, y, positions_BT), cache, new)
     return updated
 
 
