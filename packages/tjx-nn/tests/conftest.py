@@ -87,3 +87,12 @@ def descend() -> Callable[..., list[float]]:
         return [float(value) for value in jax.device_get(losses)]
 
     return run
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str, object], None]:
+    """Return a function that adds a property to a JUnit report, for tools/golden/golden_table.py.
+
+    pytest's own fixture warns if the report has no properties of tests.
+    """
+    return lambda name, value: request.node.user_properties.append((name, str(value)))

@@ -114,14 +114,14 @@ def largest(x: Any, y: Any) -> str:
 
 
 @pytest.mark.parametrize("name", [*DECODERS, *ARGUMENTS])
-def test_logits_and_loss_agree_with_transformers(name: str, record_property: Record) -> None:
+def test_logits_and_loss_agree_with_transformers(name: str, record: Record) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
     given = jax.device_put((params, inputs(name, arrays)))
     loss, logits = jax.device_get(loss_and_logits(config, name, *given))
     logits, expected = logits[seen(arrays)], arrays["logits"][seen(arrays)]
-    record_property(f"{name}: logits", largest(logits, expected))
-    record_property(f"{name}: loss", largest(loss, arrays["loss"]))
+    record(f"{name}: logits", largest(logits, expected))
+    record(f"{name}: loss", largest(loss, arrays["loss"]))
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(loss, arrays["loss"], rtol=0, atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_logits_and_loss_agree_with_transformers(name: str, record_property: Rec
         of=[*DECODERS, *ARGUMENTS],
     ),
 )  # fmt: skip
-def test_gradients_agree_with_transformers(name: str, record_property: Record) -> None:
+def test_gradients_agree_with_transformers(name: str, record: Record) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
 
@@ -145,7 +145,7 @@ def test_gradients_agree_with_transformers(name: str, record_property: Record) -
 
     norm = jax.device_get(compute(*jax.device_put((params, inputs(name, arrays)))))
     expected = arrays["gradient_norm"]
-    record_property(f"{name}: gradient norm", f"{abs(norm / expected - 1):.1e}")
+    record(f"{name}: gradient norm", f"{abs(norm / expected - 1):.1e}")
     np.testing.assert_allclose(norm, expected, rtol=1e-5)
 
 
@@ -155,7 +155,7 @@ MOST_BFLOAT16_ERROR = 1.5
 
 @pytest.mark.parametrize(("kind", "length"), [("short", 8), ("long", 36)])
 def test_longrope_agrees_with_transformers_up_to_and_beyond_the_original_length(
-    kind: str, length: int, record_property: Record
+    kind: str, length: int, record: Record
 ) -> None:
     read, params = hf.load(GOLDEN / "phi3_longrope")
     assert isinstance(read, GPTConfig)
@@ -169,14 +169,14 @@ def test_longrope_agrees_with_transformers_up_to_and_beyond_the_original_length(
         with pytest.raises(ValueError, match="16 tokens; expected at most max_seq_len 8"):
             run(jax.device_put({"tokens": arrays["tokens"]}))
     _, found = jax.device_get(run(jax.device_put({"tokens": tokens})))
-    record_property("phi3_longrope: logits", largest(found, expected))
+    record("phi3_longrope: logits", largest(found, expected))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     greedy = arrays[f"{kind}/greedy"]
     start = {"short": 4, "long": 9}[kind]
     given = jax.device_put((params, tokens[:, :start], np.array([start, start], np.int32)))
     new = generate(config, *given, max_new_tokens=greedy.shape[1], temperature=0.0)
     equal = (jax.device_get(new) == greedy).all(0).sum()
-    record_property("phi3_longrope: greedy", f"{equal} of {greedy.shape[1]}")
+    record("phi3_longrope: greedy", f"{equal} of {greedy.shape[1]}")
     np.testing.assert_array_equal(new, greedy)
 
 
@@ -184,9 +184,7 @@ def test_longrope_agrees_with_transformers_up_to_and_beyond_the_original_length(
     "name",
     partly_slow("gemma3", "mixtral", "gpt_oss", "bart", of=["gpt2", *DECODERS, *ARGUMENTS]),
 )
-def test_bfloat16_logits_are_as_exact_as_those_of_transformers(
-    name: str, record_property: Record
-) -> None:
+def test_bfloat16_logits_are_as_exact_as_those_of_transformers(name: str, record: Record) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
     half = dataclasses.replace(config, dtype=HALF)
@@ -195,7 +193,7 @@ def test_bfloat16_logits_are_as_exact_as_those_of_transformers(
     theirs = arrays["bfloat16_logits"].view(HALF).astype(np.float32)
     exact = arrays["tanh/logits" if name == "gpt2" else "logits"]
     ours, allowed = (np.square((x - exact)[seen(arrays)]).mean() ** 0.5 for x in (found, theirs))
-    record_property(f"{name}: bfloat16", f"{ours / allowed:.2f}")
+    record(f"{name}: bfloat16", f"{ours / allowed:.2f}")
     assert ours <= MOST_BFLOAT16_ERROR * allowed
     assert ours > 1e-3  # it computes in bfloat16
 
@@ -203,7 +201,7 @@ def test_bfloat16_logits_are_as_exact_as_those_of_transformers(
 @pytest.mark.parametrize(
     "name", partly_slow("gemma3", "mixtral", "gpt_oss", "bart", "t5", of=GENERATIVE)
 )
-def test_greedy_tokens_agree_with_transformers(name: str, record_property: Record) -> None:
+def test_greedy_tokens_agree_with_transformers(name: str, record: Record) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
     rows, new = arrays["greedy"].shape
@@ -217,13 +215,13 @@ def test_greedy_tokens_agree_with_transformers(name: str, record_property: Recor
     lengths = np.full(rows, prompt.shape[1], np.int32)
     given = jax.device_put((params, prompt, lengths))
     tokens = jax.device_get(generate(config, *given, max_new_tokens=new, **sources))
-    record_property(f"{name}: greedy", f"{(tokens == arrays['greedy']).all(0).sum()} of {new}")
+    record(f"{name}: greedy", f"{(tokens == arrays['greedy']).all(0).sum()} of {new}")
     np.testing.assert_array_equal(tokens, arrays["greedy"])
 
 
 @pytest.mark.parametrize(("form", "gelu"), [("tanh", "gelu_tanh"), ("erf", "gelu_erf")])
 def test_logits_loss_and_gradient_of_gpt2_agree_with_transformers(
-    form: str, gelu: Activation, record_property: Record
+    form: str, gelu: Activation, record: Record
 ) -> None:
     read, params = hf.load(GOLDEN / "gpt2")
     assert isinstance(read, GPTConfig)
@@ -241,9 +239,9 @@ def test_logits_loss_and_gradient_of_gpt2_agree_with_transformers(
 
     logits, loss, norm = jax.device_get(compute(*jax.device_put((params, arrays["tokens"]))))
     expected = {name: arrays[f"{form}/{name}"] for name in ("logits", "loss", "gradient_norm")}
-    record_property("gpt2: logits", largest(logits, expected["logits"]))
-    record_property("gpt2: loss", largest(loss, expected["loss"]))
-    record_property("gpt2: gradient norm", f"{abs(norm / expected['gradient_norm'] - 1):.1e}")
+    record("gpt2: logits", largest(logits, expected["logits"]))
+    record("gpt2: loss", largest(loss, expected["loss"]))
+    record("gpt2: gradient norm", f"{abs(norm / expected['gradient_norm'] - 1):.1e}")
     np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(loss, expected["loss"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(norm, expected["gradient_norm"], rtol=1e-5)

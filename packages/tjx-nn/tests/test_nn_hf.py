@@ -106,7 +106,7 @@ def test_load_save_load_is_bitwise_equal(name: str, tmp_path: pathlib.Path) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_files_equal_those_of_transformers(
-    name: str, tmp_path: pathlib.Path, record_property: Callable[[str, object], None]
+    name: str, tmp_path: pathlib.Path, record: Callable[[str, object], None]
 ) -> None:
     before = json.loads((GOLDEN / name / "config.json").read_text())
     hf.save(tmp_path, *hf.load(GOLDEN / name), model_type=before["model_type"])
@@ -126,7 +126,7 @@ def test_saved_files_equal_those_of_transformers(
     shared = (before.keys() & after.keys()) - skipped
     assert {key: before[key] for key in shared} == {key: after[key] for key in shared}
     assert {"architectures", "model_type"} <= shared
-    record_property(f"{name}: round trip", "equal")
+    record(f"{name}: round trip", "equal")
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("bfloat16", "bfloat16"), ("float16", "float16")])

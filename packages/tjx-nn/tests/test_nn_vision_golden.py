@@ -45,20 +45,20 @@ def outputs(config: Any, params: Params, arrays: dict[str, jax.Array]) -> dict[s
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_features_agree_with_transformers(name: str, record_property: Record) -> None:
+def test_features_agree_with_transformers(name: str, record: Record) -> None:
     config, params = hf.load(GOLDEN / name)
     arrays = golden(name)
     half = dataclasses.replace(config, dtype=HALF)
     given = jax.device_put((params, arrays))
     found, halves = jax.device_get((outputs(config, *given), outputs(half, *given)))
     largest = max(np.abs(value - arrays[key]).max() for key, value in found.items())
-    record_property(f"{name}: logits", f"{largest:.1e}")
+    record(f"{name}: logits", f"{largest:.1e}")
     for key, value in found.items():
         np.testing.assert_allclose(value, arrays[key], rtol=0, atol=1e-5)
         theirs = arrays[f"bfloat16_{key}"].view(HALF).astype(np.float32)
         ours = halves[key].astype(np.float32)
         error, allowed = (np.square(x - arrays[key]).mean() ** 0.5 for x in (ours, theirs))
-        record_property(f"{name}: bfloat16", f"{error / allowed:.2f}")
+        record(f"{name}: bfloat16", f"{error / allowed:.2f}")
         assert 1e-4 < error <= MOST_BFLOAT16_ERROR * allowed, (key, error, allowed)
 
 
