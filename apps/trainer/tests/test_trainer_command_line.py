@@ -149,7 +149,10 @@ def test_versions_and_missing_files_are_reported_before_jax_is_imported(tmp_path
         (["--lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
         (["--optimizer.lr", "1e-3"], "did you mean --optimizer.learning_rate?"),
         (["--optimizer.warmup", "4"], "did you mean --schedule.warmup_steps"),
-        (["--every", "4"], "did you mean --checkpoint.every or --log.every?"),
+        (
+            ["--every", "4"],
+            "did you mean --checkpoint.every or --log.every or --model.experts.every?",
+        ),
         (["--Train.Max-Steps", "4"], "did you mean --train.max_steps?"),
         (["--modle.n_head", "4"], "did you mean --model.n_head?"),
         (["--confg", "quickstart"], "did you mean --config?"),

@@ -30,7 +30,6 @@ CHANGEABLE_FIELDS = frozenset({
     "model.remat_every",
     "model.attention_implementation",
     "model.check_ids",
-    "model.kv_cache_dtype",
 })  # fmt: skip
 CHANGEABLE_SECTIONS = (
     "log.", "profile.", "checkpoint.", "mesh.", "distributed.", "watchdog.",
