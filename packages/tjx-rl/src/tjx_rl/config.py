@@ -47,6 +47,9 @@ class RLConfig:
     importance_cap
         Largest weight of a token in the correction of differences between the log-probabilities of
         sampler and trainer; none: the clipped ratio is relative to the sampler instead.
+    slots
+        Largest number of responses that are sampled at once, over all devices: one that ends makes
+        room for the next. none: all at once, until the longest ends.
     exact
         Compute the log-probabilities of the trainer and of the initial model by the program that
         samples, so that those of sampler and trainer are the same bits and the ratio of their
@@ -99,6 +102,7 @@ class RLConfig:
     kl_coefficient: float = 0.0
     kl_estimator: KLEstimator = "k3"
     importance_cap: float | None = 2.0
+    slots: int | None = None
     exact: bool = False
     verifier: VerifierName = "numeric"
     environment: str | None = None
@@ -125,12 +129,12 @@ class RLConfig:
         ]
         least = {
             "samples_per_prompt": 2, "max_new_tokens": 1, "minibatches": 1, "epochs": 1,
-            "eval_prompts": 1, "eval_samples": 0, "max_turns": 1,
+            "eval_prompts": 1, "eval_samples": 0, "max_turns": 1, "slots": 1,
         }  # fmt: skip
         problems += [
-            Problem(name, f"got {getattr(self, name)}; expected at least {minimum}")
+            Problem(name, f"got {value}; expected at least {minimum}")
             for name, minimum in least.items()
-            if getattr(self, name) < minimum
+            if (value := getattr(self, name)) is not None and value < minimum
         ]
         ranges = {
             "clip_low": (0, 1), "clip_high": (0, math.inf), "kl_coefficient": (0, math.inf),
@@ -157,6 +161,9 @@ class RLConfig:
                 "epochs 1, or leave it out"
             )
             problems.append(Problem("exact", message, ("minibatches", "epochs")))
+        if self.exact and self.slots is not None:
+            message = "got true with slots, whose program has other bits; leave one of them out"
+            problems.append(Problem("exact", message, ("slots",)))
         if self.environment is None:
             if self.max_turns != type(self).max_turns:
                 message = f"got {self.max_turns} without environment; expected both; give one"

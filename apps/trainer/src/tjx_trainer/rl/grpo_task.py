@@ -13,7 +13,12 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.rl.episodes import Episode, run_episodes
 from tjx_trainer.rl.examples import Example, Split, make_example_loaders, make_row
 from tjx_trainer.rl.prompt_format import PromptFormat
-from tjx_trainer.rl.rollouts import Rollouts, sample_responses, score_responses
+from tjx_trainer.rl.rollouts import (
+    Rollouts,
+    sample_responses,
+    saved_by_slots,
+    score_responses,
+)
 from tjx_trainer.rl.row_exchange import compute_rows, own_rows
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.tasks.base_task import LoaderTask
@@ -149,6 +154,8 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             "truncated": 1 - float(np.mean([episode.ended for episode in episodes])),
             "verifier_failures": float(sum(each.failure is not None for each in episodes)),
         }
+        if rl.slots is not None and rl.environment is None:
+            metrics["decode_saved"] = saved_by_slots(params, lengths, rl.slots)
         if rl.environment is not None:
             metrics["turns"] = float(np.mean([episode.turns for episode in episodes]))
         return batch, metrics
@@ -225,7 +232,7 @@ class GRPOTask(LoaderTask[tjx_data.Loader]):
             return sample_responses(
                 model, params, contexts, max_new_tokens=rl.max_new_tokens,
                 stop_token=self.form.stop_token, seed=config.seed, step=step, turn=turn,
-                greedy=greedy, samples=1 if turn else samples,
+                greedy=greedy, samples=1 if turn else samples, slots=rl.slots,
                 columns=None if make is None else max_context,
                 exact_columns=config.data.seq_len if rl.exact and not greedy else None,
             )  # fmt: skip

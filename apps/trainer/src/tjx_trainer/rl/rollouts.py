@@ -10,6 +10,7 @@ import numpy as np
 import tjx_nn
 import tjx_parallel
 from tjx_nn.generation.prompt import row_shards
+from tjx_nn.generation.slots import slot_steps
 from tjx_nn.models.gpt_config import GPTConfig
 
 # Branch of the seed, so that sampling and initialization are independent.
@@ -45,6 +46,7 @@ def sample_responses(
     turn: int = 0,
     greedy: bool = False,
     samples: int = 1,
+    slots: int | None = None,
     columns: int | None = None,
     exact_columns: int | None = None,
 ) -> Rollouts:
@@ -72,6 +74,8 @@ def sample_responses(
     samples : int, optional
         Equal rows next to each other in `prompts`, which share one reading of their prompt; by
         default 1.
+    slots : int, optional
+        Largest number of rows that are sampled at once; by default all.
     columns : int, optional
         Length that prompts are padded to; by default that of the longest.
     exact_columns : int, optional
@@ -97,7 +101,7 @@ def sample_responses(
         tokens, log_probs = jax.device_get(
             tjx_nn.generate(
                 model, params, padded[::samples], lengths[::samples], samples=samples,
-                max_new_tokens=max_new_tokens, return_log_probs=True, **chosen,
+                max_new_tokens=max_new_tokens, return_log_probs=True, slots=slots, **chosen,
             )
         )  # fmt: skip
     tokens, log_probs = tokens[:count], log_probs[:count]
@@ -107,6 +111,25 @@ def sample_responses(
         [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)],
         [row[:count] for row, count in zip(log_probs, counts, strict=True)],
     )
+
+
+def saved_by_slots(params: Any, lengths: np.ndarray, slots: int) -> float:
+    """Return the share of the decoded rows of all steps that refilled slots save.
+
+    Parameters
+    ----------
+    params : nested dict of arrays
+        The parameters on their mesh.
+    lengths : int [rows]
+        Tokens of each response.
+    slots : int
+        Number of slots.
+    """
+    _, parts = _row_sharding(params)
+    at_once = len(lengths) * (lengths.max() - 1)
+    if slots >= len(lengths) or not at_once:
+        return 0.0
+    return float(1 - slots * slot_steps(lengths.tolist(), slots, parts) / at_once)
 
 
 def score_responses(

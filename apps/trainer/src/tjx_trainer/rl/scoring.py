@@ -11,8 +11,10 @@ import numpy as np
 import tjx_nn
 import tjx_parallel
 import tjx_rl
+from tjx_nn.generation.prompt import row_shards
 from tjx_nn.layout import Layout
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.config.train_config import next_multiple
 from tjx_trainer.distillation.teacher import Teacher
 from tjx_trainer.rl.grpo_task import GRPOTask
 from tjx_trainer.rl.objectives import response_log_probs
@@ -83,7 +85,18 @@ def make_complete_batch(
     kto also the reference point of the whole batch. For grpo it samples responses, scores them, and
     adds the log-probabilities of the trainer; with a teacher the advantages are those of
     `DistillConfig`.
+
+    Raises
+    ------
+    ValueError
+        If the mesh does not divide ``rl.slots``.
     """
+    parts, slots = row_shards(tjx_parallel.batch_sharding(mesh)), config.rl.slots
+    if slots is not None and slots % parts:
+        raise ValueError(
+            f"rl.slots: got {slots}; expected a multiple of data x fsdp x expert = {parts}; give "
+            f"--rl.slots {next_multiple(slots, parts)}"
+        )
     index, count = tjx_parallel.batch_process(mesh)
 
     def place(rows: HostBatch) -> Batch:

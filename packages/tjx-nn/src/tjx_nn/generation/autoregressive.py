@@ -4,6 +4,7 @@ Axes in names: B batch, T time.
 """
 
 import functools
+import math
 from typing import Any, Literal, Unpack, overload
 
 import jax
@@ -22,7 +23,8 @@ from tjx_nn.generation.decoding_loop import (
     make_request,
     new_capacity,
 )
-from tjx_nn.generation.prompt import GenerativeConfig, Lengths, input_sharding
+from tjx_nn.generation.prompt import GenerativeConfig, Lengths, input_sharding, row_shards
+from tjx_nn.generation.slots import generate_in_slots
 from tjx_nn.inputs import Ids
 
 
@@ -35,6 +37,7 @@ def generate(
     *,
     max_new_tokens: int,
     samples: int = ...,
+    slots: int | None = ...,
     return_log_probs: Literal[False] = ...,
     **arguments: Unpack[GenerationOptions],
 ) -> Int[Array, "rows new"]: ...
@@ -49,6 +52,7 @@ def generate(
     *,
     max_new_tokens: int,
     samples: int = ...,
+    slots: int | None = ...,
     return_log_probs: Literal[True],
     **arguments: Unpack[GenerationOptions],
 ) -> tuple[Int[Array, "rows new"], Float32[Array, "rows new"]]: ...
@@ -62,6 +66,7 @@ def generate(
     *,
     max_new_tokens: int,
     samples: int = 1,
+    slots: int | None = None,
     return_log_probs: bool = False,
     **arguments: Unpack[GenerationOptions],
 ) -> Int[Array, "rows new"] | tuple[Int[Array, "rows new"], Float32[Array, "rows new"]]:
@@ -85,6 +90,10 @@ def generate(
     samples
         Rows of each prompt, next to each other: the prompt is read once, and its KV cache repeated.
         Seeds are those of the rows.
+    slots
+        Largest number of rows that are decoded at once, a multiple of the parts of `sharding`: a
+        row that ends makes room for the next one, and the KV cache is that of the slots. Tokens are
+        those without slots up to rounding of the logits, as the program has other shapes.
     return_log_probs
         Whether to return the log-probability of each token.
     **arguments
@@ -117,6 +126,11 @@ def generate(
     (2, 5)
     """
     problems = [f"samples: got {samples}; expected at least 1"] if samples < 1 else []
+    sharding = arguments.get("sharding")
+    shards = 1 if sharding is None else row_shards(sharding)
+    if slots is not None and (slots < 1 or slots % shards):
+        rule = f"a multiple of {shards}, by sharding" if shards > 1 else "at least 1"
+        problems.append(f"slots: got {slots}; expected {rule}")
     if samples > 1:
         prompt, prompt_lengths, arguments = _repeated(prompt, prompt_lengths, arguments, samples)
     request = make_request(
@@ -132,7 +146,9 @@ def generate(
         request,
         capacity=new_capacity(config, max_new_tokens),
         with_log_probs=return_log_probs,
-        samples=samples,
+        # Each shard of the rows reads its own prompts.
+        samples=math.gcd(samples, len(prompt) // shards),
+        slots=slots,
     )
     tokens = jax.lax.slice_in_dim(tokens, 0, max_new_tokens, axis=1)
     if log_probs is None:
@@ -148,21 +164,26 @@ def run_request(
     capacity: int,
     with_log_probs: bool,
     samples: int = 1,
+    slots: int | None = None,
 ) -> tuple[Int[Array, "B new"], Float32[Array, "B new"] | None]:
     """Generate `capacity` columns of tokens, and their log-probabilities if requested.
 
-    Every `samples` rows of the request have the same prompt.
+    Every `samples` rows of the request have the same prompt. At most `slots` rows are decoded at
+    once.
     """
     sizes = loop_sizes(config, weights, request, capacity)
-    tokens, log_probs = _generate(
-        weights,
-        request,
-        config=config,
-        capacity=capacity,
-        sizes=sizes,
-        with_log_probs=with_log_probs,
-        samples=samples,
-    )
+    shapes: Any = {
+        "config": config, "capacity": capacity, "with_log_probs": with_log_probs,
+        "samples": samples,
+    }  # fmt: skip
+    rows = request.prompt.tokens
+    if slots is None or slots >= len(rows):
+        tokens, log_probs = _generate(weights, request, sizes=sizes, **shapes)
+    else:
+        sharding = None if rows.is_fully_replicated else rows.sharding
+        tokens, log_probs, _ = generate_in_slots(
+            weights, request, size=sizes[-1], slots=slots, sharding=sharding, **shapes
+        )
     if not tokens.is_fully_replicated:  # each process reads all rows
         tokens, log_probs = jax.device_put((tokens, log_probs), input_sharding(tokens.sharding))
     return tokens, log_probs

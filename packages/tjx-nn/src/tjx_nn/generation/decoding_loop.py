@@ -74,7 +74,7 @@ class GenerationState(NamedTuple):
     Attributes
     ----------
     step
-        Number of generated tokens.
+        Number of generated tokens; with slots that of each.
     token
         Last token of each row; it is not in the KV cache yet.
     log_prob
@@ -87,7 +87,7 @@ class GenerationState(NamedTuple):
         KV cache of each block.
     """
 
-    step: Int[Array, ""]
+    step: Int[Array, "..."]
     token: Int[Array, " B"]
     log_prob: Float32[Array, " B"] | None
     done: Bool[Array, " B"]
@@ -175,11 +175,23 @@ def first_state(
     samples: int = 1,
 ) -> GenerationState:
     """Prefill a cache of `slots` slots and choose the first token of each row."""
+    state = read_prompts(model, blocks, request, slots, with_log_probs, samples)
+    return state._replace(cache=_repeat(state.cache, samples))
+
+
+def read_prompts(
+    model: GenerativeModel,
+    blocks: Any,
+    request: GenerationRequest,
+    slots: int,
+    with_log_probs: bool,
+    samples: int,
+) -> GenerationState:
+    """Return the state of `first_state` with a cache of the prompts, not of their samples."""
     tokens_BT, lengths_B = request.prompt.tokens, request.prompt.lengths
     prompts = jax.tree.map(lambda x: x[::samples], request.prompt)
-    logits_BV, cache = jax.tree.map(
-        lambda x: jnp.repeat(x, samples, axis=0), read_prompt(model, blocks, prompts, slots)
-    )
+    logits_PV, cache = read_prompt(model, blocks, prompts, slots)
+    logits_BV = _repeat(logits_PV, samples)
     seen_BV = None
     if request.sampling.repetition_penalty is not None:
         rows_B1 = jnp.arange(len(lengths_B))[:, None]
@@ -195,6 +207,10 @@ def first_state(
         cache=cache,
     )
     return choose_tokens(state, logits_BV, cache, request)
+
+
+def _repeat(tree: Any, samples: int) -> Any:
+    return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), tree)
 
 
 def decode_tokens(

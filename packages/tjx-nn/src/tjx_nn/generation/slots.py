@@ -1,0 +1,214 @@
+"""Generation of many rows in fewer slots: a row that ends makes room for the next one.
+
+All of it is one compiled loop. Each shard of the rows has slots and a queue of its own, so that no
+row moves between devices.
+
+Axes in names: D shards, R rows of a shard, P prompts of a shard, S slots of a shard, N slots of all
+shards, T time.
+"""
+
+import functools
+import heapq
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float32, Int
+
+from tjx_nn.attention.kv_cache import grow_cache
+from tjx_nn.generation.decode_weights import DecodeWeights, bind_decode_weights
+from tjx_nn.generation.decoding_loop import (
+    GenerationRequest,
+    GenerationState,
+    choose_tokens,
+    read_prompts,
+)
+from tjx_nn.generation.prompt import GenerativeConfig, row_shards
+
+
+class _Slots(NamedTuple):
+    """State of the loop.
+
+    Attributes
+    ----------
+    state
+        State of the slots, with the step of each.
+    row
+        Row of its shard in each slot; R, the number of rows, for an empty slot.
+    waiting
+        Next row of each shard.
+    outputs
+        Tokens, -1 where there is none yet, and log-probabilities if requested.
+    steps
+        Number of decoding steps.
+    """
+
+    state: GenerationState
+    row: Int[Array, "D S"]
+    waiting: Int[Array, " D"]
+    outputs: tuple[Int[Array, "D R T"], Float32[Array, "D R T"] | None]
+    steps: Int[Array, ""]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "config", "capacity", "size", "with_log_probs", "samples", "slots", "sharding"
+    ),
+)  # fmt: skip
+def generate_in_slots(
+    weights: DecodeWeights,
+    request: GenerationRequest,
+    *,
+    config: GenerativeConfig,
+    capacity: int,
+    size: int,
+    with_log_probs: bool,
+    samples: int,
+    slots: int,
+    sharding: NamedSharding | None,
+) -> tuple[Int[Array, "B T"], Float32[Array, "B T"] | None, Int[Array, ""]]:
+    """Generate `capacity` columns of tokens, their log-probabilities, and count the steps.
+
+    Parameters
+    ----------
+    weights, request, config, capacity, with_log_probs, samples
+        As of `run_request`.
+    size
+        Tokens that the KV cache of a slot holds.
+    slots
+        Number of slots; less than the rows, and a multiple of their shards.
+    sharding
+        Sharding of the rows, or None.
+    """
+    model = bind_decode_weights(config, weights)
+    shards = 1 if sharding is None else row_shards(sharding)
+    width = request.prompt.tokens.shape[1]
+
+    def by_shard(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), tree)
+
+    def flat(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+    def keep_sharded(tree: Any) -> Any:
+        return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
+
+    state = read_prompts(model, weights.blocks, request, width, with_log_probs, samples)
+    cache_DP = by_shard(state.cache)
+    lengths_DR, seeds_DR = by_shard((request.prompt.lengths, request.sampling.seeds))
+    first_DR = by_shard(state._replace(step=jnp.ones_like(state.token), cache=[]))
+    first_DR = first_DR._replace(done=first_DR.done | (request.limit <= 1))
+    rows = lengths_DR.shape[1]
+    empty_cache = jax.tree.map(
+        lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype),
+        jax.eval_shape(lambda cache: grow_cache(model.config, cache, size), state.cache),
+    )
+    like_rows = flat(jax.tree.map(lambda x: x[:, :1], first_DR))
+    empty = jax.tree.map(
+        lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), like_rows
+    )._replace(cache=empty_cache)  # fmt: skip
+
+    def columns(x_DR: Array, empty: int) -> Array:
+        return jnp.full((*x_DR.shape, capacity), empty, x_DR.dtype).at[:, :, 0].set(x_DR)
+
+    log_probs = None if first_DR.log_prob is None else columns(first_DR.log_prob, 0)
+    held = _Slots(
+        keep_sharded(empty._replace(done=jnp.ones(slots, bool))),
+        keep_sharded(jnp.full((shards, slots // shards), rows)),
+        keep_sharded(jnp.zeros(shards, jnp.int32)),
+        (columns(first_DR.token, -1), log_probs),
+        jnp.int32(0),
+    )
+
+    def can_fill(held: _Slots) -> Array:
+        return (held.row == rows).any(1) & (held.waiting < rows)
+
+    def fill(held: _Slots) -> _Slots:
+        """Fill the first empty slot of each shard with its next row."""
+        fills_D = can_fill(held)
+        slot_D = jnp.where(fills_D, (held.row == rows).argmax(1), held.row.shape[1])
+        row_D = jnp.minimum(held.waiting, rows - 1)
+        new = _take(first_DR, row_D)._replace(cache=_take(cache_DP, row_D // samples))
+        state = flat(_put(by_shard(held.state), slot_D, new))
+        # A row that ends with its first token takes no slot.
+        row_DS = _put(held.row, slot_D, jnp.where(new.done, rows, row_D))
+        return held._replace(state=keep_sharded(state), row=row_DS, waiting=held.waiting + fills_D)
+
+    def step(held: _Slots) -> _Slots:
+        held = jax.lax.while_loop(lambda held: can_fill(held).any(), fill, held)
+        state, row_DS = held.state, jnp.minimum(held.row, rows - 1)
+        lengths_N, seeds_N = flat(jax.vmap(_at)((lengths_DR, seeds_DR), row_DS))
+        of_slots = request._replace(sampling=request.sampling._replace(seeds=seeds_N))
+        # Empty slots write to position 0, which the next prompt overwrites.
+        positions_N = jnp.where(state.done, 0, lengths_N + state.step - 1)
+        logits_N1V, cache = model.decode(
+            weights.blocks, state.token[:, None], positions_N[:, None], state.cache
+        )
+        column_DS = by_shard(state.step)
+        state = choose_tokens(state, logits_N1V[:, 0], cache, of_slots)
+        state = state._replace(done=state.done | (state.step >= request.limit))
+        write = jax.vmap(lambda y_RT, x_S, *place: y_RT.at[place].set(x_S, mode="drop"))
+        outputs = jax.tree.map(
+            lambda y_DRT, x_N: write(y_DRT, by_shard(x_N), held.row, column_DS),
+            held.outputs, (state.token, state.log_prob),
+        )  # fmt: skip
+        row_DS = jnp.where(by_shard(state.done), rows, held.row)
+        return _Slots(state, row_DS, held.waiting, outputs, held.steps + 1)
+
+    def is_unfinished(held: _Slots) -> Array:
+        return (held.row < rows).any() | (held.waiting < rows).any()
+
+    held = jax.lax.while_loop(is_unfinished, step, held)
+    tokens_BT, log_probs_BT = flat(held.outputs)
+    last_B1 = (tokens_BT >= 0).sum(1, keepdims=True) - 1
+    stop_B1 = jnp.take_along_axis(tokens_BT, last_B1, 1)
+    return jnp.where(tokens_BT < 0, stop_B1, tokens_BT), log_probs_BT, held.steps
+
+
+def _at(tree: Any, index: Array) -> Any:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _take(tree: Any, index_D: Int[Array, " D"]) -> Any:
+    """Return an entry of each shard."""
+    return jax.vmap(_at)(tree, index_D)
+
+
+def _put(tree: Any, slot_D: Int[Array, " D"], entries: Any) -> Any:
+    """Write an entry to the start of a slot of each shard; none to a slot beyond the last."""
+
+    def put(x_S: Array, slot: Array, entry: Array) -> Array:
+        place = (slot, *(slice(length) for length in entry.shape))
+        return x_S.at[place].set(entry, mode="drop")
+
+    return jax.tree.map(lambda x, entry: jax.vmap(put)(x, slot_D, entry), tree, entries)
+
+
+def slot_steps(lengths: Sequence[int], slots: int, shards: int = 1) -> int:
+    """Return the number of decoding steps that rows take in slots, as `generate` refills them.
+
+    Parameters
+    ----------
+    lengths
+        Number of tokens of each row, at least 1; the first is no decoding step.
+    slots
+        Number of slots.
+    shards
+        Parts of the rows, each with slots of its own.
+
+    Examples
+    --------
+    >>> from tjx_nn.generation.slots import slot_steps
+    >>> slot_steps([3, 9, 3, 3], slots=2), slot_steps([3, 9, 3, 3], slots=4)
+    (8, 8)
+    """
+    rows, longest = len(lengths) // shards, 0
+    for shard in range(shards):
+        ends = [0] * (slots // shards)
+        for length in lengths[shard * rows : (shard + 1) * rows]:
+            heapq.heapreplace(ends, ends[0] + length - 1)
+        longest = max(longest, *ends)
+    return longest
