@@ -13,8 +13,10 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import digit_environment  # noqa: F401  registers the environment of GRPO
 import numpy as np
 import pytest
 from campaigns.outcome import describe_difference, numbers, outcome
@@ -35,6 +37,14 @@ SMALLER: dict[str, Any] = {
     "train_eval_every": 10, "checkpoint_every": 4, "mesh_data": 2, "mesh_fsdp": 2, "mesh_tensor": 2,
     "distributed_heartbeat_timeout": HEARTBEAT_SECONDS,
 }  # fmt: skip
+GRPO: dict[str, Any] = {
+    "task": "grpo", "data.corpus": "arithmetic", "data.seq_len": 24, "model.n_layer": 1,
+    "model.n_head": 2, "model.d_model": 16, "model.max_seq_len": 32, "train.max_steps": 4,
+    "train.batch_size": 8, "train.eval_every": 4, "train.eval_tokens": 100, "checkpoint.every": 2,
+    "log.every": 1, "optimizer.learning_rate": 1e-2, "mesh.data": 2, "mesh.fsdp": 2,
+    "mesh.rules": "vocab=", "rl.max_new_tokens": 5, "rl.samples_per_prompt": 4, "rl.slots": 4,
+    "rl.environment": "digits", "rl.max_turns": 2, "rl.eval_prompts": 6,
+}  # fmt: skip
 HOW_TO_GO_ON = "To resume from the newest, start all processes again"
 
 
@@ -46,7 +56,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def together(run: TinyRun, count: int) -> Iterator[list[RunProcess]]:
+def together(run: TinyRun, count: int, devices: int = DEVICES) -> Iterator[list[RunProcess]]:
     """Start the processes of a run, connected by flags; all end with the test."""
     address = f"127.0.0.1:{free_port()}"
     lives = [
@@ -55,7 +65,7 @@ def together(run: TinyRun, count: int) -> Iterator[list[RunProcess]]:
             distributed_coordinator=address,
             distributed_num_processes=count,
             distributed_process_id=index,
-        ).start(JAX_NUM_CPU_DEVICES=str(DEVICES // count))
+        ).start(JAX_NUM_CPU_DEVICES=str(devices // count))
         for index in range(count)
     ]
     try:
@@ -65,8 +75,8 @@ def together(run: TinyRun, count: int) -> Iterator[list[RunProcess]]:
             life.kill()
 
 
-def finish(run: TinyRun, count: int) -> None:
-    with together(run, count) as lives:
+def finish(run: TinyRun, count: int, devices: int = DEVICES) -> None:
+    with together(run, count, devices) as lives:
         codes = [life.wait() for life in lives]
         assert codes == [0] * count, "\n".join(life.printed for life in lives)
 
@@ -131,6 +141,27 @@ def test_sigterm_with_four_and_kill_with_two_processes_resume_exactly(
     lose_one(run, 2, signal.SIGKILL)
     finish(run, 1)
     assert_equal_bit_for_bit(run, whole)
+
+
+def test_rollouts_of_two_processes_are_those_of_one(compiled: TinyRun, tmp_path: Path) -> None:
+    """Groups of samples span devices, and their environments run in both processes."""
+    run, whole = (
+        dataclasses.replace(
+            compiled, folder=tmp_path / name, flags=GRPO,
+            environment={**compiled.environment, "TJX_EXTENSIONS": "digit_environment"},
+        )
+        for name in ("run", "whole")
+    )  # fmt: skip
+    finish(whole, 1, devices=4)
+    with together(run, 2, devices=4) as lives:
+        wait_for_another_checkpoint(run, lives[0])
+    finish(run, 2, devices=4)  # after kill -9 of both
+    assert_equal_bit_for_bit(run, whole)
+    found = numbers(run.run_dir)
+    rewards = {value for (step, name), value in found.items() if name == "train/reward" and step}
+    assert len(rewards) > 1
+    turns = [float(value) for (_, name), value in found.items() if name == "train/turns"]
+    assert min(turns) > 1
 
 
 @pytest.mark.slow

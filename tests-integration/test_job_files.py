@@ -1,5 +1,7 @@
 """Job files in docs/jobs: valid flags, exit codes and environment variables."""
 
+import functools
+import operator
 import os
 import re
 import shlex
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 JOBS = ROOT / "docs" / "jobs"
 FILES = sorted(path for path in JOBS.iterdir() if path.name != "BUILD")
 SCRIPTS = ("slurm.sbatch", "tpu.sh")
+JOBSETS = ("jobset.yaml", "kustomization.yaml")
 
 # Codes after which a restart would fail again. The other final codes are intended ends.
 NOT_RETRYABLE = {
@@ -34,14 +37,30 @@ def read(name: str) -> str:
     return (JOBS / name).read_text(encoding="utf-8")
 
 
-def jobset() -> Any:
-    return yaml.safe_load(read("jobset.yaml"))["spec"]
+def jobset(name: str = "jobset.yaml") -> Any:
+    """Return a JobSet; that of kustomization.yaml is jobset.yaml with its JSON patch (RFC 6902)."""
+    found = yaml.safe_load(read("jobset.yaml"))
+    if name == "jobset.yaml":
+        return found
+    changes = yaml.safe_load(read(name))
+    assert changes["resources"] == ["jobset.yaml"]
+    (patch,) = changes["patches"]
+    assert patch["target"] == {"kind": found["kind"], "name": found["metadata"]["name"]}
+    for change in yaml.safe_load(patch["patch"]):
+        assert change["op"] == "replace"
+        *path, last = [
+            int(step) if step.isdecimal() else step for step in change["path"].split("/")[1:]
+        ]
+        place = functools.reduce(operator.getitem, path, found)
+        assert isinstance(place, list) or last in place
+        assert not isinstance(place[last], dict) or place[last]["name"] == change["value"]["name"]
+        place[last] = change["value"]
+    return found
 
 
-def container() -> Any:
-    (container,) = jobset()["replicatedJobs"][0]["template"]["spec"]["template"]["spec"][
-        "containers"
-    ]
+def container(name: str = "jobset.yaml") -> Any:
+    job = jobset(name)["spec"]["replicatedJobs"][0]
+    (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
     return container
 
 
@@ -89,8 +108,8 @@ def run_script(script: str, folder: Path, *words: str, **variables: str) -> Scri
 
 def trainer_words(name: str, folder: Path) -> list[str]:
     """Return the trainer arguments of a job file."""
-    if name == "jobset.yaml":
-        words = [*container()["command"], *container()["args"]]
+    if name in JOBSETS:
+        words = [*container(name)["command"], *container(name)["args"]]
     elif name == "slurm.sbatch":
         words = run_script(read(name), folder).of("srun")
     elif name == "tpu.sh":
@@ -121,6 +140,16 @@ def test_each_job_calls_the_trainer_with_valid_flags(name: str, tmp_path: Path) 
     config = resolve(trainer_words(name, tmp_path))  # raises for unknown or contradictory flags
     assert config.run_dir is not None  # needed to resume
     assert config.distributed.heartbeat_timeout < 100
+    assert (config.task == "grpo") == (name == "kustomization.yaml")
+
+
+def test_slurm_job_takes_the_flags_of_its_comment(tmp_path: Path) -> None:
+    text = "\n".join(line.removeprefix("# ") for line in read("slurm.sbatch").splitlines())
+    (command,) = re.findall(r"sbatch (docs/jobs/slurm.sbatch --task.*?[^\\])\n", text, re.DOTALL)
+    _, *flags = shlex.split(command.replace("\\\n", " "))
+    words = run_script(read("slurm.sbatch"), tmp_path, *flags).of("srun")
+    config = resolve(words[1:])
+    assert (config.task, config.rl.slots, config.train.max_steps) == ("grpo", 128, 500)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +196,7 @@ def test_jobs_do_not_retry_final_exit_codes() -> None:
     assert {2, 3, 4, 7, 10} == NOT_RETRYABLE
     (case,) = re.findall(r"^ +([\d |]+)\) exit", read("slurm.sbatch"), re.MULTILINE)
     assert {int(code) for code in case.split("|")} == {0, *NOT_RETRYABLE}
-    (rule,) = jobset()["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    (rule,) = jobset()["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob"
     assert set(rule["onExitCodes"]["values"]) == NOT_RETRYABLE
     assert rule["onExitCodes"]["containerName"] == container()["name"]
@@ -176,15 +205,16 @@ def test_jobs_do_not_retry_final_exit_codes() -> None:
     assert ExitCode.TERMINATED in recovery["recover_on_exit_codes"]
 
 
-def test_jobset_pods_connect_to_pod_zero() -> None:
-    spec = jobset()
+@pytest.mark.parametrize("file", JOBSETS)
+def test_jobset_pods_connect_to_pod_zero(file: str) -> None:
+    whole = jobset(file)
+    spec, name = whole["spec"], whole["metadata"]["name"]
     (job,) = spec["replicatedJobs"]
-    name = yaml.safe_load(read("jobset.yaml"))["metadata"]["name"]
-    given = {each["name"]: each.get("value") for each in container()["env"]}
+    given = {each["name"]: each.get("value") for each in container(file)["env"]}
     count = job["template"]["spec"]["completions"]
     assert job["replicas"] == 1
     assert job["template"]["spec"]["completionMode"] == "Indexed"
     assert job["template"]["spec"]["parallelism"] == count == int(given["JAX_NUM_PROCESSES"])
     host, port = given["JAX_COORDINATOR_ADDRESS"].split(":")
     assert host == f"{name}-{job['name']}-0-0.{spec['network']['subdomain']}"
-    assert f"--distributed.bind_address=$(POD_IP):{port}" in container()["args"]
+    assert f"--distributed.bind_address=$(POD_IP):{port}" in container(file)["args"]
