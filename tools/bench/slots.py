@@ -1,8 +1,9 @@
 """Measure sampling in slots that are refilled, relative to all responses at once.
 
-16 prompts have 8 responses each, of up to 192 tokens, by a model that is not trained: each token ends
-a response with a probability of about 3 %, so lengths vary as those of a geometric distribution.
-Both ways take turns in one process and sample the same responses. CPU time is that of all threads.
+16 prompts have 8 responses each, of up to 192 tokens, by a model that is not trained: each token
+ends a response with a probability of about 3 %, so lengths vary as those of a geometric
+distribution. Both ways take turns in one process and sample the same responses. CPU time is that of
+all threads.
 
     python tools/bench/slots.py --turns 8 --out results.json
 """
@@ -34,11 +35,12 @@ def measure(turns: int) -> Json:
     tokens: dict[str, np.ndarray] = {}
     for number in range(turns + 1):
         for name in seconds if number % 2 else reversed(seconds):
+            slots = SLOTS if name == "slots" else None
             wall, cpu = time.perf_counter(), time.process_time()
             tokens[name] = jax.device_get(
                 tjx_nn.generate(
                     CONFIG, params, *prompts, max_new_tokens=NEW, samples=SAMPLES, temperature=1.0,
-                    seeds=np.arange(rows), stop_token=STOP, slots=SLOTS if name == "slots" else None,
+                    seeds=np.arange(rows), stop_token=STOP, slots=slots,
                 )
             )  # fmt: skip
             if number:  # the first compiles

@@ -26,6 +26,7 @@ from tjx_data import (
     encode_chat_prompt,
     encode_conversation,
 )
+from tjx_nn.layout import SINGLE_DEVICE
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.rl import grpo_task, preference_tasks, rollouts
 from tjx_trainer.rl.episodes import run_episodes
@@ -448,8 +449,9 @@ def test_responses_in_slots_are_those_at_once(grpo: Job) -> None:
     assert metrics["decode_saved"] == pytest.approx(saved)
     mesh = tjx_parallel.make_mesh(slots.config.mesh, jax.devices()[:1])
     two = jax.sharding.Mesh(np.repeat(mesh.devices, 2, 1), mesh.axis_names)
+    scorer = Scorer(slots.config, SINGLE_DEVICE, None)
     with pytest.raises(ValueError, match=r"rl\.slots: got 3; expected a multiple of .* = 2; give"):
-        make_complete_batch(slots.config, slots.task, Scorer(slots.config, None, None), two)
+        make_complete_batch(slots.config, slots.task, scorer, two)
 
 
 @pytest.fixture(scope="module")

@@ -144,11 +144,10 @@ def make_request(
         limit,
         tokens,
     )
-    whole = input_sharding(params if sharding is None else sharding)
-    by_row = whole if sharding is None else sharding
-    shardings = GenerationRequest(
-        by_row, SamplingParams(*[whole] * 6, seeds=by_row), whole, whole, by_row
-    )
+    whole: Any = input_sharding(params if sharding is None else sharding)
+    by_row: Any = whole if sharding is None else sharding
+    sampling = SamplingParams(*[whole] * len(SamplingParams._fields))._replace(seeds=by_row)
+    shardings = GenerationRequest(by_row, sampling, whole, whole, by_row)
     return put_on_devices(request, None if whole is None else shardings)
 
 

@@ -200,10 +200,12 @@ def put_on_devices[T](inputs: T, shardings: T | None) -> T:
         # `jax.device_put` would compare the arrays of all processes each time.
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
+    placed: T
     if shardings is None:
-        return jax.device_put(inputs)
+        placed = jax.device_put(inputs)
+        return placed
     with jax.transfer_guard_host_to_device("allow"):  # intended transfers
-        placed: T = jax.tree.map(put, inputs, jax.tree.broadcast(shardings, inputs))
+        placed = jax.tree.map(put, inputs, jax.tree.broadcast(shardings, inputs))
     return placed
 
 

@@ -94,7 +94,9 @@ def generate_in_slots(
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
     def keep_sharded(tree: Any) -> Any:
-        return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
+        if sharding is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, sharding)  # type: ignore[no-untyped-call]
 
     state = read_prompts(model, weights.blocks, request, width, with_log_probs, samples)
     cache_DP = by_shard(state.cache)
@@ -124,7 +126,8 @@ def generate_in_slots(
     )
 
     def can_fill(held: _Slots) -> Array:
-        return (held.row == rows).any(1) & (held.waiting < rows)
+        fillable: Array = (held.row == rows).any(1) & (held.waiting < rows)
+        return fillable
 
     def fill(held: _Slots) -> _Slots:
         """Fill the first empty slot of each shard with its next row."""
@@ -150,7 +153,7 @@ def generate_in_slots(
         column_DS = by_shard(state.step)
         state = choose_tokens(state, logits_N1V[:, 0], cache, of_slots)
         state = state._replace(done=state.done | (state.step >= request.limit))
-        write = jax.vmap(lambda y_RT, x_S, *place: y_RT.at[place].set(x_S, mode="drop"))
+        write: Any = jax.vmap(lambda y_RT, x_S, *place: y_RT.at[place].set(x_S, mode="drop"))
         outputs = jax.tree.map(
             lambda y_DRT, x_N: write(y_DRT, by_shard(x_N), held.row, column_DS),
             held.outputs, (state.token, state.log_prob),
@@ -159,7 +162,8 @@ def generate_in_slots(
         return _Slots(state, row_DS, held.waiting, outputs, held.steps + 1)
 
     def is_unfinished(held: _Slots) -> Array:
-        return (held.row < rows).any() | (held.waiting < rows).any()
+        unfinished: Array = (held.row < rows).any() | (held.waiting < rows).any()
+        return unfinished
 
     held = jax.lax.while_loop(is_unfinished, step, held)
     tokens_BT, log_probs_BT = flat(held.outputs)

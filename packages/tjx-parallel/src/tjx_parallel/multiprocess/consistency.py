@@ -11,7 +11,14 @@ import jax
 # data.
 from jax._src import distributed
 
-_TIMEOUT_MS = 3_600_000  # preparing data in one process may take hours
+_TIMEOUT_MS = 3_600_000  # preparing data or verifying responses may take long in one process
+
+
+def wait_on_host(name: str) -> None:
+    """Block until all processes have called it with a name, which is used once; no device waits."""
+    client = distributed.global_state.client
+    assert client is not None
+    client.wait_at_barrier(name, _TIMEOUT_MS)
 
 
 def check_equal_across_processes(name: str, values: Mapping[str, Any]) -> None:

@@ -6,12 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-
-# As in consistency.py: device collectives time out while another process is busy on its host.
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
-_TIMEOUT_MS = 3_600_000  # the slowest value, such as the verdict of many tests, may take long
+from tjx_parallel.multiprocess.consistency import wait_on_host
+
 _calls = itertools.count()
 
 
@@ -46,9 +44,8 @@ def exchange(value: Any) -> list[Any]:
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     if jax.process_count() == 1:
         return [json.loads(data.tobytes())]
-    client = distributed.global_state.client
-    assert client is not None
-    client.wait_at_barrier(f"tjx-parallel/exchange/{next(_calls)}", _TIMEOUT_MS)
+    # Device collectives time out while another process is busy on its host.
+    wait_on_host(f"tjx-parallel/exchange/{next(_calls)}")
     with jax.transfer_guard("allow"):  # intended transfers
         lengths = multihost_utils.process_allgather(np.int32(len(data)))
         # A power of two: few sizes are compiled.
