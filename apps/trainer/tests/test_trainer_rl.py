@@ -15,6 +15,7 @@ from process_harness import records, run_attempt
 
 import tjx_ckpt
 import tjx_nn
+import tjx_parallel
 import tjx_rl
 from tjx_data import (
     CHAT_TOKENS,
@@ -25,6 +26,7 @@ from tjx_data import (
     encode_chat_prompt,
     encode_conversation,
 )
+from tjx_nn.layout import SINGLE_DEVICE
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.rl import grpo_task, preference_tasks, rollouts
 from tjx_trainer.rl.episodes import run_episodes
@@ -33,6 +35,7 @@ from tjx_trainer.rl.open_rl import open_tokenizer
 from tjx_trainer.rl.preference_tasks import KTOTask
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import sample_responses
+from tjx_trainer.rl.scoring import Scorer, make_complete_batch
 from tjx_trainer.run_reader import SavedRun
 from tjx_trainer.runtime.exit_codes import ExactError
 from tjx_trainer.runtime.run_dir import RunDirectory
@@ -429,6 +432,28 @@ def test_rollouts_are_a_function_of_seed_step_and_parameters(grpo: Job) -> None:
     assert not sampled[~mask].any()
 
 
+def test_responses_in_slots_are_those_at_once(grpo: Job) -> None:
+    assert isinstance(grpo.task, grpo_task.GRPOTask)
+    slots = build(*TINY, *GRPO, "--rl.slots=3")
+    assert isinstance(slots.task, grpo_task.GRPOTask)
+    params, chosen = grpo.initial_state().params, grpo.task.train_data.batch(0)["example"]
+    expected, _ = grpo.task.roll_out(0, chosen, params)
+    found, metrics = slots.task.roll_out(0, chosen, params)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-5)
+    lengths = (found["labels"] >= 0).sum(1)
+    ends = np.zeros(3, int)
+    for length in lengths:
+        ends[ends.argmin()] += length - 1
+    saved = 1 - 3 * ends.max() / (8 * (lengths.max() - 1))
+    assert metrics["decode_saved"] == pytest.approx(saved)
+    mesh = tjx_parallel.make_mesh(slots.config.mesh, jax.devices()[:1])
+    two = jax.sharding.Mesh(np.repeat(mesh.devices, 2, 1), mesh.axis_names)
+    scorer = Scorer(slots.config, SINGLE_DEVICE, None)
+    with pytest.raises(ValueError, match=r"rl\.slots: got 3; expected a multiple of .* = 2; give"):
+        make_complete_batch(slots.config, slots.task, scorer, two)
+
+
 @pytest.fixture(scope="module")
 def dpo(grpo: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
     folder = tmp_path_factory.mktemp("dpo")
@@ -619,6 +644,8 @@ def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
         (["--rl.beta=0.2"], "rl: got settings with task none; expected task grpo, dpo or kto"),
         ([*GRPO, "--train.batch_size=6"], "train.batch_size: got 6; expected a multiple of"),
         ([*GRPO, "--data.seq_len=4"], "rl.max_new_tokens: got 4; expected fewer than"),
+        ([*GRPO, "--rl.exact=true", "--rl.slots=2"], "rl.exact: got true with slots"),
+        ([*GRPO, "--rl.slots=0"], "rl.slots: got 0; expected at least 1"),
         ([*GRPO, "--mesh.stage=2"], "mesh.stage: got 2 with task grpo; expected 1"),
         (["--task=dpo"], "data.path: got none with task dpo; expected a .jsonl file"),
         (["--task=dpo"], "train.init_from: got none with task dpo"),

@@ -11,7 +11,14 @@ import jax
 # data.
 from jax._src import distributed
 
-TIMEOUT_MS = 3_600_000  # preparing data in one process may take hours
+_TIMEOUT_MS = 3_600_000  # preparing data or verifying responses may take long in one process
+
+
+def wait_on_host(name: str) -> None:
+    """Block until all processes have called it with a name, which is used once; no device waits."""
+    client = distributed.global_state.client
+    assert client is not None
+    client.wait_at_barrier(name, _TIMEOUT_MS)
 
 
 def check_equal_across_processes(name: str, values: Mapping[str, Any]) -> None:
@@ -36,23 +43,24 @@ def check_equal_across_processes(name: str, values: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    client = coordination_client()
+    client = distributed.global_state.client
+    assert client is not None
     place = f"tjx-parallel/{name}"
     texts = {key: json.dumps(value, default=str) for key, value in values.items()}
     whole = json.dumps(texts, sort_keys=True)
     index = jax.process_index()
     client.key_value_set(f"{place}/values/{index}", whole)
     client.key_value_set(f"{place}/digests/{index}", hashlib.sha256(whole.encode()).hexdigest())
-    client.wait_at_barrier(place, TIMEOUT_MS)
+    client.wait_at_barrier(place, _TIMEOUT_MS)
     entries = client.key_value_dir_get(f"{place}/digests/")
     digests = {int(key.rpartition("/")[2]): digest for key, digest in entries}
     other = next((n for n in sorted(digests) if digests[n] != digests[0]), None)
     # All processes read before one of them exits and shuts down the service.
     first, second = (
-        json.loads(client.blocking_key_value_get(f"{place}/values/{n}", TIMEOUT_MS))
+        json.loads(client.blocking_key_value_get(f"{place}/values/{n}", _TIMEOUT_MS))
         for n in (0, other or 0)
     )
-    client.wait_at_barrier(f"{place}/read", TIMEOUT_MS)
+    client.wait_at_barrier(f"{place}/read", _TIMEOUT_MS)
     if other is None:
         return
     lines = [
@@ -62,10 +70,3 @@ def check_equal_across_processes(name: str, values: Mapping[str, Any]) -> None:
         if first.get(key) != second.get(key)
     ]
     raise ValueError("\n".join(lines))
-
-
-def coordination_client() -> Any:
-    """Return the client of JAX's coordination service, of which public JAX has no barrier."""
-    client = distributed.global_state.client
-    assert client is not None
-    return client

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from tjx_parallel.multiprocess.consistency import TIMEOUT_MS, coordination_client
+from tjx_parallel.multiprocess.consistency import wait_on_host
 
 _calls = itertools.count()
 
@@ -44,8 +44,8 @@ def exchange(value: Any) -> list[Any]:
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     if jax.process_count() == 1:
         return [json.loads(data.tobytes())]
-    # Device collectives time out while another process is busy on its host, with many verdicts.
-    coordination_client().wait_at_barrier(f"tjx-parallel/exchange/{next(_calls)}", TIMEOUT_MS)
+    # Device collectives time out while another process is busy on its host.
+    wait_on_host(f"tjx-parallel/exchange/{next(_calls)}")
     with jax.transfer_guard("allow"):  # intended transfers
         lengths = multihost_utils.process_allgather(np.int32(len(data)))
         # A power of two: few sizes are compiled.
