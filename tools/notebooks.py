@@ -39,7 +39,7 @@ def run_notebook(path: Path) -> dict[str, Any]:
 
     code_cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for count, cell in enumerate(code_cells, start=1):
-        code = compile("".join(cell["source"]), f"{path.name}, cell {count}", "exec")
+        code = compile("".join(cell["source"]), f"<{path.name}, cell {count}>", "exec")
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, names)  # noqa: S102  the repository's own notebook
         outputs: list[dict[str, Any]] = []

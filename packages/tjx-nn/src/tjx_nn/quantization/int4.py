@@ -85,13 +85,35 @@ class Int4Kernel:
         return kernel
 
     def gathered(self, sharding: ParamSharding) -> "Int4Kernel":
-        """All-gather the kernel of a single layer, as `ParamSharding.gather`."""
+        """All-gather the kernel of a single layer.
+
+        Parameters
+        ----------
+        sharding
+            Layout and logical axes of the kernel.
+
+        Returns
+        -------
+        Int4Kernel
+            The whole kernel on each device.
+        """
         layout, axes = sharding
         kernel: Int4Kernel = jax.tree.map(layout.all_gathered, self, int4_axes(axes))
         return kernel
 
     def product(self, x: Float[Array, "*any I"]) -> Float32[Array, "*any O"]:
-        """Multiply the last axis of `x` with the kernel of a single layer."""
+        """Multiply inputs with the kernel of a single layer.
+
+        Parameters
+        ----------
+        x
+            Inputs [*any, I].
+
+        Returns
+        -------
+        float32 array [*any, O]
+            The product over the last axis of `x`.
+        """
         y: Array = jax.lax.platform_dependent(
             x, self, cpu=_few_rows if math.prod(x.shape[:-1]) <= _FEW_ROWS else _dense,
             default=_dense,

@@ -71,14 +71,36 @@ class Int8Kernel:
         return kernel
 
     def gathered(self, sharding: ParamSharding) -> "Int8Kernel":
-        """All-gather the kernel of a single layer, as `ParamSharding.gather`."""
+        """All-gather the kernel of a single layer.
+
+        Parameters
+        ----------
+        sharding
+            Layout and logical axes of the kernel.
+
+        Returns
+        -------
+        Int8Kernel
+            The whole kernel on each device.
+        """
         layout, axes = sharding
         return Int8Kernel(
             layout.all_gathered(self.values, axes), layout.all_gathered(self.scale, axes[1:])
         )
 
     def product(self, x: Float[Array, "*any I"]) -> Float32[Array, "*any O"]:
-        """Multiply the last axis of `x` with the kernel of a single layer."""
+        """Multiply inputs with the kernel of a single layer.
+
+        Parameters
+        ----------
+        x
+            Inputs [*any, I].
+
+        Returns
+        -------
+        float32 array [*any, O]
+            The product over the last axis of `x`.
+        """
         y: Array = jax.lax.platform_dependent(x, self, cpu=_two_products, default=_one_product)
         return y
 
