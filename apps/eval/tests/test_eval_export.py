@@ -109,18 +109,24 @@ def test_invalid_options_are_reported_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_too_large_model_and_wrong_logits_are_errors(
+def test_onnx_parameters_above_the_limit_are_in_a_data_file_and_wrong_logits_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["export", str(tiny_run()), str(tmp_path / "new"), "--format", "onnx"]
-    with monkeypatch.context() as small:
-        small.setattr(onnx, "_MAX_BYTES", 1000)
+    out = tmp_path / "new"
+    words = ["export", str(tiny_run()), str(out), "--format", "onnx"]
+    monkeypatch.setattr(onnx, "_MAX_BYTES", 1000)
+    with monkeypatch.context() as exact:
+        exact.setattr(onnx, "ATOL", 0.0)
         assert main(words) == 2
-    assert "an ONNX file holds 1,000" in capsys.readouterr().err
-    monkeypatch.setattr(onnx, "ATOL", 0.0)
-    assert main(words) == 2
     assert "nothing was written" in capsys.readouterr().err
-    assert not (tmp_path / "new" / "model.onnx").exists()
+    assert list(tmp_path.iterdir()) == []
+    assert main(words) == 0
+    graph, data = (out / "model.onnx").stat().st_size, (out / "model.onnx.data").stat().st_size
+    params = jax.tree.leaves(load_model(tiny_run()).params)
+    assert data >= sum(leaf.nbytes for leaf in params if leaf.nbytes > 256)
+    assert f"{graph + data:,} bytes" in capsys.readouterr().out
+    (found,) = onnxruntime.InferenceSession(out / "model.onnx").run(None, {"tokens": TOKENS})
+    np.testing.assert_allclose(found, logits(load_model(tiny_run())), atol=1e-4)
 
 
 def test_an_export_succeeds_after_a_killed_one(

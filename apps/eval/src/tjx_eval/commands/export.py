@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             files = export_transformers(model, folder, dtype=arguments.dtype or "float32")
         sys.stdout.write(f"{model.name} -> {out}: {', '.join(files)}\n")
         return 0
-    from tjx_eval.export.onnx import FILE, export_onnx
+    from tjx_eval.export.onnx import DATA_FILE, FILE, export_onnx
 
     longest = getattr(model.architecture, "max_seq_len", _DEFAULT_LENGTH)
     length = arguments.length or min(_DEFAULT_LENGTH, longest)
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise EvalError(f"--length: got {length}; expected at most max_seq_len, {longest}")
     with new_folder(out) as folder:
         difference = export_onnx(model, folder, batch=arguments.batch or 1, length=length)
-    size = (out / FILE).stat().st_size
+    size = sum((out / name).stat().st_size for name in (FILE, DATA_FILE) if (out / name).exists())
     sys.stdout.write(
         f"{model.name} -> {out / FILE}: {size:,} bytes; ONNX Runtime's logits differ from the "
         f"model's by {difference:.1e}\n"
