@@ -142,9 +142,12 @@ def test_any_length_is_an_error_of_other_families(
         (["{tmp}/new", "--format", "onnx", "--dtype", "float16"], "--dtype: not used with"),
         (["{tmp}/new", "--format", "onnx", "--batch", "all"], "--batch: got 'all'"),
         (["{tmp}/new", "--format", "onnx", "--length", "17"], "expected at most max_seq_len, 16"),
-        (
-            ["{tmp}/new", "--format", "onnx", "--length", "any", "--sparse_top_k", "4"],
-            "cannot be traced with --batch or --length any",
+        *(
+            (
+                ["{tmp}/new", "--format", "onnx", size, "any", "--sparse_top_k", "4"],
+                "cannot be traced with --batch or --length any",
+            )
+            for size in ("--batch", "--length")
         ),
     ],
 )

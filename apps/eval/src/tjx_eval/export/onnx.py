@@ -23,8 +23,6 @@ ATOL = 1e-4
 _PATCHED_MODULES = (jnp, jax.lax, jax.nn)
 # A protocol buffer file is limited to 2 GiB, including the graph.
 _MAX_BYTES = (2 << 30) - (64 << 20)
-
-
 # With --length any, the longest sequence of the check.
 _CHECKED_LENGTH = 128
 
@@ -103,9 +101,10 @@ def export_onnx(
         except Exception as error:
             if not symbolic:
                 raise
+            reason, _, _ = str(error).partition("\n")
             raise EvalError(
                 f"{model.path}: the model cannot be traced with --batch or --length any "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); give numbers"
+                f"({type(error).__name__}: {reason}); give numbers"
             ) from error
         jax.clear_caches()  # type: ignore[no-untyped-call]  # JAX has no annotation
     # The initializers: a parameter may have a transposed copy.
@@ -184,8 +183,8 @@ def example_inputs(config: TransformerConfig, batch: int, length: int) -> dict[s
 def _import() -> tuple[Any, Any, Any]:
     try:
         import jax2onnx
-        import onnx_ir  # pants: no-infer-dep  (jax2onnx requires it)
         import onnxruntime
+        from jax2onnx.user_interface import ir as onnx_ir  # of the version that it uses
     except ImportError as error:
         raise EvalError(
             f"ONNX needs jax2onnx and onnxruntime ({error}): pip install 'tjx-eval[onnx]'"
