@@ -1,5 +1,6 @@
 """Exports: read back by tjx and run by ONNX Runtime, they equal the model."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,11 +15,12 @@ import tokenizers
 from eval_tiny_run import tiny_run
 
 from tjx_data import byte_tokenizer
+from tjx_eval.commands import export
 from tjx_eval.export import onnx
 from tjx_eval.export.hf import write_tokenizer
 from tjx_eval.load_model import TrainedModel, load_model
 from tjx_eval.main import main
-from tjx_nn import BertConfig, bind, hf
+from tjx_nn import BertConfig, GPTConfig, bind, hf, init
 
 TOKENS = np.arange(16, dtype=np.int32)[None] % 7
 
@@ -80,10 +82,54 @@ def test_onnx_runtime_computes_the_model_s_logits(
     assert [name for name, value in before.items() if vars(jnp)[name] is not value] == []
 
 
+SMALL: dict[str, Any] = {
+    "n_layer": 1,
+    "n_head": 2,
+    "d_model": 8,
+    "max_seq_len": 16,
+    "vocab_size": 32,
+}
+LLAMA: dict[str, Any] = {
+    "n_kv_head": 1,
+    "positions": "rope",
+    "norm": "rmsnorm",
+    "activation": "swiglu",
+}
+
+
+@pytest.mark.parametrize(
+    "config", [GPTConfig(**SMALL), GPTConfig(**SMALL, **LLAMA, bias=False), BertConfig(**SMALL)]
+)
+def test_onnx_with_any_batch_and_length_computes_other_shapes(
+    config: GPTConfig | BertConfig, tmp_path: Path
+) -> None:
+    with jax.transfer_guard("allow"):
+        params = init(config, jax.random.key(0))
+    model = dataclasses.replace(load_model(tiny_run()), architecture=config, params=params)
+    assert onnx.export_onnx(model, tmp_path, batch=None, length=None) < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", "length"]
+    for batch, length in ((2, 1), (1, 13)):  # others than those that the export checks
+        inputs: dict[str, Any] = onnx.example_inputs(config, batch, length)
+        (found,) = session.run(None, inputs)
+        with jax.transfer_guard("allow"):
+            expected = np.asarray(bind(config, params)(**inputs))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_onnx_inputs_of_encoders_have_the_token_types_of_the_model() -> None:
     assert list(onnx.example_inputs(BertConfig(), 1, 4)) == ["tokens", "token_types", "mask"]
     modern = BertConfig.preset("modernbert_base")
     assert list(onnx.example_inputs(modern, 1, 4)) == ["tokens", "mask"]
+
+
+def test_any_length_is_an_error_of_other_families(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "_ANY_LENGTH", ("bert",))
+    words = ["export", str(tiny_run()), str(tmp_path / "new"), "--format", "onnx"]
+    assert main([*words, "--length", "any"]) == 2
+    assert "got any with a model of family gpt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -94,7 +140,15 @@ def test_onnx_inputs_of_encoders_have_the_token_types_of_the_model() -> None:
         (["{tmp}/new", "--format", "onxx"], "did you mean onnx?"),
         (["{tmp}/new", "--length", "8"], "--length: not used with --format hf"),
         (["{tmp}/new", "--format", "onnx", "--dtype", "float16"], "--dtype: not used with"),
+        (["{tmp}/new", "--format", "onnx", "--batch", "all"], "--batch: got 'all'"),
         (["{tmp}/new", "--format", "onnx", "--length", "17"], "expected at most max_seq_len, 16"),
+        *(
+            (
+                ["{tmp}/new", "--format", "onnx", size, "any", "--sparse_top_k", "4"],
+                "cannot be traced with --batch or --length any",
+            )
+            for size in ("--batch", "--length")
+        ),
     ],
 )
 def test_invalid_options_are_reported_and_nothing_is_written(
@@ -109,18 +163,24 @@ def test_invalid_options_are_reported_and_nothing_is_written(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_too_large_model_and_wrong_logits_are_errors(
+def test_onnx_parameters_above_the_limit_are_in_a_data_file_and_wrong_logits_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["export", str(tiny_run()), str(tmp_path / "new"), "--format", "onnx"]
-    with monkeypatch.context() as small:
-        small.setattr(onnx, "_MAX_BYTES", 1000)
+    out = tmp_path / "new"
+    words = ["export", str(tiny_run()), str(out), "--format", "onnx"]
+    monkeypatch.setattr(onnx, "_MAX_BYTES", 1000)
+    with monkeypatch.context() as exact:
+        exact.setattr(onnx, "ATOL", 0.0)
         assert main(words) == 2
-    assert "an ONNX file holds 1,000" in capsys.readouterr().err
-    monkeypatch.setattr(onnx, "ATOL", 0.0)
-    assert main(words) == 2
     assert "nothing was written" in capsys.readouterr().err
-    assert not (tmp_path / "new" / "model.onnx").exists()
+    assert list(tmp_path.iterdir()) == []
+    assert main(words) == 0
+    graph, data = (out / "model.onnx").stat().st_size, (out / "model.onnx.data").stat().st_size
+    params = jax.tree.leaves(load_model(tiny_run()).params)
+    assert data >= sum(leaf.nbytes for leaf in params if leaf.nbytes > 256)
+    assert f"{graph + data:,} bytes" in capsys.readouterr().out
+    (found,) = onnxruntime.InferenceSession(out / "model.onnx").run(None, {"tokens": TOKENS})
+    np.testing.assert_allclose(found, logits(load_model(tiny_run())), atol=1e-4)
 
 
 def test_an_export_succeeds_after_a_killed_one(

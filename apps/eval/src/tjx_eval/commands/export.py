@@ -18,6 +18,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "gguf": ("f16", "q8_0", "f32"),
 }
 _SUFFIX = ".gguf"
+# A size of the ONNX model that is not fixed, and the families whose length can be.
+_ANY = "any"
+_ANY_LENGTH = ("gpt", "bert")
 
 
 def add_arguments(parser: CommandParser) -> None:
@@ -37,8 +40,8 @@ def add_arguments(parser: CommandParser) -> None:
         help="dtype of tensors of hf (default float32) and of matrices of gguf (f16, q8_0 or f32; "
         "default f16)",
     )
-    add("--batch", type=positive, help="batch size of the ONNX model; default 1")
-    add("--length", type=positive, help="tokens per row in ONNX; default 128 or max_seq_len")
+    add("--batch", type=_size, help="batch size of the ONNX model, or any; default 1")
+    add("--length", type=_size, help="tokens per row in ONNX, or any; default 128 or max_seq_len")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,20 +82,33 @@ def run(arguments: argparse.Namespace) -> int:
             files = export_transformers(model, folder, dtype=arguments.dtype or "float32")
         sys.stdout.write(f"{model.name} -> {out}: {', '.join(files)}\n")
         return 0
-    from tjx_eval.export.onnx import FILE, export_onnx
+    from tjx_eval.export.onnx import DATA_FILE, FILE, export_onnx
 
-    longest = getattr(model.architecture, "max_seq_len", _DEFAULT_LENGTH)
-    length = arguments.length or min(_DEFAULT_LENGTH, longest)
-    if length > longest:
-        raise EvalError(f"--length: got {length}; expected at most max_seq_len, {longest}")
+    batch = None if arguments.batch == _ANY else arguments.batch or 1
+    length = None
+    if arguments.length != _ANY:
+        longest = getattr(model.architecture, "max_seq_len", _DEFAULT_LENGTH)
+        length = arguments.length or min(_DEFAULT_LENGTH, longest)
+        if length > longest:
+            raise EvalError(f"--length: got {length}; expected at most max_seq_len, {longest}")
+    elif model.architecture.family not in _ANY_LENGTH:
+        raise EvalError(
+            f"--length: got any with a model of family {model.architecture.family}; expected a "
+            f"number (any is of {' and '.join(_ANY_LENGTH)})"
+        )
     with new_folder(out) as folder:
-        difference = export_onnx(model, folder, batch=arguments.batch or 1, length=length)
-    size = (out / FILE).stat().st_size
+        difference = export_onnx(model, folder, batch=batch, length=length)
+    size = sum((out / name).stat().st_size for name in (FILE, DATA_FILE) if (out / name).exists())
     sys.stdout.write(
         f"{model.name} -> {out / FILE}: {size:,} bytes; ONNX Runtime's logits differ from the "
         f"model's by {difference:.1e}\n"
     )
     return 0
+
+
+def _size(text: str) -> int | str:
+    """Accept a positive number or any; for ``type=``."""
+    return text if text == _ANY else positive(text)
 
 
 def _check(arguments: argparse.Namespace, out: Path) -> None:
