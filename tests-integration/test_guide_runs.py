@@ -65,4 +65,4 @@ def test_python_blocks_run(name: str) -> None:
     assert blocks
     with jax.transfer_guard("allow"), jax.numpy_rank_promotion("allow"):
         for block in blocks:
-            exec(compile(block, f"{name}.md", "exec"), names)  # noqa: S102  the guide's own code
+            exec(compile(block, f"<{name}.md>", "exec"), names)  # noqa: S102  the guide's code
