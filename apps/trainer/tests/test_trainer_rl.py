@@ -35,7 +35,7 @@ from tjx_trainer.rl.open_rl import open_tokenizer
 from tjx_trainer.rl.preference_tasks import KTOTask
 from tjx_trainer.rl.prompt_format import PromptFormat
 from tjx_trainer.rl.rollouts import sample_responses
-from tjx_trainer.rl.scoring import Scorer, make_complete_batch
+from tjx_trainer.rl.scoring import BatchCompleter, Scorer
 from tjx_trainer.run_reader import SavedRun
 from tjx_trainer.runtime.exit_codes import ExactError
 from tjx_trainer.runtime.run_dir import RunDirectory
@@ -451,7 +451,7 @@ def test_responses_in_slots_are_those_at_once(grpo: Job) -> None:
     two = jax.sharding.Mesh(np.repeat(mesh.devices, 2, 1), mesh.axis_names)
     scorer = Scorer(slots.config, SINGLE_DEVICE, None)
     with pytest.raises(ValueError, match=r"rl\.slots: got 3; expected a multiple of .* = 2; give"):
-        make_complete_batch(slots.config, slots.task, scorer, two)
+        BatchCompleter(slots.config, slots.task, scorer, two)
 
 
 @pytest.fixture(scope="module")

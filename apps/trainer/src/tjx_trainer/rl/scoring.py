@@ -21,7 +21,6 @@ from tjx_trainer.rl.objectives import response_log_probs
 from tjx_trainer.rl.preference_tasks import DPOTask, KTOTask
 from tjx_trainer.runtime.exit_codes import ExactError
 from tjx_trainer.tasks.task import HostBatch, Task
-from tjx_trainer.training.build import CompleteBatch
 from tjx_trainer.training.pretrained import pretrained_params
 from tjx_trainer.training.train_state import Batch, TrainState, model_params
 
@@ -70,14 +69,8 @@ class Scorer:
         return make()
 
 
-def make_complete_batch(
-    config: Config,
-    task: Task,
-    scorer: Scorer,
-    mesh: jax.sharding.Mesh,
-    teacher: Teacher | None = None,
-) -> CompleteBatch:
-    """Return the function that makes a batch of the task: a function of (seed, step, state).
+class BatchCompleter:
+    """Makes the batches of a task from the rows of its loader: functions of (seed, step, state).
 
     All processes make the whole batch on their hosts, and place their own rows on their devices.
 
@@ -86,89 +79,121 @@ def make_complete_batch(
     adds the log-probabilities of the trainer; with a teacher the advantages are those of
     `DistillConfig`.
 
+    Parameters
+    ----------
+    config : Config
+        The resolved configuration.
+    task : GRPOTask, DPOTask or KTOTask
+        The task.
+    scorer : Scorer
+        Log-probabilities under the policy and the reference model.
+    mesh : jax.sharding.Mesh
+        The mesh of the run.
+    teacher : Teacher, optional
+        The teacher of on-policy distillation.
+
     Raises
     ------
     ValueError
         If the mesh does not divide ``rl.slots``.
     """
-    parts, slots = row_shards(tjx_parallel.batch_sharding(mesh)), config.rl.slots
-    if slots is not None and slots % parts:
-        raise ValueError(
-            f"rl.slots: got {slots}; expected a multiple of data x fsdp x expert = {parts}; give "
-            f"--rl.slots {next_multiple(slots, parts)}"
-        )
-    index, count = tjx_parallel.batch_process(mesh)
 
-    def place(rows: HostBatch) -> Batch:
-        placed: Batch = tjx_parallel.shard_batch(
-            mesh, {name: np.array_split(each, count)[index] for name, each in rows.items()}
-        )
-        return placed
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        scorer: Scorer,
+        mesh: jax.sharding.Mesh,
+        teacher: Teacher | None = None,
+    ) -> None:
+        parts, slots = row_shards(tjx_parallel.batch_sharding(mesh)), config.rl.slots
+        if slots is not None and slots % parts:
+            raise ValueError(
+                f"rl.slots: got {slots}; expected a multiple of data x fsdp x expert = {parts}; "
+                f"give --rl.slots {next_multiple(slots, parts)}"
+            )
+        self._config, self._task, self._scorer = config, task, scorer
+        self._mesh, self._teacher = mesh, teacher
 
-    def complete_dpo(
-        step: int,  # noqa: ARG001  of the signature
-        rows: HostBatch,
-        state: TrainState,
+    def __call__(
+        self, step: int, rows: HostBatch, state: TrainState
     ) -> tuple[Batch, Mapping[str, float]]:
-        assert isinstance(task, DPOTask)
-        batch = place(task.pairs(rows["example"]))
-        reference = scorer.log_probs(scorer.reference(state), _inputs(batch))
-        return {**batch, "reference_log_probs": reference}, {}
+        """Return the batch of a step on the devices, and metrics."""
+        match self._task:
+            case GRPOTask():
+                return self._roll_out(self._task, step, rows["example"], state)
+            case DPOTask():
+                batch = self._place(self._task.pairs(rows["example"]))
+                return self._with_reference(batch, state), {}
+            case KTOTask():
+                batch, unrelated = map(self._place, self._task.responses(rows["example"]))
+                points = _reference_points(
+                    self._scorer.log_probs(state.params, unrelated, state.base),
+                    self._scorer.log_probs(self._scorer.reference(state), unrelated),
+                    unrelated["labels"],
+                )
+                return {**self._with_reference(batch, state), "reference_points": points}, {}
+        raise AssertionError(self._task)
 
-    def complete_kto(
-        step: int,  # noqa: ARG001  of the signature
-        rows: HostBatch,
-        state: TrainState,
+    def _roll_out(
+        self, task: GRPOTask, step: int, chosen: np.ndarray, state: TrainState
     ) -> tuple[Batch, Mapping[str, float]]:
-        assert isinstance(task, KTOTask)
-        batch, unrelated = map(place, task.responses(rows["example"]))
-        reference = scorer.reference(state)
-        points = _reference_points(
-            scorer.log_probs(state.params, unrelated, state.base),
-            scorer.log_probs(reference, unrelated),
-            unrelated["labels"],
-        )
-        log_probs = scorer.log_probs(reference, _inputs(batch))
-        return {**batch, "reference_log_probs": log_probs, "reference_points": points}, {}
-
-    def complete_grpo(
-        step: int, rows: HostBatch, state: TrainState
-    ) -> tuple[Batch, Mapping[str, float]]:
-        assert isinstance(task, GRPOTask)
+        """Sample responses, reward them, and add log-probabilities and the teacher's judgement."""
+        config, scorer = self._config, self._scorer
         policy = model_params(config, state.params, state.base)
-        host, metrics = task.roll_out(step, rows["example"], policy)
-        batch = place(host)
+        host, metrics = task.roll_out(step, chosen, policy)
+        batch = self._place(host)
 
         def exact(params: Any) -> jax.Array:
             found = task.score_exactly(params, host["tokens"], host["labels"])
-            return place({"log_probs": found})["log_probs"]
+            return self._place({"log_probs": found})["log_probs"]
 
         if config.rl.exact:
             old = exact(policy)
         else:
             old = scorer.log_probs(state.params, _inputs(batch), state.base)
         completed = {**batch, "old_log_probs": old}
-        if config.rl.kl_coefficient:
-            reference = scorer.reference(state)
-            completed["reference_log_probs"] = (
-                exact(reference) if config.rl.exact else scorer.log_probs(reference, _inputs(batch))
-            )
-        if teacher is not None:
-            given = (batch["advantages"], old, teacher.log_probs(batch), batch["labels"])
+        if config.rl.kl_coefficient and config.rl.exact:
+            completed["reference_log_probs"] = exact(scorer.reference(state))
+        elif config.rl.kl_coefficient:
+            completed = self._with_reference(completed, state)
+        if self._teacher is not None:
+            given = (batch["advantages"], old, self._teacher.log_probs(batch), batch["labels"])
             completed["advantages"], divergence = _compared(*given, weight=config.distill.weight)
             metrics = {**metrics, "teacher_kl": float(jax.device_get(divergence))}
-        whole = jax.device_get(jax.device_put(old, tjx_parallel.replicated(mesh)))
+        return completed, {**metrics, **self._gap(step, host, old)}
+
+    def _gap(self, step: int, host: HostBatch, old: jax.Array) -> dict[str, float]:
+        """Return how the log-probabilities of sampler and trainer differ, which exact runs may not.
+
+        Raises
+        ------
+        ExactError
+            If they differ in a run with ``rl.exact``.
+        """
+        whole = jax.device_get(jax.device_put(old, tjx_parallel.replicated(self._mesh)))
         gap = np.abs(whole - host["sampler_log_probs"])
-        if config.rl.exact and gap.any():
+        if self._config.rl.exact and gap.any():
             raise ExactError(
                 f"rl.exact: the log-probabilities of sampler and trainer differ by up to "
                 f"{gap.max()} at step {step + 1}: this platform's program does not treat all rows "
                 "of a batch alike; leave --rl.exact out, and --rl.importance_cap corrects for it"
             )
         labels = np.sum(host["labels"] >= 0)
-        return completed, {**metrics, "gap_max": float(gap.max()), "gap_mean": gap.sum() / labels}
+        return {"gap_max": float(gap.max()), "gap_mean": gap.sum() / labels}
 
-    return {"grpo": complete_grpo, "dpo": complete_dpo, "kto": complete_kto}[str(config.task)]
+    def _with_reference(self, batch: Batch, state: TrainState) -> Batch:
+        """Add the log-probabilities of the reference model to a batch."""
+        reference = self._scorer.log_probs(self._scorer.reference(state), _inputs(batch))
+        return {**batch, "reference_log_probs": reference}
+
+    def _place(self, rows: HostBatch) -> Batch:
+        """Place the own rows of the whole batch on the devices of this process."""
+        index, count = tjx_parallel.batch_process(self._mesh)
+        placed: Batch = tjx_parallel.shard_batch(
+            self._mesh, {name: np.array_split(each, count)[index] for name, each in rows.items()}
+        )
+        return placed
 
 
 @jax.jit

@@ -230,11 +230,11 @@ def _make_complete_batch(
     """Return the function that adds to the rows of a batch; None if they are the batch."""
     if config.task not in RL_TASKS:
         return None if parts.teacher is None else parts.teacher.complete
-    from tjx_trainer.rl.scoring import Scorer, make_complete_batch
+    from tjx_trainer.rl.scoring import BatchCompleter, Scorer
 
     shardings = shardings_of(parts.abstract).params
     scorer = Scorer(config, parts.layout, shardings)
-    return make_complete_batch(config, task, scorer, parts.mesh, parts.teacher)
+    return BatchCompleter(config, task, scorer, parts.mesh, parts.teacher)
 
 
 def _check_offload(config: Config) -> None:
