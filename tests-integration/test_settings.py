@@ -1,5 +1,6 @@
-"""Tests that are skipped without a reason fail."""
+"""Settings of the tests: coverage, and reasons of skipped tests."""
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -40,3 +41,10 @@ def test_a_skip_needs_a_reason(tmp_path: Path) -> None:
     assert "2 failed, 3 skipped, 1 xfailed, 1 error" in lines[-1]
     assert "without a reason: give reason=" in result.stdout
     assert "could not import 'no_such_module'" in result.stdout
+
+
+def test_coverage_uses_python_s_monitoring() -> None:
+    """The tracer makes tests 2.6 times as long."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / ".coveragerc")
+    assert settings["run"]["core"] == "sysmon"
