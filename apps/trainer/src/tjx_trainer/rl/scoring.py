@@ -152,14 +152,15 @@ class BatchCompleter:
             old = exact(policy)
         else:
             old = scorer.log_probs(state.params, _inputs(batch), state.base)
-        completed = {**batch, "old_log_probs": old}
+        completed: Batch = {**batch, "old_log_probs": old}
         if config.rl.kl_coefficient and config.rl.exact:
-            completed["reference_log_probs"] = exact(scorer.reference(state))
+            completed = {**completed, "reference_log_probs": exact(scorer.reference(state))}
         elif config.rl.kl_coefficient:
             completed = self._with_reference(completed, state)
         if self._teacher is not None:
             given = (batch["advantages"], old, self._teacher.log_probs(batch), batch["labels"])
-            completed["advantages"], divergence = _compared(*given, weight=config.distill.weight)
+            advantages, divergence = _compared(*given, weight=config.distill.weight)
+            completed = {**completed, "advantages": advantages}
             metrics = {**metrics, "teacher_kl": float(jax.device_get(divergence))}
         return completed, {**metrics, **self._gap(step, host, old)}
 
