@@ -25,7 +25,31 @@ from tjx_nn.generation.decoding_loop import (
     choose_tokens,
     read_prompts,
 )
-from tjx_nn.generation.prompt import GenerativeConfig, row_shards
+from tjx_nn.generation.prompt import GenerativeConfig, GenerativeModel, row_shards
+
+
+class _Rows(NamedTuple):
+    """Rows that wait for a slot.
+
+    Attributes
+    ----------
+    first
+        State of each row after its first token, without a cache.
+    cache
+        KV cache of each prompt.
+    lengths, seeds
+        Length of the prompt and seed of each row.
+    """
+
+    first: GenerationState
+    cache: Any
+    lengths: Int[Array, "D R"]
+    seeds: Any
+
+    @property
+    def per_shard(self) -> int:
+        """Rows of a shard."""
+        return int(self.lengths.shape[1])
 
 
 class _Slots(NamedTuple):
@@ -85,90 +109,121 @@ def generate_in_slots(
     """
     model = bind_decode_weights(config, weights)
     shards = 1 if sharding is None else row_shards(sharding)
-    width = request.prompt.tokens.shape[1]
-
-    def by_shard(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), tree)
-
-    def flat(tree: Any) -> Any:
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
     def keep_sharded(tree: Any) -> Any:
         if sharding is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, sharding)  # type: ignore[no-untyped-call]
 
+    width = request.prompt.tokens.shape[1]
     state = read_prompts(model, weights.blocks, request, width, with_log_probs, samples)
-    cache_DP = by_shard(state.cache)
-    lengths_DR, seeds_DR = by_shard((request.prompt.lengths, request.sampling.seeds))
-    first_DR = by_shard(state._replace(step=jnp.ones_like(state.token), cache=[]))
-    first_DR = first_DR._replace(done=first_DR.done | (request.limit <= 1))
-    rows = lengths_DR.shape[1]
-    empty_cache = jax.tree.map(
-        lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype),
-        jax.eval_shape(lambda cache: grow_cache(model.config, cache, size), state.cache),
+    rows = _waiting_rows(state, request, shards)
+    cache = jax.eval_shape(lambda cache: grow_cache(model.config, cache, size), state.cache)
+    state, row, waiting = keep_sharded(_empty_slots(rows, cache, slots))
+    outputs = _first_outputs(rows.first, capacity)
+    held = _Slots(state, row, waiting, outputs, jnp.int32(0))
+
+    def can_fill(held: _Slots) -> Array:
+        fillable: Array = (held.row == rows.per_shard).any(1) & (held.waiting < rows.per_shard)
+        return fillable
+
+    def fill(held: _Slots) -> _Slots:
+        filled = _fill(rows, held, can_fill(held), samples)
+        return filled._replace(state=keep_sharded(filled.state))
+
+    def step(held: _Slots) -> _Slots:
+        held = jax.lax.while_loop(lambda held: can_fill(held).any(), fill, held)
+        return _decode(model, weights.blocks, request, rows, held)
+
+    def is_unfinished(held: _Slots) -> Array:
+        has_rows = held.row < rows.per_shard
+        unfinished: Array = has_rows.any() | (held.waiting < rows.per_shard).any()
+        return unfinished
+
+    held = jax.lax.while_loop(is_unfinished, step, held)
+    tokens_BT, log_probs_BT = _flat(held.outputs)
+    last_B1 = (tokens_BT >= 0).sum(1, keepdims=True) - 1
+    stop_B1 = jnp.take_along_axis(tokens_BT, last_B1, 1)
+    return jnp.where(tokens_BT < 0, stop_B1, tokens_BT), log_probs_BT, held.steps
+
+
+def _waiting_rows(state: GenerationState, request: GenerationRequest, shards: int) -> _Rows:
+    """Divide the state after the first tokens, and the prompts, among the shards."""
+    first = state._replace(
+        step=jnp.ones_like(state.token), done=state.done | (request.limit <= 1), cache=[]
     )
-    like_rows = flat(jax.tree.map(lambda x: x[:, :1], first_DR))
-    empty = jax.tree.map(
-        lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), like_rows
-    )._replace(cache=empty_cache)  # fmt: skip
+    given = first, state.cache, request.prompt.lengths, request.sampling.seeds
+    return _Rows(*_by_shard(given, shards))
+
+
+def _empty_slots(rows: _Rows, cache: Any, slots: int) -> tuple[GenerationState, Array, Array]:
+    """Return state and rows of empty slots, and the first row that waits in each shard."""
+    shards = len(rows.lengths)
+
+    def zeros(x: Any) -> Array:
+        return jnp.zeros((slots, *x.shape[1:]), x.dtype)
+
+    state = jax.tree.map(zeros, _flat(rows.first))._replace(cache=jax.tree.map(zeros, cache))
+    state = state._replace(done=jnp.ones(slots, bool))
+    return (
+        state,
+        jnp.full((shards, slots // shards), rows.per_shard),
+        jnp.zeros(shards, jnp.int32),
+    )
+
+
+def _first_outputs(first: GenerationState, capacity: int) -> tuple[Array, Array | None]:
+    """Return the outputs with the first token of each row."""
 
     def columns(x_DR: Array, empty: int) -> Array:
         return jnp.full((*x_DR.shape, capacity), empty, x_DR.dtype).at[:, :, 0].set(x_DR)
 
-    log_probs = None if first_DR.log_prob is None else columns(first_DR.log_prob, 0)
-    held = _Slots(
-        keep_sharded(empty._replace(done=jnp.ones(slots, bool))),
-        keep_sharded(jnp.full((shards, slots // shards), rows)),
-        keep_sharded(jnp.zeros(shards, jnp.int32)),
-        (columns(first_DR.token, -1), log_probs),
-        jnp.int32(0),
+    log_probs = None if first.log_prob is None else columns(first.log_prob, 0)
+    return columns(first.token, -1), log_probs
+
+
+def _fill(rows: _Rows, held: _Slots, fills_D: Array, samples: int) -> _Slots:
+    """Fill the first empty slot of each shard, if it can be filled, with its next row."""
+    slot_D = jnp.where(fills_D, (held.row == rows.per_shard).argmax(1), held.row.shape[1])
+    row_D = jnp.minimum(held.waiting, rows.per_shard - 1)
+    new = _take(rows.first, row_D)._replace(cache=_take(rows.cache, row_D // samples))
+    state = _flat(_put(_by_shard(held.state, len(slot_D)), slot_D, new))
+    # A row that ends with its first token takes no slot.
+    row_DS = _put(held.row, slot_D, jnp.where(new.done, rows.per_shard, row_D))
+    return held._replace(state=state, row=row_DS, waiting=held.waiting + fills_D)
+
+
+def _decode(
+    model: GenerativeModel, blocks: Any, request: GenerationRequest, rows: _Rows, held: _Slots
+) -> _Slots:
+    """Decode a token of every slot, write it to the outputs of its row, and empty ended slots."""
+    state, row_DS = held.state, jnp.minimum(held.row, rows.per_shard - 1)
+    lengths_N, seeds_N = _flat(jax.vmap(_at)((rows.lengths, rows.seeds), row_DS))
+    of_slots = request._replace(sampling=request.sampling._replace(seeds=seeds_N))
+    # Empty slots write to position 0, which the next prompt overwrites.
+    positions_N = jnp.where(state.done, 0, lengths_N + state.step - 1)
+    logits_N1V, cache = model.decode(
+        blocks, state.token[:, None], positions_N[:, None], state.cache
     )
+    column_DS = _by_shard(state.step, len(held.row))
+    state = choose_tokens(state, logits_N1V[:, 0], cache, of_slots)
+    state = state._replace(done=state.done | (state.step >= request.limit))
+    found = _by_shard((state.token, state.log_prob), len(held.row))
+    outputs = jax.tree.map(
+        lambda y_DRT, x_DS: jax.vmap(_write)(y_DRT, x_DS, held.row, column_DS), held.outputs, found
+    )
+    row_DS = jnp.where(_by_shard(state.done, len(held.row)), rows.per_shard, held.row)
+    return _Slots(state, row_DS, held.waiting, outputs, held.steps + 1)
 
-    def can_fill(held: _Slots) -> Array:
-        found: Array = (held.row == rows).any(1) & (held.waiting < rows)
-        return found
 
-    def fill(held: _Slots) -> _Slots:
-        """Fill the first empty slot of each shard with its next row."""
-        fills_D = can_fill(held)
-        slot_D = jnp.where(fills_D, (held.row == rows).argmax(1), held.row.shape[1])
-        row_D = jnp.minimum(held.waiting, rows - 1)
-        new = _take(first_DR, row_D)._replace(cache=_take(cache_DP, row_D // samples))
-        state = flat(_put(by_shard(held.state), slot_D, new))
-        # A row that ends with its first token takes no slot.
-        row_DS = _put(held.row, slot_D, jnp.where(new.done, rows, row_D))
-        return held._replace(state=keep_sharded(state), row=row_DS, waiting=held.waiting + fills_D)
+def _by_shard(tree: Any, shards: int) -> Any:
+    """Divide the first axis by shards."""
+    return jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), tree)
 
-    def step(held: _Slots) -> _Slots:
-        held = jax.lax.while_loop(lambda held: can_fill(held).any(), fill, held)
-        state, row_DS = held.state, jnp.minimum(held.row, rows - 1)
-        lengths_N, seeds_N = flat(jax.vmap(_at)((lengths_DR, seeds_DR), row_DS))
-        of_slots = request._replace(sampling=request.sampling._replace(seeds=seeds_N))
-        # Empty slots write to position 0, which the next prompt overwrites.
-        positions_N = jnp.where(state.done, 0, lengths_N + state.step - 1)
-        logits_N1V, cache = model.decode(
-            weights.blocks, state.token[:, None], positions_N[:, None], state.cache
-        )
-        column_DS = by_shard(state.step)
-        state = choose_tokens(state, logits_N1V[:, 0], cache, of_slots)
-        state = state._replace(done=state.done | (state.step >= request.limit))
-        outputs = jax.tree.map(
-            lambda y_DRT, x_N: jax.vmap(_write)(y_DRT, by_shard(x_N), held.row, column_DS),
-            held.outputs, (state.token, state.log_prob),
-        )  # fmt: skip
-        row_DS = jnp.where(by_shard(state.done), rows, held.row)
-        return _Slots(state, row_DS, held.waiting, outputs, held.steps + 1)
 
-    def is_unfinished(held: _Slots) -> Array:
-        found: Array = (held.row < rows).any() | (held.waiting < rows).any()
-        return found
-
-    held = jax.lax.while_loop(is_unfinished, step, held)
-    tokens_BT, log_probs_BT = flat(held.outputs)
-    last_B1 = (tokens_BT >= 0).sum(1, keepdims=True) - 1
-    stop_B1 = jnp.take_along_axis(tokens_BT, last_B1, 1)
-    return jnp.where(tokens_BT < 0, stop_B1, tokens_BT), log_probs_BT, held.steps
+def _flat(tree: Any) -> Any:
+    """Join the axes of shards and of their rows or slots."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
 def _write(y_RT: Array, x_S: Array, row_S: Array, column_S: Array) -> Array:
