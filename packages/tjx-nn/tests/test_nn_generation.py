@@ -104,6 +104,9 @@ def test_samples_of_a_prompt_share_its_prefill(
     np.testing.assert_array_equal(shared, generate(config, params, *repeated, **options))
     assert len({tuple(row) for row in shared[:3].tolist()}) == 3
     assert rows_read == [len(prompts), 3 * len(prompts)]
+    greedy = generate(config, params, prompts, LENGTHS, samples=3, max_new_tokens=6)
+    alone = np.asarray(generate(config, params, prompts, LENGTHS, max_new_tokens=6))
+    np.testing.assert_array_equal(greedy, np.repeat(alone, 3, axis=0))
     with pytest.raises(ValueError, match="samples: got 0; expected at least 1"):
         generate(config, params, prompts, LENGTHS, samples=0, max_new_tokens=6)
 

@@ -190,7 +190,10 @@ def read_prompts(
     tokens_BT, lengths_B = request.prompt.tokens, request.prompt.lengths
     prompts = jax.tree.map(lambda x: x[::samples], request.prompt)
     logits_PV, cache = read_prompt(model, blocks, prompts, slots)
-    logits_BV = _repeat(logits_PV, samples)
+    # Without the barrier, XLA compiles greedy choices of repeated rows for minutes on CPUs.
+    logits_BV: Array = jax.lax.optimization_barrier(  # type: ignore[no-untyped-call]  # as jax is
+        _repeat(logits_PV, samples)
+    )
     seen_BV = None
     if request.sampling.repetition_penalty is not None:
         rows_B1 = jnp.arange(len(lengths_B))[:, None]
