@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = """
 import pytest
@@ -46,5 +48,6 @@ def test_a_skip_needs_a_reason(tmp_path: Path) -> None:
 def test_coverage_uses_python_s_monitoring() -> None:
     """The tracer makes tests 2.6 times as long."""
     settings = configparser.ConfigParser()
-    settings.read(ROOT / ".coveragerc")
+    if not settings.read(ROOT / ".coveragerc"):  # in a sandbox, Pants writes it for coverage only
+        pytest.skip("tests run without coverage")
     assert settings["run"]["core"] == "sysmon"
