@@ -73,16 +73,8 @@ def head_losses(
 ) -> Float32[Array, "*any"]:
     """Compute the cross-entropy of labels from hidden states, without materializing all logits.
 
-    Parameters
-    ----------
-    x, bias, soft_cap, vocab_size
-        As for `head_logits`.
-    table_VD
-        Output embeddings, float32: their gradient is summed in float32.
-    labels
-        Label of each hidden state; the loss of -100 is 0.
-    token_shards, keep_logits
-        As for `Layout`.
+    The loss of label -100 is 0. The gradient of the output embeddings is summed in float32. The
+    options are those of `head_logits` and `Layout`.
 
     Raises
     ------

@@ -92,15 +92,7 @@ def backward_inputs(
 
     The derivative of the log-sum-exp with respect to the scores is the softmax, so its cotangent
     joins the term that the softmax subtracts (Dao et al., "FlashAttention", 2022, appendix B.2).
-
-    Parameters
-    ----------
-    call
-        The call.
-    out, lse
-        Results of the forward pass: [batch, q_len, heads, v_head_dim] and [batch, heads, q_len].
-    dout, dlse
-        Their cotangents.
+    `dout` and `dlse` are the cotangents of the results `out` and `lse` of the forward pass.
     """
     # A dead row depends on no input: its cotangent, NaN included, must not reach the gradients.
     dead_BNT = lse == -jnp.inf

@@ -5,7 +5,7 @@ can be compiled for it. `Operands` holds the arrays.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
@@ -190,11 +190,17 @@ def describe_call(
             if x.ndim != 4
         ]
     )
-    problems = [
-        *_device_problems({"q": q, "k": k, "v": v, "bias": bias}),
-        *_shape_problems(q, k, v),
-        *_score_problems(causal, window, symmetric_window, soft_cap, scale),
-    ]
+    problems: list[str] = []
+    # Tracers have no devices, and uncommitted arrays follow the others.
+    committed = {
+        name: x.devices()
+        for name, x in {"q": q, "k": k, "v": v, "bias": bias}.items()
+        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
+    }
+    if committed:
+        problems += option_checks.device_problems(committed)
+    problems += _shape_problems(q, k, v)
+    problems += _score_problems(causal, window, symmetric_window, soft_cap, scale)
     if q_segment_ids is not None or kv_segment_ids is not None:
         problems += option_checks.segment_problems(q, k, q_segment_ids, kv_segment_ids)
     if bias is not None:
@@ -236,26 +242,6 @@ def describe_call(
         interpret=interpret,
         deterministic=deterministic_ops(),
     )
-
-
-def _device_problems(arrays: Mapping[str, Any]) -> list[str]:
-    """Check that committed arrays share their devices; uncommitted ones follow the others."""
-    placed = {
-        name: x.devices()
-        for name, x in arrays.items()
-        if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed
-    }
-    first = next(iter(placed), None)
-    return [
-        f"{name}: got devices {_names(devices)}; expected those of {first}, "
-        f"{_names(placed[first])}; move one with jax.device_put"
-        for name, devices in placed.items()
-        if first is not None and devices != placed[first]
-    ]
-
-
-def _names(devices: Iterable[jax.Device]) -> str:
-    return ", ".join(sorted(map(str, devices)))
 
 
 def _shape_problems(q: Shaped, k: Shaped, v: Shaped) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""Checks of the optional arrays of an attention call and of its dropout.
+"""Checks of the devices, optional arrays and dropout of an attention call.
 
 Each function yields one line for each problem. `call.describe_call` calls it for given options.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,21 @@ import jax.numpy as jnp
 
 # Arrays, tracers or their specifications: the checks read shapes and dtypes only.
 Shaped = jax.Array | jax.ShapeDtypeStruct
+
+
+def device_problems(devices: Mapping[str, set[jax.Device]]) -> Iterator[str]:
+    """Yield the committed arrays that are not on the devices of the first, by name."""
+    first = next(iter(devices))
+    for name, found in devices.items():
+        if found != devices[first]:
+            yield (
+                f"{name}: got devices {_names(found)}; expected those of {first}, "
+                f"{_names(devices[first])}; move one with jax.device_put"
+            )
+
+
+def _names(devices: set[jax.Device]) -> str:
+    return ", ".join(sorted(map(str, devices)))
 
 
 def segment_problems(

@@ -206,12 +206,8 @@ _split.defvjp(_split_forward, _split_backward)
 def layer_stacks(stack_windows: tuple[Windows, ...], dense_blocks: Any, blocks: Any) -> list[Stack]:
     """Return the stacks of a model in order: its leading blocks, if they differ, then the others.
 
-    Parameters
-    ----------
-    stack_windows
-        `TransformerConfig.stack_windows`.
-    dense_blocks, blocks
-        Stacked blocks; `dense_blocks`, also those between experts, is None for a model without.
+    The stacks have the windows of `TransformerConfig.stack_windows`. `dense_blocks` holds the
+    leading blocks, or those between blocks with experts; None for a model without.
     """
     if (count := len(stack_windows) // 2) > 1:
         pairs = zip(_split_groups(dense_blocks, count), _split_groups(blocks, count), strict=True)
