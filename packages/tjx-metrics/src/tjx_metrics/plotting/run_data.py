@@ -1,6 +1,5 @@
 """Read the records of a run as NumPy arrays."""
 
-import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tjx_core import did_you_mean, printable
+from tjx_core import did_you_mean, nearest_names, printable
 from tjx_metrics.trackers.jsonl import read_metrics
 
 _MOST_BYTES = 64 << 20
@@ -196,7 +195,7 @@ def open_runs(paths: Paths, labels: Sequence[str] | None = None) -> list[RunData
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint that lists the known names most similar to an unknown one."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = nearest_names(name, known, cutoff=0.4)
     if not near:
         near = [each for each in known if name in each][:3] or known[:8]
     return f"nearest: {', '.join(near)}" if near else "there are none"
