@@ -98,7 +98,7 @@ def test_every_model_trains_on_a_mesh_as_on_one_device(
         ("--mesh.reduce_dtype bfloat16 --train.precision fp32", "give --train.precision bf16"),
         ("--mesh.stage 2 --train.precision fp8", "give --mesh.stage 1 or --train.precision bf16"),
         ("--model.float8 true", "model.float8: got True; expected False"),
-        ("--mesh.rules mlp=node", "'mlp=node' is no row such as"),
+        ("--mesh.rules mlp=node", "got 'mlp=node'; expected a row such as"),
     ],
 )
 def test_what_a_mesh_does_not_divide_is_reported_with_both_numbers(words: str, told: str) -> None:

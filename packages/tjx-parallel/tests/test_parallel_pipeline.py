@@ -308,9 +308,11 @@ def test_arguments_that_do_not_match_the_schedule_raise() -> None:
         abstract(mesh_of(2), make_pipeline_schedule("1f1b", 3, M))
     with pytest.raises(ValueError, match=r"microbatches: got \{12\}; expected 8"):
         abstract(mesh_of(2), make_pipeline_schedule("1f1b", 2, 8))
-    with pytest.raises(ValueError, match="24 layers do not divide by 5 stages"):
+    with pytest.raises(ValueError, match="layers: got 24; expected a multiple of 5 stages"):
         abstract(mesh_of(5), make_pipeline_schedule("1f1b", 5, M))
-    with pytest.raises(ValueError, match="8 tokens on a device do not divide by 3 stages"):
+    with pytest.raises(
+        ValueError, match="with 8 tokens on a device; expected a multiple of 3 stages"
+    ):
         abstract(mesh_of(3), make_pipeline_schedule("1f1b", 3, M))
 
     def same_name(*arguments: Any) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tjx_nn.config_checks import field_problems, number_problems
+from tjx_nn.problems import Problem, raise_problems
 from tjx_nn.sub_configs import (
     ExpertsConfig,
     LatentConfig,
@@ -14,7 +15,6 @@ from tjx_nn.sub_configs import (
     SparseConfig,
     check_choices,
     check_sizes,
-    raise_problems,
 )
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -237,8 +237,8 @@ class TransformerConfig:
         """Raise ValueError with all errors of `validate`."""
         raise_problems(self.validate())
 
-    def validate(self) -> list[str]:
-        """Return the errors of this configuration, a line each; subclasses extend it."""
+    def validate(self) -> list[Problem]:
+        """Return the errors of this configuration; subclasses extend it."""
         sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
             "window", "global_every", "nope_every", "nope_temperature_length", "mup_base",
@@ -373,7 +373,7 @@ class TransformerConfig:
             return index if leading else self.n_leading_layer + index
         return index + index // (every - 1) if leading else (index + 1) * every - 1
 
-    def pipeline_problems(self, stages: int) -> list[str]:
+    def pipeline_problems(self, stages: int) -> list[Problem]:
         """Return why the blocks cannot be split into equal pipeline stages, if they cannot.
 
         Parameters

@@ -137,7 +137,7 @@ def decays(path: str, axes: int, *, decay_embeddings: bool) -> bool:
     path : str
         Path of the parameter.
     axes : int
-        Number of its axes, without those that stack layers.
+        Number of its axes, without axes that stack layers.
     decay_embeddings : bool
         Whether decay applies to embedding tables.
 
@@ -178,7 +178,7 @@ def is_hidden_matrix(path: str, axes: int) -> bool:
     path : str
         Path of the parameter.
     axes : int
-        Number of its axes, without those that stack layers.
+        Number of its axes, without axes that stack layers.
 
     Examples
     --------

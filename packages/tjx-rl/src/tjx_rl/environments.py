@@ -156,7 +156,7 @@ def register_environment(name: str, make: MakeEnvironment) -> None:
 
 
 def take_step(environment: Environment, response: str) -> tuple[EnvironmentStep, str | None]:
-    """Return the step of an environment; one that raises ends the episode with reward 0.
+    """Take a step of an environment; an exception in it ends the episode with reward 0.
 
     Parameters
     ----------

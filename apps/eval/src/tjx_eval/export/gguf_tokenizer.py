@@ -109,7 +109,7 @@ def tokenizer_metadata(
 
 
 def _check(description: Mapping[str, Any]) -> list[str]:
-    """Return what llama.cpp lacks, apart from the splitting of words."""
+    """Return the features of the tokenizer that llama.cpp lacks, besides its splitting of words."""
     model, problems = description["model"], []
     if model["type"] != "BPE" or (description["decoder"] or {}).get("type") != "ByteLevel":
         return [f"a {model['type']} model that is not byte-level; expected byte-level BPE"]

@@ -128,7 +128,7 @@ class Tokenizer:
         merges : Iterable of pairs
             Merges in order (`merges` of a tokenizer).
         special_tokens : Sequence[str]
-            Tokens that no text encodes to. Those that `vocab` lacks get the ids after its largest.
+            Tokens that no text encodes to. Tokens that `vocab` lacks get the ids after its largest.
 
         Returns
         -------

@@ -22,7 +22,7 @@ Paths = str | Path | Sequence[str | Path]
 
 
 class RunDataError(ValueError):
-    """Raised if a run cannot be read or lacks requested records; the message says what to do."""
+    """Raised if a run cannot be read or lacks requested records; the message has advice."""
 
 
 class NoDataError(RunDataError):

@@ -20,7 +20,8 @@ from tjx_nn.attention.mha import attention_scale
 from tjx_nn.binding import Params, check_params
 from tjx_nn.layers.position_encoding import rope_frequencies
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.sub_configs import LatentConfig, raise_problems
+from tjx_nn.problems import raise_problems
+from tjx_nn.sub_configs import LatentConfig
 
 
 def to_latent_attention(

@@ -40,7 +40,7 @@ from tjx_nn.generation.sampling import (
 )
 from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.sub_configs import raise_problems
+from tjx_nn.problems import raise_problems
 
 # Number of top tokens that are returned with log-probabilities.
 N_TOP_LOG_PROBS = 5

@@ -18,7 +18,7 @@ from tjx_nn.hf.family import (
     ModelFamily,
 )
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.sub_configs import raise_problems
+from tjx_nn.problems import Problem, raise_problems
 
 # Fields whose default depends on others, and the properties with their resolved values.
 _RESOLVED = {
@@ -199,7 +199,9 @@ def write_config(family: ModelFamily, config: TransformerConfig) -> dict[str, An
     restored = functional_fields(read_config(family, config_json))
     raise_problems(
         [
-            f"{name}: got {value!r}; expected {restored[name]!r}, the only value of this family"
+            Problem(
+                name, f"got {value!r}; expected {restored[name]!r}, the only one of this family"
+            )
             for name, value in wanted.items()
             if name in restored and value != restored[name]
         ]

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from tjx_nn.config import TransformerConfig
 from tjx_nn.models.presets import Presets
+from tjx_nn.problems import Problem
 from tjx_nn.sub_configs import (
     ExpertsConfig,
     LatentConfig,
@@ -66,24 +67,28 @@ class GPTConfig(TransformerConfig, Presets):
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
 
-    def validate(self) -> list[str]:
-        """Return the errors of this configuration, a line each."""
+    def validate(self) -> list[Problem]:
+        """Return the errors of this configuration."""
         problems = [
             *check_sizes(self, "vocab_size", "vocab_multiple"),
             *check_tokenizer_size(self.tokenizer_size, self.vocab_size),
             *super().validate(),
         ]
         problems += [
-            f"{name}: got {value!r}; expected a positive number, or None"
+            Problem(name, f"got {value!r}; expected a positive number, or None")
             for name in ("logit_soft_cap", "embedding_scale")
             if (value := getattr(self, name)) is not None and not value > 0
         ]
         if self.symmetric_window:
             problems.append(
-                "symmetric_window: got True; expected False, as attention is causal; omit it"
+                Problem(
+                    "symmetric_window", "got True; expected False, as attention is causal; omit it"
+                )
             )
         if not self.logit_scale > 0:
-            problems.append(f"logit_scale: got {self.logit_scale!r}; expected a positive number")
+            problems.append(
+                Problem("logit_scale", f"got {self.logit_scale!r}; expected a positive number")
+            )
         return problems
 
     @property
