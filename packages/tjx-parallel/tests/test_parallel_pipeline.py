@@ -109,9 +109,9 @@ def test_phases_cover_exactly_the_passes(kind: str) -> None:
     ("arguments", "words"),
     [
         (("zigzag", 2, 4, 1), ["zigzag", "gpipe", "interleaved_1f1b"]),
-        (("1f1b", 0, 4, 1), ["0 stages"]),
-        (("1f1b", 2, 4, 2), ["2 chunks", "1f1b"]),
-        (("interleaved_1f1b", 4, 6, 1), ["6 microbatches", "4 stages", "1 chunks"]),
+        (("1f1b", 0, 4, 1), ["stages: got 0"]),
+        (("1f1b", 2, 4, 2), ["chunks: got 2", "1f1b"]),
+        (("interleaved_1f1b", 4, 6, 1), ["microbatches: got 6", "stages 4", "chunks: got 1"]),
     ],
 )
 def test_invalid_schedules_raise_with_their_numbers(arguments: Any, words: list[str]) -> None:

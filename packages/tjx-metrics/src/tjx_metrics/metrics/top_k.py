@@ -50,7 +50,7 @@ def top_k_correct(
     """
     check_shapes(logits, labels)
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks={ks}: must hold at least one k, each at least 1; try (1, 5, 10)")
+        raise ValueError(f"ks: got {ks}; expected at least one k, each at least 1; try (1, 5, 10)")
     counted = labels != ignore_index
     index = jnp.where(counted, labels, 0)
     label_logits = jnp.take_along_axis(logits, index[..., None], axis=-1)

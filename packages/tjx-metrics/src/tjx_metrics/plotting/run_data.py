@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tjx_core import did_you_mean, nearest_names, printable
-from tjx_metrics.trackers.jsonl import read_metrics
+from tjx_metrics.trackers.jsonl_file import read_metrics
 
 _MOST_BYTES = 64 << 20
 XAxis = Literal["steps", "tokens", "hours"]
@@ -186,8 +186,8 @@ def open_runs(paths: Paths, labels: Sequence[str] | None = None) -> list[RunData
     names = _distinct_names(paths) if labels is None else list(labels)
     if not paths or len(names) != len(paths):
         raise ValueError(
-            f"{len(paths)} runs and {len(names)} labels: give at least one run, and "
-            "one label for each"
+            f"labels: got {len(names)} for {len(paths)} runs; expected one for each of at least "
+            "one run"
         )
     return [open_run(path, name) for path, name in zip(paths, names, strict=True)]
 

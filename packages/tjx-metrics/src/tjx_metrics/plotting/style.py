@@ -155,7 +155,7 @@ def check_output_path(out_path: str | Path) -> Path:
     """Return the path of an output file; raises ValueError for an unknown file format."""
     out_path = Path(out_path)
     if out_path.suffix[1:] not in FORMATS:
-        raise ValueError(f"out_path={out_path}: must end in one of {', '.join(FORMATS)}")
+        raise ValueError(f"out_path: got {out_path}; expected an ending of {', '.join(FORMATS)}")
     return out_path
 
 
