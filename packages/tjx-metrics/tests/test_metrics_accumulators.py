@@ -198,7 +198,7 @@ def test_registered_metrics_are_means_over_labels(monkeypatch: pytest.MonkeyPatc
         found = sums.on_host().metrics()
         assert found.keys() == {"loss", "own.gap"}
         np.testing.assert_allclose(found["own.gap"], want, rtol=1e-6)
-    with pytest.raises(ValueError, match=r"expected logits, for own\.gap"):
+    with pytest.raises(ValueError, match=r"expected logits for own\.gap"):
         sums.plus(batch[1], batch[1])
     sums = jax.jit(lambda: EvaluationSums.zero(metrics=("own.mean",)))()
     with pytest.raises(ValueError, match=r"own.mean: got values of shape \(\); expected \(2, 4\)"):

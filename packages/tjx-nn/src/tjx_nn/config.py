@@ -373,7 +373,7 @@ class TransformerConfig:
             return index if leading else self.n_leading_layer + index
         return index + index // (every - 1) if leading else (index + 1) * every - 1
 
-    def pipeline_problems(self, stages: int) -> list[Problem]:
+    def pipeline_problems(self, stages: int) -> list[str]:
         """Return why the blocks cannot be split into equal pipeline stages, if they cannot.
 
         Parameters

@@ -133,7 +133,8 @@ def from_params[M: nnx.Module](make: Callable[[nnx.Rngs], M], params: Params) ->
     >>> print(norm(jnp.array([[3.0, 3.0]])).round(2))
     [[ 1. 10.]]
     """
-    graph, state, rest = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+    split: Any = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+    graph, state, rest = split
     shapes: dict[Any, Any] = {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
     given: dict[Any, Any] = {
         path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.State(params))

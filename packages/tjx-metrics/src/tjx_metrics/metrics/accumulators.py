@@ -132,10 +132,10 @@ class EvaluationSums(NamedTuple):
         """
         if self.correct and logits is None:
             raise ValueError(
-                f"logits: got None; expected logits, for accuracies with k of {sorted(self.correct)}"
+                f"logits: got None; expected logits for accuracies with k of {sorted(self.correct)}"
             )
         if self.registered and logits is None:
-            raise ValueError(f"logits: got None; expected logits, for {', '.join(self.registered)}")
+            raise ValueError(f"logits: got None; expected logits for {', '.join(self.registered)}")
         if self.text_bytes is not None and token_byte_lengths is None:
             raise ValueError(
                 "token_byte_lengths: got None; expected the bytes of each token, for text_bytes"
