@@ -115,7 +115,7 @@ def test_wrong_shapes_and_k_are_errors() -> None:
     logits, labels = jax.device_put((np.zeros((2, 3), "f"), np.zeros(3, np.int32)))
     with pytest.raises(ValueError, match="without its last axis"):
         top_k_correct(logits, labels)
-    with pytest.raises(ValueError, match=r"ks=\(0, 1\)"):
+    with pytest.raises(ValueError, match=r"ks: got \(0, 1\)"):
         top_k_correct(logits, jax.device_put(np.zeros(2, np.int32)), ks=(0, 1))
 
 

@@ -137,8 +137,7 @@ class TextEncoder:
         model = self._description["model"]
         if model["type"] != "BPE" or model["merges"] or model["unk_token"] is None:
             return None
-        token_id: int = self._inner.token_to_id(model["unk_token"])
-        return token_id
+        return self._inner.token_to_id(model["unk_token"])
 
 
 def wrap_error(operation: str, error: BaseException) -> BaseException:
