@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tjx_metrics.metrics.compensated_sum import FloatSum, IntSum
+from tjx_metrics.metrics.cross_entropy import IGNORE_INDEX
 from tjx_metrics.metrics.perplexity import bits_per_byte, bits_per_token, perplexity
 from tjx_metrics.metrics.registration import registered_metrics
 from tjx_metrics.metrics.top_k import top_k_correct
@@ -101,7 +102,7 @@ class EvaluationSums(NamedTuple):
         *,
         logits: jax.Array | None = None,
         token_byte_lengths: jax.Array | None = None,
-        ignore_index: int = -100,
+        ignore_index: int = IGNORE_INDEX,
     ) -> "EvaluationSums":
         """Add one batch.
 

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from tjx_metrics.metrics.cross_entropy import check_shapes
+from tjx_metrics.metrics.cross_entropy import IGNORE_INDEX, check_shapes
 
 
 def top_k_correct(
     logits: jax.Array,
     labels: jax.Array,
     ks: tuple[int, ...] = (1, 5, 10),
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
 ) -> jax.Array:
     """Count the labels that are among the k highest logits, for each k.
 
@@ -65,7 +65,7 @@ def top_k_accuracy(
     logits: jax.Array,
     labels: jax.Array,
     ks: tuple[int, ...] = (1, 5, 10),
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
 ) -> jax.Array:
     """Compute the fraction of labels that are among the k highest logits, for each k.
 
