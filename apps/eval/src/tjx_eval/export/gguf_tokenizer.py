@@ -15,7 +15,7 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 def _split(digits: str) -> list[dict[str, Any]]:
-    """Return the steps of Llama 3 and Qwen2: a pattern, and bytes."""
+    """Return the pre-tokenizer steps of Llama 3 and Qwen2: a pattern of words, then bytes."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+"
         r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
