@@ -113,7 +113,8 @@ MUTATORS = {
 
 def changed_globals(tree: ast.Module, module: str) -> set[tuple[str, str]]:
     """Return the module-level names, as (module, name), that a module changes after its start."""
-    home = {}
+    home: dict[str, tuple[str, str]] = {}
+    node: ast.AST
     for node in tree.body:
         targets = getattr(node, "targets", [getattr(node, "target", None)])
         home |= {each.id: (module, each.id) for each in targets if isinstance(each, ast.Name)}
