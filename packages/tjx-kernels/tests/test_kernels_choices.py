@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 
 from tjx_kernels import AttentionBackend, backends, flash_attention
-from tjx_kernels.attention.api import (
-    Choice,
-    UnsupportedCallError,
-    choose_backend,
-    observe_choices,
-)
+from tjx_kernels.attention.api import UnsupportedCallError, choose_backend
 from tjx_kernels.attention.backends import xla
 from tjx_kernels.attention.call import AttentionCall, Operands, describe_call
+from tjx_kernels.attention.choices import Choice, observe_choices
 from tjx_kernels.attention.diagnosis import compile_failure, explain_choice, next_choice
 from tjx_kernels.attention.registry import (
     implementations_for,

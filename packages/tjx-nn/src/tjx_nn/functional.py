@@ -11,7 +11,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array
 
-from tjx_nn.binding import BUILT_IN_MODELS, Params, make_model, param_axes
+from tjx_nn.binding import Params
+from tjx_nn.models.abstract_model import BUILT_IN_MODELS, make_model, param_axes
 from tjx_nn.problems import raise_problems
 from tjx_nn.registry import registered_models
 

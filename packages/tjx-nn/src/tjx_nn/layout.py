@@ -51,10 +51,8 @@ class Layout:
 
         Parameters
         ----------
-        x
-            The activation.
-        axes
-            A logical axis, or None, for each dimension.
+        x, axes
+            The activation, and a logical axis, or None, for each of its dimensions.
 
         Returns
         -------
@@ -68,10 +66,8 @@ class Layout:
 
         Parameters
         ----------
-        w
-            The weight.
-        axes
-            A logical axis, or None, for each dimension.
+        w, axes
+            The weight, and a logical axis, or None, for each of its dimensions.
 
         Returns
         -------
@@ -85,10 +81,8 @@ class Layout:
 
         Parameters
         ----------
-        dw
-            The gradient.
-        axes
-            A logical axis, or None, for each dimension.
+        dw, axes
+            The gradient, and a logical axis, or None, for each of its dimensions.
 
         Returns
         -------
@@ -109,10 +103,8 @@ class Layout:
 
         Parameters
         ----------
-        table
-            Embedding table, [rows, d_model].
-        ids
-            Row numbers of any shape.
+        table, ids
+            Embedding table, [rows, d_model], and row numbers of any shape.
         row_axis
             Logical axis of the rows, such as "vocab".
 

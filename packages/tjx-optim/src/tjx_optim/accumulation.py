@@ -46,21 +46,19 @@ def accumulate_gradients(
     """Compute loss and gradients over k microbatches with the memory of one.
 
     The result equals that of one large batch, up to the order of float32 sums, for any numbers of
-    real tokens per microbatch. A batch without real tokens has loss 0 and gradients 0. Only
-    shapes, including k, require a new compilation. With k = 1 the cost is that of
-    ``jax.value_and_grad``.
+    real tokens per microbatch; without real tokens loss and gradients are 0. With k = 1 the cost is
+    that of ``jax.value_and_grad``.
 
     Parameters
     ----------
     loss_sum : callable
         From (params, microbatch) to (sum of the token losses, (number of real tokens, sums)). The
-        first is differentiated; the others are reported. `sums` are scalars by name, averaged in
-        the result. The count must not depend on the parameters.
+        first is differentiated; `sums`, scalars by name, are averaged in the result. The number
+        must not depend on the parameters.
     params : pytree
         Differentiated argument of `loss_sum`.
     microbatches : pytree of arrays [k, ...]
-        Second argument of `loss_sum`, stacked along a new first axis: tokens, labels, dropout
-        keys.
+        Second arguments of `loss_sum`, stacked: tokens, labels, dropout keys.
     loss_scale : float32 scalar, optional
         Factor of the loss during differentiation, for float16, where small gradients underflow
         (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2). Results are unscaled;
@@ -69,8 +67,7 @@ def accumulate_gradients(
     Returns
     -------
     AccumulatedGradients
-        Gradients (float32, or wider if the parameters are), loss, count and means. The gradients
-        are not finite if the scaled gradient overflows.
+        Means over the real tokens. Gradients are not finite if the scaled gradient overflows.
 
     Raises
     ------
@@ -118,10 +115,8 @@ def gradient_sums(
 
     Parameters
     ----------
-    loss_sum, params, microbatches
+    loss_sum, params, microbatches, loss_scale
         As for `accumulate_gradients`.
-    loss_scale : float32 scalar or float
-        Factor of the loss during differentiation.
 
     Returns
     -------
@@ -166,12 +161,8 @@ def mean_gradients(
 
     Parameters
     ----------
-    gradients : pytree, at least float32
-        Gradient of the sum of the token losses times ``loss_scale``.
-    totals : LossTotals
-        Unscaled sums.
-    loss_scale : float32 scalar
-        Factor of the loss during differentiation.
+    gradients, totals, loss_scale
+        Results and loss scale of `gradient_sums`.
 
     Returns
     -------

@@ -44,8 +44,7 @@ def init_guard(config: GuardConfig, *, scales_loss: bool = False) -> GuardState:
     config : GuardConfig
         Initial loss scale.
     scales_loss : bool
-        Whether the loss is scaled: required for float16, not for bfloat16, which has the range of
-        float32.
+        Whether the loss is scaled: for float16, not for bfloat16, which has the range of float32.
 
     Returns
     -------
@@ -70,10 +69,8 @@ def update_guard(
     state : GuardState
         State before the step.
     finite : bool scalar
-        Whether the step's loss and gradients were finite; see `is_finite`.
-    config : GuardConfig
-        Lower bound and growth interval of the scale.
-    scales_loss : bool
+        Result of `is_finite` for the step's loss and gradient norm.
+    config, scales_loss
         As for `init_guard`.
 
     Returns
@@ -117,8 +114,8 @@ def is_finite(tree: Any) -> jax.Array:
     Parameters
     ----------
     tree : pytree of float arrays
-        Loss and global gradient norm suffice: the norm is finite only if all gradients are (and
-        below 1e19, where their squares overflow float32).
+        Loss and global gradient norm suffice: one gradient that is not finite, or above 1e19, makes
+        the norm infinite or NaN.
 
     Returns
     -------
@@ -135,10 +132,10 @@ def select_finite(finite: jax.Array, new: Any, old: Any) -> Any:
     Parameters
     ----------
     finite : bool scalar
-        Whether the step was finite; see `is_finite`.
+        Result of `is_finite`.
     new, old : pytrees of arrays with the same structure
         Parameters and optimizer state after and before the step. XLA fuses the selection into the
-        update and reuses the memory of `old` if it is donated.
+        update and reuses the memory of a donated `old`.
 
     Returns
     -------

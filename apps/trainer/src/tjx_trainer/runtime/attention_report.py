@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import jax
 
 from tjx_core import ConfigError
-from tjx_kernels.attention.api import Choice, UnsupportedCallError, observe_choices
+from tjx_kernels.attention.api import UnsupportedCallError
+from tjx_kernels.attention.choices import Choice, observe_choices
 from tjx_kernels.attention.diagnosis import compile_failure, explain_choice, next_choice
 from tjx_trainer.runtime.exit_codes import KernelError
 from tjx_trainer.runtime.out_of_memory import is_out_of_memory

@@ -20,20 +20,10 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix64(words: Words) -> Words:
-    """Hash 64-bit words with a bijection in which each input bit flips half of the output bits.
+    """Hash 64-bit words of any shape with a bijection; each input bit flips half of the output.
 
     The finalizer of SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
     generators") with the constants of Stafford's variant 13.
-
-    Parameters
-    ----------
-    words : uint64 array
-        Any shape.
-
-    Returns
-    -------
-    uint64 array
-        Same shape.
     """
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -41,12 +31,7 @@ def splitmix64(words: Words) -> Words:
 
 
 def derive_key(*numbers: int) -> np.uint64:
-    """Fold numbers into one key; the order of the numbers matters.
-
-    Parameters
-    ----------
-    *numbers : int
-        Each 0 to 2**64 - 1, such as the seed and the epoch.
+    """Fold numbers of 0 to 2**64 - 1, such as seed and epoch, into one key; their order matters.
 
     Examples
     --------
@@ -61,21 +46,10 @@ def derive_key(*numbers: int) -> np.uint64:
 
 
 def random_words(key: np.uint64, row_indices: npt.NDArray[np.int64], width: int) -> Words:
-    """Return `width` random 64-bit words for each row.
+    """Return `width` uniform random 64-bit words for each row, uint64 [R, width].
 
-    Parameters
-    ----------
-    key : uint64
-        From `derive_key`, one key for each purpose.
-    row_indices : int64 [R]
-        The words of a row depend on the key and its own index only.
-    width : int
-        Words per row.
-
-    Returns
-    -------
-    uint64 [R, width]
-        Uniform over 0 to 2**64 - 1.
+    The words of a row depend only on its index and on the key, from `derive_key`: use one key for
+    each purpose.
     """
     columns = np.arange(1, width + 1, dtype=np.uint64) * _GOLDEN
     starts = splitmix64(row_indices.astype(np.uint64) * _GOLDEN + key)
@@ -90,21 +64,9 @@ def to_unit_interval(words: Words) -> npt.NDArray[np.float64]:
 class EpochSampler:
     """Sample without replacement: `count` offsets per epoch in a new order each epoch.
 
+    Offset i of an epoch is ``(stride * i + shift) % ring`` with a random shift of 0 to `slack`.
     The order is a keyed permutation that is computed in chunks on access, so that startup time and
     memory do not depend on `count` or on the step.
-
-    Parameters
-    ----------
-    count : int
-        Offsets per epoch.
-    seed : int
-        Seed of the orders, 0 to 2**64 - 1.
-    stride : int
-        Distance between neighboring offsets.
-    slack : int
-        The offsets of an epoch are shifted by a random amount of 0 to `slack`.
-    ring : int, optional
-        Offsets wrap around at this number.
     """
 
     def __init__(
@@ -115,13 +77,7 @@ class EpochSampler:
         self._chunks: OrderedDict[tuple[int, int], Offsets] = OrderedDict()
 
     def offsets(self, row_indices: Offsets) -> Offsets:
-        """Return the offsets that rows read, int64 [R].
-
-        Parameters
-        ----------
-        row_indices : int64 [R], ascending
-            Indices over all epochs.
-        """
+        """Return the offsets that rows read, int64 [R]; the row indices of all epochs ascend."""
         chunks_per_epoch = -(-self.count // _CHUNK_SIZE)
         first, last = int(row_indices[0]), int(row_indices[-1])
         epoch, start = divmod(first, self.count)
@@ -156,15 +112,7 @@ class EpochSampler:
 
 
 class IndependentSampler:
-    """Sample with replacement: an independent uniform offset of 0 to `count` - 1 for each row.
-
-    Parameters
-    ----------
-    count : int
-        Number of offsets.
-    seed : int
-        Seed of the draws, 0 to 2**64 - 1.
-    """
+    """Sample with replacement: an independent uniform offset of 0 to `count` - 1 for each row."""
 
     def __init__(self, count: int, seed: int):
         self.count = count
@@ -183,15 +131,6 @@ def permute_indices(numbers: Words, count: int, key: np.uint64) -> Words:
     Large domains use a Feistel network over the bits of the domain with cycle walking (Black and
     Rogaway 2002, "Ciphers with arbitrary finite domains"). Over few bits a Feistel network favors
     some permutations, so that small domains are sorted by their hashes instead.
-
-    Parameters
-    ----------
-    numbers : uint64 [N]
-        Inputs, each below `count`.
-    count : int
-        Size of the domain.
-    key : uint64
-        Selects the permutation; from `derive_key`.
     """
     if count <= _MAX_SORTED:
         order = np.argsort(random_words(key, np.arange(count), 1)[:, 0], kind="stable")

@@ -20,7 +20,8 @@ from tjx_data.corpora.file_scan import (
     save_cached,
     scan_cache_file,
 )
-from tjx_data.loading.shard_reader import ShardLayout, ShardReader
+from tjx_data.loading.shard_layout import ShardLayout
+from tjx_data.loading.shard_reader import ShardReader
 from tjx_data.loading.token_source import TokenSource
 from tjx_data.prepared.index import FileEntry
 from tjx_data.prepared.integrity import check_hash

@@ -238,25 +238,11 @@ class TokenLoader(Loader):
         }
 
     def rows(self, row_indices: RowIndices) -> Batch:
-        """Return token rows by index.
+        """Return token rows by index; raise `DataError` if a shard is missing or changed.
 
-        Parameters
-        ----------
-        row_indices : int64 [R], ascending
-            Indices over all epochs.
-
-        Returns
-        -------
-        dict
-            ``tokens`` and ``labels``, int32 [R, seq_len]; ``labels[r, t]`` is the token after
-            ``tokens[r, t]``. With packing "documents" also ``segment_ids``, int32 from 1, and
-            ``positions``, int32 from 0 in each segment; padding has token 0, label -100 and
-            segment 0.
-
-        Raises
-        ------
-        DataError
-            If a shard is missing, changed or unreadable; the message names it.
+        ``labels[r, t]`` is the token after ``tokens[r, t]``, int32 [R, seq_len]. With packing
+        "documents" also ``segment_ids``, from 1, and ``positions``, from 0 in each segment; padding
+        has token 0, label -100 and segment 0.
         """
         self._tokens.check_unchanged()
         offsets = self._sampler.offsets(row_indices)
@@ -266,18 +252,7 @@ class TokenLoader(Loader):
         return self._windows_batch(offsets, self._windows(offsets))
 
     def batch(self, step: int) -> Batch:
-        """Return this process's rows of a batch, as `rows`; reads windows of several steps at once.
-
-        Parameters
-        ----------
-        step : int
-            Training step, from 0.
-
-        Returns
-        -------
-        dict
-            Arrays [batch_size / process_count, ...].
-        """
+        """Return this process's rows of a batch; windows of several steps are read together."""
         if self._packed is not None:
             return super().batch(step)
         assert step >= 0
@@ -352,21 +327,10 @@ class TokenLoader(Loader):
         return self._tokens.read(start, length)
 
     def evaluation_batches(self, limit: int | None = None) -> Iterator[Batch]:
-        """Yield each label of the split once, in batches of one shape.
+        """Yield each label of the split once; `limit` counts labels, or tokens of packed documents.
 
         Windows come in stream order; packed rows come in a fixed shuffled order, since packing
-        sorts rows by document length.
-
-        Parameters
-        ----------
-        limit : int, optional
-            Most labels to yield over all processes; with packing "documents" most tokens.
-
-        Yields
-        ------
-        dict
-            As `rows` returns. Beyond the end labels are -100 and tokens 0; every process gets the
-            same number of batches.
+        sorts rows by document length. Tokens beyond the end are 0.
         """
         return evaluation_batches(
             self.source.reader, self._packed, limit, n_labels=self._n_labels, seq_len=self.seq_len,

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tjx_data.corpora.documents import SplitName
-from tjx_data.loading.shard_reader import ShardReader, Tokens, prepared_layout
+from tjx_data.loading.shard_layout import prepared_layout
+from tjx_data.loading.shard_reader import ShardReader, Tokens
 from tjx_data.prepared.index import read_index
 from tjx_data.prepared.integrity import check_hash, check_hashes, check_shard, check_size
 from tjx_data.prepared.packing import Packing, open_packing

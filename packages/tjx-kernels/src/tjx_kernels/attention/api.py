@@ -1,15 +1,14 @@
 """Exact attention for every platform, `flash_attention`, and the selection of its backend."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Literal, NamedTuple, TypedDict, Unpack, overload
+from collections.abc import Callable
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 
 from tjx_kernels.attention.backend import AttentionBackend
 from tjx_kernels.attention.call import AttentionCall, bind_arguments
+from tjx_kernels.attention.choices import Choice, current_observer
 from tjx_kernels.attention.mask_bias import MaskMod, mask_to_bias
 from tjx_kernels.attention.registry import REGISTRY
 from tjx_kernels.attention.sinks import apply_sinks
@@ -219,7 +218,7 @@ def select_backend(
 ) -> AttentionBackend:
     """Return the backend that `choose_backend` names, and notify `observe_choices` of it."""
     chosen = choose_backend(name, call, supports)
-    if observer := _observer.get():
+    if observer := current_observer.get():
         reason = supports or (lambda entry: entry.supports(call))
         reasons = {key: reason(entry) for key, entry in REGISTRY.entries.items()}
         observer(Choice(chosen, name is not None, reasons, call))
@@ -278,50 +277,3 @@ def choose_backend(
 
 class UnsupportedCallError(ValueError):
     """The backend that the caller requested by name does not support the call."""
-
-
-class Choice(NamedTuple):
-    """Backend selected for an attention call, with the reasons against the others.
-
-    Attributes
-    ----------
-    name
-        A key of `backends()`.
-    by_name
-        Whether the caller requested it by name.
-    reasons
-        For each backend, in order of preference, the reason why it does not support the call, or
-        None.
-    call
-        The call on one device of the mesh.
-    """
-
-    name: str
-    by_name: bool
-    reasons: Mapping[str, str | None]
-    call: AttentionCall
-
-
-_observer: ContextVar[Callable[[Choice], None] | None] = ContextVar("observer", default=None)
-
-
-@contextmanager
-def observe_choices(observer: Callable[[Choice], None]) -> Iterator[None]:
-    """Call `observer` with each backend selection made in the block, while JAX traces.
-
-    Examples
-    --------
-    >>> import jax.numpy as jnp
-    >>> from tjx_kernels import flash_attention
-    >>> x = jnp.ones((1, 8, 4, 16))
-    >>> names = []
-    >>> with observe_choices(lambda choice: names.append(choice.name)):
-    ...     out = flash_attention(x, x, x, implementation="reference")
-    >>> names
-    ['reference']
-    """
-    token = _observer.set(observer)
-    try:
-        yield
-    finally:
-        _observer.reset(token)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tjx_kernels.attention import dropout
-from tjx_kernels.attention.sinks import sink_problems
+from tjx_kernels.attention import dropout, option_checks
+from tjx_kernels.attention.option_checks import Shaped
 from tjx_kernels.target import Platform, current_target, deterministic_ops
 
 
@@ -125,8 +125,6 @@ class Operands(NamedTuple):
     dropout_seed: jax.Array | None = None
 
 
-# Arrays, tracers or their specifications: validation reads shapes and dtypes only.
-Shaped = jax.Array | jax.ShapeDtypeStruct
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -192,18 +190,24 @@ def describe_call(
             if x.ndim != 4
         ]
     )
-    _raise_all(
-        [
-            *_device_problems({"q": q, "k": k, "v": v, "bias": bias}),
-            *_shape_problems(q, k, v),
-            *_segment_problems(q, k, q_segment_ids, kv_segment_ids),
-            *_score_problems(causal, window, symmetric_window, soft_cap, scale),
-            *_bias_problems(q, k, bias, alibi_slopes),
-            *(() if sinks is None else sink_problems(q, sinks)),
-            *_offset_problems(q, q_offset),
-            *_dropout_problems(dropout_rate, dropout_key),
-        ]
-    )
+    problems = [
+        *_device_problems({"q": q, "k": k, "v": v, "bias": bias}),
+        *_shape_problems(q, k, v),
+        *_score_problems(causal, window, symmetric_window, soft_cap, scale),
+    ]
+    if q_segment_ids is not None or kv_segment_ids is not None:
+        problems += option_checks.segment_problems(q, k, q_segment_ids, kv_segment_ids)
+    if bias is not None:
+        problems += option_checks.bias_problems(q, k, bias)
+    if alibi_slopes is not None:
+        problems += option_checks.slope_problems(q, alibi_slopes)
+    if sinks is not None:
+        problems += option_checks.sink_problems(q, sinks)
+    if not isinstance(q_offset, int):
+        problems += option_checks.offset_problems(q, q_offset)
+    if dropout_rate != 0:
+        problems += option_checks.dropout_problems(dropout_rate, dropout_key)
+    _raise_all(problems)
     batch, q_len, heads, head_dim = q.shape
     kv_len, kv_heads, v_head_dim = v.shape[1:]
     target = current_target()
@@ -285,29 +289,6 @@ def _shape_problems(q: Shaped, k: Shaped, v: Shaped) -> Iterator[str]:
         )
 
 
-def _segment_problems(
-    q: Shaped, k: Shaped, q_segment_ids: Shaped | None, kv_segment_ids: Shaped | None
-) -> Iterator[str]:
-    if (q_segment_ids is None) != (kv_segment_ids is None):
-        given, missing = ("kv_segment_ids", "q_segment_ids")
-        if kv_segment_ids is None:
-            given, missing = missing, given
-        yield f"{missing}: got None with {given}; expected both or neither; give both"
-        return
-    for name, ids, x in (
-        ("q_segment_ids", q_segment_ids, q),
-        ("kv_segment_ids", kv_segment_ids, k),
-    ):
-        if ids is None:
-            continue
-        if ids.shape != x.shape[:2]:
-            yield (
-                f"{name}: got shape {ids.shape}; expected [batch, length] {x.shape[:2]}; reshape it"
-            )
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            yield f"{name}: got {ids.dtype}; expected integers; cast it to int32"
-
-
 def _score_problems(
     causal: bool, window: int | None, symmetric: bool, soft_cap: float | None, scale: float | None
 ) -> Iterator[str]:
@@ -322,52 +303,6 @@ def _score_problems(
         yield f"soft_cap: got {soft_cap}; expected a finite number > 0; give None for no cap"
     if scale is not None and not math.isfinite(scale):
         yield f"scale: got {scale}; expected a finite number; give None for 1 / sqrt(head_dim)"
-
-
-def _bias_problems(
-    q: Shaped, k: Shaped, bias: Shaped | None, slopes: Shaped | None
-) -> Iterator[str]:
-    batch, q_len, heads, _ = q.shape
-    if bias is not None:
-        allowed = [{1, batch}, {1, heads}, {q_len}, {k.shape[1]}]
-        if bias.ndim != 4 or any(n not in a for n, a in zip(bias.shape, allowed, strict=True)):
-            yield (
-                f"bias: got shape {bias.shape}; expected [batch or 1, heads or 1, q_len, kv_len], "
-                f"[{batch} or 1, {heads} or 1, {q_len}, {k.shape[1]}]; reshape it"
-            )
-        if not jnp.issubdtype(bias.dtype, jnp.floating):
-            yield (
-                f"bias: got {bias.dtype}; expected a floating dtype; for a boolean mask give "
-                "jnp.where(mask, 0.0, -jnp.inf)"
-            )
-    if slopes is not None and (
-        slopes.shape not in ((heads,), (batch, heads))
-        or not jnp.issubdtype(slopes.dtype, jnp.floating)
-    ):
-        yield (
-            f"alibi_slopes: got {slopes.dtype}{list(slopes.shape)}; expected floating [heads] or "
-            f"[batch, heads], [{heads}] or [{batch}, {heads}]; reshape or cast it"
-        )
-
-
-def _offset_problems(q: Shaped, offset: Any) -> Iterator[str]:
-    if not isinstance(offset, int) and not (
-        offset.shape in ((), (q.shape[0],)) and jnp.issubdtype(offset.dtype, jnp.integer)
-    ):
-        yield (
-            f"q_offset: got {offset.dtype}{list(offset.shape)}; expected an int, an int32 scalar "
-            f"or int32 [batch], [{q.shape[0]}]; reshape or cast it"
-        )
-
-
-def _dropout_problems(rate: float, key: Any) -> Iterator[str]:
-    if not 0 <= rate < 1:
-        yield f"dropout_rate: got {rate}; expected 0 <= rate < 1; correct it"
-    if rate > 0 and key is None:
-        yield (
-            f"dropout_key: got None with dropout_rate {rate}; expected a PRNG key; give "
-            "jax.random.key(seed), or dropout_rate=0.0"
-        )
 
 
 def _raise_all(problems: list[str]) -> None:

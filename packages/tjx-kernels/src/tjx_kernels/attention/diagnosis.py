@@ -5,13 +5,10 @@ from typing import Any
 
 import jax
 
-from tjx_kernels.attention.api import Choice, choose_backend
-from tjx_kernels.attention.call import (
-    AttentionCall,
-    Operands,
-    Shaped,
-    describe_call,
-)
+from tjx_kernels.attention.api import choose_backend
+from tjx_kernels.attention.call import AttentionCall, Operands, describe_call
+from tjx_kernels.attention.choices import Choice
+from tjx_kernels.attention.option_checks import Shaped
 from tjx_kernels.attention.registry import backends
 from tjx_kernels.attention.support_table import PLAIN
 

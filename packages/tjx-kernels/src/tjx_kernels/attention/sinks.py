@@ -6,10 +6,7 @@ exp(L) / (exp(L) + exp(sink)) = sigmoid(L - sink). A backend needs only its diff
 Axes: B batch, T query length, N heads, V head_dim of the values.
 """
 
-from collections.abc import Iterator
-
 import jax
-import jax.numpy as jnp
 
 
 def apply_sinks(out_BTNV: jax.Array, lse_BNT: jax.Array, sinks_N: jax.Array) -> jax.Array:
@@ -41,15 +38,3 @@ def apply_sinks(out_BTNV: jax.Array, lse_BNT: jax.Array, sinks_N: jax.Array) -> 
     """
     share_BNT = jax.nn.sigmoid(lse_BNT - sinks_N.astype(lse_BNT.dtype)[None, :, None])
     return (out_BTNV * share_BNT.swapaxes(1, 2)[..., None]).astype(out_BTNV.dtype)
-
-
-def sink_problems(
-    q: jax.Array | jax.ShapeDtypeStruct, sinks: jax.Array | jax.ShapeDtypeStruct
-) -> Iterator[str]:
-    """Yield an error if `sinks` do not fit the queries [batch, q_len, heads, head_dim]."""
-    heads = q.shape[2]
-    if sinks.shape != (heads,) or not jnp.issubdtype(sinks.dtype, jnp.floating):
-        yield (
-            f"sinks: got {sinks.dtype}{list(sinks.shape)}; expected floating [heads], [{heads}]; "
-            "reshape or cast it"
-        )

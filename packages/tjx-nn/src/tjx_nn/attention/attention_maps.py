@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Float32, Int
 
 from tjx_kernels import attention_reference
 from tjx_nn.binding import Params, bind
-from tjx_nn.inputs import Ids, check_tokens
+from tjx_nn.inputs import Ids
+from tjx_nn.layers.embedding import check_tokens
 from tjx_nn.layout import Layout
 from tjx_nn.models.gpt_config import GPTConfig
 

@@ -69,8 +69,6 @@ def run_layers(
 
     Parameters
     ----------
-    config
-        Configuration of the model: `scan_layers`, `remat`, `remat_every`.
     step
         Applies one block: ``step(x, (block, dropout_key), window) -> (x, aux_losses)``.
     x
@@ -84,10 +82,8 @@ def run_layers(
 
     Returns
     -------
-    x
-        Residual stream after the last block.
-    aux_losses
-        Auxiliary losses of each stack, arrays [layers].
+    x, aux_losses
+        Residual stream after the last block; auxiliary losses of each stack, arrays [layers].
     """
     if layers is not None:
         [(blocks, windows)] = stacks

@@ -13,10 +13,16 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from tjx_nn.id_checks import check_ids
-from tjx_nn.inputs import Ids, TokenMetadata, lookup_positions, make_token_metadata
+from tjx_nn.inputs import Ids, TokenMetadata
 from tjx_nn.layers.block import split_key
 from tjx_nn.layers.dropout import dropout
-from tjx_nn.layers.embedding import Embedding, embed, position_table
+from tjx_nn.layers.embedding import (
+    Embedding,
+    embed,
+    lookup_positions,
+    make_token_metadata,
+    position_table,
+)
 from tjx_nn.layers.make_layers import linear, make_norm
 from tjx_nn.layers.mlp import ACTIVATIONS
 from tjx_nn.layers.scan_layers import AuxLosses, LayerRange, split_layer_keys

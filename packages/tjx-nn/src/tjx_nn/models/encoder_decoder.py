@@ -15,17 +15,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention.kv_cache import slot_positions
-from tjx_nn.inputs import (
-    Ids,
-    Positions,
-    TokenMetadata,
+from tjx_nn.inputs import Ids, Positions, TokenMetadata
+from tjx_nn.layers.block import split_key
+from tjx_nn.layers.embedding import (
+    Embedding,
     check_tokens,
     default_positions,
+    embed,
     make_token_metadata,
     merge_mask,
+    position_table,
 )
-from tjx_nn.layers.block import split_key
-from tjx_nn.layers.embedding import Embedding, embed, position_table
 from tjx_nn.layers.make_layers import make_norm
 from tjx_nn.layers.relative_bias import RelativeBias
 from tjx_nn.layers.scan_layers import AuxLosses, split_layer_keys

@@ -16,18 +16,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from tjx_nn.attention.kv_cache import KVCache
-from tjx_nn.inputs import (
-    GPTInputs,
-    Ids,
-    Positions,
-    TokenMetadata,
+from tjx_nn.inputs import GPTInputs, Ids, Positions, TokenMetadata
+from tjx_nn.layers.block import Block
+from tjx_nn.layers.embedding import (
+    Embedding,
     check_tokens,
     default_positions,
+    embed,
     lookup_positions,
     make_token_metadata,
+    position_table,
 )
-from tjx_nn.layers.block import Block
-from tjx_nn.layers.embedding import Embedding, embed, position_table
 from tjx_nn.layers.make_layers import make_norm
 from tjx_nn.layers.scan_layers import (
     AuxLosses,

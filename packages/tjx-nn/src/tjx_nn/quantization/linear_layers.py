@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from tjx_nn.binding import make_model, param_axes, param_shapes
+from tjx_nn.binding import param_shapes
 from tjx_nn.layers.linear import Linear
+from tjx_nn.models.abstract_model import make_model, param_axes
 
 
 class LinearLayer(NamedTuple):
