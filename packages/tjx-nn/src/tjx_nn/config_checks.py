@@ -72,6 +72,11 @@ def _check_heads(config: "TransformerConfig") -> list[str]:
             f"n_kv_head: got {config.kv_heads} with n_head {config.n_head}; expected a divisor of "
             f"n_head; use one of {divisors}"
         )
+    if config.attention_gate is not None and config.attention_gate > config.d_model:
+        problems.append(
+            f"attention_gate: got {config.attention_gate}; expected at most {config.d_model}, the "
+            "features of d_model"
+        )
     return problems
 
 
@@ -146,6 +151,11 @@ def _check_latent_and_sparse(config: "TransformerConfig") -> list[str]:
         problems.append(
             "attention_sinks: got True; expected False with latent.kv_dim and with an indexer "
             "of sparse.top_k, whose attention has no sinks; omit it"
+        )
+    if config.attention_gate is not None and (latent or sparse):
+        problems.append(
+            f"attention_gate: got {config.attention_gate}; expected None with latent.kv_dim and "
+            "with an indexer of sparse.top_k, whose attention has no gate; omit it"
         )
     return problems
 
