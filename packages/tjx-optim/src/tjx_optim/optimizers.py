@@ -21,6 +21,7 @@ from tjx_optim.param_checks import check_params
 from tjx_optim.param_rules import ParameterRules, add_weight_decay, map_with_path, update_by_path
 from tjx_optim.per_layer import per_layer
 from tjx_optim.registry import registered_optimizers
+from tjx_optim.soap import scale_by_soap
 
 Settings = dict[str, float | bool]
 Direction = Callable[[Settings, ParameterRules], optax.GradientTransformation]
@@ -59,7 +60,7 @@ def make_optimizer(
     decay_mask : pytree of bools like the parameters, optional
         Which parameters weight decay applies to; None: by path.
     muon_mask : pytree of bools like the parameters, optional
-        Which parameters muon orthogonalizes; None: by path.
+        Which parameters muon orthogonalizes and soap preconditions; None: by path.
     weight_decay_scales : pytree of floats like the parameters, optional
         Factor of the weight decay of each parameter, besides that of its learning rate (CompleteP).
     eps_scales : pytree of floats like the parameters, optional
@@ -78,7 +79,7 @@ def make_optimizer(
     ConfigError
         From ``init``: if a parameter is narrower than float32 (its second moment would be, too,
         and small updates would be lost), a tree does not match the parameters, a group matches no
-        parameter, or muon finds no matrix or one that has not two axes.
+        parameter, or muon or soap finds no matrix or one that has not two axes.
 
     Notes
     -----
@@ -272,6 +273,11 @@ def _muon(settings: Settings, rules: ParameterRules) -> optax.GradientTransforma
     return optax.chain(scale_by_muon(settings, rules), add_weight_decay(rules))
 
 
+def _soap(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
+    """Adam in the eigenbasis of Shampoo for matrices; Vyas et al. 2024, algorithm 3."""
+    return optax.chain(scale_by_soap(settings, rules), add_weight_decay(rules))
+
+
 def _schedule_free_adamw(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """AdamW whose first moment `_descent` replaces by averaging; Defazio et al. 2024."""
     scale = optax.scale_by_rms(
@@ -288,6 +294,7 @@ OPTIMIZERS: Mapping[str, Direction] = {
     "lion": _lion,
     "adafactor": _adafactor,
     "muon": _muon,
+    "soap": _soap,
     "schedule_free_adamw": _schedule_free_adamw,
 }
 """The built-in update directions by name; `register_optimizer` adds others."""
