@@ -128,9 +128,7 @@ def _loss_only(outcome: Outcome) -> Json:
 
 def effects(results: Json) -> dict[str, Effect]:
     """Return the effect of each part, by arm."""
-    losses = {
-        arm: final_losses(each) for arm, each in by_arm(read_outcomes(results)).items()
-    }
+    losses = {arm: final_losses(each) for arm, each in by_arm(read_outcomes(results)).items()}
     differences = {}
     for arm in losses:
         if arm[0] not in "+-":
@@ -211,9 +209,7 @@ def page(results: Json) -> Page:
             "p",
             "steps",
         ),
-        rows=[
-            [part, *_cells(found["+" + part]), *_cells(found["-" + part])] for part in parts
-        ],
+        rows=[[part, *_cells(found["+" + part]), *_cells(found["-" + part])] for part in parts],
         table_note=(
             "Difference of the validation losses after the last step with and without the part, in "
             "nats per token (negative: the part lowers the loss), mean over the seeds and 95 % "

@@ -57,7 +57,6 @@ def scale_by_muon(
     optax.GradientTransformation
         See `partition_matrices` for the errors of ``init``.
     """
-
     return partition_matrices(
         "muon",
         rules,

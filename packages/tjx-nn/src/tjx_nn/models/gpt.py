@@ -205,7 +205,11 @@ class GPT(ShardedModule):
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
             x, _, aux_losses = block(
-                block.mix_embeddings(x, embedded), *metadata, window=window, dropout_key=key, drop_tokens=drop_tokens
+                block.mix_embeddings(x, embedded),
+                *metadata,
+                window=window,
+                dropout_key=key,
+                drop_tokens=drop_tokens,
             )
             return x, aux_losses
 
