@@ -133,6 +133,21 @@ def muon(layer: Layer, g: Array, t: int, s: Settings) -> Array:
     return step + layer.decay * layer.weights
 
 
+def dion(layer: Layer, g: Array, t: int, s: Settings) -> Array:
+    """Ahn et al. 2025, algorithm 1."""
+    if not layer.is_matrix:
+        return adamw(layer, g, t, s)
+    rank = max(1, round(s["rank_fraction"] * min(g.shape)))
+    right = layer.state.get("right", np.eye(g.shape[1], rank))
+    buffer = layer.state.get("m", 0.0) + g
+    left, _ = np.linalg.qr(buffer @ right)
+    projected = buffer.T @ left
+    layer.state["m"] = buffer - (1 - s["momentum"]) * left @ projected.T
+    layer.state["right"] = projected / np.linalg.norm(projected, axis=0)
+    step = 0.2 * np.sqrt(g.size / rank) * left @ layer.state["right"].T
+    return step + layer.decay * layer.weights
+
+
 def soap(layer: Layer, g: Array, t: int, s: Settings) -> Array:
     """Vyas et al. 2024, algorithms 3 and 4, with the sorted eigenvectors of the authors' code."""
     if not layer.is_matrix:
@@ -171,6 +186,7 @@ DIRECTIONS = {
     "lion": lion,
     "adafactor": adafactor,
     "muon": muon,
+    "dion": dion,
     "soap": soap,
     "schedule_free_adamw": schedule_free_adamw,
 }

@@ -1,11 +1,17 @@
 """A transformation for the weight matrices of hidden layers, AdamW's for all other parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 from tjx_core import ConfigError, Problem
 from tjx_optim.param_rules import ParameterRules, leaves_by_path, map_with_path
+
+# An orthogonal [in, out] has the root mean square 1 / sqrt(max(in, out)); AdamW's updates have 0.2
+# to 0.4. With this target one learning rate and decay serve both (Liu et al. 2025, section 2.2).
+UPDATE_RMS = 0.2
 
 
 def partition_matrices(
@@ -62,3 +68,25 @@ def partition_matrices(
 
     adamw = optax.scale_by_adam(settings["b1"], settings["b2"], settings["eps"])
     return optax.partition({"matrix": of_matrices, "adamw": adamw}, labels)
+
+
+def map_leaves(function: Callable[..., tuple[Any, ...]], tree: Any, *rest: Any) -> tuple[Any, ...]:
+    """Map a function over trees of one structure that returns a new leaf for each argument.
+
+    Returns
+    -------
+    tuple of pytrees
+        One for each tree, also for trees without leaves.
+
+    Examples
+    --------
+    >>> map_leaves(lambda a, b: (a + b, a - b), {"x": 3}, {"x": 1})
+    ({'x': 4}, {'x': 2})
+    """
+    structure: Any
+    leaves, structure = jax.tree.flatten(tree)
+    columns = [structure.flatten_up_to(other) for other in rest]
+    results = [function(*row) for row in zip(leaves, *columns, strict=True)]
+    return tuple(
+        structure.unflatten([result[n] for result in results]) for n in range(1 + len(rest))
+    )

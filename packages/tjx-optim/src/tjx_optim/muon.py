@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.matrices import partition_matrices
+from tjx_optim.matrices import UPDATE_RMS, partition_matrices
 from tjx_optim.param_rules import ParameterRules
 
 # Maximize the slope at 0: five iterations bring singular values from 1e-3 up to about 1, and all
@@ -30,10 +30,6 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-
-# An orthogonal [in, out] has the root mean square 1 / sqrt(max(in, out)); AdamW's updates have 0.2
-# to 0.4. With this target one learning rate and decay serve both (Liu et al. 2025, section 2.2).
-UPDATE_RMS = 0.2
 
 
 def scale_by_muon(

@@ -3,13 +3,14 @@
 Vyas et al. 2024, "SOAP: Improving and Stabilizing Shampoo using Adam", algorithms 3 and 4.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.matrices import partition_matrices
+from tjx_optim.matrices import map_leaves, partition_matrices
 from tjx_optim.param_rules import ParameterRules
 
 Settings = dict[str, float | bool]
@@ -20,7 +21,7 @@ class SoapState(NamedTuple):
 
     Attributes
     ----------
-    count
+    updates
         Number of updates, an int32 scalar.
     mean
         First moments, like the parameters.
@@ -32,7 +33,7 @@ class SoapState(NamedTuple):
         Their eigenvectors as columns, of about descending eigenvalues.
     """
 
-    count: jax.Array
+    updates: Any
     mean: Any
     square: Any
     left: Any
@@ -65,7 +66,7 @@ def scale_by_soap(settings: Settings, rules: ParameterRules) -> optax.GradientTr
 
 
 def _adam_in_eigenbases(settings: Settings) -> optax.GradientTransformation:
-    def init(params: Any) -> SoapState:
+    def init(params: Any) -> Any:
         def zeros(axis: int | None = None) -> Any:
             def of(p: jax.Array) -> jax.Array:
                 shape = p.shape if axis is None else (*p.shape[:-2], p.shape[axis], p.shape[axis])
@@ -76,15 +77,10 @@ def _adam_in_eigenbases(settings: Settings) -> optax.GradientTransformation:
         count = jnp.zeros((), jnp.int32)
         return SoapState(count, zeros(), zeros(), zeros(-2), zeros(-1), zeros(-2), zeros(-1))
 
-    def update(updates: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
         del params
         count, *trees = state
-        leaves, structure = jax.tree.flatten(updates)
-        columns = [structure.flatten_up_to(tree) for tree in trees]
-        results = [_update(settings, count, *row) for row in zip(leaves, *columns, strict=True)]
-        new, *trees = (
-            structure.unflatten([row[n] for row in results]) for n in range(1 + len(trees))
-        )
+        new, *trees = map_leaves(partial(_update, settings, count), updates, *trees)
         return new, SoapState(optax.safe_increment(count), *trees)
 
     return optax.GradientTransformation(init, update)
