@@ -94,6 +94,10 @@ class TransformerConfig:
     attention_sinks
         Whether each head has a trainable logit, 0 at first, that joins the denominator of the
         softmax (gpt-oss; Xiao et al. 2023, "Attention Sinks").
+    attention_gate
+        Number of first input features of a layer from which the gate of each head's output is
+        computed, 2 * sigmoid(x @ kernel), 1 at first (Qiu et al. 2025, "Gated Attention for Large
+        Language Models"); None has no gate.
     window
         Size of the sliding window of attention in tokens, the token itself included; None is
         unlimited.
@@ -202,6 +206,7 @@ class TransformerConfig:
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     attention_sinks: bool = False
+    attention_gate: int | None = None
     window: int | None = None
     symmetric_window: bool = False
     chunked_window: bool = False
@@ -242,7 +247,7 @@ class TransformerConfig:
         sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
             "window", "global_every", "nope_every", "nope_temperature_length", "mup_base",
-            "mup_base_depth", "remat_every",
+            "mup_base_depth", "remat_every", "attention_gate",
         )  # fmt: skip
         choices = check_choices(
             self,

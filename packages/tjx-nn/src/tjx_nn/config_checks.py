@@ -87,6 +87,11 @@ def _check_heads(config: "TransformerConfig") -> list[Problem]:
                 ("n_head",),
             )
         )
+    if config.attention_gate is not None and config.attention_gate > config.d_model:
+        problems.append(
+            f"attention_gate: got {config.attention_gate}; expected at most {config.d_model}, the "
+            "features of d_model"
+        )
     return problems
 
 
@@ -201,6 +206,11 @@ def _check_latent_and_sparse(config: "TransformerConfig") -> list[Problem]:
                 "of sparse.top_k, whose attention has no sinks; omit it",
                 ("latent.kv_dim", "sparse.top_k"),
             )
+        )
+    if config.attention_gate is not None and (latent or sparse):
+        problems.append(
+            f"attention_gate: got {config.attention_gate}; expected None with latent.kv_dim and "
+            "with an indexer of sparse.top_k, whose attention has no gate; omit it"
         )
     return problems
 

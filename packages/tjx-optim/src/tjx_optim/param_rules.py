@@ -86,7 +86,7 @@ class ParameterRules:
         return 0 if stacked is None else int(stacked[path])
 
     def is_muon_matrix(self, path: str, axes: int) -> bool:
-        """Return whether muon orthogonalizes the update of a parameter of so many axes."""
+        """Return whether muon, dion and soap treat a parameter of so many axes as a matrix."""
         if "muon_mask" in self.given:
             return bool(self.given["muon_mask"][path])
         return is_hidden_matrix(path, axes - self.stack_axes(path))

@@ -36,6 +36,9 @@ class GPTConfig(TransformerConfig, Presets):
         et al. 2017, section 3.4).
     embedding_scale
         Factor of token embeddings, sqrt(d_model) in Gemma; None is 1.
+    embedding_skip
+        Whether the input of each block is a * x + b * e with the residual stream x, its value e
+        before the first block, and trainable a and b, 1 and 0 at first (speed runs of GPT-2, 2024).
     tokenizer_size
         Number of ids of the tokenizer. Ids from here to vocab_size have probability 0 in loss,
         logits and samples. None is vocab_size.
@@ -63,6 +66,7 @@ class GPTConfig(TransformerConfig, Presets):
     vocab_multiple: int = 1
     scale_embeddings: bool = True
     embedding_scale: float | None = None
+    embedding_skip: bool = False
     tokenizer_size: int | None = None
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
@@ -90,6 +94,26 @@ class GPTConfig(TransformerConfig, Presets):
                 Problem("logit_scale", f"got {self.logit_scale!r}; expected a positive number")
             )
         return problems
+
+    def pipeline_problems(self, stages: int) -> list[str]:
+        """Return why the blocks cannot be split into equal pipeline stages, if they cannot.
+
+        Parameters
+        ----------
+        stages
+            Number of stages.
+
+        Returns
+        -------
+        list of str
+            A line for each reason; empty if the blocks can be split.
+        """
+        if self.embedding_skip:
+            return [
+                "embedding_skip: got True; expected False, as later pipeline stages do not receive "
+                "the embeddings"
+            ]
+        return super().pipeline_problems(stages)
 
     @property
     def vocab_rows(self) -> int:
