@@ -89,8 +89,12 @@ def _check_heads(config: "TransformerConfig") -> list[Problem]:
         )
     if config.attention_gate is not None and config.attention_gate > config.d_model:
         problems.append(
-            f"attention_gate: got {config.attention_gate}; expected at most {config.d_model}, the "
-            "features of d_model"
+            Problem(
+                "attention_gate",
+                f"got {config.attention_gate}; expected at most {config.d_model}, the features of "
+                "d_model; use 12",
+                ("d_model",),
+            )
         )
     return problems
 
@@ -209,8 +213,12 @@ def _check_latent_and_sparse(config: "TransformerConfig") -> list[Problem]:
         )
     if config.attention_gate is not None and (latent or sparse):
         problems.append(
-            f"attention_gate: got {config.attention_gate}; expected None with latent.kv_dim and "
-            "with an indexer of sparse.top_k, whose attention has no gate; omit it"
+            Problem(
+                "attention_gate",
+                f"got {config.attention_gate}; expected None with latent.kv_dim and with an "
+                "indexer of sparse.top_k, whose attention has no gate; omit it",
+                ("latent.kv_dim", "sparse.top_k"),
+            )
         )
     return problems
 
