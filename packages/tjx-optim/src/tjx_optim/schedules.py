@@ -167,4 +167,9 @@ def make_schedule(
         factor = SCHEDULES[config.name](config, steps)
     if steps.warmup > 0:
         factor = optax.join_schedules([_warm_up(config, steps.warmup), factor], [steps.warmup])
-    return lambda step: learning_rate * factor(step)
+
+    def rate(step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        value: jax.typing.ArrayLike = learning_rate * factor(step)
+        return value
+
+    return rate
