@@ -180,7 +180,9 @@ def test_blocks_read_the_embeddings(tiny: GPTConfig, make: Callable[..., Params]
     params = make(config)
     blocks = params["blocks"]
     for sublayer, name in (("attention", "out"), ("mlp", "down")):  # their outputs are 0
-        blocks[sublayer][name] = jax.tree.map(np.zeros_like, jax.device_get(blocks[sublayer][name]))
+        blocks[sublayer][name] = jax.device_put(
+            jax.tree.map(np.zeros_like, jax.device_get(blocks[sublayer][name]))
+        )
 
     @jax.jit
     def streams(params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
