@@ -20,8 +20,8 @@ ELEMENTARY = {
     tjx_ckpt: "save_tree",
     tjx_data: "TokenLoader.from_tokens",
     tjx_kernels: "flash_attention linear_cross_entropy",
-    tjx_nn: "Attention Block LayerNorm Linear MLP RMSNorm SwiGLU apply_rope cross_entropy gelu_erf "
-    "gelu_tanh info_nce sample",
+    tjx_nn: "Attention Block LayerNorm Linear MLP RMSNorm SwiGLU apply_rope cross_entropy "
+    "from_params gelu_erf gelu_tanh info_nce sample",
     tjx_optim: "global_norm make_schedule",
 }
 PIECES = [

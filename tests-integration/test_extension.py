@@ -41,10 +41,10 @@ def test_example_trains_and_evaluates_by_the_command_lines(tmp_path: Path) -> No
     assert f"{entropy:.4f}" in evaluated.stdout
 
 
-# A model of the example's Hugging Face family is saved and loaded; its flag names the corpus.
+# A model of the example's Hugging Face family is saved and loaded; flags name corpus, environment.
 SAVE_LOAD_AND_READ = """
 import json, pathlib, sys
-import jax, numpy as np
+import jax, numpy as np, tjx_rl
 from tjx_data import load_corpus
 from tjx_nn import GPTConfig, hf, init
 from tjx_trainer.cli.arguments import resolve
@@ -68,10 +68,14 @@ assert loaded[0] == config, loaded[0]
 jax.tree.map(np.testing.assert_array_equal, loaded[1], params)
 of_corpus = resolve(["--data.corpus", "example_extension.corpus"])
 assert list(load_corpus(of_corpus.data.corpus))[101] == "1+1=2"
+words = "--task grpo --train.init_from x --rl.environment example_extension.environment"
+name = resolve([*words.split(), "--data.path", "examples.jsonl"]).rl.environment
+episode = tjx_rl.registered_environments[name]("A number?", "7")
+assert [episode.step(x) for x in ("5", "7")] == [(" too small: ", 0.0), (None, 0.5)]
 """
 
 
-def test_corpus_and_hugging_face_family_of_the_example(tmp_path: Path) -> None:
+def test_corpus_environment_and_hugging_face_family_of_the_example(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SAVE_LOAD_AND_READ, str(tmp_path / "saved")],
         env=clean_environment(tmp_path), capture_output=True, text=True, check=False,

@@ -88,6 +88,98 @@ def test_private_jax_is_imported_for_its_coordination_service_only() -> None:
     assert found == {("multihost.py", *module), ("consistency.py", *module)}
 
 
+# State of a process at module level: what `register` functions add to, and two that belong to the
+# process itself.
+MODULE_STATE = {
+    *(("tjx_optim.registry", name) for name in ("registered_optimizers", "registered_schedules")),
+    ("tjx_metrics.trackers.registration", "registered_trackers"),
+    ("tjx_metrics.metrics.registration", "registered_metrics"),
+    ("tjx_kernels.attention.registry", "REGISTRY"),
+    ("tjx_nn.hf.families", "_REGISTERED"),
+    ("tjx_nn.registry", "registered_models"),
+    ("tjx_data.corpora.registry", "CORPORA"),
+    ("tjx_rl.environments", "registered_environments"),
+    ("tjx_trainer.extensions", "registered_tasks"),
+    # The number of a collective call, part of its name in JAX's coordination service.
+    ("tjx_parallel.multiprocess.exchange", "_calls"),
+    # The pipe to the process that started this one.
+    ("tjx_trainer.runtime.supervisor_client", "_words"),
+}
+MUTATORS = {
+    *("append", "add", "update", "setdefault", "pop", "clear", "extend", "insert", "remove"),
+    *("discard", "popitem", "appendleft"),
+}
+
+
+def changed_globals(tree: ast.Module, module: str) -> set[tuple[str, str]]:
+    """Return the module-level names, as (module, name), that a module changes after its start."""
+    home: dict[str, tuple[str, str]] = {}
+    node: ast.AST
+    for node in tree.body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        home |= {each.id: (module, each.id) for each in targets if isinstance(each, ast.Name)}
+        if isinstance(node, ast.ImportFrom):
+            home |= {
+                each.asname or each.name: (node.module or "", each.name) for each in node.names
+            }
+    names: set[str] = set()
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        own = {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)} | {
+            each.id
+            for each in ast.walk(function)
+            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+        }
+        declared: set[str] = set()
+        changed: set[str] = set()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Global):
+                declared |= set(node.names)
+            elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(
+                node.ctx, ast.Load
+            ):
+                changed |= {node.value.id} if isinstance(node.value, ast.Name) else set()
+            elif isinstance(node, ast.Call):
+                method = node.func
+                if isinstance(method, ast.Attribute) and method.attr in MUTATORS:
+                    changed |= {method.value.id} if isinstance(method.value, ast.Name) else set()
+                elif isinstance(method, ast.Name) and method.id == "next":
+                    changed |= {each.id for each in node.args[:1] if isinstance(each, ast.Name)}
+        names |= declared | (changed - own)
+    return {home[name] for name in names & home.keys()}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("x = {}\ndef f():\n    x[1] = 2", {"x"}),
+        ("x = []\ndef f():\n    x.append(2)", {"x"}),
+        ("x = 0\ndef f():\n    global x\n    x = 1", {"x"}),
+        ("import itertools\nx = itertools.count()\ndef f():\n    return next(x)", {"x"}),
+        ("x = []\ndef f():\n    x = []\n    x.append(2)", set()),
+        ("x = {1: 2}\nx[3] = 4\ndef f():\n    return x[1]", set()),
+    ],
+)
+def test_changes_of_globals_are_found(source: str, names: set[str]) -> None:
+    assert changed_globals(ast.parse(source), "m") == {("m", name) for name in names}
+
+
+def test_the_state_of_modules_is_registries_and_that_of_the_process() -> None:
+    found = {
+        place
+        for project in PROJECTS
+        for file in (project / "src").rglob("*.py")
+        for place in changed_globals(
+            ast.parse(file.read_text()),
+            ".".join(file.relative_to(project / "src").with_suffix("").parts).removesuffix(
+                ".__init__"
+            ),
+        )
+    }
+    assert found == MODULE_STATE
+
+
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
 def test_declared_dependencies_match_imports(project: Path) -> None:
     metadata = tomllib.loads((project / "pyproject.toml").read_text())["project"]

@@ -29,11 +29,13 @@ def test_the_pattern_finds_a_phrase() -> None:
 def test_no_phrase_is_used() -> None:
     files = [
         *ROOT.glob("*.md"),
-        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("packages/*/*.md"),
         *ROOT.glob("apps/*/*.md"),
         *ROOT.glob("packages/*/src/**/*.py"),
         *ROOT.glob("apps/*/src/**/*.py"),
+        *ROOT.glob("examples/**/*.py"),
+        *ROOT.glob("tools/**/*.py"),
     ]
     assert len(files) > 100
     used = [

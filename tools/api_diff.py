@@ -65,7 +65,7 @@ def _exports(module: griffe.Module, prefix: str) -> Iterator[tuple[str, griffe.O
 
 
 def _exported_names(module: griffe.Module) -> list[str]:
-    """Return the names of ``__all__``, or those that a stub or module re-exports as themselves."""
+    """Return the names of ``__all__``, or the names that a stub or module re-exports."""
     file = cast(Path, module.filepath)
     stub = file.with_suffix(".pyi")
     tree = ast.parse((stub if stub.exists() else file).read_text())

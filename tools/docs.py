@@ -88,7 +88,7 @@ def inputs_digest() -> str:
     """Return the SHA-256 of what the site depends on.
 
     These are the names of the repository's files, since pages link to them, and the contents of
-    those that `SOURCES` names.
+    files that `SOURCES` names.
     """
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
     names = {

@@ -1,6 +1,6 @@
 """Run the notebooks of docs/notebooks and store their outputs in them.
 
-`./pants run tools/notebooks.py` runs all, or those that it is given. Cells run in this process in
+`./pants run tools/notebooks.py` runs all, or the given ones. Cells run in this process in
 order, without a Jupyter kernel; what a cell prints and the figures of pyplot that it makes are its
 outputs. A test runs the notebooks again and compares the outputs.
 """

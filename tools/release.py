@@ -115,7 +115,7 @@ def release_changelog(text: str, version: str, date: datetime.date) -> str:
 
 
 def raise_bounds(projects: dict[str, Project], name: str, version: str) -> list[Project]:
-    """Make every dependent of a package accept its new version; return those that changed.
+    """Make every dependent of a package accept its new version; return the changed ones.
 
     A bound such as ``~=0.2.0`` excludes 0.3.0: dependents of that version need a release too.
     """

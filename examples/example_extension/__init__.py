@@ -3,6 +3,7 @@
 from example_extension import (
     attention,
     corpus,
+    environment,
     hf_family,
     metric,
     model,
@@ -15,6 +16,7 @@ from example_extension import (
 __all__ = [
     "attention",
     "corpus",
+    "environment",
     "hf_family",
     "metric",
     "model",

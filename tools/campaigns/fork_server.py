@@ -79,7 +79,7 @@ class ForkServer:
     Parameters
     ----------
     environment
-        All variables of the server: those that modules read while they are imported.
+        All variables of the server: variables that modules read while they are imported.
     modules
         The modules to import.
     """

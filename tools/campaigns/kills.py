@@ -14,7 +14,6 @@ import argparse
 import collections
 import concurrent.futures
 import datetime
-import json
 import os
 import platform
 import random
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from campaigns.meshes import Mesh, start
-from campaigns.outcome import Outcome, describe_difference, outcome
+from campaigns.outcome import Outcome, conclude, describe_difference, outcome
 from campaigns.tiny_run import (
     TINY,
     Flags,
@@ -320,15 +319,7 @@ def main() -> int:
     campaign = Campaign(references, seed=options.seed, kills=options.kills, folder=folder)
     found = campaign.run(options.workers)
     results = report(found, options=options, seconds=time.monotonic() - begin)
-    text = json.dumps(results, indent=2) + "\n"
-    print(text, end="")
-    if options.output is not None:
-        options.output.write_text(text)
-    if found.failures:
-        print(f"failed runs are in {folder}", file=sys.stderr)
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    return conclude(results, folder, failed=bool(found.failures), output=options.output)
 
 
 if __name__ == "__main__":

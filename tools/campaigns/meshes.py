@@ -10,11 +10,9 @@ checkpoint and every logged number of training must equal those of the first mes
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import random
-import shutil
 import socket
 import sys
 import tempfile
@@ -24,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from campaigns.outcome import Outcome, describe_difference, outcome
+from campaigns.outcome import Outcome, conclude, describe_difference, outcome
 from campaigns.tiny_run import (
     TINY,
     Flags,
@@ -207,15 +205,7 @@ def main() -> int:
     sequences = range(options.first, options.first + options.sequences)
     found = campaign(run, meshes, seed=options.seed, sequences=sequences)
     results = report(found, options=options, seconds=time.monotonic() - begin)
-    text = json.dumps(results, indent=2) + "\n"
-    print(text, end="")
-    if options.output is not None:
-        options.output.write_text(text)
-    if found.failures:
-        print(f"runs are in {folder}", file=sys.stderr)
-        return 1
-    shutil.rmtree(folder)
-    return 0
+    return conclude(results, folder, failed=bool(found.failures), output=options.output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import functools
 import hashlib
 import json
 import re
+import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,22 @@ def _abstract_of(_config: str, run_dir: Path) -> Any:
 def _digest(leaf: np.ndarray) -> str:
     head = f"{leaf.dtype} {leaf.shape} ".encode()
     return hashlib.sha256(head + np.ascontiguousarray(leaf).tobytes()).hexdigest()
+
+
+def conclude(results: Any, folder: Path, *, failed: bool, output: Path | None) -> int:
+    """Print and write the results of a campaign; delete its folder, unless it failed.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    text = json.dumps(results, indent=2) + "\n"
+    print(text, end="")
+    if output is not None:
+        output.write_text(text)
+    if failed:
+        print(f"runs are in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0

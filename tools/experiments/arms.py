@@ -98,6 +98,51 @@ def paired_p_value(less: Sequence[float], more: Sequence[float]) -> float:
     return float(np.mean(sums <= differences.sum() + 1e-12))
 
 
+def two_sided_p_value(differences: Sequence[float]) -> float:
+    """Return the two-sided p-value of paired differences by the sign-flip test.
+
+    Twice the smaller one-sided p-value, at most 1; 1 if a value is not finite.
+
+    Examples
+    --------
+    >>> two_sided_p_value([-0.5, -0.5, -0.1])
+    0.25
+    """
+    zeros = [0.0] * len(differences)
+    one_sided = min(paired_p_value(differences, zeros), paired_p_value(zeros, differences))
+    return min(1.0, 2 * one_sided)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for the number of tests (Holm 1979).
+
+    Examples
+    --------
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of values (Efron 1979).
+
+    10,000 resamples with a fixed seed; NaN if a value is not finite.
+
+    Examples
+    --------
+    >>> bootstrap_interval([1.0, 1.0, 1.0])
+    (1.0, 1.0)
+    """
+    drawn = np.random.default_rng(0).choice(np.array(values), (10_000, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
 def curve(outcomes: Sequence[Outcome], metric: str) -> tuple[Numbers, Numbers, Numbers]:
     """Return the steps common to all runs, and mean and standard deviation of a metric there."""
     records = [dict(outcome.curves.get(metric, ())) for outcome in outcomes]

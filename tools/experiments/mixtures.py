@@ -41,7 +41,7 @@ SMOKE: Flags = {
     "train.max_steps": 4, "train.eval_every": 2, "train.eval_tokens": 2000, "model.n_layer": 1,
     "data.holdout": "documents",
 }  # fmt: skip
-# The smallest source first; the last is the one that the curriculum ends with.
+# The smallest source first; the curriculum ends with the last.
 SOURCES = ("names.txt", "shakespeare.txt", "tinystories_2M.txt", "books/war_and_peace.txt")
 SMOKE_SOURCES = ("tiny-chat", "python-docs")
 BY_SIZE, TEMPERATURE, EQUAL = "by size", "T = 3.3", "equal"

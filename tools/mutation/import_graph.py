@@ -47,7 +47,7 @@ class ImportGraph:
         )
 
     def source_files(self) -> list[Path]:
-        """Return the modules of packages and apps, without those that only re-export."""
+        """Return the modules of packages and apps that do not only re-export."""
         tests = set(self.test_files)
         return sorted(
             file

@@ -109,7 +109,7 @@ def test_onnx_with_any_batch_and_length_computes_other_shapes(
     assert onnx.export_onnx(model, tmp_path, batch=None, length=None) < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert session.get_inputs()[0].shape == ["batch", "length"]
-    for batch, length in ((2, 1), (1, 13)):  # others than those that the export checks
+    for batch, length in ((2, 1), (1, 13)):  # the export checks others
         inputs: dict[str, Any] = onnx.example_inputs(config, batch, length)
         (found,) = session.run(None, inputs)
         with jax.transfer_guard("allow"):

@@ -98,7 +98,7 @@ def test_a_rejected_value_does_not_hide_other_problems() -> None:
     with pytest.raises(ConfigError) as caught:
         assemble({"model.dropout": 2.0, "model.max_seq_len": 8, "data.seq_len": 9})
     first, second = map(str, caught.value.problems)
-    assert first.startswith("model: dropout")
+    assert first.startswith("model.dropout: got 2.0; expected")
     assert second.startswith("data.seq_len: got 9")
 
 

@@ -81,6 +81,8 @@ def test_errors_name_the_known_names_and_the_register_function(
     assert f"task: got 'outside.empty'; {expected}" in said
     assert "register_task" in said
     assert "did you mean sorting?" in problems("--task", "sortin")
+    with pytest.raises(ValueError, match=r"name: got 'sft'; expected a name that is not built in"):
+        register_task("sft", lambda config, _: (config, None))
     said = problems("--task", "outsid.task")
     assert "--task: got outsid.task; expected a module that can be imported (No module" in said
     for flag, register in {

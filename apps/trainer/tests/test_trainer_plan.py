@@ -242,7 +242,10 @@ def test_more_devices_are_advised_where_the_state_is_too_large() -> None:
         (["--chip=a100", "--chip=h100"], "--chip: given twice"),
         (["--compute_efficiency=50"], "--compute_efficiency: got 50; expected a fraction"),
         (["--model.n_layers=3"], "did you mean --model.n_layer?"),
-        (["--mesh.fsdp=2", "--chips=3"], "--chips 3: mesh fsdp=2 needs a multiple of 2 devices"),
+        (
+            ["--mesh.fsdp=2", "--chips=3"],
+            "--chips 3: mesh: got fsdp=2, which needs a multiple",
+        ),
     ],
 )
 def test_mistakes_end_with_code_2(

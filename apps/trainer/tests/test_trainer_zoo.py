@@ -31,6 +31,7 @@ ZOO: dict[str, Flags] = {
     "parallel blocks, scaled layers, soft caps": {
         "model.parallel_block": "true", "model.layer_scale": 0.1, "model.logit_soft_cap": 30,
         "model.attention_soft_cap": 50, "model.remat": "full", "model.scan_layers": "false",
+        "model.attention_gate": 12, "model.embedding_skip": "true",
     },
     "bert": {"config": "bert_base", "train.precision": "fp32", "model.d_ff": 64},
     "local and global attention on both sides": {
@@ -98,7 +99,7 @@ def test_every_model_trains_on_a_mesh_as_on_one_device(
         ("--mesh.reduce_dtype bfloat16 --train.precision fp32", "give --train.precision bf16"),
         ("--mesh.stage 2 --train.precision fp8", "give --mesh.stage 1 or --train.precision bf16"),
         ("--model.float8 true", "model.float8: got True; expected False"),
-        ("--mesh.rules mlp=node", "'mlp=node' is no row such as"),
+        ("--mesh.rules mlp=node", "got 'mlp=node'; expected a row such as"),
     ],
 )
 def test_what_a_mesh_does_not_divide_is_reported_with_both_numbers(words: str, told: str) -> None:

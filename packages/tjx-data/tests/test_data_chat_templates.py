@@ -23,7 +23,7 @@ from tjx_data import (
     encode_conversation,
     find_template,
 )
-from tjx_data.conversations import template as template_module
+from tjx_data.conversations import template_program
 from tjx_data.conversations.viewer import format_conversation
 
 FOLDER = Path(__file__).parent / "golden"
@@ -103,7 +103,7 @@ def test_template_that_rewrites_earlier_messages_is_refused_for_all_turns() -> N
 def test_templates_cannot_read_files_or_run_code(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(template_module, "MAX_RENDERED_CHARACTERS", 1 << 20)
+    monkeypatch.setattr(template_program, "MAX_RENDERED_CHARACTERS", 1 << 20)
     with pytest.raises(ValueError, match="template"):
         ChatTemplate(source).render(CHAT)
 

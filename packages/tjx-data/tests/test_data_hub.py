@@ -23,9 +23,10 @@ from tjx_data import (
     read_index,
 )
 from tjx_data.corpora import hub
+from tjx_data.corpora.corpus_kinds import DownloadCorpus, HubCorpus
 from tjx_data.corpora.documents import Malformed
 from tjx_data.corpora.registration import _BUILT_IN
-from tjx_data.corpora.registry import DownloadCorpus, HubCorpus, corpus_source, join_wikitext
+from tjx_data.corpora.registry import corpus_source, join_wikitext
 
 REVISION, ANOTHER = "0" * 40, "1" * 40
 

@@ -113,15 +113,15 @@ def test_files_are_written_for_small_and_large_models(tmp_path: Path) -> None:
 def test_invalid_weights_are_errors(tmp_path: Path) -> None:
     good = causal(1, 1, 3, 3)
     for bad in (good[0], causal(1, 1, 3, 3)[:, :, :, :2], np.zeros((1, 0, 3, 3))):
-        with pytest.raises(ValueError, match=r"must be \[layers, heads, queries, keys\]"):
+        with pytest.raises(ValueError, match=r"expected \[layers, heads, queries, keys\]"):
             attention_distances(bad)
     for bad in (-good, np.where(good > 0, good, np.nan)):
-        with pytest.raises(ValueError, match="must be finite and at least 0"):
+        with pytest.raises(ValueError, match="expected softmax weights"):
             plot_attention_maps(bad, None, tmp_path / "a.png")
-    with pytest.raises(ValueError, match="2 tokens for 3 keys"):
+    with pytest.raises(ValueError, match="tokens: got 2; expected 3"):
         plot_attention_maps(good, ["a", "b"], tmp_path / "a.png")
-    with pytest.raises(ValueError, match="must be between 0 and 1"):
+    with pytest.raises(ValueError, match="values outside of"):
         plot_attention_distances(good[0] * 5, tmp_path / "a.png")
-    with pytest.raises(ValueError, match="must end in one of png, pdf, svg"):
+    with pytest.raises(ValueError, match="expected an ending of png, pdf, svg"):
         plot_attention_maps(good, None, tmp_path / "a.gif")
     assert not list(tmp_path.iterdir())

@@ -113,7 +113,7 @@ def test_records_are_delivered_in_order() -> None:
 
 def test_invalid_metrics_raise_in_the_caller() -> None:
     tracker = background(Memory())
-    with pytest.raises(ValueError, match="must be a single real number"):
+    with pytest.raises(ValueError, match="expected a single real number"):
         tracker.log({"x": np.zeros(2)}, step=1)
     tracker.finish()
 

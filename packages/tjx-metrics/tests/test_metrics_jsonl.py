@@ -26,7 +26,7 @@ from tjx_metrics import (
     Tracker,
     read_metrics,
 )
-from tjx_metrics.trackers import jsonl
+from tjx_metrics.trackers import jsonl_file
 
 
 def run(path: Path, first: int, last: int, resume_step: int | None) -> None:
@@ -236,7 +236,7 @@ def test_histograms_and_texts_round_trip(tmp_path: Path) -> None:
 def test_invalid_histograms_are_errors(tmp_path: Path, counts: Any, edges: Any) -> None:
     tracker = JsonlTracker(tmp_path / "m.jsonl")
     wrong = Histogram(np.array(counts), np.array(edges))
-    with pytest.raises(ValueError, match=r"histogram h has counts of .*: must be"):
+    with pytest.raises(ValueError, match=r"histogram h: got counts of .*; expected"):
         tracker.log_histograms({"h": wrong}, step=1)
     tracker.finish()
     assert (tmp_path / "m.jsonl").read_text() == ""
@@ -253,7 +253,7 @@ def test_a_long_file_is_truncated_from_its_end(
         file.seek(hole)
         file.write(b"\n" + "".join(lines).encode() + b'{"step": 2000, "x"')
     seen = 0
-    read = jsonl._reversed_lines
+    read = jsonl_file._reversed_lines
 
     def counted(*arguments: Any) -> Any:
         nonlocal seen
@@ -261,7 +261,7 @@ def test_a_long_file_is_truncated_from_its_end(
             seen += len(line)
             yield place, line
 
-    monkeypatch.setattr(jsonl, "_reversed_lines", counted)
+    monkeypatch.setattr(jsonl_file, "_reversed_lines", counted)
     JsonlTracker(path, resume_step=1700).finish()
     kept = "".join(lines[:3402])
     assert path.stat().st_size == hole + 1 + len(kept)
@@ -330,7 +330,7 @@ def test_lost_lines_are_an_error_at_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metrics", [{"step": 1.0}, {"x": np.zeros(2)}, {"x": np.array(1j)}])
 def test_invalid_metrics_are_errors_and_write_nothing(tmp_path: Path, metrics: Any) -> None:
     tracker = JsonlTracker(tmp_path / "m.jsonl")
-    with pytest.raises(ValueError, match=r"called 'step'|must be a single real number"):
+    with pytest.raises(ValueError, match=r"name 'step'|expected a single real number"):
         tracker.log(metrics, step=1)
     tracker.finish()
     assert (tmp_path / "m.jsonl").read_text() == ""

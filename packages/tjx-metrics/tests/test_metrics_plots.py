@@ -74,9 +74,9 @@ def test_runs_with_nan_or_incomplete_lines_are_plotted(tmp_path: Path) -> None:
 
 def test_plotting_errors_are_reported(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", [3.0], {})
-    with pytest.raises(ValueError, match="must end in one of png, pdf, svg"):
+    with pytest.raises(ValueError, match="expected an ending of png, pdf, svg"):
         plot_loss(path, tmp_path / "loss.bmp")
-    with pytest.raises(ValueError, match="1 runs and 2 labels"):
+    with pytest.raises(ValueError, match="labels: got 2 for 1 runs"):
         plot_loss(path, tmp_path / "loss.png", labels=["a", "b"])
     (tmp_path / "other.jsonl").write_text('{"step": 1, "x": 2.0}\n')
     with pytest.raises(ValueError, match="neither train/loss nor eval/loss"):

@@ -246,8 +246,11 @@ MISTAKES = [
     (["compare", "{tmp}/damaged"], "metrics.jsonl, line 1: got no JSON object"),
     (["plot", "{tmp}/run", "--metric", "train/los"], "no metric 'train/los'; nearest: train/loss"),
     (["plot", "{tmp}/run", "--x", "tokens"], "which the axis tokens needs: choose steps"),
-    (["compare", "{tmp}/run", "--out", "a.gif"], "--out a.gif: must end in one of png, pdf, svg"),
-    (["report", "{tmp}/run", "--out", "a.png"], "--out a.png: must end in .html"),
+    (
+        ["compare", "{tmp}/run", "--out", "a.gif"],
+        "--out: got a.gif; expected an ending of png, pdf",
+    ),
+    (["report", "{tmp}/run", "--out", "a.png"], "--out: got a.png; expected an ending of .html"),
     (["report", "{tmp}/torn"], "metrics.summary.json is no JSON"),
 ]
 

@@ -49,13 +49,15 @@ def test_blocks_without_rotary_embeddings_have_no_window() -> None:
         GPTConfig(**rotary, nope_every=2, window=64)
 
 
-def test_latent_and_sparse_attention_have_no_sinks() -> None:
+def test_latent_and_sparse_attention_have_no_sinks_or_gates() -> None:
     others: list[dict[str, Any]] = [
         {"latent": LatentConfig(kv_dim=8)}, {"sparse": SparseConfig(top_k=4)}
     ]  # fmt: skip
     for fields in others:
         with pytest.raises(ValueError, match="attention_sinks: got True; expected False"):
             GPTConfig(**fields, attention_sinks=True)
+        with pytest.raises(ValueError, match="attention_gate: got 4; expected None"):
+            GPTConfig(**fields, attention_gate=4)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,8 @@ def test_latent_and_sparse_attention_have_no_sinks() -> None:
             {"chunked_window": True, "window": 4, "sparse": SparseConfig(top_k=2, indexer=False)},
             "chunked_window: got True; expected False",
         ),
+        ({"attention_gate": 769}, "attention_gate: got 769; expected at most 768"),
+        ({"attention_gate": 0}, "attention_gate: got 0; expected"),
         ({"nope_temperature": 0.1}, "nope_temperature: got 0.1 with nope_every None"),
         ({"nope_temperature": -1.0}, "nope_temperature: got -1.0; expected at least 0"),
         ({"qk_norm_position": "after_rope"}, "qk_norm_position: got 'after_rope'"),

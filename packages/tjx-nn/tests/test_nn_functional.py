@@ -1,6 +1,7 @@
 """Parameters as plain dicts: paths, logical axes, validation, initial values, registry."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import tjx_nn
-from tjx_nn import GPTConfig, bind, init, logical_axes, stack_axes
+from tjx_nn import GPTConfig, bind, from_params, init, logical_axes, stack_axes
 from tjx_nn.binding import Params, param_shapes
 from tjx_nn.layout import Axes, Layout
 
@@ -257,6 +258,27 @@ def test_registered_models_and_subclasses_of_configurations() -> None:
         tjx_nn.register(ToyConfig, nnx.Linear)
     with pytest.raises(ValueError, match="not hashable"):
         tjx_nn.register(dict, Toy)
+
+
+def test_layers_with_given_weights() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"gate": (8, 16), "up": (8, 16), "down": (16, 8)}
+    weights = {
+        name: {"kernel": rng.normal(size=shape).astype("f")} for name, shape in shapes.items()
+    }
+    config = tjx_nn.TransformerConfig(d_model=8, n_head=2, activation="swiglu", bias=False)
+    make = functools.partial(tjx_nn.SwiGLU, config, d_ff=16)
+    x = rng.normal(size=(1, 3, 8)).astype("f")
+    apply = jax.jit(lambda w, x: from_params(lambda rngs: make(rngs=rngs), w)(x))
+    out = jax.device_get(apply(*jax.device_put((weights, x))))
+    gate, up, down = (weights[name]["kernel"].astype("d") for name in shapes)
+    expected = ((x @ gate) / (1 + np.exp(-x @ gate)) * (x @ up)) @ down
+    np.testing.assert_allclose(out, expected, rtol=1e-4)
+    wrong = {"gate": weights["down"], "up": weights["up"], "dwn": weights["down"]}
+    with pytest.raises(ValueError, match=r"params down\.kernel: got none; expected") as caught:
+        from_params(lambda rngs: make(rngs=rngs), wrong)
+    assert "params gate.kernel: got (16, 8); expected (8, 16)" in str(caught.value)
+    assert "params dwn.kernel: got (16, 8); expected no such parameter" in str(caught.value)
 
 
 def test_flax_metadata_has_the_logical_axes(tiny: GPTConfig) -> None:

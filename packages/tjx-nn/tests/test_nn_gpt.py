@@ -175,6 +175,30 @@ def test_embeddings_are_scaled_to_sinusoids(tiny: GPTConfig, params: Params) -> 
     np.testing.assert_array_equal(*(stream(c, params, tokens) for c in (tiny, learned)))
 
 
+def test_blocks_read_the_embeddings(tiny: GPTConfig, make: Callable[..., Params]) -> None:
+    config = dataclasses.replace(tiny, n_layer=3, embedding_skip=True)
+    params = make(config)
+    blocks = params["blocks"]
+    for sublayer, name in (("attention", "out"), ("mlp", "down")):  # their outputs are 0
+        blocks[sublayer][name] = jax.device_put(
+            jax.tree.map(np.zeros_like, jax.device_get(blocks[sublayer][name]))
+        )
+
+    @jax.jit
+    def streams(params: Params, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = bind(config, params)
+        first = model.embed_tokens(tokens)
+        return first, model.run_blocks(first, tokens)[0]
+
+    tokens = jax.device_put(np.array([[3, 5, 3]], np.int32))
+    first, last = jax.device_get(streams(params, tokens))
+    expected = first
+    for a, b in jax.device_get(blocks["skip_scale"]):
+        expected = a * expected + b * first
+    np.testing.assert_allclose(last, expected, rtol=1e-5)
+    assert "embedding_skip: got True" in config.pipeline_problems(3)[0]
+
+
 def test_check_ids_raises_inside_jit(
     tiny: GPTConfig, params: Params, run: Callable[..., np.ndarray]
 ) -> None:

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 from typing import Any
 
+import attention_layers
 import jax
 import numpy as np
 import pytest
+from attention_layers import T, abstract, at, decode
 from flax import nnx
 
-from tjx_nn import GPTConfig, LatentAttention, LatentConfig, RopeConfig, count_params
+from tjx_nn import GPTConfig, LatentConfig, RopeConfig, count_params
 from tjx_nn.attention.kv_cache import KVCache
 from tjx_nn.binding import Params
 from tjx_nn.inputs import TokenMetadata
@@ -24,22 +26,8 @@ RICH = dataclasses.replace(
     TINY, positions="alibi", attention_soft_cap=2.0, norm="rmsnorm", mup_base=6,
     latent=dataclasses.replace(TINY.latent, q_dim=8),
 )  # fmt: skip
-T = 10
-
-
-@functools.cache
-def abstract(config: GPTConfig) -> tuple[Any, Any]:
-    with jax.transfer_guard("allow"):
-        return nnx.split(nnx.eval_shape(lambda: LatentAttention(config, rngs=nnx.Rngs(0))))
-
-
-def make_params(config: GPTConfig, seed: int = 0) -> Params:
-    rng = np.random.default_rng(seed)
-    shapes: Params = nnx.to_pure_dict(abstract(config)[1])
-    params: Params = jax.tree.map(
-        lambda p: (0.5 * rng.standard_normal(p.shape)).astype(np.float32), shapes
-    )
-    return params
+make_params = functools.partial(attention_layers.make_params, scale=0.5)
+inputs = functools.partial(attention_layers.inputs, features=12)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "window"))
@@ -53,31 +41,6 @@ def apply(
     layer = nnx.merge(abstract(config)[0], params)
     result: tuple[jax.Array, KVCache] = layer(x, *metadata, window=window)[:2]
     return result
-
-
-@functools.partial(jax.jit, static_argnames=("config", "window"))
-def decode(
-    config: GPTConfig,
-    params: Params,
-    x: jax.Array,
-    cache: KVCache,
-    metadata: TokenMetadata,
-    window: int | None = None,
-) -> tuple[jax.Array, KVCache]:
-    layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, metadata.positions, window=window)
-    return result
-
-
-def inputs(batch: int = 2, tokens: int = T, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((batch, tokens, 12)).astype(np.float32)
-
-
-def at(batch: int = 2, start: int = 0, stop: int = T) -> TokenMetadata:
-    """Tokens of consecutive positions."""
-    return TokenMetadata(
-        jax.device_put(np.tile(np.arange(start, stop, dtype=np.int32), (batch, 1)))
-    )
 
 
 def turned(x: np.ndarray, base: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Layers against their definitions."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -188,3 +189,25 @@ def test_grouped_query_attention_equals_repeated_keys_and_values() -> None:
 
     found, expected = jax.device_get(outputs(shared, jax.device_put(normal(2, 7, 16))))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_head_gates_are_sigmoids_of_the_first_features() -> None:
+    config = GPTConfig(n_head=4, d_model=16, attention_gate=3, bias=False)
+    plain_config = dataclasses.replace(config, attention_gate=None)
+    gated = make(lambda: Attention(config, rngs=nnx.Rngs(0)))
+    plain = make(lambda: Attention(plain_config, rngs=nnx.Rngs(0)))
+    x, kernel = normal(2, 7, 16), normal(3, 4, seed=1)
+
+    @jax.jit
+    def outputs(params: Params, kernel: jax.Array, x: jax.Array) -> tuple[jax.Array, ...]:
+        params = params | {"out": {"kernel": jnp.eye(16)}}
+        without = nnx.merge(nnx.graphdef(plain), {k: v for k, v in params.items() if k != "gate"})
+        first = nnx.merge(nnx.graphdef(gated), params)
+        trained = nnx.merge(nnx.graphdef(gated), params | {"gate": {"linear": {"kernel": kernel}}})
+        return without(x)[0], first(x)[0], trained(x)[0]
+
+    given = jax.device_put((kernel, x))
+    plain_y, first_y, y = jax.device_get(outputs(nnx.to_pure_dict(nnx.state(gated)), *given))
+    np.testing.assert_array_equal(first_y, plain_y)
+    gates = 2 / (1 + np.exp(-x[..., :3].astype(np.float64) @ kernel))
+    np.testing.assert_allclose(y, plain_y * gates.repeat(4, -1), atol=1e-6)

@@ -34,7 +34,8 @@ VARIANTS = {
     "one key, no biases": GPTConfig(**SMALL, n_layer=1, n_kv_head=1, bias=False),
     "a head of its own": GPTConfig(
         **SMALL, n_layer=2, tied_head=False, vocab_multiple=4, layer_scale=0.1, qk_norm=True,
-        positions="sinusoidal", parallel_block=True, activation="geglu",
+        positions="sinusoidal", parallel_block=True, activation="geglu", attention_gate=3,
+        embedding_skip=True,
     ),
     "llama": GPTConfig.preset("llama_small"),
     "sparse, a dense block, experts": GPTConfig(

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 from typing import Any
 
+import attention_layers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_layers import T, abstract, at, decode
 from flax import nnx
 
 from tjx_nn import GPTConfig, LatentConfig, RopeConfig, SparseConfig
@@ -15,10 +17,10 @@ from tjx_nn.attention import sparse as sparse_attention
 from tjx_nn.attention.kv_cache import KVCache
 from tjx_nn.binding import Params
 from tjx_nn.inputs import TokenMetadata
-from tjx_nn.layers.block import make_attention
 from tjx_nn.layers.scan_layers import AuxLosses
 
-T = 10
+make_params = functools.partial(attention_layers.make_params, scale=0.3)
+inputs = functools.partial(attention_layers.inputs, features=16)
 PICKY = SparseConfig(top_k=3, n_head=2, head_dim=4)
 TINY = GPTConfig(
     n_layer=1, n_head=4, n_kv_head=2, d_model=16, max_seq_len=16, positions="rope",
@@ -37,21 +39,6 @@ def with_top_k(config: GPTConfig, top_k: int | None) -> GPTConfig:
     return dataclasses.replace(config, sparse=dataclasses.replace(config.sparse, top_k=top_k))
 
 
-@functools.cache
-def abstract(config: GPTConfig) -> tuple[Any, Any]:
-    with jax.transfer_guard("allow"):
-        return nnx.split(nnx.eval_shape(lambda: make_attention(config, rngs=nnx.Rngs(0))))
-
-
-def make_params(config: GPTConfig, seed: int = 0) -> Params:
-    rng = np.random.default_rng(seed)
-    shapes: Params = nnx.to_pure_dict(abstract(config)[1])
-    params: Params = jax.tree.map(
-        lambda p: (0.3 * rng.standard_normal(p.shape)).astype(np.float32), shapes
-    )
-    return params
-
-
 @functools.partial(jax.jit, static_argnames=("config", "window", "chunk"))
 def apply(
     config: GPTConfig,
@@ -66,31 +53,6 @@ def apply(
         patch.setattr(sparse_attention, "CHUNK", chunk)
         result: tuple[jax.Array, KVCache, AuxLosses] = layer(x, *metadata, window=window)
     return result
-
-
-@functools.partial(jax.jit, static_argnames=("config", "window"))
-def decode(
-    config: GPTConfig,
-    params: Params,
-    x: jax.Array,
-    cache: KVCache,
-    metadata: TokenMetadata,
-    window: int | None = None,
-) -> tuple[jax.Array, KVCache]:
-    layer = nnx.merge(abstract(config)[0], params)
-    result: tuple[jax.Array, KVCache] = layer.decode(x, cache, metadata.positions, window=window)
-    return result
-
-
-def inputs(batch: int = 2, tokens: int = T, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((batch, tokens, 16)).astype(np.float32)
-
-
-def at(batch: int = 2, start: int = 0, stop: int = T) -> TokenMetadata:
-    """Tokens of consecutive positions."""
-    return TokenMetadata(
-        jax.device_put(np.tile(np.arange(start, stop, dtype=np.int32), (batch, 1)))
-    )
 
 
 def documents() -> TokenMetadata:

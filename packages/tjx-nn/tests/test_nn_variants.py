@@ -61,12 +61,12 @@ VARIANTS: dict[str, GPTConfig] = {
         **SIZES, positions="rope", norm="rmsnorm", norm_unit_offset=True, norm_position="sandwich",
         activation="geglu", bias=False, qk_norm=True, attention_scale=0.4, embedding_scale=4.0,
         window=4, global_every=2, rope=RopeConfig(base=1000.0, local_base=10.0),
-        zero_init_residual=True,
+        zero_init_residual=True, embedding_skip=True,
     ),
     "OLMo 2 with biases of queries, blocks without positions": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", norm_position="output", activation="swiglu",
         bias=False, qkv_bias=True, n_kv_head=2, qk_norm=True, qk_norm_features="all", window=4,
-        nope_every=2,
+        nope_every=2, attention_gate=5,
         rope=RopeConfig(
             scaling="longrope", factor=2.0, original_seq_len=16, short_factors=(1.0, 1.5),
             long_factors=(2.0, 4.0),

@@ -27,6 +27,11 @@ SHAPES: Mapping[str, tuple[int, ...]] = {
 }
 # Large enough for factored moments; without these stack axes, optax would factor [128, 130].
 LARGE = {"large/kernel": (2, 128, 130), "wide/kernel": (129, 128), "many/bias": (128, 130)}
+# Square kernels: soap's eigenvectors are unique only if the covariances have full rank.
+SQUARE = {
+    **SHAPES, "blocks/dense/kernel": (3, 4, 4), "blocks/experts/kernel": (2, 2, 3, 3),
+    "tower/kernel": (6, 6),
+}  # fmt: skip
 
 STACK_AXES = {
     "blocks/dense/kernel": 1,

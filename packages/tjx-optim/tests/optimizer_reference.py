@@ -133,6 +133,45 @@ def muon(layer: Layer, g: Array, t: int, s: Settings) -> Array:
     return step + layer.decay * layer.weights
 
 
+def dion(layer: Layer, g: Array, t: int, s: Settings) -> Array:
+    """Ahn et al. 2025, algorithm 1."""
+    if not layer.is_matrix:
+        return adamw(layer, g, t, s)
+    rank = max(1, round(s["rank_fraction"] * min(g.shape)))
+    right = layer.state.get("right", np.eye(g.shape[1], rank))
+    buffer = layer.state.get("m", 0.0) + g
+    left, _ = np.linalg.qr(buffer @ right)
+    projected = buffer.T @ left
+    layer.state["m"] = buffer - (1 - s["momentum"]) * left @ projected.T
+    layer.state["right"] = projected / np.linalg.norm(projected, axis=0)
+    step = 0.2 * np.sqrt(g.size / rank) * left @ layer.state["right"].T
+    return step + layer.decay * layer.weights
+
+
+def soap(layer: Layer, g: Array, t: int, s: Settings) -> Array:
+    """Vyas et al. 2024, algorithms 3 and 4, with the sorted eigenvectors of the authors' code."""
+    if not layer.is_matrix:
+        return adamw(layer, g, t, s)
+    state, sides = layer.state, (g @ g.T, g.T @ g)
+    step = np.zeros_like(g)
+    if t > 1:
+        left, right = state["bases"]
+        m = layer.moment("m", s["b1"], g, 1 - s["b1"])
+        v = layer.moment("v", s["b2"], (left.T @ g @ right) ** 2, 1 - s["b2"])
+        m, v = m / (1 - s["b1"] ** (t - 1)), v / (1 - s["b2"] ** (t - 1))
+        step = left @ (left.T @ m @ right / (np.sqrt(v) + s["eps"])) @ right.T
+    means = [layer.moment(f"side {n}", s["b2"], x, 1 - s["b2"]) for n, x in enumerate(sides)]
+    if t == 1:
+        state["bases"] = [np.linalg.eigh(mean)[1][:, ::-1] for mean in means]
+    elif (t - 1) % s["precondition_every"] == 0:
+        for n, mean in enumerate(means):
+            basis = state["bases"][n]
+            order = np.argsort(-np.diag(basis.T @ mean @ basis))
+            state["bases"][n] = np.linalg.qr(mean @ basis[:, order])[0]
+            state["v"] = state["v"].take(order, axis=n)
+    return step + layer.decay * layer.weights
+
+
 def schedule_free_adamw(layer: Layer, g: Array, t: int, s: Settings) -> Array:
     """Return the direction of z; ``layer.weights`` is y, where gradient and decay are evaluated."""
     v = layer.moment("v", s["b2"], g**2, 1 - s["b2"])
@@ -147,6 +186,8 @@ DIRECTIONS = {
     "lion": lion,
     "adafactor": adafactor,
     "muon": muon,
+    "dion": dion,
+    "soap": soap,
     "schedule_free_adamw": schedule_free_adamw,
 }
 

@@ -101,7 +101,7 @@ def test_a_jump_is_vertical_for_long_runs(tmp_path: Path) -> None:
     # As TeX, the label would be an error.
     plot_schedules({r"jump $\to$ 0 $\frac$": config}, tmp_path / "jump.png", **run)
     blue = (np.abs(pixels(tmp_path / "jump.png") - np.array([0, 114, 178])[None, None, :])).sum(-1)
-    columns = np.flatnonzero((blue < 12).sum(axis=0) > 200)  # those that hold a long upright line
+    columns = np.flatnonzero((blue < 12).sum(axis=0) > 200)  # columns of a long upright line
     assert 1 <= len(columns) <= 8
 
 

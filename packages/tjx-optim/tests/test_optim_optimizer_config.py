@@ -31,7 +31,10 @@ def test_all_problems_of_an_optimizer_are_reported_together() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"momentum": 0.9}, r"momentum: got 0.9; .* adamw does not use it \(only sgd, muon do\)"),
+        (
+            {"momentum": 0.9},
+            r"momentum: got 0.9; .* adamw does not use it \(only sgd, muon, dion do\)",
+        ),
         ({"nesterov": False}, "nesterov: got False; .* adamw does not use it"),
         ({"name": "sgd", "b1": 0.9}, "b1: got 0.9; .* sgd does not use it"),
         ({"name": "sgd", "b2": 0.9}, "b2: got 0.9; .* sgd does not use it"),
@@ -45,6 +48,9 @@ def test_all_problems_of_an_optimizer_are_reported_together() -> None:
         ({"name": "schedule_free_adamw", "b1": 0.0}, "b1: got 0.0; .* divides by it"),
         ({"name": "schedule_free_adamw", "ema_decay": 0.9}, "averages the parameters itself"),
         ({"name": "adafactor", "b2": 0.0}, "b2: got 0.0; .* adafactor's decay rate"),
+        ({"name": "dion", "rank_fraction": 0.0}, r"rank_fraction: got 0.0; expected \(0, 1\]"),
+        ({"name": "soap", "precondition_every": 0}, "precondition_every: got 0; expected at least"),
+        ({"name": "soap", "moment_dtype": "bfloat16"}, "moment_dtype: .* eigenvectors"),
         ({"ema_decay": 1.0}, r"ema_decay: got 1.0; expected \[0, 1\)"),
         ({"momentum": -0.1, "name": "sgd"}, r"momentum: got -0.1; expected \[0, 1\)"),
         ({"clip_value": 0.0}, "clip_value: got 0.0; expected a finite number above 0"),
@@ -72,7 +78,7 @@ def test_zero_and_false_override_the_defaults() -> None:
 
 
 def test_an_unknown_optimizer_lists_the_known_ones() -> None:
-    known = "sgd, adam, adamw, lamb, lion, adafactor, muon, schedule_free_adamw"
+    known = "sgd, adam, adamw, lamb, lion, adafactor, muon, dion, soap, schedule_free_adamw"
     with pytest.raises(ConfigError, match=f"^name: got 'adm'; expected one of {known}.*mean adam"):
         OptimizerConfig(name="adm")
 

@@ -9,7 +9,9 @@ import pytest
 from optimizer_problem import (
     DECAYED,
     LARGE,
+    MATRICES,
     SHAPES,
+    SQUARE,
     UPDATES,
     flat,
     nest,
@@ -39,10 +41,13 @@ PAPERS: dict[str, dict[str, Any]] = {
     "lion": {"b1": 0.9, "b2": 0.99},
     "adafactor": {"b1": 0.0, "b2": 0.8, "eps": 1e-30},
     "muon": {"momentum": 0.95, "nesterov": True, "b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "dion": {"momentum": 0.95, "rank_fraction": 0.25, "b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    "soap": {"b1": 0.95, "b2": 0.95, "eps": 1e-8, "precondition_every": 10},
     "schedule_free_adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
 }
 # Peaks at which a hundred updates move a parameter by about its own size.
 RATES = {"lamb": 1e-2, "adafactor": 1e-2, "sgd": 1e-2}
+PROBLEMS = {"soap": SQUARE, "adafactor": {**SHAPES, **LARGE}}
 
 
 def test_the_reference_covers_the_whole_table() -> None:
@@ -65,7 +70,7 @@ def test_a_hundred_updates_equal_the_reference(name: Any) -> None:
         return peak * (warm if step < warmup else 1 - 0.9 * (step - warmup) / (UPDATES - warmup))
 
     textbook = Textbook(name=name, settings=PAPERS[name], rate=rate, clip_norm=1.0)
-    shapes = {**SHAPES, **(LARGE if name == "adafactor" else {})}
+    shapes = PROBLEMS.get(name, SHAPES)
     trained, evaluated = train(config, schedule=schedule, shapes=shapes)
     want = train_by(textbook, decay=dict.fromkeys(DECAYED, 0.3), shapes=shapes)
     assert worst_difference(trained, want[0]) < 1e-6
@@ -79,6 +84,8 @@ def test_a_hundred_updates_equal_the_reference(name: Any) -> None:
         ("sgd", {"momentum": 0.0}),
         ("muon", {"nesterov": False, "momentum": 0.9, "b1": 0.8, "b2": 0.9, "eps": 1e-3}),
         ("muon", {"polar_express": True, "neuron_b2": 0.9}),
+        ("dion", {"momentum": 0.8, "rank_fraction": 0.7, "b1": 0.8, "b2": 0.9, "eps": 1e-3}),
+        ("soap", {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "precondition_every": 3}),
         ("adafactor", {"b1": 0.7, "b2": 0.6, "eps": 1e-4}),
         ("adamw", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
         ("adam", {"b1": 0.7, "b2": 0.9, "eps": 1e-3}),
@@ -96,8 +103,36 @@ def test_every_setting_of_an_optimizer_has_its_effect(name: Any, changed: dict[s
     )
     textbook = Textbook(name=name, settings={**PAPERS[name], **changed}, rate=lambda _: rate)
     decay = dict.fromkeys([*DECAYED, "wte/embedding"], 0.2)
-    trained, _ = train(config)
-    assert worst_difference(trained, train_by(textbook, decay=decay)[0]) < 1e-6
+    shapes = SQUARE if name == "soap" else SHAPES
+    trained, _ = train(config, shapes=shapes)
+    assert worst_difference(trained, train_by(textbook, decay=decay, shapes=shapes)[0]) < 1e-6
+
+
+def test_soap_moves_all_entries_of_matrices_without_full_rank() -> None:
+    # The covariances of [4, 6] and [5, 3] are singular, as are those of a gradient of zeros.
+    params, gradients = problem()
+    gradients[2] = jax.tree.map(np.zeros_like, gradients[2])
+    config = OptimizerConfig(name="soap", weight_decay=0.0, learning_rate=1e-3)
+    optimizer = make_optimizer(config, stack_axes=nest(stack_axes_of(params)))
+    trained, _, _ = run(optimizer, params, gradients)
+    for path in MATRICES:
+        moved = np.abs(np.diff(trained[path], axis=0, prepend=params[path][None]))
+        assert (moved[0] == 0).all()
+        assert (moved[1:].max(0) > 1e-4).all()
+        assert moved.max() < 0.1
+
+
+def test_dion_recovers_from_gradients_of_zero() -> None:
+    # With zero-initialized projections, a matrix has no gradient at first.
+    params, gradients = problem()
+    gradients[0] = jax.tree.map(np.zeros_like, gradients[0])
+    config = OptimizerConfig(name="dion", weight_decay=0.0, learning_rate=1e-3, clip_norm=None)
+    optimizer = make_optimizer(config, stack_axes=nest(stack_axes_of(params)))
+    trained, _, _ = run(optimizer, params, gradients[:3])
+    for path in MATRICES:
+        moved = np.diff(trained[path], axis=0, prepend=params[path][None])
+        assert (moved[0] == 0).all()
+        np.testing.assert_allclose(np.sqrt((moved[1:] ** 2).mean((-2, -1))), 2e-4, rtol=1e-3)
 
 
 def test_moments_are_those_of_the_clipped_gradient() -> None:
@@ -143,7 +178,7 @@ def test_cautious_decay_leaves_out_entries_that_the_update_moves_away_from_zero(
 # How many arrays of a parameter's own shape an optimizer keeps for each kernel of a layer.
 MOMENTS = {
     "sgd": 1, "adam": 2, "adamw": 2, "lamb": 2, "lion": 1, "adafactor": 1, "muon": 1,
-    "schedule_free_adamw": 2,
+    "dion": 1, "soap": 2, "schedule_free_adamw": 2,
 }  # fmt: skip
 
 
@@ -164,7 +199,7 @@ def test_moments_have_the_paths_of_their_parameters(name: Any) -> None:
     assert len(of_its_shape) == MOMENTS[name]
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "schedule_free_adamw"])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "soap", "schedule_free_adamw"])
 def test_new_values_do_not_recompile(name: Any) -> None:
     params, gradients = problem()
     optimizer = make_optimizer(

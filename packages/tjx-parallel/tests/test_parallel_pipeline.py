@@ -109,9 +109,9 @@ def test_phases_cover_exactly_the_passes(kind: str) -> None:
     ("arguments", "words"),
     [
         (("zigzag", 2, 4, 1), ["zigzag", "gpipe", "interleaved_1f1b"]),
-        (("1f1b", 0, 4, 1), ["0 stages"]),
-        (("1f1b", 2, 4, 2), ["2 chunks", "1f1b"]),
-        (("interleaved_1f1b", 4, 6, 1), ["6 microbatches", "4 stages", "1 chunks"]),
+        (("1f1b", 0, 4, 1), ["stages: got 0"]),
+        (("1f1b", 2, 4, 2), ["chunks: got 2", "1f1b"]),
+        (("interleaved_1f1b", 4, 6, 1), ["microbatches: got 6", "stages 4", "chunks: got 1"]),
     ],
 )
 def test_invalid_schedules_raise_with_their_numbers(arguments: Any, words: list[str]) -> None:
@@ -308,9 +308,11 @@ def test_arguments_that_do_not_match_the_schedule_raise() -> None:
         abstract(mesh_of(2), make_pipeline_schedule("1f1b", 3, M))
     with pytest.raises(ValueError, match=r"microbatches: got \{12\}; expected 8"):
         abstract(mesh_of(2), make_pipeline_schedule("1f1b", 2, 8))
-    with pytest.raises(ValueError, match="24 layers do not divide by 5 stages"):
+    with pytest.raises(ValueError, match="layers: got 24; expected a multiple of 5 stages"):
         abstract(mesh_of(5), make_pipeline_schedule("1f1b", 5, M))
-    with pytest.raises(ValueError, match="8 tokens on a device do not divide by 3 stages"):
+    with pytest.raises(
+        ValueError, match="with 8 tokens on a device; expected a multiple of 3 stages"
+    ):
         abstract(mesh_of(3), make_pipeline_schedule("1f1b", 3, M))
 
     def same_name(*arguments: Any) -> Any:

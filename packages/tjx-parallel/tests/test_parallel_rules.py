@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from tjx_core import ConfigError
 from tjx_parallel import (
     AXES,
     STORAGE_AXES,
@@ -51,29 +52,30 @@ def test_a_mesh_has_all_axes_in_auto_mode_and_uses_each_device_once() -> None:
 
 
 def test_wrong_mesh_sizes_raise_with_both_numbers() -> None:
-    with pytest.raises(ValueError, match=r"fsdp=3 needs a multiple of 3 devices, there are 8"):
+    with pytest.raises(ValueError, match=r"mesh: got fsdp=3, .* a multiple of 3 devices; .* of 8"):
         make_mesh(MeshConfig(fsdp=3))
-    with pytest.raises(ValueError, match=r"data=2 x tensor=2 needs 4 devices, there are 8"):
+    with pytest.raises(ValueError, match=r"data=2 x tensor=2, which needs 4 devices; expected 8"):
         make_mesh(MeshConfig(data=2, tensor=2))
-    with pytest.raises(ValueError, match=r"of 1 device needs 1 devices, there are 8"):
+    with pytest.raises(ValueError, match=r"all sizes 1, which needs 1 devices; expected 8"):
         make_mesh(MeshConfig(data=1))
 
 
 def test_all_config_errors_are_reported_at_once() -> None:
-    with pytest.raises(ValueError, match="tensor = 0") as caught:
+    with pytest.raises(ConfigError) as caught:
         MeshConfig(tensor=0, context=-1, fsdp=-1, virtual_stages=1, rules=("mlp=node", "batch="))
-    message = str(caught.value)
-    assert "data and fsdp and context are -1" in message
-    assert "virtual_stages = 1: must be 2 or more" in message
-    assert "'mlp=node' is no row" in message
-    assert "the row batch stays" in message
+    problems = caught.value.problems
+    paths = [("tensor",), ("data", "fsdp", "context"), ("virtual_stages",), *[("rules",)] * 2]
+    assert [problem.paths for problem in problems] == paths
+    assert "got -1, as fsdp and context; expected -1 for at most one axis" in str(problems[1])
+    assert "got 'mlp=node'; expected a row such as" in str(problems[3])
+    assert "got 'batch='; expected no row for batch" in str(problems[4])
 
 
 def test_slices_are_joined_along_the_axes_with_least_communication() -> None:
     sizes = {"stage": 2, "data": 4, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
     assert across_slices(sizes, 2) == (1, 2, 1, 1, 1, 1)
     assert across_slices(sizes, 8) == (2, 4, 1, 1, 1, 1)
-    with pytest.raises(ValueError, match="32 slices do not divide data=4 x stage=2 x fsdp=2"):
+    with pytest.raises(ValueError, match="got 32 slices with the mesh data=4 x stage=2 x fsdp=2"):
         across_slices(sizes, 32)
 
 
@@ -102,11 +104,11 @@ def test_a_mesh_axis_shards_only_the_first_matching_dimension() -> None:
 
 
 def test_unknown_axes_raise() -> None:
-    with pytest.raises(ValueError, match="'node' is no mesh axis"):
+    with pytest.raises(ValueError, match="with 'node'; expected mesh axes"):
         ShardingRules({"embed": ("node",)})
-    with pytest.raises(ValueError, match="is no mesh axis"):
+    with pytest.raises(ValueError, match="expected mesh axes"):
         ShardingRules({"embed": "fsdp"})  # a tuple was forgotten
-    with pytest.raises(ValueError, match="'embedd': did you mean 'embed'"):
+    with pytest.raises(ValueError, match=r"got 'embedd'.*; did you mean embed\?"):
         ShardingRules().mesh_axes("embedd")
 
 
@@ -114,15 +116,18 @@ def test_all_parameters_that_do_not_divide_are_reported() -> None:
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     logical = {"wte": ("vocab", "embed"), "b": {"up": ("embed", "mlpp"), "old": None}}
     shapes = {"wte": shape(50257, 6), "b": {"up": shape(4, 4), "new": shape(2)}}
-    with pytest.raises(ValueError, match="does not divide") as caught:
+    with pytest.raises(ValueError, match="expected a multiple of") as caught:
         param_shardings(mesh, ShardingRules(), logical, shapes)
     text = str(caught.value)
-    assert "wte: dimension 0 (vocab) of size 50257 does not divide by tensor = 2" in text
-    assert "wte: dimension 1 (embed) of size 6 does not divide by fsdp = 4" in text
-    assert "b/up: no sharding rule for the logical axis 'mlpp': did you mean 'mlp'?" in text
-    assert "b/new: has no logical axes" in text
-    assert "b/old: has logical axes, but there is no such parameter" in text
-    with pytest.raises(ValueError, match=r"w: 1 logical axes \('embed',\) for 2 dimensions"):
+    assert "wte: got size 50257 of dimension 0 (vocab); expected a multiple of tensor = 2" in text
+    assert "wte: got size 6 of dimension 1 (embed); expected a multiple of fsdp = 4" in text
+    assert "b/up: logical_axis: got 'mlpp'; expected an axis with a rule" in text
+    assert "; did you mean mlp?" in text
+    assert "b/new: got no logical axes" in text
+    assert "b/old: got logical axes; expected none" in text
+    with pytest.raises(
+        ValueError, match=r"w: got 1 logical axes \('embed',\); expected one for each"
+    ):
         param_shardings(mesh, ShardingRules(), {"w": ("embed",)}, {"w": shape(4, 4)})
 
 
@@ -168,9 +173,9 @@ def test_one_process_needs_no_initialization() -> None:
 
 
 def test_incomplete_distributed_config_raises() -> None:
-    with pytest.raises(ValueError, match="num_processes is missing") as caught:
+    with pytest.raises(ValueError, match="num_processes: got none") as caught:
         DistributedConfig(coordinator="somewhere")
-    assert "process_id is missing" in str(caught.value)
-    assert "must be host:port" in str(caught.value)
-    with pytest.raises(ValueError, match="process_id = 2: must be from 0 to 2 - 1"):
+    assert "process_id: got none" in str(caught.value)
+    assert "expected host:port" in str(caught.value)
+    with pytest.raises(ValueError, match="process_id: got 2; expected 0 to 1"):
         DistributedConfig(coordinator="127.0.0.1:1", num_processes=2, process_id=2)

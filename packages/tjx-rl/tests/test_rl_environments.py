@@ -43,3 +43,5 @@ def test_an_environment_is_selected_by_its_name() -> None:
         RLConfig(environment="mine")
     with pytest.raises(ValueError, match="name: got ''"):
         register_environment("", Calculator)
+    with pytest.raises(ValueError, match="got 'calculator'; expected a name that is not built in"):
+        register_environment("calculator", Calculator)

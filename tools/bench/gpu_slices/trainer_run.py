@@ -3,7 +3,7 @@
     python -m gpu_slices.trainer_run --case NAME --folder WORK --keep RESULTS --batch 32 \
         --varied=--model.scan_layers=false -- FLAGS
 
-FLAGS are trainer flags; --varied gives those that distinguish this case from others. The
+FLAGS are trainer flags; --varied gives the flags that distinguish this case from others. The
 measurements are read from the files of the run directory.
 """
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """How the attention of a loaded decoder is changed; None keeps it.
+    """Changes to the attention of a loaded decoder; None keeps a setting.
 
     Attributes
     ----------
@@ -26,8 +26,8 @@ class AttentionOptions:
     mla_rope_heads : int or None
         Mixed key heads that keep their rotary embeddings; None is all.
     sparse_top_k : int or None
-        Keys that each query attends to: those with the highest attention scores, of each head; in a
-        model with a trained indexer, those that the indexer selects.
+        Keys that each query attends to: the keys with the highest attention scores, of each head;
+        in a model with a trained indexer, the selection of the indexer.
     """
 
     use_mla: int | None = None

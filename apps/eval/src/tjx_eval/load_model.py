@@ -223,8 +223,8 @@ def _run_tokenizer(
         if not required:
             return None
         raise EvalError(
-            f"{run.path}: tokenizer.json is missing; give --tokenizer with the one that the model "
-            "was trained with"
+            f"{run.path}: tokenizer.json is missing; give --tokenizer with the "
+            "tokenizer of the training"
         )
     location = given or str(run.tokenizer_file)
     tokenizer = _load_tokenizer(location)
@@ -299,7 +299,7 @@ def _check_vocabulary(
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise EvalError(
             f"{location}: got a tokenizer of {tokenizer.vocab_size:,} tokens; the model in {path} "
-            f"has {vocab_size:,}; give the one that it was trained with"
+            f"has {vocab_size:,}; give the tokenizer of its training"
         )
 
 

@@ -16,7 +16,7 @@ class ResolvedModel(NamedTuple):
 
 
 def resolve_model(path: Path) -> ResolvedModel:
-    """Return what kind of model directory a path is.
+    """Return the kind of a model directory.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def register_task(name: str, open_task: Callable[..., Any]) -> None:
     Parameters
     ----------
     name : str
-        The name. Registering a name again replaces the entry.
+        The name. Registering a name again replaces the entry, unless it is built in.
     open_task : callable
         From (config, progress) to (config, make_task), where ``make_task`` is called with a
         `tjx_trainer.tasks.task.DataShard` and returns a `tjx_trainer.tasks.task.Task`. The
@@ -51,7 +51,7 @@ def register_task(name: str, open_task: Callable[..., Any]) -> None:
     Raises
     ------
     ValueError
-        If the name is empty.
+        If the name is empty, or that of a built-in task.
 
     Examples
     --------
@@ -59,8 +59,13 @@ def register_task(name: str, open_task: Callable[..., Any]) -> None:
     >>> registered_tasks.pop("copying") is not None
     True
     """
-    if not name:
-        raise ValueError("name: got ''; expected a name, such as that of the module; give one")
+    from tjx_trainer.config.task_checks import NAMED_TASKS
+
+    if name in ("", "none", *NAMED_TASKS):
+        raise ValueError(
+            f"name: got {name!r}; expected a name that is not built in (none, "
+            f"{', '.join(NAMED_TASKS)}); choose that of the module"
+        )
     registered_tasks[name] = open_task
 
 

@@ -15,18 +15,13 @@ import jax
 
 from tjx_ckpt import multihost
 from tjx_ckpt.device_placement import restore_leaves
-from tjx_ckpt.errors import (
-    ClaimError,
-    DirectoryInUseError,
-    MismatchError,
-    SaveError,
-    StorageError,
-)
+from tjx_ckpt.directory_lock import take_lock
+from tjx_ckpt.errors import ClaimError, MismatchError, SaveError
 from tjx_ckpt.host_staging import stage
 from tjx_ckpt.leaf_spec import LeafSpec, differences
 from tjx_ckpt.lookup import require, require_manifest
 from tjx_ckpt.pytree import describe, flatten
-from tjx_ckpt.restore_fallback import quarantine_damaged, read_newest, read_step
+from tjx_ckpt.restore_fallback import read_newest, read_step
 from tjx_ckpt.retention import Pruner, Retention
 from tjx_ckpt.store import manifest as manifest_file
 from tjx_ckpt.store.backends import open_storage
@@ -462,50 +457,9 @@ class Checkpointer:
             )
 
     def _take_lock(self) -> None:
-        """Lock the directory on process 0, or confirm the lock; all processes agree on the result.
-
-        The first call also deletes leftovers, since no other process writes there from then on.
-
-        Raises
-        ------
-        DirectoryInUseError
-            If another run holds the lock.
-        ClaimError, StorageError
-            On process 0, if the directory cannot be created or locked.
-        """
-        mine = True
-        problem: ClaimError | StorageError | None = None
-        if multihost.is_main():
-            try:
-                self._storage.prepare()
-                is_first = not self._storage.lock.held
-                mine = self._storage.lock.acquire()
-                if mine and is_first:
-                    self._remove_leftovers()
-                if mine:
-                    quarantine_damaged(self._storage, self._skipped)
-            except OSError as error:
-                mine, problem = False, ClaimError(str(self._storage), error)
-            except StorageError as error:
-                mine, problem = False, error
-        self._skipped = []
-        if multihost.all_true(mine):
-            return
-        if problem is not None:
-            raise problem
-        if not multihost.is_main():
-            raise DirectoryInUseError(f"process 0 cannot save into {self._storage}; see its log")
-        raise DirectoryInUseError(
-            f"{self._storage.lock.owner()} is saving into {self._storage}: "
-            "stop it, or use another directory"
-        )
-
-    def _remove_leftovers(self) -> None:
-        """Delete leftovers of killed saves; log failures, since leftovers only take disk space."""
-        try:
-            self._storage.remove_leftovers()
-        except OSError as error:
-            _log.warning("leftovers in %s cannot be deleted now: %s", self._storage, error)
+        """Lock the directory, or confirm the lock; raises as `claim`."""
+        skipped, self._skipped = self._skipped, []
+        take_lock(self._storage, skipped)
 
     def _stage(self, state: Any, pending: PendingCheckpoint) -> Callable[[], int]:
         """Copy a state to host memory; return the function that writes it and returns its size."""

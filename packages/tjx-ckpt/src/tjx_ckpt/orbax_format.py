@@ -1,4 +1,4 @@
-"""Orbax checkpoints: write a pytree for programs that use Orbax, and read what they write.
+"""Orbax checkpoints: write a pytree for programs that use Orbax, and read their checkpoints.
 
 Orbax is imported by the functions, not by the module: it takes seconds and imports JAX.
 """
@@ -95,7 +95,7 @@ def read_orbax(path: str | Path, keys: Collection[str] | None = None) -> dict[st
     path
         As for `orbax_specs`.
     keys
-        Keys to read, of those that `orbax_specs` returns; None: all.
+        Keys to read, a subset of the keys of `orbax_specs`; None: all.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Retention policy of checkpoints, and deletion of those that it does not keep."""
+"""Retention policy of checkpoints, and deletion of the others."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -68,7 +68,7 @@ def deprecated_names(
 
 
 def removal_version(since: str) -> str:
-    """Return the minor version that removes what a version deprecates.
+    """Return the minor version that removes the names that a version deprecates.
 
     Parameters
     ----------

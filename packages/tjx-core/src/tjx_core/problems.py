@@ -95,7 +95,7 @@ def problems_of(error: ValueError) -> tuple[Problem, ...]:
     Parameters
     ----------
     error : ValueError
-        A `ConfigError`, or any other.
+        A `ConfigError`, an error with the same attribute `problems`, or any other.
 
     Returns
     -------
@@ -111,5 +111,7 @@ def problems_of(error: ValueError) -> tuple[Problem, ...]:
     """
     if isinstance(error, ConfigError):
         return error.problems
+    if hasattr(error, "problems"):  # of tjx_nn, which does not depend on this package
+        return tuple(Problem(each.path, each.message, each.related) for each in error.problems)
     lines = str(error).splitlines() or [type(error).__name__]
     return tuple(Problem("", line) for line in lines)

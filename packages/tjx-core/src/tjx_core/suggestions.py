@@ -28,7 +28,32 @@ def nearest_name(given: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> 
     >>> nearest_name("adamm", ["adamw", "lion"])
     'adamw'
     """
-    return next(iter(difflib.get_close_matches(given, list(allowed), n=1, cutoff=cutoff)), None)
+    return next(iter(nearest_names(given, allowed, count=1, cutoff=cutoff)), None)
+
+
+def nearest_names(
+    given: str, allowed: Iterable[str], *, count: int = 3, cutoff: float = 0.6
+) -> list[str]:
+    """Return the allowed names most similar to the given one, the most similar first.
+
+    Parameters
+    ----------
+    given, allowed, cutoff
+        As in `nearest_name`.
+    count : int
+        Maximum number of names.
+
+    Returns
+    -------
+    list of str
+        Empty if no name is similar enough.
+
+    Examples
+    --------
+    >>> nearest_names("adam", ["lion", "adamw", "adamax"])
+    ['adamw', 'adamax']
+    """
+    return difflib.get_close_matches(given, list(allowed), n=count, cutoff=cutoff)
 
 
 def did_you_mean(given: str, allowed: Iterable[str], *, cutoff: float = 0.6) -> str:

@@ -81,7 +81,7 @@ class DataConfig:
     tokenizer : str
         bpe (trained on the training text), char, byte, gpt2 (from the hub), a tokenizer.json, a
         SentencePiece .model, a folder with a tokenizer, or auto: gpt2 for corpora from the hub, bpe
-        for all others. With token ids as data the one that made them; bpe and auto mean none.
+        for all others. With token ids as data the tokenizer of the ids; bpe and auto mean none.
     vocab_size : int
         Vocabulary size of bpe; ignored with other tokenizers.
     chat_tokens : bool
@@ -242,7 +242,7 @@ class DataConfig:
         return problems
 
     def _mixture_problems(self) -> list[Problem]:
-        """Return what is wrong with the mixture and the settings that need one."""
+        """Return the errors in the mixture and in the settings that need one."""
         problems = []
         for name in ("mixture_temperature", "max_epochs"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
@@ -287,7 +287,7 @@ class DataConfig:
 
     @property
     def weights(self) -> Weights:
-        """Weight of each corpus and path at step 0; 0 for those that a curriculum adds later."""
+        """Weight of each corpus and path at step 0; 0 for sources that a curriculum adds later."""
         by_step = self.weights_by_step
         return {name: by_step[0].get(name, 0.0) for each in by_step.values() for name in each}
 

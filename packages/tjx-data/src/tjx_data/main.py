@@ -140,7 +140,7 @@ def make_parser() -> CommandParser:
     show = commands.add_parser(
         "show-chat",
         help="show conversations as tokens",
-        description="Show the tokens of conversations: those that are trained on in green, or "
+        description="Show the tokens of conversations: tokens that are trained on in green, or "
         "between ⟦ and ⟧ if the output is no terminal.",
     )
     show.add_argument("path", help="conversations: .jsonl or .json, or a pattern")

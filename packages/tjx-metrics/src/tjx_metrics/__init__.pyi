@@ -48,7 +48,7 @@ from .trackers.base import Scalar as Scalar
 from .trackers.base import Tracker as Tracker
 from .trackers.console import ConsoleTracker as ConsoleTracker
 from .trackers.jsonl import JsonlTracker as JsonlTracker
-from .trackers.jsonl import read_metrics as read_metrics
+from .trackers.jsonl_file import read_metrics as read_metrics
 from .trackers.registration import TrackedRun as TrackedRun
 from .trackers.registration import register_tracker as register_tracker
 from .trackers.registry import open_trackers as open_trackers

@@ -10,7 +10,7 @@ from tjx_metrics.trackers.registration import tracker_names
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """Configure what a run logs, where and how often.
+    """Metrics that a run logs, their intervals and trackers.
 
     Attributes
     ----------

@@ -118,9 +118,9 @@ def compare_runs(runs: "list[RunData]", arguments: argparse.Namespace) -> int:
     from tjx_metrics.report.summary import config_of
 
     try:
-        path = check_output_path(arguments.out or "compare_loss.png")
+        path = check_output_path(arguments.out or "compare_loss.png", "--out")
     except ValueError as error:
-        raise RunDataError(str(error).replace("out_path=", "--out ")) from error
+        raise RunDataError(str(error)) from error
     options = PlotOptions(arguments.x, arguments.smooth, arguments.log_x, arguments.log_y)
     figure = loss_figure(runs, options)
     console = Console() if sys.stdout.isatty() else Console(width=_WIDE, file=sys.stdout)
@@ -146,7 +146,7 @@ def write_report(run: "RunData", arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.out) if arguments.out else _folder_of([run]) / "report.html"
     if path.suffix not in (".html", ".htm"):
-        raise RunDataError(f"--out {path}: must end in .html")
+        raise RunDataError(f"--out: got {path}; expected an ending of .html")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, report_page(run))
     sys.stdout.write(f"{path}\n")

@@ -10,6 +10,7 @@ from .config import TransformerConfig as TransformerConfig
 from .contrastive import info_nce as info_nce
 from .distillation import DistillationLosses as DistillationLosses
 from .distillation import distillation_losses as distillation_losses
+from .functional import from_params as from_params
 from .functional import init as init
 from .functional import logical_axes as logical_axes
 from .functional import register as register

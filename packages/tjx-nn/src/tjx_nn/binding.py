@@ -22,8 +22,8 @@ from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit import ViT
 from tjx_nn.models.vit_config import ViTConfig
+from tjx_nn.problems import raise_problems
 from tjx_nn.quantization.kernels import QuantizedKernel
-from tjx_nn.sub_configs import raise_problems
 
 Params = dict[str, Any]
 ParamTree = Params | nnx.State[Any, Any]

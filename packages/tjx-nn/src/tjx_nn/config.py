@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tjx_nn.config_checks import field_problems, number_problems
+from tjx_nn.problems import Problem, raise_problems
 from tjx_nn.sub_configs import (
     ExpertsConfig,
     LatentConfig,
@@ -14,7 +15,6 @@ from tjx_nn.sub_configs import (
     SparseConfig,
     check_choices,
     check_sizes,
-    raise_problems,
 )
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -94,6 +94,10 @@ class TransformerConfig:
     attention_sinks
         Whether each head has a trainable logit, 0 at first, that joins the denominator of the
         softmax (gpt-oss; Xiao et al. 2023, "Attention Sinks").
+    attention_gate
+        Number of first input features of a layer from which the gate of each head's output is
+        computed, 2 * sigmoid(x @ kernel), 1 at first (Qiu et al. 2025, "Gated Attention for Large
+        Language Models"); None has no gate.
     window
         Size of the sliding window of attention in tokens, the token itself included; None is
         unlimited.
@@ -202,6 +206,7 @@ class TransformerConfig:
     attention_scale: float | None = None
     attention_soft_cap: float | None = None
     attention_sinks: bool = False
+    attention_gate: int | None = None
     window: int | None = None
     symmetric_window: bool = False
     chunked_window: bool = False
@@ -237,12 +242,12 @@ class TransformerConfig:
         """Raise ValueError with all errors of `validate`."""
         raise_problems(self.validate())
 
-    def validate(self) -> list[str]:
-        """Return the errors of this configuration, a line each; subclasses extend it."""
+    def validate(self) -> list[Problem]:
+        """Return the errors of this configuration; subclasses extend it."""
         sizes = check_sizes(
             self, "n_layer", "n_head", "n_kv_head", "d_model", "d_head", "d_ff", "max_seq_len",
             "window", "global_every", "nope_every", "nope_temperature_length", "mup_base",
-            "mup_base_depth", "remat_every",
+            "mup_base_depth", "remat_every", "attention_gate",
         )  # fmt: skip
         choices = check_choices(
             self,

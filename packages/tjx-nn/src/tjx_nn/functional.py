@@ -1,4 +1,4 @@
-"""Parameters of models: `init`, logical axes, stacked axes, and the registration of models.
+"""Parameters of models and layers: `init`, `from_params`, logical and stacked axes, registration.
 
 Parameters are nested dicts of arrays; `tjx_nn.bind` makes a model of them.
 """
@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from tjx_nn.binding import Params
 from tjx_nn.models.abstract_model import BUILT_IN_MODELS, make_model, param_axes
+from tjx_nn.problems import raise_problems
 from tjx_nn.registry import registered_models
 
 LogicalAxes = dict[str, Any]
@@ -103,6 +104,52 @@ def init(config: Hashable, key: Array) -> Params:
     """
     params: Params = nnx.to_pure_dict(nnx.state(make_model(config, key), nnx.Param))
     return params
+
+
+def from_params[M: nnx.Module](make: Callable[[nnx.Rngs], M], params: Params) -> M:
+    """Make a layer, or any module, with given parameters instead of random ones.
+
+    Parameters
+    ----------
+    make
+        Makes the module; traced without allocating its initial values.
+    params
+        Nested dict of arrays with the names and shapes of the parameters of the module.
+
+    Returns
+    -------
+    flax.nnx.Module
+        The module; its parameters are those given.
+
+    Raises
+    ------
+    ValueError
+        With a line for each parameter that is missing, unexpected or has another shape.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from tjx_nn import RMSNorm, from_params
+    >>> norm = from_params(lambda rngs: RMSNorm(2), {"scale": jnp.array([1.0, 10.0])})
+    >>> print(norm(jnp.array([[3.0, 3.0]])).round(2))
+    [[ 1. 10.]]
+    """
+    split: Any = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+    graph, state, rest = split
+    shapes: dict[Any, Any] = {path: leaf.shape for path, leaf in nnx.to_flat_state(state)}
+    given: dict[Any, Any] = {
+        path: leaf.shape for path, leaf in nnx.to_flat_state(nnx.State(params))
+    }
+    raise_problems(
+        [
+            f"params {'.'.join(map(str, path))}: got {given.get(path, 'none')}; expected "
+            f"{shapes.get(path, 'no such parameter')}"
+            for path in sorted(shapes.keys() | given.keys())
+            if shapes.get(path) != given.get(path)
+        ]
+    )
+    module: M = nnx.merge(graph, params, rest)
+    return module
 
 
 def logical_axes(config: Hashable) -> LogicalAxes:

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tjx_nn.sub_configs import check_choices, check_sizes, raise_problems
+from tjx_nn.problems import Problem, raise_problems
+from tjx_nn.sub_configs import check_choices, check_sizes
 
 BaseDtype = Literal["float32", "bfloat16", "int8", "int4"]
 
@@ -45,11 +46,14 @@ class LoRAConfig:
     def __post_init__(self) -> None:
         problems = check_sizes(self, "rank") + check_choices(self, base_dtype=BaseDtype)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            problems.append(f"alpha: got {self.alpha}; expected a finite number above 0")
+            problems.append(Problem("alpha", f"got {self.alpha}; expected a finite number above 0"))
         if not self.patterns:
             problems.append(
-                f"targets: got {self.targets!r}; expected patterns such as 'query,value'; '*' is "
-                "every linear layer"
+                Problem(
+                    "targets",
+                    f"got {self.targets!r}; expected patterns such as 'query,value'; '*' is "
+                    "every linear layer",
+                )
             )
         raise_problems(problems)
 

@@ -6,51 +6,39 @@ Importing it needs only the standard library.
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from tjx_nn.problems import Problem, raise_problems
+
 RopeScaling = Literal["none", "linear", "ntk", "llama3", "yarn", "longrope"]
 ExpertScores = Literal["softmax", "sigmoid"]
 
 
-# Limits of an error message; a malformed file can have thousands of errors, and huge values.
-_MAX_PROBLEMS = 50
-_MAX_CHARACTERS = 2000
-
-
-def raise_problems(problems: list[str]) -> None:
-    """Raise ValueError with a line for each problem (the first 50), if there are any.
-
-    The middle of a line of more than 2,000 characters is left out.
-    """
-    more = len(problems) - _MAX_PROBLEMS
-    if problems:
-        half = _MAX_CHARACTERS // 2
-        lines = [
-            line if len(line) <= _MAX_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
-            for line in problems[:_MAX_PROBLEMS]
-        ]
-        raise ValueError("\n".join([*lines, *([f"and {more} more"] if more > 0 else [])]))
-
-
-def check_sizes(config: Any, *names: str, at_least: int = 1) -> list[str]:
+def check_sizes(config: Any, *names: str, at_least: int = 1) -> list[Problem]:
     """Return an error for each field that is not an integer >= `at_least`; None is valid."""
     return [
-        f"{name}: got {size!r}; expected an integer of at least {at_least}"
+        Problem(name, f"got {size!r}; expected an integer of at least {at_least}")
         for name in names
         if (size := getattr(config, name)) is not None
         and (not isinstance(size, int) or isinstance(size, bool) or size < at_least)
     ]
 
 
-def check_tokenizer_size(given: int | None, vocab_size: int) -> list[str]:
+def check_tokenizer_size(given: int | None, vocab_size: int) -> list[Problem]:
     """Return an error if a tokenizer size is not in [1, vocab_size]; None is valid."""
     if given is None or 1 <= given <= vocab_size:
         return []
-    return [f"tokenizer_size: got {given}; expected 1 to vocab_size {vocab_size}, or None"]
+    return [
+        Problem(
+            "tokenizer_size",
+            f"got {given}; expected 1 to vocab_size {vocab_size}, or None",
+            ("vocab_size",),
+        )
+    ]
 
 
-def check_choices(config: Any, **allowed: Any) -> list[str]:
+def check_choices(config: Any, **allowed: Any) -> list[Problem]:
     """Return an error for each field that is not a value of its Literal type."""
     return [
-        f"{name}: got {value!r}; expected one of {list(get_args(kind))}"
+        Problem(name, f"got {value!r}; expected one of {list(get_args(kind))}")
         for name, kind in allowed.items()
         if (value := getattr(config, name)) not in get_args(kind)
     ]
@@ -121,38 +109,53 @@ class RopeConfig:
         problems = check_sizes(self, "dim", "original_seq_len")
         problems += check_choices(self, scaling=RopeScaling)
         if not problems and self.dim is not None and self.dim % 2:
-            problems.append(f"dim: got {self.dim}; expected an even number")
+            problems.append(Problem("dim", f"got {self.dim}; expected an even number"))
         problems += [
-            f"{name}: got {value!r}; expected a number above 1, such as 10000"
+            Problem(name, f"got {value!r}; expected a number above 1, such as 10000")
             for name in ("base", "local_base")
             if (value := getattr(self, name)) is not None and not value > 1
         ]
         if not self.factor >= 1:
-            problems.append(f"factor: got {self.factor!r}; expected at least 1")
+            problems.append(Problem("factor", f"got {self.factor!r}; expected at least 1"))
         if self.attention_factor is not None and not self.attention_factor > 0:
             problems.append(
-                f"attention_factor: got {self.attention_factor!r}; expected a positive number, or "
-                "None"
+                Problem(
+                    "attention_factor",
+                    f"got {self.attention_factor!r}; expected a positive number, or None",
+                )
             )
         if self.scaling in ("llama3", "yarn", "longrope") and self.original_seq_len is None:
             problems.append(
-                f"original_seq_len: got None; expected a length for scaling {self.scaling!r}; set "
-                "it"
+                Problem(
+                    "original_seq_len",
+                    f"got None; expected a length for scaling {self.scaling!r}; set it",
+                    ("scaling",),
+                )
             )
         if not self.high_freq_factor > self.low_freq_factor > 0:
             problems.append(
-                f"high_freq_factor: got {self.high_freq_factor} with low_freq_factor "
-                f"{self.low_freq_factor}; expected high_freq_factor > low_freq_factor > 0"
+                Problem(
+                    "high_freq_factor",
+                    f"got {self.high_freq_factor} with low_freq_factor "
+                    f"{self.low_freq_factor}; expected high_freq_factor > low_freq_factor > 0",
+                    ("low_freq_factor",),
+                )
             )
         if not self.beta_fast > self.beta_slow > 0:
             problems.append(
-                f"beta_fast: got {self.beta_fast} with beta_slow {self.beta_slow}; expected "
-                "beta_fast > beta_slow > 0"
+                Problem(
+                    "beta_fast",
+                    f"got {self.beta_fast} with beta_slow {self.beta_slow}; expected "
+                    "beta_fast > beta_slow > 0",
+                    ("beta_slow",),
+                )
             )
         if self.scaling == "longrope":
             problems += check_sizes(self, "original_seq_len", at_least=2)
             problems += [
-                f"{name}: got {factors}; expected a positive number for each pair of features"
+                Problem(
+                    name, f"got {factors}; expected a positive number for each pair of features"
+                )
                 for name in ("short_factors", "long_factors")
                 if not (factors := getattr(self, name)) or not min(factors) > 0
             ]
@@ -231,7 +234,7 @@ class LatentConfig:
             expected = "an even number"
             if self.rope_heads > 1:
                 expected = f"a multiple of 2 * rope_heads, {2 * self.rope_heads}"
-            problems.append(f"rope_dim: got {self.rope_dim}; expected {expected}")
+            problems.append(Problem("rope_dim", f"got {self.rope_dim}; expected {expected}"))
         raise_problems(problems)
 
 
@@ -265,9 +268,9 @@ class SparseConfig:
         """Raise ValueError with a line for each invalid field."""
         problems = check_sizes(self, "top_k", "n_head", "head_dim")
         if not problems and self.head_dim % 2:
-            problems.append(f"head_dim: got {self.head_dim}; expected an even number")
+            problems.append(Problem("head_dim", f"got {self.head_dim}; expected an even number"))
         if not self.loss >= 0:
-            problems.append(f"loss: got {self.loss!r}; expected a weight of at least 0")
+            problems.append(Problem("loss", f"got {self.loss!r}; expected a weight of at least 0"))
         raise_problems(problems)
 
 
@@ -350,28 +353,42 @@ class ExpertsConfig:
             problems += self._bad_groups()
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             problems.append(
-                f"capacity_factor: got {self.capacity_factor!r}; expected a positive number, or "
-                "None"
+                Problem(
+                    "capacity_factor",
+                    f"got {self.capacity_factor!r}; expected a positive number, or None",
+                )
             )
         problems += [
-            f"{name}: got {getattr(self, name)!r}; expected a weight of at least 0"
+            Problem(name, f"got {getattr(self, name)!r}; expected a weight of at least 0")
             for name in ("balance_loss", "z_loss")
             if not getattr(self, name) >= 0
         ]
         if not self.weight_scale > 0:
-            problems.append(f"weight_scale: got {self.weight_scale!r}; expected a positive number")
+            problems.append(
+                Problem("weight_scale", f"got {self.weight_scale!r}; expected a positive number")
+            )
         raise_problems(problems)
 
-    def _bad_groups(self) -> list[str]:
+    def _bad_groups(self) -> list[Problem]:
         """Return an error for each number that the groups of experts cannot have."""
         if self.count % self.groups:
-            return [f"groups: got {self.groups}; expected a divisor of count {self.count}"]
+            return [
+                Problem(
+                    "groups",
+                    f"got {self.groups}; expected a divisor of count {self.count}",
+                    ("count",),
+                )
+            ]
         size = self.count // self.groups
         most = {"groups_per_token": self.groups, "per_token": self.groups_per_token * size}
         most |= {"group_top_k": size} if self.groups > 1 else {}
         return [
-            f"{name}: got {getattr(self, name)} with count {self.count} and groups {self.groups}; "
-            f"expected at most {limit}"
+            Problem(
+                name,
+                f"got {getattr(self, name)} with count {self.count} and groups {self.groups}; "
+                f"expected at most {limit}",
+                ("count", "groups"),
+            )
             for name, limit in most.items()
             if getattr(self, name) > limit
         ]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_core import ConfigError, Problem
-from tjx_optim.param_rules import ParameterRules, leaves_by_path, map_with_path
+from tjx_optim.matrices import UPDATE_RMS, partition_matrices
+from tjx_optim.param_rules import ParameterRules
 
 # Maximize the slope at 0: five iterations bring singular values from 1e-3 up to about 1, and all
 # of them between 0.7 and 1.2 (Jordan et al. 2024).
@@ -30,10 +30,6 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
-
-# An orthogonal [in, out] has the root mean square 1 / sqrt(max(in, out)); AdamW's updates have 0.2
-# to 0.4. With this target one learning rate and decay serve both (Liu et al. 2025, section 2.2).
-UPDATE_RMS = 0.2
 
 
 def scale_by_muon(
@@ -55,47 +51,19 @@ def scale_by_muon(
     Returns
     -------
     optax.GradientTransformation
-        Raises ConfigError from ``init`` if a matrix has not exactly two axes beside its stack
-        axes, or if no parameter is a matrix, since all would silently take AdamW's direction.
+        See `partition_matrices` for the errors of ``init``.
     """
-
-    def label(path: str, leaf: Any) -> str:
-        if not rules.is_muon_matrix(path, leaf.ndim):
-            return "adamw"
-        stacked = rules.stack_axes(path)
-        if leaf.ndim - stacked != 2:
-            message = (
-                f"got {path} of shape {tuple(leaf.shape)} for muon; expected two axes, [in, out], "
-                f"beside the {stacked} that stack layers; pass stack_axes or muon_mask to "
-                "make_optimizer, or freeze it"
-            )
-            raise ConfigError([Problem("params", message)])
-        return "matrix"
-
-    def labels(params: Any) -> Any:
-        found = map_with_path(label, params)
-        by_path = leaves_by_path(found)
-        if by_path and "matrix" not in by_path.values():
-            message = (
-                f"got muon for {len(by_path)} parameters, such as {min(by_path)}; expected a "
-                "weight matrix of a hidden layer among them (`kernel`, `*_kernel`, `weight` or "
-                "`w`, not of a `head`); rename one, pass muon_mask to make_optimizer, or use adamw"
-            )
-            raise ConfigError([Problem("name", message)])
-        return found
-
-    return optax.partition(
-        {
-            "matrix": optax.chain(
-                optax.trace(settings["momentum"], nesterov=bool(settings["nesterov"])),
-                _orthogonal_updates(
-                    POLAR_EXPRESS if settings["polar_express"] else NEWTON_SCHULZ,
-                    settings["neuron_b2"],
-                ),
+    return partition_matrices(
+        "muon",
+        rules,
+        optax.chain(
+            optax.trace(settings["momentum"], nesterov=bool(settings["nesterov"])),
+            _orthogonal_updates(
+                POLAR_EXPRESS if settings["polar_express"] else NEWTON_SCHULZ,
+                settings["neuron_b2"],
             ),
-            "adamw": optax.scale_by_adam(settings["b1"], settings["b2"], settings["eps"]),
-        },
-        labels,
+        ),
+        settings,
     )
 
 

@@ -10,7 +10,16 @@ from tjx_optim.param_groups import ParameterGroup, parse_group
 from tjx_optim.registry import registered_optimizers
 
 OptimizerName = Literal[
-    "sgd", "adam", "adamw", "lamb", "lion", "adafactor", "muon", "schedule_free_adamw"
+    "sgd",
+    "adam",
+    "adamw",
+    "lamb",
+    "lion",
+    "adafactor",
+    "muon",
+    "dion",
+    "soap",
+    "schedule_free_adamw",
 ]
 MomentDtype = Literal["float32", "bfloat16"]
 
@@ -38,6 +47,17 @@ DEFAULTS: Mapping[str, Mapping[str, float | bool]] = {
         "eps": 1e-8,
         "weight_decay": 0.1,
     },
+    # Ahn et al. 2025, algorithm 1; b1, b2 and eps are those of AdamW for the other parameters.
+    "dion": {
+        "momentum": 0.95,
+        "rank_fraction": 0.25,
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+    },
+    # Vyas et al. 2024, section 5.
+    "soap": {"b1": 0.95, "b2": 0.95, "eps": 1e-8, "precondition_every": 10, "weight_decay": 1e-4},
     # Defazio et al. 2024, algorithm 1; b1 interpolates between the averaged and the base iterate.
     "schedule_free_adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1},
 }
@@ -66,13 +86,17 @@ class OptimizerConfig:
     eps
         Added to the root of the second moment (adafactor: to the squared gradient).
     momentum
-        Momentum of sgd and of muon's matrices, in [0, 1).
+        Momentum of sgd and of the matrices of muon and dion, in [0, 1).
     nesterov
         Whether that momentum is Nesterov's.
     polar_express
         Whether muon's polynomials are those of Polar Express, which are more accurate.
     neuron_b2
         Decay rate of a second moment of each neuron of muon (NorMuon), in [0, 1); 0: none.
+    rank_fraction
+        Rank of dion's updates as a fraction of the shorter side of a matrix, in (0, 1].
+    precondition_every
+        Updates between two steps of the eigenvectors of soap, at least 1.
     cautious_decay
         Whether to decay only the entries that the update shrinks too; not for adam.
     clip_norm
@@ -106,6 +130,8 @@ class OptimizerConfig:
     nesterov: bool | None = None
     polar_express: bool | None = None
     neuron_b2: float | None = None
+    rank_fraction: float | None = None
+    precondition_every: int | None = None
     cautious_decay: bool = False
     clip_norm: float | None = 1.0
     clip_value: float | None = None
@@ -127,6 +153,12 @@ class OptimizerConfig:
         for field in ("b1", "b2", "momentum", "neuron_b2", "ema_decay"):
             problems += _fraction(field, getattr(self, field))
         problems += _above_zero("eps", self.eps, "try 1e-8")
+        if self.rank_fraction is not None and not 0 < self.rank_fraction <= 1:
+            got = f"got {self.rank_fraction}; expected (0, 1]; try 0.25"
+            problems.append(Problem("rank_fraction", got))
+        if self.precondition_every is not None and self.precondition_every < 1:
+            got = f"got {self.precondition_every}; expected at least 1; try 10"
+            problems.append(Problem("precondition_every", got))
         problems += _above_zero("clip_norm", self.clip_norm, "None disables clipping")
         problems += _above_zero("clip_value", self.clip_value, "None disables clipping")
         problems += _above_zero("clip_adaptive", self.clip_adaptive, "try 0.01; None disables it")
@@ -238,6 +270,15 @@ class OptimizerConfig:
         """
         if self.moment_dtype != "bfloat16":
             return []
+        if self.name == "soap":
+            return [
+                Problem(
+                    "moment_dtype",
+                    "got 'bfloat16'; expected float32, since rounded eigenvectors are not "
+                    "orthogonal; use float32, or muon, which has one moment only",
+                    ("name",),
+                )
+            ]
         if self.name == "adafactor":
             return [
                 Problem(

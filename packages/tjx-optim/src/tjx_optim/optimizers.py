@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from optax import contrib
 
+from tjx_optim.dion import scale_by_dion
 from tjx_optim.muon import scale_by_muon
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.param_averaging import average_parameters
@@ -21,6 +22,7 @@ from tjx_optim.param_checks import check_params
 from tjx_optim.param_rules import ParameterRules, add_weight_decay, map_with_path, update_by_path
 from tjx_optim.per_layer import per_layer
 from tjx_optim.registry import registered_optimizers
+from tjx_optim.soap import scale_by_soap
 
 Settings = dict[str, float | bool]
 Direction = Callable[[Settings, ParameterRules], optax.GradientTransformation]
@@ -59,7 +61,7 @@ def make_optimizer(
     decay_mask : pytree of bools like the parameters, optional
         Which parameters weight decay applies to; None: by path.
     muon_mask : pytree of bools like the parameters, optional
-        Which parameters muon orthogonalizes; None: by path.
+        Which parameters muon, dion and soap treat as matrices; None: by path.
     weight_decay_scales : pytree of floats like the parameters, optional
         Factor of the weight decay of each parameter, besides that of its learning rate (CompleteP).
     eps_scales : pytree of floats like the parameters, optional
@@ -78,7 +80,7 @@ def make_optimizer(
     ConfigError
         From ``init``: if a parameter is narrower than float32 (its second moment would be, too,
         and small updates would be lost), a tree does not match the parameters, a group matches no
-        parameter, or muon finds no matrix or one that has not two axes.
+        parameter, or muon, dion or soap finds no matrix or one that has not two axes.
 
     Notes
     -----
@@ -272,6 +274,16 @@ def _muon(settings: Settings, rules: ParameterRules) -> optax.GradientTransforma
     return optax.chain(scale_by_muon(settings, rules), add_weight_decay(rules))
 
 
+def _dion(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
+    """Low-rank orthonormal updates for matrices; Ahn et al. 2025, algorithm 1."""
+    return optax.chain(scale_by_dion(settings, rules), add_weight_decay(rules))
+
+
+def _soap(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
+    """Adam in the eigenbasis of Shampoo for matrices; Vyas et al. 2024, algorithm 3."""
+    return optax.chain(scale_by_soap(settings, rules), add_weight_decay(rules))
+
+
 def _schedule_free_adamw(settings: Settings, rules: ParameterRules) -> optax.GradientTransformation:
     """AdamW whose first moment `_descent` replaces by averaging; Defazio et al. 2024."""
     scale = optax.scale_by_rms(
@@ -288,6 +300,8 @@ OPTIMIZERS: Mapping[str, Direction] = {
     "lion": _lion,
     "adafactor": _adafactor,
     "muon": _muon,
+    "dion": _dion,
+    "soap": _soap,
     "schedule_free_adamw": _schedule_free_adamw,
 }
 """The built-in update directions by name; `register_optimizer` adds others."""

@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from tjx_core import ConfigError, Problem
+from tjx_core import ConfigError, Problem, nearest_names
 from tjx_optim.param_groups import ParameterGroup
 from tjx_optim.param_masks import path_strings
 from tjx_optim.param_rules import ParameterRules, leaves_by_path
@@ -97,7 +96,7 @@ def unused_groups(paths: Sequence[str], groups: Sequence[ParameterGroup]) -> lis
     for number, group in enumerate(groups):
         matched = [path for path in paths if group.matches(path)]
         if not matched:
-            near = get_close_matches(group.pattern.replace("*", ""), paths, n=3, cutoff=0.0)
+            near = nearest_names(group.pattern.replace("*", ""), paths, cutoff=0.0)
             problems.append(
                 Problem(
                     "groups",

@@ -86,7 +86,7 @@ class ParameterRules:
         return 0 if stacked is None else int(stacked[path])
 
     def is_muon_matrix(self, path: str, axes: int) -> bool:
-        """Return whether muon orthogonalizes the update of a parameter of so many axes."""
+        """Return whether muon, dion and soap treat a parameter of so many axes as a matrix."""
         if "muon_mask" in self.given:
             return bool(self.given["muon_mask"][path])
         return is_hidden_matrix(path, axes - self.stack_axes(path))
@@ -137,7 +137,7 @@ def decays(path: str, axes: int, *, decay_embeddings: bool) -> bool:
     path : str
         Path of the parameter.
     axes : int
-        Number of its axes, without those that stack layers.
+        Number of its axes, without axes that stack layers.
     decay_embeddings : bool
         Whether decay applies to embedding tables.
 
@@ -178,7 +178,7 @@ def is_hidden_matrix(path: str, axes: int) -> bool:
     path : str
         Path of the parameter.
     axes : int
-        Number of its axes, without those that stack layers.
+        Number of its axes, without axes that stack layers.
 
     Examples
     --------

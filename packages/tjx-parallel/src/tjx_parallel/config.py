@@ -1,8 +1,10 @@
-"""Configuration of meshes and multi-process runs. Standard library only."""
+"""Configuration of meshes and multi-process runs. Standard library and tjx_core only."""
 
 import math
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
+
+from tjx_core import ConfigError, Problem
 
 AXES = ("stage", "data", "fsdp", "context", "expert", "tensor")
 """Mesh axes, outer to inner; the last one has the most communication."""
@@ -51,8 +53,8 @@ class MeshConfig:
 
     Raises
     ------
-    ValueError
-        With one line for each invalid field.
+    ConfigError
+        With every invalid field.
 
     Examples
     --------
@@ -78,26 +80,23 @@ class MeshConfig:
     def __post_init__(self) -> None:
         sizes = self._sizes()
         problems = [
-            f"{axis} = {size}: must be 1 or more, or -1 for all devices that are left"
+            Problem(axis, f"got {size}; expected at least 1, or -1 for all remaining devices")
             for axis, size in sizes.items()
             if size < 1 and size != -1
         ]
-        filling = [axis for axis, size in sizes.items() if size == -1]
-        if len(filling) > 1:
-            problems.append(
-                f"{' and '.join(filling)} are -1: one axis at most can take all devices that are "
-                "left; set the others to 1 or more"
+        first, *others = [axis for axis, size in sizes.items() if size == -1] or [""]
+        if others:
+            message = (
+                f"got -1, as {' and '.join(others)}; expected -1 for at most one axis, which takes "
+                "all remaining devices; set the others to 1 or more"
             )
+            problems.append(Problem(first, message, tuple(others)))
         if self.virtual_stages < 2:
-            problems.append(
-                f"virtual_stages = {self.virtual_stages}: must be 2 or more; 1 is pipeline 1f1b"
-            )
-        try:
-            self.rows()
-        except ValueError as error:
-            problems += str(error).splitlines()
+            message = f"got {self.virtual_stages}; expected at least 2; for 1 use pipeline 1f1b"
+            problems.append(Problem("virtual_stages", message))
+        problems += self._rules_problems()
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)
 
     def axis_sizes(self, device_count: int) -> dict[str, int]:
         """Return the size of each axis on ``device_count`` devices, with -1 resolved.
@@ -114,7 +113,7 @@ class MeshConfig:
 
         Raises
         ------
-        ValueError
+        ConfigError
             If the product of the sizes is not that number of devices.
         """
         sizes = self._sizes()
@@ -123,56 +122,62 @@ class MeshConfig:
         filling = [axis for axis, size in sizes.items() if size == -1]
         if filling:
             if device_count % fixed:
-                raise ValueError(
-                    f"mesh {text} needs a multiple of {fixed} devices, there are {device_count}: "
-                    "choose sizes whose product divides it"
+                message = (
+                    f"got {text}, which needs a multiple of {fixed} devices; expected a divisor of "
+                    f"{device_count}, the number of devices; choose other sizes"
                 )
+                raise ConfigError([Problem("mesh", message)])
             sizes[filling[0]] = device_count // fixed
         elif fixed != device_count:
-            raise ValueError(
-                f"mesh {text or 'of 1 device'} needs {fixed} devices, there are {device_count}: "
-                "set one axis to -1 to use all, or pass the devices to use"
+            message = (
+                f"got {text or 'all sizes 1'}, which needs {fixed} devices; expected "
+                f"{device_count}, the number of devices; set one axis to -1 to use all, or pass "
+                "the devices to use"
             )
+            raise ConfigError([Problem("mesh", message)])
         return sizes
 
     def rows(self) -> dict[str, tuple[str, ...]]:
         """Parse `rules`: logical axis -> mesh axes.
-
-        Raises
-        ------
-        ValueError
-            For a malformed rule or an unknown mesh axis.
 
         Examples
         --------
         >>> MeshConfig(rules=("vocab=", "mlp=fsdp+tensor")).rows()
         {'vocab': (), 'mlp': ('fsdp', 'tensor')}
         """
-        rows: dict[str, tuple[str, ...]] = {}
-        problems = []
-        for text in self.rules:
-            name, equals, right = (part.strip() for part in text.partition("="))
-            axes = tuple(axis.strip() for axis in right.split("+") if axis.strip())
-            unknown = [axis for axis in axes if axis not in AXES]
-            if name == "batch":
-                problems.append("rules: the row batch stays: by it processes load their sequences")
-            if not name or not equals or unknown:
-                problems.append(
-                    f"rules: {text!r} is no row such as vocab=tensor or mlp=fsdp+tensor; the mesh "
-                    f"has the axes {', '.join(AXES)}"
-                )
-            rows[name] = axes
-        if problems:
-            raise ValueError("\n".join(problems))
-        return rows
+        return {name: axes for name, _, axes in map(_parse_row, self.rules)}
 
     @property
     def chunks_per_stage(self) -> int:
         """Chunks of the model per stage."""
         return self.virtual_stages if self.pipeline == "interleaved_1f1b" else 1
 
+    def _rules_problems(self) -> list[Problem]:
+        problems = []
+        for text in self.rules:
+            name, equals, axes = _parse_row(text)
+            if name == "batch":
+                message = (
+                    f"got {text!r}; expected no row for batch, whose axes determine the sequences "
+                    "that a process loads; remove it"
+                )
+                problems.append(Problem("rules", message))
+            if not name or not equals or not set(axes) <= set(AXES):
+                message = (
+                    f"got {text!r}; expected a row such as vocab=tensor or mlp=fsdp+tensor, with "
+                    f"the mesh axes {', '.join(AXES)}"
+                )
+                problems.append(Problem("rules", message))
+        return problems
+
     def _sizes(self) -> dict[str, int]:
         return {axis: size for axis, size in asdict(self).items() if axis in get_args(Axis)}
+
+
+def _parse_row(text: str) -> tuple[str, str, tuple[str, ...]]:
+    """Split a sharding rule into the logical axis, "=" (or "" without one) and the mesh axes."""
+    name, equals, right = (part.strip() for part in text.partition("="))
+    return name, equals, tuple(axis.strip() for axis in right.split("+") if axis.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +201,8 @@ class DistributedConfig:
 
     Raises
     ------
-    ValueError
-        With one line for each invalid field.
+    ConfigError
+        With every invalid field.
     """
 
     coordinator: str | None = None
@@ -216,18 +221,21 @@ class DistributedConfig:
         missing = [name for name, value in given.items() if value is None]
         problems = []
         if missing and len(missing) < len(given):
-            problems += [f"{name} is missing: give all of {', '.join(given)}" for name in missing]
+            message = f"got none; expected all of {', '.join(given)}, or none of them; give it"
+            problems += [Problem(name, message, tuple({*given} - {name})) for name in missing]
         for name in ("coordinator", "bind_address"):
             address = getattr(self, name)
             if address is not None and not address.rpartition(":")[2].isdecimal():
-                problems.append(f"{name} = {address!r}: must be host:port, e.g. 10.0.0.1:1234")
+                message = f"got {address!r}; expected host:port, such as 10.0.0.1:1234"
+                problems.append(Problem(name, message))
         count, index = self.num_processes, self.process_id
         if count is not None and count < 1:
-            problems.append(f"num_processes = {count}: must be 1 or more")
+            problems.append(Problem("num_processes", f"got {count}; expected at least 1"))
         if count is not None and index is not None and not 0 <= index < count:
-            problems.append(f"process_id = {index}: must be from 0 to {count} - 1")
+            message = f"got {index}; expected 0 to {count - 1}, as num_processes is {count}"
+            problems.append(Problem("process_id", message, ("num_processes",)))
         for name in ("heartbeat_timeout", "start_timeout"):
             if (seconds := getattr(self, name)) < 1:
-                problems.append(f"{name} = {seconds}: must be 1 or more")
+                problems.append(Problem(name, f"got {seconds}; expected at least 1 second"))
         if problems:
-            raise ValueError("\n".join(problems))
+            raise ConfigError(problems)

@@ -65,7 +65,7 @@ def across_slices(sizes: dict[str, int], slices: int) -> tuple[int, ...]:
     if left > 1:
         text = " x ".join(f"{axis}={sizes[axis]}" for axis in _OVER_SLOW_LINKS)
         raise ValueError(
-            f"{slices} slices do not divide {text}: only these axes reach from slice to slice; "
-            "choose their sizes so that the slices divide their product"
+            f"devices: got {slices} slices with the mesh {text}; expected a divisor of the "
+            "product, as only these axes cross slices; choose other sizes"
         )
     return tuple(outer[axis] for axis in AXES)

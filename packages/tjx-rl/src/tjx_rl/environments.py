@@ -121,7 +121,8 @@ def _evaluate(node: ast.expr) -> float:
     raise ValueError(f"got {ast.dump(node)[:50]}; expected numbers with +, -, * and /")
 
 
-registered_environments: dict[str, MakeEnvironment] = {"calculator": Calculator}
+_BUILT_IN: Mapping[str, MakeEnvironment] = {"calculator": Calculator}
+registered_environments: dict[str, MakeEnvironment] = dict(_BUILT_IN)
 """Environments by name; `register_environment` adds to them."""
 
 
@@ -131,14 +132,14 @@ def register_environment(name: str, make: MakeEnvironment) -> None:
     Parameters
     ----------
     name : str
-        The name. Registering a name again replaces the entry.
+        The name. Registering a name again replaces the entry, unless it is built in.
     make : callable
         From prompt and answer of an example to the `Environment` of one episode.
 
     Raises
     ------
     ValueError
-        If the name is empty.
+        If the name is empty or built in.
 
     Examples
     --------
@@ -146,13 +147,16 @@ def register_environment(name: str, make: MakeEnvironment) -> None:
     >>> registered_environments.pop("my_calculator") is Calculator
     True
     """
-    if not name:
-        raise ValueError("name: got ''; expected a name, such as that of the module; give one")
+    if name in ("", *_BUILT_IN):
+        raise ValueError(
+            f"name: got {name!r}; expected a name that is not built in "
+            f"({', '.join(_BUILT_IN)}); choose another"
+        )
     registered_environments[name] = make
 
 
 def take_step(environment: Environment, response: str) -> tuple[EnvironmentStep, str | None]:
-    """Return the step of an environment; one that raises ends the episode with reward 0.
+    """Take a step of an environment; an exception in it ends the episode with reward 0.
 
     Parameters
     ----------

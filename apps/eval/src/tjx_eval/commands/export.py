@@ -10,7 +10,7 @@ from tjx_eval.commands.arguments import add_model, attention_options, positive
 from tjx_eval.errors import EvalError
 
 _DEFAULT_LENGTH = 128
-# Formats, and the dtypes of those that have a choice.
+# Formats, and the dtypes of formats with a choice.
 FORMATS: dict[str, tuple[str, ...]] = {
     "hf": ("float32", "bfloat16", "float16"),
     "onnx": (),

@@ -16,10 +16,11 @@ from tjx_nn.hf.convert_params import write_params
 from tjx_nn.hf.family import ModelFamily
 from tjx_nn.hf.load_save import family_for
 from tjx_nn.layers.position_encoding import rope_frequencies
+from tjx_nn.problems import InvalidConfigError
 
 
 class _Architecture(NamedTuple):
-    """What an architecture of llama.cpp supports."""
+    """Options that an architecture of llama.cpp supports."""
 
     activation: str
     scalings: tuple[str, ...]
@@ -114,13 +115,15 @@ def find_architecture(config: GPTConfig) -> tuple[ModelFamily, GPTConfig]:
     """
     reasons = []
     for name, architecture in _ARCHITECTURES.items():
-        problems = _unsupported(config, architecture)
+        problems = {
+            field: f"{field}: {reason}"
+            for field, reason in _unsupported(config, architecture).items()
+        }
         try:
             family, family_config, _ = family_for(config, name)
-        except ValueError as error:
-            for line in str(error).splitlines()[1:]:
-                field, _, reason = line.strip().partition(": ")
-                problems[field] = reason
+        except InvalidConfigError as error:
+            for problem in error.problems[1:]:  # the first says that there is no such family
+                problems[problem.path or problem.message] = str(problem)
         else:
             if not problems:
                 assert isinstance(family_config, GPTConfig)
@@ -129,7 +132,7 @@ def find_architecture(config: GPTConfig) -> tuple[ModelFamily, GPTConfig]:
     problems, name = min(reasons, key=lambda reason: len(reason[0]))
     raise EvalError(
         f"--format gguf: llama.cpp has no such model; its nearest architecture is {name}: "
-        + "; ".join(f"{field}: {reason}" for field, reason in problems.items())
+        + "; ".join(problems.values())
     )
 
 

@@ -15,7 +15,7 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 
 def _split(digits: str) -> list[dict[str, Any]]:
-    """Return the steps of Llama 3 and Qwen2: a pattern, and bytes."""
+    """Return the pre-tokenizer steps of Llama 3 and Qwen2: a pattern of words, then bytes."""
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + r"| ?[^\s\p{L}\p{N}]+"
         r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -109,7 +109,7 @@ def tokenizer_metadata(
 
 
 def _check(description: Mapping[str, Any]) -> list[str]:
-    """Return what llama.cpp lacks, apart from the splitting of words."""
+    """Return the features of the tokenizer that llama.cpp lacks, besides its splitting of words."""
     model, problems = description["model"], []
     if model["type"] != "BPE" or (description["decoder"] or {}).get("type") != "ByteLevel":
         return [f"a {model['type']} model that is not byte-level; expected byte-level BPE"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tjx_eval.load_model import TrainedModel
 from tjx_eval.serving.engine import Engine, GenerationRequest, Token
-from tjx_nn.generation.continuous_batching import SequenceOptions
+from tjx_nn.generation.batch_sampling import SequenceOptions
 from tjx_trainer.run_reader import TextStream
 
 

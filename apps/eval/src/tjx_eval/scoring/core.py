@@ -112,7 +112,7 @@ def score_task(
 def make_pairs(
     model: TrainedModel, task: CoreTask, examples: Sequence[Example], index: int
 ) -> list[Pair]:
-    """Return the tokens of every option of an example: what is given, and what is scored.
+    """Return the tokens of the context and of the scored continuation of every option.
 
     The scored tokens are those after the common start of all options of a multiple-choice task, the
     common end of all options of a schema task, and those after the context of a language modeling

@@ -215,7 +215,7 @@ def _read_examples(file: Path, kind: TaskType, problems: list[Problem]) -> Itera
 
 
 def _check_record(record: Any, kind: TaskType) -> str | None:
-    """Return what is wrong with a record of a data file, or None."""
+    """Return the error in a record of a data file, or None."""
     if not isinstance(record, Mapping):
         return f"got {type(record).__name__}; expected an object"
     text, options = _TEXTS[kind]

@@ -22,13 +22,13 @@ import tjx_nn
 import tjx_parallel
 from tjx_eval.load_model import TrainedModel
 from tjx_eval.scoring.windows import (
-    IGNORE_INDEX,
     Window,
     make_batch,
     plan_batches,
     sliding_windows,
 )
 from tjx_metrics import cross_entropy, top_k_correct
+from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer.run_reader import model_layout
 

@@ -1,4 +1,4 @@
-"""Compare the logits of a model with those that Transformers computes from the same folder."""
+"""Compare the logits of a model with the logits of Transformers from the same folder."""
 
 import subprocess
 import tempfile

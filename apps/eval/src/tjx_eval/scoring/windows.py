@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORE_INDEX = -100
+from tjx_nn.id_checks import IGNORE_INDEX
+
 _SHORTEST = 64  # smallest batch length; each length is compiled separately
 
 

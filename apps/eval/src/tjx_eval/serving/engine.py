@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from tjx_nn import ContinuousBatcher, GPTConfig
-from tjx_nn.generation.continuous_batching import SampledTokens, SequenceOptions
+from tjx_nn.generation.batch_sampling import SampledTokens, SequenceOptions
 
 # Prompts prefilled between two steps; a larger number delays the requests that are running.
 _PREFILLS_PER_STEP = 4

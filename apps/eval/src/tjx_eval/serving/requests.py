@@ -13,7 +13,7 @@ from tjx_core import did_you_mean
 from tjx_eval.serving.chat import ChatPrompts, parse_messages, parse_tools
 from tjx_eval.serving.errors import APIError, invalid
 from tjx_eval.serving.tool_calls import Notation
-from tjx_nn.generation.continuous_batching import N_TOP_LOG_PROBS, SequenceOptions
+from tjx_nn.generation.batch_sampling import N_TOP_LOG_PROBS, SequenceOptions
 
 DEFAULT_MAX_TOKENS = 16
 MAX_STOPS = 4

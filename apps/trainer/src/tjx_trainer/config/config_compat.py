@@ -8,8 +8,8 @@ from tjx_trainer.config.config_tree import assemble, flatten, leaves
 from tjx_trainer.config.presets import FIELDS_WITH_CHANGED_DEFAULTS
 from tjx_trainer.config.run_config import Config
 
-# Fields that may differ when a run is resumed: first those without effect on the result (names,
-# logging, retention), then those that change how the same computation is done, whose results may
+# Fields that may differ when a run is resumed: first fields without effect on the result (names,
+# logging, retention), then fields that change how the same computation is done, whose results may
 # differ in the last digits.
 CHANGEABLE_FIELDS = frozenset({
     "run_dir",

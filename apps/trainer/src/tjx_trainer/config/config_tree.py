@@ -3,7 +3,6 @@
 A section can be one of several dataclasses (model families), selected by its field ``family``.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -156,7 +155,7 @@ def _build_section(hint: Any, name: str, values: Mapping[str, Any], rejected: _R
     try:
         return kind(**given)
     except ValueError as error:
-        problems = _section_problems(error, name)
+        problems = [problem.within(name) for problem in problems_of(error)]
     rejected.problems += problems
     # The remaining values can still contradict other sections.
     paths = {path for problem in problems for path in problem.paths}
@@ -165,21 +164,6 @@ def _build_section(hint: Any, name: str, values: Mapping[str, Any], rejected: _R
     with suppress(ValueError):
         return kind(**{field: given[field] for field in given if field not in bad})
     return None
-
-
-def _section_problems(error: ValueError, section: str) -> list[Problem]:
-    """Return the problems of a section's constructor, with full paths.
-
-    The configurations of tjx_nn raise plain text, as tjx_nn does not depend on tjx_core. The paths
-    of such a problem are the fields that its text names.
-    """
-    names = {leaf.removeprefix(f"{section}.") for leaf in leaves() if leaf.startswith(section)}
-    problems = []
-    for problem in problems_of(error):
-        words = (word.rstrip(".") for word in re.findall(r"[\w.]+", problem.message))
-        named = problem.related if problem.path else tuple(w for w in words if w in names)
-        problems.append(replace(problem, related=named).within(section))
-    return problems
 
 
 def _chosen(hint: Any, name: str, values: Mapping[str, Any]) -> type:

@@ -164,5 +164,5 @@ class Teacher:
 
 
 def teacher_inputs(teacher: Teacher | None) -> dict[str, Any]:
-    """Return shapes and shardings of what `Teacher.complete` adds to a batch."""
+    """Return shapes and shardings of the arrays that `Teacher.complete` adds to a batch."""
     return {} if teacher is None else {"teacher": teacher.abstract}

@@ -38,7 +38,7 @@ class Stage:
     name : str
         Its name.
     settings : Mapping[str, str]
-        Its flags by dotted name, with those that all stages have in common, and ``config``.
+        Its flags by dotted name, with the flags that all stages have in common, and ``config``.
     """
 
     name: str

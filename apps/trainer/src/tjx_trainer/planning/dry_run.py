@@ -22,7 +22,7 @@ from tjx_trainer.training.step_timer import model_flops, total_peak_flops
 
 
 def print_dry_run(job: Job) -> int:
-    """Compile the training step on the local devices and print what the run would be.
+    """Compile the training step on the local devices and print a summary of the run.
 
     Writes nothing but the prepared data, which the run itself needs.
 

@@ -15,7 +15,7 @@ SampleTurn = Callable[[Sequence[Sequence[int]], int], Rollouts]
 
 @dataclass
 class Episode:
-    """What follows a prompt, possibly incomplete.
+    """Responses and observations after a prompt, possibly incomplete.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ _PURPOSE = int.from_bytes(b"examples")
 
 
 class Example(NamedTuple):
-    """A prompt, and what belongs to it.
+    """A prompt with its answer, its pair of responses, or its completion.
 
     Attributes
     ----------
@@ -199,7 +199,7 @@ class ExampleLoader(tjx_data.Loader):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Hash of the examples, and what else determines the rows."""
+        """Hash of the examples, and the settings that determine the rows."""
         return {"examples": self._digest, "seed": str(self.seed), **self._facts}
 
     @functools.lru_cache(maxsize=2)  # noqa: B019  as long-lived as the run

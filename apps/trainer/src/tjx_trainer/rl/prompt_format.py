@@ -7,7 +7,7 @@ from tjx_trainer.config.run_config import Config
 
 
 class PromptFormat(NamedTuple):
-    """How prompts and responses become tokens.
+    """Conversion of prompts and responses to tokens.
 
     Attributes
     ----------

@@ -4,6 +4,7 @@ JAX then aborts this process in native code, where no Python handler or ``finall
 child process therefore waits for the end of this one and prints the message.
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,9 +20,6 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
 sys.stdin.buffer.read(1) or sys.stderr.write(sys.argv[1])
 """
-
-# Keeps pipes open until the process ends: a garbage-collected pipe would close at once.
-_unclosed: list[subprocess.Popen[bytes]] = []
 
 
 @contextmanager
@@ -45,26 +43,26 @@ def report_peer_failure(run_dir: str | None) -> Iterator[None]:
         "Saved checkpoints are valid. To resume from the newest, start all processes again with "
         f"--run_dir {run_dir} and the same flags (--mesh.* may change with the devices)\n"
     )
+    output, pipe = os.pipe()
     reporter = subprocess.Popen(
         (sys.executable, "-I", "-S", "-c", _REPORTER, text),
-        stdin=subprocess.PIPE,
+        stdin=output,
         stdout=subprocess.DEVNULL,
         process_group=0,
     )
+    os.close(output)
     try:
         yield
     except jax.errors.JaxRuntimeError:
-        _unclosed.append(reporter)
-        raise
+        raise  # the pipe stays open until this process ends
     except BaseException:
-        _dismiss(reporter)
+        _dismiss(reporter, pipe)
         raise
-    _dismiss(reporter)
+    _dismiss(reporter, pipe)
 
 
-def _dismiss(reporter: subprocess.Popen[bytes]) -> None:
-    assert reporter.stdin is not None
+def _dismiss(reporter: subprocess.Popen[bytes], pipe: int) -> None:
     with suppress(OSError):  # the child was killed
-        reporter.stdin.write(b".")
-        reporter.stdin.close()
+        os.write(pipe, b".")
+    os.close(pipe)
     reporter.wait()

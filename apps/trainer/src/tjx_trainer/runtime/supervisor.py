@@ -143,7 +143,7 @@ class SignalForwarder:
 
     @contextmanager
     def to(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
-        """Forward signals to this process, first the one that arrived while it was starting."""
+        """Forward signals to this process, first a signal that arrived while it was starting."""
         self._child = child
         if self.stop and not self.forwarded:  # a second SIGINT means something else
             self.forwarded = True

@@ -1,7 +1,7 @@
 """The dial: from one number to the values of a run, by rules with sources.
 
 Every rule is a function of the values before it in `RULES`, so a value that is set by its own flag
-changes those that follow from it. Sources:
+changes the values that follow from it. Sources:
 
 - A single number of depth: Karpathy 2025, "nanochat". The width is proportional to it: the ratio
   hardly matters (Kaplan et al. 2020, "Scaling Laws for Neural Language Models", figure 5; with
@@ -251,7 +251,7 @@ def _scale_of(values: Values) -> ScaleConfig:
 
 
 def describe_dial(config: Config) -> list[str]:
-    """Return the table of the dial: each value, its rule, and what the rule gives if it differs.
+    """Return the table of the dial: each value, its rule, and the value of the rule if it differs.
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ class TextStream:
         return rest
 
     def _release(self, text: str) -> str:
-        """Append text and release what cannot belong to a stop string; linear in the text."""
+        """Append text and release the start that cannot belong to a stop string, in linear time."""
         if self.stopped:
             return ""
         for position, character in enumerate(text, start=len(self._held) + 1):

@@ -46,7 +46,7 @@ def make_eval_step(
     layout: Layout = SINGLE_DEVICE,
     pipeline_means: Callable[[Any, Batch], tjx_optim.AccumulatedGradients] | None = None,
 ) -> EvalStep:
-    """Return the jitted functions that accumulate losses and accuracies.
+    """Make the jitted functions that start and extend the sums of losses and accuracies.
 
     Accuracies (`ks`) and registered metrics need the logits; the loss does not. A decoder is
     evaluated with teacher forcing, so a row whose argmax predictions are all correct is the row
@@ -68,6 +68,11 @@ def make_eval_step(
     pipeline_means : callable, optional
         Loss means of a batch as a pipeline computes them, so that no stage needs the layers of
         others. Accuracies are not available then.
+
+    Returns
+    -------
+    EvalStep
+        From parameters to sums of zero, and from (sums, parameters, batch) to the next sums.
     """
     of_text = token_byte_lengths is not None
 

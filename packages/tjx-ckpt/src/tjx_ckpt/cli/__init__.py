@@ -1,1 +1,1 @@
-"""The command ``tjx-ckpt``: what a person asks of a directory of checkpoints."""
+"""The command ``tjx-ckpt``: inspection, comparison, verification and conversion of checkpoints."""

@@ -37,7 +37,7 @@ def bytes_to_verify(storage: Storage, steps: Sequence[int]) -> int:
 def verify_steps(
     storage: Storage, steps: Sequence[int], progress: Callable[[int], None]
 ) -> Iterator[VerifyResult]:
-    """Read every byte of checkpoints; skip those that their run deletes meanwhile."""
+    """Read every byte of checkpoints; skip checkpoints that their run deletes meanwhile."""
     for step in steps:
         files, size = _size(storage, step)
         found = problems(storage, step, progress=progress)

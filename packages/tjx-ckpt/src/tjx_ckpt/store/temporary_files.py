@@ -1,7 +1,7 @@
 """Temporary files and folders that are renamed when complete, and cleanup after killed writers.
 
 A writer holds a file lock on its temporary. The kernel releases it when the writer dies, which
-distinguishes abandoned temporaries from those that another process is writing.
+distinguishes abandoned temporaries from temporaries that another process is writing.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ Truncation = Literal["error", "drop", "right", "left"]
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig:
-    """How conversations are read, rendered, masked and truncated.
+    """Format, chat template, loss mask and truncation of conversations.
 
     Attributes
     ----------

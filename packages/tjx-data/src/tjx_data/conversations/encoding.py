@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from tjx_data.conversations.config import Turns
 from tjx_data.conversations.records import Conversation, Message
-from tjx_data.conversations.template import ChatTemplate, Span
+from tjx_data.conversations.template import ChatTemplate
+from tjx_data.conversations.template_program import Span
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 

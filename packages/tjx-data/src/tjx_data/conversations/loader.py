@@ -101,8 +101,8 @@ def encode_conversations(
     Returns
     -------
     list of EncodedConversation, and list of Malformed
-        The second lists conversations that are left out: those that the template rejects, with
-        `skip_malformed`, and those that are dropped or have no answer left.
+        The second lists omitted conversations: rejected by the template, with `skip_malformed`,
+        dropped by truncation, or without an answer after it.
 
     Raises
     ------

@@ -20,7 +20,7 @@ _SHAREGPT_ROLES = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant",
     "assistant": "assistant", "chatgpt": "assistant", "tool": "tool", "observation": "tool",
 }  # fmt: skip
-# Keys of a record besides those that are always allowed, and the key that identifies the format.
+# Keys of a record besides the keys that are always allowed, and the key that identifies the format.
 _RECORD_KEYS: dict[str, tuple[str, set[str]]] = {
     "messages": ("messages", {"messages", "tools"}),
     "sharegpt": ("conversations", {"conversations", "system", "tools"}),

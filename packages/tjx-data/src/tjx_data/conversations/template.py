@@ -1,56 +1,24 @@
-"""Chat templates: Jinja templates of Hugging Face tokenizers, rendered as transformers does.
-
-A template is part of a model of unknown origin: it runs in Jinja's sandbox, without access to files
-or Python's internals, and its output is limited.
-"""
+"""Chat templates: Jinja templates of Hugging Face tokenizers, rendered as transformers does."""
 
 import datetime
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tjx_data.bounded_io import read_bounded, read_json_object
 from tjx_data.conversations.built_in_templates import BUILT_IN, CHAT_TOKENS
 from tjx_data.conversations.config import ChatConfig, Turns
 from tjx_data.conversations.records import Message
+from tjx_data.conversations.template_program import Span, TemplateProgram
 from tjx_data.tokenization.tokenizer import Tokenizer
 
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_CONFIG_BYTES = 64 << 20  # tokenizer_config.json lists every added token
-MAX_RENDERED_CHARACTERS = 1 << 26
-"""Most characters that one conversation may be rendered to."""
 
 TEMPLATE_FILE, CONFIG_FILE = "chat_template.jinja", "tokenizer_config.json"
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
-
-
-class Span(NamedTuple):
-    """Characters ``start`` to ``end - 1`` of a rendered text that the assistant generates."""
-
-    start: int
-    end: int
-
-
-class _Rendered(NamedTuple):
-    text: str
-    spans: list[Span]  # of {% generation %}
-
-
-@dataclass
-class _Progress:
-    """Progress of one rendering."""
-
-    n_characters: int = 0
-    spans: list[Span] = field(default_factory=list)
-
-
-# Of each thread: a server renders the conversations of several users at once.
-_progress: ContextVar[_Progress] = ContextVar("_progress")
 
 
 class ChatTemplate:
@@ -94,7 +62,7 @@ class ChatTemplate:
     ) -> None:
         self.source, self.special_tokens = source, dict(special_tokens or {})
         self.date, self.name = date, name
-        _ = self._template  # errors of the syntax are raised here
+        self._program = TemplateProgram(source, date=date, name=name)
 
     @classmethod
     def built_in(cls, name: str, tokenizer: Tokenizer | None = None) -> "ChatTemplate":
@@ -224,7 +192,7 @@ class ChatTemplate:
             If the template raises an error, accesses what the sandbox forbids, or its output is too
             long.
         """
-        return self._render(messages, tools, add_generation_prompt, variables).text
+        return self._render(messages, tools, add_generation_prompt, variables)[0]
 
     def render_spans(
         self,
@@ -285,7 +253,7 @@ class ChatTemplate:
             spans.append(Span(len(before), len(until)))
         return text, spans
 
-    @cached_property
+    @property
     def _marks_spans(self) -> bool:
         return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
 
@@ -295,88 +263,17 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
-    ) -> _Rendered:
-        values = {
-            **self.special_tokens,
-            "messages": list(messages),
-            "tools": list(tools) or None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-            **variables,
-        }
-        blocks: list[str] = []
-        progress = _Progress()
-        token = _progress.set(progress)
-        try:
-            for block in self._template.generate(**values):
-                blocks.append(block)
-                progress.n_characters += len(block)
-                if progress.n_characters > MAX_RENDERED_CHARACTERS:
-                    raise ValueError(f"rendered more than {MAX_RENDERED_CHARACTERS} characters")
-        except Exception as error:  # the template can raise anything
-            raise ValueError(
-                f"the {self.name} rejects the messages: {str(error) or type(error).__name__}"
-            ) from error
-        finally:
-            _progress.reset(token)
-        return _Rendered("".join(blocks), progress.spans)
-
-    @cached_property
-    def _template(self) -> Any:
-        try:
-            import jinja2
-            import jinja2.ext
-            import jinja2.sandbox
-        except ImportError as error:
-            raise ValueError("chat templates need: pip install 'tjx-data[chat]'") from error
-
-        class Generation(jinja2.ext.Extension):
-            """The tag ``{% generation %}``, which records where its content is."""
-
-            tags = {"generation"}
-
-            def parse(self, parser: Any) -> Any:
-                line = next(parser.stream).lineno
-                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-                call = self.call_method("_record")
-                return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-            def _record(self, caller: Any) -> str:
-                content: str = caller()
-                progress = _progress.get()
-                start = progress.n_characters
-                progress.spans.append(Span(start, start + len(content)))
-                return content
-
-        class Namespace(jinja2.utils.Namespace):
-            """Namespace without attributes that start with an underscore."""
-
-            def __setitem__(self, name: str, value: Any) -> None:
-                if name.startswith("_"):
-                    raise jinja2.exceptions.SecurityError(f"{name}: names may not start with _")
-                super().__setitem__(name, value)
-
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    ) -> tuple[str, list[Span]]:
+        return self._program.render(
+            {
+                **self.special_tokens,
+                "messages": list(messages),
+                "tools": list(tools) or None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+                **variables,
+            }
         )
-        environment.filters["tojson"] = _to_json
-        for random in (environment.filters.pop("random"), environment.globals.pop("lipsum")):
-            assert callable(random)
-        environment.globals |= {
-            "raise_exception": _raise,
-            "strftime_now": self._strftime,
-            "namespace": Namespace,
-            "dict": lambda *args, **values: dict(*args, **values),
-        }
-        try:
-            return environment.from_string(self.source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise ValueError(f"template: got {self.name}, which is no template: {error}") from error
-
-    def _strftime(self, form: str) -> str:
-        if self.date is None:
-            raise ValueError("it prints today's date; give the date to print (chat.date)")
-        return self.date.strftime(form)
 
 
 def find_template(
@@ -448,20 +345,3 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, str):
             found[name] = value
     return found
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Dump JSON without escaping HTML, unlike Jinja's own filter."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise(message: str) -> Iterator[None]:
-    raise ValueError(message)

@@ -12,7 +12,7 @@ _GREEN, _GREY, _OFF = "\x1b[32m", "\x1b[90m", "\x1b[0m"
 def format_conversation(
     encoded: EncodedConversation, tokenizer: Tokenizer, *, color: bool = True
 ) -> str:
-    """Format tokens, separated by "|": those that are trained on in green, or in brackets.
+    """Format tokens, separated by "|": tokens that are trained on in green, or in brackets.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ def _member_text(
 
 
 class _BlockReader(io.RawIOBase):
-    """A readable stream over blocks of bytes that remembers its last ones."""
+    """Readable stream over blocks of bytes that caches the last ones."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks, self._rest = blocks, memoryview(b"")

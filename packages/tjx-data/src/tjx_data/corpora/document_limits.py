@@ -132,7 +132,7 @@ class FirstPart:
 
 
 def _first(parts: Iterable[Part], count: int) -> Iterator[Part]:
-    """Yield parts up to the one that holds the document number `count`, which is cut."""
+    """Yield parts up to the part with the document number `count`, which is cut."""
     for part in parts:
         found = sum(isinstance(text, str) and not is_empty(text) for text in part.read())
         if found >= count:

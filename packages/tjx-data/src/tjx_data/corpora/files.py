@@ -140,7 +140,7 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
     """
     files = find_files(path)
     opened: list[_OpenedFile] = []
-    problems: list[str] = []
+    problems: list[Problem] = []
     empty: list[str] = []
     for file in files:
         try:
@@ -148,7 +148,7 @@ def load_files(path: Paths, *, text_field: str = "text") -> Documents:
         except NoTextError as error:
             empty.append(str(error))
         except ValueError as error:
-            problems += str(error).splitlines()
+            problems += problems_of(error)
     if problems or not opened:
         raise ConfigError([*problems, *empty])
     for line in empty:

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from tjx_core import ConfigError, Problem
-from tjx_data.corpora.registry import CORPORA, HUB_PREFIX, OTHER_DATA, BundledCorpus
+from tjx_data.corpora.corpus_kinds import BundledCorpus
+from tjx_data.corpora.registry import CORPORA, HUB_PREFIX, OTHER_DATA
 
 _BUILT_IN = frozenset({*CORPORA, *OTHER_DATA, HUB_PREFIX})
 

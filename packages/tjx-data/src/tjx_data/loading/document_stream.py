@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class DocumentSource:
-    """The documents of a corpus, or those that a condition selects, with a saved position.
+    """The documents of a corpus, optionally filtered by a condition, with a saved position.
 
     The position is the number of the part and of the document in it. Parts before it are skipped
     without reading, if the corpus consists of files; a dataset of the hub is read again.

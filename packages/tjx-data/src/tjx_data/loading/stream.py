@@ -227,7 +227,7 @@ class StreamLoader:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state: the next batch is the one that followed it.
+        """Continue from a state: the next batch is the same as after that state was saved.
 
         Parameters
         ----------

@@ -281,7 +281,7 @@ def _is_training(holdout: Holdout, holdout_fraction: float, text: str) -> bool:
 
 
 def _description(documents: Documents, holdout: Holdout, holdout_fraction: float) -> dict[str, str]:
-    """Return what determines the training documents; the place of files does not."""
+    """Return the values that determine the training documents; the folder of files does not."""
     source = {key: value for key, value in documents.source.items() if key != "path"}
     fraction = "" if holdout == "official" else f" {holdout_fraction}"
     return {**source, "holdout": f"{holdout}{fraction}"}

@@ -94,7 +94,7 @@ class FileTokens(TokenSource):
 
     @cached_property
     def identity(self) -> Mapping[str, str]:
-        """SHA-256 of the file, and what is read of it."""
+        """SHA-256 of the file, and the part and dtype that are read."""
         return {
             "tokens": f"{self._entry.sha256} {self._form.dtype.str} "
             f"{self._first}-{self._first + self.n_tokens}",

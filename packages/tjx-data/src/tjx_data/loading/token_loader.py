@@ -79,7 +79,7 @@ class TokenLoader(Loader):
     windows : {"shifted", "random", "aligned"}
         Window starts; ignored with packing "documents".
     tokenizer : Tokenizer, optional
-        The tokenizer that the caller will use; it must be the one that made the set.
+        The tokenizer that the caller will use; it must have made the set.
     **batching
         batch_size, seed, process_index and process_count, as of `Loader`.
 

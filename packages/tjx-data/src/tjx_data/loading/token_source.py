@@ -101,7 +101,7 @@ class PreparedSplit(TokenSource):
     split : {"train", "validation"}
         The split.
     tokenizer : Tokenizer or None
-        The tokenizer that the caller will use; it must be the one that made the set.
+        The tokenizer that the caller will use; it must have made the set.
 
     Raises
     ------

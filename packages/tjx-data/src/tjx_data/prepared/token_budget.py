@@ -12,7 +12,7 @@ from tjx_data.tokenization.tokenizer import Tokenizer
 class TokenBudget:
     """Decide which parts of a corpus a limited set needs, independent of their order of arrival.
 
-    With holdout "documents" the set consists of the parts up to the one that completes the
+    With holdout "documents" the set consists of the parts up to the part that completes the
     training tokens. With "official" the validation parts are added to them. With "tail" all parts
     are needed, since the validation split is their end.
 

@@ -157,7 +157,7 @@ def _load_tokenizer(file: Path, mtime_ns: int) -> Tokenizer:
 
 
 class _PartReader:
-    """Read the documents of a part, assign splits and count what is left out."""
+    """Read the documents of a part, assign splits and count omitted documents."""
 
     def __init__(self, task: PartTask):
         self._task = task
@@ -215,7 +215,7 @@ class _SplitTokens:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all documents, end-of-text tokens included."""
+        """Number of tokens of all documents, end-of-text tokens included."""
         return sum(self._lengths)
 
     def add(self, ids: list[int], n_text_bytes: int) -> None:

@@ -4,10 +4,8 @@ import hashlib
 import json
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,21 +15,12 @@ import tokenizers
 
 from tjx_core import did_you_mean, write_atomically
 from tjx_data.tokenization.file_formats import (
-    MAX_QUOTED_CHARACTERS,
-    is_tokenizers_error,
     make_gpt2,
     read_model,
 )
+from tjx_data.tokenization.text_encoder import TextEncoder, wrap_error
 from tjx_data.tokenization.text_splitting import (
-    LONE_SURROGATE,
-    SEGMENT_CHARACTERS,
-    TextSegment,
-    encode_batches,
-    segment_batches,
     splits_before_space,
-)
-from tjx_data.tokenization.tiktoken_backend import (
-    SEGMENT_CHARACTERS as TIKTOKEN_SEGMENT_CHARACTERS,
 )
 from tjx_data.tokenization.tiktoken_backend import (
     TiktokenEncoder,
@@ -44,7 +33,6 @@ from tjx_data.tokenization.vocabulary import (
     is_byte_level,
     starts_word,
     token_byte_strings,
-    unknown_characters_error,
 )
 
 # Decoding with "surrogateescape" maps bytes that are not UTF-8 to these.
@@ -128,7 +116,7 @@ class Tokenizer:
         merges : Iterable of pairs
             Merges in order (`merges` of a tokenizer).
         special_tokens : Sequence[str]
-            Tokens that no text encodes to. Those that `vocab` lacks get the ids after its largest.
+            Tokens that no text encodes to. Tokens that `vocab` lacks get the ids after its largest.
 
         Returns
         -------
@@ -244,67 +232,13 @@ class Tokenizer:
                     f"allowed_special: got {name!r}; expected special tokens of this tokenizer: "
                     f"{sorted(self.special_tokens)}{did_you_mean(name, self.special_tokens)}"
                 )
-        if not allowed_special:
-            yield from self._encode_ordinary(texts)
-            return
-        longest_first = sorted(allowed_special, key=len, reverse=True)
-        pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-        names: deque[list[str]] = deque()  # special tokens of each text that is read
-
-        def sections() -> Iterator[str]:
-            for text in texts:
-                # re.split with a group alternates: text, special, text, special, ..., text.
-                parts = pattern.split(text)
-                names.append(parts[1::2])
-                yield from parts[::2]
-
-        encoded = self._encode_ordinary(sections())
-        for ids in encoded:
-            for name in names.popleft():
-                ids += [self.special_tokens[name], *next(encoded)]
-            yield ids
-
-    def _encode_ordinary(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        pending: list[list[int]] = []  # ids of the segments of an unfinished text
-        size = SEGMENT_CHARACTERS if self._tiktoken is None else TIKTOKEN_SEGMENT_CHARACTERS
-        segment_size = size if self.always_splits_before_space else None
-        batches = segment_batches(texts, segment_size)
-        for batch, encoded in encode_batches(self._encode_segments, batches):
-            for segment, ids in zip(batch, encoded, strict=True):
-                if self._unknown_id is not None and self._unknown_id in ids:
-                    known = self.vocabulary.keys() - self.special_tokens.keys()
-                    raise unknown_characters_error(segment.text, known)
-                pending.append(ids)
-                if segment.is_last:
-                    yield pending[0] if len(pending) == 1 else list(chain.from_iterable(pending))
-                    pending = []
-        assert not pending
-
-    def _encode_segments(self, segments: list[TextSegment], n_threads: int) -> list[list[int]]:
-        texts = [segment.text for segment in segments]
-        try:
-            if self._tiktoken is not None:
-                return self._tiktoken.encode(texts, n_threads)
-            # The fast form omits the character offsets (up to 10x).
-            encoded = self._ordinary.encode_batch_fast(texts, add_special_tokens=False)
-            return [encoding.ids for encoding in encoded]
-        except (TypeError, UnicodeEncodeError) as error:
-            raise ValueError(LONE_SURROGATE) from error
-        except BaseException as error:
-            raise _wrap_error("encode a text", error) from error
+        yield from self._encoder.encode(
+            texts, {name: self.special_tokens[name] for name in allowed_special}
+        )
 
     @cached_property
-    def _ordinary(self) -> tokenizers.Tokenizer:
-        """The model for ordinary text, in which a Unigram model does not find special tokens."""
-        if self._json["model"]["type"] != "Unigram" or not self.special_tokens:
-            return self._inner
-        description = json.loads(self._inner.to_str())
-        for entry in description["model"]["vocab"]:
-            if entry[0] in self.special_tokens:
-                entry[0] = _NONCHARACTER + entry[0]
-        added = description["added_tokens"]
-        description["added_tokens"] = [one for one in added if not one["special"]]
-        return tokenizers.Tokenizer.from_str(json.dumps(description))
+    def _encoder(self) -> TextEncoder:
+        return TextEncoder(self._inner, self._json, self.special_tokens, self._tiktoken)
 
     @cached_property
     def _tiktoken(self) -> TiktokenEncoder | None:
@@ -423,15 +357,7 @@ class Tokenizer:
         try:
             return self._inner.decode(known, skip_special_tokens=False)
         except BaseException as error:
-            raise _wrap_error("decode these ids", error) from error
-
-    @cached_property
-    def _unknown_id(self) -> int | None:
-        """The id of unknown characters for a character tokenizer, else None."""
-        model = self._json["model"]
-        if model["type"] != "BPE" or model["merges"] or model["unk_token"] is None:
-            return None
-        return self.vocabulary[model["unk_token"]]
+            raise wrap_error("decode these ids", error) from error
 
     def _check_ids(self, ids: Ids) -> list[int]:
         given = [int(i) for i in ids]
@@ -623,13 +549,6 @@ class Tokenizer:
     def always_splits_before_space(self) -> bool:
         """Whether texts can be split before white space without changing ids."""
         return splits_before_space(self._json)
-
-
-def _wrap_error(operation: str, error: BaseException) -> BaseException:
-    """Return a ValueError for an error of the `tokenizers` library, any other error unchanged."""
-    if not is_tokenizers_error(error):
-        return error
-    return ValueError(f"this tokenizer cannot {operation}: {str(error)[:MAX_QUOTED_CHARACTERS]}")
 
 
 def _from_json(content: str, backend: Backend) -> Tokenizer:

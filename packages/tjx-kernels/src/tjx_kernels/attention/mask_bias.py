@@ -18,7 +18,7 @@ def mask_to_bias(
     q_offset: int | jax.Array = 0,
     bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Return the bias that masks what a mask does: 0, or `bias`, where it is True, else -inf.
+    """Return the bias with the effect of a mask: 0, or `bias`, where it is True, else -inf.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tjx_metrics.metrics.compensated_sum import FloatSum, IntSum
+from tjx_metrics.metrics.cross_entropy import IGNORE_INDEX
 from tjx_metrics.metrics.perplexity import bits_per_byte, bits_per_token, perplexity
 from tjx_metrics.metrics.registration import registered_metrics
 from tjx_metrics.metrics.top_k import top_k_correct
@@ -101,7 +102,7 @@ class EvaluationSums(NamedTuple):
         *,
         logits: jax.Array | None = None,
         token_byte_lengths: jax.Array | None = None,
-        ignore_index: int = -100,
+        ignore_index: int = IGNORE_INDEX,
     ) -> "EvaluationSums":
         """Add one batch.
 
@@ -131,12 +132,14 @@ class EvaluationSums(NamedTuple):
             returns another shape than that of the labels.
         """
         if self.correct and logits is None:
-            raise ValueError(f"logits=None: accuracies for k of {sorted(self.correct)} need them")
+            raise ValueError(
+                f"logits: got None; expected logits for accuracies with k of {sorted(self.correct)}"
+            )
         if self.registered and logits is None:
-            raise ValueError(f"logits=None: the metrics {', '.join(self.registered)} need them")
+            raise ValueError(f"logits: got None; expected logits for {', '.join(self.registered)}")
         if self.text_bytes is not None and token_byte_lengths is None:
             raise ValueError(
-                "token_byte_lengths=None: text_bytes is counted; pass the bytes of each token"
+                "token_byte_lengths: got None; expected the bytes of each token, for text_bytes"
             )
         counted = labels != ignore_index
         new = self._replace(losses=self.losses.plus(losses), labels=self.labels.plus(counted.sum()))
@@ -233,7 +236,7 @@ class Evaluation:
             If there are no labels.
         """
         if self.tokens == 0:
-            raise ValueError("tokens=0: there was no label to evaluate; give data that has some")
+            raise ValueError("labels: got none to evaluate; expected at least one; give other data")
         loss = self.loss_sum / self.tokens
         metrics = {"loss": loss}
         if self.text_bytes is not None:

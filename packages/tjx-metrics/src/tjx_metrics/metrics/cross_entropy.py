@@ -3,8 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+IGNORE_INDEX = -100
+"""Label of positions that metrics ignore."""
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, ignore_index: int = -100) -> jax.Array:
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, ignore_index: int = IGNORE_INDEX
+) -> jax.Array:
     """Compute the negative log-likelihood of each label.
 
     Parameters

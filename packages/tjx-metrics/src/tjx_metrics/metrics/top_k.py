@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from tjx_metrics.metrics.cross_entropy import check_shapes
+from tjx_metrics.metrics.cross_entropy import IGNORE_INDEX, check_shapes
 
 
 def top_k_correct(
     logits: jax.Array,
     labels: jax.Array,
     ks: tuple[int, ...] = (1, 5, 10),
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
 ) -> jax.Array:
     """Count the labels that are among the k highest logits, for each k.
 
@@ -50,7 +50,7 @@ def top_k_correct(
     """
     check_shapes(logits, labels)
     if not ks or min(ks) < 1:
-        raise ValueError(f"ks={ks}: must hold at least one k, each at least 1; try (1, 5, 10)")
+        raise ValueError(f"ks: got {ks}; expected at least one k, each at least 1; try (1, 5, 10)")
     counted = labels != ignore_index
     index = jnp.where(counted, labels, 0)
     label_logits = jnp.take_along_axis(logits, index[..., None], axis=-1)
@@ -65,7 +65,7 @@ def top_k_accuracy(
     logits: jax.Array,
     labels: jax.Array,
     ks: tuple[int, ...] = (1, 5, 10),
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
 ) -> jax.Array:
     """Compute the fraction of labels that are among the k highest logits, for each k.
 

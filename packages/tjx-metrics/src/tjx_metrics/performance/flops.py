@@ -41,7 +41,7 @@ def peak_flops(device_kind: str, dtype: str = "bfloat16") -> float | None:
     True
     """
     if dtype not in PeakRates._fields:
-        raise ValueError(f"dtype={dtype!r}: must be one of {', '.join(PeakRates._fields)}")
+        raise ValueError(f"dtype: got {dtype!r}; expected one of {', '.join(PeakRates._fields)}")
     rate: float | None = getattr(PEAK_RATES.get(device_kind), dtype, None)
     return rate
 

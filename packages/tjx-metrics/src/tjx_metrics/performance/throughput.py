@@ -52,7 +52,7 @@ class Throughput:
     ) -> None:
         if warmup_steps < 1 or window < 1:
             raise ValueError(
-                f"warmup_steps={warmup_steps}, window={window}: both must be at least 1"
+                f"warmup_steps, window: got {warmup_steps}, {window}; expected at least 1 of each"
             )
         self._steps_left = max_steps - start_step
         self._warmup_left = warmup_steps

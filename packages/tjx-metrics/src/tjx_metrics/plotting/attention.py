@@ -65,7 +65,7 @@ def attention_maps_figure(
     weights = _check_weights(weights)
     layers, heads, queries, keys = weights.shape
     if tokens is not None and len(tokens) != keys:
-        raise ValueError(f"{len(tokens)} tokens for {keys} keys: give one text for each key")
+        raise ValueError(f"tokens: got {len(tokens)}; expected {keys}, a text for each key")
     words = None if tokens is None or keys > _MOST_LABELS else [printable(text) for text in tokens]
     # Labels need room; without them, a grid of twelve by twelve maps still fits on a page.
     small = 0.55 if heads > 8 else 1.0
@@ -161,11 +161,11 @@ def _check_weights(weights: NDArray[Any]) -> NDArray[Any]:
     weights = np.asarray(weights)
     if weights.ndim != 4 or not weights.size or weights.shape[2] > weights.shape[3]:
         raise ValueError(
-            f"weights of shape {weights.shape}: must be [layers, heads, queries, keys], none "
+            f"weights: got shape {weights.shape}; expected [layers, heads, queries, keys], none "
             "empty, with no more queries than keys"
         )
     if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError("weights: must be finite and at least 0, as they come from the softmax")
+        raise ValueError("weights: got a negative or non-finite value; expected softmax weights")
     return weights
 
 
@@ -205,10 +205,10 @@ def attention_distances_figure(shares: NDArray[Any], title: str) -> Figure:
     shares = np.asarray(shares, np.float64)
     if shares.ndim != 3 or not shares.size:
         raise ValueError(
-            f"shares of shape {shares.shape}: must be [layers, heads, distances], none empty"
+            f"shares: got shape {shares.shape}; expected [layers, heads, distances], none empty"
         )
     if not np.isfinite(shares).all() or shares.min() < 0 or shares.max() > 1 + 1e-6:
-        raise ValueError("shares: must be between 0 and 1, as attention_distances gives them")
+        raise ValueError("shares: got values outside of [0, 1]; expected attention_distances")
     layers, heads, _ = shares.shape
     binned, labels = by_powers_of_two(shares)
     columns = min(layers, 3)

@@ -99,7 +99,9 @@ def _draw_histograms(axes: Axes, x: NDArray[Any], histograms: Sequence[dict[str,
     edges = [np.asarray(each["edges"], np.float64) for each in histograms]
     for count, edge in zip(counts, edges, strict=True):
         if count.ndim != 1 or edge.shape != (count.size + 1,) or not count.size:
-            raise ValueError(f"{count.shape} counts and {edge.shape} edges")
+            raise ValueError(
+                f"edges: got shape {edge.shape} for counts of {count.shape}; expected one more"
+            )
     quantiles = np.array(
         [histogram_quantiles(c, e, _QUANTILES) for c, e in zip(counts, edges, strict=True)]
     )

@@ -1,6 +1,5 @@
 """Read the records of a run as NumPy arrays."""
 
-import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tjx_core import did_you_mean, printable
-from tjx_metrics.trackers.jsonl import read_metrics
+from tjx_core import did_you_mean, nearest_names, printable
+from tjx_metrics.trackers.jsonl_file import read_metrics
 
 _MOST_BYTES = 64 << 20
 XAxis = Literal["steps", "tokens", "hours"]
@@ -23,7 +22,7 @@ Paths = str | Path | Sequence[str | Path]
 
 
 class RunDataError(ValueError):
-    """Raised if a run cannot be read or lacks requested records; the message says what to do."""
+    """Raised if a run cannot be read or lacks requested records; the message has advice."""
 
 
 class NoDataError(RunDataError):
@@ -187,8 +186,8 @@ def open_runs(paths: Paths, labels: Sequence[str] | None = None) -> list[RunData
     names = _distinct_names(paths) if labels is None else list(labels)
     if not paths or len(names) != len(paths):
         raise ValueError(
-            f"{len(paths)} runs and {len(names)} labels: give at least one run, and "
-            "one label for each"
+            f"labels: got {len(names)} for {len(paths)} runs; expected one for each of at least "
+            "one run"
         )
     return [open_run(path, name) for path, name in zip(paths, names, strict=True)]
 
@@ -196,7 +195,7 @@ def open_runs(paths: Paths, labels: Sequence[str] | None = None) -> list[RunData
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint that lists the known names most similar to an unknown one."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = nearest_names(name, known, cutoff=0.4)
     if not near:
         near = [each for each in known if name in each][:3] or known[:8]
     return f"nearest: {', '.join(near)}" if near else "there are none"

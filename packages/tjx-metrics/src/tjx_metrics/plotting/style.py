@@ -151,11 +151,14 @@ def legend(axes: Axes, *, below: bool = False, title: str | None = None) -> None
         text.set_color(INK)
 
 
-def check_output_path(out_path: str | Path) -> Path:
-    """Return the path of an output file; raises ValueError for an unknown file format."""
+def check_output_path(out_path: str | Path, name: str = "out_path") -> Path:
+    """Return the path of an output file; raises ValueError for an unknown file format.
+
+    `name` is that of the argument or flag, for the message.
+    """
     out_path = Path(out_path)
     if out_path.suffix[1:] not in FORMATS:
-        raise ValueError(f"out_path={out_path}: must end in one of {', '.join(FORMATS)}")
+        raise ValueError(f"{name}: got {out_path}; expected an ending of {', '.join(FORMATS)}")
     return out_path
 
 

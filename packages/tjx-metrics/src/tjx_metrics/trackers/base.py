@@ -173,8 +173,8 @@ def as_number(name: str, value: Scalar) -> int | float:
     # bfloat16 and other extension dtypes have kind "V"; float() converts them.
     if array.size != 1 or array.dtype.kind not in "biufV":
         raise ValueError(
-            f"metric {name} is {type(value).__name__} of shape {array.shape} and dtype "
-            f"{array.dtype}: must be a single real number; reduce or split it first"
+            f"metric {name}: got {type(value).__name__} of shape {array.shape} and dtype "
+            f"{array.dtype}; expected a single real number; reduce or split it first"
         )
     number = array.reshape(()).item()
     return number if isinstance(number, int) else float(number)
@@ -216,12 +216,12 @@ def _as_histogram(name: str, value: Histogram) -> Histogram:
     counts, edges = (np.asarray(part) for part in value)
     if counts.ndim != 1 or not counts.size or edges.shape != (counts.size + 1,):
         raise ValueError(
-            f"histogram {name} has counts of shape {counts.shape} and edges of shape "
-            f"{edges.shape}: must be [bins] and [bins + 1], with at least one bin"
+            f"histogram {name}: got counts of shape {counts.shape} and edges of shape "
+            f"{edges.shape}; expected [bins] and [bins + 1], with at least one bin"
         )
     if counts.dtype.kind not in "iu":
         raise ValueError(
-            f"histogram {name} has counts of dtype {counts.dtype}: must be integers, the number "
+            f"histogram {name}: got counts of dtype {counts.dtype}; expected integers, the number "
             "of values in each bin"
         )
     return Histogram(counts.astype(np.int64), edges.astype(np.float64))

@@ -34,8 +34,8 @@ def chunk_segments(
     positions = jnp.arange(shape[1])[None] if positions is None else positions
     chunks = (positions // window).astype(jnp.int32)
     if segment_ids is not None:
-        # An odd factor above any chunk: the ids of other segments differ, those that wrap around
-        # too, if the segment ids of a row differ by less than 2**32 / most.
+        # An odd factor above any chunk: the ids of other segments differ, also where they
+        # wrap around, if the segment ids of a row differ by less than 2**32 / most.
         most = (config.max_seq_len // window + 1) | 1
         chunks = segment_ids.astype(jnp.int32) * most + chunks
     return jnp.broadcast_to(chunks, shape[:2])

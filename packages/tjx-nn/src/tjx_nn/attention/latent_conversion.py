@@ -20,7 +20,8 @@ from tjx_nn.attention.mha import attention_scale
 from tjx_nn.binding import Params, check_params
 from tjx_nn.layers.position_encoding import rope_frequencies
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.sub_configs import LatentConfig, raise_problems
+from tjx_nn.problems import raise_problems
+from tjx_nn.sub_configs import LatentConfig
 
 
 def to_latent_attention(
@@ -121,6 +122,7 @@ def _check(config: GPTConfig, rank: int | None, rope_heads: int | None) -> _Size
         "latent.kv_dim": config.latent.kv_dim,
         "qk_norm": config.qk_norm or None,
         "attention_sinks": config.attention_sinks or None,
+        "attention_gate": config.attention_gate,
         "nope_every": config.nope_every,
         "rope.local_base": config.rope.local_base if config.positions == "rope" else None,
         "sparse.top_k": config.sparse.top_k if config.sparse.indexer else None,

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tjx_nn.attention.chunks import chunk_segments
+from tjx_nn.attention.head_gate import make_head_gate
 from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.attention.rotation import rotate, scale_by_position
 from tjx_nn.config import TransformerConfig
@@ -63,6 +64,7 @@ class Attention(ShardedModule):
         self.key_norm = self._make_norm(k, "kv_heads")
         sinks = jnp.zeros(config.n_head, jnp.float32)
         self.sink_bias = make_param(sinks, ("heads",)) if config.attention_sinks else None
+        self.gate = make_head_gate(config, rngs=rngs)
 
     def __call__(
         self,
@@ -161,7 +163,7 @@ class Attention(ShardedModule):
                 dropout_key=dropout_key if rate else None,
                 implementation=config.attention_implementation,
             )
-        return self.out(merge_heads(out_BTNH))
+        return self._output(x, out_BTNH)
 
     def decode(
         self,
@@ -209,7 +211,7 @@ class Attention(ShardedModule):
             alibi_slopes=model_alibi_slopes(config),
             sinks=self._sinks(),
         )
-        return self.out(merge_heads(out_BTNH)), cache
+        return self._output(x, out_BTNH), cache
 
     def queries(
         self,
@@ -260,6 +262,13 @@ class Attention(ShardedModule):
         """
         k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions, window)
         return {"key": k_BSKH, "value": split_heads(self.value(x), self.head_dim)}
+
+    def _output(
+        self, x: Float[Array, "B T D"], out_BTNH: Float[Array, "B T N H"]
+    ) -> Float[Array, "B T D"]:
+        if self.gate is not None:
+            out_BTNH = self.gate(x, out_BTNH)
+        return self.out(merge_heads(out_BTNH))
 
     def _sinks(self) -> Float[Array, " N"] | None:
         return None if self.sink_bias is None else self.gather(self.sink_bias, ("heads",))

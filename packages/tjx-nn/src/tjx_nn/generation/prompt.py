@@ -24,7 +24,7 @@ from tjx_nn.models.encoder_decoder import EncoderDecoder
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
 from tjx_nn.models.gpt import GPT
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.sub_configs import raise_problems
+from tjx_nn.problems import raise_problems
 
 # Models that generate text, and their configurations.
 GenerativeConfig = GPTConfig | EncoderDecoderConfig

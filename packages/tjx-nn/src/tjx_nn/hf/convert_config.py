@@ -18,7 +18,7 @@ from tjx_nn.hf.family import (
     ModelFamily,
 )
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.sub_configs import raise_problems
+from tjx_nn.problems import Problem, problems_of, raise_problems
 
 # Fields whose default depends on others, and the properties with their resolved values.
 _RESOLVED = {
@@ -67,14 +67,14 @@ def read_config(family: ModelFamily, config_json: Json) -> TransformerConfig:
         try:
             fields[field.field] = _read_field(field, config_json, family.config)
         except ValueError as error:
-            problems.append(str(error))
+            problems += map(str, problems_of(error))
     defaults = {key: field.default for field in family.fields for key in field.keys}
     config_json = {**defaults, **config_json}
     for computed in family.computed if len(problems) == before else ():  # relies on valid fields
         try:
             fields |= computed.read(config_json)
         except ValueError as error:
-            problems.append(str(error))
+            problems += map(str, problems_of(error))
     raise_problems([f"{family.architecture}: {problem}" for problem in problems])
     return _make(family.config, fields.items())
 
@@ -199,7 +199,9 @@ def write_config(family: ModelFamily, config: TransformerConfig) -> dict[str, An
     restored = functional_fields(read_config(family, config_json))
     raise_problems(
         [
-            f"{name}: got {value!r}; expected {restored[name]!r}, the only value of this family"
+            Problem(
+                name, f"got {value!r}; expected {restored[name]!r}, the only one of this family"
+            )
             for name, value in wanted.items()
             if name in restored and value != restored[name]
         ]

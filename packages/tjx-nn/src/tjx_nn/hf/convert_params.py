@@ -16,9 +16,9 @@ from tjx_nn.config import TransformerConfig
 from tjx_nn.hf.family import ModelFamily, TensorMapping
 from tjx_nn.hf.int_groups import IntGroups, int4_kernel
 from tjx_nn.hf.safetensors_folder import Shapes, Tensors
+from tjx_nn.problems import raise_problems
 from tjx_nn.quantization.int4 import Int4Kernel
 from tjx_nn.quantization.linear_layers import block_kernels
-from tjx_nn.sub_configs import raise_problems
 
 # Limit of errors in a message.
 MAX_PROBLEMS = 200

@@ -1,4 +1,4 @@
-"""Families of decoders of the Llama lineage: `decoder` needs only what differs from Llama."""
+"""Families of decoders of the Llama lineage: `decoder` needs only their differences from Llama."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

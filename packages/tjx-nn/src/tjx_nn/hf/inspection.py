@@ -12,7 +12,7 @@ from tjx_nn.hf.safetensors_folder import CONFIG, Tensors, has_weights, read_json
 
 
 class Inspection(NamedTuple):
-    """What `inspect` finds in a checkpoint.
+    """Result of `inspect`: family, configuration, errors and size of a checkpoint.
 
     Attributes
     ----------

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tjx_nn.problems import raise_problems
 from tjx_nn.quantization.int4 import Int4Kernel, pack
-from tjx_nn.sub_configs import raise_problems
 
 DTYPE = "I32"
 # Suffixes of the tensors of a linear layer; only the last one is optional.

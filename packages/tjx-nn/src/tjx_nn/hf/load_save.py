@@ -25,6 +25,7 @@ from tjx_nn.hf.safetensors_folder import (
     read_json,
     write_folder,
 )
+from tjx_nn.problems import InvalidConfigError, Problem, problems_of
 
 
 def load(
@@ -275,7 +276,7 @@ def family_for(
             )
             return family, family_config, write_config(family, family_config)
         except ValueError as error:
-            reasons.append((str(error).splitlines(), family))
+            reasons.append((problems_of(error), family))
     if not reasons:
         kinds = {family.config.__name__ for family in all_families()}
         raise ValueError(
@@ -284,9 +285,5 @@ def family_for(
         )
     # Report the family with the fewest errors.
     problems, family = min(reasons, key=lambda reason: len(reason[0]))
-    raise ValueError(
-        "\n".join(
-            [f"config: no transformers family can represent this model; {family.architecture}:"]
-            + [f"  {problem}" for problem in problems]
-        )
-    )
+    head = f"no transformers family can represent this model; {family.architecture} cannot, as:"
+    raise InvalidConfigError([Problem("config", head), *problems])

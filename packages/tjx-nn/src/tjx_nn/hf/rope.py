@@ -7,7 +7,8 @@ from typing import Any
 
 from tjx_nn.config import TransformerConfig
 from tjx_nn.hf.family import ComputedFields, Json
-from tjx_nn.sub_configs import RopeConfig, RopeScaling, raise_problems
+from tjx_nn.problems import raise_problems
+from tjx_nn.sub_configs import RopeConfig, RopeScaling
 
 # tjx scaling of each transformers rope type, and the transformers keys of its numbers.
 _SCALINGS: dict[str, RopeScaling] = {

@@ -15,7 +15,7 @@ import numpy as np
 from tjx_nn.hf import block_fp8, int_groups, mxfp4
 from tjx_nn.hf.int_groups import IntGroups
 from tjx_nn.hf.quantization import Quantization
-from tjx_nn.sub_configs import raise_problems
+from tjx_nn.problems import raise_problems
 
 CONFIG, WHOLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # Safetensors dtypes that are read, and NumPy dtypes that are written.

@@ -35,6 +35,8 @@ class Block(ShardedModule):
         Whether a mixture of experts replaces the MLP.
     attention_norm
         Whether the block has a norm for its attention.
+    embedding_skip
+        Whether the block has trainable factors for `mix_embeddings`.
     rngs
         Source of random initial values.
 
@@ -54,6 +56,7 @@ class Block(ShardedModule):
         causal: bool = True,
         experts: bool = False,
         attention_norm: bool = True,
+        embedding_skip: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
@@ -66,6 +69,8 @@ class Block(ShardedModule):
         self.ln_2_out = make_norm(config) if sandwich else None
         self.mlp = Experts(config, rngs=rngs) if experts else make_mlp(config, rngs=rngs)
         self.scale_1, self.scale_2 = layer_scale(config), layer_scale(config)
+        skip = jnp.array([1.0, 0.0])
+        self.skip_scale = make_param(skip, (None,)) if embedding_skip else None
         self.residual_scale = config.residual_scale / config.depth_multiplier  # CompleteP
 
     def __call__(
@@ -111,6 +116,28 @@ class Block(ShardedModule):
         y, mlp_losses = self._mlp(self._mlp_input(before, x, h), drop_tokens=drop_tokens)
         x = self._add(x, y, self.ln_2, self.scale_2, residual_keys[1], self.ln_2_out)
         return x, cache, aux_losses | mlp_losses
+
+    def mix_embeddings(
+        self, x: Float[Array, "B T D"], embedded: Float[Array, "B T D"]
+    ) -> Float[Array, "B T D"]:
+        """Return the weighted sum of the residual stream and its value before the first block.
+
+        Parameters
+        ----------
+        x
+            Residual stream before this block.
+        embedded
+            Residual stream before the first block.
+
+        Returns
+        -------
+        array [batch, tokens, d_model]
+            Input of this block: `x`, if the block has no factors.
+        """
+        if self.skip_scale is None:
+            return x
+        scales = self.gather(self.skip_scale, (None,)).astype(x.dtype)
+        return scales[0] * x + scales[1] * embedded
 
     def decode(
         self,

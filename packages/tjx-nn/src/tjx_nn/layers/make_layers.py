@@ -51,6 +51,11 @@ def linear(
     )
 
 
+def of_width(config: TransformerConfig | int) -> TransformerConfig:
+    """Return a configuration unchanged, or the default one of a width `d_model`."""
+    return TransformerConfig(d_model=config, n_head=1) if isinstance(config, int) else config
+
+
 def initial_std(config: TransformerConfig, *, residual: bool) -> float:
     """Return the standard deviation of the initializer of a kernel.
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from tjx_kernels.target import current_target
 from tjx_nn.config import TransformerConfig
-from tjx_nn.layers.make_layers import linear
+from tjx_nn.layers.make_layers import linear, of_width
 
 _CUBIC = 0.044715
 
@@ -159,7 +159,8 @@ class MLP(nnx.Module):
     Parameters
     ----------
     config
-        Configuration of the model: `d_model`, `d_ff`, `activation`, `bias`, `dtype`, `float8`.
+        Configuration of the model: `d_model`, `d_ff`, `activation`, `bias`, `dtype`, `float8`; or
+        the width `d_model` alone, with the defaults of the others.
     d_ff
         Width of the hidden layer; None is `config.ff_dim`.
     rngs
@@ -172,15 +173,16 @@ class MLP(nnx.Module):
 
     Examples
     --------
-    >>> from tjx_nn import MLP, TransformerConfig
-    >>> mlp = MLP(TransformerConfig(d_model=12, activation="relu"), rngs=nnx.Rngs(0))
+    >>> from tjx_nn import MLP
+    >>> mlp = MLP(12, d_ff=16, rngs=nnx.Rngs(0))
     >>> mlp(jnp.ones((1, 3, 12))).shape
     (1, 3, 12)
     """
 
     def __init__(
-        self, config: TransformerConfig, *, d_ff: int | None = None, rngs: nnx.Rngs
+        self, config: TransformerConfig | int, *, d_ff: int | None = None, rngs: nnx.Rngs
     ) -> None:
+        config = of_width(config)
         if config.gated and type(self) is MLP:
             raise ValueError(
                 f"config.activation: got {config.activation!r} for MLP; expected an activation "

@@ -25,10 +25,10 @@ from tjx_nn.layers.linear import Linear
 from tjx_nn.layout import SINGLE_DEVICE, Layout
 from tjx_nn.lora.adapter import Adapter, column_norms
 from tjx_nn.lora_config import LoRAConfig
+from tjx_nn.problems import raise_problems
 from tjx_nn.quantization.kernels import dequantize
 from tjx_nn.quantization.linear_layers import LinearLayer, linear_layers
 from tjx_nn.quantization.params import quantize, quantized_axes
-from tjx_nn.sub_configs import raise_problems
 
 Adapters = dict[str, Any]
 

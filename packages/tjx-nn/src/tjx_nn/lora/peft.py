@@ -17,8 +17,8 @@ from tjx_nn.hf.load_save import family_for
 from tjx_nn.hf.safetensors_folder import Tensors, read_json, save_tensors
 from tjx_nn.lora.adapters import Adapters, check_adapters
 from tjx_nn.lora_config import LoRAConfig
+from tjx_nn.problems import raise_problems
 from tjx_nn.quantization.linear_layers import linear_layers
-from tjx_nn.sub_configs import raise_problems
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from tjx_nn.config import Activation, NormPosition, TransformerConfig
 from tjx_nn.models.presets import Presets
+from tjx_nn.problems import Problem
 from tjx_nn.sub_configs import RopeConfig, check_sizes, check_tokenizer_size
 
 
@@ -53,15 +54,19 @@ class BertConfig(TransformerConfig, Presets):
     norm_eps: float = 1e-12
     activation: Activation = "gelu_erf"
 
-    def validate(self) -> list[str]:
-        """Return the errors of this configuration, a line each."""
+    def validate(self) -> list[Problem]:
+        """Return the errors of this configuration."""
         problems = check_sizes(self, "vocab_size", "n_classes")
         problems += check_tokenizer_size(self.tokenizer_size, self.vocab_size)
         problems += check_sizes(self, "n_token_types", "pad_id", at_least=0)
         if not problems and self.pad_id >= self.vocab_size:
             problems.append(
-                f"pad_id: got {self.pad_id}; expected 0 to {self.vocab_size - 1}, as vocab_size is "
-                f"{self.vocab_size}"
+                Problem(
+                    "pad_id",
+                    f"got {self.pad_id}; expected 0 to {self.vocab_size - 1}, as vocab_size is "
+                    f"{self.vocab_size}",
+                    ("vocab_size",),
+                )
             )
         return [*problems, *super().validate()]
 

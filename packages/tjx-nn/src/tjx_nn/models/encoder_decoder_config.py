@@ -6,6 +6,7 @@ from typing import Literal
 
 from tjx_nn.config import Activation, NormPosition, Positions, TransformerConfig
 from tjx_nn.models.presets import Presets
+from tjx_nn.problems import Problem
 from tjx_nn.sub_configs import LatentConfig, SparseConfig, check_sizes
 
 
@@ -83,61 +84,91 @@ class EncoderDecoderConfig(TransformerConfig, Presets):
     start_id: int = 1
     stop_id: int = 2
 
-    def validate(self) -> list[str]:
-        """Return the errors of this configuration, a line each."""
+    def validate(self) -> list[Problem]:
+        """Return the errors of this configuration."""
         problems = check_sizes(self, "vocab_size", "source_vocab_size", "n_encoder_layer")
         special = ("pad_id", "start_id", "stop_id")
         problems += check_sizes(self, *special, at_least=0)
         if not problems:
             problems += [
-                f"{name}: got {value}; expected 0 to {self.vocab_size - 1}, as vocab_size is "
-                f"{self.vocab_size}"
+                Problem(
+                    name,
+                    f"got {value}; expected 0 to {self.vocab_size - 1}, as vocab_size is "
+                    f"{self.vocab_size}",
+                    ("vocab_size",),
+                )
                 for name in special
                 if (value := getattr(self, name)) >= self.vocab_size
             ]
             if self.experts.count and self.experts.first_layer >= self.n_encoder_layer:
                 problems.append(
-                    f"experts.first_layer: got {self.experts.first_layer} with n_encoder_layer "
-                    f"{self.n_encoder_layer}; expected at most {self.n_encoder_layer - 1}"
+                    Problem(
+                        "experts.first_layer",
+                        f"got {self.experts.first_layer} with n_encoder_layer "
+                        f"{self.n_encoder_layer}; expected at most {self.n_encoder_layer - 1}",
+                        ("n_encoder_layer",),
+                    )
                 )
             if self.experts.count and self.n_encoder_layer % self.experts.every:
                 problems.append(
-                    f"experts.every: got {self.experts.every} with n_encoder_layer "
-                    f"{self.n_encoder_layer}; expected a divisor of it"
+                    Problem(
+                        "experts.every",
+                        f"got {self.experts.every} with n_encoder_layer "
+                        f"{self.n_encoder_layer}; expected a divisor of it",
+                        ("n_encoder_layer",),
+                    )
                 )
         if self.parallel_block:
             problems.append(
-                "parallel_block: got True; expected False, as decoder blocks have cross attention "
-                "between attention and MLP; omit it"
+                Problem(
+                    "parallel_block",
+                    "got True; expected False, as decoder blocks have cross attention "
+                    "between attention and MLP; omit it",
+                )
             )
         if self.norm_position not in ("pre", "post"):
             problems.append(
-                f"norm_position: got {self.norm_position!r}; expected 'pre' or 'post', as cross "
-                "attention has one norm"
+                Problem(
+                    "norm_position",
+                    f"got {self.norm_position!r}; expected 'pre' or 'post', as cross "
+                    "attention has one norm",
+                )
             )
         if not self.logit_scale > 0:
-            problems.append(f"logit_scale: got {self.logit_scale!r}; expected a positive number")
+            problems.append(
+                Problem("logit_scale", f"got {self.logit_scale!r}; expected a positive number")
+            )
         return [*problems, *self._bad_buckets(), *super().validate()]
 
-    def _bad_buckets(self) -> list[str]:
+    def _bad_buckets(self) -> list[Problem]:
         problems = check_sizes(self, "relative_buckets", "relative_max_distance")
         if problems or self.relative_buckets is None:
             return problems
         if self.relative_buckets < 4 or self.relative_buckets % 2:
             problems.append(
-                f"relative_buckets: got {self.relative_buckets}; expected an even number of at "
-                "least 4, or None"
+                Problem(
+                    "relative_buckets",
+                    f"got {self.relative_buckets}; expected an even number of at least 4, or None",
+                )
             )
         if self.relative_max_distance <= self.relative_buckets // 2:
             problems.append(
-                f"relative_max_distance: got {self.relative_max_distance} with relative_buckets "
-                f"{self.relative_buckets}; expected more than half of the buckets, as each of "
-                "these is for one distance; increase it"
+                Problem(
+                    "relative_max_distance",
+                    f"got {self.relative_max_distance} with relative_buckets "
+                    f"{self.relative_buckets}; expected more than half of the buckets, as each of "
+                    "these is for one distance; increase it",
+                    ("relative_buckets",),
+                )
             )
         if self.latent.kv_dim is not None or self.sparse.top_k is not None:
             problems.append(
-                f"relative_buckets: got {self.relative_buckets}; expected None with latent.kv_dim "
-                "and with sparse.top_k, whose attention has no bias of scores; omit it"
+                Problem(
+                    "relative_buckets",
+                    f"got {self.relative_buckets}; expected None with latent.kv_dim "
+                    "and with sparse.top_k, whose attention has no bias of scores; omit it",
+                    ("latent.kv_dim", "sparse.top_k"),
+                )
             )
         return problems
 

@@ -154,7 +154,8 @@ def _not_multiplied(config: TransformerConfig) -> int:
     positions = config.max_seq_len * d if config.positions == "learned" else 0
     match config:
         case GPTConfig():
-            return positions + (0 if config.tied_head else config.vocab_rows * d)
+            skips = 2 * config.n_layer if config.embedding_skip else 0
+            return positions + skips + (0 if config.tied_head else config.vocab_rows * d)
         case BertConfig():
             types, classes = config.n_token_types * d, config.n_classes
             pooler = 0 if classes is None else _linear(config, d, d) + _linear(config, d, classes)
@@ -248,7 +249,8 @@ def _attention(config: TransformerConfig) -> int:
     trained = config.qk_norm and config.qk_norm_position == "before_rope"
     norms = sum(_norm(config, features) for features in normalized) if trained else 0
     sinks = n if config.attention_sinks else 0
-    return kernels + norms + sinks + _indexer(config)
+    gates = n * (config.attention_gate or 0)
+    return kernels + norms + sinks + gates + _indexer(config)
 
 
 def _latent_attention(config: TransformerConfig, kv_dim: int) -> int:

@@ -71,7 +71,8 @@ class GPT(ShardedModule):
         d, std = config.d_model, config.init_std
         self.wte = Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)
-        self.dense_blocks, self.blocks = stack_blocks(config, partial(Block, config), rngs)
+        make = partial(Block, config, embedding_skip=config.embedding_skip)
+        self.dense_blocks, self.blocks = stack_blocks(config, make, rngs)
         self.ln_f = make_norm(config) if config.has_final_norm else None
         self.head = (
             None if config.tied_head else Embedding(config.vocab_rows, d, std=std, rngs=rngs)
@@ -198,11 +199,16 @@ class GPT(ShardedModule):
         """
         metadata = self._metadata(tokens, inputs)
         keys, _ = split_layer_keys(self.config, inputs.get("dropout_key"))
+        embedded = x
 
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
             x, _, aux_losses = block(
-                x, *metadata, window=window, dropout_key=key, drop_tokens=drop_tokens
+                block.mix_embeddings(x, embedded),
+                *metadata,
+                window=window,
+                dropout_key=key,
+                drop_tokens=drop_tokens,
             )
             return x, aux_losses
 
@@ -303,8 +309,10 @@ class GPT(ShardedModule):
         """
         check_tokens(self.config, tokens, None, vocab_size=self.config.vocab_size)
         positions = default_positions(tokens.shape[1], None)
-        x, cache = self._embed(tokens, positions, None), []
+        x = embedded = self._embed(tokens, positions, None)
+        cache = []
         for block, window in zip(blocks, self.config.windows, strict=True):
+            x = block.mix_embeddings(x, embedded)
             x, entries, _ = block(x, positions, window=window, drop_tokens=False)
             cache.append(entries)
         return self._final_norm(x), cache
@@ -334,9 +342,10 @@ class GPT(ShardedModule):
         cache
             KV cache with the new tokens.
         """
-        x = self._embed(tokens, positions, None)
+        x = embedded = self._embed(tokens, positions, None)
         new_cache = []
         for block, window, entries in zip(blocks, self.config.windows, cache, strict=True):
+            x = block.mix_embeddings(x, embedded)
             x, entries = block.decode(x, entries, positions, window=window)
             new_cache.append(entries)
         return self.logits(self._final_norm(x)), new_cache

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from tjx_nn.config import TransformerConfig
 from tjx_nn.models.presets import Presets
+from tjx_nn.problems import Problem
 from tjx_nn.sub_configs import (
     ExpertsConfig,
     LatentConfig,
@@ -35,6 +36,9 @@ class GPTConfig(TransformerConfig, Presets):
         et al. 2017, section 3.4).
     embedding_scale
         Factor of token embeddings, sqrt(d_model) in Gemma; None is 1.
+    embedding_skip
+        Whether the input of each block is a * x + b * e with the residual stream x, its value e
+        before the first block, and trainable a and b, 1 and 0 at first (speed runs of GPT-2, 2024).
     tokenizer_size
         Number of ids of the tokenizer. Ids from here to vocab_size have probability 0 in loss,
         logits and samples. None is vocab_size.
@@ -62,29 +66,54 @@ class GPTConfig(TransformerConfig, Presets):
     vocab_multiple: int = 1
     scale_embeddings: bool = True
     embedding_scale: float | None = None
+    embedding_skip: bool = False
     tokenizer_size: int | None = None
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
 
-    def validate(self) -> list[str]:
-        """Return the errors of this configuration, a line each."""
+    def validate(self) -> list[Problem]:
+        """Return the errors of this configuration."""
         problems = [
             *check_sizes(self, "vocab_size", "vocab_multiple"),
             *check_tokenizer_size(self.tokenizer_size, self.vocab_size),
             *super().validate(),
         ]
         problems += [
-            f"{name}: got {value!r}; expected a positive number, or None"
+            Problem(name, f"got {value!r}; expected a positive number, or None")
             for name in ("logit_soft_cap", "embedding_scale")
             if (value := getattr(self, name)) is not None and not value > 0
         ]
         if self.symmetric_window:
             problems.append(
-                "symmetric_window: got True; expected False, as attention is causal; omit it"
+                Problem(
+                    "symmetric_window", "got True; expected False, as attention is causal; omit it"
+                )
             )
         if not self.logit_scale > 0:
-            problems.append(f"logit_scale: got {self.logit_scale!r}; expected a positive number")
+            problems.append(
+                Problem("logit_scale", f"got {self.logit_scale!r}; expected a positive number")
+            )
         return problems
+
+    def pipeline_problems(self, stages: int) -> list[str]:
+        """Return why the blocks cannot be split into equal pipeline stages, if they cannot.
+
+        Parameters
+        ----------
+        stages
+            Number of stages.
+
+        Returns
+        -------
+        list of str
+            A line for each reason; empty if the blocks can be split.
+        """
+        if self.embedding_skip:
+            return [
+                "embedding_skip: got True; expected False, as later pipeline stages do not receive "
+                "the embeddings"
+            ]
+        return super().pipeline_problems(stages)
 
     @property
     def vocab_rows(self) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from tjx_nn.config import Activation, TransformerConfig
 from tjx_nn.models.presets import Presets
+from tjx_nn.problems import Problem
 from tjx_nn.sub_configs import LatentConfig, SparseConfig, check_choices, check_sizes
 
 Pool = Literal["class", "mean", "class_mean", "map"]
@@ -76,27 +77,37 @@ class ViTConfig(TransformerConfig, Presets):
         count = self.n_prefix + rows * columns
         object.__setattr__(self, "max_seq_len", count)  # the dataclass is frozen
 
-    def validate(self) -> list[str]:
-        """Return the errors of this configuration, a line each."""
+    def validate(self) -> list[Problem]:
+        """Return the errors of this configuration."""
         problems = check_sizes(self, "patch_size", "channels", "n_classes")
         problems += check_sizes(self, "n_registers", at_least=0)
         problems += check_choices(self, pool=Pool)
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
             problems.append(
-                f"image_size: got {self.image_size!r}; expected height and width in pixels, or one "
-                "number for both"
+                Problem(
+                    "image_size",
+                    f"got {self.image_size!r}; expected height and width in pixels, or one "
+                    "number for both",
+                )
             )
         elif not problems and self.crop and min(sides) < self.patch_size:
             problems.append(
-                f"patch_size: got {self.patch_size} with image_size {sides}; expected at most "
-                f"{min(sides)}"
+                Problem(
+                    "patch_size",
+                    f"got {self.patch_size} with image_size {sides}; expected at most {min(sides)}",
+                    ("image_size",),
+                )
             )
         elif not problems and not self.crop and any(side % self.patch_size for side in sides):
             near = tuple(max(1, round(s / self.patch_size)) * self.patch_size for s in sides)
             problems.append(
-                f"image_size: got {sides} with patch_size {self.patch_size}; expected multiples of "
-                f"patch_size, or crop True; the nearest image_size is {near}"
+                Problem(
+                    "image_size",
+                    f"got {sides} with patch_size {self.patch_size}; expected multiples of "
+                    f"patch_size, or crop True; the nearest image_size is {near}",
+                    ("patch_size",),
+                )
             )
         return [*problems, *super().validate()]
 

@@ -1,4 +1,4 @@
-"""Linear layers of a model by name: what adapters and quantization apply to."""
+"""Linear layers of a model by name, for adapters and quantization."""
 
 from collections.abc import Hashable, Mapping
 from functools import lru_cache

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 from jax.experimental import multihost_utils
 
+from tjx_core import ConfigError, Problem
 from tjx_parallel.config import DistributedConfig
 from tjx_parallel.multiprocess.rendezvous import wait_for_all
 
@@ -104,16 +105,19 @@ def _with_environment(config: DistributedConfig) -> DistributedConfig:
         return replace(
             config, coordinator=os.environ.get(_ADDRESS), num_processes=count, process_id=index
         )
-    except ValueError as error:
-        names = f"{_ADDRESS}, {_COUNT} and {_INDEX} in the environment"
-        lines = [f"{names}: {line}" for line in str(error).splitlines()]
-        raise ValueError("\n".join(lines)) from None
+    except ConfigError as error:
+        variables = {"coordinator": _ADDRESS, "num_processes": _COUNT, "process_id": _INDEX}
+        raise ConfigError(
+            Problem(f"{variables[problem.path]} in the environment", problem.message)
+            for problem in error.problems
+        ) from None
 
 
 def _number(name: str) -> int | None:
     text = os.environ.get(name)
     if text is not None and not text.isdecimal():
-        raise ValueError(f"{name} = {text!r} in the environment: must be a whole number")
+        message = f"got {text!r}; expected a whole number; correct the variable"
+        raise ConfigError([Problem(f"{name} in the environment", message)])
     return None if text is None else int(text)
 
 

@@ -127,7 +127,7 @@ def pipeline_gradients(
 
 
 def _exchange(schedule: PipelineSchedule, index: Any, leaf: Any, *, back: bool = False) -> Any:
-    """Send chunks [chunks, ...] from the stages that store them to those that run them, or back.
+    """Send chunks [chunks, ...] from the stages with their storage to their workers, or back.
 
     There are as many rounds as chunks; in each round a stage sends and receives one chunk.
     """

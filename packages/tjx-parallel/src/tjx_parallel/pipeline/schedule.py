@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tjx_core import ConfigError, Problem
+
 _DELAYS: Mapping[str, Callable[[int, int, int], int]] = {
     # (stages, microbatches, chunks) -> the tick of the first backward pass, on the last stage.
     "gpipe": lambda stages, microbatches, chunks: chunks * microbatches + stages - 1,
@@ -130,8 +132,8 @@ class PipelineSchedule:
         parts = self.stages * self.chunks
         if layers % parts:
             raise ValueError(
-                f"{layers} layers do not divide by {self.stages} stages x {self.chunks} chunks = "
-                f"{parts}: change one of the three"
+                f"layers: got {layers}; expected a multiple of {self.stages} stages x "
+                f"{self.chunks} chunks = {parts}; change one of the three"
             )
         return layers // parts
 
@@ -190,8 +192,8 @@ def make_pipeline_schedule(
 
     Raises
     ------
-    ValueError
-        With one line for each invalid argument.
+    ConfigError
+        With every invalid argument.
 
     Examples
     --------
@@ -201,19 +203,22 @@ def make_pipeline_schedule(
     """
     problems = []
     if kind not in _DELAYS:
-        problems.append(f"pipeline {kind!r}: must be one of {', '.join(_DELAYS)}")
+        problems.append(Problem("kind", f"got {kind!r}; expected one of {', '.join(_DELAYS)}"))
     if min(stages, microbatches) < 1:
-        problems.append(f"{stages} stages, {microbatches} microbatches: must be 1 or more each")
+        message = f"got {stages} with microbatches {microbatches}; expected at least 1 of each"
+        problems.append(Problem("stages", message))
     elif kind == "interleaved_1f1b" and microbatches % stages:
-        problems.append(
-            f"{microbatches} microbatches do not divide by {stages} stages, as pipeline "
-            f"{kind} needs: change one of them, or use pipeline 1f1b"
+        message = (
+            f"got {microbatches} with kind {kind}; expected a multiple of stages {stages}; change "
+            "one of them, or use kind 1f1b"
         )
+        problems.append(Problem("microbatches", message))
     if (chunks < 2) if kind == "interleaved_1f1b" else (chunks != 1):
-        problems.append(
-            f"{chunks} chunks a stage with pipeline {kind}: must be 2 or more with "
-            "interleaved_1f1b, 1 with all others"
+        message = (
+            f"got {chunks} with kind {kind}; expected at least 2 with interleaved_1f1b, and 1 with "
+            "all others"
         )
+        problems.append(Problem("chunks", message))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ConfigError(problems)
     return PipelineSchedule(kind, stages, microbatches, chunks)

@@ -208,8 +208,9 @@ class PipelineStage:
         stages = self.schedule.stages
         if tokens % stages:
             raise ValueError(
-                f"{tokens} tokens on a device do not divide by {stages} stages: change one of them "
-                "or let each stage compute the whole head, split_tokens=False"
+                f"split_tokens: got True with {tokens} tokens on a device; expected a multiple of "
+                f"{stages} stages; change one of them, or give split_tokens=False, which computes "
+                "the whole head on each stage"
             )
         return array.reshape(b, tokens // stages, stages, *rest)
 

@@ -1,10 +1,11 @@
 """Published figures of accelerators: memory, FLOP/s, bandwidths. No JAX."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
+
+from tjx_core import did_you_mean
 
 _GB, _GIB = 10**9, 2**30
 
@@ -150,8 +151,5 @@ def find_chip(name: str) -> Chip:
     """
     if (chip := CHIPS.get(name.lower())) is not None:
         return chip
-    near = difflib.get_close_matches(name.lower(), CHIPS, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(
-        f"chip: got {name!r}; expected one of {', '.join(CHIPS)}{hint}; correct the name"
-    )
+    hint = did_you_mean(name.lower(), CHIPS, cutoff=0.4)
+    raise ValueError(f"chip: got {name!r}; expected one of {', '.join(CHIPS)}{hint}")

@@ -137,7 +137,7 @@ class Program(NamedTuple):
     computations
         By name.
     entry
-        Name of the one that runs first.
+        Name of the computation that runs first.
     """
 
     computations: Mapping[str, Computation]

@@ -173,7 +173,7 @@ class _Walk:
         self.exchanges = 0
 
     def kernels(self, name: str) -> Iterator[Kernel]:
-        """Yield the kernels of a computation and of those that it calls."""
+        """Yield the kernels of a computation and of the computations that it calls."""
         for each in self.program.computations[name].values():
             if each.op in _FREE or each.op.endswith(("-done", "-update")):
                 continue

@@ -60,14 +60,16 @@ def param_shardings(
     paths_and_shapes, structure = jax.tree_util.tree_flatten_with_path(shapes)
     shape_paths = {path for path, _ in paths_and_shapes}
     problems = [
-        f"{_name(path)}: has logical axes, but there is no such parameter"
+        f"{_name(path)}: got logical axes; expected none, as there is no such parameter"
         for path in axes
         if path not in shape_paths
     ]
     specs: list[PartitionSpec] = []
     for path, leaf in paths_and_shapes:
         if path not in axes:
-            problems.append(f"{_name(path)}: has no logical axes")
+            problems.append(
+                f"{_name(path)}: got no logical axes; expected a tuple, or None to replicate it"
+            )
             continue
         names = (None,) * len(leaf.shape) if axes[path] is None else axes[path]
         try:

@@ -4,13 +4,13 @@ A model names each dimension of its parameters and activations and is independen
 kind of parallelism changes a rule, not the model.
 """
 
-import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from jax.sharding import Mesh, PartitionSpec
 
+from tjx_core import did_you_mean
 from tjx_parallel.config import AXES, MeshConfig
 
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -62,7 +62,8 @@ class ShardingRules:
 
     def __init__(self, rows: Mapping[str, Sequence[str]] | None = None) -> None:
         problems = [
-            f"rule {name} -> {tuple(axes)}: {axis!r} is no mesh axis; there are {', '.join(AXES)}"
+            f"rows: got {name} -> {tuple(axes)} with {axis!r}; expected mesh axes, of "
+            f"{', '.join(AXES)}"
             for name, axes in (rows or {}).items()
             for axis in ([axes] if isinstance(axes, str) else axes)
             if isinstance(axes, str) or axis not in AXES
@@ -108,11 +109,10 @@ class ShardingRules:
             If there is no rule for it.
         """
         if logical_axis not in self._rows:
-            close = difflib.get_close_matches(logical_axis, self._rows, n=1)
-            suggestion = f"did you mean {close[0]!r}? " if close else ""
             raise ValueError(
-                f"no sharding rule for the logical axis {logical_axis!r}: {suggestion}"
-                f"add a row, e.g. ShardingRules({{{logical_axis!r}: ()}})"
+                f"logical_axis: got {logical_axis!r}; expected an axis with a rule; add one, such "
+                f"as ShardingRules({{{logical_axis!r}: ()}})"
+                f"{did_you_mean(logical_axis, self._rows)}"
             )
         return self._rows[logical_axis]
 
@@ -156,8 +156,8 @@ class ShardingRules:
         """
         if len(logical_axes) != len(shape):
             raise ValueError(
-                f"{name}: {len(logical_axes)} logical axes {tuple(logical_axes)} for "
-                f"{len(shape)} dimensions {tuple(shape)}"
+                f"{name}: got {len(logical_axes)} logical axes {tuple(logical_axes)}; expected one "
+                f"for each dimension of {tuple(shape)}"
             )
         used: set[str] = set()
         entries: list[tuple[str, ...] | None] = []
@@ -174,9 +174,9 @@ class ShardingRules:
             parts = math.prod(mesh.shape[axis] for axis in axes)
             if size % parts:
                 problems.append(
-                    f"{name}: dimension {number} ({logical}) of size {size} does not divide by "
-                    f"{' x '.join(axes)} = {parts}: change one of them, or keep this axis whole "
-                    f"with the rule {logical} -> ()"
+                    f"{name}: got size {size} of dimension {number} ({logical}); expected a "
+                    f"multiple of {' x '.join(axes)} = {parts}; change one of them, or replicate "
+                    f"this axis with the rule {logical} -> ()"
                 )
             entries.append(axes or None)
         if problems:

@@ -242,7 +242,7 @@ def _start(read: _Read) -> tuple[list[str], list[str]]:
 
 
 def _check_start(values: Mapping[str, Any], own: Set[str], *, has_data: bool) -> list[str]:
-    """Return what a new run lacks, or would overwrite."""
+    """Return the errors of a new run: missing data, or a folder that holds a run."""
     dataset, gpt2, folder = values["dataset"], values["init_from"], Path(values["out_dir"])
     problems = []
     has_data |= has_token_files(dataset) or input_file(dataset).is_file()

@@ -81,7 +81,7 @@ def _run(call: AttentionCall, operands: Operands) -> tuple[jax.Array, jax.Array]
 def _supports(call: AttentionCall) -> str | None:
     """Return the reason why cuDNN 9.5 or later (the minimum of jax 0.11) cannot run a call.
 
-    The limits are those that `jax.nn` checks, those of cuDNN's frontend, and semantics that cuDNN
+    The limits are the checks of `jax.nn` and of cuDNN's frontend, and semantics that cuDNN
     lacks, defines differently, or provides only through a mask of q_len x kv_len.
     """
     nvidia = call.platform == "gpu" and call.architecture.startswith("sm_")

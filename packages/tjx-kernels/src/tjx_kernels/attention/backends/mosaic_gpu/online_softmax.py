@@ -231,7 +231,7 @@ class Consumer:
                 ref[...] = x
 
         # The values assigned to the references are the result, after the product has completed.
-        # (p stays float32 until then: its registers differ from those that the product reads.)
+        # (p stays float32 until then: the product reads other registers.)
         new_p_MX = plgpu.layout_cast(jnp.zeros((rows, keys), jnp.float32), plgpu.Layout.WGMMA)
         start = (plgpu.ACC.init(state.out), *state[1:4], new_p_MX)
         return Softmax(*pl.run_state(products)(start))

@@ -22,7 +22,7 @@ from tjx_nn.hf.family import (
 )
 from tjx_nn.hf.rope import read_number, rope, yarn_scale
 from tjx_nn.models.gpt_config import GPTConfig
-from tjx_nn.sub_configs import raise_problems
+from tjx_nn.problems import raise_problems
 
 _ATTENTION = f"{LAYER}.self_attn"
 _EXPERTS = [

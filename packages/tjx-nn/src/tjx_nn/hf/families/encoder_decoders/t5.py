@@ -15,7 +15,7 @@ from tjx_nn.hf.family import (
     tensor,
 )
 from tjx_nn.models.encoder_decoder_config import EncoderDecoderConfig
-from tjx_nn.sub_configs import raise_problems
+from tjx_nn.problems import raise_problems
 
 # tjx activation of feed_forward_proj; saving uses the first of several.
 _ACTIVATIONS = {
