@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tjx_optim import OptimizerConfig, make_optimizer
-from tjx_optim.muon import POLAR_EXPRESS, orthogonalize
+from tjx_optim.matrix_optimizers.muon import POLAR_EXPRESS, orthogonalize
 
 
 @settings(max_examples=10)

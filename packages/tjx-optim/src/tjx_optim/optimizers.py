@@ -14,15 +14,15 @@ import numpy as np
 import optax
 from optax import contrib
 
-from tjx_optim.dion import scale_by_dion
-from tjx_optim.muon import scale_by_muon
+from tjx_optim.matrix_optimizers.dion import scale_by_dion
+from tjx_optim.matrix_optimizers.muon import scale_by_muon
+from tjx_optim.matrix_optimizers.soap import scale_by_soap
 from tjx_optim.optimizer_config import OptimizerConfig
 from tjx_optim.param_averaging import average_parameters
 from tjx_optim.param_checks import check_params
 from tjx_optim.param_rules import ParameterRules, add_weight_decay, map_with_path, update_by_path
 from tjx_optim.per_layer import per_layer
 from tjx_optim.registry import registered_optimizers
-from tjx_optim.soap import scale_by_soap
 
 Settings = dict[str, float | bool]
 Direction = Callable[[Settings, ParameterRules], optax.GradientTransformation]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.matrices import UPDATE_RMS, partition_matrices
+from tjx_optim.matrix_optimizers.partition import UPDATE_RMS, partition_matrices
 from tjx_optim.param_rules import ParameterRules
 
 # Maximize the slope at 0: five iterations bring singular values from 1e-3 up to about 1, and all

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.matrices import map_leaves, partition_matrices
+from tjx_optim.matrix_optimizers.partition import map_leaves, partition_matrices
 from tjx_optim.param_rules import ParameterRules
 
 Settings = dict[str, float | bool]

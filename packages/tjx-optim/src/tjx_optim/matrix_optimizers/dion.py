@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tjx_optim.matrices import UPDATE_RMS, map_leaves, partition_matrices
+from tjx_optim.matrix_optimizers.partition import UPDATE_RMS, map_leaves, partition_matrices
 from tjx_optim.param_rules import ParameterRules
 
 Settings = dict[str, float | bool]

@@ -1,0 +1,1 @@
+"""Optimizers of weight matrices, which take AdamW for all other parameters."""
