@@ -5,7 +5,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
 # Set before JAX is imported, and in the environment so that child processes inherit them.
@@ -51,9 +51,10 @@ gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_finish() -> None:
-    """Exclude what imports made from garbage collection."""
+    """Exclude what imports made from garbage collection, and record the seconds until then."""
     gc.collect()
     gc.freeze()
+    _record("start", {"cpu": time.process_time(), **_seconds})
 
 
 @pytest.fixture(autouse=True)
@@ -97,13 +98,24 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Record the seconds of a test: wall, CPU, and JAX's tracing, lowering and compilation."""
-    before, wall, cpu = _seconds.copy(), time.perf_counter(), time.process_time()
+    """Record the seconds of a test."""
+    before = _clocks()
     result = yield
-    if folder := os.environ.get("TJX_TEST_TIMES"):
-        times = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        times |= {phase: _seconds[phase] - before[phase] for phase in _seconds}
-        rounded = {name: round(seconds, 3) for name, seconds in times.items()}
-        with (Path(folder) / f"{os.getpid()}.jsonl").open("a") as file:
-            file.write(json.dumps({"test": item.nodeid, **rounded}) + "\n")
+    _record(item.nodeid, {name: now - before[name] for name, now in _clocks().items()})
     return result
+
+
+def _clocks() -> dict[str, float]:
+    """Return the seconds so far: wall, CPU, CPU of children that were waited for, and JAX's."""
+    times = os.times()
+    children = times.children_user + times.children_system
+    clocks = {"wall": time.perf_counter(), "cpu": time.process_time(), "children": children}
+    return {**clocks, **_seconds}
+
+
+def _record(test: str, seconds: Mapping[str, float]) -> None:
+    """Append a line to the folder that `TJX_TEST_TIMES` names."""
+    if folder := os.environ.get("TJX_TEST_TIMES"):
+        rounded = {name: round(value, 3) for name, value in seconds.items()}
+        with (Path(folder) / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps({"test": test, **rounded}) + "\n")

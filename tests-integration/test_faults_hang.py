@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from campaigns.outcome import Outcome, describe_difference, outcome
 from campaigns.tiny_run import TinyRun
 
@@ -42,6 +43,7 @@ def test_suspended_time_is_not_a_hang(new_run: NewRun, expected: Outcome) -> Non
     assert describe_difference(outcome(run.run_dir), expected) == []
 
 
+@pytest.mark.slow  # `test_trainer_memory.py` ends a run at the same limit
 def test_out_of_memory_report_names_the_largest_arrays_and_remedies(
     new_compiled_run: NewRun,
 ) -> None:

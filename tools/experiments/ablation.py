@@ -82,7 +82,7 @@ def make_arms(baseline: Flags, full: Flags) -> dict[str, Flags]:
         "adamw" and "recipe", both with two other horizons, and for each part ``+PART``, added to
         AdamW, and ``-PART``, left out of the recipe.
     """
-    arms = {BASELINE: dict(baseline), RECIPE: dict(full)}
+    arms: dict[str, Flags] = {BASELINE: baseline, RECIPE: full}
     for part, names in PARTS.items():
         start = arms[MUON] if part in OF_MUON else baseline
         arms["+" + part] = _with(start, full, names)

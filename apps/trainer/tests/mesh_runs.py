@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from one_device import ALL_DEVICES
 
 import tjx_parallel
 from tjx_nn.models.bert_config import BertConfig
@@ -18,7 +19,7 @@ from tjx_trainer.config.run_config import Config
 from tjx_trainer.training.build import StepComponents, build_step_components
 from tjx_trainer.training.train_state import initial_state
 
-VOCAB, ROWS, TOKENS, STEPS = 64, 16, 32, 10
+VOCAB, ROWS, TOKENS, STEPS = 64, 16, 32, 6
 
 Flags = Mapping[str, object]
 TINY: Flags = {
@@ -59,19 +60,32 @@ class Run(NamedTuple):
 
 
 def run(flags: Flags = {}, mesh: Flags = {}, *, packed: bool = False) -> Run:  # noqa: B006  read only
-    """Train a tiny model for ten steps; a flag of None is left out."""
+    """Train a tiny model for six steps; a flag of None is left out."""
+    return _run(_words(flags, mesh), packed)
+
+
+def build(flags: Flags, mesh: Flags) -> tuple[Config, StepComponents]:
+    """Return the configuration and step components of a run, which is not made."""
+    return _build(_words(flags, mesh))
+
+
+def _words(flags: Flags, mesh: Flags) -> tuple[str, ...]:
     words = {**TINY, **flags, **{f"mesh.{name}": value for name, value in mesh.items()}}
-    return _run(tuple((name, value) for name, value in words.items() if value is not None), packed)
+    return tuple(f"--{name}={value}" for name, value in words.items() if value is not None)
+
+
+def _build(words: tuple[str, ...]) -> tuple[Config, StepComponents]:
+    config = parse(words)
+    if isinstance(config.model, GPTConfig | BertConfig):
+        config = config.with_vocabulary(VOCAB)
+    devices = ALL_DEVICES[: math.prod(known_axis_sizes(config.mesh).values())]
+    return config, build_step_components(config, devices)
 
 
 @cache
-def _run(words: tuple[tuple[str, object], ...], packed: bool) -> Run:
-    config = parse([f"--{name}={value}" for name, value in words])
-    if isinstance(config.model, GPTConfig | BertConfig):
-        config = config.with_vocabulary(VOCAB)
-    devices = jax.devices()[: math.prod(known_axis_sizes(config.mesh).values())]
+def _run(words: tuple[str, ...], packed: bool) -> Run:
     with jax.transfer_guard("allow"):
-        parts = build_step_components(config, devices)
+        config, parts = _build(words)
         state = initial_state(config, parts.optimizer, parts.abstract)
         initial = flat(state.params)
 
@@ -142,11 +156,14 @@ def assert_the_same_run(found: Run, expected: Run, *, bound: float = 5e-6) -> No
 
 
 def bytes_by_path(tree: Any, keep: Callable[[str], bool] = lambda _: True) -> dict[str, set[int]]:
-    """Return how many bytes of each leaf devices hold, by path."""
+    """Return how many bytes of each leaf devices hold, or are to hold, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     paths = [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
-    return {
-        path: {shard.data.nbytes for shard in leaf.addressable_shards}
-        for path, leaf in paths
-        if keep(path)
-    }
+    return {path: _shard_bytes(leaf) for path, leaf in paths if keep(path)}
+
+
+def _shard_bytes(leaf: jax.Array | jax.ShapeDtypeStruct) -> set[int]:
+    if isinstance(leaf, jax.Array):
+        return {shard.data.nbytes for shard in leaf.addressable_shards}
+    assert leaf.sharding is not None
+    return {math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize}

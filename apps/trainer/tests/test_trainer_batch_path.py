@@ -15,8 +15,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-import jax
 import pytest
+from one_device import only_one_device
 from small_text import flags_of_sheep
 
 import tjx_data
@@ -73,10 +73,7 @@ def executed_functions(files: dict[Path, Functions]) -> Iterator[None]:
 def path(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Functions]:
     """Files of the path, in order of their first execution, with their functions that run."""
     files: dict[Path, Functions] = {}
-    device = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: device)
-        patch.setattr(jax, "device_count", lambda *_: 1)
+    with only_one_device():
         config = resolve([*FLAGS, *flags_of_sheep(tmp_path_factory.mktemp("data"))])
         job = build_job(*open_task(config))
         state = job.initial_state()

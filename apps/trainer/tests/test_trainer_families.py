@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_device import one_device  # noqa: F401
 from process_harness import records
 
 from tjx_core import ConfigError

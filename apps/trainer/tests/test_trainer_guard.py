@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 from jax.tree_util import tree_leaves_with_path as leaves_with_path
+from one_device import ALL_DEVICES, one_device  # noqa: F401
 
 import tjx_ckpt
 from tjx_optim.optimizer_config import OptimizerName
 from tjx_trainer import main as program
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.tasks.registry import open_task
-from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.build import Job, build_job, build_step_components
 from tjx_trainer.training.train_state import TrainState
 
 TINY = """
@@ -217,13 +218,12 @@ def test_evaluation_uses_the_averaged_parameters(words: list[str]) -> None:
 def test_every_optimizer_trains_with_its_state_spread_as_the_parameters_are(
     words: list[str], name: str
 ) -> None:
-    job = open_job(
-        words, f"--optimizer.name={name}", "--mesh.data=1", "--mesh.fsdp=8",
-        "--schedule.name=constant",
-    )  # fmt: skip
-    params = {path_of(path): leaf for path, leaf in leaves_with_path(job.abstract.params)}
+    flags = [f"--optimizer.name={name}", "--mesh.data=1", "--mesh.fsdp=8"]
+    config = resolve([*words, "--schedule.name=constant", *flags]).with_vocabulary(64)
+    abstract = build_step_components(config, ALL_DEVICES).abstract
+    params = {path_of(path): leaf for path, leaf in leaves_with_path(abstract.params)}
     seen = set()
-    for path, leaf in leaves_with_path(job.abstract.opt_state):
+    for path, leaf in leaves_with_path(abstract.opt_state):
         param = next((p for p in params if path_of(path).endswith(f"/{p}")), None)
         if param is not None and leaf.shape == params[param].shape:
             assert leaf.sharding == params[param].sharding

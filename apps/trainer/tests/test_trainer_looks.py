@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from one_device import one_device  # noqa: F401
 from process_harness import assert_alike, at, run_attempt, send
 from small_text import flags_of_sheep
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mesh_runs import Flags, Run, assert_the_same_run, batch_of, bytes_by_path, run
+from mesh_runs import Flags, Run, assert_the_same_run, batch_of, build, bytes_by_path, run
 
 import tjx_optim
 import tjx_parallel
@@ -40,6 +40,8 @@ LLAMA4: Flags = {
 FEATURES: Flags = {"model.dropout": 0.2}
 PARAMETER_HISTOGRAMS: Flags = {**FEATURES, "model.attention_dropout": 0.2}
 CONTEXT: Flags = {"fsdp": 2, "context": 2, "tensor": 2}
+WIDE: Flags = {"fsdp": 2, "tensor": 4}
+STAGED: Flags = {"stage": 2, "pipeline": "interleaved_1f1b", "fsdp": 2, "tensor": 2}
 PIPELINE: Flags = {"train.accumulation": 4}
 
 
@@ -62,7 +64,8 @@ def nightly(*case: Flags) -> Any:
         ({}, {"data": 2, "fsdp": 2, "tensor": 2}),
         ({}, {"data": 2, "fsdp": 4, "zero": 1}),
         nightly({}, {"data": 2, "fsdp": 4, "zero": 2}),
-        (LLAMA, {"fsdp": 2, "tensor": 4, "sequence_parallel": "false", "offload": "optimizer"}),
+        # The same run on one device as that of the next.
+        ({**LLAMA, **FEATURES}, {**WIDE, "sequence_parallel": "false", "offload": "optimizer"}),
         ({**LLAMA, **FEATURES}, CONTEXT),
         nightly({**LLAMA, **PARAMETER_HISTOGRAMS}, {**CONTEXT, "context_kind": "all_to_all"}),
         (EXPERTS, {"expert": 2, "context": 2, "tensor": 2}),
@@ -70,14 +73,14 @@ def nightly(*case: Flags) -> Any:
         nightly(LLAMA4, {"expert": 2, "context": 2, "fsdp": 2}),
         nightly(PIPELINE, {"stage": 4, "data": 2, "pipeline": "gpipe"}),
         nightly(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}),
-        ({**PIPELINE, **FEATURES}, {"stage": 2, "pipeline": "interleaved_1f1b", "tensor": 2}),
+        ({**PIPELINE, **FEATURES}, STAGED),
         nightly({**PIPELINE, **EXPERTS, **LLAMA}, {"stage": 2, "context": 2, "expert": 2}),
     ],
     ids=lambda value: "-".join(f"{n.split('.')[-1]}={v}" for n, v in value.items())[:70],
 )
 def test_every_mesh_trains_as_one_device_does(flags: Flags, mesh: Flags) -> None:
     # Packed documents where the mesh divides tokens: none may see another's.
-    packed = "context" in mesh
+    packed = "context" in mesh or "offload" in mesh
     assert_the_same_run(run(flags, mesh, packed=packed), run(flags, packed=packed))
 
 
@@ -105,7 +108,8 @@ def test_all_axes_at_once_train_as_one_device_does() -> None:
 
 
 def test_evaluation_goes_through_the_stages_too() -> None:
-    staged, alone = run(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}), run(PIPELINE)
+    flags = {**PIPELINE, **FEATURES}
+    staged, alone = run(flags, STAGED), run(flags)
     sums = []
     for found in (staged, alone):
         batch = tjx_parallel.shard_batch(found.parts.mesh, batch_of(found.config, 5, packed=False))
@@ -140,12 +144,11 @@ def test_evaluation_goes_through_the_stages_too() -> None:
 def test_fsdp_shards_by_zero_stage() -> None:
     path = "blocks/mlp/up/kernel"
     whole = 4 * 4 * 32 * 128  # float32 x layers x d_model x d_ff
-    for mesh, parts in (
-        ({"data": 2, "fsdp": 4, "zero": 1}, 1),
-        ({"data": 2, "fsdp": 4, "zero": 2}, 1),
-        ({"data": 2, "fsdp": 2, "tensor": 2}, 4),
+    for parts, state in (
+        (1, run({}, {"data": 2, "fsdp": 4, "zero": 1}).state),
+        (1, build({}, {"data": 2, "fsdp": 4, "zero": 2})[1].abstract),
+        (4, run({}, {"data": 2, "fsdp": 2, "tensor": 2}).state),
     ):
-        state = run({}, mesh).state
         assert bytes_by_path(state.params)[path] == {whole // parts}
         moments = bytes_by_path(state.opt_state, lambda name: name.endswith(path))
         assert list(moments.values()) == [{whole // 4}] * 2
@@ -159,7 +162,7 @@ def test_each_axis_shards_the_axes_of_its_row() -> None:
     assert bytes_of["blocks/mlp/down/kernel"] == {4 * 4 * 64 * 32 // 4}
     assert bytes_of["blocks/ln_1/scale"] == {4 * 4 * 32 // 2}
     assert bytes_of["wte/embedding"] == {4 * 64 * 32 // 4}
-    staged = bytes_by_path(run(PIPELINE, {"stage": 2, "fsdp": 2, "tensor": 2}).state.params)
+    staged = bytes_by_path(run({**PIPELINE, **FEATURES}, STAGED).state.params)
     assert staged["blocks/mlp/up/kernel"] == {4 * 4 * 32 * 128 // 8}
     routed = run(EXPERTS, {"expert": 2, "context": 2, "tensor": 2}, packed=True)
     experts = bytes_by_path(routed.state.params)

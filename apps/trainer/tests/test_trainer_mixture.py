@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from one_device import one_device  # noqa: F401
 from process_harness import at, final_state, records, run_attempt, send
 
 import tjx_metrics

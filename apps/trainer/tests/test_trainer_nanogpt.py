@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from one_device import one_device  # noqa: F401
 from small_text import flags_of_sheep
 
 import tjx_optim

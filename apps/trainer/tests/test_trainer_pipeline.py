@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import pytest
+from one_device import only_one_device
 from process_harness import records
 
 import tjx_ckpt
@@ -49,10 +50,7 @@ def kill(*_: object) -> Any:
 
 
 def launch(words: Sequence[str]) -> int:
-    device = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch, jax.transfer_guard("allow"):
-        patch.setattr(jax, "devices", lambda *_: device)
-        patch.setattr(jax, "device_count", lambda *_: 1)
+    with only_one_device(), jax.transfer_guard("allow"):
         return main(words)
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_device import only_one_device
 from process_harness import records, run_attempt
 
 import tjx_ckpt
@@ -77,10 +78,7 @@ def monkeypatch_module() -> Any:
 
 
 def build(*words: str) -> Job:
-    device = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: device)
-        patch.setattr(jax, "device_count", lambda *_: 1)
+    with only_one_device():
         return build_job(*open_task(resolve([*words])))
 
 
@@ -322,7 +320,7 @@ def test_the_trainer_minimizes_the_loss_of_grpo(grpo: Job) -> None:
     assert found["tokens"] == np.sum(given["labels"] >= 0)
 
 
-@pytest.mark.parametrize("steps", [8, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [STEPS, pytest.param(100, marks=pytest.mark.slow)])
 def test_an_exact_run_has_no_gap_between_sampler_and_trainer(
     steps: int,
     grpo: Job,

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from job_runs import last_state, life
 from mesh_runs import Flags, assert_the_same_run, run
+from one_device import one_device  # noqa: F401
 
 import tjx_nn
 import tjx_optim

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from one_device import one_device  # noqa: F401
 
 import tjx_ckpt
 from tjx_data.loading import stream_rows

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from one_device import one_device  # noqa: F401
 from process_harness import (
     assert_alike,
     assert_each_stands_once,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from one_device import one_device  # noqa: F401
 from small_text import flags_of_sheep
 
 from tjx_core import ConfigError

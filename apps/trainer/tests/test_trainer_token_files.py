@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from one_device import one_device  # noqa: F401
 
 from tjx_core import ConfigError
 from tjx_trainer.cli.nanogpt.translate import translate
