@@ -89,9 +89,8 @@ def matmul(
     """Multiply the last axis of `x` with the first axis of a sharded weight, in the dtype of `x`.
 
     XLA for CPUs multiplies at half speed if the large operand is the transposed one, and fuses
-    transposed copies into the producer of an operand, once per use. On CPUs both products of the
-    backward pass therefore read `dy` from behind an optimization barrier, and the weight gradient
-    is computed in the orientation that transposes fewer elements.
+    transposed copies into the producer of an operand. On CPUs the weight gradient is therefore
+    computed in the orientation that transposes fewer elements, behind an optimization barrier.
     """
     return x @ sharding.gather(w, x.dtype)
 
@@ -107,7 +106,6 @@ def _matmul_backward(
 ) -> tuple[Array, Array]:
     x, w = residuals
     dtype = sharding.sum_dtype(x)
-    dy = jax.lax.platform_dependent(dy, cpu=_materialize, default=lambda dy: dy)
     dw: Array = jax.lax.platform_dependent(
         x, dy, cpu=partial(_weight_gradient_cpu, dtype), default=partial(_weight_gradient, dtype)
     )
@@ -123,8 +121,8 @@ def _weight_gradient(dtype: Any, x: Array, dy: Array) -> Array:
 
 
 def _weight_gradient_cpu(dtype: Any, x: Array, dy: Array) -> Array:
-    x, features = _materialize(x), dy.shape[-1]
-    if x.size <= dy.size + x.shape[-1] * features:  # transpose x, or dy and the result
+    x, dy = _materialize(x), _materialize(dy)
+    if x.size <= dy.size + x.shape[-1] * dy.shape[-1]:  # transpose x, or dy and the result
         return _weight_gradient(dtype, x, dy)
     return _materialize(_weight_gradient(dtype, dy, x)).T
 

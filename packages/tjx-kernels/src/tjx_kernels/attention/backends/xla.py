@@ -27,6 +27,7 @@ from tjx_kernels.attention.backend import (
     with_custom_vjp,
 )
 from tjx_kernels.attention.call import AttentionCall, Operands, make_mask
+from tjx_kernels.target import current_target
 
 type Index = int | jax.Array
 # (carry, first row) -> (carry, results of one chunk, rows at axis 3).
@@ -394,7 +395,10 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
     dbias = None if whole.bias is None else jnp.zeros_like(whole.bias)
     (dk, dv, dbias), (dq,) = _over_bands(call, whole, step, (dk, dv, dbias))
     dk, dv = (x.transpose(0, 3, 1, 2).astype(call.dtype) for x in (dk, dv))
-    return Gradients(_heads_in(call, dq), dk, dv, dbias)
+    dq = _heads_in(call, dq)
+    if current_target().platform == "cpu":  # without barriers XLA transposes them once per use
+        dq, dk, dv = barrier(dq), barrier(dk), barrier(dv)
+    return Gradients(dq, dk, dv, dbias)
 
 
 BACKEND = AttentionBackend(run=with_custom_vjp(_forward, _backward), backward=_backward)
