@@ -181,8 +181,7 @@ def _bias_gradient(call: AttentionCall, shape: tuple[int, ...], dscores: jax.Arr
 
 # --- bands ----------------------------------------------------------------------------------------
 
-# Rows of a chunk: enough for matrix products at full speed, few enough that its scores take little
-# memory.
+# Rows of a chunk: enough for fast matrix products, few enough that its scores take little memory.
 CHUNK = 128
 # Bands are unrolled; a loop runs over the chunks of a band. More bands skip more of the upper
 # triangle (n bands compute (n + 1) / 2n of it) and take longer to compile.
@@ -314,12 +313,8 @@ def _cut_keys(chunk: Chunk, first: Index, width: int) -> Chunk:
 def _chunk(call: AttentionCall, band: Band, of_band: Chunk, start: Index) -> Chunk:
     """Slice the chunk of rows that begins at `start` from a band."""
     ids = None if of_band.q_ids is None else _slice(of_band.q_ids, start, band.rows, 1)
-    chunk = of_band._replace(
-        q=_slice(of_band.q, start, band.rows, 3),
-        q_ids=ids,
-        row=start,
-        position=of_band.position + start,
-    )
+    q = _slice(of_band.q, start, band.rows, 3)
+    chunk = of_band._replace(q=q, q_ids=ids, row=start, position=of_band.position + start)
     if band.slides:
         assert call.window is not None
         first = jnp.clip(chunk.position - call.window + 1, 0, call.kv_len - band.width)
