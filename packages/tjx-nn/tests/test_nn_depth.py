@@ -76,8 +76,8 @@ def test_the_default_unrolls_on_gpus_up_to_a_depth(
 @pytest.mark.parametrize(
     ("count", "width", "remat", "loop"),
     [
-        (4, 128, "none", False),
-        (5, 128, "none", True),
+        (12, 128, "none", False),
+        (13, 128, "none", True),
         (4, 64, "none", True),
         (4, 128, "full", True),
     ],

@@ -155,7 +155,7 @@ class TransformerConfig:
         2025): sublayers are scaled by base / n_layer. None disables it.
     scan_layers
         Whether blocks run in a scan, which compiles fast, or unrolled; same parameters. None
-        unrolls up to 24 blocks on GPUs, up to 4 on CPUs (without remat, d_model >= 128), and scans
+        unrolls up to 24 blocks on GPUs, up to 12 on CPUs (without remat, d_model >= 128), and scans
         otherwise.
     remat
         Rematerialization in the backward pass: "none", "full" (whole blocks), "attention" (all but

@@ -225,9 +225,10 @@ def _backward(
     gradient = logits_gradient(call, labels, lse, cotangents, x.dtype)
     dlogits = gradient(logits, slope, labels[..., None] == _column(logits), counts)
     product = partial(jnp.einsum, preferred_element_type=lse.dtype)
-    if current_target().platform == "cpu":
-        # The barriers keep XLA from transposing dlogits instead of the small result.
-        dlogits = barrier(dlogits)
+    on_cpu = current_target().platform == "cpu"
+    dlogits = barrier(dlogits) if on_cpu else dlogits
+    if on_cpu and dlogits.size > x.size + head.w.size:
+        # The barrier keeps XLA from transposing dlogits instead of x and the result.
         dw = barrier(product("...D,...V->DV", x, dlogits)).T
     else:
         dw = product("...V,...D->VD", dlogits, x)

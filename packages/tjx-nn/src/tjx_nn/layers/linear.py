@@ -89,8 +89,8 @@ def matmul(
     """Multiply the last axis of `x` with the first axis of a sharded weight, in the dtype of `x`.
 
     XLA for CPUs multiplies at half speed if the large operand is the transposed one, and fuses
-    transposed copies into the producer of an operand. On CPUs the weight gradient therefore
-    transposes the narrower operand, behind an optimization barrier.
+    transposed copies into the producer of an operand. On CPUs the weight gradient is therefore
+    computed in the orientation that transposes fewer elements, behind an optimization barrier.
     """
     return x @ sharding.gather(w, x.dtype)
 
@@ -122,7 +122,7 @@ def _weight_gradient(dtype: Any, x: Array, dy: Array) -> Array:
 
 def _weight_gradient_cpu(dtype: Any, x: Array, dy: Array) -> Array:
     x, dy = _materialize(x), _materialize(dy)
-    if x.shape[-1] <= dy.shape[-1]:
+    if x.size <= dy.size + x.shape[-1] * dy.shape[-1]:  # transpose x, or dy and the result
         return _weight_gradient(dtype, x, dy)
     return _materialize(_weight_gradient(dtype, dy, x)).T
 

@@ -27,7 +27,7 @@ Stack = tuple[Any, Windows]
 MAX_UNROLLED_LAYERS_ON_GPU = 24
 # The same for CPUs without remat, from this width on: narrower models gain less than compilation
 # costs.
-MAX_UNROLLED_LAYERS_ON_CPU = 4
+MAX_UNROLLED_LAYERS_ON_CPU = 12
 MIN_UNROLLED_WIDTH_ON_CPU = 128
 
 _SAVE_ATTENTION = jax.checkpoint_policies.save_only_these_names(

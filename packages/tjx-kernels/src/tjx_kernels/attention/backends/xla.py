@@ -27,6 +27,7 @@ from tjx_kernels.attention.backend import (
     with_custom_vjp,
 )
 from tjx_kernels.attention.call import AttentionCall, Operands, make_mask
+from tjx_kernels.target import current_target
 
 type Index = int | jax.Array
 # (carry, first row) -> (carry, results of one chunk, rows at axis 3).
@@ -180,8 +181,7 @@ def _bias_gradient(call: AttentionCall, shape: tuple[int, ...], dscores: jax.Arr
 
 # --- bands ----------------------------------------------------------------------------------------
 
-# Rows of a chunk: enough for matrix products at full speed, few enough that its scores take little
-# memory.
+# Rows of a chunk: enough for fast matrix products, few enough that its scores take little memory.
 CHUNK = 128
 # Bands are unrolled; a loop runs over the chunks of a band. More bands skip more of the upper
 # triangle (n bands compute (n + 1) / 2n of it) and take longer to compile.
@@ -313,12 +313,8 @@ def _cut_keys(chunk: Chunk, first: Index, width: int) -> Chunk:
 def _chunk(call: AttentionCall, band: Band, of_band: Chunk, start: Index) -> Chunk:
     """Slice the chunk of rows that begins at `start` from a band."""
     ids = None if of_band.q_ids is None else _slice(of_band.q_ids, start, band.rows, 1)
-    chunk = of_band._replace(
-        q=_slice(of_band.q, start, band.rows, 3),
-        q_ids=ids,
-        row=start,
-        position=of_band.position + start,
-    )
+    q = _slice(of_band.q, start, band.rows, 3)
+    chunk = of_band._replace(q=q, q_ids=ids, row=start, position=of_band.position + start)
     if band.slides:
         assert call.window is not None
         first = jnp.clip(chunk.position - call.window + 1, 0, call.kv_len - band.width)
@@ -394,7 +390,10 @@ def _backward(call: AttentionCall, operands: Operands, rows: BackwardInputs) -> 
     dbias = None if whole.bias is None else jnp.zeros_like(whole.bias)
     (dk, dv, dbias), (dq,) = _over_bands(call, whole, step, (dk, dv, dbias))
     dk, dv = (x.transpose(0, 3, 1, 2).astype(call.dtype) for x in (dk, dv))
-    return Gradients(_heads_in(call, dq), dk, dv, dbias)
+    dq = _heads_in(call, dq)
+    if current_target().platform == "cpu":  # without barriers XLA transposes them once per use
+        dq, dk, dv = barrier(dq), barrier(dk), barrier(dv)
+    return Gradients(dq, dk, dv, dbias)
 
 
 BACKEND = AttentionBackend(run=with_custom_vjp(_forward, _backward), backward=_backward)
