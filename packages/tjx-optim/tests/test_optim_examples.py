@@ -6,8 +6,9 @@ import importlib
 import pytest
 
 MODULES = (
-    "accumulation guard muon norms optimizer_config optimizers param_averaging param_groups "
-    "param_masks param_rules registry schedule_config schedule_plot schedules"
+    "accumulation guard matrix_optimizers.muon matrix_optimizers.partition norms optimizer_config "
+    "optimizers param_averaging param_groups param_masks param_rules registry schedule_config "
+    "schedule_plot schedules"
 )
 
 
