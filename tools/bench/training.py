@@ -99,7 +99,7 @@ def depth(*, rounds: int) -> Json:
     """Measure the effect of scan and remat on memory, step time and compile time."""
     print("scan, remat, 12 layers, 256 wide, T 256, batch 8 ...", flush=True)
     kinds: dict[str, Json] = {
-        "scan": {},
+        "scan": {"scan_layers": True},
         "scan, remat full": {"remat": "full"},
         "scan, remat attention": {"remat": "attention"},
         "unrolled": {"scan_layers": False},
