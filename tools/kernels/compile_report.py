@@ -116,7 +116,7 @@ def summary(implementation: str, target: str, rows: list[dict[str, Any]]) -> str
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each failure and each kernel with spilled registers.
+    """Return a line for each failure and each kernel with spilled registers or serialized products.
 
     Vector spills of a TPU are not a problem: blocks larger than the register file are stored in
     vector memory.
@@ -130,6 +130,11 @@ def problems(rows: list[dict[str, Any]]) -> list[str]:
             f"{where}: {kernel['name']} spills {kernel['spill_bytes']} bytes"
             for kernel in row.get("kernels", [])
             if kernel.get("spill_bytes")
+        ]
+        found += [
+            f"{where}: {kernel['name']} has too few registers for overlapping products"
+            for kernel in row.get("kernels", [])
+            if kernel.get("serialized")
         ]
     return found
 

@@ -9,7 +9,8 @@ class Kernel(TypedDict, total=False):
     """Resource usage of a compiled kernel.
 
     On a GPU: registers, spilled bytes (stores and loads) and stack bytes per thread, static and
-    dynamic shared memory in bytes per block. On a TPU: bytes of vector memory, and the number of
+    dynamic shared memory in bytes per block; `serialized` if ptxas found too few registers to let
+    asynchronous products overlap. On a TPU: bytes of vector memory, and the number of
     vector register spills (4 KiB each).
     """
 
@@ -18,6 +19,7 @@ class Kernel(TypedDict, total=False):
     spill_bytes: int
     stack_bytes: int
     shared_memory_bytes: int
+    serialized: bool
     vector_memory_bytes: int
     vector_spill_stores: int
 
@@ -26,6 +28,7 @@ _PTXAS_ENTRY = re.compile(r"Compiling entry function '([^']+)' for '(\w+)'")
 _PTXAS_MEMORY = re.compile(
     r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
 )
+_PTXAS_SERIALIZED = re.compile(r"\(C7512\).*for the function '([^']+)'")
 _PTXAS_USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
@@ -51,6 +54,8 @@ def read_ptxas(log: str, architecture: str) -> dict[str, Kernel]:
             stack_bytes=stack,
             shared_memory_bytes=int(used[2] or 0),
         )
+    for name in _PTXAS_SERIALIZED.findall(log):
+        found[name]["serialized"] = True
     return found
 
 

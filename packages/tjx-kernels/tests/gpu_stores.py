@@ -6,17 +6,23 @@ at the end of the whole array: what lies past the end of a row is written to the
 copies are tensor copies (`cp.async.bulk.tensor`), which TMA clips at the end of each axis.
 
 `replay` traces a function, and runs the integer arithmetic of its kernels for every thread block
-and every warpgroup. It finds every `copy_smem_to_gmem` by itself. Values that depend on data are
-unknown, and a store whose address or condition is unknown raises an error.
+and every warpgroup. It finds every `copy_smem_to_gmem` by itself, also to a reference among the
+operands, which is an output too. Values that depend on data are unknown, and a store whose address
+or condition is unknown raises an error.
+
+Thread blocks run one after another, in the order of their index. A semaphore must then have exactly
+the value that is waited for: a smaller one would be a hang, a larger one a violated order.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.ref import AbstractRef
 
 
 class Store(NamedTuple):
@@ -25,7 +31,7 @@ class Store(NamedTuple):
     Attributes
     ----------
     output
-        Kernel name and index of the output.
+        Kernel name and index of the output; negative for a reference among the operands.
     shape
         Shape of the output.
     meant
@@ -43,6 +49,14 @@ class Store(NamedTuple):
     reduction: str | None
 
 
+class Wait(NamedTuple):
+    """One executed wait for a semaphore: the awaited value, and the signals before it."""
+
+    kernel: str
+    value: int
+    signals: int
+
+
 class _Unknown:
     """A value that depends on data, or a reference that is not an output."""
 
@@ -55,12 +69,16 @@ class _Output(NamedTuple):
 _UNKNOWN = _Unknown()
 
 
-def replay(function: Callable[..., Any], *specs: Any) -> list[Store]:
-    """Return all stores of all Mosaic GPU kernels that a call of `function` starts."""
+def replay(function: Callable[..., Any], *specs: Any) -> tuple[list[Store], list[Wait]]:
+    """Return all stores and waits of all Mosaic GPU kernels that a call of `function` starts."""
     kernels = list(_kernels(jax.make_jaxpr(function)(*specs).jaxpr))
     assert kernels, "the function has no Mosaic GPU kernel"
+    stores: list[Store] = []
+    waits: list[Wait] = []
     with jax.transfer_guard("allow"):  # single numbers, outside of jit
-        return [store for kernel in kernels for store in _kernel_stores(kernel)]
+        for kernel in kernels:
+            _run_kernel(kernel, stores, waits)
+    return stores, waits
 
 
 def _kernels(jaxpr: Any) -> Iterator[Any]:
@@ -80,25 +98,37 @@ def _sub_jaxprs(eqn: Any) -> Iterator[Any]:
                 yield inner
 
 
-def _kernel_stores(kernel: Any) -> list[Store]:
+def _run_kernel(kernel: Any, stores: list[Store], waits: list[Wait]) -> None:
     [mesh], [jaxpr] = kernel.params["meshes"], kernel.params["jaxprs"]
     avals, name = kernel.params["out_avals"], kernel.params["name"]
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     first = len(jaxpr.invars) - len(avals)
-    refs = [_UNKNOWN] * first + [_Output((name, i), x.shape) for i, x in enumerate(avals)]
-    stores: list[Store] = []
-    computed: dict[Any, list[Any]] = {}  # the same arithmetic recurs in most of the warpgroups
+    given = [isinstance(x.aval, AbstractRef) for x in kernel.invars] + [True] * len(avals)
+    refs = [
+        _Output((name, i - first), x.aval.shape) if is_output else _UNKNOWN
+        for i, (x, is_output) in enumerate(zip(jaxpr.invars, given, strict=True))
+    ]
+    found = _Found(name, stores, waits, Counter(), {})
     axes = (*mesh.grid_names, mesh.thread_name)
     for place in itertools.product(*map(range, (*mesh.grid, mesh.num_threads))):
-        _Thread(dict(zip(axes, place, strict=True)), stores, computed).run(jaxpr, (), refs)
-    return stores
+        _Thread(dict(zip(axes, place, strict=True)), found).run(jaxpr, (), refs)
+
+
+class _Found(NamedTuple):
+    """State of a kernel's replay, common to all warpgroups."""
+
+    kernel: str
+    stores: list[Store]
+    waits: list[Wait]
+    signals: Counter[tuple[int, ...]]
+    computed: dict[Any, list[Any]]  # the same arithmetic recurs in most of the warpgroups
 
 
 class _Thread:
     """Evaluate the integer arithmetic of a kernel's jaxpr for one warpgroup of one thread block."""
 
-    def __init__(self, place: dict[Any, int], stores: list[Store], computed: Any) -> None:
-        self.place, self.stores, self.computed = place, stores, computed
+    def __init__(self, place: dict[Any, int], found: _Found) -> None:
+        self.place, self.found, self.computed = place, found, found.computed
 
     def run(self, jaxpr: Any, consts: Any, args: Any) -> list[Any]:
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
@@ -116,12 +146,17 @@ class _Thread:
         if name == "axis_index":
             return [np.int32(self.place[params["axis_name"]])]
         if name == "copy_smem_to_gmem":
-            self.stores.append(_store(eqn, args))
+            self.found.stores.append(_store(eqn, args))
+            return []
+        if name in ("semaphore_wait", "semaphore_signal"):
+            self.semaphore(name, *jax.tree.unflatten(params["args_tree"], args)[1:3])
             return []
         if name == "cond":
             return self.cond(params["branches"], args, unknown)
         if name == "while":
             return self.while_loop(params, args) if _has_store(eqn) else unknown
+        if name == "scan":
+            return self.scan(params, args) if _has_store(eqn) else unknown
         if name == "run_scoped":  # the operands are the constants of its jaxpr
             return self.run(params["jaxpr"], args, _unknown_like(params["jaxpr"].invars))
         if name in ("jit", "pjit"):
@@ -137,6 +172,24 @@ class _Thread:
             found = found if eqn.primitive.multiple_results else [found]
             self.computed[key] = [np.asarray(x) for x in found]
         return self.computed[key]
+
+    def semaphore(self, name: str, transforms: Any, value: Any) -> None:
+        [indexer] = transforms
+        assert not any(isinstance(x, _Unknown) for x in (value, *indexer.indices))
+        index = tuple(map(int, indexer.indices))
+        if name == "semaphore_signal":
+            self.found.signals[index] += int(value)
+        else:
+            self.found.waits.append(Wait(self.found.kernel, int(value), self.found.signals[index]))
+
+    def scan(self, params: Any, args: list[Any]) -> Any:
+        jaxpr = params["jaxpr"]
+        split = len(args) - len(jaxpr.out_avals)
+        consts, carry = args[:split], args[split:]
+        assert len(jaxpr.in_avals) == len(args), "a loop over arrays is not replayed"
+        for _ in range(params["length"]):
+            carry = self.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *carry])
+        return carry
 
     def cond(self, branches: Any, args: list[Any], unknown: list[Any]) -> Any:
         index, *operands = args
@@ -169,7 +222,8 @@ def _has_store(eqn: Any) -> bool:
 
 @cache
 def _any_store(jaxpr: Any) -> bool:
-    return any(x.primitive.name == "copy_smem_to_gmem" or _has_store(x) for x in jaxpr.eqns)
+    names = ("copy_smem_to_gmem", "semaphore_wait", "semaphore_signal")
+    return any(x.primitive.name in names or _has_store(x) for x in jaxpr.eqns)
 
 
 def _store(eqn: Any, args: list[Any]) -> Store:

@@ -13,7 +13,7 @@ from jax import export
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from tjx_kernels.attention.backend import BackwardInputs, backward_inputs
-from tjx_kernels.attention.backends.mosaic_gpu import backward, dkv, dq
+from tjx_kernels.attention.backends.mosaic_gpu import backward, dq, dq_sum, gradients
 from tjx_kernels.attention.block_sizes import BlockSizes
 from tjx_kernels.attention.call import AttentionCall, bind_arguments
 
@@ -65,7 +65,7 @@ def test_agrees_with_oracle_without_races(
     case: Case, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     params = plgpu.InterpretGPUParams(detect_races=True)
-    for module in (dq, dkv):
+    for module in (dq, gradients):
         monkeypatch.setattr(module, "interpret_params", lambda _: params)
     found, wanted = _gradients(draw(1, case, 16, "float16"), **case.options)
     assert_agrees(found, wanted, 2e-3)
@@ -73,12 +73,18 @@ def test_agrees_with_oracle_without_races(
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_dk_and_dv_are_the_same_together_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above head_dim 128 each has a kernel of its own, from the same source."""
+@pytest.mark.parametrize("limit", ["FUSED_HEAD_DIM", "TOGETHER_HEAD_DIM"])
+def test_gradients_are_the_same_together_and_apart(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger head_dim has more kernels, from the same source but for dq."""
     inputs = draw(2, Case((1, 40, 40, 1, 1)), 16, "float16")
     together, _ = _gradients(inputs, causal=True)
-    monkeypatch.setattr(backward, "COLUMNS_AT_ONCE", 0)
+    monkeypatch.setattr(backward, "FUSED_HEAD_DIM", 0)
+    monkeypatch.setattr(backward, limit, 0)
     apart, _ = _gradients(inputs, causal=True)
+    # Float32 sums in another order may round to another float16.
+    np.testing.assert_allclose(together.pop("dq"), apart.pop("dq"), rtol=2e-3, atol=1e-4)
     for name, x in together.items():
         np.testing.assert_array_equal(x, apart[name])
 
@@ -115,6 +121,7 @@ def _call(head_dim: int, **changes: Any) -> AttentionCall:
     [
         (16, {"causal": False}),
         (64, {}),
+        (64, {"deterministic": True, "window": 100, "segment_ids": True, "q_offset": None}),
         pytest.param(80, {"window": 100}, marks=pytest.mark.slow),
         pytest.param(96, {"soft_cap": 30.0, "dtype": "float16"}, marks=pytest.mark.slow),
         # `test_kernels_mosaic_gpu.py` lowers the backward pass of these too.
@@ -148,3 +155,18 @@ def test_lowers_for_hopper(head_dim: int, changes: dict[str, Any]) -> None:
     offset = spec(jnp.int32, call.batch) if call.q_offset is None else None
     program = export.export(jax.jit(run), platforms=["cuda"])(q, k, lse, ids, offset)
     assert [x.shape for x in program.out_avals] == [q.shape, k.shape, k.shape]
+
+
+def test_turns_count_the_earlier_visitors_of_a_step() -> None:
+    """Segments that are not in order: the visitors of a step are not consecutive."""
+    ranges = np.array([[[0, 4], [2, 3], [0, 4]], [[3, 4], [0, 0], [0, 2]]], np.int32)
+    call = _call(64, q_len=1000, kv_len=700, causal=False, segment_ids=True)
+    found = dq_sum.turns(
+        call, (jnp.array(ranges[..., 0]), jnp.array(ranges[..., 1])), None, 256, 256
+    )
+    for row, of_row in zip(np.asarray(found), ranges, strict=True):
+        seen = [0] * 4
+        for program, (start, stop) in enumerate(of_row):
+            for step in range(start, stop):
+                assert row[program, step] == seen[step]
+                seen[step] += 1

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpu_stores import Store, replay
+from gpu_stores import Store, Wait, replay
 
 from tjx_kernels.attention.backend import BackwardInputs
 from tjx_kernels.attention.backends.mosaic_gpu import (
@@ -26,10 +26,14 @@ def _spec(dtype: Any, *shape: int) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]  # jax's
 
 
-def _replay(which: str, head_dim: int, q_len: int, kv_len: int) -> tuple[AttentionCall, Any]:
+def _replay(
+    which: str, head_dim: int, q_len: int, kv_len: int, *, in_order: bool = False, **options: Any
+) -> tuple[AttentionCall, list[Store], list[Wait]]:
     q, k = (_spec(jnp.bfloat16, 2, n, h, head_dim) for n, h in ((q_len, 4), (kv_len, 2)))
-    described = describe_call(q=q, k=k, v=k, causal=True, interpret=True)
-    call = replace(described, interpret=False, platform="gpu", architecture="sm_90")
+    described = describe_call(q=q, k=k, v=k, causal=True, interpret=True, **options)
+    call = replace(
+        described, interpret=False, platform="gpu", architecture="sm_90", deterministic=in_order
+    )
 
     def forward(q: Any, k: Any) -> Any:
         return mosaic_gpu_forward.forward(call, bind_arguments(q=q, k=k, v=k)[1])
@@ -39,7 +43,7 @@ def _replay(which: str, head_dim: int, q_len: int, kv_len: int) -> tuple[Attenti
         operands = bind_arguments(q=q, k=k, v=k)[1]
         return mosaic_gpu_backward.backward(call, operands, BackwardInputs(q, rows, rows))[:3]
 
-    return call, replay({"forward": forward, "backward": backward}[which], q, k)
+    return call, *replay({"forward": forward, "backward": backward}[which], q, k)
 
 
 def _by_output(stores: list[Store]) -> dict[tuple[str, int], list[Store]]:
@@ -56,6 +60,26 @@ def _row_axis(call: AttentionCall, shape: tuple[int, ...]) -> tuple[int, int]:
     return 1, call.q_len if shape[2] == call.heads else call.kv_len
 
 
+def _parts_of_dq(call: AttentionCall, queries: int = 128, keys: int = 128) -> np.ndarray:
+    """Return how many blocks of keys the block of each query attends to: its dq has so many parts.
+
+    `queries` and `keys` are those of a step and of a thread block, as the table has them.
+    """
+    seen = np.tri(call.q_len, call.kv_len, dtype=bool)
+    if call.window is not None:
+        seen &= ~np.tri(call.q_len, call.kv_len, -call.window, dtype=bool)
+    blocks = [(0, -n % size) for n, size in zip(seen.shape, (queries, keys), strict=True)]
+    tiles = np.pad(seen, blocks).reshape(-(-call.q_len // queries), queries, -1, keys)
+    return np.repeat(tiles.any((1, 3)).sum(1), queries)[: call.q_len]
+
+
+@pytest.fixture(autouse=True)
+def _small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few persistent thread blocks, and sections of few key heads."""
+    monkeypatch.setitem(tile_order.PROCESSORS, "sm_90", 3)
+    monkeypatch.setattr(tile_order, "L2_BYTES", 3 * 4 * 777 * 64)
+
+
 @pytest.mark.parametrize(
     ("head_dim", "q_len", "kv_len"),
     # Every remainder matters: T % 128 below and above 64, T % 128 = 64, one block, less than one.
@@ -63,17 +87,10 @@ def _row_axis(call: AttentionCall, shape: tuple[int, ...]) -> tuple[int, int]:
 )
 @pytest.mark.parametrize(("which", "outputs"), [("forward", 2), ("backward", 3)])
 def test_every_cell_is_stored_once_by_its_own_block(
-    which: str,
-    outputs: int,
-    head_dim: int,
-    q_len: int,
-    kv_len: int,
-    monkeypatch: pytest.MonkeyPatch,
+    which: str, outputs: int, head_dim: int, q_len: int, kv_len: int
 ) -> None:
-    # Few persistent thread blocks, and sections of 3 key heads, of which the last one has fewer.
-    monkeypatch.setitem(tile_order.PROCESSORS, "sm_90", 3)
-    monkeypatch.setattr(tile_order, "L2_BYTES", 3 * 4 * kv_len * head_dim)
-    call, stores = _replay(which, head_dim, q_len, kv_len)
+    """Also: every block of keys adds its part of dq to every cell once."""
+    call, stores, waits = _replay(which, head_dim, q_len, kv_len)
     found = _by_output(stores)
     assert len(found) == outputs
     for name, parts in found.items():
@@ -83,5 +100,23 @@ def test_every_cell_is_stored_once_by_its_own_block(
         cells = np.concatenate([part.written for part in parts])
         times = np.bincount(cells[cells >= 0], minlength=int(np.prod(shape))).reshape(shape)
         axis, rows = _row_axis(call, shape)
-        assert np.all(np.take(times, np.arange(rows), axis) == 1), name
-        assert np.all(times <= 1), name
+        kept = np.take(times, np.arange(rows), axis)
+        if {part.reduction for part in parts} == {"add"}:
+            wanted = _parts_of_dq(call)[:, None, None]
+        else:
+            assert {part.reduction for part in parts} == {None}
+            assert np.all(times <= 1), name
+            wanted = np.array(1)
+        np.testing.assert_array_equal(kept, np.broadcast_to(wanted, kept.shape), str(name))
+    assert not waits
+
+
+@pytest.mark.parametrize("window", [None, 200])
+def test_thread_blocks_add_in_the_order_of_their_keys(window: int | None) -> None:
+    """No thread block waits for a later one, which would be a hang, or adds before an earlier."""
+    call, stores, waits = _replay("backward", 64, 700, 777, in_order=True, window=window)
+    assert all(wait.value == wait.signals for wait in waits)
+    assert max(wait.value for wait in waits) == (5 if window is None else 2)
+    added = [store for store in stores if store.reduction == "add"]
+    shares = 2 * _parts_of_dq(call)[::128].sum()  # each of two warpgroups has one
+    assert len(waits) == len(added) == call.batch * call.heads * shares

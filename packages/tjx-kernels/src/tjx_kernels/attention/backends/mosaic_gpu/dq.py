@@ -1,4 +1,4 @@
-"""Kernel for dq on Hopper: each program owns rows of queries and loops over their keys.
+"""Kernel for dq on Hopper above head_dim 64: each program owns queries and loops over their keys.
 
 Per block of keys: S = q k^T and dP = dout v^T, P = exp(S - lse), dS = P (dP - delta), dq += dS k
 (Dao et al., "FlashAttention", 2022, algorithm 4, without its atomic additions).

@@ -15,7 +15,7 @@ from tjx_kernels.attention.masks import Blocks
 
 # Registers per thread of the compute and the copy warpgroups, for 2 and 3 compute warpgroups. The
 # total over warpgroups is at most 65536 / 128 = 512.
-REGISTERS = {2: (240, 24), 3: (160, 32)}
+REGISTERS = {2: (240, 32), 3: (160, 32)}
 
 
 class Inputs(NamedTuple):
@@ -34,6 +34,9 @@ class Inputs(NamedTuple):
     ranges
         int32 [batch, programs, 2]: blocks [start, stop) that share a segment with the rows of a
         program; None without segment ids.
+    turns
+        int32 [batch, programs, blocks]: how many earlier programs visit a block; None unless
+        programs add in order to blocks by segment.
     """
 
     q: Any
@@ -45,6 +48,7 @@ class Inputs(NamedTuple):
     q_ids: Any = None
     kv_ids: Any = None
     ranges: Any = None
+    turns: Any = None
 
 
 def compiler_params() -> Any:
@@ -103,24 +107,26 @@ def spans(
 def for_each(
     visits: list[Span], times: int, body: Callable[[bool, Any, Any, Any], None]
 ) -> jax.Array:
-    """Run `body(hide, step, repeat, block)` over each span, `times` times before the next span.
+    """Run `body(hide, step, repeat, block)` over all spans, `times` times.
 
-    `step` counts all iterations, `repeat` the repetitions of a span. The copy warpgroup and the
-    compute warpgroups iterate in the same order. Returns the number of steps.
+    `step` counts all iterations, `repeat` the repetitions. All warpgroups iterate in the same
+    order. Returns the number of steps.
     """
-    done: jax.Array = jnp.int32(0)
-    for span in visits:
-        after = done + times * (span.stop - span.start)
-        lax.fori_loop(done, after, partial(_one_step, span, body), (jnp.int32(0), span.start))
-        done = after
-    return done
+
+    def once(repeat: Any, done: Any) -> Any:
+        for span in visits:
+            after = done + span.stop - span.start
+            lax.fori_loop(done, after, partial(_one_step, span, body, repeat), span.start)
+            done = after
+        return done
+
+    steps: jax.Array = lax.fori_loop(0, times, once, jnp.int32(0))
+    return steps
 
 
-def _one_step(span: Span, body: Any, step: Any, at: tuple[Any, Any]) -> tuple[Any, Any]:
-    repeat, block = at
+def _one_step(span: Span, body: Any, repeat: Any, step: Any, block: Any) -> Any:
     body(span.hide, step, repeat, block)
-    wraps = block + 1 == span.stop
-    return jnp.where(wraps, repeat + 1, repeat), jnp.where(wraps, span.start, block + 1)
+    return block + 1
 
 
 # --- stages ---------------------------------------------------------------------------------------

@@ -40,14 +40,14 @@ def tile(shape: tuple[int, ...], dtype: Any, summed: int = 64) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-def padded(x: jax.Array, axis: int = 1) -> jax.Array:
-    """Zero-pad an axis of rows or keys to a multiple of 8.
+def padded(x: jax.Array, axis: int = 1, multiple: int = 8) -> jax.Array:
+    """Zero-pad an axis of rows or keys to a multiple of 8, or of another number.
 
     TMA copies tiles in pieces of 8 rows and vectors in steps of 16 bytes. Beyond the padded length
     it reads zeros and writes nothing. A length that is a multiple needs no copy.
     """
     widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, -x.shape[axis] % 8)
+    widths[axis] = (0, -x.shape[axis] % multiple)
     return jnp.pad(x, widths) if widths[axis][1] else x
 
 
@@ -107,18 +107,19 @@ def masked(
     first_key: Any,
     *,
     q_axis: int,
+    keys: int | None = None,
     q_ids: jax.Array | None = None,
     kv_ids: jax.Array | None = None,
 ) -> jax.Array:
     """Set masked scores to -inf, including keys past the end.
 
     `position` is the position of the first query of the tile, `first_key` the index of its first
-    key, `q_axis` the axis of queries. Segment ids are vectors in the layout of their axis (ROWS or
-    COLUMNS).
+    key, `q_axis` the axis of queries, `keys` the keys of a block, if it has several tiles. Segment
+    ids are vectors in the layout of their axis (ROWS or COLUMNS).
     """
     # Mosaic GPU infers layouts from uses, so every value must be used.
     placed = call.causal or call.window is not None
-    ragged = call.kv_len % x.shape[1 - q_axis] != 0  # the last block reaches past the end
+    ragged = call.kv_len % (keys or x.shape[1 - q_axis]) != 0  # the last block passes the end
     key = _along(x, 1 - q_axis, first_key) if placed or ragged else None
     query = _along(x, q_axis, position) if placed else None
     if q_ids is not None and kv_ids is not None:
