@@ -133,11 +133,12 @@ def lose_one(run: TinyRun, count: int, number: signal.Signals) -> None:
             assert f"{HOW_TO_GO_ON} with --run_dir {run.folder / 'run'}" in life.printed
 
 
-def test_sigterm_with_four_and_kill_with_two_processes_resume_exactly(
-    new_compiled_run: NewRun, whole: TinyRun
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_sigterm_and_kill_of_one_process_resume_exactly(
+    new_compiled_run: NewRun, whole: TinyRun, count: int
 ) -> None:
     run = new_compiled_run(**SMALLER)
-    stop_one(run, 4)
+    stop_one(run, count)
     lose_one(run, 2, signal.SIGKILL)
     finish(run, 1)
     assert_equal_bit_for_bit(run, whole)
