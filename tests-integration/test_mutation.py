@@ -128,6 +128,37 @@ def test_a_run_tells_caught_from_uncaught_mutations_and_resumes(
     assert "holds other mutations" in capsys.readouterr().err
 
 
+def test_caught_mutations_are_repeated_in_a_changed_tree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, before, after = tmp_path / "tree", tmp_path / "before.json", tmp_path / "after.json"
+    write_tree(root)
+    size = "packages/tjx-a/src/tjx_a/size.py"
+    test = "packages/tjx-a/tests/test_size.py::test_half"
+    rows = [
+        run.Row(size, 6, "arithmetic", "/", "*", "killed", killed_by=test),
+        run.Row(size, 6, "constant", "7", "8", "killed", killed_by=test),
+        run.Row(size, 2, "comparison", ">", ">=", "survived"),
+    ]
+    about = {"count": 3, "seed": 0, "files": 1, "seconds": 60.0, "revision": "unknown"}
+    run.write_results(before, rows, about)
+    # The source has moved, and a later test file of the same module tests nothing.
+    (root / "packages/tjx-a/src/tjx_a/parts").mkdir()
+    (root / size).rename(root / "packages/tjx-a/src/tjx_a/parts/size.py")
+    (root / size).write_text("# Moved.\nfrom tjx_a.parts.size import *\n")
+    (root / "packages/tjx-a/tests/test_a_size.py").write_text("import tjx_a.parts.size\n")
+    command = ["--root", str(root), "--repeat", str(before), "--output", str(after), "--files", "1"]
+    assert run.main(command) == 0
+    [row] = json.loads(after.read_text())["rows"]
+    assert (row["module"], row["outcome"]) == ("packages/tjx-a/src/tjx_a/parts/size.py", "killed")
+    assert row["tests"] == [test]
+    assert "1 of 2 mutations, 1 of 1 caught" in after.with_suffix(".md").read_text()
+    (root / test.partition("::")[0]).write_text("")
+    after.unlink()
+    assert run.main(command) == 0
+    assert "0 of 1 caught" in capsys.readouterr().out
+
+
 def test_slow_and_broken_tests_do_not_count(tmp_path: Path) -> None:
     write_tree(tmp_path)
     test = tmp_path / "packages/tjx-a/tests/test_size.py"

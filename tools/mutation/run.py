@@ -10,6 +10,11 @@ Results are written to `results.json` and `results.md` after each mutation. The 
 continues an interrupted run. A larger `--files` runs more test files against mutations that
 survived; `--limit` stops after that many mutations. The score is a lower bound: test files beyond
 the nearest may catch more.
+
+    PYTHONPATH=tools python -m mutation.run --repeat tools/mutation/results.json --output again.json
+
+repeats in the present tree the mutations that an earlier run caught, as far as their source still
+exists. The test that caught one runs first.
 """
 
 import argparse
@@ -86,6 +91,24 @@ def draw(root: Path, graph: ImportGraph, count: int, seed: int) -> list[Drawn]:
     ]
     found.sort(key=lambda drawn: (drawn[0].relative_to(root), drawn[1]))
     return random.Random(seed).sample(found, min(count, len(found)))  # noqa: S311  no secrets
+
+
+def find_again(root: Path, row: Row) -> Drawn | None:
+    """Return the mutation of a row in another tree, nearest to its line; None if it is gone.
+
+    A module may have moved within its package.
+    """
+    module = Path(row.module)
+    moved = (root / Path(*module.parts[:3])).rglob(module.name)
+    for file in [root / module, *sorted(moved)]:
+        same = [
+            mutation
+            for mutation in (find_mutations(file.read_bytes()) if file.exists() else ())
+            if (mutation.kind, mutation.old, mutation.new) == (row.kind, row.old, row.new)
+        ]
+        if same:
+            return file, min(same, key=lambda mutation: abs(mutation.line - row.line))
+    return None
 
 
 class Tree:
@@ -185,10 +208,13 @@ def _first_failure(output: str) -> str | None:
 def report(rows: Sequence[Row], about: dict[str, Any]) -> str:
     """Return the table of all mutations, after a summary by kind, in Markdown."""
     counts = Counter(row.outcome for row in rows)
+    draw_flags = f"--count {about['count']} --seed {about['seed']}"
+    if "repeat" in about:
+        draw_flags = f"--repeat {about['repeat']}"
     lines = [
         "# Mutation test",
         "",
-        f"`PYTHONPATH=tools python -m mutation.run --count {about['count']} --seed {about['seed']} "
+        f"`PYTHONPATH=tools python -m mutation.run {draw_flags} "
         f"--files {about['files']} --seconds {about['seconds']:g}`: {len(rows)} of "
         f"{about['count']} mutations, {score(rows)}. Source: commit {about['revision']}.",
         "",
@@ -263,8 +289,16 @@ def run(root: Path, arguments: argparse.Namespace) -> list[Row]:
         copy = Path(scratch) / "tree"
         copytree(root, copy, ignore=ignore_patterns(*NOT_COPIED))
         tree, graph = Tree(copy, arguments.seconds), ImportGraph(copy)
-        drawn = draw(copy, graph, arguments.count, arguments.seed)
         about = {key: getattr(arguments, key) for key in ("count", "seed", "files", "seconds")}
+        if arguments.repeat:
+            caught = _caught_rows(arguments.repeat)
+            found = [(row.killed_by, find_again(copy, row)) for row in caught]
+            drawn = [again for _, again in found if again]
+            first_tests = [test for test, again in found if again]
+            about |= {"count": len(caught), "repeat": arguments.repeat.name}
+        else:
+            drawn = draw(copy, graph, arguments.count, arguments.seed)
+            first_tests = [""] * len(drawn)
         about |= {"source": _digest(copy, drawn), "revision": _revision(root)}
         rows = read_rows(arguments.output, about)
         for index, (file, mutation) in enumerate(drawn[: arguments.limit]):
@@ -274,12 +308,19 @@ def run(root: Path, arguments: argparse.Namespace) -> list[Row]:
             row = rows[index]
             nearest = graph.nearest_tests(file, arguments.files)
             tests = [str(test.relative_to(copy)) for test in nearest]
+            if first_tests[index] and tree.passes(first_tests[index]):
+                tests.insert(0, first_tests[index])
             tests = [test for test in tests if test not in row.tests]
             if row.outcome in ("survived", "no test") and tests:
                 examine(row, file, mutation, tests, tree)
             write_results(arguments.output, rows, about)
             print(f"{index + 1}/{len(drawn)} {row.outcome}: {module}:{row.line}", flush=True)
     return rows
+
+
+def _caught_rows(path: Path) -> list[Row]:
+    rows = [Row(**row) for row in json.loads(path.read_text())["rows"]]
+    return [row for row in rows if row.outcome in ("killed", "timeout")]
 
 
 def _digest(root: Path, drawn: Sequence[Drawn]) -> str:
@@ -308,6 +349,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=100, help="mutations to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="examine the first N of the drawn only")
+    parser.add_argument("--repeat", type=Path, help="JSON file of a run whose catches to repeat")
     parser.add_argument("--files", type=int, default=3, help="most test files per mutation")
     parser.add_argument("--seconds", type=float, default=120.0, help="time limit of a test file")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree to mutate a copy of")
