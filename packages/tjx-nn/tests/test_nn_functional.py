@@ -279,6 +279,9 @@ def test_layers_with_given_weights() -> None:
         from_params(lambda rngs: make(rngs=rngs), wrong)
     assert "params gate.kernel: got (16, 8); expected (8, 16)" in str(caught.value)
     assert "params dwn.kernel: got (16, 8); expected no such parameter" in str(caught.value)
+    norm = {"scale": np.ones(8, np.float32), "bias": np.ones(8, np.float32)}
+    with pytest.raises(ValueError, match="make: got a module with mean, which is not a parameter"):
+        from_params(lambda rngs: nnx.BatchNorm(8, rngs=rngs), norm)
 
 
 def test_flax_metadata_has_the_logical_axes(tiny: GPTConfig) -> None:

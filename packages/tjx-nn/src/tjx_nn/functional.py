@@ -124,7 +124,8 @@ def from_params[M: nnx.Module](make: Callable[[nnx.Rngs], M], params: Params) ->
     Raises
     ------
     ValueError
-        With a line for each parameter that is missing, unexpected or has another shape.
+        With a line for each parameter that is missing, unexpected or has another shape, and for
+        each variable that is not a parameter, such as a PRNG key: it would have no value.
 
     Examples
     --------
@@ -146,6 +147,11 @@ def from_params[M: nnx.Module](make: Callable[[nnx.Rngs], M], params: Params) ->
             f"{shapes.get(path, 'no such parameter')}"
             for path in sorted(shapes.keys() | given.keys())
             if shapes.get(path) != given.get(path)
+        ]
+        + [
+            f"make: got a module with {'.'.join(map(str, path))}, which is not a parameter; "
+            "expected parameters only; make the module itself and assign its parameters"
+            for path, _ in nnx.to_flat_state(rest)
         ]
     )
     module: M = nnx.merge(graph, params, rest)
