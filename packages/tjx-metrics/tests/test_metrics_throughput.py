@@ -30,6 +30,9 @@ def test_warm_up_steps_are_not_measured() -> None:
     assert throughput.tokens_per_sec == pytest.approx(2000)
     assert throughput.mean_tokens_per_sec == pytest.approx(2000)
     assert throughput.seconds_left == pytest.approx(3.0)  # six steps of half a second
+    for _ in range(6):
+        throughput.update(tokens=1000)
+    assert throughput.seconds_left == 0.0
 
 
 def test_windowed_rate_and_mean_rate() -> None:
