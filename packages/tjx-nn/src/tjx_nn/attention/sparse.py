@@ -28,7 +28,7 @@ from tjx_nn.attention.indexer import (
     visible_keys,
 )
 from tjx_nn.attention.kv_cache import KVCache, update_cache
-from tjx_nn.attention.mha import Attention, attention_scale, merge_heads, model_alibi_slopes
+from tjx_nn.attention.mha import Attention, attention_scale, model_alibi_slopes
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.scan_layers import AuxLosses
 
@@ -87,7 +87,7 @@ class SparseAttention(Attention):
             dropout_key=dropout_key,
             sinks=self._sinks(),
         )
-        return self.out(merge_heads(out_BTNH)), cache, aux_losses
+        return self._output(x, out_BTNH), cache, aux_losses
 
     def decode(
         self,
@@ -114,7 +114,7 @@ class SparseAttention(Attention):
             selected = select_cached_keys(self.config, index, positions, window)
             k_BTPKH, v_BTPKH = selected.gather(cache["key"]), selected.gather(cache["value"])
             out_BTNH = attend_selected(self.config, q_BTNH, k_BTPKH, v_BTPKH, selected, scale=scale)
-        return self.out(merge_heads(out_BTNH)), cache
+        return self._output(x, out_BTNH), cache
 
     def keys_values(
         self,
