@@ -31,7 +31,7 @@ ZOO: dict[str, Flags] = {
     "parallel blocks, scaled layers, soft caps": {
         "model.parallel_block": "true", "model.layer_scale": 0.1, "model.logit_soft_cap": 30,
         "model.attention_soft_cap": 50, "model.remat": "full", "model.scan_layers": "false",
-        "model.attention_gate": 12, "model.embedding_skip": "true",
+        "model.attention_gate": 12, "model.embedding_skip": "true", "model.value_mix": "embedding",
     },
     "bert": {"config": "bert_base", "train.precision": "fp32", "model.d_ff": 64},
     "local and global attention on both sides": {

@@ -58,6 +58,8 @@ def test_latent_and_sparse_attention_have_no_sinks_or_gates() -> None:
             GPTConfig(**fields, attention_sinks=True)
         with pytest.raises(ValueError, match="attention_gate: got 4; expected None"):
             GPTConfig(**fields, attention_gate=4)
+    with pytest.raises(ValueError, match="value_mix: got 'embedding'; expected 'none' with latent"):
+        GPTConfig(**others[0], value_mix="embedding")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tjx_nn import GPTConfig, bind
+from tjx_nn import GPTConfig, bind, init
 from tjx_nn.binding import Params
 from tjx_nn.layers.scan_layers import clone_key
 
@@ -197,6 +197,74 @@ def test_blocks_read_the_embeddings(tiny: GPTConfig, make: Callable[..., Params]
         expected = a * expected + b * first
     np.testing.assert_allclose(last, expected, rtol=1e-5)
     assert "embedding_skip: got True" in config.pipeline_problems(3)[0]
+
+
+def reference_logits(
+    config: GPTConfig, params: Params, tokens: np.ndarray, segment_ids: np.ndarray
+) -> np.ndarray:
+    """Logits of one row by a GPT-2 with `value_mix`, in NumPy and float64."""
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    table, length, groups = params["wte"]["embedding"], len(tokens), config.n_head // 2
+
+    def norm(x: np.ndarray, p: Any) -> Any:
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt(np.square(x).mean(-1, keepdims=True) + 1e-5) * p["scale"] + p["bias"]
+
+    def linear(x: np.ndarray, p: Any) -> Any:
+        return x @ p["kernel"] + p["bias"]
+
+    index = np.arange(length)
+    starts = np.r_[True, segment_ids[1:] != segment_ids[:-1]]
+    x = table[tokens] + params["wpe"]["embedding"][index - index[starts][starts.cumsum() - 1]]
+    hidden = (segment_ids[:, None] != segment_ids) | (index[:, None] < index)
+    shared = params["value_embeddings"]["embedding"][tokens] if "value_embeddings" in params else 0
+    for number in range(config.n_layer):
+        block = jax.tree.map(lambda p, i=number: p[i], params["blocks"])
+        heads = block["attention"]
+        h = norm(x, block["ln_1"])
+        v = linear(h, heads["value"])
+        if config.value_mix == "first_block" and number == 0:
+            shared = v
+        a, b = block["value_scale"]
+        q, k, v = linear(h, heads["query"]), linear(h, heads["key"]), a * v + b * shared
+        q, k, v = (y.reshape(length, -1, config.head_dim).swapaxes(0, 1) for y in (q, k, v))
+        scores = q @ k.repeat(groups, 0).swapaxes(1, 2) / np.sqrt(config.head_dim)
+        weights = np.exp(np.where(hidden, -np.inf, scores))
+        out = weights / weights.sum(-1, keepdims=True) @ v.repeat(groups, 0)
+        x = x + linear(out.swapaxes(0, 1).reshape(length, -1), heads["out"])
+        h = linear(norm(x, block["ln_2"]), block["mlp"]["up"])
+        h = h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3))) / 2
+        x = x + linear(h, block["mlp"]["down"])
+    logits: np.ndarray = norm(x, params["ln_f"]) @ table.T
+    return logits
+
+
+@pytest.mark.parametrize("source", ["first_block", "embedding"])
+def test_values_are_mixed_with_shared_values(
+    source: Any, tiny: GPTConfig, make: Callable[..., Params], run: Run
+) -> None:
+    config = dataclasses.replace(tiny, n_layer=3, value_mix=source)
+    params = make(config)
+    tokens = np.random.default_rng(0).integers(0, tiny.vocab_size, (1, 12), np.int32)
+    segment_ids = np.repeat(np.array([[4, 2]], np.int32), [5, 7], axis=1)
+    found = run(config, params, tokens, segment_ids=segment_ids)
+    expected = reference_logits(config, jax.device_get(params), tokens[0], segment_ids[0])
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    assert f"value_mix: got '{source}'" in config.pipeline_problems(3)[0]
+
+
+def test_value_embeddings_start_with_the_scale_of_values(tiny: GPTConfig) -> None:
+    # Neither depends on the width with muP.
+    config = dataclasses.replace(tiny, vocab_size=499, value_mix="embedding", mup_base=6)
+    with jax.transfer_guard("allow"):
+        params = jax.device_get(init(config, jax.random.key(0)))
+    x = np.random.default_rng(0).standard_normal((499, 24))
+    values = x @ params["blocks"]["attention"]["value"]["kernel"][0]
+    rows = params["value_embeddings"]["embedding"]
+    assert rows.shape == (499, 12)
+    np.testing.assert_allclose(rows.std(), 0.02 * np.sqrt(6), rtol=0.05)
+    np.testing.assert_allclose(rows.std(), values.std(), rtol=0.2)
+    np.testing.assert_array_equal(params["blocks"]["value_scale"], np.full((2, 2), 0.5))
 
 
 def test_check_ids_raises_inside_jit(

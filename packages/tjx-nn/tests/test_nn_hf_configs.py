@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from tjx_nn import bind, count_params, hf
+from tjx_nn import GPTConfig, bind, count_params, hf
 from tjx_nn.binding import Params
 from tjx_nn.hf.convert_config import functional_fields, read_config, write_config
 from tjx_nn.hf.decoder import decoder
@@ -147,6 +147,13 @@ def test_rope_of_phi_4_mini_reads_as_published() -> None:
     assert written["original_max_position_embeddings"] == 4096
     longer = dataclasses.replace(config, max_seq_len=131072)
     assert write_config(family_of(entries), longer) == written
+
+
+def test_options_that_no_family_has_are_not_written() -> None:
+    config = GPTConfig(value_mix="first_block", embedding_skip=True)
+    with pytest.raises(ValueError, match="value_mix: got 'first_block'; expected 'none'") as caught:
+        write_config(family_of({"model_type": "gpt2"}), config)
+    assert "embedding_skip: got True; expected False" in str(caught.value)
 
 
 def test_registered_families_load_and_their_names_are_unique() -> None:

@@ -35,7 +35,7 @@ VARIANTS = {
     "a head of its own": GPTConfig(
         **SMALL, n_layer=2, tied_head=False, vocab_multiple=4, layer_scale=0.1, qk_norm=True,
         positions="sinusoidal", parallel_block=True, activation="geglu", attention_gate=3,
-        embedding_skip=True,
+        embedding_skip=True, value_mix="embedding",
     ),
     "llama": GPTConfig.preset("llama_small"),
     "sparse, a dense block, experts": GPTConfig(
@@ -105,7 +105,7 @@ COSTLY: dict[str, TransformerConfig] = {
     "gpt": GPTConfig(**LONG),
     "llama": GPTConfig(
         **LONG, n_kv_head=1, positions="rope", norm="rmsnorm", activation="swiglu", bias=False,
-        d_ff=200, tied_head=False,
+        d_ff=200, tied_head=False, value_mix="first_block",
     ),
     "latent": GPTConfig(**LONG, positions="rope", latent=LATENT),
     # All keys: the reference computes masked scores too.

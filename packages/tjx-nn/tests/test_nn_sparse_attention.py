@@ -32,7 +32,9 @@ LATENT = dataclasses.replace(
 RICH = dataclasses.replace(TINY, positions="alibi", attention_soft_cap=2.0, qk_norm=True)
 # The attention scores of each head select its keys.
 BY_SCORE = dataclasses.replace(RICH, sparse=SparseConfig(top_k=3, indexer=False))
-SINKS = dataclasses.replace(TINY, attention_sinks=True, sparse=SparseConfig(top_k=T, indexer=False))
+SINKS = dataclasses.replace(
+    TINY, attention_sinks=True, attention_gate=3, sparse=SparseConfig(top_k=T, indexer=False)
+)
 
 
 def with_top_k(config: GPTConfig, top_k: int | None) -> GPTConfig:
@@ -177,7 +179,7 @@ def test_with_all_keys_it_equals_dense_attention(config: GPTConfig) -> None:
 @pytest.mark.parametrize(
     "config",
     [SINKS, dataclasses.replace(LATENT, sparse=SINKS.sparse)],
-    ids=["sinks", "latent"],
+    ids=["sinks and gates", "latent"],
 )
 def test_without_an_indexer_all_keys_equal_dense_attention(config: GPTConfig) -> None:
     params = make_params(config)

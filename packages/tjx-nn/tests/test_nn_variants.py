@@ -44,7 +44,7 @@ VARIANTS: dict[str, GPTConfig] = {
     "post-norm, sinusoids, layer scale": GPTConfig(
         **SIZES, positions="sinusoidal", scale_embeddings=False, norm_position="post",
         activation="relu2",
-        layer_scale=0.5, remat="full", remat_every=2,
+        layer_scale=0.5, remat="full", remat_every=2, value_mix="embedding",
     ),
     "no positions, unrolled, 8-bit floats": GPTConfig(
         **SIZES, positions="none", activation="relu", scan_layers=False, remat="attention",
@@ -61,7 +61,7 @@ VARIANTS: dict[str, GPTConfig] = {
         **SIZES, positions="rope", norm="rmsnorm", norm_unit_offset=True, norm_position="sandwich",
         activation="geglu", bias=False, qk_norm=True, attention_scale=0.4, embedding_scale=4.0,
         window=4, global_every=2, rope=RopeConfig(base=1000.0, local_base=10.0),
-        zero_init_residual=True, embedding_skip=True,
+        zero_init_residual=True, embedding_skip=True, value_mix="first_block",
     ),
     "OLMo 2 with biases of queries, blocks without positions": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", norm_position="output", activation="swiglu",
@@ -75,7 +75,7 @@ VARIANTS: dict[str, GPTConfig] = {
     "gpt-oss": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="clamped_swiglu", swiglu_limit=2.0,
         n_kv_head=2, window=4, global_every=2, attention_sinks=True, tied_head=False,
-        remat="attention",
+        remat="attention", value_mix="first_block",
         experts=ExpertsConfig(count=4, d_ff=8, use_bias=True),
         sparse=SparseConfig(top_k=3, indexer=False),
         rope=RopeConfig(scaling="yarn", factor=2.0, original_seq_len=16, truncate=False),

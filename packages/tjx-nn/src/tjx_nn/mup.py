@@ -82,6 +82,7 @@ def learning_rate_scales(
     factors: dict[str, Any] = {
         "wte": layer_decay ** (config.n_layer + 1),
         "wpe": layer_decay ** (config.n_layer + 1),
+        "value_embeddings": layer_decay ** (config.n_layer + 1),
         "dense_blocks": of_blocks[:leading],
         "blocks": of_blocks[leading:],
     }

@@ -123,6 +123,7 @@ def _check(config: GPTConfig, rank: int | None, rope_heads: int | None) -> _Size
         "qk_norm": config.qk_norm or None,
         "attention_sinks": config.attention_sinks or None,
         "attention_gate": config.attention_gate,
+        "value_mix": None if config.value_mix == "none" else config.value_mix,
         "nope_every": config.nope_every,
         "rope.local_base": config.rope.local_base if config.positions == "rope" else None,
         "sparse.top_k": config.sparse.top_k if config.sparse.indexer else None,

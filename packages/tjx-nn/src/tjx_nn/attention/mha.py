@@ -19,6 +19,7 @@ from tjx_nn.attention.chunks import chunk_segments
 from tjx_nn.attention.head_gate import make_head_gate
 from tjx_nn.attention.kv_cache import KVCache, cached_attention, update_cache
 from tjx_nn.attention.rotation import rotate, scale_by_position
+from tjx_nn.attention.value_mix import ValueMix
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.make_layers import linear, make_norm
 from tjx_nn.layers.norms import LayerNorm, RMSNorm
@@ -74,6 +75,7 @@ class Attention(ShardedModule):
         *,
         window: int | None = None,
         bias: Float[Array, "#B N T S"] | None = None,
+        value_mix: ValueMix | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
         """Compute self-attention.
@@ -91,6 +93,8 @@ class Attention(ShardedModule):
             Size of the sliding window in tokens, the token itself included; None is unlimited.
         bias
             Added to the scores of queries and keys; None is 0.
+        value_mix
+            Mix with values that all blocks share; None does not mix.
         dropout_key
             PRNG key of dropout of attention weights; None disables it.
 
@@ -103,7 +107,7 @@ class Attention(ShardedModule):
         aux_losses
             Empty; sparse attention returns its indexer loss here.
         """
-        cache = self.keys_values(x, positions, window=window)
+        cache = self.keys_values(x, positions, window=window, value_mix=value_mix)
         if self.config.chunked_window and window is not None:
             segment_ids = chunk_segments(self.config, positions, segment_ids, window, x.shape)
         out = self.attend(
@@ -173,6 +177,7 @@ class Attention(ShardedModule):
         *,
         window: int | None = None,
         bias: Float[Array, "B N T S"] | None = None,
+        value_mix: ValueMix | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Attend causally from new tokens to the KV cache and to each other.
 
@@ -185,7 +190,7 @@ class Attention(ShardedModule):
             of a windowed layer. Slots after the new tokens are ignored.
         positions
             Consecutive positions of the new tokens, [batch, new tokens].
-        window, bias
+        window, bias, value_mix
             As for calling the layer; the keys of the bias are the slots of the cache.
 
         Returns
@@ -196,7 +201,7 @@ class Attention(ShardedModule):
             KV cache updated with the new tokens.
         """
         config = self.config
-        entries = self.keys_values(x, positions, window=window)
+        entries = self.keys_values(x, positions, window=window, value_mix=value_mix)
         cache = update_cache(cache, entries, positions)
         out_BTNH = cached_attention(
             self.queries(x, positions, window=window),
@@ -247,6 +252,7 @@ class Attention(ShardedModule):
         positions: Int[Array, "#B S"] | None,
         *,
         window: int | None = None,
+        value_mix: ValueMix | None = None,
     ) -> KVCache:
         """Project tokens to "key" and "value", each [batch, tokens, kv_heads, head_dim].
 
@@ -254,6 +260,8 @@ class Attention(ShardedModule):
         ----------
         x, positions, window
             As for `queries`.
+        value_mix
+            As for calling the layer.
 
         Returns
         -------
@@ -261,7 +269,8 @@ class Attention(ShardedModule):
             The arrays "key" and "value".
         """
         k_BSKH = self._norm_and_rotate(self.key(x), self.key_norm, positions, window)
-        return {"key": k_BSKH, "value": split_heads(self.value(x), self.head_dim)}
+        v_BSKH = split_heads(self.value(x), self.head_dim)
+        return {"key": k_BSKH, "value": v_BSKH if value_mix is None else value_mix(v_BSKH)}
 
     def _output(
         self, x: Float[Array, "B T D"], out_BTNH: Float[Array, "B T N H"]

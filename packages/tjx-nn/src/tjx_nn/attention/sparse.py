@@ -28,7 +28,8 @@ from tjx_nn.attention.indexer import (
     visible_keys,
 )
 from tjx_nn.attention.kv_cache import KVCache, update_cache
-from tjx_nn.attention.mha import Attention, attention_scale, merge_heads, model_alibi_slopes
+from tjx_nn.attention.mha import Attention, attention_scale, model_alibi_slopes
+from tjx_nn.attention.value_mix import ValueMix
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.scan_layers import AuxLosses
 
@@ -69,11 +70,12 @@ class SparseAttention(Attention):
         *,
         window: int | None = None,
         bias: Float[Array, "#B N T S"] | None = None,
+        value_mix: ValueMix | None = None,
         dropout_key: Array | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
         """Compute sparse self-attention without a bias; see `Attention` and `sparse_attention`."""
         assert bias is None  # the configuration excludes it
-        cache = self.keys_values(x, positions, window=window)
+        cache = self.keys_values(x, positions, window=window, value_mix=value_mix)
         indexer = self.indexer
         out_BTNH, aux_losses = sparse_attention(
             self.config,
@@ -87,7 +89,7 @@ class SparseAttention(Attention):
             dropout_key=dropout_key,
             sinks=self._sinks(),
         )
-        return self.out(merge_heads(out_BTNH)), cache, aux_losses
+        return self._output(x, out_BTNH), cache, aux_losses
 
     def decode(
         self,
@@ -97,10 +99,11 @@ class SparseAttention(Attention):
         *,
         window: int | None = None,
         bias: Float[Array, "B N T S"] | None = None,
+        value_mix: ValueMix | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Decode as `Attention.decode`; with an indexer, read only the selected keys and values."""
         assert bias is None  # the configuration excludes it
-        entries = self.keys_values(x, positions, window=window)
+        entries = self.keys_values(x, positions, window=window, value_mix=value_mix)
         cache = update_cache(cache, entries, positions)
         q_BTNH = self.queries(x, positions, window=window)
         scale = attention_scale(self.config, self.config.head_dim)
@@ -114,7 +117,7 @@ class SparseAttention(Attention):
             selected = select_cached_keys(self.config, index, positions, window)
             k_BTPKH, v_BTPKH = selected.gather(cache["key"]), selected.gather(cache["value"])
             out_BTNH = attend_selected(self.config, q_BTNH, k_BTPKH, v_BTPKH, selected, scale=scale)
-        return self.out(merge_heads(out_BTNH)), cache
+        return self._output(x, out_BTNH), cache
 
     def keys_values(
         self,
@@ -122,9 +125,10 @@ class SparseAttention(Attention):
         positions: Int[Array, "#B S"] | None,
         *,
         window: int | None = None,
+        value_mix: ValueMix | None = None,
     ) -> KVCache:
         """Project tokens to "key" and "value", and to "index_key" with an indexer."""
-        entries = super().keys_values(x, positions, window=window)
+        entries = super().keys_values(x, positions, window=window, value_mix=value_mix)
         if self.indexer is None:
             return entries
         return entries | {"index_key": self.indexer.keys(x, positions)}

@@ -1,7 +1,9 @@
 """Transformer block: attention and an MLP (or experts), each added to the residual stream.
 
-Axes in names: B batch, T time, D d_model, N query heads.
+Axes in names: B batch, T time, D d_model, N query heads, K key heads, H head_dim.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from tjx_nn.attention.kv_cache import KVCache
-from tjx_nn.attention.mha import Attention
+from tjx_nn.attention.mha import Attention, split_heads
 from tjx_nn.attention.mla import LatentAttention
 from tjx_nn.attention.sparse import SparseAttention
+from tjx_nn.attention.value_mix import ValueMix
 from tjx_nn.config import TransformerConfig
 from tjx_nn.layers.dropout import dropout
 from tjx_nn.layers.gated_mlp import make_mlp
@@ -37,6 +40,8 @@ class Block(ShardedModule):
         Whether the block has a norm for its attention.
     embedding_skip
         Whether the block has trainable factors for `mix_embeddings`.
+    value_mix
+        Whether the block has trainable factors for shared values.
     rngs
         Source of random initial values.
 
@@ -57,6 +62,7 @@ class Block(ShardedModule):
         experts: bool = False,
         attention_norm: bool = True,
         embedding_skip: bool = False,
+        value_mix: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
@@ -71,6 +77,7 @@ class Block(ShardedModule):
         self.scale_1, self.scale_2 = layer_scale(config), layer_scale(config)
         skip = jnp.array([1.0, 0.0])
         self.skip_scale = make_param(skip, (None,)) if embedding_skip else None
+        self.value_scale = make_param(jnp.full(2, 0.5), (None,)) if value_mix else None
         self.residual_scale = config.residual_scale / config.depth_multiplier  # CompleteP
 
     def __call__(
@@ -81,6 +88,7 @@ class Block(ShardedModule):
         *,
         window: int | None = None,
         bias: Float[Array, "#B N T T"] | None = None,
+        shared_values: Float[Array, "B T K H"] | None = None,
         dropout_key: Array | None = None,
         drop_tokens: bool = True,
     ) -> tuple[Float[Array, "B T D"], KVCache, AuxLosses]:
@@ -92,6 +100,8 @@ class Block(ShardedModule):
             Residual stream.
         positions, segment_ids, window, bias
             As for `Attention`.
+        shared_values
+            Values that a block with `value_mix` mixes into those of its attention; otherwise None.
         dropout_key
             PRNG key of dropout; None disables it.
         drop_tokens
@@ -110,8 +120,9 @@ class Block(ShardedModule):
         h = self._sublayer_input(x, self.ln_1)
         with jax.named_scope("attention_layer"):  # profiles group operations by this scope
             y, cache, aux_losses = self.attention(
-                h, positions, segment_ids, window=window, bias=bias, dropout_key=attention_key
-            )
+                h, positions, segment_ids, window=window, bias=bias, dropout_key=attention_key,
+                **self._value_mix(shared_values),
+            )  # fmt: skip
         before, x = x, self._add(x, y, self.ln_1, self.scale_1, residual_keys[0], self.ln_1_out)
         y, mlp_losses = self._mlp(self._mlp_input(before, x, h), drop_tokens=drop_tokens)
         x = self._add(x, y, self.ln_2, self.scale_2, residual_keys[1], self.ln_2_out)
@@ -139,6 +150,12 @@ class Block(ShardedModule):
         scales = self.gather(self.skip_scale, (None,)).astype(x.dtype)
         return scales[0] * x + scales[1] * embedded
 
+    def values(self, x: Float[Array, "B T D"]) -> Float[Array, "B T K H"]:
+        """Return the values of the block's attention without a mix; `x` as for the block."""
+        assert isinstance(self.attention, Attention)  # the configuration excludes latent attention
+        v = self.attention.value(self._sublayer_input(x, self.ln_1))
+        return split_heads(v, self.config.head_dim)
+
     def decode(
         self,
         x: Float[Array, "B T D"],
@@ -146,6 +163,7 @@ class Block(ShardedModule):
         positions: Int[Array, "B T"],
         *,
         window: int | None = None,
+        shared_values: Float[Array, "B T K H"] | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Apply the block to new tokens with its KV cache; parameters as for `Attention.decode`.
 
@@ -153,6 +171,8 @@ class Block(ShardedModule):
         ----------
         x, cache, positions, window
             As for `Attention.decode`.
+        shared_values
+            Those of the new tokens, as for calling the block.
 
         Returns
         -------
@@ -162,10 +182,18 @@ class Block(ShardedModule):
             The KV cache with the new tokens.
         """
         h = self._sublayer_input(x, self.ln_1)
-        y, cache = self.attention.decode(h, cache, positions, window=window)
+        mix = self._value_mix(shared_values)
+        y, cache = self.attention.decode(h, cache, positions, window=window, **mix)
         before, x = x, self._add(x, y, self.ln_1, self.scale_1, None, self.ln_1_out)
         y, _ = self._mlp(self._mlp_input(before, x, h), drop_tokens=False)
         return self._add(x, y, self.ln_2, self.scale_2, None, self.ln_2_out), cache
+
+    def _value_mix(self, shared: Float[Array, "B T K H"] | None) -> dict[str, Any]:
+        """Return the argument `value_mix` of attention, which latent attention does not have."""
+        assert (shared is None) == (self.value_scale is None)
+        if shared is None or self.value_scale is None:
+            return {}
+        return {"value_mix": ValueMix(self.gather(self.value_scale, (None,)), shared)}
 
     def _sublayer_input(
         self, x: Float[Array, "B T D"], norm: LayerNorm | RMSNorm | None

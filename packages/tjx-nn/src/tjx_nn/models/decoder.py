@@ -107,7 +107,7 @@ class DecoderBlock(Block):
         x = self._add(x, y, self.ln_2, self.scale_2, keys[4])
         return x, {"self": entries, "cross": cross}, aux_losses | mlp_losses
 
-    def decode(
+    def decode(  # type: ignore[override]  # the configuration has no shared values
         self,
         x: Float[Array, "B T D"],
         cache: BlockCache,

@@ -92,7 +92,8 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     experts, excluding embedding lookups), plus for attention 6 for each query and value feature,
     head and visible token, without subtracting the causal mask. For GPT-2 this is
     ``6 * N + 12 * n_layer * seq_len * d_model``, the usual convention of MFU (Chowdhery et al.
-    2022, "PaLM", appendix B).
+    2022, "PaLM", appendix B). Work that is done twice counts once: remat, and the values of the
+    first block with `value_mix`.
 
     A model of another configuration class counts 6 for each parameter of two or more axes. BERT
     counts masked language modeling; ViT the FLOPs of an image divided by its tokens; an
@@ -154,8 +155,11 @@ def _not_multiplied(config: TransformerConfig) -> int:
     positions = config.max_seq_len * d if config.positions == "learned" else 0
     match config:
         case GPTConfig():
-            skips = 2 * config.n_layer if config.embedding_skip else 0
-            return positions + skips + (0 if config.tied_head else config.vocab_rows * d)
+            mixes = config.embedding_skip + (config.value_mix != "none")
+            tables = (0 if config.tied_head else d) + (
+                config.kv_heads * config.head_dim if config.value_mix == "embedding" else 0
+            )
+            return positions + 2 * config.n_layer * mixes + config.vocab_rows * tables
         case BertConfig():
             types, classes = config.n_token_types * d, config.n_classes
             pooler = 0 if classes is None else _linear(config, d, d) + _linear(config, d, classes)

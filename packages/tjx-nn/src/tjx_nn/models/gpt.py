@@ -3,7 +3,7 @@
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; options of `GPTConfig`
 select its layers (Llama, Mistral, Qwen3, DeepSeek).
 
-Axes in names: B batch, T time, D d_model, V vocabulary.
+Axes in names: B batch, T time, D d_model, V vocabulary, K key heads, H head_dim.
 """
 
 import math
@@ -41,6 +41,7 @@ from tjx_nn.layout import ShardedModule, gather_sequence
 from tjx_nn.logits import head_logits
 from tjx_nn.losses import Losses, combine_losses, head_losses
 from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.shared_values import shared_values, value_table
 
 
 class GPT(ShardedModule):
@@ -71,12 +72,14 @@ class GPT(ShardedModule):
         d, std = config.d_model, config.init_std
         self.wte = Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         self.wpe = position_table(config, rngs=rngs)
-        make = partial(Block, config, embedding_skip=config.embedding_skip)
+        mixes = config.value_mix != "none"
+        make = partial(Block, config, embedding_skip=config.embedding_skip, value_mix=mixes)
         self.dense_blocks, self.blocks = stack_blocks(config, make, rngs)
         self.ln_f = make_norm(config) if config.has_final_norm else None
         self.head = (
             None if config.tied_head else Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         )
+        self.value_embeddings = value_table(config, rngs=rngs)
 
     def __call__(
         self,
@@ -199,7 +202,7 @@ class GPT(ShardedModule):
         """
         metadata = self._metadata(tokens, inputs)
         keys, _ = split_layer_keys(self.config, inputs.get("dropout_key"))
-        embedded = x
+        embedded, shared = x, self._shared_values(x, tokens)
 
         def step(x: Array, layer: tuple[Block, Array | None], window: int | None) -> Any:
             block, key = layer
@@ -207,6 +210,7 @@ class GPT(ShardedModule):
                 block.mix_embeddings(x, embedded),
                 *metadata,
                 window=window,
+                shared_values=shared,
                 dropout_key=key,
                 drop_tokens=drop_tokens,
             )
@@ -310,10 +314,13 @@ class GPT(ShardedModule):
         check_tokens(self.config, tokens, None, vocab_size=self.config.vocab_size)
         positions = default_positions(tokens.shape[1], None)
         x = embedded = self._embed(tokens, positions, None)
+        shared = self._shared_values(x, tokens, blocks)
         cache = []
         for block, window in zip(blocks, self.config.windows, strict=True):
             x = block.mix_embeddings(x, embedded)
-            x, entries, _ = block(x, positions, window=window, drop_tokens=False)
+            x, entries, _ = block(
+                x, positions, window=window, shared_values=shared, drop_tokens=False
+            )
             cache.append(entries)
         return self._final_norm(x), cache
 
@@ -343,10 +350,11 @@ class GPT(ShardedModule):
             KV cache with the new tokens.
         """
         x = embedded = self._embed(tokens, positions, None)
+        shared = self._shared_values(x, tokens, blocks)
         new_cache = []
         for block, window, entries in zip(blocks, self.config.windows, cache, strict=True):
             x = block.mix_embeddings(x, embedded)
-            x, entries = block.decode(x, entries, positions, window=window)
+            x, entries = block.decode(x, entries, positions, window=window, shared_values=shared)
             new_cache.append(entries)
         return self.logits(self._final_norm(x)), new_cache
 
@@ -370,6 +378,9 @@ class GPT(ShardedModule):
         if self.config.embedding_scale is not None:
             x = self.config.embedding_scale * x
         return embed(self.config, x, positions, self.wpe, dropout_key=key, layout=self.layout)
+
+    def _shared_values(self, *inputs: Any) -> Float[Array, "B T K H"] | None:
+        return None if self.config.value_mix == "none" else shared_values(self, *inputs)
 
     def _final_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return x if self.ln_f is None else self.ln_f(x)

@@ -11,9 +11,12 @@ from tjx_nn.sub_configs import (
     LatentConfig,
     RopeConfig,
     SparseConfig,
+    check_choices,
     check_sizes,
     check_tokenizer_size,
 )
+
+ValueMixSource = Literal["none", "first_block", "embedding"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,11 @@ class GPTConfig(TransformerConfig, Presets):
     embedding_skip
         Whether the input of each block is a * x + b * e with the residual stream x, its value e
         before the first block, and trainable a and b, 1 and 0 at first (speed runs of GPT-2, 2024).
+    value_mix
+        Source u of the attention values a * v + b * u of each block, with trainable a and b, both
+        0.5 at first: the values of the "first_block" (Zhou et al. 2024, "Value Residual Learning"),
+        or "embedding", the token's row in a table that all blocks share (speed runs of GPT-2,
+        2024); "none" keeps v.
     tokenizer_size
         Number of ids of the tokenizer. Ids from here to vocab_size have probability 0 in loss,
         logits and samples. None is vocab_size.
@@ -67,6 +75,7 @@ class GPTConfig(TransformerConfig, Presets):
     scale_embeddings: bool = True
     embedding_scale: float | None = None
     embedding_skip: bool = False
+    value_mix: ValueMixSource = "none"
     tokenizer_size: int | None = None
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
@@ -76,6 +85,7 @@ class GPTConfig(TransformerConfig, Presets):
         problems = [
             *check_sizes(self, "vocab_size", "vocab_multiple"),
             *check_tokenizer_size(self.tokenizer_size, self.vocab_size),
+            *check_choices(self, value_mix=ValueMixSource),
             *super().validate(),
         ]
         problems += [
@@ -83,6 +93,15 @@ class GPTConfig(TransformerConfig, Presets):
             for name in ("logit_soft_cap", "embedding_scale")
             if (value := getattr(self, name)) is not None and not value > 0
         ]
+        if self.value_mix != "none" and self.latent.kv_dim is not None:
+            problems.append(
+                Problem(
+                    "value_mix",
+                    f"got {self.value_mix!r}; expected 'none' with latent.kv_dim, as latent "
+                    "attention caches no values; omit it",
+                    ("latent.kv_dim",),
+                )
+            )
         if self.symmetric_window:
             problems.append(
                 Problem(
@@ -112,6 +131,11 @@ class GPTConfig(TransformerConfig, Presets):
             return [
                 "embedding_skip: got True; expected False, as later pipeline stages do not receive "
                 "the embeddings"
+            ]
+        if self.value_mix != "none":
+            return [
+                f"value_mix: got {self.value_mix!r}; expected 'none', as later pipeline stages do "
+                "not receive the shared values"
             ]
         return super().pipeline_problems(stages)
 
