@@ -139,7 +139,7 @@ def hidden_gradients() -> Any:
     @jax.jit
     def compute(hidden: Any, labels: Any) -> Any:
         network = tjx_nn.bind(model, params)
-        return jax.grad(lambda x: network.token_losses(x, labels).sum())(hidden)
+        return jax.grad(lambda x: network.token_losses(x, labels)[0].sum())(hidden)
 
     return lambda *arguments: jax.device_get(compute(*jax.device_put(arguments)))
 
