@@ -198,7 +198,8 @@ def test_auxiliary_losses_are_logged(words: dict[str, list[str]], tmp_path: Path
     text = [word for word in words["bert"] if not word.startswith("--config")]
     flags = [
         "--model.experts.count=4", "--model.sparse.top_k=4", "--model.sparse.head_dim=4",
-        "--train.max_steps=2", "--train.accumulation=2", f"--run_dir={tmp_path / 'run'}",
+        "--model.z_loss=0.1", "--train.max_steps=2", "--train.accumulation=2",
+        f"--run_dir={tmp_path / 'run'}",
     ]  # fmt: skip
     assert program.main(changed(text, *flags)) == 0
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1])
@@ -206,3 +207,4 @@ def test_auxiliary_losses_are_logged(words: dict[str, list[str]], tmp_path: Path
     assert record["train/indexer_loss"] > 0
     assert 0 <= record["train/dropped"] < 1
     assert record["train/router_z_loss"] > 0
+    assert record["train/z_loss"] > 0

@@ -23,7 +23,7 @@ LLAMA: Flags = {
 EXPERTS: Flags = {
     "model.experts.count": 4, "model.experts.capacity_factor": 1.0, "model.experts.d_ff": 32,
     "model.experts.balance_loss": 0.01, "optimizer.learning_rate": 1e-3,
-    "model.experts.use_bias": "true", "model.attention_sinks": "true",
+    "model.experts.use_bias": "true", "model.attention_sinks": "true", "model.z_loss": 0.01,
 }  # fmt: skip
 GROUPS: Flags = {
     **EXPERTS, "model.experts.count": 8, "model.experts.scores": "sigmoid",
@@ -42,7 +42,7 @@ PARAMETER_HISTOGRAMS: Flags = {**FEATURES, "model.attention_dropout": 0.2}
 CONTEXT: Flags = {"fsdp": 2, "context": 2, "tensor": 2}
 WIDE: Flags = {"fsdp": 2, "tensor": 4}
 STAGED: Flags = {"stage": 2, "pipeline": "interleaved_1f1b", "fsdp": 2, "tensor": 2}
-PIPELINE: Flags = {"train.accumulation": 4}
+PIPELINE: Flags = {"train.accumulation": 4, "model.z_loss": 0.01}
 
 
 @pytest.fixture

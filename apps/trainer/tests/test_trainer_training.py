@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import tjx_ckpt
 import tjx_data
 import tjx_metrics
 import tjx_nn
+import tjx_optim
 from tjx_nn.models.gpt_config import GPTConfig
 from tjx_trainer import main as program
 from tjx_trainer.cli.arguments import resolve
@@ -41,6 +43,7 @@ from tjx_trainer.training.loop import train_loop
 from tjx_trainer.training.metrics_logger import MetricsLogger
 from tjx_trainer.training.step_timer import Elapsed, StepTimer
 from tjx_trainer.training.train_state import Batch, TrainState
+from tjx_trainer.training.train_step import make_loss_sum
 
 TINY = """
 --model.n_layer=1 --model.n_head=2 --model.d_model=16 --model.max_seq_len=16 --data.seq_len=16
@@ -57,7 +60,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def job(words: list[str]) -> Job:
-    config = resolve([*words, "--train.accumulation=2", "--model.dropout=0.1"])
+    # The z-loss is part of the objective, and of no evaluation below.
+    flags = ["--train.accumulation=2", "--model.dropout=0.1", "--model.z_loss=0.01"]
+    config = resolve([*words, *flags])
     return build_job(*open_task(config))
 
 
@@ -88,6 +93,39 @@ def test_a_step_trains_and_is_a_function_of_seed_and_step(job: Job) -> None:
         assert int(jax.device_get(state.step)) == 8
         assert int(jax.device_get(metrics["tokens"])) == 16 * 16
     chex.assert_trees_all_equal(*finals, strict=True)
+
+
+def test_z_loss_is_a_mean_over_labels_of_all_microbatches(job: Job) -> None:
+    model, params = gpt_of(job), job.initial_state().params
+    batch = {name: np.array(rows) for name, rows in job.task.train_data.batch(0).items()}
+    batch["labels"][:4, 1:] = batch["labels"][4:8] = -100  # 4 and no labels of a microbatch
+
+    @partial(jax.jit, static_argnums=2)
+    def compute(params: Any, batch: Any, accumulation: int) -> Any:
+        loss_sum = make_loss_sum(job.config, tjx_nn.Layout())
+        return tjx_optim.accumulate_gradients(
+            loss_sum, params, tjx_optim.split_microbatches(batch, accumulation), loss_scale=None
+        )
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def reference(params: Any, batch: Any) -> Any:
+        logits = tjx_nn.bind(model, params)(batch["tokens"])
+        counts = batch["labels"] >= 0
+        targets = jax.nn.one_hot(batch["labels"], logits.shape[-1])  # of -100: zeros
+        cross_entropy = -(targets * jax.nn.log_softmax(logits)).sum() / counts.sum()
+        squares = jnp.square(jax.nn.logsumexp(logits, -1))
+        z_loss = jnp.where(counts, squares, 0).sum() / counts.sum()
+        return cross_entropy + 0.01 * z_loss, (cross_entropy, z_loss)
+
+    placed = job.put(batch)
+    (loss, (cross_entropy, z_loss)), expected = jax.device_get(reference(params, placed))
+    for accumulation in (1, 4):
+        found = jax.device_get(compute(params, placed, accumulation))
+        assert found.loss == pytest.approx(loss, rel=1e-5)
+        assert found.means["loss"] == pytest.approx(cross_entropy, rel=1e-5)
+        assert found.means["z_loss"] == pytest.approx(z_loss, rel=1e-5)
+        chex.assert_trees_all_close(found.gradients, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_evaluation_sums_are_exact_for_any_batch_size(job: Job) -> None:

@@ -91,7 +91,7 @@ def loss_and_logits(
         tokens = given["tokens"]
         x, _ = model.run_blocks(model.embed_tokens(tokens), tokens, drop_tokens=False)
         logits = model.logits(x if model.ln_f is None else model.ln_f(x))
-        return model.token_losses(x[:, :-1], tokens[:, 1:]).mean(), logits
+        return model.token_losses(x[:, :-1], tokens[:, 1:])[0].mean(), logits
     names, keywords = ARGUMENTS[name]
     positional, keyword = [given[each] for each in names], {each: given[each] for each in keywords}
     losses = model.losses(*positional, given["labels"], **keyword).tokens

@@ -39,7 +39,7 @@ VARIANTS: dict[str, GPTConfig] = {
     "windows, ALiBi, caps, one key head, parallel": GPTConfig(
         **{**SIZES, "n_layer": 3}, positions="alibi", activation="geglu_erf", n_kv_head=1, window=4,
         global_every=2, global_first=True, parallel_block=True, attention_soft_cap=20.0,
-        logit_soft_cap=15.0,
+        logit_soft_cap=15.0, z_loss=1e-3,
     ),
     "post-norm, sinusoids, layer scale": GPTConfig(
         **SIZES, positions="sinusoidal", scale_embeddings=False, norm_position="post",

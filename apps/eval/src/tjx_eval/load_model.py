@@ -44,6 +44,8 @@ class TrainedModel:
         Training step of the checkpoint; None if unknown.
     run : SavedRun or None
         The run; None for a Transformers model.
+    averaged_steps : tuple of int
+        Steps of the checkpoints whose mean the parameters are; empty for one checkpoint.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class TrainedModel:
     text_tokenizer: tjx_data.Tokenizer | None
     step: int | None = None
     run: SavedRun | None = None
+    averaged_steps: tuple[int, ...] = ()
 
     @property
     def config(self) -> Config | None:
@@ -61,8 +64,10 @@ class TrainedModel:
 
     @property
     def name(self) -> str:
-        """Name of the directory, and the step."""
+        """Name of the directory, and the steps."""
         name = self.path.resolve().name
+        if self.averaged_steps:
+            return f"{name} (mean of steps {', '.join(map(str, self.averaged_steps))})"
         return name if self.step is None else f"{name} (step {self.step})"
 
     @property
@@ -126,6 +131,7 @@ def load_model(
     path: str | Path,
     *,
     step: int | None = None,
+    average: int | None = None,
     tokenizer: str | None = None,
     families: tuple[str, ...] | None = DECODERS,
     attention: AttentionOptions | None = None,
@@ -141,6 +147,8 @@ def load_model(
         and tokenizer.json.
     step : int, optional
         Checkpoint step of a run; by default the newest valid one.
+    average : int, optional
+        The parameters are the mean of this many last checkpoints of a run, up to `step`.
     tokenizer : str, optional
         File, directory or hub name of another tokenizer.
     families : tuple of str or None
@@ -163,9 +171,10 @@ def load_model(
     if jax.default_backend() == "cpu":
         retain_freed_memory()
     if resolved.is_run:
-        model = _load_run(resolved.path, step, tokenizer, families)
-    elif step is not None:
-        raise EvalError(f"--step: got {step}; {path} is a Transformers model without steps")
+        model = _load_run(resolved.path, step, average, tokenizer, families)
+    elif step is not None or average is not None:
+        flag, value = ("--step", step) if step is not None else ("--average", average)
+        raise EvalError(f"{flag}: got {value}; {path} is a Transformers model without steps")
     else:
         model = _load_transformers(resolved.path, tokenizer, families)
     if attention is not None:
@@ -184,7 +193,11 @@ def load_model(
 
 
 def _load_run(
-    path: Path, step: int | None, tokenizer: str | None, families: tuple[str, ...] | None
+    path: Path,
+    step: int | None,
+    average: int | None,
+    tokenizer: str | None,
+    families: tuple[str, ...] | None,
 ) -> TrainedModel:
     run = SavedRun(path)
     config = run.config
@@ -199,11 +212,23 @@ def _load_run(
         raise EvalError(
             f"{path}: there is no checkpoint of step {step}; it has {', '.join(map(str, steps))}"
         )
+    averaged: list[int] = []
+    if average is not None:
+        averaged = [each for each in steps if step is None or each <= step][-average:]
+        if len(averaged) < average:
+            raise EvalError(
+                f"--average: got {average}; expected at most {len(averaged)}, the number of "
+                f"checkpoints of {path} up to the step; give fewer, or train with "
+                f"--checkpoint.keep {average}"
+            )
     # The task of another package may have no tokenizer.
     of_text = config.model.family in DECODERS and (families is not None or config.task is None)
     text_tokenizer = _run_tokenizer(run, tokenizer, required=of_text)
     mesh = tjx_parallel.make_mesh(MeshConfig())
-    params, restored_step = run.load_params(mesh, step)
+    if averaged:
+        params, restored_step = run.load_average(mesh, averaged), averaged[-1]
+    else:
+        params, restored_step = run.load_params(mesh, step)
     return TrainedModel(
         path=path,
         architecture=_with_default_attention(config.model),
@@ -212,6 +237,7 @@ def _load_run(
         text_tokenizer=text_tokenizer,
         step=restored_step,
         run=run,
+        averaged_steps=tuple(averaged),
     )
 
 

@@ -6,11 +6,12 @@ during training. The other names are what such programs need to sample from and 
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import tjx_ckpt
 import tjx_data
@@ -123,6 +124,39 @@ class SavedRun:
             self.config, restored["params"], restored.get("opt_state"), restored.get("base")
         )
         return params, int(jax.device_get(restored["step"]))
+
+    def load_average(self, mesh: jax.sharding.Mesh, steps: Sequence[int]) -> dict[str, Any]:
+        """Load the mean of the parameters of several checkpoints, summed in float32.
+
+        Averages of the last checkpoints are LAWA (Kaddour 2022, "Stop Wasting My Time!").
+
+        Parameters
+        ----------
+        mesh : jax.sharding.Mesh
+            Devices of the parameters.
+        steps : sequence of int
+            Steps of the checkpoints.
+
+        Returns
+        -------
+        nested dict of float32 arrays
+            Mean of what `load_params` returns for each step.
+
+        Raises
+        ------
+        tjx_ckpt.CheckpointError
+            If a checkpoint is missing or damaged, or its names, shapes or dtypes differ from those
+            of the run's config.
+        """
+        add = jax.jit(lambda *trees: jax.tree.map(_add_float32, *trees), donate_argnums=0)
+        total, _ = self.load_params(mesh, steps[0])
+        dtypes = jax.tree.map(lambda x: x.dtype, total)
+        for step in steps[1:]:
+            total = add(total, self.load_params(mesh, step)[0])
+        mean: dict[str, Any] = jax.jit(
+            lambda sums: jax.tree.map(lambda x, dtype: (x / len(steps)).astype(dtype), sums, dtypes)
+        )(total)
+        return mean
 
     def load_adapters(
         self, mesh: jax.sharding.Mesh, step: int | None = None
@@ -254,6 +288,10 @@ class SavedRun:
             evaluation = evaluate(step, params, batches(None))
             seconds = time.perf_counter() - started
         return evaluation, seconds
+
+
+def _add_float32(x: jax.Array, y: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) + y.astype(jnp.float32)
 
 
 def model_layout(model: ModelConfig, mesh: jax.sharding.Mesh) -> tjx_nn.Layout:

@@ -142,6 +142,9 @@ class TransformerConfig:
         Dropout rate of embeddings; None is dropout.
     attention_dropout
         Dropout rate of attention weights.
+    z_loss
+        Weight of the squared log-sum-exp of a label's logits in the training objective, such as
+        1e-4 (Chowdhery et al. 2022, "PaLM", section 5); evaluations omit it. 0 has none.
     init_std
         Standard deviation of initial weights; projections to the residual stream use
         init_std / sqrt(2 * n_layer), with mup_base_depth as n_layer if it is set.
@@ -225,6 +228,7 @@ class TransformerConfig:
     dropout: float = 0.0
     embedding_dropout: float | None = None
     attention_dropout: float = 0.0
+    z_loss: float = 0.0
     init_std: float = 0.02
     zero_init_residual: bool = False
     mup_base: int | None = None

@@ -3,6 +3,7 @@
 Importing it needs only the standard library.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 from tjx_nn.problems import Problem
@@ -48,13 +49,11 @@ def number_problems(config: "TransformerConfig") -> list[Problem]:
         for name, example in positive.items()
         if (value := getattr(config, name)) is not None and not value > 0
     ]
-    if not config.nope_temperature >= 0:
-        problems.append(
-            Problem(
-                "nope_temperature",
-                f"got {config.nope_temperature!r}; expected at least 0, such as 0.1",
-            )
-        )
+    problems += [
+        Problem(name, f"got {value!r}; expected at least 0 and finite, such as {example}")
+        for name, example in (("nope_temperature", "0.1"), ("z_loss", "1e-4"))
+        if not 0 <= (value := getattr(config, name)) < math.inf
+    ]
     if not 0 < config.norm_eps < 1:
         problems.append(
             Problem(

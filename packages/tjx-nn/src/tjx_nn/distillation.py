@@ -88,7 +88,7 @@ def distillation_losses(
             "of the student; give models of the same tokenizer"
         )
     layout = student.layout
-    token_losses = head_losses(
+    token_losses, z_loss = head_losses(
         head.hidden,
         head.rows,
         layout.reorder(labels),
@@ -96,6 +96,7 @@ def distillation_losses(
         vocab_size=head.vocab_size,
         token_shards=layout.token_shards,
         keep_logits=layout.keep_logits,
+        z_loss=student.config.z_loss,
     )
     with jax.named_scope("distillation"):
         divergences = linear_kl_divergence(
@@ -109,7 +110,7 @@ def distillation_losses(
             teacher_soft_cap=target.soft_cap,
             token_shards=layout.token_shards,
         )
-    losses = combine_losses(student.config, layout.restore(token_losses), stack_losses)
+    losses = combine_losses(student.config, layout.restore(token_losses), [*stack_losses, z_loss])
     return DistillationLosses(losses, layout.restore(divergences))
 
 

@@ -28,7 +28,8 @@ class Losses(NamedTuple):
         Weighted sum of the auxiliary losses, to be added to the mean of `tokens`.
     aux_losses
         Auxiliary losses and statistics, averaged over layers: "balance_loss", "router_z_loss",
-        "indexer_loss", and "dropped", the fraction of expert choices over capacity.
+        "indexer_loss", and "dropped", the fraction of expert choices over capacity; with
+        `config.z_loss` also "z_loss", that of the output head.
     """
 
     tokens: Float32[Array, "*labels"]
@@ -39,24 +40,25 @@ class Losses(NamedTuple):
 def combine_losses(
     config: TransformerConfig, tokens: Float32[Array, "*labels"], stack_losses: list[AuxLosses]
 ) -> Losses:
-    """Combine the cross-entropy of each label with the auxiliary losses of each stack of layers."""
+    """Combine cross-entropies with the auxiliary losses of each stack of layers and the head."""
     names = sorted({name for each in stack_losses for name in each})
     aux_losses = {
         name: jnp.concatenate([each[name] for each in stack_losses if name in each]).mean()
         for name in names
     }
-    weights = aux_loss_weights(config)
-    terms = [weights[name] * value for name, value in aux_losses.items() if name in weights]
-    return Losses(tokens, sum(terms, start=jnp.zeros((), jnp.float32)), aux_losses)
+    return Losses(tokens, weighted_sum(config, aux_losses), aux_losses)
 
 
-def aux_loss_weights(config: TransformerConfig) -> dict[str, float]:
-    """Return the weight of each auxiliary loss in `Losses.penalty`."""
-    return {
+def weighted_sum(config: TransformerConfig, aux_losses: AuxLosses) -> Float32[Array, ""]:
+    """Return the sum of auxiliary losses with their weights in `Losses.penalty`."""
+    weights = {
         "balance_loss": config.experts.balance_loss,
         "router_z_loss": config.experts.z_loss,
         "indexer_loss": config.sparse.loss,
+        "z_loss": config.z_loss,
     }
+    terms = [weights[name] * value for name, value in aux_losses.items() if name in weights]
+    return sum(terms, start=jnp.zeros((), jnp.float32))
 
 
 @jax.named_scope("loss")  # profiles group operations by this scope
@@ -70,11 +72,25 @@ def head_losses(
     vocab_size: int | None = None,
     token_shards: int = 1,
     keep_logits: bool | None = None,
-) -> Float32[Array, "*any"]:
+    z_loss: float = 0.0,
+) -> tuple[Float32[Array, "*any"], AuxLosses]:
     """Compute the cross-entropy of labels from hidden states, without materializing all logits.
 
     The loss of label -100 is 0. The gradient of the output embeddings is summed in float32. The
     options are those of `head_logits` and `Layout`.
+
+    Parameters
+    ----------
+    z_loss
+        Weight of the z-loss; 0 does not compute it.
+
+    Returns
+    -------
+    tokens
+        Cross-entropy of each label in nats, without the z-loss.
+    aux_losses
+        Empty, or "z_loss", float32 [1]: the mean squared log-sum-exp of the logits of all labels
+        but -100 (Chowdhery et al. 2022, "PaLM", section 5), without its weight.
 
     Raises
     ------
@@ -83,7 +99,7 @@ def head_losses(
     """
     if not isinstance(labels, jax.core.Tracer):
         check_labels(labels, vocab_size or len(table_VD))
-    losses = linear_cross_entropy(
+    losses, lse = linear_cross_entropy(
         x,
         table_VD,
         jnp.asarray(labels),
@@ -93,6 +109,10 @@ def head_losses(
         ignore_index=IGNORE_INDEX,
         token_shards=token_shards,
         keep_logits=keep_logits,
+        return_lse=True,
     )
-    assert isinstance(losses, Array)  # the log-sum-exp is not requested
-    return losses
+    if not z_loss:
+        return losses, {}
+    counts = jnp.asarray(labels) != IGNORE_INDEX
+    mean = jnp.sum(jnp.square(lse), where=counts) / jnp.maximum(counts.sum(), 1)
+    return losses, {"z_loss": mean[None]}

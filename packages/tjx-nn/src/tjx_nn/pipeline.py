@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from tjx_nn.binding import Params, bind
 from tjx_nn.config import TransformerConfig
@@ -12,7 +11,7 @@ from tjx_nn.functional import init, logical_axes
 from tjx_nn.id_checks import IGNORE_INDEX
 from tjx_nn.layers.scan_layers import LayerRange
 from tjx_nn.layout import SINGLE_DEVICE, Layout
-from tjx_nn.losses import aux_loss_weights
+from tjx_nn.losses import weighted_sum
 
 Microbatch = Mapping[str, jax.Array]
 
@@ -107,9 +106,7 @@ def pipeline_parts(
         )
         count = (microbatch["labels"] != IGNORE_INDEX).sum()
         sums = {name: count * each.sum() / config.n_layer for name, each in aux_losses.items()}
-        weights = aux_loss_weights(config)
-        terms = [weights[name] * value for name, value in sums.items() if name in weights]
-        return x, (sum(terms, start=jnp.zeros((), jnp.float32)), sums)
+        return x, (weighted_sum(config, sums), sums)
 
     def finish(
         outer: Any, x: jax.Array, microbatch: Microbatch, take: Callable[[jax.Array], jax.Array]
@@ -117,8 +114,11 @@ def pipeline_parts(
         labels = microbatch["labels"]
         if labels.ndim > 1:
             labels = take(layout.reorder(labels))
-        cross_entropy = model_of(outer, abstract).token_losses(x, labels).sum()
-        return cross_entropy, ((labels != IGNORE_INDEX).sum(), {"loss": cross_entropy})
+        losses, head_losses = model_of(outer, abstract).token_losses(x, labels)
+        cross_entropy, count = losses.sum(), (labels != IGNORE_INDEX).sum()
+        sums = {name: count * value.mean() for name, value in head_losses.items()}
+        loss = cross_entropy + weighted_sum(config, sums) if sums else cross_entropy
+        return loss, (count, {"loss": cross_entropy, **sums})
 
     return PipelineParts(begin, run_stage, finish, split, merge)
 

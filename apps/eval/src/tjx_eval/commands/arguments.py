@@ -36,6 +36,10 @@ def add_model(parser: CommandParser, *, quantization: bool = True) -> None:
     )
     parser.add_argument("--step", type=positive, help="checkpoint step (default: the newest)")
     parser.add_argument(
+        "--average", type=whole_number(2), metavar="N",
+        help="mean of the parameters of the last N checkpoints up to --step (LAWA, Kaddour 2022)",
+    )  # fmt: skip
+    parser.add_argument(
         "--tokenizer", metavar="PATH", help="file, directory or hub name of the model's tokenizer"
     )
     parser.add_argument(
@@ -81,6 +85,7 @@ def load(arguments: argparse.Namespace) -> "TrainedModel":
     return load_model(
         arguments.model,
         step=arguments.step,
+        average=arguments.average,
         tokenizer=arguments.tokenizer,
         attention=attention_options(arguments),
         quantization=getattr(arguments, "quantization", None),

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(
         arguments.model,
         step=arguments.step,
+        average=arguments.average,
         tokenizer=arguments.tokenizer,
         families=decoders
         if arguments.format == "gguf"
@@ -113,7 +114,8 @@ def _size(text: str) -> int | str:
 
 def _check(arguments: argparse.Namespace, out: Path) -> None:
     shape = ("batch", "length")
-    changes = ("use_mla", "sparse_top_k")  # of the model, which adapters do not fit then
+    # Of the model, which adapters do not fit then.
+    changes = ("use_mla", "sparse_top_k", "average")
     unused = {"hf": shape, "onnx": ("dtype",), "peft": ("dtype", *shape, *changes), "gguf": shape}
     problems = [
         Problem(f"--{name}", f"not used with --format {arguments.format}; leave it out")

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = load_model(
         arguments.model,
         step=arguments.step,
+        average=arguments.average,
         tokenizer=arguments.tokenizer,
         families=DECODERS if of_text else None,
         attention=attention_options(arguments),
@@ -50,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     results: dict[str, Any] = {"model": str(model.path)}
     if model.step is not None:
         results["step"] = model.step
+    if model.averaged_steps:
+        results["averaged_steps"] = ", ".join(map(str, model.averaged_steps))
     if arguments.use_mla is not None:
         results["kv_cache_bytes_per_token"] = tjx_nn.cache_bytes(model.gpt, 1)
     results |= _text_loss(model, arguments) if of_text else _validation_loss(model, arguments)

@@ -23,7 +23,7 @@ from tjx_trainer.training.pretrained_orbax import check_orbax, orbax_params
 
 # Fields that may differ from the pretrained model: training and implementation choices.
 _FREE = frozenset({
-    "dropout", "embedding_dropout", "attention_dropout", "init_std", "zero_init_residual",
+    "dropout", "embedding_dropout", "attention_dropout", "z_loss", "init_std", "zero_init_residual",
     "mup_base", "scan_layers", "remat", "remat_every", "dtype", "attention_implementation",
     "kv_cache_dtype", "check_ids", "vocab_multiple", "max_seq_len",
     "tokenizer_size", "scale_embeddings",  # of an unused vocabulary, and of sinusoids

@@ -34,7 +34,7 @@ _RESOLVED = {
 }
 # Fields that affect training or execution, but not the function that a model computes.
 _TRAINING_FIELDS = {
-    "dropout", "embedding_dropout", "attention_dropout", "init_std", "zero_init_residual",
+    "dropout", "embedding_dropout", "attention_dropout", "z_loss", "init_std", "zero_init_residual",
     "scan_layers", "remat", "remat_every", "dtype", "kv_cache_dtype", "attention_implementation",
     "check_ids", "vocab_multiple", "experts.capacity_factor", "experts.balance_loss",
     "experts.z_loss",

@@ -133,8 +133,8 @@ class Bert(ShardedModule):
         rows = self.wte.rows()  # gathered once for the embedding and the head
         x = self.embed_tokens(tokens, rows, **inputs)
         x, stack_losses = self.run_blocks(x, tokens, **inputs)
-        token_losses = self.token_losses(x, self.layout.reorder(labels), rows)
-        return combine_losses(self.config, self.layout.restore(token_losses), stack_losses)
+        losses, z_loss = self.token_losses(x, self.layout.reorder(labels), rows)
+        return combine_losses(self.config, self.layout.restore(losses), [*stack_losses, z_loss])
 
     def embed_tokens(
         self,
@@ -197,7 +197,7 @@ class Bert(ShardedModule):
         x: Float[Array, "B T D"],
         labels: Ids,
         rows: Float[Array, "V D"] | None = None,
-    ) -> Float32[Array, "B T"]:
+    ) -> tuple[Float32[Array, "B T"], AuxLosses]:
         """Compute the cross-entropy of each label from the output of the last block.
 
         Parameters
@@ -211,8 +211,10 @@ class Bert(ShardedModule):
 
         Returns
         -------
-        float32 array [batch, tokens]
+        tokens : float32 array [batch, tokens]
             Losses in nats.
+        aux_losses : AuxLosses
+            "z_loss" with `config.z_loss`, float32 [1], else empty.
         """
         table, bias = self._head_table(rows)
         x = gather_sequence(self.layout, self.encoder.final_norm(x))
@@ -224,6 +226,7 @@ class Bert(ShardedModule):
             vocab_size=self.config.tokenizer_size,
             token_shards=self.layout.token_shards,
             keep_logits=self.layout.keep_logits,
+            z_loss=self.config.z_loss,
         )
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

@@ -119,14 +119,16 @@ class EncoderDecoder(ShardedModule):
         table, bias = self._head_table()
         x = gather_sequence(self.layout, x) / self._head_divisor
         labels = self.layout.reorder(labels)
-        token_losses = head_losses(
+        token_losses, z_loss = head_losses(
             x,
             table,
             labels,
             bias=bias,
             token_shards=self.layout.token_shards,
             keep_logits=self.layout.keep_logits,
+            z_loss=self.config.z_loss,
         )
+        stack_losses = [*stack_losses, z_loss]
         return combine_losses(self.config, self.layout.restore(token_losses), stack_losses)
 
     def logits(self, x: Float[Array, "B T D"]) -> Float32[Array, "B T V"]:

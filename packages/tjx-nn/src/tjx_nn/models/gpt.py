@@ -140,8 +140,8 @@ class GPT(ShardedModule):
         rows = self.wte.rows() if self.head is None else None
         x = self.embed_tokens(tokens, rows, **inputs)
         x, stack_losses = self.run_blocks(x, tokens, **inputs)
-        token_losses = self.token_losses(x, self.layout.reorder(labels), rows)
-        return combine_losses(self.config, self.layout.restore(token_losses), stack_losses)
+        losses, z_loss = self.token_losses(x, self.layout.reorder(labels), rows)
+        return combine_losses(self.config, self.layout.restore(losses), [*stack_losses, z_loss])
 
     def embed_tokens(
         self,
@@ -223,7 +223,7 @@ class GPT(ShardedModule):
         x: Float[Array, "B T D"],
         labels: Ids,
         rows: Float[Array, "V D"] | None = None,
-    ) -> Float32[Array, "B T"]:
+    ) -> tuple[Float32[Array, "B T"], AuxLosses]:
         """Compute the cross-entropy of each label from the output of the last block.
 
         Parameters
@@ -237,8 +237,10 @@ class GPT(ShardedModule):
 
         Returns
         -------
-        float32 array [batch, tokens]
+        tokens : float32 array [batch, tokens]
             Losses in nats.
+        aux_losses : AuxLosses
+            "z_loss" with `config.z_loss`, float32 [1], else empty.
         """
         return head_losses(
             gather_sequence(self.layout, self._final_norm(x)) * self.logit_scale,
@@ -248,6 +250,7 @@ class GPT(ShardedModule):
             vocab_size=self.config.tokenizer_size or self.config.vocab_size,
             token_shards=self.layout.token_shards,
             keep_logits=self.layout.keep_logits,
+            z_loss=self.config.z_loss,
         )
 
     def logits(self, x: Float[Array, "*any D"]) -> Float32[Array, "*any V"]:

@@ -110,7 +110,8 @@ class ViT(ShardedModule):
         """
         x = self.embed_tokens(images, dropout_key=dropout_key)
         x, stack_losses = self.run_blocks(x, images, dropout_key=dropout_key)
-        return combine_losses(self.config, self.token_losses(x, labels), stack_losses)
+        losses, z_loss = self.token_losses(x, labels)
+        return combine_losses(self.config, losses, [*stack_losses, z_loss])
 
     def embed_tokens(
         self,
@@ -208,7 +209,7 @@ class ViT(ShardedModule):
 
     def token_losses(
         self, x: Float[Array, "B T D"], labels: Int[Array | np.ndarray, " B"]
-    ) -> Float32[Array, " B"]:
+    ) -> tuple[Float32[Array, " B"], AuxLosses]:
         """Compute the cross-entropy of each label from the output of the last block.
 
         Parameters
@@ -220,8 +221,10 @@ class ViT(ShardedModule):
 
         Returns
         -------
-        float32 array [batch]
+        tokens : float32 array [batch]
             Losses in nats.
+        aux_losses : AuxLosses
+            "z_loss" with `config.z_loss`, float32 [1], else empty.
 
         Raises
         ------
@@ -235,6 +238,7 @@ class ViT(ShardedModule):
             head.gather(head.kernel, head.axes).T,
             labels,
             bias=None if bias is None else bias[...],
+            z_loss=self.config.z_loss,
         )
 
     def features(
