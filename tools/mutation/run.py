@@ -93,21 +93,25 @@ def draw(root: Path, graph: ImportGraph, count: int, seed: int) -> list[Drawn]:
     return random.Random(seed).sample(found, min(count, len(found)))  # noqa: S311  no secrets
 
 
-def find_again(root: Path, row: Row) -> Drawn | None:
-    """Return the mutation of a row in another tree, nearest to its line; None if it is gone.
+def find_again(root: Path, row: Row, text: str) -> Drawn | None:
+    """Return the mutation of a row in another tree; None if it is gone.
 
-    A module may have moved within its package.
+    The module may have moved within its package, and the line within the module: the nearest line
+    with the same `text` counts, without indentation, and without one the nearest line.
     """
     module = Path(row.module)
     moved = (root / Path(*module.parts[:3])).rglob(module.name)
     for file in [root / module, *sorted(moved)]:
+        if not file.exists():
+            continue
+        lines = file.read_text().splitlines()
         same = [
-            mutation
-            for mutation in (find_mutations(file.read_bytes()) if file.exists() else ())
+            (lines[mutation.line - 1].strip() != text, abs(mutation.line - row.line), mutation)
+            for mutation in find_mutations(file.read_bytes())
             if (mutation.kind, mutation.old, mutation.new) == (row.kind, row.old, row.new)
         ]
         if same:
-            return file, min(same, key=lambda mutation: abs(mutation.line - row.line))
+            return file, min(same)[2]
     return None
 
 
@@ -291,8 +295,8 @@ def run(root: Path, arguments: argparse.Namespace) -> list[Row]:
         tree, graph = Tree(copy, arguments.seconds), ImportGraph(copy)
         about = {key: getattr(arguments, key) for key in ("count", "seed", "files", "seconds")}
         if arguments.repeat:
-            caught = _caught_rows(arguments.repeat)
-            found = [(row.killed_by, find_again(copy, row)) for row in caught]
+            caught = _caught_rows(arguments.repeat, root)
+            found = [(row.killed_by, find_again(copy, row, text)) for row, text in caught]
             drawn = [again for _, again in found if again]
             first_tests = [test for test, again in found if again]
             about |= {"count": len(caught), "repeat": arguments.repeat.name}
@@ -318,9 +322,16 @@ def run(root: Path, arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _caught_rows(path: Path) -> list[Row]:
-    rows = [Row(**row) for row in json.loads(path.read_text())["rows"]]
-    return [row for row in rows if row.outcome in ("killed", "timeout")]
+def _caught_rows(path: Path, root: Path) -> list[tuple[Row, str]]:
+    """Return the caught mutations of an earlier run, each with the text of its line then."""
+    stored = json.loads(path.read_text())
+    rows = [Row(**row) for row in stored["rows"]]
+    found = []
+    for row in rows:
+        if row.outcome in ("killed", "timeout"):
+            lines = _git(root, "show", f"{stored['about']['revision']}:{row.module}").splitlines()
+            found.append((row, lines[row.line - 1].strip() if lines else ""))
+    return found
 
 
 def _digest(root: Path, drawn: Sequence[Drawn]) -> str:
@@ -331,9 +342,13 @@ def _digest(root: Path, drawn: Sequence[Drawn]) -> str:
 
 def _revision(root: Path) -> str:
     """Return the first digits of the checked-out commit, or "unknown" outside of git."""
-    words = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
-    found = subprocess.run(words, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    return _git(root, "rev-parse", "--short=12", "HEAD").strip() or "unknown"
+
+
+def _git(root: Path, *words: str) -> str:
+    """Return the output of a git command, nothing if it fails."""
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def write_results(output: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
