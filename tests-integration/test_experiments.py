@@ -3,6 +3,9 @@
 import importlib
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "experiments"
 NAMES = (
     "accumulation", "gradient_explosion", "mixtures", "optimizers", "positions", "precision",
-    "recipe", "schedules", "vocabulary_size",
+    "rate_transfer", "recipe", "schedules", "vocabulary_size",
 )  # fmt: skip
 TEXT = "the wall is high and the wall is long\n" * 200
 
@@ -40,6 +43,25 @@ def test_page_names_its_command_and_matches_its_json(name: str) -> None:
     results = command.read_json(PAGES / f"{name}.json")
     assert to_markdown(experiment.page(results), name, results["about"]) == text
     assert f"[{name}]({name}.md)" in (PAGES / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*NAMES, "ablation"])
+def test_smoke_run_writes_page_and_figure(name: str, tmp_path: Path) -> None:
+    experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    words = ["--smoke", "--seeds", "2", "--output", str(tmp_path)]
+    if experiment.text_flag is not None:
+        text = tmp_path / "text.txt"
+        text.write_text((ROOT / "LICENSE").read_text() * 4)
+        words += [experiment.text_flag, str(text)]
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *words],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "## Claims" in (tmp_path / f"{name}.md").read_text()
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 def test_claim_holds_only_if_every_seed_supports_it() -> None:
