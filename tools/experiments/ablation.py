@@ -107,7 +107,9 @@ def measure(options: Options) -> Json:
     own = {**options.data, **(SMOKE if options.smoke else {})}
     arms = make_arms({**tuned[BASELINE], **own}, {**tuned[RECIPE], **own})
     if options.smoke:
-        arms = {name: arms[name] for name in (BASELINE, MUON, "+NorMuon", RECIPE, "-NorMuon")}
+        parts = ("muon", "NorMuon")
+        ends = [sign + part for part in parts for sign in "+-"]
+        arms = {name: arms[name] for name in (BASELINE, RECIPE, *ends)}
     first = len(tuning.SWEEP_SEEDS)
     runs = run_all(
         [
