@@ -151,7 +151,18 @@ class Block(ShardedModule):
         return scales[0] * x + scales[1] * embedded
 
     def values(self, x: Float[Array, "B T D"]) -> Float[Array, "B T K H"]:
-        """Return the values of the block's attention without a mix; `x` as for the block."""
+        """Compute the values of the block's attention, without a mix.
+
+        Parameters
+        ----------
+        x
+            Residual stream.
+
+        Returns
+        -------
+        float array [batch, tokens, kv_heads, head_dim]
+            The values.
+        """
         assert isinstance(self.attention, Attention)  # the configuration excludes latent attention
         v = self.attention.value(self._sublayer_input(x, self.ln_1))
         return split_heads(v, self.config.head_dim)
