@@ -106,10 +106,11 @@ def page(results: Json) -> Page:
             *(transfers(results, arm) for arm in (MUP_WIDE, MUP_DEEP)),
             *(
                 Claim(
-                    text=f"The rate of *{BASE}* costs *{less}* a lower loss than *{more}*.",
+                    text=f"The best rate of *{BASE}* is nearer to the lowest loss of *{less}* than to "
+                    f"that of *{more}*.",
                     holds=costs[less] < costs[more],
                     figures=f"{costs[less]:.3f} against {costs[more]:.3f} nats above the loss at "
-                    "its own best rate",
+                    "the best rate of each",
                 )
                 for less, more in ((MUP_WIDE, WIDE), (MUP_DEEP, DEEP))
             ),
@@ -117,7 +118,7 @@ def page(results: Json) -> Page:
         conclusions=[
             "Best rates: " + ", ".join(f"*{arm}* {rate:g}" for arm, rate in best.items()) + ".",
             "Losses at their own best rates, lowest first: " + tuning.ranking(results) + ".",
-            "From the best rate of the base model to that of the standard parametrization are "
+            "In the standard parametrization the best rate differs from that of the base model by "
             f"{steps_from_base(results, WIDE):+d} steps of the grid at {TIMES}x width and "
             f"{steps_from_base(results, DEEP):+d} at {TIMES}x depth.",
             "`--scale.depth` sets both parametrizations, with the base where its rate was tuned.",
