@@ -106,8 +106,8 @@ def page(results: Json) -> Page:
             *(transfers(results, arm) for arm in (MUP_WIDE, MUP_DEEP)),
             *(
                 Claim(
-                    text=f"The best rate of *{BASE}* is nearer to the lowest loss of *{less}* than to "
-                    f"that of *{more}*.",
+                    text=f"The best rate of *{BASE}* is nearer to the lowest loss of *{less}* than "
+                    f"to that of *{more}*.",
                     holds=costs[less] < costs[more],
                     figures=f"{costs[less]:.3f} against {costs[more]:.3f} nats above the loss at "
                     "the best rate of each",
