@@ -35,8 +35,6 @@ for name, value in {
     "jax_numpy_rank_promotion": "raise",
     # An implicit transfer is an error: use jax.device_put and jax.device_get.
     "jax_transfer_guard": "disallow",
-    # A random key that is consumed twice is an error; a test that repeats a draw clones its key.
-    "jax_debug_key_reuse": True,
 }.items():
     jax.config.update(name, value)  # type: ignore[no-untyped-call]  # as jax is
 
@@ -55,6 +53,17 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     _record("start", {"cpu": time.process_time(), **_seconds})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Make a random key that is consumed twice an error; a test that repeats a draw clones its key.
+
+    JAX then calls compiled functions from Python, which is a sixth of the CPU time of an app's
+    tests: those of apps are checked where they are marked.
+    """
+    checked = "packages" in item.path.parts or item.get_closest_marker("key_reuse") is not None
+    jax.config.update("jax_debug_key_reuse", checked)  # type: ignore[no-untyped-call]  # as jax is
 
 
 @pytest.fixture(autouse=True)

@@ -127,7 +127,7 @@ class Evil(Kind):
             act()
 
 fuzz_worker.KINDS["evil"] = Evil
-fuzz_worker.HANGING_SECONDS = 3.0
+fuzz_worker.HANGING_SECONDS = 1.0
 fuzz_worker.MOST_CPU_SECONDS = 0.2
 sys.exit(fuzz_worker.main())
 """

@@ -4,9 +4,11 @@ tjx_nn may import tjx_kernels. All packages but these two may import tjx_core.
 """
 
 import ast
+import functools
 import graphlib
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -32,20 +34,30 @@ def import_name(project: Path) -> str:
     return next((project / "src").glob("tjx_*")).name
 
 
-def imported_modules(source: str) -> set[str]:
-    """Return the top-level names that a file imports, at any position."""
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
+@functools.cache
+def imports(file: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Return the import statements of a file, at any position."""
+    return [
+        node for node in ast.walk(parsed(file)) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+
+
+@functools.cache
 def project_imports(project: Path) -> set[str]:
-    files = [*(project / "src").rglob("*.py"), *(project / "src").rglob("*.pyi")]
-    return set().union(*(imported_modules(file.read_text()) for file in files))
+    """Return the top-level names that a project imports."""
+    found = set()
+    for file in [*(project / "src").rglob("*.py"), *(project / "src").rglob("*.pyi")]:
+        for node in imports(file):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif node.module and not node.level:
+                found.add(node.module.split(".")[0])
+    return found
 
 
 def test_all_packages_are_found() -> None:
@@ -64,7 +76,7 @@ def test_eval_imports_only_the_run_reader_of_the_trainer() -> None:
     modules = {
         node.module
         for file in (ROOT / "apps/eval/src").rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in imports(file)
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tjx_trainer")
     }
     assert modules == {"tjx_trainer.run_reader"}
@@ -81,7 +93,7 @@ def test_private_jax_is_imported_for_its_coordination_service_only() -> None:
         (file.name, node.module, *(alias.name for alias in node.names))
         for folder in ("packages", "apps")
         for file in ROOT.glob(f"{folder}/*/src/**/*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
+        for node in imports(file)
         if isinstance(node, ast.ImportFrom) and "jax._src" in (node.module or "")
     }
     module = ("jax._src", "distributed")
@@ -126,14 +138,15 @@ def changed_globals(tree: ast.Module, module: str) -> set[tuple[str, str]]:
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
             continue
-        own = {each.arg for each in ast.walk(function) if isinstance(each, ast.arg)} | {
+        nodes = [*ast.walk(function)]
+        own = {each.arg for each in nodes if isinstance(each, ast.arg)} | {
             each.id
-            for each in ast.walk(function)
+            for each in nodes
             if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
         }
         declared: set[str] = set()
         changed: set[str] = set()
-        for node in ast.walk(function):
+        for node in nodes:
             if isinstance(node, ast.Global):
                 declared |= set(node.names)
             elif isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(
@@ -171,13 +184,19 @@ def test_the_state_of_modules_is_registries_and_that_of_the_process() -> None:
         for project in PROJECTS
         for file in (project / "src").rglob("*.py")
         for place in changed_globals(
-            ast.parse(file.read_text()),
+            parsed(file),
             ".".join(file.relative_to(project / "src").with_suffix("").parts).removesuffix(
                 ".__init__"
             ),
         )
     }
     assert found == MODULE_STATE
+
+
+@functools.cache
+def installed() -> Mapping[str, list[str]]:
+    """Return the distributions of each module."""
+    return packages_distributions()
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda project: project.name)
@@ -192,7 +211,7 @@ def test_declared_dependencies_match_imports(project: Path) -> None:
     declared = {canonicalize_name(requirement.name) for requirement in needed + extras}
 
     third_party = project_imports(project) - set(sys.stdlib_module_names) - {import_name(project)}
-    distributions = packages_distributions()
+    distributions = installed()
     imported = set()
     for module in third_party:
         owners = {canonicalize_name(name) for name in distributions.get(module, [module])}
@@ -204,10 +223,10 @@ def test_declared_dependencies_match_imports(project: Path) -> None:
     assert unused == set(), "declared in pyproject.toml, but nowhere imported"
 
 
-def imports_at_start(source: str) -> set[str]:
+def imports_at_start(file: Path) -> set[str]:
     """Return the modules, and names in them, that run when a module is imported."""
     found = set()
-    for node in ast.parse(source).body:
+    for node in parsed(file).body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -221,10 +240,7 @@ def test_no_modules_import_each_other(project: Path) -> None:
         ".".join(file.relative_to(project / "src").with_suffix("").parts): file
         for file in (project / "src").rglob("*.py")
     }
-    graph = {
-        name: (imports_at_start(file.read_text()) & files.keys()) - {name}
-        for name, file in files.items()
-    }
+    graph = {name: (imports_at_start(file) & files.keys()) - {name} for name, file in files.items()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 

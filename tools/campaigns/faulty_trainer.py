@@ -88,11 +88,11 @@ def worker(at: int) -> None:
 
 
 def slow_disk(at: int) -> None:
-    """Delay each fsync by half a second from a step on, so that saves take seconds."""
+    """Delay each fsync by a fifth of a second from a step on, so that saves take seconds."""
     flush = os.fsync
 
     def slow(descriptor: int) -> None:
-        time.sleep(0.5)
+        time.sleep(0.2)
         flush(descriptor)
 
     def begin(state: Any) -> Any:

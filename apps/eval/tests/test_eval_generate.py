@@ -30,6 +30,7 @@ def model() -> TrainedModel:
     return load_model(tiny_run())
 
 
+@pytest.mark.key_reuse
 def test_streamed_texts_equal_generated_texts(model: TrainedModel) -> None:
     texts = generate_text(model.gpt, model.params, model.tokenizer, "12 ", **CHOICE)
     stream = CompletionStream(model, model.tokenizer.encode_prompt("12 "), **CHOICE)
@@ -125,6 +126,7 @@ def test_a_conversation_is_the_context_of_its_next_answer(
         chat(model, "", stops=[], params={**choice, "max_new_tokens": 16}, read_line=keyboard)
 
 
+@pytest.mark.key_reuse
 def test_the_context_window_slides_beyond_max_seq_len() -> None:
     model = load_model(tiny_run())
     prompt = model.tokenizer.encode_prompt("12 sheep")

@@ -54,6 +54,7 @@ def responses(found: dict[str, Any]) -> list[list[str]]:
     return [row["responses"] for row in found["table"]]
 
 
+@pytest.mark.key_reuse
 def test_the_command_scores_reproducible_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         pytest.param("fp16", 5, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.key_reuse
 def test_two_halves_are_the_whole_bit_for_bit(
     kind: str, half: int, words: list[str], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def changed(words: list[str], *flags: str) -> list[str]:
         pytest.param("spans", "of the tokens of the spans", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.key_reuse
 def test_a_family_trains_and_resumes(
     words: dict[str, list[str]],
     tmp_path: Path,

@@ -129,6 +129,7 @@ def whole_turns(turns: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.key_reuse
 def test_observations_are_read_and_not_trained_on(turns: Job, whole_turns: Path) -> None:
     Digits.episodes.clear()
     batch, metrics = completed(turns, 0, turns.initial_state())

@@ -269,6 +269,7 @@ def distilled(flags: list[str], trained: Path) -> Job:
     return build_job(*open_task(resolve([*kept, *DISTILL, *of_teacher])))
 
 
+@pytest.mark.key_reuse
 def test_distillation_resumes_bit_for_bit_with_the_same_teacher(
     distilled: Job, trained: Path, tmp_path: Path
 ) -> None:

@@ -39,25 +39,55 @@ def config(**values):
 """
 
 
+def start_program(program: str, folder: Path) -> subprocess.Popen[str]:
+    """Start a program that begins as `PROGRAM`, with `folder` as the run directory."""
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + program, str(folder)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Start a program that begins as `PROGRAM`; kill what is left of it at the end."""
+    """Start a program in the folder of the test; kill what is left of it at the end."""
     started: list[subprocess.Popen[str]] = []
-    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
 
     def begin(program: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM + program, str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
+        started.append(start_program(program, tmp_path))
+        return started[-1]
 
     yield begin
     for process in started:
         process.kill()
         process.communicate()
+
+
+SLOW = """
+with Watchdog(run_path, config()) as watchdog:
+    watchdog.beat("train", 0)
+    time.sleep(1.0)  # compiles
+    steps(watchdog, 1, 10)
+    watchdog.beat("evaluate", 10)
+    time.sleep(1.0)  # so does this
+    steps(watchdog, 10, 5, 0.4, phase="slow")
+    steps(watchdog, 15, 1, 1.2, phase="slow")  # three times the median, and the limit is four
+    # Work that is only started takes no time; what waits for it takes as long as it always did.
+    for step in range(8):
+        steps(watchdog, step, 3, 0.0, phase="started")
+        steps(watchdog, step, 1, 0.2 if step < 7 else 0.7, phase="started")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Start `SLOW`, which sleeps for seconds, beside the other tests."""
+    folder = tmp_path_factory.mktemp("slow")
+    process = start_program(SLOW, folder)
+    yield process, folder
+    process.kill()
+    process.communicate()
 
 
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -104,31 +134,6 @@ with Watchdog(run_path, config(heartbeat_seconds=0.05)) as watchdog:
         assert report.count("wait_here") == 2  # both threads, not the main one alone
     beat = json.loads((tmp_path / "heartbeat.json").read_text())
     assert (beat["phase"], beat["step"]) == ("train", 20)
-
-
-def test_slow_phases_are_not_hangs(
-    start: Callable[[str], subprocess.Popen[str]], tmp_path: Path
-) -> None:
-    code, errors = end_of(
-        start(
-            """
-with Watchdog(run_path, config()) as watchdog:
-    watchdog.beat("train", 0)
-    time.sleep(1.0)  # compiles
-    steps(watchdog, 1, 10)
-    watchdog.beat("evaluate", 10)
-    time.sleep(1.0)  # so does this
-    steps(watchdog, 10, 5, 0.4, phase="slow")
-    steps(watchdog, 15, 1, 1.2, phase="slow")  # three times the median, and the limit is four
-    # Work that is only started takes no time; what waits for it takes as long as it always did.
-    for step in range(8):
-        steps(watchdog, step, 3, 0.0, phase="started")
-        steps(watchdog, step, 1, 0.2 if step < 7 else 0.7, phase="started")
-"""
-        )
-    )
-    assert (code, errors) == (0, "")
-    assert not list(tmp_path.glob("hang*"))
 
 
 def test_time_in_which_the_process_was_stopped_does_not_count(
@@ -217,6 +222,12 @@ with Watchdog(run_path / "gone", config(heartbeat_seconds=0.05)) as watchdog:
     )
     assert code == ExitCode.HANG
     assert "wait_here" in errors
+
+
+def test_slow_phases_are_not_hangs(slow: tuple[subprocess.Popen[str], Path]) -> None:
+    process, folder = slow
+    assert end_of(process) == (0, "")
+    assert not list(folder.glob("hang*"))
 
 
 def test_all_invalid_numbers_are_reported_at_once() -> None:
