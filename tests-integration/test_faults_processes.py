@@ -30,7 +30,7 @@ NewRun = Callable[..., TinyRun]
 DEVICES = 8
 TERMINATED = 143
 STEPS = 16
-HEARTBEAT_SECONDS = 10
+HEARTBEAT_SECONDS = 6
 
 # Processes that share two cores take a second per step: few steps of a smaller model.
 SMALLER: dict[str, Any] = {
@@ -49,7 +49,7 @@ GRPO: dict[str, Any] = {
 }  # fmt: skip
 # Gloo's threads write the parts of their lines in any order.
 GLOO = re.compile(
-    r"\[Gloo\] Rank|is connected to|peer ranks\.|Expected number of connected peer ranks is :|\d+|\s"
+    r"\[Gloo\] Rank|is connected to|Expected number of connected|peer ranks( is :|\.)|\d+|\s"
 )
 HOW_TO_GO_ON = "To resume from the newest, start all processes again"
 

@@ -1,10 +1,10 @@
 """Program that trains a tiny model on several meshes and prints a digest of each final state.
 
-    python reproducible_runs.py '[["data=1"], ["fsdp=8", "zero=2"]]' [--flag=value ...]
+    python reproducible_runs.py '[[["data=1"], ["fsdp=8", "zero=2"]], ["--flag=value"]]' ...
 
 XLA_FLAGS are read when JAX starts, so `test_trainer_reproducible` runs this in a process of its
-own. Prints a JSON object: "runs" has the digest of each mesh, "resumed" that of a run which changes
-from each mesh to the next in turn.
+own. Each argument has meshes and flags. Prints for each a line with a JSON object: "runs" has the
+digest of each mesh, "resumed" that of a run which changes from each mesh to the next in turn.
 """
 
 import hashlib
@@ -81,4 +81,5 @@ def digest(state: Any) -> str:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), sys.argv[2:])
+    for case in sys.argv[1:]:
+        main(*json.loads(case))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,8 +24,8 @@ HYBRID = ["data=2", "fsdp=4", "zero=2"]
 ZERO = [["data=1", f"fsdp={n}", f"zero={zero}"] for n in (2, 4, 8) for zero in (1, 2, 3)]
 
 
-def trained(meshes: list[list[str]], *flags: str) -> dict[str, Any]:
-    """Run `reproducible_runs` with the XLA flags that the trainer sets."""
+def trained(*cases: tuple[list[list[str]], Sequence[str]]) -> list[dict[str, Any]]:
+    """Run `reproducible_runs` with the XLA flags that the trainer sets; a case: meshes, flags."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -32,25 +33,21 @@ def trained(meshes: list[list[str]], *flags: str) -> dict[str, Any]:
     }
     request_reproducibility(environment)
     done = subprocess.run(
-        [sys.executable, reproducible_runs.__file__, json.dumps(meshes), *flags],
+        [sys.executable, reproducible_runs.__file__, *map(json.dumps, cases)],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(cases) :]]
 
 
-def test_every_mesh_has_the_same_bits_also_resumed_on_another() -> None:
-    found = trained([ONE, HYBRID, ["data=1", "fsdp=4", "zero=3"]], MESH)
+def test_every_mesh_has_the_same_bits_only_in_the_mode_also_resumed_on_another() -> None:
+    meshes = [ONE, HYBRID, ["data=1", "fsdp=4", "zero=3"]]
+    found, without = trained((meshes, [MESH]), ([ONE, EIGHT], []))
     assert len({*found["runs"].values(), found["resumed"]}) == 1, found
-
-
-def test_other_meshes_differ_without_the_mode() -> None:
-    found = trained([ONE, EIGHT])
-    assert len({*found["runs"].values()}) == 2, found
+    assert len({*without["runs"].values()}) == 2, without
 
 
 @pytest.mark.slow
@@ -65,7 +62,8 @@ def test_other_meshes_differ_without_the_mode() -> None:
     ids=["adamw", "muon", "lamb", "experts"],
 )
 def test_every_mesh_of_the_table_has_the_same_bits(flags: tuple[str, ...]) -> None:
-    found = trained([ONE, ["data=2"], ["data=4"], EIGHT, HYBRID, *ZERO], MESH, *flags)
+    meshes = [ONE, ["data=2"], ["data=4"], EIGHT, HYBRID, *ZERO]
+    (found,) = trained((meshes, [MESH, *flags]))
     assert len({*found["runs"].values(), found["resumed"]}) == 1, found
 
 
