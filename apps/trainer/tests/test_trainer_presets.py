@@ -10,7 +10,15 @@ WANTED = {
     *MEASURED,
     *("tinystories_speedrun", "wikitext103_gpt2_small", "wikipedia_gpt2_small"),
     *("llama_small", "deepseek_small"),
-    *("gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl", "bert_base", "nanogpt"),
+    *(
+        "gpt2_small",
+        "gpt2_small_speedrun",
+        "gpt2_medium",
+        "gpt2_large",
+        "gpt2_xl",
+        "bert_base",
+        "nanogpt",
+    ),
 }
 
 
