@@ -127,7 +127,7 @@ class Evil(Kind):
             act()
 
 fuzz_worker.KINDS["evil"] = Evil
-fuzz_worker.HANGING_SECONDS = 1.0
+fuzz_worker.HANGING_SECONDS = {hanging_seconds}
 fuzz_worker.MOST_CPU_SECONDS = 0.2
 sys.exit(fuzz_worker.main())
 """
@@ -146,7 +146,10 @@ sys.exit(fuzz_worker.main())
 def test_worker_reports_crash_hang_and_memory(
     do: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "evil.py").write_text(EVIL.replace("{do}", do))
+    # The other cases must not end as hanging ones on a busy machine.
+    hanging_seconds = 1 if error == "hang" else 60
+    program = EVIL.replace("{do}", do).replace("{hanging_seconds}", str(hanging_seconds))
+    (tmp_path / "evil.py").write_text(program)
     monkeypatch.setattr(fuzz, "WORKER", tmp_path / "evil.py")
     with fuzz.Worker("evil", 0, tmp_path / "scratch") as worker:
         answer = worker.ask(0, [])
