@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.models.vit_config import ViTConfig
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.config.run_config import Config
+from tjx_trainer.training import pretrained
 from tjx_trainer.training.build import build_step_components, make_update_rule
 from tjx_trainer.training.pretrained import check_pretrained, check_tokenizer, pretrained_params
 from tjx_trainer.training.train_state import initial_state
@@ -67,6 +69,22 @@ def test_another_shape_is_reported_with_the_flags_that_fix_it(folder: Path) -> N
     assert problems[1].endswith("give --model.bias true")
     assert "data.tokenizer: got one of 300 tokens; expected 257" in problems[2]
     assert "give --model.max_seq_len 16" in problems[3]
+
+
+def test_the_module_of_multi_token_prediction_is_omitted_or_required(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without, with_module = (
+        resolve([*FLAGS, f"--train.init_from={folder}", f"--model.multi_token_loss={weight}"])
+        for weight in (0, 0.1)
+    )
+    with pytest.raises(ConfigError, match=r"model\.multi_token_loss: got 0\.1; expected 0"):
+        check_pretrained(with_module)
+    params = {**tjx_nn.hf.load(folder)[1], "multi_token": {}}
+    theirs = replace(THEIRS, multi_token_loss=0.3)
+    monkeypatch.setattr(pretrained, "load_pretrained", cache(lambda _: (theirs, params)))
+    assert pretrained_params(with_module).keys() == params.keys()
+    assert pretrained_params(without).keys() == params.keys() - {"multi_token"}
 
 
 def extended(folder: Path, rows: str) -> Config:

@@ -658,6 +658,7 @@ def test_the_trainer_minimizes_the_loss_of_dpo(dpo: Job) -> None:
         ([*GRPO, "--rl.minibatches=3"], "train.batch_size: got 8; expected a multiple of"),
         ([*GRPO, "--rl.minibatches=8"], "rl.minibatches=8 times train.accumulation"),
         ([*GRPO, "--rl.chat=true"], "rl.chat: got true with task grpo and train.init_from None"),
+        (["--task=dpo", "--model.multi_token_loss=1"], "model.multi_token_loss: got 1.0 with task"),
         (["--task=dpo", "--rl.epochs=2"], "rl.minibatches: got 2 updates with task dpo"),
         (
             [*GRPO, "--rl.environment=calc"],

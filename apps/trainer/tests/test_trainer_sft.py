@@ -258,6 +258,7 @@ def test_adapters_on_a_mesh_train_as_on_one_device(base_dtype: str, bound: float
 DISTILL = """
 --model.n_layer=1 --model.d_model=8 --train.batch_size=16 --train.accumulation=2
 --checkpoint.every=3 --distill.temperature=2 --distill.weight=0.7 --model.z_loss=0.01
+--model.multi_token_loss=0.1
 """.split()  # noqa: SIM905  a list of words reads worse
 
 
@@ -292,6 +293,7 @@ def test_distillation_resumes_bit_for_bit_with_the_same_teacher(
     found = [line for line in map(json.loads, lines) if "train/teacher_kl" in line]
     assert found[-1]["train/teacher_kl"] < found[0]["train/teacher_kl"]
     assert found[0]["train/z_loss"] > 0
+    assert found[0]["train/multi_token_loss"] > 1
     assert found[0]["train/loss"] == pytest.approx(
         0.3 * found[0]["train/cross_entropy"] + 0.7 * 4 * found[0]["train/teacher_kl"]
     )
@@ -350,7 +352,9 @@ def test_the_trainer_minimizes_the_loss_of_distillation(distilled: Job, trained:
             mask = labels >= 0
             losses = 0.3 * tjx_nn.cross_entropy(z, labels) + 0.7 * 4 * kl
             losses += 0.01 * jnp.square(jax.nn.logsumexp(z, -1))
-            return jnp.where(mask, losses, 0).sum() / mask.sum()
+            model = tjx_nn.bind(job.config.model, student)
+            second = model.losses(**inputs, labels=labels).aux_losses["multi_token_loss"]
+            return jnp.where(mask, losses, 0).sum() / mask.sum() + 0.1 * second
 
         return jax.grad(loss)(student)
 

@@ -22,6 +22,7 @@ ZOO: dict[str, Flags] = {
         "model.experts.d_ff": 32, "model.experts.first_layer": 1, "optimizer.learning_rate": 1e-3,
         "model.experts.scores": "sigmoid", "model.experts.choice_bias": "true",
         "model.experts.groups": 4, "model.experts.groups_per_token": 2,
+        "model.multi_token_loss": 0.3,
     },
     "sparse attention, windows, one key head": {
         "model.sparse.top_k": 8, "model.n_kv_head": 1, "model.positions": "alibi",

@@ -75,6 +75,7 @@ def test_latent_and_sparse_attention_have_no_sinks_or_gates() -> None:
         ({"attention_gate": 0}, "attention_gate: got 0; expected"),
         ({"nope_temperature": 0.1}, "nope_temperature: got 0.1 with nope_every None"),
         ({"z_loss": float("nan")}, "z_loss: got nan; expected at least 0 and finite"),
+        ({"multi_token_loss": -0.3}, "multi_token_loss: got -0.3; expected at least 0 and finite"),
         ({"nope_temperature": -1.0}, "nope_temperature: got -1.0; expected at least 0"),
         ({"qk_norm_position": "after_rope"}, "qk_norm_position: got 'after_rope'"),
         ({"experts": ExpertsConfig(count=2, every=5)}, "experts.every: got 5 with n_layer 12"),

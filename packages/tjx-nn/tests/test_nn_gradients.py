@@ -33,7 +33,7 @@ MODELS: dict[str, TransformerConfig] = {
     "gpt": GPTConfig(
         **TEXT, **LLAMA, tied_head=False, qk_norm=True, layer_scale=0.5, window=5, remat="full",
         attention_soft_cap=3.0, logit_soft_cap=5.0, attention_gate=6, embedding_skip=True,
-        value_mix="first_block",
+        value_mix="first_block", multi_token_loss=0.7,
     ),
     # A small step does not change the selected keys; the indexer loss reaches only the indexer.
     "deepseek": GPTConfig(

@@ -156,6 +156,17 @@ def test_options_that_no_family_has_are_not_written() -> None:
     assert "embedding_skip: got True; expected False" in str(caught.value)
 
 
+def test_the_module_of_multi_token_prediction_is_omitted(tmp_path: pathlib.Path, make: Any) -> None:
+    config = GPTConfig(vocab_size=11, max_seq_len=8, n_layer=2, n_head=2, d_model=4)
+    params = make(dataclasses.replace(config, multi_token_loss=0.3))
+    with jax.transfer_guard("allow"):
+        hf.save(tmp_path / "model", dataclasses.replace(config, multi_token_loss=0.3), params)
+    found, loaded = hf.load(tmp_path / "model")
+    assert found == dataclasses.replace(config, embedding_dropout=0.0)
+    expected = {name: x for name, x in jax.device_get(params).items() if name != "multi_token"}
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+
 def test_registered_families_load_and_their_names_are_unique() -> None:
     mine = decoder("own_llama", "OwnLlamaForCausalLM", defaults={"d_model": 64})
     assert register(mine) is register(mine)

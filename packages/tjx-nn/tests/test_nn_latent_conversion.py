@@ -77,6 +77,21 @@ def test_the_full_rank_has_the_logits_of_the_model(name: str) -> None:
     assert cache_bytes(new, 3) <= cache_bytes(config, 3)
 
 
+def test_the_block_of_multi_token_prediction_is_converted_too() -> None:
+    config = dataclasses.replace(CONFIGS["MHA, RoPE, window"], multi_token_loss=0.3)
+    params = make_params(config)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(config: GPTConfig, params: Params, tokens: jax.Array) -> jax.Array:
+        return bind(config, params).losses(tokens, tokens).penalty
+
+    models = ((config, params), to_latent_attention(config, params))
+    expected, found = (
+        jax.device_get(loss(each, *jax.device_put((p, TOKENS)))) for each, p in models
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_decoding_with_the_latent_cache_writes_the_same_text() -> None:
     for name in ("MHA, learned", "GQA, RoPE, biases of queries, keys and values"):
         config = CONFIGS[name]

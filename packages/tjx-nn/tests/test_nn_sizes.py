@@ -35,12 +35,13 @@ VARIANTS = {
     "a head of its own": GPTConfig(
         **SMALL, n_layer=2, tied_head=False, vocab_multiple=4, layer_scale=0.1, qk_norm=True,
         positions="sinusoidal", parallel_block=True, activation="geglu", attention_gate=3,
-        embedding_skip=True, value_mix="embedding",
+        embedding_skip=True, value_mix="embedding", multi_token_loss=0.1,
     ),
     "llama": GPTConfig.preset("llama_small"),
     "sparse, a dense block, experts": GPTConfig(
         **SMALL, n_layer=3, norm_position="post", sparse=SparseConfig(top_k=2, head_dim=6),
         experts=ExpertsConfig(count=3, shared=2, d_ff=5, first_layer=1, choice_bias=True),
+        multi_token_loss=0.1, d_ff=12,
     ),
     "deepseek": GPTConfig.preset("deepseek_small"),
     "sinks, experts with biases": GPTConfig(
@@ -105,7 +106,7 @@ COSTLY: dict[str, TransformerConfig] = {
     "gpt": GPTConfig(**LONG),
     "llama": GPTConfig(
         **LONG, n_kv_head=1, positions="rope", norm="rmsnorm", activation="swiglu", bias=False,
-        d_ff=200, tied_head=False, value_mix="first_block",
+        d_ff=200, tied_head=False, value_mix="first_block", multi_token_loss=0.3,
     ),
     "latent": GPTConfig(**LONG, positions="rope", latent=LATENT),
     # All keys: the reference computes masked scores too.

@@ -28,7 +28,8 @@ SIZES: dict[str, Any] = {
 
 VARIANTS: dict[str, GPTConfig] = {
     "GPT-2 with every dropout": GPTConfig(
-        **SIZES, dropout=0.1, embedding_dropout=0.2, attention_dropout=0.1, first_norm=False
+        **SIZES, dropout=0.1, embedding_dropout=0.2, attention_dropout=0.1, first_norm=False,
+        multi_token_loss=0.3,
     ),
     "Llama": GPTConfig(
         **SIZES, positions="rope", norm="rmsnorm", activation="swiglu", n_kv_head=2, bias=False,

@@ -14,6 +14,7 @@ from tjx_nn.layers.scan_layers import AuxLosses
 from tjx_nn.layout import gather_sequence
 from tjx_nn.losses import Losses, combine_losses, head_losses
 from tjx_nn.models.gpt import GPT
+from tjx_nn.models.multi_token import multi_token_losses
 
 
 class DistillationLosses(NamedTuple):
@@ -79,9 +80,9 @@ def distillation_losses(
     >>> losses.divergences.shape
     (1, 3)
     """
-    head, stack_losses = _head(student, tokens, drop_tokens=True, **inputs)
+    head, aux_losses = _head(student, tokens, labels, **inputs)
     inputs.pop("dropout_key", None)
-    target, _ = _head(teacher, tokens, drop_tokens=False, **inputs)
+    target, _ = _head(teacher, tokens, None, **inputs)
     if head.vocab_size != target.vocab_size:
         raise ValueError(
             f"teacher: got a vocabulary of {target.vocab_size}; expected {head.vocab_size}, that "
@@ -110,7 +111,7 @@ def distillation_losses(
             teacher_soft_cap=target.soft_cap,
             token_shards=layout.token_shards,
         )
-    losses = combine_losses(student.config, layout.restore(token_losses), [*stack_losses, z_loss])
+    losses = combine_losses(student.config, layout.restore(token_losses), [*aux_losses, z_loss])
     return DistillationLosses(losses, layout.restore(divergences))
 
 
@@ -124,15 +125,20 @@ class _Head(NamedTuple):
 
 
 def _head(
-    model: GPT, tokens: Ids, *, drop_tokens: bool, **inputs: Unpack[GPTInputs]
+    model: GPT, tokens: Ids, labels: Ids | None, **inputs: Unpack[GPTInputs]
 ) -> tuple[_Head, list[AuxLosses]]:
-    """Return the inputs of the output head of a model, and the auxiliary losses of its blocks."""
+    """Return the inputs of the output head, and the other auxiliary losses of a student.
+
+    A teacher, which has no labels, has no capacity of experts either.
+    """
     # Gather a tied table once: its gradient is also reduced once.
     rows = model.wte.rows()
     x = model.embed_tokens(tokens, rows, **inputs)
-    x, stack_losses = model.run_blocks(x, tokens, drop_tokens=drop_tokens, **inputs)
+    x, aux_losses = model.run_blocks(x, tokens, drop_tokens=labels is not None, **inputs)
+    if labels is not None and model.multi_token is not None:
+        aux_losses += multi_token_losses(model, x, tokens, labels, rows, **inputs)
     x = x if model.ln_f is None else model.ln_f(x)
     hidden = gather_sequence(model.layout, x) * model.logit_scale
     rows = rows if model.head is None else model.head.rows()
     size = model.config.tokenizer_size or model.config.vocab_size
-    return _Head(hidden, rows, model.config.logit_soft_cap, size), stack_losses
+    return _Head(hidden, rows, model.config.logit_soft_cap, size), aux_losses

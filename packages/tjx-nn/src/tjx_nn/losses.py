@@ -29,7 +29,8 @@ class Losses(NamedTuple):
     aux_losses
         Auxiliary losses and statistics, averaged over layers: "balance_loss", "router_z_loss",
         "indexer_loss", and "dropped", the fraction of expert choices over capacity; with
-        `config.z_loss` also "z_loss", that of the output head.
+        `config.z_loss` also "z_loss", that of the output head, and with `multi_token_loss` of a
+        decoder that of the token after next.
     """
 
     tokens: Float32[Array, "*labels"]
@@ -56,6 +57,7 @@ def weighted_sum(config: TransformerConfig, aux_losses: AuxLosses) -> Float32[Ar
         "router_z_loss": config.experts.z_loss,
         "indexer_loss": config.sparse.loss,
         "z_loss": config.z_loss,
+        "multi_token_loss": getattr(config, "multi_token_loss", 0.0),  # of decoders
     }
     terms = [weights[name] * value for name, value in aux_losses.items() if name in weights]
     return sum(terms, start=jnp.zeros((), jnp.float32))

@@ -39,7 +39,8 @@ def learning_rate_scales(
         Configuration of the model; a decoder for the other arguments.
     layer_decay
         Factor of each block to the next one: layer_decay for the last block, layer_decay ** 2 for
-        the one before, one more for the embeddings, and 1 for the final norm and an untied head.
+        the one before, one more for the embeddings, and 1 for the final norm, an untied head and
+        the module of `multi_token_loss`.
     freeze_layers
         Number of first blocks with the multiplier 0.
 

@@ -246,6 +246,8 @@ def check_rl(
         ("model.family", model.family): "gpt",
         ("mesh.stage", mesh.stage): 1,
         ("mesh.context", mesh.context): 1,
+        # It would raise the probability of every response, also of the rejected ones.
+        ("model.multi_token_loss", getattr(model, "multi_token_loss", 0)): 0,
         ("train.reproducible", train.reproducible): "none",
     }
     problems = [

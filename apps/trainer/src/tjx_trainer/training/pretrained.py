@@ -27,6 +27,7 @@ _FREE = frozenset({
     "mup_base", "scan_layers", "remat", "remat_every", "dtype", "attention_implementation",
     "kv_cache_dtype", "check_ids", "vocab_multiple", "max_seq_len",
     "tokenizer_size", "scale_embeddings",  # of an unused vocabulary, and of sinusoids
+    "multi_token_loss",  # a weight; its module is checked
 })  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def pretrained_params(config: Config) -> dict[str, Any]:
     Token tables are padded with rows of zeros to ``model.vocab_multiple``; the model masks these
     rows. Position tables are truncated to ``model.max_seq_len``, as in nanoGPT. Rows of new tokens
     are those of ``train.new_tokens``. With ``train.new_head`` the head of a ViT has its initial
-    values.
+    values. The module of ``model.multi_token_loss`` is omitted if the weight is 0.
 
     Returns
     -------
@@ -198,7 +199,9 @@ def pretrained_params(config: Config) -> dict[str, Any]:
             table[key] = _fit(np.asarray(rows), _ROWS[name](config.model))
             if name in _TOKEN_TABLES:
                 _fill_new_tokens(config, theirs, name, table[key])
-    return {**params, **tables}
+    model: Any = config.model  # a decoder
+    left_out = () if model.multi_token_loss else ("multi_token",)
+    return {name: x for name, x in {**params, **tables}.items() if name not in left_out}
 
 
 def _with_new_head(config: Config, params: dict[str, Any]) -> dict[str, Any]:
@@ -262,6 +265,10 @@ def _differences(config: Config, theirs: Any) -> list[Problem]:
         if size < ours.vocab_size:
             message += ", or --train.new_tokens mean to add the others"
         problems.append(Problem("data.tokenizer", message))
+    weight = given["multi_token_loss"]
+    if weight and not expected["multi_token_loss"]:
+        message = f"got {weight}; expected 0, as {source} has no module for it; leave it out"
+        problems.append(Problem("model.multi_token_loss", message))
     if theirs.longest_seq_len < ours.max_seq_len:
         message = (
             f"got {ours.max_seq_len}; expected at most {theirs.longest_seq_len}, that of {source}; "

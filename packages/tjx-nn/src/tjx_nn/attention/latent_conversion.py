@@ -82,18 +82,25 @@ def to_latent_attention(
             use_norm=False,
         ),
     )
+
+    def convert(blocks: Params) -> Params:
+        attention = jax.device_get(blocks["attention"])
+        if not isinstance(attention["query"]["kernel"], np.ndarray):
+            raise ValueError("params: got quantized kernels; convert first, then quantize")
+        layers = [
+            _convert_layer(config, new, sizes, jax.tree.map(lambda p, i=i: p[i], attention))
+            for i in range(len(attention["out"]["kernel"]))
+        ]
+        stacked = jax.tree.map(lambda *each: np.stack(each), *layers)
+        return {**blocks, "attention": stacked | {"out": attention["out"]}}
+
     converted = dict(params)
     for name in ("dense_blocks", "blocks"):
         if name in params:
-            attention = jax.device_get(params[name]["attention"])
-            if not isinstance(attention["query"]["kernel"], np.ndarray):
-                raise ValueError("params: got quantized kernels; convert first, then quantize")
-            layers = [
-                _convert_layer(config, new, sizes, jax.tree.map(lambda p, i=i: p[i], attention))
-                for i in range(len(attention["out"]["kernel"]))
-            ]
-            stacked = jax.tree.map(lambda *each: np.stack(each), *layers)
-            converted[name] = {**params[name], "attention": stacked | {"out": attention["out"]}}
+            converted[name] = convert(params[name])
+    if "multi_token" in params:
+        module = params["multi_token"]
+        converted["multi_token"] = {**module, "blocks": convert(module["blocks"])}
     return new, converted
 
 

@@ -25,6 +25,7 @@ from tjx_nn.hf.safetensors_folder import (
     read_json,
     write_folder,
 )
+from tjx_nn.models.gpt_config import GPTConfig
 from tjx_nn.problems import InvalidConfigError, Problem, problems_of
 
 
@@ -149,9 +150,9 @@ def save(
 ) -> None:
     """Save a model in the format of transformers, for `from_pretrained` and `tjx_nn.hf.load`.
 
-    Biases that only the family has are saved as zeros, and table rows beyond vocab_size or
-    tokenizer_size are omitted; neither changes a result. Special tokens are saved as null, as they
-    belong to the tokenizer.
+    Biases that only the family has are saved as zeros; table rows beyond vocab_size or
+    tokenizer_size and the module of multi_token_loss are omitted. Neither changes a logit. Special
+    tokens are saved as null, as they belong to the tokenizer.
 
     Parameters
     ----------
@@ -245,10 +246,14 @@ def _family_of(config_json: Json) -> ModelFamily:
     )
 
 
-def _without_unused_ids(config: TransformerConfig) -> dict[str, Any]:
-    """Return the fields of a vocabulary without the ids that the tokenizer lacks."""
+def _without_unused(config: TransformerConfig) -> dict[str, Any]:
+    """Return the fields of a model without parameters that its logits do not depend on.
+
+    These are the rows of ids that the tokenizer lacks, and the module of `multi_token_loss`.
+    """
     size = getattr(config, "tokenizer_size", None)
-    return {} if size is None else {"vocab_size": size, "tokenizer_size": None}
+    fields = {} if size is None else {"vocab_size": size, "tokenizer_size": None}
+    return {**fields, "multi_token_loss": 0.0} if isinstance(config, GPTConfig) else fields
 
 
 def family_for(
@@ -271,9 +276,7 @@ def family_for(
         if type(config) is not family.config or model_type not in (None, family.model_type):
             continue
         try:
-            family_config = dataclasses.replace(
-                config, **family.fills, **_without_unused_ids(config)
-            )
+            family_config = dataclasses.replace(config, **family.fills, **_without_unused(config))
             return family, family_config, write_config(family, family_config)
         except ValueError as error:
             reasons.append((problems_of(error), family))

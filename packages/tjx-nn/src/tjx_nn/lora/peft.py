@@ -47,7 +47,8 @@ def save(path: str | Path, config: TransformerConfig, lora: LoRAConfig, adapters
     """Save adapters in the format of PEFT, for ``PeftModel.from_pretrained``.
 
     The adapters of layers that transformers fuses (query, key and value of GPT-2) become one with
-    the sum of their ranks.
+    the sum of their ranks. Those of the module of `multi_token_loss`, which only training reads,
+    are omitted.
 
     Parameters
     ----------

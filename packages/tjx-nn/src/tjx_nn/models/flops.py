@@ -93,7 +93,7 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     head and visible token, without subtracting the causal mask. For GPT-2 this is
     ``6 * N + 12 * n_layer * seq_len * d_model``, the usual convention of MFU (Chowdhery et al.
     2022, "PaLM", appendix B). Work that is done twice counts once: remat, and the values of the
-    first block with `value_mix`.
+    first block with `value_mix`. The head counts twice with `multi_token_loss`.
 
     A model of another configuration class counts 6 for each parameter of two or more axes. BERT
     counts masked language modeling; ViT the FLOPs of an image divided by its tokens; an
@@ -126,9 +126,11 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
         return 6 * sum(math.prod(shape) for shape in _param_shapes(config) if len(shape) > 1)
     met = _multiplied(config, config.experts.per_token)
     causal = isinstance(config, GPTConfig | EncoderDecoderConfig)
-    attention = sum(
-        _attention_flops(config, seq_len, window, causal=causal) for window in config.windows
-    )
+    windows = config.windows
+    if isinstance(config, GPTConfig) and config.multi_token_loss:
+        windows += windows[-1:]
+        met += config.vocab_rows * config.d_model
+    attention = sum(_attention_flops(config, seq_len, window, causal=causal) for window in windows)
     if isinstance(config, EncoderDecoderConfig):
         encoder = config.encoder
         attention += sum(_attention_flops(encoder, seq_len, window) for window in encoder.windows)
@@ -183,6 +185,7 @@ def _multiplied(config: TransformerConfig, experts: int) -> int:
     blocks = _blocks(config, experts) + (norm if config.has_final_norm else 0)
     match config:
         case GPTConfig():
+            blocks += _multi_token(config) if config.multi_token_loss else 0
             return blocks + config.vocab_rows * d
         case BertConfig():
             bias = config.vocab_size if config.has_logit_bias else 0
@@ -228,19 +231,29 @@ def _not_of_image(config: ViTConfig) -> int:
 
 def _blocks(config: TransformerConfig, experts: int) -> int:
     """Count the parameters of all blocks, with `experts` experts in each MoE block."""
-    shared = config.parallel_block and config.parallel_norm == "shared"
-    per_block = 4 if config.norm_position == "sandwich" else 1 if shared else 2
-    norms = per_block * _norm(config, config.d_model)
-    scales = 0 if config.layer_scale is None else 2 * config.d_model
-    each = norms + scales + _attention(config)
     dense = config.n_leading_layer if config.experts.count else config.n_layer
     first = 0 if config.first_norm else _norm(config, config.d_model)
     return (
-        config.n_layer * each
+        config.n_layer * _without_mlp(config)
         - first
         + dense * _mlp(config, config.ff_dim)
         + (config.n_layer - dense) * _experts(config, experts)
     )
+
+
+def _without_mlp(config: TransformerConfig) -> int:
+    """Count the parameters of a block without those of its MLP or experts."""
+    shared = config.parallel_block and config.parallel_norm == "shared"
+    per_block = 4 if config.norm_position == "sandwich" else 1 if shared else 2
+    norms = per_block * _norm(config, config.d_model)
+    scales = 0 if config.layer_scale is None else 2 * config.d_model
+    return norms + scales + _attention(config)
+
+
+def _multi_token(config: GPTConfig) -> int:
+    d, norms = config.d_model, 2 + config.has_final_norm
+    block = _without_mlp(config) + _mlp(config, config.ff_dim)
+    return block + norms * _norm(config, d) + _linear(config, 2 * d, d)
 
 
 def _attention(config: TransformerConfig) -> int:

@@ -41,6 +41,7 @@ from tjx_nn.layout import ShardedModule, gather_sequence
 from tjx_nn.logits import head_logits
 from tjx_nn.losses import Losses, combine_losses, head_losses
 from tjx_nn.models.gpt_config import GPTConfig
+from tjx_nn.models.multi_token import MultiToken, multi_token_losses
 from tjx_nn.models.shared_values import shared_values, value_table
 
 
@@ -80,6 +81,7 @@ class GPT(ShardedModule):
             None if config.tied_head else Embedding(config.vocab_rows, d, std=std, rngs=rngs)
         )
         self.value_embeddings = value_table(config, rngs=rngs)
+        self.multi_token = MultiToken(config, rngs=rngs) if config.multi_token_loss else None
 
     def __call__(
         self,
@@ -139,9 +141,11 @@ class GPT(ShardedModule):
         # Gather the tied table once: its gradient is also reduced once.
         rows = self.wte.rows() if self.head is None else None
         x = self.embed_tokens(tokens, rows, **inputs)
-        x, stack_losses = self.run_blocks(x, tokens, **inputs)
+        x, aux_losses = self.run_blocks(x, tokens, **inputs)
+        if self.multi_token is not None:
+            aux_losses += multi_token_losses(self, x, tokens, labels, rows, **inputs)
         losses, z_loss = self.token_losses(x, self.layout.reorder(labels), rows)
-        return combine_losses(self.config, self.layout.restore(losses), [*stack_losses, z_loss])
+        return combine_losses(self.config, self.layout.restore(losses), [*aux_losses, z_loss])
 
     def embed_tokens(
         self,

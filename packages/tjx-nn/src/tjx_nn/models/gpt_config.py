@@ -1,5 +1,6 @@
 """Configuration and presets of GPT; importing it needs only the standard library."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +48,11 @@ class GPTConfig(TransformerConfig, Presets):
         0.5 at first: the values of the "first_block" (Zhou et al. 2024, "Value Residual Learning"),
         or "embedding", the token's row in a table that all blocks share (speed runs of GPT-2,
         2024); "none" keeps v.
+    multi_token_loss
+        Weight of the loss of the token after next in the training objective, such as 0.3,
+        predicted by one more block from the output of the last block and the next token
+        (DeepSeek-AI 2024, "DeepSeek-V3", section 2.2); evaluations and generation omit it. 0 has no
+        such block.
     tokenizer_size
         Number of ids of the tokenizer. Ids from here to vocab_size have probability 0 in loss,
         logits and samples. None is vocab_size.
@@ -76,6 +82,7 @@ class GPTConfig(TransformerConfig, Presets):
     embedding_scale: float | None = None
     embedding_skip: bool = False
     value_mix: ValueMixSource = "none"
+    multi_token_loss: float = 0.0
     tokenizer_size: int | None = None
     logit_scale: float = 1.0
     logit_soft_cap: float | None = None
@@ -93,6 +100,13 @@ class GPTConfig(TransformerConfig, Presets):
             for name in ("logit_soft_cap", "embedding_scale")
             if (value := getattr(self, name)) is not None and not value > 0
         ]
+        if not 0 <= self.multi_token_loss < math.inf:
+            problems.append(
+                Problem(
+                    "multi_token_loss",
+                    f"got {self.multi_token_loss!r}; expected at least 0 and finite, such as 0.3",
+                )
+            )
         if self.value_mix != "none" and self.latent.kv_dim is not None:
             problems.append(
                 Problem(
@@ -136,6 +150,11 @@ class GPTConfig(TransformerConfig, Presets):
             return [
                 f"value_mix: got {self.value_mix!r}; expected 'none', as later pipeline stages do "
                 "not receive the shared values"
+            ]
+        if self.multi_token_loss:
+            return [
+                f"multi_token_loss: got {self.multi_token_loss!r}; expected 0, as its block is in "
+                "no pipeline stage"
             ]
         return super().pipeline_problems(stages)
 
