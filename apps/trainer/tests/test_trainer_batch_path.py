@@ -6,6 +6,7 @@ tracing of the jitted step. A file is on the path if the body of one of its func
 
 import ast
 import inspect
+import math
 import re
 import sys
 import threading
@@ -20,6 +21,7 @@ from one_device import only_one_device
 from small_text import flags_of_sheep
 
 import tjx_data
+from tjx_data.loading import shard_reader
 from tjx_trainer.cli.arguments import resolve
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.training.build import build_job
@@ -73,7 +75,9 @@ def executed_functions(files: dict[Path, Functions]) -> Iterator[None]:
 def path(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Functions]:
     """Files of the path, in order of their first execution, with their functions that run."""
     files: dict[Path, Functions] = {}
-    with only_one_device():
+    with only_one_device(), pytest.MonkeyPatch.context() as patch:
+        # On a busy machine the path would include the check of the shards that is made each second.
+        patch.setattr(shard_reader, "_CHECK_INTERVAL", math.inf)
         config = resolve([*FLAGS, *flags_of_sheep(tmp_path_factory.mktemp("data"))])
         job = build_job(*open_task(config))
         state = job.initial_state()
