@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import stat
 import subprocess
 from contextlib import ExitStack, suppress
@@ -227,10 +228,14 @@ def test_another_run_is_refused_with_each_value_that_differs(run_path: str) -> N
     with pytest.raises(ConfigError) as caught:
         open_run(other)
     (problem,) = map(str, caught.value.problems)
-    lines = problem.splitlines()[1:]
+    head, *lines = problem.splitlines()
     width = resolve(["--config", "quickstart"]).model.d_model
     assert lines == ["seed: got 1; expected 0", f"model.d_model: got 64; expected {width}"]
     assert Path(run_path, "config.yaml").read_bytes() == before
+    # The values that the error names resume the run, also if a preset has changed since.
+    config = re.search(r"\(--config (\S+) gives all\)", head)
+    assert config
+    run_dir.check_run(resolve(["--config", config[1], "--run_dir", run_path]))
 
 
 def test_every_value_is_compared_or_may_change_on_purpose() -> None:

@@ -265,8 +265,8 @@ def check_resumable(run: RunDirectory, config: Config) -> Config:
     differing = incompatible_changes(saved, config, steps_done=done)
     if differing:
         head = (
-            f"--run_dir: {run.path} holds another run; give the saved values to resume it, "
-            "or another --run_dir:"
+            f"--run_dir: {run.path} holds another run; give the saved values to resume it "
+            f"(--config {run.config} gives all), or another --run_dir:"
         )
         raise ConfigError(["\n".join([head, *differing])])
     return saved
