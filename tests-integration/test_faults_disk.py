@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from campaigns.outcome import Outcome, describe_difference, outcome
-from campaigns.tiny_run import TinyRun
+from campaigns.tiny_run import RunProcess, TinyRun
 
 pytest_plugins = ["fault_fixtures"]
 
@@ -65,6 +65,24 @@ def records(run: TinyRun) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+def train_until_a_save_fails(run: TinyRun, life: RunProcess, *, gate: int) -> None:
+    """Open a gate, and wait until the save between it and the next one has failed.
+
+    A thread saves: the run can be at the next gate before the save begins. A failed save creates and
+    deletes its folder.
+    """
+    before = run.checkpoints.stat().st_mtime_ns
+
+    def failed() -> bool:
+        return run.checkpoints.stat().st_mtime_ns != before and run.unfinished() == []
+
+    run.open_gates(gate)
+    life.wait_until(
+        lambda: life.process.poll() is not None or (run.at_gate(gate + 10) and failed()),
+        f"failed save after step {gate}",
+    )
+
+
 def test_run_stops_on_a_full_disk_and_resumes_with_free_space(
     small_disk: SmallDisk, expected: Outcome
 ) -> None:
@@ -72,9 +90,8 @@ def test_run_stops_on_a_full_disk_and_resumes_with_free_space(
     life = run.with_fault("gates", 15).start()
     life.wait_until(lambda: 10 in run.saved(), "step 10")
     small_disk.fill()
-    run.open_gates(15)
-    # Saving step 20 fails. The error is raised at the next step, not at the next save.
-    life.wait_until(lambda: life.process.poll() is not None or run.at_gate(25), "the gate")
+    train_until_a_save_fails(run, life, gate=15)
+    # The error is raised at the next step, not at the next save.
     run.open_gates(25)
     assert life.wait() == NOT_WRITTEN, life.printed
     assert records(run)[-1]["step"] < 30
@@ -100,9 +117,8 @@ def test_run_continues_on_a_full_disk_if_configured(
     life = run.with_fault("gates", 15).start()
     life.wait_until(lambda: 10 in run.saved(), "step 10")
     small_disk.fill()
-    run.open_gates(15, 25, 35)
-    life.wait_until(lambda: run.at_gate(45), "the gate")
-    life.wait_until(lambda: run.unfinished() == [], "the end of the save of step 40")
+    for gate in (15, 25, 35):
+        train_until_a_save_fails(run, life, gate=gate)
     assert run.saved() == [10]
     small_disk.empty()
     run.open_gates(45, 55)
