@@ -228,7 +228,8 @@ def page(results: Json) -> Page:
             "would need without the part for the same loss, by the slope of the loss over the "
             "logarithm of the horizon, measured at "
             f"{', '.join(f'{share:g}' for share in (*HORIZONS[:1], 1.0, *HORIZONS[1:]))} times the "
-            f"steps with {HORIZON_SEEDS} seeds. Losses: *{BASELINE}* {losses[BASELINE]}, *{RECIPE}* {losses[RECIPE]}."
+            f"steps with {HORIZON_SEEDS} seeds. "
+            f"Losses: *{BASELINE}* {losses[BASELINE]}, *{RECIPE}* {losses[RECIPE]}."
         ),
         picture=(
             "Difference of the losses with and without each part, and its 95 % bootstrap interval: "
