@@ -68,8 +68,8 @@ def records(run: TinyRun) -> list[dict[str, float]]:
 def train_until_a_save_fails(run: TinyRun, life: RunProcess, *, gate: int) -> None:
     """Open a gate, and wait until the save between it and the next one has failed.
 
-    A thread saves: the run can be at the next gate before the save begins. A failed save creates and
-    deletes its folder.
+    A thread saves: the run can be at the next gate before the save begins. A failed save creates
+    and deletes its folder.
     """
     before = run.checkpoints.stat().st_mtime_ns
 
