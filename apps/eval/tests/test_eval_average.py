@@ -48,6 +48,12 @@ def test_commands_use_the_mean_of_the_last_checkpoints(
     averaged = losses["--average", "2"]
     assert averaged["averaged_steps"] == "2, 4"
     assert averaged["loss"] not in {losses[()]["loss"], losses["--step", "2"]["loss"]}
+    report = tmp_path / "compare.json"
+    words = ["--average_b", "2", "--json", str(report)]
+    assert main(["compare", str(tiny_run()), str(tiny_run()), *words]) == 0
+    compared = json.loads(report.read_text())
+    assert (compared["a"], compared["b"]) == ("run (step 4)", "run (mean of steps 2, 4)")
+    assert compared["difference"] != 0
     # What evaluations and the trainer's warm start read of an export.
     out = tmp_path / "averaged"
     assert main(["export", str(tiny_run()), str(out), "--average", "2"]) == 0

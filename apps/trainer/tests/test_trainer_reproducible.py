@@ -122,6 +122,14 @@ def test_another_mesh_is_no_reason_for_other_bits() -> None:
     assert "results may differ in bits" in str(describe_version_changes(saved, now))
 
 
+def test_another_revision_is_a_reason_for_other_bits() -> None:
+    saved: dict[str, Any] = {"versions": {}, "devices": "1 cpu", "git": {"revision": "1" * 40}}
+    assert describe_version_changes(saved, saved) is None
+    assert describe_version_changes(saved, {**saved, "git": None}) is None
+    found = describe_version_changes(saved, {**saved, "git": {"revision": "2" * 40}})
+    assert found == "git revision 11111111 -> 22222222: results may differ in bits"
+
+
 def test_a_file_of_flags_is_refused() -> None:
     with pytest.raises(ConfigError, match="got mesh with XLA_FLAGS"):
         request_reproducibility({"XLA_FLAGS": "flags.txt"})

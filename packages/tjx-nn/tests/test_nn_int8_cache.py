@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +70,11 @@ def test_attention_is_that_to_the_rounded_entries(new: int, groups: int) -> None
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
+@pytest.mark.parametrize("value_mix", ["none", "embedding"])
 def test_the_cache_has_int8_values_and_close_logits(
-    tiny: GPTConfig, int8: GPTConfig, make: Make
+    tiny: GPTConfig, int8: GPTConfig, make: Make, value_mix: Literal["none", "embedding"]
 ) -> None:
+    tiny, int8 = (dataclasses.replace(each, value_mix=value_mix) for each in (tiny, int8))
     params = make(int8)
     tokens = jax.device_put(np.random.default_rng(0).integers(0, 23, (2, 8), np.int32))
 

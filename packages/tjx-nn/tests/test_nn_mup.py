@@ -122,6 +122,14 @@ def test_scales_of_a_block_and_of_the_embedding() -> None:
     assert [at(tree, *table) for tree in (rate, decay, eps)] == [1, 1, 1 / 4]
 
 
+def test_layer_decay_of_a_table_is_that_of_the_embeddings() -> None:
+    config = dataclasses.replace(STANDARD, value_mix="embedding")
+    scales = learning_rate_scales(config, layer_decay=0.5)
+    first = scales["blocks"]["mlp"]["up"]["kernel"].ravel()[0]
+    for table in ("wte", "value_embeddings"):
+        assert scales[table]["embedding"] == first / 2
+
+
 @pytest.mark.parametrize("scales", [learning_rate_scales, weight_decay_scales, eps_scales])
 def test_without_a_base_nothing_is_scaled(scales: Any) -> None:
     assert set(jax.tree.leaves(scales(STANDARD))) == {1.0}

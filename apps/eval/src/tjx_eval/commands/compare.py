@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tjx_core import CommandParser
+from tjx_core import CommandParser, whole_number
 from tjx_eval.commands.arguments import add_text, model_directory, plot_file, positive
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ def add_arguments(parser: CommandParser) -> None:
     for name in ("a", "b"):
         add(name, type=model_directory, help="a run or Transformers model directory")
         add(f"--step_{name}", type=positive, help=f"checkpoint step of run {name.upper()}")
+        add(
+            f"--average_{name}", type=whole_number(2), metavar="N",
+            help=f"mean of the last N checkpoints of run {name.upper()}, up to its step",
+        )  # fmt: skip
     add_text(parser)
     add("--json", metavar="FILE", help="also write all results to this file")
     add("--plot", type=plot_file, metavar="FILE", help="plot the documents: .png, .pdf or .svg")
@@ -39,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     join_processes()
     models = (
-        load_model(arguments.a, step=arguments.step_a),
-        load_model(arguments.b, step=arguments.step_b),
+        load_model(arguments.a, step=arguments.step_a, average=arguments.average_a),
+        load_model(arguments.b, step=arguments.step_b, average=arguments.average_b),
     )
     windows = make_window_config(models[0], arguments.window, arguments.stride)
     make_window_config(models[1], windows.length, windows.stride)  # raises if it does not fit

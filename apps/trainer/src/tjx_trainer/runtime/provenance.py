@@ -37,7 +37,7 @@ def shared_settings(config: Config) -> dict[str, Any]:
 
 
 def describe_version_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Describe versions and devices that changed since a save; None if nothing changed.
+    """Describe versions, code and devices that changed since a save; None if nothing changed.
 
     Parameters
     ----------
@@ -50,6 +50,9 @@ def describe_version_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -
         for name in sorted(before.keys() & here.keys())
         if name.startswith(("jax", "tjx-")) and before[name] != here[name]
     ]
+    revisions = [str((each.get("git") or {}).get("revision", ""))[:8] for each in (saved, now)]
+    if all(revisions) and revisions[0] != revisions[1]:
+        changed.append(f"git revision {revisions[0]} -> {revisions[1]}")
     if _other_devices(saved, now):
         changed.append(f"{saved['devices']} -> {now['devices']}")
     return f"{'; '.join(changed)}: results may differ in bits" if changed else None
