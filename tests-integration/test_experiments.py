@@ -46,7 +46,7 @@ def test_page_names_its_command_and_matches_its_json(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*NAMES, "ablation"])
+@pytest.mark.parametrize("name", [*NAMES, "ablation", "predictions"])
 def test_smoke_run_writes_page_and_figure(name: str, tmp_path: Path) -> None:
     experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
     words = ["--smoke", "--seeds", "2", "--output", str(tmp_path)]

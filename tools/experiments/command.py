@@ -37,12 +37,15 @@ class Options:
         Trainer flags of the text, for an experiment that needs one.
     journal : Path
         File of finished runs, from which an interrupted experiment continues.
+    file : Path
+        File of the results, which may exist.
     """
 
     seeds: int
     smoke: bool
     data: Flags
     journal: Path
+    file: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ def main(experiment: Experiment, doc: str) -> None:
         started = time.perf_counter() - seconds_before(journal)
         given.output.mkdir(parents=True, exist_ok=True)
         results = experiment.measure(
-            Options(seeds=given.seeds, smoke=given.smoke, data=data, journal=journal)
+            Options(seeds=given.seeds, smoke=given.smoke, data=data, journal=journal, file=file)
         )
         seconds = round(time.perf_counter() - started)
         write_json(file, {"about": about(experiment, given, seconds), **results})

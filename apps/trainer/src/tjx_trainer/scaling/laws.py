@@ -8,7 +8,9 @@ reweighted least squares, which finds the global minimum of so few parameters.
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,20 @@ class Law:
     exponents: tuple[float, ...]
     scales: tuple[float, ...]
     noise: float
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Law":
+        """Return the law whose `dataclasses.asdict` was written as JSON.
+
+        Parameters
+        ----------
+        values : mapping of str to Any
+            Values by name; tuples are lists.
+        """
+        tuples: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in values.items()
+        }
+        return cls(**tuples)
 
     def loss(self, features: Array) -> Array:
         """Return the loss of the law.

@@ -23,7 +23,7 @@ def draw_prediction(file: Path, entry: Mapping[str, Any]) -> None:
     figure = new_figure()
     plot = figure.add_subplot()
     runs, target = entry["runs"], entry["target"]
-    law = Law(**{name: _tuple(value) for name, value in entry["law"].items()})
+    law = Law.from_json(entry["law"])
     ordered = sorted([*runs, target], key=lambda each: each["flops"])
     points = np.array([[each[name] for name in entry["features"]] for each in ordered], float)
     # Between runs the features are interpolated geometrically, as they grow along the dial.
@@ -47,7 +47,3 @@ def draw_prediction(file: Path, entry: Mapping[str, Any]) -> None:
     scale(plot, "x", log=True)
     legend(plot)
     figure.savefig(file, dpi=200)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
