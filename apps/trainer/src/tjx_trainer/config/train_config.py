@@ -53,6 +53,9 @@ class TrainConfig:
         Number of first blocks of a decoder that are not trained.
     layer_decay
         Factor of the learning rate from each block of a decoder to the one before; 1: equal rates.
+    phases
+        Other batch sizes, lengths, windows or logit caps from given steps on, such as
+        "0:data.seq_len=256;4000:data.seq_len=512"; none: the values of the run at all steps.
     precision
         Floating-point type of the computation; parameters stay fp32. fp16 scales the loss (guard).
         fp8 is bf16 with 8-bit floats in the matrix products of attention projections and MLP.
@@ -90,6 +93,7 @@ class TrainConfig:
     new_tokens: NewTokens = "error"
     freeze_layers: int = 0
     layer_decay: float = 1.0
+    phases: str | None = None
     precision: Precision = "fp32"
     deterministic: bool = False
     reproducible: Reproducible = "none"

@@ -65,12 +65,13 @@ def _summary(job: Job) -> Iterator[str]:
         f"step           {labels * processes:,} {what} in {job.accumulation} "
         f"microbatch{'es' if job.accumulation > 1 else ''}, {si(model_flops(config))} model FLOPs"
     )
-    total = labels * processes * train.max_steps
-    rows = getattr(job.task.train_data, "rows_per_epoch", None)
+    total = sum(n * each.rows(each.first_step)["labels"].size for n, each in job.segments())
+    total *= processes
+    rows = None if job.phases else getattr(job.task.train_data, "rows_per_epoch", None)
     epochs = f", {train.batch_size * train.max_steps / rows:.2f} epochs" if rows else ""
     yield f"run            {train.max_steps:,} steps, {si(float(total))} {what}{epochs}"
     if (peak := total_peak_flops(config, job.mesh)) is not None:
-        fastest = model_flops(config) * train.max_steps / peak
+        fastest = sum(n * model_flops(each.config) for n, each in job.segments()) / peak
         # Measured MFU of this chip, else of an H100; the line names its source.
         near = next((x for x in CHIPS.values() if x.name.upper() in kind.upper()), CHIPS["h100"])
         yield (

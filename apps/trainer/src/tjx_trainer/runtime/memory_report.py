@@ -74,6 +74,8 @@ class StepMemory(NamedTuple):
 def measure(job: Job, *, strict: bool = False) -> StepMemory:
     """Measure the memory of a job's training step per device, without allocating it.
 
+    With phases it is that of the phase that needs the most.
+
     Parameters
     ----------
     job : Job
@@ -82,6 +84,9 @@ def measure(job: Job, *, strict: bool = False) -> StepMemory:
         Whether to raise compiler errors other than out-of-memory; otherwise the temporaries are
         unknown then.
     """
+    if job.phases:
+        steps = [measure(each, strict=strict) for _, each in job.segments()]
+        return max(steps, key=lambda each: each.total)
     state = job.abstract
     trained, opt_state = bytes_on_device(state.params), bytes_on_device(state.opt_state)
     frozen = teacher_inputs(job.teacher)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,6 +74,13 @@ class Job:
         Accumulates evaluation sums over batches, jitted.
     teacher : Teacher or None
         With distillation, the teacher, whose parameters are part of each batch.
+    first_step : int
+        Of a phase, its first step.
+    batch_offset : int
+        Number of the task's batch of a step, less the step.
+    phases : dict from int to Job
+        Jobs of the phases of ``train.phases`` by their first step, from `add_phases`; their batches
+        and train steps replace those of this job.
     """
 
     config: Config
@@ -88,6 +95,24 @@ class Job:
     eval_step: EvalStep
     complete_batch: CompleteBatch | None = None
     teacher: Teacher | None = None
+    first_step: int = 0
+    batch_offset: int = 0
+    phases: Mapping[int, "Job"] = field(default_factory=dict)
+
+    def at(self, step: int) -> "Job":
+        """Return the job whose batch and train step a step uses: this one without phases."""
+        first = max((first for first in self.phases if first <= step), default=None)
+        return self if first is None else self.phases[first]
+
+    def segments(self) -> list[tuple[int, "Job"]]:
+        """Return the number of consecutive steps of each job, and the job, in order."""
+        starts = sorted({0, *self.phases})
+        ends = [*starts[1:], self.config.train.max_steps]
+        return [(b - a, self.at(a)) for a, b in zip(starts, ends, strict=True)]
+
+    def rows(self, step: int) -> HostBatch:
+        """Return this process's rows of the batch of a step, from 0."""
+        return self.task.train_data.batch(step + self.batch_offset)
 
     def initial_state(self) -> TrainState:
         """Initialize the state of step 0, sharded over the mesh."""
@@ -222,6 +247,35 @@ def build_job(config: Config, make_task: Callable[[DataShard], Task]) -> Job:
         complete_batch=_make_complete_batch(config, task, parts),
         teacher=parts.teacher,
     )
+
+
+def add_phases(job: Job, phases: Mapping[int, Job]) -> Job:
+    """Return a job with phases, whose data continue where those of the phase before end.
+
+    A phase begins with the first whole batch of its own size after the tokens (for encoder-decoders
+    rows) of the steps before. Only the order of rows of one length is without repetition: with
+    another length the epoch has other rows in another order.
+
+    Parameters
+    ----------
+    job : Job
+        The job of the run.
+    phases : mapping from int to Job
+        Job of each phase by its first step, ascending, with the state of `job`.
+    """
+    found: dict[int, Job] = {}
+    used, before, start = 0, job, 0
+    for first, phase in phases.items():
+        assert jax.tree.leaves(phase.abstract) == jax.tree.leaves(job.abstract)
+        used += (first - start) * _batch_tokens(before.config)
+        offset = -(-used // _batch_tokens(phase.config)) - first
+        found[first] = replace(phase, first_step=first, batch_offset=offset)
+        before, start = phase, first
+    return replace(job, phases=found)
+
+
+def _batch_tokens(config: Config) -> int:
+    return config.train.batch_size * (row_length(config.data, config.model) or 1)
 
 
 def _make_complete_batch(

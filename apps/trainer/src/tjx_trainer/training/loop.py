@@ -64,7 +64,10 @@ def train_loop(
     """
     max_steps, save_every = job.config.train.max_steps, job.config.checkpoint.every
     step_timer = logger.step_timer
-    train_step = tjx_metrics.watch_recompiles(job.train_step, "the training step")
+    train_steps = {
+        id(each): tjx_metrics.watch_recompiles(each.train_step, "the training step")
+        for each in (job, *job.phases.values())
+    }
     eval_hooks = EvalHooks(job, logger, saver, preemption, watchdog)
     first = step = int(jax.device_get(state.step))
     owed = evaluation_pending
@@ -74,8 +77,9 @@ def train_loop(
     deferred = int(jax.device_get(state.guard.skipped_in_a_row)) > 0
 
     def load(step: int) -> Any:
-        rows = job.task.train_data.batch(step)
-        if job.complete_batch is not None:
+        phase = job.at(step)
+        rows = phase.rows(step)
+        if phase.complete_batch is not None:
             return rows
         with jax.transfer_guard("disallow"):  # the guard is thread-local
             return job.put(rows)
@@ -105,7 +109,10 @@ def train_loop(
                         )  # fmt: skip
             if is_end:
                 break
-            watchdog.beat("train", step)
+            phase = job.at(step)
+            # The first step of a phase compiles: another kind of work for the watchdog.
+            kind = "train" if phase is job else f"train from step {phase.first_step}"
+            watchdog.beat(kind, step)
             with step_timer.during("data_wait"):
                 while not batches.wait(1.0) and not preemption.stops_waiting():
                     pass
@@ -113,11 +120,11 @@ def train_loop(
                     continue
                 batch = batches.get(step)
                 completed: Mapping[str, float] = {}
-                if job.complete_batch is not None:
-                    batch, completed = job.complete_batch(step, batch, state)
+                if phase.complete_batch is not None:
+                    batch, completed = phase.complete_batch(step, batch, state)
             with profiler.step(step + 1, wait=logger.flush):
                 with step_timer.during("dispatch"):
-                    state, metrics_on_device = train_step(state, batch)
+                    state, metrics_on_device = train_steps[id(phase)](state, batch)
                 step += 1
                 spreads = eval_hooks.weights(step, state.params)
                 logger.record_step(step, {**metrics_on_device, **completed}, spreads=spreads)

@@ -10,6 +10,7 @@ import tjx_data
 import tjx_metrics
 from tjx_core import ConfigError, Problem
 from tjx_trainer.config.config_compat import with_legacy_values
+from tjx_trainer.config.phases import phase_configs
 from tjx_trainer.config.run_config import Config, reads_text
 from tjx_trainer.runtime.run_dir import RunDirectory
 from tjx_trainer.runtime.run_logging import log_info
@@ -48,7 +49,8 @@ def check_requirements(config: Config) -> None:
         problem.within("data") if problem.path else problem for problem in found
     ]
     on_cpu = jax.default_backend() == "cpu"
-    problems += check_host_memory(config, host_memory(), on_cpu=on_cpu)
+    for each in (config, *phase_configs(config).values()):
+        problems += check_host_memory(each, host_memory(), on_cpu=on_cpu)
     if config.checkpoint.directory is not None:
         try:
             tjx_ckpt.list_steps(config.checkpoint.directory)

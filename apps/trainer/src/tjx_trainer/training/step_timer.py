@@ -67,7 +67,9 @@ class StepTimer:
         self._spent = dict.fromkeys(tjx_metrics.PHASES, 0.0)  # total until the last record
         self._elapsed_before, self._began = elapsed, time.perf_counter()
         self._tokens = elapsed.tokens
-        self._flops, self._peak = model_flops(config), total_peak_flops(config, mesh)
+        # The steps of phases have different FLOPs: such a run logs no MFU.
+        self._peak = None if config.train.phases else total_peak_flops(config, mesh)
+        self._flops = model_flops(config)
 
     def during(self, phase: str) -> AbstractContextManager[None]:
         """Count the time of a ``with`` block towards a phase."""

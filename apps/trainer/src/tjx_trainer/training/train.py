@@ -20,6 +20,7 @@ import tjx_parallel
 from tjx_core import ConfigError, printable, problems_of
 from tjx_nn.layers.scan_layers import uses_scan
 from tjx_trainer.cli.progress_bar import DataProgressBar
+from tjx_trainer.config.phases import parse_phases, phase_configs
 from tjx_trainer.config.run_config import Config, ModelConfig, reads_text
 from tjx_trainer.planning.dry_run import print_dry_run
 from tjx_trainer.runtime.allocator import retain_freed_memory, run_cpu_programs_inline
@@ -36,7 +37,7 @@ from tjx_trainer.scaling.dial import describe_dial
 from tjx_trainer.tasks.registry import open_task
 from tjx_trainer.tasks.task import data_identity
 from tjx_trainer.tasks.text_data import format_mixture
-from tjx_trainer.training.build import Job, build_job
+from tjx_trainer.training.build import Job, add_phases, build_job
 from tjx_trainer.training.preflight import (
     apply_legacy_values,
     check_data_unchanged,
@@ -293,6 +294,8 @@ def prepare(config: Config) -> Job:
         with DataProgressBar() as bar:
             config, make_task = open_task(config, bar)
         job = build_job(config, make_task)
+        phases = phase_configs(config).items()
+        job = add_phases(job, {step: build_job(*open_task(each)) for step, each in phases})
         tjx_parallel.check_equal_across_processes("data", data_identity(job.task))
     except (tjx_data.HubError, tjx_data.DataError):
         raise
@@ -311,6 +314,10 @@ def prepare(config: Config) -> Job:
     if type(config.model) in get_args(ModelConfig):
         log_info(f"layers         {describe_layers(job)}")
     log_info(f"training       {describe_training(job)}")
+    if config.train.phases is not None:
+        for step, values in parse_phases(config.train.phases)[0].items():
+            settings = ", ".join(f"{name} {value}" for name, value in values.items())
+            log_info(f"phase          from step {step:,}: {settings}")
     for line in describe_dial(config):
         log_info(line)
     if flags := os.environ.get("XLA_FLAGS"):
