@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from experiments import arms, command, tuning
+from experiments import arms, command, predictions, tuning
 from experiments.page import Claim, Page, table, to_markdown
 from experiments.runs import Outcome, Run, RunFailedError, read_journal, run_all, run_one
 
@@ -181,6 +181,39 @@ def test_journal_saves_finished_runs(tiny: dict[str, Any], tmp_path: Path) -> No
         file.write('{"arm": "a", "se')  # killed while it wrote
     other = Run(arm="a", flags={**tiny, "data.seq_len": 4}, seed=0)
     assert read_journal(journal, [runs[1], other]) == {0: done[1]}
+
+
+def test_predictions_stay_as_written_when_the_large_runs_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_all(runs: list[Run], *, journal: Path) -> list[Outcome]:
+        assert journal.name == "journal"
+        return [
+            Outcome(
+                arm=run.arm, seed=run.seed, flags=run.flags, exit_code=0, seconds=1.0,
+                curves={"eval/loss": [(1, 1.2 + float(run.flags["model.d_model"]) ** -0.6)]},
+            )
+            for run in runs
+        ]  # fmt: skip
+
+    monkeypatch.setattr(predictions, "run_all", run_all)
+    monkeypatch.setattr(predictions, "CASES", {"characters": {}})
+    options = command.Options(
+        seeds=1, smoke=False, data={"data.path": "x.txt"}, journal=tmp_path / "journal",
+        file=tmp_path / "predictions.json",
+    )  # fmt: skip
+    written = predictions.measure(options)
+    assert "have not been made yet" in " ".join(predictions.page(written).conclusions)
+    assert [claim.holds for claim in predictions.page(written).claims] == [False, False]
+    command.write_json(options.file, written)
+    found = predictions.measure(options)
+    stored = command.read_json(options.file)["predictions"]
+    assert [{**each, "measured": None} for each in stored] == [
+        {**each, "measured": None} for each in found["predictions"]
+    ]
+    assert [claim.holds for claim in predictions.page(found).claims] == [True, True]
+    command.write_json(options.file, found)
+    assert "measured" not in predictions.measure(options)["predictions"][0]
 
 
 def test_p_value_is_that_of_the_sign_flip_test() -> None:
