@@ -104,11 +104,19 @@ def test_a_phase_with_the_values_of_the_run_changes_no_bit(
         (["--train.phases=0:data.seq_len=32"], "from step 0: data.seq_len: got 32; expected at mo"),
         (["--train.phases=0:data.seq_len=8", "--task=dpo", "--train.init_from=x"], "with task dpo"),
         (["--train.phases=0:data.seq_len=8", "--scale.depth=1"], "with the dial"),
+        (
+            [
+                "--train.phases=0:data.seq_len=8",
+                "--data.mixture=x.txt=1,y.txt=1",
+                "--data.curriculum=5:x.txt=1",
+            ],
+            "with data.curriculum",
+        ),
     ],
 )
 def test_mistakes_are_named(flags: Sequence[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        resolve([*TINY, "--data.path=x.txt", *flags])
+        resolve([*TINY, *flags])
 
 
 def test_a_dry_run_counts_the_tokens_of_the_phases_and_the_memory_of_the_largest(

@@ -79,8 +79,13 @@ def phase_configs(config: Config) -> dict[int, Config]:
     if late:
         message = f"got step {late[0]}; expected less than max_steps={config.train.max_steps}"
         problems.append(Problem("train.phases", message, ("train.max_steps",)))
-    if config.scale.is_set or config.task in RL_TASKS:
-        reason = f"task {config.task}" if config.task in RL_TASKS else "the dial (--scale)"
+    refused = {
+        f"task {config.task}": config.task in RL_TASKS,
+        "the dial (--scale)": config.scale.is_set,
+        "data.curriculum, whose steps count batches of one size": config.data.curriculum
+        is not None,
+    }
+    for reason in (reason for reason, is_given in refused.items() if is_given):
         message = f"got {config.train.phases} with {reason}; expected none; leave one out"
         problems.append(Problem("train.phases", message))
     if problems:
