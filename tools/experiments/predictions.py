@@ -160,8 +160,8 @@ def page(results: Json) -> Page:
         ),
         picture=(
             "Left: losses of the small runs (circles), the laws, and the measured losses "
-            "(diamonds). Right: prediction intervals and measured losses, relative to the "
-            "prediction."
+            "(diamonds), in the colors of the right panel. Right: prediction intervals and "
+            "measured losses, relative to the prediction."
         ),
         claims=[
             Claim(
@@ -180,7 +180,10 @@ def page(results: Json) -> Page:
             + ", ".join(f"{each['case']} {each['law']['noise']:.2%}" for each in predictions)
             + ".",
             *(
-                ["Largest error: " + f"{max(errors, key=abs):+.2%}."]
+                [
+                    f"Largest error: {max(errors, key=abs):+.2%}; {sum(e > 0 for e in errors)} of "
+                    f"{len(errors)} large runs have a lower loss than the law."
+                ]
                 if errors
                 else ["The large runs have not been made yet."]
             ),
@@ -190,6 +193,7 @@ def page(results: Json) -> Page:
             "stops to hold.",
             "Depth is fixed, as whole numbers of layers make the sizes of small models uneven, and "
             "the widths are those at which the tokens per parameter are exact.",
+            *(["The duration below is that of the large runs alone."] if errors else []),
             *results.get("notes", ()),
         ],
     )
@@ -223,7 +227,7 @@ def draw(results: Json) -> Figure:
         fine = np.geomspace(min(flops), target, 100)
         law = Law.from_json(each["law"])
         own = color(index)
-        left.plot(fine, law.loss(fine[:, None]), color=own, linewidth=1, label=each["case"])
+        left.plot(fine, law.loss(fine[:, None]), color=own, linewidth=1)
         left.plot(flops, [run["loss"] for run in runs], "o", color=own, markersize=4)
         left.plot([target] * len(measured), measured, "D", color=own, markersize=5)
         ends = [[1 - each["low"] / each["loss"]], [each["high"] / each["loss"] - 1]]
@@ -231,7 +235,6 @@ def draw(results: Json) -> Figure:
         points = [100 * (loss / each["loss"] - 1) for loss in measured]
         right.plot(points, [index] * len(points), "D", color=own, markersize=5)
     left.set_xscale("log")
-    left.legend(fontsize=8, edgecolor="none")
     right.axvline(0, color="#888888", linewidth=0.8)
     right.set_yticks(range(len(predictions)), [each["case"] for each in predictions])
     right.invert_yaxis()
